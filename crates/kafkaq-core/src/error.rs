@@ -1,0 +1,236 @@
+//! One error type for every backend: what failed, on what, whether it took effect, whether a retry helps.
+
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
+
+/// What went wrong, in the words that decide what happens next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The server could not be reached, or said that it can't serve just now.
+    Unavailable,
+    /// No answer came within the limit.
+    Timeout,
+    /// The server asks for fewer requests.
+    Throttled,
+    /// A topic, a partition or a key that has to exist does not.
+    NotFound,
+    /// Authentication or authorization failed.
+    Denied,
+    /// Larger than the server or the topic allows.
+    TooLarge,
+    /// The caller's input makes no sense.
+    Invalid,
+    /// The server is set up in a way that breaks a promise.
+    Misconfigured,
+    /// The partition is not, or no longer, assigned under that epoch.
+    NotOwner,
+    /// Bytes that can't be decoded.
+    Corrupt,
+    /// The server or the backend can't do this.
+    Unsupported,
+    /// The handle was closed.
+    Closed,
+    /// None of the above; the source says more.
+    Other,
+}
+
+impl ErrorKind {
+    fn words(self) -> &'static str {
+        match self {
+            ErrorKind::Unavailable => "unavailable",
+            ErrorKind::Timeout => "no answer in time",
+            ErrorKind::Throttled => "throttled",
+            ErrorKind::NotFound => "not found",
+            ErrorKind::Denied => "denied",
+            ErrorKind::TooLarge => "too large",
+            ErrorKind::Invalid => "invalid",
+            ErrorKind::Misconfigured => "misconfigured",
+            ErrorKind::NotOwner => "not the owner",
+            ErrorKind::Corrupt => "corrupt",
+            ErrorKind::Unsupported => "unsupported",
+            ErrorKind::Closed => "closed",
+            ErrorKind::Other => "failed",
+        }
+    }
+}
+
+/// Did the operation take effect? There is no third answer and no default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Effect {
+    /// It certainly did not happen, and won't happen later.
+    NotApplied,
+    /// It may have happened, or may still happen: read back before you rely on either.
+    Unknown,
+}
+
+/// Does it help to try again?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Retry {
+    /// The same call will fail again.
+    No,
+    /// Yes, with a backoff.
+    Yes,
+    /// Yes, but not before this long.
+    After(Duration),
+}
+
+/// The error of every backend call.
+///
+/// It is one word wide and cheap to clone, because one failed batch answers a thousand waiters.
+/// An adapter names the operation; whoever fans the answer out adds the topic, partition or key with [`Error::on`].
+#[derive(Clone)]
+pub struct Error(Arc<Inner>);
+
+#[derive(Clone)]
+struct Inner {
+    kind: ErrorKind,
+    effect: Effect,
+    retry: Retry,
+    op: &'static str,
+    on: Option<String>,
+    advice: Option<Cow<'static, str>>,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
+}
+
+/// The usual result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// `op` certainly had no effect.
+    #[must_use]
+    pub fn not_applied(kind: ErrorKind, op: &'static str) -> Self {
+        Self::new(kind, Effect::NotApplied, op)
+    }
+
+    /// `op` may have had its effect, or may still have it: a timeout, a broken connection.
+    #[must_use]
+    pub fn unknown(kind: ErrorKind, op: &'static str) -> Self {
+        Self::new(kind, Effect::Unknown, op)
+    }
+
+    fn new(kind: ErrorKind, effect: Effect, op: &'static str) -> Self {
+        let retry = match kind {
+            ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Throttled => Retry::Yes,
+            _ => Retry::No,
+        };
+        Error(Arc::new(Inner { kind, effect, retry, op, on: None, advice: None, source: None }))
+    }
+
+    fn edit(mut self, change: impl FnOnce(&mut Inner)) -> Self {
+        change(Arc::make_mut(&mut self.0));
+        self
+    }
+
+    /// What it failed on: a topic, a partition, a key, an address.
+    #[must_use]
+    pub fn on(self, what: impl fmt::Display) -> Self {
+        self.edit(|i| i.on = Some(what.to_string()))
+    }
+
+    /// Says what the reader can do about it. A full sentence without the full stop.
+    #[must_use]
+    pub fn with_advice(self, advice: impl Into<Cow<'static, str>>) -> Self {
+        self.edit(|i| i.advice = Some(advice.into()))
+    }
+
+    /// Overrides whether a retry helps; by default only `Unavailable`, `Timeout` and `Throttled` say yes.
+    #[must_use]
+    pub fn with_retry(self, retry: Retry) -> Self {
+        self.edit(|i| i.retry = retry)
+    }
+
+    /// The client library's error beneath.
+    #[must_use]
+    pub fn with_source(self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        let source: Box<dyn std::error::Error + Send + Sync> = source.into();
+        self.edit(|i| i.source = Some(source.into()))
+    }
+
+    /// What went wrong.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// Whether it took effect.
+    #[must_use]
+    pub fn effect(&self) -> Effect {
+        self.0.effect
+    }
+
+    /// Whether a retry helps.
+    #[must_use]
+    pub fn retry(&self) -> Retry {
+        self.0.retry
+    }
+
+    /// The operation, as the backend names it.
+    #[must_use]
+    pub fn op(&self) -> &'static str {
+        self.0.op
+    }
+
+    /// What to do about it, where the backend knows.
+    #[must_use]
+    pub fn advice(&self) -> Option<&str> {
+        self.0.advice.as_deref()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let i = &*self.0;
+        f.write_str(i.op)?;
+        if let Some(on) = &i.on {
+            write!(f, " on {on}")?;
+        }
+        write!(f, ": {}", i.kind.words())?;
+        if let Some(source) = &i.source {
+            write!(f, " ({source})")?;
+        }
+        if i.effect == Effect::Unknown {
+            f.write_str("; it may have taken effect")?;
+        }
+        if let Some(advice) = &i.advice {
+            write!(f, ". {advice}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Error({self}; {:?}, {:?}, {:?})", self.0.kind, self.0.effect, self.0.retry)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_deref().map(|e| e as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_says_what_failed_on_what_and_what_to_do() {
+        let e = Error::unknown(ErrorKind::Timeout, "append")
+            .on("emails/3")
+            .with_advice("Check that the broker is up");
+        assert_eq!(
+            e.to_string(),
+            "append on emails/3: no answer in time; it may have taken effect. Check that the broker is up"
+        );
+        assert_eq!((e.effect(), e.retry()), (Effect::Unknown, Retry::Yes));
+    }
+
+    #[test]
+    fn a_clone_that_is_edited_leaves_the_other_alone() {
+        let one = Error::not_applied(ErrorKind::TooLarge, "append").on("a/0");
+        let two = one.clone().on("b/1");
+        assert!(one.to_string().contains("a/0") && two.to_string().contains("b/1"));
+    }
+}

@@ -1,0 +1,88 @@
+//! Record headers as the wire has them.
+
+use bytes::Bytes;
+
+/// A record's headers: in order, names may repeat, values may be null.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Headers(Vec<(Bytes, Option<Bytes>)>);
+
+impl Headers {
+    /// No headers.
+    #[must_use]
+    pub const fn new() -> Self {
+        Headers(Vec::new())
+    }
+
+    /// Adds one at the end.
+    pub fn push(&mut self, name: impl Into<Bytes>, value: Option<Bytes>) {
+        self.0.push((name.into(), value));
+    }
+
+    /// The value of the last header of that name, as Kafka's clients look it up. `None` for a null value too.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Bytes> {
+        self.0.iter().rev().find(|(n, _)| n == name.as_bytes()).and_then(|(_, v)| v.as_ref())
+    }
+
+    /// Takes all headers of that name out and returns the last one's value.
+    pub(crate) fn take(&mut self, name: &str) -> Option<Option<Bytes>> {
+        // The usual case first: ours is the last one, and the only one.
+        let mut found = None;
+        let mut i = self.0.len();
+        while i > 0 {
+            i -= 1;
+            if self.0[i].0 == name.as_bytes() {
+                let (_, value) = self.0.remove(i);
+                found.get_or_insert(value);
+            }
+        }
+        found
+    }
+
+    /// All of them, in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&Bytes, Option<&Bytes>)> {
+        self.0.iter().map(|(n, v)| (n, v.as_ref()))
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Bytes of names and values.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.0.iter().map(|(n, v)| n.len() + v.as_ref().map_or(0, Bytes::len)).sum()
+    }
+}
+
+impl FromIterator<(Bytes, Option<Bytes>)> for Headers {
+    fn from_iter<I: IntoIterator<Item = (Bytes, Option<Bytes>)>>(headers: I) -> Self {
+        Headers(headers.into_iter().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_of_a_name_counts_and_take_leaves_the_rest_in_order() {
+        let mut h = Headers::new();
+        h.push("a", Some("1".into()));
+        h.push("k", Some("old".into()));
+        h.push("a", None);
+        h.push("k", Some("new".into()));
+        assert_eq!(h.get("k").unwrap(), "new");
+        assert_eq!(h.take("k"), Some(Some("new".into())));
+        assert_eq!(h.take("k"), None);
+        assert_eq!(h.iter().map(|(_, v)| v.cloned()).collect::<Vec<_>>(), [Some("1".into()), None]);
+    }
+}

@@ -1,0 +1,146 @@
+//! Keys of the store.
+
+use crate::{Error, ErrorKind, Partition, Result, TaskId};
+use std::{fmt, sync::Arc};
+
+/// A key of the store. Only the core makes one.
+///
+/// Every byte is one of `A-Z a-z 0-9 . _ ~ - / %`; `/` separates the segments, none of which is empty, `.` or
+/// `..`. It has at most [`Key::MAX_LEN`] bytes. A store may put a prefix of its own in front.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key(Arc<str>);
+
+impl Key {
+    /// No key is longer, in bytes.
+    pub const MAX_LEN: usize = 640;
+
+    /// `t/<queue>/<group>/<id>`: the lease of a task.
+    #[must_use]
+    pub fn task(space: &Keyspace, id: &TaskId) -> Key {
+        let mut key = String::with_capacity(space.0.len() + id.as_str().len() + 8);
+        key.push_str(&space.0);
+        escape_into(&mut key, id.as_str());
+        Key(key.into())
+    }
+
+    /// `p/<group>/<topic>/<n>`: who reads a partition, and how far.
+    #[must_use]
+    pub fn partition(group: &str, partition: &Partition) -> Key {
+        let mut key = String::from("p/");
+        escape_into(&mut key, group);
+        key.push('/');
+        escape_into(&mut key, &partition.topic);
+        key.push_str(&format!("/{}", partition.index));
+        Key(key.into())
+    }
+
+    /// The whole key.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Where the leases of one queue and group lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keyspace(Arc<str>);
+
+impl Keyspace {
+    /// The longest queue name, in bytes: leaves room for `.<group>.wait` in a topic's 249.
+    pub const MAX_QUEUE: usize = 120;
+    /// The longest group name, in bytes.
+    pub const MAX_GROUP: usize = 60;
+
+    /// # Errors
+    /// `Invalid` if a name is empty, too long, or has a character that a topic's name can't have; a group's name
+    /// has no dot, so that queue `a` with group `b.c` can't meet queue `a.b` with group `c`.
+    pub fn new(queue: &str, group: &str) -> Result<Self> {
+        let topic_char = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        let invalid = |what: String| Err(Error::not_applied(ErrorKind::Invalid, "check the names").on(what));
+        if queue.is_empty() || queue.len() > Self::MAX_QUEUE || !queue.chars().all(topic_char) {
+            return invalid(format!(
+                "queue `{queue}`: a name has 1 to {} of A-Z a-z 0-9 . _ -",
+                Self::MAX_QUEUE
+            ));
+        }
+        let group_char = |c: char| topic_char(c) && c != '.';
+        if group.is_empty() || group.len() > Self::MAX_GROUP || !group.chars().all(group_char) {
+            return invalid(format!(
+                "group `{group}`: a name has 1 to {} of A-Z a-z 0-9 _ - and no dot",
+                Self::MAX_GROUP
+            ));
+        }
+        let mut space = String::from("t/");
+        escape_into(&mut space, queue);
+        space.push('/');
+        escape_into(&mut space, group);
+        space.push('/');
+        Ok(Keyspace(space.into()))
+    }
+}
+
+/// Percent-escapes one segment. `.` and `..` are escaped too: in a tree of paths they mean something else.
+fn escape_into(out: &mut String, segment: &str) {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    let dots = segment == "." || segment == "..";
+    for b in segment.bytes() {
+        if b.is_ascii_alphanumeric() || b"_~-".contains(&b) || (b == b'.' && !dots) {
+            out.push(b as char);
+        } else {
+            out.push('%');
+            out.push(HEX[usize::from(b >> 4)] as char);
+            out.push(HEX[usize::from(b & 15)] as char);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn task_key(id: &str) -> Key {
+        Key::task(&Keyspace::new("emails", "kafkaq").unwrap(), &TaskId::new(id).unwrap())
+    }
+
+    #[test]
+    fn segments_are_escaped() {
+        assert_eq!(task_key("a/b c").as_str(), "t/emails/kafkaq/a%2Fb%20c");
+        assert_eq!(task_key("..").as_str(), "t/emails/kafkaq/%2E%2E");
+        assert_eq!(Key::partition("g", &Partition::new("t", 7)).as_str(), "p/g/t/7");
+    }
+
+    #[test]
+    fn names_that_could_collide_are_refused() {
+        for (queue, group) in [("", "g"), ("q", ""), ("q", "a.b"), ("a/b", "g"), ("q", &"g".repeat(61))] {
+            assert_eq!(
+                Keyspace::new(queue, group).unwrap_err().kind(),
+                ErrorKind::Invalid,
+                "{queue} {group}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn keys_are_distinct_bounded_and_clean(a in "\\PC{1,32}", b in "\\PC{1,32}") {
+            let (ka, kb) = (task_key(&a), task_key(&b));
+            prop_assert_eq!(a == b, ka == kb);
+            prop_assert!(ka.as_str().len() <= Key::MAX_LEN);
+            prop_assert!(ka.as_str().bytes().all(|c| c.is_ascii_alphanumeric() || b"._~-/%".contains(&c)));
+            prop_assert_eq!(ka.as_str().split('/').count(), 4);
+        }
+    }
+}

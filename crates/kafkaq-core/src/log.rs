@@ -1,0 +1,272 @@
+//! The log's side of the contract: [`Log`] for every log, [`Broker`] for one with consumer groups,
+//! [`PartitionLog`] for one without.
+//!
+//! A Kafka user's "broker" is a node of the cluster; kafkaq's [`Broker`] is a client's view of the whole log.
+
+use crate::{Batch, NewRecord, Partition, Position, Result};
+use async_trait::async_trait;
+use futures_core::Stream;
+use std::{fmt, pin::Pin, sync::Arc, time::Duration};
+
+/// A topic that has to exist, and how it is made if it does not. `None` leaves a setting to the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TopicSpec {
+    /// Its name.
+    pub name: Arc<str>,
+    /// How many partitions it is made with.
+    pub partitions: Option<i32>,
+    /// The replication factor.
+    pub replication: Option<i16>,
+    /// How long records are kept (`retention.ms`); `Duration::MAX` is for ever.
+    pub retention: Option<Duration>,
+    /// No limit by size (`retention.bytes=-1`), whatever the server's default.
+    pub unlimited_bytes: bool,
+    /// The largest record that can be appended (`max.message.bytes`).
+    pub max_record_bytes: Option<usize>,
+    /// Records get the log's time at append, not the client's (`message.timestamp.type=LogAppendTime`).
+    pub append_time: bool,
+    /// Only the last record of a key is kept (`cleanup.policy=compact`).
+    pub compacted: bool,
+}
+
+impl TopicSpec {
+    /// A topic with the server's defaults.
+    pub fn new(name: impl Into<Arc<str>>) -> Self {
+        TopicSpec {
+            name: name.into(),
+            partitions: None,
+            replication: None,
+            retention: None,
+            unlimited_bytes: false,
+            max_record_bytes: None,
+            append_time: false,
+            compacted: false,
+        }
+    }
+}
+
+/// A topic that is there. An adapter fills in what it can learn; `None` means that it can't tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TopicInfo {
+    /// Its name.
+    pub name: Arc<str>,
+    /// How many partitions it has.
+    pub partitions: i32,
+    /// Whether this call made it.
+    pub created: bool,
+    /// How long records are kept; `Duration::MAX` is for ever.
+    pub retention: Option<Duration>,
+    /// The limit by size a partition; -1 is none.
+    pub retention_bytes: Option<i64>,
+    /// Whether it is compacted.
+    pub compacted: Option<bool>,
+    /// The largest record that can be appended.
+    pub max_record_bytes: Option<usize>,
+    /// Whether records get the log's time.
+    pub append_time: Option<bool>,
+}
+
+impl TopicInfo {
+    /// A topic of which only the partitions are known.
+    pub fn new(name: impl Into<Arc<str>>, partitions: i32) -> Self {
+        TopicInfo {
+            name: name.into(),
+            partitions,
+            created: false,
+            retention: None,
+            retention_bytes: None,
+            compacted: None,
+            max_record_bytes: None,
+            append_time: None,
+        }
+    }
+}
+
+/// What every log can do, with or without consumer groups.
+///
+/// One handle serves a whole process: calls come from many tasks at once and must not wait for one another
+/// longer than the server makes them.
+#[async_trait]
+pub trait Log: Send + Sync + fmt::Debug + 'static {
+    /// Makes the topics that are missing and answers what is there, one info a spec, in the same order.
+    ///
+    /// It does not change a topic that exists and does not judge it: the core does. Two processes that make the
+    /// same topic at once must both succeed. When it returns, an append to every partition works.
+    async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<TopicInfo>>;
+
+    /// Appends to one partition, in the order given. Answers one outcome a record, in the same order: its offset.
+    ///
+    /// *Durability:* `Ok` means that it survives whatever the log promises to survive (Kafka: `acks=all`).
+    /// *Errors:* `NotApplied` only if the record certainly is not and will not be in the log; after a timeout or a
+    /// broken connection it is `Unknown`, and the caller appends again. Records of one call may have different
+    /// outcomes. Too few answers count as `Unknown` for the rest.
+    /// *Bounds:* it answers within the adapter's own request timeout, also when no server is there.
+    /// *Cancel-safety:* a dropped future may or may not have appended.
+    async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>>;
+
+    /// Stops. When it returns, no thread, task or connection of this handle runs on; what was still under way has
+    /// been answered. Idempotent. Calls after it fail with `Closed`.
+    async fn close(&self) -> Result<()>;
+}
+
+/// A log with consumer groups: Kafka's own, or a group built over a [`PartitionLog`].
+#[async_trait]
+pub trait Broker: Log {
+    /// Joins the group. Reading starts at the group's committed offsets; where there is none, at the first record
+    /// (never at the end: a partition that is added later would lose its first records).
+    async fn join(&self, request: JoinRequest) -> Result<Consumer>;
+}
+
+/// A log without groups: whoever reads says from where.
+#[async_trait]
+pub trait PartitionLog: Log {
+    /// Records from an offset on. Waits up to `limit.max_wait` for the first one; an empty batch is a good answer.
+    ///
+    /// At least one record is returned if there is one, even if it is larger than `limit.max_bytes`.
+    /// *Cancel-safety:* safe, it holds no position.
+    async fn fetch(&self, from: &Position, limit: FetchLimit) -> Result<Batch>;
+
+    /// The first and the next offset of each partition, one outcome a partition, in the same order.
+    async fn offsets(&self, of: &[Partition]) -> Vec<Result<Offsets>>;
+}
+
+/// How much one fetch may bring, and how long it may wait.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct FetchLimit {
+    /// How long to wait for the first record.
+    pub max_wait: Duration,
+    /// About how many bytes at most.
+    pub max_bytes: usize,
+}
+
+impl FetchLimit {
+    /// A limit.
+    #[must_use]
+    pub fn new(max_wait: Duration, max_bytes: usize) -> Self {
+        FetchLimit { max_wait, max_bytes }
+    }
+}
+
+/// The ends of a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offsets {
+    /// The first record that is still there.
+    pub first: i64,
+    /// The offset that the next appended record gets.
+    pub next: i64,
+}
+
+/// How a member joins.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct JoinRequest {
+    /// The group's name.
+    pub group: Arc<str>,
+    /// The topics it reads.
+    pub topics: Vec<Arc<str>>,
+    /// Names this member; new at every start of a process.
+    pub member: [u8; 16],
+    /// The most records in one [`Event::Records`].
+    pub max_batch: usize,
+    /// How long a revoked partition may be held before the adapter lets it go by itself.
+    pub release_limit: Duration,
+}
+
+impl JoinRequest {
+    /// A request with 500 records a batch and 5 s to release.
+    pub fn new(group: impl Into<Arc<str>>, topics: Vec<Arc<str>>, member: [u8; 16]) -> Self {
+        JoinRequest {
+            group: group.into(),
+            topics,
+            member,
+            max_batch: 500,
+            release_limit: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What happens to a member, in order.
+pub type EventStream = Pin<Box<dyn Stream<Item = Result<Event>> + Send>>;
+
+/// A member of a group in two halves, so that a commit can run while events are being polled, and so that a
+/// dropped `next()` loses nothing: the state is in the stream, not in a future.
+pub struct Consumer {
+    /// The events. An `Err` with `Retry::No` is fatal and the last item; any other is reported and reading goes on.
+    /// The stream ends after [`Member::leave`]. Dropping it leaves the group too, in the background.
+    pub events: EventStream,
+    /// Everything else.
+    pub member: Arc<dyn Member>,
+}
+
+impl fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Consumer").finish_non_exhaustive()
+    }
+}
+
+/// A partition under an epoch. A partition that is taken away and comes back comes back under a higher one, so a
+/// late commit for the earlier time can't be mistaken for one of now.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Assignment {
+    /// The partition.
+    pub partition: Partition,
+    /// Grows with each assignment of the partition to this member.
+    pub epoch: u64,
+}
+
+impl fmt::Display for Assignment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (epoch {})", self.partition, self.epoch)
+    }
+}
+
+/// What a member learns.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// These are ours now. Records of them follow, from the committed offset on.
+    Assigned(Vec<Assignment>),
+    /// Records of one assignment, in order, without gaps between batches.
+    Records(Assignment, Batch),
+    /// Still ours until [`Member::release`], or until `release_limit` has passed: commit what is finished, then
+    /// release. No records of them follow.
+    Revoking(Vec<Assignment>),
+    /// No longer ours; a commit would be refused. Also follows a release that came too late.
+    Lost(Vec<Assignment>),
+}
+
+/// Everything below `offset` is finished.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Commit {
+    /// Whose.
+    pub assignment: Assignment,
+    /// The offset of the next record that the group should read.
+    pub offset: i64,
+}
+
+/// A member's handle. No call of it may need the event stream to be polled in order to end.
+#[async_trait]
+pub trait Member: Send + Sync + 'static {
+    /// Commits, one outcome each, in the same order. `Ok` means that whoever gets the partition next starts there.
+    ///
+    /// An assignment of another epoch than the current one answers `NotOwner`, `NotApplied`. It works between
+    /// [`Event::Revoking`] and the release.
+    async fn commit(&self, offsets: &[Commit]) -> Vec<Result<()>>;
+
+    /// Asks for no more records. A hint that never waits; at most one more batch an assignment may still arrive,
+    /// and nothing that was prefetched is thrown away. Unknown or old assignments are ignored, here and below.
+    fn pause(&self, assignments: &[Assignment]);
+
+    /// Asks for records again. Never waits.
+    fn resume(&self, assignments: &[Assignment]);
+
+    /// Lets go of what was announced by [`Event::Revoking`]. Never waits.
+    fn release(&self, assignments: &[Assignment]);
+
+    /// Leaves the group, so that the partitions go to others at once. The stream ends after it. Idempotent, and
+    /// bounded in time also when no server is there.
+    async fn leave(&self) -> Result<()>;
+}

@@ -1,0 +1,245 @@
+//! The types of the machine's surface.
+
+use crate::{Error, Fence, Headers, Keyspace, Lease, LeaseState, Position, TaskId, Wall};
+use bytes::Bytes;
+use std::{sync::Arc, time::Duration};
+
+/// Monotonic time of one process: nanoseconds since some start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mono(pub u64);
+
+impl Mono {
+    /// This long after `self`.
+    #[must_use]
+    pub fn plus(self, d: Duration) -> Mono {
+        Mono(self.0.saturating_add(u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)))
+    }
+}
+
+/// Both clocks, of two types, so that they can't be mixed up.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// For everything that is local to the process.
+    pub mono: Mono,
+    /// For leases and due times.
+    pub wall: Wall,
+}
+
+/// Names one outstanding get, swap or append. A late or repeated answer finds nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Token(pub(super) u64);
+
+/// Names a job for as long as the process lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct JobKey(pub(super) u64);
+
+/// Numbers the asks of one job, so that the answer to an `extend` whose future was dropped can't pass for the
+/// answer to `done`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AskNo(pub u32);
+
+/// Everything that can be set. `Default` has safe values; `process` must be random.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Random, made anew at each start of a process: the first half of every fence.
+    pub process: [u8; 16],
+    /// How long a job is held before it is handed out again.
+    pub lease: Duration,
+    /// A record that isn't finished this long after its turn is copied, so that it doesn't hold back the commit.
+    /// Shorter than `lease`.
+    pub park_after: Duration,
+    /// How long it is remembered that a task ended.
+    pub done_retention: Duration,
+    /// The longest that a record may overstay its due time while its lease is still remembered.
+    pub max_overdue: Duration,
+    /// Another process's deadline counts as past only this long after it.
+    pub clock_skew: Duration,
+    /// Hand-outs before a task goes to the dead letters.
+    pub max_attempts: u32,
+    /// The longest delay; sets the number of lanes.
+    pub max_delay: Duration,
+    /// Jobs that are leased before somebody asks for them.
+    pub prefetch: usize,
+    /// Records of one partition that are read and not yet below the committed offset.
+    pub window: usize,
+    /// Bytes of one partition's unfinished records.
+    pub window_bytes: usize,
+    /// Commits of one partition are at least this far apart.
+    pub commit_interval: Duration,
+    /// How long a revoked partition is held, at the most, for what is under way.
+    pub release_hold: Duration,
+    /// A bug that the simulation has to find.
+    #[cfg(feature = "planted-faults")]
+    pub planted: Option<super::Fault>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            process: [0; 16],
+            lease: Duration::from_secs(60),
+            park_after: Duration::from_secs(10),
+            done_retention: Duration::from_secs(3600),
+            max_overdue: Duration::from_secs(3600),
+            clock_skew: Duration::from_secs(1),
+            max_attempts: 25,
+            max_delay: Duration::from_secs(7 * 24 * 3600),
+            prefetch: 512,
+            window: 4096,
+            window_bytes: 16 << 20,
+            commit_interval: Duration::from_millis(200),
+            release_hold: Duration::from_secs(2),
+            #[cfg(feature = "planted-faults")]
+            planted: None,
+        }
+    }
+}
+
+/// Where a queue's things lie.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// Of the leases.
+    pub keyspace: Keyspace,
+    /// The task topic.
+    pub task: Arc<str>,
+    /// The wait topic.
+    pub wait: Arc<str>,
+    /// Its partitions, at least as many as the ladder has lanes.
+    pub wait_partitions: i32,
+    /// The dead-letter topic.
+    pub dead: Arc<str>,
+    /// Its partitions.
+    pub dead_partitions: i32,
+}
+
+/// A task as its record has it, shared by the machine and whoever runs it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Content {
+    /// The task's id.
+    pub id: TaskId,
+    /// The user's key.
+    pub key: Option<Bytes>,
+    /// The payload; `None` if a foreign record has none.
+    pub payload: Option<Bytes>,
+    /// The user's headers, without kafkaq's own.
+    pub headers: Headers,
+    /// When it was published first.
+    pub published: Wall,
+    /// Where its first record lies; the offset is -1 for a task that was published with a delay.
+    pub origin: Position,
+}
+
+/// A job to be handed out.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    /// Its name in every ask.
+    pub job: JobKey,
+    /// What to do.
+    pub content: Arc<Content>,
+    /// Which hand-out this is, from 1.
+    pub attempt: u32,
+    /// The lease's token.
+    pub fence: Fence,
+    /// Until when the lease holds.
+    pub deadline: Wall,
+    /// From here on the job is not handed out but given to [`super::Machine::handle_untaken`], which renews it.
+    pub stale_at: Mono,
+}
+
+/// What the holder of a job can ask.
+#[derive(Clone, Debug)]
+pub enum Ask {
+    /// It ran to its end.
+    Done,
+    /// Run it again, not before this long.
+    Retry(Duration),
+    /// Never run it again: to the dead letters, with a reason.
+    Reject(String),
+    /// Hold it for this long from now.
+    Extend(Duration),
+    /// The handle was dropped. Not answered.
+    Abandoned,
+}
+
+/// The answer to an ask.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// It is so; the job is over.
+    Ok,
+    /// Held until then.
+    Extended(Wall),
+    /// The job is somebody else's, or over.
+    Lost(LostReason),
+    /// The store did not confirm it before the lease ended, or the input was wrong.
+    Failed(Error),
+}
+
+/// Why a lease was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LostReason {
+    /// It ran out and another worker has the task, or has finished it.
+    TakenOver,
+    /// The task was cancelled.
+    Cancelled,
+    /// The task went to the dead letters.
+    Dead,
+    /// The job has been answered before: it was done, retried or rejected with this handle.
+    Over,
+}
+
+impl LostReason {
+    /// Why the holder of another fence finds `lease`.
+    pub(super) fn of(lease: &Lease) -> LostReason {
+        match lease.state {
+            LeaseState::Cancelled => LostReason::Cancelled,
+            LeaseState::Dead => LostReason::Dead,
+            LeaseState::Live | LeaseState::Idle | LeaseState::Done => LostReason::TakenOver,
+        }
+    }
+}
+
+/// What the driver passes on.
+#[derive(Clone, Debug)]
+pub enum Notice {
+    /// The answer to an ask.
+    Answered(JobKey, AskNo, Answer),
+    /// A job that somebody holds was lost; nobody had asked yet.
+    LeaseLost(JobKey, LostReason),
+    /// Something that a person has to look at.
+    Alarm(Alarm),
+}
+
+/// Something that a person has to look at. Nothing is lost, but something stands still or is unusual.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Alarm {
+    /// A record can't be copied or finished; it stays where it is and is tried again.
+    Stuck {
+        /// Where it lies.
+        at: Position,
+        /// Why.
+        error: Error,
+    },
+    /// A record or a lease was written by a later kafkaq.
+    Newer {
+        /// Where the record lies.
+        at: Position,
+        /// The version of the format.
+        version: u8,
+    },
+    /// A record whose kafkaq header is damaged, or that belongs to another queue, went to the dead letters.
+    Undecodable {
+        /// Where it lies.
+        at: Position,
+        /// What is wrong.
+        why: String,
+    },
+    /// The log begins after the committed offset: records were deleted before they were finished.
+    Truncated {
+        /// The first record that is still there.
+        at: Position,
+        /// Where reading should have gone on.
+        expected: i64,
+    },
+}

@@ -1,0 +1,69 @@
+//! Deliberate bugs, each a rule taken out, for the simulation to find.
+
+/// A rule that is taken out of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Fault {
+    /// A record counts as finished as soon as its job was handed out.
+    CommitBeforeCover,
+    /// A missing lease is taken for done.
+    MissingIsDone,
+    /// `done` overwrites whatever fence it finds.
+    DoneWithoutFence,
+    /// A record is finished when its copy is sent, not when the log has acknowledged it.
+    FinishBeforeAck,
+    /// `retry` finishes the record with its swap, before the copy is durable.
+    RetryFinishesAtSwap,
+    /// The lease's cover number is raised before the copy is durable.
+    RaiseBeforeAck,
+    /// A swap of unknown effect is taken for applied.
+    UnknownIsApplied,
+    /// The commit is one record too far.
+    PrefixOffByOne,
+    /// A lost lease finishes the record (hole 1).
+    ConflictFinishes,
+    /// Later attempts are taken for the prefetch (hole 3).
+    LateAttemptPrefetched,
+    /// A copy is due at the deadline itself, without the clock skew (hole 4).
+    ParkWithoutSkew,
+    /// Cover numbers are not looked at (hole 6).
+    CoverIgnored,
+    /// A deadline is believed however far ahead it lies (hole 12).
+    DeadlineBelieved,
+    /// Nobody wakes the machine when a record's time in its lane has passed.
+    LostWakeup,
+    /// A terminal lease does not stop another execution.
+    TerminalIgnored,
+    /// What is given back has used up its attempt.
+    GiveBackCounts,
+    /// A revoked partition's jobs stay in the hand-out queue.
+    NoRecall,
+    /// A failed dead letter finishes the task all the same.
+    DeadLetterUnchecked,
+    /// The attempts that the record knows are forgotten, so a wiped store starts them anew.
+    AttemptsForgotten,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: &[Fault] = &[
+        Fault::CommitBeforeCover,
+        Fault::MissingIsDone,
+        Fault::DoneWithoutFence,
+        Fault::FinishBeforeAck,
+        Fault::RetryFinishesAtSwap,
+        Fault::RaiseBeforeAck,
+        Fault::UnknownIsApplied,
+        Fault::PrefixOffByOne,
+        Fault::ConflictFinishes,
+        Fault::LateAttemptPrefetched,
+        Fault::ParkWithoutSkew,
+        Fault::CoverIgnored,
+        Fault::DeadlineBelieved,
+        Fault::LostWakeup,
+        Fault::TerminalIgnored,
+        Fault::GiveBackCounts,
+        Fault::NoRecall,
+        Fault::DeadLetterUnchecked,
+        Fault::AttemptsForgotten,
+    ];
+}

@@ -1,0 +1,232 @@
+//! Intake: which record comes to its turn, and what the record rule makes of it.
+
+use super::{
+    Alarm, Fault, Machine, Now, Token,
+    item::{AppendOp, Place, Sent, Stage, StoreOp},
+    open::{self, Opened},
+    rule::{self, Seen, Verdict},
+    slab::Ref,
+    window::Slot,
+};
+use crate::{Result, Wall};
+use bytes::Bytes;
+use std::{cmp::Reverse, sync::Arc};
+
+/// Looks under way at once.
+const MOST_LOOKS: usize = 1024;
+/// First attempts that may be taken for each redelivery while redeliveries wait.
+const FIRST_PER_REDELIVERY: usize = 3;
+
+impl Machine {
+    /// Everything that inputs have made possible. Runs once before outputs are polled, however many inputs came.
+    pub(super) fn work(&mut self) {
+        if !std::mem::take(&mut self.dirty) {
+            return;
+        }
+        self.requeue_later();
+        for i in 0..self.order.len() {
+            if let Some(w) = self.order.get(i).copied() {
+                self.tend_window(w);
+            }
+        }
+        if !self.shutting {
+            self.lanes();
+            self.takes();
+        }
+    }
+
+    /// Records of the wait topic whose time in their lane has passed.
+    fn lanes(&mut self) {
+        while self.looking < MOST_LOOKS
+            && let Some(Reverse((lane_due, place))) = self.due.peek().copied()
+            && lane_due <= self.now.wall
+        {
+            self.due.pop();
+            self.begin_turn(place, false);
+        }
+    }
+
+    /// Leases for those who wait, and a bounded number ahead of them.
+    fn takes(&mut self) {
+        // With one attempt only, the first is the last and nothing is taken ahead.
+        let ahead = if self.limits.max_attempts > 1 { self.settings.prefetch } else { 0 };
+        loop {
+            let served = self.ready + self.ready_out.len() + self.taking;
+            if served < self.demand
+                && let Some(r) = self.on_demand.pop_front()
+            {
+                self.take_on_demand(r);
+                self.credit = (self.credit + FIRST_PER_REDELIVERY).min(2 * self.settings.prefetch.max(16));
+                continue;
+            }
+            if served >= self.demand + ahead {
+                return;
+            }
+            // Redeliveries wait for a caller; first attempts that go on for ever would keep every caller from them.
+            if !self.on_demand.is_empty() {
+                if self.credit == 0 {
+                    return;
+                }
+                self.credit -= 1;
+            }
+            match self.next_queued() {
+                Some(place) => self.begin_turn(place, true),
+                None => return,
+            }
+        }
+    }
+
+    /// The next record of the task topic, one partition after the other.
+    fn next_queued(&mut self) -> Option<Place> {
+        for _ in 0..self.order.len() {
+            self.turn_of = (self.turn_of + 1) % self.order.len();
+            let w = self.order[self.turn_of];
+            if let Some(window) = self.windows.get_mut(w)
+                && !window.is_wait
+                && window.release_by.is_none()
+                && let Some(seq) = window.next_queued()
+            {
+                return Some(Place { window: w, seq });
+            }
+        }
+        None
+    }
+
+    /// A record comes to its turn. `take`: its first attempt may be taken at once, without a look at the lease.
+    pub(super) fn begin_turn(&mut self, place: Place, take: bool) {
+        let Some(window) = self.windows.get_mut(place.window) else { return };
+        let Some(record) = window.take_queued(place.seq) else { return };
+        let from = window.assignment.partition.clone();
+        let at = crate::Position { partition: from.clone(), offset: record.offset };
+        match open::open(&self.layout, &from, &record) {
+            Opened::Newer(version) => {
+                window.set(place.seq, Slot::Stuck);
+                self.alarm(Alarm::Newer { at, version });
+            }
+            Opened::Unreadable(reason) => {
+                let content = open::unreadable(&at, &record);
+                let r = self.new_item(Arc::new(content), rule::Meta::NONE, place, at);
+                if let Some(item) = self.items.get_mut(r) {
+                    item.whole = Some(Box::new(record));
+                }
+                self.start_append(r, AppendOp::Whole { reason });
+            }
+            Opened::Task(content, mut meta) => {
+                if self.broken(Fault::AttemptsForgotten) {
+                    meta.attempt = 0;
+                }
+                let r = self.new_item(Arc::new(content), meta, place, at);
+                if take && meta == rule::Meta::NONE {
+                    self.start_take(r, 1);
+                } else {
+                    self.start(r, StoreOp::Look);
+                }
+            }
+        }
+    }
+
+    fn take_on_demand(&mut self, r: Ref) {
+        let Some(item) = self.items.get(r).filter(|i| i.stage == Stage::OnDemand) else { return };
+        let attempt = item.attempt() + 1;
+        self.start_take(r, attempt);
+    }
+
+    fn start_take(&mut self, r: Ref, attempt: u32) {
+        let fence = self.new_fence();
+        if let Some(item) = self.items.get_mut(r) {
+            item.stage = Stage::Considered;
+            item.taking = true;
+            self.taking += 1;
+        }
+        self.start(r, StoreOp::Take { attempt, fence, bury: false });
+    }
+
+    /// The outcome of a get.
+    pub fn handle_got(&mut self, now: Now, token: Token, outcome: Result<Option<Bytes>>) {
+        self.hear(now);
+        let r = Ref::from_bits(token.0);
+        let Some(item) = self.items.get_mut(r) else { return };
+        if !matches!(item.sent, Some(Sent::Look)) {
+            return;
+        }
+        item.sent = None;
+        match outcome {
+            Err(error) => {
+                self.store_failed(r, error);
+                if self.is_ours(r) { self.queue(r) } else { self.remove(r) }
+            }
+            Ok(value) => {
+                item.store = None;
+                item.seen = Seen::of(value.as_deref());
+                item.known = value;
+                self.looking -= 1;
+                self.store_gate.worked();
+                self.decide(r);
+            }
+        }
+    }
+
+    /// The record rule, over the lease as it was just seen.
+    pub(super) fn decide(&mut self, r: Ref) {
+        let Some(item) = self.items.get(r) else { return };
+        let mut verdict = rule::consider(item.meta, &item.seen, self.now.wall, self.limits);
+        verdict = self.break_verdict(r, verdict);
+        if verdict == Verdict::Finish {
+            self.finish_record(r);
+            self.let_go(r);
+            return self.close(r);
+        }
+        if !self.is_ours(r) {
+            return self.remove(r);
+        }
+        match verdict {
+            Verdict::Finish => {}
+            Verdict::Reset => self.start(r, StoreOp::Reset),
+            Verdict::Park { due } => self.park(r, due),
+            Verdict::Take { attempt } => {
+                self.let_go(r);
+                if attempt > 1 && self.broken(Fault::LateAttemptPrefetched) {
+                    return self.start_take(r, attempt);
+                }
+                if let Some(item) = self.items.get_mut(r) {
+                    item.stage = Stage::OnDemand;
+                }
+                self.on_demand.push_back(r);
+            }
+            Verdict::Bury { attempt } => {
+                let fence = self.new_fence();
+                self.start(r, StoreOp::Take { attempt, fence, bury: true });
+            }
+        }
+    }
+
+    fn break_verdict(&self, r: Ref, verdict: Verdict) -> Verdict {
+        let Some(item) = self.items.get(r) else { return verdict };
+        let lease = item.seen.lease().copied();
+        let consider = |seen| rule::consider(item.meta, &seen, self.now.wall, self.limits);
+        match (verdict, lease) {
+            (Verdict::Take { .. }, None) if self.broken(Fault::MissingIsDone) => Verdict::Finish,
+            (Verdict::Finish, Some(mut lease)) if lease.state.is_terminal() => {
+                if self.broken(Fault::TerminalIgnored) && lease.state == crate::LeaseState::Done {
+                    lease.state = crate::LeaseState::Idle;
+                    return consider(Seen::Lease(lease));
+                }
+                verdict
+            }
+            (Verdict::Finish, Some(mut lease)) if self.broken(Fault::CoverIgnored) => {
+                lease.cover = 0;
+                consider(Seen::Lease(lease))
+            }
+            (Verdict::Reset, Some(mut lease)) if self.broken(Fault::DeadlineBelieved) => {
+                lease.length = lease.deadline.since(Wall(0));
+                consider(Seen::Lease(lease))
+            }
+            (Verdict::Park { .. }, Some(lease))
+                if self.broken(Fault::ParkWithoutSkew) && item.meta.due <= self.now.wall =>
+            {
+                Verdict::Park { due: lease.deadline }
+            }
+            _ => verdict,
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The ladder: delays of any length in the log, not in memory.
+//!
+//! ```text
+//! lane 0   lane 1   lane 2 ...            lane n-2        lane n-1
+//!  1 s      4 s      16 s                  4^(n-2) s       half a lease .. all of it, in one hop
+//! ```
+//! A record goes to the lane with the longest delay that is not longer than what remains, stays exactly that long,
+//! and hops on with the rest. Because all records of a lane stay equally long, they come to their turn nearly in
+//! order, and a long delay never stands in the way of a short one: no partition belongs to two lanes.
+
+use crate::{TaskId, Wall};
+use std::time::Duration;
+
+/// Which partition of the wait topic a delayed record goes to, and when it leaves it.
+#[derive(Clone, Debug)]
+pub struct Ladder {
+    lease: Duration,
+    /// Lanes of powers of four; the lease lane follows them.
+    steps: u32,
+    partitions: u32,
+}
+
+impl Ladder {
+    /// How many lanes a queue needs, and so how many partitions its wait topic has at least.
+    #[must_use]
+    pub fn lanes(max_delay: Duration) -> i32 {
+        Self::steps(max_delay) as i32 + 1
+    }
+
+    fn steps(max_delay: Duration) -> u32 {
+        // Never below one, and 4^15 s is 34 years.
+        (1..15).find(|k| step(*k) > max_delay).unwrap_or(15)
+    }
+
+    /// `lease` is the longest remainder of a park: lease duration and clock skew. `partitions` is at least
+    /// [`Ladder::lanes`].
+    #[must_use]
+    pub fn new(lease: Duration, max_delay: Duration, partitions: i32) -> Self {
+        Ladder { lease, steps: Self::steps(max_delay), partitions: partitions.max(1) as u32 }
+    }
+
+    /// The partition for a record that is due at `due`, and when it leaves the lane: at `due`, or to hop on.
+    #[must_use]
+    pub fn place(&self, now: Wall, due: Wall, id: &TaskId) -> (i32, Wall) {
+        let rest = due.since(now);
+        let (lane, stay) = if rest >= self.lease / 2 && rest <= self.lease {
+            (self.steps, rest)
+        } else {
+            let lane = (1..self.steps).take_while(|k| step(*k) <= rest).last().unwrap_or(0);
+            (lane, step(lane).min(rest))
+        };
+        (self.partition(lane, id), now.plus(stay))
+    }
+
+    /// The longest that a record stays in the lane that `partition` belongs to.
+    #[must_use]
+    pub fn longest_stay(&self, partition: i32) -> Duration {
+        let lane = partition.unsigned_abs() % self.lane_count();
+        if lane == self.steps { self.lease } else { step(lane) }
+    }
+
+    fn lane_count(&self) -> u32 {
+        // With too few partitions lanes share them: slower, never wrong.
+        (self.steps + 1).min(self.partitions)
+    }
+
+    fn partition(&self, lane: u32, id: &TaskId) -> i32 {
+        let lanes = self.lane_count();
+        let lane = lane % lanes;
+        let width = (self.partitions - lane).div_ceil(lanes);
+        let pick = crate::partitioner::for_key(id.as_str().as_bytes(), width as i32) as u32;
+        (lane + pick * lanes) as i32
+    }
+}
+
+fn step(lane: u32) -> Duration {
+    Duration::from_secs(4_u64.saturating_pow(lane))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LEASE: Duration = Duration::from_secs(61);
+    const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
+
+    fn id(n: u32) -> TaskId {
+        TaskId::new(format!("task-{n}")).unwrap()
+    }
+
+    #[test]
+    fn a_day_takes_a_few_hops() {
+        let ladder = Ladder::new(LEASE, WEEK, Ladder::lanes(WEEK));
+        let due = Wall(86_399_000);
+        let (mut now, mut hops) = (Wall(0), 0);
+        while now < due {
+            now = ladder.place(now, due, &id(1)).1;
+            hops += 1;
+        }
+        assert_eq!(now, due);
+        assert!((5..=15).contains(&hops), "{hops}");
+    }
+
+    #[test]
+    fn a_park_of_a_lease_takes_one_hop() {
+        let ladder = Ladder::new(LEASE, WEEK, Ladder::lanes(WEEK));
+        for rest in [30_500, 45_000, 61_000] {
+            assert_eq!(ladder.place(Wall(7), Wall(7 + rest), &id(1)).1, Wall(7 + rest));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_delay_arrives_exactly_in_bounded_hops(
+            delay in 0..WEEK.as_millis() as u64, extra in 0..9_i32, lease in 2_000..600_000_u64, n: u32,
+        ) {
+            let partitions = Ladder::lanes(WEEK) + extra;
+            let ladder = Ladder::new(Duration::from_millis(lease), WEEK, partitions);
+            let (mut now, due, mut hops) = (Wall(5), Wall(5 + delay), 0);
+            while now < due {
+                let (partition, leaves) = ladder.place(now, due, &id(n));
+                prop_assert!((0..partitions).contains(&partition));
+                prop_assert!(leaves > now && leaves <= due);
+                prop_assert!(leaves.since(now) <= ladder.longest_stay(partition));
+                now = leaves;
+                hops += 1;
+            }
+            prop_assert!(hops <= 3 * Ladder::lanes(WEEK) + 3, "{} hops", hops);
+        }
+
+        #[test]
+        fn no_partition_belongs_to_two_lanes(a in 0..WEEK.as_millis() as u64, b in 0..WEEK.as_millis() as u64, n: u32, m: u32) {
+            let ladder = Ladder::new(LEASE, WEEK, Ladder::lanes(WEEK) + 5);
+            let (pa, la) = ladder.place(Wall(0), Wall(a), &id(n));
+            let (pb, lb) = ladder.place(Wall(0), Wall(b), &id(m));
+            if pa == pb && a >= 1000 && b >= 1000 && ladder.longest_stay(pa) != LEASE {
+                prop_assert_eq!(la, lb);
+            }
+        }
+
+        #[test]
+        fn fewer_partitions_than_lanes_still_place(partitions in 1..11_i32, delay in 0..WEEK.as_millis() as u64, n: u32) {
+            let ladder = Ladder::new(LEASE, WEEK, partitions);
+            let (partition, _) = ladder.place(Wall(0), Wall(delay), &id(n));
+            prop_assert!((0..partitions).contains(&partition));
+        }
+    }
+}

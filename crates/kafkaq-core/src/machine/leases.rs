@@ -1,0 +1,350 @@
+//! Operations on leases: one at a time for a task, each sent again until its effect is known.
+
+use super::{
+    Alarm, Answer, Fault, LostReason, Machine, Notice, Now, Token,
+    item::{AppendOp, Holder, Item, Sent, Stage, StoreOp},
+    rule::{self, Conflict, Seen, Wish},
+    slab::Ref,
+};
+use crate::{Effect, Error, Fence, Lease, LeaseState, Result, Retry, Swapped};
+use std::time::Duration;
+
+impl Machine {
+    /// Begins an operation, at once or when the task's other items have ended theirs.
+    pub(super) fn start(&mut self, r: Ref, op: StoreOp) {
+        let Some(item) = self.items.get_mut(r) else { return };
+        if matches!(op, StoreOp::Look) {
+            self.looking += 1;
+        }
+        debug_assert!(item.store.is_none(), "one operation at a time");
+        item.store = Some(op);
+        if !item.has_key {
+            let Some(task) = self.tasks.get_mut(item.task) else { return };
+            if task.busy {
+                item.waits = true;
+                task.waiting.push_back(r);
+                return;
+            }
+            task.busy = true;
+            item.has_key = true;
+        }
+        self.queue(r);
+    }
+
+    pub(super) fn queue(&mut self, r: Ref) {
+        match self.items.get(r).and_then(|i| i.store.as_ref()) {
+            Some(StoreOp::Look) => self.gets.push_back(r),
+            Some(_) => self.swaps.push_back(r),
+            None => {}
+        }
+    }
+
+    /// The task's next item may begin its operation.
+    pub(super) fn let_go(&mut self, r: Ref) {
+        let Some(item) = self.items.get_mut(r) else { return };
+        if !std::mem::take(&mut item.has_key) {
+            return;
+        }
+        let Some(task) = self.tasks.get_mut(item.task) else { return };
+        task.busy = false;
+        while let Some(next) = task.waiting.pop_front() {
+            if let Some(item) = self.items.get_mut(next)
+                && std::mem::take(&mut item.waits)
+            {
+                task.busy = true;
+                item.has_key = true;
+                return self.queue(next);
+            }
+        }
+    }
+
+    /// Forgets an operation that has not been sent.
+    pub(super) fn cancel_store_op(&mut self, r: Ref) {
+        let Some(item) = self.items.get_mut(r) else { return };
+        if matches!(item.store.take(), Some(StoreOp::Look)) {
+            self.looking -= 1;
+        }
+        item.waits = false;
+        self.end_taking(r);
+    }
+
+    fn end_taking(&mut self, r: Ref) {
+        if let Some(item) = self.items.get_mut(r)
+            && std::mem::take(&mut item.taking)
+        {
+            self.taking -= 1;
+        }
+    }
+
+    /// What an operation writes.
+    pub(super) fn lease_of(&self, item: &Item, op: &StoreOp) -> Option<Lease> {
+        let now = self.now.wall;
+        let seen = item.seen.lease();
+        let cover = seen.map_or(0, |l| l.cover).max(item.meta.cover);
+        let write = |state, (fence, attempt): (Fence, u32), length: Duration| Lease {
+            state,
+            fence,
+            attempt,
+            cover,
+            deadline: now.plus(length),
+            length,
+        };
+        Some(match op {
+            StoreOp::Look => return None,
+            StoreOp::Take { attempt, fence, .. } => {
+                write(LeaseState::Live, (*fence, *attempt), self.settings.lease)
+            }
+            StoreOp::Reset => {
+                let lease = seen?;
+                Lease { deadline: now.plus(lease.length), ..*lease }
+            }
+            StoreOp::Raise { cover, .. } => Lease { cover: *cover, ..*seen? },
+            StoreOp::Announce { cover, due, fence } => Lease {
+                cover: *cover,
+                deadline: *due,
+                length: due.since(now),
+                ..write(LeaseState::Idle, (*fence, item.meta.attempt), Duration::ZERO)
+            },
+            StoreOp::Done => write(LeaseState::Done, item.own?, Duration::ZERO),
+            StoreOp::Dead => write(LeaseState::Dead, item.own?, Duration::ZERO),
+            StoreOp::Idle { due, length } => Lease {
+                deadline: *due,
+                length: *length,
+                ..write(LeaseState::Idle, item.own?, Duration::ZERO)
+            },
+            StoreOp::Keep { length } => write(LeaseState::Live, item.own?, *length),
+            StoreOp::GiveBack => {
+                let (fence, attempt) = item.own?;
+                let back =
+                    if self.broken(Fault::GiveBackCounts) { attempt } else { attempt.saturating_sub(1) };
+                write(LeaseState::Idle, (fence, back), Duration::ZERO)
+            }
+        })
+    }
+
+    /// Longer than any copy that may still be under way.
+    pub(super) fn ttl(&self, lease: &Lease) -> Duration {
+        lease.deadline.since(self.now.wall) + self.settings.max_overdue + self.settings.done_retention
+    }
+
+    /// The outcome of a swap.
+    pub fn handle_swapped(&mut self, now: Now, token: Token, outcome: Result<Swapped>) {
+        self.hear(now);
+        let r = Ref::from_bits(token.0);
+        let Some(item) = self.items.get_mut(r) else { return };
+        let Some(Sent::Swap(sent)) = item.sent.take() else { return };
+        let outcome = match outcome {
+            Err(e) if e.effect() == Effect::Unknown && self.broken(Fault::UnknownIsApplied) => {
+                Ok(Swapped::Done)
+            }
+            outcome => outcome,
+        };
+        let Some(item) = self.items.get_mut(r) else { return };
+        match outcome {
+            Err(error) => self.swap_failed(r, error),
+            Ok(swapped) => {
+                let Some(op) = item.store.take() else { return };
+                self.store_gate.worked();
+                let done = swapped == Swapped::Done;
+                let value = if let Swapped::Conflict(found) = swapped { found } else { Some(sent) };
+                item.seen = Seen::of(value.as_deref());
+                item.known = value;
+                if done { self.swapped(r, op) } else { self.conflicted(r, op) }
+            }
+        }
+    }
+
+    /// Closes the gate; an error that no retry helps against is told to people, once for each time it closes.
+    pub(super) fn store_failed(&mut self, r: Ref, error: Error) {
+        if self.store_gate.is_open(self.now.mono)
+            && error.retry() == Retry::No
+            && let Some(item) = self.items.get(r)
+        {
+            let at = item.at.clone();
+            self.alarm(Alarm::Stuck { at, error });
+        }
+        self.store_gate.failed(self.now.mono);
+    }
+
+    /// The same operation again, with the same fence: if the first one took effect after all, the conflict says so.
+    fn swap_failed(&mut self, r: Ref, error: Error) {
+        self.store_failed(r, error.clone());
+        let ours = self.is_ours(r);
+        let Some(item) = self.items.get_mut(r) else { return };
+        let over = item.seen.lease().is_none_or(|l| l.deadline <= self.now.wall);
+        match item.store {
+            Some(StoreOp::Raise { .. } | StoreOp::Announce { .. }) => {
+                // They only spare copies; the next copy tries again.
+                item.store = None;
+                self.let_go(r);
+                self.go_on(r);
+            }
+            Some(StoreOp::Take { .. } | StoreOp::Reset) if !ours => self.remove(r),
+            Some(StoreOp::Done | StoreOp::Dead | StoreOp::Idle { .. } | StoreOp::Keep { .. })
+                if over && item.own.is_some() =>
+            {
+                item.store = None;
+                self.let_go(r);
+                let error = error
+                    .with_advice("The lease ended before the store confirmed it, so the task may run again");
+                self.answer(r, Answer::Failed(error));
+                self.reconsider(r);
+            }
+            _ => self.queue(r),
+        }
+    }
+
+    fn swapped(&mut self, r: Ref, op: StoreOp) {
+        match op {
+            StoreOp::Look => {}
+            StoreOp::Take { attempt, fence, bury } => self.taken(r, fence, attempt, bury),
+            StoreOp::Reset => self.decide(r),
+            StoreOp::Raise { .. } | StoreOp::Announce { .. } => {
+                self.let_go(r);
+                self.go_on(r);
+            }
+            StoreOp::Done | StoreOp::Dead => {
+                self.finish_record(r);
+                self.let_go(r);
+                self.answer(r, Answer::Ok);
+                self.close(r);
+            }
+            StoreOp::Idle { due, .. } => {
+                self.let_go(r);
+                self.answer(r, Answer::Ok);
+                if self.broken(Fault::RetryFinishesAtSwap) {
+                    self.finish_record(r);
+                }
+                if let Some(item) = self.items.get_mut(r) {
+                    item.own = None;
+                    item.stage = Stage::Closing;
+                }
+                self.start_copy(r, due, false);
+            }
+            StoreOp::Keep { .. } => {
+                self.let_go(r);
+                let deadline = self.items.get(r).and_then(|i| i.seen.lease()).map(|l| l.deadline);
+                let asked = self.items.get(r).is_some_and(|i| i.ask.is_some());
+                match deadline {
+                    Some(deadline) if asked => {
+                        self.answer(r, Answer::Extended(deadline));
+                        self.go_on(r);
+                    }
+                    _ => self.come_back(r),
+                }
+            }
+            StoreOp::GiveBack => self.remove(r),
+        }
+    }
+
+    /// I2: only here a job becomes ready, after its lease was won.
+    fn taken(&mut self, r: Ref, fence: Fence, attempt: u32, bury: bool) {
+        self.end_taking(r);
+        self.let_go(r);
+        let Some(item) = self.items.get_mut(r) else { return };
+        item.own = Some((fence, attempt));
+        item.stage = Stage::Held;
+        if !bury {
+            if self.broken(Fault::CommitBeforeCover) {
+                self.finish_record(r);
+            }
+            return self.come_back(r);
+        }
+        if self.is_ours(r) {
+            let reason = format!("all {} attempts are used up", self.limits.max_attempts);
+            self.bury(r, reason);
+        } else {
+            self.start(r, StoreOp::GiveBack);
+        }
+    }
+
+    /// A held job that nobody has: ready, unless it is stale or has to be given back.
+    pub(super) fn come_back(&mut self, r: Ref) {
+        let ours = self.is_ours(r);
+        let Some(item) = self.items.get_mut(r) else { return };
+        if item.own.is_none() {
+            return self.go_on(r);
+        }
+        item.holder = Holder::None;
+        if item.store.is_some() {
+            item.renew = true;
+            return;
+        }
+        let parked = item.place.is_none() && !item.gone;
+        if self.shutting || !(ours || parked) {
+            return self.start(r, StoreOp::GiveBack);
+        }
+        let left = item.seen.lease().map_or(Duration::ZERO, |l| l.deadline.since(self.now.wall));
+        if left < self.settings.lease / 2 {
+            return self.start(r, StoreOp::Keep { length: self.settings.lease });
+        }
+        item.holder = Holder::Driver;
+        self.ready_out.push(r);
+    }
+
+    fn conflicted(&mut self, r: Ref, op: StoreOp) {
+        let Some(item) = self.items.get(r) else { return };
+        let lease = item.seen.lease().copied();
+        match op {
+            StoreOp::Look => {}
+            StoreOp::Take { attempt, fence, bury } => {
+                if lease.is_some_and(|l| l.fence == fence && l.state == LeaseState::Live) {
+                    return self.taken(r, fence, attempt, bury);
+                }
+                self.end_taking(r);
+                self.decide(r);
+            }
+            StoreOp::Reset => self.decide(r),
+            StoreOp::Raise { cover, due, again } => {
+                if !again && self.may_raise(r, cover, due) {
+                    return self.start(r, StoreOp::Raise { cover, due, again: true });
+                }
+                self.let_go(r);
+                self.go_on(r);
+            }
+            StoreOp::Announce { .. } => {
+                self.let_go(r);
+                self.go_on(r);
+            }
+            StoreOp::Done => self.resolve(r, op, Wish::Done),
+            StoreOp::Idle { .. } | StoreOp::GiveBack => self.resolve(r, op, Wish::Idle),
+            StoreOp::Dead => self.resolve(r, op, Wish::Dead),
+            StoreOp::Keep { .. } => self.resolve(r, op, Wish::Keep),
+        }
+    }
+
+    fn resolve(&mut self, r: Ref, op: StoreOp, wish: Wish) {
+        let Some(item) = self.items.get(r) else { return };
+        let Some((own, attempt)) = item.own else { return self.close(r) };
+        let mut means = rule::conflict(own, attempt, wish, &item.seen);
+        if wish == Wish::Done && self.broken(Fault::DoneWithoutFence) {
+            means = Conflict::Again;
+        }
+        match (means, &op) {
+            // A store that forgot the lease needs no word of it.
+            (Conflict::Again, StoreOp::GiveBack) if item.known.is_none() => self.remove(r),
+            (Conflict::Again, _) => self.start(r, op),
+            (Conflict::AlreadySo, _) => self.swapped(r, op),
+            (Conflict::Lost(_), StoreOp::GiveBack) => self.remove(r),
+            (Conflict::Lost(reason), _) => self.lost(r, reason),
+        }
+    }
+
+    /// Never finishes the record: whoever took the lease may die, and this record may be the last of the task.
+    fn lost(&mut self, r: Ref, reason: LostReason) {
+        self.let_go(r);
+        let Some(item) = self.items.get(r) else { return };
+        let (asked, held) = (item.ask.is_some(), item.holder == Holder::Driver);
+        if asked {
+            self.answer(r, Answer::Lost(reason));
+        } else if held {
+            self.notices.push_back(Notice::LeaseLost(super::JobKey(r.to_bits()), reason));
+        }
+        if self.broken(Fault::ConflictFinishes) {
+            self.finish_record(r);
+        }
+        let Some(item) = self.items.get(r) else { return };
+        // A copy is on its way and will cover the record.
+        if matches!(item.append, Some(AppendOp::Copy { .. })) { self.close(r) } else { self.reconsider(r) }
+    }
+}

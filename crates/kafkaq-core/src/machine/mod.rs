@@ -1,0 +1,357 @@
+//! The pure machine: what one process of a queue does, without a clock, a random number, a thread or a socket.
+//!
+//! ```text
+//!                 records                      lease missing              asks: done, retry, reject, extend
+//!   consumer ───────────────▶ window ──turn──▶ or past: swap to live ───▶ held ────────────────┐
+//!                               │                 │                        │ park_after         │ done, dead
+//!                               │                 │ live, idle             ▼                    ▼
+//!   commit ◀── finished prefix ◀┴──── acknowledged copy in the wait topic ◀─┘   terminal lease: finished
+//! ```
+//!
+//! The methods come in three kinds. *Getters* look. `handle_*` takes what happened; it never fails and never waits.
+//! `poll_*` gives what is to be done, by kind and with a limit: what isn't polled gathers and makes the next batch,
+//! which is all the batching there is. Every input carries `Now`.
+//!
+//! Invariants, numbered as in ARCHITECTURE.md:
+//! - **I1 cover** a record is finished only when the lease is terminal or a copy with a higher number is durable.
+//! - **I2 exclusive** no job is handed out without a live lease that this process has just won.
+//! - **I3 fenced** only the holder of the current fence finishes, extends, retries or rejects.
+//! - **I4 prefix** the committed offset never passes an unfinished record and never goes back.
+//! - **I5 liveness** when faults stop, every task becomes terminal.
+//! - **I6 bounded** windows, hand-out, retries and copies have limits.
+//!
+//! This module promises no stability: it is for kafkaq's driver and its simulation.
+
+mod api;
+mod asks;
+mod copies;
+mod fault;
+mod gate;
+mod intake;
+mod item;
+mod ladder;
+mod leases;
+mod open;
+mod output;
+mod partitions;
+mod rule;
+mod slab;
+#[cfg(test)]
+mod tests;
+mod window;
+
+pub use api::*;
+pub use fault::Fault;
+pub use ladder::Ladder;
+
+use crate::{Assignment, Fence, Key, Position, TaskId, Wall};
+use gate::Gate;
+use item::{Holder, Item, Place, Stage, StoreOp, TaskEntry};
+use rule::{Limits, Meta, Seen};
+use slab::{Ref, Slab};
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, VecDeque},
+    sync::Arc,
+};
+use window::{Slot, Window};
+
+/// The state of one process of a queue. See the [module](self).
+#[derive(Debug)]
+pub struct Machine {
+    settings: Settings,
+    limits: Limits,
+    layout: Layout,
+    ladder: Ladder,
+    now: Now,
+    /// Inputs came in since the last [`Machine::work`].
+    dirty: bool,
+
+    windows: Slab<Window>,
+    by_assignment: HashMap<Assignment, Ref>,
+    /// All windows, and whose turn it is to be read from.
+    order: Vec<Ref>,
+    turn_of: usize,
+    /// Records of the wait topic by the time they leave their lane.
+    due: BinaryHeap<Reverse<(Wall, Place)>>,
+
+    items: Slab<Item>,
+    tasks: Slab<TaskEntry>,
+    by_id: HashMap<TaskId, Ref>,
+    /// Items that are taken as soon as somebody waits.
+    on_demand: VecDeque<Ref>,
+
+    swaps: VecDeque<Ref>,
+    gets: VecDeque<Ref>,
+    appends: Vec<(crate::Partition, VecDeque<Ref>)>,
+    /// Appends that can't succeed for now.
+    later: BinaryHeap<Reverse<(Mono, Ref)>>,
+    store_gate: Gate,
+    log_gate: Gate,
+
+    /// Callers that wait, and ready jobs that wait for a caller, as the driver told last.
+    demand: usize,
+    ready: usize,
+    /// Takes and looks under way.
+    taking: usize,
+    looking: usize,
+    /// First attempts that may still be taken while redeliveries wait for demand: their guaranteed share.
+    credit: usize,
+
+    ready_out: Vec<Ref>,
+    notices: VecDeque<Notice>,
+    flow: VecDeque<(Assignment, bool)>,
+    recall: bool,
+    shutting: bool,
+    fences: u64,
+}
+
+impl Machine {
+    /// A machine that has no partitions yet.
+    #[must_use]
+    pub fn new(settings: Settings, layout: Layout, now: Now) -> Self {
+        let limits = Limits {
+            lease: settings.lease,
+            clock_skew: settings.clock_skew,
+            max_attempts: settings.max_attempts.max(1),
+        };
+        let longest_park = settings.lease + settings.clock_skew;
+        Machine {
+            ladder: Ladder::new(longest_park, settings.max_delay, layout.wait_partitions),
+            limits,
+            settings,
+            layout,
+            now,
+            dirty: false,
+            windows: Slab::new(),
+            by_assignment: HashMap::new(),
+            order: Vec::new(),
+            turn_of: 0,
+            due: BinaryHeap::new(),
+            items: Slab::new(),
+            tasks: Slab::new(),
+            by_id: HashMap::new(),
+            on_demand: VecDeque::new(),
+            swaps: VecDeque::new(),
+            gets: VecDeque::new(),
+            appends: Vec::new(),
+            later: BinaryHeap::new(),
+            store_gate: Gate::default(),
+            log_gate: Gate::default(),
+            demand: 0,
+            ready: 0,
+            taking: 0,
+            looking: 0,
+            credit: 0,
+            ready_out: Vec::new(),
+            notices: VecDeque::new(),
+            flow: VecDeque::new(),
+            recall: false,
+            shutting: false,
+            fences: 0,
+        }
+    }
+
+    // ---- getters
+
+    /// How it is set.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// After [`Machine::handle_shutdown`]: nothing is under way, no job is held, and what is finished is committed.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        let committed =
+            |w: &Ref| self.windows.get(*w).is_none_or(|w| !w.committing && w.to_commit().is_none());
+        self.shutting && !self.recall && self.items.is_empty() && self.order.iter().all(committed)
+    }
+
+    // ---- handle_*: what happened
+
+    /// How many callers wait for a job, and how many ready jobs wait for a caller. Told whenever a caller begins to
+    /// wait or the ready ones have fallen below half of the prefetch.
+    pub fn handle_demand(&mut self, now: Now, waiting: usize, ready: usize) {
+        self.hear(now);
+        self.demand = waiting;
+        self.ready = ready;
+    }
+
+    /// The time of [`Machine::poll_timeout`] has come.
+    pub fn handle_timeout(&mut self, now: Now) {
+        self.hear(now);
+    }
+
+    /// No more intake; what was not handed out is given back; what runs may finish.
+    pub fn handle_shutdown(&mut self, now: Now) {
+        self.hear(now);
+        if !self.shutting {
+            self.shutting = true;
+            self.due.clear();
+            self.drop_unstarted(None);
+            self.recall_ready();
+        }
+    }
+
+    fn hear(&mut self, now: Now) {
+        self.now = now;
+        self.dirty = true;
+    }
+
+    // ---- items
+
+    fn new_item(&mut self, content: Arc<Content>, meta: Meta, place: Place, at: Position) -> Ref {
+        let task = match self.by_id.get(&content.id) {
+            Some(task) => *task,
+            None => {
+                let entry =
+                    TaskEntry { id: content.id.clone(), items: 0, busy: false, waiting: VecDeque::new() };
+                let task = self.tasks.insert(entry);
+                self.by_id.insert(content.id.clone(), task);
+                task
+            }
+        };
+        if let Some(entry) = self.tasks.get_mut(task) {
+            entry.items += 1;
+        }
+        let item = Item {
+            key: Key::task(&self.layout.keyspace, &content.id),
+            content,
+            task,
+            meta,
+            place: Some(place),
+            gone: false,
+            at,
+            stage: Stage::Considered,
+            turn: self.now.mono,
+            known: None,
+            seen: Seen::Missing,
+            own: None,
+            holder: Holder::None,
+            renew: false,
+            store: None,
+            sent: None,
+            waits: false,
+            has_key: false,
+            taking: false,
+            append: None,
+            copies: 0,
+            ask: None,
+            next_ask: None,
+            raise: None,
+            whole: None,
+        };
+        let r = self.items.insert(item);
+        if let Some(window) = self.windows.get_mut(place.window) {
+            window.set(place.seq, Slot::Open(r));
+        }
+        r
+    }
+
+    /// The item goes; its record stays as it is in the window.
+    fn remove(&mut self, r: Ref) {
+        self.cancel_store_op(r);
+        self.let_go(r);
+        let Some(item) = self.items.remove(r) else { return };
+        if let Some(entry) = self.tasks.get_mut(item.task) {
+            entry.items -= 1;
+            if entry.items == 0
+                && let Some(entry) = self.tasks.remove(item.task)
+            {
+                self.by_id.remove(&entry.id);
+            }
+        }
+        self.dirty = true;
+    }
+
+    /// I1, I4: only here a record becomes finished.
+    fn finish_record(&mut self, r: Ref) {
+        let Some(place) = self.items.get_mut(r).and_then(|i| i.place.take()) else { return };
+        if let Some(window) = self.windows.get_mut(place.window) {
+            window.finish(place.seq);
+        }
+        self.dirty = true;
+    }
+
+    /// Whether the item's record is this process's to consider.
+    fn is_ours(&self, r: Ref) -> bool {
+        let window = self.items.get(r).and_then(|i| i.place).and_then(|p| self.windows.get(p.window));
+        !self.shutting && window.is_some_and(|w| w.release_by.is_none())
+    }
+
+    /// The record is considered afresh, by an item of its own: a handle of the old one must not reach the new job.
+    fn reconsider(&mut self, r: Ref) {
+        if self.is_ours(r)
+            && let Some(item) = self.items.get_mut(r)
+            && let Some(place) = item.place.take()
+        {
+            let meta = Meta { attempt: item.attempt(), ..item.meta };
+            let (content, at, copies) = (item.content.clone(), item.at.clone(), item.copies);
+            let fresh = self.new_item(content, meta, place, at);
+            if let Some(fresh) = self.items.get_mut(fresh) {
+                fresh.copies = copies;
+            }
+            self.start(fresh, StoreOp::Look);
+        }
+        self.close(r);
+    }
+
+    /// Nothing is left to do but what is under way.
+    fn close(&mut self, r: Ref) {
+        if let Some(item) = self.items.get_mut(r) {
+            item.stage = Stage::Closing;
+            item.own = None;
+            item.holder = Holder::None;
+        }
+        self.go_on(r);
+    }
+
+    /// After an operation: the next one that waits for it, or the end.
+    fn go_on(&mut self, r: Ref) {
+        let Some(item) = self.items.get_mut(r) else { return };
+        if item.store.is_some() {
+            return;
+        }
+        if item.ask.is_none()
+            && item.stage == Stage::Held
+            && let Some(next) = item.next_ask.take()
+        {
+            return self.begin_ask(r, next);
+        }
+        if let Some((cover, due)) = item.raise.take() {
+            return self.raise(r, cover, due);
+        }
+        if item.stage == Stage::Held && item.renew {
+            item.renew = false;
+            return self.come_back(r);
+        }
+        let abandoned = item.stage == Stage::Held
+            && item.holder == Holder::None
+            && item.ask.is_none()
+            && (item.place.is_none() || self.shutting);
+        if item.append.is_none() && (item.stage == Stage::Closing || abandoned) {
+            self.remove(r);
+        }
+    }
+
+    fn new_fence(&mut self) -> Fence {
+        self.fences += 1;
+        Fence { process: self.settings.process, number: self.fences }
+    }
+
+    fn alarm(&mut self, alarm: Alarm) {
+        self.notices.push_back(Notice::Alarm(alarm));
+    }
+
+    #[cfg(feature = "planted-faults")]
+    fn broken(&self, fault: Fault) -> bool {
+        self.settings.planted == Some(fault)
+    }
+
+    #[cfg(not(feature = "planted-faults"))]
+    #[allow(clippy::unused_self)]
+    const fn broken(&self, _: Fault) -> bool {
+        false
+    }
+}

@@ -1,0 +1,235 @@
+//! From a record of the log to a task, and back to a copy or a dead letter.
+
+use super::{Content, Layout, item::Item, rule::Meta};
+use crate::{
+    DecodeError, Envelope, HEADER, Headers, ID_HEADER, NewRecord, Partition, Position, Record, TaskId, Wall,
+};
+use bytes::Bytes;
+
+/// What a record is.
+pub(super) enum Opened {
+    Task(Content, Meta),
+    /// Can't be a task of this queue, and says why.
+    Unreadable(String),
+    Newer(u8),
+}
+
+/// When a record of the wait topic leaves its lane; at once, if it doesn't say so.
+pub(super) fn lane_due(record: &Record) -> Wall {
+    record
+        .headers
+        .get(HEADER)
+        .and_then(|h| Envelope::decode(h).ok())
+        .map_or(Wall(0), |envelope| envelope.lane_due)
+}
+
+pub(super) fn open(layout: &Layout, from: &Partition, record: &Record) -> Opened {
+    let mut headers = record.headers.clone();
+    let here = Position { partition: from.clone(), offset: record.offset };
+    let envelope = match headers.take(HEADER) {
+        None => return foreign(layout, here, record, headers),
+        Some(None) => return Opened::Unreadable("its kafkaq header is null".to_owned()),
+        Some(Some(value)) => match Envelope::decode(&value) {
+            Ok(envelope) => envelope,
+            Err(DecodeError::Newer(version)) => return Opened::Newer(version),
+            Err(DecodeError::Damaged(what)) => {
+                return Opened::Unreadable(format!("its kafkaq header is damaged: {what}"));
+            }
+        },
+    };
+    let origin = match envelope.origin {
+        Some(origin) if origin.partition.topic != layout.task => {
+            return Opened::Unreadable(format!("it is a copy of a task of {}", origin.partition.topic));
+        }
+        Some(origin) => origin,
+        None => here,
+    };
+    let content = Content {
+        id: envelope.id,
+        key: record.key.clone(),
+        payload: record.value.clone(),
+        headers,
+        published: envelope.published,
+        origin,
+    };
+    Opened::Task(content, Meta { attempt: envelope.attempt, cover: envelope.cover, due: envelope.due })
+}
+
+/// A record of any other producer is a task too. Its place alone doesn't name it: a topic that is deleted and made
+/// anew starts at offset 0 again.
+fn foreign(layout: &Layout, here: Position, record: &Record, mut headers: Headers) -> Opened {
+    if here.partition.topic == layout.wait {
+        return Opened::Unreadable("it lies in the wait topic without a kafkaq header".to_owned());
+    }
+    let id = match headers.take(ID_HEADER) {
+        None => foreign_id(&here, record),
+        Some(value) => {
+            let text = value.as_deref().and_then(|v| std::str::from_utf8(v).ok());
+            match text.map(TaskId::new) {
+                Some(Ok(id)) => id,
+                _ => return Opened::Unreadable(format!("its {ID_HEADER} is not 1 to 128 bytes of UTF-8")),
+            }
+        }
+    };
+    let content = Content {
+        id,
+        key: record.key.clone(),
+        payload: record.value.clone(),
+        headers,
+        published: Wall(u64::try_from(record.timestamp_ms).unwrap_or(0)),
+        origin: here,
+    };
+    Opened::Task(content, Meta { attempt: 0, cover: 0, due: Wall(0) })
+}
+
+/// Stands for a record that can't be read, on its way to the dead letters.
+pub(super) fn unreadable(here: &Position, record: &Record) -> Content {
+    Content {
+        id: foreign_id(here, record),
+        key: None,
+        payload: None,
+        headers: Headers::new(),
+        published: Wall(0),
+        origin: here.clone(),
+    }
+}
+
+fn foreign_id(here: &Position, record: &Record) -> TaskId {
+    let mut hash = Fnv::new();
+    hash.add(record.key.as_deref().unwrap_or_default());
+    hash.add(record.value.as_deref().unwrap_or_default());
+    let rest = format!("/{}/{}@{}-{:016x}", here.partition.index, here.offset, record.timestamp_ms, hash.0);
+    let topic = &here.partition.topic;
+    TaskId::new(format!("{topic}{rest}")).unwrap_or_else(|_| {
+        // A topic's name can have 249 characters, an id 128 bytes.
+        let mut name = Fnv::new();
+        name.add(topic.as_bytes());
+        TaskId::from_parts(format!("{:016x}{rest}", name.0))
+    })
+}
+
+/// FNV-1a: stable over versions and machines, which std's hasher does not promise.
+struct Fnv(u64);
+
+impl Fnv {
+    fn new() -> Self {
+        Fnv(0xcbf2_9ce4_8422_2325)
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        for b in bytes {
+            self.0 = (self.0 ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+}
+
+fn envelope(item: &Item, cover: u32, due: Wall, lane_due: Wall) -> Envelope {
+    Envelope {
+        id: item.content.id.clone(),
+        attempt: item.attempt(),
+        cover,
+        due,
+        lane_due,
+        published: item.content.published,
+        origin: Some(item.content.origin.clone()),
+    }
+}
+
+/// A copy for the wait topic. It gets the time of now: retention must not count from the first publication.
+pub(super) fn copy(item: &Item, cover: u32, due: Wall, lane_due: Wall) -> NewRecord {
+    let mut headers = item.content.headers.clone();
+    headers.push(HEADER, Some(envelope(item, cover, due, lane_due).encode()));
+    NewRecord::new(item.content.key.clone(), item.content.payload.clone(), headers)
+}
+
+/// A task for the dead-letter topic: key, payload and headers as they were, and its history in readable headers.
+pub(super) fn dead_letter(item: &Item, reason: &str, attempts: u32) -> NewRecord {
+    let mut headers = item.content.headers.clone();
+    headers.push(HEADER, Some(envelope(item, item.meta.cover, Wall(0), Wall(0)).encode()));
+    headers.push(ID_HEADER, Some(Bytes::copy_from_slice(item.content.id.as_str().as_bytes())));
+    headers.push("kafkaq-attempts", Some(attempts.to_string().into()));
+    headers.push("kafkaq-published-ms", Some(item.content.published.0.to_string().into()));
+    history(&mut headers, reason, &item.content.origin);
+    NewRecord::new(item.content.key.clone(), item.content.payload.clone(), headers)
+}
+
+/// A record that can't be read, whole.
+pub(super) fn whole(record: &Record, reason: &str, at: &Position) -> NewRecord {
+    let mut headers = record.headers.clone();
+    history(&mut headers, reason, at);
+    NewRecord::new(record.key.clone(), record.value.clone(), headers)
+}
+
+fn history(headers: &mut Headers, reason: &str, origin: &Position) {
+    headers.push("kafkaq-reason", Some(Bytes::copy_from_slice(reason.as_bytes())));
+    headers.push("kafkaq-origin", Some(format!("{}/{}", origin.partition, origin.offset).into()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Keyspace;
+
+    fn layout() -> Layout {
+        Layout {
+            keyspace: Keyspace::new("q", "g").unwrap(),
+            task: "q".into(),
+            wait: "q.g.wait".into(),
+            wait_partitions: 11,
+            dead: "q.g.dead".into(),
+            dead_partitions: 1,
+        }
+    }
+
+    fn record(headers: Headers) -> Record {
+        Record::new(5, 1_000, Some("k".into()), Some("v".into()), headers)
+    }
+
+    fn id_of(opened: Opened) -> String {
+        match opened {
+            Opened::Task(content, _) => content.id.as_str().to_owned(),
+            _ => panic!("not a task"),
+        }
+    }
+
+    #[test]
+    fn a_record_of_any_producer_is_a_task_named_by_place_time_and_content() {
+        let at = Partition::new("q", 3);
+        let one = id_of(open(&layout(), &at, &record(Headers::new())));
+        assert!(one.starts_with("q/3/5@1000-"), "{one}");
+        let anew = Record::new(5, 1_001, Some("k".into()), Some("v".into()), Headers::new());
+        assert_ne!(one, id_of(open(&layout(), &at, &anew)), "a topic made anew must not collide");
+        let other = Record::new(5, 1_000, Some("k".into()), Some("w".into()), Headers::new());
+        assert_ne!(one, id_of(open(&layout(), &at, &other)));
+        let long = Partition::new("t".repeat(249), 3);
+        assert!(id_of(open(&layout(), &long, &record(Headers::new()))).len() <= TaskId::MAX_LEN);
+    }
+
+    #[test]
+    fn a_readable_id_is_honoured() {
+        let headers = Headers::from_iter([(Bytes::from(ID_HEADER), Some(Bytes::from("mine")))]);
+        assert_eq!(id_of(open(&layout(), &Partition::new("q", 0), &record(headers))), "mine");
+    }
+
+    #[test]
+    fn damaged_null_and_strange_headers_are_unreadable() {
+        let at = Partition::new("q", 0);
+        let of_another_queue = Envelope {
+            id: TaskId::new("x").unwrap(),
+            attempt: 1,
+            cover: 1,
+            due: Wall(0),
+            lane_due: Wall(0),
+            published: Wall(0),
+            origin: Some(Position { partition: Partition::new("other", 0), offset: 0 }),
+        };
+        for value in [None, Some(Bytes::from_static(&[1, 9])), Some(of_another_queue.encode())] {
+            let headers = Headers::from_iter([(Bytes::from(HEADER), value)]);
+            assert!(matches!(open(&layout(), &at, &record(headers)), Opened::Unreadable(_)));
+        }
+        let newer = Headers::from_iter([(Bytes::from(HEADER), Some(Bytes::from_static(&[2, 9])))]);
+        assert!(matches!(open(&layout(), &at, &record(newer)), Opened::Newer(2)));
+        let wait = Partition::new("q.g.wait", 0);
+        assert!(matches!(open(&layout(), &wait, &record(Headers::new())), Opened::Unreadable(_)));
+    }
+}

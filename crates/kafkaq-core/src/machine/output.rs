@@ -1,0 +1,208 @@
+//! What is to be done, by kind.
+
+use super::{
+    Fault, JobKey, Machine, Mono, Notice, Ready, Token,
+    item::{Sent, Stage},
+    slab::Ref,
+    window::Slot,
+};
+use crate::{Assignment, Commit, Key, NewRecord, Partition, Swap, Wall};
+use std::{cmp::Reverse, time::Duration};
+
+/// The wall clock may be set while the machine sleeps, so it never sleeps longer.
+const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+
+impl Machine {
+    /// Swaps, of distinct keys.
+    pub fn poll_swaps(&mut self, max: usize, out: &mut Vec<(Token, Swap)>) {
+        self.work();
+        if !self.store_gate.is_open(self.now.mono) {
+            return;
+        }
+        while out.len() < max
+            && let Some(r) = self.swaps.pop_front()
+        {
+            let Some(item) = self.items.get(r).filter(|i| i.sent.is_none() && i.has_key) else { continue };
+            let Some(lease) = item.store.as_ref().and_then(|op| self.lease_of(item, op)) else { continue };
+            let (value, ttl) = (lease.encode(), self.ttl(&lease));
+            out.push((
+                Token(r.to_bits()),
+                Swap::new(item.key.clone(), item.known.clone(), Some(value.clone()), Some(ttl)),
+            ));
+            if let Some(item) = self.items.get_mut(r) {
+                item.sent = Some(Sent::Swap(value));
+            }
+        }
+    }
+
+    /// Gets.
+    pub fn poll_gets(&mut self, max: usize, out: &mut Vec<(Token, Key)>) {
+        self.work();
+        if !self.store_gate.is_open(self.now.mono) {
+            return;
+        }
+        while out.len() < max
+            && let Some(r) = self.gets.pop_front()
+        {
+            let waiting = |i: &&mut super::item::Item| i.sent.is_none() && i.has_key && i.store.is_some();
+            if let Some(item) = self.items.get_mut(r).filter(waiting) {
+                item.sent = Some(Sent::Look);
+                out.push((Token(r.to_bits()), item.key.clone()));
+            }
+        }
+    }
+
+    /// Appends of one partition.
+    pub fn poll_appends(&mut self, max: usize, out: &mut Vec<(Token, NewRecord)>) -> Option<Partition> {
+        self.work();
+        if !self.log_gate.is_open(self.now.mono) {
+            return None;
+        }
+        while let Some(line) = self.appends.iter().position(|(_, line)| !line.is_empty()) {
+            // To the back, so that one busy partition doesn't keep the others waiting.
+            let (to, mut line) = self.appends.remove(line);
+            while out.len() < max
+                && let Some(r) = line.pop_front()
+            {
+                if let Some(record) = self.new_record(r) {
+                    out.push((Token(r.to_bits()), record));
+                }
+            }
+            self.appends.push((to.clone(), line));
+            if !out.is_empty() {
+                return Some(to);
+            }
+        }
+        None
+    }
+
+    /// At most one commit an assignment; call it when no earlier commit call is under way.
+    pub fn poll_commits(&mut self, out: &mut Vec<Commit>) {
+        self.work();
+        for i in 0..self.order.len() {
+            let Some(window) = self.windows.get_mut(self.order[i]) else { continue };
+            let urgent = (self.shutting || window.release_by.is_some()) && !window.commit_failed;
+            if (urgent || window.commit_after <= self.now.mono)
+                && let Some(mut offset) = window.to_commit()
+            {
+                window.committing = true;
+                let assignment = window.assignment.clone();
+                if self.broken(Fault::PrefixOffByOne) {
+                    offset += 1;
+                }
+                out.push(Commit { assignment, offset });
+            }
+        }
+    }
+
+    /// What to release: all that is finished is committed, and what was not handed out is given back; or it is time.
+    pub fn poll_releases(&mut self, out: &mut Vec<Assignment>) {
+        self.work();
+        for w in self.order.clone() {
+            if self.may_release(w)
+                && let Some(window) = self.windows.get(w)
+            {
+                out.push(window.assignment.clone());
+                self.drop_window(w);
+            }
+        }
+    }
+
+    fn may_release(&self, w: Ref) -> bool {
+        let Some(window) = self.windows.get(w) else { return false };
+        let Some(by) = window.release_by else { return false };
+        let idle = |slot: &Slot| match slot {
+            Slot::Open(r) => self.items.get(*r).is_none_or(|i| i.store.is_none()),
+            _ => true,
+        };
+        let settled = !self.recall
+            && !window.committing
+            && (window.to_commit().is_none() || window.commit_failed)
+            && window.unfinished().all(|(_, slot)| idle(slot));
+        settled || by <= self.now.mono
+    }
+
+    /// `true`: resume, `false`: pause.
+    pub fn poll_flow(&mut self) -> Option<(Assignment, bool)> {
+        self.work();
+        self.flow.pop_front()
+    }
+
+    /// Jobs to hand out.
+    pub fn poll_ready(&mut self, out: &mut Vec<Ready>) {
+        self.work();
+        for r in std::mem::take(&mut self.ready_out) {
+            let Some(item) = self.items.get(r) else { continue };
+            let (Some(lease), Some((fence, attempt))) = (item.seen.lease(), item.own) else { continue };
+            let left = lease.deadline.since(self.now.wall);
+            out.push(Ready {
+                job: JobKey(r.to_bits()),
+                content: item.content.clone(),
+                attempt,
+                fence,
+                deadline: lease.deadline,
+                stale_at: self.now.mono.plus(left.saturating_sub(self.settings.lease / 2)),
+            });
+            self.ready += 1;
+        }
+    }
+
+    /// Whether all ready jobs that nobody has taken must come back through [`Machine::handle_untaken`].
+    pub fn poll_recall(&mut self) -> bool {
+        std::mem::take(&mut self.recall)
+    }
+
+    /// What to tell people.
+    pub fn poll_notice(&mut self) -> Option<Notice> {
+        self.notices.pop_front()
+    }
+
+    /// When [`Machine::handle_timeout`] wants to be called; changes with every input.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Mono> {
+        let mut wake = None;
+        let mut at = |when: Mono| wake = Some(wake.map_or(when, |w: Mono| w.min(when)));
+        if self.dirty {
+            at(self.now.mono);
+        }
+        let asks_store = !self.swaps.is_empty() || !self.gets.is_empty();
+        if asks_store && !self.store_gate.is_open(self.now.mono) {
+            at(self.store_gate.opens_at());
+        }
+        if self.appends.iter().any(|(_, line)| !line.is_empty()) && !self.log_gate.is_open(self.now.mono) {
+            at(self.log_gate.opens_at());
+        }
+        if let Some(Reverse((when, _))) = self.later.peek() {
+            at(*when);
+        }
+        if let Some(Reverse((lane_due, _))) = self.due.peek()
+            && *lane_due > self.now.wall
+            && !self.broken(Fault::LostWakeup)
+        {
+            at(self.mono_of(*lane_due));
+        }
+        for window in self.order.iter().filter_map(|w| self.windows.get(*w)) {
+            if let Some(by) = window.release_by {
+                at(by);
+                continue;
+            }
+            if window.to_commit().is_some() {
+                at(window.commit_after);
+            }
+            if let Some((_, Slot::Open(r))) = window.unfinished().next()
+                && let Some(item) = self.items.get(*r)
+                && item.stage == Stage::Held
+                && item.append.is_none()
+                && item.ask.is_none()
+                && !self.is_late(item)
+            {
+                at(item.turn.plus(self.settings.park_after));
+            }
+        }
+        wake
+    }
+
+    fn mono_of(&self, wall: Wall) -> Mono {
+        self.now.mono.plus(wall.since(self.now.wall).min(LONGEST_SLEEP))
+    }
+}

@@ -1,0 +1,154 @@
+//! What the consumer tells: assignments come and go, records arrive.
+
+use super::{
+    Fault, Machine, Now,
+    item::{Place, Stage},
+    open,
+    slab::Ref,
+    window::{Slot, Window},
+};
+use crate::{Assignment, Batch, Commit, ErrorKind, Event, Result, Wall};
+use std::cmp::Reverse;
+
+impl Machine {
+    /// What the consumer told.
+    pub fn handle_event(&mut self, now: Now, event: Event) {
+        self.hear(now);
+        match event {
+            Event::Assigned(assignments) => assignments.into_iter().for_each(|a| self.assigned(a)),
+            Event::Records(assignment, batch) => self.records(&assignment, batch),
+            Event::Revoking(assignments) => assignments.iter().for_each(|a| self.revoking(a)),
+            Event::Lost(assignments) => {
+                for a in &assignments {
+                    if let Some(w) = self.by_assignment.get(a).copied() {
+                        self.drop_window(w);
+                    }
+                }
+                self.recall_ready();
+            }
+        }
+    }
+
+    /// The outcome of a commit.
+    pub fn handle_committed(&mut self, now: Now, commit: &Commit, outcome: Result<()>) {
+        self.hear(now);
+        let interval = self.settings.commit_interval;
+        let Some(w) = self.by_assignment.get(&commit.assignment) else { return };
+        let Some(window) = self.windows.get_mut(*w) else { return };
+        window.committing = false;
+        window.commit_after = now.mono.plus(interval);
+        match outcome {
+            Ok(()) => {
+                window.committed = window.committed.max(Some(commit.offset));
+                window.commit_failed = false;
+            }
+            // It isn't ours under this epoch: whoever owns it commits.
+            Err(e) if e.kind() == ErrorKind::NotOwner => {
+                window.committed = window.committed.max(Some(commit.offset));
+            }
+            Err(_) => window.commit_failed = true,
+        }
+    }
+
+    fn assigned(&mut self, assignment: Assignment) {
+        // An adapter that forgot to tell of the loss does not leave two windows of one partition.
+        let older: Vec<Ref> = self
+            .by_assignment
+            .iter()
+            .filter(|(a, _)| a.partition == assignment.partition)
+            .map(|(_, w)| *w)
+            .collect();
+        if !older.is_empty() {
+            older.into_iter().for_each(|w| self.drop_window(w));
+            self.recall_ready();
+        }
+        let is_wait = assignment.partition.topic == self.layout.wait;
+        let w = self.windows.insert(Window::new(assignment.clone(), is_wait, self.now.mono));
+        self.by_assignment.insert(assignment, w);
+        self.order.push(w);
+    }
+
+    fn records(&mut self, assignment: &Assignment, batch: Batch) {
+        let Some(w) = self.by_assignment.get(assignment).copied() else { return };
+        let latest = self
+            .now
+            .wall
+            .plus(self.ladder.longest_stay(assignment.partition.index))
+            .plus(self.settings.clock_skew);
+        let Some(window) = self.windows.get_mut(w) else { return };
+        for record in batch.records {
+            let lane_due = if window.is_wait { open::lane_due(&record) } else { Wall(0) };
+            if let Some(seq) = window.push(record)
+                && window.is_wait
+            {
+                // What can't have been meant for this lane hops on at once, so that it doesn't block the lane.
+                let lane_due = if lane_due > latest { Wall(0) } else { lane_due };
+                self.due.push(Reverse((lane_due, Place { window: w, seq })));
+            }
+        }
+        window.moved_on(batch.next);
+    }
+
+    fn revoking(&mut self, assignment: &Assignment) {
+        let Some(w) = self.by_assignment.get(assignment).copied() else { return };
+        let by = self.now.mono.plus(self.settings.release_hold);
+        if let Some(window) = self.windows.get_mut(w) {
+            window.release_by.get_or_insert(by);
+        }
+        self.due.retain(|Reverse((_, place))| place.window != w);
+        self.drop_unstarted(Some(w));
+        self.recall_ready();
+    }
+
+    /// Ready jobs that nobody has taken come back, to be given back or to become ready again.
+    pub(super) fn recall_ready(&mut self) {
+        if self.broken(Fault::NoRecall) {
+            return;
+        }
+        self.recall = true;
+        for r in std::mem::take(&mut self.ready_out) {
+            self.come_back(r);
+        }
+    }
+
+    /// Intake ends, of one window or of all: what has not been started is dropped.
+    pub(super) fn drop_unstarted(&mut self, of: Option<Ref>) {
+        for r in self.items.refs().collect::<Vec<_>>() {
+            let Some(item) = self.items.get(r) else { continue };
+            if of.is_some() && item.place.map(|p| p.window) != of {
+                continue;
+            }
+            match item.stage {
+                Stage::OnDemand => self.remove(r),
+                Stage::Considered if item.sent.is_none() && item.append.is_none() => self.remove(r),
+                Stage::Held => self.go_on(r),
+                _ => {}
+            }
+        }
+    }
+
+    /// The partition is another member's now. Running jobs may finish, their records are the next owner's.
+    pub(super) fn drop_window(&mut self, w: Ref) {
+        let Some(window) = self.windows.remove(w) else { return };
+        self.by_assignment.remove(&window.assignment);
+        self.order.retain(|o| *o != w);
+        self.due.retain(|Reverse((_, place))| place.window != w);
+        let open: Vec<Ref> = window
+            .unfinished()
+            .filter_map(|(_, slot)| if let Slot::Open(r) = slot { Some(*r) } else { None })
+            .collect();
+        for r in open {
+            if let Some(item) = self.items.get_mut(r) {
+                item.gone = true;
+            }
+        }
+        self.drop_unstarted(Some(w));
+        for r in self.items.refs().collect::<Vec<_>>() {
+            let Some(item) = self.items.get_mut(r) else { continue };
+            if item.place.is_some_and(|p| p.window == w) {
+                item.place = None;
+                self.go_on(r);
+            }
+        }
+    }
+}

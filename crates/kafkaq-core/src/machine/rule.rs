@@ -1,0 +1,281 @@
+//! The record rule, and what a conflict means: pure decisions over one record and one lease.
+
+use super::LostReason;
+use crate::{Fence, Lease, LeaseState, Wall};
+use std::time::Duration;
+
+/// What a record says of its task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Meta {
+    pub(super) attempt: u32,
+    pub(super) cover: u32,
+    /// Zero if the record can be considered at once.
+    pub(super) due: Wall,
+}
+
+impl Meta {
+    /// As published, without a delay.
+    pub(super) const NONE: Meta = Meta { attempt: 0, cover: 0, due: Wall(0) };
+}
+
+/// What the store holds for a task, as last read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// Nothing, or bytes that nobody can read.
+    Missing,
+    Lease(Lease),
+    /// Written by a later kafkaq, in this version.
+    Newer(u8),
+}
+
+impl Seen {
+    pub(super) fn of(value: Option<&[u8]>) -> Seen {
+        match value.map(Lease::decode) {
+            None | Some(Err(crate::DecodeError::Damaged(_))) => Seen::Missing,
+            Some(Ok(lease)) => Seen::Lease(lease),
+            Some(Err(crate::DecodeError::Newer(v))) => Seen::Newer(v),
+        }
+    }
+
+    pub(super) fn lease(&self) -> Option<&Lease> {
+        match self {
+            Seen::Lease(lease) => Some(lease),
+            _ => None,
+        }
+    }
+}
+
+/// What is to be done with a record whose turn it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Swap to live and run it.
+    Take { attempt: u32 },
+    /// Its attempts are used up: swap to live, then to the dead letters.
+    Bury { attempt: u32 },
+    /// Nothing is left to do.
+    Finish,
+    /// A clock was wrong: bring the deadline back to its own length from now, then look again.
+    Reset,
+    /// Copy it, to be considered again at `due`.
+    Park { due: Wall },
+}
+
+/// The limits that the rule knows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) lease: Duration,
+    pub(super) clock_skew: Duration,
+    pub(super) max_attempts: u32,
+}
+
+/// The record rule: the first row that fits.
+pub(super) fn consider(record: Meta, seen: &Seen, now: Wall, limits: Limits) -> Verdict {
+    let lease = match seen {
+        Seen::Missing if record.due > now => return Verdict::Park { due: record.due },
+        Seen::Missing => return hand_out(record.attempt, limits),
+        Seen::Newer(_) => return Verdict::Park { due: now.plus(limits.lease) },
+        Seen::Lease(lease) => lease,
+    };
+    if lease.state.is_terminal() || lease.cover > record.cover {
+        return Verdict::Finish;
+    }
+    if lease.deadline > now.plus(lease.length).plus(limits.clock_skew) {
+        return Verdict::Reset;
+    }
+    let end = end(lease, limits);
+    if end > now {
+        Verdict::Park { due: end }
+    } else if record.due > now {
+        Verdict::Park { due: record.due }
+    } else {
+        hand_out(record.attempt.max(lease.attempt), limits)
+    }
+}
+
+/// From here on somebody else may take the task: a live lease is held by another clock, an idle one by nobody.
+pub(super) fn end(lease: &Lease, limits: Limits) -> Wall {
+    match lease.state {
+        LeaseState::Live => lease.deadline.plus(limits.clock_skew),
+        _ => lease.deadline,
+    }
+}
+
+fn hand_out(attempts: u32, limits: Limits) -> Verdict {
+    let attempt = attempts.saturating_add(1);
+    if attempt > limits.max_attempts { Verdict::Bury { attempt } } else { Verdict::Take { attempt } }
+}
+
+/// What the holder of a lease wants with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wish {
+    Done,
+    Idle,
+    Dead,
+    /// Extend, renew, raise the cover number: hold on.
+    Keep,
+}
+
+/// What a conflict means for the holder of `own`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Conflict {
+    /// Nobody else has it: swap again, over what was found.
+    Again,
+    /// It is already so; the first answer was lost.
+    AlreadySo,
+    Lost(LostReason),
+}
+
+/// A conflict is read, never guessed.
+pub(super) fn conflict(own: Fence, attempt: u32, wish: Wish, found: &Seen) -> Conflict {
+    let lease = match found {
+        // The store was wiped or the lease aged out: nobody else holds the task. A wiped store heals as jobs finish.
+        Seen::Missing => return Conflict::Again,
+        Seen::Newer(_) => return Conflict::Lost(LostReason::TakenOver),
+        Seen::Lease(lease) => lease,
+    };
+    if lease.fence == own {
+        match (lease.state, wish) {
+            (LeaseState::Live, _) => Conflict::Again,
+            (LeaseState::Done, Wish::Done)
+            | (LeaseState::Idle, Wish::Idle)
+            | (LeaseState::Dead, Wish::Dead) => Conflict::AlreadySo,
+            (LeaseState::Idle, Wish::Done | Wish::Dead) => Conflict::Again,
+            _ => Conflict::Lost(LostReason::of(lease)),
+        }
+    } else if wish == Wish::Done && !lease.state.is_terminal() && lease.attempt < attempt {
+        // The store went back in time: this attempt came later than the one it remembers.
+        Conflict::Again
+    } else {
+        Conflict::Lost(LostReason::of(lease))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Wall = Wall(1_000_000);
+    const LIMITS: Limits =
+        Limits { lease: Duration::from_secs(60), clock_skew: Duration::from_secs(1), max_attempts: 3 };
+
+    fn fence(number: u64) -> Fence {
+        Fence { process: [7; 16], number }
+    }
+
+    fn lease(state: LeaseState, attempt: u32, cover: u32, from_now: i64) -> Lease {
+        Lease {
+            state,
+            fence: fence(1),
+            attempt,
+            cover,
+            deadline: Wall(NOW.0.saturating_add_signed(from_now)),
+            length: Duration::from_secs(60),
+        }
+    }
+
+    fn record(attempt: u32, cover: u32, due_from_now: i64) -> Meta {
+        Meta { attempt, cover, due: Wall(NOW.0.saturating_add_signed(due_from_now)) }
+    }
+
+    fn verdict(record: Meta, lease: Lease) -> Verdict {
+        consider(record, &Seen::Lease(lease), NOW, LIMITS)
+    }
+
+    #[test]
+    fn missing_is_run_with_the_records_attempts() {
+        assert_eq!(consider(record(0, 0, 0), &Seen::Missing, NOW, LIMITS), Verdict::Take { attempt: 1 });
+        assert_eq!(consider(record(2, 5, 0), &Seen::Missing, NOW, LIMITS), Verdict::Take { attempt: 3 });
+        assert_eq!(consider(record(3, 5, 0), &Seen::Missing, NOW, LIMITS), Verdict::Bury { attempt: 4 });
+    }
+
+    #[test]
+    fn unreadable_is_missing_and_newer_is_parked_for_a_lease() {
+        assert_eq!(Seen::of(Some(b"nonsense")), Seen::Newer(b'n'));
+        assert_eq!(Seen::of(Some(&[1, 2, 3])), Seen::Missing);
+        assert_eq!(
+            consider(record(0, 0, 0), &Seen::Newer(9), NOW, LIMITS),
+            Verdict::Park { due: NOW.plus(LIMITS.lease) }
+        );
+    }
+
+    #[test]
+    fn terminal_and_covered_are_finished() {
+        for state in [LeaseState::Done, LeaseState::Cancelled, LeaseState::Dead] {
+            assert_eq!(verdict(record(0, 9, 0), lease(state, 1, 0, -5)), Verdict::Finish);
+        }
+        assert_eq!(verdict(record(0, 1, 0), lease(LeaseState::Live, 1, 2, 500)), Verdict::Finish);
+        assert_ne!(verdict(record(0, 2, 0), lease(LeaseState::Live, 1, 2, 500)), Verdict::Finish);
+    }
+
+    #[test]
+    fn a_live_lease_is_waited_for_with_the_skew_and_an_idle_one_without() {
+        let skew = 1_000;
+        assert_eq!(
+            verdict(record(0, 0, 0), lease(LeaseState::Live, 1, 0, 500)),
+            Verdict::Park { due: Wall(NOW.0 + 500 + skew) }
+        );
+        assert_eq!(
+            verdict(record(0, 0, 0), lease(LeaseState::Live, 1, 0, -999)),
+            Verdict::Park { due: Wall(NOW.0 + 1) }
+        );
+        assert_eq!(
+            verdict(record(0, 0, 0), lease(LeaseState::Live, 1, 0, -1000)),
+            Verdict::Take { attempt: 2 }
+        );
+        assert_eq!(
+            verdict(record(0, 0, 0), lease(LeaseState::Idle, 1, 0, 500)),
+            Verdict::Park { due: Wall(NOW.0 + 500) }
+        );
+        assert_eq!(verdict(record(0, 0, 0), lease(LeaseState::Idle, 1, 0, 0)), Verdict::Take { attempt: 2 });
+    }
+
+    #[test]
+    fn a_deadline_beyond_its_own_length_is_brought_back() {
+        assert_eq!(verdict(record(0, 0, 0), lease(LeaseState::Live, 1, 0, 61_001)), Verdict::Reset);
+        assert_ne!(verdict(record(0, 0, 0), lease(LeaseState::Live, 1, 0, 61_000)), Verdict::Reset);
+    }
+
+    #[test]
+    fn a_record_that_is_not_due_hops_on() {
+        assert_eq!(
+            consider(record(0, 0, 9_000), &Seen::Missing, NOW, LIMITS),
+            Verdict::Park { due: Wall(NOW.0 + 9_000) }
+        );
+        assert_eq!(
+            verdict(record(0, 0, 9_000), lease(LeaseState::Idle, 0, 0, -1)),
+            Verdict::Park { due: Wall(NOW.0 + 9_000) }
+        );
+        assert_eq!(verdict(record(0, 0, 9_000), lease(LeaseState::Done, 1, 0, -1)), Verdict::Finish);
+    }
+
+    #[test]
+    fn the_table_of_conflicts() {
+        let own = fence(1);
+        let of = |state, attempt| Seen::Lease(lease(state, attempt, 0, 0));
+        let theirs = |state, attempt| Seen::Lease(Lease { fence: fence(2), ..lease(state, attempt, 0, 0) });
+        use Conflict::{Again, AlreadySo, Lost};
+        use LeaseState::{Cancelled, Dead, Done, Idle, Live};
+        for (wish, found, means) in [
+            (Wish::Done, of(Live, 2), Again),
+            (Wish::Done, Seen::Missing, Again),
+            (Wish::Done, of(Done, 2), AlreadySo),
+            (Wish::Done, theirs(Live, 1), Again),
+            (Wish::Done, theirs(Idle, 1), Again),
+            (Wish::Done, theirs(Live, 2), Lost(LostReason::TakenOver)),
+            (Wish::Done, theirs(Done, 1), Lost(LostReason::TakenOver)),
+            (Wish::Done, of(Cancelled, 2), Lost(LostReason::Cancelled)),
+            (Wish::Done, theirs(Dead, 1), Lost(LostReason::Dead)),
+            (Wish::Keep, Seen::Missing, Again),
+            (Wish::Keep, of(Live, 2), Again),
+            (Wish::Keep, theirs(Live, 1), Lost(LostReason::TakenOver)),
+            (Wish::Keep, of(Done, 2), Lost(LostReason::TakenOver)),
+            (Wish::Idle, of(Idle, 2), AlreadySo),
+            (Wish::Idle, Seen::Missing, Again),
+            (Wish::Idle, theirs(Live, 1), Lost(LostReason::TakenOver)),
+            (Wish::Dead, of(Dead, 2), AlreadySo),
+            (Wish::Dead, theirs(Idle, 3), Lost(LostReason::TakenOver)),
+        ] {
+            assert_eq!(conflict(own, 2, wish, &found), means, "{wish:?} finds {found:?}");
+        }
+    }
+}

@@ -1,0 +1,421 @@
+//! Scenarios of one machine with a store and a log that answer at once. The simulation does the rest.
+
+use super::*;
+use crate::{Batch, Commit, Envelope, Event, HEADER, Headers, Lease, LeaseState, Partition, Record, Swapped};
+use bytes::Bytes;
+use std::{collections::BTreeMap, time::Duration};
+
+const SEC: Duration = Duration::from_secs(1);
+
+struct Rig {
+    m: Machine,
+    now: Now,
+    store: BTreeMap<Key, Bytes>,
+    wait: Vec<(i32, Record)>,
+    dead: Vec<Record>,
+    ready: VecDeque<Ready>,
+    answers: Vec<Answer>,
+    lost: Vec<LostReason>,
+    commits: Vec<Commit>,
+    released: Vec<Assignment>,
+    demand: usize,
+    next_offset: i64,
+}
+
+fn assignment(topic: &str, index: i32) -> Assignment {
+    Assignment { partition: Partition::new(topic, index), epoch: 1 }
+}
+
+impl Rig {
+    fn new(change: impl FnOnce(&mut Settings)) -> Rig {
+        let mut settings = Settings { process: [1; 16], prefetch: 4, ..Settings::default() };
+        change(&mut settings);
+        let layout = Layout {
+            keyspace: crate::Keyspace::new("q", "g").unwrap(),
+            task: "q".into(),
+            wait: "w".into(),
+            wait_partitions: 11,
+            dead: "d".into(),
+            dead_partitions: 1,
+        };
+        let now = Now { mono: Mono(0), wall: Wall(1_000_000) };
+        let mut rig = Rig {
+            m: Machine::new(settings, layout, now),
+            now,
+            store: BTreeMap::new(),
+            wait: vec![],
+            dead: vec![],
+            ready: VecDeque::new(),
+            answers: vec![],
+            lost: vec![],
+            commits: vec![],
+            released: vec![],
+            demand: 0,
+            next_offset: 0,
+        };
+        let all = (0..11).map(|i| assignment("w", i)).chain([assignment("q", 0)]).collect();
+        rig.m.handle_event(now, Event::Assigned(all));
+        rig
+    }
+
+    fn publish(&mut self, ids: &[&str]) {
+        let records = ids.iter().map(|id| {
+            let envelope = Envelope {
+                id: TaskId::new(*id).unwrap(),
+                attempt: 0,
+                cover: 0,
+                due: Wall(0),
+                lane_due: Wall(0),
+                published: self.now.wall,
+                origin: None,
+            };
+            let headers = Headers::from_iter([(Bytes::from(HEADER), Some(envelope.encode()))]);
+            self.next_offset += 1;
+            Record::new(self.next_offset - 1, 0, Some("key".into()), Some("payload".into()), headers)
+        });
+        let records: Vec<_> = records.collect();
+        let next = self.next_offset;
+        self.m.handle_event(self.now, Event::Records(assignment("q", 0), Batch::new(records, next, None)));
+        self.settle();
+    }
+
+    /// Answers everything until nothing is asked any more.
+    fn settle(&mut self) {
+        loop {
+            let (mut swaps, mut gets, mut appends, mut commits) = (vec![], vec![], vec![], vec![]);
+            self.m.handle_demand(self.now, self.demand, self.ready.len());
+            self.m.poll_swaps(100, &mut swaps);
+            self.m.poll_gets(100, &mut gets);
+            let to = self.m.poll_appends(100, &mut appends);
+            self.m.poll_commits(&mut commits);
+            let mut ready = vec![];
+            self.m.poll_ready(&mut ready);
+            self.ready.extend(ready);
+            let recall = self.m.poll_recall();
+            if recall {
+                for job in std::mem::take(&mut self.ready) {
+                    self.m.handle_untaken(self.now, job.job);
+                }
+            }
+            self.m.poll_releases(&mut self.released);
+            let mut noticed = false;
+            while let Some(notice) = self.m.poll_notice() {
+                noticed = true;
+                match notice {
+                    Notice::Answered(_, _, answer) => self.answers.push(answer),
+                    Notice::LeaseLost(_, reason) => self.lost.push(reason),
+                    Notice::Alarm(_) => {}
+                }
+            }
+            if swaps.is_empty()
+                && gets.is_empty()
+                && to.is_none()
+                && commits.is_empty()
+                && !recall
+                && !noticed
+            {
+                return;
+            }
+            for (token, swap) in swaps {
+                let found = self.store.get(&swap.key).cloned();
+                let outcome = if found == swap.expect {
+                    self.store.insert(swap.key, swap.new.unwrap());
+                    Swapped::Done
+                } else {
+                    Swapped::Conflict(found)
+                };
+                self.m.handle_swapped(self.now, token, Ok(outcome));
+            }
+            for (token, key) in gets {
+                self.m.handle_got(self.now, token, Ok(self.store.get(&key).cloned()));
+            }
+            for (token, new) in appends {
+                let to = to.as_ref().unwrap();
+                self.next_offset += 1;
+                let offset = self.next_offset;
+                let record = Record::new(offset, 0, new.key, new.value, new.headers);
+                if &*to.topic == "w" {
+                    self.wait.push((to.index, record));
+                } else {
+                    self.dead.push(record);
+                }
+                self.m.handle_appended(self.now, token, Ok(offset));
+            }
+            for commit in commits {
+                self.m.handle_committed(self.now, &commit, Ok(()));
+                self.commits.push(commit);
+            }
+        }
+    }
+
+    fn pass(&mut self, d: Duration) {
+        self.now = Now { mono: self.now.mono.plus(d), wall: self.now.wall.plus(d) };
+        self.m.handle_timeout(self.now);
+        self.settle();
+    }
+
+    /// Somebody asks for a job.
+    fn get_job(&mut self) -> Option<Ready> {
+        self.demand = 1;
+        self.settle();
+        self.demand = 0;
+        let job = self.ready.pop_front();
+        self.settle();
+        job
+    }
+
+    fn ask(&mut self, job: &Ready, ask: Ask) -> Option<Answer> {
+        self.m.handle_ask(self.now, job.job, AskNo(1), ask);
+        self.settle();
+        self.answers.pop()
+    }
+
+    /// Hands the copies of the wait topic back as the consumer would.
+    fn deliver_copies(&mut self) {
+        for (index, record) in std::mem::take(&mut self.wait) {
+            let next = record.offset + 1;
+            self.m.handle_event(
+                self.now,
+                Event::Records(assignment("w", index), Batch::new(vec![record], next, None)),
+            );
+        }
+        self.settle();
+    }
+
+    fn lease(&self, id: &str) -> Option<Lease> {
+        let key = Key::task(&crate::Keyspace::new("q", "g").unwrap(), &TaskId::new(id).unwrap());
+        self.store.get(&key).map(|v| Lease::decode(v).unwrap())
+    }
+
+    fn change_lease(&mut self, id: &str, change: impl FnOnce(&mut Lease)) {
+        let mut lease = self.lease(id).unwrap();
+        change(&mut lease);
+        let key = Key::task(&crate::Keyspace::new("q", "g").unwrap(), &TaskId::new(id).unwrap());
+        self.store.insert(key, lease.encode());
+    }
+
+    fn committed(&self) -> Option<i64> {
+        self.commits.iter().rev().find(|c| &*c.assignment.partition.topic == "q").map(|c| c.offset)
+    }
+}
+
+#[test]
+fn a_task_is_run_and_done_with_two_swaps_and_no_copy() {
+    let mut rig = Rig::new(|_| {});
+    rig.publish(&["a"]);
+    let job = rig.get_job().unwrap();
+    assert_eq!((job.content.id.as_str(), job.attempt), ("a", 1));
+    assert_eq!(rig.lease("a").unwrap().state, LeaseState::Live);
+    assert_eq!(rig.committed(), None);
+    assert!(matches!(rig.ask(&job, Ask::Done), Some(Answer::Ok)));
+    assert_eq!(rig.lease("a").unwrap().state, LeaseState::Done);
+    rig.pass(SEC);
+    assert_eq!(rig.committed(), Some(1));
+    assert!(rig.wait.is_empty() && rig.m.items.is_empty() && rig.m.by_id.is_empty());
+}
+
+#[test]
+fn a_slow_task_is_copied_once_and_does_not_hold_back_the_commit() {
+    let mut rig = Rig::new(|_| {});
+    rig.publish(&["slow", "quick"]);
+    let (slow, quick) = (rig.get_job().unwrap(), rig.get_job().unwrap());
+    rig.ask(&quick, Ask::Done);
+    rig.pass(SEC);
+    assert_eq!(rig.committed(), None);
+    assert_eq!(rig.m.poll_timeout(), Some(Mono(10_000_000_000)));
+    rig.pass(9 * SEC);
+    assert_eq!((rig.wait.len(), rig.lease("slow").unwrap().cover), (1, 1));
+    rig.pass(SEC);
+    assert_eq!(rig.committed(), Some(2));
+    rig.pass(5 * SEC);
+    assert_eq!(rig.wait.len(), 1);
+    assert!(matches!(rig.ask(&slow, Ask::Done), Some(Answer::Ok)));
+    rig.pass(50 * SEC);
+    rig.deliver_copies();
+    assert!(rig.m.items.is_empty() && rig.get_job().is_none());
+}
+
+#[test]
+fn an_abandoned_job_is_handed_out_again_after_its_lease() {
+    let mut rig = Rig::new(|_| {});
+    rig.publish(&["a"]);
+    let job = rig.get_job().unwrap();
+    rig.ask(&job, Ask::Abandoned);
+    rig.pass(10 * SEC);
+    rig.deliver_copies();
+    rig.pass(50 * SEC);
+    assert!(rig.get_job().is_none());
+    rig.pass(SEC);
+    assert!(rig.ready.is_empty(), "a later attempt is not prefetched");
+    let again = rig.get_job().unwrap();
+    assert_eq!((again.content.id.as_str(), again.attempt), ("a", 2));
+    assert!(matches!(rig.ask(&job, Ask::Done), Some(Answer::Lost(_))));
+    assert!(matches!(rig.ask(&again, Ask::Done), Some(Answer::Ok)));
+}
+
+#[test]
+fn a_retry_comes_back_at_its_time_and_keeps_the_record_until_the_copy_is_durable() {
+    let mut rig = Rig::new(|_| {});
+    rig.publish(&["a"]);
+    let job = rig.get_job().unwrap();
+    assert!(matches!(rig.ask(&job, Ask::Retry(3 * SEC)), Some(Answer::Ok)));
+    let lease = rig.lease("a").unwrap();
+    assert_eq!((lease.state, lease.cover), (LeaseState::Idle, 1));
+    rig.deliver_copies();
+    for _ in 0..2 {
+        rig.pass(SEC);
+        rig.deliver_copies();
+        assert!(rig.get_job().is_none());
+    }
+    rig.pass(SEC);
+    rig.deliver_copies();
+    assert_eq!(rig.get_job().unwrap().attempt, 2);
+}
+
+#[test]
+fn the_last_attempt_goes_to_the_dead_letters_with_key_and_headers() {
+    let mut rig = Rig::new(|s| s.max_attempts = 1);
+    rig.publish(&["a"]);
+    assert!(rig.ready.is_empty(), "the last attempt is not prefetched");
+    let job = rig.get_job().unwrap();
+    assert!(matches!(rig.ask(&job, Ask::Retry(SEC)), Some(Answer::Ok)));
+    assert_eq!(rig.lease("a").unwrap().state, LeaseState::Dead);
+    let dead = &rig.dead[0];
+    assert_eq!(dead.key.as_ref().unwrap(), "key");
+    assert_eq!(dead.headers.get("kafkaq-id").unwrap(), "a");
+    assert_eq!(dead.headers.get("kafkaq-attempts").unwrap(), "1");
+    assert_eq!(dead.headers.get("kafkaq-origin").unwrap(), "q/0/0");
+}
+
+#[test]
+fn a_lease_that_was_lost_sends_the_record_back_to_the_rule() {
+    let mut rig = Rig::new(|_| {});
+    rig.publish(&["a"]);
+    let job = rig.get_job().unwrap();
+    rig.change_lease("a", |l| l.fence.process = [9; 16]);
+    assert!(matches!(rig.ask(&job, Ask::Done), Some(Answer::Lost(LostReason::TakenOver))));
+    assert_eq!(rig.wait.len(), 1, "it is copied for when the other one's lease ends");
+    rig.change_lease("a", |l| l.state = LeaseState::Cancelled);
+    rig.deliver_copies();
+    rig.pass(61 * SEC);
+    assert!(rig.get_job().is_none() && rig.m.items.is_empty());
+}
+
+#[test]
+fn done_over_a_wiped_store_heals_it() {
+    let mut rig = Rig::new(|_| {});
+    rig.publish(&["a"]);
+    let job = rig.get_job().unwrap();
+    rig.store.clear();
+    assert!(matches!(rig.ask(&job, Ask::Done), Some(Answer::Ok)));
+    assert_eq!(rig.lease("a").unwrap().state, LeaseState::Done);
+}
+
+#[test]
+fn extend_after_a_copy_raised_the_cover_number_still_holds() {
+    let mut rig = Rig::new(|_| {});
+    rig.publish(&["a"]);
+    let job = rig.get_job().unwrap();
+    rig.pass(10 * SEC);
+    rig.change_lease("a", |l| l.cover = 7);
+    assert!(matches!(rig.ask(&job, Ask::Extend(90 * SEC)), Some(Answer::Extended(_))));
+    let lease = rig.lease("a").unwrap();
+    assert_eq!((lease.cover, lease.length), (7, 90 * SEC));
+    assert!(matches!(rig.ask(&job, Ask::Done), Some(Answer::Ok)));
+}
+
+#[test]
+fn shutdown_gives_back_what_was_not_handed_out_and_waits_for_what_was() {
+    let mut rig = Rig::new(|_| {});
+    rig.publish(&["a", "b"]);
+    let running = rig.get_job().unwrap();
+    rig.m.handle_shutdown(rig.now);
+    rig.settle();
+    let back = rig.lease("b").unwrap();
+    assert_eq!((back.state, back.attempt, back.deadline), (LeaseState::Idle, 0, rig.now.wall));
+    assert!(!rig.m.is_drained());
+    rig.ask(&running, Ask::Done);
+    assert!(rig.m.is_drained());
+    assert_eq!(rig.committed(), Some(1));
+}
+
+#[test]
+fn a_revoked_partition_is_committed_given_back_and_released_at_once() {
+    let mut rig = Rig::new(|_| {});
+    rig.publish(&["a", "b", "c"]);
+    let (done, running) = (rig.get_job().unwrap(), rig.get_job().unwrap());
+    rig.ask(&done, Ask::Done);
+    rig.m.handle_event(rig.now, Event::Revoking(vec![assignment("q", 0)]));
+    rig.settle();
+    assert_eq!(rig.released, [assignment("q", 0)]);
+    assert_eq!(rig.committed(), Some(1));
+    assert_eq!(rig.lease("c").unwrap().state, LeaseState::Idle);
+    rig.pass(20 * SEC);
+    assert!(rig.wait.is_empty(), "its timers are off");
+    assert!(matches!(rig.ask(&running, Ask::Done), Some(Answer::Ok)));
+    assert!(rig.m.items.is_empty());
+}
+
+#[test]
+fn a_stale_ready_job_is_renewed_before_it_is_handed_out() {
+    let mut rig = Rig::new(|_| {});
+    rig.publish(&["a"]);
+    let first = rig.ready[0].clone();
+    rig.pass(31 * SEC);
+    let stale = rig.ready.pop_front().unwrap();
+    assert!(stale.stale_at <= rig.now.mono);
+    rig.m.handle_untaken(rig.now, stale.job);
+    let job = rig.get_job().unwrap();
+    assert!(job.deadline > first.deadline && job.attempt == 1);
+    assert!(matches!(rig.ask(&job, Ask::Done), Some(Answer::Ok)));
+}
+
+#[test]
+fn redeliveries_get_their_share_while_first_attempts_go_on() {
+    let mut rig = Rig::new(|s| s.max_attempts = 9);
+    rig.publish(&["again"]);
+    let job = rig.get_job().unwrap();
+    rig.ask(&job, Ask::Retry(Duration::ZERO));
+    let many: Vec<String> = (0..100).map(|i| format!("t{i}")).collect();
+    rig.publish(&many.iter().map(String::as_str).collect::<Vec<_>>());
+    rig.deliver_copies();
+    for served in 0.. {
+        assert!(served < 12, "starved");
+        let job = rig.get_job().unwrap();
+        rig.ask(&job, Ask::Done);
+        if job.attempt == 2 {
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_full_window_pauses_and_a_slow_head_is_moved_out_of_its_way() {
+    let mut rig = Rig::new(|s| (s.window, s.prefetch) = (10, 100));
+    let many: Vec<String> = (0..10).map(|i| format!("t{i}")).collect();
+    rig.publish(&many.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(rig.m.poll_flow(), Some((assignment("q", 0), false)));
+    let _slow = rig.get_job().unwrap();
+    for _ in 1..10 {
+        let job = rig.get_job().unwrap();
+        rig.ask(&job, Ask::Done);
+    }
+    assert_eq!(rig.wait.len(), 1, "the head was copied long before park_after");
+    assert_eq!(rig.m.poll_flow(), Some((assignment("q", 0), true)));
+    rig.pass(SEC);
+    assert_eq!(rig.committed(), Some(10));
+}
+
+#[test]
+fn a_deadline_from_a_wrong_clock_is_brought_back() {
+    let mut rig = Rig::new(|_| {});
+    rig.publish(&["a"]);
+    let job = rig.get_job().unwrap();
+    rig.ask(&job, Ask::Abandoned);
+    rig.pass(10 * SEC);
+    rig.change_lease("a", |l| l.deadline = l.deadline.plus(1_000_000 * SEC));
+    rig.pass(60 * SEC);
+    rig.deliver_copies();
+    let lease = rig.lease("a").unwrap();
+    assert_eq!(lease.deadline, rig.now.wall.plus(60 * SEC));
+}

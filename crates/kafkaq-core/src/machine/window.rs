@@ -1,0 +1,262 @@
+//! The window: the records of one assignment that were read and are not yet below the committed offset.
+
+use super::{Mono, slab::Ref};
+use crate::{Assignment, Record};
+use std::collections::VecDeque;
+
+/// Where a record stands in its window: counts from the assignment's first record, without gaps.
+pub(super) type Seq = u64;
+
+/// What became of a record.
+#[derive(Debug)]
+pub(super) enum Slot {
+    /// Its turn has not come.
+    Queued(Box<Record>),
+    /// It is being considered, or its job runs.
+    Open(Ref),
+    /// It can't be read by this version; it stays.
+    Stuck,
+    Finished,
+}
+
+#[derive(Debug)]
+struct Entry {
+    offset: i64,
+    bytes: usize,
+    slot: Slot,
+}
+
+#[derive(Debug)]
+pub(super) struct Window {
+    pub(super) assignment: Assignment,
+    /// Records wait for their lane's time here.
+    pub(super) is_wait: bool,
+    entries: VecDeque<Entry>,
+    /// The first entry's.
+    base: Seq,
+    /// The first record whose turn may not have come; everything before it has had its turn. Task topic only.
+    cursor: Seq,
+    finished: usize,
+    /// Of records that are not finished.
+    bytes: usize,
+    /// Where reading goes on.
+    next: i64,
+    /// Everything below is finished.
+    prefix: i64,
+    /// What the group has been told, and whether a commit is under way.
+    pub(super) committed: Option<i64>,
+    pub(super) committing: bool,
+    pub(super) commit_after: Mono,
+    pub(super) commit_failed: bool,
+    pub(super) paused: bool,
+    /// Set while it is being revoked: released at this time at the latest.
+    pub(super) release_by: Option<Mono>,
+}
+
+impl Window {
+    pub(super) fn new(assignment: Assignment, is_wait: bool, now: Mono) -> Self {
+        Window {
+            assignment,
+            is_wait,
+            entries: VecDeque::new(),
+            base: 0,
+            cursor: 0,
+            finished: 0,
+            bytes: 0,
+            next: i64::MIN,
+            prefix: i64::MIN,
+            committed: None,
+            committing: false,
+            commit_after: now,
+            commit_failed: false,
+            paused: false,
+            release_by: None,
+        }
+    }
+
+    /// Takes a record in. An offset that was seen already (a repeated delivery) is left out.
+    pub(super) fn push(&mut self, record: Record) -> Option<Seq> {
+        if record.offset < self.next {
+            return None;
+        }
+        if self.prefix == i64::MIN {
+            self.prefix = record.offset;
+        }
+        self.next = record.offset + 1;
+        let bytes = record.size();
+        self.bytes += bytes;
+        self.entries.push_back(Entry { offset: record.offset, bytes, slot: Slot::Queued(Box::new(record)) });
+        Some(self.base + self.entries.len() as u64 - 1)
+    }
+
+    /// Reading goes on at `next`, beyond the last record.
+    pub(super) fn moved_on(&mut self, next: i64) {
+        if next > self.next {
+            self.next = next;
+            if self.prefix == i64::MIN || self.entries.is_empty() {
+                self.prefix = next;
+            }
+        }
+    }
+
+    fn index(&self, seq: Seq) -> Option<usize> {
+        usize::try_from(seq.checked_sub(self.base)?).ok().filter(|i| *i < self.entries.len())
+    }
+
+    /// Takes the record out of its slot, if its turn has not come yet. Follow it with [`Window::set`].
+    pub(super) fn take_queued(&mut self, seq: Seq) -> Option<Record> {
+        let i = self.index(seq)?;
+        let slot = &mut self.entries[i].slot;
+        match std::mem::replace(slot, Slot::Stuck) {
+            Slot::Queued(record) => Some(*record),
+            other => {
+                *slot = other;
+                None
+            }
+        }
+    }
+
+    pub(super) fn set(&mut self, seq: Seq, slot: Slot) {
+        if let Some(i) = self.index(seq) {
+            self.entries[i].slot = slot;
+        }
+    }
+
+    /// The next record whose turn has not come, in order.
+    pub(super) fn next_queued(&mut self) -> Option<Seq> {
+        self.cursor = self.cursor.max(self.base);
+        while let Some(i) = self.index(self.cursor) {
+            if matches!(self.entries[i].slot, Slot::Queued(_)) {
+                return Some(self.cursor);
+            }
+            self.cursor += 1;
+        }
+        None
+    }
+
+    /// Marks a record finished and moves the prefix.
+    pub(super) fn finish(&mut self, seq: Seq) {
+        let Some(i) = self.index(seq) else { return };
+        let entry = &mut self.entries[i];
+        if matches!(entry.slot, Slot::Finished) {
+            return;
+        }
+        entry.slot = Slot::Finished;
+        self.finished += 1;
+        self.bytes -= entry.bytes;
+        if i == 0 {
+            while let Some(Entry { slot: Slot::Finished, .. }) = self.entries.front() {
+                self.entries.pop_front();
+                self.base += 1;
+                self.finished -= 1;
+            }
+            self.prefix = self.entries.front().map_or(self.next, |e| e.offset);
+        }
+    }
+
+    /// The offset that may be committed, if it is further than what the group was told.
+    pub(super) fn to_commit(&self) -> Option<i64> {
+        let news = self.prefix > self.committed.unwrap_or(self.first_prefix());
+        (news && !self.committing).then_some(self.prefix)
+    }
+
+    fn first_prefix(&self) -> i64 {
+        // Nothing was finished yet while the first entry is still the first one ever.
+        if self.base == 0 && !self.entries.is_empty() { self.prefix } else { i64::MIN }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// More than half of what is held is finished: the head stands in the way.
+    pub(super) fn is_blocked_by_head(&self) -> bool {
+        self.finished * 2 > self.entries.len()
+    }
+
+    /// All that are not finished, oldest first.
+    pub(super) fn unfinished(&self) -> impl Iterator<Item = (Seq, &Slot)> {
+        (self.base..)
+            .zip(&self.entries)
+            .map(|(seq, e)| (seq, &e.slot))
+            .filter(|(_, s)| !matches!(s, Slot::Finished))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Headers, Partition};
+    use proptest::prelude::*;
+
+    fn window() -> Window {
+        Window::new(Assignment { partition: Partition::new("t", 0), epoch: 1 }, false, Mono(0))
+    }
+
+    fn record(offset: i64) -> Record {
+        Record::new(offset, 0, None, Some("12345".into()), Headers::new())
+    }
+
+    #[test]
+    fn nothing_is_committed_before_something_is_finished() {
+        let mut w = window();
+        w.push(record(7));
+        assert_eq!(w.to_commit(), None);
+        w.finish(0);
+        assert_eq!(w.to_commit(), Some(8));
+    }
+
+    #[test]
+    fn an_empty_batch_that_moved_on_is_committed() {
+        let mut w = window();
+        w.moved_on(12);
+        assert_eq!(w.to_commit(), Some(12));
+        w.push(record(15));
+        w.committed = Some(12);
+        assert_eq!(w.to_commit(), None);
+    }
+
+    #[test]
+    fn a_repeated_offset_is_left_out() {
+        let mut w = window();
+        assert_eq!(w.push(record(7)), Some(0));
+        assert_eq!(w.push(record(7)), None);
+        assert_eq!(w.push(record(9)), Some(1));
+    }
+
+    proptest! {
+        /// I4: the prefix never passes an unfinished record and never goes back.
+        #[test]
+        fn only_the_finished_prefix_is_committed(gaps in proptest::collection::vec(1..4_i64, 1..60), order in any::<u64>()) {
+            let mut w = window();
+            let mut offsets = vec![];
+            let mut offset = 5;
+            for gap in gaps {
+                offset += gap;
+                offsets.push(offset);
+                w.push(record(offset));
+            }
+            let mut left: Vec<usize> = (0..offsets.len()).collect();
+            let (mut state, mut last) = (order, i64::MIN);
+            while !left.is_empty() {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let i = left.remove((state >> 33) as usize % left.len());
+                w.finish(i as u64);
+                if let Some(to) = w.to_commit() {
+                    prop_assert!(left.iter().all(|i| offsets[*i] >= to));
+                    prop_assert!(to > last);
+                    last = to;
+                    w.committed = Some(to);
+                }
+                let open_bytes: usize = left.len() * record(0).size();
+                prop_assert_eq!(w.bytes(), open_bytes);
+            }
+            prop_assert_eq!(last, offset + 1);
+            prop_assert_eq!(w.len(), 0);
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! What a client publishes.
+
+use crate::{Error, ErrorKind, Headers, Result};
+use bytes::Bytes;
+use std::{fmt, sync::Arc, time::Duration};
+
+/// Names one task for good: 1 to 128 bytes of UTF-8.
+///
+/// Publishing an id again while it is remembered adds nothing; who wants the work done again uses another id,
+/// such as `report-2026-11-24`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TaskId(Arc<str>);
+
+impl TaskId {
+    /// The longest id, in bytes.
+    pub const MAX_LEN: usize = 128;
+
+    /// # Errors
+    /// `Invalid` if it is empty or too long.
+    pub fn new(id: impl Into<Arc<str>>) -> Result<Self> {
+        let id = id.into();
+        if id.is_empty() || id.len() > Self::MAX_LEN {
+            return Err(Error::not_applied(ErrorKind::Invalid, "make a task id")
+                .on(format!("{} bytes", id.len()))
+                .with_advice("An id has 1 to 128 bytes"));
+        }
+        Ok(TaskId(id))
+    }
+
+    /// An id that the core has made and knows to be short enough.
+    #[cfg(feature = "machine")]
+    pub(crate) fn from_parts(id: String) -> Self {
+        debug_assert!(!id.is_empty() && id.len() <= Self::MAX_LEN);
+        TaskId(id.into())
+    }
+
+    /// The id.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&*self.0, f)
+    }
+}
+
+impl std::str::FromStr for TaskId {
+    type Err = Error;
+    fn from_str(s: &str) -> Result<Self> {
+        TaskId::new(s)
+    }
+}
+
+impl TryFrom<&str> for TaskId {
+    type Error = Error;
+    fn try_from(s: &str) -> Result<Self> {
+        TaskId::new(s)
+    }
+}
+
+impl TryFrom<String> for TaskId {
+    type Error = Error;
+    fn try_from(s: String) -> Result<Self> {
+        TaskId::new(s)
+    }
+}
+
+/// Work to be done: a payload, and what goes with it.
+///
+/// ```
+/// # use kafkaq_core::{Task, TaskId};
+/// # use std::time::Duration;
+/// let task = Task::new("send the November report")
+///     .with_id(TaskId::new("report-2026-11")?)
+///     .with_key("customer-17")
+///     .with_delay(Duration::from_secs(60));
+/// # Ok::<(), kafkaq_core::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Task {
+    payload: Bytes,
+    key: Option<Bytes>,
+    id: Option<TaskId>,
+    headers: Headers,
+    delay: Option<Duration>,
+}
+
+impl Task {
+    /// A task with a payload and nothing else.
+    pub fn new(payload: impl Into<Bytes>) -> Self {
+        Task { payload: payload.into(), ..Task::default() }
+    }
+
+    /// Tasks of one key go to one partition, the one that Kafka's Java client would choose. It does not order them.
+    #[must_use]
+    pub fn with_key(mut self, key: impl Into<Bytes>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
+    /// Publishing the same id again while it is remembered adds nothing. Without one, `publish` makes a UUIDv7.
+    #[must_use]
+    pub fn with_id(mut self, id: TaskId) -> Self {
+        self.id = Some(id);
+        self
+    }
+
+    /// Adds a header. Names that begin with `kafkaq` are kafkaq's own and are refused by `publish`.
+    #[must_use]
+    pub fn with_header(mut self, name: impl Into<Bytes>, value: impl Into<Bytes>) -> Self {
+        self.headers.push(name, Some(value.into()));
+        self
+    }
+
+    /// Replaces all headers.
+    #[must_use]
+    pub fn with_headers(mut self, headers: Headers) -> Self {
+        self.headers = headers;
+        self
+    }
+
+    /// Is not executed before this long after `publish`.
+    #[must_use]
+    pub fn with_delay(mut self, delay: Duration) -> Self {
+        self.delay = Some(delay);
+        self
+    }
+
+    /// The payload.
+    #[must_use]
+    pub fn payload(&self) -> &Bytes {
+        &self.payload
+    }
+
+    /// The key.
+    #[must_use]
+    pub fn key(&self) -> Option<&Bytes> {
+        self.key.as_ref()
+    }
+
+    /// The id, where the caller chose one.
+    #[must_use]
+    pub fn id(&self) -> Option<&TaskId> {
+        self.id.as_ref()
+    }
+
+    /// The user's headers.
+    #[must_use]
+    pub fn headers(&self) -> &Headers {
+        &self.headers
+    }
+
+    /// The delay.
+    #[must_use]
+    pub fn delay(&self) -> Option<Duration> {
+        self.delay
+    }
+}
