@@ -2,7 +2,7 @@
 
 use crate::{Partition, Position, TaskId, Wall};
 use bytes::Bytes;
-use std::fmt;
+use std::{fmt, time::Duration};
 
 /// The name of kafkaq's header.
 pub const HEADER: &str = "kafkaq";
@@ -20,6 +20,8 @@ pub struct Envelope {
     pub cover: u32,
     /// The task is not considered before this.
     pub due: Wall,
+    /// How far ahead `due` was set: one further away than this was written by a clock that is wrong.
+    pub ahead: Duration,
     /// This copy leaves its lane of the wait topic at this time, to run or to hop on.
     pub lane_due: Wall,
     /// When the task was published first.
@@ -54,6 +56,21 @@ impl std::error::Error for DecodeError {}
 const VERSION: u8 = 1;
 
 impl Envelope {
+    /// Of a task that is published now and may run at once.
+    #[must_use]
+    pub fn new(id: TaskId, published: Wall) -> Self {
+        Envelope {
+            id,
+            attempt: 0,
+            cover: 0,
+            due: Wall(0),
+            ahead: Duration::ZERO,
+            lane_due: Wall(0),
+            published,
+            origin: None,
+        }
+    }
+
     /// The header's value.
     #[must_use]
     pub fn encode(&self) -> Bytes {
@@ -63,6 +80,7 @@ impl Envelope {
         put(&mut v, self.attempt.into());
         put(&mut v, self.cover.into());
         put(&mut v, self.due.0);
+        put(&mut v, self.ahead.as_millis() as u64);
         put(&mut v, self.lane_due.0);
         put(&mut v, self.published.0);
         if let Some(at) = &self.origin {
@@ -88,6 +106,7 @@ impl Envelope {
             attempt: rest.small()?,
             cover: rest.small()?,
             due: Wall(rest.number()?),
+            ahead: Duration::from_millis(rest.number()?),
             lane_due: Wall(rest.number()?),
             published: Wall(rest.number()?),
             origin: if rest.0.is_empty() {
@@ -154,12 +173,13 @@ mod tests {
 
     fn envelope() -> impl Strategy<Value = Envelope> {
         let origin = proptest::option::of(("[a-z.]{1,20}", 0..i32::MAX, -1..i64::MAX));
-        ("\\PC{1,30}", any::<(u32, u32, u64, u64, u64)>(), origin).prop_map(
-            |(id, (attempt, cover, due, lane_due, published), origin)| Envelope {
+        ("\\PC{1,30}", any::<(u32, u32, u64, u64, u64, u64)>(), origin).prop_map(
+            |(id, (attempt, cover, due, ahead, lane_due, published), origin)| Envelope {
                 id: TaskId::new(id).unwrap(),
                 attempt,
                 cover,
                 due: Wall(due),
+                ahead: Duration::from_millis(ahead),
                 lane_due: Wall(lane_due),
                 published: Wall(published),
                 origin: origin
@@ -194,15 +214,8 @@ mod tests {
 
     #[test]
     fn a_published_record_carries_little() {
-        let e = Envelope {
-            id: TaskId::new("01890a5d-ac96-774b-bcce-b302099a8057").unwrap(),
-            attempt: 0,
-            cover: 0,
-            due: Wall(0),
-            lane_due: Wall(0),
-            published: Wall(1_700_000_000_000),
-            origin: None,
-        };
+        let id = TaskId::new("01890a5d-ac96-774b-bcce-b302099a8057").unwrap();
+        let e = Envelope::new(id, Wall(1_700_000_000_000));
         assert!(e.encode().len() < 50, "{}", e.encode().len());
     }
 }

@@ -25,6 +25,7 @@ impl Headers {
     }
 
     /// Takes all headers of that name out and returns the last one's value.
+    #[cfg(feature = "machine")]
     pub(crate) fn take(&mut self, name: &str) -> Option<Option<Bytes>> {
         // The usual case first: ours is the last one, and the only one.
         let mut found = None;
@@ -69,7 +70,7 @@ impl FromIterator<(Bytes, Option<Bytes>)> for Headers {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "machine"))]
 mod tests {
     use super::*;
 

@@ -235,11 +235,4 @@ pub enum Alarm {
         /// What is wrong.
         why: String,
     },
-    /// The log begins after the committed offset: records were deleted before they were finished.
-    Truncated {
-        /// The first record that is still there.
-        at: Position,
-        /// Where reading should have gone on.
-        expected: i64,
-    },
 }

@@ -36,7 +36,7 @@ impl Machine {
 
     pub(super) fn begin_ask(&mut self, r: Ref, pending: PendingAsk) {
         let Some(item) = self.items.get_mut(r) else { return };
-        let used_up = item.own.is_some_and(|o| o.1 >= self.limits.max_attempts);
+        let used_up = item.own.is_some_and(|o| o.attempt >= self.limits.max_attempts);
         let appends = matches!(pending.ask, Ask::Retry(_) | Ask::Reject(_));
         if appends && item.append.is_some() {
             // One append at a time; its acknowledgement goes on with this.
@@ -47,9 +47,7 @@ impl Machine {
         item.ask = Some(pending);
         match ask {
             Ask::Done => self.start(r, StoreOp::Done),
-            Ask::Retry(delay) if !used_up => {
-                self.start(r, StoreOp::Idle { due: self.now.wall.plus(delay), length: delay });
-            }
+            Ask::Retry(length) if !used_up => self.start(r, StoreOp::Idle { length }),
             Ask::Retry(_) => {
                 let reason = format!("all {} attempts are used up", self.limits.max_attempts);
                 self.bury(r, reason);
@@ -60,10 +58,10 @@ impl Machine {
         }
     }
 
-    /// Answers the ask that is under way, if there is one.
+    /// Answers the ask that is under way or waits, if there is one.
     pub(super) fn answer(&mut self, r: Ref, answer: Answer) {
         let Some(item) = self.items.get_mut(r) else { return };
-        let Some(asked) = item.ask.take() else { return };
+        let Some(asked) = item.ask.take().or_else(|| item.next_ask.take()) else { return };
         let job = JobKey(r.to_bits());
         if !matches!(answer, Answer::Extended(_)) {
             item.holder = Holder::None;

@@ -36,7 +36,7 @@ impl Machine {
             return;
         }
         let Some(lease) = item.seen.lease() else { return };
-        let mut due = rule::end(lease, self.limits);
+        let mut due = rule::end(lease, self.now.wall, self.limits);
         if self.broken(Fault::ParkWithoutSkew) {
             due = lease.deadline;
         }
@@ -46,8 +46,8 @@ impl Machine {
     pub(super) fn start_copy(&mut self, r: Ref, due: Wall, announce: bool) {
         let Some(item) = self.items.get(r) else { return };
         let cover = item.next_cover();
-        let lane_due = self.ladder.place(self.now.wall, due, &item.content.id).1;
-        self.start_append(r, AppendOp::Copy { cover, due, lane_due, announce });
+        let ahead = due.since(self.now.wall);
+        self.start_append(r, AppendOp::Copy { cover, due, ahead, lane_due: due, announce });
         if self.broken(Fault::FinishBeforeAck) {
             self.finish_record(r);
         }
@@ -97,10 +97,12 @@ impl Machine {
     pub(super) fn new_record(&self, r: Ref) -> Option<NewRecord> {
         let item = self.items.get(r)?;
         Some(match item.append.as_ref()? {
-            AppendOp::Copy { cover, due, lane_due, .. } => open::copy(item, *cover, *due, *lane_due),
+            AppendOp::Copy { cover, due, ahead, lane_due, .. } => {
+                open::copy(item, *cover, (*due, *ahead), *lane_due)
+            }
             AppendOp::DeadLetter { reason } => {
                 // A burial's own take was no hand-out.
-                let attempts = item.own.map_or(0, |o| o.1).min(self.limits.max_attempts);
+                let attempts = item.own.map_or(0, |o| o.attempt).min(self.limits.max_attempts);
                 open::dead_letter(item, reason, attempts)
             }
             AppendOp::Whole { reason } => open::whole(item.whole.as_deref()?, reason, &item.at),
@@ -125,7 +127,7 @@ impl Machine {
 
     fn appended(&mut self, r: Ref, op: AppendOp) {
         match op {
-            AppendOp::Copy { cover, due, announce, .. } => {
+            AppendOp::Copy { cover, due, ahead, announce, .. } => {
                 self.finish_record(r);
                 if let Some(item) = self.items.get_mut(r) {
                     item.copies = item.copies.max(cover);
@@ -135,7 +137,7 @@ impl Machine {
                 }
                 if announce {
                     let fence = self.new_fence();
-                    self.start(r, StoreOp::Announce { cover, due, fence });
+                    self.start(r, StoreOp::Announce { cover, due, length: ahead, fence });
                 } else {
                     self.go_on(r);
                 }
@@ -169,7 +171,7 @@ impl Machine {
             // It is not finished in any other way: it comes back after a lease.
             self.answer(r, Answer::Failed(error));
             let length = self.settings.lease;
-            return self.start(r, StoreOp::Idle { due: self.now.wall.plus(length), length });
+            return self.start(r, StoreOp::Idle { length });
         }
         self.alarm(Alarm::Stuck { at, error });
         self.later.push(Reverse((self.now.mono.plus(STUCK_PAUSE), r)));
@@ -196,7 +198,9 @@ impl Machine {
     /// Only for a copy that comes to its turn no later than the lease ends: a later one must not displace an earlier.
     pub(super) fn may_raise(&self, r: Ref, cover: u32, due: Wall) -> bool {
         let lease = self.items.get(r).and_then(|i| i.seen.lease());
-        lease.is_some_and(|l| !l.state.is_terminal() && l.cover < cover && due <= rule::end(l, self.limits))
+        lease.is_some_and(|l| {
+            !l.state.is_terminal() && l.cover < cover && due <= rule::end(l, self.now.wall, self.limits)
+        })
     }
 
     /// Keeps the flow within its limits, copies what takes too long, and makes room at the head of a full window.

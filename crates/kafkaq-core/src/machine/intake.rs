@@ -135,9 +135,8 @@ impl Machine {
         let fence = self.new_fence();
         if let Some(item) = self.items.get_mut(r) {
             item.stage = Stage::Considered;
-            item.taking = true;
-            self.taking += 1;
         }
+        self.begin_taking(r);
         self.start(r, StoreOp::Take { attempt, fence, bury: false });
     }
 

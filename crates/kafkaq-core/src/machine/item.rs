@@ -29,11 +29,11 @@ pub(super) enum StoreOp {
     /// Tell the lease of a durable copy.
     Raise { cover: u32, due: Wall, again: bool },
     /// Give a delayed task its idle lease, once a copy of it is durable.
-    Announce { cover: u32, due: Wall, fence: Fence },
+    Announce { cover: u32, due: Wall, length: Duration, fence: Fence },
     /// Own lease to done.
     Done,
-    /// Own lease to idle until `due`.
-    Idle { due: Wall, length: Duration },
+    /// Own lease to idle for this long.
+    Idle { length: Duration },
     /// Own lease to dead; the dead letter is durable.
     Dead,
     /// Own lease to a later deadline: the holder's wish, or a renewal before hand-out.
@@ -45,8 +45,8 @@ pub(super) enum StoreOp {
 /// What is appended for an item, one at a time.
 #[derive(Clone, Debug)]
 pub(super) enum AppendOp {
-    /// A copy for the wait topic. `announce`: the task has no lease yet.
-    Copy { cover: u32, due: Wall, lane_due: Wall, announce: bool },
+    /// A copy for the wait topic, due so far ahead when it was decided. `announce`: the task has no lease yet.
+    Copy { cover: u32, due: Wall, ahead: Duration, lane_due: Wall, announce: bool },
     /// The task, for the dead-letter topic.
     DeadLetter { reason: String },
     /// A record that can't be read, whole, for the dead-letter topic.
@@ -83,6 +83,15 @@ pub(super) struct PendingAsk {
     pub(super) ask: super::Ask,
 }
 
+/// The lease that this process has won.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Own {
+    pub(super) fence: Fence,
+    pub(super) attempt: u32,
+    /// Until when it holds, whatever the store remembers of it.
+    pub(super) until: Wall,
+}
+
 /// What was sent to the store.
 #[derive(Debug)]
 pub(super) enum Sent {
@@ -107,8 +116,7 @@ pub(super) struct Item {
     /// The lease's value as last seen, byte for byte, and what it says.
     pub(super) known: Option<Bytes>,
     pub(super) seen: Seen,
-    /// The fence and the attempt of the own lease.
-    pub(super) own: Option<(Fence, u32)>,
+    pub(super) own: Option<Own>,
     pub(super) holder: Holder,
     /// It came back untaken while an operation was under way.
     pub(super) renew: bool,
@@ -135,7 +143,7 @@ pub(super) struct Item {
 impl Item {
     pub(super) fn attempt(&self) -> u32 {
         let lease = self.seen.lease().map_or(0, |l| l.attempt);
-        self.meta.attempt.max(lease).max(self.own.map_or(0, |o| o.1))
+        self.meta.attempt.max(lease).max(self.own.map_or(0, |o| o.attempt))
     }
 
     /// The number of the next copy.

@@ -2,11 +2,11 @@
 
 use super::{
     Alarm, Answer, Fault, LostReason, Machine, Notice, Now, Token,
-    item::{AppendOp, Holder, Item, Sent, Stage, StoreOp},
+    item::{AppendOp, Holder, Item, Own, Sent, Stage, StoreOp},
     rule::{self, Conflict, Seen, Wish},
     slab::Ref,
 };
-use crate::{Effect, Error, Fence, Lease, LeaseState, Result, Retry, Swapped};
+use crate::{Effect, Error, Fence, Lease, LeaseState, Result, Retry, Swapped, Wall};
 use std::time::Duration;
 
 impl Machine {
@@ -68,6 +68,14 @@ impl Machine {
         self.end_taking(r);
     }
 
+    pub(super) fn begin_taking(&mut self, r: Ref) {
+        if let Some(item) = self.items.get_mut(r)
+            && !std::mem::replace(&mut item.taking, true)
+        {
+            self.taking += 1;
+        }
+    }
+
     fn end_taking(&mut self, r: Ref) {
         if let Some(item) = self.items.get_mut(r)
             && std::mem::take(&mut item.taking)
@@ -81,6 +89,7 @@ impl Machine {
         let now = self.now.wall;
         let seen = item.seen.lease();
         let cover = seen.map_or(0, |l| l.cover).max(item.meta.cover);
+        let own = item.own.map(|o| (o.fence, o.attempt));
         let write = |state, (fence, attempt): (Fence, u32), length: Duration| Lease {
             state,
             fence,
@@ -96,25 +105,22 @@ impl Machine {
             }
             StoreOp::Reset => {
                 let lease = seen?;
-                Lease { deadline: now.plus(lease.length), ..*lease }
+                // Sent again, it must not lengthen what somebody else has shortened meanwhile.
+                Lease { deadline: now.plus(lease.length).min(lease.deadline), ..*lease }
             }
             StoreOp::Raise { cover, .. } => Lease { cover: *cover, ..*seen? },
-            StoreOp::Announce { cover, due, fence } => Lease {
+            StoreOp::Announce { cover, due, length, fence } => Lease {
                 cover: *cover,
                 deadline: *due,
-                length: due.since(now),
+                length: *length,
                 ..write(LeaseState::Idle, (*fence, item.meta.attempt), Duration::ZERO)
             },
-            StoreOp::Done => write(LeaseState::Done, item.own?, Duration::ZERO),
-            StoreOp::Dead => write(LeaseState::Dead, item.own?, Duration::ZERO),
-            StoreOp::Idle { due, length } => Lease {
-                deadline: *due,
-                length: *length,
-                ..write(LeaseState::Idle, item.own?, Duration::ZERO)
-            },
-            StoreOp::Keep { length } => write(LeaseState::Live, item.own?, *length),
+            StoreOp::Done => write(LeaseState::Done, own?, Duration::ZERO),
+            StoreOp::Dead => write(LeaseState::Dead, own?, Duration::ZERO),
+            StoreOp::Idle { length } => write(LeaseState::Idle, own?, *length),
+            StoreOp::Keep { length } => write(LeaseState::Live, own?, *length),
             StoreOp::GiveBack => {
-                let (fence, attempt) = item.own?;
+                let (fence, attempt) = own?;
                 let back =
                     if self.broken(Fault::GiveBackCounts) { attempt } else { attempt.saturating_sub(1) };
                 write(LeaseState::Idle, (fence, back), Duration::ZERO)
@@ -149,7 +155,12 @@ impl Machine {
                 let value = if let Swapped::Conflict(found) = swapped { found } else { Some(sent) };
                 item.seen = Seen::of(value.as_deref());
                 item.known = value;
-                if done { self.swapped(r, op) } else { self.conflicted(r, op) }
+                if done {
+                    self.end_taking(r);
+                    self.swapped(r, op);
+                } else {
+                    self.conflicted(r, op);
+                }
             }
         }
     }
@@ -171,7 +182,7 @@ impl Machine {
         self.store_failed(r, error.clone());
         let ours = self.is_ours(r);
         let Some(item) = self.items.get_mut(r) else { return };
-        let over = item.seen.lease().is_none_or(|l| l.deadline <= self.now.wall);
+        let over = item.own.is_some_and(|own| own.until <= self.now.wall);
         match item.store {
             Some(StoreOp::Raise { .. } | StoreOp::Announce { .. }) => {
                 // They only spare copies; the next copy tries again.
@@ -180,10 +191,9 @@ impl Machine {
                 self.go_on(r);
             }
             Some(StoreOp::Take { .. } | StoreOp::Reset) if !ours => self.remove(r),
-            Some(StoreOp::Done | StoreOp::Dead | StoreOp::Idle { .. } | StoreOp::Keep { .. })
-                if over && item.own.is_some() =>
-            {
+            Some(StoreOp::Done | StoreOp::Dead | StoreOp::Idle { .. } | StoreOp::Keep { .. }) if over => {
                 item.store = None;
+                self.end_taking(r);
                 self.let_go(r);
                 let error = error
                     .with_advice("The lease ended before the store confirmed it, so the task may run again");
@@ -209,28 +219,32 @@ impl Machine {
                 self.answer(r, Answer::Ok);
                 self.close(r);
             }
-            StoreOp::Idle { due, .. } => {
+            StoreOp::Idle { .. } => {
                 self.let_go(r);
                 self.answer(r, Answer::Ok);
                 if self.broken(Fault::RetryFinishesAtSwap) {
                     self.finish_record(r);
                 }
-                if let Some(item) = self.items.get_mut(r) {
-                    item.own = None;
-                    item.stage = Stage::Closing;
+                let Some(item) = self.items.get_mut(r) else { return };
+                item.own = None;
+                item.stage = Stage::Closing;
+                if let Some(lease) = item.seen.lease() {
+                    let due = rule::end(lease, self.now.wall, self.limits);
+                    self.start_copy(r, due, false);
                 }
-                self.start_copy(r, due, false);
             }
             StoreOp::Keep { .. } => {
                 self.let_go(r);
-                let deadline = self.items.get(r).and_then(|i| i.seen.lease()).map(|l| l.deadline);
-                let asked = self.items.get(r).is_some_and(|i| i.ask.is_some());
-                match deadline {
-                    Some(deadline) if asked => {
-                        self.answer(r, Answer::Extended(deadline));
-                        self.go_on(r);
-                    }
-                    _ => self.come_back(r),
+                let Some(item) = self.items.get_mut(r) else { return };
+                let until = item.seen.lease().map_or(Wall(0), |l| l.deadline);
+                if let Some(own) = &mut item.own {
+                    own.until = until;
+                }
+                if item.ask.is_some() {
+                    self.answer(r, Answer::Extended(until));
+                    self.go_on(r);
+                } else {
+                    self.come_back(r);
                 }
             }
             StoreOp::GiveBack => self.remove(r),
@@ -239,10 +253,10 @@ impl Machine {
 
     /// I2: only here a job becomes ready, after its lease was won.
     fn taken(&mut self, r: Ref, fence: Fence, attempt: u32, bury: bool) {
-        self.end_taking(r);
         self.let_go(r);
         let Some(item) = self.items.get_mut(r) else { return };
-        item.own = Some((fence, attempt));
+        let until = item.seen.lease().map_or(Wall(0), |l| l.deadline);
+        item.own = Some(Own { fence, attempt, until });
         item.stage = Stage::Held;
         if !bury {
             if self.broken(Fault::CommitBeforeCover) {
@@ -268,14 +282,15 @@ impl Machine {
         item.holder = Holder::None;
         if item.store.is_some() {
             item.renew = true;
-            return;
+            return self.begin_taking(r);
         }
         let parked = item.place.is_none() && !item.gone;
         if self.shutting || !(ours || parked) {
             return self.start(r, StoreOp::GiveBack);
         }
         let left = item.seen.lease().map_or(Duration::ZERO, |l| l.deadline.since(self.now.wall));
-        if left < self.settings.lease / 2 {
+        if left <= self.settings.lease / 2 {
+            self.begin_taking(r);
             return self.start(r, StoreOp::Keep { length: self.settings.lease });
         }
         item.holder = Holder::Driver;
@@ -289,6 +304,7 @@ impl Machine {
             StoreOp::Look => {}
             StoreOp::Take { attempt, fence, bury } => {
                 if lease.is_some_and(|l| l.fence == fence && l.state == LeaseState::Live) {
+                    self.end_taking(r);
                     return self.taken(r, fence, attempt, bury);
                 }
                 self.end_taking(r);
@@ -296,6 +312,13 @@ impl Machine {
             }
             StoreOp::Reset => self.decide(r),
             StoreOp::Raise { cover, due, again } => {
+                // What was found is not to be taken for the own lease by the next swap.
+                if let Some(own) = item.own
+                    && let Conflict::Lost(reason) =
+                        rule::conflict(own.fence, own.attempt, Wish::Keep, &item.seen)
+                {
+                    return self.lost(r, reason);
+                }
                 if !again && self.may_raise(r, cover, due) {
                     return self.start(r, StoreOp::Raise { cover, due, again: true });
                 }
@@ -315,8 +338,8 @@ impl Machine {
 
     fn resolve(&mut self, r: Ref, op: StoreOp, wish: Wish) {
         let Some(item) = self.items.get(r) else { return };
-        let Some((own, attempt)) = item.own else { return self.close(r) };
-        let mut means = rule::conflict(own, attempt, wish, &item.seen);
+        let Some(own) = item.own else { return self.close(r) };
+        let mut means = rule::conflict(own.fence, own.attempt, wish, &item.seen);
         if wish == Wish::Done && self.broken(Fault::DoneWithoutFence) {
             means = Conflict::Again;
         }
@@ -332,9 +355,11 @@ impl Machine {
 
     /// Never finishes the record: whoever took the lease may die, and this record may be the last of the task.
     fn lost(&mut self, r: Ref, reason: LostReason) {
+        self.end_taking(r);
         self.let_go(r);
         let Some(item) = self.items.get(r) else { return };
-        let (asked, held) = (item.ask.is_some(), item.holder == Holder::Driver);
+        let asked = item.ask.is_some() || item.next_ask.is_some();
+        let held = item.holder == Holder::Driver;
         if asked {
             self.answer(r, Answer::Lost(reason));
         } else if held {

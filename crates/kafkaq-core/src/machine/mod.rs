@@ -64,6 +64,8 @@ pub struct Machine {
     layout: Layout,
     ladder: Ladder,
     now: Now,
+    /// The wall clock's lead over the monotonic one, in ms; a fall tells that it was set back.
+    lead: i64,
     /// Inputs came in since the last [`Machine::work`].
     dirty: bool,
 
@@ -122,6 +124,7 @@ impl Machine {
             settings,
             layout,
             now,
+            lead: lead(now),
             dirty: false,
             windows: Slab::new(),
             by_assignment: HashMap::new(),
@@ -197,6 +200,12 @@ impl Machine {
     fn hear(&mut self, now: Now) {
         self.now = now;
         self.dirty = true;
+        let lead = lead(now);
+        if lead < self.lead.saturating_sub_unsigned(self.settings.clock_skew.as_millis() as u64) {
+            self.lead = lead;
+            self.clock_was_set_back();
+        }
+        self.lead = self.lead.max(lead);
     }
 
     // ---- items
@@ -354,4 +363,8 @@ impl Machine {
     const fn broken(&self, _: Fault) -> bool {
         false
     }
+}
+
+fn lead(now: Now) -> i64 {
+    (now.wall.0 as i64).saturating_sub((now.mono.0 / 1_000_000) as i64)
 }

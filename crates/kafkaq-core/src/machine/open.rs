@@ -5,6 +5,7 @@ use crate::{
     DecodeError, Envelope, HEADER, Headers, ID_HEADER, NewRecord, Partition, Position, Record, TaskId, Wall,
 };
 use bytes::Bytes;
+use std::time::Duration;
 
 /// What a record is.
 pub(super) enum Opened {
@@ -42,6 +43,10 @@ pub(super) fn open(layout: &Layout, from: &Partition, record: &Record) -> Opened
             return Opened::Unreadable(format!("it is a copy of a task of {}", origin.partition.topic));
         }
         Some(origin) => origin,
+        // A delayed task starts in the wait topic.
+        None if here.partition.topic == layout.wait => {
+            Position { partition: Partition::new(layout.task.clone(), 0), offset: -1 }
+        }
         None => here,
     };
     let content = Content {
@@ -52,7 +57,8 @@ pub(super) fn open(layout: &Layout, from: &Partition, record: &Record) -> Opened
         published: envelope.published,
         origin,
     };
-    Opened::Task(content, Meta { attempt: envelope.attempt, cover: envelope.cover, due: envelope.due })
+    let (due, ahead) = (envelope.due, envelope.ahead);
+    Opened::Task(content, Meta { attempt: envelope.attempt, cover: envelope.cover, due, ahead })
 }
 
 /// A record of any other producer is a task too. Its place alone doesn't name it: a topic that is deleted and made
@@ -79,7 +85,7 @@ fn foreign(layout: &Layout, here: Position, record: &Record, mut headers: Header
         published: Wall(u64::try_from(record.timestamp_ms).unwrap_or(0)),
         origin: here,
     };
-    Opened::Task(content, Meta { attempt: 0, cover: 0, due: Wall(0) })
+    Opened::Task(content, Meta::NONE)
 }
 
 /// Stands for a record that can't be read, on its way to the dead letters.
@@ -123,29 +129,26 @@ impl Fnv {
     }
 }
 
-fn envelope(item: &Item, cover: u32, due: Wall, lane_due: Wall) -> Envelope {
+fn envelope(item: &Item) -> Envelope {
     Envelope {
-        id: item.content.id.clone(),
         attempt: item.attempt(),
-        cover,
-        due,
-        lane_due,
-        published: item.content.published,
         origin: Some(item.content.origin.clone()),
+        ..Envelope::new(item.content.id.clone(), item.content.published)
     }
 }
 
 /// A copy for the wait topic. It gets the time of now: retention must not count from the first publication.
-pub(super) fn copy(item: &Item, cover: u32, due: Wall, lane_due: Wall) -> NewRecord {
+pub(super) fn copy(item: &Item, cover: u32, (due, ahead): (Wall, Duration), lane_due: Wall) -> NewRecord {
     let mut headers = item.content.headers.clone();
-    headers.push(HEADER, Some(envelope(item, cover, due, lane_due).encode()));
+    let envelope = Envelope { cover, due, ahead, lane_due, ..envelope(item) };
+    headers.push(HEADER, Some(envelope.encode()));
     NewRecord::new(item.content.key.clone(), item.content.payload.clone(), headers)
 }
 
 /// A task for the dead-letter topic: key, payload and headers as they were, and its history in readable headers.
 pub(super) fn dead_letter(item: &Item, reason: &str, attempts: u32) -> NewRecord {
     let mut headers = item.content.headers.clone();
-    headers.push(HEADER, Some(envelope(item, item.meta.cover, Wall(0), Wall(0)).encode()));
+    headers.push(HEADER, Some(Envelope { cover: item.meta.cover, ..envelope(item) }.encode()));
     headers.push(ID_HEADER, Some(Bytes::copy_from_slice(item.content.id.as_str().as_bytes())));
     headers.push("kafkaq-attempts", Some(attempts.to_string().into()));
     headers.push("kafkaq-published-ms", Some(item.content.published.0.to_string().into()));
@@ -215,13 +218,8 @@ mod tests {
     fn damaged_null_and_strange_headers_are_unreadable() {
         let at = Partition::new("q", 0);
         let of_another_queue = Envelope {
-            id: TaskId::new("x").unwrap(),
-            attempt: 1,
-            cover: 1,
-            due: Wall(0),
-            lane_due: Wall(0),
-            published: Wall(0),
             origin: Some(Position { partition: Partition::new("other", 0), offset: 0 }),
+            ..Envelope::new(TaskId::new("x").unwrap(), Wall(0))
         };
         for value in [None, Some(Bytes::from_static(&[1, 9])), Some(of_another_queue.encode())] {
             let headers = Headers::from_iter([(Bytes::from(HEADER), value)]);

@@ -133,14 +133,14 @@ impl Machine {
         self.work();
         for r in std::mem::take(&mut self.ready_out) {
             let Some(item) = self.items.get(r) else { continue };
-            let (Some(lease), Some((fence, attempt))) = (item.seen.lease(), item.own) else { continue };
-            let left = lease.deadline.since(self.now.wall);
+            let Some(own) = item.own else { continue };
+            let left = own.until.since(self.now.wall);
             out.push(Ready {
                 job: JobKey(r.to_bits()),
                 content: item.content.clone(),
-                attempt,
-                fence,
-                deadline: lease.deadline,
+                attempt: own.attempt,
+                fence: own.fence,
+                deadline: own.until,
                 stale_at: self.now.mono.plus(left.saturating_sub(self.settings.lease / 2)),
             });
             self.ready += 1;
@@ -160,11 +160,16 @@ impl Machine {
     /// When [`Machine::handle_timeout`] wants to be called; changes with every input.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Mono> {
-        let mut wake = None;
-        let mut at = |when: Mono| wake = Some(wake.map_or(when, |w: Mono| w.min(when)));
         if self.dirty {
-            at(self.now.mono);
+            return Some(self.now.mono);
         }
+        let mut wake = None;
+        // What is possible already waits for the driver to have room, not for a time.
+        let mut at = |when: Mono| {
+            if when > self.now.mono {
+                wake = Some(wake.map_or(when, |w: Mono| w.min(when)));
+            }
+        };
         let asks_store = !self.swaps.is_empty() || !self.gets.is_empty();
         if asks_store && !self.store_gate.is_open(self.now.mono) {
             at(self.store_gate.opens_at());

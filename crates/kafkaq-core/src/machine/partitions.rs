@@ -70,23 +70,33 @@ impl Machine {
 
     fn records(&mut self, assignment: &Assignment, batch: Batch) {
         let Some(w) = self.by_assignment.get(assignment).copied() else { return };
-        let latest = self
-            .now
-            .wall
-            .plus(self.ladder.longest_stay(assignment.partition.index))
-            .plus(self.settings.clock_skew);
+        let latest = self.latest_in_lane(assignment.partition.index);
         let Some(window) = self.windows.get_mut(w) else { return };
         for record in batch.records {
             let lane_due = if window.is_wait { open::lane_due(&record) } else { Wall(0) };
             if let Some(seq) = window.push(record)
                 && window.is_wait
             {
-                // What can't have been meant for this lane hops on at once, so that it doesn't block the lane.
-                let lane_due = if lane_due > latest { Wall(0) } else { lane_due };
-                self.due.push(Reverse((lane_due, Place { window: w, seq })));
+                // What wasn't meant for this lane, or comes from a wrong clock, hops on after the longest stay.
+                self.due.push(Reverse((lane_due.min(latest), Place { window: w, seq })));
             }
         }
         window.moved_on(batch.next);
+    }
+
+    /// No record of the partition's lane can stay longer than this.
+    fn latest_in_lane(&self, partition: i32) -> Wall {
+        self.now.wall.plus(self.ladder.longest_stay(partition)).plus(self.settings.clock_skew)
+    }
+
+    /// Times that were read while the clock was ahead may lie too far away now.
+    pub(super) fn clock_was_set_back(&mut self) {
+        for Reverse((lane_due, place)) in std::mem::take(&mut self.due) {
+            if let Some(window) = self.windows.get(place.window) {
+                let latest = self.latest_in_lane(window.assignment.partition.index);
+                self.due.push(Reverse((lane_due.min(latest), place)));
+            }
+        }
     }
 
     fn revoking(&mut self, assignment: &Assignment) {

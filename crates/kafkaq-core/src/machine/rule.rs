@@ -11,11 +11,18 @@ pub(super) struct Meta {
     pub(super) cover: u32,
     /// Zero if the record can be considered at once.
     pub(super) due: Wall,
+    /// How far ahead it was set.
+    pub(super) ahead: Duration,
 }
 
 impl Meta {
     /// As published, without a delay.
-    pub(super) const NONE: Meta = Meta { attempt: 0, cover: 0, due: Wall(0) };
+    pub(super) const NONE: Meta = Meta { attempt: 0, cover: 0, due: Wall(0), ahead: Duration::ZERO };
+
+    /// When the record is due. A time further away than it was set ahead was written by a clock that is wrong.
+    fn due(&self, now: Wall, clock_skew: Duration) -> Wall {
+        if self.due > now.plus(self.ahead).plus(clock_skew) { now.plus(self.ahead) } else { self.due }
+    }
 }
 
 /// What the store holds for a task, as last read.
@@ -70,34 +77,35 @@ pub(super) struct Limits {
 
 /// The record rule: the first row that fits.
 pub(super) fn consider(record: Meta, seen: &Seen, now: Wall, limits: Limits) -> Verdict {
+    let record_due = record.due(now, limits.clock_skew);
     let lease = match seen {
-        Seen::Missing if record.due > now => return Verdict::Park { due: record.due },
+        Seen::Missing if record_due > now => return Verdict::Park { due: record_due },
         Seen::Missing => return hand_out(record.attempt, limits),
-        Seen::Newer(_) => return Verdict::Park { due: now.plus(limits.lease) },
+        Seen::Newer(_) => return Verdict::Park { due: now.plus(limits.lease).max(record_due) },
         Seen::Lease(lease) => lease,
     };
     if lease.state.is_terminal() || lease.cover > record.cover {
         return Verdict::Finish;
     }
-    if lease.deadline > now.plus(lease.length).plus(limits.clock_skew) {
+    if deadline(lease, now, limits) != lease.deadline {
         return Verdict::Reset;
     }
-    let end = end(lease, limits);
-    if end > now {
-        Verdict::Park { due: end }
-    } else if record.due > now {
-        Verdict::Park { due: record.due }
-    } else {
-        hand_out(record.attempt.max(lease.attempt), limits)
-    }
+    let end = end(lease, now, limits);
+    // The lease may be gone by then, and then the copy's own time is all there is.
+    let due = end.max(record_due);
+    if due > now { Verdict::Park { due } } else { hand_out(record.attempt.max(lease.attempt), limits) }
+}
+
+/// The deadline; one further ahead than its own length allows was written by a clock that is wrong.
+fn deadline(lease: &Lease, now: Wall, limits: Limits) -> Wall {
+    let latest = now.plus(lease.length);
+    if lease.deadline > latest.plus(limits.clock_skew) { latest } else { lease.deadline }
 }
 
 /// From here on somebody else may take the task: a live lease is held by another clock, an idle one by nobody.
-pub(super) fn end(lease: &Lease, limits: Limits) -> Wall {
-    match lease.state {
-        LeaseState::Live => lease.deadline.plus(limits.clock_skew),
-        _ => lease.deadline,
-    }
+pub(super) fn end(lease: &Lease, now: Wall, limits: Limits) -> Wall {
+    let deadline = deadline(lease, now, limits);
+    if lease.state == LeaseState::Live { deadline.plus(limits.clock_skew) } else { deadline }
 }
 
 fn hand_out(attempts: u32, limits: Limits) -> Verdict {
@@ -174,7 +182,8 @@ mod tests {
     }
 
     fn record(attempt: u32, cover: u32, due_from_now: i64) -> Meta {
-        Meta { attempt, cover, due: Wall(NOW.0.saturating_add_signed(due_from_now)) }
+        let due = Wall(NOW.0.saturating_add_signed(due_from_now));
+        Meta { attempt, cover, due, ahead: Duration::from_secs(10) }
     }
 
     fn verdict(record: Meta, lease: Lease) -> Verdict {
@@ -236,6 +245,14 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_is_never_due_before_its_record() {
+        let due = Verdict::Park { due: Wall(NOW.0 + 9_000) };
+        assert_eq!(verdict(record(0, 0, 9_000), lease(LeaseState::Live, 1, 0, 500)), due);
+        let day = Meta { ahead: Duration::from_secs(86_400), ..record(0, 0, 86_400_000) };
+        assert_eq!(consider(day, &Seen::Newer(9), NOW, LIMITS), Verdict::Park { due: day.due });
+    }
+
+    #[test]
     fn a_record_that_is_not_due_hops_on() {
         assert_eq!(
             consider(record(0, 0, 9_000), &Seen::Missing, NOW, LIMITS),
@@ -246,6 +263,15 @@ mod tests {
             Verdict::Park { due: Wall(NOW.0 + 9_000) }
         );
         assert_eq!(verdict(record(0, 0, 9_000), lease(LeaseState::Done, 1, 0, -1)), Verdict::Finish);
+    }
+
+    #[test]
+    fn a_due_time_from_a_wrong_clock_is_brought_back_to_how_far_ahead_it_was_set() {
+        let soon = Verdict::Park { due: Wall(NOW.0 + 10_000) };
+        assert_eq!(consider(record(0, 0, 50_000), &Seen::Missing, NOW, LIMITS), soon);
+        assert_eq!(verdict(record(0, 0, 50_000), lease(LeaseState::Live, 1, 0, -5_000)), soon);
+        let due = Verdict::Park { due: Wall(NOW.0 + 11_000) };
+        assert_eq!(consider(record(0, 0, 11_000), &Seen::Missing, NOW, LIMITS), due, "within the clock skew");
     }
 
     #[test]

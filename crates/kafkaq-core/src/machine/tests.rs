@@ -60,15 +60,7 @@ impl Rig {
 
     fn publish(&mut self, ids: &[&str]) {
         let records = ids.iter().map(|id| {
-            let envelope = Envelope {
-                id: TaskId::new(*id).unwrap(),
-                attempt: 0,
-                cover: 0,
-                due: Wall(0),
-                lane_due: Wall(0),
-                published: self.now.wall,
-                origin: None,
-            };
+            let envelope = Envelope::new(TaskId::new(*id).unwrap(), self.now.wall);
             let headers = Headers::from_iter([(Bytes::from(HEADER), Some(envelope.encode()))]);
             self.next_offset += 1;
             Record::new(self.next_offset - 1, 0, Some("key".into()), Some("payload".into()), headers)

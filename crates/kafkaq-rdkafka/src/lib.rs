@@ -1,0 +1,88 @@
+#![doc = include_str!("../README.md")]
+
+mod batch;
+mod error;
+mod group;
+mod log;
+mod member;
+mod poller;
+mod producer;
+mod settings;
+mod topics;
+
+use async_trait::async_trait;
+use kafkaq_core::{Broker, Consumer, JoinRequest, Log, NewRecord, Partition, Result, TopicInfo, TopicSpec};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Instant,
+};
+
+pub use settings::{Builder, GroupProtocol};
+
+/// Kafka, or a server that speaks its protocol, by librdkafka. Share it in an `Arc`: one producer serves the
+/// process, and each [`join`](Broker::join) has a consumer and a thread of its own.
+pub struct RdKafka {
+    settings: Arc<settings::Settings>,
+    appender: producer::Appender,
+    members: Mutex<Vec<Weak<member::Shared>>>,
+}
+
+impl RdKafka {
+    /// Starts a builder. `bootstrap` is one or more addresses: `"host:port,host:port"`.
+    pub fn builder(bootstrap: impl Into<String>) -> Builder {
+        Builder::new(bootstrap.into())
+    }
+
+    fn open(settings: settings::Settings) -> Result<Self> {
+        let settings = Arc::new(settings);
+        let appender = producer::Appender::open(settings.clone())?;
+        Ok(RdKafka { settings, appender, members: Mutex::default() })
+    }
+}
+
+impl fmt::Debug for RdKafka {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RdKafka").field("bootstrap", &self.settings.bootstrap()).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Log for RdKafka {
+    async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<TopicInfo>> {
+        self.appender.check_open("ensure topics")?;
+        topics::ensure(self.settings.clone(), self.appender.trouble(), topics.to_vec()).await
+    }
+
+    async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
+        self.appender.append(to, records).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        let members: Vec<_> = locked(&self.members).drain(..).filter_map(|m| m.upgrade()).collect();
+        members.iter().for_each(|m| m.ask_to_leave());
+        let mut closed = self.appender.close().await;
+        let until = Instant::now() + self.settings.request_timeout();
+        for member in members {
+            closed = closed.and(member.left(until.saturating_duration_since(Instant::now())).await);
+        }
+        closed
+    }
+}
+
+#[async_trait]
+impl Broker for RdKafka {
+    async fn join(&self, request: JoinRequest) -> Result<Consumer> {
+        self.appender.check_open("join")?;
+        let (consumer, shared) = poller::start(self.settings.clone(), request).await?;
+        let mut members = locked(&self.members);
+        members.retain(|m| m.strong_count() > 0);
+        members.push(Arc::downgrade(&shared));
+        Ok(consumer)
+    }
+}
+
+/// A panic elsewhere must not take the queue down with it: what these locks guard is whole between statements.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,342 @@
+//! Appends: one idempotent producer for the process, one outcome a record.
+
+use crate::{error, locked, log, log::Trouble, settings, settings::Settings};
+use kafkaq_core::{Error, ErrorKind, NewRecord, Partition, Result, Retry};
+use rdkafka::{
+    ClientContext, Message,
+    config::{FromClientConfigAndContext, RDKafkaLogLevel},
+    error::KafkaError,
+    message::{Header, OwnedHeaders},
+    producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, PurgeConfig, ThreadedProducer},
+    types::RDKafkaErrorCode as Code,
+};
+use std::{
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::{Duration, UNIX_EPOCH},
+};
+use tokio::{sync::oneshot, time::Instant};
+
+const APPEND: &str = "append";
+/// The client's queue holds 100,000 records: when it is full, this long makes room for many.
+const FULL: Duration = Duration::from_millis(5);
+
+type Client = ThreadedProducer<Reports>;
+
+pub(crate) struct Appender {
+    settings: Arc<Settings>,
+    trouble: Arc<Trouble>,
+    /// `None` when closed.
+    client: RwLock<Option<Arc<Client>>>,
+}
+
+impl Appender {
+    pub(crate) fn open(settings: Arc<Settings>) -> Result<Self> {
+        let trouble = Arc::new(Trouble::default());
+        let client = Arc::new(connect(&settings, &trouble)?);
+        Ok(Appender { settings, trouble, client: RwLock::new(Some(client)) })
+    }
+
+    pub(crate) fn trouble(&self) -> Arc<Trouble> {
+        self.trouble.clone()
+    }
+
+    pub(crate) fn check_open(&self, op: &'static str) -> Result<()> {
+        match *self.client.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(_) => Ok(()),
+            None => Err(error::closed(op)),
+        }
+    }
+
+    pub(crate) async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
+        let deadline = Instant::now() + self.settings.request_timeout();
+        let mut outcomes = self.send(to, records.iter().enumerate(), records.len(), deadline).await;
+        // A topic's limit is for a whole batch on the wire, and refuses all of it. What was refused goes again in
+        // smaller and smaller shares, until only what is too large by itself is left.
+        let mut share = records.len();
+        while share > 1 && outcomes.iter().any(is_too_large) && Instant::now() < deadline {
+            share = share.div_ceil(2);
+            let refused: Vec<usize> = (0..records.len()).filter(|i| is_too_large(&outcomes[*i])).collect();
+            for chunk in refused.chunks(share) {
+                let again = chunk.iter().map(|i| &records[*i]).enumerate();
+                for (i, outcome) in chunk.iter().zip(self.send(to, again, chunk.len(), deadline).await) {
+                    outcomes[*i] = outcome;
+                }
+            }
+        }
+        outcomes
+    }
+
+    /// Hands the records over to the client and waits for its reports.
+    async fn send(
+        &self,
+        to: &Partition,
+        records: impl Iterator<Item = (usize, &NewRecord)> + Send,
+        n: usize,
+        deadline: Instant,
+    ) -> Vec<Result<i64>> {
+        if n == 0 {
+            return Vec::new();
+        }
+        let client = match self.client() {
+            Ok(client) => client,
+            Err(e) => return vec![Err(e); n],
+        };
+        let context = client.client().context().clone();
+        let (call, answered) = Call::open(n);
+        for (index, record) in records {
+            let mut receipt = Box::new(Receipt { call: call.clone(), index });
+            loop {
+                match self.enqueue(&client, to, record, receipt) {
+                    Ok(()) => break,
+                    Err((Code::QueueFull, back)) if Instant::now() < deadline => {
+                        receipt = back;
+                        tokio::time::sleep(FULL).await;
+                    }
+                    Err((code, back)) => {
+                        back.settle(Err(context.local(code)));
+                        break;
+                    }
+                }
+            }
+        }
+        // Whoever closes waits for the answers, not for this handle.
+        drop(client);
+        let _ = tokio::time::timeout_at(deadline, answered).await;
+        call.outcomes(&context.overdue())
+    }
+
+    /// The producer, or a new one in place of one that has failed for good.
+    fn client(&self) -> Result<Arc<Client>> {
+        {
+            let slot = self.client.read().unwrap_or_else(PoisonError::into_inner);
+            let client = slot.as_ref().ok_or_else(|| error::closed(APPEND))?;
+            if client.client().fatal_error().is_none() {
+                return Ok(client.clone());
+            }
+        }
+        let mut slot = self.client.write().unwrap_or_else(PoisonError::into_inner);
+        let client = slot.as_mut().ok_or_else(|| error::closed(APPEND))?;
+        if let Some((code, reason)) = client.client().fatal_error() {
+            tracing::warn!(%code, reason, "the producer has failed for good; starting another");
+            retire(std::mem::replace(client, Arc::new(connect(&self.settings, &self.trouble)?)));
+        }
+        Ok(client.clone())
+    }
+
+    fn enqueue(
+        &self,
+        client: &Client,
+        to: &Partition,
+        record: &NewRecord,
+        receipt: Box<Receipt>,
+    ) -> Result<(), (Code, Box<Receipt>)> {
+        let Ok(headers) = headers(record) else { return Err((Code::InvalidArgument, receipt)) };
+        let timestamp = record
+            .timestamp
+            .and_then(|t| t.duration_since(UNIX_EPOCH).ok())
+            .and_then(|d| i64::try_from(d.as_millis()).ok());
+        let new = BaseRecord::<[u8], [u8], _> {
+            topic: &to.topic,
+            partition: Some(to.index),
+            payload: record.value.as_deref(),
+            key: record.key.as_deref(),
+            timestamp,
+            headers,
+            delivery_opaque: receipt,
+        };
+        client.send(new).map_err(|(e, new)| (error::code_of(&e), new.delivery_opaque))
+    }
+
+    /// Sends what is queued, within the request timeout, and answers the rest.
+    pub(crate) async fn close(&self) -> Result<()> {
+        let client = self.client.write().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(client) = client else { return Ok(()) };
+        let limit = self.settings.request_timeout();
+        let flushed = tokio::task::spawn_blocking(move || {
+            let flushed = client.flush(limit);
+            client.purge(PurgeConfig::default().queue().inflight());
+            let _ = client.flush(Duration::from_millis(500));
+            flushed
+        });
+        match flushed.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(e)) => {
+                Err(error::uncertain(error::code_of(&e), "flush at close", self.settings.bootstrap()))
+            }
+            Err(e) => Err(Error::unknown(ErrorKind::Other, "flush at close").with_source(e)),
+        }
+    }
+}
+
+/// Dropping a producer joins its thread, which takes up to 0.1 s: never on a thread that runs tasks.
+impl Drop for Appender {
+    fn drop(&mut self) {
+        if let Some(client) = self.client.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            retire(client);
+        }
+    }
+}
+
+fn retire(client: Arc<Client>) {
+    std::thread::spawn(move || drop(client));
+}
+
+fn connect(settings: &Arc<Settings>, trouble: &Arc<Trouble>) -> Result<Client> {
+    let context = Reports { settings: settings.clone(), trouble: trouble.clone() };
+    Client::from_config_and_context(&settings.producer(), context).map_err(|e| settings::broken(&e))
+}
+
+fn is_too_large(outcome: &Result<i64>) -> bool {
+    matches!(outcome, Err(e) if e.kind() == ErrorKind::TooLarge)
+}
+
+/// The headers in the client's form; `Err` for a name that it can't carry.
+fn headers(record: &NewRecord) -> Result<Option<OwnedHeaders>, ()> {
+    if record.headers.is_empty() {
+        return Ok(None);
+    }
+    let mut out = OwnedHeaders::new_with_capacity(record.headers.len());
+    for (name, value) in record.headers.iter() {
+        let key = std::str::from_utf8(name).map_err(|_| ())?;
+        if key.contains('\0') {
+            return Err(());
+        }
+        out = out.insert(Header { key, value: value.map(|v| &v[..]) });
+    }
+    Ok(Some(out))
+}
+
+/// The producer's context: receives the delivery reports.
+struct Reports {
+    settings: Arc<Settings>,
+    trouble: Arc<Trouble>,
+}
+
+impl Reports {
+    /// Refused by the client: never queued.
+    fn local(&self, code: Code) -> Error {
+        let e = error::rejected(code, APPEND, self.settings.bootstrap());
+        match code {
+            Code::InvalidArgument => e.with_advice("The names of headers must be UTF-8 without NUL"),
+            Code::QueueFull => e.with_advice(
+                "The client's queue stayed full: the server takes less than is appended; publish more slowly, \
+                 or raise `queue.buffering.max.messages` and `queue.buffering.max.kbytes`",
+            ),
+            // It has failed for good; the next call gets a new one.
+            Code::Fatal => e.with_retry(Retry::Yes),
+            _ => e,
+        }
+    }
+
+    /// The client's report on a record that was queued.
+    fn reported(&self, code: Code) -> Error {
+        let bootstrap = self.settings.bootstrap();
+        match code {
+            Code::MessageTimedOut => self.overdue(),
+            // A permanent answer of the server, or the client's own before anything was sent.
+            Code::MessageSizeTooLarge
+            | Code::MessageBatchTooLarge
+            | Code::InvalidMessageSize
+            | Code::UnknownTopic
+            | Code::UnknownPartition
+            | Code::UnknownTopicOrPartition
+            | Code::InvalidTopic
+            | Code::TopicAuthorizationFailed
+            | Code::ClusterAuthorizationFailed
+            | Code::InvalidRecord
+            | Code::InvalidTimestamp
+            | Code::InvalidMessage
+            | Code::UnsupportedCompressionType
+            | Code::UnsupportedForMessageFormat
+            | Code::PolicyViolation
+            | Code::PurgeQueue => error::rejected(code, APPEND, bootstrap),
+            _ => error::uncertain(code, APPEND, bootstrap),
+        }
+    }
+
+    /// No report in time. The client does not tell whether the record was sent, so it may have been.
+    fn overdue(&self) -> Error {
+        let limit = self.settings.request_timeout();
+        let (bootstrap, trouble) = (self.settings.bootstrap(), self.trouble.within(limit));
+        let kind = if trouble.is_some() { ErrorKind::Unavailable } else { ErrorKind::Timeout };
+        let e = Error::unknown(kind, APPEND).with_advice(format!(
+            "No acknowledgement within {limit:?}: check that a broker answers at {bootstrap} and that the \
+             topic has enough in-sync replicas"
+        ));
+        match trouble {
+            Some(reason) => e.with_source(reason),
+            None => e,
+        }
+    }
+}
+
+impl ClientContext for Reports {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        log::forward(level, facility, line);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.trouble.note(&error, reason);
+    }
+}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = Box<Receipt>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, receipt: Box<Receipt>) {
+        receipt.settle(match result {
+            Ok(message) if message.offset() >= 0 => Ok(message.offset()),
+            // A repeated request that the server no longer knows the offset of: it is there, but where?
+            Ok(_) => Err(Error::unknown(ErrorKind::Unavailable, APPEND)
+                .with_source("appended, but the server did not say where")),
+            Err((e, _)) => Err(self.reported(error::code_of(e))),
+        });
+    }
+}
+
+/// Where a record's report goes.
+struct Receipt {
+    call: Arc<Call>,
+    index: usize,
+}
+
+impl Receipt {
+    fn settle(&self, outcome: Result<i64>) {
+        self.call.settle(self.index, outcome);
+    }
+}
+
+/// The outcomes of one call, as they come in.
+struct Call(Mutex<Outcomes>);
+
+struct Outcomes {
+    of: Vec<Option<Result<i64>>>,
+    missing: usize,
+    all_in: Option<oneshot::Sender<()>>,
+}
+
+impl Call {
+    fn open(records: usize) -> (Arc<Self>, oneshot::Receiver<()>) {
+        let (tx, rx) = oneshot::channel();
+        let of = (0..records).map(|_| None).collect();
+        (Arc::new(Call(Mutex::new(Outcomes { of, missing: records, all_in: Some(tx) }))), rx)
+    }
+
+    fn settle(&self, index: usize, outcome: Result<i64>) {
+        let mut outcomes = locked(&self.0);
+        if let Some(slot @ None) = outcomes.of.get_mut(index) {
+            *slot = Some(outcome);
+            outcomes.missing -= 1;
+        }
+        if outcomes.missing == 0
+            && let Some(all_in) = outcomes.all_in.take()
+        {
+            let _ = all_in.send(());
+        }
+    }
+
+    fn outcomes(&self, missing: &Error) -> Vec<Result<i64>> {
+        let of = std::mem::take(&mut locked(&self.0).of);
+        of.into_iter().map(|o| o.unwrap_or_else(|| Err(missing.clone()))).collect()
+    }
+}

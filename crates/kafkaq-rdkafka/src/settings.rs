@@ -1,0 +1,360 @@
+//! What the user may set, what kafkaq sets, and what is refused because it would break the promise.
+
+use crate::{RdKafka, log};
+use kafkaq_core::{Error, ErrorKind, Result};
+use rdkafka::{ClientConfig, error::KafkaError};
+use std::{fmt, time::Duration};
+
+/// How a member takes part in its consumer group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum GroupProtocol {
+    /// KIP-848 where the server has it, else the classic protocol.
+    #[default]
+    Auto,
+    /// KIP-848 (`group.protocol=consumer`): Kafka 4.0 and later.
+    Consumer,
+    /// The classic protocol, with the cooperative-sticky assignor unless another is set.
+    Classic,
+}
+
+/// Makes an [`RdKafka`]. The order of calls does not matter, except that a later value of a setting wins.
+#[derive(Clone)]
+#[must_use]
+pub struct Builder {
+    bootstrap: String,
+    request_timeout: Duration,
+    protocol: GroupProtocol,
+    both: Vec<(String, String)>,
+    producer: Vec<(String, String)>,
+    consumer: Vec<(String, String)>,
+}
+
+/// The names of the settings, never their values: some are passwords.
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = |list: &[(String, String)]| list.iter().map(|(k, _)| k.clone()).collect::<Vec<_>>();
+        f.debug_struct("Builder")
+            .field("bootstrap", &self.bootstrap)
+            .field("request_timeout", &self.request_timeout)
+            .field("protocol", &self.protocol)
+            .field("set", &names(&self.both))
+            .field("set_producer", &names(&self.producer))
+            .field("set_consumer", &names(&self.consumer))
+            .finish()
+    }
+}
+
+/// The largest record that the clients let pass. The server judges; the wait topic takes larger ones than the task
+/// topic, so the client's default of 1 MB would stand in the way.
+const MAX_RECORD_BYTES: &str = "10485760";
+
+const DEFAULTS: &[(&str, &str)] = &[
+    ("message.max.bytes", MAX_RECORD_BYTES),
+    // A topic that is missing is an error to report, not a topic to make with the server's defaults.
+    ("allow.auto.create.topics", "false"),
+    // The client's default of 10 s is as long as our own request timeout.
+    ("reconnect.backoff.max.ms", "1000"),
+];
+
+const PRODUCER_DEFAULTS: &[(&str, &str)] = &[
+    ("enable.idempotence", "true"),
+    // Batches are made above. Any wait at all costs a single publish a millisecond.
+    ("linger.ms", "0"),
+];
+
+const CONSUMER_DEFAULTS: &[(&str, &str)] = &[
+    ("enable.auto.commit", "false"),
+    ("enable.auto.offset.store", "false"),
+    ("auto.offset.reset", "earliest"),
+    ("fetch.queue.backoff.ms", "10"),
+    // Both count per partition here, because each has a queue of its own. A paused partition holds this much.
+    ("queued.min.messages", "10000"),
+    ("queued.max.messages.kbytes", "16384"),
+];
+
+/// Settings of the classic protocol that KIP-848 leaves to the server; librdkafka refuses them there.
+const CLASSIC_ONLY: &[&str] =
+    &["session.timeout.ms", "heartbeat.interval.ms", "partition.assignment.strategy", "group.protocol.type"];
+
+/// Name, the values that are allowed (none: never), and why.
+const GUARDED: &[(&str, &[&str], &str)] = &[
+    (
+        "auto.offset.reset",
+        &["earliest", "smallest", "beginning"],
+        "Anything else would skip the tasks of partitions that have no committed offset yet",
+    ),
+    ("enable.auto.commit", &["false"], "kafkaq commits what is finished, not what was fetched"),
+    ("auto.commit.enable", &["false"], "kafkaq commits what is finished, not what was fetched"),
+    ("enable.auto.offset.store", &["false"], "kafkaq commits what is finished, not what was fetched"),
+    ("acks", &["all", "-1"], "A task counts as published when all in-sync replicas have it"),
+    ("request.required.acks", &["all", "-1"], "A task counts as published when all in-sync replicas have it"),
+    ("enable.idempotence", &["true"], "Without it a retried request can reorder and duplicate records"),
+    ("delivery.report.only.error", &["false"], "Every append waits for its report"),
+    ("transactional.id", &[], "kafkaq does not use transactions"),
+    ("group.id", &[], "The queue names its group"),
+    ("bootstrap.servers", &[], "It is the argument of RdKafka::builder"),
+    ("metadata.broker.list", &[], "The addresses are the argument of RdKafka::builder"),
+];
+
+impl Builder {
+    pub(crate) fn new(bootstrap: String) -> Self {
+        Builder {
+            bootstrap,
+            request_timeout: Duration::from_secs(10),
+            protocol: GroupProtocol::Auto,
+            both: Vec::new(),
+            producer: Vec::new(),
+            consumer: Vec::new(),
+        }
+    }
+
+    /// Sets any setting of librdkafka, for the producer and the consumer, over kafkaq's own defaults.
+    pub fn set(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.both.push((name.into(), value.into()));
+        self
+    }
+
+    /// Sets it for the producer only.
+    pub fn set_producer(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.producer.push((name.into(), value.into()));
+        self
+    }
+
+    /// Sets it for the consumer only.
+    pub fn set_consumer(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.consumer.push((name.into(), value.into()));
+        self
+    }
+
+    /// How long any one call may take: 10 s unless set. Appends give up inside the client a fifth earlier
+    /// (`message.timeout.ms`), so that its own answer is there in time.
+    pub fn request_timeout(mut self, limit: Duration) -> Self {
+        self.request_timeout = limit;
+        self
+    }
+
+    /// Which group protocol to use; see [`GroupProtocol`].
+    pub fn group_protocol(mut self, protocol: GroupProtocol) -> Self {
+        self.protocol = protocol;
+        self
+    }
+
+    /// Checks the settings and starts the producer. It connects in the background: a server that is down shows at
+    /// the first call.
+    ///
+    /// # Errors
+    /// `Misconfigured` for a setting that librdkafka does not know or that would break kafkaq's promise, with the
+    /// reason in its text.
+    pub fn build(self) -> Result<RdKafka> {
+        RdKafka::open(Settings::check(self)?)
+    }
+}
+
+/// Checked settings.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    builder: Builder,
+}
+
+impl Settings {
+    fn check(mut builder: Builder) -> Result<Self> {
+        for (name, value) in builder.both.iter().chain(&builder.producer).chain(&builder.consumer) {
+            if let Some((_, allowed, why)) = GUARDED.iter().find(|(n, ..)| n == name)
+                && !allowed.contains(&value.as_str())
+            {
+                let mend = match allowed.first() {
+                    Some(good) => format!("{why}: leave it out or set it to `{good}`"),
+                    None => format!("{why}: leave it out"),
+                };
+                return Err(refused(name).with_advice(mend));
+            }
+        }
+        if builder.request_timeout < Duration::from_millis(100) {
+            return Err(refused("request_timeout").with_advice("It must be at least 100 ms"));
+        }
+        for list in [&mut builder.both, &mut builder.consumer] {
+            if let Some(at) = list.iter().position(|(n, _)| n == "group.protocol") {
+                builder.protocol = match list.remove(at).1.as_str() {
+                    "classic" => GroupProtocol::Classic,
+                    "consumer" => GroupProtocol::Consumer,
+                    _ => return Err(refused("group.protocol").with_advice("Use `consumer` or `classic`")),
+                };
+            }
+        }
+        let settings = Settings { builder };
+        for config in [settings.producer(), settings.consumer("", [0; 16], GroupProtocol::Classic)] {
+            config.create_native_config().map_err(|e| broken(&e))?;
+        }
+        Ok(settings)
+    }
+
+    pub(crate) fn bootstrap(&self) -> &str {
+        &self.builder.bootstrap
+    }
+
+    pub(crate) fn request_timeout(&self) -> Duration {
+        self.builder.request_timeout
+    }
+
+    pub(crate) fn protocol(&self) -> GroupProtocol {
+        self.builder.protocol
+    }
+
+    pub(crate) fn producer(&self) -> ClientConfig {
+        let mut config = self.client(PRODUCER_DEFAULTS);
+        let limit = self.request_timeout();
+        config.set("message.timeout.ms", (limit * 4 / 5).as_millis().to_string());
+        config.set("topic.metadata.propagation.max.ms", (limit / 2).as_millis().to_string());
+        self.over(config, &self.builder.producer)
+    }
+
+    /// For one-off questions and for making topics: a producer's handle that produces nothing.
+    pub(crate) fn admin(&self) -> ClientConfig {
+        self.over(self.client(&[]), &[])
+    }
+
+    pub(crate) fn consumer(&self, group: &str, member: [u8; 16], protocol: GroupProtocol) -> ClientConfig {
+        let mut config = self.client(CONSUMER_DEFAULTS);
+        if protocol == GroupProtocol::Classic {
+            config.set("partition.assignment.strategy", "cooperative-sticky");
+        }
+        let name: String = member.iter().take(4).map(|b| format!("{b:02x}")).collect();
+        config.set("client.id", format!("kafkaq-{name}"));
+        let mut config = self.over(config, &self.builder.consumer);
+        config.set("group.id", group);
+        if protocol == GroupProtocol::Classic {
+            config.set("group.protocol", "classic").remove("group.remote.assignor");
+        } else {
+            config.set("group.protocol", "consumer");
+            for name in CLASSIC_ONLY {
+                config.remove(name);
+            }
+        }
+        config
+    }
+
+    fn client(&self, defaults: &[(&str, &str)]) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set_log_level(log::level());
+        config.set("bootstrap.servers", self.bootstrap()).set("client.id", "kafkaq");
+        for (name, value) in DEFAULTS.iter().chain(defaults) {
+            config.set(*name, *value);
+        }
+        config
+    }
+
+    fn over(&self, mut config: ClientConfig, own: &[(String, String)]) -> ClientConfig {
+        for (name, value) in self.builder.both.iter().chain(own) {
+            config.set(name, value);
+        }
+        config
+    }
+}
+
+fn refused(name: &str) -> Error {
+    Error::not_applied(ErrorKind::Misconfigured, "configure").on(format_args!("`{name}`"))
+}
+
+/// librdkafka's complaint about a setting, without the value: it may be a password.
+pub(crate) fn broken(error: &KafkaError) -> Error {
+    match error {
+        KafkaError::ClientConfig(_, said, name, value) => {
+            let said = if value.is_empty() { said.clone() } else { said.replace(value.as_str(), "…") };
+            refused(name).with_source(said)
+        }
+        KafkaError::ClientCreation(said) => {
+            Error::not_applied(ErrorKind::Misconfigured, "configure").with_source(said.clone())
+        }
+        other => Error::not_applied(ErrorKind::Misconfigured, "configure").with_source(other.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn build(name: &str, value: &str) -> Result<Settings> {
+        Settings::check(Builder::new("127.0.0.1:1".into()).set(name, value))
+    }
+
+    #[test]
+    fn a_setting_that_would_break_the_promise_is_refused_with_the_reason() {
+        for (name, value) in [
+            ("auto.offset.reset", "latest"),
+            ("auto.offset.reset", "error"),
+            ("enable.auto.commit", "true"),
+            ("enable.auto.offset.store", "true"),
+            ("acks", "1"),
+            ("request.required.acks", "0"),
+            ("enable.idempotence", "false"),
+            ("delivery.report.only.error", "true"),
+            ("transactional.id", "t"),
+            ("group.id", "g"),
+        ] {
+            let e = build(name, value).expect_err(name);
+            assert_eq!(e.kind(), ErrorKind::Misconfigured);
+            assert!(e.to_string().contains(name) && e.advice().is_some(), "{e}");
+        }
+        let only_consumer =
+            Builder::new("127.0.0.1:1".into()).set_consumer("auto.offset.reset", "latest").build();
+        assert!(only_consumer.is_err());
+    }
+
+    #[test]
+    fn the_same_settings_with_a_safe_value_pass() {
+        for (name, value) in [
+            ("auto.offset.reset", "earliest"),
+            ("enable.auto.commit", "false"),
+            ("acks", "all"),
+            ("acks", "-1"),
+            ("enable.idempotence", "true"),
+        ] {
+            build(name, value).expect(name);
+        }
+    }
+
+    #[test]
+    fn an_unknown_setting_is_named_and_its_value_is_not_shown() {
+        let e = build("no.such.setting", "s3cret").unwrap_err();
+        assert!(e.to_string().contains("no.such.setting") && !e.to_string().contains("s3cret"), "{e}");
+        let e = build("linger.ms", "s3cret").unwrap_err();
+        assert!(e.to_string().contains("linger.ms") && !e.to_string().contains("s3cret"), "{e}");
+    }
+
+    #[test]
+    fn no_value_shows_in_debug() {
+        let b = Builder::new("127.0.0.1:1".into()).set("sasl.password", "s3cret").set_consumer("x", "s3cret");
+        let shown = format!("{b:?}");
+        assert!(shown.contains("sasl.password") && !shown.contains("s3cret"), "{shown}");
+    }
+
+    #[test]
+    fn a_users_setting_wins_over_the_default_and_stays_on_its_side() {
+        let b = Builder::new("127.0.0.1:1".into())
+            .set("reconnect.backoff.max.ms", "77")
+            .set_producer("linger.ms", "9")
+            .set_consumer("fetch.wait.max.ms", "33");
+        let s = Settings::check(b).unwrap();
+        let (p, c) = (s.producer(), s.consumer("g", [0; 16], GroupProtocol::Classic));
+        assert_eq!((p.get("linger.ms"), c.get("linger.ms")), (Some("9"), None));
+        assert_eq!((p.get("fetch.wait.max.ms"), c.get("fetch.wait.max.ms")), (None, Some("33")));
+        assert_eq!(p.get("reconnect.backoff.max.ms"), Some("77"));
+        assert_eq!(c.get("reconnect.backoff.max.ms"), Some("77"));
+    }
+
+    #[test]
+    fn settings_of_the_classic_protocol_do_not_reach_the_new_one() {
+        let b = Builder::new("127.0.0.1:1".into()).set("session.timeout.ms", "7000");
+        let s = Settings::check(b).unwrap();
+        assert_eq!(s.consumer("g", [0; 16], GroupProtocol::Consumer).get("session.timeout.ms"), None);
+        assert_eq!(s.consumer("g", [0; 16], GroupProtocol::Classic).get("session.timeout.ms"), Some("7000"));
+    }
+
+    #[test]
+    fn group_protocol_can_be_given_as_a_setting() {
+        let s = Settings::check(Builder::new("x:1".into()).set("group.protocol", "classic")).unwrap();
+        assert_eq!(s.protocol(), GroupProtocol::Classic);
+        assert!(build("group.protocol", "new").is_err());
+    }
+}

@@ -1,0 +1,111 @@
+//! Where a test runs: on a mock cluster, and on a real server if `KAFKAQ_TEST_KAFKA` names one.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+pub(crate) mod wire;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use kafkaq_core::*;
+use kafkaq_rdkafka::{GroupProtocol, RdKafka};
+use rdkafka::mocking::MockCluster;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+pub(crate) type Mock = MockCluster<'static, rdkafka::producer::DefaultProducerContext>;
+
+/// Longer than any rebalance of the mock cluster, which waits 3 s for the first member's friends.
+pub(crate) const LONG: Duration = Duration::from_secs(25);
+
+/// A server, and names of its own for one test.
+pub(crate) struct Site {
+    pub(crate) mock: Option<Mock>,
+    pub(crate) bootstrap: String,
+    pub(crate) name: String,
+    pub(crate) protocol: GroupProtocol,
+}
+
+impl Site {
+    pub(crate) fn topic(&self) -> Arc<str> {
+        self.name.as_str().into()
+    }
+
+    pub(crate) fn kafka(&self) -> RdKafka {
+        let b = RdKafka::builder(&self.bootstrap).group_protocol(self.protocol);
+        // The mock cluster's members notice a rebalance by their heartbeat.
+        b.set("heartbeat.interval.ms", "300").set("session.timeout.ms", "6000").build().unwrap()
+    }
+
+    pub(crate) async fn with_topic(self, partitions: i32) -> Self {
+        if let Some(mock) = &self.mock {
+            mock.create_topic(&self.name, partitions, 1).unwrap();
+        }
+        let mut spec = TopicSpec::new(self.topic());
+        spec.partitions = Some(partitions);
+        let kafka = self.kafka();
+        assert_eq!(kafka.ensure_topics(&[spec]).await.unwrap()[0].partitions, partitions);
+        kafka.close().await.unwrap();
+        self
+    }
+
+    pub(crate) fn request(&self, group: &str) -> JoinRequest {
+        static MEMBER: AtomicU64 = AtomicU64::new(1);
+        let n = MEMBER.fetch_add(1, Relaxed).to_be_bytes();
+        let mut member = [0; 16];
+        member[..8].copy_from_slice(&n);
+        let mut r = JoinRequest::new(format!("{}-{group}", self.name), vec![self.topic()], member);
+        r.release_limit = Duration::from_secs(10);
+        r
+    }
+}
+
+pub(crate) fn sites(test: &str) -> Vec<Site> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros();
+    let mut all = Vec::new();
+    let real = std::env::var("KAFKAQ_TEST_KAFKA").ok();
+    for protocol in [GroupProtocol::Classic, GroupProtocol::Auto] {
+        let name = format!("{test}-{protocol:?}-{since}");
+        let mock = Mock::new(1).unwrap();
+        let bootstrap = mock.bootstrap_servers();
+        println!("{test}: on the mock cluster, {protocol:?}");
+        all.push(Site { mock: Some(mock), bootstrap, name: name.clone(), protocol });
+        if let Some(bootstrap) = real.clone() {
+            println!("{test}: on the server at {bootstrap}, {protocol:?}");
+            all.push(Site { mock: None, bootstrap, name, protocol });
+        }
+    }
+    all
+}
+
+pub(crate) fn record(value: impl Into<Bytes>) -> NewRecord {
+    NewRecord::new(None, Some(value.into()), Headers::new())
+}
+
+pub(crate) async fn fill(kafka: &RdKafka, to: &Partition, from: usize, n: usize) {
+    let records: Vec<_> = (from..from + n).map(|i| record(i.to_string())).collect();
+    for (i, outcome) in kafka.append(to, &records).await.into_iter().enumerate() {
+        assert_eq!(outcome.unwrap(), i64::try_from(from + i).unwrap());
+    }
+}
+
+pub(crate) async fn next(consumer: &mut Consumer) -> Event {
+    match tokio::time::timeout(LONG, consumer.events.next()).await {
+        Ok(Some(event)) => event.unwrap(),
+        Ok(None) => panic!("the stream has ended"),
+        Err(_) => panic!("no event"),
+    }
+}
+
+pub(crate) async fn assigned(consumer: &mut Consumer, n: usize) -> Vec<Assignment> {
+    let mut all = Vec::new();
+    while all.len() < n {
+        if let Event::Assigned(more) = next(consumer).await {
+            all.extend(more);
+        }
+    }
+    all
+}

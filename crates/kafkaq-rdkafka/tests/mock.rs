@@ -1,0 +1,118 @@
+//! What only a mock cluster can be told to do wrong.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test")]
+
+use futures_util::StreamExt;
+use kafkaq_core::*;
+use kafkaq_rdkafka::{Builder, RdKafka};
+use rdkafka::{
+    mocking::MockCluster,
+    producer::DefaultProducerContext,
+    types::{RDKafkaApiKey, RDKafkaRespErr as Resp},
+};
+use std::time::{Duration, Instant};
+
+type Mock = MockCluster<'static, DefaultProducerContext>;
+
+fn cluster() -> (Mock, Builder) {
+    let mock = Mock::new(1).unwrap();
+    mock.create_topic("t", 1, 1).unwrap();
+    let builder = RdKafka::builder(mock.bootstrap_servers()).request_timeout(Duration::from_secs(5));
+    (mock, builder)
+}
+
+fn records(n: usize) -> Vec<NewRecord> {
+    (0..n).map(|i| NewRecord::new(None, Some(i.to_string().into()), Headers::new())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_client_queue_makes_an_append_wait_and_not_fail() {
+    let (_mock, builder) = cluster();
+    let kafka = builder.set_producer("queue.buffering.max.messages", "50").build().unwrap();
+    let out = kafka.append(&Partition::new("t", 0), &records(1000)).await;
+    for (outcome, offset) in out.into_iter().zip(0..) {
+        assert_eq!(outcome.unwrap(), offset);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_that_stays_full_is_an_error_in_time() {
+    let (mock, builder) = cluster();
+    let limit = Duration::from_secs(2);
+    let kafka = builder
+        .request_timeout(limit)
+        .set_producer("queue.buffering.max.messages", "50")
+        .set_producer("message.timeout.ms", "60000")
+        .build()
+        .unwrap();
+    let to = Partition::new("t", 0);
+    kafka.append(&to, &records(1)).await.remove(0).unwrap();
+    mock.broker_down(1).unwrap();
+    let at = Instant::now();
+    let out = kafka.append(&to, &records(60)).await;
+    assert!(at.elapsed() < limit + Duration::from_millis(500), "{:?}", at.elapsed());
+    for (i, outcome) in out.iter().enumerate() {
+        let e = outcome.as_ref().unwrap_err();
+        let effect = if i < 50 { Effect::Unknown } else { Effect::NotApplied };
+        assert_eq!((e.effect(), e.retry()), (effect, Retry::Yes), "{i}: {e}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_is_refused_for_its_size_goes_again_in_smaller_shares() {
+    let (mock, builder) = cluster();
+    let kafka = builder.build().unwrap();
+    let to = Partition::new("t", 0);
+    kafka.append(&to, &records(1)).await.remove(0).unwrap();
+    mock.request_errors(RDKafkaApiKey::Produce, &[Resp::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE; 3]);
+    let out = kafka.append(&to, &records(100)).await;
+    let mut offsets: Vec<i64> = out.into_iter().collect::<Result<_>>().unwrap();
+    offsets.sort_unstable();
+    assert_eq!(offsets, (1..101).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_producer_has_failed_for_good_the_next_append_has_a_new_one() {
+    let (mock, builder) = cluster();
+    let kafka = builder.set_producer("enable.gapless.guarantee", "true").build().unwrap();
+    let to = Partition::new("t", 0);
+    kafka.append(&to, &records(1)).await.remove(0).unwrap();
+    mock.request_errors(RDKafkaApiKey::Produce, &[Resp::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED]);
+    let e = kafka.append(&to, &records(1)).await.remove(0).unwrap_err();
+    println!("{e}");
+    assert_eq!(
+        kafka.append(&to, &records(3)).await.into_iter().collect::<Result<Vec<_>>>().unwrap().len(),
+        3
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_missing_topic_is_reported_and_reading_goes_on() {
+    let (mock, builder) = cluster();
+    // By the new protocol the server, not the client, looks for the topic, and waits for it in silence.
+    let kafka = builder.set("group.protocol", "classic").build().unwrap();
+    mock.topic_error("late", Resp::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART).unwrap();
+    let mut c = kafka.join(JoinRequest::new("g", vec!["late".into()], [1; 16])).await.unwrap();
+    let e =
+        tokio::time::timeout(Duration::from_secs(20), c.events.next()).await.unwrap().unwrap().unwrap_err();
+    println!("{e}");
+    assert_eq!((e.kind(), e.retry()), (ErrorKind::NotFound, Retry::Yes));
+    assert!(e.to_string().contains("late"), "{e}");
+    c.member.leave().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_nothing_under_way_leaving_is_prompt_also_when_the_broker_is_gone() {
+    for protocol in ["classic", "consumer"] {
+        let (mock, builder) = cluster();
+        let kafka = builder.set("group.protocol", protocol).build().unwrap();
+        let mut c = kafka.join(JoinRequest::new("g", vec!["t".into()], [1; 16])).await.unwrap();
+        while !matches!(c.events.next().await, Some(Ok(Event::Assigned(_)))) {}
+        mock.broker_down(1).unwrap();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let at = Instant::now();
+        c.member.leave().await.unwrap();
+        println!("{protocol}: left in {:?}", at.elapsed());
+        assert!(at.elapsed() < Duration::from_secs(2), "{:?}", at.elapsed());
+        kafka.close().await.unwrap();
+    }
+}

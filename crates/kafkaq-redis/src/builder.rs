@@ -1,0 +1,146 @@
+//! From a URL to a store. Nothing connects here.
+
+use crate::{RedisStore, link::Link};
+use kafkaq_core::{Error, ErrorKind, Result};
+use redis::{
+    Client, ConnectionInfo, IntoConnectionInfo, ProtocolVersion,
+    io::tcp::{TcpSettings, socket2},
+};
+use std::{fmt, time::Duration};
+
+const OP: &str = "set up the Redis store";
+
+/// More connections only cost memory: Redis executes on one core.
+const MAX_CONNECTIONS: usize = 64;
+
+const MIN_TIMEOUT: Duration = Duration::from_millis(1);
+const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// Idle connections are probed this often, or firewalls and load balancers forget them without a word.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// Settings of a [`RedisStore`]. From [`RedisStore::builder`].
+#[derive(Clone)]
+#[must_use]
+pub struct RedisStoreBuilder {
+    url: String,
+    prefix: String,
+    request_timeout: Duration,
+    connections: usize,
+    #[cfg(feature = "tls")]
+    root_certificates: Option<Vec<u8>>,
+    #[cfg(feature = "tls")]
+    client_certificate: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl RedisStoreBuilder {
+    pub(crate) fn new(url: String) -> Self {
+        RedisStoreBuilder {
+            url,
+            prefix: "kafkaq/".into(),
+            request_timeout: Duration::from_secs(2),
+            connections: 2,
+            #[cfg(feature = "tls")]
+            root_certificates: None,
+            #[cfg(feature = "tls")]
+            client_certificate: None,
+        }
+    }
+
+    /// What every key begins with. Two prefixes are two stores. Default: `kafkaq/`.
+    pub fn prefix(self, prefix: impl Into<String>) -> Self {
+        RedisStoreBuilder { prefix: prefix.into(), ..self }
+    }
+
+    /// How long a call may take, connecting included: 1 ms to 1 h. Default: 2 s.
+    pub fn request_timeout(self, limit: Duration) -> Self {
+        RedisStoreBuilder { request_timeout: limit, ..self }
+    }
+
+    /// How many connections to use, 1 to 64. Each is served by one task, hence by one core at a time. Default: 2.
+    pub fn connections(self, n: usize) -> Self {
+        RedisStoreBuilder { connections: n, ..self }
+    }
+
+    /// The certificates to trust, in PEM, instead of the system's.
+    #[cfg(feature = "tls")]
+    pub fn root_certificates(self, pem: impl Into<Vec<u8>>) -> Self {
+        RedisStoreBuilder { root_certificates: Some(pem.into()), ..self }
+    }
+
+    /// The certificate and its key, in PEM, by which this client proves who it is.
+    #[cfg(feature = "tls")]
+    pub fn client_certificate(self, certificate: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
+        RedisStoreBuilder { client_certificate: Some((certificate.into(), key.into())), ..self }
+    }
+
+    /// Makes the store. It needs no server: the first call connects.
+    ///
+    /// # Errors
+    /// `Invalid` if the URL can't be read or needs TLS that isn't compiled in, if a certificate can't be read, or
+    /// if the timeout or the number of connections is out of range.
+    pub fn build(self) -> Result<RedisStore> {
+        if !(MIN_TIMEOUT..=MAX_TIMEOUT).contains(&self.request_timeout) {
+            return Err(invalid("Use a request timeout from 1 ms to 1 h"));
+        }
+        if !(1..=MAX_CONNECTIONS).contains(&self.connections) {
+            return Err(invalid("Use 1 to 64 connections"));
+        }
+        let client = self.client().map_err(|e| {
+            invalid(
+                "A URL looks like redis://user:password@host:6379/0 or unix:///path?db=0; rediss:// is for TLS \
+                 and needs the feature `tls`; special characters of a password are percent-encoded",
+            )
+            .with_source(e)
+        })?;
+        let links = (0..self.connections).map(|_| Link::new(client.clone())).collect();
+        Ok(RedisStore::new(self.prefix, self.request_timeout, links))
+    }
+
+    fn client(&self) -> redis::RedisResult<Client> {
+        let info = self.url.as_str().into_connection_info()?;
+        let tcp = TcpSettings::default()
+            .set_nodelay(true)
+            .set_keepalive(socket2::TcpKeepalive::new().with_time(KEEPALIVE));
+        // One dialect, whatever the URL says: every server has it, and its answers are read by hand.
+        let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP2);
+        self.open(info.set_tcp_settings(tcp).set_redis_settings(redis))
+    }
+
+    #[cfg(not(feature = "tls"))]
+    fn open(&self, info: ConnectionInfo) -> redis::RedisResult<Client> {
+        Client::open(info)
+    }
+
+    #[cfg(feature = "tls")]
+    fn open(&self, info: ConnectionInfo) -> redis::RedisResult<Client> {
+        let certificates = self.root_certificates.is_some() || self.client_certificate.is_some();
+        if !certificates && !matches!(info.addr(), redis::ConnectionAddr::TcpTls { .. }) {
+            return Client::open(info);
+        }
+        // The redis crate takes the provider of the process. rustls finds it by itself only if no dependency has
+        // compiled in a second one, and panics otherwise. If the application has chosen one, that one stays.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client_tls = self
+            .client_certificate
+            .clone()
+            .map(|(client_cert, client_key)| redis::ClientTlsConfig { client_cert, client_key });
+        let root_cert = self.root_certificates.clone();
+        Client::build_with_tls(info, redis::TlsCertificates { client_tls, root_cert })
+    }
+}
+
+fn invalid(advice: &'static str) -> Error {
+    Error::not_applied(ErrorKind::Invalid, OP).with_advice(advice)
+}
+
+impl fmt::Debug for RedisStoreBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Without the URL, which may hold a password, and without the keys.
+        f.debug_struct("RedisStoreBuilder")
+            .field("prefix", &self.prefix)
+            .field("request_timeout", &self.request_timeout)
+            .field("connections", &self.connections)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,214 @@
+//! What a failure means: which kind, whether it took effect, what to do.
+
+use kafkaq_core::{Error, ErrorKind};
+use redis::{RedisError, ServerError};
+use std::time::Duration;
+
+/// An operation as its errors name it.
+#[derive(Clone, Copy)]
+pub(crate) struct Op {
+    name: &'static str,
+    /// One that only reads has certainly had no effect, however it fails.
+    changes: bool,
+}
+
+impl Op {
+    pub(crate) const SWAP: Op = Op { name: "swap in Redis", changes: true };
+    pub(crate) const READ: Op = Op { name: "read from Redis", changes: false };
+    pub(crate) const CHECK: Op = Op { name: "check Redis", changes: false };
+
+    fn not_applied(self, kind: ErrorKind) -> Error {
+        Error::not_applied(kind, self.name)
+    }
+
+    /// It failed after it was sent.
+    fn after_sending(self, kind: ErrorKind) -> Error {
+        if self.changes { Error::unknown(kind, self.name) } else { self.not_applied(kind) }
+    }
+}
+
+/// No connection, so nothing was sent. No source: it was not there in time.
+pub(crate) fn not_connected(op: Op, address: &str, source: Option<RedisError>) -> Error {
+    use redis::ErrorKind::{AuthenticationFailed, InvalidClientConfig};
+    let unreachable = format!("Check that Redis runs at {address} and can be reached from here");
+    let Some(source) = source else {
+        return op
+            .not_applied(ErrorKind::Unavailable)
+            .with_source("no connection in time")
+            .with_advice(unreachable);
+    };
+    // The redis crate folds what the server said to AUTH and SELECT into errors of its own.
+    let says = |words| source.detail().is_some_and(|text| text.contains(words));
+    let (kind, advice) = match source.kind() {
+        AuthenticationFailed => {
+            (ErrorKind::Denied, format!("Check the user and the password for Redis at {address}"))
+        }
+        _ if says("Authentication required") => {
+            (ErrorKind::Denied, format!("Redis at {address} wants a password: put it into the URL"))
+        }
+        InvalidClientConfig => (ErrorKind::Misconfigured, format!("Check the URL of Redis at {address}")),
+        _ if says("DB index") || says("cluster mode") => {
+            (ErrorKind::Misconfigured, format!("Check the database number in the URL of Redis at {address}"))
+        }
+        _ => (ErrorKind::Unavailable, unreachable),
+    };
+    op.not_applied(kind).with_source(source).with_advice(advice)
+}
+
+/// The connection broke after the request was handed to it.
+pub(crate) fn broken(op: Op, address: &str, source: RedisError) -> Error {
+    op.after_sending(ErrorKind::Unavailable)
+        .with_source(source)
+        .with_advice(format!("The connection to Redis at {address} broke"))
+}
+
+/// The request was sent, and no answer came.
+pub(crate) fn timed_out(op: Op, address: &str, limit: Duration) -> Error {
+    op.after_sending(ErrorKind::Timeout)
+        .with_advice(format!("Redis at {address} did not answer within {limit:?}"))
+}
+
+/// An answer that this crate does not understand.
+pub(crate) fn strange(op: Op) -> Error {
+    op.after_sending(ErrorKind::Other).with_advice(
+        "The answer makes no sense: is there something other than Redis or Valkey at this address?",
+    )
+}
+
+/// After `close`.
+pub(crate) fn closed(op: Op) -> Error {
+    op.not_applied(ErrorKind::Closed)
+}
+
+/// The server refused one command, which therefore had no effect.
+pub(crate) fn refused(op: Op, e: &ServerError) -> Error {
+    let (kind, advice) = meaning(e);
+    let error = op.not_applied(kind).with_source(e.clone());
+    if advice.is_empty() { error } else { error.with_advice(advice) }
+}
+
+/// The server answered a script with one error instead of an answer a key. Errors that are decided before a script
+/// starts are known by their code; after any other it may have run halfway.
+pub(crate) fn script_refused(op: Op, e: &ServerError) -> Error {
+    match meaning(e) {
+        (ErrorKind::Other, _) => op.after_sending(ErrorKind::Other).with_source(e.clone()),
+        _ => refused(op, e),
+    }
+}
+
+/// A write reached a server that is only a replica, as after a failover.
+pub(crate) fn is_readonly(e: &ServerError) -> bool {
+    code(e) == "READONLY"
+}
+
+/// The script is not in the server's cache: it did not run.
+pub(crate) fn is_unknown_script(e: &ServerError) -> bool {
+    code(e) == "NOSCRIPT"
+}
+
+/// How Redis before 7.0 answers `SET` with `NX` and `GET`.
+pub(crate) fn is_syntax_error(e: &ServerError) -> bool {
+    code(e) == "ERR" && e.details() == Some("syntax error")
+}
+
+/// The error's code. Before 7.0, an error inside a script reads `@user_script: <line>: -CODE text`.
+fn code(e: &ServerError) -> &str {
+    let inside = e.details().filter(|_| e.code().starts_with('@')).and_then(|text| text.split(" -").nth(1));
+    match inside {
+        Some(text) => text.split(' ').next().unwrap_or(text),
+        None => e.code(),
+    }
+}
+
+const PERMISSIONS: &str = "The user needs +get +set +mget +del +eval +evalsha on the keys of the prefix";
+
+fn meaning(e: &ServerError) -> (ErrorKind, &'static str) {
+    use ErrorKind::{Corrupt, Denied, Other, Unavailable, Unsupported};
+    let says = |words| e.details().is_some_and(|text| text.contains(words));
+    match code(e) {
+        "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" => (Unavailable, ""),
+        "BUSY" => (Unavailable, "A script blocks Redis; SCRIPT KILL ends it"),
+        "NOREPLICAS" => (Unavailable, "Redis wants more replicas than are connected (min-replicas-to-write)"),
+        "MISCONF" => (Unavailable, "Redis can't save to disk and refuses writes; its log says why"),
+        "OOM" => (Unavailable, "Redis has reached maxmemory: raise it, or shorten done_retention"),
+        "READONLY" => {
+            (Unavailable, "This server is a replica: after a failover a retry finds the new primary")
+        }
+        "NOAUTH" => (Denied, "Redis wants a password: put it into the URL"),
+        "WRONGPASS" => (Denied, "Check the user and the password"),
+        "NOPERM" => (Denied, PERMISSIONS),
+        "WRONGTYPE" => (Corrupt, "Something else writes under this prefix: choose another prefix"),
+        "MOVED" | "ASK" | "CROSSSLOT" => {
+            (Unsupported, "Redis Cluster is not supported: use a single primary")
+        }
+        // These have no code of their own; Redis and Valkey word the first differently.
+        _ if says("user executing the script") || says("ACL failure in script") => (Denied, PERMISSIONS),
+        _ if says("unknown command") => (Unsupported, "kafkaq needs SET, GET, MGET, DEL, EVAL and EVALSHA"),
+        _ => (Other, ""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kafkaq_core::{Effect, Retry};
+    use redis::{Value, parse_redis_value};
+
+    fn server_error(line: &str) -> ServerError {
+        match parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap() {
+            Value::ServerError(e) => e,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_refused_command_had_no_effect_and_says_whether_a_retry_helps() {
+        for (line, kind, retry) in [
+            ("LOADING Redis is loading the dataset in memory", ErrorKind::Unavailable, Retry::Yes),
+            ("BUSY Redis is busy running a script.", ErrorKind::Unavailable, Retry::Yes),
+            ("READONLY You can't write against a read only replica.", ErrorKind::Unavailable, Retry::Yes),
+            ("MASTERDOWN Link with MASTER is down", ErrorKind::Unavailable, Retry::Yes),
+            ("OOM command not allowed", ErrorKind::Unavailable, Retry::Yes),
+            ("CLUSTERDOWN The cluster is down", ErrorKind::Unavailable, Retry::Yes),
+            ("TRYAGAIN Multiple keys request", ErrorKind::Unavailable, Retry::Yes),
+            ("NOAUTH Authentication required.", ErrorKind::Denied, Retry::No),
+            ("WRONGPASS invalid username-password pair", ErrorKind::Denied, Retry::No),
+            ("NOPERM this user has no permissions", ErrorKind::Denied, Retry::No),
+            ("WRONGTYPE Operation against a key", ErrorKind::Corrupt, Retry::No),
+            ("MOVED 3999 127.0.0.1:6381", ErrorKind::Unsupported, Retry::No),
+            ("ERR unknown command 'EVALSHA'", ErrorKind::Unsupported, Retry::No),
+            ("ERR whatever", ErrorKind::Other, Retry::No),
+        ] {
+            let e = refused(Op::SWAP, &server_error(line));
+            assert_eq!((e.kind(), e.retry(), e.effect()), (kind, retry, Effect::NotApplied), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_script_that_may_have_stopped_halfway_is_unknown() {
+        let halfway = "ERR Error running script (call to f_0): @user_script:1: out of memory";
+        assert_eq!(script_refused(Op::SWAP, &server_error(halfway)).effect(), Effect::Unknown);
+        for before in ["BUSY Redis is busy", "NOPERM no permissions", "LOADING Redis is loading"] {
+            assert_eq!(
+                script_refused(Op::SWAP, &server_error(before)).effect(),
+                Effect::NotApplied,
+                "{before}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_code_inside_an_old_script_error_is_found() {
+        let e = server_error("@user_script: 18: -READONLY You can't write against a read only replica.");
+        assert!(is_readonly(&e));
+        assert_eq!(refused(Op::SWAP, &e).kind(), ErrorKind::Unavailable);
+    }
+
+    #[test]
+    fn only_what_changes_something_can_be_unknown() {
+        let late = |op| timed_out(op, "h:1", Duration::from_secs(1));
+        assert_eq!(late(Op::SWAP).effect(), Effect::Unknown);
+        assert_eq!(late(Op::READ).effect(), Effect::NotApplied);
+        assert!(late(Op::READ).to_string().contains("h:1"));
+    }
+}

@@ -1,0 +1,171 @@
+//! What an operator must know: questions to the server, and its answers as sentences.
+
+use crate::{
+    failure::{self, Op},
+    request,
+};
+use kafkaq_core::Result;
+use redis::{Pipeline, Value};
+
+const OLDEST_TESTED: (u32, u32) = (6, 2);
+
+/// Asked in this order by [`questions`], read in this order by [`warnings`].
+pub(crate) fn questions() -> Pipeline {
+    let mut commands = Pipeline::new();
+    commands.cmd("PING");
+    commands.add_command(request::try_script());
+    commands.cmd("INFO");
+    commands.cmd("CONFIG").arg("GET").arg("save");
+    commands
+}
+
+/// # Errors
+/// If the server refuses the credentials or can't run scripts.
+pub(crate) fn warnings(answers: &[Value]) -> Result<Vec<String>> {
+    let [ping, script, info, save] = answers else {
+        return Err(failure::strange(Op::CHECK));
+    };
+    for answer in [ping, script] {
+        match answer {
+            Value::ServerError(e) => return Err(failure::refused(Op::CHECK, e)),
+            Value::SimpleString(_) | Value::Array(_) => {}
+            _ => return Err(failure::strange(Op::CHECK)),
+        }
+    }
+    let Value::BulkString(info) = info else {
+        return Ok(vec![
+            "INFO is not allowed here, so neither eviction nor persistence could be checked".into(),
+        ]);
+    };
+    let info = Info(&String::from_utf8_lossy(info));
+    let checks = [info.eviction(), info.persistence(save), info.role(), info.cluster(), info.version()];
+    Ok(checks.into_iter().flatten().collect())
+}
+
+/// The text of `INFO`: lines of `name:value`.
+struct Info<'a>(&'a str);
+
+impl Info<'_> {
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+    }
+
+    fn is(&self, name: &str, value: &str) -> bool {
+        self.get(name) == Some(value)
+    }
+
+    fn eviction(&self) -> Option<String> {
+        let policy = self.get("maxmemory_policy")?;
+        let limited = !self.is("maxmemory", "0");
+        (limited && policy != "noeviction").then(|| {
+            format!(
+                "maxmemory-policy is {policy}: when memory is short Redis may evict leases, and a task whose \
+                 lease is gone can be executed a second time; set it to noeviction"
+            )
+        })
+    }
+
+    fn persistence(&self, save: &Value) -> Option<String> {
+        if !self.is("aof_enabled", "0") {
+            return None;
+        }
+        match saves_snapshots(save) {
+            Some(true) => None,
+            Some(false) => Some(
+                "Neither AOF nor RDB is on: a restart of Redis forgets which tasks are done, and those that \
+                 the log hands out again are executed a second time; set appendonly to yes"
+                    .into(),
+            ),
+            None => Some(
+                "AOF is off, and CONFIG is not allowed here, so it could not be checked whether Redis saves \
+                 snapshots; without them a restart causes second executions"
+                    .into(),
+            ),
+        }
+    }
+
+    fn role(&self) -> Option<String> {
+        (self.is("role", "slave") || self.is("role", "replica"))
+            .then(|| "This server is a replica and refuses writes: give the address of the primary".into())
+    }
+
+    fn cluster(&self) -> Option<String> {
+        self.is("cluster_enabled", "1").then(|| {
+            "This is a node of a Redis Cluster, which is not supported: use a single primary with replicas"
+                .into()
+        })
+    }
+
+    fn version(&self) -> Option<String> {
+        let version = self.get("redis_version")?;
+        let mut numbers = version.split('.').map_while(|n| n.parse().ok());
+        let found = (numbers.next()?, numbers.next().unwrap_or(0));
+        (found < OLDEST_TESTED).then(|| {
+            let (major, minor) = OLDEST_TESTED;
+            format!("Redis {version} is older than {major}.{minor}, the oldest that kafkaq is tested with")
+        })
+    }
+}
+
+/// `None` if the server doesn't tell.
+fn saves_snapshots(answer: &Value) -> Option<bool> {
+    match answer {
+        Value::Array(pair) => match pair.as_slice() {
+            [_, Value::BulkString(rules)] => Some(!rules.is_empty()),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NONE: [&str; 0] = [];
+
+    fn bulk(text: &str) -> Value {
+        Value::BulkString(text.into())
+    }
+
+    fn check(info: &str, save: Value) -> Vec<String> {
+        let answers = [Value::SimpleString("PONG".into()), Value::Array(vec![]), bulk(info), save];
+        warnings(&answers).unwrap()
+    }
+
+    fn saves(rules: &str) -> Value {
+        Value::Array(vec![bulk("save"), bulk(rules)])
+    }
+
+    const SOUND: &str = "redis_version:7.2.4\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\nrole:master\r\n\
+                         aof_enabled:0\r\ncluster_enabled:0\r\n";
+
+    #[test]
+    fn a_sound_server_gives_no_warning() {
+        assert_eq!(check(SOUND, saves("3600 1")), NONE);
+        assert_eq!(check(&SOUND.replace("aof_enabled:0", "aof_enabled:1"), Value::Nil), NONE);
+    }
+
+    #[test]
+    fn eviction_counts_only_with_a_memory_limit() {
+        let lru = SOUND.replace("noeviction", "allkeys-lru");
+        assert_eq!(check(&lru, saves("3600 1")).len(), 0);
+        let limited = lru.replace("maxmemory:0", "maxmemory:1000000");
+        assert!(check(&limited, saves("3600 1"))[0].contains("allkeys-lru"));
+    }
+
+    #[test]
+    fn each_trouble_has_its_sentence() {
+        for (from, to, word) in [
+            ("role:master", "role:slave", "replica"),
+            ("cluster_enabled:0", "cluster_enabled:1", "Cluster"),
+            ("7.2.4", "6.0.16", "6.0.16"),
+            ("7.2.4", "5.0", "older than 6.2"),
+        ] {
+            let found = check(&SOUND.replace(from, to), saves("3600 1"));
+            assert!(found.len() == 1 && found[0].contains(word), "{found:?}");
+        }
+        assert!(check(SOUND, saves(""))[0].contains("appendonly"));
+        assert!(check(SOUND, Value::Nil)[0].contains("CONFIG"));
+    }
+}

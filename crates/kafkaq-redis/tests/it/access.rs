@@ -1,0 +1,170 @@
+//! URLs, passwords, permissions, and what `check` tells an operator.
+
+use crate::{create, key, replace, server::Server, store, value};
+use kafkaq_core::{Effect, ErrorKind, LeaseStore, Retry, Swapped};
+use kafkaq_redis::RedisStore;
+
+const NONE: [&str; 0] = [];
+const SECRET: &str = "s3cr3t-word";
+
+#[tokio::test]
+async fn the_right_password_opens_and_the_wrong_one_is_denied() {
+    let server = Server::with(&["--requirepass", SECRET]);
+    let at = |login: &str, database: u8| {
+        let url = format!("redis://{login}127.0.0.1:{}/{database}", server.port());
+        RedisStore::builder(url).build().unwrap()
+    };
+    let right = at(&format!(":{SECRET}@"), 0);
+    assert_eq!(right.swap(&[create(&key("a"), "a")]).await.pop().unwrap().unwrap(), Swapped::Done);
+    let wrong = [(":wrong-s3cr3t-word@", 0), ("someone:s3cr3t-word@", 0), ("", 0), ("", 3)];
+    for (login, database) in wrong {
+        let store = at(login, database);
+        let e = store.swap(&[create(&key("b"), "b")]).await.pop().unwrap().unwrap_err();
+        assert_eq!(
+            (e.kind(), e.effect(), e.retry()),
+            (ErrorKind::Denied, Effect::NotApplied, Retry::No),
+            "{e}"
+        );
+        assert!(e.advice().unwrap().contains("password"), "{e}");
+        let text = format!("{e} {e:?} {} {store:?}", store.check().await.unwrap_err());
+        assert!(!text.contains(SECRET), "{text}");
+    }
+    assert_eq!(right.get(&[key("b")]).await.pop().unwrap().unwrap(), None);
+}
+
+#[test]
+fn a_password_shows_in_no_debug_output_and_no_error() {
+    let builder = RedisStore::builder(format!("redis://me:{SECRET}@127.0.0.1:1/3"));
+    let store = builder.clone().build().unwrap();
+    assert!(!format!("{builder:?} {store:?}").contains(SECRET));
+    assert!(format!("{store:?}").contains("127.0.0.1:1"));
+    for url in
+        ["redis://:s3cr3t-word@", "redis://:s3cr3t-word@h:99999", "http://:s3cr3t-word@h", "s3cr3t-word"]
+    {
+        let e = RedisStore::builder(url).build().unwrap_err();
+        assert!(!format!("{e} {e:?}").contains(SECRET), "{e:?}");
+    }
+}
+
+#[test]
+fn settings_that_make_no_sense_are_refused_when_building() {
+    let fine = || RedisStore::builder("redis://127.0.0.1");
+    for builder in [
+        RedisStore::builder(""),
+        RedisStore::builder("127.0.0.1:6379"),
+        RedisStore::builder("redis://127.0.0.1/notanumber"),
+        fine().connections(0),
+        fine().connections(65),
+        fine().request_timeout(std::time::Duration::ZERO),
+        fine().request_timeout(std::time::Duration::MAX),
+    ] {
+        let e = builder.build().unwrap_err();
+        assert_eq!((e.kind(), e.effect()), (ErrorKind::Invalid, Effect::NotApplied));
+        assert!(e.advice().is_some());
+    }
+}
+
+#[cfg(not(feature = "tls"))]
+#[test]
+fn tls_without_the_feature_is_refused_and_the_error_names_it() {
+    let e = RedisStore::builder("rediss://127.0.0.1").build().unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Invalid);
+    assert!(e.to_string().contains("feature `tls`"), "{e}");
+}
+
+#[tokio::test]
+async fn database_numbers_and_unix_sockets_are_understood() {
+    let server = Server::start();
+    let k = key("a");
+    let third = RedisStore::builder(format!("redis://127.0.0.1:{}/3", server.port())).build().unwrap();
+    assert_eq!(third.swap(&[create(&k, "a")]).await.pop().unwrap().unwrap(), Swapped::Done);
+    assert_eq!(store(&server).get(std::slice::from_ref(&k)).await.pop().unwrap().unwrap(), None);
+    let socket = server.folder().join("redis.sock");
+    let by_socket = RedisStore::builder(format!("unix://{}?db=3", socket.display())).build().unwrap();
+    assert_eq!(by_socket.get(std::slice::from_ref(&k)).await.pop().unwrap().unwrap(), value("a"));
+    let beyond = RedisStore::builder(format!("redis://127.0.0.1:{}/99", server.port())).build().unwrap();
+    let e = beyond.get(&[k]).await.pop().unwrap().unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Misconfigured, "{e}");
+}
+
+#[tokio::test]
+async fn a_dialect_in_the_url_changes_nothing() {
+    let server = Server::start();
+    let store = RedisStore::builder(format!("{}?protocol=resp3", server.url())).build().unwrap();
+    let k = key("a");
+    assert_eq!(store.swap(&[replace(&k, "a", "b")]).await.pop().unwrap().unwrap(), Swapped::Conflict(None));
+    let warnings = store.check().await.unwrap();
+    assert!(warnings.len() == 1 && warnings[0].contains("appendonly"), "{warnings:?}");
+}
+
+#[tokio::test]
+async fn check_warns_of_eviction_only_with_a_memory_limit() {
+    let server = Server::with(&["--appendonly", "yes"]);
+    let store = store(&server);
+    assert_eq!(store.check().await.unwrap(), NONE);
+    server.ask(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]);
+    assert_eq!(store.check().await.unwrap(), NONE);
+    server.ask(&["CONFIG", "SET", "maxmemory", "100mb"]);
+    let warnings = store.check().await.unwrap();
+    assert!(warnings.len() == 1 && warnings[0].contains("allkeys-lru"), "{warnings:?}");
+}
+
+#[tokio::test]
+async fn check_warns_without_persistence_and_of_a_replica() {
+    let server = Server::start();
+    let store = store(&server);
+    let warnings = store.check().await.unwrap();
+    assert!(warnings.len() == 1 && warnings[0].contains("appendonly"), "{warnings:?}");
+    server.ask(&["CONFIG", "SET", "save", "3600 1"]);
+    assert_eq!(store.check().await.unwrap(), NONE);
+    server.ask(&["REPLICAOF", "127.0.0.1", "1"]);
+    let warnings = store.check().await.unwrap();
+    assert!(warnings.len() == 1 && warnings[0].contains("replica"), "{warnings:?}");
+}
+
+#[tokio::test]
+async fn check_fails_without_a_server() {
+    let mut server = Server::start();
+    server.kill();
+    let e = store(&server).check().await.unwrap_err();
+    assert_eq!((e.kind(), e.effect()), (ErrorKind::Unavailable, Effect::NotApplied));
+}
+
+#[tokio::test]
+async fn the_documented_permissions_are_enough_and_fewer_are_denied() {
+    let server = Server::start();
+    let user = |name: &str, rules: &[&str]| {
+        let password = format!(">{SECRET}");
+        server.ask(&[&["ACL", "SETUSER", name, "on", &password, "resetkeys", "~kafkaq/*"], rules].concat());
+        let url = format!("redis://{name}:{SECRET}@127.0.0.1:{}/0", server.port());
+        RedisStore::builder(url).build().unwrap()
+    };
+    let k = key("a");
+    let enough = user("enough", &["+get", "+set", "+mget", "+del", "+eval", "+evalsha", "+ping"]);
+    assert_eq!(enough.swap(&[create(&k, "a")]).await.pop().unwrap().unwrap(), Swapped::Done);
+    assert_eq!(enough.swap(&[replace(&k, "a", "b")]).await.pop().unwrap().unwrap(), Swapped::Done);
+    assert_eq!(enough.get(std::slice::from_ref(&k)).await.pop().unwrap().unwrap(), value("b"));
+    let warnings = enough.check().await.unwrap();
+    assert!(warnings.len() == 1 && warnings[0].contains("INFO"), "{warnings:?}");
+    user("enough", &["+info"]);
+    let warnings = enough.check().await.unwrap();
+    assert!(warnings.len() == 1 && warnings[0].contains("CONFIG"), "{warnings:?}");
+
+    let no_scripts = user("noscripts", &["+get", "+set", "+mget", "+ping"]);
+    assert_eq!(no_scripts.check().await.unwrap_err().kind(), ErrorKind::Denied);
+    let e = no_scripts.swap(&[replace(&k, "b", "c")]).await.pop().unwrap().unwrap_err();
+    assert_eq!((e.kind(), e.effect()), (ErrorKind::Denied, Effect::NotApplied), "{e}");
+
+    let no_writes = user("nowrites", &["+get", "+mget", "+eval", "+evalsha", "+ping"]);
+    let e = no_writes.swap(&[replace(&k, "b", "c")]).await.pop().unwrap().unwrap_err();
+    assert_eq!((e.kind(), e.effect()), (ErrorKind::Denied, Effect::NotApplied), "{e}");
+
+    let elsewhere = RedisStore::builder(format!("redis://enough:{SECRET}@127.0.0.1:{}/0", server.port()))
+        .prefix("elsewhere/")
+        .build()
+        .unwrap();
+    for swap in [create(&k, "a"), replace(&k, "a", "b")] {
+        let e = elsewhere.swap(&[swap]).await.pop().unwrap().unwrap_err();
+        assert_eq!((e.kind(), e.effect()), (ErrorKind::Denied, Effect::NotApplied), "{e}");
+    }
+}

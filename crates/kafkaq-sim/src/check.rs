@@ -1,0 +1,398 @@
+//! What must hold, checked from outside: by what the log and the store held at every moment. Written from the
+//! design's promise and invariants, not from the machine.
+
+use crate::log::{Entry, Kind, Part};
+use crate::process::Job;
+use crate::profile::{Plan, WorldFault};
+use crate::task::{Copied, Held, Task, TaskKind, TaskNo};
+use crate::trace::{MS, Us, fence, short};
+use crate::workers::End;
+use crate::world::World;
+use bytes::Bytes;
+use kafkaq_core::machine::{Answer, Content, JobKey, Ready};
+use kafkaq_core::{DecodeError, Envelope, Fence, HEADER, Key, Lease, LeaseState, NewRecord, Position, Wall};
+use std::collections::HashMap;
+use std::{fmt, time::Duration};
+
+/// A rule that was broken.
+#[derive(Clone, Debug)]
+pub struct Violation {
+    /// The invariant: I1 to I6.
+    pub invariant: &'static str,
+    /// What happened.
+    pub what: String,
+    /// When, in microseconds of virtual time.
+    pub at: u64,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {:.6}s: {}", self.invariant, self.at as f64 / 1e6, self.what)
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Checker {
+    pub(crate) tasks: Vec<Task>,
+    /// Looked up, never iterated.
+    by_key: HashMap<Key, TaskNo>,
+    /// Foreign records by what their id has to begin with.
+    by_place: HashMap<String, TaskNo>,
+    pub(crate) violation: Option<Violation>,
+    /// Clocks have been further apart than the settings allow.
+    pub(crate) clocks_broken: bool,
+    pub(crate) latest_due: Us,
+    /// Faults that calls of the machines have met.
+    pub(crate) faults: u64,
+    cancel_ttl: Duration,
+    max_delay: Duration,
+    world: Option<WorldFault>,
+}
+
+impl Checker {
+    pub(crate) fn new(plan: &Plan) -> Checker {
+        let s = &plan.settings;
+        Checker {
+            tasks: Vec::new(),
+            by_key: HashMap::new(),
+            by_place: HashMap::new(),
+            violation: None,
+            clocks_broken: false,
+            latest_due: 0,
+            faults: 0,
+            cancel_ttl: s.max_overdue + s.done_retention,
+            max_delay: s.max_delay,
+            world: plan.world,
+        }
+    }
+
+    pub(crate) fn fail(&mut self, invariant: &'static str, what: String) {
+        self.violation.get_or_insert(Violation { invariant, what, at: 0 });
+    }
+
+    pub(crate) fn add(&mut self, task: Task) {
+        if let Some(key) = &task.store_key {
+            self.by_key.insert(key.clone(), task.n);
+        }
+        self.tasks.push(task);
+    }
+
+    pub(crate) fn is_poison(&self, task: TaskNo) -> bool {
+        self.tasks[task].poison
+    }
+
+    pub(crate) fn key(&self, task: TaskNo) -> Option<Key> {
+        self.tasks[task].store_key.clone()
+    }
+
+    /// Whose lease lies under a key. The id of a foreign record begins with where and when it was appended.
+    pub(crate) fn task_of(&mut self, key: &Key) -> Option<TaskNo> {
+        if let Some(n) = self.by_key.get(key) {
+            return Some(*n);
+        }
+        let id = short(key).replace("%2F", "/").replace("%40", "@").replace("%3A", ":");
+        let place = id.rsplit_once('-').map_or(&*id, |(place, _)| place);
+        let n = *self.by_place.get(place)?;
+        self.by_key.insert(key.clone(), n);
+        Some(n)
+    }
+
+    pub(crate) fn damaged(&mut self, key: &Key) {
+        if let Some(n) = self.task_of(key) {
+            self.tasks[n].damage += 1;
+        }
+    }
+
+    /// Nothing keeps this record open any more.
+    pub(crate) fn is_finished(&self, entry: &Entry) -> bool {
+        self.tasks[entry.task].is_covered(entry.cover)
+    }
+
+    /// All there is of the task is what was published.
+    pub(crate) fn has_no_copy(&self, content: &Content) -> bool {
+        numbered(content.payload.as_ref())
+            .and_then(|n| self.tasks.get(n))
+            .is_some_and(|t| t.copies.is_empty())
+    }
+
+    /// I1 and I4, at the moment at which a commit takes effect.
+    pub(crate) fn committed(&mut self, part: &Part, offset: i64) {
+        let at = &part.partition;
+        if offset < part.committed {
+            self.fail(
+                "I4",
+                format!("the committed offset of {at} goes back from {} to {offset}", part.committed),
+            );
+        }
+        if offset > part.entries.len() as i64 {
+            return self
+                .fail("I4", format!("{at} is committed to {offset}, beyond its end {}", part.entries.len()));
+        }
+        for n in part.committed..offset {
+            if let Some(entry) = &part.entries[n as usize]
+                && !self.is_finished(entry)
+            {
+                let Entry { task, cover, .. } = entry;
+                let what = format!(
+                    "{at} is committed to {offset}, but the record at {n} (t{task}, cover {cover}) is neither \
+                     terminal nor covered"
+                );
+                return self.fail("I1", what);
+            }
+        }
+    }
+
+    /// Whoever deletes a topic gives up what is in it.
+    pub(crate) fn deleted(&mut self, entries: &[Option<Entry>]) {
+        for entry in entries.iter().flatten() {
+            self.tasks[entry.task].deleted = true;
+        }
+    }
+
+    /// I5: what is still open.
+    pub(crate) fn unfinished(&self) -> Option<String> {
+        self.tasks.iter().find_map(|t| {
+            let promised = !t.acknowledged_at.is_empty() && !t.deleted;
+            let open = if t.kind.is_undecodable() { t.dead_records == 0 } else { !t.is_terminal() };
+            if promised && open {
+                return Some(format!("t{} ({:?}) was published and is not finished", t.n, t.kind));
+            }
+            let last = *t.acknowledged_at.last()?;
+            let again = t.acknowledged_at.len() > 1 && t.started_at < last && !t.cancelled;
+            (self.world == Some(WorldFault::IdMeansNewTask) && promised && again)
+                .then(|| format!("t{} was published anew and did not run again", t.n))
+        })
+    }
+
+    /// A process is over, and with it its workers.
+    pub(crate) fn process_over(&mut self, id: [u8; 16]) {
+        for held in self.tasks.iter_mut().flat_map(|t| &mut t.held) {
+            if held.fence.process == id {
+                held.running = None;
+            }
+        }
+    }
+
+    /// What a client writes in order to cancel; `None` if there is nothing to cancel.
+    pub(crate) fn cancelled_lease(&self, seen: Option<&Bytes>, now: Wall) -> Option<(Bytes, Duration)> {
+        let (mut lease, ttl) = match seen.map(|v| Lease::decode(v)) {
+            Some(Err(DecodeError::Newer(_))) => return None,
+            Some(Ok(lease)) if lease.state.is_terminal() => return None,
+            Some(Ok(lease)) => (lease, self.cancel_ttl),
+            None | Some(Err(_)) => {
+                let fence = Fence { process: [255; 16], number: now.0 };
+                let (state, length) = (LeaseState::Cancelled, Duration::ZERO);
+                (
+                    Lease { state, fence, attempt: 0, cover: 0, deadline: now, length },
+                    self.cancel_ttl + self.max_delay,
+                )
+            }
+        };
+        (lease.state, lease.deadline, lease.length) = (LeaseState::Cancelled, now, Duration::ZERO);
+        Some((lease.encode(), ttl))
+    }
+}
+
+fn numbered(payload: Option<&Bytes>) -> Option<TaskNo> {
+    std::str::from_utf8(payload?).ok()?.strip_prefix('t')?.parse().ok()
+}
+
+// ---- appends
+impl World {
+    /// Whose record it is, its cover number and its attempt; checks what a machine appends.
+    pub(crate) fn check_append(
+        &mut self,
+        kind: Kind,
+        at: &Position,
+        timestamp: i64,
+        record: &NewRecord,
+        who: Option<usize>,
+    ) -> Option<(TaskNo, u32, u32)> {
+        let now = self.now;
+        let Some(n) = numbered(record.value.as_ref()).filter(|n| *n < self.check.tasks.len()) else {
+            self.check.fail("I1", format!("a record of no task is appended to {}", at.partition));
+            return None;
+        };
+        let envelope = record.headers.get(HEADER).and_then(|h| Envelope::decode(h).ok());
+        let (cover, attempt) = envelope.as_ref().map_or((0, 0), |e| (e.cover, e.attempt));
+        let task = &mut self.check.tasks[n];
+        if let Some(e) = &envelope {
+            task.attempt = task.attempt.max(e.attempt);
+        }
+        let Some(p) = who else {
+            if task.kind == TaskKind::Foreign {
+                let place =
+                    format!("{}/{}/{}@{timestamp}", at.partition.topic, at.partition.index, at.offset);
+                self.check.by_place.insert(place, n);
+            }
+            task.first_timestamp = timestamp;
+            return Some((n, cover, attempt));
+        };
+        let same =
+            record.key == task.key && (record.headers.get("user").is_some_and(|h| h == &format!("h{n}")));
+        if !same {
+            self.check.fail("I1", format!("p{p} appends t{n} without the key or the headers of its user"));
+            return None;
+        }
+        match kind {
+            Kind::Dead => {
+                self.stats.dead_letters += 1;
+                task.dead_records += 1;
+            }
+            Kind::Task => self.check.fail("I1", format!("p{p} appends t{n} to the task topic")),
+            Kind::Wait => {
+                let Some(e) = envelope else {
+                    self.check.fail("I1", format!("p{p} appends a copy of t{n} that can't be decoded"));
+                    return None;
+                };
+                self.stats.copies += 1;
+                self.stats.hops += u64::from(e.lane_due < e.due);
+                task.copies.push(Copied { cover, due: e.due, at: now });
+                if cover == 0 {
+                    self.check.fail("I1", format!("p{p} appends a copy of t{n} with cover number 0"));
+                } else {
+                    self.check_number_of_copies(n);
+                }
+            }
+        }
+        Some((n, cover, attempt))
+    }
+
+    /// I6: a task gets a few copies a lease, and some for every fault; not more and more of them.
+    fn check_number_of_copies(&mut self, n: TaskNo) {
+        let faults = self.check.faults;
+        let moves =
+            self.stats.revocations + self.stats.partitions_lost + self.stats.crashes + self.stats.pauses;
+        let task = &self.check.tasks[n];
+        let lease = self.plan.settings.lease.as_micros() as Us;
+        let since = |age: Us| {
+            let recent = task.copies.iter().rev().take_while(|c| c.at + age > self.now);
+            recent.count() as u64
+        };
+        let allowed = 16 + 2 * (self.now / lease) + 2 * task.retries + moves + faults;
+        // Two processes that disagree on the time push a copy to and fro; and over a lease of a later version no
+        // cover number can be raised.
+        let excused = self.check.clocks_broken || self.stats.damaged > 0;
+        let (all, lately) = (task.copies.len() as u64, if excused { 0 } else { since(1000 * MS) });
+        if all > allowed || lately > 16 + task.retries + moves / 2 + faults / 3 {
+            let what = format!("t{n} has {all} copies ({allowed} allowed), {lately} of the last second");
+            self.check.fail("I6", what);
+        }
+    }
+}
+
+// ---- jobs
+impl World {
+    fn held(&mut self, p: usize, job: JobKey) -> Option<(TaskNo, &mut Held)> {
+        let Job { task, fence, .. } = self.procs[p].jobs.get(&job)?.clone();
+        self.check.tasks[task].holder(fence).map(|h| (task, h))
+    }
+
+    /// I2: a ready job has a live lease that this process has won.
+    pub(crate) fn check_ready(&mut self, p: usize, ready: &Ready) {
+        let (id, now) = (self.procs[p].id, self.clocks(p));
+        let Some(n) = numbered(ready.content.payload.as_ref()).filter(|n| *n < self.check.tasks.len()) else {
+            return self.check.fail("I2", format!("p{p} has a job of no task"));
+        };
+        let most = self.plan.settings.prefetch + self.plan.workers;
+        if self.procs[p].ready.len() >= most {
+            self.check.fail("I6", format!("p{p} has more than {most} ready jobs"));
+        }
+        let (max_wall, broken) = (self.procs[p].max_wall, self.check.clocks_broken);
+        let task = &mut self.check.tasks[n];
+        let (kind, due, key) = (task.kind, task.due, task.key.clone());
+        let what = match task.holder(ready.fence) {
+            _ if kind.is_undecodable() => "which can't be decoded".into(),
+            _ if ready.content.key != key => "with another key".into(),
+            _ if due.is_some_and(|due| due > max_wall) && !broken => "before it is due".into(),
+            _ if ready.fence.process != id => "with another process's fence".into(),
+            None => format!("under {}, which was never in the store", fence(&ready.fence)),
+            Some(h) if h.job.is_some_and(|j| j != ready.job) => "under a fence of another job".into(),
+            Some(h) if h.running.is_some() || h.handed => "that a worker has or had".into(),
+            Some(h) if h.attempt != ready.attempt => format!("as attempt {}", ready.attempt),
+            Some(_) if ready.attempt > self.plan.settings.max_attempts => "beyond the last attempt".into(),
+            Some(h) if h.deadline < ready.deadline => "until later than the store says".into(),
+            Some(_) if ready.deadline <= now.wall && ready.stale_at > now.mono && !broken => {
+                "when its lease is over".into()
+            }
+            Some(h) => {
+                h.job = Some(ready.job);
+                return;
+            }
+        };
+        self.check.fail("I2", format!("p{p} makes t{n} ready {what}"));
+    }
+
+    /// I2: nobody else's lease holds while a worker starts.
+    pub(crate) fn check_taken(&mut self, p: usize, ready: &Ready) -> Option<TaskNo> {
+        let n = numbered(ready.content.payload.as_ref())?;
+        let now = self.clocks(p);
+        // The driver goes by the monotonic clock, which a wrong wall clock does not touch.
+        if ready.deadline <= now.wall && !self.check.clocks_broken {
+            self.check.fail("I2", format!("p{p} hands out t{n} when its lease is over"));
+        }
+        // A lease that the store lost since it was won is not seen by others, nor sees them.
+        let damage = self.check.tasks[n].damage;
+        let intact = self.check.tasks[n].holder(ready.fence).is_some_and(|h| h.damage == damage);
+        let broken = self.check.clocks_broken || !intact;
+        for i in 0..self.check.tasks[n].held.len() {
+            let other = &self.check.tasks[n].held[i];
+            let Some(q) = other.running.filter(|_| other.fence != ready.fence) else { continue };
+            let (job, excused) = (other.job, other.damage != damage || broken);
+            let wall = self.clocks(q).wall;
+            let holds = job.and_then(|j| self.procs[q].jobs.get(&j)).is_some_and(|j| j.deadline > wall);
+            if holds && !excused {
+                self.check.fail("I2", format!("p{p} hands out t{n} while p{q} holds it"));
+            }
+        }
+        let started = self.now;
+        let task = &mut self.check.tasks[n];
+        task.handed_out += 1;
+        task.started_at = started;
+        if let Some(h) = task.holder(ready.fence) {
+            (h.handed, h.running) = (true, Some(p));
+        }
+        Some(n)
+    }
+
+    pub(crate) fn check_ends(&mut self, p: usize, job: JobKey, end: End) {
+        let Some((n, held)) = self.held(p, job) else { return };
+        held.asked_done |= end == End::Done;
+        held.asked_reject |= end == End::Reject;
+        // It has said its last word: from here on the store may know it before the worker does.
+        held.running = None;
+        self.check.tasks[n].rejected |= end == End::Reject;
+        self.check.tasks[n].retries += u64::from(matches!(end, End::Retry(_) | End::Drop));
+    }
+
+    pub(crate) fn check_over(&mut self, p: usize, job: JobKey) {
+        if let Some((_, held)) = self.held(p, job) {
+            held.running = None;
+        }
+        self.procs[p].jobs.remove(&job);
+    }
+
+    /// I3: what is confirmed has been in the store, by this fence.
+    pub(crate) fn check_answer(&mut self, p: usize, job: JobKey, end: Option<End>, answer: &Answer) {
+        let Some((n, held)) = self.held(p, job) else { return };
+        let fine = match (answer, end) {
+            (Answer::Ok, Some(End::Done)) => held.done,
+            (Answer::Ok, Some(End::Retry(_))) => held.idle || held.dead,
+            (Answer::Ok, Some(End::Reject)) => held.dead,
+            (Answer::Ok, _) => false,
+            (Answer::Extended(until), _) => held.deadline >= *until,
+            (Answer::Lost(_) | Answer::Failed(_), _) => true,
+        };
+        if !fine {
+            let what = format!("p{p} is told {answer:?} for {end:?} of t{n}, which the store never held so");
+            self.check.fail("I3", what);
+        }
+        match (answer, end) {
+            (Answer::Ok, Some(End::Done)) => self.stats.done_ok += 1,
+            (Answer::Ok, Some(End::Retry(_))) => self.stats.retry_ok += 1,
+            (Answer::Ok, _) => self.stats.reject_ok += 1,
+            (Answer::Extended(_), _) => self.stats.extend_ok += 1,
+            _ => {}
+        }
+    }
+}

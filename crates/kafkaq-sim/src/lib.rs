@@ -1,0 +1,57 @@
+//! A deterministic simulation: several kafkaq processes, each one a [`kafkaq_core::machine::Machine`], against a
+//! hostile log and a hostile store, in virtual time, everything from one seed.
+//!
+//! ```text
+//!  clients ──publish──> log ──events──> process ──jobs──> workers
+//!     └──cancel──> store <──swaps, gets──┘ └──appends, commits──> log
+//! ```
+//! A run has a hostile phase, with faults drawn from the seed, and then a calm one, in which everything has to come
+//! to its end. The checks ([`Violation`]) look at what the log and the store hold at every moment, and know the
+//! machine only from outside.
+
+mod check;
+mod clients;
+mod driver;
+mod log;
+mod process;
+mod profile;
+mod rng;
+mod search;
+mod store;
+mod task;
+mod trace;
+mod transition;
+mod workers;
+mod world;
+
+pub use check::Violation;
+pub use profile::{Profile, Trouble, WorldFault};
+pub use search::{Found, Search, find, search};
+pub use trace::Stats;
+
+use kafkaq_core::machine::Fault;
+
+/// What a run came to.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The first broken rule.
+    pub violation: Option<Violation>,
+    /// What happened, how often.
+    pub stats: Stats,
+}
+
+/// Runs a seed.
+#[must_use]
+pub fn run(seed: u64, profile: &Profile, fault: Option<Fault>) -> Outcome {
+    let mut world = world::World::new(seed, profile, fault, false);
+    world.run();
+    Outcome { violation: world.check.violation.take(), stats: world.stats }
+}
+
+/// Runs a seed and tells every event, a line each.
+#[must_use]
+pub fn trace(seed: u64, profile: &Profile, fault: Option<Fault>) -> (Outcome, Vec<String>) {
+    let mut world = world::World::new(seed, profile, fault, true);
+    world.run();
+    (Outcome { violation: world.check.violation.take(), stats: world.stats }, world.trace.lines)
+}

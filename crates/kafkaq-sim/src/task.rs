@@ -1,0 +1,172 @@
+//! A task and its whole history, as the log and the store have seen it.
+
+use crate::trace::Us;
+use bytes::Bytes;
+use kafkaq_core::machine::JobKey;
+use kafkaq_core::{Fence, Key, Keyspace, Lease, TaskId, Wall};
+
+pub(crate) type TaskNo = usize;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TaskKind {
+    /// Published with an envelope.
+    Fresh,
+    /// Published into the wait topic.
+    Delayed,
+    /// By another producer, without any header of kafkaq's.
+    Foreign,
+    /// By another producer that names its task.
+    Named,
+    /// With a header that can't be decoded.
+    Damaged,
+    /// A copy of another queue's, in the wait topic.
+    Stranger,
+}
+
+impl TaskKind {
+    /// It goes to the dead letters and is never executed.
+    pub(crate) fn is_undecodable(self) -> bool {
+        matches!(self, TaskKind::Damaged | TaskKind::Stranger)
+    }
+}
+
+/// A fence that has been in the store.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) fence: Fence,
+    pub(crate) attempt: u32,
+    /// How often the task's value had been damaged when it was won.
+    pub(crate) damage: u32,
+    /// The latest deadline that was in the store.
+    pub(crate) deadline: Wall,
+    pub(crate) idle: bool,
+    pub(crate) done: bool,
+    pub(crate) dead: bool,
+    pub(crate) asked_done: bool,
+    pub(crate) asked_reject: bool,
+    /// A worker has had it.
+    pub(crate) handed: bool,
+    pub(crate) job: Option<JobKey>,
+    /// The process whose worker has it.
+    pub(crate) running: Option<usize>,
+}
+
+/// A copy in the wait topic.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Copied {
+    pub(crate) cover: u32,
+    pub(crate) due: Wall,
+    pub(crate) at: Us,
+}
+
+/// A task's whole history.
+#[derive(Debug)]
+pub(crate) struct Task {
+    pub(crate) n: TaskNo,
+    pub(crate) kind: TaskKind,
+    pub(crate) id: Option<TaskId>,
+    pub(crate) key: Option<Bytes>,
+    pub(crate) payload: Bytes,
+    pub(crate) poison: bool,
+    pub(crate) delay: u64,
+    /// Its producer sets an old timestamp.
+    pub(crate) old: bool,
+    pub(crate) due: Option<Wall>,
+    pub(crate) publications: u32,
+    pub(crate) acknowledged_at: Vec<Us>,
+    pub(crate) first_timestamp: i64,
+    pub(crate) store_key: Option<Key>,
+    /// Its records were deleted before they were finished.
+    pub(crate) deleted: bool,
+    pub(crate) done: bool,
+    pub(crate) cancelled: bool,
+    pub(crate) dead: bool,
+    pub(crate) rejected: bool,
+    pub(crate) dead_records: u32,
+    pub(crate) handed_out: u32,
+    pub(crate) started_at: Us,
+    pub(crate) copies: Vec<Copied>,
+    /// The highest attempt that a record carries.
+    pub(crate) attempt: u32,
+    pub(crate) damage: u32,
+    pub(crate) held: Vec<Held>,
+    pub(crate) retries: u64,
+}
+
+impl Task {
+    pub(crate) fn new(
+        n: TaskNo,
+        kind: TaskKind,
+        poison: bool,
+        delay: u64,
+        old: bool,
+        space: &Keyspace,
+    ) -> Task {
+        let id = match kind {
+            TaskKind::Foreign | TaskKind::Damaged => None,
+            _ => TaskId::new(format!("task-{n}")).ok(),
+        };
+        Task {
+            n,
+            kind,
+            key: n.is_multiple_of(3).then(|| format!("key-{n}").into()),
+            payload: format!("t{n}").into(),
+            poison,
+            delay,
+            old,
+            store_key: id.as_ref().map(|id| Key::task(space, id)),
+            id,
+            due: None,
+            publications: 0,
+            acknowledged_at: Vec::new(),
+            first_timestamp: 0,
+            deleted: false,
+            done: false,
+            cancelled: false,
+            dead: false,
+            rejected: false,
+            dead_records: 0,
+            handed_out: 0,
+            started_at: 0,
+            copies: Vec::new(),
+            attempt: 0,
+            damage: 0,
+            held: Vec::new(),
+            retries: 0,
+        }
+    }
+
+    /// Done, cancelled or dead at some time.
+    pub(crate) fn is_terminal(&self) -> bool {
+        self.done || self.cancelled || self.dead
+    }
+
+    /// I1: may a record of it with this cover number be finished?
+    pub(crate) fn is_covered(&self, cover: u32) -> bool {
+        if self.kind.is_undecodable() {
+            return self.dead_records > 0;
+        }
+        self.is_terminal() || self.deleted || self.copies.iter().any(|c| c.cover > cover)
+    }
+
+    pub(crate) fn holder(&mut self, fence: Fence) -> Option<&mut Held> {
+        self.held.iter_mut().find(|h| h.fence == fence)
+    }
+
+    pub(crate) fn win(&mut self, lease: &Lease) {
+        self.held.push(Held {
+            fence: lease.fence,
+            attempt: lease.attempt,
+            damage: self.damage,
+            deadline: lease.deadline,
+            idle: false,
+            done: false,
+            dead: false,
+            asked_done: false,
+            asked_reject: false,
+            handed: false,
+            job: None,
+            running: None,
+        });
+    }
+}

@@ -1,0 +1,323 @@
+//! Which swap may replace which value: the record rule, as the store sees it.
+
+use crate::task::{Copied, Task, TaskNo};
+use crate::trace::{SEC, Us, lease, tr};
+use crate::world::World;
+use bytes::Bytes;
+use kafkaq_core::{DecodeError, Fence, Lease, LeaseState, Swap, Wall};
+
+type Broken = Result<(), (&'static str, &'static str)>;
+
+/// Who swaps, and what it can know.
+struct By {
+    process: Option<[u8; 16]>,
+    /// The latest that its wall clock has shown.
+    max_wall: Wall,
+}
+
+impl By {
+    fn owns(&self, fence: Fence) -> bool {
+        self.process == Some(fence.process)
+    }
+
+    /// A swap that a process sent before it died and was started anew belongs to the fence that it names.
+    fn as_sent(&self, new: &Lease) -> By {
+        let (f, max_wall) = (new.fence.process, self.max_wall);
+        By { process: self.process.map(|now| if f[0] == now[0] { f } else { now }), max_wall }
+    }
+}
+
+impl World {
+    /// A swap that the driver fetches from the machine.
+    pub(crate) fn check_polled_swap(&mut self, p: usize, swap: &Swap) {
+        if self.procs[p].swapping.contains(&swap.key) {
+            self.check.fail("I6", format!("p{p} has two swaps of {} under way", swap.key));
+        }
+        let (Some(n), Some(Ok(new))) =
+            (self.check.task_of(&swap.key), swap.new.as_ref().map(|v| Lease::decode(v)))
+        else {
+            return;
+        };
+        // What is sent again was decided earlier.
+        let held = self.procs[p].polled.contains(&new.fence.number);
+        let old = swap.expect.as_ref().and_then(|v| Lease::decode(v).ok());
+        let take = new.state == LeaseState::Live && !held && old.is_none_or(|o| o.fence != new.fence);
+        if take {
+            self.procs[p].polled.insert(new.fence.number);
+        }
+        // Beyond the last attempt it is only taken to the dead letters.
+        let last = self.plan.settings.max_attempts;
+        let charged = (new.attempt > 1 || new.attempt == last) && new.attempt <= last;
+        // It may have waited for another operation of the task since it was decided.
+        let patience = 4 * SEC + 2 * self.plan.settings.lease.as_micros() as Us;
+        if take && charged && self.procs[p].waited_at + patience < self.now {
+            self.check.fail("I6", format!("p{p} takes attempt {} of t{n} and nobody waits", new.attempt));
+        }
+    }
+
+    /// Attempts are in the records too: a wiped store does not set the count back.
+    pub(crate) fn check_attempts_kept(&mut self, p: usize, swap: &Swap) {
+        let moved = self.stats.pauses + self.stats.partitions_lost + self.stats.revocations > 0;
+        let (None, false, Some(n)) = (&swap.expect, moved, self.check.task_of(&swap.key)) else { return };
+        let Some(Ok(new)) = swap.new.as_ref().map(|v| Lease::decode(v)) else { return };
+        let own = self.check.tasks[n].holder(new.fence).is_some();
+        let known = self.log.fewest_attempts(n).unwrap_or(0);
+        if new.state == LeaseState::Live && !own && new.attempt <= known {
+            let what = format!("p{p} takes attempt {} of t{n}, whose records know of {known}", new.attempt);
+            self.check.fail("I6", what);
+        }
+    }
+
+    /// The swap takes effect.
+    pub(crate) fn checked_transition(&mut self, who: Option<usize>, swap: &Swap, old: Option<&Bytes>) {
+        let Some(n) = self.check.task_of(&swap.key) else {
+            return self.check.fail("I3", format!("a lease of no task: {}", swap.key));
+        };
+        let by = By {
+            process: who.map(|p| self.procs[p].id),
+            max_wall: who.map_or(Wall(0), |p| self.procs[p].max_wall),
+        };
+        if let Err((invariant, what)) = self.transition(n, &by, swap, old) {
+            let (before, after) = (lease(old), lease(swap.new.as_ref()));
+            self.check.fail(invariant, format!("t{n}: {before} is replaced by {after}: {what}"));
+        }
+        if who.is_none() {
+            tr!(self, "client", "  t{n} is now {}", lease(swap.new.as_ref()));
+        }
+    }
+
+    fn transition(&mut self, n: TaskNo, by: &By, swap: &Swap, old: Option<&Bytes>) -> Broken {
+        let Some(Ok(new)) = swap.new.as_ref().map(|v| Lease::decode(v)) else {
+            return Err(("I3", "a lease is never removed or garbled"));
+        };
+        let old = match old.map(|v| Lease::decode(v)) {
+            Some(Err(DecodeError::Newer(_))) => return Err(("I3", "a later version's lease is left alone")),
+            Some(Ok(lease)) => Some(lease),
+            Some(Err(_)) | None => None,
+        };
+        let by = &by.as_sent(&new);
+        self.check_ttl(by, &new, swap)?;
+        let task = &mut self.check.tasks[n];
+        if new.state == LeaseState::Cancelled {
+            task.cancelled = true;
+            return if by.process.is_none() { Ok(()) } else { Err(("I3", "only clients cancel")) };
+        }
+        if !new.state.is_terminal() {
+            cover(task, old.as_ref(), &new, self.plan.settings.clock_skew)?;
+        }
+        if old.is_some_and(|o| o.state.is_terminal()) && new.state != LeaseState::Done {
+            return Err(("I3", "terminal is for good"));
+        }
+        match new.state {
+            LeaseState::Live => self.becomes_live(n, by, old.as_ref(), &new),
+            LeaseState::Idle => self.becomes_idle(n, by, old.as_ref(), &new),
+            LeaseState::Done => self.becomes_done(n, old.as_ref(), &new),
+            LeaseState::Dead => self.becomes_dead(n, by, old.as_ref(), &new),
+            LeaseState::Cancelled => Ok(()),
+        }
+    }
+
+    /// No lease ages out while a copy may still be under way.
+    fn check_ttl(&self, by: &By, new: &Lease, swap: &Swap) -> Broken {
+        let s = &self.plan.settings;
+        let ahead =
+            if new.state.is_terminal() { Default::default() } else { new.deadline.since(by.max_wall) };
+        match swap.ttl {
+            Some(ttl) if by.process.is_some() && ttl < ahead + s.max_overdue + s.done_retention => {
+                Err(("I5", "it does not live long enough"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn becomes_live(&mut self, n: TaskNo, by: &By, old: Option<&Lease>, new: &Lease) -> Broken {
+        let skew = self.plan.settings.clock_skew;
+        let clocks_broken = self.check.clocks_broken;
+        let task = &mut self.check.tasks[n];
+        let damage = task.damage;
+        if let Some(old) = old.filter(|o| o.fence == new.fence) {
+            if old.state != LeaseState::Live {
+                return Err(("I2", "a fence is used twice"));
+            }
+            if old.attempt != new.attempt {
+                return Err(("I2", "the attempt changes under a fence"));
+            }
+            let raised = new.cover > old.cover;
+            // A clock that is set right may take a little off.
+            let back = new.deadline.plus(skew) < old.deadline;
+            self.stats.covers_raised += u64::from(raised);
+            if back {
+                self.stats.brought_back += 1;
+                if !clocks_broken {
+                    return Err(("I3", "a deadline that was right is brought back"));
+                }
+            } else if new.deadline > old.deadline {
+                self.stats.renewals += 1;
+                if !by.owns(new.fence) {
+                    return Err(("I3", "somebody else renews it"));
+                }
+            }
+            if let Some(h) = task.holder(new.fence) {
+                h.deadline = h.deadline.max(new.deadline);
+            } else {
+                // A rollback or a late swap has brought a lease that this history does not know.
+                task.win(new);
+            }
+            return Ok(());
+        }
+        if !by.owns(new.fence) {
+            return Err(("I2", "a lease is taken for somebody else"));
+        }
+        let known = task.attempt.max(old.map_or(0, |o| o.attempt));
+        let again = task.holder(new.fence).map(|h| h.damage);
+        if let Some(then) = again {
+            if then == damage {
+                return Err(("I2", "a fence is used twice"));
+            }
+        } else if new.attempt > known + 1 && damage == 0 {
+            return Err(("I6", "attempts are skipped"));
+        }
+        if let Some(old) = old {
+            if new.attempt <= old.attempt {
+                return Err(("I6", "the attempt does not grow"));
+            }
+            match old.state {
+                LeaseState::Live if by.max_wall < old.deadline.plus(skew) && !by.owns(old.fence) => {
+                    return Err(("I2", "it is taken over before it has run out"));
+                }
+                LeaseState::Live if by.max_wall < old.deadline => {
+                    return Err(("I2", "it is taken over from oneself before it has run out"));
+                }
+                LeaseState::Live => self.stats.takeovers += 1,
+                _ if by.max_wall < old.deadline => return Err(("I2", "it is taken before it is due")),
+                _ => self.stats.idle_taken += 1,
+            }
+        }
+        self.stats.takes += 1;
+        match again {
+            None => task.win(new),
+            Some(_) => {
+                if let Some(h) = task.holder(new.fence) {
+                    h.deadline = h.deadline.max(new.deadline);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn becomes_idle(&mut self, n: TaskNo, by: &By, old: Option<&Lease>, new: &Lease) -> Broken {
+        let max_attempts = self.plan.settings.max_attempts;
+        let task = &mut self.check.tasks[n];
+        let damage = task.damage;
+        let Some(old) = old else {
+            match task.holder(new.fence) {
+                Some(h) if h.damage == damage => {
+                    return Err(("I3", "nothing was there, and nothing was lost"));
+                }
+                Some(h) => h.idle = true,
+                None => self.stats.idle_made += 1,
+            }
+            return Ok(());
+        };
+        if old.fence != new.fence {
+            return Err(("I3", "another fence's lease is made idle"));
+        }
+        if old.state == LeaseState::Idle {
+            self.stats.covers_raised += u64::from(new.cover > old.cover);
+            self.stats.brought_back += u64::from(new.deadline < old.deadline);
+            return Ok(());
+        }
+        if !by.owns(new.fence) {
+            return Err(("I3", "somebody else makes it idle"));
+        }
+        let Some(held) = task.holder(new.fence) else { return Ok(()) };
+        held.idle = true;
+        if new.attempt == old.attempt {
+            self.stats.retries_swapped += 1;
+            let fine = held.handed || new.attempt > max_attempts;
+            return if fine { Ok(()) } else { Err(("I6", "nobody had it, and its attempt is used up")) };
+        }
+        self.stats.hand_backs += 1;
+        if new.attempt + 1 != old.attempt {
+            return Err(("I6", "a give-back takes one attempt off"));
+        }
+        if held.handed {
+            return Err(("I3", "it is given back, and a worker has or had it"));
+        }
+        Ok(())
+    }
+
+    fn becomes_done(&mut self, n: TaskNo, old: Option<&Lease>, new: &Lease) -> Broken {
+        let task = &mut self.check.tasks[n];
+        let (damage, was_done) = (task.damage, task.done);
+        let Some(held) = task.holder(new.fence) else { return Err(("I3", "nobody has held it")) };
+        if !held.asked_done {
+            return Err(("I3", "its worker has not said so"));
+        }
+        let excused = held.damage != damage;
+        (held.done, task.done) = (true, true);
+        match old {
+            None if !excused => Err(("I3", "nothing was there, and nothing was lost")),
+            None => {
+                self.stats.done_over_nothing += 1;
+                Ok(())
+            }
+            Some(o) if o.fence == new.fence && !o.state.is_terminal() => Ok(()),
+            Some(o) if o.fence == new.fence && o.state == LeaseState::Done && was_done => Ok(()),
+            Some(o) if o.fence != new.fence && o.attempt < new.attempt && excused => {
+                self.stats.done_over_older += 1;
+                Ok(())
+            }
+            Some(_) => Err(("I3", "it was not the holder's")),
+        }
+    }
+
+    fn becomes_dead(&mut self, n: TaskNo, by: &By, old: Option<&Lease>, new: &Lease) -> Broken {
+        let s = &self.plan.settings;
+        let task = &mut self.check.tasks[n];
+        let damage = task.damage;
+        if task.dead_records == 0 {
+            return Err(("I1", "there is no record of it in the dead-letter topic"));
+        }
+        let held = task.holder(new.fence);
+        let reject = held.as_ref().is_some_and(|h| h.asked_reject);
+        if let Some(h) = held {
+            h.dead = true;
+        }
+        let foreign = |o: &Lease| o.fence != new.fence && by.owns(new.fence) && o.state == LeaseState::Live;
+        if old.is_some_and(|o| foreign(o) && by.max_wall < o.deadline.plus(s.clock_skew)) {
+            return Err(("I3", "somebody holds it"));
+        }
+        // Leases that were won and never reached a worker: their process died first, or the answer was lost.
+        let unused =
+            task.held.iter().filter(|h| !h.handed && (2..=s.max_attempts).contains(&h.attempt)).count();
+        let enough = 1.max(s.max_attempts - 1);
+        if !reject && !task.rejected && damage == 0 && task.handed_out + (unused as u32) < enough {
+            return Err(("I6", "it was not handed out often enough"));
+        }
+        task.dead = true;
+        self.stats.died += 1;
+        Ok(())
+    }
+}
+
+/// I1: a lease's cover number is that of a durable copy. And it is raised only for a copy whose turn comes no later
+/// than the lease ends, or the task would wait for it.
+fn cover(task: &Task, old: Option<&Lease>, new: &Lease, skew: std::time::Duration) -> Broken {
+    let highest = task.copies.iter().map(|c| c.cover).max().unwrap_or(0);
+    if new.cover > highest {
+        return Err(("I1", "no durable copy has this cover number"));
+    }
+    let Some(old) = old else { return Ok(()) };
+    if new.cover < old.cover {
+        return Err(("I6", "the cover number goes down"));
+    }
+    if new.cover > old.cover && old.fence == new.fence {
+        let end = if new.state == LeaseState::Live { new.deadline.plus(skew) } else { new.deadline };
+        let in_time = |c: &Copied| c.cover >= new.cover && c.due <= end;
+        if !task.copies.iter().any(in_time) {
+            return Err(("I5", "the copy's turn comes later than the lease ends"));
+        }
+    }
+    Ok(())
+}

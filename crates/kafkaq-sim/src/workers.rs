@@ -1,0 +1,239 @@
+//! The workers of a process: they wait for jobs, give up waiting, and do all that a worker can do with a job.
+
+use crate::process::Job;
+use crate::trace::{MS, P, Us, tr};
+use crate::world::{Ev, World};
+use kafkaq_core::machine::{Answer, Ask, AskNo, JobKey, Ready};
+use std::time::Duration;
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Worker {
+    state: State,
+    /// Steps that were scheduled before the last change are void.
+    generation: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+enum State {
+    #[default]
+    Idle,
+    Waiting,
+    Running(Run),
+}
+
+/// How a job ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Done,
+    Retry(u64),
+    Reject,
+    Drop,
+}
+
+#[derive(Clone, Debug)]
+struct Run {
+    job: JobKey,
+    no: u32,
+    until: Us,
+    extend_every: Us,
+    end: End,
+    /// The end has been asked for.
+    ended: bool,
+}
+
+impl Worker {
+    pub(crate) fn is_running(&self) -> bool {
+        matches!(self.state, State::Running(_))
+    }
+
+    pub(crate) fn is_waiting(&self) -> bool {
+        matches!(self.state, State::Waiting)
+    }
+
+    pub(crate) fn stop_waiting(&mut self) {
+        if self.is_waiting() {
+            self.state = State::Idle;
+        }
+    }
+
+    fn runs(&self, job: JobKey) -> Option<&Run> {
+        match &self.state {
+            State::Running(run) if run.job == job => Some(run),
+            _ => None,
+        }
+    }
+}
+
+impl World {
+    /// The worker's next step comes within `within`.
+    pub(crate) fn worker_later(&mut self, p: usize, w: usize, within: Us) {
+        let at = self.now + self.rng.below(within + 1);
+        self.worker_at(p, w, at);
+    }
+
+    fn worker_at(&mut self, p: usize, w: usize, at: Us) {
+        let inc = self.procs[p].inc;
+        let worker = &mut self.procs[p].workers[w];
+        worker.generation += 1;
+        let generation = worker.generation;
+        self.at(at, Ev::Worker(p, inc, w, generation));
+    }
+
+    pub(crate) fn worker(&mut self, p: usize, w: usize, generation: u64) {
+        if self.procs[p].workers[w].generation != generation {
+            return;
+        }
+        match self.procs[p].workers[w].state.clone() {
+            State::Idle if self.procs[p].stopping => {}
+            State::Idle => {
+                self.procs[p].workers[w].state = State::Waiting;
+                if self.trouble(self.plan.rates.give_up) {
+                    self.worker_later(p, w, 500 * MS);
+                }
+                if !self.offer(p) || self.procs[p].waiting() > 0 {
+                    self.tell_demand(p);
+                }
+                self.pump(p);
+            }
+            State::Waiting => {
+                self.procs[p].workers[w].state = State::Idle;
+                // A caller that went away is not always told.
+                if self.rng.chance(500) {
+                    self.tell_demand(p);
+                    self.pump(p);
+                }
+                self.worker_later(p, w, 1500 * MS);
+            }
+            State::Running(run) => self.work(p, w, run),
+        }
+    }
+
+    fn tell_demand(&mut self, p: usize) {
+        let (waiting, ready) = (self.procs[p].waiting(), self.procs[p].ready.len());
+        if waiting + self.procs[p].told > 0 {
+            self.procs[p].waited_at = self.now;
+        }
+        self.procs[p].told = waiting;
+        self.tell(p, |m, now| m.handle_demand(now, waiting, ready));
+    }
+
+    /// Ready jobs go to those who wait. Returns whether the machine was told anything.
+    pub(crate) fn offer(&mut self, p: usize) -> bool {
+        let (mut told, mut taken) = (false, false);
+        while let Some(w) = self.procs[p].workers.iter().position(Worker::is_waiting) {
+            let Some(ready) = self.procs[p].ready.pop_front() else { break };
+            if ready.stale_at <= self.clocks(p).mono {
+                told = true;
+                self.untaken(p, &ready);
+                continue;
+            }
+            taken = true;
+            self.take(p, w, ready);
+        }
+        if taken && self.procs[p].ready.len() * 2 < self.plan.settings.prefetch {
+            told = true;
+            self.tell_demand(p);
+        }
+        told
+    }
+
+    fn take(&mut self, p: usize, w: usize, ready: Ready) {
+        self.stats.handed_out += 1;
+        tr!(self, P(p), "worker {w} takes {} a{}", ready.content.id, ready.attempt);
+        let Some(task) = self.check_taken(p, &ready) else { return };
+        let lease = self.plan.settings.lease.as_micros() as Us;
+        let park = self.plan.settings.park_after.as_micros() as Us;
+        let work = if self.calm { 0 } else { self.rng.weighted(&self.plan.rates.work.clone()) };
+        let quick = self.rng.between(MS, 40 * MS);
+        let (takes, extend_every, end) = match work {
+            0 => (quick, 0, End::Done),
+            1 => (self.rng.between(park / 2, lease * 9 / 10), 0, End::Done),
+            2 => (self.rng.between(lease, 3 * lease), lease / 3, End::Done),
+            3 => (self.rng.between(lease, 2 * lease + lease / 2), 0, End::Done),
+            4 if self.rng.chance(400) => (quick, 0, End::Retry(0)),
+            4 => (quick, 0, End::Retry(self.rng.between(1, 2 * lease / MS))),
+            5 => (quick, 0, End::Reject),
+            _ => (quick, 0, End::Drop),
+        };
+        let run = Run { job: ready.job, no: 0, until: self.now + takes, extend_every, end, ended: false };
+        let next = if extend_every > 0 { self.now + extend_every } else { run.until };
+        let job = Job { task, fence: ready.fence, deadline: ready.deadline };
+        self.procs[p].jobs.insert(ready.job, job);
+        self.procs[p].workers[w].state = State::Running(run);
+        self.worker_at(p, w, next);
+        if self.check.is_poison(task) && !self.calm {
+            let (after, inc) = (self.rng.between(MS / 10, 20 * MS), self.procs[p].inc);
+            self.after(after, Ev::Crash(p, inc));
+        }
+    }
+
+    fn work(&mut self, p: usize, w: usize, mut run: Run) {
+        run.no += 1;
+        let lease = self.plan.settings.lease;
+        let ask = if self.now < run.until && !self.calm {
+            let next = (self.now + run.extend_every).min(run.until);
+            self.worker_at(p, w, next);
+            Ask::Extend(lease)
+        } else if run.ended {
+            return;
+        } else {
+            run.ended = true;
+            if self.calm {
+                run.end = End::Done;
+            }
+            self.check_ends(p, run.job, run.end);
+            match run.end {
+                End::Done => Ask::Done,
+                End::Retry(ms) => Ask::Retry(Duration::from_millis(ms)),
+                End::Reject => Ask::Reject("no".into()),
+                End::Drop => Ask::Abandoned,
+            }
+        };
+        tr!(self, P(p), "worker {w} asks {:?} no {} {ask:?}", run.job, run.no);
+        let (job, no) = (run.job, AskNo(run.no));
+        if matches!(ask, Ask::Abandoned) {
+            self.stats.abandoned += 1;
+            self.over(p, w);
+        } else {
+            self.procs[p].workers[w].state = State::Running(run);
+        }
+        self.tell(p, |m, now| m.handle_ask(now, job, no, ask));
+        self.pump_soon(p);
+    }
+
+    /// The worker is free; what it thinks of the job no longer counts.
+    fn over(&mut self, p: usize, w: usize) {
+        if let State::Running(run) = std::mem::take(&mut self.procs[p].workers[w].state) {
+            self.check_over(p, run.job);
+        }
+        let within = if self.calm { 50 * MS } else { 200 * MS };
+        self.worker_later(p, w, within);
+    }
+
+    pub(crate) fn answered(&mut self, p: usize, job: JobKey, no: u32, answer: &Answer) {
+        let Some(w) = self.procs[p].workers.iter().position(|w| w.runs(job).is_some()) else { return };
+        let Some(run) = self.procs[p].workers[w].runs(job).filter(|r| r.no == no).cloned() else { return };
+        if let Answer::Extended(until) = answer
+            && let Some(job) = self.procs[p].jobs.get_mut(&job)
+        {
+            job.deadline = *until;
+        }
+        self.check_answer(p, job, run.ended.then_some(run.end), answer);
+        let goes_on = matches!(answer, Answer::Extended(_)) || (!run.ended && self.rng.chance(500));
+        if !goes_on {
+            self.over(p, w);
+        }
+    }
+
+    /// Some workers stop when they hear of it; others go on and find out when they ask.
+    pub(crate) fn lease_lost(&mut self, p: usize, job: JobKey) {
+        let Some(w) = self.procs[p].workers.iter().position(|w| w.runs(job).is_some_and(|r| !r.ended)) else {
+            return;
+        };
+        if self.rng.chance(500) {
+            self.stats.abandoned += 1;
+            self.over(p, w);
+            self.tell(p, |m, now| m.handle_ask(now, job, AskNo(u32::MAX), Ask::Abandoned));
+        }
+    }
+}

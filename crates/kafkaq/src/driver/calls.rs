@@ -1,0 +1,108 @@
+//! Calls of a backend that are under way.
+
+use kafkaq_core::{Error, ErrorKind, Result};
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    task::{Context, Poll},
+};
+use tokio::task::{JoinError, JoinHandle};
+
+/// Calls of one kind: a bounded number, each on a task of its own, so that encoding runs on another core and an
+/// adapter that panics is an unknown effect and no lost answer. `K` names one item of a call.
+#[derive(Debug)]
+pub(crate) struct Calls<K, T> {
+    under_way: Vec<Call<K, T>>,
+    limit: usize,
+}
+
+#[derive(Debug)]
+struct Call<K, T> {
+    names: Vec<K>,
+    task: JoinHandle<Vec<Result<T>>>,
+}
+
+impl<K, T: Send + 'static> Calls<K, T> {
+    pub(crate) fn new(limit: usize) -> Self {
+        Calls { under_way: Vec::with_capacity(limit), limit }
+    }
+
+    pub(crate) fn has_room(&self) -> bool {
+        self.under_way.len() < self.limit
+    }
+
+    pub(crate) fn start(
+        &mut self,
+        names: Vec<K>,
+        call: impl Future<Output = Vec<Result<T>>> + Send + 'static,
+    ) {
+        self.under_way.push(Call { names, task: tokio::spawn(call) });
+    }
+
+    /// The next call that has ended, an outcome for each of its names. Cancel-safe; pends while nothing is under way.
+    pub(crate) async fn ended(&mut self) -> impl Iterator<Item = (K, Result<T>)> + use<K, T> {
+        poll_fn(|cx| self.poll_ended(cx)).await
+    }
+
+    fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<impl Iterator<Item = (K, Result<T>)> + use<K, T>> {
+        for i in 0..self.under_way.len() {
+            if let Poll::Ready(answer) = Pin::new(&mut self.under_way[i].task).poll(cx) {
+                let Call { names, .. } = self.under_way.swap_remove(i);
+                return Poll::Ready(names.into_iter().zip(every_answer(answer)));
+            }
+        }
+        Poll::Pending
+    }
+}
+
+/// The answers of one call, and `Unknown` for each that is missing: for all of them if the adapter panicked.
+pub(crate) fn every_answer<T>(call: Result<Vec<Result<T>>, JoinError>) -> impl Iterator<Item = Result<T>> {
+    let (answers, why) = match call {
+        Ok(answers) => (answers, None),
+        Err(e) => (Vec::new(), Some(e.to_string())),
+    };
+    let missing = move || {
+        let e = Error::unknown(ErrorKind::Other, "call the backend");
+        Err(e
+            .with_source(why.clone().unwrap_or_else(|| "it gave fewer answers than it was asked for".into())))
+    };
+    answers.into_iter().chain(std::iter::repeat_with(missing))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kafkaq_core::Effect;
+
+    async fn outcome(
+        call: impl Future<Output = Vec<Result<u8>>> + Send + 'static,
+    ) -> Vec<(char, Result<u8>)> {
+        let mut calls = Calls::new(1);
+        calls.start(vec!['a', 'b'], call);
+        assert!(!calls.has_room());
+        let out = calls.ended().await.collect();
+        assert!(calls.has_room());
+        out
+    }
+
+    #[tokio::test]
+    async fn answers_come_with_their_names() {
+        let out = outcome(async { vec![Ok(1), Ok(2)] }).await;
+        assert!(matches!(out[..], [('a', Ok(1)), ('b', Ok(2))]));
+    }
+
+    #[tokio::test]
+    async fn too_few_answers_are_unknown_for_the_rest() {
+        let out = outcome(async { vec![Ok(1)] }).await;
+        let [('a', Ok(1)), ('b', Err(e))] = &out[..] else { panic!("{out:?}") };
+        assert_eq!(e.effect(), Effect::Unknown);
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_an_adapter_is_unknown_for_all() {
+        let out = outcome(async { panic!("of the adapter") }).await;
+        let [('a', Err(a)), ('b', Err(_))] = &out[..] else { panic!("{out:?}") };
+        assert_eq!(a.effect(), Effect::Unknown);
+        assert!(a.to_string().contains("panic"), "{a}");
+    }
+}

@@ -1,0 +1,250 @@
+//! The counter at which waiting `get_job` calls meet jobs that are ready.
+//!
+//! A semaphore has one permit for each ready job, so that waiting, being woken in order and passing a dropped
+//! waiter's wake on are the semaphore's business. A permit is no more than a hint: whoever has one and finds the
+//! queue empty, because it was recalled in between, waits again.
+
+use crate::sync::lock;
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+use tokio::sync::{Notify, Semaphore, TryAcquireError};
+
+#[derive(Debug)]
+pub(crate) struct Handout<T> {
+    ready: Mutex<VecDeque<T>>,
+    permits: Semaphore,
+    waiting: AtomicUsize,
+    /// Rung when a caller begins to wait, and when `low` or none are left.
+    bell: Arc<Notify>,
+    low: usize,
+}
+
+impl<T> Handout<T> {
+    pub(crate) fn new(low: usize, bell: Arc<Notify>) -> Self {
+        Handout {
+            ready: Mutex::default(),
+            permits: Semaphore::new(0),
+            waiting: AtomicUsize::new(0),
+            bell,
+            low,
+        }
+    }
+
+    /// The next one, or `None` once the counter is closed. Cancel-safe: it leaves the queue in the poll that
+    /// returns it.
+    pub(crate) async fn take(&self) -> Option<T> {
+        loop {
+            let permit = match self.permits.try_acquire() {
+                Ok(permit) => permit,
+                Err(TryAcquireError::Closed) => return None,
+                Err(TryAcquireError::NoPermits) => {
+                    let _waiting = self.begin_to_wait();
+                    self.permits.acquire().await.ok()?
+                }
+            };
+            permit.forget();
+            if let Some(one) = self.pop() {
+                return Some(one);
+            }
+        }
+    }
+
+    fn pop(&self) -> Option<T> {
+        let (one, left) = {
+            let mut ready = lock(&self.ready);
+            (ready.pop_front(), ready.len())
+        };
+        if one.is_some() && (left == self.low || left == 0) {
+            self.bell.notify_one();
+        }
+        one
+    }
+
+    fn begin_to_wait(&self) -> Waiting<'_> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        self.bell.notify_one();
+        Waiting(&self.waiting)
+    }
+
+    /// Puts all of `batch` on the counter; whoever has waited longest gets the first.
+    pub(crate) fn offer(&self, batch: impl Iterator<Item = T>) {
+        let added = {
+            let mut ready = lock(&self.ready);
+            let before = ready.len();
+            ready.extend(batch);
+            ready.len() - before
+        };
+        self.permits.add_permits(added);
+    }
+
+    /// Takes back all that nobody has taken.
+    pub(crate) fn recall(&self) -> VecDeque<T> {
+        let all = std::mem::take(&mut *lock(&self.ready));
+        // Permits that are already on their way to a waiter stay, and find nothing.
+        self.permits.forget_permits(all.len());
+        all
+    }
+
+    /// How many callers wait, and how many are ready.
+    pub(crate) fn demand(&self) -> (usize, usize) {
+        (self.waiting.load(Ordering::Relaxed), lock(&self.ready).len())
+    }
+
+    /// Nobody gets anything any more, and nobody waits any longer. What is ready can still be recalled.
+    pub(crate) fn close(&self) {
+        self.permits.close();
+    }
+}
+
+/// Counts a caller for as long as it waits.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::future::{Either, select};
+    use std::{pin::pin, sync::atomic::AtomicU64, time::Duration};
+
+    fn counter() -> Arc<Handout<u64>> {
+        Arc::new(Handout::new(2, Arc::new(Notify::new())))
+    }
+
+    /// A small generator, so that a failing run can be repeated.
+    struct Dice(u64);
+    impl Dice {
+        fn roll(&mut self, sides: u64) -> u64 {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            self.0 % sides
+        }
+    }
+
+    #[tokio::test]
+    async fn the_first_to_wait_is_the_first_to_get() {
+        let c = counter();
+        let (mut a, mut b) = (Box::pin(c.take()), Box::pin(c.take()));
+        assert!(futures_util::poll!(&mut a).is_pending());
+        assert!(futures_util::poll!(&mut b).is_pending());
+        assert_eq!(c.demand(), (2, 0));
+        c.offer([1, 2].into_iter());
+        assert_eq!((a.await, b.await), (Some(1), Some(2)));
+        assert_eq!(c.demand(), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_dropped_waiter_passes_its_wake_on() {
+        let c = counter();
+        let (mut a, mut b) = (Box::pin(c.take()), Box::pin(c.take()));
+        assert!(futures_util::poll!(&mut a).is_pending());
+        assert!(futures_util::poll!(&mut b).is_pending());
+        c.offer([7].into_iter());
+        drop(a);
+        assert_eq!(tokio::time::timeout(Duration::from_secs(5), b).await, Ok(Some(7)));
+    }
+
+    #[tokio::test]
+    async fn what_is_recalled_is_not_handed_out_and_its_waiter_waits_on() {
+        let c = counter();
+        let mut a = Box::pin(c.take());
+        assert!(futures_util::poll!(&mut a).is_pending());
+        c.offer([1, 2, 3].into_iter());
+        assert_eq!(c.recall(), [1, 2, 3]);
+        assert!(futures_util::poll!(&mut a).is_pending());
+        c.offer([4].into_iter());
+        assert_eq!(a.await, Some(4));
+    }
+
+    #[tokio::test]
+    async fn a_closed_counter_gives_nothing_and_can_be_recalled() {
+        let c = counter();
+        let mut a = Box::pin(c.take());
+        assert!(futures_util::poll!(&mut a).is_pending());
+        c.offer([1, 2].into_iter());
+        c.close();
+        assert_eq!((a.await, c.take().await), (None, None));
+        assert_eq!(c.recall(), [1, 2]);
+    }
+
+    #[tokio::test]
+    async fn the_bell_rings_for_a_new_waiter_and_when_few_are_left() {
+        let bell = Arc::new(Notify::new());
+        let c = Handout::new(2, bell.clone());
+        let rung = async || tokio::time::timeout(Duration::ZERO, bell.notified()).await.is_ok();
+        c.offer(1..=4);
+        c.take().await;
+        assert!(!rung().await);
+        c.take().await;
+        assert!(rung().await, "two are left");
+        c.take().await;
+        assert!(!rung().await);
+        c.take().await;
+        assert!(rung().await, "none are left");
+        let mut waiter = Box::pin(c.take());
+        assert!(futures_util::poll!(&mut waiter).is_pending());
+        assert!(rung().await, "somebody waits");
+    }
+
+    /// Ten thousand waiters give up at random moments while others take and a third party recalls and offers again.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn nothing_is_lost_when_ten_thousand_waiters_give_up() {
+        const ITEMS: u64 = 20_000;
+        let (c, sum, seen) = (counter(), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let mut tasks = Vec::new();
+        for n in 1..=10_000_u64 {
+            let (c, sum, seen) = (c.clone(), sum.clone(), seen.clone());
+            tasks.push(tokio::spawn(async move {
+                let mut dice = Dice(n.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+                let patience = dice.roll(8);
+                let give_up = pin!(async {
+                    for _ in 0..patience {
+                        tokio::task::yield_now().await;
+                    }
+                });
+                if let Either::Left((Some(got), _)) = select(pin!(c.take()), give_up).await {
+                    sum.fetch_add(got, Ordering::Relaxed);
+                    seen.fetch_add(1, Ordering::Relaxed);
+                }
+            }));
+        }
+        let feeder = tokio::spawn({
+            let c = c.clone();
+            async move {
+                let (mut next, mut dice) = (1, Dice(42));
+                while next <= ITEMS {
+                    let n = (next + dice.roll(50)).min(ITEMS);
+                    c.offer(next..=n);
+                    next = n + 1;
+                    if dice.roll(4) == 0 {
+                        let again = c.recall();
+                        c.offer(again.into_iter());
+                    }
+                    tokio::task::yield_now().await;
+                }
+            }
+        });
+        for t in tasks {
+            t.await.unwrap();
+        }
+        feeder.await.unwrap();
+        // Whoever asks now gets all that is left: no wake-up was lost, and nothing twice.
+        while seen.load(Ordering::Relaxed) < ITEMS {
+            let got = tokio::time::timeout(Duration::from_secs(10), c.take()).await.unwrap().unwrap();
+            sum.fetch_add(got, Ordering::Relaxed);
+            seen.fetch_add(1, Ordering::Relaxed);
+        }
+        assert_eq!(sum.load(Ordering::Relaxed), ITEMS * (ITEMS + 1) / 2);
+        assert_eq!(c.demand(), (0, 0));
+    }
+}

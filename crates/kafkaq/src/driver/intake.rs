@@ -1,0 +1,424 @@
+//! The intake: one task that owns the machine, starts its calls and tells it what happened.
+
+use super::{Shared, calls::Calls, shared::Inbox, slot::Slot};
+use kafkaq_core::{
+    Commit, Consumer, Error, ErrorKind, Event, LeaseStore, Log, Result, Retry, Swapped,
+    machine::{Alarm, Ask, JobKey, Machine, Notice, Ready, Token},
+};
+use std::{
+    collections::HashMap,
+    fmt,
+    future::poll_fn,
+    hash::{BuildHasherDefault, Hasher},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+
+/// Items of one call of the store, and calls under way of each kind.
+const STORE_BATCH: usize = 512;
+const SWAP_CALLS: usize = 2;
+const GET_CALLS: usize = 2;
+/// Records of one append, and appends under way.
+const APPEND_BATCH: usize = 1000;
+const APPEND_CALLS: usize = 8;
+
+/// What an intake is made of.
+pub(crate) struct Parts {
+    pub(crate) machine: Machine,
+    pub(crate) consumer: Consumer,
+    pub(crate) log: Arc<dyn Log>,
+    pub(crate) store: Arc<dyn LeaseStore>,
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// The handle of a running intake. Dropping it stops the intake in the background.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    stop: watch::Sender<Option<Instant>>,
+    outcome: watch::Receiver<Option<Result<()>>>,
+    lease: Duration,
+}
+
+impl Driver {
+    /// Starts the intake on the current runtime.
+    pub(crate) fn start(parts: Parts) -> Self {
+        let (stop, told_to_stop) = watch::channel(None);
+        let (ended, outcome) = watch::channel(None);
+        let lease = parts.machine.settings().lease;
+        let intake = Intake::new(parts, told_to_stop);
+        tokio::spawn(async move {
+            let outcome = intake.run().await;
+            ended.send_replace(Some(outcome));
+        });
+        Driver { stop, outcome, lease }
+    }
+
+    /// Stops the intake and waits until it has ended, `limit` from now at the latest, and what the backend's own
+    /// limits add. Any number of callers, the shortest limit counts.
+    pub(crate) async fn stop(&self, limit: Duration) -> Result<()> {
+        self.tell(limit);
+        match self.outcome.clone().wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(outcome)) => outcome.clone(),
+            _ => Err(Error::unknown(ErrorKind::Other, "shut down")
+                .with_advice("The driver's task was aborted or panicked")),
+        }
+    }
+
+    fn tell(&self, limit: Duration) {
+        let until = Instant::now() + limit.min(FAR);
+        self.stop.send_modify(|stop| *stop = Some(stop.map_or(until, |earlier| earlier.min(until))));
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // Jobs that are still held may finish, for as long as a lease.
+        self.tell(self.lease);
+    }
+}
+
+const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
+struct Intake {
+    machine: Machine,
+    consumer: Consumer,
+    log: Arc<dyn Log>,
+    store: Arc<dyn LeaseStore>,
+    shared: Arc<Shared>,
+    stop: watch::Receiver<Option<Instant>>,
+    swaps: Calls<Token, Swapped>,
+    gets: Calls<Token, Option<bytes::Bytes>>,
+    appends: Calls<Token, i64>,
+    commits: Calls<Commit, ()>,
+    /// Jobs that are ready or held, until their holder can ask nothing more.
+    slots: HashMap<JobKey, Arc<Slot>, BuildHasherDefault<JobHasher>>,
+    inbox: Inbox,
+    ready: Vec<Ready>,
+    offers: Vec<Arc<Slot>>,
+    stopping: Option<Instant>,
+    events_ended: bool,
+    outcome: Result<()>,
+}
+
+impl Intake {
+    fn new(parts: Parts, stop: watch::Receiver<Option<Instant>>) -> Self {
+        Intake {
+            machine: parts.machine,
+            consumer: parts.consumer,
+            log: parts.log,
+            store: parts.store,
+            shared: parts.shared,
+            stop,
+            swaps: Calls::new(SWAP_CALLS),
+            gets: Calls::new(GET_CALLS),
+            appends: Calls::new(APPEND_CALLS),
+            commits: Calls::new(1),
+            slots: HashMap::default(),
+            inbox: Inbox::default(),
+            ready: Vec::new(),
+            offers: Vec::new(),
+            stopping: None,
+            events_ended: false,
+            outcome: Ok(()),
+        }
+    }
+
+    async fn run(mut self) -> Result<()> {
+        let shared = self.shared.clone();
+        let clock = shared.clock;
+        let mut timer = pin!(sleep_until(Instant::now()));
+        loop {
+            self.hand_out();
+            self.start_calls();
+            if self.stopping.is_some() && self.machine.is_drained() {
+                break;
+            }
+            let timeout = self.machine.poll_timeout().map(|at| clock.at(at));
+            if let Some(at) = timeout
+                && at != timer.deadline()
+            {
+                timer.as_mut().reset(at);
+            }
+            let limit = self.stopping;
+            // Every branch is cancel-safe, and inside one no call is awaited.
+            tokio::select! {
+                ended = self.swaps.ended() => {
+                    let now = clock.now();
+                    ended.for_each(|(token, outcome)| self.machine.handle_swapped(now, token, outcome));
+                }
+                ended = self.gets.ended() => {
+                    let now = clock.now();
+                    ended.for_each(|(token, outcome)| self.machine.handle_got(now, token, outcome));
+                }
+                ended = self.appends.ended() => {
+                    let now = clock.now();
+                    ended.for_each(|(token, outcome)| self.machine.handle_appended(now, token, outcome));
+                }
+                ended = self.commits.ended() => {
+                    let now = clock.now();
+                    ended.for_each(|(commit, outcome)| self.machine.handle_committed(now, &commit, outcome));
+                }
+                event = poll_fn(|cx| self.consumer.events.as_mut().poll_next(cx)), if !self.events_ended => {
+                    self.take_event(event);
+                }
+                () = shared.bell.notified() => {
+                    // Lets the tasks that are about to ask come into the same batch.
+                    tokio::task::yield_now().await;
+                    self.read_inbox();
+                }
+                () = timer.as_mut(), if timeout.is_some() => self.machine.handle_timeout(clock.now()),
+                Ok(()) = self.stop.changed() => self.begin_to_stop(),
+                () = async { if let Some(at) = limit { sleep_until(at).await } }, if limit.is_some() => {
+                    self.give_up();
+                    break;
+                }
+            }
+        }
+        if let Err(e) = self.consumer.member.leave().await {
+            tracing::warn!(target: "kafkaq", error = %e, "could not leave the group; the others notice by its timeout");
+        }
+        std::mem::replace(&mut self.outcome, Ok(()))
+    }
+
+    /// What the machine has for the users' tasks.
+    fn hand_out(&mut self) {
+        self.machine.poll_ready(&mut self.ready);
+        let offered = !self.ready.is_empty();
+        if offered {
+            for ready in self.ready.drain(..) {
+                let (job, slot) = (ready.job, Arc::new(Slot::new(ready)));
+                self.slots.insert(job, slot.clone());
+                self.offers.push(slot);
+            }
+            self.shared.counter.offer(self.offers.drain(..));
+        }
+        while let Some(notice) = self.machine.poll_notice() {
+            self.pass_on(notice);
+        }
+        // Once it stops, nobody takes what becomes ready.
+        if self.machine.poll_recall() || self.stopping.is_some() {
+            let now = self.shared.clock.now();
+            for slot in self.shared.counter.recall() {
+                self.slots.remove(&slot.ready.job);
+                self.machine.handle_untaken(now, slot.ready.job);
+            }
+        }
+        if offered {
+            self.tell_demand();
+        }
+    }
+
+    fn pass_on(&mut self, notice: Notice) {
+        match notice {
+            Notice::Answered(job, no, answer) => {
+                if self.slots.get(&job).is_some_and(|slot| slot.dialogue.answer(no, answer)) {
+                    self.slots.remove(&job);
+                }
+            }
+            Notice::LeaseLost(job, why) => {
+                if let Some(slot) = self.slots.get(&job) {
+                    slot.dialogue.lose(why);
+                }
+            }
+            Notice::Alarm(alarm) => report(&alarm),
+        }
+    }
+
+    fn tell_demand(&mut self) {
+        let (waiting, ready) = self.shared.counter.demand();
+        self.machine.handle_demand(self.shared.clock.now(), waiting, ready);
+    }
+
+    /// What the machine has for the backends, as far as there is room.
+    fn start_calls(&mut self) {
+        while self.swaps.has_room() {
+            let mut batch = Vec::new();
+            self.machine.poll_swaps(STORE_BATCH, &mut batch);
+            if batch.is_empty() {
+                break;
+            }
+            let (tokens, swaps): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+            let store = self.store.clone();
+            self.swaps.start(tokens, async move {
+                let out = store.swap(&swaps).await;
+                named(out, swaps.iter().map(|s| &s.key))
+            });
+        }
+        while self.gets.has_room() {
+            let mut batch = Vec::new();
+            self.machine.poll_gets(STORE_BATCH, &mut batch);
+            if batch.is_empty() {
+                break;
+            }
+            let (tokens, keys): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+            let store = self.store.clone();
+            self.gets.start(tokens, async move {
+                let out = store.get(&keys).await;
+                named(out, keys.iter())
+            });
+        }
+        while self.appends.has_room() {
+            let mut batch = Vec::new();
+            let Some(partition) = self.machine.poll_appends(APPEND_BATCH, &mut batch) else { break };
+            let (tokens, records): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+            let log = self.log.clone();
+            self.appends.start(tokens, async move {
+                let out = log.append(&partition, &records).await;
+                named(out, std::iter::repeat(&partition))
+            });
+        }
+        if self.commits.has_room() {
+            let mut commits = Vec::new();
+            self.machine.poll_commits(&mut commits);
+            if !commits.is_empty() {
+                let (member, names) = (self.consumer.member.clone(), commits.clone());
+                self.commits.start(names, async move {
+                    let out = member.commit(&commits).await;
+                    named(out, commits.iter().map(|c| &c.assignment))
+                });
+            }
+        }
+        let mut released = Vec::new();
+        self.machine.poll_releases(&mut released);
+        if !released.is_empty() {
+            self.consumer.member.release(&released);
+        }
+        while let Some((assignment, flows)) = self.machine.poll_flow() {
+            let member = &self.consumer.member;
+            if flows { member.resume(&[assignment]) } else { member.pause(&[assignment]) }
+        }
+    }
+
+    fn take_event(&mut self, event: Option<Result<Event>>) {
+        match event {
+            Some(Ok(event)) => self.machine.handle_event(self.shared.clock.now(), event),
+            Some(Err(e)) if e.retry() != Retry::No => {
+                tracing::warn!(target: "kafkaq", error = %e, "reading is disturbed");
+            }
+            Some(Err(e)) => self.fail(e),
+            None => {
+                self.events_ended = true;
+                if self.stopping.is_none() {
+                    self.fail(
+                        Error::not_applied(ErrorKind::Other, "read the log")
+                            .with_advice("The broker ended the events"),
+                    );
+                }
+            }
+        }
+    }
+
+    /// The broker gives nothing more. Jobs that are held may finish, for as long as a lease.
+    fn fail(&mut self, e: Error) {
+        tracing::error!(target: "kafkaq", error = %e, "the queue has failed and gives no more jobs");
+        self.events_ended = true;
+        self.outcome = Err(e.clone());
+        self.shared.close(e);
+        self.stop_by(Instant::now() + self.machine.settings().lease.min(FAR));
+    }
+
+    fn read_inbox(&mut self) {
+        let now = self.shared.clock.now();
+        self.shared.empty_inbox(&mut self.inbox);
+        for slot in self.inbox.asking.drain(..) {
+            let Some((no, ask)) = slot.dialogue.asked() else { continue };
+            let job = slot.ready.job;
+            if matches!(ask, Ask::Abandoned) {
+                self.slots.remove(&job);
+            }
+            self.machine.handle_ask(now, job, no, ask);
+        }
+        for slot in self.inbox.stale.drain(..) {
+            self.slots.remove(&slot.ready.job);
+            self.machine.handle_untaken(now, slot.ready.job);
+        }
+        self.tell_demand();
+    }
+
+    fn begin_to_stop(&mut self) {
+        let told = *self.stop.borrow_and_update();
+        if let Some(until) = told {
+            self.shared.close(
+                Error::not_applied(ErrorKind::Closed, "get a job").with_advice("The queue was shut down"),
+            );
+            self.stop_by(until);
+        }
+    }
+
+    fn stop_by(&mut self, until: Instant) {
+        if self.stopping.is_none() {
+            self.machine.handle_shutdown(self.shared.clock.now());
+        }
+        self.stopping = Some(self.stopping.map_or(until, |earlier| earlier.min(until)));
+    }
+
+    fn give_up(&mut self) {
+        if self.outcome.is_ok() {
+            let left = self.slots.len();
+            self.outcome = Err(Error::unknown(ErrorKind::Timeout, "shut down")
+                .on(format!("{left} running jobs"))
+                .with_retry(Retry::No)
+                .with_advice("Tasks that are not done are handed out again when their leases end"));
+        }
+    }
+}
+
+impl Drop for Intake {
+    /// Also when it panics or is aborted: nobody may wait for ever.
+    fn drop(&mut self) {
+        self.shared.end(self.slots.drain().map(|(_, slot)| slot));
+    }
+}
+
+/// Adds what a failed item was about, which an adapter leaves out.
+fn named<T, N: fmt::Display>(mut outcomes: Vec<Result<T>>, names: impl Iterator<Item = N>) -> Vec<Result<T>> {
+    for (outcome, name) in outcomes.iter_mut().zip(names) {
+        if let Err(e) = outcome {
+            *e = e.clone().on(name);
+        }
+    }
+    outcomes
+}
+
+fn report(alarm: &Alarm) {
+    match alarm {
+        Alarm::Stuck { at, error } => tracing::warn!(
+            target: "kafkaq", partition = %at.partition, offset = at.offset, error = %error,
+            "a record can't be copied or finished; it stays where it is and is tried again"
+        ),
+        Alarm::Newer { at, version } => tracing::error!(
+            target: "kafkaq", partition = %at.partition, offset = at.offset, version,
+            "a later kafkaq has written this record or its lease: upgrade this process"
+        ),
+        Alarm::Undecodable { at, why } => tracing::error!(
+            target: "kafkaq", partition = %at.partition, offset = at.offset, why,
+            "a record that can't be understood went to the dead-letter topic"
+        ),
+        other => tracing::warn!(target: "kafkaq", alarm = ?other, "alarm"),
+    }
+}
+
+/// Job keys count up: a multiplication spreads them well enough, and costs a tenth of the default hasher.
+#[derive(Default)]
+struct JobHasher(u64);
+
+impl Hasher for JobHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for b in bytes {
+            self.write_u64(u64::from(*b));
+        }
+    }
+
+    fn write_u64(&mut self, n: u64) {
+        self.0 = (self.0.rotate_left(5) ^ n).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+}

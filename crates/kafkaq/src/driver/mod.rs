@@ -1,0 +1,58 @@
+//! The driver: the only place where the pure machine meets the backends.
+//!
+//! ```text
+//!  get_job ──── Handout ◄──┐                       ┌──► store.swap, store.get
+//!  done, retry, … Slot ──► Shared ◄──► Intake ◄────┼──► log.append
+//!                                      (Machine)   ├──► member.commit
+//!                                          ▲       │
+//!                                          └───────┴─── events
+//! ```
+//! One task, [`Intake`], owns the machine. It never awaits a call: it starts calls, a bounded number of each kind,
+//! and selects over their ends, the events, the bell and the machine's timer. What can't be started gathers in the
+//! machine and makes the next batch.
+
+mod calls;
+mod handout;
+mod intake;
+mod shared;
+mod slot;
+
+pub(crate) use calls::every_answer;
+pub(crate) use intake::{Driver, Parts};
+pub(crate) use shared::{Limits, Shared};
+pub(crate) use slot::Slot;
+
+use kafkaq_core::{Wall, machine};
+use std::time::{Duration, Instant, SystemTime};
+
+/// The process's two clocks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock(Instant);
+
+impl Clock {
+    pub(crate) fn start() -> Self {
+        Clock(Instant::now())
+    }
+
+    pub(crate) fn now(self) -> machine::Now {
+        machine::Now { mono: self.mono(), wall: wall(SystemTime::now()) }
+    }
+
+    pub(crate) fn mono(self) -> machine::Mono {
+        machine::Mono::default().plus(self.0.elapsed())
+    }
+
+    fn at(self, mono: machine::Mono) -> tokio::time::Instant {
+        // A time too far away to be told stays far away.
+        let far = Duration::from_secs(365 * 24 * 3600);
+        (self.0 + Duration::from_nanos(mono.0).min(self.0.elapsed() + far)).into()
+    }
+}
+
+pub(crate) fn wall(at: SystemTime) -> Wall {
+    Wall::default().plus(at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
+}
+
+pub(crate) fn system_time(at: Wall) -> SystemTime {
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(at.0)).unwrap_or(SystemTime::UNIX_EPOCH)
+}

@@ -1,0 +1,128 @@
+//! What the users' tasks and the intake share.
+
+use super::{Clock, handout::Handout, slot::Slot};
+use crate::sync::lock;
+use kafkaq_core::{
+    Error, ErrorKind, Result,
+    machine::{Answer, Ask},
+};
+use std::{
+    sync::{Arc, Mutex, OnceLock},
+    time::Duration,
+};
+use tokio::sync::Notify;
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(super) counter: Handout<Arc<Slot>>,
+    inbox: Mutex<Inbox>,
+    /// Rung when the inbox is no longer empty, or when the demand has grown.
+    pub(super) bell: Arc<Notify>,
+    pub(super) clock: Clock,
+    pub(crate) limits: Limits,
+    closed: OnceLock<Error>,
+}
+
+/// What a holder may ask for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// The longest delay of a retry.
+    pub(crate) delay: Duration,
+    /// The longest extension of a lease.
+    pub(crate) extension: Duration,
+}
+
+/// What the intake has to look at. Bounded by the number of jobs that are handed out.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    /// Jobs whose holder asks something.
+    pub(super) asking: Vec<Arc<Slot>>,
+    /// Jobs that were not handed out, because they had been ready for too long, or were lost meanwhile.
+    pub(super) stale: Vec<Arc<Slot>>,
+    ended: bool,
+}
+
+impl Shared {
+    /// `prefetch` is how many jobs may be ready before somebody waits.
+    pub(crate) fn new(prefetch: usize, limits: Limits, clock: Clock) -> Self {
+        let bell = Arc::new(Notify::new());
+        Shared {
+            counter: Handout::new(prefetch / 2, bell.clone()),
+            inbox: Mutex::default(),
+            bell,
+            clock,
+            limits,
+            closed: OnceLock::new(),
+        }
+    }
+
+    /// The next job. Cancel-safe.
+    ///
+    /// # Errors
+    /// Why the queue gives no more jobs.
+    pub(crate) async fn take(&self) -> Result<Arc<Slot>> {
+        while let Some(slot) = self.counter.take().await {
+            if self.clock.mono() < slot.ready.stale_at && slot.dialogue.lost().is_none() {
+                return Ok(slot);
+            }
+            let first = {
+                let mut inbox = lock(&self.inbox);
+                inbox.stale.push(slot);
+                inbox.stale.len() == 1
+            };
+            if first {
+                self.bell.notify_one();
+            }
+        }
+        Err(self.closed.get().cloned().unwrap_or_else(|| gone("get a job")))
+    }
+
+    /// Passes an ask on. Never waits and never fails, so that a `Drop` can call it.
+    pub(crate) fn ask(&self, slot: &Arc<Slot>, ask: Ask) {
+        if !slot.dialogue.ask(ask) {
+            return;
+        }
+        let first = {
+            let mut inbox = lock(&self.inbox);
+            if inbox.ended {
+                drop(inbox);
+                return slot.dialogue.answer_last(Answer::Failed(gone("finish the job")));
+            }
+            inbox.asking.push(slot.clone());
+            inbox.asking.len() == 1
+        };
+        if first {
+            self.bell.notify_one();
+        }
+    }
+
+    /// Exchanges the inbox for an empty one, which keeps the allocations of both.
+    pub(super) fn empty_inbox(&self, into: &mut Inbox) {
+        std::mem::swap(into, &mut lock(&self.inbox));
+    }
+
+    /// No job is handed out from now on, for this reason; the first reason stays.
+    pub(super) fn close(&self, why: Error) {
+        let _ = self.closed.set(why);
+        self.counter.close();
+    }
+
+    /// Nobody reads the inbox any more: every ask is answered with a failure, also later ones.
+    pub(super) fn end(&self, held: impl Iterator<Item = Arc<Slot>>) {
+        self.close(gone("get a job"));
+        let left = {
+            let mut inbox = lock(&self.inbox);
+            inbox.ended = true;
+            std::mem::take(&mut inbox.asking)
+        };
+        let failed = || Error::unknown(ErrorKind::Closed, "finish the job").with_advice(AFTERWARDS);
+        held.chain(left).for_each(|slot| slot.dialogue.answer_last(Answer::Failed(failed())));
+    }
+}
+
+fn gone(op: &'static str) -> Error {
+    Error::not_applied(ErrorKind::Closed, op).with_advice(AFTERWARDS)
+}
+
+const AFTERWARDS: &str =
+    "The queue has stopped; a task that is not done is handed out again when its lease ends";

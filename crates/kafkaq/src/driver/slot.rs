@@ -1,0 +1,194 @@
+//! One job between its holder and the driver: what the holder asks, what the driver answers.
+
+use crate::sync::lock;
+use kafkaq_core::machine::{Answer, Ask, AskNo, LostReason, Ready};
+use std::{
+    future::poll_fn,
+    pin::pin,
+    sync::Mutex,
+    task::{Poll, Waker},
+};
+use tokio::sync::Notify;
+
+/// One allocation a job.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) ready: Ready,
+    pub(crate) dialogue: Dialogue,
+}
+
+impl Slot {
+    pub(crate) fn new(ready: Ready) -> Self {
+        Slot { ready, dialogue: Dialogue::default() }
+    }
+}
+
+/// The newest ask and its answer. An older ask that the driver hasn't seen is overtaken by a newer one, so a job
+/// never has more than one on the way; an answer to an older ask is dropped.
+#[derive(Debug, Default)]
+pub(crate) struct Dialogue {
+    state: Mutex<State>,
+    lost: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    last: u32,
+    asked: Option<Ask>,
+    answer: Option<Answer>,
+    waker: Option<Waker>,
+    lost: Option<LostReason>,
+    over: bool,
+}
+
+impl Dialogue {
+    /// Leaves an ask for the driver. Whether the driver has to be told: not if an earlier ask still waits for it.
+    pub(crate) fn ask(&self, ask: Ask) -> bool {
+        let mut s = lock(&self.state);
+        s.last = s.last.wrapping_add(1);
+        s.answer = None;
+        s.over = !matches!(ask, Ask::Extend(_));
+        s.asked.replace(ask).is_none()
+    }
+
+    /// The driver's side of [`Dialogue::ask`].
+    pub(crate) fn asked(&self) -> Option<(AskNo, Ask)> {
+        let mut s = lock(&self.state);
+        let no = AskNo(s.last);
+        s.asked.take().map(|ask| (no, ask))
+    }
+
+    /// Answers ask number `no`. Whether the job is over, because its holder can ask nothing more.
+    pub(crate) fn answer(&self, no: AskNo, answer: Answer) -> bool {
+        let mut s = lock(&self.state);
+        if s.last != no.0 || s.asked.is_some() {
+            return false;
+        }
+        let over = s.over;
+        s.answer = Some(answer);
+        let waker = s.waker.take();
+        drop(s);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        over
+    }
+
+    /// Answers whatever was asked last: the driver is gone.
+    pub(crate) fn answer_last(&self, answer: Answer) {
+        let no = {
+            let mut s = lock(&self.state);
+            s.asked = None;
+            AskNo(s.last)
+        };
+        self.answer(no, answer);
+    }
+
+    /// The answer to the last ask. Cancel-safe: the answer stays here until it is returned.
+    pub(crate) async fn answered(&self) -> Answer {
+        poll_fn(|cx| {
+            let mut s = lock(&self.state);
+            match s.answer.take() {
+                // Whoever asks of a job that was lost before wants to know why, not that it is over.
+                Some(Answer::Lost(why)) => Poll::Ready(Answer::Lost(*s.lost.get_or_insert(why))),
+                Some(answer) => Poll::Ready(answer),
+                None => {
+                    s.waker = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+
+    /// The driver has learnt that the lease is lost.
+    pub(crate) fn lose(&self, why: LostReason) {
+        lock(&self.state).lost.get_or_insert(why);
+        self.lost.notify_waiters();
+    }
+
+    pub(crate) fn lost(&self) -> Option<LostReason> {
+        lock(&self.state).lost
+    }
+
+    /// Waits for [`Dialogue::lose`]. Cancel-safe.
+    pub(crate) async fn until_lost(&self) -> LostReason {
+        loop {
+            let mut told = pin!(self.lost.notified());
+            // Listens before it looks, so that nothing is missed in between.
+            told.as_mut().enable();
+            if let Some(why) = self.lost() {
+                return why;
+            }
+            told.await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kafkaq_core::Wall;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn the_answer_to_a_dropped_extend_cannot_pass_for_the_answer_to_done() {
+        let d = Dialogue::default();
+        assert!(d.ask(Ask::Extend(Duration::from_secs(1))));
+        let (extend, _) = d.asked().unwrap();
+        assert!(d.ask(Ask::Done));
+        assert!(!d.answer(extend, Answer::Extended(Wall(1))), "before the driver has seen done");
+        let (done, ask) = d.asked().unwrap();
+        assert!(matches!(ask, Ask::Done));
+        assert!(!d.answer(extend, Answer::Extended(Wall(1))), "and after");
+        assert!(futures_util::poll!(pin!(d.answered())).is_pending());
+        assert!(d.answer(done, Answer::Ok));
+        assert!(matches!(d.answered().await, Answer::Ok));
+    }
+
+    #[test]
+    fn the_driver_is_told_once_of_asks_that_overtake_one_another() {
+        let d = Dialogue::default();
+        assert!(d.ask(Ask::Extend(Duration::from_secs(1))));
+        assert!(!d.ask(Ask::Done));
+        assert!(matches!(d.asked(), Some((AskNo(2), Ask::Done))));
+        assert!(d.asked().is_none());
+    }
+
+    #[tokio::test]
+    async fn an_extend_leaves_the_job_open() {
+        let d = Dialogue::default();
+        d.ask(Ask::Extend(Duration::from_secs(1)));
+        let (no, _) = d.asked().unwrap();
+        assert!(!d.answer(no, Answer::Extended(Wall(9))));
+    }
+
+    #[tokio::test]
+    async fn the_first_reason_of_a_loss_is_the_one_that_is_told() {
+        let d = Dialogue::default();
+        d.lose(LostReason::Cancelled);
+        d.ask(Ask::Done);
+        let (no, _) = d.asked().unwrap();
+        d.answer(no, Answer::Lost(LostReason::Over));
+        assert!(matches!(d.answered().await, Answer::Lost(LostReason::Cancelled)));
+    }
+
+    #[tokio::test]
+    async fn everyone_who_waits_for_the_loss_learns_of_it() {
+        let d = std::sync::Arc::new(Dialogue::default());
+        let waiters: Vec<_> = (0..3)
+            .map(|_| {
+                let d = d.clone();
+                tokio::spawn(async move { d.until_lost().await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        assert_eq!(d.lost(), None);
+        d.lose(LostReason::Cancelled);
+        d.lose(LostReason::TakenOver);
+        for w in waiters {
+            assert_eq!(w.await.unwrap(), LostReason::Cancelled);
+        }
+        assert_eq!(d.until_lost().await, LostReason::Cancelled);
+    }
+}

@@ -1,0 +1,239 @@
+//! A task that was handed out, and what its holder can do with it.
+
+use crate::driver::{Shared, Slot, system_time};
+use bytes::Bytes;
+use kafkaq_core::{
+    Error, ErrorKind, Fence, Headers, Task, TaskId, Wall,
+    machine::{Answer, Ask, Content, LostReason},
+};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+/// A task under a lease: this process has it alone until [`deadline`](Job::deadline).
+///
+/// [`done`](Job::done), [`retry`](Job::retry) and [`reject`](Job::reject) end it. A job that is dropped instead keeps
+/// its lease until the deadline, then its task is handed out again; `retry(Duration::ZERO)` gives it back at once.
+///
+/// *Cancel-safety:* once the future of one of these has been polled it takes effect, even if it is dropped then.
+#[must_use = "a job that is dropped is handed out again when its lease ends"]
+pub struct Job {
+    slot: Arc<Slot>,
+    shared: Arc<Shared>,
+    deadline: Wall,
+    /// It was ended, so that dropping it means nothing.
+    ended: bool,
+}
+
+impl Job {
+    pub(crate) fn new(slot: Arc<Slot>, shared: Arc<Shared>) -> Self {
+        let deadline = slot.ready.deadline;
+        Job { slot, shared, deadline, ended: false }
+    }
+
+    fn content(&self) -> &Content {
+        &self.slot.ready.content
+    }
+
+    /// The task's id.
+    #[must_use]
+    pub fn id(&self) -> &TaskId {
+        &self.content().id
+    }
+
+    /// The payload. Empty for a foreign record that has none.
+    ///
+    /// It may be a slice of the batch that it was read with, and keeps that in memory while it lives.
+    #[must_use]
+    pub fn payload(&self) -> &Bytes {
+        static NOTHING: Bytes = Bytes::new();
+        self.content().payload.as_ref().unwrap_or(&NOTHING)
+    }
+
+    /// The task's key.
+    #[must_use]
+    pub fn key(&self) -> Option<&Bytes> {
+        self.content().key.as_ref()
+    }
+
+    /// The task's headers, without kafkaq's own.
+    #[must_use]
+    pub fn headers(&self) -> &Headers {
+        &self.content().headers
+    }
+
+    /// The task as it was published, without its delay.
+    #[must_use]
+    pub fn task(&self) -> Task {
+        let task =
+            Task::new(self.payload().clone()).with_id(self.id().clone()).with_headers(self.headers().clone());
+        match self.key() {
+            Some(key) => task.with_key(key.clone()),
+            None => task,
+        }
+    }
+
+    /// When the task was published first.
+    #[must_use]
+    pub fn published(&self) -> SystemTime {
+        system_time(self.content().published)
+    }
+
+    /// Which hand-out of the task this is, from 1.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.slot.ready.attempt
+    }
+
+    /// Until when the lease holds, as far as this handle knows.
+    #[must_use]
+    pub fn deadline(&self) -> SystemTime {
+        system_time(self.deadline)
+    }
+
+    /// The lease's token: never used twice, so a system that the handler writes to can tell holders apart.
+    #[must_use]
+    pub fn fence(&self) -> Fence {
+        self.slot.ready.fence
+    }
+
+    /// Whether the lease is known to be lost. `false` is no promise: the store may know more.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.slot.dialogue.lost().is_some()
+    }
+
+    /// Waits until the lease is known to be lost, for ever if it never is. Cancel-safe; made for a `select!` beside
+    /// the work.
+    pub async fn lost(&self) -> LostReason {
+        self.slot.dialogue.until_lost().await
+    }
+
+    /// The task ran to its end and is never handed out again. Returns when the store has confirmed it; the driver
+    /// tries again until the lease ends.
+    ///
+    /// # Errors
+    /// [`JobError::LeaseLost`] if somebody else has the task by now, [`JobError::Unconfirmed`] if the store did not
+    /// answer: the task may be executed once more.
+    pub async fn done(self) -> Result<(), JobError> {
+        self.end(Ask::Done).await
+    }
+
+    /// Hands the task out again, not before `delay` has passed. Returns when that is durable.
+    ///
+    /// # Errors
+    /// As [`done`](Job::done); [`JobError::Refused`] for a delay beyond the queue's `max_delay`: the task is then
+    /// handed out again when its lease ends.
+    pub async fn retry(self, delay: Duration) -> Result<(), JobError> {
+        refuse_beyond(self.shared.limits.delay, delay, "retry")?;
+        self.end(Ask::Retry(delay)).await
+    }
+
+    /// Never hands the task out again: it goes to the dead-letter topic, with its payload, key, headers and
+    /// `reason`. Returns when that is durable.
+    ///
+    /// # Errors
+    /// As [`done`](Job::done).
+    pub async fn reject(self, reason: impl Into<String>) -> Result<(), JobError> {
+        self.end(Ask::Reject(reason.into())).await
+    }
+
+    async fn end(mut self, ask: Ask) -> Result<(), JobError> {
+        self.ended = true;
+        self.shared.ask(&self.slot, ask);
+        match self.slot.dialogue.answered().await {
+            Answer::Ok | Answer::Extended(_) => Ok(()),
+            Answer::Lost(why) => Err(JobError::LeaseLost(why)),
+            Answer::Failed(e) => Err(JobError::Unconfirmed(e)),
+        }
+    }
+
+    /// Holds the task for `duration` from now, instead of until the present deadline.
+    ///
+    /// # Errors
+    /// After [`JobError::LeaseLost`] and [`JobError::Unconfirmed`] stop working on it: the job is over.
+    /// [`JobError::Refused`] for longer than `max_delay` and `lease_duration`: the lease is as it was.
+    pub async fn extend(&mut self, duration: Duration) -> Result<(), JobError> {
+        refuse_beyond(self.shared.limits.extension, duration, "extend")?;
+        self.shared.ask(&self.slot, Ask::Extend(duration));
+        match self.slot.dialogue.answered().await {
+            Answer::Extended(until) => {
+                self.deadline = until;
+                Ok(())
+            }
+            Answer::Ok => Ok(()),
+            Answer::Lost(why) => Err(JobError::LeaseLost(why)),
+            Answer::Failed(e) => Err(JobError::Unconfirmed(e)),
+        }
+    }
+}
+
+fn refuse_beyond(limit: Duration, asked: Duration, op: &'static str) -> Result<(), JobError> {
+    if asked <= limit {
+        return Ok(());
+    }
+    let e = Error::not_applied(ErrorKind::Invalid, op).on(format!("a time of {asked:?}"));
+    Err(JobError::Refused(e.with_advice(format!("The queue's settings allow {limit:?} at most"))))
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.shared.ask(&self.slot, Ask::Abandoned);
+        }
+    }
+}
+
+impl fmt::Debug for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Job")
+            .field("id", self.id())
+            .field("attempt", &self.attempt())
+            .field("fence", &self.fence())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a job could not be ended or extended.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum JobError {
+    /// The job is somebody else's, or over. What this holder did may be done again, or was done by another.
+    LeaseLost(LostReason),
+    /// The store did not confirm it before the lease ended. It may have taken effect; if it did not, the task is
+    /// handed out again.
+    Unconfirmed(Error),
+    /// The input makes no sense. Nothing was changed.
+    Refused(Error),
+}
+
+impl fmt::Display for JobError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            JobError::LeaseLost(why) => write!(
+                f,
+                "the lease is lost: {}",
+                match why {
+                    LostReason::TakenOver => "it ran out, and the task was handed out again",
+                    LostReason::Cancelled => "the task was cancelled",
+                    LostReason::Dead => "the task went to the dead letters",
+                    LostReason::Over => "the job has ended before",
+                    _ => "the job is over",
+                }
+            ),
+            JobError::Unconfirmed(e) => write!(f, "not confirmed before the lease ended: {e}"),
+            JobError::Refused(e) => write!(f, "refused: {e}"),
+        }
+    }
+}
+
+impl std::error::Error for JobError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            JobError::LeaseLost(_) => None,
+            JobError::Unconfirmed(e) | JobError::Refused(e) => Some(e),
+        }
+    }
+}

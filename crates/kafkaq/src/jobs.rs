@@ -1,0 +1,328 @@
+//! Looking at tasks from outside, and cancelling them.
+
+use crate::driver::{system_time, wall};
+use kafkaq_core::{
+    DecodeError, Error, ErrorKind, Fence, Key, Keyspace, Lease, LeaseState, LeaseStore, Result, Retry, Swap,
+    Swapped, TaskId,
+};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+/// How often a cancel that was overtaken looks again.
+const TRIES: usize = 16;
+
+/// Tells what became of tasks, and cancels them. Cheap to clone; works from any process that shares the store.
+#[derive(Clone, Debug)]
+pub struct JobController {
+    store: Arc<dyn LeaseStore>,
+    keyspace: Keyspace,
+    memory: Memory,
+}
+
+/// How long the end of a task is remembered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Memory {
+    /// After everything of the task has come to its turn.
+    pub(crate) retention: Duration,
+    /// The longest that something of it can be under way if nothing is known.
+    pub(crate) max_delay: Duration,
+    pub(crate) clock_skew: Duration,
+}
+
+impl JobController {
+    pub(crate) fn new(store: Arc<dyn LeaseStore>, keyspace: Keyspace, memory: Memory) -> Self {
+        JobController { store, keyspace, memory }
+    }
+
+    /// What the store knows of a task. Cancel-safe.
+    ///
+    /// # Errors
+    /// The store's own, or `Unsupported` if a later kafkaq wrote what is there.
+    pub async fn get(&self, id: &TaskId) -> Result<JobInfo> {
+        let lease = self.read(&Key::task(&self.keyspace, id)).await?.1;
+        Ok(JobInfo::of(lease.as_ref(), self.memory.clock_skew))
+    }
+
+    /// Sees to it that a task is not executed any more. A job that runs is not stopped: it learns of it when it
+    /// ends or is extended, or from [`Job::lost`](crate::Job::lost).
+    ///
+    /// A task that the store doesn't know, because nobody has taken it yet or because there is no such task, is
+    /// remembered as cancelled, for at least as long as a delayed task can be under way. A cancellation is as
+    /// durable as the store.
+    ///
+    /// *Cancel-safety:* a dropped future may or may not have cancelled the task; calling it again is safe.
+    ///
+    /// # Errors
+    /// The store's own. If it may have taken effect, the error says so.
+    pub async fn cancel(&self, id: &TaskId) -> Result<Cancelled> {
+        let key = Key::task(&self.keyspace, id);
+        // Ours alone, so that a swap whose answer was lost can be told from somebody else's.
+        let fence = Fence { process: uuid::Uuid::new_v4().into_bytes(), number: 0 };
+        let mut before = JobInfo::of(None, Duration::ZERO);
+        let mut failed = None;
+        for _ in 0..TRIES {
+            let (value, lease) = self.read(&key).await?;
+            let info = JobInfo::of(lease.as_ref(), self.memory.clock_skew);
+            match &lease {
+                Some(lease) if lease.fence == fence => return Ok(Cancelled::after(before)),
+                Some(lease) if lease.state.is_terminal() => return Ok(Cancelled::TooLate(info)),
+                _ => before = info,
+            }
+            let (new, ttl) = self.cancelled(fence, lease.as_ref());
+            match self.swap(Swap::new(key.clone(), value, Some(new.encode()), Some(ttl))).await {
+                Ok(Swapped::Done) => return Ok(Cancelled::after(before)),
+                Ok(Swapped::Conflict(_)) => {}
+                Err(e) if e.retry() == Retry::No => return Err(e),
+                Err(e) => failed = Some(e),
+            }
+        }
+        Err(failed.unwrap_or_else(|| {
+            Error::not_applied(ErrorKind::Unavailable, "cancel")
+                .on(&key)
+                .with_advice("The task's state changed all the time; try again")
+        }))
+    }
+
+    /// A copy of the record may be under way until the lease's deadline, and must still find this.
+    fn cancelled(&self, fence: Fence, lease: Option<&Lease>) -> (Lease, Duration) {
+        let now = wall(SystemTime::now());
+        let under_way =
+            lease.map_or(self.memory.max_delay, |l| l.deadline.since(now) + self.memory.clock_skew);
+        let new = Lease {
+            state: LeaseState::Cancelled,
+            fence,
+            attempt: lease.map_or(0, |l| l.attempt),
+            cover: lease.map_or(0, |l| l.cover),
+            deadline: now,
+            length: Duration::ZERO,
+        };
+        (new, under_way.saturating_add(self.memory.retention))
+    }
+
+    /// The value as it is, and what it says; damaged counts as missing.
+    async fn read(&self, key: &Key) -> Result<(Option<bytes::Bytes>, Option<Lease>)> {
+        let answer = self.store.get(std::slice::from_ref(key)).await.into_iter().next();
+        let value = answer.unwrap_or_else(|| Err(unanswered())).map_err(|e| e.on(key))?;
+        let lease = match value.as_deref().map(Lease::decode) {
+            Some(Err(e @ DecodeError::Newer(_))) => {
+                return Err(Error::not_applied(ErrorKind::Unsupported, "read a lease")
+                    .on(key)
+                    .with_source(e));
+            }
+            Some(Err(DecodeError::Damaged(_))) | None => None,
+            Some(Ok(lease)) => Some(lease),
+        };
+        Ok((value, lease))
+    }
+
+    async fn swap(&self, swap: Swap) -> Result<Swapped> {
+        let answer = self.store.swap(std::slice::from_ref(&swap)).await.into_iter().next();
+        answer.unwrap_or_else(|| Err(unanswered())).map_err(|e| e.on(&swap.key))
+    }
+}
+
+fn unanswered() -> Error {
+    Error::unknown(ErrorKind::Other, "call the store").with_advice("The backend gave no answer")
+}
+
+/// What is known of a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct JobInfo {
+    /// Where it stands.
+    pub status: JobStatus,
+    /// How many times it was handed out.
+    pub attempts: u32,
+    /// When it is handed out next: for one that is processed, if it is not done by then. It may be later.
+    pub next_execution: Option<SystemTime>,
+}
+
+impl JobInfo {
+    fn of(lease: Option<&Lease>, clock_skew: Duration) -> Self {
+        let Some(lease) = lease else {
+            return JobInfo { status: JobStatus::Unknown, attempts: 0, next_execution: None };
+        };
+        let turn = match lease.state {
+            LeaseState::Live => lease.deadline.plus(clock_skew),
+            _ => lease.deadline,
+        };
+        let status = match lease.state {
+            LeaseState::Live if wall(SystemTime::now()) <= turn => JobStatus::Processing,
+            // Its holder has not been heard of.
+            LeaseState::Live | LeaseState::Idle => JobStatus::Waiting,
+            LeaseState::Done => JobStatus::Done,
+            LeaseState::Cancelled => JobStatus::Cancelled,
+            LeaseState::Dead => JobStatus::Dead,
+        };
+        let next_execution = (!lease.state.is_terminal()).then(|| system_time(turn));
+        JobInfo { status, attempts: lease.attempt, next_execution }
+    }
+}
+
+/// Where a task stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum JobStatus {
+    /// The store has nothing: the task was not handed out yet, or it ended long ago, or there is none of that id.
+    Unknown,
+    /// A process holds it, to run it now or in a moment.
+    Processing,
+    /// It was handed out before and will be again.
+    Waiting,
+    /// It ran to its end.
+    Done,
+    /// It was cancelled.
+    Cancelled,
+    /// It went to the dead-letter topic.
+    Dead,
+}
+
+/// The answer to [`JobController::cancel`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Cancelled {
+    /// It is cancelled; says how it stood before. A job that was processed may still run to its end.
+    Known(JobInfo),
+    /// The store knew no such task. It is remembered as cancelled, in case the task comes.
+    Unknown,
+    /// It had ended before, and nothing was changed.
+    TooLate(JobInfo),
+}
+
+impl Cancelled {
+    fn after(before: JobInfo) -> Self {
+        if before.status == JobStatus::Unknown { Cancelled::Unknown } else { Cancelled::Known(before) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use async_trait::async_trait;
+    use bytes::Bytes;
+    use std::sync::Mutex;
+
+    /// A store of one key, which can fail after taking effect.
+    #[derive(Debug, Default)]
+    struct OneKey {
+        value: Mutex<Option<Bytes>>,
+        ttl: Mutex<Option<Duration>>,
+        lose_answers: Mutex<usize>,
+    }
+
+    #[async_trait]
+    impl LeaseStore for OneKey {
+        async fn get(&self, keys: &[Key]) -> Vec<Result<Option<Bytes>>> {
+            keys.iter().map(|_| Ok(self.value.lock().unwrap().clone())).collect()
+        }
+        async fn swap(&self, swaps: &[Swap]) -> Vec<Result<Swapped>> {
+            let mut value = self.value.lock().unwrap();
+            if *value != swaps[0].expect {
+                return vec![Ok(Swapped::Conflict(value.clone()))];
+            }
+            *value = swaps[0].new.clone();
+            *self.ttl.lock().unwrap() = swaps[0].ttl;
+            let mut lose = self.lose_answers.lock().unwrap();
+            *lose = lose.saturating_sub(1);
+            vec![if *lose > 0 { Err(Error::unknown(ErrorKind::Timeout, "swap")) } else { Ok(Swapped::Done) }]
+        }
+        async fn check(&self) -> Result<Vec<String>> {
+            Ok(vec![])
+        }
+        async fn close(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    fn controller(store: &Arc<OneKey>) -> JobController {
+        let memory = Memory {
+            retention: Duration::from_secs(60),
+            max_delay: Duration::from_secs(600),
+            clock_skew: Duration::from_secs(1),
+        };
+        JobController::new(store.clone(), Keyspace::new("q", "g").unwrap(), memory)
+    }
+
+    fn lease(state: LeaseState, ahead: Duration) -> Lease {
+        Lease {
+            state,
+            fence: Fence { process: [7; 16], number: 1 },
+            attempt: 2,
+            cover: 3,
+            deadline: wall(SystemTime::now() + ahead),
+            length: ahead,
+        }
+    }
+
+    async fn cancel(store: &Arc<OneKey>) -> Cancelled {
+        controller(store).cancel(&TaskId::new("t").unwrap()).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_lease_outlives_the_copy_that_waits_for_a_long_retry() {
+        let store = Arc::new(OneKey::default());
+        let delay = Duration::from_secs(3 * 3600);
+        *store.value.lock().unwrap() = Some(lease(LeaseState::Idle, delay).encode());
+        let Cancelled::Known(info) = cancel(&store).await else { panic!() };
+        assert_eq!((info.status, info.attempts), (JobStatus::Waiting, 2));
+        let left = Lease::decode(store.value.lock().unwrap().as_ref().unwrap()).unwrap();
+        assert_eq!((left.state, left.attempt, left.cover), (LeaseState::Cancelled, 2, 3));
+        assert!(store.ttl.lock().unwrap().unwrap() > delay);
+    }
+
+    #[tokio::test]
+    async fn an_unknown_task_is_remembered_for_the_longest_delay() {
+        let store = Arc::new(OneKey::default());
+        assert_eq!(cancel(&store).await, Cancelled::Unknown);
+        assert!(store.ttl.lock().unwrap().unwrap() >= Duration::from_secs(660));
+    }
+
+    #[tokio::test]
+    async fn a_cancel_whose_answer_was_lost_is_still_a_cancel() {
+        let store = Arc::new(OneKey::default());
+        *store.lose_answers.lock().unwrap() = 2;
+        assert_eq!(cancel(&store).await, Cancelled::Unknown);
+    }
+
+    #[tokio::test]
+    async fn what_has_ended_stays_as_it_is() {
+        for (state, status) in [
+            (LeaseState::Done, JobStatus::Done),
+            (LeaseState::Dead, JobStatus::Dead),
+            (LeaseState::Cancelled, JobStatus::Cancelled),
+        ] {
+            let store = Arc::new(OneKey::default());
+            let value = lease(state, Duration::ZERO).encode();
+            *store.value.lock().unwrap() = Some(value.clone());
+            let Cancelled::TooLate(info) = cancel(&store).await else { panic!("{state:?}") };
+            assert_eq!((info.status, info.next_execution), (status, None));
+            assert_eq!(store.value.lock().unwrap().as_ref(), Some(&value));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lease_of_a_later_version_is_an_error_and_a_damaged_one_unknown() {
+        let store = Arc::new(OneKey::default());
+        let id = TaskId::new("t").unwrap();
+        *store.value.lock().unwrap() = Some(Bytes::from_static(&[9, 1, 2]));
+        assert_eq!(controller(&store).get(&id).await.unwrap_err().kind(), ErrorKind::Unsupported);
+        *store.value.lock().unwrap() = Some(Bytes::from_static(&[0]));
+        assert_eq!(controller(&store).get(&id).await.unwrap().status, JobStatus::Unknown);
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_has_run_out_waits_for_its_next_hand_out() {
+        let store = Arc::new(OneKey::default());
+        let id = TaskId::new("t").unwrap();
+        *store.value.lock().unwrap() = Some(lease(LeaseState::Live, Duration::from_secs(9)).encode());
+        assert_eq!(controller(&store).get(&id).await.unwrap().status, JobStatus::Processing);
+        let mut past = lease(LeaseState::Live, Duration::ZERO);
+        past.deadline = wall(SystemTime::now() - Duration::from_secs(2));
+        *store.value.lock().unwrap() = Some(past.encode());
+        let info = controller(&store).get(&id).await.unwrap();
+        assert_eq!(info.status, JobStatus::Waiting);
+        assert!(info.next_execution.unwrap() < SystemTime::now());
+    }
+}

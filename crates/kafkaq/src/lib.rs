@@ -1,0 +1,101 @@
+//! A task queue on Kafka: clients publish tasks, workers take them as jobs, and a job that is not confirmed in time
+//! is handed out again.
+//!
+//! > Once `publish` has returned, the task is executed at least once, whatever the key-value store does: if it is
+//! > slow, dies, is wiped, evicts keys, or comes back with old data. The log is the only source of truth. The store
+//! > keeps work exclusive and remembers what is done; losing it can cost a second execution, never a task.
+//!
+//! ```
+//! use kafkaq::{Queue, Task};
+//! use std::time::Duration;
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // Without a broker and a store it all lives in memory, which is what tests want.
+//! let queue = Queue::builder("emails").lease_duration(Duration::from_secs(30)).build().await?;
+//!
+//! let id = queue.publish(Task::new("to: ada@example.org").with_key("customer-17")).await?; // durable by now
+//!
+//! let job = queue.get_job().await?;
+//! assert_eq!(job.id(), &id);
+//! match send(job.payload()) {
+//!     Ok(()) => job.done().await?,
+//!     Err(_) => job.retry(Duration::from_secs(60)).await?,
+//! }
+//! queue.shutdown(Duration::from_secs(10)).await?;
+//! # Ok(())
+//! # }
+//! # fn send(_: &[u8]) -> Result<(), std::fmt::Error> { Ok(()) }
+//! ```
+//!
+//! With the features `rdkafka` and `redis` the same runs on servers:
+//!
+#![cfg_attr(all(feature = "rdkafka", feature = "redis"), doc = "```no_run")]
+#![cfg_attr(not(all(feature = "rdkafka", feature = "redis")), doc = "```ignore")]
+//! # async fn build() -> kafkaq::Result<kafkaq::Queue> {
+//! use kafkaq::{Queue, rdkafka::RdKafka, redis::RedisStore};
+//!
+//! Queue::builder("emails")
+//!     .broker(RdKafka::builder("localhost:9092").build()?)
+//!     .store(RedisStore::builder("redis://localhost").build()?)
+//!     .build()
+//!     .await
+//! # }
+//! ```
+//!
+//! # What to know
+//! - **An id names one task.** [`Task::with_id`] makes publishing repeatable: the same id again adds nothing, for at
+//!   least [`done_retention`](QueueBuilder::done_retention) after the task ended.
+//! - **Executions can overlap** when a lease runs out while its holder still works. The holder learns of it:
+//!   [`JobError::LeaseLost`] from [`Job::done`], or at once by [`Job::lost`]. [`Job::fence`] tells holders apart for
+//!   the systems that they write to.
+//! - **A dropped [`Job`]** is handed out again when its lease ends, one that was [retried](Job::retry) after its
+//!   delay. After [`max_attempts`](QueueBuilder::max_attempts) hand-outs a task goes to the dead-letter topic.
+//! - **Every error says** what failed, on what, whether it [took effect](Error::effect) and whether a
+//!   [retry](Error::retry) helps.
+//! - What an operator should see goes to [`tracing`](https://docs.rs/tracing), target `kafkaq`.
+//!
+//! Who knows the Go library finds its words in [`guide::coming_from_go`].
+
+mod appender;
+mod builder;
+mod config;
+mod driver;
+mod job;
+mod jobs;
+pub mod memory;
+mod publisher;
+mod queue;
+mod sync;
+mod topics;
+
+pub use builder::QueueBuilder;
+pub use job::{Job, JobError};
+pub use jobs::{Cancelled, JobController, JobInfo, JobStatus};
+pub use kafkaq_core::{
+    Effect, Error, ErrorKind, Fence, Headers, Result, Retry, Task, TaskId, machine::LostReason,
+};
+pub use publisher::Publisher;
+pub use queue::Queue;
+
+/// Kafka and Redpanda, by librdkafka.
+#[cfg(feature = "rdkafka")]
+pub use kafkaq_rdkafka as rdkafka;
+/// Leases in Redis or Valkey.
+#[cfg(feature = "redis")]
+pub use kafkaq_redis as redis;
+
+/// What a backend of your own is made of: the traits of `kafkaq-core`, and the types that they speak of.
+pub mod backend {
+    pub use kafkaq_core::{
+        Assignment, Batch, Broker, Commit, Consumer, Event, EventStream, FetchLimit, HEADER, ID_HEADER,
+        JoinRequest, Key, LeaseStore, Log, Member, NewRecord, Offsets, Partition, PartitionLog, Position,
+        Record, Swap, Swapped, TopicInfo, TopicSpec,
+    };
+}
+
+/// Longer texts.
+pub mod guide {
+    #[doc = include_str!("../docs/coming-from-go.md")]
+    pub mod coming_from_go {}
+}

@@ -1,0 +1,307 @@
+//! What all clients of a log in memory share: topics, records and groups, under one lock.
+//!
+//! One lock is enough: it is held for the copying of one batch, and makes a commit and a rebalance exclude each
+//! other without further thought.
+
+use super::{
+    group::{Group, MemberId, Wakers, not_owner},
+    lock,
+};
+use kafkaq_core::{
+    Assignment, Batch, Commit, Error, ErrorKind, Event, JoinRequest, Offsets, Partition, Record, Result,
+    TopicInfo, TopicSpec,
+};
+use std::{
+    collections::{HashMap, VecDeque},
+    mem,
+    sync::{Arc, Mutex},
+    task::Waker,
+    time::Duration,
+};
+use tokio::{sync::Notify, time::Instant};
+
+/// The largest record of a topic that was made without a limit: the same as Kafka's.
+const MAX_RECORD_BYTES: usize = 1_048_588;
+
+#[derive(Default)]
+pub(super) struct Shared(Mutex<State>);
+
+impl Shared {
+    /// Runs `f` under the lock, then wakes whom it wants to be woken. Nobody is woken under the lock: a waker may
+    /// drop a stream, which needs the lock.
+    pub(super) fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
+        let (result, wake) = {
+            let mut state = lock(&self.0);
+            (f(&mut state), mem::take(&mut state.wake))
+        };
+        wake.into_iter().for_each(Waker::wake);
+        result
+    }
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    topics: HashMap<Arc<str>, Topic>,
+    partitions: Vec<Records>,
+    groups: Vec<Group>,
+    wake: Wakers,
+    /// The last number given to a client or a member.
+    last_id: u64,
+    pub(super) forget_committed: bool,
+}
+
+struct Topic {
+    info: TopicInfo,
+    /// The number of its first partition.
+    start: usize,
+}
+
+/// The records of one partition.
+pub(super) struct Records {
+    partition: Partition,
+    first: i64,
+    records: VecDeque<Record>,
+    grown: Arc<Notify>,
+    max_record_bytes: usize,
+    append_time: bool,
+}
+
+impl Records {
+    fn new(partition: Partition, spec: &TopicSpec) -> Self {
+        Records {
+            partition,
+            first: 0,
+            records: VecDeque::new(),
+            grown: Arc::default(),
+            max_record_bytes: spec.max_record_bytes.unwrap_or(MAX_RECORD_BYTES),
+            append_time: spec.append_time,
+        }
+    }
+
+    /// Gives the record its offset.
+    fn append(&mut self, mut record: Record, now_ms: i64) -> Result<i64> {
+        let (size, limit) = (record.size(), self.max_record_bytes);
+        if size > limit {
+            return Err(Error::not_applied(ErrorKind::TooLarge, "append").on(&self.partition).with_advice(format!(
+                "The record has {size} bytes and the topic allows {limit}: make it smaller, or raise max_record_bytes"
+            )));
+        }
+        record.offset = self.next();
+        if self.append_time {
+            record.timestamp_ms = now_ms;
+        }
+        self.records.push_back(record);
+        Ok(self.next() - 1)
+    }
+
+    /// The offset of the next record.
+    pub(super) fn next(&self) -> i64 {
+        self.first + self.records.len() as i64
+    }
+
+    /// At least one record from `from` on, if there is one.
+    pub(super) fn read(&self, from: i64, max_records: usize, max_bytes: usize) -> Batch {
+        let from = from.max(self.first);
+        let skip = usize::try_from(from - self.first).unwrap_or(usize::MAX).min(self.records.len());
+        let mut bytes = 0_usize;
+        let fits = |record: &&Record| {
+            let first = bytes == 0;
+            bytes = bytes.saturating_add(record.size().max(1));
+            first || bytes <= max_bytes
+        };
+        let count = self.records.range(skip..).take(max_records).take_while(fits).count();
+        let records = self.records.range(skip..skip + count).cloned().collect();
+        Batch::new(records, from + count as i64, Some(self.next()))
+    }
+
+    fn forget_below(&mut self, offset: i64) {
+        let count = usize::try_from(offset - self.first).unwrap_or(0).min(self.records.len());
+        self.records.drain(..count);
+        self.first += count as i64;
+    }
+}
+
+impl State {
+    pub(super) fn new_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    /// Makes what is missing. The specs are valid.
+    pub(super) fn ensure_topics(&mut self, specs: &[TopicSpec], default_partitions: i32) -> Vec<TopicInfo> {
+        let mut infos = Vec::with_capacity(specs.len());
+        let mut made = false;
+        for spec in specs {
+            if let Some(topic) = self.topics.get(&spec.name) {
+                infos.push(topic.info.clone());
+                continue;
+            }
+            let topic =
+                Topic::new(spec, spec.partitions.unwrap_or(default_partitions), self.partitions.len());
+            let partitions = (0..topic.info.partitions).map(|index| Partition::new(spec.name.clone(), index));
+            self.partitions.extend(partitions.map(|partition| Records::new(partition, spec)));
+            let mut info = topic.info.clone();
+            info.created = true;
+            infos.push(info);
+            self.topics.insert(spec.name.clone(), topic);
+            made = true;
+        }
+        if made {
+            (0..self.groups.len()).for_each(|group| self.rebalance(group));
+        }
+        infos
+    }
+
+    /// The number of a partition.
+    fn number(&self, partition: &Partition) -> Option<usize> {
+        let topic = self.topics.get(&partition.topic)?;
+        let there = (0..topic.info.partitions).contains(&partition.index);
+        there.then_some(topic.start + partition.index as usize)
+    }
+
+    fn find(&self, partition: &Partition, op: &'static str) -> Result<usize> {
+        self.number(partition).ok_or_else(|| {
+            let advice = match self.topics.get(&partition.topic) {
+                None => "Make the topic with ensure_topics first".into(),
+                Some(topic) => format!("The topic has partitions 0 to {}", topic.info.partitions - 1),
+            };
+            Error::not_applied(ErrorKind::NotFound, op).on(partition).with_advice(advice)
+        })
+    }
+
+    /// Appends records whose offsets are not set yet. Answers whom to tell that the partition has grown.
+    pub(super) fn append(
+        &mut self,
+        to: &Partition,
+        records: Vec<Record>,
+        now_ms: i64,
+    ) -> Result<(Vec<Result<i64>>, Arc<Notify>)> {
+        let number = self.find(to, "append")?;
+        let log = &mut self.partitions[number];
+        let outcomes = records.into_iter().map(|record| log.append(record, now_ms)).collect();
+        for group in &mut self.groups {
+            group.grown(number, &mut self.wake);
+        }
+        Ok((outcomes, log.grown.clone()))
+    }
+
+    /// Who tells that a partition has grown.
+    pub(super) fn grown(&self, partition: &Partition) -> Result<Arc<Notify>> {
+        Ok(self.partitions[self.find(partition, "fetch")?].grown.clone())
+    }
+
+    pub(super) fn fetch(&self, partition: &Partition, from: i64, max_bytes: usize) -> Result<Batch> {
+        let log = &self.partitions[self.find(partition, "fetch")?];
+        if from > log.next() {
+            return Err(Error::not_applied(ErrorKind::Invalid, "fetch")
+                .on(format_args!("{partition} from {from}"))
+                .with_advice(format!("The partition ends at {}", log.next())));
+        }
+        Ok(log.read(from, usize::MAX, max_bytes))
+    }
+
+    pub(super) fn offsets(&self, partition: &Partition) -> Result<Offsets> {
+        let log = &self.partitions[self.find(partition, "offsets")?];
+        Ok(Offsets { first: log.first, next: log.next() })
+    }
+
+    /// Answers the number of the group and the member's name in it.
+    pub(super) fn join(&mut self, client: u64, request: JoinRequest) -> (usize, MemberId) {
+        let known = self.groups.iter().position(|g| g.name == request.group);
+        let group = known.unwrap_or_else(|| {
+            self.groups.push(Group::new(request.group.clone()));
+            self.groups.len() - 1
+        });
+        let member = self.new_id();
+        self.groups[group].join(member, client, request);
+        self.rebalance(group);
+        (group, member)
+    }
+
+    fn rebalance(&mut self, group: usize) {
+        let group = &mut self.groups[group];
+        for topic in group.topics().iter().filter_map(|name| self.topics.get(name)) {
+            for number in topic.start..topic.start + topic.info.partitions as usize {
+                group.add(number, &self.partitions[number].partition);
+            }
+        }
+        group.rebalance(&mut self.wake);
+    }
+
+    /// A client goes, and with it all its members.
+    pub(super) fn close(&mut self, client: u64) {
+        for group in &mut self.groups {
+            group.leave(|_, of| of == client, &mut self.wake);
+        }
+    }
+
+    pub(super) fn leave(&mut self, group: usize, member: MemberId) {
+        self.groups[group].leave(|id, _| id == member, &mut self.wake);
+    }
+
+    /// The member's next event; without one, what [`Group::wait`] answers.
+    pub(super) fn poll(
+        &mut self,
+        group: usize,
+        member: MemberId,
+        waker: &Waker,
+    ) -> Result<Option<Event>, (Option<Waker>, Option<Instant>)> {
+        let group = &mut self.groups[group];
+        group.expire(&mut self.wake);
+        if !group.has(member) {
+            return Ok(None);
+        }
+        let event = group.news(member).or_else(|| group.read(member, &self.partitions));
+        event.map(Some).ok_or_else(|| group.wait(member, waker))
+    }
+
+    pub(super) fn commit(&mut self, group: usize, member: MemberId, to: &Commit) -> Result<()> {
+        let partition = &to.assignment.partition;
+        let number = self.number(partition).ok_or_else(|| not_owner(&to.assignment))?;
+        self.groups[group].expire(&mut self.wake);
+        if !(0..=self.partitions[number].next()).contains(&to.offset) {
+            return Err(Error::not_applied(ErrorKind::Invalid, "commit")
+                .on(format_args!("{partition} to {}", to.offset))
+                .with_advice("Commit the offset after a record that was read"));
+        }
+        self.groups[group].commit(member, number, to)?;
+        if self.forget_committed {
+            let all = self.groups.iter().filter_map(|g| g.committed(number)).min();
+            self.partitions[number].forget_below(all.unwrap_or(0));
+        }
+        Ok(())
+    }
+
+    pub(super) fn pause(&mut self, group: usize, member: MemberId, of: &[Assignment], pause: bool) {
+        for assignment in of {
+            if let Some(number) = self.number(&assignment.partition) {
+                self.groups[group].pause(member, number, assignment.epoch, pause, &mut self.wake);
+            }
+        }
+    }
+
+    pub(super) fn release(&mut self, group: usize, member: MemberId, of: &[Assignment]) {
+        self.groups[group].expire(&mut self.wake);
+        let mut freed = false;
+        for assignment in of {
+            if let Some(number) = self.number(&assignment.partition) {
+                freed |= self.groups[group].release(member, number, assignment.epoch);
+            }
+        }
+        if freed {
+            self.groups[group].rebalance(&mut self.wake);
+        }
+    }
+}
+
+impl Topic {
+    fn new(spec: &TopicSpec, partitions: i32, start: usize) -> Self {
+        let mut info = TopicInfo::new(spec.name.clone(), partitions);
+        info.retention = Some(spec.retention.unwrap_or(Duration::MAX));
+        info.retention_bytes = Some(-1);
+        info.compacted = Some(spec.compacted);
+        info.max_record_bytes = Some(spec.max_record_bytes.unwrap_or(MAX_RECORD_BYTES));
+        info.append_time = Some(spec.append_time);
+        Topic { info, start }
+    }
+}

@@ -1,0 +1,221 @@
+//! Publishing: from a task to a durable record.
+
+use crate::{
+    appender::{Appender, Outcome, Room},
+    config::Config,
+    driver::wall,
+    topics::Topics,
+};
+use kafkaq_core::{
+    Effect, Envelope, Error, ErrorKind, HEADER, Log, NewRecord, Partition, Position, Result, Retry, Task,
+    TaskId, Wall, machine::Ladder, partitioner,
+};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+use uuid::Uuid;
+
+/// Publishes tasks. Cheap to clone; a clone shares batches and limits with the other.
+///
+/// A queue has one ([`Queue::publisher`](crate::Queue::publisher)); a process that only publishes makes one with
+/// [`QueueBuilder::build_publisher`](crate::QueueBuilder::build_publisher): it joins no group and needs no store.
+#[derive(Clone, Debug)]
+pub struct Publisher {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    tasks: Arc<Appender>,
+    delayed: Arc<Appender>,
+    ladder: Ladder,
+    max_delay: Duration,
+    max_bytes: usize,
+    /// Counts tasks: the next one without a key goes to the next partition, the next id is one higher.
+    count: AtomicU64,
+    /// Random, made anew with each publisher.
+    seed: u128,
+}
+
+/// A record that is ready to be appended.
+struct Addressed<'a> {
+    id: TaskId,
+    topic: &'a Arc<Appender>,
+    partition: i32,
+    record: NewRecord,
+}
+
+impl Publisher {
+    pub(crate) fn new(log: Arc<dyn Log>, config: &Config, topics: &Topics) -> Self {
+        let room = Room::new(config.publish_buffer);
+        let appender = |topic, partitions| {
+            Appender::new(log.clone(), topic, partitions, room.clone(), config.publish_timeout)
+        };
+        Publisher {
+            inner: Arc::new(Inner {
+                tasks: appender(&topics.task, topics.task_partitions),
+                delayed: appender(&topics.wait, topics.wait_partitions),
+                ladder: config.ladder(topics.wait_partitions),
+                max_delay: config.max_delay,
+                max_bytes: config.max_task_bytes,
+                count: AtomicU64::default(),
+                seed: Uuid::new_v4().as_u128(),
+            }),
+        }
+    }
+
+    /// Publishes one task. When it returns an id, the task is durable in the log and is executed at least once.
+    ///
+    /// Calls under way at the same time share requests: for throughput, make many at once or use
+    /// [`publish_many`](Publisher::publish_many). What the log refuses for a while is tried again until the queue's
+    /// `publish_timeout`.
+    ///
+    /// *Cancel-safety:* a future that is dropped after its first poll may or may not have published the task.
+    ///
+    /// # Errors
+    /// Nothing was published if the error's [`effect`](Error::effect) is `NotApplied`; otherwise it may have been.
+    /// Publishing the same task with the same id again is safe either way. `Invalid` and `TooLarge` say what is
+    /// wrong with the task.
+    pub async fn publish(&self, task: Task) -> Result<TaskId> {
+        let (sent, outcome) = self.send(task).await?;
+        sent.wait_for(outcome).await
+    }
+
+    /// Publishes tasks in few requests; one outcome a task, in the same order, each as
+    /// [`publish`](Publisher::publish) gives it.
+    ///
+    /// *Cancel-safety:* as of `publish`, for each task.
+    pub async fn publish_many(&self, tasks: impl IntoIterator<Item = Task>) -> Vec<Result<TaskId>> {
+        let mut sent = Vec::new();
+        for task in tasks {
+            sent.push(self.send(task).await);
+        }
+        let mut outcomes = Vec::with_capacity(sent.len());
+        for one in sent {
+            outcomes.push(match one {
+                Ok((sent, outcome)) => sent.wait_for(outcome).await,
+                Err(e) => Err(e),
+            });
+        }
+        outcomes
+    }
+
+    async fn send(&self, task: Task) -> Result<(Sent<'_>, Outcome)> {
+        let Addressed { id, topic, partition, record } = self.inner.address(task)?;
+        let outcome = topic.push(partition, record).await?;
+        Ok((Sent { id, partition: topic.partition(partition) }, outcome))
+    }
+}
+
+/// A record that is on its way.
+struct Sent<'a> {
+    id: TaskId,
+    partition: &'a Partition,
+}
+
+impl Sent<'_> {
+    async fn wait_for(self, outcome: Outcome) -> Result<TaskId> {
+        let gone =
+            |_| Err(Error::unknown(ErrorKind::Closed, "publish").with_advice("The runtime was shut down"));
+        match outcome.await.unwrap_or_else(gone) {
+            Ok(_offset) => Ok(self.id),
+            Err(e) => {
+                let again = e.retry() != Retry::No || e.effect() == Effect::Unknown;
+                let e = e.on(format!("{}, task {}", self.partition, self.id));
+                Err(if again {
+                    e.with_advice(format!(
+                        "Publishing the task again with id {} is safe: it stays one task",
+                        self.id
+                    ))
+                } else {
+                    e
+                })
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn address(&self, task: Task) -> Result<Addressed<'_>> {
+        self.check(&task)?;
+        let now = wall(SystemTime::now());
+        let number = self.seed.wrapping_add(self.count.fetch_add(1, Ordering::Relaxed).into());
+        let id = task.id().cloned().map_or_else(|| new_id(now, number), Ok)?;
+        let mut envelope = Envelope::new(id, now);
+        let (topic, partition) = match task.delay().filter(|d| !d.is_zero()) {
+            None => (&self.tasks, self.choose(&task, number)),
+            Some(delay) => {
+                envelope.due = now.plus(delay);
+                envelope.ahead = delay;
+                let (partition, lane_due) = self.ladder.place(now, envelope.due, &envelope.id);
+                envelope.lane_due = lane_due;
+                let first = self.tasks.partition(0).clone();
+                envelope.origin = Some(Position { partition: first, offset: -1 });
+                (&self.delayed, partition)
+            }
+        };
+        let mut headers = task.headers().clone();
+        headers.push(HEADER, Some(envelope.encode()));
+        let record = NewRecord::new(task.key().cloned(), Some(task.payload().clone()), headers);
+        Ok(Addressed { id: envelope.id, topic, partition, record })
+    }
+
+    fn choose(&self, task: &Task, number: u128) -> i32 {
+        let partitions = self.tasks.partitions();
+        match task.key() {
+            Some(key) => partitioner::for_key(key, partitions),
+            None => (number % partitions.unsigned_abs() as u128) as i32,
+        }
+    }
+
+    fn check(&self, task: &Task) -> Result<()> {
+        let refused = |kind, what: String| Error::not_applied(kind, "publish").on(what);
+        if let Some((name, _)) = task.headers().iter().find(|(name, _)| name.starts_with(HEADER.as_bytes())) {
+            let what = format!("header `{}`", String::from_utf8_lossy(name));
+            return Err(refused(ErrorKind::Invalid, what)
+                .with_advice("Names that begin with `kafkaq` are kafkaq's own: choose another"));
+        }
+        if let Some(delay) = task.delay().filter(|d| *d > self.max_delay) {
+            return Err(refused(ErrorKind::Invalid, format!("a delay of {delay:?}")).with_advice(format!(
+                "The queue's max_delay is {:?}: raise it in every process of the queue",
+                self.max_delay
+            )));
+        }
+        let size = task.payload().len() + task.key().map_or(0, |k| k.len()) + task.headers().size();
+        if size > self.max_bytes {
+            return Err(refused(ErrorKind::TooLarge, format!("a task of {size} bytes")).with_advice(format!(
+                "Payload, key and headers have {} bytes at most: keep the payload elsewhere and publish where it is, \
+                 or raise max_task_bytes and the topics' max.message.bytes",
+                self.max_bytes
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// A UUIDv7 that counts on from a random number: ordered within a publisher too, and without a random number each.
+fn new_id(now: Wall, number: u128) -> Result<TaskId> {
+    let [_, _, _, _, _, _, random @ ..] = number.to_be_bytes();
+    let mut text = Uuid::encode_buffer();
+    let id = uuid::Builder::from_unix_timestamp_millis(now.0, &random).into_uuid();
+    TaskId::new(&*id.hyphenated().encode_lower(&mut text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_of_version_7_distinct_and_in_order() {
+        let seed = Uuid::new_v4().as_u128();
+        let text = |now, n| new_id(Wall(now), seed.wrapping_add(n)).unwrap().as_str().to_owned();
+        let ids: Vec<_> = (0..1000).map(|n| text(1_700_000_000_000, n)).collect();
+        assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), ids.len());
+        assert!(text(1_700_000_000_001, 0) > ids[999]);
+        assert_eq!(Uuid::parse_str(&ids[0]).unwrap().get_version_num(), 7);
+    }
+}

@@ -1,0 +1,105 @@
+//! The queue: one member of the group that executes the tasks.
+
+use crate::{
+    Job, JobController, Publisher, QueueBuilder,
+    driver::{Driver, Shared},
+};
+use kafkaq_core::{Result, Task, TaskId};
+use std::{fmt, sync::Arc, time::Duration};
+
+/// A task queue, as one process takes part in it. Cheap to clone; all clones are one member of the group.
+///
+/// When the last clone is dropped it leaves the group in the background; use [`shutdown`](Queue::shutdown) to wait
+/// for that.
+#[derive(Clone)]
+pub struct Queue {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    name: Arc<str>,
+    publisher: Publisher,
+    jobs: JobController,
+    shared: Arc<Shared>,
+    driver: Driver,
+}
+
+impl Queue {
+    /// Begins to set up the queue of that name: 1 to 120 of `A-Z a-z 0-9 . _ -`.
+    pub fn builder(name: impl Into<Arc<str>>) -> QueueBuilder {
+        QueueBuilder::new(name.into())
+    }
+
+    pub(crate) fn new(
+        name: Arc<str>,
+        publisher: Publisher,
+        jobs: JobController,
+        shared: Arc<Shared>,
+        driver: Driver,
+    ) -> Self {
+        Queue { inner: Arc::new(Inner { name, publisher, jobs, shared, driver }) }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// Publishes a task: see [`Publisher::publish`].
+    ///
+    /// # Errors
+    /// See there.
+    pub async fn publish(&self, task: Task) -> Result<TaskId> {
+        self.inner.publisher.publish(task).await
+    }
+
+    /// Publishes tasks: see [`Publisher::publish_many`].
+    pub async fn publish_many(&self, tasks: impl IntoIterator<Item = Task>) -> Vec<Result<TaskId>> {
+        self.inner.publisher.publish_many(tasks).await
+    }
+
+    /// A handle that only publishes. It goes on to work when the queue is shut down.
+    #[must_use]
+    pub fn publisher(&self) -> Publisher {
+        self.inner.publisher.clone()
+    }
+
+    /// Waits for a job. Callers are served in the order in which they began to wait.
+    ///
+    /// *Cancel-safety:* safe. A future that is dropped has taken no job and keeps nobody else from one.
+    ///
+    /// # Errors
+    /// `Closed` once the queue is shut down, and for good whatever has ended the reading of the log.
+    pub async fn get_job(&self) -> Result<Job> {
+        let slot = self.inner.shared.take().await?;
+        Ok(Job::new(slot, self.inner.shared.clone()))
+    }
+
+    /// Looks at tasks and cancels them.
+    #[must_use]
+    pub fn jobs(&self) -> JobController {
+        self.inner.jobs.clone()
+    }
+
+    /// Stops taking tasks, gives back what nobody has got yet, waits for running jobs until `limit` has passed, and
+    /// leaves the group. Every `get_job` fails with `Closed` from now on. Calling it again is harmless; the shortest
+    /// limit counts.
+    ///
+    /// The broker and the store are not closed, since other queues may share them.
+    ///
+    /// *Cancel-safety:* once polled, the queue shuts down, even if the future is dropped.
+    ///
+    /// # Errors
+    /// `Timeout` if jobs were still running: their tasks are handed out again when their leases end. Otherwise
+    /// what has ended the reading of the log before.
+    pub async fn shutdown(&self, limit: Duration) -> Result<()> {
+        self.inner.driver.stop(limit).await
+    }
+}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue").field("name", &self.inner.name).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,129 @@
+//! What users see when a broker breaks down: an error that says so, and nobody who waits for ever.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use async_trait::async_trait;
+use common::{ms, next, quick, soon};
+use futures_util::StreamExt;
+use kafkaq::{
+    Error, ErrorKind, JobError, Queue, Result, Task,
+    backend::{Broker, Consumer, Event, JoinRequest, Log, NewRecord, Partition, TopicInfo, TopicSpec},
+    memory::{MemoryLog, MemoryStore},
+};
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+use tokio::sync::Notify;
+
+/// A log whose events end, fail or panic when it is told to, and whose appends can panic.
+#[derive(Clone, Debug, Default)]
+struct Breaking {
+    log: MemoryLog,
+    now: Arc<Notify>,
+    how: How,
+    appends_to_panic: Arc<AtomicUsize>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+enum How {
+    #[default]
+    Ends,
+    Fails,
+    Panics,
+}
+
+#[async_trait]
+impl Log for Breaking {
+    async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<TopicInfo>> {
+        self.log.ensure_topics(topics).await
+    }
+    async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
+        let left =
+            self.appends_to_panic.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+        assert!(left.is_err(), "the adapter has a bug");
+        self.log.append(to, records).await
+    }
+    async fn close(&self) -> Result<()> {
+        self.log.close().await
+    }
+}
+
+#[async_trait]
+impl Broker for Breaking {
+    async fn join(&self, request: JoinRequest) -> Result<Consumer> {
+        let inner = self.log.join(request).await?;
+        let (now, how) = (self.now.clone(), self.how);
+        let end = futures_util::stream::once(async move {
+            now.notified().await;
+            match how {
+                How::Ends => None,
+                How::Fails => Some(Err(Error::not_applied(ErrorKind::Denied, "fetch"))),
+                How::Panics => panic!("the stream has a bug"),
+            }
+        });
+        let good = inner.events.map(Some);
+        let events = futures_util::stream::select(good, end).take_while(|e| std::future::ready(e.is_some()));
+        let events: std::pin::Pin<Box<dyn futures_util::Stream<Item = Result<Event>> + Send>> =
+            Box::pin(events.filter_map(std::future::ready));
+        Ok(Consumer { events, member: inner.member })
+    }
+}
+
+async fn queue(how: How) -> (Queue, Breaking) {
+    let broker = Breaking { how, ..Breaking::default() };
+    let queue = quick(&broker.log, &MemoryStore::new()).broker(broker.clone()).build().await.unwrap();
+    (queue, broker)
+}
+
+#[tokio::test]
+async fn a_fatal_error_reaches_everyone_who_asks_and_running_jobs_can_end() {
+    let (queue, broker) = queue(How::Fails).await;
+    queue.publish(Task::new("x")).await.unwrap();
+    let job = next(&queue).await;
+    let waiting = tokio::spawn({
+        let queue = queue.clone();
+        async move { queue.get_job().await }
+    });
+    tokio::time::sleep(ms(20)).await;
+    broker.now.notify_one();
+    for e in [soon(waiting).await.unwrap().unwrap_err(), soon(queue.get_job()).await.unwrap_err()] {
+        assert!(e.kind() == ErrorKind::Denied && e.op() == "fetch", "{e}");
+    }
+    soon(job.done()).await.unwrap();
+    assert_eq!(soon(queue.shutdown(ms(500))).await.unwrap_err().kind(), ErrorKind::Denied);
+}
+
+#[tokio::test]
+async fn events_that_end_are_an_error() {
+    let (queue, broker) = queue(How::Ends).await;
+    broker.now.notify_one();
+    let e = soon(queue.get_job()).await.unwrap_err();
+    assert!(e.to_string().contains("events"), "{e}");
+}
+
+#[tokio::test]
+async fn nobody_waits_for_ever_when_the_driver_panics() {
+    let (queue, broker) = queue(How::Panics).await;
+    queue.publish(Task::new("x")).await.unwrap();
+    let job = next(&queue).await;
+    let waiting = tokio::spawn({
+        let queue = queue.clone();
+        async move { queue.get_job().await }
+    });
+    tokio::time::sleep(ms(20)).await;
+    broker.now.notify_one();
+    assert_eq!(soon(waiting).await.unwrap().unwrap_err().kind(), ErrorKind::Closed);
+    assert!(matches!(soon(job.done()).await, Err(JobError::Unconfirmed(_))));
+    assert!(soon(queue.shutdown(ms(500))).await.is_err());
+}
+
+#[tokio::test]
+async fn a_publish_whose_append_panics_is_tried_again() {
+    let (queue, broker) = queue(How::Ends).await;
+    broker.appends_to_panic.store(2, Ordering::Relaxed);
+    let id = soon(queue.publish(Task::new("x"))).await.unwrap();
+    assert_eq!(next(&queue).await.id(), &id);
+}

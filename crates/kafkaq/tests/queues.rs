@@ -1,0 +1,306 @@
+//! Building, publishing, several queues, shutting down.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use bytes::Bytes;
+use common::{LEASE, ms, next, none_within, quick, soon};
+use kafkaq::{
+    Effect, ErrorKind, JobError, Queue, Result, Task, TaskId,
+    backend::{Broker, HEADER, LeaseStore, Log, NewRecord, Partition, TopicSpec},
+    memory::{MemoryLog, MemoryStore},
+};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[tokio::test]
+async fn settings_that_make_no_sense_are_refused() {
+    let build = |change: fn(kafkaq::QueueBuilder) -> kafkaq::QueueBuilder| async move {
+        change(quick(&MemoryLog::new(), &MemoryStore::new())).build().await.unwrap_err()
+    };
+    let e = build(|b| b.park_after(LEASE)).await;
+    assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains("park_after"), "{e}");
+    let e = build(|b| b.group("a.b")).await;
+    assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains("a.b"), "{e}");
+    let e = Queue::builder("q").store(MemoryStore::new()).build().await.unwrap_err();
+    assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains("no broker"), "{e}");
+    let e = Queue::builder("q").build_publisher().await.unwrap_err();
+    assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains("no broker"), "{e}");
+}
+
+#[tokio::test]
+async fn a_wait_topic_that_would_lose_tasks_is_refused() -> Result<()> {
+    let log = MemoryLog::new();
+    let mut spec = TopicSpec::new("emails.kafkaq.wait");
+    spec.partitions = Some(1);
+    log.ensure_topics(&[spec]).await?;
+    let e = quick(&log, &MemoryStore::new()).build().await.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Misconfigured);
+    assert!(e.to_string().contains("emails.kafkaq.wait") && e.to_string().contains("partitions"), "{e}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn publish_refuses_what_cannot_be_executed() -> Result<()> {
+    let queue = quick(&MemoryLog::new(), &MemoryStore::new()).max_task_bytes(1000).build().await?;
+    let refused = |task| async { queue.publish(task).await.unwrap_err() };
+    for (e, kind, says) in [
+        (refused(Task::new("x").with_header("kafkaq", "1")).await, ErrorKind::Invalid, "`kafkaq`"),
+        (refused(Task::new("x").with_header("kafkaq-id", "1")).await, ErrorKind::Invalid, "kafkaq-id"),
+        (refused(Task::new("x").with_delay(61 * SECOND)).await, ErrorKind::Invalid, "max_delay"),
+        (refused(Task::new(vec![0; 1001])).await, ErrorKind::TooLarge, "max_task_bytes"),
+        (refused(Task::new(vec![0; 500]).with_key(vec![0; 501])).await, ErrorKind::TooLarge, "1000 bytes"),
+        (refused(Task::new("").with_header("h", vec![0; 1000])).await, ErrorKind::TooLarge, "1001 bytes"),
+    ] {
+        assert_eq!((e.kind(), e.effect()), (kind, Effect::NotApplied), "{e}");
+        assert!(e.to_string().contains(says), "{says}: {e}");
+    }
+    queue.publish(Task::new(vec![0; 1000])).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_publisher_that_fails_says_which_task_and_that_it_can_be_repeated() -> Result<()> {
+    let log = Arc::new(MemoryLog::new());
+    let publisher = Queue::builder("emails").shared_broker(log.clone()).build_publisher().await?;
+    publisher.publish(Task::new("x")).await?;
+    log.close().await?;
+    let e = publisher.publish(Task::new("x").with_id(TaskId::new("mine")?)).await.unwrap_err();
+    assert!(e.to_string().contains("task mine") && e.to_string().contains("emails/"), "{e}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_publisher_feeds_a_queue_in_another_process() -> Result<()> {
+    let (log, store) = (MemoryLog::new(), MemoryStore::new());
+    let publisher = quick(&log, &store).build_publisher().await?;
+    let id = publisher.publish(Task::new("before anybody reads")).await?;
+    let queue = quick(&log, &store).build().await?;
+    let job = next(&queue).await;
+    assert_eq!(job.id(), &id);
+    soon(job.done()).await.unwrap();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_record_of_any_producer_is_a_task() -> Result<()> {
+    let (log, store) = (MemoryLog::new(), MemoryStore::new());
+    let queue = quick(&log, &store).build().await?;
+    let record = NewRecord::new(None, Some(Bytes::from_static(b"plain")), Default::default());
+    log.append(&Partition::new("emails", 1), &[record]).await.remove(0)?;
+    let job = next(&queue).await;
+    assert_eq!(&job.payload()[..], b"plain");
+    assert!(job.id().as_str().starts_with("emails/1/0@"), "{}", job.id());
+    assert!(job.headers().get(HEADER).is_none());
+    soon(job.done()).await.unwrap();
+    Ok(())
+}
+
+#[tokio::test]
+async fn tasks_of_a_key_share_a_partition_and_others_are_spread() -> Result<()> {
+    let (log, store) = (MemoryLog::new(), MemoryStore::new());
+    let publisher = quick(&log, &store).build_publisher().await?;
+    for outcome in publisher.publish_many((0..30).map(|_| Task::new("x").with_key("k"))).await {
+        outcome?;
+    }
+    let filled = |n: i64| {
+        let log = log.clone();
+        async move {
+            let all: Vec<_> = (0..3).map(|p| Partition::new("emails", p)).collect();
+            let mut ends: Vec<_> = kafkaq::backend::PartitionLog::offsets(&log, &all)
+                .await
+                .into_iter()
+                .map(|o| o.unwrap().next)
+                .collect();
+            ends.sort_unstable();
+            assert_eq!(ends.iter().sum::<i64>(), n);
+            ends
+        }
+    };
+    assert_eq!(filled(30).await, [0, 0, 30]);
+    for outcome in publisher.publish_many((0..30).map(|_| Task::new("x"))).await {
+        outcome?;
+    }
+    assert_eq!(filled(60).await, [10, 10, 40]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn two_members_share_the_tasks_and_two_groups_get_each_all() -> Result<()> {
+    let (log, store) = (MemoryLog::new(), MemoryStore::new());
+    let members = [quick(&log, &store).build().await?, quick(&log, &store).build().await?];
+    let other = quick(&log, &store).group("audit").build().await?;
+    for outcome in members[0].publish_many((0..200).map(|n| Task::new(format!("{n}")))).await {
+        outcome?;
+    }
+    let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+    for (who, queue) in members.iter().chain([&other]).enumerate() {
+        let (queue, sender) = (queue.clone(), sender.clone());
+        tokio::spawn(async move {
+            while let Ok(job) = queue.get_job().await {
+                let id = job.id().clone();
+                if job.done().await.is_ok() {
+                    let _ = sender.send((who / 2, id));
+                }
+            }
+        });
+    }
+    let mut counts: HashMap<(usize, TaskId), usize> = HashMap::new();
+    while counts.len() < 400 {
+        *counts.entry(soon(receiver.recv()).await.unwrap()).or_default() += 1;
+    }
+    assert!(counts.values().all(|n| *n == 1), "nothing is done twice");
+    for queue in members.iter().chain([&other]) {
+        soon(queue.shutdown(5 * SECOND)).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn queues_share_a_broker_and_a_store() -> Result<()> {
+    let broker: Arc<dyn Broker> = Arc::new(MemoryLog::new());
+    let store: Arc<dyn LeaseStore> = Arc::new(MemoryStore::new());
+    let build = |name: &'static str| {
+        Queue::builder(name).shared_broker(broker.clone()).shared_store(store.clone()).build()
+    };
+    let (a, b) = (build("a").await?, build("b").await?);
+    let id = TaskId::new("same-id")?;
+    for queue in [&a, &b] {
+        queue.publish(Task::new(queue.name().to_owned()).with_id(id.clone())).await?;
+    }
+    for queue in [&a, &b] {
+        let job = next(queue).await;
+        assert_eq!(&job.payload()[..], queue.name().as_bytes());
+        soon(job.done()).await.unwrap();
+        soon(queue.shutdown(SECOND)).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn shutdown_gives_back_what_nobody_has_got() -> Result<()> {
+    let (log, store) = (MemoryLog::new(), MemoryStore::new());
+    // With leases this long only what is given back comes again in time.
+    let long = || quick(&log, &store).lease_duration(Duration::from_secs(600)).park_after(SECOND);
+    let one = long().build().await?;
+    for outcome in one.publish_many((0..50).map(|n| Task::new(format!("{n}")))).await {
+        outcome?;
+    }
+    let job = next(&one).await;
+    let (waiting, more) = (one.clone(), one.clone());
+    let running = tokio::spawn(async move {
+        tokio::time::sleep(ms(100)).await;
+        job.done().await
+    });
+    soon(one.shutdown(10 * SECOND)).await?;
+    running.await.unwrap().unwrap();
+    assert_eq!(waiting.get_job().await.unwrap_err().kind(), ErrorKind::Closed);
+    soon(more.shutdown(SECOND)).await?;
+
+    let two = long().build().await?;
+    for _ in 0..49 {
+        let job = next(&two).await;
+        assert_eq!(job.attempt(), 1, "what was given back was not charged");
+        soon(job.done()).await.unwrap();
+    }
+    none_within(&two, ms(100)).await;
+    soon(two.shutdown(SECOND)).await
+}
+
+#[tokio::test]
+async fn shutdown_wakes_those_who_wait_and_ends_at_its_limit() -> Result<()> {
+    let queue = quick(&MemoryLog::new(), &MemoryStore::new()).lease_duration(60 * SECOND).build().await?;
+    queue.publish(Task::new("x")).await?;
+    let job = next(&queue).await;
+    let waiting = tokio::spawn({
+        let queue = queue.clone();
+        async move { queue.get_job().await }
+    });
+    tokio::time::sleep(ms(20)).await;
+    let started = Instant::now();
+    let e = soon(queue.shutdown(ms(200))).await.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Timeout);
+    assert!(e.to_string().contains("1 running job"), "{e}");
+    assert!(started.elapsed() < 5 * SECOND);
+    assert_eq!(waiting.await.unwrap().unwrap_err().kind(), ErrorKind::Closed);
+    let late = soon(job.done()).await;
+    assert!(matches!(&late, Err(JobError::Unconfirmed(e)) if e.kind() == ErrorKind::Closed), "{late:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_queue_whose_last_clone_is_dropped_leaves_the_group() -> Result<()> {
+    let (log, store) = (MemoryLog::new(), MemoryStore::new());
+    let one = quick(&log, &store).build().await?;
+    one.publish(Task::new("x")).await?;
+    soon(next(&one).await.done()).await.unwrap();
+    drop(one);
+    let two = quick(&log, &store).build().await?;
+    for outcome in two.publish_many((0..30).map(|_| Task::new("x"))).await {
+        outcome?;
+    }
+    for _ in 0..30 {
+        soon(next(&two).await.done()).await.unwrap();
+    }
+    Ok(())
+}
+
+/// Ten thousand callers give up at random moments: no job is lost in a dropped future, and no wake-up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn get_job_is_cancel_safe() -> Result<()> {
+    const TASKS: usize = 3000;
+    let queue = Queue::builder("storm").lease_duration(Duration::from_secs(600)).build().await?;
+    let done = Arc::new(AtomicUsize::new(0));
+    let publishing = tokio::spawn({
+        let queue = queue.clone();
+        async move {
+            for n in 0..TASKS / 100 {
+                for outcome in queue.publish_many((0..100).map(|_| Task::new("x"))).await {
+                    outcome.unwrap();
+                }
+                tokio::time::sleep(Duration::from_micros(n as u64 * 37 % 500)).await;
+            }
+        }
+    });
+    let callers: Vec<_> = (0..10_000_u64)
+        .map(|n| {
+            let (queue, done) = (queue.clone(), done.clone());
+            tokio::spawn(async move {
+                let patience = n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 60;
+                let give_up = async {
+                    for _ in 0..patience {
+                        tokio::task::yield_now().await;
+                    }
+                };
+                tokio::select! {
+                    job = queue.get_job() => {
+                        job.unwrap().done().await.unwrap();
+                        done.fetch_add(1, Ordering::Relaxed);
+                    }
+                    () = give_up => {}
+                }
+            })
+        })
+        .collect();
+    for caller in callers {
+        soon(caller).await.unwrap();
+    }
+    publishing.await.unwrap();
+    // No lease ends in this test: a job that a dropped future had taken would be missing here.
+    while done.load(Ordering::Relaxed) < TASKS {
+        let job = next(&queue).await;
+        assert_eq!(job.attempt(), 1);
+        soon(job.done()).await.unwrap();
+        done.fetch_add(1, Ordering::Relaxed);
+    }
+    soon(queue.shutdown(5 * SECOND)).await
+}

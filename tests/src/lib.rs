@@ -1,0 +1,78 @@
+//! What the tests on real servers share: where the servers are, queues of their own, processes that can be killed.
+//!
+//! `cargo xtask test` starts the servers and tells where they are. A test whose server isn't there fails.
+
+#![allow(clippy::missing_panics_doc, clippy::expect_used, clippy::panic, reason = "these are tests")]
+
+mod agent;
+mod raw;
+
+pub use agent::{Agent, Line};
+pub use raw::{Kafka, committed_offsets, flush_redis, kcat};
+
+use kafkaq::{Queue, QueueBuilder, rdkafka::RdKafka, redis::RedisStore};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+use xtask::services::{Server, Service};
+
+/// Generous: a loaded machine is slow, and a test that passes never waits this long.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+fn told(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| {
+        panic!(
+            "{variable} is not set: run `cargo xtask test`, or start the servers with \
+             `eval \"$(cargo xtask services up --env)\"`"
+        )
+    })
+}
+
+/// The shared Kafka's address.
+#[must_use]
+pub fn kafka() -> String {
+    told("KAFKAQ_TEST_KAFKA")
+}
+
+/// The shared Redis's URL.
+#[must_use]
+pub fn redis() -> String {
+    told("KAFKAQ_TEST_REDIS")
+}
+
+/// A name that no other test and no earlier run has.
+#[must_use]
+pub fn unique(test: &str) -> String {
+    let id = uuid::Uuid::new_v4().simple().to_string();
+    format!("{test}-{}", &id[..8])
+}
+
+/// A server for one test alone, which may stop, kill and empty it.
+#[must_use]
+pub fn own_server(service: Service) -> Server {
+    let dir: PathBuf = std::env::temp_dir().join(unique("kafkaq-test"));
+    service.start(dir, None).unwrap_or_else(|e| panic!("{service} does not start: {e:#}"))
+}
+
+/// A queue on the shared Kafka and some Redis, with short times.
+pub fn queue(name: &str, redis_url: &str) -> QueueBuilder {
+    let broker = RdKafka::builder(kafka()).build().expect("settings");
+    let store = RedisStore::builder(redis_url).build().expect("url");
+    Queue::builder(name)
+        .broker(broker)
+        .store(store)
+        .partitions(6)
+        .lease_duration(Duration::from_secs(3))
+        .park_after(Duration::from_millis(500))
+        .clock_skew(Duration::from_millis(200))
+}
+
+/// Waits until `check` says yes.
+pub async fn until(what: &str, mut check: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !check() {
+        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,101 @@
+//! Kafka and Redis without kafkaq: what another program would see and do.
+
+use crate::PATIENCE;
+use rdkafka::{
+    ClientConfig, Message, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer},
+    message::Headers as _,
+};
+use std::{
+    collections::BTreeMap,
+    io::Write as _,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// A record as any consumer reads it.
+#[derive(Debug)]
+pub struct Kafka {
+    /// Its key.
+    pub key: Option<Vec<u8>>,
+    /// Its value.
+    pub value: Option<Vec<u8>>,
+    /// Its headers; of a name that repeats, the last.
+    pub headers: BTreeMap<String, Vec<u8>>,
+}
+
+impl Kafka {
+    /// Reads the first `count` records of a topic, from its beginning.
+    #[must_use]
+    pub fn read(topic: &str, count: usize) -> Vec<Kafka> {
+        let consumer = consumer(&crate::unique("reader"));
+        let partitions = partitions(&consumer, topic);
+        let mut list = TopicPartitionList::new();
+        for p in 0..partitions {
+            list.add_partition_offset(topic, p, Offset::Beginning).expect("offset");
+        }
+        consumer.assign(&list).expect("assign");
+        let (start, mut records) = (Instant::now(), Vec::new());
+        while records.len() < count {
+            assert!(start.elapsed() < PATIENCE, "{topic} has {} records, not {count}", records.len());
+            let Some(message) = consumer.poll(Duration::from_millis(100)) else { continue };
+            let message = message.expect("a record");
+            let headers = message.headers().map(|h| {
+                h.iter().map(|h| (h.key.to_owned(), h.value.unwrap_or_default().to_vec())).collect()
+            });
+            records.push(Kafka {
+                key: message.key().map(<[u8]>::to_vec),
+                value: message.payload().map(<[u8]>::to_vec),
+                headers: headers.unwrap_or_default(),
+            });
+        }
+        records
+    }
+}
+
+fn consumer(group: &str) -> BaseConsumer {
+    ClientConfig::new()
+        .set("bootstrap.servers", crate::kafka())
+        .set("group.id", group)
+        .set("enable.auto.commit", "false")
+        .create()
+        .expect("a consumer")
+}
+
+fn partitions(consumer: &BaseConsumer, topic: &str) -> i32 {
+    let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(10)).expect("metadata");
+    metadata.topics()[0].partitions().len() as i32
+}
+
+/// What a queue's group has committed in all partitions of its task topic, added up.
+#[must_use]
+pub fn committed_offsets(queue: &str) -> i64 {
+    let topic = queue;
+    let consumer = consumer(&format!("{queue}.kafkaq"));
+    let mut list = TopicPartitionList::new();
+    for p in 0..partitions(&consumer, topic) {
+        list.add_partition(topic, p);
+    }
+    let list = consumer.committed_offsets(list, Duration::from_secs(10)).expect("offsets");
+    list.elements()
+        .iter()
+        .filter_map(|e| if let Offset::Offset(o) = e.offset() { Some(o) } else { None })
+        .sum()
+}
+
+/// Appends lines as records, with the program that people use for it.
+pub fn kcat(topic: &str, lines: &str) {
+    let mut child = Command::new("kcat")
+        .args(["-P", "-b", &crate::kafka(), "-t", topic])
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("kcat is installed (Debian: apt-get install kcat)");
+    child.stdin.take().expect("a pipe").write_all(lines.as_bytes()).expect("write");
+    assert!(child.wait().expect("kcat ends").success());
+}
+
+/// Forgets everything that this Redis holds.
+pub fn flush_redis(url: &str) {
+    let mut connection = redis::Client::open(url).and_then(|c| c.get_connection()).expect("redis answers");
+    redis::cmd("FLUSHALL").exec(&mut connection).expect("flushed");
+}

@@ -1,0 +1,100 @@
+//! What can't work says so, and says what to do.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "these are tests"
+)]
+
+use kafkaq::{Error, ErrorKind, Queue, Task, rdkafka::RdKafka, redis::RedisStore};
+use kafkaq_tests::{kafka, own_server, queue, redis, unique};
+use std::time::{Duration, Instant};
+use xtask::services::Service;
+
+fn tells(error: &Error) {
+    println!("{error}");
+    assert!(error.advice().is_some_and(|a| a.len() > 10), "no advice: {error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_down_at_start_is_an_error() {
+    let broker = RdKafka::builder("127.0.0.1:1").request_timeout(Duration::from_secs(3)).build().unwrap();
+    let start = Instant::now();
+    let error = Queue::builder("q").broker(broker).build_publisher().await.unwrap_err();
+    assert!(start.elapsed() < Duration::from_secs(10));
+    assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout), "{error:?}");
+    tells(&error);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_goes_down_fails_publish_in_time() {
+    let mut server = own_server(Service::Kafka);
+    let broker = RdKafka::builder(server.url()).request_timeout(Duration::from_secs(2)).build().unwrap();
+    let publisher = Queue::builder(unique("down"))
+        .broker(broker)
+        .publish_timeout(Duration::from_secs(4))
+        .build_publisher()
+        .await
+        .unwrap();
+    publisher.publish(Task::new("while it is up")).await.unwrap();
+    server.kill().unwrap();
+    let start = Instant::now();
+    let error = publisher.publish(Task::new("while it is down")).await.unwrap_err();
+    println!("after {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(12));
+    tells(&error);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_cannot_be_made_is_an_error() {
+    let error = queue(&unique("copies"), &redis()).replication(3).build().await.unwrap_err();
+    tells(&error);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_above_the_limit_is_refused_and_one_at_the_limit_passes_through_every_topic() {
+    let queue = queue(&unique("large"), &redis()).max_attempts(2).build().await.unwrap();
+    let error = queue.publish(Task::new(vec![0; 2_000_000])).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooLarge);
+    tells(&error);
+    // What is let in must also fit when it is copied and buried.
+    let largest = (500_000..1_100_000).rev().step_by(1000).map(|n| Task::new(vec![0; n]));
+    let mut id = None;
+    for task in largest {
+        match queue.publish(task).await {
+            Ok(published) => {
+                id = Some(published);
+                break;
+            }
+            Err(e) => assert_eq!(e.kind(), ErrorKind::TooLarge),
+        }
+    }
+    let id = id.expect("some size fits");
+    for _ in 0..2 {
+        queue.get_job().await.unwrap().retry(Duration::ZERO).await.unwrap();
+    }
+    assert_eq!(queue.jobs().get(&id).await.unwrap().status, kafkaq::JobStatus::Dead);
+    queue.shutdown(Duration::from_secs(5)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_down_at_start_is_an_error() {
+    let broker = RdKafka::builder(kafka()).build().unwrap();
+    let store =
+        RedisStore::builder("redis://127.0.0.1:1").request_timeout(Duration::from_secs(1)).build().unwrap();
+    let error = Queue::builder(unique("nostore")).broker(broker).store(store).build().await.unwrap_err();
+    tells(&error);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_topic_that_would_lose_tasks_is_refused() {
+    let name = unique("compacted");
+    let made = queue(&name, &redis()).partitions(2).build().await.unwrap();
+    made.shutdown(Duration::from_secs(5)).await.unwrap();
+    // The task topic has two partitions, too few for the lanes.
+    let error = queue(&unique("other"), &redis()).wait_topic(name).build().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Misconfigured);
+    tells(&error);
+}

@@ -1,0 +1,175 @@
+//! What a queue can do, on real servers.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "these are tests"
+)]
+
+use kafkaq::{Cancelled, JobError, JobStatus, LostReason, Queue, Task, TaskId};
+use kafkaq_tests::{Kafka, committed_offsets, kcat, queue, redis, unique, until};
+use std::time::{Duration, Instant};
+
+const SHORT: Duration = Duration::from_secs(5);
+
+async fn build(name: &str) -> Queue {
+    queue(name, &redis()).build().await.unwrap()
+}
+
+async fn nothing_more(queue: &Queue, within: Duration) {
+    if let Ok(job) = tokio::time::timeout(within, queue.get_job()).await {
+        panic!("{:?} was handed out", job.unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_of_kcat_is_a_task() {
+    let name = unique("kcat");
+    let queue = build(&name).await;
+    kcat(&name, "hello\nworld\n");
+    let mut payloads = vec![];
+    for _ in 0..2 {
+        let job = queue.get_job().await.unwrap();
+        assert!(job.id().as_str().starts_with(&format!("{name}/")), "{}", job.id());
+        payloads.push(job.payload().clone());
+        job.done().await.unwrap();
+    }
+    payloads.sort();
+    assert_eq!(payloads, ["hello", "world"]);
+    queue.shutdown(SHORT).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_cancelled_is_not_run_and_a_running_job_learns_of_it() {
+    let queue = build(&unique("cancel")).await;
+    let delayed = queue.publish(Task::new("never").with_delay(Duration::from_secs(2))).await.unwrap();
+    assert!(matches!(queue.jobs().cancel(&delayed).await.unwrap(), Cancelled::Unknown | Cancelled::Known(_)));
+    let running = queue.publish(Task::new("now")).await.unwrap();
+    let job = queue.get_job().await.unwrap();
+    assert_eq!(*job.id(), running);
+    assert_eq!(queue.jobs().get(&running).await.unwrap().status, JobStatus::Processing);
+    assert!(matches!(queue.jobs().cancel(&running).await.unwrap(), Cancelled::Known(_)));
+    assert!(matches!(job.done().await, Err(JobError::LeaseLost(LostReason::Cancelled))));
+    nothing_more(&queue, Duration::from_secs(5)).await;
+    for id in [delayed, running] {
+        assert_eq!(queue.jobs().get(&id).await.unwrap().status, JobStatus::Cancelled);
+    }
+    queue.shutdown(SHORT).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_is_published_twice_is_run_once() {
+    let queue = build(&unique("dedup")).await;
+    let id = TaskId::new("report-2026-11-24").unwrap();
+    queue.publish(Task::new("one").with_id(id.clone())).await.unwrap();
+    let job = queue.get_job().await.unwrap();
+    queue.publish(Task::new("one").with_id(id.clone())).await.unwrap();
+    job.done().await.unwrap();
+    queue.publish(Task::new("one").with_id(id.clone())).await.unwrap();
+    nothing_more(&queue, Duration::from_secs(4)).await;
+    let info = queue.jobs().get(&id).await.unwrap();
+    assert_eq!((info.status, info.attempts), (JobStatus::Done, 1));
+    queue.shutdown(SHORT).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_attempt_goes_to_the_dead_letters_with_everything_it_had() {
+    let name = unique("dead");
+    let queue = queue(&name, &redis()).max_attempts(3).build().await.unwrap();
+    let task = Task::new("poison").with_key("k").with_header("trace", "abc").with_header("utf8", "ä");
+    let id = queue.publish(task).await.unwrap();
+    for attempt in 1..=3 {
+        let job = queue.get_job().await.unwrap();
+        assert_eq!(job.attempt(), attempt);
+        assert_eq!(job.headers().get("trace").unwrap(), "abc");
+        job.retry(Duration::ZERO).await.unwrap();
+    }
+    let dead = &Kafka::read(&format!("{name}.kafkaq.dead"), 1)[0];
+    assert_eq!(dead.key.as_deref(), Some(&b"k"[..]));
+    assert_eq!(dead.value.as_deref(), Some(&b"poison"[..]));
+    assert_eq!(dead.headers["trace"], b"abc");
+    assert_eq!(dead.headers["utf8"], "ä".as_bytes());
+    assert_eq!(dead.headers["kafkaq-id"], id.as_str().as_bytes());
+    assert_eq!(dead.headers["kafkaq-attempts"], b"3");
+    let info = queue.jobs().get(&id).await.unwrap();
+    assert_eq!((info.status, info.attempts), (JobStatus::Dead, 3));
+    queue.shutdown(SHORT).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delay_of_three_seconds_is_three_seconds() {
+    let queue = build(&unique("delay")).await;
+    let start = Instant::now();
+    let id = queue.publish(Task::new("later").with_delay(Duration::from_secs(3))).await.unwrap();
+    let job = queue.get_job().await.unwrap();
+    let waited = start.elapsed();
+    assert_eq!((job.id(), job.attempt()), (&id, 1));
+    println!("handed out after {waited:?}");
+    assert!(waited >= Duration::from_secs(3) && waited < Duration::from_secs(6), "{waited:?}");
+    job.done().await.unwrap();
+    queue.shutdown(SHORT).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_task_is_extended_runs_once_and_does_not_hold_back_commits() {
+    let name = unique("slow");
+    let queue = queue(&name, &redis()).partitions(1).build().await.unwrap();
+    let slow = queue.publish(Task::new("slow")).await.unwrap();
+    let mut job = queue.get_job().await.unwrap();
+    assert_eq!(*job.id(), slow);
+    for _ in 0..100 {
+        queue.publish(Task::new("quick")).await.unwrap();
+    }
+    let other = queue.clone();
+    let quick = tokio::spawn(async move {
+        for _ in 0..100 {
+            other.get_job().await.unwrap().done().await.unwrap();
+        }
+    });
+    let start = Instant::now();
+    let mut passed = None;
+    // Twice the lease of three seconds.
+    while start.elapsed() < Duration::from_secs(7) {
+        job.extend(Duration::from_secs(3)).await.unwrap();
+        if committed_offsets(&name) == 101 {
+            passed.get_or_insert(start.elapsed());
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    quick.await.unwrap();
+    println!("everything was committed {passed:?} after the slow task began");
+    assert!(passed.is_some_and(|t| t < Duration::from_secs(5)), "{passed:?}");
+    job.done().await.unwrap();
+    nothing_more(&queue, Duration::from_secs(5)).await;
+    queue.shutdown(SHORT).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_not_done_at_shutdown_is_handed_out_to_the_next() {
+    let name = unique("restart");
+    let first = build(&name).await;
+    for i in 0..20 {
+        first.publish(Task::new(format!("{i}"))).await.unwrap();
+    }
+    let held = first.get_job().await.unwrap();
+    let id = held.id().clone();
+    drop(held);
+    first.shutdown(SHORT).await.unwrap();
+    let start = Instant::now();
+    let second = build(&name).await;
+    let mut attempts = 0;
+    for _ in 0..20 {
+        let job = second.get_job().await.unwrap();
+        attempts = attempts.max(job.attempt());
+        if *job.id() == id {
+            assert_eq!(job.attempt(), 2);
+        }
+        job.done().await.unwrap();
+    }
+    println!("all 20 ran {:?} after the second queue began", start.elapsed());
+    assert_eq!(attempts, 2);
+    until("all are committed", || committed_offsets(&name) == 20).await;
+    second.shutdown(SHORT).await.unwrap();
+}

@@ -1,0 +1,148 @@
+//! What fails, fails without losing a task.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "these are tests"
+)]
+
+use kafkaq::{Job, Queue, Task, TaskId};
+use kafkaq_tests::{Agent, Line, flush_redis, own_server, queue, redis, unique, until};
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use xtask::services::Service;
+
+fn ids(count: usize) -> Vec<TaskId> {
+    (0..count).map(|i| TaskId::new(format!("t{i}")).unwrap()).collect()
+}
+
+async fn publish(queue: &Queue, count: usize) {
+    for outcome in queue.publish_many(ids(count).into_iter().map(|id| Task::new("x").with_id(id))).await {
+        outcome.unwrap();
+    }
+}
+
+/// Runs `workers` that let `keep` decide whether to finish a job; the set is of those whose `done` was answered.
+fn workers(
+    queue: &Queue,
+    workers: usize,
+    keep: impl Fn(&Job) -> bool + Send + Sync + 'static,
+) -> Arc<Mutex<HashSet<TaskId>>> {
+    let ended = Arc::new(Mutex::new(HashSet::new()));
+    let keep = Arc::new(keep);
+    for _ in 0..workers {
+        let (queue, ended, keep) = (queue.clone(), ended.clone(), keep.clone());
+        tokio::spawn(async move {
+            while let Ok(job) = queue.get_job().await {
+                if !keep(&job) {
+                    continue;
+                }
+                let id = job.id().clone();
+                if job.done().await.is_ok() {
+                    ended.lock().unwrap().insert(id);
+                }
+            }
+        });
+    }
+    ended
+}
+
+/// The Go original loses 500 of 5,000 here.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flushed_store_and_every_tenth_attempt_abandoned_lose_nothing() {
+    let server = own_server(Service::Redis);
+    let queue = queue(&unique("flushed"), &server.url()).build().await.unwrap();
+    publish(&queue, 5_000).await;
+    let tenth = |job: &Job| job.attempt() > 1 || !job.id().as_str().ends_with('7');
+    let ended = workers(&queue, 50, tenth);
+    until("half are done", || ended.lock().unwrap().len() >= 2_000).await;
+    flush_redis(&server.url());
+    until("all 5,000 are done", || ended.lock().unwrap().len() == 5_000).await;
+    queue.shutdown(Duration::from_secs(5)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_gone_for_ten_seconds_and_back_empty_loses_nothing() {
+    let mut server = own_server(Service::Redis);
+    let queue = queue(&unique("gone"), &server.url()).build().await.unwrap();
+    publish(&queue, 5_000).await;
+    let ended = workers(&queue, 50, |job| {
+        std::thread::sleep(Duration::from_micros(200));
+        !(job.attempt() == 1 && job.id().as_str().ends_with('7'))
+    });
+    until("some are done", || ended.lock().unwrap().len() >= 500).await;
+    server.kill().unwrap();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let before = ended.lock().unwrap().len();
+    server.start_again_empty().unwrap();
+    until("all 5,000 are done", || ended.lock().unwrap().len() == 5_000).await;
+    assert!(before < 5_000, "the store was away in mid-run");
+    queue.shutdown(Duration::from_secs(5)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_killed_loses_nothing() {
+    let agent = env!("CARGO_BIN_EXE_agent");
+    let (name, redis) = (unique("killed"), redis());
+    let victim = Agent::start(agent, &["work", &name, &redis, "20", "5"]);
+    let survivor = queue(&name, &redis).build().await.unwrap();
+    publish(&survivor, 3_000).await;
+    until("the victim runs", || victim.runs() >= 200).await;
+    victim.signal("KILL");
+    let ended = workers(&survivor, 20, |_| true);
+    until("all 3,000 are done", || {
+        let mut done = ended.lock().unwrap().clone();
+        for line in victim.said() {
+            if let Line::Done(id) = line {
+                done.insert(TaskId::new(id).unwrap());
+            }
+        }
+        done.len() == 3_000
+    })
+    .await;
+    survivor.shutdown(Duration::from_secs(5)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_worker_that_goes_on_past_its_lease_learns_that_it_is_lost() {
+    let agent = env!("CARGO_BIN_EXE_agent");
+    let (name, redis) = (unique("zombie"), redis());
+    let zombie = Agent::start(agent, &["work", &name, &redis, "1", "1000"]);
+    let queue = queue(&name, &redis).build().await.unwrap();
+    // With two members each partition has one owner; the task of the zombie's is what counts.
+    let key = |i: usize| format!("key{i}");
+    let mut mine = 0;
+    let stolen = loop {
+        let id = queue.publish(Task::new("x").with_key(key(mine))).await.unwrap();
+        mine += 1;
+        let own = tokio::time::timeout(Duration::from_millis(700), queue.get_job()).await;
+        match own {
+            Ok(job) => job.unwrap().done().await.unwrap(),
+            Err(_) if zombie.runs() > 0 => break id,
+            Err(_) => assert!(mine < 60, "the zombie got nothing"),
+        }
+    };
+    until("the zombie holds it", || {
+        zombie.said().iter().any(|l| matches!(l, Line::Run(id, 1) if id == stolen.as_str()))
+    })
+    .await;
+    zombie.signal("STOP");
+    let again = loop {
+        let job = queue.get_job().await.unwrap();
+        if *job.id() == stolen {
+            break job;
+        }
+        job.done().await.unwrap();
+    };
+    assert_eq!(again.attempt(), 2);
+    again.done().await.unwrap();
+    zombie.signal("CONT");
+    let lost = Line::Failed(stolen.to_string(), "LeaseLost(TakenOver)".to_owned());
+    until("the zombie learns it", || zombie.said().contains(&lost)).await;
+    queue.shutdown(Duration::from_secs(5)).await.unwrap();
+}

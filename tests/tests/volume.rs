@@ -1,0 +1,53 @@
+//! A hundred thousand tasks, published by two processes and executed by two others.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "these are tests"
+)]
+
+use kafkaq_tests::{Agent, Line, redis, unique, until};
+use std::collections::HashMap;
+
+const TASKS: usize = 100_000;
+
+#[tokio::test]
+async fn a_hundred_thousand_tasks_of_two_publishers_are_executed_by_two_workers() {
+    let agent = env!("CARGO_BIN_EXE_agent");
+    let (queue, redis) = (unique("volume"), redis());
+    let half = (TASKS / 2).to_string();
+    let publishers = [
+        Agent::start(agent, &["publish", &queue, &redis, "0", &half]),
+        Agent::start(agent, &["publish", &queue, &redis, &half, &half]),
+    ];
+    let first = Agent::start(agent, &["work", &queue, &redis, "50", "0"]);
+    until("the first worker runs", || first.runs() > 0).await;
+    // The second one joins in mid-run, so there is a rebalance under load.
+    let second = Agent::start(agent, &["work", &queue, &redis, "50", "0"]);
+    let published = || publishers.iter().all(|p| p.said() == [Line::Published(TASKS / 2)]);
+    until("all are published", published).await;
+
+    let mut runs: HashMap<String, Vec<u32>> = HashMap::new();
+    until("all are executed", || {
+        runs.clear();
+        for line in first.said().into_iter().chain(second.said()) {
+            if let Line::Run(id, attempt) = line {
+                runs.entry(id).or_default().push(attempt);
+            }
+        }
+        runs.len() == TASKS
+    })
+    .await;
+    let more: usize = runs.values().map(|attempts| attempts.len() - 1).sum();
+    let later = runs.values().flatten().filter(|attempt| **attempt > 1).count();
+    println!(
+        "{TASKS} tasks, {} by the first worker and {} by the second; {more} executions more than tasks, \
+         {later} of them because a lease had ended before `done` was confirmed",
+        first.runs(),
+        second.runs(),
+    );
+    assert!(second.runs() > 0, "the second worker got its share");
+    assert!(more < TASKS / 100, "{more} executions more than tasks");
+}

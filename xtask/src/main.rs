@@ -1,0 +1,137 @@
+//! `cargo xtask`: the project's one tool. Without arguments it tells what it can do.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is this tool's job")]
+
+mod check;
+mod metadata;
+
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail};
+use lexopt::{Arg, Parser, ValueExt};
+use xtask::command::{catch_interrupts, interrupted};
+use xtask::services::{Service, Services};
+
+const HELP: &str = "\
+The tool of the kafkaq project. It needs Rust; whatever else is missing it installs, or says how to.
+
+cargo xtask test [--quick]
+    Checks everything: format, lints, documentation, licences, and all tests, those on real servers too.
+    The servers are its own, and are ended again whatever happens.
+    --quick   no servers, no documentation: what to run before each commit
+
+cargo xtask services up [--only NAMES] [--env]
+    Starts Kafka and Redis on free ports of 127.0.0.1 and leaves them running: as containers where a
+    Docker engine answers, else as processes. (KAFKAQ_SERVICES=docker or =native decides by hand.)
+    --only    some of them, for example: --only redis
+    --env     prints nothing but the variables that the tests read: eval \"$(cargo xtask services up --env)\"
+
+cargo xtask services down [--only NAMES]
+    Ends them and removes their data.
+
+cargo xtask services status
+    What runs, and where.
+";
+
+fn main() -> ExitCode {
+    match dispatch() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            // As a shell reports a program that Ctrl-C ended.
+            if interrupted() { ExitCode::from(130) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn dispatch() -> Result<()> {
+    let mut args = Parser::from_env();
+    catch_interrupts()?;
+    match word(&mut args)?.as_deref() {
+        None | Some("help") => {
+            print!("{HELP}");
+            Ok(())
+        }
+        Some("test") => check::everything(check_options(args)?),
+        Some("services") => services(args),
+        Some(other) => bail!("`{other}` is no command; `cargo xtask` lists them"),
+    }
+}
+
+/// The next word that is no option; none also for `--help`.
+fn word(args: &mut Parser) -> Result<Option<String>> {
+    match args.next()? {
+        None | Some(Arg::Long("help") | Arg::Short('h')) => Ok(None),
+        Some(Arg::Value(word)) => Ok(Some(word.string()?)),
+        Some(other) => Err(other.unexpected().into()),
+    }
+}
+
+fn check_options(mut args: Parser) -> Result<check::Options> {
+    let mut options = check::Options::default();
+    while let Some(arg) = args.next()? {
+        match arg {
+            Arg::Long("quick") => options.quick = true,
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    Ok(options)
+}
+
+fn services(mut args: Parser) -> Result<()> {
+    let action = word(&mut args)?.context("services: up, down or status?")?;
+    let mut which = Service::ALL.to_vec();
+    let mut env = false;
+    while let Some(arg) = args.next()? {
+        match arg {
+            Arg::Long("only") => which = named(&args.value()?.string()?)?,
+            Arg::Long("env") if action == "up" => env = true,
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    let services = Services::of(xtask::root().join(".services"));
+    match action.as_str() {
+        "up" => {
+            for (service, url) in which.iter().zip(services.up(&which)?) {
+                let prefix = if env { "export " } else { "" };
+                println!("{prefix}{}={url}", service.env_var());
+            }
+            Ok(())
+        }
+        "down" => services.down(&which),
+        "status" => {
+            for (service, status) in which.iter().zip(services.status(&which)) {
+                println!("{service:<8}{status}");
+            }
+            Ok(())
+        }
+        other => bail!("services {other}: it is up, down or status"),
+    }
+}
+
+/// The cargo that runs us, in the root of the workspace.
+fn cargo(args: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(args).current_dir(xtask::root());
+    command
+}
+
+/// A comma-separated list of services.
+fn named(list: &str) -> Result<Vec<Service>> {
+    let find = |name: &str| {
+        let service = Service::ALL.iter().copied().find(|service| service.name() == name);
+        service.with_context(|| format!("there is no service `{name}`"))
+    };
+    list.split(',').map(find).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn services_are_named_by_a_comma_separated_list() {
+        assert_eq!(named("redis,kafka").unwrap(), [Service::Redis, Service::Kafka]);
+        assert!(named("redis,etcd").unwrap_err().to_string().contains("etcd"));
+    }
+}

@@ -1,0 +1,126 @@
+//! Programs that building and testing need: found, installed where we may, or named exactly where we may not.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+
+use anyhow::{Result, bail};
+
+use crate::command::{capture, run};
+
+/// A program, and the Debian package that has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tool {
+    program: &'static str,
+    package: &'static str,
+    /// Kafka 4 runs on Java 17 and later.
+    java: bool,
+}
+
+const fn tool(program: &'static str, package: &'static str) -> Tool {
+    Tool { program, package, java: false }
+}
+
+/// What compiles librdkafka.
+pub const C_BUILD: &[Tool] = &[tool("cc", "gcc"), tool("c++", "g++"), tool("make", "make")];
+/// A Kafka client that knows nothing of kafkaq, for the tests of foreign records.
+pub const KCAT: Tool = tool("kcat", "kcat");
+/// Runs Kafka without a container.
+pub const JAVA: Tool = Tool { program: "java", package: "default-jre-headless", java: true };
+/// Fetches Kafka.
+pub const MAVEN: Tool = tool("mvn", "maven");
+/// Redis without a container.
+pub const REDIS: Tool = tool("redis-server", "redis-server");
+
+impl Tool {
+    fn is_there(self) -> bool {
+        on_path(self.program) && (!self.java || java_version().is_some_and(|version| version >= 17))
+    }
+}
+
+/// Sees to it that all `tools` are there. As root on a Debian system it installs what is missing.
+///
+/// # Errors
+/// When something is missing that we may not install, with the command that would; when the installation fails.
+pub fn ensure(tools: &[Tool]) -> Result<()> {
+    let missing = missing(tools);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let packages: Vec<_> = missing.iter().map(|tool| tool.package).collect();
+    if !on_path("apt-get") {
+        let programs: Vec<_> = missing.iter().map(|tool| tool.program).collect();
+        bail!("please install: {}{}", programs.join(", "), java_hint(&missing));
+    }
+    if !nix::unistd::geteuid().is_root() {
+        bail!("please install what is missing:\n  {}{}", advice(&packages), java_hint(&missing));
+    }
+    eprintln!("installing {}", packages.join(", "));
+    let apt = |args: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command.arg("-qq").args(args).env("DEBIAN_FRONTEND", "noninteractive");
+        run(command.stdout(std::io::stderr()))
+    };
+    static UPDATED: OnceLock<()> = OnceLock::new();
+    if UPDATED.set(()).is_ok() {
+        apt(&["update"])?;
+    }
+    apt(&[&["install", "-y", "--no-install-recommends"], &packages[..]].concat())?;
+    let still = self::missing(tools);
+    if !still.is_empty() {
+        let programs: Vec<_> = still.iter().map(|tool| tool.program).collect();
+        bail!("still missing after the installation: {}{}", programs.join(", "), java_hint(&still));
+    }
+    Ok(())
+}
+
+fn missing(tools: &[Tool]) -> Vec<Tool> {
+    tools.iter().copied().filter(|tool| !tool.is_there()).collect()
+}
+
+fn advice(packages: &[&str]) -> String {
+    let packages = packages.join(" ");
+    format!("sudo apt-get update && sudo apt-get install -y --no-install-recommends {packages}")
+}
+
+fn java_hint(missing: &[Tool]) -> &'static str {
+    if missing.contains(&JAVA) { " (Java 17 or later)" } else { "" }
+}
+
+/// Whether a program can be found in `PATH`.
+#[must_use]
+pub fn on_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| Path::new(&folder).join(program).is_file())
+}
+
+fn java_version() -> Option<u32> {
+    // `java --version` prints to standard output; before Java 9 it is an error, which is just as well.
+    let said = capture(Command::new("java").arg("--version")).ok()?;
+    parse_java_version(&said)
+}
+
+/// `openjdk 17.0.15 2025-04-15` and the like.
+fn parse_java_version(said: &str) -> Option<u32> {
+    let version = said.split_whitespace().nth(1)?;
+    version.split(['.', '-', '+']).next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn java_versions_are_read() {
+        assert_eq!(parse_java_version("openjdk 17.0.15 2025-04-15\nOpenJDK Runtime"), Some(17));
+        assert_eq!(parse_java_version("java 21 2023-09-19 LTS"), Some(21));
+        assert_eq!(parse_java_version("openjdk 25-ea 2025-09-16"), Some(25));
+        assert_eq!(parse_java_version("The operation couldn't be completed."), None);
+    }
+
+    #[test]
+    fn a_program_that_does_not_exist_is_missing_and_sh_is_not() {
+        let tools = [tool("sh", "dash"), tool("no-such-program-here", "none")];
+        assert_eq!(missing(&tools), [tools[1]]);
+    }
+}

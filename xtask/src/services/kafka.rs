@@ -1,0 +1,173 @@
+//! Apache Kafka as a single node without ZooKeeper, from its Maven artifacts or its image.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use super::docker::Recipe;
+use super::{ASK_LIMIT, free_port, loopback};
+use crate::command::{capture, run};
+use crate::prerequisites::{JAVA, MAVEN, Tool};
+
+const VERSION: &str = "4.3.1";
+const IMAGE: &str = "apache/kafka:4.3.1";
+/// Sixteen bytes in base64, "kafkaq-test-only": each node is a cluster of its own, so the id need not be unique.
+const CLUSTER_ID: &str = "a2Fma2FxLXRlc3Qtb25seQ";
+const HEAP: [&str; 2] = ["-Xms512m", "-Xmx1g"];
+
+/// What a single node needs, and what makes tests quick: groups settle at once, and a member that died may be
+/// noticed after a second if it asked for that.
+const SETTINGS: &[(&str, &str)] = &[
+    ("process.roles", "broker,controller"),
+    ("node.id", "1"),
+    ("controller.listener.names", "CONTROLLER"),
+    ("num.partitions", "6"),
+    ("auto.create.topics.enable", "false"),
+    ("offsets.topic.replication.factor", "1"),
+    ("offsets.topic.num.partitions", "4"),
+    ("transaction.state.log.replication.factor", "1"),
+    ("transaction.state.log.min.isr", "1"),
+    ("transaction.state.log.num.partitions", "2"),
+    ("share.coordinator.state.topic.replication.factor", "1"),
+    ("share.coordinator.state.topic.min.isr", "1"),
+    ("share.coordinator.state.topic.num.partitions", "4"),
+    ("group.initial.rebalance.delay.ms", "0"),
+    ("group.min.session.timeout.ms", "1000"),
+    ("group.consumer.min.session.timeout.ms", "1000"),
+    ("group.consumer.session.timeout.ms", "6000"),
+    ("group.consumer.min.heartbeat.interval.ms", "200"),
+    ("group.consumer.heartbeat.interval.ms", "500"),
+];
+
+fn settings(listen: &str, port: u16, controller: u16) -> Vec<(String, String)> {
+    let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+    let mut settings: Vec<_> = SETTINGS.iter().map(own).collect();
+    let mut add = |name: &str, value: String| settings.push((name.to_owned(), value));
+    add("listeners", format!("PLAINTEXT://{listen}:{port},CONTROLLER://127.0.0.1:{controller}"));
+    add("advertised.listeners", format!("PLAINTEXT://127.0.0.1:{port}"));
+    add("controller.quorum.voters", format!("1@127.0.0.1:{controller}"));
+    add("listener.security.protocol.map", "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT".to_owned());
+    settings
+}
+
+/// Maven only until Kafka has been fetched.
+pub(super) fn tools() -> Vec<Tool> {
+    let mut tools = vec![JAVA];
+    if !is_fetched() {
+        tools.push(MAVEN);
+    }
+    tools
+}
+
+pub(super) fn native(dir: &Path, port: u16) -> Result<Command> {
+    let libs = fetch()?;
+    let properties = dir.join("server.properties");
+    let data = dir.join("data");
+    // Data that is there stays, and so does the controller's port, which it remembers.
+    if !data.join("meta.properties").exists() {
+        let mut settings = settings("127.0.0.1", port, free_port()?);
+        settings.push(("log.dirs".to_owned(), data.display().to_string()));
+        let lines = settings.iter().map(|(name, value)| format!("{name}={value}\n"));
+        fs::write(&properties, lines.collect::<String>())?;
+        let mut format = java(&libs);
+        format.args(["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"]).arg(&properties);
+        capture(&mut format).context("cannot format Kafka's data folder")?;
+    }
+    let mut command = java(&libs);
+    command.args(HEAP).arg("kafka.Kafka").arg(properties);
+    Ok(command)
+}
+
+fn java(libs: &Path) -> Command {
+    let mut command = Command::new("java");
+    command.args([
+        "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+        "-Dorg.slf4j.simpleLogger.showDateTime=true",
+    ]);
+    command.arg("-cp").arg(libs.join("*"));
+    command
+}
+
+pub(super) fn container(port: u16) -> Recipe {
+    // The controller is seen by nobody outside, so any other port does.
+    let controller = if port == 9093 { 9094 } else { 9093 };
+    let as_env =
+        |(name, value): (String, String)| (format!("KAFKA_{}", name.to_uppercase().replace('.', "_")), value);
+    let mut env: Vec<_> = settings("0.0.0.0", port, controller).into_iter().map(as_env).collect();
+    env.push(("KAFKA_HEAP_OPTS".to_owned(), HEAP.join(" ")));
+    Recipe { image: IMAGE, env, port, args: Vec::new() }
+}
+
+/// Where Kafka's libraries lie; one folder for all that is started in this workspace.
+fn dist() -> PathBuf {
+    crate::root().join(".services/dist").join(format!("kafka-{VERSION}"))
+}
+
+/// Written last: a download that was cut short has none.
+fn marker() -> PathBuf {
+    dist().join("complete")
+}
+
+fn is_fetched() -> bool {
+    marker().exists()
+}
+
+/// Fetches Kafka unless it is there, and returns the folder of its libraries.
+fn fetch() -> Result<PathBuf> {
+    let libs = dist().join("libs");
+    fs::create_dir_all(dist())?;
+    // Tests may start several servers at once.
+    let lock = File::create(dist().join("lock"))?;
+    lock.lock()?;
+    if !is_fetched() {
+        eprintln!("fetching Kafka {VERSION} from Maven Central");
+        if libs.exists() {
+            fs::remove_dir_all(&libs)?;
+        }
+        let pom = dist().join("pom.xml");
+        fs::write(&pom, include_str!("kafka-pom.xml").replace("KAFKA_VERSION", VERSION))?;
+        let mut mvn = Command::new("mvn");
+        let log = dist().join("maven.log");
+        mvn.args(["-B", "-f"]).arg(pom).arg("-l").arg(&log);
+        mvn.args(["dependency:copy-dependencies", "-DincludeScope=runtime"]);
+        mvn.arg(format!("-DoutputDirectory={}", libs.display()));
+        let advice = || format!("cannot fetch Kafka's libraries; see {}", log.display());
+        run(mvn.stdout(Stdio::null())).with_context(advice)?;
+        fs::write(marker(), VERSION)?;
+    }
+    Ok(libs)
+}
+
+/// Whether the node serves clients: it names itself in its metadata only when the controller has let it in.
+pub(super) fn answers(port: u16) -> Result<bool> {
+    // Version 1 of a Metadata request without topics: api key, version, correlation id, client id, topics.
+    const REQUEST: [u8; 19] = *b"\0\x03\0\x01\0\0\0\x07\0\x05xtask\0\0\0\0";
+    let mut stream = TcpStream::connect_timeout(&loopback(port), ASK_LIMIT)?;
+    stream.set_read_timeout(Some(ASK_LIMIT))?;
+    let size = u32::try_from(REQUEST.len())?.to_be_bytes();
+    stream.write_all(&[&size[..], &REQUEST].concat())?;
+    // Of the answer: size, correlation id, number of brokers.
+    let mut head = [0; 12];
+    stream.read_exact(&mut head)?;
+    ensure!(head[4..8] == REQUEST[4..8], "the answer to another question");
+    Ok(head[8..12] != [0; 4])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_container_gets_the_same_settings_as_the_native_server() {
+        let recipe = container(20_001);
+        let value = |name: &str| recipe.env.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str());
+        assert_eq!(value("KAFKA_GROUP_CONSUMER_MIN_SESSION_TIMEOUT_MS"), Some("1000"));
+        assert_eq!(value("KAFKA_ADVERTISED_LISTENERS"), Some("PLAINTEXT://127.0.0.1:20001"));
+        assert_eq!(recipe.env.len(), SETTINGS.len() + 4 + 1);
+        assert!(IMAGE.ends_with(VERSION));
+    }
+}
