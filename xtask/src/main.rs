@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is this tool's job")]
 
+mod bench;
 mod check;
 mod metadata;
 
@@ -19,6 +20,10 @@ cargo xtask test [--quick]
     Checks everything: format, lints, documentation, licences, and all tests, those on real servers too.
     The servers are its own, and are ended again whatever happens.
     --quick   no servers, no documentation: what to run before each commit
+
+cargo xtask bench
+    Figures of an optimized build on this machine: publish rate, drain rate, pick-up latency, in memory and on
+    real servers of its own, and how many seeds the simulation does. It judges nothing. Takes a few minutes.
 
 cargo xtask services up [--only NAMES] [--env]
     Starts Kafka and Redis on free ports of 127.0.0.1 and leaves them running: as containers where a
@@ -53,6 +58,10 @@ fn dispatch() -> Result<()> {
             Ok(())
         }
         Some("test") => check::everything(check_options(args)?),
+        Some("bench") => match args.next()? {
+            None => bench::everything(),
+            Some(other) => Err(other.unexpected().into()),
+        },
         Some("services") => services(args),
         Some(other) => bail!("`{other}` is no command; `cargo xtask` lists them"),
     }

@@ -21,23 +21,18 @@ impl Headers {
     /// The value of the last header of that name, as Kafka's clients look it up. `None` for a null value too.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Bytes> {
-        self.0.iter().rev().find(|(n, _)| n == name.as_bytes()).and_then(|(_, v)| v.as_ref())
+        self.find(name).flatten()
     }
 
-    /// Takes all headers of that name out and returns the last one's value.
+    /// The last header of that name: `Some(None)` if its value is null.
+    pub(crate) fn find(&self, name: &str) -> Option<Option<&Bytes>> {
+        self.0.iter().rev().find(|(n, _)| n == name.as_bytes()).map(|(_, v)| v.as_ref())
+    }
+
+    /// Takes all headers of that name out.
     #[cfg(feature = "machine")]
-    pub(crate) fn take(&mut self, name: &str) -> Option<Option<Bytes>> {
-        // The usual case first: ours is the last one, and the only one.
-        let mut found = None;
-        let mut i = self.0.len();
-        while i > 0 {
-            i -= 1;
-            if self.0[i].0 == name.as_bytes() {
-                let (_, value) = self.0.remove(i);
-                found.get_or_insert(value);
-            }
-        }
-        found
+    pub(crate) fn remove(&mut self, name: &str) {
+        self.0.retain(|(n, _)| n != name.as_bytes());
     }
 
     /// All of them, in order.
@@ -75,15 +70,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_of_a_name_counts_and_take_leaves_the_rest_in_order() {
+    fn the_last_of_a_name_counts_and_remove_leaves_the_rest_in_order() {
         let mut h = Headers::new();
         h.push("a", Some("1".into()));
         h.push("k", Some("old".into()));
         h.push("a", None);
         h.push("k", Some("new".into()));
         assert_eq!(h.get("k").unwrap(), "new");
-        assert_eq!(h.take("k"), Some(Some("new".into())));
-        assert_eq!(h.take("k"), None);
+        assert_eq!((h.find("a"), h.find("b")), (Some(None), None));
+        h.remove("k");
         assert_eq!(h.iter().map(|(_, v)| v.cloned()).collect::<Vec<_>>(), [Some("1".into()), None]);
     }
 }

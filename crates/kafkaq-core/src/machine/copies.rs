@@ -21,8 +21,8 @@ impl Machine {
         self.let_go(r);
         let Some(item) = self.items.get_mut(r) else { return };
         item.stage = Stage::Closing;
-        let announce = matches!(item.seen, Seen::Missing) && item.known.is_none();
-        if let Seen::Newer(version) = item.seen {
+        let announce = matches!(item.seen, Seen::Missing);
+        if let Seen::Newer(version, _) = item.seen {
             let at = item.at.clone();
             self.alarm(Alarm::Newer { at, version });
         }
@@ -199,7 +199,8 @@ impl Machine {
     pub(super) fn may_raise(&self, r: Ref, cover: u32, due: Wall) -> bool {
         let lease = self.items.get(r).and_then(|i| i.seen.lease());
         lease.is_some_and(|l| {
-            !l.state.is_terminal() && l.cover < cover && due <= rule::end(l, self.now.wall, self.limits)
+            let in_time = due <= rule::end(l, self.now.wall, self.limits);
+            !l.state.is_terminal() && l.cover < cover && (in_time || self.broken(Fault::RaiseForLater))
         })
     }
 

@@ -25,6 +25,8 @@ pub enum Fault {
     LateAttemptPrefetched,
     /// A copy is due at the deadline itself, without the clock skew (hole 4).
     ParkWithoutSkew,
+    /// The cover number is raised for a copy that comes later than the lease ends (hole 7).
+    RaiseForLater,
     /// Cover numbers are not looked at (hole 6).
     CoverIgnored,
     /// A deadline is believed however far ahead it lies (hole 12).
@@ -57,6 +59,7 @@ impl Fault {
         Fault::ConflictFinishes,
         Fault::LateAttemptPrefetched,
         Fault::ParkWithoutSkew,
+        Fault::RaiseForLater,
         Fault::CoverIgnored,
         Fault::DeadlineBelieved,
         Fault::LostWakeup,

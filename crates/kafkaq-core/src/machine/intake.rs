@@ -98,12 +98,12 @@ impl Machine {
         let Some(record) = window.take_queued(place.seq) else { return };
         let from = window.assignment.partition.clone();
         let at = crate::Position { partition: from.clone(), offset: record.offset };
-        match open::open(&self.layout, &from, &record) {
+        match open::open(&self.layout, &from, record) {
             Opened::Newer(version) => {
                 window.set(place.seq, Slot::Stuck);
                 self.alarm(Alarm::Newer { at, version });
             }
-            Opened::Unreadable(reason) => {
+            Opened::Unreadable(record, reason) => {
                 let content = open::unreadable(&at, &record);
                 let r = self.new_item(Arc::new(content), rule::Meta::NONE, place, at);
                 if let Some(item) = self.items.get_mut(r) {
@@ -156,8 +156,7 @@ impl Machine {
             }
             Ok(value) => {
                 item.store = None;
-                item.seen = Seen::of(value.as_deref());
-                item.known = value;
+                item.seen = Seen::of(value);
                 self.looking -= 1;
                 self.store_gate.worked();
                 self.decide(r);

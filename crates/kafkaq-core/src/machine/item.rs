@@ -6,8 +6,7 @@ use super::{
     slab::Ref,
     window::Seq,
 };
-use crate::{Fence, Key, Position, TaskId, Wall};
-use bytes::Bytes;
+use crate::{Fence, Key, Lease, Position, TaskId, Wall};
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 /// A record's place in a window.
@@ -96,7 +95,7 @@ pub(super) struct Own {
 #[derive(Debug)]
 pub(super) enum Sent {
     Look,
-    Swap(Bytes),
+    Swap(Lease),
 }
 
 #[derive(Debug)]
@@ -113,8 +112,7 @@ pub(super) struct Item {
     pub(super) at: Position,
     pub(super) stage: Stage,
     pub(super) turn: Mono,
-    /// The lease's value as last seen, byte for byte, and what it says.
-    pub(super) known: Option<Bytes>,
+    /// The lease as last seen.
     pub(super) seen: Seen,
     pub(super) own: Option<Own>,
     pub(super) holder: Holder,

@@ -152,9 +152,10 @@ impl Machine {
                 let Some(op) = item.store.take() else { return };
                 self.store_gate.worked();
                 let done = swapped == Swapped::Done;
-                let value = if let Swapped::Conflict(found) = swapped { found } else { Some(sent) };
-                item.seen = Seen::of(value.as_deref());
-                item.known = value;
+                item.seen = match swapped {
+                    Swapped::Done => Seen::Lease(sent),
+                    Swapped::Conflict(found) => Seen::of(found),
+                };
                 if done {
                     self.end_taking(r);
                     self.swapped(r, op);
@@ -345,7 +346,7 @@ impl Machine {
         }
         match (means, &op) {
             // A store that forgot the lease needs no word of it.
-            (Conflict::Again, StoreOp::GiveBack) if item.known.is_none() => self.remove(r),
+            (Conflict::Again, StoreOp::GiveBack) if matches!(item.seen, Seen::Missing) => self.remove(r),
             (Conflict::Again, _) => self.start(r, op),
             (Conflict::AlreadySo, _) => self.swapped(r, op),
             (Conflict::Lost(_), StoreOp::GiveBack) => self.remove(r),

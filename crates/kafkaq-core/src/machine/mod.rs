@@ -234,7 +234,6 @@ impl Machine {
             at,
             stage: Stage::Considered,
             turn: self.now.mono,
-            known: None,
             seen: Seen::Missing,
             own: None,
             holder: Holder::None,

@@ -11,7 +11,7 @@ use std::time::Duration;
 pub(super) enum Opened {
     Task(Content, Meta),
     /// Can't be a task of this queue, and says why.
-    Unreadable(String),
+    Unreadable(Record, String),
     Newer(u8),
 }
 
@@ -24,74 +24,79 @@ pub(super) fn lane_due(record: &Record) -> Wall {
         .map_or(Wall(0), |envelope| envelope.lane_due)
 }
 
-pub(super) fn open(layout: &Layout, from: &Partition, record: &Record) -> Opened {
-    let mut headers = record.headers.clone();
-    let here = Position { partition: from.clone(), offset: record.offset };
-    let envelope = match headers.take(HEADER) {
-        None => return foreign(layout, here, record, headers),
-        Some(None) => return Opened::Unreadable("its kafkaq header is null".to_owned()),
-        Some(Some(value)) => match Envelope::decode(&value) {
-            Ok(envelope) => envelope,
-            Err(DecodeError::Newer(version)) => return Opened::Newer(version),
-            Err(DecodeError::Damaged(what)) => {
-                return Opened::Unreadable(format!("its kafkaq header is damaged: {what}"));
+pub(super) fn open(layout: &Layout, from: &Partition, mut record: Record) -> Opened {
+    match read(layout, from, &record) {
+        Ok((id, meta, published, origin)) => {
+            record.headers.remove(HEADER);
+            record.headers.remove(ID_HEADER);
+            let (key, payload, headers) = (record.key, record.value, record.headers);
+            Opened::Task(Content { id, key, payload, headers, published, origin }, meta)
+        }
+        Err(Unreadable::Newer(version)) => Opened::Newer(version),
+        Err(Unreadable::Because(why)) => Opened::Unreadable(record, why),
+    }
+}
+
+enum Unreadable {
+    Newer(u8),
+    Because(String),
+}
+
+impl From<DecodeError> for Unreadable {
+    fn from(e: DecodeError) -> Self {
+        match e {
+            DecodeError::Newer(version) => Unreadable::Newer(version),
+            DecodeError::Damaged(what) => {
+                Unreadable::Because(format!("its kafkaq header is damaged: {what}"))
             }
-        },
+        }
+    }
+}
+
+/// Whose record it is, what it says of its task, when that was published, and where its first record lies.
+fn read(
+    layout: &Layout,
+    from: &Partition,
+    record: &Record,
+) -> Result<(TaskId, Meta, Wall, Position), Unreadable> {
+    let here = Position { partition: from.clone(), offset: record.offset };
+    let in_wait = here.partition.topic == layout.wait;
+    let because = |why: String| Err(Unreadable::Because(why));
+    let Some(value) = record.headers.find(HEADER) else {
+        if in_wait {
+            return because("it lies in the wait topic without a kafkaq header".to_owned());
+        }
+        let published = Wall(u64::try_from(record.timestamp_ms).unwrap_or(0));
+        return Ok((foreign_id(&here, record)?, Meta::NONE, published, here));
     };
+    let Some(value) = value else { return because("its kafkaq header is null".to_owned()) };
+    let envelope = Envelope::decode(value)?;
     let origin = match envelope.origin {
         Some(origin) if origin.partition.topic != layout.task => {
-            return Opened::Unreadable(format!("it is a copy of a task of {}", origin.partition.topic));
+            return because(format!("it is a copy of a task of {}", origin.partition.topic));
         }
         Some(origin) => origin,
         // A delayed task starts in the wait topic.
-        None if here.partition.topic == layout.wait => {
-            Position { partition: Partition::new(layout.task.clone(), 0), offset: -1 }
-        }
+        None if in_wait => Position { partition: Partition::new(layout.task.clone(), 0), offset: -1 },
         None => here,
     };
-    let content = Content {
-        id: envelope.id,
-        key: record.key.clone(),
-        payload: record.value.clone(),
-        headers,
-        published: envelope.published,
-        origin,
-    };
-    let (due, ahead) = (envelope.due, envelope.ahead);
-    Opened::Task(content, Meta { attempt: envelope.attempt, cover: envelope.cover, due, ahead })
+    let Envelope { attempt, cover, due, ahead, published, .. } = envelope;
+    Ok((envelope.id, Meta { attempt, cover, due, ahead }, published, origin))
 }
 
 /// A record of any other producer is a task too. Its place alone doesn't name it: a topic that is deleted and made
 /// anew starts at offset 0 again.
-fn foreign(layout: &Layout, here: Position, record: &Record, mut headers: Headers) -> Opened {
-    if here.partition.topic == layout.wait {
-        return Opened::Unreadable("it lies in the wait topic without a kafkaq header".to_owned());
-    }
-    let id = match headers.take(ID_HEADER) {
-        None => foreign_id(&here, record),
-        Some(value) => {
-            let text = value.as_deref().and_then(|v| std::str::from_utf8(v).ok());
-            match text.map(TaskId::new) {
-                Some(Ok(id)) => id,
-                _ => return Opened::Unreadable(format!("its {ID_HEADER} is not 1 to 128 bytes of UTF-8")),
-            }
-        }
-    };
-    let content = Content {
-        id,
-        key: record.key.clone(),
-        payload: record.value.clone(),
-        headers,
-        published: Wall(u64::try_from(record.timestamp_ms).unwrap_or(0)),
-        origin: here,
-    };
-    Opened::Task(content, Meta::NONE)
+fn foreign_id(here: &Position, record: &Record) -> Result<TaskId, Unreadable> {
+    let Some(value) = record.headers.find(ID_HEADER) else { return Ok(place_id(here, record)) };
+    let text = value.and_then(|v| std::str::from_utf8(v).ok());
+    text.and_then(|t| TaskId::new(t).ok())
+        .ok_or_else(|| Unreadable::Because(format!("its {ID_HEADER} is not 1 to 128 bytes of UTF-8")))
 }
 
 /// Stands for a record that can't be read, on its way to the dead letters.
 pub(super) fn unreadable(here: &Position, record: &Record) -> Content {
     Content {
-        id: foreign_id(here, record),
+        id: place_id(here, record),
         key: None,
         payload: None,
         headers: Headers::new(),
@@ -100,7 +105,7 @@ pub(super) fn unreadable(here: &Position, record: &Record) -> Content {
     }
 }
 
-fn foreign_id(here: &Position, record: &Record) -> TaskId {
+fn place_id(here: &Position, record: &Record) -> TaskId {
     let mut hash = Fnv::new();
     hash.add(record.key.as_deref().unwrap_or_default());
     hash.add(record.value.as_deref().unwrap_or_default());
@@ -198,20 +203,20 @@ mod tests {
     #[test]
     fn a_record_of_any_producer_is_a_task_named_by_place_time_and_content() {
         let at = Partition::new("q", 3);
-        let one = id_of(open(&layout(), &at, &record(Headers::new())));
+        let one = id_of(open(&layout(), &at, record(Headers::new())));
         assert!(one.starts_with("q/3/5@1000-"), "{one}");
         let anew = Record::new(5, 1_001, Some("k".into()), Some("v".into()), Headers::new());
-        assert_ne!(one, id_of(open(&layout(), &at, &anew)), "a topic made anew must not collide");
+        assert_ne!(one, id_of(open(&layout(), &at, anew)), "a topic made anew must not collide");
         let other = Record::new(5, 1_000, Some("k".into()), Some("w".into()), Headers::new());
-        assert_ne!(one, id_of(open(&layout(), &at, &other)));
+        assert_ne!(one, id_of(open(&layout(), &at, other)));
         let long = Partition::new("t".repeat(249), 3);
-        assert!(id_of(open(&layout(), &long, &record(Headers::new()))).len() <= TaskId::MAX_LEN);
+        assert!(id_of(open(&layout(), &long, record(Headers::new()))).len() <= TaskId::MAX_LEN);
     }
 
     #[test]
     fn a_readable_id_is_honoured() {
         let headers = Headers::from_iter([(Bytes::from(ID_HEADER), Some(Bytes::from("mine")))]);
-        assert_eq!(id_of(open(&layout(), &Partition::new("q", 0), &record(headers))), "mine");
+        assert_eq!(id_of(open(&layout(), &Partition::new("q", 0), record(headers))), "mine");
     }
 
     #[test]
@@ -223,11 +228,11 @@ mod tests {
         };
         for value in [None, Some(Bytes::from_static(&[1, 9])), Some(of_another_queue.encode())] {
             let headers = Headers::from_iter([(Bytes::from(HEADER), value)]);
-            assert!(matches!(open(&layout(), &at, &record(headers)), Opened::Unreadable(_)));
+            assert!(matches!(open(&layout(), &at, record(headers)), Opened::Unreadable(..)));
         }
         let newer = Headers::from_iter([(Bytes::from(HEADER), Some(Bytes::from_static(&[2, 9])))]);
-        assert!(matches!(open(&layout(), &at, &record(newer)), Opened::Newer(2)));
+        assert!(matches!(open(&layout(), &at, record(newer)), Opened::Newer(2)));
         let wait = Partition::new("q.g.wait", 0);
-        assert!(matches!(open(&layout(), &wait, &record(Headers::new())), Opened::Unreadable(_)));
+        assert!(matches!(open(&layout(), &wait, record(Headers::new())), Opened::Unreadable(..)));
     }
 }

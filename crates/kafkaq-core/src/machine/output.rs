@@ -6,7 +6,8 @@ use super::{
     slab::Ref,
     window::Slot,
 };
-use crate::{Assignment, Commit, Key, NewRecord, Partition, Swap, Wall};
+use crate::{Assignment, Commit, Key, NewRecord, Partition, Swap, Wall, lease};
+use bytes::BytesMut;
 use std::{cmp::Reverse, time::Duration};
 
 /// The wall clock may be set while the machine sleeps, so it never sleeps longer.
@@ -19,18 +20,17 @@ impl Machine {
         if !self.store_gate.is_open(self.now.mono) {
             return;
         }
+        let mut arena = BytesMut::with_capacity(2 * lease::SIZE * self.swaps.len().min(max));
         while out.len() < max
             && let Some(r) = self.swaps.pop_front()
         {
             let Some(item) = self.items.get(r).filter(|i| i.sent.is_none() && i.has_key) else { continue };
             let Some(lease) = item.store.as_ref().and_then(|op| self.lease_of(item, op)) else { continue };
-            let (value, ttl) = (lease.encode(), self.ttl(&lease));
-            out.push((
-                Token(r.to_bits()),
-                Swap::new(item.key.clone(), item.known.clone(), Some(value.clone()), Some(ttl)),
-            ));
+            let (expect, new) = (item.seen.value(&mut arena), lease.encode_in(&mut arena));
+            let swap = Swap::new(item.key.clone(), expect, Some(new), Some(self.ttl(&lease)));
+            out.push((Token(r.to_bits()), swap));
             if let Some(item) = self.items.get_mut(r) {
-                item.sent = Some(Sent::Swap(value));
+                item.sent = Some(Sent::Swap(lease));
             }
         }
     }

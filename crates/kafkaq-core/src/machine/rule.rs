@@ -1,7 +1,8 @@
 //! The record rule, and what a conflict means: pure decisions over one record and one lease.
 
 use super::LostReason;
-use crate::{Fence, Lease, LeaseState, Wall};
+use crate::{DecodeError, Fence, Lease, LeaseState, Wall};
+use bytes::{Bytes, BytesMut};
 use std::time::Duration;
 
 /// What a record says of its task.
@@ -26,21 +27,32 @@ impl Meta {
 }
 
 /// What the store holds for a task, as last read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Seen {
-    /// Nothing, or bytes that nobody can read.
     Missing,
+    /// Bytes that nobody can read: as good as nothing.
+    Unreadable(Bytes),
     Lease(Lease),
     /// Written by a later kafkaq, in this version.
-    Newer(u8),
+    Newer(u8, Bytes),
 }
 
 impl Seen {
-    pub(super) fn of(value: Option<&[u8]>) -> Seen {
-        match value.map(Lease::decode) {
-            None | Some(Err(crate::DecodeError::Damaged(_))) => Seen::Missing,
-            Some(Ok(lease)) => Seen::Lease(lease),
-            Some(Err(crate::DecodeError::Newer(v))) => Seen::Newer(v),
+    pub(super) fn of(value: Option<Bytes>) -> Seen {
+        let Some(value) = value else { return Seen::Missing };
+        match Lease::decode(&value) {
+            Ok(lease) => Seen::Lease(lease),
+            Err(DecodeError::Damaged(_)) => Seen::Unreadable(value),
+            Err(DecodeError::Newer(version)) => Seen::Newer(version, value),
+        }
+    }
+
+    /// The value again, byte for byte: a lease has only one encoding.
+    pub(super) fn value(&self, arena: &mut BytesMut) -> Option<Bytes> {
+        match self {
+            Seen::Missing => None,
+            Seen::Lease(lease) => Some(lease.encode_in(arena)),
+            Seen::Unreadable(value) | Seen::Newer(_, value) => Some(value.clone()),
         }
     }
 
@@ -79,9 +91,9 @@ pub(super) struct Limits {
 pub(super) fn consider(record: Meta, seen: &Seen, now: Wall, limits: Limits) -> Verdict {
     let record_due = record.due(now, limits.clock_skew);
     let lease = match seen {
-        Seen::Missing if record_due > now => return Verdict::Park { due: record_due },
-        Seen::Missing => return hand_out(record.attempt, limits),
-        Seen::Newer(_) => return Verdict::Park { due: now.plus(limits.lease).max(record_due) },
+        Seen::Missing | Seen::Unreadable(_) if record_due > now => return Verdict::Park { due: record_due },
+        Seen::Missing | Seen::Unreadable(_) => return hand_out(record.attempt, limits),
+        Seen::Newer(..) => return Verdict::Park { due: now.plus(limits.lease).max(record_due) },
         Seen::Lease(lease) => lease,
     };
     if lease.state.is_terminal() || lease.cover > record.cover {
@@ -137,8 +149,8 @@ pub(super) enum Conflict {
 pub(super) fn conflict(own: Fence, attempt: u32, wish: Wish, found: &Seen) -> Conflict {
     let lease = match found {
         // The store was wiped or the lease aged out: nobody else holds the task. A wiped store heals as jobs finish.
-        Seen::Missing => return Conflict::Again,
-        Seen::Newer(_) => return Conflict::Lost(LostReason::TakenOver),
+        Seen::Missing | Seen::Unreadable(_) => return Conflict::Again,
+        Seen::Newer(..) => return Conflict::Lost(LostReason::TakenOver),
         Seen::Lease(lease) => lease,
     };
     if lease.fence == own {
@@ -199,12 +211,16 @@ mod tests {
 
     #[test]
     fn unreadable_is_missing_and_newer_is_parked_for_a_lease() {
-        assert_eq!(Seen::of(Some(b"nonsense")), Seen::Newer(b'n'));
-        assert_eq!(Seen::of(Some(&[1, 2, 3])), Seen::Missing);
-        assert_eq!(
-            consider(record(0, 0, 0), &Seen::Newer(9), NOW, LIMITS),
-            Verdict::Park { due: NOW.plus(LIMITS.lease) }
-        );
+        let newer = Seen::of(Some(Bytes::from_static(b"nonsense")));
+        assert!(matches!(newer, Seen::Newer(b'n', _)));
+        let unreadable = Seen::of(Some(Bytes::from_static(&[1, 2, 3])));
+        assert!(matches!(unreadable, Seen::Unreadable(_)));
+        for seen in [&newer, &unreadable] {
+            assert!(seen.value(&mut BytesMut::new()).is_some(), "a swap has to expect what is there");
+        }
+        let parked = Verdict::Park { due: NOW.plus(LIMITS.lease) };
+        assert_eq!(consider(record(0, 0, 0), &newer, NOW, LIMITS), parked);
+        assert_eq!(consider(record(0, 0, 0), &unreadable, NOW, LIMITS), Verdict::Take { attempt: 1 });
     }
 
     #[test]
@@ -249,7 +265,7 @@ mod tests {
         let due = Verdict::Park { due: Wall(NOW.0 + 9_000) };
         assert_eq!(verdict(record(0, 0, 9_000), lease(LeaseState::Live, 1, 0, 500)), due);
         let day = Meta { ahead: Duration::from_secs(86_400), ..record(0, 0, 86_400_000) };
-        assert_eq!(consider(day, &Seen::Newer(9), NOW, LIMITS), Verdict::Park { due: day.due });
+        assert_eq!(consider(day, &Seen::Newer(9, Bytes::new()), NOW, LIMITS), Verdict::Park { due: day.due });
     }
 
     #[test]

@@ -264,6 +264,23 @@ fn a_retry_comes_back_at_its_time_and_keeps_the_record_until_the_copy_is_durable
     assert_eq!(rig.get_job().unwrap().attempt, 2);
 }
 
+/// Appended first, the copy could come to its turn while the lease is still live, and would wait for all of it.
+#[test]
+fn a_retry_appends_its_copy_only_after_its_swap() {
+    let mut rig = Rig::new(|_| {});
+    rig.publish(&["a"]);
+    let job = rig.get_job().unwrap();
+    rig.m.handle_ask(rig.now, job.job, AskNo(1), Ask::Retry(Duration::ZERO));
+    let (mut swaps, mut appends) = (vec![], vec![]);
+    rig.m.poll_swaps(10, &mut swaps);
+    assert_eq!(rig.m.poll_appends(10, &mut appends), None);
+    let (token, swap) = swaps.pop().unwrap();
+    assert_eq!(Lease::decode(&swap.new.unwrap()).unwrap().state, LeaseState::Idle);
+    rig.m.handle_swapped(rig.now, token, Ok(Swapped::Done));
+    assert!(rig.m.poll_appends(10, &mut appends).is_some());
+    assert_eq!(rig.committed(), None, "the record stays open until the log has acknowledged the copy");
+}
+
 #[test]
 fn the_last_attempt_goes_to_the_dead_letters_with_key_and_headers() {
     let mut rig = Rig::new(|s| s.max_attempts = 1);

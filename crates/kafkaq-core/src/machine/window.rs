@@ -11,7 +11,7 @@ pub(super) type Seq = u64;
 #[derive(Debug)]
 pub(super) enum Slot {
     /// Its turn has not come.
-    Queued(Box<Record>),
+    Queued(Record),
     /// It is being considered, or its job runs.
     Open(Ref),
     /// It can't be read by this version; it stays.
@@ -85,7 +85,7 @@ impl Window {
         self.next = record.offset + 1;
         let bytes = record.size();
         self.bytes += bytes;
-        self.entries.push_back(Entry { offset: record.offset, bytes, slot: Slot::Queued(Box::new(record)) });
+        self.entries.push_back(Entry { offset: record.offset, bytes, slot: Slot::Queued(record) });
         Some(self.base + self.entries.len() as u64 - 1)
     }
 
@@ -108,7 +108,7 @@ impl Window {
         let i = self.index(seq)?;
         let slot = &mut self.entries[i].slot;
         match std::mem::replace(slot, Slot::Stuck) {
-            Slot::Queued(record) => Some(*record),
+            Slot::Queued(record) => Some(record),
             other => {
                 *slot = other;
                 None
