@@ -2,7 +2,7 @@
 #![allow(clippy::print_stdout)]
 
 use kafkaq_core::machine::Fault;
-use kafkaq_sim::{Profile, Search, Stats, Trouble};
+use kafkaq_sim::{Profile, Search, Stats, Trouble, WorldFault};
 use std::time::Instant;
 
 const USAGE: &str = "usage: kafkaq-sim seeds [--from N] [--count N] [--fault NAME] [--only TROUBLE,..]
@@ -93,6 +93,15 @@ fn faults(count: u64) -> Result<(), String> {
                 println!("{name:<32} {:>7}  nothing", "-");
                 missed.push(name);
             }
+        }
+    }
+    for world in WorldFault::ALL {
+        let name = format!("{world:?}");
+        let profile = Profile { world: Some(*world), ..Profile::default() };
+        let found = kafkaq_sim::search(&Search { count, profile, stop_at_first: true, ..Search::default() });
+        match found.violations.first() {
+            Some((seed, v)) => println!("{name:<32} {:>7}  {v}", seed + 1),
+            None => missed.push(name),
         }
     }
     if missed.is_empty() { Ok(()) } else { Err(format!("not found: {}", missed.join(", "))) }

@@ -67,6 +67,11 @@ pub enum WorldFault {
     IdMeansNewTask,
 }
 
+impl WorldFault {
+    /// All of them.
+    pub const ALL: &[WorldFault] = &[WorldFault::CopiesKeepTheirTime, WorldFault::IdMeansNewTask];
+}
+
 /// Which runs to draw.
 #[derive(Clone, Debug, Default)]
 pub struct Profile {

@@ -26,8 +26,8 @@ fn every_planted_fault_is_found() {
 /// Rules that lie outside of the machine: without them its promise does not hold.
 #[test]
 fn every_rule_of_the_world_is_needed() {
-    for world in [WorldFault::CopiesKeepTheirTime, WorldFault::IdMeansNewTask] {
-        let profile = Profile { world: Some(world), ..Profile::default() };
+    for world in WorldFault::ALL {
+        let profile = Profile { world: Some(*world), ..Profile::default() };
         let found = search(&Search { count: ENOUGH, profile, stop_at_first: true, ..Search::default() });
         assert!(!found.violations.is_empty(), "{world:?} is not noticed");
     }

@@ -99,3 +99,8 @@ pub mod guide {
     #[doc = include_str!("../docs/coming-from-go.md")]
     pub mod coming_from_go {}
 }
+
+/// The blocks of the repository's README.
+#[cfg(all(doctest, feature = "rdkafka", feature = "redis"))]
+#[doc = include_str!("../../../README.md")]
+mod readme {}

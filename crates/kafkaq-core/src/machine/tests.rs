@@ -20,6 +20,9 @@ struct Rig {
     released: Vec<Assignment>,
     demand: usize,
     next_offset: i64,
+    /// Topics that take no record, for good.
+    refusing: &'static [&'static str],
+    alarms: usize,
 }
 
 fn assignment(topic: &str, index: i32) -> Assignment {
@@ -52,6 +55,8 @@ impl Rig {
             released: vec![],
             demand: 0,
             next_offset: 0,
+            refusing: &[],
+            alarms: 0,
         };
         let all = (0..11).map(|i| assignment("w", i)).chain([assignment("q", 0)]).collect();
         rig.m.handle_event(now, Event::Assigned(all));
@@ -96,7 +101,7 @@ impl Rig {
                 match notice {
                     Notice::Answered(_, _, answer) => self.answers.push(answer),
                     Notice::LeaseLost(_, reason) => self.lost.push(reason),
-                    Notice::Alarm(_) => {}
+                    Notice::Alarm(_) => self.alarms += 1,
                 }
             }
             if swaps.is_empty()
@@ -123,6 +128,11 @@ impl Rig {
             }
             for (token, new) in appends {
                 let to = to.as_ref().unwrap();
+                if self.refusing.contains(&&*to.topic) {
+                    let e = crate::Error::not_applied(crate::ErrorKind::TooLarge, "append");
+                    self.m.handle_appended(self.now, token, Err(e));
+                    continue;
+                }
                 self.next_offset += 1;
                 let offset = self.next_offset;
                 let record = Record::new(offset, 0, new.key, new.value, new.headers);
@@ -172,6 +182,18 @@ impl Rig {
             );
         }
         self.settle();
+    }
+
+    /// A task that was published with a delay: it starts in the wait topic.
+    fn publish_delayed(&mut self, id: &str, delay: Duration) {
+        let id = TaskId::new(id).unwrap();
+        let due = self.now.wall.plus(delay);
+        let (index, lane_due) = self.m.ladder.place(self.now.wall, due, &id);
+        let envelope = Envelope { due, ahead: delay, lane_due, ..Envelope::new(id, self.now.wall) };
+        let headers = Headers::from_iter([(Bytes::from(HEADER), Some(envelope.encode()))]);
+        self.next_offset += 1;
+        self.wait.push((index, Record::new(self.next_offset, 0, None, None, headers)));
+        self.deliver_copies();
     }
 
     fn lease(&self, id: &str) -> Option<Lease> {
@@ -427,4 +449,82 @@ fn a_deadline_from_a_wrong_clock_is_brought_back() {
     rig.deliver_copies();
     let lease = rig.lease("a").unwrap();
     assert_eq!(lease.deadline, rig.now.wall.plus(60 * SEC));
+}
+
+#[test]
+fn a_delay_of_three_hours_takes_a_few_hops_and_ends_to_the_millisecond() {
+    let mut rig = Rig::new(|_| {});
+    let start = rig.now;
+    rig.publish_delayed("a", 3 * 3600 * SEC);
+    let mut hops = 0;
+    while rig.now.mono < start.mono.plus(3 * 3600 * SEC) {
+        assert!(rig.get_job().is_none());
+        let wake = rig.m.poll_timeout().expect("somebody has to wake it");
+        rig.pass(Duration::from_nanos(wake.0 - rig.now.mono.0));
+        hops += rig.wait.len();
+        rig.deliver_copies();
+        if hops == 1 {
+            let lease = rig.lease("a").unwrap();
+            assert_eq!((lease.state, lease.attempt), (LeaseState::Idle, 0), "visible after the first hop");
+        }
+    }
+    assert_eq!(rig.now.mono, start.mono.plus(3 * 3600 * SEC));
+    assert_eq!(rig.get_job().unwrap().attempt, 1);
+    assert!((2..12).contains(&hops), "{hops} hops");
+}
+
+#[test]
+fn what_blocks_the_head_of_a_full_lane_goes_to_its_tail() {
+    let mut rig = Rig::new(|s| s.window = 8);
+    // One lane: the first stays for fifteen seconds more than the others do.
+    let lane = rig.m.ladder.place(rig.now.wall, rig.now.wall.plus(16 * SEC), &TaskId::new("x").unwrap()).0;
+    let records = (0..8).map(|i| {
+        let stay = if i == 0 { 16 * SEC } else { SEC };
+        let due = rig.now.wall.plus(stay);
+        let id = TaskId::new(format!("t{i}")).unwrap();
+        let envelope = Envelope { due, ahead: stay, lane_due: due, ..Envelope::new(id, rig.now.wall) };
+        let headers = Headers::from_iter([(Bytes::from(HEADER), Some(envelope.encode()))]);
+        Record::new(i, 0, None, None, headers)
+    });
+    let batch = Batch::new(records.collect(), 8, None);
+    rig.m.handle_event(rig.now, Event::Records(assignment("w", lane), batch));
+    assert_eq!(rig.m.poll_flow(), Some((assignment("w", lane), false)));
+    rig.pass(SEC);
+    for _ in 1..8 {
+        let job = rig.get_job().unwrap();
+        rig.ask(&job, Ask::Done);
+    }
+    assert_eq!(rig.wait.len(), 1, "the head was copied, fifteen seconds before its time");
+    assert_eq!(rig.m.poll_flow(), Some((assignment("w", lane), true)));
+}
+
+#[test]
+fn a_dead_letter_that_cannot_be_written_is_an_alarm_and_the_task_comes_back() {
+    let mut rig = Rig::new(|s| s.max_attempts = 1);
+    rig.refusing = &["d"];
+    rig.publish(&["a"]);
+    let job = rig.get_job().unwrap();
+    assert!(matches!(rig.ask(&job, Ask::Reject("no".into())), Some(Answer::Failed(_))));
+    assert_eq!((rig.alarms, rig.lease("a").unwrap().state), (1, LeaseState::Idle));
+    rig.refusing = &[];
+    rig.deliver_copies();
+    rig.pass(60 * SEC);
+    rig.deliver_copies();
+    rig.settle();
+    assert_eq!((rig.dead.len(), rig.lease("a").unwrap().state), (1, LeaseState::Dead));
+}
+
+#[test]
+fn a_copy_that_cannot_be_written_keeps_its_record_open_and_is_tried_again() {
+    let mut rig = Rig::new(|_| {});
+    rig.refusing = &["w"];
+    rig.publish(&["a"]);
+    let job = rig.get_job().unwrap();
+    rig.pass(10 * SEC);
+    assert_eq!((rig.alarms, rig.committed()), (1, None));
+    rig.refusing = &[];
+    rig.pass(30 * SEC);
+    rig.pass(SEC);
+    assert_eq!((rig.wait.len(), rig.committed()), (1, Some(1)));
+    assert!(matches!(rig.ask(&job, Ask::Done), Some(Answer::Ok)));
 }
