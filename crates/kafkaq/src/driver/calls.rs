@@ -2,18 +2,11 @@
 
 use kafkaq_core::{Error, ErrorKind, Result};
 use std::{
-    any::Any,
-    fmt::Display,
     future::{Future, poll_fn},
-    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
 };
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
 /// Calls of one kind: a bounded number, each on a task of its own, so that encoding runs on another core and an
 /// adapter that panics is an unknown effect and no lost answer. `K` names one item of a call.
@@ -21,26 +14,17 @@ use tokio::task::JoinHandle;
 pub(crate) struct Calls<K, T> {
     under_way: Vec<Call<K, T>>,
     limit: usize,
-    /// The last call answered without waiting, as one in memory does: the next one is tried in place, which spares
-    /// a task and a wake-up.
-    at_once: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
 struct Call<K, T> {
     names: Vec<K>,
-    state: State<T>,
-}
-
-#[derive(Debug)]
-enum State<T> {
-    Ended(Result<Vec<Result<T>>, String>),
-    Task(JoinHandle<Vec<Result<T>>>),
+    task: JoinHandle<Vec<Result<T>>>,
 }
 
 impl<K, T: Send + 'static> Calls<K, T> {
     pub(crate) fn new(limit: usize) -> Self {
-        Calls { under_way: Vec::with_capacity(limit), limit, at_once: Arc::default() }
+        Calls { under_way: Vec::with_capacity(limit), limit }
     }
 
     pub(crate) fn has_room(&self) -> bool {
@@ -52,32 +36,7 @@ impl<K, T: Send + 'static> Calls<K, T> {
         names: Vec<K>,
         call: impl Future<Output = Vec<Result<T>>> + Send + 'static,
     ) {
-        let mut call = Box::pin(call);
-        let state = if self.at_once.load(Ordering::Relaxed) {
-            let mut nobody = Context::from_waker(Waker::noop());
-            match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(&mut nobody))) {
-                Ok(Poll::Ready(out)) => State::Ended(Ok(out)),
-                Err(panic) => State::Ended(Err(text(&*panic))),
-                Ok(Poll::Pending) => {
-                    self.at_once.store(false, Ordering::Relaxed);
-                    State::Task(tokio::spawn(call))
-                }
-            }
-        } else {
-            let at_once = self.at_once.clone();
-            State::Task(tokio::spawn(async move {
-                let mut first = true;
-                poll_fn(|cx| {
-                    let polled = call.as_mut().poll(cx);
-                    if std::mem::take(&mut first) && polled.is_ready() {
-                        at_once.store(true, Ordering::Relaxed);
-                    }
-                    polled
-                })
-                .await
-            }))
-        };
-        self.under_way.push(Call { names, state });
+        self.under_way.push(Call { names, task: tokio::spawn(call) });
     }
 
     /// The next call that has ended, an outcome for each of its names. Cancel-safe; pends while nothing is under way.
@@ -87,31 +46,20 @@ impl<K, T: Send + 'static> Calls<K, T> {
 
     fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<impl Iterator<Item = (K, Result<T>)> + use<K, T>> {
         for i in 0..self.under_way.len() {
-            let out = match &mut self.under_way[i].state {
-                State::Ended(out) => std::mem::replace(out, Ok(Vec::new())),
-                State::Task(task) => match Pin::new(task).poll(cx) {
-                    Poll::Ready(out) => out.map_err(|e| e.to_string()),
-                    Poll::Pending => continue,
-                },
-            };
-            let Call { names, .. } = self.under_way.swap_remove(i);
-            return Poll::Ready(names.into_iter().zip(every_answer(out)));
+            if let Poll::Ready(answer) = Pin::new(&mut self.under_way[i].task).poll(cx) {
+                let Call { names, .. } = self.under_way.swap_remove(i);
+                return Poll::Ready(names.into_iter().zip(every_answer(answer)));
+            }
         }
         Poll::Pending
     }
 }
 
-fn text(panic: &(dyn Any + Send)) -> String {
-    let said = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-    let said = said.or_else(|| panic.downcast_ref::<String>().cloned());
-    format!("it panicked: {}", said.unwrap_or_default())
-}
-
 /// The answers of one call, and `Unknown` for each that is missing: for all of them if the adapter panicked.
-pub(crate) fn every_answer<T>(call: Result<Vec<Result<T>>, impl Display>) -> impl Iterator<Item = Result<T>> {
+pub(crate) fn every_answer<T>(call: Result<Vec<Result<T>>, JoinError>) -> impl Iterator<Item = Result<T>> {
     let (answers, why) = match call {
         Ok(answers) => (answers, None),
-        Err(why) => (Vec::new(), Some(why.to_string())),
+        Err(e) => (Vec::new(), Some(e.to_string())),
     };
     let missing = move || {
         let e = Error::unknown(ErrorKind::Other, "call the backend");
@@ -156,26 +104,5 @@ mod tests {
         let [('a', Err(a)), ('b', Err(_))] = &out[..] else { panic!("{out:?}") };
         assert_eq!(a.effect(), Effect::Unknown);
         assert!(a.to_string().contains("panic"), "{a}");
-    }
-
-    #[tokio::test]
-    async fn calls_that_answer_at_once_are_made_in_place_until_one_waits_or_panics() {
-        let mut calls = Calls::<char, u8>::new(1);
-        let mut ended = async |call: Pin<Box<dyn Future<Output = _> + Send>>| {
-            calls.start(vec!['a'], call);
-            let in_place = matches!(calls.under_way[0].state, State::Ended(_));
-            let (_, outcome) = calls.ended().await.next().unwrap();
-            (in_place, outcome)
-        };
-        assert!(matches!(ended(Box::pin(async { vec![Ok(1)] })).await, (false, Ok(1))));
-        assert!(matches!(ended(Box::pin(async { vec![Ok(2)] })).await, (true, Ok(2))));
-        let (in_place, outcome) = ended(Box::pin(async { panic!("of the adapter") })).await;
-        assert!(in_place && outcome.unwrap_err().to_string().contains("of the adapter"));
-        let waits = async {
-            tokio::task::yield_now().await;
-            vec![Ok(3)]
-        };
-        assert!(matches!(ended(Box::pin(waits)).await, (false, Ok(3))));
-        assert!(matches!(ended(Box::pin(async { vec![Ok(4)] })).await, (false, Ok(4))));
     }
 }
