@@ -5,9 +5,13 @@
 #![allow(clippy::missing_panics_doc, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 mod agent;
+mod cases;
+mod pairs;
 mod raw;
 
 pub use agent::{Agent, Line};
+pub use cases::{CASES, Case};
+pub use pairs::{BrokerKind, Pair, StoreKind, not_asked_for};
 pub use raw::{Kafka, committed_offsets, flush_redis, kcat};
 
 use kafkaq::{Queue, QueueBuilder, rdkafka::RdKafka, redis::RedisStore};

@@ -1,0 +1,101 @@
+//! Every broker with every store: what there is, what was asked for, and how a queue on a pair is built.
+
+use kafkaq::{
+    Queue, QueueBuilder,
+    memory::{MemoryLog, MemoryStore},
+    rdkafka::RdKafka,
+    redis::RedisStore,
+};
+use std::time::Duration;
+
+/// A kind of log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BrokerKind {
+    /// In this process.
+    Memory,
+    /// Kafka's own groups, by librdkafka.
+    RdKafka,
+}
+
+/// A kind of store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreKind {
+    /// In this process.
+    Memory,
+    /// One Redis.
+    Redis,
+}
+
+impl BrokerKind {
+    /// All of them.
+    pub const ALL: &[BrokerKind] = &[BrokerKind::Memory, BrokerKind::RdKafka];
+
+    /// The word for it in a test's name and in `KAFKAQ_TEST_BACKENDS`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            BrokerKind::Memory => "memory",
+            BrokerKind::RdKafka => "rdkafka",
+        }
+    }
+}
+
+impl StoreKind {
+    /// All of them.
+    pub const ALL: &[StoreKind] = &[StoreKind::Memory, StoreKind::Redis];
+
+    /// The word for it in a test's name and in `KAFKAQ_TEST_BACKENDS`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            StoreKind::Memory => "memory",
+            StoreKind::Redis => "redis",
+        }
+    }
+}
+
+/// Why a pair isn't tested: `KAFKAQ_TEST_BACKENDS` names others. Without it every pair is asked for.
+#[must_use]
+pub fn not_asked_for(broker: BrokerKind, store: StoreKind) -> Option<String> {
+    let asked = std::env::var("KAFKAQ_TEST_BACKENDS").ok()?;
+    let has = |name: &str| name == "memory" || asked.split(',').any(|a| a.trim() == name);
+    (!has(broker.name()) || !has(store.name())).then(|| format!("KAFKAQ_TEST_BACKENDS is {asked}"))
+}
+
+/// A broker and a store for one case: all its queues share them.
+#[derive(Debug)]
+pub struct Pair {
+    broker: BrokerKind,
+    store: StoreKind,
+    log: MemoryLog,
+    leases: MemoryStore,
+    name: String,
+}
+
+impl Pair {
+    /// A pair with a queue name that nobody else has.
+    #[must_use]
+    pub fn new(broker: BrokerKind, store: StoreKind, case: &str) -> Pair {
+        let name = crate::unique(&case.replace('_', "-"));
+        Pair { broker, store, log: MemoryLog::new(), leases: MemoryStore::new(), name }
+    }
+
+    /// One more process of the case's queue, with short times. A server that isn't there fails the test.
+    pub fn queue(&self) -> QueueBuilder {
+        let builder = Queue::builder(self.name.as_str())
+            .partitions(6)
+            .lease_duration(Duration::from_secs(3))
+            .park_after(Duration::from_millis(500))
+            .clock_skew(Duration::from_millis(200));
+        let builder = match self.broker {
+            BrokerKind::Memory => builder.broker(self.log.clone()),
+            BrokerKind::RdKafka => {
+                builder.broker(RdKafka::builder(crate::kafka()).build().expect("settings"))
+            }
+        };
+        match self.store {
+            StoreKind::Memory => builder.store(self.leases.clone()),
+            StoreKind::Redis => builder.store(RedisStore::builder(crate::redis()).build().expect("a URL")),
+        }
+    }
+}
