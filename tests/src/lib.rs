@@ -14,9 +14,11 @@ pub use cases::{CASES, Case};
 pub use pairs::{BrokerKind, Pair, StoreKind, not_asked_for};
 pub use raw::{Kafka, committed_offsets, flush_redis, kcat};
 
-use kafkaq::{Queue, QueueBuilder, rdkafka::RdKafka, redis::RedisStore};
+use kafkaq::{JobStatus, Queue, QueueBuilder, TaskId, rdkafka::RdKafka, redis::RedisStore};
 use std::{
+    collections::HashSet,
     path::PathBuf,
+    sync::Mutex,
     time::{Duration, Instant},
 };
 use xtask::services::{Server, Service};
@@ -78,5 +80,20 @@ pub async fn until(what: &str, mut check: impl FnMut() -> bool) {
     while !check() {
         assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Waits until each task has ended: somebody was told, or the store says so. An answer may be lost, and a process may
+/// be killed between the store's answer and its word of it.
+pub async fn until_done(queue: &Queue, ids: impl IntoIterator<Item = TaskId>, told: &Mutex<HashSet<TaskId>>) {
+    let start = Instant::now();
+    for id in ids {
+        while !told.lock().expect("lock").contains(&id) {
+            if queue.jobs().get(&id).await.is_ok_and(|info| info.status == JobStatus::Done) {
+                break;
+            }
+            assert!(start.elapsed() < PATIENCE, "{id} is lost");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 }

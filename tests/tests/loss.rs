@@ -8,12 +8,12 @@
     reason = "these are tests"
 )]
 
-use kafkaq::{Job, JobStatus, Queue, Task, TaskId};
-use kafkaq_tests::{Agent, Line, PATIENCE, flush_redis, own_server, queue, redis, unique, until};
+use kafkaq::{Job, Queue, Task, TaskId};
+use kafkaq_tests::{Agent, Line, PATIENCE, flush_redis, own_server, queue, redis, unique, until, until_done};
 use std::{
     collections::HashSet,
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::Duration,
 };
 use xtask::services::Service;
 
@@ -62,7 +62,7 @@ async fn a_flushed_store_and_every_tenth_attempt_abandoned_lose_nothing() {
     let ended = workers(&queue, 50, tenth);
     until("half are done", || ended.lock().unwrap().len() >= 2_000).await;
     flush_redis(&server.url());
-    until("all 5,000 are done", || ended.lock().unwrap().len() == 5_000).await;
+    until_done(&queue, ids(5_000), &ended).await;
     queue.shutdown(Duration::from_secs(5)).await.unwrap();
 }
 
@@ -80,7 +80,7 @@ async fn redis_gone_for_ten_seconds_and_back_empty_loses_nothing() {
     tokio::time::sleep(Duration::from_secs(10)).await;
     let before = ended.lock().unwrap().len();
     server.start_again_empty().unwrap();
-    until("all 5,000 are done", || ended.lock().unwrap().len() == 5_000).await;
+    until_done(&queue, ids(5_000), &ended).await;
     assert!(before < 5_000, "the store was away in mid-run");
     queue.shutdown(Duration::from_secs(5)).await.unwrap();
 }
@@ -95,17 +95,7 @@ async fn a_worker_that_is_killed_loses_nothing() {
     until("the victim runs", || victim.runs() >= 200).await;
     victim.signal("KILL");
     let ended = workers(&survivor, 20, |_| true);
-    // The victim may have been killed between the store's answer and its word of it, so the store counts.
-    for id in ids(3_000) {
-        let start = Instant::now();
-        while !ended.lock().unwrap().contains(&id) {
-            if survivor.jobs().get(&id).await.unwrap().status == JobStatus::Done {
-                break;
-            }
-            assert!(start.elapsed() < PATIENCE, "{id} is lost");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
+    until_done(&survivor, ids(3_000), &ended).await;
     survivor.shutdown(Duration::from_secs(5)).await.unwrap();
 }
 
