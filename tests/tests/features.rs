@@ -8,9 +8,18 @@
     reason = "these are tests"
 )]
 
-use kafkaq::{Cancelled, JobError, JobStatus, LostReason, Queue, Task, TaskId};
-use kafkaq_tests::{Kafka, committed_offsets, kcat, queue, redis, unique, until};
-use std::time::{Duration, Instant};
+use kafkaq::{
+    Cancelled, JobError, JobStatus, LostReason, Queue, Task, TaskId,
+    rdkafka::{GroupProtocol, RdKafka},
+};
+use kafkaq_tests::{Kafka, committed_offsets, kafka, kcat, queue, redis, unique, until};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 const SHORT: Duration = Duration::from_secs(5);
 
@@ -172,4 +181,43 @@ async fn what_was_not_done_at_shutdown_is_handed_out_to_the_next() {
     assert_eq!(attempts, 2);
     until("all are committed", || committed_offsets(&name) == 20).await;
     second.shutdown(SHORT).await.unwrap();
+}
+
+/// Kafka's `uniform` assignor balances the number of partitions, and may give one member all of the task topic and
+/// the other all of the wait topic.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_processes_share_the_tasks() {
+    for protocol in [GroupProtocol::Consumer, GroupProtocol::Classic] {
+        let name = unique("share");
+        let member = || {
+            let broker = RdKafka::builder(kafka()).group_protocol(protocol).build().unwrap();
+            queue(&name, &redis()).broker(broker).build()
+        };
+        let (one, two) = tokio::join!(member(), member());
+        let (one, two) = (one.unwrap(), two.unwrap());
+        let all = Arc::new(AtomicUsize::new(0));
+        let work = |queue: &Queue| {
+            let mine = Arc::new(AtomicUsize::new(0));
+            let (queue, own, all) = (queue.clone(), mine.clone(), all.clone());
+            tokio::spawn(async move {
+                while let Ok(job) = queue.get_job().await {
+                    job.done().await.unwrap();
+                    own.fetch_add(1, Ordering::Relaxed);
+                    all.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            mine
+        };
+        let (by_one, by_two) = (work(&one), work(&two));
+        // By then both have what the group gives them.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        for outcome in one.publish_many((0..600).map(|_| Task::new("x"))).await {
+            outcome.unwrap();
+        }
+        until("all are done", || all.load(Ordering::Relaxed) >= 600).await;
+        let (one_did, two_did) = (by_one.load(Ordering::Relaxed), by_two.load(Ordering::Relaxed));
+        assert!(one_did > 100 && two_did > 100, "{protocol:?}: {one_did} and {two_did}");
+        one.shutdown(SHORT).await.unwrap();
+        two.shutdown(SHORT).await.unwrap();
+    }
 }

@@ -218,6 +218,10 @@ impl Settings {
         let mut config = self.client(CONSUMER_DEFAULTS);
         if protocol == GroupProtocol::Classic {
             config.set("partition.assignment.strategy", "cooperative-sticky");
+        } else {
+            // Kafka's own default, `uniform`, evens out the number of partitions over all topics: of two members one
+            // may get the whole task topic. `range` shares each topic.
+            config.set("group.remote.assignor", "range");
         }
         let name: String = member.iter().take(4).map(|b| format!("{b:02x}")).collect();
         config.set("client.id", format!("kafkaq-{name}"));
