@@ -102,7 +102,7 @@ fn matrix(report: &mut Report, services: &Services, backends: &Backends) -> Resu
     let urls = up(report, services, &backends.services())?;
     let mut env: Vec<_> = urls.iter().map(|(service, url)| (service.env_var(), url.as_str())).collect();
     env.push((Backends::ENV_VAR, backends.as_str()));
-    tests(report, &["--package", "kafkaq-tests", "--test", "matrix"], &env)
+    tests(report, &["--workspace", "--test", "matrix"], &env)
 }
 
 /// Starts servers afresh, and returns where they are.
