@@ -310,3 +310,31 @@ async fn after_close_every_call_fails_and_no_node_is_connected() {
         assert_eq!(clients, 1, "only the one that asks");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_permissions_are_enough_and_the_password_goes_to_all_nodes() {
+    let target = Target::cluster();
+    let rules = "resetkeys ~kafkaq/* +get +set +mget +del +eval +evalsha +ping +cluster|slots +asking";
+    let user = ["ACL", "SETUSER", "enough", "on", ">s3cr3t-word"];
+    target.ask_all(&[&user[..], &rules.split(' ').collect::<Vec<_>>()].concat());
+    let at = |login: &str| {
+        let url = format!("redis://{login}@127.0.0.1:{}", target.nodes[0].port());
+        RedisStore::cluster([url]).build().unwrap()
+    };
+    let store = at("enough:s3cr3t-word");
+    let moving = key("moving");
+    let all = [keys(50), vec![moving.clone()]].concat();
+    fill(&store, &all, "0").await;
+    let (from, to) = open_move(&target, &moving);
+    move_key(from, to, &moving);
+    replace_all(&store, &all, "0", "1").await;
+    assert_all(&store, &all, "1").await;
+    store.check().await.unwrap();
+
+    let e = at("enough:wrong").swap(&[create(&moving, "x")]).await.pop().unwrap().unwrap_err();
+    assert_eq!((e.kind(), e.effect(), e.retry()), (ErrorKind::Denied, Effect::NotApplied, Retry::No), "{e}");
+    target.ask_all(&["ACL", "SETUSER", "enough", "-cluster"]);
+    let e = at("enough:s3cr3t-word").swap(&[create(&moving, "x")]).await.pop().unwrap().unwrap_err();
+    assert_eq!((e.kind(), e.effect()), (ErrorKind::Denied, Effect::NotApplied), "{e}");
+    assert!(e.advice().unwrap().contains("+cluster|slots"), "{e}");
+}
