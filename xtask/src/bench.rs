@@ -2,7 +2,7 @@
 
 use anyhow::{Result, anyhow};
 use xtask::command::run;
-use xtask::prerequisites::{self, C_BUILD};
+use xtask::prerequisites;
 use xtask::services::{Service, Services};
 
 use crate::cargo;
@@ -12,7 +12,7 @@ use crate::cargo;
 /// # Errors
 /// When something can't be built or started; never because of a figure.
 pub(crate) fn everything() -> Result<()> {
-    let mut tools = C_BUILD.to_vec();
+    let mut tools = prerequisites::build_tools();
     tools.extend(Service::ALL.iter().flat_map(|service| service.tools()));
     prerequisites::ensure(&tools)?;
     let build = ["build", "--release", "--package", "kafkaq-tests", "--package", "kafkaq-sim", "--bins"];

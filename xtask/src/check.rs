@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use xtask::command::{capture, check_interrupt, run, run_keeping};
-use xtask::prerequisites::{self, C_BUILD, KCAT, on_path};
+use xtask::prerequisites::{self, KCAT, on_path};
 use xtask::services::{Service, Services};
 
+use crate::backends::Backends;
 use crate::{cargo, metadata};
 
 /// Not `--all-features`: among them are ways to build librdkafka that exclude each other or take many minutes.
@@ -21,9 +22,11 @@ const FEATURES: [&str; 2] = ["--features", "kafkaq/full,kafkaq-redis/tls"];
 pub(crate) struct Options {
     /// No servers, no documentation.
     pub(crate) quick: bool,
+    /// Nothing but the matrix, and of it the pairs of these.
+    pub(crate) backends: Option<Backends>,
 }
 
-/// Runs every check.
+/// Runs every check, or those that were asked for.
 ///
 /// # Errors
 /// When one fails, or at an interrupt; by then the servers are down again.
@@ -36,11 +39,15 @@ pub(crate) fn everything(options: Options) -> Result<()> {
     let mut report = Report::default();
     let result = if options.quick {
         without_servers(&mut report, &options)
-            .and_then(|()| tests(&mut report, &["--exclude", "kafkaq-tests"], &[]))
+            .and_then(|()| tests(&mut report, &["--workspace", "--exclude", "kafkaq-tests"], &[]))
     } else {
         let services = Services::of(dir);
-        let result =
-            without_servers(&mut report, &options).and_then(|()| with_servers(&mut report, &services));
+        let result = match &options.backends {
+            Some(backends) => matrix(&mut report, &services, backends),
+            None => {
+                without_servers(&mut report, &options).and_then(|()| with_servers(&mut report, &services))
+            }
+        };
         // Also after a failure and an interrupt, and without looking at either.
         let down = report.step_always("services down", || services.down(Service::ALL));
         result.and(down)
@@ -76,29 +83,44 @@ fn without_servers(report: &mut Report, options: &Options) -> Result<()> {
 }
 
 fn with_servers(report: &mut Report, services: &Services) -> Result<()> {
-    let mut urls = Vec::new();
-    report.step("services up", || {
-        // What a killed run may have left.
-        services.down(Service::ALL)?;
-        urls = services.up(Service::ALL)?;
-        Ok(())
-    })?;
-    let env: Vec<_> = Service::ALL.iter().map(|service| service.env_var()).zip(&urls).collect();
-    tests(report, &[], &env)?;
+    let urls = up(report, services, Service::ALL)?;
+    let env: Vec<_> = urls.iter().map(|(service, url)| (service.env_var(), url.as_str())).collect();
+    tests(report, &["--workspace"], &env)?;
     report.step("quickstart on Kafka and Redis", || {
         let features = ["run", "--example", "quickstart", "--features", "full", "--"];
         let mut cargo = cargo(&features);
-        for (service, url) in Service::ALL.iter().zip(&urls) {
+        for (service, url) in urls.iter().filter(|(service, _)| Service::QUICKSTART.contains(service)) {
             cargo.arg(format!("--{service}")).arg(url);
         }
         run(&mut cargo)
     })
 }
 
+/// The pairs of some backends, on the servers that they need.
+fn matrix(report: &mut Report, services: &Services, backends: &Backends) -> Result<()> {
+    report.step("prerequisites", || prerequisites::ensure(&prerequisites::build_tools()))?;
+    let urls = up(report, services, &backends.services())?;
+    let mut env: Vec<_> = urls.iter().map(|(service, url)| (service.env_var(), url.as_str())).collect();
+    env.push((Backends::ENV_VAR, backends.as_str()));
+    tests(report, &["--workspace", "--test", "matrix"], &env)
+}
+
+/// Starts servers afresh, and returns where they are.
+fn up(report: &mut Report, services: &Services, which: &[Service]) -> Result<Vec<(Service, String)>> {
+    let mut urls = Vec::new();
+    report.step("services up", || {
+        // What a killed run may have left.
+        services.down(Service::ALL)?;
+        urls = services.up(which)?;
+        Ok(())
+    })?;
+    Ok(which.iter().copied().zip(urls).collect())
+}
+
 /// Unit, property, simulation, integration and documentation tests.
-fn tests(report: &mut Report, exclude: &[&str], env: &[(&str, &String)]) -> Result<()> {
-    let mut cargo = cargo(&["test", "--workspace"]);
-    cargo.args(FEATURES).args(exclude).envs(env.iter().copied());
+fn tests(report: &mut Report, which: &[&str], env: &[(&str, &str)]) -> Result<()> {
+    let mut cargo = cargo(&["test"]);
+    cargo.args(which).args(FEATURES).envs(env.iter().copied());
     let mut results = Vec::new();
     // Without those of files that hold no test.
     let is_result =
@@ -113,7 +135,7 @@ fn prerequisites(options: &Options) -> Result<()> {
         capture(&mut cargo(&[subcommand, "--version"]))
             .with_context(|| format!("please install: rustup component add {component}"))?;
     }
-    let mut tools = C_BUILD.to_vec();
+    let mut tools = prerequisites::build_tools();
     if !options.quick {
         tools.push(KCAT);
         tools.extend(Service::ALL.iter().flat_map(|service| service.tools()));

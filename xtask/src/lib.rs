@@ -1,6 +1,6 @@
 //! The parts of `cargo xtask` that the integration tests use too: real servers, started and ended by need.
 //!
-//! [`services`] starts Kafka and Redis, [`prerequisites`] installs what they need, and [`command`] runs other
+//! [`services`] starts brokers and stores, [`prerequisites`] installs what they need, and [`command`] runs other
 //! programs so that an interrupt ends them as well.
 
 #![allow(clippy::print_stderr, reason = "telling people what happens is this tool's job")]

@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is this tool's job")]
 
+mod backends;
 mod bench;
 mod check;
 mod metadata;
@@ -16,19 +17,25 @@ use xtask::services::{Service, Services};
 const HELP: &str = "\
 The tool of the kafkaq project. It needs Rust; whatever else is missing it installs, or says how to.
 
-cargo xtask test [--quick]
+cargo xtask test [--quick | --backend NAMES]
     Checks everything: format, lints, documentation, licences, and all tests, those on real servers too.
     The servers are its own, and are ended again whatever happens.
-    --quick   no servers, no documentation: what to run before each commit
+    --quick     no servers, no documentation: what to run before each commit
+    --backend   only the matrix, and of it the pairs of these, for example: --backend rskafka,etcd
+                brokers: memory, rdkafka, rskafka; stores: memory, redis, redis-cluster, etcd, zookeeper.
+                With no broker named it is all of them, and with no store all stores. Starts only the
+                servers that they need.
 
 cargo xtask bench
     Figures of an optimized build on this machine: publish rate, drain rate, pick-up latency, in memory and on
     real servers of its own, and how many seeds the simulation does. It judges nothing. Takes a few minutes.
 
-cargo xtask services up [--only NAMES] [--env]
+cargo xtask services up [--only NAMES | --all] [--env]
     Starts Kafka and Redis on free ports of 127.0.0.1 and leaves them running: as containers where a
     Docker engine answers, else as processes. (KAFKAQ_SERVICES=docker or =native decides by hand.)
-    --only    some of them, for example: --only redis
+    --only    others, for example: --only kafka,etcd
+              There are kafka, redis, redis-cluster, etcd and zookeeper.
+    --all     all of them
     --env     prints nothing but the variables that the tests read: eval \"$(cargo xtask services up --env)\"
 
 cargo xtask services down [--only NAMES]
@@ -81,19 +88,25 @@ fn check_options(mut args: Parser) -> Result<check::Options> {
     while let Some(arg) = args.next()? {
         match arg {
             Arg::Long("quick") => options.quick = true,
+            Arg::Long("backend") => options.backends = Some(args.value()?.string()?.parse()?),
             other => return Err(other.unexpected().into()),
         }
+    }
+    if options.quick && options.backends.is_some() {
+        bail!("--quick starts no servers, and --backend is about nothing else: one of them");
     }
     Ok(options)
 }
 
 fn services(mut args: Parser) -> Result<()> {
     let action = word(&mut args)?.context("services: up, down or status?")?;
-    let mut which = Service::ALL.to_vec();
+    let usual = if action == "up" { Service::QUICKSTART } else { Service::ALL };
+    let mut which = usual.to_vec();
     let mut env = false;
     while let Some(arg) = args.next()? {
         match arg {
             Arg::Long("only") => which = named(&args.value()?.string()?)?,
+            Arg::Long("all") => which = Service::ALL.to_vec(),
             Arg::Long("env") if action == "up" => env = true,
             other => return Err(other.unexpected().into()),
         }
@@ -110,7 +123,7 @@ fn services(mut args: Parser) -> Result<()> {
         "down" => services.down(&which),
         "status" => {
             for (service, status) in which.iter().zip(services.status(&which)) {
-                println!("{service:<8}{status}");
+                println!("{service:<15}{status}");
             }
             Ok(())
         }
@@ -141,6 +154,7 @@ mod tests {
     #[test]
     fn services_are_named_by_a_comma_separated_list() {
         assert_eq!(named("redis,kafka").unwrap(), [Service::Redis, Service::Kafka]);
-        assert!(named("redis,etcd").unwrap_err().to_string().contains("etcd"));
+        assert_eq!(named("redis-cluster").unwrap(), [Service::RedisCluster]);
+        assert!(named("redis,mongo").unwrap_err().to_string().contains("mongo"));
     }
 }

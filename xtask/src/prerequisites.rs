@@ -11,6 +11,7 @@ use crate::command::{capture, run};
 /// A program, and the Debian package that has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tool {
+    /// Its name, or a whole path where the package puts it out of `PATH`.
     program: &'static str,
     package: &'static str,
     /// Kafka 4 runs on Java 17 and later.
@@ -22,7 +23,10 @@ const fn tool(program: &'static str, package: &'static str) -> Tool {
 }
 
 /// What compiles librdkafka.
-pub const C_BUILD: &[Tool] = &[tool("cc", "gcc"), tool("c++", "g++"), tool("make", "make")];
+const C_BUILD: &[Tool] = &[tool("cc", "gcc"), tool("c++", "g++"), tool("make", "make")];
+/// What compiles the protocol of etcd. Debian has the files that come with the compiler in a package of their own.
+const PROTOC: Tool = tool("protoc", "protobuf-compiler");
+const PROTOC_FILES: Tool = tool("/usr/include/google/protobuf/empty.proto", "libprotobuf-dev");
 /// A Kafka client that knows nothing of kafkaq, for the tests of foreign records.
 pub const KCAT: Tool = tool("kcat", "kcat");
 /// Runs Kafka without a container.
@@ -31,10 +35,31 @@ pub const JAVA: Tool = Tool { program: "java", package: "default-jre-headless", 
 pub const MAVEN: Tool = tool("mvn", "maven");
 /// Redis without a container.
 pub const REDIS: Tool = tool("redis-server", "redis-server");
+/// etcd without a container.
+pub const ETCD: Tool = tool("etcd", "etcd-server");
+/// ZooKeeper without a container. Debian keeps its script out of `PATH`.
+pub const ZOOKEEPER: Tool = tool("/usr/share/zookeeper/bin/zkServer.sh", "zookeeper");
+
+/// What building the whole workspace needs besides Rust.
+#[must_use]
+pub fn build_tools() -> Vec<Tool> {
+    let mut tools = C_BUILD.to_vec();
+    tools.push(PROTOC);
+    if on_path("apt-get") {
+        tools.push(PROTOC_FILES);
+    }
+    tools
+}
 
 impl Tool {
+    /// What to start: the program's name if it is in `PATH`, and otherwise where the package puts it.
+    pub(crate) fn program(self) -> &'static str {
+        let name = self.program.rsplit('/').next().unwrap_or(self.program);
+        if on_path(name) { name } else { self.program }
+    }
+
     fn is_there(self) -> bool {
-        on_path(self.program) && (!self.java || java_version().is_some_and(|version| version >= 17))
+        on_path(self.program()) && (!self.java || java_version().is_some_and(|version| version >= 17))
     }
 }
 
@@ -49,7 +74,7 @@ pub fn ensure(tools: &[Tool]) -> Result<()> {
     }
     let packages: Vec<_> = missing.iter().map(|tool| tool.package).collect();
     if !on_path("apt-get") {
-        let programs: Vec<_> = missing.iter().map(|tool| tool.program).collect();
+        let programs: Vec<_> = missing.iter().map(|tool| tool.program()).collect();
         bail!("please install: {}{}", programs.join(", "), java_hint(&missing));
     }
     if !nix::unistd::geteuid().is_root() {
@@ -68,7 +93,7 @@ pub fn ensure(tools: &[Tool]) -> Result<()> {
     apt(&[&["install", "-y", "--no-install-recommends"], &packages[..]].concat())?;
     let still = self::missing(tools);
     if !still.is_empty() {
-        let programs: Vec<_> = still.iter().map(|tool| tool.program).collect();
+        let programs: Vec<_> = still.iter().map(|tool| tool.program()).collect();
         bail!("still missing after the installation: {}{}", programs.join(", "), java_hint(&still));
     }
     Ok(())
@@ -87,7 +112,7 @@ fn java_hint(missing: &[Tool]) -> &'static str {
     if missing.contains(&JAVA) { " (Java 17 or later)" } else { "" }
 }
 
-/// Whether a program can be found in `PATH`.
+/// Whether a program can be found in `PATH`, or is where its whole path says.
 #[must_use]
 pub fn on_path(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -120,7 +145,9 @@ mod tests {
 
     #[test]
     fn a_program_that_does_not_exist_is_missing_and_sh_is_not() {
-        let tools = [tool("sh", "dash"), tool("no-such-program-here", "none")];
-        assert_eq!(missing(&tools), [tools[1]]);
+        let nowhere = tool("/no/such/folder/program-of-nobody", "none");
+        let tools =
+            [tool("sh", "dash"), tool("/bin/sh", "dash"), tool("no-such-program-here", "none"), nowhere];
+        assert_eq!(missing(&tools), tools[2..]);
     }
 }

@@ -1,12 +1,12 @@
 //! From a URL to a store. Nothing connects here.
 
-use crate::{RedisStore, link::Link};
+use crate::{RedisStore, cluster::Cluster, node::Node, servers::Servers};
 use kafkaq_core::{Error, ErrorKind, Result};
 use redis::{
     Client, ConnectionInfo, IntoConnectionInfo, ProtocolVersion,
     io::tcp::{TcpSettings, socket2},
 };
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 const OP: &str = "set up the Redis store";
 
@@ -19,11 +19,12 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Idle connections are probed this often, or firewalls and load balancers forget them without a word.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
-/// Settings of a [`RedisStore`]. From [`RedisStore::builder`].
+/// Settings of a [`RedisStore`]. From [`RedisStore::builder`] or [`RedisStore::cluster`].
 #[derive(Clone)]
 #[must_use]
 pub struct RedisStoreBuilder {
-    url: String,
+    urls: Vec<String>,
+    cluster: bool,
     prefix: String,
     request_timeout: Duration,
     connections: usize,
@@ -34,9 +35,10 @@ pub struct RedisStoreBuilder {
 }
 
 impl RedisStoreBuilder {
-    pub(crate) fn new(url: String) -> Self {
+    pub(crate) fn new(urls: Vec<String>, cluster: bool) -> Self {
         RedisStoreBuilder {
-            url,
+            urls,
+            cluster,
             prefix: "kafkaq/".into(),
             request_timeout: Duration::from_secs(2),
             connections: 2,
@@ -57,7 +59,7 @@ impl RedisStoreBuilder {
         RedisStoreBuilder { request_timeout: limit, ..self }
     }
 
-    /// How many connections to use, 1 to 64. Each is served by one task, hence by one core at a time. Default: 2.
+    /// How many connections to use, of a cluster to each node: 1 to 64. Each is served by one task, hence by one core at a time. Default: 2.
     pub fn connections(self, n: usize) -> Self {
         RedisStoreBuilder { connections: n, ..self }
     }
@@ -78,7 +80,8 @@ impl RedisStoreBuilder {
     ///
     /// # Errors
     /// `Invalid` if the URL can't be read or needs TLS that isn't compiled in, if a certificate can't be read, or
-    /// if the timeout or the number of connections is out of range.
+    /// if the timeout or the number of connections is out of range. For a cluster also if there is no URL, if one
+    /// names a socket or another database than 0, or if the prefix has a brace.
     pub fn build(self) -> Result<RedisStore> {
         if !(MIN_TIMEOUT..=MAX_TIMEOUT).contains(&self.request_timeout) {
             return Err(invalid("Use a request timeout from 1 ms to 1 h"));
@@ -86,25 +89,46 @@ impl RedisStoreBuilder {
         if !(1..=MAX_CONNECTIONS).contains(&self.connections) {
             return Err(invalid("Use 1 to 64 connections"));
         }
-        let client = self.client().map_err(|e| {
+        let clients = self.urls.iter().map(|url| self.client(url)).collect::<Result<Vec<_>>>()?;
+        let servers = match &clients[..] {
+            [client] if !self.cluster => Servers::One(Arc::new(Node::new(client, self.connections, false))),
+            clients => Servers::Cluster(Box::new(self.begin_at(clients)?)),
+        };
+        Ok(RedisStore::new(self.prefix, self.request_timeout, servers))
+    }
+
+    fn begin_at(&self, clients: &[Client]) -> Result<Cluster> {
+        if self.prefix.contains('{') {
+            return Err(invalid("Use a prefix without braces: they would put all leases on one node"));
+        }
+        let fits = |client: &Client| {
+            let info = client.get_connection_info();
+            info.redis_settings().db() == 0 && !matches!(info.addr(), redis::ConnectionAddr::Unix(_))
+        };
+        if !clients.iter().all(fits) {
+            return Err(invalid("A URL of a Redis Cluster has a host, and no database other than 0"));
+        }
+        Cluster::new(clients, self.connections)
+            .ok_or_else(|| invalid("Give the URL of at least one node of the Redis Cluster"))
+    }
+
+    fn client(&self, url: &str) -> Result<Client> {
+        let open = |url: &str| {
+            let info = url.into_connection_info()?;
+            let tcp = TcpSettings::default()
+                .set_nodelay(true)
+                .set_keepalive(socket2::TcpKeepalive::new().with_time(KEEPALIVE));
+            // One dialect, whatever the URL says: every server has it, and its answers are read by hand.
+            let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP2);
+            self.open(info.set_tcp_settings(tcp).set_redis_settings(redis))
+        };
+        open(url).map_err(|e| {
             invalid(
                 "A URL looks like redis://user:password@host:6379/0 or unix:///path?db=0; rediss:// is for TLS \
                  and needs the feature `tls`; special characters of a password are percent-encoded",
             )
             .with_source(e)
-        })?;
-        let links = (0..self.connections).map(|_| Link::new(client.clone())).collect();
-        Ok(RedisStore::new(self.prefix, self.request_timeout, links))
-    }
-
-    fn client(&self) -> redis::RedisResult<Client> {
-        let info = self.url.as_str().into_connection_info()?;
-        let tcp = TcpSettings::default()
-            .set_nodelay(true)
-            .set_keepalive(socket2::TcpKeepalive::new().with_time(KEEPALIVE));
-        // One dialect, whatever the URL says: every server has it, and its answers are read by hand.
-        let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP2);
-        self.open(info.set_tcp_settings(tcp).set_redis_settings(redis))
+        })
     }
 
     #[cfg(not(feature = "tls"))]
@@ -136,8 +160,9 @@ fn invalid(advice: &'static str) -> Error {
 
 impl fmt::Debug for RedisStoreBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Without the URL, which may hold a password, and without the keys.
+        // Without the URLs, which may hold a password, and without the keys.
         f.debug_struct("RedisStoreBuilder")
+            .field("cluster", &self.cluster)
             .field("prefix", &self.prefix)
             .field("request_timeout", &self.request_timeout)
             .field("connections", &self.connections)

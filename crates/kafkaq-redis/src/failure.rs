@@ -15,6 +15,7 @@ pub(crate) struct Op {
 impl Op {
     pub(crate) const SWAP: Op = Op { name: "swap in Redis", changes: true };
     pub(crate) const READ: Op = Op { name: "read from Redis", changes: false };
+    pub(crate) const LOOK: Op = Op { name: "ask for the slots of the Redis Cluster", changes: false };
     pub(crate) const CHECK: Op = Op { name: "check Redis", changes: false };
 
     fn not_applied(self, kind: ErrorKind) -> Error {
@@ -75,6 +76,12 @@ pub(crate) fn strange(op: Op) -> Error {
     )
 }
 
+/// The key has no node that takes it: slots on the move, or a cluster that is not whole.
+pub(crate) fn homeless(op: Op) -> Error {
+    op.not_applied(ErrorKind::Unavailable)
+        .with_advice("No node of the Redis Cluster serves the slot at this moment; CLUSTER SHARDS tells more")
+}
+
 /// After `close`.
 pub(crate) fn closed(op: Op) -> Error {
     op.not_applied(ErrorKind::Closed)
@@ -101,6 +108,16 @@ pub(crate) fn is_readonly(e: &ServerError) -> bool {
     code(e) == "READONLY"
 }
 
+/// The node has not, or soon won't have, the slot of the key: another one gets the command.
+pub(crate) fn is_redirect(e: &ServerError) -> bool {
+    code(e) == "MOVED" || is_ask(e)
+}
+
+/// The other node gets this command only.
+pub(crate) fn is_ask(e: &ServerError) -> bool {
+    code(e) == "ASK"
+}
+
 /// The script is not in the server's cache: it did not run.
 pub(crate) fn is_unknown_script(e: &ServerError) -> bool {
     code(e) == "NOSCRIPT"
@@ -120,10 +137,11 @@ fn code(e: &ServerError) -> &str {
     }
 }
 
-const PERMISSIONS: &str = "The user needs +get +set +mget +del +eval +evalsha on the keys of the prefix";
+const PERMISSIONS: &str = "The user needs +get +set +mget +del +eval +evalsha on the keys of the prefix, and for a \
+                           cluster also +cluster|slots and +asking";
 
 fn meaning(e: &ServerError) -> (ErrorKind, &'static str) {
-    use ErrorKind::{Corrupt, Denied, Other, Unavailable, Unsupported};
+    use ErrorKind::{Corrupt, Denied, Misconfigured, Other, Unavailable, Unsupported};
     let says = |words| e.details().is_some_and(|text| text.contains(words));
     match code(e) {
         "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" => (Unavailable, ""),
@@ -139,10 +157,13 @@ fn meaning(e: &ServerError) -> (ErrorKind, &'static str) {
         "NOPERM" => (Denied, PERMISSIONS),
         "WRONGTYPE" => (Corrupt, "Something else writes under this prefix: choose another prefix"),
         "MOVED" | "ASK" | "CROSSSLOT" => {
-            (Unsupported, "Redis Cluster is not supported: use a single primary")
+            (Unsupported, "This is a node of a Redis Cluster: use RedisStore::cluster")
         }
         // These have no code of their own; Redis and Valkey word the first differently.
         _ if says("user executing the script") || says("ACL failure in script") => (Denied, PERMISSIONS),
+        _ if says("cluster support disabled") => {
+            (Misconfigured, "This Redis is no node of a cluster: use RedisStore::builder")
+        }
         _ if says("unknown command") => (Unsupported, "kafkaq needs SET, GET, MGET, DEL, EVAL and EVALSHA"),
         _ => (Other, ""),
     }

@@ -1,13 +1,51 @@
 //! What an operator must know: questions to the server, and its answers as sentences.
 
 use crate::{
+    cluster::Cluster,
     failure::{self, Op},
+    link::Call,
     request,
 };
+use futures_util::future::join_all;
 use kafkaq_core::Result;
 use redis::{Pipeline, Value};
 
 const OLDEST_TESTED: (u32, u32) = (6, 2);
+
+/// What a server is expected to be.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Place {
+    Alone,
+    InCluster,
+}
+
+/// Of all nodes. One that is away is a warning, unless nobody is there.
+pub(crate) async fn of_cluster(cluster: &Cluster, call: Call) -> Result<Vec<String>> {
+    let nodes = cluster.nodes();
+    let questions = questions();
+    let answers = join_all(nodes.iter().map(|node| node.send(call, &questions))).await;
+    let mut found = Vec::new();
+    let mut unheard = Vec::new();
+    for (node, answers) in nodes.iter().zip(answers) {
+        let at = |warning| format!("{}: {warning}", node.address());
+        match answers {
+            Ok(answers) => found.extend(warnings(&answers, Place::InCluster)?.into_iter().map(at)),
+            Err(e) => unheard.push((at(e.to_string()), e)),
+        }
+    }
+    if unheard.len() == nodes.len()
+        && let Some((_, e)) = unheard.pop()
+    {
+        return Err(e);
+    }
+    found.extend(unheard.into_iter().map(|(warning, _)| warning));
+    let vacant = cluster.vacant();
+    if vacant > 0 {
+        found
+            .push(format!("{vacant} slots of the Redis Cluster have no node: leases that belong there fail"));
+    }
+    Ok(found)
+}
 
 /// Asked in this order by [`questions`], read in this order by [`warnings`].
 pub(crate) fn questions() -> Pipeline {
@@ -21,7 +59,7 @@ pub(crate) fn questions() -> Pipeline {
 
 /// # Errors
 /// If the server refuses the credentials or can't run scripts.
-pub(crate) fn warnings(answers: &[Value]) -> Result<Vec<String>> {
+pub(crate) fn warnings(answers: &[Value], place: Place) -> Result<Vec<String>> {
     let [ping, script, info, save] = answers else {
         return Err(failure::strange(Op::CHECK));
     };
@@ -38,7 +76,7 @@ pub(crate) fn warnings(answers: &[Value]) -> Result<Vec<String>> {
         ]);
     };
     let info = Info(&String::from_utf8_lossy(info));
-    let checks = [info.eviction(), info.persistence(save), info.role(), info.cluster(), info.version()];
+    let checks = [info.eviction(), info.persistence(save), info.role(), info.cluster(place), info.version()];
     Ok(checks.into_iter().flatten().collect())
 }
 
@@ -89,11 +127,9 @@ impl Info<'_> {
             .then(|| "This server is a replica and refuses writes: give the address of the primary".into())
     }
 
-    fn cluster(&self) -> Option<String> {
-        self.is("cluster_enabled", "1").then(|| {
-            "This is a node of a Redis Cluster, which is not supported: use a single primary with replicas"
-                .into()
-        })
+    fn cluster(&self, place: Place) -> Option<String> {
+        (place == Place::Alone && self.is("cluster_enabled", "1"))
+            .then(|| "This is a node of a Redis Cluster: use RedisStore::cluster".into())
     }
 
     fn version(&self) -> Option<String> {
@@ -130,7 +166,7 @@ mod tests {
 
     fn check(info: &str, save: Value) -> Vec<String> {
         let answers = [Value::SimpleString("PONG".into()), Value::Array(vec![]), bulk(info), save];
-        warnings(&answers).unwrap()
+        warnings(&answers, Place::Alone).unwrap()
     }
 
     fn saves(rules: &str) -> Value {

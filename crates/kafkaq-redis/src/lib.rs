@@ -1,10 +1,14 @@
 #![doc = include_str!("../README.md")]
 
 mod builder;
+mod cluster;
 mod failure;
 mod health;
 mod link;
+mod node;
 mod request;
+mod servers;
+mod slot;
 mod store;
 
 pub use builder::RedisStoreBuilder;

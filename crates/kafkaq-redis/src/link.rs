@@ -5,12 +5,18 @@
 //! ```
 //! A call makes at most one attempt to connect. Calls that wait meanwhile share its outcome, and failed attempts
 //! are spaced by a backoff that all calls share, so any number of callers means one attempt at a time.
+//!
+//! A link to a node of a cluster is impatient: while its node is known to be away, one call tries to connect and all
+//! others fail at once, so that what they have for other nodes needn't wait.
 
 use crate::failure::{self, Op};
 use kafkaq_core::Result;
 use redis::{AsyncConnectionConfig, Client, Pipeline, RedisError, Value, aio::MultiplexedConnection};
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -26,7 +32,7 @@ const WRITE_BUFFER: usize = 256 * 1024;
 /// An operation with the time by which it has to be answered.
 #[derive(Clone, Copy)]
 pub(crate) struct Call {
-    pub(crate) op: Op,
+    op: Op,
     started: Instant,
     limit: Duration,
 }
@@ -36,7 +42,12 @@ impl Call {
         Call { op, started: Instant::now(), limit }
     }
 
-    fn deadline(&self) -> Instant {
+    /// Another operation on the way to this one, by the same time.
+    pub(crate) fn to(self, op: Op) -> Self {
+        Call { op, ..self }
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
         self.started + self.limit
     }
 }
@@ -46,6 +57,9 @@ pub(crate) struct Link {
     address: String,
     config: AsyncConnectionConfig,
     state: Mutex<State>,
+    impatient: bool,
+    /// The last attempt to connect failed, or an answer didn't come in time.
+    away: AtomicBool,
     /// Held while connecting.
     dial: tokio::sync::Mutex<Dial>,
 }
@@ -86,7 +100,7 @@ impl Dial {
 }
 
 impl Link {
-    pub(crate) fn new(client: Client) -> Self {
+    pub(crate) fn new(client: Client, impatient: bool) -> Self {
         let address = client.get_connection_info().addr().to_string();
         // The limits of the redis crate don't know of the other half of the call, so ours stand around both.
         let config = AsyncConnectionConfig::new()
@@ -94,7 +108,15 @@ impl Link {
             .set_response_timeout(None)
             .set_pipeline_buffer_size(SEND_QUEUE)
             .set_write_backpressure_boundary(WRITE_BUFFER);
-        Link { client, address, config, state: Mutex::new(State::Down), dial: tokio::sync::Mutex::default() }
+        Link {
+            client,
+            address,
+            config,
+            state: Mutex::new(State::Down),
+            impatient,
+            away: AtomicBool::new(false),
+            dial: tokio::sync::Mutex::default(),
+        }
     }
 
     pub(crate) fn address(&self) -> &str {
@@ -120,7 +142,10 @@ impl Link {
             }
             Ok(Err(e)) => failure::broken(call.op, &self.address, e),
             // Nobody can tell a slow server from one that has vanished behind an open connection.
-            Err(_) => failure::timed_out(call.op, &self.address, call.limit),
+            Err(_) => {
+                self.away.store(true, Relaxed);
+                failure::timed_out(call.op, &self.address, call.limit)
+            }
         };
         self.hang_up(up.number, &error);
         Err(error)
@@ -146,26 +171,35 @@ impl Link {
     async fn connect(&self, call: Call) -> Result<Up> {
         let failed = |source| failure::not_connected(call.op, &self.address, source);
         let late = |_elapsed| failed(None);
-        let mut dial = timeout_at(call.deadline(), self.dial.lock()).await.map_err(late)?;
+        let hurry = self.impatient && self.away.load(Relaxed);
+        let mut dial = match self.dial.try_lock() {
+            Ok(dial) => dial,
+            Err(_) if hurry => return Err(failed(None)),
+            Err(_) => timeout_at(call.deadline(), self.dial.lock()).await.map_err(late)?,
+        };
         if let Some(up) = self.up(call.op)? {
             return Ok(up);
         }
-        if let Some(last) = dial.last_failure.as_ref().filter(|last| last.at >= call.started) {
+        let not_before = dial.not_before().filter(|moment| *moment > Instant::now());
+        let answered = |last: &&Failure| last.at >= call.started || (hurry && not_before.is_some());
+        if let Some(last) = dial.last_failure.as_ref().filter(answered) {
             return Err(failed(last.source.clone()));
         }
-        if let Some(not_before) = dial.not_before() {
+        if let Some(not_before) = not_before {
             timeout_at(call.deadline(), sleep_until(not_before)).await.map_err(late)?;
         }
         let connecting = self.client.get_multiplexed_async_connection_with_config(&self.config);
         let source = match timeout_at(call.deadline(), connecting).await {
             Ok(Ok(connection)) => {
                 let up = Up { connection, number: dial.connected };
+                self.away.store(false, Relaxed);
                 *dial = Dial { connected: dial.connected + 1, ..Dial::default() };
                 return self.put_up(call.op, up);
             }
             Ok(Err(e)) => Some(e),
             Err(_elapsed) => None,
         };
+        self.away.store(true, Relaxed);
         dial.failures = dial.failures.saturating_add(1);
         dial.last_failure = Some(Failure { at: Instant::now(), source: source.clone() });
         Err(failed(source))

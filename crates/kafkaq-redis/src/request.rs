@@ -2,15 +2,17 @@
 //!
 //! A swap that expects nothing is one `SET NX GET`, which costs Redis half as much as the script. All others go
 //! through the script, many keys a call. Everything of one batch is one pipeline: one write, one wait.
+//!
+//! In a cluster a command is for one slot, and keys seldom share one: there each key has a command of its own.
 
 use crate::failure::{self, Op};
 use bytes::Bytes;
 use kafkaq_core::{Key, Result, Swap, Swapped};
-use redis::{Cmd, Pipeline, RedisWrite, Script, ToRedisArgs, Value};
+use redis::{Cmd, Pipeline, RedisWrite, Script, ServerError, ToRedisArgs, Value};
 use std::{io::Write, sync::LazyLock, time::Duration};
 
 /// Keys a script or an `MGET` handles at once: half a millisecond during which Redis serves nobody else.
-const CHUNK: usize = 128;
+pub(crate) const CHUNK: usize = 128;
 
 const SCRIPT: &str = include_str!("swap.lua");
 static SCRIPT_HASH: LazyLock<String> = LazyLock::new(|| Script::new(SCRIPT).get_hash().to_owned());
@@ -49,6 +51,32 @@ pub(crate) enum How {
     ByText,
 }
 
+/// How to send a part of a batch.
+#[derive(Clone, Copy)]
+pub(crate) struct Way {
+    pub(crate) how: How,
+    pub(crate) keys_a_command: usize,
+}
+
+/// A part of a batch on its way to one server.
+pub(crate) trait Request: Sized + Send + Sync {
+    /// What the caller's batch consists of.
+    type Item: Sync;
+    /// What becomes of one.
+    type Outcome: Clone + Send;
+    const OP: Op;
+
+    fn key(item: &Self::Item) -> &Key;
+
+    /// The items at these places of the batch.
+    fn new(prefix: &str, items: &[Self::Item], places: &[usize], way: Way) -> Self;
+
+    fn commands(&self) -> &Pipeline;
+
+    /// Writes the outcomes to their places. A place without one was not answered, or is among what is left.
+    fn settle(self, answers: Vec<Value>, outcomes: &mut [Option<Result<Self::Outcome>>]) -> Leftover;
+}
+
 /// What a command of the pipeline carries: places in the caller's batch.
 enum Part {
     Create(usize),
@@ -57,8 +85,15 @@ enum Part {
 
 /// Swaps on their way.
 pub(crate) struct Swaps {
-    pub(crate) commands: Pipeline,
+    commands: Pipeline,
     parts: Vec<Part>,
+}
+
+/// Reads on their way.
+pub(crate) struct Reads {
+    commands: Pipeline,
+    /// Places in the caller's batch, a command each.
+    parts: Vec<Vec<usize>>,
 }
 
 /// What the answers leave to do.
@@ -66,13 +101,23 @@ pub(crate) struct Swaps {
 pub(crate) struct Leftover {
     /// Swaps that certainly did not happen and need the script's text.
     pub(crate) again: Vec<usize>,
+    /// What certainly did not happen because another server has the key, as the refusal tells.
+    pub(crate) redirected: Vec<(usize, ServerError)>,
     /// The server does not know `SET NX GET`.
     pub(crate) old_server: bool,
 }
 
-impl Swaps {
-    /// The swaps at these places of the batch.
-    pub(crate) fn new(prefix: &str, swaps: &[Swap], places: &[usize], how: How) -> Self {
+impl Request for Swaps {
+    type Item = Swap;
+    type Outcome = Swapped;
+    const OP: Op = Op::SWAP;
+
+    fn key(swap: &Swap) -> &Key {
+        &swap.key
+    }
+
+    fn new(prefix: &str, swaps: &[Swap], places: &[usize], way: Way) -> Self {
+        let Way { how, keys_a_command } = way;
         let mut commands = Pipeline::with_capacity(places.len());
         let mut parts = Vec::with_capacity(places.len());
         let mut by_script = Vec::new();
@@ -85,18 +130,28 @@ impl Swaps {
                 _ => by_script.push(place),
             }
         }
-        for chunk in by_script.chunks(CHUNK) {
+        for chunk in by_script.chunks(keys_a_command) {
             commands.add_command(run_script(prefix, swaps, chunk, how));
             parts.push(Part::Script(chunk.to_vec()));
         }
         Swaps { commands, parts }
     }
 
-    /// Writes the outcomes to their places. A place without one was not answered.
-    pub(crate) fn settle(self, answers: Vec<Value>, outcomes: &mut [Option<Result<Swapped>>]) -> Leftover {
+    fn commands(&self) -> &Pipeline {
+        &self.commands
+    }
+
+    fn settle(self, answers: Vec<Value>, outcomes: &mut [Option<Result<Swapped>>]) -> Leftover {
         let mut left = Leftover::default();
         for (part, answer) in self.parts.into_iter().zip(answers) {
             match (part, answer) {
+                (part, Value::ServerError(e)) if failure::is_redirect(&e) => {
+                    let places = match part {
+                        Part::Create(place) => vec![place],
+                        Part::Script(places) => places,
+                    };
+                    left.redirected.extend(places.into_iter().map(|place| (place, e.clone())));
+                }
                 (Part::Create(place), Value::ServerError(e)) if failure::is_syntax_error(&e) => {
                     left.again.push(place);
                     left.old_server = true;
@@ -189,44 +244,59 @@ pub(crate) fn try_script() -> Cmd {
     run_script("", &[], &[], How::ByText)
 }
 
-/// The reads of these keys.
-pub(crate) fn reads(prefix: &str, keys: &[Key]) -> Pipeline {
-    let mut commands = Pipeline::with_capacity(keys.len().div_ceil(CHUNK));
-    for chunk in keys.chunks(CHUNK) {
-        let size = chunk.iter().map(|key| prefix.len() + key.as_str().len()).sum::<usize>();
-        let mut cmd = Cmd::with_capacity(1 + chunk.len(), size + 8);
-        cmd.arg("MGET");
-        chunk.iter().for_each(|key| {
-            cmd.arg(Prefixed(prefix, key));
-        });
-        commands.add_command(cmd);
-    }
-    commands
-}
+impl Request for Reads {
+    type Item = Key;
+    type Outcome = Option<Bytes>;
+    const OP: Op = Op::READ;
 
-/// The outcomes of [`reads`], one a key.
-pub(crate) fn read(keys: &[Key], answers: Vec<Value>) -> Vec<Result<Option<Bytes>>> {
-    let mut outcomes = Vec::with_capacity(keys.len());
-    for (chunk, answer) in keys.chunks(CHUNK).zip(answers) {
-        match answer {
-            Value::Array(values) if values.len() == chunk.len() => {
-                outcomes.extend(values.into_iter().map(|value| match value {
-                    Value::Nil => Ok(None),
-                    Value::BulkString(value) => Ok(Some(value.into())),
-                    _ => Err(failure::strange(Op::READ)),
-                }));
-            }
-            Value::ServerError(e) => {
-                let error = failure::refused(Op::READ, &e);
-                outcomes.extend(chunk.iter().map(|_| Err(error.clone())));
-            }
-            _ => {
-                let error = failure::strange(Op::READ);
-                outcomes.extend(chunk.iter().map(|_| Err(error.clone())));
-            }
-        }
+    fn key(key: &Key) -> &Key {
+        key
     }
-    outcomes
+
+    fn new(prefix: &str, keys: &[Key], places: &[usize], way: Way) -> Self {
+        let parts: Vec<_> = places.chunks(way.keys_a_command).map(<[usize]>::to_vec).collect();
+        let mut commands = Pipeline::with_capacity(parts.len());
+        for part in &parts {
+            let size = part.iter().map(|&place| prefix.len() + keys[place].as_str().len()).sum::<usize>();
+            let mut cmd = Cmd::with_capacity(1 + part.len(), size + 8);
+            cmd.arg("MGET");
+            part.iter().for_each(|&place| {
+                cmd.arg(Prefixed(prefix, &keys[place]));
+            });
+            commands.add_command(cmd);
+        }
+        Reads { commands, parts }
+    }
+
+    fn commands(&self) -> &Pipeline {
+        &self.commands
+    }
+
+    fn settle(self, answers: Vec<Value>, outcomes: &mut [Option<Result<Option<Bytes>>>]) -> Leftover {
+        let mut left = Leftover::default();
+        for (places, answer) in self.parts.into_iter().zip(answers) {
+            let error = match answer {
+                Value::Array(values) if values.len() == places.len() => {
+                    for (place, value) in places.into_iter().zip(values) {
+                        outcomes[place] = Some(match value {
+                            Value::Nil => Ok(None),
+                            Value::BulkString(value) => Ok(Some(value.into())),
+                            _ => Err(failure::strange(Op::READ)),
+                        });
+                    }
+                    continue;
+                }
+                Value::ServerError(e) if failure::is_redirect(&e) => {
+                    left.redirected.extend(places.into_iter().map(|place| (place, e.clone())));
+                    continue;
+                }
+                Value::ServerError(e) => failure::refused(Op::READ, &e),
+                _ => failure::strange(Op::READ),
+            };
+            places.into_iter().for_each(|place| outcomes[place] = Some(Err(error.clone())));
+        }
+        left
+    }
 }
 
 #[cfg(test)]
@@ -262,8 +332,11 @@ mod tests {
         let mut batch = vec![swap(0, None, Some("a")), swap(1, Some("a"), None), swap(2, None, None)];
         batch.extend((3..200).map(|n| swap(n, Some("a"), Some("b"))));
         let all: Vec<usize> = (0..batch.len()).collect();
-        assert_eq!(Swaps::new("k/", &batch, &all, How::Fast).commands.len(), 1 + 2);
-        assert_eq!(Swaps::new("k/", &batch, &all, How::ByScript).commands.len(), 2);
+        let commands =
+            |how, keys_a_command| Swaps::new("k/", &batch, &all, Way { how, keys_a_command }).commands.len();
+        assert_eq!(commands(How::Fast, CHUNK), 1 + 2);
+        assert_eq!(commands(How::ByScript, CHUNK), 2);
+        assert_eq!(commands(How::Fast, 1), 200);
     }
 
     #[test]
@@ -288,7 +361,8 @@ mod tests {
     fn too_few_answers_leave_the_rest_without_an_outcome() {
         let batch = [swap(1, None, Some("a")), swap(2, None, Some("b"))];
         let mut outcomes = vec![None, None];
-        let left = Swaps::new("", &batch, &[0, 1], How::Fast).settle(vec![Value::Nil], &mut outcomes);
+        let way = Way { how: How::Fast, keys_a_command: CHUNK };
+        let left = Swaps::new("", &batch, &[0, 1], way).settle(vec![Value::Nil], &mut outcomes);
         assert!(left.again.is_empty());
         assert!(matches!(outcomes[..], [Some(Ok(Swapped::Done)), None]));
     }

@@ -1,102 +1,155 @@
-//! The store: the calls of the contract over a few links.
+//! The store: the calls of the contract over one server or a cluster.
 
 use crate::{
     RedisStoreBuilder,
     failure::{self, Op},
-    health,
-    link::{Call, Link},
-    request::{self, How, Leftover, Swaps},
+    health::{self, Place},
+    link::Call,
+    request::{How, Leftover, Reads, Request, Swaps, Way},
+    servers::{Open, Servers, Share},
+    slot::slot,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::join_all;
 use kafkaq_core::{Key, LeaseStore, Result, Swap, Swapped};
+use redis::Value;
 use std::{
     fmt,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::Duration,
 };
 
-/// kafkaq's leases in Redis or Valkey.
+/// How often a batch, or what is left of it, is sent: once as a rule, again with the script's text, again after a
+/// redirect. A key that is still redirected then is not done.
+const MAX_ROUNDS: usize = 6;
+
+/// kafkaq's leases in Redis or Valkey: one server, or a Redis Cluster.
 ///
 /// It connects when it is first used and again whenever a connection breaks, hangs, or turns out to lead to a
-/// replica.
+/// replica. In a cluster it follows slots to wherever they move; while a node is away, calls for its slots fail and
+/// all others go on.
 pub struct RedisStore {
     prefix: String,
     request_timeout: Duration,
-    links: Box<[Link]>,
-    next_link: AtomicUsize,
-    /// Since this server does not know `SET NX GET`. Stays on: the script works everywhere.
+    servers: Servers,
+    /// Since a server does not know `SET NX GET`. Stays on: the script works everywhere.
     by_script: AtomicBool,
 }
 
 impl RedisStore {
     /// Settings for the Redis at this URL: `redis://`, `rediss://` with the feature `tls`, or `unix://`.
     pub fn builder(url: impl Into<String>) -> RedisStoreBuilder {
-        RedisStoreBuilder::new(url.into())
+        RedisStoreBuilder::new(vec![url.into()], false)
     }
 
-    pub(crate) fn new(prefix: String, request_timeout: Duration, links: Box<[Link]>) -> Self {
-        RedisStore {
-            prefix,
-            request_timeout,
-            links,
-            next_link: AtomicUsize::new(0),
-            by_script: AtomicBool::new(false),
+    /// Settings for the Redis Cluster that these nodes belong to: `redis://`, or `rediss://` with the feature `tls`.
+    /// One suffices, more are for the case that it is away. User, password and certificates of the first are used
+    /// for all nodes that the cluster names.
+    pub fn cluster(urls: impl IntoIterator<Item = impl Into<String>>) -> RedisStoreBuilder {
+        RedisStoreBuilder::new(urls.into_iter().map(Into::into).collect(), true)
+    }
+
+    pub(crate) fn new(prefix: String, request_timeout: Duration, servers: Servers) -> Self {
+        RedisStore { prefix, request_timeout, servers, by_script: AtomicBool::new(false) }
+    }
+
+    fn call(&self, op: Op) -> Call {
+        Call::new(op, self.request_timeout)
+    }
+
+    /// Sends a batch to whom it concerns, all parts at once, and what must be sent again until it is done.
+    async fn run<R: Request>(&self, items: &[R::Item]) -> Vec<Result<R::Outcome>> {
+        let call = self.call(R::OP);
+        let mut outcomes = vec![None; items.len()];
+        let mut open = Open::all(items.len());
+        let mut how = if self.by_script.load(Relaxed) { How::ByScript } else { How::Fast };
+        for _ in 0..MAX_ROUNDS {
+            if open.is_empty() {
+                break;
+            }
+            if let Err(e) = self.servers.ready(call).await {
+                open.into_places().for_each(|place| outcomes[place] = Some(Err(e.clone())));
+                open = Open::default();
+                break;
+            }
+            let way = Way { how, keys_a_command: self.servers.keys_a_command() };
+            let place_slot = |place: usize| slot(&self.prefix, R::key(&items[place]).as_str());
+            let (shares, homeless) = self.servers.share(open, place_slot);
+            homeless.into_iter().for_each(|place| outcomes[place] = Some(Err(failure::homeless(R::OP))));
+            let requests = shares.into_iter().map(|share| {
+                let request = R::new(&self.prefix, items, &share.places, way);
+                send(call, share, request)
+            });
+            open = Open::default();
+            for (share, answers) in join_all(requests.collect::<Vec<_>>()).await {
+                match answers {
+                    Ok((request, answers)) => {
+                        let left = request.settle(answers, &mut outcomes);
+                        self.take::<R>(left, &share, &mut open, &mut outcomes);
+                    }
+                    Err(e) => {
+                        self.servers.doubt();
+                        share.places.iter().for_each(|&place| outcomes[place] = Some(Err(e.clone())));
+                    }
+                }
+            }
+            // What is sent again needs the script's text, or can't be harmed by it.
+            how = How::ByText;
+        }
+        open.into_places().for_each(|place| outcomes[place] = Some(Err(failure::homeless(R::OP))));
+        outcomes.into_iter().map(|o| o.unwrap_or_else(|| Err(failure::strange(R::OP)))).collect()
+    }
+
+    /// What the answers of a share leave to do.
+    fn take<R: Request>(
+        &self,
+        left: Leftover,
+        share: &Share,
+        open: &mut Open,
+        outcomes: &mut [Option<Result<R::Outcome>>],
+    ) {
+        if left.old_server {
+            self.by_script.store(true, Relaxed);
+        }
+        open.places.extend(left.again);
+        for (place, refusal) in left.redirected {
+            if !self.servers.redirect(&share.node, place, &refusal, open) {
+                outcomes[place] = Some(Err(failure::refused(R::OP, &refusal)));
+            }
         }
     }
+}
 
-    fn link(&self) -> &Link {
-        &self.links[self.next_link.fetch_add(1, Relaxed) % self.links.len()]
-    }
+async fn send<R: Request>(call: Call, share: Share, request: R) -> (Share, Result<(R, Vec<Value>)>) {
+    let answers = share.send(call, request.commands()).await;
+    (share, answers.map(|answers| (request, answers)))
 }
 
 #[async_trait]
 impl LeaseStore for RedisStore {
     async fn get(&self, keys: &[Key]) -> Vec<Result<Option<Bytes>>> {
-        if keys.is_empty() {
-            return Vec::new();
-        }
-        let call = Call::new(Op::READ, self.request_timeout);
-        match self.link().send(call, &request::reads(&self.prefix, keys)).await {
-            Ok(answers) => request::read(keys, answers),
-            Err(e) => vec![Err(e); keys.len()],
-        }
+        self.run::<Reads>(keys).await
     }
 
     async fn swap(&self, swaps: &[Swap]) -> Vec<Result<Swapped>> {
-        let call = Call::new(Op::SWAP, self.request_timeout);
-        let link = self.link();
-        let mut outcomes = vec![None; swaps.len()];
-        let mut open: Vec<usize> = (0..swaps.len()).collect();
-        let mut how = if self.by_script.load(Relaxed) { How::ByScript } else { How::Fast };
-        while !open.is_empty() {
-            let request = Swaps::new(&self.prefix, swaps, &open, how);
-            match link.send(call, &request.commands).await {
-                Ok(answers) => {
-                    let Leftover { again, old_server } = request.settle(answers, &mut outcomes);
-                    if old_server {
-                        self.by_script.store(true, Relaxed);
-                    }
-                    // By text, a script can't be unknown: there is no third round.
-                    open = if how == How::ByText { Vec::new() } else { again };
-                    how = How::ByText;
-                }
-                Err(e) => {
-                    open.drain(..).for_each(|place| outcomes[place] = Some(Err(e.clone())));
-                }
-            }
-        }
-        outcomes.into_iter().map(|o| o.unwrap_or_else(|| Err(failure::strange(Op::SWAP)))).collect()
+        self.run::<Swaps>(swaps).await
     }
 
     async fn check(&self) -> Result<Vec<String>> {
-        let call = Call::new(Op::CHECK, self.request_timeout);
-        let answers = self.link().send(call, &health::questions()).await?;
-        health::warnings(&answers)
+        let call = self.call(Op::CHECK);
+        self.servers.ready(call).await?;
+        match &self.servers {
+            Servers::One(node) => {
+                let answers = node.send(call, &health::questions()).await?;
+                health::warnings(&answers, Place::Alone)
+            }
+            Servers::Cluster(cluster) => health::of_cluster(cluster, call).await,
+        }
     }
 
     async fn close(&self) -> Result<()> {
-        self.links.iter().for_each(Link::close);
+        self.servers.close();
         Ok(())
     }
 }
@@ -104,10 +157,9 @@ impl LeaseStore for RedisStore {
 impl fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisStore")
-            .field("address", &self.links.first().map(Link::address))
+            .field("addresses", &self.servers.addresses())
             .field("prefix", &self.prefix)
             .field("request_timeout", &self.request_timeout)
-            .field("connections", &self.links.len())
             .finish_non_exhaustive()
     }
 }

@@ -18,9 +18,17 @@ const PING_LIMIT: Duration = Duration::from_secs(2);
 pub(super) struct Recipe {
     pub(super) image: &'static str,
     pub(super) env: Vec<(String, String)>,
-    /// The container listens on the port that it has outside, so that an address means the same on both sides.
-    pub(super) port: u16,
     pub(super) args: Vec<String>,
+}
+
+/// How a container is reached. It listens on the ports that it has outside, so that an address means the same on both
+/// sides; nodes of a cluster share one network, so that it means the same among them as well.
+#[derive(Debug)]
+pub(super) enum Network {
+    /// Its own, with these ports published on the loopback.
+    Publish(Vec<u16>),
+    /// That of the container of this name.
+    Of(String),
 }
 
 /// Whether servers are started as containers; looked up once.
@@ -52,24 +60,28 @@ fn engine_answers() -> bool {
 }
 
 /// Starts the container of this name if there is one, and makes it otherwise; returns its id.
-pub(super) fn start(name: &str, recipe: &Recipe) -> Result<String> {
+pub(super) fn start(name: &str, recipe: &Recipe, network: &Network) -> Result<String> {
     if docker(&["start", name]).is_err() {
         // Apart from `run`, so that the first download shows its progress and can be interrupted.
         if docker(&["image", "inspect", recipe.image]).is_err() {
             run(Command::new("docker").args(["pull", recipe.image]).stdout(std::io::stderr()))
                 .with_context(|| format!("cannot fetch the image {}", recipe.image))?;
         }
-        docker(&recipe.create(name))?;
+        docker(&recipe.create(name, network))?;
     }
     docker(&["inspect", "--format", "{{.Id}}", name])
 }
 
 impl Recipe {
-    fn create(&self, name: &str) -> Vec<String> {
-        let port = self.port;
-        let fixed = ["run", "--detach", "--label", "kafkaq", "--name", name, "--publish"];
+    fn create(&self, name: &str, network: &Network) -> Vec<String> {
+        let fixed = ["run", "--detach", "--label", "kafkaq", "--name", name];
         let mut args: Vec<String> = fixed.map(str::to_owned).into();
-        args.push(format!("127.0.0.1:{port}:{port}"));
+        match network {
+            Network::Publish(ports) => args.extend(
+                ports.iter().flat_map(|port| ["--publish".to_owned(), format!("127.0.0.1:{port}:{port}")]),
+            ),
+            Network::Of(other) => args.extend(["--network".to_owned(), format!("container:{other}")]),
+        }
         args.extend(
             self.env.iter().flat_map(|(name, value)| ["--env".to_owned(), format!("{name}={value}")]),
         );
@@ -129,11 +141,18 @@ mod tests {
     #[test]
     fn a_container_is_published_on_the_loopback_only() {
         let env = vec![("A".to_owned(), "b c".to_owned())];
-        let recipe = Recipe { image: "redis:7", env, port: 20_001, args: vec!["redis-server".to_owned()] };
+        let recipe = Recipe { image: "redis:7", env, args: vec!["redis-server".to_owned()] };
         assert_eq!(
-            recipe.create("kafkaq-redis-20001").join("|"),
+            recipe.create("kafkaq-redis-20001", &Network::Publish(vec![20_001])).join("|"),
             "run|--detach|--label|kafkaq|--name|kafkaq-redis-20001|--publish|127.0.0.1:20001:20001\
              |--env|A=b c|redis:7|redis-server"
         );
+    }
+
+    #[test]
+    fn further_nodes_of_a_cluster_share_the_network_of_the_first() {
+        let recipe = Recipe { image: "redis:7", env: Vec::new(), args: Vec::new() };
+        let args = recipe.create("second", &Network::Of("first".to_owned())).join(" ");
+        assert!(args.contains("--network container:first") && !args.contains("--publish"), "{args}");
     }
 }

@@ -9,9 +9,23 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 
 use super::docker::Recipe;
-use super::{ASK_LIMIT, free_port, loopback};
+use super::node::data;
+use super::ports::{Ports, loopback};
+use super::{ASK_LIMIT, Kind};
 use crate::command::{capture, run};
 use crate::prerequisites::{JAVA, MAVEN, Tool};
+
+pub(super) static KIND: Kind = Kind {
+    name: "kafka",
+    env_var: "KAFKAQ_TEST_KAFKA",
+    scheme: "",
+    nodes: 1,
+    tools,
+    native,
+    container,
+    answers,
+    join: |_| Ok(()),
+};
 
 const VERSION: &str = "4.3.1";
 const IMAGE: &str = "apache/kafka:4.3.1";
@@ -43,8 +57,9 @@ const SETTINGS: &[(&str, &str)] = &[
     ("group.consumer.heartbeat.interval.ms", "500"),
 ];
 
-fn settings(listen: &str, port: u16, controller: u16) -> Vec<(String, String)> {
+fn settings(listen: &str, ports: Ports) -> Vec<(String, String)> {
     let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+    let Ports { client: port, peer: controller } = ports;
     let mut settings: Vec<_> = SETTINGS.iter().map(own).collect();
     let mut add = |name: &str, value: String| settings.push((name.to_owned(), value));
     add("listeners", format!("PLAINTEXT://{listen}:{port},CONTROLLER://127.0.0.1:{controller}"));
@@ -55,7 +70,7 @@ fn settings(listen: &str, port: u16, controller: u16) -> Vec<(String, String)> {
 }
 
 /// Maven only until Kafka has been fetched.
-pub(super) fn tools() -> Vec<Tool> {
+fn tools() -> Vec<Tool> {
     let mut tools = vec![JAVA];
     if !is_fetched() {
         tools.push(MAVEN);
@@ -63,13 +78,12 @@ pub(super) fn tools() -> Vec<Tool> {
     tools
 }
 
-pub(super) fn native(dir: &Path, port: u16) -> Result<Command> {
+fn native(dir: &Path, ports: Ports) -> Result<Command> {
     let libs = fetch()?;
     let properties = dir.join("server.properties");
-    let data = dir.join("data");
-    // Data that is there stays, and so does the controller's port, which it remembers.
+    let data = data(dir);
     if !data.join("meta.properties").exists() {
-        let mut settings = settings("127.0.0.1", port, free_port()?);
+        let mut settings = settings("127.0.0.1", ports);
         settings.push(("log.dirs".to_owned(), data.display().to_string()));
         let lines = settings.iter().map(|(name, value)| format!("{name}={value}\n"));
         fs::write(&properties, lines.collect::<String>())?;
@@ -92,14 +106,12 @@ fn java(libs: &Path) -> Command {
     command
 }
 
-pub(super) fn container(port: u16) -> Recipe {
-    // The controller is seen by nobody outside, so any other port does.
-    let controller = if port == 9093 { 9094 } else { 9093 };
+fn container(ports: Ports) -> Recipe {
     let as_env =
         |(name, value): (String, String)| (format!("KAFKA_{}", name.to_uppercase().replace('.', "_")), value);
-    let mut env: Vec<_> = settings("0.0.0.0", port, controller).into_iter().map(as_env).collect();
+    let mut env: Vec<_> = settings("0.0.0.0", ports).into_iter().map(as_env).collect();
     env.push(("KAFKA_HEAP_OPTS".to_owned(), HEAP.join(" ")));
-    Recipe { image: IMAGE, env, port, args: Vec::new() }
+    Recipe { image: IMAGE, env, args: Vec::new() }
 }
 
 /// Where Kafka's libraries lie; one folder for all that is started in this workspace.
@@ -143,7 +155,7 @@ fn fetch() -> Result<PathBuf> {
 }
 
 /// Whether the node serves clients: it names itself in its metadata only when the controller has let it in.
-pub(super) fn answers(port: u16) -> Result<bool> {
+fn answers(port: u16) -> Result<bool> {
     // Version 1 of a Metadata request without topics: api key, version, correlation id, client id, topics.
     const REQUEST: [u8; 19] = *b"\0\x03\0\x01\0\0\0\x07\0\x05xtask\0\0\0\0";
     let mut stream = TcpStream::connect_timeout(&loopback(port), ASK_LIMIT)?;
@@ -163,7 +175,7 @@ mod tests {
 
     #[test]
     fn the_container_gets_the_same_settings_as_the_native_server() {
-        let recipe = container(20_001);
+        let recipe = container(Ports { client: 20_001, peer: 20_002 });
         let value = |name: &str| recipe.env.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str());
         assert_eq!(value("KAFKA_GROUP_CONSUMER_MIN_SESSION_TIMEOUT_MS"), Some("1000"));
         assert_eq!(value("KAFKA_ADVERTISED_LISTENERS"), Some("PLAINTEXT://127.0.0.1:20001"));

@@ -8,31 +8,53 @@ use std::process::Command;
 use anyhow::Result;
 
 use super::docker::Recipe;
-use super::{ASK_LIMIT, loopback};
+use super::node::data;
+use super::ports::{Ports, loopback};
+use super::{ASK_LIMIT, Kind};
+use crate::prerequisites;
+
+pub(super) static KIND: Kind = Kind {
+    name: "redis",
+    env_var: "KAFKAQ_TEST_REDIS",
+    scheme: "redis://",
+    nodes: 1,
+    tools: || vec![prerequisites::REDIS],
+    native,
+    container,
+    answers,
+    join: |_| Ok(()),
+};
 
 fn args(port: u16) -> Vec<String> {
     ["--port", &port.to_string(), "--save", "", "--appendonly", "no"].map(str::to_owned).into()
 }
 
-pub(super) fn native(dir: &Path, port: u16) -> Result<Command> {
+pub(super) fn native(dir: &Path, ports: Ports) -> Result<Command> {
     let mut command = Command::new("redis-server");
-    command.args(args(port)).args(["--bind", "127.0.0.1", "--dir"]).arg(dir.join("data"));
+    command.args(args(ports.client)).args(["--bind", "127.0.0.1", "--dir"]).arg(data(dir));
     Ok(command)
 }
 
-pub(super) fn container(port: u16) -> Recipe {
+pub(super) fn container(ports: Ports) -> Recipe {
     let mut command = vec!["redis-server".to_owned()];
-    command.extend(args(port));
+    command.extend(args(ports.client));
     // Inside, the published port is reached from another address than the loopback's.
     command.extend(["--protected-mode".to_owned(), "no".to_owned()]);
-    Recipe { image: "redis:7", env: Vec::new(), port, args: command }
+    Recipe { image: "redis:7", env: Vec::new(), args: command }
 }
 
 pub(super) fn answers(port: u16) -> Result<bool> {
+    Ok(ask(port, "PING")? == "+PONG")
+}
+
+/// What the server answers to a command of one line.
+pub(super) fn ask(port: u16, command: &str) -> Result<String> {
     let mut stream = TcpStream::connect_timeout(&loopback(port), ASK_LIMIT)?;
     stream.set_read_timeout(Some(ASK_LIMIT))?;
-    stream.write_all(b"PING\r\n")?;
-    let mut answer = [0; 7];
-    stream.read_exact(&mut answer)?;
-    Ok(&answer == b"+PONG\r\n")
+    // The server hangs up after its answers, the last of which is to QUIT.
+    stream.write_all(format!("{command}\r\nQUIT\r\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let answer = answer.trim_end();
+    Ok(answer.strip_suffix("+OK").unwrap_or(answer).trim_end().to_owned())
 }

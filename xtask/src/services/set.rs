@@ -36,11 +36,11 @@ impl Services {
         let dir = self.dir.join(service.name());
         if let Some(server) = Server::find(service, &dir)
             && server.is_running()
-            && service.answers(server.port)
+            && server.answers()
         {
             return Ok(server.url());
         }
-        let server = service.start_in(dir, None, Group::Own)?;
+        let server = Server::start(service, &dir, None, Group::Own)?;
         let url = server.url();
         server.keep_running();
         Ok(url)
@@ -63,17 +63,9 @@ impl Services {
     /// What there is to say about each of `which`, in the same order.
     #[must_use]
     pub fn status(&self, which: &[Service]) -> Vec<String> {
-        let status = |&service: &Service| match Server::find(service, &self.dir.join(service.name())) {
+        let status = |service: &Service| match Server::find(*service, &self.dir.join(service.name())) {
             None => "down".to_owned(),
-            Some(server) => {
-                let (url, log) = (server.url(), server.log());
-                match &server.instance {
-                    Some(it) if !it.is_running() => format!("died ({it}); its log: {}", log.display()),
-                    Some(it) if service.answers(server.port) => format!("up at {url} ({it})"),
-                    Some(it) => format!("does not answer at {url} ({it}); its log: {}", log.display()),
-                    None => "down".to_owned(),
-                }
-            }
+            Some(server) => server.status(),
         };
         which.iter().map(status).collect()
     }

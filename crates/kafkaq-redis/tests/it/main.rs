@@ -5,10 +5,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod access;
+mod cluster;
 mod failures;
 mod proxy;
 mod server;
 mod swaps;
+mod target;
 #[cfg(feature = "tls")]
 mod tls;
 
@@ -40,6 +42,10 @@ fn replace(key: &Key, expect: &'static str, value: &'static str) -> Swap {
 
 fn value(text: &'static str) -> Option<Bytes> {
     Some(Bytes::from_static(text.as_bytes()))
+}
+
+fn sleep_now(millis: u64) {
+    std::thread::sleep(Duration::from_millis(millis));
 }
 
 async fn sleep(millis: u64) {

@@ -78,13 +78,12 @@ impl Server {
 
     /// One command over a connection of its own, for setting things up.
     pub(crate) fn ask(&self, words: &[&str]) -> redis::Value {
-        self.ask_at(&self.url(), words)
+        self.try_ask(words).unwrap()
     }
 
-    pub(crate) fn ask_at(&self, url: &str, words: &[&str]) -> redis::Value {
-        let mut connection = redis::Client::open(url).unwrap().get_connection().unwrap();
-        let mut command = redis::cmd(words[0]);
-        command.arg(&words[1..]).query(&mut connection).unwrap()
+    pub(crate) fn try_ask(&self, words: &[&str]) -> redis::RedisResult<redis::Value> {
+        let mut connection = redis::Client::open(self.url())?.get_connection()?;
+        redis::cmd(words[0]).arg(&words[1..]).query(&mut connection)
     }
 }
 

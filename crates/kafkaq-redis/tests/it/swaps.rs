@@ -1,11 +1,46 @@
-//! What swaps and reads promise.
+//! What swaps and reads promise, on a single server as on a cluster.
 
-use crate::{create, key, keys, proxy::Mode, proxy::Proxy, replace, server::Server, sleep, store, value};
+use crate::{
+    create, key, keys, proxy::Mode, proxy::Proxy, replace, server::Server, sleep, target::Target, value,
+};
 use bytes::Bytes;
 use kafkaq_core::{Error, ErrorKind, Key, LeaseStore, Swap, Swapped};
 use kafkaq_redis::RedisStore;
 use redis::Value;
 use std::{sync::Arc, time::Duration};
+
+/// Each case twice: on a server and on a cluster of its own.
+macro_rules! on_both {
+    ($($case:ident),* $(,)?) => {
+        mod single {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                super::$case(super::Target::single()).await;
+            })*
+        }
+        mod cluster {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                super::$case(super::Target::cluster()).await;
+            })*
+        }
+    };
+}
+
+on_both! {
+    of_64_concurrent_creates_one_wins,
+    no_increment_of_a_contended_counter_is_lost,
+    a_conflict_brings_the_current_value_and_changes_nothing,
+    a_matching_swap_replaces_deletes_or_confirms_nothing,
+    a_value_lives_as_long_as_its_ttl_and_not_for_ever,
+    a_swap_replaces_the_ttl_and_none_means_for_ever,
+    a_batch_of_1000_has_its_outcomes_in_order,
+    a_batch_of_one_and_of_none,
+    keys_and_values_at_their_limits,
+    two_prefixes_are_two_stores,
+    a_foreign_value_fails_its_own_key_only,
+    a_flushed_script_cache_goes_unnoticed,
+}
 
 async fn one(store: &RedisStore, swap: Swap) -> Result<Swapped, Error> {
     store.swap(&[swap]).await.pop().unwrap()
@@ -19,10 +54,8 @@ fn full_name(key: &Key) -> String {
     format!("kafkaq/{key}")
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn of_64_concurrent_creates_one_wins() {
-    let server = Server::start();
-    let store = Arc::new(store(&server));
+async fn of_64_concurrent_creates_one_wins(target: Target) {
+    let store = Arc::new(target.store());
     let k = key("contended");
     let tries: Vec<_> = (0..64)
         .map(|n: u32| {
@@ -44,12 +77,10 @@ async fn of_64_concurrent_creates_one_wins() {
     assert!(seen.iter().all(|v| *v == winners[0]));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn no_increment_of_a_contended_counter_is_lost() {
+async fn no_increment_of_a_contended_counter_is_lost(target: Target) {
     const TASKS: usize = 8;
     const TIMES: usize = 50;
-    let server = Server::start();
-    let store = Arc::new(RedisStore::builder(server.url()).connections(4).build().unwrap());
+    let store = Arc::new(target.builder().connections(4).build().unwrap());
     let k = key("counter");
     one(&store, create(&k, "0")).await.unwrap();
     let tasks: Vec<_> = (0..TASKS)
@@ -76,10 +107,8 @@ async fn no_increment_of_a_contended_counter_is_lost() {
     assert_eq!(read(&store, &k).await, Some((TASKS * TIMES).to_string().into()));
 }
 
-#[tokio::test]
-async fn a_conflict_brings_the_current_value_and_changes_nothing() {
-    let server = Server::start();
-    let store = store(&server);
+async fn a_conflict_brings_the_current_value_and_changes_nothing(target: Target) {
+    let store = target.store();
     let (there, missing) = (key("there"), key("missing"));
     assert_eq!(one(&store, create(&there, "a")).await.unwrap(), Swapped::Done);
     let delete = |k: &Key, expect: &'static str| Swap::new(k.clone(), value(expect), None, None);
@@ -97,10 +126,8 @@ async fn a_conflict_brings_the_current_value_and_changes_nothing() {
     assert_eq!(read(&store, &missing).await, None);
 }
 
-#[tokio::test]
-async fn a_matching_swap_replaces_deletes_or_confirms_nothing() {
-    let server = Server::start();
-    let store = store(&server);
+async fn a_matching_swap_replaces_deletes_or_confirms_nothing(target: Target) {
+    let store = target.store();
     let k = key("a");
     for (expect, new) in [(None, None), (None, value("1")), (value("1"), value("2")), (value("2"), None)] {
         let swap = Swap::new(k.clone(), expect, new.clone(), None);
@@ -109,10 +136,8 @@ async fn a_matching_swap_replaces_deletes_or_confirms_nothing() {
     }
 }
 
-#[tokio::test]
-async fn a_value_lives_as_long_as_its_ttl_and_not_for_ever() {
-    let server = Server::start();
-    let store = store(&server);
+async fn a_value_lives_as_long_as_its_ttl_and_not_for_ever(target: Target) {
+    let store = target.store();
     let (created, swapped) = (key("created"), key("swapped"));
     one(&store, create(&swapped, "a")).await.unwrap();
     let ttl = Some(Duration::from_millis(400));
@@ -128,12 +153,10 @@ async fn a_value_lives_as_long_as_its_ttl_and_not_for_ever() {
     assert_eq!((read(&store, &created).await, read(&store, &swapped).await), (None, None));
 }
 
-#[tokio::test]
-async fn a_swap_replaces_the_ttl_and_none_means_for_ever() {
-    let server = Server::start();
-    let store = store(&server);
+async fn a_swap_replaces_the_ttl_and_none_means_for_ever(target: Target) {
+    let store = target.store();
     let k = key("a");
-    let left = |k: &Key| match server.ask(&["PTTL", &full_name(k)]) {
+    let left = |k: &Key| match target.ask(&["PTTL", &full_name(k)]) {
         Value::Int(left) => left,
         other => panic!("{other:?}"),
     };
@@ -179,16 +202,12 @@ async fn check_mixed(store: &RedisStore, n: usize) {
     }
 }
 
-#[tokio::test]
-async fn a_batch_of_1000_has_its_outcomes_in_order() {
-    let server = Server::start();
-    check_mixed(&store(&server), 1000).await;
+async fn a_batch_of_1000_has_its_outcomes_in_order(target: Target) {
+    check_mixed(&target.store(), 1000).await;
 }
 
-#[tokio::test]
-async fn a_batch_of_one_and_of_none() {
-    let server = Server::start();
-    let store = store(&server);
+async fn a_batch_of_one_and_of_none(target: Target) {
+    let store = target.store();
     check_mixed(&store, 1).await;
     assert!(store.swap(&[]).await.is_empty());
     assert!(store.get(&[]).await.is_empty());
@@ -208,10 +227,8 @@ async fn a_server_without_set_nx_get_is_served_by_the_script() {
     assert_eq!(proxy.spoilt(), spoilt, "it was tried again");
 }
 
-#[tokio::test]
-async fn keys_and_values_at_their_limits() {
-    let server = Server::start();
-    let store = store(&server);
+async fn keys_and_values_at_their_limits(target: Target) {
+    let store = target.store();
     // Every byte of the id is escaped as three: the longest key that the core makes.
     let space = kafkaq_core::Keyspace::new(&"q".repeat(120), &"g".repeat(60)).unwrap();
     let long = Key::task(&space, &kafkaq_core::TaskId::new("%".repeat(128)).unwrap());
@@ -235,10 +252,8 @@ async fn keys_and_values_at_their_limits() {
     }
 }
 
-#[tokio::test]
-async fn two_prefixes_are_two_stores() {
-    let server = Server::start();
-    let [a, b] = ["a/", "b/"].map(|p| RedisStore::builder(server.url()).prefix(p).build().unwrap());
+async fn two_prefixes_are_two_stores(target: Target) {
+    let [a, b] = ["a/", "b/"].map(|p| target.builder().prefix(p).build().unwrap());
     let k = key("same");
     assert_eq!(one(&a, create(&k, "a")).await.unwrap(), Swapped::Done);
     assert_eq!(read(&b, &k).await, None);
@@ -246,12 +261,10 @@ async fn two_prefixes_are_two_stores() {
     assert_eq!(read(&a, &k).await, value("a"));
 }
 
-#[tokio::test]
-async fn a_foreign_value_fails_its_own_key_only() {
-    let server = Server::start();
-    let store = store(&server);
+async fn a_foreign_value_fails_its_own_key_only(target: Target) {
+    let store = target.store();
     let [a, foreign, b] = ["a", "foreign", "b"].map(key);
-    server.ask(&["LPUSH", &full_name(&foreign), "x"]);
+    target.ask(&["LPUSH", &full_name(&foreign), "x"]);
     let by_script = |k: &Key, v| replace(k, v, v);
     for make in [create, by_script] {
         let outcomes = store.swap(&[make(&a, "1"), make(&foreign, "1"), make(&b, "1")]).await;
@@ -261,15 +274,13 @@ async fn a_foreign_value_fails_its_own_key_only() {
     }
 }
 
-#[tokio::test]
-async fn a_flushed_script_cache_goes_unnoticed() {
-    let server = Server::start();
-    let store = store(&server);
+async fn a_flushed_script_cache_goes_unnoticed(target: Target) {
+    let store = target.store();
     let keys = keys(300);
     let fill: Vec<_> = keys.iter().map(|k| create(k, "0")).collect();
     assert!(store.swap(&fill).await.iter().all(Result::is_ok));
     for [is, next] in [["0", "1"], ["1", "2"], ["2", "3"]] {
-        server.ask(&["SCRIPT", "FLUSH"]);
+        target.ask_all(&["SCRIPT", "FLUSH"]);
         let swaps: Vec<_> = keys.iter().map(|k| replace(k, is, next)).collect();
         assert!(store.swap(&swaps).await.into_iter().all(|o| o.unwrap() == Swapped::Done));
     }

@@ -1,0 +1,340 @@
+//! A Redis Cluster: which node has which slots, learnt from the nodes and from their redirects.
+//!
+//! The map is asked for when there is none, and again after anything that casts doubt on it: a redirect, or a node
+//! that fails. All nodes are asked at once and the first answer counts, so one that is away costs no time.
+
+use crate::{
+    failure::{self, Op},
+    link::Call,
+    node::Node,
+    slot::SLOTS,
+};
+use futures_util::future::select_ok;
+use kafkaq_core::Result;
+use redis::{Client, ConnectionAddr, Pipeline, ServerError, Value};
+use std::{
+    ops::RangeInclusive,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::time::{Instant, timeout_at};
+
+/// Nobody is asked more often than this: until a failed node has a successor, every call doubts the map.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// In place of the owner of a slot that has none.
+const NOBODY: usize = usize::MAX;
+
+pub(crate) struct Cluster {
+    /// Where to begin, and where to return when no other node answers.
+    seeds: Vec<Arc<Node>>,
+    /// How to reach any node: everything but the address.
+    template: Client,
+    connections: usize,
+    map: Mutex<Map>,
+    /// Held while asking for the map.
+    looking: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Map {
+    nodes: Vec<Arc<Node>>,
+    /// For each slot the place of its owner in `nodes`, or `NOBODY`. Empty before the first answer.
+    owners: Vec<usize>,
+    doubtful: bool,
+    looked: Option<Instant>,
+    closed: bool,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Need {
+    Nothing,
+    /// The map that is there serves meanwhile.
+    Another,
+    First,
+}
+
+impl Cluster {
+    /// Begins at these nodes: one at least. What they have besides their addresses goes for all nodes.
+    pub(crate) fn new(clients: &[Client], connections: usize) -> Option<Self> {
+        let seeds = clients.iter().map(|client| Arc::new(Node::new(client, connections, true))).collect();
+        let template = clients.first()?.clone();
+        Some(Cluster {
+            seeds,
+            template,
+            connections,
+            map: Mutex::default(),
+            looking: tokio::sync::Mutex::default(),
+        })
+    }
+
+    pub(crate) fn seeds(&self) -> &[Arc<Node>] {
+        &self.seeds
+    }
+
+    /// The nodes that are known to have slots, or had some.
+    pub(crate) fn nodes(&self) -> Vec<Arc<Node>> {
+        self.map().nodes.clone()
+    }
+
+    /// Who has the slot, as far as is known.
+    pub(crate) fn owner(&self, slot: u16) -> Option<Arc<Node>> {
+        let map = self.map();
+        let place = *map.owners.get(usize::from(slot))?;
+        map.nodes.get(place).cloned()
+    }
+
+    /// How many slots nobody has.
+    pub(crate) fn vacant(&self) -> usize {
+        self.map().owners.iter().filter(|owner| **owner == NOBODY).count()
+    }
+
+    /// Sees to it that there is a map, and that one in doubt is asked for anew.
+    ///
+    /// # Errors
+    /// If there is none, and nobody tells one in time.
+    pub(crate) async fn look(&self, call: Call) -> Result<()> {
+        let call = call.to(Op::LOOK);
+        let _looking = match self.need()? {
+            Need::Nothing => return Ok(()),
+            Need::Another => match self.looking.try_lock() {
+                Ok(looking) => looking,
+                Err(_) => return Ok(()),
+            },
+            Need::First => timeout_at(call.deadline(), self.looking.lock())
+                .await
+                .map_err(|_elapsed| failure::not_connected(Op::LOOK, self.template_address(), None))?,
+        };
+        // Somebody may have looked while this waited.
+        let need = self.need()?;
+        if need == Need::Nothing {
+            return Ok(());
+        }
+        let mut nodes = self.nodes();
+        nodes.extend(self.seeds.iter().filter(|seed| find(&self.nodes(), seed.address()).is_none()).cloned());
+        let answer = select_ok(nodes.iter().map(|node| Box::pin(ask(node, call)))).await;
+        let mut map = self.map();
+        map.looked = Some(Instant::now());
+        match answer {
+            Ok((ranges, _others)) => self.learn(&mut map, &ranges),
+            Err(e) if need == Need::First => return Err(e),
+            Err(e) => tracing::warn!(error = %e, "no node tells who has which slots"),
+        }
+        Ok(())
+    }
+
+    /// Something failed that a new map may explain.
+    pub(crate) fn doubt(&self) {
+        self.map().doubtful = true;
+    }
+
+    /// The node that a refused command goes to instead, if it is only this command. If it is all of the slot, the
+    /// map is changed.
+    pub(crate) fn redirect(&self, from: &Node, refusal: &ServerError) -> Option<Arc<Node>> {
+        let (slot, to) = refusal.details()?.split_once(' ')?;
+        // Without a host it is another port of the same.
+        let to = if to.starts_with(':') { [host(from.address()), to].concat() } else { to.to_owned() };
+        let mut map = self.map();
+        let node = self.node(&map.nodes, &to).filter(|_| !map.closed)?;
+        if find(&map.nodes, &to).is_none() {
+            map.nodes.push(node.clone());
+        }
+        if failure::is_ask(refusal) {
+            return Some(node);
+        }
+        map.doubtful = true;
+        let place = map.nodes.iter().position(|known| Arc::ptr_eq(known, &node))?;
+        *map.owners.get_mut(slot.parse::<usize>().ok()?)? = place;
+        None
+    }
+
+    pub(crate) fn close(&self) {
+        let map = std::mem::replace(&mut *self.map(), Map { closed: true, ..Map::default() });
+        self.seeds.iter().chain(&map.nodes).for_each(|node| node.close());
+    }
+
+    fn need(&self) -> Result<Need> {
+        let map = self.map();
+        if map.closed {
+            return Err(failure::closed(Op::LOOK));
+        }
+        let recent = map.looked.is_some_and(|at| at.elapsed() < LOOK_AGAIN);
+        Ok(match map.owners.is_empty() {
+            true => Need::First,
+            false if map.doubtful && !recent => Need::Another,
+            false => Need::Nothing,
+        })
+    }
+
+    fn learn(&self, map: &mut Map, ranges: &[Range]) {
+        if map.closed {
+            return;
+        }
+        let mut nodes: Vec<Arc<Node>> = Vec::new();
+        let mut owners = vec![NOBODY; usize::from(SLOTS)];
+        for Range { slots, address } in ranges {
+            let known = nodes.iter().position(|node| node.address() == address);
+            let place = match (known, self.node(&map.nodes, address)) {
+                (Some(place), _) => place,
+                (None, Some(node)) => {
+                    nodes.push(node);
+                    nodes.len() - 1
+                }
+                (None, None) => continue,
+            };
+            if let Some(owners) = owners.get_mut(usize::from(*slots.start())..=usize::from(*slots.end())) {
+                owners.fill(place);
+            }
+        }
+        tracing::debug!(nodes = nodes.len(), "learnt who has which slots");
+        (map.nodes, map.owners, map.doubtful) = (nodes, owners, false);
+    }
+
+    /// The node at this address: one that is known, or a new one. Nothing connects here.
+    fn node(&self, known: &[Arc<Node>], address: &str) -> Option<Arc<Node>> {
+        if let Some(node) = find(known, address).or_else(|| find(&self.seeds, address)) {
+            return Some(node);
+        }
+        let (host, port) = (host(address).to_owned(), address.rsplit_once(':')?.1.parse().ok()?);
+        let template = self.template.get_connection_info();
+        let addr = match template.addr() {
+            ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
+                ConnectionAddr::TcpTls { host, port, insecure: *insecure, tls_params: tls_params.clone() }
+            }
+            _ => ConnectionAddr::Tcp(host, port),
+        };
+        let client = Client::open(template.clone().set_addr(addr)).ok()?;
+        Some(Arc::new(Node::new(&client, self.connections, true)))
+    }
+
+    fn template_address(&self) -> &str {
+        self.seeds.first().map_or("", |seed| seed.address())
+    }
+
+    fn map(&self) -> MutexGuard<'_, Map> {
+        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn find(nodes: &[Arc<Node>], address: &str) -> Option<Arc<Node>> {
+    nodes.iter().find(|node| node.address() == address).cloned()
+}
+
+/// Of `host:port`; an IPv6 address has more colons.
+fn host(address: &str) -> &str {
+    address.rsplit_once(':').map_or(address, |(host, _)| host)
+}
+
+/// Slots in a row, and who has them.
+#[derive(Debug, PartialEq)]
+struct Range {
+    slots: RangeInclusive<u16>,
+    address: String,
+}
+
+async fn ask(node: &Node, call: Call) -> Result<Vec<Range>> {
+    let mut question = Pipeline::with_capacity(1);
+    question.cmd("CLUSTER").arg("SLOTS");
+    match node.send(call, &question).await?.pop() {
+        Some(Value::ServerError(e)) => Err(failure::refused(Op::LOOK, &e)),
+        Some(answer) => match ranges(&answer, host(node.address())) {
+            Some(ranges) if !ranges.is_empty() => Ok(ranges),
+            // A node that has not met the others yet.
+            Some(_) => Err(failure::homeless(Op::LOOK)),
+            None => Err(failure::strange(Op::LOOK)),
+        },
+        None => Err(failure::strange(Op::LOOK)),
+    }
+}
+
+/// Reads `[[first, last, [host, port, ..], replicas..]..]`. A node that doesn't know its own name leaves it out.
+fn ranges(answer: &Value, asked: &str) -> Option<Vec<Range>> {
+    let Value::Array(ranges) = answer else { return None };
+    let range = |range: &Value| {
+        let Value::Array(range) = range else { return None };
+        let [Value::Int(first), Value::Int(last), Value::Array(owner), ..] = &range[..] else { return None };
+        let [host, Value::Int(port), ..] = &owner[..] else { return None };
+        let host = match host {
+            Value::BulkString(host) if !host.is_empty() && host != b"?" => str::from_utf8(host).ok()?,
+            _ => asked,
+        };
+        let slots = u16::try_from(*first).ok()?..=u16::try_from(*last).ok()?;
+        Some(Range { slots, address: format!("{host}:{port}") })
+    };
+    ranges.iter().map(range).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use redis::parse_redis_value;
+
+    fn cluster() -> Cluster {
+        Cluster::new(&[Client::open("redis://10.0.0.1:7000").unwrap()], 1).unwrap()
+    }
+
+    fn refusal(line: &str) -> ServerError {
+        match parse_redis_value(format!("-{line}\r\n").as_bytes()).unwrap() {
+            Value::ServerError(e) => e,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn learnt() -> Cluster {
+        let cluster = cluster();
+        let range = |slots, address: &str| Range { slots, address: address.to_owned() };
+        let ranges = [range(0..=99, "10.0.0.1:7000"), range(100..=16_383, "10.0.0.2:7000")];
+        cluster.learn(&mut cluster.map(), &ranges);
+        cluster
+    }
+
+    fn owner(cluster: &Cluster, slot: u16) -> String {
+        cluster.owner(slot).unwrap().address().to_owned()
+    }
+
+    #[test]
+    fn the_answer_of_a_node_is_a_map() {
+        let node = |host: Value| Value::Array(vec![host, Value::Int(7001), Value::BulkString(b"id".into())]);
+        let range = |host| Value::Array(vec![Value::Int(5), Value::Int(9), node(host), node(Value::Nil)]);
+        let named = Value::BulkString(b"10.0.0.2".into());
+        let answer = Value::Array(vec![range(named), range(Value::BulkString(vec![])), range(Value::Nil)]);
+        let found: Vec<_> =
+            ranges(&answer, "me").unwrap().into_iter().map(|r| (r.slots, r.address)).collect();
+        let expected = ["10.0.0.2:7001", "me:7001", "me:7001"].map(|address| (5..=9, address.to_owned()));
+        assert_eq!(found, expected);
+        assert_eq!(ranges(&Value::Okay, "me"), None);
+    }
+
+    #[test]
+    fn a_slot_that_moved_has_its_new_owner_at_once_and_others_their_old() {
+        let cluster = learnt();
+        let from = cluster.owner(100).unwrap();
+        assert!(cluster.redirect(&from, &refusal("MOVED 100 10.0.0.3:7000")).is_none());
+        assert!(cluster.redirect(&from, &refusal("MOVED 101 :7001")).is_none());
+        assert_eq!(owner(&cluster, 100), "10.0.0.3:7000");
+        assert_eq!(owner(&cluster, 101), "10.0.0.2:7001");
+        assert_eq!(owner(&cluster, 102), "10.0.0.2:7000");
+    }
+
+    #[test]
+    fn a_slot_that_is_under_way_stays_with_its_owner() {
+        let cluster = learnt();
+        let from = cluster.owner(100).unwrap();
+        let other = cluster.redirect(&from, &refusal("ASK 100 10.0.0.1:7000")).unwrap();
+        assert_eq!(other.address(), "10.0.0.1:7000");
+        assert_eq!(owner(&cluster, 100), "10.0.0.2:7000");
+    }
+
+    #[test]
+    fn slots_outside_the_map_have_no_owner() {
+        let cluster = learnt();
+        let from = cluster.owner(0).unwrap();
+        assert!(cluster.redirect(&from, &refusal("MOVED 60000 10.0.0.3:7000")).is_none());
+        assert!(cluster.redirect(&from, &refusal("MOVED x")).is_none());
+        cluster.learn(&mut cluster.map(), &[Range { slots: 0..=0, address: "10.0.0.1:7000".into() }]);
+        assert!(cluster.owner(1).is_none());
+        assert_eq!(cluster.vacant(), 16_383);
+        cluster.close();
+        assert!(cluster.owner(0).is_none() && cluster.redirect(&from, &refusal("ASK 0 h:1")).is_none());
+    }
+}

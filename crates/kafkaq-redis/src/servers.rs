@@ -1,0 +1,132 @@
+//! One server or a cluster: who gets which part of a batch.
+
+use crate::{cluster::Cluster, link::Call, node::Node};
+use kafkaq_core::Result;
+use redis::{Pipeline, ServerError, Value};
+use std::sync::Arc;
+
+pub(crate) enum Servers {
+    One(Arc<Node>),
+    Cluster(Box<Cluster>),
+}
+
+/// A part of a batch that goes to one node, as places in the batch.
+pub(crate) struct Share {
+    pub(crate) node: Arc<Node>,
+    /// These are keys of a slot that the node is about to get.
+    asking: bool,
+    pub(crate) places: Vec<usize>,
+}
+
+impl Share {
+    pub(crate) async fn send(&self, call: Call, commands: &Pipeline) -> Result<Vec<Value>> {
+        if self.asking {
+            self.node.send_asking(call, commands).await
+        } else {
+            self.node.send(call, commands).await
+        }
+    }
+}
+
+/// What of a batch has still to be done.
+#[derive(Default)]
+pub(crate) struct Open {
+    pub(crate) places: Vec<usize>,
+    /// Each with the node to ask.
+    asks: Vec<(usize, Arc<Node>)>,
+}
+
+impl Open {
+    pub(crate) fn all(n: usize) -> Self {
+        Open { places: (0..n).collect(), asks: Vec::new() }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.places.is_empty() && self.asks.is_empty()
+    }
+
+    pub(crate) fn into_places(self) -> impl Iterator<Item = usize> {
+        self.places.into_iter().chain(self.asks.into_iter().map(|(place, _)| place))
+    }
+}
+
+impl Servers {
+    /// # Errors
+    /// If there is nobody to send anything to.
+    pub(crate) async fn ready(&self, call: Call) -> Result<()> {
+        match self {
+            Servers::One(_) => Ok(()),
+            Servers::Cluster(cluster) => cluster.look(call).await,
+        }
+    }
+
+    /// Who gets what, and what nobody gets.
+    pub(crate) fn share(&self, open: Open, slot: impl Fn(usize) -> u16) -> (Vec<Share>, Vec<usize>) {
+        let cluster = match self {
+            Servers::One(node) => {
+                let places = open.into_places().collect();
+                return (vec![Share { node: node.clone(), asking: false, places }], Vec::new());
+            }
+            Servers::Cluster(cluster) => cluster,
+        };
+        let (mut shares, mut homeless) = (Vec::<Share>::new(), Vec::new());
+        let mut add = |node: Arc<Node>, asking, place| {
+            let same = |share: &&mut Share| share.asking == asking && Arc::ptr_eq(&share.node, &node);
+            match shares.iter_mut().find(same) {
+                Some(share) => share.places.push(place),
+                None => shares.push(Share { node, asking, places: vec![place] }),
+            }
+        };
+        for place in open.places {
+            match cluster.owner(slot(place)) {
+                Some(node) => add(node, false, place),
+                None => homeless.push(place),
+            }
+        }
+        open.asks.into_iter().for_each(|(place, node)| add(node, true, place));
+        if !homeless.is_empty() {
+            cluster.doubt();
+        }
+        (shares, homeless)
+    }
+
+    /// Notes where a refused command goes instead. False if it goes nowhere: a single server has no others.
+    pub(crate) fn redirect(&self, from: &Node, place: usize, refusal: &ServerError, open: &mut Open) -> bool {
+        let Servers::Cluster(cluster) = self else { return false };
+        match cluster.redirect(from, refusal) {
+            Some(node) => open.asks.push((place, node)),
+            None => open.places.push(place),
+        }
+        true
+    }
+
+    /// A node failed.
+    pub(crate) fn doubt(&self) {
+        if let Servers::Cluster(cluster) = self {
+            cluster.doubt();
+        }
+    }
+
+    /// How many keys a command may have: those of different slots can't share one.
+    pub(crate) fn keys_a_command(&self) -> usize {
+        match self {
+            Servers::One(_) => crate::request::CHUNK,
+            Servers::Cluster(_) => 1,
+        }
+    }
+
+    /// Where to find them, for people.
+    pub(crate) fn addresses(&self) -> Vec<&str> {
+        match self {
+            Servers::One(node) => vec![node.address()],
+            Servers::Cluster(cluster) => cluster.seeds().iter().map(|seed| seed.address()).collect(),
+        }
+    }
+
+    pub(crate) fn close(&self) {
+        match self {
+            Servers::One(node) => node.close(),
+            Servers::Cluster(cluster) => cluster.close(),
+        }
+    }
+}

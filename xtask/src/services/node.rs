@@ -1,0 +1,162 @@
+//! One process or container of a server: its folder, its ports, its life.
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use super::instance::Instance;
+use super::ports::Ports;
+use super::{Group, Kind, POLL, START_LIMIT, STOP_LIMIT, docker};
+use crate::command::{check_interrupt, last_lines};
+
+/// A node on ports that it keeps over restarts.
+#[derive(Debug)]
+pub(super) struct Node {
+    kind: &'static Kind,
+    dir: PathBuf,
+    pub(super) ports: Ports,
+    /// None when it was stopped.
+    pub(super) instance: Option<Instance>,
+}
+
+impl Node {
+    pub(super) fn new(kind: &'static Kind, dir: PathBuf, ports: Ports) -> Self {
+        let node = Self { kind, dir, ports, instance: None };
+        let _ = fs::remove_file(node.log());
+        node
+    }
+
+    /// The node whose state was written to `dir`, running or not.
+    pub(super) fn find(kind: &'static Kind, dir: PathBuf) -> Option<Self> {
+        let state = fs::read_to_string(dir.join("state")).ok()?;
+        let (instance, ports) = state.trim().split_once(" ports ")?;
+        let (client, peer) = ports.split_once(' ')?;
+        let ports = Ports { client: client.parse().ok()?, peer: peer.parse().ok()? };
+        Some(Self { kind, dir, ports, instance: Some(instance.parse().ok()?) })
+    }
+
+    pub(super) fn log(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        self.instance.as_ref().is_some_and(Instance::is_running)
+    }
+
+    pub(super) fn answers(&self) -> bool {
+        (self.kind.answers)(self.ports.client).unwrap_or(false)
+    }
+
+    pub(super) fn running(&self) -> Result<&Instance> {
+        let instance = self.instance.as_ref().filter(|instance| instance.is_running());
+        instance.with_context(|| format!("{} does not run", self.name()))
+    }
+
+    pub(super) fn stop(&mut self) -> Result<()> {
+        self.end(|instance| instance.stop(STOP_LIMIT))
+    }
+
+    pub(super) fn kill(&mut self) -> Result<()> {
+        self.end(Instance::kill)
+    }
+
+    fn end(&mut self, how: impl FnOnce(&Instance) -> Result<()>) -> Result<()> {
+        if let Some(instance) = &self.instance {
+            how(instance).with_context(|| format!("cannot end {}", self.name()))?;
+            let _ = fs::remove_file(self.state_file());
+            self.instance = None;
+        }
+        Ok(())
+    }
+
+    /// Starts it with the data that is there. `all` are the ports of its server, the first node's first.
+    pub(super) fn start(&mut self, all: &[Ports], group: Group) -> Result<()> {
+        fs::create_dir_all(self.data())?;
+        let instance = if docker::is_used() {
+            let recipe = (self.kind.container)(self.ports);
+            let place = match all[0] == self.ports {
+                true => docker::Network::Publish(all.iter().map(|ports| ports.client).collect()),
+                false => docker::Network::Of(container_name(self.kind, all[0])),
+            };
+            Instance::Container(docker::start(&container_name(self.kind, self.ports), &recipe, &place)?)
+        } else {
+            let log = File::options().create(true).append(true).open(self.log())?;
+            let mut command = (self.kind.native)(&self.dir, self.ports)?;
+            command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+            if group == Group::Own {
+                command.process_group(0);
+            }
+            Instance::spawn(&mut command)?
+        };
+        // Written before anybody waits, so that `down` also finds a server whose start was cut short.
+        let Ports { client, peer } = self.ports;
+        fs::write(self.state_file(), format!("{instance} ports {client} {peer}\n"))?;
+        self.instance = Some(instance);
+        Ok(())
+    }
+
+    pub(super) fn wait_until_it_answers(&self) -> Result<()> {
+        let since = Instant::now();
+        loop {
+            check_interrupt()?;
+            if self.answers() {
+                return Ok(());
+            }
+            if !self.is_running() {
+                bail!("{} ended while starting:\n{}", self.name(), self.end_of_log());
+            }
+            if since.elapsed() > START_LIMIT {
+                let limit = START_LIMIT.as_secs();
+                bail!("{} did not answer within {limit} s:\n{}", self.name(), self.end_of_log());
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    pub(super) fn remove_data(&self) -> Result<()> {
+        if docker::is_used() {
+            docker::remove(&container_name(self.kind, self.ports))?;
+        }
+        match fs::remove_dir_all(self.data()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", self.data().display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn end_of_log(&self) -> String {
+        let log = match &self.instance {
+            Some(Instance::Container(id)) => docker::log(id),
+            _ => fs::read_to_string(self.log()).unwrap_or_default(),
+        };
+        last_lines(log.trim_end(), 20)
+    }
+
+    fn name(&self) -> String {
+        format!("{} on {}", self.kind.name, self.ports.addr())
+    }
+
+    fn data(&self) -> PathBuf {
+        data(&self.dir)
+    }
+
+    fn state_file(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+}
+
+/// Where a node that lives in `dir` keeps its data.
+pub(super) fn data(dir: &Path) -> PathBuf {
+    dir.join("data")
+}
+
+/// Two containers can't share a name, and a port is taken once: so this is one name a node.
+fn container_name(kind: &Kind, ports: Ports) -> String {
+    format!("kafkaq-{}-{}", kind.name, ports.client)
+}

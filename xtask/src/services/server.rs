@@ -1,0 +1,194 @@
+//! A server of one node or several, as tests use it.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use super::instance::Instance;
+use super::node::Node;
+use super::ports::Ports;
+use super::{Group, Service};
+
+/// A server on ports that it keeps over restarts. Dropping it ends the server and removes its data.
+///
+/// What is done to a cluster is done to all its nodes.
+#[derive(Debug)]
+pub struct Server {
+    service: Service,
+    /// At least one.
+    nodes: Vec<Node>,
+    group: Group,
+    owned: bool,
+}
+
+impl Server {
+    pub(super) fn start(service: Service, dir: &Path, port: Option<u16>, group: Group) -> Result<Self> {
+        if let Some(mut earlier) = Self::find(service, dir) {
+            earlier.kill()?;
+            earlier.remove_data()?;
+        }
+        let kind = service.kind();
+        let node = |(number, dir)| {
+            let port = port.filter(|_| number == 0);
+            Ok(Node::new(kind, dir, Ports::choose(port)?))
+        };
+        let nodes = folders(service, dir).into_iter().enumerate().map(node).collect::<Result<_>>()?;
+        let mut server = Self { service, nodes, group, owned: true };
+        server.start_again_empty()?;
+        Ok(server)
+    }
+
+    /// The server whose state was written to `dir`, running or not. Dropping it leaves the server alone.
+    pub(super) fn find(service: Service, dir: &Path) -> Option<Self> {
+        let find = |dir| Node::find(service.kind(), dir);
+        let nodes: Vec<_> = folders(service, dir).into_iter().filter_map(find).collect();
+        (!nodes.is_empty()).then_some(Self { service, nodes, group: Group::Own, owned: false })
+    }
+
+    /// `127.0.0.1` and the port; of a cluster, that of its first node.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.nodes[0].ports.addr()
+    }
+
+    /// The address as clients of this server write it: `127.0.0.1:9092`, `redis://127.0.0.1:6379`. Of a cluster
+    /// those of all nodes, with commas between.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let scheme = self.service.kind().scheme;
+        let url = |node: &Node| format!("{scheme}{}", node.ports.addr());
+        self.nodes.iter().map(url).collect::<Vec<_>>().join(",")
+    }
+
+    /// The process id; none for a container and for a server that was stopped.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.nodes[0].instance.as_ref().and_then(Instance::pid)
+    }
+
+    /// The file that the server logs to; empty for a container.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.nodes[0].log()
+    }
+
+    /// Whether its processes are there, paused or not.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.is_complete() && self.nodes.iter().all(Node::is_running)
+    }
+
+    /// Ends the server in good order; one that takes longer than 10 s is killed. Its data stays.
+    ///
+    /// # Errors
+    /// When it cannot be ended.
+    pub fn stop(&mut self) -> Result<()> {
+        first_error(self.nodes.iter_mut().map(Node::stop))
+    }
+
+    /// Ends the server on the spot (SIGKILL). Its data stays as it was at that moment.
+    ///
+    /// # Errors
+    /// When it cannot be ended.
+    pub fn kill(&mut self) -> Result<()> {
+        first_error(self.nodes.iter_mut().map(Node::kill))
+    }
+
+    /// Freezes the server (SIGSTOP): its connections stay open, and nothing is answered.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn pause(&self) -> Result<()> {
+        first_error(self.nodes.iter().map(|node| node.running()?.pause()))
+    }
+
+    /// Lets a paused server go on.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn resume(&self) -> Result<()> {
+        first_error(self.nodes.iter().map(|node| node.running()?.resume()))
+    }
+
+    /// Starts a stopped server again, on the same port and with the data that it left. (Redis leaves none.)
+    ///
+    /// # Errors
+    /// As [`Service::start`].
+    pub fn start_again(&mut self) -> Result<()> {
+        self.kill()?;
+        let all: Vec<Ports> = self.nodes.iter().map(|node| node.ports).collect();
+        for node in &mut self.nodes {
+            node.start(&all, self.group)?;
+        }
+        self.nodes.iter().try_for_each(Node::wait_until_it_answers)?;
+        (self.service.kind().join)(&all)
+    }
+
+    /// Ends the server if it runs, and starts it on the same port with nothing of its data.
+    ///
+    /// # Errors
+    /// As [`Service::start`].
+    pub fn start_again_empty(&mut self) -> Result<()> {
+        self.kill()?;
+        self.remove_data()?;
+        self.start_again()
+    }
+
+    /// From now on the server outlives this value.
+    pub(super) fn keep_running(mut self) {
+        self.owned = false;
+    }
+
+    pub(super) fn answers(&self) -> bool {
+        self.is_complete() && self.nodes.iter().all(Node::answers)
+    }
+
+    pub(super) fn remove_data(&self) -> Result<()> {
+        first_error(self.nodes.iter().map(Node::remove_data))
+    }
+
+    /// What there is to say about it.
+    pub(super) fn status(&self) -> String {
+        let (url, log) = (self.url(), self.log());
+        let instances: Vec<_> =
+            self.nodes.iter().flat_map(|node| &node.instance).map(Instance::to_string).collect();
+        let it = instances.join(", ");
+        if !self.is_running() {
+            format!("died ({it}); its log: {}", log.display())
+        } else if self.answers() {
+            format!("up at {url} ({it})")
+        } else {
+            format!("does not answer at {url} ({it}); its log: {}", log.display())
+        }
+    }
+
+    /// Not if the start or the end of a cluster was cut short.
+    fn is_complete(&self) -> bool {
+        self.nodes.len() == self.service.kind().nodes
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if self.owned {
+            let ended = self.kill().and_then(|()| self.remove_data());
+            if let Err(error) = ended {
+                eprintln!("{error:#}");
+            }
+        }
+    }
+}
+
+/// A single node lives in the server's folder, those of a cluster in folders below it.
+fn folders(service: Service, dir: &Path) -> Vec<PathBuf> {
+    match service.kind().nodes {
+        1 => vec![dir.to_owned()],
+        nodes => (1..=nodes).map(|number| dir.join(format!("node-{number}"))).collect(),
+    }
+}
+
+/// Of all nodes, then the first error: what fails with one must not leave the others undone.
+fn first_error(results: impl Iterator<Item = Result<()>>) -> Result<()> {
+    results.collect::<Vec<_>>().into_iter().collect()
+}
