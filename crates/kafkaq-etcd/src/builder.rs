@@ -143,17 +143,24 @@ impl EtcdStoreBuilder {
     #[cfg(feature = "tls")]
     fn secure(&self, endpoint: Endpoint) -> Result<Endpoint> {
         use tonic::transport::{Certificate, ClientTlsConfig, Identity};
+        const IN_PEM: &str = "Certificates and keys have to be in PEM";
         let mut tls = match &self.root_certificates {
+            Some(pem) if !has_certificate(pem) => return Err(invalid(IN_PEM)),
             Some(pem) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)),
             None => ClientTlsConfig::new().with_enabled_roots(),
         };
         if let Some((certificate, key)) = &self.client_certificate {
             tls = tls.identity(Identity::from_pem(certificate, key));
         }
-        endpoint
-            .tls_config(tls)
-            .map_err(|e| invalid("Certificates and keys have to be in PEM").with_source(e))
+        endpoint.tls_config(tls).map_err(|e| invalid(IN_PEM).with_source(e))
     }
+}
+
+/// The client takes a file without any for a list of none.
+#[cfg(feature = "tls")]
+fn has_certificate(pem: &[u8]) -> bool {
+    const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
+    pem.windows(BEGIN.len()).any(|text| text == BEGIN)
 }
 
 fn invalid(advice: &'static str) -> Error {

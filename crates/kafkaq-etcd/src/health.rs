@@ -17,9 +17,9 @@ const LONG_HISTORY: i64 = 10_000;
 /// If etcd can't be reached or refuses the credentials.
 pub(crate) async fn warnings(call: Call, link: &Link) -> Result<Vec<String>> {
     let probe = link.probe();
-    let uncompacted = link.send(call, |mut to| async move {
+    let uncompacted = link.send(call, |to| async move {
         let first = GetOptions::new().with_count_only().with_revision(1);
-        match to.kv.get(probe, Some(first)).await {
+        match to.kv.clone().get(probe, Some(first)).await {
             Ok(answer) => Ok(answer.header().map_or(0, etcd_client::ResponseHeader::revision)),
             // The first revision is gone, so history is compacted.
             Err(Error::GRpcStatus(status)) if status.code() == Code::OutOfRange => Ok(0),
@@ -27,7 +27,7 @@ pub(crate) async fn warnings(call: Call, link: &Link) -> Result<Vec<String>> {
         }
     });
     let uncompacted = uncompacted.await?;
-    let status = link.send(call, |mut to| async move { to.maintenance.status().await }).await?;
+    let status = link.send(call, |to| async move { to.maintenance.clone().status().await }).await?;
     Ok(Facts::of(&status, uncompacted).warnings())
 }
 

@@ -92,7 +92,8 @@ impl Leases {
         // The lease begins when etcd grants it, which is not before this.
         let begin = Instant::now();
         let seconds = span.whole_seconds();
-        let granted = link.send(call, |mut to| async move { to.lease.grant(seconds, None).await }).await?;
+        let granted =
+            link.send(call, |to| async move { to.lease.clone().grant(seconds, None).await }).await?;
         // etcd may have made it longer.
         let seconds = u64::try_from(granted.ttl()).unwrap_or(0);
         self.open().add(begin, Duration::from_secs(seconds), granted.id());

@@ -14,7 +14,7 @@ use crate::failure::{self, Op};
 use etcd_client::{Channel, Client, ConnectOptions, GetOptions, KvClient, LeaseClient, MaintenanceClient};
 use kafkaq_core::{Error, ErrorKind, Result};
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
@@ -56,8 +56,7 @@ pub(crate) struct Member {
     pub(crate) endpoint: Endpoint,
 }
 
-/// The parts of the client that are needed; cheap to clone.
-#[derive(Clone)]
+/// The parts of the client that are needed.
 pub(crate) struct Clients {
     pub(crate) kv: KvClient,
     pub(crate) lease: LeaseClient,
@@ -82,7 +81,7 @@ enum State {
 
 #[derive(Clone)]
 struct Up {
-    clients: Clients,
+    clients: Arc<Clients>,
     /// Which of the members.
     member: usize,
     /// Which connection of this link it is, so that a late failure of an old one can't tear down its successor.
@@ -122,7 +121,7 @@ impl Link {
     }
 
     /// Sends one request. Dropping the future, or the timeout, cancels its stream; the connection stays in step.
-    pub(crate) async fn send<T, F>(&self, call: Call, request: impl FnOnce(Clients) -> F) -> Result<T>
+    pub(crate) async fn send<T, F>(&self, call: Call, request: impl FnOnce(Arc<Clients>) -> F) -> Result<T>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
@@ -183,7 +182,7 @@ impl Link {
         }
         match self.try_members(call, dial.next).await {
             Ok((clients, member)) => {
-                let up = Up { clients, member, number: dial.connected };
+                let up = Up { clients: Arc::new(clients), member, number: dial.connected };
                 // If it fails, the next one may be better.
                 *dial = Dial { connected: dial.connected + 1, next: member + 1, ..Dial::default() };
                 self.put_up(call.op, up)

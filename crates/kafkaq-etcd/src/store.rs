@@ -47,7 +47,7 @@ impl EtcdStore {
                 Err(e) => return vec![Err(e); swaps.len()],
             };
             let txn = request::swaps(&self.prefix, swaps, &leases);
-            match self.link.send(call, |mut to| async move { to.kv.txn(txn).await }).await {
+            match self.link.send(call, |to| async move { to.kv.clone().txn(txn).await }).await {
                 Ok(answer) => return request::swapped(swaps.len(), &answer),
                 // Nothing of it was done, and others may have lost theirs too: once more, with new ones.
                 Err(e) if e.kind() == ErrorKind::NotFound && !leases_were_lost => {
@@ -61,7 +61,7 @@ impl EtcdStore {
 
     async fn read_chunk(&self, call: Call, keys: &[Key]) -> Vec<Result<Option<Bytes>>> {
         let txn = request::reads(&self.prefix, keys);
-        match self.link.send(call, |mut to| async move { to.kv.txn(txn).await }).await {
+        match self.link.send(call, |to| async move { to.kv.clone().txn(txn).await }).await {
             Ok(answer) => request::read(keys.len(), &answer),
             Err(e) => vec![Err(e); keys.len()],
         }

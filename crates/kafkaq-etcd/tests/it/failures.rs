@@ -232,8 +232,8 @@ async fn many_callers_of_a_server_that_fails_share_its_failure() {
         let e = call.await.unwrap();
         assert_eq!(facts(&e), (ErrorKind::Unavailable, Effect::NotApplied, Retry::Yes), "{e}");
     }
-    // A call that was scheduled late may have made one more.
-    assert!(knocks.load(Relaxed) <= 3, "{knocks:?}");
+    // The client knocks twice, and a call that was scheduled late may have made one more attempt.
+    assert!(knocks.load(Relaxed) <= 4, "{knocks:?}");
 }
 
 #[tokio::test]
@@ -246,8 +246,8 @@ async fn attempts_to_connect_are_spaced_even_for_a_caller_in_a_hurry() {
         failed_swap(&store).await;
         calls += 1;
     }
-    // 20, 40, 80, 160, 320 ms.
-    assert!(knocks.load(Relaxed) <= 6 && calls <= 6, "{knocks:?} {calls}");
+    // After 20, 40, 80, 160, 320 ms; the client knocks twice each time.
+    assert!(knocks.load(Relaxed) <= 12 && calls <= 6, "{knocks:?} {calls}");
 }
 
 #[tokio::test]

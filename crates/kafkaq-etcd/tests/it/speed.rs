@@ -2,7 +2,7 @@
 
 use crate::{server::Server, store};
 use etcd_client::{Compare, CompareOp, KvClient, Txn, TxnOp};
-use kafkaq_core::{Key, LeaseStore, Swap, Swapped};
+use kafkaq_core::{Key, Keyspace, LeaseStore, Swap, Swapped, TaskId};
 use kafkaq_etcd::EtcdStore;
 use std::{
     sync::Arc,
@@ -73,30 +73,29 @@ async fn by_client(kv: &KvClient, keys: &[Key], replaces: bool) -> f64 {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "measures: run it with --release --ignored --nocapture"]
+#[allow(clippy::print_stdout)]
 async fn swaps_a_second_beside_the_client_alone() {
     let server = Server::start();
     let kv = server.raw().await.kv_client();
     let store = Arc::new(store(&server));
     let hour = Some(Duration::from_secs(3600));
-    // Once to warm up, then in turns.
+    println!("{:>8} {:>10} {:>18} {:>18}", "", "client", "store", "with ttl");
+    // The first round warms up. In turns, so that both meet the same database.
     for round in 0..4 {
-        let space = kafkaq_core::Keyspace::new(&format!("q{round}"), "kafkaq").unwrap();
-        let task = |n| Key::task(&space, &kafkaq_core::TaskId::new(format!("{n:032}")).unwrap());
-        let mine: Vec<_> = (0..COUNT).map(task).collect();
-        let mortal: Vec<_> = (COUNT..2 * COUNT).map(task).collect();
-        let [raw_create, raw_replace] =
-            [by_client(&kv, &mine, false).await, by_client(&kv, &mine, true).await];
-        let [create, replace] =
-            [by_store(&store, &mine, false, None).await, by_store(&store, &mine, true, None).await];
-        let [create_ttl, replace_ttl] =
-            [by_store(&store, &mortal, false, hour).await, by_store(&store, &mortal, true, hour).await];
-        println!(
-            "create: client {raw_create:.0}, store {create:.0} ({:.0} %), with a time to live {create_ttl:.0} ({:.0} %); \
-             replace: client {raw_replace:.0}, store {replace:.0} ({:.0} %), with {replace_ttl:.0} ({:.0} %)",
-            create / raw_create * 100.0,
-            create_ttl / raw_create * 100.0,
-            replace / raw_replace * 100.0,
-            replace_ttl / raw_replace * 100.0,
-        );
+        let space = Keyspace::new(&format!("q{round}"), "kafkaq").unwrap();
+        let task = |n| Key::task(&space, &TaskId::new(format!("{n:032}")).unwrap());
+        let some: Vec<_> = (0..COUNT).map(task).collect();
+        let others: Vec<_> = (COUNT..2 * COUNT).map(task).collect();
+        for (what, replaces) in [("create", false), ("replace", true)] {
+            let client = by_client(&kv, &some, replaces).await;
+            let alone = by_store(&store, &some, replaces, None).await;
+            let mortal = by_store(&store, &others, replaces, hour).await;
+            let percent = |n: f64| n / client * 100.0;
+            println!(
+                "{what:>8} {client:>10.0} {alone:>10.0} ({:>3.0} %) {mortal:>10.0} ({:>3.0} %)",
+                percent(alone),
+                percent(mortal)
+            );
+        }
     }
 }

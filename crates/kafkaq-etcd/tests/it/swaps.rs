@@ -1,10 +1,10 @@
 //! What swaps and reads promise.
 
-use crate::{create, key, keys, one, read, replace, server::Server, sleep, store, value};
+use crate::{create, key, keys, one, read, replace, server::Server, store, value};
 use bytes::Bytes;
 use kafkaq_core::{Effect, ErrorKind, Key, LeaseStore, Swap, Swapped};
 use kafkaq_etcd::EtcdStore;
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_64_concurrent_creates_one_wins() {
