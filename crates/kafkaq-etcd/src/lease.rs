@@ -8,19 +8,26 @@
 //! A lease is never renewed. So its end is known when it is granted, and no stale leader can end it earlier.
 
 use crate::{
-    failure::Op,
-    link::{Call, Link},
+    failure::{self, Op},
+    link::{Call, Clients, Link},
 };
 use kafkaq_core::{Result, Swap};
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    ops::RangeInclusive,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::MutexGuard,
+    time::{Instant, timeout_at},
+};
 
 /// etcd deletes the keys of a lease that ends in one go, during which it serves nobody.
 const KEYS_A_LEASE: usize = 1000;
+
+/// With so few places left the next lease is got: two full requests.
+const FEW_LEFT: usize = 2 * crate::request::MAX_OPS;
 
 /// Leases kept at hand. With more, those that end first are forgotten, and end by themselves.
 const MAX_OPEN: usize = 1024;
@@ -49,25 +56,43 @@ impl Leases {
         Leases { open: Mutex::default(), granting: tokio::sync::Mutex::default(), request_timeout }
     }
 
-    /// A lease for each swap, 0 for none.
+    /// A lease for each swap.
     ///
     /// # Errors
     /// If one had to be granted and was not; then nothing has changed.
-    pub(crate) async fn attach(&self, call: Call, link: &Link, swaps: &[Swap]) -> Result<Vec<i64>> {
-        let mut leases = Vec::with_capacity(swaps.len());
+    pub(crate) async fn attach(&self, call: Call, link: &Link, swaps: &[Swap]) -> Result<Attached> {
+        let mut attached = Attached { leases: Vec::with_capacity(swaps.len()), runs_short: None };
         for swap in swaps {
-            leases.push(match finite(swap) {
-                None => 0,
-                Some(ttl) => {
-                    let span = Span::of(ttl, self.request_timeout);
-                    match self.take(span) {
-                        Some(lease) => lease,
-                        None => self.grant(call.part(Op::GRANT), link, span).await?,
-                    }
+            let Some(ttl) = finite(swap) else {
+                attached.leases.push(0);
+                continue;
+            };
+            let span = Span::of(ttl, self.request_timeout);
+            let lease = match self.take(span) {
+                Some(Taken { lease, runs_short }) => {
+                    attached.runs_short = attached.runs_short.or(runs_short.then_some(span));
+                    lease
                 }
-            });
+                None => self.get(call, link, span).await?,
+            };
+            attached.leases.push(lease);
         }
-        Ok(leases)
+        Ok(attached)
+    }
+
+    /// Gets the next lease before it is missed, while the swaps that used up the last one are on their way.
+    pub(crate) async fn prepare(&self, call: Call, link: &Link, runs_short: Option<Span>) {
+        let Some(span) = runs_short else { return };
+        let granted = async {
+            let _turn = self.turn(call).await?;
+            // Who was even quicker to use it up has seen to it.
+            let is_seen_to = self.open().has_plenty(Instant::now(), span);
+            if is_seen_to { Ok(()) } else { self.grant(call, link, span).await.map(drop) }
+        };
+        if let Err(error) = granted.await {
+            // Whoever misses it tries again.
+            tracing::debug!(%error, "no lease in advance");
+        }
     }
 
     /// At least one of them is gone: somebody has revoked it, or etcd was wiped.
@@ -75,25 +100,35 @@ impl Leases {
         self.open().0.retain(|(_, lease), _| !leases.contains(lease));
     }
 
-    fn open(&self) -> MutexGuard<'_, Open> {
+    fn open(&self) -> std::sync::MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self, span: Span) -> Option<i64> {
+    fn take(&self, span: Span) -> Option<Taken> {
         self.open().take(Instant::now(), span)
     }
 
-    async fn grant(&self, call: Call, link: &Link, span: Span) -> Result<i64> {
+    async fn turn(&self, call: Call) -> Result<MutexGuard<'_, ()>> {
         let turn = timeout_at(call.deadline(), self.granting.lock()).await;
-        let _turn = turn.map_err(|_elapsed| crate::failure::not_sent(call.op, call.limit))?;
-        if let Some(lease) = self.take(span) {
-            return Ok(lease);
+        turn.map_err(|_elapsed| failure::not_sent(Op::GRANT, call.limit))
+    }
+
+    /// One that others have got meanwhile, or else a new one.
+    async fn get(&self, call: Call, link: &Link, span: Span) -> Result<i64> {
+        let _turn = self.turn(call).await?;
+        match self.take(span) {
+            Some(taken) => Ok(taken.lease),
+            None => self.grant(call, link, span).await,
         }
+    }
+
+    /// A new one, in which one place is taken.
+    async fn grant(&self, call: Call, link: &Link, span: Span) -> Result<i64> {
         // The lease begins when etcd grants it, which is not before this.
         let begin = Instant::now();
         let seconds = span.whole_seconds();
-        let granted =
-            link.send(call, |to| async move { to.lease.clone().grant(seconds, None).await }).await?;
+        let request = |to: Arc<Clients>| async move { to.lease.clone().grant(seconds, None).await };
+        let granted = link.send(call.part(Op::GRANT), request).await?;
         // etcd may have made it longer.
         let seconds = u64::try_from(granted.ttl()).unwrap_or(0);
         self.open().add(begin, Duration::from_secs(seconds), granted.id());
@@ -101,9 +136,17 @@ impl Leases {
     }
 }
 
+/// What [`Leases::attach`] has found.
+pub(crate) struct Attached {
+    /// One a swap, 0 for none.
+    pub(crate) leases: Vec<i64>,
+    /// Some lease will soon be used up: of which kind.
+    pub(crate) runs_short: Option<Span>,
+}
+
 /// Between which ends, from now, a lease serves a time to live.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Span {
+pub(crate) struct Span {
     earliest: Duration,
     latest: Duration,
 }
@@ -126,15 +169,30 @@ impl Span {
 #[derive(Default)]
 struct Open(BTreeMap<(Instant, i64), usize>);
 
+#[derive(Debug, PartialEq)]
+struct Taken {
+    lease: i64,
+    /// True once a lease: time to get the next one.
+    runs_short: bool,
+}
+
 impl Open {
-    fn take(&mut self, now: Instant, span: Span) -> Option<i64> {
-        let ends = (now + span.earliest, i64::MIN)..=(now + span.latest, i64::MAX);
-        let (&place, room) = self.0.range_mut(ends).next()?;
+    fn ends(now: Instant, span: Span) -> RangeInclusive<(Instant, i64)> {
+        (now + span.earliest, i64::MIN)..=(now + span.latest, i64::MAX)
+    }
+
+    fn has_plenty(&self, now: Instant, span: Span) -> bool {
+        self.0.range(Self::ends(now, span)).any(|(_, &room)| room > FEW_LEFT)
+    }
+
+    fn take(&mut self, now: Instant, span: Span) -> Option<Taken> {
+        let (&place, room) = self.0.range_mut(Self::ends(now, span)).next()?;
         *room -= 1;
+        let runs_short = *room == FEW_LEFT;
         if *room == 0 {
             self.0.remove(&place);
         }
-        Some(place.1)
+        Some(Taken { lease: place.1, runs_short })
     }
 
     /// The lease that has just been granted to one key.
@@ -158,6 +216,10 @@ mod tests {
         Span::of(ttl, SECOND)
     }
 
+    fn taken(open: &mut Open, now: Instant, ttl: Duration) -> Option<i64> {
+        open.take(now, span(ttl)).map(|t| t.lease)
+    }
+
     fn granted(open: &mut Open, now: Instant, ttl: Duration, lease: i64) {
         let seconds = u64::try_from(span(ttl).whole_seconds()).unwrap();
         open.add(now, Duration::from_secs(seconds), lease);
@@ -170,9 +232,9 @@ mod tests {
             let mut open = Open::default();
             granted(&mut open, now, ttl, 7);
             let slack = span(ttl).latest - span(ttl).earliest;
-            assert_eq!(open.take(now, span(ttl)), Some(7), "{ttl:?}");
-            assert_eq!(open.take(now + slack - SECOND, span(ttl)), Some(7), "{ttl:?}");
-            assert_eq!(open.take(now + slack + SECOND, span(ttl)), None, "{ttl:?}");
+            assert_eq!(taken(&mut open, now, ttl), Some(7), "{ttl:?}");
+            assert_eq!(taken(&mut open, now + slack - SECOND, ttl), Some(7), "{ttl:?}");
+            assert_eq!(taken(&mut open, now + slack + SECOND, ttl), None, "{ttl:?}");
             assert!(span(ttl).earliest >= ttl + SECOND);
             assert!(slack <= (ttl / 20).max(5 * SECOND), "{ttl:?} lives too long");
         }
@@ -183,21 +245,23 @@ mod tests {
         let now = Instant::now();
         let mut open = Open::default();
         granted(&mut open, now, DAY, 7);
-        assert_eq!(open.take(now, span(DAY / 2)), None);
-        assert_eq!(open.take(now, span(DAY * 2)), None);
-        assert_eq!(open.take(now, span(DAY + SECOND)), Some(7));
+        assert_eq!(taken(&mut open, now, DAY / 2), None);
+        assert_eq!(taken(&mut open, now, DAY * 2), None);
+        assert_eq!(taken(&mut open, now, DAY + SECOND), Some(7));
     }
 
     #[test]
-    fn a_lease_takes_so_many_keys_and_no_more() {
+    fn a_lease_takes_so_many_keys_and_warns_before_it_is_used_up() {
         let now = Instant::now();
         let mut open = Open::default();
         granted(&mut open, now, DAY, 7);
-        let mut keys = 1;
-        while open.take(now, span(DAY)).is_some() {
-            keys += 1;
+        let mut all = vec![];
+        while let Some(Taken { runs_short, .. }) = open.take(now, span(DAY)) {
+            all.push(runs_short);
         }
-        assert_eq!(keys, KEYS_A_LEASE);
+        assert_eq!(all.len(), KEYS_A_LEASE - 1);
+        let warnings: Vec<_> = (0..all.len()).filter(|&n| all[n]).collect();
+        assert_eq!(warnings, [all.len() - FEW_LEFT - 1], "the warning comes once, and in time");
     }
 
     #[test]
@@ -207,7 +271,7 @@ mod tests {
         let mut leases = 0;
         for minutes in 1..20_000_u32 {
             let ttl = minutes * 60 * SECOND;
-            if open.take(now, span(ttl)).is_none() {
+            if taken(&mut open, now, ttl).is_none() {
                 leases += 1;
                 granted(&mut open, now, ttl, leases);
             }

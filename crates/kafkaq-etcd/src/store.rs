@@ -4,13 +4,13 @@ use crate::{
     EtcdStoreBuilder,
     failure::Op,
     health,
-    lease::Leases,
+    lease::{Attached, Leases},
     link::{Call, Link},
     request,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, future, stream};
 use kafkaq_core::{ErrorKind, Key, LeaseStore, Result, Swap, Swapped};
 use std::{fmt, time::Duration};
 
@@ -42,12 +42,14 @@ impl EtcdStore {
     async fn swap_chunk(&self, call: Call, swaps: &[Swap]) -> Vec<Result<Swapped>> {
         let mut leases_were_lost = false;
         loop {
-            let leases = match self.leases.attach(call, &self.link, swaps).await {
-                Ok(leases) => leases,
+            let Attached { leases, runs_short } = match self.leases.attach(call, &self.link, swaps).await {
+                Ok(attached) => attached,
                 Err(e) => return vec![Err(e); swaps.len()],
             };
             let txn = request::swaps(&self.prefix, swaps, &leases);
-            match self.link.send(call, |to| async move { to.kv.clone().txn(txn).await }).await {
+            let swapping = self.link.send(call, |to| async move { to.kv.clone().txn(txn).await });
+            let preparing = self.leases.prepare(call, &self.link, runs_short);
+            match future::join(swapping, preparing).await.0 {
                 Ok(answer) => return request::swapped(swaps.len(), &answer),
                 // Nothing of it was done, and others may have lost theirs too: once more, with new ones.
                 Err(e) if e.kind() == ErrorKind::NotFound && !leases_were_lost => {

@@ -106,7 +106,8 @@ async fn many_keys_share_few_leases() {
     for call in calls {
         assert!(call.await.unwrap().into_iter().all(|o| o.unwrap() == Swapped::Done));
     }
-    assert_eq!(leases(&server).await.len(), 5);
+    // Perhaps one in advance.
+    assert!((5..=6).contains(&leases(&server).await.len()));
 }
 
 #[tokio::test]

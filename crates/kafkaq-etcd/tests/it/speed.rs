@@ -1,7 +1,7 @@
 //! How many swaps a second, beside the client alone sending the same batches.
 
 use crate::{server::Server, store};
-use etcd_client::{Compare, CompareOp, KvClient, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, KvClient, PutOptions, Txn, TxnOp};
 use kafkaq_core::{Key, Keyspace, LeaseStore, Swap, Swapped, TaskId};
 use kafkaq_etcd::EtcdStore;
 use std::{
@@ -10,7 +10,7 @@ use std::{
 };
 
 const BATCH: usize = 256;
-const COUNT: usize = 60 * BATCH;
+const COUNT: usize = 200 * BATCH;
 const UNDER_WAY: usize = 2;
 const VALUE: [u8; 64] = [1; 64];
 const NEXT: [u8; 64] = [2; 64];
@@ -46,7 +46,7 @@ async fn by_store(store: &Arc<EtcdStore>, keys: &[Key], replaces: bool, ttl: Opt
     .await
 }
 
-async fn by_client(kv: &KvClient, keys: &[Key], replaces: bool) -> f64 {
+async fn by_client(kv: &KvClient, keys: &[Key], replaces: bool, lease: i64) -> f64 {
     measure(keys, |some| {
         let kv = kv.clone();
         async move {
@@ -57,7 +57,11 @@ async fn by_client(kv: &KvClient, keys: &[Key], replaces: bool) -> f64 {
                 } else {
                     (Compare::version(k.as_str(), CompareOp::Equal, 0), VALUE)
                 };
-                let txn = Txn::new().when([is]).and_then([TxnOp::put(k.as_str(), new, None)]);
+                let txn = Txn::new().when([is]).and_then([TxnOp::put(
+                    k.as_str(),
+                    new,
+                    Some(PutOptions::new().with_lease(lease)),
+                )]);
                 TxnOp::txn(txn.or_else([TxnOp::get(k, None)]))
             };
             let requests = some.chunks(125).map(|some| {
@@ -79,23 +83,21 @@ async fn swaps_a_second_beside_the_client_alone() {
     let kv = server.raw().await.kv_client();
     let store = Arc::new(store(&server));
     let hour = Some(Duration::from_secs(3600));
-    println!("{:>8} {:>10} {:>18} {:>18}", "", "client", "store", "with ttl");
+    let lease = server.raw().await.lease_grant(3600, None).await.unwrap().id();
     // The first round warms up. In turns, so that both meet the same database.
     for round in 0..4 {
-        let space = Keyspace::new(&format!("q{round}"), "kafkaq").unwrap();
-        let task = |n| Key::task(&space, &TaskId::new(format!("{n:032}")).unwrap());
-        let some: Vec<_> = (0..COUNT).map(task).collect();
-        let others: Vec<_> = (COUNT..2 * COUNT).map(task).collect();
-        for (what, replaces) in [("create", false), ("replace", true)] {
-            let client = by_client(&kv, &some, replaces).await;
-            let alone = by_store(&store, &some, replaces, None).await;
-            let mortal = by_store(&store, &others, replaces, hour).await;
-            let percent = |n: f64| n / client * 100.0;
-            println!(
-                "{what:>8} {client:>10.0} {alone:>10.0} ({:>3.0} %) {mortal:>10.0} ({:>3.0} %)",
-                percent(alone),
-                percent(mortal)
-            );
+        for (ttl, lease) in [(None, 0), (hour, lease)] {
+            let space = Keyspace::new(&format!("q-{round}-{}", ttl.is_some()), "kafkaq").unwrap();
+            let task = |n| Key::task(&space, &TaskId::new(format!("{n:032}")).unwrap());
+            let keys: Vec<_> = (0..COUNT).map(task).collect();
+            for (what, replaces) in [("create", false), ("replace", true)] {
+                let client = by_client(&kv, &keys, replaces, lease).await;
+                let store = by_store(&store, &keys, replaces, ttl).await;
+                let percent = store / client * 100.0;
+                println!(
+                    "{what:>8}, ttl {ttl:>8?}: client {client:>7.0}, store {store:>7.0} ({percent:.0} %)"
+                );
+            }
         }
     }
 }
