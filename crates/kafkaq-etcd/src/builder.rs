@@ -1,0 +1,178 @@
+//! From endpoints to a store. Nothing connects here.
+
+use crate::{
+    EtcdStore,
+    link::{Link, Member},
+};
+use etcd_client::ConnectOptions;
+use kafkaq_core::{Error, ErrorKind, Result};
+use std::{fmt, time::Duration};
+use tonic::transport::{Endpoint, Uri};
+
+const OP: &str = "set up the etcd store";
+
+const MIN_TIMEOUT: Duration = Duration::from_millis(1);
+const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// Idle connections are probed this often, or firewalls and load balancers forget them without a word.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// While requests wait, whether the other side is still there is asked this often. etcd hangs up on who asks more
+/// than once in 5 s, or without a request that waits.
+const PING: Duration = Duration::from_secs(10);
+
+const HOW_TO_WRITE: &str = "An endpoint looks like host:2379, http://host:2379 or https://host:2379; a user goes \
+                            into `user`, and https needs the feature `tls`";
+
+/// Settings of an [`EtcdStore`]. From [`EtcdStore::builder`].
+#[derive(Clone)]
+#[must_use]
+pub struct EtcdStoreBuilder {
+    endpoints: Vec<String>,
+    prefix: String,
+    request_timeout: Duration,
+    user: Option<(String, String)>,
+    #[cfg(feature = "tls")]
+    root_certificates: Option<Vec<u8>>,
+    #[cfg(feature = "tls")]
+    client_certificate: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl EtcdStoreBuilder {
+    pub(crate) fn new(endpoints: Vec<String>) -> Self {
+        EtcdStoreBuilder {
+            endpoints,
+            prefix: "kafkaq/".into(),
+            request_timeout: Duration::from_secs(2),
+            user: None,
+            #[cfg(feature = "tls")]
+            root_certificates: None,
+            #[cfg(feature = "tls")]
+            client_certificate: None,
+        }
+    }
+
+    /// What every key begins with. Two prefixes are two stores. Default: `kafkaq/`.
+    pub fn prefix(self, prefix: impl Into<String>) -> Self {
+        EtcdStoreBuilder { prefix: prefix.into(), ..self }
+    }
+
+    /// How long a call may take, connecting included: 1 ms to 1 h. Default: 2 s.
+    pub fn request_timeout(self, limit: Duration) -> Self {
+        EtcdStoreBuilder { request_timeout: limit, ..self }
+    }
+
+    /// The user of etcd and the password. Default: none.
+    pub fn user(self, name: impl Into<String>, password: impl Into<String>) -> Self {
+        EtcdStoreBuilder { user: Some((name.into(), password.into())), ..self }
+    }
+
+    /// The certificates to trust, in PEM, instead of the system's.
+    #[cfg(feature = "tls")]
+    pub fn root_certificates(self, pem: impl Into<Vec<u8>>) -> Self {
+        EtcdStoreBuilder { root_certificates: Some(pem.into()), ..self }
+    }
+
+    /// The certificate and its key, in PEM, by which this client proves who it is.
+    #[cfg(feature = "tls")]
+    pub fn client_certificate(self, certificate: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
+        EtcdStoreBuilder { client_certificate: Some((certificate.into(), key.into())), ..self }
+    }
+
+    /// Makes the store. It needs no server: the first call connects.
+    ///
+    /// # Errors
+    /// `Invalid` if there is no endpoint or one can't be read or needs TLS that isn't compiled in, if a certificate
+    /// can't be read, or if the timeout is out of range.
+    pub fn build(self) -> Result<EtcdStore> {
+        if !(MIN_TIMEOUT..=MAX_TIMEOUT).contains(&self.request_timeout) {
+            return Err(invalid("Use a request timeout from 1 ms to 1 h"));
+        }
+        if self.endpoints.is_empty() {
+            return Err(invalid("Give at least one endpoint, such as 127.0.0.1:2379"));
+        }
+        let members = self.endpoints.iter().map(|text| self.member(text)).collect::<Result<_>>()?;
+        let mut options = ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
+        if let Some((name, password)) = self.user {
+            options = options.with_user(name, password);
+        }
+        let probe = format!("{}probe", self.prefix);
+        Ok(EtcdStore::new(self.prefix, self.request_timeout, Link::new(members, options, probe)))
+    }
+
+    fn member(&self, text: &str) -> Result<Member> {
+        let scheme = if self.wants_tls() { "https" } else { "http" };
+        let url = if text.contains("://") { text.to_owned() } else { format!("{scheme}://{text}") };
+        let uri: Uri = url.parse().map_err(|e| invalid(HOW_TO_WRITE).with_source(e))?;
+        // Without what the text says: it may hold a password.
+        let address = uri.authority().filter(|a| !a.as_str().contains('@') && a.port_u16().is_some());
+        let (Some(address), "/") = (address.map(ToString::to_string), uri.path()) else {
+            return Err(invalid(HOW_TO_WRITE));
+        };
+        let endpoint = match uri.scheme_str() {
+            Some("http") if !self.wants_tls() => Endpoint::from(uri),
+            Some("http") => {
+                return Err(invalid("Certificates are given, but an endpoint begins with http://"));
+            }
+            Some("https") => self.secure(Endpoint::from(uri))?,
+            _ => return Err(invalid(HOW_TO_WRITE)),
+        };
+        let endpoint = endpoint
+            .tcp_keepalive(Some(TCP_KEEPALIVE))
+            .http2_keep_alive_interval(PING)
+            .keep_alive_timeout(PING)
+            .keep_alive_while_idle(false);
+        Ok(Member { address, endpoint })
+    }
+
+    #[cfg(not(feature = "tls"))]
+    fn wants_tls(&self) -> bool {
+        false
+    }
+
+    #[cfg(feature = "tls")]
+    fn wants_tls(&self) -> bool {
+        self.root_certificates.is_some() || self.client_certificate.is_some()
+    }
+
+    #[cfg(not(feature = "tls"))]
+    fn secure(&self, _: Endpoint) -> Result<Endpoint> {
+        Err(invalid(HOW_TO_WRITE))
+    }
+
+    #[cfg(feature = "tls")]
+    fn secure(&self, endpoint: Endpoint) -> Result<Endpoint> {
+        use tonic::transport::{Certificate, ClientTlsConfig, Identity};
+        const IN_PEM: &str = "Certificates and keys have to be in PEM";
+        let mut tls = match &self.root_certificates {
+            Some(pem) if !has_certificate(pem) => return Err(invalid(IN_PEM)),
+            Some(pem) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)),
+            None => ClientTlsConfig::new().with_enabled_roots(),
+        };
+        if let Some((certificate, key)) = &self.client_certificate {
+            tls = tls.identity(Identity::from_pem(certificate, key));
+        }
+        endpoint.tls_config(tls).map_err(|e| invalid(IN_PEM).with_source(e))
+    }
+}
+
+/// The client takes a file without any for a list of none.
+#[cfg(feature = "tls")]
+fn has_certificate(pem: &[u8]) -> bool {
+    const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
+    pem.windows(BEGIN.len()).any(|text| text == BEGIN)
+}
+
+fn invalid(advice: &'static str) -> Error {
+    Error::not_applied(ErrorKind::Invalid, OP).with_advice(advice)
+}
+
+impl fmt::Debug for EtcdStoreBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Without the endpoints, which may hold a password in the wrong place, and without user and keys.
+        f.debug_struct("EtcdStoreBuilder")
+            .field("prefix", &self.prefix)
+            .field("request_timeout", &self.request_timeout)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,259 @@
+//! What a failure means: which kind, whether it took effect, what to do.
+
+use kafkaq_core::{Error, ErrorKind, Retry};
+use std::{error::Error as _, time::Duration};
+use tonic::{Code, ConnectError, Status};
+
+/// An operation as its errors name it.
+#[derive(Clone, Copy)]
+pub(crate) struct Op {
+    name: &'static str,
+    /// One that changes no key has certainly had no effect, however it fails.
+    changes: bool,
+}
+
+impl Op {
+    pub(crate) const SWAP: Op = Op { name: "swap in etcd", changes: true };
+    pub(crate) const READ: Op = Op { name: "read from etcd", changes: false };
+    pub(crate) const CHECK: Op = Op { name: "check etcd", changes: false };
+    pub(crate) const CONNECT: Op = Op { name: "connect to etcd", changes: false };
+    /// An etcd lease that nobody uses runs out by itself.
+    pub(crate) const GRANT: Op = Op { name: "get a lease from etcd", changes: false };
+
+    fn not_applied(self, kind: ErrorKind) -> Error {
+        Error::not_applied(kind, self.name)
+    }
+
+    /// It failed after it was sent.
+    fn after_sending(self, kind: ErrorKind) -> Error {
+        if self.changes { Error::unknown(kind, self.name) } else { self.not_applied(kind) }
+    }
+}
+
+/// No connection in time, so nothing was sent.
+pub(crate) fn not_connected(address: &str) -> Error {
+    Op::CONNECT
+        .not_applied(ErrorKind::Unavailable)
+        .on(address)
+        .with_source("no connection in time")
+        .with_advice(unreachable(address))
+}
+
+/// The attempt to connect failed.
+pub(crate) fn refused_connection(address: &str, e: &tonic::transport::Error) -> Error {
+    Op::CONNECT
+        .not_applied(ErrorKind::Unavailable)
+        .on(address)
+        .with_source(root(e))
+        .with_advice(unreachable(address))
+}
+
+fn unreachable(address: &str) -> String {
+    format!("Check that etcd runs at {address} and can be reached from here")
+}
+
+/// The request was sent, and no answer came.
+pub(crate) fn timed_out(op: Op, address: &str, limit: Duration) -> Error {
+    op.after_sending(ErrorKind::Timeout)
+        .with_advice(format!("etcd at {address} did not answer within {limit:?}"))
+}
+
+/// The call's time was up before anything was sent.
+pub(crate) fn not_sent(op: Op, limit: Duration) -> Error {
+    op.not_applied(ErrorKind::Timeout)
+        .with_advice(format!("Nothing was sent within {limit:?}: etcd is too slow for that many calls"))
+}
+
+/// An answer that this crate does not understand.
+pub(crate) fn strange(op: Op) -> Error {
+    op.after_sending(ErrorKind::Other)
+        .with_advice("The answer makes no sense: is there something other than etcd at this address?")
+}
+
+/// After `close`.
+pub(crate) fn closed(op: Op) -> Error {
+    op.not_applied(ErrorKind::Closed)
+}
+
+/// What the client said about a request that was handed to it.
+pub(crate) fn failed(op: Op, address: &str, e: &etcd_client::Error) -> Error {
+    let etcd_client::Error::GRpcStatus(status) = e else {
+        return op.after_sending(ErrorKind::Other).on(address).with_source(e.to_string());
+    };
+    if status.source().is_some() {
+        // Of the client's own making: there was no answer.
+        let error = match is_connect_error(status) {
+            true => op.not_applied(ErrorKind::Unavailable).with_advice(unreachable(address)),
+            false => op
+                .after_sending(ErrorKind::Unavailable)
+                .with_advice(format!("The connection to etcd at {address} broke")),
+        };
+        return error.with_source(root(status));
+    }
+    let Meaning { kind, refused, advice } = meaning(status);
+    let error = if refused { op.not_applied(kind) } else { op.after_sending(kind) };
+    let error = error.on(address).with_source(status.message().to_owned());
+    let error = if kind == ErrorKind::NotFound { error.with_retry(Retry::Yes) } else { error };
+    if advice.is_empty() { error } else { error.with_advice(advice) }
+}
+
+/// Whether another connection, perhaps to another member, promises more.
+pub(crate) fn is_of_connection(e: &etcd_client::Error) -> bool {
+    let etcd_client::Error::GRpcStatus(status) = e else { return true };
+    let says = |words| status.message().contains(words);
+    status.source().is_some()
+        || matches!(status.code(), Code::Unavailable | Code::Unauthenticated)
+        || says("revision of auth store is old")
+}
+
+fn is_connect_error(status: &Status) -> bool {
+    chain(status).any(|e| e.is::<ConnectError>())
+}
+
+fn chain<'a>(
+    e: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(e), |&e| e.source())
+}
+
+/// The innermost cause says most: those around it say `transport error`.
+fn root(e: &(dyn std::error::Error + 'static)) -> String {
+    chain(e).last().map(ToString::to_string).unwrap_or_default()
+}
+
+struct Meaning {
+    kind: ErrorKind,
+    /// etcd answered so instead of applying the request. Only where its source is certain of that; a timeout or a
+    /// change of leader is not.
+    refused: bool,
+    advice: &'static str,
+}
+
+/// etcd's errors are told apart by their words: codes are shared by several.
+fn meaning(status: &Status) -> Meaning {
+    use ErrorKind::{
+        Denied, Invalid, Misconfigured, NotFound, Other, Throttled, Timeout, TooLarge, Unavailable,
+        Unsupported,
+    };
+    let says = |words| status.message().contains(words);
+    let (kind, refused, advice) = match status.code() {
+        _ if says("requested lease not found") => {
+            (NotFound, true, "A lease of etcd has vanished twice: does somebody else revoke them?")
+        }
+        _ if says("request is too large") || says("received message larger than max") => {
+            (TooLarge, true, "etcd takes 1.5 MiB a request, unless --max-request-bytes says otherwise")
+        }
+        _ if says("too many operations in txn") => {
+            (Misconfigured, true, "kafkaq needs etcd's --max-txn-ops to be 128, the default, or more")
+        }
+        _ if says("duplicate key given") => (Invalid, true, "The keys of one call have to be distinct"),
+        _ if says("too many requests") => (Throttled, true, ""),
+        // The request that fills the space is applied, and answered like those after it.
+        _ if says("database space exceeded") => (
+            Unavailable,
+            false,
+            "etcd is full: compact and defragment it, or raise --quota-backend-bytes, then `etcdctl alarm disarm`; \
+             --auto-compaction-retention keeps it from happening again",
+        ),
+        _ if says("corrupt cluster") => {
+            (Unavailable, false, "etcd has found its members to differ and serves nobody; its log says more")
+        }
+        _ if says("no leader") => {
+            (Unavailable, true, "This member of etcd sees no leader: is there a majority?")
+        }
+        _ if says("for learner") => (Unavailable, true, "This member of etcd is still a learner"),
+        _ if says("request timed out") => (Timeout, false, "etcd is overloaded or has no majority"),
+        _ if says("permission denied") => {
+            (Denied, true, "The user needs a role with readwrite on the keys of the prefix")
+        }
+        _ if says("user name is empty") => (Denied, true, "etcd wants a user and a password"),
+        _ if says("authentication failed") || says("invalid auth token") => {
+            (Denied, true, "Check the user and the password")
+        }
+        _ if says("authentication is not enabled") => {
+            (Misconfigured, true, "A user is given, but etcd knows no users: see `etcdctl auth enable`")
+        }
+        _ if says("revision of auth store is old") => (Unavailable, true, ""),
+        Code::Unauthenticated | Code::PermissionDenied => (Denied, true, "Check the user and the password"),
+        Code::Unimplemented => (Unsupported, true, "Is this etcd 3.4 or later?"),
+        Code::Unavailable => (Unavailable, false, ""),
+        Code::ResourceExhausted => (Throttled, false, ""),
+        _ => (Other, false, ""),
+    };
+    Meaning { kind, refused, advice }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kafkaq_core::Effect;
+
+    fn answered(code: Code, text: &str) -> etcd_client::Error {
+        etcd_client::Error::GRpcStatus(Status::new(code, text))
+    }
+
+    #[test]
+    fn an_answer_says_whether_it_took_effect_and_whether_a_retry_helps() {
+        use Effect::{NotApplied, Unknown};
+        use Retry::{No, Yes};
+        for (code, text, kind, effect, retry) in [
+            (Code::InvalidArgument, "request is too large", ErrorKind::TooLarge, NotApplied, No),
+            (Code::ResourceExhausted, "too many requests", ErrorKind::Throttled, NotApplied, Yes),
+            (Code::ResourceExhausted, "mvcc: database space exceeded", ErrorKind::Unavailable, Unknown, Yes),
+            (Code::Unavailable, "no leader", ErrorKind::Unavailable, NotApplied, Yes),
+            (Code::Unavailable, "leader changed", ErrorKind::Unavailable, Unknown, Yes),
+            (Code::Unavailable, "server stopped", ErrorKind::Unavailable, Unknown, Yes),
+            (Code::Unavailable, "request timed out", ErrorKind::Timeout, Unknown, Yes),
+            (
+                Code::Unavailable,
+                "request timed out, possibly due to previous leader failure",
+                ErrorKind::Timeout,
+                Unknown,
+                Yes,
+            ),
+            (Code::PermissionDenied, "permission denied", ErrorKind::Denied, NotApplied, No),
+            (Code::Unauthenticated, "invalid auth token", ErrorKind::Denied, NotApplied, No),
+            (Code::InvalidArgument, "user name is empty", ErrorKind::Denied, NotApplied, No),
+            (Code::InvalidArgument, "revision of auth store is old", ErrorKind::Unavailable, NotApplied, Yes),
+            (
+                Code::InvalidArgument,
+                "too many operations in txn request",
+                ErrorKind::Misconfigured,
+                NotApplied,
+                No,
+            ),
+            (Code::NotFound, "requested lease not found", ErrorKind::NotFound, NotApplied, Yes),
+            (Code::Unknown, "whatever", ErrorKind::Other, Unknown, No),
+        ] {
+            let e = failed(Op::SWAP, "h:1", &answered(code, &format!("etcdserver: {text}")));
+            assert_eq!((e.kind(), e.effect(), e.retry()), (kind, effect, retry), "{text}");
+            assert!(e.to_string().contains(text), "{e}");
+            let e = failed(Op::READ, "h:1", &answered(code, &format!("etcdserver: {text}")));
+            assert_eq!(e.effect(), NotApplied, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_member_that_is_cut_off_is_left_and_a_refusal_is_not() {
+        for (code, text, leave) in [
+            (Code::Unavailable, "etcdserver: no leader", true),
+            (Code::Unavailable, "etcdserver: request timed out", true),
+            (Code::Unauthenticated, "etcdserver: invalid auth token", true),
+            (Code::InvalidArgument, "etcdserver: revision of auth store is old", true),
+            (Code::InvalidArgument, "etcdserver: request is too large", false),
+            (Code::PermissionDenied, "etcdserver: permission denied", false),
+            (Code::NotFound, "etcdserver: requested lease not found", false),
+        ] {
+            assert_eq!(is_of_connection(&answered(code, text)), leave, "{text}");
+        }
+    }
+
+    #[test]
+    fn only_what_changes_something_can_be_unknown() {
+        let late = |op| timed_out(op, "h:1", Duration::from_secs(1));
+        assert_eq!(late(Op::SWAP).effect(), Effect::Unknown);
+        assert_eq!(late(Op::READ).effect(), Effect::NotApplied);
+        assert_eq!(late(Op::GRANT).effect(), Effect::NotApplied);
+        assert!(late(Op::READ).to_string().contains("h:1"));
+    }
+}

@@ -1,0 +1,164 @@
+//! What an operator must know: questions to the member that is connected, and its answers as sentences.
+
+use crate::link::{Call, Link};
+use etcd_client::{Error, GetOptions, StatusResponse};
+use kafkaq_core::{ErrorKind, Result};
+use tonic::Code;
+
+const OLDEST_TESTED: (u32, u32) = (3, 4);
+
+/// What `--quota-backend-bytes` is unless set.
+const DEFAULT_QUOTA: i64 = 2 * 1024 * 1024 * 1024;
+
+/// A history this long that was never compacted won't be compacted tomorrow either.
+const LONG_HISTORY: i64 = 10_000;
+
+/// # Errors
+/// If etcd can't be reached or refuses the credentials.
+pub(crate) async fn warnings(call: Call, link: &Link) -> Result<Vec<String>> {
+    let probe = link.probe();
+    let uncompacted = link.send(call, |to| async move {
+        let first = GetOptions::new().with_count_only().with_revision(1);
+        match to.kv.clone().get(probe, Some(first)).await {
+            Ok(answer) => Ok(answer.header().map_or(0, etcd_client::ResponseHeader::revision)),
+            // The first revision is gone, so history is compacted.
+            Err(Error::GRpcStatus(status)) if status.code() == Code::OutOfRange => Ok(0),
+            Err(e) => Err(e),
+        }
+    });
+    let uncompacted = uncompacted.await?;
+    let status = link.send(call, |to| async move { to.maintenance.clone().status().await }).await;
+    let status = match status {
+        // As of 3.6 only root may ask.
+        Err(e) if e.kind() == ErrorKind::Denied => {
+            let unasked =
+                "This user may not ask for the status of etcd, so neither alarms nor space could be checked";
+            return Ok(history(uncompacted).into_iter().chain([unasked.to_owned()]).collect());
+        }
+        status => status?,
+    };
+    Ok(history(uncompacted).into_iter().chain(Facts::of(&status).warnings()).collect())
+}
+
+/// Of so many revisions that were never compacted.
+fn history(uncompacted: i64) -> Option<String> {
+    (uncompacted > LONG_HISTORY).then(|| {
+        format!(
+            "etcd keeps all {uncompacted} revisions since its beginning, so its database grows with every swap: \
+             start it with --auto-compaction-retention"
+        )
+    })
+}
+
+struct Facts<'a> {
+    version: &'a str,
+    is_learner: bool,
+    /// Of the database, in bytes.
+    size: i64,
+    /// Its limit, in bytes; 0 if this etcd doesn't tell.
+    quota: i64,
+    /// Alarms and other trouble in etcd's own words.
+    trouble: &'a [String],
+}
+
+impl<'a> Facts<'a> {
+    fn of(status: &'a StatusResponse) -> Self {
+        Facts {
+            version: status.version(),
+            is_learner: status.is_learner(),
+            size: status.db_size(),
+            quota: status.db_size_quota(),
+            trouble: status.errors(),
+        }
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let trouble = self.trouble.iter().map(|words| trouble(words));
+        let checks = [self.space(), self.learner(), self.version()];
+        trouble.chain(checks.into_iter().flatten()).collect()
+    }
+
+    fn space(&self) -> Option<String> {
+        let (quota, of_what) = match self.quota {
+            0 => (
+                DEFAULT_QUOTA,
+                "etcd's default limit of 2 GiB; if --quota-backend-bytes is higher, all is well",
+            ),
+            quota => {
+                (quota, "its limit, --quota-backend-bytes; when that is reached, etcd refuses every write")
+            }
+        };
+        (self.size > quota / 5 * 4).then(|| {
+            let mib = self.size / (1024 * 1024);
+            format!("The database of etcd has {mib} MiB, more than four fifths of {of_what}")
+        })
+    }
+
+    fn learner(&self) -> Option<String> {
+        self.is_learner.then(|| {
+            "This member of etcd is a learner and serves no swaps: give the address of a voting member".into()
+        })
+    }
+
+    fn version(&self) -> Option<String> {
+        let mut numbers = self.version.split('.').map_while(|n| n.parse().ok());
+        let found = (numbers.next()?, numbers.next().unwrap_or(0));
+        (found < OLDEST_TESTED).then(|| {
+            let (major, minor) = OLDEST_TESTED;
+            format!(
+                "etcd {} is older than {major}.{minor}, the oldest that kafkaq is tested with",
+                self.version
+            )
+        })
+    }
+}
+
+fn trouble(words: &str) -> String {
+    if words.contains("NOSPACE") {
+        return "etcd is full (alarm NOSPACE) and refuses every write: compact and defragment it, or raise \
+                --quota-backend-bytes, then `etcdctl alarm disarm`"
+            .into();
+    }
+    format!("etcd reports trouble: {words}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NONE: [&str; 0] = [];
+
+    fn sound() -> Facts<'static> {
+        Facts { version: "3.5.9", is_learner: false, size: 1 << 20, quota: 0, trouble: &[] }
+    }
+
+    #[test]
+    fn a_sound_server_gives_no_warning() {
+        assert_eq!(sound().warnings(), NONE);
+        assert_eq!(Facts { version: "3.10.0", ..sound() }.warnings(), NONE);
+        assert_eq!(Facts { size: 3 << 30, quota: 8 << 30, ..sound() }.warnings(), NONE);
+    }
+
+    #[test]
+    fn only_a_long_history_is_worth_a_word() {
+        assert_eq!(history(10_000), None);
+        assert!(history(10_001).unwrap().contains("--auto-compaction-retention"));
+    }
+
+    #[test]
+    fn each_trouble_has_its_sentence() {
+        let alarm = ["memberID:1 alarm:NOSPACE ".to_owned()];
+        let no_leader = ["etcdserver: no leader".to_owned()];
+        for (facts, word) in [
+            (Facts { version: "3.3.27", ..sound() }, "older than 3.4"),
+            (Facts { is_learner: true, ..sound() }, "learner"),
+            (Facts { size: 1800 << 20, ..sound() }, "1800 MiB"),
+            (Facts { size: 7 << 30, quota: 8 << 30, ..sound() }, "7168 MiB"),
+            (Facts { trouble: &alarm, ..sound() }, "alarm disarm"),
+            (Facts { trouble: &no_leader, ..sound() }, "no leader"),
+        ] {
+            let found = facts.warnings();
+            assert!(found.len() == 1 && found[0].contains(word), "{word}: {found:?}");
+        }
+    }
+}

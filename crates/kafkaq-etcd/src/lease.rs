@@ -1,0 +1,293 @@
+//! Times to live, by leases of etcd that many keys share.
+//!
+//! To etcd a lease is a thing to agree on, twice: once to grant it and once to revoke it. One a key would cost more
+//! than the keys themselves. But a time to live may be exceeded, so a key takes any open lease that ends soon enough
+//! after it should. "Soon enough" is a twentieth of the time to live: however these differ from swap to swap, a few
+//! hundred leases serve them all.
+//!
+//! A lease is never renewed. So its end is known when it is granted, and no stale leader can end it earlier.
+
+use crate::{
+    failure::{self, Op},
+    link::{Call, Clients, Link},
+};
+use kafkaq_core::{Result, Swap};
+use std::{
+    collections::BTreeMap,
+    ops::RangeInclusive,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::MutexGuard,
+    time::{Instant, timeout_at},
+};
+
+/// etcd deletes the keys of a lease that ends in one go, during which it serves nobody.
+const KEYS_A_LEASE: usize = 1000;
+
+/// With so few places left the next lease is got: two full requests.
+const FEW_LEFT: usize = 2 * crate::request::MAX_OPS;
+
+/// Leases kept at hand. With more, those that end first are forgotten, and end by themselves.
+const MAX_OPEN: usize = 1024;
+
+/// So that short times to live don't need a lease for each request either.
+const MIN_SLACK: Duration = Duration::from_secs(5);
+
+/// Longer means for ever: etcd takes no more than 285 years.
+const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// A time to live that etcd has to see to.
+fn finite(swap: &Swap) -> Option<Duration> {
+    swap.ttl.filter(|ttl| swap.new.is_some() && *ttl < FOR_EVER)
+}
+
+/// The open leases.
+pub(crate) struct Leases {
+    open: Mutex<Open>,
+    /// Held while one is granted, so that callers that need one wait for it instead of getting one each.
+    granting: tokio::sync::Mutex<()>,
+    request_timeout: Duration,
+}
+
+impl Leases {
+    pub(crate) fn new(request_timeout: Duration) -> Self {
+        Leases { open: Mutex::default(), granting: tokio::sync::Mutex::default(), request_timeout }
+    }
+
+    /// A lease for each swap.
+    ///
+    /// # Errors
+    /// If one had to be granted and was not; then nothing has changed.
+    pub(crate) async fn attach(&self, call: Call, link: &Link, swaps: &[Swap]) -> Result<Attached> {
+        let mut attached = Attached { leases: Vec::with_capacity(swaps.len()), runs_short: None };
+        for swap in swaps {
+            let Some(ttl) = finite(swap) else {
+                attached.leases.push(0);
+                continue;
+            };
+            let span = Span::of(ttl, self.request_timeout);
+            let lease = match self.take(span) {
+                Some(Taken { lease, runs_short }) => {
+                    attached.runs_short = attached.runs_short.or(runs_short.then_some(span));
+                    lease
+                }
+                None => self.get(call, link, span).await?,
+            };
+            attached.leases.push(lease);
+        }
+        Ok(attached)
+    }
+
+    /// Gets the next lease before it is missed, while the swaps that used up the last one are on their way.
+    pub(crate) async fn prepare(&self, call: Call, link: &Link, runs_short: Option<Span>) {
+        let Some(span) = runs_short else { return };
+        let granted = async {
+            let _turn = self.turn(call).await?;
+            // Who was even quicker to use it up has seen to it.
+            let is_seen_to = self.open().has_plenty(Instant::now(), span);
+            if is_seen_to { Ok(()) } else { self.grant(call, link, span).await.map(drop) }
+        };
+        if let Err(error) = granted.await {
+            // Whoever misses it tries again.
+            tracing::debug!(%error, "no lease in advance");
+        }
+    }
+
+    /// At least one of them is gone: somebody has revoked it, or etcd was wiped.
+    pub(crate) fn forget(&self, leases: &[i64]) {
+        self.open().0.retain(|(_, lease), _| !leases.contains(lease));
+    }
+
+    fn open(&self) -> std::sync::MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, span: Span) -> Option<Taken> {
+        self.open().take(Instant::now(), span)
+    }
+
+    async fn turn(&self, call: Call) -> Result<MutexGuard<'_, ()>> {
+        let turn = timeout_at(call.deadline(), self.granting.lock()).await;
+        turn.map_err(|_elapsed| failure::not_sent(Op::GRANT, call.limit))
+    }
+
+    /// One that others have got meanwhile, or else a new one.
+    async fn get(&self, call: Call, link: &Link, span: Span) -> Result<i64> {
+        let _turn = self.turn(call).await?;
+        match self.take(span) {
+            Some(taken) => Ok(taken.lease),
+            None => self.grant(call, link, span).await,
+        }
+    }
+
+    /// A new one, in which one place is taken.
+    async fn grant(&self, call: Call, link: &Link, span: Span) -> Result<i64> {
+        // The lease begins when etcd grants it, which is not before this.
+        let begin = Instant::now();
+        let seconds = span.whole_seconds();
+        let request = |to: Arc<Clients>| async move { to.lease.clone().grant(seconds, None).await };
+        let granted = link.send(call.part(Op::GRANT), request).await?;
+        // etcd may have made it longer.
+        let seconds = u64::try_from(granted.ttl()).unwrap_or(0);
+        self.open().add(begin, Duration::from_secs(seconds), granted.id());
+        Ok(granted.id())
+    }
+}
+
+/// What [`Leases::attach`] has found.
+pub(crate) struct Attached {
+    /// One a swap, 0 for none.
+    pub(crate) leases: Vec<i64>,
+    /// Some lease will soon be used up: of which kind.
+    pub(crate) runs_short: Option<Span>,
+}
+
+/// Between which ends, from now, a lease serves a time to live.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Span {
+    earliest: Duration,
+    latest: Duration,
+}
+
+impl Span {
+    fn of(ttl: Duration, request_timeout: Duration) -> Span {
+        // The value lives from when it is written, which may be as late as the request takes; and no two clocks run
+        // equally fast.
+        let earliest = ttl + request_timeout + ttl / 1000;
+        Span { earliest, latest: earliest + (ttl / 20).max(MIN_SLACK) }
+    }
+
+    /// As long as it may be, so that it serves for as long as it can.
+    fn whole_seconds(self) -> i64 {
+        i64::try_from(self.latest.as_secs()).unwrap_or(i64::MAX)
+    }
+}
+
+/// By their ends, each with the number of keys that it may still take.
+#[derive(Default)]
+struct Open(BTreeMap<(Instant, i64), usize>);
+
+#[derive(Debug, PartialEq)]
+struct Taken {
+    lease: i64,
+    /// True once a lease: time to get the next one.
+    runs_short: bool,
+}
+
+impl Open {
+    fn ends(now: Instant, span: Span) -> RangeInclusive<(Instant, i64)> {
+        (now + span.earliest, i64::MIN)..=(now + span.latest, i64::MAX)
+    }
+
+    fn has_plenty(&self, now: Instant, span: Span) -> bool {
+        self.0.range(Self::ends(now, span)).any(|(_, &room)| room > FEW_LEFT)
+    }
+
+    fn take(&mut self, now: Instant, span: Span) -> Option<Taken> {
+        let (&place, room) = self.0.range_mut(Self::ends(now, span)).next()?;
+        *room -= 1;
+        let runs_short = *room == FEW_LEFT;
+        if *room == 0 {
+            self.0.remove(&place);
+        }
+        Some(Taken { lease: place.1, runs_short })
+    }
+
+    /// The lease that has just been granted to one key.
+    fn add(&mut self, begin: Instant, length: Duration, lease: i64) {
+        self.0 = self.0.split_off(&(begin, i64::MIN));
+        if self.0.len() >= MAX_OPEN {
+            self.0.pop_first();
+        }
+        self.0.insert((begin + length, lease), KEYS_A_LEASE - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+
+    fn span(ttl: Duration) -> Span {
+        Span::of(ttl, SECOND)
+    }
+
+    fn taken(open: &mut Open, now: Instant, ttl: Duration) -> Option<i64> {
+        open.take(now, span(ttl)).map(|t| t.lease)
+    }
+
+    fn granted(open: &mut Open, now: Instant, ttl: Duration, lease: i64) {
+        let seconds = u64::try_from(span(ttl).whole_seconds()).unwrap();
+        open.add(now, Duration::from_secs(seconds), lease);
+    }
+
+    #[test]
+    fn a_lease_serves_until_it_would_end_too_early() {
+        let now = Instant::now();
+        for ttl in [Duration::ZERO, SECOND / 3, SECOND, 100 * SECOND, DAY, 30 * DAY] {
+            let mut open = Open::default();
+            granted(&mut open, now, ttl, 7);
+            let slack = span(ttl).latest - span(ttl).earliest;
+            assert_eq!(taken(&mut open, now, ttl), Some(7), "{ttl:?}");
+            assert_eq!(taken(&mut open, now + slack - SECOND, ttl), Some(7), "{ttl:?}");
+            assert_eq!(taken(&mut open, now + slack + SECOND, ttl), None, "{ttl:?}");
+            assert!(span(ttl).earliest >= ttl + SECOND);
+            assert!(slack <= (ttl / 20).max(5 * SECOND), "{ttl:?} lives too long");
+        }
+    }
+
+    #[test]
+    fn a_lease_is_not_given_to_a_key_that_would_outlive_its_time_by_far() {
+        let now = Instant::now();
+        let mut open = Open::default();
+        granted(&mut open, now, DAY, 7);
+        assert_eq!(taken(&mut open, now, DAY / 2), None);
+        assert_eq!(taken(&mut open, now, DAY * 2), None);
+        assert_eq!(taken(&mut open, now, DAY + SECOND), Some(7));
+    }
+
+    #[test]
+    fn a_lease_takes_so_many_keys_and_warns_before_it_is_used_up() {
+        let now = Instant::now();
+        let mut open = Open::default();
+        granted(&mut open, now, DAY, 7);
+        let mut all = vec![];
+        while let Some(Taken { runs_short, .. }) = open.take(now, span(DAY)) {
+            all.push(runs_short);
+        }
+        assert_eq!(all.len(), KEYS_A_LEASE - 1);
+        let warnings: Vec<_> = (0..all.len()).filter(|&n| all[n]).collect();
+        assert_eq!(warnings, [all.len() - FEW_LEFT - 1], "the warning comes once, and in time");
+    }
+
+    #[test]
+    fn few_leases_serve_many_different_times_to_live() {
+        let now = Instant::now();
+        let mut open = Open::default();
+        let mut leases = 0;
+        for minutes in 1..20_000_u32 {
+            let ttl = minutes * 60 * SECOND;
+            if taken(&mut open, now, ttl).is_none() {
+                leases += 1;
+                granted(&mut open, now, ttl, leases);
+            }
+        }
+        assert!(leases < 250, "{leases}");
+    }
+
+    #[test]
+    fn what_is_kept_at_hand_is_bounded() {
+        let now = Instant::now();
+        let mut open = Open::default();
+        for lease in 0..5000 {
+            granted(&mut open, now + DAY, DAY, lease);
+        }
+        assert_eq!(open.0.len(), MAX_OPEN);
+        granted(&mut open, now + 4 * DAY, DAY, 1);
+        assert_eq!(open.0.len(), 1, "leases that have ended were kept");
+    }
+}

@@ -1,0 +1,12 @@
+#![doc = include_str!("../README.md")]
+
+mod builder;
+mod failure;
+mod health;
+mod lease;
+mod link;
+mod request;
+mod store;
+
+pub use builder::EtcdStoreBuilder;
+pub use store::EtcdStore;

@@ -1,0 +1,106 @@
+//! The store: the calls of the contract over one link.
+
+use crate::{
+    EtcdStoreBuilder,
+    failure::Op,
+    health,
+    lease::{Attached, Leases},
+    link::{Call, Link},
+    request,
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{StreamExt, future, stream};
+use kafkaq_core::{ErrorKind, Key, LeaseStore, Result, Swap, Swapped};
+use std::{fmt, time::Duration};
+
+/// Requests of one call under way at a time. One gives etcd little to sync at once; more wait for the disk in turn.
+const AT_ONCE: usize = 4;
+
+/// kafkaq's leases in etcd.
+///
+/// It connects when it is first used, and again, to the next endpoint, whenever a connection breaks, hangs, or leads
+/// to a member that is cut off from the others.
+pub struct EtcdStore {
+    prefix: String,
+    request_timeout: Duration,
+    link: Link,
+    leases: Leases,
+}
+
+impl EtcdStore {
+    /// Settings for the etcd at these endpoints: `host:port`, `http://host:port`, or `https://host:port` with the
+    /// feature `tls`. One is used at a time, the first as long as it serves.
+    pub fn builder<E: Into<String>>(endpoints: impl IntoIterator<Item = E>) -> EtcdStoreBuilder {
+        EtcdStoreBuilder::new(endpoints.into_iter().map(Into::into).collect())
+    }
+
+    pub(crate) fn new(prefix: String, request_timeout: Duration, link: Link) -> Self {
+        EtcdStore { prefix, request_timeout, link, leases: Leases::new(request_timeout) }
+    }
+
+    async fn swap_chunk(&self, call: Call, swaps: &[Swap]) -> Vec<Result<Swapped>> {
+        let mut leases_were_lost = false;
+        loop {
+            let Attached { leases, runs_short } = match self.leases.attach(call, &self.link, swaps).await {
+                Ok(attached) => attached,
+                Err(e) => return vec![Err(e); swaps.len()],
+            };
+            let txn = request::swaps(&self.prefix, swaps, &leases);
+            let swapping = self.link.send(call, |to| async move { to.kv.clone().txn(txn).await });
+            let preparing = self.leases.prepare(call, &self.link, runs_short);
+            match future::join(swapping, preparing).await.0 {
+                Ok(answer) => return request::swapped(swaps.len(), &answer),
+                // Nothing of it was done, and others may have lost theirs too: once more, with new ones.
+                Err(e) if e.kind() == ErrorKind::NotFound && !leases_were_lost => {
+                    leases_were_lost = true;
+                    self.leases.forget(&leases);
+                }
+                Err(e) => return vec![Err(e); swaps.len()],
+            }
+        }
+    }
+
+    async fn read_chunk(&self, call: Call, keys: &[Key]) -> Vec<Result<Option<Bytes>>> {
+        let txn = request::reads(&self.prefix, keys);
+        match self.link.send(call, |to| async move { to.kv.clone().txn(txn).await }).await {
+            Ok(answer) => request::read(keys.len(), &answer),
+            Err(e) => vec![Err(e); keys.len()],
+        }
+    }
+}
+
+#[async_trait]
+impl LeaseStore for EtcdStore {
+    async fn get(&self, keys: &[Key]) -> Vec<Result<Option<Bytes>>> {
+        let call = Call::new(Op::READ, self.request_timeout);
+        let chunks: Vec<_> = keys.chunks(request::MAX_OPS).map(|c| self.read_chunk(call, c)).collect();
+        stream::iter(chunks).buffered(AT_ONCE).concat().await
+    }
+
+    async fn swap(&self, swaps: &[Swap]) -> Vec<Result<Swapped>> {
+        let call = Call::new(Op::SWAP, self.request_timeout);
+        let chunks = request::chunks(&self.prefix, swaps);
+        let chunks: Vec<_> = chunks.into_iter().map(|c| self.swap_chunk(call, c)).collect();
+        stream::iter(chunks).buffered(AT_ONCE).concat().await
+    }
+
+    async fn check(&self) -> Result<Vec<String>> {
+        health::warnings(Call::new(Op::CHECK, self.request_timeout), &self.link).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.link.close();
+        Ok(())
+    }
+}
+
+impl fmt::Debug for EtcdStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EtcdStore")
+            .field("endpoints", &self.link.addresses())
+            .field("prefix", &self.prefix)
+            .field("request_timeout", &self.request_timeout)
+            .finish_non_exhaustive()
+    }
+}

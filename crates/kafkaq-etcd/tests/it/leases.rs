@@ -1,0 +1,146 @@
+//! Times to live, and the leases of etcd behind them.
+
+use crate::{create, key, keys, one, read, replace, server::Server, sleep, store, value};
+use kafkaq_core::{Key, LeaseStore, Swap, Swapped};
+use std::time::{Duration, Instant};
+
+fn mortal(key: &Key, ttl: Duration) -> Swap {
+    Swap::new(key.clone(), None, value("a"), Some(ttl))
+}
+
+async fn leases(server: &Server) -> Vec<i64> {
+    server.raw().await.leases().await.unwrap().leases().iter().map(etcd_client::LeaseStatus::id).collect()
+}
+
+/// How long the key will live, in seconds; `None`: for ever.
+async fn left(server: &Server, key: &Key) -> Option<i64> {
+    let mut raw = server.raw().await;
+    let lease = raw.get(format!("kafkaq/{key}"), None).await.unwrap().kvs()[0].lease();
+    if lease == 0 {
+        return None;
+    }
+    Some(raw.lease_time_to_live(lease, None).await.unwrap().ttl())
+}
+
+#[tokio::test]
+async fn a_value_lives_at_least_its_ttl_and_not_for_ever() {
+    let server = Server::start();
+    let store = store(&server);
+    let (created, swapped) = (key("created"), key("swapped"));
+    let ttl = Duration::from_secs(1);
+    one(&store, create(&swapped, "a")).await.unwrap();
+    let begin = Instant::now();
+    one(&store, mortal(&created, ttl)).await.unwrap();
+    one(&store, Swap::new(swapped.clone(), value("a"), value("b"), Some(ttl))).await.unwrap();
+    let both = [created, swapped];
+    loop {
+        let values = store.get(&both).await.into_iter().map(Result::unwrap);
+        let there = values.filter(Option::is_some).count();
+        if there < 2 {
+            assert!(begin.elapsed() >= ttl, "ended after {:?}", begin.elapsed());
+        }
+        if there == 0 {
+            return;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(20), "still there");
+        sleep(50).await;
+    }
+}
+
+#[tokio::test]
+async fn a_swap_replaces_the_ttl_and_none_means_for_ever() {
+    let server = Server::start();
+    let store = store(&server);
+    let k = key("a");
+    let ttl = |secs| Some(Duration::from_secs(secs));
+    one(&store, Swap::new(k.clone(), None, value("a"), ttl(100))).await.unwrap();
+    assert!((100..=110).contains(&left(&server, &k).await.unwrap()));
+    one(&store, Swap::new(k.clone(), value("a"), value("a"), ttl(10_000))).await.unwrap();
+    assert!((10_000..=10_600).contains(&left(&server, &k).await.unwrap()));
+    one(&store, Swap::new(k.clone(), value("a"), value("a"), ttl(100))).await.unwrap();
+    assert!((100..=110).contains(&left(&server, &k).await.unwrap()));
+    one(&store, replace(&k, "a", "b")).await.unwrap();
+    assert_eq!(left(&server, &k).await, None);
+    one(&store, Swap::new(k.clone(), value("b"), value("c"), Some(Duration::MAX))).await.unwrap();
+    assert_eq!(left(&server, &k).await, None);
+    assert_eq!(read(&store, &k).await, value("c"));
+    // Nothing new needs no lease.
+    let before = leases(&server).await.len();
+    one(&store, Swap::new(k, value("c"), None, ttl(1_000_000))).await.unwrap();
+    assert_eq!(leases(&server).await.len(), before);
+}
+
+#[tokio::test]
+async fn a_short_lease_ends_and_the_value_that_left_it_stays() {
+    let server = Server::start();
+    let store = store(&server);
+    let [kept, gone] = ["kept", "gone"].map(key);
+    let ttl = Duration::from_millis(100);
+    one(&store, mortal(&kept, ttl)).await.unwrap();
+    one(&store, mortal(&gone, ttl)).await.unwrap();
+    one(&store, replace(&kept, "a", "b")).await.unwrap();
+    let begin = Instant::now();
+    while read(&store, &gone).await.is_some() {
+        assert!(begin.elapsed() < Duration::from_secs(20));
+        sleep(50).await;
+    }
+    assert_eq!(read(&store, &kept).await, value("b"));
+    // The lease that has ended isn't used for the next one.
+    one(&store, mortal(&gone, ttl)).await.unwrap();
+    assert_eq!(read(&store, &gone).await, value("a"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_keys_share_few_leases() {
+    let server = Server::start();
+    let store = std::sync::Arc::new(store(&server));
+    let all = keys(5000);
+    let calls: Vec<_> = all
+        .chunks(500)
+        .map(|some| {
+            let swaps: Vec<_> = some.iter().map(|k| mortal(k, Duration::from_secs(3600))).collect();
+            let store = store.clone();
+            tokio::spawn(async move { store.swap(&swaps).await })
+        })
+        .collect();
+    for call in calls {
+        assert!(call.await.unwrap().into_iter().all(|o| o.unwrap() == Swapped::Done));
+    }
+    // Perhaps one in advance.
+    assert!((5..=6).contains(&leases(&server).await.len()));
+}
+
+#[tokio::test]
+async fn a_revoked_lease_is_replaced_and_the_batch_applied_once() {
+    let server = Server::start();
+    let store = store(&server);
+    let hour = Duration::from_secs(3600);
+    one(&store, mortal(&key("first"), hour)).await.unwrap();
+    for lease in leases(&server).await {
+        server.raw().await.lease_revoke(lease).await.unwrap();
+    }
+    // Those without a lease stand in the same request.
+    let all = keys(100);
+    let swap = |(n, k)| if n % 2 == 0 { create(k, "a") } else { mortal(k, hour) };
+    let batch: Vec<_> = all.iter().enumerate().map(swap).collect();
+    assert!(store.swap(&batch).await.into_iter().all(|o| o.unwrap() == Swapped::Done));
+    assert!(store.get(&all).await.into_iter().all(|v| v.unwrap() == value("a")));
+    assert_eq!(leases(&server).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_wiped_server_goes_unnoticed() {
+    let mut server = Server::start();
+    let store = store(&server);
+    let k = key("a");
+    let ttl = Duration::from_secs(3600);
+    one(&store, mortal(&k, ttl)).await.unwrap();
+    server.kill();
+    server.wipe();
+    server.start_again();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while let Err(e) = store.get(std::slice::from_ref(&k)).await.pop().unwrap() {
+        assert!(Instant::now() < deadline, "{e}");
+    }
+    assert_eq!(one(&store, mortal(&k, ttl)).await.unwrap(), Swapped::Done);
+}
