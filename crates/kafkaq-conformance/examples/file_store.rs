@@ -1,4 +1,4 @@
-//! Leases in one file, for a few thousand tasks at a time: a call that changes something writes it anew.
+//! Leases in one file, for a few thousand tasks at a time: each batch of swaps writes it anew.
 //!
 //! Clients of any number of processes may share the file. It survives processes that are killed at any point.
 
@@ -68,10 +68,8 @@ impl FileStore {
 impl Directory {
     /// All leases that are alive.
     fn read(&self) -> io::Result<Leases> {
-        let mut bytes = Bytes::new();
-        if fs::exists(self.0.join("leases"))? {
-            bytes = fs::read(self.0.join("leases"))?.into();
-        }
+        let file = self.0.join("leases");
+        let mut bytes = if fs::exists(&file)? { fs::read(file)?.into() } else { Bytes::new() };
         let (mut leases, now) = (Leases::new(), now_ms());
         while !bytes.is_empty() {
             let (key, value, until) = decode(&mut bytes).ok_or(io::ErrorKind::InvalidData)?;

@@ -5,6 +5,7 @@ use crate::{
     check::{Checked, Failed},
     kit::Setup,
 };
+use futures_util::FutureExt;
 use std::{
     fmt,
     hash::{BuildHasher, RandomState},
@@ -64,6 +65,14 @@ pub(crate) fn unique() -> String {
 /// Names a member after something unique.
 pub(crate) fn member(name: &str) -> [u8; 16] {
     u128::from(RandomState::new().hash_one(name)).to_be_bytes()
+}
+
+/// Drops a call at its first await, or a millisecond or two later, in turn.
+pub(crate) async fn give_up(call: impl Future, turn: u64) {
+    match turn % 3 {
+        0 => drop(call.now_or_never()),
+        millis => drop(tokio::time::timeout(Duration::from_millis(millis), call).await),
+    }
 }
 
 /// What a case works with: clients that end with it, and names that nobody else uses.

@@ -43,9 +43,9 @@ impl<T: ?Sized> Setup<T> {
     fn reason(&self, capability: Capability) -> Option<String> {
         let given = self.lacking.iter().find(|(lacking, _)| *lacking == capability);
         let no_outage = || capability == Capability::Outage && self.outage.is_none();
-        given
-            .map(|(_, reason)| reason.clone())
-            .or_else(|| no_outage().then(|| "there is no way to cut off the server: see `with_outage`".into()))
+        given.map(|(_, reason)| reason.clone()).or_else(|| {
+            no_outage().then(|| "there is no way to cut off the server: see `with_outage`".into())
+        })
     }
 }
 
@@ -59,7 +59,10 @@ pub struct Kit<T: ?Sized> {
 
 impl<T: ?Sized> fmt::Debug for Kit<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Kit").field("name", &self.name).field("cases", &self.cases.len()).finish_non_exhaustive()
+        f.debug_struct("Kit")
+            .field("name", &self.name)
+            .field("cases", &self.cases.len())
+            .finish_non_exhaustive()
     }
 }
 

@@ -35,7 +35,10 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 ///
 /// Each call of `make` answers a new client of the same store, as another process would have one. It is called
 /// within a tokio runtime that lasts as long as one case.
-pub fn store<S, F>(name: impl Into<String>, make: impl Fn() -> F + Send + Sync + 'static) -> Kit<dyn LeaseStore>
+pub fn store<S, F>(
+    name: impl Into<String>,
+    make: impl Fn() -> F + Send + Sync + 'static,
+) -> Kit<dyn LeaseStore>
 where
     S: LeaseStore,
     F: Future<Output = Result<S, BoxError>> + 'static,
@@ -48,7 +51,10 @@ where
 }
 
 /// The rules of a [`PartitionLog`], with those of every log. For `make` see [`store`].
-pub fn log<L, F>(name: impl Into<String>, make: impl Fn() -> F + Send + Sync + 'static) -> Kit<dyn PartitionLog>
+pub fn log<L, F>(
+    name: impl Into<String>,
+    make: impl Fn() -> F + Send + Sync + 'static,
+) -> Kit<dyn PartitionLog>
 where
     L: PartitionLog,
     F: Future<Output = Result<L, BoxError>> + 'static,

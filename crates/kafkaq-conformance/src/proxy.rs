@@ -73,7 +73,10 @@ impl Proxy {
 
 impl fmt::Debug for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Proxy").field("addr", &self.addr).field("cut", &self.shared.cut).finish_non_exhaustive()
+        f.debug_struct("Proxy")
+            .field("addr", &self.addr)
+            .field("cut", &self.shared.cut)
+            .finish_non_exhaustive()
     }
 }
 

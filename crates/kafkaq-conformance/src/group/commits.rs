@@ -32,7 +32,11 @@ pub(super) async fn a_group_goes_on_at_its_commit(cx: &Cx) -> Checked {
         reader.commit(&reader.mine[&of], offset_of(&reader, &of, to)?).await?;
         reader.consumer.member.leave().await?;
     }
-    ensure_eq!(first(cx, &mut stage.join("g").await?, &of).await?, 7, "where the group goes on after a commit of 7");
+    ensure_eq!(
+        first(cx, &mut stage.join("g").await?, &of).await?,
+        7,
+        "where the group goes on after a commit of 7"
+    );
     Ok(())
 }
 
@@ -64,7 +68,11 @@ pub(super) async fn commit_outcomes_come_in_order(cx: &Cx) -> Checked {
         ensure_eq!(outcomes.len(), 3, "outcomes of three commits");
         let failed: Vec<_> = outcomes.iter().map(Result::is_err).collect();
         let expected: Vec<_> = (0..3).map(|index| index == wrong).collect();
-        ensure_eq!(failed, expected, "which of three commits failed, when that of another epoch is number {wrong}");
+        ensure_eq!(
+            failed,
+            expected,
+            "which of three commits failed, when that of another epoch is number {wrong}"
+        );
     }
     ensure_eq!(reader.consumer.member.commit(&[]).await.len(), 0, "outcomes of no commits");
     Ok(())
@@ -133,6 +141,10 @@ pub(super) async fn a_commit_of_an_older_epoch_is_refused(cx: &Cx) -> Checked {
     refused(&one.commit(&gone, offset_of(one, of, 2)?).await, "a commit of an older epoch")?;
     one.consumer.member.leave().await?;
     let mut next = stage.join("g").await?;
-    ensure_eq!(first(cx, &mut next, of).await?, 8, "where the group goes on, after a late commit of an older epoch");
+    ensure_eq!(
+        first(cx, &mut next, of).await?,
+        8,
+        "where the group goes on, after a late commit of an older epoch"
+    );
     Ok(())
 }

@@ -22,7 +22,9 @@ pub(super) async fn a_member_goes_on_after_an_outage(cx: &Cx) -> Checked {
         sleep(Duration::from_millis(100)).await;
     }
     let new = reader.until(cx, "the record of after the outage", |event| match event {
-        kafkaq_core::Event::Records(_, batch) => batch.records.iter().find(|r| r.value.as_deref() == Some(b"10")).map(drop),
+        kafkaq_core::Event::Records(_, batch) => {
+            batch.records.iter().find(|r| r.value.as_deref() == Some(b"10")).map(drop)
+        }
         _ => None,
     });
     new.await

@@ -28,7 +28,11 @@ pub(super) async fn no_records_follow_revoking(cx: &Cx) -> Checked {
     }
     for event in one.during(Duration::from_secs(2)).await? {
         if let Event::Records(from, batch) = event {
-            ensure!(!asked.contains(&from), "{} records of {from}, which is being revoked", batch.records.len());
+            ensure!(
+                !asked.contains(&from),
+                "{} records of {from}, which is being revoked",
+                batch.records.len()
+            );
         }
     }
     Ok(())
@@ -67,7 +71,9 @@ pub(super) async fn a_revoked_partition_is_held_until_its_release(cx: &Cx) -> Ch
     let mut waiting = two;
     let early = waiting.during(Duration::from_secs(2)).await?;
     let given = early.into_iter().find_map(|event| match event {
-        Event::Assigned(given) => given.into_iter().find(|g| asked.iter().any(|a| a.partition == g.partition)),
+        Event::Assigned(given) => {
+            given.into_iter().find(|g| asked.iter().any(|a| a.partition == g.partition))
+        }
         _ => None,
     });
     if let Some(given) = given {
@@ -144,7 +150,10 @@ pub(super) async fn the_stream_ends_after_leave(cx: &Cx) -> Checked {
     let mut one = stage.join("g").await?;
     one.assigned(cx).await?;
     one.consumer.member.leave().await?;
-    let ends = async { while one.next().await?.is_some() {} Ok::<_, Failed>(()) };
+    let ends = async {
+        while one.next().await?.is_some() {}
+        Ok::<_, Failed>(())
+    };
     cx.in_time("the end of the stream after leave", ends).await?
 }
 

@@ -12,7 +12,8 @@ use crate::{
 use bytes::Bytes;
 use futures_util::{StreamExt, future::select_all};
 use kafkaq_core::{
-    Assignment, Broker, Commit, Consumer, Event, Headers, JoinRequest, NewRecord, Partition, Result, Retry, TopicSpec,
+    Assignment, Broker, Commit, Consumer, Event, Headers, JoinRequest, NewRecord, Partition, Result, Retry,
+    TopicSpec,
 };
 use std::{
     collections::BTreeMap,
@@ -92,7 +93,11 @@ impl Stage {
     async fn join_with(&self, group: &str, change: impl FnOnce(&mut JoinRequest)) -> Checked<Reader> {
         let mut request = JoinRequest::new(group, vec![self.topic.clone()], member(&unique()));
         change(&mut request);
-        Ok(Reader { consumer: self.broker.join(request).await?, mine: BTreeMap::new(), read: BTreeMap::new() })
+        Ok(Reader {
+            consumer: self.broker.join(request).await?,
+            mine: BTreeMap::new(),
+            read: BTreeMap::new(),
+        })
     }
 }
 
@@ -146,7 +151,12 @@ impl Reader {
     }
 
     /// The first answer that `pick` gives to an event; the events before it are noted.
-    async fn until<T>(&mut self, cx: &Cx, what: &str, mut pick: impl FnMut(&Event) -> Option<T>) -> Checked<T> {
+    async fn until<T>(
+        &mut self,
+        cx: &Cx,
+        what: &str,
+        mut pick: impl FnMut(&Event) -> Option<T>,
+    ) -> Checked<T> {
         let find = async {
             while let Some(event) = self.next().await? {
                 if let Some(found) = pick(&event) {

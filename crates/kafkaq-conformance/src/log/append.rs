@@ -2,12 +2,12 @@
 
 use super::{AnyLog, append, record, records, text, topic};
 use crate::{
-    case::Context,
+    case::{Context, give_up},
     check::{Checked, Failed, ensure, ensure_eq},
 };
 use bytes::Bytes;
 use kafkaq_core::{Effect, ErrorKind, Headers, NewRecord, Partition, TopicSpec};
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 use tokio::task::JoinSet;
 
 async fn partition<L: AnyLog + ?Sized>(cx: &Context<L>, log: &L) -> Checked<Partition> {
@@ -66,7 +66,11 @@ pub(super) async fn another_client_finds_what_was_appended<L: AnyLog + ?Sized>(c
     // Nothing that only its buffers hold survives this.
     log.close().await?;
     let found = cx.client().await?.read(&to, 10).await?;
-    ensure_eq!(found.iter().map(|r| r.offset).collect::<Vec<_>>(), offsets, "the offsets that another client reads");
+    ensure_eq!(
+        found.iter().map(|r| r.offset).collect::<Vec<_>>(),
+        offsets,
+        "the offsets that another client reads"
+    );
     Ok(())
 }
 
@@ -113,7 +117,9 @@ pub(super) async fn concurrent_appends_get_their_own_answers<L: AnyLog + ?Sized>
             let batch: Vec<_> = (0..5).map(|n| record(format_args!("{caller}-{n}"))).collect();
             let offsets = append(&*log, &to, &batch).await?;
             ensure!(offsets.is_sorted_by(|a, b| a < b), "the offsets of one call are {offsets:?}");
-            Ok::<_, Failed>((0..5).map(|n| (caller % 4, offsets[n], format!("{caller}-{n}"))).collect::<Vec<_>>())
+            Ok::<_, Failed>(
+                (0..5).map(|n| (caller % 4, offsets[n], format!("{caller}-{n}"))).collect::<Vec<_>>(),
+            )
         });
     }
     let mut told = BTreeSet::new();
@@ -135,7 +141,7 @@ pub(super) async fn a_dropped_append_leaves_the_others_right<L: AnyLog + ?Sized>
     let mut told = Vec::new();
     for n in 0..40 {
         let dropped = [record("dropped")];
-        let _ = tokio::time::timeout(Duration::from_micros(20 * (n % 10)), log.append(&to, &dropped)).await;
+        give_up(log.append(&to, &dropped), n).await;
         told.extend(append(&*log, &to, &[record(n)]).await?);
     }
     // How many of the dropped ones are there too, nobody knows; the last one stands at the end.

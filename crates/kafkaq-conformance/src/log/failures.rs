@@ -49,7 +49,11 @@ async fn recovered<L: AnyLog + ?Sized>(cx: &Context<L>, log: &L, to: &Partition,
 }
 
 /// Everything in the partition up to the first record of that value.
-async fn read_up_to<L: AnyLog + ?Sized>(log: &L, of: &Partition, last: &str) -> Checked<BTreeMap<String, i64>> {
+async fn read_up_to<L: AnyLog + ?Sized>(
+    log: &L,
+    of: &Partition,
+    last: &str,
+) -> Checked<BTreeMap<String, i64>> {
     let mut count = 1;
     loop {
         let read = log.read(of, count).await?;
@@ -83,7 +87,7 @@ pub(super) async fn an_append_of_unknown_effect_is_reported_as_unknown<L: AnyLog
     for (name, outcome) in told.into_iter().flatten() {
         match outcome {
             Some(Ok(offset)) => {
-                ensure_eq!(there.get(&name), Some(&offset), "the offset of {name}, which was answered")
+                ensure_eq!(there.get(&name), Some(&offset), "the offset of {name}, which was answered");
             }
             Some(Err(error)) if error.effect() == Effect::NotApplied => {
                 cut_off += 1;

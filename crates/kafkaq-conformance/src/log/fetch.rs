@@ -2,7 +2,7 @@
 
 use super::{append, record, records, text, topic};
 use crate::{
-    case::Context,
+    case::{Context, give_up},
     check::{Checked, Failed, ensure, ensure_eq},
 };
 use kafkaq_core::{Batch, ErrorKind, FetchLimit, Offsets, Partition, PartitionLog, Position};
@@ -25,7 +25,13 @@ async fn stage(cx: &Cx) -> Checked<(Arc<dyn PartitionLog>, Partition, Partition)
     Ok((log, Partition::new(name.clone(), 0), Partition::new(name, 1)))
 }
 
-async fn fetch(log: &dyn PartitionLog, of: &Partition, offset: i64, wait: Duration, bytes: usize) -> Checked<Batch> {
+async fn fetch(
+    log: &dyn PartitionLog,
+    of: &Partition,
+    offset: i64,
+    wait: Duration,
+    bytes: usize,
+) -> Checked<Batch> {
     let from = Position { partition: of.clone(), offset };
     Ok(log.fetch(&from, FetchLimit::new(wait, bytes)).await?)
 }
@@ -119,8 +125,7 @@ pub(super) async fn a_dropped_fetch_loses_nothing(cx: &Cx) -> Checked {
     let (log, of, _) = stage(cx).await?;
     let at = append(&*log, &of, &records(0..50)).await?;
     for (n, offset) in at.into_iter().enumerate() {
-        let wait = Duration::from_micros(40 * (n as u64 % 10));
-        let _ = tokio::time::timeout(wait, fetch(&*log, &of, 0, LONG_POLL, 100)).await;
+        give_up(fetch(&*log, &of, 0, LONG_POLL, 100), n as u64).await;
         let batch = first(&*log, &of, offset, 100).await?;
         ensure_eq!(batch.records[0].offset, offset, "a fetch after one that was dropped");
     }
@@ -150,7 +155,8 @@ pub(super) async fn offsets_tell_the_ends_in_order(cx: &Cx) -> Checked {
     let outcomes = log.offsets(&[untouched, missing, of.clone()]).await;
     ensure_eq!(outcomes.len(), 3, "outcomes of three partitions");
     let [empty, unknown, full] = &outcomes[..] else { return Ok(()) };
-    let ends = |outcome: &kafkaq_core::Result<Offsets>| outcome.as_ref().map_err(ToString::to_string).copied();
+    let ends =
+        |outcome: &kafkaq_core::Result<Offsets>| outcome.as_ref().map_err(ToString::to_string).copied();
     ensure_eq!(ends(empty), Ok(Offsets { first: 0, next: 0 }), "the ends of an empty partition");
     ensure_eq!(ends(full), Ok(Offsets { first: 0, next: last + 1 }), "the ends of a partition");
     let kind = unknown.as_ref().err().map(kafkaq_core::Error::kind);

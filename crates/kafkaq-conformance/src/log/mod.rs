@@ -14,8 +14,8 @@ use ::bytes::Bytes;
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use kafkaq_core::{
-    Broker, Event, FetchLimit, Headers, JoinRequest, Log, NewRecord, Partition, PartitionLog, Position, Record,
-    TopicInfo, TopicSpec,
+    Broker, Event, FetchLimit, Headers, JoinRequest, Log, NewRecord, Partition, PartitionLog, Position,
+    Record, TopicInfo, TopicSpec,
 };
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -104,7 +104,9 @@ impl AnyLog for dyn Broker {
         let mut records = Vec::new();
         while records.len() < count {
             match tokio::time::timeout(PATIENCE, consumer.events.next()).await {
-                Ok(Some(Ok(Event::Records(from, batch)))) if from.partition == *of => records.extend(batch.records),
+                Ok(Some(Ok(Event::Records(from, batch)))) if from.partition == *of => {
+                    records.extend(batch.records);
+                }
                 Ok(Some(Ok(_))) => {}
                 Ok(Some(Err(error))) => return Err(error.into()),
                 Ok(None) | Err(_) => return Err(too_few(of, records.len(), count)),
@@ -148,7 +150,11 @@ fn text(record: &Record) -> String {
 async fn append<L: Log + ?Sized>(log: &L, to: &Partition, records: &[NewRecord]) -> Checked<Vec<i64>> {
     let outcomes = log.append(to, records).await;
     if outcomes.len() != records.len() {
-        return Err(Failed(format!("{} records were appended and {} answered", records.len(), outcomes.len())));
+        return Err(Failed(format!(
+            "{} records were appended and {} answered",
+            records.len(),
+            outcomes.len()
+        )));
     }
     Ok(outcomes.into_iter().collect::<Result<_, _>>()?)
 }

@@ -68,7 +68,11 @@ pub(super) async fn values_may_have_some_kilobytes(cx: &Cx) -> Checked {
         put(&*store, &key, there, next.clone(), None).await?;
         let got = get(&*store, &key).await?;
         let length = got.as_ref().map(Bytes::len);
-        ensure_eq!(got == next, true, "a value of {size} bytes came back as one of {length:?}; the same bytes");
+        ensure_eq!(
+            got == next,
+            true,
+            "a value of {size} bytes came back as one of {length:?}; the same bytes"
+        );
         there = next;
     }
     Ok(())

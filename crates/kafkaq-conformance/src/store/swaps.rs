@@ -87,7 +87,11 @@ pub(super) async fn a_swap_to_nothing_deletes(cx: &Cx) -> Checked {
     // A store that compares versions, which start anew after a delete, takes the old value for the new one.
     put(&*store, &key, None, value("second life"), None).await?;
     let outcome = swap(&*store, &key, value(0), value("wrong")).await?;
-    ensure_eq!(outcome, Swapped::Conflict(value("second life")), "the value of before the delete was expected");
+    ensure_eq!(
+        outcome,
+        Swapped::Conflict(value("second life")),
+        "the value of before the delete was expected"
+    );
     Ok(())
 }
 
@@ -120,7 +124,10 @@ pub(super) async fn of_concurrent_creates_one_wins(cx: &Cx) -> Checked {
         ensure_eq!(winners.len(), 1, "winners among {RACERS} that create one key");
         let won = value(winners[0]);
         ensure_eq!(get(&*clients[0], &key).await?, won, "the winner's value is there");
-        ensure!(losers_saw.iter().all(|seen| *seen == won), "losers saw {losers_saw:?}, the winner wrote {won:?}");
+        ensure!(
+            losers_saw.iter().all(|seen| *seen == won),
+            "losers saw {losers_saw:?}, the winner wrote {won:?}"
+        );
     }
     Ok(())
 }
