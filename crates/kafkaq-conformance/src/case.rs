@@ -1,0 +1,141 @@
+//! A case: the check of one rule, and what it is given.
+
+use crate::{
+    Outage,
+    check::{Checked, Failed},
+    kit::Setup,
+};
+use futures_util::FutureExt;
+use std::{
+    fmt,
+    hash::{BuildHasher, RandomState},
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+/// What a backend, or the place where it is tested, may not have. See [`Kit::without`](crate::Kit::without).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Capability {
+    /// A server that can be cut off. The only one that is missing until it is provided, with
+    /// [`Kit::with_outage`](crate::Kit::with_outage).
+    Outage,
+    /// Two clients at once. Without it the cases run one after another.
+    SecondClient,
+    /// A log that carries several headers of one name, in their order.
+    RepeatedHeaders,
+    /// A log that tells a header with a null value from one with an empty value.
+    NullHeaders,
+    /// A log that limits a record's size by topic.
+    RecordLimit,
+}
+
+type Run<T> = Box<dyn Fn(Arc<Context<T>>) -> Pin<Box<dyn Future<Output = Checked>>> + Send + Sync>;
+
+/// One rule of the contract.
+pub(crate) struct Case<T: ?Sized> {
+    pub(crate) name: &'static str,
+    pub(crate) needs: &'static [Capability],
+    pub(crate) run: Run<T>,
+}
+
+/// `case!(path::of::function)`, or `case!(path::of::function, Needs)`: the function's name is the case's.
+macro_rules! case {
+    ($($module:ident)::* $(, $need:ident)*) => {
+        $crate::case::Case {
+            name: $crate::case::last_segment(stringify!($($module)::*)),
+            needs: &[$($crate::Capability::$need),*],
+            run: Box::new(|context| Box::pin(async move { $($module)::*(&context).await })),
+        }
+    };
+}
+pub(crate) use case;
+
+pub(crate) fn last_segment(path: &'static str) -> &'static str {
+    path.rsplit("::").next().unwrap_or(path).trim()
+}
+
+/// A name that no other case or run has: no two of them meet in one server.
+pub(crate) fn unique() -> String {
+    // Keyed anew by the system and with each call.
+    format!("kit-{:016x}", RandomState::new().hash_one(0))
+}
+
+/// Names a member after something unique.
+pub(crate) fn member(name: &str) -> [u8; 16] {
+    u128::from(RandomState::new().hash_one(name)).to_be_bytes()
+}
+
+/// Drops a call at its first await, or a millisecond or two later, in turn.
+pub(crate) async fn give_up(call: impl Future, turn: u64) {
+    match turn % 3 {
+        0 => drop(call.now_or_never()),
+        millis => drop(tokio::time::timeout(Duration::from_millis(millis), call).await),
+    }
+}
+
+/// What a case works with: clients that end with it, and names that nobody else uses.
+pub(crate) struct Context<T: ?Sized> {
+    setup: Arc<Setup<T>>,
+    space: String,
+    clients: Mutex<Vec<Arc<T>>>,
+}
+
+impl<T: ?Sized + Send + Sync + 'static> Context<T> {
+    pub(crate) fn new(setup: Arc<Setup<T>>) -> Self {
+        Context { setup, space: unique(), clients: Mutex::default() }
+    }
+
+    /// A new client of the backend.
+    pub(crate) async fn client(&self) -> Checked<Arc<T>> {
+        let made = tokio::time::timeout(self.setup.answers_within, (self.setup.make)()).await;
+        let client = match made {
+            Ok(Ok(client)) => client,
+            Ok(Err(error)) => return Err(Failed(format!("no client could be made: {error}"))),
+            Err(_) => return Err(Failed("no client could be made in time".into())),
+        };
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner).push(client.clone());
+        Ok(client)
+    }
+
+    /// Another client where there may be two, or the same once more.
+    pub(crate) async fn other_client(&self, first: &Arc<T>) -> Checked<Arc<T>> {
+        if self.setup.lacks(Capability::SecondClient) {
+            return Ok(first.clone());
+        }
+        self.client().await
+    }
+
+    /// Names what a case makes: unique to this run of it.
+    pub(crate) fn space(&self) -> &str {
+        &self.space
+    }
+
+    /// How long any one call may take.
+    pub(crate) fn answers_within(&self) -> Duration {
+        self.setup.answers_within
+    }
+
+    /// Waits for what must come.
+    pub(crate) async fn in_time<F: Future>(&self, what: impl fmt::Display, future: F) -> Checked<F::Output> {
+        let limit = self.answers_within();
+        let late = |_| Failed(format!("{what}: nothing within {limit:?}"));
+        tokio::time::timeout(limit, future).await.map_err(late)
+    }
+
+    pub(crate) fn outage(&self) -> Checked<&dyn Outage> {
+        self.setup.outage.as_deref().ok_or_else(|| Failed("there is no way to cut off the server".into()))
+    }
+
+    /// Ends every client of the case. What a close answers is the business of the cases that are about it.
+    pub(crate) async fn end(&self) {
+        if let Some(outage) = &self.setup.outage {
+            let _ = outage.restore().await;
+        }
+        let clients = std::mem::take(&mut *self.clients.lock().unwrap_or_else(PoisonError::into_inner));
+        for client in clients {
+            let _ = tokio::time::timeout(self.setup.answers_within, (self.setup.close)(client)).await;
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! What becomes of a member while the server is away.
+
+use super::{Cx, stage};
+use crate::check::{Checked, Failed};
+use std::time::{Duration, Instant};
+use tokio::time::sleep;
+
+pub(super) async fn a_member_goes_on_after_an_outage(cx: &Cx) -> Checked {
+    let (stage, outage) = (stage(cx, 1, 10).await?, cx.outage()?);
+    let of = stage.partition(0);
+    let mut reader = stage.join("g").await?;
+    reader.read(cx, &of, 10).await?;
+    outage.cut().await?;
+    // Errors that a retry helps against are no end: the reader passes them over.
+    reader.during(Duration::from_secs(2)).await?;
+    outage.restore().await?;
+    let limit = Instant::now() + cx.answers_within() + Duration::from_secs(30);
+    while let Err(Failed(why)) = stage.append(0, [10]).await {
+        if Instant::now() > limit {
+            return Err(Failed(format!("the server is back and no append succeeds: {why}")));
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    let new = reader.until(cx, "the record of after the outage", |event| match event {
+        kafkaq_core::Event::Records(_, batch) => {
+            batch.records.iter().find(|r| r.value.as_deref() == Some(b"10")).map(drop)
+        }
+        _ => None,
+    });
+    new.await
+}
+
+pub(super) async fn leave_ends_in_time_without_a_server(cx: &Cx) -> Checked {
+    let (stage, outage) = (stage(cx, 1, 10).await?, cx.outage()?);
+    let mut reader = stage.join("g").await?;
+    reader.read(cx, &stage.partition(0), 10).await?;
+    outage.cut().await?;
+    // Whether it succeeds is the backend's affair.
+    let _ = cx.in_time("a leave without a server", reader.consumer.member.leave()).await?;
+    Ok(())
+}

@@ -1,0 +1,230 @@
+//! The kit: a backend, what its place of test has to offer, and the cases that it goes through.
+
+use crate::{
+    BoxError, Outage,
+    case::{Capability, Case, Context},
+    check::Failed,
+};
+use libtest_mimic::{Arguments, Completion, Trial};
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    process::ExitCode,
+    sync::{Arc, PoisonError, RwLock},
+    thread,
+    time::Duration,
+};
+
+pub(crate) type Making<T> = Pin<Box<dyn Future<Output = Result<Arc<T>, BoxError>>>>;
+type Make<T> = Box<dyn Fn() -> Making<T> + Send + Sync>;
+type Close<T> = fn(Arc<T>) -> Pin<Box<dyn Future<Output = kafkaq_core::Result<()>> + Send>>;
+
+/// No case takes longer, or it has failed.
+const CASE_LIMIT: Duration = Duration::from_secs(300);
+
+/// How a backend is reached and what may be asked of it.
+pub(crate) struct Setup<T: ?Sized> {
+    pub(crate) make: Make<T>,
+    pub(crate) close: Close<T>,
+    pub(crate) outage: Option<Arc<dyn Outage>>,
+    pub(crate) answers_within: Duration,
+    lacking: Vec<(Capability, String)>,
+    /// Written by whoever cuts off the server, or needs to be the only client; read by the others.
+    turn: RwLock<()>,
+}
+
+impl<T: ?Sized> Setup<T> {
+    pub(crate) fn lacks(&self, capability: Capability) -> bool {
+        self.reason(capability).is_some()
+    }
+
+    /// Why there is no such capability.
+    fn reason(&self, capability: Capability) -> Option<String> {
+        let given = self.lacking.iter().find(|(lacking, _)| *lacking == capability);
+        let no_outage = || capability == Capability::Outage && self.outage.is_none();
+        given.map(|(_, reason)| reason.clone()).or_else(|| {
+            no_outage().then(|| "there is no way to cut off the server: see `with_outage`".into())
+        })
+    }
+}
+
+/// A backend under test. Made by [`store`](crate::store), [`log`](crate::log) and [`broker`](crate::broker).
+#[must_use = "a kit does nothing until it is run"]
+pub struct Kit<T: ?Sized> {
+    name: String,
+    setup: Setup<T>,
+    cases: Vec<Case<T>>,
+}
+
+impl<T: ?Sized> fmt::Debug for Kit<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kit")
+            .field("name", &self.name)
+            .field("cases", &self.cases.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<T: ?Sized + Send + Sync + 'static> Kit<T> {
+    pub(crate) fn new(name: String, make: Make<T>, close: Close<T>, cases: Vec<Case<T>>) -> Self {
+        let setup = Setup {
+            make,
+            close,
+            outage: None,
+            answers_within: Duration::from_secs(30),
+            lacking: Vec::new(),
+            turn: RwLock::new(()),
+        };
+        Kit { name, setup, cases }
+    }
+
+    /// Lets the kit take the server away. Without it the cases about that are ignored.
+    pub fn with_outage(mut self, outage: impl Outage) -> Self {
+        self.setup.outage = Some(Arc::new(outage));
+        self
+    }
+
+    /// Says that something can't be had and why. Cases that need it are ignored, with that reason.
+    pub fn without(mut self, capability: Capability, reason: impl Into<String>) -> Self {
+        self.setup.lacking.push((capability, reason.into()));
+        self
+    }
+
+    /// The longest that any call may take, with or without a server: the backend's own request timeout, and some
+    /// room. 30 s unless set.
+    pub fn answers_within(mut self, limit: Duration) -> Self {
+        self.setup.answers_within = limit;
+        self
+    }
+
+    /// [`Suite::run`] for one backend.
+    pub fn run(self) -> ExitCode {
+        Suite::from(self).run()
+    }
+
+    /// [`Suite::results`] for one backend.
+    #[must_use]
+    pub fn results(self) -> Vec<Report> {
+        Suite::from(self).results()
+    }
+}
+
+/// What became of a case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The rule holds, as far as a test can tell.
+    Passed,
+    /// A capability wasn't provided; says which and why.
+    Ignored(String),
+    /// The rule is broken, or the backend could not be reached; says how.
+    Failed(String),
+}
+
+/// A case that was run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// `backend::case`.
+    pub name: String,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// The cases of one or more backends.
+#[must_use = "a suite does nothing until it is run"]
+pub struct Suite(Vec<Bound>);
+
+/// A case that knows its backend.
+struct Bound {
+    name: String,
+    run: Box<dyn FnOnce() -> Outcome + Send>,
+}
+
+impl fmt::Debug for Suite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|case| &case.name)).finish()
+    }
+}
+
+impl<T: ?Sized + Send + Sync + 'static> From<Kit<T>> for Suite {
+    fn from(kit: Kit<T>) -> Self {
+        let setup = Arc::new(kit.setup);
+        let bind = |case: Case<T>| {
+            let setup = setup.clone();
+            let name = format!("{}::{}", kit.name, case.name);
+            Bound { name, run: Box::new(move || run_case(&setup, &case)) }
+        };
+        Suite(kit.cases.into_iter().map(bind).collect())
+    }
+}
+
+impl Suite {
+    /// Adds another backend's cases.
+    pub fn and(mut self, other: impl Into<Suite>) -> Self {
+        self.0.extend(other.into().0);
+        self
+    }
+
+    /// Runs the cases as `cargo test` runs tests, with its arguments and its output. For a test with
+    /// `harness = false`, whose `main` this is.
+    pub fn run(self) -> ExitCode {
+        let trial = |case: Bound| {
+            Trial::ignorable_test(case.name, || match (case.run)() {
+                Outcome::Passed => Ok(Completion::Completed),
+                Outcome::Ignored(reason) => Ok(Completion::ignored_with(reason)),
+                Outcome::Failed(why) => Err(why.into()),
+            })
+        };
+        let trials = self.0.into_iter().map(trial).collect();
+        libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+    }
+
+    /// Runs all cases at once, each on a thread of its own, and answers their outcomes in the order of the cases.
+    #[must_use]
+    pub fn results(self) -> Vec<Report> {
+        let start = |case: Bound| (case.name, thread::spawn(case.run));
+        let running: Vec<_> = self.0.into_iter().map(start).collect();
+        let finish = |(name, thread): (_, thread::JoinHandle<Outcome>)| Report {
+            name,
+            outcome: thread.join().unwrap_or_else(|_| Outcome::Failed("the case panicked".into())),
+        };
+        running.into_iter().map(finish).collect()
+    }
+}
+
+/// Runs a case in a runtime of its own, so that nothing of it reaches the next.
+fn run_case<T: ?Sized + Send + Sync + 'static>(setup: &Arc<Setup<T>>, case: &Case<T>) -> Outcome {
+    if let Some(reason) = case.needs.iter().find_map(|need| setup.reason(*need)) {
+        return Outcome::Ignored(reason);
+    }
+    let alone = case.needs.contains(&Capability::Outage) || setup.lacks(Capability::SecondClient);
+    let (mut _shared, mut _alone) = (None, None);
+    if alone {
+        _alone = Some(setup.turn.write().unwrap_or_else(PoisonError::into_inner));
+    } else {
+        _shared = Some(setup.turn.read().unwrap_or_else(PoisonError::into_inner));
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Outcome::Failed(format!("no runtime: {error}")),
+    };
+    let run = async {
+        let context = Arc::new(Context::new(setup.clone()));
+        let checked = tokio::time::timeout(CASE_LIMIT, (case.run)(context.clone())).await;
+        context.end().await;
+        checked.unwrap_or_else(|_| Err(Failed(format!("not finished after {CASE_LIMIT:?}"))))
+    };
+    let outcome = match catch_unwind(AssertUnwindSafe(|| runtime.block_on(run))) {
+        Ok(Ok(())) => Outcome::Passed,
+        Ok(Err(Failed(why))) => Outcome::Failed(why),
+        Err(panic) => Outcome::Failed(format!("panicked: {}", words(&*panic))),
+    };
+    // A backend that blocks a thread must not hold up the report.
+    runtime.shutdown_background();
+    outcome
+}
+
+fn words(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message")
+}

@@ -1,0 +1,176 @@
+//! Appending: offsets, order, outcomes, and the end of it.
+
+use super::{AnyLog, append, record, records, text, topic};
+use crate::{
+    case::{Context, give_up},
+    check::{Checked, Failed, ensure, ensure_eq},
+};
+use bytes::Bytes;
+use kafkaq_core::{Effect, ErrorKind, Headers, NewRecord, Partition, TopicSpec};
+use std::collections::BTreeSet;
+use tokio::task::JoinSet;
+
+async fn partition<L: AnyLog + ?Sized>(cx: &Context<L>, log: &L) -> Checked<Partition> {
+    Ok(Partition::new(topic(cx, log, 1).await?, 0))
+}
+
+pub(super) async fn appended_offsets_ascend<L: AnyLog + ?Sized>(cx: &Context<L>) -> Checked {
+    let log = cx.client().await?;
+    let to = partition(cx, &*log).await?;
+    let mut offsets = Vec::new();
+    for batch in [1, 2, 7, 30] {
+        offsets.extend(append(&*log, &to, &records(0..batch)).await?);
+    }
+    ensure!(offsets[0] >= 0 && offsets.is_sorted_by(|a, b| a < b), "the offsets are {offsets:?}");
+    Ok(())
+}
+
+pub(super) async fn records_keep_their_order<L: AnyLog + ?Sized>(cx: &Context<L>) -> Checked {
+    let log = cx.client().await?;
+    let to = partition(cx, &*log).await?;
+    for start in [0, 40, 80] {
+        append(&*log, &to, &records(start..start + 40)).await?;
+    }
+    let read: Vec<_> = log.read(&to, 120).await?.iter().map(text).collect();
+    ensure_eq!(read, (0..120).map(|n| n.to_string()).collect::<Vec<_>>(), "the records as they were read");
+    Ok(())
+}
+
+pub(super) async fn each_outcome_is_its_own_records<L: AnyLog + ?Sized>(cx: &Context<L>) -> Checked {
+    let log = cx.client().await?;
+    let to = partition(cx, &*log).await?;
+    let offsets = append(&*log, &to, &records(0..20)).await?;
+    for found in log.read(&to, 20).await? {
+        let n: usize = text(&found).parse()?;
+        ensure_eq!(found.offset, offsets[n], "the offset of record {n}, against what append answered");
+    }
+    Ok(())
+}
+
+pub(super) async fn a_batch_may_be_empty_or_have_a_thousand_records<L: AnyLog + ?Sized>(
+    cx: &Context<L>,
+) -> Checked {
+    let log = cx.client().await?;
+    let to = partition(cx, &*log).await?;
+    append(&*log, &to, &[]).await?;
+    append(&*log, &to, &records(0..1000)).await?;
+    let read: BTreeSet<_> = log.read(&to, 1000).await?.iter().map(text).collect();
+    ensure_eq!(read.len(), 1000, "how many different records of a thousand are there");
+    Ok(())
+}
+
+pub(super) async fn another_client_finds_what_was_appended<L: AnyLog + ?Sized>(cx: &Context<L>) -> Checked {
+    let log = cx.client().await?;
+    let to = partition(cx, &*log).await?;
+    let offsets = append(&*log, &to, &records(0..10)).await?;
+    // Nothing that only its buffers hold survives this.
+    log.close().await?;
+    let found = cx.client().await?.read(&to, 10).await?;
+    ensure_eq!(
+        found.iter().map(|r| r.offset).collect::<Vec<_>>(),
+        offsets,
+        "the offsets that another client reads"
+    );
+    Ok(())
+}
+
+/// Bytes that no compression makes much smaller.
+fn noise(size: usize) -> Option<Bytes> {
+    let mut state = 0x9e37_79b9_u32;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state as u8
+    };
+    Some((0..size).map(|_| next()).collect())
+}
+
+pub(super) async fn a_record_that_is_too_large_is_refused<L: AnyLog + ?Sized>(cx: &Context<L>) -> Checked {
+    let log = cx.client().await?;
+    let mut spec = TopicSpec::new(cx.space());
+    (spec.partitions, spec.max_record_bytes) = (Some(1), Some(100_000));
+    log.ensure_topics(&[spec]).await?;
+    let to = Partition::new(cx.space(), 0);
+    let sized = |size| NewRecord::new(None, noise(size), Headers::new());
+    append(&*log, &to, &[sized(90_000)]).await?;
+    let outcomes = log.append(&to, &[record("before"), sized(200_000), record("after")]).await;
+    ensure_eq!(outcomes.len(), 3, "outcomes of three records");
+    let Err(error) = &outcomes[1] else { return Err(Failed("a record above the limit was taken".into())) };
+    ensure_eq!(error.kind(), ErrorKind::TooLarge, "the kind of `{error}`");
+    ensure_eq!(error.effect(), Effect::NotApplied, "the effect of `{error}`");
+    append(&*log, &to, &[record("last")]).await?;
+    let neighbours = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+    let read = log.read(&to, 2 + neighbours).await?;
+    ensure!(read.iter().all(|r| r.size() < 100_000), "what was refused is in the log");
+    ensure!(read.last().is_some_and(|r| text(r) == "last"), "the next record can't be read");
+    Ok(())
+}
+
+pub(super) async fn concurrent_appends_get_their_own_answers<L: AnyLog + ?Sized>(cx: &Context<L>) -> Checked {
+    let log = cx.client().await?;
+    let name = topic(cx, &*log, 4).await?;
+    let mut calls = JoinSet::new();
+    for caller in 0..32 {
+        let (log, to) = (log.clone(), Partition::new(name.clone(), caller % 4));
+        calls.spawn(async move {
+            let batch: Vec<_> = (0..5).map(|n| record(format_args!("{caller}-{n}"))).collect();
+            let offsets = append(&*log, &to, &batch).await?;
+            ensure!(offsets.is_sorted_by(|a, b| a < b), "the offsets of one call are {offsets:?}");
+            Ok::<_, Failed>(
+                (0..5).map(|n| (caller % 4, offsets[n], format!("{caller}-{n}"))).collect::<Vec<_>>(),
+            )
+        });
+    }
+    let mut told = BTreeSet::new();
+    for call in calls.join_all().await {
+        told.extend(call?);
+    }
+    let mut found = BTreeSet::new();
+    for index in 0..4 {
+        let read = log.read(&Partition::new(name.clone(), index), 40).await?;
+        found.extend(read.iter().map(|r| (index, r.offset, text(r))));
+    }
+    ensure_eq!(found, told, "partition, offset and value of all records, against what append answered");
+    Ok(())
+}
+
+pub(super) async fn a_dropped_append_leaves_the_others_right<L: AnyLog + ?Sized>(cx: &Context<L>) -> Checked {
+    let log = cx.client().await?;
+    let to = partition(cx, &*log).await?;
+    let mut told = Vec::new();
+    for n in 0..40 {
+        let dropped = [record("dropped")];
+        give_up(log.append(&to, &dropped), n).await;
+        told.extend(append(&*log, &to, &[record(n)]).await?);
+    }
+    // How many of the dropped ones are there too, nobody knows; the last one stands at the end.
+    let (mut read, mut wanted) = (Vec::new(), told.len());
+    while read.len() < told.len() {
+        read = log.read(&to, wanted).await?;
+        wanted = read.len() + 1;
+        read.retain(|r| text(r) != "dropped");
+    }
+    let found: Vec<_> = read.iter().map(|r| (r.offset, text(r))).collect();
+    let expected: Vec<_> = told.into_iter().enumerate().map(|(n, offset)| (offset, n.to_string())).collect();
+    ensure_eq!(found, expected, "offset and value of the records that were answered");
+    Ok(())
+}
+
+pub(super) async fn close_is_idempotent_and_final<L: AnyLog + ?Sized>(cx: &Context<L>) -> Checked {
+    let log = cx.client().await?;
+    let to = partition(cx, &*log).await?;
+    append(&*log, &to, &[record(1)]).await?;
+    log.close().await?;
+    log.close().await?;
+    let outcomes = log.append(&to, &records(0..2)).await;
+    ensure_eq!(outcomes.len(), 2, "outcomes of two records after close");
+    let mut errors: Vec<_> = outcomes.into_iter().map(Result::err).collect();
+    errors.push(log.ensure_topics(&[TopicSpec::new(cx.space())]).await.err());
+    for error in errors {
+        let Some(error) = error else { return Err(Failed("a closed log went on".into())) };
+        ensure_eq!(error.kind(), ErrorKind::Closed, "the kind of `{error}`");
+        ensure_eq!(error.effect(), Effect::NotApplied, "the effect of `{error}`");
+    }
+    Ok(())
+}

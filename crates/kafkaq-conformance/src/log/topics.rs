@@ -1,0 +1,88 @@
+//! Topics: made where missing, left alone where not.
+
+use super::{AnyLog, append, made, record, topic};
+use crate::{
+    case::Context,
+    check::{Checked, Failed, ensure, ensure_eq},
+};
+use kafkaq_core::{Effect, ErrorKind, Partition, TopicSpec};
+
+fn specs(space: &str, partitions: &[i32]) -> (Vec<TopicSpec>, Vec<(String, i32)>) {
+    let named: Vec<_> = partitions.iter().map(|count| (format!("{space}.{count}"), *count)).collect();
+    let spec = |(name, count): &(String, i32)| {
+        let mut spec = TopicSpec::new(name.as_str());
+        spec.partitions = Some(*count);
+        spec
+    };
+    (named.iter().map(spec).collect(), named)
+}
+
+fn borrowed(named: &[(String, i32)]) -> Vec<(&str, i32)> {
+    named.iter().map(|(name, count)| (name.as_str(), *count)).collect()
+}
+
+pub(super) async fn ensure_topics_answers_in_order<L: AnyLog + ?Sized>(cx: &Context<L>) -> Checked {
+    let log = cx.client().await?;
+    let (specs, named) = specs(cx.space(), &[3, 1, 5, 2]);
+    // One of them is there already, so that what was made and what was found mix.
+    log.ensure_topics(&specs[1..2]).await?;
+    let infos = made(log.ensure_topics(&specs).await?, &borrowed(&named))?;
+    let created: Vec<_> = infos.iter().map(|info| info.created).collect();
+    ensure_eq!(created, [true, false, true, true], "which topics this call has made");
+    Ok(())
+}
+
+pub(super) async fn ensure_topics_leaves_a_topic_that_exists_alone<L: AnyLog + ?Sized>(
+    cx: &Context<L>,
+) -> Checked {
+    let log = cx.client().await?;
+    let name = topic(cx, &*log, 3).await?;
+    let at = Partition::new(name.clone(), 2);
+    append(&*log, &at, &[record("kept")]).await?;
+    for partitions in [Some(3), None, Some(1), Some(7)] {
+        let mut again = TopicSpec::new(name.clone());
+        again.partitions = partitions;
+        let infos = made(log.ensure_topics(&[again]).await?, &[(&name, 3)])?;
+        ensure!(!infos[0].created, "a topic that exists was created");
+    }
+    ensure_eq!(super::text(&log.read(&at, 1).await?[0]), "kept", "the record of before");
+    Ok(())
+}
+
+pub(super) async fn two_may_make_the_same_topics_at_once<L: AnyLog + ?Sized>(cx: &Context<L>) -> Checked {
+    let one = cx.client().await?;
+    let two = cx.other_client(&one).await?;
+    for round in 0..5 {
+        let (specs, named) = specs(&format!("{}.{round}", cx.space()), &[2, 3]);
+        let (a, b) = tokio::join!(one.ensure_topics(&specs), two.ensure_topics(&specs));
+        for infos in [a, b] {
+            made(infos?, &borrowed(&named))?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn a_new_topic_takes_records_at_once<L: AnyLog + ?Sized>(cx: &Context<L>) -> Checked {
+    let log = cx.client().await?;
+    let name = topic(cx, &*log, 8).await?;
+    for index in 0..8 {
+        append(&*log, &Partition::new(name.clone(), index), &[record(index)]).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn an_unknown_topic_is_not_found<L: AnyLog + ?Sized>(cx: &Context<L>) -> Checked {
+    let log = cx.client().await?;
+    let name = topic(cx, &*log, 1).await?;
+    for unknown in [Partition::new(format!("{name}.missing"), 0), Partition::new(name, 9)] {
+        let outcomes = log.append(&unknown, &[record(1), record(2)]).await;
+        ensure_eq!(outcomes.len(), 2, "outcomes of two records");
+        for outcome in outcomes {
+            let Err(error) = outcome else { return Err(Failed(format!("{unknown} took a record"))) };
+            ensure_eq!(error.kind(), ErrorKind::NotFound, "the kind of `{error}`");
+            ensure_eq!(error.effect(), Effect::NotApplied, "the effect of `{error}`");
+            ensure!(error.advice().is_some(), "`{error}` does not say what to do");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,132 @@
+//! An [`Outage`] for every server that is reached by TCP: a proxy that goes silent.
+
+use crate::{BoxError, Outage};
+use async_trait::async_trait;
+use std::{
+    fmt,
+    io::{self, Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
+/// Stands between clients and a server on this machine. While the server is cut off, requests still reach it but
+/// no answer comes back, which is the outage that is hardest to tell from success. Restoring breaks the connections
+/// that missed an answer.
+///
+/// Let the clients connect to [`Proxy::addr`], and give the kit a clone with
+/// [`Kit::with_outage`](crate::Kit::with_outage).
+#[derive(Clone)]
+pub struct Proxy {
+    addr: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    cut: AtomicBool,
+    open: Mutex<Vec<Arc<Connection>>>,
+}
+
+struct Connection {
+    client: TcpStream,
+    server: TcpStream,
+}
+
+impl Connection {
+    fn end(&self) {
+        // An error says that it has ended already.
+        let _ = self.client.shutdown(Shutdown::Both);
+        let _ = self.server.shutdown(Shutdown::Both);
+    }
+}
+
+impl Proxy {
+    /// Listens on a free port of 127.0.0.1, for as long as the process lives.
+    ///
+    /// # Errors
+    /// When the address means nothing, or no port is to be had.
+    pub fn to(server: impl ToSocketAddrs) -> io::Result<Self> {
+        let server = server.to_socket_addrs()?.next();
+        let server = server.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no such address"))?;
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let proxy = Proxy { addr: listener.local_addr()?, shared: Arc::default() };
+        let shared = proxy.shared.clone();
+        thread::Builder::new().name("proxy".into()).spawn(move || {
+            // A connection that can't be made is dropped: to the client it is a server that went away.
+            for client in listener.incoming().flatten() {
+                let _ = shared.connect(client, server);
+            }
+        })?;
+        Ok(proxy)
+    }
+
+    /// Where clients connect.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+}
+
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Proxy")
+            .field("addr", &self.addr)
+            .field("cut", &self.shared.cut)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn open(&self) -> MutexGuard<'_, Vec<Arc<Connection>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn connect(self: &Arc<Self>, client: TcpStream, server: SocketAddr) -> io::Result<()> {
+        let connection = Arc::new(Connection { client, server: TcpStream::connect(server)? });
+        connection.client.set_nodelay(true)?;
+        connection.server.set_nodelay(true)?;
+        self.open().push(connection.clone());
+        let (requests, answers, shared) = (connection.clone(), connection, self.clone());
+        thread::Builder::new().name("requests".into()).spawn(move || {
+            pump(&requests.client, &requests.server, || true);
+            requests.end();
+        })?;
+        thread::Builder::new().name("answers".into()).spawn(move || {
+            pump(&answers.server, &answers.client, || !shared.cut.load(Ordering::SeqCst));
+            answers.end();
+            shared.open().retain(|other| !Arc::ptr_eq(other, &answers));
+        })?;
+        Ok(())
+    }
+}
+
+/// Copies until one side ends; what doesn't pass is gone.
+fn pump(mut from: &TcpStream, mut to: &TcpStream, passes: impl Fn() -> bool) {
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(n @ 1..) = from.read(&mut buffer) {
+        if passes() && to.write_all(&buffer[..n]).is_err() {
+            return;
+        }
+    }
+}
+
+#[async_trait]
+impl Outage for Proxy {
+    async fn cut(&self) -> Result<(), BoxError> {
+        self.shared.cut.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    async fn restore(&self) -> Result<(), BoxError> {
+        if self.shared.cut.load(Ordering::SeqCst) {
+            // Broken before answers pass again: half an answer would be worse than none.
+            self.shared.open().iter().for_each(|connection| connection.end());
+            self.shared.cut.store(false, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+}

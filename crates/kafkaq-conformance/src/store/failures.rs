@@ -1,0 +1,114 @@
+//! What happens while the server is away, and after.
+
+use super::{Cx, get, key, put, value};
+use crate::check::{Checked, Failed, ensure, ensure_eq};
+use kafkaq_core::{Effect, Key, LeaseStore, Result, Swap, Swapped};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{task::JoinSet, time::sleep};
+
+/// Swaps one key after another until it is told otherwise by an error, and answers what it was told for each.
+async fn create_until_an_error(
+    store: Arc<dyn LeaseStore>,
+    keys: Vec<Key>,
+) -> Vec<(Key, Option<Result<Swapped>>)> {
+    let mut told = Vec::new();
+    for key in keys {
+        let create = [Swap::new(key.clone(), None, value("there"), None)];
+        let outcome = store.swap(&create).await.pop();
+        let ended = !matches!(outcome, Some(Ok(_)));
+        told.push((key, outcome));
+        if ended {
+            break;
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
+    told
+}
+
+/// Reading works again, within the limit for a call plus some time to notice.
+async fn recovered(cx: &Cx, store: &dyn LeaseStore, key: &Key) -> Checked<Option<bytes::Bytes>> {
+    let limit = Instant::now() + cx.answers_within() + Duration::from_secs(15);
+    loop {
+        match get(store, key).await {
+            Ok(value) => return Ok(value),
+            Err(Failed(why)) if Instant::now() > limit => {
+                return Err(Failed(format!("the server is back and the client isn't: {why}")));
+            }
+            Err(_) => sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+pub(super) async fn an_effect_that_is_not_known_is_reported_as_unknown(cx: &Cx) -> Checked {
+    const WRITERS: usize = 8;
+    const EACH: usize = 10_000;
+    let (store, outage) = (cx.client().await?, cx.outage()?);
+    let mut writers = JoinSet::new();
+    for writer in 0..WRITERS {
+        let keys = (0..EACH).map(|n| key(cx, format!("{writer}-{n}"))).collect::<Checked<_>>()?;
+        writers.spawn(create_until_an_error(store.clone(), keys));
+    }
+    sleep(Duration::from_millis(300)).await;
+    outage.cut().await?;
+    let told = cx.in_time("swaps without a server", writers.join_all()).await?;
+    outage.restore().await?;
+    recovered(cx, &*store, &key(cx, "none")?).await?;
+    // What was sent before the cut may still be carried out after it.
+    sleep(Duration::from_secs(1)).await;
+    let mut cut_off = 0;
+    for (key, outcome) in told.into_iter().flatten() {
+        let there = get(&*store, &key).await?.is_some();
+        match outcome {
+            Some(Ok(Swapped::Done)) => ensure!(there, "{key} was answered Done and is not there"),
+            Some(Ok(Swapped::Conflict(seen))) => {
+                // Only a client that sends again by itself comes to this, and then it does not know.
+                return Err(Failed(format!("{key} was new and answered a conflict with {seen:?}")));
+            }
+            Some(Err(error)) if error.effect() == Effect::NotApplied => {
+                cut_off += 1;
+                ensure!(!there, "{key} is there, although `{error}` says that it certainly isn't");
+            }
+            // Too few answers count as unknown.
+            Some(Err(_)) | None => cut_off += 1,
+        }
+    }
+    ensure!(cut_off > 0, "the server was cut off and no call noticed");
+    Ok(())
+}
+
+pub(super) async fn without_a_server_every_call_ends_in_time(cx: &Cx) -> Checked {
+    let (store, outage, key) = (cx.client().await?, cx.outage()?, key(cx, "a")?);
+    put(&*store, &key, None, value(1), None).await?;
+    outage.cut().await?;
+    // Twice: the first call may meet a connection that looks sound, the second must not.
+    for _ in 0..2 {
+        let keys = [key.clone(), key.clone()];
+        let values = cx.in_time("a get without a server", store.get(&keys)).await?;
+        ensure!(values.iter().all(Result::is_err), "a get without a server answered {values:?}");
+        let swap = [Swap::new(key.clone(), value(1), value(2), None)];
+        let swapped = cx.in_time("a swap without a server", store.swap(&swap)).await?;
+        ensure!(swapped.iter().all(Result::is_err), "a swap without a server answered {swapped:?}");
+        let checked = cx.in_time("a check without a server", store.check()).await?;
+        ensure!(checked.is_err(), "a check without a server answered {checked:?}");
+    }
+    // Whether it succeeds is the backend's affair.
+    let _ = cx.in_time("a close without a server", store.close()).await?;
+    Ok(())
+}
+
+pub(super) async fn it_reconnects_by_itself(cx: &Cx) -> Checked {
+    let (store, outage, key) = (cx.client().await?, cx.outage()?, key(cx, "a")?);
+    put(&*store, &key, None, value(1), None).await?;
+    for _ in 0..2 {
+        outage.cut().await?;
+        cx.in_time("a get without a server", store.get(std::slice::from_ref(&key))).await?;
+        outage.restore().await?;
+        ensure_eq!(recovered(cx, &*store, &key).await?, value(1), "what was there before the outage");
+        put(&*store, &key, value(1), value(2), None).await?;
+        put(&*store, &key, value(2), value(1), None).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,101 @@
+//! The rules of a store, and what their cases have in common.
+
+mod batches;
+mod clients;
+mod failures;
+mod limits;
+mod swaps;
+mod ttl;
+
+use crate::{
+    case::{Case, Context, case},
+    check::{Checked, Failed},
+};
+use bytes::Bytes;
+use kafkaq_core::{Key, Keyspace, LeaseStore, Result, Swap, Swapped, TaskId};
+use std::time::Duration;
+
+type Cx = Context<dyn LeaseStore>;
+type Value = Option<Bytes>;
+
+pub(crate) fn cases() -> Vec<Case<dyn LeaseStore>> {
+    vec![
+        case!(swaps::a_swap_that_was_answered_is_seen),
+        case!(swaps::a_conflict_answers_what_is_there),
+        case!(swaps::a_conflict_changes_nothing),
+        case!(swaps::expected_values_are_compared_byte_for_byte),
+        case!(swaps::an_empty_value_is_not_no_value),
+        case!(swaps::a_swap_to_nothing_deletes),
+        case!(swaps::of_concurrent_creates_one_wins),
+        case!(swaps::swap_is_atomic_under_concurrency),
+        case!(batches::outcomes_come_in_order_of_the_swaps),
+        case!(batches::values_come_in_order_of_the_keys),
+        case!(batches::a_batch_may_be_empty_or_have_one_item),
+        case!(batches::a_batch_may_have_a_thousand_items),
+        case!(ttl::no_value_expires_early),
+        case!(ttl::a_swap_replaces_the_ttl),
+        case!(ttl::a_refused_swap_leaves_the_ttl_alone),
+        case!(ttl::without_a_ttl_a_value_stays),
+        case!(ttl::a_ttl_may_be_very_long),
+        case!(limits::keys_may_have_every_length_and_character),
+        case!(limits::keys_that_look_alike_are_different),
+        case!(limits::values_may_have_any_bytes),
+        case!(limits::values_may_have_some_kilobytes),
+        case!(clients::another_client_sees_an_answered_swap_at_once, SecondClient),
+        case!(clients::concurrent_calls_get_their_own_answers),
+        case!(clients::a_dropped_call_leaves_the_others_right),
+        case!(clients::check_answers),
+        case!(clients::close_is_idempotent_and_final),
+        case!(clients::close_ends_this_client_alone, SecondClient),
+        case!(failures::an_effect_that_is_not_known_is_reported_as_unknown, Outage),
+        case!(failures::without_a_server_every_call_ends_in_time, Outage),
+        case!(failures::it_reconnects_by_itself, Outage),
+    ]
+}
+
+/// A key of this case alone.
+fn key(cx: &Cx, id: impl ToString) -> Checked<Key> {
+    Ok(Key::task(&Keyspace::new(cx.space(), "kit")?, &TaskId::new(id.to_string())?))
+}
+
+fn keys(cx: &Cx, count: usize) -> Checked<Vec<Key>> {
+    (0..count).map(|n| key(cx, n)).collect()
+}
+
+fn value(text: impl ToString) -> Value {
+    Some(Bytes::from(text.to_string()))
+}
+
+/// The only outcome of a call for one item.
+fn only<T>(mut outcomes: Vec<Result<T>>) -> Checked<T> {
+    match (outcomes.len(), outcomes.pop()) {
+        (1, Some(outcome)) => Ok(outcome?),
+        (count, _) => Err(Failed(format!("one item was asked for and {count} were answered"))),
+    }
+}
+
+async fn get(store: &dyn LeaseStore, key: &Key) -> Checked<Value> {
+    only(store.get(std::slice::from_ref(key)).await)
+}
+
+async fn swap_for(
+    store: &dyn LeaseStore,
+    key: &Key,
+    expect: Value,
+    new: Value,
+    ttl: Option<Duration>,
+) -> Checked<Swapped> {
+    only(store.swap(&[Swap::new(key.clone(), expect, new, ttl)]).await)
+}
+
+async fn swap(store: &dyn LeaseStore, key: &Key, expect: Value, new: Value) -> Checked<Swapped> {
+    swap_for(store, key, expect, new, None).await
+}
+
+/// Sets the stage: a swap that has to succeed.
+async fn put(store: &dyn LeaseStore, key: &Key, expect: Value, new: Value, ttl: Option<Duration>) -> Checked {
+    match swap_for(store, key, expect.clone(), new.clone(), ttl).await? {
+        Swapped::Done => Ok(()),
+        other => Err(Failed(format!("a swap of {expect:?} by {new:?} answered {other:?}"))),
+    }
+}

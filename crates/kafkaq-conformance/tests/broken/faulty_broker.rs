@@ -1,0 +1,425 @@
+//! Brokers whose groups break one rule each.
+
+use crate::{gate::Gate, passes, planted, prove};
+use async_trait::async_trait;
+use futures_util::{Stream, StreamExt, stream};
+use kafkaq::memory::MemoryLog;
+use kafkaq_conformance::{Kit, Suite};
+use kafkaq_core::{
+    Assignment, Broker, Commit, Consumer, Error, ErrorKind, Event, EventStream, JoinRequest, Log, Member,
+    NewRecord, Partition, Result, TopicInfo, TopicSpec,
+};
+use std::{
+    collections::{HashMap, HashSet},
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    None,
+    SkipsToTheEnd,
+    ReadsTooMuchAtOnce,
+    LosesEvents,
+    IgnoresPause,
+    LosesABatchAtResume,
+    PausesOldAssignments,
+    GivesEverythingToEverybody,
+    ForgetsCommits,
+    SharesCommitsBetweenGroups,
+    AnswersCommitsInWrongOrder,
+    ReleasesAtOnce,
+    CommitsAfterRevoke,
+    FencesPartitionsOnly,
+    ReadsOnWhileRevoking,
+    RepeatsEpochs,
+    HoldsForEver,
+    LeavesOnlyInWords,
+    StaysWhenDropped,
+    NeverEndsItsStream,
+    CommitsOnlyWhenPolled,
+    KeepsItsMembersAtClose,
+    EndsAtTheFirstError,
+    CannotLeaveWithoutAServer,
+}
+
+#[derive(Debug)]
+struct Faulty {
+    inner: MemoryLog,
+    fault: Fault,
+    gate: Gate,
+    closed: AtomicBool,
+}
+
+fn kit(fault: Fault) -> Kit<dyn Broker> {
+    let (log, gate) = (MemoryLog::new(), Gate::default());
+    let network = gate.clone();
+    let make = move || {
+        let closed = AtomicBool::new(false);
+        std::future::ready(Ok(Faulty { inner: log.clone(), fault, gate: network.clone(), closed }))
+    };
+    kafkaq_conformance::broker("broker", make).with_outage(gate).answers_within(Duration::from_secs(4))
+}
+
+impl Faulty {
+    fn reachable(&self, op: &'static str) -> Result<()> {
+        if self.closed.load(SeqCst) {
+            return Err(Error::not_applied(ErrorKind::Closed, op));
+        }
+        match self.gate.is_cut() {
+            true => Err(Error::not_applied(ErrorKind::Unavailable, op)),
+            false => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl Log for Faulty {
+    async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<TopicInfo>> {
+        self.reachable("ensure_topics")?;
+        self.inner.ensure_topics(topics).await
+    }
+
+    async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
+        match self.reachable("append") {
+            Ok(()) => self.inner.append(to, records).await,
+            Err(error) => vec![Err(error); records.len()],
+        }
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.closed.store(true, SeqCst);
+        match self.fault {
+            Fault::KeepsItsMembersAtClose => Ok(()),
+            _ => self.inner.close().await,
+        }
+    }
+}
+
+#[async_trait]
+impl Broker for Faulty {
+    async fn join(&self, mut request: JoinRequest) -> Result<Consumer> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        self.reachable("join")?;
+        match self.fault {
+            Fault::ReadsTooMuchAtOnce => request.max_batch *= 3,
+            Fault::GivesEverythingToEverybody if request.group.as_ref() == "g" => {
+                request.group = format!("g{}", NUMBER.fetch_add(1, SeqCst)).into();
+            }
+            Fault::SharesCommitsBetweenGroups => request.group = "all".into(),
+            Fault::HoldsForEver => request.release_limit = Duration::from_secs(3600),
+            _ => {}
+        }
+        let consumer = self.inner.join(request).await?;
+        let state = Arc::new(State {
+            inner: consumer.member,
+            fault: self.fault,
+            gate: self.gate.clone(),
+            epochs: Mutex::default(),
+            paused: Mutex::default(),
+            polled: tokio::sync::Notify::new(),
+        });
+        let events =
+            Events { inner: consumer.events, state: state.clone(), count: 0, last: None, extra: Vec::new() };
+        let events: EventStream = match self.fault {
+            Fault::NeverEndsItsStream => Box::pin(events.chain(stream::pending())),
+            Fault::StaysWhenDropped => Box::pin(Undying(Some(Box::pin(events)))),
+            _ => Box::pin(events),
+        };
+        Ok(Consumer { events, member: Arc::new(Handle(state)) })
+    }
+}
+
+/// What the two halves of a member share.
+struct State {
+    inner: Arc<dyn Member>,
+    fault: Fault,
+    gate: Gate,
+    /// The epochs as the broker knows them.
+    epochs: Mutex<HashMap<Partition, u64>>,
+    /// Whose next batch gets lost.
+    paused: Mutex<HashSet<Partition>>,
+    polled: tokio::sync::Notify,
+}
+
+impl State {
+    /// The assignment as the broker knows it.
+    fn real(&self, told: &Assignment) -> Assignment {
+        let known = self.epochs.lock().unwrap().get(&told.partition).copied();
+        let same = |fault| self.fault == fault;
+        match known {
+            Some(epoch) if same(Fault::RepeatsEpochs) && told.epoch != 1 => {
+                Assignment { epoch: epoch + 1, ..told.clone() }
+            }
+            Some(epoch) if same(Fault::RepeatsEpochs) || same(Fault::FencesPartitionsOnly) => {
+                Assignment { epoch, ..told.clone() }
+            }
+            _ => told.clone(),
+        }
+    }
+
+    fn real_all(&self, told: &[Assignment]) -> Vec<Assignment> {
+        told.iter().map(|assignment| self.real(assignment)).collect()
+    }
+
+    /// The assignment as the member is told of it.
+    fn told(&self, assignment: &mut Assignment) {
+        self.epochs.lock().unwrap().insert(assignment.partition.clone(), assignment.epoch);
+        if self.fault == Fault::RepeatsEpochs {
+            assignment.epoch = 1;
+        }
+    }
+}
+
+struct Events {
+    inner: EventStream,
+    state: Arc<State>,
+    count: usize,
+    last: Option<kafkaq_core::Batch>,
+    extra: Vec<Event>,
+}
+
+impl Events {
+    /// What becomes of an event; `None`: nothing.
+    fn spoil(&mut self, mut event: Event) -> Option<Event> {
+        match &mut event {
+            Event::Assigned(of) | Event::Lost(of) | Event::Revoking(of) => {
+                of.iter_mut().for_each(|a| self.state.told(a));
+            }
+            Event::Records(of, _) => self.state.told(of),
+            _ => {}
+        }
+        match (self.state.fault, &mut event) {
+            (Fault::SkipsToTheEnd, Event::Records(_, batch)) if batch.records.first()?.offset == 0 => {
+                return None;
+            }
+            (Fault::LosesEvents, Event::Records(..)) => {
+                self.count += 1;
+                if self.count.is_multiple_of(20) {
+                    return None;
+                }
+            }
+            (Fault::LosesABatchAtResume, Event::Records(of, _))
+                if self.state.paused.lock().unwrap().remove(&of.partition) =>
+            {
+                return None;
+            }
+            (Fault::ReadsOnWhileRevoking, Event::Records(_, batch)) => {
+                self.last = Some(batch.clone());
+            }
+            (Fault::ReadsOnWhileRevoking, Event::Revoking(asked)) => {
+                let batch = self.last.clone().unwrap_or_else(|| kafkaq_core::Batch::new(Vec::new(), 0, None));
+                self.extra.push(Event::Records(asked[0].clone(), batch));
+            }
+            (Fault::ReleasesAtOnce, Event::Revoking(asked)) => self.state.inner.release(asked),
+            _ => {}
+        }
+        Some(event)
+    }
+}
+
+impl Stream for Events {
+    type Item = Result<Event>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.state.polled.notify_waiters();
+        if self.state.fault == Fault::EndsAtTheFirstError && self.state.gate.is_cut() {
+            return Poll::Ready(Some(Err(Error::not_applied(ErrorKind::Other, "poll"))));
+        }
+        if let Some(event) = self.extra.pop() {
+            return Poll::Ready(Some(Ok(event)));
+        }
+        loop {
+            let event = match self.inner.poll_next_unpin(cx) {
+                Poll::Ready(Some(Ok(event))) => event,
+                other => return other,
+            };
+            if let Some(event) = self.spoil(event) {
+                return Poll::Ready(Some(Ok(event)));
+            }
+        }
+    }
+}
+
+/// A stream that goes on when it is dropped.
+struct Undying(Option<Pin<Box<Events>>>);
+
+impl Stream for Undying {
+    type Item = Result<Event>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.as_mut().unwrap().as_mut().poll_next(cx)
+    }
+}
+
+impl Drop for Undying {
+    fn drop(&mut self) {
+        std::mem::forget(self.0.take());
+    }
+}
+
+struct Handle(Arc<State>);
+
+#[async_trait]
+impl Member for Handle {
+    async fn commit(&self, offsets: &[Commit]) -> Vec<Result<()>> {
+        let state = &self.0;
+        let real = |c: &Commit| Commit { assignment: state.real(&c.assignment), offset: c.offset };
+        match state.fault {
+            Fault::ForgetsCommits => return vec![Ok(()); offsets.len()],
+            Fault::CommitsOnlyWhenPolled => state.polled.notified().await,
+            _ => {}
+        }
+        let mut outcomes = state.inner.commit(&offsets.iter().map(real).collect::<Vec<_>>()).await;
+        match state.fault {
+            Fault::AnswersCommitsInWrongOrder => outcomes.reverse(),
+            Fault::CommitsAfterRevoke => outcomes.iter_mut().for_each(|outcome| *outcome = Ok(())),
+            _ => {}
+        }
+        outcomes
+    }
+
+    fn pause(&self, assignments: &[Assignment]) {
+        let state = &self.0;
+        match state.fault {
+            Fault::IgnoresPause => return,
+            Fault::LosesABatchAtResume => {
+                state.paused.lock().unwrap().extend(assignments.iter().map(|a| a.partition.clone()));
+            }
+            Fault::PausesOldAssignments => {
+                let epochs = state.epochs.lock().unwrap();
+                let current =
+                    |a: &Assignment| Some(Assignment { epoch: *epochs.get(&a.partition)?, ..a.clone() });
+                return state.inner.pause(&assignments.iter().filter_map(current).collect::<Vec<_>>());
+            }
+            _ => {}
+        }
+        state.inner.pause(&state.real_all(assignments));
+    }
+
+    fn resume(&self, assignments: &[Assignment]) {
+        self.0.inner.resume(&self.0.real_all(assignments));
+    }
+
+    fn release(&self, assignments: &[Assignment]) {
+        self.0.inner.release(&self.0.real_all(assignments));
+    }
+
+    async fn leave(&self) -> Result<()> {
+        let away = self.0.gate.is_cut();
+        match self.0.fault {
+            Fault::LeavesOnlyInWords => Ok(()),
+            Fault::CannotLeaveWithoutAServer if away => std::future::pending().await,
+            _ => self.0.inner.leave().await,
+        }
+    }
+}
+
+#[test]
+fn a_broker_without_a_fault_passes() {
+    passes(kit(Fault::None).results());
+}
+
+const COMMITTING: &[&str] = &[
+    "a_group_goes_on_at_its_commit",
+    "groups_know_nothing_of_one_another",
+    "commit_outcomes_come_in_order",
+    "a_commit_while_revoking_counts",
+    "a_commit_after_the_release_is_refused",
+    "a_commit_of_an_older_epoch_is_refused",
+    "what_is_not_released_in_time_is_lost",
+];
+
+const HANDING_OVER: &[&str] = &[
+    "a_commit_while_revoking_counts",
+    "a_commit_after_the_release_is_refused",
+    "a_commit_of_an_older_epoch_is_refused",
+    "what_comes_back_has_a_higher_epoch",
+    "leaving_hands_over_at_once",
+    "a_dropped_stream_leaves_too",
+    "no_records_follow_revoking",
+    "a_revoked_partition_is_held_until_its_release",
+    "what_is_not_released_in_time_is_lost",
+    "the_stream_ends_after_leave",
+    "close_ends_the_members",
+    "a_group_goes_on_at_its_commit",
+];
+
+/// Cases that read what was appended before they joined.
+const READING: &[&str] = &[
+    "ensure_topics_leaves_a_topic_that_exists_alone",
+    "records_keep_their_order",
+    "each_outcome_is_its_own_records",
+    "a_batch_may_be_empty_or_have_a_thousand_records",
+    "another_client_finds_what_was_appended",
+    "a_record_that_is_too_large_is_refused",
+    "concurrent_appends_get_their_own_answers",
+    "a_dropped_append_leaves_the_others_right",
+    "keys_and_values_come_back_byte_for_byte",
+    "no_key_is_not_an_empty_key",
+    "a_tombstone_is_not_an_empty_value",
+    "headers_come_back_byte_for_byte",
+    "repeated_headers_come_back_in_order",
+    "a_null_header_is_not_an_empty_one",
+    "an_append_of_unknown_effect_is_reported_as_unknown",
+    "it_reconnects_by_itself",
+    "batches_keep_their_size_and_order",
+    "no_event_is_lost_beside_a_tick",
+    "after_pause_comes_at_most_one_more_batch",
+    "resume_brings_all_the_rest",
+    "an_old_assignment_pauses_nothing",
+    "two_members_share_and_read_everything",
+    "a_group_goes_on_at_its_commit",
+    "groups_know_nothing_of_one_another",
+    "commit_outcomes_come_in_order",
+    "a_commit_while_revoking_counts",
+    "a_commit_after_the_release_is_refused",
+    "a_commit_of_an_older_epoch_is_refused",
+    "no_call_needs_the_stream_to_be_polled",
+    "a_member_goes_on_after_an_outage",
+    "leave_ends_in_time_without_a_server",
+];
+
+#[test]
+fn each_fault_of_a_broker_is_caught_by_the_case_that_names_the_rule() {
+    use Fault::*;
+    let table = [
+        planted(SkipsToTheEnd, "a_group_starts_at_the_first_record", READING),
+        planted(
+            ReadsTooMuchAtOnce,
+            "batches_keep_their_size_and_order",
+            &["after_pause_comes_at_most_one_more_batch"],
+        ),
+        planted(LosesEvents, "no_event_is_lost_beside_a_tick", READING),
+        planted(IgnoresPause, "after_pause_comes_at_most_one_more_batch", &[]),
+        planted(
+            LosesABatchAtResume,
+            "resume_brings_all_the_rest",
+            &["after_pause_comes_at_most_one_more_batch"],
+        ),
+        planted(PausesOldAssignments, "an_old_assignment_pauses_nothing", &[]),
+        planted(GivesEverythingToEverybody, "two_members_share_and_read_everything", HANDING_OVER),
+        planted(ForgetsCommits, "a_group_goes_on_at_its_commit", COMMITTING),
+        planted(SharesCommitsBetweenGroups, "groups_know_nothing_of_one_another", READING),
+        planted(AnswersCommitsInWrongOrder, "commit_outcomes_come_in_order", &[]),
+        planted(ReleasesAtOnce, "a_revoked_partition_is_held_until_its_release", HANDING_OVER),
+        planted(CommitsAfterRevoke, "a_commit_after_the_release_is_refused", COMMITTING),
+        planted(FencesPartitionsOnly, "a_commit_of_an_older_epoch_is_refused", COMMITTING),
+        planted(ReadsOnWhileRevoking, "no_records_follow_revoking", &["a_commit_while_revoking_counts"]),
+        planted(RepeatsEpochs, "what_comes_back_has_a_higher_epoch", COMMITTING),
+        planted(HoldsForEver, "what_is_not_released_in_time_is_lost", &[]),
+        planted(LeavesOnlyInWords, "leaving_hands_over_at_once", HANDING_OVER),
+        planted(StaysWhenDropped, "a_dropped_stream_leaves_too", &[]),
+        planted(NeverEndsItsStream, "the_stream_ends_after_leave", &["close_ends_the_members"]),
+        planted(CommitsOnlyWhenPolled, "no_call_needs_the_stream_to_be_polled", COMMITTING),
+        planted(KeepsItsMembersAtClose, "close_ends_the_members", &[]),
+        planted(EndsAtTheFirstError, "a_member_goes_on_after_an_outage", &[]),
+        planted(CannotLeaveWithoutAServer, "leave_ends_in_time_without_a_server", &[]),
+    ];
+    prove(|fault| Suite::from(kit(fault)), &table);
+}
