@@ -1,0 +1,336 @@
+//! What a failed attempt means: which kind it is, whether it may have taken effect, whether it is worth another.
+
+use kafkaq_core::{Error, ErrorKind, Partition};
+use rskafka::{
+    BackoffError, ConnectionError,
+    client::error::{Error as ClientError, ProtocolError, RequestError},
+};
+use std::{borrow::Cow, time::Duration};
+
+type Source = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why one attempt did not succeed.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) kind: ErrorKind,
+    /// Whether the request may have been carried out.
+    pub(crate) sent: bool,
+    /// Whether the next attempt may do better.
+    pub(crate) again: bool,
+    /// Whether the connection did its work: the server has answered, and is the one to ask.
+    pub(crate) answered: bool,
+    /// The server's code, where it was the server that refused.
+    pub(crate) code: Option<ProtocolError>,
+    source: Option<Source>,
+    advice: Option<Cow<'static, str>>,
+}
+
+impl Failure {
+    fn new(kind: ErrorKind) -> Self {
+        Failure { kind, sent: false, again: false, answered: false, code: None, source: None, advice: None }
+    }
+
+    /// There was no connection to send on.
+    pub(crate) fn connecting(e: ClientError) -> Self {
+        Failure { sent: false, ..Failure::of(e) }
+    }
+
+    /// No connection within its share of the time.
+    pub(crate) fn not_connected() -> Self {
+        let source = Some("no connection in time".into());
+        Failure { again: true, source, ..Failure::new(ErrorKind::Unavailable) }
+    }
+
+    /// Sent, and no answer came.
+    pub(crate) fn silence() -> Self {
+        Failure { sent: true, ..Failure::new(ErrorKind::Timeout) }
+    }
+
+    /// The handle was closed meanwhile.
+    pub(crate) fn closed() -> Self {
+        Failure::new(ErrorKind::Closed)
+    }
+
+    /// The cluster has no such topic or partition, or does not know of it yet.
+    pub(crate) fn not_found() -> Self {
+        Failure { again: true, answered: true, ..Failure::new(ErrorKind::NotFound) }
+    }
+
+    /// What this process was asked to do can't be done.
+    pub(crate) fn refused(kind: ErrorKind, advice: impl Into<Cow<'static, str>>) -> Self {
+        Failure { answered: true, advice: Some(advice.into()), ..Failure::new(kind) }
+    }
+
+    /// What the client library reports of a request that it was given.
+    pub(crate) fn of(e: ClientError) -> Self {
+        let found = match &e {
+            ClientError::ServerError { protocol_error, is_virtual, .. } => {
+                let verdict = of_server(*protocol_error);
+                Failure { sent: verdict.sent && !is_virtual, code: Some(*protocol_error), ..verdict }
+            }
+            // It wraps what failed once it gives up, which here is at once.
+            ClientError::RetryFailed(_) => return unwrapped(e),
+            ClientError::Connection(e) => of_connection(e),
+            ClientError::Request(e) => of_request(e),
+            ClientError::Timeout => Failure { sent: true, again: true, ..Failure::new(ErrorKind::Timeout) },
+            ClientError::InvalidResponse(_) => Failure { sent: true, ..Failure::new(ErrorKind::Other) },
+            _ => Failure { sent: true, ..Failure::new(ErrorKind::Other) },
+        };
+        Failure { source: Some(Box::new(e)), ..found }
+    }
+
+    /// With better advice than can be given in general.
+    pub(crate) fn advise(self, advice: impl Into<Cow<'static, str>>) -> Self {
+        Failure { advice: Some(advice.into()), ..self }
+    }
+
+    /// Another attempt won't change it.
+    pub(crate) fn for_good(self) -> Self {
+        Failure { again: false, ..self }
+    }
+
+    /// Whether what can't be read is the marker that ends a transaction: the library takes its record for something
+    /// shorter, and its error can be told by nothing but the text.
+    pub(crate) fn is_marker(&self) -> bool {
+        let text = self.source.as_ref().map(ToString::to_string).unwrap_or_default();
+        self.kind == ErrorKind::Corrupt && text.contains("control batch record")
+    }
+
+    /// The contract's error.
+    pub(crate) fn error(self, op: Op, place: &Place<'_>) -> Error {
+        let advice = self.advice.clone().or_else(|| self.general_advice(place));
+        let error = match self.sent && op.changes {
+            true => Error::unknown(self.kind, op.name),
+            false => Error::not_applied(self.kind, op.name),
+        };
+        let error = match place.partition {
+            Some(partition) => error.on(partition),
+            None => error,
+        };
+        let error = match advice {
+            Some(advice) => error.with_advice(advice),
+            None => error,
+        };
+        match self.source {
+            Some(source) => error.with_source(source),
+            None => error,
+        }
+    }
+
+    fn general_advice(&self, place: &Place<'_>) -> Option<Cow<'static, str>> {
+        let Place { bootstrap, limit, .. } = place;
+        Some(match self.kind {
+            ErrorKind::Unavailable => format!(
+                "Check that a broker answers at {bootstrap}, that its advertised.listeners can be reached from \
+                 here, and whether it wants TLS or SASL"
+            )
+            .into(),
+            ErrorKind::Timeout => format!(
+                "No answer within {limit:?}: check that the broker at {bootstrap} is alive and that the topic has \
+                 enough in-sync replicas"
+            )
+            .into(),
+            ErrorKind::NotFound => {
+                "Make the topic first, or let ensure_topics do it; check its name and number of partitions".into()
+            }
+            ErrorKind::Denied => match self.code {
+                Some(ProtocolError::TopicAuthorizationFailed) => {
+                    "Allow this user Read, Write and Describe on the topic".into()
+                }
+                Some(ProtocolError::ClusterAuthorizationFailed) => {
+                    "Allow this user Create on the cluster, or make the topics beforehand".into()
+                }
+                _ => format!("Check the user, the password and the SASL mechanism for {bootstrap}").into(),
+            },
+            ErrorKind::TooLarge => "The record, with its headers, must fit the topic's max.message.bytes: make the \
+                                    record smaller or raise the limit"
+                .into(),
+            ErrorKind::Closed => "The log was closed: make another".into(),
+            _ => match self.code? {
+                ProtocolError::InvalidReplicationFactor => {
+                    "The cluster has fewer brokers than replicas asked for: ask for fewer".into()
+                }
+                ProtocolError::InvalidRecord => "A compacted topic takes only records with a key".into(),
+                _ => return None,
+            },
+        })
+    }
+}
+
+/// An operation as its errors name it.
+#[derive(Clone, Copy)]
+pub(crate) struct Op {
+    name: &'static str,
+    /// One that only reads has certainly had no effect, however it fails.
+    changes: bool,
+}
+
+impl Op {
+    pub(crate) const ENSURE: Op = Op { name: "ensure topics", changes: true };
+    pub(crate) const APPEND: Op = Op { name: "append", changes: true };
+    pub(crate) const FETCH: Op = Op { name: "fetch", changes: false };
+    pub(crate) const OFFSETS: Op = Op { name: "offsets", changes: false };
+}
+
+/// What an error is about, for its text.
+pub(crate) struct Place<'a> {
+    pub(crate) bootstrap: &'a str,
+    pub(crate) partition: Option<&'a Partition>,
+    pub(crate) limit: Duration,
+}
+
+fn unwrapped(e: ClientError) -> Failure {
+    let ClientError::RetryFailed(BackoffError::DeadlineExceded { source, .. }) = e else {
+        return Failure { sent: true, ..Failure::new(ErrorKind::Other) };
+    };
+    match source.downcast::<ClientError>() {
+        Ok(inner) => Failure::of(*inner),
+        Err(source) => {
+            Failure { sent: true, again: true, source: Some(source), ..Failure::new(ErrorKind::Unavailable) }
+        }
+    }
+}
+
+/// Nothing was sent: the client was still connecting.
+fn of_connection(e: &ConnectionError) -> Failure {
+    // Where several addresses were tried, the library keeps only the text of why each failed.
+    let denied =
+        matches!(e, ConnectionError::SaslFailed(_)) || e.to_string().contains("Sasl handshake failed");
+    match denied {
+        true => Failure { answered: true, ..Failure::new(ErrorKind::Denied) },
+        false => Failure { again: true, ..Failure::new(ErrorKind::Unavailable) },
+    }
+}
+
+fn of_request(e: &RequestError) -> Failure {
+    match e {
+        RequestError::Poisoned(e) => of_request(e),
+        // The library does not let its type be named, and has no other reason than this and a broken connection.
+        RequestError::ReadFramedMessageError(e) if e.to_string().starts_with("Message too large") => {
+            Failure {
+                sent: true,
+                advice: Some("The server's answer is larger than max_message_bytes: raise it".into()),
+                ..Failure::new(ErrorKind::TooLarge)
+            }
+        }
+        RequestError::IO(_)
+        | RequestError::ReadFramedMessageError(_)
+        | RequestError::WriteMessageError(_) => {
+            Failure { sent: true, again: true, ..Failure::new(ErrorKind::Unavailable) }
+        }
+        RequestError::NoVersionMatch { .. } => Failure::new(ErrorKind::Unsupported),
+        RequestError::WriteError(_) => Failure::new(ErrorKind::Invalid),
+        // The whole answer came in and can't be read; the connection is at the next one.
+        _ => Failure { sent: true, answered: true, ..Failure::new(ErrorKind::Corrupt) },
+    }
+}
+
+fn of_server(code: ProtocolError) -> Failure {
+    use ProtocolError::*;
+    let certain = |kind| Failure { answered: true, ..Failure::new(kind) };
+    match code {
+        MessageTooLarge | RecordListTooLarge => certain(ErrorKind::TooLarge),
+        UnknownTopicOrPartition | UnknownTopicId => Failure::not_found(),
+        TopicAuthorizationFailed | ClusterAuthorizationFailed | SaslAuthenticationFailed => {
+            certain(ErrorKind::Denied)
+        }
+        CorruptMessage
+        | InvalidRecord
+        | InvalidTimestamp
+        | InvalidTopicException
+        | InvalidPartitions
+        | InvalidConfig
+        | InvalidRequest
+        | InvalidReplicaAssignment
+        | PolicyViolation
+        | OffsetOutOfRange => certain(ErrorKind::Invalid),
+        // Also what a server answers that has not met enough of the others yet.
+        InvalidReplicationFactor => Failure { again: true, ..certain(ErrorKind::Invalid) },
+        InvalidRequiredAcks => certain(ErrorKind::Misconfigured),
+        UnsupportedVersion | UnsupportedForMessageFormat | UnsupportedCompressionType => {
+            certain(ErrorKind::Unsupported)
+        }
+        ThrottlingQuotaExceeded => Failure { again: true, ..certain(ErrorKind::Throttled) },
+        // Refused before anything was written.
+        LeaderNotAvailable | OffsetNotAvailable | FencedLeaderEpoch | UnknownLeaderEpoch
+        | NotEnoughReplicas | NotController | BrokerNotAvailable | ReplicaNotAvailable => {
+            Failure { again: true, ..Failure::new(ErrorKind::Unavailable) }
+        }
+        // A leader that steps down while it waits for the replicas answers so too, and the record may have got
+        // through; so it may after the others.
+        NotLeaderOrFollower | NotEnoughReplicasAfterAppend | KafkaStorageError | NetworkException => {
+            Failure { sent: true, again: true, ..Failure::new(ErrorKind::Unavailable) }
+        }
+        RequestTimedOut => Failure { sent: true, again: true, ..Failure::new(ErrorKind::Timeout) },
+        _ => Failure { sent: true, ..Failure::new(ErrorKind::Other) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kafkaq_core::{Effect, Retry};
+    use rskafka::client::error::RequestContext;
+    use std::io;
+
+    const PLACE: Place<'_> = Place { bootstrap: "b:9092", partition: None, limit: Duration::from_secs(1) };
+
+    fn server(protocol_error: ProtocolError, is_virtual: bool) -> ClientError {
+        ClientError::ServerError {
+            protocol_error,
+            error_message: None,
+            request: RequestContext::Topic("t".into()),
+            response: None,
+            is_virtual,
+        }
+    }
+
+    fn broken() -> ClientError {
+        ClientError::Request(RequestError::IO(io::ErrorKind::ConnectionReset.into()))
+    }
+
+    fn outcome(e: ClientError) -> (ErrorKind, Effect, Retry) {
+        let e = Failure::of(e).error(Op::APPEND, &PLACE);
+        (e.kind(), e.effect(), e.retry())
+    }
+
+    #[test]
+    fn only_what_certainly_was_not_written_is_not_applied() {
+        use ProtocolError::*;
+        for (code, kind, effect, retry) in [
+            (MessageTooLarge, ErrorKind::TooLarge, Effect::NotApplied, Retry::No),
+            (UnknownTopicOrPartition, ErrorKind::NotFound, Effect::NotApplied, Retry::No),
+            (TopicAuthorizationFailed, ErrorKind::Denied, Effect::NotApplied, Retry::No),
+            (InvalidRecord, ErrorKind::Invalid, Effect::NotApplied, Retry::No),
+            (NotEnoughReplicas, ErrorKind::Unavailable, Effect::NotApplied, Retry::Yes),
+            (NotLeaderOrFollower, ErrorKind::Unavailable, Effect::Unknown, Retry::Yes),
+            (NotEnoughReplicasAfterAppend, ErrorKind::Unavailable, Effect::Unknown, Retry::Yes),
+            (RequestTimedOut, ErrorKind::Timeout, Effect::Unknown, Retry::Yes),
+            (UnknownServerError, ErrorKind::Other, Effect::Unknown, Retry::No),
+        ] {
+            assert_eq!(outcome(server(code, false)), (kind, effect, retry), "{code:?}");
+        }
+        assert_eq!(outcome(broken()), (ErrorKind::Unavailable, Effect::Unknown, Retry::Yes));
+    }
+
+    #[test]
+    fn a_leader_that_only_the_client_doubts_was_sent_nothing() {
+        let of = outcome(server(ProtocolError::NotLeaderOrFollower, true));
+        assert_eq!(of, (ErrorKind::Unavailable, Effect::NotApplied, Retry::Yes));
+    }
+
+    #[test]
+    fn what_the_librarys_retries_wrap_is_found_again() {
+        let wrapped = ClientError::RetryFailed(BackoffError::DeadlineExceded {
+            deadline: Duration::ZERO,
+            source: Box::new(server(ProtocolError::RequestTimedOut, false)),
+        });
+        assert_eq!(outcome(wrapped), (ErrorKind::Timeout, Effect::Unknown, Retry::Yes));
+    }
+
+    #[test]
+    fn a_failed_read_had_no_effect_and_nothing_was_sent_without_a_connection() {
+        assert_eq!(Failure::of(broken()).error(Op::FETCH, &PLACE).effect(), Effect::NotApplied);
+        assert_eq!(Failure::connecting(broken()).error(Op::APPEND, &PLACE).effect(), Effect::NotApplied);
+    }
+}

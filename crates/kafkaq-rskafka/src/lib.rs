@@ -1,0 +1,113 @@
+#![doc = include_str!("../README.md")]
+
+mod append;
+mod builder;
+mod failure;
+mod fetch;
+mod link;
+mod pool;
+#[cfg(feature = "tls")]
+mod tls;
+mod topics;
+
+use async_trait::async_trait;
+use failure::{Failure, Op};
+use futures_util::{StreamExt, stream};
+use kafkaq_core::{
+    Batch, FetchLimit, Log, NewRecord, Offsets, Partition, PartitionLog, Position, Result, TopicInfo,
+    TopicSpec,
+};
+use link::{Link, Settings};
+use std::{
+    fmt,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+pub use builder::Builder;
+
+/// Partitions that one call asks for their offsets at once.
+const AT_ONCE: usize = 8;
+
+/// Kafka, or a server that speaks its protocol, by rskafka. Share it in an `Arc`: one handle serves the process.
+///
+/// It connects when it is first used. Each call that is under way has a connection of its own, so none waits for
+/// another; idle ones are kept for the next call of the same partition.
+pub struct RsKafka {
+    link: Link,
+}
+
+impl RsKafka {
+    /// Starts a builder. `bootstrap` is one or more addresses: `"host:port,host:port"`.
+    pub fn builder(bootstrap: impl Into<String>) -> Builder {
+        Builder::new(bootstrap.into())
+    }
+
+    fn new(settings: Settings) -> Self {
+        RsKafka { link: Link::new(settings) }
+    }
+}
+
+impl fmt::Debug for RsKafka {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RsKafka").field("bootstrap", &self.link.settings.bootstrap).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Log for RsKafka {
+    /// Topics are made with the server's settings, whatever the spec says beyond partitions and replication, and only
+    /// the number of partitions can be told of one that is there.
+    async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<TopicInfo>> {
+        let ensure = async {
+            let _under_way = self.link.enter()?;
+            topics::ensure(&self.link, topics).await
+        };
+        ensure.await.map_err(|failure| self.link.error(Op::ENSURE, None, failure))
+    }
+
+    async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
+        match self.link.enter() {
+            Ok(_under_way) => append::append(&self.link, to, records, self.link.limits(Duration::ZERO)).await,
+            Err(failure) => vec![Err(self.link.error(Op::APPEND, Some(to), failure)); records.len()],
+        }
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.link.close().await;
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl PartitionLog for RsKafka {
+    /// An offset below the first record reads from the first; one beyond the end is `Invalid`.
+    async fn fetch(&self, from: &Position, limit: FetchLimit) -> Result<Batch> {
+        let fetch = async {
+            let _under_way = self.link.enter()?;
+            tokio::select! {
+                batch = fetch::fetch(&self.link, from, limit) => batch,
+                () = self.link.closing() => Err(Failure::closed()),
+            }
+        };
+        fetch.await.map_err(|failure| self.link.error(Op::FETCH, Some(&from.partition), failure))
+    }
+
+    /// While somebody's transaction is open, `next` is where that begins.
+    async fn offsets(&self, of: &[Partition]) -> Vec<Result<Offsets>> {
+        let limits = self.link.limits(Duration::ZERO);
+        let one = |partition: Partition| async move {
+            let offsets = async {
+                let _under_way = self.link.enter()?;
+                fetch::offsets(&self.link, &partition, limits).await
+            };
+            offsets.await.map_err(|failure| self.link.error(Op::OFFSETS, Some(&partition), failure))
+        };
+        stream::iter(of.to_vec()).map(one).buffered(AT_ONCE).collect().await
+    }
+}
+
+/// A panic elsewhere must not take the log down with it: what these locks guard is whole between statements.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,159 @@
+//! Servers that are away, freeze and come back; handles that are closed.
+
+use crate::*;
+use std::time::Instant;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_no_server_every_call_ends_in_time_and_names_the_address() {
+    // Nobody listens on a port that was just given back.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let kafka = RsKafka::builder(&free).request_timeout(millis(1000)).build().unwrap();
+    let to = Partition::new("t", 0);
+    let at = Instant::now();
+    let append = kafka.append(&to, &[record("x")]).await.remove(0).unwrap_err();
+    let from = Position { partition: to.clone(), offset: 0 };
+    let fetch = kafka.fetch(&from, FetchLimit::new(millis(500), 1000)).await.unwrap_err();
+    let offsets = kafka.offsets(&[to]).await.remove(0).unwrap_err();
+    let ensure = kafka.ensure_topics(&[TopicSpec::new("t")]).await.unwrap_err();
+    println!("{append}\nall in {:?}", at.elapsed());
+    assert!(at.elapsed() < millis(5500), "{:?}", at.elapsed());
+    for e in [append, fetch, offsets, ensure] {
+        assert_eq!((e.kind(), e.effect()), (ErrorKind::Unavailable, Effect::NotApplied), "{e}");
+        assert_eq!(e.retry(), Retry::Yes);
+        assert!(e.to_string().contains(&free) && e.advice().is_some(), "{e}");
+    }
+    kafka.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_takes_connections_and_never_answers_is_bounded() {
+    let deaf = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = deaf.local_addr().unwrap().to_string();
+    let kafka = RsKafka::builder(address).request_timeout(millis(1000)).build().unwrap();
+    let at = Instant::now();
+    let calls = (0..8).map(|_| async {
+        kafka.append(&Partition::new("t", 0), &[record("x")]).await.remove(0).unwrap_err()
+    });
+    for e in futures_util::future::join_all(calls).await {
+        assert_eq!((e.kind(), e.effect()), (ErrorKind::Unavailable, Effect::NotApplied), "{e}");
+    }
+    assert!(at.elapsed() < millis(1500), "{:?}", at.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_server_is_bounded_unknown_and_recovered_from() {
+    let site = Site::on(Arc::new(own_server()), 1).await;
+    site.append(&numbered(0..1)).await.unwrap();
+    site.server.pause().unwrap();
+    let at = Instant::now();
+    let more = numbered(1..2);
+    let (append, fetch) = tokio::join!(site.append(&more), site.fetch(1, 500, 1000));
+    println!("{}\n{}\nin {:?}", append.as_ref().unwrap_err(), fetch.as_ref().unwrap_err(), at.elapsed());
+    let (append, fetch) = (append.unwrap_err(), fetch.unwrap_err());
+    assert!(at.elapsed() < millis(6500), "{:?}", at.elapsed());
+    assert_eq!((append.effect(), append.retry()), (Effect::Unknown, Retry::Yes));
+    assert_eq!((fetch.effect(), fetch.retry()), (Effect::NotApplied, Retry::Yes));
+    site.server.resume().unwrap();
+    let at = Instant::now();
+    site.append(&numbered(1..2)).await.unwrap();
+    println!("recovered in {:?}", at.elapsed());
+    let values = site.read(0, 2).await;
+    assert_eq!(values[1].value.as_deref(), Some(&b"1"[..]), "once, or twice");
+    site.kafka.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_ends_and_comes_back_is_found_again_by_the_same_handle() {
+    let site = Site::on(Arc::new(own_server()), 2).await;
+    site.append(&numbered(0..1)).await.unwrap();
+    let Site { server, kafka, topic } = site;
+    let mut server = Arc::into_inner(server).unwrap();
+    let to = Partition::new(topic, 0);
+    let from = Position { partition: to.clone(), offset: 1 };
+    let long_poll = FetchLimit::new(millis(20_000), 1000);
+    // A fetch that waits while the server ends.
+    let waiting = FetchLimit::new(millis(3000), 1000);
+    let (fetched, (server, down)) = tokio::join!(kafka.fetch(&from, waiting), async {
+        tokio::time::sleep(millis(300)).await;
+        tokio::task::spawn_blocking(move || server.stop().map(|()| server))
+            .await
+            .unwrap()
+            .map_or_else(|e| panic!("{e}"), |server| (server, Instant::now()))
+    });
+    // The server may have answered it in its last moment.
+    println!("the waiting fetch: {:?}", fetched.map(|b| b.next));
+    server_is_away(&kafka, &to).await;
+    let mut server = server;
+    let server =
+        tokio::task::spawn_blocking(move || server.start_again().map(|()| server)).await.unwrap().unwrap();
+    let back = Instant::now();
+    let offset = kafka.append(&to, &[record("1")]).await.remove(0).unwrap();
+    let recovered = back.elapsed();
+    println!("away for {:?}; the first append took {recovered:?}", back - down);
+    let batch = kafka.fetch(&from, long_poll).await.unwrap();
+    assert_eq!(batch.records.last().unwrap().offset, offset);
+    assert!(recovered < millis(5000));
+    kafka.close().await.unwrap();
+    drop(server);
+}
+
+async fn server_is_away(kafka: &RsKafka, to: &Partition) {
+    let at = Instant::now();
+    let calls = (0..4).map(|_| async { kafka.append(to, &[record("x")]).await.remove(0).unwrap_err() });
+    for e in futures_util::future::join_all(calls).await {
+        println!("{e}");
+        assert_eq!((e.kind(), e.retry()), (ErrorKind::Unavailable, Retry::Yes), "{e}");
+    }
+    assert!(at.elapsed() < millis(6000), "{:?}", at.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_the_server_has_cut_cost_no_call() {
+    let site = Site::on(Arc::new(own_server()), 1).await;
+    site.append(&numbered(0..1)).await.unwrap();
+    site.fetch(0, 0, 1000).await.unwrap();
+    let Site { server, kafka, topic } = site;
+    let mut server = Arc::into_inner(server).unwrap();
+    let server = tokio::task::spawn_blocking(move || {
+        server.kill().unwrap();
+        server.start_again().unwrap();
+        server
+    })
+    .await
+    .unwrap();
+    let to = Partition::new(topic, 0);
+    let calls = (0..4).map(|_| async { kafka.append(&to, &[record("x")]).await.remove(0) });
+    for outcome in futures_util::future::join_all(calls).await {
+        outcome.unwrap();
+    }
+    drop(server);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn close_ends_what_waits_finishes_what_is_sent_and_refuses_the_rest() {
+    let site = Arc::new(Site::with(1).await);
+    let waiting = tokio::spawn({
+        let site = site.clone();
+        async move { site.fetch(0, 20_000, 1000).await }
+    });
+    tokio::time::sleep(millis(200)).await;
+    let at = Instant::now();
+    let records = numbered(0..100);
+    let (append, closed, again) = tokio::join!(site.append(&records), site.kafka.close(), site.kafka.close());
+    assert_eq!(append.unwrap().len(), 100, "it was there before the close");
+    closed.unwrap();
+    again.unwrap();
+    assert_eq!(waiting.await.unwrap().unwrap_err().kind(), ErrorKind::Closed);
+    assert!(at.elapsed() < millis(2000), "{:?}", at.elapsed());
+    let to = site.partition(0);
+    let of = [
+        site.append(&numbered(0..1)).await.unwrap_err(),
+        site.fetch(0, 0, 1000).await.unwrap_err(),
+        site.kafka.offsets(&[to]).await.remove(0).unwrap_err(),
+        site.kafka.ensure_topics(&[TopicSpec::new("t")]).await.unwrap_err(),
+    ];
+    for e in of {
+        assert_eq!((e.kind(), e.effect(), e.retry()), (ErrorKind::Closed, Effect::NotApplied, Retry::No));
+    }
+    site.kafka.close().await.unwrap();
+}

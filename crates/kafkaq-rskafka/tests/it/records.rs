@@ -1,0 +1,129 @@
+//! What is appended is what is read.
+
+use crate::*;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_appended_is_read_byte_for_byte() {
+    let site = Site::with(1).await;
+    let mut headers = Headers::new();
+    // The library keeps them by name.
+    headers.push("empty", Some(Bytes::new()));
+    headers.push(HEADER, Some(Bytes::from_static(&[0, 255, 1])));
+    headers.push("ümlaut", Some("x".into()));
+    let mut dated = record("dated");
+    dated.timestamp = Some(UNIX_EPOCH + Duration::from_millis(1_700_000_000_123));
+    let records = [
+        NewRecord::new(Some(Bytes::from_static(&[0, 159, 146, 150])), Some((0..=255).collect()), headers),
+        NewRecord::new(None, None, Headers::new()),
+        NewRecord::new(Some(Bytes::new()), Some(Bytes::new()), Headers::new()),
+        dated,
+    ];
+    assert_eq!(site.append(&records).await.unwrap(), [0, 1, 2, 3]);
+    let read = site.read(0, 4).await;
+    for ((sent, got), offset) in records.iter().zip(&read).zip(0..) {
+        assert_eq!(got.offset, offset);
+        assert_eq!((&sent.key, &sent.value, &sent.headers), (&got.key, &got.value, &got.headers));
+        assert!(got.timestamp_ms > 1_600_000_000_000);
+    }
+    assert_eq!(read[3].timestamp_ms, 1_700_000_000_123);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_repeated_header_the_last_is_carried_and_null_becomes_empty() {
+    let site = Site::with(1).await;
+    let mut sent = record("x");
+    sent.headers.push("twice", Some("1".into()));
+    sent.headers.push("null", None);
+    sent.headers.push("twice", Some("2".into()));
+    site.append(&[sent]).await.unwrap();
+    let read = site.read(0, 1).await.remove(0);
+    let headers: Vec<_> = read.headers.iter().map(|(n, v)| (&n[..], v.map(|v| &v[..]))).collect();
+    let expected: [(&[u8], Option<&[u8]>); 2] = [(b"null", Some(b"")), (b"twice", Some(b"2"))];
+    assert_eq!(headers, expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_header_name_that_is_not_text_refuses_its_record_alone() {
+    let site = Site::with(1).await;
+    let mut bad = record("bad");
+    bad.headers.push(&b"\xff\xfe"[..], Some("x".into()));
+    let outcomes = site.kafka.append(&site.partition(0), &[record("a"), bad, record("b")]).await;
+    assert_eq!(outcomes[0].as_ref().unwrap(), &0);
+    assert_eq!(outcomes[2].as_ref().unwrap(), &1);
+    let e = outcomes[1].as_ref().unwrap_err();
+    assert_eq!((e.kind(), e.effect(), e.retry()), (ErrorKind::Invalid, Effect::NotApplied, Retry::No));
+    assert!(e.to_string().contains("xff"), "{e}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn batches_of_none_one_and_a_thousand_keep_their_order() {
+    let site = Site::with(1).await;
+    assert!(site.append(&[]).await.unwrap().is_empty());
+    assert_eq!(site.append(&numbered(0..1)).await.unwrap(), [0]);
+    assert_eq!(site.append(&numbered(1..1001)).await.unwrap(), (1..1001).collect::<Vec<i64>>());
+    let read = site.read(0, 1001).await;
+    let values: Vec<_> = read.iter().map(|r| r.value.clone().unwrap()).collect();
+    assert_eq!(values, (0..1001).map(|n| Bytes::from(n.to_string())).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_that_together_exceed_a_batch_go_in_several_and_keep_their_order() {
+    let site = Site::with(1).await;
+    let records: Vec<_> = (0..50_u8).map(|n| record(vec![n; 100_000])).collect();
+    assert_eq!(site.append(&records).await.unwrap(), (0..50).collect::<Vec<i64>>());
+    let read = site.read(0, 50).await;
+    assert!(read.iter().zip(&records).all(|(got, sent)| got.value == sent.value));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_is_too_large_fails_alone() {
+    let site = Site::with(1).await;
+    // Just under and well over the server's limit of a mebibyte, and over the client's.
+    let large = record(vec![1; 1_000_000]);
+    let over = record(vec![2; 1_200_000]);
+    let beyond = record(vec![3; 65 << 20]);
+    let records = [record("a"), over, large, beyond, record("b")];
+    let outcomes = site.kafka.append(&site.partition(0), &records).await;
+    for too_large in [1, 3] {
+        let e = outcomes[too_large].as_ref().unwrap_err();
+        println!("{e}");
+        assert_eq!((e.kind(), e.effect(), e.retry()), (ErrorKind::TooLarge, Effect::NotApplied, Retry::No));
+        assert!(e.advice().is_some());
+    }
+    let offsets: Vec<_> = [0, 2, 4].iter().map(|i| *outcomes[*i].as_ref().unwrap()).collect();
+    assert_eq!(offsets, [0, 1, 2]);
+    let read = site.read(0, 3).await;
+    assert_eq!(read[1].value, records[2].value);
+    assert_eq!(read[2].value, records[4].value);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unknown_topic_or_partition_is_not_found_and_is_not_made() {
+    let site = Site::with(1).await;
+    for missing in [Partition::new("nobody-made-this", 0), site.partition(1), site.partition(-1)] {
+        let at = Instant::now();
+        let e = site.kafka.append(&missing, &[record("x")]).await.remove(0).unwrap_err();
+        println!("{e}, after {:?}", at.elapsed());
+        assert_eq!((e.kind(), e.effect(), e.retry()), (ErrorKind::NotFound, Effect::NotApplied, Retry::No));
+        assert!(e.advice().unwrap().contains("ensure_topics"));
+        assert!(at.elapsed() < millis(2000));
+        let e = site.kafka.offsets(&[missing]).await.remove(0).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::NotFound);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn offsets_tell_the_ends_of_each_partition_in_order() {
+    let site = Site::with(3).await;
+    for (index, n) in [(0, 5), (2, 2)] {
+        for outcome in site.kafka.append(&site.partition(index), &numbered(0..n)).await {
+            outcome.unwrap();
+        }
+    }
+    let of = [site.partition(2), Partition::new("nobody-made-this", 0), site.partition(0), site.partition(1)];
+    let mut offsets = site.kafka.offsets(&of).await;
+    assert_eq!(offsets.remove(1).unwrap_err().kind(), ErrorKind::NotFound);
+    let next: Vec<_> = offsets.into_iter().map(|o| o.unwrap()).map(|o| (o.first, o.next)).collect();
+    assert_eq!(next, [(0, 2), (0, 5), (0, 0)]);
+}
