@@ -2,9 +2,11 @@
 
 use kafkaq::{
     Queue, QueueBuilder,
+    etcd::EtcdStore,
     memory::{MemoryLog, MemoryStore},
     rdkafka::RdKafka,
     redis::RedisStore,
+    zookeeper::ZooKeeperStore,
 };
 use std::time::Duration;
 
@@ -24,6 +26,12 @@ pub enum StoreKind {
     Memory,
     /// One Redis.
     Redis,
+    /// Three Redis servers that share the keys.
+    RedisCluster,
+    /// etcd.
+    Etcd,
+    /// ZooKeeper.
+    ZooKeeper,
 }
 
 impl BrokerKind {
@@ -42,7 +50,13 @@ impl BrokerKind {
 
 impl StoreKind {
     /// All of them.
-    pub const ALL: &[StoreKind] = &[StoreKind::Memory, StoreKind::Redis];
+    pub const ALL: &[StoreKind] = &[
+        StoreKind::Memory,
+        StoreKind::Redis,
+        StoreKind::RedisCluster,
+        StoreKind::Etcd,
+        StoreKind::ZooKeeper,
+    ];
 
     /// The word for it in a test's name and in `KAFKAQ_TEST_BACKENDS`.
     #[must_use]
@@ -50,16 +64,23 @@ impl StoreKind {
         match self {
             StoreKind::Memory => "memory",
             StoreKind::Redis => "redis",
+            StoreKind::RedisCluster => "redis-cluster",
+            StoreKind::Etcd => "etcd",
+            StoreKind::ZooKeeper => "zookeeper",
         }
     }
 }
 
-/// Why a pair isn't tested: `KAFKAQ_TEST_BACKENDS` names others. Without it every pair is asked for.
+/// Why a pair isn't tested: `KAFKAQ_TEST_BACKENDS` names others. Where it names no broker all brokers are asked for,
+/// and where it names no store all stores; `memory` is both. Without it every pair is.
 #[must_use]
 pub fn not_asked_for(broker: BrokerKind, store: StoreKind) -> Option<String> {
     let asked = std::env::var("KAFKAQ_TEST_BACKENDS").ok()?;
-    let has = |name: &str| name == "memory" || asked.split(',').any(|a| a.trim() == name);
-    (!has(broker.name()) || !has(store.name())).then(|| format!("KAFKAQ_TEST_BACKENDS is {asked}"))
+    let named = |name: &str| asked.split(',').any(|a| a.trim() == name);
+    let no_broker = !BrokerKind::ALL.iter().any(|b| named(b.name()));
+    let no_store = !StoreKind::ALL.iter().any(|s| named(s.name()));
+    let is_asked = (no_broker || named(broker.name())) && (no_store || named(store.name()));
+    (!is_asked).then(|| format!("KAFKAQ_TEST_BACKENDS is {asked}"))
 }
 
 /// A broker and a store for one case: all its queues share them.
@@ -96,6 +117,18 @@ impl Pair {
         match self.store {
             StoreKind::Memory => builder.store(self.leases.clone()),
             StoreKind::Redis => builder.store(RedisStore::builder(crate::redis()).build().expect("a URL")),
+            StoreKind::RedisCluster => {
+                let nodes = crate::told("KAFKAQ_TEST_REDIS_CLUSTER");
+                builder.store(RedisStore::cluster(nodes.split(',')).build().expect("URLs"))
+            }
+            StoreKind::Etcd => {
+                let etcd = crate::told("KAFKAQ_TEST_ETCD");
+                builder.store(EtcdStore::builder([etcd]).build().expect("endpoints"))
+            }
+            StoreKind::ZooKeeper => {
+                let zookeeper = crate::told("KAFKAQ_TEST_ZOOKEEPER");
+                builder.store(ZooKeeperStore::builder(zookeeper).build().expect("addresses"))
+            }
         }
     }
 }

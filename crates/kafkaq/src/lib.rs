@@ -79,11 +79,15 @@ pub use publisher::Publisher;
 pub use queue::Queue;
 
 /// Kafka and Redpanda, by librdkafka.
+#[cfg(feature = "etcd")]
+pub use kafkaq_etcd as etcd;
 #[cfg(feature = "rdkafka")]
 pub use kafkaq_rdkafka as rdkafka;
 /// Leases in Redis or Valkey.
 #[cfg(feature = "redis")]
 pub use kafkaq_redis as redis;
+#[cfg(feature = "zookeeper")]
+pub use kafkaq_zookeeper as zookeeper;
 
 /// What a backend of your own is made of: the traits of `kafkaq-core`, and the types that they speak of.
 pub mod backend {
