@@ -25,8 +25,8 @@ const LAST_BACKOFF: Duration = Duration::from_millis(500);
 
 pub(crate) struct Link {
     settings: Arc<Settings>,
-    /// Only one session of a store looks after old nodes.
-    sweeps: bool,
+    /// Which of the store's links it is. The first looks after old nodes.
+    number: usize,
     state: Mutex<State>,
     /// Held while connecting.
     dial: tokio::sync::Mutex<Dial>,
@@ -46,6 +46,8 @@ struct Failure {
 
 #[derive(Default)]
 struct Dial {
+    /// Of all times.
+    attempts: usize,
     failures: u32,
     last_failure: Option<Failure>,
 }
@@ -60,8 +62,8 @@ impl Dial {
 }
 
 impl Link {
-    pub(crate) fn new(settings: Arc<Settings>, sweeps: bool) -> Self {
-        Link { settings, sweeps, state: Mutex::new(State::Down), dial: tokio::sync::Mutex::default() }
+    pub(crate) fn new(settings: Arc<Settings>, number: usize) -> Self {
+        Link { settings, number, state: Mutex::new(State::Down), dial: tokio::sync::Mutex::default() }
     }
 
     /// One outcome for each of what is asked, in the same order, within the request timeout.
@@ -136,10 +138,12 @@ impl Link {
         if let Some(not_before) = dial.not_before() {
             timeout_at(deadline, sleep_until(not_before)).await.map_err(late)?;
         }
-        let opening = Session::open(self.settings.clone(), self.sweeps);
+        let first = self.number.wrapping_add(dial.attempts);
+        dial.attempts = dial.attempts.wrapping_add(1);
+        let opening = Session::open(self.settings.clone(), first, self.number == 0);
         let why = match timeout_at(deadline, opening).await {
             Ok(Ok(session)) => {
-                *dial = Dial::default();
+                *dial = Dial { attempts: dial.attempts, ..Dial::default() };
                 return self.put_up(op, session);
             }
             Ok(Err(why)) => Some(why),

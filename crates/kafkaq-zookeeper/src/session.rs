@@ -28,8 +28,8 @@ use zookeeper_async::{WatchedEvent, Watcher, ZkError, ZkState, ZooKeeper};
 /// Requests of one call on their way at the same time.
 const IN_FLIGHT: usize = 256;
 
-/// The client library waits this long between attempts. By the second attempt this session is given up.
-const RETRY: Duration = Duration::from_secs(1);
+/// The client library waits this long before it tries the next server, and would not wait at all by itself.
+const RETRY: Duration = Duration::from_millis(50);
 
 /// For a session's thread that is kept from running.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -99,13 +99,20 @@ pub(crate) enum Cut {
 }
 
 impl Session {
-    /// Connects, and returns when the server has accepted the session. When dropped, nothing of it is left.
-    pub(crate) async fn open(settings: Arc<Settings>, sweeps: bool) -> Result<Session, ConnectError> {
+    /// Connects, and returns when a server has accepted the session. When dropped, nothing of it is left.
+    ///
+    /// `first`: with which server to begin. One that accepts connections and then says nothing takes all the time
+    /// that there is, so the next attempt must begin with another.
+    pub(crate) async fn open(
+        settings: Arc<Settings>,
+        first: usize,
+        sweeps: bool,
+    ) -> Result<Session, ConnectError> {
         let thread = Thread::start().map_err(|e| ConnectError::Resolve(e.to_string()))?;
         // The listener must not keep the runtime alive.
         let ending = Arc::downgrade(&thread.runtime);
         let connecting = thread.handle.spawn(async move {
-            let addresses = resolve(&settings.servers).await?;
+            let addresses = resolve(&settings.servers, first).await?;
             let connecting =
                 ZooKeeper::connect_with_retry_time(&addresses, settings.session_timeout, NoWatch, RETRY);
             let zk = connecting.await.map_err(ConnectError::ZooKeeper)?;
@@ -193,8 +200,8 @@ impl Session {
 }
 
 /// Every address of every server. The client library would look the names up on the thread, one address a name.
-async fn resolve(servers: &[String]) -> Result<String, ConnectError> {
-    let mut addresses = Vec::new();
+async fn resolve(servers: &[String], first: usize) -> Result<String, ConnectError> {
+    let mut addresses: Vec<String> = Vec::new();
     let mut failure = None;
     for server in servers {
         match tokio::net::lookup_host(server).await {
@@ -205,7 +212,11 @@ async fn resolve(servers: &[String]) -> Result<String, ConnectError> {
     match failure {
         Some(failure) if addresses.is_empty() => Err(failure),
         _ if addresses.is_empty() => Err(ConnectError::ZooKeeper(ZkError::BadArguments)),
-        _ => Ok(addresses.join(",")),
+        _ => {
+            let first = first % addresses.len();
+            addresses.rotate_left(first);
+            Ok(addresses.join(","))
+        }
     }
 }
 

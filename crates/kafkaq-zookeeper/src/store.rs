@@ -38,7 +38,7 @@ impl ZooKeeperStore {
 
     pub(crate) fn new(settings: Settings, sessions: usize) -> Self {
         let settings = Arc::new(settings);
-        let links = (0..sessions).map(|n| Link::new(settings.clone(), n == 0)).collect();
+        let links = (0..sessions).map(|n| Link::new(settings.clone(), n)).collect();
         ZooKeeperStore { settings, links, next_link: AtomicUsize::new(0) }
     }
 

@@ -66,6 +66,19 @@ async fn an_address_that_never_answers_is_not_applied_within_the_limit() {
 }
 
 #[tokio::test]
+async fn one_server_that_is_down_and_one_that_is_silent_leave_the_third() {
+    let server = Server::shared();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let down = format!("127.0.0.1:{}", free_port());
+    let addresses = format!("{down},{},{}", silent.local_addr().unwrap(), server.address());
+    for sessions in [1, 3] {
+        let store =
+            ZooKeeperStore::builder(&addresses).request_timeout(LIMIT).sessions(sessions).build().unwrap();
+        await_working(&store).await;
+    }
+}
+
+#[tokio::test]
 async fn a_frozen_server_is_a_timeout_of_unknown_effect_and_a_new_session_later() {
     let server = Server::start();
     let store = impatient(&server);
