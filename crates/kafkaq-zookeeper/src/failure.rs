@@ -79,7 +79,7 @@ pub(crate) fn contended(op: Op) -> Error {
 
 /// What the client library answered to a read, or, with `write`, to a write.
 pub(crate) fn of(op: Op, e: ZkError, write: bool) -> Error {
-    use ErrorKind::{Denied, Other, Unavailable, Unsupported};
+    use ErrorKind::{Denied, Other, Unavailable};
     let (kind, advice) = match e {
         ZkError::NoAuth | ZkError::AuthFailed => (
             Denied,
@@ -90,7 +90,10 @@ pub(crate) fn of(op: Op, e: ZkError, write: bool) -> Error {
         }
         ZkError::ConnectionLoss | ZkError::OperationTimeout => (Unavailable, ""),
         ZkError::SessionExpired | ZkError::SessionMoved | ZkError::NotReadOnly => (Unavailable, ""),
-        ZkError::Unimplemented => (Unsupported, "kafkaq needs ZooKeeper 3.5 or later"),
+        ZkError::Unimplemented => (
+            Other,
+            "ZooKeeper gave a reason that the client does not know, such as a quota: its log says more",
+        ),
         _ => (Other, ""),
     };
     // The server's refusals have codes up to -100; what lies above happened on the way, and may have happened after
@@ -112,7 +115,7 @@ mod tests {
             (ZkError::SessionExpired, ErrorKind::Unavailable, Effect::NotApplied),
             (ZkError::ConnectionLoss, ErrorKind::Unavailable, Effect::Unknown),
             (ZkError::OperationTimeout, ErrorKind::Unavailable, Effect::Unknown),
-            (ZkError::Unimplemented, ErrorKind::Unsupported, Effect::Unknown),
+            (ZkError::Unimplemented, ErrorKind::Other, Effect::Unknown),
         ] {
             let error = of(Op::SWAP, e, true);
             assert_eq!((error.kind(), error.effect()), (kind, effect), "{error}");
