@@ -1,0 +1,13 @@
+#![doc = include_str!("../README.md")]
+
+mod builder;
+mod failure;
+mod frame;
+mod link;
+mod nodes;
+mod session;
+mod store;
+mod sweeper;
+
+pub use builder::ZooKeeperStoreBuilder;
+pub use store::ZooKeeperStore;

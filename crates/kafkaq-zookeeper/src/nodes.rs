@@ -1,0 +1,197 @@
+//! The tree of nodes, and how one key is read and swapped in it.
+//!
+//! ```text
+//!  /<prefix>/<shard: 00 to ff>/<key, its slashes written as colons>
+//! ```
+//! ZooKeeper compares versions, the contract compares values: a swap reads, compares, and writes if the version is
+//! still the one that it has read. A version begins anew when a node is deleted and created, so nobody deletes one
+//! but the sweeper, and only long after its last change: see `sweeper.rs`.
+//!
+//! Servers answer reads from what they have seen so far. A session sees everything up to its own latest write, also
+//! one that failed; so what was read before any is only a guess, and is not answered.
+
+use crate::{
+    failure::{self, Op},
+    frame,
+};
+use bytes::Bytes;
+use kafkaq_core::{Key, Result, Swap, Swapped};
+use std::{
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Duration,
+};
+use zookeeper_async::{Acl, CreateMode, ZkError, ZkResult, ZooKeeper};
+
+pub(crate) const SHARDS: usize = 256;
+
+/// Each round that fails means that somebody else's write has succeeded.
+const ROUNDS: usize = 32;
+
+/// ZooKeeper's `jute.maxbuffer`, less what a request holds beside path and data.
+const MAX_REQUEST: usize = 0xf_ffff - 256;
+
+/// Where the nodes are and what is written with them.
+#[derive(Clone, Debug)]
+pub(crate) struct Nodes {
+    /// With a slash in front and none at the end.
+    pub(crate) root: String,
+    pub(crate) acl: Vec<Acl>,
+    /// By how much the clocks of writers and readers may differ.
+    pub(crate) clock_skew: Duration,
+}
+
+/// What a key's node looked like.
+#[derive(Default)]
+struct Seen {
+    value: Option<Bytes>,
+    /// `None`: there is no node.
+    version: Option<i32>,
+}
+
+impl Nodes {
+    pub(crate) fn shard(&self, shard: usize) -> String {
+        format!("{}/{shard:02x}", self.root)
+    }
+
+    fn path(&self, key: &Key) -> String {
+        let key = key.as_str();
+        let mut path = String::with_capacity(self.root.len() + 4 + key.len());
+        path.push_str(&self.shard(shard_of(key)));
+        path.push('/');
+        // A key has no colons.
+        path.extend(key.chars().map(|c| if c == '/' { ':' } else { c }));
+        path
+    }
+
+    /// The value, as it is now or later.
+    ///
+    /// `barrier` must have been called on this session after the caller asked.
+    pub(crate) async fn get(&self, zk: &ZooKeeper, key: &Key) -> Result<Option<Bytes>> {
+        Ok(look(zk, &self.path(key), Op::READ).await?.value)
+    }
+
+    /// Brings the session up to date with everything that any client was answered before.
+    ///
+    /// The client library has no `sync`. A write does more, and the write that changes nothing is deleting what is
+    /// never there.
+    pub(crate) async fn barrier(&self, zk: &ZooKeeper, op: Op) -> Result<()> {
+        match zk.delete(&format!("{}/never", self.root), None).await {
+            Ok(()) | Err(ZkError::NoNode | ZkError::NoAuth) => Ok(()),
+            Err(e) => Err(failure::of(op, e, false)),
+        }
+    }
+
+    /// `sent` is true while a write is on its way whose outcome isn't known.
+    pub(crate) async fn swap(&self, zk: &ZooKeeper, swap: &Swap, sent: &AtomicBool) -> Result<Swapped> {
+        let path = self.path(&swap.key);
+        if path.len() + swap.new.as_ref().map_or(0, Bytes::len) > MAX_REQUEST {
+            return Err(failure::too_large(Op::SWAP));
+        }
+        // Most that is expected to be missing is missing.
+        let creates = swap.expect.is_none() && swap.new.is_some();
+        let mut guess = creates.then(Seen::default);
+        let mut up_to_date = false;
+        for _ in 0..ROUNDS {
+            let seen = match guess.take() {
+                Some(seen) => seen,
+                None => look(zk, &path, Op::SWAP).await?,
+            };
+            let matches = seen.value == swap.expect;
+            let nothing_to_write = matches && seen.value.is_none() && swap.new.is_none();
+            if !matches || nothing_to_write {
+                if up_to_date {
+                    return Ok(if matches { Swapped::Done } else { Swapped::Conflict(seen.value) });
+                }
+                self.barrier(zk, Op::SWAP).await?;
+                up_to_date = true;
+                continue;
+            }
+            sent.store(true, Relaxed);
+            let answer = self.write(zk, &path, seen.version, swap).await;
+            match answer {
+                Ok(()) => return Ok(Swapped::Done),
+                Err(ZkError::BadVersion | ZkError::NodeExists) => sent.store(false, Relaxed),
+                Err(ZkError::NoNode) => {
+                    sent.store(false, Relaxed);
+                    if seen.version.is_none() {
+                        self.make_parents(zk, &path).await.map_err(|e| failure::of(Op::SWAP, e, false))?;
+                        guess = creates.then(Seen::default);
+                    }
+                }
+                Err(e) => return Err(failure::of(Op::SWAP, e, true)),
+            }
+            up_to_date = true;
+        }
+        Err(failure::contended(Op::SWAP))
+    }
+
+    async fn write(&self, zk: &ZooKeeper, path: &str, version: Option<i32>, swap: &Swap) -> ZkResult<()> {
+        let data = match &swap.new {
+            Some(new) => {
+                let expires_at = swap.ttl.map(|ttl| frame::after(frame::now(), ttl, self.clock_skew));
+                frame::value(new, expires_at)
+            }
+            None => frame::gone(),
+        };
+        match version {
+            Some(version) => zk.set_data(path, data, Some(version)).await.map(drop),
+            None => zk.create(path, data, self.acl.clone(), CreateMode::Persistent).await.map(drop),
+        }
+    }
+
+    /// All nodes above this one.
+    pub(crate) async fn make_parents(&self, zk: &ZooKeeper, path: &str) -> ZkResult<()> {
+        for (end, _) in path.match_indices('/').skip(1) {
+            let parent = &path[..end];
+            // Asked first: who may not create in the root may still use what is there.
+            if zk.exists(parent, false).await?.is_none() {
+                match zk.create(parent, Vec::new(), self.acl.clone(), CreateMode::Persistent).await {
+                    Ok(_) | Err(ZkError::NodeExists) => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn look(zk: &ZooKeeper, path: &str, op: Op) -> Result<Seen> {
+    match zk.get_data(path, false).await {
+        Ok((data, stat)) => {
+            let value = frame::read(data, frame::now()).map_err(|()| failure::corrupt(op))?;
+            Ok(Seen { value, version: Some(stat.version) })
+        }
+        Err(ZkError::NoNode) => Ok(Seen::default()),
+        Err(e) => Err(failure::of(op, e, false)),
+    }
+}
+
+/// FNV-1a, folded to a byte. Written in stone: every process must find the same node.
+fn shard_of(key: &str) -> usize {
+    let hash = key
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, b| (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    hash.to_le_bytes().into_iter().fold(0, |shard, b| shard ^ usize::from(b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kafkaq_core::Partition;
+
+    #[test]
+    fn a_path_is_the_same_for_ever() {
+        let nodes = Nodes { root: "/k/q".into(), acl: Vec::new(), clock_skew: Duration::ZERO };
+        let path = nodes.path(&Key::partition("g", &Partition::new("t", 7)));
+        assert_eq!(path, "/k/q/4b/p:g:t:7");
+    }
+
+    #[test]
+    fn keys_spread_over_all_shards() {
+        let mut counts = [0; SHARDS];
+        for n in 0..25_600 {
+            counts[shard_of(&format!("t/q/g/task-{n}"))] += 1;
+        }
+        assert!(counts.iter().all(|n| (50..200).contains(n)), "{counts:?}");
+    }
+}

@@ -1,0 +1,231 @@
+//! One session: a connection, and a thread for it that can be ended.
+//!
+//! The client library reconnects by itself: without end while no server is there, with a new session and no
+//! credentials when the old one has expired, and with requests that still wait. Nothing but its runtime can stop
+//! it. So each session has a runtime of one thread, which ends as soon as the connection is lost.
+//!
+//! What is read in a session is used only in the same session, and a write of an expired session has no effect.
+//! That bounds how long a process may sleep between reading a version and writing to it: see `sweeper.rs`.
+
+use crate::{builder::Settings, failure::ConnectError, link::lock, sweeper};
+use futures_util::{StreamExt, stream};
+use kafkaq_core::Result;
+use std::{
+    future::Future,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use tokio::{
+    runtime::{Builder, Handle, Runtime},
+    sync::Notify,
+    time::{Instant, timeout_at},
+};
+use zookeeper_async::{WatchedEvent, Watcher, ZkError, ZkState, ZooKeeper};
+
+/// Requests of one call on their way at the same time.
+const IN_FLIGHT: usize = 256;
+
+/// The client library waits this long before it tries the next server, and would not wait at all by itself.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// For a session's thread that is kept from running.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+const CLOSING: Duration = Duration::from_millis(300);
+
+pub(crate) struct Session {
+    zk: Arc<ZooKeeper>,
+    thread: Thread,
+}
+
+/// Ends with the last reference, or when told to.
+#[derive(Clone)]
+struct Thread {
+    handle: Handle,
+    runtime: Arc<Mutex<Ending>>,
+}
+
+/// Ends its runtime when dropped.
+struct Ending(Option<Runtime>);
+
+impl Ending {
+    fn end(&mut self) {
+        // Doesn't wait, so it may be called from anywhere, also from the runtime itself.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Thread {
+    fn start() -> std::io::Result<Self> {
+        let runtime =
+            Builder::new_multi_thread().worker_threads(1).thread_name("kafkaq-zk").enable_all().build()?;
+        Ok(Thread { handle: runtime.handle().clone(), runtime: Arc::new(Mutex::new(Ending(Some(runtime)))) })
+    }
+
+    fn has_ended(&self) -> bool {
+        lock(&self.runtime).0.is_none()
+    }
+}
+
+/// Nobody sets watches here.
+struct NoWatch;
+
+impl Watcher for NoWatch {
+    fn handle(&self, _: WatchedEvent) {}
+}
+
+/// What one item of a call asks, and whether a write for it is on its way.
+pub(crate) struct Item<Q> {
+    pub(crate) ask: Q,
+    pub(crate) sent: AtomicBool,
+}
+
+/// Why an item has no outcome.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cut {
+    Late,
+    Lost,
+}
+
+impl Session {
+    /// Connects, and returns when a server has accepted the session. When dropped, nothing of it is left.
+    ///
+    /// `first`: with which server to begin. One that accepts connections and then says nothing takes all the time
+    /// that there is, so the next attempt must begin with another.
+    pub(crate) async fn open(
+        settings: Arc<Settings>,
+        first: usize,
+        sweeps: bool,
+    ) -> Result<Session, ConnectError> {
+        let thread = Thread::start().map_err(|e| ConnectError::Resolve(e.to_string()))?;
+        // The listener must not keep the runtime alive.
+        let ending = Arc::downgrade(&thread.runtime);
+        let connecting = thread.handle.spawn(async move {
+            let addresses = resolve(&settings.servers, first).await?;
+            let connecting =
+                ZooKeeper::connect_with_retry_time(&addresses, settings.session_timeout, NoWatch, RETRY);
+            let zk = connecting.await.map_err(ConnectError::ZooKeeper)?;
+            let connected = Arc::new(Notify::new());
+            let on_connected = connected.clone();
+            zk.add_listener(move |state| match state {
+                ZkState::Connected => on_connected.notify_one(),
+                ZkState::Closed => {}
+                _ => {
+                    tracing::warn!(?state, "the session with ZooKeeper is lost");
+                    if let Some(ending) = ending.upgrade() {
+                        lock(&ending).end();
+                    }
+                }
+            });
+            // What is sent earlier can be answered earlier, and the client would take it for the session.
+            connected.notified().await;
+            if let Some((user, password)) = &settings.digest {
+                let credentials = format!("{user}:{password}").into_bytes();
+                zk.add_auth("digest", credentials).await.map_err(ConnectError::ZooKeeper)?;
+            }
+            let zk = Arc::new(zk);
+            if sweeps {
+                tokio::spawn(sweeper::run(zk.clone(), settings));
+            }
+            Ok(zk)
+        });
+        let zk = connecting.await.map_err(|_ended| ConnectError::Lost)??;
+        Ok(Session { zk, thread })
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        self.thread.has_ended()
+    }
+
+    /// Works on all items at the same time, up to a limit. In the end nothing of it runs on, and each item has its
+    /// outcome or none; `Some`: why some have none.
+    pub(crate) async fn each<Q, A, W, F>(
+        &self,
+        deadline: Instant,
+        items: &[Arc<Item<Q>>],
+        work: W,
+    ) -> (Vec<Option<Result<A>>>, Option<Cut>)
+    where
+        Q: Send + Sync + 'static,
+        A: Send + 'static,
+        W: Fn(Arc<ZooKeeper>, Arc<Item<Q>>) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<A>> + Send,
+    {
+        let outcomes = Arc::new(Mutex::new(items.iter().map(|_| None).collect::<Vec<_>>()));
+        let (zk, mine, items) = (self.zk.clone(), outcomes.clone(), items.to_vec());
+        let all_in = async move {
+            let started = items.into_iter().enumerate().map(|(place, item)| {
+                let one = work(zk.clone(), item);
+                async move { (place, one.await) }
+            });
+            let mut answers = stream::iter(started).buffer_unordered(IN_FLIGHT);
+            while let Some((place, outcome)) = answers.next().await {
+                lock(&mine)[place] = Some(outcome);
+            }
+        };
+        let mut job = self.thread.handle.spawn(async move { timeout_at(deadline, all_in).await.is_ok() });
+        let cut = match timeout_at(deadline + PATIENCE, &mut job).await {
+            Ok(Ok(true)) => None,
+            Ok(Ok(false)) => Some(Cut::Late),
+            Ok(Err(_ended)) => Some(Cut::Lost),
+            Err(_elapsed) => {
+                // It may still be about to send. Without its runtime it won't.
+                lock(&self.thread.runtime).end();
+                let _ = job.await;
+                Some(Cut::Late)
+            }
+        };
+        let outcomes = std::mem::take(&mut *lock(&outcomes));
+        (outcomes, cut)
+    }
+
+    /// Tells the server, so that it need not keep the session until it expires.
+    pub(crate) async fn close(&self) {
+        let zk = self.zk.clone();
+        let closing = self.thread.handle.spawn(async move { zk.close().await });
+        let _ = timeout_at(Instant::now() + CLOSING, closing).await;
+        lock(&self.thread.runtime).end();
+    }
+}
+
+/// Every address of every server. The client library would look the names up on the thread, one address a name.
+async fn resolve(servers: &[String], first: usize) -> Result<String, ConnectError> {
+    let mut addresses: Vec<String> = Vec::new();
+    let mut failure = None;
+    for server in servers {
+        match tokio::net::lookup_host(server).await {
+            Ok(found) => addresses.extend(found.map(|address| address.to_string())),
+            Err(e) => failure = Some(ConnectError::Resolve(format!("{server}: {e}"))),
+        }
+    }
+    match failure {
+        Some(failure) if addresses.is_empty() => Err(failure),
+        _ if addresses.is_empty() => Err(ConnectError::ZooKeeper(ZkError::BadArguments)),
+        _ => {
+            let first = first % addresses.len();
+            addresses.rotate_left(first);
+            Ok(addresses.join(","))
+        }
+    }
+}
+
+impl<Q> Item<Q> {
+    pub(crate) fn new(ask: Q) -> Arc<Self> {
+        Arc::new(Item { ask, sent: AtomicBool::new(false) })
+    }
+
+    pub(crate) fn is_sent(&self) -> bool {
+        self.sent.load(Relaxed)
+    }
+}

@@ -1,0 +1,129 @@
+//! The store: the calls of the contract over a few sessions.
+
+use crate::{
+    ZooKeeperStoreBuilder,
+    builder::Settings,
+    failure::{self, Op},
+    frame,
+    link::Link,
+    session::Item,
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use kafkaq_core::{Key, LeaseStore, Result, Swap, Swapped};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use zookeeper_async::{CreateMode, ZooKeeper};
+
+/// kafkaq's leases in ZooKeeper.
+///
+/// It connects when it is first used, and again whenever a session is lost or doesn't answer.
+pub struct ZooKeeperStore {
+    settings: Arc<Settings>,
+    links: Box<[Link]>,
+    next_link: AtomicUsize,
+}
+
+impl ZooKeeperStore {
+    /// Settings for the ZooKeeper at these addresses: `host:port,host:port/chroot`, where the chroot is optional.
+    pub fn builder(addresses: impl Into<String>) -> ZooKeeperStoreBuilder {
+        ZooKeeperStoreBuilder::new(addresses.into())
+    }
+
+    pub(crate) fn new(settings: Settings, sessions: usize) -> Self {
+        let settings = Arc::new(settings);
+        let links = (0..sessions).map(|n| Link::new(settings.clone(), n)).collect();
+        ZooKeeperStore { settings, links, next_link: AtomicUsize::new(0) }
+    }
+
+    fn link(&self) -> &Link {
+        &self.links[self.next_link.fetch_add(1, Relaxed) % self.links.len()]
+    }
+}
+
+#[async_trait]
+impl LeaseStore for ZooKeeperStore {
+    async fn get(&self, keys: &[Key]) -> Vec<Result<Option<Bytes>>> {
+        if keys.is_empty() {
+            return Vec::new();
+        }
+        let settings = self.settings.clone();
+        // One barrier serves all keys, whoever comes first calls it.
+        let barrier = Arc::new(tokio::sync::OnceCell::new());
+        let read = move |zk: Arc<ZooKeeper>, item: Arc<Item<Key>>| {
+            let (settings, barrier) = (settings.clone(), barrier.clone());
+            async move {
+                barrier.get_or_try_init(|| settings.nodes.barrier(&zk, Op::READ)).await?;
+                settings.nodes.get(&zk, &item.ask).await
+            }
+        };
+        self.link().each(Op::READ, keys.to_vec(), read).await
+    }
+
+    async fn swap(&self, swaps: &[Swap]) -> Vec<Result<Swapped>> {
+        if swaps.is_empty() {
+            return Vec::new();
+        }
+        let settings = self.settings.clone();
+        let swap = move |zk: Arc<ZooKeeper>, item: Arc<Item<Swap>>| {
+            let settings = settings.clone();
+            async move { settings.nodes.swap(&zk, &item.ask, &item.sent).await }
+        };
+        self.link().each(Op::SWAP, swaps.to_vec(), swap).await
+    }
+
+    async fn check(&self) -> Result<Vec<String>> {
+        let settings = self.settings.clone();
+        let probe = move |zk: Arc<ZooKeeper>, _| {
+            let settings = settings.clone();
+            async move { probe(&zk, &settings).await }
+        };
+        let mut outcomes = self.link().each(Op::CHECK, vec![()], probe).await;
+        let clock_difference = outcomes.pop().unwrap_or_else(|| Err(failure::closed(Op::CHECK)))?;
+        let allowed = self.settings.nodes.clock_skew;
+        Ok(Vec::from_iter((clock_difference > allowed).then(|| {
+            format!(
+                "This machine's clock and ZooKeeper's differ by {clock_difference:?}, more than the {allowed:?} \
+                 that are allowed for: values may expire early, which causes second executions; set the clocks"
+            )
+        })))
+    }
+
+    async fn close(&self) -> Result<()> {
+        for link in &self.links {
+            link.close().await;
+        }
+        Ok(())
+    }
+}
+
+/// Does what swaps do, on a node of its own, and tells how far the clocks differ.
+async fn probe(zk: &ZooKeeper, settings: &Settings) -> Result<Duration> {
+    let refused = |e| failure::of(Op::CHECK, e, false);
+    let nodes = &settings.nodes;
+    nodes.make_parents(zk, &format!("{}/probe", nodes.root)).await.map_err(refused)?;
+    let path = format!("{}/probe-{:x}", nodes.root, frame::now());
+    let before = frame::now();
+    zk.create(&path, Vec::new(), nodes.acl.clone(), CreateMode::Ephemeral).await.map_err(refused)?;
+    let stat = zk.set_data(&path, frame::gone(), None).await.map_err(refused)?;
+    let after = frame::now();
+    zk.delete(&path, None).await.map_err(refused)?;
+    let server = u64::try_from(stat.mtime).unwrap_or(0);
+    // In between is no difference: it may have been any time of the request.
+    Ok(Duration::from_millis(before.saturating_sub(server).max(server.saturating_sub(after))))
+}
+
+impl fmt::Debug for ZooKeeperStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ZooKeeperStore")
+            .field("settings", &self.settings)
+            .field("sessions", &self.links.len())
+            .finish_non_exhaustive()
+    }
+}

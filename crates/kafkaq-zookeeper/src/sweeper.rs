@@ -1,0 +1,79 @@
+//! Takes away what is removed or expired, slowly, one shard at a time.
+//!
+//! It is the only one that deletes nodes, since a version says nothing across incarnations: if a process reads a
+//! node at version 3, and somebody deletes the node, creates it anew and changes it three times, the process would
+//! overwrite a value that it has never compared. So a node stays until it was left alone for `linger`, by the
+//! server's clock. That is longer than a call lasts, and longer than a session outlives its process's sleep: a write
+//! that comes later is a write of a session that has expired, and has no effect.
+//!
+//! Nodes with a time to live of their own (TTL nodes) are not used: theirs is fixed when they are created, while a
+//! swap replaces it or makes the value live for ever, and without `multi` a node can't be exchanged in one step.
+//!
+//! A shard's own node tells when it was last swept, so that the work doesn't grow with the number of processes.
+
+use crate::{builder::Settings, frame, nodes::SHARDS};
+use futures_util::{StreamExt, stream};
+use std::{hash::BuildHasher, sync::Arc};
+use zookeeper_async::{ZkError, ZkResult, ZooKeeper};
+
+/// Few, so that it is hardly felt by the calls of the same session.
+const IN_FLIGHT: usize = 16;
+
+/// Never ends; it is dropped with its session.
+pub(crate) async fn run(zk: Arc<ZooKeeper>, settings: Arc<Settings>) {
+    let pause = settings.sweep_every / SHARDS as u32;
+    // Processes that start together begin in different places.
+    let mut shard = std::hash::RandomState::new().hash_one(frame::now()) as usize % SHARDS;
+    loop {
+        tokio::time::sleep(pause).await;
+        match sweep(&zk, &settings, shard).await {
+            Ok(0) | Err(ZkError::NoNode | ZkError::BadVersion) => {}
+            Ok(removed) => tracing::debug!(shard, removed, "swept"),
+            Err(error) => tracing::debug!(shard, %error, "could not sweep"),
+        }
+        shard = (shard + 1) % SHARDS;
+    }
+}
+
+/// How many nodes it has taken away.
+///
+/// # Errors
+/// `NoNode` and `BadVersion` are no trouble: there is nothing to sweep, or somebody else does it.
+async fn sweep(zk: &ZooKeeper, settings: &Settings, shard: usize) -> ZkResult<usize> {
+    let parent = settings.nodes.shard(shard);
+    let (_, last) = zk.get_data(&parent, false).await?;
+    // Clocks that differ make this earlier or later, which does no harm.
+    if frame::now() < millis(last.mtime).saturating_add(frame::millis(settings.sweep_every) / 2) {
+        return Ok(0);
+    }
+    let claimed = zk.set_data(&parent, Vec::new(), Some(last.version)).await?;
+    let before = millis(claimed.mtime).saturating_sub(frame::millis(settings.linger));
+    let names = zk.get_children(&parent, false).await?;
+    let mut done = stream::iter(names)
+        .map(|name| remove_if_old(zk, format!("{parent}/{name}"), before))
+        .buffer_unordered(IN_FLIGHT);
+    let mut removed = 0;
+    while let Some(one) = done.next().await {
+        match one {
+            Ok(true) => removed += 1,
+            Ok(false) | Err(ZkError::NoNode | ZkError::BadVersion) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(removed)
+}
+
+/// `before`: on the server's clock.
+async fn remove_if_old(zk: &ZooKeeper, path: String, before: u64) -> ZkResult<bool> {
+    let (data, stat) = zk.get_data(&path, false).await?;
+    let missing = frame::read(data, frame::now()) == Ok(None);
+    if !missing || millis(stat.mtime) > before {
+        return Ok(false);
+    }
+    zk.delete(&path, Some(stat.version)).await?;
+    Ok(true)
+}
+
+fn millis(time: i64) -> u64 {
+    u64::try_from(time).unwrap_or(0)
+}
