@@ -87,6 +87,19 @@ async fn a_server_that_forgot_its_tokens_gets_the_password_again() {
 }
 
 #[tokio::test]
+async fn a_token_that_is_no_longer_known_is_renewed_unnoticed() {
+    let server = with_users().await;
+    let store = login(&server, "kafkaq", SECRET);
+    assert_eq!(one(&store, create(&key("a"), "a")).await.unwrap(), Swapped::Done);
+    // As after five minutes without a call, but sooner.
+    let options = etcd_client::ConnectOptions::new().with_user("root", SECRET);
+    let mut root = etcd_client::Client::connect([server.address()], Some(options)).await.unwrap();
+    root.auth_disable().await.unwrap();
+    server.raw().await.auth_enable().await.unwrap();
+    assert_eq!(one(&store, replace(&key("a"), "a", "b")).await.unwrap(), Swapped::Done);
+}
+
+#[tokio::test]
 async fn a_change_of_the_users_is_survived() {
     let server = with_users().await;
     let store = login(&server, "kafkaq", SECRET);
