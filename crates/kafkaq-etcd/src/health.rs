@@ -84,9 +84,7 @@ impl<'a> Facts<'a> {
                 DEFAULT_QUOTA,
                 "etcd's default limit of 2 GiB; if --quota-backend-bytes is higher, all is well",
             ),
-            quota => {
-                (quota, "its limit, --quota-backend-bytes; when that is reached, etcd refuses every write")
-            }
+            quota => (quota, "its limit, --quota-backend-bytes; beyond that, etcd refuses to write"),
         };
         (self.size > quota / 5 * 4).then(|| {
             let mib = self.size / (1024 * 1024);
@@ -115,7 +113,7 @@ impl<'a> Facts<'a> {
 
 fn trouble(words: &str) -> String {
     if words.contains("NOSPACE") {
-        return "etcd is full (alarm NOSPACE) and refuses every write: compact and defragment it, or raise \
+        return "etcd is full (alarm NOSPACE) and refuses to write: compact and defragment it, or raise \
                 --quota-backend-bytes, then `etcdctl alarm disarm`"
             .into();
     }

@@ -87,6 +87,19 @@ async fn a_server_that_forgot_its_tokens_gets_the_password_again() {
 }
 
 #[tokio::test]
+async fn a_token_that_is_no_longer_known_is_renewed_unnoticed() {
+    let server = with_users().await;
+    let store = login(&server, "kafkaq", SECRET);
+    assert_eq!(one(&store, create(&key("a"), "a")).await.unwrap(), Swapped::Done);
+    // As after five minutes without a call, but sooner.
+    let options = etcd_client::ConnectOptions::new().with_user("root", SECRET);
+    let mut root = etcd_client::Client::connect([server.address()], Some(options)).await.unwrap();
+    root.auth_disable().await.unwrap();
+    server.raw().await.auth_enable().await.unwrap();
+    assert_eq!(one(&store, replace(&key("a"), "a", "b")).await.unwrap(), Swapped::Done);
+}
+
+#[tokio::test]
 async fn a_change_of_the_users_is_survived() {
     let server = with_users().await;
     let store = login(&server, "kafkaq", SECRET);
@@ -204,8 +217,8 @@ async fn a_full_etcd_grants_no_lease_serves_reads_and_is_reported() {
     );
     assert!(e.advice().unwrap().contains("alarm disarm"), "{e}");
     assert_eq!(read(&store, &key("there")).await, value("a"));
-    let warnings = store.check().await.unwrap();
-    assert!(warnings.len() == 1 && warnings[0].contains("NOSPACE"), "{warnings:?}");
+    // Those that tell their limit are reported for that, too.
+    assert!(store.check().await.unwrap()[0].contains("NOSPACE"));
     assert_eq!(raw.alarm(AlarmAction::Get, AlarmType::None, None).await.unwrap().alarms().len(), 1);
 }
 

@@ -308,3 +308,18 @@ async fn an_endpoint_without_a_server_is_passed_over() {
         store.get(&[key("a")]).await.pop().unwrap().unwrap();
     }
 }
+
+#[tokio::test]
+async fn after_a_failure_the_next_endpoint_comes_first() {
+    let (first, second) = (Server::start(), Server::start());
+    let limit = LIMIT * 3;
+    let builder = EtcdStore::builder([first.address(), second.address()]);
+    let store = builder.request_timeout(limit).build().unwrap();
+    await_working(&store).await;
+    first.freeze();
+    assert!(store.get(&[key("a")]).await[0].is_err());
+    let begin = Instant::now();
+    assert!(store.get(&[key("a")]).await[0].is_ok());
+    // Half of the limit would have gone to the first.
+    assert!(begin.elapsed() < limit / 3, "{:?}", begin.elapsed());
+}
