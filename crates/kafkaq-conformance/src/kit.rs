@@ -21,7 +21,7 @@ type Make<T> = Box<dyn Fn() -> Making<T> + Send + Sync>;
 type Close<T> = fn(Arc<T>) -> Pin<Box<dyn Future<Output = kafkaq_core::Result<()>> + Send>>;
 
 /// A case that takes longer than this, and than ten calls may take, has failed.
-const CASE_LIMIT: Duration = Duration::from_secs(60);
+const CASE_LIMIT: Duration = Duration::from_secs(30);
 
 /// How a backend is reached and what may be asked of it.
 pub(crate) struct Setup<T: ?Sized> {
