@@ -20,8 +20,8 @@ pub(crate) type Making<T> = Pin<Box<dyn Future<Output = Result<Arc<T>, BoxError>
 type Make<T> = Box<dyn Fn() -> Making<T> + Send + Sync>;
 type Close<T> = fn(Arc<T>) -> Pin<Box<dyn Future<Output = kafkaq_core::Result<()>> + Send>>;
 
-/// No case takes longer, or it has failed.
-const CASE_LIMIT: Duration = Duration::from_secs(300);
+/// A case that takes longer than this, and than ten calls may take, has failed.
+const CASE_LIMIT: Duration = Duration::from_secs(30);
 
 /// How a backend is reached and what may be asked of it.
 pub(crate) struct Setup<T: ?Sized> {
@@ -210,9 +210,10 @@ fn run_case<T: ?Sized + Send + Sync + 'static>(setup: &Arc<Setup<T>>, case: &Cas
     };
     let run = async {
         let context = Arc::new(Context::new(setup.clone()));
-        let checked = tokio::time::timeout(CASE_LIMIT, (case.run)(context.clone())).await;
+        let limit = CASE_LIMIT.max(10 * setup.answers_within);
+        let checked = tokio::time::timeout(limit, (case.run)(context.clone())).await;
         context.end().await;
-        checked.unwrap_or_else(|_| Err(Failed(format!("not finished after {CASE_LIMIT:?}"))))
+        checked.unwrap_or_else(|_| Err(Failed(format!("not finished after {limit:?}: a call does not end"))))
     };
     let outcome = match catch_unwind(AssertUnwindSafe(|| runtime.block_on(run))) {
         Ok(Ok(())) => Outcome::Passed,

@@ -64,7 +64,7 @@ pub(super) async fn commit_outcomes_come_in_order(cx: &Cx) -> Checked {
     };
     for wrong in 0..3 {
         let commits: Vec<_> = (0..3).map(|index| commit(index, u64::from(index == wrong) * 1000)).collect();
-        let outcomes = reader.consumer.member.commit(&commits).await;
+        let outcomes = cx.in_time("three commits", reader.consumer.member.commit(&commits)).await?;
         ensure_eq!(outcomes.len(), 3, "outcomes of three commits");
         let failed: Vec<_> = outcomes.iter().map(Result::is_err).collect();
         let expected: Vec<_> = (0..3).map(|index| index == wrong).collect();

@@ -14,7 +14,7 @@ pub(super) async fn a_member_goes_on_after_an_outage(cx: &Cx) -> Checked {
     // Errors that a retry helps against are no end: the reader passes them over.
     reader.during(Duration::from_secs(2)).await?;
     outage.restore().await?;
-    let limit = Instant::now() + cx.answers_within() + Duration::from_secs(30);
+    let limit = Instant::now() + 4 * cx.answers_within();
     while let Err(Failed(why)) = stage.append(0, [10]).await {
         if Instant::now() > limit {
             return Err(Failed(format!("the server is back and no append succeeds: {why}")));

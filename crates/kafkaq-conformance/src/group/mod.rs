@@ -12,8 +12,8 @@ use crate::{
 use bytes::Bytes;
 use futures_util::{StreamExt, future::select_all};
 use kafkaq_core::{
-    Assignment, Broker, Commit, Consumer, Event, Headers, JoinRequest, NewRecord, Partition, Result, Retry,
-    TopicSpec,
+    Assignment, Broker, Commit, Consumer, Error, ErrorKind, Event, Headers, JoinRequest, NewRecord,
+    Partition, Result, Retry, TopicSpec,
 };
 use std::{
     collections::BTreeMap,
@@ -55,6 +55,8 @@ pub(crate) fn cases() -> Vec<Case<dyn Broker>> {
 
 /// A broker with one topic, in which each partition has the records "0", "1" and so on.
 struct Stage {
+    /// How long a call may take.
+    limit: Duration,
     broker: Arc<dyn Broker>,
     topic: Arc<str>,
     partitions: i32,
@@ -65,7 +67,7 @@ async fn stage(cx: &Cx, partitions: i32, records: usize) -> Checked<Stage> {
     let mut spec = TopicSpec::new(cx.space());
     spec.partitions = Some(partitions);
     broker.ensure_topics(&[spec]).await?;
-    let stage = Stage { broker, topic: cx.space().into(), partitions };
+    let stage = Stage { limit: cx.answers_within(), broker, topic: cx.space().into(), partitions };
     for index in 0..partitions {
         stage.append(index, 0..records).await?;
     }
@@ -94,6 +96,7 @@ impl Stage {
         let mut request = JoinRequest::new(group, vec![self.topic.clone()], member(&unique()));
         change(&mut request);
         Ok(Reader {
+            limit: self.limit,
             consumer: self.broker.join(request).await?,
             mine: BTreeMap::new(),
             read: BTreeMap::new(),
@@ -103,6 +106,8 @@ impl Stage {
 
 /// A member that notes what it was told.
 struct Reader {
+    /// How long a call may take.
+    limit: Duration,
     consumer: Consumer,
     /// What is assigned to it, also while it is being revoked.
     mine: BTreeMap<Partition, Assignment>,
@@ -220,8 +225,10 @@ impl Reader {
 
     async fn commit(&self, assignment: &Assignment, offset: i64) -> Result<()> {
         let commit = Commit { assignment: assignment.clone(), offset };
-        let none = || kafkaq_core::Error::unknown(kafkaq_core::ErrorKind::Other, "commit without an answer");
-        self.consumer.member.commit(&[commit]).await.pop().unwrap_or_else(|| Err(none()))
+        let answer = tokio::time::timeout(self.limit, self.consumer.member.commit(&[commit])).await;
+        // Too few answers, or none in time.
+        let unknown = || Err(Error::unknown(ErrorKind::Timeout, "commit"));
+        answer.ok().and_then(|mut outcomes| outcomes.pop()).unwrap_or_else(unknown)
     }
 
     fn release(&mut self, assignments: &[Assignment]) {

@@ -36,7 +36,7 @@ async fn append_until_an_error<L: AnyLog + ?Sized>(
 
 /// Appends this record until that works again.
 async fn recovered<L: AnyLog + ?Sized>(cx: &Context<L>, log: &L, to: &Partition, what: &str) -> Checked {
-    let limit = Instant::now() + cx.answers_within() + Duration::from_secs(30);
+    let limit = Instant::now() + 4 * cx.answers_within();
     loop {
         match append(log, to, &[record(what)]).await {
             Ok(_) => return Ok(()),

@@ -400,7 +400,7 @@ fn each_fault_of_a_broker_is_caught_by_the_case_that_names_the_rule() {
         planted(
             LosesABatchAtResume,
             "resume_brings_all_the_rest",
-            &["after_pause_comes_at_most_one_more_batch"],
+            &["after_pause_comes_at_most_one_more_batch", "an_old_assignment_pauses_nothing"],
         ),
         planted(PausesOldAssignments, "an_old_assignment_pauses_nothing", &[]),
         planted(GivesEverythingToEverybody, "two_members_share_and_read_everything", HANDING_OVER),
@@ -409,7 +409,16 @@ fn each_fault_of_a_broker_is_caught_by_the_case_that_names_the_rule() {
         planted(AnswersCommitsInWrongOrder, "commit_outcomes_come_in_order", &[]),
         planted(ReleasesAtOnce, "a_revoked_partition_is_held_until_its_release", HANDING_OVER),
         planted(CommitsAfterRevoke, "a_commit_after_the_release_is_refused", COMMITTING),
-        planted(FencesPartitionsOnly, "a_commit_of_an_older_epoch_is_refused", COMMITTING),
+        planted(
+            FencesPartitionsOnly,
+            "a_commit_of_an_older_epoch_is_refused",
+            &[
+                "an_old_assignment_pauses_nothing",
+                "commit_outcomes_come_in_order",
+                "a_commit_after_the_release_is_refused",
+                "what_is_not_released_in_time_is_lost",
+            ],
+        ),
         planted(ReadsOnWhileRevoking, "no_records_follow_revoking", &["a_commit_while_revoking_counts"]),
         planted(RepeatsEpochs, "what_comes_back_has_a_higher_epoch", COMMITTING),
         planted(HoldsForEver, "what_is_not_released_in_time_is_lost", &[]),

@@ -30,7 +30,7 @@ fn planted<F>(fault: F, caught_by: &'static str, also: &'static [&'static str]) 
 
 /// Runs every fault through its kit, some at a time, and compares what fails with the table.
 fn prove<F: Copy + fmt::Debug + Sync>(kit: impl Fn(F) -> Suite + Sync, table: &[Planted<F>]) {
-    const AT_A_TIME: usize = 4;
+    const AT_A_TIME: usize = 12;
     let wrong: Vec<String> = table
         .chunks(AT_A_TIME)
         .flat_map(|some| {
