@@ -40,8 +40,9 @@ pub(crate) async fn fetch(link: &Link, from: &Position, limit: FetchLimit) -> Re
     // Known before the fetch that it is compared with, or a record could come in between and be passed over.
     let mut stable_end = None;
     loop {
-        let wait = until.saturating_duration_since(Instant::now());
-        let passed = match once(link, partition, offset, max_bytes, wait, limits).await {
+        let fetched = once(link, partition, offset, max_bytes, until, limits).await;
+        let is_over = Instant::now() >= until;
+        let passed = match fetched {
             Ok((records, end)) => {
                 if let Some(last) = records.last() {
                     let next = last.offset + 1;
@@ -49,7 +50,7 @@ pub(crate) async fn fetch(link: &Link, from: &Position, limit: FetchLimit) -> Re
                 }
                 let passed = stable_end.is_some_and(|stable| stable > offset);
                 // There is no more, or it belongs to a transaction that is still open.
-                if end <= offset || (!passed && stable_end.is_some() && wait.is_zero()) {
+                if end <= offset || (!passed && stable_end.is_some() && is_over) {
                     return Ok(Batch::new(Vec::new(), offset, Some(end)));
                 }
                 if !passed {
@@ -83,7 +84,7 @@ pub(crate) async fn fetch(link: &Link, from: &Position, limit: FetchLimit) -> Re
         };
         if passed {
             (offset, max_bytes) = (offset + 1, all);
-            if wait.is_zero() {
+            if is_over {
                 return Ok(Batch::new(Vec::new(), offset, None));
             }
         }
@@ -95,14 +96,16 @@ async fn once(
     from: &Partition,
     offset: i64,
     max_bytes: i32,
-    wait: Duration,
+    until: Instant,
     limits: Limits,
 ) -> Result<(Vec<RecordAndOffset>, i64), Failure> {
-    let wait_ms = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
     // The end of the range is not part of it.
     let bytes = 1..max_bytes + 1;
     let request = |client: Arc<PartitionClient>| {
         let bytes = bytes.clone();
+        // What is left of it, if this is not the first attempt.
+        let wait = until.saturating_duration_since(Instant::now());
+        let wait_ms = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
         async move { client.fetch_records(offset, bytes, wait_ms).await }
     };
     link.ask(from, limits, request).await

@@ -55,6 +55,13 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
+    /// Whether the server is on this machine, by its addresses.
+    pub(crate) fn is_local(&self) -> bool {
+        let local =
+            |address: &String| ["127.", "localhost:", "[::1]:"].iter().any(|l| address.starts_with(l));
+        self.addresses.iter().all(local)
+    }
+
     fn client(&self) -> ClientBuilder {
         let once = BackoffConfig { deadline: Some(Duration::ZERO), ..BackoffConfig::default() };
         let mut builder = ClientBuilder::new(self.addresses.clone())

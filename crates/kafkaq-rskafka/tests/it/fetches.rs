@@ -161,3 +161,29 @@ async fn a_batch_that_cannot_be_read_is_named_and_hides_nothing_before_it() {
         assert_eq!(site.fetch(3, 1000, 1 << 20).await.unwrap().records.len(), 1);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_of_an_open_transaction_is_waited_for_and_not_passed() {
+    let site = Site::with(1).await;
+    let (topic, url, name) = (site.topic.to_string(), site.server.url(), unique("open"));
+    let (opened, is_open) = tokio::sync::oneshot::channel();
+    let (commit, may_commit) = tokio::sync::oneshot::channel();
+    let producer = tokio::task::spawn_blocking(move || {
+        let producer = wire::Producer::start(&url, &name);
+        producer.append(&topic, 0);
+        opened.send(()).unwrap();
+        may_commit.blocking_recv().unwrap();
+        producer.commit();
+    });
+    is_open.await.unwrap();
+    for wait in [0, 500] {
+        let at = Instant::now();
+        let batch = site.fetch(0, wait, 1 << 20).await.unwrap();
+        assert_eq!((batch.records.len(), batch.next, batch.end), (0, 0, Some(1)));
+        assert!(at.elapsed() >= millis(wait) && at.elapsed() < millis(wait + 1500), "{:?}", at.elapsed());
+    }
+    commit.send(()).unwrap();
+    let batch = site.fetch(0, 8_000, 1 << 20).await.unwrap();
+    assert_eq!((batch.records.len(), batch.next), (1, 1));
+    producer.await.unwrap();
+}

@@ -9,9 +9,9 @@ use rskafka::{
     },
     record::Record as RawRecord,
 };
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-const BATCHES: usize = 400;
+const BATCHES: usize = 200;
 const BATCH: usize = 500;
 
 /// Prints records a second: `cargo test --release -p kafkaq-rskafka rates -- --ignored --nocapture`.
@@ -51,7 +51,9 @@ fn rate(since: Instant) -> u64 {
 }
 
 async fn raw_append(raw: &PartitionClient) {
-    let timestamp = DateTime::from_timestamp_millis(1_700_000_000_000).unwrap();
+    // Of now, or the server soon deletes it as too old.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let timestamp = DateTime::from_timestamp_millis(now.as_millis() as i64).unwrap();
     let record = RawRecord { key: None, value: Some(vec![7; 100]), headers: Default::default(), timestamp };
     raw.produce(vec![record; BATCH], Compression::NoCompression).await.unwrap();
 }

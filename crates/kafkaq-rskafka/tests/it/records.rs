@@ -99,6 +99,31 @@ async fn a_record_that_is_too_large_fails_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_batch_that_the_server_refuses_only_the_culprit_fails_and_the_order_stays() {
+    for (setting, value, culprit, kind) in [
+        ("max.message.bytes", "2000", record(vec![9; 3000]), ErrorKind::TooLarge),
+        ("cleanup.policy", "compact", record("no key"), ErrorKind::Invalid),
+    ] {
+        let site = Site::with(1).await;
+        let (topic, url) = (site.topic.to_string(), site.server.url());
+        tokio::task::spawn_blocking(move || wire::set(&url, &topic, setting, value)).await.unwrap();
+        tokio::time::sleep(millis(500)).await;
+        let key = |n: u8| Some(Bytes::from(vec![n]));
+        let mut records: Vec<_> =
+            (0..20).map(|n| NewRecord::new(key(n), Some(vec![n; 200].into()), Headers::new())).collect();
+        records.insert(13, culprit);
+        let mut outcomes = site.kafka.append(&site.partition(0), &records).await;
+        let e = outcomes.remove(13).unwrap_err();
+        println!("{e}");
+        assert_eq!((e.kind(), e.effect(), e.retry()), (kind, Effect::NotApplied, Retry::No));
+        let offsets: Vec<i64> = outcomes.into_iter().collect::<Result<_>>().unwrap();
+        assert_eq!(offsets, (0..20).collect::<Vec<i64>>());
+        let read = site.read(0, 20).await;
+        assert!(read.iter().zip(0..).all(|(r, n)| r.key == key(n)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unknown_topic_or_partition_is_not_found_and_is_not_made() {
     let site = Site::with(1).await;
     for missing in [Partition::new("nobody-made-this", 0), site.partition(1), site.partition(-1)] {

@@ -1,6 +1,11 @@
 //! A producer that can do what the library can't: headers that are not text or null, and transactions.
 
-use std::{io::*, net::TcpStream, thread::sleep, time::Duration};
+use std::{
+    io::*,
+    net::TcpStream,
+    thread::sleep,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 /// Name and value.
 pub(crate) type Header<'a> = (&'a [u8], Option<&'a [u8]>);
@@ -53,6 +58,21 @@ fn request(server: &str, api: i16, version: i16, body: &[u8]) -> Vec<u8> {
     answer.split_off(4)
 }
 
+/// Gives a topic a setting.
+pub(crate) fn set(server: &str, topic: &str, name: &str, value: &str) {
+    let mut alter = vec![];
+    alter.extend(1_i32.to_be_bytes());
+    alter.push(2); // a topic
+    string(&mut alter, topic);
+    alter.extend(1_i32.to_be_bytes());
+    string(&mut alter, name);
+    alter.push(0); // set
+    string(&mut alter, value);
+    alter.push(0); // in earnest
+    let answer = request(server, 44, 0, &alter);
+    assert_eq!(answer[8..10], [0, 0], "the server took it");
+}
+
 /// Appends one record to partition 0 and waits for the answer.
 pub(crate) fn produce(server: &str, topic: &str, headers: &[Header<'_>]) {
     append(server, topic, headers, None, 0);
@@ -72,8 +92,9 @@ fn append(server: &str, topic: &str, headers: &[Header<'_>], of: Option<&Produce
     let mut covered = vec![];
     covered.extend(if of.is_some() { 0x10_i16 } else { 0 }.to_be_bytes());
     covered.extend(0_i32.to_be_bytes()); // last offset delta
-    covered.extend(1_700_000_000_000_i64.to_be_bytes());
-    covered.extend(1_700_000_000_000_i64.to_be_bytes());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
+    covered.extend(now.to_be_bytes()); // of the first record, and of the latest
+    covered.extend(now.to_be_bytes());
     covered.extend(of.map_or(-1, |p| p.id).to_be_bytes());
     covered.extend(of.map_or(-1, |p| p.epoch).to_be_bytes());
     covered.extend(if of.is_some() { sequence } else { -1 }.to_be_bytes());
