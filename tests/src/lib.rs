@@ -26,7 +26,9 @@ use xtask::services::{Server, Service};
 /// Generous: a loaded machine is slow, and a test that passes never waits this long.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
-fn told(variable: &str) -> String {
+/// Where a server is, as `cargo xtask` tells.
+#[must_use]
+pub fn told(variable: &str) -> String {
     std::env::var(variable).unwrap_or_else(|_| {
         panic!(
             "{variable} is not set: run `cargo xtask test`, or start the servers with \
