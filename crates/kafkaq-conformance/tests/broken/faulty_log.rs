@@ -429,7 +429,11 @@ fn each_fault_of_a_log_is_caught_by_the_case_that_names_the_rule() {
         ),
         planted(SkipsARecord, "batches_follow_one_another_without_gaps", &[]),
         planted(FailsAtTheEnd, "at_the_end_a_fetch_answers_an_empty_batch", &[]),
-        planted(SleepsInsteadOfWaiting, "a_fetch_wakes_at_the_first_record", &[]),
+        planted(
+            SleepsInsteadOfWaiting,
+            "a_fetch_wakes_at_the_first_record",
+            &["a_dropped_fetch_loses_nothing"],
+        ),
         planted(HoldsBackLargeRecords, "one_record_comes_even_if_it_is_larger_than_the_limit", &[]),
         planted(LosesWhatADroppedFetchRead, "a_dropped_fetch_loses_nothing", &[]),
         planted(OneCallAtATime, "a_waiting_fetch_holds_up_nobody", &["a_fetch_wakes_at_the_first_record"]),
