@@ -105,7 +105,8 @@ async fn once(
         let bytes = bytes.clone();
         // What is left of it, if this is not the first attempt.
         let wait = until.saturating_duration_since(Instant::now());
-        let wait_ms = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
+        // Rounded up, or the answer is there before the wait is over.
+        let wait_ms = i32::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
         async move { client.fetch_records(offset, bytes, wait_ms).await }
     };
     link.ask(from, limits, request).await

@@ -45,6 +45,8 @@ async fn a_frozen_server_is_bounded_unknown_and_recovered_from() {
     let site = Site::on(Arc::new(own_server()), 1).await;
     site.append(&numbered(0..1)).await.unwrap();
     site.server.pause().unwrap();
+    // Its threads stop one after the other.
+    tokio::time::sleep(millis(200)).await;
     let at = Instant::now();
     let more = numbered(1..2);
     let (append, fetch) = tokio::join!(site.append(&more), site.fetch(1, 500, 1000));
