@@ -292,9 +292,10 @@ impl Group {
             own.beat = Some(now);
         }
         let take = slot.own.is_none() && new.owner == Some(self.config.member);
+        let located = slot.own.as_ref().is_some_and(|own| !matches!(own.phase, Phase::Locating(_)));
         let raw = new.encode();
         out.push((SwapToken(i), Swap::new(slot.key.clone(), slot.raw.clone(), Some(raw.clone()), None)));
-        slot.sent = Some(Sent { new, raw, at: now, take });
+        slot.sent = Some(Sent { new, raw, at: now, take, located });
         if planted!(self, CommitUnconfirmed)
             && let Some(own) = &mut self.slots[i].own
         {
@@ -373,8 +374,10 @@ impl Group {
                 match &mut slot.own {
                     Some(own) if own.epoch == sent.new.epoch && won => {
                         own.renewed = sent.at;
-                        own.stored = sent.new.cursor;
-                        own.answer_stored(&mut self.answers);
+                        if sent.located {
+                            own.stored = sent.new.cursor;
+                            own.answer_stored(&mut self.answers);
+                        }
                     }
                     Some(own) if own.epoch == sent.new.epoch => {
                         own.stored = sent.new.cursor;
@@ -442,6 +445,8 @@ impl Group {
         own.phase = Phase::Held;
         // Without a mark it would be believed in a topic made anew.
         own.cursor = Some(cursor).filter(|c| c.mark.is_some());
+        // A cursor of an earlier topic confirms no commit of this one.
+        own.stored = own.stored.filter(|s| own.cursor == Some(*s));
         self.changes.push_back(Change::Assigned(assignment.clone(), cursor.offset));
     }
 

@@ -37,6 +37,8 @@ pub(super) struct Sent {
     pub(super) at: Mono,
     /// Whether it begins a hold.
     pub(super) take: bool,
+    /// Whether its cursor is one of this hold, and not what the last owner left.
+    pub(super) located: bool,
 }
 
 /// A partition that this member holds.
