@@ -38,6 +38,9 @@ fn incarnation(cursor: Cursor) -> u64 {
     cursor.mark.map_or(0, |m| m.timestamp_ms as u64)
 }
 
+/// A member's hold of a partition under an epoch, in one incarnation of the topic.
+type Hold = ([u8; 16], i32, u64, u64);
+
 struct Proc {
     id: [u8; 16],
     group: Group,
@@ -80,8 +83,10 @@ struct World {
     checkpoints: BTreeMap<i32, (u64, Cursor)>,
     /// When a swap of a member last took effect on a partition.
     renewed: HashMap<([u8; 16], i32), u64>,
-    /// What a member last wrote under an epoch, of an incarnation of the topic.
-    cursors: HashMap<([u8; 16], i32, u64, u64), i64>,
+    /// The highest that a member wrote in a hold.
+    cursors: HashMap<Hold, i64>,
+    /// What it wrote last, since the store last forgot something.
+    written: HashMap<(u64, Hold), i64>,
     committers: HashMap<(u64, i32, u64), [u8; 16]>,
     procs: Vec<Proc>,
     calls: Vec<(u64, [u8; 16], Call)>,
@@ -106,6 +111,7 @@ impl World {
             checkpoints: BTreeMap::new(),
             renewed: HashMap::new(),
             cursors: HashMap::new(),
+            written: HashMap::new(),
             committers: HashMap::new(),
             procs: Vec::new(),
             calls: Vec::new(),
@@ -300,7 +306,11 @@ impl World {
         }
         self.renewed.insert((id, p), self.now);
         if let Some(cursor) = new.cursor {
-            let before = self.cursors.insert((id, p, new.epoch, incarnation(cursor)), cursor.offset);
+            let hold = (id, p, new.epoch, incarnation(cursor));
+            let highest = self.cursors.entry(hold).or_insert(cursor.offset);
+            *highest = (*highest).max(cursor.offset);
+            // A store that went back in time lets a late swap of then succeed; the owner soon writes over it.
+            let before = self.written.insert((self.amnesia, hold), cursor.offset);
             if before.is_some_and(|b| b > cursor.offset) {
                 self.broken(format!("the commit of partition {p} went back within one assignment"));
             }

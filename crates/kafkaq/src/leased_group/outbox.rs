@@ -87,7 +87,7 @@ impl Outbox {
 
     /// Puts a batch in, unless the last one is still there; then it comes back.
     pub(super) fn put(&mut self, assignment: &Assignment, batch: Batch) -> Option<Batch> {
-        let Some(reader) = self.readers.get_mut(&assignment.partition) else { return None };
+        let reader = self.readers.get_mut(&assignment.partition)?;
         if reader.batch.is_some() {
             return Some(batch);
         }
