@@ -2,6 +2,8 @@
 
 mod envelope;
 mod error;
+#[cfg(feature = "machine")]
+pub mod group;
 mod headers;
 mod key;
 mod lease;

@@ -12,6 +12,7 @@
 mod check;
 mod clients;
 mod driver;
+mod group;
 mod log;
 mod process;
 mod profile;
@@ -25,6 +26,7 @@ mod workers;
 mod world;
 
 pub use check::Violation;
+pub use group::run_group;
 pub use profile::{Profile, Trouble, WorldFault};
 pub use search::{Found, Search, find, search};
 pub use trace::Stats;

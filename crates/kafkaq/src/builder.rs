@@ -1,7 +1,7 @@
 //! How a queue is set up.
 
 use crate::{
-    JobController, Publisher, Queue,
+    JobController, LeasedGroup, Publisher, Queue,
     config::Config,
     driver::{Clock, Driver, Limits, Parts, Shared},
     jobs::Memory,
@@ -9,7 +9,7 @@ use crate::{
     topics::{self, Topics},
 };
 use kafkaq_core::{
-    Broker, Error, ErrorKind, JoinRequest, Keyspace, LeaseStore, Result,
+    Broker, Error, ErrorKind, JoinRequest, Keyspace, LeaseStore, Log, PartitionLog, Result,
     machine::{Layout, Machine},
 };
 use std::{sync::Arc, time::Duration};
@@ -23,12 +23,13 @@ use std::{sync::Arc, time::Duration};
 pub struct QueueBuilder {
     config: Config,
     broker: Option<Arc<dyn Broker>>,
+    log: Option<Arc<dyn PartitionLog>>,
     store: Option<Arc<dyn LeaseStore>>,
 }
 
 impl QueueBuilder {
     pub(crate) fn new(name: Arc<str>) -> Self {
-        QueueBuilder { config: Config::new(name), broker: None, store: None }
+        QueueBuilder { config: Config::new(name), broker: None, log: None, store: None }
     }
 
     fn with(mut self, change: impl FnOnce(&mut Config)) -> Self {
@@ -45,6 +46,18 @@ impl QueueBuilder {
     /// Like [`broker`](QueueBuilder::broker), for one that several queues share.
     pub fn shared_broker(mut self, broker: Arc<dyn Broker>) -> Self {
         self.broker = Some(broker);
+        self
+    }
+
+    /// The log that the tasks are in, if it has no consumer groups of its own: the processes of the queue share its
+    /// partitions through the queue's store, by a [`LeasedGroup`]. Instead of a [`broker`](QueueBuilder::broker).
+    pub fn log(self, log: impl PartitionLog) -> Self {
+        self.shared_log(Arc::new(log))
+    }
+
+    /// Like [`log`](QueueBuilder::log), for one that several queues share.
+    pub fn shared_log(mut self, log: Arc<dyn PartitionLog>) -> Self {
+        self.log = Some(log);
         self
     }
 
@@ -158,7 +171,14 @@ impl QueueBuilder {
     /// mend it; otherwise the backend's own.
     pub async fn build(self) -> Result<Queue> {
         let keyspace = self.check()?;
-        let QueueBuilder { config, broker, store } = self;
+        let QueueBuilder { config, broker, log, store } = self;
+        let broker = match (broker, log, &store) {
+            (None, Some(log), Some(store)) => {
+                Some(Arc::new(LeasedGroup::shared(log, store.clone())) as Arc<dyn Broker>)
+            }
+            (None, Some(_), None) => return Err(incomplete("a log but no store")),
+            (broker, _, _) => broker,
+        };
         let (broker, store): (Arc<dyn Broker>, Arc<dyn LeaseStore>) = match (broker, store) {
             (Some(broker), Some(store)) => (broker, store),
             (None, None) => (Arc::new(MemoryLog::new()), Arc::new(MemoryStore::new())),
@@ -194,9 +214,13 @@ impl QueueBuilder {
     /// As [`build`](QueueBuilder::build), and `Invalid` without a broker.
     pub async fn build_publisher(self) -> Result<Publisher> {
         self.check()?;
-        let broker = self.broker.ok_or_else(|| incomplete("no broker"))?;
-        let topics = topics::ensure(&*broker, &self.config).await?;
-        Ok(Publisher::new(broker, &self.config, &topics))
+        let log: Arc<dyn Log> = match (self.broker, self.log) {
+            (Some(broker), _) => broker,
+            (None, Some(log)) => log,
+            (None, None) => return Err(incomplete("no broker")),
+        };
+        let topics = topics::ensure(&*log, &self.config).await?;
+        Ok(Publisher::new(log, &self.config, &topics))
     }
 
     fn check(&self) -> Result<Keyspace> {
@@ -204,6 +228,11 @@ impl QueueBuilder {
             return Err(Error::not_applied(ErrorKind::Invalid, "build a queue")
                 .on("this thread")
                 .with_advice("A queue lives on a tokio runtime: build it inside one"));
+        }
+        if self.broker.is_some() && self.log.is_some() {
+            return Err(Error::not_applied(ErrorKind::Invalid, "build a queue")
+                .on("a broker and a log")
+                .with_advice("Give one of them: a broker has consumer groups of its own, a log has none"));
         }
         self.config.check()
     }

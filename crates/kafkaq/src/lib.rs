@@ -63,6 +63,7 @@ mod config;
 mod driver;
 mod job;
 mod jobs;
+mod leased_group;
 pub mod memory;
 mod publisher;
 mod queue;
@@ -75,6 +76,7 @@ pub use jobs::{Cancelled, JobController, JobInfo, JobStatus};
 pub use kafkaq_core::{
     Effect, Error, ErrorKind, Fence, Headers, Result, Retry, Task, TaskId, machine::LostReason,
 };
+pub use leased_group::LeasedGroup;
 pub use publisher::Publisher;
 pub use queue::Queue;
 

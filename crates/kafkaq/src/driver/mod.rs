@@ -42,7 +42,7 @@ impl Clock {
         machine::Mono::default().plus(self.0.elapsed())
     }
 
-    fn at(self, mono: machine::Mono) -> tokio::time::Instant {
+    pub(crate) fn at(self, mono: machine::Mono) -> tokio::time::Instant {
         // A time too far away to be told stays far away.
         let far = Duration::from_secs(365 * 24 * 3600);
         (self.0 + Duration::from_nanos(mono.0).min(self.0.elapsed() + far)).into()

@@ -1,0 +1,74 @@
+//! Who should have how much. Nothing is agreed on: every member reads the owners off the partitions and moves at
+//! most one partition at a time towards balance, first within a topic and then over all topics. Each such move makes
+//! the sum of the squares smaller, so it comes to rest.
+
+use super::{MemberId, slot::Slot};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// How many partitions each live member has or is about to get.
+#[derive(Debug, Default)]
+pub(super) struct Loads {
+    topics: BTreeMap<Arc<str>, Load>,
+    total: BTreeMap<MemberId, usize>,
+}
+
+#[derive(Debug, Default)]
+struct Load {
+    partitions: usize,
+    of: BTreeMap<MemberId, usize>,
+}
+
+impl Loads {
+    /// `holder` answers who has a partition, or is promised it, and is alive.
+    pub(super) fn new(slots: &[Slot], me: MemberId, holder: impl Fn(&Slot) -> Option<MemberId>) -> Self {
+        let mut loads = Loads::default();
+        loads.total.insert(me, 0);
+        for slot in slots {
+            let topic = loads.topics.entry(slot.partition.topic.clone()).or_default();
+            topic.partitions += 1;
+            if let Some(member) = holder(slot) {
+                *topic.of.entry(member).or_default() += 1;
+                *loads.total.entry(member).or_default() += 1;
+            }
+        }
+        loads
+    }
+
+    /// Whether the member may take a free partition of the topic: not beyond an equal share, so that several members
+    /// that see the same free partitions share them at once.
+    pub(super) fn has_room(&self, topic: &str, me: MemberId) -> bool {
+        let members = self.total.len();
+        self.topics.get(topic).is_some_and(|t| t.get(me) < t.partitions.div_ceil(members))
+    }
+
+    pub(super) fn add(&mut self, topic: &str, member: MemberId) {
+        if let Some(t) = self.topics.get_mut(topic) {
+            *t.of.entry(member).or_default() += 1;
+        }
+        *self.total.entry(member).or_default() += 1;
+    }
+
+    /// From whom, in which topic, a partition should come to `me`.
+    pub(super) fn victim(&self, me: MemberId) -> Option<(Arc<str>, MemberId)> {
+        let mine = self.total(me);
+        let cases =
+            self.topics.iter().flat_map(|(name, topic)| topic.of.keys().map(move |m| (name, topic, *m)));
+        cases
+            .filter(|(_, topic, m)| {
+                let more = topic.get(*m).saturating_sub(topic.get(me));
+                *m != me && (more >= 2 || (more == 1 && self.total(*m) >= mine + 2))
+            })
+            .max_by_key(|(_, topic, m)| (topic.get(*m).saturating_sub(topic.get(me)), self.total(*m)))
+            .map(|(name, _, m)| (name.clone(), m))
+    }
+
+    fn total(&self, member: MemberId) -> usize {
+        self.total.get(&member).copied().unwrap_or_default()
+    }
+}
+
+impl Load {
+    fn get(&self, member: MemberId) -> usize {
+        self.of.get(&member).copied().unwrap_or_default()
+    }
+}

@@ -1,0 +1,160 @@
+//! What a member knows of one partition.
+
+use super::{CommitOutcome, Cursor, MemberId, Value};
+use crate::{Assignment, DecodeError, Key, Partition, machine::Mono};
+use bytes::Bytes;
+
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) partition: Partition,
+    pub(super) key: Key,
+    /// What the store held when it was last seen; a swap expects it.
+    pub(super) raw: Option<Bytes>,
+    /// `raw`, decoded. A damaged value counts as none.
+    pub(super) value: Option<Value>,
+    /// Whether the store was ever asked.
+    pub(super) known: bool,
+    /// Written by a later kafkaq: left alone.
+    pub(super) newer: bool,
+    /// When the value last showed a sign of life, by this observer's clock.
+    pub(super) changed: Mono,
+    /// The highest epoch ever seen.
+    pub(super) epoch: u64,
+    /// The highest counter ever sent: no two values of this member are alike.
+    pub(super) counter: u64,
+    pub(super) own: Option<Own>,
+    /// The swap under way; there is never a second one of the same key.
+    pub(super) sent: Option<Sent>,
+    pub(super) retry_at: Mono,
+    /// Grows with every swap, so that a read that began before it is recognised as old.
+    pub(super) version: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Sent {
+    pub(super) new: Value,
+    pub(super) raw: Bytes,
+    pub(super) at: Mono,
+    /// Whether it begins a hold.
+    pub(super) take: bool,
+    /// Whether its cursor is one of this hold, and not what the last owner left.
+    pub(super) located: bool,
+}
+
+/// A partition that this member holds.
+#[derive(Debug)]
+pub(super) struct Own {
+    pub(super) epoch: u64,
+    pub(super) phase: Phase,
+    /// When the last renewal that took effect was sent: its own clock starts before any observer's.
+    pub(super) renewed: Mono,
+    /// When the last swap was sent; `None`: the next is due.
+    pub(super) beat: Option<Mono>,
+    pub(super) cursor: Option<Cursor>,
+    /// The cursor that the store is known to hold.
+    pub(super) stored: Option<Cursor>,
+    pub(super) commits: Vec<(u64, i64)>,
+    pub(super) checkpointed: Option<Cursor>,
+    pub(super) checkpoint_at: Mono,
+    pub(super) checkpointing: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Won; where to start is not known yet. Asked again from then on, unless it is being asked.
+    Locating(Option<Mono>),
+    Held,
+    /// To be released by then at the latest.
+    Revoking(Mono),
+    /// The owner is being cleared.
+    Releasing,
+}
+
+impl Slot {
+    pub(super) fn new(key: Key, partition: Partition) -> Self {
+        Slot {
+            partition,
+            key,
+            raw: None,
+            value: None,
+            known: false,
+            newer: false,
+            changed: Mono(0),
+            epoch: 0,
+            counter: 0,
+            own: None,
+            sent: None,
+            retry_at: Mono(0),
+            version: 0,
+        }
+    }
+
+    /// The store held this, at `now` or before.
+    pub(super) fn observe(&mut self, raw: Option<Bytes>, now: Mono) {
+        let value = raw.as_deref().map(Value::decode);
+        self.newer = matches!(value, Some(Err(DecodeError::Newer(_))));
+        let value = value.and_then(Result::ok);
+        let life = |v: &Option<Value>| v.as_ref().map(|v| (v.owner, v.counter, v.epoch));
+        if !self.known || life(&value) != life(&self.value) {
+            self.changed = now;
+        }
+        self.known = true;
+        if let Some(v) = &value {
+            self.epoch = self.epoch.max(v.epoch);
+        }
+        (self.raw, self.value) = (raw, value);
+    }
+
+    pub(super) fn owner(&self) -> Option<MemberId> {
+        self.value.as_ref().and_then(|v| v.owner)
+    }
+
+    pub(super) fn wanted_by(&self) -> Option<MemberId> {
+        self.value.as_ref().and_then(|v| v.wanted_by)
+    }
+
+    pub(super) fn assignment(&self, epoch: u64) -> Assignment {
+        Assignment { partition: self.partition.clone(), epoch }
+    }
+
+    /// What it holds is to be written again without waiting for the next renewal.
+    pub(super) fn write_at_once(&mut self) {
+        if let Some(own) = &mut self.own {
+            own.beat = None;
+        }
+    }
+
+    /// The own hold of this assignment.
+    pub(super) fn held(&mut self, assignment: &Assignment) -> Option<&mut Own> {
+        self.own.as_mut().filter(|own| own.epoch == assignment.epoch)
+    }
+}
+
+impl Own {
+    pub(super) fn new(epoch: u64, sent: Mono, cursor: Option<Cursor>, checkpoint_at: Mono) -> Self {
+        Own {
+            epoch,
+            phase: Phase::Locating(Some(sent)),
+            renewed: sent,
+            beat: Some(sent),
+            cursor,
+            stored: cursor,
+            commits: Vec::new(),
+            checkpointed: None,
+            checkpoint_at,
+            checkpointing: false,
+        }
+    }
+
+    /// Answers the commits that the store holds by now.
+    pub(super) fn answer_stored(&mut self, answers: &mut Vec<(u64, CommitOutcome)>) {
+        let Some(stored) = self.stored else { return };
+        self.commits.retain(|(id, offset)| {
+            let done = *offset <= stored.offset;
+            if done {
+                answers.push((*id, CommitOutcome::Done));
+            }
+            !done
+        });
+    }
+}

@@ -1,0 +1,156 @@
+//! A consumer group for a log that has none.
+//!
+//! ```text
+//!  store ◀──read, swap──┐                        ┌──▶ Outbox ──▶ event stream
+//!                       ├── run (group machine) ─┤       ▲
+//!  log ◀──checkpoints───┘                        └──▶ reader a partition ◀──fetch── log
+//! ```
+
+mod locate;
+mod member;
+mod outbox;
+mod reader;
+mod run;
+
+use crate::{driver::Clock, sync::lock};
+use async_trait::async_trait;
+use kafkaq_core::{
+    Broker, Consumer, Error, ErrorKind, JoinRequest, LeaseStore, Log, NewRecord, Partition, PartitionLog,
+    Result, TopicInfo, TopicSpec,
+    group::{Group, GroupConfig},
+};
+use member::{Events, Handle, Shared};
+use std::{
+    sync::{Arc, Mutex, Weak},
+    time::Duration,
+};
+use tokio::sync::{Notify, watch};
+
+/// Makes a [`Broker`] of a [`PartitionLog`] and a [`LeaseStore`].
+///
+/// The members of a group share the partitions through the store, and take over from a member that is gone after
+/// [`member_timeout`](LeasedGroup::with_member_timeout). The store remembers how far the group has read; every few
+/// seconds the log remembers it too, in the compacted topic `<group>.cursors`, so that a store that was wiped
+/// doesn't make the group start from the beginning.
+///
+/// Every member looks for new partitions once a minute with [`Log::ensure_topics`], so a topic that is deleted under
+/// a running group is made again with the server's defaults.
+pub struct LeasedGroup {
+    log: Arc<dyn PartitionLog>,
+    store: Arc<dyn LeaseStore>,
+    member_timeout: Duration,
+    checkpoint_every: Duration,
+    members: Mutex<Vec<Weak<Shared>>>,
+}
+
+impl LeasedGroup {
+    /// A group over the log, with its state in the store.
+    pub fn new(log: impl PartitionLog, store: impl LeaseStore) -> Self {
+        Self::shared(Arc::new(log), Arc::new(store))
+    }
+
+    /// Like [`new`](LeasedGroup::new), for a log and a store that others use too.
+    #[must_use]
+    pub fn shared(log: Arc<dyn PartitionLog>, store: Arc<dyn LeaseStore>) -> Self {
+        LeasedGroup {
+            log,
+            store,
+            member_timeout: Duration::from_secs(10),
+            checkpoint_every: Duration::from_secs(5),
+            members: Mutex::default(),
+        }
+    }
+
+    /// How long a member may be silent before others take its partitions. The same for all members. It looks after
+    /// the others ten times as often. Default: 10 s.
+    #[must_use]
+    pub fn with_member_timeout(mut self, timeout: Duration) -> Self {
+        self.member_timeout = timeout;
+        self
+    }
+
+    /// How often the log remembers how far the group has read, if that has changed. Default: 5 s.
+    #[must_use]
+    pub fn with_checkpoint_every(mut self, every: Duration) -> Self {
+        self.checkpoint_every = every;
+        self
+    }
+}
+
+impl std::fmt::Debug for LeasedGroup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut f = f.debug_struct("LeasedGroup");
+        f.field("log", &self.log).field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Log for LeasedGroup {
+    async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<TopicInfo>> {
+        self.log.ensure_topics(topics).await
+    }
+
+    async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
+        self.log.append(to, records).await
+    }
+
+    /// Leaves with every member that joined through this handle, then closes the log. The store stays open: it is
+    /// its owner's to close.
+    async fn close(&self) -> Result<()> {
+        let members: Vec<_> = lock(&self.members).drain(..).filter_map(|m| m.upgrade()).collect();
+        members.iter().for_each(|m| m.leave());
+        for member in members {
+            // What can't be let go of runs out by itself.
+            let _ = member.left().await;
+        }
+        self.log.close().await
+    }
+}
+
+#[async_trait]
+impl Broker for LeasedGroup {
+    async fn join(&self, request: JoinRequest) -> Result<Consumer> {
+        if request.topics.is_empty()
+            || request.max_batch == 0
+            || self.member_timeout < Duration::from_millis(10)
+        {
+            return Err(Error::not_applied(ErrorKind::Invalid, "join").on(&request.group).with_advice(
+                "A member reads at least one topic, and at least one record at a time, and is silent for 10 ms or more",
+            ));
+        }
+        let name = locate::checkpoint_topic(&request.group);
+        let mut spec = TopicSpec::new(name.clone());
+        spec.partitions = Some(1);
+        spec.compacted = true;
+        spec.unlimited_bytes = true;
+        self.log.ensure_topics(&[spec]).await?;
+        let mut group = Group::new(GroupConfig {
+            group: request.group,
+            member: request.member,
+            member_timeout: self.member_timeout,
+            release_limit: request.release_limit,
+            checkpoint_every: self.checkpoint_every,
+        });
+        group.handle_partitions(run::partitions(&*self.log, &request.topics).await?);
+        let shared = Arc::new(Shared {
+            log: self.log.clone(),
+            store: self.store.clone(),
+            clock: Clock::start(),
+            topics: request.topics,
+            checkpoints: Partition::new(name, 0),
+            max_batch: request.max_batch,
+            group: Mutex::new(group),
+            outbox: Mutex::default(),
+            waiting: Mutex::default(),
+            wake: Notify::new(),
+            leaving: watch::channel(false).0,
+            ended: watch::channel(None).0,
+        });
+        let mut members = lock(&self.members);
+        members.retain(|m| m.strong_count() > 0);
+        members.push(Arc::downgrade(&shared));
+        drop(members);
+        tokio::spawn(run::run(shared.clone()));
+        Ok(Consumer { events: Box::pin(Events(shared.clone())), member: Arc::new(Handle(shared)) })
+    }
+}
