@@ -6,6 +6,7 @@ use kafkaq::{
     memory::{MemoryLog, MemoryStore},
     rdkafka::RdKafka,
     redis::RedisStore,
+    rskafka::RsKafka,
     zookeeper::ZooKeeperStore,
 };
 use std::time::Duration;
@@ -17,6 +18,8 @@ pub enum BrokerKind {
     Memory,
     /// Kafka's own groups, by librdkafka.
     RdKafka,
+    /// Kafka without groups of its own: the group is kept in the store.
+    RsKafka,
 }
 
 /// A kind of store.
@@ -36,7 +39,7 @@ pub enum StoreKind {
 
 impl BrokerKind {
     /// All of them.
-    pub const ALL: &[BrokerKind] = &[BrokerKind::Memory, BrokerKind::RdKafka];
+    pub const ALL: &[BrokerKind] = &[BrokerKind::Memory, BrokerKind::RdKafka, BrokerKind::RsKafka];
 
     /// The word for it in a test's name and in `KAFKAQ_TEST_BACKENDS`.
     #[must_use]
@@ -44,6 +47,7 @@ impl BrokerKind {
         match self {
             BrokerKind::Memory => "memory",
             BrokerKind::RdKafka => "rdkafka",
+            BrokerKind::RsKafka => "rskafka",
         }
     }
 }
@@ -109,6 +113,7 @@ impl Pair {
             .park_after(Duration::from_millis(500))
             .clock_skew(Duration::from_millis(200));
         let builder = match self.broker {
+            BrokerKind::RsKafka => builder.log(RsKafka::builder(crate::kafka()).build().expect("settings")),
             BrokerKind::Memory => builder.broker(self.log.clone()),
             BrokerKind::RdKafka => {
                 builder.broker(RdKafka::builder(crate::kafka()).build().expect("settings"))

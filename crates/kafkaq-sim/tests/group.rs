@@ -14,13 +14,7 @@ fn no_seed_breaks_a_rule_of_the_group() {
 fn every_planted_fault_of_the_group_is_found() {
     let missed: Vec<_> = GroupFault::ALL
         .iter()
-        .filter(|fault| {
-            let found = (0..2_000).find_map(|seed| run_group(seed, Some(**fault)).map(|v| (seed, v)));
-            if let Some((seed, v)) = &found {
-                eprintln!("{fault:?}: seed {seed}: {v}");
-            }
-            found.is_none()
-        })
+        .filter(|fault| !(0..2_000).any(|seed| run_group(seed, Some(**fault)).is_some()))
         .collect();
     assert!(missed.is_empty(), "not found: {missed:?}");
 }

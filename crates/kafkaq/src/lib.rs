@@ -88,6 +88,8 @@ pub use kafkaq_rdkafka as rdkafka;
 /// Leases in Redis or Valkey.
 #[cfg(feature = "redis")]
 pub use kafkaq_redis as redis;
+#[cfg(feature = "rskafka")]
+pub use kafkaq_rskafka as rskafka;
 #[cfg(feature = "zookeeper")]
 pub use kafkaq_zookeeper as zookeeper;
 
