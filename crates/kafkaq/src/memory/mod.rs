@@ -38,9 +38,4 @@ mod store;
 pub use log::MemoryLog;
 pub use store::MemoryStore;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-/// A lock that a panicking thread can't take away from the others.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+use crate::sync::lock;
