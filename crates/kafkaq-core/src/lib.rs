@@ -4,6 +4,8 @@ mod envelope;
 mod error;
 #[cfg(feature = "machine")]
 pub mod group;
+#[cfg(feature = "machine")]
+mod hash;
 mod headers;
 mod key;
 mod lease;

@@ -1,7 +1,7 @@
 //! What stands in the store under a partition's key, and in the log as its checkpoint. Both begin with a version.
 
 use super::MemberId;
-use crate::{DecodeError, Record};
+use crate::{DecodeError, Record, hash::Fnv};
 use bytes::Bytes;
 
 /// What identifies a record well enough to notice that its topic was deleted and made anew (hole 15).
@@ -22,11 +22,11 @@ impl Mark {
         const ENOUGH: usize = 256;
         let start =
             |bytes: &Option<Bytes>| bytes.as_ref().map_or(Bytes::new(), |b| b.slice(..b.len().min(ENOUGH)));
-        let mut hash = 0xcbf2_9ce4_8422_2325_u64 ^ record.size() as u64;
-        for byte in start(&record.key).iter().chain(start(&record.value).iter()) {
-            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-        Mark { offset: record.offset, timestamp_ms: record.timestamp_ms, hash }
+        let mut hash = Fnv::new();
+        hash.0 ^= record.size() as u64;
+        hash.add(&start(&record.key));
+        hash.add(&start(&record.value));
+        Mark { offset: record.offset, timestamp_ms: record.timestamp_ms, hash: hash.0 }
     }
 }
 

@@ -3,6 +3,7 @@
 use super::{Content, Layout, item::Item, rule::Meta};
 use crate::{
     DecodeError, Envelope, HEADER, Headers, ID_HEADER, NewRecord, Partition, Position, Record, TaskId, Wall,
+    hash::Fnv,
 };
 use bytes::Bytes;
 use std::time::Duration;
@@ -117,21 +118,6 @@ fn place_id(here: &Position, record: &Record) -> TaskId {
         name.add(topic.as_bytes());
         TaskId::from_parts(format!("{:016x}{rest}", name.0))
     })
-}
-
-/// FNV-1a: stable over versions and machines, which std's hasher does not promise.
-struct Fnv(u64);
-
-impl Fnv {
-    fn new() -> Self {
-        Fnv(0xcbf2_9ce4_8422_2325)
-    }
-
-    fn add(&mut self, bytes: &[u8]) {
-        for b in bytes {
-            self.0 = (self.0 ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
 }
 
 fn envelope(item: &Item) -> Envelope {
