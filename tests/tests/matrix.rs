@@ -1,31 +1,80 @@
 //! Every case on every pair of a broker and a store: `rdkafka_redis::zombie_gets_lease_lost`.
 //!
 //! A case runs, is ignored because `KAFKAQ_TEST_BACKENDS` asks for others, or fails, also if its server isn't there.
+//! At the end there is a table of the pairs, the cases and their times.
+
+#![allow(clippy::print_stdout, reason = "the table")]
 
 use kafkaq_tests::{BrokerKind, CASES, Case, Pair, StoreKind, not_asked_for};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// The cases wait most of the time.
+const AT_ONCE: usize = 6;
+
+/// How long each case that passed took, by its full name.
+type Times = Arc<Mutex<HashMap<String, Duration>>>;
 
 fn main() {
-    let pairs = BrokerKind::ALL.iter().flat_map(|b| StoreKind::ALL.iter().map(|s| (*b, *s)));
-    let trials = pairs.flat_map(|(b, s)| CASES.iter().map(move |case| trial(b, s, *case))).collect();
-    libtest_mimic::run(&Arguments::from_args(), trials).exit();
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(AT_ONCE);
+    let times = Times::default();
+    let all = pairs().flat_map(|(b, s)| CASES.iter().map(move |case| (b, s, *case)));
+    let trials = all.map(|(b, s, case)| trial(b, s, case, times.clone())).collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if !arguments.list {
+        print(&times.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+    conclusion.exit();
 }
 
-fn trial(broker: BrokerKind, store: StoreKind, (name, case): Case) -> Trial {
-    let full = format!("{}_{}::{name}", broker.name(), store.name().replace('-', "_"));
-    Trial::ignorable_test(full, move || {
+fn pairs() -> impl Iterator<Item = (BrokerKind, StoreKind)> {
+    BrokerKind::ALL.iter().flat_map(|b| StoreKind::ALL.iter().map(|s| (*b, *s)))
+}
+
+fn pair_name(broker: BrokerKind, store: StoreKind) -> String {
+    format!("{}_{}", broker.name(), store.name().replace('-', "_"))
+}
+
+fn trial(broker: BrokerKind, store: StoreKind, (name, case): Case, times: Times) -> Trial {
+    let full = format!("{}::{name}", pair_name(broker, store));
+    Trial::ignorable_test(full.clone(), move || {
         if let Some(why) = not_asked_for(broker, store) {
             return Ok(Completion::ignored_with(why));
         }
+        let start = Instant::now();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let pair = Pair::new(broker, store, name);
         let outcome =
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| runtime.block_on(case(&pair))));
-        runtime.shutdown_timeout(std::time::Duration::from_secs(10));
-        outcome.map(|()| Completion::Completed).map_err(|panic| {
+        runtime.shutdown_timeout(Duration::from_secs(10));
+        outcome.map_err(|panic| {
             let said = panic.downcast_ref::<String>().cloned();
             let said = said.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
             Failed::from(said.unwrap_or_default())
-        })
+        })?;
+        times.lock().unwrap_or_else(PoisonError::into_inner).insert(full, start.elapsed());
+        Ok(Completion::Completed)
     })
+}
+
+/// Seconds, a line a pair and a column a case; `-` for what didn't pass or wasn't run.
+fn print(times: &HashMap<String, Duration>) {
+    for (n, (name, _)) in CASES.iter().enumerate() {
+        println!("case {}: {name}", n + 1);
+    }
+    let numbers: String = (1..=CASES.len()).map(|n| format!(" {n:>5} |")).collect();
+    println!("\n| seconds                |{numbers}\n|{}|{}", "-".repeat(24), "------:|".repeat(CASES.len()));
+    for (broker, store) in pairs() {
+        let pair = pair_name(broker, store);
+        let took = |name| match times.get(&format!("{pair}::{name}")) {
+            Some(time) => format!(" {:>5.1} |", time.as_secs_f64()),
+            None => "     - |".to_owned(),
+        };
+        println!("| {pair:<22} |{}", CASES.iter().map(|(name, _)| took(*name)).collect::<String>());
+    }
 }

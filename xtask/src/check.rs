@@ -12,7 +12,7 @@ use xtask::prerequisites::{self, KCAT, on_path};
 use xtask::services::{Service, Services};
 
 use crate::backends::Backends;
-use crate::{cargo, metadata};
+use crate::{cargo, features, metadata};
 
 /// Not `--all-features`: among them are ways to build librdkafka that exclude each other or take many minutes.
 const FEATURES: [&str; 2] = ["--features", "kafkaq/full,kafkaq-redis/tls"];
@@ -65,6 +65,7 @@ fn without_servers(report: &mut Report, options: &Options) -> Result<()> {
         run(cargo(&what).args(FEATURES).args(["--", "-D", "warnings"]))
     })?;
     if !options.quick {
+        report.step("each feature alone", features::check_each)?;
         report.step("documentation", || {
             let what = ["doc", "--workspace", "--no-deps"];
             run(cargo(&what).args(FEATURES).env("RUSTDOCFLAGS", "-D warnings"))

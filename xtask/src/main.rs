@@ -5,6 +5,7 @@
 mod backends;
 mod bench;
 mod check;
+mod features;
 mod metadata;
 
 use std::process::{Command, ExitCode};

@@ -55,7 +55,26 @@
 //!   [retry](Error::retry) helps.
 //! - What an operator should see goes to [`tracing`](https://docs.rs/tracing), target `kafkaq`.
 //!
+//! # Features
+//! None is on by default: the in-memory pair and the traits of [`backend`] need nothing but Rust. One broker and one
+//! store make a queue on servers; any broker goes with any store.
+//!
+//! | feature | brings | needs |
+//! |---|---|---|
+//! | `rdkafka` | `kafkaq::rdkafka::RdKafka`: Kafka and Redpanda by librdkafka, with Kafka's own consumer groups; for [`broker`](QueueBuilder::broker) | a C compiler and make |
+//! | `rskafka` | `kafkaq::rskafka::RsKafka`: Kafka and Redpanda in pure Rust; the consumer group is kept in the store ([`LeasedGroup`]); for [`log`](QueueBuilder::log) | |
+//! | `redis` | `kafkaq::redis::RedisStore`: Redis or Valkey, one server or a cluster; for [`store`](QueueBuilder::store) | |
+//! | `etcd` | `kafkaq::etcd::EtcdStore`, for [`store`](QueueBuilder::store) | `protoc` |
+//! | `zookeeper` | `kafkaq::zookeeper::ZooKeeperStore`, for [`store`](QueueBuilder::store) | |
+//! | `full` | all of these | what they need |
+//! | `tls` | encrypted connections in those that are on: `rediss://` and `https://` URLs, Kafka by TLS. ZooKeeper has none | with `rdkafka`: OpenSSL's headers |
+//!
+//! Each backend is a crate of its own too (`kafkaq-redis`, …), whose further features, such as librdkafka's ways to be
+//! built or Kafka's compressions, are turned on there.
+//!
 //! Who knows the Go library finds its words in [`guide::coming_from_go`].
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod appender;
 mod builder;
@@ -80,12 +99,10 @@ pub use leased_group::LeasedGroup;
 pub use publisher::Publisher;
 pub use queue::Queue;
 
-/// Kafka and Redpanda, by librdkafka.
 #[cfg(feature = "etcd")]
 pub use kafkaq_etcd as etcd;
 #[cfg(feature = "rdkafka")]
 pub use kafkaq_rdkafka as rdkafka;
-/// Leases in Redis or Valkey.
 #[cfg(feature = "redis")]
 pub use kafkaq_redis as redis;
 #[cfg(feature = "rskafka")]
