@@ -26,7 +26,7 @@ mod workers;
 mod world;
 
 pub use check::Violation;
-pub use group::run_group;
+pub use group::{GroupFound, GroupOutcome, GroupStats, run_group, search_group, trace_group};
 pub use profile::{Profile, Trouble, WorldFault};
 pub use search::{Found, Search, find, search};
 pub use trace::Stats;

@@ -1,87 +1,131 @@
 //! Runs seeds, looks for planted faults, and replays a seed as a readable trace.
 #![allow(clippy::print_stdout)]
 
-use kafkaq_core::machine::Fault;
-use kafkaq_sim::{Profile, Search, Stats, Trouble, WorldFault};
+use kafkaq_core::{group::GroupFault, machine::Fault};
+use kafkaq_sim::{Profile, Search, Trouble, WorldFault};
+use std::fmt::{Debug, Display};
 use std::time::Instant;
 
-const USAGE: &str = "usage: kafkaq-sim seeds [--from N] [--count N] [--fault NAME] [--only TROUBLE,..]
-       kafkaq-sim faults [--count N]
-       kafkaq-sim replay SEED [--fault NAME] [--only TROUBLE,..]";
+const USAGE: &str =
+    "usage: kafkaq-sim [group] seeds [--from N] [--count N] [--fault NAME] [--only TROUBLE,..]
+       kafkaq-sim [group] faults [--count N]
+       kafkaq-sim [group] replay SEED [--fault NAME] [--only TROUBLE,..]
+
+With `group` it is the consumer group for a log without one, which has no --only.";
 
 fn main() -> Result<(), String> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let option = |name: &str| args.iter().position(|a| a == name).and_then(|i| args.get(i + 1));
-    let number = |name: &str, default: u64| {
-        option(name).map_or(Ok(default), |v| v.parse().map_err(|_| format!("{name} {v}: not a number")))
-    };
-    let fault = match option("--fault") {
-        None => None,
-        Some(name) => Some(
-            Fault::ALL
-                .iter()
-                .copied()
-                .find(|f| format!("{f:?}") == *name)
-                .ok_or_else(|| format!("no fault {name}; there are {:?}", Fault::ALL))?,
-        ),
-    };
-    let trouble = |name: &str| {
-        let found = Trouble::ALL.into_iter().find(|t| format!("{t:?}") == name);
-        found.ok_or_else(|| format!("no trouble {name}; there are {:?}", Trouble::ALL))
-    };
-    let profile = match option("--only") {
+    match args.split_first() {
+        Some((group, rest)) if group == "group" => of_the_group(&Args(rest)),
+        _ => of_the_machine(&Args(&args)),
+    }
+}
+
+struct Args<'a>(&'a [String]);
+
+impl Args<'_> {
+    fn command(&self) -> Option<&str> {
+        self.0.first().map(String::as_str)
+    }
+
+    fn seed(&self) -> Result<u64, String> {
+        self.0.get(1).and_then(|s| s.parse().ok()).ok_or_else(|| USAGE.into())
+    }
+
+    fn option(&self, name: &str) -> Option<&str> {
+        self.0.iter().position(|a| a == name).and_then(|i| self.0.get(i + 1)).map(String::as_str)
+    }
+
+    fn number(&self, name: &str, default: u64) -> Result<u64, String> {
+        let parse = |v: &str| v.parse().map_err(|_| format!("{name} {v}: not a number"));
+        self.option(name).map_or(Ok(default), parse)
+    }
+
+    fn fault<F: Copy + Debug>(&self, all: &[F]) -> Result<Option<F>, String> {
+        self.option("--fault").map(|name| named(name, "fault", all)).transpose()
+    }
+}
+
+fn named<T: Copy + Debug>(name: &str, what: &str, all: &[T]) -> Result<T, String> {
+    let found = all.iter().copied().find(|f| format!("{f:?}") == name);
+    found.ok_or_else(|| format!("no {what} {name}; there are {all:?}"))
+}
+
+fn of_the_machine(args: &Args) -> Result<(), String> {
+    let fault = args.fault(Fault::ALL)?;
+    let trouble = |name: &str| named(name, "trouble", &Trouble::ALL);
+    let profile = match args.option("--only") {
         None => Profile::default(),
         Some(names) => Profile::only(&names.split(',').map(trouble).collect::<Result<Vec<_>, _>>()?),
     };
-    match args.first().map(String::as_str) {
-        Some("seeds") => seeds(&Search {
-            from: number("--from", 0)?,
-            count: number("--count", 10_000)?,
-            profile,
-            fault,
-            stop_at_first: false,
-        }),
-        Some("faults") => faults(number("--count", 20_000)?),
+    match args.command() {
+        Some("seeds") => {
+            let (from, count) = (args.number("--from", 0)?, args.number("--count", 10_000)?);
+            let begin = Instant::now();
+            let found = kafkaq_sim::search(&Search { from, count, profile, fault, stop_at_first: false });
+            report(count, begin, &found.violations, &found.stats.list())
+        }
+        Some("faults") => faults(args.number("--count", 20_000)?),
         Some("replay") => {
-            let seed = args.get(1).and_then(|s| s.parse().ok()).ok_or(USAGE)?;
+            let seed = args.seed()?;
             let (outcome, lines) = kafkaq_sim::trace(seed, &profile, fault);
-            lines.iter().for_each(|line| println!("{line}"));
-            if outcome.violation.is_none() {
-                println!("seed {seed}: no violation");
-            }
+            replay(seed, &lines, outcome.violation.is_some());
             Ok(())
         }
         _ => Err(USAGE.into()),
     }
 }
 
-fn seeds(wanted: &Search) -> Result<(), String> {
-    let begin = Instant::now();
-    let found = kafkaq_sim::search(wanted);
-    let took = begin.elapsed().as_secs_f64();
-    for (seed, v) in found.violations.iter().take(40) {
-        println!("seed {seed}: {v}");
+fn of_the_group(args: &Args) -> Result<(), String> {
+    let fault = args.fault(GroupFault::ALL)?;
+    match args.command() {
+        Some("seeds") => {
+            let (from, count) = (args.number("--from", 0)?, args.number("--count", 10_000)?);
+            let begin = Instant::now();
+            let found = kafkaq_sim::search_group(from, count, fault, false);
+            report(count, begin, &found.violations, &found.stats.list())
+        }
+        Some("faults") => group_faults(args.number("--count", 5_000)?),
+        Some("replay") => {
+            let seed = args.seed()?;
+            let (outcome, lines) = kafkaq_sim::trace_group(seed, fault);
+            replay(seed, &lines, outcome.violation.is_some());
+            Ok(())
+        }
+        _ => Err(USAGE.into()),
     }
-    coverage(&found.stats);
-    println!(
-        "{} seeds in {took:.1} s: {:.0} seeds/s; {} with a violation",
-        wanted.count,
-        wanted.count as f64 / took,
-        found.violations.len()
-    );
-    if found.violations.is_empty() { Ok(()) } else { Err("there are violations".into()) }
 }
 
-fn coverage(stats: &Stats) {
-    for line in stats.list().chunks(4) {
+/// The last line tells what was broken.
+fn replay(seed: u64, lines: &[String], broken: bool) {
+    lines.iter().for_each(|line| println!("{line}"));
+    if !broken {
+        println!("seed {seed}: no violation");
+    }
+}
+
+fn report(
+    count: u64,
+    begin: Instant,
+    violations: &[(u64, impl Display)],
+    stats: &[(&str, u64)],
+) -> Result<(), String> {
+    let took = begin.elapsed().as_secs_f64();
+    for (seed, v) in violations.iter().take(40) {
+        println!("seed {seed}: {v}");
+    }
+    for line in stats.chunks(4) {
         let cells: Vec<String> = line.iter().map(|(name, n)| format!("{name:>22} {n:>9}")).collect();
         println!("{}", cells.join(" "));
     }
+    let (each, broken) = (count as f64 / took, violations.len());
+    println!("{count} seeds in {took:.1} s: {each:.0} seeds/s; {broken} with a violation");
+    if violations.is_empty() { Ok(()) } else { Err("there are violations".into()) }
 }
 
 fn faults(count: u64) -> Result<(), String> {
     let mut missed = Vec::new();
-    println!("{:<32} {:>7}  found by", "fault", "seeds");
+    header();
     for fault in Fault::ALL {
         let name = format!("{fault:?}");
         match kafkaq_sim::find(*fault, count) {
@@ -104,5 +148,26 @@ fn faults(count: u64) -> Result<(), String> {
             None => missed.push(name),
         }
     }
+    all_found(&missed)
+}
+
+fn group_faults(count: u64) -> Result<(), String> {
+    let mut missed = Vec::new();
+    header();
+    for fault in GroupFault::ALL {
+        let name = format!("{fault:?}");
+        match kafkaq_sim::search_group(0, count, Some(*fault), true).violations.first() {
+            Some((seed, v)) => println!("{name:<32} {:>7}  {v}", seed + 1),
+            None => missed.push(name),
+        }
+    }
+    all_found(&missed)
+}
+
+fn header() {
+    println!("{:<32} {:>7}  found by", "fault", "seeds");
+}
+
+fn all_found(missed: &[String]) -> Result<(), String> {
     if missed.is_empty() { Ok(()) } else { Err(format!("not found: {}", missed.join(", "))) }
 }

@@ -38,41 +38,48 @@ pub struct Found {
 /// Runs them.
 #[must_use]
 pub fn search(search: &Search) -> Found {
-    let (next, end) = (AtomicU64::new(search.from), search.from + search.count);
-    let stop = AtomicU64::new(end);
+    let run = |seed, found: &mut Found| {
+        let outcome = crate::run(seed, &search.profile, search.fault);
+        found.stats.add(&outcome.stats);
+        let broken = outcome.violation.is_some();
+        found.violations.extend(outcome.violation.map(|v| (seed, v)));
+        broken && search.stop_at_first
+    };
+    let mut all = Found::default();
+    for found in on_all_cores(search.from, search.count, run) {
+        all.stats.add(&found.stats);
+        all.violations.extend(found.violations);
+    }
+    all.violations.sort_by_key(|(seed, _)| *seed);
+    all
+}
+
+/// Runs seeds in ascending order and answers what each core has gathered. No higher seed is begun once `run` has said
+/// that it is enough.
+pub(crate) fn on_all_cores<T: Default + Send>(
+    from: u64,
+    count: u64,
+    run: impl Fn(u64, &mut T) -> bool + Sync,
+) -> Vec<T> {
+    let (next, stop) = (AtomicU64::new(from), AtomicU64::new(from + count));
     let work = || {
-        let mut found = Found::default();
+        let mut gathered = T::default();
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= stop.load(Ordering::Relaxed) {
-                return found;
+                return gathered;
             }
-            let outcome = crate::run(seed, &search.profile, search.fault);
-            found.stats.add(&outcome.stats);
-            if let Some(v) = outcome.violation {
-                found.violations.push((seed, v));
-                if search.stop_at_first {
-                    stop.fetch_min(seed, Ordering::Relaxed);
-                }
+            if run(seed, &mut gathered) {
+                stop.fetch_min(seed, Ordering::Relaxed);
             }
         }
     };
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    let mut all = Found::default();
     thread::scope(|scope| {
         let threads: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
-        for found in threads {
-            match found.join() {
-                Ok(found) => {
-                    all.stats.add(&found.stats);
-                    all.violations.extend(found.violations);
-                }
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        }
-    });
-    all.violations.sort_by_key(|(seed, _)| *seed);
-    all
+        let joined = threads.into_iter().map(|t| t.join());
+        joined.map(|r| r.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    })
 }
 
 /// Looks for a violation with every trouble there is, and with the few troubles that bring out what is rare among

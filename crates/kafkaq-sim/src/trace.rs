@@ -80,15 +80,15 @@ pub(crate) fn lease(value: Option<&Bytes>) -> String {
 }
 
 macro_rules! stats {
-    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+    ($stats:ident: $($(#[$doc:meta])* $name:ident),* $(,)?) => {
         /// How often each thing happened: a simulation that never reaches a rule proves nothing.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         #[non_exhaustive]
-        pub struct Stats { $($(#[$doc])* pub $name: u64),* }
+        pub struct $stats { $($(#[$doc])* pub $name: u64),* }
 
-        impl Stats {
+        impl $stats {
             /// Adds another run's counts.
-            pub fn add(&mut self, other: &Stats) { $(self.$name += other.$name;)* }
+            pub fn add(&mut self, other: &$stats) { $(self.$name += other.$name;)* }
 
             /// Names and counts.
             #[must_use]
@@ -97,7 +97,9 @@ macro_rules! stats {
     };
 }
 
-stats! {
+pub(crate) use stats;
+
+stats! { Stats:
     /// Events of the world.
     events,
     /// Tasks whose publication was acknowledged.

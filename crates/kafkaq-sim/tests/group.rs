@@ -1,28 +1,39 @@
 //! The group keeps its rules in every seed, and the simulation notices when one is taken out.
 
 use kafkaq_core::group::GroupFault;
-use kafkaq_sim::run_group;
+use kafkaq_sim::{run_group, search_group, trace_group};
 
 #[test]
 fn no_seed_breaks_a_rule_of_the_group() {
-    let told: Vec<String> =
-        (0..2_000).filter_map(|seed| run_group(seed, None).map(|v| format!("seed {seed}: {v}"))).collect();
-    assert!(told.is_empty(), "{} seeds:\n{}", told.len(), told[..told.len().min(10)].join("\n"));
+    let found = search_group(0, 2_000, None, false);
+    let told: Vec<String> = found.violations.iter().take(10).map(|(s, v)| format!("seed {s}: {v}")).collect();
+    assert!(told.is_empty(), "{} seeds:\n{}", found.violations.len(), told.join("\n"));
 }
 
 #[test]
 fn every_planted_fault_of_the_group_is_found() {
     let missed: Vec<_> = GroupFault::ALL
         .iter()
-        .filter(|fault| !(0..2_000).any(|seed| run_group(seed, Some(**fault)).is_some()))
+        .filter(|fault| search_group(0, 5_000, Some(**fault), true).violations.is_empty())
         .collect();
     assert!(missed.is_empty(), "not found: {missed:?}");
 }
 
 #[test]
 fn a_seed_of_the_group_replays_exactly() {
-    let broken = |seed| run_group(seed, Some(GroupFault::ConflictOverwritten));
     for seed in 0..50 {
-        assert_eq!(broken(seed), broken(seed), "seed {seed}");
+        let fault = Some(GroupFault::ConflictOverwritten);
+        let (told, lines) = trace_group(seed, fault);
+        assert!(lines.len() > 50, "seed {seed}: nothing happens");
+        assert_eq!(lines, trace_group(seed, fault).1, "seed {seed}");
+        assert_eq!(told.violation, run_group(seed, fault).violation, "seed {seed}, untraced");
     }
+}
+
+/// A simulation that never reaches a rule proves nothing about it.
+#[test]
+fn everything_happens_in_the_group() {
+    let stats = search_group(0, 500, None, false).stats;
+    let never: Vec<&str> = stats.list().into_iter().filter(|(_, n)| *n == 0).map(|(name, _)| name).collect();
+    assert!(never.is_empty(), "never happened in 500 seeds: {never:?}");
 }

@@ -164,6 +164,17 @@ impl QueueBuilder {
         self.with(|c| c.publish_buffer = bytes)
     }
 
+    /// How long a process may be silent before the others take over what it reads, if the tasks are in a
+    /// [`log`](QueueBuilder::log): its group is kept in the store. A [`broker`](QueueBuilder::broker) has a session
+    /// timeout of its own. Default: 10 s.
+    ///
+    /// Shorter, and the tasks of a process that died are picked up sooner; longer, and a store that is slow or away
+    /// for a moment doesn't cost a healthy process its partitions. A second to an hour, and at least three times the
+    /// store's request timeout. See [`LeasedGroup::with_member_timeout`].
+    pub fn member_timeout(self, timeout: Duration) -> Self {
+        self.with(|c| c.member_timeout = Some(timeout))
+    }
+
     /// Makes the topics that are missing, checks what is there, and joins the group. Needs a tokio runtime.
     ///
     /// # Errors
@@ -174,7 +185,11 @@ impl QueueBuilder {
         let QueueBuilder { config, broker, log, store } = self;
         let broker = match (broker, log, &store) {
             (None, Some(log), Some(store)) => {
-                Some(Arc::new(LeasedGroup::shared(log, store.clone())) as Arc<dyn Broker>)
+                let mut group = LeasedGroup::shared(log, store.clone());
+                if let Some(timeout) = config.member_timeout {
+                    group = group.with_member_timeout(timeout);
+                }
+                Some(Arc::new(group) as Arc<dyn Broker>)
             }
             (None, Some(_), None) => return Err(incomplete("a log but no store")),
             (broker, _, _) => broker,
@@ -233,6 +248,13 @@ impl QueueBuilder {
             return Err(Error::not_applied(ErrorKind::Invalid, "build a queue")
                 .on("a broker and a log")
                 .with_advice("Give one of them: a broker has consumer groups of its own, a log has none"));
+        }
+        if self.config.member_timeout.is_some() && self.log.is_none() {
+            return Err(Error::not_applied(ErrorKind::Invalid, "build a queue")
+                .on("member_timeout")
+                .with_advice(
+                    "It is for a `log`, whose group is kept in the store; set a broker's own session timeout",
+                ));
         }
         self.config.check()
     }

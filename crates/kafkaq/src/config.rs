@@ -1,11 +1,12 @@
 //! Everything that can be set on a queue, and whether it makes sense together.
 
 use kafkaq_core::{Error, ErrorKind, Keyspace, Result, machine};
-use std::{sync::Arc, time::Duration};
+use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
 /// Bytes that kafkaq may add to a task in its own headers, over all of a task's life.
 pub(crate) const HEADROOM: usize = 64 << 10;
 const DAY: Duration = Duration::from_secs(24 * 3600);
+const MEMBER_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 #[derive(Clone, Debug)]
@@ -28,6 +29,8 @@ pub(crate) struct Config {
     pub(crate) max_task_bytes: usize,
     pub(crate) publish_timeout: Duration,
     pub(crate) publish_buffer: usize,
+    /// `None`: the default of a group that is kept in the store.
+    pub(crate) member_timeout: Option<Duration>,
 }
 
 impl Config {
@@ -53,6 +56,7 @@ impl Config {
             max_task_bytes: 1_000_000 - HEADROOM,
             publish_timeout: Duration::from_secs(30),
             publish_buffer: 64 << 20,
+            member_timeout: None,
         }
     }
 
@@ -137,6 +141,14 @@ impl Config {
                 return invalid(name, "It is at least a millisecond");
             }
         }
+        if let Some(timeout) = self.member_timeout
+            && !MEMBER_TIMEOUT.contains(&timeout)
+        {
+            return invalid(
+                format!("member_timeout {timeout:?}"),
+                "It is a second to an hour, and at least three times the store's request timeout",
+            );
+        }
         for (name, value) in [
             ("lease_duration", self.lease),
             ("done_retention", self.done_retention),
@@ -210,7 +222,7 @@ mod tests {
     #[test]
     fn every_setting_that_makes_no_sense_is_refused_by_name() {
         type Change = fn(&mut Config);
-        let wrong: [(&str, Change); 12] = [
+        let wrong: [(&str, Change); 14] = [
             ("queue", |c| c.queue = "a b".into()),
             ("group", |c| c.group = "a.b".into()),
             ("topic", |c| c.task_topic = Some("a/b".into())),
@@ -223,6 +235,8 @@ mod tests {
             ("max_attempts", |c| c.max_attempts = 0),
             ("max_task_bytes", |c| c.max_task_bytes = 0),
             ("publish_buffer", |c| c.publish_buffer = 10),
+            ("member_timeout", |c| c.member_timeout = Some(Duration::from_millis(999))),
+            ("member_timeout", |c| c.member_timeout = Some(Duration::from_secs(3601))),
         ];
         for (name, change) in wrong {
             let mut c = config();

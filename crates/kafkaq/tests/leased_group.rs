@@ -311,3 +311,52 @@ async fn a_log_needs_a_store_and_no_broker() {
     let both = Queue::builder("q").log(MemoryLog::new()).broker(MemoryLog::new()).store(MemoryStore::new());
     assert_eq!(both.build().await.unwrap_err().kind(), ErrorKind::Invalid);
 }
+
+#[tokio::test]
+async fn a_member_timeout_makes_sense_and_is_for_a_log() {
+    let queue = || Queue::builder("q").store(MemoryStore::new());
+    let of = |e: kafkaq::Error| (e.kind(), e.to_string());
+    let short = queue().log(MemoryLog::new()).member_timeout(Duration::from_millis(100)).build().await;
+    let (kind, text) = of(short.unwrap_err());
+    assert!(kind == ErrorKind::Invalid && text.contains("member_timeout 100ms"), "{text}");
+    let broker = queue().broker(MemoryLog::new()).member_timeout(Duration::from_secs(5)).build().await;
+    let (kind, text) = of(broker.unwrap_err());
+    assert!(kind == ErrorKind::Invalid && text.contains("session timeout"), "{text}");
+    let group = LeasedGroup::new(MemoryLog::new(), MemoryStore::new()).with_member_timeout(Duration::ZERO);
+    let refused = group.join(JoinRequest::new("g", vec!["t".into()], [1; 16])).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Invalid);
+}
+
+/// The process that died is a task whose runtime is gone; the other must have its partitions as soon as that says.
+#[test]
+fn the_member_timeout_of_a_queue_is_the_groups() {
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (mine, theirs) = (runtime(), runtime());
+    let (log, store) = (MemoryLog::new(), MemoryStore::new());
+    let build = |timeout: u64| {
+        Queue::builder("emails")
+            .log(log.clone())
+            .store(store.clone())
+            .partitions(2)
+            .member_timeout(Duration::from_secs(timeout))
+            .build()
+    };
+    let dead = theirs.block_on(build(2)).unwrap();
+    theirs.block_on(dead.publish(Task::new("a"))).unwrap();
+    theirs
+        .block_on(async { timeout(PATIENCE, dead.get_job()).await.unwrap().unwrap().done().await.unwrap() });
+    theirs.shutdown_background();
+    mine.block_on(async {
+        let begin = Instant::now();
+        let queue = build(2).await.unwrap();
+        for n in 0..20 {
+            queue.publish(Task::new(n.to_string())).await.unwrap();
+        }
+        for _ in 0..20 {
+            timeout(PATIENCE, queue.get_job()).await.expect("no takeover").unwrap().done().await.unwrap();
+        }
+        assert!(begin.elapsed() > Duration::from_secs(1), "the dead one's partitions were taken too soon");
+        queue.shutdown(Duration::from_secs(5)).await.unwrap();
+    });
+}

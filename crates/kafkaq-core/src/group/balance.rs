@@ -23,7 +23,7 @@ impl Loads {
     pub(super) fn new(slots: &[Slot], me: MemberId, holder: impl Fn(&Slot) -> Option<MemberId>) -> Self {
         let mut loads = Loads::default();
         loads.total.insert(me, 0);
-        for slot in slots {
+        for slot in slots.iter().filter(|s| !s.gone) {
             let topic = loads.topics.entry(slot.partition.topic.clone()).or_default();
             topic.partitions += 1;
             if let Some(member) = holder(slot) {
@@ -48,15 +48,16 @@ impl Loads {
         *self.total.entry(member).or_default() += 1;
     }
 
-    /// From whom, in which topic, a partition should come to `me`.
-    pub(super) fn victim(&self, me: MemberId) -> Option<(Arc<str>, MemberId)> {
+    /// From whom, in which topic, a partition should come to `me`. `anyway`: even if that helps nothing.
+    pub(super) fn victim(&self, me: MemberId, anyway: bool) -> Option<(Arc<str>, MemberId)> {
         let mine = self.total(me);
         let cases =
             self.topics.iter().flat_map(|(name, topic)| topic.of.keys().map(move |m| (name, topic, *m)));
         cases
             .filter(|(_, topic, m)| {
                 let more = topic.get(*m).saturating_sub(topic.get(me));
-                *m != me && (more >= 2 || (more == 1 && self.total(*m) >= mine + 2))
+                let helps = more >= 2 || (more == 1 && self.total(*m) >= mine + 2);
+                *m != me && (helps || (anyway && more == 1))
             })
             .max_by_key(|(_, topic, m)| (topic.get(*m).saturating_sub(topic.get(me)), self.total(*m)))
             .map(|(name, _, m)| (name.clone(), m))

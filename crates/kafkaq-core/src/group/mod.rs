@@ -9,22 +9,28 @@
 //!   │◀── the counter stood still for member_timeout ─┘                                   │
 //!   └──────────────────────── the owner is cleared by a swap ◀───────────────────────────┘
 //! ```
-//! - An owner renews by raising the value's counter. Whoever sees the counter stand still for `member_timeout`, by its
+//! - An owner renews by raising the value's counter, ten times in `member_timeout`. Whoever sees the counter stand still for `member_timeout`, by its
 //!   own monotonic clock, takes the partition. The owner stops earlier than that by its own clock, counted from when
 //!   the last renewal was sent (hole 18).
 //! - A commit is a swap too, so only the owner wins it, and it is a renewal at the same time.
 //! - A member with too little asks the one with the most for one partition, by writing its name into the value. The
 //!   owner finds it at its next renewal, lets go in two phases, and the partition is kept for the asker for a while.
-//! - The store may forget: an owner that finds nothing, or an earlier state, writes its own again. A new owner that
-//!   finds no cursor asks for the log's own checkpoint (hole 16).
+//! - The store may forget: an owner that finds nothing, or an earlier state that is no further than its own, writes its
+//!   own again. Where reading starts, the log's own checkpoint counts as much as the store's cursor (hole 16).
+//! - Who leaves puts its cursors into the log first, and then lets go.
 //!
 //! No async, no clock, no random number, no I/O: inputs are `handle_*`, outputs are `poll_*`.
 
 mod balance;
 #[cfg(feature = "planted-faults")]
 mod fault;
+mod hold;
+#[cfg(test)]
+mod properties;
 mod slot;
 mod start;
+mod swaps;
+mod takes;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -34,10 +40,8 @@ pub use fault::GroupFault;
 pub use start::start;
 pub use value::{Cursor, Mark, Value};
 
-use crate::{Assignment, Key, Partition, Result, Swap, Swapped, machine::Mono};
-use balance::Loads;
-use bytes::Bytes;
-use slot::{Own, Phase, Sent, Slot};
+use crate::{Assignment, Key, Partition, machine::Mono};
+use slot::{Own, Phase, Slot};
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
@@ -66,7 +70,7 @@ pub struct GroupConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Ours now; reading starts there.
-    Assigned(Assignment, i64),
+    Assigned(Assignment, Cursor),
     /// To be released.
     Revoking(Assignment),
     /// No longer ours.
@@ -99,6 +103,8 @@ pub struct Group {
     slots: Vec<Slot>,
     by_partition: HashMap<Partition, usize>,
     next_read: Mono,
+    /// The slot that the next read begins with: one read may not be enough for all.
+    read_from: usize,
     reading: bool,
     leaving: bool,
     changes: VecDeque<Change>,
@@ -118,6 +124,9 @@ macro_rules! planted {
     }};
 }
 
+use planted;
+
+/// How soon a failed call is made again.
 const RETRY: Duration = Duration::from_millis(100);
 
 impl Group {
@@ -129,6 +138,7 @@ impl Group {
             slots: Vec::new(),
             by_partition: HashMap::new(),
             next_read: Mono(0),
+            read_from: 0,
             reading: false,
             leaving: false,
             changes: VecDeque::new(),
@@ -144,6 +154,7 @@ impl Group {
         self.fault = fault;
     }
 
+    /// How often an owner renews.
     fn tick(&self) -> Duration {
         self.config.member_timeout / 10
     }
@@ -157,40 +168,23 @@ impl Group {
         self.by_partition.get(partition).map(|i| &mut self.slots[*i])
     }
 
-    /// These partitions exist. What is known already is ignored.
+    /// The partitions that there are, all of them. What is no longer among them is lost.
     pub fn handle_partitions(&mut self, partitions: impl IntoIterator<Item = Partition>) {
+        let mut there = vec![false; self.slots.len()];
         for partition in partitions {
-            if !self.by_partition.contains_key(&partition) {
-                self.by_partition.insert(partition.clone(), self.slots.len());
-                self.slots.push(Slot::new(Key::partition(&self.config.group, &partition), partition));
-                self.next_read = Mono(0);
+            if let Some(i) = self.by_partition.get(&partition) {
+                there[*i] = true;
+                continue;
             }
+            there.push(true);
+            self.by_partition.insert(partition.clone(), self.slots.len());
+            self.slots.push(Slot::new(Key::partition(&self.config.group, &partition), partition));
+            self.next_read = Mono(0);
         }
-    }
-
-    /// The keys to read now, if it is time. What this member holds isn't read: its renewals tell.
-    pub fn poll_read(&mut self, now: Mono, max: usize) -> Option<(ReadToken, Vec<Key>)> {
-        if self.reading || self.leaving || now < self.next_read {
-            return None;
-        }
-        let asks = self.slots.iter().any(|s| s.wanted_by() == Some(self.config.member) && s.own.is_none());
-        self.next_read = now.plus(if asks { self.tick() / 5 } else { self.tick() });
-        let others = self.slots.iter().enumerate().filter(|(_, s)| s.own.is_none() && s.sent.is_none());
-        let (token, keys): (Vec<_>, Vec<_>) =
-            others.take(max).map(|(i, s)| ((i, s.version), s.key.clone())).unzip();
-        self.reading = !keys.is_empty();
-        self.reading.then_some((ReadToken(token), keys))
-    }
-
-    /// What a read found.
-    pub fn handle_read(&mut self, token: ReadToken, outcomes: Vec<Result<Option<Bytes>>>, now: Mono) {
-        self.reading = false;
-        for ((i, version), outcome) in token.0.into_iter().zip(outcomes) {
-            let slot = &mut self.slots[i];
-            if let Ok(raw) = outcome
-                && slot.version == version
-            {
-                slot.observe(raw, now);
+        for (i, there) in there.into_iter().enumerate() {
+            self.slots[i].gone = !there;
+            if !there {
+                self.lose(i, CommitOutcome::Unknown);
             }
         }
     }
@@ -204,7 +198,7 @@ impl Group {
             let revoked = matches!(own.phase, Phase::Revoking(by) if now >= by);
             if now >= own.renewed.plus(limit) && !planted!(self, NeverStops) {
                 self.lose(i, CommitOutcome::Unknown);
-            } else if revoked {
+            } else if revoked && !planted!(self, NoReleaseLimit) {
                 own.phase = Phase::Releasing;
                 let (epoch, slot) = (own.epoch, &self.slots[i]);
                 self.changes.push_back(Change::Lost(slot.assignment(epoch)));
@@ -219,270 +213,6 @@ impl Group {
             if matches!(own.phase, Phase::Held | Phase::Revoking(_)) {
                 self.changes.push_back(Change::Lost(slot.assignment(own.epoch)));
             }
-        }
-    }
-
-    /// Swaps to make now, at most one a key at a time.
-    pub fn poll_swaps(&mut self, now: Mono, max: usize, out: &mut Vec<(SwapToken, Swap)>) {
-        self.handle_time(now);
-        for i in 0..self.slots.len() {
-            if out.len() < max
-                && let Some(new) = self.renewal(i, now)
-            {
-                self.send(i, new, now, out);
-            }
-        }
-        if self.leaving {
-            return;
-        }
-        let me = self.config.member;
-        let mut loads = Loads::new(&self.slots, me, |slot| self.holder(slot, now));
-        // Everybody begins somewhere else, so that two members rarely want the same one.
-        let begin = usize::from(me[15]);
-        for n in 0..self.slots.len() {
-            let i = (begin + n) % self.slots.len();
-            let slot = &self.slots[i];
-            if out.len() >= max || !self.is_free(slot, now) {
-                continue;
-            }
-            let promised = slot.wanted_by() == Some(me);
-            // A partition that nobody wants although it is free goes to anybody.
-            let left_over = now >= slot.changed.plus(self.config.member_timeout + self.tick() * 3);
-            let topic = slot.partition.topic.clone();
-            if promised || left_over || loads.has_room(&topic, me) {
-                if !promised {
-                    loads.add(&topic, me);
-                }
-                let cursor = slot.value.as_ref().and_then(|v| v.cursor);
-                let epoch = slot.epoch + 1;
-                self.send(i, Value { owner: Some(me), counter: 0, epoch, wanted_by: None, cursor }, now, out);
-            }
-        }
-        if out.len() < max
-            && let Some((i, new)) = self.request(&loads, now)
-        {
-            self.send(i, new, now, out);
-        }
-    }
-
-    /// What an owner writes next, if there is anything to write.
-    fn renewal(&self, i: usize, now: Mono) -> Option<Value> {
-        let slot = &self.slots[i];
-        let own = slot.own.as_ref().filter(|_| slot.sent.is_none() && now >= slot.retry_at)?;
-        let releasing = own.phase == Phase::Releasing;
-        let due =
-            releasing || own.cursor != own.stored || own.beat.is_none_or(|at| now >= at.plus(self.tick()));
-        due.then(|| Value {
-            owner: (!releasing).then_some(self.config.member),
-            counter: 0,
-            epoch: own.epoch,
-            wanted_by: slot.wanted_by().filter(|m| *m != self.config.member),
-            cursor: own.cursor,
-        })
-    }
-
-    fn send(&mut self, i: usize, mut new: Value, now: Mono, out: &mut Vec<(SwapToken, Swap)>) {
-        let slot = &mut self.slots[i];
-        if new.owner == Some(self.config.member) || slot.own.is_some() {
-            slot.counter = slot.counter.max(slot.value.as_ref().map_or(0, |v| v.counter)) + 1;
-            new.counter = slot.counter;
-        }
-        slot.version += 1;
-        if let Some(own) = &mut slot.own {
-            own.beat = Some(now);
-        }
-        let take = slot.own.is_none() && new.owner == Some(self.config.member);
-        let located = slot.own.as_ref().is_some_and(|own| !matches!(own.phase, Phase::Locating(_)));
-        let raw = new.encode();
-        out.push((SwapToken(i), Swap::new(slot.key.clone(), slot.raw.clone(), Some(raw.clone()), None)));
-        slot.sent = Some(Sent { new, raw, at: now, take, located });
-        if planted!(self, CommitUnconfirmed)
-            && let Some(own) = &mut self.slots[i].own
-        {
-            self.answers.extend(own.commits.drain(..).map(|(id, _)| (id, CommitOutcome::Done)));
-        }
-    }
-
-    /// Whether the owner, if there is one, has shown no sign of life for too long.
-    fn is_expired(&self, slot: &Slot, now: Mono) -> bool {
-        let limit =
-            if planted!(self, TakesFromTheLiving) { self.tick() / 2 } else { self.config.member_timeout };
-        now >= slot.changed.plus(limit) && !planted!(self, NoExpiry)
-    }
-
-    fn is_free(&self, slot: &Slot, now: Mono) -> bool {
-        if slot.own.is_some() || slot.sent.is_some() || !slot.known || slot.newer || now < slot.retry_at {
-            return false;
-        }
-        match (slot.owner(), slot.wanted_by()) {
-            // Its own from before it was lost, or from a swap whose answer never came.
-            (Some(owner), _) if owner == self.config.member => true,
-            (Some(_), _) => self.is_expired(slot, now),
-            (None, Some(by)) if by != self.config.member => now >= slot.changed.plus(self.tick() * 3),
-            (None, _) => true,
-        }
-    }
-
-    /// Who has it, or is promised it, and is alive.
-    fn holder(&self, slot: &Slot, now: Mono) -> Option<MemberId> {
-        let me = self.config.member;
-        let taking = slot.sent.as_ref().is_some_and(|s| s.new.owner == Some(me));
-        if slot.own.is_some() || taking {
-            return Some(slot.wanted_by().unwrap_or(me));
-        }
-        let alive = slot.value.is_some() && !self.is_free(slot, now);
-        slot.wanted_by().or(slot.owner()).filter(|m| (*m != me && alive) || slot.wanted_by() == Some(me))
-    }
-
-    /// The next partition to ask another member for. Only one at a time.
-    fn request(&self, loads: &Loads, now: Mono) -> Option<(usize, Value)> {
-        let me = self.config.member;
-        let asks = |s: &Slot| {
-            s.own.is_none()
-                && (s.wanted_by() == Some(me) || s.sent.as_ref().is_some_and(|s| s.new.wanted_by == Some(me)))
-        };
-        if planted!(self, NoBalance) || self.slots.iter().any(asks) || self.slots.iter().any(|s| !s.known) {
-            return None;
-        }
-        let (topic, victim) = loads.victim(me)?;
-        let i = self.slots.iter().position(|s| {
-            let open = s.sent.is_none() && s.own.is_none() && now >= s.retry_at && !s.newer;
-            open && s.partition.topic == topic && s.owner() == Some(victim) && s.wanted_by().is_none()
-        })?;
-        let mut new = self.slots[i].value.clone()?;
-        new.wanted_by = Some(me);
-        Some((i, new))
-    }
-
-    /// What became of a swap.
-    pub fn handle_swapped(&mut self, token: SwapToken, outcome: Result<Swapped>, now: Mono) {
-        let i = token.0;
-        let (me, every) = (self.config.member, self.config.checkpoint_every);
-        let overwrite = planted!(self, ConflictOverwritten);
-        let release_by = now.plus(self.config.release_limit);
-        let slot = &mut self.slots[i];
-        let Some(sent) = slot.sent.take() else { return };
-        slot.version += 1;
-        match outcome {
-            Err(_) => {
-                slot.retry_at = now.plus(RETRY);
-                slot.write_at_once();
-            }
-            Ok(Swapped::Done) => {
-                slot.observe(Some(sent.raw), now);
-                let won = sent.new.owner == Some(me);
-                match &mut slot.own {
-                    Some(own) if own.epoch == sent.new.epoch && won => {
-                        own.renewed = sent.at;
-                        if sent.located {
-                            own.stored = sent.new.cursor;
-                            own.answer_stored(&mut self.answers);
-                        }
-                    }
-                    Some(own) if own.epoch == sent.new.epoch => {
-                        own.stored = sent.new.cursor;
-                        own.answer_stored(&mut self.answers);
-                        self.lose(i, CommitOutcome::NotOwner);
-                    }
-                    Some(_) => {}
-                    None if sent.take => {
-                        let checkpoint_at = sent.at.plus(every);
-                        let mut own = Own::new(sent.new.epoch, sent.at, sent.new.cursor, checkpoint_at);
-                        if self.leaving {
-                            own.phase = Phase::Releasing;
-                        }
-                        slot.own = Some(own);
-                    }
-                    // A renewal that is answered after its assignment was lost wins nothing.
-                    None => {}
-                }
-            }
-            Ok(Swapped::Conflict(current)) => {
-                slot.observe(current, now);
-                let Some(own) = &mut slot.own else { return };
-                let ours = match &slot.value {
-                    // The store forgot, or went back in time, or holds a swap whose answer was lost.
-                    None => !slot.newer,
-                    Some(v) => v.owner == Some(me) || v.epoch < own.epoch || overwrite,
-                };
-                let wanted = slot.value.as_ref().and_then(|v| v.wanted_by).is_some_and(|m| m != me);
-                if !ours {
-                    self.lose(i, CommitOutcome::NotOwner);
-                } else if wanted && own.phase == Phase::Held {
-                    own.phase = Phase::Revoking(release_by);
-                    let change =
-                        Change::Revoking(Assignment { partition: slot.partition.clone(), epoch: own.epoch });
-                    self.changes.push_back(change);
-                } else if wanted && matches!(own.phase, Phase::Locating(_)) {
-                    own.phase = Phase::Releasing;
-                }
-                self.slots[i].write_at_once();
-            }
-        }
-    }
-
-    /// Partitions whose start has to be found: the cursor that the store holds, if any.
-    pub fn poll_locate(&mut self, now: Mono) -> Option<(Assignment, Option<Cursor>)> {
-        let ready = |own: &Own| matches!(own.phase, Phase::Locating(Some(at)) if now >= at);
-        let slot = self.slots.iter_mut().find(|s| s.own.as_ref().is_some_and(ready))?;
-        let own = slot.own.as_mut()?;
-        own.phase = Phase::Locating(None);
-        let (epoch, cursor) = (own.epoch, own.cursor);
-        Some((slot.assignment(epoch), cursor))
-    }
-
-    /// Where reading starts; `None` if it could not be found out, which is tried again.
-    pub fn handle_located(&mut self, assignment: &Assignment, cursor: Option<Cursor>, now: Mono) {
-        let again = now.plus(RETRY);
-        let Some(own) = self.slot(&assignment.partition).and_then(|s| s.held(assignment)) else { return };
-        if own.phase != Phase::Locating(None) {
-            return;
-        }
-        let Some(cursor) = cursor else {
-            own.phase = Phase::Locating(Some(again));
-            return;
-        };
-        own.phase = Phase::Held;
-        // Without a mark it would be believed in a topic made anew.
-        own.cursor = Some(cursor).filter(|c| c.mark.is_some());
-        // A cursor of an earlier topic confirms no commit of this one.
-        own.stored = own.stored.filter(|s| own.cursor == Some(*s));
-        self.changes.push_back(Change::Assigned(assignment.clone(), cursor.offset));
-    }
-
-    /// Everything below the cursor is finished. Answered by [`Group::poll_answers`] under `id`.
-    pub fn handle_commit(&mut self, id: u64, assignment: &Assignment, cursor: Cursor, now: Mono) {
-        self.handle_time(now);
-        let back = planted!(self, CursorGoesBack);
-        let Some(i) = self.by_partition.get(&assignment.partition).copied() else {
-            return self.answers.push((id, CommitOutcome::NotOwner));
-        };
-        let held =
-            self.slots[i].held(assignment).filter(|o| matches!(o.phase, Phase::Held | Phase::Revoking(_)));
-        let Some(own) = held else { return self.answers.push((id, CommitOutcome::NotOwner)) };
-        if back || own.cursor.is_none_or(|c| cursor.offset > c.offset) {
-            own.cursor = Some(cursor);
-        }
-        own.commits.push((id, cursor.offset));
-        own.answer_stored(&mut self.answers);
-    }
-
-    /// The member lets go of what was being revoked.
-    pub fn handle_release(&mut self, assignment: &Assignment) {
-        if let Some(own) = self.slot(&assignment.partition).and_then(|s| s.held(assignment))
-            && matches!(own.phase, Phase::Revoking(_))
-        {
-            own.phase = Phase::Releasing;
-        }
-    }
-
-    /// Reading can't go on where it was: the topic was made anew, or its beginning deleted. The partition is lost and
-    /// won again, with a fresh look at where to start.
-    pub fn handle_broken(&mut self, assignment: &Assignment) {
-        if let Some(i) = self.by_partition.get(&assignment.partition).copied()
-            && self.slots[i].held(assignment).is_some()
-        {
-            self.lose(i, CommitOutcome::Unknown);
         }
     }
 
@@ -508,60 +238,29 @@ impl Group {
         std::mem::take(&mut self.answers)
     }
 
-    /// A cursor to be put into the log now.
-    pub fn poll_checkpoint(&mut self, now: Mono) -> Option<(Assignment, Cursor)> {
-        let due = |own: &Own| {
-            own.stored.is_some()
-                && own.stored != own.checkpointed
-                && !own.checkpointing
-                && now >= own.checkpoint_at
-        };
-        let slot = self.slots.iter_mut().find(|s| s.own.as_ref().is_some_and(due))?;
-        let own = slot.own.as_mut()?;
-        own.checkpointing = true;
-        let (epoch, cursor) = (own.epoch, own.stored?);
-        Some((slot.assignment(epoch), cursor))
-    }
-
-    /// Whether the log has it.
-    pub fn handle_checkpointed(&mut self, assignment: &Assignment, cursor: Cursor, ok: bool, now: Mono) {
-        let next = now.plus(self.config.checkpoint_every);
-        if let Some(own) = self.slot(&assignment.partition).and_then(|s| s.held(assignment)) {
-            own.checkpointing = false;
-            own.checkpoint_at = next;
-            if ok {
-                own.checkpointed = Some(cursor);
-            }
-        }
-    }
-
     /// When to come back, if nothing happens before.
     #[must_use]
     pub fn next_time(&self, now: Mono) -> Option<Mono> {
-        let (tick, timeout) = (self.tick(), self.config.member_timeout);
         let read = (!self.reading && !self.leaving).then_some(self.next_read);
         let slots = self.slots.iter().filter_map(|slot| match &slot.own {
-            Some(own) => {
-                let written = match slot.sent {
-                    Some(_) => own.renewed.plus(self.own_limit()),
-                    None if own.cursor != own.stored || own.phase == Phase::Releasing => slot.retry_at,
-                    None => slot.retry_at.max(own.beat.map_or(Mono(0), |at| at.plus(tick))),
-                };
-                let phase = match own.phase {
-                    Phase::Revoking(by) => by,
-                    Phase::Locating(Some(at)) => at,
-                    _ => written,
-                };
-                let lost = own.renewed.plus(self.own_limit());
-                let checkpoint =
-                    (own.stored != own.checkpointed && !own.checkpointing).then_some(own.checkpoint_at);
-                Some(written.min(phase).min(lost).min(checkpoint.unwrap_or(lost)))
-            }
+            Some(own) => Some(self.next_of_own(slot, own)),
             None if slot.owner().is_some_and(|m| m != self.config.member) && slot.sent.is_none() => {
-                Some(slot.changed.plus(timeout).max(slot.retry_at)).filter(|at| *at > now)
+                Some(slot.changed.plus(self.config.member_timeout).max(slot.retry_at)).filter(|at| *at > now)
             }
             None => None,
         });
         read.into_iter().chain(slots).min()
+    }
+
+    fn next_of_own(&self, slot: &Slot, own: &Own) -> Mono {
+        let lost = own.renewed.plus(self.own_limit());
+        let written = slot.sent.is_none().then(|| self.write_at(slot, own));
+        let phase = match own.phase {
+            Phase::Revoking(by) => Some(by),
+            Phase::Locating(at) => at,
+            Phase::Held | Phase::Releasing => None,
+        };
+        let kept = self.unkept(own).map(|(_, at)| at);
+        [written, phase, kept].into_iter().flatten().fold(lost, Mono::min)
     }
 }

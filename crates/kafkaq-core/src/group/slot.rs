@@ -16,6 +16,8 @@ pub(super) struct Slot {
     pub(super) known: bool,
     /// Written by a later kafkaq: left alone.
     pub(super) newer: bool,
+    /// The topic no longer has this partition.
+    pub(super) gone: bool,
     /// When the value last showed a sign of life, by this observer's clock.
     pub(super) changed: Mono,
     /// The highest epoch ever seen.
@@ -26,6 +28,8 @@ pub(super) struct Slot {
     /// The swap under way; there is never a second one of the same key.
     pub(super) sent: Option<Sent>,
     pub(super) retry_at: Mono,
+    /// Others come first until then: this member could not find out where to start.
+    pub(super) avoid_until: Mono,
     /// Grows with every swap, so that a read that began before it is recognised as old.
     pub(super) version: u64,
 }
@@ -37,7 +41,7 @@ pub(super) struct Sent {
     pub(super) at: Mono,
     /// Whether it begins a hold.
     pub(super) take: bool,
-    /// Whether its cursor is one of this hold, and not what the last owner left.
+    /// Whether its cursor is one of this hold.
     pub(super) located: bool,
 }
 
@@ -46,6 +50,12 @@ pub(super) struct Sent {
 pub(super) struct Own {
     pub(super) epoch: u64,
     pub(super) phase: Phase,
+    /// When it was won.
+    pub(super) taken: Mono,
+    /// How often finding the start has failed.
+    pub(super) failures: u32,
+    /// Whether the start was found: the cursor is this hold's own, and not what the last owner left.
+    pub(super) located: bool,
     /// When the last renewal that took effect was sent: its own clock starts before any observer's.
     pub(super) renewed: Mono,
     /// When the last swap was sent; `None`: the next is due.
@@ -79,12 +89,14 @@ impl Slot {
             value: None,
             known: false,
             newer: false,
+            gone: false,
             changed: Mono(0),
             epoch: 0,
             counter: 0,
             own: None,
             sent: None,
             retry_at: Mono(0),
+            avoid_until: Mono(0),
             version: 0,
         }
     }
@@ -135,6 +147,9 @@ impl Own {
         Own {
             epoch,
             phase: Phase::Locating(Some(sent)),
+            taken: sent,
+            failures: 0,
+            located: false,
             renewed: sent,
             beat: Some(sent),
             cursor,

@@ -23,9 +23,10 @@ pub(crate) use shared::{Limits, Shared};
 pub(crate) use slot::Slot;
 
 use kafkaq_core::{Wall, machine};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
+use tokio::time::Instant;
 
-/// The process's two clocks.
+/// The process's two clocks. The monotonic one is tokio's, so that tests can run it as fast as they like.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock(Instant);
 
@@ -42,10 +43,10 @@ impl Clock {
         machine::Mono::default().plus(self.0.elapsed())
     }
 
-    pub(crate) fn at(self, mono: machine::Mono) -> tokio::time::Instant {
+    pub(crate) fn at(self, mono: machine::Mono) -> Instant {
         // A time too far away to be told stays far away.
         let far = Duration::from_secs(365 * 24 * 3600);
-        (self.0 + Duration::from_nanos(mono.0).min(self.0.elapsed() + far)).into()
+        self.0 + Duration::from_nanos(mono.0).min(self.0.elapsed() + far)
     }
 }
 

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use futures_core::Stream;
 use kafkaq_core::{
     Assignment, Commit, Error, ErrorKind, Event, LeaseStore, Member, Partition, PartitionLog, Result,
+    TopicSpec,
     group::{CommitOutcome, Cursor, Group},
 };
 use std::{
@@ -16,12 +17,16 @@ use std::{
 };
 use tokio::sync::{Notify, oneshot, watch};
 
+/// The most commits that wait for the store at a time; more are refused.
+const MAX_WAITING: usize = 10_000;
+
 /// What the loop, the readers and both halves share.
 pub(super) struct Shared {
     pub(super) log: Arc<dyn PartitionLog>,
     pub(super) store: Arc<dyn LeaseStore>,
     pub(super) clock: Clock,
     pub(super) topics: Vec<Arc<str>>,
+    pub(super) checkpoint_topic: TopicSpec,
     pub(super) checkpoints: Partition,
     pub(super) max_batch: usize,
     pub(super) group: Mutex<Group>,
@@ -58,20 +63,27 @@ impl Shared {
             .with_advice("The store didn't answer; others take the partitions after the member timeout"))
     }
 
-    fn commit(&self, commit: &Commit) -> oneshot::Receiver<CommitOutcome> {
+    fn commit(&self, commit: &Commit) -> Result<oneshot::Receiver<CommitOutcome>> {
         let (tell, told) = oneshot::channel();
         let mark = lock(&self.outbox).mark_below(&commit.assignment, commit.offset);
-        let mut waiting = lock(&self.waiting);
-        waiting.last += 1;
-        let id = waiting.last;
-        if self.ended.borrow().is_none() {
+        let id = {
+            let mut waiting = lock(&self.waiting);
+            if self.ended.borrow().is_some() {
+                return Err(Error::not_applied(ErrorKind::NotOwner, "commit"));
+            }
+            if waiting.by_id.len() >= MAX_WAITING {
+                return Err(Error::not_applied(ErrorKind::Throttled, "commit")
+                    .with_advice("Wait for the commits before, or commit less often"));
+            }
+            waiting.last += 1;
+            let id = waiting.last;
             waiting.by_id.insert(id, tell);
-            drop(waiting);
-            let cursor = Cursor { offset: commit.offset, mark };
-            lock(&self.group).handle_commit(id, &commit.assignment, cursor, self.clock.mono());
-            self.wake.notify_one();
-        }
-        told
+            id
+        };
+        let cursor = Cursor { offset: commit.offset, mark };
+        lock(&self.group).handle_commit(id, &commit.assignment, cursor, self.clock.mono());
+        self.wake.notify_one();
+        Ok(told)
     }
 }
 
@@ -98,16 +110,18 @@ impl Member for Handle {
     async fn commit(&self, offsets: &[Commit]) -> Vec<Result<()>> {
         let asked: Vec<_> = offsets.iter().map(|commit| self.0.commit(commit)).collect();
         let mut outcomes = Vec::with_capacity(asked.len());
-        for (told, commit) in asked.into_iter().zip(offsets) {
-            outcomes.push(match told.await {
-                Ok(CommitOutcome::Done) => Ok(()),
-                Ok(CommitOutcome::Unknown) => {
-                    Err(Error::unknown(ErrorKind::Timeout, "commit").on(&commit.assignment))
-                }
-                Ok(CommitOutcome::NotOwner) | Err(_) => {
-                    Err(Error::not_applied(ErrorKind::NotOwner, "commit").on(&commit.assignment))
-                }
-            });
+        for (asked, commit) in asked.into_iter().zip(offsets) {
+            let outcome = match asked {
+                Ok(told) => match told.await {
+                    Ok(CommitOutcome::Done) => Ok(()),
+                    Ok(CommitOutcome::Unknown) => Err(Error::unknown(ErrorKind::Timeout, "commit")),
+                    Ok(CommitOutcome::NotOwner) => Err(Error::not_applied(ErrorKind::NotOwner, "commit")),
+                    // The member has ended, and the swap may have been under way.
+                    Err(_) => Err(Error::unknown(ErrorKind::NotOwner, "commit")),
+                },
+                Err(refused) => Err(refused),
+            };
+            outcomes.push(outcome.map_err(|e| e.on(&commit.assignment)));
         }
         outcomes
     }

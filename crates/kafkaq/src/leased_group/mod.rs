@@ -6,6 +6,7 @@
 //!  log ◀──checkpoints───┘                        └──▶ reader a partition ◀──fetch── log
 //! ```
 
+mod caught;
 mod locate;
 mod member;
 mod outbox;
@@ -21,19 +22,22 @@ use kafkaq_core::{
 };
 use member::{Events, Handle, Shared};
 use std::{
+    ops::RangeInclusive,
     sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 use tokio::sync::{Notify, watch};
 
+const MEMBER_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(3600);
+
 /// Makes a [`Broker`] of a [`PartitionLog`] and a [`LeaseStore`].
 ///
 /// The members of a group share the partitions through the store, and take over from a member that is gone after
 /// [`member_timeout`](LeasedGroup::with_member_timeout). The store remembers how far the group has read; every few
-/// seconds the log remembers it too, in the compacted topic `<group>.cursors`, so that a store that was wiped
-/// doesn't make the group start from the beginning.
+/// seconds, and when a member leaves, the log remembers it too, in the compacted topic `<group>.cursors`, so that a
+/// store that was wiped or has gone back in time doesn't make the group start from the beginning.
 ///
-/// Every member looks for new partitions once a minute with [`Log::ensure_topics`], so a topic that is deleted under
+/// Every member looks for new partitions twice a minute with [`Log::ensure_topics`], so a topic that is deleted under
 /// a running group is made again with the server's defaults.
 pub struct LeasedGroup {
     log: Arc<dyn PartitionLog>,
@@ -61,8 +65,11 @@ impl LeasedGroup {
         }
     }
 
-    /// How long a member may be silent before others take its partitions. The same for all members. It looks after
-    /// the others ten times as often. Default: 10 s.
+    /// How long a member may be silent before others take its partitions. The same for all members; at least three
+    /// times the store's request timeout, so that one call that hangs doesn't cost a member its partitions. It is a
+    /// trade: a member that dies leaves its partitions unread for that long and 5 % more, while each member writes
+    /// every partition it holds ten times in it and reads the others twenty times. A store that is away for longer
+    /// stops the group. 10 ms to an hour. Default: 10 s.
     #[must_use]
     pub fn with_member_timeout(mut self, timeout: Duration) -> Self {
         self.member_timeout = timeout;
@@ -112,18 +119,14 @@ impl Broker for LeasedGroup {
     async fn join(&self, request: JoinRequest) -> Result<Consumer> {
         if request.topics.is_empty()
             || request.max_batch == 0
-            || self.member_timeout < Duration::from_millis(10)
+            || !MEMBER_TIMEOUT.contains(&self.member_timeout)
         {
             return Err(Error::not_applied(ErrorKind::Invalid, "join").on(&request.group).with_advice(
-                "A member reads at least one topic, and at least one record at a time, and is silent for 10 ms or more",
+                "A member reads at least one topic, at least one record at a time, and its timeout is 10 ms to an hour",
             ));
         }
-        let name = locate::checkpoint_topic(&request.group);
-        let mut spec = TopicSpec::new(name.clone());
-        spec.partitions = Some(1);
-        spec.compacted = true;
-        spec.unlimited_bytes = true;
-        self.log.ensure_topics(&[spec]).await?;
+        let checkpoint_topic = locate::checkpoint_topic(&request.group);
+        let partitions = run::partitions(&*self.log, &request.topics, &checkpoint_topic).await?;
         let mut group = Group::new(GroupConfig {
             group: request.group,
             member: request.member,
@@ -131,13 +134,14 @@ impl Broker for LeasedGroup {
             release_limit: request.release_limit,
             checkpoint_every: self.checkpoint_every,
         });
-        group.handle_partitions(run::partitions(&*self.log, &request.topics).await?);
+        group.handle_partitions(partitions);
         let shared = Arc::new(Shared {
             log: self.log.clone(),
             store: self.store.clone(),
             clock: Clock::start(),
             topics: request.topics,
-            checkpoints: Partition::new(name, 0),
+            checkpoints: Partition::new(checkpoint_topic.name.clone(), 0),
+            checkpoint_topic,
             max_batch: request.max_batch,
             group: Mutex::new(group),
             outbox: Mutex::default(),

@@ -156,3 +156,53 @@ impl Outbox {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kafkaq_core::{Headers, Record};
+
+    fn assignment(epoch: u64) -> Assignment {
+        Assignment { partition: Partition::new("t", 0), epoch }
+    }
+
+    fn batch(from: i64, n: i64) -> Batch {
+        let record = |offset| Record::new(offset, 0, None, None, Headers::new());
+        Batch::new((from..from + n).map(record).collect(), from + n, None)
+    }
+
+    fn task() -> AbortHandle {
+        tokio::spawn(std::future::pending::<()>()).abort_handle()
+    }
+
+    /// A partition that comes and goes for a week, and nobody polls.
+    #[tokio::test]
+    async fn what_nobody_polls_has_a_limit() {
+        let mut outbox = Outbox::default();
+        for epoch in 0..1_000 {
+            outbox.assigned(assignment(epoch), Arc::default(), task());
+            assert!(outbox.put(&assignment(epoch), batch(0, 10)).is_none());
+            let back = outbox.put(&assignment(epoch), batch(10, 10));
+            assert!(back.is_some(), "one batch waits, the next comes back");
+            outbox.failed(Error::unknown(kafkaq_core::ErrorKind::Timeout, "fetch"));
+            outbox.revoking(assignment(epoch));
+            outbox.lost(assignment(epoch));
+        }
+        assert!(outbox.changes.is_empty() && outbox.ready.is_empty() && outbox.readers.is_empty());
+    }
+
+    #[tokio::test]
+    async fn marks_have_a_limit_and_the_newest_stay() {
+        let mut outbox = Outbox::default();
+        outbox.assigned(assignment(1), Arc::default(), task());
+        for n in 0..10 {
+            assert!(outbox.put(&assignment(1), batch(n * 10_000, 10_000)).is_none());
+            outbox.readers.values_mut().for_each(|r| r.batch = None);
+        }
+        assert_eq!(outbox.readers.values().next().map(|r| r.marks.len()), Some(MAX_MARKS));
+        let mark = |outbox: &mut Outbox, below| outbox.mark_below(&assignment(1), below).map(|m| m.offset);
+        assert_eq!(mark(&mut outbox, 10), None, "forgotten");
+        assert_eq!(mark(&mut outbox, 99_000), Some(98_999));
+        assert_eq!(mark(&mut outbox, 100_000), Some(99_999));
+    }
+}

@@ -1,55 +1,103 @@
 //! Reads one partition by long polls, so that a record is picked up when it is appended.
 
-use super::{locate, member::Shared};
+use super::{caught::caught, locate, member::Shared};
 use crate::sync::lock;
-use kafkaq_core::{Assignment, Batch, FetchLimit, Position, Retry};
+use kafkaq_core::{
+    Assignment, Batch, Error, FetchLimit, Position, Result, Retry,
+    group::{Cursor, Mark},
+};
 use std::{sync::Arc, time::Duration};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 const MAX_WAIT: Duration = Duration::from_millis(500);
 const MAX_BYTES: usize = 1 << 20;
+/// Doubles with each failure in a row, up to `MAX_BACKOFF`.
 const BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(2);
+/// How often it makes sure that the topic is still the same. Also after every failure, and when it hasn't read for
+/// longer than `GAP`: a topic can't be made anew under a fetch without either.
+const CHECK_EVERY: Duration = Duration::from_secs(10);
+const GAP: Duration = Duration::from_secs(1);
 
-/// Runs until it is aborted: its assignment is over then. One batch waits in the outbox while the next is fetched.
-pub(super) async fn read(shared: Arc<Shared>, assignment: Assignment, from: i64, taken: Arc<Notify>) {
-    let mut at = Position { partition: assignment.partition.clone(), offset: from };
-    loop {
-        match shared.log.fetch(&at, FetchLimit::new(MAX_WAIT, MAX_BYTES)).await {
-            Ok(batch) => {
-                let moved = batch.next > at.offset;
-                at.offset = batch.next;
-                if moved {
-                    hand_over(&shared, &assignment, batch, &taken).await;
-                }
-            }
-            Err(error) => {
-                let pause = match error.retry() {
-                    Retry::After(pause) => pause,
-                    _ => BACKOFF,
-                };
-                if error.retry() == Retry::No {
-                    let ends = locate::ends(&*shared.log, &at.partition).await;
-                    let inside = |e: kafkaq_core::Offsets| (e.first..=e.next).contains(&at.offset);
-                    if ends.is_ok_and(|e| !inside(e)) {
-                        lock(&shared.group).handle_broken(&assignment);
-                        shared.wake.notify_one();
-                    }
-                }
-                lock(&shared.outbox).failed(error.on(&at.partition).with_retry(Retry::Yes));
-                tokio::time::sleep(pause).await;
-            }
-        }
-    }
+pub(super) struct Reader {
+    shared: Arc<Shared>,
+    assignment: Assignment,
+    taken: Arc<Notify>,
+    at: Position,
+    /// The last record that was read.
+    last: Option<Mark>,
+    check_at: Instant,
+    /// In a row.
+    failures: u32,
 }
 
-async fn hand_over(shared: &Shared, assignment: &Assignment, batch: Batch, taken: &Notify) {
-    for part in split(batch, shared.max_batch) {
-        let mut waiting = Some(part);
-        while let Some(part) = waiting.take() {
-            let back = lock(&shared.outbox).put(assignment, part);
-            if let Some(part) = back {
-                taken.notified().await;
-                waiting = Some(part);
+impl Reader {
+    pub(super) fn new(shared: Arc<Shared>, assignment: Assignment, from: Cursor, taken: Arc<Notify>) -> Self {
+        let at = Position { partition: assignment.partition.clone(), offset: from.offset };
+        let check_at = Instant::now() + CHECK_EVERY;
+        Reader { shared, assignment, taken, at, last: from.mark, check_at, failures: 0 }
+    }
+
+    /// Runs until it is aborted, which ends its assignment, or until reading can't go on where it is; then the
+    /// partition is lost, and won again where it can.
+    pub(super) async fn run(mut self) {
+        loop {
+            match caught("read", self.step()).await {
+                Ok(Ok(true)) => self.failures = 0,
+                Ok(Ok(false)) => break,
+                Ok(Err(error)) => self.failed(error).await,
+                Err(panic) => {
+                    // Who knows what was handed over.
+                    self.failed(panic).await;
+                    break;
+                }
+            }
+        }
+        lock(&self.shared.group).handle_broken(&self.assignment);
+        self.shared.wake.notify_one();
+    }
+
+    /// One fetch, and whether reading goes on. One batch waits in the outbox while the next is fetched.
+    async fn step(&mut self) -> Result<bool> {
+        if Instant::now() >= self.check_at {
+            if !locate::goes_on(&*self.shared.log, &self.at, self.last).await? {
+                return Ok(false);
+            }
+            self.check_at = Instant::now() + CHECK_EVERY;
+        }
+        let batch = self.shared.log.fetch(&self.at, FetchLimit::new(MAX_WAIT, MAX_BYTES)).await?;
+        if batch.next > self.at.offset {
+            self.at.offset = batch.next;
+            self.last = batch.records.last().map(Mark::of).or(self.last);
+            let read = Instant::now();
+            self.hand_over(batch).await;
+            if read.elapsed() > GAP {
+                self.check_at = Instant::now();
+            }
+        }
+        Ok(true)
+    }
+
+    async fn failed(&mut self, error: Error) {
+        let pause = match error.retry() {
+            Retry::After(pause) => pause,
+            _ => (BACKOFF * 2_u32.pow(self.failures.min(10))).min(MAX_BACKOFF),
+        };
+        self.failures += 1;
+        self.check_at = Instant::now();
+        lock(&self.shared.outbox).failed(error.on(&self.at.partition).with_retry(Retry::Yes));
+        tokio::time::sleep(pause).await;
+    }
+
+    async fn hand_over(&self, batch: Batch) {
+        for part in split(batch, self.shared.max_batch) {
+            let mut waiting = Some(part);
+            while let Some(part) = waiting.take() {
+                let back = lock(&self.shared.outbox).put(&self.assignment, part);
+                if let Some(part) = back {
+                    self.taken.notified().await;
+                    waiting = Some(part);
+                }
             }
         }
     }

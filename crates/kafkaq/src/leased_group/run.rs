@@ -1,11 +1,11 @@
 //! The loop of a member: the only place where the group's machine meets the traits. Nothing in it waits for a call;
 //! each runs as a task, a bounded number at a time, and what gathers meanwhile is the next batch.
 
-use super::{locate, member::Shared, reader};
+use super::{caught::caught, locate, member::Shared, reader::Reader};
 use crate::{driver::every_answer, sync::lock};
 use bytes::Bytes;
 use kafkaq_core::{
-    Assignment, Partition, Result, Swapped, TopicSpec,
+    Assignment, Error, ErrorKind, Partition, PartitionLog, Result, Retry, Swapped, TopicInfo, TopicSpec,
     group::{Change, Cursor, ReadToken, SwapToken},
     machine::Mono,
 };
@@ -13,16 +13,20 @@ use std::{future::Future, sync::Arc, time::Duration};
 use tokio::{
     sync::Notify,
     task::{JoinHandle, JoinSet},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 
 /// Calls under way at a time, of all kinds together.
 const MAX_CALLS: usize = 16;
 const MAX_ITEMS: usize = 1000;
 /// How often the topics are asked for partitions that were added.
-const REFRESH: Duration = Duration::from_secs(60);
+const REFRESH: Duration = Duration::from_secs(30);
 /// How long a leaving member tries to clear its name.
 const LEAVE_LIMIT: Duration = Duration::from_secs(5);
+/// A backend answers within its own limits. These are for one that doesn't: nothing waits for ever, and a log that
+/// hangs doesn't keep a member from leaving.
+const LOCATE_LIMIT: Duration = Duration::from_secs(60);
+const CHECKPOINT_LIMIT: Duration = Duration::from_secs(3);
 
 enum Done {
     Read(ReadToken, Vec<Result<Option<Bytes>>>),
@@ -32,61 +36,83 @@ enum Done {
     Partitions(Result<Vec<Partition>>),
 }
 
-/// The partitions of the topics.
+/// The partitions of the topics. Makes what is missing, the topic for the checkpoints too.
 pub(super) async fn partitions(
-    log: &dyn kafkaq_core::PartitionLog,
+    log: &dyn PartitionLog,
     topics: &[Arc<str>],
+    checkpoints: &TopicSpec,
 ) -> Result<Vec<Partition>> {
-    let specs: Vec<_> = topics.iter().map(|topic| TopicSpec::new(topic.clone())).collect();
+    let mut specs: Vec<_> = topics.iter().map(|topic| TopicSpec::new(topic.clone())).collect();
+    specs.push(checkpoints.clone());
     let infos = log.ensure_topics(&specs).await?;
-    let of = |info: &kafkaq_core::TopicInfo| {
+    let of = |info: &TopicInfo| {
         let name = info.name.clone();
         (0..info.partitions).map(move |index| Partition::new(name.clone(), index))
     };
-    Ok(infos.iter().flat_map(of).collect())
+    Ok(infos.iter().take(topics.len()).flat_map(of).collect())
 }
 
 /// Runs until the member has left.
 pub(super) async fn run(shared: Arc<Shared>) {
+    let mut end = End { shared: shared.clone(), clean: false };
     let (mut calls, mut readers) = (JoinSet::new(), JoinSet::new());
     let mut leaving = shared.leaving.subscribe();
     let mut leave_by = None;
-    let mut refresh_at = Instant::now() + REFRESH;
-    let clean = loop {
+    let mut refresh_at = Some(Instant::now() + REFRESH);
+    loop {
         let now = shared.clock.mono();
         if *leaving.borrow_and_update() && leave_by.is_none() {
             leave_by = Some(Instant::now() + LEAVE_LIMIT);
             lock(&shared.group).handle_leave();
         }
         start_calls(&shared, &mut calls, now);
-        if Instant::now() >= refresh_at {
-            refresh_at = Instant::now() + REFRESH;
-            let s = shared.clone();
-            calls.spawn(async move { Done::Partitions(partitions(&*s.log, &s.topics).await) });
+        if refresh_at.is_some_and(|at| Instant::now() >= at) {
+            refresh_at = None;
+            spawn(&mut calls, &shared, |s| async move {
+                let found = partitions(&*s.log, &s.topics, &s.checkpoint_topic);
+                let found = guarded("look for partitions", REFRESH, found).await;
+                Done::Partitions(found)
+            });
         }
         tell(&shared, &mut readers);
-        let gone = lock(&shared.group).has_left();
-        if gone || leave_by.is_some_and(|by| Instant::now() >= by) {
-            break gone;
+        end.clean = lock(&shared.group).has_left();
+        if end.clean || leave_by.is_some_and(|by| Instant::now() >= by) {
+            break;
         }
         let next = lock(&shared.group).next_time(now);
         // A machine that wants to be asked at once has been asked just now.
         let soon = Instant::now() + Duration::from_millis(1);
-        let next = next.map_or(refresh_at, |at| shared.clock.at(at).max(soon));
-        let next = next.min(refresh_at).min(leave_by.unwrap_or(refresh_at));
+        let next = next.map(|at| shared.clock.at(at).max(soon));
+        let next = [next, refresh_at, leave_by].into_iter().flatten().min();
         tokio::select! {
-            Some(done) = calls.join_next() => if let Ok(done) = done { finish(&shared, done) },
+            Some(done) = calls.join_next() => if let Ok(done) = done {
+                if matches!(done, Done::Partitions(_)) {
+                    refresh_at = Some(Instant::now() + REFRESH);
+                }
+                finish(&shared, done);
+            },
             Some(_) = readers.join_next() => {}
             () = shared.wake.notified() => {}
             _ = leaving.changed() => {}
-            () = sleep_until(next) => {}
+            () = async { if let Some(at) = next { sleep_until(at).await } }, if next.is_some() => {}
         }
-    };
-    lock(&shared.outbox).end();
-    // Under the lock, so that no commit begins to wait after the last was told.
-    let mut waiting = lock(&shared.waiting);
-    shared.ended.send_replace(Some(clean));
-    waiting.by_id.clear();
+    }
+}
+
+/// Ends the stream and tells everybody who waits, also if the loop panics or is aborted.
+struct End {
+    shared: Arc<Shared>,
+    clean: bool,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        lock(&self.shared.outbox).end();
+        // Under the lock, so that no commit begins to wait after the last was told.
+        let mut waiting = lock(&self.shared.waiting);
+        self.shared.ended.send_replace(Some(self.clean));
+        waiting.by_id.clear();
+    }
 }
 
 fn start_calls(shared: &Arc<Shared>, calls: &mut JoinSet<Done>, now: Mono) {
@@ -117,7 +143,8 @@ fn start_calls(shared: &Arc<Shared>, calls: &mut JoinSet<Done>, now: Mono) {
         && let Some((assignment, stored)) = group.poll_locate(now)
     {
         spawn(calls, shared, |s| async move {
-            let found = locate::locate(&*s.log, &s.checkpoints, &assignment.partition, stored).await;
+            let found = locate::locate(&*s.log, &s.checkpoints, &assignment.partition, stored);
+            let found = guarded("find out where to start", LOCATE_LIMIT, found).await;
             Done::Located(assignment, found)
         });
     }
@@ -125,7 +152,8 @@ fn start_calls(shared: &Arc<Shared>, calls: &mut JoinSet<Done>, now: Mono) {
         && let Some((assignment, at)) = group.poll_checkpoint(now)
     {
         spawn(calls, shared, |s| async move {
-            let kept = locate::checkpoint(&*s.log, &s.checkpoints, &assignment.partition, at).await;
+            let kept = locate::checkpoint(&*s.log, &s.checkpoints, &assignment.partition, at);
+            let kept = guarded("append a checkpoint", CHECKPOINT_LIMIT, kept).await;
             Done::Checkpointed(assignment, at, kept)
         });
     }
@@ -139,6 +167,12 @@ fn spawn<F: Future<Output = Done> + Send + 'static>(
     calls.spawn(call(shared.clone()));
 }
 
+/// An outcome in time, whatever the adapter does.
+async fn guarded<T>(op: &'static str, limit: Duration, call: impl Future<Output = Result<T>>) -> Result<T> {
+    let late = |_| Err(Error::unknown(ErrorKind::Timeout, op));
+    timeout(limit, caught(op, call)).await.map_or_else(late, |ended| ended.and_then(|outcome| outcome))
+}
+
 /// An outcome for each item, whatever the adapter does, panic included.
 async fn every<T>(call: JoinHandle<Vec<Result<T>>>, n: usize) -> Vec<Result<T>> {
     every_answer(call.await).take(n).collect()
@@ -150,7 +184,7 @@ fn finish(shared: &Shared, done: Done) {
     match done {
         Done::Read(token, outcomes) => {
             if let Some(Err(error)) = outcomes.iter().find(|o| o.is_err()) {
-                lock(&shared.outbox).failed(error.clone().with_retry(kafkaq_core::Retry::Yes));
+                lock(&shared.outbox).failed(error.clone().with_retry(Retry::Yes));
             }
             group.handle_read(token, outcomes, now);
         }
@@ -161,7 +195,7 @@ fn finish(shared: &Shared, done: Done) {
         }
         Done::Located(assignment, found) => {
             if let Err(error) = &found {
-                let error = error.clone().on(&assignment.partition).with_retry(kafkaq_core::Retry::Yes);
+                let error = error.clone().on(&assignment.partition).with_retry(Retry::Yes);
                 lock(&shared.outbox).failed(error);
             }
             group.handle_located(&assignment, found.ok(), now);
@@ -188,8 +222,8 @@ fn tell(shared: &Arc<Shared>, readers: &mut JoinSet<()>) {
         match change {
             Change::Assigned(assignment, from) => {
                 let taken = Arc::new(Notify::new());
-                let task =
-                    readers.spawn(reader::read(shared.clone(), assignment.clone(), from, taken.clone()));
+                let reader = Reader::new(shared.clone(), assignment.clone(), from, taken.clone());
+                let task = readers.spawn(reader.run());
                 outbox.assigned(assignment, taken, task);
             }
             Change::Revoking(assignment) => outbox.revoking(assignment),

@@ -1,0 +1,214 @@
+//! What goes to the store and comes back: reads of what others hold, renewals, takes and requests.
+
+use super::{
+    Change, CommitOutcome, Group, RETRY, ReadToken, SwapToken, Value,
+    balance::Loads,
+    planted,
+    slot::{Own, Phase, Sent, Slot},
+};
+use crate::{Key, Result, Swap, Swapped, machine::Mono};
+use bytes::Bytes;
+
+#[cfg(feature = "planted-faults")]
+use super::GroupFault;
+
+impl Group {
+    /// The keys to read now, if it is time. What this member holds isn't read: its renewals tell.
+    ///
+    /// All others are read twice as often as their owners renew, so that the time from a member's last sign of life to
+    /// the moment when it is noticed adds little to the member timeout.
+    pub fn poll_read(&mut self, now: Mono, max: usize) -> Option<(ReadToken, Vec<Key>)> {
+        if self.reading || self.leaving || now < self.next_read {
+            return None;
+        }
+        let others = |s: &Slot| s.own.is_none() && s.sent.is_none() && !s.gone;
+        let mut rest = self.slots.iter().enumerate().skip(self.read_from).filter(|(_, s)| others(s));
+        let (token, keys): (Vec<_>, Vec<_>) =
+            rest.by_ref().take(max).map(|(i, s)| ((i, s.version), s.key.clone())).unzip();
+        match rest.next() {
+            Some((i, _)) => self.read_from = i,
+            None => {
+                self.read_from = 0;
+                let asks =
+                    self.slots.iter().any(|s| s.wanted_by() == Some(self.config.member) && s.own.is_none());
+                let often =
+                    if planted!(self, LooksSeldom) { self.config.member_timeout } else { self.tick() / 2 };
+                self.next_read = now.plus(if asks { self.tick() / 5 } else { often });
+            }
+        }
+        self.reading = !keys.is_empty();
+        self.reading.then_some((ReadToken(token), keys))
+    }
+
+    /// What a read found.
+    pub fn handle_read(&mut self, token: ReadToken, outcomes: Vec<Result<Option<Bytes>>>, now: Mono) {
+        self.reading = false;
+        for ((i, version), outcome) in token.0.into_iter().zip(outcomes) {
+            let slot = &mut self.slots[i];
+            if let Ok(raw) = outcome
+                && slot.version == version
+            {
+                slot.observe(raw, now);
+            }
+        }
+    }
+
+    /// Swaps to make now, at most one a key at a time.
+    pub fn poll_swaps(&mut self, now: Mono, max: usize, out: &mut Vec<(SwapToken, Swap)>) {
+        self.handle_time(now);
+        for i in 0..self.slots.len() {
+            if out.len() < max
+                && let Some(new) = self.renewal(i, now)
+            {
+                self.send(i, new, now, out);
+            }
+        }
+        if self.leaving {
+            return;
+        }
+        let me = self.config.member;
+        let mut loads = Loads::new(&self.slots, me, |slot| self.holder(slot, now));
+        // Everybody begins somewhere else, so that two members rarely want the same one.
+        let begin = usize::from(me[15]);
+        for n in 0..self.slots.len() {
+            let i = (begin + n) % self.slots.len();
+            if out.len() < max
+                && let Some(new) = self.take(i, &mut loads, now)
+            {
+                self.send(i, new, now, out);
+            }
+        }
+        if out.len() < max
+            && let Some((i, new)) = self.request(&loads, now)
+        {
+            self.send(i, new, now, out);
+        }
+    }
+
+    /// When a hold is to be written next: at once if there is something to tell, else a tick after the last time.
+    pub(super) fn write_at(&self, slot: &Slot, own: &Own) -> Mono {
+        let news = self.lets_go(own) || own.cursor != own.stored;
+        let at = own.beat.filter(|_| !news).map_or(Mono(0), |beat| beat.plus(self.tick()));
+        at.max(slot.retry_at)
+    }
+
+    fn lets_go(&self, own: &Own) -> bool {
+        own.phase == Phase::Releasing && !self.owes_checkpoint(own)
+    }
+
+    /// What an owner writes next, if there is anything to write.
+    fn renewal(&self, i: usize, now: Mono) -> Option<Value> {
+        let slot = &self.slots[i];
+        let own = slot.own.as_ref().filter(|own| slot.sent.is_none() && now >= self.write_at(slot, own))?;
+        Some(Value {
+            owner: (!self.lets_go(own)).then_some(self.config.member),
+            counter: 0,
+            epoch: own.epoch,
+            wanted_by: slot.wanted_by().filter(|m| *m != self.config.member),
+            cursor: own.cursor,
+        })
+    }
+
+    fn send(&mut self, i: usize, mut new: Value, now: Mono, out: &mut Vec<(SwapToken, Swap)>) {
+        let slot = &mut self.slots[i];
+        if new.owner == Some(self.config.member) || slot.own.is_some() {
+            slot.counter = slot.counter.max(slot.value.as_ref().map_or(0, |v| v.counter)) + 1;
+            new.counter = slot.counter;
+        }
+        slot.version += 1;
+        if let Some(own) = &mut slot.own {
+            own.beat = Some(now);
+        }
+        let take = slot.own.is_none() && new.owner == Some(self.config.member);
+        let located = slot.own.as_ref().is_some_and(|own| own.located);
+        let raw = new.encode();
+        out.push((SwapToken(i), Swap::new(slot.key.clone(), slot.raw.clone(), Some(raw.clone()), None)));
+        slot.sent = Some(Sent { new, raw, at: now, take, located });
+        if planted!(self, CommitUnconfirmed)
+            && let Some(own) = &mut self.slots[i].own
+        {
+            self.answers.extend(own.commits.drain(..).map(|(id, _)| (id, CommitOutcome::Done)));
+        }
+    }
+
+    /// What became of a swap.
+    pub fn handle_swapped(&mut self, token: SwapToken, outcome: Result<Swapped>, now: Mono) {
+        let slot = &mut self.slots[token.0];
+        let Some(sent) = slot.sent.take() else { return };
+        slot.version += 1;
+        match outcome {
+            Err(_) => {
+                slot.retry_at = now.plus(RETRY);
+                slot.write_at_once();
+            }
+            Ok(Swapped::Done) => {
+                slot.observe(Some(sent.raw.clone()), now);
+                self.swap_done(token.0, &sent);
+            }
+            Ok(Swapped::Conflict(current)) => {
+                slot.observe(current, now);
+                self.swap_lost(token.0, now);
+            }
+        }
+    }
+
+    fn swap_done(&mut self, i: usize, sent: &Sent) {
+        let slot = &mut self.slots[i];
+        let won = sent.new.owner == Some(self.config.member);
+        match &mut slot.own {
+            Some(own) if own.epoch == sent.new.epoch => {
+                own.renewed = sent.at;
+                if sent.located {
+                    own.stored = sent.new.cursor;
+                    own.answer_stored(&mut self.answers);
+                }
+                if !won {
+                    self.lose(i, CommitOutcome::NotOwner);
+                }
+            }
+            None if sent.take => {
+                let checkpoint_at = sent.at.plus(self.config.checkpoint_every);
+                let mut own = Own::new(sent.new.epoch, sent.at, sent.new.cursor, checkpoint_at);
+                if self.leaving {
+                    own.phase = Phase::Releasing;
+                }
+                slot.own = Some(own);
+            }
+            // A renewal that is answered after its assignment was lost wins nothing.
+            Some(_) | None => {}
+        }
+    }
+
+    fn swap_lost(&mut self, i: usize, now: Mono) {
+        let release_by = now.plus(self.config.release_limit);
+        let Some(own) = &self.slots[i].own else { return };
+        if !self.is_ours(&self.slots[i], own) {
+            return self.lose(i, CommitOutcome::NotOwner);
+        }
+        let me = self.config.member;
+        let slot = &mut self.slots[i];
+        let wanted = slot.wanted_by().is_some_and(|m| m != me);
+        slot.write_at_once();
+        let Some(own) = slot.own.as_mut().filter(|_| wanted) else { return };
+        match own.phase {
+            Phase::Held => {
+                own.phase = Phase::Revoking(release_by);
+                let epoch = own.epoch;
+                self.changes.push_back(Change::Revoking(slot.assignment(epoch)));
+            }
+            Phase::Locating(_) => own.phase = Phase::Releasing,
+            Phase::Revoking(_) | Phase::Releasing => {}
+        }
+    }
+
+    /// Whether an owner that found this in the store instead of its own writes over it.
+    fn is_ours(&self, slot: &Slot, own: &Own) -> bool {
+        let Some(found) = &slot.value else { return !slot.newer };
+        // The answer to an earlier swap was lost, or somebody asks.
+        let mine = found.owner == Some(self.config.member);
+        // The store went back in time; what was committed since stays.
+        let further = found.cursor.is_some_and(|c| own.cursor.is_none_or(|o| c.offset > o.offset));
+        let past = found.epoch < own.epoch && (!further || planted!(self, OwnCursorKept));
+        mine || past || planted!(self, ConflictOverwritten)
+    }
+}

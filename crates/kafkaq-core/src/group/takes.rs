@@ -1,0 +1,82 @@
+//! Which partitions a member takes, and which it asks for.
+
+use super::{Group, MemberId, Value, balance::Loads, planted, slot::Slot};
+use crate::machine::Mono;
+
+#[cfg(feature = "planted-faults")]
+use super::GroupFault;
+
+impl Group {
+    /// The next free partition that this member takes; it counts it in.
+    pub(super) fn take(&self, i: usize, loads: &mut Loads, now: Mono) -> Option<Value> {
+        let (me, slot) = (self.config.member, &self.slots[i]);
+        if !self.is_free(slot, now) {
+            return None;
+        }
+        let promised = slot.wanted_by() == Some(me);
+        // A partition that nobody wants although it is free goes to anybody.
+        let left_over = now >= slot.changed.plus(self.config.member_timeout + self.tick() * 3);
+        if !promised && !left_over && !loads.has_room(&slot.partition.topic, me) {
+            return None;
+        }
+        if !promised {
+            loads.add(&slot.partition.topic, me);
+        }
+        let cursor = slot.value.as_ref().and_then(|v| v.cursor);
+        let epoch = slot.epoch + u64::from(!planted!(self, EpochKept));
+        Some(Value { owner: Some(me), counter: 0, epoch, wanted_by: None, cursor })
+    }
+
+    /// Whether the owner, if there is one, has shown no sign of life for too long.
+    fn is_expired(&self, slot: &Slot, now: Mono) -> bool {
+        let limit =
+            if planted!(self, TakesFromTheLiving) { self.tick() / 2 } else { self.config.member_timeout };
+        now >= slot.changed.plus(limit) && !planted!(self, NoExpiry)
+    }
+
+    fn is_free(&self, slot: &Slot, now: Mono) -> bool {
+        let busy = slot.own.is_some() || slot.sent.is_some() || !slot.known || slot.newer || slot.gone;
+        if busy || now < slot.retry_at || now < slot.avoid_until {
+            return false;
+        }
+        match (slot.owner(), slot.wanted_by()) {
+            // Its own from before it was lost, or from a swap whose answer never came.
+            (Some(owner), _) if owner == self.config.member => true,
+            (Some(_), _) => self.is_expired(slot, now),
+            (None, Some(by)) if by != self.config.member => now >= slot.changed.plus(self.tick() * 3),
+            (None, _) => true,
+        }
+    }
+
+    /// Who has it, or is promised it, and is alive.
+    pub(super) fn holder(&self, slot: &Slot, now: Mono) -> Option<MemberId> {
+        let me = self.config.member;
+        let taking = slot.sent.as_ref().is_some_and(|s| s.new.owner == Some(me));
+        if slot.own.is_some() || taking {
+            return Some(slot.wanted_by().unwrap_or(me));
+        }
+        let alive = slot.value.is_some() && !self.is_free(slot, now);
+        slot.wanted_by().or(slot.owner()).filter(|m| (*m != me && alive) || slot.wanted_by() == Some(me))
+    }
+
+    /// The next partition to ask another member for. Only one at a time.
+    pub(super) fn request(&self, loads: &Loads, now: Mono) -> Option<(usize, Value)> {
+        let me = self.config.member;
+        let asks = |s: &Slot| {
+            s.own.is_none()
+                && (s.wanted_by() == Some(me) || s.sent.as_ref().is_some_and(|s| s.new.wanted_by == Some(me)))
+        };
+        let waits = |s: &Slot| !s.gone && (asks(s) || !s.known);
+        if planted!(self, NoBalance) || self.slots.iter().any(waits) {
+            return None;
+        }
+        let (topic, victim) = loads.victim(me, planted!(self, StealsForNothing))?;
+        let i = self.slots.iter().position(|s| {
+            let open = s.sent.is_none() && s.own.is_none() && now >= s.retry_at && !s.newer && !s.gone;
+            open && s.partition.topic == topic && s.owner() == Some(victim) && s.wanted_by().is_none()
+        })?;
+        let mut new = self.slots[i].value.clone()?;
+        new.wanted_by = Some(me);
+        Some((i, new))
+    }
+}

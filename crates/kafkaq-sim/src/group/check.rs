@@ -1,0 +1,258 @@
+//! The rules. Each looks at what the store and the members do, and knows the machine only from outside.
+//!
+//! The store may forget: it is wiped, loses a key, or goes back in time. What has to hold all the same, and what only
+//! while it remembers:
+//!
+//! | rule | across losses |
+//! |---|---|
+//! | reading never starts beyond what was finished in this topic | yes |
+//! | reading never starts before the log's checkpoint of this topic | yes |
+//! | reading never starts before a commit that the store was given | since it last forgot |
+//! | in one hold, no swap is sent with a lower cursor than one before it | yes |
+//! | in one hold, no swap puts a lower cursor into the store | since it last forgot (1) |
+//! | a commit is confirmed only if the store had it | yes |
+//! | an epoch never goes back by a swap | yes |
+//! | two members never commit under one epoch | since it last forgot |
+//! | nobody takes a partition from a member that has just renewed it | unless it forgot that |
+//! | a member that could not renew for the timeout holds nothing | yes |
+//! | two members never hold a partition at once | since a timeout after it last forgot |
+//! | who leaves in peace leaves its last commit in the log | yes |
+//! | what a dead member held is held again within the timeout and a second; after a leave, much sooner | in peace |
+//! | at rest all is shared equally, all is committed, and nothing moves | in peace |
+//!
+//! (1) A swap whose answer was lost may still be under way when the store goes back to the very value that it
+//! expects. It then takes effect after later ones: the store's past comes back a little newer. The owner finds its
+//! conflict at the next renewal and writes its own cursor over it; if it dies before, the log's checkpoint counts.
+
+use super::world::{Id, TIMEOUT, Topic, WAY, World, cursor, shown};
+use crate::trace::{MS, SEC, Us};
+use kafkaq_core::Assignment;
+use kafkaq_core::group::{Cursor, Value};
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// A member's hold of a partition under an epoch, in one incarnation of the topic.
+type Hold = (Id, i32, u64, u64);
+
+#[derive(Default)]
+pub(super) struct Check {
+    pub(super) violation: Option<String>,
+    /// When the store last forgot something, if ever.
+    forgot: Option<Us>,
+    /// The highest that was finished in this incarnation of the topic.
+    finished: BTreeMap<i32, i64>,
+    /// The highest cursor that the store was given in this incarnation, since it last forgot.
+    given: BTreeMap<i32, i64>,
+    /// When a swap of a member last took effect on a partition.
+    renewed: HashMap<(Id, i32), Us>,
+    /// The highest cursor that was sent in a hold.
+    sent: HashMap<Hold, i64>,
+    /// The highest cursor that took effect in a hold.
+    had: HashMap<Hold, i64>,
+    /// The same, since the store last forgot.
+    has: HashMap<Hold, i64>,
+    /// Holds that the store was given.
+    begun: HashSet<(Id, i32, u64)>,
+    /// Holds in which reading has begun: only they have a cursor of their own.
+    started: HashSet<(Id, i32, u64)>,
+    committers: HashMap<(i32, u64), Id>,
+    /// Partitions without a member: until when somebody else than the last one has to hold them.
+    orphans: BTreeMap<i32, (Id, Us)>,
+}
+
+impl Check {
+    pub(super) fn forgot(&mut self, now: Us) {
+        self.forgot = Some(now);
+        self.given.clear();
+        self.has.clear();
+        self.committers.clear();
+    }
+
+    /// Whether it is so long ago that the store forgot that everybody has noticed.
+    fn is_settled(&self, now: Us) -> bool {
+        self.forgot.is_none_or(|at| now >= at + TIMEOUT + 3 * WAY * MS)
+    }
+
+    pub(super) fn recreated(&mut self, p: i32) {
+        self.finished.remove(&p);
+        self.given.remove(&p);
+    }
+
+    pub(super) fn finished(&mut self, p: i32, offset: i64) {
+        let highest = self.finished.entry(p).or_default();
+        *highest = (*highest).max(offset);
+    }
+
+    pub(super) fn orphaned(&mut self, by: Id, partitions: impl IntoIterator<Item = i32>, until: Us) {
+        self.orphans.extend(partitions.into_iter().map(|p| (p, (by, until))));
+    }
+
+    pub(super) fn found(&mut self, id: Id, p: i32) {
+        if self.orphans.get(&p).is_some_and(|(by, _)| *by != id) {
+            self.orphans.remove(&p);
+        }
+    }
+}
+
+fn hold(id: Id, p: i32, epoch: u64, cursor: Cursor) -> Hold {
+    (id, p, epoch, cursor.mark.map_or(u64::MAX, |m| m.timestamp_ms as u64))
+}
+
+impl World {
+    fn broken(&mut self, rule: impl Into<String>) {
+        let at = self.now / MS;
+        self.check.violation.get_or_insert(format!("at {at} ms: {}", rule.into()));
+    }
+
+    /// A member sends this value: to take a partition, to ask for one, or for its own hold.
+    pub(super) fn check_sent(&mut self, id: Id, p: i32, new: &Value) {
+        let own = self.check.started.contains(&(id, p, new.epoch)) && new.owner.is_none_or(|m| m == id);
+        let Some(at) = new.cursor.filter(|_| own) else { return };
+        let before = self.check.sent.insert(hold(id, p, new.epoch, at), at.offset);
+        if before.is_some_and(|b| b > at.offset) {
+            self.broken(format!("the cursor of partition {p} goes back within one hold: {}", shown(new)));
+        }
+    }
+
+    /// A swap takes effect.
+    pub(super) fn check_swap(&mut self, id: Id, p: i32, old: Option<&Value>, new: &Value) {
+        if old.is_some_and(|o| o.epoch > new.epoch) {
+            self.broken(format!("the epoch of partition {p} goes back: {}", shown(new)));
+        }
+        if new.owner.is_some_and(|m| m != id) {
+            self.stats.requests += 1;
+            return;
+        }
+        let begins = self.check.begun.insert((id, p, new.epoch)) && new.owner == Some(id);
+        self.stats.takes += u64::from(begins);
+        if begins && self.now >= super::world::REST + 5 * SEC {
+            self.broken(format!("partition {p} changes hands at rest"));
+        }
+        if let Some(was) = old.and_then(|v| v.owner).filter(|was| new.owner.is_some_and(|m| m != *was)) {
+            self.stats.takeovers += u64::from(begins);
+            let last = self.check.renewed.get(&(was, p)).copied().unwrap_or_default();
+            // An owner that finds an earlier one in a store that went back writes itself in again.
+            let forgot = self.check.forgot.is_some_and(|at| at >= last || !begins);
+            if self.now < last + TIMEOUT && !forgot {
+                self.broken(format!("partition {p} was taken from a member that is alive"));
+            }
+        }
+        self.check.renewed.insert((id, p), self.now);
+        if let Some(at) = new.cursor {
+            self.check_cursor(id, p, old, new, at);
+        }
+    }
+
+    fn check_cursor(&mut self, id: Id, p: i32, old: Option<&Value>, new: &Value, at: Cursor) {
+        let hold = hold(id, p, new.epoch, at);
+        let had = self.check.had.entry(hold).or_insert(at.offset);
+        *had = (*had).max(at.offset);
+        let has = self.check.has.entry(hold).or_insert(at.offset);
+        let (before, highest) = (*has, at.offset.max(*has));
+        *has = highest;
+        if before > at.offset {
+            self.broken(format!("the store's cursor of partition {p} goes back within one hold"));
+        }
+        if self.topics[&p].made(at) {
+            let given = self.check.given.entry(p).or_default();
+            *given = (*given).max(at.offset);
+        }
+        if Some(at) == old.and_then(|v| v.cursor) {
+            return;
+        }
+        let by = *self.check.committers.entry((p, new.epoch)).or_insert(id);
+        if by != id {
+            self.broken(format!("two members committed partition {p} under epoch {}", new.epoch));
+        }
+    }
+
+    /// Where a member begins to read.
+    pub(super) fn check_start(&mut self, id: Id, of: &Assignment, found: Cursor) {
+        let p = of.partition.index;
+        self.check.started.insert((id, p, of.epoch));
+        let topic = self.topics[&p];
+        let finished = self.check.finished.get(&p).copied().unwrap_or_default();
+        if found.offset > finished {
+            self.broken(format!("partition {p} is read from {}, but only {finished} are done", found.offset));
+        }
+        let kept = self.checkpoints.get(&p).filter(|c| topic.made(**c)).map_or(0, |c| c.offset);
+        if found.offset < kept {
+            self.broken(format!("partition {p} is read from {} although the log has {kept}", found.offset));
+        }
+        // Who was overtaken and doesn't know yet starts in vain.
+        let owner = self.stored(p).is_some_and(|v| v.owner == Some(id) && v.epoch == of.epoch);
+        let given = self.check.given.get(&p).copied().unwrap_or_default();
+        if owner && found.offset < given {
+            let at = cursor(found);
+            self.broken(format!("partition {p} is read from {at} although the store was given {given}"));
+        }
+    }
+
+    pub(super) fn check_confirmed(&mut self, id: Id, p: i32, epoch: u64, to: Cursor) {
+        if self.check.had.get(&hold(id, p, epoch, to)).is_none_or(|at| *at < to.offset) {
+            self.broken(format!("a commit of partition {p} was confirmed that the store never had"));
+        }
+    }
+
+    pub(super) fn check_held(&mut self, n: usize) {
+        let id = self.procs[n].id;
+        let renewed = |p: &i32| self.check.renewed.get(&(id, *p)).copied().unwrap_or_default();
+        let held = self.procs[n].held.keys().filter(|_| !self.procs[n].leaving);
+        let late = held.copied().find(|p| self.now >= renewed(p) + TIMEOUT);
+        if let Some(p) = late {
+            self.broken(format!("a member goes on with partition {p} although it could not renew"));
+        }
+    }
+
+    /// Of all members that run.
+    pub(super) fn check_shared(&mut self) {
+        if let Some((p, _)) = self.check.orphans.iter().find(|(_, (_, until))| *until < self.now) {
+            return self.broken(format!("partition {p} was not taken over in time"));
+        }
+        if !self.check.is_settled(self.now) {
+            return;
+        }
+        let mut holders: BTreeMap<i32, usize> = BTreeMap::new();
+        let running = self.procs.iter().filter(|p| !p.is_paused(self.now) && !p.leaving);
+        running.flat_map(|p| p.held.keys()).for_each(|p| *holders.entry(*p).or_default() += 1);
+        if let Some(p) = holders.into_iter().find(|(_, n)| *n > 1).map(|(p, _)| p) {
+            self.broken(format!("two members hold partition {p}"));
+        }
+    }
+
+    /// Of those that have just left.
+    pub(super) fn check_left(&mut self) {
+        if !self.check.is_settled(self.now) {
+            return;
+        }
+        let left = self.procs.iter().filter(|p| p.group.has_left() && p.left_in_peace);
+        let held: Vec<_> =
+            left.flat_map(|p| p.held.iter().map(|(p, h)| (*p, h.topic, h.confirmed))).collect();
+        for (p, topic, confirmed) in held {
+            let same = |t: Topic| t.incarnation == topic.incarnation;
+            let kept = self.checkpoints.get(&p).filter(|c| topic.made(**c)).map_or(0, |c| c.offset);
+            if same(self.topics[&p]) && kept < confirmed {
+                self.broken(format!(
+                    "who left has committed {confirmed} of partition {p}, the log has {kept}"
+                ));
+            }
+        }
+    }
+
+    pub(super) fn check_rest(&mut self) {
+        let loads: Vec<usize> = self.procs.iter().map(|p| p.held.len()).collect();
+        let held: Vec<i32> = self.procs.iter().flat_map(|p| p.held.keys().copied()).collect();
+        if !self.topics.keys().all(|p| held.iter().filter(|h| *h == p).count() == 1) {
+            return self.broken(format!("not every partition has one owner at rest: {held:?}"));
+        }
+        let (most, least) = (loads.iter().max().unwrap_or(&0), loads.iter().min().unwrap_or(&0));
+        if most - least > 1 {
+            self.broken(format!("the members are not in balance at rest: {loads:?}"));
+        }
+        for (p, topic) in self.topics.clone() {
+            let at = self.stored(p).and_then(|v| v.cursor).filter(|c| topic.made(*c)).map_or(0, |c| c.offset);
+            if at != topic.end {
+                self.broken(format!("partition {p} was committed to {at} of {} at rest", topic.end));
+            }
+        }
+    }
+}
