@@ -87,7 +87,7 @@ fn be_able_to_start_containers() -> Result<()> {
     if cfg!(feature = "containers") || !are_containers() {
         return Ok(());
     }
-    eprintln!("servers are containers; compiling what starts them, unless it is there");
+    eprintln!("servers will be containers; what starts them is compiled once, which takes a minute");
     let again = ["run", "--quiet", "--package", "xtask", "--features", "xtask/containers", "--"];
     let error = cargo(&again).args(std::env::args_os().skip(1)).exec();
     Err(error).context("cannot start cargo")

@@ -78,7 +78,7 @@ fn ping(socket: &Path) -> Result<()> {
         let mut stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(PING_LIMIT))?;
         stream.set_write_timeout(Some(PING_LIMIT))?;
-        write!(stream, "GET /v{API}/_ping HTTP/1.0\r\nHost: docker\r\n\r\n")?;
+        stream.write_all(format!("GET /v{API}/_ping HTTP/1.0\r\nHost: docker\r\n\r\n").as_bytes())?;
         let mut answer = String::new();
         stream.take(10_000).read_to_string(&mut answer)?;
         anyhow::Ok(answer)
