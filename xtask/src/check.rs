@@ -14,16 +14,32 @@ use xtask::services::{Service, Services};
 use crate::backends::Backends;
 use crate::{cargo, features, metadata};
 
-/// Not `--all-features`: among them are ways to build librdkafka that exclude each other or take many minutes.
-const FEATURES: [&str; 2] = ["--features", "kafkaq/full,kafkaq-redis/tls"];
+/// Not `--all-features`: among them are ways to build librdkafka that exclude each other or take many minutes. The
+/// tests start servers as we do.
+const FEATURES: [&str; 2] = [
+    "--features",
+    if cfg!(feature = "containers") {
+        "kafkaq/full,kafkaq-redis/tls,xtask/containers"
+    } else {
+        "kafkaq/full,kafkaq-redis/tls"
+    },
+];
 
 /// How much to check.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Options {
     /// No servers, no documentation.
     pub(crate) quick: bool,
     /// Nothing but the matrix, and of it the pairs of these.
     pub(crate) backends: Option<Backends>,
+    /// What runs in Kafka's place: itself, or Redpanda.
+    pub(crate) kafka: Service,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { quick: false, backends: None, kafka: Service::Kafka }
+    }
 }
 
 /// Runs every check, or those that were asked for.
@@ -43,13 +59,12 @@ pub(crate) fn everything(options: Options) -> Result<()> {
     } else {
         let services = Services::of(dir);
         let result = match &options.backends {
-            Some(backends) => matrix(&mut report, &services, backends),
-            None => {
-                without_servers(&mut report, &options).and_then(|()| with_servers(&mut report, &services))
-            }
+            Some(backends) => matrix(&mut report, &services, backends, options.kafka),
+            None => without_servers(&mut report, &options)
+                .and_then(|()| with_servers(&mut report, &services, options.kafka)),
         };
         // Also after a failure and an interrupt, and without looking at either.
-        let down = report.step_always("services down", || services.down(Service::ALL));
+        let down = report.step_always("services down", || services.down(Service::KINDS));
         result.and(down)
     };
     report.print();
@@ -83,8 +98,8 @@ fn without_servers(report: &mut Report, options: &Options) -> Result<()> {
     report.step("quickstart in memory", || run(&mut cargo(&["run", "--example", "quickstart"])))
 }
 
-fn with_servers(report: &mut Report, services: &Services) -> Result<()> {
-    let urls = up(report, services, Service::ALL)?;
+fn with_servers(report: &mut Report, services: &Services, kafka: Service) -> Result<()> {
+    let urls = up(report, services, Service::ALL, kafka)?;
     let env: Vec<_> = urls.iter().map(|(service, url)| (service.env_var(), url.as_str())).collect();
     tests(report, &["--workspace"], &env)?;
     report.step("quickstart on Kafka and Redis", || {
@@ -98,21 +113,28 @@ fn with_servers(report: &mut Report, services: &Services) -> Result<()> {
 }
 
 /// The pairs of some backends, on the servers that they need.
-fn matrix(report: &mut Report, services: &Services, backends: &Backends) -> Result<()> {
+fn matrix(report: &mut Report, services: &Services, backends: &Backends, kafka: Service) -> Result<()> {
     report.step("prerequisites", || prerequisites::ensure(&prerequisites::build_tools()))?;
-    let urls = up(report, services, &backends.services())?;
+    let urls = up(report, services, &backends.services(), kafka)?;
     let mut env: Vec<_> = urls.iter().map(|(service, url)| (service.env_var(), url.as_str())).collect();
     env.push((Backends::ENV_VAR, backends.as_str()));
     tests(report, &["--workspace", "--test", "matrix"], &env)
 }
 
-/// Starts servers afresh, and returns where they are.
-fn up(report: &mut Report, services: &Services, which: &[Service]) -> Result<Vec<(Service, String)>> {
+/// Starts servers afresh, and returns where they are. `kafka` is started in the place of Kafka, and goes by its name.
+fn up(
+    report: &mut Report,
+    services: &Services,
+    which: &[Service],
+    kafka: Service,
+) -> Result<Vec<(Service, String)>> {
+    let started = which.iter().map(|&service| if service == Service::Kafka { kafka } else { service });
+    let started: Vec<_> = started.collect();
     let mut urls = Vec::new();
     report.step("services up", || {
         // What a killed run may have left.
-        services.down(Service::ALL)?;
-        urls = services.up(which)?;
+        services.down(Service::KINDS)?;
+        urls = services.up(&started)?;
         Ok(())
     })?;
     Ok(which.iter().copied().zip(urls).collect())

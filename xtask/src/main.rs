@@ -8,17 +8,18 @@ mod check;
 mod features;
 mod metadata;
 
+use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 use lexopt::{Arg, Parser, ValueExt};
 use xtask::command::{catch_interrupts, interrupted};
-use xtask::services::{Service, Services};
+use xtask::services::{Service, Services, are_containers};
 
 const HELP: &str = "\
 The tool of the kafkaq project. It needs Rust; whatever else is missing it installs, or says how to.
 
-cargo xtask test [--quick | --backend NAMES]
+cargo xtask test [--quick | --backend NAMES] [--kafka redpanda]
     Checks everything: format, lints, documentation, licences, and all tests, those on real servers too.
     The servers are its own, and are ended again whatever happens.
     --quick     no servers, no documentation: what to run before each commit
@@ -26,6 +27,7 @@ cargo xtask test [--quick | --backend NAMES]
                 brokers: memory, rdkafka, rskafka; stores: memory, redis, redis-cluster, etcd, zookeeper.
                 With no broker named it is all of them, and with no store all stores. Starts only the
                 servers that they need.
+    --kafka     redpanda: in Kafka's place, where a Docker engine answers
 
 cargo xtask bench
     Figures of an optimized build on this machine: publish rate, drain rate, pick-up latency, in memory and on
@@ -35,8 +37,9 @@ cargo xtask services up [--only NAMES | --all] [--env]
     Starts Kafka and Redis on free ports of 127.0.0.1 and leaves them running: as containers where a
     Docker engine answers, else as processes. (KAFKAQ_SERVICES=docker or =native decides by hand.)
     --only    others, for example: --only kafka,etcd
-              There are kafka, redis, redis-cluster, etcd and zookeeper.
-    --all     all of them
+              There are kafka, redis, redis-cluster, etcd and zookeeper; and redpanda in Kafka's place,
+              as a container only.
+    --all     all of them but redpanda
     --env     prints nothing but the variables that the tests read: eval \"$(cargo xtask services up --env)\"
 
 cargo xtask services down [--only NAMES]
@@ -59,8 +62,12 @@ fn main() -> ExitCode {
 
 fn dispatch() -> Result<()> {
     let mut args = Parser::from_env();
+    let command = word(&mut args)?;
+    if matches!(command.as_deref(), Some("test" | "bench" | "services")) {
+        be_able_to_start_containers()?;
+    }
     catch_interrupts()?;
-    match word(&mut args)?.as_deref() {
+    match command.as_deref() {
         None | Some("help") => {
             print!("{HELP}");
             Ok(())
@@ -73,6 +80,18 @@ fn dispatch() -> Result<()> {
         Some("services") => services(args),
         Some(other) => bail!("`{other}` is no command; `cargo xtask` lists them"),
     }
+}
+
+/// The client of a Docker engine takes a while to compile, so it is only there where an engine answers: then this
+/// process becomes one that has it.
+fn be_able_to_start_containers() -> Result<()> {
+    if cfg!(feature = "containers") || !are_containers() {
+        return Ok(());
+    }
+    eprintln!("servers will be containers; what starts them is compiled once, which takes a minute");
+    let again = ["run", "--quiet", "--package", "xtask", "--features", "xtask/containers", "--"];
+    let error = cargo(&again).args(std::env::args_os().skip(1)).exec();
+    Err(error).context("cannot start cargo")
 }
 
 /// The next word that is no option; none also for `--help`.
@@ -90,18 +109,23 @@ fn check_options(mut args: Parser) -> Result<check::Options> {
         match arg {
             Arg::Long("quick") => options.quick = true,
             Arg::Long("backend") => options.backends = Some(args.value()?.string()?.parse()?),
+            Arg::Long("kafka") => match args.value()?.string()?.as_str() {
+                "kafka" => options.kafka = Service::Kafka,
+                "redpanda" => options.kafka = Service::Redpanda,
+                other => bail!("--kafka {other}: it is kafka or redpanda"),
+            },
             other => return Err(other.unexpected().into()),
         }
     }
-    if options.quick && options.backends.is_some() {
-        bail!("--quick starts no servers, and --backend is about nothing else: one of them");
+    if options.quick && (options.backends.is_some() || options.kafka != Service::Kafka) {
+        bail!("--quick starts no servers, and --backend and --kafka are about nothing else");
     }
     Ok(options)
 }
 
 fn services(mut args: Parser) -> Result<()> {
     let action = word(&mut args)?.context("services: up, down or status?")?;
-    let usual = if action == "up" { Service::QUICKSTART } else { Service::ALL };
+    let usual = if action == "up" { Service::QUICKSTART } else { Service::KINDS };
     let mut which = usual.to_vec();
     let mut env = false;
     while let Some(arg) = args.next()? {
@@ -142,7 +166,7 @@ fn cargo(args: &[&str]) -> Command {
 /// A comma-separated list of services.
 fn named(list: &str) -> Result<Vec<Service>> {
     let find = |name: &str| {
-        let service = Service::ALL.iter().copied().find(|service| service.name() == name);
+        let service = Service::KINDS.iter().copied().find(|service| service.name() == name);
         service.with_context(|| format!("there is no service `{name}`"))
     };
     list.split(',').map(find).collect()

@@ -1,20 +1,24 @@
-//! Servers in containers, by the `docker` command.
+//! Whether there is a Docker engine, and what containers are made of. [`container`](super::container) makes them.
 
-use std::process::{Command, Stdio};
+use std::env;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
-
-use super::POLL;
-use crate::command::{capture, run};
+use anyhow::{Context, Result, bail, ensure};
 
 /// An engine that hangs is none.
 const PING_LIMIT: Duration = Duration::from_secs(2);
 
+/// The version of the engine's API that testcontainers speaks, which it does not negotiate: Docker 29, or a Podman
+/// that is newer than 3.
+pub(super) const API: &str = "1.52";
+
 /// What to run: everything else is the same for all servers.
 #[derive(Debug)]
+#[cfg_attr(not(feature = "containers"), allow(dead_code, reason = "nobody makes a container then"))]
 pub(super) struct Recipe {
     pub(super) image: &'static str,
     pub(super) env: Vec<(String, String)>,
@@ -24,6 +28,7 @@ pub(super) struct Recipe {
 /// How a container is reached. It listens on the ports that it has outside, so that an address means the same on both
 /// sides; nodes of a cluster share one network, so that it means the same among them as well.
 #[derive(Debug)]
+#[cfg_attr(not(feature = "containers"), allow(dead_code, reason = "nobody makes a container then"))]
 pub(super) enum Network {
     /// Its own, with these ports published on the loopback.
     Publish(Vec<u16>),
@@ -32,127 +37,122 @@ pub(super) enum Network {
 }
 
 /// Whether servers are started as containers; looked up once.
-pub(super) fn is_used() -> bool {
+#[must_use]
+pub fn is_used() -> bool {
     static USED: OnceLock<bool> = OnceLock::new();
-    *USED.get_or_init(|| match std::env::var("KAFKAQ_SERVICES").as_deref() {
+    *USED.get_or_init(|| match env::var("KAFKAQ_SERVICES").as_deref() {
         Ok("docker") => true,
         Ok("native") => false,
-        _ => engine_answers(),
+        _ => match socket().filter(|socket| socket.exists()) {
+            None => false,
+            Some(socket) => match ping(&socket) {
+                Ok(()) => true,
+                Err(error) => {
+                    eprintln!("servers will be plain processes: {error:#}");
+                    false
+                }
+            },
+        },
     })
 }
 
-fn engine_answers() -> bool {
-    let mut command = Command::new("docker");
-    command.args(["info", "--format", "{{.ServerVersion}}"]);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let Ok(mut child) = command.spawn() else { return false };
-    let since = Instant::now();
-    while since.elapsed() < PING_LIMIT {
-        match child.try_wait() {
-            Ok(Some(status)) => return status.success(),
-            Ok(None) => thread::sleep(POLL),
-            Err(_) => break,
-        }
+/// Where the engine listens, by the rules of testcontainers. Over a network there is none for us: its servers would be
+/// at another machine's loopback.
+fn socket() -> Option<PathBuf> {
+    if let Ok(host) = env::var("DOCKER_HOST") {
+        return host.strip_prefix("unix://").map(PathBuf::from);
     }
-    let _ = child.kill();
-    let _ = child.wait();
-    false
+    let below = |variable, path| env::var_os(variable).map(|folder| Path::new(&folder).join(path));
+    let usual = [
+        Some(PathBuf::from("/var/run/docker.sock")),
+        below("XDG_RUNTIME_DIR", ".docker/run/docker.sock"),
+        below("HOME", ".docker/run/docker.sock"),
+        below("HOME", ".docker/desktop/docker.sock"),
+    ];
+    usual.into_iter().flatten().find(|socket| socket.exists())
 }
 
-/// Starts the container of this name if there is one, and makes it otherwise; returns its id.
-pub(super) fn start(name: &str, recipe: &Recipe, network: &Network) -> Result<String> {
-    if docker(&["start", name]).is_err() {
-        // Apart from `run`, so that the first download shows its progress and can be interrupted.
-        if docker(&["image", "inspect", recipe.image]).is_err() {
-            run(Command::new("docker").args(["pull", recipe.image]).stdout(std::io::stderr()))
-                .with_context(|| format!("cannot fetch the image {}", recipe.image))?;
-        }
-        docker(&recipe.create(name, network))?;
+/// Asks for a sign of life in the version that will be spoken.
+fn ping(socket: &Path) -> Result<()> {
+    let ask = || {
+        let mut stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(PING_LIMIT))?;
+        stream.set_write_timeout(Some(PING_LIMIT))?;
+        stream.write_all(format!("GET /v{API}/_ping HTTP/1.0\r\nHost: docker\r\n\r\n").as_bytes())?;
+        let mut answer = String::new();
+        stream.take(10_000).read_to_string(&mut answer)?;
+        anyhow::Ok(answer)
+    };
+    let engine = || format!("the Docker engine at {}", socket.display());
+    let answer = ask().with_context(|| format!("{} does not answer", engine()))?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    if body.contains("too new") {
+        bail!("{} is too old, Docker 29 is needed: {}", engine(), body.trim());
     }
-    docker(&["inspect", "--format", "{{.Id}}", name])
-}
-
-impl Recipe {
-    fn create(&self, name: &str, network: &Network) -> Vec<String> {
-        let fixed = ["run", "--detach", "--label", "kafkaq", "--name", name];
-        let mut args: Vec<String> = fixed.map(str::to_owned).into();
-        match network {
-            Network::Publish(ports) => args.extend(
-                ports.iter().flat_map(|port| ["--publish".to_owned(), format!("127.0.0.1:{port}:{port}")]),
-            ),
-            Network::Of(other) => args.extend(["--network".to_owned(), format!("container:{other}")]),
-        }
-        args.extend(
-            self.env.iter().flat_map(|(name, value)| ["--env".to_owned(), format!("{name}={value}")]),
-        );
-        args.push(self.image.to_owned());
-        args.extend(self.args.iter().cloned());
-        args
-    }
-}
-
-pub(super) fn is_running(id: &str) -> bool {
-    docker(&["inspect", "--format", "{{.State.Running}}", id]).is_ok_and(|answer| answer == "true")
-}
-
-/// Also ends a paused container. One that is no longer there is no error.
-pub(super) fn stop(id: &str, limit: Duration) -> Result<()> {
-    if !is_running(id) {
-        return Ok(());
-    }
-    let _ = docker(&["unpause", id]);
-    if limit.is_zero() {
-        return docker(&["kill", id]).map(drop);
-    }
-    docker(&["stop", "-t", &limit.as_secs().to_string(), id]).map(drop)
-}
-
-pub(super) fn pause(id: &str) -> Result<()> {
-    docker(&["pause", id]).map(drop)
-}
-
-pub(super) fn resume(id: &str) -> Result<()> {
-    docker(&["unpause", id]).map(drop)
-}
-
-/// Removes the container, running or not, with its data. One that is not there is no error.
-pub(super) fn remove(name: &str) -> Result<()> {
-    let found = docker(&["ps", "--all", "--quiet", "--filter", &format!("name=^{name}$")])?;
-    if found.is_empty() { Ok(()) } else { docker(&["rm", "--force", "--volumes", name]).map(drop) }
-}
-
-pub(super) fn log(id: &str) -> String {
-    // The servers log to both streams.
-    let output = Command::new("docker").args(["logs", "--tail", "40", id]).output();
-    output.map_or_else(
-        |error| error.to_string(),
-        |output| String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
-    )
-}
-
-fn docker<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Result<String> {
-    capture(Command::new("docker").args(args))
+    let status = head.lines().next().unwrap_or_default();
+    ensure!(status.contains(" 200 "), "{} answers {status} {}", engine(), body.trim());
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+    use std::time::Instant;
+
     use super::*;
 
-    #[test]
-    fn a_container_is_published_on_the_loopback_only() {
-        let env = vec![("A".to_owned(), "b c".to_owned())];
-        let recipe = Recipe { image: "redis:7", env, args: vec!["redis-server".to_owned()] };
-        assert_eq!(
-            recipe.create("kafkaq-redis-20001", &Network::Publish(vec![20_001])).join("|"),
-            "run|--detach|--label|kafkaq|--name|kafkaq-redis-20001|--publish|127.0.0.1:20001:20001\
-             |--env|A=b c|redis:7|redis-server"
-        );
+    /// An engine that says one thing, and what was asked of it.
+    fn asked(answer: &'static str) -> (Result<()>, String) {
+        static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let path = env::temp_dir().join(format!("kafkaq-engine-{}-{number}", std::process::id()));
+        let listener = UnixListener::bind(&path).unwrap();
+        let engine = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut question = [0; 1000];
+            let length = stream.read(&mut question).unwrap();
+            stream.write_all(answer.as_bytes()).unwrap();
+            if answer.is_empty() {
+                // Hangs until the other side has had enough.
+                let _ = stream.read(&mut question);
+            }
+            String::from_utf8_lossy(&question[..length]).into_owned()
+        });
+        let result = ping(&path);
+        let question = engine.join().unwrap();
+        std::fs::remove_file(path).unwrap();
+        (result, question)
     }
 
     #[test]
-    fn further_nodes_of_a_cluster_share_the_network_of_the_first() {
-        let recipe = Recipe { image: "redis:7", env: Vec::new(), args: Vec::new() };
-        let args = recipe.create("second", &Network::Of("first".to_owned())).join(" ");
-        assert!(args.contains("--network container:first") && !args.contains("--publish"), "{args}");
+    fn an_engine_is_asked_in_the_version_that_will_be_spoken() {
+        let (result, question) = asked("HTTP/1.0 200 OK\r\nApi-Version: 1.52\r\n\r\nOK");
+        result.unwrap();
+        assert!(question.starts_with(&format!("GET /v{API}/_ping HTTP/1.0\r\n")), "{question}");
+    }
+
+    #[test]
+    fn an_engine_that_is_too_old_is_refused_with_its_own_words() {
+        let (result, _) = asked(
+            "HTTP/1.0 400 Bad Request\r\n\r\n{\"message\":\"client version 1.52 is too new. Maximum supported API \
+             version is 1.41\"}",
+        );
+        let error = format!("{:#}", result.unwrap_err());
+        assert!(error.contains("Docker 29 is needed") && error.contains("1.41"), "{error}");
+    }
+
+    #[test]
+    fn an_engine_that_hangs_is_none() {
+        let since = Instant::now();
+        let (result, _) = asked("");
+        assert!(format!("{:#}", result.unwrap_err()).contains("does not answer"));
+        assert!(since.elapsed() >= PING_LIMIT);
+    }
+
+    #[test]
+    fn what_answers_with_an_error_is_no_engine() {
+        let (result, _) = asked("HTTP/1.0 503 Service Unavailable\r\n\r\nstarting");
+        assert!(result.unwrap_err().to_string().contains("503"));
     }
 }

@@ -13,7 +13,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
-use super::{POLL, docker};
+use super::POLL;
+use super::container::Container;
 
 /// How long the system may take to end a process that was killed.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -21,8 +22,7 @@ const KILL_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Instance {
     Process(Process),
-    /// By its id.
-    Container(String),
+    Container(Container),
 }
 
 /// A process id with the moment it began, in clock ticks since the machine's start.
@@ -50,7 +50,7 @@ impl Instance {
     pub(super) fn is_running(&self) -> bool {
         match self {
             Self::Process(process) => process.is_running(),
-            Self::Container(id) => docker::is_running(id),
+            Self::Container(container) => container.is_running(),
         }
     }
 
@@ -63,7 +63,7 @@ impl Instance {
                 process.signal(Signal::SIGCONT)?;
                 if process.ends_within(limit) { Ok(()) } else { self.kill() }
             }
-            Self::Container(id) => docker::stop(id, limit),
+            Self::Container(container) => container.stop(limit),
         }
     }
 
@@ -74,21 +74,21 @@ impl Instance {
                 ensure!(process.ends_within(KILL_LIMIT), "process {} outlived SIGKILL", process.pid);
                 Ok(())
             }
-            Self::Container(id) => docker::stop(id, Duration::ZERO),
+            Self::Container(container) => container.kill(),
         }
     }
 
     pub(super) fn pause(&self) -> Result<()> {
         match self {
             Self::Process(process) => process.signal(Signal::SIGSTOP),
-            Self::Container(id) => docker::pause(id),
+            Self::Container(container) => container.pause(),
         }
     }
 
     pub(super) fn resume(&self) -> Result<()> {
         match self {
             Self::Process(process) => process.signal(Signal::SIGCONT),
-            Self::Container(id) => docker::resume(id),
+            Self::Container(container) => container.resume(),
         }
     }
 }
@@ -164,7 +164,7 @@ impl fmt::Display for Instance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Process(Process { pid, began }) => write!(f, "process {pid} began {began}"),
-            Self::Container(id) => write!(f, "container {id}"),
+            Self::Container(container) => write!(f, "container {}", container.id()),
         }
     }
 }
@@ -177,7 +177,7 @@ impl FromStr for Instance {
             ["process", pid, "began", began] => {
                 Ok(Self::Process(Process { pid: pid.parse()?, began: began.parse()? }))
             }
-            ["container", id] => Ok(Self::Container(id.to_owned())),
+            ["container", id] => Ok(Self::Container(Container::known(id)?)),
             _ => Err(anyhow!("not a server's state: {text}")),
         }
     }
@@ -201,12 +201,11 @@ mod tests {
 
     #[test]
     fn an_instance_survives_being_written_and_read() {
-        for instance in [sleeper(), Instance::Container("0123abc".into())] {
-            assert_eq!(instance.to_string().parse::<Instance>().unwrap(), instance);
-            if let Instance::Process(_) = instance {
-                instance.kill().unwrap();
-            }
-        }
+        let process = sleeper();
+        assert_eq!(process.to_string().parse::<Instance>().unwrap(), process);
+        process.kill().unwrap();
+        #[cfg(feature = "containers")]
+        assert_eq!("container 0123abc".parse::<Instance>().unwrap().to_string(), "container 0123abc");
         "process 12".parse::<Instance>().unwrap_err();
     }
 
@@ -222,7 +221,10 @@ mod tests {
     #[test]
     fn a_process_that_took_over_the_number_is_left_alone() {
         let instance = sleeper();
-        let Instance::Process(Process { pid, began }) = instance else { unreachable!() };
+        let Process { pid, began } = match &instance {
+            Instance::Process(process) => *process,
+            Instance::Container(_) => unreachable!(),
+        };
         let earlier = Instance::Process(Process { pid, began: began - 1 });
         assert!(!earlier.is_running());
         earlier.stop(Duration::ZERO).unwrap();

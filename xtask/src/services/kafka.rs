@@ -155,7 +155,7 @@ fn fetch() -> Result<PathBuf> {
 }
 
 /// Whether the node serves clients: it names itself in its metadata only when the controller has let it in.
-fn answers(port: u16) -> Result<bool> {
+pub(super) fn answers(port: u16) -> Result<bool> {
     // Version 1 of a Metadata request without topics: api key, version, correlation id, client id, topics.
     const REQUEST: [u8; 19] = *b"\0\x03\0\x01\0\0\0\x07\0\x05xtask\0\0\0\0";
     let mut stream = TcpStream::connect_timeout(&loopback(port), ASK_LIMIT)?;

@@ -14,11 +14,18 @@
 //! ```
 //!
 //! A server is a container where a Docker engine answers, and a plain process otherwise (Linux only). The
-//! environment variable `KAFKAQ_SERVICES` set to `docker` or `native` decides it by hand. A Redis Cluster is three
-//! of them, which live and die together.
+//! environment variable `KAFKAQ_SERVICES` set to `docker` or `native` decides it by hand. Containers need the feature
+//! `containers`, which `cargo xtask` turns on by itself. A Redis Cluster is three of them, which live and die together.
 //!
 //! All of it listens on 127.0.0.1 only.
 
+#[cfg(test)]
+mod compose;
+#[cfg(feature = "containers")]
+mod container;
+#[cfg(not(feature = "containers"))]
+#[path = "no_container.rs"]
+mod container;
 mod docker;
 mod etcd;
 mod instance;
@@ -27,6 +34,7 @@ mod node;
 mod ports;
 mod redis;
 mod redis_cluster;
+mod redpanda;
 mod server;
 mod set;
 mod zookeeper;
@@ -39,6 +47,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::prerequisites::Tool;
+pub use docker::is_used as are_containers;
 use ports::Ports;
 pub use server::Server;
 pub use set::Services;
@@ -67,6 +76,8 @@ pub enum Service {
     Etcd,
     /// Apache ZooKeeper: one node, which has TTL nodes.
     ZooKeeper,
+    /// Redpanda: one node, in Kafka's place. As a container only.
+    Redpanda,
 }
 
 /// What tells one kind of server from another; each has a module of its own.
@@ -90,8 +101,12 @@ struct Kind {
 }
 
 impl Service {
-    /// Every kind.
+    /// All that the tests need, each in one kind.
     pub const ALL: &[Self] = &[Self::Kafka, Self::Redis, Self::RedisCluster, Self::Etcd, Self::ZooKeeper];
+
+    /// Every kind there is: also what can stand in for another.
+    pub const KINDS: &[Self] =
+        &[Self::Kafka, Self::Redis, Self::RedisCluster, Self::Etcd, Self::ZooKeeper, Self::Redpanda];
 
     /// What the quickstart needs.
     pub const QUICKSTART: &[Self] = &[Self::Kafka, Self::Redis];
@@ -103,6 +118,7 @@ impl Service {
             Self::RedisCluster => &redis_cluster::KIND,
             Self::Etcd => &etcd::KIND,
             Self::ZooKeeper => &zookeeper::KIND,
+            Self::Redpanda => &redpanda::KIND,
         }
     }
 

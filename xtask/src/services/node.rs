@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use super::container::Container;
 use super::instance::Instance;
 use super::ports::Ports;
 use super::{Group, Kind, POLL, START_LIMIT, STOP_LIMIT, docker};
@@ -83,7 +84,7 @@ impl Node {
                 true => docker::Network::Publish(all.iter().map(|ports| ports.client).collect()),
                 false => docker::Network::Of(container_name(self.kind, all[0])),
             };
-            Instance::Container(docker::start(&container_name(self.kind, self.ports), &recipe, &place)?)
+            Instance::Container(Container::start(&container_name(self.kind, self.ports), &recipe, &place)?)
         } else {
             let log = File::options().create(true).append(true).open(self.log())?;
             let mut command = (self.kind.native)(&self.dir, self.ports)?;
@@ -120,7 +121,7 @@ impl Node {
 
     pub(super) fn remove_data(&self) -> Result<()> {
         if docker::is_used() {
-            docker::remove(&container_name(self.kind, self.ports))?;
+            Container::remove(&container_name(self.kind, self.ports))?;
         }
         match fs::remove_dir_all(self.data()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -132,7 +133,7 @@ impl Node {
 
     fn end_of_log(&self) -> String {
         let log = match &self.instance {
-            Some(Instance::Container(id)) => docker::log(id),
+            Some(Instance::Container(container)) => container.log(),
             _ => fs::read_to_string(self.log()).unwrap_or_default(),
         };
         last_lines(log.trim_end(), 20)

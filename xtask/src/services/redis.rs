@@ -25,6 +25,8 @@ pub(super) static KIND: Kind = Kind {
     join: |_| Ok(()),
 };
 
+const IMAGE: &str = "redis:7.4.9";
+
 fn args(port: u16) -> Vec<String> {
     ["--port", &port.to_string(), "--save", "", "--appendonly", "no"].map(str::to_owned).into()
 }
@@ -40,7 +42,7 @@ pub(super) fn container(ports: Ports) -> Recipe {
     command.extend(args(ports.client));
     // Inside, the published port is reached from another address than the loopback's.
     command.extend(["--protected-mode".to_owned(), "no".to_owned()]);
-    Recipe { image: "redis:7", env: Vec::new(), args: command }
+    Recipe { image: IMAGE, env: Vec::new(), args: command }
 }
 
 pub(super) fn answers(port: u16) -> Result<bool> {

@@ -1,0 +1,56 @@
+//! In place of containers where xtask was built without them: there is no value of this type, and whoever asks for
+//! one is told what to do.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use super::docker::{Network, Recipe};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Container {}
+
+impl Container {
+    pub(super) fn start(_: &str, _: &Recipe, _: &Network) -> Result<Self> {
+        bail!(
+            "this build starts no containers: run the tests by `cargo xtask test`, or give cargo `--features \
+             xtask/containers`, or set KAFKAQ_SERVICES=native to have plain processes"
+        )
+    }
+
+    pub(super) fn known(_: &str) -> Result<Self> {
+        bail!("the server is a container, and this build has none: cargo needs `--features xtask/containers`")
+    }
+
+    pub(super) fn remove(_: &str) -> Result<()> {
+        Ok(())
+    }
+
+    pub(super) fn id(&self) -> &str {
+        match *self {}
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        match *self {}
+    }
+
+    pub(super) fn stop(&self, _: Duration) -> Result<()> {
+        match *self {}
+    }
+
+    pub(super) fn kill(&self) -> Result<()> {
+        match *self {}
+    }
+
+    pub(super) fn pause(&self) -> Result<()> {
+        match *self {}
+    }
+
+    pub(super) fn resume(&self) -> Result<()> {
+        match *self {}
+    }
+
+    pub(super) fn log(&self) -> String {
+        match *self {}
+    }
+}
