@@ -8,7 +8,7 @@ mod faulty_store;
 mod gate;
 
 use kafkaq_conformance::{Outcome, Report, Suite};
-use std::{collections::BTreeSet, fmt, thread};
+use std::{collections::BTreeSet, fmt, sync::Mutex, thread};
 
 /// The cases that failed, without the backend's name.
 fn failed(reports: &[Report]) -> BTreeSet<&str> {
@@ -30,18 +30,16 @@ fn planted<F>(fault: F, caught_by: &'static str, also: &'static [&'static str]) 
 
 /// Runs every fault through its kit, some at a time, and compares what fails with the table.
 fn prove<F: Copy + fmt::Debug + Sync>(kit: impl Fn(F) -> Suite + Sync, table: &[Planted<F>]) {
-    const AT_A_TIME: usize = 12;
-    let wrong: Vec<String> = table
-        .chunks(AT_A_TIME)
-        .flat_map(|some| {
-            thread::scope(|scope| {
-                let kit = &kit;
-                let run = |planted| scope.spawn(move || judge(planted, &kit(planted.fault).results()));
-                let running: Vec<_> = some.iter().map(run).collect();
-                running.into_iter().filter_map(|judged| judged.join().unwrap()).collect::<Vec<_>>()
-            })
-        })
-        .collect();
+    const AT_A_TIME: usize = 24;
+    let (next, wrong) = (Mutex::new(table.iter()), Mutex::new(Vec::new()));
+    let work = || {
+        while let Some(planted) = { next.lock().unwrap().next() } {
+            let judged = judge(planted, &kit(planted.fault).results());
+            wrong.lock().unwrap().extend(judged);
+        }
+    };
+    thread::scope(|scope| (0..AT_A_TIME).for_each(|_| drop(scope.spawn(work))));
+    let wrong = wrong.into_inner().unwrap();
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
