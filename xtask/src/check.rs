@@ -161,6 +161,8 @@ fn prerequisites(options: &Options) -> Result<()> {
     let mut tools = prerequisites::build_tools();
     if !options.quick {
         tools.push(KCAT);
+        // What tests start with options of their own is a process, also where the others are containers.
+        tools.extend([prerequisites::REDIS, prerequisites::ETCD]);
         tools.extend(Service::ALL.iter().flat_map(|service| service.tools()));
     }
     prerequisites::ensure(&tools)

@@ -23,6 +23,9 @@ type Close<T> = fn(Arc<T>) -> Pin<Box<dyn Future<Output = kafkaq_core::Result<()
 /// A case that takes longer than this, and than ten calls may take, has failed.
 const CASE_LIMIT: Duration = Duration::from_secs(30);
 
+/// Cases wait more than they work: so many run at a time, whatever the number of cores.
+const AT_A_TIME: usize = 8;
+
 /// How a backend is reached and what may be asked of it.
 pub(crate) struct Setup<T: ?Sized> {
     pub(crate) make: Make<T>,
@@ -176,7 +179,9 @@ impl Suite {
             })
         };
         let trials = self.0.into_iter().map(trial).collect();
-        libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+        let mut arguments = Arguments::from_args();
+        arguments.test_threads.get_or_insert(AT_A_TIME);
+        libtest_mimic::run(&arguments, trials).exit_code()
     }
 
     /// Runs all cases at once, each on a thread of its own, and answers their outcomes in the order of the cases.

@@ -8,7 +8,7 @@ use std::{
     net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
 };
@@ -28,12 +28,14 @@ pub struct Proxy {
 #[derive(Default)]
 struct Shared {
     cut: AtomicBool,
+    accepted: AtomicUsize,
     open: Mutex<Vec<Arc<Connection>>>,
 }
 
 struct Connection {
     client: TcpStream,
     server: TcpStream,
+    muted: AtomicBool,
 }
 
 impl Connection {
@@ -50,15 +52,28 @@ impl Proxy {
     /// # Errors
     /// When the address means nothing, or no port is to be had.
     pub fn to(server: impl ToSocketAddrs) -> io::Result<Self> {
+        Self::rewriting(server, |_| {})
+    }
+
+    /// Whatever clients send passes through `rewrite` first, piece by piece as it arrives: it may change bytes, but
+    /// not their number. So a test plays a server that is older than the one at hand.
+    ///
+    /// # Errors
+    /// As [`Proxy::to`].
+    pub fn rewriting(
+        server: impl ToSocketAddrs,
+        rewrite: impl Fn(&mut [u8]) + Send + Sync + 'static,
+    ) -> io::Result<Self> {
         let server = server.to_socket_addrs()?.next();
         let server = server.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no such address"))?;
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let proxy = Proxy { addr: listener.local_addr()?, shared: Arc::default() };
-        let shared = proxy.shared.clone();
+        let (shared, rewrite) = (proxy.shared.clone(), Arc::new(rewrite));
         thread::Builder::new().name("proxy".into()).spawn(move || {
             // A connection that can't be made is dropped: to the client it is a server that went away.
             for client in listener.incoming().flatten() {
-                let _ = shared.connect(client, server);
+                shared.accepted.fetch_add(1, Ordering::SeqCst);
+                let _ = shared.connect(client, server, rewrite.clone());
             }
         })?;
         Ok(proxy)
@@ -68,6 +83,24 @@ impl Proxy {
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// How many connections clients have made so far.
+    #[must_use]
+    pub fn accepted(&self) -> usize {
+        self.shared.accepted.load(Ordering::SeqCst)
+    }
+
+    /// How many of them stand.
+    #[must_use]
+    pub fn open(&self) -> usize {
+        self.shared.open().len()
+    }
+
+    /// Lets no more answers through the connections that stand now, as when a firewall has forgotten them. New ones
+    /// work.
+    pub fn mute(&self) {
+        self.shared.open().iter().for_each(|connection| connection.muted.store(true, Ordering::SeqCst));
     }
 }
 
@@ -85,18 +118,28 @@ impl Shared {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn connect(self: &Arc<Self>, client: TcpStream, server: SocketAddr) -> io::Result<()> {
-        let connection = Arc::new(Connection { client, server: TcpStream::connect(server)? });
+    fn connect(
+        self: &Arc<Self>,
+        client: TcpStream,
+        server: SocketAddr,
+        rewrite: Arc<impl Fn(&mut [u8]) + Send + Sync + 'static>,
+    ) -> io::Result<()> {
+        let server = TcpStream::connect(server)?;
+        let connection = Arc::new(Connection { client, server, muted: AtomicBool::new(false) });
         connection.client.set_nodelay(true)?;
         connection.server.set_nodelay(true)?;
         self.open().push(connection.clone());
         let (requests, answers, shared) = (connection.clone(), connection, self.clone());
         thread::Builder::new().name("requests".into()).spawn(move || {
-            pump(&requests.client, &requests.server, || true);
+            pump(&requests.client, &requests.server, |bytes| {
+                rewrite(bytes);
+                true
+            });
             requests.end();
         })?;
         thread::Builder::new().name("answers".into()).spawn(move || {
-            pump(&answers.server, &answers.client, || !shared.cut.load(Ordering::SeqCst));
+            let silent = || shared.cut.load(Ordering::SeqCst) || answers.muted.load(Ordering::SeqCst);
+            pump(&answers.server, &answers.client, |_| !silent());
             answers.end();
             shared.open().retain(|other| !Arc::ptr_eq(other, &answers));
         })?;
@@ -105,10 +148,10 @@ impl Shared {
 }
 
 /// Copies until one side ends; what doesn't pass is gone.
-fn pump(mut from: &TcpStream, mut to: &TcpStream, passes: impl Fn() -> bool) {
+fn pump(mut from: &TcpStream, mut to: &TcpStream, passes: impl Fn(&mut [u8]) -> bool) {
     let mut buffer = vec![0; 64 << 10];
     while let Ok(n @ 1..) = from.read(&mut buffer) {
-        if passes() && to.write_all(&buffer[..n]).is_err() {
+        if passes(&mut buffer[..n]) && to.write_all(&buffer[..n]).is_err() {
             return;
         }
     }

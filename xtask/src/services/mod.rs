@@ -31,6 +31,7 @@ mod etcd;
 mod instance;
 mod kafka;
 mod node;
+mod own;
 mod ports;
 mod redis;
 mod redis_cluster;
@@ -49,6 +50,7 @@ use anyhow::Result;
 use crate::prerequisites::Tool;
 pub use docker::is_used as are_containers;
 use ports::Ports;
+pub use ports::free_port;
 pub use server::Server;
 pub use set::Services;
 
@@ -150,7 +152,7 @@ impl Service {
     /// # Errors
     /// When the server cannot be started or does not answer in time; the error has the end of its log.
     pub fn start(self, dir: impl Into<PathBuf>, port: Option<u16>) -> Result<Server> {
-        Server::start(self, &dir.into(), port, Group::Ours)
+        Server::start(self, &dir.into(), port, Group::Ours, None)
     }
 }
 

@@ -21,13 +21,15 @@ pub(super) struct Node {
     kind: &'static Kind,
     dir: PathBuf,
     pub(super) ports: Ports,
+    /// Of one that is a plain process, whatever else there is.
+    options: Option<Vec<String>>,
     /// None when it was stopped.
     pub(super) instance: Option<Instance>,
 }
 
 impl Node {
-    pub(super) fn new(kind: &'static Kind, dir: PathBuf, ports: Ports) -> Self {
-        let node = Self { kind, dir, ports, instance: None };
+    pub(super) fn new(kind: &'static Kind, dir: PathBuf, ports: Ports, options: Option<Vec<String>>) -> Self {
+        let node = Self { kind, dir, ports, options, instance: None };
         let _ = fs::remove_file(node.log());
         node
     }
@@ -38,7 +40,7 @@ impl Node {
         let (instance, ports) = state.trim().split_once(" ports ")?;
         let (client, peer) = ports.split_once(' ')?;
         let ports = Ports { client: client.parse().ok()?, peer: peer.parse().ok()? };
-        Some(Self { kind, dir, ports, instance: Some(instance.parse().ok()?) })
+        Some(Self { kind, dir, ports, options: None, instance: Some(instance.parse().ok()?) })
     }
 
     pub(super) fn log(&self) -> PathBuf {
@@ -78,7 +80,7 @@ impl Node {
     /// Starts it with the data that is there. `all` are the ports of its server, the first node's first.
     pub(super) fn start(&mut self, all: &[Ports], group: Group) -> Result<()> {
         fs::create_dir_all(self.data())?;
-        let instance = if docker::is_used() {
+        let instance = if self.is_contained() {
             let recipe = (self.kind.container)(self.ports);
             let place = match all[0] == self.ports {
                 true => docker::Network::Publish(all.iter().map(|ports| ports.client).collect()),
@@ -88,6 +90,7 @@ impl Node {
         } else {
             let log = File::options().create(true).append(true).open(self.log())?;
             let mut command = (self.kind.native)(&self.dir, self.ports)?;
+            command.args(self.options.iter().flatten());
             command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
             if group == Group::Own {
                 command.process_group(0);
@@ -120,7 +123,7 @@ impl Node {
     }
 
     pub(super) fn remove_data(&self) -> Result<()> {
-        if docker::is_used() {
+        if self.is_contained() {
             Container::remove(&container_name(self.kind, self.ports))?;
         }
         match fs::remove_dir_all(self.data()) {
@@ -129,6 +132,19 @@ impl Node {
             }
             _ => Ok(()),
         }
+    }
+
+    pub(super) fn remove_folder(&self) -> Result<()> {
+        fs::remove_dir_all(&self.dir).with_context(|| format!("cannot remove {}", self.dir.display()))?;
+        if let (Some(around), 2..) = (self.dir.parent(), self.kind.nodes) {
+            // Only the last node of a cluster leaves it empty.
+            let _ = fs::remove_dir(around);
+        }
+        Ok(())
+    }
+
+    fn is_contained(&self) -> bool {
+        self.options.is_none() && docker::is_used()
     }
 
     fn end_of_log(&self) -> String {

@@ -32,7 +32,10 @@ impl Ports {
 ///
 /// Not the kernel's choice: that is one of those which it also gives to outgoing connections. While a server is
 /// stopped, such a connection may take its port, or a client that reconnects to it may even meet itself.
-fn free_port() -> Result<u16> {
+///
+/// # Errors
+/// When there is none.
+pub fn free_port() -> Result<u16> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let count = PORTS.end - PORTS.start;
     // Processes begin at different places; within a process no port is given out twice in a row.

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use anyhow::Result;
 
@@ -10,7 +11,8 @@ use super::node::Node;
 use super::ports::Ports;
 use super::{Group, Service};
 
-/// A server on ports that it keeps over restarts. Dropping it ends the server and removes its data.
+/// A server on ports that it keeps over restarts. Dropping it ends the server and removes its folder; where a test
+/// has failed, the log stays.
 ///
 /// What is done to a cluster is done to all its nodes.
 #[derive(Debug)]
@@ -18,12 +20,20 @@ pub struct Server {
     service: Service,
     /// At least one.
     nodes: Vec<Node>,
+    /// Not if the start or the end of a cluster was cut short.
+    complete: bool,
     group: Group,
     owned: bool,
 }
 
 impl Server {
-    pub(super) fn start(service: Service, dir: &Path, port: Option<u16>, group: Group) -> Result<Self> {
+    pub(super) fn start(
+        service: Service,
+        dir: &Path,
+        port: Option<u16>,
+        group: Group,
+        options: Option<Vec<String>>,
+    ) -> Result<Self> {
         if let Some(mut earlier) = Self::find(service, dir) {
             earlier.kill()?;
             earlier.remove_data()?;
@@ -31,10 +41,10 @@ impl Server {
         let kind = service.kind();
         let node = |(number, dir)| {
             let port = port.filter(|_| number == 0);
-            Ok(Node::new(kind, dir, Ports::choose(port)?))
+            Ok(Node::new(kind, dir, Ports::choose(port)?, options.clone()))
         };
         let nodes = folders(service, dir).into_iter().enumerate().map(node).collect::<Result<_>>()?;
-        let mut server = Self { service, nodes, group, owned: true };
+        let mut server = Self { service, nodes, complete: true, group, owned: true };
         server.start_again_empty()?;
         Ok(server)
     }
@@ -43,7 +53,8 @@ impl Server {
     pub(super) fn find(service: Service, dir: &Path) -> Option<Self> {
         let find = |dir| Node::find(service.kind(), dir);
         let nodes: Vec<_> = folders(service, dir).into_iter().filter_map(find).collect();
-        (!nodes.is_empty()).then_some(Self { service, nodes, group: Group::Own, owned: false })
+        let complete = nodes.len() == service.kind().nodes;
+        (!nodes.is_empty()).then_some(Self { service, nodes, complete, group: Group::Own, owned: false })
     }
 
     /// `127.0.0.1` and the port; of a cluster, that of its first node.
@@ -76,7 +87,7 @@ impl Server {
     /// Whether its processes are there, paused or not.
     #[must_use]
     pub fn is_running(&self) -> bool {
-        self.is_complete() && self.nodes.iter().all(Node::is_running)
+        self.complete && self.nodes.iter().all(Node::is_running)
     }
 
     /// Ends the server in good order; one that takes longer than 10 s is killed. Its data stays.
@@ -135,13 +146,21 @@ impl Server {
         self.start_again()
     }
 
+    /// The nodes of a cluster, each to be stopped and started by itself.
+    #[must_use]
+    pub fn into_nodes(mut self) -> Vec<Self> {
+        let Self { service, group, owned, .. } = self;
+        let alone = |node| Self { service, nodes: vec![node], complete: true, group, owned };
+        std::mem::take(&mut self.nodes).into_iter().map(alone).collect()
+    }
+
     /// From now on the server outlives this value.
     pub(super) fn keep_running(mut self) {
         self.owned = false;
     }
 
     pub(super) fn answers(&self) -> bool {
-        self.is_complete() && self.nodes.iter().all(Node::answers)
+        self.complete && self.nodes.iter().all(Node::answers)
     }
 
     pub(super) fn remove_data(&self) -> Result<()> {
@@ -162,17 +181,15 @@ impl Server {
             format!("does not answer at {url} ({it}); its log: {}", log.display())
         }
     }
-
-    /// Not if the start or the end of a cluster was cut short.
-    fn is_complete(&self) -> bool {
-        self.nodes.len() == self.service.kind().nodes
-    }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         if self.owned {
-            let ended = self.kill().and_then(|()| self.remove_data());
+            let ended = self.kill().and_then(|()| self.remove_data()).and_then(|()| {
+                let failed = thread::panicking();
+                if failed { Ok(()) } else { self.nodes.iter().try_for_each(Node::remove_folder) }
+            });
             if let Err(error) = ended {
                 eprintln!("{error:#}");
             }

@@ -40,7 +40,7 @@ impl Services {
         {
             return Ok(server.url());
         }
-        let server = Server::start(service, &dir, None, Group::Own)?;
+        let server = Server::start(service, &dir, None, Group::Own, None)?;
         let url = server.url();
         server.keep_running();
         Ok(url)

@@ -90,6 +90,18 @@ async fn contested(cx: &Cx, stage: &Stage) -> Checked<(Reader, Reader, Vec<Assig
     Ok((one, two, asked))
 }
 
+/// Two members, and what the first has released to the second.
+async fn handed_over(cx: &Cx, stage: &Stage) -> Checked<(Reader, Reader, Assignment)> {
+    let (mut one, two, asked) = contested(cx, stage).await?;
+    one.release(&asked);
+    let mut readers = [one, two];
+    let taken = |readers: &[Reader]| asked.iter().any(|a| readers[1].mine.contains_key(&a.partition));
+    settle(cx, "the other member gets a partition", &mut readers, taken).await?;
+    let [one, two] = readers;
+    let gone = asked.into_iter().find(|a| two.mine.contains_key(&a.partition));
+    Ok((one, two, gone.ok_or_else(|| Failed("no partition has moved".into()))?))
+}
+
 pub(super) async fn a_commit_while_revoking_counts(cx: &Cx) -> Checked {
     let stage = stage(cx, 2, 10).await?;
     let (mut one, two, asked) = contested(cx, &stage).await?;
@@ -109,27 +121,13 @@ pub(super) async fn a_commit_while_revoking_counts(cx: &Cx) -> Checked {
 
 pub(super) async fn a_commit_after_the_release_is_refused(cx: &Cx) -> Checked {
     let stage = stage(cx, 2, 10).await?;
-    let (mut one, two, asked) = contested(cx, &stage).await?;
-    one.release(&asked);
-    let mut readers = [one, two];
-    let taken = |readers: &[Reader]| asked.iter().any(|a| readers[1].mine.contains_key(&a.partition));
-    settle(cx, "the other member gets a partition", &mut readers, taken).await?;
-    let [one, two] = &readers;
-    let gone = asked.iter().find(|a| two.mine.contains_key(&a.partition));
-    let gone = gone.ok_or_else(|| Failed("no partition has moved".into()))?;
-    refused(&one.commit(gone, offset_of(one, &gone.partition, 6)?).await, "a commit after the release")
+    let (one, _two, gone) = handed_over(cx, &stage).await?;
+    refused(&one.commit(&gone, offset_of(&one, &gone.partition, 6)?).await, "a commit after the release")
 }
 
 pub(super) async fn a_commit_of_an_older_epoch_is_refused(cx: &Cx) -> Checked {
     let stage = stage(cx, 2, 10).await?;
-    let (mut one, two, asked) = contested(cx, &stage).await?;
-    one.release(&asked);
-    let mut readers = [one, two];
-    let taken = |readers: &[Reader]| asked.iter().any(|a| readers[1].mine.contains_key(&a.partition));
-    settle(cx, "the other member gets a partition", &mut readers, taken).await?;
-    let [one, two] = readers;
-    let gone = asked.iter().find(|a| two.mine.contains_key(&a.partition)).cloned();
-    let gone = gone.ok_or_else(|| Failed("no partition has moved".into()))?;
+    let (one, two, gone) = handed_over(cx, &stage).await?;
     two.consumer.member.leave().await?;
     drop(two);
     let mut readers = [one];

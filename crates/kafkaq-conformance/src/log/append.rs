@@ -31,7 +31,7 @@ pub(super) async fn records_keep_their_order<L: AnyLog + ?Sized>(cx: &Context<L>
     for start in [0, 40, 80] {
         append(&*log, &to, &records(start..start + 40)).await?;
     }
-    let read: Vec<_> = log.read(&to, 120).await?.iter().map(text).collect();
+    let read: Vec<_> = log.read(&to, 120, cx.answers_within()).await?.iter().map(text).collect();
     ensure_eq!(read, (0..120).map(|n| n.to_string()).collect::<Vec<_>>(), "the records as they were read");
     Ok(())
 }
@@ -40,7 +40,7 @@ pub(super) async fn each_outcome_is_its_own_records<L: AnyLog + ?Sized>(cx: &Con
     let log = cx.client().await?;
     let to = partition(cx, &*log).await?;
     let offsets = append(&*log, &to, &records(0..20)).await?;
-    for found in log.read(&to, 20).await? {
+    for found in log.read(&to, 20, cx.answers_within()).await? {
         let n: usize = text(&found).parse()?;
         ensure_eq!(found.offset, offsets[n], "the offset of record {n}, against what append answered");
     }
@@ -54,7 +54,7 @@ pub(super) async fn a_batch_may_be_empty_or_have_a_thousand_records<L: AnyLog + 
     let to = partition(cx, &*log).await?;
     append(&*log, &to, &[]).await?;
     append(&*log, &to, &records(0..1000)).await?;
-    let read: BTreeSet<_> = log.read(&to, 1000).await?.iter().map(text).collect();
+    let read: BTreeSet<_> = log.read(&to, 1000, cx.answers_within()).await?.iter().map(text).collect();
     ensure_eq!(read.len(), 1000, "how many different records of a thousand are there");
     Ok(())
 }
@@ -65,7 +65,7 @@ pub(super) async fn another_client_finds_what_was_appended<L: AnyLog + ?Sized>(c
     let offsets = append(&*log, &to, &records(0..10)).await?;
     // Nothing that only its buffers hold survives this.
     log.close().await?;
-    let found = cx.client().await?.read(&to, 10).await?;
+    let found = cx.client().await?.read(&to, 10, cx.answers_within()).await?;
     ensure_eq!(
         found.iter().map(|r| r.offset).collect::<Vec<_>>(),
         offsets,
@@ -101,7 +101,7 @@ pub(super) async fn a_record_that_is_too_large_is_refused<L: AnyLog + ?Sized>(cx
     ensure_eq!(error.effect(), Effect::NotApplied, "the effect of `{error}`");
     append(&*log, &to, &[record("last")]).await?;
     let neighbours = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
-    let read = log.read(&to, 2 + neighbours).await?;
+    let read = log.read(&to, 2 + neighbours, cx.answers_within()).await?;
     ensure!(read.iter().all(|r| r.size() < 100_000), "what was refused is in the log");
     ensure!(read.last().is_some_and(|r| text(r) == "last"), "the next record can't be read");
     Ok(())
@@ -128,7 +128,7 @@ pub(super) async fn concurrent_appends_get_their_own_answers<L: AnyLog + ?Sized>
     }
     let mut found = BTreeSet::new();
     for index in 0..4 {
-        let read = log.read(&Partition::new(name.clone(), index), 40).await?;
+        let read = log.read(&Partition::new(name.clone(), index), 40, cx.answers_within()).await?;
         found.extend(read.iter().map(|r| (index, r.offset, text(r))));
     }
     ensure_eq!(found, told, "partition, offset and value of all records, against what append answered");
@@ -147,7 +147,7 @@ pub(super) async fn a_dropped_append_leaves_the_others_right<L: AnyLog + ?Sized>
     // How many of the dropped ones are there too, nobody knows; the last one stands at the end.
     let (mut read, mut wanted) = (Vec::new(), told.len());
     while read.len() < told.len() {
-        read = log.read(&to, wanted).await?;
+        read = log.read(&to, wanted, cx.answers_within()).await?;
         wanted = read.len() + 1;
         read.retain(|r| text(r) != "dropped");
     }

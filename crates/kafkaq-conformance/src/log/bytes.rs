@@ -16,7 +16,7 @@ async fn round_trip<L: AnyLog + ?Sized>(cx: &Context<L>, parts: Vec<Parts>) -> C
     let to = Partition::new(topic(cx, &*log, 1).await?, 0);
     let new = |(key, value, headers): &Parts| NewRecord::new(key.clone(), value.clone(), headers.clone());
     append(&*log, &to, &parts.iter().map(new).collect::<Vec<_>>()).await?;
-    let read = log.read(&to, parts.len()).await?;
+    let read = log.read(&to, parts.len(), cx.answers_within()).await?;
     let read: Vec<Parts> = read.into_iter().map(|r| (r.key, r.value, r.headers)).collect();
     ensure_eq!(read, parts, "key, value and headers as they were read");
     Ok(())

@@ -53,10 +53,11 @@ async fn read_up_to<L: AnyLog + ?Sized>(
     log: &L,
     of: &Partition,
     last: &str,
+    patience: Duration,
 ) -> Checked<BTreeMap<String, i64>> {
     let mut count = 1;
     loop {
-        let read = log.read(of, count).await?;
+        let read = log.read(of, count, patience).await?;
         count = read.len() + 1;
         if read.iter().any(|r| text(r) == last) {
             return Ok(read.iter().map(|r| (text(r), r.offset)).collect());
@@ -82,7 +83,7 @@ pub(super) async fn an_append_of_unknown_effect_is_reported_as_unknown<L: AnyLog
     // What was sent before the cut may still be carried out after it.
     sleep(Duration::from_secs(1)).await;
     recovered(cx, &*log, &to, "last").await?;
-    let there = read_up_to(&*log, &to, "last").await?;
+    let there = read_up_to(&*log, &to, "last", cx.answers_within()).await?;
     let mut cut_off = 0;
     for (name, outcome) in told.into_iter().flatten() {
         match outcome {
@@ -128,7 +129,7 @@ pub(super) async fn it_reconnects_by_itself<L: AnyLog + ?Sized>(cx: &Context<L>)
         outage.restore().await?;
         recovered(cx, &*log, &to, "after").await?;
     }
-    let there = read_up_to(&*log, &to, "after").await?;
+    let there = read_up_to(&*log, &to, "after", cx.answers_within()).await?;
     ensure!(there.contains_key("before"), "what was there before the outage is gone");
     Ok(())
 }

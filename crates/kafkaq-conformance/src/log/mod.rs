@@ -17,7 +17,11 @@ use kafkaq_core::{
     Broker, Event, FetchLimit, Headers, JoinRequest, Log, NewRecord, Partition, PartitionLog, Position,
     Record, TopicInfo, TopicSpec,
 };
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// For both kinds of logs.
 pub(crate) fn cases<L: AnyLog + ?Sized>() -> Vec<Case<L>> {
@@ -65,12 +69,10 @@ pub(crate) fn partition_cases() -> Vec<Case<dyn PartitionLog>> {
 /// What the cases for both kinds of logs need: the log, and a way to read what is in it.
 #[async_trait]
 pub(crate) trait AnyLog: Log {
-    /// The first records of a partition, by offset; `count` of them have to come.
-    async fn read(&self, of: &Partition, count: usize) -> Checked<Vec<Record>>;
+    /// The first records of a partition, by offset; `count` of them have to come, and none may take longer than
+    /// `patience`.
+    async fn read(&self, of: &Partition, count: usize, patience: Duration) -> Checked<Vec<Record>>;
 }
-
-/// How long a record that is there may take to be read.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 fn too_few(of: &Partition, got: usize, count: usize) -> Failed {
     Failed(format!("{of} has {count} records and only {got} could be read"))
@@ -78,15 +80,17 @@ fn too_few(of: &Partition, got: usize, count: usize) -> Failed {
 
 #[async_trait]
 impl AnyLog for dyn PartitionLog {
-    async fn read(&self, of: &Partition, count: usize) -> Checked<Vec<Record>> {
+    async fn read(&self, of: &Partition, count: usize, patience: Duration) -> Checked<Vec<Record>> {
         let (mut at, mut records) = (Position { partition: of.clone(), offset: 0 }, Vec::new());
         let limit = FetchLimit::new(Duration::from_millis(500), 1 << 20);
-        let started = std::time::Instant::now();
+        let mut last = Instant::now();
         while records.len() < count {
-            if started.elapsed() > PATIENCE {
-                return Err(too_few(of, records.len(), count));
-            }
             let batch = self.fetch(&at, limit).await?;
+            match batch.records.is_empty() {
+                false => last = Instant::now(),
+                true if last.elapsed() > patience => return Err(too_few(of, records.len(), count)),
+                true => {}
+            }
             records.extend(batch.records);
             at.offset = batch.next;
         }
@@ -96,14 +100,14 @@ impl AnyLog for dyn PartitionLog {
 
 #[async_trait]
 impl AnyLog for dyn Broker {
-    async fn read(&self, of: &Partition, count: usize) -> Checked<Vec<Record>> {
+    async fn read(&self, of: &Partition, count: usize, patience: Duration) -> Checked<Vec<Record>> {
         // A group of its own, so that it starts at the first record.
         let name = unique();
         let request = JoinRequest::new(name.as_str(), vec![of.topic.clone()], member(&name));
         let mut consumer = self.join(request).await?;
         let mut records = Vec::new();
         while records.len() < count {
-            match tokio::time::timeout(PATIENCE, consumer.events.next()).await {
+            match tokio::time::timeout(patience, consumer.events.next()).await {
                 Ok(Some(Ok(Event::Records(from, batch)))) if from.partition == *of => {
                     records.extend(batch.records);
                 }

@@ -18,14 +18,32 @@ async fn plant(store: &dyn LeaseStore, keys: &[Key]) -> Checked {
     Ok(())
 }
 
-/// Creates all keys at once over what was planted; every outcome and every value must be its own key's.
-async fn create_all(store: &dyn LeaseStore, keys: &[Key]) -> Checked {
-    let swaps: Vec<_> =
-        keys.iter().enumerate().map(|(n, key)| Swap::new(key.clone(), None, value(n), None)).collect();
+/// Swaps of all kinds in turn over what was planted: what each must answer, and leave.
+fn of_all_kinds(n: usize, key: &Key) -> (Swap, Swapped, Value) {
+    let there = seed(n);
+    let swap = |expect, new| Swap::new(key.clone(), expect, new, None);
+    match (n % 4, &there) {
+        // Replaces what is there, or creates.
+        (0, _) => (swap(there, value(n)), Swapped::Done, value(n)),
+        // Deletes what is there, or leaves nothing as it is.
+        (1, _) => (swap(there, None), Swapped::Done, None),
+        (2, _) => (swap(value("stale"), value("x")), Swapped::Conflict(there.clone()), there),
+        (_, None) => (swap(None, value(n)), Swapped::Done, value(n)),
+        (_, Some(_)) => (swap(None, value("x")), Swapped::Conflict(there.clone()), there),
+    }
+}
+
+/// Sends swaps of all kinds at once; every outcome must be its own key's.
+async fn swap_all(store: &dyn LeaseStore, keys: &[Key]) -> Checked {
+    let (swaps, expected): (Vec<_>, Vec<_>) = keys
+        .iter()
+        .enumerate()
+        .map(|(n, key)| of_all_kinds(n, key))
+        .map(|(swap, outcome, _)| (swap, outcome))
+        .unzip();
     let outcomes = store.swap(&swaps).await;
     ensure_eq!(outcomes.len(), keys.len(), "outcomes of a batch of swaps");
-    for (n, outcome) in outcomes.into_iter().enumerate() {
-        let expected = seed(n).map_or(Swapped::Done, |old| Swapped::Conflict(Some(old)));
+    for (n, (outcome, expected)) in outcomes.into_iter().zip(expected).enumerate() {
         ensure_eq!(outcome?, expected, "outcome {n} of {}", keys.len());
     }
     Ok(())
@@ -41,28 +59,9 @@ async fn read_all(store: &dyn LeaseStore, keys: &[Key], expected: impl Fn(usize)
 }
 
 pub(super) async fn outcomes_come_in_order_of_the_swaps(cx: &Cx) -> Checked {
-    let (store, keys) = (cx.client().await?, keys(cx, 10)?);
+    let (store, keys) = (cx.client().await?, keys(cx, 24)?);
     plant(&*store, &keys).await?;
-    create_all(&*store, &keys).await?;
-    // All kinds of swaps in one batch: create, replace, delete, and one that must fail.
-    let there = |n: usize| seed(n).or_else(|| value(n));
-    let swaps = [
-        Swap::new(keys[3].clone(), value("stale"), value("x"), None),
-        Swap::new(keys[0].clone(), there(0), None, None),
-        Swap::new(key(cx, "new")?, None, value("new"), None),
-        Swap::new(keys[2].clone(), there(2), value("replaced"), None),
-        Swap::new(keys[1].clone(), None, value("x"), None),
-    ];
-    let outcomes = store.swap(&swaps).await.into_iter().collect::<Result<Vec<_>, _>>()?;
-    let expected = [
-        Swapped::Conflict(there(3)),
-        Swapped::Done,
-        Swapped::Done,
-        Swapped::Done,
-        Swapped::Conflict(there(1)),
-    ];
-    ensure_eq!(outcomes[..], expected[..], "outcomes of a mixed batch");
-    Ok(())
+    swap_all(&*store, &keys).await
 }
 
 pub(super) async fn values_come_in_order_of_the_keys(cx: &Cx) -> Checked {
@@ -85,6 +84,6 @@ pub(super) async fn a_batch_may_be_empty_or_have_one_item(cx: &Cx) -> Checked {
 pub(super) async fn a_batch_may_have_a_thousand_items(cx: &Cx) -> Checked {
     let (store, keys) = (cx.client().await?, keys(cx, 1000)?);
     plant(&*store, &keys).await?;
-    create_all(&*store, &keys).await?;
-    read_all(&*store, &keys, |n| seed(n).or_else(|| value(n))).await
+    swap_all(&*store, &keys).await?;
+    read_all(&*store, &keys, |n| of_all_kinds(n, &keys[n]).2).await
 }

@@ -1,6 +1,6 @@
 //! Keys and values at their limits.
 
-use super::{Cx, get, key, put, value};
+use super::{Cx, get, key, put, swap, value};
 use crate::check::{Checked, ensure_eq};
 use bytes::Bytes;
 use kafkaq_core::{Key, LeaseStore, Partition, Swap, Swapped};
@@ -48,16 +48,21 @@ async fn create(store: &dyn LeaseStore, keys: &[Key]) -> Checked {
 }
 
 pub(super) async fn values_may_have_any_bytes(cx: &Cx) -> Checked {
-    let store = cx.client().await?;
+    let (store, key) = (cx.client().await?, key(cx, "a")?);
     let all: Vec<u8> = (0..=255).collect();
-    let values: [&[u8]; 6] = [b"", b"\0", b"\r\n", b"\xff\xfe\0\0", b"nil", &all];
-    for (n, bytes) in values.into_iter().enumerate() {
-        let (key, bytes) = (key(cx, n)?, Some(Bytes::copy_from_slice(bytes)));
-        put(&*store, &key, None, bytes.clone(), None).await?;
-        ensure_eq!(get(&*store, &key).await?, bytes, "a value came back changed");
-        put(&*store, &key, bytes, None, None).await?;
+    // Some of them mean something to one protocol or another.
+    let values: [&[u8]; 8] =
+        [b"", b"\0", b"\r\n", b"\xff\xfe\0\0", b"nil", b"$1\r\n:1\r\n-ERR\r\n", b"=", &all];
+    let mut there = None;
+    for bytes in values {
+        let next = Some(Bytes::copy_from_slice(bytes));
+        put(&*store, &key, there, next.clone(), None).await?;
+        ensure_eq!(get(&*store, &key).await?, next, "a value came back changed");
+        let stale = swap(&*store, &key, value("stale"), value("x")).await?;
+        ensure_eq!(stale, Swapped::Conflict(next.clone()), "a conflict brought a changed value");
+        there = next;
     }
-    Ok(())
+    put(&*store, &key, there, None, None).await
 }
 
 pub(super) async fn values_may_have_some_kilobytes(cx: &Cx) -> Checked {

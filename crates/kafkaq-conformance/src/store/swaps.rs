@@ -21,10 +21,12 @@ pub(super) async fn a_swap_that_was_answered_is_seen(cx: &Cx) -> Checked {
 
 pub(super) async fn a_conflict_answers_what_is_there(cx: &Cx) -> Checked {
     let (store, key) = (cx.client().await?, key(cx, "a")?);
-    let missing = swap(&*store, &key, value("x"), value("y")).await?;
-    ensure_eq!(missing, Swapped::Conflict(None), "nothing is there");
+    for new in [value("y"), None] {
+        let missing = swap(&*store, &key, value("x"), new).await?;
+        ensure_eq!(missing, Swapped::Conflict(None), "nothing is there");
+    }
     put(&*store, &key, None, value("1"), None).await?;
-    for (expect, new) in [(None, value("2")), (value("0"), value("2")), (value("0"), None)] {
+    for (expect, new) in [(None, value("2")), (None, None), (value("0"), value("2")), (value("0"), None)] {
         let outcome = swap(&*store, &key, expect.clone(), new).await?;
         ensure_eq!(outcome, Swapped::Conflict(value("1")), "1 is there instead of {expect:?}");
     }
@@ -83,6 +85,8 @@ pub(super) async fn a_swap_to_nothing_deletes(cx: &Cx) -> Checked {
         put(&*store, &key, None, value(round), None).await?;
         put(&*store, &key, value(round), None, None).await?;
         ensure_eq!(get(&*store, &key).await?, None, "after a swap to nothing");
+        let late = swap(&*store, &key, value(round), value("wrong")).await?;
+        ensure_eq!(late, Swapped::Conflict(None), "the value that was deleted was expected");
     }
     // A store that compares versions, which start anew after a delete, takes the old value for the new one.
     put(&*store, &key, None, value("second life"), None).await?;

@@ -30,6 +30,9 @@ enum Fault {
     ComparesPrefixes,
     TakesEmptyForNothing,
     NeverDeletes,
+    DeletesWhatIsNotThere,
+    TakesNoChangeForDone,
+    BringsBackWhatWasDeleted,
     ExpiresEarly,
     CountsWholeSeconds,
     KeepsTheFirstTtl,
@@ -38,11 +41,13 @@ enum Fault {
     OverflowsLongTtls,
     LosesOneOfAThousand,
     AnswersSwapsInWrongOrder,
+    AnswersDeletesOfLargeBatchesLast,
     AnswersGetsInWrongOrder,
     AnswersOnceForNothing,
     CutsLongKeys,
     IgnoresTheCaseOfKeys,
     WantsTextInValues,
+    AnswersTextInConflicts,
     CutsLargeValues,
     CachesValues,
     MixesUpAnswers,
@@ -179,6 +184,16 @@ impl Faulty {
                 expect = expect.filter(|e| !e.is_empty());
                 new = new.filter(|n| !n.is_empty());
             }
+            Fault::DeletesWhatIsNotThere if new.is_none() && self.current(&key).await?.is_none() => {
+                return Ok(Swapped::Done);
+            }
+            Fault::TakesNoChangeForDone if expect.is_none() && new.is_none() => return Ok(Swapped::Done),
+            Fault::BringsBackWhatWasDeleted => {
+                let deleted = self.cache.lock().unwrap().get(&key).cloned();
+                if expect.is_some() && deleted == Some(expect.clone()) {
+                    expect = self.current(&key).await?;
+                }
+            }
             Fault::NeverDeletes if new.is_none() => new = expect.clone(),
             Fault::WantsTextInValues => {
                 let text = |b: Bytes| Bytes::from(String::from_utf8_lossy(&b).into_owned());
@@ -190,7 +205,7 @@ impl Faulty {
             }
             _ => {}
         }
-        let outcome = self.raw(&key, expect, new.clone(), ttl).await?;
+        let outcome = self.raw(&key, expect.clone(), new.clone(), ttl).await?;
         match (self.fault, &outcome) {
             (Fault::SaysThatNothingIsThere, Swapped::Conflict(_)) => return Ok(Swapped::Conflict(None)),
             (Fault::WritesInSpiteOfAConflict, Swapped::Conflict(Some(there))) if new.is_none() => {
@@ -201,6 +216,13 @@ impl Faulty {
             }
             (Fault::CachesValues, _) => {
                 self.cache.lock().unwrap().remove(&key);
+            }
+            (Fault::BringsBackWhatWasDeleted, Swapped::Done) if new.is_none() => {
+                self.cache.lock().unwrap().insert(key, expect);
+            }
+            (Fault::AnswersTextInConflicts, Swapped::Conflict(Some(there))) => {
+                let text = String::from_utf8_lossy(there).into_owned();
+                return Ok(Swapped::Conflict(Some(text.into())));
             }
             (Fault::TakesItsValuesAlong, Swapped::Done) => self.written.lock().unwrap().push(key),
             _ => {}
@@ -267,6 +289,11 @@ impl LeaseStore for Faulty {
         if self.fault == Fault::AnswersSwapsInWrongOrder {
             outcomes.reverse();
         }
+        if self.fault == Fault::AnswersDeletesOfLargeBatchesLast && swaps.len() > 100 {
+            let of_swaps = outcomes.into_iter().zip(swaps);
+            let (deletes, others): (Vec<_>, Vec<_>) = of_swaps.partition(|(_, swap)| swap.new.is_none());
+            outcomes = others.into_iter().chain(deletes).map(|(outcome, _)| outcome).collect();
+        }
         match passage {
             Passage::Arrives(error) => vec![Err(error); swaps.len()],
             _ => outcomes,
@@ -318,6 +345,7 @@ fn each_fault_of_a_store_is_caught_by_the_case_that_names_the_rule() {
                 "a_batch_may_have_a_thousand_items",
                 "a_refused_swap_leaves_the_ttl_alone",
                 "another_client_sees_an_answered_swap_at_once",
+                "values_may_have_any_bytes",
             ],
         ),
         planted(
@@ -327,7 +355,9 @@ fn each_fault_of_a_store_is_caught_by_the_case_that_names_the_rule() {
                 "swap_is_atomic_under_concurrency",
                 "a_swap_replaces_the_ttl",
                 "an_empty_value_is_not_no_value",
+                "values_may_have_any_bytes",
                 "values_may_have_some_kilobytes",
+                "a_batch_may_have_a_thousand_items",
                 "another_client_sees_an_answered_swap_at_once",
                 "concurrent_calls_get_their_own_answers",
                 "a_dropped_call_leaves_the_others_right",
@@ -347,6 +377,7 @@ fn each_fault_of_a_store_is_caught_by_the_case_that_names_the_rule() {
                 "outcomes_come_in_order_of_the_swaps",
                 "a_batch_may_have_a_thousand_items",
                 "another_client_sees_an_answered_swap_at_once",
+                "values_may_have_any_bytes",
             ],
         ),
         planted(
@@ -356,12 +387,19 @@ fn each_fault_of_a_store_is_caught_by_the_case_that_names_the_rule() {
         ),
         planted(ComparesPrefixes, "expected_values_are_compared_byte_for_byte", SHARED),
         planted(TakesEmptyForNothing, "an_empty_value_is_not_no_value", &["values_may_have_any_bytes"]),
-        planted(NeverDeletes, "a_swap_to_nothing_deletes", &[]),
+        planted(NeverDeletes, "a_swap_to_nothing_deletes", &["a_batch_may_have_a_thousand_items"]),
+        planted(DeletesWhatIsNotThere, "a_conflict_answers_what_is_there", &[]),
+        planted(TakesNoChangeForDone, "a_conflict_answers_what_is_there", &[]),
+        planted(BringsBackWhatWasDeleted, "a_swap_to_nothing_deletes", &[]),
         planted(ExpiresEarly, "no_value_expires_early", &[]),
         planted(CountsWholeSeconds, "no_value_expires_early", &["a_swap_replaces_the_ttl"]),
         planted(KeepsTheFirstTtl, "a_swap_replaces_the_ttl", &[]),
         planted(RefusedSwapsSetTheTtl, "a_refused_swap_leaves_the_ttl_alone", &[]),
-        planted(HasADefaultTtl, "without_a_ttl_a_value_stays", &["a_swap_replaces_the_ttl"]),
+        planted(
+            HasADefaultTtl,
+            "without_a_ttl_a_value_stays",
+            &["a_swap_replaces_the_ttl", "an_effect_that_is_not_known_is_reported_as_unknown"],
+        ),
         planted(OverflowsLongTtls, "a_ttl_may_be_very_long", &[]),
         planted(LosesOneOfAThousand, "a_batch_may_have_a_thousand_items", &[]),
         planted(
@@ -369,10 +407,11 @@ fn each_fault_of_a_store_is_caught_by_the_case_that_names_the_rule() {
             "outcomes_come_in_order_of_the_swaps",
             &["a_batch_may_have_a_thousand_items"],
         ),
+        planted(AnswersDeletesOfLargeBatchesLast, "a_batch_may_have_a_thousand_items", &[]),
         planted(
             AnswersGetsInWrongOrder,
             "values_come_in_order_of_the_keys",
-            &["a_batch_may_have_a_thousand_items"],
+            &["a_batch_may_have_a_thousand_items", "an_effect_that_is_not_known_is_reported_as_unknown"],
         ),
         planted(AnswersOnceForNothing, "a_batch_may_be_empty_or_have_one_item", &[]),
         planted(
@@ -386,6 +425,7 @@ fn each_fault_of_a_store_is_caught_by_the_case_that_names_the_rule() {
             "values_may_have_any_bytes",
             &["expected_values_are_compared_byte_for_byte", "values_may_have_some_kilobytes"],
         ),
+        planted(AnswersTextInConflicts, "values_may_have_any_bytes", &[]),
         planted(CutsLargeValues, "values_may_have_some_kilobytes", &[]),
         planted(
             CachesValues,

@@ -8,7 +8,7 @@ mod faulty_store;
 mod gate;
 
 use kafkaq_conformance::{Outcome, Report, Suite};
-use std::{collections::BTreeSet, fmt, thread};
+use std::{collections::BTreeSet, fmt, sync::Mutex, thread};
 
 /// The cases that failed, without the backend's name.
 fn failed(reports: &[Report]) -> BTreeSet<&str> {
@@ -31,27 +31,19 @@ fn planted<F>(fault: F, caught_by: &'static str, also: &'static [&'static str]) 
 /// Runs every fault through its kit, some at a time, and compares what fails with the table. What differs is looked
 /// at once more alone: cases have time limits, and a crowd on a small machine can stretch them.
 fn prove<F: Copy + fmt::Debug + Sync>(kit: impl Fn(F) -> Suite + Sync, table: &[Planted<F>]) {
-    const AT_A_TIME: usize = 30;
-    let suspects: Vec<&Planted<F>> = table
-        .chunks(AT_A_TIME)
-        .flat_map(|some| {
-            thread::scope(|scope| {
-                let kit = &kit;
-                let run =
-                    |planted| (planted, scope.spawn(move || judge(planted, &kit(planted.fault).results())));
-                let running: Vec<_> = some.iter().map(run).collect();
-                let suspect = |(planted, judged): (_, thread::ScopedJoinHandle<'_, Option<String>>)| {
-                    judged.join().unwrap().map(|why| {
-                        println!("{why}");
-                        planted
-                    })
-                };
-                running.into_iter().filter_map(suspect).collect::<Vec<_>>()
-            })
-        })
-        .collect();
-    let alone = |planted: &&Planted<F>| judge(planted, &kit(planted.fault).results());
-    let wrong: Vec<String> = suspects.iter().filter_map(alone).collect();
+    const AT_A_TIME: usize = 24;
+    let (next, suspects) = (Mutex::new(table.iter()), Mutex::new(Vec::new()));
+    let work = || {
+        while let Some(planted) = { next.lock().unwrap().next() } {
+            if let Some(why) = judge(planted, &kit(planted.fault).results()) {
+                println!("{why}");
+                suspects.lock().unwrap().push(planted);
+            }
+        }
+    };
+    thread::scope(|scope| (0..AT_A_TIME).for_each(|_| drop(scope.spawn(work))));
+    let alone = |planted: &Planted<F>| judge(planted, &kit(planted.fault).results());
+    let wrong: Vec<_> = suspects.into_inner().unwrap().into_iter().filter_map(alone).collect();
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 

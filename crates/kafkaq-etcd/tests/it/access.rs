@@ -1,22 +1,24 @@
 //! Endpoints, users, permissions, and what `check` tells an operator.
 
-use crate::{create, key, one, read, replace, server::Server, sleep, store, value};
+use crate::{own, own_with, raw, store};
 use etcd_client::{AlarmAction, AlarmType, Permission, PutOptions};
+use kafkaq_adapter_tests::{create, key, one, read, replace, until, value};
 use kafkaq_core::{Effect, ErrorKind, LeaseStore, Retry, Swap, Swapped};
 use kafkaq_etcd::EtcdStore;
 use std::time::Duration;
+use xtask::services::Server;
 
 const NONE: [&str; 0] = [];
 const SECRET: &str = "s3cr3t-word";
 
 fn login(server: &Server, user: &str, password: &str) -> EtcdStore {
-    EtcdStore::builder([server.address()]).user(user, password).build().unwrap()
+    EtcdStore::builder([server.url()]).user(user, password).build().unwrap()
 }
 
 /// The user `kafkaq` may read and write under `kafkaq/`.
 async fn with_users() -> Server {
-    let server = Server::start();
-    let mut raw = server.raw().await;
+    let server = own();
+    let mut raw = raw(&server).await;
     for (user, permission) in
         [("root", None), ("kafkaq", Some(Permission::read_write("kafkaq/").with_prefix()))]
     {
@@ -51,7 +53,7 @@ async fn the_right_password_opens_and_the_wrong_one_is_denied() {
         let text = format!("{e} {e:?} {} {wrong:?}", wrong.check().await.unwrap_err());
         assert!(!text.contains(SECRET), "{text}");
     }
-    assert_eq!(read(&right, &key("b")).await, None);
+    assert_eq!(read(&right, &key("b")).await.unwrap(), None);
 }
 
 #[tokio::test]
@@ -64,7 +66,7 @@ async fn the_documented_permission_is_enough_and_none_is_denied() {
     assert!(warnings.iter().all(|w| w.contains("may not ask")), "{warnings:?}");
     assert_eq!(one(&enough, create(&k, "a")).await.unwrap(), Swapped::Done);
 
-    let builder = EtcdStore::builder([server.address()]).user("kafkaq", SECRET);
+    let builder = EtcdStore::builder([server.url()]).user("kafkaq", SECRET);
     let elsewhere = builder.prefix("elsewhere/").build().unwrap();
     let e = one(&elsewhere, create(&k, "a")).await.unwrap_err();
     assert_eq!((e.kind(), e.effect()), (ErrorKind::Denied, Effect::NotApplied), "{e}");
@@ -76,14 +78,13 @@ async fn a_server_that_forgot_its_tokens_gets_the_password_again() {
     let mut server = with_users().await;
     let store = login(&server, "kafkaq", SECRET);
     assert_eq!(one(&store, create(&key("a"), "a")).await.unwrap(), Swapped::Done);
-    server.kill();
-    server.start_again();
-    let deadline = std::time::Instant::now() + Duration::from_secs(10);
-    while let Err(e) = one(&store, replace(&key("a"), "a", "a")).await {
-        assert_ne!(e.kind(), ErrorKind::Denied, "{e}");
-        assert!(std::time::Instant::now() < deadline, "{e}");
-        sleep(10).await;
-    }
+    server.start_again().unwrap();
+    until("it swaps again", async || {
+        let outcome = one(&store, replace(&key("a"), "a", "a")).await;
+        assert!(!matches!(&outcome, Err(e) if e.kind() == ErrorKind::Denied), "{outcome:?}");
+        outcome.is_ok()
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -93,9 +94,9 @@ async fn a_token_that_is_no_longer_known_is_renewed_unnoticed() {
     assert_eq!(one(&store, create(&key("a"), "a")).await.unwrap(), Swapped::Done);
     // As after five minutes without a call, but sooner.
     let options = etcd_client::ConnectOptions::new().with_user("root", SECRET);
-    let mut root = etcd_client::Client::connect([server.address()], Some(options)).await.unwrap();
+    let mut root = etcd_client::Client::connect([server.url()], Some(options)).await.unwrap();
     root.auth_disable().await.unwrap();
-    server.raw().await.auth_enable().await.unwrap();
+    raw(&server).await.auth_enable().await.unwrap();
     assert_eq!(one(&store, replace(&key("a"), "a", "b")).await.unwrap(), Swapped::Done);
 }
 
@@ -105,7 +106,7 @@ async fn a_change_of_the_users_is_survived() {
     let store = login(&server, "kafkaq", SECRET);
     assert_eq!(one(&store, create(&key("a"), "0")).await.unwrap(), Swapped::Done);
     let options = etcd_client::ConnectOptions::new().with_user("root", SECRET);
-    let mut root = etcd_client::Client::connect([server.address()], Some(options)).await.unwrap();
+    let mut root = etcd_client::Client::connect([server.url()], Some(options)).await.unwrap();
     root.user_add("another", SECRET, None).await.unwrap();
     // The token is of an older revision of the users: one call may be refused, without effect.
     if let Err(e) = one(&store, replace(&key("a"), "0", "1")).await {
@@ -116,7 +117,7 @@ async fn a_change_of_the_users_is_survived() {
 
 #[tokio::test]
 async fn a_user_where_etcd_knows_none_is_a_mistake_that_is_named() {
-    let server = Server::start();
+    let server = own();
     let e = one(&login(&server, "kafkaq", SECRET), create(&key("a"), "a")).await.unwrap_err();
     assert_eq!((e.kind(), e.effect()), (ErrorKind::Misconfigured, Effect::NotApplied), "{e}");
     assert!(e.advice().unwrap().contains("auth enable"), "{e}");
@@ -171,14 +172,14 @@ fn tls_without_the_feature_is_refused_and_the_error_names_it() {
 
 #[tokio::test]
 async fn check_finds_a_sound_server_sound() {
-    let server = Server::start();
+    let server = own();
     assert_eq!(store(&server).check().await.unwrap(), NONE);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn check_warns_of_a_long_history_until_it_is_compacted() {
-    let server = Server::start();
-    let mut raw = server.raw().await;
+    let server = own();
+    let mut raw = raw(&server).await;
     let writers: Vec<_> = (0..100)
         .map(|n: u32| {
             let mut raw = raw.clone();
@@ -201,10 +202,10 @@ async fn check_warns_of_a_long_history_until_it_is_compacted() {
 
 #[tokio::test]
 async fn a_full_etcd_grants_no_lease_serves_reads_and_is_reported() {
-    let server = Server::with(&["--quota-backend-bytes=4000000"]);
+    let server = own_with(&["--quota-backend-bytes=4000000"]);
     let store = store(&server);
     assert_eq!(one(&store, create(&key("there"), "a")).await.unwrap(), Swapped::Done);
-    let mut raw = server.raw().await;
+    let mut raw = raw(&server).await;
     let megabyte = vec![0; 1 << 20];
     while raw.put("filler", megabyte.clone(), Some(PutOptions::new())).await.is_ok() {}
     // etcd itself lets nested transactions pass, but no new lease.
@@ -216,16 +217,8 @@ async fn a_full_etcd_grants_no_lease_serves_reads_and_is_reported() {
         "{e}"
     );
     assert!(e.advice().unwrap().contains("alarm disarm"), "{e}");
-    assert_eq!(read(&store, &key("there")).await, value("a"));
+    assert_eq!(read(&store, &key("there")).await.unwrap(), value("a"));
     // Those that tell their limit are reported for that, too.
     assert!(store.check().await.unwrap()[0].contains("NOSPACE"));
     assert_eq!(raw.alarm(AlarmAction::Get, AlarmType::None, None).await.unwrap().alarms().len(), 1);
-}
-
-#[tokio::test]
-async fn check_fails_without_a_server() {
-    let mut server = Server::start();
-    server.kill();
-    let e = store(&server).check().await.unwrap_err();
-    assert_eq!((e.kind(), e.effect()), (ErrorKind::Unavailable, Effect::NotApplied));
 }

@@ -1,33 +1,37 @@
 //! Three members, of which one may go.
 
-use crate::{
-    key, one, read,
-    server::{Ports, Server},
-    sleep,
-};
+use crate::{own_with, raw};
 use bytes::Bytes;
+use kafkaq_adapter_tests::{key, one, read};
 use kafkaq_core::{Effect, Swap, Swapped};
 use kafkaq_etcd::EtcdStore;
 use std::time::{Duration, Instant};
+use tokio::time::sleep;
+use xtask::services::{Server, free_port};
 
-fn three() -> Vec<Server> {
-    let ports = [(); 3].map(|()| Ports::free());
-    let all = ports.iter().enumerate().map(|(n, p)| format!("m{n}={}", p.peer_url()));
-    let cluster = format!("--initial-cluster={}", all.collect::<Vec<_>>().join(","));
-    let start = |(n, ports): (usize, &Ports)| {
-        let client = format!("http://127.0.0.1:{}", ports.client);
-        Server::launch(
-            *ports,
-            &[
-                &format!("--name=m{n}"),
-                &cluster,
-                &format!("--listen-client-urls={client}"),
-                &format!("--advertise-client-urls={client}"),
-            ],
-        )
-    };
-    let mut servers: Vec<_> = ports.iter().enumerate().map(start).collect();
-    assert!(servers.iter_mut().all(Server::await_ready), "the cluster did not start");
+/// One member that two others join, one after the other.
+async fn three() -> Vec<Server> {
+    // Or each has to wait until the others have been connected for five seconds.
+    const AT_ONCE: &str = "--strict-reconfig-check=false";
+    let mut servers = vec![own_with(&[AT_ONCE])];
+    let mut client = raw(&servers[0]).await;
+    let mut all: Vec<String> = Vec::new();
+    for member in client.member_list().await.unwrap().members() {
+        all.push(format!("{}={}", member.name(), member.peer_urls()[0]));
+    }
+    for name in ["second", "third"] {
+        let peer = format!("http://127.0.0.1:{}", free_port().unwrap());
+        client.member_add([peer.as_str()], None).await.unwrap();
+        all.push(format!("{name}={peer}"));
+        servers.push(own_with(&[
+            &format!("--name={name}"),
+            &format!("--listen-peer-urls={peer}"),
+            &format!("--initial-advertise-peer-urls={peer}"),
+            &format!("--initial-cluster={}", all.join(",")),
+            "--initial-cluster-state=existing",
+            AT_ONCE,
+        ]));
+    }
     servers
 }
 
@@ -51,7 +55,7 @@ async fn count_for_a_second(store: &EtcdStore, mut is: u32) -> u32 {
             Err(e) => {
                 assert!(last_success.elapsed() < Duration::from_secs(15), "no way back: {e}");
                 if e.effect() == Effect::NotApplied {
-                    sleep(5).await;
+                    sleep(Duration::from_millis(5)).await;
                 }
             }
         }
@@ -61,19 +65,18 @@ async fn count_for_a_second(store: &EtcdStore, mut is: u32) -> u32 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whichever_member_is_killed_or_frozen_the_store_goes_on() {
-    let mut servers = three();
-    let endpoints: Vec<_> = servers.iter().map(Server::address).collect();
+    let mut servers = three().await;
+    let endpoints: Vec<_> = servers.iter().map(Server::url).collect();
     let store = EtcdStore::builder(endpoints).request_timeout(Duration::from_millis(500)).build().unwrap();
     one(&store, Swap::new(key("counter"), None, Some("0".into()), None)).await.unwrap();
     let mut is = count_for_a_second(&store, 0).await;
     for server in &mut servers {
-        server.kill();
+        server.kill().unwrap();
         is = count_for_a_second(&store, is).await;
-        server.start_again();
-        server.freeze();
+        server.start_again().unwrap();
+        server.pause().unwrap();
         is = count_for_a_second(&store, is).await;
-        server.thaw();
-        assert!(server.await_ready());
+        server.resume().unwrap();
     }
-    assert_eq!(read(&store, &key("counter")).await, Some(Bytes::from(is.to_string())));
+    assert_eq!(read(&store, &key("counter")).await.unwrap(), Some(Bytes::from(is.to_string())));
 }

@@ -1,20 +1,22 @@
 //! Times to live, and the leases of etcd behind them.
 
-use crate::{create, key, keys, one, read, replace, server::Server, sleep, store, value};
+use crate::{own, raw, store};
+use kafkaq_adapter_tests::{create, key, keys, one, read, replace, until, value};
 use kafkaq_core::{Key, LeaseStore, Swap, Swapped};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use xtask::services::Server;
 
 fn mortal(key: &Key, ttl: Duration) -> Swap {
     Swap::new(key.clone(), None, value("a"), Some(ttl))
 }
 
 async fn leases(server: &Server) -> Vec<i64> {
-    server.raw().await.leases().await.unwrap().leases().iter().map(etcd_client::LeaseStatus::id).collect()
+    raw(server).await.leases().await.unwrap().leases().iter().map(etcd_client::LeaseStatus::id).collect()
 }
 
 /// How long the key will live, in seconds; `None`: for ever.
 async fn left(server: &Server, key: &Key) -> Option<i64> {
-    let mut raw = server.raw().await;
+    let mut raw = raw(server).await;
     let lease = raw.get(format!("kafkaq/{key}"), None).await.unwrap().kvs()[0].lease();
     if lease == 0 {
         return None;
@@ -23,33 +25,8 @@ async fn left(server: &Server, key: &Key) -> Option<i64> {
 }
 
 #[tokio::test]
-async fn a_value_lives_at_least_its_ttl_and_not_for_ever() {
-    let server = Server::start();
-    let store = store(&server);
-    let (created, swapped) = (key("created"), key("swapped"));
-    let ttl = Duration::from_secs(1);
-    one(&store, create(&swapped, "a")).await.unwrap();
-    let begin = Instant::now();
-    one(&store, mortal(&created, ttl)).await.unwrap();
-    one(&store, Swap::new(swapped.clone(), value("a"), value("b"), Some(ttl))).await.unwrap();
-    let both = [created, swapped];
-    loop {
-        let values = store.get(&both).await.into_iter().map(Result::unwrap);
-        let there = values.filter(Option::is_some).count();
-        if there < 2 {
-            assert!(begin.elapsed() >= ttl, "ended after {:?}", begin.elapsed());
-        }
-        if there == 0 {
-            return;
-        }
-        assert!(begin.elapsed() < Duration::from_secs(20), "still there");
-        sleep(50).await;
-    }
-}
-
-#[tokio::test]
 async fn a_swap_replaces_the_ttl_and_none_means_for_ever() {
-    let server = Server::start();
+    let server = own();
     let store = store(&server);
     let k = key("a");
     let ttl = |secs| Some(Duration::from_secs(secs));
@@ -63,7 +40,7 @@ async fn a_swap_replaces_the_ttl_and_none_means_for_ever() {
     assert_eq!(left(&server, &k).await, None);
     one(&store, Swap::new(k.clone(), value("b"), value("c"), Some(Duration::MAX))).await.unwrap();
     assert_eq!(left(&server, &k).await, None);
-    assert_eq!(read(&store, &k).await, value("c"));
+    assert_eq!(read(&store, &k).await.unwrap(), value("c"));
     // Nothing new needs no lease.
     let before = leases(&server).await.len();
     one(&store, Swap::new(k, value("c"), None, ttl(1_000_000))).await.unwrap();
@@ -72,27 +49,23 @@ async fn a_swap_replaces_the_ttl_and_none_means_for_ever() {
 
 #[tokio::test]
 async fn a_short_lease_ends_and_the_value_that_left_it_stays() {
-    let server = Server::start();
+    let server = own();
     let store = store(&server);
     let [kept, gone] = ["kept", "gone"].map(key);
     let ttl = Duration::from_millis(100);
     one(&store, mortal(&kept, ttl)).await.unwrap();
     one(&store, mortal(&gone, ttl)).await.unwrap();
     one(&store, replace(&kept, "a", "b")).await.unwrap();
-    let begin = Instant::now();
-    while read(&store, &gone).await.is_some() {
-        assert!(begin.elapsed() < Duration::from_secs(20));
-        sleep(50).await;
-    }
-    assert_eq!(read(&store, &kept).await, value("b"));
+    until("a lease ends", async || read(&store, &gone).await.unwrap().is_none()).await;
+    assert_eq!(read(&store, &kept).await.unwrap(), value("b"));
     // The lease that has ended isn't used for the next one.
     one(&store, mortal(&gone, ttl)).await.unwrap();
-    assert_eq!(read(&store, &gone).await, value("a"));
+    assert_eq!(read(&store, &gone).await.unwrap(), value("a"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_keys_share_few_leases() {
-    let server = Server::start();
+    let server = own();
     let store = std::sync::Arc::new(store(&server));
     let all = keys(5000);
     let calls: Vec<_> = all
@@ -112,12 +85,12 @@ async fn many_keys_share_few_leases() {
 
 #[tokio::test]
 async fn a_revoked_lease_is_replaced_and_the_batch_applied_once() {
-    let server = Server::start();
+    let server = own();
     let store = store(&server);
     let hour = Duration::from_secs(3600);
     one(&store, mortal(&key("first"), hour)).await.unwrap();
     for lease in leases(&server).await {
-        server.raw().await.lease_revoke(lease).await.unwrap();
+        raw(&server).await.lease_revoke(lease).await.unwrap();
     }
     // Those without a lease stand in the same request.
     let all = keys(100);
@@ -130,17 +103,12 @@ async fn a_revoked_lease_is_replaced_and_the_batch_applied_once() {
 
 #[tokio::test]
 async fn a_wiped_server_goes_unnoticed() {
-    let mut server = Server::start();
+    let mut server = own();
     let store = store(&server);
     let k = key("a");
     let ttl = Duration::from_secs(3600);
     one(&store, mortal(&k, ttl)).await.unwrap();
-    server.kill();
-    server.wipe();
-    server.start_again();
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while let Err(e) = store.get(std::slice::from_ref(&k)).await.pop().unwrap() {
-        assert!(Instant::now() < deadline, "{e}");
-    }
+    server.start_again_empty().unwrap();
+    until("it reads", async || read(&store, &k).await.is_ok()).await;
     assert_eq!(one(&store, mortal(&k, ttl)).await.unwrap(), Swapped::Done);
 }

@@ -1,5 +1,5 @@
-//! The store against a real server. Every test starts one of its own: `etcd` from the PATH, or what the variable
-//! `KAFKAQ_ETCD_SERVER` names.
+//! The store against real servers, which the tests start for themselves; what every store has to do is in
+//! `tests/conformance.rs`.
 
 // Clippy's exception for tests does not reach their helpers.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -8,51 +8,47 @@ mod access;
 mod cluster;
 mod failures;
 mod leases;
-mod proxy;
-mod server;
+mod requests;
 mod speed;
-mod swaps;
 #[cfg(feature = "tls")]
 mod tls;
 
-use bytes::Bytes;
-use kafkaq_core::{Error, Key, Keyspace, LeaseStore, Swap, Swapped, TaskId};
+use kafkaq_adapter_tests::Adapter;
 use kafkaq_etcd::EtcdStore;
-use server::Server;
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
+use xtask::services::{Server, Service};
+
+struct Etcd;
+
+impl Adapter for Etcd {
+    type Store = EtcdStore;
+    const SERVICE: Service = Service::Etcd;
+    const KNOCKS: usize = 4;
+
+    fn at(addr: SocketAddr, limit: Duration) -> EtcdStore {
+        EtcdStore::builder([addr.to_string()]).request_timeout(limit).build().unwrap()
+    }
+}
+
+/// A server that has a leader soon, also after a restart.
+fn own() -> Server {
+    own_with(&[])
+}
+
+fn own_with(options: &[&str]) -> Server {
+    own_at(None, options)
+}
+
+fn own_at(port: Option<u16>, options: &[&str]) -> Server {
+    let soon = ["--heartbeat-interval=20", "--election-timeout=200"];
+    Service::Etcd.own_with(port, &[&soon, options].concat()).unwrap()
+}
 
 fn store(server: &Server) -> EtcdStore {
-    EtcdStore::builder([server.address()]).build().unwrap()
+    EtcdStore::builder([server.url()]).build().unwrap()
 }
 
-fn key(id: &str) -> Key {
-    Key::task(&Keyspace::new("emails", "kafkaq").unwrap(), &TaskId::new(id).unwrap())
-}
-
-fn keys(n: usize) -> Vec<Key> {
-    (0..n).map(|i| key(&format!("task-{i}"))).collect()
-}
-
-fn create(key: &Key, value: &'static str) -> Swap {
-    Swap::new(key.clone(), None, Some(value.into()), None)
-}
-
-fn replace(key: &Key, expect: &'static str, value: &'static str) -> Swap {
-    Swap::new(key.clone(), Some(expect.into()), Some(value.into()), None)
-}
-
-fn value(text: &'static str) -> Option<Bytes> {
-    Some(Bytes::from_static(text.as_bytes()))
-}
-
-async fn one(store: &EtcdStore, swap: Swap) -> Result<Swapped, Error> {
-    store.swap(&[swap]).await.pop().unwrap()
-}
-
-async fn read(store: &EtcdStore, key: &Key) -> Option<Bytes> {
-    store.get(std::slice::from_ref(key)).await.pop().unwrap().unwrap()
-}
-
-async fn sleep(millis: u64) {
-    tokio::time::sleep(Duration::from_millis(millis)).await;
+/// A client without the store, for setting things up and for looking behind the scenes.
+async fn raw(server: &Server) -> etcd_client::Client {
+    etcd_client::Client::connect([server.url()], None).await.unwrap()
 }

@@ -1,6 +1,6 @@
 //! How many swaps a second, beside the client alone sending the same batches.
 
-use crate::{server::Server, store};
+use crate::{own, raw, store};
 use etcd_client::{Compare, CompareOp, KvClient, PutOptions, Txn, TxnOp};
 use kafkaq_core::{Key, Keyspace, LeaseStore, Swap, Swapped, TaskId};
 use kafkaq_etcd::EtcdStore;
@@ -80,11 +80,11 @@ async fn by_client(kv: &KvClient, keys: &[Key], replaces: bool, lease: i64) -> D
 #[ignore = "measures: run it with --release --ignored --nocapture"]
 #[allow(clippy::print_stdout)]
 async fn swaps_a_second_beside_the_client_alone() {
-    let server = Server::start();
-    let kv = server.raw().await.kv_client();
+    let server = own();
+    let kv = raw(&server).await.kv_client();
     let store = Arc::new(store(&server));
     let hour = Some(Duration::from_secs(3600));
-    let lease = server.raw().await.lease_grant(3600, None).await.unwrap().id();
+    let lease = raw(&server).await.lease_grant(3600, None).await.unwrap().id();
     for (ttl, lease) in [(None, 0), (hour, lease)] {
         for (what, replaces) in [("create", false), ("replace", true)] {
             let (mut by_client_took, mut by_store_took) = (Duration::ZERO, Duration::ZERO);

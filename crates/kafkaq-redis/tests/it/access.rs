@@ -1,25 +1,27 @@
 //! URLs, passwords, permissions, and what `check` tells an operator.
 
-use crate::{create, key, replace, server::Server, store, value};
+use crate::{ask, store};
+use kafkaq_adapter_tests::{create, key, one, read, replace, value};
 use kafkaq_core::{Effect, ErrorKind, LeaseStore, Retry, Swapped};
 use kafkaq_redis::RedisStore;
+use xtask::services::Service;
 
 const NONE: [&str; 0] = [];
 const SECRET: &str = "s3cr3t-word";
 
 #[tokio::test]
 async fn the_right_password_opens_and_the_wrong_one_is_denied() {
-    let server = Server::with(&["--requirepass", SECRET]);
+    let server = Service::Redis.own_with(None, &["--requirepass", SECRET]).unwrap();
     let at = |login: &str, database: u8| {
-        let url = format!("redis://{login}127.0.0.1:{}/{database}", server.port());
+        let url = format!("redis://{login}127.0.0.1:{}/{database}", server.addr().port());
         RedisStore::builder(url).build().unwrap()
     };
     let right = at(&format!(":{SECRET}@"), 0);
-    assert_eq!(right.swap(&[create(&key("a"), "a")]).await.pop().unwrap().unwrap(), Swapped::Done);
+    assert_eq!(one(&right, create(&key("a"), "a")).await.unwrap(), Swapped::Done);
     let wrong = [(":wrong-s3cr3t-word@", 0), ("someone:s3cr3t-word@", 0), ("", 0), ("", 3)];
     for (login, database) in wrong {
         let store = at(login, database);
-        let e = store.swap(&[create(&key("b"), "b")]).await.pop().unwrap().unwrap_err();
+        let e = one(&store, create(&key("b"), "b")).await.unwrap_err();
         assert_eq!(
             (e.kind(), e.effect(), e.retry()),
             (ErrorKind::Denied, Effect::NotApplied, Retry::No),
@@ -29,7 +31,7 @@ async fn the_right_password_opens_and_the_wrong_one_is_denied() {
         let text = format!("{e} {e:?} {} {store:?}", store.check().await.unwrap_err());
         assert!(!text.contains(SECRET), "{text}");
     }
-    assert_eq!(right.get(&[key("b")]).await.pop().unwrap().unwrap(), None);
+    assert_eq!(read(&right, &key("b")).await.unwrap(), None);
 }
 
 #[test]
@@ -74,76 +76,71 @@ fn tls_without_the_feature_is_refused_and_the_error_names_it() {
 
 #[tokio::test]
 async fn database_numbers_and_unix_sockets_are_understood() {
-    let server = Server::start();
+    // Short: the path of a socket may have hardly more than a hundred bytes.
+    let socket = std::env::temp_dir().join(format!("kafkaq-{}.sock", std::process::id()));
+    let path = socket.to_str().unwrap();
+    let server = Service::Redis.own_with(None, &["--unixsocket", path]).unwrap();
     let k = key("a");
-    let third = RedisStore::builder(format!("redis://127.0.0.1:{}/3", server.port())).build().unwrap();
-    assert_eq!(third.swap(&[create(&k, "a")]).await.pop().unwrap().unwrap(), Swapped::Done);
+    let third = RedisStore::builder(format!("redis://127.0.0.1:{}/3", server.addr().port())).build().unwrap();
+    assert_eq!(one(&third, create(&k, "a")).await.unwrap(), Swapped::Done);
     assert_eq!(store(&server).get(std::slice::from_ref(&k)).await.pop().unwrap().unwrap(), None);
-    let socket = server.folder().join("redis.sock");
-    let by_socket = RedisStore::builder(format!("unix://{}?db=3", socket.display())).build().unwrap();
-    assert_eq!(by_socket.get(std::slice::from_ref(&k)).await.pop().unwrap().unwrap(), value("a"));
-    let beyond = RedisStore::builder(format!("redis://127.0.0.1:{}/99", server.port())).build().unwrap();
+    let by_socket = RedisStore::builder(format!("unix://{path}?db=3")).build().unwrap();
+    assert_eq!(read(&by_socket, &k).await.unwrap(), value("a"));
+    let beyond =
+        RedisStore::builder(format!("redis://127.0.0.1:{}/99", server.addr().port())).build().unwrap();
     let e = beyond.get(&[k]).await.pop().unwrap().unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Misconfigured, "{e}");
 }
 
 #[tokio::test]
 async fn a_dialect_in_the_url_changes_nothing() {
-    let server = Server::start();
+    let server = Service::Redis.own().unwrap();
     let store = RedisStore::builder(format!("{}?protocol=resp3", server.url())).build().unwrap();
     let k = key("a");
-    assert_eq!(store.swap(&[replace(&k, "a", "b")]).await.pop().unwrap().unwrap(), Swapped::Conflict(None));
+    assert_eq!(one(&store, replace(&k, "a", "b")).await.unwrap(), Swapped::Conflict(None));
     let warnings = store.check().await.unwrap();
     assert!(warnings.len() == 1 && warnings[0].contains("appendonly"), "{warnings:?}");
 }
 
 #[tokio::test]
 async fn check_warns_of_eviction_only_with_a_memory_limit() {
-    let server = Server::with(&["--appendonly", "yes"]);
+    let server = Service::Redis.own_with(None, &["--appendonly", "yes"]).unwrap();
     let store = store(&server);
     assert_eq!(store.check().await.unwrap(), NONE);
-    server.ask(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]);
+    ask(&server, &["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]);
     assert_eq!(store.check().await.unwrap(), NONE);
-    server.ask(&["CONFIG", "SET", "maxmemory", "100mb"]);
+    ask(&server, &["CONFIG", "SET", "maxmemory", "100mb"]);
     let warnings = store.check().await.unwrap();
     assert!(warnings.len() == 1 && warnings[0].contains("allkeys-lru"), "{warnings:?}");
 }
 
 #[tokio::test]
 async fn check_warns_without_persistence_and_of_a_replica() {
-    let server = Server::start();
+    let server = Service::Redis.own().unwrap();
     let store = store(&server);
     let warnings = store.check().await.unwrap();
     assert!(warnings.len() == 1 && warnings[0].contains("appendonly"), "{warnings:?}");
-    server.ask(&["CONFIG", "SET", "save", "3600 1"]);
+    ask(&server, &["CONFIG", "SET", "save", "3600 1"]);
     assert_eq!(store.check().await.unwrap(), NONE);
-    server.ask(&["REPLICAOF", "127.0.0.1", "1"]);
+    ask(&server, &["REPLICAOF", "127.0.0.1", "1"]);
     let warnings = store.check().await.unwrap();
     assert!(warnings.len() == 1 && warnings[0].contains("replica"), "{warnings:?}");
 }
 
 #[tokio::test]
-async fn check_fails_without_a_server() {
-    let mut server = Server::start();
-    server.kill();
-    let e = store(&server).check().await.unwrap_err();
-    assert_eq!((e.kind(), e.effect()), (ErrorKind::Unavailable, Effect::NotApplied));
-}
-
-#[tokio::test]
 async fn the_documented_permissions_are_enough_and_fewer_are_denied() {
-    let server = Server::start();
+    let server = Service::Redis.own().unwrap();
     let user = |name: &str, rules: &[&str]| {
         let password = format!(">{SECRET}");
-        server.ask(&[&["ACL", "SETUSER", name, "on", &password, "resetkeys", "~kafkaq/*"], rules].concat());
-        let url = format!("redis://{name}:{SECRET}@127.0.0.1:{}/0", server.port());
+        ask(&server, &[&["ACL", "SETUSER", name, "on", &password, "resetkeys", "~kafkaq/*"], rules].concat());
+        let url = format!("redis://{name}:{SECRET}@127.0.0.1:{}/0", server.addr().port());
         RedisStore::builder(url).build().unwrap()
     };
     let k = key("a");
     let enough = user("enough", &["+get", "+set", "+mget", "+del", "+eval", "+evalsha", "+ping"]);
-    assert_eq!(enough.swap(&[create(&k, "a")]).await.pop().unwrap().unwrap(), Swapped::Done);
-    assert_eq!(enough.swap(&[replace(&k, "a", "b")]).await.pop().unwrap().unwrap(), Swapped::Done);
-    assert_eq!(enough.get(std::slice::from_ref(&k)).await.pop().unwrap().unwrap(), value("b"));
+    assert_eq!(one(&enough, create(&k, "a")).await.unwrap(), Swapped::Done);
+    assert_eq!(one(&enough, replace(&k, "a", "b")).await.unwrap(), Swapped::Done);
+    assert_eq!(read(&enough, &k).await.unwrap(), value("b"));
     let warnings = enough.check().await.unwrap();
     assert!(warnings.len() == 1 && warnings[0].contains("INFO"), "{warnings:?}");
     user("enough", &["+info"]);
@@ -152,19 +149,20 @@ async fn the_documented_permissions_are_enough_and_fewer_are_denied() {
 
     let no_scripts = user("noscripts", &["+get", "+set", "+mget", "+ping"]);
     assert_eq!(no_scripts.check().await.unwrap_err().kind(), ErrorKind::Denied);
-    let e = no_scripts.swap(&[replace(&k, "b", "c")]).await.pop().unwrap().unwrap_err();
+    let e = one(&no_scripts, replace(&k, "b", "c")).await.unwrap_err();
     assert_eq!((e.kind(), e.effect()), (ErrorKind::Denied, Effect::NotApplied), "{e}");
 
     let no_writes = user("nowrites", &["+get", "+mget", "+eval", "+evalsha", "+ping"]);
-    let e = no_writes.swap(&[replace(&k, "b", "c")]).await.pop().unwrap().unwrap_err();
+    let e = one(&no_writes, replace(&k, "b", "c")).await.unwrap_err();
     assert_eq!((e.kind(), e.effect()), (ErrorKind::Denied, Effect::NotApplied), "{e}");
 
-    let elsewhere = RedisStore::builder(format!("redis://enough:{SECRET}@127.0.0.1:{}/0", server.port()))
-        .prefix("elsewhere/")
-        .build()
-        .unwrap();
+    let elsewhere =
+        RedisStore::builder(format!("redis://enough:{SECRET}@127.0.0.1:{}/0", server.addr().port()))
+            .prefix("elsewhere/")
+            .build()
+            .unwrap();
     for swap in [create(&k, "a"), replace(&k, "a", "b")] {
-        let e = elsewhere.swap(&[swap]).await.pop().unwrap().unwrap_err();
+        let e = one(&elsewhere, swap).await.unwrap_err();
         assert_eq!((e.kind(), e.effect()), (ErrorKind::Denied, Effect::NotApplied), "{e}");
     }
 }

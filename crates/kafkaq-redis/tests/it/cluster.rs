@@ -1,9 +1,12 @@
 //! What is peculiar to a cluster: slots that move, nodes that are away, and the others that go on.
 
-use crate::{create, key, keys, replace, server::Server, sleep, target::Target, value};
+use crate::{ask, clients, number, target::Target, tell, try_ask};
+use kafkaq_adapter_tests::{create, key, keys, one, replace, until, value};
 use kafkaq_core::{Effect, ErrorKind, Key, LeaseStore, Retry, Swapped};
 use kafkaq_redis::RedisStore;
 use std::time::{Duration, Instant};
+use tokio::time::sleep;
+use xtask::services::{Server, Service, free_port};
 
 const LIMIT: Duration = Duration::from_millis(400);
 
@@ -36,17 +39,11 @@ async fn assert_all(store: &RedisStore, keys: &[Key], text: &'static str) {
 }
 
 fn id(node: &Server) -> String {
-    match node.ask(&["CLUSTER", "MYID"]) {
-        redis::Value::BulkString(id) => String::from_utf8(id).unwrap(),
-        other => panic!("{other:?}"),
-    }
+    tell(node, &["CLUSTER", "MYID"])
 }
 
 fn slot(target: &Target, key: &Key) -> String {
-    match target.nodes[0].ask(&["CLUSTER", "KEYSLOT", &full_name(key)]) {
-        redis::Value::Int(slot) => slot.to_string(),
-        other => panic!("{other:?}"),
-    }
+    number(target.ask(&["CLUSTER", "KEYSLOT", &full_name(key)])).to_string()
 }
 
 /// Begins to move the slot of the key from its owner to another node; returns both.
@@ -54,34 +51,32 @@ fn open_move<'a>(target: &'a Target, key: &Key) -> (&'a Server, &'a Server) {
     let owner = target.owner(&full_name(key));
     let (from, to) = (&target.nodes[owner], &target.nodes[(owner + 1) % 3]);
     let slot = slot(target, key);
-    to.ask(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &id(from)]);
-    from.ask(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &id(to)]);
+    ask(to, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", &id(from)]);
+    ask(from, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", &id(to)]);
     (from, to)
 }
 
 fn move_key(from: &Server, to: &Server, key: &Key) {
-    from.ask(&["MIGRATE", "127.0.0.1", &to.port().to_string(), &full_name(key), "0", "5000"]);
+    ask(from, &["MIGRATE", "127.0.0.1", &to.addr().port().to_string(), &full_name(key), "0", "5000"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_keys_of_one_queue_lie_on_all_nodes() {
-    let target = Target::cluster();
-    fill(&target.store(), &keys(300), "a").await;
+    let target = Target::shared_cluster();
+    fill(&target.builder().prefix("spread/").build().unwrap(), &keys(300), "a").await;
     for node in &target.nodes {
-        match node.ask(&["DBSIZE"]) {
-            redis::Value::Int(n) => assert!((60..=140).contains(&n), "{n}"),
-            other => panic!("{other:?}"),
-        }
+        let n = number(ask(node, &["EVAL", "return #redis.call('KEYS', 'spread/*')", "0"]));
+        assert!((60..=140).contains(&n), "{n}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_address_leads_to_all_nodes() {
-    let target = Target::cluster();
-    let store = RedisStore::cluster([target.nodes[2].url()]).build().unwrap();
-    fill(&store, &keys(100), "a").await;
-    let half_dead = RedisStore::cluster(["redis://127.0.0.1:1".to_owned(), target.nodes[0].url()]);
-    assert_all(&half_dead.build().unwrap(), &keys(100), "a").await;
+    let target = Target::shared_cluster();
+    let at = |urls: &[String]| RedisStore::cluster(urls).prefix("address/").build().unwrap();
+    let there = target.nodes[2].url();
+    fill(&at(std::slice::from_ref(&there)), &keys(100), "a").await;
+    assert_all(&at(&["redis://127.0.0.1:1".to_owned(), there]), &keys(100), "a").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -98,12 +93,12 @@ async fn a_slot_that_moves_is_followed_before_while_and_after() {
     move_key(from, to, &moving);
     replace_all(&store, &all, "1", "2").await;
     assert_all(&store, &all, "2").await;
-    let again = store.swap(&[create(&moving, "x")]).await.pop().unwrap().unwrap();
+    let again = one(&store, create(&moving, "x")).await.unwrap();
     assert_eq!(again, Swapped::Conflict(value("2")));
 
     let slot = slot(&target, &moving);
     for node in [to, from] {
-        node.ask(&["CLUSTER", "SETSLOT", &slot, "NODE", &id(to)]);
+        ask(node, &["CLUSTER", "SETSLOT", &slot, "NODE", &id(to)]);
     }
     replace_all(&store, &all, "2", "3").await;
     assert_all(&store, &all, "3").await;
@@ -118,7 +113,7 @@ async fn a_create_finds_what_has_moved_ahead() {
     fill(&store, std::slice::from_ref(&moving), "0").await;
     let (from, to) = open_move(&target, &moving);
     move_key(from, to, &moving);
-    let conflict = store.swap(&[create(&moving, "x")]).await.pop().unwrap().unwrap();
+    let conflict = one(&store, create(&moving, "x")).await.unwrap();
     assert_eq!(conflict, Swapped::Conflict(value("0")));
 }
 
@@ -135,7 +130,7 @@ async fn while_a_node_is_frozen_its_keys_are_unknown_in_time_and_the_others_go_o
     let store = impatient(&target);
     fill(&store, &all, "0").await;
     replace_all(&store, &all, "0", "1").await;
-    target.nodes[1].freeze();
+    target.nodes[1].pause().unwrap();
 
     let begin = Instant::now();
     let swaps: Vec<_> = all.iter().map(|k| replace(k, "1", "2")).collect();
@@ -154,7 +149,7 @@ async fn while_a_node_is_frozen_its_keys_are_unknown_in_time_and_the_others_go_o
     // One call at a time finds out whether it is back; the rest is told at once that it isn't.
     let begin = Instant::now();
     let (first, second) = tokio::join!(store.get(&all), async {
-        sleep(50).await;
+        sleep(Duration::from_millis(50)).await;
         let begin = Instant::now();
         (store.get(&all).await, begin.elapsed())
     });
@@ -164,18 +159,14 @@ async fn while_a_node_is_frozen_its_keys_are_unknown_in_time_and_the_others_go_o
         assert!(outcomes[..away.len()].iter().all(Result::is_err));
         assert!(outcomes[away.len()..].iter().all(Result::is_ok));
     }
-    target.nodes[1].thaw();
+    target.nodes[1].resume().unwrap();
     await_working(&store, &all).await;
     // It was frozen, not deaf.
     assert_all(&store, &all, "2").await;
 }
 
 async fn await_working(store: &RedisStore, keys: &[Key]) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while let Some(e) = store.get(keys).await.into_iter().find_map(Result::err) {
-        assert!(Instant::now() < deadline, "still failing: {e}");
-        sleep(20).await;
-    }
+    until("all keys are read", async || store.get(keys).await.iter().all(Result::is_ok)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -184,53 +175,44 @@ async fn swaps_for_a_node_that_is_gone_are_not_applied_and_the_others_are() {
     let (away, there) = split(&target, 2);
     let store = impatient(&target);
     await_working(&store, &keys(90)).await;
-    target.nodes[2].kill();
+    target.nodes[2].kill().unwrap();
     // The first may have been sent before the connection was seen to be broken.
     store.get(&away).await;
     let begin = Instant::now();
     for k in &away {
-        let e = store.swap(&[create(k, "a")]).await.pop().unwrap().unwrap_err();
+        let e = one(&store, create(k, "a")).await.unwrap_err();
         assert_eq!((e.kind(), e.effect()), (ErrorKind::Unavailable, Effect::NotApplied), "{e}");
     }
     assert!(begin.elapsed() < LIMIT * 3);
     fill(&store, &there, "a").await;
-    target.nodes[2].start_again();
+    target.nodes[2].start_again().unwrap();
     await_working(&store, &away).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_was_promoted_is_found() {
-    let mut target = Target::cluster_with(&["--cluster-node-timeout", "1000"]);
-    let bus = crate::server::free_port().to_string();
-    let options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", &bus];
-    let replica = Server::with(&options);
-    let primary = &target.nodes[0];
-    primary.ask(&["CLUSTER", "MEET", "127.0.0.1", &replica.port().to_string(), &bus]);
-    let deadline = Instant::now() + Duration::from_secs(20);
-    let says = |node: &Server, words: &[&str], text: &str| match node.try_ask(words) {
-        Ok(redis::Value::BulkString(said)) => String::from_utf8(said).unwrap().contains(text),
-        _ => false,
-    };
-    while replica.try_ask(&["CLUSTER", "REPLICATE", &id(primary)]).is_err() {
-        assert!(Instant::now() < deadline, "the replica does not get to know its primary");
-        sleep(50).await;
-    }
-    while !says(&replica, &["INFO", "replication"], "master_link_status:up")
-        || !says(&target.nodes[1], &["CLUSTER", "NODES"], " slave ")
-    {
-        assert!(Instant::now() < deadline, "the replica does not follow");
-        sleep(50).await;
-    }
-    let all = keys(90);
-    let store = impatient(&target);
+    let timeout = ["--cluster-node-timeout", "1000"];
+    let mut nodes = Service::RedisCluster.own_with(None, &timeout).unwrap().into_nodes();
+    let bus = free_port().unwrap().to_string();
+    let options = ["--cluster-enabled", "yes", "--cluster-port", &bus];
+    let replica = Service::Redis.own_with(None, &[&options[..], &timeout].concat()).unwrap();
+    ask(&nodes[0], &["CLUSTER", "MEET", "127.0.0.1", &replica.addr().port().to_string(), &bus]);
+    let replicate = ["CLUSTER", "REPLICATE", &id(&nodes[0])];
+    until("the replica knows its primary", async || try_ask(&replica, &replicate).is_ok()).await;
+    until("the replica follows", async || {
+        tell(&replica, &["INFO", "replication"]).contains("master_link_status:up")
+            && tell(&nodes[1], &["CLUSTER", "NODES"]).contains(" slave ")
+    })
+    .await;
+    let target = Target { nodes };
+    let (store, all) = (impatient(&target), keys(90));
+    nodes = target.nodes;
     fill(&store, &all, "0").await;
-    sleep(200).await;
-    target.nodes[0].kill();
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while store.get(&all).await.iter().any(Result::is_err) {
-        assert!(Instant::now() < deadline, "the new primary is not found");
-        sleep(50).await;
-    }
+    // Replication is asynchronous: what the replica lacks is lost with the primary.
+    let owned = number(ask(&nodes[0], &["DBSIZE"]));
+    until("the replica has it all", async || number(ask(&replica, &["DBSIZE"])) == owned).await;
+    nodes[0].kill().unwrap();
+    await_working(&store, &all).await;
     replace_all(&store, &all, "0", "1").await;
 }
 
@@ -240,7 +222,7 @@ async fn without_any_node_a_swap_is_not_applied_and_returns_soon() {
     let store = RedisStore::cluster(urls).request_timeout(LIMIT).build().unwrap();
     for _ in 0..3 {
         let begin = Instant::now();
-        let e = store.swap(&[create(&key("a"), "a")]).await.pop().unwrap().unwrap_err();
+        let e = one(&store, create(&key("a"), "a")).await.unwrap_err();
         assert_eq!((e.kind(), e.effect()), (ErrorKind::Unavailable, Effect::NotApplied), "{e}");
         assert!(begin.elapsed() < LIMIT * 2);
     }
@@ -248,13 +230,13 @@ async fn without_any_node_a_swap_is_not_applied_and_returns_soon() {
 
 #[tokio::test]
 async fn a_server_that_is_no_cluster_and_a_cluster_taken_for_a_server_say_so() {
-    let server = Server::start();
+    let server = Service::Redis.own().unwrap();
     let store = RedisStore::cluster([server.url()]).build().unwrap();
-    let e = store.swap(&[create(&key("a"), "a")]).await.pop().unwrap().unwrap_err();
+    let e = one(&store, create(&key("a"), "a")).await.unwrap_err();
     assert_eq!((e.kind(), e.effect()), (ErrorKind::Misconfigured, Effect::NotApplied), "{e}");
 
-    let target = Target::cluster();
-    let store = RedisStore::builder(target.nodes[0].url()).build().unwrap();
+    let target = Target::shared_cluster();
+    let store = RedisStore::builder(target.nodes[0].url()).prefix("alone/").build().unwrap();
     let refused = store.swap(&keys(30).iter().map(|k| create(k, "a")).collect::<Vec<_>>()).await;
     let e = refused.into_iter().find_map(Result::err).unwrap();
     assert_eq!((e.kind(), e.effect()), (ErrorKind::Unsupported, Effect::NotApplied), "{e}");
@@ -283,32 +265,26 @@ async fn check_names_the_node_of_a_warning_and_a_node_that_is_away() {
     let warnings = store.check().await.unwrap();
     assert_eq!(warnings.len(), 3, "{warnings:?}");
     for node in &target.nodes {
-        let address = format!("127.0.0.1:{}: ", node.port());
+        let address = format!("127.0.0.1:{}: ", node.addr().port());
         assert!(warnings.iter().any(|w| w.starts_with(&address) && w.contains("appendonly")), "{warnings:?}");
     }
-    target.nodes[0].kill();
-    sleep(100).await;
-    let gone = format!("127.0.0.1:{}: ", target.nodes[0].port());
-    let warnings = store.check().await.unwrap();
-    assert!(warnings.iter().any(|w| w.starts_with(&gone) && w.contains("check Redis")), "{warnings:?}");
+    target.nodes[0].kill().unwrap();
+    let gone = format!("127.0.0.1:{}: ", target.nodes[0].addr().port());
+    until("the check names it", async || {
+        let warnings = store.check().await.unwrap();
+        warnings.iter().any(|w| w.starts_with(&gone) && w.contains("check Redis"))
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_close_every_call_fails_and_no_node_is_connected() {
+async fn after_close_no_node_is_connected() {
     let target = Target::cluster();
     let store = target.store();
     fill(&store, &keys(30), "a").await;
+    assert!(target.nodes.iter().all(|node| clients(node) > 0));
     store.close().await.unwrap();
-    let e = store.swap(&[create(&key("b"), "b")]).await.pop().unwrap().unwrap_err();
-    assert_eq!((e.kind(), e.effect()), (ErrorKind::Closed, Effect::NotApplied));
-    sleep(100).await;
-    for node in &target.nodes {
-        let clients = match node.ask(&["CLIENT", "LIST", "TYPE", "normal"]) {
-            redis::Value::BulkString(text) => String::from_utf8(text).unwrap().lines().count(),
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(clients, 1, "only the one that asks");
-    }
+    until("they are gone", async || target.nodes.iter().all(|node| clients(node) == 0)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -318,7 +294,7 @@ async fn the_documented_permissions_are_enough_and_the_password_goes_to_all_node
     let user = ["ACL", "SETUSER", "enough", "on", ">s3cr3t-word"];
     target.ask_all(&[&user[..], &rules.split(' ').collect::<Vec<_>>()].concat());
     let at = |login: &str| {
-        let url = format!("redis://{login}@127.0.0.1:{}", target.nodes[0].port());
+        let url = format!("redis://{login}@127.0.0.1:{}", target.nodes[0].addr().port());
         RedisStore::cluster([url]).build().unwrap()
     };
     let store = at("enough:s3cr3t-word");
@@ -331,10 +307,10 @@ async fn the_documented_permissions_are_enough_and_the_password_goes_to_all_node
     assert_all(&store, &all, "1").await;
     store.check().await.unwrap();
 
-    let e = at("enough:wrong").swap(&[create(&moving, "x")]).await.pop().unwrap().unwrap_err();
+    let e = one(&at("enough:wrong"), create(&moving, "x")).await.unwrap_err();
     assert_eq!((e.kind(), e.effect(), e.retry()), (ErrorKind::Denied, Effect::NotApplied, Retry::No), "{e}");
     target.ask_all(&["ACL", "SETUSER", "enough", "-cluster"]);
-    let e = at("enough:s3cr3t-word").swap(&[create(&moving, "x")]).await.pop().unwrap().unwrap_err();
+    let e = one(&at("enough:s3cr3t-word"), create(&moving, "x")).await.unwrap_err();
     assert_eq!((e.kind(), e.effect()), (ErrorKind::Denied, Effect::NotApplied), "{e}");
     assert!(e.advice().unwrap().contains("+cluster|slots"), "{e}");
 }

@@ -1,5 +1,5 @@
-//! The store against a real server. Every test starts one of its own: `redis-server` from the PATH, or what the
-//! variable `KAFKAQ_REDIS_SERVER` names.
+//! The store against real servers, which the tests start for themselves; what every store has to do is in
+//! `tests/conformance.rs`.
 
 // Clippy's exception for tests does not reach their helpers.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -7,47 +7,61 @@
 mod access;
 mod cluster;
 mod failures;
-mod proxy;
-mod server;
-mod swaps;
+mod scripts;
 mod target;
 #[cfg(feature = "tls")]
 mod tls;
 
-use bytes::Bytes;
-use kafkaq_core::{Key, Keyspace, Swap, TaskId};
+use kafkaq_adapter_tests::Adapter;
 use kafkaq_redis::RedisStore;
-use server::Server;
-use std::time::Duration;
+use redis::{RedisResult, Value};
+use std::{net::SocketAddr, time::Duration};
+use xtask::services::{Server, Service};
+
+struct Redis;
+
+impl Adapter for Redis {
+    type Store = RedisStore;
+    const SERVICE: Service = Service::Redis;
+    const KNOCKS: usize = 1;
+
+    fn at(addr: SocketAddr, limit: Duration) -> RedisStore {
+        // With a login the client waits for an answer while it connects; a server without a password takes any.
+        let url = format!("redis://default:any@{addr}");
+        RedisStore::builder(url).request_timeout(limit).connections(1).build().unwrap()
+    }
+}
 
 fn store(server: &Server) -> RedisStore {
     RedisStore::builder(server.url()).build().unwrap()
 }
 
-fn key(id: &str) -> Key {
-    Key::task(&Keyspace::new("emails", "kafkaq").unwrap(), &TaskId::new(id).unwrap())
+/// One command over a connection of its own, for setting things up.
+fn ask(server: &Server, words: &[&str]) -> Value {
+    try_ask(server, words).unwrap()
 }
 
-fn keys(n: usize) -> Vec<Key> {
-    (0..n).map(|i| key(&format!("task-{i}"))).collect()
+fn try_ask(server: &Server, words: &[&str]) -> RedisResult<Value> {
+    let mut connection = redis::Client::open(server.url())?.get_connection()?;
+    redis::cmd(words[0]).arg(&words[1..]).query(&mut connection)
 }
 
-fn create(key: &Key, value: &'static str) -> Swap {
-    Swap::new(key.clone(), None, Some(value.into()), None)
+/// The answer to a command that is answered by a text.
+fn tell(server: &Server, words: &[&str]) -> String {
+    match ask(server, words) {
+        Value::BulkString(text) => String::from_utf8(text).unwrap(),
+        other => panic!("{other:?}"),
+    }
 }
 
-fn replace(key: &Key, expect: &'static str, value: &'static str) -> Swap {
-    Swap::new(key.clone(), Some(expect.into()), Some(value.into()), None)
+fn number(answer: Value) -> i64 {
+    match answer {
+        Value::Int(number) => number,
+        other => panic!("{other:?}"),
+    }
 }
 
-fn value(text: &'static str) -> Option<Bytes> {
-    Some(Bytes::from_static(text.as_bytes()))
-}
-
-fn sleep_now(millis: u64) {
-    std::thread::sleep(Duration::from_millis(millis));
-}
-
-async fn sleep(millis: u64) {
-    tokio::time::sleep(Duration::from_millis(millis)).await;
+/// How many clients are connected, but for the one that asks.
+fn clients(server: &Server) -> usize {
+    tell(server, &["CLIENT", "LIST", "TYPE", "normal"]).lines().count() - 1
 }

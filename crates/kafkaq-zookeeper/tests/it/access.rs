@@ -1,18 +1,19 @@
 //! Users, prefixes, settings, the check, closing.
 
-use crate::{builder, client, create, key, one, read, server::Server, value};
-use kafkaq_core::{Effect, Error, ErrorKind, LeaseStore, Swapped};
+use crate::{builder, client, shared};
+use kafkaq_adapter_tests::{create, key, one, read, value};
+use kafkaq_core::{Effect, ErrorKind, LeaseStore, Swapped};
 use kafkaq_zookeeper::ZooKeeperStore;
 use std::time::Duration;
 
 #[tokio::test]
 async fn the_right_digest_works_and_a_wrong_one_is_denied() {
-    let server = Server::shared();
+    let server = shared();
     let with = |user: &str, password: &str| builder(&server, "owned").digest(user, password).build().unwrap();
     let owner = with("queue", "secret");
     let k = key("a");
     assert_eq!(one(&owner, create(&k, "a")).await.unwrap(), Swapped::Done);
-    assert_eq!(read(&owner, &k).await, value("a"));
+    assert_eq!(read(&owner, &k).await.unwrap(), value("a"));
     assert!(owner.check().await.unwrap().is_empty());
     for stranger in
         [with("queue", "wrong"), with("other", "secret"), builder(&server, "owned").build().unwrap()]
@@ -20,7 +21,7 @@ async fn the_right_digest_works_and_a_wrong_one_is_denied() {
         let errors = [
             one(&stranger, create(&k, "b")).await.unwrap_err(),
             one(&stranger, create(&key("another"), "b")).await.unwrap_err(),
-            stranger.get(std::slice::from_ref(&k)).await.pop().unwrap().unwrap_err(),
+            read(&stranger, &k).await.unwrap_err(),
             stranger.check().await.unwrap_err(),
         ];
         for e in errors {
@@ -28,12 +29,12 @@ async fn the_right_digest_works_and_a_wrong_one_is_denied() {
             assert!(e.advice().unwrap().contains("digest"));
         }
     }
-    assert_eq!(read(&owner, &k).await, value("a"));
+    assert_eq!(read(&owner, &k).await.unwrap(), value("a"));
 }
 
 #[tokio::test]
 async fn every_node_of_a_user_is_the_users_alone() {
-    let server = Server::shared();
+    let server = shared();
     let store = builder(&server, "acl/deep").digest("queue", "secret").build().unwrap();
     one(&store, create(&key("a"), "a")).await.unwrap();
     let zk = client(&server).await;
@@ -46,37 +47,27 @@ async fn every_node_of_a_user_is_the_users_alone() {
 
 #[tokio::test]
 async fn two_prefixes_are_two_stores_and_a_chroot_is_a_prefix() {
-    let server = Server::shared();
+    let server = shared();
     let one_store = builder(&server, "one/two").build().unwrap();
     let other = builder(&server, "other").build().unwrap();
     let k = key("a");
     for (store, text) in [(&one_store, "1"), (&other, "2")] {
         assert_eq!(one(store, create(&k, text)).await.unwrap(), Swapped::Done);
     }
-    assert_eq!((read(&one_store, &k).await, read(&other, &k).await), (value("1"), value("2")));
-    let chroot = ZooKeeperStore::builder(format!("{}/one", server.address())).prefix("two").build().unwrap();
-    assert_eq!(read(&chroot, &k).await, value("1"));
+    assert_eq!(
+        (read(&one_store, &k).await.unwrap(), read(&other, &k).await.unwrap()),
+        (value("1"), value("2"))
+    );
+    let chroot = ZooKeeperStore::builder(format!("{}/one", server.url())).prefix("two").build().unwrap();
+    assert_eq!(read(&chroot, &k).await.unwrap(), value("1"));
 }
 
 #[tokio::test]
 async fn a_sound_server_gives_no_warning_and_the_probe_leaves_nothing() {
-    let server = Server::shared();
+    let server = shared();
     let store = builder(&server, "check").clock_skew(Duration::from_secs(10)).build().unwrap();
     assert_eq!(store.check().await.unwrap(), Vec::<String>::new());
     assert_eq!(client(&server).await.get_children("/check", false).await.unwrap(), Vec::<String>::new());
-}
-
-#[tokio::test]
-async fn after_close_every_call_fails_with_closed() {
-    let server = Server::shared();
-    let store = builder(&server, "close").build().unwrap();
-    one(&store, create(&key("a"), "a")).await.unwrap();
-    store.close().await.unwrap();
-    store.close().await.unwrap();
-    let closed = |e: Error| assert_eq!((e.kind(), e.effect()), (ErrorKind::Closed, Effect::NotApplied));
-    closed(one(&store, create(&key("b"), "b")).await.unwrap_err());
-    closed(store.get(&[key("a")]).await.pop().unwrap().unwrap_err());
-    closed(store.check().await.unwrap_err());
 }
 
 #[test]

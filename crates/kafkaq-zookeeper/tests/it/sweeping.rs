@@ -1,12 +1,14 @@
 //! What is taken away, and what never.
 
-use crate::{builder, client, create, key, nodes, one, remove, server::Server, sleep, value};
+use crate::{builder, client, nodes, shared};
+use kafkaq_adapter_tests::{create, key, one, remove, value};
 use kafkaq_core::Swap;
 use std::time::{Duration, Instant};
+use tokio::time::sleep;
 
 #[tokio::test]
 async fn the_sweeper_takes_removed_and_expired_nodes_and_nothing_else() {
-    let server = Server::shared();
+    let server = shared();
     // The server's clock and ours are the same; a session lasts a second here.
     let linger = Duration::from_secs(2);
     let store = builder(&server, "sweep")
@@ -28,7 +30,7 @@ async fn the_sweeper_takes_removed_and_expired_nodes_and_nothing_else() {
     assert_eq!(left.len(), 4);
     while left.len() > 2 {
         assert!(begin.elapsed() < Duration::from_secs(30), "{left:?}");
-        sleep(50).await;
+        sleep(Duration::from_millis(50)).await;
         left = nodes(&zk, "sweep").await;
         // Node times are in whole milliseconds.
         assert!(
@@ -36,7 +38,7 @@ async fn the_sweeper_takes_removed_and_expired_nodes_and_nothing_else() {
             "too early: {left:?}"
         );
     }
-    sleep(1500).await;
+    sleep(Duration::from_millis(1500)).await;
     let mut left: Vec<_> =
         nodes(&zk, "sweep").await.iter().map(|n| n.rsplit(':').next().unwrap().to_owned()).collect();
     left.sort();

@@ -1,0 +1,69 @@
+//! Keys, swaps and values of few words.
+
+use bytes::Bytes;
+use kafkaq_core::{Key, Keyspace, LeaseStore, Result, Swap, Swapped, TaskId};
+use std::time::{Duration, Instant};
+
+/// Generous: a loaded machine is slow, and a test that passes never waits this long.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// The key of a task.
+#[must_use]
+pub fn key(id: &str) -> Key {
+    Key::task(&Keyspace::new("emails", "kafkaq").unwrap(), &TaskId::new(id).unwrap())
+}
+
+/// The keys of this many tasks.
+#[must_use]
+pub fn keys(n: usize) -> Vec<Key> {
+    (0..n).map(|i| key(&format!("task-{i}"))).collect()
+}
+
+/// A value, as it is expected and read.
+#[must_use]
+pub fn value(text: &'static str) -> Option<Bytes> {
+    Some(Bytes::from_static(text.as_bytes()))
+}
+
+/// A swap of nothing.
+#[must_use]
+pub fn create(key: &Key, new: &'static str) -> Swap {
+    Swap::new(key.clone(), None, value(new), None)
+}
+
+/// A swap of one value by another.
+#[must_use]
+pub fn replace(key: &Key, expect: &'static str, new: &'static str) -> Swap {
+    Swap::new(key.clone(), value(expect), value(new), None)
+}
+
+/// A swap by nothing.
+#[must_use]
+pub fn remove(key: &Key, expect: &'static str) -> Swap {
+    Swap::new(key.clone(), value(expect), None, None)
+}
+
+/// What becomes of one swap alone.
+///
+/// # Errors
+/// The store's.
+pub async fn one(store: &dyn LeaseStore, swap: Swap) -> Result<Swapped> {
+    store.swap(&[swap]).await.pop().unwrap()
+}
+
+/// What is there.
+///
+/// # Errors
+/// The store's.
+pub async fn read(store: &dyn LeaseStore, key: &Key) -> Result<Option<Bytes>> {
+    store.get(std::slice::from_ref(key)).await.pop().unwrap()
+}
+
+/// Waits until `check` says yes.
+pub async fn until(what: &str, mut check: impl AsyncFnMut() -> bool) {
+    let begin = Instant::now();
+    while !check().await {
+        assert!(begin.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

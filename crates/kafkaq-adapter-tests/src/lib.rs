@@ -1,0 +1,50 @@
+//! What the tests of kafkaq's stores have in common, beyond the rules that the conformance kit checks: how a client
+//! fails, reconnects and closes, on a server that stops, hangs and comes back.
+//!
+//! An adapter implements [`Adapter`] and lists the cases with [`cases!`](crate::cases).
+
+#![allow(
+    clippy::missing_panics_doc,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+mod certificate;
+mod fixtures;
+#[allow(missing_docs, reason = "a case says what it is about by its name")]
+pub mod reconnecting;
+
+pub use certificate::Certificate;
+pub use fixtures::{create, key, keys, one, read, remove, replace, until, value};
+
+use kafkaq_core::LeaseStore;
+use std::{net::SocketAddr, time::Duration};
+use xtask::services::Service;
+
+/// A store on a server, as the cases see it.
+pub trait Adapter {
+    /// The store.
+    type Store: LeaseStore;
+
+    /// What it is a client of.
+    const SERVICE: Service;
+
+    /// How many connections the client library makes at the most when it is asked for one.
+    const KNOCKS: usize;
+
+    /// A store that keeps one connection to this address and lets a call take so long.
+    fn at(addr: SocketAddr, limit: Duration) -> Self::Store;
+}
+
+/// Makes a test of each case that is named: `cases! { reconnecting for Redis: first, second }`.
+#[macro_export]
+macro_rules! cases {
+    ($module:ident for $adapter:ty: $($case:ident),* $(,)?) => {
+        $(#[tokio::test(flavor = "multi_thread")]
+        async fn $case() {
+            $crate::$module::$case::<$adapter>().await;
+        })*
+    };
+}

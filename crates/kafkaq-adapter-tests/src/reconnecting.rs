@@ -1,0 +1,251 @@
+//! What a call says when the server or the network fails, and that the next call finds its way back.
+
+use crate::{Adapter, create, key, keys, one, read, until, value};
+use kafkaq_conformance::{Outage, Proxy};
+use kafkaq_core::{Effect, Error, ErrorKind, Key, LeaseStore, Retry, Swap};
+use std::{
+    net::{SocketAddr, TcpListener},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use xtask::services::Server;
+
+/// What a call may take where the case is about that.
+const LIMIT: Duration = Duration::from_secs(1);
+/// And where it is not: never reached, even on a loaded machine.
+const AMPLE: Duration = Duration::from_secs(60);
+const CALLERS: usize = 64;
+
+/// A key that no other case uses: some share a server.
+fn fresh() -> Key {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    key(&format!("fresh-{}", COUNT.fetch_add(1, Relaxed)))
+}
+
+async fn failed_create(store: &dyn LeaseStore, key: &Key) -> Error {
+    one(store, create(key, "a")).await.unwrap_err()
+}
+
+async fn failed_swap(store: &dyn LeaseStore) -> Error {
+    failed_create(store, &fresh()).await
+}
+
+/// What a call is told that didn't reach a server.
+fn assert_not_sent(e: &Error) {
+    let facts = (e.kind(), e.effect(), e.retry());
+    assert_eq!(facts, (ErrorKind::Unavailable, Effect::NotApplied, Retry::Yes), "{e}");
+}
+
+async fn created(store: &dyn LeaseStore, key: &Key) -> bool {
+    read(store, key).await.is_ok_and(|is| is == value("a"))
+}
+
+async fn works(store: &dyn LeaseStore) -> bool {
+    read(store, &key("any")).await.is_ok()
+}
+
+async fn until_it_works(store: &dyn LeaseStore) {
+    until("the store works", async || works(store).await).await;
+}
+
+/// A proxy before a server, and a store that is connected and has found out about the server what it wants to know.
+struct Site<A: Adapter> {
+    server: Arc<Server>,
+    proxy: Proxy,
+    store: Arc<A::Store>,
+}
+
+impl<A: Adapter> Site<A> {
+    /// Before the server that all cases share.
+    async fn with(limit: Duration) -> Self {
+        Self::before(A::SERVICE.shared().unwrap(), limit).await
+    }
+
+    async fn before(server: Arc<Server>, limit: Duration) -> Self {
+        let proxy = Proxy::to(server.addr()).unwrap();
+        let store = Arc::new(A::at(proxy.addr(), limit));
+        let warm = fresh();
+        until("the store swaps", async || {
+            // Over nothing, and then over something.
+            let is = read(&*store, &warm).await.ok().flatten();
+            let swap = Swap::new(warm.clone(), is.clone(), value("a"), None);
+            one(&*store, swap).await.is_ok() && is.is_some()
+        })
+        .await;
+        Site { server, proxy, store }
+    }
+}
+
+/// Where nobody listens: a connection is refused.
+fn nobody() -> SocketAddr {
+    (std::net::Ipv4Addr::LOCALHOST, xtask::services::free_port().unwrap()).into()
+}
+
+pub async fn without_a_server_a_swap_is_not_applied_and_returns_soon<A: Adapter>() {
+    let addr = nobody();
+    let store = A::at(addr, LIMIT);
+    for _ in 0..3 {
+        let begin = Instant::now();
+        let e = failed_swap(&store).await;
+        assert_not_sent(&e);
+        assert!(e.to_string().contains(&addr.to_string()), "{e}");
+        assert!(begin.elapsed() < LIMIT * 4, "{:?}", begin.elapsed());
+    }
+    let e = store.check().await.unwrap_err();
+    assert_eq!((e.kind(), e.effect()), (ErrorKind::Unavailable, Effect::NotApplied));
+}
+
+/// A listener that accepts nothing: the connection stands, and nobody speaks.
+pub async fn an_address_that_never_answers_is_not_applied_within_the_limit<A: Adapter>() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let store = A::at(silent.local_addr().unwrap(), LIMIT);
+    let begin = Instant::now();
+    assert_not_sent(&failed_swap(&store).await);
+    assert!((LIMIT..LIMIT * 4).contains(&begin.elapsed()), "{:?}", begin.elapsed());
+}
+
+pub async fn a_frozen_server_is_a_timeout_of_unknown_effect_and_a_new_connection_later<A: Adapter>() {
+    let server = Arc::new(A::SERVICE.own().unwrap());
+    let Site::<A> { server, proxy, store } = Site::before(server, LIMIT).await;
+    let before = proxy.accepted();
+    server.pause().unwrap();
+    let begin = Instant::now();
+    let e = failed_swap(&*store).await;
+    let facts = (e.kind(), e.effect(), e.retry());
+    assert_eq!(facts, (ErrorKind::Timeout, Effect::Unknown, Retry::Yes), "{e}");
+    assert!((LIMIT..LIMIT * 4).contains(&begin.elapsed()), "{:?}", begin.elapsed());
+    server.resume().unwrap();
+    until_it_works(&*store).await;
+    assert!(proxy.accepted() > before, "the connection that had timed out was used again");
+}
+
+pub async fn a_connection_that_breaks_before_the_answer_is_unknown_and_the_swap_is_there<A: Adapter>() {
+    let Site::<A> { server, proxy, store } = Site::with(AMPLE).await;
+    let (direct, key) = (A::at(server.addr(), AMPLE), fresh());
+    proxy.cut().await.unwrap();
+    let call = tokio::spawn({
+        let (store, key) = (store.clone(), key.clone());
+        async move { failed_create(&*store, &key).await }
+    });
+    until("the swap is there", async || created(&direct, &key).await).await;
+    // Breaks what has missed an answer.
+    proxy.restore().await.unwrap();
+    let e = call.await.unwrap();
+    let facts = (e.kind(), e.effect(), e.retry());
+    assert_eq!(facts, (ErrorKind::Unavailable, Effect::Unknown, Retry::Yes), "{e}");
+}
+
+pub async fn a_read_that_fails_had_no_effect<A: Adapter>() {
+    let Site::<A> { server: _server, proxy, store } = Site::with(LIMIT).await;
+    proxy.cut().await.unwrap();
+    let outcomes = store.get(&keys(3)).await;
+    assert_eq!(outcomes.len(), 3);
+    for outcome in outcomes {
+        let e = outcome.unwrap_err();
+        let facts = (e.kind(), e.effect(), e.retry());
+        assert_eq!(facts, (ErrorKind::Timeout, Effect::NotApplied, Retry::Yes), "{e}");
+    }
+}
+
+pub async fn a_killed_server_breaks_one_call_at_most_and_then_nothing_is_applied<A: Adapter>() {
+    let mut server = A::SERVICE.own().unwrap();
+    let store = A::at(server.addr(), LIMIT);
+    until_it_works(&store).await;
+    server.kill().unwrap();
+    let first = failed_swap(&store).await;
+    assert_eq!(first.kind(), ErrorKind::Unavailable, "{first}");
+    assert_not_sent(&failed_swap(&store).await);
+}
+
+pub async fn a_late_failure_of_an_old_connection_spares_the_new_one<A: Adapter>() {
+    let Site::<A> { server: _server, proxy, store } = Site::with(LIMIT).await;
+    proxy.mute();
+    let swap = || {
+        let store = store.clone();
+        tokio::spawn(async move { failed_swap(&*store).await })
+    };
+    let early = swap();
+    sleep(LIMIT / 2).await;
+    let late = swap();
+    early.await.unwrap();
+    until_it_works(&*store).await;
+    let with_the_new_one = proxy.accepted();
+    late.await.unwrap();
+    until_it_works(&*store).await;
+    assert_eq!(proxy.accepted(), with_the_new_one, "the new connection was left");
+}
+
+pub async fn many_callers_share_one_new_connection<A: Adapter>() {
+    let Site::<A> { server: _server, proxy, store } = Site::with(AMPLE).await;
+    // Breaks what there is.
+    proxy.cut().await.unwrap();
+    proxy.restore().await.unwrap();
+    let before = proxy.accepted();
+    let call = |_| {
+        let store = store.clone();
+        async move {
+            while !works(&*store).await {
+                sleep(Duration::from_millis(10)).await;
+            }
+        }
+    };
+    let calls = (0..CALLERS).map(call).collect::<JoinSet<_>>();
+    timeout(AMPLE, calls.join_all()).await.expect("all work again");
+    let new = proxy.accepted() - before;
+    assert!((1..=A::KNOCKS).contains(&new), "{new}");
+}
+
+/// Accepts and hangs up at once, and counts.
+async fn slammed_door() -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let knocks = Arc::new(AtomicUsize::new(0));
+    let count = knocks.clone();
+    tokio::spawn(async move {
+        while listener.accept().await.is_ok() {
+            count.fetch_add(1, Relaxed);
+        }
+    });
+    (addr, knocks)
+}
+
+pub async fn many_callers_of_a_server_that_fails_share_its_failure<A: Adapter>() {
+    let (addr, knocks) = slammed_door().await;
+    let store = Arc::new(A::at(addr, AMPLE));
+    let call = |_| {
+        let store = store.clone();
+        async move { failed_swap(&*store).await }
+    };
+    for e in (0..CALLERS).map(call).collect::<JoinSet<_>>().join_all().await {
+        assert_not_sent(&e);
+    }
+    // A call that was scheduled late makes one more attempt.
+    assert!(knocks.load(Relaxed) <= CALLERS / 4 * A::KNOCKS, "{knocks:?}");
+}
+
+pub async fn attempts_to_connect_are_spaced_even_for_a_caller_in_a_hurry<A: Adapter>() {
+    let (addr, knocks) = slammed_door().await;
+    let store = A::at(addr, AMPLE);
+    let begin = Instant::now();
+    let mut calls = 0;
+    while begin.elapsed() < Duration::from_millis(500) {
+        failed_swap(&store).await;
+        calls += 1;
+    }
+    // After 20, 40, 80, 160, 320 ms.
+    assert!(knocks.load(Relaxed) <= 6 * A::KNOCKS && calls <= 6, "{knocks:?} {calls}");
+}
+
+pub async fn close_leaves_no_connection_behind<A: Adapter>() {
+    let Site::<A> { server: _server, proxy, store } = Site::with(AMPLE).await;
+    assert!(proxy.open() > 0);
+    store.close().await.unwrap();
+    until("no connection is left", async || proxy.open() == 0).await;
+}

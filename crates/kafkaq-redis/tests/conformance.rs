@@ -1,0 +1,22 @@
+//! The rules of every store, on a server and on a cluster.
+
+use kafkaq_conformance::{BoxError, Proxy, Suite, store};
+use kafkaq_redis::RedisStore;
+use std::{future::ready, process::ExitCode, time::Duration};
+use xtask::services::Service;
+
+/// Two seconds are the store's own limit.
+const LIMIT: Duration = Duration::from_secs(5);
+
+fn main() -> Result<ExitCode, BoxError> {
+    let (one, three) = (Service::Redis.own()?, Service::RedisCluster.own()?);
+    let proxy = Proxy::to(one.addr())?;
+    let url = format!("redis://{}", proxy.addr());
+    let single = store("redis", move || ready(RedisStore::builder(&url).build().map_err(BoxError::from)));
+    let urls = three.url();
+    let cluster = store("redis_cluster", move || {
+        ready(RedisStore::cluster(urls.split(',')).build().map_err(BoxError::from))
+    });
+    let single = single.with_outage(proxy).answers_within(LIMIT);
+    Ok(Suite::from(single).and(cluster.answers_within(LIMIT)).run())
+}

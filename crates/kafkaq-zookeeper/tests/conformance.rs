@@ -1,0 +1,16 @@
+//! The rules of every store, on a server that the kit can cut off.
+
+use kafkaq_conformance::{BoxError, Proxy, store};
+use kafkaq_zookeeper::ZooKeeperStore;
+use std::{future::ready, process::ExitCode, time::Duration};
+use xtask::services::Service;
+
+fn main() -> Result<ExitCode, BoxError> {
+    let server = Service::ZooKeeper.own()?;
+    let proxy = Proxy::to(server.addr())?;
+    let address = proxy.addr().to_string();
+    let kit =
+        store("zookeeper", move || ready(ZooKeeperStore::builder(&address).build().map_err(BoxError::from)));
+    // Two seconds are the store's own limit.
+    Ok(kit.with_outage(proxy).answers_within(Duration::from_secs(5)).run())
+}
