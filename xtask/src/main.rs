@@ -26,9 +26,14 @@ cargo xtask test [--quick | --backend NAMES]
                 With no broker named it is all of them, and with no store all stores. Starts only the
                 servers that they need.
 
-cargo xtask bench
-    Figures of an optimized build on this machine: publish rate, drain rate, pick-up latency, in memory and on
-    real servers of its own, and how many seeds the simulation does. It judges nothing. Takes a few minutes.
+cargo xtask bench [pairs] [stores] [logs] [seeds] [--backend NAMES]
+    Figures of an optimized build on this machine, as Markdown: of everything, or of these parts.
+    It judges nothing. Takes about a quarter of an hour. The servers are its own, as with `test`.
+    pairs       every broker with every store: publish rate, drain rate, pick-up latency
+    stores      swaps a second, beside the store's client alone
+    logs        records a second, beside the log's client alone
+    seeds       how many seeds a second the simulation does
+    --backend   only these, as with `test`
 
 cargo xtask services up [--only NAMES | --all] [--env]
     Starts Kafka and Redis on free ports of 127.0.0.1 and leaves them running: as containers where a
@@ -65,10 +70,7 @@ fn dispatch() -> Result<()> {
             Ok(())
         }
         Some("test") => check::everything(check_options(args)?),
-        Some("bench") => match args.next()? {
-            None => bench::everything(),
-            Some(other) => Err(other.unexpected().into()),
-        },
+        Some("bench") => bench::measure(&bench_options(args)?),
         Some("services") => services(args),
         Some(other) => bail!("`{other}` is no command; `cargo xtask` lists them"),
     }
@@ -94,6 +96,18 @@ fn check_options(mut args: Parser) -> Result<check::Options> {
     }
     if options.quick && options.backends.is_some() {
         bail!("--quick starts no servers, and --backend is about nothing else: one of them");
+    }
+    Ok(options)
+}
+
+fn bench_options(mut args: Parser) -> Result<bench::Options> {
+    let mut options = bench::Options::default();
+    while let Some(arg) = args.next()? {
+        match arg {
+            Arg::Value(part) => options.parts.push(part.string()?.parse()?),
+            Arg::Long("backend") => options.backends = Some(args.value()?.string()?.parse()?),
+            other => return Err(other.unexpected().into()),
+        }
     }
     Ok(options)
 }

@@ -10,7 +10,6 @@ mod failures;
 mod leases;
 mod proxy;
 mod server;
-mod speed;
 mod swaps;
 #[cfg(feature = "tls")]
 mod tls;
