@@ -107,11 +107,15 @@ impl Pair {
 
     /// One more process of the case's queue, with short times. A server that isn't there fails the test.
     pub fn queue(&self) -> QueueBuilder {
-        let builder = Queue::builder(self.name.as_str())
-            .partitions(6)
+        self.usual_queue()
             .lease_duration(Duration::from_secs(3))
             .park_after(Duration::from_millis(500))
-            .clock_skew(Duration::from_millis(200));
+            .clock_skew(Duration::from_millis(200))
+    }
+
+    /// One more process of the case's queue, with the times that users get.
+    pub fn usual_queue(&self) -> QueueBuilder {
+        let builder = Queue::builder(self.name.as_str()).partitions(6);
         let builder = match self.broker {
             BrokerKind::RsKafka => builder.log(RsKafka::builder(crate::kafka()).build().expect("settings")),
             BrokerKind::Memory => builder.broker(self.log.clone()),

@@ -1,34 +1,125 @@
 //! `cargo xtask bench`: figures, side by side in one run.
 
-use anyhow::{Result, anyhow};
+use std::str::FromStr;
+
+use anyhow::{Error, Result, anyhow, bail};
 use xtask::command::run;
 use xtask::prerequisites;
 use xtask::services::{Service, Services};
 
+use crate::backends::Backends;
 use crate::cargo;
+
+/// What can be measured by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    Pairs,
+    Stores,
+    Logs,
+    Seeds,
+}
+
+impl Part {
+    const ALL: [Part; 4] = [Part::Pairs, Part::Stores, Part::Logs, Part::Seeds];
+
+    fn name(self) -> &'static str {
+        match self {
+            Part::Pairs => "pairs",
+            Part::Stores => "stores",
+            Part::Logs => "logs",
+            Part::Seeds => "seeds",
+        }
+    }
+}
+
+impl FromStr for Part {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match Part::ALL.into_iter().find(|part| part.name() == name) {
+            Some(part) => Ok(part),
+            None => bail!("bench {name}: it is pairs, stores, logs or seeds"),
+        }
+    }
+}
+
+/// What to measure.
+#[derive(Debug, Default)]
+pub(crate) struct Options {
+    /// Everything if it is empty.
+    pub(crate) parts: Vec<Part>,
+    /// Nothing but these backends.
+    pub(crate) backends: Option<Backends>,
+}
 
 /// Builds, starts servers of its own, measures, and ends them whatever happens.
 ///
 /// # Errors
 /// When something can't be built or started; never because of a figure.
-pub(crate) fn everything() -> Result<()> {
-    let mut tools = prerequisites::build_tools();
-    tools.extend(Service::ALL.iter().flat_map(|service| service.tools()));
-    prerequisites::ensure(&tools)?;
-    let build = ["build", "--release", "--package", "kafkaq-tests", "--package", "kafkaq-sim", "--bins"];
-    run(&mut cargo(&build))?;
+pub(crate) fn measure(options: &Options) -> Result<()> {
+    let mut parts: Vec<_> =
+        Part::ALL.into_iter().filter(|p| options.parts.is_empty() || options.parts.contains(p)).collect();
+    let seeds = parts.pop_if(|last| *last == Part::Seeds).is_some();
+    let servers = !parts.is_empty();
 
-    let services = Services::of(xtask::root().join(".services/bench"));
-    let result = measure(&services);
-    let down = services.down(Service::ALL);
-    result.and(down)
+    let wanted = options.backends.as_ref().map_or_else(|| Service::ALL.to_vec(), Backends::services);
+    let mut tools = prerequisites::build_tools();
+    if servers {
+        tools.extend(wanted.iter().flat_map(|service| service.tools()));
+    }
+    prerequisites::ensure(&tools)?;
+    if servers {
+        build("kafkaq-tests", "bench")?;
+    }
+    if seeds {
+        build("kafkaq-sim", "kafkaq-sim")?;
+    }
+
+    if servers {
+        let services = Services::of(xtask::root().join(".services/bench"));
+        let result = on_servers(&services, &wanted, &parts, options.backends.as_ref());
+        let down = services.down(Service::ALL);
+        result.and(down)?;
+    }
+    if seeds {
+        println!("\n## Seeds\n");
+        let seeds =
+            ["run", "--release", "--quiet", "--package", "kafkaq-sim", "--", "seeds", "--count", "10000"];
+        run(&mut cargo(&seeds))?;
+    }
+    Ok(())
 }
 
-fn measure(services: &Services) -> Result<()> {
-    let urls = services.up(Service::ALL)?;
-    let env = Service::ALL.iter().map(|service| service.env_var()).zip(&urls);
-    let bench = ["run", "--release", "--quiet", "--package", "kafkaq-tests", "--bin", "bench"];
-    run(cargo(&bench).envs(env)).map_err(|e| anyhow!("the benchmark ended early: {e:#}"))?;
-    let seeds = ["run", "--release", "--quiet", "--package", "kafkaq-sim", "--", "seeds", "--count", "10000"];
-    run(&mut cargo(&seeds))
+fn build(package: &str, bin: &str) -> Result<()> {
+    run(&mut cargo(&["build", "--release", "--package", package, "--bin", bin]))
+}
+
+fn on_servers(
+    services: &Services,
+    wanted: &[Service],
+    parts: &[Part],
+    backends: Option<&Backends>,
+) -> Result<()> {
+    // What a killed run may have left.
+    services.down(Service::ALL)?;
+    let urls = services.up(wanted)?;
+    let mut bench =
+        cargo(&["run", "--release", "--quiet", "--package", "kafkaq-tests", "--bin", "bench", "--"]);
+    bench.args(parts.iter().map(|part| part.name()));
+    bench.envs(wanted.iter().map(|service| service.env_var()).zip(&urls));
+    bench.envs(backends.map(|backends| (Backends::ENV_VAR, backends.as_str())));
+    run(&mut bench).map_err(|e| anyhow!("the benchmark ended early: {e:#}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_is_known_by_its_name_and_another_is_refused() {
+        for part in Part::ALL {
+            assert_eq!(part.name().parse::<Part>().unwrap(), part);
+        }
+        assert!("speed".parse::<Part>().unwrap_err().to_string().contains("bench speed"));
+    }
 }

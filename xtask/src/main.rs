@@ -29,9 +29,14 @@ cargo xtask test [--quick | --backend NAMES] [--kafka redpanda]
                 servers that they need.
     --kafka     redpanda: in Kafka's place, where a Docker engine answers
 
-cargo xtask bench
-    Figures of an optimized build on this machine: publish rate, drain rate, pick-up latency, in memory and on
-    real servers of its own, and how many seeds the simulation does. It judges nothing. Takes a few minutes.
+cargo xtask bench [pairs] [stores] [logs] [seeds] [--backend NAMES]
+    Figures of an optimized build on this machine, as Markdown: of everything, or of these parts.
+    It judges nothing. Takes about a quarter of an hour. The servers are its own, as with `test`.
+    pairs       every broker with every store: publish rate, drain rate, pick-up latency
+    stores      swaps a second, beside the store's client alone
+    logs        records a second, beside the log's client alone
+    seeds       how many seeds a second the simulation does
+    --backend   only these, as with `test`
 
 cargo xtask services up [--only NAMES | --all] [--env]
     Starts Kafka and Redis on free ports of 127.0.0.1 and leaves them running: as containers where a
@@ -73,10 +78,7 @@ fn dispatch() -> Result<()> {
             Ok(())
         }
         Some("test") => check::everything(check_options(args)?),
-        Some("bench") => match args.next()? {
-            None => bench::everything(),
-            Some(other) => Err(other.unexpected().into()),
-        },
+        Some("bench") => bench::measure(&bench_options(args)?),
         Some("services") => services(args),
         Some(other) => bail!("`{other}` is no command; `cargo xtask` lists them"),
     }
@@ -119,6 +121,18 @@ fn check_options(mut args: Parser) -> Result<check::Options> {
     }
     if options.quick && (options.backends.is_some() || options.kafka != Service::Kafka) {
         bail!("--quick starts no servers, and --backend and --kafka are about nothing else");
+    }
+    Ok(options)
+}
+
+fn bench_options(mut args: Parser) -> Result<bench::Options> {
+    let mut options = bench::Options::default();
+    while let Some(arg) = args.next()? {
+        match arg {
+            Arg::Value(part) => options.parts.push(part.string()?.parse()?),
+            Arg::Long("backend") => options.backends = Some(args.value()?.string()?.parse()?),
+            other => return Err(other.unexpected().into()),
+        }
     }
     Ok(options)
 }

@@ -14,7 +14,10 @@ use crate::{
 use kafkaq_core::{ErrorKind, Result};
 use std::{
     future::Future,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -27,6 +30,7 @@ pub(crate) struct Link {
     settings: Arc<Settings>,
     /// Which of the store's links it is. The first looks after old nodes.
     number: usize,
+    calls: AtomicUsize,
     state: Mutex<State>,
     /// Held while connecting.
     dial: tokio::sync::Mutex<Dial>,
@@ -63,7 +67,24 @@ impl Dial {
 
 impl Link {
     pub(crate) fn new(settings: Arc<Settings>, number: usize) -> Self {
-        Link { settings, number, state: Mutex::new(State::Down), dial: tokio::sync::Mutex::default() }
+        Link {
+            settings,
+            number,
+            calls: AtomicUsize::new(0),
+            state: Mutex::new(State::Down),
+            dial: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// One call more, until this is dropped: also when the call's future is.
+    pub(crate) fn count(&self) -> Counted<'_> {
+        self.calls.fetch_add(1, Relaxed);
+        Counted(&self.calls)
+    }
+
+    /// How many calls it has under way.
+    pub(crate) fn calls(&self) -> usize {
+        self.calls.load(Relaxed)
     }
 
     /// One outcome for each of what is asked, in the same order, within the request timeout.
@@ -74,6 +95,7 @@ impl Link {
         W: Fn(Arc<ZooKeeper>, Arc<Item<Q>>) -> F + Send + Sync + 'static,
         F: Future<Output = Result<A>> + Send,
     {
+        let _counted = self.count();
         let started = Instant::now();
         let deadline = started + self.settings.request_timeout;
         let session = match self.session(op, started, deadline).await {
@@ -173,6 +195,14 @@ impl Link {
             tracing::warn!(address = self.settings.address(), "leaving the session with ZooKeeper");
             *state = State::Down;
         }
+    }
+}
+
+pub(crate) struct Counted<'a>(&'a AtomicUsize);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 

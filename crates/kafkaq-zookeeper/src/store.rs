@@ -42,8 +42,12 @@ impl ZooKeeperStore {
         ZooKeeperStore { settings, links, next_link: AtomicUsize::new(0) }
     }
 
+    /// The one with the least to do. The client library delays small packets, so what is sent while an answer is
+    /// awaited waits for that answer, too. If several are idle they take turns.
     fn link(&self) -> &Link {
-        &self.links[self.next_link.fetch_add(1, Relaxed) % self.links.len()]
+        let first = self.next_link.fetch_add(1, Relaxed) % self.links.len();
+        let (before, rest) = self.links.split_at(first);
+        rest.iter().chain(before).min_by_key(|link| link.calls()).unwrap_or(&self.links[first])
     }
 }
 
@@ -125,5 +129,24 @@ impl fmt::Debug for ZooKeeperStore {
             .field("settings", &self.settings)
             .field("sessions", &self.links.len())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_takes_the_session_with_the_least_to_do() {
+        let store = ZooKeeperStore::builder("127.0.0.1:1").build().unwrap();
+        let number = |link: &Link| store.links.iter().position(|l| std::ptr::eq(l, link));
+        let [first, second] = &store.links[..] else { panic!("two sessions by default") };
+        assert_ne!(number(store.link()), number(store.link()), "idle ones take turns");
+        let one = first.count();
+        assert!((0..4).all(|_| number(store.link()) == Some(1)));
+        let more = (second.count(), second.count());
+        assert!((0..4).all(|_| number(store.link()) == Some(0)));
+        drop((one, more));
+        assert_ne!(number(store.link()), number(store.link()), "a call that has ended counts no longer");
     }
 }

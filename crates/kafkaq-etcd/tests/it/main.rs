@@ -9,7 +9,6 @@ mod cluster;
 mod failures;
 mod leases;
 mod requests;
-mod speed;
 #[cfg(feature = "tls")]
 mod tls;
 

@@ -5,7 +5,6 @@
 
 mod failures;
 mod fetches;
-mod rates;
 mod records;
 mod topics;
 mod wire;

@@ -19,8 +19,8 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// Items of one call of the store, and calls under way of each kind.
-const STORE_BATCH: usize = 512;
+/// Items of one call of the store, and calls under way of each kind. For etcd 500 are four requests, each full.
+const STORE_BATCH: usize = 500;
 const SWAP_CALLS: usize = 2;
 const GET_CALLS: usize = 2;
 /// Records of one append, and appends under way.

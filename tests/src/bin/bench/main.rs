@@ -1,0 +1,65 @@
+//! Figures of one run on one machine, as Markdown tables: `cargo xtask bench` runs it.
+//!
+//! It judges nothing and fails on no figure. Servers and clients share the machine, so compare only within one run.
+
+#![allow(clippy::print_stdout, reason = "the figures are its purpose")]
+
+mod logs;
+mod pairs;
+mod raw;
+mod stores;
+mod table;
+
+use std::{error::Error, time::Duration};
+
+/// Backends fail for many reasons, and any reason is only printed.
+type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
+
+/// Runs the parts that are named, or all: `pairs`, `stores`, `logs`.
+#[tokio::main]
+async fn main() -> Outcome<()> {
+    let named: Vec<String> = std::env::args().skip(1).collect();
+    let wanted = |part: &str| named.is_empty() || named.iter().any(|name| name == part);
+    println!("{}", machine());
+    if wanted("pairs") {
+        pairs::measure().await;
+    }
+    if wanted("stores") {
+        stores::measure().await;
+    }
+    if wanted("logs") {
+        logs::measure().await;
+    }
+    Ok(())
+}
+
+/// Processor, cores, memory.
+fn machine() -> String {
+    let of = |file: &str, name: &str| {
+        let text = std::fs::read_to_string(file).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.split_once(':'))?;
+        Some(line.1.trim().to_owned())
+    };
+    let processor = of("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned());
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let memory = of("/proc/meminfo", "MemTotal")
+        .and_then(|kib| kib.trim_end_matches(" kB").parse::<u64>().ok())
+        .map_or_else(|| "memory unknown".to_owned(), |kib| format!("{} GiB", kib.div_ceil(1 << 20)));
+    format!("{processor}, {cores} cores, {memory}; all servers and clients on it")
+}
+
+/// Runs something that may fail, panic or hang, and tells which in a few words.
+async fn attempt<T: Send + 'static>(
+    limit: Duration,
+    what: impl Future<Output = Outcome<T>> + Send + 'static,
+) -> Result<T, String> {
+    let mut task = tokio::spawn(what);
+    match tokio::time::timeout(limit, &mut task).await {
+        Ok(Ok(outcome)) => outcome.map_err(|e| format!("failed: {e}")),
+        Ok(Err(panicked)) => Err(format!("failed: {panicked}")),
+        Err(_elapsed) => {
+            task.abort();
+            Err(format!("not done after {limit:?}"))
+        }
+    }
+}

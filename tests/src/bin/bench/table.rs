@@ -1,0 +1,61 @@
+//! A Markdown table that appears row by row, with room for what went wrong below it.
+
+/// A table under way.
+pub(crate) struct Table {
+    columns: usize,
+    notes: Vec<String>,
+}
+
+impl Table {
+    /// Prints the title and the head.
+    pub(crate) fn begin(title: &str, columns: &[&str]) -> Table {
+        println!("\n## {title}\n\n| {} |", columns.join(" | "));
+        println!("|{}", "---|".repeat(columns.len()));
+        Table { columns: columns.len(), notes: Vec::new() }
+    }
+
+    /// A row of what is known; the cells that are missing stay empty.
+    pub(crate) fn row(&self, mut cells: Vec<String>) {
+        cells.resize(self.columns, String::new());
+        println!("| {} |", cells.join(" | "));
+    }
+
+    /// Keeps why a row has no figure, and answers what stands in its place.
+    pub(crate) fn failed(&mut self, row: &str, why: &str) -> String {
+        self.notes.push(format!("{row}: {why}"));
+        format!("failed ({})", self.notes.len())
+    }
+
+    /// Prints what went wrong.
+    pub(crate) fn end(self) {
+        for (n, note) in self.notes.iter().enumerate() {
+            println!("\n({}) {note}", n + 1);
+        }
+    }
+}
+
+/// In thousands, with three digits.
+pub(crate) fn thousands(a_second: f64) -> String {
+    significant(a_second / 1000.0)
+}
+
+/// Three digits are more than such figures are worth.
+pub(crate) fn significant(n: f64) -> String {
+    match n {
+        n if n < 10.0 => format!("{n:.2}"),
+        n if n < 100.0 => format!("{n:.1}"),
+        n => format!("{n:.0}"),
+    }
+}
+
+/// The client's rate, ours, and what share ours is of the client's in the same round: a slow round slows down both.
+pub(crate) fn side_by_side(client: Vec<f64>, ours: Vec<f64>) -> Vec<String> {
+    let share = median(ours.iter().zip(&client).map(|(ours, client)| ours / client * 100.0).collect());
+    vec![thousands(median(client)), thousands(median(ours)), format!("{share:.0} %")]
+}
+
+/// The one in the middle.
+pub(crate) fn median(mut of: Vec<f64>) -> f64 {
+    of.sort_by(f64::total_cmp);
+    of.get(of.len() / 2).copied().unwrap_or(f64::NAN)
+}
