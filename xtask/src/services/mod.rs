@@ -39,6 +39,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::prerequisites::Tool;
+pub use kafka::program as kafka_program;
 use ports::Ports;
 pub use server::Server;
 pub use set::Services;
