@@ -1,33 +1,59 @@
 //! A process of its own that publishes or works, and can be stopped, continued and killed.
 
+use crate::{PATIENCE, Pair};
 use std::{
-    io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
+    io::{BufRead, BufReader, Write as _},
+    process::{Child, ChildStdin, Command, Stdio},
     sync::{Arc, Mutex},
+    thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 /// What an agent says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Line {
-    /// A handler began: the id and the attempt.
-    Run(String, u32),
+    /// A handler began.
+    Run {
+        /// The task.
+        id: String,
+        /// Which hand-out it is.
+        attempt: u32,
+        /// The job's token.
+        fence: String,
+    },
     /// `done` was confirmed.
-    Done(String),
-    /// `done` failed, and why.
-    Failed(String, String),
+    Done {
+        /// The task.
+        id: String,
+        /// The job's token.
+        fence: String,
+    },
+    /// `done` failed.
+    Failed {
+        /// The task.
+        id: String,
+        /// The job's token.
+        fence: String,
+        /// The error.
+        why: String,
+    },
     /// Everything is published.
     Published(usize),
 }
 
 impl Line {
     fn parse(line: &str) -> Option<Line> {
-        let mut words = line.splitn(3, ' ');
-        let (what, id, rest) = (words.next()?, words.next()?, words.next());
+        let mut words = line.splitn(4, ' ');
+        let (what, first) = (words.next()?, words.next()?);
+        if what == "published" {
+            return first.parse().ok().map(Line::Published);
+        }
+        let (id, fence) = (first.to_owned(), words.next()?.to_owned());
+        let rest = words.next();
         Some(match what {
-            "run" => Line::Run(id.to_owned(), rest?.parse().ok()?),
-            "done" => Line::Done(id.to_owned()),
-            "failed" => Line::Failed(id.to_owned(), rest?.to_owned()),
-            "published" => Line::Published(id.parse().ok()?),
+            "run" => Line::Run { id, attempt: rest?.parse().ok()?, fence },
+            "done" => Line::Done { id, fence },
+            "failed" => Line::Failed { id, fence, why: rest?.to_owned() },
             _ => return None,
         })
     }
@@ -37,47 +63,94 @@ impl Line {
 #[derive(Debug)]
 pub struct Agent {
     child: Child,
-    said: Arc<Mutex<Vec<Line>>>,
+    input: Option<ChildStdin>,
+    heard: Arc<Mutex<Vec<(Instant, Line)>>>,
+    listener: Option<JoinHandle<()>>,
 }
 
 impl Agent {
-    /// `program` is `env!("CARGO_BIN_EXE_agent")`; see `src/bin/agent.rs` for the words that it takes.
+    /// One that publishes `count` tasks, `t<from>` and so on. `program` is `env!("CARGO_BIN_EXE_agent")`.
     #[must_use]
-    pub fn start(program: &str, words: &[&str]) -> Agent {
+    pub fn publish(program: &str, pair: &Pair, from: usize, count: usize) -> Agent {
+        Agent::start(program, "publish", pair, [from.to_string(), count.to_string()])
+    }
+
+    /// One that executes tasks with so many workers, each of which takes so long for a task.
+    #[must_use]
+    pub fn work(program: &str, pair: &Pair, workers: usize, hold: Duration) -> Agent {
+        Agent::start(program, "work", pair, [workers.to_string(), hold.as_millis().to_string()])
+    }
+
+    fn start(program: &str, what: &str, pair: &Pair, more: [String; 2]) -> Agent {
         let mut child = Command::new(program)
-            .args(words)
+            .arg(what)
+            .args(pair.words())
+            .args(more)
             .stdout(Stdio::piped())
             .stdin(Stdio::piped())
             .spawn()
             .expect("the agent starts");
-        let said = Arc::new(Mutex::new(Vec::new()));
-        let (out, to) = (child.stdout.take().expect("a pipe"), said.clone());
-        std::thread::spawn(move || {
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let (out, to) = (child.stdout.take().expect("a pipe"), heard.clone());
+        let listener = std::thread::spawn(move || {
             for line in BufReader::new(out).lines().map_while(Result::ok) {
                 if let Some(line) = Line::parse(&line) {
-                    to.lock().expect("lock").push(line);
+                    to.lock().expect("lock").push((Instant::now(), line));
                 }
             }
         });
-        Agent { child, said }
+        Agent { input: child.stdin.take(), child, heard, listener: Some(listener) }
+    }
+
+    /// Everything it has said so far, and when it was heard.
+    #[must_use]
+    pub fn heard(&self) -> Vec<(Instant, Line)> {
+        self.heard.lock().expect("lock").clone()
     }
 
     /// Everything it has said so far.
     #[must_use]
     pub fn said(&self) -> Vec<Line> {
-        self.said.lock().expect("lock").clone()
+        self.heard().into_iter().map(|(_, line)| line).collect()
     }
 
     /// How many handlers it began.
     #[must_use]
     pub fn runs(&self) -> usize {
-        self.said.lock().expect("lock").iter().filter(|l| matches!(l, Line::Run(..))).count()
+        self.heard.lock().expect("lock").iter().filter(|(_, l)| matches!(l, Line::Run { .. })).count()
     }
 
     /// Sends it a signal by name: `STOP`, `CONT`, `KILL`.
     pub fn signal(&self, name: &str) {
         let sent = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status();
         assert!(sent.expect("kill runs").success());
+    }
+
+    /// It drops its queue and what it holds, and lives on without.
+    pub fn drop_queue(&mut self) {
+        if let Some(input) = &mut self.input {
+            // One that has ended by itself holds nothing any more.
+            let _ = input.write_all(b"drop\n");
+        }
+    }
+
+    /// It shuts its queue down and ends. Doesn't wait for that.
+    pub fn end(&mut self) {
+        self.input = None;
+    }
+
+    /// All that it has said in its life. It must have been told to end, or have been killed.
+    #[must_use]
+    pub fn last_words(mut self) -> Vec<Line> {
+        let start = Instant::now();
+        while self.child.try_wait().expect("a child").is_none() {
+            assert!(start.elapsed() < PATIENCE, "the agent doesn't end");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if let Some(listener) = self.listener.take() {
+            listener.join().expect("the listener ends");
+        }
+        self.said()
     }
 }
 

@@ -8,11 +8,13 @@ mod agent;
 mod cases;
 mod pairs;
 mod raw;
+mod rng;
 
 pub use agent::{Agent, Line};
 pub use cases::{CASES, Case};
 pub use pairs::{BrokerKind, Pair, StoreKind, not_asked_for};
 pub use raw::{Kafka, committed_offsets, flush_redis, kcat};
+pub use rng::Rng;
 
 use kafkaq::{JobStatus, Queue, QueueBuilder, TaskId, rdkafka::RdKafka, redis::RedisStore};
 use std::{

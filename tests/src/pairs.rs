@@ -2,6 +2,7 @@
 
 use kafkaq::{
     Queue, QueueBuilder,
+    backend::LeaseStore,
     etcd::EtcdStore,
     memory::{MemoryLog, MemoryStore},
     rdkafka::RdKafka,
@@ -9,7 +10,7 @@ use kafkaq::{
     rskafka::RsKafka,
     zookeeper::ZooKeeperStore,
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 /// A kind of log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,14 +96,56 @@ pub struct Pair {
     log: MemoryLog,
     leases: MemoryStore,
     name: String,
+    member_timeout: Option<Duration>,
 }
 
 impl Pair {
     /// A pair with a queue name that nobody else has.
     #[must_use]
     pub fn new(broker: BrokerKind, store: StoreKind, case: &str) -> Pair {
-        let name = crate::unique(&case.replace('_', "-"));
-        Pair { broker, store, log: MemoryLog::new(), leases: MemoryStore::new(), name }
+        Pair::named(broker, store, crate::unique(&case.replace('_', "-")))
+    }
+
+    /// A pair with this name for its queue.
+    #[must_use]
+    pub fn named(broker: BrokerKind, store: StoreKind, name: impl Into<String>) -> Pair {
+        let (log, leases) = (MemoryLog::new(), MemoryStore::new());
+        Pair { broker, store, log, leases, name: name.into(), member_timeout: None }
+    }
+
+    /// Where the group is kept in the store, a member may be silent for so long. Without this it is as users get it.
+    #[must_use]
+    pub fn with_member_timeout(mut self, timeout: Duration) -> Pair {
+        self.member_timeout = Some(timeout);
+        self
+    }
+
+    /// The queue's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How another process is told of it.
+    #[must_use]
+    pub fn words(&self) -> Vec<String> {
+        let timeout = self.member_timeout.map(|t| t.as_millis().to_string());
+        let words = [self.broker.name(), self.store.name(), &self.name].map(str::to_owned);
+        words.into_iter().chain(timeout).collect()
+    }
+
+    /// The pair that another process has told of.
+    #[must_use]
+    pub fn of_words(words: &[&str]) -> Option<Pair> {
+        let [broker, store, name, timeout @ ..] = words else { return None };
+        let broker = BrokerKind::ALL.iter().find(|b| b.name() == *broker)?;
+        let store = StoreKind::ALL.iter().find(|s| s.name() == *store)?;
+        let pair = Pair::named(*broker, *store, *name);
+        match timeout {
+            [] => Some(pair),
+            [timeout] => Some(pair.with_member_timeout(Duration::from_millis(timeout.parse().ok()?))),
+            _ => None,
+        }
     }
 
     /// One more process of the case's queue, with short times. A server that isn't there fails the test.
@@ -115,29 +158,39 @@ impl Pair {
 
     /// One more process of the case's queue, with the times that users get.
     pub fn usual_queue(&self) -> QueueBuilder {
-        let builder = Queue::builder(self.name.as_str()).partitions(6);
-        let builder = match self.broker {
-            BrokerKind::RsKafka => builder.log(RsKafka::builder(crate::kafka()).build().expect("settings")),
+        let builder = Queue::builder(self.name.as_str()).partitions(6).shared_store(self.store());
+        match self.broker {
             BrokerKind::Memory => builder.broker(self.log.clone()),
             BrokerKind::RdKafka => {
                 builder.broker(RdKafka::builder(crate::kafka()).build().expect("settings"))
             }
-        };
+            BrokerKind::RsKafka => match self.member_timeout {
+                Some(timeout) => builder.log(rskafka()).member_timeout(timeout),
+                None => builder.log(rskafka()),
+            },
+        }
+    }
+
+    fn store(&self) -> Arc<dyn LeaseStore> {
         match self.store {
-            StoreKind::Memory => builder.store(self.leases.clone()),
-            StoreKind::Redis => builder.store(RedisStore::builder(crate::redis()).build().expect("a URL")),
+            StoreKind::Memory => Arc::new(self.leases.clone()),
+            StoreKind::Redis => Arc::new(RedisStore::builder(crate::redis()).build().expect("a URL")),
             StoreKind::RedisCluster => {
                 let nodes = crate::told("KAFKAQ_TEST_REDIS_CLUSTER");
-                builder.store(RedisStore::cluster(nodes.split(',')).build().expect("URLs"))
+                Arc::new(RedisStore::cluster(nodes.split(',')).build().expect("URLs"))
             }
             StoreKind::Etcd => {
                 let etcd = crate::told("KAFKAQ_TEST_ETCD");
-                builder.store(EtcdStore::builder([etcd]).build().expect("endpoints"))
+                Arc::new(EtcdStore::builder([etcd]).build().expect("endpoints"))
             }
             StoreKind::ZooKeeper => {
                 let zookeeper = crate::told("KAFKAQ_TEST_ZOOKEEPER");
-                builder.store(ZooKeeperStore::builder(zookeeper).build().expect("addresses"))
+                Arc::new(ZooKeeperStore::builder(zookeeper).build().expect("addresses"))
             }
         }
     }
+}
+
+fn rskafka() -> RsKafka {
+    RsKafka::builder(crate::kafka()).build().expect("settings")
 }

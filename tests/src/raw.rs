@@ -16,6 +16,8 @@ use std::{
 /// A record as any consumer reads it.
 #[derive(Debug)]
 pub struct Kafka {
+    /// Where it lies.
+    pub partition: i32,
     /// Its key.
     pub key: Option<Vec<u8>>,
     /// Its value.
@@ -44,6 +46,7 @@ impl Kafka {
                 h.iter().map(|h| (h.key.to_owned(), h.value.unwrap_or_default().to_vec())).collect()
             });
             records.push(Kafka {
+                partition: message.partition(),
                 key: message.key().map(<[u8]>::to_vec),
                 value: message.payload().map(<[u8]>::to_vec),
                 headers: headers.unwrap_or_default(),
@@ -83,10 +86,11 @@ pub fn committed_offsets(queue: &str) -> i64 {
         .sum()
 }
 
-/// Appends lines as records, with the program that people use for it.
-pub fn kcat(topic: &str, lines: &str) {
+/// Appends lines as records, with the program that people use for it, and further options of that.
+pub fn kcat(topic: &str, options: &[&str], lines: &str) {
     let mut child = Command::new("kcat")
         .args(["-P", "-b", &crate::kafka(), "-t", topic])
+        .args(options)
         .stdin(Stdio::piped())
         .spawn()
         .expect("kcat is installed (Debian: apt-get install kcat)");

@@ -37,7 +37,7 @@ async fn nothing_more(queue: &Queue, within: Duration) {
 async fn a_record_of_kcat_is_a_task() {
     let name = unique("kcat");
     let queue = build(&name).await;
-    kcat(&name, "hello\nworld\n");
+    kcat(&name, &[], "hello\nworld\n");
     let mut payloads = vec![];
     for _ in 0..2 {
         let job = queue.get_job().await.unwrap();

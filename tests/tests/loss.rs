@@ -9,7 +9,10 @@
 )]
 
 use kafkaq::{Job, Queue, Task, TaskId};
-use kafkaq_tests::{Agent, Line, PATIENCE, flush_redis, own_server, queue, redis, unique, until, until_done};
+use kafkaq_tests::{
+    Agent, BrokerKind, Line, PATIENCE, Pair, StoreKind, flush_redis, own_server, queue, unique, until,
+    until_done,
+};
 use std::{
     collections::HashSet,
     sync::{Arc, Mutex},
@@ -88,9 +91,9 @@ async fn redis_gone_for_ten_seconds_and_back_empty_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_is_killed_loses_nothing() {
     let agent = env!("CARGO_BIN_EXE_agent");
-    let (name, redis) = (unique("killed"), redis());
-    let victim = Agent::start(agent, &["work", &name, &redis, "20", "5"]);
-    let survivor = queue(&name, &redis).build().await.unwrap();
+    let pair = Pair::new(BrokerKind::RdKafka, StoreKind::Redis, "killed");
+    let victim = Agent::work(agent, &pair, 20, Duration::from_millis(5));
+    let survivor = pair.queue().build().await.unwrap();
     publish(&survivor, 3_000).await;
     until("the victim runs", || victim.runs() >= 200).await;
     victim.signal("KILL");
@@ -102,19 +105,19 @@ async fn a_worker_that_is_killed_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopped_worker_that_goes_on_past_its_lease_learns_that_it_is_lost() {
     let agent = env!("CARGO_BIN_EXE_agent");
-    let (name, redis) = (unique("zombie"), redis());
-    let zombie = Agent::start(agent, &["work", &name, &redis, "1", "2000"]);
-    let publisher = queue(&name, &redis).build_publisher().await.unwrap();
+    let pair = Pair::new(BrokerKind::RdKafka, StoreKind::Redis, "zombie");
+    let zombie = Agent::work(agent, &pair, 1, Duration::from_secs(2));
+    let publisher = pair.queue().build_publisher().await.unwrap();
     let stolen = publisher.publish(Task::new("x")).await.unwrap();
     until("the zombie holds it", || zombie.runs() > 0).await;
     zombie.signal("STOP");
-    let queue = queue(&name, &redis).build().await.unwrap();
+    let queue = pair.queue().build().await.unwrap();
     let again = tokio::time::timeout(PATIENCE, queue.get_job()).await.expect("taken over").unwrap();
     assert_eq!(*again.id(), stolen);
     assert_eq!(again.attempt(), 2);
     again.done().await.unwrap();
     zombie.signal("CONT");
-    let lost = Line::Failed(stolen.to_string(), "LeaseLost(TakenOver)".to_owned());
-    until("the zombie learns it", || zombie.said().contains(&lost)).await;
+    let lost = |line: &Line| matches!(line, Line::Failed { id, why, .. } if id == stolen.as_str() && why == "LeaseLost(TakenOver)");
+    until("the zombie learns it", || zombie.said().iter().any(lost)).await;
     queue.shutdown(Duration::from_secs(5)).await.unwrap();
 }

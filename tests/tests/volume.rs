@@ -8,24 +8,21 @@
     reason = "these are tests"
 )]
 
-use kafkaq_tests::{Agent, Line, redis, unique, until};
-use std::collections::HashMap;
+use kafkaq_tests::{Agent, BrokerKind, Line, Pair, StoreKind, until};
+use std::{collections::HashMap, time::Duration};
 
 const TASKS: usize = 100_000;
 
 #[tokio::test]
 async fn a_hundred_thousand_tasks_of_two_publishers_are_executed_by_two_workers() {
     let agent = env!("CARGO_BIN_EXE_agent");
-    let (queue, redis) = (unique("volume"), redis());
-    let half = (TASKS / 2).to_string();
-    let publishers = [
-        Agent::start(agent, &["publish", &queue, &redis, "0", &half]),
-        Agent::start(agent, &["publish", &queue, &redis, &half, &half]),
-    ];
-    let first = Agent::start(agent, &["work", &queue, &redis, "50", "0"]);
+    let pair = Pair::new(BrokerKind::RdKafka, StoreKind::Redis, "volume");
+    let publishers =
+        [Agent::publish(agent, &pair, 0, TASKS / 2), Agent::publish(agent, &pair, TASKS / 2, TASKS / 2)];
+    let first = Agent::work(agent, &pair, 50, Duration::ZERO);
     until("the first worker runs", || first.runs() > 0).await;
     // The second one joins in mid-run, so there is a rebalance under load.
-    let second = Agent::start(agent, &["work", &queue, &redis, "50", "0"]);
+    let second = Agent::work(agent, &pair, 50, Duration::ZERO);
     let published = || publishers.iter().all(|p| p.said() == [Line::Published(TASKS / 2)]);
     until("all are published", published).await;
 
@@ -33,7 +30,7 @@ async fn a_hundred_thousand_tasks_of_two_publishers_are_executed_by_two_workers(
     until("all are executed", || {
         runs.clear();
         for line in first.said().into_iter().chain(second.said()) {
-            if let Line::Run(id, attempt) = line {
+            if let Line::Run { id, attempt, .. } = line {
                 runs.entry(id).or_default().push(attempt);
             }
         }

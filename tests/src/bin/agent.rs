@@ -1,25 +1,33 @@
-//! A process that publishes or works until its input ends. It says what it does, a line each, before it does it.
+//! A process that publishes, or works until its input ends. It says what it does, a line each, before it does it.
 //!
-//! `agent publish QUEUE REDIS FROM COUNT` and `agent work QUEUE REDIS WORKERS HOLD_MS`
+//! `agent publish PAIR FROM COUNT` and `agent work PAIR WORKERS HOLD_MS`; a PAIR is the words of `Pair::words`.
 
 #![allow(clippy::print_stdout, reason = "the lines are its purpose")]
 
 use kafkaq::{Queue, Task, TaskId};
+use kafkaq_tests::Pair;
 use std::{error::Error, io::Read, time::Duration};
+use tokio::task::JoinSet;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words[..] {
-        ["publish", queue, redis, from, count] => publish(queue, redis, from.parse()?, count.parse()?).await,
-        ["work", queue, redis, workers, hold] => work(queue, redis, workers.parse()?, hold.parse()?).await,
-        _ => Err("publish QUEUE REDIS FROM COUNT | work QUEUE REDIS WORKERS HOLD_MS".into()),
+        ["publish", ref pair @ .., from, count] => {
+            publish(pair_of(pair)?, from.parse()?, count.parse()?).await
+        }
+        ["work", ref pair @ .., workers, hold] => work(pair_of(pair)?, workers.parse()?, hold.parse()?).await,
+        _ => Err("publish PAIR FROM COUNT | work PAIR WORKERS HOLD_MS".into()),
     }
 }
 
-async fn publish(queue: &str, redis: &str, from: usize, count: usize) -> Result<(), Box<dyn Error>> {
-    let publisher = kafkaq_tests::queue(queue, redis).build_publisher().await?;
+fn pair_of(words: &[&str]) -> Result<Pair, Box<dyn Error>> {
+    Pair::of_words(words).ok_or_else(|| format!("not a pair: {words:?}").into())
+}
+
+async fn publish(pair: Pair, from: usize, count: usize) -> Result<(), Box<dyn Error>> {
+    let publisher = pair.queue().build_publisher().await?;
     for start in (from..from + count).step_by(1000) {
         let ids = start..(start + 1000).min(from + count);
         let tasks = ids.map(|i| Ok(Task::new(vec![b'x'; 100]).with_id(TaskId::new(format!("t{i}"))?)));
@@ -31,26 +39,35 @@ async fn publish(queue: &str, redis: &str, from: usize, count: usize) -> Result<
     Ok(())
 }
 
-async fn work(queue: &str, redis: &str, workers: usize, hold: u64) -> Result<(), Box<dyn Error>> {
-    let queue = kafkaq_tests::queue(queue, redis).build().await?;
+async fn work(pair: Pair, workers: usize, hold: u64) -> Result<(), Box<dyn Error>> {
+    let queue = pair.queue().build().await?;
+    let mut running = JoinSet::new();
     for _ in 0..workers {
-        tokio::spawn(run(queue.clone(), Duration::from_millis(hold)));
+        running.spawn(run(queue.clone(), Duration::from_millis(hold)));
     }
+    // A line means that the queue is to be dropped.
+    let said = tokio::task::spawn_blocking(|| std::io::stdin().lines().next()).await?;
+    if said.transpose()?.is_none() {
+        queue.shutdown(Duration::from_secs(5)).await?;
+        // Each has one more thing to say.
+        running.join_all().await;
+        return Ok(());
+    }
+    drop((running, queue));
     tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new())).await??;
-    queue.shutdown(Duration::from_secs(5)).await?;
     Ok(())
 }
 
 async fn run(queue: Queue, hold: Duration) {
     while let Ok(job) = queue.get_job().await {
-        let id = job.id().clone();
-        println!("run {id} {}", job.attempt());
+        let (id, fence) = (job.id().clone(), job.fence());
+        println!("run {id} {fence} {}", job.attempt());
         if !hold.is_zero() {
             tokio::time::sleep(hold).await;
         }
         match job.done().await {
-            Ok(()) => println!("done {id}"),
-            Err(e) => println!("failed {id} {e:?}"),
+            Ok(()) => println!("done {id} {fence}"),
+            Err(e) => println!("failed {id} {fence} {e:?}"),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use super::docker::Recipe;
+use super::docker::{self, Recipe};
 use super::node::data;
 use super::ports::{Ports, loopback};
 use super::{ASK_LIMIT, Kind};
@@ -94,6 +94,19 @@ fn native(dir: &Path, ports: Ports) -> Result<Command> {
     let mut command = java(&libs);
     command.args(HEAP).arg("kafka.Kafka").arg(properties);
     Ok(command)
+}
+
+/// A program of Kafka's distribution, by its Java class. None where servers are containers: it is inside them then.
+///
+/// # Errors
+/// When Kafka has to be fetched first and that fails.
+pub fn program(class: &str) -> Result<Option<Command>> {
+    if docker::is_used() {
+        return Ok(None);
+    }
+    let mut command = java(&fetch()?);
+    command.arg(class);
+    Ok(Some(command))
 }
 
 fn java(libs: &Path) -> Command {

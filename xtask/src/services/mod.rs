@@ -49,6 +49,7 @@ use anyhow::Result;
 
 use crate::prerequisites::Tool;
 pub use docker::is_used as are_containers;
+pub use kafka::program as kafka_program;
 use ports::Ports;
 pub use ports::free_port;
 pub use server::Server;
