@@ -15,7 +15,7 @@ use crate::backends::Backends;
 use crate::{cargo, metadata};
 
 /// Not `--all-features`: among them are ways to build librdkafka that exclude each other or take many minutes.
-const FEATURES: [&str; 2] = ["--features", "kafkaq/full,kafkaq-redis/tls"];
+const FEATURES: [&str; 2] = ["--features", "kafkaq/full,kafkaq-redis/tls,kafkaq-rskafka/tls"];
 
 /// How much to check.
 #[derive(Debug, Default)]

@@ -7,6 +7,9 @@ use rskafka::{
 };
 use std::{borrow::Cow, io, time::Duration};
 
+/// The codecs that have to be compiled in, as their features are called.
+const CODECS: [&str; 2] = ["lz4", "zstd"];
+
 type Source = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why one attempt did not succeed.
@@ -120,6 +123,11 @@ impl Failure {
         Failure { source: Some(Box::new(e)), ..found }
     }
 
+    /// The same, seen more closely.
+    pub(crate) fn of_kind(self, kind: ErrorKind) -> Self {
+        Failure { kind, ..self }
+    }
+
     /// With better advice than can be given in general.
     pub(crate) fn advise(self, advice: impl Into<Cow<'static, str>>) -> Self {
         Failure { advice: Some(advice.into()), ..self }
@@ -135,6 +143,13 @@ impl Failure {
     pub(crate) fn is_marker(&self) -> bool {
         let text = self.source.as_ref().map(ToString::to_string).unwrap_or_default();
         self.kind == ErrorKind::Corrupt && text.contains("control batch record")
+    }
+
+    /// How the batch that can't be read is compressed, if that is why.
+    pub(crate) fn missing_codec(&self) -> Option<&'static str> {
+        let text = self.source.as_ref()?.to_string();
+        let (_, codec) = text.split_once("Unimplemented compression: ")?;
+        CODECS.into_iter().find(|known| codec.eq_ignore_ascii_case(known))
     }
 
     /// The contract's error.

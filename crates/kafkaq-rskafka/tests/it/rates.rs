@@ -9,7 +9,7 @@ use rskafka::{
     },
     record::Record as RawRecord,
 };
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 const BATCHES: usize = 200;
 const BATCH: usize = 500;
