@@ -8,7 +8,13 @@
     reason = "these are tests"
 )]
 
-use kafkaq::{Error, ErrorKind, Queue, Task, rdkafka::RdKafka, redis::RedisStore};
+use kafkaq::{
+    Error, ErrorKind, Queue, Task,
+    backend::{Log, TopicSpec},
+    rdkafka::RdKafka,
+    redis::RedisStore,
+    rskafka::RsKafka,
+};
 use kafkaq_tests::{kafka, own_server, queue, redis, unique};
 use std::time::{Duration, Instant};
 use xtask::services::Service;
@@ -97,4 +103,29 @@ async fn a_wait_topic_that_would_lose_tasks_is_refused() {
     let error = queue(&unique("other"), &redis()).wait_topic(name).build().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Misconfigured);
     tells(&error);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_topic_with_too_short_a_retention_is_refused_through_either_client() {
+    let wait = unique("short");
+    let by_hand = RsKafka::builder(kafka()).build().unwrap();
+    let mut spec = TopicSpec::new(wait.as_str());
+    spec.partitions = Some(12);
+    spec.retention = Some(Duration::from_secs(3600));
+    spec.unlimited_bytes = true;
+    spec.max_record_bytes = Some(2 << 20);
+    by_hand.ensure_topics(&[spec]).await.unwrap();
+    let store = || RedisStore::builder(redis()).build().unwrap();
+    let builder = || Queue::builder(unique("forgets")).store(store()).wait_topic(wait.as_str());
+    for builder in [
+        builder().log(RsKafka::builder(kafka()).build().unwrap()),
+        builder().broker(RdKafka::builder(kafka()).build().unwrap()),
+    ] {
+        let error = builder.build().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Misconfigured, "{error}");
+        assert!(
+            error.advice().unwrap().contains(&format!("--entity-name {wait} --add-config retention.ms="))
+        );
+        tells(&error);
+    }
 }

@@ -14,6 +14,7 @@ mod log;
 pub mod machine;
 pub mod partitioner;
 mod record;
+mod settings;
 mod store;
 mod task;
 

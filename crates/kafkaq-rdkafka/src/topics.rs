@@ -118,14 +118,14 @@ impl Admin {
         if specs.is_empty() {
             return Ok(Vec::new());
         }
-        let configs: Vec<_> = specs.iter().map(|s| config(s)).collect();
+        let settings: Vec<_> = specs.iter().map(|spec| spec.settings()).collect();
         let topics: Vec<_> = specs
             .iter()
-            .zip(&configs)
-            .map(|(spec, config)| {
+            .zip(&settings)
+            .map(|(spec, settings)| {
                 let replication = TopicReplication::Fixed(spec.replication.map_or(-1, i32::from));
                 let new = NewTopic::new(&spec.name, spec.partitions.unwrap_or(-1), replication);
-                config.iter().fold(new, |new, (name, value)| new.set(name, value))
+                settings.iter().fold(new, |new, (name, value)| new.set(name, value))
             })
             .collect();
         let results = self.wait(self.client.create_topics(&topics, &self.options()), "")?;
@@ -198,74 +198,10 @@ impl Admin {
     }
 }
 
-/// The settings a topic is made with.
-fn config(spec: &TopicSpec) -> Vec<(&'static str, String)> {
-    let mut config = Vec::new();
-    if let Some(retention) = spec.retention {
-        config.push(("retention.ms", millis(retention).to_string()));
-    }
-    if spec.unlimited_bytes {
-        config.push(("retention.bytes", "-1".into()));
-    }
-    if let Some(max) = spec.max_record_bytes {
-        config.push(("max.message.bytes", max.to_string()));
-    }
-    if spec.append_time {
-        config.push(("message.timestamp.type", "LogAppendTime".into()));
-    }
-    if spec.compacted {
-        config.push(("cleanup.policy", "compact".into()));
-    }
-    config
-}
-
-/// Kafka's form of a duration: -1 is for ever.
-fn millis(duration: Duration) -> i64 {
-    if duration == Duration::MAX { -1 } else { i64::try_from(duration.as_millis()).unwrap_or(-1) }
-}
-
 fn fill_in(info: &mut TopicInfo, found: &ConfigResource) {
     for entry in &found.entries {
-        let Some(value) = entry.value.as_deref() else { continue };
-        match entry.name.as_str() {
-            "cleanup.policy" => info.compacted = Some(value.split(',').any(|p| p.trim() == "compact")),
-            "retention.ms" => {
-                info.retention = value
-                    .parse::<i64>()
-                    .ok()
-                    .map(|ms| u64::try_from(ms).map_or(Duration::MAX, Duration::from_millis));
-            }
-            "retention.bytes" => info.retention_bytes = value.parse().ok(),
-            "max.message.bytes" => info.max_record_bytes = value.parse().ok(),
-            "message.timestamp.type" => info.append_time = Some(value == "LogAppendTime"),
-            _ => {}
+        if let Some(value) = entry.value.as_deref() {
+            info.learn(&entry.name, value);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_spec_becomes_the_settings_that_the_design_names_and_nothing_else() {
-        assert_eq!(config(&TopicSpec::new("t")), []);
-        let mut spec = TopicSpec::new("t");
-        spec.retention = Some(Duration::MAX);
-        spec.unlimited_bytes = true;
-        spec.max_record_bytes = Some(2_000_000);
-        spec.append_time = true;
-        spec.compacted = true;
-        let found = config(&spec);
-        let expected = [
-            ("retention.ms", "-1"),
-            ("retention.bytes", "-1"),
-            ("max.message.bytes", "2000000"),
-            ("message.timestamp.type", "LogAppendTime"),
-            ("cleanup.policy", "compact"),
-        ];
-        assert_eq!(found.iter().map(|(k, v)| (*k, v.as_str())).collect::<Vec<_>>(), expected);
-        spec.retention = Some(Duration::from_secs(7));
-        assert_eq!(config(&spec)[0].1, "7000");
     }
 }

@@ -59,7 +59,9 @@ async fn a_foreign_header_name_that_is_not_utf8_loses_the_header_and_not_the_rec
     for site in sites("header-name") {
         let site = site.with_topic(1).await;
         // On a real server several addresses would need the leader's; the tests' servers have one node.
-        wire::produce(&site.bootstrap, &site.name, &[(b"good", b"1"), (b"\xff\xfe", b"2"), (b"also", b"3")]);
+        let value = |value: &'static [u8]| Some(value);
+        let headers = [(&b"good"[..], value(b"1")), (b"\xff\xfe", value(b"2")), (b"also", value(b"3"))];
+        wire::produce(&site.bootstrap, &site.name, &headers);
         let kafka = site.kafka();
         fill(&kafka, &Partition::new(site.topic(), 0), 1, 1).await;
         let mut consumer = kafka.join(site.request("g")).await.unwrap();

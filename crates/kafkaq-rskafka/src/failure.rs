@@ -5,7 +5,10 @@ use rskafka::{
     BackoffError, ConnectionError,
     client::error::{Error as ClientError, ProtocolError, RequestError},
 };
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, io, time::Duration};
+
+/// The codecs that have to be compiled in, as their features are called.
+const CODECS: [&str; 2] = ["lz4", "zstd"];
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
 
@@ -32,7 +35,17 @@ impl Failure {
 
     /// There was no connection to send on.
     pub(crate) fn connecting(e: ClientError) -> Self {
-        Failure { sent: false, ..Failure::of(e) }
+        Failure::of(e).unsent()
+    }
+
+    /// The same failure, of something that changes nothing.
+    pub(crate) fn unsent(self) -> Self {
+        Failure { sent: false, ..self }
+    }
+
+    /// A connection of our own that could not be made or broke.
+    pub(crate) fn io(e: io::Error) -> Self {
+        Failure { sent: true, again: true, source: Some(e.into()), ..Failure::new(ErrorKind::Unavailable) }
     }
 
     /// No connection within its share of the time.
@@ -54,6 +67,37 @@ impl Failure {
     /// The cluster has no such topic or partition, or does not know of it yet.
     pub(crate) fn not_found() -> Self {
         Failure { again: true, answered: true, ..Failure::new(ErrorKind::NotFound) }
+    }
+
+    /// An answer that is not what was asked for.
+    pub(crate) fn unreadable(e: impl Into<Source>) -> Self {
+        Failure { sent: true, answered: true, source: Some(e.into()), ..Failure::new(ErrorKind::Corrupt) }
+    }
+
+    /// An answer that is larger than this process accepts.
+    pub(crate) fn oversized() -> Self {
+        Failure {
+            sent: true,
+            advice: Some("The server's answer is larger than max_message_bytes: raise it".into()),
+            ..Failure::new(ErrorKind::TooLarge)
+        }
+    }
+
+    /// The user, the password or the way to prove them is not right.
+    pub(crate) fn denied(e: impl Into<Source>) -> Self {
+        Failure { answered: true, source: Some(e.into()), ..Failure::new(ErrorKind::Denied) }
+    }
+
+    /// A server's code for how a request went, and what else it `said`.
+    pub(crate) fn of_code(code: i16, said: impl FnOnce() -> String) -> Result<(), Self> {
+        match ProtocolError::new(code) {
+            None => Ok(()),
+            Some(code) => Err(Failure {
+                code: Some(code),
+                source: Some(format!("{code}: {}", said()).into()),
+                ..of_server(code)
+            }),
+        }
     }
 
     /// What this process was asked to do can't be done.
@@ -79,6 +123,11 @@ impl Failure {
         Failure { source: Some(Box::new(e)), ..found }
     }
 
+    /// The same, seen more closely.
+    pub(crate) fn of_kind(self, kind: ErrorKind) -> Self {
+        Failure { kind, ..self }
+    }
+
     /// With better advice than can be given in general.
     pub(crate) fn advise(self, advice: impl Into<Cow<'static, str>>) -> Self {
         Failure { advice: Some(advice.into()), ..self }
@@ -94,6 +143,13 @@ impl Failure {
     pub(crate) fn is_marker(&self) -> bool {
         let text = self.source.as_ref().map(ToString::to_string).unwrap_or_default();
         self.kind == ErrorKind::Corrupt && text.contains("control batch record")
+    }
+
+    /// How the batch that can't be read is compressed, if that is why.
+    pub(crate) fn missing_codec(&self) -> Option<&'static str> {
+        let text = self.source.as_ref()?.to_string();
+        let (_, codec) = text.split_once("Unimplemented compression: ")?;
+        CODECS.into_iter().find(|known| codec.eq_ignore_ascii_case(known))
     }
 
     /// The contract's error.
@@ -207,11 +263,7 @@ fn of_request(e: &RequestError) -> Failure {
         RequestError::Poisoned(e) => of_request(e),
         // The library does not let its type be named, and has no other reason than this and a broken connection.
         RequestError::ReadFramedMessageError(e) if e.to_string().starts_with("Message too large") => {
-            Failure {
-                sent: true,
-                advice: Some("The server's answer is larger than max_message_bytes: raise it".into()),
-                ..Failure::new(ErrorKind::TooLarge)
-            }
+            Failure::oversized()
         }
         RequestError::IO(_)
         | RequestError::ReadFramedMessageError(_)
@@ -231,9 +283,10 @@ fn of_server(code: ProtocolError) -> Failure {
     match code {
         MessageTooLarge | RecordListTooLarge => certain(ErrorKind::TooLarge),
         UnknownTopicOrPartition | UnknownTopicId => Failure::not_found(),
-        TopicAuthorizationFailed | ClusterAuthorizationFailed | SaslAuthenticationFailed => {
-            certain(ErrorKind::Denied)
-        }
+        TopicAuthorizationFailed
+        | ClusterAuthorizationFailed
+        | SaslAuthenticationFailed
+        | UnsupportedSaslMechanism => certain(ErrorKind::Denied),
         CorruptMessage
         | InvalidRecord
         | InvalidTimestamp

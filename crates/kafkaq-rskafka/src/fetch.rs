@@ -74,11 +74,17 @@ pub(crate) async fn fetch(link: &Link, from: &Position, limit: FetchLimit) -> Re
             }
             Err(failure) if failure.is_marker() => true,
             Err(failure) if failure.kind == ErrorKind::Corrupt => {
-                return Err(failure.advise(format!(
-                    "The batch at offset {offset} of {partition} can't be read by rskafka: a header without a value \
-                     or whose name is not UTF-8, or a compression that is not compiled in (features lz4 and zstd). \
-                     Read the topic with kafkaq-rdkafka, or delete the records up to there"
-                )));
+                return Err(match failure.missing_codec() {
+                    Some(codec) => failure.of_kind(ErrorKind::Unsupported).advise(format!(
+                        "The batch at offset {offset} of {partition} is compressed by {codec}: build this program \
+                         with the feature `{codec}` of the crate kafkaq-rskafka, and reading goes on from there"
+                    )),
+                    None => failure.advise(format!(
+                        "The batch at offset {offset} of {partition} can't be read by rskafka: a header without a \
+                         value or whose name is not UTF-8. Read the topic with kafkaq-rdkafka, or delete the \
+                         records up to there"
+                    )),
+                });
             }
             Err(failure) => return Err(failure),
         };

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod admin;
 mod append;
 mod builder;
 mod failure;
@@ -56,8 +57,7 @@ impl fmt::Debug for RsKafka {
 
 #[async_trait]
 impl Log for RsKafka {
-    /// Topics are made with the server's settings, whatever the spec says beyond partitions and replication, and only
-    /// the number of partitions can be told of one that is there.
+    /// A user who may not read the settings of a topic is warned of it, and the info has none of them.
     async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<TopicInfo>> {
         let ensure = async {
             let _under_way = self.link.enter()?;

@@ -6,6 +6,7 @@
 //! epoch, so that many calls that fail together replace it once.
 
 use crate::{
+    admin::Admin,
     failure::{Failure, Op, Place},
     locked,
     pool::{Connection, Pool},
@@ -209,13 +210,7 @@ impl Link {
         F: Fn(Arc<PartitionClient>) -> Fut,
         Fut: Future<Output = ClientResult<T>>,
     {
-        let mut attempts = Attempts::default();
-        loop {
-            match self.ask_once(of, limits, &request).await {
-                Ok(answer) => return Ok(answer),
-                Err(failure) => attempts.another(self, limits, failure).await?,
-            }
-        }
+        self.repeat(limits, || self.ask_once(of, limits, &request)).await
     }
 
     async fn ask_once<T, F, Fut>(&self, of: &Partition, limits: Limits, request: &F) -> Result<T, Failure>
@@ -248,13 +243,7 @@ impl Link {
         F: Fn(Arc<Cluster>) -> Fut,
         Fut: Future<Output = Result<T, Failure>>,
     {
-        let mut attempts = Attempts::default();
-        loop {
-            match self.ask_cluster_once(limits, &request).await {
-                Ok(answer) => return Ok(answer),
-                Err(failure) => attempts.another(self, limits, failure).await?,
-            }
-        }
+        self.repeat(limits, || self.ask_cluster_once(limits, &request)).await
     }
 
     async fn ask_cluster_once<T, F, Fut>(&self, limits: Limits, request: &F) -> Result<T, Failure>
@@ -270,6 +259,35 @@ impl Link {
             self.distrust(epoch);
         }
         answer
+    }
+
+    /// The same for what the client library has no words for.
+    pub(crate) async fn administer<'a, T, F, Fut>(&'a self, limits: Limits, request: F) -> Result<T, Failure>
+    where
+        F: Fn(Admin<'a>) -> Fut,
+        Fut: Future<Output = Result<T, Failure>>,
+    {
+        let request = &request;
+        let once = || async move {
+            let share = self.settings.request_timeout / CONNECT_SHARE;
+            let admin = self.connecting(limits, Admin::connect(&self.settings, share)).await?;
+            let answer = timeout_at(limits.deadline, request(admin)).await;
+            answer.unwrap_or_else(|_| Err(Failure::silence()))
+        };
+        self.repeat(limits, once).await
+    }
+
+    async fn repeat<T, Fut>(&self, limits: Limits, once: impl Fn() -> Fut) -> Result<T, Failure>
+    where
+        Fut: Future<Output = Result<T, Failure>>,
+    {
+        let mut attempts = Attempts::default();
+        loop {
+            match once().await {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => attempts.another(self, limits, failure).await?,
+            }
+        }
     }
 
     /// A connection for one request. Dropping it closes it.

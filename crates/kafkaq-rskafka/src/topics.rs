@@ -1,28 +1,24 @@
-//! Topics: what is missing is made, as far as rskafka can.
+//! Topics: what is missing is made, what is there is told.
 
 use crate::{
     failure::Failure,
     fetch,
-    link::{Cluster, Limits, Link},
+    link::{Limits, Link},
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use kafkaq_core::{ErrorKind, Partition, TopicInfo, TopicSpec};
-use rskafka::client::error::ProtocolError;
-use std::{sync::Arc, time::Duration};
 
-/// The server's default. From Kafka 2.4 on.
-const DEFAULT: i32 = -1;
 /// Partitions looked at at once.
 const AT_ONCE: usize = 8;
 
 pub(crate) async fn ensure(link: &Link, specs: &[TopicSpec]) -> Result<Vec<TopicInfo>, Failure> {
-    let limits = link.patient();
+    let (limits, wait) = (link.patient(), link.settings.request_timeout);
     let there = link.ask_cluster(limits, |cluster| async move { cluster.topics().await }).await?;
     let mut created = Vec::with_capacity(specs.len());
     for spec in specs {
         created.push(match there.get(&*spec.name) {
             Some(_) => false,
-            None => create(link, spec, limits).await?,
+            None => link.administer(limits, |admin| admin.create(spec, wait)).await?,
         });
     }
     let seen = link.ask_cluster(limits, |cluster| async move {
@@ -33,16 +29,14 @@ pub(crate) async fn ensure(link: &Link, specs: &[TopicSpec]) -> Result<Vec<Topic
         }
     });
     let there = seen.await?;
-    let infos: Vec<TopicInfo> = specs
-        .iter()
-        .zip(created)
-        .map(|(spec, created)| {
-            let partitions = there.get(&*spec.name).copied().unwrap_or_default();
-            let mut info = TopicInfo::new(spec.name.clone(), partitions);
-            info.created = created;
-            info
-        })
-        .collect();
+    let mut infos = Vec::with_capacity(specs.len());
+    for (spec, created) in specs.iter().zip(created) {
+        let partitions = there.get(&*spec.name).copied().unwrap_or_default();
+        let mut info = TopicInfo::new(spec.name.clone(), partitions);
+        info.created = created;
+        learn(link, &mut info, limits).await?;
+        infos.push(info);
+    }
     // A leader is chosen first and serves a moment later.
     let serves = |of: Partition| async move { fetch::offsets(link, &of, limits).await };
     let served = stream::iter(partitions_of(&infos)).map(serves).buffer_unordered(AT_ONCE);
@@ -54,62 +48,20 @@ fn partitions_of(topics: &[TopicInfo]) -> Vec<Partition> {
     topics.iter().flat_map(|t| (0..t.partitions).map(|n| Partition::new(t.name.clone(), n))).collect()
 }
 
-/// Answers whether this call made it: somebody else may be as fast.
-async fn create(link: &Link, spec: &TopicSpec, limits: Limits) -> Result<bool, Failure> {
-    let (partitions, replicas) =
-        (spec.partitions.unwrap_or(DEFAULT), spec.replication.unwrap_or(DEFAULT as i16));
-    let wait_ms = i32::try_from(link.settings.request_timeout.as_millis()).unwrap_or(i32::MAX);
-    let make = |cluster: Arc<Cluster>| async move {
-        let controller = cluster.client.controller_client().map_err(Failure::connecting)?;
-        let made = controller.create_topic(&*spec.name, partitions, replicas, wait_ms).await;
-        match made.map_err(Failure::of) {
-            Err(failure) if failure.code == Some(ProtocolError::TopicAlreadyExists) => Ok(false),
-            // The cluster is what it is.
-            Err(failure) if failure.kind == ErrorKind::Invalid => Err(failure.for_good()),
-            made => made.map(|()| true),
-        }
-    };
-    let made = link.ask_cluster(limits, make).await?;
-    if made && let Some(settings) = left_out(spec) {
-        tracing::warn!(
+/// Fills in the settings that the topic has.
+pub(crate) async fn learn(link: &Link, info: &mut TopicInfo, limits: Limits) -> Result<(), Failure> {
+    let topic = &info.name.clone();
+    match link.administer(limits, |admin| admin.settings(topic)).await {
+        Ok(settings) => settings.iter().for_each(|(name, value)| info.learn(name, value)),
+        // Whoever set up the cluster may have made the topics with care, and allowed no more than is needed.
+        Err(failure) if matches!(failure.kind, ErrorKind::Denied | ErrorKind::Unsupported) => tracing::warn!(
             target: "kafkaq",
-            "rskafka makes topics with the server's settings; now run: kafka-configs.sh --alter --entity-type topics \
-             --entity-name {} --add-config {settings}",
-            spec.name
-        );
+            topic = &*info.name,
+            ?failure,
+            "its settings can't be read, so nobody checks that it keeps records for as long as tasks wait; allow \
+             this user DescribeConfigs on it"
+        ),
+        Err(failure) => return Err(failure),
     }
-    Ok(made)
-}
-
-/// The settings that were asked for and can't be given.
-fn left_out(spec: &TopicSpec) -> Option<String> {
-    let retention = spec.retention.map(|r| match r {
-        Duration::MAX => "retention.ms=-1".into(),
-        r => format!("retention.ms={}", r.as_millis()),
-    });
-    let settings = [
-        retention,
-        spec.unlimited_bytes.then(|| "retention.bytes=-1".into()),
-        spec.max_record_bytes.map(|n| format!("max.message.bytes={n}")),
-        spec.append_time.then(|| "message.timestamp.type=LogAppendTime".into()),
-        spec.compacted.then(|| "cleanup.policy=compact".into()),
-    ];
-    let settings: Vec<String> = settings.into_iter().flatten().collect();
-    (!settings.is_empty()).then(|| settings.join(","))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn settings_that_cannot_be_given_are_named_as_kafkas_tools_take_them() {
-        assert_eq!(left_out(&TopicSpec::new("t")), None);
-        let mut spec = TopicSpec::new("t");
-        spec.retention = Some(Duration::from_secs(60));
-        spec.unlimited_bytes = true;
-        spec.append_time = true;
-        let expected = "retention.ms=60000,retention.bytes=-1,message.timestamp.type=LogAppendTime";
-        assert_eq!(left_out(&spec).unwrap(), expected);
-    }
+    Ok(())
 }

@@ -28,6 +28,7 @@ pub(crate) fn cases<L: AnyLog + ?Sized>() -> Vec<Case<L>> {
     vec![
         case!(topics::ensure_topics_answers_in_order),
         case!(topics::ensure_topics_leaves_a_topic_that_exists_alone),
+        case!(topics::a_topic_tells_the_settings_it_was_made_with),
         case!(topics::two_may_make_the_same_topics_at_once),
         case!(topics::a_new_topic_takes_records_at_once),
         case!(topics::an_unknown_topic_is_not_found),

@@ -6,6 +6,7 @@ use crate::{
     check::{Checked, Failed, ensure, ensure_eq},
 };
 use kafkaq_core::{Effect, ErrorKind, Partition, TopicSpec};
+use std::time::Duration;
 
 fn specs(space: &str, partitions: &[i32]) -> (Vec<TopicSpec>, Vec<(String, i32)>) {
     let named: Vec<_> = partitions.iter().map(|count| (format!("{space}.{count}"), *count)).collect();
@@ -46,6 +47,34 @@ pub(super) async fn ensure_topics_leaves_a_topic_that_exists_alone<L: AnyLog + ?
         ensure!(!infos[0].created, "a topic that exists was created");
     }
     ensure_eq!(super::text(&log.read(&at, 1, cx.answers_within()).await?[0]), "kept", "the record of before");
+    Ok(())
+}
+
+pub(super) async fn a_topic_tells_the_settings_it_was_made_with<L: AnyLog + ?Sized>(
+    cx: &Context<L>,
+) -> Checked {
+    let log = cx.client().await?;
+    let mut spec = TopicSpec::new(cx.space());
+    spec.partitions = Some(1);
+    spec.retention = Some(Duration::from_secs(40 * 24 * 3600));
+    spec.unlimited_bytes = true;
+    spec.max_record_bytes = Some(1_500_000);
+    spec.append_time = true;
+    // When it is made, and when it is there.
+    for _ in 0..2 {
+        let infos = made(log.ensure_topics(std::slice::from_ref(&spec)).await?, &[(cx.space(), 1)])?;
+        let info = &infos[0];
+        // A log may be unable to tell.
+        ensure_eq!(info.retention.or(spec.retention), spec.retention, "how long records are kept");
+        ensure_eq!(info.retention_bytes.unwrap_or(-1), -1, "the limit by size");
+        ensure_eq!(
+            info.max_record_bytes.or(spec.max_record_bytes),
+            spec.max_record_bytes,
+            "the largest record"
+        );
+        ensure!(info.append_time != Some(false), "records have the client's time");
+        ensure!(info.compacted != Some(true), "the topic is compacted");
+    }
     Ok(())
 }
 

@@ -28,6 +28,7 @@ enum Fault {
     AnswersInWrongOrder,
     SaysThatItMadeEverything,
     RemakesTopics,
+    MakesTopicsWithItsOwnRetention,
     LosesTheRaceForATopic,
     NeedsAWhileForATopic,
     MakesUnknownTopics,
@@ -215,6 +216,9 @@ impl Log for Faulty {
                     info.partitions = spec.partitions.unwrap_or(info.partitions);
                 }
             }
+            Fault::MakesTopicsWithItsOwnRetention => {
+                infos.iter_mut().for_each(|info| info.retention = Some(Duration::from_secs(7 * 24 * 3600)));
+            }
             Fault::NeedsAWhileForATopic => {
                 self.shared.young.lock().unwrap().extend(topics.iter().map(|spec| spec.name.clone()));
             }
@@ -320,6 +324,7 @@ fn each_fault_of_a_log_is_caught_by_the_case_that_names_the_rule() {
             &["ensure_topics_answers_in_order"],
         ),
         planted(RemakesTopics, "ensure_topics_leaves_a_topic_that_exists_alone", &[]),
+        planted(MakesTopicsWithItsOwnRetention, "a_topic_tells_the_settings_it_was_made_with", &[]),
         planted(LosesTheRaceForATopic, "two_may_make_the_same_topics_at_once", &[]),
         planted(
             NeedsAWhileForATopic,

@@ -1,6 +1,7 @@
 //! Where a test runs: on a mock cluster, and on a real server if `KAFKAQ_TEST_KAFKA` names one.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+#[path = "../../../kafkaq-rskafka/tests/it/wire.rs"]
 pub(crate) mod wire;
 
 use bytes::Bytes;

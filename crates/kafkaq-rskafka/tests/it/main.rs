@@ -6,6 +6,7 @@
 mod failures;
 mod fetches;
 mod records;
+mod secured;
 mod topics;
 mod wire;
 
@@ -13,13 +14,19 @@ use bytes::Bytes;
 use kafkaq_core::*;
 use kafkaq_rskafka::RsKafka;
 use std::{
+    path::Path,
     sync::{
         Arc, Mutex, Weak,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use xtask::services::{Server, Service};
+
+/// Longer than anything takes that does not wait for it, also on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(40);
+/// What ends before this has not waited for the end of its patience.
+const SOON: Duration = Duration::from_secs(20);
 
 /// The server of all tests that leave it alone. It ends with the last of them.
 fn shared_server() -> Arc<Server> {
@@ -34,8 +41,11 @@ fn shared_server() -> Arc<Server> {
 
 /// A server for one test, which may do to it what it likes.
 fn own_server() -> Server {
-    let dir = std::env::temp_dir().join(unique("kafkaq-rskafka"));
-    std::fs::create_dir_all(&dir).unwrap();
+    server_in(&std::env::temp_dir().join(unique("kafkaq-rskafka")))
+}
+
+fn server_in(dir: &Path) -> Server {
+    std::fs::create_dir_all(dir).unwrap();
     Service::Kafka.start(dir, None).unwrap()
 }
 
@@ -57,9 +67,14 @@ impl Site {
     }
 
     async fn on(server: Arc<Server>, partitions: i32) -> Site {
+        Site::made(server, partitions, |_| {}).await
+    }
+
+    async fn made(server: Arc<Server>, partitions: i32, setting: fn(&mut TopicSpec)) -> Site {
         let kafka = kafka(&server);
         let mut spec = TopicSpec::new(unique("t"));
         spec.partitions = Some(partitions);
+        setting(&mut spec);
         let made = kafka.ensure_topics(&[spec.clone()]).await.unwrap().remove(0);
         assert_eq!((made.partitions, made.created), (partitions, true));
         Site { server, kafka, topic: spec.name }
@@ -69,20 +84,33 @@ impl Site {
         Partition::new(self.topic.clone(), index)
     }
 
-    async fn fetch(&self, offset: i64, max_wait_ms: u64, max_bytes: usize) -> Result<Batch> {
+    async fn fetch(&self, offset: i64, max_wait: Duration, max_bytes: usize) -> Result<Batch> {
         let from = Position { partition: self.partition(0), offset };
-        self.kafka.fetch(&from, FetchLimit::new(Duration::from_millis(max_wait_ms), max_bytes)).await
+        self.kafka.fetch(&from, FetchLimit::new(max_wait, max_bytes)).await
     }
 
     async fn append(&self, records: &[NewRecord]) -> Result<Vec<i64>> {
         self.kafka.append(&self.partition(0), records).await.into_iter().collect()
     }
 
+    /// Waits until the partition ends there: a transaction's marker is written some time after its commit.
+    async fn until_end(&self, end: i64) {
+        let at = Instant::now();
+        loop {
+            let offsets = self.kafka.offsets(&[self.partition(0)]).await.remove(0).unwrap();
+            if offsets.next == end {
+                return;
+            }
+            assert!(at.elapsed() < PATIENCE, "{offsets:?}");
+            tokio::time::sleep(millis(50)).await;
+        }
+    }
+
     /// Everything from an offset up to another.
     async fn read(&self, mut offset: i64, end: i64) -> Vec<Record> {
         let mut all = Vec::new();
         while offset < end {
-            let batch = self.fetch(offset, 1000, 1 << 20).await.unwrap();
+            let batch = self.fetch(offset, millis(1000), 1 << 20).await.unwrap();
             assert!(batch.next > offset, "{batch:?}");
             offset = batch.next;
             all.extend(batch.records);
@@ -91,8 +119,9 @@ impl Site {
     }
 }
 
+/// With a timeout that a loaded machine needs. A test about timeouts has a handle of its own.
 fn kafka(server: &Server) -> RsKafka {
-    RsKafka::builder(server.url()).request_timeout(Duration::from_secs(5)).build().unwrap()
+    RsKafka::builder(server.url()).request_timeout(PATIENCE).build().unwrap()
 }
 
 fn record(value: impl Into<Bytes>) -> NewRecord {

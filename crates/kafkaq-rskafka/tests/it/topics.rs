@@ -33,7 +33,8 @@ async fn two_that_make_the_same_topics_both_succeed_and_one_has_made_each() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_topic_that_cannot_be_made_says_why() {
-    let kafka = kafka(&shared_server());
+    let server = shared_server();
+    let kafka = kafka(&server);
     let mut many = TopicSpec::new(unique("many"));
     many.replication = Some(3);
     let bad_name = TopicSpec::new("no spaces");
@@ -46,11 +47,30 @@ async fn a_topic_that_cannot_be_made_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_cannot_be_told_of_a_topic_is_none() {
-    let kafka = kafka(&shared_server());
-    let mut spec = TopicSpec::new(unique("told"));
-    spec.retention = Some(Duration::MAX);
+async fn a_topic_is_made_with_every_setting_of_its_spec_and_tells_them() {
+    let server = shared_server();
+    let kafka = kafka(&server);
+    let mut spec = TopicSpec::new(unique("made"));
+    spec.retention = Some(Duration::from_secs(40 * 24 * 3600));
+    spec.unlimited_bytes = true;
+    spec.max_record_bytes = Some(3_000_000);
     spec.append_time = true;
-    let info = kafka.ensure_topics(&[spec]).await.unwrap().remove(0);
-    assert_eq!((info.retention, info.append_time, info.max_record_bytes), (None, None, None));
+    let mut compacted = TopicSpec::new(unique("compacted"));
+    compacted.compacted = true;
+    compacted.retention = Some(Duration::MAX);
+    let specs = [spec.clone(), compacted.clone()];
+    let made = kafka.ensure_topics(&specs).await.unwrap();
+    let [info, compact] = &made[..] else { panic!("{made:?}") };
+    assert_eq!(
+        (info.retention, info.retention_bytes, info.compacted),
+        (spec.retention, Some(-1), Some(false))
+    );
+    assert_eq!((info.max_record_bytes, info.append_time), (Some(3_000_000), Some(true)));
+    assert_eq!((compact.compacted, compact.retention), (Some(true), Some(Duration::MAX)));
+    assert_eq!(compact.append_time, Some(false), "left to the server");
+    let mut there = kafka.ensure_topics(&specs).await.unwrap();
+    for info in &mut there {
+        assert!(!std::mem::replace(&mut info.created, true), "{} was there", info.name);
+    }
+    assert_eq!(there, made, "and is told alike");
 }

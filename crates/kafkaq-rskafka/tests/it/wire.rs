@@ -1,4 +1,4 @@
-//! A producer that can do what the library can't: headers that are not text or null, and transactions.
+//! Requests that the library has no words for: headers that are not text or null, transactions, settings, users.
 
 use std::{
     io::*,
@@ -58,19 +58,39 @@ fn request(server: &str, api: i16, version: i16, body: &[u8]) -> Vec<u8> {
     answer.split_off(4)
 }
 
-/// Gives a topic a setting.
-pub(crate) fn set(server: &str, topic: &str, name: &str, value: &str) {
-    let mut alter = vec![];
-    alter.extend(1_i32.to_be_bytes());
-    alter.push(2); // a topic
-    string(&mut alter, topic);
-    alter.extend(1_i32.to_be_bytes());
-    string(&mut alter, name);
-    alter.push(0); // set
-    string(&mut alter, value);
-    alter.push(0); // in earnest
-    let answer = request(server, 44, 0, &alter);
-    assert_eq!(answer[8..10], [0, 0], "the server took it");
+/// Makes a topic of one partition with a setting.
+pub(crate) fn create(server: &str, topic: &str, setting: &str, value: &str) {
+    let mut create = vec![];
+    create.extend(1_i32.to_be_bytes());
+    string(&mut create, topic);
+    create.extend(1_i32.to_be_bytes()); // partitions
+    create.extend([0, 1, 0, 0, 0, 0]); // one replica, on no certain node
+    create.extend(1_i32.to_be_bytes());
+    string(&mut create, setting);
+    string(&mut create, value);
+    create.extend(5000_i32.to_be_bytes());
+    create.push(0); // in earnest
+    let answer = request(server, 19, 4, &create);
+    assert_eq!(answer[4 + 4 + 2 + topic.len()..][..2], [0, 0], "the server made it");
+}
+
+/// Gives a user a password for SCRAM: the mechanism's number, and what is derived from the password.
+pub(crate) fn set_password(server: &str, user: &str, mechanism: u8, salt: &[u8], derived: &[u8]) {
+    // Of the compact form: no tagged fields, nobody to forget, one user.
+    let mut alter = vec![0, 1, 2];
+    let compact = |out: &mut Vec<u8>, bytes: &[u8]| {
+        out.push(bytes.len() as u8 + 1);
+        out.extend(bytes);
+    };
+    compact(&mut alter, user.as_bytes());
+    alter.push(mechanism);
+    alter.extend(4096_i32.to_be_bytes());
+    compact(&mut alter, salt);
+    compact(&mut alter, derived);
+    alter.extend([0, 0]);
+    let answer = request(server, 51, 0, &alter);
+    // No tagged fields, the throttle time, one result, the user.
+    assert_eq!(answer[1 + 4 + 1 + 1 + user.len()..][..2], [0, 0], "the server took it: {answer:?}");
 }
 
 /// Appends one record to partition 0 and waits for the answer.
@@ -163,9 +183,17 @@ impl<'a> Producer<'a> {
     }
 
     pub(crate) fn commit(&self) {
+        self.end(1);
+    }
+
+    pub(crate) fn roll_back(&self) {
+        self.end(0);
+    }
+
+    fn end(&self, how: u8) {
         let mut end = vec![];
         self.begin(&mut end);
-        end.push(1);
+        end.push(how);
         self.until_ok(26, &end, 4);
     }
 
