@@ -228,7 +228,7 @@ async fn is_taken_over(pair: impl Fn() -> Pair, timeout: Duration) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_members_partitions_are_taken_over_within_its_timeout_and_a_second() {
-    let timeout = Duration::from_secs(2);
+    let timeout = Duration::from_secs(5);
     is_taken_over(|| pair("killed").with_member_timeout(timeout), timeout).await;
 }
 
