@@ -48,10 +48,10 @@ async fn work(pair: Pair, workers: usize, hold: u64) -> Result<(), Box<dyn Error
     // A line means that the queue is to be dropped.
     let said = tokio::task::spawn_blocking(|| std::io::stdin().lines().next()).await?;
     if said.transpose()?.is_none() {
-        queue.shutdown(Duration::from_secs(5)).await?;
+        let ended = queue.shutdown(Duration::from_secs(5)).await;
         // Each has one more thing to say.
         running.join_all().await;
-        return Ok(());
+        return Ok(ended?);
     }
     drop((running, queue));
     tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new())).await??;
