@@ -497,7 +497,8 @@ async fn a_record_of_an_owned_partition_arrives_in_no_time() {
     let view = View::watch(join(&group(&log, &store), 1).await);
     within(SEC, "it has all", || view.held() == 3).await;
     for n in 0..20 {
-        sleep(Duration::from_millis(737)).await;
+        // At every phase of a long poll.
+        sleep(Duration::from_millis(100 + (n as u64 * 173) % 1_000)).await;
         let begin = Instant::now();
         append(&log, n % 3, [n as u64]).await;
         within(SEC, "it arrives", || view.has(n as u64)).await;

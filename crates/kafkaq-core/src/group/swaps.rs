@@ -1,7 +1,7 @@
 //! What goes to the store and comes back: reads of what others hold, renewals, takes and requests.
 
 use super::{
-    Change, CommitOutcome, Group, RETRY, ReadToken, SwapToken, Value,
+    Change, CommitOutcome, Cursor, Group, RETRY, ReadToken, SwapToken, Value,
     balance::Loads,
     planted,
     slot::{Own, Phase, Sent, Slot},
@@ -206,9 +206,11 @@ impl Group {
         let Some(found) = &slot.value else { return !slot.newer };
         // The answer to an earlier swap was lost, or somebody asks.
         let mine = found.owner == Some(self.config.member);
-        // The store went back in time; what was committed since stays.
-        let further = found.cursor.is_some_and(|c| own.cursor.is_none_or(|o| c.offset > o.offset));
-        let past = found.epoch < own.epoch && (!further || planted!(self, OwnCursorKept));
+        // The store went back in time; what was committed since stays. That is what lies further on, or is of a later
+        // topic, which this owner has not noticed yet. Who yields for nothing loses a moment, and no record.
+        let further = |c: Cursor| own.cursor.is_none_or(|o| c.offset > o.offset || c.time() > o.time());
+        let kept = !found.cursor.is_some_and(further) || planted!(self, OwnCursorKept);
+        let past = found.epoch < own.epoch && kept;
         mine || past || planted!(self, ConflictOverwritten)
     }
 }

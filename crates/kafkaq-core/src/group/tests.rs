@@ -288,6 +288,27 @@ fn an_owner_does_not_write_over_what_was_committed_after_the_store_was_wiped() {
     assert_eq!((stored.owner, stored.cursor), (Some([2; 16]), Some(cursor(8))));
 }
 
+/// Hole 15: the topic was made anew while the store was wiped, and its first commits are lower than the last of before.
+#[test]
+fn an_owner_does_not_write_the_cursor_of_an_earlier_topic_over_one_of_this() {
+    let (mut store, mut a, mut b) = (Store::default(), member(1, 1), member(2, 1));
+    let mut before = member(3, 1);
+    round(&mut before, &mut store, Mono(0));
+    before.handle_leave();
+    round(&mut before, &mut store, Mono(0));
+    let old = first(round(&mut a, &mut store, Mono(0)));
+    a.handle_commit(1, &old, cursor(50), Mono(1));
+    round(&mut a, &mut store, Mono(1));
+    store.0.clear();
+    let new = first(round(&mut b, &mut store, Mono(2)));
+    let of_this = Cursor { offset: 3, mark: Some(Mark { offset: 2, timestamp_ms: 9, hash: 2 }) };
+    b.handle_commit(1, &new, of_this, Mono(3));
+    round(&mut b, &mut store, Mono(3));
+    assert_eq!(round(&mut a, &mut store, Mono(2 * SEC)), [Change::Lost(old)]);
+    let stored = Value::decode(store.0.values().next().unwrap()).unwrap();
+    assert_eq!((stored.owner, stored.cursor), (Some([2; 16]), Some(of_this)));
+}
+
 #[test]
 fn who_leaves_puts_its_cursor_into_the_log_before_it_lets_go() {
     let (mut store, mut a) = (Store::default(), member(1, 1));

@@ -86,6 +86,11 @@ impl Value {
 }
 
 impl Cursor {
+    /// The log's time for the last record below it.
+    pub(super) fn time(self) -> Option<i64> {
+        self.mark.map(|m| m.timestamp_ms)
+    }
+
     fn bytes(self) -> Vec<u8> {
         let mut out = self.offset.to_be_bytes().to_vec();
         let mark = self

@@ -15,7 +15,7 @@
 //! | two members never commit under one epoch | since it last forgot |
 //! | nobody takes a partition from a member that has just renewed it | unless it forgot that |
 //! | a member that could not renew for the timeout holds nothing | yes |
-//! | two members never hold a partition at once | since a timeout after it last forgot |
+//! | two members never hold a partition at once | since two timeouts after it last forgot (2) |
 //! | who leaves in peace leaves its last commit in the log | yes |
 //! | what a dead member held is held again within the timeout and a second; after a leave, much sooner | in peace |
 //! | at rest all is shared equally, all is committed, and nothing moves | in peace |
@@ -23,6 +23,9 @@
 //! (1) A swap whose answer was lost may still be under way when the store goes back to the very value that it
 //! expects. It then takes effect after later ones: the store's past comes back a little newer. The owner finds its
 //! conflict at the next renewal and writes its own cursor over it; if it dies before, the log's checkpoint counts.
+//!
+//! (2) Somebody takes what the store has forgotten. The owner from before writes itself in again just before its own
+//! time is up, and the other one, cut off from the store, goes on until its time is up too.
 
 use super::world::{Id, TIMEOUT, Topic, WAY, World, cursor, shown};
 use crate::trace::{MS, SEC, Us};
@@ -69,7 +72,7 @@ impl Check {
 
     /// Whether it is so long ago that the store forgot that everybody has noticed.
     fn is_settled(&self, now: Us) -> bool {
-        self.forgot.is_none_or(|at| now >= at + TIMEOUT + 3 * WAY * MS)
+        self.forgot.is_none_or(|at| now >= at + 2 * TIMEOUT + 3 * WAY * MS)
     }
 
     pub(super) fn recreated(&mut self, p: i32) {
