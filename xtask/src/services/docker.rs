@@ -12,8 +12,8 @@ use anyhow::{Context, Result, bail, ensure};
 /// An engine that hangs is none.
 const PING_LIMIT: Duration = Duration::from_secs(2);
 
-/// The version of the engine's API that testcontainers speaks, which it does not negotiate: Docker 29, or a Podman
-/// that is newer than 3.
+/// The version of the engine's API that testcontainers speaks, which it does not negotiate: that of Docker 29.
+/// Podman answers in whatever version it is asked.
 pub(super) const API: &str = "1.52";
 
 /// What to run: everything else is the same for all servers.
