@@ -51,7 +51,7 @@ impl Container {
         let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
         match ask(async |docker| docker.remove_container(name, Some(options)).await) {
             Err(error) if is_not_found(&error) => Ok(()),
-            result => result,
+            result => result.with_context(|| format!("cannot remove the container {name}")),
         }
     }
 

@@ -12,8 +12,8 @@ use anyhow::{Context, Result, bail, ensure};
 /// An engine that hangs is none.
 const PING_LIMIT: Duration = Duration::from_secs(2);
 
-/// The version of the engine's API that testcontainers speaks, which it does not negotiate: Docker 29, or a Podman
-/// that is newer than 3.
+/// The version of the engine's API that testcontainers speaks, which it does not negotiate: that of Docker 29.
+/// Podman answers in whatever version it is asked.
 pub(super) const API: &str = "1.52";
 
 /// What to run: everything else is the same for all servers.
@@ -43,33 +43,27 @@ pub fn is_used() -> bool {
     *USED.get_or_init(|| match env::var("KAFKAQ_SERVICES").as_deref() {
         Ok("docker") => true,
         Ok("native") => false,
-        _ => match socket().filter(|socket| socket.exists()) {
-            None => false,
-            Some(socket) => match ping(&socket) {
-                Ok(()) => true,
-                Err(error) => {
-                    eprintln!("servers will be plain processes: {error:#}");
-                    false
-                }
-            },
-        },
+        _ => socket().is_some_and(|socket| {
+            let answer = ping(&socket);
+            answer.inspect_err(|error| eprintln!("servers will be plain processes: {error:#}")).is_ok()
+        }),
     })
 }
 
 /// Where the engine listens, by the rules of testcontainers. Over a network there is none for us: its servers would be
 /// at another machine's loopback.
 fn socket() -> Option<PathBuf> {
-    if let Ok(host) = env::var("DOCKER_HOST") {
-        return host.strip_prefix("unix://").map(PathBuf::from);
-    }
     let below = |variable, path| env::var_os(variable).map(|folder| Path::new(&folder).join(path));
-    let usual = [
-        Some(PathBuf::from("/var/run/docker.sock")),
-        below("XDG_RUNTIME_DIR", ".docker/run/docker.sock"),
-        below("HOME", ".docker/run/docker.sock"),
-        below("HOME", ".docker/desktop/docker.sock"),
-    ];
-    usual.into_iter().flatten().find(|socket| socket.exists())
+    let places = match env::var("DOCKER_HOST") {
+        Ok(host) => vec![host.strip_prefix("unix://").map(PathBuf::from)],
+        Err(_) => vec![
+            Some(PathBuf::from("/var/run/docker.sock")),
+            below("XDG_RUNTIME_DIR", ".docker/run/docker.sock"),
+            below("HOME", ".docker/run/docker.sock"),
+            below("HOME", ".docker/desktop/docker.sock"),
+        ],
+    };
+    places.into_iter().flatten().find(|socket| socket.exists())
 }
 
 /// Asks for a sign of life in the version that will be spoken.

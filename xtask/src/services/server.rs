@@ -164,7 +164,8 @@ impl Server {
     }
 
     pub(super) fn remove_data(&self) -> Result<()> {
-        first_error(self.nodes.iter().map(Node::remove_data))
+        // The first node's container last: the others use its network, and Podman minds.
+        first_error(self.nodes.iter().rev().map(Node::remove_data))
     }
 
     /// What there is to say about it.
