@@ -82,7 +82,8 @@ impl ZooKeeperStoreBuilder {
         ZooKeeperStoreBuilder { prefix: prefix.into(), ..self }
     }
 
-    /// Who this client is, in the scheme `digest`. The nodes that it makes belong to this user alone.
+    /// Who this client is, in the scheme `digest`. The nodes that it makes belong to this user alone. The password is
+    /// sent as it is: there is no TLS.
     pub fn digest(self, user: impl Into<String>, password: impl Into<String>) -> Self {
         ZooKeeperStoreBuilder { digest: Some((user.into(), password.into())), ..self }
     }

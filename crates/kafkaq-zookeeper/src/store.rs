@@ -23,7 +23,8 @@ use zookeeper_async::{CreateMode, ZooKeeper};
 
 /// kafkaq's leases in ZooKeeper.
 ///
-/// It connects when it is first used, and again whenever a session is lost or doesn't answer.
+/// It connects when it is first used, and again whenever a session is lost or doesn't answer. It is tested on a single
+/// server, not on an ensemble.
 pub struct ZooKeeperStore {
     settings: Arc<Settings>,
     links: Box<[Link]>,
