@@ -187,10 +187,11 @@ impl Group {
         self.reading = false;
         for ((i, version), outcome) in token.0.into_iter().zip(outcomes) {
             let slot = &mut self.slots[i];
-            if let Ok(raw) = outcome
-                && slot.version == version
-            {
-                slot.observe(raw, now);
+            match outcome {
+                Ok(raw) if slot.version == version => slot.observe(raw, now),
+                // Nobody can show a sign of life through a store that doesn't answer.
+                Err(_) if slot.owner().is_some() => slot.changed = now,
+                _ => {}
             }
         }
     }
@@ -246,10 +247,12 @@ impl Group {
                 continue;
             }
             let promised = slot.wanted_by() == Some(me);
+            // Lost while the store was away: it is nobody else's for as long as the store has the name.
+            let still_ours = slot.owner() == Some(me);
             // A partition that nobody wants although it is free goes to anybody.
             let left_over = now >= slot.changed.plus(self.config.member_timeout + self.tick() * 3);
             let topic = slot.partition.topic.clone();
-            if promised || left_over || loads.has_room(&topic, me) {
+            if promised || still_ours || left_over || loads.has_room(&topic, me) {
                 if !promised {
                     loads.add(&topic, me);
                 }
