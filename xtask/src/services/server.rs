@@ -23,16 +23,19 @@ pub struct Server {
 }
 
 impl Server {
-    pub(super) fn start(service: Service, dir: &Path, port: Option<u16>, group: Group) -> Result<Self> {
+    /// `ports`: where it listens, and where its clients are told to connect.
+    pub(super) fn start(
+        service: Service,
+        dir: &Path,
+        ports: Option<(u16, u16)>,
+        group: Group,
+    ) -> Result<Self> {
         if let Some(mut earlier) = Self::find(service, dir) {
             earlier.kill()?;
             earlier.remove_data()?;
         }
         let kind = service.kind();
-        let node = |(number, dir)| {
-            let port = port.filter(|_| number == 0);
-            Ok(Node::new(kind, dir, Ports::choose(port)?))
-        };
+        let node = |(number, dir)| Ok(Node::new(kind, dir, Ports::choose(ports.filter(|_| number == 0))?));
         let nodes = folders(service, dir).into_iter().enumerate().map(node).collect::<Result<_>>()?;
         let mut server = Self { service, nodes, group, owned: true };
         server.start_again_empty()?;
@@ -133,6 +136,14 @@ impl Server {
         self.kill()?;
         self.remove_data()?;
         self.start_again()
+    }
+
+    /// Its nodes, each to be stopped, killed and started by itself from now on.
+    #[must_use]
+    pub fn into_nodes(mut self) -> Vec<Self> {
+        let Self { service, group, owned, .. } = self;
+        let alone = |node| Self { service, nodes: vec![node], group, owned };
+        std::mem::take(&mut self.nodes).into_iter().map(alone).collect()
     }
 
     /// From now on the server outlives this value.
