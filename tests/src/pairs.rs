@@ -10,6 +10,7 @@ use kafkaq::{
     zookeeper::ZooKeeperStore,
 };
 use std::time::Duration;
+use xtask::services::Service;
 
 /// A kind of log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,14 +96,35 @@ pub struct Pair {
     log: MemoryLog,
     leases: MemoryStore,
     name: String,
+    kafka_at: Option<String>,
+    store_at: Option<String>,
 }
 
 impl Pair {
-    /// A pair with a queue name that nobody else has.
+    /// A pair on the shared servers, with a queue name that nobody else has.
     #[must_use]
     pub fn new(broker: BrokerKind, store: StoreKind, case: &str) -> Pair {
-        let name = crate::unique(&case.replace('_', "-"));
-        Pair { broker, store, log: MemoryLog::new(), leases: MemoryStore::new(), name }
+        Pair {
+            broker,
+            store,
+            log: MemoryLog::new(),
+            leases: MemoryStore::new(),
+            name: crate::unique(&case.replace('_', "-")),
+            kafka_at: None,
+            store_at: None,
+        }
+    }
+
+    /// The same pair with another Kafka than the shared one.
+    #[must_use]
+    pub fn with_kafka(self, url: String) -> Pair {
+        Pair { kafka_at: Some(url), ..self }
+    }
+
+    /// The same pair with another store than the shared one.
+    #[must_use]
+    pub fn with_store(self, url: String) -> Pair {
+        Pair { store_at: Some(url), ..self }
     }
 
     /// One more process of the case's queue, with short times. A server that isn't there fails the test.
@@ -112,27 +134,27 @@ impl Pair {
             .lease_duration(Duration::from_secs(3))
             .park_after(Duration::from_millis(500))
             .clock_skew(Duration::from_millis(200));
+        let kafka = || self.kafka_at.clone().unwrap_or_else(crate::kafka);
+        let store = |which: Service| self.store_at.clone().unwrap_or_else(|| crate::told(which.env_var()));
         let builder = match self.broker {
-            BrokerKind::RsKafka => builder.log(RsKafka::builder(crate::kafka()).build().expect("settings")),
+            BrokerKind::RsKafka => builder.log(RsKafka::builder(kafka()).build().expect("settings")),
             BrokerKind::Memory => builder.broker(self.log.clone()),
-            BrokerKind::RdKafka => {
-                builder.broker(RdKafka::builder(crate::kafka()).build().expect("settings"))
-            }
+            BrokerKind::RdKafka => builder.broker(RdKafka::builder(kafka()).build().expect("settings")),
         };
         match self.store {
             StoreKind::Memory => builder.store(self.leases.clone()),
-            StoreKind::Redis => builder.store(RedisStore::builder(crate::redis()).build().expect("a URL")),
+            StoreKind::Redis => {
+                builder.store(RedisStore::builder(store(Service::Redis)).build().expect("a URL"))
+            }
             StoreKind::RedisCluster => {
-                let nodes = crate::told("KAFKAQ_TEST_REDIS_CLUSTER");
+                let nodes = store(Service::RedisCluster);
                 builder.store(RedisStore::cluster(nodes.split(',')).build().expect("URLs"))
             }
             StoreKind::Etcd => {
-                let etcd = crate::told("KAFKAQ_TEST_ETCD");
-                builder.store(EtcdStore::builder([etcd]).build().expect("endpoints"))
+                builder.store(EtcdStore::builder([store(Service::Etcd)]).build().expect("endpoints"))
             }
             StoreKind::ZooKeeper => {
-                let zookeeper = crate::told("KAFKAQ_TEST_ZOOKEEPER");
-                builder.store(ZooKeeperStore::builder(zookeeper).build().expect("addresses"))
+                builder.store(ZooKeeperStore::builder(store(Service::ZooKeeper)).build().expect("addresses"))
             }
         }
     }

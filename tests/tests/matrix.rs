@@ -2,8 +2,8 @@
 //!
 //! A case runs, is ignored because `KAFKAQ_TEST_BACKENDS` asks for others, or fails, also if its server isn't there.
 
-use kafkaq_tests::{BrokerKind, CASES, Case, Pair, StoreKind, not_asked_for};
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use kafkaq_tests::{BrokerKind, CASES, Case, Pair, StoreKind, not_asked_for, run};
+use libtest_mimic::{Arguments, Completion, Trial};
 
 fn main() {
     let pairs = BrokerKind::ALL.iter().flat_map(|b| StoreKind::ALL.iter().map(|s| (*b, *s)));
@@ -17,15 +17,8 @@ fn trial(broker: BrokerKind, store: StoreKind, (name, case): Case) -> Trial {
         if let Some(why) = not_asked_for(broker, store) {
             return Ok(Completion::ignored_with(why));
         }
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let pair = Pair::new(broker, store, name);
-        let outcome =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| runtime.block_on(case(&pair))));
-        runtime.shutdown_timeout(std::time::Duration::from_secs(10));
-        outcome.map(|()| Completion::Completed).map_err(|panic| {
-            let said = panic.downcast_ref::<String>().cloned();
-            let said = said.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
-            Failed::from(said.unwrap_or_default())
-        })
+        run(case(&pair))?;
+        Ok(Completion::Completed)
     })
 }
