@@ -19,6 +19,7 @@ pub use rng::Rng;
 use kafkaq::{JobStatus, Queue, QueueBuilder, TaskId, rdkafka::RdKafka, redis::RedisStore};
 use std::{
     collections::HashSet,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::Mutex,
     time::{Duration, Instant},
@@ -65,6 +66,14 @@ pub fn own_server(service: Service) -> Server {
     service.start(dir, None).unwrap_or_else(|e| panic!("{service} does not start: {e:#}"))
 }
 
+/// A Kafka for one test alone that sends its clients to a proxy. The proxy's server is at `port`.
+#[must_use]
+pub fn own_kafka_behind(proxy: u16, port: u16) -> Server {
+    let dir: PathBuf = std::env::temp_dir().join(unique("kafkaq-test"));
+    let started = Service::Kafka.start_behind(proxy, dir, port);
+    started.unwrap_or_else(|e| panic!("Kafka does not start: {e:#}"))
+}
+
 /// A queue on the shared Kafka and some Redis, with short times.
 pub fn queue(name: &str, redis_url: &str) -> QueueBuilder {
     let broker = RdKafka::builder(kafka()).build().expect("settings");
@@ -76,6 +85,18 @@ pub fn queue(name: &str, redis_url: &str) -> QueueBuilder {
         .lease_duration(Duration::from_secs(3))
         .park_after(Duration::from_millis(500))
         .clock_skew(Duration::from_millis(200))
+}
+
+/// Runs a case in a runtime of its own, and answers what it panicked with.
+pub fn run(case: impl Future<Output = ()>) -> Result<(), String> {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).enable_all().build().map_err(|e| e.to_string())?;
+    let outcome = catch_unwind(AssertUnwindSafe(|| runtime.block_on(case)));
+    runtime.shutdown_timeout(Duration::from_secs(10));
+    outcome.map_err(|panic| {
+        let said = panic.downcast_ref::<String>().cloned();
+        said.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned())).unwrap_or_default()
+    })
 }
 
 /// Waits until `check` says yes.

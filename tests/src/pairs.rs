@@ -11,6 +11,7 @@ use kafkaq::{
     zookeeper::ZooKeeperStore,
 };
 use std::{sync::Arc, time::Duration};
+use xtask::services::Service;
 
 /// A kind of log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,10 +98,12 @@ pub struct Pair {
     leases: MemoryStore,
     name: String,
     member_timeout: Option<Duration>,
+    kafka_at: Option<String>,
+    store_at: Option<String>,
 }
 
 impl Pair {
-    /// A pair with a queue name that nobody else has.
+    /// A pair on the shared servers, with a queue name that nobody else has.
     #[must_use]
     pub fn new(broker: BrokerKind, store: StoreKind, case: &str) -> Pair {
         Pair::named(broker, store, crate::unique(&case.replace('_', "-")))
@@ -110,7 +113,16 @@ impl Pair {
     #[must_use]
     pub fn named(broker: BrokerKind, store: StoreKind, name: impl Into<String>) -> Pair {
         let (log, leases) = (MemoryLog::new(), MemoryStore::new());
-        Pair { broker, store, log, leases, name: name.into(), member_timeout: None }
+        Pair {
+            broker,
+            store,
+            log,
+            leases,
+            name: name.into(),
+            member_timeout: None,
+            kafka_at: None,
+            store_at: None,
+        }
     }
 
     /// Where the group is kept in the store, a member may be silent for so long. Without this it is as users get it.
@@ -148,6 +160,18 @@ impl Pair {
         }
     }
 
+    /// The same pair with another Kafka than the shared one.
+    #[must_use]
+    pub fn with_kafka(self, url: String) -> Pair {
+        Pair { kafka_at: Some(url), ..self }
+    }
+
+    /// The same pair with another store than the shared one.
+    #[must_use]
+    pub fn with_store(self, url: String) -> Pair {
+        Pair { store_at: Some(url), ..self }
+    }
+
     /// One more process of the case's queue, with short times. A server that isn't there fails the test.
     pub fn queue(&self) -> QueueBuilder {
         self.usual_queue()
@@ -159,38 +183,35 @@ impl Pair {
     /// One more process of the case's queue, with the times that users get.
     pub fn usual_queue(&self) -> QueueBuilder {
         let builder = Queue::builder(self.name.as_str()).partitions(6).shared_store(self.store());
+        let kafka = || self.kafka_at.clone().unwrap_or_else(crate::kafka);
         match self.broker {
             BrokerKind::Memory => builder.broker(self.log.clone()),
-            BrokerKind::RdKafka => {
-                builder.broker(RdKafka::builder(crate::kafka()).build().expect("settings"))
+            BrokerKind::RdKafka => builder.broker(RdKafka::builder(kafka()).build().expect("settings")),
+            BrokerKind::RsKafka => {
+                let builder = builder.log(RsKafka::builder(kafka()).build().expect("settings"));
+                match self.member_timeout {
+                    Some(timeout) => builder.member_timeout(timeout),
+                    None => builder,
+                }
             }
-            BrokerKind::RsKafka => match self.member_timeout {
-                Some(timeout) => builder.log(rskafka()).member_timeout(timeout),
-                None => builder.log(rskafka()),
-            },
         }
     }
 
     fn store(&self) -> Arc<dyn LeaseStore> {
+        let at = |service: Service| self.store_at.clone().unwrap_or_else(|| crate::told(service.env_var()));
         match self.store {
             StoreKind::Memory => Arc::new(self.leases.clone()),
-            StoreKind::Redis => Arc::new(RedisStore::builder(crate::redis()).build().expect("a URL")),
+            StoreKind::Redis => Arc::new(RedisStore::builder(at(Service::Redis)).build().expect("a URL")),
             StoreKind::RedisCluster => {
-                let nodes = crate::told("KAFKAQ_TEST_REDIS_CLUSTER");
+                let nodes = at(Service::RedisCluster);
                 Arc::new(RedisStore::cluster(nodes.split(',')).build().expect("URLs"))
             }
             StoreKind::Etcd => {
-                let etcd = crate::told("KAFKAQ_TEST_ETCD");
-                Arc::new(EtcdStore::builder([etcd]).build().expect("endpoints"))
+                Arc::new(EtcdStore::builder([at(Service::Etcd)]).build().expect("endpoints"))
             }
             StoreKind::ZooKeeper => {
-                let zookeeper = crate::told("KAFKAQ_TEST_ZOOKEEPER");
-                Arc::new(ZooKeeperStore::builder(zookeeper).build().expect("addresses"))
+                Arc::new(ZooKeeperStore::builder(at(Service::ZooKeeper)).build().expect("addresses"))
             }
         }
     }
-}
-
-fn rskafka() -> RsKafka {
-    RsKafka::builder(crate::kafka()).build().expect("settings")
 }

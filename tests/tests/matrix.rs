@@ -5,8 +5,8 @@
 
 #![allow(clippy::print_stdout, reason = "the table")]
 
-use kafkaq_tests::{BrokerKind, CASES, Case, Pair, StoreKind, not_asked_for};
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use kafkaq_tests::{BrokerKind, CASES, Case, Pair, StoreKind, not_asked_for, run};
+use libtest_mimic::{Arguments, Completion, Trial};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
@@ -47,16 +47,8 @@ fn trial(broker: BrokerKind, store: StoreKind, (name, case): Case, times: Times)
             return Ok(Completion::ignored_with(why));
         }
         let start = Instant::now();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let pair = Pair::new(broker, store, name);
-        let outcome =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| runtime.block_on(case(&pair))));
-        runtime.shutdown_timeout(Duration::from_secs(10));
-        outcome.map_err(|panic| {
-            let said = panic.downcast_ref::<String>().cloned();
-            let said = said.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
-            Failed::from(said.unwrap_or_default())
-        })?;
+        run(case(&pair))?;
         times.lock().unwrap_or_else(PoisonError::into_inner).insert(full, start.elapsed());
         Ok(Completion::Completed)
     })

@@ -1,75 +1,248 @@
-//! A server that stands still for ten seconds in mid-run: nothing is lost, and nobody has to restart anything.
+//! A server that is away for ten seconds in mid-run: nothing is lost, nobody restarts anything, and every process of
+//! the queue goes on soon after the server is back. `rskafka_etcd::the_store_is_cut_off`.
+//!
+//! It stands still (connections stay open and nothing is answered), or it is cut off: connections break and new ones
+//! are refused. Between a client and a single store stands a proxy for that; Kafka and the nodes of a Redis Cluster
+//! tell clients their own addresses, so they are killed and started again on their data. (A Redis comes back empty.)
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "these are tests")]
 
-use kafkaq::{Queue, Task, TaskId, rdkafka::RdKafka, redis::RedisStore};
-use kafkaq_tests::{own_server, unique, until, until_done};
+use kafkaq::{Queue, Task, TaskId};
+use kafkaq_conformance::{Outage, Proxy};
+use kafkaq_tests::{BrokerKind, Pair, StoreKind, not_asked_for, own_server, run, unique, until, until_done};
+use libtest_mimic::{Arguments, Completion, Trial};
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
+use tokio::{task::JoinSet, time::sleep};
 use xtask::services::{Server, Service};
 
 const OUTAGE: Duration = Duration::from_secs(10);
-const TASKS: usize = 5_000;
+/// So much later at most, each process works again.
+const RECOVERY: Duration = Duration::from_secs(15);
+/// The cases mostly wait.
+const AT_ONCE: usize = 4;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn kafka_stands_still() {
-    let (kafka, redis) = (own_server(Service::Kafka), own_server(Service::Redis));
-    stands_still(&kafka, &redis, &kafka).await;
+const BROKERS: [BrokerKind; 2] = [BrokerKind::RdKafka, BrokerKind::RsKafka];
+const STORES: [(StoreKind, Service); 4] = [
+    (StoreKind::Redis, Service::Redis),
+    (StoreKind::RedisCluster, Service::RedisCluster),
+    (StoreKind::Etcd, Service::Etcd),
+    (StoreKind::ZooKeeper, Service::ZooKeeper),
+];
+
+#[derive(Clone, Copy, PartialEq)]
+enum Victim {
+    Kafka,
+    Store(Service),
+    /// One of three.
+    Node,
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn redis_stands_still() {
-    let (kafka, redis) = (own_server(Service::Kafka), own_server(Service::Redis));
-    stands_still(&kafka, &redis, &redis).await;
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    StandsStill,
+    CutOff,
 }
 
-async fn stands_still(kafka: &Server, redis: &Server, victim: &Server) {
-    let broker = RdKafka::builder(kafka.url()).build().unwrap();
-    let store = RedisStore::builder(redis.url()).build().unwrap();
-    let queue = Queue::builder(unique("outage"))
-        .broker(broker)
-        .store(store)
-        .lease_duration(Duration::from_secs(5))
-        .park_after(Duration::from_secs(1))
-        .build()
-        .await
-        .unwrap();
-    let done = Arc::new(Mutex::new(HashSet::new()));
-    for _ in 0..20 {
-        let (queue, done) = (queue.clone(), done.clone());
-        tokio::spawn(async move {
-            while let Ok(job) = queue.get_job().await {
-                let id = job.id().clone();
-                tokio::time::sleep(Duration::from_millis(2)).await;
-                if job.done().await.is_ok() {
-                    done.lock().unwrap().insert(id);
-                }
-            }
-        });
-    }
-    let count = || done.lock().unwrap().len();
-    // Published all the time, also while the server stands still.
-    let publisher = queue.publisher();
-    let publishing = tokio::spawn(async move {
-        for i in 0..TASKS {
-            let task = Task::new("x").with_id(TaskId::new(format!("t{i}")).unwrap());
-            publisher.publish(task).await.unwrap();
+fn main() {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(AT_ONCE);
+    let mut trials = Vec::new();
+    for broker in BROKERS {
+        for way in [Way::StandsStill, Way::CutOff] {
+            trials.extend(STORES.map(|(store, service)| trial(broker, store, Victim::Store(service), way)));
+            trials.push(trial(broker, StoreKind::RedisCluster, Victim::Node, way));
+            trials.push(trial(broker, StoreKind::Redis, Victim::Kafka, way));
         }
-    });
-    until("some are done", || count() > 200).await;
-    victim.pause().unwrap();
-    tokio::time::sleep(OUTAGE).await;
-    let before = count();
-    assert!(before < TASKS, "it stood still in mid-run");
-    victim.resume().unwrap();
-    let start = Instant::now();
-    until("work goes on", || count() > before + 20).await;
-    println!("work went on {:?} after the server did", start.elapsed());
-    publishing.await.unwrap();
-    let ids = (0..TASKS).map(|i| TaskId::new(format!("t{i}")).unwrap());
-    until_done(&queue, ids, &done).await;
-    queue.shutdown(Duration::from_secs(5)).await.unwrap();
+    }
+    libtest_mimic::run(&arguments, trials).exit();
+}
+
+fn trial(broker: BrokerKind, store: StoreKind, victim: Victim, way: Way) -> Trial {
+    let who = match victim {
+        Victim::Kafka => "kafka",
+        Victim::Store(_) => "the_store",
+        Victim::Node => "a_node_of_the_store",
+    };
+    let what = match way {
+        Way::StandsStill => "stands_still",
+        Way::CutOff => "is_cut_off",
+    };
+    let name = format!("{}_{}::{who}_{what}", broker.name(), store.name().replace('-', "_"));
+    Trial::ignorable_test(name.clone(), move || {
+        if let Some(why) = not_asked_for(broker, store) {
+            return Ok(Completion::ignored_with(why));
+        }
+        run(async {
+            let away = Away::start(victim, way);
+            let pair = Pair::new(broker, store, "outage");
+            let pair = match victim {
+                Victim::Kafka => pair.with_kafka(away.url()),
+                Victim::Store(_) | Victim::Node => pair.with_store(away.url()),
+            };
+            recovers(&name, &pair, away, victim).await;
+        })?;
+        Ok(Completion::Completed)
+    })
+}
+
+/// A server that is there until it is taken away.
+struct Away {
+    victim: Server,
+    /// Go on meanwhile.
+    others: Vec<Server>,
+    proxy: Option<Proxy>,
+    way: Way,
+}
+
+impl Away {
+    fn start(victim: Victim, way: Way) -> Away {
+        let service = match victim {
+            Victim::Kafka => Service::Kafka,
+            Victim::Store(service) => service,
+            Victim::Node => Service::RedisCluster,
+        };
+        let whole = own_server(service);
+        let (victim, others) = match victim {
+            Victim::Kafka | Victim::Store(_) => (whole, Vec::new()),
+            Victim::Node => {
+                let mut nodes = whole.into_nodes();
+                (nodes.remove(0), nodes)
+            }
+        };
+        let names_itself = matches!(service, Service::Kafka | Service::RedisCluster);
+        let proxied = way == Way::CutOff && !names_itself;
+        let proxy = proxied.then(|| Proxy::to(victim.addr()).unwrap());
+        Away { victim, others, proxy, way }
+    }
+
+    fn url(&self) -> String {
+        if let Some(proxy) = &self.proxy {
+            return self.victim.url().replace(&self.victim.addr().to_string(), &proxy.addr().to_string());
+        }
+        // What a client begins with are nodes that stay.
+        let others: Vec<_> = self.others.iter().map(Server::url).collect();
+        if others.is_empty() { self.victim.url() } else { others.join(",") }
+    }
+
+    fn begin(&mut self) {
+        match (self.way, &self.proxy) {
+            (Way::StandsStill, _) => self.victim.pause().unwrap(),
+            (Way::CutOff, Some(proxy)) => proxy.refuse(),
+            (Way::CutOff, None) => self.victim.kill().unwrap(),
+        }
+    }
+
+    async fn end(&mut self) {
+        match (self.way, &self.proxy) {
+            (Way::StandsStill, _) => self.victim.resume().unwrap(),
+            (Way::CutOff, Some(proxy)) => proxy.restore().await.unwrap(),
+            (Way::CutOff, None) => self.victim.start_again().unwrap(),
+        }
+    }
+}
+
+/// One process of the queue, with workers.
+struct Process {
+    queue: Queue,
+    done: Arc<AtomicUsize>,
+}
+
+impl Process {
+    async fn start(pair: &Pair, told: &Arc<Mutex<HashSet<TaskId>>>) -> Process {
+        let queue = pair.queue().build().await.unwrap();
+        let count = Arc::new(AtomicUsize::new(0));
+        for _ in 0..25 {
+            let (queue, count, told) = (queue.clone(), count.clone(), told.clone());
+            tokio::spawn(async move {
+                while let Ok(job) = queue.get_job().await {
+                    let id = job.id().clone();
+                    sleep(Duration::from_millis(2)).await;
+                    if job.done().await.is_ok() {
+                        told.lock().unwrap().insert(id);
+                        count.fetch_add(1, Relaxed);
+                    }
+                }
+            });
+        }
+        Process { queue, done: count }
+    }
+}
+
+/// Publishes up to a hundred tasks a second, also while a server is away.
+struct Publishing {
+    stop: Arc<AtomicBool>,
+    publishers: JoinSet<Vec<TaskId>>,
+}
+
+impl Publishing {
+    fn start(queue: &Queue) -> Publishing {
+        let (stop, mut publishers) = (Arc::new(AtomicBool::new(false)), JoinSet::new());
+        for _ in 0..4 {
+            let (publisher, stop) = (queue.publisher(), stop.clone());
+            publishers.spawn(async move {
+                let mut ids = Vec::new();
+                while !stop.load(Relaxed) {
+                    let id = TaskId::new(unique("t")).unwrap();
+                    // As the error advises: the same id stays one task. A slow Kafka may be away for longer than
+                    // publishing waits.
+                    while publisher.publish(Task::new("x").with_id(id.clone())).await.is_err() {}
+                    ids.push(id);
+                    sleep(Duration::from_millis(40)).await;
+                }
+                ids
+            });
+        }
+        Publishing { stop, publishers }
+    }
+
+    async fn end(self) -> Vec<TaskId> {
+        self.stop.store(true, Relaxed);
+        self.publishers.join_all().await.concat()
+    }
+}
+
+async fn recovers(name: &str, pair: &Pair, mut away: Away, victim: Victim) {
+    let told = Arc::default();
+    let processes = [Process::start(pair, &told).await, Process::start(pair, &told).await];
+    let done = || processes.each_ref().map(|p| p.done.load(Relaxed));
+    let publishing = Publishing::start(&processes[0].queue);
+    until("both processes work", || done().iter().all(|n| *n > 20)).await;
+
+    away.begin();
+    sleep(OUTAGE / 2).await;
+    let halfway = done();
+    sleep(OUTAGE / 2).await;
+    let before = done();
+    away.end().await;
+
+    let back = Instant::now();
+    let went_on = || done().into_iter().zip(before).map(|(now, before)| now > before + 20);
+    until("work goes on", || went_on().any(|went_on| went_on)).await;
+    let first = back.elapsed();
+    until("both processes go on", || went_on().all(|went_on| went_on)).await;
+    let both = back.elapsed();
+    let published = publishing.end().await;
+    until_done(&processes[0].queue, published.iter().cloned(), &told).await;
+    let all = back.elapsed();
+
+    println!(
+        "{name}: work went on {first:.1?} after the server was back, in both processes {both:.1?}; all {} tasks were \
+         done {all:.1?} after it",
+        published.len()
+    );
+    match victim {
+        Victim::Node => assert_ne!(halfway, before, "the other nodes' share of the work goes on meanwhile"),
+        _ => assert_eq!(halfway, before, "it was away in mid-run"),
+    }
+    assert!(both < RECOVERY, "{both:?}");
+    for Process { queue, .. } in processes {
+        queue.shutdown(Duration::from_secs(5)).await.unwrap();
+    }
 }

@@ -29,6 +29,7 @@ pub struct Proxy {
 struct Shared {
     cut: AtomicBool,
     accepted: AtomicUsize,
+    refusing: AtomicBool,
     open: Mutex<Vec<Arc<Connection>>>,
 }
 
@@ -102,6 +103,13 @@ impl Proxy {
     pub fn mute(&self) {
         self.shared.open().iter().for_each(|connection| connection.muted.store(true, Ordering::SeqCst));
     }
+
+    /// The other way to cut off the server: breaks every connection, and each new one at once, until
+    /// [`Outage::restore`].
+    pub fn refuse(&self) {
+        self.shared.refusing.store(true, Ordering::SeqCst);
+        self.shared.end_all();
+    }
 }
 
 impl fmt::Debug for Proxy {
@@ -118,6 +126,10 @@ impl Shared {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn end_all(&self) {
+        self.open().iter().for_each(|connection| connection.end());
+    }
+
     fn connect(
         self: &Arc<Self>,
         client: TcpStream,
@@ -128,7 +140,14 @@ impl Shared {
         let connection = Arc::new(Connection { client, server, muted: AtomicBool::new(false) });
         connection.client.set_nodelay(true)?;
         connection.server.set_nodelay(true)?;
-        self.open().push(connection.clone());
+        {
+            let mut open = self.open();
+            // Under the lock, so that whoever refuses finds every connection that was let in.
+            if self.refusing.load(Ordering::SeqCst) {
+                return Ok(());
+            }
+            open.push(connection.clone());
+        }
         let (requests, answers, shared) = (connection.clone(), connection, self.clone());
         thread::Builder::new().name("requests".into()).spawn(move || {
             pump(&requests.client, &requests.server, |bytes| {
@@ -167,9 +186,47 @@ impl Outage for Proxy {
     async fn restore(&self) -> Result<(), BoxError> {
         if self.shared.cut.load(Ordering::SeqCst) {
             // Broken before answers pass again: half an answer would be worse than none.
-            self.shared.open().iter().for_each(|connection| connection.end());
+            self.shared.end_all();
             self.shared.cut.store(false, Ordering::SeqCst);
         }
+        self.shared.refusing.store(false, Ordering::SeqCst);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Says everything back, to whoever connects.
+    fn echo() -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                thread::spawn(move || pump(&client, &client, || true));
+            }
+        });
+        addr
+    }
+
+    /// Whether what is said comes back; the other end that hangs up is an error or the end of the stream.
+    fn answers(mut to: &TcpStream) -> bool {
+        let mut answer = [0];
+        to.write_all(b"x").and_then(|()| to.read_exact(&mut answer)).is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_proxy_that_refuses_breaks_old_and_new_connections_until_it_is_restored() {
+        let proxy = Proxy::to(echo()).unwrap();
+        let connect = || TcpStream::connect(proxy.addr()).unwrap();
+        let old = connect();
+        assert!(answers(&old));
+        for _ in 0..2 {
+            proxy.refuse();
+            assert!(!answers(&old) && !answers(&connect()));
+            proxy.restore().await.unwrap();
+            assert!(!answers(&old) && answers(&connect()));
+        }
     }
 }

@@ -41,7 +41,7 @@ fn a_composed_server_is_the_one_that_the_tests_run_on() {
         let services = file["services"].as_hash().unwrap();
         assert_eq!(services.len(), 1, "{service}");
         let composed = &file["services"][service.name()];
-        let recipe = (service.kind().container)(Ports { client: 1, peer: 2 });
+        let recipe = (service.kind().container)(Ports { client: 1, peer: 2, told: 1 });
         assert_eq!(composed["image"].as_str(), Some(recipe.image));
         let (_, tag) = recipe.image.rsplit_once(':').unwrap();
         assert!(tag.matches('.').count() >= 2, "{service}: {tag} may be another image tomorrow");

@@ -28,7 +28,7 @@ pub(super) static KIND: Kind = Kind {
 const IMAGE: &str = "quay.io/coreos/etcd:v3.6.5";
 
 fn args(listen: &str, data: &Path, ports: Ports) -> Vec<String> {
-    let Ports { client, peer } = ports;
+    let Ports { client, peer, .. } = ports;
     let peer = format!("http://127.0.0.1:{peer}");
     vec![
         format!("--data-dir={}", data.display()),

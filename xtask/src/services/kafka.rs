@@ -59,11 +59,11 @@ const SETTINGS: &[(&str, &str)] = &[
 
 fn settings(listen: &str, ports: Ports) -> Vec<(String, String)> {
     let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
-    let Ports { client: port, peer: controller } = ports;
+    let Ports { client: port, peer: controller, told } = ports;
     let mut settings: Vec<_> = SETTINGS.iter().map(own).collect();
     let mut add = |name: &str, value: String| settings.push((name.to_owned(), value));
     add("listeners", format!("PLAINTEXT://{listen}:{port},CONTROLLER://127.0.0.1:{controller}"));
-    add("advertised.listeners", format!("PLAINTEXT://127.0.0.1:{port}"));
+    add("advertised.listeners", format!("PLAINTEXT://127.0.0.1:{told}"));
     add("controller.quorum.voters", format!("1@127.0.0.1:{controller}"));
     add("listener.security.protocol.map", "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT".to_owned());
     settings
@@ -188,10 +188,10 @@ mod tests {
 
     #[test]
     fn the_container_gets_the_same_settings_as_the_native_server() {
-        let recipe = container(Ports { client: 20_001, peer: 20_002 });
+        let recipe = container(Ports { client: 20_001, peer: 20_002, told: 20_003 });
         let value = |name: &str| recipe.env.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str());
         assert_eq!(value("KAFKA_GROUP_CONSUMER_MIN_SESSION_TIMEOUT_MS"), Some("1000"));
-        assert_eq!(value("KAFKA_ADVERTISED_LISTENERS"), Some("PLAINTEXT://127.0.0.1:20001"));
+        assert_eq!(value("KAFKA_ADVERTISED_LISTENERS"), Some("PLAINTEXT://127.0.0.1:20003"));
         assert_eq!(recipe.env.len(), SETTINGS.len() + 4 + 1);
         assert!(IMAGE.ends_with(VERSION));
     }

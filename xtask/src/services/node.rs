@@ -39,7 +39,8 @@ impl Node {
         let state = fs::read_to_string(dir.join("state")).ok()?;
         let (instance, ports) = state.trim().split_once(" ports ")?;
         let (client, peer) = ports.split_once(' ')?;
-        let ports = Ports { client: client.parse().ok()?, peer: peer.parse().ok()? };
+        let client = client.parse().ok()?;
+        let ports = Ports { client, peer: peer.parse().ok()?, told: client };
         Some(Self { kind, dir, ports, options: None, instance: Some(instance.parse().ok()?) })
     }
 
@@ -98,7 +99,7 @@ impl Node {
             Instance::spawn(&mut command)?
         };
         // Written before anybody waits, so that `down` also finds a server whose start was cut short.
-        let Ports { client, peer } = self.ports;
+        let Ports { client, peer, .. } = self.ports;
         fs::write(self.state_file(), format!("{instance} ports {client} {peer}\n"))?;
         self.instance = Some(instance);
         Ok(())

@@ -25,7 +25,8 @@ impl Service {
     /// As [`start`](Self::start).
     pub fn own_with(self, port: Option<u16>, options: &[&str]) -> Result<Server> {
         let options = options.iter().map(|&option| option.to_owned()).collect();
-        Server::start(self, &self.new_folder(), port, Group::Ours, Some(options))
+        let ports = port.map(|port| (port, port));
+        Server::start(self, &self.new_folder(), ports, Group::Ours, Some(options))
     }
 
     /// The server of all tests of this process that leave it alone, each with names of its own. It ends with the

@@ -15,12 +15,18 @@ pub(super) struct Ports {
     pub(super) client: u16,
     /// For what servers say to each other.
     pub(super) peer: u16,
+    /// Where clients are told to connect: to `client`, or to what stands before it.
+    pub(super) told: u16,
 }
 
 impl Ports {
-    /// Free ones, unless the caller has one for clients.
-    pub(super) fn choose(client: Option<u16>) -> Result<Self> {
-        Ok(Self { client: client.map_or_else(free_port, Ok)?, peer: free_port()? })
+    /// Free ones, unless the caller has those for clients: where the node listens, and where they are told to connect.
+    pub(super) fn choose(clients: Option<(u16, u16)>) -> Result<Self> {
+        let (client, told) = match clients {
+            Some(clients) => clients,
+            None => free_port().map(|port| (port, port))?,
+        };
+        Ok(Self { client, peer: free_port()?, told })
     }
 
     pub(super) fn addr(self) -> SocketAddr {

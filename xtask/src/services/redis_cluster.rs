@@ -57,7 +57,7 @@ fn join(nodes: &[Ports]) -> Result<()> {
         for (n, ports) in nodes.iter().enumerate() {
             let (first, end) = (n * SLOTS / nodes.len(), (n + 1) * SLOTS / nodes.len());
             command(*ports, &format!("CLUSTER ADDSLOTSRANGE {first} {}", end - 1))?;
-            for Ports { client, peer } in &nodes[..n] {
+            for Ports { client, peer, .. } in &nodes[..n] {
                 command(*ports, &format!("CLUSTER MEET 127.0.0.1 {client} {peer}"))?;
             }
         }

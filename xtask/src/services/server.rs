@@ -27,10 +27,11 @@ pub struct Server {
 }
 
 impl Server {
+    /// `ports`: where it listens, and where its clients are told to connect.
     pub(super) fn start(
         service: Service,
         dir: &Path,
-        port: Option<u16>,
+        ports: Option<(u16, u16)>,
         group: Group,
         options: Option<Vec<String>>,
     ) -> Result<Self> {
@@ -40,8 +41,8 @@ impl Server {
         }
         let kind = service.kind();
         let node = |(number, dir)| {
-            let port = port.filter(|_| number == 0);
-            Ok(Node::new(kind, dir, Ports::choose(port)?, options.clone()))
+            let ports = ports.filter(|_| number == 0);
+            Ok(Node::new(kind, dir, Ports::choose(ports)?, options.clone()))
         };
         let nodes = folders(service, dir).into_iter().enumerate().map(node).collect::<Result<_>>()?;
         let mut server = Self { service, nodes, complete: true, group, owned: true };

@@ -45,10 +45,11 @@ impl Group {
         self.reading = false;
         for ((i, version), outcome) in token.0.into_iter().zip(outcomes) {
             let slot = &mut self.slots[i];
-            if let Ok(raw) = outcome
-                && slot.version == version
-            {
-                slot.observe(raw, now);
+            match outcome {
+                Ok(raw) if slot.version == version => slot.observe(raw, now),
+                // Nobody can show a sign of life through a store that doesn't answer.
+                Err(_) if slot.owner().is_some() => slot.changed = now,
+                _ => {}
             }
         }
     }

@@ -14,9 +14,11 @@ impl Group {
             return None;
         }
         let promised = slot.wanted_by() == Some(me);
+        // Lost while the store was away: it is nobody else's for as long as the store has the name.
+        let still_ours = slot.owner() == Some(me);
         // A partition that nobody wants although it is free goes to anybody.
         let left_over = now >= slot.changed.plus(self.config.member_timeout + self.tick() * 3);
-        if !promised && !left_over && !loads.has_room(&slot.partition.topic, me) {
+        if !promised && !still_ours && !left_over && !loads.has_room(&slot.partition.topic, me) {
             return None;
         }
         if !promised {

@@ -111,6 +111,61 @@ fn a_dead_member_is_replaced_after_the_timeout_and_not_before() {
     assert_eq!(owned(&members[0]), 4);
 }
 
+/// One round of a member while the store is away. What it sends takes effect if `heard`, but no answer comes.
+fn round_without_answers(group: &mut Group, store: &mut Store, heard: bool, now: Mono) {
+    let away = || Error::unknown(ErrorKind::Timeout, "test");
+    if let Some((token, keys)) = group.poll_read(now, 100) {
+        group.handle_read(token, keys.iter().map(|_| Err(away())).collect(), now);
+    }
+    let mut swaps = Vec::new();
+    group.poll_swaps(now, 100, &mut swaps);
+    for (token, swap) in swaps {
+        if heard {
+            store.swap(&swap);
+        }
+        group.handle_swapped(token, Err(away()), now);
+    }
+    while group.poll_change().is_some() {}
+}
+
+/// Two members of whom the second has just come; then the store is away for longer than anybody may be silent.
+fn two_after_an_outage(heard: bool) -> (Store, [Group; 2]) {
+    let (mut store, mut members) = (Store::default(), [member(1, 6), member(2, 6)]);
+    run(&mut members[..1], &mut store, 0, 2);
+    run(&mut members, &mut store, 2, 4);
+    assert_eq!(members.each_ref().map(owned), [5, 1]);
+    for tenth in 40..160 {
+        let heard = heard && tenth < 55;
+        members.iter_mut().for_each(|m| round_without_answers(m, &mut store, heard, Mono(tenth * SEC / 10)));
+    }
+    assert_eq!(members.each_ref().map(owned), [0, 0]);
+    (store, members)
+}
+
+#[test]
+fn after_an_outage_of_the_store_each_member_goes_on_at_once_with_what_it_had() {
+    for heard in [false, true] {
+        for first in [0, 1] {
+            let (mut store, mut members) = two_after_an_outage(heard);
+            // Silent or not, neither could hear the other.
+            for n in [first, 1 - first] {
+                round(&mut members[n], &mut store, Mono(16 * SEC + SEC / 2));
+                round(&mut members[n], &mut store, Mono(16 * SEC + SEC * 3 / 4));
+            }
+            assert_eq!(members.each_ref().map(owned), [5, 1], "heard: {heard}, first: {first}");
+        }
+    }
+}
+
+#[test]
+fn a_member_that_died_in_an_outage_of_the_store_is_replaced_a_timeout_after_it() {
+    let (mut store, [mut a, _b]) = two_after_an_outage(true);
+    run(std::slice::from_mut(&mut a), &mut store, 16, 25);
+    assert_eq!(owned(&a), 5);
+    run(std::slice::from_mut(&mut a), &mut store, 25, 28);
+    assert_eq!(owned(&a), 6);
+}
+
 #[test]
 fn a_member_stops_by_its_own_clock_before_another_may_take_over() {
     let (mut store, mut a) = (Store::default(), member(1, 1));
