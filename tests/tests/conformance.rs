@@ -2,10 +2,8 @@
 //!
 //! Servers that are one process stand behind a proxy, so that the kit can cut them off.
 
-use kafkaq::{
-    etcd::EtcdStore, rdkafka::RdKafka, redis::RedisStore, rskafka::RsKafka, zookeeper::ZooKeeperStore,
-};
-use kafkaq_conformance::{BoxError, Capability, Proxy, Suite, broker, log, store};
+use kafkaq::{etcd::EtcdStore, rdkafka::RdKafka, redis::RedisStore, zookeeper::ZooKeeperStore};
+use kafkaq_conformance::{BoxError, Proxy, Suite, broker, store};
 use kafkaq_tests::{kafka, redis, told};
 use std::{process::ExitCode, time::Duration};
 
@@ -38,17 +36,10 @@ fn main() -> Result<ExitCode, BoxError> {
     let rdkafka =
         broker("rdkafka", || std::future::ready(RdKafka::builder(kafka()).build().map_err(Into::into)));
 
-    const HEADERS: &str = "rskafka keeps headers in a map of values";
-    let rskafka =
-        log("rskafka", || std::future::ready(RsKafka::builder(kafka()).build().map_err(Into::into)))
-            .without(Capability::RepeatedHeaders, HEADERS)
-            .without(Capability::NullHeaders, HEADERS);
-
     Ok(Suite::from(one_redis.with_outage(proxied).answers_within(STORE))
         .and(cluster.answers_within(STORE))
         .and(etcd.with_outage(etcd_proxy).answers_within(STORE))
         .and(zookeeper.with_outage(zookeeper_proxy).answers_within(STORE))
         .and(rdkafka.answers_within(Duration::from_secs(15)))
-        .and(rskafka.answers_within(Duration::from_secs(15)))
         .run())
 }

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr;
 use std::thread;
@@ -80,7 +81,7 @@ impl Instance {
 
     pub(super) fn pause(&self) -> Result<()> {
         match self {
-            Self::Process(process) => process.signal(Signal::SIGSTOP),
+            Self::Process(process) => process.pause(),
             Self::Container(id) => docker::pause(id),
         }
     }
@@ -121,6 +122,25 @@ impl Process {
         Ok(())
     }
 
+    /// Returns when it stands still: its threads stop one after the other.
+    fn pause(self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)?;
+        let since = Instant::now();
+        while !self.stands_still()? {
+            ensure!(since.elapsed() < KILL_LIMIT, "process {} goes on after SIGSTOP", self.pid);
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    fn stands_still(self) -> Result<bool> {
+        let stopped = |thread: &PathBuf| found(thread).is_none_or(|found| found.state == 'T');
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid))
+            .with_context(|| format!("process {} has ended", self.pid))?;
+        let threads: Vec<_> = threads.map(|thread| Ok(thread?.path())).collect::<Result<_>>()?;
+        Ok(threads.iter().all(stopped))
+    }
+
     fn ends_within(self, limit: Duration) -> bool {
         let since = Instant::now();
         while self.is_running() {
@@ -133,16 +153,20 @@ impl Process {
     }
 }
 
-/// What the system says of a process.
+/// What the system says of a process or a thread.
 struct Found {
     state: char,
     threads: u32,
     began: u64,
 }
 
-/// Reads the 3rd, the 20th and the 22nd field of a process's `stat`.
 fn look_up(pid: i32) -> Option<Found> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    found(Path::new(&format!("/proc/{pid}")))
+}
+
+/// Reads the 3rd, the 20th and the 22nd field of `stat`.
+fn found(at: &Path) -> Option<Found> {
+    let stat = fs::read_to_string(at.join("stat")).ok()?;
     // The second is the name in parentheses, which may contain anything.
     let (_, rest) = stat.rsplit_once(") ")?;
     let fields: Vec<_> = rest.split(' ').collect();
@@ -235,13 +259,7 @@ mod tests {
     fn a_paused_process_still_runs_and_can_be_stopped() {
         let instance = sleeper();
         instance.pause().unwrap();
-        let paused = |_| {
-            state(&instance) == Some('T') || {
-                thread::sleep(POLL);
-                false
-            }
-        };
-        assert!((0..100).any(paused));
+        assert_eq!(state(&instance), Some('T'));
         assert!(instance.is_running());
         let since = Instant::now();
         instance.stop(Duration::from_secs(5)).unwrap();
