@@ -1,9 +1,10 @@
 //! The rules of every store, on a server and on a cluster.
 
-use kafkaq_conformance::{BoxError, Proxy, Suite, store};
+use async_trait::async_trait;
+use kafkaq_conformance::{BoxError, Outage, Proxy, Suite, store};
 use kafkaq_redis::RedisStore;
 use std::{future::ready, process::ExitCode, time::Duration};
-use xtask::services::Service;
+use xtask::services::{Server, Service};
 
 /// Two seconds are the store's own limit.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -18,5 +19,19 @@ fn main() -> Result<ExitCode, BoxError> {
         ready(RedisStore::cluster(urls.split(',')).build().map_err(BoxError::from))
     });
     let single = single.with_outage(proxy).answers_within(LIMIT);
-    Ok(Suite::from(single).and(cluster.answers_within(LIMIT)).run())
+    Ok(Suite::from(single).and(cluster.with_outage(StandsStill(three)).answers_within(LIMIT)).run())
+}
+
+/// The nodes of a cluster tell clients their own addresses, so that no proxy can stand before them.
+struct StandsStill(Server);
+
+#[async_trait]
+impl Outage for StandsStill {
+    async fn cut(&self) -> Result<(), BoxError> {
+        Ok(self.0.pause()?)
+    }
+
+    async fn restore(&self) -> Result<(), BoxError> {
+        Ok(self.0.resume()?)
+    }
 }

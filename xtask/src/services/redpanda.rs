@@ -38,12 +38,12 @@ fn native(_: &Path, _: Ports) -> Result<Command> {
 }
 
 fn container(ports: Ports) -> Recipe {
-    let Ports { client: port, .. } = ports;
+    let Ports { client: port, told, .. } = ports;
     // Small, beside others on the same machine; and it does not wait for the disk.
     let fixed = ["redpanda", "start", "--mode=dev-container", "--smp=1", "--memory=1G"];
     let mut args: Vec<_> = fixed.map(str::to_owned).into();
     args.push(format!("--kafka-addr=PLAINTEXT://0.0.0.0:{port}"));
-    args.push(format!("--advertise-kafka-addr=PLAINTEXT://127.0.0.1:{port}"));
+    args.push(format!("--advertise-kafka-addr=PLAINTEXT://127.0.0.1:{told}"));
     args.extend(SETTINGS.iter().flat_map(|setting| ["--set".to_owned(), (*setting).to_owned()]));
     Recipe { image: IMAGE, env: Vec::new(), args }
 }
