@@ -206,9 +206,7 @@ impl Pair {
                 let nodes = at(Service::RedisCluster);
                 Arc::new(RedisStore::cluster(nodes.split(',')).build().expect("URLs"))
             }
-            StoreKind::Etcd => {
-                Arc::new(EtcdStore::builder([at(Service::Etcd)]).build().expect("endpoints"))
-            }
+            StoreKind::Etcd => Arc::new(EtcdStore::builder([at(Service::Etcd)]).build().expect("endpoints")),
             StoreKind::ZooKeeper => {
                 Arc::new(ZooKeeperStore::builder(at(Service::ZooKeeper)).build().expect("addresses"))
             }

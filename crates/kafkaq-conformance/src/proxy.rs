@@ -204,7 +204,7 @@ mod tests {
         let addr = listener.local_addr().unwrap();
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                thread::spawn(move || pump(&client, &client, || true));
+                thread::spawn(move || pump(&client, &client, |_| true));
             }
         });
         addr

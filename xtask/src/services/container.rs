@@ -280,7 +280,8 @@ mod tests {
             eprintln!("not checked: no Docker engine answers");
             return;
         }
-        let recipe = (Service::Redis.kind().container)(super::super::ports::Ports { client: 1, peer: 2, told: 1 });
+        let recipe =
+            (Service::Redis.kind().container)(super::super::ports::Ports { client: 1, peer: 2, told: 1 });
         let ours = Container::start(&name, &recipe, &Network::Publish(Vec::new())).unwrap();
         let theirs = Container::known(ours.id()).unwrap();
         assert!(theirs.is_running());
