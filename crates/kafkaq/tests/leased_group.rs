@@ -108,7 +108,7 @@ async fn until(what: &str, check: impl Fn() -> bool) {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn members_share_the_partitions_and_a_record_is_picked_up_at_once() {
     let (log, store) = (log(6).await, MemoryStore::new());
     let group = group(&log, &store);

@@ -198,6 +198,11 @@ proptest! {
             world.check_shared()?;
         }
     }
+}
+
+proptest! {
+    // Each case is a minute and more in the life of a group.
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     /// Each topic is shared equally, all topics together too, nothing is left over, and then nothing moves any
     /// more: no partition goes to and fro.
