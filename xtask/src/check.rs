@@ -19,9 +19,9 @@ use crate::{cargo, features, metadata};
 const FEATURES: [&str; 2] = [
     "--features",
     if cfg!(feature = "containers") {
-        "kafkaq/full,kafkaq-redis/tls,kafkaq-rskafka/tls,xtask/containers"
+        "kafkaq/full,kafkaq-etcd/tls,kafkaq-redis/tls,kafkaq-rskafka/tls,xtask/containers"
     } else {
-        "kafkaq/full,kafkaq-redis/tls,kafkaq-rskafka/tls"
+        "kafkaq/full,kafkaq-etcd/tls,kafkaq-redis/tls,kafkaq-rskafka/tls"
     },
 ];
 
