@@ -21,12 +21,13 @@ fn every_planted_fault_of_the_group_is_found() {
 
 #[test]
 fn a_seed_of_the_group_replays_exactly() {
-    for seed in 0..50 {
-        let fault = Some(GroupFault::ConflictOverwritten);
-        let (told, lines) = trace_group(seed, fault);
-        assert!(lines.len() > 50, "seed {seed}: nothing happens");
-        assert_eq!(lines, trace_group(seed, fault).1, "seed {seed}");
-        assert_eq!(told.violation, run_group(seed, fault).violation, "seed {seed}, untraced");
+    let fault = Some(GroupFault::ConflictOverwritten);
+    for seed in 0..20 {
+        let (_, lines) = trace_group(seed, None);
+        assert!(lines.len() > 500, "seed {seed}: nothing happens");
+        assert_eq!(lines, trace_group(seed, None).1, "seed {seed}");
+        let broken = run_group(seed, fault).violation;
+        assert_eq!(broken, trace_group(seed, fault).0.violation, "seed {seed}, traced");
     }
 }
 
