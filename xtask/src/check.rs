@@ -54,8 +54,7 @@ pub(crate) fn everything(options: Options) -> Result<()> {
 
     let mut report = Report::default();
     let result = if options.quick {
-        without_servers(&mut report, &options)
-            .and_then(|()| tests(&mut report, &["--workspace", "--exclude", "kafkaq-tests"], &[]))
+        without_servers(&mut report, &options).and_then(|()| quick_tests(&mut report))
     } else {
         let services = Services::of(dir);
         let result = match &options.backends {
@@ -140,6 +139,13 @@ fn up(
     Ok(which.iter().copied().zip(urls).collect())
 }
 
+/// All unit tests, and what else the crates have that meet no server.
+fn quick_tests(report: &mut Report) -> Result<()> {
+    tests(report, &["--workspace", "--lib", "--bins"], &[])?;
+    let without = ["kafkaq", "kafkaq-core", "kafkaq-conformance", "kafkaq-sim", "xtask"];
+    tests(report, &without.map(|package| ["--package", package]).concat(), &[])
+}
+
 /// Unit, property, simulation, integration and documentation tests.
 fn tests(report: &mut Report, which: &[&str], env: &[(&str, &str)]) -> Result<()> {
     let mut cargo = cargo(&["test"]);
@@ -153,7 +159,7 @@ fn tests(report: &mut Report, which: &[&str], env: &[(&str, &str)]) -> Result<()
     let is_result =
         |line: &str| line.starts_with("test result:") && !line.contains(" 0 passed; 0 failed; 0 ignored;");
     let result = report.step("tests", || run_keeping(&mut cargo, &mut results, is_result));
-    report.test_results = results;
+    report.test_results.append(&mut results);
     result
 }
 
