@@ -58,6 +58,10 @@ impl Records for RdKafka {
             .set("bootstrap.servers", &self.address)
             .set("group.id", "raw")
             .set("enable.auto.commit", "false")
+            // As kafkaq's: how much is fetched ahead decides more than anything else.
+            .set("queued.min.messages", "10000")
+            .set("queued.max.messages.kbytes", "16384")
+            .set("fetch.queue.backoff.ms", "10")
             .create()?;
         let mut list = TopicPartitionList::new();
         for partition in partitions {
