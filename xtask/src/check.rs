@@ -150,10 +150,6 @@ fn quick_tests(report: &mut Report) -> Result<()> {
 fn tests(report: &mut Report, which: &[&str], env: &[(&str, &str)]) -> Result<()> {
     let mut cargo = cargo(&["test"]);
     cargo.args(which).args(FEATURES).envs(env.iter().copied());
-    // Most tests on servers wait most of the time, and as many as there are cores wait long.
-    if std::env::var_os("RUST_TEST_THREADS").is_none() {
-        cargo.env("RUST_TEST_THREADS", "4");
-    }
     let mut results = Vec::new();
     // Without those of files that hold no test.
     let is_result =
