@@ -20,7 +20,6 @@ use kafkaq::{JobStatus, Queue, QueueBuilder, TaskId, rdkafka::RdKafka, redis::Re
 use std::{
     collections::HashSet,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::PathBuf,
     sync::Mutex,
     time::{Duration, Instant},
 };
@@ -62,16 +61,13 @@ pub fn unique(test: &str) -> String {
 /// A server for one test alone, which may stop, kill and empty it.
 #[must_use]
 pub fn own_server(service: Service) -> Server {
-    let dir: PathBuf = std::env::temp_dir().join(unique("kafkaq-test"));
-    service.start(dir, None).unwrap_or_else(|e| panic!("{service} does not start: {e:#}"))
+    service.own().unwrap_or_else(|e| panic!("{service} does not start: {e:#}"))
 }
 
 /// A Kafka for one test alone that sends its clients to a proxy. The proxy's server is at `port`.
 #[must_use]
 pub fn own_kafka_behind(proxy: u16, port: u16) -> Server {
-    let dir: PathBuf = std::env::temp_dir().join(unique("kafkaq-test"));
-    let started = Service::Kafka.start_behind(proxy, dir, port);
-    started.unwrap_or_else(|e| panic!("Kafka does not start: {e:#}"))
+    Service::Kafka.own_behind(proxy, port).unwrap_or_else(|e| panic!("Kafka does not start: {e:#}"))
 }
 
 /// A queue on the shared Kafka and some Redis, with short times.

@@ -16,13 +16,10 @@ use crate::{cargo, features, metadata};
 
 /// Not `--all-features`: among them are ways to build librdkafka that exclude each other or take many minutes. The
 /// tests start servers as we do.
-const FEATURES: [&str; 2] = [
-    "--features",
-    if cfg!(feature = "containers") {
-        "kafkaq/full,kafkaq-etcd/tls,kafkaq-redis/tls,kafkaq-rskafka/tls,xtask/containers"
-    } else {
-        "kafkaq/full,kafkaq-etcd/tls,kafkaq-redis/tls,kafkaq-rskafka/tls"
-    },
+const FEATURES: &[&str] = &[
+    "--features=kafkaq/full,kafkaq-etcd/tls,kafkaq-redis/tls,kafkaq-rskafka/tls",
+    #[cfg(feature = "containers")]
+    "--features=xtask/containers",
 ];
 
 /// How much to check.

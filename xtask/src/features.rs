@@ -2,9 +2,10 @@
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use xtask::command::{capture, run};
+use xtask::command::run;
 
 use crate::cargo;
+use crate::metadata::packages;
 
 /// Ways to build librdkafka that are rdkafka's own to check, and need libraries that are not everywhere.
 const NATIVE: &[&str] =
@@ -15,9 +16,7 @@ const NATIVE: &[&str] =
 /// # Errors
 /// At the first that doesn't compile.
 pub(crate) fn check_each() -> Result<()> {
-    let said = capture(&mut cargo(&["metadata", "--format-version", "1", "--no-deps"]))?;
-    let metadata: Value = serde_json::from_str(&said).context("`cargo metadata` in a new form")?;
-    for (package, feature) in alone(&metadata) {
+    for (package, feature) in alone(&packages("--no-deps")?) {
         let mut check = cargo(&["check", "--quiet", "--package", &package, "--no-default-features"]);
         if let Some(feature) = &feature {
             check.args(["--features", feature]);
@@ -33,9 +32,9 @@ pub(crate) fn check_each() -> Result<()> {
 }
 
 /// What there is to check: a package, and a feature or none.
-fn alone(metadata: &Value) -> Vec<(String, Option<String>)> {
-    let packages = metadata["packages"].as_array().into_iter().flatten();
+fn alone(packages: &[Value]) -> Vec<(String, Option<String>)> {
     packages
+        .iter()
         .filter_map(|package| Some((package["name"].as_str()?, package["features"].as_object()?)))
         .filter(|(name, _)| *name != "kafkaq-tests")
         .flat_map(|(name, features)| {
@@ -59,7 +58,7 @@ mod tests {
             package("kafkaq", json!({ "full": ["redis"], "redis": [] })),
             package("kafkaq-rdkafka", json!({ "gssapi": [] })),
         ];
-        let seen = alone(&json!({ "packages": packages }));
+        let seen = alone(&packages);
         let seen: Vec<_> = seen.iter().map(|(p, f)| (p.as_str(), f.as_deref())).collect();
         let expected =
             [("kafkaq", None), ("kafkaq", Some("full")), ("kafkaq", Some("redis")), ("kafkaq-rdkafka", None)];

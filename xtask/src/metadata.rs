@@ -1,6 +1,6 @@
 //! What cargo knows about the workspace and its dependencies.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use xtask::command::capture;
 
@@ -11,12 +11,19 @@ use crate::cargo;
 /// # Errors
 /// Names the dependencies that ask for more.
 pub(crate) fn check_rust_version() -> Result<()> {
-    let said = capture(&mut cargo(&["metadata", "--format-version", "1", "--all-features"]))?;
-    let metadata: Value = serde_json::from_str(&said).context("`cargo metadata` in a new form")?;
-    let packages = metadata["packages"].as_array().context("`cargo metadata` names no packages")?;
-    let too_new = too_new(packages)?;
+    let too_new = too_new(&packages("--all-features")?)?;
     ensure!(too_new.is_empty(), "these need a newer Rust than rust-version states: {}", too_new.join(", "));
     Ok(())
+}
+
+/// The packages that `cargo metadata` names with this option.
+pub(crate) fn packages(option: &str) -> Result<Vec<Value>> {
+    let said = capture(&mut cargo(&["metadata", "--format-version", "1", option]))?;
+    let mut metadata: Value = serde_json::from_str(&said).context("`cargo metadata` in a new form")?;
+    match metadata["packages"].take() {
+        Value::Array(packages) => Ok(packages),
+        _ => bail!("`cargo metadata` names no packages"),
+    }
 }
 
 fn too_new(packages: &[Value]) -> Result<Vec<String>> {

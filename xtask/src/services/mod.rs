@@ -156,15 +156,6 @@ impl Service {
         let port = port.map(|port| (port, port));
         Server::start(self, &dir.into(), port, Group::Ours, None)
     }
-
-    /// As [`start`](Service::start), for a server that stands behind a proxy: it listens on `port`, and if it tells
-    /// its clients where to connect (as Kafka does), that is `proxy`.
-    ///
-    /// # Errors
-    /// As `start`.
-    pub fn start_behind(self, proxy: u16, dir: impl Into<PathBuf>, port: u16) -> Result<Server> {
-        Server::start(self, &dir.into(), Some((port, proxy)), Group::Ours, None)
-    }
 }
 
 impl fmt::Display for Service {

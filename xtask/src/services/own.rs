@@ -18,6 +18,15 @@ impl Service {
         self.start(self.new_folder(), None)
     }
 
+    /// As [`own`](Self::own), for a server that stands behind a proxy: it listens on `port`, and if it tells its
+    /// clients where to connect (as Kafka does), that is `proxy`.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn own_behind(self, proxy: u16, port: u16) -> Result<Server> {
+        Server::start(self, &self.new_folder(), Some((port, proxy)), Group::Ours, None)
+    }
+
     /// As [`own`](Self::own), with further options on each node's command line. It is always a plain process:
     /// options may name files of this machine, and ports that no container publishes.
     ///

@@ -320,20 +320,27 @@ fn swaps(group: &mut Group, store: &mut Store, now: Mono) {
     }
 }
 
-/// After a loss of the store two members may hold a partition for a moment. Who committed further keeps it, whatever
-/// the epochs say: the store has forgotten those too.
-#[test]
-fn an_owner_does_not_write_over_what_was_committed_after_the_store_was_wiped() {
+/// The first owner has committed this before the store was wiped; the second has taken the partition since, under a
+/// lower epoch.
+fn two_owners_after_a_wipe(committed: Cursor) -> (Store, [(Group, Assignment); 2]) {
     let (mut store, mut a, mut b) = (Store::default(), member(1, 1), member(2, 1));
     let mut before = member(3, 1);
     round(&mut before, &mut store, Mono(0));
     before.handle_leave();
     round(&mut before, &mut store, Mono(0));
     let old = first(round(&mut a, &mut store, Mono(0)));
-    a.handle_commit(1, &old, cursor(5), Mono(1));
+    a.handle_commit(1, &old, committed, Mono(1));
     round(&mut a, &mut store, Mono(1));
     store.0.clear();
     let new = first(round(&mut b, &mut store, Mono(2)));
+    (store, [(a, old), (b, new)])
+}
+
+/// After a loss of the store two members may hold a partition for a moment. Who committed further keeps it, whatever
+/// the epochs say: the store has forgotten those too.
+#[test]
+fn an_owner_does_not_write_over_what_was_committed_after_the_store_was_wiped() {
+    let (mut store, [(mut a, old), (mut b, new)]) = two_owners_after_a_wipe(cursor(5));
     assert!(new.epoch < old.epoch);
     b.handle_commit(1, &new, cursor(8), Mono(3));
     round(&mut b, &mut store, Mono(3));
@@ -346,16 +353,7 @@ fn an_owner_does_not_write_over_what_was_committed_after_the_store_was_wiped() {
 /// Hole 15: the topic was made anew while the store was wiped, and its first commits are lower than the last of before.
 #[test]
 fn an_owner_does_not_write_the_cursor_of_an_earlier_topic_over_one_of_this() {
-    let (mut store, mut a, mut b) = (Store::default(), member(1, 1), member(2, 1));
-    let mut before = member(3, 1);
-    round(&mut before, &mut store, Mono(0));
-    before.handle_leave();
-    round(&mut before, &mut store, Mono(0));
-    let old = first(round(&mut a, &mut store, Mono(0)));
-    a.handle_commit(1, &old, cursor(50), Mono(1));
-    round(&mut a, &mut store, Mono(1));
-    store.0.clear();
-    let new = first(round(&mut b, &mut store, Mono(2)));
+    let (mut store, [(mut a, old), (mut b, new)]) = two_owners_after_a_wipe(cursor(50));
     let of_this = Cursor { offset: 3, mark: Some(Mark { offset: 2, timestamp_ms: 9, hash: 2 }) };
     b.handle_commit(1, &new, of_this, Mono(3));
     round(&mut b, &mut store, Mono(3));

@@ -14,9 +14,8 @@ use bytes::Bytes;
 use kafkaq_core::*;
 use kafkaq_rskafka::RsKafka;
 use std::{
-    path::Path,
     sync::{
-        Arc, Mutex, Weak,
+        Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -28,25 +27,14 @@ const PATIENCE: Duration = Duration::from_secs(40);
 /// What ends before this has not waited for the end of its patience.
 const SOON: Duration = Duration::from_secs(20);
 
-/// The server of all tests that leave it alone. It ends with the last of them.
+/// The server of all tests that leave it alone.
 fn shared_server() -> Arc<Server> {
-    static SHARED: Mutex<Weak<Server>> = Mutex::new(Weak::new());
-    let mut shared = SHARED.lock().unwrap();
-    shared.upgrade().unwrap_or_else(|| {
-        let server = Arc::new(own_server());
-        *shared = Arc::downgrade(&server);
-        server
-    })
+    Service::Kafka.shared().unwrap()
 }
 
 /// A server for one test, which may do to it what it likes.
 fn own_server() -> Server {
-    server_in(&std::env::temp_dir().join(unique("kafkaq-rskafka")))
-}
-
-fn server_in(dir: &Path) -> Server {
-    std::fs::create_dir_all(dir).unwrap();
-    Service::Kafka.start(dir, None).unwrap()
+    Service::Kafka.own().unwrap()
 }
 
 fn unique(name: &str) -> String {

@@ -1,8 +1,10 @@
 //! Listeners that want a user, or speak TLS, or both. Needs the `openssl` program, and a Kafka that is a process.
 
 use crate::*;
+use kafkaq_adapter_tests::Certificate;
 use kafkaq_rskafka::Builder;
-use std::{fmt::Write as _, fs, net::TcpListener, path::Path};
+use std::{fmt::Write as _, fs, path::Path};
+use xtask::services::free_port;
 
 const USER: &str = "emails";
 const PASSWORD: &str = "secret";
@@ -27,15 +29,17 @@ struct Secured {
 /// None if the server is a container, whose settings are not in a file.
 fn secured() -> Option<Secured> {
     let dir = std::env::temp_dir().join(unique("kafkaq-rskafka-secured"));
-    let mut server = server_in(&dir);
+    let mut server = Service::Kafka.start(&dir, None).unwrap();
     let settings = dir.join("server.properties");
     if !settings.exists() {
         println!("not tested: Kafka runs in a container");
         return None;
     }
     server.stop().unwrap();
-    let identity = self_signed(&dir);
-    let [sasl, tls, both] = free_ports();
+    let certificate = Certificate::for_localhost();
+    let identity = dir.join("identity.pem");
+    fs::write(&identity, [certificate.key_pem(), certificate.pem()].concat()).unwrap();
+    let [sasl, tls, both] = [(); 3].map(|()| free_port().unwrap());
     let more = fs::read_to_string(&settings).unwrap().lines().fold(String::new(), |mut all, line| {
         let listeners = |host: &str| {
             format!(",SASL_PLAINTEXT://{host}:{sasl},SSL://{host}:{tls},SASL_SSL://{host}:{both}")
@@ -64,7 +68,7 @@ fn secured() -> Option<Secured> {
         #[cfg(feature = "tls")]
         both: format!("localhost:{both}"),
         #[cfg(feature = "tls")]
-        certificate: fs::read(identity).unwrap(),
+        certificate: certificate.pem(),
     })
 }
 
@@ -85,30 +89,6 @@ fn security(identity: &Path) -> String {
         }
     }
     lines
-}
-
-/// A key and a certificate for `localhost`, in one file.
-fn self_signed(dir: &Path) -> std::path::PathBuf {
-    let file = dir.join("identity.pem");
-    let status = std::process::Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"])
-        .args(["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"])
-        .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout"])
-        .arg(dir.join("key.pem"))
-        .arg("-out")
-        .arg(&file)
-        .stderr(std::process::Stdio::null())
-        .status()
-        .expect("the openssl program is not there: install it (Debian: apt-get install openssl)");
-    assert!(status.success());
-    let all = fs::read_to_string(dir.join("key.pem")).unwrap() + &fs::read_to_string(&file).unwrap();
-    fs::write(&file, all).unwrap();
-    file
-}
-
-fn free_ports() -> [u16; 3] {
-    let taken = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-    taken.map(|port| port.local_addr().unwrap().port())
 }
 
 fn bytes(hex: &str) -> Vec<u8> {
