@@ -4,6 +4,7 @@
 //! built once.
 
 use std::fs::{self, File};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
@@ -157,6 +158,8 @@ fn tests(report: &mut Report, which: &[&str], env: &[(&str, &str)]) -> Result<()
 }
 
 fn prerequisites(options: &Options) -> Result<()> {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from).filter(|dir| dir.is_dir());
+    prerequisites::ensure_space(target.as_deref().unwrap_or(xtask::root()))?;
     for (component, subcommand) in [("rustfmt", "fmt"), ("clippy", "clippy")] {
         capture(&mut cargo(&[subcommand, "--version"]))
             .with_context(|| format!("please install: rustup component add {component}"))?;

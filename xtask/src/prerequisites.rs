@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::command::{capture, run};
 
@@ -39,6 +39,27 @@ pub const REDIS: Tool = tool("redis-server", "redis-server");
 pub const ETCD: Tool = tool("etcd", "etcd-server");
 /// ZooKeeper without a container. Debian keeps its script out of `PATH`.
 pub const ZOOKEEPER: Tool = tool("/usr/share/zookeeper/bin/zkServer.sh", "zookeeper");
+
+/// Below this a linker or a server will soon stop in the middle, with a message that names another cause.
+const LEAST_SPACE: f64 = 2.0; // GB
+
+/// Sees to it that there is space to build in.
+///
+/// # Errors
+/// When there is next to none, with what a run from scratch takes.
+pub fn ensure_space(dir: &Path) -> Result<()> {
+    let disk = nix::sys::statvfs::statvfs(dir).with_context(|| format!("ask how full {dir:?} is"))?;
+    refuse_less(disk.blocks_available() as f64 * disk.fragment_size() as f64 / 1e9, dir)
+}
+
+fn refuse_less(free: f64, dir: &Path) -> Result<()> {
+    ensure!(
+        free >= LEAST_SPACE,
+        "only {free:.1} GB are free on the disk of {dir:?}: building and testing everything from scratch \
+         takes about 10 GB. Please make room, or name another disk in CARGO_TARGET_DIR"
+    );
+    Ok(())
+}
 
 /// What building the whole workspace needs besides Rust.
 #[must_use]
@@ -141,6 +162,14 @@ mod tests {
         assert_eq!(parse_java_version("java 21 2023-09-19 LTS"), Some(21));
         assert_eq!(parse_java_version("openjdk 25-ea 2025-09-16"), Some(25));
         assert_eq!(parse_java_version("The operation couldn't be completed."), None);
+    }
+
+    #[test]
+    fn a_full_disk_is_named() {
+        let dir = std::env::temp_dir();
+        assert!(refuse_less(LEAST_SPACE, &dir).is_ok());
+        let said = refuse_less(0.3, &dir).unwrap_err().to_string();
+        assert!(said.contains("0.3 GB") && said.contains(&format!("{dir:?}")), "{said}");
     }
 
     #[test]
