@@ -32,16 +32,19 @@ use std::{
 const CLOSING: Duration = Duration::from_millis(10);
 
 /// The consumer's context. Callbacks only note what happened: they run inside `poll`, on the poll thread.
-#[derive(Default)]
 pub(crate) struct Watch {
     noted: Mutex<VecDeque<(Change, TopicPartitionList)>>,
     /// From now on rebalances are answered on the spot: closing polls by itself, and would wait for ever.
     closing: AtomicBool,
     served: AtomicU64,
-    pub(crate) trouble: Trouble,
+    trouble: Arc<Trouble>,
 }
 
 impl Watch {
+    fn new(trouble: Arc<Trouble>) -> Self {
+        Watch { noted: Mutex::default(), closing: AtomicBool::new(false), served: AtomicU64::new(0), trouble }
+    }
+
     /// Counts callbacks: a poll that returned nothing may still have taken something off the queue.
     pub(crate) fn served(&self) -> u64 {
         self.served.load(SeqCst)
@@ -110,7 +113,7 @@ struct Held {
     until: Instant,
 }
 
-/// Lives on the poll thread.
+/// One consumer of the group. Lives on the poll thread.
 pub(crate) struct Group {
     // Before the consumer: they are views into it.
     pub(crate) queues: Vec<(Arc<Slot>, PartitionQueue<Watch>)>,
@@ -121,14 +124,37 @@ pub(crate) struct Group {
 }
 
 impl Group {
+    /// One consumer for all topics, or by the classic protocol one for each. Its `cooperative-sticky` assignor evens
+    /// out the sum over all topics of a consumer: whoever joins second may get all of one topic and nothing of the
+    /// other. Its `range` shares each topic, and stops everybody at every change.
     pub(crate) fn join(
         settings: &Settings,
         request: &JoinRequest,
         shared: &Arc<Shared>,
+        trouble: &Arc<Trouble>,
         protocol: GroupProtocol,
+    ) -> Result<Vec<Self>> {
+        let topics: Vec<&str> = request.topics.iter().map(|t| &**t).collect();
+        let share = if protocol == GroupProtocol::Classic { 1 } else { topics.len().max(1) };
+        let of_share = |topics| Group::join_as_one(settings, request, shared, trouble, protocol, topics);
+        topics.chunks(share).map(of_share).collect()
+    }
+
+    fn join_as_one(
+        settings: &Settings,
+        request: &JoinRequest,
+        shared: &Arc<Shared>,
+        trouble: &Arc<Trouble>,
+        protocol: GroupProtocol,
+        topics: &[&str],
     ) -> Result<Self> {
-        let config = settings.consumer(&request.group, request.member, protocol);
-        let mut consumer = BaseConsumer::from_config_and_context(&config, Watch::default())
+        let mut config = settings.consumer(&request.group, request.member, protocol);
+        if let (GroupProtocol::Classic, Some(instance)) = (protocol, config.get("group.instance.id")) {
+            // No two consumers of a group may have the same.
+            let instance = format!("{instance}-{}", topics.join("-"));
+            config.set("group.instance.id", instance);
+        }
+        let mut consumer = BaseConsumer::from_config_and_context(&config, Watch::new(trouble.clone()))
             .map_err(|e| settings::broken(&e))?;
         let bell = shared.clone();
         consumer.set_nonempty_callback(move || bell.ring());
@@ -139,12 +165,10 @@ impl Group {
             held: None,
             release_limit: request.release_limit,
         };
-        let topics: Vec<&str> = request.topics.iter().map(|t| &**t).collect();
         group
             .consumer
-            .subscribe(&topics)
+            .subscribe(topics)
             .map_err(|e| Error::not_applied(ErrorKind::Invalid, "join").with_source(e))?;
-        *locked(&shared.consumer) = Arc::downgrade(&group.consumer);
         Ok(group)
     }
 
@@ -187,10 +211,8 @@ impl Group {
         let mut assigned = Vec::new();
         for element in list.elements() {
             let partition = Partition::new(element.topic(), element.partition());
-            let slot = Arc::new(Slot::new(Assignment {
-                partition: partition.clone(),
-                epoch: self.shared.next_epoch(),
-            }));
+            let assignment = Assignment { partition: partition.clone(), epoch: self.shared.next_epoch() };
+            let slot = Arc::new(Slot::new(assignment, &self.consumer));
             // Split before the assignment: no record ever comes by the main queue, out of order with the rest.
             let Some(mut queue) = self.consumer.split_partition_queue(&partition.topic, partition.index)
             else {

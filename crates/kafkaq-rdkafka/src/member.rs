@@ -24,7 +24,10 @@ use std::{
     thread::{self, JoinHandle, Thread},
     time::Duration,
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
 
 const COMMIT: &str = "commit";
 /// Commits that wait for the one under way. The driver has one at a time; more pile up only when no server answers.
@@ -33,6 +36,8 @@ const COMMITS: usize = 16;
 /// A partition while it is ours, under one epoch.
 pub(crate) struct Slot {
     pub(crate) assignment: Assignment,
+    /// Whom the group gave it to. The poll thread owns the consumer; a commit borrows it.
+    consumer: Weak<BaseConsumer<Watch>>,
     /// Its queue in the client may hold records.
     pub(crate) ready: AtomicBool,
     /// The driver wants no more of them.
@@ -46,9 +51,10 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    pub(crate) fn new(assignment: Assignment) -> Self {
+    pub(crate) fn new(assignment: Assignment, consumer: &Arc<BaseConsumer<Watch>>) -> Self {
         Slot {
             assignment,
+            consumer: Arc::downgrade(consumer),
             ready: AtomicBool::new(true),
             paused: AtomicBool::new(false),
             queued: AtomicBool::new(false),
@@ -63,8 +69,6 @@ pub(crate) struct Shared {
     settings: Arc<Settings>,
     /// What is ours. The poll thread puts in and takes out; a commit is checked against it under the lock.
     pub(crate) owned: Mutex<HashMap<Partition, Arc<Slot>>>,
-    /// The poll thread owns the consumer; a commit borrows it.
-    pub(crate) consumer: Mutex<Weak<BaseConsumer<Watch>>>,
     epochs: AtomicU64,
     /// To the committer; `None` when the member has left.
     commits: Mutex<Option<SyncSender<Job>>>,
@@ -80,7 +84,6 @@ impl Shared {
         let shared = Shared {
             settings,
             owned: Mutex::default(),
-            consumer: Mutex::default(),
             epochs: AtomicU64::new(0),
             commits: Mutex::default(),
             poll_thread: OnceLock::new(),
@@ -149,24 +152,26 @@ pub(crate) struct Handle(pub(crate) Arc<Shared>);
 impl Member for Handle {
     async fn commit(&self, commits: &[Commit]) -> Vec<Result<()>> {
         let shared = &self.0;
-        let mut under_way = UnderWay { shared: shared.clone(), slots: Vec::new() };
-        let mut outcomes: Vec<Result<()>> = commits.iter().map(|c| shared.admit(c, &mut under_way)).collect();
-        if under_way.slots.is_empty() {
-            return outcomes;
+        let mut outcomes = Vec::with_capacity(commits.len());
+        let mut requests: Vec<Request> = Vec::new();
+        for (i, commit) in commits.iter().enumerate() {
+            outcomes.push(shared.admit(commit).map(|slot| {
+                let of_it = requests.iter().position(|r| r.consumer.ptr_eq(&slot.consumer));
+                let of_it = of_it.unwrap_or_else(|| {
+                    requests.push(Request::new(shared, &slot));
+                    requests.len() - 1
+                });
+                requests[of_it].add(i, commit, slot);
+            }));
         }
-        let mut highest: HashMap<&Partition, i64> = HashMap::new();
-        for (commit, _) in commits.iter().zip(&outcomes).filter(|(_, o)| o.is_ok()) {
-            let offset = highest.entry(&commit.assignment.partition).or_insert(commit.offset);
-            *offset = commit.offset.max(*offset);
-        }
-        let mut list = TopicPartitionList::with_capacity(highest.len());
-        for (partition, offset) in highest {
-            // It fails only for a negative offset, and those were not admitted.
-            let _ = list.add_partition_offset(&partition.topic, partition.index, Offset::Offset(offset));
-        }
-        if let Err(e) = shared.commit(list, under_way).await {
-            for (outcome, commit) in outcomes.iter_mut().zip(commits).filter(|(o, _)| o.is_ok()) {
-                *outcome = Err(shared.judge(&e, &commit.assignment));
+        let deadline = Instant::now() + shared.settings.request_timeout();
+        // All are on their way before the first is waited for.
+        let sent: Vec<_> = requests.into_iter().map(|r| (r.items.clone(), shared.send(r))).collect();
+        for (items, answer) in sent {
+            if let Err(e) = shared.answered(answer, deadline).await {
+                for i in items {
+                    outcomes[i] = Err(shared.judge(&e, &commits[i].assignment));
+                }
             }
         }
         outcomes
@@ -190,6 +195,33 @@ impl Member for Handle {
     }
 }
 
+/// The part of a commit that one consumer makes.
+struct Request {
+    consumer: Weak<BaseConsumer<Watch>>,
+    /// Which of the commits these are.
+    items: Vec<usize>,
+    highest: HashMap<Partition, i64>,
+    under_way: UnderWay,
+}
+
+impl Request {
+    fn new(shared: &Arc<Shared>, slot: &Slot) -> Self {
+        Request {
+            consumer: slot.consumer.clone(),
+            items: Vec::new(),
+            highest: HashMap::new(),
+            under_way: UnderWay { shared: shared.clone(), slots: Vec::new() },
+        }
+    }
+
+    fn add(&mut self, item: usize, commit: &Commit, slot: Arc<Slot>) {
+        self.items.push(item);
+        self.under_way.slots.push(slot);
+        let offset = self.highest.entry(commit.assignment.partition.clone()).or_insert(commit.offset);
+        *offset = commit.offset.max(*offset);
+    }
+}
+
 /// Keeps the partitions of a commit from being given away until it has ended, also if nobody waits for it any more.
 struct UnderWay {
     shared: Arc<Shared>,
@@ -205,8 +237,11 @@ impl Drop for UnderWay {
     }
 }
 
+type Answer = oneshot::Receiver<KafkaResult<()>>;
+
 impl Shared {
-    fn admit(&self, commit: &Commit, under_way: &mut UnderWay) -> Result<()> {
+    /// The slot of a commit that may be made, counted as under way.
+    fn admit(&self, commit: &Commit) -> Result<Arc<Slot>> {
         if commit.offset < 0 {
             return Err(Error::not_applied(ErrorKind::Invalid, COMMIT).with_advice("Offsets start at 0"));
         }
@@ -214,27 +249,32 @@ impl Shared {
         match current(&owned, &commit.assignment) {
             Some(slot) => {
                 slot.committing.fetch_add(1, SeqCst);
-                under_way.slots.push(slot.clone());
-                Ok(())
+                Ok(slot.clone())
             }
             _ if self.is_leaving() => Err(error::closed(COMMIT)),
             _ => Err(Error::not_applied(ErrorKind::NotOwner, COMMIT)),
         }
     }
 
-    async fn commit(&self, list: TopicPartitionList, under_way: UnderWay) -> Result<()> {
-        let Some(consumer) = locked(&self.consumer).upgrade() else { return Err(error::closed(COMMIT)) };
-        let (answer, answered) = oneshot::channel();
-        let job = Job { consumer, list, under_way, answer };
-        match locked(&self.commits).as_ref().map(|c| c.try_send(job)) {
-            Some(Ok(())) => {}
-            Some(Err(TrySendError::Full(_))) => {
-                return Err(Error::not_applied(ErrorKind::Unavailable, COMMIT)
-                    .with_advice("Earlier commits still wait for the group's coordinator"));
-            }
-            Some(Err(TrySendError::Disconnected(_))) | None => return Err(error::closed(COMMIT)),
+    fn send(&self, request: Request) -> Result<Answer> {
+        let Some(consumer) = request.consumer.upgrade() else { return Err(error::closed(COMMIT)) };
+        let mut list = TopicPartitionList::with_capacity(request.highest.len());
+        for (partition, offset) in &request.highest {
+            // It fails only for a negative offset, and those were not admitted.
+            let _ = list.add_partition_offset(&partition.topic, partition.index, Offset::Offset(*offset));
         }
-        match tokio::time::timeout(self.settings.request_timeout(), answered).await {
+        let (answer, answered) = oneshot::channel();
+        let job = Job { consumer, list, under_way: request.under_way, answer };
+        match locked(&self.commits).as_ref().map(|c| c.try_send(job)) {
+            Some(Ok(())) => Ok(answered),
+            Some(Err(TrySendError::Full(_))) => Err(Error::not_applied(ErrorKind::Unavailable, COMMIT)
+                .with_advice("Earlier commits still wait for the group's coordinator")),
+            Some(Err(TrySendError::Disconnected(_))) | None => Err(error::closed(COMMIT)),
+        }
+    }
+
+    async fn answered(&self, answer: Result<Answer>, deadline: Instant) -> Result<()> {
+        match tokio::time::timeout_at(deadline, answer?).await {
             Ok(Ok(Ok(()))) => Ok(()),
             Ok(Ok(Err(e))) => Err(self.commit_failed(error::code_of(&e))),
             Ok(Err(_)) => Err(Error::unknown(ErrorKind::Other, COMMIT)),

@@ -1,4 +1,4 @@
-//! A member's poll thread: the only one that polls the consumer.
+//! A member's poll thread: the only one that polls its consumers.
 //!
 //! ```text
 //!   librdkafka ── rebalances ──────────> Group ──┐
@@ -12,6 +12,7 @@ use crate::{
     batch, error,
     group::Group,
     locked,
+    log::Trouble,
     member::{self, Events, Handle, Item, Shared},
     settings::{GroupProtocol, Settings},
 };
@@ -51,7 +52,7 @@ pub(crate) async fn start(settings: Arc<Settings>, request: JoinRequest) -> Resu
     Ok((consumer, shared))
 }
 
-/// The thread's life: one consumer, or two where the server lacks the new group protocol.
+/// The thread's life: by one group protocol, or by two in turn where the server lacks the new one.
 fn live(
     settings: &Settings,
     request: &JoinRequest,
@@ -72,16 +73,18 @@ fn live(
     };
     let mut opened = Some(opened);
     loop {
-        let group = Group::join(settings, request, shared, protocol);
-        let opening = group.as_ref().map(|_| ()).map_err(Clone::clone);
+        let trouble = Arc::new(Trouble::default());
+        let groups = Group::join(settings, request, shared, &trouble, protocol);
+        let opening = groups.as_ref().map(|_| ()).map_err(Clone::clone);
         match opened.take() {
             Some(opened) => drop(opened.send(opening)),
             None => drop(opening.map_err(|e| tx.blocking_send((Err(e), None)))),
         }
-        let Ok(group) = group else { break };
+        let Ok(groups) = groups else { break };
         let mut poller = Poller {
             tx: tx.clone(),
-            group,
+            groups,
+            trouble,
             shared,
             request,
             settings,
@@ -112,9 +115,10 @@ enum End {
 }
 
 struct Poller<'a> {
-    // Before the group: the stream ends before the consumer takes its leave, which can last.
+    // Before the groups: the stream ends before a consumer takes its leave, which can last.
     tx: mpsc::Sender<Item>,
-    group: Group,
+    groups: Vec<Group>,
+    trouble: Arc<Trouble>,
     shared: &'a Shared,
     request: &'a JoinRequest,
     settings: &'a Settings,
@@ -132,7 +136,7 @@ impl Poller<'_> {
             if self.shared.is_leaving() {
                 return End::Left;
             }
-            if let Some((code, reason)) = self.serve_main_queue() {
+            if let Some((code, reason)) = self.serve_main_queues() {
                 let lacking = matches!(code, Code::UnsupportedFeature | Code::UnsupportedVersion);
                 if lacking && has_another && locked(&self.shared.owned).is_empty() {
                     return End::NoSuchProtocol;
@@ -140,8 +144,10 @@ impl Poller<'_> {
                 self.fatal(code, reason);
                 return End::Left;
             }
-            let (has_heard, pending) = (self.pending.is_empty(), &mut self.pending);
-            self.group.rebalance(has_heard, &mut |event| pending.push_back((Ok(event), None)));
+            for group in &mut self.groups {
+                let (has_heard, pending) = (self.pending.is_empty(), &mut self.pending);
+                group.rebalance(has_heard, &mut |event| pending.push_back((Ok(event), None)));
+            }
             self.flush();
             if !self.deliver() {
                 self.park();
@@ -150,21 +156,22 @@ impl Poller<'_> {
     }
 
     fn park(&self) {
-        let patience = match self.group.held_until() {
+        let patience = match self.groups.iter().filter_map(Group::held_until).min() {
             Some(until) => until.saturating_duration_since(Instant::now()).min(PATIENCE),
             None => PATIENCE,
         };
         let asleep = Instant::now();
         thread::park_timeout(patience);
         if asleep.elapsed() >= PATIENCE {
-            self.group.queues.iter().for_each(|(slot, _)| slot.ready.store(true, SeqCst));
+            let queues = self.groups.iter().flat_map(|group| &group.queues);
+            queues.for_each(|(slot, _)| slot.ready.store(true, SeqCst));
         }
     }
 
     /// Rebalances (noted), errors (reported) and logs (written). Answers the error that ends it all, if there is one.
-    fn serve_main_queue(&mut self) -> Option<(Code, String)> {
-        loop {
-            let consumer = &self.group.consumer;
+    fn serve_main_queues(&mut self) -> Option<(Code, String)> {
+        let mut at = 0;
+        while let Some(Group { consumer, .. }) = self.groups.get(at) {
             let served = consumer.context().served();
             match consumer.poll(Duration::ZERO) {
                 Some(Err(e)) => {
@@ -175,10 +182,11 @@ impl Poller<'_> {
                 }
                 // Every partition is split off before it is assigned, so no records come this way.
                 Some(Ok(_)) => {}
-                None if served == consumer.context().served() => return None,
+                None if served == consumer.context().served() => at += 1,
                 None => {}
             }
         }
+        None
     }
 
     fn flush(&mut self) {
@@ -192,15 +200,15 @@ impl Poller<'_> {
 
     /// One batch of each partition that has some and whose last one was taken. Answers whether to look again.
     fn deliver(&mut self) -> bool {
-        let mut again = false;
-        let n = self.group.queues.len();
+        let (mut again, mut errors) = (false, Vec::new());
+        let queues = self.groups.iter().flat_map(|group| &group.queues);
+        let n = queues.clone().count();
         self.first = if n == 0 { 0 } else { (self.first + 1) % n };
-        for i in 0..n {
+        for (slot, queue) in queues.cycle().skip(self.first).take(n) {
             // What is pending goes first, or records would come before their assignment.
             if !self.pending.is_empty() || self.tx.capacity() == 0 {
                 break;
             }
-            let (slot, queue) = &self.group.queues[(self.first + i) % n];
             if slot.paused.load(SeqCst) || slot.queued.load(SeqCst) || !slot.ready.swap(false, SeqCst) {
                 continue;
             }
@@ -216,10 +224,9 @@ impl Poller<'_> {
                 // There is room; it fails only when the stream is gone, and then the member leaves.
                 let _ = self.tx.try_send((Ok(event), Some(slot.clone())));
             }
-            if let Some(e) = taken.error {
-                self.report(&e);
-            }
+            errors.extend(taken.error);
         }
+        errors.iter().for_each(|e| self.report(e));
         again
     }
 
@@ -237,7 +244,7 @@ impl Poller<'_> {
         }
         self.reported = Some((code, Instant::now()));
         let e = self.error(code).with_retry(Retry::Yes);
-        let e = match self.group.consumer.context().trouble.within(QUIET) {
+        let e = match self.trouble.within(QUIET) {
             Some(reason) => e.with_source(reason),
             None => e,
         };
@@ -246,8 +253,10 @@ impl Poller<'_> {
 
     /// The consumer is of no more use: the last items are what was lost and why.
     fn fatal(&mut self, code: Code, reason: String) {
-        let pending = &mut self.pending;
-        self.group.lose_all(&mut |event| pending.push_back((Ok(event), None)));
+        for group in &mut self.groups {
+            let pending = &mut self.pending;
+            group.lose_all(&mut |event| pending.push_back((Ok(event), None)));
+        }
         let e = self.error(code).with_source(reason).with_retry(Retry::No);
         self.pending.push_back((Err(e), None));
         self.flush();

@@ -68,6 +68,9 @@ const CONSUMER_DEFAULTS: &[(&str, &str)] = &[
     ("enable.auto.offset.store", "false"),
     ("auto.offset.reset", "earliest"),
     ("fetch.queue.backoff.ms", "10"),
+    // A server answers one fetch at a time. One that waits for news of the idle partitions holds back those that
+    // were full when it was sent, or that are new here.
+    ("fetch.wait.max.ms", "100"),
     // Both count per partition here, because each has a queue of its own. A paused partition holds this much.
     ("queued.min.messages", "10000"),
     ("queued.max.messages.kbytes", "16384"),

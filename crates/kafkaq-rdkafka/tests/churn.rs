@@ -52,7 +52,7 @@ async fn work(
                         let next = done.entry((of.partition.clone(), of.epoch)).or_insert(r.offset);
                         assert_eq!(*next, r.offset, "no gap and no repetition within {of}");
                         *next += 1;
-                        *seen.entry((of.partition.index, r.offset)).or_insert(0) += 1;
+                        *seen.entry((of.partition.clone(), r.offset)).or_insert(0) += 1;
                     }
                 }
                 Event::Revoking(list) => {
@@ -71,17 +71,21 @@ async fn work(
     kafka.close().await.unwrap();
 }
 
-type Seen = Arc<std::sync::Mutex<BTreeMap<(i32, i64), u32>>>;
+type Seen = Arc<std::sync::Mutex<BTreeMap<(Partition, i64), u32>>>;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_members_come_and_go_every_record_is_read_once() {
-    for site in sites("churn") {
-        let site = site.with_topic(4).await;
+    on_each_site("churn", async |site| {
+        let (tasks, wait) = (site.topic(), site.wait_topic());
+        let site = site.with_topic(2).await.with(wait.clone(), 2).await;
+        let partitions = [&tasks, &tasks, &wait, &wait].into_iter().zip([0, 1, 0, 1]);
+        let partitions: Vec<_> =
+            partitions.map(|(topic, index)| Partition::new(topic.clone(), index)).collect();
         let kafka = site.kafka();
         let seen = Seen::default();
         let start = || {
             let (stop, stopped) = tokio::sync::watch::channel(false);
-            (stop, tokio::spawn(work(site.kafka(), site.request("g"), seen.clone(), stopped)))
+            (stop, tokio::spawn(work(site.kafka(), site.request_for_both("g"), seen.clone(), stopped)))
         };
         let mut written = 0;
         let mut members = vec![start()];
@@ -95,8 +99,8 @@ async fn while_members_come_and_go_every_record_is_read_once() {
             }
             let until = Instant::now() + Duration::from_secs(2);
             while Instant::now() < until {
-                for p in 0..4 {
-                    fill(&kafka, &Partition::new(site.topic(), p), written, 20).await;
+                for partition in &partitions {
+                    fill(&kafka, partition, written, 20).await;
                 }
                 written += 20;
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -116,5 +120,6 @@ async fn while_members_come_and_go_every_record_is_read_once() {
         println!("{} records, {} of them more than once", seen.len(), twice.len());
         assert_eq!(seen.len(), 4 * written);
         assert!(twice.is_empty(), "a two-phase revoke leaves nothing to read again: {:?}", twice.first());
-    }
+    })
+    .await;
 }

@@ -16,7 +16,7 @@ use std::{
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_appended_is_read_byte_for_byte() {
-    for site in sites("round-trip") {
+    on_each_site("round-trip", async |site| {
         let site = site.with_topic(1).await;
         let kafka = site.kafka();
         let to = Partition::new(site.topic(), 0);
@@ -51,12 +51,13 @@ async fn what_is_appended_is_read_byte_for_byte() {
         }
         kafka.close().await.unwrap();
         assert!(consumer.events.next().await.is_none());
-    }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_foreign_header_name_that_is_not_utf8_loses_the_header_and_not_the_record() {
-    for site in sites("header-name") {
+    on_each_site("header-name", async |site| {
         let site = site.with_topic(1).await;
         // On a real server several addresses would need the leader's; the tests' servers have one node.
         let value = |value: &'static [u8]| Some(value);
@@ -78,12 +79,13 @@ async fn a_foreign_header_name_that_is_not_utf8_loses_the_header_and_not_the_rec
         assert_eq!(headers, expected);
         assert_eq!(read[1].value.as_deref(), Some(&b"1"[..]), "and reading goes on");
         kafka.close().await.unwrap();
-    }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_revoke_waits_for_the_release_and_a_commit_in_between_counts() {
-    for site in sites("revoke") {
+    on_each_site("revoke", async |site| {
         let site = site.with_topic(4).await;
         let kafka = site.kafka();
         for p in 0..4 {
@@ -133,12 +135,63 @@ async fn a_revoke_waits_for_the_release_and_a_commit_in_between_counts() {
         assert!(a.member.commit(&commits).await.iter().all(|o| o.is_err()));
         other.close().await.unwrap();
         kafka.close().await.unwrap();
-    }
+    })
+    .await;
+}
+
+/// Also to whoever joins late: an assignor that evens out the sum over all topics gives it half of all, and that may
+/// be everything of one topic.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_member_gets_its_share_of_each_topic_and_commits_both_at_once() {
+    on_each_site("share", async |site| {
+        let wait = site.wait_topic();
+        let site = site.with_topic(4).await.with(wait.clone(), 4).await;
+        let kafka = site.kafka();
+        let mut a = kafka.join(site.request_for_both("g")).await.unwrap();
+        let of_a = assigned(&mut a, 8).await;
+        let commit = |assignment: &Assignment| {
+            let offset = i64::from(assignment.partition.index) + 1;
+            Commit { assignment: assignment.clone(), offset }
+        };
+        for partition in of_a.iter().map(|of_it| &of_it.partition) {
+            fill(&kafka, partition, 0, 10).await;
+        }
+        let commits: Vec<_> = of_a.iter().map(commit).collect();
+        for outcome in a.member.commit(&commits).await {
+            outcome.unwrap();
+        }
+        let other = site.kafka();
+        let mut b = other.join(site.request_for_both("g")).await.unwrap();
+        let mut of_b = Vec::new();
+        while of_b.len() < 4 {
+            tokio::select! {
+                event = next(&mut a) => if let Event::Revoking(revoking) = event {
+                    a.member.release(&revoking);
+                },
+                event = next(&mut b) => if let Event::Assigned(more) = event {
+                    of_b.extend(more);
+                },
+            }
+        }
+        let of_topic = |topic: &str| of_b.iter().filter(|of_it| *of_it.partition.topic == *topic).count();
+        assert_eq!((of_topic(&site.name), of_topic(&wait)), (2, 2), "{of_b:?}");
+        // It starts where the other committed, in both.
+        let mut first = BTreeMap::new();
+        while first.len() < of_b.len() {
+            if let Event::Records(of, batch) = next(&mut b).await {
+                first.entry(of.partition).or_insert(batch.records[0].offset);
+            }
+        }
+        assert!(first.iter().all(|(of, offset)| *offset == i64::from(of.index) + 1), "{first:?}");
+        other.close().await.unwrap();
+        kafka.close().await.unwrap();
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_revoke_that_is_not_released_ends_at_the_limit_with_lost() {
-    for site in sites("limit") {
+    on_each_site("limit", async |site| {
         let site = site.with_topic(2).await;
         let kafka = site.kafka();
         let mut request = site.request("g");
@@ -165,12 +218,13 @@ async fn a_revoke_that_is_not_released_ends_at_the_limit_with_lost() {
         assigned(&mut b, lost.len()).await;
         other.close().await.unwrap();
         kafka.close().await.unwrap();
-    }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_partition_sends_one_more_batch_at_most_and_loses_nothing() {
-    for site in sites("pause") {
+    on_each_site("pause", async |site| {
         let site = site.with_topic(1).await;
         let kafka = site.kafka();
         let to = Partition::new(site.topic(), 0);
@@ -208,12 +262,13 @@ async fn a_paused_partition_sends_one_more_batch_at_most_and_loses_nothing() {
         assert_eq!(offsets, (0..5000).collect::<Vec<i64>>());
         println!("{batches} batches came after a pause");
         kafka.close().await.unwrap();
-    }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_event_is_lost_beside_a_tick_of_a_millisecond() {
-    for site in sites("tick") {
+    on_each_site("tick", async |site| {
         let site = site.with_topic(2).await;
         let kafka = site.kafka();
         let mut request = site.request("g");
@@ -237,7 +292,8 @@ async fn no_event_is_lost_beside_a_tick_of_a_millisecond() {
             assert_eq!(offsets, &(0..500).collect::<Vec<i64>>());
         }
         kafka.close().await.unwrap();
-    }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -267,7 +323,7 @@ async fn an_idle_consumer_gets_a_record_without_waiting_for_a_tick() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leaving_is_prompt_in_every_state() {
-    for site in sites("leave") {
+    on_each_site("leave", async |site| {
         let site = site.with_topic(2).await;
         let kafka = site.kafka();
         let prompt = |at: Instant, state: &str| {
@@ -322,7 +378,8 @@ async fn leaving_is_prompt_in_every_state() {
             ErrorKind::Closed
         );
         kafka.close().await.unwrap();
-    }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -398,7 +455,7 @@ async fn nobody_at_the_address_is_an_error_in_time_that_names_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn errors_of_one_record_are_its_own_and_say_what_to_do() {
-    for site in sites("errors") {
+    on_each_site("errors", async |site| {
         let site = site.with_topic(1).await;
         let kafka = site.kafka();
         let to = Partition::new(site.topic(), 0);
@@ -439,7 +496,8 @@ async fn errors_of_one_record_are_its_own_and_say_what_to_do() {
             }
         }
         kafka.close().await.unwrap();
-    }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

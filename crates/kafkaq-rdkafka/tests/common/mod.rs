@@ -5,11 +5,12 @@
 pub(crate) mod wire;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt, future::join_all};
 use kafkaq_core::*;
 use kafkaq_rdkafka::{GroupProtocol, RdKafka};
 use rdkafka::mocking::MockCluster;
 use std::{
+    panic::AssertUnwindSafe,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -41,16 +42,35 @@ impl Site {
         b.set("heartbeat.interval.ms", "300").set("session.timeout.ms", "6000").build().unwrap()
     }
 
+    /// As a queue has: tasks, and what waits.
+    pub(crate) fn wait_topic(&self) -> Arc<str> {
+        format!("{}.wait", self.name).into()
+    }
+
     pub(crate) async fn with_topic(self, partitions: i32) -> Self {
+        let topic = self.topic();
+        self.with(topic, partitions).await
+    }
+
+    pub(crate) async fn with(self, topic: Arc<str>, partitions: i32) -> Self {
         if let Some(mock) = &self.mock {
-            mock.create_topic(&self.name, partitions, 1).unwrap();
+            // It doesn't answer questions about a topic's settings, and those wait for their whole limit.
+            mock.create_topic(&topic, partitions, 1).unwrap();
+            return self;
         }
-        let mut spec = TopicSpec::new(self.topic());
+        let mut spec = TopicSpec::new(topic);
         spec.partitions = Some(partitions);
         let kafka = self.kafka();
         assert_eq!(kafka.ensure_topics(&[spec]).await.unwrap()[0].partitions, partitions);
         kafka.close().await.unwrap();
         self
+    }
+
+    /// Of both topics.
+    pub(crate) fn request_for_both(&self, group: &str) -> JoinRequest {
+        let mut request = self.request(group);
+        request.topics.push(self.wait_topic());
+        request
     }
 
     pub(crate) fn request(&self, group: &str) -> JoinRequest {
@@ -80,6 +100,16 @@ pub(crate) fn sites(test: &str) -> Vec<Site> {
         }
     }
     all
+}
+
+/// Runs a test on all sites at once: most of its time is waiting.
+pub(crate) async fn on_each_site(test: &str, run: impl AsyncFn(Site)) {
+    let runs = sites(test).into_iter().map(async |site| {
+        let name = format!("{} {:?}", site.bootstrap, site.protocol);
+        AssertUnwindSafe(run(site)).catch_unwind().await.err().map(|_| name)
+    });
+    let failed: Vec<_> = join_all(runs).await.into_iter().flatten().collect();
+    assert!(failed.is_empty(), "failed on {failed:?}, for the reason above");
 }
 
 pub(crate) fn record(value: impl Into<Bytes>) -> NewRecord {
