@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: figures, side by side in one run.
 
+use std::process::Command;
 use std::str::FromStr;
 
 use anyhow::{Error, Result, anyhow, bail};
@@ -50,6 +51,19 @@ pub(crate) struct Options {
     pub(crate) parts: Vec<Part>,
     /// Nothing but these backends.
     pub(crate) backends: Option<Backends>,
+    /// With that allocator instead of the system's.
+    pub(crate) mimalloc: bool,
+}
+
+impl Options {
+    /// `cargo build` or `cargo run` of what meets servers.
+    fn cargo(&self, subcommand: &str) -> Command {
+        let mut cargo = cargo(&[subcommand, "--release", "--package", "kafkaq-tests", "--bin", "bench"]);
+        if self.mimalloc {
+            cargo.args(["--features", "mimalloc"]);
+        }
+        cargo
+    }
 }
 
 /// Builds, starts servers of its own, measures, and ends them whatever happens.
@@ -69,15 +83,15 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
     }
     prerequisites::ensure(&tools)?;
     if servers {
-        build("kafkaq-tests", "bench")?;
+        run(&mut options.cargo("build"))?;
     }
     if seeds {
-        build("kafkaq-sim", "kafkaq-sim")?;
+        run(&mut cargo(&["build", "--release", "--package", "kafkaq-sim"]))?;
     }
 
     if servers {
         let services = Services::of(xtask::root().join(".services/bench"));
-        let result = on_servers(&services, &wanted, &parts, options.backends.as_ref());
+        let result = on_servers(&services, &wanted, &parts, options);
         let down = services.down(Service::ALL);
         result.and(down)?;
     }
@@ -90,24 +104,14 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn build(package: &str, bin: &str) -> Result<()> {
-    run(&mut cargo(&["build", "--release", "--package", package, "--bin", bin]))
-}
-
-fn on_servers(
-    services: &Services,
-    wanted: &[Service],
-    parts: &[Part],
-    backends: Option<&Backends>,
-) -> Result<()> {
+fn on_servers(services: &Services, wanted: &[Service], parts: &[Part], options: &Options) -> Result<()> {
     // What a killed run may have left.
     services.down(Service::ALL)?;
     let urls = services.up(wanted)?;
-    let mut bench =
-        cargo(&["run", "--release", "--quiet", "--package", "kafkaq-tests", "--bin", "bench", "--"]);
-    bench.args(parts.iter().map(|part| part.name()));
+    let mut bench = options.cargo("run");
+    bench.args(["--quiet", "--"]).args(parts.iter().map(|part| part.name()));
     bench.envs(wanted.iter().map(|service| service.env_var()).zip(&urls));
-    bench.envs(backends.map(|backends| (Backends::ENV_VAR, backends.as_str())));
+    bench.envs(options.backends.as_ref().map(|backends| (Backends::ENV_VAR, backends.as_str())));
     run(&mut bench).map_err(|e| anyhow!("the benchmark ended early: {e:#}"))
 }
 

@@ -18,7 +18,7 @@ use crate::{cargo, features, metadata};
 /// Not `--all-features`: among them are ways to build librdkafka that exclude each other or take many minutes. The
 /// tests start servers as we do.
 const FEATURES: &[&str] = &[
-    "--features=kafkaq/full,kafkaq-etcd/tls,kafkaq-redis/tls,kafkaq-rskafka/tls",
+    "--features=kafkaq/full,kafkaq-etcd/tls,kafkaq-redis/tls,kafkaq-rskafka/tls,kafkaq-tests/mimalloc",
     #[cfg(feature = "containers")]
     "--features=xtask/containers",
 ];

@@ -29,7 +29,7 @@ cargo xtask test [--quick | --backend NAMES] [--kafka redpanda]
                 servers that they need.
     --kafka     redpanda: in Kafka's place, where a Docker engine answers
 
-cargo xtask bench [pairs] [stores] [logs] [seeds] [--backend NAMES]
+cargo xtask bench [pairs] [stores] [logs] [seeds] [--backend NAMES] [--mimalloc]
     Figures of an optimized build on this machine, as Markdown: of everything, or of these parts.
     It judges nothing. Takes about a quarter of an hour. The servers are its own, as with `test`.
     pairs       every broker with every store: publish rate, drain rate, pick-up latency
@@ -37,6 +37,7 @@ cargo xtask bench [pairs] [stores] [logs] [seeds] [--backend NAMES]
     logs        records a second, beside the log's client alone
     seeds       how many seeds a second the simulation does
     --backend   only these, as with `test`
+    --mimalloc  with that allocator instead of the system's
 
 cargo xtask services up [--only NAMES | --all] [--env]
     Starts Kafka and Redis on free ports of 127.0.0.1 and leaves them running: as containers where a
@@ -131,6 +132,7 @@ fn bench_options(mut args: Parser) -> Result<bench::Options> {
         match arg {
             Arg::Value(part) => options.parts.push(part.string()?.parse()?),
             Arg::Long("backend") => options.backends = Some(args.value()?.string()?.parse()?),
+            Arg::Long("mimalloc") => options.mimalloc = true,
             other => return Err(other.unexpected().into()),
         }
     }

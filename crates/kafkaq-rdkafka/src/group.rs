@@ -151,7 +151,7 @@ impl Group {
         let mut config = settings.consumer(&request.group, request.member, protocol);
         if let (GroupProtocol::Classic, Some(instance)) = (protocol, config.get("group.instance.id")) {
             // No two consumers of a group may have the same.
-            let instance = format!("{instance}-{}", topics.join("-"));
+            let instance = format!("{instance}-{}", topics.concat());
             config.set("group.instance.id", instance);
         }
         let mut consumer = BaseConsumer::from_config_and_context(&config, Watch::new(trouble.clone()))

@@ -14,7 +14,8 @@ pub enum GroupProtocol {
     Auto,
     /// KIP-848 (`group.protocol=consumer`): Kafka 4.0 and later.
     Consumer,
-    /// The classic protocol, with the cooperative-sticky assignor unless another is set.
+    /// The classic protocol, with the cooperative-sticky assignor unless another is set. Each topic has a consumer of
+    /// its own in the group, so that every member gets its share of each topic.
     Classic,
 }
 

@@ -12,6 +12,10 @@ mod table;
 
 use std::{error::Error, time::Duration};
 
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Backends fail for many reasons, and any reason is only printed.
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -33,7 +37,7 @@ async fn main() -> Outcome<()> {
     Ok(())
 }
 
-/// Processor, cores, memory.
+/// Processor, cores, memory, and whose allocator the clients have.
 fn machine() -> String {
     let of = |file: &str, name: &str| {
         let text = std::fs::read_to_string(file).ok()?;
@@ -45,7 +49,8 @@ fn machine() -> String {
     let memory = of("/proc/meminfo", "MemTotal")
         .and_then(|kib| kib.trim_end_matches(" kB").parse::<u64>().ok())
         .map_or_else(|| "memory unknown".to_owned(), |kib| format!("{} GiB", kib.div_ceil(1 << 20)));
-    format!("{processor}, {cores} cores, {memory}; all servers and clients on it")
+    let allocator = if cfg!(feature = "mimalloc") { "mimalloc" } else { "the system's allocator" };
+    format!("{processor}, {cores} cores, {memory}; all servers and clients on it; {allocator}")
 }
 
 /// Runs something that may fail, panic or hang, and tells which in a few words.
