@@ -186,8 +186,8 @@ async fn what_was_not_done_at_shutdown_is_handed_out_to_the_next() {
 /// By then the members of a group have what it gives them, also on a loaded machine.
 const SETTLED: Duration = Duration::from_secs(30);
 
-/// Kafka's `uniform` assignor balances the number of partitions, and may give one member all of the task topic and
-/// the other all of the wait topic.
+/// Kafka's `uniform` assignor and the clients' `cooperative-sticky` even out the number of partitions over all topics:
+/// either may give one member all of the task topic and the other all of the wait topic.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_processes_share_the_tasks() {
     for protocol in [GroupProtocol::Consumer, GroupProtocol::Classic] {

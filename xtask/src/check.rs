@@ -50,6 +50,9 @@ pub(crate) fn everything(options: Options) -> Result<()> {
     let one_run = File::create(dir.join("run.lock"))?;
     one_run.try_lock().map_err(|_| anyhow!("another `cargo xtask test` is under way in this folder"))?;
 
+    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from).filter(|dir| dir.is_dir());
+    prerequisites::ensure_space(target.as_deref().unwrap_or(xtask::root()))?;
+
     let mut report = Report::default();
     let result = if options.quick {
         without_servers(&mut report, &options).and_then(|()| quick_tests(&mut report))
@@ -158,8 +161,6 @@ fn tests(report: &mut Report, which: &[&str], env: &[(&str, &str)]) -> Result<()
 }
 
 fn prerequisites(options: &Options) -> Result<()> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from).filter(|dir| dir.is_dir());
-    prerequisites::ensure_space(target.as_deref().unwrap_or(xtask::root()))?;
     for (component, subcommand) in [("rustfmt", "fmt"), ("clippy", "clippy")] {
         capture(&mut cargo(&[subcommand, "--version"]))
             .with_context(|| format!("please install: rustup component add {component}"))?;

@@ -41,7 +41,7 @@ pub const ETCD: Tool = tool("etcd", "etcd-server");
 pub const ZOOKEEPER: Tool = tool("/usr/share/zookeeper/bin/zkServer.sh", "zookeeper");
 
 /// Below this a linker or a server will soon stop in the middle, with a message that names another cause.
-const LEAST_SPACE: f64 = 2.0; // GB
+const LEAST_SPACE_GB: f64 = 2.0;
 
 /// Sees to it that there is space to build in.
 ///
@@ -52,11 +52,11 @@ pub fn ensure_space(dir: &Path) -> Result<()> {
     refuse_less(disk.blocks_available() as f64 * disk.fragment_size() as f64 / 1e9, dir)
 }
 
-fn refuse_less(free: f64, dir: &Path) -> Result<()> {
+fn refuse_less(free_gb: f64, dir: &Path) -> Result<()> {
     ensure!(
-        free >= LEAST_SPACE,
-        "only {free:.1} GB are free on the disk of {dir:?}: building and testing everything from scratch \
-         takes about 10 GB. Please make room, or name another disk in CARGO_TARGET_DIR"
+        free_gb >= LEAST_SPACE_GB,
+        "only {free_gb:.1} GB are free on the disk of {dir:?}: building and testing everything from scratch \
+         takes about 7 GB. Please make room, or name another disk in CARGO_TARGET_DIR"
     );
     Ok(())
 }
@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn a_full_disk_is_named() {
         let dir = std::env::temp_dir();
-        assert!(refuse_less(LEAST_SPACE, &dir).is_ok());
+        assert!(refuse_less(LEAST_SPACE_GB, &dir).is_ok());
         let said = refuse_less(0.3, &dir).unwrap_err().to_string();
         assert!(said.contains("0.3 GB") && said.contains(&format!("{dir:?}")), "{said}");
     }

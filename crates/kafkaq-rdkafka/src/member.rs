@@ -166,7 +166,8 @@ impl Member for Handle {
         }
         let deadline = Instant::now() + shared.settings.request_timeout();
         // All are on their way before the first is waited for.
-        let sent: Vec<_> = requests.into_iter().map(|r| (r.items.clone(), shared.send(r))).collect();
+        let sent: Vec<_> =
+            requests.into_iter().map(|mut r| (std::mem::take(&mut r.items), shared.send(r))).collect();
         for (items, answer) in sent {
             if let Err(e) = shared.answered(answer, deadline).await {
                 for i in items {

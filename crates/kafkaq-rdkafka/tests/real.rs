@@ -503,7 +503,7 @@ async fn errors_of_one_record_are_its_own_and_say_what_to_do() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn topics_are_made_as_asked_once_by_two_at_a_time() {
     for site in sites("topics").into_iter().filter(|s| s.mock.is_none()) {
-        let mut wait = TopicSpec::new(format!("{}.wait", site.name));
+        let mut wait = TopicSpec::new(site.wait_topic());
         wait.partitions = Some(12);
         wait.replication = Some(1);
         wait.retention = Some(Duration::MAX);
