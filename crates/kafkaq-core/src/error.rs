@@ -122,10 +122,16 @@ impl Error {
         self
     }
 
-    /// What it failed on: a topic, a partition, a key, an address.
+    /// Adds what it failed on: a topic, a partition, a key, an address. Context accumulates, the outermost first:
+    /// an address that an adapter has named stays when the driver adds the partition.
     #[must_use]
     pub fn on(self, what: impl fmt::Display) -> Self {
-        self.edit(|i| i.on = Some(what.to_string()))
+        self.edit(|i| {
+            i.on = Some(match i.on.take() {
+                Some(inner) => format!("{what}, {inner}"),
+                None => what.to_string(),
+            });
+        })
     }
 
     /// Says what the reader can do about it. A full sentence without the full stop.
@@ -171,6 +177,13 @@ impl Error {
         self.0.op
     }
 
+    /// The client library's error beneath, if there is one: to downcast it. Its text is part of this error's own, so
+    /// [`source`](std::error::Error::source) begins below it, as in [`std::io::Error`].
+    #[must_use]
+    pub fn cause(&self) -> Option<&(dyn std::error::Error + Send + Sync + 'static)> {
+        self.0.source.as_deref()
+    }
+
     /// What to do about it, where the backend knows.
     #[must_use]
     pub fn advice(&self) -> Option<&str> {
@@ -207,7 +220,8 @@ impl fmt::Debug for Error {
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.0.source.as_deref().map(|e| e as _)
+        // `Display` prints the cause, so a chain that is walked must not meet it again.
+        self.0.source.as_deref().and_then(|cause| cause.source())
     }
 }
 
@@ -225,6 +239,22 @@ mod tests {
             "append on emails/3: no answer in time; it may have taken effect. Check that the broker is up"
         );
         assert_eq!((e.effect(), e.retry()), (Effect::Unknown, Retry::Yes));
+    }
+
+    #[test]
+    fn a_chain_prints_each_cause_once() {
+        let io = std::io::Error::other(std::fmt::Error);
+        let e = Error::not_applied(ErrorKind::Unavailable, "append").with_source(io);
+        assert_eq!(e.to_string().matches("an error occurred").count(), 1, "{e}");
+        let below = std::iter::successors(std::error::Error::source(&e), |e| e.source());
+        assert_eq!(below.count(), 0, "an io::Error prints its own cause too");
+        assert!(e.cause().is_some_and(|cause| cause.is::<std::io::Error>()));
+    }
+
+    #[test]
+    fn context_accumulates() {
+        let e = Error::not_applied(ErrorKind::Unavailable, "append").on("localhost:9092").on("emails/3");
+        assert_eq!(e.to_string(), "append on emails/3, localhost:9092: unavailable");
     }
 
     #[test]

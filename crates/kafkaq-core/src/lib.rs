@@ -1,10 +1,10 @@
 #![doc = include_str!("../README.md")]
 
+mod continuity;
 mod envelope;
 mod error;
 #[cfg(feature = "machine")]
 pub mod group;
-#[cfg(feature = "machine")]
 mod hash;
 mod headers;
 mod key;
@@ -18,6 +18,7 @@ mod settings;
 mod store;
 mod task;
 
+pub use continuity::{Cursor, Mark, Standing, standing};
 pub use envelope::{DecodeError, Envelope, HEADER, ID_HEADER};
 pub use error::{Effect, Error, ErrorKind, Result, Retry};
 pub use headers::Headers;

@@ -96,6 +96,13 @@ pub trait Log: Send + Sync + fmt::Debug + 'static {
     /// same topic at once must both succeed. When it returns, an append to every partition works.
     async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<TopicInfo>>;
 
+    /// Looks at topics, and never creates one. Returns one outcome per name, in the same order: `None` for a topic that
+    /// does not exist.
+    ///
+    /// # Errors
+    /// When the log can't be reached or refuses.
+    async fn describe_topics(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>>;
+
     /// Appends to one partition, in the order given. Answers one outcome a record, in the same order: its offset.
     ///
     /// *Durability:* `Ok` means that it survives whatever the log promises to survive (Kafka: `acks=all`).
@@ -173,10 +180,13 @@ pub struct JoinRequest {
     pub max_batch: usize,
     /// How long a revoked partition may be held before the adapter lets it go by itself.
     pub release_limit: Duration,
+    /// How long a member may be silent before its partitions go to others. A broker that can't set it for the group
+    /// says so in its log.
+    pub session_timeout: Duration,
 }
 
 impl JoinRequest {
-    /// A request with 500 records a batch and 5 s to release.
+    /// A request with 500 records per batch, 5 s to release and a session timeout of 10 s.
     pub fn new(group: impl Into<Arc<str>>, topics: Vec<Arc<str>>, member: [u8; 16]) -> Self {
         JoinRequest {
             group: group.into(),
@@ -184,6 +194,7 @@ impl JoinRequest {
             member,
             max_batch: 500,
             release_limit: Duration::from_secs(5),
+            session_timeout: Duration::from_secs(10),
         }
     }
 }
@@ -229,7 +240,8 @@ impl fmt::Display for Assignment {
 pub enum Event {
     /// These are ours now. Records of them follow, from the committed offset on.
     Assigned(Vec<Assignment>),
-    /// Records of one assignment, in order, without gaps between batches.
+    /// Records of one assignment, in order, without gaps between batches. A log whose offsets went back, or that is
+    /// another one than before, is a new assignment: the adapter reports the old one lost first.
     Records(Assignment, Batch),
     /// Still ours until [`Member::release`], or until `release_limit` has passed: commit what is finished, then
     /// release. No records of them follow.
@@ -266,7 +278,50 @@ pub trait Member: Send + Sync + 'static {
     /// Lets go of what was announced by [`Event::Revoking`]. Never waits.
     fn release(&self, assignments: &[Assignment]);
 
+    /// Gives assignments up and takes them again where that is possible, because their records don't fit what was read
+    /// before: the topic may have been cut, or deleted and recreated. For each, [`Event::Lost`] follows, and then
+    /// [`Event::Assigned`] under a higher epoch if the partition still is this member's; reading starts where a new
+    /// owner would start. Never waits.
+    fn reassign(&self, assignments: &[Assignment]);
+
     /// Leaves the group, so that the partitions go to others at once. The stream ends after it. Idempotent, and
     /// bounded in time also when no server is there.
     async fn leave(&self) -> Result<()>;
+}
+
+#[async_trait]
+impl<T: Log + ?Sized> Log for Arc<T> {
+    async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<TopicInfo>> {
+        (**self).ensure_topics(topics).await
+    }
+
+    async fn describe_topics(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
+        (**self).describe_topics(names).await
+    }
+
+    async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
+        (**self).append(to, records).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        (**self).close().await
+    }
+}
+
+#[async_trait]
+impl<T: Broker + ?Sized> Broker for Arc<T> {
+    async fn join(&self, request: JoinRequest) -> Result<Consumer> {
+        (**self).join(request).await
+    }
+}
+
+#[async_trait]
+impl<T: PartitionLog + ?Sized> PartitionLog for Arc<T> {
+    async fn fetch(&self, from: &Position, limit: FetchLimit) -> Result<Batch> {
+        (**self).fetch(from, limit).await
+    }
+
+    async fn offsets(&self, of: &[Partition]) -> Vec<Result<Offsets>> {
+        (**self).offsets(of).await
+    }
 }

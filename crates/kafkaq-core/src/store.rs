@@ -70,3 +70,22 @@ pub trait LeaseStore: Send + Sync + fmt::Debug + 'static {
     /// Stops; nothing of this handle runs on afterwards. Idempotent. Calls after it fail with `Closed`.
     async fn close(&self) -> Result<()>;
 }
+
+#[async_trait]
+impl<T: LeaseStore + ?Sized> LeaseStore for std::sync::Arc<T> {
+    async fn get(&self, keys: &[Key]) -> Vec<Result<Option<Bytes>>> {
+        (**self).get(keys).await
+    }
+
+    async fn swap(&self, swaps: &[Swap]) -> Vec<Result<Swapped>> {
+        (**self).swap(swaps).await
+    }
+
+    async fn check(&self) -> Result<Vec<String>> {
+        (**self).check().await
+    }
+
+    async fn close(&self) -> Result<()> {
+        (**self).close().await
+    }
+}

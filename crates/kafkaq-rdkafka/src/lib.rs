@@ -54,6 +54,11 @@ impl Log for RdKafka {
         topics::ensure(self.settings.clone(), self.appender.trouble(), topics.to_vec()).await
     }
 
+    async fn describe_topics(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
+        self.appender.check_open("describe topics")?;
+        topics::describe(self.settings.clone(), self.appender.trouble(), names.to_vec()).await
+    }
+
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
         self.appender.append(to, records).await
     }

@@ -190,6 +190,8 @@ impl Member for Handle {
         self.0.with(assignments, |slot| slot.released.store(true, SeqCst));
     }
 
+    fn reassign(&self, _: &[Assignment]) {}
+
     async fn leave(&self) -> Result<()> {
         self.0.ask_to_leave();
         self.0.left(self.0.settings.request_timeout()).await

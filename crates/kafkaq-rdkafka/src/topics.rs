@@ -32,6 +32,18 @@ pub(crate) async fn ensure(
         .unwrap_or_else(|e| Err(Error::unknown(ErrorKind::Other, OP).with_source(e)))
 }
 
+/// Looks, and creates nothing.
+pub(crate) async fn describe(
+    settings: Arc<Settings>,
+    trouble: Arc<Trouble>,
+    names: Vec<Arc<str>>,
+) -> Result<Vec<Option<TopicInfo>>> {
+    let runtime = Handle::current();
+    tokio::task::spawn_blocking(move || Admin::open(settings, trouble, runtime)?.look_at(&names))
+        .await
+        .unwrap_or_else(|e| Err(Error::unknown(ErrorKind::Other, OP).with_source(e)))
+}
+
 struct Admin {
     settings: Arc<Settings>,
     /// The producer's: an admin client has no queue that its own troubles would come by.
@@ -74,6 +86,18 @@ impl Admin {
         }
         self.describe(&mut infos);
         Ok(infos)
+    }
+
+    fn look_at(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
+        let mut found = Vec::new();
+        for name in names {
+            if !matches!(self.look(name)?, Seen::Missing) {
+                found.push(TopicInfo::new(name.clone(), self.wait_until_ready(name)?));
+            }
+        }
+        self.describe(&mut found);
+        let of = |name: &Arc<str>| found.iter().find(|info| info.name == *name).cloned();
+        Ok(names.iter().map(of).collect())
     }
 
     fn look(&self, topic: &str) -> Result<Seen> {

@@ -223,6 +223,7 @@ pub(crate) struct Op {
 
 impl Op {
     pub(crate) const ENSURE: Op = Op { name: "ensure topics", changes: true };
+    pub(crate) const DESCRIBE: Op = Op { name: "describe topics", changes: false };
     pub(crate) const APPEND: Op = Op { name: "append", changes: true };
     pub(crate) const FETCH: Op = Op { name: "fetch", changes: false };
     pub(crate) const OFFSETS: Op = Op { name: "offsets", changes: false };

@@ -21,7 +21,7 @@ use kafkaq_core::{
 use link::{Link, Settings};
 use std::{
     fmt,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -64,6 +64,14 @@ impl Log for RsKafka {
             topics::ensure(&self.link, topics).await
         };
         ensure.await.map_err(|failure| self.link.error(Op::ENSURE, None, failure))
+    }
+
+    async fn describe_topics(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
+        let describe = async {
+            let _under_way = self.link.enter()?;
+            topics::describe(&self.link, names).await
+        };
+        describe.await.map_err(|failure| self.link.error(Op::DESCRIBE, None, failure))
     }
 
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {

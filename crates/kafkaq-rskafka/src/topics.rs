@@ -7,6 +7,7 @@ use crate::{
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use kafkaq_core::{ErrorKind, Partition, TopicInfo, TopicSpec};
+use std::sync::Arc;
 
 /// Partitions looked at at once.
 const AT_ONCE: usize = 8;
@@ -41,6 +42,23 @@ pub(crate) async fn ensure(link: &Link, specs: &[TopicSpec]) -> Result<Vec<Topic
     let serves = |of: Partition| async move { fetch::offsets(link, &of, limits).await };
     let served = stream::iter(partitions_of(&infos)).map(serves).buffer_unordered(AT_ONCE);
     served.try_for_each(|_| async { Ok(()) }).await?;
+    Ok(infos)
+}
+
+pub(crate) async fn describe(link: &Link, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>, Failure> {
+    let limits = link.patient();
+    let there = link.ask_cluster(limits, |cluster| async move { cluster.topics().await }).await?;
+    let mut infos = Vec::with_capacity(names.len());
+    for name in names {
+        infos.push(match there.get(&**name) {
+            Some(partitions) => {
+                let mut info = TopicInfo::new(name.clone(), *partitions);
+                learn(link, &mut info, limits).await?;
+                Some(info)
+            }
+            None => None,
+        });
+    }
     Ok(infos)
 }
 

@@ -226,6 +226,9 @@ mod tests {
         async fn ensure_topics(&self, _: &[TopicSpec]) -> Result<Vec<TopicInfo>> {
             Ok(Vec::new())
         }
+        async fn describe_topics(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
+            Ok(vec![None; names.len()])
+        }
         async fn append(&self, _: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
             self.gate.acquire().await.unwrap().forget();
             self.requests.lock().unwrap().push(records.to_vec());

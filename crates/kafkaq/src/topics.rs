@@ -184,6 +184,9 @@ mod tests {
             });
             Ok(made.collect())
         }
+        async fn describe_topics(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
+            Ok(vec![None; names.len()])
+        }
         async fn append(&self, _: &Partition, _: &[NewRecord]) -> Vec<Result<i64>> {
             Vec::new()
         }

@@ -40,6 +40,9 @@ impl Log for Breaking {
     async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<TopicInfo>> {
         self.log.ensure_topics(topics).await
     }
+    async fn describe_topics(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
+        self.log.describe_topics(names).await
+    }
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
         let left =
             self.appends_to_panic.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));

@@ -135,6 +135,10 @@ impl Log for Faulty {
         self.call("ensure_topics").await?.ensure_topics(topics).await
     }
 
+    async fn describe_topics(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
+        self.call("describe_topics").await?.describe_topics(names).await
+    }
+
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
         match self.call("append").await {
             Ok(log) => log.append(to, records).await,

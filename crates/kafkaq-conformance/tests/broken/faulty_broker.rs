@@ -85,6 +85,11 @@ impl Log for Faulty {
         self.inner.ensure_topics(topics).await
     }
 
+    async fn describe_topics(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
+        self.reachable("describe_topics")?;
+        self.inner.describe_topics(names).await
+    }
+
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
         match self.reachable("append") {
             Ok(()) => self.inner.append(to, records).await,
@@ -308,6 +313,10 @@ impl Member for Handle {
 
     fn release(&self, assignments: &[Assignment]) {
         self.0.inner.release(&self.0.real_all(assignments));
+    }
+
+    fn reassign(&self, assignments: &[Assignment]) {
+        self.0.inner.reassign(&self.0.real_all(assignments));
     }
 
     async fn leave(&self) -> Result<()> {

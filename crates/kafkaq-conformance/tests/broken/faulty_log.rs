@@ -227,6 +227,16 @@ impl Log for Faulty {
         Ok(infos)
     }
 
+    async fn describe_topics(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
+        if let Some(error) = self.closed("describe_topics") {
+            return Err(error);
+        }
+        if let Passage::Arrives(error) | Passage::Lost(error) = self.way.pass("describe_topics").await {
+            return Err(error);
+        }
+        self.inner.describe_topics(names).await
+    }
+
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
         if let Some(error) = self.closed("append") {
             return vec![Err(error); records.len()];

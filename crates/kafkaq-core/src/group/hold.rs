@@ -1,10 +1,10 @@
 //! What happens to a partition while it is held: where it starts, what is committed, what the log remembers of it.
 
 use super::{
-    Change, CommitOutcome, Cursor, Group, RETRY, planted,
+    Change, CommitOutcome, Group, RETRY, planted,
     slot::{Own, Phase},
 };
-use crate::{Assignment, machine::Mono};
+use crate::{Assignment, Cursor, machine::Mono};
 
 #[cfg(feature = "planted-faults")]
 use super::GroupFault;

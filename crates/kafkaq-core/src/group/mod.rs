@@ -38,9 +38,9 @@ mod value;
 #[cfg(feature = "planted-faults")]
 pub use fault::GroupFault;
 pub use start::start;
-pub use value::{Cursor, Mark, Value};
+pub use value::Value;
 
-use crate::{Assignment, Key, Partition, machine::Mono};
+use crate::{Assignment, Cursor, Key, Partition, machine::Mono};
 use slot::{Own, Phase, Slot};
 use std::{
     collections::{HashMap, VecDeque},

@@ -102,7 +102,7 @@ impl World {
             self.members[m].handle_swapped(token, outcome, now);
         }
         while let Some((a, stored)) = self.members[m].poll_locate(now) {
-            let found = stored.unwrap_or(Cursor { offset: 0, mark: None });
+            let found = stored.unwrap_or(Cursor::new(0));
             self.members[m].handle_located(&a, Some(found), now);
         }
         self.told(m);

@@ -1,6 +1,7 @@
 //! What a member knows of one partition.
 
-use super::{CommitOutcome, Cursor, MemberId, Value};
+use super::{CommitOutcome, MemberId, Value};
+use crate::Cursor;
 use crate::{Assignment, DecodeError, Key, Partition, machine::Mono};
 use bytes::Bytes;
 

@@ -1,7 +1,6 @@
 //! Where reading starts once a partition was won.
 
-use super::{Cursor, Mark};
-use crate::{Offsets, Record};
+use crate::{Cursor, Mark, Offsets, Record};
 
 /// Where reading starts: at the furthest of the known cursors that belongs to this topic, else at the first record,
 /// never at the end (hole 17).
@@ -19,7 +18,7 @@ pub fn start(log: Offsets, cursors: &[(Cursor, Option<Record>)]) -> Cursor {
         cursor.offset <= log.next && !moved
     };
     let furthest = cursors.iter().filter(of_this_topic).map(|(cursor, _)| *cursor).max_by_key(|c| c.offset);
-    furthest.filter(|c| c.offset >= log.first).unwrap_or(Cursor { offset: log.first, mark: None })
+    furthest.filter(|c| c.offset >= log.first).unwrap_or(Cursor::new(log.first))
 }
 
 #[cfg(test)]
@@ -32,7 +31,7 @@ mod tests {
     }
 
     fn at(offset: i64) -> Cursor {
-        Cursor { offset, mark: Some(Mark::of(&record(offset - 1, "x"))) }
+        Cursor { offset, mark: Some(Mark::of(&record(offset - 1, "x"))), anchor: None }
     }
 
     fn start_at(log: Offsets, cursor: Cursor, at_mark: Option<Record>) -> i64 {

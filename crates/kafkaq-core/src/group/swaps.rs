@@ -1,12 +1,12 @@
 //! What goes to the store and comes back: reads of what others hold, renewals, takes and requests.
 
 use super::{
-    Change, CommitOutcome, Cursor, Group, RETRY, ReadToken, SwapToken, Value,
+    Change, CommitOutcome, Group, RETRY, ReadToken, SwapToken, Value,
     balance::Loads,
     planted,
     slot::{Own, Phase, Sent, Slot},
 };
-use crate::{Key, Result, Swap, Swapped, machine::Mono};
+use crate::{Cursor, Key, Result, Swap, Swapped, machine::Mono};
 use bytes::Bytes;
 
 #[cfg(feature = "planted-faults")]

@@ -1,7 +1,7 @@
 //! The rules of the machine, one test each; members share a store that is a map.
 
 use super::*;
-use crate::{Error, ErrorKind, Swap, Swapped};
+use crate::{Error, ErrorKind, Mark, Swap, Swapped};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
@@ -53,7 +53,7 @@ pub(super) fn round(group: &mut Group, store: &mut Store, now: Mono) -> Vec<Chan
         }
         swaps(group, store, now);
         while let Some((assignment, cursor)) = group.poll_locate(now) {
-            group.handle_located(&assignment, Some(cursor.unwrap_or(Cursor { offset: 0, mark: None })), now);
+            group.handle_located(&assignment, Some(cursor.unwrap_or(Cursor::new(0))), now);
         }
         while let Some(change) = group.poll_change() {
             if let Change::Revoking(assignment) = &change {
@@ -85,7 +85,7 @@ fn first(changes: Vec<Change>) -> Assignment {
 }
 
 pub(super) fn cursor(offset: i64) -> Cursor {
-    Cursor { offset, mark: Some(Mark { offset: offset - 1, timestamp_ms: 1, hash: 2 }) }
+    Cursor { offset, mark: Some(Mark { offset: offset - 1, timestamp_ms: 1, hash: 2 }), anchor: None }
 }
 
 #[test]
@@ -300,7 +300,7 @@ fn a_cursor_of_an_earlier_topic_confirms_no_commit() {
     swaps(&mut new, &mut store, Mono(3));
     let (assignment, stored) = new.poll_locate(Mono(3)).unwrap();
     assert_eq!(stored, Some(cursor(50)));
-    let beginning = Cursor { offset: 0, mark: None };
+    let beginning = Cursor::new(0);
     new.handle_located(&assignment, Some(beginning), Mono(3));
     assert_eq!(new.poll_change(), Some(Change::Assigned(assignment.clone(), beginning)));
     new.handle_commit(2, &assignment, cursor(3), Mono(4));
@@ -354,7 +354,8 @@ fn an_owner_does_not_write_over_what_was_committed_after_the_store_was_wiped() {
 #[test]
 fn an_owner_does_not_write_the_cursor_of_an_earlier_topic_over_one_of_this() {
     let (mut store, [(mut a, old), (mut b, new)]) = two_owners_after_a_wipe(cursor(50));
-    let of_this = Cursor { offset: 3, mark: Some(Mark { offset: 2, timestamp_ms: 9, hash: 2 }) };
+    let of_this =
+        Cursor { offset: 3, mark: Some(Mark { offset: 2, timestamp_ms: 9, hash: 2 }), anchor: None };
     b.handle_commit(1, &new, of_this, Mono(3));
     round(&mut b, &mut store, Mono(3));
     assert_eq!(round(&mut a, &mut store, Mono(2 * SEC)), [Change::Lost(old)]);
@@ -436,8 +437,8 @@ fn a_commit_without_a_mark_keeps_the_last_one() {
     let (mut store, mut a) = (Store::default(), member(1, 1));
     let held = first(round(&mut a, &mut store, Mono(0)));
     a.handle_commit(1, &held, cursor(5), Mono(1));
-    a.handle_commit(2, &held, Cursor { offset: 6, mark: None }, Mono(2));
+    a.handle_commit(2, &held, Cursor::new(6), Mono(2));
     round(&mut a, &mut store, Mono(3));
     let stored = Value::decode(store.0.values().next().unwrap()).unwrap();
-    assert_eq!(stored.cursor, Some(Cursor { offset: 6, mark: cursor(5).mark }));
+    assert_eq!(stored.cursor, Some(Cursor { offset: 6, mark: cursor(5).mark, anchor: None }));
 }

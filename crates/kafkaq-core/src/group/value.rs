@@ -1,43 +1,8 @@
 //! What stands in the store under a partition's key, and in the log as its checkpoint. Both begin with a version.
 
 use super::MemberId;
-use crate::{DecodeError, Record, hash::Fnv};
+use crate::{Cursor, DecodeError};
 use bytes::Bytes;
-
-/// What identifies a record well enough to notice that its topic was deleted and made anew (hole 15).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mark {
-    /// The record's offset.
-    pub offset: i64,
-    /// The log's time for it.
-    pub timestamp_ms: i64,
-    /// Of its key and the beginning of its payload.
-    pub hash: u64,
-}
-
-impl Mark {
-    /// The mark of a record. Costs the same for a large record as for a small one.
-    #[must_use]
-    pub fn of(record: &Record) -> Mark {
-        const ENOUGH: usize = 256;
-        let start =
-            |bytes: &Option<Bytes>| bytes.as_ref().map_or(Bytes::new(), |b| b.slice(..b.len().min(ENOUGH)));
-        let mut hash = Fnv::new();
-        hash.0 ^= record.size() as u64;
-        hash.add(&start(&record.key));
-        hash.add(&start(&record.value));
-        Mark { offset: record.offset, timestamp_ms: record.timestamp_ms, hash: hash.0 }
-    }
-}
-
-/// How far a group has read a partition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cursor {
-    /// The offset of the next record to read.
-    pub offset: i64,
-    /// The last record below it, where one was seen.
-    pub mark: Option<Mark>,
-}
 
 /// Who reads a partition, and how far.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,11 +57,8 @@ impl Cursor {
     }
 
     fn bytes(self) -> Vec<u8> {
-        let mut out = self.offset.to_be_bytes().to_vec();
-        let mark = self
-            .mark
-            .map(|m| [m.offset.to_be_bytes(), m.timestamp_ms.to_be_bytes(), m.hash.to_be_bytes()].concat());
-        put(&mut out, mark.as_deref());
+        let mut out = Vec::new();
+        self.encode_into(&mut out);
         out
     }
 
@@ -149,15 +111,9 @@ impl Reader<'_> {
     }
 
     fn cursor(&mut self) -> Result<Cursor, DecodeError> {
-        let offset = i64::from_be_bytes(self.array()?);
-        let mark = self.option(|r| {
-            Ok(Mark {
-                offset: i64::from_be_bytes(r.array()?),
-                timestamp_ms: i64::from_be_bytes(r.array()?),
-                hash: u64::from_be_bytes(r.array()?),
-            })
-        })?;
-        Ok(Cursor { offset, mark })
+        let (cursor, rest) = Cursor::decode_from(self.0)?;
+        self.0 = rest;
+        Ok(cursor)
     }
 
     fn end(&self) -> Result<(), DecodeError> {
@@ -168,15 +124,16 @@ impl Reader<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Mark;
     use proptest::prelude::*;
 
+    fn mark() -> impl Strategy<Value = Option<Mark>> {
+        let mark = |(offset, timestamp_ms, hash)| Mark { offset, timestamp_ms, hash };
+        proptest::option::of(any::<(i64, i64, u64)>().prop_map(mark))
+    }
+
     fn cursor() -> impl Strategy<Value = Cursor> {
-        let mark = any::<(i64, i64, u64)>().prop_map(|(offset, timestamp_ms, hash)| Mark {
-            offset,
-            timestamp_ms,
-            hash,
-        });
-        (any::<i64>(), proptest::option::of(mark)).prop_map(|(offset, mark)| Cursor { offset, mark })
+        (any::<i64>(), mark(), mark()).prop_map(|(offset, mark, anchor)| Cursor { offset, mark, anchor })
     }
 
     fn value() -> impl Strategy<Value = Value> {

@@ -30,7 +30,7 @@
 use super::world::{Id, TIMEOUT, Topic, WAY, World, cursor, shown};
 use crate::trace::{MS, SEC, Us};
 use kafkaq_core::Assignment;
-use kafkaq_core::group::{Cursor, Value};
+use kafkaq_core::{Cursor, group::Value};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// A member's hold of a partition under an epoch, in one incarnation of the topic.

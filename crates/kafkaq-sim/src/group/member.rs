@@ -2,8 +2,11 @@
 
 use super::world::{Call, Id, M, Topic, WAY, World, cursor};
 use crate::trace::{Us, tr};
-use kafkaq_core::group::{Change, CommitOutcome, Cursor, Group, GroupFault, start};
 use kafkaq_core::{Assignment, Error, ErrorKind, Offsets, Partition};
+use kafkaq_core::{
+    Cursor,
+    group::{Change, CommitOutcome, Group, GroupFault, start},
+};
 use std::collections::{BTreeMap, HashMap};
 
 pub(super) struct Proc {

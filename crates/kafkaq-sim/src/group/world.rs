@@ -4,9 +4,12 @@ use super::{GroupOutcome, GroupStats, check::Check, member::Proc};
 use crate::rng::Rng;
 use crate::trace::{MS, SEC, Trace, Us, tr};
 use bytes::Bytes;
-use kafkaq_core::group::{Cursor, GroupFault, Mark, ReadToken, SwapToken, Value};
 use kafkaq_core::machine::Mono;
 use kafkaq_core::{Assignment, Error, ErrorKind, Headers, Key, Partition, Record, Result, Swap, Swapped};
+use kafkaq_core::{
+    Cursor, Mark,
+    group::{GroupFault, ReadToken, SwapToken, Value},
+};
 use std::collections::BTreeMap;
 
 const STEP: Us = 50 * MS;
@@ -44,7 +47,7 @@ impl Topic {
 
     /// Everything below `offset` is finished.
     pub(super) fn cursor(self, offset: i64) -> Cursor {
-        Cursor { offset, mark: (offset > 0).then(|| Mark::of(&self.record(offset - 1))) }
+        Cursor { offset, mark: (offset > 0).then(|| Mark::of(&self.record(offset - 1))), anchor: None }
     }
 
     pub(super) fn made(self, cursor: Cursor) -> bool {

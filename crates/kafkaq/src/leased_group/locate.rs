@@ -1,9 +1,8 @@
 //! Where reading starts, and the small topic that remembers it when the store forgets (hole 16).
 
 use kafkaq_core::{
-    Batch, Error, ErrorKind, FetchLimit, Headers, NewRecord, Offsets, Partition, PartitionLog, Position,
-    Record, Result, TopicSpec,
-    group::{Cursor, Mark, start},
+    Batch, Cursor, Error, ErrorKind, FetchLimit, Headers, Mark, NewRecord, Offsets, Partition, PartitionLog,
+    Position, Record, Result, TopicSpec, group::start,
 };
 use std::time::Duration;
 

@@ -5,9 +5,9 @@ use crate::{driver::Clock, sync::lock};
 use async_trait::async_trait;
 use futures_core::Stream;
 use kafkaq_core::{
-    Assignment, Commit, Error, ErrorKind, Event, LeaseStore, Member, Partition, PartitionLog, Result,
+    Assignment, Commit, Cursor, Error, ErrorKind, Event, LeaseStore, Member, Partition, PartitionLog, Result,
     TopicSpec,
-    group::{CommitOutcome, Cursor, Group},
+    group::{CommitOutcome, Group},
 };
 use std::{
     collections::HashMap,
@@ -80,7 +80,7 @@ impl Shared {
             waiting.by_id.insert(id, tell);
             id
         };
-        let cursor = Cursor { offset: commit.offset, mark };
+        let cursor = Cursor { offset: commit.offset, mark, anchor: None };
         lock(&self.group).handle_commit(id, &commit.assignment, cursor, self.clock.mono());
         self.wake.notify_one();
         Ok(told)
@@ -136,6 +136,11 @@ impl Member for Handle {
 
     fn release(&self, assignments: &[Assignment]) {
         assignments.iter().for_each(|a| lock(&self.0.group).handle_release(a));
+        self.0.wake.notify_one();
+    }
+
+    fn reassign(&self, assignments: &[Assignment]) {
+        assignments.iter().for_each(|a| lock(&self.0.group).handle_broken(a));
         self.0.wake.notify_one();
     }
 

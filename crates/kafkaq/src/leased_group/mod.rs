@@ -97,6 +97,10 @@ impl Log for LeasedGroup {
         self.log.ensure_topics(topics).await
     }
 
+    async fn describe_topics(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
+        self.log.describe_topics(names).await
+    }
+
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
         self.log.append(to, records).await
     }

@@ -3,7 +3,7 @@
 //! It is bounded although nobody may poll: a partition has at most one batch here, and a change that is overtaken
 //! by a later one before anybody saw it is left out.
 
-use kafkaq_core::{Assignment, Batch, Error, Event, Partition, Result, group::Mark};
+use kafkaq_core::{Assignment, Batch, Error, Event, Mark, Partition, Result};
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,

@@ -2,10 +2,7 @@
 
 use super::{caught::caught, locate, member::Shared};
 use crate::sync::lock;
-use kafkaq_core::{
-    Assignment, Batch, Error, FetchLimit, Position, Result, Retry,
-    group::{Cursor, Mark},
-};
+use kafkaq_core::{Assignment, Batch, Cursor, Error, FetchLimit, Mark, Position, Result, Retry};
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::Notify, time::Instant};
 

@@ -5,8 +5,9 @@ use super::{caught::caught, locate, member::Shared, reader::Reader};
 use crate::{driver::every_answer, sync::lock};
 use bytes::Bytes;
 use kafkaq_core::{
-    Assignment, Error, ErrorKind, Partition, PartitionLog, Result, Retry, Swapped, TopicInfo, TopicSpec,
-    group::{Change, Cursor, ReadToken, SwapToken},
+    Assignment, Cursor, Error, ErrorKind, Partition, PartitionLog, Result, Retry, Swapped, TopicInfo,
+    TopicSpec,
+    group::{Change, ReadToken, SwapToken},
     machine::Mono,
 };
 use std::{future::Future, sync::Arc, time::Duration};

@@ -89,6 +89,10 @@ impl Member for Handle {
         self.shared.with(|state| state.release(self.group, self.member, assignments));
     }
 
+    fn reassign(&self, assignments: &[Assignment]) {
+        self.shared.with(|state| state.reassign(self.group, self.member, assignments));
+    }
+
     async fn leave(&self) -> Result<()> {
         self.shared.with(|state| state.leave(self.group, self.member));
         Ok(())

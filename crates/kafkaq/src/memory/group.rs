@@ -354,6 +354,17 @@ impl Group {
         }
     }
 
+    /// Takes a partition away, so that the next rebalance grants it under a new epoch; if it did, a rebalance is needed.
+    pub(super) fn reassign(&mut self, member: MemberId, number: usize, epoch: u64) -> bool {
+        let Some(slot) = self.owned(member, number, epoch) else { return false };
+        slot.owner = None;
+        let lost = slot.assignment(epoch);
+        if let Some(seat) = self.members.get_mut(&member) {
+            seat.lost.push(lost);
+        }
+        true
+    }
+
     /// Frees a partition that was revoked; if it was, a rebalance is needed.
     pub(super) fn release(&mut self, member: MemberId, number: usize, epoch: u64) -> bool {
         let slot = self.owned(member, number, epoch);

@@ -107,6 +107,10 @@ impl Log for MemoryLog {
         self.with("ensure_topics", |state| Ok(state.ensure_topics(topics, self.default_partitions)))
     }
 
+    async fn describe_topics(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
+        self.with("describe_topics", |state| Ok(state.describe_topics(names)))
+    }
+
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
         let now_ms = millis(SystemTime::now());
         // Copied before the lock is taken.

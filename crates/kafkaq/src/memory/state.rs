@@ -128,6 +128,10 @@ impl State {
     }
 
     /// Makes what is missing. The specs are valid.
+    pub(super) fn describe_topics(&self, names: &[Arc<str>]) -> Vec<Option<TopicInfo>> {
+        names.iter().map(|name| self.topics.get(name).map(|topic| topic.info.clone())).collect()
+    }
+
     pub(super) fn ensure_topics(&mut self, specs: &[TopicSpec], default_partitions: i32) -> Vec<TopicInfo> {
         let mut infos = Vec::with_capacity(specs.len());
         let mut made = false;
@@ -289,6 +293,18 @@ impl State {
             }
         }
         if freed {
+            self.groups[group].rebalance(&mut self.wake);
+        }
+    }
+
+    pub(super) fn reassign(&mut self, group: usize, member: MemberId, of: &[Assignment]) {
+        let mut taken = false;
+        for assignment in of {
+            if let Some(number) = self.number(&assignment.partition) {
+                taken |= self.groups[group].reassign(member, number, assignment.epoch);
+            }
+        }
+        if taken {
             self.groups[group].rebalance(&mut self.wake);
         }
     }

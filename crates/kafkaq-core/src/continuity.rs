@@ -1,0 +1,221 @@
+//! Whether a partition still is the log that was read before: a topic that was cut, or deleted and recreated, has
+//! other records at the same offsets, and a position in the earlier one would skip them.
+//!
+//! A position is kept together with two marks. `mark` is the last record below it: it tells that the log was cut and
+//! grew again. `anchor` is an earlier record that was seen in its place *after* it had been read on from: as long as
+//! it still is there, everything that was read after it is of the same topic, however long a recreated one may be.
+
+use crate::{
+    DecodeError, Error, ErrorKind, FetchLimit, Offsets, Partition, PartitionLog, Position, Record, Result,
+    hash::Fnv,
+};
+use std::time::Duration;
+
+/// Identifies a record well enough to notice that its topic was cut or recreated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The record's offset.
+    pub offset: i64,
+    /// The log's time for it.
+    pub timestamp_ms: i64,
+    /// Hash of its size, its key and the beginning of its payload.
+    pub hash: u64,
+}
+
+impl Mark {
+    /// Returns the mark of a record. Costs the same for a large record as for a small one.
+    #[must_use]
+    pub fn of(record: &Record) -> Mark {
+        const ENOUGH: usize = 256;
+        let start = |bytes: &Option<bytes::Bytes>| {
+            bytes.as_ref().map_or(bytes::Bytes::new(), |b| b.slice(..b.len().min(ENOUGH)))
+        };
+        let mut hash = Fnv::new();
+        hash.0 ^= record.size() as u64;
+        hash.add(&start(&record.key));
+        hash.add(&start(&record.value));
+        Mark { offset: record.offset, timestamp_ms: record.timestamp_ms, hash: hash.0 }
+    }
+
+    fn bytes(self) -> [u8; 24] {
+        let mut out = [0; 24];
+        out[..8].copy_from_slice(&self.offset.to_be_bytes());
+        out[8..16].copy_from_slice(&self.timestamp_ms.to_be_bytes());
+        out[16..].copy_from_slice(&self.hash.to_be_bytes());
+        out
+    }
+}
+
+/// How far a group has read a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    /// The offset of the next record to read.
+    pub offset: i64,
+    /// The last record below it, where one was seen.
+    pub mark: Option<Mark>,
+    /// A record at or below `mark` from which on the topic is known to have been the same: see the
+    /// [module](self).
+    pub anchor: Option<Mark>,
+}
+
+impl Cursor {
+    /// A position of which nothing else is known.
+    #[must_use]
+    pub fn new(offset: i64) -> Self {
+        Cursor { offset, mark: None, anchor: None }
+    }
+
+    /// Writes the cursor behind a version byte of the caller's.
+    pub(crate) fn encode_into(self, out: &mut Vec<u8>) {
+        out.extend(self.offset.to_be_bytes());
+        for mark in [self.mark, self.anchor] {
+            out.push(u8::from(mark.is_some()));
+            out.extend(mark.map(Mark::bytes).iter().flatten());
+        }
+    }
+
+    /// Reads what [`Cursor::encode_into`] wrote, and returns what follows it.
+    pub(crate) fn decode_from(bytes: &[u8]) -> Result<(Cursor, &[u8]), DecodeError> {
+        let (offset, rest) = number(bytes)?;
+        let (mark, rest) = optional_mark(rest)?;
+        let (anchor, rest) = optional_mark(rest)?;
+        Ok((Cursor { offset, mark, anchor }, rest))
+    }
+
+    /// The marks as text, for the metadata of a commit: `kafkaq1` and hexadecimal digits.
+    #[must_use]
+    pub fn metadata(&self) -> String {
+        let mut bytes = Vec::new();
+        self.encode_into(&mut bytes);
+        let digits = bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        format!("{METADATA}{digits}")
+    }
+
+    /// Restores the marks of a committed offset. Metadata that isn't ours, or belongs to another offset (an operator
+    /// has moved the group), says nothing: then the offset is believed as it is.
+    #[must_use]
+    pub fn committed(offset: i64, metadata: &str) -> Cursor {
+        let read = || {
+            let digits = metadata.strip_prefix(METADATA)?.as_bytes();
+            let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+            let bytes = digits.chunks(2).map(byte).collect::<Option<Vec<_>>>()?;
+            let (cursor, rest) = Cursor::decode_from(&bytes).ok()?;
+            (rest.is_empty() && cursor.offset == offset).then_some(cursor)
+        };
+        read().unwrap_or(Cursor::new(offset))
+    }
+}
+
+const METADATA: &str = "kafkaq1:";
+const DAMAGED: DecodeError = DecodeError::Damaged("not a position of a group");
+
+fn number(bytes: &[u8]) -> Result<(i64, &[u8]), DecodeError> {
+    let (head, rest) = bytes.split_first_chunk::<8>().ok_or(DAMAGED)?;
+    Ok((i64::from_be_bytes(*head), rest))
+}
+
+fn optional_mark(bytes: &[u8]) -> Result<(Option<Mark>, &[u8]), DecodeError> {
+    match bytes.split_first() {
+        Some((0, rest)) => Ok((None, rest)),
+        Some((1, rest)) => {
+            let (offset, rest) = number(rest)?;
+            let (timestamp_ms, rest) = number(rest)?;
+            let (hash, rest) = number(rest)?;
+            Ok((Some(Mark { offset, timestamp_ms, hash: hash as u64 }), rest))
+        }
+        _ => Err(DAMAGED),
+    }
+}
+
+/// How a cursor stands to the log that is there now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Reading goes on at the cursor.
+    Intact,
+    /// Records from the cursor on were deleted before they were read; `first` is the first one that is there.
+    DeletedUnread {
+        /// Where reading goes on.
+        first: i64,
+    },
+    /// The log was cut, or its topic was deleted and recreated: nothing of the cursor holds.
+    Replaced {
+        /// The first record of the log that is there now.
+        first: i64,
+    },
+}
+
+/// Compares a cursor with the log. A mark that retention has deleted proves nothing, and the cursor is believed.
+///
+/// *Cancel-safety:* safe, it only reads.
+///
+/// # Errors
+/// The log's own, and `Unavailable` if it doesn't show a record that has to be there: an empty answer is no proof.
+pub async fn standing(log: &dyn PartitionLog, of: &Partition, cursor: &Cursor) -> Result<Standing> {
+    let answer = log.offsets(std::slice::from_ref(of)).await.into_iter().next();
+    let ends = answer.unwrap_or_else(|| Err(Error::unknown(ErrorKind::Other, "offsets").on(of)))?;
+    let replaced = Standing::Replaced { first: ends.first };
+    if cursor.offset > ends.next {
+        return Ok(replaced);
+    }
+    for mark in [cursor.mark, cursor.anchor].into_iter().flatten() {
+        if mark.offset >= ends.first && !is_there(log, of, ends, mark).await? {
+            return Ok(replaced);
+        }
+    }
+    if cursor.offset < ends.first {
+        return Ok(Standing::DeletedUnread { first: ends.first });
+    }
+    Ok(Standing::Intact)
+}
+
+/// Whether the record of a mark is where it was.
+async fn is_there(log: &dyn PartitionLog, of: &Partition, ends: Offsets, mark: Mark) -> Result<bool> {
+    const TRIES: usize = 10;
+    if mark.offset >= ends.next {
+        return Ok(false);
+    }
+    let from = Position { partition: of.clone(), offset: mark.offset };
+    for _ in 0..TRIES {
+        let batch = log.fetch(&from, FetchLimit::new(Duration::from_millis(500), 1)).await?;
+        if let Some(record) = batch.records.first() {
+            return Ok(Mark::of(record) == mark);
+        }
+        if batch.next > mark.offset {
+            return Ok(false);
+        }
+    }
+    Err(Error::not_applied(ErrorKind::Unavailable, "fetch")
+        .on(of)
+        .with_advice("The broker answers without a record although there is one at that offset"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn mark() -> impl Strategy<Value = Option<Mark>> {
+        proptest::option::of(any::<(i64, i64, u64)>().prop_map(|(offset, timestamp_ms, hash)| Mark {
+            offset,
+            timestamp_ms,
+            hash,
+        }))
+    }
+
+    proptest! {
+        #[test]
+        fn metadata_is_read_back(offset: i64, mark in mark(), anchor in mark()) {
+            let cursor = Cursor { offset, mark, anchor };
+            let metadata = cursor.metadata();
+            prop_assert!(metadata.len() <= 200, "brokers take 4096 bytes by default: {}", metadata.len());
+            prop_assert_eq!(Cursor::committed(offset, &metadata), cursor);
+            prop_assert_eq!(Cursor::committed(offset.wrapping_add(1), &metadata), Cursor::new(offset.wrapping_add(1)));
+        }
+
+        #[test]
+        fn foreign_metadata_says_nothing(text in ".*") {
+            prop_assert_eq!(Cursor::committed(7, &text), Cursor::new(7));
+            prop_assert_eq!(Cursor::committed(7, &format!("kafkaq1:{text}")), Cursor::new(7));
+        }
+    }
+}
