@@ -101,6 +101,8 @@ impl Machine {
             // Not under way: it is not sent any more.
             item.append = None;
         }
+        // If nobody has had it yet, it is given back, not renewed.
+        item.gone = true;
         let held = item.stage == Stage::Held && item.holder == Holder::Driver && item.own.is_some();
         if held { self.go_on(r) } else { self.close(r) }
     }
