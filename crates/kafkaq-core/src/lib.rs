@@ -12,6 +12,7 @@ mod lease;
 mod log;
 #[cfg(feature = "machine")]
 pub mod machine;
+mod outage_log;
 pub mod partitioner;
 mod record;
 mod settings;
@@ -28,6 +29,7 @@ pub use log::{
     Assignment, Broker, Commit, Consumer, Event, EventStream, FetchLimit, JoinRequest, Log, Member, Offsets,
     PartitionLog, TopicInfo, TopicSpec,
 };
+pub use outage_log::OutageLog;
 pub use record::{Batch, NewRecord, Partition, Position, Record};
 pub use store::{LeaseStore, Swap, Swapped};
 pub use task::{Task, TaskId};
