@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+#[cfg(feature = "connection")]
+pub mod connection;
 mod continuity;
 mod envelope;
 mod error;

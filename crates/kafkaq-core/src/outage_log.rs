@@ -67,12 +67,21 @@ impl OutageLog {
     }
 
     /// Takes note of the outcomes of one call of an operation. One failure makes it a failed call.
-    pub fn observe<T>(&self, operation: &'static str, outcomes: &[Result<T>]) {
-        let errors = outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
-        match errors.into_iter().find(|e| is_of_the_server(e.kind())) {
-            Some(error) => self.failed(operation, error),
-            None if outcomes.iter().any(Result::is_ok) => self.succeeded(operation),
-            None => {}
+    pub fn observe<'a, T: 'a>(
+        &self,
+        operation: &'static str,
+        outcomes: impl IntoIterator<Item = &'a Result<T>>,
+    ) {
+        let mut succeeded = false;
+        for outcome in outcomes {
+            match outcome {
+                Ok(_) => succeeded = true,
+                Err(error) if is_of_the_server(error.kind()) => return self.failed(operation, error),
+                Err(_) => {}
+            }
+        }
+        if succeeded {
+            self.succeeded(operation);
         }
     }
 
