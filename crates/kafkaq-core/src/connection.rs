@@ -31,7 +31,7 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(20);
 const LAST_BACKOFF: Duration = Duration::from_millis(500);
 
 /// A connection that was silent for this long is pinged before it is used.
-pub const IDLE: Duration = Duration::from_secs(5);
+pub const IDLE: Duration = Duration::from_secs(10);
 
 /// The ping may take this part of the call's time, so that enough is left for a new connection.
 const PING_SHARE: u32 = 4;
