@@ -116,14 +116,20 @@ impl Call {
     /// The error of a call whose request was not answered in time by this server: `Redis at 127.0.0.1:6379`.
     #[must_use]
     pub fn timed_out(&self, server: impl fmt::Display) -> Error {
-        self.operation.after_sending(ErrorKind::Timeout).with_advice(unanswered(server, self.limit))
+        self.operation.after_sending(ErrorKind::Timeout).with_advice(format!(
+            "{server} did not answer within {:?}: check that it runs, is not overloaded, and can be reached",
+            self.limit
+        ))
     }
-}
 
-fn unanswered(server: impl fmt::Display, limit: Duration) -> String {
-    format!(
-        "{server} did not answer within {limit:?}: check that it runs, is not overloaded, and can be reached"
-    )
+    /// The error of a call whose time was over before anything was sent.
+    #[must_use]
+    pub fn not_sent(&self, server: impl fmt::Display) -> Error {
+        self.operation.not_applied(ErrorKind::Timeout).with_advice(format!(
+            "Nothing was sent within {:?}: {server} is too slow for so many calls",
+            self.limit
+        ))
+    }
 }
 
 /// The error of an attempt to connect to this server; without a cause it was not there in time.
@@ -341,11 +347,7 @@ impl<C: Connect> SharedConnection<C> {
         F: Future<Output = Reply<T>>,
     {
         if Instant::now() >= call.deadline() {
-            let error = call.operation.not_applied(ErrorKind::Timeout);
-            let server = self.connect.server(Some(&up.connection));
-            let advice =
-                format!("Nothing was sent within {:?}: {server} is too slow for so many calls", call.limit);
-            return Reply::Keep(Err(error.with_advice(advice)));
+            return Reply::Keep(Err(call.not_sent(self.connect.server(Some(&up.connection)))));
         }
         let reply = match timeout_at(call.deadline(), request(up.connection.clone())).await {
             Ok(reply) => reply,

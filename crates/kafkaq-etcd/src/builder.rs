@@ -2,7 +2,7 @@
 
 use crate::{
     EtcdStore,
-    link::{Link, Member},
+    link::{Link, Member, Members},
 };
 use etcd_client::ConnectOptions;
 use kafkaq_core::{Error, ErrorKind, Result};
@@ -98,7 +98,11 @@ impl EtcdStoreBuilder {
             options = options.with_user(name, password);
         }
         let probe = format!("{}probe", self.prefix);
-        Ok(EtcdStore::new(self.prefix, self.request_timeout, Link::new(members, options, probe)))
+        Ok(EtcdStore::new(
+            self.prefix,
+            self.request_timeout,
+            Link::new(Members::new(members, options, probe)),
+        ))
     }
 
     fn member(&self, text: &str) -> Result<Member> {
