@@ -11,20 +11,30 @@ use tracing::{
     subscriber::DefaultGuard,
 };
 
-/// Keeps the lines that are logged on this thread, from INFO on, with the target in front.
+/// Keeps the lines that are logged, from INFO on, with level and target in front.
 #[derive(Debug)]
 pub struct Log {
     lines: Arc<Mutex<Vec<String>>>,
-    _guard: DefaultGuard,
+    _guard: Option<DefaultGuard>,
 }
 
 impl Log {
-    /// Begins here.
+    /// Of this thread.
     #[must_use]
     pub fn capture() -> Self {
         let lines = Arc::<Mutex<Vec<String>>>::default();
-        let _guard = tracing::subscriber::set_default(Lines(lines.clone()));
+        let _guard =
+            Some(tracing::subscriber::set_default(Lines { kept: lines.clone(), with_thread: false }));
         Log { lines, _guard }
+    }
+
+    /// Of all threads, with the thread's name in front, but for those whose lines are captured or held back by
+    /// themselves. Only once per process.
+    #[must_use]
+    pub fn capture_all_threads() -> Self {
+        let lines = Arc::<Mutex<Vec<String>>>::default();
+        tracing::subscriber::set_global_default(Lines { kept: lines.clone(), with_thread: true }).unwrap();
+        Log { lines, _guard: None }
     }
 
     /// The lines so far.
@@ -34,7 +44,10 @@ impl Log {
     }
 }
 
-struct Lines(Arc<Mutex<Vec<String>>>);
+struct Lines {
+    kept: Arc<Mutex<Vec<String>>>,
+    with_thread: bool,
+}
 
 impl Subscriber for Lines {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
@@ -42,10 +55,11 @@ impl Subscriber for Lines {
     }
 
     fn event(&self, event: &Event<'_>) {
-        let metadata = event.metadata();
-        let mut line = format!("{} {}:", metadata.level(), metadata.target());
+        let thread = std::thread::current();
+        let thread = if self.with_thread { thread.name().unwrap_or_default() } else { "" };
+        let mut line = format!("{thread}{} {}:", event.metadata().level(), event.metadata().target());
         event.record(&mut Words(&mut line));
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).push(line);
     }
 
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
