@@ -123,6 +123,8 @@ async fn a_repeated_request_fails_by_the_error_of_its_last_attempt() {
     fake.broken.store(usize::MAX, Relaxed);
     ask(&fake, &shared, READ).await.unwrap_err();
     assert_eq!(fake.attempts(), 2, "once more, and only once");
+    ask(&fake, &shared, READ).await.unwrap_err();
+    assert_eq!(fake.attempts(), 3, "a connection that was made for this call is no old one");
     break_all(&fake);
     fake.is_down.store(true, Relaxed);
     let error = ask(&fake, &shared, READ).await.unwrap_err();
