@@ -12,6 +12,10 @@
 //!
 //! For kafkaq's own stores. This module promises no stability.
 
+mod settings;
+
+pub use settings::{MAX_PREFIX, REQUEST_TIMEOUT, is_address, is_host, is_prefix};
+
 use crate::{Effect, Error, ErrorKind, Result, Retry};
 use std::{
     error::Error as StdError,
@@ -162,8 +166,10 @@ pub fn out_of_descriptors(error: &(dyn StdError + 'static)) -> Option<&'static s
                      for what keeps them open",
                 );
             }
-            // Its source begins below the error that it wraps.
+            // Its source begins below the error that it wraps, and so does that of an `Arc`.
             next = error.get_ref().map(|inner| inner as &(dyn StdError + 'static)).or(next);
+        } else if let Some(error) = error.downcast_ref::<Arc<dyn StdError + Send + Sync>>() {
+            next = Some(&**error);
         }
     }
     None

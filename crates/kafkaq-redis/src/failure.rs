@@ -28,7 +28,7 @@ pub(crate) fn not_connected(address: &str, source: RedisError) -> Error {
         _ if says("DB index") || says("cluster mode") => {
             (ErrorKind::Misconfigured, format!("Check the database number in the URL of Redis at {address}"))
         }
-        Parse => (ErrorKind::Misconfigured, not_redis(address)),
+        Parse => return not_redis(Dialer::OPERATION.not_applied(ErrorKind::Unavailable), address),
         _ => {
             let server = format!("Redis at {address}");
             return connection::unreachable(Dialer::OPERATION, server, Some(source.into()));
@@ -37,17 +37,20 @@ pub(crate) fn not_connected(address: &str, source: RedisError) -> Error {
     Dialer::OPERATION.not_applied(kind).with_source(source).with_advice(advice)
 }
 
-fn not_redis(address: &str) -> String {
-    format!("What answers at {address} is neither Redis nor Valkey: check the address and the port")
+/// The client's own words for it take several lines.
+fn not_redis(error: Error, address: &str) -> Error {
+    error.with_source("the answer is not in the protocol of Redis").with_advice(format!(
+        "Check the address, and whether it wants TLS: something else than Redis or Valkey may answer at {address}"
+    ))
 }
 
 /// The connection broke after the request was handed to it.
 pub(crate) fn broken(operation: Operation, address: &str, source: RedisError) -> Error {
-    let (kind, advice) = match source.kind() {
-        redis::ErrorKind::Parse => (ErrorKind::Misconfigured, not_redis(address)),
-        _ => (ErrorKind::Unavailable, format!("The connection to Redis at {address} broke")),
-    };
-    operation.after_sending(kind).with_source(source).with_advice(advice)
+    let error = operation.after_sending(ErrorKind::Unavailable);
+    if source.kind() == redis::ErrorKind::Parse {
+        return not_redis(error, address);
+    }
+    error.with_source(source).with_advice(format!("The connection to Redis at {address} broke"))
 }
 
 /// An answer that this crate does not understand.

@@ -1,7 +1,7 @@
 //! What a call says when the server or the network fails, and the way to the next endpoint.
 
 use crate::{Etcd, own};
-use kafkaq_adapter_tests::{cases, create, key, one, read, until};
+use kafkaq_adapter_tests::{cases, create, descriptors, key, one, read, until};
 use kafkaq_core::Swapped;
 use kafkaq_etcd::EtcdStore;
 use std::{
@@ -26,7 +26,13 @@ cases! { reconnecting for Etcd:
     close_leaves_no_connection_behind,
 }
 
+cases! { strangers for Etcd: another_kind_of_server_is_taken_for_what_it_is }
 cases! { outages for Etcd: a_server_that_stands_still_is_logged_once_and_so_is_its_return }
+
+#[tokio::test]
+async fn used_up_descriptors_are_named() {
+    descriptors::are_named::<Etcd>("failures::used_up_descriptors_are_named").await;
+}
 
 #[tokio::test]
 async fn an_endpoint_without_a_server_is_passed_over() {

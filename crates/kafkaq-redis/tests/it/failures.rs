@@ -1,7 +1,7 @@
 //! What a server that refuses, and one that comes back, mean for a call.
 
 use crate::{Redis, ask, store, try_ask};
-use kafkaq_adapter_tests::{Log, cases, create, key, one, read, replace, until, value};
+use kafkaq_adapter_tests::{Log, cases, create, descriptors, key, one, read, replace, until, value};
 use kafkaq_conformance::Proxy;
 use kafkaq_core::{Effect, Error, ErrorKind, LeaseStore, Retry, Swapped};
 use kafkaq_redis::RedisStore;
@@ -24,7 +24,13 @@ cases! { reconnecting for Redis:
     close_leaves_no_connection_behind,
 }
 
+cases! { strangers for Redis: another_kind_of_server_is_taken_for_what_it_is }
 cases! { outages for Redis: a_server_that_stands_still_is_logged_once_and_so_is_its_return }
+
+#[tokio::test]
+async fn used_up_descriptors_are_named() {
+    descriptors::are_named::<Redis>("failures::used_up_descriptors_are_named").await;
+}
 
 fn assert_refused(e: &Error) {
     let facts = (e.kind(), e.effect(), e.retry());

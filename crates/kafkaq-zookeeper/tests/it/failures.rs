@@ -1,7 +1,7 @@
 //! What a call says when the server fails, and that the next call finds its way back.
 
 use crate::{Zk, builder, client, nodes, shared};
-use kafkaq_adapter_tests::{Log, cases, create, key, one, read, replace, until, value};
+use kafkaq_adapter_tests::{Log, cases, create, descriptors, key, one, read, replace, until, value};
 use kafkaq_core::{Effect, Error, ErrorKind, Retry, Swapped};
 use kafkaq_zookeeper::ZooKeeperStore;
 use std::{
@@ -25,6 +25,11 @@ cases! { reconnecting for Zk:
 }
 
 cases! { outages for Zk: a_server_that_stands_still_is_logged_once_and_so_is_its_return }
+
+#[tokio::test]
+async fn used_up_descriptors_are_named() {
+    descriptors::are_named::<Zk>("failures::used_up_descriptors_are_named").await;
+}
 
 const LIMIT: Duration = Duration::from_millis(800);
 
