@@ -55,21 +55,6 @@ pub(crate) fn failed(operation: Operation, address: &str, e: &etcd_client::Error
             ),
             false => format!("The connection to etcd at {address} broke"),
         };
-        return operation.after_sending(ErrorKind::Other).on(address).with_source(e.to_string());
-    };
-    if status.source().is_some() {
-        // Of the client's own making: there was no answer.
-        if is_connect_error(status) {
-            return not_reached(operation, address, status);
-        }
-        let root = root(status);
-        // In the words of the h2 crate, about what it has received.
-        let advice = match root.contains("connection error detected") {
-            true => format!(
-                "Check the address, and whether it wants TLS: something else than etcd seems to answer at {address}"
-            ),
-            false => format!("The connection to etcd at {address} broke"),
-        };
         return operation.after_sending(ErrorKind::Unavailable).with_source(root(status)).with_advice(advice);
     }
     let Meaning { kind, refused, advice } = meaning(status);
