@@ -154,18 +154,10 @@ impl Lane {
 
 /// What an error of a partition's queue tells its readers; nothing if the client mends it by itself.
 fn verdict(code: Code, reason: String, bootstrap: &str) -> Option<Result<Found>> {
-    match code {
-        Code::AutoOffsetReset | Code::OffsetOutOfRange => return Some(Ok(Found::OutOfRange)),
-        _ => {}
+    if matches!(code, Code::AutoOffsetReset | Code::OffsetOutOfRange) {
+        return Some(Ok(Found::OutOfRange));
     }
-    match error::kind(code) {
-        ErrorKind::NotFound
-        | ErrorKind::Denied
-        | ErrorKind::Corrupt
-        | ErrorKind::Unsupported
-        | ErrorKind::TooLarge => Some(Err(error::rejected(code, FETCH, bootstrap).with_source(reason))),
-        _ => None,
-    }
+    error::unreadable(code, &reason, FETCH, bootstrap).map(Err)
 }
 
 /// A partition that is being read.

@@ -4,7 +4,7 @@
 mod common;
 
 use common::*;
-use futures_util::future::join_all;
+use futures_util::{StreamExt, future::join_all};
 use kafkaq_core::*;
 use kafkaq_rdkafka::RdKafka;
 use rdkafka::{
@@ -334,4 +334,52 @@ async fn without_a_server_a_fetch_fails_in_time_and_changed_nothing() {
     kafka.close().await.unwrap();
     assert_eq!(fetch(&kafka, &of, 0, WAIT, 1).await.unwrap_err().kind(), ErrorKind::Closed);
     assert_eq!(kafka.offsets(&[of]).await.remove(0).unwrap_err().kind(), ErrorKind::Closed);
+}
+
+/// The server compresses here, with the code that Java's producer has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_others_compress_is_read_or_the_error_names_the_feature_that_is_off() {
+    on_the_server("codec", async |site| {
+        let codecs = [
+            ("gzip", cfg!(feature = "gzip")),
+            ("snappy", true),
+            ("lz4", true),
+            ("zstd", cfg!(feature = "zstd")),
+        ];
+        for (codec, is_on) in codecs {
+            let topic = format!("{}-{codec}", site.name);
+            let (server, named) = (site.bootstrap.clone(), topic.clone());
+            tokio::task::spawn_blocking(move || wire::create(&server, &named, "compression.type", codec))
+                .await
+                .unwrap();
+            let (kafka, of) = (site.kafka(), Partition::new(topic, 0));
+            let limit = Instant::now() + WAIT;
+            while kafka.append(&of, &[record("x".repeat(3000))]).await.remove(0).is_err() {
+                assert!(Instant::now() < limit);
+            }
+            let read = fetch(&kafka, &of, 0, WAIT, 1 << 20).await;
+            let mut consumer = kafka
+                .join(JoinRequest::new(format!("{codec}-{}", site.name), vec![of.topic.clone()], [1; 16]))
+                .await
+                .unwrap();
+            let joined = loop {
+                match tokio::time::timeout(LONG, consumer.events.next()).await.unwrap().unwrap() {
+                    Ok(Event::Records(_, batch)) => break Ok(batch),
+                    Ok(_) => {}
+                    Err(e) => break Err(e),
+                }
+            };
+            for outcome in [read, joined] {
+                if is_on {
+                    assert_eq!(values(&outcome.unwrap())[0].len(), 3000, "{codec}");
+                } else {
+                    let e = outcome.unwrap_err();
+                    assert_eq!(e.kind(), ErrorKind::Unsupported, "{e}");
+                    assert!(e.to_string().contains(&format!("feature `{codec}`")), "{e}");
+                }
+            }
+            kafka.close().await.unwrap();
+        }
+    })
+    .await;
 }
