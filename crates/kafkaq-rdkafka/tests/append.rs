@@ -73,6 +73,7 @@ async fn five_thousand_records_are_answered_within_the_timeout_with_the_log_down
                 assert_eq!(e.retry(), Retry::Yes, "{e}");
             }
         }
-        kafka.close().await.unwrap();
+        // What is still queued may be too much for so short a time.
+        let _ = kafka.close().await;
     }
 }
