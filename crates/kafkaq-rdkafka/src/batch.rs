@@ -44,8 +44,7 @@ pub(crate) fn take(queue: &PartitionQueue<Watch>, max: usize) -> Taken {
         match queue.poll(Duration::ZERO) {
             None => break false,
             Some(Ok(message)) => {
-                let headers = message.headers().map_or(0, |h| h.count());
-                bytes += message.key_len() + message.payload_len() + headers * HEADER_GUESS;
+                bytes += size(&message);
                 messages.push(message);
             }
             Some(Err(e)) => {
@@ -54,9 +53,19 @@ pub(crate) fn take(queue: &PartitionQueue<Watch>, max: usize) -> Taken {
             }
         }
     };
-    let mut arena = Arena::new(bytes);
-    let records = messages.iter().map(|m| record(m, &mut arena)).collect();
-    Taken { records, more, error }
+    Taken { records: records(&messages, bytes), more, error }
+}
+
+/// About how much of an [`Arena`] it takes.
+pub(crate) fn size(message: &BorrowedMessage<'_>) -> usize {
+    let headers = message.headers().map_or(0, |h| h.count());
+    message.key_len() + message.payload_len() + headers * HEADER_GUESS
+}
+
+/// Copies messages of that size in all.
+pub(crate) fn records(messages: &[BorrowedMessage<'_>], size: usize) -> Vec<Record> {
+    let mut arena = Arena::new(size);
+    messages.iter().map(|m| record(m, &mut arena)).collect()
 }
 
 fn record(message: &BorrowedMessage<'_>, arena: &mut Arena) -> Record {

@@ -1,5 +1,6 @@
 //! librdkafka's error codes in the contract's words.
 
+use crate::{log::Trouble, settings::Settings};
 use kafkaq_core::{Error, ErrorKind};
 use rdkafka::{error::KafkaError, types::RDKafkaErrorCode as Code};
 
@@ -56,6 +57,7 @@ pub(crate) fn kind(code: Code) -> ErrorKind {
         IllegalGeneration | UnknownMemberId | FencedMemberEpoch | StaleMemberEpoch | FencedInstanceId
         | AssignmentLost => ErrorKind::NotOwner,
         UnsupportedFeature
+        | NotImplemented
         | UnsupportedVersion
         | UnsupportedCompressionType
         | UnsupportedForMessageFormat
@@ -124,6 +126,21 @@ pub(crate) fn rejected(code: Code, op: &'static str, bootstrap: &str) -> Error {
 /// It may have happened.
 pub(crate) fn uncertain(code: Code, op: &'static str, bootstrap: &str) -> Error {
     dress(Error::unknown(kind(code), op), code, bootstrap)
+}
+
+/// Nothing came back to a question, which changes nothing.
+pub(crate) fn no_answer(op: &'static str, settings: &Settings, trouble: &Trouble) -> Error {
+    let (limit, bootstrap) = (settings.request_timeout(), settings.bootstrap());
+    let (kind, reason) = match trouble.within(limit) {
+        Some(reason) => (ErrorKind::Unavailable, Some(reason)),
+        None => (ErrorKind::Timeout, None),
+    };
+    let e = Error::not_applied(kind, op)
+        .with_advice(format!("No answer within {limit:?}: check that a broker answers at {bootstrap}"));
+    match reason {
+        Some(reason) => e.with_source(reason),
+        None => e,
+    }
 }
 
 fn dress(error: Error, code: Code, bootstrap: &str) -> Error {

@@ -77,6 +77,21 @@ const CONSUMER_DEFAULTS: &[(&str, &str)] = &[
     ("queued.max.messages.kbytes", "16384"),
 ];
 
+/// What reading without a group needs, whatever is set.
+const READER: &[(&str, &str)] = &[
+    // Never joined. librdkafka assigns partitions only to a consumer that has one.
+    ("group.id", "kafkaq-reader"),
+    ("group.protocol", "classic"),
+    // An offset that is not there is the caller's affair.
+    ("auto.offset.reset", "error"),
+    // Says that all records up to the log's end have been read.
+    ("enable.partition.eof", "true"),
+    // The time that a topic has to become known before it counts as missing.
+    ("topic.metadata.propagation.max.ms", "1000"),
+    ("fetch.error.backoff.ms", "100"),
+    ("max.poll.interval.ms", "86400000"),
+];
+
 /// Settings of the classic protocol that KIP-848 leaves to the server; librdkafka refuses them there.
 const CLASSIC_ONLY: &[&str] =
     &["session.timeout.ms", "heartbeat.interval.ms", "partition.assignment.strategy", "group.protocol.type"];
@@ -238,6 +253,22 @@ impl Settings {
             for name in CLASSIC_ONLY {
                 config.remove(name);
             }
+        }
+        config
+    }
+
+    /// For reading without a group. `readahead` is in KiB and counts for each partition; 0 reads one batch a fetch.
+    pub(crate) fn reader(&self, readahead: usize) -> ClientConfig {
+        let mut config = self.over(self.client(CONSUMER_DEFAULTS), &self.builder.consumer);
+        for name in ["group.instance.id", "group.remote.assignor", "session.timeout.ms"] {
+            config.remove(name);
+        }
+        for (name, value) in READER {
+            config.set(*name, *value);
+        }
+        config.set("queued.max.messages.kbytes", readahead.max(1).to_string());
+        if readahead == 0 {
+            config.set("fetch.message.max.bytes", "1").set("queued.min.messages", "1");
         }
         config
     }
