@@ -262,8 +262,8 @@ fn deleted_within(of: &Partition, gap: Gap, found: Standing) -> Option<Error> {
     }
 }
 
-fn alarm(of: &Partition, what: String) -> Error {
-    Error::not_applied(ErrorKind::Misconfigured, "read").on(of).with_source(what).with_retry(Retry::Yes)
+fn alarm(of: &Partition, kind: ErrorKind, what: String) -> Error {
+    Error::not_applied(kind, "read").on(of).with_source(what).with_retry(Retry::Yes)
 }
 
 fn deleted_unread(of: &Partition, from: i64, to: i64) -> Error {
@@ -272,7 +272,7 @@ fn deleted_unread(of: &Partition, from: i64, to: i64) -> Error {
         to - from,
         to - 1
     );
-    alarm(of, what).with_advice(
+    alarm(of, ErrorKind::NotFound, what).with_advice(
         "Raise the topic's `retention.ms` and `retention.bytes`, or start enough workers to keep up with them",
     )
 }
@@ -282,7 +282,8 @@ fn replaced(of: &Partition, first: i64) -> Error {
         "the log is not the one that was read before: its topic was deleted and recreated, or its records were \
          cut off. What was committed for it doesn't count; reading begins at its first record, offset {first}"
     );
-    alarm(of, what).with_advice("Tasks of the earlier log that were not done yet have to be published again")
+    alarm(of, ErrorKind::Other, what)
+        .with_advice("Tasks of the earlier log that were not done yet have to be published again")
 }
 
 fn cut(of: &Partition, at: i64) -> Error {
@@ -290,7 +291,7 @@ fn cut(of: &Partition, at: i64) -> Error {
         "the log doesn't have the records that were read last: its end was cut off. Reading goes on at the \
          committed offset {at}"
     );
-    alarm(of, what).with_advice(
+    alarm(of, ErrorKind::Other, what).with_advice(
         "Turn `unclean.leader.election.enable` off, and set `min.insync.replicas` to 2 or more of 3 replicas",
     )
 }

@@ -105,7 +105,20 @@ pub(crate) fn sites(test: &str) -> Vec<Site> {
 
 /// Runs a test on all sites at once: most of its time is waiting.
 pub(crate) async fn on_each_site(test: &str, run: impl AsyncFn(Site)) {
-    let runs = sites(test).into_iter().map(async |site| {
+    on_all(sites(test), run).await;
+}
+
+/// What a mock cluster can't do.
+pub(crate) async fn on_each_real_site(test: &str, run: impl AsyncFn(Site)) {
+    let sites: Vec<_> = sites(test).into_iter().filter(|site| site.mock.is_none()).collect();
+    if sites.is_empty() {
+        println!("{test}: not run; `KAFKAQ_TEST_KAFKA` names no server");
+    }
+    on_all(sites, run).await;
+}
+
+async fn on_all(sites: Vec<Site>, run: impl AsyncFn(Site)) {
+    let runs = sites.into_iter().map(async |site| {
         let name = format!("{} {:?}", site.bootstrap, site.protocol);
         AssertUnwindSafe(run(site)).catch_unwind().await.err().map(|_| name)
     });
