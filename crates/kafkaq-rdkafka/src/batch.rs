@@ -1,6 +1,6 @@
 //! From the client's messages to a [`Batch`]: one copy, into memory that the whole batch shares.
 
-use crate::group::Watch;
+use crate::group::Callbacks;
 use bytes::{Bytes, BytesMut};
 use kafkaq_core::{HEADER, Headers, Record};
 use rdkafka::{
@@ -34,7 +34,7 @@ pub(crate) struct Taken {
 }
 
 /// Takes what is there, up to `max` records. Never waits.
-pub(crate) fn take(queue: &PartitionQueue<Watch>, max: usize) -> Taken {
+pub(crate) fn take(queue: &PartitionQueue<Callbacks>, max: usize) -> Taken {
     let mut messages: Vec<BorrowedMessage<'_>> = Vec::new();
     let (mut bytes, mut error) = (0, None);
     let more = loop {

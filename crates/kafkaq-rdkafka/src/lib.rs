@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 
 mod batch;
+mod check;
+mod commit;
 mod error;
 mod fetch;
 mod group;
@@ -12,6 +14,7 @@ mod poller;
 mod producer;
 mod reader;
 mod settings;
+mod slot;
 mod topics;
 
 use async_trait::async_trait;
@@ -50,8 +53,7 @@ impl RdKafka {
     }
 
     /// The same producer and reader for somebody inside: a member that looks at its own topics.
-    #[expect(dead_code, reason = "members don't look at their topics yet")]
-    pub(crate) fn share(&self) -> RdKafka {
+    fn share(&self) -> RdKafka {
         let (appender, reader) = (self.appender.clone(), self.reader.clone());
         RdKafka { settings: self.settings.clone(), appender, reader, members: Mutex::default() }
     }
@@ -96,7 +98,8 @@ impl Log for RdKafka {
 impl Broker for RdKafka {
     async fn join(&self, request: JoinRequest) -> Result<Consumer> {
         self.appender.check_open("join")?;
-        let (consumer, shared) = poller::start(self.settings.clone(), request).await?;
+        let (consumer, shared) =
+            poller::start(self.settings.clone(), Arc::new(self.share()), request).await?;
         let mut members = locked(&self.members);
         members.retain(|m| m.strong_count() > 0);
         members.push(Arc::downgrade(&shared));
