@@ -117,6 +117,7 @@ impl Reader {
         let answer = tokio::task::spawn_blocking(ask).await;
         let answer = answer.map_err(|e| Error::not_applied(ErrorKind::Other, op).with_source(e))?;
         let (first, next) = answer.map_err(|e| self.refused(op, &e))?;
+        self.settings.trouble().is_over();
         self.ends.note(partition, next);
         Ok(Offsets { first, next })
     }
