@@ -128,6 +128,44 @@ pub(crate) fn uncertain(code: Code, op: &'static str, bootstrap: &str) -> Error 
     dress(Error::unknown(kind(code), op), code, bootstrap)
 }
 
+/// What the consumer says of a partition that it can't go on to read, or nothing if it mends that by itself. `reason`
+/// is what its error event said.
+pub(crate) fn unreadable(code: Code, reason: &str, op: &'static str, bootstrap: &str) -> Option<Error> {
+    let error = match kind(code) {
+        ErrorKind::NotFound
+        | ErrorKind::Denied
+        | ErrorKind::Misconfigured
+        | ErrorKind::TooLarge
+        | ErrorKind::Corrupt
+        | ErrorKind::Unsupported => rejected(code, op, bootstrap),
+        _ => return None,
+    };
+    let error = if reason.is_empty() { error } else { error.with_source(reason) };
+    Some(match codec(reason).filter(|_| code == Code::NotImplemented) {
+        Some(codec @ ("gzip" | "zstd")) => error.with_advice(format!(
+            "The records there are compressed by {codec}, which was left out of this program: build it with the \
+             feature `{codec}` of the crate kafkaq-rdkafka, and reading goes on from there"
+        )),
+        _ if matches!(kind(code), ErrorKind::Corrupt | ErrorKind::Unsupported) => error.with_advice(
+            "Reading stops there: delete the records up to there, or read on with a client that can decode them",
+        ),
+        _ => error,
+    })
+}
+
+/// librdkafka knows a codec by its number in Kafka's protocol: "Decompression (codec 0x4) of message at 17 of 100
+/// bytes failed".
+fn codec(reason: &str) -> Option<&'static str> {
+    let (_, number) = reason.split_once("(codec 0x")?;
+    match number.split(')').next()? {
+        "1" => Some("gzip"),
+        "2" => Some("snappy"),
+        "3" => Some("lz4"),
+        "4" => Some("zstd"),
+        _ => None,
+    }
+}
+
 /// Nothing came back to a question, which changes nothing.
 pub(crate) fn no_answer(op: &'static str, settings: &Settings, trouble: &Trouble) -> Error {
     let (limit, bootstrap) = (settings.request_timeout(), settings.bootstrap());
@@ -153,4 +191,40 @@ fn dress(error: Error, code: Code, bootstrap: &str) -> Error {
 
 pub(crate) fn closed(op: &'static str) -> Error {
     Error::not_applied(ErrorKind::Closed, op)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reason(codec: u8) -> String {
+        format!(
+            "Decompression (codec 0x{codec:x}) of message at 17 of 100 bytes failed: Local: Not implemented"
+        )
+    }
+
+    #[test]
+    fn a_codec_that_was_left_out_is_named_with_its_feature() {
+        for (number, name) in [(1, "gzip"), (4, "zstd")] {
+            let e = unreadable(Code::NotImplemented, &reason(number), "read", "k:9092").unwrap();
+            assert_eq!((e.kind(), e.effect()), (ErrorKind::Unsupported, kafkaq_core::Effect::NotApplied));
+            let advice = e.advice().unwrap();
+            assert!(advice.contains(&format!("feature `{name}`")), "{advice}");
+            assert!(e.to_string().contains("message at 17"), "{e}");
+        }
+        let e = unreadable(Code::NotImplemented, &reason(7), "read", "k:9092").unwrap();
+        assert!(!e.to_string().contains("feature") && e.advice().is_some(), "{e}");
+    }
+
+    #[test]
+    fn whatever_stops_a_partition_is_told_and_what_mends_itself_is_not() {
+        for code in
+            [Code::BadCompression, Code::BadMessage, Code::TopicAuthorizationFailed, Code::UnknownTopic]
+        {
+            assert!(unreadable(code, "", "read", "k:9092").is_some_and(|e| e.advice().is_some()), "{code:?}");
+        }
+        for code in [Code::BrokerTransportFailure, Code::NotLeaderForPartition, Code::RequestTimedOut] {
+            assert!(unreadable(code, "", "read", "k:9092").is_none(), "{code:?}");
+        }
+    }
 }

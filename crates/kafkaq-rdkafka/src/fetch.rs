@@ -19,6 +19,8 @@ const OFFSETS: &str = "offsets";
 const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
 /// Partitions that one call asks for their offsets at once.
 const AT_ONCE: usize = 8;
+/// After how long without a sign of life a partition is asked for.
+const DOUBT: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_millis(100);
 /// How old an end may be that a batch tells, and how long a batch waits for one.
 const FRESH: Duration = Duration::from_secs(1);
@@ -36,8 +38,9 @@ impl Reader {
         let mut offset = from.offset.max(0);
         // Known before the fetch that it is compared with.
         let mut end = None;
+        let mut doubt = Instant::now() + DOUBT;
         loop {
-            match self.ask(partition, offset, limit.max_bytes, end.is_some(), until, last).await? {
+            match self.ask(partition, offset, limit.max_bytes, end.is_some(), [doubt, until, last]).await? {
                 Found::Records(records) => {
                     let next = records.last().map_or(offset, |record| record.offset + 1);
                     let end = self.known_end(partition, next).await;
@@ -46,7 +49,7 @@ impl Reader {
                 Found::Nothing => {
                     let (known, looked) = match end.take() {
                         Some(end) => (end, true),
-                        None => (self.offsets_of(partition).await?.next, false),
+                        None => (self.offsets_of(FETCH, partition).await?.next, false),
                     };
                     if known < offset {
                         return Err(beyond(offset, known));
@@ -60,8 +63,13 @@ impl Reader {
                         return Ok(Batch::new(Vec::new(), offset, Some(known)));
                     }
                 }
+                // The client waits for a partition that is not there as for one whose leader is away.
+                Found::Silence => {
+                    self.offsets_of(FETCH, partition).await?;
+                    doubt = last;
+                }
                 Found::OutOfRange => {
-                    let Offsets { first, next } = self.offsets_of(partition).await?;
+                    let Offsets { first, next } = self.offsets_of(FETCH, partition).await?;
                     match offset {
                         _ if offset < first => offset = first,
                         _ if offset > next => return Err(beyond(offset, next)),
@@ -81,26 +89,25 @@ impl Reader {
         offset: i64,
         max_bytes: usize,
         anew: bool,
-        until: Instant,
-        last: Instant,
+        [doubt, until, last]: [Instant; 3],
     ) -> Result<Found> {
         let (answer, found) = oneshot::channel();
         let partition = partition.clone();
-        self.send(Request { partition, offset, max_bytes, anew, until, last, answer })?;
+        self.send(Request { partition, offset, max_bytes, anew, doubt, until, last, answer })?;
         found.await.unwrap_or_else(|_| Err(error::closed(FETCH)))
     }
 
     /// The first and the next offset of each partition.
     pub(crate) async fn offsets(&self, of: &[Partition]) -> Vec<Result<Offsets>> {
         let one = |partition: Partition| async move {
-            self.offsets_of(&partition).await.map_err(|e| e.on(&partition))
+            self.offsets_of(OFFSETS, &partition).await.map_err(|e| e.on(&partition))
         };
         stream::iter(of.to_vec()).map(one).buffered(AT_ONCE).collect().await
     }
 
     /// While somebody's transaction is open, `next` is where that begins.
-    async fn offsets_of(&self, partition: &Partition) -> Result<Offsets> {
-        let (client, active) = self.client(OFFSETS)?;
+    async fn offsets_of(&self, op: &'static str, partition: &Partition) -> Result<Offsets> {
+        let (client, active) = self.client(op)?;
         let (Partition { topic, index }, limit) = (partition.clone(), self.settings.request_timeout());
         let ask = move || {
             let answer = client.fetch_watermarks(&topic, index, limit);
@@ -108,8 +115,8 @@ impl Reader {
             answer
         };
         let answer = tokio::task::spawn_blocking(ask).await;
-        let answer = answer.map_err(|e| Error::not_applied(ErrorKind::Other, OFFSETS).with_source(e))?;
-        let (first, next) = answer.map_err(|e| self.refused(OFFSETS, &e))?;
+        let answer = answer.map_err(|e| Error::not_applied(ErrorKind::Other, op).with_source(e))?;
+        let (first, next) = answer.map_err(|e| self.refused(op, &e))?;
         self.ends.note(partition, next);
         Ok(Offsets { first, next })
     }
@@ -118,7 +125,7 @@ impl Reader {
     async fn known_end(&self, partition: &Partition, next: i64) -> Option<i64> {
         let known = match self.ends.of(partition) {
             Some(end) => Some(end),
-            None => match tokio::time::timeout(FRESH, self.offsets_of(partition)).await {
+            None => match tokio::time::timeout(FRESH, self.offsets_of(FETCH, partition)).await {
                 Ok(Ok(offsets)) => Some(offsets.next),
                 _ => None,
             },

@@ -90,7 +90,15 @@ impl Lane {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, *index, Offset::Offset(offset))?;
         self.client.incremental_assign(&list)?;
-        Ok(Cursor { queue, ready, next: offset, at_end: false, waiting: Vec::new(), used: self.used })
+        Ok(Cursor {
+            queue,
+            ready,
+            next: offset,
+            is_alive: false,
+            at_end: false,
+            waiting: Vec::new(),
+            used: self.used,
+        })
     }
 
     fn give_up(&mut self, partitions: &[Partition]) -> KafkaResult<()> {
@@ -146,18 +154,10 @@ impl Lane {
 
 /// What an error of a partition's queue tells its readers; nothing if the client mends it by itself.
 fn verdict(code: Code, reason: String, bootstrap: &str) -> Option<Result<Found>> {
-    match code {
-        Code::AutoOffsetReset | Code::OffsetOutOfRange => return Some(Ok(Found::OutOfRange)),
-        _ => {}
+    if matches!(code, Code::AutoOffsetReset | Code::OffsetOutOfRange) {
+        return Some(Ok(Found::OutOfRange));
     }
-    match error::kind(code) {
-        ErrorKind::NotFound
-        | ErrorKind::Denied
-        | ErrorKind::Corrupt
-        | ErrorKind::Unsupported
-        | ErrorKind::TooLarge => Some(Err(error::rejected(code, FETCH, bootstrap).with_source(reason))),
-        _ => None,
-    }
+    error::unreadable(code, &reason, FETCH, bootstrap).map(Err)
 }
 
 /// A partition that is being read.
@@ -167,6 +167,8 @@ struct Cursor {
     ready: Arc<AtomicBool>,
     /// Where its queue goes on.
     next: i64,
+    /// Something has come back since the assignment.
+    is_alive: bool,
     /// All records up to the log's end, as it was at some time since the assignment, have been handed out.
     at_end: bool,
     waiting: Vec<Request>,
@@ -208,9 +210,13 @@ impl Cursor {
                 }
             }
         }
-        let at_end = self.at_end;
-        for request in self.waiting.extract_if(.., |r| now >= if at_end { r.until } else { r.last }) {
-            let found = if at_end { Ok(Found::Nothing) } else { Err(overdue()) };
+        let (is_alive, at_end) = (self.is_alive, self.at_end);
+        for request in self.waiting.extract_if(.., |r| now >= r.due(is_alive, at_end)) {
+            let found = match at_end {
+                true => Ok(Found::Nothing),
+                false if !is_alive && now < request.last => Ok(Found::Silence),
+                false => Err(overdue()),
+            };
             request.answer(found);
         }
         true
@@ -222,7 +228,7 @@ impl Cursor {
         callbacks: &Callbacks,
         verdict: &dyn Fn(Code, String) -> Option<Result<Found>>,
     ) -> (Vec<Record>, Until) {
-        let Cursor { queue, next, at_end, .. } = self;
+        let Cursor { queue, next, is_alive, at_end, .. } = self;
         let (mut messages, mut size, mut bytes) = (Vec::new(), 0, 0);
         let until = loop {
             if bytes >= max_bytes && !messages.is_empty() {
@@ -233,12 +239,12 @@ impl Cursor {
                 // The log was cut, and the client goes on at its new end.
                 Some(Ok(message)) if message.offset() < *next => break Until::Over(Ok(Found::OutOfRange)),
                 Some(Ok(message)) => {
-                    (*next, *at_end) = (message.offset() + 1, false);
+                    (*next, *is_alive, *at_end) = (message.offset() + 1, true, false);
                     size += batch::size(&message);
                     bytes += batch::size(&message).max(SMALLEST);
                     messages.push(message);
                 }
-                Some(Err(KafkaError::PartitionEOF(_))) => *at_end = true,
+                Some(Err(KafkaError::PartitionEOF(_))) => (*is_alive, *at_end) = (true, true),
                 Some(Err(e)) => {
                     let reason = std::mem::take(&mut *locked(&callbacks.reason));
                     tracing::debug!(target: "librdkafka", reason, "a partition can't be read");
@@ -257,7 +263,7 @@ impl Cursor {
 
     /// Until the first of them has waited long enough.
     fn wait(&self, now: Instant) -> Duration {
-        let due = self.waiting.iter().map(|r| if self.at_end { r.until } else { r.last }).min();
+        let due = self.waiting.iter().map(|r| r.due(self.is_alive, self.at_end)).min();
         due.map_or(LINGER, |due| due.saturating_duration_since(now))
     }
 }

@@ -9,6 +9,7 @@ mod group;
 mod lane;
 mod log;
 mod member;
+mod polled;
 mod poller;
 mod producer;
 mod reader;

@@ -1,13 +1,19 @@
 //! Appends: one idempotent producer for the process, one outcome a record.
 
-use crate::{error, locked, log, log::Trouble, settings, settings::Settings};
+use crate::{
+    error, locked, log,
+    log::Trouble,
+    polled::{Failed, Polled},
+    settings,
+    settings::Settings,
+};
 use kafkaq_core::{Error, ErrorKind, NewRecord, Partition, Result, Retry};
 use rdkafka::{
     ClientContext, Message,
-    config::{FromClientConfigAndContext, RDKafkaLogLevel},
+    config::RDKafkaLogLevel,
     error::KafkaError,
     message::{Header, OwnedHeaders},
-    producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, PurgeConfig, ThreadedProducer},
+    producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, PurgeConfig},
     types::RDKafkaErrorCode as Code,
 };
 use std::{
@@ -20,7 +26,7 @@ const APPEND: &str = "append";
 /// The client's queue holds 100,000 records: when it is full, this long makes room for many.
 const FULL: Duration = Duration::from_millis(5);
 
-type Client = ThreadedProducer<Reports>;
+type Client = Polled<Reports>;
 
 pub(crate) struct Appender {
     settings: Arc<Settings>,
@@ -87,7 +93,10 @@ impl Appender {
             let mut receipt = Box::new(Receipt { call: call.clone(), index });
             loop {
                 match self.enqueue(&client, to, record, receipt) {
-                    Ok(()) => break,
+                    Ok(()) => {
+                        client.wake();
+                        break;
+                    }
                     Err((Code::QueueFull, back)) if Instant::now() < deadline => {
                         receipt = back;
                         tokio::time::sleep(FULL).await;
@@ -183,7 +192,10 @@ fn retire(client: Arc<Client>) {
 
 fn connect(settings: &Arc<Settings>, trouble: &Arc<Trouble>) -> Result<Client> {
     let context = Reports { settings: settings.clone(), trouble: trouble.clone() };
-    Client::from_config_and_context(&settings.producer(), context).map_err(|e| settings::broken(&e))
+    Client::open(&settings.producer(), context).map_err(|failed| match failed {
+        Failed::Client(e) => settings::broken(&e),
+        Failed::Thread(e) => Error::not_applied(ErrorKind::Other, "start the producer").with_source(e),
+    })
 }
 
 fn is_too_large(outcome: &Result<i64>) -> bool {

@@ -74,6 +74,8 @@ pub(crate) struct Request {
     pub(crate) max_bytes: usize,
     /// Reads from the log, not from what was read ahead: what it finds is younger than the request.
     pub(crate) anew: bool,
+    /// From when on it is answered if the partition has not shown any sign of life.
+    pub(crate) doubt: Instant,
     /// From when on it is answered if there is nothing to read.
     pub(crate) until: Instant,
     /// From when on it is answered in any case.
@@ -82,6 +84,15 @@ pub(crate) struct Request {
 }
 
 impl Request {
+    /// When it is answered if no record comes.
+    pub(crate) fn due(&self, is_alive: bool, at_end: bool) -> Instant {
+        match (is_alive, at_end) {
+            (_, true) => self.until,
+            (true, false) => self.last,
+            (false, false) => self.doubt.min(self.last),
+        }
+    }
+
     /// To somebody who may have gone.
     pub(crate) fn answer(self, found: Result<Found>) {
         let _ = self.answer.send(found);
@@ -94,6 +105,8 @@ pub(crate) enum Found {
     Records(Vec<Record>),
     /// The end of the log was reached without a record.
     Nothing,
+    /// Nothing has come back yet: the partition may not be there.
+    Silence,
     /// The offset is not within the log.
     OutOfRange,
 }

@@ -71,6 +71,7 @@ impl Admin {
     }
 
     fn ensure(&self, specs: &[TopicSpec]) -> Result<Vec<TopicInfo>> {
+        specs.iter().try_for_each(|spec| self.check(spec))?;
         let mut missing = Vec::new();
         for spec in specs {
             if matches!(self.look(&spec.name)?, Seen::Missing) {
@@ -98,6 +99,20 @@ impl Admin {
         self.describe(&mut found);
         let of = |name: &Arc<str>| found.iter().find(|info| info.name == *name).cloned();
         Ok(names.iter().map(of).collect())
+    }
+
+    /// A topic that takes larger records than the producer lets pass would promise too much.
+    fn check(&self, spec: &TopicSpec) -> Result<()> {
+        let limit = self.settings.max_record_bytes();
+        match spec.max_record_bytes {
+            Some(needs) if needs > limit => {
+                Err(Error::not_applied(ErrorKind::Invalid, OP).on(&spec.name).with_advice(format!(
+                    "Its records may have {needs} bytes, and this client sends {limit} at most: lower max_task_bytes, \
+                     or the max.message.bytes of the topics, or set `message.max.bytes` of the client to {needs}"
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn look(&self, topic: &str) -> Result<Seen> {
