@@ -124,7 +124,8 @@ pub fn capture(command: &mut Command) -> Result<String> {
 }
 
 /// The last `count` lines of a text.
-pub(crate) fn last_lines(text: &str, count: usize) -> String {
+#[must_use]
+pub fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<_> = text.lines().collect();
     lines[lines.len().saturating_sub(count)..].join("\n")
 }

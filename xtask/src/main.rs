@@ -23,6 +23,8 @@ cargo xtask test [--quick | --backend NAMES | --only NAME] [--kafka redpanda]
     else; the end of the output says what it was, how to repeat it alone, and where the logs are.
     --quick     no servers, no documentation: what to run before each commit
     --only      one test binary, or of it one test, for example: --only kafkaq-tests::outage
+                or one of the other checks: format, rust-version, packages, licences, clippy, features,
+                documentation, quickstart
     --backend   only the matrix, and of it the pairs of these, for example: --backend rskafka,etcd
                 brokers: memory, rdkafka, rskafka; stores: memory, redis, redis-cluster, etcd, zookeeper.
                 With no broker named it is all of them, and with no store all stores. Starts only the
@@ -122,7 +124,7 @@ fn check_options(mut args: Parser) -> Result<check::Options> {
         }
     }
     if options.only.is_some() && (options.quick || options.backends.is_some()) {
-        bail!("--only is one test binary; --quick and --backend are others");
+        bail!("--only is one check; --quick and --backend are others");
     }
     if options.quick && (options.backends.is_some() || options.kafka != Service::Kafka) {
         bail!("--quick starts no servers, and --backend and --kafka are about nothing else");
@@ -180,6 +182,10 @@ fn services(mut args: Parser) -> Result<()> {
 fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args).current_dir(xtask::root());
+    // What is built once and thrown away is built sooner without.
+    if std::env::var_os("CI").is_some() && std::env::var_os("CARGO_INCREMENTAL").is_none() {
+        command.env("CARGO_INCREMENTAL", "0");
+    }
     command
 }
 

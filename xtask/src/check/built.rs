@@ -10,7 +10,7 @@ use serde_json::Value;
 use xtask::command::run;
 
 use super::metadata::packages;
-use super::suites::Suite;
+use super::suites::{Kind, Suite};
 
 #[derive(Debug, Default)]
 pub(super) struct Built {
@@ -61,8 +61,8 @@ fn suite(message: &Value, names: &HashMap<&str, &str>) -> Option<Suite> {
     let mut command = Command::new(message["executable"].as_str()?);
     // As under `cargo test`.
     command.env("CARGO_MANIFEST_DIR", folder).current_dir(folder);
-    let is_unit = message["target"]["kind"][0] != "test";
-    Some(Suite { package: package.to_owned(), target: target.to_owned(), is_unit, command, doc: false })
+    let kind = Kind::Tests { package: package.to_owned(), unit: message["target"]["kind"][0] != "test" };
+    Some(Suite { name: format!("{package}::{target}"), kind, command })
 }
 
 #[cfg(test)]
@@ -95,8 +95,10 @@ mod tests {
         ];
         let package = |name: &str| json!({ "id": format!("path+file:///here/{name}#0.1.0"), "name": name });
         let built = Built::of(&said.join("\n"), &[package("kafkaq-core"), package("kafkaq-tests")]);
-        let seen: Vec<_> = built.suites.iter().map(|suite| (suite.name(), suite.is_unit)).collect();
-        assert_eq!(seen, [("kafkaq-core::lib".to_owned(), true), ("kafkaq-tests::outage".to_owned(), false)]);
+        let seen: Vec<_> = built.suites.iter().map(|suite| suite.name.as_str()).collect();
+        assert_eq!(seen, ["kafkaq-core::lib", "kafkaq-tests::outage"]);
+        assert_eq!(built.suites[0].kind, Kind::Tests { package: "kafkaq-core".to_owned(), unit: true });
+        assert_eq!(built.suites.iter().map(Suite::shares_servers).collect::<Vec<_>>(), [false, true]);
         assert_eq!(built.suites[1].command.get_current_dir(), Some(Path::new("/here/kafkaq-tests")));
         assert_eq!(built.quickstart, Some("/target/quickstart".into()));
     }

@@ -12,13 +12,14 @@ mod metadata;
 mod output;
 mod packages;
 mod report;
+mod steps;
 mod suites;
 
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use xtask::command::{capture, run};
 use xtask::prerequisites::{self, KCAT};
 use xtask::services::{Service, Services};
@@ -27,18 +28,33 @@ use crate::backends::Backends;
 use crate::cargo;
 use built::Built;
 use report::Report;
-use suites::{Place, Suite};
+use steps::Step;
+use suites::{Kind, Place, Suite};
 
-/// Not `--all-features`: among them are ways to build librdkafka that exclude each other or take many minutes. The
-/// tests start servers as we do.
-const FEATURES: &[&str] = &[
-    "--features=kafkaq/full,kafkaq-etcd/tls,kafkaq-redis/tls,kafkaq-rskafka/tls,kafkaq-tests/mimalloc",
-    #[cfg(feature = "containers")]
-    "--features=xtask/containers",
-];
+/// Not `--all-features`: among them are ways to build librdkafka that exclude each other or take many minutes.
+const FEATURES: &str =
+    "kafkaq/full,kafkaq-etcd/tls,kafkaq-redis/tls,kafkaq-rskafka/tls,kafkaq-tests/mimalloc";
+
+/// What starts containers is built for the tests only where we start them, since so do they. Looked at it is always.
+const CONTAINERS: &str = "xtask/containers";
 
 /// Packages of which no test meets a server.
 const WITHOUT_SERVERS: &[&str] = &["kafkaq", "kafkaq-core", "kafkaq-conformance", "kafkaq-sim", "xtask"];
+
+/// A command of cargo that looks at the whole workspace.
+fn workspace(command: &str) -> Command {
+    cargo(&[command, "--workspace", "--features", FEATURES, "--features", CONTAINERS])
+}
+
+/// `cargo test` for the whole workspace, or for what is in `packages`.
+fn cargo_test(packages: &[&str]) -> Command {
+    let mut command = cargo(&["test"]);
+    command.args(packages).args(["--features", FEATURES]);
+    if cfg!(feature = "containers") {
+        command.args(["--features", CONTAINERS]);
+    }
+    command
+}
 
 /// How much to check.
 #[derive(Debug)]
@@ -59,19 +75,18 @@ impl Default for Options {
     }
 }
 
-/// `PACKAGE::BINARY` and perhaps `::TEST`, as a failed test is told.
+/// A part of all that is checked, as a failure is told.
 #[derive(Debug)]
-pub(crate) struct Only {
-    suite: String,
-    /// How cargo names the binary.
-    target: Vec<String>,
-    test: Option<String>,
-}
-
-impl Only {
-    fn package(&self) -> &str {
-        self.suite.split("::").next().unwrap_or_default()
-    }
+pub(crate) enum Only {
+    Step(Step),
+    /// `PACKAGE::BINARY` and perhaps `::TEST`.
+    Tests {
+        suite: String,
+        package: String,
+        /// How cargo names the binary.
+        target: Vec<String>,
+        test: Option<String>,
+    },
 }
 
 impl std::str::FromStr for Only {
@@ -80,19 +95,20 @@ impl std::str::FromStr for Only {
     fn from_str(path: &str) -> Result<Self> {
         let mut parts = path.splitn(3, "::");
         let (Some(package), Some(target)) = (parts.next(), parts.next()) else {
-            bail!(
-                "--only {path}: it is PACKAGE::BINARY or PACKAGE::BINARY::TEST, such as kafkaq-tests::outage"
-            )
+            let advice =
+                "it is that, or PACKAGE::BINARY, or PACKAGE::BINARY::TEST, such as kafkaq-tests::outage";
+            return path.parse().map(Self::Step).context(advice);
         };
-        let option = match target {
+        let options = match target {
             "lib" => vec!["--lib".to_owned()],
             // The only programs with tests are tools, which are called as their packages.
             name if name == package => vec!["--bin".to_owned(), name.to_owned()],
             name => vec!["--test".to_owned(), name.to_owned()],
         };
-        Ok(Self {
+        Ok(Self::Tests {
             suite: format!("{package}::{target}"),
-            target: option,
+            package: package.to_owned(),
+            target: options,
             test: parts.next().map(str::to_owned),
         })
     }
@@ -103,6 +119,10 @@ impl std::str::FromStr for Only {
 /// # Errors
 /// When one fails, or at an interrupt; by then the servers are down again.
 pub(crate) fn everything(options: &Options) -> Result<()> {
+    if let Some(Only::Step(step)) = options.only {
+        prerequisites::ensure(&prerequisites::build_tools())?;
+        return step.run();
+    }
     let dir = xtask::root().join(".services/test");
     fs::create_dir_all(&dir)?;
     let one_run = File::create(dir.join("run.lock"))?;
@@ -132,18 +152,21 @@ impl Check<'_> {
     fn all(&mut self) {
         let Options { quick, only, backends, .. } = self.options;
         match (only, backends) {
-            (Some(only), _) => {
-                let shared: &[Service] =
-                    if suites::share_servers(only.package()) { Service::ALL } else { &[] };
-                self.on_servers(&only.target, shared, &[]);
+            (Some(Only::Tests { package, target, .. }), _) => {
+                let shared: &[Service] = if suites::share_servers(package) { Service::ALL } else { &[] };
+                self.on_servers(target, shared, &[]);
             }
-            (None, Some(backends)) => {
+            (_, Some(backends)) => {
                 let env = [(Backends::ENV_VAR, backends.as_str().to_owned())];
                 self.on_servers(&["--test", "matrix"].map(str::to_owned), &backends.services(), &env);
             }
-            (None, None) => {
-                self.without_tests();
+            _ => {
+                for step in Step::SHORT {
+                    self.short(step);
+                }
                 if *quick {
+                    self.report.step("clippy", || Step::Clippy.run());
+                    self.report.step("quickstart", || Step::Quickstart.run());
                     self.quick_tests();
                 } else {
                     self.on_servers(&[], Service::ALL, &[]);
@@ -152,32 +175,17 @@ impl Check<'_> {
         }
     }
 
-    fn without_tests(&mut self) {
-        let report = &mut self.report;
-        report.step("format", || run(&mut cargo(&["fmt", "--all", "--check"])));
-        report.step("rust-version", metadata::check_rust_version);
-        report.step("packages", packages::check);
-        match licences::find() {
-            Ok(deny) => drop(report.step("licences and sources", || deny.check())),
+    fn short(&mut self, step: Step) {
+        if step == Step::Licences
+            && let Err(error) = licences::find()
+        {
             // A convenience: nobody has to install it.
-            Err(error) => report.skip(
-                "licences and sources",
-                format!("not checked: {error:#}. To have it: cargo install --locked cargo-deny"),
-            ),
+            let advice = "to have it: cargo install --locked cargo-deny";
+            return self
+                .report
+                .skip(step.name(), format!("the licences were not checked. {error:#}; {advice}"));
         }
-        report.step("clippy", || {
-            let what = ["clippy", "--workspace", "--all-targets", "--keep-going"];
-            run(cargo(&what).args(FEATURES).args(["--", "-D", "warnings"]))
-        });
-        if !self.options.quick {
-            report.step("each feature alone", features::check_each);
-            report.step("documentation", || {
-                let what = ["doc", "--workspace", "--no-deps"];
-                run(cargo(&what).args(FEATURES).env("RUSTDOCFLAGS", "-D warnings"))
-            });
-        }
-        // As the README has it: nothing but Rust.
-        report.step("quickstart in memory", || run(&mut cargo(&["run", "--example", "quickstart"])));
+        self.report.step(step.name(), || step.run());
     }
 
     /// All unit tests, and what else the crates have that meet no server.
@@ -186,40 +194,51 @@ impl Check<'_> {
         let integration = metadata::integration_tests(WITHOUT_SERVERS).unwrap_or_default();
         which.extend(integration.into_iter().flat_map(|test| ["--test".to_owned(), test]));
         let mut suites = self.built(&which).suites;
-        suites.retain(|suite| suite.is_unit || WITHOUT_SERVERS.contains(&suite.package.as_str()));
+        suites.retain(|suite| match &suite.kind {
+            Kind::Tests { package, unit } => *unit || WITHOUT_SERVERS.contains(&package.as_str()),
+            _ => true,
+        });
         let each = WITHOUT_SERVERS.iter().flat_map(|package| ["--package", package]);
-        suites.push(doctests(&each.collect::<Vec<_>>()));
-        self.tests(suites, &[], &[]);
+        suites.push(documents(&each.collect::<Vec<_>>()));
+        self.run("tests", suites, &[], &[]);
     }
 
     /// Tests on servers of their own: all, or of what these options of cargo build that which was asked for.
     fn on_servers(&mut self, which: &[String], services: &[Service], env: &[(&'static str, String)]) {
-        let mut built = self.built(which);
-        match &self.options.only {
-            Some(only) => {
-                let there = built.suites.iter().map(|suite| suite.name()).collect::<Vec<_>>().join(", ");
-                built.suites.retain(|suite| suite.name() == only.suite);
-                let found = !built.suites.is_empty();
-                self.report.check(found, || format!("there is no test binary {}, but {there}", only.suite));
-                built.suites.iter_mut().for_each(|suite| suite.only(only.test.as_deref()));
-            }
-            None if which.is_empty() => built.suites.push(doctests(&["--workspace"])),
-            None => {}
+        let mut suites = self.built(which);
+        let quickstart = suites.quickstart.take();
+        let mut suites = std::mem::take(&mut suites.suites);
+        if let Some(Only::Tests { suite: only, test, .. }) = &self.options.only {
+            let there = suites.iter().map(|suite| suite.name.as_str()).collect::<Vec<_>>().join(", ");
+            suites.retain(|suite| suite.name == *only);
+            self.report.check(!suites.is_empty(), || format!("there is no test binary {only} in {there}"));
+            suites.iter_mut().for_each(|suite| suite.only(test.as_deref()));
         }
-        if built.suites.is_empty() {
+        let all = which.is_empty();
+        if all {
+            // They keep busy whatever the tests leave idle.
+            for step in Step::LONG {
+                match step.suite() {
+                    Ok(suite) => suites.push(suite),
+                    Err(error) => self.report.check(false, || format!("{error:#}")),
+                }
+            }
+            suites.push(documents(&["--workspace"]));
+        }
+        if suites.is_empty() {
             return;
         }
         let own = Services::of(self.dir.clone());
         let mut env = env.to_vec();
         if services.is_empty() || self.up(&own, services, &mut env) {
-            self.tests(built.suites, services, &env);
-            if which.is_empty() {
-                self.quickstart(built.quickstart, &env);
+            self.run("tests and all that computes", suites, services, &env);
+            if all {
+                self.quickstart(quickstart, &env);
             }
         } else {
             // The others start their own.
-            built.suites.retain(|suite| !suite.shares_servers());
-            self.tests(built.suites, &[], &env);
+            suites.retain(|suite| !suite.shares_servers());
+            self.run("what needs no servers", suites, &[], &env);
         }
         if !services.is_empty() {
             // Also after a failure and an interrupt, and without looking at either.
@@ -228,8 +247,8 @@ impl Check<'_> {
     }
 
     fn built(&mut self, which: &[String]) -> Built {
-        let mut cargo = cargo(&["test", "--no-run", "--workspace"]);
-        cargo.args(which).args(FEATURES);
+        let mut cargo = cargo_test(&["--workspace"]);
+        cargo.arg("--no-run").args(which);
         let mut built = Built::default();
         let messages = self.dir.join("built.json");
         self.report.step("tests built", || built.build(&mut cargo, &messages));
@@ -252,7 +271,13 @@ impl Check<'_> {
         if service == Service::Kafka { self.options.kafka } else { service }
     }
 
-    fn tests(&mut self, mut suites: Vec<Suite>, services: &[Service], env: &[(&'static str, String)]) {
+    fn run(
+        &mut self,
+        step: &'static str,
+        mut suites: Vec<Suite>,
+        services: &[Service],
+        env: &[(&'static str, String)],
+    ) {
         suites.iter_mut().for_each(|suite| suite.set(env));
         let logs = services.iter().map(|&service| self.dir.join(self.in_place_of(service).name()));
         let again = match self.options.kafka {
@@ -264,7 +289,7 @@ impl Check<'_> {
             shared_logs: logs.flat_map(|folder| suites::logs_in(&folder)).collect(),
             again,
         };
-        self.report.suites("tests", || suites::run(suites, &place));
+        self.report.suites(step, || suites::run(suites, &place));
     }
 
     /// As the README has it, but built with everything else.
@@ -284,10 +309,10 @@ impl Check<'_> {
 }
 
 /// The blocks of Rust in documents and comments; cargo builds and runs them.
-fn doctests(packages: &[&str]) -> Suite {
-    let mut command = cargo(&["test", "--doc", "--no-fail-fast"]);
-    command.args(packages).args(FEATURES);
-    Suite::documents(command)
+fn documents(packages: &[&str]) -> Suite {
+    let mut command = cargo_test(packages);
+    command.args(["--doc", "--no-fail-fast"]);
+    Suite { name: "documents".to_owned(), kind: Kind::Documents, command }
 }
 
 fn prerequisites(options: &Options) -> Result<()> {
@@ -310,19 +335,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_test_is_named_as_its_failure_is_told() {
-        let only: Only = "kafkaq-tests::matrix::rdkafka_redis::an_id_is_one_task".parse().unwrap();
-        assert_eq!(
-            (only.suite.as_str(), &only.target[..]),
-            ("kafkaq-tests::matrix", &["--test".to_owned(), "matrix".into()][..])
-        );
-        assert_eq!(only.test.as_deref(), Some("rdkafka_redis::an_id_is_one_task"));
-        let only: Only = "kafkaq-core::lib".parse().unwrap();
-        assert_eq!(
-            (only.suite.as_str(), &only.target[..], only.test),
-            ("kafkaq-core::lib", &["--lib".to_owned()][..], None)
-        );
-        assert_eq!("xtask::xtask".parse::<Only>().unwrap().target, ["--bin", "xtask"]);
+    fn one_check_or_test_is_named_as_its_failure_is_told() {
+        let only = |path: &str| match path.parse().unwrap() {
+            Only::Tests { suite, target, test, .. } => (suite, target.join(" "), test.unwrap_or_default()),
+            Only::Step(step) => (step.name().to_owned(), String::new(), String::new()),
+        };
+        let own = |parts: (&str, &str, &str)| (parts.0.to_owned(), parts.1.to_owned(), parts.2.to_owned());
+        for (path, parts) in [
+            (
+                "kafkaq-tests::matrix::rdkafka_redis::x",
+                ("kafkaq-tests::matrix", "--test matrix", "rdkafka_redis::x"),
+            ),
+            ("kafkaq-core::lib", ("kafkaq-core::lib", "--lib", "")),
+            ("xtask::xtask", ("xtask::xtask", "--bin xtask", "")),
+            ("clippy", ("clippy", "", "")),
+        ] {
+            assert_eq!(only(path), own(parts));
+        }
         assert!("outage".parse::<Only>().unwrap_err().to_string().contains("kafkaq-tests::outage"));
     }
 }

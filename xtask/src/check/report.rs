@@ -23,7 +23,7 @@ pub(super) struct Report {
 
 #[derive(Debug)]
 struct Step {
-    name: &'static str,
+    name: String,
     came_to: CameTo,
 }
 
@@ -84,8 +84,16 @@ impl Report {
         check_interrupt().is_ok()
             && self.measured(name, |report| {
                 let outcomes = run();
-                let passed = outcomes.iter().all(|outcome| outcome.failure.is_none());
-                report.suites.extend(outcomes);
+                let (steps, suites): (Vec<_>, Vec<_>) =
+                    outcomes.into_iter().partition(|outcome| outcome.is_step);
+                for Outcome { name, took, cpu, failure, .. } in steps {
+                    report
+                        .steps
+                        .push(Step { name, came_to: CameTo::End { passed: failure.is_none(), took, cpu } });
+                    report.failures.extend(failure);
+                }
+                let passed = suites.iter().all(|suite| suite.failure.is_none());
+                report.suites.extend(suites);
                 passed
             })
     }
@@ -96,13 +104,13 @@ impl Report {
         let passed = step(self);
         let (took, cpu) = (since.elapsed(), cpu_of_children().saturating_sub(cpu));
         println!("=== {name}: {} after {}", word(passed), seconds(took));
-        self.steps.push(Step { name, came_to: CameTo::End { passed, took, cpu } });
+        self.steps.push(Step { name: name.to_owned(), came_to: CameTo::End { passed, took, cpu } });
         passed
     }
 
     pub(super) fn skip(&mut self, name: &'static str, why: String) {
         println!("\n=== {name}: skipped; {why}");
-        self.steps.push(Step { name, came_to: CameTo::Skipped(why) });
+        self.steps.push(Step { name: name.to_owned(), came_to: CameTo::Skipped(why) });
     }
 
     /// The tables, and at the very end what failed.
@@ -209,7 +217,8 @@ mod tests {
         let outcome = |name: &str, passed: bool| {
             let failure = Failure { what: name.to_owned(), why: String::new(), again: vec![], read: vec![] };
             let (took, cpu, tally) = (Duration::ZERO, Duration::ZERO, Tally::default());
-            Outcome { name: name.to_owned(), took, cpu, tally, failure: (!passed).then_some(failure) }
+            let failure = (!passed).then_some(failure);
+            Outcome { name: name.to_owned(), is_step: false, took, cpu, tally, failure }
         };
         let outcomes = vec![outcome("kafkaq::lib", true), outcome("kafkaq::jobs", false)];
         assert!(!report.suites("tests", || outcomes));

@@ -12,11 +12,12 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use xtask::command::{Ended, interrupted, quoted, run_into, shown};
+use xtask::command::{Ended, interrupted, last_lines, quoted, run_into, shown};
 
+use super::lanes::{self, Lane};
+use super::output;
 pub(super) use super::output::Tally;
 use super::report::{Failure, seconds, word};
-use super::{lanes, output};
 
 /// No test binary takes a quarter of this. One that hangs is ended, and the others still get their turn.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
@@ -24,34 +25,33 @@ const LIMIT: Duration = Duration::from_secs(30 * 60);
 /// Packages whose tests are told where the servers are that all of them share. The others start their own.
 const SHARERS: &[&str] = &["kafkaq-tests", "kafkaq-rdkafka"];
 
-/// Something that runs tests and says at its end what came of them.
+/// Something that is run beside others, and says at its end what came of it.
 #[derive(Debug)]
 pub(super) struct Suite {
-    pub(super) package: String,
-    /// The name of the test file or the program; of a library `lib`.
-    pub(super) target: String,
-    /// Whether its tests stand beside the code.
-    pub(super) is_unit: bool,
+    /// `kafkaq-tests::outage`.
+    pub(super) name: String,
+    pub(super) kind: Kind,
     pub(super) command: Command,
-    /// Whether it is cargo that runs the blocks of documents.
-    pub(super) doc: bool,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A test binary.
+    Tests {
+        package: String,
+        /// Whether the tests stand beside the code.
+        unit: bool,
+    },
+    /// The blocks of Rust in documents and comments, which cargo runs.
+    Documents,
+    /// A check that runs no tests.
+    Step,
 }
 
 impl Suite {
-    /// The blocks of Rust in documents and comments, as `command` runs them.
-    pub(super) fn documents(command: Command) -> Self {
-        let (package, target) = ("workspace".to_owned(), "documents".to_owned());
-        Self { package, target, is_unit: true, command, doc: true }
-    }
-
-    /// `kafkaq-tests::outage`.
-    pub(super) fn name(&self) -> String {
-        format!("{}::{}", self.package, self.target)
-    }
-
     /// Whether it needs servers that were started before it.
     pub(super) fn shares_servers(&self) -> bool {
-        !self.is_unit && share_servers(&self.package)
+        matches!(&self.kind, Kind::Tests { package, unit: false } if share_servers(package))
     }
 
     /// Of its tests, only this one.
@@ -63,18 +63,20 @@ impl Suite {
 
     /// These variables are in its environment.
     pub(super) fn set(&mut self, env: &[(&'static str, String)]) {
-        self.command.envs(env.iter().map(|(name, value)| (name, value)));
+        if self.kind != Kind::Step {
+            self.command.envs(env.iter().map(|(name, value)| (name, value)));
+        }
     }
 
     /// What is typed to repeat it, or one of its tests.
     fn again(&self, test: Option<&str>, place: &Place) -> String {
         let test = test.map(quoted);
-        if self.doc {
+        if self.kind == Kind::Documents {
             let test = test.map(|test| format!(" -- {test}")).unwrap_or_default();
             return format!("{}{test}", shown(&self.command));
         }
         let test = test.map(|test| format!("::{test}")).unwrap_or_default();
-        format!("{}{}{test}", place.again, self.name())
+        format!("{}{}{test}", place.again, self.name)
     }
 }
 
@@ -98,6 +100,8 @@ pub(super) struct Place {
 #[derive(Debug)]
 pub(super) struct Outcome {
     pub(super) name: String,
+    /// Whether it was a check that runs no tests.
+    pub(super) is_step: bool,
     pub(super) took: Duration,
     pub(super) cpu: Duration,
     pub(super) tally: Tally,
@@ -107,24 +111,22 @@ pub(super) struct Outcome {
 /// Runs all of `suites`, and prints the output of each when it has ended.
 pub(super) fn run(suites: Vec<Suite>, place: &Place) -> Vec<Outcome> {
     let (beside, alone): (Vec<_>, Vec<_>) =
-        suites.into_iter().partition(|suite| !lanes::is_alone(&suite.name()));
+        suites.into_iter().partition(|suite| !lanes::is_alone(&suite.name));
     let mut outcomes = run_lanes(lanes::of(beside), place);
-    outcomes.extend(run_lanes(vec![(1, alone)], place));
+    outcomes.extend(run_lanes([lanes::alone(alone)], place));
     outcomes
 }
 
-/// Runs the suites of each lane in their order, so many of them at once.
-fn run_lanes(lanes: Vec<(usize, Vec<Suite>)>, place: &Place) -> Vec<Outcome> {
-    let lanes: Vec<_> =
-        lanes.into_iter().map(|(width, lane)| (width, Mutex::new(VecDeque::from(lane)))).collect();
+fn run_lanes<const N: usize>(lanes: [Lane; N], place: &Place) -> Vec<Outcome> {
+    let lanes = lanes.map(|Lane { suites, width, nice }| (Mutex::new(VecDeque::from(suites)), width, nice));
     let (sender, ended) = mpsc::channel();
     thread::scope(|scope| {
-        for (width, lane) in &lanes {
+        for (lane, width, nice) in &lanes {
             for _ in 0..*width {
                 let sender = sender.clone();
                 scope.spawn(move || {
                     while let Some(suite) = next(lane) {
-                        let (outcome, output) = run_one(suite, place);
+                        let (outcome, output) = run_one(suite, *nice, place);
                         // It is received for as long as anybody sends.
                         let _ = sender.send((outcome, output));
                     }
@@ -148,11 +150,12 @@ fn told(outcome: Outcome, output: &str) -> Outcome {
     outcome
 }
 
-fn run_one(mut suite: Suite, place: &Place) -> (Outcome, String) {
-    let name = suite.name();
-    println!("--- {name} begins");
-    let path = place.output.join(format!("{}.{}.log", suite.package, suite.target));
-    let ended = output_file(&path).and_then(|file| run_into(&mut suite.command, &file, LIMIT));
+fn run_one(mut suite: Suite, nice: bool, place: &Place) -> (Outcome, String) {
+    println!("--- {} begins", suite.name);
+    let path = place.output.join(format!("{}.log", suite.name.replace("::", ".")));
+    let mut niced = nice.then(|| niced(&suite.command));
+    let command = niced.as_mut().unwrap_or(&mut suite.command);
+    let ended = output_file(&path).and_then(|file| run_into(command, &file, LIMIT));
     let said = fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
     let Ended { pid, result, took, cpu } = ended.unwrap_or_else(|error| Ended {
         pid: 0,
@@ -166,19 +169,29 @@ fn run_one(mut suite: Suite, place: &Place) -> (Outcome, String) {
         read.extend(place.shared_logs.iter().filter(|_| suite.shares_servers()).cloned());
         failure(&suite, &said, &error, read, place)
     });
-    (Outcome { name, took, cpu, tally: Tally::of(&said), failure }, said)
+    let is_step = suite.kind == Kind::Step;
+    (Outcome { name: suite.name, is_step, took, cpu, tally: Tally::of(&said), failure }, said)
 }
 
 fn failure(suite: &Suite, said: &str, error: &anyhow::Error, read: Vec<PathBuf>, place: &Place) -> Failure {
     let set = output::seed(said).map(|seed| format!("{seed} ")).unwrap_or_default();
     let again = |test| format!("{set}{}", suite.again(test, place));
     let failed = output::failed(said);
-    let (why, again) = if failed.is_empty() {
-        (format!("{error:#}; it named no test"), vec![again(None)])
-    } else {
-        (failed.join("\n"), failed.iter().map(|test| again(Some(test))).collect())
+    let (why, again) = match suite.kind {
+        Kind::Step => (last_lines(said.trim_end(), 20), vec![again(None)]),
+        _ if failed.is_empty() => (format!("{error:#}; it named no test"), vec![again(None)]),
+        _ => (failed.join("\n"), failed.iter().map(|test| again(Some(test))).collect()),
     };
-    Failure { what: suite.name(), why, again, read }
+    Failure { what: suite.name.clone(), why, again, read }
+}
+
+/// The same, but it leaves the processor to whoever else wants it.
+fn niced(command: &Command) -> Command {
+    let mut niced = Command::new("nice");
+    niced.arg("-n10").arg(command.get_program()).args(command.get_args());
+    niced.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    niced.current_dir(command.get_current_dir().unwrap_or(Path::new(".")));
+    niced
 }
 
 /// A new file; an earlier run's is gone.
@@ -214,8 +227,8 @@ mod tests {
     fn suite(name: &str, script: &str) -> Suite {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
-        let (package, target) = name.split_once("::").unwrap();
-        Suite { package: package.to_owned(), target: target.to_owned(), is_unit: false, command, doc: false }
+        let kind = Kind::Tests { package: "none".to_owned(), unit: true };
+        Suite { name: name.to_owned(), kind, command }
     }
 
     /// A place that is gone with this value.
@@ -259,7 +272,7 @@ mod tests {
         let place = Scratch::new("dies");
         let no_program = Suite { command: Command::new("/no/such/program"), ..suite("a::none", "") };
         for suite in [suite("a::dead", "kill -9 $$"), no_program] {
-            let name = suite.name();
+            let name = suite.name.clone();
             let failure = run(vec![suite], &place.0).remove(0).failure.unwrap();
             assert_eq!(failure.again, [format!("cargo xtask test --only {name}")]);
         }
@@ -268,11 +281,21 @@ mod tests {
     #[test]
     fn a_block_of_a_document_is_repeated_by_cargo() {
         let place = Scratch::new("documents");
-        let mut command = Command::new("sh");
-        command.args(["-c", "printf 'failures:\n    README.md - (line 3)\n\n'; exit 101"]);
-        let failure = run(vec![Suite::documents(command)], &place.0).remove(0).failure.unwrap();
+        let failing = "printf 'failures:\n    README.md - (line 3)\n\n'; exit 101";
+        let documents = Suite { kind: Kind::Documents, ..suite("documents", failing) };
+        let failure = run(vec![documents], &place.0).remove(0).failure.unwrap();
         assert!(failure.again[0].starts_with("sh -c "), "{:?}", failure.again);
         assert!(failure.again[0].ends_with(" -- 'README.md - (line 3)'"), "{:?}", failure.again);
+    }
+
+    #[test]
+    fn a_step_tells_the_end_of_what_it_printed() {
+        let place = Scratch::new("step");
+        let step = Suite { kind: Kind::Step, ..suite("clippy", "seq 100; exit 1") };
+        let outcome = run(vec![step], &place.0).remove(0);
+        let failure = outcome.failure.unwrap();
+        assert!(outcome.is_step && failure.why.starts_with("81\n") && failure.why.ends_with("\n100"));
+        assert_eq!(failure.again, ["cargo xtask test --only clippy"]);
     }
 
     #[test]
