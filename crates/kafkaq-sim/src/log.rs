@@ -6,7 +6,7 @@ use crate::profile::Plan;
 use crate::task::TaskNo;
 use crate::trace::{MS, P, Us, tr};
 use crate::world::{Ev, World};
-use kafkaq_core::machine::{Ladder, Layout, Ready, Token};
+use kafkaq_core::machine::{Ladder, Layout, OpId, Ready};
 use kafkaq_core::{
     Assignment, Batch, Commit, Error, ErrorKind, Event, Keyspace, NewRecord, Partition, Record, Result,
 };
@@ -70,7 +70,7 @@ impl Log {
         let s = &plan.settings;
         let lanes = Ladder::lanes(s.max_delay);
         let layout = Layout {
-            keyspace: Keyspace::new("q", "g").unwrap_or_else(|e| unreachable!("{e}")),
+            keyspace: Keyspace::new("q", "g", "q").unwrap_or_else(|e| unreachable!("{e}")),
             task: "q".into(),
             wait: "q.g.wait".into(),
             wait_partitions: lanes,
@@ -200,14 +200,14 @@ impl World {
         }
     }
 
-    pub(crate) fn appends(&mut self, p: usize, inc: u32, part: usize, records: Vec<(Token, NewRecord)>) {
+    pub(crate) fn appends(&mut self, p: usize, inc: u32, part: usize, records: Vec<(OpId, NewRecord)>) {
         let mut answers = Vec::with_capacity(records.len());
-        for (token, record) in records {
+        for (op, record) in records {
             let outcome = self.append_once(part, &record, Some(p));
             if let Err(e) = &outcome {
                 tr!(self, P(p), "append {} -> {e}", self.describe(&record));
             }
-            answers.push((token, outcome));
+            answers.push((op, outcome));
         }
         self.answer(p, inc, Input::Appended(answers));
     }
@@ -364,6 +364,17 @@ impl World {
         if let Some(r) = self.procs[p].ready.iter().find(kept) {
             let what = format!("p{p} releases {} and keeps {} ready", this.partition, r.content.id);
             self.check.fail("I5", what);
+        }
+    }
+
+    /// The machine finds that an assignment's records don't fit together.
+    pub(crate) fn reassign(&mut self, p: usize, a: &Assignment) {
+        let inc = self.procs[p].inc;
+        let Some(part) = self.log.part(&a.partition) else { return };
+        if self.log.parts[part].owned(p, inc, a.epoch).is_some() {
+            self.stats.reassigned += 1;
+            tr!(self, P(p), "gives {a} up, whose log is another");
+            self.lose(part);
         }
     }
 

@@ -112,8 +112,8 @@ pub(crate) struct Rates {
     pub(crate) poison: u32,
     pub(crate) give_up: u32,
     pub(crate) late_timer: u32,
-    /// done, slow, extended, hang, retry, reject, drop
-    pub(crate) work: [u32; 7],
+    /// done, slow, extended, hang, retry, reject, drop, snooze, release, silent
+    pub(crate) work: [u32; 10],
     pub(crate) wipe: Us,
     pub(crate) rollback: Us,
     pub(crate) evict: Us,
@@ -166,7 +166,8 @@ impl Plan {
             done_retention: ms(if rng.chance(150) { 2_000 } else { 120_000 }),
             max_overdue: ms(if rng.chance(100) { 10_000 } else { 300_000 }),
             clock_skew: ms(rng.between(100, 800)),
-            max_attempts: rng.between(2, 8) as u32,
+            max_failures: rng.between(2, 8) as u32,
+            max_handouts: rng.between(20, 60) as u32,
             max_delay: Duration::from_secs(1 << rng.between(2, 6)),
             prefetch: if tight { rng.between(0, 2) } else { rng.between(1, 12) } as usize,
             window: if tight { rng.between(2, 6) } else { rng.between(8, 64) } as usize,
@@ -202,7 +203,8 @@ impl Plan {
 }
 
 fn rates(rng: &mut Rng, has: &dyn Fn(Trouble) -> bool) -> Rates {
-    let mut r = Rates { work: [100, 0, 0, 0, 0, 0, 0], late_timer: 50, give_up: 50, ..Rates::default() };
+    let mut r =
+        Rates { work: [100, 0, 0, 0, 0, 0, 0, 0, 0, 0], late_timer: 50, give_up: 50, ..Rates::default() };
     let level = rng.between(1, 6) as u32;
     let mut often = |low: u64, high: u64| -> Us { rng.between(low, high) * 100 * MS };
     if has(Trouble::Store) {
@@ -242,7 +244,7 @@ fn rates(rng: &mut Rng, has: &dyn Fn(Trouble) -> bool) -> Rates {
         r.recreate = often(30, 80);
     }
     if has(Trouble::Work) {
-        r.work = [40, 15, 10, 8, 15, 4, 8];
+        r.work = [40, 15, 10, 8, 15, 4, 8, 6, 6, 4];
     }
     if has(Trouble::Poison) {
         r.poison = 120;

@@ -3,7 +3,7 @@
 use crate::process::Job;
 use crate::trace::{MS, P, Us, tr};
 use crate::world::{Ev, World};
-use kafkaq_core::machine::{Answer, Ask, AskNo, JobKey, Ready};
+use kafkaq_core::machine::{Answer, Command, CommandId, JobKey, Ready};
 use std::time::Duration;
 
 #[derive(Clone, Debug, Default)]
@@ -28,6 +28,10 @@ pub(crate) enum End {
     Retry(u64),
     Reject,
     Drop,
+    Snooze(u64),
+    Release,
+    /// It never says anything again.
+    Silent,
 }
 
 #[derive(Clone, Debug)]
@@ -153,11 +157,14 @@ impl World {
             4 if self.rng.chance(400) => (quick, 0, End::Retry(0)),
             4 => (quick, 0, End::Retry(self.rng.between(1, 2 * lease / MS))),
             5 => (quick, 0, End::Reject),
-            _ => (quick, 0, End::Drop),
+            6 => (quick, 0, End::Drop),
+            7 => (quick, 0, End::Snooze(self.rng.between(1, 2 * lease / MS))),
+            8 => (quick, 0, End::Release),
+            _ => (quick, 0, End::Silent),
         };
         let run = Run { job: ready.job, no: 0, until: self.now + takes, extend_every, end, ended: false };
         let next = if extend_every > 0 { self.now + extend_every } else { run.until };
-        let job = Job { task, fence: ready.fence, deadline: ready.deadline };
+        let job = Job { task, token: ready.token, deadline: ready.deadline };
         self.procs[p].jobs.insert(ready.job, job);
         self.procs[p].workers[w].state = State::Running(run);
         self.worker_at(p, w, next);
@@ -173,31 +180,38 @@ impl World {
         let ask = if self.now < run.until && !self.calm {
             let next = (self.now + run.extend_every).min(run.until);
             self.worker_at(p, w, next);
-            Ask::Extend(lease)
+            Command::Extend(lease)
         } else if run.ended {
             return;
         } else {
-            run.ended = true;
             if self.calm {
                 run.end = End::Done;
             }
+            run.ended = run.end != End::Silent;
             self.check_ends(p, run.job, run.end);
             match run.end {
-                End::Done => Ask::Done,
-                End::Retry(ms) => Ask::Retry(Duration::from_millis(ms)),
-                End::Reject => Ask::Reject("no".into()),
-                End::Drop => Ask::Abandoned,
+                End::Done => Command::Done,
+                End::Retry(ms) => Command::Retry(Duration::from_millis(ms), "not now".into()),
+                End::Snooze(ms) => Command::Snooze(Duration::from_millis(ms)),
+                End::Release => Command::Release,
+                End::Reject => Command::Reject("no".into()),
+                End::Drop => Command::Abandoned,
+                End::Silent => {
+                    // Until all faults stop it only sits there.
+                    self.worker_later(p, w, 2 * lease.as_micros() as Us);
+                    return;
+                }
             }
         };
         tr!(self, P(p), "worker {w} asks {:?} no {} {ask:?}", run.job, run.no);
-        let (job, no) = (run.job, AskNo(run.no));
-        if matches!(ask, Ask::Abandoned) {
+        let (job, no) = (run.job, CommandId(run.no));
+        if matches!(ask, Command::Abandoned) {
             self.stats.abandoned += 1;
             self.over(p, w);
         } else {
             self.procs[p].workers[w].state = State::Running(run);
         }
-        self.tell(p, |m, now| m.handle_ask(now, job, no, ask));
+        self.tell(p, |m, now| m.handle_command(now, job, no, ask));
         self.pump_soon(p);
     }
 
@@ -233,7 +247,7 @@ impl World {
         if self.rng.chance(500) {
             self.stats.abandoned += 1;
             self.over(p, w);
-            self.tell(p, |m, now| m.handle_ask(now, job, AskNo(u32::MAX), Ask::Abandoned));
+            self.tell(p, |m, now| m.handle_command(now, job, CommandId(u32::MAX), Command::Abandoned));
         }
     }
 }

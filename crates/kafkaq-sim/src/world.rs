@@ -8,7 +8,7 @@ use crate::rng::Rng;
 use crate::store::Store;
 use crate::trace::{MS, P, SEC, Stats, Trace, Us, tr};
 use bytes::Bytes;
-use kafkaq_core::machine::{Fault, Token};
+use kafkaq_core::machine::{Fault, OpId};
 use kafkaq_core::{Commit, Key, NewRecord, Swap};
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -23,9 +23,9 @@ pub(crate) enum Ev {
     Worker(usize, u32, usize, u64),
     StaleScan(usize, u32),
     /// A call reaches the store or the log.
-    Swaps(usize, u32, Vec<(Token, Swap)>),
-    Gets(usize, u32, Vec<(Token, Key)>),
-    Appends(usize, u32, usize, Vec<(Token, NewRecord)>),
+    Swaps(usize, u32, Vec<(OpId, Swap)>),
+    Gets(usize, u32, Vec<(OpId, Key)>),
+    Appends(usize, u32, usize, Vec<(OpId, NewRecord)>),
     Commits(usize, u32, Vec<Commit>),
     LateSwap(Option<usize>, Swap),
     LateAppend(Option<usize>, usize, NewRecord),

@@ -231,14 +231,14 @@ impl Check<'_> {
         let own = Services::of(self.dir.clone());
         let mut env = env.to_vec();
         if services.is_empty() || self.up(&own, services, &mut env) {
-            self.run("tests and all that computes", suites, services, &env);
+            self.run("tests", suites, services, &env);
             if all {
                 self.quickstart(quickstart, &env);
             }
         } else {
             // The others start their own.
             suites.retain(|suite| !suite.shares_servers());
-            self.run("what needs no servers", suites, &[], &env);
+            self.run("tests that need no shared servers", suites, &[], &env);
         }
         if !services.is_empty() {
             // Also after a failure and an interrupt, and without looking at either.
