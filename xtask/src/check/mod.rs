@@ -4,6 +4,7 @@
 //! All steps that build the workspace choose the same features and the same profile, so that the C library and the
 //! dependencies are built once.
 
+mod blocks;
 mod built;
 mod features;
 mod lanes;
@@ -12,6 +13,7 @@ mod metadata;
 mod output;
 mod packages;
 mod report;
+mod sources;
 mod steps;
 mod suites;
 

@@ -5,7 +5,6 @@
 //! other features, for minutes, and what it could find beyond `each feature alone` is a file that is missing, which
 //! is looked for here.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 use std::process::Command;
@@ -16,6 +15,7 @@ use xtask::command::{capture, run};
 
 use super::features::is_published;
 use super::metadata::{self, packages};
+use super::sources;
 use crate::cargo;
 
 /// What every package has, and whose text it is if it is the same in all.
@@ -67,10 +67,10 @@ fn lacks(package: &Path, root: &Path) -> Result<Vec<String>> {
             _ => {}
         }
     }
-    for file in sources(&package.join("src"))? {
+    for file in sources::below(&package.join("src"), "rs", &[])? {
         let text = fs::read_to_string(&file)?;
         let folder = file.parent().unwrap_or(package);
-        for included in included(&text) {
+        for included in sources::included(&text) {
             let path = normal(&folder.join(&included));
             if !path.starts_with(package) || !path.is_file() {
                 lacks.push(format!("{} includes {included}", file.strip_prefix(package)?.display()));
@@ -78,30 +78,6 @@ fn lacks(package: &Path, root: &Path) -> Result<Vec<String>> {
         }
     }
     Ok(lacks)
-}
-
-/// All Rust files below a folder.
-fn sources(folder: &Path) -> Result<BTreeSet<PathBuf>> {
-    let mut found = BTreeSet::new();
-    let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
-    for entry in entries {
-        let path = entry?.path();
-        if path.is_dir() {
-            found.extend(sources(&path)?);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.insert(path);
-        }
-    }
-    Ok(found)
-}
-
-/// The paths of `include_str!` and its like.
-fn included(text: &str) -> Vec<String> {
-    let after = text.match_indices("include").filter_map(|(at, _)| {
-        let call = text.get(at..)?.split_once("!(\"")?;
-        matches!(call.0, "include" | "include_str" | "include_bytes").then_some(call.1)
-    });
-    after.filter_map(|path| Some(path.split_once('"')?.0.to_owned())).collect()
 }
 
 /// A path without its `..`.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use xtask::command::run;
 
 use super::suites::{Kind, Suite};
-use super::{features, licences, metadata, packages, workspace};
+use super::{blocks, features, licences, metadata, packages, workspace};
 use crate::cargo;
 
 /// A check by itself: `cargo xtask test --only clippy`.
@@ -15,6 +15,7 @@ use crate::cargo;
 pub(crate) enum Step {
     Format,
     RustVersion,
+    Blocks,
     Packages,
     Licences,
     Clippy,
@@ -24,9 +25,10 @@ pub(crate) enum Step {
 }
 
 impl Step {
-    const ALL: [Step; 8] = [
+    const ALL: [Step; 9] = [
         Step::Format,
         Step::RustVersion,
+        Step::Blocks,
         Step::Packages,
         Step::Licences,
         Step::Clippy,
@@ -36,7 +38,8 @@ impl Step {
     ];
 
     /// They take no time.
-    pub(super) const SHORT: [Step; 4] = [Step::Format, Step::RustVersion, Step::Packages, Step::Licences];
+    pub(super) const SHORT: [Step; 5] =
+        [Step::Format, Step::RustVersion, Step::Blocks, Step::Packages, Step::Licences];
 
     /// They keep the processor busy for a while.
     pub(super) const LONG: [Step; 4] = [Step::Clippy, Step::Features, Step::Documentation, Step::Quickstart];
@@ -45,6 +48,7 @@ impl Step {
         match self {
             Step::Format => "format",
             Step::RustVersion => "rust-version",
+            Step::Blocks => "blocks",
             Step::Packages => "packages",
             Step::Licences => "licences",
             Step::Clippy => "clippy",
@@ -62,6 +66,7 @@ impl Step {
         match self {
             Step::Format => run(&mut cargo(&["fmt", "--all", "--check"])),
             Step::RustVersion => metadata::check_rust_version(),
+            Step::Blocks => blocks::check(),
             Step::Packages => packages::check(),
             Step::Licences => licences::find()?.check(),
             Step::Clippy => {
