@@ -281,16 +281,12 @@ impl Check<'_> {
         env: &[(&'static str, String)],
     ) {
         suites.iter_mut().for_each(|suite| suite.set(env));
-        let logs = services.iter().map(|&service| self.dir.join(self.in_place_of(service).name()));
+        let folders = services.iter().map(|&service| self.dir.join(self.in_place_of(service).name()));
         let again = match self.options.kafka {
             Service::Kafka => "cargo xtask test --only ".to_owned(),
             other => format!("cargo xtask test --kafka {other} --only "),
         };
-        let place = Place {
-            output: self.dir.join("output"),
-            shared_logs: logs.flat_map(|folder| suites::logs_in(&folder)).collect(),
-            again,
-        };
+        let place = Place { output: self.dir.join("output"), shared_servers: folders.collect(), again };
         self.report.suites(step, || suites::run(suites, &place));
     }
 

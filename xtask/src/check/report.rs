@@ -1,6 +1,7 @@
 //! What each step came to, what it took, and how to repeat what failed.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -45,7 +46,7 @@ pub(super) struct Failure {
     pub(super) why: String,
     /// The commands that repeat it alone.
     pub(super) again: Vec<String>,
-    /// What there is to read: output, and the logs of servers.
+    /// What there is to read: output, and the folders of servers.
     pub(super) read: Vec<PathBuf>,
 }
 
@@ -168,9 +169,22 @@ impl Failure {
         }
         if !self.read.is_empty() {
             println!("its output, and the logs of its servers:");
-            self.read.iter().for_each(|path| println!("    {}", path.display()));
+            let files = self.read.iter().flat_map(|path| files(path));
+            files.for_each(|path| println!("    {}", path.display()));
         }
     }
+}
+
+/// A file itself; of a server's folder its log, or those of its nodes.
+fn files(path: &Path) -> Vec<PathBuf> {
+    if path.is_file() {
+        return vec![path.to_owned()];
+    }
+    let inner = fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path().join("log"));
+    let mut logs: Vec<_> =
+        std::iter::once(path.join("log")).chain(inner).filter(|log| log.is_file()).collect();
+    logs.sort();
+    logs
 }
 
 pub(super) fn word(passed: bool) -> &'static str {
@@ -209,6 +223,18 @@ mod tests {
         report.skip("licences", "nobody has the tool".to_owned());
         assert!(report.step("other", || Ok(())));
         report.verdict().unwrap();
+    }
+
+    #[test]
+    fn of_a_cluster_the_logs_of_all_nodes_are_told() {
+        let cluster = std::env::temp_dir().join(format!("xtask-report-{}", std::process::id()));
+        for node in ["node-1", "node-2"] {
+            fs::create_dir_all(cluster.join(node)).unwrap();
+            fs::write(cluster.join(node).join("log"), "").unwrap();
+        }
+        let logs = files(&cluster);
+        fs::remove_dir_all(&cluster).unwrap();
+        assert_eq!(logs, ["node-1/log", "node-2/log"].map(|log| cluster.join(log)));
     }
 
     #[test]

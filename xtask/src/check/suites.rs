@@ -90,8 +90,8 @@ pub(super) fn share_servers(package: &str) -> bool {
 pub(super) struct Place {
     /// What the suites print goes here, a file each.
     pub(super) output: PathBuf,
-    /// The logs of the servers that suites share.
-    pub(super) shared_logs: Vec<PathBuf>,
+    /// The folders of the servers that suites share.
+    pub(super) shared_servers: Vec<PathBuf>,
     /// How a failed test is repeated: this, and then `SUITE::TEST`.
     pub(super) again: String,
 }
@@ -165,8 +165,8 @@ fn run_one(mut suite: Suite, nice: bool, place: &Place) -> (Outcome, String) {
     });
     let failure = result.err().map(|error| {
         let mut read = vec![path];
-        read.extend(own_logs(pid));
-        read.extend(place.shared_logs.iter().filter(|_| suite.shares_servers()).cloned());
+        read.extend(own_servers(pid));
+        read.extend(place.shared_servers.iter().filter(|_| suite.shares_servers()).cloned());
         failure(&suite, &said, &error, read, place)
     });
     let is_step = suite.kind == Kind::Step;
@@ -203,20 +203,14 @@ fn output_file(path: &Path) -> Result<File> {
     File::create(path).and_then(|_| File::options().append(true).open(path)).with_context(advice)
 }
 
-/// The logs of the servers that a test's process started for itself. Those of tests that passed are gone.
-fn own_logs(pid: u32) -> Vec<PathBuf> {
+/// The folders of the servers that a test's process started for itself. Those of tests that passed are gone.
+fn own_servers(pid: u32) -> Vec<PathBuf> {
     let own = |name: &str| name.starts_with("kafkaq-") && name.contains(&format!("-{pid}-"));
     let folders = fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
     let folders = folders.filter(|entry| own(&entry.file_name().to_string_lossy())).map(|entry| entry.path());
-    let mut logs: Vec<_> = folders.flat_map(|folder| logs_in(&folder)).collect();
-    logs.sort();
-    logs
-}
-
-/// The log of a server that lives in this folder, or those of its nodes.
-pub(super) fn logs_in(folder: &Path) -> Vec<PathBuf> {
-    let inner = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path().join("log"));
-    std::iter::once(folder.join("log")).chain(inner).filter(|log| log.is_file()).collect()
+    let mut folders: Vec<_> = folders.collect();
+    folders.sort();
+    folders
 }
 
 #[cfg(test)]
@@ -238,7 +232,7 @@ mod tests {
         fn new(name: &str) -> Self {
             let output = std::env::temp_dir().join(format!("xtask-suites-{name}-{}", std::process::id()));
             let again = "cargo xtask test --only ".to_owned();
-            Self(Place { output, shared_logs: Vec::new(), again })
+            Self(Place { output, shared_servers: Vec::new(), again })
         }
     }
 
@@ -299,16 +293,11 @@ mod tests {
     }
 
     #[test]
-    fn the_logs_of_a_suites_own_servers_are_found() {
-        let name = format!("kafkaq-redis-{}-0", u32::MAX);
-        let place = Scratch(Place {
-            output: std::env::temp_dir().join(name),
-            shared_logs: Vec::new(),
-            again: String::new(),
-        });
-        let node = place.0.output.join("node-1");
-        fs::create_dir_all(&node).unwrap();
-        fs::write(node.join("log"), "").unwrap();
-        assert_eq!(own_logs(u32::MAX), [node.join("log")]);
+    fn the_folders_of_a_suites_own_servers_are_found() {
+        let folder = std::env::temp_dir().join(format!("kafkaq-redis-{}-0", u32::MAX));
+        fs::create_dir_all(&folder).unwrap();
+        let found = own_servers(u32::MAX);
+        fs::remove_dir(&folder).unwrap();
+        assert_eq!(found, [folder]);
     }
 }
