@@ -48,10 +48,10 @@ fn workspace(command: &str) -> Command {
     cargo(&[command, "--workspace", "--features", FEATURES, "--features", CONTAINERS])
 }
 
-/// `cargo test` for the whole workspace, or for what is in `packages`.
-fn cargo_test(packages: &[&str]) -> Command {
-    let mut command = cargo(&["test"]);
-    command.args(packages).args(["--features", FEATURES]);
+/// A command of cargo that builds tests, with the features that all tests are built with.
+fn tests(command: &[&str]) -> Command {
+    let mut command = cargo(command);
+    command.args(["--features", FEATURES]);
     if cfg!(feature = "containers") {
         command.args(["--features", CONTAINERS]);
     }
@@ -249,8 +249,10 @@ impl Check<'_> {
     }
 
     fn built(&mut self, which: &[String]) -> Built {
-        let mut cargo = cargo_test(&["--workspace"]);
-        cargo.arg("--no-run").args(which);
+        // The first builds what the second does, but what doesn't compile keeps nothing else from being built.
+        let all: &[&str] = &["build", "--workspace", "--tests", "--examples", "--keep-going"];
+        let mut cargo = tests(if which.is_empty() { all } else { &["test", "--workspace", "--no-run"] });
+        cargo.args(which);
         let mut built = Built::default();
         let messages = self.dir.join("built.json");
         self.report.step("tests built", || built.build(&mut cargo, &messages));
@@ -308,8 +310,8 @@ impl Check<'_> {
 
 /// The blocks of Rust in documents and comments; cargo builds and runs them.
 fn documents(packages: &[&str]) -> Suite {
-    let mut command = cargo_test(packages);
-    command.args(["--doc", "--no-fail-fast"]);
+    let mut command = tests(&["test", "--doc", "--no-fail-fast"]);
+    command.args(packages);
     Suite { name: "documents".to_owned(), kind: Kind::Documents, command }
 }
 
