@@ -3,7 +3,7 @@
 use crate::{RsKafka, link::Settings};
 use kafkaq_core::{Error, ErrorKind, Result};
 use rskafka::client::{Credentials, SaslConfig};
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 const OP: &str = "set up the Kafka client";
 
@@ -107,7 +107,7 @@ impl Builder {
         if !(MIN_MESSAGE..=MAX_MESSAGE).contains(&self.max_message_bytes) {
             return Err(invalid("Use max_message_bytes from 2 MiB to 1 GiB"));
         }
-        let addresses: Vec<String> = self.bootstrap.split(',').map(|a| a.trim().to_owned()).collect();
+        let addresses: Vec<Arc<str>> = self.bootstrap.split(',').map(|a| a.trim().into()).collect();
         if let Some(wrong) = addresses.iter().find(|a| !is_address(a)) {
             return Err(invalid("Addresses look like kafka-1:9092,kafka-2:9092").on(format!("`{wrong}`")));
         }
