@@ -28,7 +28,7 @@ const HEADER_FRAME: usize = 10;
 /// By whom records are appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Carrier {
-    /// By rskafka, which has a map for headers.
+    /// By rskafka, which has a map for headers, if it has a connection to spare.
     Library,
     /// Over our own connections: headers that a map can't hold.
     Own,
@@ -115,11 +115,17 @@ async fn send_once(
     carrier: Carrier,
     limits: Limits,
 ) -> std::result::Result<Vec<i64>, Failure> {
-    let appended = match carrier {
-        Carrier::Library => {
-            link.library.append(link, to, records.iter().map(to_library).collect(), limits).await
+    let by_library = async {
+        let library = || records.iter().map(to_library).collect();
+        match carrier {
+            Carrier::Library => link.library.append(link, to, library, limits).await,
+            Carrier::Own => Ok(None),
         }
-        Carrier::Own => send_own(link, to, records, limits).await,
+    };
+    let appended = match by_library.await {
+        Ok(None) => send_own(link, to, records, limits).await,
+        Ok(Some(offsets)) => Ok(offsets),
+        Err(failure) => Err(failure),
     };
     appended.inspect_err(|failure| {
         if failure.again {

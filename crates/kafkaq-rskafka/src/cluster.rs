@@ -108,16 +108,16 @@ impl Cluster {
         names: &[Arc<str>],
         deadline: Instant,
     ) -> Result<Vec<Result<DescribedTopic, Failure>>, Failure> {
-        let mut described = self.describe(network, names.to_vec(), deadline).await?.topics;
+        let described = self.describe(network, names.to_vec(), deadline).await?.topics;
         let outcomes = names.iter().map(|name| {
-            let at = described.iter().position(|topic| *topic.name == **name);
-            let topic = described.swap_remove(at.ok_or_else(Failure::not_found)?);
+            let topic = described.iter().find(|topic| *topic.name == **name);
+            let topic = topic.ok_or_else(Failure::not_found)?;
             // A topic without a leader is there, too.
             match Failure::of_code(topic.code, || format!("asked for the topic {name}")) {
                 Err(failure) if failure.code != Some(ProtocolError::LeaderNotAvailable) => {
                     Err(failure.unsent())
                 }
-                _ => Ok(topic),
+                _ => Ok(topic.clone()),
             }
         });
         Ok(outcomes.collect())

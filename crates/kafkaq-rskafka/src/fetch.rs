@@ -37,7 +37,7 @@ pub(crate) async fn fetch(link: &Link, from: &Position, limit: FetchLimit) -> Re
         let limit = link.network.settings.max_message_bytes;
         let decoded = decode(fetched.records, *offset, &fetched.aborted, limit);
         match decoded {
-            Decoded { needs: Some(size), .. } if size <= room && !alone => (want, alone) = (size, true),
+            Decoded { needs: Some(size), .. } if size <= room && size > want => (want, alone) = (size, true),
             Decoded { needs: Some(_), .. } => return Err(Failure::oversized()),
             Decoded { next, unreadable: Some(why), .. } if next == *offset => {
                 return Err(unreadable(link, partition, next, &why));

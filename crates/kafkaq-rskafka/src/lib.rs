@@ -11,6 +11,8 @@ mod link;
 mod outage;
 mod poll;
 mod protocol;
+#[cfg(test)]
+mod tests;
 #[cfg(feature = "tls")]
 mod tls;
 mod topics;
@@ -99,8 +101,10 @@ impl PartitionLog for RsKafka {
             // A handle that only reads keeps no connections to append on.
             self.link.library.close_idle();
             tokio::select! {
-                batch = fetch::fetch(&self.link, from, limit) => batch,
+                // First, since a fetch fails when the request that it shares is closed.
+                biased;
                 () = self.link.closing() => Err(Failure::closed()),
+                batch = fetch::fetch(&self.link, from, limit) => batch,
             }
         };
         fetch.await.map_err(|failure| self.link.error(Op::FETCH, Some(&from.partition), failure))

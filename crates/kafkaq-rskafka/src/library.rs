@@ -1,5 +1,8 @@
 //! Appends by rskafka.
 //!
+//! The library has a connection for each partition, so there is a limit to them. Whoever finds none goes over the
+//! connections that all calls share.
+//!
 //! The library neither limits the time of a request nor, by default, the number of its attempts, and may stay with a
 //! leader that is none any more. So it gets one attempt, within a limit; whatever did not end well costs the connection
 //! and the client that it was made by. A client has an epoch, so that many calls that fail together replace it once.
@@ -26,14 +29,16 @@ use std::{
     },
     time::Duration,
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout_at},
+};
 
-/// The library has a connection for each partition. One that nobody has used for so long is closed.
+/// Partitions that the library is connected to at a time.
+const MAX_CONNECTIONS: usize = 8;
+/// A connection that nobody has used for so long makes room for another partition.
 const MAX_IDLE: Duration = Duration::from_secs(5);
-/// The most that lie idle.
-const MAX_CONNECTIONS: usize = 256;
 
-#[derive(Default)]
 pub(crate) struct Library {
     /// Locked while somebody connects: the others wait for that.
     client: tokio::sync::Mutex<Option<(u64, Arc<Client>)>>,
@@ -41,32 +46,50 @@ pub(crate) struct Library {
     /// Clients up to this epoch have failed somebody.
     distrusted: AtomicU64,
     idle: Mutex<HashMap<Partition, Vec<(Instant, Connection)>>>,
+    room: Arc<Semaphore>,
 }
 
 /// A connection to a partition's leader, and the epoch of the client that made it.
 struct Connection {
     client: PartitionClient,
     epoch: u64,
+    /// Room for one connection.
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Default for Library {
+    fn default() -> Self {
+        Library {
+            client: Default::default(),
+            epochs: AtomicU64::new(0),
+            distrusted: AtomicU64::new(0),
+            idle: Mutex::default(),
+            room: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        }
+    }
 }
 
 impl Library {
-    /// Appends records in one request. Returns their offsets.
+    /// Appends records in one request. Returns their offsets; `None` if all connections are in use.
     pub(crate) async fn append(
         &self,
         link: &Link,
         to: &Partition,
-        records: Vec<Record>,
+        records: impl FnOnce() -> Vec<Record>,
         limits: Limits,
-    ) -> Result<Vec<i64>, Failure> {
+    ) -> Result<Option<Vec<i64>>, Failure> {
         let connection = match self.take(to) {
             Some(connection) => connection,
-            None => self.connect(link, to, limits).await?,
+            None => match self.room.clone().try_acquire_owned() {
+                Ok(permit) => self.connect(link, to, permit, limits).await?,
+                Err(_) => return Ok(None),
+            },
         };
-        let produced = connection.client.produce(records, Compression::NoCompression);
+        let produced = connection.client.produce(records(), Compression::NoCompression);
         let failure = match timeout_at(limits.deadline, produced).await {
             Ok(Ok(offsets)) => {
                 self.put_back(to, connection);
-                return Ok(offsets);
+                return Ok(Some(offsets));
             }
             Ok(Err(e)) => Failure::of(e),
             Err(_) => Failure::silence(),
@@ -79,7 +102,13 @@ impl Library {
         Err(failure)
     }
 
-    async fn connect(&self, link: &Link, to: &Partition, limits: Limits) -> Result<Connection, Failure> {
+    async fn connect(
+        &self,
+        link: &Link,
+        to: &Partition,
+        permit: OwnedSemaphorePermit,
+        limits: Limits,
+    ) -> Result<Connection, Failure> {
         // The library looks for a leader in a way that lets the server create the topic. So it is asked for here first;
         // and the library is only sent where somebody answers.
         let leader = link.cluster.look_up(&link.network, to, limits.deadline).await?;
@@ -87,12 +116,12 @@ impl Library {
         let connecting = async {
             let (epoch, client) = self.client(settings, &leader.address).await?;
             let leader = client.partition_client(&*to.topic, to.index, UnknownTopicHandling::Error).await;
-            let leader = leader.map_err(Failure::connecting).inspect_err(|failure| {
+            let client = leader.map_err(Failure::connecting).inspect_err(|failure| {
                 if !failure.answered {
                     self.distrusted.fetch_max(epoch, Relaxed);
                 }
             })?;
-            Ok(Connection { client: leader, epoch })
+            Ok(Connection { client, epoch, _permit: permit })
         };
         let share = Instant::now() + settings.request_timeout / crate::wire::CONNECT_SHARE;
         match timeout_at(share.min(limits.deadline), connecting).await {
@@ -138,10 +167,7 @@ impl Library {
 
     fn put_back(&self, partition: &Partition, connection: Connection) {
         let mut idle = locked(&self.idle);
-        close_old(&mut idle);
-        if idle.values().map(Vec::len).sum::<usize>() < MAX_CONNECTIONS {
-            idle.entry(partition.clone()).or_default().push((Instant::now(), connection));
-        }
+        idle.entry(partition.clone()).or_default().push((Instant::now(), connection));
     }
 
     pub(crate) fn close_idle(&self) {

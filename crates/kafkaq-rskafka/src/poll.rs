@@ -21,7 +21,7 @@ use tokio::{
 };
 
 /// Requests under way at a time to one broker.
-const MAX_REQUESTS: usize = 8;
+const MAX_REQUESTS: usize = 4;
 /// Waits end at multiples of this: the longest that a fetch can be kept from its request.
 const SLICE: Duration = Duration::from_millis(500);
 /// Whoever has got records comes back for more, and the next request waits for them, but no longer than this.

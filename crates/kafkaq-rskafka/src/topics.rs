@@ -11,7 +11,7 @@ use crate::{
 };
 use kafkaq_core::{ErrorKind, Partition, TopicInfo, TopicSpec};
 use rskafka::client::error::ProtocolError;
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 pub(crate) async fn ensure(link: &Link, specs: &[TopicSpec]) -> Result<Vec<TopicInfo>, Failure> {
     let limits = link.patient();
@@ -96,18 +96,21 @@ async fn learn(link: &Link, infos: Vec<&mut TopicInfo>, limits: Limits) -> Resul
     if infos.is_empty() {
         return Ok(());
     }
-    let topics: Vec<Arc<str>> = infos.iter().map(|info| info.name.clone()).collect();
+    let topics: BTreeSet<Arc<str>> = infos.iter().map(|info| info.name.clone()).collect();
     let ask = || async {
         let request = DescribeConfigs { topics: &topics };
         link.cluster.ask_anybody(&link.network, &request, limits.deadline).await
     };
     let described = match link.repeat(limits, ask).await {
         Ok(described) => described,
-        Err(failure) if is_withheld(&failure) => topics.iter().map(|_| Some(Err(failure.clone()))).collect(),
+        Err(failure) if is_withheld(&failure) => {
+            topics.iter().map(|name| (name.to_string(), Err(failure.clone()))).collect()
+        }
         Err(failure) => return Err(failure),
     };
-    for (info, described) in infos.into_iter().zip(described) {
-        match described.unwrap_or_else(|| Err(Failure::unreadable("no word of the topic"))) {
+    for info in infos {
+        let none = || Err(Failure::unreadable("no word of the topic").unsent());
+        match described.get(&*info.name).cloned().unwrap_or_else(none) {
             Ok(configs) => configs.iter().for_each(|(name, value)| info.learn(name, value)),
             Err(failure) if is_withheld(&failure) => tracing::warn!(
                 target: "kafkaq",

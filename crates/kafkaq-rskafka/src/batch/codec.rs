@@ -153,4 +153,28 @@ mod tests {
         assert!(matches!(decompress(1, &gzip, (1 << 20) - 1), Err(Unreadable::TooLarge)));
         assert_eq!(decompress(1, &gzip, 1 << 20).unwrap().len(), 1 << 20);
     }
+
+    #[cfg(feature = "zstd")]
+    #[test]
+    fn every_frame_of_zstd_is_read() {
+        use ruzstd::encoding::{CompressionLevel, compress_to_vec};
+        let frames =
+            [&b"first"[..], b"second"].map(|bytes| compress_to_vec(bytes, CompressionLevel::Fastest));
+        assert_eq!(decompress(4, &frames.concat(), 100).unwrap(), b"firstsecond");
+        assert_eq!(decompress(4, &frames.concat(), 8), Err(Unreadable::TooLarge));
+    }
+
+    #[test]
+    fn nonsense_is_damaged_in_every_codec() {
+        for codec in 1..=4 {
+            let read = decompress(codec, b"nonsense that goes on", 100);
+            assert!(
+                matches!(
+                    read,
+                    Err(Unreadable::Damaged(_) | Unreadable::MissingCodec(_) | Unreadable::TooLarge)
+                ),
+                "{codec}: {read:?}"
+            );
+        }
+    }
 }

@@ -54,7 +54,8 @@ impl fmt::Display for Unreadable {
 pub(crate) fn decode(mut bytes: Bytes, from: i64, aborted: &[(i64, i64)], limit: usize) -> Decoded {
     let mut decoded = Decoded { records: Vec::new(), next: from, unreadable: None, needs: None };
     let mut rollbacks = Rollbacks::new(aborted);
-    while let Some(size) = batch_size(&bytes) {
+    while !bytes.is_empty() {
+        let size = batch_size(&bytes);
         if size > bytes.len() {
             // The last one is cut off where the server's limit was reached.
             decoded.needs = (decoded.next == from).then_some(size);
@@ -69,11 +70,13 @@ pub(crate) fn decode(mut bytes: Bytes, from: i64, aborted: &[(i64, i64)], limit:
     decoded
 }
 
-/// The size of the first batch, if there is one.
-fn batch_size(bytes: &[u8]) -> Option<usize> {
-    let size = i32::from_be_bytes(*bytes.get(8..)?.first_chunk()?);
-    // Nonsense becomes the header alone, which can't be read either.
-    Some(usize::try_from(size).unwrap_or(0).saturating_add(BEFORE_SIZE))
+/// The size of the first batch, as far as it is known.
+fn batch_size(bytes: &[u8]) -> usize {
+    match bytes.get(8..).and_then(|rest| rest.first_chunk()) {
+        // Nonsense becomes the header alone, which can't be read either.
+        Some(size) => usize::try_from(i32::from_be_bytes(*size)).unwrap_or(0).saturating_add(BEFORE_SIZE),
+        None => HEADER,
+    }
 }
 
 fn decode_batch(

@@ -6,6 +6,8 @@
 mod codec;
 mod decode;
 mod encode;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use decode::{Decoded, Unreadable, decode};
 pub(crate) use encode::{encode, millis};

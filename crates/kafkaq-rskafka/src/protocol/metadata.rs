@@ -25,7 +25,7 @@ pub(crate) struct Described {
     pub(crate) topics: Vec<DescribedTopic>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct DescribedTopic {
     pub(crate) code: i16,
     pub(crate) name: String,

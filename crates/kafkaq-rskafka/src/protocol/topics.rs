@@ -8,7 +8,11 @@ use crate::{
     },
 };
 use kafkaq_core::TopicSpec;
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 const CREATE_TOPICS: [Api; 1] = [Api::new(19, 4, "CreateTopics")];
 const DESCRIBE_CONFIGS: [Api; 1] = [Api::new(32, 1, "DescribeConfigs")];
@@ -63,15 +67,15 @@ impl Request for CreateTopic<'_> {
 }
 
 pub(crate) struct DescribeConfigs<'a> {
-    pub(crate) topics: &'a [Arc<str>],
+    pub(crate) topics: &'a BTreeSet<Arc<str>>,
 }
 
 /// Names and values.
 pub(crate) type Configs = Vec<(String, String)>;
 
 impl Request for DescribeConfigs<'_> {
-    /// In the order of `topics`; `None` where the server said nothing.
-    type Response = Vec<Option<Result<Configs, Failure>>>;
+    /// By the names of the topics.
+    type Response = HashMap<String, Result<Configs, Failure>>;
 
     fn versions(&self) -> &'static [Api] {
         &DESCRIBE_CONFIGS
@@ -92,10 +96,9 @@ impl Request for DescribeConfigs<'_> {
 
     fn decode(&self, _: &Api, body: &mut Reader) -> Result<Self::Response, Failure> {
         let _throttled = body.int32()?;
-        let mut described: Vec<_> = self.topics.iter().map(|_| None).collect();
-        body.array(|topic| {
+        let described = body.array(|topic| {
             let (code, message, _kind, name) =
-                (topic.int16()?, topic.string()?, topic.int8()?, topic.string()?);
+                (topic.int16()?, topic.string()?, topic.int8()?, topic.string()?.unwrap_or_default());
             let configs = topic.array(|config| {
                 let named = (config.string()?, config.string()?);
                 let (_read_only, _source, _is_secret) = (config.int8()?, config.int8()?, config.int8()?);
@@ -103,12 +106,9 @@ impl Request for DescribeConfigs<'_> {
                 Ok(named)
             })?;
             let configs = configs.into_iter().filter_map(|(name, value)| Some((name?, value?))).collect();
-            if let Some(at) = self.topics.iter().position(|of| Some(&**of) == name.as_deref()) {
-                let said = || format!("{}: {}", self.topics[at], message.unwrap_or_default());
-                described[at] = Some(Failure::of_code(code, said).map(|()| configs));
-            }
-            Ok(())
+            let outcome = Failure::of_code(code, || format!("{name}: {}", message.unwrap_or_default()));
+            Ok((name, outcome.map_err(Failure::unsent).map(|()| configs)))
         })?;
-        Ok(described)
+        Ok(described.into_iter().collect())
     }
 }

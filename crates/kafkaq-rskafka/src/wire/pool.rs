@@ -15,8 +15,8 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// Requests under way at a time, long polls aside.
-const MAX_REQUESTS: usize = 8;
+/// Requests under way at a time that change something, and as many that ask; long polls aside.
+const MAX_REQUESTS: usize = 4;
 /// A connection that nobody has used for so long is closed.
 const MAX_IDLE: Duration = Duration::from_secs(30);
 /// Connecting may take this part of the request timeout: one address that swallows packets must leave time for others.
@@ -25,7 +25,8 @@ pub(crate) const CONNECT_SHARE: u32 = 3;
 pub(crate) struct Network {
     pub(crate) settings: Settings,
     idle: Mutex<HashMap<Arc<str>, Vec<Idle>>>,
-    requests: Semaphore,
+    changes: Semaphore,
+    questions: Semaphore,
     outages: Outages,
 }
 
@@ -39,7 +40,8 @@ impl Network {
         Network {
             settings,
             idle: Mutex::default(),
-            requests: Semaphore::new(MAX_REQUESTS),
+            changes: Semaphore::new(MAX_REQUESTS),
+            questions: Semaphore::new(MAX_REQUESTS),
             outages: Outages::default(),
         }
     }
@@ -51,7 +53,8 @@ impl Network {
         request: &R,
         deadline: Instant,
     ) -> Result<R::Response, Failure> {
-        let permit = timeout_at(deadline, self.requests.acquire()).await;
+        let room = if R::CHANGES { &self.changes } else { &self.questions };
+        let permit = timeout_at(deadline, room.acquire()).await;
         // It is never closed.
         let Ok(Ok(_permit)) = permit else { return Err(Failure::crowded()) };
         self.exchange(address, request, deadline).await

@@ -74,6 +74,16 @@ pub(crate) fn create(server: &str, topic: &str, setting: &str, value: &str) {
     assert_eq!(answer[4 + 4 + 2 + topic.len()..][..2], [0, 0], "the server made it");
 }
 
+/// Deletes a topic.
+pub(crate) fn delete(server: &str, topic: &str) {
+    let mut delete = vec![];
+    delete.extend(1_i32.to_be_bytes());
+    string(&mut delete, topic);
+    delete.extend(5000_i32.to_be_bytes());
+    let answer = request(server, 20, 1, &delete);
+    assert_eq!(answer[4 + 4 + 2 + topic.len()..][..2], [0, 0], "the server deleted it");
+}
+
 /// Deletes the records of partition 0 up to an offset.
 pub(crate) fn delete_records(server: &str, topic: &str, up_to: i64) {
     let mut delete = vec![];
