@@ -17,7 +17,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 /// More than any server waits; also keeps instants from overflowing.
 const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
@@ -65,7 +65,8 @@ async fn once(
         offset: *offset,
         max_bytes: i32::try_from(max_bytes).unwrap_or(i32::MAX),
     };
-    let outcome = link.polls.fetch(&leader.address, ask, until, alone).await;
+    let polled = timeout_at(limits.deadline, link.polls.fetch(&leader.address, ask, until, alone)).await;
+    let outcome = polled.unwrap_or_else(|_| Err(Failure::silence().at(&leader.address)));
     let outcome = outcome.and_then(|fetched| {
         Failure::of_code(fetched.code, String::new).map_err(Failure::unsent).map(|()| fetched)
     });

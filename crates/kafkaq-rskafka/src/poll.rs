@@ -35,8 +35,12 @@ const MAX_BYTES: usize = 16 << 20;
 const MAX_BROKERS: usize = 100;
 
 pub(crate) struct Polls {
-    network: Arc<Network>,
     brokers: Mutex<HashMap<Arc<str>, Arc<Broker>>>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    network: Arc<Network>,
     begin: Instant,
     /// Ends the requests when the handle is closed.
     closed: watch::Receiver<bool>,
@@ -73,7 +77,8 @@ struct Waiting {
 
 impl Polls {
     pub(crate) fn new(network: Arc<Network>, closed: watch::Receiver<bool>, calls: Arc<RwLock<()>>) -> Self {
-        Polls { network, brokers: Mutex::default(), begin: Instant::now(), closed, calls }
+        let shared = Shared { network, begin: Instant::now(), closed, calls };
+        Polls { brokers: Mutex::default(), shared: Arc::new(shared) }
     }
 
     /// Waits for records of one partition, until something is there or the time is over.
@@ -88,7 +93,7 @@ impl Polls {
         let broker = self.broker(address);
         let is_patient = until.saturating_duration_since(Instant::now()) >= SLICE;
         if broker.queue(Waiting { from, until, is_patient, alone, reply }) {
-            self.begin_requests(address, broker);
+            Requests { shared: self.shared.clone(), address: address.clone(), broker }.spawn();
         }
         // A request ends with the runtime that it was spawned on.
         answer.await.unwrap_or_else(|_| Err(Failure::abandoned()))
@@ -100,22 +105,6 @@ impl Polls {
             brokers.retain(|_, broker| locked(&broker.queue).requests > 0);
         }
         brokers.entry(address.clone()).or_default().clone()
-    }
-
-    fn begin_requests(&self, address: &Arc<str>, broker: Arc<Broker>) {
-        let (network, address, begin) = (self.network.clone(), address.clone(), self.begin);
-        let requests = Requests { network, address, broker: broker.clone(), begin };
-        // Made here, so that the place is given back even if the task never runs.
-        let place = Place { broker, is_taken: true };
-        let mut closed = self.closed.clone();
-        let Ok(under_way) = self.calls.clone().try_read_owned() else { return };
-        tokio::spawn(async move {
-            tokio::select! {
-                () = requests.run(place) => {}
-                _ = closed.wait_for(|closed| *closed) => {}
-            }
-            drop(under_way);
-        });
     }
 }
 
@@ -130,13 +119,18 @@ impl Broker {
             }
         }
         queue.waiting.push_back(waiting);
-        let begins = queue.gathering == 0 && queue.requests < MAX_REQUESTS;
-        queue.requests += usize::from(begins);
-        begins
+        queue.gathering == 0 && queue.begins_request()
     }
 }
 
 impl Queue {
+    /// Whether there is room for another request, which then begins.
+    fn begins_request(&mut self) -> bool {
+        let begins = self.requests < MAX_REQUESTS;
+        self.requests += usize::from(begins);
+        begins
+    }
+
     /// The fetches of the next request.
     fn take(&mut self) -> Vec<Waiting> {
         let mut taken: Vec<Waiting> = Vec::new();
@@ -200,18 +194,32 @@ impl Drop for Gathering<'_> {
 }
 
 /// One request after the other, as long as somebody waits.
+#[derive(Clone)]
 struct Requests {
-    network: Arc<Network>,
+    shared: Arc<Shared>,
     address: Arc<str>,
     broker: Arc<Broker>,
-    begin: Instant,
 }
 
 impl Requests {
+    fn spawn(self) {
+        // Made here, so that the place is given back even if the task never runs.
+        let place = Place { broker: self.broker.clone(), is_taken: true };
+        let mut closed = self.shared.closed.clone();
+        let Ok(under_way) = self.shared.calls.clone().try_read_owned() else { return };
+        tokio::spawn(async move {
+            tokio::select! {
+                () = self.run(place) => {}
+                _ = closed.wait_for(|closed| *closed) => {}
+            }
+            drop(under_way);
+        });
+    }
+
     async fn run(&self, mut place: Place) {
         let mut pause = PAUSE;
         loop {
-            let taken = {
+            let (taken, leaves_some) = {
                 let mut queue = locked(&self.broker.queue);
                 let taken = queue.take();
                 if taken.is_empty() {
@@ -219,8 +227,11 @@ impl Requests {
                     place.is_taken = false;
                     return;
                 }
-                taken
+                (taken, !queue.waiting.is_empty() && queue.begins_request())
             };
+            if leaves_some {
+                self.clone().spawn();
+            }
             match self.request(taken).await {
                 Brought::Something(to) => {
                     pause = PAUSE;
@@ -244,19 +255,19 @@ impl Requests {
 
     async fn request(&self, fetches: Vec<Waiting>) -> Brought {
         let began = Instant::now();
-        let slice = Slice::of(self.begin, began);
+        let slice = Slice::of(self.shared.begin, began);
         let until = fetches.iter().map(|waiting| waiting.until).min().unwrap_or(began);
         let max_wait = until.min(slice.end).saturating_duration_since(began);
         let sizes = || fetches.iter().map(|waiting| waiting.from.max_bytes);
-        let limit = MAX_BYTES.min(self.network.settings.max_fetch_bytes());
+        let limit = MAX_BYTES.min(self.shared.network.settings.max_fetch_bytes());
         let limit = i32::try_from(limit).unwrap_or(i32::MAX).max(sizes().max().unwrap_or_default());
         let request = Fetch {
             from: fetches.iter().map(|waiting| &waiting.from).collect(),
             max_wait,
             max_bytes: sizes().fold(0, i32::saturating_add).min(limit),
         };
-        let deadline = began + max_wait + self.network.settings.request_timeout;
-        match self.network.exchange(&self.address, &request, deadline).await {
+        let deadline = began + max_wait + self.shared.network.settings.request_timeout;
+        match self.shared.network.exchange(&self.address, &request, deadline).await {
             Ok(fetched) => {
                 let in_time = began.elapsed() >= max_wait / 2;
                 let answered = self.answer(fetches, fetched, &slice);
