@@ -107,7 +107,7 @@ async fn a_running_handle_creates_no_topic_that_was_deleted_even_if_the_server_l
             let _ = site.kafka.offsets(std::slice::from_ref(partition)).await;
         }
         let _ = site.fetch(1, millis(10), 1 << 20).await;
-        assert_eq!(site.kafka.describe_topics(&[site.topic.clone()]).await.unwrap(), [None]);
+        assert_eq!(site.kafka.describe_topics(std::slice::from_ref(&site.topic)).await.unwrap(), [None]);
         assert!(at.elapsed() < PATIENCE * 3, "{refused}");
     }
 }
