@@ -1,7 +1,7 @@
 //! What must hold on every pair of a broker and a store: one list of cases, never one a backend.
 
 use crate::{PATIENCE, Pair, until};
-use kafkaq::{Cancelled, Job, JobError, JobStatus, LostReason, Queue, Task, TaskId};
+use kafkaq::{CancelOutcome, Job, JobError, JobStatus, LostReason, Queue, Task, TaskId};
 use std::{
     collections::HashSet,
     future::Future,
@@ -78,11 +78,11 @@ async fn zombie_gets_lease_lost(pair: &Pair) {
 async fn retry_comes_back_after_its_delay(pair: &Pair) {
     let queue = build(pair).await;
     publish(&queue, Task::new("x")).await;
-    next(&queue).await.retry(Duration::ZERO).await.expect("retried");
+    next(&queue).await.retry(Duration::ZERO, "not now").await.expect("retried");
     let job = next(&queue).await;
     assert_eq!(job.attempt(), 2);
     let start = Instant::now();
-    job.retry(Duration::from_secs(2)).await.expect("retried");
+    job.retry(Duration::from_secs(2), "not now").await.expect("retried");
     let job = next(&queue).await;
     assert_eq!(job.attempt(), 3);
     assert!(start.elapsed() >= Duration::from_millis(1900), "{:?}", start.elapsed());
@@ -101,12 +101,12 @@ async fn delayed_task_waits_its_time(pair: &Pair) {
 }
 
 async fn used_up_attempts_are_dead(pair: &Pair) {
-    let queue = pair.queue().max_attempts(2).build().await.unwrap_or_else(|e| panic!("{e}"));
+    let queue = pair.queue().max_failures(2).build().await.unwrap_or_else(|e| panic!("{e}"));
     let id = publish(&queue, Task::new("x")).await;
     for attempt in 1..=2 {
         let job = next(&queue).await;
         assert_eq!(job.attempt(), attempt);
-        job.retry(Duration::ZERO).await.expect("retried");
+        job.retry(Duration::ZERO, "not now").await.expect("retried");
     }
     assert_eq!(queue.jobs().get(&id).await.expect("the store answers").status, JobStatus::Dead);
     nothing_more(&queue, Duration::from_secs(1)).await;
@@ -120,7 +120,7 @@ async fn cancelled_task_is_not_run(pair: &Pair) {
     publish(&queue, Task::new("y")).await;
     let running = next(&queue).await;
     let cancelled = queue.jobs().cancel(running.id()).await.expect("the store answers");
-    assert!(matches!(cancelled, Cancelled::Known(_)));
+    assert!(matches!(cancelled, CancelOutcome::Known(_)));
     assert!(matches!(running.done().await, Err(JobError::LeaseLost(LostReason::Cancelled))));
     nothing_more(&queue, Duration::from_secs(4)).await;
     end(queue).await;

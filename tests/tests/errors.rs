@@ -61,7 +61,7 @@ async fn a_topic_that_cannot_be_made_is_an_error() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_above_the_limit_is_refused_and_one_at_the_limit_passes_through_every_topic() {
-    let queue = queue(&unique("large"), &redis()).max_attempts(2).build().await.unwrap();
+    let queue = queue(&unique("large"), &redis()).max_failures(2).build().await.unwrap();
     let error = queue.publish(Task::new(vec![0; 2_000_000])).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TooLarge);
     tells(&error);
@@ -79,7 +79,7 @@ async fn a_task_above_the_limit_is_refused_and_one_at_the_limit_passes_through_e
     }
     let id = id.expect("some size fits");
     for _ in 0..2 {
-        queue.get_job().await.unwrap().retry(Duration::ZERO).await.unwrap();
+        queue.get_job().await.unwrap().retry(Duration::ZERO, "not now").await.unwrap();
     }
     assert_eq!(queue.jobs().get(&id).await.unwrap().status, kafkaq::JobStatus::Dead);
     queue.shutdown(Duration::from_secs(5)).await.unwrap();

@@ -9,7 +9,7 @@
 )]
 
 use kafkaq::{
-    Cancelled, JobError, JobStatus, LostReason, Queue, Task, TaskId,
+    CancelOutcome, JobError, JobStatus, LostReason, Queue, Task, TaskId,
     rdkafka::{GroupProtocol, RdKafka},
 };
 use kafkaq_tests::{Kafka, committed_offsets, kafka, kcat, queue, redis, unique, until};
@@ -54,12 +54,15 @@ async fn a_record_of_kcat_is_a_task() {
 async fn what_is_cancelled_is_not_run_and_a_running_job_learns_of_it() {
     let queue = build(&unique("cancel")).await;
     let delayed = queue.publish(Task::new("never").with_delay(Duration::from_secs(2))).await.unwrap();
-    assert!(matches!(queue.jobs().cancel(&delayed).await.unwrap(), Cancelled::Unknown | Cancelled::Known(_)));
+    assert!(matches!(
+        queue.jobs().cancel(&delayed).await.unwrap(),
+        CancelOutcome::Unknown | CancelOutcome::Known(_)
+    ));
     let running = queue.publish(Task::new("now")).await.unwrap();
     let job = queue.get_job().await.unwrap();
     assert_eq!(*job.id(), running);
     assert_eq!(queue.jobs().get(&running).await.unwrap().status, JobStatus::Processing);
-    assert!(matches!(queue.jobs().cancel(&running).await.unwrap(), Cancelled::Known(_)));
+    assert!(matches!(queue.jobs().cancel(&running).await.unwrap(), CancelOutcome::Known(_)));
     assert!(matches!(job.done().await, Err(JobError::LeaseLost(LostReason::Cancelled))));
     nothing_more(&queue, Duration::from_secs(5)).await;
     for id in [delayed, running] {
@@ -86,14 +89,14 @@ async fn an_id_that_is_published_twice_is_run_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_last_attempt_goes_to_the_dead_letters_with_everything_it_had() {
     let name = unique("dead");
-    let queue = queue(&name, &redis()).max_attempts(3).build().await.unwrap();
+    let queue = queue(&name, &redis()).max_failures(3).build().await.unwrap();
     let task = Task::new("poison").with_key("k").with_header("trace", "abc").with_header("utf8", "ä");
     let id = queue.publish(task).await.unwrap();
     for attempt in 1..=3 {
         let job = queue.get_job().await.unwrap();
         assert_eq!(job.attempt(), attempt);
         assert_eq!(job.headers().get("trace").unwrap(), "abc");
-        job.retry(Duration::ZERO).await.unwrap();
+        job.retry(Duration::ZERO, "not now").await.unwrap();
     }
     let dead = &Kafka::read(&format!("{name}.kafkaq.dead"), 1)[0];
     assert_eq!(dead.key.as_deref(), Some(&b"k"[..]));

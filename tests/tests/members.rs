@@ -57,12 +57,12 @@ impl Own {
 
     async fn work(self, queue: Queue) {
         while let Ok(job) = queue.get_job().await {
-            let (task, fence) = (job.id().clone(), job.fence().to_string());
+            let (task, token) = (job.id().clone(), job.token().to_string());
             let (id, attempt) = (task.to_string(), job.attempt());
-            self.said.lock().unwrap().push(Line::Run { id: id.clone(), attempt, fence: fence.clone() });
+            self.said.lock().unwrap().push(Line::Run { id: id.clone(), attempt, token: token.clone() });
             let line = match job.done().await {
-                Ok(()) => Line::Done { id, fence },
-                Err(e) => Line::Failed { id, fence, why: format!("{e:?}") },
+                Ok(()) => Line::Done { id, token },
+                Err(e) => Line::Failed { id, token, why: format!("{e:?}") },
             };
             if matches!(line, Line::Done { .. }) {
                 self.done.lock().unwrap().insert(task);
@@ -347,7 +347,7 @@ struct Account {
 }
 
 impl Account {
-    /// Panics if a fence or an attempt was given twice, if two executions ended one task, or if one came to nothing
+    /// Panics if a token or an attempt was given twice, if two executions ended one task, or if one came to nothing
     /// although its member lived on and was told nothing.
     fn of(lives: &[(Vec<Line>, Way)]) -> Account {
         let mut account = Account::default();
@@ -356,20 +356,20 @@ impl Account {
             let mut open = HashMap::new();
             for line in life {
                 match line {
-                    Line::Run { id, attempt, fence } => {
+                    Line::Run { id, attempt, token } => {
                         account.runs += 1;
                         account.executed.insert(id.clone());
-                        assert!(fences.insert(fence), "{fence} was handed out twice");
+                        assert!(fences.insert(token), "{token} was handed out twice");
                         assert!(attempts.insert((id, attempt)), "attempt {attempt} of {id} was made twice");
-                        open.insert(fence, id);
+                        open.insert(token, id);
                     }
-                    Line::Done { id, fence } => {
-                        assert_eq!(open.remove(fence), Some(id));
-                        // The store never forgot anything, so a task ends once, and so under one fence.
+                    Line::Done { id, token } => {
+                        assert_eq!(open.remove(token), Some(id));
+                        // The store never forgot anything, so a task ends once, and so under one token.
                         assert!(finished.insert(id), "{id} was ended twice");
                     }
-                    Line::Failed { id, fence, why } => {
-                        assert_eq!(open.remove(fence), Some(id));
+                    Line::Failed { id, token, why } => {
+                        assert_eq!(open.remove(token), Some(id));
                         let why = why.split('(').next().unwrap();
                         *account.in_vain.entry(format!("{way:?}: {why}")).or_default() += 1;
                     }
