@@ -7,7 +7,7 @@ use crate::{
     protocol::produce::Produce,
 };
 use bytes::Bytes;
-use kafkaq_core::{ErrorKind, NewRecord, Partition, Result};
+use kafkaq_core::{ErrorKind, Headers, NewRecord, Partition, Result};
 use rskafka::{
     chrono::{DateTime, Utc},
     client::error::ProtocolError,
@@ -35,17 +35,12 @@ enum Carrier {
 }
 
 impl Carrier {
-    fn of(record: &NewRecord) -> Self {
-        let mut last: Option<&[u8]> = None;
-        for (name, value) in record.headers.iter() {
-            // A map hands them out in the order of their names.
-            let is_next = last.is_none_or(|last| *last < name[..]);
-            if value.is_none() || !is_next || std::str::from_utf8(name).is_err() {
-                return Carrier::Own;
-            }
-            last = Some(name);
+    /// One for all, so that a mixture is not torn to pieces.
+    fn of(records: &[NewRecord]) -> Self {
+        match records.iter().all(|record| survive_a_map(&record.headers)) {
+            true => Carrier::Library,
+            false => Carrier::Own,
         }
-        Carrier::Library
     }
 
     fn batch_limit(self, link: &Link) -> usize {
@@ -54,6 +49,16 @@ impl Carrier {
             _ => BATCH,
         }
     }
+}
+
+/// Whether a map of texts would hand out the headers as they are: by the order of their names.
+fn survive_a_map(headers: &Headers) -> bool {
+    let mut last: Option<&[u8]> = None;
+    headers.iter().all(|(name, value)| {
+        let is_next = last.is_none_or(|last| *last < name[..]);
+        last = Some(name);
+        is_next && value.is_some() && std::str::from_utf8(name).is_ok()
+    })
 }
 
 /// Appends in order and answers in order. A batch that the server refuses as too large, or because of one of its
@@ -65,15 +70,15 @@ pub(crate) async fn append(
     limits: Limits,
 ) -> Vec<Result<i64>> {
     let max_message_bytes = link.network.settings.max_message_bytes;
+    let carrier = Carrier::of(records);
+    let limit = carrier.batch_limit(link);
     let mut outcomes = Vec::with_capacity(records.len());
     while let Some(next) = records.get(outcomes.len()) {
         let start = outcomes.len();
         match refusal(next, max_message_bytes) {
             Some(refused) => outcomes.push(Err(link.error(Op::APPEND, Some(to), refused))),
             None => {
-                let carrier = Carrier::of(next);
-                let limit = carrier.batch_limit(link);
-                let batch = start..start + batch_len(&records[start..], carrier, limit, max_message_bytes);
+                let batch = start..start + batch_len(&records[start..], limit, max_message_bytes);
                 send(link, to, records, batch, carrier, limits, &mut outcomes).await;
             }
         }
@@ -160,11 +165,11 @@ fn is_for_one(failure: &Failure) -> bool {
 }
 
 /// How many of the records go into one request: at least one.
-fn batch_len(records: &[NewRecord], carrier: Carrier, limit: usize, max_message_bytes: usize) -> usize {
+fn batch_len(records: &[NewRecord], limit: usize, max_message_bytes: usize) -> usize {
     let mut bytes = 0;
     let fits = |record: &&NewRecord| {
         bytes += size(record);
-        bytes <= limit && refusal(record, max_message_bytes).is_none() && Carrier::of(record) == carrier
+        bytes <= limit && refusal(record, max_message_bytes).is_none()
     };
     records.iter().take_while(fits).count().max(1)
 }
@@ -202,7 +207,6 @@ fn timestamp(time: SystemTime) -> DateTime<Utc> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kafkaq_core::Headers;
 
     fn record(bytes: usize) -> NewRecord {
         NewRecord::new(None, Some(vec![0; bytes].into()), Headers::new())
@@ -217,13 +221,11 @@ mod tests {
 
     #[test]
     fn a_request_holds_what_a_server_takes_by_default_and_at_least_one_record() {
-        let len = |records: &[NewRecord], max| batch_len(records, Carrier::Library, BATCH, max);
+        let len = |records: &[NewRecord], max| batch_len(records, BATCH, max);
         let n = len(&vec![record(1000); 5000], usize::MAX);
         assert!((950..1020).contains(&n), "{n}");
         assert_eq!(len(&[record(2 * BATCH), record(1)], usize::MAX), 1);
         assert_eq!(len(&[record(1), record(5000), record(1)], 4000), 1, "up to what is refused");
-        let other = with_headers(&[(b"null", None)]);
-        assert_eq!(len(&[record(1), record(1), other, record(1)], usize::MAX), 2, "up to another carrier");
     }
 
     #[test]
@@ -231,7 +233,7 @@ mod tests {
         let ordinary: [&[(&[u8], Option<&str>)]; 3] =
             [&[], &[(b"a", Some("1"))], &[(b"a", Some("")), (b"b", Some("2")), ("ü".as_bytes(), Some("3"))]];
         for headers in ordinary {
-            assert_eq!(Carrier::of(&with_headers(headers)), Carrier::Library, "{headers:?}");
+            assert_eq!(Carrier::of(&[record(1), with_headers(headers)]), Carrier::Library, "{headers:?}");
         }
         let others: [&[(&[u8], Option<&str>)]; 4] = [
             &[(b"a", None)],
@@ -240,7 +242,7 @@ mod tests {
             &[(b"\xff", Some("1"))],
         ];
         for headers in others {
-            assert_eq!(Carrier::of(&with_headers(headers)), Carrier::Own, "{headers:?}");
+            assert_eq!(Carrier::of(&[record(1), with_headers(headers)]), Carrier::Own, "{headers:?}");
         }
     }
 }

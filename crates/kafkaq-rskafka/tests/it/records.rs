@@ -58,6 +58,27 @@ async fn batches_of_none_one_and_a_thousand_keep_their_order() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn appends_to_many_partitions_at_once_keep_the_order_of_each() {
+    // More of them than the library is connected to at a time.
+    let site = Site::with(20).await;
+    let appends = (0..20).map(|index| {
+        let (site, to) = (&site, site.partition(index));
+        async move {
+            for n in 0..20 {
+                site.kafka.append(&to, &[record(n.to_string())]).await.remove(0).unwrap();
+            }
+        }
+    });
+    futures_util::future::join_all(appends).await;
+    for index in 0..20 {
+        let from = Position { partition: site.partition(index), offset: 0 };
+        let batch = site.kafka.fetch(&from, FetchLimit::new(PATIENCE, 1 << 20)).await.unwrap();
+        let values: Vec<_> = batch.records.iter().map(|r| r.value.clone().unwrap()).collect();
+        assert_eq!(values, (0..20).map(|n| Bytes::from(n.to_string())).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn records_that_together_exceed_a_batch_go_in_several_and_keep_their_order() {
     let site = Site::with(1).await;
     let records: Vec<_> = (0..50_u8).map(|n| record(vec![n; 100_000])).collect();
