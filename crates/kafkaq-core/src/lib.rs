@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+#[cfg(feature = "connection")]
+pub mod connection;
 mod continuity;
 mod envelope;
 mod error;
@@ -14,12 +16,16 @@ mod log;
 mod lost;
 #[cfg(feature = "machine")]
 pub mod machine;
+mod outage_log;
 pub mod partitioner;
 mod record;
 mod settings;
 mod store;
 mod task;
 mod wire;
+
+#[cfg(test)]
+mod golden;
 
 pub use continuity::{Cursor, Mark, Standing, standing};
 #[cfg(feature = "machine")]
@@ -35,6 +41,7 @@ pub use log::{
     PartitionLog, TopicInfo, TopicSpec,
 };
 pub use lost::LostReason;
+pub use outage_log::OutageLog;
 pub use record::{Batch, NewRecord, Partition, Position, Record};
 pub use store::{LeaseStore, Swap, Swapped};
 pub use task::{Task, TaskId};

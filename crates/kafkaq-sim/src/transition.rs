@@ -1,5 +1,6 @@
 //! Which swap may replace which value: the record rule, as the store sees it.
 
+use crate::later::own_lease;
 use crate::task::{Copied, Task, TaskNo};
 use crate::trace::{SEC, Us, lease, tr};
 use crate::world::World;
@@ -87,10 +88,10 @@ impl World {
     }
 
     fn transition(&mut self, n: TaskNo, by: &By, swap: &Swap, old: Option<&Bytes>) -> Broken {
-        let Some(Ok(new)) = swap.new.as_ref().map(|v| Lease::decode(v)) else {
+        let Some(Ok(new)) = swap.new.as_ref().map(|v| Lease::decode(&own_lease(v))) else {
             return Err(("I3", "a lease is never removed or garbled"));
         };
-        let old = match old.map(|v| Lease::decode(v)) {
+        let old = match old.map(|v| Lease::decode(&own_lease(v))) {
             Some(Err(DecodeError::Newer(_))) => return Err(("I3", "a later version's lease is left alone")),
             Some(Ok(lease)) => Some(lease),
             Some(Err(_)) | None => None,
