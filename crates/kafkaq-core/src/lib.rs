@@ -24,6 +24,9 @@ mod store;
 mod task;
 mod wire;
 
+#[cfg(test)]
+mod golden;
+
 pub use continuity::{Cursor, Mark, Standing, standing};
 #[cfg(feature = "machine")]
 pub(crate) use envelope::FORWARD_HEADER;

@@ -1,5 +1,6 @@
 //! The clients: they publish tasks, again if they don't know what became of it, and cancel some.
 
+use crate::later::own_envelope;
 use crate::log::{Entry, Kind};
 use crate::task::{Task, TaskKind};
 use crate::trace::{MS, SEC, Us, tr, true_wall};
@@ -37,7 +38,8 @@ impl World {
             let poison = self.rng.chance(self.plan.rates.poison);
             let delay = self.rng.between(1, self.plan.settings.max_delay.as_millis() as u64);
             let old = self.rng.chance(300);
-            let task = Task::new(n, kind, poison, delay, old, &self.log.layout.keyspace);
+            let mut task = Task::new(n, kind, poison, delay, old, &self.log.layout.keyspace);
+            task.refused = self.rng.chance(self.plan.rates.refused);
             self.check.add(task);
         }
     }
@@ -151,7 +153,7 @@ impl World {
 
     /// A record as a person reads it.
     pub(crate) fn describe(&self, record: &NewRecord) -> String {
-        match record.headers.get(HEADER).map(|h| Envelope::decode(h)) {
+        match record.headers.get(HEADER).map(|h| Envelope::decode(&own_envelope(h))) {
             None => "without a header".into(),
             Some(Err(e)) => e.to_string(),
             Some(Ok(e)) => {

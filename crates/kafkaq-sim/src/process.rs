@@ -56,6 +56,8 @@ pub(crate) struct Process {
     pub(crate) swapping: Vec<Key>,
     pub(crate) timer: Option<Us>,
     pub(crate) timer_generation: u64,
+    /// It is of a later version.
+    pub(crate) later: bool,
     pub(crate) second: Us,
     pub(crate) inputs: u32,
 }
@@ -87,6 +89,7 @@ impl Process {
             swapping: Vec::new(),
             timer: None,
             timer_generation: 0,
+            later: false,
             second: 0,
             inputs: 0,
         }
@@ -141,6 +144,7 @@ impl World {
         let max_wall = self.procs[p].max_wall;
         let mut process = Process { id, inc, skew, max_wall, ..Process::new(workers) };
         process.events_at = self.now;
+        process.later = self.plan.mixed && self.rng.chance(500);
         self.procs[p] = process;
         let now = self.clocks(p);
         let settings = kafkaq_core::machine::Settings { process: id, ..self.plan.settings.clone() };

@@ -42,9 +42,10 @@ impl World {
     /// The swap takes place now.
     pub(crate) fn swap_effect(&mut self, who: Option<usize>, swap: &Swap) -> Swapped {
         let current = self.value(&swap.key);
+        let swap = &self.as_swapped(who, swap, current.as_ref());
         if current != swap.expect {
             self.stats.conflicts += 1;
-            return Swapped::Conflict(current);
+            return Swapped::Conflict(who.map_or(current.clone(), |p| self.as_got(p, current)));
         }
         self.checked_transition(who, swap, current.as_ref());
         match &swap.new {
@@ -122,7 +123,8 @@ impl World {
             let outcome = if fails {
                 Err(Error::not_applied(ErrorKind::Unavailable, "get"))
             } else {
-                Ok(self.value(&key))
+                let value = self.value(&key);
+                Ok(self.as_got(p, value))
             };
             if self.trace.on {
                 let told = outcome.as_ref().map_or_else(ToString::to_string, |v| lease(v.as_ref()));
@@ -195,7 +197,7 @@ impl World {
 
     /// The later version that wrote them is gone.
     pub(crate) fn forget_newer_values(&mut self) {
-        let newer = |v: &Value| v.bytes.first().is_some_and(|b| b & 0x0f > 2);
+        let newer = |v: &Value| v.bytes.first().is_some_and(|b| *b == 0x99);
         let keys: Vec<Key> =
             self.store.values.iter().filter(|(_, v)| newer(v)).map(|(k, _)| k.clone()).collect();
         for key in keys {

@@ -70,6 +70,8 @@ pub(crate) struct Task {
     pub(crate) key: Option<Bytes>,
     pub(crate) payload: Bytes,
     pub(crate) poison: bool,
+    /// The log takes no copy of it.
+    pub(crate) refused: bool,
     pub(crate) delay: u64,
     /// Its producer sets an old timestamp.
     pub(crate) old: bool,
@@ -88,6 +90,8 @@ pub(crate) struct Task {
     pub(crate) handed_out: u32,
     pub(crate) started_at: Us,
     pub(crate) copies: Vec<Copied>,
+    /// The cover numbers of records that were forwarded unread.
+    pub(crate) forwarded: Vec<u32>,
     /// The highest attempt that a record carries.
     pub(crate) attempt: u32,
     pub(crate) damage: u32,
@@ -116,6 +120,7 @@ impl Task {
             key: n.is_multiple_of(3).then(|| format!("key-{n}").into()),
             payload: format!("t{n}").into(),
             poison,
+            refused: false,
             delay,
             old,
             store_key: id.as_ref().map(|id| Key::task(space, id)),
@@ -133,6 +138,7 @@ impl Task {
             handed_out: 0,
             started_at: 0,
             copies: Vec::new(),
+            forwarded: Vec::new(),
             attempt: 0,
             damage: 0,
             held: Vec::new(),

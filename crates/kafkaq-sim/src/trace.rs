@@ -62,7 +62,7 @@ pub(crate) fn token(f: &LeaseToken) -> String {
 /// A lease as a person reads it.
 pub(crate) fn lease(value: Option<&Bytes>) -> String {
     let Some(value) = value else { return "nothing".into() };
-    match Lease::decode(value) {
+    match Lease::decode(&crate::later::own_lease(value)) {
         Ok(l) => {
             let state = match l.state {
                 LeaseState::Live => "live",
@@ -220,6 +220,18 @@ stats! { Stats:
     drained,
     /// Clocks that went far ahead.
     clock_jumps,
+    /// Logs cut under an assignment.
+    logs_cut,
+    /// Committed offsets that are gone.
+    offsets_forgotten,
+    /// Batches that arrive again.
+    repeated,
+    /// Fetches without a record although there is one.
+    empty_fetches,
+    /// Copies refused for good.
+    refused,
+    /// Records forwarded because only a later version reads them.
+    forwarded,
     /// Assignments given up because their log is another.
     reassigned,
     /// Topics that were deleted and made anew.

@@ -1,10 +1,12 @@
 //! Which swap may replace which value: the record rule, as the store sees it.
 
+use crate::later::own_lease;
 use crate::task::{Copied, Task, TaskNo};
 use crate::trace::{SEC, Us, lease, tr};
 use crate::world::World;
 use bytes::Bytes;
 use kafkaq_core::{DecodeError, Lease, LeaseState, LeaseToken, Swap, Wall};
+use std::time::Duration;
 
 type Broken = Result<(), (&'static str, &'static str)>;
 
@@ -87,10 +89,10 @@ impl World {
     }
 
     fn transition(&mut self, n: TaskNo, by: &By, swap: &Swap, old: Option<&Bytes>) -> Broken {
-        let Some(Ok(new)) = swap.new.as_ref().map(|v| Lease::decode(v)) else {
+        let Some(Ok(new)) = swap.new.as_ref().map(|v| Lease::decode(&own_lease(v))) else {
             return Err(("I3", "a lease is never removed or garbled"));
         };
-        let old = match old.map(|v| Lease::decode(v)) {
+        let old = match old.map(|v| Lease::decode(&own_lease(v))) {
             Some(Err(DecodeError::Newer(_))) => return Err(("I3", "a later version's lease is left alone")),
             Some(Ok(lease)) => Some(lease),
             Some(Err(_)) | None => None,
@@ -104,7 +106,7 @@ impl World {
             return if by.process.is_none() { Ok(()) } else { Err(("I3", "only clients cancel")) };
         }
         if !new.state.is_terminal() {
-            cover(task, old, &new, self.plan.settings.clock_skew)?;
+            cover(task, old, &new, self.plan.settings.clock_skew, by.max_wall)?;
         }
         if old.is_some_and(|o| o.state.is_terminal()) && new.state != LeaseState::Done {
             return Err(("I3", "terminal is for good"));
@@ -320,7 +322,7 @@ impl World {
 
 /// I1: a lease's cover number is that of a durable copy. And it is raised only for a copy whose turn comes no later
 /// than the lease ends, or the task would wait for it.
-fn cover(task: &Task, old: Option<&Lease>, new: &Lease, skew: std::time::Duration) -> Broken {
+fn cover(task: &Task, old: Option<&Lease>, new: &Lease, skew: Duration, now: Wall) -> Broken {
     let highest = task.copies.iter().map(|c| c.cover).max().unwrap_or(0);
     if new.cover > highest {
         return Err(("I1", "no durable copy has this cover number"));
@@ -331,7 +333,7 @@ fn cover(task: &Task, old: Option<&Lease>, new: &Lease, skew: std::time::Duratio
     }
     if new.cover > old.cover && old.token == new.token {
         let end = if new.state == LeaseState::Live { new.deadline.plus(skew) } else { new.deadline };
-        let in_time = |c: &Copied| c.cover >= new.cover && c.due <= end;
+        let in_time = |c: &Copied| c.cover >= new.cover && c.due <= end.max(now);
         if !task.copies.iter().any(in_time) {
             return Err(("I5", "the copy's turn comes later than the lease ends"));
         }

@@ -1,7 +1,7 @@
 //! The workers of a process: they wait for jobs, give up waiting, and do all that a worker can do with a job.
 
 use crate::process::Job;
-use crate::trace::{MS, P, Us, tr};
+use crate::trace::{MS, P, SEC, Us, tr};
 use crate::world::{Ev, World};
 use kafkaq_core::machine::{Answer, Command, CommandId, JobKey, Ready};
 use std::time::Duration;
@@ -43,6 +43,17 @@ struct Run {
     end: End,
     /// The end has been asked for.
     ended: bool,
+    /// For an answer.
+    waits: bool,
+}
+
+/// A command that a worker waits for, by its job and number.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Overdue {
+    job: JobKey,
+    no: u32,
+    /// It was overdue before: a process that stood still gets some time to catch up.
+    again: bool,
 }
 
 impl Worker {
@@ -57,6 +68,12 @@ impl Worker {
     pub(crate) fn stop_waiting(&mut self) {
         if self.is_waiting() {
             self.state = State::Idle;
+        }
+    }
+
+    fn hear(&mut self) {
+        if let State::Running(run) = &mut self.state {
+            run.waits = false;
         }
     }
 
@@ -162,7 +179,15 @@ impl World {
             8 => (quick, 0, End::Release),
             _ => (quick, 0, End::Silent),
         };
-        let run = Run { job: ready.job, no: 0, until: self.now + takes, extend_every, end, ended: false };
+        let run = Run {
+            job: ready.job,
+            no: 0,
+            until: self.now + takes,
+            extend_every,
+            end,
+            ended: false,
+            waits: false,
+        };
         let next = if extend_every > 0 { self.now + extend_every } else { run.until };
         let job = Job { task, token: ready.token, deadline: ready.deadline };
         self.procs[p].jobs.insert(ready.job, job);
@@ -176,8 +201,9 @@ impl World {
 
     fn work(&mut self, p: usize, w: usize, mut run: Run) {
         run.no += 1;
+        run.waits = true;
         let lease = self.plan.settings.lease;
-        let ask = if self.now < run.until && !self.calm {
+        let command = if self.now < run.until && !self.calm {
             let next = (self.now + run.extend_every).min(run.until);
             self.worker_at(p, w, next);
             Command::Extend(lease)
@@ -203,16 +229,40 @@ impl World {
                 }
             }
         };
-        tr!(self, P(p), "worker {w} asks {:?} no {} {ask:?}", run.job, run.no);
+        tr!(self, P(p), "worker {w} commands {:?} no {} {command:?}", run.job, run.no);
         let (job, no) = (run.job, CommandId(run.no));
-        if matches!(ask, Command::Abandoned) {
+        if matches!(command, Command::Abandoned) {
             self.stats.abandoned += 1;
             self.over(p, w);
         } else {
             self.procs[p].workers[w].state = State::Running(run);
         }
-        self.tell(p, |m, now| m.handle_command(now, job, no, ask));
+        let answered = !matches!(command, Command::Abandoned);
+        self.tell(p, |m, now| m.handle_command(now, job, no, command));
+        if answered {
+            let deadline = self.procs[p].jobs.get(&job).map(|j| j.deadline);
+            let wall = self.clocks(p).wall;
+            let left = deadline.map_or(0, |d| d.since(wall).as_micros() as Us);
+            let inc = self.procs[p].inc;
+            self.after(left + SEC, Ev::Overdue(p, inc, Overdue { job, no: no.0, again: false }));
+        }
         self.pump_soon(p);
+    }
+
+    /// I5: every command is answered by the end of its lease.
+    pub(crate) fn overdue(&mut self, p: usize, overdue: Overdue) {
+        let Overdue { job, no, again } = overdue;
+        let waits = |w: &Worker| w.runs(job).is_some_and(|run| run.no == no && run.waits);
+        if !self.procs[p].workers.iter().any(waits) || self.check.clocks_broken {
+            return;
+        }
+        let deadline = self.known_deadline(p, job);
+        let left = deadline.since(self.clocks(p).wall).as_micros() as Us;
+        if again && left == 0 {
+            return self.check.fail("I5", format!("p{p} doesn't answer command {no} of {job:?}"));
+        }
+        let inc = self.procs[p].inc;
+        self.after(left + 2 * SEC, Ev::Overdue(p, inc, Overdue { again: left == 0, ..overdue }));
     }
 
     /// The worker is free; what it thinks of the job no longer counts.
@@ -227,6 +277,7 @@ impl World {
     pub(crate) fn answered(&mut self, p: usize, job: JobKey, no: u32, answer: &Answer) {
         let Some(w) = self.procs[p].workers.iter().position(|w| w.runs(job).is_some()) else { return };
         let Some(run) = self.procs[p].workers[w].runs(job).filter(|r| r.no == no).cloned() else { return };
+        self.procs[p].workers[w].hear();
         if let Answer::Extended(until) = answer
             && let Some(job) = self.procs[p].jobs.get_mut(&job)
         {
@@ -239,7 +290,7 @@ impl World {
         }
     }
 
-    /// Some workers stop when they hear of it; others go on and find out when they ask.
+    /// Some workers stop when they hear of it; others go on and find out when they command.
     pub(crate) fn lease_lost(&mut self, p: usize, job: JobKey) {
         let Some(w) = self.procs[p].workers.iter().position(|w| w.runs(job).is_some_and(|r| !r.ended)) else {
             return;

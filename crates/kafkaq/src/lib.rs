@@ -127,5 +127,5 @@ pub mod guide {
 
 /// The blocks of the repository's README.
 #[cfg(all(doctest, feature = "rdkafka", feature = "redis"))]
-#[doc = include_str!("../../../README.md")]
+#[doc = include_str!("../README.md")]
 mod readme {}
