@@ -188,8 +188,22 @@ impl Standing {
 /// # Errors
 /// The log's own, and `Unavailable` if it doesn't show a record that has to be there: an empty answer is no proof.
 pub async fn standing(log: &dyn PartitionLog, of: &Partition, cursor: &Cursor) -> Result<Standing> {
+    standing_above(log, of, cursor, None).await
+}
+
+/// The same for a reader whose log had nothing below `floor` when it began, as [`Trail::floor`] tells: a log never gets
+/// back what retention has deleted, so one with earlier records is another.
+///
+/// # Errors
+/// As [`standing`].
+pub async fn standing_above(
+    log: &dyn PartitionLog,
+    of: &Partition,
+    cursor: &Cursor,
+    floor: Option<i64>,
+) -> Result<Standing> {
     let mut ends = offsets(log, of).await?;
-    if cursor.offset > ends.next {
+    if cursor.offset > ends.next || floor.is_some_and(|floor| ends.first < floor) {
         return Ok(Standing::Replaced { first: ends.first });
     }
     let anchor = cursor.anchor.filter(|anchor| Some(*anchor) != cursor.mark);
@@ -239,6 +253,7 @@ async fn is_there(log: &dyn PartitionLog, of: &Partition, ends: Offsets, mark: M
 /// What one reader of a partition has read, as far as that is needed to tell that its log was replaced by another.
 #[derive(Debug)]
 pub struct Trail {
+    start: Cursor,
     next: i64,
     /// Of the last record below the last commit, and of all records since.
     marks: VecDeque<Mark>,
@@ -253,7 +268,7 @@ impl Trail {
     #[must_use]
     pub fn new(start: Cursor) -> Self {
         let marks = start.mark.into_iter().collect();
-        Trail { next: start.offset, marks, anchor: start.mark.or(start.anchor) }
+        Trail { start, next: start.offset, marks, anchor: start.mark.or(start.anchor) }
     }
 
     /// Takes in what was read next. Returns `false` if it doesn't follow what was read before: then it is of another
@@ -273,10 +288,19 @@ impl Trail {
         true
     }
 
-    /// Whether offsets were passed over before the batch: there may have been records that are deleted by now.
+    /// Whether the log has to be compared before the batch is taken in: offsets were passed over, whose records may be
+    /// deleted by now, or nothing was read before that tells which log this is.
     #[must_use]
-    pub fn is_gap(&self, batch: &Batch) -> bool {
-        Trail::begin(batch) > self.next
+    pub fn is_doubtful(&self, batch: &Batch) -> bool {
+        let blind = self.marks.is_empty() && self.next > 0 && !batch.records.is_empty();
+        blind || Trail::begin(batch) > self.next
+    }
+
+    /// Where the log began, if reading did so at its first record, as the owner of the trail knows: without a mark it
+    /// can't have been elsewhere.
+    #[must_use]
+    pub fn floor(&self) -> Option<i64> {
+        self.start.mark.is_none().then_some(self.start.offset)
     }
 
     fn begin(batch: &Batch) -> i64 {

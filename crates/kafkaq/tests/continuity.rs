@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use kafkaq::memory::MemoryLog;
 use kafkaq_core::{
     Batch, Cursor, ErrorKind, FetchLimit, Headers, Log, Mark, NewRecord, Offsets, Partition, PartitionLog,
-    Position, Result, Retry, Standing, TopicInfo, TopicSpec, Trail, standing,
+    Position, Result, Retry, Standing, TopicInfo, TopicSpec, Trail, standing, standing_above,
 };
 use std::sync::{
     Arc, Mutex,
@@ -231,6 +231,26 @@ async fn where_a_replaced_log_begins_is_told_of_the_log_that_is_there_now() {
     assert_eq!(stands(&log, &trail.position()).await, REPLACED);
 }
 
+/// Nothing was read yet, so no record can tell.
+#[tokio::test]
+async fn a_topic_that_is_recreated_before_anything_was_read_is_noticed_by_where_it_begins() {
+    let (log, _) = read_log(5).await;
+    log.inner.delete_records(&partition(), 5).unwrap();
+    let trail = Trail::new(Cursor::new(5));
+    assert_eq!(trail.floor(), Some(5));
+    let position = trail.position();
+    let now = async || standing_above(&log, &partition(), &position, trail.floor()).await.unwrap();
+    assert_eq!(now().await, Standing::Intact);
+    append(&log, "more", 2).await;
+    log.inner.delete_records(&partition(), 6).unwrap();
+    assert_eq!(now().await, Standing::DeletedUnread { first: 6 });
+    recreate(&log, 20).await;
+    assert_eq!(now().await, REPLACED);
+    let from = Position { partition: partition(), offset: 5 };
+    let batch = log.inner.fetch(&from, FetchLimit::new(std::time::Duration::ZERO, 1)).await.unwrap();
+    assert!(trail.is_doubtful(&batch), "the first batch is not believed unseen");
+}
+
 #[tokio::test]
 async fn what_does_not_follow_is_not_taken_in() {
     let (log, mut trail) = read_log(5).await;
@@ -241,8 +261,8 @@ async fn what_does_not_follow_is_not_taken_in() {
         assert!(!trail.read(&batch), "{batch:?}");
         assert_eq!(trail.position(), before);
     }
-    assert!(!trail.is_gap(&Batch::new(Vec::new(), 5, None)));
-    assert!(trail.is_gap(&Batch::new(Vec::new(), 6, None)));
+    assert!(!trail.is_doubtful(&Batch::new(Vec::new(), 5, None)));
+    assert!(trail.is_doubtful(&Batch::new(Vec::new(), 6, None)), "a gap");
 }
 
 #[tokio::test]

@@ -97,6 +97,22 @@ async fn nothing_of_an_earlier_topic_counts_for_a_later_one_if_the_process_dies_
     }
 }
 
+/// There is no record that could tell, only where the log began.
+#[tokio::test(start_paused = true)]
+async fn a_topic_recreated_before_anything_of_it_was_read_is_read_whole() {
+    let (log, store) = (Faulty::new(memory_log(1).await), Store::default());
+    append(&log, 0, 0..5).await;
+    log.now().delete_records(&partition(0), 5).unwrap();
+    let view = View::watch(join(&group(&log, &store), 1).await);
+    within(SEC, "it starts", || view.held() == 1).await;
+    sleep(SEC * 3).await;
+    let anew = memory_log(1).await;
+    append(&anew, 0, 100..120).await;
+    log.replace(anew);
+    within(CHECK, "all of the new topic", || (100..120).all(|n| view.has(n))).await;
+    assert_eq!(view.values(), (100..120).collect::<Vec<_>>(), "nothing of it before that");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_log_that_was_cut_is_read_again_from_where_it_was_cut_at_the_latest() {
     for (end, grown) in [(3, 0), (3, 1), (3, 20), (0, 2)] {

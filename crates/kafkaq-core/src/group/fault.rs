@@ -45,6 +45,8 @@ pub enum GroupFault {
     NoFirstAnchor,
     /// A reader compares nothing with the log.
     NeverChecks,
+    /// A reader goes on after a failure or a gap as if nothing had been.
+    GapsIgnored,
     /// A log that doesn't show a record is taken for another one.
     EmptyIsProof,
     /// An answer without records moves the position.
@@ -81,6 +83,7 @@ impl GroupFault {
         GroupFault::AnchorIgnored,
         GroupFault::NoFirstAnchor,
         GroupFault::NeverChecks,
+        GroupFault::GapsIgnored,
         GroupFault::EmptyIsProof,
         GroupFault::EmptyMovesOn,
         GroupFault::RepeatsPassed,

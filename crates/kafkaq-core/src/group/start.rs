@@ -7,11 +7,13 @@ use crate::{Cursor, Standing};
 /// before.
 ///
 /// Every cursor was once finished up to, so the furthest is right, whichever of the store and the log has it: a store
-/// that went back in time doesn't make the group go back with it. The first of them is the one that was believed most:
+/// that went back in time doesn't make the group go back with it. One without a mark had no record below it, and would
+/// be believed in whatever log: nothing is repeated by leaving it out. The first of them is the one that was believed most:
 /// if it is of an earlier log, somebody has to know.
 #[must_use]
 pub fn start(first: i64, known: &[(Cursor, Standing)]) -> (Cursor, Option<(Cursor, Standing)>) {
-    let usable = known.iter().filter_map(|(cursor, standing)| match *standing {
+    let marked = known.iter().filter(|(cursor, _)| cursor.mark.is_some());
+    let usable = marked.filter_map(|(cursor, standing)| match *standing {
         Standing::Intact => Some((*cursor, None)),
         Standing::DeletedUnread { first } => {
             Some((Cursor { offset: first, ..*cursor }, Some((*cursor, *standing))))
@@ -55,6 +57,12 @@ mod tests {
         let (stored, kept) = ((at(8), REPLACED), (at(6), REPLACED));
         assert_eq!(start(2, &[stored, kept]), (Cursor::new(2), Some(stored)));
         assert_eq!(start(2, &[stored, (at(6), INTACT)]), (at(6), Some(stored)), "cut below the last commit");
+    }
+
+    #[test]
+    fn a_cursor_that_could_be_of_any_log_is_left_out() {
+        assert_eq!(start(2, &[(Cursor::new(6), INTACT)]), (Cursor::new(2), None));
+        assert_eq!(start(2, &[(Cursor::new(6), INTACT), (at(4), INTACT)]), (at(4), None));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::topic::at_once;
 use super::world::{Call, Id, M, WAY, World, cursor};
 use crate::trace::{MS, SEC, Us, tr};
 use kafkaq_core::group::{Change, CommitOutcome, Group, GroupFault, start};
-use kafkaq_core::{Assignment, Batch, Cursor, Error, ErrorKind, Partition, Standing, Trail, standing};
+use kafkaq_core::{Assignment, Batch, Cursor, Error, ErrorKind, Partition, Standing, Trail, standing_above};
 use std::collections::{BTreeMap, HashMap};
 
 /// How often a reader makes sure that the log is still the one that was read.
@@ -67,8 +67,8 @@ impl Proc {
     }
 
     /// Its reader has noticed a failure or a gap.
-    pub(super) fn suspect(&mut self, p: i32, now: Us) {
-        if let Some(held) = self.held.get_mut(&p) {
+    pub(super) fn suspect(&mut self, p: i32, now: Us, fault: Option<GroupFault>) {
+        if let Some(held) = self.held.get_mut(&p).filter(|_| fault != Some(GroupFault::GapsIgnored)) {
             held.check_at = now;
         }
     }
@@ -131,7 +131,7 @@ impl World {
     }
 
     /// How a cursor stands to the log, by the rule's own code, and how often the log is asked in vain.
-    fn standing(&mut self, p: i32, mut cursor: Cursor) -> Option<Standing> {
+    fn standing(&mut self, p: i32, mut cursor: Cursor, floor: Option<i64>) -> Option<Standing> {
         match self.fault {
             Some(GroupFault::MarkIgnored) => (cursor.mark, cursor.anchor) = (None, None),
             Some(GroupFault::AnchorIgnored) => cursor.anchor = None,
@@ -144,7 +144,7 @@ impl World {
         };
         self.stats.empty_answers += u64::from(empty);
         let log = self.topics[&p].as_log(empty);
-        match at_once(standing(&log, &Partition::new("t", p), &cursor)) {
+        match at_once(standing_above(&log, &Partition::new("t", p), &cursor, floor)) {
             Ok(standing) => Some(standing),
             Err(_) if self.fault == Some(GroupFault::EmptyIsProof) && empty > 0 => {
                 Some(Standing::Replaced { first: self.topics[&p].first() })
@@ -166,7 +166,7 @@ impl World {
         });
         let mut known = Vec::new();
         for cursor in [stored, kept].into_iter().flatten() {
-            known.push((cursor, self.standing(p, cursor)?));
+            known.push((cursor, self.standing(p, cursor, None)?));
         }
         let (found, told) = start(self.topics[&p].first(), &known);
         match told {
@@ -261,10 +261,10 @@ impl World {
         };
         let Ok(batch) = fetched else {
             self.stats.fetches_failed += 1;
-            self.procs[n].suspect(p, now);
+            self.procs[n].suspect(p, now, fault);
             return Some(false);
         };
-        if self.procs[n].held.get(&p)?.trail.is_gap(&batch) && !batch.records.is_empty() {
+        if self.procs[n].held.get(&p)?.trail.is_doubtful(&batch) && fault != Some(GroupFault::GapsIgnored) {
             self.stats.gaps += 1;
             if !self.check_log(n, p)? {
                 return Some(false);
@@ -285,8 +285,9 @@ impl World {
         if self.fault == Some(GroupFault::NeverChecks) {
             return Some(true);
         }
-        let position = self.procs[n].held.get(&p)?.trail.position();
-        let Some(found) = self.standing(p, position) else { return Some(false) };
+        let trail = &self.procs[n].held.get(&p)?.trail;
+        let (position, floor) = (trail.position(), trail.floor());
+        let Some(found) = self.standing(p, position, floor) else { return Some(false) };
         let (now, held) = (self.now, self.procs[n].held.get_mut(&p)?);
         match found {
             Standing::Replaced { .. } => return None,

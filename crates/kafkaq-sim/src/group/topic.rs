@@ -1,6 +1,5 @@
 //! A partition's log: it grows, is cut, is recreated, loses its beginning, and answers with nothing now and then.
 
-use crate::trace::Us;
 use async_trait::async_trait;
 use kafkaq_core::{
     Batch, Cursor, Error, ErrorKind, FetchLimit, Headers, Log, Mark, NewRecord, Offsets, Partition,
@@ -28,8 +27,8 @@ struct Entry {
 pub(super) struct Topic {
     /// Grows with each time that offsets are given again.
     generation: u64,
-    /// When they last were.
-    pub(super) replaced_at: Us,
+    /// Whether it is another topic than the first.
+    pub(super) recreated: bool,
     first: i64,
     /// From offset 0 on, deleted ones included.
     entries: Vec<Entry>,
@@ -52,16 +51,16 @@ impl Topic {
     }
 
     /// Deletes the topic. It comes back with that many records.
-    pub(super) fn recreate(&mut self, count: u64, now: Us) {
+    pub(super) fn recreate(&mut self, count: u64) {
         let generation = self.generation + 1;
-        *self = Topic { generation, missing: self.missing, replaced_at: now, ..Topic::default() };
+        *self = Topic { generation, missing: self.missing, recreated: true, ..Topic::default() };
         self.grow(count);
     }
 
     /// Deletes the records from `end` on; others take their places.
-    pub(super) fn cut(&mut self, end: i64, count: u64, now: Us) {
+    pub(super) fn cut(&mut self, end: i64, count: u64) {
         self.entries.truncate(end.max(self.first) as usize);
-        (self.generation, self.replaced_at) = (self.generation + 1, now);
+        self.generation += 1;
         self.grow(count);
     }
 

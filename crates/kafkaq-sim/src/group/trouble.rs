@@ -17,8 +17,6 @@ const JOIN: Us = HOSTILE + 32 * SEC;
 const GROW: Us = HOSTILE + 42 * SEC;
 /// After a leave nobody waits for a timeout.
 const SOON: Us = TIMEOUT / 2;
-/// For so long at most a log is another one and nobody has noticed.
-const UNNOTICED: Us = 20 * SEC;
 /// After this the members hold nothing of a topic that is missing.
 pub(super) const NOTICED: Us = 2 * LOOK_EVERY;
 
@@ -78,8 +76,9 @@ impl World {
         if self.rng.chance(2) {
             self.cut(p);
         }
-        // What is deleted is old: not of a topic that was replaced before anybody could notice.
-        if self.rng.chance(6) && self.now >= self.topics[&p].replaced_at + UNNOTICED {
+        // What is deleted is old, and a recreated topic has nothing old in a run as short as this one. (An anchor that
+        // retention has deleted tells nothing.)
+        if self.rng.chance(10) && !self.topics[&p].recreated {
             self.trim(p);
         }
     }
@@ -117,7 +116,8 @@ impl World {
                 self.procs[n].paused_until = (self.now + long).min(HOSTILE);
                 let held: Vec<_> = self.procs[n].held.keys().copied().collect();
                 // Its own clock tells it how long it read nothing.
-                held.into_iter().filter(|_| gap(long)).for_each(|p| self.procs[n].suspect(p, self.now));
+                let (now, fault) = (self.now, self.fault);
+                held.into_iter().filter(|_| gap(long)).for_each(|p| self.procs[n].suspect(p, now, fault));
                 tr!(self, M(self.procs[n].id), "stands still for {} ms", long / MS);
             } else if self.rng.chance(4) {
                 self.crash(n);
@@ -150,7 +150,7 @@ impl World {
     /// Nobody has to notice: no call fails, and the new topic may be longer than the old one.
     fn recreate(&mut self, p: i32, count: u64) {
         self.stats.recreated += 1;
-        self.topics.entry(p).or_default().recreate(count, self.now);
+        self.topics.entry(p).or_default().recreate(count);
         tr!(self, "log", "partition {p} is recreated with {count} records");
         self.check.replaced(p);
     }
@@ -181,11 +181,11 @@ impl World {
         let topic = &self.topics[&p];
         let end = topic.first() + self.rng.below((topic.next() - topic.first()) as u64 + 1) as i64;
         let count = self.rng.below(20);
-        self.topics.entry(p).or_default().cut(end, count, self.now);
+        self.topics.entry(p).or_default().cut(end, count);
         tr!(self, "log", "partition {p} is cut at {end} and grows by {count} records");
         self.check.replaced(p);
-        let now = self.now;
-        self.procs.iter_mut().for_each(|proc| proc.suspect(p, now));
+        let (now, fault) = (self.now, self.fault);
+        self.procs.iter_mut().for_each(|proc| proc.suspect(p, now, fault));
     }
 
     fn trim(&mut self, p: i32) {

@@ -169,3 +169,179 @@ impl Search {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::MemoryLog;
+    use async_trait::async_trait;
+    use kafkaq_core::{Log, Mark, TopicInfo};
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    use tokio::time::timeout;
+
+    /// Counts the records that are fetched, and stops answering at a limit.
+    #[derive(Debug, Default)]
+    struct Counting {
+        inner: MemoryLog,
+        read: AtomicUsize,
+        limit: AtomicUsize,
+    }
+
+    #[async_trait]
+    impl Log for Counting {
+        async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<TopicInfo>> {
+            self.inner.ensure_topics(topics).await
+        }
+
+        async fn describe_topics(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
+            self.inner.describe_topics(names).await
+        }
+
+        async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
+            self.inner.append(to, records).await
+        }
+
+        async fn close(&self) -> Result<()> {
+            self.inner.close().await
+        }
+    }
+
+    #[async_trait]
+    impl PartitionLog for Counting {
+        async fn fetch(&self, from: &Position, limit: FetchLimit) -> Result<Batch> {
+            if self.read.load(SeqCst) >= self.limit.load(SeqCst) {
+                std::future::pending::<()>().await;
+            }
+            let batch = self.inner.fetch(from, limit).await?;
+            self.read.fetch_add(batch.records.len(), SeqCst);
+            Ok(batch)
+        }
+
+        async fn offsets(&self, of: &[Partition]) -> Vec<Result<Offsets>> {
+            self.inner.offsets(of).await
+        }
+    }
+
+    fn partition(index: i32) -> Partition {
+        Partition::new("t", index)
+    }
+
+    fn cursor(offset: i64) -> Cursor {
+        let mark = Mark { offset: offset - 1, timestamp_ms: 1, hash: 2 };
+        Cursor { offset, mark: Some(mark), anchor: Some(mark) }
+    }
+
+    /// A log in which partition 0 has `old` as its first checkpoint, partition 1 has many, and partition 2 none.
+    async fn log(checkpoints: i64) -> (Counting, Checkpoints) {
+        let (log, topic) = (Counting::default(), checkpoint_topic("g"));
+        log.limit.store(usize::MAX, SeqCst);
+        log.ensure_topics(std::slice::from_ref(&topic)).await.unwrap();
+        let checkpoints_of = Checkpoints::new(&topic, &["t".into()]);
+        let mut all = vec![(partition(0), cursor(7))];
+        all.extend((1..checkpoints).map(|n| (partition(1), cursor(n))));
+        append(&log, &checkpoints_of, &all).await;
+        (log, checkpoints_of)
+    }
+
+    async fn append(log: &Counting, to: &Checkpoints, cursors: &[(Partition, Cursor)]) {
+        let outcomes = to.append(log, cursors).await;
+        assert!(outcomes.len() == cursors.len() && outcomes.iter().all(Result::is_ok));
+    }
+
+    /// The offset of a partition's last checkpoint, and how many records it took to find it.
+    async fn last(log: &Counting, of: &Checkpoints, index: i32, thorough: bool) -> (Option<i64>, usize) {
+        let before = log.read.load(SeqCst);
+        let found = of.last(log, &partition(index), thorough).await.unwrap();
+        (found.map(|cursor| cursor.offset), log.read.load(SeqCst) - before)
+    }
+
+    const MANY: i64 = 100_000;
+    /// What one fetch brings at most beyond what was asked for.
+    const BATCH: usize = 20_000;
+
+    #[tokio::test]
+    async fn what_is_near_the_end_is_found_there_and_nothing_else_is_read() {
+        let (log, checkpoints) = log(MANY).await;
+        for thorough in [false, true] {
+            let (found, read) = last(&log, &checkpoints, 1, thorough).await;
+            assert_eq!(found, Some(MANY - 1));
+            assert!(read <= 1000, "{read}");
+        }
+        // The store has a cursor, so the log is not searched for one.
+        let (found, read) = last(&log, &checkpoints, 2, false).await;
+        assert_eq!((found, read), (None, 0));
+    }
+
+    #[tokio::test]
+    async fn all_partitions_of_a_member_are_found_in_one_pass() {
+        let (log, checkpoints) = log(MANY).await;
+        let all = async |index| last(&log, &checkpoints, index, true).await.0;
+        let found = tokio::join!(all(0), all(2), all(1), all(3));
+        assert_eq!(found, (Some(7), None, Some(MANY - 1), None));
+        let read = log.read.load(SeqCst);
+        // Each part ends within a batch, whose rest is of the part that was read before.
+        assert!(read <= MANY as usize + 10 * BATCH, "{read}");
+        let (_, again) = last(&log, &checkpoints, 2, true).await;
+        assert_eq!(again, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_search_that_is_interrupted_goes_on_where_it_was() {
+        let (log, checkpoints) = log(MANY).await;
+        let mut rounds = 0;
+        log.limit.store(0, SeqCst);
+        loop {
+            log.limit.fetch_add(BATCH, SeqCst);
+            rounds += 1;
+            let of = partition(0);
+            let search = checkpoints.last(&log, &of, true);
+            if let Ok(found) = timeout(Duration::from_secs(1), search).await {
+                assert_eq!(found.unwrap().map(|cursor| cursor.offset), Some(7));
+                break;
+            }
+            assert!(rounds < 20, "it starts over again and again");
+        }
+        assert!(rounds > 3, "it was not interrupted: {rounds}");
+    }
+
+    #[tokio::test]
+    async fn what_was_added_since_counts_whatever_was_found_before() {
+        let (log, checkpoints) = log(MANY).await;
+        last(&log, &checkpoints, 2, true).await;
+        append(&log, &checkpoints, &[(partition(0), cursor(9)), (partition(2), cursor(3))]).await;
+        assert_eq!(last(&log, &checkpoints, 0, false).await, (Some(9), 2));
+        assert_eq!(last(&log, &checkpoints, 2, true).await, (Some(3), 0));
+        // And if it is more than was ever read, only the last of it.
+        let many = vec![(partition(1), cursor(5)); 3 * MANY as usize];
+        append(&log, &checkpoints, &many).await;
+        let (found, read) = last(&log, &checkpoints, 1, false).await;
+        assert!(found == Some(5) && read <= 1000, "{found:?} of {read}");
+        assert_eq!(last(&log, &checkpoints, 0, true).await.0, Some(9));
+    }
+
+    #[tokio::test]
+    async fn a_topic_that_was_recreated_is_searched_anew() {
+        let (log, checkpoints) = log(5_000).await;
+        assert_eq!(last(&log, &checkpoints, 0, true).await.0, Some(7));
+        log.inner.delete_topic("g.cursors").unwrap();
+        log.ensure_topics(&[checkpoint_topic("g")]).await.unwrap();
+        append(&log, &checkpoints, &[(partition(1), cursor(3))]).await;
+        assert_eq!(last(&log, &checkpoints, 0, true).await, (None, 1));
+        assert_eq!(last(&log, &checkpoints, 1, true).await.0, Some(3));
+    }
+
+    #[tokio::test]
+    async fn what_is_not_a_checkpoint_of_the_members_topics_is_passed_over() {
+        let (log, checkpoints) = log(2).await;
+        let foreign = [("other/1", true), ("t", true), ("t/x", true), ("t/0", false)].map(|(key, valid)| {
+            let value = if valid { cursor(5).encode() } else { "junk".into() };
+            NewRecord::new(Some(key.into()), Some(value), Headers::new())
+        });
+        log.append(&Partition::new("g.cursors", 0), &foreign)
+            .await
+            .into_iter()
+            .for_each(|o| assert!(o.is_ok()));
+        assert_eq!(last(&log, &checkpoints, 0, true).await.0, Some(7));
+        assert_eq!(checkpoints.search.lock().await.found.len(), 2, "nothing else is kept");
+    }
+}

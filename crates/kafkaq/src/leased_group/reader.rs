@@ -8,7 +8,7 @@ use super::{
 use crate::sync::lock;
 use kafkaq_core::{
     Assignment, Batch, Cursor, Error, ErrorKind, FetchLimit, Position, Result, Retry, Standing, Trail,
-    standing,
+    standing_above,
 };
 use std::{
     sync::{Arc, Mutex},
@@ -83,7 +83,7 @@ impl Reader {
         let begin = batch.records.first().map_or(batch.next, |record| record.offset);
         // Whatever happened meanwhile, these records count only if what was read before them is still there.
         let late = begun.elapsed() > MAX_WAIT + GAP;
-        if (late || lock(&self.trail).is_gap(&batch)) && !self.check(begin).await? {
+        if (late || lock(&self.trail).is_doubtful(&batch)) && !self.check(begin).await? {
             return Ok(false);
         }
         let position = lock(&self.trail).position();
@@ -97,8 +97,11 @@ impl Reader {
     /// Whether the log still is the one that was read. What was deleted unread is passed over, up to `begin`, where
     /// records were read that are gone by now.
     async fn check(&mut self, begin: i64) -> Result<bool> {
-        let position = lock(&self.trail).position();
-        let found = standing(&*self.shared.log, &self.assignment.partition, &position);
+        let (position, floor) = {
+            let trail = lock(&self.trail);
+            (trail.position(), trail.floor())
+        };
+        let found = standing_above(&*self.shared.log, &self.assignment.partition, &position, floor);
         let found = in_time("check the log", found).await?;
         match found {
             Standing::Replaced { .. } => {
