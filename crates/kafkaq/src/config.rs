@@ -24,7 +24,8 @@ pub(crate) struct Config {
     pub(crate) max_overdue: Duration,
     pub(crate) max_delay: Duration,
     pub(crate) clock_skew: Duration,
-    pub(crate) max_attempts: u32,
+    pub(crate) max_failures: u32,
+    pub(crate) max_handouts: u32,
     pub(crate) prefetch: usize,
     pub(crate) max_task_bytes: usize,
     pub(crate) publish_timeout: Duration,
@@ -50,7 +51,8 @@ impl Config {
             max_overdue: machine.max_overdue,
             max_delay: machine.max_delay,
             clock_skew: machine.clock_skew,
-            max_attempts: machine.max_attempts,
+            max_failures: machine.max_failures,
+            max_handouts: machine.max_handouts,
             prefetch: machine.prefetch,
             // With kafkaq's headers below 1 MB, which is the default limit of librdkafka and, about, of Kafka.
             max_task_bytes: 1_000_000 - HEADROOM,
@@ -98,7 +100,8 @@ impl Config {
             done_retention: self.done_retention,
             max_overdue: self.max_overdue,
             clock_skew: self.clock_skew,
-            max_attempts: self.max_attempts,
+            max_failures: self.max_failures,
+            max_handouts: self.max_handouts,
             max_delay: self.max_delay,
             prefetch: self.prefetch,
             ..machine::Settings::default()
@@ -110,7 +113,7 @@ impl Config {
     /// # Errors
     /// `Invalid`, with the setting's name.
     pub(crate) fn check(&self) -> Result<Keyspace> {
-        let keyspace = Keyspace::new(&self.queue, &self.group)?;
+        let keyspace = Keyspace::new(&self.queue, &self.group, &self.task_topic())?;
         let topics = [self.task_topic(), self.wait_topic(), self.dead_topic()];
         for topic in &topics {
             let clean = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
@@ -169,8 +172,14 @@ impl Config {
         if self.partitions < 1 || self.replication.is_some_and(|r| r < 1) {
             return invalid("partitions or replication", "Each is at least 1");
         }
-        if self.max_attempts < 1 {
-            return invalid("max_attempts", "It is at least 1");
+        if self.max_failures < 1 {
+            return invalid("max_failures", "It is at least 1");
+        }
+        if self.max_handouts < self.max_failures {
+            return invalid(
+                format!("max_handouts {}", self.max_handouts),
+                format!("It is at least max_failures, which is {}", self.max_failures),
+            );
         }
         if self.max_task_bytes < 1 || self.max_task_bytes > 1 << 30 {
             return invalid("max_task_bytes", "It is 1 to 1073741824");
@@ -222,7 +231,7 @@ mod tests {
     #[test]
     fn every_setting_that_makes_no_sense_is_refused_by_name() {
         type Change = fn(&mut Config);
-        let wrong: [(&str, Change); 14] = [
+        let wrong: [(&str, Change); 15] = [
             ("queue", |c| c.queue = "a b".into()),
             ("group", |c| c.group = "a.b".into()),
             ("topic", |c| c.task_topic = Some("a/b".into())),
@@ -232,7 +241,8 @@ mod tests {
             ("max_delay", |c| c.max_delay = Duration::MAX),
             ("partitions", |c| c.partitions = 0),
             ("replication", |c| c.replication = Some(0)),
-            ("max_attempts", |c| c.max_attempts = 0),
+            ("max_failures", |c| c.max_failures = 0),
+            ("max_handouts", |c| c.max_handouts = 3),
             ("max_task_bytes", |c| c.max_task_bytes = 0),
             ("publish_buffer", |c| c.publish_buffer = 10),
             ("member_timeout", |c| c.member_timeout = Some(Duration::from_millis(999))),

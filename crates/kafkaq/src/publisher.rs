@@ -7,8 +7,8 @@ use crate::{
     topics::Topics,
 };
 use kafkaq_core::{
-    Effect, Envelope, Error, ErrorKind, HEADER, Log, NewRecord, Partition, Position, Result, Retry, Task,
-    TaskId, Wall, machine::Ladder, partitioner,
+    Effect, Envelope, Error, ErrorKind, HEADER, Log, NewRecord, Partition, Result, Retry, Task, TaskId, Wall,
+    partitioner,
 };
 use std::{
     sync::{
@@ -31,8 +31,6 @@ pub struct Publisher {
 #[derive(Debug)]
 struct Inner {
     tasks: Arc<Appender>,
-    delayed: Arc<Appender>,
-    ladder: Ladder,
     max_delay: Duration,
     max_bytes: usize,
     /// Counts tasks: the next one without a key goes to the next partition, the next id is one higher.
@@ -58,8 +56,6 @@ impl Publisher {
         Publisher {
             inner: Arc::new(Inner {
                 tasks: appender(&topics.task, topics.task_partitions),
-                delayed: appender(&topics.wait, topics.wait_partitions),
-                ladder: config.ladder(topics.wait_partitions),
                 max_delay: config.max_delay,
                 max_bytes: config.max_task_bytes,
                 count: AtomicU64::default(),
@@ -146,18 +142,10 @@ impl Inner {
         let number = self.seed.wrapping_add(self.count.fetch_add(1, Ordering::Relaxed).into());
         let id = task.id().cloned().map_or_else(|| new_id(now, number), Ok)?;
         let mut envelope = Envelope::new(id, now);
-        let (topic, partition) = match task.delay().filter(|d| !d.is_zero()) {
-            None => (&self.tasks, self.choose(&task, number)),
-            Some(delay) => {
-                envelope.due = now.plus(delay);
-                envelope.ahead = delay;
-                let (partition, lane_due) = self.ladder.place(now, envelope.due, &envelope.id);
-                envelope.lane_due = lane_due;
-                let first = self.tasks.partition(0).clone();
-                envelope.origin = Some(Position { partition: first, offset: -1 });
-                (&self.delayed, partition)
-            }
-        };
+        if let Some(delay) = task.delay().filter(|d| !d.is_zero()) {
+            (envelope.due, envelope.ahead) = (now.plus(delay), delay);
+        }
+        let (topic, partition) = (&self.tasks, self.choose(&task, number));
         let mut headers = task.headers().clone();
         headers.push(HEADER, Some(envelope.encode()));
         let record = NewRecord::new(task.key().cloned(), Some(task.payload().clone()), headers);
