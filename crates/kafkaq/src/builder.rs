@@ -192,7 +192,7 @@ impl QueueBuilder {
         let QueueBuilder { config, broker, log, store } = self;
         let broker = match (broker, log, &store) {
             (None, Some(log), Some(store)) => {
-                let mut group = LeasedGroup::shared(log, store.clone());
+                let mut group = LeasedGroup::new(log, store.clone());
                 if let Some(timeout) = config.member_timeout {
                     group = group.with_member_timeout(timeout);
                 }

@@ -8,7 +8,7 @@ use kafkaq::{
 };
 use kafkaq_core::{
     Assignment, Broker, Commit, Consumer, ErrorKind, Event, Headers, JoinRequest, Key, LeaseStore, Log,
-    NewRecord, Partition, Swap, TopicSpec,
+    NewRecord, Partition, Retry, Swap, TopicSpec,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -66,7 +66,11 @@ fn run(mut consumer: Consumer) -> (View, tokio::task::JoinHandle<()>) {
     let seen = view.clone();
     let task = tokio::spawn(async move {
         while let Some(event) = consumer.events.next().await {
-            match event.unwrap() {
+            let event = match event {
+                Err(alarm) if alarm.retry() == Retry::Yes => continue,
+                event => event.unwrap(),
+            };
+            match event {
                 Event::Assigned(mine) => {
                     seen.lock().unwrap().held.extend(mine.into_iter().map(|a| (a.partition.index, a)));
                 }
