@@ -86,6 +86,7 @@ mod leased_group;
 pub mod memory;
 mod publisher;
 mod queue;
+mod runtime;
 mod sync;
 mod topics;
 

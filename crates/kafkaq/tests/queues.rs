@@ -42,6 +42,7 @@ async fn a_wait_topic_that_would_lose_tasks_is_refused() -> Result<()> {
     let log = MemoryLog::new();
     let mut spec = TopicSpec::new("emails.kafkaq.wait");
     spec.partitions = Some(1);
+    spec.max_record_bytes = Some(2 << 20);
     log.ensure_topics(&[spec]).await?;
     let e = quick(&log, &MemoryStore::new()).build().await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Misconfigured);
@@ -71,7 +72,7 @@ async fn publish_refuses_what_cannot_be_executed() -> Result<()> {
 #[tokio::test]
 async fn a_publisher_that_fails_says_which_task_and_that_it_can_be_repeated() -> Result<()> {
     let log = Arc::new(MemoryLog::new());
-    let publisher = Queue::builder("emails").shared_broker(log.clone()).build_publisher().await?;
+    let publisher = Queue::builder("emails").broker(log.clone()).build_publisher().await?;
     publisher.publish(Task::new("x")).await?;
     log.close().await?;
     let e = publisher.publish(Task::new("x").with_id(TaskId::new("mine")?)).await.unwrap_err();
@@ -169,9 +170,7 @@ async fn two_members_share_the_tasks_and_two_groups_get_each_all() -> Result<()>
 async fn queues_share_a_broker_and_a_store() -> Result<()> {
     let broker: Arc<dyn Broker> = Arc::new(MemoryLog::new());
     let store: Arc<dyn LeaseStore> = Arc::new(MemoryStore::new());
-    let build = |name: &'static str| {
-        Queue::builder(name).shared_broker(broker.clone()).shared_store(store.clone()).build()
-    };
+    let build = |name: &'static str| Queue::builder(name).broker(broker.clone()).store(store.clone()).build();
     let (a, b) = (build("a").await?, build("b").await?);
     let id = TaskId::new("same-id")?;
     for queue in [&a, &b] {

@@ -2,11 +2,12 @@
 
 use kafkaq_core::{Error, ErrorKind, Result};
 use std::{
+    fmt,
     future::{Future, poll_fn},
     pin::Pin,
     task::{Context, Poll},
 };
-use tokio::task::{JoinError, JoinHandle};
+use tokio::task::JoinHandle;
 
 /// Calls of one kind: a bounded number, each on a task of its own, so that encoding runs on another core and an
 /// adapter that panics is an unknown effect and no lost answer. `K` names one item of a call.
@@ -56,10 +57,12 @@ impl<K, T: Send + 'static> Calls<K, T> {
 }
 
 /// The answers of one call, and `Unknown` for each that is missing: for all of them if the adapter panicked.
-pub(crate) fn every_answer<T>(call: Result<Vec<Result<T>>, JoinError>) -> impl Iterator<Item = Result<T>> {
+pub(crate) fn every_answer<T, E: fmt::Display>(
+    call: Result<Vec<Result<T>>, E>,
+) -> impl Iterator<Item = Result<T>> {
     let (answers, why) = match call {
         Ok(answers) => (answers, None),
-        Err(e) => (Vec::new(), Some(e.to_string())),
+        Err(why) => (Vec::new(), Some(why.to_string())),
     };
     let missing = move || {
         let e = Error::unknown(ErrorKind::Other, "call the backend");

@@ -1,6 +1,6 @@
 //! The intake: one task that owns the machine, starts its calls and tells it what happened.
 
-use super::{Shared, calls::Calls, shared::Inbox, slot::Slot};
+use super::{Shared, calls::Calls, shared::Inbox, slot::Slot, start::shut_down};
 use kafkaq_core::{
     Commit, Consumer, Error, ErrorKind, Event, LeaseStore, Log, Result, Retry, Swapped,
     machine::{Alarm, Ask, JobKey, Machine, Notice, Ready, Token},
@@ -27,64 +27,18 @@ const GET_CALLS: usize = 2;
 const APPEND_BATCH: usize = 1000;
 const APPEND_CALLS: usize = 8;
 
-/// What an intake is made of.
-pub(crate) struct Parts {
-    pub(crate) machine: Machine,
-    pub(crate) consumer: Consumer,
-    pub(crate) log: Arc<dyn Log>,
-    pub(crate) store: Arc<dyn LeaseStore>,
-    pub(crate) shared: Arc<Shared>,
-}
-
-/// The handle of a running intake. Dropping it stops the intake in the background.
-#[derive(Debug)]
-pub(crate) struct Driver {
-    stop: watch::Sender<Option<Instant>>,
-    outcome: watch::Receiver<Option<Result<()>>>,
-    lease: Duration,
-}
-
-impl Driver {
-    /// Starts the intake on the current runtime.
-    pub(crate) fn start(parts: Parts) -> Self {
-        let (stop, told_to_stop) = watch::channel(None);
-        let (ended, outcome) = watch::channel(None);
-        let lease = parts.machine.settings().lease;
-        let intake = Intake::new(parts, told_to_stop);
-        tokio::spawn(async move {
-            let outcome = intake.run().await;
-            ended.send_replace(Some(outcome));
-        });
-        Driver { stop, outcome, lease }
-    }
-
-    /// Stops the intake and waits until it has ended, `limit` from now at the latest, and what the backend's own
-    /// limits add. Any number of callers, the shortest limit counts.
-    pub(crate) async fn stop(&self, limit: Duration) -> Result<()> {
-        self.tell(limit);
-        match self.outcome.clone().wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(outcome)) => outcome.clone(),
-            _ => Err(Error::unknown(ErrorKind::Other, "shut down")
-                .with_advice("The driver's task was aborted or panicked")),
-        }
-    }
-
-    fn tell(&self, limit: Duration) {
-        let until = Instant::now() + limit.min(FAR);
-        self.stop.send_modify(|stop| *stop = Some(stop.map_or(until, |earlier| earlier.min(until))));
-    }
-}
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        // Jobs that are still held may finish, for as long as a lease.
-        self.tell(self.lease);
-    }
-}
-
 const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
-struct Intake {
+/// What an intake is made of.
+pub(super) struct Parts {
+    pub(super) machine: Machine,
+    pub(super) consumer: Consumer,
+    pub(super) log: Arc<dyn Log>,
+    pub(super) store: Arc<dyn LeaseStore>,
+    pub(super) shared: Arc<Shared>,
+}
+
+pub(super) struct Intake {
     machine: Machine,
     consumer: Consumer,
     log: Arc<dyn Log>,
@@ -106,7 +60,7 @@ struct Intake {
 }
 
 impl Intake {
-    fn new(parts: Parts, stop: watch::Receiver<Option<Instant>>) -> Self {
+    pub(super) fn new(parts: Parts, stop: watch::Receiver<Option<Instant>>) -> Self {
         Intake {
             machine: parts.machine,
             consumer: parts.consumer,
@@ -128,7 +82,7 @@ impl Intake {
         }
     }
 
-    async fn run(mut self) -> Result<()> {
+    pub(super) async fn run(mut self) -> Result<()> {
         let shared = self.shared.clone();
         let clock = shared.clock;
         let mut timer = pin!(sleep_until(Instant::now()));
@@ -343,9 +297,7 @@ impl Intake {
     fn begin_to_stop(&mut self) {
         let told = *self.stop.borrow_and_update();
         if let Some(until) = told {
-            self.shared.close(
-                Error::not_applied(ErrorKind::Closed, "get a job").with_advice("The queue was shut down"),
-            );
+            self.shared.close(shut_down());
             self.stop_by(until);
         }
     }

@@ -7,7 +7,7 @@
 //!                                          ▲       │
 //!                                          └───────┴─── events
 //! ```
-//! One task, [`Intake`], owns the machine. It never awaits a call: it starts calls, a bounded number of each kind,
+//! One task, [`Driver`], joins the group when a job is wanted first, and then is the `Intake`, which owns the machine. It never awaits a call: it starts calls, a bounded number of each kind,
 //! and selects over their ends, the events, the bell and the machine's timer. What can't be started gathers in the
 //! machine and makes the next batch.
 
@@ -16,14 +16,15 @@ mod handout;
 mod intake;
 mod shared;
 mod slot;
+mod start;
 
 pub(crate) use calls::every_answer;
-pub(crate) use intake::{Driver, Parts};
 pub(crate) use shared::{Limits, Shared};
 pub(crate) use slot::Slot;
+pub(crate) use start::{Driver, Plan};
 
 use kafkaq_core::{Wall, machine};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant as SystemInstant, SystemTime};
 use tokio::time::Instant;
 
 /// The process's two clocks. The monotonic one is tokio's, so that tests can run it as fast as they like.
@@ -36,7 +37,7 @@ impl Clock {
     }
 
     pub(crate) fn now(self) -> machine::Now {
-        machine::Now { mono: self.mono(), wall: wall(SystemTime::now()) }
+        machine::Now { mono: self.mono(), wall: wall_now() }
     }
 
     pub(crate) fn mono(self) -> machine::Mono {
@@ -48,6 +49,26 @@ impl Clock {
         let far = Duration::from_secs(365 * 24 * 3600);
         self.0 + Duration::from_nanos(mono.0).min(self.0.elapsed() + far)
     }
+}
+
+/// The wall clock's time. Where a test has paused tokio's clock, or advanced it, the wall clock is as far behind or
+/// ahead of the system's as tokio's is, so that delays and leases take virtual time too.
+pub(crate) fn system_now() -> SystemTime {
+    let before = SystemInstant::now();
+    let tokio = Instant::now().into_std();
+    let after = SystemInstant::now();
+    // A clock that runs shows a time in between. `SystemTime` is read in any case: an operator may set it.
+    let system = SystemTime::now();
+    let shifted = if tokio < before {
+        system.checked_sub(before - tokio)
+    } else {
+        system.checked_add(tokio.saturating_duration_since(after))
+    };
+    shifted.unwrap_or(system)
+}
+
+pub(crate) fn wall_now() -> Wall {
+    wall(system_now())
 }
 
 pub(crate) fn wall(at: SystemTime) -> Wall {

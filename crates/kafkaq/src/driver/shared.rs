@@ -1,6 +1,10 @@
 //! What the users' tasks and the intake share.
 
-use super::{Clock, handout::Handout, slot::Slot};
+use super::{
+    Clock,
+    handout::{Closed, Handout},
+    slot::Slot,
+};
 use crate::sync::lock;
 use kafkaq_core::{
     Error, ErrorKind, Result,
@@ -14,7 +18,7 @@ use tokio::sync::Notify;
 
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(super) counter: Handout<Arc<Slot>>,
+    pub(crate) counter: Handout<Arc<Slot>>,
     inbox: Mutex<Inbox>,
     /// Rung when the inbox is no longer empty, or when the demand has grown.
     pub(super) bell: Arc<Notify>,
@@ -56,25 +60,50 @@ impl Shared {
         }
     }
 
-    /// The next job. Cancel-safe.
+    /// The next job, for a caller that wants so many. Cancel-safe.
     ///
     /// # Errors
     /// Why the queue gives no more jobs.
-    pub(crate) async fn take(&self) -> Result<Arc<Slot>> {
-        while let Some(slot) = self.counter.take().await {
-            if self.clock.mono() < slot.ready.stale_at && slot.dialogue.lost().is_none() {
+    pub(crate) async fn take(&self, wanted: usize) -> Result<Arc<Slot>> {
+        while let Some(slot) = self.counter.take(wanted).await {
+            if let Some(slot) = self.unless_stale(slot) {
                 return Ok(slot);
             }
-            let first = {
-                let mut inbox = lock(&self.inbox);
-                inbox.stale.push(slot);
-                inbox.stale.len() == 1
-            };
-            if first {
-                self.bell.notify_one();
+        }
+        Err(self.why_closed())
+    }
+
+    /// A job that is ready.
+    ///
+    /// # Errors
+    /// As [`Shared::take`].
+    pub(crate) fn try_take(&self) -> Result<Option<Arc<Slot>>> {
+        while let Some(slot) = self.counter.try_take().map_err(|Closed| self.why_closed())? {
+            if let Some(slot) = self.unless_stale(slot) {
+                return Ok(Some(slot));
             }
         }
-        Err(self.closed.get().cloned().unwrap_or_else(|| gone("get a job")))
+        Ok(None)
+    }
+
+    /// Gives a job back that has been ready for too long, or that was lost meanwhile.
+    fn unless_stale(&self, slot: Arc<Slot>) -> Option<Arc<Slot>> {
+        if self.clock.mono() < slot.ready.stale_at && slot.dialogue.lost().is_none() {
+            return Some(slot);
+        }
+        let first = {
+            let mut inbox = lock(&self.inbox);
+            inbox.stale.push(slot);
+            inbox.stale.len() == 1
+        };
+        if first {
+            self.bell.notify_one();
+        }
+        None
+    }
+
+    fn why_closed(&self) -> Error {
+        self.closed.get().cloned().unwrap_or_else(|| gone("get a job"))
     }
 
     /// Passes an ask on. Never waits and never fails, so that a `Drop` can call it.
