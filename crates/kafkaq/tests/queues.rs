@@ -7,7 +7,7 @@ mod common;
 use bytes::Bytes;
 use common::{LEASE, ms, next, none_within, quick, soon};
 use kafkaq::{
-    Effect, ErrorKind, JobError, Queue, Result, Task, TaskId,
+    Effect, ErrorKind, JobError, JobStatus, Queue, Result, Task, TaskId,
     backend::{Broker, HEADER, LeaseStore, Log, NewRecord, Partition, TopicSpec},
     memory::{MemoryLog, MemoryStore},
 };
@@ -31,6 +31,12 @@ async fn settings_that_make_no_sense_are_refused() {
     assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains("park_after"), "{e}");
     let e = build(|b| b.group("a.b")).await;
     assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains("a.b"), "{e}");
+    let e = build(|b| b.lease_duration(ms(1))).await;
+    assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains("lease_duration 1ms"), "{e}");
+    let e = build(|b| b.publish_timeout(Duration::MAX)).await;
+    assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains("publish_timeout"), "{e}");
+    let e = build(|b| b.prefetch(usize::MAX)).await;
+    assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains("prefetch"), "{e}");
     let e = Queue::builder("q").store(MemoryStore::new()).build().await.unwrap_err();
     assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains("no broker"), "{e}");
     let e = Queue::builder("q").build_publisher().await.unwrap_err();
@@ -164,6 +170,26 @@ async fn two_members_share_the_tasks_and_two_groups_get_each_all() -> Result<()>
         soon(queue.shutdown(5 * SECOND)).await?;
     }
     Ok(())
+}
+
+/// Leases are long here, so what is read by a process that asks for no job would be missed.
+#[tokio::test]
+async fn a_queue_that_is_asked_for_no_job_takes_no_share() -> Result<()> {
+    let (log, store) = (MemoryLog::new(), MemoryStore::new());
+    let long = || quick(&log, &store).lease_duration(Duration::from_secs(600)).park_after(SECOND);
+    let front_end = long().build().await?;
+    let worker = long().build().await?;
+    for outcome in front_end.publish_many((0..300).map(|n| Task::new(format!("{n}")))).await {
+        outcome?;
+    }
+    for _ in 0..300 {
+        let job = next(&worker).await;
+        assert_eq!(front_end.jobs().get(job.id()).await?.status, JobStatus::Processing);
+        soon(job.done()).await.unwrap();
+    }
+    soon(front_end.shutdown(SECOND)).await?;
+    assert_eq!(front_end.get_job().await.unwrap_err().kind(), ErrorKind::Closed);
+    soon(worker.shutdown(5 * SECOND)).await
 }
 
 #[tokio::test]
