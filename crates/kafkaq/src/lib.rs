@@ -87,6 +87,7 @@ pub mod memory;
 mod publisher;
 mod queue;
 mod runtime;
+mod stats;
 mod sync;
 mod topics;
 
@@ -99,6 +100,7 @@ pub use kafkaq_core::{
 pub use leased_group::LeasedGroup;
 pub use publisher::Publisher;
 pub use queue::Queue;
+pub use stats::{CallStats, QueueStats};
 
 #[cfg(feature = "etcd")]
 pub use kafkaq_etcd as etcd;

@@ -5,6 +5,7 @@ use crate::{
     config::Config,
     driver::wall_now,
     runtime::PublishRuntime,
+    stats::CallStats,
     topics::TaskTopic,
 };
 use kafkaq_core::{
@@ -105,6 +106,10 @@ impl Publisher {
             });
         }
         outcomes
+    }
+
+    pub(crate) fn stats(&self) -> CallStats {
+        self.inner.tasks.stats()
     }
 
     async fn push(&self, task: Task, until: Instant, unsent: &mut Unsent<'_>) -> Result<(TaskId, Pushed)> {

@@ -1,11 +1,15 @@
 //! The queue: one member of the group that executes the tasks.
 
 use crate::{
-    Job, JobController, Publisher, QueueBuilder,
+    Job, JobController, Publisher, QueueBuilder, QueueStats,
     driver::{Driver, Shared, Slot},
 };
 use kafkaq_core::{Result, Task, TaskId};
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 /// A task queue, as one process takes part in it. Cheap to clone; all clones are one member of the group.
 ///
@@ -119,6 +123,24 @@ impl Queue {
 
     fn job(&self, slot: Arc<Slot>) -> Job {
         Job::new(slot, self.inner.shared.clone())
+    }
+
+    /// Returns what this process's part of the queue is doing. Cheap: it reads a few counters.
+    #[must_use]
+    pub fn stats(&self) -> QueueStats {
+        let shared = &self.inner.shared;
+        let (waiting, ready) = shared.counter.demand();
+        let counters = &shared.counters;
+        QueueStats {
+            waiting,
+            ready,
+            held: counters.jobs.load(Ordering::Relaxed).saturating_sub(ready),
+            store_reads: counters.store_reads.stats(),
+            store_swaps: counters.store_swaps.stats(),
+            publishes: self.inner.publisher.stats(),
+            copies: counters.copies.stats(),
+            commits: counters.commits.stats(),
+        }
     }
 
     /// Looks at tasks and cancels them.

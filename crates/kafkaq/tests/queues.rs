@@ -193,6 +193,36 @@ async fn a_queue_that_is_asked_for_no_job_takes_no_share() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_queue_tells_what_it_is_doing() -> Result<()> {
+    let queue = quick(&MemoryLog::new(), &MemoryStore::new()).build().await?;
+    let fresh = queue.stats();
+    assert_eq!((fresh.waiting, fresh.ready, fresh.held, fresh.publishes.calls), (0, 0, 0, 0));
+    let mut waiting = Box::pin(queue.get_jobs(7));
+    assert!(futures_util::poll!(&mut waiting).is_pending());
+    assert_eq!(queue.stats().waiting, 7);
+    drop(waiting);
+    for outcome in queue.publish_many((0..20).map(|_| Task::new("x"))).await {
+        outcome?;
+    }
+    let publishes = queue.stats().publishes;
+    assert_eq!((publishes.items, publishes.failed, publishes.under_way), (20, 0, 0));
+    assert!((1..=20).contains(&publishes.calls));
+    let job = next(&queue).await;
+    soon(async {
+        while (queue.stats().held, queue.stats().ready) != (1, 19) {
+            tokio::time::sleep(ms(1)).await;
+        }
+    })
+    .await;
+    soon(job.done()).await.unwrap();
+    let stats = queue.stats();
+    // A lease for each task, and the end of one.
+    assert!(stats.store_swaps.items >= 21 && stats.store_swaps.calls >= 2, "{stats:?}");
+    assert!(stats.store_swaps.time > Duration::ZERO);
+    Ok(())
+}
+
+#[tokio::test]
 async fn queues_share_a_broker_and_a_store() -> Result<()> {
     let broker: Arc<dyn Broker> = Arc::new(MemoryLog::new());
     let store: Arc<dyn LeaseStore> = Arc::new(MemoryStore::new());

@@ -30,6 +30,7 @@ struct Request {
     batch: Vec<Waiting>,
     records: Arc<[NewRecord]>,
     append: Append,
+    begun: Instant,
 }
 
 impl Flush {
@@ -89,18 +90,21 @@ impl Flush {
         let (log, partition, these) =
             (self.appender.log.clone(), self.line.partition.clone(), records.clone());
         let append = Append(Box::pin(async move { log.append(&partition, &these).await }));
-        Some(Request { batch, records, append })
+        Some(Request { batch, records, append, begun: self.appender.counter.begun() })
     }
 
     /// Answers what is decided, and puts the rest back. Returns how long to wait then.
     fn settle(&mut self, request: Request, answers: Result<Vec<Result<i64>>, String>) -> Option<Duration> {
         let now = Instant::now();
-        let (mut again, mut asked) = (Vec::new(), None);
+        let (mut again, mut asked, mut failed) = (Vec::new(), None, 0);
         for ((waiting, answer), record) in
             request.batch.into_iter().zip(every_answer(answers)).zip(&*request.records)
         {
             let after = match &answer {
-                Err(e) => e.retry(),
+                Err(e) => {
+                    failed += 1;
+                    e.retry()
+                }
                 Ok(_) => Retry::No,
             };
             if let Some(mut waiting) = waiting.tried(answer, now) {
@@ -111,6 +115,7 @@ impl Flush {
                 again.push(waiting);
             }
         }
+        self.appender.counter.ended(request.begun, request.records.len(), failed);
         if again.is_empty() {
             self.backoff = FIRST_BACKOFF;
             return None;

@@ -13,7 +13,10 @@ mod room;
 #[cfg(test)]
 mod tests;
 
-use crate::runtime::PublishRuntime;
+use crate::{
+    runtime::PublishRuntime,
+    stats::{CallCounter, CallStats},
+};
 use flush::Flush;
 use kafkaq_core::{Log, NewRecord, Partition, Result};
 use line::{Line, Waiting};
@@ -44,6 +47,7 @@ pub(crate) struct Appender {
     /// How often what is under way is compared with the clock.
     tick: Duration,
     runtime: PublishRuntime,
+    counter: CallCounter,
     started: Instant,
     /// When the last look at the topic began, in milliseconds from the start.
     looked: AtomicU64,
@@ -75,6 +79,7 @@ impl Appender {
             timeout,
             tick: (timeout / 64).clamp(Duration::from_millis(1), Duration::from_secs(1)),
             runtime,
+            counter: CallCounter::default(),
             started: Instant::now(),
             looked: AtomicU64::new(0),
         })
@@ -87,6 +92,10 @@ impl Appender {
 
     pub(crate) fn partitions(&self) -> i32 {
         self.partitions.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn stats(&self) -> CallStats {
+        self.counter.stats()
     }
 
     fn line(&self, index: i32) -> Arc<Line> {

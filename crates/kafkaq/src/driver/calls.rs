@@ -1,11 +1,14 @@
 //! Calls of a backend that are under way.
 
+use crate::stats::CallCounter;
 use kafkaq_core::{Error, ErrorKind, Result};
 use std::{
     fmt,
     future::{Future, poll_fn},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
+    time::Instant,
 };
 use tokio::task::JoinHandle;
 
@@ -15,17 +18,19 @@ use tokio::task::JoinHandle;
 pub(crate) struct Calls<K, T> {
     under_way: Vec<Call<K, T>>,
     limit: usize,
+    counter: Arc<CallCounter>,
 }
 
 #[derive(Debug)]
 struct Call<K, T> {
     names: Vec<K>,
+    begun: Instant,
     task: JoinHandle<Vec<Result<T>>>,
 }
 
 impl<K, T: Send + 'static> Calls<K, T> {
-    pub(crate) fn new(limit: usize) -> Self {
-        Calls { under_way: Vec::with_capacity(limit), limit }
+    pub(crate) fn new(limit: usize, counter: Arc<CallCounter>) -> Self {
+        Calls { under_way: Vec::with_capacity(limit), limit, counter }
     }
 
     pub(crate) fn has_room(&self) -> bool {
@@ -37,7 +42,8 @@ impl<K, T: Send + 'static> Calls<K, T> {
         names: Vec<K>,
         call: impl Future<Output = Vec<Result<T>>> + Send + 'static,
     ) {
-        self.under_way.push(Call { names, task: tokio::spawn(call) });
+        let begun = self.counter.begun();
+        self.under_way.push(Call { names, begun, task: tokio::spawn(call) });
     }
 
     /// The next call that has ended, an outcome for each of its names. Cancel-safe; pends while nothing is under way.
@@ -48,7 +54,10 @@ impl<K, T: Send + 'static> Calls<K, T> {
     fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<impl Iterator<Item = (K, Result<T>)> + use<K, T>> {
         for i in 0..self.under_way.len() {
             if let Poll::Ready(answer) = Pin::new(&mut self.under_way[i].task).poll(cx) {
-                let Call { names, .. } = self.under_way.swap_remove(i);
+                let Call { names, begun, .. } = self.under_way.swap_remove(i);
+                let succeeded = |answers: &Vec<Result<T>>| answers.iter().filter(|a| a.is_ok()).count();
+                let succeeded = answer.as_ref().map_or(0, succeeded).min(names.len());
+                self.counter.ended(begun, names.len(), names.len() - succeeded);
                 return Poll::Ready(names.into_iter().zip(every_answer(answer)));
             }
         }
@@ -80,11 +89,16 @@ mod tests {
     async fn outcome(
         call: impl Future<Output = Vec<Result<u8>>> + Send + 'static,
     ) -> Vec<(char, Result<u8>)> {
-        let mut calls = Calls::new(1);
+        let counter = Arc::new(CallCounter::default());
+        let mut calls = Calls::new(1, counter.clone());
         calls.start(vec!['a', 'b'], call);
         assert!(!calls.has_room());
-        let out = calls.ended().await.collect();
+        assert_eq!((counter.stats().under_way, counter.stats().calls), (1, 0));
+        let out: Vec<_> = calls.ended().await.collect();
         assert!(calls.has_room());
+        let stats = counter.stats();
+        assert_eq!((stats.under_way, stats.calls, stats.items), (0, 1, 2));
+        assert_eq!(stats.failed > 0, out.iter().any(|(_, outcome)| outcome.is_err()));
         out
     }
 

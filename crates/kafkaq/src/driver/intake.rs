@@ -11,7 +11,7 @@ use std::{
     future::poll_fn,
     hash::{BuildHasherDefault, Hasher},
     pin::pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 use tokio::{
@@ -61,6 +61,7 @@ pub(super) struct Intake {
 
 impl Intake {
     pub(super) fn new(parts: Parts, stop: watch::Receiver<Option<Instant>>) -> Self {
+        let counters = parts.shared.counters.clone();
         Intake {
             machine: parts.machine,
             consumer: parts.consumer,
@@ -68,10 +69,10 @@ impl Intake {
             store: parts.store,
             shared: parts.shared,
             stop,
-            swaps: Calls::new(SWAP_CALLS),
-            gets: Calls::new(GET_CALLS),
-            appends: Calls::new(APPEND_CALLS),
-            commits: Calls::new(1),
+            swaps: Calls::new(SWAP_CALLS, counters.store_swaps.clone()),
+            gets: Calls::new(GET_CALLS, counters.store_reads.clone()),
+            appends: Calls::new(APPEND_CALLS, counters.copies.clone()),
+            commits: Calls::new(1, counters.commits.clone()),
             slots: HashMap::default(),
             inbox: Inbox::default(),
             ready: Vec::new(),
@@ -88,6 +89,7 @@ impl Intake {
         let mut timer = pin!(sleep_until(Instant::now()));
         loop {
             self.hand_out();
+            shared.counters.jobs.store(self.slots.len(), Ordering::Relaxed);
             self.start_calls();
             if self.stopping.is_some() && self.machine.is_drained() {
                 break;

@@ -5,7 +5,7 @@ use super::{
     handout::{Closed, Handout},
     slot::Slot,
 };
-use crate::sync::lock;
+use crate::{stats::DriverCounters, sync::lock};
 use kafkaq_core::{
     Error, ErrorKind, Result,
     machine::{Answer, Ask},
@@ -24,6 +24,7 @@ pub(crate) struct Shared {
     pub(super) bell: Arc<Notify>,
     pub(super) clock: Clock,
     pub(crate) limits: Limits,
+    pub(crate) counters: Arc<DriverCounters>,
     closed: OnceLock<Error>,
 }
 
@@ -56,6 +57,7 @@ impl Shared {
             bell,
             clock,
             limits,
+            counters: Arc::default(),
             closed: OnceLock::new(),
         }
     }
