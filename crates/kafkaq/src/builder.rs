@@ -6,7 +6,7 @@ use crate::{
     driver::{Clock, Driver, Limits, Plan, Shared},
     jobs::Retention,
     memory::{MemoryLog, MemoryStore},
-    runtime::PublishRuntime,
+    runtime::Home,
     topics::{self, Topics},
 };
 use kafkaq_core::{
@@ -198,7 +198,7 @@ impl QueueBuilder {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(refused("this thread", "A queue lives on a tokio runtime: build it inside one"));
         }
-        let runtime = PublishRuntime::get()?;
+        let home = Home::find()?;
         let QueueBuilder { config, broker, log, store } = self;
         let broker = match (broker, log, &store) {
             (None, Some(log), Some(store)) => {
@@ -228,7 +228,7 @@ impl QueueBuilder {
         let clock = Clock::start();
         let machine = Machine::new(config.machine(process), layout(&keyspace, &topics), clock.now());
         let shared = Arc::new(Shared::new(config.prefetch, limits, clock));
-        let publisher = Publisher::new(broker.clone(), &config, topics.task, runtime);
+        let publisher = Publisher::new(broker.clone(), &config, topics.task, home);
         let jobs = JobController::new(store.clone(), keyspace, retention(&config));
         let driver = Driver::start(Plan { machine, join, broker, store, shared: shared.clone() });
         Ok(Queue::new(config.queue, publisher, jobs, shared, driver))
@@ -249,13 +249,13 @@ impl QueueBuilder {
             }
         };
         // The client's connections must not belong to the caller's runtime, which may be gone when the next one publishes.
-        let runtime = PublishRuntime::get()?;
+        let home = Home::find()?;
         let (ensured, config) = (log.clone(), self.config.clone());
-        let topic = runtime
+        let topic = home
             .run(async move { topics::ensure_task(&*ensured, &config).await })
             .await
             .unwrap_or_else(|e| Err(Error::unknown(ErrorKind::Other, "create the topics").with_source(e)))?;
-        Ok(Publisher::new(log, &self.config, topic, runtime))
+        Ok(Publisher::new(log, &self.config, topic, home))
     }
 
     /// Builds a handle that looks at jobs and cancels them: it joins no group and needs no broker. The name of the queue

@@ -4,7 +4,7 @@ use crate::{
     appender::{Appender, Pushed, Unsent},
     config::Config,
     driver::wall_now,
-    runtime::PublishRuntime,
+    runtime::Home,
     stats::CallStats,
     topics::TaskTopic,
 };
@@ -13,10 +13,12 @@ use kafkaq_core::{
     partitioner,
 };
 use std::{
+    future::poll_fn,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    task::Poll,
     time::{Duration, Instant},
 };
 use uuid::Uuid;
@@ -45,12 +47,12 @@ struct Inner {
 }
 
 impl Publisher {
-    pub(crate) fn new(log: Arc<dyn Log>, config: &Config, topic: TaskTopic, runtime: PublishRuntime) -> Self {
+    pub(crate) fn new(log: Arc<dyn Log>, config: &Config, topic: TaskTopic, home: Home) -> Self {
         let TaskTopic { name, partitions } = topic;
         let (buffer, timeout) = (config.publish_buffer, config.publish_timeout);
         Publisher {
             inner: Arc::new(Inner {
-                tasks: Appender::new(log, name, partitions, buffer, timeout, runtime),
+                tasks: Appender::new(log, name, partitions, buffer, timeout, home),
                 max_delay: config.max_delay,
                 max_bytes: config.max_task_bytes,
                 count: AtomicU64::default(),
@@ -75,7 +77,12 @@ impl Publisher {
         let now = Instant::now();
         let (id, pushed) = {
             let mut unsent = Unsent::new(&self.inner.tasks);
-            self.push(task, self.inner.tasks.deadline(now), &mut unsent).await?
+            let pushed = self.push(task, self.inner.tasks.deadline(now), &mut unsent).await?;
+            if !unsent.is_empty() {
+                // Lets the tasks that are about to publish come into the same request.
+                yield_once().await;
+            }
+            pushed
         };
         self.inner.tasks.look(now);
         outcome(id, pushed).await
@@ -116,6 +123,19 @@ impl Publisher {
         let (id, partition, record) = self.inner.address(task)?;
         Ok((id, self.inner.tasks.push(partition, record, until, unsent).await?))
     }
+}
+
+/// Gives way to whatever else is ready on this thread. It works outside of any runtime, and polls no driver.
+async fn yield_once() {
+    let mut yielded = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 async fn outcome(id: TaskId, pushed: Pushed) -> Result<TaskId> {

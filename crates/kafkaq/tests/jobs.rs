@@ -25,15 +25,16 @@ async fn queue() -> (Queue, MemoryLog) {
     (quick(&log, &store).build().await.unwrap(), log)
 }
 
-fn id(text: &str) -> TaskId {
-    TaskId::new(text).unwrap()
+fn id(text: impl AsRef<str>) -> TaskId {
+    TaskId::new(text.as_ref()).unwrap()
 }
 
 #[tokio::test]
 async fn a_task_arrives_as_it_was_published_and_is_done_once() -> Result<()> {
     let (queue, _) = queue().await;
     let task = Task::new("hello").with_key("customer-17").with_header("trace", "abc").with_id(id("one"));
-    assert_eq!(queue.publish(task.clone()).await?, id("one"));
+    let published = queue.publish(task.clone()).await?;
+    assert_eq!(id(published), id("one"), "an id can be used wherever text can");
     let job = next(&queue).await;
     assert_eq!((job.id(), job.attempt(), &job.task()), (&id("one"), 1, &task));
     assert_eq!((&job.payload()[..], job.key().map(|k| &k[..])), (&b"hello"[..], Some(&b"customer-17"[..])));
@@ -62,11 +63,11 @@ async fn the_default_backend_needs_nothing() -> Result<()> {
 async fn publish_many_answers_each_task_in_order() -> Result<()> {
     let (queue, _) = queue().await;
     let wrong = Task::new("x").with_header("kafkaq-mine", "1");
-    let tasks = (0..500).map(|n| Task::new(format!("{n}")).with_id(id(&format!("t{n}")))).chain([wrong]);
+    let tasks = (0..500).map(|n| Task::new(format!("{n}")).with_id(id(format!("t{n}")))).chain([wrong]);
     let out = queue.publish_many(tasks).await;
     assert_eq!(out.len(), 501);
     for (n, outcome) in out[..500].iter().enumerate() {
-        assert_eq!(outcome.as_ref().unwrap(), &id(&format!("t{n}")));
+        assert_eq!(outcome.as_ref().unwrap(), &id(format!("t{n}")));
     }
     assert_eq!(out[500].as_ref().unwrap_err().kind(), ErrorKind::Invalid);
     let mut seen = std::collections::HashSet::new();

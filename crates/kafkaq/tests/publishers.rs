@@ -14,10 +14,14 @@ use kafkaq::{
 use std::{
     future::Future,
     pin::pin,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     task::{Context, Poll, Wake, Waker},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 use tokio::{
     runtime::{Builder, Runtime},
@@ -82,6 +86,12 @@ fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
+/// A publisher that was built on a runtime with threads, where its requests run, and that runtime.
+fn publisher_at_home(log: &Gated, timeout: Duration) -> (Publisher, Runtime) {
+    let home = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    (home.block_on(builder(log).publish_timeout(timeout).build_publisher()).unwrap(), home)
+}
+
 /// Runs a test on a thread of its own, which may hang.
 fn within_patience<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, outcome) = mpsc::channel();
@@ -89,15 +99,13 @@ fn within_patience<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static)
     outcome.recv_timeout(PATIENCE).expect("it hangs or has panicked")
 }
 
-/// Polls once, then forgets about it.
-async fn poll_once(future: impl Future) {
+/// Polls until the request is under way, then forgets about it.
+async fn begin(future: impl Future) {
     let mut future = pin!(future);
-    std::future::poll_fn(|cx| {
-        let _ = future.as_mut().poll(cx);
-        Poll::Ready(())
-    })
-    .await;
-    tokio::task::yield_now().await;
+    for _ in 0..3 {
+        assert!(std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx).is_pending())).await);
+        tokio::task::yield_now().await;
+    }
 }
 
 #[test]
@@ -105,7 +113,7 @@ fn a_runtime_that_goes_away_takes_nobody_elses_publish_with_it() {
     let log = gated(0, false);
     let publisher = publisher(&log);
     let (first, second) = (runtime(), runtime());
-    first.block_on(poll_once(publisher.publish(Task::new("one"))));
+    first.block_on(begin(publisher.publish(Task::new("one"))));
     let waiting = publisher.clone();
     let waiting = thread::spawn(move || second.block_on(waiting.publish(Task::new("two"))));
     drop(first);
@@ -119,10 +127,58 @@ fn a_runtime_that_stands_still_holds_up_nobody() {
     let log = gated(0, false);
     let publisher = publisher(&log);
     let still = runtime();
-    still.block_on(poll_once(publisher.publish(Task::new("one"))));
+    still.block_on(begin(publisher.publish(Task::new("one"))));
     log.open.add_permits(9);
     within_patience(move || runtime().block_on(publisher.publish(Task::new("two")))).unwrap();
     drop(still);
+}
+
+#[test]
+fn a_publisher_outlives_the_runtime_that_it_was_built_on() {
+    for under_way in [true, false] {
+        let log = gated(0, false);
+        let (publisher, home) = publisher_at_home(&log, PATIENCE);
+        let publish = |text: &'static str| {
+            let publisher = publisher.clone();
+            thread::spawn(move || runtime().block_on(publisher.publish(Task::new(text))))
+        };
+        let mut waiting = Vec::new();
+        if under_way {
+            runtime().block_on(begin(publisher.publish(Task::new("one"))));
+            waiting = vec![publish("two"), publish("three")];
+        }
+        home.shutdown_background();
+        waiting.push(publish("four"));
+        log.open.add_permits(9);
+        for waiting in waiting {
+            within_patience(move || waiting.join().unwrap()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_runtime_whose_threads_are_all_taken_holds_up_no_answer() {
+    let log = gated(9, false);
+    let (publisher, home) = publisher_at_home(&log, ms(200));
+    let (free, taken) = (Arc::new(Barrier::new(3)), Arc::new(Barrier::new(3)));
+    for _ in 0..2 {
+        let (free, taken) = (free.clone(), taken.clone());
+        home.spawn(async move {
+            taken.wait();
+            free.wait();
+        });
+    }
+    taken.wait();
+    let waiting = publisher.clone();
+    let e = within_patience(move || runtime().block_on(waiting.publish(Task::new("one")))).unwrap_err();
+    assert_eq!((e.kind(), e.effect()), (ErrorKind::Timeout, Effect::Unknown), "{e}");
+    free.wait();
+    within_patience(move || {
+        runtime().block_on(async {
+            // The line is free again once the first request has ended.
+            while publisher.publish(Task::new("two")).await.is_err() {}
+        });
+    });
 }
 
 #[test]
@@ -175,11 +231,11 @@ fn publishing_needs_no_runtime() {
 }
 
 /// As an executor might whose threads have gone.
-struct Panics;
+struct Panics(AtomicBool);
 
 impl Wake for Panics {
     fn wake(self: Arc<Self>) {
-        panic!("nobody is there to be woken");
+        assert!(!self.0.load(Ordering::Relaxed), "nobody is there to be woken");
     }
 }
 
@@ -187,9 +243,13 @@ impl Wake for Panics {
 fn a_waker_that_panics_holds_up_nobody() {
     let log = gated(0, false);
     let publisher = publisher(&log);
-    let waker = Waker::from(Arc::new(Panics));
+    let panics = Arc::new(Panics(AtomicBool::new(false)));
+    let waker = Waker::from(panics.clone());
     let mut one = Box::pin(publisher.publish(Task::new("one")));
-    assert!(one.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    for _ in 0..2 {
+        assert!(one.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    }
+    panics.0.store(true, Ordering::Relaxed);
     let two = publisher.clone();
     let two = thread::spawn(move || runtime().block_on(two.publish(Task::new("two"))));
     log.open.add_permits(9);

@@ -1,18 +1,25 @@
 //! The records of one partition that wait to be appended.
 
-use crate::sync::lock;
+use super::flush::Answers;
+use crate::{driver::every_answer, runtime::Home, sync::lock};
 use kafkaq_core::{Effect, Error, ErrorKind, NewRecord, Partition, Result, Retry};
 use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Mutex,
-    time::Instant,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// The most records and about the most bytes of one request.
 pub(crate) const MAX_RECORDS: usize = 1000;
 pub(crate) const MAX_BYTES: usize = 900_000;
+
+/// After so many ticks without a request nobody keeps the time any more.
+const IDLE_TICKS: u32 = 8;
 
 #[derive(Debug)]
 pub(crate) struct Line {
@@ -23,8 +30,12 @@ pub(crate) struct Line {
 #[derive(Debug, Default)]
 struct State {
     waiting: VecDeque<Waiting>,
+    /// What these records take of a request.
     bytes: usize,
-    /// No record that waits has to be answered before this.
+    /// The request under way, whose records are with the log.
+    sent: Vec<Waiting>,
+    records: Arc<[NewRecord]>,
+    /// Nothing here has to be answered before this.
     earliest: Option<Instant>,
     /// Somebody sends what waits.
     flushing: bool,
@@ -33,8 +44,12 @@ struct State {
 impl State {
     fn push(&mut self, waiting: Waiting, front: bool) {
         self.bytes += waiting.size;
-        self.earliest = Some(self.earliest.map_or(waiting.until, |at| at.min(waiting.until)));
+        self.note(waiting.until);
         if front { self.waiting.push_front(waiting) } else { self.waiting.push_back(waiting) }
+    }
+
+    fn note(&mut self, until: Instant) {
+        self.earliest = Some(self.earliest.map_or(until, |at| at.min(until)));
     }
 
     fn pop_if(&mut self, fits: impl FnOnce(&Waiting) -> bool) -> Option<Waiting> {
@@ -45,6 +60,27 @@ impl State {
         self.bytes -= first.size;
         Some(first)
     }
+}
+
+/// A record that was put into a line.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Queued {
+    /// Somebody sends the line.
+    IsSent,
+    /// Nobody does.
+    Waits,
+    /// Nobody does, although as much waits as a request can have.
+    IsWholeRequest,
+}
+
+/// What became of a request.
+#[derive(Debug, Default)]
+pub(super) struct Settled {
+    pub(super) failed: usize,
+    /// Some of it is to be tried again.
+    pub(super) again: bool,
+    /// How long the log asked to wait before.
+    pub(super) asked: Option<Duration>,
 }
 
 /// One record on its way.
@@ -75,47 +111,52 @@ impl Waiting {
     }
 
     /// Takes in the outcome of a try. Returns the record if it is to be tried again.
-    pub(super) fn tried(mut self, outcome: Result<i64>, now: Instant) -> Option<Waiting> {
-        match outcome {
+    fn tried(mut self, outcome: Result<i64>, now: Instant) -> Option<Waiting> {
+        let outcome = match outcome {
             Err(e) if self.answer.is_some() && may_help(&e) && now < self.until => {
                 self.in_doubt |= e.effect() == Effect::Unknown;
                 self.failed = Some(e);
                 return Some(self);
             }
-            Err(e) => {
-                let in_doubt = self.in_doubt;
-                self.answer(Err(failed(e, in_doubt)));
-            }
-            Ok(offset) => self.answer(Ok(offset)),
+            Err(e) => Err(failed(e, self.in_doubt)),
+            Ok(offset) => Ok(offset),
+        };
+        if let Some(to) = self.answer.take() {
+            Answer(to, outcome).send();
         }
         quietly(|| drop(self.room));
         None
     }
 
-    /// Its time is up, before or while it is `sent`.
-    pub(super) fn expire(&mut self, sent: bool) {
+    /// Its time is up, before or while it is `sent`. Returns what to say.
+    fn give_up(&mut self, sent: bool) -> Option<Answer> {
+        let to = self.answer.take()?;
         let unknown = sent || self.in_doubt;
         let e = match self.failed.take() {
             Some(e) => failed(e, unknown),
             None if unknown => Error::unknown(ErrorKind::Timeout, "publish"),
             None => Error::not_applied(ErrorKind::Timeout, "publish"),
         };
-        self.answer(Err(e));
+        Some(Answer(to, Err(e)))
     }
 
-    pub(super) fn is_answered(&self) -> bool {
+    fn is_answered(&self) -> bool {
         self.answer.is_none()
-    }
-
-    fn answer(&mut self, outcome: Result<i64>) {
-        // A receiver that is gone doesn't want to know.
-        if let Some(answer) = self.answer.take() {
-            quietly(|| drop(answer.send(outcome)));
-        }
     }
 }
 
-/// To answer runs the waker of whoever waits, which is foreign code: if it panics, that is its owner's trouble.
+/// An answer to whoever waits for a record. It is never given under the lock of a line.
+struct Answer(oneshot::Sender<Result<i64>>, Result<i64>);
+
+impl Answer {
+    fn send(self) {
+        // A receiver that is gone doesn't want to know.
+        quietly(|| drop(self.0.send(self.1)));
+    }
+}
+
+/// To answer, or to make room, runs the waker of whoever waits, which is foreign code: if it panics, that is its
+/// owner's trouble.
 fn quietly(f: impl FnOnce()) {
     let _ = catch_unwind(AssertUnwindSafe(f));
 }
@@ -133,16 +174,86 @@ fn failed(e: Error, in_doubt: bool) -> Error {
     new.with_retry(e.retry()).with_source(e)
 }
 
+/// The lines of a topic. They grow with it; a line is there once it is used.
+#[derive(Debug)]
+pub(super) struct Lines {
+    topic: Arc<str>,
+    lines: RwLock<Vec<Arc<Line>>>,
+    /// How often what waits is compared with the clock.
+    tick: Duration,
+    /// Somebody does so.
+    keeping_time: AtomicBool,
+}
+
+impl Lines {
+    pub(super) fn new(topic: Arc<str>, tick: Duration) -> Arc<Self> {
+        Arc::new(Lines { topic, lines: RwLock::default(), tick, keeping_time: AtomicBool::new(false) })
+    }
+
+    pub(super) fn topic(&self) -> &Arc<str> {
+        &self.topic
+    }
+
+    pub(super) fn line(&self, index: i32) -> Arc<Line> {
+        let index = index.unsigned_abs() as usize;
+        if let Some(line) = self.lines.read().unwrap_or_else(PoisonError::into_inner).get(index) {
+            return line.clone();
+        }
+        let mut lines = self.lines.write().unwrap_or_else(PoisonError::into_inner);
+        while lines.len() <= index {
+            let partition = Partition::new(self.topic.clone(), lines.len() as i32);
+            lines.push(Arc::new(Line::new(partition)));
+        }
+        lines[index].clone()
+    }
+
+    /// Sees to it that everything is answered in time, on a thread that no other runtime can stop.
+    pub(super) fn keep_time(self: &Arc<Self>, home: &Home) {
+        if self.keeping_time.load(Ordering::Relaxed) || self.keeping_time.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let lines = self.clone();
+        home.spawn_apart(async move {
+            let mut idle = 0;
+            loop {
+                tokio::time::sleep(lines.tick).await;
+                idle = if lines.expire() { 0 } else { idle + 1 };
+                if idle < IDLE_TICKS {
+                    continue;
+                }
+                lines.keeping_time.store(false, Ordering::Release);
+                // A flush may have begun that saw somebody here.
+                if !lines.expire() || lines.keeping_time.swap(true, Ordering::AcqRel) {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Answers what has to be answered by now. Whether anything is under way.
+    fn expire(&self) -> bool {
+        let lines = self.lines.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let now = Instant::now();
+        lines.iter().for_each(|line| line.expire(now));
+        lines.iter().any(|line| !line.is_idle())
+    }
+}
+
 impl Line {
-    pub(super) fn new(partition: Partition) -> Self {
+    fn new(partition: Partition) -> Self {
         Line { partition, state: Mutex::default() }
     }
 
-    /// Returns whether a whole request waits that nobody sends.
-    pub(super) fn push(&self, waiting: Waiting) -> bool {
+    pub(super) fn push(&self, waiting: Waiting) -> Queued {
         let mut state = lock(&self.state);
         state.push(waiting, false);
-        !state.flushing && (state.waiting.len() >= MAX_RECORDS || state.bytes >= MAX_BYTES)
+        if state.flushing {
+            Queued::IsSent
+        } else if state.waiting.len() >= MAX_RECORDS || state.bytes >= MAX_BYTES {
+            Queued::IsWholeRequest
+        } else {
+            Queued::Waits
+        }
     }
 
     /// Makes the caller the one who sends, if there is something to send and nobody else does.
@@ -154,10 +265,11 @@ impl Line {
     }
 
     /// The records of the next request, for whoever has claimed the line. Without any, the claim has ended.
-    pub(super) fn next_batch(&self, now: Instant) -> Option<Vec<Waiting>> {
-        let (mut batch, mut expired, mut bytes) = (Vec::new(), Vec::new(), 0);
-        {
+    pub(super) fn next_batch(&self, now: Instant) -> Option<Arc<[NewRecord]>> {
+        let mut expired = Vec::new();
+        let records = {
             let mut state = lock(&self.state);
+            let (mut batch, mut bytes) = (Vec::new(), 0);
             while batch.len() < MAX_RECORDS
                 && let Some(next) = state.pop_if(|w| {
                     // The first one is sent whatever its size.
@@ -172,9 +284,65 @@ impl Line {
                 }
             }
             state.flushing = !batch.is_empty();
-        }
+            state.records = batch.iter_mut().map(|w| std::mem::take(&mut w.record)).collect();
+            state.sent = batch;
+            state.records.clone()
+        };
         end(expired);
-        (!batch.is_empty()).then_some(batch)
+        (!records.is_empty()).then_some(records)
+    }
+
+    /// Takes in what became of the request under way: answers what is decided, and puts the rest before all others.
+    pub(super) fn settle(&self, answers: Answers, now: Instant) -> Settled {
+        let (sent, records) = {
+            let mut state = lock(&self.state);
+            (std::mem::take(&mut state.sent), std::mem::take(&mut state.records))
+        };
+        let (mut again, mut settled) = (Vec::new(), Settled::default());
+        for ((waiting, answer), record) in sent.into_iter().zip(every_answer(answers)).zip(&*records) {
+            let mut asked = None;
+            if let Err(e) = &answer {
+                settled.failed += 1;
+                if let Retry::After(pause) = e.retry() {
+                    asked = Some(pause);
+                }
+            }
+            if let Some(mut waiting) = waiting.tried(answer, now) {
+                settled.asked = settled.asked.max(asked);
+                waiting.record = record.clone();
+                again.push(waiting);
+            }
+        }
+        settled.again = !again.is_empty();
+        self.put_back(again);
+        settled
+    }
+
+    /// Nobody will tell what became of the request under way: it may have taken effect, and is to be sent again.
+    pub(super) fn put_back_sent(&self) {
+        let (sent, records) = {
+            let mut state = lock(&self.state);
+            (std::mem::take(&mut state.sent), std::mem::take(&mut state.records))
+        };
+        let mut again = Vec::new();
+        for (waiting, record) in sent.into_iter().zip(&*records) {
+            if waiting.is_answered() {
+                quietly(|| drop(waiting));
+            } else {
+                again.push(Waiting { record: record.clone(), in_doubt: true, ..waiting });
+            }
+        }
+        self.put_back(again);
+    }
+
+    fn put_back(&self, again: Vec<Waiting>) {
+        let mut state = lock(&self.state);
+        again.into_iter().rev().for_each(|w| state.push(w, true));
+    }
+
+    /// Whether nothing waits or is under way.
+    fn is_idle(&self) -> bool {
+        !lock(&self.state).flushing
     }
 
     /// Ends the claim if nothing waits.
@@ -184,15 +352,9 @@ impl Line {
         !state.flushing
     }
 
-    /// Puts records that are to be tried again before all others.
-    pub(super) fn put_back(&self, again: Vec<Waiting>) {
-        let mut state = lock(&self.state);
-        again.into_iter().rev().for_each(|w| state.push(w, true));
-    }
-
-    /// Answers those that wait and whose time is up.
-    pub(super) fn expire(&self, now: Instant) {
-        let mut expired = Vec::new();
+    /// Answers those whose time is up. What the log makes of a request under way isn't waited for then.
+    fn expire(&self, now: Instant) {
+        let (mut expired, mut answers) = (Vec::new(), Vec::new());
         {
             let mut state = lock(&self.state);
             if state.earliest.is_none_or(|at| at > now) {
@@ -203,15 +365,26 @@ impl Line {
             for waiting in all {
                 if waiting.until <= now { expired.push(waiting) } else { state.push(waiting, false) }
             }
+            let mut sent = std::mem::take(&mut state.sent);
+            for waiting in sent.iter_mut().filter(|w| !w.is_answered()) {
+                if waiting.until <= now {
+                    answers.extend(waiting.give_up(true));
+                } else {
+                    state.note(waiting.until);
+                }
+            }
+            state.sent = sent;
         }
+        answers.into_iter().for_each(Answer::send);
         end(expired);
     }
 }
 
-/// Nobody is answered under the lock of a line.
 fn end(expired: Vec<Waiting>) {
     for mut waiting in expired {
-        waiting.expire(false);
+        if let Some(answer) = waiting.give_up(false) {
+            answer.send();
+        }
         quietly(|| drop(waiting));
     }
 }

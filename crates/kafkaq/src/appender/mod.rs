@@ -1,8 +1,8 @@
 //! Appending with natural batching: what is pushed while a request is under way goes into the next.
 //!
-//! Each partition has a line. Whoever pushes into an idle line begins its flush, which runs on the
-//! [publishers' runtime](crate::runtime), so that a caller that goes away, or whose runtime does, stops nobody. The
-//! flush ends when the line is empty, so an idle partition costs nothing.
+//! Each partition has a line. Whoever pushes into an idle line begins its flush, which runs at the publisher's
+//! [home](crate::runtime), so that a caller that goes away, or whose runtime does, stops nobody. The flush ends when
+//! the line is empty, so an idle partition costs nothing.
 //!
 //! Everything that was pushed is answered when its time is up, whatever the log does: what waits was certainly not
 //! appended; what is under way may have been.
@@ -14,16 +14,16 @@ mod room;
 mod tests;
 
 use crate::{
-    runtime::PublishRuntime,
+    runtime::Home,
     stats::{CallCounter, CallStats},
 };
 use flush::Flush;
-use kafkaq_core::{Log, NewRecord, Partition, Result};
-use line::{Line, Waiting};
+use kafkaq_core::{Log, NewRecord, Result};
+use line::{Line, Lines, Queued, Waiting};
 use room::{OVERHEAD, Room};
 use std::{
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicI32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -37,16 +37,12 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct Appender {
     log: Arc<dyn Log>,
-    topic: Arc<str>,
-    /// Grows with the topic. A line is there once it is used.
-    lines: RwLock<Vec<Arc<Line>>>,
+    lines: Arc<Lines>,
     /// How many partitions the topic has, as far as is known.
     partitions: AtomicI32,
     room: Room,
     timeout: Duration,
-    /// How often what is under way is compared with the clock.
-    tick: Duration,
-    runtime: PublishRuntime,
+    home: Home,
     counter: CallCounter,
     started: Instant,
     /// When the last look at the topic began, in milliseconds from the start.
@@ -68,17 +64,16 @@ impl Appender {
         partitions: i32,
         buffer: usize,
         timeout: Duration,
-        runtime: PublishRuntime,
+        home: Home,
     ) -> Arc<Self> {
+        let tick = (timeout / 64).clamp(Duration::from_millis(1), Duration::from_secs(1));
         Arc::new(Appender {
             log,
-            topic,
-            lines: RwLock::default(),
+            lines: Lines::new(topic, tick),
             partitions: AtomicI32::new(partitions.max(1)),
             room: Room::new(buffer),
             timeout,
-            tick: (timeout / 64).clamp(Duration::from_millis(1), Duration::from_secs(1)),
-            runtime,
+            home,
             counter: CallCounter::default(),
             started: Instant::now(),
             looked: AtomicU64::new(0),
@@ -98,19 +93,6 @@ impl Appender {
         self.counter.stats()
     }
 
-    fn line(&self, index: i32) -> Arc<Line> {
-        let index = index.unsigned_abs() as usize;
-        if let Some(line) = self.lines.read().unwrap_or_else(PoisonError::into_inner).get(index) {
-            return line.clone();
-        }
-        let mut lines = self.lines.write().unwrap_or_else(PoisonError::into_inner);
-        while lines.len() <= index {
-            let partition = Partition::new(self.topic.clone(), lines.len() as i32);
-            lines.push(Arc::new(Line::new(partition)));
-        }
-        lines[index].clone()
-    }
-
     /// Puts a record into the line of a partition, once there is room. It is sent when `unsent` is dropped, at
     /// the latest; from then on it is appended even if nobody waits for the outcome. Dropped before it returns, it has done nothing.
     ///
@@ -128,16 +110,16 @@ impl Appender {
             Some(room) => room,
             None => {
                 unsent.flush();
-                self.room.take(size, until, &self.runtime).await?
+                self.room.take(size, until, &self.home).await?
             }
         };
         let (answer, outcome) = oneshot::channel();
-        let line = self.line(index);
-        let whole_request = line.push(Waiting::new(record, size, until, answer, room));
-        if whole_request {
-            Flush::begin(self, &line);
-        } else {
-            unsent.add(&line);
+        let line = self.lines.line(index);
+        match line.push(Waiting::new(record, size, until, answer, room)) {
+            // Whoever sends the line takes this record too.
+            Queued::IsSent => {}
+            Queued::Waits => unsent.add(&line),
+            Queued::IsWholeRequest => Flush::begin(self, &line),
         }
         Ok(Pushed { line, outcome })
     }
@@ -153,8 +135,8 @@ impl Appender {
             return;
         }
         let appender = self.clone();
-        self.runtime.spawn(async move {
-            let names = [appender.topic.clone()];
+        self.home.spawn(async move {
+            let names = [appender.lines.topic().clone()];
             let look = appender.log.describe_topics(&names);
             match tokio::time::timeout(LOOK_EVERY, look).await.map(|r| r.map(|mut infos| infos.pop().flatten())) {
                 Ok(Ok(Some(info))) if info.partitions > 0 => {
@@ -178,6 +160,10 @@ pub(crate) struct Unsent<'a> {
 impl<'a> Unsent<'a> {
     pub(crate) fn new(appender: &'a Arc<Appender>) -> Self {
         Unsent { appender, lines: Vec::new() }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lines.is_empty()
     }
 
     fn add(&mut self, line: &Arc<Line>) {

@@ -1,6 +1,6 @@
 //! A bound on the bytes that wait or are under way.
 
-use crate::runtime::PublishRuntime;
+use crate::runtime::Home;
 use kafkaq_core::{Error, ErrorKind, Result};
 use std::{sync::Arc, time::Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -35,11 +35,11 @@ impl Room {
         &self,
         bytes: usize,
         until: Instant,
-        runtime: &PublishRuntime,
+        home: &Home,
     ) -> Result<OwnedSemaphorePermit> {
         let full = |kind| Error::not_applied(kind, "publish").on("a full buffer");
         if Instant::now() < until {
-            let late = runtime.sleep_until(until);
+            let late = home.sleep_until(until);
             tokio::select! {
                 biased;
                 permit = self.bytes.clone().acquire_many_owned(self.share(bytes)) => {

@@ -1,7 +1,7 @@
 use super::{line::MAX_RECORDS, *};
 use async_trait::async_trait;
 use bytes::Bytes;
-use kafkaq_core::{Effect, Error, ErrorKind, Headers, TopicInfo, TopicSpec};
+use kafkaq_core::{Effect, Error, ErrorKind, Headers, Partition, TopicInfo, TopicSpec};
 use std::{
     collections::VecDeque,
     sync::{Mutex, atomic::AtomicUsize},
@@ -56,7 +56,7 @@ fn fake(open: usize, errors: impl IntoIterator<Item = Error>) -> Arc<Fake> {
 }
 
 fn appender(log: &Arc<Fake>, room: usize, timeout: Duration) -> Arc<Appender> {
-    Appender::new(log.clone(), "t".into(), 2, room, timeout, PublishRuntime::get().unwrap())
+    Appender::new(log.clone(), "t".into(), 2, room, timeout, Home::find().unwrap())
 }
 
 fn record(size: usize) -> NewRecord {
