@@ -89,9 +89,14 @@ impl Home {
 
     fn handle(&self) -> &Handle {
         match &self.built_on {
-            Some((handle, _)) if !self.gone.load(Ordering::Relaxed) => handle,
+            Some((handle, _)) if self.has_threads() => handle,
             _ => &self.own,
         }
+    }
+
+    /// Whether it has threads beside the caller's for requests.
+    pub(crate) fn has_threads(&self) -> bool {
+        self.built_on.is_some() && !self.gone.load(Ordering::Relaxed)
     }
 
     /// The runtime that the publisher was built on is gone.

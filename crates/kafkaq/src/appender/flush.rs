@@ -31,11 +31,16 @@ struct Request {
 }
 
 impl Flush {
-    /// Begins to send what waits, unless there is nothing or somebody does so already. The first request begins on
-    /// the caller's thread; what takes longer goes on in the background.
-    pub(super) fn begin(appender: &Arc<Appender>, line: &Arc<Line>) {
+    /// Begins to send what waits in a line, unless there is nothing or somebody does so already. If the caller has more to
+    /// do, another thread builds the request where there is one; otherwise it begins on the caller's. What takes
+    /// longer goes on in the background.
+    pub(super) fn begin(appender: &Arc<Appender>, line: &Arc<Line>, more_to_do: bool) {
         if !line.claim() {
             return;
+        }
+        if more_to_do && appender.home.has_threads() {
+            appender.lines.keep_time(&appender.home);
+            return appender.home.spawn(Flush::of(appender, line).run(None, None));
         }
         let mut flush = Flush::of(appender, line);
         let Some(mut request) = flush.next() else { return };

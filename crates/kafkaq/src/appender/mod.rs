@@ -119,7 +119,7 @@ impl Appender {
             // Whoever sends the line takes this record too.
             Queued::IsSent => {}
             Queued::Waits => unsent.add(&line),
-            Queued::IsWholeRequest => Flush::begin(self, &line),
+            Queued::IsWholeRequest => Flush::begin(self, &line, true),
         }
         Ok(Pushed { line, outcome })
     }
@@ -173,7 +173,8 @@ impl<'a> Unsent<'a> {
     }
 
     fn flush(&mut self) {
-        self.lines.drain(..).for_each(|line| Flush::begin(self.appender, &line));
+        let several = self.lines.len() > 1;
+        self.lines.drain(..).for_each(|line| Flush::begin(self.appender, &line, several));
     }
 }
 
