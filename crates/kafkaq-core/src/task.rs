@@ -28,7 +28,6 @@ impl TaskId {
     }
 
     /// An id that the core has made and knows to be short enough.
-    #[cfg(feature = "machine")]
     pub(crate) fn from_parts(id: String) -> Self {
         debug_assert!(!id.is_empty() && id.len() <= Self::MAX_LEN);
         TaskId(id.into())

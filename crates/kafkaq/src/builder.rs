@@ -144,9 +144,16 @@ impl QueueBuilder {
         self.with(|c| c.clock_skew = skew)
     }
 
-    /// How often a task is handed out before it goes to the dead-letter topic. 1 to 1,000,000. Default: 25.
-    pub fn max_attempts(self, attempts: u32) -> Self {
-        self.with(|c| c.max_attempts = attempts)
+    /// After how many failures a task goes to the dead-letter topic. A retry is a failure, and so is a lease that runs
+    /// out; a snooze, a release and a partition that moves are none. 1 to 1,000,000. Default: 25.
+    pub fn max_failures(self, failures: u32) -> Self {
+        self.with(|c| c.max_failures = failures)
+    }
+
+    /// After how many hand-outs a task goes to the dead-letter topic, whatever became of them: against tasks that are
+    /// snoozed for ever. From `max_failures` to 1,000,000. Default: 1,000.
+    pub fn max_handouts(self, handouts: u32) -> Self {
+        self.with(|c| c.max_handouts = handouts)
     }
 
     /// How many jobs this process leases before somebody asks for them. At most 100,000. Default: 512.

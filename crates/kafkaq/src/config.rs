@@ -23,7 +23,7 @@ const MEMBER_TIMEOUT: RangeInclusive<Duration> = SECOND..=HOUR;
 const PUBLISH_TIMEOUT: RangeInclusive<Duration> = MILLISECOND..=DAY;
 const PARTITIONS: RangeInclusive<i32> = 1..=10_000;
 const REPLICATION: RangeInclusive<i16> = 1..=1_000;
-const MAX_ATTEMPTS: RangeInclusive<u32> = 1..=1_000_000;
+const MAX_HANDOUTS: u32 = 1_000_000;
 const PREFETCH: RangeInclusive<usize> = 0..=100_000;
 const MAX_TASK_BYTES: RangeInclusive<usize> = 1..=32 << 20;
 /// A semaphore counts them.
@@ -47,7 +47,8 @@ pub(crate) struct Config {
     pub(crate) dead_retention: Duration,
     pub(crate) max_delay: Duration,
     pub(crate) clock_skew: Duration,
-    pub(crate) max_attempts: u32,
+    pub(crate) max_failures: u32,
+    pub(crate) max_handouts: u32,
     pub(crate) prefetch: usize,
     pub(crate) max_task_bytes: usize,
     pub(crate) publish_timeout: Duration,
@@ -75,7 +76,8 @@ impl Config {
             dead_retention: Duration::MAX,
             max_delay: machine.max_delay,
             clock_skew: machine.clock_skew,
-            max_attempts: machine.max_attempts,
+            max_failures: machine.max_failures,
+            max_handouts: machine.max_handouts,
             prefetch: machine.prefetch,
             // With kafkaq's headers below 1 MB, which is the default limit of librdkafka and, about, of Kafka.
             max_task_bytes: 1_000_000 - HEADROOM,
@@ -133,7 +135,8 @@ impl Config {
             done_retention: self.done_retention,
             max_overdue: self.max_overdue,
             clock_skew: self.clock_skew,
-            max_attempts: self.max_attempts,
+            max_failures: self.max_failures,
+            max_handouts: self.max_handouts,
             max_delay: self.max_delay,
             prefetch: self.prefetch,
             ..machine::Settings::default()
@@ -145,7 +148,7 @@ impl Config {
     /// # Errors
     /// `Invalid`, with the setting's name.
     pub(crate) fn check(&self) -> Result<Keyspace> {
-        let keyspace = Keyspace::new(&self.queue, &self.group)?;
+        let keyspace = Keyspace::new(&self.queue, &self.group, &self.task_topic())?;
         let topics = [self.task_topic(), self.wait_topic(), self.dead_topic()];
         for topic in &topics {
             let clean = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
@@ -187,7 +190,8 @@ impl Config {
         if let Some(factor) = self.replication {
             within("replication", factor, REPLICATION)?;
         }
-        within("max_attempts", self.max_attempts, MAX_ATTEMPTS)?;
+        within("max_failures", self.max_failures, 1..=MAX_HANDOUTS)?;
+        within("max_handouts", self.max_handouts, self.max_failures..=MAX_HANDOUTS)?;
         within("prefetch", self.prefetch, PREFETCH)?;
         within("max_task_bytes", self.max_task_bytes, MAX_TASK_BYTES)?;
         // Room for the largest task.
@@ -251,7 +255,7 @@ mod tests {
 
     #[test]
     fn every_setting_that_makes_no_sense_is_refused_by_its_own_name_and_limits() {
-        let wrong: [(&str, Change); 34] = [
+        let wrong: [(&str, Change); 36] = [
             ("queue", |c| c.queue = "a b".into()),
             ("group", |c| c.group = "a.b".into()),
             ("topic", |c| c.task_topic = Some("a/b".into())),
@@ -269,8 +273,10 @@ mod tests {
             ("partitions", |c| c.partitions = i32::MAX),
             ("replication", |c| c.replication = Some(0)),
             ("replication", |c| c.replication = Some(i16::MAX)),
-            ("max_attempts", |c| c.max_attempts = 0),
-            ("max_attempts", |c| c.max_attempts = u32::MAX),
+            ("max_failures", |c| c.max_failures = 0),
+            ("max_failures", |c| c.max_failures = u32::MAX),
+            ("max_handouts 3: invalid. It is 25 to 1000000", |c| c.max_handouts = 3),
+            ("max_handouts", |c| c.max_handouts = u32::MAX),
             ("prefetch", |c| c.prefetch = usize::MAX),
             ("max_task_bytes", |c| c.max_task_bytes = 0),
             ("max_task_bytes 33554433: invalid. It is 1 to 33554432", |c| c.max_task_bytes = (32 << 20) + 1),
@@ -297,7 +303,7 @@ mod tests {
 
     #[test]
     fn every_limit_itself_is_allowed() {
-        let allowed: [Change; 8] = [
+        let allowed: [Change; 9] = [
             |c| c.lease = *LEASE.start(),
             |c| c.lease = *LEASE.end(),
             |c| (c.done_retention, c.max_overdue, c.max_delay) = (TEN_YEARS, TEN_YEARS, TEN_YEARS),
@@ -305,7 +311,8 @@ mod tests {
             |c| (c.clock_skew, c.publish_timeout) = (*CLOCK_SKEW.end(), *PUBLISH_TIMEOUT.end()),
             |c| (c.prefetch, c.max_task_bytes) = (*PREFETCH.end(), *MAX_TASK_BYTES.end()),
             |c| (c.task_retention, c.dead_retention) = (Some(Duration::MAX), Duration::MAX),
-            |c| (c.max_attempts, c.publish_buffer) = (*MAX_ATTEMPTS.end(), MAX_PUBLISH_BUFFER),
+            |c| (c.max_failures, c.max_handouts) = (MAX_HANDOUTS, MAX_HANDOUTS),
+            |c| c.publish_buffer = MAX_PUBLISH_BUFFER,
         ];
         for change in allowed {
             let mut c = config();

@@ -2,8 +2,8 @@
 
 use crate::driver::{system_time, wall_now};
 use kafkaq_core::{
-    DecodeError, Effect, Error, ErrorKind, Fence, Key, Keyspace, Lease, LeaseState, LeaseStore, Result,
-    Retry, Swap, Swapped, TaskId,
+    DecodeError, Effect, Error, ErrorKind, FailureRecord, Key, Keyspace, Lease, LeaseState, LeaseStore,
+    LeaseToken, Result, Retry, Swap, Swapped, TaskId,
 };
 use std::{
     sync::Arc,
@@ -97,7 +97,7 @@ impl JobController {
     ///
     /// # Errors
     /// The store's own. If it may have taken effect, the error says so.
-    pub async fn cancel(&self, id: &TaskId) -> Result<Cancelled> {
+    pub async fn cancel(&self, id: &TaskId) -> Result<CancelOutcome> {
         let mut in_doubt = false;
         self.try_to_cancel(id, &mut in_doubt).await.map_err(|e| match e.effect() {
             // The last call had no effect, but an earlier one may have had.
@@ -108,10 +108,10 @@ impl JobController {
         })
     }
 
-    async fn try_to_cancel(&self, id: &TaskId, in_doubt: &mut bool) -> Result<Cancelled> {
+    async fn try_to_cancel(&self, id: &TaskId, in_doubt: &mut bool) -> Result<CancelOutcome> {
         let key = Key::task(&self.keyspace, id);
         // Ours alone, so that a swap whose answer was lost can be told from somebody else's.
-        let fence = Fence { process: uuid::Uuid::new_v4().into_bytes(), number: 0 };
+        let token = LeaseToken { process: uuid::Uuid::new_v4().into_bytes(), number: 0 };
         let mut before = JobInfo::of(None, Duration::ZERO);
         let mut attempts = Attempts::begin();
         let mut conflicts = 0;
@@ -125,13 +125,13 @@ impl JobController {
             };
             let info = JobInfo::of(lease.as_ref(), self.retention.clock_skew);
             match &lease {
-                Some(lease) if lease.fence == fence => return Ok(Cancelled::after(before)),
-                Some(lease) if lease.state.is_terminal() => return Ok(Cancelled::TooLate(info)),
+                Some(lease) if lease.token == token => return Ok(CancelOutcome::after(before)),
+                Some(lease) if lease.state.is_terminal() => return Ok(CancelOutcome::TooLate(info)),
                 _ => before = info,
             }
-            let (new, ttl) = self.cancelled(fence, lease.as_ref());
+            let (new, ttl) = self.cancelled(token, lease.as_ref());
             match self.swap(Swap::new(key.clone(), value, Some(new.encode()), Some(ttl))).await {
-                Ok(Swapped::Done) => return Ok(Cancelled::after(before)),
+                Ok(Swapped::Done) => return Ok(CancelOutcome::after(before)),
                 Ok(Swapped::Conflict(_)) => conflicts += 1,
                 Err(e) => {
                     *in_doubt |= e.effect() == Effect::Unknown;
@@ -145,18 +145,15 @@ impl JobController {
     }
 
     /// A copy of the record may be under way until the lease's deadline, and must still find this.
-    fn cancelled(&self, fence: Fence, lease: Option<&Lease>) -> (Lease, Duration) {
+    fn cancelled(&self, token: LeaseToken, lease: Option<&Lease>) -> (Lease, Duration) {
         let now = wall_now();
         let under_way =
             lease.map_or(self.retention.max_delay, |l| l.deadline.since(now) + self.retention.clock_skew);
-        let new = Lease {
-            state: LeaseState::Cancelled,
-            fence,
-            attempt: lease.map_or(0, |l| l.attempt),
-            cover: lease.map_or(0, |l| l.cover),
-            deadline: now,
-            length: Duration::ZERO,
-        };
+        let mut new = Lease::new(LeaseState::Cancelled, token, now, Duration::ZERO);
+        if let Some(lease) = lease {
+            (new.attempt, new.failures, new.cover) = (lease.attempt, lease.failures, lease.cover);
+            new.history = lease.history.clone();
+        }
         (new, under_way.saturating_add(self.retention.ended))
     }
 
@@ -170,7 +167,7 @@ impl JobController {
                     .on(key)
                     .with_source(e));
             }
-            Some(Err(DecodeError::Damaged(_))) | None => None,
+            Some(Err(DecodeError::Damaged(_) | DecodeError::Foreign)) | None => None,
             Some(Ok(lease)) => Some(lease),
         };
         Ok((value, lease))
@@ -187,13 +184,17 @@ fn unanswered() -> Error {
 }
 
 /// What is known of a task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct JobInfo {
     /// Where it stands.
     pub status: JobStatus,
     /// How many times it was handed out.
     pub attempts: u32,
+    /// How many of these count against the queue's `max_failures`.
+    pub failures: u32,
+    /// The last failures that the store knows of, oldest first. Of a task that is done it knows none.
+    pub history: Vec<FailureRecord>,
     /// When it is handed out next: for one that is processed, if it is not done by then. It may be later.
     pub next_execution: Option<SystemTime>,
 }
@@ -201,7 +202,13 @@ pub struct JobInfo {
 impl JobInfo {
     fn of(lease: Option<&Lease>, clock_skew: Duration) -> Self {
         let Some(lease) = lease else {
-            return JobInfo { status: JobStatus::Unknown, attempts: 0, next_execution: None };
+            return JobInfo {
+                status: JobStatus::Unknown,
+                attempts: 0,
+                failures: 0,
+                history: Vec::new(),
+                next_execution: None,
+            };
         };
         let turn = match lease.state {
             LeaseState::Live => lease.deadline.plus(clock_skew),
@@ -216,7 +223,13 @@ impl JobInfo {
             LeaseState::Dead => JobStatus::Dead,
         };
         let next_execution = (!lease.state.is_terminal()).then(|| system_time(turn));
-        JobInfo { status, attempts: lease.attempt, next_execution }
+        JobInfo {
+            status,
+            attempts: lease.attempt,
+            failures: lease.failures,
+            history: lease.history.entries(),
+            next_execution,
+        }
     }
 }
 
@@ -239,9 +252,9 @@ pub enum JobStatus {
 }
 
 /// The answer to [`JobController::cancel`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Cancelled {
+pub enum CancelOutcome {
     /// It is cancelled; says how it stood before. A job that was processed may still run to its end.
     Known(JobInfo),
     /// The store knew no such task. It is remembered as cancelled, in case the task comes.
@@ -250,9 +263,13 @@ pub enum Cancelled {
     TooLate(JobInfo),
 }
 
-impl Cancelled {
+impl CancelOutcome {
     fn after(before: JobInfo) -> Self {
-        if before.status == JobStatus::Unknown { Cancelled::Unknown } else { Cancelled::Known(before) }
+        if before.status == JobStatus::Unknown {
+            CancelOutcome::Unknown
+        } else {
+            CancelOutcome::Known(before)
+        }
     }
 }
 
@@ -333,21 +350,16 @@ mod tests {
             max_delay: Duration::from_secs(600),
             clock_skew: Duration::from_secs(1),
         };
-        JobController::new(store.clone(), Keyspace::new("q", "g").unwrap(), retention)
+        JobController::new(store.clone(), Keyspace::new("q", "g", "q").unwrap(), retention)
     }
 
     fn lease(state: LeaseState, ahead: Duration) -> Lease {
-        Lease {
-            state,
-            fence: Fence { process: [7; 16], number: 1 },
-            attempt: 2,
-            cover: 3,
-            deadline: wall(SystemTime::now() + ahead),
-            length: ahead,
-        }
+        let token = LeaseToken { process: [7; 16], number: 1 };
+        let deadline = wall(SystemTime::now() + ahead);
+        Lease { attempt: 2, cover: 3, ..Lease::new(state, token, deadline, ahead) }
     }
 
-    async fn cancel(store: &Arc<OneKey>) -> Cancelled {
+    async fn cancel(store: &Arc<OneKey>) -> CancelOutcome {
         controller(store).cancel(&TaskId::new("t").unwrap()).await.unwrap()
     }
 
@@ -356,7 +368,7 @@ mod tests {
         let store = Arc::new(OneKey::default());
         let delay = Duration::from_secs(3 * 3600);
         *store.value.lock().unwrap() = Some(lease(LeaseState::Idle, delay).encode());
-        let Cancelled::Known(info) = cancel(&store).await else { panic!() };
+        let CancelOutcome::Known(info) = cancel(&store).await else { panic!() };
         assert_eq!((info.status, info.attempts), (JobStatus::Waiting, 2));
         let left = Lease::decode(store.value.lock().unwrap().as_ref().unwrap()).unwrap();
         assert_eq!((left.state, left.attempt, left.cover), (LeaseState::Cancelled, 2, 3));
@@ -366,7 +378,7 @@ mod tests {
     #[tokio::test]
     async fn an_unknown_task_is_remembered_for_the_longest_delay() {
         let store = Arc::new(OneKey::default());
-        assert_eq!(cancel(&store).await, Cancelled::Unknown);
+        assert_eq!(cancel(&store).await, CancelOutcome::Unknown);
         assert!(store.ttl.lock().unwrap().unwrap() >= Duration::from_secs(660));
     }
 
@@ -374,7 +386,7 @@ mod tests {
     async fn a_cancel_whose_answer_was_lost_is_still_a_cancel() {
         let store = Arc::new(OneKey::default());
         *store.lose_answers.lock().unwrap() = 2;
-        assert_eq!(cancel(&store).await, Cancelled::Unknown);
+        assert_eq!(cancel(&store).await, CancelOutcome::Unknown);
     }
 
     #[tokio::test(start_paused = true)]
@@ -398,7 +410,7 @@ mod tests {
                 let store = OneKey::refusing(after, closed);
                 assert_eq!(controller(&store).get(&id).await.unwrap().status, JobStatus::Unknown);
                 let store = OneKey::refusing(after, closed);
-                assert_eq!(controller(&store).cancel(&id).await.unwrap(), Cancelled::Unknown);
+                assert_eq!(controller(&store).cancel(&id).await.unwrap(), CancelOutcome::Unknown);
             }
         }
     }
@@ -422,7 +434,7 @@ mod tests {
             let store = Arc::new(OneKey::default());
             let value = lease(state, Duration::ZERO).encode();
             *store.value.lock().unwrap() = Some(value.clone());
-            let Cancelled::TooLate(info) = cancel(&store).await else { panic!("{state:?}") };
+            let CancelOutcome::TooLate(info) = cancel(&store).await else { panic!("{state:?}") };
             assert_eq!((info.status, info.next_execution), (status, None));
             assert_eq!(store.value.lock().unwrap().as_ref(), Some(&value));
         }
@@ -432,7 +444,7 @@ mod tests {
     async fn a_lease_of_a_later_version_is_an_error_and_a_damaged_one_unknown() {
         let store = Arc::new(OneKey::default());
         let id = TaskId::new("t").unwrap();
-        *store.value.lock().unwrap() = Some(Bytes::from_static(&[9, 1, 2]));
+        *store.value.lock().unwrap() = Some(Bytes::from_static(&[0x99, 1, 2]));
         assert_eq!(controller(&store).get(&id).await.unwrap_err().kind(), ErrorKind::Unsupported);
         *store.value.lock().unwrap() = Some(Bytes::from_static(&[0]));
         assert_eq!(controller(&store).get(&id).await.unwrap().status, JobStatus::Unknown);

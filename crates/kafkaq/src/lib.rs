@@ -20,7 +20,7 @@
 //! assert_eq!(job.id(), &id);
 //! match send(job.payload()) {
 //!     Ok(()) => job.done().await?,
-//!     Err(_) => job.retry(Duration::from_secs(60)).await?,
+//!     Err(e) => drop(job.retry(Duration::from_secs(60), e.to_string()).await?),
 //! }
 //! queue.shutdown(Duration::from_secs(10)).await?;
 //! # Ok(())
@@ -47,10 +47,10 @@
 //! - **An id names one task.** [`Task::with_id`] makes publishing repeatable: the same id again adds nothing, for at
 //!   least [`done_retention`](QueueBuilder::done_retention) after the task ended.
 //! - **Executions can overlap** when a lease runs out while its holder still works. The holder learns of it:
-//!   [`JobError::LeaseLost`] from [`Job::done`], or at once by [`Job::lost`]. [`Job::fence`] tells holders apart for
+//!   [`JobError::LeaseLost`] from [`Job::done`], or at once by [`Job::lost`]. [`Job::token`] tells holders apart for
 //!   the systems that they write to.
 //! - **A dropped [`Job`]** is handed out again when its lease ends, one that was [retried](Job::retry) after its
-//!   delay. After [`max_attempts`](QueueBuilder::max_attempts) hand-outs a task goes to the dead-letter topic.
+//!   delay. After [`max_failures`](QueueBuilder::max_failures) a task goes to the dead-letter topic.
 //! - **Publishing** works from any number of runtimes, and outside of any. A queue that is used only to publish and to
 //!   look at jobs takes no share of the work: it joins its group when a job is asked for first.
 //! - **In tests**, a queue in memory follows tokio's paused clock: a delay of an hour takes no time.
@@ -95,10 +95,10 @@ mod sync;
 mod topics;
 
 pub use builder::QueueBuilder;
-pub use job::{Job, JobError};
-pub use jobs::{Cancelled, JobController, JobInfo, JobStatus};
+pub use job::{Job, JobError, RetryOutcome};
+pub use jobs::{CancelOutcome, JobController, JobInfo, JobStatus};
 pub use kafkaq_core::{
-    Effect, Error, ErrorKind, Fence, Headers, Result, Retry, Task, TaskId, machine::LostReason,
+    Effect, Error, ErrorKind, FailureRecord, Headers, LeaseToken, LostReason, Result, Retry, Task, TaskId,
 };
 pub use leased_group::LeasedGroup;
 pub use publisher::Publisher;
@@ -133,9 +133,5 @@ pub mod guide {
 
 /// The blocks of the repository's README, and of this crate's.
 #[cfg(all(doctest, feature = "rdkafka", feature = "redis"))]
-mod readme {
-    #[doc = include_str!("../../../README.md")]
-    mod of_the_repository {}
-    #[doc = include_str!("../README.md")]
-    mod of_the_crate {}
-}
+#[doc = include_str!("../README.md")]
+mod readme {}

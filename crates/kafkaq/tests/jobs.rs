@@ -6,7 +6,7 @@ mod common;
 
 use common::{LEASE, ms, next, none_within, quick, records, soon};
 use kafkaq::{
-    Cancelled, ErrorKind, Headers, Job, JobError, JobStatus, LostReason, Queue, Result, Task, TaskId,
+    CancelOutcome, ErrorKind, Headers, Job, JobError, JobStatus, LostReason, Queue, Result, Task, TaskId,
     backend::{LeaseStore, Log},
     memory::{MemoryLog, MemoryStore},
 };
@@ -96,9 +96,9 @@ async fn a_retry_comes_back_after_its_delay_with_the_next_attempt() -> Result<()
     let (queue, _) = queue().await;
     queue.publish(Task::new("x").with_id(id("r"))).await?;
     let job = next(&queue).await;
-    let first = job.fence();
+    let first = job.token();
     let asked = Instant::now();
-    soon(job.retry(ms(1200))).await.unwrap();
+    soon(job.retry(ms(1200), "not now")).await.unwrap();
     let info = queue.jobs().get(&id("r")).await?;
     assert_eq!((info.status, info.attempts), (JobStatus::Waiting, 1));
     assert!(info.next_execution.unwrap() > SystemTime::now());
@@ -106,7 +106,7 @@ async fn a_retry_comes_back_after_its_delay_with_the_next_attempt() -> Result<()
     assert!(asked.elapsed() >= ms(1200), "{:?}", asked.elapsed());
     assert!(asked.elapsed() < ms(4000), "{:?}", asked.elapsed());
     assert_eq!((again.id(), again.attempt()), (&id("r"), 2));
-    assert_ne!(again.fence(), first);
+    assert_ne!(again.token(), first);
     soon(again.done()).await.unwrap();
     Ok(())
 }
@@ -116,7 +116,7 @@ async fn a_retry_without_delay_comes_back_at_once() -> Result<()> {
     let (queue, _) = queue().await;
     queue.publish(Task::new("x")).await?;
     let asked = Instant::now();
-    soon(next(&queue).await.retry(Duration::ZERO)).await.unwrap();
+    soon(next(&queue).await.retry(Duration::ZERO, "not now")).await.unwrap();
     let again = next(&queue).await;
     assert!(asked.elapsed() < LEASE, "{:?}", asked.elapsed());
     soon(again.done()).await.unwrap();
@@ -161,12 +161,12 @@ async fn a_rejected_task_lies_in_the_dead_letters_whole() -> Result<()> {
 #[tokio::test]
 async fn a_task_whose_attempts_are_used_up_goes_to_the_dead_letters() -> Result<()> {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());
-    let queue = quick(&log, &store).max_attempts(3).build().await?;
+    let queue = quick(&log, &store).max_failures(3).build().await?;
     queue.publish(Task::new("poison").with_id(id("p"))).await?;
     for attempt in 1..=3 {
         let job = next(&queue).await;
         assert_eq!(job.attempt(), attempt);
-        soon(job.retry(Duration::ZERO)).await.unwrap();
+        soon(job.retry(Duration::ZERO, "not now")).await.unwrap();
     }
     records(&log, "emails.kafkaq.dead", 1).await;
     soon(async {
@@ -226,7 +226,7 @@ async fn a_zombie_learns_that_its_lease_is_lost() -> Result<()> {
 #[tokio::test]
 async fn a_cancelled_task_is_not_handed_out() -> Result<()> {
     let (queue, _) = queue().await;
-    assert_eq!(queue.jobs().cancel(&id("c")).await?, Cancelled::Unknown);
+    assert_eq!(queue.jobs().cancel(&id("c")).await?, CancelOutcome::Unknown);
     queue.publish(Task::new("x").with_id(id("c"))).await?;
     none_within(&queue, LEASE).await;
     assert_eq!(queue.jobs().get(&id("c")).await?.status, JobStatus::Cancelled);
@@ -238,14 +238,14 @@ async fn the_holder_of_a_cancelled_task_learns_of_it() -> Result<()> {
     let (queue, _) = queue().await;
     queue.publish(Task::new("x").with_id(id("c"))).await?;
     let mut job = next(&queue).await;
-    let Cancelled::Known(before) = queue.jobs().cancel(&id("c")).await? else { panic!("it is known") };
+    let CancelOutcome::Known(before) = queue.jobs().cancel(&id("c")).await? else { panic!("it is known") };
     assert_eq!((before.status, before.attempts), (JobStatus::Processing, 1));
     let lost = soon(job.extend(LEASE)).await;
     assert!(matches!(lost, Err(JobError::LeaseLost(LostReason::Cancelled))), "{lost:?}");
     assert!(job.is_lost());
     let lost = soon(job.done()).await;
     assert!(matches!(lost, Err(JobError::LeaseLost(LostReason::Cancelled))), "{lost:?}");
-    let Cancelled::TooLate(_) = queue.jobs().cancel(&id("c")).await? else { panic!("it has ended") };
+    let CancelOutcome::TooLate(_) = queue.jobs().cancel(&id("c")).await? else { panic!("it has ended") };
     none_within(&queue, 2 * LEASE).await;
     Ok(())
 }
@@ -301,7 +301,7 @@ async fn too_long_a_retry_or_extension_is_refused() -> Result<()> {
     queue.publish(Task::new("x")).await?;
     let mut job = next(&queue).await;
     assert!(matches!(job.extend(Duration::from_secs(61)).await, Err(JobError::Refused(_))));
-    assert!(matches!(job.retry(Duration::from_secs(61)).await, Err(JobError::Refused(_))));
+    assert!(matches!(job.retry(Duration::from_secs(61), "not now").await, Err(JobError::Refused(_))));
     // It was not ended by that, so it comes back.
     soon(next(&queue).await.done()).await.unwrap();
     Ok(())
@@ -315,7 +315,7 @@ async fn a_job_can_be_taken_without_waiting() -> Result<()> {
     let job = try_until_ready(&queue).await;
     assert_eq!((job.id(), job.attempt()), (&id, 1));
     // A redelivery is leased only when somebody asks for it, and trying is asking.
-    soon(job.retry(Duration::ZERO)).await.unwrap();
+    soon(job.retry(Duration::ZERO, "not now")).await.unwrap();
     let again = try_until_ready(&queue).await;
     assert_eq!((again.id(), again.attempt()), (&id, 2));
     soon(again.done()).await.unwrap();
@@ -434,7 +434,7 @@ async fn every_group_executes_a_delayed_task_whoever_has_published_it() -> Resul
 async fn a_controller_needs_the_store_alone() -> Result<()> {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());
     let jobs = Queue::builder("emails").store(store.clone()).build_jobs().await?;
-    assert_eq!(jobs.cancel(&id("c")).await?, Cancelled::Unknown);
+    assert_eq!(jobs.cancel(&id("c")).await?, CancelOutcome::Unknown);
     let queue = quick(&log, &store).build().await?;
     queue.publish(Task::new("x").with_id(id("c"))).await?;
     queue.publish(Task::new("y").with_id(id("d"))).await?;

@@ -50,7 +50,7 @@ fn a_lease_ends_and_a_retry_comes_back_in_virtual_time() {
         let again = queue.get_job().await.unwrap();
         is_after(taken, HOUR);
         let retried = Instant::now();
-        again.retry(24 * HOUR).await.unwrap();
+        again.retry(24 * HOUR, "tomorrow").await.unwrap();
         let job = queue.get_job().await.unwrap();
         is_after(retried, 24 * HOUR);
         assert_eq!(job.attempt(), 3);

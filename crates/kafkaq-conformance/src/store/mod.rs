@@ -55,7 +55,7 @@ pub(crate) fn cases() -> Vec<Case<dyn LeaseStore>> {
 
 /// A key of this case alone.
 fn key(cx: &Cx, id: impl ToString) -> Checked<Key> {
-    Ok(Key::task(&Keyspace::new(cx.space(), "kit")?, &TaskId::new(id.to_string())?))
+    Ok(Key::task(&Keyspace::new(cx.space(), "kit", cx.space())?, &TaskId::new(id.to_string())?))
 }
 
 fn keys(cx: &Cx, count: usize) -> Checked<Vec<Key>> {

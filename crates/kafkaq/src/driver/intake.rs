@@ -3,7 +3,7 @@
 use super::{Shared, calls::Calls, shared::Inbox, slot::Slot, start::shut_down};
 use kafkaq_core::{
     Commit, Consumer, Error, ErrorKind, Event, LeaseStore, Log, Result, Retry, Swapped,
-    machine::{Alarm, Ask, JobKey, Machine, Notice, Ready, Token},
+    machine::{Alarm, Command, JobKey, Machine, Notice, OpId, Ready},
 };
 use std::{
     collections::HashMap,
@@ -45,9 +45,9 @@ pub(super) struct Intake {
     store: Arc<dyn LeaseStore>,
     shared: Arc<Shared>,
     stop: watch::Receiver<Option<Instant>>,
-    swaps: Calls<Token, Swapped>,
-    gets: Calls<Token, Option<bytes::Bytes>>,
-    appends: Calls<Token, i64>,
+    swaps: Calls<OpId, Swapped>,
+    gets: Calls<OpId, Option<bytes::Bytes>>,
+    appends: Calls<OpId, i64>,
     commits: Calls<Commit, ()>,
     /// Jobs that are ready or held, until their holder can ask nothing more.
     slots: HashMap<JobKey, Arc<Slot>, BuildHasherDefault<JobHasher>>,
@@ -105,15 +105,15 @@ impl Intake {
             tokio::select! {
                 ended = self.swaps.ended() => {
                     let now = clock.now();
-                    ended.for_each(|(token, outcome)| self.machine.handle_swapped(now, token, outcome));
+                    ended.for_each(|(op, outcome)| self.machine.handle_swapped(now, op, outcome));
                 }
                 ended = self.gets.ended() => {
                     let now = clock.now();
-                    ended.for_each(|(token, outcome)| self.machine.handle_got(now, token, outcome));
+                    ended.for_each(|(op, outcome)| self.machine.handle_got(now, op, outcome));
                 }
                 ended = self.appends.ended() => {
                     let now = clock.now();
-                    ended.for_each(|(token, outcome)| self.machine.handle_appended(now, token, outcome));
+                    ended.for_each(|(op, outcome)| self.machine.handle_appended(now, op, outcome));
                 }
                 ended = self.commits.ended() => {
                     let now = clock.now();
@@ -198,9 +198,9 @@ impl Intake {
             if batch.is_empty() {
                 break;
             }
-            let (tokens, swaps): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+            let (ops, swaps): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
             let store = self.store.clone();
-            self.swaps.start(tokens, async move {
+            self.swaps.start(ops, async move {
                 let out = store.swap(&swaps).await;
                 named(out, swaps.iter().map(|s| &s.key))
             });
@@ -211,9 +211,9 @@ impl Intake {
             if batch.is_empty() {
                 break;
             }
-            let (tokens, keys): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+            let (ops, keys): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
             let store = self.store.clone();
-            self.gets.start(tokens, async move {
+            self.gets.start(ops, async move {
                 let out = store.get(&keys).await;
                 named(out, keys.iter())
             });
@@ -221,9 +221,9 @@ impl Intake {
         while self.appends.has_room() {
             let mut batch = Vec::new();
             let Some(partition) = self.machine.poll_appends(APPEND_BATCH, &mut batch) else { break };
-            let (tokens, records): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+            let (ops, records): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
             let log = self.log.clone();
-            self.appends.start(tokens, async move {
+            self.appends.start(ops, async move {
                 let out = log.append(&partition, &records).await;
                 named(out, std::iter::repeat(&partition))
             });
@@ -243,6 +243,11 @@ impl Intake {
         self.machine.poll_releases(&mut released);
         if !released.is_empty() {
             self.consumer.member.release(&released);
+        }
+        let mut replaced = Vec::new();
+        self.machine.poll_reassigns(&mut replaced);
+        if !replaced.is_empty() {
+            self.consumer.member.reassign(&replaced);
         }
         while let Some((assignment, flows)) = self.machine.poll_flow() {
             let member = &self.consumer.member;
@@ -284,10 +289,10 @@ impl Intake {
         for slot in self.inbox.asking.drain(..) {
             let Some((no, ask)) = slot.dialogue.asked() else { continue };
             let job = slot.ready.job;
-            if matches!(ask, Ask::Abandoned) {
+            if matches!(ask, Command::Abandoned) {
                 self.slots.remove(&job);
             }
-            self.machine.handle_ask(now, job, no, ask);
+            self.machine.handle_command(now, job, no, ask);
         }
         for slot in self.inbox.stale.drain(..) {
             self.slots.remove(&slot.ready.job);
@@ -343,11 +348,18 @@ fn report(alarm: &Alarm) {
     match alarm {
         Alarm::Stuck { at, error } => tracing::warn!(
             target: "kafkaq", partition = %at.partition, offset = at.offset, error = %error,
-            "a record can't be copied or finished; it stays where it is and is tried again"
+            "the log refuses a copy or a dead letter of this record; the record stays where it is and is considered again. \
+             Compare max.message.bytes of the wait and dead-letter topics with the task topic's, and their permissions"
         ),
         Alarm::Newer { at, version } => tracing::error!(
             target: "kafkaq", partition = %at.partition, offset = at.offset, version,
-            "a later kafkaq has written this record or its lease: upgrade this process"
+            "a later kafkaq has written this record or its lease, and this process can't read it; it waits for one that can. \
+             Upgrade this process"
+        ),
+        Alarm::LogReplaced { assignment, offset } => tracing::error!(
+            target: "kafkaq", partition = %assignment.partition, offset,
+            "an offset came again with another record: the topic was cut, or deleted and recreated; it is read again \
+             from where it was committed, or from its first record if the commit was of the earlier topic"
         ),
         Alarm::Undecodable { at, why } => tracing::error!(
             target: "kafkaq", partition = %at.partition, offset = at.offset, why,

@@ -8,7 +8,7 @@ use super::{
 use crate::{stats::DriverCounters, sync::lock};
 use kafkaq_core::{
     Error, ErrorKind, Result,
-    machine::{Answer, Ask},
+    machine::{Answer, Command},
 };
 use std::{
     sync::{Arc, Mutex, OnceLock},
@@ -109,7 +109,7 @@ impl Shared {
     }
 
     /// Passes an ask on. Never waits and never fails, so that a `Drop` can call it.
-    pub(crate) fn ask(&self, slot: &Arc<Slot>, ask: Ask) {
+    pub(crate) fn ask(&self, slot: &Arc<Slot>, ask: Command) {
         if !slot.dialogue.ask(ask) {
             return;
         }
