@@ -103,7 +103,7 @@ pub use kafkaq_core::{
 pub use leased_group::LeasedGroup;
 pub use publisher::Publisher;
 pub use queue::Queue;
-pub use stats::{CallStats, QueueStats};
+pub use stats::{CallStats, PartitionStats, QueueStats};
 
 #[cfg(feature = "etcd")]
 pub use kafkaq_etcd as etcd;

@@ -5,11 +5,7 @@ use crate::{
     driver::{Driver, Shared, Slot},
 };
 use kafkaq_core::{Result, Task, TaskId};
-use std::{
-    fmt,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 /// A task queue, as one process takes part in it. Cheap to clone; all clones are one member of the group.
 ///
@@ -125,22 +121,13 @@ impl Queue {
         Job::new(slot, self.inner.shared.clone())
     }
 
-    /// Returns what this process's part of the queue is doing. Cheap: it reads a few counters.
-    #[must_use]
-    pub fn stats(&self) -> QueueStats {
+    /// Returns what this process's part of the queue is doing. It looks at every record that is read and not finished:
+    /// a few times per minute is cheap. Cancel-safe.
+    pub async fn stats(&self) -> QueueStats {
         let shared = &self.inner.shared;
-        let (waiting, ready) = shared.counter.demand();
-        let counters = &shared.counters;
-        QueueStats {
-            waiting,
-            ready,
-            held: counters.jobs.load(Ordering::Relaxed).saturating_sub(ready),
-            store_reads: counters.store_reads.stats(),
-            store_swaps: counters.store_swaps.stats(),
-            publishes: self.inner.publisher.stats(),
-            copies: counters.copies.stats(),
-            commits: counters.commits.stats(),
-        }
+        let machine = shared.machine_stats().await;
+        let publishes = self.inner.publisher.stats();
+        QueueStats::new(machine, &shared.counters, publishes, shared.counter.demand())
     }
 
     /// Looks at tasks and cancels them.

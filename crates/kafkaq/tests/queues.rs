@@ -7,7 +7,7 @@ mod common;
 use bytes::Bytes;
 use common::{LEASE, ms, next, none_within, quick, soon};
 use kafkaq::{
-    Effect, ErrorKind, JobError, JobStatus, Queue, Result, Task, TaskId,
+    Effect, ErrorKind, JobError, JobStatus, Queue, QueueStats, Result, Task, TaskId,
     backend::{Broker, HEADER, LeaseStore, Log, NewRecord, Partition, TopicSpec},
     memory::{MemoryLog, MemoryStore},
 };
@@ -194,31 +194,51 @@ async fn a_queue_that_is_asked_for_no_job_takes_no_share() -> Result<()> {
 
 #[tokio::test]
 async fn a_queue_tells_what_it_is_doing() -> Result<()> {
-    let queue = quick(&MemoryLog::new(), &MemoryStore::new()).build().await?;
-    let fresh = queue.stats();
+    let queue = quick(&MemoryLog::new(), &MemoryStore::new()).lease_duration(60 * SECOND).build().await?;
+    let fresh = queue.stats().await;
     assert_eq!((fresh.waiting, fresh.ready, fresh.held, fresh.publishes.calls), (0, 0, 0, 0));
+    assert!(fresh.partitions.is_empty(), "it has not joined its group");
     let mut waiting = Box::pin(queue.get_jobs(7));
     assert!(futures_util::poll!(&mut waiting).is_pending());
-    assert_eq!(queue.stats().waiting, 7);
+    assert_eq!(queue.stats().await.waiting, 7);
     drop(waiting);
     for outcome in queue.publish_many((0..20).map(|_| Task::new("x"))).await {
         outcome?;
     }
-    let publishes = queue.stats().publishes;
+    let publishes = queue.stats().await.publishes;
     assert_eq!((publishes.items, publishes.failed, publishes.under_way), (20, 0, 0));
     assert!((1..=20).contains(&publishes.calls));
+
     let job = next(&queue).await;
-    soon(async {
-        while (queue.stats().held, queue.stats().ready) != (1, 19) {
-            tokio::time::sleep(ms(1)).await;
-        }
-    })
-    .await;
+    let again = next(&queue).await;
+    let lag = |stats: &QueueStats, topic: &str| -> u64 {
+        stats.partitions.iter().filter(|p| &*p.topic == topic).filter_map(|p| p.lag).sum()
+    };
+    let until = async |what: &dyn Fn(&QueueStats) -> bool| {
+        soon(async {
+            loop {
+                let stats = queue.stats().await;
+                if what(&stats) {
+                    return stats;
+                }
+                tokio::time::sleep(ms(1)).await;
+            }
+        })
+        .await
+    };
+    let stats = until(&|s| (s.held, s.ready, lag(s, "emails")) == (2, 18, 20)).await;
+    let tasks = || stats.partitions.iter().filter(|p| &*p.topic == "emails");
+    assert_eq!((tasks().count(), tasks().map(|p| p.in_flight).sum::<usize>()), (3, 20));
+    assert!(tasks().all(|p| p.oldest.is_some_and(|age| age < 60 * SECOND) && !p.paused), "{stats:?}");
+
     soon(job.done()).await.unwrap();
-    let stats = queue.stats();
-    // A lease for each task, and the end of one.
-    assert!(stats.store_swaps.items >= 21 && stats.store_swaps.calls >= 2, "{stats:?}");
+    soon(again.retry(30 * SECOND, "not now")).await.unwrap();
+    let stats = until(&|s| (s.held, lag(s, "emails"), lag(s, "emails.kafkaq.wait")) == (0, 18, 1)).await;
+    assert!(stats.store_swaps.items >= 22 && stats.store_swaps.calls >= 2, "{stats:?}");
     assert!(stats.store_swaps.time > Duration::ZERO);
+    assert_eq!((stats.copies.items, stats.copies.failed), (1, 0));
+    soon(queue.shutdown(5 * SECOND)).await?;
+    assert!(queue.stats().await.partitions.is_empty());
     Ok(())
 }
 

@@ -62,6 +62,7 @@ pub(super) struct Intake {
 impl Intake {
     pub(super) fn new(parts: Parts, stop: watch::Receiver<Option<Instant>>) -> Self {
         let counters = parts.shared.counters.clone();
+        parts.shared.run();
         Intake {
             machine: parts.machine,
             consumer: parts.consumer,
@@ -297,6 +298,9 @@ impl Intake {
         for slot in self.inbox.stale.drain(..) {
             self.slots.remove(&slot.ready.job);
             self.machine.handle_untaken(now, slot.ready.job);
+        }
+        for caller in self.inbox.curious.drain(..) {
+            let _ = caller.send(self.machine.stats());
         }
         self.tell_demand();
     }

@@ -8,13 +8,16 @@ use super::{
 use crate::{stats::DriverCounters, sync::lock};
 use kafkaq_core::{
     Error, ErrorKind, Result,
-    machine::{Answer, Command},
+    machine::{Answer, Command, MachineStats},
 };
 use std::{
-    sync::{Arc, Mutex, OnceLock},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -26,6 +29,8 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) counters: Arc<DriverCounters>,
     closed: OnceLock<Error>,
+    /// The intake reads the inbox.
+    running: AtomicBool,
 }
 
 /// What a holder may ask for.
@@ -44,6 +49,8 @@ pub(super) struct Inbox {
     pub(super) asking: Vec<Arc<Slot>>,
     /// Jobs that were not handed out, because they had been ready for too long, or were lost meanwhile.
     pub(super) stale: Vec<Arc<Slot>>,
+    /// Callers that want to know what the machine holds.
+    pub(super) curious: Vec<oneshot::Sender<MachineStats>>,
     ended: bool,
 }
 
@@ -59,6 +66,7 @@ impl Shared {
             limits,
             counters: Arc::default(),
             closed: OnceLock::new(),
+            running: AtomicBool::new(false),
         }
     }
 
@@ -127,6 +135,28 @@ impl Shared {
         }
     }
 
+    /// What the machine holds; nothing before the queue has joined its group and after it has left.
+    pub(crate) async fn machine_stats(&self) -> MachineStats {
+        if !self.running.load(Ordering::Relaxed) {
+            return MachineStats::default();
+        }
+        let (answer, stats) = oneshot::channel();
+        {
+            let mut inbox = lock(&self.inbox);
+            if inbox.ended {
+                return MachineStats::default();
+            }
+            inbox.curious.push(answer);
+        }
+        self.bell.notify_one();
+        stats.await.unwrap_or_default()
+    }
+
+    /// The inbox is read from now on.
+    pub(super) fn run(&self) {
+        self.running.store(true, Ordering::Relaxed);
+    }
+
     /// Exchanges the inbox for an empty one, which keeps the allocations of both.
     pub(super) fn empty_inbox(&self, into: &mut Inbox) {
         std::mem::swap(into, &mut lock(&self.inbox));
@@ -144,6 +174,7 @@ impl Shared {
         let left = {
             let mut inbox = lock(&self.inbox);
             inbox.ended = true;
+            inbox.curious.clear();
             std::mem::take(&mut inbox.asking)
         };
         let failed = || Error::unknown(ErrorKind::Closed, "finish the job").with_advice(AFTERWARDS);
