@@ -229,7 +229,10 @@ impl World {
                     return Err(("I3", "nothing was there, and nothing was lost"));
                 }
                 Some(h) => h.idle = true,
-                None => self.stats.idle_made += 1,
+                None => {
+                    task.announced = task.announced.max(new.attempt);
+                    self.stats.idle_made += 1;
+                }
             }
             return Ok(());
         };
