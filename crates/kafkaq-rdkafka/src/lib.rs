@@ -9,6 +9,7 @@ mod group;
 mod lane;
 mod log;
 mod member;
+mod offsets;
 mod polled;
 mod poller;
 mod producer;
