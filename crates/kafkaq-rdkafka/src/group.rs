@@ -5,7 +5,7 @@
 
 use crate::{
     check::{Checker, Start},
-    locked, log,
+    locked,
     log::Trouble,
     member::Shared,
     settings::{self, GroupProtocol},
@@ -92,7 +92,7 @@ enum Change {
 impl ClientContext for Callbacks {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         self.count();
-        log::forward(level, facility, line);
+        self.trouble.log(level, facility, line);
     }
 
     fn stats(&self, statistics: Statistics) {

@@ -9,13 +9,13 @@ use std::{
 };
 use tracing::level_filters::LevelFilter;
 
-/// What librdkafka has to tell at all, so that nothing is formatted only to be thrown away.
+/// What librdkafka has to tell at all, so that nothing is formatted only to be thrown away. Of some troubles there is
+/// nothing but a line of information.
 pub(crate) fn level() -> RDKafkaLogLevel {
     match LevelFilter::current() {
-        LevelFilter::OFF => RDKafkaLogLevel::Emerg,
-        LevelFilter::ERROR => RDKafkaLogLevel::Error,
-        LevelFilter::WARN => RDKafkaLogLevel::Warning,
-        LevelFilter::INFO => RDKafkaLogLevel::Info,
+        LevelFilter::OFF | LevelFilter::ERROR | LevelFilter::WARN | LevelFilter::INFO => {
+            RDKafkaLogLevel::Info
+        }
         _ => RDKafkaLogLevel::Debug,
     }
 }
@@ -23,7 +23,7 @@ pub(crate) fn level() -> RDKafkaLogLevel {
 /// What each client writes again and again while it has no connection. [`Trouble`] tells it once, for all of them.
 const CONNECTIONS: &[&str] = &["ERROR", "FAIL", "GETPID", "METADATA", "REQTMOUT", "SESSTMOUT"];
 
-pub(crate) fn forward(level: RDKafkaLogLevel, facility: &str, line: &str) {
+fn forward(level: RDKafkaLogLevel, facility: &str, line: &str) {
     use RDKafkaLogLevel::*;
     match level {
         // A setting that is given to both sides and concerns one: by design.
@@ -35,6 +35,13 @@ pub(crate) fn forward(level: RDKafkaLogLevel, facility: &str, line: &str) {
         Notice | Info => tracing::info!(target: "librdkafka", facility, "{line}"),
         Debug => tracing::debug!(target: "librdkafka", facility, "{line}"),
     }
+}
+
+/// Whether a connection was closed as soon as it was used: as a listener does that wants credentials.
+fn is_turned_away(line: &str) -> bool {
+    let duration = line.split_once("(after ").and_then(|(_, rest)| rest.split_once("ms in state UP"));
+    let is_short = duration.and_then(|(ms, _)| ms.parse::<u64>().ok()).is_some_and(|ms| ms < 1000);
+    line.contains("Disconnected") && (is_short || line.contains("security.protocol"))
 }
 
 /// How often a trouble that lasts is told.
@@ -55,6 +62,17 @@ impl Trouble {
         Trouble { bootstrap: bootstrap.to_owned(), current: Mutex::default() }
     }
 
+    /// A line of a client's log.
+    pub(crate) fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        forward(level, facility, line);
+        // Whoever hangs up may have reasons: librdkafka reports no error.
+        if facility == "FAIL" && is_turned_away(line) {
+            let reason = line.split_once("]: ").map_or(line, |(_, reason)| reason);
+            self.fails(ErrorKind::Unavailable, reason, false);
+        }
+    }
+
+    /// An error event.
     pub(crate) fn note(&self, error: &KafkaError, reason: &str) {
         let code = error::code_of(error);
         tracing::debug!(target: "librdkafka", %code, reason);
@@ -70,8 +88,11 @@ impl Trouble {
         if !concerns_connections {
             return;
         }
-        let is_total = code == Code::AllBrokersDown;
-        let line = locked(&self.current).fails(Instant::now(), error::kind(code), reason, is_total);
+        self.fails(error::kind(code), reason, code == Code::AllBrokersDown);
+    }
+
+    fn fails(&self, kind: ErrorKind, reason: &str, is_total: bool) {
+        let line = locked(&self.current).fails(Instant::now(), kind, reason, is_total);
         if let Some(line) = line {
             tracing::warn!(bootstrap = self.bootstrap, "{line}");
         }
@@ -101,7 +122,11 @@ impl Trouble {
 }
 
 #[derive(Debug, Default)]
-struct Troubles(Option<Current>);
+struct Troubles {
+    current: Option<Current>,
+    /// Some broker has answered at some time.
+    answered: bool,
+}
 
 #[derive(Debug)]
 struct Current {
@@ -117,7 +142,7 @@ struct Current {
 impl Troubles {
     /// Returns the line for the log, if it is time for one.
     fn fails(&mut self, now: Instant, kind: ErrorKind, reason: &str, is_total: bool) -> Option<String> {
-        let current = match &mut self.0 {
+        let current = match &mut self.current {
             Some(current) if now.saturating_duration_since(current.seen) < FORGOTTEN => current,
             // A connection that was idle and is closed can be the last one. If more is wrong, a reason follows.
             _ if is_total => return None,
@@ -143,7 +168,8 @@ impl Troubles {
 
     /// Connections to some brokers only may still fail while others answer: that ends when nothing is heard of it.
     fn ends(&mut self, now: Instant) -> Option<String> {
-        let current = self.0.take_if(|current| current.is_total)?;
+        self.answered = true;
+        let current = self.current.take_if(|current| current.is_total)?;
         let since = now.saturating_duration_since(current.began);
         Some(format!("Kafka answers again, after {} s", since.as_secs()))
     }
@@ -157,8 +183,8 @@ impl Troubles {
         for (name, state) in brokers {
             answers |= state == "UP";
             let is_it = |current: &&mut Current| current.reason.starts_with(&format!("{name}: "));
-            match (self.0.as_mut().filter(is_it), state) {
-                (Some(current), "UP") if !current.is_total => self.0 = None,
+            match (self.current.as_mut().filter(is_it), state) {
+                (Some(current), "UP") if !current.is_total => self.current = None,
                 // The client repeats an error that stays the same every 30 s only.
                 (Some(current), "CONNECT" | "TRY_CONNECT") => current.seen = now,
                 _ => {}
@@ -168,10 +194,12 @@ impl Troubles {
     }
 
     fn last(&self, now: Instant, limit: Duration) -> Option<(ErrorKind, String)> {
-        let current = self.0.as_ref()?;
+        let current = self.current.as_ref()?;
         let age = now.saturating_duration_since(current.seen);
         let is_current = age <= limit + Duration::from_secs(1) || (current.is_total && age < FORGOTTEN);
-        is_current.then(|| (current.kind, current.reason.clone()))
+        let is_refused = !self.answered && is_turned_away(&current.reason);
+        let kind = if is_refused { ErrorKind::Denied } else { current.kind };
+        is_current.then(|| (kind, current.reason.clone()))
     }
 }
 
@@ -236,6 +264,19 @@ mod tests {
         assert!(
             refused(&mut troubles, now + 200 * SECOND, false).is_some_and(|line| line.contains("has failed"))
         );
+    }
+
+    #[test]
+    fn a_listener_that_hangs_up_has_refused_unless_some_broker_has_ever_answered() {
+        let now = Instant::now();
+        let reason = "k:1/bootstrap: Disconnected: connection closed by peer (after 0ms in state UP)";
+        assert!(!is_turned_away("k:1/1: Disconnected (after 600000ms in state UP)"), "it was idle");
+        let mut troubles = Troubles::default();
+        troubles.fails(now, ErrorKind::Unavailable, reason, false);
+        assert_eq!(troubles.last(now, SECOND).unwrap().0, ErrorKind::Denied);
+        troubles.ends(now);
+        troubles.fails(now, ErrorKind::Unavailable, reason, false);
+        assert_eq!(troubles.last(now, SECOND).unwrap().0, ErrorKind::Unavailable);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Appends: one idempotent producer for the process, one outcome a record.
 
 use crate::{
-    error, locked, log,
+    error, locked,
     polled::{Failed, Polled},
     settings,
     settings::Settings,
@@ -267,14 +267,14 @@ impl Reports {
                 let advice = format!("{advice}, and that the topic has enough in-sync replicas");
                 e.with_advice(advice)
             }
-            _ => e.with_retry(Retry::Yes),
+            _ => e,
         }
     }
 }
 
 impl ClientContext for Reports {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
-        log::forward(level, facility, line);
+        self.settings.trouble().log(level, facility, line);
     }
 
     fn stats(&self, statistics: Statistics) {

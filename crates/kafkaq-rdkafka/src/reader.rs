@@ -6,7 +6,7 @@
 //! A consumer has a partition once, so readers that are at different offsets of one partition take a lane each. A
 //! cursor that nobody asks for is given up after [`lane::LINGER`]; the thread and its consumers end after [`IDLE`].
 
-use crate::{error, fetch::Ends, lane, lane::Lane, locked, log, settings, settings::Settings};
+use crate::{error, fetch::Ends, lane, lane::Lane, locked, settings, settings::Settings};
 use kafkaq_core::{Error, ErrorKind, Partition, Record, Result};
 use rdkafka::{
     ClientContext, Statistics,
@@ -51,7 +51,7 @@ pub(crate) struct Callbacks {
 impl ClientContext for Callbacks {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         self.served.fetch_add(1, SeqCst);
-        log::forward(level, facility, line);
+        self.settings.trouble().log(level, facility, line);
     }
 
     fn stats(&self, statistics: Statistics) {
