@@ -414,3 +414,39 @@ async fn a_server_that_is_away_costs_only_its_own_partitions() {
     }
     let _ = kafka.close().await;
 }
+
+/// What librdkafka doesn't know stands for what it was built without.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_can_not_be_decompressed_stops_its_partition_with_a_word() {
+    const UNKNOWN: i16 = 7;
+    let mock = Mock::new(1).unwrap();
+    mock.create_topic("t", 1, 1).unwrap();
+    let kafka = RdKafka::builder(mock.bootstrap_servers()).build().unwrap();
+    let of = Partition::new("t", 0);
+    fill(&kafka, &of, 0, 1).await;
+    let server = mock.bootstrap_servers();
+    tokio::task::spawn_blocking(move || wire::produce_compressed(&server, "t", UNKNOWN)).await.unwrap();
+    assert_eq!(values(&fetch(&kafka, &of, 0, WAIT, 1 << 20).await.unwrap()), ["0"]);
+    for bytes in [1, 1 << 20] {
+        let e = fetch(&kafka, &of, 1, WAIT, bytes).await.unwrap_err();
+        println!("{e}");
+        assert_eq!((e.kind(), e.retry()), (ErrorKind::Unsupported, Retry::No), "{e}");
+        assert!(e.to_string().contains("t/0") && e.to_string().contains("message at 1 "), "{e}");
+    }
+    let mut consumer = kafka.join(JoinRequest::new("g", vec!["t".into()], [1; 16])).await.unwrap();
+    let mut read = 0;
+    let e = loop {
+        match tokio::time::timeout(LONG, consumer.events.next()).await.unwrap().unwrap() {
+            Ok(Event::Records(_, batch)) => read += batch.records.len(),
+            Ok(_) => {}
+            Err(e) => break e,
+        }
+    };
+    println!("{e}");
+    assert_eq!((read, e.kind(), e.retry()), (1, ErrorKind::Unsupported, Retry::Yes), "{e}");
+    assert!(e.to_string().contains("t/0") && e.advice().is_some(), "{e}");
+    // It is not told for each attempt.
+    let more = tokio::time::timeout(Duration::from_secs(3), consumer.events.next()).await;
+    assert!(more.is_err(), "{more:?}");
+    kafka.close().await.unwrap();
+}
