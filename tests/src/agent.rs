@@ -19,21 +19,21 @@ pub enum Line {
         /// Which hand-out it is.
         attempt: u32,
         /// The job's token.
-        fence: String,
+        token: String,
     },
     /// `done` was confirmed.
     Done {
         /// The task.
         id: String,
         /// The job's token.
-        fence: String,
+        token: String,
     },
     /// `done` failed.
     Failed {
         /// The task.
         id: String,
         /// The job's token.
-        fence: String,
+        token: String,
         /// The error.
         why: String,
     },
@@ -48,12 +48,12 @@ impl Line {
         if what == "published" {
             return first.parse().ok().map(Line::Published);
         }
-        let (id, fence) = (first.to_owned(), words.next()?.to_owned());
+        let (id, token) = (first.to_owned(), words.next()?.to_owned());
         let rest = words.next();
         Some(match what {
-            "run" => Line::Run { id, attempt: rest?.parse().ok()?, fence },
-            "done" => Line::Done { id, fence },
-            "failed" => Line::Failed { id, fence, why: rest?.to_owned() },
+            "run" => Line::Run { id, attempt: rest?.parse().ok()?, token },
+            "done" => Line::Done { id, token },
+            "failed" => Line::Failed { id, token, why: rest?.to_owned() },
             _ => return None,
         })
     }

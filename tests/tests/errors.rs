@@ -15,8 +15,9 @@ use kafkaq::{
     redis::RedisStore,
     rskafka::RsKafka,
 };
-use kafkaq_tests::{kafka, own_server, queue, redis, unique};
-use std::time::{Duration, Instant};
+use kafkaq_tests::{PATIENCE, kafka, own_server, queue, redis, unique};
+use std::time::Duration;
+use tokio::time::timeout;
 use xtask::services::Service;
 
 fn tells(error: &Error) {
@@ -27,9 +28,9 @@ fn tells(error: &Error) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_is_down_at_start_is_an_error() {
     let broker = RdKafka::builder("127.0.0.1:1").request_timeout(Duration::from_secs(3)).build().unwrap();
-    let start = Instant::now();
-    let error = Queue::builder("q").broker(broker).build_publisher().await.unwrap_err();
-    assert!(start.elapsed() < Duration::from_secs(10));
+    let error =
+        timeout(PATIENCE, Queue::builder("q").broker(broker).build_publisher()).await.expect("in time");
+    let error = error.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout), "{error:?}");
     tells(&error);
 }
@@ -46,10 +47,8 @@ async fn a_broker_that_goes_down_fails_publish_in_time() {
         .unwrap();
     publisher.publish(Task::new("while it is up")).await.unwrap();
     server.kill().unwrap();
-    let start = Instant::now();
-    let error = publisher.publish(Task::new("while it is down")).await.unwrap_err();
-    println!("after {:?}", start.elapsed());
-    assert!(start.elapsed() < Duration::from_secs(12));
+    let published = timeout(PATIENCE, publisher.publish(Task::new("while it is down"))).await;
+    let error = published.expect("in time").unwrap_err();
     tells(&error);
 }
 
@@ -61,7 +60,7 @@ async fn a_topic_that_cannot_be_made_is_an_error() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_above_the_limit_is_refused_and_one_at_the_limit_passes_through_every_topic() {
-    let queue = queue(&unique("large"), &redis()).max_attempts(2).build().await.unwrap();
+    let queue = queue(&unique("large"), &redis()).max_failures(2).build().await.unwrap();
     let error = queue.publish(Task::new(vec![0; 2_000_000])).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TooLarge);
     tells(&error);
@@ -79,7 +78,7 @@ async fn a_task_above_the_limit_is_refused_and_one_at_the_limit_passes_through_e
     }
     let id = id.expect("some size fits");
     for _ in 0..2 {
-        queue.get_job().await.unwrap().retry(Duration::ZERO).await.unwrap();
+        queue.get_job().await.unwrap().retry(Duration::ZERO, "not now").await.unwrap();
     }
     assert_eq!(queue.jobs().get(&id).await.unwrap().status, kafkaq::JobStatus::Dead);
     queue.shutdown(Duration::from_secs(5)).await.unwrap();

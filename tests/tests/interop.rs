@@ -110,7 +110,7 @@ async fn a_copy_that_one_client_made_is_executed_by_the_other() {
         let queue = from.queue().build().await.unwrap();
         queue.publish(full_task()).await.unwrap();
         let job = next(&queue).await;
-        job.retry(Duration::from_secs(2)).await.unwrap();
+        job.retry(Duration::from_secs(2), "not now").await.unwrap();
         queue.shutdown(SHORT).await.unwrap();
 
         let queue = to.queue().build().await.unwrap();

@@ -10,7 +10,7 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// The key of a task.
 #[must_use]
 pub fn key(id: &str) -> Key {
-    Key::task(&Keyspace::new("emails", "kafkaq").unwrap(), &TaskId::new(id).unwrap())
+    Key::task(&Keyspace::new("emails", "kafkaq", "emails").unwrap(), &TaskId::new(id).unwrap())
 }
 
 /// The keys of this many tasks.

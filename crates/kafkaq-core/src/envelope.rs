@@ -1,11 +1,17 @@
 //! kafkaq's own fields of a record: one binary header, versioned.
 
-use crate::{Partition, Position, TaskId, Wall};
+use crate::{
+    History, Partition, Position, TaskId, Wall,
+    wire::{Reader, put, put_bytes},
+};
 use bytes::Bytes;
 use std::{fmt, time::Duration};
 
 /// The name of kafkaq's header.
 pub const HEADER: &str = "kafkaq";
+/// The name of the header of a record that was forwarded unread: only a later version can read it.
+#[cfg(feature = "machine")]
+pub(crate) const FORWARD_HEADER: &str = "kafkaq-forward";
 /// A header that any other producer may set to name its task.
 pub const ID_HEADER: &str = "kafkaq-id";
 
@@ -14,29 +20,38 @@ pub const ID_HEADER: &str = "kafkaq-id";
 pub struct Envelope {
     /// Whose record this is.
     pub id: TaskId,
-    /// How many times the task had been handed out when this copy was made.
-    pub attempt: u32,
-    /// 0 for what was published; a copy's is higher than that of the record it covers.
-    pub cover: u32,
+    /// When the task was published first.
+    pub published: Wall,
     /// The task is not considered before this.
     pub due: Wall,
     /// How far ahead `due` was set: one further away than this was written by a clock that is wrong.
     pub ahead: Duration,
+    /// How many times the task had been handed out when this copy was made.
+    pub attempt: u32,
+    /// How many of these count against the limit.
+    pub failures: u32,
+    /// 0 for what was published; a copy's is higher than that of the record it covers.
+    pub cover: u32,
+    /// The copy was made while a worker had the task: if no lease tells what became of it, that attempt has failed.
+    pub running: bool,
     /// This copy leaves its lane of the wait topic at this time, to run or to hop on.
     pub lane_due: Wall,
-    /// When the task was published first.
-    pub published: Wall,
-    /// Where the task's first record lies; only copies say so. The offset is -1 if the first was a delayed one,
-    /// which starts in the wait topic.
+    /// Where the task's first record lies; only copies say so.
     pub origin: Option<Position>,
+    /// The last failures, and what a later version has added.
+    pub history: History,
+    /// The highest version that has written it, and the oldest that may read it.
+    pub versions: [u8; 2],
 }
 
 /// Why bytes could not be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecodeError {
-    /// Written by a later kafkaq, in this version of the format.
+    /// Only a later kafkaq may read it: the version that wrote it.
     Newer(u8),
-    /// Not written by kafkaq, or damaged since; says what is wrong.
+    /// It has no mark of kafkaq's.
+    Foreign,
+    /// Damaged since it was written; says what is wrong.
     Damaged(&'static str),
 }
 
@@ -46,6 +61,7 @@ impl fmt::Display for DecodeError {
             DecodeError::Newer(v) => {
                 write!(f, "written in format {v} by a later kafkaq: upgrade this process")
             }
+            DecodeError::Foreign => f.write_str("not written by kafkaq"),
             DecodeError::Damaged(what) => write!(f, "damaged: {what}"),
         }
     }
@@ -53,7 +69,14 @@ impl fmt::Display for DecodeError {
 
 impl std::error::Error for DecodeError {}
 
-const VERSION: u8 = 1;
+/// Begins each of kafkaq's headers, so that a header of somebody else's by the same name is told from ours. Not UTF-8.
+pub(crate) const MARKER: [u8; 3] = [0xab, b'k', b'q'];
+pub(crate) const VERSION: u8 = 2;
+
+const UUID: u8 = 0x01;
+const DUE: u8 = 0x02;
+const COPY: u8 = 0x04;
+const RUNNING: u8 = 0x08;
 
 impl Envelope {
     /// Of a task that is published now and may run at once.
@@ -61,109 +84,142 @@ impl Envelope {
     pub fn new(id: TaskId, published: Wall) -> Self {
         Envelope {
             id,
-            attempt: 0,
-            cover: 0,
+            published,
             due: Wall(0),
             ahead: Duration::ZERO,
+            attempt: 0,
+            failures: 0,
+            cover: 0,
+            running: false,
             lane_due: Wall(0),
-            published,
             origin: None,
+            history: History::new(),
+            versions: [VERSION; 2],
         }
     }
 
     /// The header's value.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        let mut v = Vec::with_capacity(64);
-        v.push(VERSION);
-        put_bytes(&mut v, self.id.as_str().as_bytes());
-        put(&mut v, self.attempt.into());
-        put(&mut v, self.cover.into());
-        put(&mut v, self.due.0);
-        put(&mut v, self.ahead.as_millis() as u64);
-        put(&mut v, self.lane_due.0);
-        put(&mut v, self.published.0);
-        if let Some(at) = &self.origin {
-            put_bytes(&mut v, at.partition.topic.as_bytes());
-            put(&mut v, at.partition.index.unsigned_abs().into());
-            put(&mut v, at.offset.wrapping_add(1) as u64);
+        let mut out = Vec::with_capacity(64 + self.history.len());
+        out.extend_from_slice(&MARKER);
+        // What this version adds, it alone answers for.
+        out.extend_from_slice(&[self.versions[0].max(VERSION), self.versions[1]]);
+        let uuid = uuid_bytes(self.id.as_str());
+        let flag = |set: bool, flag: u8| if set { flag } else { 0 };
+        out.push(
+            flag(uuid.is_some(), UUID)
+                | flag(self.due.0 > 0, DUE)
+                | flag(self.origin.is_some(), COPY)
+                | flag(self.running, RUNNING),
+        );
+        match uuid {
+            Some(uuid) => out.extend_from_slice(&uuid),
+            None => put_bytes(&mut out, self.id.as_str().as_bytes()),
         }
-        v.into()
+        put(&mut out, self.published.0);
+        if self.due.0 > 0 {
+            put(&mut out, self.due.0);
+            put(&mut out, self.ahead.as_millis() as u64);
+        }
+        if let Some(at) = &self.origin {
+            put(&mut out, self.attempt.into());
+            put(&mut out, self.failures.into());
+            put(&mut out, self.cover.into());
+            put(&mut out, self.lane_due.0);
+            put_position(&mut out, at);
+        }
+        self.history.encode_into(&mut out);
+        out.into()
     }
 
     /// # Errors
-    /// `Newer` for a version of a later kafkaq, `Damaged` for anything else that `encode` didn't write.
+    /// `Foreign` for a value that isn't kafkaq's, `Newer` for one that only a later kafkaq may read, `Damaged` for
+    /// anything else that `encode` didn't write.
     pub fn decode(value: &[u8]) -> Result<Envelope, DecodeError> {
-        match value.first() {
-            Some(&VERSION) => {}
-            Some(&newer) if newer > VERSION => return Err(DecodeError::Newer(newer)),
-            _ => return Err(DecodeError::Damaged("a header without a version")),
+        let (versions, mut rest) = versioned(value)?;
+        let flags = rest.byte()?;
+        if flags & !(UUID | DUE | COPY | RUNNING) != 0 {
+            return Err(DecodeError::Damaged("flags that this version doesn't have"));
         }
-        let mut rest = Reader(&value[1..]);
-        let id = TaskId::new(rest.text()?).map_err(|_| DecodeError::Damaged("an id of the wrong size"))?;
-        let envelope = Envelope {
-            id,
-            attempt: rest.small()?,
-            cover: rest.small()?,
-            due: Wall(rest.number()?),
-            ahead: Duration::from_millis(rest.number()?),
-            lane_due: Wall(rest.number()?),
-            published: Wall(rest.number()?),
-            origin: if rest.0.is_empty() {
-                None
-            } else {
-                let topic = rest.text()?;
-                let index = i32::try_from(rest.number()?)
-                    .map_err(|_| DecodeError::Damaged("a partition out of range"))?;
-                let offset = (rest.number()? as i64).wrapping_sub(1);
-                Some(Position { partition: Partition::new(topic, index), offset })
-            },
+        let id = match flags & UUID {
+            0 => TaskId::new(rest.text()?).map_err(|_| DecodeError::Damaged("an id of the wrong size"))?,
+            _ => TaskId::from_parts(uuid_text(rest.array()?)),
         };
-        if rest.0.is_empty() { Ok(envelope) } else { Err(DecodeError::Damaged("a header that is too long")) }
-    }
-}
-
-/// Seven bits a byte, low ones first, as in LEB128.
-fn put(v: &mut Vec<u8>, mut n: u64) {
-    while n >= 0x80 {
-        v.push(n as u8 | 0x80);
-        n >>= 7;
-    }
-    v.push(n as u8);
-}
-
-fn put_bytes(v: &mut Vec<u8>, bytes: &[u8]) {
-    put(v, bytes.len() as u64);
-    v.extend_from_slice(bytes);
-}
-
-struct Reader<'a>(&'a [u8]);
-
-impl<'a> Reader<'a> {
-    fn number(&mut self) -> Result<u64, DecodeError> {
-        let mut n = 0_u64;
-        for shift in (0..64).step_by(7) {
-            let (&b, rest) = self.0.split_first().ok_or(DecodeError::Damaged("a header cut short"))?;
-            self.0 = rest;
-            n |= u64::from(b & 0x7f) << shift;
-            if b < 0x80 {
-                return Ok(n);
-            }
+        let mut envelope = Envelope::new(id, Wall(rest.number()?));
+        envelope.versions = versions;
+        envelope.running = flags & RUNNING != 0;
+        if flags & DUE != 0 {
+            envelope.due = Wall(rest.number()?);
+            envelope.ahead = Duration::from_millis(rest.number()?);
         }
-        Err(DecodeError::Damaged("a number that is too long"))
+        if flags & COPY != 0 {
+            envelope.attempt = rest.small()?;
+            envelope.failures = rest.small()?;
+            envelope.cover = rest.small()?;
+            envelope.lane_due = Wall(rest.number()?);
+            envelope.origin = Some(position(&mut rest)?);
+        }
+        envelope.history = History::decode(rest.0)?;
+        Ok(envelope)
     }
+}
 
-    fn small(&mut self) -> Result<u32, DecodeError> {
-        u32::try_from(self.number()?).map_err(|_| DecodeError::Damaged("a number out of range"))
+/// The marker and the two versions of a header: whose it is, and whether this version may read it.
+pub(crate) fn versioned(value: &[u8]) -> Result<([u8; 2], Reader<'_>), DecodeError> {
+    let mut rest = Reader(value.strip_prefix(&MARKER).ok_or(DecodeError::Foreign)?);
+    let versions @ [writer, oldest_reader] = rest.array()?;
+    if oldest_reader > VERSION {
+        return Err(DecodeError::Newer(writer));
     }
+    Ok((versions, rest))
+}
 
-    fn text(&mut self) -> Result<&'a str, DecodeError> {
-        let len = self.number()?;
-        let len = usize::try_from(len).ok().filter(|n| *n <= self.0.len());
-        let (text, rest) = self.0.split_at(len.ok_or(DecodeError::Damaged("a header cut short"))?);
-        self.0 = rest;
-        std::str::from_utf8(text).map_err(|_| DecodeError::Damaged("text that is not UTF-8"))
+pub(crate) fn put_position(out: &mut Vec<u8>, at: &Position) {
+    put_bytes(out, at.partition.topic.as_bytes());
+    put(out, at.partition.index.unsigned_abs().into());
+    put(out, at.offset.wrapping_add(1) as u64);
+}
+
+pub(crate) fn position(rest: &mut Reader<'_>) -> Result<Position, DecodeError> {
+    let topic = rest.text()?;
+    let index =
+        i32::try_from(rest.number()?).map_err(|_| DecodeError::Damaged("a partition is out of range"))?;
+    let offset = (rest.number()? as i64).wrapping_sub(1);
+    Ok(Position { partition: Partition::new(topic, index), offset })
+}
+
+/// The sixteen bytes of an id that is a UUID in its usual form, which all are that `publish` makes.
+fn uuid_bytes(id: &str) -> Option<[u8; 16]> {
+    const DASHES: [usize; 4] = [8, 13, 18, 23];
+    let text: &[u8; 36] = id.as_bytes().try_into().ok()?;
+    if DASHES.iter().any(|at| text[*at] != b'-') {
+        return None;
     }
+    let digit = |b: u8| match b {
+        b'0'..=b'9' => Some(b - b'0'),
+        b'a'..=b'f' => Some(b - b'a' + 10),
+        _ => None,
+    };
+    let mut out = [0; 16];
+    let mut digits = (0..36).filter(|at| !DASHES.contains(at)).map(|at| digit(text[at]));
+    for byte in &mut out {
+        *byte = digits.next()?? << 4 | digits.next()??;
+    }
+    Some(out)
+}
+
+fn uuid_text(bytes: [u8; 16]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut out = String::with_capacity(36);
+    for (i, b) in bytes.into_iter().enumerate() {
+        if matches!(i, 4 | 6 | 8 | 10) {
+            out.push('-');
+        }
+        out.push(DIGITS[usize::from(b >> 4)].into());
+        out.push(DIGITS[usize::from(b & 15)].into());
+    }
+    out
 }
 
 #[cfg(test)]
@@ -173,19 +229,25 @@ mod tests {
 
     fn envelope() -> impl Strategy<Value = Envelope> {
         let origin = proptest::option::of(("[a-z.]{1,20}", 0..i32::MAX, -1..i64::MAX));
-        ("\\PC{1,30}", any::<(u32, u32, u64, u64, u64, u64)>(), origin).prop_map(
-            |(id, (attempt, cover, due, ahead, lane_due, published), origin)| Envelope {
-                id: TaskId::new(id).unwrap(),
-                attempt,
-                cover,
-                due: Wall(due),
-                ahead: Duration::from_millis(ahead),
-                lane_due: Wall(lane_due),
-                published: Wall(published),
-                origin: origin
-                    .map(|(t, index, offset)| Position { partition: Partition::new(t, index), offset }),
-            },
-        )
+        let id = prop_oneof![
+            "\\PC{1,30}",
+            any::<u128>().prop_map(|n| uuid_text(n.to_be_bytes())),
+            any::<u128>().prop_map(|n| uuid_text(n.to_be_bytes()).to_uppercase()),
+        ];
+        (id, any::<(u32, u32, u32, u64, u64, u64, u64, bool)>(), origin, proptest::option::of("\\PC{0,9}"))
+            .prop_map(|(id, (attempt, failures, cover, due, ahead, lane, published, running), at, reason)| {
+                let mut e = Envelope::new(TaskId::new(id).unwrap(), Wall(published));
+                (e.due, e.running) = (Wall(due), running);
+                e.ahead = Duration::from_millis(if due > 0 { ahead } else { 0 });
+                if let Some((topic, index, offset)) = at {
+                    (e.attempt, e.failures, e.cover, e.lane_due) = (attempt, failures, cover, Wall(lane));
+                    e.origin = Some(Position { partition: Partition::new(topic, index), offset });
+                }
+                if let Some(reason) = reason {
+                    e.history = e.history.with(Wall(1), attempt, &reason);
+                }
+                e
+            })
     }
 
     proptest! {
@@ -195,9 +257,10 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_read_without_a_panic(mut v in proptest::collection::vec(any::<u8>(), 0..80)) {
-            if let Some(first) = v.first_mut() {
-                *first = VERSION;
+        fn any_bytes_are_read_without_a_panic(mut v in proptest::collection::vec(any::<u8>(), 0..80), ours: bool) {
+            if ours && v.len() > 5 {
+                v[..5].copy_from_slice(&[MARKER[0], MARKER[1], MARKER[2], VERSION, VERSION]);
+                v[5] &= 0x0f;
             }
             let _ = Envelope::decode(&v);
         }
@@ -207,8 +270,25 @@ mod tests {
             let v = e.encode();
             let cut = cut % v.len();
             if let Ok(shorter) = Envelope::decode(&v[..cut]) {
-                prop_assert!(e.origin.is_some() && shorter.origin.is_none());
+                prop_assert!(shorter.history != e.history, "only a whole field can be missing");
             }
+        }
+
+        #[test]
+        fn a_later_version_is_read_if_it_allows_that_and_its_fields_stay(e in envelope(), writer in 3_u8.., added in "[a-z]{0,20}") {
+            let mut v = e.encode().to_vec();
+            v[3] = writer;
+            put(&mut v, 77);
+            put_bytes(&mut v, added.as_bytes());
+            let read = Envelope::decode(&v).unwrap();
+            prop_assert_eq!(&read.encode()[..], &v[..]);
+            v[4] = 3;
+            prop_assert_eq!(Envelope::decode(&v), Err(DecodeError::Newer(writer)));
+        }
+
+        #[test]
+        fn what_others_write_is_foreign(v in "\\PC{0,30}") {
+            prop_assert_eq!(Envelope::decode(v.as_bytes()), Err(DecodeError::Foreign));
         }
     }
 
@@ -216,6 +296,6 @@ mod tests {
     fn a_published_record_carries_little() {
         let id = TaskId::new("01890a5d-ac96-774b-bcce-b302099a8057").unwrap();
         let e = Envelope::new(id, Wall(1_700_000_000_000));
-        assert!(e.encode().len() < 50, "{}", e.encode().len());
+        assert!(e.encode().len() <= 28, "{}", e.encode().len());
     }
 }

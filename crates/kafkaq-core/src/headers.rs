@@ -29,14 +29,14 @@ impl Headers {
         self.0.iter().rev().find(|(n, _)| n == name.as_bytes()).map(|(_, v)| v.as_ref())
     }
 
-    /// Takes all headers of that name out.
+    /// Keeps the headers for which `keep` says so.
     #[cfg(feature = "machine")]
-    pub(crate) fn remove(&mut self, name: &str) {
-        self.0.retain(|(n, _)| n != name.as_bytes());
+    pub(crate) fn retain(&mut self, keep: impl Fn(&[u8], Option<&Bytes>) -> bool) {
+        self.0.retain(|(n, v)| keep(n, v.as_ref()));
     }
 
     /// All of them, in order.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&Bytes, Option<&Bytes>)> {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&Bytes, Option<&Bytes>)> + ExactSizeIterator {
         self.0.iter().map(|(n, v)| (n, v.as_ref()))
     }
 
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_of_a_name_counts_and_remove_leaves_the_rest_in_order() {
+    fn the_last_of_a_name_counts_and_retain_leaves_the_rest_in_order() {
         let mut h = Headers::new();
         h.push("a", Some("1".into()));
         h.push("k", Some("old".into()));
@@ -78,7 +78,7 @@ mod tests {
         h.push("k", Some("new".into()));
         assert_eq!(h.get("k").unwrap(), "new");
         assert_eq!((h.find("a"), h.find("b")), (Some(None), None));
-        h.remove("k");
+        h.retain(|name, _| name != b"k");
         assert_eq!(h.iter().map(|(_, v)| v.cloned()).collect::<Vec<_>>(), [Some("1".into()), None]);
     }
 }

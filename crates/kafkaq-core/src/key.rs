@@ -12,9 +12,10 @@ pub struct Key(Arc<str>);
 
 impl Key {
     /// No key is longer, in bytes.
-    pub const MAX_LEN: usize = 640;
+    pub const MAX_LEN: usize = 840;
 
-    /// `t/<queue>/<group>/<id>`: the lease of a task.
+    /// `t/<queue>/<group>/<id>`, or `t/<queue>%40<topic>/…` where the task topic has a name of its own: the lease of a
+    /// task.
     #[must_use]
     pub fn task(space: &Keyspace, id: &TaskId) -> Key {
         // One allocation instead of two: there is a key for every task.
@@ -67,10 +68,12 @@ impl Keyspace {
     /// The longest group name, in bytes.
     pub const MAX_GROUP: usize = 60;
 
+    /// The task topic is part of it: queues of one name over different topics have tasks of their own.
+    ///
     /// # Errors
     /// `Invalid` if a name is empty, too long, or has a character that a topic's name can't have; a group's name
     /// has no dot, so that queue `a` with group `b.c` can't meet queue `a.b` with group `c`.
-    pub fn new(queue: &str, group: &str) -> Result<Self> {
+    pub fn new(queue: &str, group: &str, task_topic: &str) -> Result<Self> {
         let topic_char = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         let invalid = |what: String| Err(Error::not_applied(ErrorKind::Invalid, "check the names").on(what));
         if queue.is_empty() || queue.len() > Self::MAX_QUEUE || !queue.chars().all(topic_char) {
@@ -88,6 +91,11 @@ impl Keyspace {
         }
         let mut space = String::from("t/");
         escape_into(&mut space, queue);
+        if task_topic != queue {
+            // An escaped `@`: no name has one.
+            space.push_str("%40");
+            escape_into(&mut space, task_topic);
+        }
         space.push('/');
         escape_into(&mut space, group);
         space.push('/');
@@ -116,7 +124,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn task_key(id: &str) -> Key {
-        Key::task(&Keyspace::new("emails", "kafkaq").unwrap(), &TaskId::new(id).unwrap())
+        Key::task(&Keyspace::new("emails", "kafkaq", "emails").unwrap(), &TaskId::new(id).unwrap())
     }
 
     #[test]
@@ -127,10 +135,18 @@ mod tests {
     }
 
     #[test]
+    fn queues_of_one_name_over_different_topics_have_leases_of_their_own() {
+        let id = TaskId::new("report").unwrap();
+        let key = |topic| Key::task(&Keyspace::new("emails", "g", topic).unwrap(), &id);
+        assert_eq!(key("emails").as_str(), "t/emails/g/report");
+        assert_eq!(key("staging.emails").as_str(), "t/emails%40staging.emails/g/report");
+    }
+
+    #[test]
     fn names_that_could_collide_are_refused() {
         for (queue, group) in [("", "g"), ("q", ""), ("q", "a.b"), ("a/b", "g"), ("q", &"g".repeat(61))] {
             assert_eq!(
-                Keyspace::new(queue, group).unwrap_err().kind(),
+                Keyspace::new(queue, group, queue).unwrap_err().kind(),
                 ErrorKind::Invalid,
                 "{queue} {group}"
             );

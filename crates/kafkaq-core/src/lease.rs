@@ -1,6 +1,9 @@
 //! The state of a task in the store, and how it is written there.
 
-use crate::DecodeError;
+use crate::{
+    DecodeError, History,
+    wire::{Reader, put},
+};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::{fmt, time::Duration};
 
@@ -28,16 +31,19 @@ fn millis(d: Duration) -> u64 {
     u64::try_from(d.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
-/// A token that is never used twice: whoever holds it may finish the job.
+/// Names one hold of a task's lease: never used twice, so a system that the handler writes to can tell holders apart.
+///
+/// Unlike a fencing token it has no order: a later holder's token is not greater. What orders executions is the
+/// attempt, so store the pair of attempt and token, and refuse a write whose attempt is lower than the stored one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Fence {
-    /// Random, made anew at each start of a process.
+pub struct LeaseToken {
+    /// Random, new at each start of a process.
     pub process: [u8; 16],
     /// Counts within the process.
     pub number: u64,
 }
 
-impl fmt::Display for Fence {
+impl fmt::Display for LeaseToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for b in self.process {
             write!(f, "{b:02x}")?;
@@ -46,7 +52,7 @@ impl fmt::Display for Fence {
     }
 }
 
-impl fmt::Debug for Fence {
+impl fmt::Debug for LeaseToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
@@ -76,84 +82,119 @@ impl LeaseState {
 }
 
 /// The state of a task in the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// What it says.
     pub state: LeaseState,
+    /// It was taken before anybody asked for a job. If it runs out, its task has not failed: nobody may have begun.
+    pub prefetched: bool,
     /// Whose it is, or was.
-    pub fence: Fence,
+    pub token: LeaseToken,
     /// How many times the task was handed out.
     pub attempt: u32,
+    /// How many of these count against the limit.
+    pub failures: u32,
     /// The highest number of a copy that is known to be durable.
     pub cover: u32,
     /// Live: until when it is held. Idle: when the task is due. Terminal: when it ended.
     pub deadline: Wall,
     /// How far ahead the deadline was set: a deadline further away than this was written by a clock that is wrong.
     pub length: Duration,
+    /// The last failures, and what a later version has added.
+    pub history: History,
+    /// The version that wrote it and the oldest that may read it, a nibble each.
+    pub versions: u8,
 }
 
-const VERSION: u8 = 1;
-pub(crate) const SIZE: usize = 50;
+/// The versions of the format, writer's and oldest reader's, a nibble each: see `docs/format.md`.
+const VERSIONS: u8 = VERSION << 4 | VERSION;
+const VERSION: u8 = 2;
+const PREFETCHED: u8 = 0x08;
+/// About the size of one without failures.
+pub(crate) const SIZE: usize = 40;
 
 impl Lease {
+    /// A lease that nobody has had before.
+    #[must_use]
+    pub fn new(state: LeaseState, token: LeaseToken, deadline: Wall, length: Duration) -> Self {
+        Lease {
+            state,
+            prefetched: false,
+            token,
+            attempt: 0,
+            failures: 0,
+            cover: 0,
+            deadline,
+            length,
+            history: History::new(),
+            versions: VERSIONS,
+        }
+    }
+
     /// The value for the store.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        self.encode_in(&mut BytesMut::with_capacity(SIZE))
+        self.encode_in(&mut BytesMut::with_capacity(SIZE + self.history.len()))
     }
 
     /// The value for the store, cut from an arena: a batch of leases needs one allocation.
     pub(crate) fn encode_in(&self, arena: &mut BytesMut) -> Bytes {
-        arena.put_u8(VERSION);
-        arena.put_u8(match self.state {
+        arena.put_u8(self.versions);
+        let state = match self.state {
             LeaseState::Live => 1,
             LeaseState::Idle => 2,
             LeaseState::Done => 3,
             LeaseState::Cancelled => 4,
             LeaseState::Dead => 5,
-        });
-        arena.put_slice(&self.fence.process);
-        arena.put_u64(self.fence.number);
-        arena.put_u32(self.attempt);
-        arena.put_u32(self.cover);
-        arena.put_u64(self.deadline.0);
-        arena.put_u64(millis(self.length));
+        };
+        arena.put_u8(if self.prefetched { state | PREFETCHED } else { state });
+        arena.put_slice(&self.token.process);
+        put(arena, self.token.number);
+        put(arena, self.attempt.into());
+        put(arena, self.failures.into());
+        put(arena, self.cover.into());
+        put(arena, self.deadline.0);
+        put(arena, millis(self.length));
+        self.history.encode_into(arena);
         arena.split().freeze()
     }
 
     /// # Errors
-    /// `Newer` for a version of a later kafkaq, `Damaged` for anything else that `encode` didn't write.
+    /// `Newer` for a lease that only a later kafkaq understands, `Damaged` for anything else that `encode` didn't
+    /// write.
     pub fn decode(value: &[u8]) -> Result<Lease, DecodeError> {
-        match value.first() {
-            Some(&VERSION) => {}
-            Some(&newer) if newer > VERSION => return Err(DecodeError::Newer(newer)),
-            _ => return Err(DecodeError::Damaged("a lease without a version")),
+        let mut rest = Reader(value);
+        let versions = rest.byte()?;
+        let (writer, oldest_reader) = (versions >> 4, versions & 0x0f);
+        if writer < VERSION || oldest_reader > writer || oldest_reader == 0 {
+            return Err(DecodeError::Damaged("a lease without a version"));
         }
-        let damaged = DecodeError::Damaged("a lease of the wrong size or state");
-        let v: &[u8; SIZE] = value.try_into().map_err(|_| damaged)?;
-        let state = match v[1] {
+        if oldest_reader > VERSION {
+            return Err(DecodeError::Newer(writer));
+        }
+        let state = rest.byte()?;
+        let prefetched = state & PREFETCHED != 0;
+        let state = match state & !PREFETCHED {
             1 => LeaseState::Live,
             2 => LeaseState::Idle,
             3 => LeaseState::Done,
             4 => LeaseState::Cancelled,
             5 => LeaseState::Dead,
-            _ => return Err(damaged),
+            _ => return Err(DecodeError::Damaged("a lease of no state")),
         };
         Ok(Lease {
             state,
-            fence: Fence { process: field(v, 2), number: u64::from_be_bytes(field(v, 18)) },
-            attempt: u32::from_be_bytes(field(v, 26)),
-            cover: u32::from_be_bytes(field(v, 30)),
-            deadline: Wall(u64::from_be_bytes(field(v, 34))),
-            length: Duration::from_millis(u64::from_be_bytes(field(v, 42))),
+            prefetched,
+            token: LeaseToken { process: rest.array()?, number: rest.number()? },
+            attempt: rest.small()?,
+            failures: rest.small()?,
+            cover: rest.small()?,
+            deadline: Wall(rest.number()?),
+            length: Duration::from_millis(rest.number()?),
+            history: History::decode(rest.0)?,
+            versions,
         })
     }
-}
-
-fn field<const N: usize>(v: &[u8; SIZE], at: usize) -> [u8; N] {
-    let mut out = [0; N];
-    out.copy_from_slice(&v[at..at + N]);
-    out
 }
 
 #[cfg(test)]
@@ -169,14 +210,17 @@ mod tests {
             Just(LeaseState::Cancelled),
             Just(LeaseState::Dead)
         ];
-        (state, any::<([u8; 16], u64, u32, u32, u64, u64)>()).prop_map(
-            |(state, (process, number, a, c, d, l))| Lease {
-                state,
-                fence: Fence { process, number },
-                attempt: a,
-                cover: c,
-                deadline: Wall(d),
-                length: Duration::from_millis(l),
+        let counts = any::<(u32, u32, u32, bool)>();
+        (state, any::<([u8; 16], u64, u64, u64)>(), counts, proptest::option::of("\\PC{0,20}")).prop_map(
+            |(state, (process, number, d, l), (attempt, failures, cover, prefetched), reason)| {
+                let token = LeaseToken { process, number };
+                let mut lease = Lease::new(state, token, Wall(d), Duration::from_millis(l));
+                (lease.attempt, lease.failures, lease.cover) = (attempt, failures, cover);
+                lease.prefetched = prefetched;
+                if let Some(reason) = reason {
+                    lease.history = lease.history.with(Wall(7), attempt, &reason);
+                }
+                lease
             },
         )
     }
@@ -187,18 +231,36 @@ mod tests {
             prop_assert_eq!(Lease::decode(&lease.encode()), Ok(lease));
         }
 
+        /// A swap expects the bytes that were read.
         #[test]
-        fn any_bytes_are_read_without_a_panic(v in proptest::collection::vec(any::<u8>(), 0..80)) {
+        fn any_bytes_are_read_without_a_panic_and_written_the_same(mut v in proptest::collection::vec(any::<u8>(), 0..80), own: bool) {
+            if let (true, Some(first)) = (own, v.first_mut()) {
+                *first = VERSIONS;
+            }
             if let Ok(lease) = Lease::decode(&v) {
                 prop_assert_eq!(&lease.encode()[..], &v[..]);
             }
         }
 
         #[test]
-        fn a_newer_version_is_told_apart(lease in lease(), version in 2_u8..) {
+        fn a_later_version_is_read_if_it_allows_that(lease in lease(), writer in 3_u8..=15, added in "[a-z]{0,20}") {
             let mut v = lease.encode().to_vec();
-            v[0] = version;
-            prop_assert_eq!(Lease::decode(&v), Err(DecodeError::Newer(version)));
+            v[0] = writer << 4 | VERSION;
+            put(&mut v, 77);
+            crate::wire::put_bytes(&mut v, added.as_bytes());
+            let read = Lease::decode(&v).unwrap();
+            prop_assert_eq!(&read.encode()[..], &v[..], "and is expected as it is");
+            prop_assert_eq!((read.state, read.token, read.attempt), (lease.state, lease.token, lease.attempt));
+            v[0] = writer << 4 | 3;
+            prop_assert_eq!(Lease::decode(&v), Err(DecodeError::Newer(writer)));
         }
+    }
+
+    #[test]
+    fn a_lease_of_format_1_is_unreadable_and_a_lease_is_small() {
+        assert!(matches!(Lease::decode(&[1; 50]), Err(DecodeError::Damaged(_))));
+        let token = LeaseToken { process: [7; 16], number: 100_000 };
+        let lease = Lease::new(LeaseState::Live, token, Wall(1_790_000_000_000), Duration::from_secs(60));
+        assert!(lease.encode().len() <= SIZE, "{}", lease.encode().len());
     }
 }

@@ -41,6 +41,8 @@ async fn work(
     let mut c = kafka.join(request).await.unwrap();
     let mut next: BTreeMap<(Partition, u64), i64> = BTreeMap::new();
     let mut tick = tokio::time::interval(Duration::from_millis(50));
+    // One at a time, and nothing waits for it.
+    let mut committing: Option<tokio::task::JoinHandle<()>> = None;
     let commits = |next: &BTreeMap<(Partition, u64), i64>| -> Vec<Commit> {
         let commit = |((partition, epoch), offset): (&(Partition, u64), &i64)| Commit {
             assignment: Assignment { partition: partition.clone(), epoch: *epoch },
@@ -51,7 +53,13 @@ async fn work(
     loop {
         tokio::select! {
             _ = stop.changed() => break,
-            _ = tick.tick() => drop(c.member.commit(&commits(&next)).await),
+            _ = tick.tick(), if committing.is_none() => {
+                let (member, commits) = (c.member.clone(), commits(&next));
+                committing = Some(tokio::spawn(async move { drop(member.commit(&commits).await) }));
+            }
+            _ = async { if let Some(commit) = &mut committing { drop(commit.await) } }, if committing.is_some() => {
+                committing = None;
+            }
             event = c.events.next() => match event.unwrap() {
                 Ok(Event::Records(of, batch)) => {
                     let last = next.entry((of.partition.clone(), of.epoch)).or_insert(0);

@@ -1,16 +1,20 @@
 //! What must hold, checked from outside: by what the log and the store held at every moment. Written from the
 //! design's promise and invariants, not from the machine.
 
+use crate::later::own_envelope;
 use crate::log::{Entry, Kind, Part};
 use crate::process::Job;
 use crate::profile::{Plan, WorldFault};
 use crate::task::{Copied, Held, Task, TaskKind, TaskNo};
-use crate::trace::{MS, Us, fence, short};
+use crate::trace::{MS, Us, short, token};
 use crate::workers::End;
 use crate::world::World;
 use bytes::Bytes;
 use kafkaq_core::machine::{Answer, Content, JobKey, Ready};
-use kafkaq_core::{DecodeError, Envelope, Fence, HEADER, Key, Lease, LeaseState, NewRecord, Position, Wall};
+use kafkaq_core::{
+    DecodeError, Effect, Envelope, HEADER, Key, Lease, LeaseState, LeaseToken, LostReason, NewRecord,
+    Position, Wall,
+};
 use std::collections::HashMap;
 use std::{fmt, time::Duration};
 
@@ -77,6 +81,11 @@ impl Checker {
         self.tasks.push(task);
     }
 
+    /// The log takes no copy of the record's task.
+    pub(crate) fn is_refused(&self, record: &NewRecord) -> bool {
+        numbered(record.value.as_ref()).and_then(|n| self.tasks.get(n)).is_some_and(|task| task.refused)
+    }
+
     pub(crate) fn is_poison(&self, task: TaskNo) -> bool {
         self.tasks[task].poison
     }
@@ -105,7 +114,9 @@ impl Checker {
 
     /// Nothing keeps this record open any more.
     pub(crate) fn is_finished(&self, entry: &Entry) -> bool {
-        self.tasks[entry.task].is_covered(entry.cover)
+        let task = &self.tasks[entry.task];
+        // A record that was forwarded as it is lies in the wait topic with the number that it has.
+        task.is_covered(entry.cover) || task.forwarded.contains(&entry.cover)
     }
 
     /// All there is of the task is what was published.
@@ -167,7 +178,7 @@ impl Checker {
     /// A process is over, and with it its workers.
     pub(crate) fn process_over(&mut self, id: [u8; 16]) {
         for held in self.tasks.iter_mut().flat_map(|t| &mut t.held) {
-            if held.fence.process == id {
+            if held.token.process == id {
                 held.running = None;
             }
         }
@@ -180,12 +191,9 @@ impl Checker {
             Some(Ok(lease)) if lease.state.is_terminal() => return None,
             Some(Ok(lease)) => (lease, self.cancel_ttl),
             None | Some(Err(_)) => {
-                let fence = Fence { process: [255; 16], number: now.0 };
+                let token = LeaseToken { process: [255; 16], number: now.0 };
                 let (state, length) = (LeaseState::Cancelled, Duration::ZERO);
-                (
-                    Lease { state, fence, attempt: 0, cover: 0, deadline: now, length },
-                    self.cancel_ttl + self.max_delay,
-                )
+                (Lease::new(state, token, now, length), self.cancel_ttl + self.max_delay)
             }
         };
         (lease.state, lease.deadline, lease.length) = (LeaseState::Cancelled, now, Duration::ZERO);
@@ -213,7 +221,8 @@ impl World {
             self.check.fail("I1", format!("a record of no task is appended to {}", at.partition));
             return None;
         };
-        let envelope = record.headers.get(HEADER).and_then(|h| Envelope::decode(h).ok());
+        let envelope = record.headers.get(HEADER).and_then(|h| Envelope::decode(&own_envelope(h)).ok());
+        let forwarded = record.headers.get("kafkaq-forward").is_some();
         let (cover, attempt) = envelope.as_ref().map_or((0, 0), |e| (e.cover, e.attempt));
         let task = &mut self.check.tasks[n];
         if let Some(e) = &envelope {
@@ -248,7 +257,11 @@ impl World {
                 self.stats.copies += 1;
                 self.stats.hops += u64::from(e.lane_due < e.due);
                 task.copies.push(Copied { cover, due: e.due, at: now });
-                if cover == 0 {
+                if forwarded {
+                    // As it was, by a process that can't read it.
+                    self.stats.forwarded += 1;
+                    self.check.tasks[n].forwarded.push(cover);
+                } else if cover == 0 {
                     self.check.fail("I1", format!("p{p} appends a copy of t{n} with cover number 0"));
                 } else {
                     self.check_number_of_copies(n);
@@ -269,10 +282,12 @@ impl World {
             let recent = task.copies.iter().rev().take_while(|c| c.at + age > self.now);
             recent.count() as u64
         };
-        let allowed = 16 + 2 * (self.now / lease) + 2 * task.retries + moves + faults;
+        let damage = u64::from(task.damage);
+        let allowed = 32 + damage + 2 * (self.now / lease) + 2 * task.retries + moves + faults;
         // Two processes that disagree on the time push a copy to and fro; and over a lease of a later version no
         // cover number can be raised.
-        let excused = self.check.clocks_broken || self.stats.damaged > 0;
+        let excused = self.check.clocks_broken || self.stats.damaged > 0 || self.plan.mixed;
+        let allowed = if excused { 3 * allowed } else { allowed };
         let (all, lately) = (task.copies.len() as u64, if excused { 0 } else { since(1000 * MS) });
         if all > allowed || lately > 16 + task.retries + moves / 2 + faults / 3 {
             let what = format!("t{n} has {all} copies ({allowed} allowed), {lately} of the last second");
@@ -284,8 +299,13 @@ impl World {
 // ---- jobs
 impl World {
     fn held(&mut self, p: usize, job: JobKey) -> Option<(TaskNo, &mut Held)> {
-        let Job { task, fence, .. } = self.procs[p].jobs.get(&job)?.clone();
-        self.check.tasks[task].holder(fence).map(|h| (task, h))
+        let Job { task, token, .. } = self.procs[p].jobs.get(&job)?.clone();
+        self.check.tasks[task].holder(token).map(|h| (task, h))
+    }
+
+    /// The latest deadline of a job that was in the store, as far as anybody may know.
+    pub(crate) fn known_deadline(&mut self, p: usize, job: JobKey) -> Wall {
+        self.held(p, job).map_or(Wall(0), |(_, held)| held.deadline)
     }
 
     /// I2: a ready job has a live lease that this process has won.
@@ -301,16 +321,17 @@ impl World {
         let (max_wall, broken) = (self.procs[p].max_wall, self.check.clocks_broken);
         let task = &mut self.check.tasks[n];
         let (kind, due, key) = (task.kind, task.due, task.key.clone());
-        let what = match task.holder(ready.fence) {
+        let what = match task.holder(ready.token) {
             _ if kind.is_undecodable() => "which can't be decoded".into(),
             _ if ready.content.key != key => "with another key".into(),
             _ if due.is_some_and(|due| due > max_wall) && !broken => "before it is due".into(),
-            _ if ready.fence.process != id => "with another process's fence".into(),
-            None => format!("under {}, which was never in the store", fence(&ready.fence)),
-            Some(h) if h.job.is_some_and(|j| j != ready.job) => "under a fence of another job".into(),
+            _ if ready.token.process != id => "with another process's token".into(),
+            None => format!("under {}, which was never in the store", token(&ready.token)),
+            Some(h) if h.job.is_some_and(|j| j != ready.job) => "under a token of another job".into(),
             Some(h) if h.running.is_some() || h.handed => "that a worker has or had".into(),
             Some(h) if h.attempt != ready.attempt => format!("as attempt {}", ready.attempt),
-            Some(_) if ready.attempt > self.plan.settings.max_attempts => "beyond the last attempt".into(),
+            Some(_) if ready.attempt > self.plan.settings.max_handouts => "beyond the last hand-out".into(),
+            Some(_) if ready.failures >= self.plan.settings.max_failures => "after its last failure".into(),
             Some(h) if h.deadline < ready.deadline => "until later than the store says".into(),
             Some(_) if ready.deadline <= now.wall && ready.stale_at > now.mono && !broken => {
                 "when its lease is over".into()
@@ -333,11 +354,11 @@ impl World {
         }
         // A lease that the store lost since it was won is not seen by others, nor sees them.
         let damage = self.check.tasks[n].damage;
-        let intact = self.check.tasks[n].holder(ready.fence).is_some_and(|h| h.damage == damage);
+        let intact = self.check.tasks[n].holder(ready.token).is_some_and(|h| h.damage == damage);
         let broken = self.check.clocks_broken || !intact;
         for i in 0..self.check.tasks[n].held.len() {
             let other = &self.check.tasks[n].held[i];
-            let Some(q) = other.running.filter(|_| other.fence != ready.fence) else { continue };
+            let Some(q) = other.running.filter(|_| other.token != ready.token) else { continue };
             let (job, excused) = (other.job, other.damage != damage || broken);
             let wall = self.clocks(q).wall;
             let holds = job.and_then(|j| self.procs[q].jobs.get(&j)).is_some_and(|j| j.deadline > wall);
@@ -349,7 +370,7 @@ impl World {
         let task = &mut self.check.tasks[n];
         task.handed_out += 1;
         task.started_at = started;
-        if let Some(h) = task.holder(ready.fence) {
+        if let Some(h) = task.holder(ready.token) {
             (h.handed, h.running) = (true, Some(p));
         }
         Some(n)
@@ -359,10 +380,15 @@ impl World {
         let Some((n, held)) = self.held(p, job) else { return };
         held.asked_done |= end == End::Done;
         held.asked_reject |= end == End::Reject;
+        let failed = matches!(end, End::Retry(_) | End::Reject);
+        let first = failed && !held.asked_fail;
+        held.asked_fail |= failed;
         // It has said its last word: from here on the store may know it before the worker does.
         held.running = None;
-        self.check.tasks[n].rejected |= end == End::Reject;
-        self.check.tasks[n].retries += u64::from(matches!(end, End::Retry(_) | End::Drop));
+        let task = &mut self.check.tasks[n];
+        task.rejected |= end == End::Reject;
+        task.failures += u32::from(first);
+        task.retries += u64::from(!matches!(end, End::Done | End::Reject | End::Silent));
     }
 
     pub(crate) fn check_over(&mut self, p: usize, job: JobKey) {
@@ -372,15 +398,33 @@ impl World {
         self.procs[p].jobs.remove(&job);
     }
 
-    /// I3: what is confirmed has been in the store, by this fence.
+    /// I3: what is confirmed has been in the store, by this token.
     pub(crate) fn check_answer(&mut self, p: usize, job: JobKey, end: Option<End>, answer: &Answer) {
+        let Some((n, held)) = self.held(p, job) else { return };
+        if matches!((answer, end), (Answer::Lost(LostReason::TakenOver), Some(End::Done))) {
+            let (token, attempt) = (held.token, held.attempt);
+            // A store that went back in time has a lower attempt, which gives way.
+            let task = &self.check.tasks[n];
+            let taken = task.held.iter().any(|h| h.token != token && h.attempt >= attempt);
+            let excused = self.stats.damaged > 0 || self.plan.mixed || task.announced >= attempt;
+            if !taken && !task.is_terminal() && !excused {
+                self.check.fail("I3", format!("p{p} is told that t{n} was taken over, and nobody has it"));
+            }
+        }
         let Some((n, held)) = self.held(p, job) else { return };
         let fine = match (answer, end) {
             (Answer::Ok, Some(End::Done)) => held.done,
-            (Answer::Ok, Some(End::Retry(_))) => held.idle || held.dead,
+            (Answer::Ok, Some(End::Retry(_) | End::Snooze(_) | End::Release)) => held.idle,
+            (Answer::DeadLettered, Some(End::Retry(_))) => held.dead,
+            (Answer::DeadLettered, _) => false,
             (Answer::Ok, Some(End::Reject)) => held.dead,
             (Answer::Ok, _) => false,
             (Answer::Extended(until), _) => held.deadline >= *until,
+            // What says that it did not take effect has not.
+            (Answer::Failed(e), Some(End::Done)) if e.effect() == Effect::NotApplied => !held.done,
+            (Answer::Failed(e), Some(End::Retry(_) | End::Snooze(_))) if e.effect() == Effect::NotApplied => {
+                !held.idle && !held.dead
+            }
             (Answer::Lost(_) | Answer::Failed(_), _) => true,
         };
         if !fine {
@@ -390,6 +434,8 @@ impl World {
         match (answer, end) {
             (Answer::Ok, Some(End::Done)) => self.stats.done_ok += 1,
             (Answer::Ok, Some(End::Retry(_))) => self.stats.retry_ok += 1,
+            (Answer::Ok, Some(End::Snooze(_) | End::Release)) => self.stats.freed_ok += 1,
+            (Answer::DeadLettered, _) => self.stats.retried_to_death += 1,
             (Answer::Ok, _) => self.stats.reject_ok += 1,
             (Answer::Extended(_), _) => self.stats.extend_ok += 1,
             _ => {}

@@ -1,5 +1,6 @@
 //! The clients: they publish tasks, again if they don't know what became of it, and cancel some.
 
+use crate::later::own_envelope;
 use crate::log::{Entry, Kind};
 use crate::task::{Task, TaskKind};
 use crate::trace::{MS, SEC, Us, tr, true_wall};
@@ -37,7 +38,8 @@ impl World {
             let poison = self.rng.chance(self.plan.rates.poison);
             let delay = self.rng.between(1, self.plan.settings.max_delay.as_millis() as u64);
             let old = self.rng.chance(300);
-            let task = Task::new(n, kind, poison, delay, old, &self.log.layout.keyspace);
+            let mut task = Task::new(n, kind, poison, delay, old, &self.log.layout.keyspace);
+            task.refused = self.rng.chance(self.plan.rates.refused);
             self.check.add(task);
         }
     }
@@ -54,26 +56,28 @@ impl World {
         match kind {
             TaskKind::Foreign => {}
             TaskKind::Named => headers.push(ID_HEADER, Some(envelope.id.as_str().to_string().into())),
-            TaskKind::Damaged => headers.push(HEADER, Some(envelope.encode().slice(..3))),
+            TaskKind::Damaged => headers.push(HEADER, Some(envelope.encode().slice(..6))),
             TaskKind::Fresh => headers.push(HEADER, Some(envelope.encode())),
-            TaskKind::Delayed | TaskKind::Stranger => {
+            TaskKind::Delayed => {
+                // Published again, it is due when it was due.
+                let due = task.due.unwrap_or_else(|| now.plus(Duration::from_millis(task.delay)));
+                (envelope.due, envelope.ahead) = (due, due.since(now));
+                headers.push(HEADER, Some(envelope.encode()));
+                self.check.tasks[n].due = Some(due);
+                let due = self.now + due.since(now).as_micros() as Us;
+                self.check.latest_due = self.check.latest_due.max(due);
+            }
+            TaskKind::Stranger => {
                 // Published again, it is due when it was due.
                 let due = task.due.unwrap_or_else(|| now.plus(Duration::from_millis(task.delay)));
                 let (index, lane_due) = self.log.ladder.place(now, due, &envelope.id);
                 (envelope.due, envelope.lane_due) = (due, lane_due);
                 envelope.ahead = due.since(now);
-                if kind == TaskKind::Stranger {
-                    let partition = Partition::new("someone-elses", 0);
-                    envelope.origin = Some(Position { partition, offset: 5 });
-                }
+                let partition = Partition::new("someone-elses", 0);
+                envelope.origin = Some(Position { partition, offset: 5 });
                 headers.push(HEADER, Some(envelope.encode()));
                 part = self.log.wait_part(index);
-                let task = &mut self.check.tasks[n];
-                task.due = Some(due);
-                if kind == TaskKind::Delayed {
-                    let due = self.now + due.since(now).as_micros() as Us;
-                    self.check.latest_due = self.check.latest_due.max(due);
-                }
+                self.check.tasks[n].due = Some(due);
             }
         }
         let task = &mut self.check.tasks[n];
@@ -149,7 +153,7 @@ impl World {
 
     /// A record as a person reads it.
     pub(crate) fn describe(&self, record: &NewRecord) -> String {
-        match record.headers.get(HEADER).map(|h| Envelope::decode(h)) {
+        match record.headers.get(HEADER).map(|h| Envelope::decode(&own_envelope(h))) {
             None => "without a header".into(),
             Some(Err(e)) => e.to_string(),
             Some(Ok(e)) => {

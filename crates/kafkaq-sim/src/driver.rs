@@ -2,10 +2,10 @@
 //! calls are free, and wakes the machine when it asked for it, sometimes late.
 
 use crate::process::Input;
-use crate::trace::{MS, P, SEC, Us, WALL, fence, tr};
+use crate::trace::{MS, P, SEC, Us, WALL, token, tr};
 use crate::world::{Ev, World};
-use kafkaq_core::Wall;
-use kafkaq_core::machine::{Answer, AskNo, LostReason, Machine, Mono, Notice, Now, Ready};
+use kafkaq_core::machine::{Answer, CommandId, Machine, Mono, Notice, Now, Ready};
+use kafkaq_core::{LostReason, Wall};
 use std::collections::VecDeque;
 
 /// Calls under way at the most, of each kind.
@@ -79,15 +79,15 @@ impl World {
             Input::Swapped(answers) => {
                 process.swap_calls -= 1;
                 process.swapping.retain(|k| answers.iter().all(|(_, key, _)| key != k));
-                answers.into_iter().for_each(|(token, _, a)| m.handle_swapped(now, token, a));
+                answers.into_iter().for_each(|(op, _, a)| m.handle_swapped(now, op, a));
             }
             Input::Got(answers) => {
                 process.get_calls -= 1;
-                answers.into_iter().for_each(|(token, a)| m.handle_got(now, token, a));
+                answers.into_iter().for_each(|(op, a)| m.handle_got(now, op, a));
             }
             Input::Appended(answers) => {
                 process.append_calls -= 1;
-                answers.into_iter().for_each(|(token, a)| m.handle_appended(now, token, a));
+                answers.into_iter().for_each(|(op, a)| m.handle_appended(now, op, a));
             }
             Input::Committed(answers) => {
                 process.commit_calls -= 1;
@@ -181,12 +181,14 @@ impl World {
         let mut out = Vec::new();
         let Some(m) = &mut self.procs[p].machine else { return };
         m.poll_releases(&mut out);
-        let mut flow = Vec::new();
+        let (mut flow, mut replaced) = (Vec::new(), Vec::new());
+        m.poll_reassigns(&mut replaced);
         while let Some(f) = m.poll_flow() {
             flow.push(f);
         }
         out.iter().for_each(|a| self.release(p, a));
         flow.iter().for_each(|(a, resume)| self.flow(p, a, *resume));
+        replaced.iter().for_each(|a| self.reassign(p, a));
     }
 
     /// Returns whether the machine was told anything.
@@ -218,7 +220,7 @@ impl World {
     }
 
     fn became_ready(&mut self, p: usize, ready: Ready) {
-        tr!(self, P(p), "ready {} a{} {}", ready.content.id, ready.attempt, fence(&ready.fence));
+        tr!(self, P(p), "ready {} a{} {}", ready.content.id, ready.attempt, token(&ready.token));
         self.check_ready(p, &ready);
         let stale = Self::from_mono(p, ready.stale_at) + self.rng.below(300 * MS);
         let inc = self.procs[p].inc;
@@ -270,12 +272,12 @@ impl World {
                 self.count_lost(reason);
                 self.lease_lost(p, job);
             }
-            Notice::Answered(job, AskNo(no), answer) => {
+            Notice::Answered(job, CommandId(no), answer) => {
                 tr!(self, P(p), "answer {job:?} no {no} {answer:?}");
                 match &answer {
                     Answer::Lost(reason) => self.count_lost(*reason),
                     Answer::Failed(_) => self.stats.ask_failed += 1,
-                    Answer::Ok | Answer::Extended(_) => {}
+                    Answer::Ok | Answer::DeadLettered | Answer::Extended(_) => {}
                 }
                 self.answered(p, job, no, &answer);
             }

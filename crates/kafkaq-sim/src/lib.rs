@@ -13,6 +13,7 @@ mod check;
 mod clients;
 mod driver;
 mod group;
+mod later;
 mod log;
 mod process;
 mod profile;

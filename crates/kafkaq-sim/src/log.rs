@@ -1,12 +1,13 @@
 //! The hostile log and its consumer group.
 
 use crate::check::Checker;
+use crate::later::read_later;
 use crate::process::Input;
 use crate::profile::Plan;
 use crate::task::TaskNo;
-use crate::trace::{MS, P, Us, tr};
+use crate::trace::{MS, P, SEC, Us, tr};
 use crate::world::{Ev, World};
-use kafkaq_core::machine::{Ladder, Layout, Ready, Token};
+use kafkaq_core::machine::{Ladder, Layout, OpId, Ready};
 use kafkaq_core::{
     Assignment, Batch, Commit, Error, ErrorKind, Event, Keyspace, NewRecord, Partition, Record, Result,
 };
@@ -37,6 +38,10 @@ pub(crate) struct Owner {
     pub(crate) epoch: u64,
     /// What is fetched next.
     pub(crate) pos: i64,
+    /// Everything below was delivered.
+    read: i64,
+    /// Its log was cut: what is committed before a time, or beyond what was delivered since, is of the earlier log.
+    cut: Option<(Us, i64)>,
     paused: bool,
     /// One more batch may arrive after a pause.
     one_more: bool,
@@ -70,7 +75,7 @@ impl Log {
         let s = &plan.settings;
         let lanes = Ladder::lanes(s.max_delay);
         let layout = Layout {
-            keyspace: Keyspace::new("q", "g").unwrap_or_else(|e| unreachable!("{e}")),
+            keyspace: Keyspace::new("q", "g", "q").unwrap_or_else(|e| unreachable!("{e}")),
             task: "q".into(),
             wait: "q.g.wait".into(),
             wait_partitions: lanes,
@@ -143,6 +148,9 @@ impl World {
             self.log.parts[part].entries.push(None);
         }
         let offset = self.log.parts[part].entries.len() as i64;
+        let mut record = record.clone();
+        record.headers = self.as_appended(who, &record.headers);
+        let record = &record;
         let entry = self.checked_entry(part, offset, record, who);
         let whose = who.map_or("client".into(), |p| P(p).to_string());
         tr!(
@@ -172,6 +180,10 @@ impl World {
         let fine = 1000_u32.saturating_sub(faults.iter().sum());
         let [a, b, c, d, e, f] = faults;
         let pick = if self.calm { 6 } else { self.rng.weighted(&[a, b, c, d, e, f, fine]) };
+        if who.is_some() && self.log.parts[part].kind == Kind::Wait && self.check.is_refused(record) {
+            self.stats.refused += 1;
+            return Err(Error::not_applied(ErrorKind::TooLarge, "append"));
+        }
         self.check.faults += u64::from(who.is_some() && pick < 6);
         match pick {
             0 => Err(unavailable("append")),
@@ -200,14 +212,14 @@ impl World {
         }
     }
 
-    pub(crate) fn appends(&mut self, p: usize, inc: u32, part: usize, records: Vec<(Token, NewRecord)>) {
+    pub(crate) fn appends(&mut self, p: usize, inc: u32, part: usize, records: Vec<(OpId, NewRecord)>) {
         let mut answers = Vec::with_capacity(records.len());
-        for (token, record) in records {
+        for (op, record) in records {
             let outcome = self.append_once(part, &record, Some(p));
             if let Err(e) = &outcome {
                 tr!(self, P(p), "append {} -> {e}", self.describe(&record));
             }
-            answers.push((token, outcome));
+            answers.push((op, outcome));
         }
         self.answer(p, inc, Input::Appended(answers));
     }
@@ -228,6 +240,8 @@ impl World {
 
     pub(crate) fn fetch(&mut self, part: usize, epoch: u64) {
         let max = self.plan.max_batch;
+        let (repeated, empty) = (self.trouble(self.plan.rates.repeated), self.trouble(self.plan.rates.empty));
+        let later = self.log.parts[part].owner.as_ref().is_some_and(|o| self.is_later(o.p));
         let this = &mut self.log.parts[part];
         let Some(o) = this.owner.as_mut().filter(|o| o.epoch == epoch && o.revoking.is_none()) else {
             return;
@@ -249,14 +263,31 @@ impl World {
                     break;
                 }
                 let (key, value) = (r.key.clone(), r.value.clone());
-                records.push(Record::new(next, *timestamp, key, value, r.headers.clone()));
+                let headers = if later { read_later(&r.headers) } else { r.headers.clone() };
+                records.push(Record::new(next, *timestamp, key, value, headers));
             }
             next += 1;
         }
         if next == o.pos {
             return;
         }
-        o.pos = next;
+        if empty {
+            // A broker may give nothing although there is something.
+            self.stats.empty_fetches += 1;
+            let (p, at) = (o.p, o.pos);
+            let assignment = Assignment { partition: this.partition.clone(), epoch };
+            self.deliver(p, Event::Records(assignment, Batch::new(Vec::new(), at, None)));
+            return self.wake_fetch(part);
+        }
+        if repeated {
+            self.stats.repeated += 1;
+        } else {
+            o.pos = next;
+        }
+        o.read = o.read.max(next);
+        if let Some((_, upto)) = &mut o.cut {
+            *upto = next;
+        }
         let (p, end) = (o.p, this.entries.len() as i64);
         let assignment = Assignment { partition: this.partition.clone(), epoch };
         let outstanding = self.log.parts[part].open_records(&self.check);
@@ -305,9 +336,12 @@ impl World {
     fn commit_effect(&mut self, p: usize, inc: u32, commit: &Commit) -> Result<()> {
         let refused = Err(Error::not_applied(ErrorKind::NotOwner, "commit"));
         let Some(part) = self.log.part(&commit.assignment.partition) else { return refused };
+        let now = self.now;
         let this = &mut self.log.parts[part];
-        if this.owned(p, inc, commit.assignment.epoch).is_none() {
-            return refused;
+        let Some(owner) = this.owned(p, inc, commit.assignment.epoch) else { return refused };
+        if owner.cut.is_some_and(|(until, upto)| now < until || commit.offset > upto) {
+            // Its mark is of the earlier log: whoever starts there sees that.
+            return Ok(());
         }
         self.check.committed(this, commit.offset);
         this.committed = commit.offset;
@@ -367,6 +401,17 @@ impl World {
         }
     }
 
+    /// The machine finds that an assignment's records don't fit together.
+    pub(crate) fn reassign(&mut self, p: usize, a: &Assignment) {
+        let inc = self.procs[p].inc;
+        let Some(part) = self.log.part(&a.partition) else { return };
+        if self.log.parts[part].owned(p, inc, a.epoch).is_some() {
+            self.stats.reassigned += 1;
+            tr!(self, P(p), "gives {a} up, whose log is another");
+            self.lose(part);
+        }
+    }
+
     fn free(&mut self, part: usize) {
         self.log.parts[part].owner = None;
         let after = self.rng.between(MS, 60 * MS);
@@ -408,8 +453,18 @@ impl World {
         let this = &mut self.log.parts[part];
         this.epoch += 1;
         let (epoch, pos) = (this.epoch, this.committed);
-        this.owner =
-            Some(Owner { p, inc, epoch, pos, paused: false, one_more: false, idle: false, revoking: None });
+        this.owner = Some(Owner {
+            p,
+            inc,
+            epoch,
+            pos,
+            read: pos,
+            cut: None,
+            paused: false,
+            one_more: false,
+            idle: false,
+            revoking: None,
+        });
         let a = Assignment { partition: this.partition.clone(), epoch };
         tr!(self, P(p), "is assigned {a} from {pos}");
         self.deliver(p, Event::Assigned(vec![a]));
@@ -460,6 +515,49 @@ impl World {
         }
         tr!(self, P(p), "its session is over");
         self.member_over(p, inc);
+    }
+
+    /// A topic is cut, or deleted and recreated, and the adapter notices only that offsets went back.
+    pub(crate) fn cut(&mut self) {
+        let part = self.rng.index(self.log.parts.len());
+        let kept = self.rng.index(self.log.parts[part].entries.len() + 1);
+        let this = &mut self.log.parts[part];
+        if this.kind == Kind::Dead || kept == this.entries.len() {
+            return;
+        }
+        self.stats.logs_cut += 1;
+        let now = self.now;
+        tr!(self, "log", "{} is cut to {kept}", self.log.parts[part].partition);
+        let this = &mut self.log.parts[part];
+        let gone = this.entries.split_off(kept);
+        self.check.deleted(&gone);
+        this.committed = if this.committed > kept as i64 { 0 } else { this.committed };
+        if let Some(o) = this.owner.as_mut()
+            && o.read > kept as i64
+        {
+            (o.pos, o.read) = (0, 0);
+            o.cut = Some((now + 3 * SEC, 0));
+        }
+        self.wake_fetch(part);
+    }
+
+    /// Adapters compare their marks with the log every few seconds.
+    pub(crate) fn check_marks(&mut self) {
+        for part in 0..self.log.parts.len() {
+            if self.log.parts[part].owner.as_ref().is_some_and(|o| o.cut.is_some()) {
+                self.lose(part);
+            }
+        }
+    }
+
+    /// The group's offsets are gone; the store still knows what is done.
+    pub(crate) fn forget_offsets(&mut self) {
+        let part = self.rng.index(self.log.parts.len());
+        if self.log.parts[part].kind != Kind::Dead {
+            self.stats.offsets_forgotten += 1;
+            self.lose(part);
+            self.log.parts[part].committed = 0;
+        }
     }
 
     /// The task topic is deleted and made anew, and with it what the group had committed.

@@ -4,16 +4,16 @@ use crate::trace::{MS, P, SEC, Us, tr};
 use crate::workers::Worker;
 use crate::world::{Ev, World};
 use bytes::Bytes;
-use kafkaq_core::machine::{JobKey, Machine, Ready, Token};
-use kafkaq_core::{Commit, Event, Fence, Key, Result, Swapped, Wall};
+use kafkaq_core::machine::{JobKey, Machine, OpId, Ready};
+use kafkaq_core::{Commit, Event, Key, LeaseToken, Result, Swapped, Wall};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 #[derive(Debug)]
 pub(crate) enum Input {
     Event(Event),
-    Swapped(Vec<(Token, Key, Result<Swapped>)>),
-    Got(Vec<(Token, Result<Option<Bytes>>)>),
-    Appended(Vec<(Token, Result<i64>)>),
+    Swapped(Vec<(OpId, Key, Result<Swapped>)>),
+    Got(Vec<(OpId, Result<Option<Bytes>>)>),
+    Appended(Vec<(OpId, Result<i64>)>),
     Committed(Vec<(Commit, Result<()>)>),
 }
 
@@ -21,7 +21,7 @@ pub(crate) enum Input {
 #[derive(Clone, Debug)]
 pub(crate) struct Job {
     pub(crate) task: usize,
-    pub(crate) fence: Fence,
+    pub(crate) token: LeaseToken,
     pub(crate) deadline: Wall,
 }
 
@@ -47,7 +47,7 @@ pub(crate) struct Process {
     /// How many waiters the machine was told of last, and when it last knew of one.
     pub(crate) told: usize,
     pub(crate) waited_at: Us,
-    /// The numbers of the fences that it has sent to the store.
+    /// The numbers of the tokens that it has sent to the store.
     pub(crate) polled: BTreeSet<u64>,
     pub(crate) swap_calls: usize,
     pub(crate) get_calls: usize,
@@ -56,6 +56,8 @@ pub(crate) struct Process {
     pub(crate) swapping: Vec<Key>,
     pub(crate) timer: Option<Us>,
     pub(crate) timer_generation: u64,
+    /// It is of a later version.
+    pub(crate) later: bool,
     pub(crate) second: Us,
     pub(crate) inputs: u32,
 }
@@ -87,6 +89,7 @@ impl Process {
             swapping: Vec::new(),
             timer: None,
             timer_generation: 0,
+            later: false,
             second: 0,
             inputs: 0,
         }
@@ -141,6 +144,7 @@ impl World {
         let max_wall = self.procs[p].max_wall;
         let mut process = Process { id, inc, skew, max_wall, ..Process::new(workers) };
         process.events_at = self.now;
+        process.later = self.plan.mixed && self.rng.chance(500);
         self.procs[p] = process;
         let now = self.clocks(p);
         let settings = kafkaq_core::machine::Settings { process: id, ..self.plan.settings.clone() };

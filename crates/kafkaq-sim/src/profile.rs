@@ -36,11 +36,17 @@ pub enum Trouble {
     Tight,
     /// Topics are deleted and made anew.
     Recreate,
+    /// Topics are cut or made anew under an assignment, records arrive twice, fetches are empty, offsets are gone.
+    Log,
+    /// Some processes are of a later version.
+    Mixed,
+    /// Some tasks' copies are refused for good.
+    Refused,
 }
 
 impl Trouble {
     /// All of them.
-    pub const ALL: [Trouble; 14] = [
+    pub const ALL: [Trouble; 17] = [
         Trouble::Store,
         Trouble::Amnesia,
         Trouble::Append,
@@ -55,6 +61,9 @@ impl Trouble {
         Trouble::Cancel,
         Trouble::Tight,
         Trouble::Recreate,
+        Trouble::Log,
+        Trouble::Mixed,
+        Trouble::Refused,
     ];
 }
 
@@ -112,8 +121,8 @@ pub(crate) struct Rates {
     pub(crate) poison: u32,
     pub(crate) give_up: u32,
     pub(crate) late_timer: u32,
-    /// done, slow, extended, hang, retry, reject, drop
-    pub(crate) work: [u32; 7],
+    /// done, slow, extended, hang, retry, reject, drop, snooze, release, silent
+    pub(crate) work: [u32; 10],
     pub(crate) wipe: Us,
     pub(crate) rollback: Us,
     pub(crate) evict: Us,
@@ -125,6 +134,12 @@ pub(crate) struct Rates {
     pub(crate) shutdown: Us,
     pub(crate) jump: Us,
     pub(crate) recreate: Us,
+    /// The log under an assignment becomes another; it forgets what the group committed.
+    pub(crate) cut: Us,
+    pub(crate) forget: Us,
+    pub(crate) repeated: u32,
+    pub(crate) empty: u32,
+    pub(crate) refused: u32,
 }
 
 /// Everything that is fixed at the start of a run.
@@ -142,6 +157,8 @@ pub(crate) struct Plan {
     pub(crate) session: Us,
     pub(crate) hold_limit: Us,
     pub(crate) holes: u32,
+    /// Processes of two versions.
+    pub(crate) mixed: bool,
     /// Milliseconds by which a process's clock may be wrong.
     pub(crate) skew: u64,
 }
@@ -151,7 +168,11 @@ impl Plan {
         let has: Vec<Trouble> = Trouble::ALL
             .into_iter()
             .filter(|t| {
-                let drawn = rng.chance(if *t == Trouble::Recreate { 60 } else { 400 });
+                let drawn = rng.chance(match t {
+                    Trouble::Recreate | Trouble::Log => 60,
+                    Trouble::Mixed | Trouble::Refused => 150,
+                    _ => 400,
+                });
                 profile.always.contains(t) || (drawn && !profile.only)
             })
             .collect();
@@ -166,9 +187,11 @@ impl Plan {
             done_retention: ms(if rng.chance(150) { 2_000 } else { 120_000 }),
             max_overdue: ms(if rng.chance(100) { 10_000 } else { 300_000 }),
             clock_skew: ms(rng.between(100, 800)),
-            max_attempts: rng.between(2, 8) as u32,
+            max_failures: rng.between(2, 8) as u32,
+            max_handouts: rng.between(20, 60) as u32,
             max_delay: Duration::from_secs(1 << rng.between(2, 6)),
             prefetch: if tight { rng.between(0, 2) } else { rng.between(1, 12) } as usize,
+            hand_over_after: ms(rng.between(300, 6_000)),
             window: if tight { rng.between(2, 6) } else { rng.between(8, 64) } as usize,
             window_bytes: if tight && rng.chance(200) { 256 } else { 1 << 20 },
             commit_interval: ms(rng.between(10, 200)),
@@ -188,6 +211,7 @@ impl Plan {
             session: rng.between(1000, 4000) * MS,
             hold_limit: rng.between(200, 1500) * MS,
             holes: if rng.chance(300) { 200 } else { 0 },
+            mixed: has(Trouble::Mixed),
             skew: 0,
         };
         if has(Trouble::Clock) {
@@ -202,7 +226,8 @@ impl Plan {
 }
 
 fn rates(rng: &mut Rng, has: &dyn Fn(Trouble) -> bool) -> Rates {
-    let mut r = Rates { work: [100, 0, 0, 0, 0, 0, 0], late_timer: 50, give_up: 50, ..Rates::default() };
+    let mut r =
+        Rates { work: [100, 0, 0, 0, 0, 0, 0, 0, 0, 0], late_timer: 50, give_up: 50, ..Rates::default() };
     let level = rng.between(1, 6) as u32;
     let mut often = |low: u64, high: u64| -> Us { rng.between(low, high) * 100 * MS };
     if has(Trouble::Store) {
@@ -241,8 +266,15 @@ fn rates(rng: &mut Rng, has: &dyn Fn(Trouble) -> bool) -> Rates {
     if has(Trouble::Recreate) {
         r.recreate = often(30, 80);
     }
+    if has(Trouble::Log) {
+        (r.cut, r.forget) = (often(20, 80), often(20, 80));
+        (r.repeated, r.empty) = (50, 100);
+    }
+    if has(Trouble::Refused) {
+        r.refused = 300;
+    }
     if has(Trouble::Work) {
-        r.work = [40, 15, 10, 8, 15, 4, 8];
+        r.work = [40, 15, 10, 8, 15, 4, 8, 6, 6, 4];
     }
     if has(Trouble::Poison) {
         r.poison = 120;

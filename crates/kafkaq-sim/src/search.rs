@@ -90,13 +90,19 @@ pub fn find(fault: Fault, count: u64) -> Option<(Profile, u64, Violation)> {
         Profile::default(),
         Profile::only(&[Trouble::Rebalance, Trouble::Append, Trouble::Work]),
         Profile::only(&[Trouble::Amnesia, Trouble::Rebalance, Trouble::Work]),
+        Profile::only(&[Trouble::Refused, Trouble::Store, Trouble::Append, Trouble::Work]),
+        Profile::only(&[Trouble::Mixed, Trouble::Log, Trouble::Clock, Trouble::Work, Trouble::Tight]),
     ];
     let mut best: Option<(Profile, u64, Violation)> = None;
     for profile in profiles {
         let count = best.as_ref().map_or(count, |b| b.1);
         let wanted =
             Search { from: 0, count, profile: profile.clone(), fault: Some(fault), stop_at_first: true };
-        if let Some((seed, v)) = search(&wanted).violations.into_iter().next() {
+        let found = search(&wanted).violations.into_iter().next();
+        // What is broken without the fault proves nothing about it.
+        if let Some((seed, v)) =
+            found.filter(|(seed, _)| crate::run(*seed, &profile, None).violation.is_none())
+        {
             best = Some((profile, seed, v));
         }
     }

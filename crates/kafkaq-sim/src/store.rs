@@ -4,7 +4,7 @@ use crate::process::Input;
 use crate::trace::{MS, P, SEC, Us, lease, short, tr, true_wall};
 use crate::world::{Chaos, Ev, World};
 use bytes::Bytes;
-use kafkaq_core::machine::Token;
+use kafkaq_core::machine::OpId;
 use kafkaq_core::{Error, ErrorKind, Key, Result, Swap, Swapped};
 use std::collections::BTreeMap;
 
@@ -42,9 +42,10 @@ impl World {
     /// The swap takes place now.
     pub(crate) fn swap_effect(&mut self, who: Option<usize>, swap: &Swap) -> Swapped {
         let current = self.value(&swap.key);
+        let swap = &self.as_swapped(who, swap, current.as_ref());
         if current != swap.expect {
             self.stats.conflicts += 1;
-            return Swapped::Conflict(current);
+            return Swapped::Conflict(who.map_or(current.clone(), |p| self.as_got(p, current)));
         }
         self.checked_transition(who, swap, current.as_ref());
         match &swap.new {
@@ -97,9 +98,9 @@ impl World {
         }
     }
 
-    pub(crate) fn swaps(&mut self, p: usize, inc: u32, swaps: Vec<(Token, Swap)>) {
+    pub(crate) fn swaps(&mut self, p: usize, inc: u32, swaps: Vec<(OpId, Swap)>) {
         let mut answers = Vec::with_capacity(swaps.len());
-        for (token, swap) in swaps {
+        for (op, swap) in swaps {
             let outcome = self.swap_once(p, &swap);
             if self.trace.on {
                 let told = match &outcome {
@@ -110,25 +111,26 @@ impl World {
                 let (expect, new) = (lease(swap.expect.as_ref()), lease(swap.new.as_ref()));
                 tr!(self, P(p), "swap {} {expect} => {new} -> {told}", short(&swap.key));
             }
-            answers.push((token, swap.key, outcome));
+            answers.push((op, swap.key, outcome));
         }
         self.answer(p, inc, Input::Swapped(answers));
     }
 
-    pub(crate) fn gets(&mut self, p: usize, inc: u32, gets: Vec<(Token, Key)>) {
+    pub(crate) fn gets(&mut self, p: usize, inc: u32, gets: Vec<(OpId, Key)>) {
         let mut answers = Vec::with_capacity(gets.len());
-        for (token, key) in gets {
+        for (op, key) in gets {
             let fails = self.is_away() || self.trouble(self.plan.rates.get_error);
             let outcome = if fails {
                 Err(Error::not_applied(ErrorKind::Unavailable, "get"))
             } else {
-                Ok(self.value(&key))
+                let value = self.value(&key);
+                Ok(self.as_got(p, value))
             };
             if self.trace.on {
                 let told = outcome.as_ref().map_or_else(ToString::to_string, |v| lease(v.as_ref()));
                 tr!(self, P(p), "get {} -> {told}", short(&key));
             }
-            answers.push((token, outcome));
+            answers.push((op, outcome));
         }
         self.answer(p, inc, Input::Got(answers));
     }
@@ -170,7 +172,7 @@ impl World {
                     self.stats.damaged += 1;
                     let mut bytes = v.bytes.to_vec();
                     if newer {
-                        bytes[0] = 9;
+                        bytes[0] = 0x99;
                     } else {
                         bytes.truncate(20);
                     }
@@ -195,7 +197,7 @@ impl World {
 
     /// The later version that wrote them is gone.
     pub(crate) fn forget_newer_values(&mut self) {
-        let newer = |v: &Value| v.bytes.first().is_some_and(|b| *b > 1);
+        let newer = |v: &Value| v.bytes.first().is_some_and(|b| *b == 0x99);
         let keys: Vec<Key> =
             self.store.values.iter().filter(|(_, v)| newer(v)).map(|(k, _)| k.clone()).collect();
         for key in keys {

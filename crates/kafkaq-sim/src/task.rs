@@ -3,7 +3,7 @@
 use crate::trace::Us;
 use bytes::Bytes;
 use kafkaq_core::machine::JobKey;
-use kafkaq_core::{Fence, Key, Keyspace, Lease, TaskId, Wall};
+use kafkaq_core::{Key, Keyspace, Lease, LeaseToken, TaskId, Wall};
 
 pub(crate) type TaskNo = usize;
 
@@ -11,7 +11,7 @@ pub(crate) type TaskNo = usize;
 pub(crate) enum TaskKind {
     /// Published with an envelope.
     Fresh,
-    /// Published into the wait topic.
+    /// Published with a delay.
     Delayed,
     /// By another producer, without any header of kafkaq's.
     Foreign,
@@ -30,10 +30,10 @@ impl TaskKind {
     }
 }
 
-/// A fence that has been in the store.
+/// A token that has been in the store.
 #[derive(Debug)]
 pub(crate) struct Held {
-    pub(crate) fence: Fence,
+    pub(crate) token: LeaseToken,
     pub(crate) attempt: u32,
     /// How often the task's value had been damaged when it was won.
     pub(crate) damage: u32,
@@ -44,6 +44,8 @@ pub(crate) struct Held {
     pub(crate) dead: bool,
     pub(crate) asked_done: bool,
     pub(crate) asked_reject: bool,
+    /// Its worker has said that it failed.
+    pub(crate) asked_fail: bool,
     /// A worker has had it.
     pub(crate) handed: bool,
     pub(crate) job: Option<JobKey>,
@@ -68,6 +70,8 @@ pub(crate) struct Task {
     pub(crate) key: Option<Bytes>,
     pub(crate) payload: Bytes,
     pub(crate) poison: bool,
+    /// The log takes no copy of it.
+    pub(crate) refused: bool,
     pub(crate) delay: u64,
     /// Its producer sets an old timestamp.
     pub(crate) old: bool,
@@ -86,11 +90,17 @@ pub(crate) struct Task {
     pub(crate) handed_out: u32,
     pub(crate) started_at: Us,
     pub(crate) copies: Vec<Copied>,
+    /// The cover numbers of records that were forwarded unread.
+    pub(crate) forwarded: Vec<u32>,
     /// The highest attempt that a record carries.
     pub(crate) attempt: u32,
+    /// The highest attempt of an idle lease that was made where there was none.
+    pub(crate) announced: u32,
     pub(crate) damage: u32,
     pub(crate) held: Vec<Held>,
     pub(crate) retries: u64,
+    /// What may count against its limit: retries and rejections that were asked for, and leases that ran out.
+    pub(crate) failures: u32,
 }
 
 impl Task {
@@ -112,6 +122,7 @@ impl Task {
             key: n.is_multiple_of(3).then(|| format!("key-{n}").into()),
             payload: format!("t{n}").into(),
             poison,
+            refused: false,
             delay,
             old,
             store_key: id.as_ref().map(|id| Key::task(space, id)),
@@ -129,10 +140,13 @@ impl Task {
             handed_out: 0,
             started_at: 0,
             copies: Vec::new(),
+            forwarded: Vec::new(),
             attempt: 0,
+            announced: 0,
             damage: 0,
             held: Vec::new(),
             retries: 0,
+            failures: 0,
         }
     }
 
@@ -149,13 +163,13 @@ impl Task {
         self.is_terminal() || self.deleted || self.copies.iter().any(|c| c.cover > cover)
     }
 
-    pub(crate) fn holder(&mut self, fence: Fence) -> Option<&mut Held> {
-        self.held.iter_mut().find(|h| h.fence == fence)
+    pub(crate) fn holder(&mut self, token: LeaseToken) -> Option<&mut Held> {
+        self.held.iter_mut().find(|h| h.token == token)
     }
 
     pub(crate) fn win(&mut self, lease: &Lease) {
         self.held.push(Held {
-            fence: lease.fence,
+            token: lease.token,
             attempt: lease.attempt,
             damage: self.damage,
             deadline: lease.deadline,
@@ -164,6 +178,7 @@ impl Task {
             dead: false,
             asked_done: false,
             asked_reject: false,
+            asked_fail: false,
             handed: false,
             job: None,
             running: None,

@@ -1,7 +1,7 @@
 //! What a run leaves behind for people: a line an event, and a count of everything that happened.
 
 use bytes::Bytes;
-use kafkaq_core::{DecodeError, Fence, Key, Lease, LeaseState, Wall};
+use kafkaq_core::{DecodeError, Key, Lease, LeaseState, LeaseToken, Wall};
 
 /// Virtual time, in microseconds since the start of the run.
 pub(crate) type Us = u64;
@@ -54,15 +54,15 @@ pub(crate) fn short(key: &Key) -> &str {
     key.as_str().rsplit('/').next().unwrap_or_default()
 }
 
-/// The simulation makes the first two bytes of a fence the process and its incarnation.
-pub(crate) fn fence(f: &Fence) -> String {
+/// The simulation makes the first two bytes of a token the process and its incarnation.
+pub(crate) fn token(f: &LeaseToken) -> String {
     format!("p{}.{}#{}", f.process[0], f.process[1], f.number)
 }
 
 /// A lease as a person reads it.
 pub(crate) fn lease(value: Option<&Bytes>) -> String {
     let Some(value) = value else { return "nothing".into() };
-    match Lease::decode(value) {
+    match Lease::decode(&crate::later::own_lease(value)) {
         Ok(l) => {
             let state = match l.state {
                 LeaseState::Live => "live",
@@ -72,7 +72,7 @@ pub(crate) fn lease(value: Option<&Bytes>) -> String {
                 LeaseState::Dead => "dead",
             };
             let until = (l.deadline.0 as f64 - WALL as f64) / 1e3;
-            format!("{state}({} a{} c{} @{until:.3}s)", fence(&l.fence), l.attempt, l.cover)
+            format!("{state}({} a{} f{} c{} @{until:.3}s)", token(&l.token), l.attempt, l.failures, l.cover)
         }
         Err(DecodeError::Newer(v)) => format!("newer({v})"),
         Err(_) => "garbage".into(),
@@ -116,7 +116,7 @@ stats! { Stats:
     handed_out,
     /// Leases taken by compare-and-swap.
     takes,
-    /// Leases taken over from another fence that had run out.
+    /// Leases taken over from another token that had run out.
     takeovers,
     /// Idle leases taken.
     idle_taken,
@@ -154,8 +154,14 @@ stats! { Stats:
     lost_cancelled,
     /// Answers that a job was over before.
     lost_over,
-    /// Asks that failed.
+    /// Commands that failed.
     ask_failed,
+    /// `snooze` and `release` answered with Ok.
+    freed_ok,
+    /// Retries answered with the dead letters.
+    retried_to_death,
+    /// Leases that ran out, with a failure counted.
+    ran_out,
     /// Copies in the wait topic.
     copies,
     /// Copies that leave their lane before they are due.
@@ -214,6 +220,20 @@ stats! { Stats:
     drained,
     /// Clocks that went far ahead.
     clock_jumps,
+    /// Logs cut under an assignment.
+    logs_cut,
+    /// Committed offsets that are gone.
+    offsets_forgotten,
+    /// Batches that arrive again.
+    repeated,
+    /// Fetches without a record although there is one.
+    empty_fetches,
+    /// Copies refused for good.
+    refused,
+    /// Records forwarded because only a later version reads them.
+    forwarded,
+    /// Assignments given up because their log is another.
+    reassigned,
     /// Topics that were deleted and made anew.
     topics_recreated,
     /// Ready jobs that nobody took.

@@ -1,10 +1,12 @@
 //! Which swap may replace which value: the record rule, as the store sees it.
 
+use crate::later::own_lease;
 use crate::task::{Copied, Task, TaskNo};
 use crate::trace::{SEC, Us, lease, tr};
 use crate::world::World;
 use bytes::Bytes;
-use kafkaq_core::{DecodeError, Fence, Lease, LeaseState, Swap, Wall};
+use kafkaq_core::{DecodeError, Lease, LeaseState, LeaseToken, Swap, Wall};
+use std::time::Duration;
 
 type Broken = Result<(), (&'static str, &'static str)>;
 
@@ -16,13 +18,13 @@ struct By {
 }
 
 impl By {
-    fn owns(&self, fence: Fence) -> bool {
-        self.process == Some(fence.process)
+    fn owns(&self, token: LeaseToken) -> bool {
+        self.process == Some(token.process)
     }
 
-    /// A swap that a process sent before it died and was started anew belongs to the fence that it names.
+    /// A swap that a process sent before it died and was started anew belongs to the token that it names.
     fn as_sent(&self, new: &Lease) -> By {
-        let (f, max_wall) = (new.fence.process, self.max_wall);
+        let (f, max_wall) = (new.token.process, self.max_wall);
         By { process: self.process.map(|now| if f[0] == now[0] { f } else { now }), max_wall }
     }
 }
@@ -39,15 +41,15 @@ impl World {
             return;
         };
         // What is sent again was decided earlier.
-        let held = self.procs[p].polled.contains(&new.fence.number);
+        let held = self.procs[p].polled.contains(&new.token.number);
         let old = swap.expect.as_ref().and_then(|v| Lease::decode(v).ok());
-        let take = new.state == LeaseState::Live && !held && old.is_none_or(|o| o.fence != new.fence);
+        let take = new.state == LeaseState::Live && !held && old.is_none_or(|o| o.token != new.token);
         if take {
-            self.procs[p].polled.insert(new.fence.number);
+            self.procs[p].polled.insert(new.token.number);
         }
-        // Beyond the last attempt it is only taken to the dead letters.
-        let last = self.plan.settings.max_attempts;
-        let charged = (new.attempt > 1 || new.attempt == last) && new.attempt <= last;
+        // After the last failure it is only taken to the dead letters.
+        let s = &self.plan.settings;
+        let charged = new.attempt > 1 && new.failures < s.max_failures && new.attempt <= s.max_handouts;
         // It may have waited for another operation of the task since it was decided.
         let patience = 4 * SEC + 2 * self.plan.settings.lease.as_micros() as Us;
         if take && charged && self.procs[p].waited_at + patience < self.now {
@@ -60,7 +62,7 @@ impl World {
         let moved = self.stats.pauses + self.stats.partitions_lost + self.stats.revocations > 0;
         let (None, false, Some(n)) = (&swap.expect, moved, self.check.task_of(&swap.key)) else { return };
         let Some(Ok(new)) = swap.new.as_ref().map(|v| Lease::decode(v)) else { return };
-        let own = self.check.tasks[n].holder(new.fence).is_some();
+        let own = self.check.tasks[n].holder(new.token).is_some();
         let known = self.log.fewest_attempts(n).unwrap_or(0);
         if new.state == LeaseState::Live && !own && new.attempt <= known {
             let what = format!("p{p} takes attempt {} of t{n}, whose records know of {known}", new.attempt);
@@ -87,14 +89,15 @@ impl World {
     }
 
     fn transition(&mut self, n: TaskNo, by: &By, swap: &Swap, old: Option<&Bytes>) -> Broken {
-        let Some(Ok(new)) = swap.new.as_ref().map(|v| Lease::decode(v)) else {
+        let Some(Ok(new)) = swap.new.as_ref().map(|v| Lease::decode(&own_lease(v))) else {
             return Err(("I3", "a lease is never removed or garbled"));
         };
-        let old = match old.map(|v| Lease::decode(v)) {
+        let old = match old.map(|v| Lease::decode(&own_lease(v))) {
             Some(Err(DecodeError::Newer(_))) => return Err(("I3", "a later version's lease is left alone")),
             Some(Ok(lease)) => Some(lease),
             Some(Err(_)) | None => None,
         };
+        let old = old.as_ref();
         let by = &by.as_sent(&new);
         self.check_ttl(by, &new, swap)?;
         let task = &mut self.check.tasks[n];
@@ -103,16 +106,16 @@ impl World {
             return if by.process.is_none() { Ok(()) } else { Err(("I3", "only clients cancel")) };
         }
         if !new.state.is_terminal() {
-            cover(task, old.as_ref(), &new, self.plan.settings.clock_skew)?;
+            cover(task, old, &new, self.plan.settings.clock_skew, by.max_wall)?;
         }
         if old.is_some_and(|o| o.state.is_terminal()) && new.state != LeaseState::Done {
             return Err(("I3", "terminal is for good"));
         }
         match new.state {
-            LeaseState::Live => self.becomes_live(n, by, old.as_ref(), &new),
-            LeaseState::Idle => self.becomes_idle(n, by, old.as_ref(), &new),
-            LeaseState::Done => self.becomes_done(n, old.as_ref(), &new),
-            LeaseState::Dead => self.becomes_dead(n, by, old.as_ref(), &new),
+            LeaseState::Live => self.becomes_live(n, by, old, &new),
+            LeaseState::Idle => self.becomes_idle(n, by, old, &new),
+            LeaseState::Done => self.becomes_done(n, old, &new),
+            LeaseState::Dead => self.becomes_dead(n, by, old, &new),
             LeaseState::Cancelled => Ok(()),
         }
     }
@@ -135,12 +138,12 @@ impl World {
         let clocks_broken = self.check.clocks_broken;
         let task = &mut self.check.tasks[n];
         let damage = task.damage;
-        if let Some(old) = old.filter(|o| o.fence == new.fence) {
+        if let Some(old) = old.filter(|o| o.token == new.token) {
             if old.state != LeaseState::Live {
-                return Err(("I2", "a fence is used twice"));
+                return Err(("I2", "a token is used twice"));
             }
-            if old.attempt != new.attempt {
-                return Err(("I2", "the attempt changes under a fence"));
+            if (old.attempt, old.failures) != (new.attempt, new.failures) {
+                return Err(("I2", "the attempt or its failures change under a token"));
             }
             let raised = new.cover > old.cover;
             // A clock that is set right may take a little off.
@@ -153,11 +156,11 @@ impl World {
                 }
             } else if new.deadline > old.deadline {
                 self.stats.renewals += 1;
-                if !by.owns(new.fence) {
+                if !by.owns(new.token) {
                     return Err(("I3", "somebody else renews it"));
                 }
             }
-            if let Some(h) = task.holder(new.fence) {
+            if let Some(h) = task.holder(new.token) {
                 h.deadline = h.deadline.max(new.deadline);
             } else {
                 // A rollback or a late swap has brought a lease that this history does not know.
@@ -165,24 +168,35 @@ impl World {
             }
             return Ok(());
         }
-        if !by.owns(new.fence) {
+        if !by.owns(new.token) {
             return Err(("I2", "a lease is taken for somebody else"));
         }
         let known = task.attempt.max(old.map_or(0, |o| o.attempt));
-        let again = task.holder(new.fence).map(|h| h.damage);
+        let again = task.holder(new.token).map(|h| h.damage);
         if let Some(then) = again {
             if then == damage {
-                return Err(("I2", "a fence is used twice"));
+                return Err(("I2", "a token is used twice"));
             }
         } else if new.attempt > known + 1 && damage == 0 {
             return Err(("I6", "attempts are skipped"));
+        }
+        let ran_out = old.is_some_and(|o| o.state == LeaseState::Live && !o.prefetched);
+        if ran_out {
+            self.stats.ran_out += 1;
+            task.failures += 1;
+        }
+        if damage == 0 && new.failures > task.failures {
+            return Err(("I6", "a failure is counted that nobody had"));
         }
         if let Some(old) = old {
             if new.attempt <= old.attempt {
                 return Err(("I6", "the attempt does not grow"));
             }
+            if new.failures < old.failures + u32::from(ran_out) {
+                return Err(("I6", "a failure is not counted"));
+            }
             match old.state {
-                LeaseState::Live if by.max_wall < old.deadline.plus(skew) && !by.owns(old.fence) => {
+                LeaseState::Live if by.max_wall < old.deadline.plus(skew) && !by.owns(old.token) => {
                     return Err(("I2", "it is taken over before it has run out"));
                 }
                 LeaseState::Live if by.max_wall < old.deadline => {
@@ -197,7 +211,7 @@ impl World {
         match again {
             None => task.win(new),
             Some(_) => {
-                if let Some(h) = task.holder(new.fence) {
+                if let Some(h) = task.holder(new.token) {
                     h.deadline = h.deadline.max(new.deadline);
                 }
             }
@@ -206,36 +220,47 @@ impl World {
     }
 
     fn becomes_idle(&mut self, n: TaskNo, by: &By, old: Option<&Lease>, new: &Lease) -> Broken {
-        let max_attempts = self.plan.settings.max_attempts;
+        let (max_failures, max_handouts) = (self.plan.settings.max_failures, self.plan.settings.max_handouts);
         let task = &mut self.check.tasks[n];
         let damage = task.damage;
         let Some(old) = old else {
-            match task.holder(new.fence) {
+            match task.holder(new.token) {
                 Some(h) if h.damage == damage => {
                     return Err(("I3", "nothing was there, and nothing was lost"));
                 }
                 Some(h) => h.idle = true,
-                None => self.stats.idle_made += 1,
+                None => {
+                    task.announced = task.announced.max(new.attempt);
+                    self.stats.idle_made += 1;
+                }
             }
             return Ok(());
         };
-        if old.fence != new.fence {
-            return Err(("I3", "another fence's lease is made idle"));
+        if old.token != new.token {
+            return Err(("I3", "another token's lease is made idle"));
         }
         if old.state == LeaseState::Idle {
             self.stats.covers_raised += u64::from(new.cover > old.cover);
             self.stats.brought_back += u64::from(new.deadline < old.deadline);
             return Ok(());
         }
-        if !by.owns(new.fence) {
+        if !by.owns(new.token) {
             return Err(("I3", "somebody else makes it idle"));
         }
-        let Some(held) = task.holder(new.fence) else { return Ok(()) };
+        let Some(held) = task.holder(new.token) else { return Ok(()) };
         held.idle = true;
         if new.attempt == old.attempt {
             self.stats.retries_swapped += 1;
-            let fine = held.handed || new.attempt > max_attempts;
-            return if fine { Ok(()) } else { Err(("I6", "nobody had it, and its attempt is used up")) };
+            let used_up = new.failures >= max_failures || new.attempt > max_handouts;
+            if !held.handed && !used_up {
+                return Err(("I6", "nobody had it, and its attempt is used up"));
+            }
+            let most = old.failures + u32::from(held.asked_fail);
+            return if new.failures <= most {
+                Ok(())
+            } else {
+                Err(("I6", "it is charged, and has not failed"))
+            };
         }
         self.stats.hand_backs += 1;
         if new.attempt + 1 != old.attempt {
@@ -250,7 +275,7 @@ impl World {
     fn becomes_done(&mut self, n: TaskNo, old: Option<&Lease>, new: &Lease) -> Broken {
         let task = &mut self.check.tasks[n];
         let (damage, was_done) = (task.damage, task.done);
-        let Some(held) = task.holder(new.fence) else { return Err(("I3", "nobody has held it")) };
+        let Some(held) = task.holder(new.token) else { return Err(("I3", "nobody has held it")) };
         if !held.asked_done {
             return Err(("I3", "its worker has not said so"));
         }
@@ -262,9 +287,9 @@ impl World {
                 self.stats.done_over_nothing += 1;
                 Ok(())
             }
-            Some(o) if o.fence == new.fence && !o.state.is_terminal() => Ok(()),
-            Some(o) if o.fence == new.fence && o.state == LeaseState::Done && was_done => Ok(()),
-            Some(o) if o.fence != new.fence && o.attempt < new.attempt && excused => {
+            Some(o) if o.token == new.token && !o.state.is_terminal() => Ok(()),
+            Some(o) if o.token == new.token && o.state == LeaseState::Done && was_done => Ok(()),
+            Some(o) if o.token != new.token && o.attempt < new.attempt && excused => {
                 self.stats.done_over_older += 1;
                 Ok(())
             }
@@ -279,21 +304,18 @@ impl World {
         if task.dead_records == 0 {
             return Err(("I1", "there is no record of it in the dead-letter topic"));
         }
-        let held = task.holder(new.fence);
+        let held = task.holder(new.token);
         let reject = held.as_ref().is_some_and(|h| h.asked_reject);
         if let Some(h) = held {
             h.dead = true;
         }
-        let foreign = |o: &Lease| o.fence != new.fence && by.owns(new.fence) && o.state == LeaseState::Live;
+        let foreign = |o: &Lease| o.token != new.token && by.owns(new.token) && o.state == LeaseState::Live;
         if old.is_some_and(|o| foreign(o) && by.max_wall < o.deadline.plus(s.clock_skew)) {
             return Err(("I3", "somebody holds it"));
         }
-        // Leases that were won and never reached a worker: their process died first, or the answer was lost.
-        let unused =
-            task.held.iter().filter(|h| !h.handed && (2..=s.max_attempts).contains(&h.attempt)).count();
-        let enough = 1.max(s.max_attempts - 1);
-        if !reject && !task.rejected && damage == 0 && task.handed_out + (unused as u32) < enough {
-            return Err(("I6", "it was not handed out often enough"));
+        let failed = new.failures >= s.max_failures && task.failures >= s.max_failures;
+        if !reject && !task.rejected && damage == 0 && !failed && new.attempt <= s.max_handouts {
+            return Err(("I6", "it has not failed often enough"));
         }
         task.dead = true;
         self.stats.died += 1;
@@ -303,7 +325,7 @@ impl World {
 
 /// I1: a lease's cover number is that of a durable copy. And it is raised only for a copy whose turn comes no later
 /// than the lease ends, or the task would wait for it.
-fn cover(task: &Task, old: Option<&Lease>, new: &Lease, skew: std::time::Duration) -> Broken {
+fn cover(task: &Task, old: Option<&Lease>, new: &Lease, skew: Duration, now: Wall) -> Broken {
     let highest = task.copies.iter().map(|c| c.cover).max().unwrap_or(0);
     if new.cover > highest {
         return Err(("I1", "no durable copy has this cover number"));
@@ -312,9 +334,9 @@ fn cover(task: &Task, old: Option<&Lease>, new: &Lease, skew: std::time::Duratio
     if new.cover < old.cover {
         return Err(("I6", "the cover number goes down"));
     }
-    if new.cover > old.cover && old.fence == new.fence {
+    if new.cover > old.cover && old.token == new.token {
         let end = if new.state == LeaseState::Live { new.deadline.plus(skew) } else { new.deadline };
-        let in_time = |c: &Copied| c.cover >= new.cover && c.due <= end;
+        let in_time = |c: &Copied| c.cover >= new.cover && c.due <= end.max(now);
         if !task.copies.iter().any(in_time) {
             return Err(("I5", "the copy's turn comes later than the lease ends"));
         }

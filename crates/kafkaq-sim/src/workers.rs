@@ -1,9 +1,9 @@
 //! The workers of a process: they wait for jobs, give up waiting, and do all that a worker can do with a job.
 
 use crate::process::Job;
-use crate::trace::{MS, P, Us, tr};
+use crate::trace::{MS, P, SEC, Us, tr};
 use crate::world::{Ev, World};
-use kafkaq_core::machine::{Answer, Ask, AskNo, JobKey, Ready};
+use kafkaq_core::machine::{Answer, Command, CommandId, JobKey, Ready};
 use std::time::Duration;
 
 #[derive(Clone, Debug, Default)]
@@ -28,6 +28,10 @@ pub(crate) enum End {
     Retry(u64),
     Reject,
     Drop,
+    Snooze(u64),
+    Release,
+    /// It never says anything again.
+    Silent,
 }
 
 #[derive(Clone, Debug)]
@@ -39,6 +43,17 @@ struct Run {
     end: End,
     /// The end has been asked for.
     ended: bool,
+    /// For an answer.
+    waits: bool,
+}
+
+/// A command that a worker waits for, by its job and number.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Overdue {
+    job: JobKey,
+    no: u32,
+    /// It was overdue before: a process that stood still gets some time to catch up.
+    again: bool,
 }
 
 impl Worker {
@@ -53,6 +68,12 @@ impl Worker {
     pub(crate) fn stop_waiting(&mut self) {
         if self.is_waiting() {
             self.state = State::Idle;
+        }
+    }
+
+    fn hear(&mut self) {
+        if let State::Running(run) = &mut self.state {
+            run.waits = false;
         }
     }
 
@@ -153,11 +174,22 @@ impl World {
             4 if self.rng.chance(400) => (quick, 0, End::Retry(0)),
             4 => (quick, 0, End::Retry(self.rng.between(1, 2 * lease / MS))),
             5 => (quick, 0, End::Reject),
-            _ => (quick, 0, End::Drop),
+            6 => (quick, 0, End::Drop),
+            7 => (quick, 0, End::Snooze(self.rng.between(1, 2 * lease / MS))),
+            8 => (quick, 0, End::Release),
+            _ => (quick, 0, End::Silent),
         };
-        let run = Run { job: ready.job, no: 0, until: self.now + takes, extend_every, end, ended: false };
+        let run = Run {
+            job: ready.job,
+            no: 0,
+            until: self.now + takes,
+            extend_every,
+            end,
+            ended: false,
+            waits: false,
+        };
         let next = if extend_every > 0 { self.now + extend_every } else { run.until };
-        let job = Job { task, fence: ready.fence, deadline: ready.deadline };
+        let job = Job { task, token: ready.token, deadline: ready.deadline };
         self.procs[p].jobs.insert(ready.job, job);
         self.procs[p].workers[w].state = State::Running(run);
         self.worker_at(p, w, next);
@@ -169,36 +201,68 @@ impl World {
 
     fn work(&mut self, p: usize, w: usize, mut run: Run) {
         run.no += 1;
+        run.waits = true;
         let lease = self.plan.settings.lease;
-        let ask = if self.now < run.until && !self.calm {
+        let command = if self.now < run.until && !self.calm {
             let next = (self.now + run.extend_every).min(run.until);
             self.worker_at(p, w, next);
-            Ask::Extend(lease)
+            Command::Extend(lease)
         } else if run.ended {
             return;
         } else {
-            run.ended = true;
             if self.calm {
                 run.end = End::Done;
             }
+            run.ended = run.end != End::Silent;
             self.check_ends(p, run.job, run.end);
             match run.end {
-                End::Done => Ask::Done,
-                End::Retry(ms) => Ask::Retry(Duration::from_millis(ms)),
-                End::Reject => Ask::Reject("no".into()),
-                End::Drop => Ask::Abandoned,
+                End::Done => Command::Done,
+                End::Retry(ms) => Command::Retry(Duration::from_millis(ms), "not now".into()),
+                End::Snooze(ms) => Command::Snooze(Duration::from_millis(ms)),
+                End::Release => Command::Release,
+                End::Reject => Command::Reject("no".into()),
+                End::Drop => Command::Abandoned,
+                End::Silent => {
+                    // Until all faults stop it only sits there.
+                    self.worker_later(p, w, 2 * lease.as_micros() as Us);
+                    return;
+                }
             }
         };
-        tr!(self, P(p), "worker {w} asks {:?} no {} {ask:?}", run.job, run.no);
-        let (job, no) = (run.job, AskNo(run.no));
-        if matches!(ask, Ask::Abandoned) {
+        tr!(self, P(p), "worker {w} commands {:?} no {} {command:?}", run.job, run.no);
+        let (job, no) = (run.job, CommandId(run.no));
+        if matches!(command, Command::Abandoned) {
             self.stats.abandoned += 1;
             self.over(p, w);
         } else {
             self.procs[p].workers[w].state = State::Running(run);
         }
-        self.tell(p, |m, now| m.handle_ask(now, job, no, ask));
+        let answered = !matches!(command, Command::Abandoned);
+        self.tell(p, |m, now| m.handle_command(now, job, no, command));
+        if answered {
+            let deadline = self.procs[p].jobs.get(&job).map(|j| j.deadline);
+            let wall = self.clocks(p).wall;
+            let left = deadline.map_or(0, |d| d.since(wall).as_micros() as Us);
+            let inc = self.procs[p].inc;
+            self.after(left + SEC, Ev::Overdue(p, inc, Overdue { job, no: no.0, again: false }));
+        }
         self.pump_soon(p);
+    }
+
+    /// I5: every command is answered by the end of its lease.
+    pub(crate) fn overdue(&mut self, p: usize, overdue: Overdue) {
+        let Overdue { job, no, again } = overdue;
+        let waits = |w: &Worker| w.runs(job).is_some_and(|run| run.no == no && run.waits);
+        if !self.procs[p].workers.iter().any(waits) || self.check.clocks_broken {
+            return;
+        }
+        let deadline = self.known_deadline(p, job);
+        let left = deadline.since(self.clocks(p).wall).as_micros() as Us;
+        if again && left == 0 {
+            return self.check.fail("I5", format!("p{p} doesn't answer command {no} of {job:?}"));
+        }
+        let inc = self.procs[p].inc;
+        self.after(left + 2 * SEC, Ev::Overdue(p, inc, Overdue { again: left == 0, ..overdue }));
     }
 
     /// The worker is free; what it thinks of the job no longer counts.
@@ -213,6 +277,7 @@ impl World {
     pub(crate) fn answered(&mut self, p: usize, job: JobKey, no: u32, answer: &Answer) {
         let Some(w) = self.procs[p].workers.iter().position(|w| w.runs(job).is_some()) else { return };
         let Some(run) = self.procs[p].workers[w].runs(job).filter(|r| r.no == no).cloned() else { return };
+        self.procs[p].workers[w].hear();
         if let Answer::Extended(until) = answer
             && let Some(job) = self.procs[p].jobs.get_mut(&job)
         {
@@ -225,7 +290,7 @@ impl World {
         }
     }
 
-    /// Some workers stop when they hear of it; others go on and find out when they ask.
+    /// Some workers stop when they hear of it; others go on and find out when they command.
     pub(crate) fn lease_lost(&mut self, p: usize, job: JobKey) {
         let Some(w) = self.procs[p].workers.iter().position(|w| w.runs(job).is_some_and(|r| !r.ended)) else {
             return;
@@ -233,7 +298,7 @@ impl World {
         if self.rng.chance(500) {
             self.stats.abandoned += 1;
             self.over(p, w);
-            self.tell(p, |m, now| m.handle_ask(now, job, AskNo(u32::MAX), Ask::Abandoned));
+            self.tell(p, |m, now| m.handle_command(now, job, CommandId(u32::MAX), Command::Abandoned));
         }
     }
 }

@@ -7,8 +7,9 @@ use crate::profile::{Plan, Profile};
 use crate::rng::Rng;
 use crate::store::Store;
 use crate::trace::{MS, P, SEC, Stats, Trace, Us, tr};
+use crate::workers::Overdue;
 use bytes::Bytes;
-use kafkaq_core::machine::{Fault, Token};
+use kafkaq_core::machine::{Fault, OpId};
 use kafkaq_core::{Commit, Key, NewRecord, Swap};
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -21,11 +22,13 @@ pub(crate) enum Ev {
     Pump(usize, u32),
     Timer(usize, u32, u64),
     Worker(usize, u32, usize, u64),
+    /// A command has to be answered by now.
+    Overdue(usize, u32, Overdue),
     StaleScan(usize, u32),
     /// A call reaches the store or the log.
-    Swaps(usize, u32, Vec<(Token, Swap)>),
-    Gets(usize, u32, Vec<(Token, Key)>),
-    Appends(usize, u32, usize, Vec<(Token, NewRecord)>),
+    Swaps(usize, u32, Vec<(OpId, Swap)>),
+    Gets(usize, u32, Vec<(OpId, Key)>),
+    Appends(usize, u32, usize, Vec<(OpId, NewRecord)>),
     Commits(usize, u32, Vec<Commit>),
     LateSwap(Option<usize>, Swap),
     LateAppend(Option<usize>, usize, NewRecord),
@@ -62,6 +65,8 @@ pub(crate) enum Chaos {
     Shutdown,
     Jump,
     Recreate,
+    Cut,
+    Forget,
 }
 
 struct Entry {
@@ -156,6 +161,8 @@ impl World {
             (Chaos::Shutdown, r.shutdown),
             (Chaos::Jump, r.jump),
             (Chaos::Recreate, r.recreate),
+            (Chaos::Cut, r.cut),
+            (Chaos::Forget, r.forget),
         ] {
             self.again(chaos, mean);
         }
@@ -208,6 +215,7 @@ impl World {
         | Ev::Pump(p, inc)
         | Ev::Timer(p, inc, _)
         | Ev::Worker(p, inc, ..)
+        | Ev::Overdue(p, inc, _)
         | Ev::StaleScan(p, inc) = &ev
         {
             let process = &mut self.procs[*p];
@@ -224,6 +232,7 @@ impl World {
             Ev::Pump(p, _) => self.pump(p),
             Ev::Timer(p, _, generation) => self.timer(p, generation),
             Ev::Worker(p, _, w, generation) => self.worker(p, w, generation),
+            Ev::Overdue(p, _, overdue) => self.overdue(p, overdue),
             Ev::StaleScan(p, _) => self.stale_scan(p),
             Ev::Swaps(p, inc, swaps) => self.swaps(p, inc, swaps),
             Ev::Gets(p, inc, gets) => self.gets(p, inc, gets),
@@ -283,6 +292,8 @@ impl World {
             Chaos::Shutdown => r.shutdown,
             Chaos::Jump => r.jump,
             Chaos::Recreate => r.recreate,
+            Chaos::Cut => r.cut,
+            Chaos::Forget => r.forget,
         };
         self.again(chaos, mean);
         let p = self.rng.index(self.procs.len());
@@ -292,6 +303,8 @@ impl World {
             Chaos::Pause => self.pause(p),
             Chaos::Shutdown => self.shutdown(p),
             Chaos::Recreate => self.recreate(),
+            Chaos::Cut => self.cut(),
+            Chaos::Forget => self.forget_offsets(),
             Chaos::Jump => {
                 self.stats.clock_jumps += 1;
                 self.check.clocks_broken = true;
@@ -311,6 +324,7 @@ impl World {
         self.calm = true;
         self.store.away_until = 0;
         self.forget_newer_values();
+        self.check_marks();
         for p in 0..self.procs.len() {
             self.procs[p].skew = 0;
             if self.procs[p].machine.is_none() {

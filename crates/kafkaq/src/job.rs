@@ -3,8 +3,8 @@
 use crate::driver::{Shared, Slot, system_time};
 use bytes::Bytes;
 use kafkaq_core::{
-    Error, ErrorKind, Fence, Headers, Task, TaskId, Wall,
-    machine::{Answer, Ask, Content, LostReason},
+    Error, ErrorKind, FailureRecord, Headers, LeaseToken, LostReason, Task, TaskId, Wall,
+    machine::{Answer, Command, Content},
 };
 use std::{
     fmt,
@@ -14,8 +14,9 @@ use std::{
 
 /// A task under a lease: this process has it alone until [`deadline`](Job::deadline).
 ///
-/// [`done`](Job::done), [`retry`](Job::retry) and [`reject`](Job::reject) end it. A job that is dropped instead keeps
-/// its lease until the deadline, then its task is handed out again; `retry(Duration::ZERO)` gives it back at once.
+/// [`done`](Job::done), [`retry`](Job::retry), [`snooze`](Job::snooze), [`release`](Job::release) and
+/// [`reject`](Job::reject) end it. A job that is dropped instead keeps its lease until the deadline; then its attempt
+/// has failed and its task is handed out again.
 ///
 /// *Cancel-safety:* once the future of one of these has been polled it takes effect, even if it is dropped then.
 #[must_use = "a job that is dropped is handed out again when its lease ends"]
@@ -81,10 +82,24 @@ impl Job {
         system_time(self.content().published)
     }
 
-    /// Which hand-out of the task this is, from 1.
+    /// Which hand-out of the task this is, from 1. It names this execution: two of a task never share one, unless the
+    /// store lost its data.
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.slot.ready.attempt
+    }
+
+    /// How many earlier attempts count against the queue's `max_failures`: those that were retried, and those whose
+    /// lease ran out.
+    #[must_use]
+    pub fn failures(&self) -> u32 {
+        self.slot.ready.failures
+    }
+
+    /// The last of these failures, oldest first: five at the most.
+    #[must_use]
+    pub fn history(&self) -> Vec<FailureRecord> {
+        self.slot.ready.history.entries()
     }
 
     /// Until when the lease holds, as far as this handle knows.
@@ -93,10 +108,11 @@ impl Job {
         system_time(self.deadline)
     }
 
-    /// The lease's token: never used twice, so a system that the handler writes to can tell holders apart.
+    /// The lease's token: never used twice, so a system that the handler writes to can tell holders apart. It has no
+    /// order; see [`LeaseToken`] for what to store with it.
     #[must_use]
-    pub fn fence(&self) -> Fence {
-        self.slot.ready.fence
+    pub fn token(&self) -> LeaseToken {
+        self.slot.ready.token
     }
 
     /// Whether the lease is known to be lost. `false` is no promise: the store may know more.
@@ -118,33 +134,57 @@ impl Job {
     /// [`JobError::LeaseLost`] if somebody else has the task by now, [`JobError::Unconfirmed`] if the store did not
     /// answer: the task may be executed once more.
     pub async fn done(self) -> Result<(), JobError> {
-        self.end(Ask::Done).await
+        self.end(Command::Done).await.map(drop)
     }
 
-    /// Hands the task out again, not before `delay` has passed. Returns when that is durable.
+    /// The attempt has failed: hands the task out again, not before `delay` has passed. The reason is kept with the
+    /// task, cut to 512 bytes. After the queue's `max_failures` the task goes to the dead letters instead, and the
+    /// outcome says so. Returns when it is durable.
     ///
     /// # Errors
     /// As [`done`](Job::done); [`JobError::Refused`] for a delay beyond the queue's `max_delay`: the task is then
     /// handed out again when its lease ends.
-    pub async fn retry(self, delay: Duration) -> Result<(), JobError> {
+    pub async fn retry(self, delay: Duration, reason: impl Into<String>) -> Result<RetryOutcome, JobError> {
         refuse_beyond(self.shared.limits.delay, delay, "retry")?;
-        self.end(Ask::Retry(delay)).await
+        match self.end(Command::Retry(delay, reason.into())).await? {
+            Ended::DeadLettered => Ok(RetryOutcome::DeadLettered),
+            Ended::Done => Ok(RetryOutcome::Scheduled),
+        }
+    }
+
+    /// The task's time has not come: hands it out again, not before `delay` has passed. That is no failure. Returns
+    /// when it is durable.
+    ///
+    /// # Errors
+    /// As [`retry`](Job::retry).
+    pub async fn snooze(self, delay: Duration) -> Result<(), JobError> {
+        refuse_beyond(self.shared.limits.delay, delay, "snooze")?;
+        self.end(Command::Snooze(delay)).await.map(drop)
+    }
+
+    /// Gives the task back at once: whoever asks next may have it. That is no failure.
+    ///
+    /// # Errors
+    /// As [`done`](Job::done).
+    pub async fn release(self) -> Result<(), JobError> {
+        self.end(Command::Release).await.map(drop)
     }
 
     /// Never hands the task out again: it goes to the dead-letter topic, with its payload, key, headers and
-    /// `reason`. Returns when that is durable.
+    /// `reason`, cut to 512 bytes. Returns when that is durable.
     ///
     /// # Errors
     /// As [`done`](Job::done).
     pub async fn reject(self, reason: impl Into<String>) -> Result<(), JobError> {
-        self.end(Ask::Reject(reason.into())).await
+        self.end(Command::Reject(reason.into())).await.map(drop)
     }
 
-    async fn end(mut self, ask: Ask) -> Result<(), JobError> {
+    async fn end(mut self, ask: Command) -> Result<Ended, JobError> {
         self.ended = true;
         self.shared.ask(&self.slot, ask);
         match self.slot.dialogue.answered().await {
-            Answer::Ok | Answer::Extended(_) => Ok(()),
+            Answer::Ok | Answer::Extended(_) => Ok(Ended::Done),
+            Answer::DeadLettered => Ok(Ended::DeadLettered),
             Answer::Lost(why) => Err(JobError::LeaseLost(why)),
             Answer::Failed(e) => Err(JobError::Unconfirmed(e)),
         }
@@ -157,17 +197,32 @@ impl Job {
     /// [`JobError::Refused`] for longer than `max_delay` and `lease_duration`: the lease is as it was.
     pub async fn extend(&mut self, duration: Duration) -> Result<(), JobError> {
         refuse_beyond(self.shared.limits.extension, duration, "extend")?;
-        self.shared.ask(&self.slot, Ask::Extend(duration));
+        self.shared.ask(&self.slot, Command::Extend(duration));
         match self.slot.dialogue.answered().await {
             Answer::Extended(until) => {
                 self.deadline = until;
                 Ok(())
             }
-            Answer::Ok => Ok(()),
+            Answer::Ok | Answer::DeadLettered => Ok(()),
             Answer::Lost(why) => Err(JobError::LeaseLost(why)),
             Answer::Failed(e) => Err(JobError::Unconfirmed(e)),
         }
     }
+}
+
+/// How a job came to its end.
+enum Ended {
+    Done,
+    DeadLettered,
+}
+
+/// What became of a task whose attempt has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetryOutcome {
+    /// It is handed out again after the delay.
+    Scheduled,
+    /// That was its last failure: it is in the dead-letter topic.
+    DeadLettered,
 }
 
 fn refuse_beyond(limit: Duration, asked: Duration, op: &'static str) -> Result<(), JobError> {
@@ -181,7 +236,7 @@ fn refuse_beyond(limit: Duration, asked: Duration, op: &'static str) -> Result<(
 impl Drop for Job {
     fn drop(&mut self) {
         if !self.ended {
-            self.shared.ask(&self.slot, Ask::Abandoned);
+            self.shared.ask(&self.slot, Command::Abandoned);
         }
     }
 }
@@ -191,7 +246,7 @@ impl fmt::Debug for Job {
         f.debug_struct("Job")
             .field("id", self.id())
             .field("attempt", &self.attempt())
-            .field("fence", &self.fence())
+            .field("token", &self.token())
             .finish_non_exhaustive()
     }
 }
@@ -233,7 +288,8 @@ impl std::error::Error for JobError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             JobError::LeaseLost(_) => None,
-            JobError::Unconfirmed(e) | JobError::Refused(e) => Some(e),
+            // Printed with this error, so a chain begins below it.
+            JobError::Unconfirmed(e) | JobError::Refused(e) => e.source(),
         }
     }
 }

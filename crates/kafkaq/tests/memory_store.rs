@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::advance;
 
 fn key(id: impl ToString) -> Key {
-    let space = Keyspace::new("queue", "group").unwrap();
+    let space = Keyspace::new("queue", "group", "queue").unwrap();
     Key::task(&space, &TaskId::new(id.to_string()).unwrap())
 }
 

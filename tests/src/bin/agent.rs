@@ -60,14 +60,14 @@ async fn work(pair: Pair, workers: usize, hold: u64) -> Result<(), Box<dyn Error
 
 async fn run(queue: Queue, hold: Duration) {
     while let Ok(job) = queue.get_job().await {
-        let (id, fence) = (job.id().clone(), job.fence());
-        println!("run {id} {fence} {}", job.attempt());
+        let (id, token) = (job.id().clone(), job.token());
+        println!("run {id} {token} {}", job.attempt());
         if !hold.is_zero() {
             tokio::time::sleep(hold).await;
         }
         match job.done().await {
-            Ok(()) => println!("done {id} {fence}"),
-            Err(e) => println!("failed {id} {fence} {e:?}"),
+            Ok(()) => println!("done {id} {token}"),
+            Err(e) => println!("failed {id} {token} {e:?}"),
         }
     }
 }

@@ -1,6 +1,8 @@
 //! The types of the machine's surface.
 
-use crate::{Error, Fence, Headers, Keyspace, Lease, LeaseState, Position, TaskId, Wall};
+use crate::{
+    Assignment, Error, Headers, History, Keyspace, LeaseToken, LostReason, Partition, Position, TaskId, Wall,
+};
 use bytes::Bytes;
 use std::{sync::Arc, time::Duration};
 
@@ -27,21 +29,21 @@ pub struct Now {
 
 /// Names one outstanding get, swap or append. A late or repeated answer finds nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Token(pub(super) u64);
+pub struct OpId(pub(super) u64);
 
 /// Names a job for as long as the process lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct JobKey(pub(super) u64);
 
-/// Numbers the asks of one job, so that the answer to an `extend` whose future was dropped can't pass for the
+/// Numbers the commands of one job, so that the answer to an `extend` whose future was dropped can't pass for the
 /// answer to `done`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AskNo(pub u32);
+pub struct CommandId(pub u32);
 
 /// Everything that can be set. `Default` has safe values; `process` must be random.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Random, made anew at each start of a process: the first half of every fence.
+    /// Random, made anew at each start of a process: the first half of every token.
     pub process: [u8; 16],
     /// How long a job is held before it is handed out again.
     pub lease: Duration,
@@ -54,12 +56,17 @@ pub struct Settings {
     pub max_overdue: Duration,
     /// Another process's deadline counts as past only this long after it.
     pub clock_skew: Duration,
-    /// Hand-outs before a task goes to the dead letters.
-    pub max_attempts: u32,
+    /// Failures after which a task goes to the dead letters: attempts that a worker reported as failed, and leases that
+    /// ran out.
+    pub max_failures: u32,
+    /// Hand-outs after which it goes there, whatever became of them.
+    pub max_handouts: u32,
     /// The longest delay; sets the number of lanes.
     pub max_delay: Duration,
     /// Jobs that are leased before somebody asks for them.
     pub prefetch: usize,
+    /// When nobody has asked for a job for this long, what waits here is copied to where other processes read.
+    pub hand_over_after: Duration,
     /// Records of one partition that are read and not yet below the committed offset.
     pub window: usize,
     /// Bytes of one partition's unfinished records.
@@ -82,9 +89,11 @@ impl Default for Settings {
             done_retention: Duration::from_secs(3600),
             max_overdue: Duration::from_secs(3600),
             clock_skew: Duration::from_secs(1),
-            max_attempts: 25,
+            max_failures: 25,
+            max_handouts: 1000,
             max_delay: Duration::from_secs(7 * 24 * 3600),
             prefetch: 512,
+            hand_over_after: Duration::from_secs(2),
             window: 4096,
             window_bytes: 16 << 20,
             commit_interval: Duration::from_millis(200),
@@ -125,34 +134,42 @@ pub struct Content {
     pub headers: Headers,
     /// When it was published first.
     pub published: Wall,
-    /// Where its first record lies; the offset is -1 for a task that was published with a delay.
+    /// Where its first record lies.
     pub origin: Position,
 }
 
 /// A job to be handed out.
 #[derive(Clone, Debug)]
 pub struct Ready {
-    /// Its name in every ask.
+    /// Its name in every command.
     pub job: JobKey,
     /// What to do.
     pub content: Arc<Content>,
     /// Which hand-out this is, from 1.
     pub attempt: u32,
-    /// The lease's token.
-    pub fence: Fence,
+    /// How many of the earlier ones count against the limit.
+    pub failures: u32,
+    /// The last of them.
+    pub history: History,
+    /// The lease's op.
+    pub token: LeaseToken,
     /// Until when the lease holds.
     pub deadline: Wall,
     /// From here on the job is not handed out but given to [`super::Machine::handle_untaken`], which renews it.
     pub stale_at: Mono,
 }
 
-/// What the holder of a job can ask.
+/// What the holder of a job can do with it.
 #[derive(Clone, Debug)]
-pub enum Ask {
+pub enum Command {
     /// It ran to its end.
     Done,
-    /// Run it again, not before this long.
-    Retry(Duration),
+    /// It failed: run it again, not before this long, for this reason.
+    Retry(Duration, String),
+    /// It has not failed: run it again, not before this long.
+    Snooze(Duration),
+    /// It has not failed: somebody may run it at once.
+    Release,
     /// Never run it again: to the dead letters, with a reason.
     Reject(String),
     /// Hold it for this long from now.
@@ -161,56 +178,33 @@ pub enum Ask {
     Abandoned,
 }
 
-/// The answer to an ask.
+/// The answer to a command.
 #[derive(Clone, Debug)]
 pub enum Answer {
     /// It is so; the job is over.
     Ok,
+    /// It was to be retried, and that was its last failure: it is in the dead letters.
+    DeadLettered,
     /// Held until then.
     Extended(Wall),
     /// The job is somebody else's, or over.
     Lost(LostReason),
-    /// The store did not confirm it before the lease ended, or the input was wrong.
+    /// It was not confirmed before the lease ended, or was refused: the error says which, and whether it took effect.
     Failed(Error),
-}
-
-/// Why a lease was lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum LostReason {
-    /// It ran out and another worker has the task, or has finished it.
-    TakenOver,
-    /// The task was cancelled.
-    Cancelled,
-    /// The task went to the dead letters.
-    Dead,
-    /// The job has been answered before: it was done, retried or rejected with this handle.
-    Over,
-}
-
-impl LostReason {
-    /// Why the holder of another fence finds `lease`.
-    pub(super) fn of(lease: &Lease) -> LostReason {
-        match lease.state {
-            LeaseState::Cancelled => LostReason::Cancelled,
-            LeaseState::Dead => LostReason::Dead,
-            LeaseState::Live | LeaseState::Idle | LeaseState::Done => LostReason::TakenOver,
-        }
-    }
 }
 
 /// What the driver passes on.
 #[derive(Clone, Debug)]
 pub enum Notice {
-    /// The answer to an ask.
-    Answered(JobKey, AskNo, Answer),
+    /// The answer to a command.
+    Answered(JobKey, CommandId, Answer),
     /// A job that somebody holds was lost; nobody had asked yet.
     LeaseLost(JobKey, LostReason),
-    /// Something that a person has to look at.
+    /// An operator has to know.
     Alarm(Alarm),
 }
 
-/// Something that a person has to look at. Nothing is lost, but something stands still or is unusual.
+/// Operator alerts: nothing is lost, but something stands still or is unusual.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Alarm {
@@ -228,6 +222,14 @@ pub enum Alarm {
         /// The version of the format.
         version: u8,
     },
+    /// A record arrived at an offset below the next one, and it is no repeat: the topic was cut, or deleted and
+    /// recreated. The partition is read again from where a new owner would start.
+    LogReplaced {
+        /// Whose records.
+        assignment: Assignment,
+        /// The offset that arrived.
+        offset: i64,
+    },
     /// A record whose kafkaq header is damaged, or that belongs to another queue, went to the dead letters.
     Undecodable {
         /// Where it lies.
@@ -235,4 +237,50 @@ pub enum Alarm {
         /// What is wrong.
         why: String,
     },
+}
+
+impl Alarm {
+    /// The partition that it is about.
+    pub(super) fn partition(&self) -> &Partition {
+        match self {
+            Alarm::Stuck { at, .. } | Alarm::Newer { at, .. } | Alarm::Undecodable { at, .. } => {
+                &at.partition
+            }
+            Alarm::LogReplaced { assignment, .. } => &assignment.partition,
+        }
+    }
+}
+
+/// What the machine knows of a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PartitionStats {
+    /// Which.
+    pub partition: Partition,
+    /// Everything below this offset is finished; `None` until something was read.
+    pub finished_below: Option<i64>,
+    /// The log's end, as it was told with the last records.
+    pub end: Option<i64>,
+    /// When the oldest record that is not finished was appended.
+    pub oldest_unfinished: Option<Wall>,
+    /// Records that were read and have not come to their turn.
+    pub queued: usize,
+    /// Records that are being considered, or whose jobs are ready or run.
+    pub in_flight: usize,
+    /// It is full: no more is read until something is finished.
+    pub paused: bool,
+}
+
+/// What the machine holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MachineStats {
+    /// The partitions that are assigned.
+    pub partitions: Vec<PartitionStats>,
+    /// Jobs that are held by workers.
+    pub held: usize,
+    /// Redeliveries that wait for a caller.
+    pub waiting_for_caller: usize,
+    /// Copies and dead letters that are on their way to the log.
+    pub appending: usize,
 }

@@ -1,17 +1,19 @@
 //! Copies and dead letters: what is appended, and what its acknowledgement allows.
 
 use super::{
-    Alarm, Answer, Fault, Machine, Now, Token,
-    item::{AppendOp, Item, Place, Stage, StoreOp},
+    Alarm, Answer, Fault, Machine, Now, OpId,
+    item::{AppendOp, Copy, Item, Place, Stage, StoreOp},
     open, rule,
     rule::Seen,
     slab::Ref,
     window::Slot,
 };
-use crate::{Effect, Error, NewRecord, Partition, Result, Retry, Wall, partitioner};
-use std::{cmp::Reverse, collections::VecDeque, time::Duration};
+use crate::{Effect, Error, LeaseState, NewRecord, Partition, Result, Retry, Wall, partitioner};
+use std::{cmp::Reverse, time::Duration};
 
-/// How long an append that can't succeed waits before it is tried again: until then a person may have mended it.
+/// How long a copy that is due may wait for its acknowledgement before its record is considered again.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a refused append waits before it is tried again: until then a person may have mended it.
 const STUCK_PAUSE: Duration = Duration::from_secs(30);
 
 impl Machine {
@@ -30,12 +32,20 @@ impl Machine {
     }
 
     /// A job that takes long must not hold back the commit.
-    fn park_held(&mut self, r: Ref) {
+    pub(super) fn park_held(&mut self, r: Ref) {
         let Some(item) = self.items.get(r) else { return };
-        if item.stage != Stage::Held || item.place.is_none() || item.append.is_some() || item.ask.is_some() {
-            return;
-        }
-        let Some(lease) = item.seen.lease() else { return };
+        // An end that nobody waits for any more may still be on its way to the store.
+        let ending = matches!(
+            item.store,
+            Some(StoreOp::Done | StoreOp::Dead | StoreOp::Idle { .. } | StoreOp::GiveBack)
+        );
+        let parks = item.stage == Stage::Held
+            && !ending
+            && item.place.is_some()
+            && item.append.is_none()
+            && item.command.is_none()
+            && item.no_park_before <= self.now.mono;
+        let Some(lease) = item.seen.lease().filter(|_| parks) else { return };
         let mut due = rule::end(lease, self.now.wall, self.limits);
         if self.broken(Fault::ParkWithoutSkew) {
             due = lease.deadline;
@@ -44,10 +54,21 @@ impl Machine {
     }
 
     pub(super) fn start_copy(&mut self, r: Ref, due: Wall, announce: bool) {
+        self.start_copy_to(r, due, announce, false);
+    }
+
+    pub(super) fn start_copy_to(&mut self, r: Ref, due: Wall, announce: bool, elsewhere: bool) {
         let Some(item) = self.items.get(r) else { return };
         let cover = item.next_cover();
         let ahead = due.since(self.now.wall);
-        self.start_append(r, AppendOp::Copy { cover, due, ahead, lane_due: due, announce });
+        // Under a live lease the copy waits for its end; if the lease is gone by then, its attempt has failed.
+        let lease = item.seen.lease().filter(|l| l.state == LeaseState::Live);
+        let running = lease.is_some_and(|l| !l.prefetched);
+        // The log gets some time to acknowledge it, also if it is due at once.
+        let patience = self.now.mono.plus(self.settings.lease.min(PATIENCE));
+        let turn = self.own_time(due).max(patience);
+        let copy = Copy { cover, due, ahead, lane_due: due, turn, announce, running, elsewhere };
+        self.start_append(r, AppendOp::Copy(copy));
         if self.broken(Fault::FinishBeforeAck) {
             self.finish_record(r);
         }
@@ -66,6 +87,12 @@ impl Machine {
         self.start_append(r, AppendOp::DeadLetter { reason });
     }
 
+    /// A record that only a later version can read waits elsewhere, for a lease's time.
+    pub(super) fn forward(&mut self, r: Ref) {
+        let due = self.now.wall.plus(self.settings.lease);
+        self.start_append(r, AppendOp::Forward { due, lane_due: due });
+    }
+
     pub(super) fn start_append(&mut self, r: Ref, op: AppendOp) {
         let Some(item) = self.items.get_mut(r) else { return };
         debug_assert!(item.append.is_none(), "one append at a time");
@@ -74,12 +101,21 @@ impl Machine {
     }
 
     fn queue_append(&mut self, r: Ref) {
+        let elsewhere = self.items.get(r).filter(|i| i.copy().is_some_and(|copy| copy.elsewhere));
+        let elsewhere = elsewhere.and_then(|i| self.partition_elsewhere(Some(&i.content.id)));
         let Some(item) = self.items.get_mut(r) else { return };
         let id = &item.content.id;
+        let live = item.seen.lease().is_some_and(|l| l.state == LeaseState::Live);
         let to = match &mut item.append {
             None => return,
-            Some(AppendOp::Copy { due, lane_due, .. }) => {
-                let (index, leaves) = self.ladder.place(self.now.wall, *due, id);
+            Some(AppendOp::Copy(_)) if elsewhere.is_some() => {
+                Partition::new(self.layout.wait.clone(), elsewhere.unwrap_or_default())
+            }
+            Some(AppendOp::Copy(Copy { due, lane_due, .. }) | AppendOp::Forward { due, lane_due }) => {
+                let (index, leaves) = match live {
+                    true => self.ladder.place_park(self.now.wall, *due, id),
+                    false => self.ladder.place(self.now.wall, *due, id),
+                };
                 *lane_due = leaves;
                 Partition::new(self.layout.wait.clone(), index)
             }
@@ -88,46 +124,53 @@ impl Machine {
                 Partition::new(self.layout.dead.clone(), index)
             }
         };
-        match self.appends.iter_mut().find(|(p, _)| *p == to) {
-            Some((_, line)) => line.push_back(r),
-            None => self.appends.push((to, VecDeque::from([r]))),
-        }
+        self.appends.push(to, r);
     }
 
     pub(super) fn new_record(&self, r: Ref) -> Option<NewRecord> {
         let item = self.items.get(r)?;
         Some(match item.append.as_ref()? {
-            AppendOp::Copy { cover, due, ahead, lane_due, .. } => {
-                open::copy(item, *cover, (*due, *ahead), *lane_due)
-            }
+            AppendOp::Copy(copy) => open::copy(item, copy),
             AppendOp::DeadLetter { reason } => {
                 // A burial's own take was no hand-out.
-                let attempts = item.own.map_or(0, |o| o.attempt).min(self.limits.max_attempts);
+                let attempts = item.own.map_or(0, |o| o.attempt).saturating_sub(u32::from(!item.handed_out));
                 open::dead_letter(item, reason, attempts)
             }
             AppendOp::Whole { reason } => open::whole(item.whole.as_deref()?, reason, &item.at),
+            AppendOp::Forward { lane_due, .. } => {
+                open::forward(item.whole.as_deref()?, *lane_due, &item.content.origin)
+            }
         })
     }
 
     /// The outcome of an append.
-    pub fn handle_appended(&mut self, now: Now, token: Token, outcome: Result<i64>) {
+    pub fn handle_appended(&mut self, now: Now, op: OpId, outcome: Result<i64>) {
         self.hear(now);
-        let r = Ref::from_bits(token.0);
+        let r = Ref::from_bits(op.0);
+        let refused = |e: &Error| e.effect() == Effect::NotApplied && e.retry() == Retry::No;
+        if let Some(line) = self.append_lines.remove(&op) {
+            let worked = outcome.as_ref().map_or_else(refused, |_| true);
+            self.appends.answered(line, now.mono, worked);
+        }
         let Some(item) = self.items.get_mut(r) else { return };
         match outcome {
             Ok(_) => {
-                self.log_gate.worked();
                 if let Some(op) = item.append.take() {
                     self.appended(r, op);
                 }
             }
-            Err(error) => self.append_failed(r, error),
+            Err(error) if refused(&error) => self.append_refused(r, error),
+            // An append of unknown effect is repeated with the same number.
+            Err(error) => {
+                item.last_error = Some(error);
+                self.queue_append(r);
+            }
         }
     }
 
     fn appended(&mut self, r: Ref, op: AppendOp) {
         match op {
-            AppendOp::Copy { cover, due, ahead, announce, .. } => {
+            AppendOp::Copy(Copy { cover, due, ahead, announce, .. }) => {
                 self.finish_record(r);
                 if let Some(item) = self.items.get_mut(r) {
                     item.copies = item.copies.max(cover);
@@ -136,8 +179,8 @@ impl Machine {
                     }
                 }
                 if announce {
-                    let fence = self.new_fence();
-                    self.start(r, StoreOp::Announce { cover, due, length: ahead, fence });
+                    let token = self.new_token();
+                    self.start(r, StoreOp::Announce { cover, due, length: ahead, token });
                 } else {
                     self.go_on(r);
                 }
@@ -151,30 +194,46 @@ impl Machine {
                 }
                 self.close(r);
             }
+            AppendOp::Forward { .. } => {
+                self.finish_record(r);
+                self.close(r);
+            }
         }
     }
 
-    /// An append of unknown effect is repeated with the same number.
-    fn append_failed(&mut self, r: Ref, error: Error) {
-        if error.effect() == Effect::Unknown || error.retry() != Retry::No {
-            self.log_gate.failed(self.now.mono);
-            return self.queue_append(r);
-        }
+    /// The log takes the record at no time: too large, denied, no such topic. What it was for goes on without it.
+    fn append_refused(&mut self, r: Ref, error: Error) {
         let Some(item) = self.items.get_mut(r) else { return };
         let at = item.at.clone();
-        if matches!(item.append, Some(AppendOp::DeadLetter { .. })) {
-            item.append = None;
-            self.alarm(Alarm::Stuck { at, error: error.clone() });
-            if self.broken(Fault::DeadLetterUnchecked) {
-                return self.start(r, StoreOp::Dead);
+        self.alarm(Alarm::Stuck { at, error: error.clone() });
+        let forgotten = self.broken(Fault::RefusedCopyForgotten);
+        let Some(item) = self.items.get_mut(r) else { return };
+        match item.append.take() {
+            None => {}
+            Some(AppendOp::Copy(copy)) => {
+                let due = self.now.mono.plus(copy.due.since(self.now.wall).min(copy.ahead));
+                item.no_park_before = self.now.mono.plus(STUCK_PAUSE);
+                if forgotten {
+                    item.append = Some(AppendOp::Copy(copy));
+                    return;
+                }
+                // A held job is looked after by the sweep.
+                if item.stage == Stage::Held { self.go_on(r) } else { self.reconsider_at(r, due) }
             }
-            // It is not finished in any other way: it comes back after a lease.
-            self.answer(r, Answer::Failed(error));
-            let length = self.settings.lease;
-            return self.start(r, StoreOp::Idle { length });
+            Some(AppendOp::DeadLetter { .. }) => {
+                if self.broken(Fault::DeadLetterUnchecked) {
+                    return self.start(r, StoreOp::Dead);
+                }
+                // It is not finished in any other way: it comes back after a lease.
+                self.answer(r, Answer::Failed(error));
+                let length = self.settings.lease;
+                self.start(r, StoreOp::Idle { length, released: false });
+            }
+            Some(whole @ (AppendOp::Whole { .. } | AppendOp::Forward { .. })) => {
+                item.append = Some(whole);
+                self.later.push(Reverse((self.now.mono.plus(STUCK_PAUSE), r)));
+            }
         }
-        self.alarm(Alarm::Stuck { at, error });
-        self.later.push(Reverse((self.now.mono.plus(STUCK_PAUSE), r)));
     }
 
     pub(super) fn requeue_later(&mut self) {
@@ -199,7 +258,8 @@ impl Machine {
     pub(super) fn may_raise(&self, r: Ref, cover: u32, due: Wall) -> bool {
         let lease = self.items.get(r).and_then(|i| i.seen.lease());
         lease.is_some_and(|l| {
-            let in_time = due <= rule::end(l, self.now.wall, self.limits);
+            // One whose turn has come displaces nothing either.
+            let in_time = due <= rule::end(l, self.now.wall, self.limits).max(self.now.wall);
             !l.state.is_terminal() && l.cover < cover && (in_time || self.broken(Fault::RaiseForLater))
         })
     }
@@ -233,7 +293,7 @@ impl Machine {
         }
         late.into_iter().for_each(|r| self.park_held(r));
         if let Some(place) = hop {
-            self.begin_turn(place, false);
+            self.begin_turn(place, None);
         }
     }
 

@@ -7,8 +7,8 @@ pub enum Fault {
     CommitBeforeCover,
     /// A missing lease is taken for done.
     MissingIsDone,
-    /// `done` overwrites whatever fence it finds.
-    DoneWithoutFence,
+    /// `done` overwrites whatever token it finds.
+    DoneWithoutToken,
     /// A record is finished when its copy is sent, not when the log has acknowledged it.
     FinishBeforeAck,
     /// `retry` finishes the record with its swap, before the copy is durable.
@@ -43,6 +43,28 @@ pub enum Fault {
     DeadLetterUnchecked,
     /// The attempts that the record knows are forgotten, so a wiped store starts them anew.
     AttemptsForgotten,
+    /// A record whose copy the log refuses is not looked at again.
+    RefusedCopyForgotten,
+    /// A command waits for its append, also beyond the end of the lease.
+    CommandNeverExpires,
+    /// A record that only a later version can read stays where it is.
+    NewerStays,
+    /// A record below what was read is taken for a repeat, whatever it is.
+    OtherLogIgnored,
+    /// A lease that ran out is no failure.
+    RunOutUncounted,
+    /// Only the last try of a swap tells whether it took effect.
+    DoubtForgotten,
+    /// A lease that is found lost while the cover number is raised is taken for the own.
+    LossAtRaiseIgnored,
+    /// `done` gives way to a lower attempt, which a store that went back in time remembers.
+    DoneOverLowerRefused,
+    /// First attempts may keep all callers from redeliveries.
+    NoFairShare,
+    /// Nobody looks at due times again after the clock was set back.
+    ClockBackIgnored,
+    /// A due time in a lane is believed however far ahead it lies.
+    DueBelieved,
 }
 
 impl Fault {
@@ -50,7 +72,7 @@ impl Fault {
     pub const ALL: &[Fault] = &[
         Fault::CommitBeforeCover,
         Fault::MissingIsDone,
-        Fault::DoneWithoutFence,
+        Fault::DoneWithoutToken,
         Fault::FinishBeforeAck,
         Fault::RetryFinishesAtSwap,
         Fault::RaiseBeforeAck,
@@ -68,5 +90,16 @@ impl Fault {
         Fault::NoRecall,
         Fault::DeadLetterUnchecked,
         Fault::AttemptsForgotten,
+        Fault::RefusedCopyForgotten,
+        Fault::CommandNeverExpires,
+        Fault::NewerStays,
+        Fault::OtherLogIgnored,
+        Fault::RunOutUncounted,
+        Fault::DoubtForgotten,
+        Fault::LossAtRaiseIgnored,
+        Fault::DoneOverLowerRefused,
+        Fault::NoFairShare,
+        Fault::ClockBackIgnored,
+        Fault::DueBelieved,
     ];
 }

@@ -25,6 +25,11 @@ impl Gate {
         self.pause = Duration::ZERO;
     }
 
+    /// The last answer was a failure.
+    pub(super) fn is_failing(&self) -> bool {
+        !self.pause.is_zero()
+    }
+
     pub(super) fn is_open(&self, now: Mono) -> bool {
         now >= self.closed_until
     }

@@ -1,14 +1,13 @@
 //! Intake: which record comes to its turn, and what the record rule makes of it.
 
 use super::{
-    Alarm, Fault, Machine, Now, Token,
+    Alarm, Content, Fault, Machine, Now, OpId,
     item::{AppendOp, Place, Sent, Stage, StoreOp},
     open::{self, Opened},
-    rule::{self, Seen, Verdict},
+    rule::{self, Seen, Take, Verdict},
     slab::Ref,
-    window::Slot,
 };
-use crate::{Result, Wall};
+use crate::{History, Position, Record, Result, Wall};
 use bytes::Bytes;
 use std::{cmp::Reverse, sync::Arc};
 
@@ -17,6 +16,10 @@ const MOST_LOOKS: usize = 1024;
 /// First attempts that may be taken for each redelivery while redeliveries wait.
 const FIRST_PER_REDELIVERY: usize = 3;
 
+/// Whether a take is ahead of demand.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Prefetched(bool);
+
 impl Machine {
     /// Everything that inputs have made possible. Runs once before outputs are polled, however many inputs came.
     pub(super) fn work(&mut self) {
@@ -24,6 +27,7 @@ impl Machine {
             return;
         }
         self.requeue_later();
+        self.sweep();
         for i in 0..self.order.len() {
             if let Some(w) = self.order.get(i).copied() {
                 self.tend_window(w);
@@ -42,14 +46,13 @@ impl Machine {
             && lane_due <= self.now.wall
         {
             self.due.pop();
-            self.begin_turn(place, false);
+            self.begin_turn(place, None);
         }
     }
 
     /// Leases for those who wait, and a bounded number ahead of them.
     fn takes(&mut self) {
-        // With one attempt only, the first is the last and nothing is taken ahead.
-        let ahead = if self.limits.max_attempts > 1 { self.settings.prefetch } else { 0 };
+        let ahead = if self.is_deserted() { 0 } else { self.settings.prefetch };
         loop {
             let served = self.ready + self.ready_out.len() + self.taking;
             if served < self.demand
@@ -59,25 +62,26 @@ impl Machine {
                 self.credit = (self.credit + FIRST_PER_REDELIVERY).min(2 * self.settings.prefetch.max(16));
                 continue;
             }
-            if served >= self.demand + ahead {
+            if served >= self.demand + ahead || self.looking >= MOST_LOOKS {
                 return;
             }
+            let prefetched = served >= self.demand;
             // Redeliveries wait for a caller; first attempts that go on for ever would keep every caller from them.
             if !self.on_demand.is_empty() {
-                if self.credit == 0 {
+                if self.credit == 0 && !self.broken(Fault::NoFairShare) {
                     return;
                 }
-                self.credit -= 1;
+                self.credit = self.credit.saturating_sub(1);
             }
             match self.next_queued() {
-                Some(place) => self.begin_turn(place, true),
+                Some(place) => self.begin_turn(place, Some(Prefetched(prefetched))),
                 None => return,
             }
         }
     }
 
     /// The next record of the task topic, one partition after the other.
-    fn next_queued(&mut self) -> Option<Place> {
+    pub(super) fn next_queued(&mut self) -> Option<Place> {
         for _ in 0..self.order.len() {
             self.turn_of = (self.turn_of + 1) % self.order.len();
             let w = self.order[self.turn_of];
@@ -93,57 +97,78 @@ impl Machine {
     }
 
     /// A record comes to its turn. `take`: its first attempt may be taken at once, without a look at the lease.
-    pub(super) fn begin_turn(&mut self, place: Place, take: bool) {
+    pub(super) fn begin_turn(&mut self, place: Place, take: Option<Prefetched>) {
         let Some(window) = self.windows.get_mut(place.window) else { return };
         let Some(record) = window.take_queued(place.seq) else { return };
         let from = window.assignment.partition.clone();
         let at = crate::Position { partition: from.clone(), offset: record.offset };
         match open::open(&self.layout, &from, record) {
-            Opened::Newer(version) => {
-                window.set(place.seq, Slot::Stuck);
-                self.alarm(Alarm::Newer { at, version });
+            Opened::Newer(record, version, first) => {
+                self.alarm(Alarm::Newer { at: at.clone(), version });
+                if self.broken(Fault::NewerStays) {
+                    return;
+                }
+                let r = self.whole_item(record, first, place, at);
+                self.forward(r);
             }
             Opened::Unreadable(record, reason) => {
-                let content = open::unreadable(&at, &record);
-                let r = self.new_item(Arc::new(content), rule::Meta::NONE, place, at);
-                if let Some(item) = self.items.get_mut(r) {
-                    item.whole = Some(Box::new(record));
-                }
+                let r = self.whole_item(record, at.clone(), place, at);
                 self.start_append(r, AppendOp::Whole { reason });
             }
-            Opened::Task(content, mut meta) => {
+            Opened::Task(content, mut meta, history) => {
                 if self.broken(Fault::AttemptsForgotten) {
                     meta.attempt = 0;
                 }
-                let r = self.new_item(Arc::new(content), meta, place, at);
-                if take && meta == rule::Meta::NONE {
-                    self.start_take(r, 1);
-                } else {
-                    self.start(r, StoreOp::Look);
+                let r = self.new_item(Arc::new(content), meta, history, place, at);
+                match take {
+                    Some(Prefetched(prefetched)) if meta == rule::Meta::NONE => {
+                        let first = Take { attempt: 1, failures: 0, ran_out: false };
+                        self.start_take(r, first, prefetched);
+                    }
+                    _ => self.start(r, StoreOp::Look),
                 }
             }
         }
     }
 
-    fn take_on_demand(&mut self, r: Ref) {
-        let Some(item) = self.items.get(r).filter(|i| i.stage == Stage::OnDemand) else { return };
-        let attempt = item.attempt() + 1;
-        self.start_take(r, attempt);
+    /// An item for a record that this process can't read, to be passed on as it is.
+    fn whole_item(&mut self, record: Record, origin: Position, place: Place, at: Position) -> Ref {
+        let content = Content { origin, ..open::unreadable(&at, &record) };
+        let r = self.new_item(Arc::new(content), rule::Meta::NONE, History::new(), place, at);
+        if let Some(item) = self.items.get_mut(r) {
+            item.whole = Some(Box::new(record));
+            item.stage = Stage::Closing;
+        }
+        r
     }
 
-    fn start_take(&mut self, r: Ref, attempt: u32) {
-        let fence = self.new_fence();
+    fn take_on_demand(&mut self, r: Ref) {
+        if let Some(Stage::OnDemand(take)) = self.items.get(r).map(|i| i.stage) {
+            self.start_take(r, take, false);
+        }
+    }
+
+    fn start_take(&mut self, r: Ref, take: Take, prefetched: bool) {
+        self.begin_taking(r);
+        self.take(r, take, prefetched, false);
+    }
+
+    fn take(&mut self, r: Ref, take: Take, prefetched: bool, bury: bool) {
+        let token = self.new_token();
+        let now = self.now.wall;
         if let Some(item) = self.items.get_mut(r) {
             item.stage = Stage::Considered;
+            if take.ran_out {
+                item.history = item.history.with(now, take.attempt - 1, "its lease ran out");
+            }
         }
-        self.begin_taking(r);
-        self.start(r, StoreOp::Take { attempt, fence, bury: false });
+        self.start(r, StoreOp::Take { take, token, prefetched, bury });
     }
 
     /// The outcome of a get.
-    pub fn handle_got(&mut self, now: Now, token: Token, outcome: Result<Option<Bytes>>) {
+    pub fn handle_got(&mut self, now: Now, op: OpId, outcome: Result<Option<Bytes>>) {
         self.hear(now);
-        let r = Ref::from_bits(token.0);
+        let r = Ref::from_bits(op.0);
         let Some(item) = self.items.get_mut(r) else { return };
         if !matches!(item.sent, Some(Sent::Look)) {
             return;
@@ -156,7 +181,7 @@ impl Machine {
             }
             Ok(value) => {
                 item.store = None;
-                item.seen = Seen::of(value);
+                item.see(Seen::of(value));
                 self.looking -= 1;
                 self.store_gate.worked();
                 self.decide(r);
@@ -181,29 +206,32 @@ impl Machine {
             Verdict::Finish => {}
             Verdict::Reset => self.start(r, StoreOp::Reset),
             Verdict::Park { due } => self.park(r, due),
-            Verdict::Take { attempt } => {
+            Verdict::Take(take) => {
                 self.let_go(r);
-                if attempt > 1 && self.broken(Fault::LateAttemptPrefetched) {
-                    return self.start_take(r, attempt);
+                if take.attempt > 1 && self.broken(Fault::LateAttemptPrefetched) {
+                    return self.start_take(r, take, false);
                 }
                 if let Some(item) = self.items.get_mut(r) {
-                    item.stage = Stage::OnDemand;
+                    item.stage = Stage::OnDemand(take);
                 }
                 self.on_demand.push_back(r);
             }
-            Verdict::Bury { attempt } => {
-                let fence = self.new_fence();
-                self.start(r, StoreOp::Take { attempt, fence, bury: true });
-            }
+            Verdict::DeadLetter(take) => self.take(r, take, false, true),
         }
     }
 
-    fn break_verdict(&self, r: Ref, verdict: Verdict) -> Verdict {
+    fn break_verdict(&self, r: Ref, mut verdict: Verdict) -> Verdict {
         let Some(item) = self.items.get(r) else { return verdict };
-        let lease = item.seen.lease().copied();
+        if self.broken(Fault::RunOutUncounted)
+            && let Verdict::Take(take) | Verdict::DeadLetter(take) = &mut verdict
+            && std::mem::take(&mut take.ran_out)
+        {
+            take.failures -= 1;
+        }
+        let lease = item.seen.lease().cloned();
         let consider = |seen| rule::consider(item.meta, &seen, self.now.wall, self.limits);
         match (verdict, lease) {
-            (Verdict::Take { .. }, None) if self.broken(Fault::MissingIsDone) => Verdict::Finish,
+            (Verdict::Take(_), None) if self.broken(Fault::MissingIsDone) => Verdict::Finish,
             (Verdict::Finish, Some(mut lease)) if lease.state.is_terminal() => {
                 if self.broken(Fault::TerminalIgnored) && lease.state == crate::LeaseState::Done {
                     lease.state = crate::LeaseState::Idle;

@@ -1,12 +1,12 @@
 //! An item: one record under consideration, or one job, and the operations that are under way for it.
 
 use super::{
-    AskNo, Content, Mono,
-    rule::{Meta, Seen},
+    CommandId, Content, Mono,
+    rule::{Meta, Seen, Take},
     slab::Ref,
     window::Seq,
 };
-use crate::{Fence, Key, Lease, Position, TaskId, Wall};
+use crate::{Error, History, Key, Lease, LeaseToken, Position, TaskId, Wall};
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 /// A record's place in a window.
@@ -21,35 +21,55 @@ pub(super) struct Place {
 pub(super) enum StoreOp {
     /// Read the lease.
     Look,
-    /// Swap to live under a new fence. `bury`: only to take it to the dead letters.
-    Take { attempt: u32, fence: Fence, bury: bool },
+    /// Swap to live under a new token. `bury`: only to take it to the dead letters.
+    Take { take: Take, token: LeaseToken, prefetched: bool, bury: bool },
     /// Bring a deadline back that a wrong clock has set.
     Reset,
     /// Tell the lease of a durable copy.
     Raise { cover: u32, due: Wall, again: bool },
     /// Give a delayed task its idle lease, once a copy of it is durable.
-    Announce { cover: u32, due: Wall, length: Duration, fence: Fence },
+    Announce { cover: u32, due: Wall, length: Duration, token: LeaseToken },
     /// Own lease to done.
     Done,
-    /// Own lease to idle for this long.
-    Idle { length: Duration },
+    /// Own lease to idle for this long. `released`: the record itself goes on, if it still is here.
+    Idle { length: Duration, released: bool },
     /// Own lease to dead; the dead letter is durable.
     Dead,
     /// Own lease to a later deadline: the holder's wish, or a renewal before hand-out.
-    Keep { length: Duration },
-    /// Own lease to idle at once, with the attempt taken back.
+    Keep { length: Duration, renewal: bool },
+    /// Own lease to idle at once, with the attempt taken back: nobody has had the job.
     GiveBack,
 }
 
 /// What is appended for an item, one at a time.
 #[derive(Clone, Debug)]
 pub(super) enum AppendOp {
-    /// A copy for the wait topic, due so far ahead when it was decided. `announce`: the task has no lease yet.
-    Copy { cover: u32, due: Wall, ahead: Duration, lane_due: Wall, announce: bool },
+    /// A copy for the wait topic.
+    Copy(Copy),
     /// The task, for the dead-letter topic.
     DeadLetter { reason: String },
     /// A record that can't be read, whole, for the dead-letter topic.
     Whole { reason: String },
+    /// A record that only a later version can read, whole, for the wait topic: it must not hold back those behind it.
+    Forward { due: Wall, lane_due: Wall },
+}
+
+/// A copy of a record.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Copy {
+    pub(super) cover: u32,
+    pub(super) due: Wall,
+    /// How far ahead it was due when that was decided.
+    pub(super) ahead: Duration,
+    pub(super) lane_due: Wall,
+    /// When its record is considered again if it is not acknowledged, by this process's own time.
+    pub(super) turn: Mono,
+    /// The task has no lease yet.
+    pub(super) announce: bool,
+    /// A worker has, or had, the task under a lease that ends then.
+    pub(super) running: bool,
+    /// It goes to a partition of another process, which may have a caller.
+    pub(super) elsewhere: bool,
 }
 
 /// Where an item stands.
@@ -58,13 +78,15 @@ pub(super) enum Stage {
     /// The record rule is being applied.
     Considered,
     /// It may be taken as soon as somebody waits for a job.
-    OnDemand,
+    OnDemand(Take),
     /// Own lease; the job is ready or handed out.
     Held,
     /// Own lease; on its way to the dead letters.
     Burying,
     /// What is left is an append or a raise for it.
     Closing,
+    /// The log has refused its copy: it is considered again here, at `Item::wake`.
+    Waiting,
 }
 
 /// Who may still ask for the job.
@@ -77,18 +99,21 @@ pub(super) enum Holder {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct PendingAsk {
-    pub(super) no: AskNo,
-    pub(super) ask: super::Ask,
+pub(super) struct PendingCommand {
+    pub(super) id: CommandId,
+    pub(super) command: super::Command,
 }
 
 /// The lease that this process has won.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Own {
-    pub(super) fence: Fence,
+    pub(super) token: LeaseToken,
     pub(super) attempt: u32,
+    pub(super) failures: u32,
     /// Until when it holds, whatever the store remembers of it.
     pub(super) until: Wall,
+    /// The same by this process's own time, which nobody sets.
+    pub(super) ends: Mono,
 }
 
 /// What was sent to the store.
@@ -104,6 +129,8 @@ pub(super) struct Item {
     pub(super) key: Key,
     pub(super) task: Ref,
     pub(super) meta: Meta,
+    /// The last failures, as the record and the leases that were seen know of them.
+    pub(super) history: History,
     /// `None`: finished, or another member's now.
     pub(super) place: Option<Place>,
     /// The partition was taken away before the record was finished.
@@ -118,9 +145,15 @@ pub(super) struct Item {
     pub(super) holder: Holder,
     /// It came back untaken while an operation was under way.
     pub(super) renew: bool,
+    /// It has been handed out, so its attempt is not taken back.
+    pub(super) handed_out: bool,
     pub(super) store: Option<StoreOp>,
     /// The operation has been polled and not answered; what was sent with it.
     pub(super) sent: Option<Sent>,
+    /// An earlier try of the operation may have taken effect.
+    pub(super) in_doubt: bool,
+    /// Why the last try of an operation or an append failed.
+    pub(super) last_error: Option<Error>,
     /// The operation waits for another item of the task.
     pub(super) waits: bool,
     /// The task's operations go through this item.
@@ -128,10 +161,14 @@ pub(super) struct Item {
     /// Counted among the takes under way.
     pub(super) taking: bool,
     pub(super) append: Option<AppendOp>,
+    /// The log has refused its copy; it is not parked again before this.
+    pub(super) no_park_before: Mono,
+    /// When a record in [`Stage::Waiting`] is considered again.
+    pub(super) wake: Mono,
     /// The highest number of a copy that was appended for it.
     pub(super) copies: u32,
-    pub(super) ask: Option<PendingAsk>,
-    pub(super) next_ask: Option<PendingAsk>,
+    pub(super) command: Option<PendingCommand>,
+    pub(super) next_command: Option<PendingCommand>,
     /// A raise that waits until the item's other operation is over.
     pub(super) raise: Option<(u32, Wall)>,
     /// A record that can't be read, kept whole.
@@ -139,6 +176,32 @@ pub(super) struct Item {
 }
 
 impl Item {
+    /// What the store holds was read, or written.
+    pub(super) fn see(&mut self, seen: Seen) {
+        if let Some(lease) = seen.lease() {
+            self.history = self.history.later(&lease.history).clone();
+        }
+        self.seen = seen;
+    }
+
+    /// A lease was seen, and it is not the one under this token.
+    pub(super) fn token_differs(&self, token: LeaseToken) -> bool {
+        self.seen.lease().is_some_and(|l| l.token != token)
+    }
+
+    /// A copy of it is on its way.
+    pub(super) fn copy(&self) -> Option<&Copy> {
+        match &self.append {
+            Some(AppendOp::Copy(copy)) => Some(copy),
+            _ => None,
+        }
+    }
+
+    pub(super) fn failures(&self) -> u32 {
+        let lease = self.seen.lease().map_or(0, |l| l.failures);
+        self.meta.failures.max(lease).max(self.own.map_or(0, |o| o.failures))
+    }
+
     pub(super) fn attempt(&self) -> u32 {
         let lease = self.seen.lease().map_or(0, |l| l.attempt);
         self.meta.attempt.max(lease).max(self.own.map_or(0, |o| o.attempt))

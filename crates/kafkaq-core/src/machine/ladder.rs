@@ -5,11 +5,17 @@
 //!  1 s      4 s      16 s                  4^(n-2) s       half a lease .. all of it, in one hop
 //! ```
 //! A record goes to the lane with the longest delay that is not longer than what remains, stays exactly that long,
-//! and hops on with the rest. Because all records of a lane stay equally long, they come to their turn nearly in
-//! order, and a long delay never stands in the way of a short one: no partition belongs to two lanes.
+//! and hops on with the rest; less than a second of rest it stays too. Because all records of a lane stay about equally
+//! long, they come to their turn nearly in order, and a long delay never stands in the way of a short one: no partition
+//! belongs to two lanes. The last lane is for copies that wait for a lease to end: how long that takes differs, but
+//! there are no more of them than jobs.
 
 use crate::{TaskId, Wall};
 use std::time::Duration;
+
+/// What is left after a lane's time is spent there as well, if it is less than this: it saves a hop, and is how far the
+/// records of a lane may be out of order.
+const SLACK: Duration = Duration::from_secs(1);
 
 /// Which partition of the wait topic a delayed record goes to, and when it leaves it.
 #[derive(Clone, Debug)]
@@ -43,20 +49,27 @@ impl Ladder {
     #[must_use]
     pub fn place(&self, now: Wall, due: Wall, id: &TaskId) -> (i32, Wall) {
         let rest = due.since(now);
-        let (lane, stay) = if rest >= self.lease / 2 && rest <= self.lease {
-            (self.steps, rest)
-        } else {
-            let lane = (1..self.steps).take_while(|k| step(*k) <= rest).last().unwrap_or(0);
-            (lane, step(lane).min(rest))
-        };
+        let lane = (1..self.steps).take_while(|k| step(*k) <= rest).last().unwrap_or(0);
+        let stay = if rest < step(lane) + SLACK { rest } else { step(lane) };
         (self.partition(lane, id), now.plus(stay))
+    }
+
+    /// Like [`Ladder::place`], for a copy that waits for a live lease to end.
+    #[must_use]
+    pub fn place_park(&self, now: Wall, due: Wall, id: &TaskId) -> (i32, Wall) {
+        let rest = due.since(now);
+        if rest >= self.lease / 2 && rest <= self.lease {
+            (self.partition(self.steps, id), now.plus(rest))
+        } else {
+            self.place(now, due, id)
+        }
     }
 
     /// The longest that a record stays in the lane that `partition` belongs to.
     #[must_use]
     pub fn longest_stay(&self, partition: i32) -> Duration {
         let lane = partition.unsigned_abs() % self.lane_count();
-        if lane == self.steps { self.lease } else { step(lane) }
+        if lane == self.steps { self.lease } else { step(lane) + SLACK }
     }
 
     fn lane_count(&self) -> u32 {
@@ -106,7 +119,7 @@ mod tests {
     fn a_park_of_a_lease_takes_one_hop() {
         let ladder = Ladder::new(LEASE, WEEK, Ladder::lanes(WEEK));
         for rest in [30_500, 45_000, 61_000] {
-            assert_eq!(ladder.place(Wall(7), Wall(7 + rest), &id(1)).1, Wall(7 + rest));
+            assert_eq!(ladder.place_park(Wall(7), Wall(7 + rest), &id(1)).1, Wall(7 + rest));
         }
     }
 
@@ -134,8 +147,8 @@ mod tests {
             let ladder = Ladder::new(LEASE, WEEK, Ladder::lanes(WEEK) + 5);
             let (pa, la) = ladder.place(Wall(0), Wall(a), &id(n));
             let (pb, lb) = ladder.place(Wall(0), Wall(b), &id(m));
-            if pa == pb && a >= 1000 && b >= 1000 && ladder.longest_stay(pa) != LEASE {
-                prop_assert_eq!(la, lb);
+            if pa == pb && a >= 1000 && b >= 1000 {
+                prop_assert!(la.since(lb).max(lb.since(la)) <= SLACK, "a head that leaves later blocks");
             }
         }
 

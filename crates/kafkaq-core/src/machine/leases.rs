@@ -1,12 +1,15 @@
 //! Operations on leases: one at a time for a task, each sent again until its effect is known.
 
 use super::{
-    Alarm, Answer, Fault, LostReason, Machine, Notice, Now, Token,
-    item::{AppendOp, Holder, Item, Own, Sent, Stage, StoreOp},
-    rule::{self, Conflict, Seen, Wish},
+    Alarm, Answer, Fault, Machine, Notice, Now, OpId,
+    commands::unconfirmed,
+    item::{Holder, Item, Own, Sent, Stage, StoreOp},
+    rule::{self, Conflict, Seen, Take, Wish},
     slab::Ref,
 };
-use crate::{Effect, Error, Fence, Lease, LeaseState, Result, Retry, Swapped, Wall};
+use crate::{
+    Effect, Error, History, Lease, LeaseState, LeaseToken, LostReason, Result, Retry, Swapped, Wall,
+};
 use std::time::Duration;
 
 impl Machine {
@@ -18,6 +21,7 @@ impl Machine {
         }
         debug_assert!(item.store.is_none(), "one operation at a time");
         item.store = Some(op);
+        item.in_doubt = false;
         if !item.has_key {
             let Some(task) = self.tasks.get_mut(item.task) else { return };
             if task.busy {
@@ -89,41 +93,47 @@ impl Machine {
         let now = self.now.wall;
         let seen = item.seen.lease();
         let cover = seen.map_or(0, |l| l.cover).max(item.meta.cover);
-        let own = item.own.map(|o| (o.fence, o.attempt));
-        let write = |state, (fence, attempt): (Fence, u32), length: Duration| Lease {
-            state,
-            fence,
+        let own = item.own.map(|o| (o.token, o.attempt, o.failures));
+        let write = |state, (token, attempt, failures): (LeaseToken, u32, u32), length: Duration| Lease {
             attempt,
+            failures,
             cover,
-            deadline: now.plus(length),
-            length,
+            history: item.history.clone(),
+            ..Lease::new(state, token, now.plus(length), length)
         };
         Some(match op {
             StoreOp::Look => return None,
-            StoreOp::Take { attempt, fence, .. } => {
-                write(LeaseState::Live, (*fence, *attempt), self.settings.lease)
-            }
+            StoreOp::Take { take, token, prefetched, .. } => Lease {
+                prefetched: *prefetched,
+                ..write(LeaseState::Live, (*token, take.attempt, take.failures), self.settings.lease)
+            },
             StoreOp::Reset => {
                 let lease = seen?;
                 // Sent again, it must not lengthen what somebody else has shortened meanwhile.
-                Lease { deadline: now.plus(lease.length).min(lease.deadline), ..*lease }
+                Lease { deadline: now.plus(lease.length).min(lease.deadline), ..lease.clone() }
             }
-            StoreOp::Raise { cover, .. } => Lease { cover: *cover, ..*seen? },
-            StoreOp::Announce { cover, due, length, fence } => Lease {
+            StoreOp::Raise { cover, .. } => Lease { cover: *cover, ..seen?.clone() },
+            StoreOp::Announce { cover, due, length, token } => Lease {
                 cover: *cover,
                 deadline: *due,
                 length: *length,
-                ..write(LeaseState::Idle, (*fence, item.meta.attempt), Duration::ZERO)
+                ..write(LeaseState::Idle, (*token, item.meta.attempt, item.meta.failures), Duration::ZERO)
             },
-            StoreOp::Done => write(LeaseState::Done, own?, Duration::ZERO),
+            // Nobody asks any more why it failed before.
+            StoreOp::Done => {
+                Lease { history: History::new(), ..write(LeaseState::Done, own?, Duration::ZERO) }
+            }
             StoreOp::Dead => write(LeaseState::Dead, own?, Duration::ZERO),
-            StoreOp::Idle { length } => write(LeaseState::Idle, own?, *length),
-            StoreOp::Keep { length } => write(LeaseState::Live, own?, *length),
+            StoreOp::Idle { length, .. } => write(LeaseState::Idle, own?, *length),
+            StoreOp::Keep { length, .. } => Lease {
+                prefetched: !item.handed_out && seen.is_some_and(|l| l.prefetched),
+                ..write(LeaseState::Live, own?, *length)
+            },
             StoreOp::GiveBack => {
-                let (fence, attempt) = own?;
+                let (token, attempt, failures) = own?;
                 let back =
                     if self.broken(Fault::GiveBackCounts) { attempt } else { attempt.saturating_sub(1) };
-                write(LeaseState::Idle, (fence, back), Duration::ZERO)
+                write(LeaseState::Idle, (token, back, failures), Duration::ZERO)
             }
         })
     }
@@ -134,9 +144,9 @@ impl Machine {
     }
 
     /// The outcome of a swap.
-    pub fn handle_swapped(&mut self, now: Now, token: Token, outcome: Result<Swapped>) {
+    pub fn handle_swapped(&mut self, now: Now, op: OpId, outcome: Result<Swapped>) {
         self.hear(now);
-        let r = Ref::from_bits(token.0);
+        let r = Ref::from_bits(op.0);
         let Some(item) = self.items.get_mut(r) else { return };
         let Some(Sent::Swap(sent)) = item.sent.take() else { return };
         let outcome = match outcome {
@@ -152,10 +162,10 @@ impl Machine {
                 let Some(op) = item.store.take() else { return };
                 self.store_gate.worked();
                 let done = swapped == Swapped::Done;
-                item.seen = match swapped {
+                item.see(match swapped {
                     Swapped::Done => Seen::Lease(sent),
                     Swapped::Conflict(found) => Seen::of(found),
-                };
+                });
                 if done {
                     self.end_taking(r);
                     self.swapped(r, op);
@@ -178,11 +188,14 @@ impl Machine {
         self.store_gate.failed(self.now.mono);
     }
 
-    /// The same operation again, with the same fence: if the first one took effect after all, the conflict says so.
+    /// The same operation again, with the same token: if the first one took effect after all, the conflict says so.
     fn swap_failed(&mut self, r: Ref, error: Error) {
         self.store_failed(r, error.clone());
         let ours = self.is_ours(r);
+        let forgets_doubt = self.broken(Fault::DoubtForgotten);
         let Some(item) = self.items.get_mut(r) else { return };
+        item.in_doubt |= error.effect() == Effect::Unknown && !forgets_doubt;
+        item.last_error = Some(error);
         let over = item.own.is_some_and(|own| own.until <= self.now.wall);
         match item.store {
             Some(StoreOp::Raise { .. } | StoreOp::Announce { .. }) => {
@@ -194,12 +207,13 @@ impl Machine {
             Some(StoreOp::Take { .. } | StoreOp::Reset) if !ours => self.remove(r),
             Some(StoreOp::Done | StoreOp::Dead | StoreOp::Idle { .. } | StoreOp::Keep { .. }) if over => {
                 item.store = None;
+                let error = unconfirmed(item.last_error.as_ref(), item.in_doubt);
+                // A copy that is under way covers the record.
+                let covered = item.copy().is_some();
                 self.end_taking(r);
                 self.let_go(r);
-                let error = error
-                    .with_advice("The lease ended before the store confirmed it, so the task may run again");
                 self.answer(r, Answer::Failed(error));
-                self.reconsider(r);
+                if covered { self.close(r) } else { self.reconsider(r) }
             }
             _ => self.queue(r),
         }
@@ -208,19 +222,25 @@ impl Machine {
     fn swapped(&mut self, r: Ref, op: StoreOp) {
         match op {
             StoreOp::Look => {}
-            StoreOp::Take { attempt, fence, bury } => self.taken(r, fence, attempt, bury),
+            StoreOp::Take { take, token, bury, .. } => self.taken(r, token, take, bury),
             StoreOp::Reset => self.decide(r),
             StoreOp::Raise { .. } | StoreOp::Announce { .. } => {
                 self.let_go(r);
                 self.go_on(r);
             }
-            StoreOp::Done | StoreOp::Dead => {
+            StoreOp::Done => {
                 self.finish_record(r);
                 self.let_go(r);
                 self.answer(r, Answer::Ok);
                 self.close(r);
             }
-            StoreOp::Idle { .. } => {
+            StoreOp::Dead => {
+                self.finish_record(r);
+                self.let_go(r);
+                self.answer_dead(r);
+                self.close(r);
+            }
+            StoreOp::Idle { released, .. } => {
                 self.let_go(r);
                 self.answer(r, Answer::Ok);
                 if self.broken(Fault::RetryFinishesAtSwap) {
@@ -229,53 +249,80 @@ impl Machine {
                 let Some(item) = self.items.get_mut(r) else { return };
                 item.own = None;
                 item.stage = Stage::Closing;
+                if released && item.place.is_some() {
+                    // The record is still here: whoever asks next may have it, without a copy.
+                    return self.reconsider(r);
+                }
                 if let Some(lease) = item.seen.lease() {
                     let due = rule::end(lease, self.now.wall, self.limits);
                     self.start_copy(r, due, false);
                 }
             }
-            StoreOp::Keep { .. } => {
+            StoreOp::Keep { renewal, .. } => {
                 self.let_go(r);
-                let Some(item) = self.items.get_mut(r) else { return };
+                let Some(item) = self.items.get(r) else { return };
                 let until = item.seen.lease().map_or(Wall(0), |l| l.deadline);
+                let ends = self.own_time(until);
+                let Some(item) = self.items.get_mut(r) else { return };
                 if let Some(own) = &mut item.own {
-                    own.until = until;
+                    (own.until, own.ends) = (until, ends);
                 }
-                if item.ask.is_some() {
+                if renewal {
+                    return self.come_back(r, true);
+                }
+                // Nobody waits for it any more if the lease had ended before.
+                if item.command.is_some() {
                     self.answer(r, Answer::Extended(until));
-                    self.go_on(r);
-                } else {
-                    self.come_back(r);
                 }
+                self.go_on(r);
             }
-            StoreOp::GiveBack => self.remove(r),
+            StoreOp::GiveBack => {
+                self.let_go(r);
+                self.given_back(r);
+            }
         }
     }
 
-    /// I2: only here a job becomes ready, after its lease was won.
-    fn taken(&mut self, r: Ref, fence: Fence, attempt: u32, bury: bool) {
-        self.let_go(r);
+    /// Nobody has had the job. Its record, if it still is here, is for whoever asks next.
+    fn given_back(&mut self, r: Ref) {
         let Some(item) = self.items.get_mut(r) else { return };
+        item.own = None;
+        if item.place.is_some() && self.is_ours(r) { self.reconsider(r) } else { self.remove(r) }
+    }
+
+    /// I2: only here a job becomes ready, after its lease was won.
+    fn taken(&mut self, r: Ref, token: LeaseToken, take: Take, bury: bool) {
+        self.let_go(r);
+        let Some(item) = self.items.get(r) else { return };
         let until = item.seen.lease().map_or(Wall(0), |l| l.deadline);
-        item.own = Some(Own { fence, attempt, until });
+        let ends = self.own_time(until);
+        let Some(item) = self.items.get_mut(r) else { return };
+        item.own = Some(Own { token, attempt: take.attempt, failures: take.failures, until, ends });
         item.stage = Stage::Held;
         if !bury {
             if self.broken(Fault::CommitBeforeCover) {
                 self.finish_record(r);
             }
-            return self.come_back(r);
+            return self.come_back(r, false);
         }
+        let last = item.history.last().map_or_else(String::new, |last| format!(", at last: {last}"));
         if self.is_ours(r) {
-            let reason = format!("all {} attempts are used up", self.limits.max_attempts);
+            let reason = if take.failures >= self.limits.max_failures {
+                format!("failed {} times{last}", take.failures)
+            } else {
+                format!("handed out {} times", self.limits.max_handouts)
+            };
             self.bury(r, reason);
         } else {
             self.start(r, StoreOp::GiveBack);
         }
     }
 
-    /// A held job that nobody has: ready, unless it is stale or has to be given back.
-    pub(super) fn come_back(&mut self, r: Ref) {
+    /// A held job that nobody has: ready, unless it is stale or has to be given back. `renewed`: just now; if its lease
+    /// is short all the same, the store is slow, and another renewal gains nothing.
+    pub(super) fn come_back(&mut self, r: Ref, renewed: bool) {
         let ours = self.is_ours(r);
+        let deserted = self.is_deserted() && self.partition_elsewhere(None).is_some();
         let Some(item) = self.items.get_mut(r) else { return };
         if item.own.is_none() {
             return self.go_on(r);
@@ -286,13 +333,13 @@ impl Machine {
             return self.begin_taking(r);
         }
         let parked = item.place.is_none() && !item.gone;
-        if self.shutting || !(ours || parked) {
+        if self.shutting || deserted || !(ours || parked) {
             return self.start(r, StoreOp::GiveBack);
         }
         let left = item.seen.lease().map_or(Duration::ZERO, |l| l.deadline.since(self.now.wall));
-        if left <= self.settings.lease / 2 {
+        if left <= self.settings.lease / 2 && (!renewed || left.is_zero()) {
             self.begin_taking(r);
-            return self.start(r, StoreOp::Keep { length: self.settings.lease });
+            return self.start(r, StoreOp::Keep { length: self.settings.lease, renewal: true });
         }
         item.holder = Holder::Driver;
         self.ready_out.push(r);
@@ -300,13 +347,12 @@ impl Machine {
 
     fn conflicted(&mut self, r: Ref, op: StoreOp) {
         let Some(item) = self.items.get(r) else { return };
-        let lease = item.seen.lease().copied();
         match op {
             StoreOp::Look => {}
-            StoreOp::Take { attempt, fence, bury } => {
-                if lease.is_some_and(|l| l.fence == fence && l.state == LeaseState::Live) {
+            StoreOp::Take { take, token, bury, .. } => {
+                if item.seen.lease().is_some_and(|l| l.token == token && l.state == LeaseState::Live) {
                     self.end_taking(r);
-                    return self.taken(r, fence, attempt, bury);
+                    return self.taken(r, token, take, bury);
                 }
                 self.end_taking(r);
                 self.decide(r);
@@ -315,8 +361,9 @@ impl Machine {
             StoreOp::Raise { cover, due, again } => {
                 // What was found is not to be taken for the own lease by the next swap.
                 if let Some(own) = item.own
+                    && !self.broken(Fault::LossAtRaiseIgnored)
                     && let Conflict::Lost(reason) =
-                        rule::conflict(own.fence, own.attempt, Wish::Keep, &item.seen)
+                        rule::conflict(own.token, own.attempt, Wish::Keep, &item.seen)
                 {
                     return self.lost(r, reason);
                 }
@@ -340,16 +387,26 @@ impl Machine {
     fn resolve(&mut self, r: Ref, op: StoreOp, wish: Wish) {
         let Some(item) = self.items.get(r) else { return };
         let Some(own) = item.own else { return self.close(r) };
-        let mut means = rule::conflict(own.fence, own.attempt, wish, &item.seen);
-        if wish == Wish::Done && self.broken(Fault::DoneWithoutFence) {
+        let mut means = rule::conflict(own.token, own.attempt, wish, &item.seen);
+        if wish == Wish::Done && self.broken(Fault::DoneWithoutToken) {
             means = Conflict::Again;
+        }
+        if wish == Wish::Done && self.broken(Fault::DoneOverLowerRefused) && item.token_differs(own.token) {
+            means = Conflict::Lost(LostReason::TakenOver);
         }
         match (means, &op) {
             // A store that forgot the lease needs no word of it.
-            (Conflict::Again, StoreOp::GiveBack) if matches!(item.seen, Seen::Missing) => self.remove(r),
-            (Conflict::Again, _) => self.start(r, op),
+            (Conflict::Again, StoreOp::GiveBack) if matches!(item.seen, Seen::Missing) => self.swapped(r, op),
+            (Conflict::Again, _) => {
+                // An earlier try may have taken effect and been lost with what the store lost.
+                let in_doubt = item.in_doubt;
+                self.start(r, op);
+                if let Some(item) = self.items.get_mut(r) {
+                    item.in_doubt = in_doubt;
+                }
+            }
             (Conflict::AlreadySo, _) => self.swapped(r, op),
-            (Conflict::Lost(_), StoreOp::GiveBack) => self.remove(r),
+            (Conflict::Lost(_), StoreOp::GiveBack) => self.swapped(r, op),
             (Conflict::Lost(reason), _) => self.lost(r, reason),
         }
     }
@@ -359,7 +416,7 @@ impl Machine {
         self.end_taking(r);
         self.let_go(r);
         let Some(item) = self.items.get(r) else { return };
-        let asked = item.ask.is_some() || item.next_ask.is_some();
+        let asked = item.command.is_some() || item.next_command.is_some();
         let held = item.holder == Holder::Driver;
         if asked {
             self.answer(r, Answer::Lost(reason));
@@ -371,6 +428,6 @@ impl Machine {
         }
         let Some(item) = self.items.get(r) else { return };
         // A copy is on its way and will cover the record.
-        if matches!(item.append, Some(AppendOp::Copy { .. })) { self.close(r) } else { self.reconsider(r) }
+        if item.copy().is_some() { self.close(r) } else { self.reconsider(r) }
     }
 }

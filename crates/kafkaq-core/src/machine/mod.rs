@@ -15,7 +15,7 @@
 //! Invariants, numbered as in ARCHITECTURE.md:
 //! - **I1 cover** a record is finished only when the lease is terminal or a copy with a higher number is durable.
 //! - **I2 exclusive** no job is handed out without a live lease that this process has just won.
-//! - **I3 fenced** only the holder of the current fence finishes, extends, retries or rejects.
+//! - **I3 fenced** only the holder of the current token finishes, extends, retries or rejects.
 //! - **I4 prefix** the committed offset never passes an unfinished record and never goes back.
 //! - **I5 liveness** when faults stop, every task becomes terminal.
 //! - **I6 bounded** windows, hand-out, retries and copies have limits.
@@ -23,10 +23,12 @@
 //! This module promises no stability: it is for kafkaq's driver and its simulation.
 
 mod api;
-mod asks;
+mod appends;
+mod commands;
 mod copies;
 mod fault;
 mod gate;
+mod hand_over;
 mod intake;
 mod item;
 mod ladder;
@@ -36,6 +38,8 @@ mod output;
 mod partitions;
 mod rule;
 mod slab;
+mod stats;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -44,7 +48,8 @@ pub use api::*;
 pub use fault::Fault;
 pub use ladder::Ladder;
 
-use crate::{Assignment, Fence, Key, Position, TaskId, Wall};
+use crate::{Assignment, History, Key, LeaseToken, Position, TaskId, Wall};
+use appends::Appends;
 use gate::Gate;
 use item::{Holder, Item, Place, Stage, StoreOp, TaskEntry};
 use rule::{Limits, Meta, Seen};
@@ -53,6 +58,7 @@ use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 use window::{Slot, Window};
 
@@ -85,15 +91,18 @@ pub struct Machine {
 
     swaps: VecDeque<Ref>,
     gets: VecDeque<Ref>,
-    appends: Vec<(crate::Partition, VecDeque<Ref>)>,
+    appends: Appends,
+    /// The lines of the appends that are under way.
+    append_lines: HashMap<OpId, usize>,
     /// Appends that can't succeed for now.
     later: BinaryHeap<Reverse<(Mono, Ref)>>,
     store_gate: Gate,
-    log_gate: Gate,
 
     /// Callers that wait, and ready jobs that wait for a caller, as the driver told last.
     demand: usize,
     ready: usize,
+    /// When somebody asked for a job last.
+    asked_at: Mono,
     /// Takes and looks under way.
     taking: usize,
     looking: usize,
@@ -103,9 +112,13 @@ pub struct Machine {
     ready_out: Vec<Ref>,
     notices: VecDeque<Notice>,
     flow: VecDeque<(Assignment, bool)>,
+    reassigns: Vec<Assignment>,
+    next_sweep: Mono,
+    /// When an alert of a kind was last given for a partition.
+    alerted: HashMap<(std::mem::Discriminant<Alarm>, crate::Partition), Mono>,
     recall: bool,
     shutting: bool,
-    fences: u64,
+    tokens: u64,
 }
 
 impl Machine {
@@ -115,7 +128,8 @@ impl Machine {
         let limits = Limits {
             lease: settings.lease,
             clock_skew: settings.clock_skew,
-            max_attempts: settings.max_attempts.max(1),
+            max_failures: settings.max_failures.max(1),
+            max_handouts: settings.max_handouts.max(1),
         };
         let longest_park = settings.lease + settings.clock_skew;
         Machine {
@@ -137,21 +151,25 @@ impl Machine {
             on_demand: VecDeque::new(),
             swaps: VecDeque::new(),
             gets: VecDeque::new(),
-            appends: Vec::new(),
+            appends: Appends::default(),
+            append_lines: HashMap::new(),
             later: BinaryHeap::new(),
             store_gate: Gate::default(),
-            log_gate: Gate::default(),
             demand: 0,
             ready: 0,
+            asked_at: now.mono,
             taking: 0,
             looking: 0,
             credit: 0,
             ready_out: Vec::new(),
             notices: VecDeque::new(),
             flow: VecDeque::new(),
+            reassigns: Vec::new(),
+            next_sweep: now.mono,
+            alerted: HashMap::new(),
             recall: false,
             shutting: false,
-            fences: 0,
+            tokens: 0,
         }
     }
 
@@ -177,6 +195,9 @@ impl Machine {
     /// wait or the ready ones have fallen below half of the prefetch.
     pub fn handle_demand(&mut self, now: Now, waiting: usize, ready: usize) {
         self.hear(now);
+        if waiting > 0 || ready < self.ready {
+            self.asked_at = now.mono;
+        }
         self.demand = waiting;
         self.ready = ready;
     }
@@ -210,7 +231,14 @@ impl Machine {
 
     // ---- items
 
-    fn new_item(&mut self, content: Arc<Content>, meta: Meta, place: Place, at: Position) -> Ref {
+    fn new_item(
+        &mut self,
+        content: Arc<Content>,
+        meta: Meta,
+        history: History,
+        place: Place,
+        at: Position,
+    ) -> Ref {
         let task = match self.by_id.get(&content.id) {
             Some(task) => *task,
             None => {
@@ -229,6 +257,7 @@ impl Machine {
             content,
             task,
             meta,
+            history,
             place: Some(place),
             gone: false,
             at,
@@ -238,15 +267,20 @@ impl Machine {
             own: None,
             holder: Holder::None,
             renew: false,
+            handed_out: false,
             store: None,
             sent: None,
+            in_doubt: false,
+            last_error: None,
             waits: false,
             has_key: false,
             taking: false,
             append: None,
+            no_park_before: Mono(0),
+            wake: Mono(0),
             copies: 0,
-            ask: None,
-            next_ask: None,
+            command: None,
+            next_command: None,
             raise: None,
             whole: None,
         };
@@ -290,19 +324,31 @@ impl Machine {
 
     /// The record is considered afresh, by an item of its own: a handle of the old one must not reach the new job.
     fn reconsider(&mut self, r: Ref) {
-        if self.is_ours(r)
-            && let Some(item) = self.items.get_mut(r)
-            && let Some(place) = item.place.take()
-        {
-            let meta = Meta { attempt: item.attempt(), ..item.meta };
-            let (content, at, copies) = (item.content.clone(), item.at.clone(), item.copies);
-            let fresh = self.new_item(content, meta, place, at);
-            if let Some(fresh) = self.items.get_mut(fresh) {
-                fresh.copies = copies;
-            }
+        if let Some(fresh) = self.detach(r) {
             self.start(fresh, StoreOp::Look);
         }
         self.close(r);
+    }
+
+    /// Gives the item's record to a fresh one, if it still is this process's to consider.
+    fn detach(&mut self, r: Ref) -> Option<Ref> {
+        if !self.is_ours(r) {
+            return None;
+        }
+        let item = self.items.get_mut(r)?;
+        let place = item.place.take()?;
+        // What nobody has had may have been given back meanwhile, with its attempt: then the lease tells.
+        let attempt = if item.handed_out { item.attempt() } else { item.meta.attempt };
+        let meta = Meta { attempt, failures: item.failures(), ..item.meta };
+        // The number of a copy that may yet become durable is not given to another.
+        let copies = item.copies.max(item.copy().map_or(0, |copy| copy.cover));
+        let (content, history, at) = (item.content.clone(), item.history.clone(), item.at.clone());
+        let no_park_before = item.no_park_before;
+        let fresh = self.new_item(content, meta, history, place, at);
+        if let Some(item) = self.items.get_mut(fresh) {
+            (item.copies, item.no_park_before) = (copies, no_park_before);
+        }
+        Some(fresh)
     }
 
     /// Nothing is left to do but what is under way.
@@ -321,35 +367,52 @@ impl Machine {
         if item.store.is_some() {
             return;
         }
-        if item.ask.is_none()
+        if item.command.is_none()
             && item.stage == Stage::Held
-            && let Some(next) = item.next_ask.take()
+            && let Some(next) = item.next_command.take()
         {
-            return self.begin_ask(r, next);
+            return self.begin_command(r, next);
         }
-        if let Some((cover, due)) = item.raise.take() {
+        // The swap to dead follows its append at once.
+        if item.stage != Stage::Burying
+            && let Some((cover, due)) = item.raise.take()
+        {
             return self.raise(r, cover, due);
         }
         if item.stage == Stage::Held && item.renew {
             item.renew = false;
-            return self.come_back(r);
+            return self.come_back(r, false);
         }
         let abandoned = item.stage == Stage::Held
             && item.holder == Holder::None
-            && item.ask.is_none()
+            && item.command.is_none()
             && (item.place.is_none() || self.shutting);
         if item.append.is_none() && (item.stage == Stage::Closing || abandoned) {
             self.remove(r);
         }
     }
 
-    fn new_fence(&mut self) -> Fence {
-        self.fences += 1;
-        Fence { process: self.settings.process, number: self.fences }
+    /// A wall time by this process's own, which a clock that is set doesn't move.
+    fn own_time(&self, wall: Wall) -> Mono {
+        self.now.mono.plus(wall.since(self.now.wall))
     }
 
+    fn new_token(&mut self) -> LeaseToken {
+        self.tokens += 1;
+        LeaseToken { process: self.settings.process, number: self.tokens }
+    }
+
+    /// At most one alert of a kind per partition and minute.
     fn alarm(&mut self, alarm: Alarm) {
-        self.notices.push_back(Notice::Alarm(alarm));
+        let quiet_for = Duration::from_secs(60);
+        let of = (std::mem::discriminant(&alarm), alarm.partition().clone());
+        let last = self.alerted.insert(of.clone(), self.now.mono);
+        match last {
+            Some(last) if self.now.mono < last.plus(quiet_for) => {
+                self.alerted.insert(of, last);
+            }
+            _ => self.notices.push_back(Notice::Alarm(alarm)),
+        }
     }
 
     #[cfg(feature = "planted-faults")]

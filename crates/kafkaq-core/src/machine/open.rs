@@ -1,41 +1,76 @@
 //! From a record of the log to a task, and back to a copy or a dead letter.
 
-use super::{Content, Layout, item::Item, rule::Meta};
+use super::{
+    Content, Layout,
+    item::{Copy, Item},
+    rule::Meta,
+};
 use crate::{
-    DecodeError, Envelope, HEADER, Headers, ID_HEADER, NewRecord, Partition, Position, Record, TaskId, Wall,
+    DecodeError, Envelope, FORWARD_HEADER, HEADER, Headers, History, ID_HEADER, NewRecord, Partition,
+    Position, Record, TaskId, Wall,
+    envelope::{MARKER, VERSION, position, put_position, versioned},
     hash::Fnv,
+    history,
+    wire::put,
 };
 use bytes::Bytes;
-use std::time::Duration;
+
+/// What a dead letter carries for people and tools. Copied back to the task topic, it is a new task without them.
+const DEAD_HEADERS: [&str; 8] = [
+    "kafkaq-dead",
+    "kafkaq-task-id",
+    "kafkaq-attempts",
+    "kafkaq-failures",
+    "kafkaq-published-ms",
+    "kafkaq-history",
+    "kafkaq-reason",
+    "kafkaq-origin",
+];
 
 /// What a record is.
 pub(super) enum Opened {
-    Task(Content, Meta),
+    Task(Content, Meta, History),
     /// Can't be a task of this queue, and says why.
     Unreadable(Record, String),
-    Newer(u8),
+    /// Only a later version can read it; where its first record lies.
+    Newer(Record, u8, Position),
 }
 
 /// When a record of the wait topic leaves its lane; at once, if it doesn't say so.
 pub(super) fn lane_due(record: &Record) -> Wall {
-    record
-        .headers
-        .get(HEADER)
-        .and_then(|h| Envelope::decode(h).ok())
-        .map_or(Wall(0), |envelope| envelope.lane_due)
+    if let Some((lane_due, _)) = forwarded(&record.headers) {
+        return lane_due;
+    }
+    ours(&record.headers).and_then(|h| Envelope::decode(h).ok()).map_or(Wall(0), |envelope| envelope.lane_due)
 }
 
 pub(super) fn open(layout: &Layout, from: &Partition, mut record: Record) -> Opened {
-    match read(layout, from, &record) {
-        Ok((id, meta, published, origin)) => {
-            record.headers.remove(HEADER);
-            record.headers.remove(ID_HEADER);
+    let here = Position { partition: from.clone(), offset: record.offset };
+    // Whoever forwarded it could not read it; perhaps we can.
+    let first = forwarded(&record.headers).map(|(_, at)| at);
+    record.headers.retain(|name, value| name != FORWARD_HEADER.as_bytes() || !is_ours(value));
+    match read(layout, &here, first.clone(), &record) {
+        Ok(Read { id, meta, published, origin, history }) => {
+            record.headers.retain(|name, value| {
+                let own = (name == HEADER.as_bytes() && is_ours(value)) || name == ID_HEADER.as_bytes();
+                !own && !DEAD_HEADERS.iter().any(|dead| name == dead.as_bytes())
+            });
             let (key, payload, headers) = (record.key, record.value, record.headers);
-            Opened::Task(Content { id, key, payload, headers, published, origin }, meta)
+            Opened::Task(Content { id, key, payload, headers, published, origin }, meta, history)
         }
-        Err(Unreadable::Newer(version)) => Opened::Newer(version),
+        Err(Unreadable::Newer(version)) => Opened::Newer(record, version, first.unwrap_or(here)),
         Err(Unreadable::Because(why)) => Opened::Unreadable(record, why),
     }
+}
+
+fn is_ours(value: Option<&Bytes>) -> bool {
+    value.is_some_and(|v| v.starts_with(&MARKER))
+}
+
+/// The last header of kafkaq's; what others have put under that name is theirs.
+fn ours(headers: &Headers) -> Option<&Bytes> {
+    let named = headers.iter().rev().filter(|(name, _)| *name == HEADER.as_bytes());
+    named.filter_map(|(_, value)| value).find(|v| v.starts_with(&MARKER))
 }
 
 enum Unreadable {
@@ -47,6 +82,7 @@ impl From<DecodeError> for Unreadable {
     fn from(e: DecodeError) -> Self {
         match e {
             DecodeError::Newer(version) => Unreadable::Newer(version),
+            DecodeError::Foreign => Unreadable::Because("its kafkaq header is not kafkaq's".to_owned()),
             DecodeError::Damaged(what) => {
                 Unreadable::Because(format!("its kafkaq header is damaged: {what}"))
             }
@@ -55,34 +91,54 @@ impl From<DecodeError> for Unreadable {
 }
 
 /// Whose record it is, what it says of its task, when that was published, and where its first record lies.
+struct Read {
+    id: TaskId,
+    meta: Meta,
+    published: Wall,
+    origin: Position,
+    history: History,
+}
+
+/// `first`: where the record lay that was forwarded here.
 fn read(
     layout: &Layout,
-    from: &Partition,
+    here: &Position,
+    first: Option<Position>,
     record: &Record,
-) -> Result<(TaskId, Meta, Wall, Position), Unreadable> {
-    let here = Position { partition: from.clone(), offset: record.offset };
+) -> Result<Read, Unreadable> {
     let in_wait = here.partition.topic == layout.wait;
     let because = |why: String| Err(Unreadable::Because(why));
-    let Some(value) = record.headers.find(HEADER) else {
+    let Some(value) = ours(&record.headers) else {
         if in_wait {
             return because("it lies in the wait topic without a kafkaq header".to_owned());
         }
         let published = Wall(u64::try_from(record.timestamp_ms).unwrap_or(0));
-        return Ok((foreign_id(&here, record)?, Meta::NONE, published, here));
+        let (id, meta) = (foreign_id(here, record)?, Meta::NONE);
+        return Ok(Read { id, meta, published, origin: here.clone(), history: History::new() });
     };
-    let Some(value) = value else { return because("its kafkaq header is null".to_owned()) };
     let envelope = Envelope::decode(value)?;
-    let origin = match envelope.origin {
+    let origin = match envelope.origin.or(first) {
         Some(origin) if origin.partition.topic != layout.task => {
             return because(format!("it is a copy of a task of {}", origin.partition.topic));
         }
         Some(origin) => origin,
-        // A delayed task starts in the wait topic.
-        None if in_wait => Position { partition: Partition::new(layout.task.clone(), 0), offset: -1 },
-        None => here,
+        None if in_wait => return because("it lies in the wait topic and is no copy".to_owned()),
+        None => here.clone(),
     };
-    let Envelope { attempt, cover, due, ahead, published, .. } = envelope;
-    Ok((envelope.id, Meta { attempt, cover, due, ahead }, published, origin))
+    let Envelope { attempt, failures, cover, running, due, ahead, .. } = envelope;
+    Ok(Read {
+        id: envelope.id,
+        meta: Meta { attempt, failures, cover, running, due, ahead },
+        published: envelope.published,
+        origin,
+        history: envelope.history,
+    })
+}
+
+/// When a forwarded record leaves its lane, and where it lay first.
+fn forwarded(headers: &Headers) -> Option<(Wall, Position)> {
+    let (_, mut rest) = versioned(headers.get(FORWARD_HEADER)?).ok()?;
+    Some((Wall(rest.number().ok()?), position(&mut rest).ok()?))
 }
 
 /// A record of any other producer is a task too. Its place alone doesn't name it: a topic that is deleted and made
@@ -123,39 +179,60 @@ fn place_id(here: &Position, record: &Record) -> TaskId {
 fn envelope(item: &Item) -> Envelope {
     Envelope {
         attempt: item.attempt(),
+        failures: item.failures(),
         origin: Some(item.content.origin.clone()),
+        history: item.history.clone(),
         ..Envelope::new(item.content.id.clone(), item.content.published)
     }
 }
 
 /// A copy for the wait topic. It gets the time of now: retention must not count from the first publication.
-pub(super) fn copy(item: &Item, cover: u32, (due, ahead): (Wall, Duration), lane_due: Wall) -> NewRecord {
+pub(super) fn copy(item: &Item, copy: &Copy) -> NewRecord {
     let mut headers = item.content.headers.clone();
-    let envelope = Envelope { cover, due, ahead, lane_due, ..envelope(item) };
+    let Copy { cover, due, ahead, lane_due, running, .. } = *copy;
+    let envelope = Envelope { cover, due, ahead, lane_due, running, ..envelope(item) };
     headers.push(HEADER, Some(envelope.encode()));
     NewRecord::new(item.content.key.clone(), item.content.payload.clone(), headers)
+}
+
+/// A record that only a later version can read, for the wait topic, as it is.
+pub(super) fn forward(record: &Record, lane_due: Wall, at: &Position) -> NewRecord {
+    let mut value = Vec::with_capacity(48);
+    value.extend_from_slice(&MARKER);
+    value.extend_from_slice(&[VERSION, VERSION]);
+    put(&mut value, lane_due.0);
+    put_position(&mut value, at);
+    let mut headers = record.headers.clone();
+    headers.push(FORWARD_HEADER, Some(value.into()));
+    NewRecord::new(record.key.clone(), record.value.clone(), headers)
 }
 
 /// A task for the dead-letter topic: key, payload and headers as they were, and its history in readable headers.
 pub(super) fn dead_letter(item: &Item, reason: &str, attempts: u32) -> NewRecord {
     let mut headers = item.content.headers.clone();
-    headers.push(HEADER, Some(Envelope { cover: item.meta.cover, ..envelope(item) }.encode()));
-    headers.push(ID_HEADER, Some(Bytes::copy_from_slice(item.content.id.as_str().as_bytes())));
-    headers.push("kafkaq-attempts", Some(attempts.to_string().into()));
-    headers.push("kafkaq-published-ms", Some(item.content.published.0.to_string().into()));
-    history(&mut headers, reason, &item.content.origin);
+    let text = |s: String| Some(Bytes::from(s));
+    headers.push("kafkaq-dead", Some(Envelope { cover: item.meta.cover, ..envelope(item) }.encode()));
+    headers.push("kafkaq-task-id", text(item.content.id.as_str().to_owned()));
+    headers.push("kafkaq-attempts", text(attempts.to_string()));
+    headers.push("kafkaq-failures", text(item.failures().to_string()));
+    headers.push("kafkaq-published-ms", text(item.content.published.0.to_string()));
+    let lines = item.history.lines();
+    if !lines.is_empty() {
+        headers.push("kafkaq-history", text(lines));
+    }
+    why(&mut headers, reason, &item.content.origin);
     NewRecord::new(item.content.key.clone(), item.content.payload.clone(), headers)
 }
 
 /// A record that can't be read, whole.
 pub(super) fn whole(record: &Record, reason: &str, at: &Position) -> NewRecord {
     let mut headers = record.headers.clone();
-    history(&mut headers, reason, at);
+    why(&mut headers, reason, at);
     NewRecord::new(record.key.clone(), record.value.clone(), headers)
 }
 
-fn history(headers: &mut Headers, reason: &str, origin: &Position) {
-    headers.push("kafkaq-reason", Some(Bytes::copy_from_slice(reason.as_bytes())));
+fn why(headers: &mut Headers, reason: &str, origin: &Position) {
+    headers.push("kafkaq-reason", Some(Bytes::copy_from_slice(history::cut(reason).as_bytes())));
     headers.push("kafkaq-origin", Some(format!("{}/{}", origin.partition, origin.offset).into()));
 }
 
@@ -166,7 +243,7 @@ mod tests {
 
     fn layout() -> Layout {
         Layout {
-            keyspace: Keyspace::new("q", "g").unwrap(),
+            keyspace: Keyspace::new("q", "g", "q").unwrap(),
             task: "q".into(),
             wait: "q.g.wait".into(),
             wait_partitions: 11,
@@ -181,7 +258,7 @@ mod tests {
 
     fn id_of(opened: Opened) -> String {
         match opened {
-            Opened::Task(content, _) => content.id.as_str().to_owned(),
+            Opened::Task(content, ..) => content.id.as_str().to_owned(),
             _ => panic!("not a task"),
         }
     }
@@ -205,20 +282,65 @@ mod tests {
         assert_eq!(id_of(open(&layout(), &Partition::new("q", 0), record(headers))), "mine");
     }
 
+    fn with_header(name: &str, value: Option<Bytes>) -> Record {
+        record(Headers::from_iter([(Bytes::copy_from_slice(name.as_bytes()), value)]))
+    }
+
     #[test]
-    fn damaged_null_and_strange_headers_are_unreadable() {
+    fn damaged_and_strange_records_are_unreadable() {
         let at = Partition::new("q", 0);
+        let id = TaskId::new("x").unwrap();
         let of_another_queue = Envelope {
             origin: Some(Position { partition: Partition::new("other", 0), offset: 0 }),
-            ..Envelope::new(TaskId::new("x").unwrap(), Wall(0))
+            ..Envelope::new(id.clone(), Wall(0))
         };
-        for value in [None, Some(Bytes::from_static(&[1, 9])), Some(of_another_queue.encode())] {
-            let headers = Headers::from_iter([(Bytes::from(HEADER), value)]);
-            assert!(matches!(open(&layout(), &at, record(headers)), Opened::Unreadable(..)));
+        for value in [Bytes::from_static(&[0xab, b'k', b'q', 2, 2, 9]), of_another_queue.encode()] {
+            assert!(matches!(open(&layout(), &at, with_header(HEADER, Some(value))), Opened::Unreadable(..)));
         }
-        let newer = Headers::from_iter([(Bytes::from(HEADER), Some(Bytes::from_static(&[2, 9])))]);
-        assert!(matches!(open(&layout(), &at, record(newer)), Opened::Newer(2)));
         let wait = Partition::new("q.g.wait", 0);
         assert!(matches!(open(&layout(), &wait, record(Headers::new())), Opened::Unreadable(..)));
+        let no_copy = Envelope::new(id, Wall(0)).encode();
+        assert!(matches!(open(&layout(), &wait, with_header(HEADER, Some(no_copy))), Opened::Unreadable(..)));
+    }
+
+    #[test]
+    fn what_others_put_under_our_names_is_a_users_header() {
+        let at = Partition::new("q", 0);
+        for value in
+            [None, Some(Bytes::from("garbage")), Some(Bytes::from_static(&[2, 9])), Some(Bytes::new())]
+        {
+            let Opened::Task(content, meta, _) = open(&layout(), &at, with_header(HEADER, value.clone()))
+            else {
+                panic!("{value:?}")
+            };
+            assert!(content.id.as_str().starts_with("q/0/5@"));
+            assert_eq!(meta, Meta::NONE);
+            assert_eq!(content.headers.iter().next(), Some((&Bytes::from(HEADER), value.as_ref())));
+        }
+    }
+
+    #[test]
+    fn a_later_versions_record_is_forwarded_whole_and_read_where_it_can_be() {
+        let at = Partition::new("q", 3);
+        let envelope = Envelope::new(TaskId::new("x").unwrap(), Wall(7));
+        let mut later = envelope.encode().to_vec();
+        (later[3], later[4]) = (3, 3);
+        let Opened::Newer(record, 3, first) = open(&layout(), &at, with_header(HEADER, Some(later.into())))
+        else {
+            panic!()
+        };
+        let copy = forward(&record, Wall(99), &first);
+        assert_eq!(copy.value, record.value);
+        let mut there = Record::new(1, 0, copy.key, copy.value, copy.headers);
+        assert_eq!(lane_due(&there), Wall(99));
+        let wait = Partition::new("q.g.wait", 0);
+        let Opened::Newer(_, 3, again) = open(&layout(), &wait, there.clone()) else { panic!() };
+        assert_eq!(again, Position { partition: at, offset: 5 }, "forwarded again, it keeps its place");
+        // By a process of that version it is read as what it is.
+        there.headers.retain(|name, _| name != HEADER.as_bytes());
+        there.headers.push(HEADER, Some(envelope.encode()));
+        let Opened::Task(content, meta, _) = open(&layout(), &wait, there) else { panic!() };
+        assert_eq!((content.id.as_str(), &content.origin, meta), ("x", &first, Meta::NONE));
+        assert!(content.headers.is_empty());
     }
 }

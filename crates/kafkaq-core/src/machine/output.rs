@@ -1,7 +1,7 @@
 //! What is to be done, by kind.
 
 use super::{
-    Fault, JobKey, Machine, Mono, Notice, Ready, Token,
+    Fault, JobKey, Machine, Mono, Notice, OpId, Ready,
     item::{Sent, Stage},
     slab::Ref,
     window::Slot,
@@ -15,7 +15,7 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 
 impl Machine {
     /// Swaps, of distinct keys.
-    pub fn poll_swaps(&mut self, max: usize, out: &mut Vec<(Token, Swap)>) {
+    pub fn poll_swaps(&mut self, max: usize, out: &mut Vec<(OpId, Swap)>) {
         self.work();
         if !self.store_gate.is_open(self.now.mono) {
             return;
@@ -28,7 +28,7 @@ impl Machine {
             let Some(lease) = item.store.as_ref().and_then(|op| self.lease_of(item, op)) else { continue };
             let (expect, new) = (item.seen.value(&mut arena), lease.encode_in(&mut arena));
             let swap = Swap::new(item.key.clone(), expect, Some(new), Some(self.ttl(&lease)));
-            out.push((Token(r.to_bits()), swap));
+            out.push((OpId(r.to_bits()), swap));
             if let Some(item) = self.items.get_mut(r) {
                 item.sent = Some(Sent::Swap(lease));
             }
@@ -36,7 +36,7 @@ impl Machine {
     }
 
     /// Gets.
-    pub fn poll_gets(&mut self, max: usize, out: &mut Vec<(Token, Key)>) {
+    pub fn poll_gets(&mut self, max: usize, out: &mut Vec<(OpId, Key)>) {
         self.work();
         if !self.store_gate.is_open(self.now.mono) {
             return;
@@ -47,33 +47,21 @@ impl Machine {
             let waiting = |i: &&mut super::item::Item| i.sent.is_none() && i.has_key && i.store.is_some();
             if let Some(item) = self.items.get_mut(r).filter(waiting) {
                 item.sent = Some(Sent::Look);
-                out.push((Token(r.to_bits()), item.key.clone()));
+                out.push((OpId(r.to_bits()), item.key.clone()));
             }
         }
     }
 
     /// Appends of one partition.
-    pub fn poll_appends(&mut self, max: usize, out: &mut Vec<(Token, NewRecord)>) -> Option<Partition> {
+    pub fn poll_appends(&mut self, max: usize, out: &mut Vec<(OpId, NewRecord)>) -> Option<Partition> {
         self.work();
-        if !self.log_gate.is_open(self.now.mono) {
-            return None;
-        }
-        while let Some(line) = self.appends.iter().position(|(_, line)| !line.is_empty()) {
-            // To the back, so that one busy partition doesn't keep the others waiting.
-            let (to, mut line) = self.appends.remove(line);
-            while out.len() < max
-                && let Some(r) = line.pop_front()
-            {
-                if let Some(record) = self.new_record(r) {
-                    out.push((Token(r.to_bits()), record));
-                }
-            }
-            self.appends.push((to.clone(), line));
-            if !out.is_empty() {
-                return Some(to);
-            }
-        }
-        None
+        let mut appends = std::mem::take(&mut self.appends);
+        let record = |r: Ref| Some((OpId(r.to_bits()), self.new_record(r)?));
+        let next = appends.next(self.now.mono, max, out, record);
+        self.appends = appends;
+        let (line, to) = next?;
+        self.append_lines.extend(out.iter().map(|(op, _)| (*op, line)));
+        Some(to)
     }
 
     /// At most one commit an assignment; call it when no earlier commit call is under way.
@@ -122,6 +110,11 @@ impl Machine {
         settled || by <= self.now.mono
     }
 
+    /// Assignments to give up and take again: their log is another one.
+    pub fn poll_reassigns(&mut self, out: &mut Vec<Assignment>) {
+        out.append(&mut self.reassigns);
+    }
+
     /// `true`: resume, `false`: pause.
     pub fn poll_flow(&mut self) -> Option<(Assignment, bool)> {
         self.work();
@@ -139,9 +132,12 @@ impl Machine {
                 job: JobKey(r.to_bits()),
                 content: item.content.clone(),
                 attempt: own.attempt,
-                fence: own.fence,
+                failures: own.failures,
+                history: item.history.clone(),
+                token: own.token,
                 deadline: own.until,
-                stale_at: self.now.mono.plus(left.saturating_sub(self.settings.lease / 2)),
+                // Short already when a slow store has confirmed it: then most of what is left is for a caller.
+                stale_at: self.now.mono.plus(left.saturating_sub(self.settings.lease / 2).max(left / 4)),
             });
             self.ready += 1;
         }
@@ -152,7 +148,7 @@ impl Machine {
         std::mem::take(&mut self.recall)
     }
 
-    /// What to tell people.
+    /// Answers, losses, and operator alerts.
     pub fn poll_notice(&mut self) -> Option<Notice> {
         self.notices.pop_front()
     }
@@ -174,8 +170,11 @@ impl Machine {
         if asks_store && !self.store_gate.is_open(self.now.mono) {
             at(self.store_gate.opens_at());
         }
-        if self.appends.iter().any(|(_, line)| !line.is_empty()) && !self.log_gate.is_open(self.now.mono) {
-            at(self.log_gate.opens_at());
+        if let Some(opens_at) = self.appends.opens_at(self.now.mono) {
+            at(opens_at);
+        }
+        if let Some(sweep) = self.sweep_at() {
+            at(sweep);
         }
         if let Some(Reverse((when, _))) = self.later.peek() {
             at(*when);
@@ -198,7 +197,7 @@ impl Machine {
                 && let Some(item) = self.items.get(*r)
                 && item.stage == Stage::Held
                 && item.append.is_none()
-                && item.ask.is_none()
+                && item.command.is_none()
                 && !self.is_late(item)
             {
                 at(item.turn.plus(self.settings.park_after));

@@ -1,11 +1,11 @@
 //! What the consumer tells: assignments come and go, records arrive.
 
 use super::{
-    Fault, Machine, Now,
+    Alarm, Fault, Machine, Now,
     item::{Place, Stage},
     open,
     slab::Ref,
-    window::{Slot, Window},
+    window::{Pushed, Slot, Window},
 };
 use crate::{Assignment, Batch, Commit, ErrorKind, Event, Result, Wall};
 use std::cmp::Reverse;
@@ -71,17 +71,36 @@ impl Machine {
     fn records(&mut self, assignment: &Assignment, batch: Batch) {
         let Some(w) = self.by_assignment.get(assignment).copied() else { return };
         let latest = self.latest_in_lane(assignment.partition.index);
+        let (believed, ignored) = (self.broken(Fault::DueBelieved), self.broken(Fault::OtherLogIgnored));
         let Some(window) = self.windows.get_mut(w) else { return };
         for record in batch.records {
             let lane_due = if window.is_wait { open::lane_due(&record) } else { Wall(0) };
-            if let Some(seq) = window.push(record)
-                && window.is_wait
-            {
-                // What wasn't meant for this lane, or comes from a wrong clock, hops on after the longest stay.
-                self.due.push(Reverse((lane_due.min(latest), Place { window: w, seq })));
+            let offset = record.offset;
+            match window.push(record) {
+                Pushed::New(seq) if window.is_wait => {
+                    // What wasn't meant for this lane, or comes from a wrong clock, hops on after the longest stay.
+                    let leaves = if believed { lane_due } else { lane_due.min(latest) };
+                    self.due.push(Reverse((leaves, Place { window: w, seq })));
+                }
+                Pushed::New(_) | Pushed::Repeated => {}
+                Pushed::OtherLog if ignored => {}
+                Pushed::OtherLog => return self.log_replaced(w, offset),
             }
         }
+        if batch.end.is_some() {
+            window.end = batch.end;
+        }
         window.moved_on(batch.next);
+    }
+
+    /// The topic was cut, or deleted and recreated: nothing that was read before holds for what comes now.
+    fn log_replaced(&mut self, w: Ref, offset: i64) {
+        let Some(window) = self.windows.get(w) else { return };
+        let assignment = window.assignment.clone();
+        self.alarm(Alarm::LogReplaced { assignment: assignment.clone(), offset });
+        self.drop_window(w);
+        self.recall_ready();
+        self.reassigns.push(assignment);
     }
 
     /// No record of the partition's lane can stay longer than this.
@@ -91,6 +110,9 @@ impl Machine {
 
     /// Times that were read while the clock was ahead may lie too far away now.
     pub(super) fn clock_was_set_back(&mut self) {
+        if self.broken(Fault::ClockBackIgnored) {
+            return;
+        }
         for Reverse((lane_due, place)) in std::mem::take(&mut self.due) {
             if let Some(window) = self.windows.get(place.window) {
                 let latest = self.latest_in_lane(window.assignment.partition.index);
@@ -117,7 +139,7 @@ impl Machine {
         }
         self.recall = true;
         for r in std::mem::take(&mut self.ready_out) {
-            self.come_back(r);
+            self.come_back(r, false);
         }
     }
 
@@ -129,7 +151,7 @@ impl Machine {
                 continue;
             }
             match item.stage {
-                Stage::OnDemand => self.remove(r),
+                Stage::OnDemand(_) | Stage::Waiting => self.remove(r),
                 Stage::Considered if item.sent.is_none() && item.append.is_none() => self.remove(r),
                 Stage::Held => self.go_on(r),
                 _ => {}

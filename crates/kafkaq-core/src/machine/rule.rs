@@ -1,7 +1,6 @@
 //! The record rule, and what a conflict means: pure decisions over one record and one lease.
 
-use super::LostReason;
-use crate::{DecodeError, Fence, Lease, LeaseState, Wall};
+use crate::{DecodeError, Lease, LeaseState, LeaseToken, LostReason, Wall};
 use bytes::{Bytes, BytesMut};
 use std::time::Duration;
 
@@ -9,7 +8,10 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Meta {
     pub(super) attempt: u32,
+    pub(super) failures: u32,
     pub(super) cover: u32,
+    /// A copy that was made while a worker had the task.
+    pub(super) running: bool,
     /// Zero if the record can be considered at once.
     pub(super) due: Wall,
     /// How far ahead it was set.
@@ -18,7 +20,8 @@ pub(super) struct Meta {
 
 impl Meta {
     /// As published, without a delay.
-    pub(super) const NONE: Meta = Meta { attempt: 0, cover: 0, due: Wall(0), ahead: Duration::ZERO };
+    pub(super) const NONE: Meta =
+        Meta { attempt: 0, failures: 0, cover: 0, running: false, due: Wall(0), ahead: Duration::ZERO };
 
     /// When the record is due. A time further away than it was set ahead was written by a clock that is wrong.
     fn due(&self, now: Wall, clock_skew: Duration) -> Wall {
@@ -42,7 +45,7 @@ impl Seen {
         let Some(value) = value else { return Seen::Missing };
         match Lease::decode(&value) {
             Ok(lease) => Seen::Lease(lease),
-            Err(DecodeError::Damaged(_)) => Seen::Unreadable(value),
+            Err(DecodeError::Damaged(_) | DecodeError::Foreign) => Seen::Unreadable(value),
             Err(DecodeError::Newer(version)) => Seen::Newer(version, value),
         }
     }
@@ -68,9 +71,9 @@ impl Seen {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// Swap to live and run it.
-    Take { attempt: u32 },
-    /// Its attempts are used up: swap to live, then to the dead letters.
-    Bury { attempt: u32 },
+    Take(Take),
+    /// Its failures or hand-outs are used up: swap to live, then to the dead letters.
+    DeadLetter(Take),
     /// Nothing is left to do.
     Finish,
     /// A clock was wrong: bring the deadline back to its own length from now, then look again.
@@ -79,12 +82,22 @@ pub(super) enum Verdict {
     Park { due: Wall },
 }
 
+/// What a take of the lease writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Take {
+    pub(super) attempt: u32,
+    pub(super) failures: u32,
+    /// The attempt before has failed: its lease ran out.
+    pub(super) ran_out: bool,
+}
+
 /// The limits that the rule knows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     pub(super) lease: Duration,
     pub(super) clock_skew: Duration,
-    pub(super) max_attempts: u32,
+    pub(super) max_failures: u32,
+    pub(super) max_handouts: u32,
 }
 
 /// The record rule: the first row that fits.
@@ -92,7 +105,10 @@ pub(super) fn consider(record: Meta, seen: &Seen, now: Wall, limits: Limits) -> 
     let record_due = record.due(now, limits.clock_skew);
     let lease = match seen {
         Seen::Missing | Seen::Unreadable(_) if record_due > now => return Verdict::Park { due: record_due },
-        Seen::Missing | Seen::Unreadable(_) => return hand_out(record.attempt, limits),
+        // Without a lease nobody knows whether the worker that had the task failed, so it did.
+        Seen::Missing | Seen::Unreadable(_) => {
+            return hand_out(record.attempt, record.failures, record.running, limits);
+        }
         Seen::Newer(..) => return Verdict::Park { due: now.plus(limits.lease).max(record_due) },
         Seen::Lease(lease) => lease,
     };
@@ -105,7 +121,12 @@ pub(super) fn consider(record: Meta, seen: &Seen, now: Wall, limits: Limits) -> 
     let end = end(lease, now, limits);
     // The lease may be gone by then, and then the copy's own time is all there is.
     let due = end.max(record_due);
-    if due > now { Verdict::Park { due } } else { hand_out(record.attempt.max(lease.attempt), limits) }
+    if due > now {
+        return Verdict::Park { due };
+    }
+    // What was only prefetched may never have begun: its neighbour may have ended the process.
+    let ran_out = lease.state == LeaseState::Live && !lease.prefetched;
+    hand_out(record.attempt.max(lease.attempt), record.failures.max(lease.failures), ran_out, limits)
 }
 
 /// The deadline; one further ahead than its own length allows was written by a clock that is wrong.
@@ -120,9 +141,20 @@ pub(super) fn end(lease: &Lease, now: Wall, limits: Limits) -> Wall {
     if lease.state == LeaseState::Live { deadline.plus(limits.clock_skew) } else { deadline }
 }
 
-fn hand_out(attempts: u32, limits: Limits) -> Verdict {
-    let attempt = attempts.saturating_add(1);
-    if attempt > limits.max_attempts { Verdict::Bury { attempt } } else { Verdict::Take { attempt } }
+fn hand_out(attempts: u32, failures: u32, ran_out: bool, limits: Limits) -> Verdict {
+    let failures = failures.saturating_add(ran_out.into());
+    let take = Take { attempt: attempts.saturating_add(1), failures, ran_out };
+    let used_up = failures >= limits.max_failures || take.attempt > limits.max_handouts;
+    if used_up { Verdict::DeadLetter(take) } else { Verdict::Take(take) }
+}
+
+/// How a lease came to its end, for the loser of it.
+fn lost(lease: &Lease) -> LostReason {
+    match lease.state {
+        LeaseState::Cancelled => LostReason::Cancelled,
+        LeaseState::Dead => LostReason::Dead,
+        LeaseState::Live | LeaseState::Idle | LeaseState::Done => LostReason::TakenOver,
+    }
 }
 
 /// What the holder of a lease wants with it.
@@ -146,27 +178,27 @@ pub(super) enum Conflict {
 }
 
 /// A conflict is read, never guessed.
-pub(super) fn conflict(own: Fence, attempt: u32, wish: Wish, found: &Seen) -> Conflict {
+pub(super) fn conflict(own: LeaseToken, attempt: u32, wish: Wish, found: &Seen) -> Conflict {
     let lease = match found {
         // The store was wiped or the lease aged out: nobody else holds the task. A wiped store heals as jobs finish.
         Seen::Missing | Seen::Unreadable(_) => return Conflict::Again,
         Seen::Newer(..) => return Conflict::Lost(LostReason::TakenOver),
         Seen::Lease(lease) => lease,
     };
-    if lease.fence == own {
+    if lease.token == own {
         match (lease.state, wish) {
             (LeaseState::Live, _) => Conflict::Again,
             (LeaseState::Done, Wish::Done)
             | (LeaseState::Idle, Wish::Idle)
             | (LeaseState::Dead, Wish::Dead) => Conflict::AlreadySo,
             (LeaseState::Idle, Wish::Done | Wish::Dead) => Conflict::Again,
-            _ => Conflict::Lost(LostReason::of(lease)),
+            _ => Conflict::Lost(lost(lease)),
         }
     } else if wish == Wish::Done && !lease.state.is_terminal() && lease.attempt < attempt {
         // The store went back in time: this attempt came later than the one it remembers.
         Conflict::Again
     } else {
-        Conflict::Lost(LostReason::of(lease))
+        Conflict::Lost(lost(lease))
     }
 }
 
@@ -175,27 +207,29 @@ mod tests {
     use super::*;
 
     const NOW: Wall = Wall(1_000_000);
-    const LIMITS: Limits =
-        Limits { lease: Duration::from_secs(60), clock_skew: Duration::from_secs(1), max_attempts: 3 };
+    const LIMITS: Limits = Limits {
+        lease: Duration::from_secs(60),
+        clock_skew: Duration::from_secs(1),
+        max_failures: 3,
+        max_handouts: 9,
+    };
 
-    fn fence(number: u64) -> Fence {
-        Fence { process: [7; 16], number }
+    fn token(number: u64) -> LeaseToken {
+        LeaseToken { process: [7; 16], number }
     }
 
     fn lease(state: LeaseState, attempt: u32, cover: u32, from_now: i64) -> Lease {
-        Lease {
-            state,
-            fence: fence(1),
-            attempt,
-            cover,
-            deadline: Wall(NOW.0.saturating_add_signed(from_now)),
-            length: Duration::from_secs(60),
-        }
+        let deadline = Wall(NOW.0.saturating_add_signed(from_now));
+        Lease { attempt, cover, ..Lease::new(state, token(1), deadline, Duration::from_secs(60)) }
     }
 
     fn record(attempt: u32, cover: u32, due_from_now: i64) -> Meta {
         let due = Wall(NOW.0.saturating_add_signed(due_from_now));
-        Meta { attempt, cover, due, ahead: Duration::from_secs(10) }
+        Meta { attempt, cover, due, ahead: Duration::from_secs(10), ..Meta::NONE }
+    }
+
+    fn take(attempt: u32, failures: u32, ran_out: bool) -> Take {
+        Take { attempt, failures, ran_out }
     }
 
     fn verdict(record: Meta, lease: Lease) -> Verdict {
@@ -203,24 +237,58 @@ mod tests {
     }
 
     #[test]
-    fn missing_is_run_with_the_records_attempts() {
-        assert_eq!(consider(record(0, 0, 0), &Seen::Missing, NOW, LIMITS), Verdict::Take { attempt: 1 });
-        assert_eq!(consider(record(2, 5, 0), &Seen::Missing, NOW, LIMITS), Verdict::Take { attempt: 3 });
-        assert_eq!(consider(record(3, 5, 0), &Seen::Missing, NOW, LIMITS), Verdict::Bury { attempt: 4 });
+    fn missing_is_run_with_what_the_record_knows() {
+        let of = |meta| consider(meta, &Seen::Missing, NOW, LIMITS);
+        assert_eq!(of(record(0, 0, 0)), Verdict::Take(take(1, 0, false)));
+        assert_eq!(of(Meta { failures: 1, ..record(2, 5, 0) }), Verdict::Take(take(3, 1, false)));
+        assert_eq!(of(Meta { failures: 3, ..record(3, 5, 0) }), Verdict::DeadLetter(take(4, 3, false)));
+        let parked = Meta { failures: 1, running: true, ..record(2, 5, 0) };
+        assert_eq!(
+            of(parked),
+            Verdict::Take(take(3, 2, true)),
+            "a worker had it, and nothing tells how it ended"
+        );
+        assert_eq!(
+            of(Meta { failures: 2, ..parked }),
+            Verdict::DeadLetter(take(3, 3, true)),
+            "it failed for the last time"
+        );
+    }
+
+    #[test]
+    fn a_lease_that_ran_out_is_a_failure_and_an_idle_or_prefetched_one_is_none() {
+        let past = Lease { failures: 1, ..lease(LeaseState::Live, 5, 0, -1000) };
+        assert_eq!(verdict(record(0, 0, 0), past.clone()), Verdict::Take(take(6, 2, true)));
+        let prefetched = Lease { prefetched: true, ..past.clone() };
+        assert_eq!(verdict(record(0, 0, 0), prefetched), Verdict::Take(take(6, 1, false)));
+        let idle = Lease { state: LeaseState::Idle, ..past.clone() };
+        assert_eq!(verdict(record(0, 0, 0), idle), Verdict::Take(take(6, 1, false)));
+        let last = Lease { failures: 2, ..past };
+        assert_eq!(verdict(record(0, 0, 0), last), Verdict::DeadLetter(take(6, 3, true)));
+    }
+
+    #[test]
+    fn hand_outs_have_a_limit_of_their_own() {
+        assert_eq!(
+            verdict(record(0, 0, 0), lease(LeaseState::Idle, 8, 0, 0)),
+            Verdict::Take(take(9, 0, false))
+        );
+        let used_up = Verdict::DeadLetter(take(10, 0, false));
+        assert_eq!(verdict(record(0, 0, 0), lease(LeaseState::Idle, 9, 0, 0)), used_up);
     }
 
     #[test]
     fn unreadable_is_missing_and_newer_is_parked_for_a_lease() {
-        let newer = Seen::of(Some(Bytes::from_static(b"nonsense")));
-        assert!(matches!(newer, Seen::Newer(b'n', _)));
-        let unreadable = Seen::of(Some(Bytes::from_static(&[1, 2, 3])));
+        let newer = Seen::of(Some(Bytes::from_static(&[0x33, 2, 3])));
+        assert!(matches!(newer, Seen::Newer(3, _)));
+        let unreadable = Seen::of(Some(Bytes::from_static(b"nonsense")));
         assert!(matches!(unreadable, Seen::Unreadable(_)));
         for seen in [&newer, &unreadable] {
             assert!(seen.value(&mut BytesMut::new()).is_some(), "a swap has to expect what is there");
         }
         let parked = Verdict::Park { due: NOW.plus(LIMITS.lease) };
         assert_eq!(consider(record(0, 0, 0), &newer, NOW, LIMITS), parked);
-        assert_eq!(consider(record(0, 0, 0), &unreadable, NOW, LIMITS), Verdict::Take { attempt: 1 });
+        assert_eq!(consider(record(0, 0, 0), &unreadable, NOW, LIMITS), Verdict::Take(take(1, 0, false)));
     }
 
     #[test]
@@ -245,13 +313,16 @@ mod tests {
         );
         assert_eq!(
             verdict(record(0, 0, 0), lease(LeaseState::Live, 1, 0, -1000)),
-            Verdict::Take { attempt: 2 }
+            Verdict::Take(take(2, 1, true))
         );
         assert_eq!(
             verdict(record(0, 0, 0), lease(LeaseState::Idle, 1, 0, 500)),
             Verdict::Park { due: Wall(NOW.0 + 500) }
         );
-        assert_eq!(verdict(record(0, 0, 0), lease(LeaseState::Idle, 1, 0, 0)), Verdict::Take { attempt: 2 });
+        assert_eq!(
+            verdict(record(0, 0, 0), lease(LeaseState::Idle, 1, 0, 0)),
+            Verdict::Take(take(2, 0, false))
+        );
     }
 
     #[test]
@@ -292,9 +363,9 @@ mod tests {
 
     #[test]
     fn the_table_of_conflicts() {
-        let own = fence(1);
+        let own = token(1);
         let of = |state, attempt| Seen::Lease(lease(state, attempt, 0, 0));
-        let theirs = |state, attempt| Seen::Lease(Lease { fence: fence(2), ..lease(state, attempt, 0, 0) });
+        let theirs = |state, attempt| Seen::Lease(Lease { token: token(2), ..lease(state, attempt, 0, 0) });
         use Conflict::{Again, AlreadySo, Lost};
         use LeaseState::{Cancelled, Dead, Done, Idle, Live};
         for (wish, found, means) in [

@@ -1,7 +1,10 @@
 //! Scenarios of one machine with a store and a log that answer at once. The simulation does the rest.
 
 use super::*;
-use crate::{Batch, Commit, Envelope, Event, HEADER, Headers, Lease, LeaseState, Partition, Record, Swapped};
+use crate::{
+    Batch, Commit, Envelope, Event, HEADER, Headers, Lease, LeaseState, LostReason, Partition, Record,
+    Swapped,
+};
 use bytes::Bytes;
 use std::{collections::BTreeMap, time::Duration};
 
@@ -22,6 +25,11 @@ struct Rig {
     next_offset: i64,
     /// Topics that take no record, for good.
     refusing: &'static [&'static str],
+    /// Topics that never answer.
+    hanging: &'static [&'static str],
+    /// The store answers this instead, one by one.
+    store_errors: VecDeque<crate::Error>,
+    reassigned: Vec<Assignment>,
     alarms: usize,
 }
 
@@ -34,7 +42,7 @@ impl Rig {
         let mut settings = Settings { process: [1; 16], prefetch: 4, ..Settings::default() };
         change(&mut settings);
         let layout = Layout {
-            keyspace: crate::Keyspace::new("q", "g").unwrap(),
+            keyspace: crate::Keyspace::new("q", "g", "q").unwrap(),
             task: "q".into(),
             wait: "w".into(),
             wait_partitions: 11,
@@ -56,6 +64,9 @@ impl Rig {
             demand: 0,
             next_offset: 0,
             refusing: &[],
+            hanging: &[],
+            store_errors: VecDeque::new(),
+            reassigned: vec![],
             alarms: 0,
         };
         let all = (0..11).map(|i| assignment("w", i)).chain([assignment("q", 0)]).collect();
@@ -95,6 +106,7 @@ impl Rig {
                 }
             }
             self.m.poll_releases(&mut self.released);
+            self.m.poll_reassigns(&mut self.reassigned);
             let mut noticed = false;
             while let Some(notice) = self.m.poll_notice() {
                 noticed = true;
@@ -113,7 +125,11 @@ impl Rig {
             {
                 return;
             }
-            for (token, swap) in swaps {
+            for (op, swap) in swaps {
+                if let Some(error) = self.store_errors.pop_front() {
+                    self.m.handle_swapped(self.now, op, Err(error));
+                    continue;
+                }
                 let found = self.store.get(&swap.key).cloned();
                 let outcome = if found == swap.expect {
                     self.store.insert(swap.key, swap.new.unwrap());
@@ -121,16 +137,19 @@ impl Rig {
                 } else {
                     Swapped::Conflict(found)
                 };
-                self.m.handle_swapped(self.now, token, Ok(outcome));
+                self.m.handle_swapped(self.now, op, Ok(outcome));
             }
-            for (token, key) in gets {
-                self.m.handle_got(self.now, token, Ok(self.store.get(&key).cloned()));
+            for (op, key) in gets {
+                self.m.handle_got(self.now, op, Ok(self.store.get(&key).cloned()));
             }
-            for (token, new) in appends {
+            for (op, new) in appends {
                 let to = to.as_ref().unwrap();
+                if self.hanging.contains(&&*to.topic) {
+                    continue;
+                }
                 if self.refusing.contains(&&*to.topic) {
                     let e = crate::Error::not_applied(crate::ErrorKind::TooLarge, "append");
-                    self.m.handle_appended(self.now, token, Err(e));
+                    self.m.handle_appended(self.now, op, Err(e));
                     continue;
                 }
                 self.next_offset += 1;
@@ -141,7 +160,7 @@ impl Rig {
                 } else {
                     self.dead.push(record);
                 }
-                self.m.handle_appended(self.now, token, Ok(offset));
+                self.m.handle_appended(self.now, op, Ok(offset));
             }
             for commit in commits {
                 self.m.handle_committed(self.now, &commit, Ok(()));
@@ -166,8 +185,8 @@ impl Rig {
         job
     }
 
-    fn ask(&mut self, job: &Ready, ask: Ask) -> Option<Answer> {
-        self.m.handle_ask(self.now, job.job, AskNo(1), ask);
+    fn ask(&mut self, job: &Ready, command: Command) -> Option<Answer> {
+        self.m.handle_command(self.now, job.job, CommandId(1), command);
         self.settle();
         self.answers.pop()
     }
@@ -184,27 +203,30 @@ impl Rig {
         self.settle();
     }
 
-    /// A task that was published with a delay: it starts in the wait topic.
+    /// A task with a delay: like any other it starts in the task topic.
     fn publish_delayed(&mut self, id: &str, delay: Duration) {
-        let id = TaskId::new(id).unwrap();
-        let due = self.now.wall.plus(delay);
-        let (index, lane_due) = self.m.ladder.place(self.now.wall, due, &id);
-        let envelope = Envelope { due, ahead: delay, lane_due, ..Envelope::new(id, self.now.wall) };
-        let headers = Headers::from_iter([(Bytes::from(HEADER), Some(envelope.encode()))]);
+        let mut envelope = Envelope::new(TaskId::new(id).unwrap(), self.now.wall);
+        (envelope.due, envelope.ahead) = (self.now.wall.plus(delay), delay);
+        self.publish_record(Headers::from_iter([(Bytes::from(HEADER), Some(envelope.encode()))]));
+    }
+
+    fn publish_record(&mut self, headers: Headers) {
         self.next_offset += 1;
-        self.wait.push((index, Record::new(self.next_offset, 0, None, None, headers)));
-        self.deliver_copies();
+        let record = Record::new(self.next_offset - 1, 0, None, Some("payload".into()), headers);
+        let batch = Batch::new(vec![record], self.next_offset, None);
+        self.m.handle_event(self.now, Event::Records(assignment("q", 0), batch));
+        self.settle();
     }
 
     fn lease(&self, id: &str) -> Option<Lease> {
-        let key = Key::task(&crate::Keyspace::new("q", "g").unwrap(), &TaskId::new(id).unwrap());
+        let key = Key::task(&crate::Keyspace::new("q", "g", "q").unwrap(), &TaskId::new(id).unwrap());
         self.store.get(&key).map(|v| Lease::decode(v).unwrap())
     }
 
     fn change_lease(&mut self, id: &str, change: impl FnOnce(&mut Lease)) {
         let mut lease = self.lease(id).unwrap();
         change(&mut lease);
-        let key = Key::task(&crate::Keyspace::new("q", "g").unwrap(), &TaskId::new(id).unwrap());
+        let key = Key::task(&crate::Keyspace::new("q", "g", "q").unwrap(), &TaskId::new(id).unwrap());
         self.store.insert(key, lease.encode());
     }
 
@@ -221,7 +243,7 @@ fn a_task_is_run_and_done_with_two_swaps_and_no_copy() {
     assert_eq!((job.content.id.as_str(), job.attempt), ("a", 1));
     assert_eq!(rig.lease("a").unwrap().state, LeaseState::Live);
     assert_eq!(rig.committed(), None);
-    assert!(matches!(rig.ask(&job, Ask::Done), Some(Answer::Ok)));
+    assert!(matches!(rig.ask(&job, Command::Done), Some(Answer::Ok)));
     assert_eq!(rig.lease("a").unwrap().state, LeaseState::Done);
     rig.pass(SEC);
     assert_eq!(rig.committed(), Some(1));
@@ -233,17 +255,16 @@ fn a_slow_task_is_copied_once_and_does_not_hold_back_the_commit() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["slow", "quick"]);
     let (slow, quick) = (rig.get_job().unwrap(), rig.get_job().unwrap());
-    rig.ask(&quick, Ask::Done);
+    rig.ask(&quick, Command::Done);
     rig.pass(SEC);
     assert_eq!(rig.committed(), None);
-    assert_eq!(rig.m.poll_timeout(), Some(Mono(10_000_000_000)));
     rig.pass(9 * SEC);
     assert_eq!((rig.wait.len(), rig.lease("slow").unwrap().cover), (1, 1));
     rig.pass(SEC);
     assert_eq!(rig.committed(), Some(2));
     rig.pass(5 * SEC);
     assert_eq!(rig.wait.len(), 1);
-    assert!(matches!(rig.ask(&slow, Ask::Done), Some(Answer::Ok)));
+    assert!(matches!(rig.ask(&slow, Command::Done), Some(Answer::Ok)));
     rig.pass(50 * SEC);
     rig.deliver_copies();
     assert!(rig.m.items.is_empty() && rig.get_job().is_none());
@@ -254,7 +275,7 @@ fn an_abandoned_job_is_handed_out_again_after_its_lease() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a"]);
     let job = rig.get_job().unwrap();
-    rig.ask(&job, Ask::Abandoned);
+    rig.ask(&job, Command::Abandoned);
     rig.pass(10 * SEC);
     rig.deliver_copies();
     rig.pass(50 * SEC);
@@ -263,8 +284,8 @@ fn an_abandoned_job_is_handed_out_again_after_its_lease() {
     assert!(rig.ready.is_empty(), "a later attempt is not prefetched");
     let again = rig.get_job().unwrap();
     assert_eq!((again.content.id.as_str(), again.attempt), ("a", 2));
-    assert!(matches!(rig.ask(&job, Ask::Done), Some(Answer::Lost(_))));
-    assert!(matches!(rig.ask(&again, Ask::Done), Some(Answer::Ok)));
+    assert!(matches!(rig.ask(&job, Command::Done), Some(Answer::Lost(_))));
+    assert!(matches!(rig.ask(&again, Command::Done), Some(Answer::Ok)));
 }
 
 #[test]
@@ -272,7 +293,7 @@ fn a_retry_comes_back_at_its_time_and_keeps_the_record_until_the_copy_is_durable
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a"]);
     let job = rig.get_job().unwrap();
-    assert!(matches!(rig.ask(&job, Ask::Retry(3 * SEC)), Some(Answer::Ok)));
+    assert!(matches!(rig.ask(&job, Command::Retry(3 * SEC, "no".into())), Some(Answer::Ok)));
     let lease = rig.lease("a").unwrap();
     assert_eq!((lease.state, lease.cover), (LeaseState::Idle, 1));
     rig.deliver_copies();
@@ -292,28 +313,30 @@ fn a_retry_appends_its_copy_only_after_its_swap() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a"]);
     let job = rig.get_job().unwrap();
-    rig.m.handle_ask(rig.now, job.job, AskNo(1), Ask::Retry(Duration::ZERO));
+    rig.m.handle_command(rig.now, job.job, CommandId(1), Command::Retry(Duration::ZERO, "no".into()));
     let (mut swaps, mut appends) = (vec![], vec![]);
     rig.m.poll_swaps(10, &mut swaps);
     assert_eq!(rig.m.poll_appends(10, &mut appends), None);
-    let (token, swap) = swaps.pop().unwrap();
+    let (op, swap) = swaps.pop().unwrap();
     assert_eq!(Lease::decode(&swap.new.unwrap()).unwrap().state, LeaseState::Idle);
-    rig.m.handle_swapped(rig.now, token, Ok(Swapped::Done));
+    rig.m.handle_swapped(rig.now, op, Ok(Swapped::Done));
     assert!(rig.m.poll_appends(10, &mut appends).is_some());
     assert_eq!(rig.committed(), None, "the record stays open until the log has acknowledged the copy");
 }
 
 #[test]
-fn the_last_attempt_goes_to_the_dead_letters_with_key_and_headers() {
-    let mut rig = Rig::new(|s| s.max_attempts = 1);
+fn the_last_failure_goes_to_the_dead_letters_with_key_and_headers() {
+    let mut rig = Rig::new(|s| s.max_failures = 1);
     rig.publish(&["a"]);
-    assert!(rig.ready.is_empty(), "the last attempt is not prefetched");
     let job = rig.get_job().unwrap();
-    assert!(matches!(rig.ask(&job, Ask::Retry(SEC)), Some(Answer::Ok)));
+    let answer = rig.ask(&job, Command::Retry(SEC, "no".into()));
+    assert!(matches!(answer, Some(Answer::DeadLettered)), "it will not come again, and the answer says so");
     assert_eq!(rig.lease("a").unwrap().state, LeaseState::Dead);
     let dead = &rig.dead[0];
     assert_eq!(dead.key.as_ref().unwrap(), "key");
-    assert_eq!(dead.headers.get("kafkaq-id").unwrap(), "a");
+    assert_eq!(dead.headers.get("kafkaq-task-id").unwrap(), "a");
+    assert_eq!(dead.headers.get("kafkaq-reason").unwrap(), "failed 1 times, at last: no");
+    assert_eq!(dead.headers.get("kafkaq-history").unwrap(), "1000000 1 no");
     assert_eq!(dead.headers.get("kafkaq-attempts").unwrap(), "1");
     assert_eq!(dead.headers.get("kafkaq-origin").unwrap(), "q/0/0");
 }
@@ -323,8 +346,8 @@ fn a_lease_that_was_lost_sends_the_record_back_to_the_rule() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a"]);
     let job = rig.get_job().unwrap();
-    rig.change_lease("a", |l| l.fence.process = [9; 16]);
-    assert!(matches!(rig.ask(&job, Ask::Done), Some(Answer::Lost(LostReason::TakenOver))));
+    rig.change_lease("a", |l| l.token.process = [9; 16]);
+    assert!(matches!(rig.ask(&job, Command::Done), Some(Answer::Lost(LostReason::TakenOver))));
     assert_eq!(rig.wait.len(), 1, "it is copied for when the other one's lease ends");
     rig.change_lease("a", |l| l.state = LeaseState::Cancelled);
     rig.deliver_copies();
@@ -338,7 +361,7 @@ fn done_over_a_wiped_store_heals_it() {
     rig.publish(&["a"]);
     let job = rig.get_job().unwrap();
     rig.store.clear();
-    assert!(matches!(rig.ask(&job, Ask::Done), Some(Answer::Ok)));
+    assert!(matches!(rig.ask(&job, Command::Done), Some(Answer::Ok)));
     assert_eq!(rig.lease("a").unwrap().state, LeaseState::Done);
 }
 
@@ -349,10 +372,10 @@ fn extend_after_a_copy_raised_the_cover_number_still_holds() {
     let job = rig.get_job().unwrap();
     rig.pass(10 * SEC);
     rig.change_lease("a", |l| l.cover = 7);
-    assert!(matches!(rig.ask(&job, Ask::Extend(90 * SEC)), Some(Answer::Extended(_))));
+    assert!(matches!(rig.ask(&job, Command::Extend(90 * SEC)), Some(Answer::Extended(_))));
     let lease = rig.lease("a").unwrap();
     assert_eq!((lease.cover, lease.length), (7, 90 * SEC));
-    assert!(matches!(rig.ask(&job, Ask::Done), Some(Answer::Ok)));
+    assert!(matches!(rig.ask(&job, Command::Done), Some(Answer::Ok)));
 }
 
 #[test]
@@ -365,7 +388,7 @@ fn shutdown_gives_back_what_was_not_handed_out_and_waits_for_what_was() {
     let back = rig.lease("b").unwrap();
     assert_eq!((back.state, back.attempt, back.deadline), (LeaseState::Idle, 0, rig.now.wall));
     assert!(!rig.m.is_drained());
-    rig.ask(&running, Ask::Done);
+    rig.ask(&running, Command::Done);
     assert!(rig.m.is_drained());
     assert_eq!(rig.committed(), Some(1));
 }
@@ -375,7 +398,7 @@ fn a_revoked_partition_is_committed_given_back_and_released_at_once() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a", "b", "c"]);
     let (done, running) = (rig.get_job().unwrap(), rig.get_job().unwrap());
-    rig.ask(&done, Ask::Done);
+    rig.ask(&done, Command::Done);
     rig.m.handle_event(rig.now, Event::Revoking(vec![assignment("q", 0)]));
     rig.settle();
     assert_eq!(rig.released, [assignment("q", 0)]);
@@ -383,7 +406,7 @@ fn a_revoked_partition_is_committed_given_back_and_released_at_once() {
     assert_eq!(rig.lease("c").unwrap().state, LeaseState::Idle);
     rig.pass(20 * SEC);
     assert!(rig.wait.is_empty(), "its timers are off");
-    assert!(matches!(rig.ask(&running, Ask::Done), Some(Answer::Ok)));
+    assert!(matches!(rig.ask(&running, Command::Done), Some(Answer::Ok)));
     assert!(rig.m.items.is_empty());
 }
 
@@ -398,22 +421,22 @@ fn a_stale_ready_job_is_renewed_before_it_is_handed_out() {
     rig.m.handle_untaken(rig.now, stale.job);
     let job = rig.get_job().unwrap();
     assert!(job.deadline > first.deadline && job.attempt == 1);
-    assert!(matches!(rig.ask(&job, Ask::Done), Some(Answer::Ok)));
+    assert!(matches!(rig.ask(&job, Command::Done), Some(Answer::Ok)));
 }
 
 #[test]
 fn redeliveries_get_their_share_while_first_attempts_go_on() {
-    let mut rig = Rig::new(|s| s.max_attempts = 9);
+    let mut rig = Rig::new(|s| s.max_failures = 9);
     rig.publish(&["again"]);
     let job = rig.get_job().unwrap();
-    rig.ask(&job, Ask::Retry(Duration::ZERO));
+    rig.ask(&job, Command::Retry(Duration::ZERO, "no".into()));
     let many: Vec<String> = (0..100).map(|i| format!("t{i}")).collect();
     rig.publish(&many.iter().map(String::as_str).collect::<Vec<_>>());
     rig.deliver_copies();
     for served in 0.. {
         assert!(served < 12, "starved");
         let job = rig.get_job().unwrap();
-        rig.ask(&job, Ask::Done);
+        rig.ask(&job, Command::Done);
         if job.attempt == 2 {
             break;
         }
@@ -429,7 +452,7 @@ fn a_full_window_pauses_and_a_slow_head_is_moved_out_of_its_way() {
     let _slow = rig.get_job().unwrap();
     for _ in 1..10 {
         let job = rig.get_job().unwrap();
-        rig.ask(&job, Ask::Done);
+        rig.ask(&job, Command::Done);
     }
     assert_eq!(rig.wait.len(), 1, "the head was copied long before park_after");
     assert_eq!(rig.m.poll_flow(), Some((assignment("q", 0), true)));
@@ -442,7 +465,7 @@ fn a_deadline_from_a_wrong_clock_is_brought_back() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a"]);
     let job = rig.get_job().unwrap();
-    rig.ask(&job, Ask::Abandoned);
+    rig.ask(&job, Command::Abandoned);
     rig.pass(10 * SEC);
     rig.change_lease("a", |l| l.deadline = l.deadline.plus(1_000_000 * SEC));
     rig.pass(60 * SEC);
@@ -456,7 +479,8 @@ fn a_delay_of_three_hours_takes_a_few_hops_and_ends_to_the_millisecond() {
     let mut rig = Rig::new(|_| {});
     let start = rig.now;
     rig.publish_delayed("a", 3 * 3600 * SEC);
-    let mut hops = 0;
+    let mut hops = rig.wait.len();
+    rig.deliver_copies();
     while rig.now.mono < start.mono.plus(3 * 3600 * SEC) {
         assert!(rig.get_job().is_none());
         let wake = rig.m.poll_timeout().expect("somebody has to wake it");
@@ -482,7 +506,9 @@ fn what_blocks_the_head_of_a_full_lane_goes_to_its_tail() {
         let stay = if i == 0 { 16 * SEC } else { SEC };
         let due = rig.now.wall.plus(stay);
         let id = TaskId::new(format!("t{i}")).unwrap();
-        let envelope = Envelope { due, ahead: stay, lane_due: due, ..Envelope::new(id, rig.now.wall) };
+        let origin = Some(Position { partition: Partition::new("q", 0), offset: i });
+        let envelope =
+            Envelope { due, ahead: stay, lane_due: due, origin, ..Envelope::new(id, rig.now.wall) };
         let headers = Headers::from_iter([(Bytes::from(HEADER), Some(envelope.encode()))]);
         Record::new(i, 0, None, None, headers)
     });
@@ -492,7 +518,7 @@ fn what_blocks_the_head_of_a_full_lane_goes_to_its_tail() {
     rig.pass(SEC);
     for _ in 1..8 {
         let job = rig.get_job().unwrap();
-        rig.ask(&job, Ask::Done);
+        rig.ask(&job, Command::Done);
     }
     assert_eq!(rig.wait.len(), 1, "the head was copied, fifteen seconds before its time");
     assert_eq!(rig.m.poll_flow(), Some((assignment("w", lane), true)));
@@ -500,11 +526,11 @@ fn what_blocks_the_head_of_a_full_lane_goes_to_its_tail() {
 
 #[test]
 fn a_dead_letter_that_cannot_be_written_is_an_alarm_and_the_task_comes_back() {
-    let mut rig = Rig::new(|s| s.max_attempts = 1);
+    let mut rig = Rig::new(|s| s.max_failures = 1);
     rig.refusing = &["d"];
     rig.publish(&["a"]);
     let job = rig.get_job().unwrap();
-    assert!(matches!(rig.ask(&job, Ask::Reject("no".into())), Some(Answer::Failed(_))));
+    assert!(matches!(rig.ask(&job, Command::Reject("no".into())), Some(Answer::Failed(_))));
     assert_eq!((rig.alarms, rig.lease("a").unwrap().state), (1, LeaseState::Idle));
     rig.refusing = &[];
     rig.deliver_copies();
@@ -526,5 +552,7 @@ fn a_copy_that_cannot_be_written_keeps_its_record_open_and_is_tried_again() {
     rig.pass(30 * SEC);
     rig.pass(SEC);
     assert_eq!((rig.wait.len(), rig.committed()), (1, Some(1)));
-    assert!(matches!(rig.ask(&job, Ask::Done), Some(Answer::Ok)));
+    assert!(matches!(rig.ask(&job, Command::Done), Some(Answer::Ok)));
 }
+
+mod refusals;

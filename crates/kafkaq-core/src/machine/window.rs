@@ -1,7 +1,7 @@
 //! The window: the records of one assignment that were read and are not yet below the committed offset.
 
 use super::{Mono, slab::Ref};
-use crate::{Assignment, Record};
+use crate::{Assignment, Record, Wall};
 use std::collections::VecDeque;
 
 /// Where a record stands in its window: counts from the assignment's first record, without gaps.
@@ -14,8 +14,8 @@ pub(super) enum Slot {
     Queued(Record),
     /// It is being considered, or its job runs.
     Open(Ref),
-    /// It can't be read by this version; it stays.
-    Stuck,
+    /// Its record is in the hands of whoever took it, for a moment.
+    Taken,
     Finished,
 }
 
@@ -23,7 +23,19 @@ pub(super) enum Slot {
 struct Entry {
     offset: i64,
     bytes: usize,
+    /// With `bytes`, tells a repeated record from another log's at the same offset.
+    timestamp_ms: i64,
     slot: Slot,
+}
+
+/// What came of a record that was taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pushed {
+    New(Seq),
+    /// It was there already.
+    Repeated,
+    /// It lies below what was read, and is not the record that was read there.
+    OtherLog,
 }
 
 #[derive(Debug)]
@@ -41,6 +53,8 @@ pub(super) struct Window {
     bytes: usize,
     /// Where reading goes on.
     next: i64,
+    /// The log's end, as it was told last.
+    pub(super) end: Option<i64>,
     /// Everything below is finished.
     prefix: i64,
     /// What the group has been told, and whether a commit is under way.
@@ -64,6 +78,7 @@ impl Window {
             finished: 0,
             bytes: 0,
             next: i64::MIN,
+            end: None,
             prefix: i64::MIN,
             committed: None,
             committing: false,
@@ -74,10 +89,15 @@ impl Window {
         }
     }
 
-    /// Takes a record in. An offset that was seen already (a repeated delivery) is left out.
-    pub(super) fn push(&mut self, record: Record) -> Option<Seq> {
+    /// Takes a record in. One that was seen already, in a repeated delivery, is left out.
+    pub(super) fn push(&mut self, record: Record) -> Pushed {
         if record.offset < self.next {
-            return None;
+            let known = self.entries.binary_search_by_key(&record.offset, |e| e.offset);
+            let same = |e: &Entry| (e.timestamp_ms, e.bytes) == (record.timestamp_ms, record.size());
+            return match known {
+                Ok(i) if same(&self.entries[i]) => Pushed::Repeated,
+                _ => Pushed::OtherLog,
+            };
         }
         if self.prefix == i64::MIN {
             self.prefix = record.offset;
@@ -85,8 +105,9 @@ impl Window {
         self.next = record.offset + 1;
         let bytes = record.size();
         self.bytes += bytes;
-        self.entries.push_back(Entry { offset: record.offset, bytes, slot: Slot::Queued(record) });
-        Some(self.base + self.entries.len() as u64 - 1)
+        let (offset, timestamp_ms) = (record.offset, record.timestamp_ms);
+        self.entries.push_back(Entry { offset, bytes, timestamp_ms, slot: Slot::Queued(record) });
+        Pushed::New(self.base + self.entries.len() as u64 - 1)
     }
 
     /// Reading goes on at `next`, beyond the last record.
@@ -107,7 +128,7 @@ impl Window {
     pub(super) fn take_queued(&mut self, seq: Seq) -> Option<Record> {
         let i = self.index(seq)?;
         let slot = &mut self.entries[i].slot;
-        match std::mem::replace(slot, Slot::Stuck) {
+        match std::mem::replace(slot, Slot::Taken) {
             Slot::Queued(record) => Some(record),
             other => {
                 *slot = other;
@@ -178,6 +199,17 @@ impl Window {
         self.finished * 2 > self.entries.len()
     }
 
+    /// Everything below this offset is finished.
+    pub(super) fn finished_below(&self) -> Option<i64> {
+        (self.prefix != i64::MIN).then_some(self.prefix)
+    }
+
+    /// When the oldest record that is not finished was appended.
+    pub(super) fn oldest_unfinished(&self) -> Option<Wall> {
+        let oldest = self.entries.iter().find(|e| !matches!(e.slot, Slot::Finished))?;
+        u64::try_from(oldest.timestamp_ms).ok().map(Wall)
+    }
+
     /// All that are not finished, oldest first.
     pub(super) fn unfinished(&self) -> impl Iterator<Item = (Seq, &Slot)> {
         (self.base..)
@@ -223,9 +255,23 @@ mod tests {
     #[test]
     fn a_repeated_offset_is_left_out() {
         let mut w = window();
-        assert_eq!(w.push(record(7)), Some(0));
-        assert_eq!(w.push(record(7)), None);
-        assert_eq!(w.push(record(9)), Some(1));
+        assert_eq!(w.push(record(7)), Pushed::New(0));
+        assert_eq!(w.push(record(7)), Pushed::Repeated);
+        assert_eq!(w.push(record(9)), Pushed::New(1));
+    }
+
+    #[test]
+    fn an_offset_that_went_back_is_another_log() {
+        let mut w = window();
+        w.push(record(7));
+        w.push(record(9));
+        assert_eq!(w.push(record(3)), Pushed::OtherLog, "below all that was read");
+        assert_eq!(w.push(record(8)), Pushed::OtherLog, "there was a hole");
+        let later = Record { timestamp_ms: 1, ..record(7) };
+        assert_eq!(w.push(later), Pushed::OtherLog, "another record at the same offset");
+        w.finish(0);
+        assert_eq!(w.push(record(7)), Pushed::OtherLog, "finished, and nobody knows any more what it was");
+        assert_eq!(w.push(record(9)), Pushed::Repeated);
     }
 
     proptest! {

@@ -1,9 +1,9 @@
 //! The intake: one task that owns the machine, starts its calls and tells it what happened.
 
-use super::{Shared, calls::Calls, shared::Inbox, slot::Slot};
+use super::{Shared, calls::Calls, shared::Inbox, slot::Slot, start::shut_down};
 use kafkaq_core::{
     Commit, Consumer, Error, ErrorKind, Event, LeaseStore, Log, Result, Retry, Swapped,
-    machine::{Alarm, Ask, JobKey, Machine, Notice, Ready, Token},
+    machine::{Alarm, Command, JobKey, Machine, Notice, OpId, Ready},
 };
 use std::{
     collections::HashMap,
@@ -11,7 +11,7 @@ use std::{
     future::poll_fn,
     hash::{BuildHasherDefault, Hasher},
     pin::pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 use tokio::{
@@ -27,73 +27,27 @@ const GET_CALLS: usize = 2;
 const APPEND_BATCH: usize = 1000;
 const APPEND_CALLS: usize = 8;
 
-/// What an intake is made of.
-pub(crate) struct Parts {
-    pub(crate) machine: Machine,
-    pub(crate) consumer: Consumer,
-    pub(crate) log: Arc<dyn Log>,
-    pub(crate) store: Arc<dyn LeaseStore>,
-    pub(crate) shared: Arc<Shared>,
-}
-
-/// The handle of a running intake. Dropping it stops the intake in the background.
-#[derive(Debug)]
-pub(crate) struct Driver {
-    stop: watch::Sender<Option<Instant>>,
-    outcome: watch::Receiver<Option<Result<()>>>,
-    lease: Duration,
-}
-
-impl Driver {
-    /// Starts the intake on the current runtime.
-    pub(crate) fn start(parts: Parts) -> Self {
-        let (stop, told_to_stop) = watch::channel(None);
-        let (ended, outcome) = watch::channel(None);
-        let lease = parts.machine.settings().lease;
-        let intake = Intake::new(parts, told_to_stop);
-        tokio::spawn(async move {
-            let outcome = intake.run().await;
-            ended.send_replace(Some(outcome));
-        });
-        Driver { stop, outcome, lease }
-    }
-
-    /// Stops the intake and waits until it has ended, `limit` from now at the latest, and what the backend's own
-    /// limits add. Any number of callers, the shortest limit counts.
-    pub(crate) async fn stop(&self, limit: Duration) -> Result<()> {
-        self.tell(limit);
-        match self.outcome.clone().wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(outcome)) => outcome.clone(),
-            _ => Err(Error::unknown(ErrorKind::Other, "shut down")
-                .with_advice("The driver's task was aborted or panicked")),
-        }
-    }
-
-    fn tell(&self, limit: Duration) {
-        let until = Instant::now() + limit.min(FAR);
-        self.stop.send_modify(|stop| *stop = Some(stop.map_or(until, |earlier| earlier.min(until))));
-    }
-}
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        // Jobs that are still held may finish, for as long as a lease.
-        self.tell(self.lease);
-    }
-}
-
 const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
-struct Intake {
+/// What an intake is made of.
+pub(super) struct Parts {
+    pub(super) machine: Machine,
+    pub(super) consumer: Consumer,
+    pub(super) log: Arc<dyn Log>,
+    pub(super) store: Arc<dyn LeaseStore>,
+    pub(super) shared: Arc<Shared>,
+}
+
+pub(super) struct Intake {
     machine: Machine,
     consumer: Consumer,
     log: Arc<dyn Log>,
     store: Arc<dyn LeaseStore>,
     shared: Arc<Shared>,
     stop: watch::Receiver<Option<Instant>>,
-    swaps: Calls<Token, Swapped>,
-    gets: Calls<Token, Option<bytes::Bytes>>,
-    appends: Calls<Token, i64>,
+    swaps: Calls<OpId, Swapped>,
+    gets: Calls<OpId, Option<bytes::Bytes>>,
+    appends: Calls<OpId, i64>,
     commits: Calls<Commit, ()>,
     /// Jobs that are ready or held, until their holder can ask nothing more.
     slots: HashMap<JobKey, Arc<Slot>, BuildHasherDefault<JobHasher>>,
@@ -106,7 +60,9 @@ struct Intake {
 }
 
 impl Intake {
-    fn new(parts: Parts, stop: watch::Receiver<Option<Instant>>) -> Self {
+    pub(super) fn new(parts: Parts, stop: watch::Receiver<Option<Instant>>) -> Self {
+        let counters = parts.shared.counters.clone();
+        parts.shared.run();
         Intake {
             machine: parts.machine,
             consumer: parts.consumer,
@@ -114,10 +70,10 @@ impl Intake {
             store: parts.store,
             shared: parts.shared,
             stop,
-            swaps: Calls::new(SWAP_CALLS),
-            gets: Calls::new(GET_CALLS),
-            appends: Calls::new(APPEND_CALLS),
-            commits: Calls::new(1),
+            swaps: Calls::new(SWAP_CALLS, counters.store_swaps.clone()),
+            gets: Calls::new(GET_CALLS, counters.store_reads.clone()),
+            appends: Calls::new(APPEND_CALLS, counters.copies.clone()),
+            commits: Calls::new(1, counters.commits.clone()),
             slots: HashMap::default(),
             inbox: Inbox::default(),
             ready: Vec::new(),
@@ -128,12 +84,13 @@ impl Intake {
         }
     }
 
-    async fn run(mut self) -> Result<()> {
+    pub(super) async fn run(mut self) -> Result<()> {
         let shared = self.shared.clone();
         let clock = shared.clock;
         let mut timer = pin!(sleep_until(Instant::now()));
         loop {
             self.hand_out();
+            shared.counters.jobs.store(self.slots.len(), Ordering::Relaxed);
             self.start_calls();
             if self.stopping.is_some() && self.machine.is_drained() {
                 break;
@@ -149,15 +106,15 @@ impl Intake {
             tokio::select! {
                 ended = self.swaps.ended() => {
                     let now = clock.now();
-                    ended.for_each(|(token, outcome)| self.machine.handle_swapped(now, token, outcome));
+                    ended.for_each(|(op, outcome)| self.machine.handle_swapped(now, op, outcome));
                 }
                 ended = self.gets.ended() => {
                     let now = clock.now();
-                    ended.for_each(|(token, outcome)| self.machine.handle_got(now, token, outcome));
+                    ended.for_each(|(op, outcome)| self.machine.handle_got(now, op, outcome));
                 }
                 ended = self.appends.ended() => {
                     let now = clock.now();
-                    ended.for_each(|(token, outcome)| self.machine.handle_appended(now, token, outcome));
+                    ended.for_each(|(op, outcome)| self.machine.handle_appended(now, op, outcome));
                 }
                 ended = self.commits.ended() => {
                     let now = clock.now();
@@ -242,9 +199,9 @@ impl Intake {
             if batch.is_empty() {
                 break;
             }
-            let (tokens, swaps): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+            let (ops, swaps): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
             let store = self.store.clone();
-            self.swaps.start(tokens, async move {
+            self.swaps.start(ops, async move {
                 let out = store.swap(&swaps).await;
                 named(out, swaps.iter().map(|s| &s.key))
             });
@@ -255,9 +212,9 @@ impl Intake {
             if batch.is_empty() {
                 break;
             }
-            let (tokens, keys): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+            let (ops, keys): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
             let store = self.store.clone();
-            self.gets.start(tokens, async move {
+            self.gets.start(ops, async move {
                 let out = store.get(&keys).await;
                 named(out, keys.iter())
             });
@@ -265,9 +222,9 @@ impl Intake {
         while self.appends.has_room() {
             let mut batch = Vec::new();
             let Some(partition) = self.machine.poll_appends(APPEND_BATCH, &mut batch) else { break };
-            let (tokens, records): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+            let (ops, records): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
             let log = self.log.clone();
-            self.appends.start(tokens, async move {
+            self.appends.start(ops, async move {
                 let out = log.append(&partition, &records).await;
                 named(out, std::iter::repeat(&partition))
             });
@@ -287,6 +244,11 @@ impl Intake {
         self.machine.poll_releases(&mut released);
         if !released.is_empty() {
             self.consumer.member.release(&released);
+        }
+        let mut replaced = Vec::new();
+        self.machine.poll_reassigns(&mut replaced);
+        if !replaced.is_empty() {
+            self.consumer.member.reassign(&replaced);
         }
         while let Some((assignment, flows)) = self.machine.poll_flow() {
             let member = &self.consumer.member;
@@ -328,14 +290,17 @@ impl Intake {
         for slot in self.inbox.asking.drain(..) {
             let Some((no, ask)) = slot.dialogue.asked() else { continue };
             let job = slot.ready.job;
-            if matches!(ask, Ask::Abandoned) {
+            if matches!(ask, Command::Abandoned) {
                 self.slots.remove(&job);
             }
-            self.machine.handle_ask(now, job, no, ask);
+            self.machine.handle_command(now, job, no, ask);
         }
         for slot in self.inbox.stale.drain(..) {
             self.slots.remove(&slot.ready.job);
             self.machine.handle_untaken(now, slot.ready.job);
+        }
+        for caller in self.inbox.curious.drain(..) {
+            let _ = caller.send(self.machine.stats());
         }
         self.tell_demand();
     }
@@ -343,9 +308,7 @@ impl Intake {
     fn begin_to_stop(&mut self) {
         let told = *self.stop.borrow_and_update();
         if let Some(until) = told {
-            self.shared.close(
-                Error::not_applied(ErrorKind::Closed, "get a job").with_advice("The queue was shut down"),
-            );
+            self.shared.close(shut_down());
             self.stop_by(until);
         }
     }
@@ -389,11 +352,18 @@ fn report(alarm: &Alarm) {
     match alarm {
         Alarm::Stuck { at, error } => tracing::warn!(
             target: "kafkaq", partition = %at.partition, offset = at.offset, error = %error,
-            "a record can't be copied or finished; it stays where it is and is tried again"
+            "the log refuses a copy or a dead letter of this record; the record stays where it is and is considered again. \
+             Compare max.message.bytes of the wait and dead-letter topics with the task topic's, and their permissions"
         ),
         Alarm::Newer { at, version } => tracing::error!(
             target: "kafkaq", partition = %at.partition, offset = at.offset, version,
-            "a later kafkaq has written this record or its lease: upgrade this process"
+            "a later kafkaq has written this record or its lease, and this process can't read it; it waits for one that can. \
+             Upgrade this process"
+        ),
+        Alarm::LogReplaced { assignment, offset } => tracing::error!(
+            target: "kafkaq", partition = %assignment.partition, offset,
+            "an offset came again with another record: the topic was cut, or deleted and recreated; it is read again \
+             from where it was committed, or from its first record if the commit was of the earlier topic"
         ),
         Alarm::Undecodable { at, why } => tracing::error!(
             target: "kafkaq", partition = %at.partition, offset = at.offset, why,

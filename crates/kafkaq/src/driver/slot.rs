@@ -1,7 +1,10 @@
 //! One job between its holder and the driver: what the holder asks, what the driver answers.
 
 use crate::sync::lock;
-use kafkaq_core::machine::{Answer, Ask, AskNo, LostReason, Ready};
+use kafkaq_core::{
+    LostReason,
+    machine::{Answer, Command, CommandId, Ready},
+};
 use std::{
     future::poll_fn,
     pin::pin,
@@ -34,7 +37,7 @@ pub(crate) struct Dialogue {
 #[derive(Debug, Default)]
 struct State {
     last: u32,
-    asked: Option<Ask>,
+    asked: Option<Command>,
     answer: Option<Answer>,
     waker: Option<Waker>,
     lost: Option<LostReason>,
@@ -43,23 +46,23 @@ struct State {
 
 impl Dialogue {
     /// Leaves an ask for the driver. Whether the driver has to be told: not if an earlier ask still waits for it.
-    pub(crate) fn ask(&self, ask: Ask) -> bool {
+    pub(crate) fn ask(&self, ask: Command) -> bool {
         let mut s = lock(&self.state);
         s.last = s.last.wrapping_add(1);
         s.answer = None;
-        s.over = !matches!(ask, Ask::Extend(_));
+        s.over = !matches!(ask, Command::Extend(_));
         s.asked.replace(ask).is_none()
     }
 
     /// The driver's side of [`Dialogue::ask`].
-    pub(crate) fn asked(&self) -> Option<(AskNo, Ask)> {
+    pub(crate) fn asked(&self) -> Option<(CommandId, Command)> {
         let mut s = lock(&self.state);
-        let no = AskNo(s.last);
+        let no = CommandId(s.last);
         s.asked.take().map(|ask| (no, ask))
     }
 
     /// Answers ask number `no`. Whether the job is over, because its holder can ask nothing more.
-    pub(crate) fn answer(&self, no: AskNo, answer: Answer) -> bool {
+    pub(crate) fn answer(&self, no: CommandId, answer: Answer) -> bool {
         let mut s = lock(&self.state);
         if s.last != no.0 || s.asked.is_some() {
             return false;
@@ -79,7 +82,7 @@ impl Dialogue {
         let no = {
             let mut s = lock(&self.state);
             s.asked = None;
-            AskNo(s.last)
+            CommandId(s.last)
         };
         self.answer(no, answer);
     }
@@ -134,12 +137,12 @@ mod tests {
     #[tokio::test]
     async fn the_answer_to_a_dropped_extend_cannot_pass_for_the_answer_to_done() {
         let d = Dialogue::default();
-        assert!(d.ask(Ask::Extend(Duration::from_secs(1))));
+        assert!(d.ask(Command::Extend(Duration::from_secs(1))));
         let (extend, _) = d.asked().unwrap();
-        assert!(d.ask(Ask::Done));
+        assert!(d.ask(Command::Done));
         assert!(!d.answer(extend, Answer::Extended(Wall(1))), "before the driver has seen done");
         let (done, ask) = d.asked().unwrap();
-        assert!(matches!(ask, Ask::Done));
+        assert!(matches!(ask, Command::Done));
         assert!(!d.answer(extend, Answer::Extended(Wall(1))), "and after");
         assert!(futures_util::poll!(pin!(d.answered())).is_pending());
         assert!(d.answer(done, Answer::Ok));
@@ -149,16 +152,16 @@ mod tests {
     #[test]
     fn the_driver_is_told_once_of_asks_that_overtake_one_another() {
         let d = Dialogue::default();
-        assert!(d.ask(Ask::Extend(Duration::from_secs(1))));
-        assert!(!d.ask(Ask::Done));
-        assert!(matches!(d.asked(), Some((AskNo(2), Ask::Done))));
+        assert!(d.ask(Command::Extend(Duration::from_secs(1))));
+        assert!(!d.ask(Command::Done));
+        assert!(matches!(d.asked(), Some((CommandId(2), Command::Done))));
         assert!(d.asked().is_none());
     }
 
     #[tokio::test]
     async fn an_extend_leaves_the_job_open() {
         let d = Dialogue::default();
-        d.ask(Ask::Extend(Duration::from_secs(1)));
+        d.ask(Command::Extend(Duration::from_secs(1)));
         let (no, _) = d.asked().unwrap();
         assert!(!d.answer(no, Answer::Extended(Wall(9))));
     }
@@ -167,7 +170,7 @@ mod tests {
     async fn the_first_reason_of_a_loss_is_the_one_that_is_told() {
         let d = Dialogue::default();
         d.lose(LostReason::Cancelled);
-        d.ask(Ask::Done);
+        d.ask(Command::Done);
         let (no, _) = d.asked().unwrap();
         d.answer(no, Answer::Lost(LostReason::Over));
         assert!(matches!(d.answered().await, Answer::Lost(LostReason::Cancelled)));

@@ -175,7 +175,8 @@ async fn fitting<S: Swaps>(side: &Arc<S>, size: usize) -> Outcome<usize> {
 
 /// Takes leases for new keys, and then finishes them.
 async fn turn<S: Swaps>(side: &Arc<S>, size: usize, batches: usize) -> Outcome<Rates> {
-    let space = Keyspace::new(&kafkaq_tests::unique("bench"), "kafkaq")?;
+    let queue = kafkaq_tests::unique("bench");
+    let space = Keyspace::new(&queue, "kafkaq", &queue)?;
     let (mut creates, mut finishes) = (Vec::new(), Vec::new());
     for _ in 0..batches {
         let new_key = |_| Ok(Key::task(&space, &TaskId::new(uuid::Uuid::now_v7().to_string())?));

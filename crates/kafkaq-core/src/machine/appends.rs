@@ -1,0 +1,87 @@
+//! What waits to be appended: a line per partition, with one call under way at a time, so that a partition without a
+//! leader holds back neither the others nor the calls that they need.
+
+use super::{Mono, gate::Gate, slab::Ref};
+use crate::Partition;
+use std::collections::VecDeque;
+
+/// Calls under way of partitions that have just failed: they may all wait for a leader, while others have one.
+const MOST_FAILING: usize = 4;
+
+#[derive(Debug, Default)]
+pub(super) struct Appends {
+    lines: Vec<Line>,
+    /// Whose turn is next, so that one busy partition doesn't keep the others waiting.
+    turn: usize,
+}
+
+#[derive(Debug)]
+struct Line {
+    to: Partition,
+    waiting: VecDeque<Ref>,
+    /// Records of the call under way that are not answered.
+    under_way: usize,
+    gate: Gate,
+}
+
+impl Line {
+    fn is_ready(&self, now: Mono) -> bool {
+        !self.waiting.is_empty() && self.under_way == 0 && self.gate.is_open(now)
+    }
+}
+
+impl Appends {
+    /// Puts an append into its line.
+    pub(super) fn push(&mut self, to: Partition, r: Ref) {
+        let line = self.lines.iter().position(|l| l.to == to).unwrap_or_else(|| {
+            self.lines.push(Line { to, waiting: VecDeque::new(), under_way: 0, gate: Gate::default() });
+            self.lines.len() - 1
+        });
+        self.lines[line].waiting.push_back(r);
+    }
+
+    /// The next call: its line and partition, and the records that `record` still has for what waits there.
+    pub(super) fn next<T>(
+        &mut self,
+        now: Mono,
+        max: usize,
+        out: &mut Vec<T>,
+        mut record: impl FnMut(Ref) -> Option<T>,
+    ) -> Option<(usize, Partition)> {
+        let failing = self.lines.iter().filter(|l| l.under_way > 0 && l.gate.is_failing()).count();
+        for _ in 0..self.lines.len() {
+            self.turn = (self.turn + 1) % self.lines.len();
+            let line = &mut self.lines[self.turn];
+            if !line.is_ready(now) || (line.gate.is_failing() && failing >= MOST_FAILING) {
+                continue;
+            }
+            while out.len() < max
+                && let Some(r) = line.waiting.pop_front()
+            {
+                out.extend(record(r));
+            }
+            if !out.is_empty() {
+                line.under_way = out.len();
+                return Some((self.turn, line.to.clone()));
+            }
+        }
+        None
+    }
+
+    /// A record of the line's call was answered.
+    pub(super) fn answered(&mut self, line: usize, now: Mono, worked: bool) {
+        let Some(line) = self.lines.get_mut(line) else { return };
+        line.under_way = line.under_way.saturating_sub(1);
+        if worked { line.gate.worked() } else { line.gate.failed(now) }
+    }
+
+    /// When a gate opens before which something waits.
+    pub(super) fn opens_at(&self, now: Mono) -> Option<Mono> {
+        let closed = |l: &&Line| !l.waiting.is_empty() && l.under_way == 0 && !l.gate.is_open(now);
+        self.lines.iter().filter(closed).map(|l| l.gate.opens_at()).min()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.lines.iter().map(|l| l.waiting.len() + l.under_way).sum()
+    }
+}

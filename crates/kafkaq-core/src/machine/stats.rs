@@ -1,0 +1,34 @@
+//! What the machine tells of itself.
+
+use super::{
+    Machine, MachineStats, PartitionStats,
+    item::{Holder, Stage},
+    window::Slot,
+};
+
+impl Machine {
+    /// What it holds now. Looks at every record that is read and not finished.
+    #[must_use]
+    pub fn stats(&self) -> MachineStats {
+        let windows = self.order.iter().filter_map(|w| self.windows.get(*w));
+        let partitions = windows.map(|window| {
+            let count = |of: fn(&Slot) -> bool| window.unfinished().filter(|(_, slot)| of(slot)).count();
+            PartitionStats {
+                partition: window.assignment.partition.clone(),
+                finished_below: window.finished_below(),
+                end: window.end,
+                oldest_unfinished: window.oldest_unfinished(),
+                queued: count(|slot| matches!(slot, Slot::Queued(_))),
+                in_flight: count(|slot| matches!(slot, Slot::Open(_))),
+                paused: window.paused,
+            }
+        });
+        let items = || self.items.refs().filter_map(|r| self.items.get(r));
+        MachineStats {
+            partitions: partitions.collect(),
+            held: items().filter(|i| i.stage == Stage::Held && i.holder == Holder::Driver).count(),
+            waiting_for_caller: items().filter(|i| matches!(i.stage, Stage::OnDemand(_))).count(),
+            appending: self.appends.len(),
+        }
+    }
+}

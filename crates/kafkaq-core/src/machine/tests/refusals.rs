@@ -1,0 +1,402 @@
+//! What happens when the log or the store refuses, keeps silent, or shows another log; and what a job's end costs.
+
+use super::*;
+use crate::{Effect, Error, ErrorKind};
+
+fn history(ready: &Ready) -> Vec<(u32, String)> {
+    ready.history.entries().into_iter().map(|f| (f.attempt, f.reason)).collect()
+}
+
+#[test]
+fn a_dropped_job_whose_copy_is_refused_is_handed_out_from_its_record() {
+    let mut rig = Rig::new(|_| {});
+    rig.refusing = &["w"];
+    rig.publish(&["a"]);
+    let job = rig.get_job().unwrap();
+    rig.ask(&job, Command::Abandoned);
+    rig.pass(10 * SEC);
+    assert_eq!((rig.alarms, rig.wait.len()), (1, 0));
+    for _ in 0..52 {
+        rig.pass(SEC);
+    }
+    assert_eq!(rig.get_job().map(|again| again.attempt), Some(2));
+}
+
+#[test]
+fn a_job_that_runs_on_beyond_its_lease_does_not_keep_a_refused_record_to_itself() {
+    let mut rig = Rig::new(|_| {});
+    rig.refusing = &["w"];
+    rig.publish(&["a"]);
+    let hung = rig.get_job().unwrap();
+    for _ in 0..62 {
+        rig.pass(SEC);
+    }
+    let again = rig.get_job().unwrap();
+    assert_eq!(again.attempt, 2);
+    assert!(matches!(rig.ask(&hung, Command::Done), Some(Answer::Lost(LostReason::TakenOver))));
+    assert!(matches!(rig.ask(&again, Command::Done), Some(Answer::Ok)));
+    rig.pass(SEC);
+    assert_eq!((rig.committed(), rig.m.items.is_empty()), (Some(1), true));
+}
+
+#[test]
+fn a_retry_whose_copy_is_refused_comes_back_at_its_time() {
+    let mut rig = Rig::new(|_| {});
+    rig.refusing = &["w"];
+    rig.publish(&["a"]);
+    let job = rig.get_job().unwrap();
+    assert!(matches!(rig.ask(&job, Command::Retry(5 * SEC, "no".into())), Some(Answer::Ok)));
+    rig.pass(4 * SEC);
+    assert!(rig.get_job().is_none());
+    rig.pass(SEC);
+    rig.pass(SEC);
+    let again = rig.get_job().unwrap();
+    assert_eq!((again.attempt, again.failures, history(&again)), (2, 1, vec![(1, "no".into())]));
+}
+
+#[test]
+fn a_record_under_somebody_elses_lease_waits_here_if_its_copy_is_refused() {
+    let mut rig = Rig::new(|_| {});
+    rig.refusing = &["w"];
+    let theirs = crate::LeaseToken { process: [9; 16], number: 1 };
+    let lease = Lease::new(LeaseState::Live, theirs, rig.now.wall.plus(30 * SEC), 60 * SEC);
+    let key = Key::task(&crate::Keyspace::new("q", "g", "q").unwrap(), &TaskId::new("a").unwrap());
+    rig.store.insert(key, lease.encode());
+    rig.publish(&["a"]);
+    assert_eq!(rig.alarms, 1);
+    rig.pass(30 * SEC);
+    assert!(rig.get_job().is_none());
+    rig.pass(2 * SEC);
+    assert!(rig.get_job().is_some());
+}
+
+#[test]
+fn a_copy_that_is_never_acknowledged_does_not_keep_its_record_beyond_the_lease() {
+    let mut rig = Rig::new(|_| {});
+    rig.hanging = &["w"];
+    rig.publish(&["a"]);
+    let job = rig.get_job().unwrap();
+    rig.ask(&job, Command::Abandoned);
+    rig.pass(10 * SEC);
+    for _ in 0..52 {
+        rig.pass(SEC);
+    }
+    assert_eq!(rig.get_job().map(|again| again.attempt), Some(2));
+}
+
+#[test]
+fn every_command_is_answered_by_the_end_of_its_lease() {
+    for (hangs, command, effect) in [
+        (&["w"], Command::Retry(SEC, "no".into()), Effect::NotApplied),
+        (&["w"], Command::Snooze(SEC), Effect::NotApplied),
+        (&["w"], Command::Reject("no".into()), Effect::NotApplied),
+        (&["d"], Command::Reject("no".into()), Effect::Unknown),
+    ] {
+        let mut rig = Rig::new(|_| {});
+        rig.hanging = hangs;
+        rig.publish(&["a"]);
+        let job = rig.get_job().unwrap();
+        rig.pass(10 * SEC);
+        assert!(rig.ask(&job, command.clone()).is_none(), "the log is silent");
+        for _ in 0..52 {
+            rig.pass(SEC);
+        }
+        let Some(Answer::Failed(e)) = rig.answers.pop() else { panic!("{command:?} was not answered") };
+        assert_eq!(e.effect(), effect, "{command:?}: {e}");
+        assert!(e.to_string().contains("before the lease ended"), "{e}");
+    }
+}
+
+#[test]
+fn a_dead_letter_that_was_refused_says_so() {
+    let mut rig = Rig::new(|_| {});
+    rig.refusing = &["d"];
+    rig.publish(&["a"]);
+    let job = rig.get_job().unwrap();
+    let Some(Answer::Failed(e)) = rig.ask(&job, Command::Reject("no".into())) else { panic!() };
+    assert_eq!((e.kind(), e.effect()), (ErrorKind::TooLarge, Effect::NotApplied));
+}
+
+/// A newer process writes a record that this one can't read; during an upgrade both run.
+#[test]
+fn a_record_of_a_later_version_holds_back_nobody() {
+    let mut rig = Rig::new(|_| {});
+    let mut later = Envelope::new(TaskId::new("later").unwrap(), rig.now.wall).encode().to_vec();
+    (later[3], later[4]) = (3, 3);
+    rig.publish_record(Headers::from_iter([(Bytes::from(HEADER), Some(later.into()))]));
+    rig.publish(&["a"]);
+    let job = rig.get_job().unwrap();
+    assert_eq!((job.content.id.as_str(), rig.alarms), ("a", 1));
+    assert_eq!(rig.wait.len(), 1, "it waits elsewhere, as it is");
+    rig.ask(&job, Command::Abandoned);
+    rig.pass(10 * SEC);
+    assert_eq!(rig.wait.len(), 2, "and those behind it are parked");
+    rig.pass(SEC);
+    assert!(rig.committed() >= Some(2), "and nothing holds back the commit");
+    rig.deliver_copies();
+    for _ in 0..120 {
+        rig.pass(SEC);
+    }
+    assert_eq!(rig.wait.len(), 1, "once per lease it looks again");
+}
+
+#[test]
+fn a_foreign_header_by_our_name_is_no_later_version() {
+    let mut rig = Rig::new(|_| {});
+    rig.publish_record(Headers::from_iter([(Bytes::from(HEADER), Some(Bytes::from("garbage")))]));
+    let job = rig.get_job().unwrap();
+    assert_eq!(job.content.headers.get(HEADER).unwrap(), "garbage");
+    rig.ask(&job, Command::Done);
+    rig.pass(SEC);
+    assert_eq!((rig.committed(), rig.alarms), (Some(1), 0));
+}
+
+#[test]
+fn doubt_is_kept_over_later_tries() {
+    let mut rig = Rig::new(|_| {});
+    rig.publish(&["a"]);
+    let job = rig.get_job().unwrap();
+    rig.store_errors.push_back(Error::unknown(ErrorKind::Timeout, "swap"));
+    rig.store_errors.extend((0..200).map(|_| Error::not_applied(ErrorKind::Unavailable, "swap")));
+    assert!(rig.ask(&job, Command::Done).is_none());
+    for _ in 0..62 {
+        rig.pass(SEC);
+    }
+    let Some(Answer::Failed(e)) = rig.answers.pop() else { panic!("not answered") };
+    assert_eq!(
+        (e.kind(), e.effect()),
+        (ErrorKind::Unavailable, Effect::Unknown),
+        "the first may have arrived"
+    );
+}
+
+#[test]
+fn snooze_and_release_cost_no_failure_and_a_release_no_copy() {
+    let mut rig = Rig::new(|s| s.max_failures = 1);
+    rig.publish(&["a"]);
+    for n in 1..20 {
+        let job = rig.get_job().unwrap();
+        assert_eq!((job.attempt, job.failures), (n, 0));
+        assert!(matches!(rig.ask(&job, Command::Release), Some(Answer::Ok)));
+    }
+    assert!(rig.wait.is_empty(), "the record itself is here");
+    let job = rig.get_job().unwrap();
+    assert!(matches!(rig.ask(&job, Command::Snooze(5 * SEC)), Some(Answer::Ok)));
+    assert_eq!(rig.wait.len(), 1);
+    rig.deliver_copies();
+    for _ in 0..7 {
+        rig.pass(SEC);
+        rig.deliver_copies();
+    }
+    let job = rig.get_job().unwrap();
+    assert_eq!((job.attempt, job.failures), (21, 0));
+    assert!(matches!(rig.ask(&job, Command::Done), Some(Answer::Ok)));
+}
+
+#[test]
+fn a_job_that_was_parked_and_is_released_comes_back_at_once() {
+    let mut rig = Rig::new(|_| {});
+    rig.publish(&["a"]);
+    let job = rig.get_job().unwrap();
+    rig.pass(10 * SEC);
+    rig.deliver_copies();
+    assert!(matches!(rig.ask(&job, Command::Release), Some(Answer::Ok)));
+    rig.deliver_copies();
+    rig.pass(Duration::from_millis(1));
+    assert_eq!(rig.get_job().map(|again| (again.attempt, again.failures)), Some((2, 0)));
+}
+
+#[test]
+fn hand_outs_are_bounded_whatever_became_of_them() {
+    let mut rig = Rig::new(|s| s.max_handouts = 3);
+    rig.publish(&["a"]);
+    for _ in 0..3 {
+        let job = rig.get_job().unwrap();
+        rig.ask(&job, Command::Release);
+    }
+    assert!(rig.get_job().is_none());
+    assert_eq!(rig.dead[0].headers.get("kafkaq-reason").unwrap(), "handed out 3 times");
+    assert_eq!(rig.dead[0].headers.get("kafkaq-attempts").unwrap(), "3");
+}
+
+#[test]
+fn a_lease_that_ran_out_is_a_failure_with_a_reason_unless_it_was_prefetched() {
+    let mut rig = Rig::new(|_| {});
+    rig.demand = 1;
+    rig.publish(&["asked for", "prefetched"]);
+    rig.demand = 0;
+    let jobs: Vec<_> = rig.ready.drain(..).collect();
+    assert_eq!(jobs.len(), 2);
+    for job in &jobs {
+        rig.ask(job, Command::Abandoned);
+    }
+    rig.pass(10 * SEC);
+    rig.deliver_copies();
+    rig.pass(52 * SEC);
+    let again = [rig.get_job().unwrap(), rig.get_job().unwrap()];
+    let of = |id: &str| again.iter().find(|job| job.content.id.as_str() == id).unwrap();
+    let ran_out = of("asked for");
+    assert_eq!((ran_out.failures, history(ran_out)), (1, vec![(1, "its lease ran out".into())]));
+    assert_eq!((of("prefetched").failures, of("prefetched").attempt), (0, 2));
+}
+
+#[test]
+fn a_delayed_task_starts_in_the_task_topic_and_its_id_is_taken() {
+    let mut rig = Rig::new(|_| {});
+    rig.publish_delayed("a", 3600 * SEC);
+    assert_eq!(rig.wait.len(), 1);
+    assert_eq!(rig.lease("a").unwrap().state, LeaseState::Idle, "visible, and it can be cancelled");
+    rig.publish(&["a"]);
+    assert!(rig.get_job().is_none(), "the first publication counts, and it is not due");
+    rig.deliver_copies();
+    rig.pass(SEC);
+    assert!(rig.committed() >= Some(2));
+}
+
+#[test]
+fn an_offset_that_goes_back_gives_the_assignment_up_and_a_repeat_does_not() {
+    let mut rig = Rig::new(|_| {});
+    rig.publish(&["a", "b"]);
+    let record = |offset, timestamp| {
+        let envelope = Envelope::new(TaskId::new("b").unwrap(), Wall(1_000_000));
+        let headers = Headers::from_iter([(Bytes::from(HEADER), Some(envelope.encode()))]);
+        Record::new(offset, timestamp, Some("key".into()), Some("payload".into()), headers)
+    };
+    let repeated = record(1, 0);
+    assert_eq!(repeated.size(), record(1, 0).size());
+    rig.m.handle_event(rig.now, Event::Records(assignment("q", 0), Batch::new(vec![repeated], 2, None)));
+    rig.settle();
+    assert!(rig.reassigned.is_empty() && rig.alarms == 0);
+    rig.m.handle_event(rig.now, Event::Records(assignment("q", 0), Batch::new(vec![record(0, 7)], 1, None)));
+    rig.settle();
+    assert_eq!((&rig.reassigned[..], rig.alarms), (&[assignment("q", 0)][..], 1));
+    assert!(rig.ready.is_empty(), "what was read before is recalled");
+    assert_eq!(rig.committed(), None, "and never committed for the log that is there now");
+}
+
+#[test]
+fn a_dead_letter_that_is_copied_back_is_a_new_task() {
+    let mut rig = Rig::new(|s| s.max_failures = 1);
+    rig.publish(&["a"]);
+    let job = rig.get_job().unwrap();
+    rig.ask(&job, Command::Reject("no".into()));
+    let dead = rig.dead.pop().unwrap();
+    rig.publish_record(dead.headers);
+    let again = rig.get_job().unwrap();
+    assert_ne!(again.content.id.as_str(), "a");
+    assert_eq!((again.attempt, again.failures, again.content.headers.len()), (1, 0, 0));
+}
+
+#[test]
+fn a_store_that_needs_half_a_lease_to_answer_still_gives_jobs_out() {
+    let mut rig = Rig::new(|s| s.prefetch = 0);
+    rig.m.handle_demand(rig.now, 1, 0);
+    let envelope = Envelope::new(TaskId::new("a").unwrap(), rig.now.wall);
+    let headers = Headers::from_iter([(Bytes::from(HEADER), Some(envelope.encode()))]);
+    let batch = Batch::new(vec![Record::new(0, 0, None, None, headers)], 1, None);
+    rig.m.handle_event(rig.now, Event::Records(assignment("q", 0), batch));
+    for answers in 1..5 {
+        let mut swaps = vec![];
+        rig.m.poll_swaps(10, &mut swaps);
+        let (op, _) = swaps.pop().unwrap();
+        rig.now = Now { mono: rig.now.mono.plus(32 * SEC), wall: rig.now.wall.plus(32 * SEC) };
+        rig.m.handle_swapped(rig.now, op, Ok(Swapped::Done));
+        let mut ready = vec![];
+        rig.m.poll_ready(&mut ready);
+        if let Some(job) = ready.pop() {
+            assert!(answers <= 2 && job.stale_at > rig.now.mono, "and there is time to take it");
+            return;
+        }
+    }
+    panic!("it is renewed for ever");
+}
+
+#[test]
+fn a_lease_that_ends_unconfirmed_while_its_copy_is_under_way_makes_no_second_copy() {
+    let mut rig = Rig::new(|_| {});
+    rig.hanging = &["w"];
+    rig.publish(&["a"]);
+    let job = rig.get_job().unwrap();
+    rig.pass(10 * SEC);
+    rig.store_errors.extend((0..200).map(|_| Error::not_applied(ErrorKind::Unavailable, "swap")));
+    rig.ask(&job, Command::Done);
+    for _ in 0..50 {
+        rig.pass(SEC);
+    }
+    assert!(matches!(rig.answers.pop(), Some(Answer::Failed(_))));
+    assert_eq!(rig.m.stats().appending, 1);
+}
+
+#[test]
+fn partitions_without_a_leader_leave_calls_to_the_others() {
+    let mut appends = Appends::default();
+    let mut slab = Slab::new();
+    let mut push = |appends: &mut Appends, n| appends.push(Partition::new("t", n), slab.insert(()));
+    (0..20).for_each(|n| push(&mut appends, n));
+    let next = |appends: &mut Appends, now| appends.next(now, 9, &mut Vec::new(), Some);
+    let mut now = Mono(0);
+    for _ in 0..20 {
+        let (line, _) = next(&mut appends, now).unwrap();
+        appends.answered(line, now, line >= 10);
+    }
+    (0..20).for_each(|n| push(&mut appends, n));
+    now = now.plus(SEC);
+    let called: Vec<_> = std::iter::from_fn(|| next(&mut appends, now)).map(|(line, _)| line).collect();
+    assert_eq!(called.iter().filter(|line| **line < 10).count(), 4, "of those that have just failed");
+    assert_eq!(called.iter().filter(|line| **line >= 10).count(), 10);
+    push(&mut appends, 15);
+    assert_eq!(next(&mut appends, now), None, "one call a partition");
+}
+
+#[test]
+fn what_it_holds_is_told() {
+    let mut rig = Rig::new(|_| {});
+    rig.publish(&["a", "b"]);
+    let job = rig.get_job().unwrap();
+    rig.ask(&job, Command::Done);
+    let stats = rig.m.stats();
+    let of = stats.partitions.iter().find(|p| &*p.partition.topic == "q").unwrap();
+    assert_eq!((of.finished_below, of.queued, of.in_flight, of.paused), (Some(1), 0, 1, false));
+    assert_eq!(of.oldest_unfinished, Some(Wall(0)));
+}
+
+fn partitions_of_another(rig: &mut Rig) {
+    let others: Vec<_> = (6..11).map(|index| assignment("w", index)).collect();
+    rig.m.handle_event(rig.now, Event::Lost(others));
+    rig.settle();
+}
+
+#[test]
+fn what_nobody_asks_for_goes_to_partitions_of_another_process() {
+    let mut rig = Rig::new(|_| {});
+    partitions_of_another(&mut rig);
+    rig.publish(&["a", "b", "c", "d", "e", "f"]);
+    let busy = rig.get_job().unwrap();
+    for _ in 0..6 {
+        rig.pass(SEC);
+    }
+    assert_eq!(rig.wait.len(), 5, "prefetched or not, all but the one that runs");
+    assert!(rig.wait.iter().all(|(index, _)| *index >= 6), "and nothing to itself");
+    assert!(rig.ready.is_empty());
+    let idle = rig.lease("b").unwrap();
+    assert_eq!((idle.state, idle.attempt, idle.failures), (LeaseState::Idle, 0, 0), "free of charge");
+    rig.ask(&busy, Command::Done);
+    rig.pass(SEC);
+    assert!(rig.committed() >= Some(6));
+    // The other process has a caller, and takes them at once.
+    rig.m.handle_event(rig.now, Event::Assigned((6..11).map(|index| assignment("w", index)).collect()));
+    rig.deliver_copies();
+    let taken: Vec<_> = std::iter::from_fn(|| rig.get_job()).collect();
+    assert_eq!(taken.len(), 5);
+    assert!(taken.iter().all(|job| (job.attempt, job.failures) == (1, 0)));
+}
+
+#[test]
+fn alone_a_process_keeps_what_nobody_asks_for() {
+    let mut rig = Rig::new(|_| {});
+    rig.publish(&["a", "b", "c"]);
+    for _ in 0..5 {
+        rig.pass(SEC);
+    }
+    assert_eq!((rig.wait.len(), rig.ready.len()), (0, 3));
+}
