@@ -153,6 +153,21 @@ pub enum Standing {
 pub async fn standing(log: &dyn PartitionLog, of: &Partition, cursor: &Cursor) -> Result<Standing> {
     let answer = log.offsets(std::slice::from_ref(of)).await.into_iter().next();
     let ends = answer.unwrap_or_else(|| Err(Error::unknown(ErrorKind::Other, "offsets").on(of)))?;
+    standing_within(log, of, ends, cursor).await
+}
+
+/// As [`standing`], for a caller that has just asked for the log's ends.
+///
+/// *Cancel-safety:* safe, it only reads.
+///
+/// # Errors
+/// As [`standing`].
+pub async fn standing_within(
+    log: &dyn PartitionLog,
+    of: &Partition,
+    ends: Offsets,
+    cursor: &Cursor,
+) -> Result<Standing> {
     let replaced = Standing::Replaced { first: ends.first };
     if cursor.offset > ends.next {
         return Ok(replaced);

@@ -18,7 +18,7 @@ mod settings;
 mod store;
 mod task;
 
-pub use continuity::{Cursor, Mark, Standing, standing};
+pub use continuity::{Cursor, Mark, Standing, standing, standing_within};
 pub use envelope::{DecodeError, Envelope, HEADER, ID_HEADER};
 pub use error::{Effect, Error, ErrorKind, Result, Retry};
 pub use headers::Headers;

@@ -13,12 +13,12 @@ use crate::{
     batch,
     check::{Checker, Outcome},
     error,
-    group::Group,
+    group::{Group, Plan},
     locked,
     log::Trouble,
     member::{Events, Handle, Item, Shared},
     settings::{GroupProtocol, Settings},
-    slot::WentBack,
+    slot::{Doubt, Slot, WentBack},
 };
 use kafkaq_core::{Batch, Consumer, Error, ErrorKind, Event, JoinRequest, PartitionLog, Result, Retry};
 use rdkafka::{consumer::Consumer as _, error::KafkaError, types::RDKafkaErrorCode as Code};
@@ -44,11 +44,9 @@ const CHECK_AGAIN: Duration = Duration::from_secs(1);
 const QUIET: Duration = Duration::from_secs(60);
 /// An error's reason is not older than this.
 const FRESH: Duration = Duration::from_secs(5);
-/// A consumer that has failed is built anew after this, and after twice as long each time until one has lived for
-/// `HEALTHY`.
+/// A consumer that has failed is built anew after this, and after twice as long each time until one lives on.
 const REBUILD: Duration = Duration::from_millis(250);
 const MAX_REBUILD: Duration = Duration::from_secs(30);
-const HEALTHY: Duration = Duration::from_secs(60);
 
 /// Joins the group: answers when the consumer is there, not when the group has given it partitions.
 pub(crate) async fn start(
@@ -94,10 +92,9 @@ enum End {
 
 /// A consumer that has failed and is built anew.
 struct Rebuild {
-    topics: Vec<Arc<str>>,
+    plan: Plan,
     /// Of the one that has failed. The other consumers go on meanwhile.
     closing: JoinHandle<()>,
-    failures: u32,
     due: Instant,
 }
 
@@ -189,14 +186,14 @@ impl<'a> Poller<'a> {
         // `range` shares each topic, and stops everybody at every change.
         let share = if self.protocol == GroupProtocol::Classic { 1 } else { topics.len().max(1) };
         for topics in topics.chunks(share) {
-            let group = self.join_as_one(topics.to_vec(), 0)?;
+            let group = self.join_as_one(Plan { topics: topics.to_vec(), ..Plan::default() })?;
             self.groups.push(group);
         }
         Ok(())
     }
 
-    fn join_as_one(&self, topics: Vec<Arc<str>>, failures: u32) -> Result<Group> {
-        Group::join(self.request, topics, self.shared, &self.checker, &self.trouble, self.protocol, failures)
+    fn join_as_one(&self, plan: Plan) -> Result<Group> {
+        Group::join(self.request, plan, self.shared, &self.checker, &self.trouble, self.protocol)
     }
 
     /// Until the member leaves, or until it turns out that the server lacks the group protocol and there is another.
@@ -216,7 +213,7 @@ impl<'a> Poller<'a> {
             }
             self.take_outcomes();
             self.serve_groups();
-            if let Err(e) = self.rebuild() {
+            if let Err(e) = self.build() {
                 self.end_with(e);
                 return End::Left;
             }
@@ -275,16 +272,47 @@ impl<'a> Poller<'a> {
     fn take_outcomes(&mut self) {
         while let Ok(outcome) = self.outcomes.try_recv() {
             match outcome {
+                Outcome::Begin(slot, start) if start.is_replaced && slot.doubt != Doubt::Log => {
+                    self.replaced(&slot);
+                }
                 Outcome::Begin(slot, start) => {
                     if let Some(group) = self.groups.iter_mut().find(|group| group.has(&slot)) {
                         group.begin(slot, start);
                     }
                 }
-                Outcome::Intact(slot, checked) => locked(&slot.trail).is_intact(&checked),
-                Outcome::Replaced(slot) => slot.doubted.store(true, SeqCst),
+                Outcome::Intact(slot, checked, end) => {
+                    let flags = [&slot.ready, &slot.paused, &slot.queued, &slot.doubted];
+                    let is_empty = !flags.iter().any(|flag| flag.load(SeqCst));
+                    if let Some(next) = locked(&slot.trail).is_intact(&checked, end, is_empty) {
+                        self.checker.prove(&slot, next);
+                    }
+                }
+                Outcome::Replaced(slot) => self.replaced(&slot),
+                Outcome::Nothing(slot, from, next) => locked(&slot.trail).nothing_until(from, next),
+                Outcome::Stalled(slot) => {
+                    if let Some(at) = self.group_of(&slot) {
+                        let e = Error::not_applied(ErrorKind::Other, "read").on(&slot.assignment.partition);
+                        let e = e.with_source("the client brings none of the records that are there");
+                        self.rebuild(at, Some((Code::Fail, e)), None);
+                    }
+                }
                 Outcome::Alarm(e) => self.pending.push_back((Err(e), None)),
                 Outcome::Failed(e) => self.warn(Code::Fail, e),
             }
+        }
+    }
+
+    fn group_of(&self, slot: &Arc<Slot>) -> Option<usize> {
+        self.groups.iter().position(|group| group.has(slot))
+    }
+
+    /// What a client knows of a topic can be out of date for good once that was recreated: librdkafka takes its leader
+    /// for an old one, because it counts its epochs from the beginning, and never reads it. So the consumer is built
+    /// anew. What is to be said is said when it is known where reading begins.
+    fn replaced(&mut self, slot: &Arc<Slot>) {
+        if let Some(at) = self.group_of(slot) {
+            tracing::info!(partition = %slot.assignment, "the log is another one; building the consumer anew");
+            self.rebuild(at, None, Some(slot.assignment.partition.topic.clone()));
         }
     }
 
@@ -390,33 +418,41 @@ impl<'a> Poller<'a> {
         self.pending.push_back((Err(e.with_retry(Retry::Yes)), None));
     }
 
-    /// A consumer is of no more use: what it had is lost. It is built anew, unless a person has to mend something
-    /// first: then that is the last item, and the answer is false.
+    /// A consumer has failed for good. It is built anew, unless a person has to mend something first: then that is the
+    /// last item, and the answer is false.
     fn fail(&mut self, at: usize, code: Code, reason: String) -> bool {
-        let mut group = self.groups.remove(at);
-        let pending = &mut self.pending;
-        group.lose_all(&mut |event| pending.push_back((Ok(event), None)));
         let e = self.error(code).with_source(reason);
         if takes_a_person(code) {
             self.end_with(e);
             return false;
         }
-        let failures = if group.lived() >= HEALTHY { 0 } else { group.failures };
-        let wait = (REBUILD * 2_u32.pow(failures.min(10))).min(MAX_REBUILD);
-        let due = Instant::now() + wait;
-        self.warn(code, e.with_advice(format!("The consumer is built anew in {wait:?}")));
-        let (topics, failures) = (group.topics.clone(), failures + 1);
-        self.rebuilds.push(Rebuild { topics, closing: close(group), failures, due });
+        self.rebuild(at, Some((code, e)), None);
         true
     }
 
+    /// A consumer is of no more use: what it had is lost, and comes back to another one.
+    fn rebuild(&mut self, at: usize, why: Option<(Code, Error)>, replaced: Option<Arc<str>>) {
+        let mut group = self.groups.remove(at);
+        let pending = &mut self.pending;
+        group.lose_all(&mut |event| pending.push_back((Ok(event), None)));
+        let mut plan = group.plan();
+        plan.replaced.extend(replaced);
+        let mut wait = REBUILD;
+        if let Some((code, e)) = why {
+            wait = (REBUILD * 2_u32.pow(plan.failures.min(10))).min(MAX_REBUILD);
+            plan.failures += 1;
+            self.warn(code, e.with_advice(format!("The consumer is built anew in {wait:?}")));
+        }
+        self.rebuilds.push(Rebuild { plan, closing: close(group), due: Instant::now() + wait });
+    }
+
     /// Builds what has failed anew, once that has been closed: no two of a group may have the same instance id.
-    fn rebuild(&mut self) -> Result<()> {
+    fn build(&mut self) -> Result<()> {
         let now = Instant::now();
         let is_due = |r: &mut Rebuild| now >= r.due && r.closing.is_finished();
         let due: Vec<_> = self.rebuilds.extract_if(.., is_due).collect();
         for rebuild in due {
-            let group = self.join_as_one(rebuild.topics, rebuild.failures)?;
+            let group = self.join_as_one(rebuild.plan)?;
             self.groups.push(group);
         }
         Ok(())

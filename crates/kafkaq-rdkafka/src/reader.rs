@@ -133,6 +133,8 @@ struct State {
     client: Option<Arc<Client>>,
     /// When something was last asked for.
     used: Instant,
+    /// The consumers are to be replaced.
+    renew: bool,
     closed: bool,
 }
 
@@ -159,6 +161,7 @@ impl Reader {
             thread: None,
             client: None,
             used: Instant::now(),
+            renew: false,
             closed: false,
         };
         let inbox = Arc::new(Inbox { state: Mutex::new(state), active: watch::Sender::new(0) });
@@ -172,6 +175,16 @@ impl Reader {
         state.requests.push_back(request);
         thread.unpark();
         Ok(())
+    }
+
+    /// Has the consumers replaced: what they know of a topic can be out of date for good. librdkafka takes the leader
+    /// of a recreated topic for an old one, because it counts its epochs from the beginning, and never reads it.
+    pub(crate) fn renew(&self) {
+        let mut state = locked(&self.inbox.state);
+        state.renew = true;
+        if let Some(thread) = &state.thread {
+            thread.unpark();
+        }
     }
 
     /// A consumer to ask about offsets. Whoever has it may block, and drops it before `Active`.
@@ -305,6 +318,10 @@ impl Lanes {
     fn turn(&mut self) -> Duration {
         let (requests, client) = {
             let mut state = locked(&self.inbox.state);
+            if std::mem::take(&mut state.renew) {
+                state.client = None;
+                self.lanes.iter_mut().for_each(|lane| lane.is_retired = true);
+            }
             (std::mem::take(&mut state.requests), state.client.clone())
         };
         if let Some(client) = client {
@@ -323,7 +340,7 @@ impl Lanes {
         for lane in &mut self.lanes {
             wait = wait.min(lane.serve(now, sweep, &overdue));
         }
-        for lane in self.lanes.extract_if(.., |lane| lane.is_unused_since(IDLE)) {
+        for lane in self.lanes.extract_if(.., |lane| lane.is_unused_since(IDLE) || lane.is_over()) {
             // Closing a consumer can last.
             let active = Active::new(&self.inbox);
             thread::spawn(move || drop((lane, active)));
@@ -346,7 +363,7 @@ impl Lanes {
             )));
         }
         let readahead = if request.max_bytes <= SMALL { 0 } else { READAHEAD };
-        let of_kind = |lane: &Lane| lane.readahead == readahead;
+        let of_kind = |lane: &Lane| lane.readahead == readahead && !lane.is_retired;
         let goes_on = self.lanes.iter().position(|lane| of_kind(lane) && lane.goes_on(&request));
         let is_free = |lane: &Lane| of_kind(lane) && !lane.is_busy(&request.partition);
         match goes_on.or_else(|| self.lanes.iter().position(is_free)) {
@@ -367,7 +384,7 @@ impl Lanes {
 
     fn open(&self, readahead: usize) -> Result<Arc<Client>> {
         let connect = || connect(&self.settings, &self.trouble, readahead, thread::current());
-        if readahead > 0 || self.lanes.iter().any(|lane| lane.readahead == 0) {
+        if readahead > 0 || self.lanes.iter().any(|lane| lane.readahead == 0 && !lane.is_retired) {
             return connect();
         }
         let mut state = locked(&self.inbox.state);

@@ -1,7 +1,7 @@
 //! What only a mock cluster can be told to do wrong.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test")]
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, future::join_all};
 use kafkaq_core::*;
 use kafkaq_rdkafka::{Builder, RdKafka};
 use rdkafka::{
@@ -115,4 +115,38 @@ async fn with_nothing_under_way_leaving_is_prompt_also_when_the_broker_is_gone()
         assert!(at.elapsed() < Duration::from_secs(2), "{:?}", at.elapsed());
         kafka.close().await.unwrap();
     }
+}
+
+/// librdkafka ends the process if a commit reaches a consumer that is on its last steps.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commits_that_wait_while_a_member_leaves_do_not_end_the_process() {
+    const MEMBERS: usize = 40;
+    let (mock, builder) = cluster();
+    // So long a commit waits for a server that is away.
+    let builder = builder.set("group.protocol", "classic").set("session.timeout.ms", "3000");
+    let builder = builder.set("heartbeat.interval.ms", "500").request_timeout(Duration::from_millis(200));
+    let join = async |n: usize| {
+        let kafka = builder.clone().build().unwrap();
+        let request = JoinRequest::new(format!("g{n}"), vec!["t".into()], [1; 16]);
+        let mut c = kafka.join(request).await.unwrap();
+        loop {
+            if let Some(Ok(Event::Assigned(mine))) = c.events.next().await {
+                break (kafka, c, mine);
+            }
+        }
+    };
+    let members = join_all((0..MEMBERS).map(join)).await;
+    mock.broker_down(1).unwrap();
+    let leave = async |(kafka, c, mine): (RdKafka, Consumer, Vec<Assignment>)| {
+        let commits = [Commit { assignment: mine[0].clone(), offset: 0 }];
+        for _ in 0..10 {
+            assert!(c.member.commit(&commits).await[0].is_err());
+        }
+        let until = Instant::now() + Duration::from_secs(60);
+        while c.member.leave().await.is_err() {
+            assert!(Instant::now() < until, "leaving goes on in the background, and ends");
+        }
+        drop(kafka);
+    };
+    join_all(members.into_iter().map(leave)).await;
 }
