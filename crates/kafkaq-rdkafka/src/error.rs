@@ -1,8 +1,13 @@
 //! librdkafka's error codes in the contract's words.
 
-use crate::{log::Trouble, settings::Settings};
+use crate::settings::Settings;
 use kafkaq_core::{Error, ErrorKind};
 use rdkafka::{error::KafkaError, types::RDKafkaErrorCode as Code};
+
+const CREDENTIALS: &str = "Check `security.protocol`, `sasl.mechanism`, the user and the password";
+
+const DESCRIPTORS: &str = "This process, or the system, has no file descriptors left: raise `ulimit -n`, or let queues \
+                           share one RdKafka";
 
 /// What the code means for the caller, whatever the operation.
 pub(crate) fn kind(code: Code) -> ErrorKind {
@@ -84,7 +89,7 @@ pub(crate) fn advice(code: Code, bootstrap: &str) -> Option<String> {
             Code::ClusterAuthorizationFailed => {
                 "Allow this user IdempotentWrite on the cluster, and Create to make topics".into()
             }
-            _ => "Check `security.protocol`, `sasl.mechanism`, the user and the password".into(),
+            _ => CREDENTIALS.into(),
         },
         ErrorKind::TooLarge => {
             "The record, with its headers, must fit the topic's `max.message.bytes` and the client's \
@@ -167,21 +172,28 @@ fn codec(reason: &str) -> Option<&'static str> {
 }
 
 /// Nothing came back to a question, which changes nothing.
-pub(crate) fn no_answer(op: &'static str, settings: &Settings, trouble: &Trouble) -> Error {
+pub(crate) fn no_answer(op: &'static str, settings: &Settings) -> Error {
+    overdue(settings, "No answer", |kind| Error::not_applied(kind, op))
+}
+
+/// Nothing came back in time: says why, as far as the connections tell.
+pub(crate) fn overdue(settings: &Settings, what: &str, error: impl Fn(ErrorKind) -> Error) -> Error {
     let (limit, bootstrap) = (settings.request_timeout(), settings.bootstrap());
-    let (kind, reason) = match trouble.within(limit) {
-        Some(reason) => (ErrorKind::Unavailable, Some(reason)),
-        None => (ErrorKind::Timeout, None),
-    };
-    let e = Error::not_applied(kind, op)
-        .with_advice(format!("No answer within {limit:?}: check that a broker answers at {bootstrap}"));
-    match reason {
-        Some(reason) => e.with_source(reason),
-        None => e,
+    let check = format!("{what} within {limit:?}: check that a broker answers at {bootstrap}");
+    match settings.trouble().within(limit) {
+        Some((kind, reason)) => {
+            let advice = match kind {
+                _ if reason.contains("Too many open files") => DESCRIPTORS.into(),
+                ErrorKind::Denied => CREDENTIALS.into(),
+                _ => format!("{check}, and that `security.protocol` is what it speaks"),
+            };
+            error(kind).with_source(reason).with_advice(advice)
+        }
+        None => error(ErrorKind::Timeout).with_advice(check),
     }
 }
 
-fn dress(error: Error, code: Code, bootstrap: &str) -> Error {
+pub(crate) fn dress(error: Error, code: Code, bootstrap: &str) -> Error {
     let error = error.with_source(code);
     match advice(code, bootstrap) {
         Some(advice) => error.with_advice(advice),

@@ -13,7 +13,7 @@ use crate::{
 };
 use kafkaq_core::{Assignment, Error, ErrorKind, Event, JoinRequest, Partition, Result};
 use rdkafka::{
-    ClientContext, Offset, TopicPartitionList,
+    ClientContext, Offset, Statistics, TopicPartitionList,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
     consumer::{
         BaseConsumer, Consumer as _, ConsumerContext, RebalanceProtocol, base_consumer::PartitionQueue,
@@ -22,7 +22,7 @@ use rdkafka::{
     types::RDKafkaRespErr,
 };
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
@@ -52,6 +52,9 @@ pub(crate) struct Callbacks {
     commits: Mutex<()>,
     served: AtomicU64,
     trouble: Arc<Trouble>,
+    /// What the last error event said. Whoever polled it takes it from here.
+    reason: Mutex<String>,
+    ends: Mutex<HashMap<Partition, i64>>,
 }
 
 impl Callbacks {
@@ -62,6 +65,8 @@ impl Callbacks {
             commits: Mutex::default(),
             served: AtomicU64::new(0),
             trouble,
+            reason: Mutex::default(),
+            ends: Mutex::default(),
         }
     }
 
@@ -75,6 +80,15 @@ impl Callbacks {
     fn close(&self) {
         self.closing.store(true, SeqCst);
         drop(locked(&self.commits));
+    }
+
+    pub(crate) fn take_reason(&self) -> String {
+        std::mem::take(&mut *locked(&self.reason))
+    }
+
+    /// The log's end as it was seconds ago; librdkafka tells it from time to time.
+    pub(crate) fn end_of(&self, partition: &Partition) -> Option<i64> {
+        locked(&self.ends).get(partition).copied()
     }
 
     /// Counts callbacks: a poll that returned nothing may still have taken something off the queue.
@@ -99,12 +113,21 @@ impl ClientContext for Callbacks {
         log::forward(level, facility, line);
     }
 
-    fn stats_raw(&self, _: &[u8]) {
+    fn stats(&self, statistics: Statistics) {
         self.count();
+        self.trouble.look_at(&statistics);
+        let topics = statistics.topics.values();
+        let partitions = topics.flat_map(|topic| topic.partitions.values().map(|of| (&*topic.topic, of)));
+        let ends = partitions.filter_map(|(topic, of)| {
+            let end = if of.ls_offset >= 0 { of.ls_offset } else { of.hi_offset };
+            (of.fetch_state == "active" && end >= 0).then(|| (Partition::new(topic, of.partition), end))
+        });
+        *locked(&self.ends) = ends.collect();
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.count();
+        reason.clone_into(&mut locked(&self.reason));
         self.trouble.note(&error, reason);
     }
 }

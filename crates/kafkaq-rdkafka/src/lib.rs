@@ -9,6 +9,7 @@ mod group;
 mod lane;
 mod log;
 mod member;
+mod offsets;
 mod polled;
 mod poller;
 mod producer;
@@ -48,7 +49,7 @@ impl RdKafka {
     fn open(settings: settings::Settings) -> Result<Self> {
         let settings = Arc::new(settings);
         let appender = Arc::new(producer::Appender::open(settings.clone())?);
-        let reader = Arc::new(reader::Reader::new(settings.clone(), appender.trouble()));
+        let reader = Arc::new(reader::Reader::new(settings.clone()));
         Ok(RdKafka { settings, appender, reader, members: Mutex::default() })
     }
 
@@ -69,12 +70,12 @@ impl fmt::Debug for RdKafka {
 impl Log for RdKafka {
     async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<TopicInfo>> {
         self.appender.check_open("ensure topics")?;
-        topics::ensure(self.settings.clone(), self.appender.trouble(), topics.to_vec()).await
+        topics::ensure(self.reader.clone(), topics.to_vec()).await
     }
 
     async fn describe_topics(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
         self.appender.check_open("describe topics")?;
-        topics::describe(self.settings.clone(), self.appender.trouble(), names.to_vec()).await
+        topics::describe(self.reader.clone(), names.to_vec()).await
     }
 
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {

@@ -63,6 +63,10 @@ impl Shared {
         self.epochs.fetch_add(1, SeqCst) + 1
     }
 
+    pub(crate) fn was_assigned(&self) -> bool {
+        self.epochs.load(SeqCst) > 0
+    }
+
     pub(crate) fn is_leaving(&self) -> bool {
         *self.leaving.borrow()
     }

@@ -20,7 +20,9 @@ use crate::{
     settings::{GroupProtocol, Settings},
     slot::{Doubt, Slot, WentBack},
 };
-use kafkaq_core::{Batch, Consumer, Error, ErrorKind, Event, JoinRequest, PartitionLog, Result, Retry};
+use kafkaq_core::{
+    Batch, Consumer, Error, ErrorKind, Event, JoinRequest, Partition, PartitionLog, Result, Retry,
+};
 use rdkafka::{consumer::Consumer as _, error::KafkaError, types::RDKafkaErrorCode as Code};
 use std::{
     collections::VecDeque,
@@ -33,6 +35,7 @@ use tokio::{
     sync::{mpsc, oneshot},
 };
 
+const READ: &str = "read";
 /// Batches that wait in the stream, of all partitions.
 const CHANNEL: usize = 32;
 /// How often all queues are looked into. It also keeps `max.poll.interval.ms`.
@@ -42,8 +45,6 @@ const CHECK_EVERY: Duration = Duration::from_secs(9);
 const CHECK_AGAIN: Duration = Duration::from_secs(1);
 /// The same error is reported once in this time.
 const QUIET: Duration = Duration::from_secs(60);
-/// An error's reason is not older than this.
-const FRESH: Duration = Duration::from_secs(5);
 /// A consumer that has failed is built anew after this, and after twice as long each time until one lives on.
 const REBUILD: Duration = Duration::from_millis(250);
 const MAX_REBUILD: Duration = Duration::from_secs(30);
@@ -133,7 +134,7 @@ impl<'a> Poller<'a> {
             tx,
             groups: Vec::new(),
             rebuilds: Vec::new(),
-            trouble: Arc::default(),
+            trouble: shared.settings.trouble().clone(),
             shared,
             request,
             protocol: shared.settings.protocol(),
@@ -254,7 +255,8 @@ impl<'a> Poller<'a> {
                     if let Some((code, reason)) = consumer.client().fatal_error() {
                         return Some((at, code, reason));
                     }
-                    self.report(&e);
+                    let reason = consumer.context().take_reason();
+                    self.report(&e, &reason, None);
                 }
                 // Every partition is split off before it is assigned, so no records come this way.
                 Some(Ok(_)) => {}
@@ -351,10 +353,13 @@ impl<'a> Poller<'a> {
     /// One batch of each partition that has some and whose last one was taken. Answers whether to look again.
     fn deliver(&mut self) -> bool {
         let (mut again, mut errors) = (false, Vec::new());
-        let queues = self.groups.iter().flat_map(|group| &group.queues);
+        let queues = self.groups.iter().flat_map(|group| {
+            let context = group.consumer.context();
+            group.queues.iter().map(move |queue| (queue, context))
+        });
         let n = queues.clone().count();
         self.first = if n == 0 { 0 } else { (self.first + 1) % n };
-        for (slot, queue) in queues.cycle().skip(self.first).take(n) {
+        for ((slot, queue), context) in queues.cycle().skip(self.first).take(n) {
             // What is pending goes first, or records would come before their assignment.
             if !self.pending.is_empty() || self.tx.capacity() == 0 {
                 break;
@@ -368,7 +373,8 @@ impl<'a> Poller<'a> {
                 slot.ready.store(true, SeqCst);
                 again = true;
             }
-            errors.extend(taken.error);
+            let of = &slot.assignment.partition;
+            errors.extend(taken.error.map(|e| (e, context.take_reason(), of.clone())));
             let Some(last) = taken.records.last() else { continue };
             let next = last.offset + 1;
             if locked(&slot.trail).read(&taken.records) == Err(WentBack) {
@@ -377,34 +383,33 @@ impl<'a> Poller<'a> {
                 continue;
             }
             slot.queued.store(true, SeqCst);
-            let event = Event::Records(slot.assignment.clone(), Batch::new(taken.records, next, None));
+            let end = context.end_of(of).map(|end| end.max(next));
+            let event = Event::Records(slot.assignment.clone(), Batch::new(taken.records, next, end));
             // There is room; it fails only when the stream is gone, and then the member leaves.
             let _ = self.tx.try_send((Ok(event), Some(slot.clone())));
         }
         if !errors.is_empty() {
             self.check_at = self.check_at.min(self.checked + CHECK_AGAIN);
         }
-        errors.iter().for_each(|e| self.report(e));
+        errors.iter().for_each(|(e, reason, of)| self.report(e, reason, Some(of)));
         again
     }
 
-    /// An error that reading survives. What librdkafka mends by itself is left to its log.
-    fn report(&mut self, e: &KafkaError) {
-        let code = error::code_of(e);
-        match error::kind(code) {
-            ErrorKind::NotFound | ErrorKind::Denied | ErrorKind::Misconfigured => {}
-            _ if code == Code::AllBrokersDown => {}
-            _ => {
+    /// An error that reading survives, or that stops a partition. What librdkafka mends by itself is left to its log, and
+    /// an outage to that of the connections; but whoever joins hears of it.
+    fn report(&mut self, e: &KafkaError, reason: &str, of: Option<&Partition>) {
+        let (code, settings) = (error::code_of(e), &self.shared.settings);
+        let e = match error::unreadable(code, reason, READ, settings.bootstrap()) {
+            Some(e) => of.map_or(e.clone(), |of| e.on(of)),
+            None if code == Code::AllBrokersDown && !self.shared.was_assigned() => {
+                error::no_answer(READ, settings)
+            }
+            None => {
                 tracing::debug!(group = %self.request.group, %code, "the consumer reports");
                 return;
             }
-        }
-        let e = self.error(code);
-        let e = match self.trouble.within(FRESH) {
-            Some(reason) => e.with_source(reason),
-            None => e,
         };
-        self.warn(code, e);
+        self.warn(code, e.on(format_args!("group {}", self.request.group)));
     }
 
     /// Passes an error on unless it was passed on a short time ago.
@@ -474,7 +479,7 @@ impl<'a> Poller<'a> {
 
     /// Reading changes nothing, so nothing took effect.
     fn error(&self, code: Code) -> Error {
-        error::rejected(code, "read", self.settings().bootstrap())
+        error::rejected(code, READ, self.settings().bootstrap())
             .on(format_args!("group {}", self.request.group))
     }
 

@@ -6,14 +6,13 @@
 //! A consumer has a partition once, so readers that are at different offsets of one partition take a lane each. A
 //! cursor that nobody asks for is given up after [`lane::LINGER`]; the thread and its consumers end after [`IDLE`].
 
-use crate::{error, fetch::Ends, lane, lane::Lane, locked, log, log::Trouble, settings, settings::Settings};
+use crate::{error, fetch::Ends, lane, lane::Lane, locked, log, settings, settings::Settings};
 use kafkaq_core::{Error, ErrorKind, Partition, Record, Result};
 use rdkafka::{
-    ClientContext,
+    ClientContext, Statistics,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
     consumer::{BaseConsumer, ConsumerContext},
     error::KafkaError,
-    types::RDKafkaErrorCode as Code,
 };
 use std::{
     collections::VecDeque,
@@ -42,7 +41,7 @@ pub(crate) type Client = BaseConsumer<Callbacks>;
 
 /// The consumers' context.
 pub(crate) struct Callbacks {
-    trouble: Arc<Trouble>,
+    settings: Arc<Settings>,
     /// Counts callbacks: a poll that returned nothing may still have taken something off the queue.
     pub(crate) served: AtomicU64,
     /// What the last error event said. Whoever polled it takes it from here.
@@ -55,13 +54,15 @@ impl ClientContext for Callbacks {
         log::forward(level, facility, line);
     }
 
+    fn stats(&self, statistics: Statistics) {
+        self.served.fetch_add(1, SeqCst);
+        self.settings.trouble().look_at(&statistics);
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
         self.served.fetch_add(1, SeqCst);
         *locked(&self.reason) = reason.to_owned();
-        // Of the others each partition's readers hear.
-        if error::kind(error::code_of(&error)) == ErrorKind::Unavailable {
-            self.trouble.note(&error, reason);
-        }
+        self.settings.trouble().note(&error, reason);
     }
 }
 
@@ -114,7 +115,6 @@ pub(crate) enum Found {
 /// The handle. It starts the thread when it is needed.
 pub(crate) struct Reader {
     pub(crate) settings: Arc<Settings>,
-    trouble: Arc<Trouble>,
     pub(crate) ends: Ends,
     inbox: Arc<Inbox>,
 }
@@ -155,7 +155,7 @@ impl Drop for Active {
 }
 
 impl Reader {
-    pub(crate) fn new(settings: Arc<Settings>, trouble: Arc<Trouble>) -> Self {
+    pub(crate) fn new(settings: Arc<Settings>) -> Self {
         let state = State {
             requests: VecDeque::new(),
             thread: None,
@@ -165,7 +165,7 @@ impl Reader {
             closed: false,
         };
         let inbox = Arc::new(Inbox { state: Mutex::new(state), active: watch::Sender::new(0) });
-        Reader { settings, trouble, ends: Ends::default(), inbox }
+        Reader { settings, ends: Ends::default(), inbox }
     }
 
     /// Hands a request to the thread, which always answers it.
@@ -193,20 +193,21 @@ impl Reader {
         let thread = self.started(&mut state, op)?;
         let client = match &state.client {
             Some(client) => client.clone(),
-            None => state.client.insert(connect(&self.settings, &self.trouble, 0, thread)?).clone(),
+            None => state.client.insert(connect(&self.settings, 0, thread)?).clone(),
         };
         Ok((client, Active::new(&self.inbox)))
     }
 
     pub(crate) fn overdue(&self, op: &'static str) -> Error {
-        error::no_answer(op, &self.settings, &self.trouble)
+        error::no_answer(op, &self.settings)
     }
 
     /// It only looked.
     pub(crate) fn refused(&self, op: &'static str, e: &KafkaError) -> Error {
-        match error::code_of(e) {
-            Code::OperationTimedOut | Code::RequestTimedOut => self.overdue(op),
-            code => error::rejected(code, op, self.settings.bootstrap()),
+        let code = error::code_of(e);
+        match error::kind(code) {
+            ErrorKind::Unavailable | ErrorKind::Timeout => self.overdue(op),
+            _ => error::rejected(code, op, self.settings.bootstrap()),
         }
     }
 
@@ -220,7 +221,6 @@ impl Reader {
         }
         let lanes = Lanes {
             settings: self.settings.clone(),
-            trouble: self.trouble.clone(),
             inbox: self.inbox.clone(),
             lanes: Vec::new(),
             unplaced: VecDeque::new(),
@@ -261,13 +261,9 @@ impl Drop for Reader {
     }
 }
 
-fn connect(
-    settings: &Settings,
-    trouble: &Arc<Trouble>,
-    readahead: usize,
-    thread: Thread,
-) -> Result<Arc<Client>> {
-    let context = Callbacks { trouble: trouble.clone(), served: AtomicU64::new(0), reason: Mutex::default() };
+fn connect(settings: &Arc<Settings>, readahead: usize, thread: Thread) -> Result<Arc<Client>> {
+    let context =
+        Callbacks { settings: settings.clone(), served: AtomicU64::new(0), reason: Mutex::default() };
     let mut client = Client::from_config_and_context(&settings.reader(readahead), context)
         .map_err(|e| settings::broken(&e))?;
     client.set_nonempty_callback(move || thread.unpark());
@@ -277,7 +273,6 @@ fn connect(
 /// What the thread has.
 struct Lanes {
     settings: Arc<Settings>,
-    trouble: Arc<Trouble>,
     inbox: Arc<Inbox>,
     lanes: Vec<Lane>,
     /// Each lane has somebody else at their partition.
@@ -335,7 +330,7 @@ impl Lanes {
         if sweep {
             self.swept = now;
         }
-        let overdue = || error::no_answer(FETCH, &self.settings, &self.trouble);
+        let overdue = || error::no_answer(FETCH, &self.settings);
         let mut wait = IDLE;
         for lane in &mut self.lanes {
             wait = wait.min(lane.serve(now, sweep, &overdue));
@@ -383,7 +378,7 @@ impl Lanes {
     }
 
     fn open(&self, readahead: usize) -> Result<Arc<Client>> {
-        let connect = || connect(&self.settings, &self.trouble, readahead, thread::current());
+        let connect = || connect(&self.settings, readahead, thread::current());
         if readahead > 0 || self.lanes.iter().any(|lane| lane.readahead == 0 && !lane.is_retired) {
             return connect();
         }

@@ -1,6 +1,6 @@
 //! What the user may set, what kafkaq sets, and what is refused because it would break the promise.
 
-use crate::{RdKafka, log};
+use crate::{RdKafka, log, log::Trouble};
 use kafkaq_core::{Error, ErrorKind, Result};
 use rdkafka::{
     ClientConfig,
@@ -8,7 +8,7 @@ use rdkafka::{
     consumer::{BaseConsumer, DefaultConsumerContext},
     error::KafkaError,
 };
-use std::{fmt, net::Ipv6Addr, ops::RangeInclusive, time::Duration};
+use std::{fmt, net::Ipv6Addr, ops::RangeInclusive, sync::Arc, time::Duration};
 
 /// How a member takes part in its consumer group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,6 +56,8 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("allow.auto.create.topics", "false"),
     // The client's default of 10 s is as long as our own request timeout.
     ("reconnect.backoff.max.ms", "1000"),
+    // Tells that a connection is there again, and where the logs end.
+    ("statistics.interval.ms", "10000"),
 ];
 
 /// The largest record that the producer lets pass. A topic's own limit decides; but a server closes the connection over
@@ -182,6 +184,7 @@ impl Builder {
 #[derive(Debug)]
 pub(crate) struct Settings {
     builder: Builder,
+    trouble: Arc<Trouble>,
 }
 
 impl Settings {
@@ -212,7 +215,8 @@ impl Settings {
                 };
             }
         }
-        let settings = Settings { builder };
+        let trouble = Arc::new(Trouble::new(&builder.bootstrap));
+        let settings = Settings { builder, trouble };
         settings.producer().create_native_config().map_err(|e| broken(&e))?;
         let protocols: &[_] = match settings.protocol() {
             GroupProtocol::Auto => &[GroupProtocol::Classic, GroupProtocol::Consumer],
@@ -242,6 +246,11 @@ impl Settings {
 
     pub(crate) fn request_timeout(&self) -> Duration {
         self.builder.request_timeout
+    }
+
+    /// What goes wrong with the connections of all clients that these settings make.
+    pub(crate) fn trouble(&self) -> &Arc<Trouble> {
+        &self.trouble
     }
 
     pub(crate) fn protocol(&self) -> GroupProtocol {

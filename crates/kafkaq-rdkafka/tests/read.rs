@@ -383,3 +383,34 @@ async fn what_others_compress_is_read_or_the_error_names_the_feature_that_is_off
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_away_costs_only_its_own_partitions() {
+    let mock = Mock::new(2).unwrap();
+    mock.create_topic("t", 6, 1).unwrap();
+    for p in 0..6 {
+        mock.partition_leader("t", p, Some(1 + p % 2)).unwrap();
+    }
+    let limit = Duration::from_secs(2);
+    let kafka = RdKafka::builder(mock.bootstrap_servers()).request_timeout(limit).build().unwrap();
+    let all: Vec<_> = (0..6).map(|p| Partition::new("t", p)).collect();
+    for of in &all {
+        fill(&kafka, of, 0, 1 + usize::try_from(of.index).unwrap()).await;
+    }
+    let twice: Vec<_> = all.iter().chain(&all).cloned().collect();
+    for (of, ends) in twice.iter().zip(kafka.offsets(&twice).await) {
+        assert_eq!(ends.unwrap(), Offsets { first: 0, next: i64::from(of.index) + 1 });
+    }
+    mock.broker_down(2).unwrap();
+    for (of, ends) in all.iter().zip(kafka.offsets(&all).await) {
+        match of.index % 2 {
+            0 => assert_eq!(ends.unwrap().next, i64::from(of.index) + 1),
+            _ => {
+                let e = ends.unwrap_err();
+                assert_eq!((e.effect(), e.retry()), (Effect::NotApplied, Retry::Yes), "{e}");
+                assert!(e.to_string().contains(&of.to_string()), "{e}");
+            }
+        }
+    }
+    let _ = kafka.close().await;
+}

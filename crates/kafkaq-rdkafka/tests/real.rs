@@ -445,7 +445,7 @@ async fn errors_of_one_record_are_its_own_and_say_what_to_do() {
         let site = site.with_topic(1).await;
         let kafka = site.kafka();
         let to = Partition::new(site.topic(), 0);
-        let huge = record(vec![0; 11_000_000]);
+        let huge = record(vec![0; (64 << 20) + 1]);
         let out = kafka.append(&to, &[record("a"), huge, record("b")]).await;
         let e = out[1].as_ref().unwrap_err();
         assert_eq!((e.kind(), e.effect()), (ErrorKind::TooLarge, Effect::NotApplied));
