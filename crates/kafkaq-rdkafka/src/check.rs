@@ -17,6 +17,7 @@ use kafkaq_core::{
 use rdkafka::{Offset, TopicPartitionList, consumer::Consumer as _};
 use std::{
     future::Future,
+    iter,
     sync::{Arc, Weak, atomic::Ordering::SeqCst},
     time::Duration,
 };
@@ -116,32 +117,55 @@ impl Checker {
     }
 
     /// Compares what was read with the log. A check that fails is left to the next one.
-    pub(crate) fn compare(&self, slot: &Arc<Slot>) {
-        let Some(checked) = locked(&slot.trail).to_check() else { return };
-        if slot.comparing.swap(true, SeqCst) {
+    pub(crate) fn compare<'a>(&self, slots: impl Iterator<Item = &'a Arc<Slot>>) {
+        let checked = |slot: &Arc<Slot>| {
+            let checked = locked(&slot.trail).to_check()?;
+            (!slot.comparing.swap(true, SeqCst)).then(|| (slot.clone(), checked))
+        };
+        let checked: Vec<_> = slots.filter_map(checked).collect();
+        if checked.is_empty() {
             return;
         }
-        let (this, slot) = (self.clone(), slot.clone());
+        let this = self.clone();
         self.spawn(async move {
-            let of = &slot.assignment.partition;
-            let found = {
-                let _permit = this.permits.acquire().await;
-                in_time(compared(&*this.log, of, &checked.cursor)).await
+            let of: Vec<_> = checked.iter().map(|(slot, _)| slot.assignment.partition.clone()).collect();
+            let ends = match timeout(LIMIT, this.log.offsets(&of)).await {
+                Ok(ends) => ends.into_iter().map(Some).collect(),
+                Err(_) => Vec::new(),
             };
-            slot.comparing.store(false, SeqCst);
-            match found {
-                // What the consumer doesn't report by itself.
-                Err(e) if e.retry() == Retry::No => this.tell(Outcome::Failed(e)).await,
-                Err(_) => {}
-                Ok((Standing::Replaced { .. }, _)) => this.tell(Outcome::Replaced(slot.clone())).await,
-                Ok((found, ends)) => {
-                    if let Some(alarm) = checked.gap.and_then(|gap| deleted_within(of, gap, found)) {
-                        this.tell(Outcome::Alarm(alarm)).await;
-                    }
-                    this.tell(Outcome::Intact(slot.clone(), checked, ends.next)).await;
-                }
+            let ends = ends.into_iter().chain(iter::repeat_with(|| None));
+            for ((slot, checked), ends) in checked.into_iter().zip(ends) {
+                let that = this.clone();
+                this.spawn(async move { that.compare_one(slot, checked, ends).await });
             }
         });
+    }
+
+    async fn compare_one(&self, slot: Arc<Slot>, checked: Checked, ends: Option<Result<Offsets>>) {
+        let of = &slot.assignment.partition;
+        let found = match ends {
+            Some(Ok(ends)) => {
+                let _permit = self.permits.acquire().await;
+                in_time(standing_within(&*self.log, of, ends, &checked.cursor))
+                    .await
+                    .map(|found| (found, ends))
+            }
+            Some(Err(e)) => Err(e),
+            None => return slot.comparing.store(false, SeqCst),
+        };
+        slot.comparing.store(false, SeqCst);
+        match found {
+            // What the consumer doesn't report by itself.
+            Err(e) if e.retry() == Retry::No => self.tell(Outcome::Failed(e)).await,
+            Err(_) => {}
+            Ok((Standing::Replaced { .. }, _)) => self.tell(Outcome::Replaced(slot.clone())).await,
+            Ok((found, ends)) => {
+                if let Some(alarm) = checked.gap.and_then(|gap| deleted_within(of, gap, found)) {
+                    self.tell(Outcome::Alarm(alarm)).await;
+                }
+                self.tell(Outcome::Intact(slot.clone(), checked, ends.next)).await;
+            }
+        }
     }
 
     /// Finds out whether there is a record from `next` on: the log's end may lie behind markers of transactions.
@@ -276,11 +300,6 @@ async fn begin(
         }
         Standing::Replaced { first } => replaced(first),
     })
-}
-
-async fn compared(log: &dyn PartitionLog, of: &Partition, cursor: &Cursor) -> Result<(Standing, Offsets)> {
-    let ends = ends(log, of).await?;
-    Ok((standing_within(log, of, ends, cursor).await?, ends))
 }
 
 async fn ends(log: &dyn PartitionLog, of: &Partition) -> Result<Offsets> {

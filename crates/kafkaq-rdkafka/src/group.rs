@@ -5,6 +5,8 @@
 
 use crate::{
     check::{Checker, Start},
+    error::code_of,
+    forsaken::{self, Forsaken},
     locked, log,
     log::Trouble,
     member::Shared,
@@ -19,7 +21,7 @@ use rdkafka::{
         BaseConsumer, Consumer as _, ConsumerContext, RebalanceProtocol, base_consumer::PartitionQueue,
     },
     error::{KafkaError, KafkaResult},
-    types::RDKafkaRespErr,
+    types::{RDKafkaErrorCode as Code, RDKafkaRespErr},
 };
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -52,6 +54,7 @@ pub(crate) struct Callbacks {
     commits: Mutex<()>,
     served: AtomicU64,
     trouble: Arc<Trouble>,
+    forsaken: Forsaken,
     /// What the last error event said. Whoever polled it takes it from here.
     reason: Mutex<String>,
     ends: Mutex<HashMap<Partition, i64>>,
@@ -65,6 +68,7 @@ impl Callbacks {
             commits: Mutex::default(),
             served: AtomicU64::new(0),
             trouble,
+            forsaken: Forsaken::default(),
             reason: Mutex::default(),
             ends: Mutex::default(),
         }
@@ -116,6 +120,7 @@ impl ClientContext for Callbacks {
     fn stats(&self, statistics: Statistics) {
         self.count();
         self.trouble.look_at(&statistics);
+        self.forsaken.look_at(&statistics);
         let topics = statistics.topics.values();
         let partitions = topics.flat_map(|topic| topic.partitions.values().map(|of| (&*topic.topic, of)));
         let ends = partitions.filter_map(|(topic, of)| {
@@ -263,8 +268,11 @@ impl Group {
     }
 
     /// Why the consumer is of no more use, if it isn't.
-    pub(crate) fn broken(&self) -> Option<&KafkaError> {
-        self.broken.as_ref()
+    pub(crate) fn broken(&self) -> Option<(Code, String)> {
+        let broken = self.broken.as_ref();
+        let broken = broken.map(|e| (code_of(e), format!("the client could not take up a rebalance: {e}")));
+        let is_forsaken = self.consumer.context().forsaken.is_certain();
+        broken.or(is_forsaken.then(|| (Code::BrokerTransportFailure, forsaken::WHY.into())))
     }
 
     /// Answers what can be answered and tells the driver. An assignment is taken up only when the driver has heard

@@ -45,6 +45,10 @@ impl Lane {
         Lane { cursors: HashMap::new(), client, readahead, is_retired: false, settings, used: Instant::now() }
     }
 
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
     pub(crate) fn is_unused_since(&self, limit: Duration) -> bool {
         self.cursors.is_empty() && self.used.elapsed() >= limit
     }

@@ -5,6 +5,7 @@ mod check;
 mod commit;
 mod error;
 mod fetch;
+mod forsaken;
 mod group;
 mod lane;
 mod log;

@@ -48,6 +48,8 @@ const QUIET: Duration = Duration::from_secs(60);
 /// A consumer that has failed is built anew after this, and after twice as long each time until one lives on.
 const REBUILD: Duration = Duration::from_millis(250);
 const MAX_REBUILD: Duration = Duration::from_secs(30);
+/// How long it waits for the one that has failed to close.
+const CLOSING: Duration = Duration::from_secs(5);
 
 /// Joins the group: answers when the consumer is there, not when the group has given it partitions.
 pub(crate) async fn start(
@@ -104,6 +106,8 @@ struct Poller<'a> {
     tx: mpsc::Sender<Item>,
     groups: Vec<Group>,
     rebuilds: Vec<Rebuild>,
+    /// Consumers that take their time to close.
+    closing: Vec<JoinHandle<()>>,
     trouble: Arc<Trouble>,
     shared: &'a Arc<Shared>,
     request: &'a JoinRequest,
@@ -134,6 +138,7 @@ impl<'a> Poller<'a> {
             tx,
             groups: Vec::new(),
             rebuilds: Vec::new(),
+            closing: Vec::new(),
             trouble: shared.settings.trouble().clone(),
             shared,
             request,
@@ -168,14 +173,14 @@ impl<'a> Poller<'a> {
                 Err(e) => self.end_with(e),
             }
         }
-        let Poller { tx, groups, rebuilds, checker, mut outcomes, .. } = self;
+        let Poller { tx, groups, rebuilds, mut closing, checker, mut outcomes, .. } = self;
         // The stream ends now, not when the consumers have taken their leave. That can last for seconds where a
         // rebalance is under way, so they do it side by side.
         drop(tx);
-        let closing: Vec<_> = groups.into_iter().map(close).collect();
+        closing.extend(groups.into_iter().map(close));
+        closing.extend(rebuilds.into_iter().map(|rebuild| rebuild.closing));
         drop(checker);
-        let closing = rebuilds.into_iter().map(|rebuild| rebuild.closing).chain(closing);
-        closing.for_each(|closing| drop(closing.join()));
+        closing.into_iter().for_each(|closing| drop(closing.join()));
         // Until the last check has ended.
         while outcomes.blocking_recv().is_some() {}
     }
@@ -265,8 +270,8 @@ impl<'a> Poller<'a> {
             }
         }
         let broken = |(at, group): (usize, &Group)| {
-            let e = group.broken()?;
-            Some((at, error::code_of(e), format!("the client could not take up a rebalance: {e}")))
+            let (code, reason) = group.broken()?;
+            Some((at, code, reason))
         };
         self.groups.iter().enumerate().find_map(broken)
     }
@@ -336,9 +341,7 @@ impl<'a> Poller<'a> {
             return;
         }
         (self.checked, self.check_at) = (now, now + CHECK_EVERY);
-        for (slot, _) in self.groups.iter().flat_map(|group| &group.queues) {
-            self.checker.compare(slot);
-        }
+        self.checker.compare(self.groups.iter().flat_map(|group| &group.queues).map(|(slot, _)| slot));
     }
 
     fn flush(&mut self) {
@@ -451,14 +454,17 @@ impl<'a> Poller<'a> {
         self.rebuilds.push(Rebuild { plan, closing: close(group), due: Instant::now() + wait });
     }
 
-    /// Builds what has failed anew, once that has been closed: no two of a group may have the same instance id.
+    /// Builds what has failed anew, once that has been closed: no two of a group should have the same instance id. But
+    /// one that can't reach a server may take long.
     fn build(&mut self) -> Result<()> {
         let now = Instant::now();
-        let is_due = |r: &mut Rebuild| now >= r.due && r.closing.is_finished();
+        let is_due = |r: &mut Rebuild| now >= r.due && (r.closing.is_finished() || now >= r.due + CLOSING);
+        self.closing.retain(|closing| !closing.is_finished());
         let due: Vec<_> = self.rebuilds.extract_if(.., is_due).collect();
         for rebuild in due {
             let group = self.join_as_one(rebuild.plan)?;
             self.groups.push(group);
+            self.closing.push(rebuild.closing);
         }
         Ok(())
     }

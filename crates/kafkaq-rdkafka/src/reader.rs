@@ -6,12 +6,14 @@
 //! A consumer has a partition once, so readers that are at different offsets of one partition take a lane each. A
 //! cursor that nobody asks for is given up after [`lane::LINGER`]; the thread and its consumers end after [`IDLE`].
 
-use crate::{error, fetch::Ends, lane, lane::Lane, locked, log, settings, settings::Settings};
+use crate::{
+    error, fetch::Ends, forsaken::Forsaken, lane, lane::Lane, locked, log, settings, settings::Settings,
+};
 use kafkaq_core::{Error, ErrorKind, Partition, Record, Result};
 use rdkafka::{
     ClientContext, Statistics,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
-    consumer::{BaseConsumer, ConsumerContext},
+    consumer::{BaseConsumer, Consumer as _, ConsumerContext},
     error::KafkaError,
 };
 use std::{
@@ -46,6 +48,7 @@ pub(crate) struct Callbacks {
     pub(crate) served: AtomicU64,
     /// What the last error event said. Whoever polled it takes it from here.
     pub(crate) reason: Mutex<String>,
+    pub(crate) forsaken: Forsaken,
 }
 
 impl ClientContext for Callbacks {
@@ -57,6 +60,7 @@ impl ClientContext for Callbacks {
     fn stats(&self, statistics: Statistics) {
         self.served.fetch_add(1, SeqCst);
         self.settings.trouble().look_at(&statistics);
+        self.forsaken.look_at(&statistics);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -262,8 +266,12 @@ impl Drop for Reader {
 }
 
 fn connect(settings: &Arc<Settings>, readahead: usize, thread: Thread) -> Result<Arc<Client>> {
-    let context =
-        Callbacks { settings: settings.clone(), served: AtomicU64::new(0), reason: Mutex::default() };
+    let context = Callbacks {
+        settings: settings.clone(),
+        served: AtomicU64::new(0),
+        reason: Mutex::default(),
+        forsaken: Forsaken::default(),
+    };
     let mut client = Client::from_config_and_context(&settings.reader(readahead), context)
         .map_err(|e| settings::broken(&e))?;
     client.set_nonempty_callback(move || thread.unpark());
@@ -313,10 +321,10 @@ impl Lanes {
     fn turn(&mut self) -> Duration {
         let (requests, client) = {
             let mut state = locked(&self.inbox.state);
-            if std::mem::take(&mut state.renew) {
-                state.client = None;
-                self.lanes.iter_mut().for_each(|lane| lane.is_retired = true);
-            }
+            let all = std::mem::take(&mut state.renew);
+            let is_over = |client: &Client| all || client.context().forsaken.is_certain();
+            state.client.take_if(|client| is_over(client));
+            self.lanes.iter_mut().for_each(|lane| lane.is_retired |= is_over(lane.client()));
             (std::mem::take(&mut state.requests), state.client.clone())
         };
         if let Some(client) = client {
