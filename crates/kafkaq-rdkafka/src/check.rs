@@ -8,6 +8,7 @@ use crate::{
     group::Client,
     locked,
     member::Shared,
+    session::{self, Agreed},
     slot::{Checked, Doubt, Gap, Slot},
 };
 use kafkaq_core::{
@@ -55,6 +56,8 @@ pub(crate) enum Outcome {
     Stalled(Arc<Slot>),
     /// Something that a person should know.
     Alarm(Error),
+    /// Whether the group has the session timeout that was asked for.
+    Agreed(Agreed),
     /// It could not be asked; where that matters, it will be asked again.
     Failed(Error),
 }
@@ -89,6 +92,17 @@ impl Checker {
         (Checker { log, shared, runtime, outcomes, permits: Arc::new(Semaphore::new(AT_ONCE)) }, told)
     }
 
+    /// Has the group's session timeout set, for KIP-848.
+    pub(crate) fn agree(&self, group: Arc<str>, topic: Arc<str>, session: Duration) {
+        let this = self.clone();
+        self.spawn(async move {
+            let ask = || session::agree(&this.shared.settings, &group, &topic, session);
+            if let Some(agreed) = this.repeated(None, None, ask).await {
+                this.tell(Outcome::Agreed(agreed)).await;
+            }
+        });
+    }
+
     /// Finds out where reading begins.
     pub(crate) fn locate(&self, consumer: Weak<Client>, slots: Vec<Arc<Slot>>) {
         let checker = self.clone();
@@ -96,7 +110,7 @@ impl Checker {
             let slots: Vec<_> = slots.into_iter().filter(|s| !s.gone.load(SeqCst)).collect();
             let mut limit = FIRST_LIMIT;
             let committed = checker
-                .repeated(&slots, None, || {
+                .repeated(Some(&slots), None, || {
                     let asked = checker.committed(consumer.clone(), &slots, limit);
                     limit = (limit * 2).min(checker.shared.settings.request_timeout());
                     asked
@@ -107,7 +121,8 @@ impl Checker {
                 checker.spawn(async move {
                     let (log, of) = (&*this.log, &slot.assignment.partition);
                     let looked = || begin(log, of, committed, slot.doubt);
-                    let found = this.repeated(std::slice::from_ref(&slot), Some(&this.permits), looked).await;
+                    let found =
+                        this.repeated(Some(std::slice::from_ref(&slot)), Some(&this.permits), looked).await;
                     if let Some(start) = found {
                         this.tell(Outcome::Begin(slot.clone(), start)).await;
                     }
@@ -192,13 +207,13 @@ impl Checker {
     /// Until it succeeds, with backoff; `None` when nobody needs it any more.
     async fn repeated<T, F: Future<Output = Result<T>>>(
         &self,
-        slots: &[Arc<Slot>],
+        slots: Option<&[Arc<Slot>]>,
         permits: Option<&Semaphore>,
         mut attempt: impl FnMut() -> F,
     ) -> Option<T> {
         let (mut backoff, began) = (BACKOFF, Instant::now());
         loop {
-            if slots.iter().all(|slot| slot.gone.load(SeqCst)) {
+            if slots.is_some_and(|slots| slots.iter().all(|slot| slot.gone.load(SeqCst))) {
                 return None;
             }
             let outcome = {

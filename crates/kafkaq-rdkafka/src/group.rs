@@ -10,6 +10,7 @@ use crate::{
     locked, log,
     log::Trouble,
     member::Shared,
+    session,
     settings::{self, GroupProtocol},
     slot::{Doubt, Slot},
 };
@@ -173,7 +174,7 @@ fn new_slot(shared: &Shared, consumer: &Arc<Client>, partition: Partition, doubt
 fn wake_by(shared: &Arc<Shared>, slot: &Arc<Slot>, queue: &mut PartitionQueue<Callbacks>) {
     let (bell, full) = (shared.clone(), slot.clone());
     queue.set_nonempty_callback(move || {
-        full.ready.store(true, SeqCst);
+        full.ring();
         bell.ring();
     });
 }
@@ -225,6 +226,9 @@ impl Group {
         protocol: GroupProtocol,
     ) -> Result<Self> {
         let mut config = shared.settings.consumer(&request.group, request.member, protocol);
+        if protocol == GroupProtocol::Classic {
+            session::set_classic(&mut config, request.session_timeout);
+        }
         if let (GroupProtocol::Classic, Some(instance)) = (protocol, config.get("group.instance.id")) {
             // No two consumers of a group may have the same.
             let instance = format!("{instance}-{}", plan.topics.concat());

@@ -15,6 +15,7 @@ mod polled;
 mod poller;
 mod producer;
 mod reader;
+mod session;
 mod settings;
 mod slot;
 mod topics;

@@ -17,6 +17,7 @@ use crate::{
     locked,
     log::Trouble,
     member::{Events, Handle, Item, Shared},
+    session::Agreed,
     settings::{GroupProtocol, Settings},
     slot::{Doubt, Slot, WentBack},
 };
@@ -40,6 +41,8 @@ const READ: &str = "read";
 const CHANNEL: usize = 32;
 /// How often all queues are looked into. It also keeps `max.poll.interval.ms`.
 const SWEEP: Duration = Duration::from_secs(1);
+/// The shortest sleep.
+const SHORT: Duration = Duration::from_millis(10);
 /// How often what was read is compared with the log, and how soon again after an error.
 const CHECK_EVERY: Duration = Duration::from_secs(9);
 const CHECK_AGAIN: Duration = Duration::from_secs(1);
@@ -87,12 +90,6 @@ pub(crate) async fn start(
     Ok((consumer, shared))
 }
 
-/// Why the poll thread has nothing more to do with its consumers.
-enum End {
-    Left,
-    NoSuchProtocol,
-}
-
 /// A consumer that has failed and is built anew.
 struct Rebuild {
     plan: Plan,
@@ -112,6 +109,8 @@ struct Poller<'a> {
     shared: &'a Arc<Shared>,
     request: &'a JoinRequest,
     protocol: GroupProtocol,
+    /// The protocol was our choice, and the server may turn out not to have it.
+    may_change: bool,
     checker: Checker,
     outcomes: mpsc::Receiver<Outcome>,
     /// What is not a batch and found the channel full. `Group::rebalance` bounds it.
@@ -143,6 +142,7 @@ impl<'a> Poller<'a> {
             shared,
             request,
             protocol: shared.settings.protocol(),
+            may_change: false,
             checker,
             outcomes,
             pending: VecDeque::new(),
@@ -154,24 +154,19 @@ impl<'a> Poller<'a> {
         }
     }
 
-    /// The thread's life: by one group protocol, or by two in turn where the server lacks the new one.
+    /// The thread's life.
     fn live(mut self, opened: oneshot::Sender<Result<()>>) {
-        let has_another = self.protocol == GroupProtocol::Auto;
-        if has_another {
-            self.protocol = GroupProtocol::Consumer;
+        // KIP-848 leaves the session timeout to the servers. Whether they allow what is asked for decides, if we may
+        // choose: a member that has died keeps its partitions for so long.
+        if self.protocol != GroupProtocol::Classic {
+            let topic = self.request.topics.first().cloned().unwrap_or_default();
+            self.checker.agree(self.request.group.clone(), topic, self.request.session_timeout);
         }
-        let joined = self.join();
+        let joined = if self.protocol == GroupProtocol::Auto { Ok(()) } else { self.join() };
         let is_open = joined.is_ok();
         let _ = opened.send(joined);
-        if is_open && matches!(self.run(has_another), End::NoSuchProtocol) {
-            let group = &self.request.group;
-            tracing::info!(%group, "the server lacks KIP-848; joining by the classic protocol");
-            self.protocol = GroupProtocol::Classic;
-            self.groups.clear();
-            match self.join() {
-                Ok(()) => drop(self.run(false)),
-                Err(e) => self.end_with(e),
-            }
+        if is_open && let Err(e) = self.run() {
+            self.end_with(e);
         }
         let Poller { tx, groups, rebuilds, mut closing, checker, mut outcomes, .. } = self;
         // The stream ends now, not when the consumers have taken their leave. That can last for seconds where a
@@ -183,6 +178,14 @@ impl<'a> Poller<'a> {
         closing.into_iter().for_each(|closing| drop(closing.join()));
         // Until the last check has ended.
         while outcomes.blocking_recv().is_some() {}
+    }
+
+    /// Joins by another protocol than so far.
+    fn change_to(&mut self, protocol: GroupProtocol, why: &str) -> Result<()> {
+        tracing::info!(group = %self.request.group, ?protocol, "{why}");
+        self.protocol = protocol;
+        self.closing.extend(self.groups.drain(..).map(close));
+        self.join()
     }
 
     fn join(&mut self) -> Result<()> {
@@ -202,27 +205,15 @@ impl<'a> Poller<'a> {
         Group::join(self.request, plan, self.shared, &self.checker, &self.trouble, self.protocol)
     }
 
-    /// Until the member leaves, or until it turns out that the server lacks the group protocol and there is another.
-    fn run(&mut self, has_another: bool) -> End {
-        loop {
-            if self.shared.is_leaving() {
-                return End::Left;
-            }
+    /// Until the member leaves, or until a person has to mend something.
+    fn run(&mut self) -> Result<()> {
+        while !self.shared.is_leaving() {
             if let Some((at, code, reason)) = self.serve_main_queues() {
-                let lacking = matches!(code, Code::UnsupportedFeature | Code::UnsupportedVersion);
-                if lacking && has_another && locked(&self.shared.owned).is_empty() {
-                    return End::NoSuchProtocol;
-                }
-                if !self.fail(at, code, reason) {
-                    return End::Left;
-                }
+                self.fail(at, code, reason)?;
             }
-            self.take_outcomes();
+            self.take_outcomes()?;
             self.serve_groups();
-            if let Err(e) = self.build() {
-                self.end_with(e);
-                return End::Left;
-            }
+            self.build()?;
             self.flush();
             self.sweep();
             self.compare();
@@ -230,15 +221,16 @@ impl<'a> Poller<'a> {
                 self.park();
             }
         }
+        Ok(())
     }
 
     fn park(&self) {
         let rebuilds = self.rebuilds.iter().map(|r| r.due);
         let due = self.groups.iter().filter_map(Group::due).chain(rebuilds);
-        let due = due.chain([self.swept + SWEEP, self.check_at]).min();
-        let patience = due.map_or(SWEEP, |due| due.saturating_duration_since(Instant::now()));
-        // A client that is being closed is looked after now and then.
-        thread::park_timeout(patience.clamp(Duration::from_millis(1), SWEEP));
+        let check = self.pending.is_empty().then_some(self.check_at);
+        let due = due.chain(check).min().unwrap_or(self.swept + SWEEP).min(self.swept + SWEEP);
+        // What is due may still have to wait for something that rings nobody.
+        thread::park_timeout(due.saturating_duration_since(Instant::now()).max(SHORT));
     }
 
     /// A queue whose ring was lost waits no longer than this for the next look, however busy the others are.
@@ -276,7 +268,7 @@ impl<'a> Poller<'a> {
         self.groups.iter().enumerate().find_map(broken)
     }
 
-    fn take_outcomes(&mut self) {
+    fn take_outcomes(&mut self) -> Result<()> {
         while let Ok(outcome) = self.outcomes.try_recv() {
             match outcome {
                 Outcome::Begin(slot, start) if start.is_replaced && slot.doubt != Doubt::Log => {
@@ -305,8 +297,38 @@ impl<'a> Poller<'a> {
                 }
                 Outcome::Alarm(e) => self.pending.push_back((Err(e), None)),
                 Outcome::Failed(e) => self.warn(Code::Fail, e),
+                Outcome::Agreed(agreed) => match (agreed, self.protocol) {
+                    (Agreed::Yes, GroupProtocol::Auto) => {
+                        self.change_to(GroupProtocol::Consumer, "joining by KIP-848")?;
+                        self.may_change = true;
+                    }
+                    (Agreed::No(why), GroupProtocol::Auto) => {
+                        self.change_to(
+                            GroupProtocol::Classic,
+                            &format!("joining by the classic protocol: {why}"),
+                        )?;
+                    }
+                    (Agreed::No(why), _) => self.pending.push_back((Err(self.slow_to_notice(why)), None)),
+                    (Agreed::Yes, _) => {}
+                },
             }
         }
+        Ok(())
+    }
+
+    /// A member that dies keeps its partitions for longer than was asked for.
+    fn slow_to_notice(&self, why: String) -> Error {
+        let wanted = self.request.session_timeout;
+        Error::not_applied(ErrorKind::Misconfigured, "join")
+            .on(format_args!("group {}", self.request.group))
+            .with_source(why)
+            .with_retry(Retry::Yes)
+            .with_advice(format!(
+                "The partitions of a process that dies may wait longer than {wanted:?} for another one: set \
+                 `group.consumer.min.session.timeout.ms` on the servers to {} or less and allow this user AlterConfigs \
+                 on the group, or use the classic protocol",
+                wanted.as_millis()
+            ))
     }
 
     fn group_of(&self, slot: &Arc<Slot>) -> Option<usize> {
@@ -426,16 +448,22 @@ impl<'a> Poller<'a> {
         self.pending.push_back((Err(e.with_retry(Retry::Yes)), None));
     }
 
-    /// A consumer has failed for good. It is built anew, unless a person has to mend something first: then that is the
-    /// last item, and the answer is false.
-    fn fail(&mut self, at: usize, code: Code, reason: String) -> bool {
+    /// A consumer has failed for good. It is built anew, unless a person has to mend something first.
+    fn fail(&mut self, at: usize, code: Code, reason: String) -> Result<()> {
+        let is_lacking = matches!(code, Code::UnsupportedFeature | Code::UnsupportedVersion);
+        if is_lacking && self.may_change && locked(&self.shared.owned).is_empty() {
+            self.may_change = false;
+            return self.change_to(
+                GroupProtocol::Classic,
+                "the server lacks KIP-848; joining by the classic protocol",
+            );
+        }
         let e = self.error(code).with_source(reason);
         if takes_a_person(code) {
-            self.end_with(e);
-            return false;
+            return Err(e);
         }
         self.rebuild(at, Some((code, e)), None);
-        true
+        Ok(())
     }
 
     /// A consumer is of no more use: what it had is lost, and comes back to another one.
@@ -510,3 +538,6 @@ fn takes_a_person(code: Code) -> bool {
         ),
     }
 }
+
+#[cfg(test)]
+mod tests;

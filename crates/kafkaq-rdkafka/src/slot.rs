@@ -47,6 +47,9 @@ pub(crate) struct Slot {
     /// Commits under way: the partition is not given away under them.
     pub(crate) committing: AtomicUsize,
     pub(crate) trail: Mutex<Trail>,
+    /// Rings for it get lost.
+    #[cfg(test)]
+    pub(crate) is_deaf: AtomicBool,
 }
 
 impl Slot {
@@ -64,7 +67,18 @@ impl Slot {
             comparing: AtomicBool::new(false),
             committing: AtomicUsize::new(0),
             trail: Mutex::default(),
+            #[cfg(test)]
+            is_deaf: AtomicBool::new(false),
         }
+    }
+
+    /// Its queue holds records.
+    pub(crate) fn ring(&self) {
+        #[cfg(test)]
+        if self.is_deaf.load(SeqCst) {
+            return;
+        }
+        self.ready.store(true, SeqCst);
     }
 
     /// Whether nothing keeps a partition that is being revoked: the driver has released it, or doesn't want it.

@@ -150,3 +150,36 @@ async fn commits_that_wait_while_a_member_leaves_do_not_end_the_process() {
     };
     join_all(members.into_iter().map(leave)).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_that_was_fenced_is_built_anew_and_reads_on_under_a_new_epoch() {
+    let (mock, builder) = cluster();
+    let builder = builder.set("group.protocol", "classic").set_consumer("group.instance.id", "one");
+    let builder = builder.set("session.timeout.ms", "6000").set("heartbeat.interval.ms", "300");
+    let kafka = builder.build().unwrap();
+    kafka.append(&Partition::new("t", 0), &records(5)).await.remove(0).unwrap();
+    let mut c = kafka.join(JoinRequest::new("g", vec!["t".into()], [1; 16])).await.unwrap();
+    let read = async |c: &mut Consumer| loop {
+        match tokio::time::timeout(Duration::from_secs(25), c.events.next()).await.unwrap().unwrap() {
+            Ok(Event::Records(of, batch)) => break (of, batch.records[0].offset),
+            Ok(_) => {}
+            Err(e) => {
+                println!("{e}");
+                assert_eq!(e.retry(), Retry::Yes);
+            }
+        }
+    };
+    let (first, _) = read(&mut c).await;
+    let outcomes = c.member.commit(&[Commit { assignment: first.clone(), offset: 2 }]).await;
+    outcomes.into_iter().collect::<Result<Vec<_>>>().unwrap();
+    for _ in 0..2 {
+        mock.request_errors(RDKafkaApiKey::Heartbeat, &[Resp::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID]);
+        let (again, offset) = read(&mut c).await;
+        assert!(again.partition == first.partition && again.epoch > first.epoch, "{again}");
+        assert_eq!(offset, 2, "from the committed offset on");
+        let e =
+            c.member.commit(&[Commit { assignment: first.clone(), offset: 3 }]).await.remove(0).unwrap_err();
+        assert_eq!((e.kind(), e.effect()), (ErrorKind::NotOwner, Effect::NotApplied));
+    }
+    kafka.close().await.unwrap();
+}
