@@ -14,8 +14,9 @@ use tokio::sync::oneshot;
 
 /// More than anybody waits; also keeps instants from overflowing.
 const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
-/// After how long without a sign of life a partition is asked for.
+/// After how long without a sign of life a partition is asked for, and after how long more the consumer is replaced.
 const DOUBT: Duration = Duration::from_secs(1);
+const SILENCE: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_millis(100);
 /// How old an end may be that a batch tells, and how long a batch waits for one.
 const FRESH: Duration = Duration::from_secs(1);
@@ -33,7 +34,7 @@ impl Reader {
         let mut offset = from.offset.max(0);
         // Known before the fetch that it is compared with.
         let mut end = None;
-        let mut doubt = Instant::now() + DOUBT;
+        let (mut doubt, mut silent) = (Instant::now() + DOUBT, 0);
         loop {
             let found =
                 self.ask(partition, offset, limit.max_bytes, end.is_some(), [doubt, until, last]).await;
@@ -72,7 +73,12 @@ impl Reader {
                 // The client waits for a partition that is not there as for one whose leader is away.
                 Found::Silence => {
                     self.offsets_of(FETCH, partition).await?;
-                    doubt = last;
+                    // It is there, so it can be read.
+                    if silent == 1 {
+                        self.renew();
+                    }
+                    silent += 1;
+                    doubt = if silent == 1 { Instant::now() + SILENCE } else { last };
                 }
                 Found::OutOfRange => {
                     let Offsets { first, next } = self.offsets_of(FETCH, partition).await?;

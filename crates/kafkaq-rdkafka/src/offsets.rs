@@ -1,6 +1,6 @@
 //! Where logs begin and end.
 
-use crate::reader::Reader;
+use crate::{error, reader::Reader};
 use futures_util::{StreamExt, stream};
 use kafkaq_core::{Error, ErrorKind, Offsets, Partition, Result};
 use rdkafka::{
@@ -29,7 +29,12 @@ impl Reader {
             match some {
                 [] | [_] => {}
                 several => {
-                    if let Ok(answers) = self.offsets_together(several).await {
+                    let is_found = |answer: &Result<Offsets>| {
+                        !answer.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound)
+                    };
+                    if let Ok(answers) = self.offsets_together(several).await
+                        && answers.iter().all(is_found)
+                    {
                         all.extend(answers);
                         continue;
                     }
@@ -47,7 +52,14 @@ impl Reader {
         let (client, active) = self.client(op)?;
         let (Partition { topic, index }, limit) = (of.clone(), self.settings.request_timeout());
         let ask = move || {
-            let answer = client.fetch_watermarks(&topic, index, limit);
+            let ask = || client.fetch_watermarks(&topic, index, limit);
+            let mut answer = ask();
+            if answer.as_ref().is_err_and(|e| error::kind(error::code_of(e)) == ErrorKind::NotFound) {
+                // The client remembers the topic as it was; what is asked for makes it look.
+                if client.fetch_metadata(Some(&topic), limit).is_ok() {
+                    answer = ask();
+                }
+            }
             drop((client, active));
             answer
         };
