@@ -202,7 +202,32 @@ pub async fn standing_above(
     cursor: &Cursor,
     floor: Option<i64>,
 ) -> Result<Standing> {
-    let mut ends = offsets(log, of).await?;
+    let ends = offsets(log, of).await?;
+    compare(log, of, ends, cursor, floor).await
+}
+
+/// As [`standing`], for a caller that has just asked for the log's ends.
+///
+/// *Cancel-safety:* safe, it only reads.
+///
+/// # Errors
+/// As [`standing`].
+pub async fn standing_within(
+    log: &dyn PartitionLog,
+    of: &Partition,
+    ends: Offsets,
+    cursor: &Cursor,
+) -> Result<Standing> {
+    compare(log, of, ends, cursor, None).await
+}
+
+async fn compare(
+    log: &dyn PartitionLog,
+    of: &Partition,
+    mut ends: Offsets,
+    cursor: &Cursor,
+    floor: Option<i64>,
+) -> Result<Standing> {
     if cursor.offset > ends.next || floor.is_some_and(|floor| ends.first < floor) {
         return Ok(Standing::Replaced { first: ends.first });
     }

@@ -8,14 +8,17 @@ use crate::{
     group::Client,
     locked,
     member::Shared,
-    slot::{Checked, Gap, Slot},
+    session::{self, Agreed},
+    slot::{Checked, Doubt, Gap, Slot},
 };
 use kafkaq_core::{
-    Cursor, Error, ErrorKind, Offsets, Partition, PartitionLog, Result, Retry, Standing, standing,
+    Cursor, Error, ErrorKind, FetchLimit, Offsets, Partition, PartitionLog, Position, Result, Retry,
+    Standing, standing_within,
 };
 use rdkafka::{Offset, TopicPartitionList, consumer::Consumer as _};
 use std::{
     future::Future,
+    iter,
     sync::{Arc, Weak, atomic::Ordering::SeqCst},
     time::Duration,
 };
@@ -43,12 +46,18 @@ const FIRST_LIMIT: Duration = Duration::from_secs(1);
 pub(crate) enum Outcome {
     /// Reading begins there.
     Begin(Arc<Slot>, Start),
-    /// The log was the same after that record had been read.
-    Intact(Arc<Slot>, Checked),
+    /// The log was the same when that was compared, with that end.
+    Intact(Arc<Slot>, Checked, i64),
     /// It is another one.
     Replaced(Arc<Slot>),
+    /// There is no record from the one offset up to the other.
+    Nothing(Arc<Slot>, i64, i64),
+    /// There are records that the consumer doesn't bring.
+    Stalled(Arc<Slot>),
     /// Something that a person should know.
     Alarm(Error),
+    /// Whether the group has the session timeout that was asked for.
+    Agreed(Agreed),
     /// It could not be asked; where that matters, it will be asked again.
     Failed(Error),
 }
@@ -57,6 +66,8 @@ pub(crate) enum Outcome {
 #[derive(Debug)]
 pub(crate) struct Start {
     pub(crate) at: Cursor,
+    /// It is another log than what was committed.
+    pub(crate) is_replaced: bool,
     pub(crate) alarm: Option<Error>,
 }
 
@@ -81,14 +92,25 @@ impl Checker {
         (Checker { log, shared, runtime, outcomes, permits: Arc::new(Semaphore::new(AT_ONCE)) }, told)
     }
 
-    /// Finds out where reading begins. `doubted`: what was read of these partitions before didn't fit.
-    pub(crate) fn locate(&self, consumer: Weak<Client>, slots: Vec<Arc<Slot>>, doubted: bool) {
+    /// Has the group's session timeout set, for KIP-848.
+    pub(crate) fn agree(&self, group: Arc<str>, topic: Arc<str>, session: Duration) {
+        let this = self.clone();
+        self.spawn(async move {
+            let ask = || session::agree(&this.shared.settings, &group, &topic, session);
+            if let Some(agreed) = this.repeated(None, None, ask).await {
+                this.tell(Outcome::Agreed(agreed)).await;
+            }
+        });
+    }
+
+    /// Finds out where reading begins.
+    pub(crate) fn locate(&self, consumer: Weak<Client>, slots: Vec<Arc<Slot>>) {
         let checker = self.clone();
         self.spawn(async move {
             let slots: Vec<_> = slots.into_iter().filter(|s| !s.gone.load(SeqCst)).collect();
             let mut limit = FIRST_LIMIT;
             let committed = checker
-                .repeated(&slots, None, || {
+                .repeated(Some(&slots), None, || {
                     let asked = checker.committed(consumer.clone(), &slots, limit);
                     limit = (limit * 2).min(checker.shared.settings.request_timeout());
                     asked
@@ -98,8 +120,9 @@ impl Checker {
                 let this = checker.clone();
                 checker.spawn(async move {
                     let (log, of) = (&*this.log, &slot.assignment.partition);
-                    let looked = || begin(log, of, committed, doubted);
-                    let found = this.repeated(std::slice::from_ref(&slot), Some(&this.permits), looked).await;
+                    let looked = || begin(log, of, committed, slot.doubt);
+                    let found =
+                        this.repeated(Some(std::slice::from_ref(&slot)), Some(&this.permits), looked).await;
                     if let Some(start) = found {
                         this.tell(Outcome::Begin(slot.clone(), start)).await;
                     }
@@ -109,30 +132,74 @@ impl Checker {
     }
 
     /// Compares what was read with the log. A check that fails is left to the next one.
-    pub(crate) fn compare(&self, slot: &Arc<Slot>) {
-        let Some(checked) = locked(&slot.trail).to_check() else { return };
-        if slot.comparing.swap(true, SeqCst) {
+    pub(crate) fn compare<'a>(&self, slots: impl Iterator<Item = &'a Arc<Slot>>) {
+        let checked = |slot: &Arc<Slot>| {
+            let checked = locked(&slot.trail).to_check()?;
+            (!slot.comparing.swap(true, SeqCst)).then(|| (slot.clone(), checked))
+        };
+        let checked: Vec<_> = slots.filter_map(checked).collect();
+        if checked.is_empty() {
             return;
         }
+        let this = self.clone();
+        self.spawn(async move {
+            let of: Vec<_> = checked.iter().map(|(slot, _)| slot.assignment.partition.clone()).collect();
+            let ends = match timeout(LIMIT, this.log.offsets(&of)).await {
+                Ok(ends) => ends.into_iter().map(Some).collect(),
+                Err(_) => Vec::new(),
+            };
+            let ends = ends.into_iter().chain(iter::repeat_with(|| None));
+            for ((slot, checked), ends) in checked.into_iter().zip(ends) {
+                let that = this.clone();
+                this.spawn(async move { that.compare_one(slot, checked, ends).await });
+            }
+        });
+    }
+
+    async fn compare_one(&self, slot: Arc<Slot>, checked: Checked, ends: Option<Result<Offsets>>) {
+        let of = &slot.assignment.partition;
+        let found = match ends {
+            Some(Ok(ends)) => {
+                let _permit = self.permits.acquire().await;
+                in_time(standing_within(&*self.log, of, ends, &checked.cursor))
+                    .await
+                    .map(|found| (found, ends))
+            }
+            Some(Err(e)) => Err(e),
+            None => return slot.comparing.store(false, SeqCst),
+        };
+        slot.comparing.store(false, SeqCst);
+        match found {
+            // What the consumer doesn't report by itself.
+            Err(e) if e.retry() == Retry::No => self.tell(Outcome::Failed(e)).await,
+            Err(_) => {}
+            Ok((Standing::Replaced { .. }, _)) => self.tell(Outcome::Replaced(slot.clone())).await,
+            Ok((found, ends)) => {
+                if let Some(alarm) = checked.gap.and_then(|gap| deleted_within(of, gap, found)) {
+                    self.tell(Outcome::Alarm(alarm)).await;
+                }
+                self.tell(Outcome::Intact(slot.clone(), checked, ends.next)).await;
+            }
+        }
+    }
+
+    /// Finds out whether there is a record from `next` on: the log's end may lie behind markers of transactions.
+    pub(crate) fn prove(&self, slot: &Arc<Slot>, next: i64) {
         let (this, slot) = (self.clone(), slot.clone());
         self.spawn(async move {
-            let of = &slot.assignment.partition;
+            let from = Position { partition: slot.assignment.partition.clone(), offset: next };
+            let limit = FetchLimit::new(Duration::from_millis(500), 1);
             let found = {
                 let _permit = this.permits.acquire().await;
-                in_time(standing(&*this.log, of, &checked.cursor)).await
+                in_time(this.log.fetch(&from, limit)).await
             };
-            slot.comparing.store(false, SeqCst);
             match found {
-                // What the consumer doesn't report by itself.
-                Err(e) if e.retry() == Retry::No => this.tell(Outcome::Failed(e.on(of))).await,
-                Err(_) => {}
-                Ok(Standing::Replaced { .. }) => this.tell(Outcome::Replaced(slot.clone())).await,
-                Ok(found) => {
-                    if let Some(alarm) = checked.gap.and_then(|gap| deleted_within(of, gap, found)) {
-                        this.tell(Outcome::Alarm(alarm)).await;
-                    }
-                    this.tell(Outcome::Intact(slot.clone(), checked)).await;
+                Ok(batch) if batch.records.is_empty() => {
+                    this.tell(Outcome::Nothing(slot.clone(), next, batch.next)).await;
                 }
+                Ok(_) => this.tell(Outcome::Stalled(slot.clone())).await,
+                // The next check comes here again.
+                Err(_) => {}
             }
         });
     }
@@ -140,13 +207,13 @@ impl Checker {
     /// Until it succeeds, with backoff; `None` when nobody needs it any more.
     async fn repeated<T, F: Future<Output = Result<T>>>(
         &self,
-        slots: &[Arc<Slot>],
+        slots: Option<&[Arc<Slot>]>,
         permits: Option<&Semaphore>,
         mut attempt: impl FnMut() -> F,
     ) -> Option<T> {
         let (mut backoff, began) = (BACKOFF, Instant::now());
         loop {
-            if slots.iter().all(|slot| slot.gone.load(SeqCst)) {
+            if slots.is_some_and(|slots| slots.iter().all(|slot| slot.gone.load(SeqCst))) {
                 return None;
             }
             let outcome = {
@@ -158,13 +225,7 @@ impl Checker {
             };
             match outcome {
                 Ok(found) => return Some(found),
-                Err(e) if began.elapsed() > PATIENCE => {
-                    let e = match slots {
-                        [slot] => e.on(&slot.assignment.partition),
-                        _ => e,
-                    };
-                    self.tell(Outcome::Failed(e.with_retry(Retry::Yes))).await;
-                }
+                Err(e) if began.elapsed() > PATIENCE => self.tell(Outcome::Failed(e)).await,
                 Err(_) => {}
             }
             sleep(backoff).await;
@@ -232,26 +293,33 @@ async fn begin(
     log: &dyn PartitionLog,
     of: &Partition,
     committed: Option<Cursor>,
-    doubted: bool,
+    doubt: Doubt,
 ) -> Result<Start> {
+    let doubted = doubt != Doubt::Nothing;
+    let ends = ends(log, of).await?;
+    let replaced =
+        |first| Start { at: Cursor::new(first), is_replaced: true, alarm: Some(replaced(of, first)) };
     // Once the records didn't fit, an offset that nothing speaks for may be of the earlier log.
     let proven = |at: &Cursor| at.mark.is_some() || at.anchor.is_some();
     let Some(at) = committed.filter(|at| !doubted || proven(at)) else {
-        let first = first(log, of).await?;
-        return Ok(Start { at: Cursor::new(first), alarm: doubted.then(|| replaced(of, first)) });
+        let start = Start { at: Cursor::new(ends.first), is_replaced: false, alarm: None };
+        return Ok(if doubted { replaced(ends.first) } else { start });
     };
-    Ok(match standing(log, of, &at).await? {
-        Standing::Intact => Start { at, alarm: doubted.then(|| cut(of, at.offset)) },
-        Standing::DeletedUnread { first } => {
-            Start { at: Cursor::new(first), alarm: Some(deleted_unread(of, at.offset, first)) }
+    Ok(match standing_within(log, of, ends, &at).await? {
+        Standing::Intact => {
+            Start { at, is_replaced: false, alarm: (doubt == Doubt::Records).then(|| cut(of, at.offset)) }
         }
-        Standing::Replaced { first } => Start { at: Cursor::new(first), alarm: Some(replaced(of, first)) },
+        Standing::DeletedUnread { first } => {
+            let alarm = deleted_unread(of, at.offset, first);
+            Start { at: Cursor::new(first), is_replaced: false, alarm: Some(alarm) }
+        }
+        Standing::Replaced { first } => replaced(first),
     })
 }
 
-async fn first(log: &dyn PartitionLog, of: &Partition) -> Result<i64> {
-    let answer: Option<Result<Offsets>> = log.offsets(std::slice::from_ref(of)).await.into_iter().next();
-    Ok(answer.unwrap_or_else(|| Err(Error::unknown(ErrorKind::Other, "offsets").on(of)))?.first)
+async fn ends(log: &dyn PartitionLog, of: &Partition) -> Result<Offsets> {
+    let answer = log.offsets(std::slice::from_ref(of)).await.into_iter().next();
+    answer.unwrap_or_else(|| Err(Error::unknown(ErrorKind::Other, "offsets").on(of)))
 }
 
 /// The log begins behind a gap that was stepped over: what was in it was deleted.
@@ -294,4 +362,130 @@ fn cut(of: &Partition, at: i64) -> Error {
     alarm(of, ErrorKind::Other, what).with_advice(
         "Turn `unclean.leader.election.enable` off, and set `min.insync.replicas` to 2 or more of 3 replicas",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use async_trait::async_trait;
+    use kafkaq_core::{Batch, Headers, Log, Mark, NewRecord, Record, TopicInfo, TopicSpec};
+
+    /// A log of one partition: its first offset, and what its records say.
+    #[derive(Debug)]
+    struct Stub {
+        first: i64,
+        says: &'static str,
+        next: i64,
+    }
+
+    impl Stub {
+        fn record(&self, offset: i64) -> Record {
+            Record::new(offset, 0, None, Some(format!("{} {offset}", self.says).into()), Headers::new())
+        }
+
+        fn mark(&self, offset: i64) -> Option<Mark> {
+            Some(Mark::of(&self.record(offset)))
+        }
+    }
+
+    #[async_trait]
+    impl Log for Stub {
+        async fn ensure_topics(&self, _: &[TopicSpec]) -> Result<Vec<TopicInfo>> {
+            Ok(Vec::new())
+        }
+        async fn describe_topics(&self, _: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
+            Ok(Vec::new())
+        }
+        async fn append(&self, _: &Partition, _: &[NewRecord]) -> Vec<Result<i64>> {
+            Vec::new()
+        }
+        async fn close(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[async_trait]
+    impl PartitionLog for Stub {
+        async fn fetch(&self, from: &Position, _: FetchLimit) -> Result<Batch> {
+            let at = from.offset.max(self.first);
+            Ok(Batch::new((at..self.next).map(|o| self.record(o)).collect(), self.next, None))
+        }
+        async fn offsets(&self, of: &[Partition]) -> Vec<Result<Offsets>> {
+            of.iter().map(|_| Ok(Offsets { first: self.first, next: self.next })).collect()
+        }
+    }
+
+    fn log(first: i64, says: &'static str, next: i64) -> Stub {
+        Stub { first, says, next }
+    }
+
+    /// Where it begins, whether it is another log, and what is said.
+    async fn begun(log: &Stub, committed: Option<Cursor>, doubt: Doubt) -> (Cursor, bool, String) {
+        let start = begin(log, &Partition::new("t", 0), committed, doubt).await.unwrap();
+        assert!(
+            start.alarm.iter().all(|e| e.retry() == Retry::Yes && e.advice().is_some()),
+            "{:?}",
+            start.alarm
+        );
+        (start.at, start.is_replaced, start.alarm.map_or(String::new(), |e| e.to_string()))
+    }
+
+    #[tokio::test]
+    async fn what_is_committed_counts_only_for_the_log_it_belongs_to() {
+        let was = log(0, "earlier", 100);
+        let marked = Cursor { offset: 50, mark: was.mark(49), anchor: was.mark(40) };
+        // The last commit was made after the topic had been recreated, and before anybody noticed.
+        let late = |now: &Stub| Cursor { offset: 50, mark: now.mark(49), anchor: was.mark(40) };
+        let (shorter, equal, longer) = (log(0, "now", 10), log(0, "now", 50), log(0, "now", 200));
+        assert_eq!(begun(&was, Some(marked), Doubt::Nothing).await, (marked, false, String::new()));
+        for (now, committed) in [
+            (&shorter, marked),
+            (&equal, marked),
+            (&longer, marked),
+            (&equal, late(&equal)),
+            (&longer, late(&longer)),
+        ] {
+            let (at, is_replaced, said) = begun(now, Some(committed), Doubt::Nothing).await;
+            assert_eq!((at, is_replaced), (Cursor::new(0), true), "{now:?}");
+            assert!(said.contains("deleted and recreated") && said.contains("offset 0"), "{said}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_committed_is_the_first_record_and_no_alarm() {
+        assert_eq!(
+            begun(&log(7, "now", 9), None, Doubt::Nothing).await,
+            (Cursor::new(7), false, String::new())
+        );
+    }
+
+    #[tokio::test]
+    async fn records_that_were_deleted_unread_are_counted() {
+        let (at, is_replaced, said) =
+            begun(&log(1000, "now", 2000), Some(Cursor::new(400)), Doubt::Nothing).await;
+        assert_eq!((at, is_replaced), (Cursor::new(1000), false));
+        assert!(said.contains("600 records") && said.contains("retention.ms"), "{said}");
+        let gap = Gap { from: 400, to: 1000 };
+        let within = |first| deleted_within(&Partition::new("t", 0), gap, Standing::DeletedUnread { first });
+        assert!(within(1200).unwrap().to_string().contains("600 records"));
+        assert!(
+            within(999).is_none(),
+            "there still are records that were stepped over: a transaction was aborted"
+        );
+    }
+
+    #[tokio::test]
+    async fn an_offset_without_marks_is_believed_unless_the_records_did_not_fit() {
+        let (log, bare) = (log(0, "now", 200), Cursor::new(50));
+        assert_eq!(begun(&log, Some(bare), Doubt::Nothing).await, (bare, false, String::new()));
+        for doubt in [Doubt::Records, Doubt::Log] {
+            let (at, is_replaced, _) = begun(&log, Some(bare), doubt).await;
+            assert_eq!((at, is_replaced), (Cursor::new(0), true));
+            let marked = Cursor { offset: 50, mark: log.mark(49), anchor: None };
+            let (at, is_replaced, said) = begun(&log, Some(marked), doubt).await;
+            assert_eq!((at, is_replaced), (marked, false));
+            let is_cut = said.contains("cut off") && said.contains("50");
+            assert_eq!(is_cut, doubt == Doubt::Records, "{said}");
+        }
+    }
 }

@@ -78,14 +78,16 @@ impl Drop for UnderWay {
     }
 }
 
-type Answer = oneshot::Receiver<KafkaResult<()>>;
+/// `None`: it was not made.
+type Made = Option<KafkaResult<()>>;
+type Answer = oneshot::Receiver<Made>;
 
 /// A commit on its way to the committer.
 pub(crate) struct Job {
     consumer: Arc<Client>,
     list: TopicPartitionList,
     under_way: UnderWay,
-    answer: oneshot::Sender<KafkaResult<()>>,
+    answer: oneshot::Sender<Made>,
 }
 
 impl Shared {
@@ -148,8 +150,10 @@ impl Shared {
 
     async fn answered(&self, answer: Result<Answer>, deadline: Instant) -> Result<()> {
         match tokio::time::timeout_at(deadline, answer?).await {
-            Ok(Ok(Ok(()))) => Ok(()),
-            Ok(Ok(Err(e))) => Err(self.commit_failed(error::code_of(&e))),
+            Ok(Ok(Some(Ok(())))) => Ok(()),
+            Ok(Ok(Some(Err(e)))) => Err(self.commit_failed(error::code_of(&e))),
+            Ok(Ok(None)) if self.is_leaving() => Err(error::closed(COMMIT)),
+            Ok(Ok(None)) => Err(Error::not_applied(ErrorKind::NotOwner, COMMIT)),
             Ok(Err(_)) => Err(Error::unknown(ErrorKind::Other, COMMIT)),
             Err(_) => Err(error::uncertain(Code::OperationTimedOut, COMMIT, self.settings.bootstrap())),
         }
@@ -186,9 +190,10 @@ impl Shared {
         let (tx, jobs) = sync_channel::<Job>(COMMITS);
         let work = move || {
             for Job { consumer, list, under_way, answer } in jobs {
-                let outcome = consumer.commit(&list, CommitMode::Sync);
+                let commit = || consumer.commit(&list, CommitMode::Sync);
+                let made = consumer.context().unless_closing(commit);
                 drop((consumer, under_way));
-                let _ = answer.send(outcome);
+                let _ = answer.send(made);
             }
         };
         let thread = thread::Builder::new().name("kafkaq-commit".into()).spawn(work)?;

@@ -1,7 +1,7 @@
 //! librdkafka's error codes in the contract's words.
 
 use crate::settings::Settings;
-use kafkaq_core::{Error, ErrorKind};
+use kafkaq_core::{Error, ErrorKind, Retry};
 use rdkafka::{error::KafkaError, types::RDKafkaErrorCode as Code};
 
 const CREDENTIALS: &str = "Check `security.protocol`, `sasl.mechanism`, the user and the password";
@@ -187,7 +187,8 @@ pub(crate) fn overdue(settings: &Settings, what: &str, error: impl Fn(ErrorKind)
                 ErrorKind::Denied => CREDENTIALS.into(),
                 _ => format!("{check}, and that `security.protocol` is what it speaks"),
             };
-            error(kind).with_source(reason).with_advice(advice)
+            // It may be mended, and the next call finds out.
+            error(kind).with_source(reason).with_advice(advice).with_retry(Retry::Yes)
         }
         None => error(ErrorKind::Timeout).with_advice(check),
     }

@@ -4,9 +4,7 @@ use crate::{
     error, locked,
     reader::{FETCH, Found, Reader, Request},
 };
-use futures_util::{StreamExt, stream};
 use kafkaq_core::{Batch, Error, ErrorKind, FetchLimit, Offsets, Partition, Position, Result};
-use rdkafka::consumer::Consumer as _;
 use std::{
     collections::HashMap,
     sync::Mutex,
@@ -14,13 +12,11 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-const OFFSETS: &str = "offsets";
 /// More than anybody waits; also keeps instants from overflowing.
 const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
-/// Partitions that one call asks for their offsets at once.
-const AT_ONCE: usize = 8;
-/// After how long without a sign of life a partition is asked for.
+/// After how long without a sign of life a partition is asked for, and after how long more the consumer is replaced.
 const DOUBT: Duration = Duration::from_secs(1);
+const SILENCE: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_millis(100);
 /// How old an end may be that a batch tells, and how long a batch waits for one.
 const FRESH: Duration = Duration::from_secs(1);
@@ -38,9 +34,20 @@ impl Reader {
         let mut offset = from.offset.max(0);
         // Known before the fetch that it is compared with.
         let mut end = None;
-        let mut doubt = Instant::now() + DOUBT;
+        let (mut doubt, mut silent) = (Instant::now() + DOUBT, 0);
         loop {
-            match self.ask(partition, offset, limit.max_bytes, end.is_some(), [doubt, until, last]).await? {
+            let found =
+                self.ask(partition, offset, limit.max_bytes, end.is_some(), [doubt, until, last]).await;
+            let found = match found {
+                // A consumer may remember a topic as missing that has just been made.
+                Err(e) if e.kind() == ErrorKind::NotFound && Instant::now() < last => {
+                    self.offsets_of(FETCH, partition).await?;
+                    tokio::time::sleep(AGAIN).await;
+                    continue;
+                }
+                found => found?,
+            };
+            match found {
                 Found::Records(records) => {
                     let next = records.last().map_or(offset, |record| record.offset + 1);
                     let end = self.known_end(partition, next).await;
@@ -66,7 +73,12 @@ impl Reader {
                 // The client waits for a partition that is not there as for one whose leader is away.
                 Found::Silence => {
                     self.offsets_of(FETCH, partition).await?;
-                    doubt = last;
+                    // It is there, so it can be read.
+                    if silent == 1 {
+                        self.renew();
+                    }
+                    silent += 1;
+                    doubt = if silent == 1 { Instant::now() + SILENCE } else { last };
                 }
                 Found::OutOfRange => {
                     let Offsets { first, next } = self.offsets_of(FETCH, partition).await?;
@@ -97,31 +109,6 @@ impl Reader {
         found.await.unwrap_or_else(|_| Err(error::closed(FETCH)))
     }
 
-    /// The first and the next offset of each partition.
-    pub(crate) async fn offsets(&self, of: &[Partition]) -> Vec<Result<Offsets>> {
-        let one = |partition: Partition| async move {
-            self.offsets_of(OFFSETS, &partition).await.map_err(|e| e.on(&partition))
-        };
-        stream::iter(of.to_vec()).map(one).buffered(AT_ONCE).collect().await
-    }
-
-    /// While somebody's transaction is open, `next` is where that begins.
-    async fn offsets_of(&self, op: &'static str, partition: &Partition) -> Result<Offsets> {
-        let (client, active) = self.client(op)?;
-        let (Partition { topic, index }, limit) = (partition.clone(), self.settings.request_timeout());
-        let ask = move || {
-            let answer = client.fetch_watermarks(&topic, index, limit);
-            drop((client, active));
-            answer
-        };
-        let answer = tokio::task::spawn_blocking(ask).await;
-        let answer = answer.map_err(|e| Error::not_applied(ErrorKind::Other, op).with_source(e))?;
-        let (first, next) = answer.map_err(|e| self.refused(op, &e))?;
-        self.settings.trouble().is_over();
-        self.ends.note(partition, next);
-        Ok(Offsets { first, next })
-    }
-
     /// The log's end as it was a moment ago, if that can be had soon.
     async fn known_end(&self, partition: &Partition, next: i64) -> Option<i64> {
         let known = match self.ends.of(partition) {
@@ -146,7 +133,7 @@ fn beyond(offset: i64, next: i64) -> Error {
 pub(crate) struct Ends(Mutex<HashMap<Partition, (i64, Instant)>>);
 
 impl Ends {
-    fn note(&self, partition: &Partition, end: i64) {
+    pub(crate) fn note(&self, partition: &Partition, end: i64) {
         let mut ends = locked(&self.0);
         if ends.len() >= ENDS {
             ends.retain(|_, (_, at)| at.elapsed() < FRESH);

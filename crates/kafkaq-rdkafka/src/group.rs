@@ -5,11 +5,14 @@
 
 use crate::{
     check::{Checker, Start},
-    locked, log,
+    error::code_of,
+    forsaken::{self, Forsaken},
+    locked,
     log::Trouble,
     member::Shared,
+    session,
     settings::{self, GroupProtocol},
-    slot::Slot,
+    slot::{Doubt, Slot},
 };
 use kafkaq_core::{Assignment, Error, ErrorKind, Event, JoinRequest, Partition, Result};
 use rdkafka::{
@@ -19,10 +22,10 @@ use rdkafka::{
         BaseConsumer, Consumer as _, ConsumerContext, RebalanceProtocol, base_consumer::PartitionQueue,
     },
     error::{KafkaError, KafkaResult},
-    types::RDKafkaRespErr,
+    types::{RDKafkaErrorCode as Code, RDKafkaRespErr},
 };
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
@@ -37,6 +40,8 @@ const CLOSING: Duration = Duration::from_millis(10);
 const AGAIN: Duration = Duration::from_millis(50);
 /// How long it may take to do so.
 const ASKED: Duration = Duration::from_secs(1);
+/// Who has lived so long has not failed at once.
+const HEALTHY: Duration = Duration::from_secs(60);
 
 pub(crate) type Client = BaseConsumer<Callbacks>;
 
@@ -45,8 +50,12 @@ pub(crate) struct Callbacks {
     noted: Mutex<VecDeque<(Change, TopicPartitionList)>>,
     /// From now on rebalances are answered on the spot: closing polls by itself, and would wait for ever.
     closing: AtomicBool,
+    /// Held while a commit is made, and when closing begins. librdkafka ends the whole process over a commit that
+    /// reaches a consumer on its last steps.
+    commits: Mutex<()>,
     served: AtomicU64,
     trouble: Arc<Trouble>,
+    forsaken: Forsaken,
     /// What the last error event said. Whoever polled it takes it from here.
     reason: Mutex<String>,
     ends: Mutex<HashMap<Partition, i64>>,
@@ -57,11 +66,25 @@ impl Callbacks {
         Callbacks {
             noted: Mutex::default(),
             closing: AtomicBool::new(false),
+            commits: Mutex::default(),
             served: AtomicU64::new(0),
             trouble,
+            forsaken: Forsaken::default(),
             reason: Mutex::default(),
             ends: Mutex::default(),
         }
+    }
+
+    /// Makes a commit, unless the consumer is being closed.
+    pub(crate) fn unless_closing<T>(&self, commit: impl FnOnce() -> T) -> Option<T> {
+        let _commits = locked(&self.commits);
+        (!self.closing.load(SeqCst)).then(commit)
+    }
+
+    /// Waits for the commit that is under way, and lets no other pass.
+    fn close(&self) {
+        self.closing.store(true, SeqCst);
+        drop(locked(&self.commits));
     }
 
     pub(crate) fn take_reason(&self) -> String {
@@ -92,12 +115,13 @@ enum Change {
 impl ClientContext for Callbacks {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         self.count();
-        log::forward(level, facility, line);
+        self.trouble.log(level, facility, line);
     }
 
     fn stats(&self, statistics: Statistics) {
         self.count();
         self.trouble.look_at(&statistics);
+        self.forsaken.look_at(&statistics);
         let topics = statistics.topics.values();
         let partitions = topics.flat_map(|topic| topic.partitions.values().map(|of| (&*topic.topic, of)));
         let ends = partitions.filter_map(|(topic, of)| {
@@ -142,15 +166,15 @@ fn answer(consumer: &Client, change: Change, list: &TopicPartitionList) -> Kafka
     }
 }
 
-fn new_slot(shared: &Shared, consumer: &Arc<Client>, partition: Partition) -> Arc<Slot> {
+fn new_slot(shared: &Shared, consumer: &Arc<Client>, partition: Partition, doubt: Doubt) -> Arc<Slot> {
     let assignment = Assignment { partition, epoch: shared.next_epoch() };
-    Arc::new(Slot::new(assignment, consumer))
+    Arc::new(Slot::new(assignment, doubt, consumer))
 }
 
 fn wake_by(shared: &Arc<Shared>, slot: &Arc<Slot>, queue: &mut PartitionQueue<Callbacks>) {
     let (bell, full) = (shared.clone(), slot.clone());
     queue.set_nonempty_callback(move || {
-        full.ready.store(true, SeqCst);
+        full.ring();
         bell.ring();
     });
 }
@@ -162,6 +186,16 @@ struct Held {
     until: Instant,
 }
 
+/// What a consumer is built for.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Plan {
+    pub(crate) topics: Vec<Arc<str>>,
+    /// Topics that turned out to be others than before: it is built anew because of them.
+    pub(crate) replaced: HashSet<Arc<str>>,
+    /// How many consumers in a row have failed before it.
+    pub(crate) failures: u32,
+}
+
 /// One consumer of the group. Lives on the poll thread.
 ///
 /// A partition is assigned to the client at offset 0 and paused, and stays so until the log was compared with what was
@@ -170,9 +204,7 @@ pub(crate) struct Group {
     // Before the consumer: they are views into it.
     pub(crate) queues: Vec<(Arc<Slot>, PartitionQueue<Callbacks>)>,
     pub(crate) consumer: Arc<Client>,
-    pub(crate) topics: Vec<Arc<str>>,
-    /// How many consumers in a row have failed before this one.
-    pub(crate) failures: u32,
+    from: Plan,
     shared: Arc<Shared>,
     checker: Checker,
     held: Option<Held>,
@@ -187,17 +219,19 @@ pub(crate) struct Group {
 impl Group {
     pub(crate) fn join(
         request: &JoinRequest,
-        topics: Vec<Arc<str>>,
+        plan: Plan,
         shared: &Arc<Shared>,
         checker: &Checker,
         trouble: &Arc<Trouble>,
         protocol: GroupProtocol,
-        failures: u32,
     ) -> Result<Self> {
         let mut config = shared.settings.consumer(&request.group, request.member, protocol);
+        if protocol == GroupProtocol::Classic {
+            session::set_classic(&mut config, request.session_timeout);
+        }
         if let (GroupProtocol::Classic, Some(instance)) = (protocol, config.get("group.instance.id")) {
             // No two consumers of a group may have the same.
-            let instance = format!("{instance}-{}", topics.concat());
+            let instance = format!("{instance}-{}", plan.topics.concat());
             config.set("group.instance.id", instance);
         }
         let mut consumer = Client::from_config_and_context(&config, Callbacks::new(trouble.clone()))
@@ -205,13 +239,12 @@ impl Group {
         let bell = shared.clone();
         consumer.set_nonempty_callback(move || bell.ring());
         let refused = |e| Error::not_applied(ErrorKind::Invalid, "join").with_source(e);
-        let names: Vec<&str> = topics.iter().map(|t| &**t).collect();
+        let names: Vec<&str> = plan.topics.iter().map(|t| &**t).collect();
         consumer.subscribe(&names).map_err(refused)?;
         Ok(Group {
             queues: Vec::new(),
             consumer: Arc::new(consumer),
-            topics,
-            failures,
+            from: plan,
             shared: shared.clone(),
             checker: checker.clone(),
             held: None,
@@ -222,8 +255,10 @@ impl Group {
         })
     }
 
-    pub(crate) fn lived(&self) -> Duration {
-        self.born.elapsed()
+    /// For the consumer after this one.
+    pub(crate) fn plan(&self) -> Plan {
+        let failures = if self.born.elapsed() >= HEALTHY { 0 } else { self.from.failures };
+        Plan { failures, ..self.from.clone() }
     }
 
     pub(crate) fn has(&self, slot: &Arc<Slot>) -> bool {
@@ -237,8 +272,11 @@ impl Group {
     }
 
     /// Why the consumer is of no more use, if it isn't.
-    pub(crate) fn broken(&self) -> Option<&KafkaError> {
-        self.broken.as_ref()
+    pub(crate) fn broken(&self) -> Option<(Code, String)> {
+        let broken = self.broken.as_ref();
+        let broken = broken.map(|e| (code_of(e), format!("the client could not take up a rebalance: {e}")));
+        let is_forsaken = self.consumer.context().forsaken.is_certain();
+        broken.or(is_forsaken.then(|| (Code::BrokerTransportFailure, forsaken::WHY.into())))
     }
 
     /// Answers what can be answered and tells the driver. An assignment is taken up only when the driver has heard
@@ -277,7 +315,9 @@ impl Group {
             let partition = Partition::new(element.topic(), element.partition());
             // The old view goes before the new one is made: going, it silences the queue they share.
             self.queues.retain(|(s, _)| s.assignment.partition != partition);
-            let slot = new_slot(&self.shared, &self.consumer, partition);
+            let doubt =
+                if self.from.replaced.contains(&partition.topic) { Doubt::Log } else { Doubt::Nothing };
+            let slot = new_slot(&self.shared, &self.consumer, partition, doubt);
             let Partition { topic, index } = &slot.assignment.partition;
             // Split before the assignment: no record ever comes by the main queue, out of order with the rest.
             let Some(mut queue) = self.consumer.split_partition_queue(topic, *index) else { continue };
@@ -301,7 +341,7 @@ impl Group {
             let mut owned = locked(&self.shared.owned);
             owned.extend(slots.iter().map(|s| (s.assignment.partition.clone(), s.clone())));
         }
-        self.checker.locate(Arc::downgrade(&self.consumer), slots, false);
+        self.checker.locate(Arc::downgrade(&self.consumer), slots);
     }
 
     /// Gives partitions up whose records don't fit what was read, and takes them again under a new epoch.
@@ -311,7 +351,7 @@ impl Group {
         for (was, queue) in self.queues.iter_mut().filter(|(slot, _)| slot.doubted.load(SeqCst)) {
             let partition = was.assignment.partition.clone();
             list.add_partition(&partition.topic, partition.index);
-            let slot = new_slot(&self.shared, &self.consumer, partition);
+            let slot = new_slot(&self.shared, &self.consumer, partition, Doubt::Records);
             wake_by(&self.shared, &slot, queue);
             new.push(slot.clone());
             old.push(std::mem::replace(was, slot));
@@ -331,7 +371,7 @@ impl Group {
         old.iter().for_each(|s| s.gone.store(true, SeqCst));
         tell(Event::Lost(assignments(&old)));
         tell(Event::Assigned(assignments(&new)));
-        self.checker.locate(Arc::downgrade(&self.consumer), new, true);
+        self.checker.locate(Arc::downgrade(&self.consumer), new);
     }
 
     /// It was found out where a partition begins.
@@ -429,7 +469,7 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         let context = self.consumer.context();
-        context.closing.store(true, SeqCst);
+        context.close();
         let held = self.held.take();
         let of_held = held.iter().flat_map(|held| &held.slots);
         let slots: Vec<_> = self.queues.iter().map(|(slot, _)| slot).chain(of_held).cloned().collect();

@@ -34,17 +34,28 @@ pub(crate) struct Lane {
     cursors: HashMap<Partition, Cursor>,
     client: Arc<Client>,
     pub(crate) readahead: usize,
+    /// It takes nothing more.
+    pub(crate) is_retired: bool,
     settings: Arc<Settings>,
     used: Instant,
 }
 
 impl Lane {
     pub(crate) fn new(client: Arc<Client>, readahead: usize, settings: Arc<Settings>) -> Self {
-        Lane { cursors: HashMap::new(), client, readahead, settings, used: Instant::now() }
+        Lane { cursors: HashMap::new(), client, readahead, is_retired: false, settings, used: Instant::now() }
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
     }
 
     pub(crate) fn is_unused_since(&self, limit: Duration) -> bool {
         self.cursors.is_empty() && self.used.elapsed() >= limit
+    }
+
+    /// Whether nobody needs it any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_retired && self.cursors.values().all(|cursor| cursor.waiting.is_empty())
     }
 
     /// Whether somebody waits at that partition.

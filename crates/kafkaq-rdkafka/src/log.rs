@@ -1,7 +1,7 @@
 //! librdkafka's log lines and troubles: the lines go to `tracing`, the last trouble into errors.
 
 use crate::{error, locked};
-use kafkaq_core::ErrorKind;
+use kafkaq_core::{Error, ErrorKind, OutageLog};
 use rdkafka::{Statistics, config::RDKafkaLogLevel, error::KafkaError, types::RDKafkaErrorCode as Code};
 use std::{
     sync::Mutex,
@@ -9,13 +9,13 @@ use std::{
 };
 use tracing::level_filters::LevelFilter;
 
-/// What librdkafka has to tell at all, so that nothing is formatted only to be thrown away.
+/// What librdkafka has to tell at all, so that nothing is formatted only to be thrown away. Of some troubles there is
+/// nothing but a line of information.
 pub(crate) fn level() -> RDKafkaLogLevel {
     match LevelFilter::current() {
-        LevelFilter::OFF => RDKafkaLogLevel::Emerg,
-        LevelFilter::ERROR => RDKafkaLogLevel::Error,
-        LevelFilter::WARN => RDKafkaLogLevel::Warning,
-        LevelFilter::INFO => RDKafkaLogLevel::Info,
+        LevelFilter::OFF | LevelFilter::ERROR | LevelFilter::WARN | LevelFilter::INFO => {
+            RDKafkaLogLevel::Info
+        }
         _ => RDKafkaLogLevel::Debug,
     }
 }
@@ -23,7 +23,7 @@ pub(crate) fn level() -> RDKafkaLogLevel {
 /// What each client writes again and again while it has no connection. [`Trouble`] tells it once, for all of them.
 const CONNECTIONS: &[&str] = &["ERROR", "FAIL", "GETPID", "METADATA", "REQTMOUT", "SESSTMOUT"];
 
-pub(crate) fn forward(level: RDKafkaLogLevel, facility: &str, line: &str) {
+fn forward(level: RDKafkaLogLevel, facility: &str, line: &str) {
     use RDKafkaLogLevel::*;
     match level {
         // A setting that is given to both sides and concerns one: by design.
@@ -37,24 +37,41 @@ pub(crate) fn forward(level: RDKafkaLogLevel, facility: &str, line: &str) {
     }
 }
 
-/// How often a trouble that lasts is told.
-const AGAIN: Duration = Duration::from_secs(60);
+/// Whether a connection was closed as soon as it was used: as a listener does that wants credentials.
+fn is_turned_away(line: &str) -> bool {
+    let duration = line.split_once("(after ").and_then(|(_, rest)| rest.split_once("ms in state UP"));
+    let is_short = duration.and_then(|(ms, _)| ms.parse::<u64>().ok()).is_some_and(|ms| ms < 1000);
+    line.contains("Disconnected") && (is_short || line.contains("security.protocol"))
+}
+
 /// librdkafka repeats an error that stays the same every 30 s: after so long without one it is over.
 const FORGOTTEN: Duration = Duration::from_secs(90);
+const CONNECT: &str = "connect";
 
-/// What goes wrong with the connections of all clients of a handle: told in the log when it begins, while it lasts and
-/// when it ends, and in the error of whatever ran out of time for it.
+/// What goes wrong with the connections of all clients of a handle: told in the log while it lasts, and in the error of
+/// whatever ran out of time for it.
 #[derive(Debug)]
 pub(crate) struct Trouble {
-    bootstrap: String,
-    current: Mutex<Troubles>,
+    outages: OutageLog,
+    known: Mutex<Known>,
 }
 
 impl Trouble {
     pub(crate) fn new(bootstrap: &str) -> Self {
-        Trouble { bootstrap: bootstrap.to_owned(), current: Mutex::default() }
+        Trouble { outages: OutageLog::new(format!("Kafka at {bootstrap}")), known: Mutex::default() }
     }
 
+    /// A line of a client's log.
+    pub(crate) fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        forward(level, facility, line);
+        // Whoever hangs up may have reasons: librdkafka reports no error.
+        if facility == "FAIL" && is_turned_away(line) {
+            let reason = line.split_once("]: ").map_or(line, |(_, reason)| reason);
+            self.fails(ErrorKind::Unavailable, reason, false);
+        }
+    }
+
+    /// An error event.
     pub(crate) fn note(&self, error: &KafkaError, reason: &str) {
         let code = error::code_of(error);
         tracing::debug!(target: "librdkafka", %code, reason);
@@ -67,111 +84,109 @@ impl Trouble {
                 | Code::Authentication
                 | Code::SSL
         );
-        if !concerns_connections {
-            return;
+        if concerns_connections {
+            self.fails(error::kind(code), reason, code == Code::AllBrokersDown);
         }
-        let is_total = code == Code::AllBrokersDown;
-        let line = locked(&self.current).fails(Instant::now(), error::kind(code), reason, is_total);
-        if let Some(line) = line {
-            tracing::warn!(bootstrap = self.bootstrap, "{line}");
+    }
+
+    fn fails(&self, kind: ErrorKind, reason: &str, is_total: bool) {
+        let is_reason = locked(&self.known).fails(Instant::now(), kind, reason, is_total);
+        if is_reason {
+            self.outages.failed(CONNECT, &Error::not_applied(kind, CONNECT).with_source(reason));
         }
     }
 
     /// A broker has answered.
     pub(crate) fn is_over(&self) {
-        let line = locked(&self.current).ends(Instant::now());
-        if let Some(line) = line {
-            tracing::info!(bootstrap = self.bootstrap, "{line}");
+        let all_is_well = locked(&self.known).answers();
+        if all_is_well {
+            self.outages.succeeded(CONNECT);
         }
     }
 
     /// A client's own view of its connections.
     pub(crate) fn look_at(&self, statistics: &Statistics) {
         let states = statistics.brokers.values().map(|broker| (&*broker.name, &*broker.state));
-        let line = locked(&self.current).look_at(Instant::now(), states);
-        if let Some(line) = line {
-            tracing::info!(bootstrap = self.bootstrap, "{line}");
+        let some_answer = locked(&self.known).look_at(Instant::now(), states);
+        if some_answer {
+            self.is_over();
         }
     }
 
     /// The last one, if it was seen within that time or lasts.
     pub(crate) fn within(&self, limit: Duration) -> Option<(ErrorKind, String)> {
-        locked(&self.current).last(Instant::now(), limit)
+        locked(&self.known).last(Instant::now(), limit)
     }
 }
 
 #[derive(Debug, Default)]
-struct Troubles(Option<Current>);
+struct Known {
+    current: Option<Current>,
+    /// Some broker has answered at some time.
+    answered: bool,
+    /// The last trouble was one of some brokers only, of which the answers of others say nothing.
+    is_partial: bool,
+}
 
 #[derive(Debug)]
 struct Current {
-    began: Instant,
     seen: Instant,
-    told: Instant,
     kind: ErrorKind,
     reason: String,
     /// No broker can be reached, as far as one of the clients knows.
     is_total: bool,
 }
 
-impl Troubles {
-    /// Returns the line for the log, if it is time for one.
-    fn fails(&mut self, now: Instant, kind: ErrorKind, reason: &str, is_total: bool) -> Option<String> {
-        let current = match &mut self.0 {
-            Some(current) if now.saturating_duration_since(current.seen) < FORGOTTEN => current,
-            // A connection that was idle and is closed can be the last one. If more is wrong, a reason follows.
-            _ if is_total => return None,
-            none => {
-                let reason = reason.to_owned();
-                let line = format!("a connection to Kafka has failed: {reason}");
-                *none = Some(Current { began: now, seen: now, told: now, kind, reason, is_total });
-                return Some(line);
+impl Known {
+    /// Returns whether this says why.
+    fn fails(&mut self, now: Instant, kind: ErrorKind, reason: &str, is_total: bool) -> bool {
+        match &mut self.current {
+            Some(current) if now.saturating_duration_since(current.seen) < FORGOTTEN => {
+                current.seen = now;
+                current.is_total |= is_total;
+                // That all brokers are down says less than why one of them is.
+                if !is_total {
+                    (current.kind, current.reason) = (kind, reason.to_owned());
+                }
             }
-        };
-        (current.seen, current.is_total) = (now, current.is_total || is_total);
-        // That all brokers are down says less than why one of them is.
-        if !is_total {
-            (current.kind, current.reason) = (kind, reason.to_owned());
+            // A connection that was idle and is closed can be the last one. If more is wrong, a reason follows.
+            _ if is_total => return false,
+            none => *none = Some(Current { seen: now, kind, reason: reason.to_owned(), is_total }),
         }
-        if now.saturating_duration_since(current.told) < AGAIN {
-            return None;
-        }
-        current.told = now;
-        let (reason, since) = (&current.reason, now.saturating_duration_since(current.began));
-        Some(format!("connections to Kafka fail since {} s: {reason}", since.as_secs()))
+        self.is_partial = self.current.as_ref().is_some_and(|current| !current.is_total);
+        !is_total
     }
 
-    /// Connections to some brokers only may still fail while others answer: that ends when nothing is heard of it.
-    fn ends(&mut self, now: Instant) -> Option<String> {
-        let current = self.0.take_if(|current| current.is_total)?;
-        let since = now.saturating_duration_since(current.began);
-        Some(format!("Kafka answers again, after {} s", since.as_secs()))
+    /// Returns whether nothing is known to fail.
+    fn answers(&mut self) -> bool {
+        self.answered = true;
+        self.current.take_if(|current| current.is_total);
+        !self.is_partial
     }
 
-    fn look_at<'a>(
-        &mut self,
-        now: Instant,
-        brokers: impl Iterator<Item = (&'a str, &'a str)>,
-    ) -> Option<String> {
-        let mut answers = false;
+    /// Takes in names of brokers and how they are. Returns whether one of them answers.
+    fn look_at<'a>(&mut self, now: Instant, brokers: impl Iterator<Item = (&'a str, &'a str)>) -> bool {
+        let mut some_answer = false;
         for (name, state) in brokers {
-            answers |= state == "UP";
+            some_answer |= state == "UP";
             let is_it = |current: &&mut Current| current.reason.starts_with(&format!("{name}: "));
-            match (self.0.as_mut().filter(is_it), state) {
-                (Some(current), "UP") if !current.is_total => self.0 = None,
+            match (self.current.as_mut().filter(is_it), state) {
+                (Some(_), "UP") => (self.current, self.is_partial) = (None, false),
                 // The client repeats an error that stays the same every 30 s only.
                 (Some(current), "CONNECT" | "TRY_CONNECT") => current.seen = now,
                 _ => {}
             }
         }
-        if answers { self.ends(now) } else { None }
+        some_answer
     }
 
     fn last(&self, now: Instant, limit: Duration) -> Option<(ErrorKind, String)> {
-        let current = self.0.as_ref()?;
+        let current = self.current.as_ref()?;
         let age = now.saturating_duration_since(current.seen);
         let is_current = age <= limit + Duration::from_secs(1) || (current.is_total && age < FORGOTTEN);
-        is_current.then(|| (current.kind, current.reason.clone()))
+        let is_refused = !self.answered && is_turned_away(&current.reason);
+        let kind = if is_refused { ErrorKind::Denied } else { current.kind };
+        is_current.then(|| (kind, current.reason.clone()))
     }
 }
 
@@ -180,91 +195,72 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+    const LIMIT: Duration = Duration::from_secs(10);
 
-    fn refused(troubles: &mut Troubles, now: Instant, is_total: bool) -> Option<String> {
-        troubles.fails(now, ErrorKind::Unavailable, "refused", is_total)
-    }
-
-    #[test]
-    fn an_outage_is_one_line_when_it_begins_one_a_minute_and_one_when_it_ends() {
-        let (mut troubles, mut now) = (Troubles::default(), Instant::now());
-        let mut lines = Vec::new();
-        for _ in 0..150 {
-            // Several clients, each with its own attempts.
-            for is_total in [false, true, false, true] {
-                lines.extend(refused(&mut troubles, now, is_total));
-            }
-            now += SECOND;
-        }
-        lines.extend(troubles.ends(now));
-        lines.extend(troubles.ends(now + SECOND));
-        assert_eq!(
-            lines,
-            [
-                "a connection to Kafka has failed: refused",
-                "connections to Kafka fail since 60 s: refused",
-                "connections to Kafka fail since 120 s: refused",
-                "Kafka answers again, after 150 s",
-            ]
-        );
+    fn refused(known: &mut Known, now: Instant, is_total: bool) -> bool {
+        known.fails(now, ErrorKind::Unavailable, "k2:9092/2: refused", is_total)
     }
 
     #[test]
     fn an_idle_connection_that_is_closed_is_no_outage() {
-        let (mut troubles, now) = (Troubles::default(), Instant::now());
-        assert_eq!(refused(&mut troubles, now, true), None);
-        assert_eq!(troubles.last(now, SECOND), None);
-        assert!(refused(&mut troubles, now, false).is_some());
+        let (mut known, now) = (Known::default(), Instant::now());
+        assert!(!refused(&mut known, now, true));
+        assert_eq!(known.last(now, SECOND), None);
+        assert!(refused(&mut known, now, false));
     }
 
     #[test]
     fn a_reason_is_told_while_it_lasts_and_not_after() {
-        let (mut troubles, now) = (Troubles::default(), Instant::now());
-        let limit = 10 * SECOND;
-        assert_eq!(troubles.last(now, limit), None);
-        refused(&mut troubles, now, false);
-        refused(&mut troubles, now, true);
+        let (mut known, now) = (Known::default(), Instant::now());
+        assert_eq!(known.last(now, LIMIT), None);
+        refused(&mut known, now, false);
+        refused(&mut known, now, true);
         // The client repeats it every 30 s.
-        let reason = Some((ErrorKind::Unavailable, "refused".to_owned()));
-        assert_eq!(troubles.last(now + 29 * SECOND, limit), reason);
-        troubles.ends(now + 29 * SECOND);
-        assert_eq!(troubles.last(now + 29 * SECOND, limit), None, "a broker has answered");
+        let reason = Some((ErrorKind::Unavailable, "k2:9092/2: refused".to_owned()));
+        assert_eq!(known.last(now + 29 * SECOND, LIMIT), reason);
+        assert!(known.answers());
+        assert_eq!(known.last(now + 29 * SECOND, LIMIT), None, "a broker has answered");
 
-        refused(&mut troubles, now, false);
-        assert_eq!(troubles.last(now + 9 * SECOND, limit), reason);
-        assert_eq!(troubles.last(now + 12 * SECOND, limit), None, "of an earlier outage");
-        assert!(
-            refused(&mut troubles, now + 200 * SECOND, false).is_some_and(|line| line.contains("has failed"))
-        );
+        refused(&mut known, now, false);
+        assert_eq!(known.last(now + 9 * SECOND, LIMIT), reason);
+        assert_eq!(known.last(now + 12 * SECOND, LIMIT), None, "of an earlier outage");
+        refused(&mut known, now + 200 * SECOND, false);
+        assert_eq!(known.last(now + 200 * SECOND, LIMIT), reason);
     }
 
     #[test]
-    fn one_broker_of_several_does_not_end_with_an_answer_of_another() {
-        let (mut troubles, now) = (Troubles::default(), Instant::now());
-        let lines = (0..100).filter_map(|second| {
-            let line = refused(&mut troubles, now + second * SECOND, false);
-            assert_eq!(troubles.ends(now + second * SECOND), None);
-            line
-        });
-        assert_eq!(lines.count(), 2);
+    fn a_listener_that_hangs_up_has_refused_unless_some_broker_has_ever_answered() {
+        let now = Instant::now();
+        let reason = "k:1/bootstrap: Disconnected: connection closed by peer (after 0ms in state UP)";
+        assert!(!is_turned_away("k:1/1: Disconnected (after 600000ms in state UP)"), "it was idle");
+        let mut known = Known::default();
+        known.fails(now, ErrorKind::Unavailable, reason, false);
+        assert_eq!(known.last(now, SECOND).unwrap().0, ErrorKind::Denied);
+        known.answers();
+        known.fails(now, ErrorKind::Unavailable, reason, false);
+        assert_eq!(known.last(now, SECOND).unwrap().0, ErrorKind::Unavailable);
+    }
+
+    #[test]
+    fn one_broker_of_several_is_not_well_because_another_answers() {
+        let (mut known, now) = (Known::default(), Instant::now());
+        refused(&mut known, now, false);
+        assert!(!known.answers());
+        assert!(known.last(now, LIMIT).is_some());
+        refused(&mut known, now, true);
+        assert!(known.answers(), "all were down");
     }
 
     #[test]
     fn what_a_client_sees_of_a_broker_settles_whether_its_trouble_lasts() {
-        let limit = 10 * SECOND;
         let now = Instant::now();
         let later = now + 20 * SECOND;
         for (state, lasts) in [("TRY_CONNECT", true), ("CONNECT", true), ("UP", false), ("INIT", false)] {
-            let mut troubles = Troubles::default();
-            troubles.fails(now, ErrorKind::Unavailable, "k2:9092/2: refused", false);
-            let brokers = [("k1:9092/1", "UP"), ("k2:9092/2", state)];
-            assert_eq!(troubles.look_at(later, brokers.into_iter()), None);
-            assert_eq!(troubles.last(later, limit).is_some(), lasts, "{state}");
+            let mut known = Known::default();
+            refused(&mut known, now, false);
+            assert!(known.look_at(later, [("k1:9092/1", "UP"), ("k2:9092/2", state)].into_iter()));
+            assert_eq!(known.last(later, LIMIT).is_some(), lasts, "{state}");
+            assert_eq!(known.answers(), state == "UP", "{state}");
         }
-        let mut troubles = Troubles::default();
-        troubles.fails(now, ErrorKind::Unavailable, "k1:9092/1: refused", false);
-        troubles.fails(now, ErrorKind::Unavailable, "1/1 brokers are down", true);
-        let answered = troubles.look_at(later, [("k1:9092/1", "UP")].into_iter());
-        assert!(answered.is_some_and(|line| line.contains("again")));
     }
 }

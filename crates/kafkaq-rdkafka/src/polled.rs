@@ -40,13 +40,16 @@ impl<C: ProducerContext + 'static> Polled<C> {
         let (producer, stop) = (Arc::new(producer), Arc::new(AtomicBool::new(false)));
         let (polled, stopping) = (producer.clone(), stop.clone());
         let poll = move || {
+            // With a wait, the last millisecond of a poll is spent without rest.
+            let mut wait = Duration::ZERO;
             while !stopping.load(SeqCst) {
-                // Records without a report, and events that nobody has taken.
-                if polled.in_flight_count() > 0 {
-                    polled.poll(BUSY);
-                } else {
-                    thread::park_timeout(IDLE);
+                // Events that nobody has taken yet, and records without a report.
+                while polled.in_flight_count() > 0 && !stopping.load(SeqCst) {
+                    polled.poll(wait);
+                    wait = BUSY;
                 }
+                wait = Duration::ZERO;
+                thread::park_timeout(IDLE);
             }
         };
         let thread =

@@ -13,12 +13,13 @@ use crate::{
     batch,
     check::{Checker, Outcome},
     error,
-    group::Group,
+    group::{Group, Plan},
     locked,
     log::Trouble,
     member::{Events, Handle, Item, Shared},
+    session::Agreed,
     settings::{GroupProtocol, Settings},
-    slot::WentBack,
+    slot::{Doubt, Slot, WentBack},
 };
 use kafkaq_core::{
     Batch, Consumer, Error, ErrorKind, Event, JoinRequest, Partition, PartitionLog, Result, Retry,
@@ -40,16 +41,18 @@ const READ: &str = "read";
 const CHANNEL: usize = 32;
 /// How often all queues are looked into. It also keeps `max.poll.interval.ms`.
 const SWEEP: Duration = Duration::from_secs(1);
+/// The shortest sleep.
+const SHORT: Duration = Duration::from_millis(10);
 /// How often what was read is compared with the log, and how soon again after an error.
 const CHECK_EVERY: Duration = Duration::from_secs(9);
 const CHECK_AGAIN: Duration = Duration::from_secs(1);
 /// The same error is reported once in this time.
 const QUIET: Duration = Duration::from_secs(60);
-/// A consumer that has failed is built anew after this, and after twice as long each time until one has lived for
-/// `HEALTHY`.
+/// A consumer that has failed is built anew after this, and after twice as long each time until one lives on.
 const REBUILD: Duration = Duration::from_millis(250);
 const MAX_REBUILD: Duration = Duration::from_secs(30);
-const HEALTHY: Duration = Duration::from_secs(60);
+/// How long it waits for the one that has failed to close.
+const CLOSING: Duration = Duration::from_secs(5);
 
 /// Joins the group: answers when the consumer is there, not when the group has given it partitions.
 pub(crate) async fn start(
@@ -87,18 +90,11 @@ pub(crate) async fn start(
     Ok((consumer, shared))
 }
 
-/// Why the poll thread has nothing more to do with its consumers.
-enum End {
-    Left,
-    NoSuchProtocol,
-}
-
 /// A consumer that has failed and is built anew.
 struct Rebuild {
-    topics: Vec<Arc<str>>,
+    plan: Plan,
     /// Of the one that has failed. The other consumers go on meanwhile.
     closing: JoinHandle<()>,
-    failures: u32,
     due: Instant,
 }
 
@@ -107,10 +103,14 @@ struct Poller<'a> {
     tx: mpsc::Sender<Item>,
     groups: Vec<Group>,
     rebuilds: Vec<Rebuild>,
+    /// Consumers that take their time to close.
+    closing: Vec<JoinHandle<()>>,
     trouble: Arc<Trouble>,
     shared: &'a Arc<Shared>,
     request: &'a JoinRequest,
     protocol: GroupProtocol,
+    /// The protocol was our choice, and the server may turn out not to have it.
+    may_change: bool,
     checker: Checker,
     outcomes: mpsc::Receiver<Outcome>,
     /// What is not a batch and found the channel full. `Group::rebalance` bounds it.
@@ -137,10 +137,12 @@ impl<'a> Poller<'a> {
             tx,
             groups: Vec::new(),
             rebuilds: Vec::new(),
+            closing: Vec::new(),
             trouble: shared.settings.trouble().clone(),
             shared,
             request,
             protocol: shared.settings.protocol(),
+            may_change: false,
             checker,
             outcomes,
             pending: VecDeque::new(),
@@ -152,35 +154,38 @@ impl<'a> Poller<'a> {
         }
     }
 
-    /// The thread's life: by one group protocol, or by two in turn where the server lacks the new one.
+    /// The thread's life.
     fn live(mut self, opened: oneshot::Sender<Result<()>>) {
-        let has_another = self.protocol == GroupProtocol::Auto;
-        if has_another {
-            self.protocol = GroupProtocol::Consumer;
+        // KIP-848 leaves the session timeout to the servers. Whether they allow what is asked for decides, if we may
+        // choose: a member that has died keeps its partitions for so long.
+        if self.protocol != GroupProtocol::Classic {
+            let topic = self.request.topics.first().cloned().unwrap_or_default();
+            self.checker.agree(self.request.group.clone(), topic, self.request.session_timeout);
         }
-        let joined = self.join();
+        let joined = if self.protocol == GroupProtocol::Auto { Ok(()) } else { self.join() };
         let is_open = joined.is_ok();
         let _ = opened.send(joined);
-        if is_open && matches!(self.run(has_another), End::NoSuchProtocol) {
-            let group = &self.request.group;
-            tracing::info!(%group, "the server lacks KIP-848; joining by the classic protocol");
-            self.protocol = GroupProtocol::Classic;
-            self.groups.clear();
-            match self.join() {
-                Ok(()) => drop(self.run(false)),
-                Err(e) => self.end_with(e),
-            }
+        if is_open && let Err(e) = self.run() {
+            self.end_with(e);
         }
-        let Poller { tx, groups, rebuilds, checker, mut outcomes, .. } = self;
+        let Poller { tx, groups, rebuilds, mut closing, checker, mut outcomes, .. } = self;
         // The stream ends now, not when the consumers have taken their leave. That can last for seconds where a
         // rebalance is under way, so they do it side by side.
         drop(tx);
-        let closing: Vec<_> = groups.into_iter().map(close).collect();
+        closing.extend(groups.into_iter().map(close));
+        closing.extend(rebuilds.into_iter().map(|rebuild| rebuild.closing));
         drop(checker);
-        let closing = rebuilds.into_iter().map(|rebuild| rebuild.closing).chain(closing);
-        closing.for_each(|closing| drop(closing.join()));
+        closing.into_iter().for_each(|closing| drop(closing.join()));
         // Until the last check has ended.
         while outcomes.blocking_recv().is_some() {}
+    }
+
+    /// Joins by another protocol than so far.
+    fn change_to(&mut self, protocol: GroupProtocol, why: &str) -> Result<()> {
+        tracing::info!(group = %self.request.group, ?protocol, "{why}");
+        self.protocol = protocol;
+        self.closing.extend(self.groups.drain(..).map(close));
+        self.join()
     }
 
     fn join(&mut self) -> Result<()> {
@@ -190,37 +195,25 @@ impl<'a> Poller<'a> {
         // `range` shares each topic, and stops everybody at every change.
         let share = if self.protocol == GroupProtocol::Classic { 1 } else { topics.len().max(1) };
         for topics in topics.chunks(share) {
-            let group = self.join_as_one(topics.to_vec(), 0)?;
+            let group = self.join_as_one(Plan { topics: topics.to_vec(), ..Plan::default() })?;
             self.groups.push(group);
         }
         Ok(())
     }
 
-    fn join_as_one(&self, topics: Vec<Arc<str>>, failures: u32) -> Result<Group> {
-        Group::join(self.request, topics, self.shared, &self.checker, &self.trouble, self.protocol, failures)
+    fn join_as_one(&self, plan: Plan) -> Result<Group> {
+        Group::join(self.request, plan, self.shared, &self.checker, &self.trouble, self.protocol)
     }
 
-    /// Until the member leaves, or until it turns out that the server lacks the group protocol and there is another.
-    fn run(&mut self, has_another: bool) -> End {
-        loop {
-            if self.shared.is_leaving() {
-                return End::Left;
-            }
+    /// Until the member leaves, or until a person has to mend something.
+    fn run(&mut self) -> Result<()> {
+        while !self.shared.is_leaving() {
             if let Some((at, code, reason)) = self.serve_main_queues() {
-                let lacking = matches!(code, Code::UnsupportedFeature | Code::UnsupportedVersion);
-                if lacking && has_another && locked(&self.shared.owned).is_empty() {
-                    return End::NoSuchProtocol;
-                }
-                if !self.fail(at, code, reason) {
-                    return End::Left;
-                }
+                self.fail(at, code, reason)?;
             }
-            self.take_outcomes();
+            self.take_outcomes()?;
             self.serve_groups();
-            if let Err(e) = self.rebuild() {
-                self.end_with(e);
-                return End::Left;
-            }
+            self.build()?;
             self.flush();
             self.sweep();
             self.compare();
@@ -228,15 +221,16 @@ impl<'a> Poller<'a> {
                 self.park();
             }
         }
+        Ok(())
     }
 
     fn park(&self) {
         let rebuilds = self.rebuilds.iter().map(|r| r.due);
         let due = self.groups.iter().filter_map(Group::due).chain(rebuilds);
-        let due = due.chain([self.swept + SWEEP, self.check_at]).min();
-        let patience = due.map_or(SWEEP, |due| due.saturating_duration_since(Instant::now()));
-        // A client that is being closed is looked after now and then.
-        thread::park_timeout(patience.clamp(Duration::from_millis(1), SWEEP));
+        let check = self.pending.is_empty().then_some(self.check_at);
+        let due = due.chain(check).min().unwrap_or(self.swept + SWEEP).min(self.swept + SWEEP);
+        // What is due may still have to wait for something that rings nobody.
+        thread::park_timeout(due.saturating_duration_since(Instant::now()).max(SHORT));
     }
 
     /// A queue whose ring was lost waits no longer than this for the next look, however busy the others are.
@@ -268,25 +262,86 @@ impl<'a> Poller<'a> {
             }
         }
         let broken = |(at, group): (usize, &Group)| {
-            let e = group.broken()?;
-            Some((at, error::code_of(e), format!("the client could not take up a rebalance: {e}")))
+            let (code, reason) = group.broken()?;
+            Some((at, code, reason))
         };
         self.groups.iter().enumerate().find_map(broken)
     }
 
-    fn take_outcomes(&mut self) {
+    fn take_outcomes(&mut self) -> Result<()> {
         while let Ok(outcome) = self.outcomes.try_recv() {
             match outcome {
+                Outcome::Begin(slot, start) if start.is_replaced && slot.doubt != Doubt::Log => {
+                    self.replaced(&slot);
+                }
                 Outcome::Begin(slot, start) => {
                     if let Some(group) = self.groups.iter_mut().find(|group| group.has(&slot)) {
                         group.begin(slot, start);
                     }
                 }
-                Outcome::Intact(slot, checked) => locked(&slot.trail).is_intact(&checked),
-                Outcome::Replaced(slot) => slot.doubted.store(true, SeqCst),
+                Outcome::Intact(slot, checked, end) => {
+                    let flags = [&slot.ready, &slot.paused, &slot.queued, &slot.doubted];
+                    let is_empty = !flags.iter().any(|flag| flag.load(SeqCst));
+                    if let Some(next) = locked(&slot.trail).is_intact(&checked, end, is_empty) {
+                        self.checker.prove(&slot, next);
+                    }
+                }
+                Outcome::Replaced(slot) => self.replaced(&slot),
+                Outcome::Nothing(slot, from, next) => locked(&slot.trail).nothing_until(from, next),
+                Outcome::Stalled(slot) => {
+                    if let Some(at) = self.group_of(&slot) {
+                        let e = Error::not_applied(ErrorKind::Other, "read").on(&slot.assignment.partition);
+                        let e = e.with_source("the client brings none of the records that are there");
+                        self.rebuild(at, Some((Code::Fail, e)), None);
+                    }
+                }
                 Outcome::Alarm(e) => self.pending.push_back((Err(e), None)),
                 Outcome::Failed(e) => self.warn(Code::Fail, e),
+                Outcome::Agreed(agreed) => match (agreed, self.protocol) {
+                    (Agreed::Yes, GroupProtocol::Auto) => {
+                        self.change_to(GroupProtocol::Consumer, "joining by KIP-848")?;
+                        self.may_change = true;
+                    }
+                    (Agreed::No(why), GroupProtocol::Auto) => {
+                        self.change_to(
+                            GroupProtocol::Classic,
+                            &format!("joining by the classic protocol: {why}"),
+                        )?;
+                    }
+                    (Agreed::No(why), _) => self.pending.push_back((Err(self.slow_to_notice(why)), None)),
+                    (Agreed::Yes, _) => {}
+                },
             }
+        }
+        Ok(())
+    }
+
+    /// A member that dies keeps its partitions for longer than was asked for.
+    fn slow_to_notice(&self, why: String) -> Error {
+        let wanted = self.request.session_timeout;
+        Error::not_applied(ErrorKind::Misconfigured, "join")
+            .on(format_args!("group {}", self.request.group))
+            .with_source(why)
+            .with_retry(Retry::Yes)
+            .with_advice(format!(
+                "The partitions of a process that dies may wait longer than {wanted:?} for another one: set \
+                 `group.consumer.min.session.timeout.ms` on the servers to {} or less and allow this user AlterConfigs \
+                 on the group, or use the classic protocol",
+                wanted.as_millis()
+            ))
+    }
+
+    fn group_of(&self, slot: &Arc<Slot>) -> Option<usize> {
+        self.groups.iter().position(|group| group.has(slot))
+    }
+
+    /// What a client knows of a topic can be out of date for good once that was recreated: librdkafka takes its leader
+    /// for an old one, because it counts its epochs from the beginning, and never reads it. So the consumer is built
+    /// anew. What is to be said is said when it is known where reading begins.
+    fn replaced(&mut self, slot: &Arc<Slot>) {
+        if let Some(at) = self.group_of(slot) {
+            tracing::info!(partition = %slot.assignment, "the log is another one; building the consumer anew");
+            self.rebuild(at, None, Some(slot.assignment.partition.topic.clone()));
         }
     }
 
@@ -308,9 +363,7 @@ impl<'a> Poller<'a> {
             return;
         }
         (self.checked, self.check_at) = (now, now + CHECK_EVERY);
-        for (slot, _) in self.groups.iter().flat_map(|group| &group.queues) {
-            self.checker.compare(slot);
-        }
+        self.checker.compare(self.groups.iter().flat_map(|group| &group.queues).map(|(slot, _)| slot));
     }
 
     fn flush(&mut self) {
@@ -395,34 +448,51 @@ impl<'a> Poller<'a> {
         self.pending.push_back((Err(e.with_retry(Retry::Yes)), None));
     }
 
-    /// A consumer is of no more use: what it had is lost. It is built anew, unless a person has to mend something
-    /// first: then that is the last item, and the answer is false.
-    fn fail(&mut self, at: usize, code: Code, reason: String) -> bool {
+    /// A consumer has failed for good. It is built anew, unless a person has to mend something first.
+    fn fail(&mut self, at: usize, code: Code, reason: String) -> Result<()> {
+        let is_lacking = matches!(code, Code::UnsupportedFeature | Code::UnsupportedVersion);
+        if is_lacking && self.may_change && locked(&self.shared.owned).is_empty() {
+            self.may_change = false;
+            return self.change_to(
+                GroupProtocol::Classic,
+                "the server lacks KIP-848; joining by the classic protocol",
+            );
+        }
+        let e = self.error(code).with_source(reason);
+        if takes_a_person(code) {
+            return Err(e);
+        }
+        self.rebuild(at, Some((code, e)), None);
+        Ok(())
+    }
+
+    /// A consumer is of no more use: what it had is lost, and comes back to another one.
+    fn rebuild(&mut self, at: usize, why: Option<(Code, Error)>, replaced: Option<Arc<str>>) {
         let mut group = self.groups.remove(at);
         let pending = &mut self.pending;
         group.lose_all(&mut |event| pending.push_back((Ok(event), None)));
-        let e = self.error(code).with_source(reason);
-        if takes_a_person(code) {
-            self.end_with(e);
-            return false;
+        let mut plan = group.plan();
+        plan.replaced.extend(replaced);
+        let mut wait = REBUILD;
+        if let Some((code, e)) = why {
+            wait = (REBUILD * 2_u32.pow(plan.failures.min(10))).min(MAX_REBUILD);
+            plan.failures += 1;
+            self.warn(code, e.with_advice(format!("The consumer is built anew in {wait:?}")));
         }
-        let failures = if group.lived() >= HEALTHY { 0 } else { group.failures };
-        let wait = (REBUILD * 2_u32.pow(failures.min(10))).min(MAX_REBUILD);
-        let due = Instant::now() + wait;
-        self.warn(code, e.with_advice(format!("The consumer is built anew in {wait:?}")));
-        let (topics, failures) = (group.topics.clone(), failures + 1);
-        self.rebuilds.push(Rebuild { topics, closing: close(group), failures, due });
-        true
+        self.rebuilds.push(Rebuild { plan, closing: close(group), due: Instant::now() + wait });
     }
 
-    /// Builds what has failed anew, once that has been closed: no two of a group may have the same instance id.
-    fn rebuild(&mut self) -> Result<()> {
+    /// Builds what has failed anew, once that has been closed: no two of a group should have the same instance id. But
+    /// one that can't reach a server may take long.
+    fn build(&mut self) -> Result<()> {
         let now = Instant::now();
-        let is_due = |r: &mut Rebuild| now >= r.due && r.closing.is_finished();
+        let is_due = |r: &mut Rebuild| now >= r.due && (r.closing.is_finished() || now >= r.due + CLOSING);
+        self.closing.retain(|closing| !closing.is_finished());
         let due: Vec<_> = self.rebuilds.extract_if(.., is_due).collect();
         for rebuild in due {
-            let group = self.join_as_one(rebuild.topics, rebuild.failures)?;
+            let group = self.join_as_one(rebuild.plan)?;
             self.groups.push(group);
+            self.closing.push(rebuild.closing);
         }
         Ok(())
     }
@@ -468,3 +538,6 @@ fn takes_a_person(code: Code) -> bool {
         ),
     }
 }
+
+#[cfg(test)]
+mod tests;

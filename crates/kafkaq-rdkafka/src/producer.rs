@@ -1,7 +1,9 @@
 //! Appends: one idempotent producer for the process, one outcome a record.
 
 use crate::{
-    error, locked, log,
+    error,
+    forsaken::{self, Forsaken},
+    locked,
     polled::{Failed, Polled},
     settings,
     settings::Settings,
@@ -112,14 +114,14 @@ impl Appender {
         {
             let slot = self.client.read().unwrap_or_else(PoisonError::into_inner);
             let client = slot.as_ref().ok_or_else(|| error::closed(APPEND))?;
-            if client.client().fatal_error().is_none() {
+            if is_lost(client).is_none() {
                 return Ok(client.clone());
             }
         }
         let mut slot = self.client.write().unwrap_or_else(PoisonError::into_inner);
         let client = slot.as_mut().ok_or_else(|| error::closed(APPEND))?;
-        if let Some((code, reason)) = client.client().fatal_error() {
-            tracing::warn!(%code, reason, "the producer has failed for good; starting another");
+        if let Some(reason) = is_lost(client) {
+            tracing::warn!(reason, "the producer has failed for good; starting another");
             retire(std::mem::replace(client, Arc::new(connect(&self.settings)?)));
         }
         Ok(client.clone())
@@ -184,12 +186,11 @@ fn retire(client: Arc<Client>) {
 }
 
 fn connect(settings: &Arc<Settings>) -> Result<Client> {
-    Client::open(&settings.producer(), Reports { settings: settings.clone() }).map_err(
-        |failed| match failed {
+    Client::open(&settings.producer(), Reports { settings: settings.clone(), forsaken: Forsaken::default() })
+        .map_err(|failed| match failed {
             Failed::Client(e) => settings::broken(&e),
             Failed::Thread(e) => Error::not_applied(ErrorKind::Other, "start the producer").with_source(e),
-        },
-    )
+        })
 }
 
 fn is_too_large(outcome: &Result<i64>) -> bool {
@@ -212,9 +213,17 @@ fn headers(record: &NewRecord) -> Result<Option<OwnedHeaders>, ()> {
     Ok(Some(out))
 }
 
+/// Why nothing can be appended by it any more.
+fn is_lost(client: &Client) -> Option<String> {
+    let fatal = client.client().fatal_error().map(|(code, reason)| format!("{code}: {reason}"));
+    let forsaken = || client.client().context().forsaken.is_certain().then(|| forsaken::WHY.into());
+    fatal.or_else(forsaken)
+}
+
 /// The producer's context: receives the delivery reports.
 struct Reports {
     settings: Arc<Settings>,
+    forsaken: Forsaken,
 }
 
 impl Reports {
@@ -267,18 +276,19 @@ impl Reports {
                 let advice = format!("{advice}, and that the topic has enough in-sync replicas");
                 e.with_advice(advice)
             }
-            _ => e.with_retry(Retry::Yes),
+            _ => e,
         }
     }
 }
 
 impl ClientContext for Reports {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
-        log::forward(level, facility, line);
+        self.settings.trouble().log(level, facility, line);
     }
 
     fn stats(&self, statistics: Statistics) {
         self.settings.trouble().look_at(&statistics);
+        self.forsaken.look_at(&statistics);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

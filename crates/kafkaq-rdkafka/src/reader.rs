@@ -6,12 +6,12 @@
 //! A consumer has a partition once, so readers that are at different offsets of one partition take a lane each. A
 //! cursor that nobody asks for is given up after [`lane::LINGER`]; the thread and its consumers end after [`IDLE`].
 
-use crate::{error, fetch::Ends, lane, lane::Lane, locked, log, settings, settings::Settings};
+use crate::{error, fetch::Ends, forsaken::Forsaken, lane, lane::Lane, locked, settings, settings::Settings};
 use kafkaq_core::{Error, ErrorKind, Partition, Record, Result};
 use rdkafka::{
     ClientContext, Statistics,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
-    consumer::{BaseConsumer, ConsumerContext},
+    consumer::{BaseConsumer, Consumer as _, ConsumerContext},
     error::KafkaError,
 };
 use std::{
@@ -46,17 +46,19 @@ pub(crate) struct Callbacks {
     pub(crate) served: AtomicU64,
     /// What the last error event said. Whoever polled it takes it from here.
     pub(crate) reason: Mutex<String>,
+    pub(crate) forsaken: Forsaken,
 }
 
 impl ClientContext for Callbacks {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         self.served.fetch_add(1, SeqCst);
-        log::forward(level, facility, line);
+        self.settings.trouble().log(level, facility, line);
     }
 
     fn stats(&self, statistics: Statistics) {
         self.served.fetch_add(1, SeqCst);
         self.settings.trouble().look_at(&statistics);
+        self.forsaken.look_at(&statistics);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -133,6 +135,8 @@ struct State {
     client: Option<Arc<Client>>,
     /// When something was last asked for.
     used: Instant,
+    /// The consumers are to be replaced.
+    renew: bool,
     closed: bool,
 }
 
@@ -159,6 +163,7 @@ impl Reader {
             thread: None,
             client: None,
             used: Instant::now(),
+            renew: false,
             closed: false,
         };
         let inbox = Arc::new(Inbox { state: Mutex::new(state), active: watch::Sender::new(0) });
@@ -172,6 +177,16 @@ impl Reader {
         state.requests.push_back(request);
         thread.unpark();
         Ok(())
+    }
+
+    /// Has the consumers replaced: what they know of a topic can be out of date for good. librdkafka takes the leader
+    /// of a recreated topic for an old one, because it counts its epochs from the beginning, and never reads it.
+    pub(crate) fn renew(&self) {
+        let mut state = locked(&self.inbox.state);
+        state.renew = true;
+        if let Some(thread) = &state.thread {
+            thread.unpark();
+        }
     }
 
     /// A consumer to ask about offsets. Whoever has it may block, and drops it before `Active`.
@@ -249,8 +264,12 @@ impl Drop for Reader {
 }
 
 fn connect(settings: &Arc<Settings>, readahead: usize, thread: Thread) -> Result<Arc<Client>> {
-    let context =
-        Callbacks { settings: settings.clone(), served: AtomicU64::new(0), reason: Mutex::default() };
+    let context = Callbacks {
+        settings: settings.clone(),
+        served: AtomicU64::new(0),
+        reason: Mutex::default(),
+        forsaken: Forsaken::default(),
+    };
     let mut client = Client::from_config_and_context(&settings.reader(readahead), context)
         .map_err(|e| settings::broken(&e))?;
     client.set_nonempty_callback(move || thread.unpark());
@@ -300,6 +319,10 @@ impl Lanes {
     fn turn(&mut self) -> Duration {
         let (requests, client) = {
             let mut state = locked(&self.inbox.state);
+            let all = std::mem::take(&mut state.renew);
+            let is_over = |client: &Client| all || client.context().forsaken.is_certain();
+            state.client.take_if(|client| is_over(client));
+            self.lanes.iter_mut().for_each(|lane| lane.is_retired |= is_over(lane.client()));
             (std::mem::take(&mut state.requests), state.client.clone())
         };
         if let Some(client) = client {
@@ -318,7 +341,7 @@ impl Lanes {
         for lane in &mut self.lanes {
             wait = wait.min(lane.serve(now, sweep, &overdue));
         }
-        for lane in self.lanes.extract_if(.., |lane| lane.is_unused_since(IDLE)) {
+        for lane in self.lanes.extract_if(.., |lane| lane.is_unused_since(IDLE) || lane.is_over()) {
             // Closing a consumer can last.
             let active = Active::new(&self.inbox);
             thread::spawn(move || drop((lane, active)));
@@ -341,7 +364,7 @@ impl Lanes {
             )));
         }
         let readahead = if request.max_bytes <= SMALL { 0 } else { READAHEAD };
-        let of_kind = |lane: &Lane| lane.readahead == readahead;
+        let of_kind = |lane: &Lane| lane.readahead == readahead && !lane.is_retired;
         let goes_on = self.lanes.iter().position(|lane| of_kind(lane) && lane.goes_on(&request));
         let is_free = |lane: &Lane| of_kind(lane) && !lane.is_busy(&request.partition);
         match goes_on.or_else(|| self.lanes.iter().position(is_free)) {
@@ -362,7 +385,7 @@ impl Lanes {
 
     fn open(&self, readahead: usize) -> Result<Arc<Client>> {
         let connect = || connect(&self.settings, readahead, thread::current());
-        if readahead > 0 || self.lanes.iter().any(|lane| lane.readahead == 0) {
+        if readahead > 0 || self.lanes.iter().any(|lane| lane.readahead == 0 && !lane.is_retired) {
             return connect();
         }
         let mut state = locked(&self.inbox.state);

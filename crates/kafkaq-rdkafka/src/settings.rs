@@ -79,6 +79,8 @@ const CONSUMER_DEFAULTS: &[(&str, &str)] = &[
     ("enable.auto.offset.store", "false"),
     ("auto.offset.reset", "earliest"),
     ("fetch.queue.backoff.ms", "10"),
+    // By the classic protocol this is how late a partition is read that was added. The client's default is 5 minutes.
+    ("topic.metadata.refresh.interval.ms", "30000"),
     // A server answers one fetch at a time. One that waits for news of the idle partitions holds back those that
     // were full when it was sent, or that are new here.
     ("fetch.wait.max.ms", "100"),

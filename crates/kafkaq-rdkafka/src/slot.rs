@@ -12,9 +12,22 @@ use std::{
 
 /// More marks than records that a window holds. Beyond it the oldest go, which makes a commit's mark older, not wrong.
 const MAX_MARKS: usize = 1 << 16;
+/// A client that brings nothing is doubted after so many checks. A slow or throttled server isn't to be taken for that.
+const STALLED: u32 = 3;
+
+/// What is known against the partition's earlier time here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Doubt {
+    Nothing,
+    /// Its records didn't fit what was read before.
+    Records,
+    /// It was another log; the consumer has been built anew since.
+    Log,
+}
 
 pub(crate) struct Slot {
     pub(crate) assignment: Assignment,
+    pub(crate) doubt: Doubt,
     /// Whom the group gave it to. The poll thread owns the consumer; a commit borrows it.
     pub(crate) consumer: Weak<Client>,
     /// Its queue in the client may hold records.
@@ -34,12 +47,16 @@ pub(crate) struct Slot {
     /// Commits under way: the partition is not given away under them.
     pub(crate) committing: AtomicUsize,
     pub(crate) trail: Mutex<Trail>,
+    /// Rings for it get lost.
+    #[cfg(test)]
+    pub(crate) is_deaf: AtomicBool,
 }
 
 impl Slot {
-    pub(crate) fn new(assignment: Assignment, consumer: &Arc<Client>) -> Self {
+    pub(crate) fn new(assignment: Assignment, doubt: Doubt, consumer: &Arc<Client>) -> Self {
         Slot {
             assignment,
+            doubt,
             consumer: Arc::downgrade(consumer),
             ready: AtomicBool::new(true),
             paused: AtomicBool::new(false),
@@ -50,7 +67,18 @@ impl Slot {
             comparing: AtomicBool::new(false),
             committing: AtomicUsize::new(0),
             trail: Mutex::default(),
+            #[cfg(test)]
+            is_deaf: AtomicBool::new(false),
         }
+    }
+
+    /// Its queue holds records.
+    pub(crate) fn ring(&self) {
+        #[cfg(test)]
+        if self.is_deaf.load(SeqCst) {
+            return;
+        }
+        self.ready.store(true, SeqCst);
     }
 
     /// Whether nothing keeps a partition that is being revoked: the driver has released it, or doesn't want it.
@@ -70,6 +98,8 @@ pub(crate) struct Trail {
     anchor: Option<Mark>,
     /// Offsets that were stepped over since the last check.
     gap: Option<Gap>,
+    /// How many checks in a row have found records that the client did not bring.
+    stalled: u32,
 }
 
 /// Offsets without a record: transactions leave them, and so does retention that is faster than reading.
@@ -87,7 +117,7 @@ impl Trail {
     /// Reading begins at the cursor, whose marks were found in their places.
     pub(crate) fn begin(&mut self, at: Cursor) {
         let marks = at.mark.into_iter().collect();
-        *self = Trail { next: Some(at.offset), marks, anchor: at.mark.or(at.anchor), gap: None };
+        *self = Trail { next: Some(at.offset), marks, anchor: at.mark.or(at.anchor), gap: None, stalled: 0 };
     }
 
     /// Takes note of what is about to be delivered. Returns whether a gap was stepped over that is larger than what
@@ -128,15 +158,27 @@ impl Trail {
 
     /// What is to be compared with the log.
     pub(crate) fn to_check(&self) -> Option<Checked> {
-        let offset = self.gap.map_or(self.next?, |gap| gap.from);
+        let next = self.next?;
+        let offset = self.gap.map_or(next, |gap| gap.from);
         let cursor = Cursor { offset, mark: None, anchor: self.anchor };
-        Some(Checked { cursor, last: self.marks.back().copied(), gap: self.gap })
+        Some(Checked { cursor, next, last: self.marks.back().copied(), gap: self.gap })
     }
 
-    /// The log was found to be the same.
-    pub(crate) fn is_intact(&mut self, checked: &Checked) {
+    /// The log was found to be the same, with that end. `is_empty`: the client has nothing more of it. Returns from
+    /// where on the client seems to have missed records.
+    pub(crate) fn is_intact(&mut self, checked: &Checked, end: i64, is_empty: bool) -> Option<i64> {
         self.anchor = checked.last.or(self.anchor);
         self.gap = self.gap.filter(|gap| checked.gap != Some(*gap));
+        let stands_still = is_empty && self.next == Some(checked.next) && end > checked.next;
+        self.stalled = if stands_still { self.stalled + 1 } else { 0 };
+        (self.stalled >= STALLED).then_some(checked.next)
+    }
+
+    /// There is no record from `from` up to `next`.
+    pub(crate) fn nothing_until(&mut self, from: i64, next: i64) {
+        if self.next == Some(from) {
+            self.next = Some(next.max(from));
+        }
     }
 }
 
@@ -145,6 +187,8 @@ impl Trail {
 pub(crate) struct Checked {
     /// Where reading goes on, or the first gap since the last check; with the anchor.
     pub(crate) cursor: Cursor,
+    /// Where reading goes on.
+    next: i64,
     /// The last record that was read before. It becomes the anchor.
     last: Option<Mark>,
     pub(crate) gap: Option<Gap>,
@@ -193,7 +237,7 @@ mod tests {
         assert_eq!(trail.cursor(15), Cursor { offset: 15, mark: mark(14), anchor: mark(10) });
         let checked = trail.to_check().unwrap();
         trail.read(&records(20..30)).unwrap();
-        trail.is_intact(&checked);
+        trail.is_intact(&checked, 0, true);
         assert_eq!(trail.cursor(15), Cursor { offset: 15, mark: mark(14), anchor: mark(14) });
         assert_eq!(trail.cursor(30), Cursor { offset: 30, mark: mark(29), anchor: mark(19) });
         assert_eq!(
@@ -213,7 +257,7 @@ mod tests {
         assert_eq!(checked.cursor, Cursor { offset: 20, mark: None, anchor: mark(9) });
         trail.read(&records(20..30)).unwrap();
         assert_eq!(trail.to_check().unwrap().cursor.anchor, mark(9));
-        trail.is_intact(&checked);
+        trail.is_intact(&checked, 0, true);
         let next = trail.to_check().unwrap().cursor;
         assert_eq!(next, Cursor { offset: 30, mark: None, anchor: mark(19) });
     }
@@ -226,8 +270,31 @@ mod tests {
         let checked = trail.to_check().unwrap();
         assert_eq!((checked.cursor.offset, checked.gap), (6, Some(Gap { from: 6, to: 20 })));
         assert_eq!(trail.to_check().unwrap().gap, checked.gap, "until a check has succeeded");
-        trail.is_intact(&checked);
+        trail.is_intact(&checked, 0, true);
         assert_eq!(trail.to_check().unwrap().gap, None);
+    }
+
+    #[test]
+    fn a_client_that_brings_nothing_of_what_is_there_is_noticed_after_some_checks() {
+        let mut trail = begun(Cursor::new(5));
+        let check = |trail: &mut Trail, end, is_empty| {
+            let checked = trail.to_check().unwrap();
+            trail.is_intact(&checked, end, is_empty)
+        };
+        for _ in 0..10 {
+            assert_eq!(check(&mut trail, 5, true), None, "there is nothing");
+            assert_eq!(check(&mut trail, 9, false), None, "the driver is slow, not the client");
+        }
+        assert_eq!([check(&mut trail, 9, true), check(&mut trail, 9, true)], [None, None]);
+        assert_eq!(check(&mut trail, 9, true), Some(5));
+        let checked = trail.to_check().unwrap();
+        trail.read(&records([5])).unwrap();
+        assert_eq!(trail.is_intact(&checked, 9, true), None, "it was read meanwhile");
+        trail.nothing_until(5, 9);
+        assert_eq!(trail.next, Some(6), "what was found out belongs to an earlier offset");
+        trail.nothing_until(6, 9);
+        assert_eq!(trail.next, Some(9));
+        assert_eq!(check(&mut trail, 9, true), None);
     }
 
     #[test]

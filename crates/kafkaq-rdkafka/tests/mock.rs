@@ -1,7 +1,7 @@
 //! What only a mock cluster can be told to do wrong.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test")]
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, future::join_all};
 use kafkaq_core::*;
 use kafkaq_rdkafka::{Builder, RdKafka};
 use rdkafka::{
@@ -115,4 +115,71 @@ async fn with_nothing_under_way_leaving_is_prompt_also_when_the_broker_is_gone()
         assert!(at.elapsed() < Duration::from_secs(2), "{:?}", at.elapsed());
         kafka.close().await.unwrap();
     }
+}
+
+/// librdkafka ends the process if a commit reaches a consumer that is on its last steps.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commits_that_wait_while_a_member_leaves_do_not_end_the_process() {
+    const MEMBERS: usize = 40;
+    let (mock, builder) = cluster();
+    // So long a commit waits for a server that is away.
+    let builder = builder.set("group.protocol", "classic").set("session.timeout.ms", "3000");
+    let builder = builder.set("heartbeat.interval.ms", "500").request_timeout(Duration::from_millis(200));
+    let join = async |n: usize| {
+        let kafka = builder.clone().build().unwrap();
+        let request = JoinRequest::new(format!("g{n}"), vec!["t".into()], [1; 16]);
+        let mut c = kafka.join(request).await.unwrap();
+        loop {
+            if let Some(Ok(Event::Assigned(mine))) = c.events.next().await {
+                break (kafka, c, mine);
+            }
+        }
+    };
+    let members = join_all((0..MEMBERS).map(join)).await;
+    mock.broker_down(1).unwrap();
+    let leave = async |(kafka, c, mine): (RdKafka, Consumer, Vec<Assignment>)| {
+        let commits = [Commit { assignment: mine[0].clone(), offset: 0 }];
+        for _ in 0..10 {
+            assert!(c.member.commit(&commits).await[0].is_err());
+        }
+        let until = Instant::now() + Duration::from_secs(60);
+        while c.member.leave().await.is_err() {
+            assert!(Instant::now() < until, "leaving goes on in the background, and ends");
+        }
+        drop(kafka);
+    };
+    join_all(members.into_iter().map(leave)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_that_was_fenced_is_built_anew_and_reads_on_under_a_new_epoch() {
+    let (mock, builder) = cluster();
+    let builder = builder.set("group.protocol", "classic").set_consumer("group.instance.id", "one");
+    let builder = builder.set("session.timeout.ms", "6000").set("heartbeat.interval.ms", "300");
+    let kafka = builder.build().unwrap();
+    kafka.append(&Partition::new("t", 0), &records(5)).await.remove(0).unwrap();
+    let mut c = kafka.join(JoinRequest::new("g", vec!["t".into()], [1; 16])).await.unwrap();
+    let read = async |c: &mut Consumer| loop {
+        match tokio::time::timeout(Duration::from_secs(25), c.events.next()).await.unwrap().unwrap() {
+            Ok(Event::Records(of, batch)) => break (of, batch.records[0].offset),
+            Ok(_) => {}
+            Err(e) => {
+                println!("{e}");
+                assert_eq!(e.retry(), Retry::Yes);
+            }
+        }
+    };
+    let (first, _) = read(&mut c).await;
+    let outcomes = c.member.commit(&[Commit { assignment: first.clone(), offset: 2 }]).await;
+    outcomes.into_iter().collect::<Result<Vec<_>>>().unwrap();
+    for _ in 0..2 {
+        mock.request_errors(RDKafkaApiKey::Heartbeat, &[Resp::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID]);
+        let (again, offset) = read(&mut c).await;
+        assert!(again.partition == first.partition && again.epoch > first.epoch, "{again}");
+        assert_eq!(offset, 2, "from the committed offset on");
+        let e =
+            c.member.commit(&[Commit { assignment: first.clone(), offset: 3 }]).await.remove(0).unwrap_err();
+        assert_eq!((e.kind(), e.effect()), (ErrorKind::NotOwner, Effect::NotApplied));
+    }
+    kafka.close().await.unwrap();
 }

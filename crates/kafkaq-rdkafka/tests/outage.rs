@@ -77,10 +77,13 @@ async fn an_outage_is_one_line_when_it_begins_and_one_when_it_ends() {
     tracing::subscriber::set_global_default(lines.clone()).unwrap();
     let mock = Mock::new(1).unwrap();
     mock.create_topic("t", 4, 1).unwrap();
-    let limit = Duration::from_secs(1);
+    let limit = Duration::from_secs(2);
     let kafka = Arc::new(RdKafka::builder(mock.bootstrap_servers()).request_timeout(limit).build().unwrap());
     let of = Partition::new("t", 0);
-    fill(&kafka, &of, 0, 10).await;
+    let began = Instant::now();
+    while kafka.append(&of, &[record("x")]).await.remove(0).is_err() {
+        assert!(began.elapsed() < LONG);
+    }
     let mut consumer = kafka.join(JoinRequest::new("g", vec!["t".into()], [1; 16])).await.unwrap();
     assigned(&mut consumer, 4).await;
     let events = tokio::spawn(async move {
@@ -90,9 +93,9 @@ async fn an_outage_is_one_line_when_it_begins_and_one_when_it_ends() {
             }
         }
     });
-    let from = Position { partition: of.clone(), offset: 10 };
+    let from = Position { partition: of.clone(), offset: 1 };
     mock.broker_down(1).unwrap();
-    for _ in 0..5 {
+    for _ in 0..3 {
         // All that a process does, from all of its clients.
         let records = [record("x")];
         let (appended, fetched, described) = tokio::join!(
@@ -106,7 +109,7 @@ async fn an_outage_is_one_line_when_it_begins_and_one_when_it_ends() {
         assert!(described.to_string().contains("refused"), "{described}");
     }
     mock.broker_up(1).unwrap();
-    lines.wait_for("answers again", &mock.bootstrap_servers()).await;
+    lines.wait_for("works again", &mock.bootstrap_servers()).await;
     kafka.close().await.unwrap();
     events.await.unwrap();
     let mut told: Vec<_> = lines.all();
@@ -114,8 +117,8 @@ async fn an_outage_is_one_line_when_it_begins_and_one_when_it_ends() {
     told.retain(|line| line.contains(&mock.bootstrap_servers()));
     println!("{told:#?}");
     let told = |what: &str| told.iter().filter(|line| line.contains(what)).count();
-    assert_eq!(told("a connection to Kafka has failed"), 1);
-    assert_eq!(told("Kafka answers again"), 1);
+    assert_eq!(told(" is failing: "), 1);
+    assert_eq!(told("works again"), 1);
     // Of what came of it.
     assert!(told("WARN") + told("ERROR") <= 3);
 }

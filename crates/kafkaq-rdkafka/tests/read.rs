@@ -383,3 +383,70 @@ async fn what_others_compress_is_read_or_the_error_names_the_feature_that_is_off
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_away_costs_only_its_own_partitions() {
+    let mock = Mock::new(2).unwrap();
+    mock.create_topic("t", 6, 1).unwrap();
+    for p in 0..6 {
+        mock.partition_leader("t", p, Some(1 + p % 2)).unwrap();
+    }
+    let limit = Duration::from_secs(2);
+    let kafka = RdKafka::builder(mock.bootstrap_servers()).request_timeout(limit).build().unwrap();
+    let all: Vec<_> = (0..6).map(|p| Partition::new("t", p)).collect();
+    for of in &all {
+        fill(&kafka, of, 0, 1 + usize::try_from(of.index).unwrap()).await;
+    }
+    let twice: Vec<_> = all.iter().chain(&all).cloned().collect();
+    for (of, ends) in twice.iter().zip(kafka.offsets(&twice).await) {
+        assert_eq!(ends.unwrap(), Offsets { first: 0, next: i64::from(of.index) + 1 });
+    }
+    mock.broker_down(2).unwrap();
+    for (of, ends) in all.iter().zip(kafka.offsets(&all).await) {
+        match of.index % 2 {
+            0 => assert_eq!(ends.unwrap().next, i64::from(of.index) + 1),
+            _ => {
+                let e = ends.unwrap_err();
+                assert_eq!((e.effect(), e.retry()), (Effect::NotApplied, Retry::Yes), "{e}");
+                assert!(e.to_string().contains(&of.to_string()), "{e}");
+            }
+        }
+    }
+    let _ = kafka.close().await;
+}
+
+/// What librdkafka doesn't know stands for what it was built without.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_can_not_be_decompressed_stops_its_partition_with_a_word() {
+    const UNKNOWN: i16 = 7;
+    let mock = Mock::new(1).unwrap();
+    mock.create_topic("t", 1, 1).unwrap();
+    let kafka = RdKafka::builder(mock.bootstrap_servers()).build().unwrap();
+    let of = Partition::new("t", 0);
+    fill(&kafka, &of, 0, 1).await;
+    let server = mock.bootstrap_servers();
+    tokio::task::spawn_blocking(move || wire::produce_compressed(&server, "t", UNKNOWN)).await.unwrap();
+    assert_eq!(values(&fetch(&kafka, &of, 0, WAIT, 1 << 20).await.unwrap()), ["0"]);
+    for bytes in [1, 1 << 20] {
+        let e = fetch(&kafka, &of, 1, WAIT, bytes).await.unwrap_err();
+        println!("{e}");
+        assert_eq!((e.kind(), e.retry()), (ErrorKind::Unsupported, Retry::No), "{e}");
+        assert!(e.to_string().contains("t/0") && e.to_string().contains("message at 1 "), "{e}");
+    }
+    let mut consumer = kafka.join(JoinRequest::new("g", vec!["t".into()], [1; 16])).await.unwrap();
+    let mut read = 0;
+    let e = loop {
+        match tokio::time::timeout(LONG, consumer.events.next()).await.unwrap().unwrap() {
+            Ok(Event::Records(_, batch)) => read += batch.records.len(),
+            Ok(_) => {}
+            Err(e) => break e,
+        }
+    };
+    println!("{e}");
+    assert_eq!((read, e.kind(), e.retry()), (1, ErrorKind::Unsupported, Retry::Yes), "{e}");
+    assert!(e.to_string().contains("t/0") && e.advice().is_some(), "{e}");
+    // It is not told for each attempt.
+    let more = tokio::time::timeout(Duration::from_secs(3), consumer.events.next()).await;
+    assert!(more.is_err(), "{more:?}");
+    kafka.close().await.unwrap();
+}

@@ -370,7 +370,7 @@ async fn leaving_is_prompt_in_every_state() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_the_broker_down_every_call_ends_in_time() {
-    for protocol in [GroupProtocol::Classic, GroupProtocol::Auto] {
+    for protocol in [GroupProtocol::Classic, GroupProtocol::Consumer] {
         let mock = Mock::new(1).unwrap();
         mock.create_topic("t", 1, 1).unwrap();
         let limit = Duration::from_secs(3);

@@ -7,7 +7,7 @@ pub(crate) mod wire;
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, future::join_all};
 use kafkaq_core::*;
-use kafkaq_rdkafka::{GroupProtocol, RdKafka};
+use kafkaq_rdkafka::{Builder, GroupProtocol, RdKafka};
 use rdkafka::mocking::MockCluster;
 use std::{
     collections::BTreeMap,
@@ -37,10 +37,14 @@ impl Site {
         self.name.as_str().into()
     }
 
-    pub(crate) fn kafka(&self) -> RdKafka {
+    pub(crate) fn builder(&self) -> Builder {
         let b = RdKafka::builder(&self.bootstrap).group_protocol(self.protocol);
         // The mock cluster's members notice a rebalance by their heartbeat.
-        b.set("heartbeat.interval.ms", "300").set("session.timeout.ms", "6000").build().unwrap()
+        b.set("heartbeat.interval.ms", "300").set("session.timeout.ms", "6000")
+    }
+
+    pub(crate) fn kafka(&self) -> RdKafka {
+        self.builder().build().unwrap()
     }
 
     /// As a queue has: tasks, and what waits.
@@ -89,15 +93,19 @@ pub(crate) fn sites(test: &str) -> Vec<Site> {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros();
     let mut all = Vec::new();
     let real = std::env::var("KAFKAQ_TEST_KAFKA").ok();
-    for protocol in [GroupProtocol::Classic, GroupProtocol::Auto] {
-        let name = format!("{test}-{protocol:?}-{since}");
+    for (on_mock, on_server) in [
+        (GroupProtocol::Classic, GroupProtocol::Classic),
+        // The mock cluster doesn't answer questions about a group's settings, on which the choice depends.
+        (GroupProtocol::Consumer, GroupProtocol::Auto),
+    ] {
+        let name = format!("{test}-{on_server:?}-{since}");
         let mock = Mock::new(1).unwrap();
         let bootstrap = mock.bootstrap_servers();
-        println!("{test}: on the mock cluster, {protocol:?}");
-        all.push(Site { mock: Some(mock), bootstrap, name: name.clone(), protocol });
+        println!("{test}: on the mock cluster, {on_mock:?}");
+        all.push(Site { mock: Some(mock), bootstrap, name: name.clone(), protocol: on_mock });
         if let Some(bootstrap) = real.clone() {
-            println!("{test}: on the server at {bootstrap}, {protocol:?}");
-            all.push(Site { mock: None, bootstrap, name, protocol });
+            println!("{test}: on the server at {bootstrap}, {on_server:?}");
+            all.push(Site { mock: None, bootstrap, name, protocol: on_server });
         }
     }
     all

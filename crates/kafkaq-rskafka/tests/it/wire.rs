@@ -119,10 +119,23 @@ pub(crate) fn set_password(server: &str, user: &str, mechanism: u8, salt: &[u8],
 
 /// Appends one record to partition 0 and waits for the answer.
 pub(crate) fn produce(server: &str, topic: &str, headers: &[Header<'_>]) {
-    append(server, topic, headers, None, 0);
+    append(server, topic, headers, None, 0, 0);
 }
 
-fn append(server: &str, topic: &str, headers: &[Header<'_>], of: Option<&Producer<'_>>, sequence: i32) {
+/// Appends what claims to be compressed by the codec of that number, to a server that doesn't look.
+#[allow(dead_code, reason = "only rdkafka's tests have such a server")]
+pub(crate) fn produce_compressed(server: &str, topic: &str, codec: i16) {
+    append(server, topic, &[], None, 0, codec);
+}
+
+fn append(
+    server: &str,
+    topic: &str,
+    headers: &[Header<'_>],
+    of: Option<&Producer<'_>>,
+    sequence: i32,
+    codec: i16,
+) {
     let mut record = vec![0, 0, 0, 1]; // attributes, time and offset deltas, no key (-1)
     sized(&mut record, b"payload");
     varint(&mut record, headers.len() as i64);
@@ -134,7 +147,7 @@ fn append(server: &str, topic: &str, headers: &[Header<'_>], of: Option<&Produce
         }
     }
     let mut covered = vec![];
-    covered.extend(if of.is_some() { 0x10_i16 } else { 0 }.to_be_bytes());
+    covered.extend((codec | if of.is_some() { 0x10 } else { 0 }).to_be_bytes());
     covered.extend(0_i32.to_be_bytes()); // last offset delta
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
     covered.extend(now.to_be_bytes()); // of the first record, and of the latest
@@ -203,7 +216,7 @@ impl<'a> Producer<'a> {
         add.extend(1_i32.to_be_bytes());
         add.extend(0_i32.to_be_bytes());
         self.until_ok(24, &add, 4 + 4 + 2 + topic.len() + 4 + 4);
-        append(self.server, topic, &[], Some(self), sequence);
+        append(self.server, topic, &[], Some(self), sequence, 0);
     }
 
     pub(crate) fn commit(&self) {

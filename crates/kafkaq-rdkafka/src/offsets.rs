@@ -1,0 +1,130 @@
+//! Where logs begin and end.
+
+use crate::{error, reader::Reader};
+use futures_util::{StreamExt, stream};
+use kafkaq_core::{Error, ErrorKind, Offsets, Partition, Result};
+use rdkafka::{
+    Offset, TopicPartitionList,
+    consumer::Consumer as _,
+    error::{KafkaError, KafkaResult},
+    types::RDKafkaErrorCode as Code,
+};
+use std::{collections::HashMap, time::Duration};
+use tokio::task::spawn_blocking;
+
+const OFFSETS: &str = "offsets";
+/// Partitions in one request to their servers.
+const TOGETHER: usize = 500;
+/// How long it may take at most, and of the request timeout: a server that doesn't answer spoils it for all.
+const PATIENCE: Duration = Duration::from_secs(2);
+const SHARE: u32 = 4;
+/// Partitions that are asked for one by one, at once.
+const AT_ONCE: usize = 8;
+
+impl Reader {
+    /// The first and the next offset of each partition: asked for together, and one by one if that fails.
+    pub(crate) async fn offsets(&self, of: &[Partition]) -> Vec<Result<Offsets>> {
+        let mut all = Vec::with_capacity(of.len());
+        for some in of.chunks(TOGETHER) {
+            match some {
+                [] | [_] => {}
+                several => {
+                    let is_found = |answer: &Result<Offsets>| {
+                        !answer.as_ref().is_err_and(|e| e.kind() == ErrorKind::NotFound)
+                    };
+                    if let Ok(answers) = self.offsets_together(several).await
+                        && answers.iter().all(is_found)
+                    {
+                        all.extend(answers);
+                        continue;
+                    }
+                }
+            }
+            let one =
+                |of: Partition| async move { self.offsets_of(OFFSETS, &of).await.map_err(|e| e.on(&of)) };
+            all.extend(stream::iter(some.to_vec()).map(one).buffered(AT_ONCE).collect::<Vec<_>>().await);
+        }
+        all
+    }
+
+    /// While somebody's transaction is open, `next` is where that begins.
+    pub(crate) async fn offsets_of(&self, op: &'static str, of: &Partition) -> Result<Offsets> {
+        let (client, active) = self.client(op)?;
+        let (Partition { topic, index }, limit) = (of.clone(), self.settings.request_timeout());
+        let ask = move || {
+            let ask = || client.fetch_watermarks(&topic, index, limit);
+            let mut answer = ask();
+            if answer.as_ref().is_err_and(|e| error::kind(error::code_of(e)) == ErrorKind::NotFound) {
+                // The client remembers the topic as it was; what is asked for makes it look.
+                if client.fetch_metadata(Some(&topic), limit).is_ok() {
+                    answer = ask();
+                }
+            }
+            drop((client, active));
+            answer
+        };
+        let answer = spawn_blocking(ask).await;
+        let answer = answer.map_err(|e| Error::not_applied(ErrorKind::Other, op).with_source(e))?;
+        let (first, next) = answer.map_err(|e| self.refused(op, &e))?;
+        Ok(self.learnt(of, first, next))
+    }
+
+    /// # Errors
+    /// If any server doesn't answer.
+    async fn offsets_together(&self, of: &[Partition]) -> Result<Vec<Result<Offsets>>> {
+        let (client, active) = self.client(OFFSETS)?;
+        let limit = PATIENCE.min(self.settings.request_timeout() / SHARE);
+        let asked = of.to_vec();
+        let ask = move || {
+            // By their places, which are no times: the protocol asks for both in the same way.
+            let ask = |place| client.offsets_for_times(list(&asked, place)?, limit);
+            let answers = ask(Offset::Beginning).and_then(|first| Ok((first, ask(Offset::End)?)));
+            drop((client, active));
+            answers
+        };
+        let answers = spawn_blocking(ask).await;
+        let answers = answers.map_err(|e| Error::not_applied(ErrorKind::Other, OFFSETS).with_source(e))?;
+        let (first, next) = answers.map_err(|e| self.refused(OFFSETS, &e))?;
+        let (first, next) = (by_partition(&first), by_partition(&next));
+        let one = |of: &Partition| {
+            let found = |answers: &Answers| {
+                let answer = answers.get(of).cloned();
+                answer.unwrap_or(Err(KafkaError::OffsetFetch(Code::Fail)))
+            };
+            let ends = found(&first).and_then(|first| Ok((first, found(&next)?)));
+            let (first, next) = ends.map_err(|e| self.refused(OFFSETS, &e).on(of))?;
+            Ok(self.learnt(of, first, next))
+        };
+        Ok(of.iter().map(one).collect())
+    }
+
+    fn learnt(&self, of: &Partition, first: i64, next: i64) -> Offsets {
+        self.settings.trouble().is_over();
+        self.ends.note(of, next);
+        Offsets { first, next }
+    }
+}
+
+fn list(of: &[Partition], place: Offset) -> KafkaResult<TopicPartitionList> {
+    let mut list = TopicPartitionList::with_capacity(of.len());
+    for Partition { topic, index } in of {
+        // One that is asked for twice gets the same answer.
+        if list.find_partition(topic, *index).is_none() {
+            list.add_partition_offset(topic, *index, place)?;
+        }
+    }
+    Ok(list)
+}
+
+type Answers = HashMap<Partition, KafkaResult<i64>>;
+
+fn by_partition(list: &TopicPartitionList) -> Answers {
+    let answer = |of: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| {
+        of.error()?;
+        match of.offset() {
+            Offset::Offset(offset) => Ok(offset),
+            _ => Err(KafkaError::OffsetFetch(Code::Fail)),
+        }
+    };
+    list.elements().iter().map(|of| (Partition::new(of.topic(), of.partition()), answer(of))).collect()
+}

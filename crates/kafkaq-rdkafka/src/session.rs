@@ -1,0 +1,163 @@
+//! How long a member may be silent before its partitions go to others.
+//!
+//! By the classic protocol each member says so when it joins. By KIP-848 it is a setting of the group, 45 s unless
+//! somebody changes it, and the servers' settings say how short it may be: 45 s as well, unless they are changed.
+
+use crate::{error, settings, settings::Settings};
+use kafkaq_core::{Error, ErrorKind, Result};
+use rdkafka::{
+    ClientConfig,
+    admin::{AdminClient, AdminOptions, AlterConfig, ConfigResource, ResourceSpecifier},
+    client::DefaultClientContext,
+    config::FromClientConfig,
+    error::{KafkaError, KafkaResult},
+};
+use std::{ops::RangeInclusive, time::Duration};
+use tokio::{runtime::Handle, task::spawn_blocking};
+
+const OP: &str = "set the group's session timeout";
+const SESSION: &str = "consumer.session.timeout.ms";
+const HEARTBEAT: &str = "consumer.heartbeat.interval.ms";
+/// What servers allow by default (`group.min.session.timeout.ms` and `group.max.session.timeout.ms`).
+const CLASSIC: RangeInclusive<Duration> = Duration::from_secs(6)..=Duration::from_secs(1800);
+/// The client's own default.
+const MAX_HEARTBEAT: Duration = Duration::from_secs(3);
+
+/// Sets it for the classic protocol, unless the user has.
+pub(crate) fn set_classic(config: &mut ClientConfig, session: Duration) {
+    if config.get("session.timeout.ms").is_some() {
+        return;
+    }
+    let session = session.clamp(*CLASSIC.start(), *CLASSIC.end());
+    let mut set = |name: &str, value: Duration| {
+        if config.get(name).is_none() {
+            config.set(name, value.as_millis().to_string());
+        }
+    };
+    set("session.timeout.ms", session);
+    set("heartbeat.interval.ms", (session / 3).min(MAX_HEARTBEAT));
+    // The client refuses a shorter one.
+    set("max.poll.interval.ms", session.max(Duration::from_secs(300)));
+}
+
+/// Whether a KIP-848 group has the session timeout that was asked for, or a shorter one.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Agreed {
+    Yes,
+    /// And why not.
+    No(String),
+}
+
+/// Sets it for a KIP-848 group, where that is allowed.
+///
+/// # Errors
+/// If no server answers.
+pub(crate) async fn agree(
+    settings: &Settings,
+    group: &str,
+    topic: &str,
+    session: Duration,
+) -> Result<Agreed> {
+    let (config, limit) = (settings.admin(), settings.request_timeout());
+    let (name, topic, runtime) = (group.to_owned(), topic.to_owned(), Handle::current());
+    // The client ends a thread of its own when it is dropped, and waits for it.
+    let asked = spawn_blocking(move || {
+        let client = AdminClient::from_config(&config).map_err(|e| settings::broken(&e))?;
+        let agreed =
+            runtime.block_on(Admin { client: &client, group: &name, topic: &topic, limit }.agree(session));
+        agreed.map_err(|e| error::rejected(error::code_of(&e), OP, ""))
+    });
+    match asked.await.unwrap_or_else(|e| Err(Error::not_applied(ErrorKind::Other, OP).with_source(e))) {
+        Err(e) if matches!(e.kind(), ErrorKind::Timeout | ErrorKind::Unavailable) => {
+            Err(error::no_answer(OP, settings).on(format_args!("group {group}")))
+        }
+        agreed => agreed,
+    }
+}
+
+struct Admin<'a> {
+    client: &'a AdminClient<DefaultClientContext>,
+    group: &'a str,
+    /// Any that can be asked for.
+    topic: &'a str,
+    limit: Duration,
+}
+
+/// What the group's settings are.
+enum Found {
+    /// There are some of its own, which the client library can't show.
+    Own,
+    Inherited {
+        session: Duration,
+        heartbeat: Option<Duration>,
+    },
+    None(String),
+}
+
+impl Admin<'_> {
+    async fn agree(&self, wanted: Duration) -> KafkaResult<Agreed> {
+        let heartbeat = match self.look().await? {
+            // Ours, of another process or an earlier time; or a person's, and they know best.
+            Found::Own => return Ok(Agreed::Yes),
+            Found::None(why) => return Ok(Agreed::No(why)),
+            Found::Inherited { session, .. } if session <= wanted => return Ok(Agreed::Yes),
+            Found::Inherited { heartbeat, .. } => heartbeat,
+        };
+        let [session, beat] = [wanted, wanted / 3].map(|d| d.as_millis().to_string());
+        let mut change = AlterConfig::new(ResourceSpecifier::Group(self.group)).set(SESSION, &session);
+        if heartbeat.is_some_and(|heartbeat| heartbeat > wanted / 2) {
+            change = change.set(HEARTBEAT, &beat);
+        }
+        // The client library doesn't tell whether a server has refused it.
+        self.client.alter_configs([&change], &self.options()).await?;
+        Ok(match self.look().await? {
+            Found::Own => Agreed::Yes,
+            Found::Inherited { session, .. } if session <= wanted => Agreed::Yes,
+            Found::Inherited { session, .. } => Agreed::No(format!(
+                "the servers have refused `{SESSION}={}` for the group, which has {}",
+                wanted.as_millis(),
+                session.as_millis()
+            )),
+            Found::None(why) => Agreed::No(why),
+        })
+    }
+
+    async fn look(&self) -> KafkaResult<Found> {
+        let group = ResourceSpecifier::Group(self.group);
+        let found = match self.client.describe_configs([&group], &self.options()).await {
+            // It stumbles over the source of a setting that is the group's own.
+            Err(KafkaError::AdminOpCreation(said)) if said.contains("GROUP_CONFIG") => return Ok(Found::Own),
+            found => found,
+        };
+        let is_away = |e: &KafkaError| {
+            matches!(error::kind(error::code_of(e)), ErrorKind::Timeout | ErrorKind::Unavailable)
+        };
+        match found {
+            Ok(found) => Ok(inherited(found.iter().flatten())),
+            // Servers that don't know the question may leave it unanswered.
+            Err(e)
+                if is_away(&e)
+                    && self.client.inner().fetch_metadata(Some(self.topic), self.limit).is_err() =>
+            {
+                Err(e)
+            }
+            Err(e) => Ok(Found::None(format!("the servers don't tell the group's settings: {e}"))),
+        }
+    }
+
+    fn options(&self) -> AdminOptions {
+        AdminOptions::new().request_timeout(Some(self.limit)).operation_timeout(Some(self.limit))
+    }
+}
+
+fn inherited<'a>(found: impl Iterator<Item = &'a ConfigResource>) -> Found {
+    let entries: Vec<_> = found.flat_map(|resource| &resource.entries).collect();
+    let of = |name: &str| {
+        let entry = entries.iter().find(|entry| entry.name == name)?;
+        entry.value.as_deref()?.parse().ok().map(Duration::from_millis)
+    };
+    match of(SESSION) {
+        Some(session) => Found::Inherited { session, heartbeat: of(HEARTBEAT) },
+        None => Found::None("the servers don't tell the group's session timeout".into()),
+    }
+}
