@@ -4,7 +4,7 @@
 
 use async_trait::async_trait;
 use kafkaq::{LeasedGroup, rdkafka::RdKafka, redis::RedisStore, rskafka::RsKafka};
-use kafkaq_conformance::{BoxError, Capability, Kit, Outage, Proxy, Suite, broker, log};
+use kafkaq_conformance::{BoxError, Outage, Proxy, Suite, broker, log};
 use kafkaq_tests::{own_kafka_behind, redis};
 use std::{future::ready, process::ExitCode, sync::OnceLock, time::Duration};
 use xtask::services::{Server, free_port};
@@ -51,14 +51,9 @@ fn main() -> Result<ExitCode, BoxError> {
 
     Ok(Suite::from(rdkafka.answers_within(LOG))
         .and(browsed.answers_within(LOG))
-        .and(what_rskafka_carries(rskafka).answers_within(LOG))
-        .and(what_rskafka_carries(leased).answers_within(LOG))
+        .and(rskafka.answers_within(LOG))
+        .and(leased.answers_within(LOG))
         .run())
-}
-
-fn what_rskafka_carries<T: ?Sized + Send + Sync + 'static>(kit: Kit<T>) -> Kit<T> {
-    kit.without(Capability::RepeatedHeaders, "rskafka has one value a name")
-        .without(Capability::NullHeaders, "rskafka has no null")
 }
 
 /// A Kafka of a kit's own, which sends its clients to the proxy. It starts when it is first asked for.

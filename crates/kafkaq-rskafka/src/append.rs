@@ -1,35 +1,65 @@
-//! Appends: requests of a size that servers take, and one outcome a record.
+//! Appends: requests of a size that servers take, and one outcome per record.
 
 use crate::{
+    batch,
     failure::{Failure, Op},
     link::{Limits, Link},
+    protocol::produce::Produce,
 };
 use bytes::Bytes;
 use kafkaq_core::{ErrorKind, Headers, NewRecord, Partition, Result};
 use rskafka::{
     chrono::{DateTime, Utc},
-    client::{
-        error::ProtocolError,
-        partition::{Compression, PartitionClient},
-    },
+    client::error::ProtocolError,
     record::Record,
 };
-use std::{
-    collections::BTreeMap,
-    ops::Range,
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{ops::Range, time::SystemTime};
 
 /// A topic's limit is for a whole batch on the wire: by default 1 MiB, and a bit.
 const BATCH: usize = 1 << 20;
-/// The limit for a server on this machine. The library writes a request of more than 8 KiB in two pieces to a socket
+/// The library's limit for a server on this machine. It writes a request of more than 8 KiB in two pieces to a socket
 /// that delays small ones (Nagle), and the loopback's packets are so large that the second piece is a small one: it
 /// would wait 40 ms for the acknowledgement of the first. Over a network, whose packets are smaller, it does not.
 const LOCAL_BATCH: usize = 7 << 10;
 /// What the log's framing adds to a record and to each of its headers, at most.
 const FRAME: usize = 32;
 const HEADER_FRAME: usize = 10;
+
+/// By whom records are appended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Carrier {
+    /// By rskafka, which has a map for headers, if it has a connection to spare.
+    Library,
+    /// Over our own connections: headers that a map can't hold.
+    Own,
+}
+
+impl Carrier {
+    /// One for all, so that a mixture is not torn to pieces.
+    fn of(records: &[NewRecord]) -> Self {
+        match records.iter().all(|record| survive_a_map(&record.headers)) {
+            true => Carrier::Library,
+            false => Carrier::Own,
+        }
+    }
+
+    fn batch_limit(self, link: &Link) -> usize {
+        match self {
+            Carrier::Library if link.network.settings.is_local() => LOCAL_BATCH,
+            _ => BATCH,
+        }
+    }
+}
+
+/// Whether a map of texts would hand out the headers as they are: by the order of their names.
+fn survive_a_map(headers: &Headers) -> bool {
+    let mut last: Option<&[u8]> = None;
+    headers.iter().all(|(name, value)| {
+        let is_next = last.is_none_or(|last| *last < name[..]);
+        last = Some(name);
+        is_next && value.is_some() && std::str::from_utf8(name).is_ok()
+    })
+}
 
 /// Appends in order and answers in order. A batch that the server refuses as too large, or because of one of its
 /// records, goes again in halves, so that only the culprit fails.
@@ -39,16 +69,17 @@ pub(crate) async fn append(
     records: &[NewRecord],
     limits: Limits,
 ) -> Vec<Result<i64>> {
-    let max_message_bytes = link.settings.max_message_bytes;
-    let batch_limit = if link.settings.is_local() { LOCAL_BATCH } else { BATCH };
+    let max_message_bytes = link.network.settings.max_message_bytes;
+    let carrier = Carrier::of(records);
+    let limit = carrier.batch_limit(link);
     let mut outcomes = Vec::with_capacity(records.len());
     while let Some(next) = records.get(outcomes.len()) {
         let start = outcomes.len();
         match refusal(next, max_message_bytes) {
             Some(refused) => outcomes.push(Err(link.error(Op::APPEND, Some(to), refused))),
             None => {
-                let batch = start..start + batch_len(&records[start..], batch_limit, max_message_bytes);
-                send(link, to, records, batch, limits, &mut outcomes).await;
+                let batch = start..start + batch_len(&records[start..], limit, max_message_bytes);
+                send(link, to, records, batch, carrier, limits, &mut outcomes).await;
             }
         }
     }
@@ -60,17 +91,15 @@ async fn send(
     to: &Partition,
     records: &[NewRecord],
     batch: Range<usize>,
+    carrier: Carrier,
     limits: Limits,
     outcomes: &mut Vec<Result<i64>>,
 ) {
     // The first is sent first, so that the order stays.
     let mut waiting = vec![batch];
     while let Some(batch) = waiting.pop() {
-        let request = |client: Arc<PartitionClient>| {
-            let records = records[batch.clone()].iter().map(to_wire).collect();
-            async move { client.produce(records, Compression::NoCompression).await }
-        };
-        match link.ask(to, limits, request).await {
+        let records = &records[batch.clone()];
+        match link.repeat(limits, || send_once(link, to, records, carrier, limits)).await {
             Ok(offsets) => outcomes.extend(offsets.into_iter().map(Ok)),
             Err(failure) if batch.len() > 1 && is_for_one(&failure) => {
                 let middle = batch.start + batch.len() / 2;
@@ -82,6 +111,47 @@ async fn send(
             }
         }
     }
+}
+
+async fn send_once(
+    link: &Link,
+    to: &Partition,
+    records: &[NewRecord],
+    carrier: Carrier,
+    limits: Limits,
+) -> std::result::Result<Vec<i64>, Failure> {
+    let by_library = async {
+        let library = || records.iter().map(to_library).collect();
+        match carrier {
+            Carrier::Library => link.library.append(link, to, library, limits).await,
+            Carrier::Own => Ok(None),
+        }
+    };
+    let appended = match by_library.await {
+        Ok(None) => send_own(link, to, records, limits).await,
+        Ok(Some(offsets)) => Ok(offsets),
+        Err(failure) => Err(failure),
+    };
+    appended.inspect_err(|failure| {
+        if failure.again {
+            // Somebody else may lead it by now.
+            link.cluster.invalidate(&to.topic);
+        }
+    })
+}
+
+async fn send_own(
+    link: &Link,
+    to: &Partition,
+    records: &[NewRecord],
+    limits: Limits,
+) -> std::result::Result<Vec<i64>, Failure> {
+    let batch = batch::encode(records)?;
+    let leader = link.cluster.leader(&link.network, to, limits.deadline).await?;
+    let wait = limits.deadline.saturating_duration_since(tokio::time::Instant::now());
+    let request = Produce { to, batch: &batch, wait };
+    let first = link.network.send(&leader.address, &request, limits.deadline).await?;
+    Ok((first..).take(records.len()).collect())
 }
 
 /// Whether it may be the fault of one record, and the others would pass.
@@ -110,42 +180,28 @@ fn size(record: &NewRecord) -> usize {
 
 /// What can't be sent at all.
 fn refusal(record: &NewRecord, max_message_bytes: usize) -> Option<Failure> {
-    if size(record) > max_message_bytes {
+    (size(record) > max_message_bytes).then(|| {
         let advice = format!("A record has at most max_message_bytes, which is {max_message_bytes}");
-        return Some(Failure::refused(ErrorKind::TooLarge, advice));
-    }
-    let name = record.headers.iter().map(|(name, _)| name).find(|name| std::str::from_utf8(name).is_err())?;
-    let advice = format!(
-        "rskafka carries only headers whose name is UTF-8, and this is not: \"{}\"",
-        name.escape_ascii()
-    );
-    Some(Failure::refused(ErrorKind::Invalid, advice))
+        Failure::refused(ErrorKind::TooLarge, advice)
+    })
 }
 
-fn to_wire(record: &NewRecord) -> Record {
+fn to_library(record: &NewRecord) -> Record {
     let owned = |bytes: &Option<Bytes>| bytes.as_ref().map(|b| b.to_vec());
+    let header = |(name, value): (&Bytes, Option<&Bytes>)| {
+        (String::from_utf8_lossy(name).into_owned(), value.map_or_else(Vec::new, |v| v.to_vec()))
+    };
     Record {
         key: owned(&record.key),
         value: owned(&record.value),
-        headers: headers(&record.headers),
+        headers: record.headers.iter().map(header).collect(),
         timestamp: timestamp(record.timestamp.unwrap_or_else(SystemTime::now)),
     }
 }
 
 fn timestamp(time: SystemTime) -> DateTime<Utc> {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let millis = i64::try_from(since.as_millis()).unwrap_or(i64::MAX);
     // What is beyond the calendar becomes its end.
-    DateTime::from_timestamp_millis(millis).unwrap_or(DateTime::<Utc>::MAX_UTC)
-}
-
-/// The library has a map of values that are never null: the last of a name stays, as it is the one that readers
-/// look up, and null becomes empty.
-fn headers(headers: &Headers) -> BTreeMap<String, Vec<u8>> {
-    let entry = |(name, value): (&Bytes, Option<&Bytes>)| {
-        (String::from_utf8_lossy(name).into_owned(), value.map_or_else(Vec::new, |v| v.to_vec()))
-    };
-    headers.iter().map(entry).collect()
+    DateTime::from_timestamp_millis(batch::millis(time)).unwrap_or(DateTime::<Utc>::MAX_UTC)
 }
 
 #[cfg(test)]
@@ -156,31 +212,37 @@ mod tests {
         NewRecord::new(None, Some(vec![0; bytes].into()), Headers::new())
     }
 
+    fn with_headers(headers: &[(&[u8], Option<&str>)]) -> NewRecord {
+        let owned = |(name, value): &(&[u8], Option<&str>)| {
+            (Bytes::copy_from_slice(name), value.map(|v| Bytes::copy_from_slice(v.as_bytes())))
+        };
+        NewRecord::new(None, None, headers.iter().map(owned).collect())
+    }
+
     #[test]
     fn a_request_holds_what_a_server_takes_by_default_and_at_least_one_record() {
-        let many = vec![record(1000); 5000];
-        let n = batch_len(&many, BATCH, usize::MAX);
+        let len = |records: &[NewRecord], max| batch_len(records, BATCH, max);
+        let n = len(&vec![record(1000); 5000], usize::MAX);
         assert!((950..1020).contains(&n), "{n}");
-        assert_eq!(batch_len(&[record(2 * BATCH), record(1)], BATCH, usize::MAX), 1);
-        assert_eq!(batch_len(&[record(1), record(5000), record(1)], BATCH, 4000), 1, "up to what is refused");
+        assert_eq!(len(&[record(2 * BATCH), record(1)], usize::MAX), 1);
+        assert_eq!(len(&[record(1), record(5000), record(1)], 4000), 1, "up to what is refused");
     }
 
     #[test]
-    fn of_a_repeated_header_the_last_stays_and_null_becomes_empty() {
-        let mut sent = Headers::new();
-        sent.push("twice", Some("1".into()));
-        sent.push("null", None);
-        sent.push("twice", Some("2".into()));
-        let wire = headers(&sent);
-        assert_eq!(wire, [("null".into(), vec![]), ("twice".into(), b"2".to_vec())].into());
-    }
-
-    #[test]
-    fn a_header_whose_name_is_not_text_is_refused_by_name() {
-        let mut bad = record(1);
-        bad.headers.push(&b"\xffx"[..], None);
-        let refused = refusal(&bad, usize::MAX).unwrap();
-        assert_eq!(refused.kind, ErrorKind::Invalid);
-        assert!(format!("{refused:?}").contains("xffx"), "{refused:?}");
+    fn headers_that_a_map_of_texts_would_change_go_over_our_own_connections() {
+        let ordinary: [&[(&[u8], Option<&str>)]; 3] =
+            [&[], &[(b"a", Some("1"))], &[(b"a", Some("")), (b"b", Some("2")), ("ü".as_bytes(), Some("3"))]];
+        for headers in ordinary {
+            assert_eq!(Carrier::of(&[record(1), with_headers(headers)]), Carrier::Library, "{headers:?}");
+        }
+        let others: [&[(&[u8], Option<&str>)]; 4] = [
+            &[(b"a", None)],
+            &[(b"a", Some("1")), (b"a", Some("2"))],
+            &[(b"b", Some("1")), (b"a", Some("2"))],
+            &[(b"\xff", Some("1"))],
+        ];
+        for headers in others {
+            assert_eq!(Carrier::of(&[record(1), with_headers(headers)]), Carrier::Own, "{headers:?}");
+        }
     }
 }

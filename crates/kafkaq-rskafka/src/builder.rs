@@ -3,7 +3,7 @@
 use crate::{RsKafka, link::Settings};
 use kafkaq_core::{Error, ErrorKind, Result};
 use rskafka::client::{Credentials, SaslConfig};
-use std::{fmt, time::Duration};
+use std::{fmt, net::Ipv6Addr, sync::Arc, time::Duration};
 
 const OP: &str = "set up the Kafka client";
 
@@ -11,6 +11,8 @@ const MIN_TIMEOUT: Duration = Duration::from_millis(100);
 const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Room for one batch of Kafka's default size and for the metadata of a cluster with some thousand topics.
 const MIN_MESSAGE: usize = 2 << 20;
+/// Names of hosts have no more.
+const MAX_NAME: usize = 255;
 /// The protocol counts in 32 bits with a sign.
 const MAX_MESSAGE: usize = 1 << 30;
 
@@ -52,12 +54,13 @@ impl Builder {
         Builder { max_message_bytes: limit, ..self }
     }
 
-    /// The name under which the server knows this client, in its logs and quotas. Default: `kafkaq`.
+    /// The name under which the server knows this client, in its logs and quotas: 1 to 255 bytes. Default: `kafkaq`.
     pub fn client_id(self, name: impl Into<String>) -> Self {
         Builder { client_id: name.into(), ..self }
     }
 
-    /// Signs in with SASL PLAIN, which sends the password: use it over TLS only.
+    /// Signs in with SASL PLAIN, which sends the password: use it over TLS only. A user and a password have 1 to 255
+    /// bytes.
     pub fn sasl_plain(self, user: impl Into<String>, password: impl Into<String>) -> Self {
         let sasl = SaslConfig::Plain(Credentials::new(user.into(), password.into()));
         Builder { sasl: Some(sasl), ..self }
@@ -99,17 +102,26 @@ impl Builder {
     /// Makes the log. It needs no server: the first call connects.
     ///
     /// # Errors
-    /// `Invalid` if an address is not `host:port`, a certificate can't be read, or a limit is out of range.
+    /// `Invalid` if an address is not `host:port`, a certificate can't be read, or a setting is out of its range.
     pub fn build(self) -> Result<RsKafka> {
         if !(MIN_TIMEOUT..=MAX_TIMEOUT).contains(&self.request_timeout) {
-            return Err(invalid("Use a request timeout from 100 ms to 1 h"));
+            return Err(invalid("Use a request_timeout from 100 ms to 1 h"));
         }
         if !(MIN_MESSAGE..=MAX_MESSAGE).contains(&self.max_message_bytes) {
             return Err(invalid("Use max_message_bytes from 2 MiB to 1 GiB"));
         }
-        let addresses: Vec<String> = self.bootstrap.split(',').map(|a| a.trim().to_owned()).collect();
+        if self.client_id.is_empty() || self.client_id.len() > MAX_NAME {
+            return Err(invalid("Use a client_id of 1 to 255 bytes"));
+        }
+        if let Some(sasl) = &self.sasl
+            && !is_sasl(sasl)
+        {
+            return Err(invalid("Use a SASL user and a password of 1 to 255 bytes, none of them zero"));
+        }
+        let addresses: Vec<Arc<str>> = self.bootstrap.split(',').map(|a| a.trim().into()).collect();
         if let Some(wrong) = addresses.iter().find(|a| !is_address(a)) {
-            return Err(invalid("Addresses look like kafka-1:9092,kafka-2:9092").on(format!("`{wrong}`")));
+            let advice = "Addresses look like kafka-1:9092,kafka-2:9092, those of IPv6 like [::1]:9092";
+            return Err(invalid(advice).on(format!("`{wrong}`")));
         }
         Ok(RsKafka::new(Settings {
             bootstrap: addresses.join(","),
@@ -124,10 +136,28 @@ impl Builder {
     }
 }
 
+/// A host's name or address, and a port.
 fn is_address(address: &str) -> bool {
-    address
-        .rsplit_once(':')
-        .is_some_and(|(host, port)| !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok())
+    let Some((host, port)) = address.rsplit_once(':') else { return false };
+    let is_host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        // Behind % stands the interface.
+        Some(six) => six.split('%').next().is_some_and(|six| six.parse::<Ipv6Addr>().is_ok()),
+        None => {
+            let is_allowed = |c: char| c.is_alphanumeric() || matches!(c, '-' | '.' | '_');
+            !host.is_empty() && host.len() <= MAX_NAME && host.chars().all(is_allowed)
+        }
+    };
+    is_host && port.parse::<u16>().is_ok_and(|port| port > 0) && !port.starts_with('+')
+}
+
+fn is_sasl(sasl: &SaslConfig) -> bool {
+    let is_text = |text: &str| (1..=MAX_NAME).contains(&text.len()) && !text.contains('\0');
+    match sasl {
+        SaslConfig::Plain(with) | SaslConfig::ScramSha256(with) | SaslConfig::ScramSha512(with) => {
+            is_text(&with.username) && is_text(&with.password)
+        }
+        SaslConfig::Oauthbearer(_) => true,
+    }
 }
 
 pub(crate) fn invalid(advice: &'static str) -> Error {
@@ -152,15 +182,51 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused_before_anything_connects() {
-        let ok = || Builder::new("a:1, [::1]:2".into());
+        let ok = || Builder::new("a:1, [::1]:2,[fe80::1%eth0]:3,kafka_1.example-2.com:65535".into());
         assert!(ok().build().is_ok());
-        for wrong in ["", "a", "a:", ":1", "a:1,", "a:70000", "kafka://a:1"] {
+        let addresses = [
+            "",
+            "a",
+            "a:",
+            ":1",
+            "a:1,",
+            "a:70000",
+            "a:0",
+            "a:-1",
+            "a:+1",
+            "a:x",
+            "kafka://a:1",
+            "::1:9092",
+            "[::1]",
+            "[nonsense]:1",
+            "a b:1",
+            "user@a:1",
+            "a:1;b:2",
+            "a/b:1",
+        ];
+        for wrong in addresses {
             let e = Builder::new(wrong.into()).build().unwrap_err();
             assert_eq!(e.kind(), ErrorKind::Invalid, "{wrong}");
+            assert!(e.to_string().contains("kafka-1:9092"), "{e}");
         }
-        assert!(ok().request_timeout(Duration::ZERO).build().is_err());
-        assert!(ok().max_message_bytes(1000).build().is_err());
-        assert!(ok().max_message_bytes(usize::MAX).build().is_err());
+        assert!(Builder::new(format!("{}:1", "x".repeat(256))).build().is_err());
+        let named = |wrong: Builder, name: &str| {
+            let e = wrong.build().unwrap_err();
+            assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains(name), "{e}");
+        };
+        for limit in [Duration::ZERO, Duration::from_millis(99), Duration::from_secs(3601), Duration::MAX] {
+            named(ok().request_timeout(limit), "request_timeout from 100 ms to 1 h");
+        }
+        for limit in [0, 1000, (1 << 30) + 1, usize::MAX] {
+            named(ok().max_message_bytes(limit), "max_message_bytes from 2 MiB to 1 GiB");
+        }
+        named(ok().client_id(""), "client_id of 1 to 255");
+        named(ok().client_id("x".repeat(256)), "client_id of 1 to 255");
+        for (user, password) in [("", "x"), ("x", ""), ("a\0b", "x"), ("x", "a\0b")] {
+            named(ok().sasl_plain(user, password), "1 to 255");
+            named(ok().sasl_scram_sha_256(user, password), "1 to 255");
+            named(ok().sasl_scram_sha_512(user, password), "1 to 255");
+        }
     }
 
     #[test]

@@ -5,15 +5,12 @@ use rskafka::{
     BackoffError, ConnectionError,
     client::error::{Error as ClientError, ProtocolError, RequestError},
 };
-use std::{borrow::Cow, io, time::Duration};
-
-/// The codecs that have to be compiled in, as their features are called.
-const CODECS: [&str; 2] = ["lz4", "zstd"];
+use std::{borrow::Cow, fmt, io, sync::Arc, time::Duration};
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
 
-/// Why one attempt did not succeed.
-#[derive(Debug)]
+/// Why one attempt did not succeed. One failed request may answer many calls.
+#[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(crate) kind: ErrorKind,
     /// Whether the request may have been carried out.
@@ -24,13 +21,24 @@ pub(crate) struct Failure {
     pub(crate) answered: bool,
     /// The server's code, where it was the server that refused.
     pub(crate) code: Option<ProtocolError>,
-    source: Option<Source>,
+    /// The server that was asked.
+    address: Option<Arc<str>>,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
     advice: Option<Cow<'static, str>>,
 }
 
 impl Failure {
     fn new(kind: ErrorKind) -> Self {
-        Failure { kind, sent: false, again: false, answered: false, code: None, source: None, advice: None }
+        Failure {
+            kind,
+            sent: false,
+            again: false,
+            answered: false,
+            code: None,
+            address: None,
+            source: None,
+            advice: None,
+        }
     }
 
     /// There was no connection to send on.
@@ -43,20 +51,54 @@ impl Failure {
         Failure { sent: false, ..self }
     }
 
-    /// A connection of our own that could not be made or broke.
+    /// A connection that could not be made or broke.
     pub(crate) fn io(e: io::Error) -> Self {
-        Failure { sent: true, again: true, source: Some(e.into()), ..Failure::new(ErrorKind::Unavailable) }
+        let advice = is_out_of_descriptors(&e).then_some(OUT_OF_DESCRIPTORS.into());
+        let failure = Failure { sent: true, again: true, advice, ..Failure::new(ErrorKind::Unavailable) };
+        failure.because(e)
     }
 
     /// No connection within its share of the time.
     pub(crate) fn not_connected() -> Self {
-        let source = Some("no connection in time".into());
-        Failure { again: true, source, ..Failure::new(ErrorKind::Unavailable) }
+        Failure { again: true, ..Failure::new(ErrorKind::Unavailable) }.because("no connection in time")
+    }
+
+    /// The cluster has told of no leader for a partition: it is being chosen.
+    pub(crate) fn no_leader() -> Self {
+        Failure { again: true, answered: true, ..Failure::new(ErrorKind::Unavailable) }
+            .because("no leader is there just now")
+    }
+
+    /// Other requests took all the time.
+    pub(crate) fn crowded() -> Self {
+        Failure::new(ErrorKind::Timeout).because("other requests of this process were waited for")
+    }
+
+    /// Whoever shared a request with this call has gone, and the request with it.
+    pub(crate) fn abandoned() -> Self {
+        Failure { again: true, ..Failure::new(ErrorKind::Unavailable) }.because("the request was dropped")
+    }
+
+    /// Whether a response was larger than this process accepts.
+    pub(crate) fn is_oversized(&self) -> bool {
+        self.kind == ErrorKind::TooLarge && self.code.is_none()
+    }
+
+    /// The same failure of one of several servers, none of which could be reached.
+    pub(crate) fn not_reached(self) -> Self {
+        let source = self.source.clone().unwrap_or_else(|| Source::from("no answer in time").into());
+        let source = Some(source);
+        Failure { kind: ErrorKind::Unavailable, sent: false, again: true, source, ..self }
     }
 
     /// Sent, and no answer came.
     pub(crate) fn silence() -> Self {
         Failure { sent: true, ..Failure::new(ErrorKind::Timeout) }
+    }
+
+    /// Whether no answer came in time.
+    pub(crate) fn is_silence(&self) -> bool {
+        self.kind == ErrorKind::Timeout && !self.answered
     }
 
     /// The handle was closed meanwhile.
@@ -69,12 +111,27 @@ impl Failure {
         Failure { again: true, answered: true, ..Failure::new(ErrorKind::NotFound) }
     }
 
-    /// An answer that is not what was asked for.
-    pub(crate) fn unreadable(e: impl Into<Source>) -> Self {
-        Failure { sent: true, answered: true, source: Some(e.into()), ..Failure::new(ErrorKind::Corrupt) }
+    /// The topic is another one than the one that was read until now.
+    pub(crate) fn recreated() -> Self {
+        Failure::refused(
+            ErrorKind::Invalid,
+            "The topic was deleted and recreated: a position in the old one says nothing of the new one, whose records \
+             are to be read from the first",
+        )
     }
 
-    /// An answer that is larger than this process accepts.
+    /// A response that is not what was asked for.
+    pub(crate) fn unreadable(e: impl Into<Source>) -> Self {
+        Failure { sent: true, answered: true, ..Failure::new(ErrorKind::Corrupt) }.because(e)
+    }
+
+    /// A response to another request.
+    pub(crate) fn out_of_step() -> Self {
+        Failure { sent: true, again: true, ..Failure::new(ErrorKind::Corrupt) }
+            .because("a response to another request")
+    }
+
+    /// A response that is larger than this process accepts.
     pub(crate) fn oversized() -> Self {
         Failure {
             sent: true,
@@ -85,18 +142,20 @@ impl Failure {
 
     /// The user, the password or the way to prove them is not right.
     pub(crate) fn denied(e: impl Into<Source>) -> Self {
-        Failure { answered: true, source: Some(e.into()), ..Failure::new(ErrorKind::Denied) }
+        Failure { answered: true, ..Failure::new(ErrorKind::Denied) }.because(e)
     }
 
     /// A server's code for how a request went, and what else it `said`.
     pub(crate) fn of_code(code: i16, said: impl FnOnce() -> String) -> Result<(), Self> {
         match ProtocolError::new(code) {
             None => Ok(()),
-            Some(code) => Err(Failure {
-                code: Some(code),
-                source: Some(format!("{code}: {}", said()).into()),
-                ..of_server(code)
-            }),
+            Some(code) => {
+                let said = match said() {
+                    said if said.is_empty() => code.to_string(),
+                    said => format!("{code}: {said}"),
+                };
+                Err(Failure { code: Some(code), answered: true, ..of_server(code) }.because(said))
+            }
         }
     }
 
@@ -120,12 +179,12 @@ impl Failure {
             ClientError::InvalidResponse(_) => Failure { sent: true, ..Failure::new(ErrorKind::Other) },
             _ => Failure { sent: true, ..Failure::new(ErrorKind::Other) },
         };
-        Failure { source: Some(Box::new(e)), ..found }
+        found.because(e)
     }
 
-    /// The same, seen more closely.
-    pub(crate) fn of_kind(self, kind: ErrorKind) -> Self {
-        Failure { kind, ..self }
+    fn because(self, source: impl Into<Source>) -> Self {
+        let source: Source = source.into();
+        Failure { source: Some(source.into()), ..self }
     }
 
     /// With better advice than can be given in general.
@@ -133,40 +192,44 @@ impl Failure {
         Failure { advice: Some(advice.into()), ..self }
     }
 
+    /// The same, of a certain server.
+    pub(crate) fn at(self, address: &Arc<str>) -> Self {
+        Failure { address: Some(address.clone()), ..self }
+    }
+
     /// Another attempt won't change it.
     pub(crate) fn for_good(self) -> Self {
         Failure { again: false, ..self }
     }
 
-    /// Whether what can't be read is the marker that ends a transaction: the library takes its record for something
-    /// shorter, and its error can be told by nothing but the text.
-    pub(crate) fn is_marker(&self) -> bool {
-        let text = self.source.as_ref().map(ToString::to_string).unwrap_or_default();
-        self.kind == ErrorKind::Corrupt && text.contains("control batch record")
-    }
-
-    /// How the batch that can't be read is compressed, if that is why.
-    pub(crate) fn missing_codec(&self) -> Option<&'static str> {
-        let text = self.source.as_ref()?.to_string();
-        let (_, codec) = text.split_once("Unimplemented compression: ")?;
-        CODECS.into_iter().find(|known| codec.eq_ignore_ascii_case(known))
+    /// Why, in a few words.
+    pub(crate) fn reason(&self) -> impl fmt::Display {
+        let mut text = match &self.source {
+            Some(source) => source.to_string(),
+            None => "no answer in time".into(),
+        };
+        if let Some(advice) = &self.advice {
+            text = format!("{text}. {advice}");
+        }
+        text
     }
 
     /// The contract's error.
     pub(crate) fn error(self, op: Op, place: &Place<'_>) -> Error {
         let advice = self.advice.clone().or_else(|| self.general_advice(place));
-        let error = match self.sent && op.changes {
+        let mut error = match self.sent && op.changes {
             true => Error::unknown(self.kind, op.name),
             false => Error::not_applied(self.kind, op.name),
         };
-        let error = match place.partition {
-            Some(partition) => error.on(partition),
-            None => error,
-        };
-        let error = match advice {
-            Some(advice) => error.with_advice(advice),
-            None => error,
-        };
+        if let Some(address) = self.address {
+            error = error.on(address);
+        }
+        if let Some(partition) = place.partition {
+            error = error.on(partition);
+        }
+        if let Some(advice) = advice {
+            error = error.with_advice(advice);
+        }
         match self.source {
             Some(source) => error.with_source(source),
             None => error,
@@ -236,6 +299,14 @@ pub(crate) struct Place<'a> {
     pub(crate) limit: Duration,
 }
 
+const OUT_OF_DESCRIPTORS: &str = "This process, or this machine, has no file descriptors left: raise its limit (ulimit \
+                                  -n), or let the queues of a process share one handle";
+
+fn is_out_of_descriptors(e: &io::Error) -> bool {
+    // EMFILE and ENFILE, on every Unix.
+    cfg!(unix) && matches!(e.raw_os_error(), Some(23 | 24))
+}
+
 fn unwrapped(e: ClientError) -> Failure {
     let ClientError::RetryFailed(BackoffError::DeadlineExceded { source, .. }) = e else {
         return Failure { sent: true, ..Failure::new(ErrorKind::Other) };
@@ -243,7 +314,7 @@ fn unwrapped(e: ClientError) -> Failure {
     match source.downcast::<ClientError>() {
         Ok(inner) => Failure::of(*inner),
         Err(source) => {
-            Failure { sent: true, again: true, source: Some(source), ..Failure::new(ErrorKind::Unavailable) }
+            Failure { sent: true, again: true, ..Failure::new(ErrorKind::Unavailable) }.because(source)
         }
     }
 }
@@ -253,10 +324,13 @@ fn of_connection(e: &ConnectionError) -> Failure {
     // Where several addresses were tried, the library keeps only the text of why each failed.
     let denied =
         matches!(e, ConnectionError::SaslFailed(_)) || e.to_string().contains("Sasl handshake failed");
-    match denied {
-        true => Failure { answered: true, ..Failure::new(ErrorKind::Denied) },
-        false => Failure { again: true, ..Failure::new(ErrorKind::Unavailable) },
+    if denied {
+        return Failure { answered: true, ..Failure::new(ErrorKind::Denied) };
     }
+    let text = e.to_string();
+    let advice = ["os error 23)", "os error 24)"].iter().any(|code| text.contains(code));
+    let advice = (cfg!(unix) && advice).then_some(OUT_OF_DESCRIPTORS.into());
+    Failure { again: true, advice, ..Failure::new(ErrorKind::Unavailable) }
 }
 
 fn of_request(e: &RequestError) -> Failure {

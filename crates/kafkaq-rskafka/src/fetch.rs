@@ -1,140 +1,210 @@
-//! Fetches: what is there, a wait for what is not, and a way past what holds no records.
+//! Fetches, and the ends of partitions.
 
 use crate::{
+    batch::{Decoded, Unreadable, decode},
     failure::Failure,
-    link::{Limits, Link},
-};
-use bytes::Bytes;
-use kafkaq_core::{Batch, ErrorKind, FetchLimit, Offsets, Partition, Position, Record};
-use rskafka::{
-    client::{
-        error::ProtocolError,
-        partition::{OffsetAt, PartitionClient},
+    link::{Attempts, Limits, Link},
+    protocol::{
+        fetch::{Fetched, From},
+        offsets::{End, ListOffsets},
     },
-    record::RecordAndOffset,
 };
-use std::{sync::Arc, time::Duration};
-use tokio::time::Instant;
+use futures_util::future::{join_all, try_join};
+use kafkaq_core::{Batch, ErrorKind, FetchLimit, Offsets, Partition, Position};
+use rskafka::client::error::ProtocolError;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::time::{Instant, timeout_at};
 
 /// More than any server waits; also keeps instants from overflowing.
 const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
 
-/// The smallest limit of a fetch.
-const ONE_BATCH: i32 = 1;
-
-/// Records from an offset on.
-///
-/// A fetch from below the last stable offset brings at least one whole batch, however small its limit, and with the
-/// smallest limit it brings that one alone. So if the first batch has no record, then `offset` holds none: compaction
-/// has left it, or it is a transaction's marker. The library doesn't tell how far a batch goes, so the way past it
-/// leads offset by offset. A marker can't be read at all, nor can what comes with it.
+/// Records from an offset on. Reading goes on behind the last batch that was seen: without one it stays where it is, and
+/// an empty response proves nothing.
 pub(crate) async fn fetch(link: &Link, from: &Position, limit: FetchLimit) -> Result<Batch, Failure> {
-    let partition = &from.partition;
+    let Position { partition, offset } = from;
     let max_wait = limit.max_wait.min(LONGEST_WAIT);
     let (limits, until) = (link.limits(max_wait), Instant::now() + max_wait);
-    // An answer has more than records in it.
-    let room = link.settings.max_message_bytes - link.settings.max_message_bytes / 8;
-    let all = i32::try_from(limit.max_bytes.clamp(ONE_BATCH as usize, room)).unwrap_or(i32::MAX - 1);
-    let mut max_bytes = all;
-    let mut offset = from.offset;
-    // Known before the fetch that it is compared with, or a record could come in between and be passed over.
-    let mut stable_end = None;
+    let room = link.network.settings.max_fetch_bytes();
+    let mut want = limit.max_bytes.clamp(1, room);
+    let mut alone = false;
     loop {
-        let fetched = once(link, partition, offset, max_bytes, until, limits).await;
-        let is_over = Instant::now() >= until;
-        let passed = match fetched {
-            Ok((records, end)) => {
-                if let Some(last) = records.last() {
-                    let next = last.offset + 1;
-                    return Ok(Batch::new(records.into_iter().map(record).collect(), next, Some(end)));
-                }
-                let passed = stable_end.is_some_and(|stable| stable > offset);
-                // There is no more, or it belongs to a transaction that is still open.
-                if end <= offset || (!passed && stable_end.is_some() && is_over) {
-                    return Ok(Batch::new(Vec::new(), offset, Some(end)));
-                }
-                if !passed {
-                    stable_end = Some(offsets(link, partition, limits).await?.next);
-                }
-                passed
+        let fetched = link.repeat(limits, || once(link, from, want, until, alone, limits)).await?;
+        let end = fetched.end;
+        let limit = link.network.settings.max_message_bytes;
+        let decoded = decode(fetched.records, *offset, &fetched.aborted, limit);
+        match decoded {
+            Decoded { needs: Some(size), .. } if size <= room && size > want => (want, alone) = (size, true),
+            Decoded { needs: Some(_), .. } => return Err(Failure::oversized()),
+            Decoded { next, unreadable: Some(why), .. } if next == *offset => {
+                return Err(unreadable(link, partition, next, &why));
             }
-            Err(failure) if failure.code == Some(ProtocolError::OffsetOutOfRange) => {
-                let Offsets { first, next } = offsets(link, partition, limits).await?;
-                if offset >= first {
-                    let advice = format!("Offset {offset} is not within {first} and {next}");
-                    return Err(Failure::refused(ErrorKind::Invalid, advice));
-                }
-                offset = first;
-                false
-            }
-            // What can't be read must not hide what comes before it.
-            Err(failure) if failure.kind == ErrorKind::Corrupt && max_bytes > ONE_BATCH => {
-                max_bytes = ONE_BATCH;
-                continue;
-            }
-            Err(failure) if failure.is_marker() => true,
-            Err(failure) if failure.kind == ErrorKind::Corrupt => {
-                return Err(match failure.missing_codec() {
-                    Some(codec) => failure.of_kind(ErrorKind::Unsupported).advise(format!(
-                        "The batch at offset {offset} of {partition} is compressed by {codec}: build this program \
-                         with the feature `{codec}` of the crate kafkaq-rskafka, and reading goes on from there"
-                    )),
-                    None => failure.advise(format!(
-                        "The batch at offset {offset} of {partition} can't be read by rskafka: a header without a \
-                         value or whose name is not UTF-8. Read the topic with kafkaq-rdkafka, or delete the \
-                         records up to there"
-                    )),
-                });
-            }
-            Err(failure) => return Err(failure),
-        };
-        if passed {
-            (offset, max_bytes) = (offset + 1, all);
-            if is_over {
-                return Ok(Batch::new(Vec::new(), offset, None));
-            }
+            Decoded { records, next, .. } => return Ok(Batch::new(records, next, Some(end))),
         }
     }
 }
 
 async fn once(
     link: &Link,
-    from: &Partition,
-    offset: i64,
-    max_bytes: i32,
+    from: &Position,
+    max_bytes: usize,
     until: Instant,
+    alone: bool,
     limits: Limits,
-) -> Result<(Vec<RecordAndOffset>, i64), Failure> {
-    // The end of the range is not part of it.
-    let bytes = 1..max_bytes + 1;
-    let request = |client: Arc<PartitionClient>| {
-        let bytes = bytes.clone();
-        // What is left of it, if this is not the first attempt.
-        let wait = until.saturating_duration_since(Instant::now());
-        // Rounded up, or the answer is there before the wait is over.
-        let wait_ms = i32::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
-        async move { client.fetch_records(offset, bytes, wait_ms).await }
+) -> Result<Fetched, Failure> {
+    let Position { partition, offset } = from;
+    let leader = link.cluster.leader(&link.network, partition, limits.deadline).await?;
+    link.cluster.reads(partition, leader.topic)?;
+    let ask = From {
+        topic: partition.topic.clone(),
+        id: leader.topic,
+        index: partition.index,
+        offset: *offset,
+        max_bytes: i32::try_from(max_bytes).unwrap_or(i32::MAX),
     };
-    link.ask(from, limits, request).await
+    let polled = timeout_at(limits.deadline, link.polls.fetch(&leader.address, ask, until, alone)).await;
+    let outcome = polled.unwrap_or_else(|_| Err(Failure::silence().at(&leader.address)));
+    let outcome = outcome.and_then(|fetched| {
+        Failure::of_code(fetched.code, String::new).map_err(Failure::unsent).map(|()| fetched)
+    });
+    let failure = match outcome {
+        Ok(fetched) => return Ok(fetched),
+        Err(failure) => failure,
+    };
+    // What is known of the leader, or of the topic, may be out of date.
+    link.cluster.invalidate(&partition.topic);
+    match failure.code {
+        Some(ProtocolError::OffsetOutOfRange) => Err(out_of_range(link, from, limits).await),
+        Some(ProtocolError::UnknownTopicId | ProtocolError::InconsistentTopicId) => {
+            let now = link.cluster.look_up(&link.network, partition, limits.deadline).await?;
+            link.cluster.reads(partition, now.topic)?;
+            // The broker has not heard of it yet.
+            Err(failure)
+        }
+        _ => Err(failure),
+    }
 }
 
-/// The first offset, and the next one that may be read.
-pub(crate) async fn offsets(link: &Link, of: &Partition, limits: Limits) -> Result<Offsets, Failure> {
-    let request = |client: Arc<PartitionClient>| async move {
-        let first = client.get_offset(OffsetAt::Earliest).await?;
-        Ok(Offsets { first, next: client.get_offset(OffsetAt::Latest).await? })
-    };
-    link.ask(of, limits, request).await
+async fn out_of_range(link: &Link, from: &Position, limits: Limits) -> Failure {
+    let of = std::slice::from_ref(&from.partition);
+    let ends = offsets(link, of, limits).await.pop();
+    match ends {
+        Some(Ok(Offsets { first, next })) => {
+            let offset = from.offset;
+            let advice = format!("Offset {offset} is not within the log, which has {first} up to {next}");
+            Failure::refused(ErrorKind::Invalid, advice)
+        }
+        Some(Err(failure)) => failure,
+        None => Failure::not_found(),
+    }
 }
 
-fn record(read: RecordAndOffset) -> Record {
-    let RecordAndOffset { record, offset } = read;
-    let headers = record.headers.into_iter().map(|(name, value)| (name.into(), Some(value.into()))).collect();
-    Record::new(
-        offset,
-        record.timestamp.timestamp_millis(),
-        record.key.map(Bytes::from),
-        record.value.map(Bytes::from),
-        headers,
-    )
+fn unreadable(link: &Link, partition: &Partition, offset: i64, why: &Unreadable) -> Failure {
+    let what = format!("The batch at offset {offset} of {partition} can't be read: {why}");
+    let (kind, help) = match why {
+        Unreadable::MissingCodec(codec) => (
+            ErrorKind::Unsupported,
+            format!("Build this program with the feature `{codec}` of the crate kafkaq-rskafka"),
+        ),
+        Unreadable::UnknownCodec(_) => {
+            (ErrorKind::Unsupported, "Look for a newer version of kafkaq-rskafka".into())
+        }
+        Unreadable::OldFormat => (
+            ErrorKind::Unsupported,
+            "Copy the records to a topic in the format of Kafka 0.11 or later, or delete those up to there"
+                .into(),
+        ),
+        Unreadable::TooLarge => (ErrorKind::TooLarge, "Raise max_message_bytes".into()),
+        Unreadable::Damaged(_) => (
+            ErrorKind::Corrupt,
+            "Check the broker's disk and replicas; to give these records up, delete those up to there with \
+             kafka-delete-records"
+                .into(),
+        ),
+    };
+    if link.unreadable.is_due(partition) {
+        tracing::error!(
+            target: "kafkaq",
+            %partition,
+            "reading stands still. {what}. {help}, and reading goes on from there"
+        );
+    }
+    Failure::refused(kind, format!("{what}. {help}, and reading goes on from there"))
+}
+
+/// The first offset of each partition, and the next one that may be read.
+pub(crate) async fn offsets(link: &Link, of: &[Partition], limits: Limits) -> Vec<Result<Offsets, Failure>> {
+    let mut outcomes: Vec<Result<Offsets, Failure>> = of.iter().map(|_| Err(Failure::not_found())).collect();
+    let mut left: Vec<usize> = (0..of.len()).collect();
+    let mut attempts = Attempts::default();
+    loop {
+        for (at, outcome) in offsets_once(link, of, &left, limits).await {
+            outcomes[at] = outcome;
+        }
+        left.retain(|at| outcomes[*at].as_ref().is_err_and(|failure| failure.again));
+        // One that takes longer to settle decides for all.
+        let failures = left.iter().filter_map(|at| outcomes[*at].as_ref().err());
+        let Some(failure) = failures.min_by_key(|failure| failure.kind == ErrorKind::NotFound) else { break };
+        let failure = failure.clone();
+        left.iter().for_each(|at| link.cluster.invalidate(&of[*at].topic));
+        if attempts.another(link, limits, failure).await.is_err() {
+            break;
+        }
+    }
+    outcomes
+}
+
+async fn offsets_once(
+    link: &Link,
+    of: &[Partition],
+    places: &[usize],
+    limits: Limits,
+) -> Vec<(usize, Result<Offsets, Failure>)> {
+    let mut answers = Vec::with_capacity(places.len());
+    // A partition may be asked for twice; a server refuses that.
+    let mut by_broker: HashMap<Arc<str>, BTreeMap<&Partition, Vec<usize>>> = HashMap::new();
+    for &at in places {
+        match link.cluster.leader(&link.network, &of[at], limits.deadline).await {
+            Ok(leader) => {
+                by_broker.entry(leader.address).or_default().entry(&of[at]).or_default().push(at);
+            }
+            Err(failure) => answers.push((at, Err(failure))),
+        }
+    }
+    let asked = by_broker.into_iter().map(|(address, partitions)| async move {
+        let ends = offsets_of_broker(link, &address, partitions.keys().copied().collect(), limits).await;
+        partitions.into_values().zip(ends).collect::<Vec<_>>()
+    });
+    for (places, end) in join_all(asked).await.into_iter().flatten() {
+        answers.extend(places.into_iter().map(|at| (at, end.clone())));
+    }
+    answers
+}
+
+async fn offsets_of_broker(
+    link: &Link,
+    address: &Arc<str>,
+    of: Vec<&Partition>,
+    limits: Limits,
+) -> Vec<Result<Offsets, Failure>> {
+    let ask = |end: End| {
+        let request = ListOffsets { of: of.clone(), end };
+        async move { link.network.send(address, &request, limits.deadline).await }
+    };
+    let (first, next) = match try_join(ask(End::First), ask(End::Next)).await {
+        Ok(ends) => ends,
+        Err(failure) => return of.iter().map(|_| Err(failure.clone())).collect(),
+    };
+    let offset = |answer: Option<(i16, i64)>| {
+        let (code, offset) = answer.ok_or_else(|| Failure::unreadable("no word of the partition"))?;
+        Failure::of_code(code, String::new).map(|()| offset)
+    };
+    let both = first.into_iter().zip(next).map(|(first, next)| {
+        let ends = || Ok(Offsets { first: offset(first)?, next: offset(next)? });
+        ends().map_err(|failure: Failure| failure.unsent())
+    });
+    both.collect()
 }

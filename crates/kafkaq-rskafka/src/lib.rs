@@ -1,19 +1,25 @@
 #![doc = include_str!("../README.md")]
 
-mod admin;
 mod append;
+mod batch;
 mod builder;
+mod cluster;
 mod failure;
 mod fetch;
+mod library;
 mod link;
-mod pool;
+mod outage;
+mod poll;
+mod protocol;
+#[cfg(test)]
+mod tests;
 #[cfg(feature = "tls")]
 mod tls;
 mod topics;
+mod wire;
 
 use async_trait::async_trait;
 use failure::{Failure, Op};
-use futures_util::{StreamExt, stream};
 use kafkaq_core::{
     Batch, FetchLimit, Log, NewRecord, Offsets, Partition, PartitionLog, Position, Result, TopicInfo,
     TopicSpec,
@@ -26,9 +32,6 @@ use std::{
 };
 
 pub use builder::Builder;
-
-/// Partitions that one call asks for their offsets at once.
-const AT_ONCE: usize = 8;
 
 /// Kafka, or a server that speaks its protocol, by rskafka. Share it in an `Arc`: one handle serves the process.
 ///
@@ -51,7 +54,9 @@ impl RsKafka {
 
 impl fmt::Debug for RsKafka {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RsKafka").field("bootstrap", &self.link.settings.bootstrap).finish_non_exhaustive()
+        f.debug_struct("RsKafka")
+            .field("bootstrap", &self.link.network.settings.bootstrap)
+            .finish_non_exhaustive()
     }
 }
 
@@ -93,9 +98,13 @@ impl PartitionLog for RsKafka {
     async fn fetch(&self, from: &Position, limit: FetchLimit) -> Result<Batch> {
         let fetch = async {
             let _under_way = self.link.enter()?;
+            // A handle that only reads keeps no connections to append on.
+            self.link.library.close_idle();
             tokio::select! {
-                batch = fetch::fetch(&self.link, from, limit) => batch,
+                // First, since a fetch fails when the request that it shares is closed.
+                biased;
                 () = self.link.closing() => Err(Failure::closed()),
+                batch = fetch::fetch(&self.link, from, limit) => batch,
             }
         };
         fetch.await.map_err(|failure| self.link.error(Op::FETCH, Some(&from.partition), failure))
@@ -103,15 +112,14 @@ impl PartitionLog for RsKafka {
 
     /// While somebody's transaction is open, `next` is where that begins.
     async fn offsets(&self, of: &[Partition]) -> Vec<Result<Offsets>> {
-        let limits = self.link.limits(Duration::ZERO);
-        let one = |partition: Partition| async move {
-            let offsets = async {
-                let _under_way = self.link.enter()?;
-                fetch::offsets(&self.link, &partition, limits).await
-            };
-            offsets.await.map_err(|failure| self.link.error(Op::OFFSETS, Some(&partition), failure))
+        let outcomes = match self.link.enter() {
+            Ok(_under_way) => fetch::offsets(&self.link, of, self.link.limits(Duration::ZERO)).await,
+            Err(failure) => of.iter().map(|_| Err(failure.clone())).collect(),
         };
-        stream::iter(of.to_vec()).map(one).buffered(AT_ONCE).collect().await
+        let error = |(partition, outcome): (&Partition, std::result::Result<Offsets, Failure>)| {
+            outcome.map_err(|failure| self.link.error(Op::OFFSETS, Some(partition), failure))
+        };
+        of.iter().zip(outcomes).map(error).collect()
     }
 }
 

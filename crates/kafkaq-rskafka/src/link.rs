@@ -1,52 +1,31 @@
-//! One client of the cluster for all calls, and the attempts of a call.
-//!
-//! The client library neither limits the time of a request nor, by default, the number of its attempts, and may stay
-//! with a leader that is none any more. So it gets one attempt, within a limit; whatever did not end in an answer
-//! costs the connection and the client they were made by, and the next attempt begins with new ones. A client has an
-//! epoch, so that many calls that fail together replace it once.
+//! The cluster as calls see it: who leads what, the connections, and the attempts of a call.
 
 use crate::{
-    admin::Admin,
+    cluster::Cluster,
     failure::{Failure, Op, Place},
-    locked,
-    pool::{Connection, Pool},
+    library::Library,
+    outage::OncePerMinute,
+    poll::Polls,
+    wire::Network,
 };
 use kafkaq_core::{Error, ErrorKind, Partition};
-use rskafka::{
-    BackoffConfig,
-    client::{
-        Client, ClientBuilder, SaslConfig,
-        error::Result as ClientResult,
-        partition::{PartitionClient, UnknownTopicHandling},
-    },
-};
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use rskafka::client::SaslConfig;
+use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{RwLock, RwLockReadGuard, watch},
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep},
 };
 
-/// Connecting may take this part of the request timeout: with several addresses, one that swallows packets must
-/// leave time for the others.
-const CONNECT_SHARE: u32 = 3;
-/// Between attempts: doubled each time. The first is short, since a connection that the server has closed while it
-/// was idle shows only when it is used.
+/// Between attempts: doubled each time.
 const PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
-/// A topic that was just made may be unknown for so long to the node that is asked.
+/// A topic that was just created may be unknown for so long to the node that is asked.
 const SETTLING: Duration = Duration::from_millis(500);
 
 pub(crate) struct Settings {
     /// For errors.
     pub(crate) bootstrap: String,
-    pub(crate) addresses: Vec<String>,
+    pub(crate) addresses: Vec<Arc<str>>,
     pub(crate) request_timeout: Duration,
     pub(crate) max_message_bytes: usize,
     pub(crate) client_id: String,
@@ -59,65 +38,13 @@ impl Settings {
     /// Whether the server is on this machine, by its addresses.
     pub(crate) fn is_local(&self) -> bool {
         let local =
-            |address: &String| ["127.", "localhost:", "[::1]:"].iter().any(|l| address.starts_with(l));
+            |address: &Arc<str>| ["127.", "localhost:", "[::1]:"].iter().any(|l| address.starts_with(l));
         self.addresses.iter().all(local)
     }
 
-    fn client(&self) -> ClientBuilder {
-        let once = BackoffConfig { deadline: Some(Duration::ZERO), ..BackoffConfig::default() };
-        let mut builder = ClientBuilder::new(self.addresses.clone())
-            .client_id(self.client_id.as_str())
-            .max_message_size(self.max_message_bytes)
-            .backoff_config(once);
-        if let Some(sasl) = &self.sasl {
-            builder = builder.sasl_config(sasl.clone());
-        }
-        #[cfg(feature = "tls")]
-        if let Some(tls) = &self.tls {
-            builder = builder.tls_config(tls.clone());
-        }
-        builder
-    }
-}
-
-/// The client library's client, and what it has told of the cluster.
-pub(crate) struct Cluster {
-    pub(crate) client: Client,
-    epoch: u64,
-    /// How many partitions each topic has.
-    topics: Mutex<HashMap<String, i32>>,
-}
-
-impl Cluster {
-    /// Asks anew which topics there are.
-    pub(crate) async fn topics(&self) -> Result<HashMap<String, i32>, Failure> {
-        let count = |partitions: usize| i32::try_from(partitions).unwrap_or(i32::MAX);
-        let listed = self.client.list_topics().await.map_err(Failure::connecting)?;
-        let topics: HashMap<_, _> = listed.into_iter().map(|t| (t.name, count(t.partitions.len()))).collect();
-        locked(&self.topics).clone_from(&topics);
-        Ok(topics)
-    }
-
-    fn has(&self, partition: &Partition) -> bool {
-        let topics = locked(&self.topics);
-        topics.get(&*partition.topic).is_some_and(|n| (0..*n).contains(&partition.index))
-    }
-
-    /// Connects to the partition's leader.
-    async fn leader(&self, of: &Partition) -> Result<Connection, Failure> {
-        // Asked here because the library, asking for a topic by its name, allows the server to make it.
-        if !self.has(of) {
-            self.topics().await?;
-        }
-        if !self.has(of) {
-            return Err(Failure::not_found());
-        }
-        let client = self
-            .client
-            .partition_client(&*of.topic, of.index, UnknownTopicHandling::Error)
-            .await
-            .map_err(Failure::connecting)?;
-        Ok(Connection { client: Arc::new(client), epoch: self.epoch })
+    /// What a fetch may ask for: a response has more than records in it.
+    pub(crate) fn max_fetch_bytes(&self) -> usize {
+        self.max_message_bytes - self.max_message_bytes / 8
     }
 }
 
@@ -130,33 +57,34 @@ pub(crate) struct Limits {
 }
 
 pub(crate) struct Link {
-    pub(crate) settings: Settings,
-    /// Locked while somebody connects: the others wait for that.
-    cluster: tokio::sync::Mutex<Option<Arc<Cluster>>>,
-    epochs: AtomicU64,
-    /// Clients up to this epoch have failed somebody.
-    distrusted: AtomicU64,
-    pool: Pool,
+    pub(crate) network: Arc<Network>,
+    pub(crate) cluster: Cluster,
+    pub(crate) polls: Polls,
+    pub(crate) library: Library,
+    /// Partitions at whose head is a batch that can't be read.
+    pub(crate) unreadable: OncePerMinute<Partition>,
     closed: watch::Sender<bool>,
     /// Read by every call that is under way, written by who closes.
-    calls: RwLock<()>,
+    calls: Arc<RwLock<()>>,
 }
 
 impl Link {
     pub(crate) fn new(settings: Settings) -> Self {
+        let network = Arc::new(Network::new(settings));
+        let (closed, calls) = (watch::Sender::new(false), Arc::<RwLock<()>>::default());
         Link {
-            settings,
-            cluster: Default::default(),
-            epochs: AtomicU64::new(0),
-            distrusted: AtomicU64::new(0),
-            pool: Pool::default(),
-            closed: watch::Sender::new(false),
-            calls: RwLock::default(),
+            polls: Polls::new(network.clone(), closed.subscribe(), calls.clone()),
+            network,
+            cluster: Cluster::default(),
+            library: Library::default(),
+            unreadable: OncePerMinute::default(),
+            closed,
+            calls,
         }
     }
 
     pub(crate) fn error(&self, op: Op, on: Option<&Partition>, failure: Failure) -> Error {
-        let Settings { bootstrap, request_timeout, .. } = &self.settings;
+        let Settings { bootstrap, request_timeout, .. } = &self.network.settings;
         failure.error(op, &Place { bootstrap, partition: on, limit: *request_timeout })
     }
 
@@ -182,102 +110,25 @@ impl Link {
     pub(crate) async fn close(&self) {
         self.closed.send_replace(true);
         let _everybody_is_out = self.calls.write().await;
-        self.pool.clear();
-        *self.cluster.lock().await = None;
+        self.network.close_idle();
+        self.library.close().await;
     }
 
     /// The limits of a call that begins now and may take `extra` beyond the request timeout.
     pub(crate) fn limits(&self, extra: Duration) -> Limits {
         let now = Instant::now();
-        let deadline = now + self.settings.request_timeout + extra;
+        let deadline = now + self.network.settings.request_timeout + extra;
         Limits { deadline, settled: deadline.min(now + SETTLING) }
     }
 
-    /// As long as a topic that has just been made may take to be known everywhere.
+    /// As long as a topic that has just been created may take to be known everywhere.
     pub(crate) fn patient(&self) -> Limits {
         let limits = self.limits(Duration::ZERO);
         Limits { settled: limits.deadline, ..limits }
     }
 
-    /// Sends a request to the partition's leader, and again as long as that may help.
-    pub(crate) async fn ask<T, F, Fut>(
-        &self,
-        of: &Partition,
-        limits: Limits,
-        request: F,
-    ) -> Result<T, Failure>
-    where
-        F: Fn(Arc<PartitionClient>) -> Fut,
-        Fut: Future<Output = ClientResult<T>>,
-    {
-        self.repeat(limits, || self.ask_once(of, limits, &request)).await
-    }
-
-    async fn ask_once<T, F, Fut>(&self, of: &Partition, limits: Limits, request: &F) -> Result<T, Failure>
-    where
-        F: Fn(Arc<PartitionClient>) -> Fut,
-        Fut: Future<Output = ClientResult<T>>,
-    {
-        let connection = self.connection(of, limits).await?;
-        let failure = match timeout_at(limits.deadline, request(connection.client.clone())).await {
-            Ok(Ok(answer)) => {
-                self.pool.put(of, connection);
-                return Ok(answer);
-            }
-            Ok(Err(e)) => Failure::of(e),
-            Err(_) => Failure::silence(),
-        };
-        match failure.answered {
-            true => self.pool.put(of, connection),
-            false => {
-                self.distrust(connection.epoch);
-                self.pool.forget(of);
-            }
-        }
-        Err(failure)
-    }
-
-    /// The same for what is asked of the cluster and not of a leader.
-    pub(crate) async fn ask_cluster<T, F, Fut>(&self, limits: Limits, request: F) -> Result<T, Failure>
-    where
-        F: Fn(Arc<Cluster>) -> Fut,
-        Fut: Future<Output = Result<T, Failure>>,
-    {
-        self.repeat(limits, || self.ask_cluster_once(limits, &request)).await
-    }
-
-    async fn ask_cluster_once<T, F, Fut>(&self, limits: Limits, request: &F) -> Result<T, Failure>
-    where
-        F: Fn(Arc<Cluster>) -> Fut,
-        Fut: Future<Output = Result<T, Failure>>,
-    {
-        let cluster = self.connecting(limits, self.connect()).await?;
-        let epoch = cluster.epoch;
-        let answer = timeout_at(limits.deadline, request(cluster)).await;
-        let answer = answer.unwrap_or_else(|_| Err(Failure::silence()));
-        if answer.as_ref().is_err_and(|failure| !failure.answered) {
-            self.distrust(epoch);
-        }
-        answer
-    }
-
-    /// The same for what the client library has no words for.
-    pub(crate) async fn administer<'a, T, F, Fut>(&'a self, limits: Limits, request: F) -> Result<T, Failure>
-    where
-        F: Fn(Admin<'a>) -> Fut,
-        Fut: Future<Output = Result<T, Failure>>,
-    {
-        let request = &request;
-        let once = || async move {
-            let share = self.settings.request_timeout / CONNECT_SHARE;
-            let admin = self.connecting(limits, Admin::connect(&self.settings, share)).await?;
-            let answer = timeout_at(limits.deadline, request(admin)).await;
-            answer.unwrap_or_else(|_| Err(Failure::silence()))
-        };
-        self.repeat(limits, once).await
-    }
-
-    async fn repeat<T, Fut>(&self, limits: Limits, once: impl Fn() -> Fut) -> Result<T, Failure>
+    /// Attempts until one succeeds, or no other may.
+    pub(crate) async fn repeat<T, Fut>(&self, limits: Limits, once: impl Fn() -> Fut) -> Result<T, Failure>
     where
         Fut: Future<Output = Result<T, Failure>>,
     {
@@ -289,60 +140,10 @@ impl Link {
             }
         }
     }
-
-    /// A connection for one request. Dropping it closes it.
-    async fn connection(&self, to: &Partition, limits: Limits) -> Result<Connection, Failure> {
-        if let Some(idle) = self.pool.take(to) {
-            return Ok(idle);
-        }
-        self.connecting(limits, async {
-            let cluster = self.connect().await?;
-            let connection = cluster.leader(to).await;
-            if connection.as_ref().is_err_and(|failure| !failure.answered) {
-                self.distrust(cluster.epoch);
-            }
-            connection
-        })
-        .await
-    }
-
-    async fn connecting<T>(
-        &self,
-        limits: Limits,
-        connect: impl Future<Output = Result<T, Failure>>,
-    ) -> Result<T, Failure> {
-        let share = Instant::now() + self.settings.request_timeout / CONNECT_SHARE;
-        match timeout_at(share.min(limits.deadline), connect).await {
-            Ok(connected) => connected,
-            Err(_) => {
-                self.distrust(self.epochs.load(Relaxed));
-                Err(Failure::not_connected())
-            }
-        }
-    }
-
-    async fn connect(&self) -> Result<Arc<Cluster>, Failure> {
-        let mut slot = self.cluster.lock().await;
-        if let Some(cluster) = &*slot
-            && cluster.epoch > self.distrusted.load(Relaxed)
-        {
-            return Ok(cluster.clone());
-        }
-        *slot = None;
-        let client = self.settings.client().build().await.map_err(Failure::connecting)?;
-        let epoch = self.epochs.fetch_add(1, Relaxed) + 1;
-        let cluster = Arc::new(Cluster { client, epoch, topics: Mutex::default() });
-        *slot = Some(cluster.clone());
-        Ok(cluster)
-    }
-
-    fn distrust(&self, epoch: u64) {
-        self.distrusted.fetch_max(epoch, Relaxed);
-    }
 }
 
 /// The attempts of one call.
-struct Attempts {
+pub(crate) struct Attempts {
     pause: Duration,
     /// What one of them may have done stays possible, however the last one ends.
     sent: bool,
@@ -356,7 +157,12 @@ impl Default for Attempts {
 
 impl Attempts {
     /// Returns when it is time for another attempt; with the call's failure if there is to be none.
-    async fn another(&mut self, link: &Link, limits: Limits, mut failure: Failure) -> Result<(), Failure> {
+    pub(crate) async fn another(
+        &mut self,
+        link: &Link,
+        limits: Limits,
+        mut failure: Failure,
+    ) -> Result<(), Failure> {
         self.sent |= failure.sent;
         failure.sent = self.sent;
         let until = match failure.kind {

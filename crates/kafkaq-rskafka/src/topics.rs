@@ -1,85 +1,131 @@
-//! Topics: what is missing is made, what is there is told.
+//! Topics: what is missing is created, what is there is described.
 
 use crate::{
     failure::Failure,
     fetch,
     link::{Limits, Link},
+    protocol::{
+        metadata::DescribedTopic,
+        topics::{CreateTopic, DescribeConfigs},
+    },
 };
-use futures_util::{StreamExt, TryStreamExt, stream};
 use kafkaq_core::{ErrorKind, Partition, TopicInfo, TopicSpec};
-use std::sync::Arc;
-
-/// Partitions looked at at once.
-const AT_ONCE: usize = 8;
+use rskafka::client::error::ProtocolError;
+use std::{collections::BTreeSet, sync::Arc};
 
 pub(crate) async fn ensure(link: &Link, specs: &[TopicSpec]) -> Result<Vec<TopicInfo>, Failure> {
-    let (limits, wait) = (link.patient(), link.settings.request_timeout);
-    let there = link.ask_cluster(limits, |cluster| async move { cluster.topics().await }).await?;
-    let mut created = Vec::with_capacity(specs.len());
-    for spec in specs {
-        created.push(match there.get(&*spec.name) {
-            Some(_) => false,
-            None => link.administer(limits, |admin| admin.create(spec, wait)).await?,
-        });
+    let limits = link.patient();
+    let names: Vec<Arc<str>> = specs.iter().map(|spec| spec.name.clone()).collect();
+    let mut created = vec![false; specs.len()];
+    let there = link.repeat(limits, || partitions(link, &names, limits)).await?;
+    for ((spec, there), created) in specs.iter().zip(there).zip(&mut created) {
+        *created = there.is_none() && create(link, spec, limits).await?;
     }
-    let seen = link.ask_cluster(limits, |cluster| async move {
-        let there = cluster.topics().await?;
-        match specs.iter().all(|spec| there.get(&*spec.name).is_some_and(|n| *n > 0)) {
-            true => Ok(there),
-            false => Err(Failure::not_found()),
-        }
-    });
-    let there = seen.await?;
-    let mut infos = Vec::with_capacity(specs.len());
-    for (spec, created) in specs.iter().zip(created) {
-        let partitions = there.get(&*spec.name).copied().unwrap_or_default();
-        let mut info = TopicInfo::new(spec.name.clone(), partitions);
+    let mut infos = link
+        .repeat(limits, || async {
+            let there = partitions(link, &names, limits).await?;
+            let there = names.iter().zip(there).map(|(name, there)| match there {
+                Some(partitions) if partitions > 0 => Ok(TopicInfo::new(name.clone(), partitions)),
+                _ => Err(Failure::not_found()),
+            });
+            there.collect::<Result<Vec<_>, _>>()
+        })
+        .await?;
+    for (info, created) in infos.iter_mut().zip(created) {
         info.created = created;
-        learn(link, &mut info, limits).await?;
-        infos.push(info);
     }
+    learn(link, infos.iter_mut().collect(), limits).await?;
     // A leader is chosen first and serves a moment later.
-    let serves = |of: Partition| async move { fetch::offsets(link, &of, limits).await };
-    let served = stream::iter(partitions_of(&infos)).map(serves).buffer_unordered(AT_ONCE);
-    served.try_for_each(|_| async { Ok(()) }).await?;
+    let all = infos.iter().flat_map(|t| (0..t.partitions).map(|n| Partition::new(t.name.clone(), n)));
+    let serves = fetch::offsets(link, &all.collect::<Vec<_>>(), limits).await;
+    serves.into_iter().collect::<Result<Vec<_>, _>>()?;
     Ok(infos)
 }
 
 pub(crate) async fn describe(link: &Link, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>, Failure> {
     let limits = link.patient();
-    let there = link.ask_cluster(limits, |cluster| async move { cluster.topics().await }).await?;
-    let mut infos = Vec::with_capacity(names.len());
-    for name in names {
-        infos.push(match there.get(&**name) {
-            Some(partitions) => {
-                let mut info = TopicInfo::new(name.clone(), *partitions);
-                learn(link, &mut info, limits).await?;
-                Some(info)
-            }
-            None => None,
-        });
-    }
+    let there = link.repeat(limits, || partitions(link, names, limits)).await?;
+    let info = |(name, there): (&Arc<str>, Option<i32>)| Some(TopicInfo::new(name.clone(), there?));
+    let mut infos: Vec<_> = names.iter().zip(there).map(info).collect();
+    learn(link, infos.iter_mut().flatten().collect(), limits).await?;
     Ok(infos)
 }
 
-fn partitions_of(topics: &[TopicInfo]) -> Vec<Partition> {
-    topics.iter().flat_map(|t| (0..t.partitions).map(|n| Partition::new(t.name.clone(), n))).collect()
+/// How many partitions each topic has, if it is there.
+async fn partitions(link: &Link, names: &[Arc<str>], limits: Limits) -> Result<Vec<Option<i32>>, Failure> {
+    let found = link.cluster.topics(&link.network, names, limits.deadline).await?;
+    let count = |found: Result<DescribedTopic, Failure>| match found {
+        Ok(topic) => Ok(Some(i32::try_from(topic.partitions.len()).unwrap_or(i32::MAX))),
+        Err(Failure { kind: ErrorKind::NotFound, .. }) => Ok(None),
+        // Its name is none that a topic can have, or it may not be looked at.
+        Err(failure) => Err(failure),
+    };
+    found.into_iter().map(count).collect()
 }
 
-/// Fills in the settings that the topic has.
-pub(crate) async fn learn(link: &Link, info: &mut TopicInfo, limits: Limits) -> Result<(), Failure> {
-    let topic = &info.name.clone();
-    match link.administer(limits, |admin| admin.settings(topic)).await {
-        Ok(settings) => settings.iter().for_each(|(name, value)| info.learn(name, value)),
-        // Whoever set up the cluster may have made the topics with care, and allowed no more than is needed.
-        Err(failure) if matches!(failure.kind, ErrorKind::Denied | ErrorKind::Unsupported) => tracing::warn!(
-            target: "kafkaq",
-            topic = &*info.name,
-            ?failure,
-            "its settings can't be read, so nobody checks that it keeps records for as long as tasks wait; allow \
-             this user DescribeConfigs on it"
-        ),
+/// Creates a topic, waits until every node knows of it, and returns whether this call has created it: it may be there
+/// already.
+async fn create(link: &Link, spec: &TopicSpec, limits: Limits) -> Result<bool, Failure> {
+    let wait = link.network.settings.request_timeout;
+    let once = || async {
+        let controller = link.cluster.controller(&link.network, limits.deadline).await?;
+        link.network.send(&controller, &CreateTopic { spec, wait }, limits.deadline).await
+    };
+    // What is invalid stays so; a broker that is not the controller any more sends us to another one.
+    let once = || async {
+        once().await.map_err(|failure| match failure.kind {
+            ErrorKind::Invalid => failure.for_good(),
+            _ => failure,
+        })
+    };
+    match link.repeat(limits, once).await {
+        Ok(()) => Ok(true),
+        // Somebody else was as fast.
+        Err(failure) if failure.code == Some(ProtocolError::TopicAlreadyExists) => Ok(false),
+        Err(failure) if failure.kind == ErrorKind::Denied => {
+            let topic = &spec.name;
+            let advice = format!("Allow this user Create on the topic {topic}, or create it beforehand");
+            Err(failure.advise(advice))
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
+/// Fills in the settings that topics have.
+async fn learn(link: &Link, infos: Vec<&mut TopicInfo>, limits: Limits) -> Result<(), Failure> {
+    if infos.is_empty() {
+        return Ok(());
+    }
+    let topics: BTreeSet<Arc<str>> = infos.iter().map(|info| info.name.clone()).collect();
+    let ask = || async {
+        let request = DescribeConfigs { topics: &topics };
+        link.cluster.ask_anybody(&link.network, &request, limits.deadline).await
+    };
+    let described = match link.repeat(limits, ask).await {
+        Ok(described) => described,
+        Err(failure) if is_withheld(&failure) => {
+            topics.iter().map(|name| (name.to_string(), Err(failure.clone()))).collect()
+        }
         Err(failure) => return Err(failure),
+    };
+    for info in infos {
+        let none = || Err(Failure::unreadable("no word of the topic").unsent());
+        match described.get(&*info.name).cloned().unwrap_or_else(none) {
+            Ok(configs) => configs.iter().for_each(|(name, value)| info.learn(name, value)),
+            Err(failure) if is_withheld(&failure) => tracing::warn!(
+                target: "kafkaq",
+                topic = &*info.name,
+                "its settings can't be read ({}), so nobody checks that it keeps records for as long as tasks wait; \
+                 allow this user DescribeConfigs on it",
+                failure.reason()
+            ),
+            Err(failure) => return Err(failure),
+        }
     }
     Ok(())
+}
+
+/// Whoever set up the cluster may have created the topics with care, and allowed no more than is needed.
+fn is_withheld(failure: &Failure) -> bool {
+    matches!(failure.kind, ErrorKind::Denied | ErrorKind::Unsupported)
 }

@@ -125,8 +125,11 @@ impl Report {
                 CameTo::Skipped(why) => println!("{name:<30}skipped: {why}"),
             }
         }
-        self.print_suites();
-        self.failures().for_each(Failure::print);
+        // What was ended has not failed by itself.
+        if check_interrupt().is_ok() {
+            self.print_suites();
+            self.failures().for_each(Failure::print);
+        }
     }
 
     fn failures(&self) -> impl Iterator<Item = &Failure> {

@@ -258,7 +258,8 @@ impl Machine {
     pub(super) fn may_raise(&self, r: Ref, cover: u32, due: Wall) -> bool {
         let lease = self.items.get(r).and_then(|i| i.seen.lease());
         lease.is_some_and(|l| {
-            let in_time = due <= rule::end(l, self.now.wall, self.limits);
+            // One whose turn has come displaces nothing either.
+            let in_time = due <= rule::end(l, self.now.wall, self.limits).max(self.now.wall);
             !l.state.is_terminal() && l.cover < cover && (in_time || self.broken(Fault::RaiseForLater))
         })
     }

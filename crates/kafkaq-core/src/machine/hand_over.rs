@@ -27,8 +27,13 @@ impl Machine {
         if self.ready > 0 || !self.ready_out.is_empty() {
             self.recall_ready();
         }
+        let wait = self.settings.hand_over_after;
         for _ in 0..AT_ONCE {
-            if let Some(r) = self.on_demand.pop_front() {
+            // Those that have waited for long enough here, oldest first.
+            let waited = |r: &Ref| self.items.get(*r).is_none_or(|i| i.turn.plus(wait) <= self.now.mono);
+            if self.on_demand.front().is_some_and(waited)
+                && let Some(r) = self.on_demand.pop_front()
+            {
                 self.send_elsewhere(r);
                 continue;
             }

@@ -175,3 +175,73 @@ async fn close_ends_what_waits_finishes_what_is_sent_and_refuses_the_rest() {
     }
     site.kafka.close().await.unwrap();
 }
+
+/// Counts what is logged loudly in the name of this crate and of its library.
+#[derive(Clone, Default)]
+struct Loud(Arc<std::sync::Mutex<Vec<String>>>);
+
+impl tracing::Subscriber for Loud {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        let target = metadata.target();
+        *metadata.level() <= tracing::Level::WARN
+            && (target.starts_with("kafkaq") || target.starts_with("rskafka"))
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        self.0.lock().unwrap().push(format!("{event:?}"));
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn an_outage_is_one_line_of_ours_and_none_of_the_library() {
+    let site = Site::on(Arc::new(own_server()), 3).await;
+    let loud = Loud::default();
+    let _logging = tracing::subscriber::set_default(loud.clone());
+    let kafka = RsKafka::builder(site.server.url()).request_timeout(millis(1000)).build().unwrap();
+    let to: Vec<_> = (0..3).map(|index| site.partition(index)).collect();
+    for partition in &to {
+        until_appended(&kafka, partition, "x").await;
+    }
+    let mut server = Arc::into_inner(site.server).unwrap();
+    let mut server = tokio::task::spawn_blocking(move || {
+        server.kill().unwrap();
+        server
+    })
+    .await
+    .unwrap();
+    let mut failed = 0;
+    while failed < 60 {
+        let calls = to.iter().map(|partition| async {
+            let from = Position { partition: partition.clone(), offset: 1 };
+            let appended = kafka.append(partition, &[record("x")]).await.remove(0).is_err();
+            let fetched = kafka.fetch(&from, FetchLimit::new(millis(100), 1000)).await.is_err();
+            usize::from(appended) + usize::from(fetched)
+        });
+        failed += futures_util::future::join_all(calls).await.into_iter().sum::<usize>();
+    }
+    let lines = loud.0.lock().unwrap().clone();
+    println!("{failed} calls failed: {lines:#?}");
+    assert_eq!(lines.len(), 1, "{failed} calls failed: {lines:#?}");
+    let _server = tokio::task::spawn_blocking(move || {
+        server.start_again().unwrap();
+        server
+    })
+    .await
+    .unwrap();
+    for partition in &to {
+        until_appended(&kafka, partition, "y").await;
+    }
+    assert_eq!(loud.0.lock().unwrap().len(), 1);
+}

@@ -6,6 +6,7 @@
 mod failures;
 mod fetches;
 mod records;
+mod recreated;
 mod secured;
 mod topics;
 mod wire;

@@ -7,7 +7,6 @@ use std::time::UNIX_EPOCH;
 async fn what_is_appended_is_read_byte_for_byte() {
     let site = Site::with(1).await;
     let mut headers = Headers::new();
-    // The library keeps them by name.
     headers.push("empty", Some(Bytes::new()));
     headers.push(HEADER, Some(Bytes::from_static(&[0, 255, 1])));
     headers.push("ümlaut", Some("x".into()));
@@ -30,30 +29,21 @@ async fn what_is_appended_is_read_byte_for_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_a_repeated_header_the_last_is_carried_and_null_becomes_empty() {
+async fn headers_that_the_library_has_no_room_for_are_carried_in_order_among_others() {
     let site = Site::with(1).await;
-    let mut sent = record("x");
-    sent.headers.push("twice", Some("1".into()));
-    sent.headers.push("null", None);
-    sent.headers.push("twice", Some("2".into()));
-    site.append(&[sent]).await.unwrap();
-    let read = site.read(0, 1).await.remove(0);
-    let headers: Vec<_> = read.headers.iter().map(|(n, v)| (&n[..], v.map(|v| &v[..]))).collect();
-    let expected: [(&[u8], Option<&[u8]>); 2] = [(b"null", Some(b"")), (b"twice", Some(b"2"))];
-    assert_eq!(headers, expected);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_header_name_that_is_not_text_refuses_its_record_alone() {
-    let site = Site::with(1).await;
-    let mut bad = record("bad");
-    bad.headers.push(&b"\xff\xfe"[..], Some("x".into()));
-    let outcomes = site.kafka.append(&site.partition(0), &[record("a"), bad, record("b")]).await;
-    assert_eq!(outcomes[0].as_ref().unwrap(), &0);
-    assert_eq!(outcomes[2].as_ref().unwrap(), &1);
-    let e = outcomes[1].as_ref().unwrap_err();
-    assert_eq!((e.kind(), e.effect(), e.retry()), (ErrorKind::Invalid, Effect::NotApplied, Retry::No));
-    assert!(e.to_string().contains("xff"), "{e}");
+    let mut records = numbered(0..5);
+    for (name, value) in
+        [(&b"twice"[..], Some("1")), (b"null", None), (b"\xff\xfe", Some("x")), (b"twice", Some("2"))]
+    {
+        records[2].headers.push(name, value.map(Bytes::from));
+    }
+    records[3].headers.push("plain", Some("y".into()));
+    assert_eq!(site.append(&records).await.unwrap(), [0, 1, 2, 3, 4]);
+    let read = site.read(0, 5).await;
+    for (sent, got) in records.iter().zip(&read) {
+        assert_eq!((&sent.value, &sent.headers), (&got.value, &got.headers));
+        assert!(got.timestamp_ms > 1_600_000_000_000);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -65,6 +55,27 @@ async fn batches_of_none_one_and_a_thousand_keep_their_order() {
     let read = site.read(0, 1001).await;
     let values: Vec<_> = read.iter().map(|r| r.value.clone().unwrap()).collect();
     assert_eq!(values, (0..1001).map(|n| Bytes::from(n.to_string())).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn appends_to_many_partitions_at_once_keep_the_order_of_each() {
+    // More of them than the library is connected to at a time.
+    let site = Site::with(20).await;
+    let appends = (0..20).map(|index| {
+        let (site, to) = (&site, site.partition(index));
+        async move {
+            for n in 0..20 {
+                site.kafka.append(&to, &[record(n.to_string())]).await.remove(0).unwrap();
+            }
+        }
+    });
+    futures_util::future::join_all(appends).await;
+    for index in 0..20 {
+        let from = Position { partition: site.partition(index), offset: 0 };
+        let batch = site.kafka.fetch(&from, FetchLimit::new(PATIENCE, 1 << 20)).await.unwrap();
+        let values: Vec<_> = batch.records.iter().map(|r| r.value.clone().unwrap()).collect();
+        assert_eq!(values, (0..20).map(|n| Bytes::from(n.to_string())).collect::<Vec<_>>());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -74,6 +74,30 @@ pub(crate) fn create(server: &str, topic: &str, setting: &str, value: &str) {
     assert_eq!(answer[4 + 4 + 2 + topic.len()..][..2], [0, 0], "the server made it");
 }
 
+/// Deletes a topic.
+pub(crate) fn delete(server: &str, topic: &str) {
+    let mut delete = vec![];
+    delete.extend(1_i32.to_be_bytes());
+    string(&mut delete, topic);
+    delete.extend(5000_i32.to_be_bytes());
+    let answer = request(server, 20, 1, &delete);
+    assert_eq!(answer[4 + 4 + 2 + topic.len()..][..2], [0, 0], "the server deleted it");
+}
+
+/// Deletes the records of partition 0 up to an offset.
+pub(crate) fn delete_records(server: &str, topic: &str, up_to: i64) {
+    let mut delete = vec![];
+    delete.extend(1_i32.to_be_bytes());
+    string(&mut delete, topic);
+    delete.extend(1_i32.to_be_bytes());
+    delete.extend(0_i32.to_be_bytes());
+    delete.extend(up_to.to_be_bytes());
+    delete.extend(5000_i32.to_be_bytes());
+    let answer = request(server, 21, 0, &delete);
+    // The throttle time, the topic, the partition and its first offset.
+    assert_eq!(answer[4 + 4 + 2 + topic.len() + 4 + 4 + 8..][..2], [0, 0], "the server deleted them");
+}
+
 /// Gives a user a password for SCRAM: the mechanism's number, and what is derived from the password.
 pub(crate) fn set_password(server: &str, user: &str, mechanism: u8, salt: &[u8], derived: &[u8]) {
     // Of the compact form: no tagged fields, nobody to forget, one user.

@@ -372,7 +372,7 @@ fn what_nobody_asks_for_goes_to_partitions_of_another_process() {
     partitions_of_another(&mut rig);
     rig.publish(&["a", "b", "c", "d", "e", "f"]);
     let busy = rig.get_job().unwrap();
-    for _ in 0..5 {
+    for _ in 0..6 {
         rig.pass(SEC);
     }
     assert_eq!(rig.wait.len(), 5, "prefetched or not, all but the one that runs");

@@ -2,15 +2,15 @@
 
 use super::{
     connection::{Api, Connection},
-    wire::{Reader, Writer},
+    format::{Reader, Writer},
 };
 use crate::failure::Failure;
 use kafkaq_core::ErrorKind;
 use rsasl::prelude::{Mechname, SASLClient, SASLConfig};
 use rskafka::client::SaslConfig;
 
-const HANDSHAKE: Api = Api { key: 17, version: 1, name: "SaslHandshake" };
-const AUTHENTICATE: Api = Api { key: 36, version: 0, name: "SaslAuthenticate" };
+const HANDSHAKE: [Api; 1] = [Api::new(17, 1, "SaslHandshake")];
+const AUTHENTICATE: [Api; 1] = [Api::new(36, 0, "SaslAuthenticate")];
 
 pub(super) async fn sign_in(connection: &mut Connection, sasl: &SaslConfig) -> Result<(), Failure> {
     let (mechanism, credentials) = match sasl {
@@ -23,8 +23,8 @@ pub(super) async fn sign_in(connection: &mut Connection, sasl: &SaslConfig) -> R
     };
     let mut handshake = Writer::default();
     handshake.string(mechanism)?;
-    let mut answer = connection.ask(&HANDSHAKE, handshake).await?;
-    let (code, offered) = (answer.int16()?, answer.list(Reader::string)?);
+    let mut response = ask(connection, &HANDSHAKE, handshake).await?;
+    let (code, offered) = (response.int16()?, response.array(Reader::string)?);
     Failure::of_code(code, || {
         let offered: Vec<_> = offered.into_iter().flatten().collect();
         format!("asked for {mechanism}, offers {}", offered.join(", "))
@@ -41,14 +41,23 @@ pub(super) async fn sign_in(connection: &mut Connection, sasl: &SaslConfig) -> R
         let state = session.step(heard.as_deref(), &mut said).map_err(Failure::denied)?;
         if state.has_sent_message() {
             let mut token = Writer::default();
-            token.bytes(&said)?;
-            let mut answer = connection.ask(&AUTHENTICATE, token).await?;
-            let (code, message) = (answer.int16()?, answer.string()?);
+            token.byte_array(&said)?;
+            let mut response = ask(connection, &AUTHENTICATE, token).await?;
+            let (code, message) = (response.int16()?, response.string()?);
             Failure::of_code(code, || message.unwrap_or_default())?;
-            heard = Some(answer.bytes()?);
+            heard = Some(response.byte_array()?);
         }
         if state.is_finished() {
             return Ok(());
         }
     }
+}
+
+async fn ask(
+    connection: &mut Connection,
+    versions: &'static [Api; 1],
+    body: Writer,
+) -> Result<Reader, Failure> {
+    let api = connection.version_of(versions)?;
+    connection.exchange(api, body).await
 }

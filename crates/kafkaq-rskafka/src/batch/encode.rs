@@ -1,0 +1,90 @@
+//! Records to a batch, uncompressed.
+
+use super::{BEFORE_ATTRIBUTES, BEFORE_SIZE, FORMAT, HEADER};
+use crate::failure::Failure;
+use bytes::{BufMut, Bytes};
+use kafkaq_core::{ErrorKind, NewRecord};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// One batch of at least one record. The server gives the offsets.
+pub(crate) fn encode(records: &[NewRecord]) -> Result<Vec<u8>, Failure> {
+    let now = SystemTime::now();
+    let times: Vec<i64> = records.iter().map(|record| millis(record.timestamp.unwrap_or(now))).collect();
+    let first = times.first().copied().unwrap_or_default();
+    let latest = times.iter().copied().max().unwrap_or_default();
+    let last = i32::try_from(records.len().saturating_sub(1)).map_err(|_| too_large())?;
+
+    let mut out = Vec::with_capacity(HEADER + records.iter().map(|record| record.size() + 32).sum::<usize>());
+    out.put_i64(0);
+    // The size, when it is known.
+    out.put_i32(0);
+    // Of no leader.
+    out.put_i32(-1);
+    out.put_i8(FORMAT);
+    // The checksum, likewise.
+    out.put_u32(0);
+    out.put_i16(0);
+    out.put_i32(last);
+    out.put_i64(first);
+    out.put_i64(latest);
+    // Of no producer that has an id, an epoch and a sequence.
+    out.put_i64(-1);
+    out.put_i16(-1);
+    out.put_i32(-1);
+    out.put_i32(last + 1);
+    let mut record_bytes = Vec::new();
+    for (n, (record, time)) in (0..).zip(records.iter().zip(times)) {
+        record_bytes.clear();
+        encode_record(&mut record_bytes, record, time - first, n);
+        put_varint(&mut out, record_bytes.len() as i64);
+        out.extend_from_slice(&record_bytes);
+    }
+    let size = i32::try_from(out.len() - BEFORE_SIZE).map_err(|_| too_large())?;
+    out[8..BEFORE_SIZE].copy_from_slice(&size.to_be_bytes());
+    let checksum = crc32c::crc32c(&out[BEFORE_ATTRIBUTES..]);
+    out[BEFORE_ATTRIBUTES - 4..BEFORE_ATTRIBUTES].copy_from_slice(&checksum.to_be_bytes());
+    Ok(out)
+}
+
+fn encode_record(out: &mut Vec<u8>, record: &NewRecord, time: i64, offset: i64) {
+    // No attribute has a meaning yet.
+    out.put_i8(0);
+    put_varint(out, time);
+    put_varint(out, offset);
+    put_bytes(out, record.key.as_ref());
+    put_bytes(out, record.value.as_ref());
+    put_varint(out, record.headers.len() as i64);
+    for (name, value) in record.headers.iter() {
+        put_bytes(out, Some(name));
+        put_bytes(out, value);
+    }
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: Option<&Bytes>) {
+    match bytes {
+        Some(bytes) => {
+            put_varint(out, bytes.len() as i64);
+            out.put_slice(bytes);
+        }
+        None => put_varint(out, -1),
+    }
+}
+
+/// Small numbers of either sign are short.
+fn put_varint(out: &mut Vec<u8>, n: i64) {
+    let mut n = (n << 1 ^ n >> 63).cast_unsigned();
+    while n >= 128 {
+        out.push((n % 128) as u8 | 128);
+        n /= 128;
+    }
+    out.push(n as u8);
+}
+
+pub(crate) fn millis(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn too_large() -> Failure {
+    Failure::refused(ErrorKind::TooLarge, "A batch has at most 2 GiB")
+}

@@ -1,0 +1,273 @@
+//! Which brokers there are and which of them leads a partition, as the cluster has told it within the last ten seconds.
+
+use crate::{
+    failure::Failure,
+    locked,
+    protocol::metadata::{Described, DescribedTopic, Metadata},
+    wire::{CONNECT_SHARE, Network, Request, format::TopicId},
+};
+use kafkaq_core::Partition;
+use rskafka::client::error::ProtocolError;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use tokio::time::{Instant, timeout_at};
+
+/// A leader is looked up again after this: so are partitions that were added, and topics that were recreated.
+const MAX_AGE: Duration = Duration::from_secs(10);
+/// Topics that were used within this are looked up together.
+const IN_USE: Duration = Duration::from_secs(60);
+/// A topic that nobody has used for so long is forgotten.
+const FORGOTTEN: Duration = Duration::from_secs(3600);
+/// Known brokers that are asked before the addresses that were configured.
+const KNOWN: usize = 3;
+
+#[derive(Default)]
+pub(crate) struct Cluster {
+    view: Mutex<View>,
+    /// Held while somebody asks: the others wait for that. How it failed last, and when.
+    asking: tokio::sync::Mutex<Option<(Instant, Failure)>>,
+    /// Every question begins with another broker.
+    turn: AtomicUsize,
+}
+
+#[derive(Default)]
+struct View {
+    brokers: HashMap<i32, Arc<str>>,
+    controller: Option<Arc<str>>,
+    topics: HashMap<Arc<str>, Topic>,
+}
+
+struct Topic {
+    id: Option<TopicId>,
+    /// The server's code for it.
+    code: i16,
+    /// The broker that leads each partition.
+    leaders: HashMap<i32, Option<i32>>,
+    /// Under which id each partition was last read through this handle.
+    read_as: HashMap<i32, TopicId>,
+    asked: Option<Instant>,
+    used: Instant,
+}
+
+/// Whom to ask for a partition.
+#[derive(Clone, Debug)]
+pub(crate) struct Leader {
+    pub(crate) address: Arc<str>,
+    pub(crate) topic: Option<TopicId>,
+}
+
+impl Cluster {
+    /// Who leads a partition.
+    pub(crate) async fn leader(
+        &self,
+        network: &Network,
+        of: &Partition,
+        deadline: Instant,
+    ) -> Result<Leader, Failure> {
+        match self.known_leader(of) {
+            Some(leader) => Ok(leader),
+            None => self.look_up(network, of, deadline).await,
+        }
+    }
+
+    /// Who leads a partition now.
+    pub(crate) async fn look_up(
+        &self,
+        network: &Network,
+        of: &Partition,
+        deadline: Instant,
+    ) -> Result<Leader, Failure> {
+        let since = Instant::now();
+        let asking = timeout_at(deadline, self.asking.lock()).await;
+        let mut failed = asking.map_err(|_| Failure::not_connected())?;
+        // Whoever had the lock may have asked for this one too, or have failed for all.
+        if let Some((at, failure)) = &*failed
+            && *at >= since
+        {
+            return Err(failure.clone());
+        }
+        if !self.was_asked(&of.topic, since)
+            && let Err(failure) = self.describe(network, self.in_use(&of.topic), deadline).await
+        {
+            *failed = Some((Instant::now(), failure.clone()));
+            return Err(failure);
+        }
+        self.leader_in_view(of)
+    }
+
+    /// Asks for topics, and never creates one. One outcome per name, in the same order.
+    pub(crate) async fn topics(
+        &self,
+        network: &Network,
+        names: &[Arc<str>],
+        deadline: Instant,
+    ) -> Result<Vec<Result<DescribedTopic, Failure>>, Failure> {
+        let described = self.describe(network, names.to_vec(), deadline).await?.topics;
+        let outcomes = names.iter().map(|name| {
+            let topic = described.iter().find(|topic| *topic.name == **name);
+            let topic = topic.ok_or_else(Failure::not_found)?;
+            // A topic without a leader is there, too.
+            match Failure::of_code(topic.code, || format!("asked for the topic {name}")) {
+                Err(failure) if failure.code != Some(ProtocolError::LeaderNotAvailable) => {
+                    Err(failure.unsent())
+                }
+                _ => Ok(topic.clone()),
+            }
+        });
+        Ok(outcomes.collect())
+    }
+
+    /// The broker that creates topics.
+    pub(crate) async fn controller(&self, network: &Network, deadline: Instant) -> Result<Arc<str>, Failure> {
+        self.describe(network, Vec::new(), deadline).await?;
+        // It is being chosen.
+        locked(&self.view).controller.clone().ok_or_else(Failure::no_leader)
+    }
+
+    /// What is known of a topic no longer holds.
+    pub(crate) fn invalidate(&self, topic: &str) {
+        if let Some(topic) = locked(&self.view).topics.get_mut(topic) {
+            topic.asked = None;
+        }
+    }
+
+    /// Notes that a partition is being read under that id. Fails, once, if it was read under another one before.
+    pub(crate) fn reads(&self, partition: &Partition, id: Option<TopicId>) -> Result<(), Failure> {
+        let Some(id) = id else { return Ok(()) };
+        let mut view = locked(&self.view);
+        let Some(topic) = view.topics.get_mut(&partition.topic) else { return Ok(()) };
+        match topic.read_as.insert(partition.index, id) {
+            Some(before) if before != id => Err(Failure::recreated()),
+            _ => Ok(()),
+        }
+    }
+
+    fn known_leader(&self, of: &Partition) -> Option<Leader> {
+        let mut view = locked(&self.view);
+        let topic = view.topics.get_mut(&of.topic)?;
+        topic.used = Instant::now();
+        if topic.asked.is_none_or(|at| at.elapsed() >= MAX_AGE) {
+            return None;
+        }
+        let id = topic.id;
+        let leader = (*topic.leaders.get(&of.index)?)?;
+        Some(Leader { address: view.brokers.get(&leader)?.clone(), topic: id })
+    }
+
+    fn leader_in_view(&self, of: &Partition) -> Result<Leader, Failure> {
+        let view = locked(&self.view);
+        let topic = view.topics.get(&of.topic).ok_or_else(Failure::not_found)?;
+        if topic.leaders.is_empty() {
+            Failure::of_code(topic.code, || format!("asked for the topic {}", of.topic))
+                .map_err(Failure::unsent)?;
+        }
+        let leader = topic.leaders.get(&of.index).ok_or_else(Failure::not_found)?;
+        let address = leader.and_then(|leader| view.brokers.get(&leader)).ok_or_else(Failure::no_leader)?;
+        Ok(Leader { address: address.clone(), topic: topic.id })
+    }
+
+    fn was_asked(&self, topic: &str, since: Instant) -> bool {
+        let view = locked(&self.view);
+        view.topics.get(topic).and_then(|topic| topic.asked).is_some_and(|at| at >= since)
+    }
+
+    /// The topic, and what else is read or written.
+    fn in_use(&self, name: &Arc<str>) -> Vec<Arc<str>> {
+        let view = locked(&self.view);
+        let others = view.topics.iter().filter(|(_, topic)| topic.used.elapsed() < IN_USE);
+        let others = others.map(|(other, _)| other.clone()).filter(|other| other != name);
+        std::iter::once(name.clone()).chain(others).collect()
+    }
+
+    async fn describe(
+        &self,
+        network: &Network,
+        topics: Vec<Arc<str>>,
+        deadline: Instant,
+    ) -> Result<Described, Failure> {
+        let request = Metadata { topics };
+        let asked = Instant::now();
+        let described = self.ask_anybody(network, &request, deadline).await?;
+        self.learn(&request.topics, &described, asked)?;
+        Ok(described)
+    }
+
+    fn learn(&self, names: &[Arc<str>], described: &Described, asked: Instant) -> Result<(), Failure> {
+        let mut view = locked(&self.view);
+        if described.brokers.is_empty() {
+            return Err(Failure::no_leader());
+        }
+        view.brokers = described.brokers.iter().cloned().collect();
+        view.controller = view.brokers.get(&described.controller).cloned();
+        for name in names {
+            let found = described.topics.iter().find(|topic| *topic.name == **name);
+            let fresh = || Topic {
+                id: None,
+                code: 0,
+                leaders: HashMap::new(),
+                read_as: HashMap::new(),
+                asked: None,
+                used: Instant::now(),
+            };
+            let topic = view.topics.entry(name.clone()).or_insert_with(fresh);
+            topic.asked = Some(asked);
+            // One that is gone keeps its id: the next one of that name will be told from it.
+            topic.leaders.clear();
+            if let Some(found) = found {
+                topic.code = found.code;
+                let leader = |(index, leader): &(i32, i32)| (*index, (*leader >= 0).then_some(*leader));
+                topic.leaders = found.partitions.iter().map(leader).collect();
+                topic.id = found.id;
+            }
+        }
+        view.topics.retain(|_, topic| topic.used.elapsed() < FORGOTTEN);
+        Ok(())
+    }
+
+    /// Asks one broker after the other, until one answers.
+    pub(crate) async fn ask_anybody<R: Request>(
+        &self,
+        network: &Network,
+        request: &R,
+        deadline: Instant,
+    ) -> Result<R::Response, Failure> {
+        let candidates = self.candidates(network);
+        let share = network.settings.request_timeout / CONNECT_SHARE;
+        let each = share / u32::try_from(candidates.len()).unwrap_or(u32::MAX).max(1);
+        let mut last = Failure::not_connected();
+        for address in candidates {
+            match network.exchange(&address, request, deadline.min(Instant::now() + each)).await {
+                Ok(described) => return Ok(described),
+                Err(failure) if failure.answered => return Err(failure),
+                Err(failure) => last = failure,
+            }
+        }
+        Err(last.not_reached())
+    }
+
+    /// Those to whom there is a connection, a few that are known, and those that were configured.
+    fn candidates(&self, network: &Network) -> Vec<Arc<str>> {
+        let mut known: Vec<_> = locked(&self.view).brokers.values().cloned().collect();
+        known.sort_unstable();
+        let turn = self.turn.fetch_add(1, Relaxed);
+        if !known.is_empty() {
+            let at = turn % known.len();
+            known.rotate_left(at);
+        }
+        let connected = network.connected();
+        known.sort_by_key(|address| !connected.contains(address));
+        known.truncate(KNOWN);
+        for address in &network.settings.addresses {
+            if !known.contains(address) {
+                known.push(address.clone());
+            }
+        }
+        known
+    }
+}

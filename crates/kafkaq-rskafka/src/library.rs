@@ -1,0 +1,188 @@
+//! Appends by rskafka.
+//!
+//! The library has a connection for each partition, so there is a limit to them. Whoever finds none goes over the
+//! connections that all calls share.
+//!
+//! The library neither limits the time of a request nor, by default, the number of its attempts, and may stay with a
+//! leader that is none any more. So it gets one attempt, within a limit; whatever did not end well costs the connection
+//! and the client that it was made by. A client has an epoch, so that many calls that fail together replace it once.
+
+use crate::{
+    failure::Failure,
+    link::{Limits, Link, Settings},
+    locked,
+};
+use kafkaq_core::Partition;
+use rskafka::{
+    BackoffConfig,
+    client::{
+        Client, ClientBuilder,
+        partition::{Compression, PartitionClient, UnknownTopicHandling},
+    },
+    record::Record,
+};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout_at},
+};
+
+/// Partitions that the library is connected to at a time.
+const MAX_CONNECTIONS: usize = 8;
+/// A connection that nobody has used for so long makes room for another partition.
+const MAX_IDLE: Duration = Duration::from_secs(5);
+
+pub(crate) struct Library {
+    /// Locked while somebody connects: the others wait for that.
+    client: tokio::sync::Mutex<Option<(u64, Arc<Client>)>>,
+    epochs: AtomicU64,
+    /// Clients up to this epoch have failed somebody.
+    distrusted: AtomicU64,
+    idle: Mutex<HashMap<Partition, Vec<(Instant, Connection)>>>,
+    room: Arc<Semaphore>,
+}
+
+/// A connection to a partition's leader, and the epoch of the client that made it.
+struct Connection {
+    client: PartitionClient,
+    epoch: u64,
+    /// Room for one connection.
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Default for Library {
+    fn default() -> Self {
+        Library {
+            client: Default::default(),
+            epochs: AtomicU64::new(0),
+            distrusted: AtomicU64::new(0),
+            idle: Mutex::default(),
+            room: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        }
+    }
+}
+
+impl Library {
+    /// Appends records in one request. Returns their offsets; `None` if all connections are in use.
+    pub(crate) async fn append(
+        &self,
+        link: &Link,
+        to: &Partition,
+        records: impl FnOnce() -> Vec<Record>,
+        limits: Limits,
+    ) -> Result<Option<Vec<i64>>, Failure> {
+        let connection = match self.take(to) {
+            Some(connection) => connection,
+            None => match self.room.clone().try_acquire_owned() {
+                Ok(permit) => self.connect(link, to, permit, limits).await?,
+                Err(_) => return Ok(None),
+            },
+        };
+        let produced = connection.client.produce(records(), Compression::NoCompression);
+        let failure = match timeout_at(limits.deadline, produced).await {
+            Ok(Ok(offsets)) => {
+                self.put_back(to, connection);
+                return Ok(Some(offsets));
+            }
+            Ok(Err(e)) => Failure::of(e),
+            Err(_) => Failure::silence(),
+        };
+        // Never to be used again: to find the leader anew, the library would let the server create the topic.
+        if !failure.answered {
+            self.distrusted.fetch_max(connection.epoch, Relaxed);
+            locked(&self.idle).remove(to);
+        }
+        Err(failure)
+    }
+
+    async fn connect(
+        &self,
+        link: &Link,
+        to: &Partition,
+        permit: OwnedSemaphorePermit,
+        limits: Limits,
+    ) -> Result<Connection, Failure> {
+        // The library looks for a leader in a way that lets the server create the topic. So it is asked for here first;
+        // and the library is only sent where somebody answers.
+        let leader = link.cluster.look_up(&link.network, to, limits.deadline).await?;
+        let settings = &link.network.settings;
+        let connecting = async {
+            let (epoch, client) = self.client(settings, &leader.address).await?;
+            let leader = client.partition_client(&*to.topic, to.index, UnknownTopicHandling::Error).await;
+            let client = leader.map_err(Failure::connecting).inspect_err(|failure| {
+                if !failure.answered {
+                    self.distrusted.fetch_max(epoch, Relaxed);
+                }
+            })?;
+            Ok(Connection { client, epoch, _permit: permit })
+        };
+        let share = Instant::now() + settings.request_timeout / crate::wire::CONNECT_SHARE;
+        match timeout_at(share.min(limits.deadline), connecting).await {
+            Ok(connected) => connected,
+            Err(_) => {
+                self.distrusted.fetch_max(self.epochs.load(Relaxed), Relaxed);
+                Err(Failure::not_connected())
+            }
+        }
+    }
+
+    async fn client(&self, settings: &Settings, address: &str) -> Result<(u64, Arc<Client>), Failure> {
+        let mut slot = self.client.lock().await;
+        if let Some((epoch, client)) = &*slot
+            && *epoch > self.distrusted.load(Relaxed)
+        {
+            return Ok((*epoch, client.clone()));
+        }
+        *slot = None;
+        let once = BackoffConfig { deadline: Some(Duration::ZERO), ..BackoffConfig::default() };
+        let mut builder = ClientBuilder::new(vec![address.into()])
+            .client_id(settings.client_id.as_str())
+            .max_message_size(settings.max_message_bytes)
+            .backoff_config(once);
+        if let Some(sasl) = &settings.sasl {
+            builder = builder.sasl_config(sasl.clone());
+        }
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &settings.tls {
+            builder = builder.tls_config(tls.clone());
+        }
+        let client = Arc::new(builder.build().await.map_err(Failure::connecting)?);
+        let epoch = self.epochs.fetch_add(1, Relaxed) + 1;
+        *slot = Some((epoch, client.clone()));
+        Ok((epoch, client))
+    }
+
+    fn take(&self, partition: &Partition) -> Option<Connection> {
+        let mut idle = locked(&self.idle);
+        close_old(&mut idle);
+        idle.get_mut(partition)?.pop().map(|(_, connection)| connection)
+    }
+
+    fn put_back(&self, partition: &Partition, connection: Connection) {
+        let mut idle = locked(&self.idle);
+        idle.entry(partition.clone()).or_default().push((Instant::now(), connection));
+    }
+
+    pub(crate) fn close_idle(&self) {
+        close_old(&mut locked(&self.idle));
+    }
+
+    pub(crate) async fn close(&self) {
+        locked(&self.idle).clear();
+        *self.client.lock().await = None;
+    }
+}
+
+fn close_old(idle: &mut HashMap<Partition, Vec<(Instant, Connection)>>) {
+    idle.retain(|_, of_one| {
+        of_one.retain(|(since, _)| since.elapsed() < MAX_IDLE);
+        !of_one.is_empty()
+    });
+}

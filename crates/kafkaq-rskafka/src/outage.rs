@@ -1,0 +1,83 @@
+//! What the log says of brokers that can't be reached: a line when it begins, one a minute, and one when it ends,
+//! however many calls fail meanwhile.
+
+use crate::{failure::Failure, locked};
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::time::Instant;
+
+const EVERY: Duration = Duration::from_secs(60);
+
+/// The brokers that can't be reached, by their addresses.
+#[derive(Default)]
+pub(crate) struct Outages(Mutex<HashMap<Arc<str>, Outage>>);
+
+struct Outage {
+    began: Instant,
+    reported: Instant,
+}
+
+impl Outages {
+    /// A broker can't be reached, again or still.
+    pub(crate) fn began(&self, address: &Arc<str>, failure: &Failure) {
+        let now = Instant::now();
+        let mut outages = locked(&self.0);
+        match outages.get_mut(address) {
+            None => {
+                outages.insert(address.clone(), Outage { began: now, reported: now });
+                tracing::warn!(
+                    target: "kafkaq",
+                    broker = &**address,
+                    "can't be reached: {}; calls are repeated until they time out",
+                    failure.reason()
+                );
+            }
+            Some(outage) if now - outage.reported >= EVERY => {
+                outage.reported = now;
+                tracing::warn!(
+                    target: "kafkaq",
+                    broker = &**address,
+                    "can't be reached for {} s: {}",
+                    (now - outage.began).as_secs(),
+                    failure.reason()
+                );
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// A broker has answered.
+    pub(crate) fn ended(&self, address: &Arc<str>) {
+        if let Some(outage) = locked(&self.0).remove(address) {
+            let after = outage.began.elapsed().as_secs();
+            tracing::info!(target: "kafkaq", broker = &**address, "answers again, after {after} s");
+        }
+    }
+}
+
+/// What is reported at most once a minute.
+pub(crate) struct OncePerMinute<K>(Mutex<HashMap<K, Instant>>);
+
+impl<K> Default for OncePerMinute<K> {
+    fn default() -> Self {
+        OncePerMinute(Mutex::default())
+    }
+}
+
+impl<K: Clone + Eq + Hash> OncePerMinute<K> {
+    /// Whether it is time to report it.
+    pub(crate) fn is_due(&self, what: &K) -> bool {
+        let now = Instant::now();
+        let mut reported = locked(&self.0);
+        reported.retain(|_, at| now - *at < EVERY);
+        let due = !reported.contains_key(what);
+        if due {
+            reported.insert(what.clone(), now);
+        }
+        due
+    }
+}

@@ -1,0 +1,350 @@
+//! Long polls: all fetches that wait at a broker go in one request.
+//!
+//! A request that waits can't be changed, so a fetch that comes later takes another connection. All requests end their
+//! wait at the same instants, and a fetch that would not outlast the next wait is answered then, too. So those who read
+//! on and on soon do so in one request: a broker that has nothing for anybody is asked twice a second.
+
+use crate::{
+    failure::Failure,
+    locked,
+    protocol::fetch::{Fetch, Fetched, From},
+    wire::Network,
+};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::{
+    sync::{Notify, RwLock, oneshot, watch},
+    time::{Instant, sleep, timeout},
+};
+
+/// Requests under way at a time to one broker.
+const MAX_REQUESTS: usize = 4;
+/// Waits end at multiples of this: the longest that a fetch can be kept from its request.
+const SLICE: Duration = Duration::from_millis(500);
+/// Whoever has got records comes back for more, and the next request waits for them, but no longer than this.
+const GATHER: Duration = Duration::from_millis(1);
+/// Between requests that a server answers at once, with nothing: doubled each time.
+const PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+/// What one response may bring, unless a fetch wants more for itself.
+const MAX_BYTES: usize = 16 << 20;
+/// Brokers that are remembered without need.
+const MAX_BROKERS: usize = 100;
+
+pub(crate) struct Polls {
+    brokers: Mutex<HashMap<Arc<str>, Arc<Broker>>>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    network: Arc<Network>,
+    begin: Instant,
+    /// Ends the requests when the handle is closed.
+    closed: watch::Receiver<bool>,
+    /// Read by what is under way, written by who closes.
+    calls: Arc<RwLock<()>>,
+}
+
+#[derive(Default)]
+struct Broker {
+    queue: Mutex<Queue>,
+    gathered: Notify,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Waiting>,
+    /// Under way, or about to begin.
+    requests: usize,
+    /// Of them, those that wait for whoever is expected back.
+    gathering: usize,
+    expected: Vec<From>,
+}
+
+/// A fetch until it is answered.
+struct Waiting {
+    from: From,
+    until: Instant,
+    /// It has time for a whole slice, and may end with one.
+    is_patient: bool,
+    /// It gets a request of its own.
+    alone: bool,
+    reply: oneshot::Sender<Result<Fetched, Failure>>,
+}
+
+impl Polls {
+    pub(crate) fn new(network: Arc<Network>, closed: watch::Receiver<bool>, calls: Arc<RwLock<()>>) -> Self {
+        let shared = Shared { network, begin: Instant::now(), closed, calls };
+        Polls { brokers: Mutex::default(), shared: Arc::new(shared) }
+    }
+
+    /// Waits for records of one partition, until something is there or the time is over.
+    pub(crate) async fn fetch(
+        &self,
+        address: &Arc<str>,
+        from: From,
+        until: Instant,
+        alone: bool,
+    ) -> Result<Fetched, Failure> {
+        let (reply, answer) = oneshot::channel();
+        let broker = self.broker(address);
+        let is_patient = until.saturating_duration_since(Instant::now()) >= SLICE;
+        if broker.queue(Waiting { from, until, is_patient, alone, reply }) {
+            Requests { shared: self.shared.clone(), address: address.clone(), broker }.spawn();
+        }
+        // A request ends with the runtime that it was spawned on.
+        answer.await.unwrap_or_else(|_| Err(Failure::abandoned()))
+    }
+
+    fn broker(&self, address: &Arc<str>) -> Arc<Broker> {
+        let mut brokers = locked(&self.brokers);
+        if brokers.len() > MAX_BROKERS {
+            brokers.retain(|_, broker| locked(&broker.queue).requests > 0);
+        }
+        brokers.entry(address.clone()).or_default().clone()
+    }
+}
+
+impl Broker {
+    /// Whether a request has to begin for it.
+    fn queue(&self, waiting: Waiting) -> bool {
+        let mut queue = locked(&self.queue);
+        if let Some(at) = queue.expected.iter().position(|from| from.is_same_partition(&waiting.from)) {
+            queue.expected.swap_remove(at);
+            if queue.expected.is_empty() {
+                self.gathered.notify_waiters();
+            }
+        }
+        queue.waiting.push_back(waiting);
+        queue.gathering == 0 && queue.begins_request()
+    }
+}
+
+impl Queue {
+    /// Whether there is room for another request, which then begins.
+    fn begins_request(&mut self) -> bool {
+        let begins = self.requests < MAX_REQUESTS;
+        self.requests += usize::from(begins);
+        begins
+    }
+
+    /// The fetches of the next request.
+    fn take(&mut self) -> Vec<Waiting> {
+        let mut taken: Vec<Waiting> = Vec::new();
+        let mut left = VecDeque::new();
+        for waiting in self.waiting.drain(..) {
+            if waiting.reply.is_closed() {
+                // Whoever asked has gone.
+                continue;
+            }
+            // A partition has one place in a request.
+            let is_there = || taken.iter().any(|other| other.from.is_same_partition(&waiting.from));
+            let fits = taken.first().is_none_or(|first| !first.alone && !waiting.alone) && !is_there();
+            match fits {
+                true => taken.push(waiting),
+                false => left.push_back(waiting),
+            }
+        }
+        self.waiting = left;
+        taken
+    }
+}
+
+/// A place among the requests under way.
+struct Place {
+    broker: Arc<Broker>,
+    is_taken: bool,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.is_taken {
+            // The task was dropped, with its runtime perhaps: nobody must wait for it.
+            let mut queue = locked(&self.broker.queue);
+            queue.requests -= 1;
+            queue.waiting.clear();
+        }
+    }
+}
+
+/// Counts among those that gather.
+struct Gathering<'a>(&'a Broker);
+
+impl<'a> Gathering<'a> {
+    fn begin(broker: &'a Broker, expected: Vec<From>) -> Self {
+        let mut queue = locked(&broker.queue);
+        queue.gathering += 1;
+        queue.expected.extend(expected);
+        drop(queue);
+        Gathering(broker)
+    }
+}
+
+impl Drop for Gathering<'_> {
+    fn drop(&mut self) {
+        let mut queue = locked(&self.0.queue);
+        queue.gathering -= 1;
+        if queue.gathering == 0 {
+            queue.expected.clear();
+        }
+    }
+}
+
+/// One request after the other, as long as somebody waits.
+#[derive(Clone)]
+struct Requests {
+    shared: Arc<Shared>,
+    address: Arc<str>,
+    broker: Arc<Broker>,
+}
+
+impl Requests {
+    fn spawn(self) {
+        // Made here, so that the place is given back even if the task never runs.
+        let place = Place { broker: self.broker.clone(), is_taken: true };
+        let mut closed = self.shared.closed.clone();
+        let Ok(under_way) = self.shared.calls.clone().try_read_owned() else { return };
+        tokio::spawn(async move {
+            tokio::select! {
+                () = self.run(place) => {}
+                _ = closed.wait_for(|closed| *closed) => {}
+            }
+            drop(under_way);
+        });
+    }
+
+    async fn run(&self, mut place: Place) {
+        let mut pause = PAUSE;
+        loop {
+            let (taken, leaves_some) = {
+                let mut queue = locked(&self.broker.queue);
+                let taken = queue.take();
+                if taken.is_empty() {
+                    queue.requests -= 1;
+                    place.is_taken = false;
+                    return;
+                }
+                (taken, !queue.waiting.is_empty() && queue.begins_request())
+            };
+            if leaves_some {
+                self.clone().spawn();
+            }
+            match self.request(taken).await {
+                Brought::Something(to) => {
+                    pause = PAUSE;
+                    self.gather(to).await;
+                }
+                Brought::NothingInTime => pause = PAUSE,
+                Brought::NothingAtOnce => {
+                    sleep(pause).await;
+                    pause = LONGEST_PAUSE.min(pause * 2);
+                }
+            }
+        }
+    }
+
+    async fn gather(&self, expected: Vec<From>) {
+        let gathered = self.broker.gathered.notified();
+        let _gathering = Gathering::begin(&self.broker, expected);
+        // If they don't come, the request goes without them.
+        let _ = timeout(GATHER, gathered).await;
+    }
+
+    async fn request(&self, fetches: Vec<Waiting>) -> Brought {
+        let began = Instant::now();
+        let slice = Slice::of(self.shared.begin, began);
+        let until = fetches.iter().map(|waiting| waiting.until).min().unwrap_or(began);
+        let max_wait = until.min(slice.end).saturating_duration_since(began);
+        let sizes = || fetches.iter().map(|waiting| waiting.from.max_bytes);
+        let limit = MAX_BYTES.min(self.shared.network.settings.max_fetch_bytes());
+        let limit = i32::try_from(limit).unwrap_or(i32::MAX).max(sizes().max().unwrap_or_default());
+        let request = Fetch {
+            from: fetches.iter().map(|waiting| &waiting.from).collect(),
+            max_wait,
+            max_bytes: sizes().fold(0, i32::saturating_add).min(limit),
+        };
+        let deadline = began + max_wait + self.shared.network.settings.request_timeout;
+        match self.shared.network.exchange(&self.address, &request, deadline).await {
+            Ok(fetched) => {
+                let in_time = began.elapsed() >= max_wait / 2;
+                let answered = self.answer(fetches, fetched, &slice);
+                match answered.is_empty() {
+                    false => Brought::Something(answered),
+                    true if in_time => Brought::NothingInTime,
+                    true => Brought::NothingAtOnce,
+                }
+            }
+            Err(failure) if failure.is_oversized() && fetches.len() > 1 => {
+                // Let it be seen whose fault it is.
+                self.put_back(fetches.into_iter().map(|waiting| Waiting { alone: true, ..waiting }));
+                Brought::NothingInTime
+            }
+            Err(failure) => {
+                for waiting in fetches {
+                    // Whoever asked may have gone meanwhile.
+                    let _ = waiting.reply.send(Err(failure.clone()));
+                }
+                Brought::Something(Vec::new())
+            }
+        }
+    }
+
+    /// Hands out what has come, and lets wait on who has time. Returns who was answered.
+    fn answer(&self, fetches: Vec<Waiting>, fetched: Vec<Option<Fetched>>, slice: &Slice) -> Vec<From> {
+        let now = Instant::now();
+        let (mut behind, mut at_the_end, mut answered) = (Vec::new(), Vec::new(), Vec::new());
+        for (waiting, fetched) in fetches.into_iter().zip(fetched) {
+            let is_over = waiting.until <= now || waiting.is_patient && slice.is_last_of(waiting.until, now);
+            match fetched {
+                Some(empty) if empty.code == 0 && empty.records.is_empty() && !is_over => {
+                    let is_behind = empty.end > waiting.from.offset;
+                    if is_behind { &mut behind } else { &mut at_the_end }.push(waiting);
+                }
+                fetched => {
+                    let none = || Failure::unreadable("no word of the partition").unsent();
+                    // Whoever asked may have gone meanwhile.
+                    let _ = waiting.reply.send(fetched.ok_or_else(none));
+                    answered.push(waiting.from);
+                }
+            }
+        }
+        // Those for which there was no room come first, and so get a whole batch next time.
+        self.put_back(behind.into_iter().chain(at_the_end));
+        answered
+    }
+
+    fn put_back(&self, fetches: impl DoubleEndedIterator<Item = Waiting>) {
+        let mut queue = locked(&self.broker.queue);
+        for waiting in fetches.rev() {
+            queue.waiting.push_front(waiting);
+        }
+    }
+}
+
+/// The time between two instants at which all requests end.
+struct Slice {
+    end: Instant,
+}
+
+impl Slice {
+    fn of(begin: Instant, now: Instant) -> Self {
+        let slices = (now - begin).as_millis() / SLICE.as_millis() + 1;
+        Slice { end: begin + SLICE * u32::try_from(slices).unwrap_or(u32::MAX) }
+    }
+
+    /// Whether this slice is over and the next one is too long.
+    fn is_last_of(&self, until: Instant, now: Instant) -> bool {
+        now >= self.end && until < self.end + SLICE
+    }
+}
+
+/// What came of a request.
+enum Brought {
+    /// Something to tell, which was told to these.
+    Something(Vec<From>),
+    NothingInTime,
+    NothingAtOnce,
+}

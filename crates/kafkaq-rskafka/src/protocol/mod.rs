@@ -1,0 +1,8 @@
+//! The requests that go over our own connections, each in versions that every Kafka from 2.4 on knows and that no later
+//! one has dropped.
+
+pub(crate) mod fetch;
+pub(crate) mod metadata;
+pub(crate) mod offsets;
+pub(crate) mod produce;
+pub(crate) mod topics;

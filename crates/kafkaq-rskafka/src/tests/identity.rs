@@ -1,0 +1,123 @@
+//! Topics that are deleted and recreated, by servers with topic ids and without.
+
+use super::*;
+use crate::wire::format::TopicId;
+
+const UNKNOWN_TOPIC_ID: i16 = 100;
+const OLD: TopicId = TopicId([1; 16]);
+const NEW: TopicId = TopicId([2; 16]);
+
+/// Has 100 records from the asked offset on, in the topic of the id that there is now.
+async fn broker() -> Broker {
+    let now: Arc<Mutex<Option<Arc<fake::State>>>> = Arc::default();
+    let state = now.clone();
+    let broker = Broker::of_fetches(move |fetch| {
+        let state = crate::locked(&state).clone().unwrap();
+        let id = crate::locked(&state.topic).id;
+        let answer = |asked: &fake::PartAsked| match asked.id == id {
+            true => Part::of(batch(asked.offset, 100)),
+            false => Part::failed(UNKNOWN_TOPIC_ID),
+        };
+        fetch.parts.iter().map(answer).collect()
+    })
+    .await;
+    *crate::locked(&now) = Some(broker.state.clone());
+    broker
+}
+
+#[tokio::test]
+async fn a_topic_that_is_recreated_is_never_read_at_a_position_of_the_old_one() {
+    let broker = broker().await;
+    let kafka = kafka(&broker);
+    for index in [0, 1] {
+        assert_eq!(fetch(&kafka, index, 0, PATIENCE).await.unwrap().next, 100);
+    }
+    broker.state.set_topic(|topic| topic.id = Some(NEW));
+    // The one learns of it from the server, the other from what the handle has heard meanwhile.
+    for index in [0, 1] {
+        let e = fetch(&kafka, index, 100, PATIENCE).await.unwrap_err();
+        assert_eq!((e.kind(), e.retry()), (ErrorKind::Invalid, Retry::No), "{e}");
+        assert!(e.to_string().contains("recreated"), "{e}");
+        // Whoever has heard that starts over.
+        assert_eq!(fetch(&kafka, index, 0, PATIENCE).await.unwrap().next, 100);
+    }
+    // One that nobody has read is no surprise.
+    assert_eq!(fetch(&kafka, 2, 0, PATIENCE).await.unwrap().next, 100);
+}
+
+#[tokio::test]
+async fn a_fetch_that_waits_while_its_topic_is_recreated_fails() {
+    let recreated = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let is_new = recreated.clone();
+    let broker = Broker::of_fetches(move |fetch| {
+        let is_new = is_new.load(std::sync::atomic::Ordering::SeqCst);
+        let answer = |asked: &fake::PartAsked| match asked.id == Some(OLD) && is_new {
+            true => Part::failed(UNKNOWN_TOPIC_ID),
+            false => Part::empty(asked.offset),
+        };
+        fetch.parts.iter().map(answer).collect()
+    })
+    .await;
+    let kafka = kafka(&broker);
+    let waiting = fetch(&kafka, 0, 7, PATIENCE);
+    let recreate = async {
+        while broker.state.asked(fake::FETCH) == 0 {
+            tokio::time::sleep(millis(1)).await;
+        }
+        broker.state.set_topic(|topic| topic.id = Some(NEW));
+        recreated.store(true, std::sync::atomic::Ordering::SeqCst);
+    };
+    let at = Instant::now();
+    let (fetched, ()) = tokio::join!(waiting, recreate);
+    assert!(fetched.unwrap_err().to_string().contains("recreated"));
+    assert!(at.elapsed() < SOON);
+}
+
+#[tokio::test]
+async fn a_topic_that_is_gone_is_not_found_long_before_the_request_timeout() {
+    let broker = broker().await;
+    let kafka = kafka(&broker);
+    fetch(&kafka, 0, 0, PATIENCE).await.unwrap();
+    broker.state.set_topic(|topic| (topic.partitions, topic.id) = (0, None));
+    let at = Instant::now();
+    let e = fetch(&kafka, 0, 100, millis(100)).await.unwrap_err();
+    assert_eq!((e.kind(), e.retry()), (ErrorKind::NotFound, Retry::No), "{e}");
+    assert!(at.elapsed() < SOON, "{:?}", at.elapsed());
+    // It comes back as another one.
+    broker.state.set_topic(|topic| (topic.partitions, topic.id) = (3, Some(NEW)));
+    let e = fetch(&kafka, 0, 100, PATIENCE).await.unwrap_err();
+    assert!(e.to_string().contains("recreated"), "{e}");
+}
+
+#[tokio::test]
+async fn a_broker_that_has_not_heard_of_a_new_topic_is_asked_again() {
+    let unknown = Mutex::new(3);
+    let broker = Broker::of_fetches(move |fetch| {
+        let mut unknown = crate::locked(&unknown);
+        *unknown -= 1;
+        let part = if *unknown >= 0 { Part::failed(UNKNOWN_TOPIC_ID) } else { Part::of(batch(0, 1)) };
+        vec![part; fetch.parts.len()]
+    })
+    .await;
+    assert_eq!(fetch(&kafka(&broker), 0, 0, PATIENCE).await.unwrap().next, 1);
+}
+
+#[tokio::test]
+async fn a_server_without_topic_ids_is_asked_by_name() {
+    let broker = Broker::of_fetches(|fetch| {
+        let answer = |asked: &fake::PartAsked| {
+            assert_eq!((asked.name.as_deref(), asked.id), (Some("t"), None));
+            Part::of(batch(asked.offset, 2))
+        };
+        fetch.parts.iter().map(answer).collect()
+    })
+    .await;
+    // Redpanda before 25.3.
+    crate::locked(&broker.state.knows).extend([(fake::FETCH, (4, 11)), (fake::METADATA, (0, 7))]);
+    let kafka = kafka(&broker);
+    assert_eq!(fetch(&kafka, 0, 5, PATIENCE).await.unwrap().next, 7);
+    // In the middle of an upgrade, one knows ids and the other does not.
+    crate::locked(&broker.state.knows).insert(fake::METADATA, (0, 12));
+    let kafka = super::kafka(&broker);
+    assert_eq!(fetch(&kafka, 0, 5, PATIENCE).await.unwrap().next, 7);
+}

@@ -1,0 +1,79 @@
+//! What the log says while a broker can't be reached.
+
+use super::*;
+use crate::{failure::Failure, outage::Outages};
+use futures_util::future::join_all;
+use tracing::Level;
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_is_a_line_when_it_begins_one_a_minute_and_one_when_it_ends() {
+    let lines = Lines::default();
+    let _logging = tracing::subscriber::set_default(lines.clone());
+    let (outages, one, other) = (Outages::default(), Arc::from("kafka-1:9092"), Arc::from("kafka-2:9092"));
+    let refused = || Failure::io(std::io::Error::from_raw_os_error(111));
+    outages.ended(&one);
+    assert!(lines.all().is_empty());
+    // For 150 s, ten times a second, of one of two.
+    for _ in 0..1500 {
+        outages.began(&one, &refused());
+        outages.ended(&other);
+        tokio::time::advance(millis(100)).await;
+    }
+    for _ in 0..10 {
+        outages.ended(&one);
+    }
+    let lines = lines.all();
+    let levels: Vec<_> = lines.iter().map(|(level, _)| *level).collect();
+    assert_eq!(levels, [Level::WARN, Level::WARN, Level::WARN, Level::INFO], "{lines:#?}");
+    assert!(lines[0].1.contains("refused") && lines[2].1.contains("for 120 s"), "{lines:#?}");
+    assert!(lines.iter().all(|(_, text)| text.contains("kafka-1:9092")), "{lines:#?}");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn many_calls_to_a_broker_that_is_away_are_one_line() {
+    let lines = Lines::default();
+    let _logging = tracing::subscriber::set_default(lines.clone());
+    let broker = Broker::of_fetches(|fetch| vec![Part::of(batch(0, 1)); fetch.parts.len()]).await;
+    let kafka = RsKafka::builder(&broker.address).request_timeout(millis(800)).build().unwrap();
+    fetch(&kafka, 0, 0, PATIENCE).await.unwrap();
+    broker.state.refuse(true);
+    let to = Partition::new("t", 1);
+    for _ in 0..3 {
+        let fetches = join_all((0..3).map(|index| fetch(&kafka, index, 0, millis(10))));
+        let appends = join_all((0..3).map(|_| async {
+            let record = NewRecord::new(None, Some("x".into()), Headers::new());
+            kafka.append(&to, &[record]).await.remove(0)
+        }));
+        let (fetched, appended) = tokio::join!(fetches, appends);
+        for e in
+            fetched.into_iter().map(|f| f.unwrap_err()).chain(appended.into_iter().map(|a| a.unwrap_err()))
+        {
+            assert_eq!((e.kind(), e.effect()), (ErrorKind::Unavailable, Effect::NotApplied), "{e}");
+            assert!(e.to_string().contains(&broker.address), "{e}");
+        }
+    }
+    let loud =
+        |lines: Vec<(Level, String)>| lines.into_iter().filter(|(level, _)| *level <= Level::WARN).collect();
+    let said: Vec<_> = loud(lines.all());
+    assert_eq!(said.len(), 1, "{said:#?}");
+    broker.state.refuse(false);
+    fetch(&kafka, 0, 0, PATIENCE).await.unwrap();
+    let last = lines.all().pop().unwrap();
+    assert!(last.0 == Level::INFO && last.1.contains("answers again"), "{last:?}");
+    assert_eq!(loud(lines.all()).len(), 1);
+}
+
+#[test]
+fn descriptors_that_are_used_up_are_called_so() {
+    let place = crate::failure::Place { bootstrap: "b:9092", partition: None, limit: SOON };
+    for code in [23, 24] {
+        let e = Failure::io(std::io::Error::from_raw_os_error(code)).unsent();
+        let e = e.error(crate::Op::APPEND, &place);
+        assert_eq!(
+            (e.kind(), e.effect(), e.retry()),
+            (ErrorKind::Unavailable, Effect::NotApplied, Retry::Yes)
+        );
+        assert!(e.advice().unwrap().contains("ulimit -n"), "{e}");
+        assert!(!e.to_string().contains("a broker answers"), "{e}");
+    }
+}

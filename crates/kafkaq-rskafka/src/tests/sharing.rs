@@ -1,0 +1,152 @@
+//! Connections and requests that many calls share.
+
+use super::*;
+use futures_util::future::join_all;
+use std::collections::HashSet;
+
+#[tokio::test]
+async fn fetches_of_many_partitions_wait_in_one_request_over_one_connection() {
+    let widest = Arc::new(Mutex::new(0));
+    let seen = widest.clone();
+    let broker = Broker::of_fetches(move |fetch| {
+        let mut widest = crate::locked(&seen);
+        *widest = fetch.parts.len().max(*widest);
+        fetch.parts.iter().map(|asked| Part::empty(asked.offset)).collect()
+    })
+    .await;
+    broker.state.set_topic(|topic| topic.partitions = 60);
+    let kafka = kafka(&broker);
+    // As a reader does: the next one follows at once.
+    let readers = (0..60).map(|index| {
+        let kafka = &kafka;
+        async move {
+            loop {
+                fetch(kafka, index, 0, millis(500)).await.unwrap();
+            }
+        }
+    });
+    let settled = async {
+        while *crate::locked(&widest) < 60 {
+            tokio::time::sleep(millis(10)).await;
+        }
+        let before = broker.state.asked(fake::FETCH);
+        let at = Instant::now();
+        tokio::time::sleep(millis(3000)).await;
+        (broker.state.asked(fake::FETCH) - before, at.elapsed())
+    };
+    tokio::select! {
+        _ = join_all(readers) => unreachable!(),
+        (asked, during) = settled => {
+            let most = during.as_millis() as usize / 100;
+            assert!(asked <= most, "{asked} requests in {during:?}");
+        }
+    }
+    assert!(broker.state.open() <= 4, "{} connections", broker.state.open());
+}
+
+#[tokio::test]
+async fn a_partition_that_two_read_has_one_place_in_a_request() {
+    let broker = Broker::of_fetches(|fetch| {
+        let places: HashSet<_> = fetch.parts.iter().map(|asked| asked.index).collect();
+        assert_eq!(places.len(), fetch.parts.len(), "a server looks at the last one of several");
+        fetch.parts.iter().map(|asked| Part::of(batch(asked.offset, 1))).collect()
+    })
+    .await;
+    let kafka = kafka(&broker);
+    let fetches = (0..20).map(|n| {
+        let kafka = &kafka;
+        async move { (n, fetch(kafka, 0, n, PATIENCE).await.unwrap()) }
+    });
+    for (n, batch) in join_all(fetches).await {
+        assert_eq!((batch.records[0].offset, batch.next), (n, n + 1));
+    }
+}
+
+#[tokio::test]
+async fn a_fetch_that_is_dropped_leaves_the_others_and_the_connections() {
+    let broker = Broker::of_fetches(|fetch| {
+        let answer = |asked: &fake::PartAsked| match asked.index {
+            1 => Part::of(batch(asked.offset, 1)),
+            _ => Part::empty(asked.offset),
+        };
+        fetch.parts.iter().map(answer).collect()
+    })
+    .await;
+    let kafka = kafka(&broker);
+    for n in 0..50 {
+        let dropped = tokio::time::timeout(millis(3), fetch(&kafka, 0, n, PATIENCE)).await;
+        assert!(dropped.is_err());
+    }
+    assert_eq!(fetch(&kafka, 1, 3, PATIENCE).await.unwrap().next, 4);
+    assert!(broker.state.open() <= 5, "{} connections", broker.state.open());
+}
+
+#[test]
+fn a_runtime_that_ends_takes_no_fetch_of_another_with_it() {
+    let servers = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let broker = servers.block_on(Broker::of_fetches(|fetch| {
+        let answer = |asked: &fake::PartAsked| match asked.index {
+            1 => Part::of(batch(asked.offset, 1)),
+            _ => Part::empty(asked.offset),
+        };
+        fetch.parts.iter().map(answer).collect()
+    }));
+    let kafka = Arc::new(kafka(&broker));
+    // Every request of this one ends with it.
+    let one = runtime();
+    one.block_on(async {
+        let waiting = (0..10).map(|_| fetch(&kafka, 0, 0, PATIENCE));
+        let _ = tokio::time::timeout(millis(50), join_all(waiting)).await;
+    });
+    let two = {
+        let kafka = kafka.clone();
+        std::thread::spawn(move || runtime().block_on(fetch(&kafka, 0, 0, millis(1500))))
+    };
+    std::thread::sleep(millis(100));
+    drop(one);
+    assert_eq!(two.join().unwrap().unwrap().next, 0);
+    assert_eq!(runtime().block_on(fetch(&kafka, 1, 3, PATIENCE)).unwrap().next, 4);
+    // From a runtime for each call.
+    for n in 0..10 {
+        assert_eq!(runtime().block_on(fetch(&kafka, 1, n, PATIENCE)).unwrap().next, n + 1);
+    }
+}
+
+#[tokio::test]
+async fn close_ends_long_polls_and_leaves_no_connection() {
+    let broker =
+        Broker::of_fetches(|fetch| fetch.parts.iter().map(|asked| Part::empty(asked.offset)).collect()).await;
+    let kafka = Arc::new(kafka(&broker));
+    let waiting = tokio::spawn({
+        let kafka = kafka.clone();
+        async move { fetch(&kafka, 0, 0, PATIENCE).await }
+    });
+    while broker.state.asked(fake::FETCH) == 0 {
+        tokio::time::sleep(millis(1)).await;
+    }
+    let at = Instant::now();
+    kafka.close().await.unwrap();
+    assert_eq!(waiting.await.unwrap().unwrap_err().kind(), ErrorKind::Closed);
+    assert!(at.elapsed() < SOON);
+    while broker.state.open() > 0 {
+        assert!(at.elapsed() < SOON, "{} connections", broker.state.open());
+        tokio::time::sleep(millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn offsets_of_many_partitions_take_two_requests() {
+    let broker = Broker::new(|_| None).await;
+    broker.state.set_topic(|topic| topic.partitions = 100);
+    let kafka = kafka(&broker);
+    let mut of: Vec<_> = (0..100).map(|index| Partition::new("t", index)).collect();
+    // And one twice.
+    of.push(of[3].clone());
+    let offsets = kafka.offsets(&of).await;
+    assert_eq!(offsets.len(), 101);
+    for ends in offsets {
+        assert_eq!(ends.unwrap(), Offsets { first: 5, next: 9 });
+    }
+    assert_eq!((broker.state.asked(fake::LIST_OFFSETS), broker.state.asked(fake::METADATA)), (2, 1));
+}

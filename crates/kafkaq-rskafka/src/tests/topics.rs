@@ -1,0 +1,142 @@
+//! A node that is not the controller, is too old, forbids.
+
+use super::*;
+use crate::wire::format::Writer;
+use fake::{Asked, CREATE_TOPICS, DESCRIBE_CONFIGS};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use tokio::net::TcpListener;
+
+/// A broker without topics, until it has created one as `code` says; its settings can't be read.
+async fn creates(code: i16) -> Broker {
+    let (created, state) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(None::<Arc<fake::State>>)));
+    let of_it = state.clone();
+    let broker = Broker::new(move |asked: &mut Asked| {
+        let mut body = asked.writer();
+        match asked.key {
+            CREATE_TOPICS => {
+                created.store(true, SeqCst);
+                if let (Some(state), 0 | 36) = (&*crate::locked(&of_it), code) {
+                    state.set_topic(|topic| topic.partitions = 1);
+                }
+                outcome(&mut body, code);
+            }
+            DESCRIBE_CONFIGS => denied(&mut body),
+            _ => return None,
+        }
+        Some(Reply::Body(body))
+    })
+    .await;
+    broker.state.set_topic(|topic| topic.partitions = 0);
+    *crate::locked(&state) = Some(broker.state.clone());
+    broker
+}
+
+/// How the creation of the topic `t` went.
+fn outcome(body: &mut Writer, code: i16) {
+    body.int32(0);
+    body.array(1).unwrap();
+    body.string("t").unwrap();
+    body.int16(code);
+    body.string("because").unwrap();
+}
+
+/// The settings of `t` are nobody's business.
+fn denied(body: &mut Writer) {
+    body.int32(0);
+    body.array(1).unwrap();
+    body.int16(29);
+    body.no_string();
+    body.int8(2);
+    body.string("t").unwrap();
+    body.array(0).unwrap();
+}
+
+async fn ensure(kafka: &RsKafka) -> Result<TopicInfo> {
+    Ok(kafka.ensure_topics(&[TopicSpec::new("t")]).await?.remove(0))
+}
+
+#[tokio::test]
+async fn the_controller_is_asked_to_create_a_topic() {
+    let controller = creates(0).await;
+    let other = creates(41).await;
+    other.state.set_topic(|topic| topic.controller.clone_from(&controller.address));
+    assert!(ensure(&kafka(&other)).await.unwrap().created);
+    assert_eq!((controller.state.asked(CREATE_TOPICS), other.state.asked(CREATE_TOPICS)), (1, 0));
+}
+
+#[tokio::test]
+async fn a_topic_that_somebody_else_creates_meanwhile_is_as_good() {
+    let broker = creates(36).await;
+    assert!(!ensure(&kafka(&broker)).await.unwrap().created);
+}
+
+#[tokio::test]
+async fn an_address_where_nobody_listens_leaves_the_others() {
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let broker = creates(0).await;
+    let addresses = format!("{nobody},{}", broker.address);
+    let kafka = RsKafka::builder(addresses).request_timeout(PATIENCE).build().unwrap();
+    assert!(ensure(&kafka).await.unwrap().created);
+}
+
+#[tokio::test]
+async fn who_may_not_create_a_topic_is_told_what_to_ask_for_and_what_the_server_said() {
+    let broker = creates(29).await;
+    let e = ensure(&kafka(&broker)).await.unwrap_err();
+    assert_eq!((e.kind(), e.effect()), (ErrorKind::Denied, Effect::NotApplied));
+    assert!(
+        e.to_string().contains("because") && e.advice().unwrap().contains("Create on the topic t"),
+        "{e}"
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_is_too_old_to_create_topics_so_says_it() {
+    let broker = creates(0).await;
+    crate::locked(&broker.state.knows).remove(&CREATE_TOPICS);
+    let e = ensure(&kafka(&broker)).await.unwrap_err();
+    assert_eq!((e.kind(), e.effect()), (ErrorKind::Unsupported, Effect::NotApplied));
+    assert!(e.to_string().contains("CreateTopics in version 4"), "{e}");
+}
+
+#[tokio::test]
+async fn settings_that_cannot_be_read_stay_open_and_fail_nothing() {
+    for is_old in [false, true] {
+        let broker = creates(0).await;
+        broker.state.set_topic(|topic| topic.partitions = 2);
+        if is_old {
+            crate::locked(&broker.state.knows).remove(&DESCRIBE_CONFIGS);
+        }
+        assert_eq!(ensure(&kafka(&broker)).await.unwrap(), TopicInfo::new("t", 2));
+    }
+}
+
+#[tokio::test]
+async fn describing_looks_and_never_creates() {
+    let broker = creates(0).await;
+    let kafka = kafka(&broker);
+    let names: Vec<Arc<str>> = vec!["t".into(), "other".into(), "t".into()];
+    assert_eq!(kafka.describe_topics(&names).await.unwrap(), [None, None, None]);
+    broker.state.set_topic(|topic| topic.partitions = 2);
+    // It does not believe what it has heard before.
+    let there = Some(TopicInfo::new("t", 2));
+    assert_eq!(kafka.describe_topics(&names).await.unwrap(), [there.clone(), None, there]);
+    broker.state.set_topic(|topic| topic.partitions = 5);
+    assert_eq!(kafka.describe_topics(&names[..1]).await.unwrap(), [Some(TopicInfo::new("t", 5))]);
+    assert_eq!(broker.state.asked(CREATE_TOPICS), 0);
+    assert!(kafka.describe_topics(&[]).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn what_may_have_created_a_topic_is_unknown_and_what_only_looked_is_not() {
+    for (silent, effect) in [(fake::METADATA, Effect::NotApplied), (CREATE_TOPICS, Effect::Unknown)] {
+        for reply in [|| Reply::Silence, || Reply::HangUp] {
+            let broker = Broker::new(move |asked| (asked.key == silent).then(reply)).await;
+            broker.state.set_topic(|topic| topic.partitions = 0);
+            let kafka = RsKafka::builder(&broker.address).request_timeout(millis(500)).build().unwrap();
+            let e = ensure(&kafka).await.unwrap_err();
+            assert_eq!((e.effect(), e.retry()), (effect, Retry::Yes), "{e}");
+            assert_eq!(e.to_string().contains("may have taken effect"), effect == Effect::Unknown, "{e}");
+        }
+    }
+}
