@@ -5,16 +5,15 @@
 //! grew again. `anchor` is an earlier record that was seen in its place *after* it had been read on from: as long as
 //! it still is there, everything that was read after it is of the same topic, however long a recreated one may be.
 //!
-//! A reader keeps both in a [`Trail`]: it compares [`Trail::position`] with the log ([`standing`]) at least every ten
-//! seconds, after each failure and after each gap, and commits what [`Trail::below`] gives. So a commit that was
-//! made before a change of the topic was noticed carries an anchor that the new topic doesn't have, and counts for
-//! nothing.
+//! A reader compares its position with the log ([`standing`]) at least every ten seconds, after each failure and after
+//! each gap, and commits both marks. So a commit that was made before a change of the topic was noticed carries an
+//! anchor that the new topic doesn't have, and counts for nothing.
 
 use crate::{
-    Batch, DecodeError, Error, ErrorKind, FetchLimit, Offsets, Partition, PartitionLog, Position, Record,
-    Result, Retry, hash::Fnv,
+    DecodeError, Error, ErrorKind, FetchLimit, Offsets, Partition, PartitionLog, Position, Record, Result,
+    Retry, hash::Fnv,
 };
-use std::{collections::VecDeque, time::Duration};
+use std::time::Duration;
 
 /// Identifies a record well enough to notice that its topic was cut or recreated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,26 +157,29 @@ impl Standing {
     #[must_use]
     pub fn alarm(self, of: &Partition, cursor: &Cursor) -> Option<Error> {
         let offset = cursor.offset;
-        let (kind, advice) = match self {
+        let (kind, what, advice) = match self {
             Standing::Intact => return None,
             Standing::DeletedUnread { first } => (
-                ErrorKind::Misconfigured,
+                ErrorKind::NotFound,
                 format!(
-                    "{} records were deleted unread, from offset {offset} on: their tasks are lost. Raise the topic's \
-                     retention.ms and retention.bytes, or have more workers",
-                    first.saturating_sub(offset)
+                    "up to {} records were deleted unread, offsets {offset} to {}: their tasks can't be executed",
+                    first.saturating_sub(offset),
+                    first.saturating_sub(1)
                 ),
+                "Raise the topic's `retention.ms` and `retention.bytes`, or start enough workers to keep up with them",
             ),
             Standing::Replaced { .. } => (
                 ErrorKind::Other,
                 format!(
-                    "The topic was recreated or cut: the records below offset {offset} are not those that were read. \
-                     What the log holds now is read again from where nothing of it can be left out; what it has lost \
-                     is lost. Find out who deletes topics, and keep unclean.leader.election.enable off"
+                    "the log is not the one that was read up to offset {offset}: its topic was recreated or cut. What \
+                     was read of it doesn't count, and what is there now is read again"
                 ),
+                "Tasks of the earlier log that were not done yet have to be published again. Find out who deletes \
+                 topics, and keep `unclean.leader.election.enable` off",
             ),
         };
-        Some(Error::not_applied(kind, "read").on(of).with_retry(Retry::Yes).with_advice(advice))
+        let error = Error::not_applied(kind, "read").on(of).with_source(what).with_retry(Retry::Yes);
+        Some(error.with_advice(advice))
     }
 }
 
@@ -191,8 +193,8 @@ pub async fn standing(log: &dyn PartitionLog, of: &Partition, cursor: &Cursor) -
     standing_above(log, of, cursor, None).await
 }
 
-/// The same for a reader whose log had nothing below `floor` when it began, as [`Trail::floor`] tells: a log never gets
-/// back what retention has deleted, so one with earlier records is another.
+/// The same for a reader whose log had nothing below `floor` when it began: a log never gets back what retention has
+/// deleted, so one with earlier records is another.
 ///
 /// # Errors
 /// As [`standing`].
@@ -273,91 +275,6 @@ async fn is_there(log: &dyn PartitionLog, of: &Partition, ends: Offsets, mark: M
     Err(Error::not_applied(ErrorKind::Unavailable, "fetch")
         .on(of)
         .with_advice("The broker answers without a record although there is one at that offset"))
-}
-
-/// What one reader of a partition has read, as far as that is needed to tell that its log was replaced by another.
-#[derive(Debug)]
-pub struct Trail {
-    start: Cursor,
-    next: i64,
-    /// Of the last record below the last commit, and of all records since.
-    marks: VecDeque<Mark>,
-    anchor: Option<Mark>,
-}
-
-/// More marks than records that a window holds. Beyond it the oldest go, which makes a cursor's mark older, not wrong.
-const MAX_MARKS: usize = 1 << 16;
-
-impl Trail {
-    /// A reader that begins at a cursor which [`standing`] has just found intact.
-    #[must_use]
-    pub fn new(start: Cursor) -> Self {
-        let marks = start.mark.into_iter().collect();
-        Trail { start, next: start.offset, marks, anchor: start.mark.or(start.anchor) }
-    }
-
-    /// Takes in what was read next. Returns `false` if it doesn't follow what was read before: then it is of another
-    /// log, and is not taken in.
-    #[must_use]
-    pub fn read(&mut self, batch: &Batch) -> bool {
-        if Trail::begin(batch) < self.next || batch.next < self.next {
-            return false;
-        }
-        let room = MAX_MARKS.saturating_sub(batch.records.len());
-        let over = self.marks.len().saturating_sub(room);
-        self.marks.drain(..over);
-        self.marks.extend(batch.records.iter().map(Mark::of));
-        self.next = batch.next;
-        // Until the first check, the first that was read is what all later ones have to stand beside.
-        self.anchor = self.anchor.or(self.marks.back().copied());
-        true
-    }
-
-    /// Whether the log has to be compared before the batch is taken in: offsets were passed over, whose records may be
-    /// deleted by now, or nothing was read before that tells which log this is.
-    #[must_use]
-    pub fn is_doubtful(&self, batch: &Batch) -> bool {
-        let blind = self.marks.is_empty() && self.next > 0 && !batch.records.is_empty();
-        blind || Trail::begin(batch) > self.next
-    }
-
-    /// Where the log began, if reading did so at its first record, as the owner of the trail knows: without a mark it
-    /// can't have been elsewhere.
-    #[must_use]
-    pub fn floor(&self) -> Option<i64> {
-        self.start.mark.is_none().then_some(self.start.offset)
-    }
-
-    fn begin(batch: &Batch) -> i64 {
-        batch.records.first().map_or(batch.next, |record| record.offset)
-    }
-
-    /// How far it has read: what to compare with the log.
-    #[must_use]
-    pub fn position(&self) -> Cursor {
-        Cursor { offset: self.next, mark: self.marks.back().copied(), anchor: self.anchor }
-    }
-
-    /// The log was intact when it was compared with this [`Trail::position`], whatever was read since.
-    pub fn confirm(&mut self, position: &Cursor) {
-        self.anchor = position.mark.or(self.anchor);
-    }
-
-    /// The records below `first` were deleted: reading goes on there.
-    pub fn skip_to(&mut self, first: i64) {
-        self.next = self.next.max(first);
-    }
-
-    /// What to commit when everything below `offset` is finished. Offsets only ascend: marks below it are forgotten.
-    #[must_use]
-    pub fn below(&mut self, offset: i64) -> Cursor {
-        let below = self.marks.partition_point(|m| m.offset < offset);
-        self.marks.drain(..below.saturating_sub(1));
-        let mark = self.marks.front().copied().filter(|m| m.offset < offset);
-        // A mark that was read no later than the anchor is as good as that.
-        let anchor = self.anchor.filter(|anchor| mark.is_some_and(|mark| mark.offset > anchor.offset));
-        Cursor { offset, mark, anchor }
-    }
 }
 
 #[cfg(test)]

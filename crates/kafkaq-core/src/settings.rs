@@ -9,6 +9,10 @@ const RETENTION_BYTES: &str = "retention.bytes";
 const MAX_RECORD_BYTES: &str = "max.message.bytes";
 const TIMESTAMPS: &str = "message.timestamp.type";
 const APPEND_TIME: &str = "LogAppendTime";
+const SEGMENT: &str = "segment.ms";
+/// The segment that is being written is never compacted, and by default it lasts a week: a topic of a few keys would
+/// have millions of records to read through.
+const COMPACTED_SEGMENT: Duration = Duration::from_secs(3600);
 
 impl TopicSpec {
     /// The settings to make it with, by Kafka's names. What is left to the server is not among them.
@@ -20,6 +24,7 @@ impl TopicSpec {
             self.max_record_bytes.map(|limit| (MAX_RECORD_BYTES, limit.to_string())),
             self.append_time.then(|| (TIMESTAMPS, APPEND_TIME.into())),
             self.compacted.then(|| (CLEANUP, "compact".into())),
+            self.compacted.then(|| (SEGMENT, millis(COMPACTED_SEGMENT).to_string())),
         ];
         settings.into_iter().flatten().collect()
     }
@@ -67,6 +72,7 @@ mod tests {
             ("max.message.bytes", "2000000"),
             ("message.timestamp.type", "LogAppendTime"),
             ("cleanup.policy", "compact"),
+            ("segment.ms", "3600000"),
         ];
         let settings = spec.settings();
         assert_eq!(

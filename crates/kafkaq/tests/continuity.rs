@@ -6,7 +6,9 @@ use async_trait::async_trait;
 use kafkaq::memory::MemoryLog;
 use kafkaq_core::{
     Batch, Cursor, ErrorKind, FetchLimit, Headers, Log, Mark, NewRecord, Offsets, Partition, PartitionLog,
-    Position, Result, Retry, Standing, TopicInfo, TopicSpec, Trail, standing, standing_above,
+    Position, Result, Retry, Standing, TopicInfo, TopicSpec,
+    group::{Trail, standing_above},
+    standing,
 };
 use std::sync::{
     Arc, Mutex,

@@ -308,6 +308,18 @@ async fn a_queue_lives_on_a_log_without_groups_and_goes_on_after_a_restart() {
     second.shutdown(Duration::from_secs(5)).await.unwrap();
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_queue_on_a_log_without_groups_takes_virtual_time() {
+    let minute = Duration::from_secs(60);
+    let queue = Queue::builder("emails").log(MemoryLog::new()).store(MemoryStore::new()).partitions(1);
+    let queue = queue.build().await.unwrap();
+    let published = Instant::now();
+    queue.publish(Task::new("in a minute").with_delay(minute)).await.unwrap();
+    queue.get_job().await.unwrap().done().await.unwrap();
+    let took = published.elapsed();
+    assert!((minute..minute + Duration::from_secs(2)).contains(&took), "{took:?}");
+}
+
 #[tokio::test]
 async fn a_log_needs_a_store_and_no_broker() {
     let alone = Queue::builder("q").log(MemoryLog::new()).build().await.unwrap_err();

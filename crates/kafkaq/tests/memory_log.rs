@@ -268,3 +268,18 @@ async fn records_are_kept_until_all_groups_have_committed_them_if_forgetting_was
         assert_eq!((batch.records[0].offset, batch.next), (if forget { 2 } else { 0 }, 4));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn records_get_the_time_of_tokios_clock_which_a_test_may_run() {
+    let hour = Duration::from_secs(3600);
+    for append_time in [false, true] {
+        let log = with_topic(|t| t.append_time = append_time).await;
+        append(&log, 0, &["now"]).await;
+        tokio::time::sleep(hour).await;
+        append(&log, 0, &["later"]).await;
+        let batch = log.fetch(&at(0, 0), limit(0, usize::MAX)).await.unwrap();
+        let between = batch.records[1].timestamp_ms - batch.records[0].timestamp_ms;
+        // The system's clock goes on while the test itself runs.
+        assert!((between - 3_600_000).abs() < 60_000, "{between}");
+    }
+}

@@ -35,11 +35,14 @@ mod swaps;
 mod takes;
 #[cfg(test)]
 mod tests;
+mod trail;
 mod value;
 
+pub use crate::continuity::standing_above;
 #[cfg(feature = "planted-faults")]
 pub use fault::GroupFault;
 pub use start::start;
+pub use trail::Trail;
 pub use value::Value;
 
 use crate::{Assignment, Cursor, Key, Partition, machine::Mono};

@@ -7,7 +7,7 @@
 //! running, and a caller may be late.
 
 use crate::sync::lock;
-use kafkaq_core::{Assignment, Batch, Cursor, Error, Event, Partition, Result, Standing, Trail};
+use kafkaq_core::{Assignment, Batch, Cursor, Error, Event, Partition, Result, Standing, group::Trail};
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex},

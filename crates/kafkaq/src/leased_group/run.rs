@@ -12,8 +12,8 @@ use super::{
 use crate::{driver::every_answer, sync::lock};
 use bytes::Bytes;
 use kafkaq_core::{
-    Assignment, Cursor, Error, ErrorKind, PartitionLog, Result, Retry, Swapped, TopicInfo, Trail,
-    group::{Change, ReadToken, SwapToken},
+    Assignment, Cursor, Error, ErrorKind, PartitionLog, Result, Retry, Swapped, TopicInfo,
+    group::{Change, ReadToken, SwapToken, Trail},
     machine::Mono,
 };
 use std::{
