@@ -50,6 +50,7 @@ pub enum Swapped {
 /// *Cancel-safety:* a dropped future may or may not have taken effect.
 /// *Bounds:* every call answers within the adapter's own request timeout, also when no server is there, and the
 /// adapter reconnects by itself.
+/// *Repeats:* an adapter may repeat a read, or a swap that certainly had no effect; never one of unknown effect.
 /// *Errors:* `NotApplied` only if the swap certainly had no effect and won't have one later; a timeout or a
 /// broken connection after sending is `Unknown`. Too few answers count as `Unknown` for the rest.
 #[async_trait]
@@ -67,7 +68,8 @@ pub trait LeaseStore: Send + Sync + fmt::Debug + 'static {
     /// When the store can't be reached or refuses the credentials.
     async fn check(&self) -> Result<Vec<String>>;
 
-    /// Stops; nothing of this handle runs on afterwards. Idempotent. Calls after it fail with `Closed`.
+    /// Refuses further calls with `Closed`, waits for those that are under way, and ends everything of this handle.
+    /// Idempotent.
     async fn close(&self) -> Result<()>;
 }
 

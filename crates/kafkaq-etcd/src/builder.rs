@@ -63,7 +63,7 @@ impl EtcdStoreBuilder {
     }
 
     /// The user of etcd and the password. Default: none. An etcd from before the releases of March 2026 doesn't hold
-    /// users to their keys: see [the crate's page](crate#where-it-is-and-who-you-are).
+    /// users to their keys: see [the crate's page](crate#connecting).
     pub fn user(self, name: impl Into<String>, password: impl Into<String>) -> Self {
         EtcdStoreBuilder { user: Some((name.into(), password.into())), ..self }
     }
