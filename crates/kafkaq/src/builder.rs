@@ -101,9 +101,9 @@ impl QueueBuilder {
         self.with(|c| c.task_retention = Some(duration))
     }
 
-    /// How long the dead-letter topic keeps its records, if it is created here; `Duration::MAX` is for ever. An existing
-    /// topic that keeps them for less is warned of. From [`max_overdue`](QueueBuilder::max_overdue) to ten years.
-    /// Default: for ever.
+    /// How long the dead-letter topic keeps its records, if it is created here; `Duration::MAX` is for ever. An
+    /// existing topic that keeps them for less is warned of. From [`max_overdue`](QueueBuilder::max_overdue) to ten
+    /// years. Default: for ever.
     pub fn dead_retention(self, duration: Duration) -> Self {
         self.with(|c| c.dead_retention = duration)
     }
@@ -120,8 +120,8 @@ impl QueueBuilder {
         self.with(|c| c.park_after = Some(duration))
     }
 
-    /// How long it is remembered that a task has ended, so that publishing its id again adds nothing. At most ten years.
-    /// Default: 1 h.
+    /// How long it is remembered that a task has ended, so that publishing its id again adds nothing. At most ten
+    /// years. Default: 1 h.
     pub fn done_retention(self, duration: Duration) -> Self {
         self.with(|c| c.done_retention = duration)
     }
@@ -255,7 +255,8 @@ impl QueueBuilder {
                 return Err(refused("no broker", "Give the broker or the log that the workers have"));
             }
         };
-        // The client's connections must not belong to the caller's runtime, which may be gone when the next one publishes.
+        // The client's connections must not belong to the caller's runtime, which may be gone when the next one
+        // publishes.
         let home = Home::find()?;
         let (ensured, config) = (log.clone(), self.config.clone());
         let topic = home
@@ -265,8 +266,8 @@ impl QueueBuilder {
         Ok(Publisher::new(log, &self.config, topic, home))
     }
 
-    /// Builds a handle that looks at jobs and cancels them: it joins no group and needs no broker. The name of the queue
-    /// and the group say whose jobs.
+    /// Builds a handle that looks at jobs and cancels them: it joins no group and needs no broker. The name of the
+    /// queue, the group and the task topic say whose jobs.
     ///
     /// # Errors
     /// As [`build`](QueueBuilder::build), and `Invalid` without a store.

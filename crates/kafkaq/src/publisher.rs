@@ -28,8 +28,9 @@ use uuid::Uuid;
 /// A queue has one ([`Queue::publisher`](crate::Queue::publisher)); a process that only publishes makes one with
 /// [`QueueBuilder::build_publisher`](crate::QueueBuilder::build_publisher): it joins no group and needs no store.
 ///
-/// It can be used from any number of runtimes at once, and outside of any: publishing runs on a thread of its own, one
-/// for the process. When partitions are added to the topic, a publisher uses them after ten seconds at the latest.
+/// It can be used from any number of runtimes at once, and outside of any. Its requests run on the runtime that it was
+/// built on, if that is multi-threaded; otherwise, and when that runtime is gone, on a thread of kafkaq's own, one per
+/// process. When partitions are added to the topic, a publisher in use notices within about ten seconds.
 #[derive(Clone, Debug)]
 pub struct Publisher {
     inner: Arc<Inner>,

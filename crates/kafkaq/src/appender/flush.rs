@@ -31,9 +31,9 @@ struct Request {
 }
 
 impl Flush {
-    /// Begins to send what waits in a line, unless there is nothing or somebody does so already. If the caller has more to
-    /// do, another thread builds the request where there is one; otherwise it begins on the caller's. What takes
-    /// longer goes on in the background.
+    /// Begins to send what waits in a line, unless there is nothing or somebody does so already. If the caller has
+    /// more to do, another thread builds the request where there is one; otherwise it begins on the caller's. What
+    /// takes longer goes on in the background.
     pub(super) fn begin(appender: &Arc<Appender>, line: &Arc<Line>, more_to_do: bool) {
         if !line.claim() {
             return;

@@ -93,8 +93,9 @@ impl Appender {
         self.counter.stats()
     }
 
-    /// Puts a record into the line of a partition, once there is room. It is sent when `unsent` is dropped, at
-    /// the latest; from then on it is appended even if nobody waits for the outcome. Dropped before it returns, it has done nothing.
+    /// Puts a record into the line of a partition, once there is room. It is sent when `unsent` is dropped, at the
+    /// latest; from then on it is appended even if nobody waits for the outcome. Dropped before it returns, it has
+    /// done nothing.
     ///
     /// # Errors
     /// `Timeout` when there is no room in time.
