@@ -24,6 +24,8 @@ use tokio::{
 const MAX_REQUESTS: usize = 4;
 /// Waits end at multiples of this: the longest that a fetch can be kept from its request.
 const SLICE: Duration = Duration::from_millis(500);
+/// A fetch that waits for so long may end a bit earlier, with all the others.
+const PATIENT: Duration = Duration::from_millis(450);
 /// Whoever has got records comes back for more, and the next request waits for them, but no longer than this.
 const GATHER: Duration = Duration::from_millis(1);
 /// Between requests that a server answers at once, with nothing: doubled each time.
@@ -68,7 +70,7 @@ struct Queue {
 struct Waiting {
     from: From,
     until: Instant,
-    /// It has time for a whole slice, and may end with one.
+    /// It has time for about a whole slice, and may end with one.
     is_patient: bool,
     /// It gets a request of its own.
     alone: bool,
@@ -91,7 +93,7 @@ impl Polls {
     ) -> Result<Fetched, Failure> {
         let (reply, answer) = oneshot::channel();
         let broker = self.broker(address);
-        let is_patient = until.saturating_duration_since(Instant::now()) >= SLICE;
+        let is_patient = until.saturating_duration_since(Instant::now()) >= PATIENT;
         if broker.queue(Waiting { from, until, is_patient, alone, reply }) {
             Requests { shared: self.shared.clone(), address: address.clone(), broker }.spawn();
         }
@@ -279,7 +281,8 @@ impl Requests {
             }
             Err(failure) if failure.is_oversized() && fetches.len() > 1 => {
                 // Let it be seen whose fault it is.
-                self.put_back(fetches.into_iter().map(|waiting| Waiting { alone: true, ..waiting }));
+                let alone = fetches.into_iter().map(|waiting| Waiting { alone: true, ..waiting });
+                locked(&self.broker.queue).waiting.extend(alone);
                 Brought::NothingInTime
             }
             Err(failure) => {
@@ -311,16 +314,11 @@ impl Requests {
                 }
             }
         }
-        // Those for which there was no room come first, and so get a whole batch next time.
-        self.put_back(behind.into_iter().chain(at_the_end));
-        answered
-    }
-
-    fn put_back(&self, fetches: impl DoubleEndedIterator<Item = Waiting>) {
         let mut queue = locked(&self.broker.queue);
-        for waiting in fetches.rev() {
-            queue.waiting.push_front(waiting);
-        }
+        // Those for which there was no room come first, and so get a whole batch next time.
+        behind.into_iter().rev().for_each(|waiting| queue.waiting.push_front(waiting));
+        queue.waiting.extend(at_the_end);
+        answered
     }
 }
 

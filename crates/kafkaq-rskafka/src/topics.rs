@@ -16,14 +16,31 @@ use std::{collections::BTreeSet, sync::Arc};
 pub(crate) async fn ensure(link: &Link, specs: &[TopicSpec]) -> Result<Vec<TopicInfo>, Failure> {
     let limits = link.patient();
     let names: Vec<Arc<str>> = specs.iter().map(|spec| spec.name.clone()).collect();
-    let mut created = vec![false; specs.len()];
     let there = link.repeat(limits, || partitions(link, &names, limits)).await?;
-    for ((spec, there), created) in specs.iter().zip(there).zip(&mut created) {
-        *created = there.is_none() && create(link, spec, limits).await?;
+    let mut created = vec![false; specs.len()];
+    let ensured = async {
+        for ((spec, there), created) in specs.iter().zip(there).zip(&mut created) {
+            *created = there.is_none() && create(link, spec, limits).await?;
+        }
+        settled(link, &names, limits).await
+    };
+    let mut infos = match ensured.await {
+        Ok(infos) => infos,
+        // One that is there by now stays there.
+        Err(failure) if created.contains(&true) => return Err(failure.half_done()),
+        Err(failure) => return Err(failure),
+    };
+    for (info, created) in infos.iter_mut().zip(created) {
+        info.created = created;
     }
+    Ok(infos)
+}
+
+/// Topics that are there, as soon as all of their partitions serve.
+async fn settled(link: &Link, names: &[Arc<str>], limits: Limits) -> Result<Vec<TopicInfo>, Failure> {
     let mut infos = link
         .repeat(limits, || async {
-            let there = partitions(link, &names, limits).await?;
+            let there = partitions(link, names, limits).await?;
             let there = names.iter().zip(there).map(|(name, there)| match there {
                 Some(partitions) if partitions > 0 => Ok(TopicInfo::new(name.clone(), partitions)),
                 _ => Err(Failure::not_found()),
@@ -31,9 +48,6 @@ pub(crate) async fn ensure(link: &Link, specs: &[TopicSpec]) -> Result<Vec<Topic
             there.collect::<Result<Vec<_>, _>>()
         })
         .await?;
-    for (info, created) in infos.iter_mut().zip(created) {
-        info.created = created;
-    }
     learn(link, infos.iter_mut().collect(), limits).await?;
     // A leader is chosen first and serves a moment later.
     let all = infos.iter().flat_map(|t| (0..t.partitions).map(|n| Partition::new(t.name.clone(), n)));
