@@ -67,7 +67,7 @@ pub(crate) async fn describe(link: &Link, names: &[Arc<str>]) -> Result<Vec<Opti
 
 /// How many partitions each topic has, if it is there.
 async fn partitions(link: &Link, names: &[Arc<str>], limits: Limits) -> Result<Vec<Option<i32>>, Failure> {
-    let found = link.cluster.topics(&link.network, names, limits.deadline).await?;
+    let found = link.cluster.topics(&link.connections, names, limits.deadline).await?;
     let count = |found: Result<DescribedTopic, Failure>| match found {
         Ok(topic) => Ok(Some(i32::try_from(topic.partitions.len()).unwrap_or(i32::MAX))),
         Err(Failure { kind: ErrorKind::NotFound, .. }) => Ok(None),
@@ -80,10 +80,10 @@ async fn partitions(link: &Link, names: &[Arc<str>], limits: Limits) -> Result<V
 /// Creates a topic, waits until every node knows of it, and returns whether this call has created it: it may be there
 /// already.
 async fn create(link: &Link, spec: &TopicSpec, limits: Limits) -> Result<bool, Failure> {
-    let wait = link.network.settings.request_timeout;
+    let wait = link.connections.settings.request_timeout;
     let once = || async {
-        let controller = link.cluster.controller(&link.network, limits.deadline).await?;
-        link.network.send(&controller, &CreateTopic { spec, wait }, limits.deadline).await
+        let controller = link.cluster.controller(&link.connections, limits.deadline).await?;
+        link.connections.send(&controller, &CreateTopic { spec, wait }, limits.deadline).await
     };
     // What is invalid stays so; a broker that is not the controller any more sends us to another one.
     let once = || async {
@@ -113,7 +113,7 @@ async fn learn(link: &Link, infos: Vec<&mut TopicInfo>, limits: Limits) -> Resul
     let topics: BTreeSet<Arc<str>> = infos.iter().map(|info| info.name.clone()).collect();
     let ask = || async {
         let request = DescribeConfigs { topics: &topics };
-        link.cluster.ask_anybody(&link.network, &request, limits.deadline).await
+        link.cluster.ask_anybody(&link.connections, &request, limits.deadline).await
     };
     let described = match link.repeat(limits, ask).await {
         Ok(described) => described,

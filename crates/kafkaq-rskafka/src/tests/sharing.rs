@@ -1,6 +1,7 @@
 //! Connections and requests that many calls share.
 
 use super::*;
+use crate::protocol::offsets::{End, ListOffsets};
 use futures_util::future::join_all;
 use std::{
     collections::HashSet,
@@ -204,4 +205,26 @@ async fn offsets_of_many_partitions_take_two_requests() {
         assert_eq!(ends.unwrap(), Offsets { first: 5, next: 9 });
     }
     assert_eq!((broker.state.asked(fake::LIST_OFFSETS), broker.state.asked(fake::METADATA)), (2, 1));
+}
+
+#[tokio::test]
+async fn a_broker_that_hangs_keeps_nobody_from_another() {
+    let hangs = Broker::new(|asked| (asked.key == fake::LIST_OFFSETS).then_some(Reply::Silence)).await;
+    let good = Broker::new(|_| None).await;
+    let kafka = kafka(&good);
+    let connections = &kafka.link.connections;
+    let of = Partition::new("t", 0);
+    let request = ListOffsets { of: vec![&of], end: End::Next };
+    let ask = |address: &str| {
+        let (address, request) = (Arc::from(address), &request);
+        async move { connections.send(&address, request, tokio::time::Instant::now() + PATIENCE).await }
+    };
+    let at = Instant::now();
+    tokio::select! {
+        biased;
+        _ = join_all((0..20).map(|_| ask(&hangs.address))) => unreachable!(),
+        answer = ask(&good.address) => assert_eq!(answer.unwrap(), [Some((0, 9))]),
+    }
+    assert!(at.elapsed() < SOON, "{:?}", at.elapsed());
+    assert!(hangs.state.open() <= 4, "{} connections", hangs.state.open());
 }
