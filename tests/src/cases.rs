@@ -1,7 +1,7 @@
 //! What must hold on every pair of a broker and a store: one list of cases, never one a backend.
 
 use crate::{PATIENCE, Pair, until};
-use kafkaq::{CancelOutcome, Job, JobError, JobStatus, LostReason, Queue, Task, TaskId};
+use kafkaq::{CancelOutcome, Job, JobError, JobStatus, LostReason, Queue, QueueBuilder, Task, TaskId};
 use std::{
     collections::HashSet,
     future::Future,
@@ -32,6 +32,15 @@ async fn build(pair: &Pair) -> Queue {
     pair.queue().build().await.unwrap_or_else(|e| panic!("{e}"))
 }
 
+/// For a case in which no lease may end, however busy the machine is.
+fn unhurried(pair: &Pair) -> QueueBuilder {
+    pair.queue().lease_duration(Duration::from_secs(60))
+}
+
+async fn build_unhurried(pair: &Pair) -> Queue {
+    unhurried(pair).build().await.unwrap_or_else(|e| panic!("{e}"))
+}
+
 async fn next(queue: &Queue) -> Job {
     let job = tokio::time::timeout(PATIENCE, queue.get_job()).await;
     job.expect("a job within the test's patience").unwrap_or_else(|e| panic!("{e}"))
@@ -52,7 +61,7 @@ async fn publish(queue: &Queue, task: Task) -> TaskId {
 }
 
 async fn tasks_arrive_as_they_were_published(pair: &Pair) {
-    let queue = build(pair).await;
+    let queue = build_unhurried(pair).await;
     let id = publish(&queue, Task::new("payload").with_key("key").with_header("name", "value")).await;
     let job = next(&queue).await;
     assert_eq!((job.id(), job.attempt()), (&id, 1));
@@ -76,7 +85,7 @@ async fn zombie_gets_lease_lost(pair: &Pair) {
 }
 
 async fn retry_comes_back_after_its_delay(pair: &Pair) {
-    let queue = build(pair).await;
+    let queue = build_unhurried(pair).await;
     publish(&queue, Task::new("x")).await;
     next(&queue).await.retry(Duration::ZERO, "not now").await.expect("retried");
     let job = next(&queue).await;
@@ -91,7 +100,7 @@ async fn retry_comes_back_after_its_delay(pair: &Pair) {
 }
 
 async fn delayed_task_waits_its_time(pair: &Pair) {
-    let queue = build(pair).await;
+    let queue = build_unhurried(pair).await;
     let start = Instant::now();
     publish(&queue, Task::new("x").with_delay(Duration::from_secs(2))).await;
     let job = next(&queue).await;
@@ -101,7 +110,7 @@ async fn delayed_task_waits_its_time(pair: &Pair) {
 }
 
 async fn used_up_attempts_are_dead(pair: &Pair) {
-    let queue = pair.queue().max_failures(2).build().await.unwrap_or_else(|e| panic!("{e}"));
+    let queue = unhurried(pair).max_failures(2).build().await.unwrap_or_else(|e| panic!("{e}"));
     let id = publish(&queue, Task::new("x")).await;
     for attempt in 1..=2 {
         let job = next(&queue).await;
@@ -176,7 +185,8 @@ fn work(queue: &Queue, done: &Arc<Mutex<HashSet<Vec<u8>>>>) {
 }
 
 async fn the_next_process_goes_on(pair: &Pair) {
-    let first = build(pair).await;
+    // Only what is given back comes again in time.
+    let first = build_unhurried(pair).await;
     for i in 0..20 {
         publish(&first, Task::new(i.to_string())).await;
     }
@@ -184,7 +194,7 @@ async fn the_next_process_goes_on(pair: &Pair) {
         next(&first).await.done().await.expect("done");
     }
     end(first).await;
-    let second = build(pair).await;
+    let second = build_unhurried(pair).await;
     for _ in 0..10 {
         let job = next(&second).await;
         assert_eq!(job.attempt(), 1, "what was given back has used up no attempt");

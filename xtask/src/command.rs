@@ -1,15 +1,15 @@
 //! Running other programs so that an interrupt ends them too, and the caller still gets to tidy up.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, SysconfVar, sysconf};
 
 /// How long a program may take to end after it was asked to.
 const GRACE: Duration = Duration::from_secs(10);
@@ -48,21 +48,64 @@ pub fn check_interrupt() -> Result<()> {
 pub fn run(command: &mut Command) -> Result<()> {
     check_interrupt()?;
     let mut child = spawn(command)?;
-    finish(command, &mut child)
+    finish(command, &mut child, Duration::MAX).1
 }
 
-/// Like [`run`], and puts into `kept` the lines of its standard output that `keep` picks, also when it fails.
+/// Like [`run`], for a program that is ended when it takes longer than `limit`.
 ///
 /// # Errors
-/// As [`run`].
-pub fn run_keeping(command: &mut Command, kept: &mut Vec<String>, keep: fn(&str) -> bool) -> Result<()> {
+/// As [`run`], and when the program had to be ended.
+pub fn run_within(command: &mut Command, limit: Duration) -> Result<()> {
     check_interrupt()?;
-    let mut child = spawn(command.stdout(Stdio::piped()))?;
-    let stdout = child.stdout.take().context("no standard output")?;
-    let copying = thread::spawn(move || copy_lines(stdout, keep));
-    let result = finish(command, &mut child);
-    kept.extend(copying.join().unwrap_or_default());
-    result
+    let mut child = spawn(command)?;
+    finish(command, &mut child, limit).1
+}
+
+/// How a program ended, and what it took.
+#[derive(Debug)]
+pub struct Ended {
+    /// The process id that it had.
+    pub pid: u32,
+    /// As [`run`] returns it.
+    pub result: Result<()>,
+    /// From its start to its end.
+    pub took: Duration,
+    /// Of the processor, by it and by those of its children that it waited for. Zero where the system doesn't say.
+    pub cpu: Duration,
+}
+
+/// Runs a program to its end, its output going into a file, and ends it when it takes longer than `limit`.
+///
+/// # Errors
+/// When it cannot be started; how it ended is in [`Ended::result`].
+pub fn run_into(command: &mut Command, output: &File, limit: Duration) -> Result<Ended> {
+    check_interrupt()?;
+    let since = Instant::now();
+    let mut child = spawn(command.stdout(output.try_clone()?).stderr(output.try_clone()?))?;
+    let (cpu, result) = finish(command, &mut child, limit);
+    Ok(Ended { pid: child.id(), result, took: since.elapsed(), cpu })
+}
+
+/// A command as it is typed in a shell, with the variables that it sets.
+#[must_use]
+pub fn shown(command: &Command) -> String {
+    let set = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    let set =
+        set.map(|(name, value)| format!("{}={}", name.to_string_lossy(), quoted(&value.to_string_lossy())));
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words = words.map(|word| quoted(&word.to_string_lossy()));
+    set.chain(words).collect::<Vec<_>>().join(" ")
+}
+
+/// A word as a shell takes it.
+#[must_use]
+pub fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=+./:,@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 /// Runs a short program and returns what it printed. An interrupt does not end it, so it suits tidying up.
@@ -81,7 +124,8 @@ pub fn capture(command: &mut Command) -> Result<String> {
 }
 
 /// The last `count` lines of a text.
-pub(crate) fn last_lines(text: &str, count: usize) -> String {
+#[must_use]
+pub fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<_> = text.lines().collect();
     lines[lines.len().saturating_sub(count)..].join("\n")
 }
@@ -92,15 +136,34 @@ fn spawn(command: &mut Command) -> Result<Child> {
     command.stdin(Stdio::null()).process_group(0).spawn().with_context(|| format!("cannot start `{name}`"))
 }
 
-fn finish(command: &Command, child: &mut Child) -> Result<()> {
+/// Waits for a program's end. Returns what it took of the processor, and how it ended.
+fn finish(command: &Command, child: &mut Child, limit: Duration) -> (Duration, Result<()>) {
+    let (since, mut cpu) = (Instant::now(), Duration::ZERO);
+    let waited = wait(child, &mut |pid| {
+        cpu = cpu_of(pid).unwrap_or(cpu);
+        interrupted() || since.elapsed() > limit
+    });
+    let result = check_interrupt().and(waited).and_then(|status| {
+        let name = name(command);
+        ensure!(since.elapsed() <= limit, "`{name}` was ended after {} s", limit.as_secs());
+        ensure!(status.success(), "`{name}` failed ({status})");
+        Ok(())
+    });
+    (cpu, result)
+}
+
+/// Ends the program, in good order if it can, as soon as `enough` says so.
+fn wait(child: &mut Child, enough: &mut dyn FnMut(u32) -> bool) -> Result<ExitStatus> {
     let group = Pid::from_raw(i32::try_from(child.id())?);
     let mut asked: Option<Instant> = None;
     let status = loop {
+        // Before it is waited for: after that the system knows nothing of it any more.
+        let enough = enough(child.id());
         if let Some(status) = child.try_wait()? {
             break status;
         }
         match asked {
-            None if interrupted() => {
+            None if enough => {
                 asked = Some(Instant::now());
                 let _ = killpg(group, Signal::SIGTERM);
                 // A stopped process only notices once it runs again.
@@ -113,22 +176,17 @@ fn finish(command: &Command, child: &mut Child) -> Result<()> {
     };
     // Whatever it left behind in its group, such as a server of a test that crashed.
     let _ = killpg(group, Signal::SIGKILL);
-    check_interrupt()?;
-    if status.success() { Ok(()) } else { Err(anyhow!("`{}` failed ({status})", name(command))) }
+    Ok(status)
 }
 
-fn copy_lines(from: impl Read, keep: fn(&str) -> bool) -> Vec<String> {
-    let mut kept = Vec::new();
-    let mut out = io::stdout();
-    for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
-        let line = String::from_utf8_lossy(&line).into_owned();
-        // A reader of ours that went away is no reason to stop.
-        let _ = writeln!(out, "{line}");
-        if keep(&line) {
-            kept.push(line);
-        }
-    }
-    kept
+/// What a process and the children it waited for have taken of the processor.
+fn cpu_of(pid: u32) -> Option<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the name in parentheses, which may contain anything; the 14th to the 17th are the times.
+    let (_, rest) = stat.rsplit_once(") ")?;
+    let ticks: u64 = rest.split(' ').skip(11).take(4).filter_map(|field| field.parse::<u64>().ok()).sum();
+    let per_second = u64::try_from(sysconf(SysconfVar::CLK_TCK).ok()??).ok()?;
+    Some(Duration::from_millis(ticks * 1000 / per_second.max(1)))
 }
 
 fn name(command: &Command) -> String {
@@ -157,25 +215,71 @@ mod tests {
         assert!(error.contains("exit 3") && error.contains("exit status: 3"), "{error}");
     }
 
+    /// A file that is gone with this value.
+    struct Scratch(std::path::PathBuf, File);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("kafkaq-xtask-{name}-{}", std::process::id()));
+            let file = File::options().create(true).append(true).open(&path).unwrap();
+            Self(path, file)
+        }
+
+        fn text(&self) -> String {
+            fs::read_to_string(&self.0).unwrap()
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_file(&self.0);
+        }
+    }
+
     #[test]
-    fn kept_lines_come_back_also_from_a_program_that_fails() {
-        let mut lines = Vec::new();
-        let mut failing = shell("echo keep this; echo not that; exit 1");
-        run_keeping(&mut failing, &mut lines, |line| line.starts_with("keep")).unwrap_err();
-        assert_eq!(lines, ["keep this"]);
+    fn output_is_in_the_file_also_of_a_program_that_fails() {
+        let file = Scratch::new("output");
+        let mut failing = shell("echo to one; echo to the other >&2; exit 1");
+        let ended = run_into(&mut failing, &file.1, Duration::MAX).unwrap();
+        assert!(ended.result.is_err());
+        assert_eq!(file.text(), "to one\nto the other\n");
     }
 
     #[test]
     fn what_a_program_leaves_behind_is_ended() {
-        let mut lines = Vec::new();
-        let mut leaving = shell("sleep 1000 >/dev/null & echo pid $!");
-        run_keeping(&mut leaving, &mut lines, |line| line.starts_with("pid")).unwrap();
-        let pid: u32 = lines[0].trim_start_matches("pid ").parse().unwrap();
-        let gone = || !crate::services::is_running(pid);
-        assert!((0..100).any(|_| gone() || {
+        let file = Scratch::new("leaving");
+        let mut leaving = shell("sleep 1000 >/dev/null & echo $!");
+        run_into(&mut leaving, &file.1, Duration::MAX).unwrap().result.unwrap();
+        let pid: u32 = file.text().trim().parse().unwrap();
+        while crate::services::is_running(pid) {
             thread::sleep(POLL);
-            false
-        }));
+        }
+    }
+
+    #[test]
+    fn a_program_that_takes_too_long_is_ended_and_named() {
+        let error = run_within(&mut shell("sleep 1000"), Duration::from_millis(50)).unwrap_err().to_string();
+        assert!(error.contains("sleep 1000") && error.contains("was ended"), "{error}");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_a_program_takes_of_the_processor_is_told_and_its_childrens_too() {
+        let file = Scratch::new("cpu");
+        let busy = "i=0; while [ $i -lt 200000 ]; do i=$((i + 1)); done";
+        let ended = run_into(&mut shell(busy), &file.1, Duration::MAX).unwrap();
+        assert!(ended.cpu > Duration::ZERO && ended.cpu <= ended.took + POLL, "{ended:?}");
+        // The last word keeps the shell from becoming its child.
+        let child =
+            run_into(&mut shell(&format!("sh -c '{busy}'; sleep 0.1")), &file.1, Duration::MAX).unwrap();
+        assert!(child.cpu > Duration::ZERO, "{child:?}");
+    }
+
+    #[test]
+    fn a_command_is_shown_as_a_shell_takes_it() {
+        let mut command = Command::new("cargo");
+        command.args(["run", "--", "a b", "it's", ""]).env("NAME", "two words").env_remove("OTHER");
+        assert_eq!(shown(&command), r"NAME='two words' cargo run -- 'a b' 'it'\''s' ''");
     }
 
     #[test]

@@ -12,12 +12,19 @@
 )]
 
 mod certificate;
+pub mod descriptors;
 mod fixtures;
+mod log;
+#[allow(missing_docs, reason = "a case says what it is about by its name")]
+pub mod outages;
 #[allow(missing_docs, reason = "a case says what it is about by its name")]
 pub mod reconnecting;
+#[allow(missing_docs, reason = "a case says what it is about by its name")]
+pub mod strangers;
 
 pub use certificate::Certificate;
 pub use fixtures::{create, key, keys, one, read, remove, replace, until, value};
+pub use log::Log;
 
 use kafkaq_core::LeaseStore;
 use std::{net::SocketAddr, time::Duration};

@@ -2,7 +2,7 @@
 
 use crate::{Adapter, create, key, keys, one, read, until, value};
 use kafkaq_conformance::{Outage, Proxy};
-use kafkaq_core::{Effect, Error, ErrorKind, Key, LeaseStore, Retry, Swap};
+use kafkaq_core::{Effect, Error, ErrorKind, Key, LeaseStore, Retry, Swap, connection::IDLE};
 use std::{
     net::{SocketAddr, TcpListener},
     sync::{
@@ -152,6 +152,41 @@ pub async fn a_read_that_fails_had_no_effect<A: Adapter>() {
         let facts = (e.kind(), e.effect(), e.retry());
         assert_eq!(facts, (ErrorKind::Timeout, Effect::NotApplied, Retry::Yes), "{e}");
     }
+}
+
+/// All that stand; new ones work.
+async fn break_connections(proxy: &Proxy) {
+    proxy.refuse();
+    proxy.restore().await.unwrap();
+    until("no connection is left", async || proxy.open() == 0).await;
+}
+
+pub async fn a_read_over_a_connection_that_the_server_closed_succeeds<A: Adapter>() {
+    let Site::<A> { server: _server, proxy, store } = Site::with(AMPLE).await;
+    for _ in 0..3 {
+        break_connections(&proxy).await;
+        for outcome in store.get(&keys(300)).await {
+            outcome.unwrap();
+        }
+        // So that the next connection is old when it breaks.
+        until_it_works(&*store).await;
+    }
+}
+
+pub async fn a_swap_over_an_idle_connection_that_the_server_closed_succeeds<A: Adapter>() {
+    let Site::<A> { server: _server, proxy, store } = Site::with(AMPLE).await;
+    break_connections(&proxy).await;
+    sleep(IDLE).await;
+    one(&*store, create(&fresh(), "a")).await.unwrap();
+}
+
+/// As by a firewall: nobody hears of it.
+pub async fn an_idle_connection_that_was_forgotten_is_replaced<A: Adapter>() {
+    let limit = Duration::from_secs(20);
+    let Site::<A> { server: _server, proxy, store } = Site::with(limit).await;
+    proxy.mute();
+    sleep(IDLE).await;
+    one(&*store, create(&fresh(), "a")).await.unwrap();
 }
 
 pub async fn a_killed_server_breaks_one_call_at_most_and_then_nothing_is_applied<A: Adapter>() {

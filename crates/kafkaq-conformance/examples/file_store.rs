@@ -1,4 +1,4 @@
-//! Leases in one file, for a few thousand tasks at a time: each batch of swaps writes it anew.
+//! Leases in one file, for a few thousand tasks at a time: each batch of swaps rewrites it.
 //!
 //! Clients of any number of processes may share the file. It survives processes that are killed at any point.
 
@@ -11,18 +11,45 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::sync::RwLock;
+use tokio::sync::Mutex;
 
-/// No call waits longer for the lock.
+/// No call waits longer for its turn, nor for the lock.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A client that blocks, behind calls that don't. One call uses it at a time; `None`: it is closed.
+#[derive(Debug)]
+struct Blocking<C>(Arc<Mutex<Option<C>>>);
+
+impl<C: Send + 'static> Blocking<C> {
+    fn new(client: C) -> Self {
+        Blocking(Arc::new(Mutex::new(Some(client))))
+    }
+
+    /// Runs `work` on a thread that may block. If the caller is dropped it goes on, and the next call waits for it.
+    async fn run<T: Send + 'static>(
+        &self,
+        op: &'static str,
+        work: impl FnOnce(&mut C) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let turn = tokio::time::timeout(REQUEST_TIMEOUT, self.0.clone().lock_owned()).await;
+        let mut client = turn.map_err(|_| Error::not_applied(ErrorKind::Timeout, op))?;
+        let working = tokio::task::spawn_blocking(move || match client.as_mut() {
+            Some(client) => work(client),
+            None => Err(Error::not_applied(ErrorKind::Closed, op)),
+        });
+        // It panicked, and nobody knows how far it had come.
+        working.await.unwrap_or_else(|e| Err(Error::unknown(ErrorKind::Other, op).with_source(e)))
+    }
+
+    /// Waits for the call that is under way.
+    async fn close(&self) {
+        *self.0.lock().await = None;
+    }
+}
 
 /// A client of a directory.
 #[derive(Debug)]
-pub struct FileStore {
-    dir: Arc<Directory>,
-    /// Whether it is open. Calls that are under way keep it from being closed.
-    open: Arc<RwLock<bool>>,
-}
+pub struct FileStore(Blocking<Directory>);
 
 #[derive(Debug)]
 struct Directory(PathBuf);
@@ -31,41 +58,29 @@ struct Directory(PathBuf);
 type Leases = HashMap<String, (Bytes, u64)>;
 
 impl FileStore {
-    /// A client of this directory, which is made if it is missing.
-    pub fn open(dir: impl AsRef<Path>) -> io::Result<Self> {
-        fs::create_dir_all(&dir)?;
-        let dir = Arc::new(Directory(dir.as_ref().to_path_buf()));
-        Ok(FileStore { dir, open: Arc::new(RwLock::new(true)) })
-    }
-
-    /// Runs `work` while no other call does, on a thread that may block. A dropped caller doesn't stop it.
-    async fn with<T: Send + 'static>(
-        &self,
-        op: &'static str,
-        work: impl FnOnce(&Directory, Leases) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let (dir, open) = (self.dir.clone(), self.open.clone().read_owned().await);
-        let call = tokio::task::spawn_blocking(move || {
-            if !*open {
-                return Err(Error::not_applied(ErrorKind::Closed, op));
-            }
-            let failed = |e: io::Error| Error::not_applied(ErrorKind::Other, op).with_source(e);
-            // Unlocked when it is dropped, also by the end of the process.
-            let lock = File::create(dir.0.join("lock")).map_err(failed)?;
-            let give_up = Instant::now() + REQUEST_TIMEOUT;
-            while let Err(e) = lock.try_lock() {
-                if Instant::now() > give_up {
-                    return Err(Error::not_applied(ErrorKind::Timeout, op).on("the lock").with_source(e));
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            work(&dir, dir.read().map_err(failed)?)
-        });
-        call.await.unwrap_or_else(|e| Err(Error::unknown(ErrorKind::Other, op).with_source(e)))
+    /// A client of this directory. Nothing is read or created before the first call.
+    pub fn new(dir: impl AsRef<Path>) -> Self {
+        FileStore(Blocking::new(Directory(dir.as_ref().to_path_buf())))
     }
 }
 
 impl Directory {
+    /// The lock that all processes share. It is unlocked when it is dropped, also by the end of the process.
+    fn lock(&self, op: &'static str) -> Result<File> {
+        let failed = |e: io::Error| not_applied(op, e).on(self.0.display());
+        fs::create_dir_all(&self.0).map_err(failed)?;
+        let lock = File::create(self.0.join("lock")).map_err(failed)?;
+        let give_up = Instant::now() + REQUEST_TIMEOUT;
+        while lock.try_lock().is_err() {
+            if Instant::now() > give_up {
+                let error = Error::not_applied(ErrorKind::Timeout, op).on(self.0.join("lock").display());
+                return Err(error.with_advice("Look for a process that has it locked and hangs"));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(lock)
+    }
+
     /// All leases that are alive.
     fn read(&self) -> io::Result<Leases> {
         let file = self.0.join("leases");
@@ -103,37 +118,59 @@ fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
+/// The error of something that certainly changed nothing.
+fn not_applied(op: &'static str, e: io::Error) -> Error {
+    let kind = match e.kind() {
+        io::ErrorKind::PermissionDenied => ErrorKind::Denied,
+        io::ErrorKind::InvalidData => ErrorKind::Corrupt,
+        _ => ErrorKind::Unavailable,
+    };
+    Error::not_applied(kind, op).with_source(e)
+}
+
 #[async_trait]
 impl LeaseStore for FileStore {
     async fn get(&self, keys: &[Key]) -> Vec<Result<Option<Bytes>>> {
-        let leases = self.with("get", |_, leases| Ok(leases)).await;
-        let value = |leases: &Leases, key: &Key| leases.get(key.as_str()).map(|(value, _)| value.clone());
-        keys.iter().map(|key| leases.as_ref().map(|all| value(all, key)).map_err(Error::clone)).collect()
+        let leases = self.0.run("get", |dir| {
+            let _lock = dir.lock("get")?;
+            dir.read().map_err(|e| not_applied("get", e))
+        });
+        match leases.await {
+            Ok(leases) => keys.iter().map(|key| Ok(current(&leases, key))).collect(),
+            Err(e) => vec![Err(e); keys.len()],
+        }
     }
 
     async fn swap(&self, swaps: &[Swap]) -> Vec<Result<Swapped>> {
-        let asked = swaps.to_vec();
-        let swapped = self.with("swap", move |dir, mut leases| {
-            let outcomes = asked.into_iter().map(|swap| apply(&mut leases, swap)).collect::<Vec<_>>();
+        let batch = swaps.to_vec();
+        let swapped = self.0.run("swap", move |dir| {
+            let _lock = dir.lock("swap")?;
+            let mut leases = dir.read().map_err(|e| not_applied("swap", e))?;
+            let outcomes: Vec<_> = batch.into_iter().map(|swap| Ok(apply(&mut leases, swap))).collect();
             // A rename that reports an error may have happened.
-            dir.write(&leases).map_err(|e| Error::unknown(ErrorKind::Other, "swap").with_source(e))?;
+            dir.write(&leases).map_err(|e| Error::unknown(ErrorKind::Unavailable, "swap").with_source(e))?;
             Ok(outcomes)
         });
-        swapped.await.map_or_else(|e| vec![Err(e); swaps.len()], |all| all.into_iter().map(Ok).collect())
+        swapped.await.unwrap_or_else(|e| vec![Err(e); swaps.len()])
     }
 
     async fn check(&self) -> Result<Vec<String>> {
-        self.with("check", |_, _| Ok(Vec::new())).await
+        self.0.run("check", |dir| dir.lock("check").map(drop)).await?;
+        Ok(Vec::new())
     }
 
     async fn close(&self) -> Result<()> {
-        *self.open.write().await = false;
+        self.0.close().await;
         Ok(())
     }
 }
 
+fn current(leases: &Leases, key: &Key) -> Option<Bytes> {
+    leases.get(key.as_str()).map(|(value, _)| value.clone())
+}
+
 fn apply(leases: &mut Leases, swap: Swap) -> Swapped {
-    let there = leases.get(swap.key.as_str()).map(|(value, _)| value.clone());
+    let there = current(leases, &swap.key);
     if there != swap.expect {
         return Swapped::Conflict(there);
     }

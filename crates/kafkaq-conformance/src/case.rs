@@ -18,9 +18,11 @@ use std::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Capability {
-    /// A server that can be cut off. The only one that is missing until it is provided, with
-    /// [`Kit::with_outage`](crate::Kit::with_outage).
+    /// A server that can be cut off. Missing until it is provided with [`Kit::with_outage`](crate::Kit::with_outage).
     Outage,
+    /// Topics that can be deleted. Missing until it is provided with
+    /// [`Kit::with_topic_deletion`](crate::Kit::with_topic_deletion).
+    TopicDeletion,
     /// Two clients at once. Without it the cases run one after another.
     SecondClient,
     /// A log that carries several headers of one name, in their order.
@@ -122,6 +124,15 @@ impl<T: ?Sized + Send + Sync + 'static> Context<T> {
         let limit = self.answers_within();
         let late = |_| Failed(format!("{what}: nothing within {limit:?}"));
         tokio::time::timeout(limit, future).await.map_err(late)
+    }
+
+    /// Deletes a topic, as an operator does.
+    pub(crate) async fn delete_topic(&self, name: &str) -> Checked {
+        let Some(delete) = &self.setup.delete_topic else {
+            return Err(Failed("there is no way to delete a topic".into()));
+        };
+        let deleted = self.in_time("the deletion of a topic", delete(name.into())).await?;
+        deleted.map_err(|error| Failed(format!("the topic could not be deleted: {error}")))
     }
 
     pub(crate) fn outage(&self) -> Checked<&dyn Outage> {

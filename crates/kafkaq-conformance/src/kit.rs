@@ -18,6 +18,8 @@ use std::{
 
 pub(crate) type Making<T> = Pin<Box<dyn Future<Output = Result<Arc<T>, BoxError>>>>;
 type Make<T> = Box<dyn Fn() -> Making<T> + Send + Sync>;
+pub(crate) type Deleting = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
+type Delete = Box<dyn Fn(String) -> Deleting + Send + Sync>;
 type Close<T> = fn(Arc<T>) -> Pin<Box<dyn Future<Output = kafkaq_core::Result<()>> + Send>>;
 
 /// A case that takes longer than this, and than ten calls may take, has failed.
@@ -31,6 +33,7 @@ pub(crate) struct Setup<T: ?Sized> {
     pub(crate) make: Make<T>,
     pub(crate) close: Close<T>,
     pub(crate) outage: Option<Arc<dyn Outage>>,
+    pub(crate) delete_topic: Option<Delete>,
     pub(crate) answers_within: Duration,
     lacking: Vec<(Capability, String)>,
     /// Written by whoever cuts off the server, or needs to be the only client; read by the others.
@@ -45,10 +48,16 @@ impl<T: ?Sized> Setup<T> {
     /// Why there is no such capability.
     fn reason(&self, capability: Capability) -> Option<String> {
         let given = self.lacking.iter().find(|(lacking, _)| *lacking == capability);
-        let no_outage = || capability == Capability::Outage && self.outage.is_none();
-        given.map(|(_, reason)| reason.clone()).or_else(|| {
-            no_outage().then(|| "there is no way to cut off the server: see `with_outage`".into())
-        })
+        let absent = match capability {
+            Capability::Outage if self.outage.is_none() => {
+                Some("there is no way to cut off the server: see `with_outage`")
+            }
+            Capability::TopicDeletion if self.delete_topic.is_none() => {
+                Some("there is no way to delete a topic: see `with_topic_deletion`")
+            }
+            _ => None,
+        };
+        given.map(|(_, reason)| reason.clone()).or_else(|| absent.map(Into::into))
     }
 }
 
@@ -75,6 +84,7 @@ impl<T: ?Sized + Send + Sync + 'static> Kit<T> {
             make,
             close,
             outage: None,
+            delete_topic: None,
             answers_within: Duration::from_secs(30),
             lacking: Vec::new(),
             turn: RwLock::new(()),
@@ -85,6 +95,16 @@ impl<T: ?Sized + Send + Sync + 'static> Kit<T> {
     /// Lets the kit take the server away. Without it the cases about that are ignored.
     pub fn with_outage(mut self, outage: impl Outage) -> Self {
         self.setup.outage = Some(Arc::new(outage));
+        self
+    }
+
+    /// Lets the kit delete a topic of the log by its name, as an operator does. When it returns, the topic is gone.
+    /// Without it the cases about topics that are recreated are ignored.
+    pub fn with_topic_deletion<F>(mut self, delete: impl Fn(String) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<(), BoxError>> + Send + 'static,
+    {
+        self.setup.delete_topic = Some(Box::new(move |name| Box::pin(delete(name))));
         self
     }
 

@@ -21,10 +21,16 @@ use std::sync::Arc;
 ///
 /// # The whole store
 ///
-/// It keeps its leases in a file that several processes may share, and is the example `file_store` of this crate.
+/// `examples/file_store.rs` of this crate:
 ///
 /// ```
 #[doc = include_str!("../examples/file_store.rs")]
+/// ```
+///
+/// And its test, `tests/file_store.rs`:
+///
+/// ```ignore
+#[doc = include_str!("../tests/file_store.rs")]
 /// ```
 pub mod guide {}
 

@@ -25,8 +25,8 @@ pub struct Proxy {
     shared: Arc<Shared>,
 }
 
-#[derive(Default)]
 struct Shared {
+    server: Mutex<SocketAddr>,
     cut: AtomicBool,
     accepted: AtomicUsize,
     refusing: AtomicBool,
@@ -65,16 +65,21 @@ impl Proxy {
         server: impl ToSocketAddrs,
         rewrite: impl Fn(&mut [u8]) + Send + Sync + 'static,
     ) -> io::Result<Self> {
-        let server = server.to_socket_addrs()?.next();
-        let server = server.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no such address"))?;
+        let shared = Shared {
+            server: Mutex::new(first_address(server)?),
+            cut: AtomicBool::new(false),
+            accepted: AtomicUsize::new(0),
+            refusing: AtomicBool::new(false),
+            open: Mutex::default(),
+        };
         let listener = TcpListener::bind("127.0.0.1:0")?;
-        let proxy = Proxy { addr: listener.local_addr()?, shared: Arc::default() };
+        let proxy = Proxy { addr: listener.local_addr()?, shared: Arc::new(shared) };
         let (shared, rewrite) = (proxy.shared.clone(), Arc::new(rewrite));
         thread::Builder::new().name("proxy".into()).spawn(move || {
             // A connection that can't be made is dropped: to the client it is a server that went away.
             for client in listener.incoming().flatten() {
                 shared.accepted.fetch_add(1, Ordering::SeqCst);
-                let _ = shared.connect(client, server, rewrite.clone());
+                let _ = shared.connect(client, rewrite.clone());
             }
         })?;
         Ok(proxy)
@@ -104,12 +109,27 @@ impl Proxy {
         self.shared.open().iter().for_each(|connection| connection.muted.store(true, Ordering::SeqCst));
     }
 
+    /// Leads new connections to another server, as an address does after a failover. Those that stand stay where they
+    /// are.
+    ///
+    /// # Errors
+    /// When the address means nothing.
+    pub fn lead_to(&self, server: impl ToSocketAddrs) -> io::Result<()> {
+        *self.shared.server.lock().unwrap_or_else(PoisonError::into_inner) = first_address(server)?;
+        Ok(())
+    }
+
     /// The other way to cut off the server: breaks every connection, and each new one at once, until
     /// [`Outage::restore`].
     pub fn refuse(&self) {
         self.shared.refusing.store(true, Ordering::SeqCst);
         self.shared.end_all();
     }
+}
+
+fn first_address(server: impl ToSocketAddrs) -> io::Result<SocketAddr> {
+    let no_address = || io::Error::new(io::ErrorKind::NotFound, "no such address");
+    server.to_socket_addrs()?.next().ok_or_else(no_address)
 }
 
 impl fmt::Debug for Proxy {
@@ -133,9 +153,9 @@ impl Shared {
     fn connect(
         self: &Arc<Self>,
         client: TcpStream,
-        server: SocketAddr,
         rewrite: Arc<impl Fn(&mut [u8]) + Send + Sync + 'static>,
     ) -> io::Result<()> {
+        let server = *self.server.lock().unwrap_or_else(PoisonError::into_inner);
         let server = TcpStream::connect(server)?;
         let connection = Arc::new(Connection { client, server, muted: AtomicBool::new(false) });
         connection.client.set_nodelay(true)?;

@@ -1,4 +1,4 @@
-//! The guide's store keeps every rule, also while somebody sits on its lock.
+//! The guide's store keeps every rule, also while another process sits on its lock.
 
 #[path = "../examples/file_store.rs"]
 #[allow(unreachable_pub)]
@@ -6,8 +6,8 @@ mod file_store;
 
 use async_trait::async_trait;
 use file_store::FileStore;
-use kafkaq_conformance::{BoxError, Outage};
-use std::{fs::File, path::PathBuf, process::ExitCode, time::Duration};
+use kafkaq_conformance::{BoxError, Outage, store};
+use std::{fs::File, future::ready, path::PathBuf, process::ExitCode, time::Duration};
 
 /// Another process that has the lock and hangs.
 struct Locked(File);
@@ -25,14 +25,12 @@ impl Outage for Locked {
 
 fn main() -> Result<ExitCode, BoxError> {
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("file-store-{}", std::process::id()));
-    drop(FileStore::open(&dir)?);
+    std::fs::create_dir_all(&dir)?;
     let lock = File::create(dir.join("lock"))?;
-    let (path, limit) = (dir.clone(), Duration::from_secs(10));
-    let kit = kafkaq_conformance::store("file_store", move || {
-        let path = path.clone();
-        async move { Ok(FileStore::open(path)?) }
-    });
-    let outcome = kit.with_outage(Locked(lock)).answers_within(limit).run();
+    let path = dir.clone();
+    let kit = store("file_store", move || ready(Ok(FileStore::new(&path)))).with_outage(Locked(lock));
+    // Five seconds for its turn, and as many for the lock.
+    let outcome = kit.answers_within(Duration::from_secs(12)).run();
     std::fs::remove_dir_all(dir)?;
     Ok(outcome)
 }

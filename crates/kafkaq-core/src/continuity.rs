@@ -4,12 +4,17 @@
 //! A position is kept together with two marks. `mark` is the last record below it: it tells that the log was cut and
 //! grew again. `anchor` is an earlier record that was seen in its place *after* it had been read on from: as long as
 //! it still is there, everything that was read after it is of the same topic, however long a recreated one may be.
+//!
+//! A reader keeps both in a [`Trail`]: it compares [`Trail::position`] with the log ([`standing`]) at least every ten
+//! seconds, after each failure and after each gap, and commits what [`Trail::below`] gives. So a commit that was
+//! made before a change of the topic was noticed carries an anchor that the new topic doesn't have, and counts for
+//! nothing.
 
 use crate::{
-    DecodeError, Error, ErrorKind, FetchLimit, Offsets, Partition, PartitionLog, Position, Record, Result,
-    hash::Fnv,
+    Batch, DecodeError, Error, ErrorKind, FetchLimit, Offsets, Partition, PartitionLog, Position, Record,
+    Result, Retry, hash::Fnv,
 };
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 /// Identifies a record well enough to notice that its topic was cut or recreated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +23,7 @@ pub struct Mark {
     pub offset: i64,
     /// The log's time for it.
     pub timestamp_ms: i64,
-    /// Hash of its size, its key and the beginning of its payload.
+    /// Hash of its key and the beginning of its payload, with their sizes.
     pub hash: u64,
 }
 
@@ -27,13 +32,13 @@ impl Mark {
     #[must_use]
     pub fn of(record: &Record) -> Mark {
         const ENOUGH: usize = 256;
-        let start = |bytes: &Option<bytes::Bytes>| {
-            bytes.as_ref().map_or(bytes::Bytes::new(), |b| b.slice(..b.len().min(ENOUGH)))
-        };
         let mut hash = Fnv::new();
-        hash.0 ^= record.size() as u64;
-        hash.add(&start(&record.key));
-        hash.add(&start(&record.value));
+        // No headers: not every client can read all of them.
+        for part in [&record.key, &record.value] {
+            let bytes = part.as_deref().unwrap_or_default();
+            hash.add(&(bytes.len() as u64).to_be_bytes());
+            hash.add(&bytes[..bytes.len().min(ENOUGH)]);
+        }
         Mark { offset: record.offset, timestamp_ms: record.timestamp_ms, hash: hash.0 }
     }
 
@@ -97,7 +102,11 @@ impl Cursor {
     pub fn committed(offset: i64, metadata: &str) -> Cursor {
         let read = || {
             let digits = metadata.strip_prefix(METADATA)?.as_bytes();
-            let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+            let digit = |d: &u8| char::from(*d).to_digit(16);
+            let byte = |pair: &[u8]| match pair {
+                [high, low] => u8::try_from(digit(high)? << 4 | digit(low)?).ok(),
+                _ => None,
+            };
             let bytes = digits.chunks(2).map(byte).collect::<Option<Vec<_>>>()?;
             let (cursor, rest) = Cursor::decode_from(&bytes).ok()?;
             (rest.is_empty() && cursor.offset == offset).then_some(cursor)
@@ -144,6 +153,34 @@ pub enum Standing {
     },
 }
 
+impl Standing {
+    /// What the operator has to know, as an event after which reading goes on; `None` if the log is intact.
+    #[must_use]
+    pub fn alarm(self, of: &Partition, cursor: &Cursor) -> Option<Error> {
+        let offset = cursor.offset;
+        let (kind, advice) = match self {
+            Standing::Intact => return None,
+            Standing::DeletedUnread { first } => (
+                ErrorKind::Misconfigured,
+                format!(
+                    "{} records were deleted unread, from offset {offset} on: their tasks are lost. Raise the topic's \
+                     retention.ms and retention.bytes, or have more workers",
+                    first.saturating_sub(offset)
+                ),
+            ),
+            Standing::Replaced { .. } => (
+                ErrorKind::Other,
+                format!(
+                    "The topic was recreated or cut: the records below offset {offset} are not those that were read. \
+                     What the log holds now is read again from where nothing of it can be left out; what it has lost \
+                     is lost. Find out who deletes topics, and keep unclean.leader.election.enable off"
+                ),
+            ),
+        };
+        Some(Error::not_applied(kind, "read").on(of).with_retry(Retry::Yes).with_advice(advice))
+    }
+}
+
 /// Compares a cursor with the log. A mark that retention has deleted proves nothing, and the cursor is believed.
 ///
 /// *Cancel-safety:* safe, it only reads.
@@ -151,21 +188,45 @@ pub enum Standing {
 /// # Errors
 /// The log's own, and `Unavailable` if it doesn't show a record that has to be there: an empty answer is no proof.
 pub async fn standing(log: &dyn PartitionLog, of: &Partition, cursor: &Cursor) -> Result<Standing> {
-    let answer = log.offsets(std::slice::from_ref(of)).await.into_iter().next();
-    let ends = answer.unwrap_or_else(|| Err(Error::unknown(ErrorKind::Other, "offsets").on(of)))?;
-    let replaced = Standing::Replaced { first: ends.first };
-    if cursor.offset > ends.next {
-        return Ok(replaced);
+    standing_above(log, of, cursor, None).await
+}
+
+/// The same for a reader whose log had nothing below `floor` when it began, as [`Trail::floor`] tells: a log never gets
+/// back what retention has deleted, so one with earlier records is another.
+///
+/// # Errors
+/// As [`standing`].
+pub async fn standing_above(
+    log: &dyn PartitionLog,
+    of: &Partition,
+    cursor: &Cursor,
+    floor: Option<i64>,
+) -> Result<Standing> {
+    let mut ends = offsets(log, of).await?;
+    if cursor.offset > ends.next || floor.is_some_and(|floor| ends.first < floor) {
+        return Ok(Standing::Replaced { first: ends.first });
     }
-    for mark in [cursor.mark, cursor.anchor].into_iter().flatten() {
-        if mark.offset >= ends.first && !is_there(log, of, ends, mark).await? {
-            return Ok(replaced);
+    let anchor = cursor.anchor.filter(|anchor| Some(*anchor) != cursor.mark);
+    for mark in [cursor.mark, anchor].into_iter().flatten() {
+        if mark.offset < ends.first || is_there(log, of, ends, mark).await? {
+            continue;
+        }
+        // Retention may have passed the mark between the two looks. And if it has not, the log that is there now may
+        // begin elsewhere than the one that was there a moment ago.
+        ends = offsets(log, of).await?;
+        if mark.offset >= ends.first {
+            return Ok(Standing::Replaced { first: ends.first });
         }
     }
     if cursor.offset < ends.first {
         return Ok(Standing::DeletedUnread { first: ends.first });
     }
     Ok(Standing::Intact)
+}
+
+async fn offsets(log: &dyn PartitionLog, of: &Partition) -> Result<Offsets> {
+    let answer = log.offsets(std::slice::from_ref(of)).await.into_iter().next();
+    answer.unwrap_or_else(|| Err(Error::unknown(ErrorKind::Other, "offsets").on(of)))
 }
 
 /// Whether the record of a mark is where it was.
@@ -187,6 +248,91 @@ async fn is_there(log: &dyn PartitionLog, of: &Partition, ends: Offsets, mark: M
     Err(Error::not_applied(ErrorKind::Unavailable, "fetch")
         .on(of)
         .with_advice("The broker answers without a record although there is one at that offset"))
+}
+
+/// What one reader of a partition has read, as far as that is needed to tell that its log was replaced by another.
+#[derive(Debug)]
+pub struct Trail {
+    start: Cursor,
+    next: i64,
+    /// Of the last record below the last commit, and of all records since.
+    marks: VecDeque<Mark>,
+    anchor: Option<Mark>,
+}
+
+/// More marks than records that a window holds. Beyond it the oldest go, which makes a cursor's mark older, not wrong.
+const MAX_MARKS: usize = 1 << 16;
+
+impl Trail {
+    /// A reader that begins at a cursor which [`standing`] has just found intact.
+    #[must_use]
+    pub fn new(start: Cursor) -> Self {
+        let marks = start.mark.into_iter().collect();
+        Trail { start, next: start.offset, marks, anchor: start.mark.or(start.anchor) }
+    }
+
+    /// Takes in what was read next. Returns `false` if it doesn't follow what was read before: then it is of another
+    /// log, and is not taken in.
+    #[must_use]
+    pub fn read(&mut self, batch: &Batch) -> bool {
+        if Trail::begin(batch) < self.next || batch.next < self.next {
+            return false;
+        }
+        let room = MAX_MARKS.saturating_sub(batch.records.len());
+        let over = self.marks.len().saturating_sub(room);
+        self.marks.drain(..over);
+        self.marks.extend(batch.records.iter().map(Mark::of));
+        self.next = batch.next;
+        // Until the first check, the first that was read is what all later ones have to stand beside.
+        self.anchor = self.anchor.or(self.marks.back().copied());
+        true
+    }
+
+    /// Whether the log has to be compared before the batch is taken in: offsets were passed over, whose records may be
+    /// deleted by now, or nothing was read before that tells which log this is.
+    #[must_use]
+    pub fn is_doubtful(&self, batch: &Batch) -> bool {
+        let blind = self.marks.is_empty() && self.next > 0 && !batch.records.is_empty();
+        blind || Trail::begin(batch) > self.next
+    }
+
+    /// Where the log began, if reading did so at its first record, as the owner of the trail knows: without a mark it
+    /// can't have been elsewhere.
+    #[must_use]
+    pub fn floor(&self) -> Option<i64> {
+        self.start.mark.is_none().then_some(self.start.offset)
+    }
+
+    fn begin(batch: &Batch) -> i64 {
+        batch.records.first().map_or(batch.next, |record| record.offset)
+    }
+
+    /// How far it has read: what to compare with the log.
+    #[must_use]
+    pub fn position(&self) -> Cursor {
+        Cursor { offset: self.next, mark: self.marks.back().copied(), anchor: self.anchor }
+    }
+
+    /// The log was intact when it was compared with this [`Trail::position`], whatever was read since.
+    pub fn confirm(&mut self, position: &Cursor) {
+        self.anchor = position.mark.or(self.anchor);
+    }
+
+    /// The records below `first` were deleted: reading goes on there.
+    pub fn skip_to(&mut self, first: i64) {
+        self.next = self.next.max(first);
+    }
+
+    /// What to commit when everything below `offset` is finished. Offsets only ascend: marks below it are forgotten.
+    #[must_use]
+    pub fn below(&mut self, offset: i64) -> Cursor {
+        let below = self.marks.partition_point(|m| m.offset < offset);
+        self.marks.drain(..below.saturating_sub(1));
+        let mark = self.marks.front().copied().filter(|m| m.offset < offset);
+        // A mark that was read no later than the anchor is as good as that.
+        let anchor = self.anchor.filter(|anchor| mark.is_some_and(|mark| mark.offset > anchor.offset));
+        Cursor { offset, mark, anchor }
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+#[cfg(feature = "connection")]
+pub mod connection;
 mod continuity;
 mod envelope;
 mod error;
@@ -14,6 +16,7 @@ mod log;
 mod lost;
 #[cfg(feature = "machine")]
 pub mod machine;
+mod outage_log;
 pub mod partitioner;
 mod record;
 mod settings;
@@ -24,7 +27,7 @@ mod wire;
 #[cfg(test)]
 mod golden;
 
-pub use continuity::{Cursor, Mark, Standing, standing};
+pub use continuity::{Cursor, Mark, Standing, Trail, standing, standing_above};
 #[cfg(feature = "machine")]
 pub(crate) use envelope::FORWARD_HEADER;
 pub use envelope::{DecodeError, Envelope, HEADER, ID_HEADER};
@@ -38,6 +41,7 @@ pub use log::{
     PartitionLog, TopicInfo, TopicSpec,
 };
 pub use lost::LostReason;
+pub use outage_log::OutageLog;
 pub use record::{Batch, NewRecord, Partition, Position, Record};
 pub use store::{LeaseStore, Swap, Swapped};
 pub use task::{Task, TaskId};

@@ -6,8 +6,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 /// Names one task for good: 1 to 128 bytes of UTF-8.
 ///
-/// Publishing an id again while it is remembered adds nothing; who wants the work done again uses another id,
-/// such as `report-2026-11-24`.
+/// Publishing an id again while it is remembered adds nothing. To have the work done again, use another id, such as
+/// `report-2026-11-24`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TaskId(Arc<str>);
 
@@ -49,6 +49,12 @@ impl fmt::Display for TaskId {
 impl fmt::Debug for TaskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&*self.0, f)
+    }
+}
+
+impl AsRef<str> for TaskId {
+    fn as_ref(&self) -> &str {
+        self.as_str()
     }
 }
 

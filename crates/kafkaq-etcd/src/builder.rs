@@ -2,17 +2,17 @@
 
 use crate::{
     EtcdStore,
-    link::{Link, Member},
+    link::{Link, Member, Members},
 };
 use etcd_client::ConnectOptions;
-use kafkaq_core::{Error, ErrorKind, Result};
-use std::{fmt, time::Duration};
+use kafkaq_core::{
+    Error, ErrorKind, Result,
+    connection::{REQUEST_TIMEOUT, is_address, is_prefix},
+};
+use std::{borrow::Cow, fmt, time::Duration};
 use tonic::transport::{Endpoint, Uri};
 
 const OP: &str = "set up the etcd store";
-
-const MIN_TIMEOUT: Duration = Duration::from_millis(1);
-const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// Idle connections are probed this often, or firewalls and load balancers forget them without a word.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
@@ -52,7 +52,7 @@ impl EtcdStoreBuilder {
         }
     }
 
-    /// What every key begins with. Two prefixes are two stores. Default: `kafkaq/`.
+    /// What every key begins with: 1 to 200 bytes. Two prefixes are two stores. Default: `kafkaq/`.
     pub fn prefix(self, prefix: impl Into<String>) -> Self {
         EtcdStoreBuilder { prefix: prefix.into(), ..self }
     }
@@ -84,10 +84,16 @@ impl EtcdStoreBuilder {
     ///
     /// # Errors
     /// `Invalid` if there is no endpoint or one can't be read or needs TLS that isn't compiled in, if a certificate
-    /// can't be read, or if the timeout is out of range.
+    /// can't be read, or if the timeout, the prefix or the user is out of range.
     pub fn build(self) -> Result<EtcdStore> {
-        if !(MIN_TIMEOUT..=MAX_TIMEOUT).contains(&self.request_timeout) {
-            return Err(invalid("Use a request timeout from 1 ms to 1 h"));
+        if !REQUEST_TIMEOUT.contains(&self.request_timeout) {
+            return Err(invalid(format!("request_timeout is {:?}: use 1 ms to 1 h", self.request_timeout)));
+        }
+        if !is_prefix(&self.prefix) {
+            return Err(invalid("A prefix has 1 to 200 bytes, no spaces and no control characters"));
+        }
+        if self.user.as_ref().is_some_and(|(name, password)| name.is_empty() || password.is_empty()) {
+            return Err(invalid("A user has a name and a password"));
         }
         if self.endpoints.is_empty() {
             return Err(invalid("Give at least one endpoint, such as 127.0.0.1:2379"));
@@ -98,7 +104,11 @@ impl EtcdStoreBuilder {
             options = options.with_user(name, password);
         }
         let probe = format!("{}probe", self.prefix);
-        Ok(EtcdStore::new(self.prefix, self.request_timeout, Link::new(members, options, probe)))
+        Ok(EtcdStore::new(
+            self.prefix,
+            self.request_timeout,
+            Link::new(Members::new(members, options, probe)),
+        ))
     }
 
     fn member(&self, text: &str) -> Result<Member> {
@@ -106,8 +116,9 @@ impl EtcdStoreBuilder {
         let url = if text.contains("://") { text.to_owned() } else { format!("{scheme}://{text}") };
         let uri: Uri = url.parse().map_err(|e| invalid(HOW_TO_WRITE).with_source(e))?;
         // Without what the text says: it may hold a password.
-        let address = uri.authority().filter(|a| !a.as_str().contains('@') && a.port_u16().is_some());
-        let (Some(address), "/") = (address.map(ToString::to_string), uri.path()) else {
+        let address = uri.authority().filter(|authority| is_address(authority.as_str()));
+        let is_bare = uri.path() == "/" && !text.contains(['?', '#']);
+        let Some(address) = address.filter(|_| is_bare).map(ToString::to_string) else {
             return Err(invalid(HOW_TO_WRITE));
         };
         let endpoint = match uri.scheme_str() {
@@ -164,7 +175,7 @@ fn has_certificate(pem: &[u8]) -> bool {
     pem.windows(BEGIN.len()).any(|text| text == BEGIN)
 }
 
-fn invalid(advice: &'static str) -> Error {
+fn invalid(advice: impl Into<Cow<'static, str>>) -> Error {
     Error::not_applied(ErrorKind::Invalid, OP).with_advice(advice)
 }
 

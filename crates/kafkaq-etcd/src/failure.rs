@@ -1,97 +1,64 @@
 //! What a failure means: which kind, whether it took effect, what to do.
 
-use kafkaq_core::{Error, ErrorKind, Retry};
-use std::{error::Error as _, time::Duration};
+use crate::link::Members;
+use kafkaq_core::{
+    Error, ErrorKind, Retry,
+    connection::{self, Connect, Operation},
+};
+use std::error::Error as _;
 use tonic::{Code, ConnectError, Status};
 
-/// An operation as its errors name it.
-#[derive(Clone, Copy)]
-pub(crate) struct Op {
-    name: &'static str,
-    /// One that changes no key has certainly had no effect, however it fails.
-    changes: bool,
-}
+pub(crate) const SWAP: Operation = Operation::write("swap in etcd");
+pub(crate) const READ: Operation = Operation::read("read from etcd");
+pub(crate) const CHECK: Operation = Operation::read("check etcd");
+/// An etcd lease that nobody uses runs out by itself.
+pub(crate) const GRANT: Operation = Operation::read("get a lease from etcd");
 
-impl Op {
-    pub(crate) const SWAP: Op = Op { name: "swap in etcd", changes: true };
-    pub(crate) const READ: Op = Op { name: "read from etcd", changes: false };
-    pub(crate) const CHECK: Op = Op { name: "check etcd", changes: false };
-    pub(crate) const CONNECT: Op = Op { name: "connect to etcd", changes: false };
-    /// An etcd lease that nobody uses runs out by itself.
-    pub(crate) const GRANT: Op = Op { name: "get a lease from etcd", changes: false };
-
-    fn not_applied(self, kind: ErrorKind) -> Error {
-        Error::not_applied(kind, self.name)
-    }
-
-    /// It failed after it was sent.
-    fn after_sending(self, kind: ErrorKind) -> Error {
-        if self.changes { Error::unknown(kind, self.name) } else { self.not_applied(kind) }
-    }
-}
-
-/// No connection in time, so nothing was sent.
-pub(crate) fn not_connected(address: &str) -> Error {
-    Op::CONNECT
-        .not_applied(ErrorKind::Unavailable)
-        .on(address)
-        .with_source("no connection in time")
-        .with_advice(unreachable(address))
+/// The server in errors and in the log.
+pub(crate) fn server(address: &str) -> String {
+    format!("etcd at {address}")
 }
 
 /// The attempt to connect failed.
 pub(crate) fn refused_connection(address: &str, e: &tonic::transport::Error) -> Error {
-    Op::CONNECT
-        .not_applied(ErrorKind::Unavailable)
-        .on(address)
-        .with_source(root(e))
-        .with_advice(unreachable(address))
+    not_reached(Members::OPERATION, address, e)
 }
 
-fn unreachable(address: &str) -> String {
-    format!("Check that etcd runs at {address} and can be reached from here")
-}
-
-/// The request was sent, and no answer came.
-pub(crate) fn timed_out(op: Op, address: &str, limit: Duration) -> Error {
-    op.after_sending(ErrorKind::Timeout)
-        .with_advice(format!("etcd at {address} did not answer within {limit:?}"))
-}
-
-/// The call's time was up before anything was sent.
-pub(crate) fn not_sent(op: Op, limit: Duration) -> Error {
-    op.not_applied(ErrorKind::Timeout)
-        .with_advice(format!("Nothing was sent within {limit:?}: etcd is too slow for that many calls"))
+fn not_reached(operation: Operation, address: &str, e: &(dyn std::error::Error + 'static)) -> Error {
+    let error = connection::unreachable(operation, server(address), Some(root(e).into()));
+    match connection::out_of_descriptors(e) {
+        Some(advice) => error.with_advice(advice),
+        None => error,
+    }
 }
 
 /// An answer that this crate does not understand.
-pub(crate) fn strange(op: Op) -> Error {
-    op.after_sending(ErrorKind::Other)
+pub(crate) fn unexpected_response(operation: Operation) -> Error {
+    operation
+        .after_sending(ErrorKind::Other)
         .with_advice("The answer makes no sense: is there something other than etcd at this address?")
 }
 
-/// After `close`.
-pub(crate) fn closed(op: Op) -> Error {
-    op.not_applied(ErrorKind::Closed)
-}
-
 /// What the client said about a request that was handed to it.
-pub(crate) fn failed(op: Op, address: &str, e: &etcd_client::Error) -> Error {
+pub(crate) fn failed(operation: Operation, address: &str, e: &etcd_client::Error) -> Error {
     let etcd_client::Error::GRpcStatus(status) = e else {
-        return op.after_sending(ErrorKind::Other).on(address).with_source(e.to_string());
+        return operation.after_sending(ErrorKind::Other).on(address).with_source(e.to_string());
     };
     if status.source().is_some() {
         // Of the client's own making: there was no answer.
-        let error = match is_connect_error(status) {
-            true => op.not_applied(ErrorKind::Unavailable).with_advice(unreachable(address)),
-            false => op
-                .after_sending(ErrorKind::Unavailable)
-                .with_advice(format!("The connection to etcd at {address} broke")),
+        if is_connect_error(status) {
+            return not_reached(operation, address, status);
+        }
+        let advice = match operation.name() == Members::OPERATION.name() {
+            true => format!(
+                "Check the address, and whether it wants TLS: something else than etcd may answer at {address}"
+            ),
+            false => format!("The connection to etcd at {address} broke"),
         };
-        return error.with_source(root(status));
+        return operation.after_sending(ErrorKind::Unavailable).with_source(root(status)).with_advice(advice);
     }
     let Meaning { kind, refused, advice } = meaning(status);
-    let error = if refused { op.not_applied(kind) } else { op.after_sending(kind) };
+    let error = if refused { operation.not_applied(kind) } else { operation.after_sending(kind) };
     let error = error.on(address).with_source(status.message().to_owned());
     let error = if kind == ErrorKind::NotFound { error.with_retry(Retry::Yes) } else { error };
     if advice.is_empty() { error } else { error.with_advice(advice) }
@@ -225,10 +192,10 @@ mod tests {
             (Code::NotFound, "requested lease not found", ErrorKind::NotFound, NotApplied, Yes),
             (Code::Unknown, "whatever", ErrorKind::Other, Unknown, No),
         ] {
-            let e = failed(Op::SWAP, "h:1", &answered(code, &format!("etcdserver: {text}")));
+            let e = failed(SWAP, "h:1", &answered(code, &format!("etcdserver: {text}")));
             assert_eq!((e.kind(), e.effect(), e.retry()), (kind, effect, retry), "{text}");
             assert!(e.to_string().contains(text), "{e}");
-            let e = failed(Op::READ, "h:1", &answered(code, &format!("etcdserver: {text}")));
+            let e = failed(READ, "h:1", &answered(code, &format!("etcdserver: {text}")));
             assert_eq!(e.effect(), NotApplied, "{text}");
         }
     }
@@ -246,14 +213,5 @@ mod tests {
         ] {
             assert_eq!(is_of_connection(&answered(code, text)), leave, "{text}");
         }
-    }
-
-    #[test]
-    fn only_what_changes_something_can_be_unknown() {
-        let late = |op| timed_out(op, "h:1", Duration::from_secs(1));
-        assert_eq!(late(Op::SWAP).effect(), Effect::Unknown);
-        assert_eq!(late(Op::READ).effect(), Effect::NotApplied);
-        assert_eq!(late(Op::GRANT).effect(), Effect::NotApplied);
-        assert!(late(Op::READ).to_string().contains("h:1"));
     }
 }

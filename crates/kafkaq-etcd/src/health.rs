@@ -1,8 +1,8 @@
 //! What an operator must know: questions to the member that is connected, and its answers as sentences.
 
-use crate::link::{Call, Link};
+use crate::link::{self, Link};
 use etcd_client::{Error, GetOptions, StatusResponse};
-use kafkaq_core::{ErrorKind, Result};
+use kafkaq_core::{ErrorKind, Result, connection::Call};
 use tonic::Code;
 
 const OLDEST_TESTED: (u32, u32) = (3, 4);
@@ -16,8 +16,8 @@ const LONG_HISTORY: i64 = 10_000;
 /// # Errors
 /// If etcd can't be reached or refuses the credentials.
 pub(crate) async fn warnings(call: Call, link: &Link) -> Result<Vec<String>> {
-    let probe = link.probe();
-    let uncompacted = link.send(call, |to| async move {
+    let probe = link.connect().probe();
+    let uncompacted = link::send(link, call, |to| async move {
         let first = GetOptions::new().with_count_only().with_revision(1);
         match to.kv.clone().get(probe, Some(first)).await {
             Ok(answer) => Ok(answer.header().map_or(0, etcd_client::ResponseHeader::revision)),
@@ -27,7 +27,7 @@ pub(crate) async fn warnings(call: Call, link: &Link) -> Result<Vec<String>> {
         }
     });
     let uncompacted = uncompacted.await?;
-    let status = link.send(call, |to| async move { to.maintenance.clone().status().await }).await;
+    let status = link::send(link, call, |to| async move { to.maintenance.clone().status().await }).await;
     let status = match status {
         // As of 3.6 only root may ask.
         Err(e) if e.kind() == ErrorKind::Denied => {

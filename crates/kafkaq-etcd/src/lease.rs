@@ -8,10 +8,13 @@
 //! A lease is never renewed. So its end is known when it is granted, and no stale leader can end it earlier.
 
 use crate::{
-    failure::{self, Op},
-    link::{Call, Clients, Link},
+    failure,
+    link::{self, Clients, Link},
 };
-use kafkaq_core::{Result, Swap};
+use kafkaq_core::{
+    Result, Swap,
+    connection::{Call, Connect},
+};
 use std::{
     collections::BTreeMap,
     ops::RangeInclusive,
@@ -24,11 +27,11 @@ use tokio::{
 };
 
 /// etcd deletes the keys of a lease that ends in one go, during which it serves nobody.
-const KEYS_A_LEASE: usize = 1000;
+const KEYS_PER_LEASE: usize = 1000;
 
 /// With so few places left the next lease is got. Early, because the driver has two calls of 500 swaps under way: one
 /// takes half of a lease at once, and the other may take the rest before the first is answered.
-const FEW_LEFT: usize = KEYS_A_LEASE * 3 / 4;
+const FEW_LEFT: usize = KEYS_PER_LEASE * 3 / 4;
 
 /// Leases kept at hand. With more, those that end first are forgotten, and end by themselves.
 const MAX_OPEN: usize = 1024;
@@ -85,7 +88,7 @@ impl Leases {
     pub(crate) async fn prepare(&self, call: Call, link: &Link, runs_short: Option<Span>) {
         let Some(span) = runs_short else { return };
         let granted = async {
-            let _turn = self.turn(call).await?;
+            let _turn = self.turn(call, link).await?;
             // Who was even quicker to use it up has seen to it.
             let is_seen_to = self.open().has_plenty(Instant::now(), span);
             if is_seen_to { Ok(()) } else { self.grant(call, link, span).await.map(drop) }
@@ -109,14 +112,14 @@ impl Leases {
         self.open().take(Instant::now(), span)
     }
 
-    async fn turn(&self, call: Call) -> Result<MutexGuard<'_, ()>> {
+    async fn turn(&self, call: Call, link: &Link) -> Result<MutexGuard<'_, ()>> {
         let turn = timeout_at(call.deadline(), self.granting.lock()).await;
-        turn.map_err(|_elapsed| failure::not_sent(Op::GRANT, call.limit))
+        turn.map_err(|_elapsed| call.part(failure::GRANT).not_sent(link.connect().server(None)))
     }
 
     /// One that others have got meanwhile, or else a new one.
     async fn get(&self, call: Call, link: &Link, span: Span) -> Result<i64> {
-        let _turn = self.turn(call).await?;
+        let _turn = self.turn(call, link).await?;
         match self.take(span) {
             Some(taken) => Ok(taken.lease),
             None => self.grant(call, link, span).await,
@@ -129,7 +132,7 @@ impl Leases {
         let begin = Instant::now();
         let seconds = span.whole_seconds();
         let request = |to: Arc<Clients>| async move { to.lease.clone().grant(seconds, None).await };
-        let granted = link.send(call.part(Op::GRANT), request).await?;
+        let granted = link::send(link, call.part(failure::GRANT), request).await?;
         // etcd may have made it longer.
         let seconds = u64::try_from(granted.ttl()).unwrap_or(0);
         self.open().add(begin, Duration::from_secs(seconds), granted.id());
@@ -202,7 +205,7 @@ impl Open {
         if self.0.len() >= MAX_OPEN {
             self.0.pop_first();
         }
-        self.0.insert((begin + length, lease), KEYS_A_LEASE - 1);
+        self.0.insert((begin + length, lease), KEYS_PER_LEASE - 1);
     }
 }
 
@@ -260,7 +263,7 @@ mod tests {
         while let Some(Taken { runs_short, .. }) = open.take(now, span(DAY)) {
             all.push(runs_short);
         }
-        assert_eq!(all.len(), KEYS_A_LEASE - 1);
+        assert_eq!(all.len(), KEYS_PER_LEASE - 1);
         let warnings: Vec<_> = (0..all.len()).filter(|&n| all[n]).collect();
         assert_eq!(warnings, [all.len() - FEW_LEFT - 1], "the warning comes once, and in time");
         assert!(warnings[0] < 500, "while the first of the driver's two calls takes its half");

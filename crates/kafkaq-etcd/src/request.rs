@@ -3,10 +3,10 @@
 //! A batch is one transaction without a condition that holds a transaction for each key: one request, one entry of
 //! the Raft log, one sync to the disk. The outer one always succeeds; each inner one compares and puts, or reads.
 
-use crate::failure::{self, Op};
+use crate::failure;
 use bytes::Bytes;
 use etcd_client::{Compare, CompareOp, GetResponse, PutOptions, Txn, TxnOp, TxnOpResponse, TxnResponse};
-use kafkaq_core::{Key, Result, Swap, Swapped};
+use kafkaq_core::{Key, Result, Swap, Swapped, connection::Operation};
 
 /// etcd takes 128 operations a transaction, of which the inner ones need one: 127. A thousand are eight of 125.
 pub(crate) const MAX_OPS: usize = 125;
@@ -73,11 +73,11 @@ pub(crate) fn swapped(count: usize, answer: &TxnResponse) -> Vec<Result<Swapped>
         TxnOpResponse::Txn(answer) if answer.succeeded() => Ok(Swapped::Done),
         TxnOpResponse::Txn(answer) => match answer.op_responses().pop() {
             Some(TxnOpResponse::Get(current)) => Ok(Swapped::Conflict(value(current))),
-            _ => Err(failure::strange(Op::SWAP)),
+            _ => Err(failure::unexpected_response(failure::SWAP)),
         },
-        _ => Err(failure::strange(Op::SWAP)),
+        _ => Err(failure::unexpected_response(failure::SWAP)),
     });
-    complete(outcomes, count, Op::SWAP)
+    complete(outcomes, count, failure::SWAP)
 }
 
 /// The request for the values of these keys.
@@ -89,9 +89,9 @@ pub(crate) fn reads(prefix: &str, keys: &[Key]) -> Txn {
 pub(crate) fn read(count: usize, answer: &TxnResponse) -> Vec<Result<Option<Bytes>>> {
     let outcomes = answer.op_responses().into_iter().map(|op| match op {
         TxnOpResponse::Get(current) => Ok(value(current)),
-        _ => Err(failure::strange(Op::READ)),
+        _ => Err(failure::unexpected_response(failure::READ)),
     });
-    complete(outcomes, count, Op::READ)
+    complete(outcomes, count, failure::READ)
 }
 
 fn value(mut answer: GetResponse) -> Option<Bytes> {
@@ -99,8 +99,15 @@ fn value(mut answer: GetResponse) -> Option<Bytes> {
 }
 
 /// As many as were asked for, whatever came.
-fn complete<T>(outcomes: impl Iterator<Item = Result<T>>, count: usize, op: Op) -> Vec<Result<T>> {
-    outcomes.chain(std::iter::repeat_with(|| Err(failure::strange(op)))).take(count).collect()
+fn complete<T>(
+    outcomes: impl Iterator<Item = Result<T>>,
+    count: usize,
+    operation: Operation,
+) -> Vec<Result<T>> {
+    outcomes
+        .chain(std::iter::repeat_with(|| Err(failure::unexpected_response(operation))))
+        .take(count)
+        .collect()
 }
 
 #[cfg(test)]
@@ -129,7 +136,7 @@ mod tests {
 
     #[test]
     fn missing_answers_are_unknown_and_surplus_ones_are_ignored() {
-        let outcomes = |given: usize| complete((0..given).map(Ok), 2, Op::SWAP);
+        let outcomes = |given: usize| complete((0..given).map(Ok), 2, failure::SWAP);
         let short = outcomes(1);
         assert!(short.len() == 2 && short[0].is_ok());
         assert_eq!(short[1].as_ref().unwrap_err().effect(), Effect::Unknown);

@@ -1,17 +1,18 @@
 //! The store: the calls of the contract over one link.
 
 use crate::{
-    EtcdStoreBuilder,
-    failure::Op,
-    health,
+    EtcdStoreBuilder, failure, health,
     lease::{Attached, Leases},
-    link::{Call, Link},
+    link::{self, Link},
     request,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, future, stream};
-use kafkaq_core::{ErrorKind, Key, LeaseStore, Result, Swap, Swapped};
+use kafkaq_core::{
+    ErrorKind, Key, LeaseStore, OutageLog, Result, Swap, Swapped,
+    connection::{Call, Connect},
+};
 use std::{fmt, time::Duration};
 
 /// Requests of one call under way at a time. One gives etcd little to sync at once; more wait for the disk in turn.
@@ -26,6 +27,7 @@ pub struct EtcdStore {
     request_timeout: Duration,
     link: Link,
     leases: Leases,
+    outages: OutageLog,
 }
 
 impl EtcdStore {
@@ -36,7 +38,8 @@ impl EtcdStore {
     }
 
     pub(crate) fn new(prefix: String, request_timeout: Duration, link: Link) -> Self {
-        EtcdStore { prefix, request_timeout, link, leases: Leases::new(request_timeout) }
+        let outages = OutageLog::new(link.connect().server(None));
+        EtcdStore { prefix, request_timeout, link, leases: Leases::new(request_timeout), outages }
     }
 
     async fn swap_chunk(&self, call: Call, swaps: &[Swap]) -> Vec<Result<Swapped>> {
@@ -46,8 +49,10 @@ impl EtcdStore {
                 Ok(attached) => attached,
                 Err(e) => return vec![Err(e); swaps.len()],
             };
-            let txn = request::swaps(&self.prefix, swaps, &leases);
-            let swapping = self.link.send(call, |to| async move { to.kv.clone().txn(txn).await });
+            let swapping = link::send(&self.link, call, |to| {
+                let txn = request::swaps(&self.prefix, swaps, &leases);
+                async move { to.kv.clone().txn(txn).await }
+            });
             let preparing = self.leases.prepare(call, &self.link, runs_short);
             match future::join(swapping, preparing).await.0 {
                 Ok(answer) => return request::swapped(swaps.len(), &answer),
@@ -62,8 +67,11 @@ impl EtcdStore {
     }
 
     async fn read_chunk(&self, call: Call, keys: &[Key]) -> Vec<Result<Option<Bytes>>> {
-        let txn = request::reads(&self.prefix, keys);
-        match self.link.send(call, |to| async move { to.kv.clone().txn(txn).await }).await {
+        let reading = link::send(&self.link, call, |to| {
+            let txn = request::reads(&self.prefix, keys);
+            async move { to.kv.clone().txn(txn).await }
+        });
+        match reading.await {
             Ok(answer) => request::read(keys.len(), &answer),
             Err(e) => vec![Err(e); keys.len()],
         }
@@ -73,24 +81,28 @@ impl EtcdStore {
 #[async_trait]
 impl LeaseStore for EtcdStore {
     async fn get(&self, keys: &[Key]) -> Vec<Result<Option<Bytes>>> {
-        let call = Call::new(Op::READ, self.request_timeout);
+        let call = Call::new(failure::READ, self.request_timeout);
         let chunks: Vec<_> = keys.chunks(request::MAX_OPS).map(|c| self.read_chunk(call, c)).collect();
-        stream::iter(chunks).buffered(AT_ONCE).concat().await
+        let outcomes = stream::iter(chunks).buffered(AT_ONCE).concat().await;
+        self.outages.observe(failure::READ.name(), &outcomes);
+        outcomes
     }
 
     async fn swap(&self, swaps: &[Swap]) -> Vec<Result<Swapped>> {
-        let call = Call::new(Op::SWAP, self.request_timeout);
+        let call = Call::new(failure::SWAP, self.request_timeout);
         let chunks = request::chunks(&self.prefix, swaps);
         let chunks: Vec<_> = chunks.into_iter().map(|c| self.swap_chunk(call, c)).collect();
-        stream::iter(chunks).buffered(AT_ONCE).concat().await
+        let outcomes = stream::iter(chunks).buffered(AT_ONCE).concat().await;
+        self.outages.observe(failure::SWAP.name(), &outcomes);
+        outcomes
     }
 
     async fn check(&self) -> Result<Vec<String>> {
-        health::warnings(Call::new(Op::CHECK, self.request_timeout), &self.link).await
+        health::warnings(Call::new(failure::CHECK, self.request_timeout), &self.link).await
     }
 
     async fn close(&self) -> Result<()> {
-        self.link.close();
+        self.link.close().await;
         Ok(())
     }
 }
@@ -98,7 +110,7 @@ impl LeaseStore for EtcdStore {
 impl fmt::Debug for EtcdStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EtcdStore")
-            .field("endpoints", &self.link.addresses())
+            .field("endpoints", &self.link.connect().addresses())
             .field("prefix", &self.prefix)
             .field("request_timeout", &self.request_timeout)
             .finish_non_exhaustive()

@@ -1,6 +1,6 @@
 //! From the client's messages to a [`Batch`]: one copy, into memory that the whole batch shares.
 
-use crate::group::Watch;
+use crate::group::Callbacks;
 use bytes::{Bytes, BytesMut};
 use kafkaq_core::{HEADER, Headers, Record};
 use rdkafka::{
@@ -34,7 +34,7 @@ pub(crate) struct Taken {
 }
 
 /// Takes what is there, up to `max` records. Never waits.
-pub(crate) fn take(queue: &PartitionQueue<Watch>, max: usize) -> Taken {
+pub(crate) fn take(queue: &PartitionQueue<Callbacks>, max: usize) -> Taken {
     let mut messages: Vec<BorrowedMessage<'_>> = Vec::new();
     let (mut bytes, mut error) = (0, None);
     let more = loop {
@@ -44,8 +44,7 @@ pub(crate) fn take(queue: &PartitionQueue<Watch>, max: usize) -> Taken {
         match queue.poll(Duration::ZERO) {
             None => break false,
             Some(Ok(message)) => {
-                let headers = message.headers().map_or(0, |h| h.count());
-                bytes += message.key_len() + message.payload_len() + headers * HEADER_GUESS;
+                bytes += size(&message);
                 messages.push(message);
             }
             Some(Err(e)) => {
@@ -54,9 +53,19 @@ pub(crate) fn take(queue: &PartitionQueue<Watch>, max: usize) -> Taken {
             }
         }
     };
-    let mut arena = Arena::new(bytes);
-    let records = messages.iter().map(|m| record(m, &mut arena)).collect();
-    Taken { records, more, error }
+    Taken { records: records(&messages, bytes), more, error }
+}
+
+/// About how much of an [`Arena`] it takes.
+pub(crate) fn size(message: &BorrowedMessage<'_>) -> usize {
+    let headers = message.headers().map_or(0, |h| h.count());
+    message.key_len() + message.payload_len() + headers * HEADER_GUESS
+}
+
+/// Copies messages of that size in all.
+pub(crate) fn records(messages: &[BorrowedMessage<'_>], size: usize) -> Vec<Record> {
+    let mut arena = Arena::new(size);
+    messages.iter().map(|m| record(m, &mut arena)).collect()
 }
 
 fn record(message: &BorrowedMessage<'_>, arena: &mut Arena) -> Record {

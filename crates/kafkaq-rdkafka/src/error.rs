@@ -1,7 +1,13 @@
 //! librdkafka's error codes in the contract's words.
 
+use crate::settings::Settings;
 use kafkaq_core::{Error, ErrorKind};
 use rdkafka::{error::KafkaError, types::RDKafkaErrorCode as Code};
+
+const CREDENTIALS: &str = "Check `security.protocol`, `sasl.mechanism`, the user and the password";
+
+const DESCRIPTORS: &str = "This process, or the system, has no file descriptors left: raise `ulimit -n`, or let queues \
+                           share one RdKafka";
 
 /// What the code means for the caller, whatever the operation.
 pub(crate) fn kind(code: Code) -> ErrorKind {
@@ -56,6 +62,7 @@ pub(crate) fn kind(code: Code) -> ErrorKind {
         IllegalGeneration | UnknownMemberId | FencedMemberEpoch | StaleMemberEpoch | FencedInstanceId
         | AssignmentLost => ErrorKind::NotOwner,
         UnsupportedFeature
+        | NotImplemented
         | UnsupportedVersion
         | UnsupportedCompressionType
         | UnsupportedForMessageFormat
@@ -82,7 +89,7 @@ pub(crate) fn advice(code: Code, bootstrap: &str) -> Option<String> {
             Code::ClusterAuthorizationFailed => {
                 "Allow this user IdempotentWrite on the cluster, and Create to make topics".into()
             }
-            _ => "Check `security.protocol`, `sasl.mechanism`, the user and the password".into(),
+            _ => CREDENTIALS.into(),
         },
         ErrorKind::TooLarge => {
             "The record, with its headers, must fit the topic's `max.message.bytes` and the client's \
@@ -126,7 +133,67 @@ pub(crate) fn uncertain(code: Code, op: &'static str, bootstrap: &str) -> Error 
     dress(Error::unknown(kind(code), op), code, bootstrap)
 }
 
-fn dress(error: Error, code: Code, bootstrap: &str) -> Error {
+/// What the consumer says of a partition that it can't go on to read, or nothing if it mends that by itself. `reason`
+/// is what its error event said.
+pub(crate) fn unreadable(code: Code, reason: &str, op: &'static str, bootstrap: &str) -> Option<Error> {
+    let error = match kind(code) {
+        ErrorKind::NotFound
+        | ErrorKind::Denied
+        | ErrorKind::Misconfigured
+        | ErrorKind::TooLarge
+        | ErrorKind::Corrupt
+        | ErrorKind::Unsupported => rejected(code, op, bootstrap),
+        _ => return None,
+    };
+    let error = if reason.is_empty() { error } else { error.with_source(reason) };
+    Some(match codec(reason).filter(|_| code == Code::NotImplemented) {
+        Some(codec @ ("gzip" | "zstd")) => error.with_advice(format!(
+            "The records there are compressed by {codec}, which was left out of this program: build it with the \
+             feature `{codec}` of the crate kafkaq-rdkafka, and reading goes on from there"
+        )),
+        _ if matches!(kind(code), ErrorKind::Corrupt | ErrorKind::Unsupported) => error.with_advice(
+            "Reading stops there: delete the records up to there, or read on with a client that can decode them",
+        ),
+        _ => error,
+    })
+}
+
+/// librdkafka knows a codec by its number in Kafka's protocol: "Decompression (codec 0x4) of message at 17 of 100
+/// bytes failed".
+fn codec(reason: &str) -> Option<&'static str> {
+    let (_, number) = reason.split_once("(codec 0x")?;
+    match number.split(')').next()? {
+        "1" => Some("gzip"),
+        "2" => Some("snappy"),
+        "3" => Some("lz4"),
+        "4" => Some("zstd"),
+        _ => None,
+    }
+}
+
+/// Nothing came back to a question, which changes nothing.
+pub(crate) fn no_answer(op: &'static str, settings: &Settings) -> Error {
+    overdue(settings, "No answer", |kind| Error::not_applied(kind, op))
+}
+
+/// Nothing came back in time: says why, as far as the connections tell.
+pub(crate) fn overdue(settings: &Settings, what: &str, error: impl Fn(ErrorKind) -> Error) -> Error {
+    let (limit, bootstrap) = (settings.request_timeout(), settings.bootstrap());
+    let check = format!("{what} within {limit:?}: check that a broker answers at {bootstrap}");
+    match settings.trouble().within(limit) {
+        Some((kind, reason)) => {
+            let advice = match kind {
+                _ if reason.contains("Too many open files") => DESCRIPTORS.into(),
+                ErrorKind::Denied => CREDENTIALS.into(),
+                _ => format!("{check}, and that `security.protocol` is what it speaks"),
+            };
+            error(kind).with_source(reason).with_advice(advice)
+        }
+        None => error(ErrorKind::Timeout).with_advice(check),
+    }
+}
+
+pub(crate) fn dress(error: Error, code: Code, bootstrap: &str) -> Error {
     let error = error.with_source(code);
     match advice(code, bootstrap) {
         Some(advice) => error.with_advice(advice),
@@ -136,4 +203,40 @@ fn dress(error: Error, code: Code, bootstrap: &str) -> Error {
 
 pub(crate) fn closed(op: &'static str) -> Error {
     Error::not_applied(ErrorKind::Closed, op)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reason(codec: u8) -> String {
+        format!(
+            "Decompression (codec 0x{codec:x}) of message at 17 of 100 bytes failed: Local: Not implemented"
+        )
+    }
+
+    #[test]
+    fn a_codec_that_was_left_out_is_named_with_its_feature() {
+        for (number, name) in [(1, "gzip"), (4, "zstd")] {
+            let e = unreadable(Code::NotImplemented, &reason(number), "read", "k:9092").unwrap();
+            assert_eq!((e.kind(), e.effect()), (ErrorKind::Unsupported, kafkaq_core::Effect::NotApplied));
+            let advice = e.advice().unwrap();
+            assert!(advice.contains(&format!("feature `{name}`")), "{advice}");
+            assert!(e.to_string().contains("message at 17"), "{e}");
+        }
+        let e = unreadable(Code::NotImplemented, &reason(7), "read", "k:9092").unwrap();
+        assert!(!e.to_string().contains("feature") && e.advice().is_some(), "{e}");
+    }
+
+    #[test]
+    fn whatever_stops_a_partition_is_told_and_what_mends_itself_is_not() {
+        for code in
+            [Code::BadCompression, Code::BadMessage, Code::TopicAuthorizationFailed, Code::UnknownTopic]
+        {
+            assert!(unreadable(code, "", "read", "k:9092").is_some_and(|e| e.advice().is_some()), "{code:?}");
+        }
+        for code in [Code::BrokerTransportFailure, Code::NotLeaderForPartition, Code::RequestTimedOut] {
+            assert!(unreadable(code, "", "read", "k:9092").is_none(), "{code:?}");
+        }
+    }
 }

@@ -4,23 +4,25 @@
 //! released them, or when the limit has passed; until then they are ours and a commit of them counts.
 
 use crate::{
+    check::{Checker, Start},
     locked, log,
     log::Trouble,
-    member::{Shared, Slot},
-    settings::{self, GroupProtocol, Settings},
+    member::Shared,
+    settings::{self, GroupProtocol},
+    slot::Slot,
 };
 use kafkaq_core::{Assignment, Error, ErrorKind, Event, JoinRequest, Partition, Result};
 use rdkafka::{
-    ClientContext, TopicPartitionList,
+    ClientContext, Offset, Statistics, TopicPartitionList,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
     consumer::{
         BaseConsumer, Consumer as _, ConsumerContext, RebalanceProtocol, base_consumer::PartitionQueue,
     },
-    error::KafkaError,
+    error::{KafkaError, KafkaResult},
     types::RDKafkaRespErr,
 };
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
@@ -31,18 +33,44 @@ use std::{
 /// How often closing looks whether it is done; nothing rings then.
 const CLOSING: Duration = Duration::from_millis(10);
 
+/// A client that doesn't do what it is asked for at once is asked again after this long.
+const AGAIN: Duration = Duration::from_millis(50);
+/// How long it may take to do so.
+const ASKED: Duration = Duration::from_secs(1);
+
+pub(crate) type Client = BaseConsumer<Callbacks>;
+
 /// The consumer's context. Callbacks only note what happened: they run inside `poll`, on the poll thread.
-pub(crate) struct Watch {
+pub(crate) struct Callbacks {
     noted: Mutex<VecDeque<(Change, TopicPartitionList)>>,
     /// From now on rebalances are answered on the spot: closing polls by itself, and would wait for ever.
     closing: AtomicBool,
     served: AtomicU64,
     trouble: Arc<Trouble>,
+    /// What the last error event said. Whoever polled it takes it from here.
+    reason: Mutex<String>,
+    ends: Mutex<HashMap<Partition, i64>>,
 }
 
-impl Watch {
+impl Callbacks {
     fn new(trouble: Arc<Trouble>) -> Self {
-        Watch { noted: Mutex::default(), closing: AtomicBool::new(false), served: AtomicU64::new(0), trouble }
+        Callbacks {
+            noted: Mutex::default(),
+            closing: AtomicBool::new(false),
+            served: AtomicU64::new(0),
+            trouble,
+            reason: Mutex::default(),
+            ends: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn take_reason(&self) -> String {
+        std::mem::take(&mut *locked(&self.reason))
+    }
+
+    /// The log's end as it was seconds ago; librdkafka tells it from time to time.
+    pub(crate) fn end_of(&self, partition: &Partition) -> Option<i64> {
+        locked(&self.ends).get(partition).copied()
     }
 
     /// Counts callbacks: a poll that returned nothing may still have taken something off the queue.
@@ -61,31 +89,42 @@ enum Change {
     Revoke,
 }
 
-impl ClientContext for Watch {
+impl ClientContext for Callbacks {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         self.count();
         log::forward(level, facility, line);
     }
 
-    fn stats_raw(&self, _: &[u8]) {
+    fn stats(&self, statistics: Statistics) {
         self.count();
+        self.trouble.look_at(&statistics);
+        let topics = statistics.topics.values();
+        let partitions = topics.flat_map(|topic| topic.partitions.values().map(|of| (&*topic.topic, of)));
+        let ends = partitions.filter_map(|(topic, of)| {
+            let end = if of.ls_offset >= 0 { of.ls_offset } else { of.hi_offset };
+            (of.fetch_state == "active" && end >= 0).then(|| (Partition::new(topic, of.partition), end))
+        });
+        *locked(&self.ends) = ends.collect();
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.count();
+        reason.clone_into(&mut locked(&self.reason));
         self.trouble.note(&error, reason);
     }
 }
 
-impl ConsumerContext for Watch {
-    fn rebalance(&self, consumer: &BaseConsumer<Self>, err: RDKafkaRespErr, list: &mut TopicPartitionList) {
+impl ConsumerContext for Callbacks {
+    fn rebalance(&self, consumer: &Client, err: RDKafkaRespErr, list: &mut TopicPartitionList) {
         self.count();
         let change = match err {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => Change::Assign,
             _ => Change::Revoke,
         };
         if self.closing.load(SeqCst) {
-            answer(consumer, change, list);
+            if let Err(error) = answer(consumer, change, list) {
+                tracing::debug!(%error, "a rebalance could not be answered while closing");
+            }
         } else {
             locked(&self.noted).push_back((change, list.clone()));
         }
@@ -93,17 +132,27 @@ impl ConsumerContext for Watch {
 }
 
 /// Tells librdkafka that we have taken note; until then the group waits.
-fn answer(consumer: &BaseConsumer<Watch>, change: Change, list: &TopicPartitionList) {
+fn answer(consumer: &Client, change: Change, list: &TopicPartitionList) -> KafkaResult<()> {
     let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
-    let done = match (change, cooperative) {
+    match (change, cooperative) {
         (Change::Assign, true) => consumer.incremental_assign(list),
         (Change::Revoke, true) => consumer.incremental_unassign(list),
         (Change::Assign, false) => consumer.assign(list),
         (Change::Revoke, false) => consumer.unassign(),
-    };
-    if let Err(error) = done {
-        tracing::warn!(%error, "a rebalance could not be answered");
     }
+}
+
+fn new_slot(shared: &Shared, consumer: &Arc<Client>, partition: Partition) -> Arc<Slot> {
+    let assignment = Assignment { partition, epoch: shared.next_epoch() };
+    Arc::new(Slot::new(assignment, consumer))
+}
+
+fn wake_by(shared: &Arc<Shared>, slot: &Arc<Slot>, queue: &mut PartitionQueue<Callbacks>) {
+    let (bell, full) = (shared.clone(), slot.clone());
+    queue.set_nonempty_callback(move || {
+        full.ready.store(true, SeqCst);
+        bell.ring();
+    });
 }
 
 /// A revoke that waits for the driver.
@@ -114,67 +163,82 @@ struct Held {
 }
 
 /// One consumer of the group. Lives on the poll thread.
+///
+/// A partition is assigned to the client at offset 0 and paused, and stays so until the log was compared with what was
+/// committed: then the client is told where to begin. It never chooses a position by itself.
 pub(crate) struct Group {
     // Before the consumer: they are views into it.
-    pub(crate) queues: Vec<(Arc<Slot>, PartitionQueue<Watch>)>,
-    pub(crate) consumer: Arc<BaseConsumer<Watch>>,
+    pub(crate) queues: Vec<(Arc<Slot>, PartitionQueue<Callbacks>)>,
+    pub(crate) consumer: Arc<Client>,
+    pub(crate) topics: Vec<Arc<str>>,
+    /// How many consumers in a row have failed before this one.
+    pub(crate) failures: u32,
     shared: Arc<Shared>,
+    checker: Checker,
     held: Option<Held>,
     release_limit: Duration,
+    /// Where partitions are to begin, and from when on the client may be told.
+    beginning: Vec<(Arc<Slot>, Start, Instant)>,
+    /// The client has not taken an answer: it and the group no longer agree.
+    broken: Option<KafkaError>,
+    born: Instant,
 }
 
 impl Group {
-    /// One consumer for all topics, or by the classic protocol one for each. Its `cooperative-sticky` assignor evens
-    /// out the sum over all topics of a consumer: whoever joins second may get all of one topic and nothing of the
-    /// other. Its `range` shares each topic, and stops everybody at every change.
     pub(crate) fn join(
-        settings: &Settings,
         request: &JoinRequest,
+        topics: Vec<Arc<str>>,
         shared: &Arc<Shared>,
+        checker: &Checker,
         trouble: &Arc<Trouble>,
         protocol: GroupProtocol,
-    ) -> Result<Vec<Self>> {
-        let topics: Vec<&str> = request.topics.iter().map(|t| &**t).collect();
-        let share = if protocol == GroupProtocol::Classic { 1 } else { topics.len().max(1) };
-        let of_share = |topics| Group::join_as_one(settings, request, shared, trouble, protocol, topics);
-        topics.chunks(share).map(of_share).collect()
-    }
-
-    fn join_as_one(
-        settings: &Settings,
-        request: &JoinRequest,
-        shared: &Arc<Shared>,
-        trouble: &Arc<Trouble>,
-        protocol: GroupProtocol,
-        topics: &[&str],
+        failures: u32,
     ) -> Result<Self> {
-        let mut config = settings.consumer(&request.group, request.member, protocol);
+        let mut config = shared.settings.consumer(&request.group, request.member, protocol);
         if let (GroupProtocol::Classic, Some(instance)) = (protocol, config.get("group.instance.id")) {
             // No two consumers of a group may have the same.
             let instance = format!("{instance}-{}", topics.concat());
             config.set("group.instance.id", instance);
         }
-        let mut consumer = BaseConsumer::from_config_and_context(&config, Watch::new(trouble.clone()))
+        let mut consumer = Client::from_config_and_context(&config, Callbacks::new(trouble.clone()))
             .map_err(|e| settings::broken(&e))?;
         let bell = shared.clone();
         consumer.set_nonempty_callback(move || bell.ring());
-        let group = Group {
+        let refused = |e| Error::not_applied(ErrorKind::Invalid, "join").with_source(e);
+        let names: Vec<&str> = topics.iter().map(|t| &**t).collect();
+        consumer.subscribe(&names).map_err(refused)?;
+        Ok(Group {
             queues: Vec::new(),
             consumer: Arc::new(consumer),
+            topics,
+            failures,
             shared: shared.clone(),
+            checker: checker.clone(),
             held: None,
             release_limit: request.release_limit,
-        };
-        group
-            .consumer
-            .subscribe(topics)
-            .map_err(|e| Error::not_applied(ErrorKind::Invalid, "join").with_source(e))?;
-        Ok(group)
+            beginning: Vec::new(),
+            broken: None,
+            born: Instant::now(),
+        })
     }
 
-    /// Until when a revoke is held, if one is.
-    pub(crate) fn held_until(&self) -> Option<Instant> {
-        self.held.as_ref().map(|h| h.until)
+    pub(crate) fn lived(&self) -> Duration {
+        self.born.elapsed()
+    }
+
+    pub(crate) fn has(&self, slot: &Arc<Slot>) -> bool {
+        self.queues.iter().any(|(s, _)| Arc::ptr_eq(s, slot))
+    }
+
+    /// When there is something to do although nothing rings.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        let beginning = self.beginning.iter().map(|(.., at)| *at);
+        self.held.iter().map(|h| h.until).chain(beginning).min()
+    }
+
+    /// Why the consumer is of no more use, if it isn't.
+    pub(crate) fn broken(&self) -> Option<&KafkaError> {
+        self.broken.as_ref()
     }
 
     /// Answers what can be answered and tells the driver. An assignment is taken up only when the driver has heard
@@ -182,12 +246,12 @@ impl Group {
     pub(crate) fn rebalance(&mut self, has_heard: bool, tell: &mut dyn FnMut(Event)) {
         if let Some(held) = self.held.take() {
             let lost = self.consumer.assignment_lost();
-            let over = held.slots.iter().all(|s| s.released.load(SeqCst) && s.committing.load(SeqCst) == 0);
+            let over = held.slots.iter().all(|s| s.has_let_go() && s.committing.load(SeqCst) == 0);
             if !lost && !over && Instant::now() < held.until {
                 self.held = Some(held);
                 return;
             }
-            self.let_go(&held.list, &held.slots, lost, tell);
+            self.give_back(&held.list, &held.slots, lost, tell);
         }
         let mut has_heard = has_heard;
         while self.held.is_none() {
@@ -199,7 +263,7 @@ impl Group {
                 }
             };
             match change {
-                Some((Change::Assign, list)) => self.take_up(&list, tell),
+                Some((Change::Assign, list)) => self.assigned(list, tell),
                 Some((Change::Revoke, list)) => self.revoke(list, tell),
                 None => return,
             }
@@ -207,31 +271,104 @@ impl Group {
         }
     }
 
-    fn take_up(&mut self, list: &TopicPartitionList, tell: &mut dyn FnMut(Event)) {
-        let mut assigned = Vec::new();
+    fn assigned(&mut self, mut list: TopicPartitionList, tell: &mut dyn FnMut(Event)) {
+        let mut slots = Vec::new();
         for element in list.elements() {
             let partition = Partition::new(element.topic(), element.partition());
-            let assignment = Assignment { partition: partition.clone(), epoch: self.shared.next_epoch() };
-            let slot = Arc::new(Slot::new(assignment, &self.consumer));
-            // Split before the assignment: no record ever comes by the main queue, out of order with the rest.
-            let Some(mut queue) = self.consumer.split_partition_queue(&partition.topic, partition.index)
-            else {
-                continue;
-            };
-            let (bell, full) = (self.shared.clone(), slot.clone());
-            queue.set_nonempty_callback(move || {
-                full.ready.store(true, SeqCst);
-                bell.ring();
-            });
+            // The old view goes before the new one is made: going, it silences the queue they share.
             self.queues.retain(|(s, _)| s.assignment.partition != partition);
-            assigned.push(slot.assignment.clone());
+            let slot = new_slot(&self.shared, &self.consumer, partition);
+            let Partition { topic, index } = &slot.assignment.partition;
+            // Split before the assignment: no record ever comes by the main queue, out of order with the rest.
+            let Some(mut queue) = self.consumer.split_partition_queue(topic, *index) else { continue };
+            wake_by(&self.shared, &slot, &mut queue);
             self.queues.push((slot.clone(), queue));
-            locked(&self.shared.owned).insert(partition, slot);
+            slots.push(slot);
         }
-        answer(&self.consumer, Change::Assign, list);
-        if !assigned.is_empty() {
-            tell(Event::Assigned(assigned));
+        let answered = list
+            .set_all_offsets(Offset::Offset(0))
+            .and_then(|()| self.consumer.pause(&list))
+            .and_then(|()| answer(&self.consumer, Change::Assign, &list));
+        if let Err(e) = answered {
+            self.broken = Some(e);
+            return;
         }
+        if slots.is_empty() {
+            return;
+        }
+        tell(Event::Assigned(slots.iter().map(|s| s.assignment.clone()).collect()));
+        {
+            let mut owned = locked(&self.shared.owned);
+            owned.extend(slots.iter().map(|s| (s.assignment.partition.clone(), s.clone())));
+        }
+        self.checker.locate(Arc::downgrade(&self.consumer), slots, false);
+    }
+
+    /// Gives partitions up whose records don't fit what was read, and takes them again under a new epoch.
+    pub(crate) fn reassign(&mut self, tell: &mut dyn FnMut(Event)) {
+        let (mut old, mut new) = (Vec::new(), Vec::new());
+        let mut list = TopicPartitionList::new();
+        for (was, queue) in self.queues.iter_mut().filter(|(slot, _)| slot.doubted.load(SeqCst)) {
+            let partition = was.assignment.partition.clone();
+            list.add_partition(&partition.topic, partition.index);
+            let slot = new_slot(&self.shared, &self.consumer, partition);
+            wake_by(&self.shared, &slot, queue);
+            new.push(slot.clone());
+            old.push(std::mem::replace(was, slot));
+        }
+        if new.is_empty() {
+            return;
+        }
+        // It throws away what was read ahead.
+        if let Err(e) = self.consumer.pause(&list) {
+            self.broken = Some(e);
+        }
+        {
+            let mut owned = locked(&self.shared.owned);
+            owned.extend(new.iter().map(|s| (s.assignment.partition.clone(), s.clone())));
+        }
+        let assignments = |slots: &[Arc<Slot>]| slots.iter().map(|s| s.assignment.clone()).collect();
+        old.iter().for_each(|s| s.gone.store(true, SeqCst));
+        tell(Event::Lost(assignments(&old)));
+        tell(Event::Assigned(assignments(&new)));
+        self.checker.locate(Arc::downgrade(&self.consumer), new, true);
+    }
+
+    /// It was found out where a partition begins.
+    pub(crate) fn begin(&mut self, slot: Arc<Slot>, start: Start) {
+        self.beginning.push((slot, start, Instant::now()));
+    }
+
+    /// Tells the client where to begin, and answers what is to be said about that.
+    pub(crate) fn begin_reading(&mut self) -> Vec<Error> {
+        let mut alarms = Vec::new();
+        for (slot, start, due) in std::mem::take(&mut self.beginning) {
+            if slot.gone.load(SeqCst) || !self.has(&slot) {
+                continue;
+            }
+            if due > Instant::now() {
+                self.beginning.push((slot, start, due));
+                continue;
+            }
+            if let Err(error) = self.seek(&slot, start.at.offset) {
+                // It still ends what the partition was assigned for before.
+                tracing::debug!(%error, partition = %slot.assignment, "the client can't begin to read yet");
+                self.beginning.push((slot, start, Instant::now() + AGAIN));
+                continue;
+            }
+            locked(&slot.trail).begin(start.at);
+            slot.ready.store(true, SeqCst);
+            alarms.extend(start.alarm);
+        }
+        alarms
+    }
+
+    fn seek(&self, slot: &Slot, offset: i64) -> KafkaResult<()> {
+        let Partition { topic, index } = &slot.assignment.partition;
+        self.consumer.seek(topic, *index, Offset::Offset(offset), ASKED)?;
+        let mut list = TopicPartitionList::new();
+        list.add_partition(topic, *index);
+        self.consumer.resume(&list)
     }
 
     fn revoke(&mut self, list: TopicPartitionList, tell: &mut dyn FnMut(Event)) {
@@ -241,7 +378,7 @@ impl Group {
             list.elements().iter().filter_map(|e| of(e.topic(), e.partition())).collect()
         };
         if slots.is_empty() || self.consumer.assignment_lost() {
-            return self.let_go(&list, &slots, true, tell);
+            return self.give_back(&list, &slots, true, tell);
         }
         self.queues.retain(|(slot, _)| !slots.iter().any(|s| Arc::ptr_eq(s, slot)));
         tell(Event::Revoking(slots.iter().map(|s| s.assignment.clone()).collect()));
@@ -249,33 +386,41 @@ impl Group {
     }
 
     /// Gives partitions back to the group. First no commit of ours may pass any more.
-    fn let_go(
+    fn give_back(
         &mut self,
         list: &TopicPartitionList,
         slots: &[Arc<Slot>],
         lost: bool,
         tell: &mut dyn FnMut(Event),
     ) {
-        {
-            let mut owned = locked(&self.shared.owned);
-            slots.iter().for_each(|s| drop(owned.remove(&s.assignment.partition)));
-        }
+        self.disown(slots);
         self.queues.retain(|(slot, _)| !slots.iter().any(|s| Arc::ptr_eq(s, slot)));
-        answer(&self.consumer, Change::Revoke, list);
-        let unreleased = slots.iter().filter(|s| lost || !s.released.load(SeqCst));
+        if let Err(e) = answer(&self.consumer, Change::Revoke, list) {
+            self.broken = Some(e);
+        }
+        let unreleased = slots.iter().filter(|s| lost || !s.released.load(SeqCst) || s.doubted.load(SeqCst));
         let unreleased: Vec<_> = unreleased.map(|s| s.assignment.clone()).collect();
         if !unreleased.is_empty() {
             tell(Event::Lost(unreleased));
         }
     }
 
+    fn disown(&self, slots: &[Arc<Slot>]) {
+        let mut owned = locked(&self.shared.owned);
+        for slot in slots {
+            slot.gone.store(true, SeqCst);
+            owned.remove(&slot.assignment.partition);
+        }
+    }
+
     /// Everything is gone at once.
     pub(crate) fn lose_all(&mut self, tell: &mut dyn FnMut(Event)) {
+        let held = self.held.iter().flat_map(|held| &held.slots);
+        let slots: Vec<_> = self.queues.iter().map(|(slot, _)| slot).chain(held).cloned().collect();
+        self.disown(&slots);
         self.queues.clear();
-        let lost: Vec<_> =
-            locked(&self.shared.owned).drain().map(|(_, slot)| slot.assignment.clone()).collect();
-        if !lost.is_empty() {
-            tell(Event::Lost(lost));
+        if !slots.is_empty() {
+            tell(Event::Lost(slots.iter().map(|slot| slot.assignment.clone()).collect()));
         }
     }
 }
@@ -285,13 +430,16 @@ impl Drop for Group {
     fn drop(&mut self) {
         let context = self.consumer.context();
         context.closing.store(true, SeqCst);
-        locked(&self.shared.owned).clear();
+        let held = self.held.take();
+        let of_held = held.iter().flat_map(|held| &held.slots);
+        let slots: Vec<_> = self.queues.iter().map(|(slot, _)| slot).chain(of_held).cloned().collect();
+        self.disown(&slots);
         self.queues.clear();
-        if let Some(held) = self.held.take() {
-            answer(&self.consumer, Change::Revoke, &held.list);
-        }
-        for (change, list) in locked(&context.noted).drain(..) {
-            answer(&self.consumer, change, &list);
+        let held = held.map(|held| (Change::Revoke, held.list));
+        for (change, list) in held.into_iter().chain(locked(&context.noted).drain(..)) {
+            if let Err(error) = answer(&self.consumer, change, &list) {
+                tracing::debug!(%error, "a rebalance could not be answered while closing");
+            }
         }
         // Here and not in the consumer's own drop, which may happen where a commit ends.
         match self.consumer.close_queue() {

@@ -1,17 +1,27 @@
 #![doc = include_str!("../README.md")]
 
 mod batch;
+mod check;
+mod commit;
 mod error;
+mod fetch;
 mod group;
+mod lane;
 mod log;
 mod member;
+mod polled;
 mod poller;
 mod producer;
+mod reader;
 mod settings;
+mod slot;
 mod topics;
 
 use async_trait::async_trait;
-use kafkaq_core::{Broker, Consumer, JoinRequest, Log, NewRecord, Partition, Result, TopicInfo, TopicSpec};
+use kafkaq_core::{
+    Batch, Broker, Consumer, FetchLimit, JoinRequest, Log, NewRecord, Offsets, Partition, PartitionLog,
+    Position, Result, TopicInfo, TopicSpec,
+};
 use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
@@ -24,7 +34,8 @@ pub use settings::{Builder, GroupProtocol};
 /// process, and each [`join`](Broker::join) has a consumer and a thread of its own.
 pub struct RdKafka {
     settings: Arc<settings::Settings>,
-    appender: producer::Appender,
+    appender: Arc<producer::Appender>,
+    reader: Arc<reader::Reader>,
     members: Mutex<Vec<Weak<member::Shared>>>,
 }
 
@@ -36,8 +47,15 @@ impl RdKafka {
 
     fn open(settings: settings::Settings) -> Result<Self> {
         let settings = Arc::new(settings);
-        let appender = producer::Appender::open(settings.clone())?;
-        Ok(RdKafka { settings, appender, members: Mutex::default() })
+        let appender = Arc::new(producer::Appender::open(settings.clone())?);
+        let reader = Arc::new(reader::Reader::new(settings.clone()));
+        Ok(RdKafka { settings, appender, reader, members: Mutex::default() })
+    }
+
+    /// The same producer and reader for somebody inside: a member that looks at its own topics.
+    fn share(&self) -> RdKafka {
+        let (appender, reader) = (self.appender.clone(), self.reader.clone());
+        RdKafka { settings: self.settings.clone(), appender, reader, members: Mutex::default() }
     }
 }
 
@@ -51,12 +69,12 @@ impl fmt::Debug for RdKafka {
 impl Log for RdKafka {
     async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<TopicInfo>> {
         self.appender.check_open("ensure topics")?;
-        topics::ensure(self.settings.clone(), self.appender.trouble(), topics.to_vec()).await
+        topics::ensure(self.reader.clone(), topics.to_vec()).await
     }
 
     async fn describe_topics(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
         self.appender.check_open("describe topics")?;
-        topics::describe(self.settings.clone(), self.appender.trouble(), names.to_vec()).await
+        topics::describe(self.reader.clone(), names.to_vec()).await
     }
 
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
@@ -66,7 +84,8 @@ impl Log for RdKafka {
     async fn close(&self) -> Result<()> {
         let members: Vec<_> = locked(&self.members).drain(..).filter_map(|m| m.upgrade()).collect();
         members.iter().for_each(|m| m.ask_to_leave());
-        let mut closed = self.appender.close().await;
+        let (appended, read) = tokio::join!(self.appender.close(), self.reader.close());
+        let mut closed = appended.and(read);
         let until = Instant::now() + self.settings.request_timeout();
         for member in members {
             closed = closed.and(member.left(until.saturating_duration_since(Instant::now())).await);
@@ -79,11 +98,25 @@ impl Log for RdKafka {
 impl Broker for RdKafka {
     async fn join(&self, request: JoinRequest) -> Result<Consumer> {
         self.appender.check_open("join")?;
-        let (consumer, shared) = poller::start(self.settings.clone(), request).await?;
+        let (consumer, shared) =
+            poller::start(self.settings.clone(), Arc::new(self.share()), request).await?;
         let mut members = locked(&self.members);
         members.retain(|m| m.strong_count() > 0);
         members.push(Arc::downgrade(&shared));
         Ok(consumer)
+    }
+}
+
+#[async_trait]
+impl PartitionLog for RdKafka {
+    /// An offset below the first record reads from the first; one beyond the end is `Invalid`.
+    async fn fetch(&self, from: &Position, limit: FetchLimit) -> Result<Batch> {
+        self.reader.fetch(from, limit).await.map_err(|e| e.on(&from.partition))
+    }
+
+    /// While somebody's transaction is open, `next` is where that begins.
+    async fn offsets(&self, of: &[Partition]) -> Vec<Result<Offsets>> {
+        self.reader.offsets(of).await
     }
 }
 

@@ -1,13 +1,18 @@
 //! Appends: one idempotent producer for the process, one outcome a record.
 
-use crate::{error, locked, log, log::Trouble, settings, settings::Settings};
+use crate::{
+    error, locked, log,
+    polled::{Failed, Polled},
+    settings,
+    settings::Settings,
+};
 use kafkaq_core::{Error, ErrorKind, NewRecord, Partition, Result, Retry};
 use rdkafka::{
-    ClientContext, Message,
-    config::{FromClientConfigAndContext, RDKafkaLogLevel},
+    ClientContext, Message, Statistics,
+    config::RDKafkaLogLevel,
     error::KafkaError,
     message::{Header, OwnedHeaders},
-    producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, PurgeConfig, ThreadedProducer},
+    producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, PurgeConfig},
     types::RDKafkaErrorCode as Code,
 };
 use std::{
@@ -20,24 +25,18 @@ const APPEND: &str = "append";
 /// The client's queue holds 100,000 records: when it is full, this long makes room for many.
 const FULL: Duration = Duration::from_millis(5);
 
-type Client = ThreadedProducer<Reports>;
+type Client = Polled<Reports>;
 
 pub(crate) struct Appender {
     settings: Arc<Settings>,
-    trouble: Arc<Trouble>,
     /// `None` when closed.
     client: RwLock<Option<Arc<Client>>>,
 }
 
 impl Appender {
     pub(crate) fn open(settings: Arc<Settings>) -> Result<Self> {
-        let trouble = Arc::new(Trouble::default());
-        let client = Arc::new(connect(&settings, &trouble)?);
-        Ok(Appender { settings, trouble, client: RwLock::new(Some(client)) })
-    }
-
-    pub(crate) fn trouble(&self) -> Arc<Trouble> {
-        self.trouble.clone()
+        let client = Arc::new(connect(&settings)?);
+        Ok(Appender { settings, client: RwLock::new(Some(client)) })
     }
 
     pub(crate) fn check_open(&self, op: &'static str) -> Result<()> {
@@ -87,7 +86,10 @@ impl Appender {
             let mut receipt = Box::new(Receipt { call: call.clone(), index });
             loop {
                 match self.enqueue(&client, to, record, receipt) {
-                    Ok(()) => break,
+                    Ok(()) => {
+                        client.wake();
+                        break;
+                    }
                     Err((Code::QueueFull, back)) if Instant::now() < deadline => {
                         receipt = back;
                         tokio::time::sleep(FULL).await;
@@ -118,7 +120,7 @@ impl Appender {
         let client = slot.as_mut().ok_or_else(|| error::closed(APPEND))?;
         if let Some((code, reason)) = client.client().fatal_error() {
             tracing::warn!(%code, reason, "the producer has failed for good; starting another");
-            retire(std::mem::replace(client, Arc::new(connect(&self.settings, &self.trouble)?)));
+            retire(std::mem::replace(client, Arc::new(connect(&self.settings)?)));
         }
         Ok(client.clone())
     }
@@ -181,9 +183,13 @@ fn retire(client: Arc<Client>) {
     std::thread::spawn(move || drop(client));
 }
 
-fn connect(settings: &Arc<Settings>, trouble: &Arc<Trouble>) -> Result<Client> {
-    let context = Reports { settings: settings.clone(), trouble: trouble.clone() };
-    Client::from_config_and_context(&settings.producer(), context).map_err(|e| settings::broken(&e))
+fn connect(settings: &Arc<Settings>) -> Result<Client> {
+    Client::open(&settings.producer(), Reports { settings: settings.clone() }).map_err(
+        |failed| match failed {
+            Failed::Client(e) => settings::broken(&e),
+            Failed::Thread(e) => Error::not_applied(ErrorKind::Other, "start the producer").with_source(e),
+        },
+    )
 }
 
 fn is_too_large(outcome: &Result<i64>) -> bool {
@@ -209,7 +215,6 @@ fn headers(record: &NewRecord) -> Result<Option<OwnedHeaders>, ()> {
 /// The producer's context: receives the delivery reports.
 struct Reports {
     settings: Arc<Settings>,
-    trouble: Arc<Trouble>,
 }
 
 impl Reports {
@@ -256,16 +261,13 @@ impl Reports {
 
     /// No report in time. The client does not tell whether the record was sent, so it may have been.
     fn overdue(&self) -> Error {
-        let limit = self.settings.request_timeout();
-        let (bootstrap, trouble) = (self.settings.bootstrap(), self.trouble.within(limit));
-        let kind = if trouble.is_some() { ErrorKind::Unavailable } else { ErrorKind::Timeout };
-        let e = Error::unknown(kind, APPEND).with_advice(format!(
-            "No acknowledgement within {limit:?}: check that a broker answers at {bootstrap} and that the \
-             topic has enough in-sync replicas"
-        ));
-        match trouble {
-            Some(reason) => e.with_source(reason),
-            None => e,
+        let e = error::overdue(&self.settings, "No acknowledgement", |kind| Error::unknown(kind, APPEND));
+        match (e.kind(), e.advice()) {
+            (ErrorKind::Timeout, Some(advice)) => {
+                let advice = format!("{advice}, and that the topic has enough in-sync replicas");
+                e.with_advice(advice)
+            }
+            _ => e.with_retry(Retry::Yes),
         }
     }
 }
@@ -275,8 +277,12 @@ impl ClientContext for Reports {
         log::forward(level, facility, line);
     }
 
+    fn stats(&self, statistics: Statistics) {
+        self.settings.trouble().look_at(&statistics);
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
-        self.trouble.note(&error, reason);
+        self.settings.trouble().note(&error, reason);
     }
 }
 
@@ -284,6 +290,9 @@ impl ProducerContext for Reports {
     type DeliveryOpaque = Box<Receipt>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, receipt: Box<Receipt>) {
+        if result.is_ok() {
+            self.settings.trouble().is_over();
+        }
         receipt.settle(match result {
             Ok(message) if message.offset() >= 0 => Ok(message.offset()),
             // A repeated request that the server no longer knows the offset of: it is there, but where?

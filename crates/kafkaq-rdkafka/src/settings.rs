@@ -1,9 +1,14 @@
 //! What the user may set, what kafkaq sets, and what is refused because it would break the promise.
 
-use crate::{RdKafka, log};
+use crate::{RdKafka, log, log::Trouble};
 use kafkaq_core::{Error, ErrorKind, Result};
-use rdkafka::{ClientConfig, error::KafkaError};
-use std::{fmt, time::Duration};
+use rdkafka::{
+    ClientConfig,
+    config::FromClientConfig,
+    consumer::{BaseConsumer, DefaultConsumerContext},
+    error::KafkaError,
+};
+use std::{fmt, net::Ipv6Addr, ops::RangeInclusive, sync::Arc, time::Duration};
 
 /// How a member takes part in its consumer group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,17 +51,22 @@ impl fmt::Debug for Builder {
     }
 }
 
-/// The largest record that the clients let pass. The server judges; the wait topic takes larger ones than the task
-/// topic, so the client's default of 1 MB would stand in the way.
-const MAX_RECORD_BYTES: &str = "10485760";
-
 const DEFAULTS: &[(&str, &str)] = &[
-    ("message.max.bytes", MAX_RECORD_BYTES),
     // A topic that is missing is an error to report, not a topic to make with the server's defaults.
     ("allow.auto.create.topics", "false"),
     // The client's default of 10 s is as long as our own request timeout.
     ("reconnect.backoff.max.ms", "1000"),
+    // Tells that a connection is there again, and where the logs end.
+    ("statistics.interval.ms", "10000"),
 ];
+
+/// The largest record that the producer lets pass. A topic's own limit decides; but a server closes the connection over
+/// a request above 100 MB (`socket.request.max.bytes`), and a consumer over such an answer.
+const MAX_RECORD_BYTES: usize = 64 << 20;
+const MESSAGE_MAX_BYTES: &str = "message.max.bytes";
+
+/// Longer than any server answers, and short enough for every clock.
+const REQUEST_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
 
 const PRODUCER_DEFAULTS: &[(&str, &str)] = &[
     ("enable.idempotence", "true"),
@@ -75,6 +85,21 @@ const CONSUMER_DEFAULTS: &[(&str, &str)] = &[
     // Both count per partition here, because each has a queue of its own. A paused partition holds this much.
     ("queued.min.messages", "10000"),
     ("queued.max.messages.kbytes", "16384"),
+];
+
+/// What reading without a group needs, whatever is set.
+const READER: &[(&str, &str)] = &[
+    // Never joined. librdkafka assigns partitions only to a consumer that has one.
+    ("group.id", "kafkaq-reader"),
+    ("group.protocol", "classic"),
+    // An offset that is not there is the caller's affair.
+    ("auto.offset.reset", "error"),
+    // Says that all records up to the log's end have been read.
+    ("enable.partition.eof", "true"),
+    // The time that a topic has to become known before it counts as missing.
+    ("topic.metadata.propagation.max.ms", "1000"),
+    ("fetch.error.backoff.ms", "100"),
+    ("max.poll.interval.ms", "86400000"),
 ];
 
 /// Settings of the classic protocol that KIP-848 leaves to the server; librdkafka refuses them there.
@@ -131,7 +156,7 @@ impl Builder {
         self
     }
 
-    /// How long any one call may take: 10 s unless set. Appends give up inside the client a fifth earlier
+    /// How long any one call may take: 10 s unless set; 100 ms to 1 hour. Appends give up inside the client a fifth earlier
     /// (`message.timeout.ms`), so that its own answer is there in time.
     pub fn request_timeout(mut self, limit: Duration) -> Self {
         self.request_timeout = limit;
@@ -159,6 +184,7 @@ impl Builder {
 #[derive(Debug)]
 pub(crate) struct Settings {
     builder: Builder,
+    trouble: Arc<Trouble>,
 }
 
 impl Settings {
@@ -174,9 +200,12 @@ impl Settings {
                 return Err(refused(name).with_advice(mend));
             }
         }
-        if builder.request_timeout < Duration::from_millis(100) {
-            return Err(refused("request_timeout").with_advice("It must be at least 100 ms"));
+        if !REQUEST_TIMEOUT.contains(&builder.request_timeout) {
+            let (least, most) = (REQUEST_TIMEOUT.start(), REQUEST_TIMEOUT.end());
+            let advice = format!("It is {:?} and must be {least:?} to {most:?}", builder.request_timeout);
+            return Err(refused("request_timeout").with_advice(advice));
         }
+        builder.bootstrap = addresses(&builder.bootstrap)?;
         for list in [&mut builder.both, &mut builder.consumer] {
             if let Some(at) = list.iter().position(|(n, _)| n == "group.protocol") {
                 builder.protocol = match list.remove(at).1.as_str() {
@@ -186,11 +215,29 @@ impl Settings {
                 };
             }
         }
-        let settings = Settings { builder };
-        for config in [settings.producer(), settings.consumer("", [0; 16], GroupProtocol::Classic)] {
-            config.create_native_config().map_err(|e| broken(&e))?;
+        let trouble = Arc::new(Trouble::new(&builder.bootstrap));
+        let settings = Settings { builder, trouble };
+        settings.producer().create_native_config().map_err(|e| broken(&e))?;
+        let protocols: &[_] = match settings.protocol() {
+            GroupProtocol::Auto => &[GroupProtocol::Classic, GroupProtocol::Consumer],
+            GroupProtocol::Classic => &[GroupProtocol::Classic],
+            GroupProtocol::Consumer => &[GroupProtocol::Consumer],
+        };
+        for protocol in protocols {
+            let mut config = settings.consumer("", [0; 16], *protocol);
+            // Whether settings fit each other shows when a client is made; without a group it is soon gone again.
+            config.remove("group.id");
+            BaseConsumer::<DefaultConsumerContext>::from_config(&config).map_err(|e| broken(&e))?;
         }
         Ok(settings)
+    }
+
+    /// The largest record that an append takes, whatever the topic does.
+    pub(crate) fn max_record_bytes(&self) -> usize {
+        self.producer()
+            .get(MESSAGE_MAX_BYTES)
+            .and_then(|limit| limit.parse().ok())
+            .unwrap_or(MAX_RECORD_BYTES)
     }
 
     pub(crate) fn bootstrap(&self) -> &str {
@@ -201,6 +248,11 @@ impl Settings {
         self.builder.request_timeout
     }
 
+    /// What goes wrong with the connections of all clients that these settings make.
+    pub(crate) fn trouble(&self) -> &Arc<Trouble> {
+        &self.trouble
+    }
+
     pub(crate) fn protocol(&self) -> GroupProtocol {
         self.builder.protocol
     }
@@ -208,6 +260,7 @@ impl Settings {
     pub(crate) fn producer(&self) -> ClientConfig {
         let mut config = self.client(PRODUCER_DEFAULTS);
         let limit = self.request_timeout();
+        config.set(MESSAGE_MAX_BYTES, MAX_RECORD_BYTES.to_string());
         config.set("message.timeout.ms", (limit * 4 / 5).as_millis().to_string());
         config.set("topic.metadata.propagation.max.ms", (limit / 2).as_millis().to_string());
         self.over(config, &self.builder.producer)
@@ -242,6 +295,22 @@ impl Settings {
         config
     }
 
+    /// For reading without a group. `readahead` is in KiB and counts for each partition; 0 reads one batch a fetch.
+    pub(crate) fn reader(&self, readahead: usize) -> ClientConfig {
+        let mut config = self.over(self.client(CONSUMER_DEFAULTS), &self.builder.consumer);
+        for name in ["group.instance.id", "group.remote.assignor", "session.timeout.ms"] {
+            config.remove(name);
+        }
+        for (name, value) in READER {
+            config.set(*name, *value);
+        }
+        config.set("queued.max.messages.kbytes", readahead.max(1).to_string());
+        if readahead == 0 {
+            config.set("fetch.message.max.bytes", "1").set("queued.min.messages", "1");
+        }
+        config
+    }
+
     fn client(&self, defaults: &[(&str, &str)]) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set_log_level(log::level());
@@ -258,6 +327,41 @@ impl Settings {
         }
         config
     }
+}
+
+/// The addresses as librdkafka takes them: `host:port`, or `host` for port 9092, with a security protocol before it or
+/// not.
+///
+/// # Errors
+/// `Misconfigured`, with the address that is none.
+fn addresses(bootstrap: &str) -> Result<String> {
+    let list: Vec<&str> = bootstrap.split(',').map(str::trim).filter(|address| !address.is_empty()).collect();
+    if list.is_empty() {
+        return Err(refused("bootstrap").with_advice("Give one or more addresses: host:port,host:port"));
+    }
+    match list.iter().find(|address| !is_address(address)) {
+        Some(wrong) => Err(refused("bootstrap").with_advice(format!(
+            "`{wrong}` is not an address: it must be host:port, with a port of 1 to 65535"
+        ))),
+        None => Ok(list.join(",")),
+    }
+}
+
+fn is_address(address: &str) -> bool {
+    const PROTOCOLS: [&str; 4] = ["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"];
+    let rest = match address.split_once("://") {
+        Some((protocol, rest)) if PROTOCOLS.contains(&protocol.to_ascii_lowercase().as_str()) => rest,
+        Some(_) => return false,
+        None => address,
+    };
+    let (host, port) = match rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((ip, port)) => (ip.parse::<Ipv6Addr>().map_or("", |_| ip), port.strip_prefix(':')),
+        None => rest.split_once(':').map_or((rest, None), |(host, port)| (host, Some(port))),
+    };
+    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
+    // The brackets of an address of IPv6 have been taken off.
+    let is_host = |c: char| c.is_alphanumeric() || "-._:".contains(c);
+    !host.is_empty() && host.chars().all(is_host) && port.is_none_or(is_port)
 }
 
 fn refused(name: &str) -> Error {
@@ -310,6 +414,72 @@ mod tests {
     }
 
     #[test]
+    fn an_address_that_nobody_can_have_is_refused_and_named() {
+        let check = |bootstrap: &str| Settings::check(Builder::new(bootstrap.into()));
+        for wrong in [
+            "",
+            " ",
+            ",",
+            "localhost:port",
+            "localhost:0",
+            "localhost:70000",
+            "localhost:",
+            ":9092",
+            "host name:9092",
+            "http://localhost:9092",
+            "localhost:9092/topic",
+            "a:1:2",
+            "[::1",
+            "[x]:1",
+            "k1:9092,k2:x",
+            "localhost:-1",
+        ] {
+            let e = check(wrong).expect_err(wrong);
+            assert_eq!(e.kind(), ErrorKind::Misconfigured, "{e}");
+            let named = wrong.rsplit(',').next().unwrap().trim();
+            assert!(e.to_string().contains("bootstrap") && e.to_string().contains(named), "{e}");
+        }
+        for (good, taken) in [
+            ("localhost", "localhost"),
+            ("k-1.example:9093", "k-1.example:9093"),
+            ("[::1]:9092", "[::1]:9092"),
+            ("SASL_SSL://k:1", "SASL_SSL://k:1"),
+            (" k1:1, k2:2 ,", "k1:1,k2:2"),
+            ("10.0.0.1:65535", "10.0.0.1:65535"),
+        ] {
+            assert_eq!(check(good).expect(good).bootstrap(), taken);
+        }
+    }
+
+    #[test]
+    fn a_timeout_that_no_clock_can_count_is_refused_and_named() {
+        let check = |limit| Settings::check(Builder::new("k:1".into()).request_timeout(limit));
+        for wrong in [Duration::ZERO, Duration::from_millis(99), Duration::from_secs(3601), Duration::MAX] {
+            let e = check(wrong).unwrap_err();
+            assert_eq!(e.kind(), ErrorKind::Misconfigured, "{e}");
+            assert!(e.to_string().contains("request_timeout") && e.to_string().contains("3600s"), "{e}");
+        }
+        for good in [Duration::from_millis(100), Duration::from_secs(3600)] {
+            Builder::new("k:1".into()).request_timeout(good).build().unwrap();
+        }
+    }
+
+    #[test]
+    fn settings_that_do_not_fit_each_other_are_refused_before_anything_starts() {
+        for (name, value, needs) in [
+            ("session.timeout.ms", "400000", "max.poll.interval.ms"),
+            ("fetch.max.bytes", "1000", "fetch.max.bytes"),
+            ("max.in.flight", "100", "max.in.flight"),
+            ("linger.ms", "20000", "message.timeout.ms"),
+            ("reconnect.backoff.ms", "5000", "reconnect.backoff.max.ms"),
+        ] {
+            let e = Builder::new("127.0.0.1:1".into()).set(name, value).build().expect_err(name);
+            assert_eq!(e.kind(), ErrorKind::Misconfigured, "{e}");
+            assert!(e.to_string().contains(needs), "{e}");
+        }
+    }
+
+    #[test]
     fn the_same_settings_with_a_safe_value_pass() {
         for (name, value) in [
             ("auto.offset.reset", "earliest"),
@@ -340,15 +510,15 @@ mod tests {
     #[test]
     fn a_users_setting_wins_over_the_default_and_stays_on_its_side() {
         let b = Builder::new("127.0.0.1:1".into())
-            .set("reconnect.backoff.max.ms", "77")
+            .set("reconnect.backoff.max.ms", "177")
             .set_producer("linger.ms", "9")
             .set_consumer("fetch.wait.max.ms", "33");
         let s = Settings::check(b).unwrap();
         let (p, c) = (s.producer(), s.consumer("g", [0; 16], GroupProtocol::Classic));
         assert_eq!((p.get("linger.ms"), c.get("linger.ms")), (Some("9"), None));
         assert_eq!((p.get("fetch.wait.max.ms"), c.get("fetch.wait.max.ms")), (None, Some("33")));
-        assert_eq!(p.get("reconnect.backoff.max.ms"), Some("77"));
-        assert_eq!(c.get("reconnect.backoff.max.ms"), Some("77"));
+        assert_eq!(p.get("reconnect.backoff.max.ms"), Some("177"));
+        assert_eq!(c.get("reconnect.backoff.max.ms"), Some("177"));
     }
 
     #[test]

@@ -1,11 +1,17 @@
 //! Topics: make what is missing, tell what is there, return when an append works.
 
-use crate::{error, log::Trouble, settings, settings::Settings};
+use crate::{
+    error,
+    reader::{Active, Client, Reader},
+    settings,
+    settings::Settings,
+};
 use kafkaq_core::{Error, ErrorKind, Result, TopicInfo, TopicSpec};
 use rdkafka::{
     admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication},
     client::DefaultClientContext,
     config::FromClientConfig,
+    consumer::Consumer as _,
     error::KafkaError,
     types::RDKafkaErrorCode as Code,
 };
@@ -16,39 +22,33 @@ use std::{
 };
 use tokio::runtime::Handle;
 
-const OP: &str = "ensure topics";
+const ENSURE: &str = "ensure topics";
+const DESCRIBE: &str = "describe topics";
 /// A new topic's leaders are there after some of these.
 const LOOK_AGAIN: Duration = Duration::from_millis(30);
 
 /// The client's metadata calls block, so all of it runs on a thread for that.
-pub(crate) async fn ensure(
-    settings: Arc<Settings>,
-    trouble: Arc<Trouble>,
-    specs: Vec<TopicSpec>,
-) -> Result<Vec<TopicInfo>> {
+pub(crate) async fn ensure(reader: Arc<Reader>, specs: Vec<TopicSpec>) -> Result<Vec<TopicInfo>> {
     let runtime = Handle::current();
-    tokio::task::spawn_blocking(move || Admin::open(settings, trouble, runtime)?.ensure(&specs))
+    tokio::task::spawn_blocking(move || Admin::open(ENSURE, &reader, runtime)?.ensure(&specs))
         .await
-        .unwrap_or_else(|e| Err(Error::unknown(ErrorKind::Other, OP).with_source(e)))
+        .unwrap_or_else(|e| Err(Error::unknown(ErrorKind::Other, ENSURE).with_source(e)))
 }
 
 /// Looks, and creates nothing.
-pub(crate) async fn describe(
-    settings: Arc<Settings>,
-    trouble: Arc<Trouble>,
-    names: Vec<Arc<str>>,
-) -> Result<Vec<Option<TopicInfo>>> {
+pub(crate) async fn describe(reader: Arc<Reader>, names: Vec<Arc<str>>) -> Result<Vec<Option<TopicInfo>>> {
     let runtime = Handle::current();
-    tokio::task::spawn_blocking(move || Admin::open(settings, trouble, runtime)?.look_at(&names))
+    tokio::task::spawn_blocking(move || Admin::open(DESCRIBE, &reader, runtime)?.look_at(&names))
         .await
-        .unwrap_or_else(|e| Err(Error::unknown(ErrorKind::Other, OP).with_source(e)))
+        .unwrap_or_else(|e| Err(Error::not_applied(ErrorKind::Other, DESCRIBE).with_source(e)))
 }
 
-struct Admin {
-    settings: Arc<Settings>,
-    /// The producer's: an admin client has no queue that its own troubles would come by.
-    trouble: Arc<Trouble>,
-    client: AdminClient<DefaultClientContext>,
+struct Admin<'a> {
+    op: &'static str,
+    settings: &'a Settings,
+    /// For what can be asked without a right to administer.
+    client: Arc<Client>,
+    _active: Active,
     runtime: Handle,
     deadline: Instant,
 }
@@ -63,14 +63,15 @@ enum Seen {
     },
 }
 
-impl Admin {
-    fn open(settings: Arc<Settings>, trouble: Arc<Trouble>, runtime: Handle) -> Result<Self> {
-        let client = AdminClient::from_config(&settings.admin()).map_err(|e| settings::broken(&e))?;
-        let deadline = Instant::now() + settings.request_timeout();
-        Ok(Admin { settings, trouble, client, runtime, deadline })
+impl<'a> Admin<'a> {
+    fn open(op: &'static str, reader: &'a Reader, runtime: Handle) -> Result<Self> {
+        let (client, active) = reader.client(op)?;
+        let deadline = Instant::now() + reader.settings.request_timeout();
+        Ok(Admin { op, settings: &reader.settings, client, _active: active, runtime, deadline })
     }
 
     fn ensure(&self, specs: &[TopicSpec]) -> Result<Vec<TopicInfo>> {
+        specs.iter().try_for_each(|spec| self.check(spec))?;
         let mut missing = Vec::new();
         for spec in specs {
             if matches!(self.look(&spec.name)?, Seen::Missing) {
@@ -100,12 +101,24 @@ impl Admin {
         Ok(names.iter().map(of).collect())
     }
 
+    /// A topic that takes larger records than the producer lets pass would promise too much.
+    fn check(&self, spec: &TopicSpec) -> Result<()> {
+        let limit = self.settings.max_record_bytes();
+        match spec.max_record_bytes {
+            Some(needs) if needs > limit => {
+                Err(Error::not_applied(ErrorKind::Invalid, self.op).on(&spec.name).with_advice(format!(
+                    "Its records may have {needs} bytes, and this client sends {limit} at most: lower max_task_bytes, \
+                     or the max.message.bytes of the topics, or set `message.max.bytes` of the client to {needs}"
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn look(&self, topic: &str) -> Result<Seen> {
-        let metadata = self
-            .client
-            .inner()
-            .fetch_metadata(Some(topic), self.left())
-            .map_err(|e| self.failed(error::code_of(&e), topic))?;
+        let metadata = self.client.fetch_metadata(Some(topic), self.left());
+        let metadata = metadata.map_err(|e| self.failed(error::code_of(&e), topic))?;
+        self.settings.trouble().is_over();
         let Some(found) = metadata.topics().iter().find(|t| t.name() == topic) else {
             return Ok(Seen::Missing);
         };
@@ -129,7 +142,7 @@ impl Admin {
                 return Ok(partitions);
             }
             if self.left().is_zero() {
-                return Err(Error::unknown(ErrorKind::Timeout, OP)
+                return Err(Error::not_applied(ErrorKind::Timeout, self.op)
                     .on(topic)
                     .with_advice("The topic is there, but not each of its partitions has a leader yet"));
             }
@@ -138,7 +151,7 @@ impl Admin {
     }
 
     /// The names of those that this call made. Another process may make the same at once: that is as good.
-    fn create<'a>(&self, specs: &[&'a TopicSpec]) -> Result<Vec<&'a str>> {
+    fn create<'s>(&self, specs: &[&'s TopicSpec]) -> Result<Vec<&'s str>> {
         if specs.is_empty() {
             return Ok(Vec::new());
         }
@@ -152,7 +165,10 @@ impl Admin {
                 settings.iter().fold(new, |new, (name, value)| new.set(name, value))
             })
             .collect();
-        let results = self.wait(self.client.create_topics(&topics, &self.options()), "")?;
+        let client = self.administer()?;
+        let results = self.wait(client.create_topics(&topics, &self.options()));
+        // It may have been on its way when the time was up.
+        let results = results.map_err(|code| self.failed_with(code, Error::unknown))?;
         let mut created = Vec::new();
         for (spec, result) in specs.iter().zip(results) {
             match result {
@@ -168,7 +184,11 @@ impl Admin {
     fn describe(&self, infos: &mut [TopicInfo]) {
         let names: Vec<_> = infos.iter().map(|i| i.name.clone()).collect();
         let topics: Vec<_> = names.iter().map(|n| ResourceSpecifier::Topic(n)).collect();
-        match self.wait(self.client.describe_configs(&topics, &self.options()), "") {
+        let asked = self.administer().and_then(|client| {
+            let found = self.wait(client.describe_configs(&topics, &self.options()));
+            found.map_err(|code| self.failed_with(code, Error::not_applied))
+        });
+        match asked {
             Ok(found) => {
                 for (info, found) in infos.iter_mut().zip(found) {
                     match found {
@@ -181,12 +201,16 @@ impl Admin {
         }
     }
 
-    fn wait<T>(&self, call: impl Future<Output = Result<T, KafkaError>>, topic: &str) -> Result<T> {
+    fn administer(&self) -> Result<AdminClient<DefaultClientContext>> {
+        AdminClient::from_config(&self.settings.admin()).map_err(|e| settings::broken(&e))
+    }
+
+    fn wait<T>(&self, call: impl Future<Output = Result<T, KafkaError>>) -> Result<T, Code> {
         // The client answers within its own timeout; ours is the second lock on the door.
         let limit = self.left() + Duration::from_millis(500);
         match self.runtime.block_on(async { tokio::time::timeout(limit, call).await }) {
-            Ok(answer) => answer.map_err(|e| self.failed(error::code_of(&e), topic)),
-            Err(_) => Err(self.failed(Code::OperationTimedOut, topic)),
+            Ok(answer) => answer.map_err(|e| error::code_of(&e)),
+            Err(_) => Err(Code::OperationTimedOut),
         }
     }
 
@@ -199,26 +223,27 @@ impl Admin {
         self.deadline.saturating_duration_since(Instant::now())
     }
 
+    /// What only looked has changed nothing, and what the server has refused neither.
     fn failed(&self, code: Code, topic: &str) -> Error {
+        self.failed_with(code, Error::not_applied).on(topic)
+    }
+
+    fn failed_with(&self, code: Code, error: fn(ErrorKind, &'static str) -> Error) -> Error {
         let bootstrap = self.settings.bootstrap();
-        let e = match error::kind(code) {
-            ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Other => {
-                let e = error::uncertain(code, OP, bootstrap);
-                match self.trouble.within(self.settings.request_timeout()) {
-                    Some(reason) => e.with_source(reason),
-                    None => e,
-                }
+        match error::kind(code) {
+            ErrorKind::Unavailable | ErrorKind::Timeout => {
+                error::overdue(self.settings, "No answer", |kind| error(kind, self.op))
             }
+            ErrorKind::Other => error::dress(error(ErrorKind::Other, self.op), code, bootstrap),
             ErrorKind::Denied
                 if matches!(code, Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed) =>
             {
-                error::rejected(code, OP, bootstrap).with_advice(
+                error::rejected(code, self.op, bootstrap).with_advice(
                     "Allow this user Create and Describe on the topic, or have someone make it beforehand",
                 )
             }
-            _ => error::rejected(code, OP, bootstrap),
-        };
-        if topic.is_empty() { e } else { e.on(topic) }
+            _ => error::rejected(code, self.op, bootstrap),
+        }
     }
 }
 

@@ -1,20 +1,20 @@
 //! From a URL to a store. Nothing connects here.
 
 use crate::{RedisStore, cluster::Cluster, node::Node, servers::Servers};
-use kafkaq_core::{Error, ErrorKind, Result};
+use kafkaq_core::{
+    Error, ErrorKind, Result,
+    connection::{REQUEST_TIMEOUT, is_host, is_prefix},
+};
 use redis::{
-    Client, ConnectionInfo, IntoConnectionInfo, ProtocolVersion,
+    Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion,
     io::tcp::{TcpSettings, socket2},
 };
-use std::{fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 const OP: &str = "set up the Redis store";
 
 /// More connections only cost memory: Redis executes on one core.
 const MAX_CONNECTIONS: usize = 64;
-
-const MIN_TIMEOUT: Duration = Duration::from_millis(1);
-const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// Idle connections are probed this often, or firewalls and load balancers forget them without a word.
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -49,7 +49,7 @@ impl RedisStoreBuilder {
         }
     }
 
-    /// What every key begins with. Two prefixes are two stores. Default: `kafkaq/`.
+    /// What every key begins with: 1 to 200 bytes. Two prefixes are two stores. Default: `kafkaq/`.
     pub fn prefix(self, prefix: impl Into<String>) -> Self {
         RedisStoreBuilder { prefix: prefix.into(), ..self }
     }
@@ -79,15 +79,18 @@ impl RedisStoreBuilder {
     /// Makes the store. It needs no server: the first call connects.
     ///
     /// # Errors
-    /// `Invalid` if the URL can't be read or needs TLS that isn't compiled in, if a certificate can't be read, or
-    /// if the timeout or the number of connections is out of range. For a cluster also if there is no URL, if one
+    /// `Invalid` if the URL can't be read, leads nowhere or needs TLS that isn't compiled in, if a certificate can't be
+    /// read, or if the timeout, the number of connections or the prefix is out of range. For a cluster also if there is no URL, if one
     /// names a socket or another database than 0, or if the prefix has a brace.
     pub fn build(self) -> Result<RedisStore> {
-        if !(MIN_TIMEOUT..=MAX_TIMEOUT).contains(&self.request_timeout) {
-            return Err(invalid("Use a request timeout from 1 ms to 1 h"));
+        if !REQUEST_TIMEOUT.contains(&self.request_timeout) {
+            return Err(invalid(format!("request_timeout is {:?}: use 1 ms to 1 h", self.request_timeout)));
         }
         if !(1..=MAX_CONNECTIONS).contains(&self.connections) {
-            return Err(invalid("Use 1 to 64 connections"));
+            return Err(invalid(format!("connections is {}: use 1 to {MAX_CONNECTIONS}", self.connections)));
+        }
+        if !is_prefix(&self.prefix) {
+            return Err(invalid("A prefix has 1 to 200 bytes, no spaces and no control characters"));
         }
         let clients = self.urls.iter().map(|url| self.client(url)).collect::<Result<Vec<_>>>()?;
         let servers = match &clients[..] {
@@ -103,7 +106,7 @@ impl RedisStoreBuilder {
         }
         let fits = |client: &Client| {
             let info = client.get_connection_info();
-            info.redis_settings().db() == 0 && !matches!(info.addr(), redis::ConnectionAddr::Unix(_))
+            info.redis_settings().db() == 0 && !matches!(info.addr(), ConnectionAddr::Unix(_))
         };
         if !clients.iter().all(fits) {
             return Err(invalid("A URL of a Redis Cluster has a host, and no database other than 0"));
@@ -118,6 +121,13 @@ impl RedisStoreBuilder {
             let tcp = TcpSettings::default()
                 .set_nodelay(true)
                 .set_keepalive(socket2::TcpKeepalive::new().with_time(KEEPALIVE));
+            if !leads_somewhere(&info) {
+                return Err((
+                    redis::ErrorKind::InvalidClientConfig,
+                    "host, port, path or database make no sense",
+                )
+                    .into());
+            }
             // One dialect, whatever the URL says: every server has it, and its answers are read by hand.
             let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP2);
             self.open(info.set_tcp_settings(tcp).set_redis_settings(redis))
@@ -139,7 +149,7 @@ impl RedisStoreBuilder {
     #[cfg(feature = "tls")]
     fn open(&self, info: ConnectionInfo) -> redis::RedisResult<Client> {
         let certificates = self.root_certificates.is_some() || self.client_certificate.is_some();
-        if !certificates && !matches!(info.addr(), redis::ConnectionAddr::TcpTls { .. }) {
+        if !certificates && !matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
             return Client::open(info);
         }
         // The redis crate takes the provider of the process. rustls finds it by itself only if no dependency has
@@ -154,7 +164,18 @@ impl RedisStoreBuilder {
     }
 }
 
-fn invalid(advice: &'static str) -> Error {
+fn leads_somewhere(info: &ConnectionInfo) -> bool {
+    let is_somewhere = match info.addr() {
+        ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+            is_host(host) && *port > 0
+        }
+        ConnectionAddr::Unix(path) => path.file_name().is_some(),
+        _ => true,
+    };
+    is_somewhere && info.redis_settings().db() >= 0
+}
+
+fn invalid(advice: impl Into<Cow<'static, str>>) -> Error {
     Error::not_applied(ErrorKind::Invalid, OP).with_advice(advice)
 }
 

@@ -3,14 +3,12 @@
 //! The map is asked for when there is none, and again after anything that casts doubt on it: a redirect, or a node
 //! that fails. All nodes are asked at once and the first answer counts, so one that is away costs no time.
 
-use crate::{
-    failure::{self, Op},
-    link::Call,
-    node::Node,
-    slot::SLOTS,
+use crate::{failure, node::Node, slot::SLOTS};
+use futures_util::future::{join_all, select_ok};
+use kafkaq_core::{
+    OutageLog, Result,
+    connection::{Call, unreachable},
 };
-use futures_util::future::select_ok;
-use kafkaq_core::Result;
 use redis::{Client, ConnectionAddr, Pipeline, ServerError, Value};
 use std::{
     ops::RangeInclusive,
@@ -34,6 +32,8 @@ pub(crate) struct Cluster {
     map: Mutex<Map>,
     /// Held while asking for the map.
     looking: tokio::sync::Mutex<()>,
+    /// What is wrong with more than one node.
+    pub(crate) outages: OutageLog,
 }
 
 #[derive(Default)]
@@ -41,7 +41,7 @@ struct Map {
     nodes: Vec<Arc<Node>>,
     /// For each slot the place of its owner in `nodes`, or `NOBODY`. Empty before the first answer.
     owners: Vec<usize>,
-    doubtful: bool,
+    stale: bool,
     looked: Option<Instant>,
     closed: bool,
 }
@@ -57,9 +57,11 @@ enum Need {
 impl Cluster {
     /// Begins at these nodes: one at least. What they have besides their addresses goes for all nodes.
     pub(crate) fn new(clients: &[Client], connections: usize) -> Option<Self> {
-        let seeds = clients.iter().map(|client| Arc::new(Node::new(client, connections, true))).collect();
+        let seed = |client| Arc::new(Node::new(client, connections, true));
+        let seeds: Vec<_> = clients.iter().map(seed).collect();
         let template = clients.first()?.clone();
         Some(Cluster {
+            outages: OutageLog::new(name(&seeds)),
             seeds,
             template,
             connections,
@@ -94,7 +96,7 @@ impl Cluster {
     /// # Errors
     /// If there is none, and nobody tells one in time.
     pub(crate) async fn look(&self, call: Call) -> Result<()> {
-        let call = call.to(Op::LOOK);
+        let call = call.part(failure::SLOTS);
         let _looking = match self.need()? {
             Need::Nothing => return Ok(()),
             Need::Another => match self.looking.try_lock() {
@@ -103,7 +105,7 @@ impl Cluster {
             },
             Need::First => timeout_at(call.deadline(), self.looking.lock())
                 .await
-                .map_err(|_elapsed| failure::not_connected(Op::LOOK, self.template_address(), None))?,
+                .map_err(|_elapsed| unreachable(failure::SLOTS, self.name(), None))?,
         };
         // Somebody may have looked while this waited.
         let need = self.need()?;
@@ -118,14 +120,14 @@ impl Cluster {
         match answer {
             Ok((ranges, _others)) => self.learn(&mut map, &ranges),
             Err(e) if need == Need::First => return Err(e),
-            Err(e) => tracing::warn!(error = %e, "no node tells who has which slots"),
+            Err(e) => tracing::debug!(target: "kafkaq", error = %e, "no node tells who has which slots"),
         }
         Ok(())
     }
 
     /// Something failed that a new map may explain.
-    pub(crate) fn doubt(&self) {
-        self.map().doubtful = true;
+    pub(crate) fn mark_stale(&self) {
+        self.map().stale = true;
     }
 
     /// The node that a refused command goes to instead, if it is only this command. If it is all of the slot, the
@@ -142,26 +144,26 @@ impl Cluster {
         if failure::is_ask(refusal) {
             return Some(node);
         }
-        map.doubtful = true;
+        map.stale = true;
         let place = map.nodes.iter().position(|known| Arc::ptr_eq(known, &node))?;
         *map.owners.get_mut(slot.parse::<usize>().ok()?)? = place;
         None
     }
 
-    pub(crate) fn close(&self) {
+    pub(crate) async fn close(&self) {
         let map = std::mem::replace(&mut *self.map(), Map { closed: true, ..Map::default() });
-        self.seeds.iter().chain(&map.nodes).for_each(|node| node.close());
+        join_all(self.seeds.iter().chain(&map.nodes).map(|node| node.close())).await;
     }
 
     fn need(&self) -> Result<Need> {
         let map = self.map();
         if map.closed {
-            return Err(failure::closed(Op::LOOK));
+            return Err(failure::SLOTS.closed());
         }
         let recent = map.looked.is_some_and(|at| at.elapsed() < LOOK_AGAIN);
         Ok(match map.owners.is_empty() {
             true => Need::First,
-            false if map.doubtful && !recent => Need::Another,
+            false if map.stale && !recent => Need::Another,
             false => Need::Nothing,
         })
     }
@@ -186,8 +188,8 @@ impl Cluster {
                 owners.fill(place);
             }
         }
-        tracing::debug!(nodes = nodes.len(), "learnt who has which slots");
-        (map.nodes, map.owners, map.doubtful) = (nodes, owners, false);
+        tracing::debug!(target: "kafkaq", nodes = nodes.len(), "learnt who has which slots");
+        (map.nodes, map.owners, map.stale) = (nodes, owners, false);
     }
 
     /// The node at this address: one that is known, or a new one. Nothing connects here.
@@ -207,13 +209,19 @@ impl Cluster {
         Some(Arc::new(Node::new(&client, self.connections, true)))
     }
 
-    fn template_address(&self) -> &str {
-        self.seeds.first().map_or("", |seed| seed.address())
+    /// As errors and the log have it.
+    fn name(&self) -> String {
+        name(&self.seeds)
     }
 
     fn map(&self) -> MutexGuard<'_, Map> {
         self.map.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn name(seeds: &[Arc<Node>]) -> String {
+    let addresses: Vec<_> = seeds.iter().map(|seed| seed.address()).collect();
+    format!("the Redis Cluster at {}", addresses.join(", "))
 }
 
 fn find(nodes: &[Arc<Node>], address: &str) -> Option<Arc<Node>> {
@@ -236,14 +244,14 @@ async fn ask(node: &Node, call: Call) -> Result<Vec<Range>> {
     let mut question = Pipeline::with_capacity(1);
     question.cmd("CLUSTER").arg("SLOTS");
     match node.send(call, &question).await?.pop() {
-        Some(Value::ServerError(e)) => Err(failure::refused(Op::LOOK, &e)),
+        Some(Value::ServerError(e)) => Err(failure::refused(failure::SLOTS, &e)),
         Some(answer) => match ranges(&answer, host(node.address())) {
             Some(ranges) if !ranges.is_empty() => Ok(ranges),
             // A node that has not met the others yet.
-            Some(_) => Err(failure::homeless(Op::LOOK)),
-            None => Err(failure::strange(Op::LOOK)),
+            Some(_) => Err(failure::unassigned(failure::SLOTS)),
+            None => Err(failure::unexpected_response(failure::SLOTS)),
         },
-        None => Err(failure::strange(Op::LOOK)),
+        None => Err(failure::unexpected_response(failure::SLOTS)),
     }
 }
 
@@ -325,8 +333,8 @@ mod tests {
         assert_eq!(owner(&cluster, 100), "10.0.0.2:7000");
     }
 
-    #[test]
-    fn slots_outside_the_map_have_no_owner() {
+    #[tokio::test]
+    async fn slots_outside_the_map_have_no_owner() {
         let cluster = learnt();
         let from = cluster.owner(0).unwrap();
         assert!(cluster.redirect(&from, &refusal("MOVED 60000 10.0.0.3:7000")).is_none());
@@ -334,7 +342,7 @@ mod tests {
         cluster.learn(&mut cluster.map(), &[Range { slots: 0..=0, address: "10.0.0.1:7000".into() }]);
         assert!(cluster.owner(1).is_none());
         assert_eq!(cluster.vacant(), 16_383);
-        cluster.close();
+        cluster.close().await;
         assert!(cluster.owner(0).is_none() && cluster.redirect(&from, &refusal("ASK 0 h:1")).is_none());
     }
 }

@@ -1,43 +1,20 @@
 //! What a failure means: which kind, whether it took effect, what to do.
 
-use kafkaq_core::{Error, ErrorKind};
+use crate::link::Dialer;
+use kafkaq_core::{
+    Error, ErrorKind,
+    connection::{self, Connect, Operation},
+};
 use redis::{RedisError, ServerError};
-use std::time::Duration;
 
-/// An operation as its errors name it.
-#[derive(Clone, Copy)]
-pub(crate) struct Op {
-    name: &'static str,
-    /// One that only reads has certainly had no effect, however it fails.
-    changes: bool,
-}
+pub(crate) const SWAP: Operation = Operation::write("swap in Redis");
+pub(crate) const READ: Operation = Operation::read("read from Redis");
+pub(crate) const SLOTS: Operation = Operation::read("ask for the slots of the Redis Cluster");
+pub(crate) const CHECK: Operation = Operation::read("check Redis");
 
-impl Op {
-    pub(crate) const SWAP: Op = Op { name: "swap in Redis", changes: true };
-    pub(crate) const READ: Op = Op { name: "read from Redis", changes: false };
-    pub(crate) const LOOK: Op = Op { name: "ask for the slots of the Redis Cluster", changes: false };
-    pub(crate) const CHECK: Op = Op { name: "check Redis", changes: false };
-
-    fn not_applied(self, kind: ErrorKind) -> Error {
-        Error::not_applied(kind, self.name)
-    }
-
-    /// It failed after it was sent.
-    fn after_sending(self, kind: ErrorKind) -> Error {
-        if self.changes { Error::unknown(kind, self.name) } else { self.not_applied(kind) }
-    }
-}
-
-/// No connection, so nothing was sent. No source: it was not there in time.
-pub(crate) fn not_connected(op: Op, address: &str, source: Option<RedisError>) -> Error {
-    use redis::ErrorKind::{AuthenticationFailed, InvalidClientConfig};
-    let unreachable = format!("Check that Redis runs at {address} and can be reached from here");
-    let Some(source) = source else {
-        return op
-            .not_applied(ErrorKind::Unavailable)
-            .with_source("no connection in time")
-            .with_advice(unreachable);
-    };
+/// No connection, so nothing was sent.
+pub(crate) fn not_connected(address: &str, source: RedisError) -> Error {
+    use redis::ErrorKind::{AuthenticationFailed, InvalidClientConfig, Parse};
     // The redis crate folds what the server said to AUTH and SELECT into errors of its own.
     let says = |words| source.detail().is_some_and(|text| text.contains(words));
     let (kind, advice) = match source.kind() {
@@ -51,55 +28,58 @@ pub(crate) fn not_connected(op: Op, address: &str, source: Option<RedisError>) -
         _ if says("DB index") || says("cluster mode") => {
             (ErrorKind::Misconfigured, format!("Check the database number in the URL of Redis at {address}"))
         }
-        _ => (ErrorKind::Unavailable, unreachable),
+        Parse => return not_redis(Dialer::OPERATION.not_applied(ErrorKind::Unavailable), address),
+        _ => {
+            let server = format!("Redis at {address}");
+            return connection::unreachable(Dialer::OPERATION, server, Some(source.into()));
+        }
     };
-    op.not_applied(kind).with_source(source).with_advice(advice)
+    Dialer::OPERATION.not_applied(kind).with_source(source).with_advice(advice)
+}
+
+/// The client's own words for it take several lines.
+fn not_redis(error: Error, address: &str) -> Error {
+    error.with_source("the answer is not in the protocol of Redis").with_advice(format!(
+        "Check the address, and whether it wants TLS: something else than Redis or Valkey may answer at {address}"
+    ))
 }
 
 /// The connection broke after the request was handed to it.
-pub(crate) fn broken(op: Op, address: &str, source: RedisError) -> Error {
-    op.after_sending(ErrorKind::Unavailable)
-        .with_source(source)
-        .with_advice(format!("The connection to Redis at {address} broke"))
-}
-
-/// The request was sent, and no answer came.
-pub(crate) fn timed_out(op: Op, address: &str, limit: Duration) -> Error {
-    op.after_sending(ErrorKind::Timeout)
-        .with_advice(format!("Redis at {address} did not answer within {limit:?}"))
+pub(crate) fn broken(operation: Operation, address: &str, source: RedisError) -> Error {
+    let error = operation.after_sending(ErrorKind::Unavailable);
+    if source.kind() == redis::ErrorKind::Parse {
+        return not_redis(error, address);
+    }
+    error.with_source(source).with_advice(format!("The connection to Redis at {address} broke"))
 }
 
 /// An answer that this crate does not understand.
-pub(crate) fn strange(op: Op) -> Error {
-    op.after_sending(ErrorKind::Other).with_advice(
+pub(crate) fn unexpected_response(operation: Operation) -> Error {
+    operation.after_sending(ErrorKind::Other).with_advice(
         "The answer makes no sense: is there something other than Redis or Valkey at this address?",
     )
 }
 
 /// The key has no node that takes it: slots on the move, or a cluster that is not whole.
-pub(crate) fn homeless(op: Op) -> Error {
-    op.not_applied(ErrorKind::Unavailable)
+pub(crate) fn unassigned(operation: Operation) -> Error {
+    operation
+        .not_applied(ErrorKind::Unavailable)
         .with_advice("No node of the Redis Cluster serves the slot at this moment; CLUSTER SHARDS tells more")
 }
 
-/// After `close`.
-pub(crate) fn closed(op: Op) -> Error {
-    op.not_applied(ErrorKind::Closed)
-}
-
 /// The server refused one command, which therefore had no effect.
-pub(crate) fn refused(op: Op, e: &ServerError) -> Error {
+pub(crate) fn refused(operation: Operation, e: &ServerError) -> Error {
     let (kind, advice) = meaning(e);
-    let error = op.not_applied(kind).with_source(e.clone());
+    let error = operation.not_applied(kind).with_source(e.clone());
     if advice.is_empty() { error } else { error.with_advice(advice) }
 }
 
 /// The server answered a script with one error instead of an answer a key. Errors that are decided before a script
 /// starts are known by their code; after any other it may have run halfway.
-pub(crate) fn script_refused(op: Op, e: &ServerError) -> Error {
+pub(crate) fn script_refused(operation: Operation, e: &ServerError) -> Error {
     match meaning(e) {
-        (ErrorKind::Other, _) => op.after_sending(ErrorKind::Other).with_source(e.clone()),
-        _ => refused(op, e),
+        (ErrorKind::Other, _) => operation.after_sending(ErrorKind::Other).with_source(e.clone()),
+        _ => refused(operation, e),
     }
 }
 
@@ -108,9 +88,9 @@ pub(crate) fn is_readonly(e: &ServerError) -> bool {
     code(e) == "READONLY"
 }
 
-/// The node has not, or soon won't have, the slot of the key: another one gets the command.
-pub(crate) fn is_redirect(e: &ServerError) -> bool {
-    code(e) == "MOVED" || is_ask(e)
+/// The command goes to another server: this one is a replica, or has not, or soon won't have, the slot of the key.
+pub(crate) fn is_for_another(e: &ServerError) -> bool {
+    code(e) == "MOVED" || is_ask(e) || is_readonly(e)
 }
 
 /// The other node gets this command only.
@@ -200,7 +180,7 @@ mod tests {
             ("ERR unknown command 'EVALSHA'", ErrorKind::Unsupported, Retry::No),
             ("ERR whatever", ErrorKind::Other, Retry::No),
         ] {
-            let e = refused(Op::SWAP, &server_error(line));
+            let e = refused(SWAP, &server_error(line));
             assert_eq!((e.kind(), e.retry(), e.effect()), (kind, retry, Effect::NotApplied), "{line}");
         }
     }
@@ -208,13 +188,9 @@ mod tests {
     #[test]
     fn a_script_that_may_have_stopped_halfway_is_unknown() {
         let halfway = "ERR Error running script (call to f_0): @user_script:1: out of memory";
-        assert_eq!(script_refused(Op::SWAP, &server_error(halfway)).effect(), Effect::Unknown);
+        assert_eq!(script_refused(SWAP, &server_error(halfway)).effect(), Effect::Unknown);
         for before in ["BUSY Redis is busy", "NOPERM no permissions", "LOADING Redis is loading"] {
-            assert_eq!(
-                script_refused(Op::SWAP, &server_error(before)).effect(),
-                Effect::NotApplied,
-                "{before}"
-            );
+            assert_eq!(script_refused(SWAP, &server_error(before)).effect(), Effect::NotApplied, "{before}");
         }
     }
 
@@ -222,14 +198,6 @@ mod tests {
     fn a_code_inside_an_old_script_error_is_found() {
         let e = server_error("@user_script: 18: -READONLY You can't write against a read only replica.");
         assert!(is_readonly(&e));
-        assert_eq!(refused(Op::SWAP, &e).kind(), ErrorKind::Unavailable);
-    }
-
-    #[test]
-    fn only_what_changes_something_can_be_unknown() {
-        let late = |op| timed_out(op, "h:1", Duration::from_secs(1));
-        assert_eq!(late(Op::SWAP).effect(), Effect::Unknown);
-        assert_eq!(late(Op::READ).effect(), Effect::NotApplied);
-        assert!(late(Op::READ).to_string().contains("h:1"));
+        assert_eq!(refused(SWAP, &e).kind(), ErrorKind::Unavailable);
     }
 }

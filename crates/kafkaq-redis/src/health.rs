@@ -1,13 +1,8 @@
 //! What an operator must know: questions to the server, and its answers as sentences.
 
-use crate::{
-    cluster::Cluster,
-    failure::{self, Op},
-    link::Call,
-    request,
-};
+use crate::{cluster::Cluster, failure, request};
 use futures_util::future::join_all;
-use kafkaq_core::Result;
+use kafkaq_core::{Result, connection::Call};
 use redis::{Pipeline, Value};
 
 const OLDEST_TESTED: (u32, u32) = (6, 2);
@@ -61,13 +56,13 @@ pub(crate) fn questions() -> Pipeline {
 /// If the server refuses the credentials or can't run scripts.
 pub(crate) fn warnings(answers: &[Value], place: Place) -> Result<Vec<String>> {
     let [ping, script, info, save] = answers else {
-        return Err(failure::strange(Op::CHECK));
+        return Err(failure::unexpected_response(failure::CHECK));
     };
     for answer in [ping, script] {
         match answer {
-            Value::ServerError(e) => return Err(failure::refused(Op::CHECK, e)),
+            Value::ServerError(e) => return Err(failure::refused(failure::CHECK, e)),
             Value::SimpleString(_) | Value::Array(_) => {}
-            _ => return Err(failure::strange(Op::CHECK)),
+            _ => return Err(failure::unexpected_response(failure::CHECK)),
         }
     }
     let Value::BulkString(info) = info else {

@@ -1,30 +1,42 @@
 //! One server, over a few links that take turns.
 
-use crate::link::{Call, Link};
-use kafkaq_core::Result;
+use crate::link::{self, Dialer, Link};
+use futures_util::future::join_all;
+use kafkaq_core::{OutageLog, Result, connection::Call};
 use redis::{Client, Cmd, Pipeline, Value};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 pub(crate) struct Node {
     links: Box<[Link]>,
     next_link: AtomicUsize,
+    pub(crate) outages: OutageLog,
 }
 
 impl Node {
-    /// With at least one connection.
+    /// With at least one connection. A node of a cluster is impatient: while it is away, what a call has for other
+    /// nodes needn't wait.
     pub(crate) fn new(client: &Client, connections: usize, impatient: bool) -> Self {
-        let links = (0..connections.max(1)).map(|_| Link::new(client.clone(), impatient)).collect();
-        Node { links, next_link: AtomicUsize::new(0) }
+        let link = |_| {
+            let link = Link::new(Dialer::new(client.clone()));
+            if impatient { link.impatient() } else { link }
+        };
+        let address = client.get_connection_info().addr().to_string();
+        Node {
+            links: (0..connections.max(1)).map(link).collect(),
+            next_link: AtomicUsize::new(0),
+            outages: OutageLog::new(format!("Redis at {address}")),
+        }
     }
 
     /// Host and port, or the path of a socket.
     pub(crate) fn address(&self) -> &str {
-        self.links[0].address()
+        self.links[0].connect().address()
     }
 
-    /// As [`Link::send`].
+    /// As [`link::send`].
     pub(crate) async fn send(&self, call: Call, commands: &Pipeline) -> Result<Vec<Value>> {
-        self.links[self.next_link.fetch_add(1, Relaxed) % self.links.len()].send(call, commands).await
+        let link = &self.links[self.next_link.fetch_add(1, Relaxed) % self.links.len()];
+        link::send(link, call, commands).await
     }
 
     /// As [`Node::send`], to a node that doesn't own the slots of these commands yet.
@@ -36,7 +48,7 @@ impl Node {
         Ok(self.send(call, &both).await?.into_iter().skip(1).step_by(2).collect())
     }
 
-    pub(crate) fn close(&self) {
-        self.links.iter().for_each(Link::close);
+    pub(crate) async fn close(&self) {
+        join_all(self.links.iter().map(Link::close)).await;
     }
 }

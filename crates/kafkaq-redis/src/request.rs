@@ -5,9 +5,9 @@
 //!
 //! In a cluster a command is for one slot, and keys seldom share one: there each key has a command of its own.
 
-use crate::failure::{self, Op};
+use crate::failure;
 use bytes::Bytes;
-use kafkaq_core::{Key, Result, Swap, Swapped};
+use kafkaq_core::{Key, Result, Swap, Swapped, connection::Operation};
 use redis::{Cmd, Pipeline, RedisWrite, Script, ServerError, ToRedisArgs, Value};
 use std::{io::Write, sync::LazyLock, time::Duration};
 
@@ -55,7 +55,7 @@ pub(crate) enum How {
 #[derive(Clone, Copy)]
 pub(crate) struct Way {
     pub(crate) how: How,
-    pub(crate) keys_a_command: usize,
+    pub(crate) keys_per_command: usize,
 }
 
 /// A part of a batch on its way to one server.
@@ -64,7 +64,7 @@ pub(crate) trait Request: Sized + Send + Sync {
     type Item: Sync;
     /// What becomes of one.
     type Outcome: Clone + Send;
-    const OP: Op;
+    const OPERATION: Operation;
 
     fn key(item: &Self::Item) -> &Key;
 
@@ -101,8 +101,8 @@ pub(crate) struct Reads {
 pub(crate) struct Leftover {
     /// Swaps that certainly did not happen and need the script's text.
     pub(crate) again: Vec<usize>,
-    /// What certainly did not happen because another server has the key, as the refusal tells.
-    pub(crate) redirected: Vec<(usize, ServerError)>,
+    /// What certainly did not happen because another server has the key or takes writes, as the refusal tells.
+    pub(crate) elsewhere: Vec<(usize, ServerError)>,
     /// The server does not know `SET NX GET`.
     pub(crate) old_server: bool,
 }
@@ -110,14 +110,14 @@ pub(crate) struct Leftover {
 impl Request for Swaps {
     type Item = Swap;
     type Outcome = Swapped;
-    const OP: Op = Op::SWAP;
+    const OPERATION: Operation = failure::SWAP;
 
     fn key(swap: &Swap) -> &Key {
         &swap.key
     }
 
     fn new(prefix: &str, swaps: &[Swap], places: &[usize], way: Way) -> Self {
-        let Way { how, keys_a_command } = way;
+        let Way { how, keys_per_command } = way;
         let mut commands = Pipeline::with_capacity(places.len());
         let mut parts = Vec::with_capacity(places.len());
         let mut by_script = Vec::new();
@@ -130,7 +130,7 @@ impl Request for Swaps {
                 _ => by_script.push(place),
             }
         }
-        for chunk in by_script.chunks(keys_a_command) {
+        for chunk in by_script.chunks(keys_per_command) {
             commands.add_command(run_script(prefix, swaps, chunk, how));
             parts.push(Part::Script(chunk.to_vec()));
         }
@@ -145,12 +145,12 @@ impl Request for Swaps {
         let mut left = Leftover::default();
         for (part, answer) in self.parts.into_iter().zip(answers) {
             match (part, answer) {
-                (part, Value::ServerError(e)) if failure::is_redirect(&e) => {
+                (part, Value::ServerError(e)) if failure::is_for_another(&e) => {
                     let places = match part {
                         Part::Create(place) => vec![place],
                         Part::Script(places) => places,
                     };
-                    left.redirected.extend(places.into_iter().map(|place| (place, e.clone())));
+                    left.elsewhere.extend(places.into_iter().map(|place| (place, e.clone())));
                 }
                 (Part::Create(place), Value::ServerError(e)) if failure::is_syntax_error(&e) => {
                     left.again.push(place);
@@ -162,13 +162,18 @@ impl Request for Swaps {
                 }
                 (Part::Script(places), Value::Array(answers)) if answers.len() == places.len() => {
                     for (place, answer) in places.into_iter().zip(answers) {
-                        outcomes[place] = Some(swapped(answer));
+                        match answer {
+                            Value::ServerError(e) if failure::is_readonly(&e) => {
+                                left.elsewhere.push((place, e));
+                            }
+                            answer => outcomes[place] = Some(swapped(answer)),
+                        }
                     }
                 }
                 (Part::Script(places), answer) => {
                     let error = match answer {
-                        Value::ServerError(e) => failure::script_refused(Op::SWAP, &e),
-                        _ => failure::strange(Op::SWAP),
+                        Value::ServerError(e) => failure::script_refused(failure::SWAP, &e),
+                        _ => failure::unexpected_response(failure::SWAP),
                     };
                     places.into_iter().for_each(|place| outcomes[place] = Some(Err(error.clone())));
                 }
@@ -191,8 +196,8 @@ fn created(answer: Value) -> Result<Swapped> {
     match answer {
         Value::Nil => Ok(Swapped::Done),
         Value::BulkString(current) => Ok(Swapped::Conflict(Some(current.into()))),
-        Value::ServerError(e) => Err(failure::refused(Op::SWAP, &e)),
-        _ => Err(failure::strange(Op::SWAP)),
+        Value::ServerError(e) => Err(failure::refused(failure::SWAP, &e)),
+        _ => Err(failure::unexpected_response(failure::SWAP)),
     }
 }
 
@@ -234,8 +239,8 @@ fn swapped(answer: Value) -> Result<Swapped> {
         Value::Nil => Ok(Swapped::Done),
         Value::Int(0) => Ok(Swapped::Conflict(None)),
         Value::BulkString(current) => Ok(Swapped::Conflict(Some(current.into()))),
-        Value::ServerError(e) => Err(failure::refused(Op::SWAP, &e)),
-        _ => Err(failure::strange(Op::SWAP)),
+        Value::ServerError(e) => Err(failure::refused(failure::SWAP, &e)),
+        _ => Err(failure::unexpected_response(failure::SWAP)),
     }
 }
 
@@ -247,14 +252,14 @@ pub(crate) fn try_script() -> Cmd {
 impl Request for Reads {
     type Item = Key;
     type Outcome = Option<Bytes>;
-    const OP: Op = Op::READ;
+    const OPERATION: Operation = failure::READ;
 
     fn key(key: &Key) -> &Key {
         key
     }
 
     fn new(prefix: &str, keys: &[Key], places: &[usize], way: Way) -> Self {
-        let parts: Vec<_> = places.chunks(way.keys_a_command).map(<[usize]>::to_vec).collect();
+        let parts: Vec<_> = places.chunks(way.keys_per_command).map(<[usize]>::to_vec).collect();
         let mut commands = Pipeline::with_capacity(parts.len());
         for part in &parts {
             let size = part.iter().map(|&place| prefix.len() + keys[place].as_str().len()).sum::<usize>();
@@ -281,17 +286,17 @@ impl Request for Reads {
                         outcomes[place] = Some(match value {
                             Value::Nil => Ok(None),
                             Value::BulkString(value) => Ok(Some(value.into())),
-                            _ => Err(failure::strange(Op::READ)),
+                            _ => Err(failure::unexpected_response(failure::READ)),
                         });
                     }
                     continue;
                 }
-                Value::ServerError(e) if failure::is_redirect(&e) => {
-                    left.redirected.extend(places.into_iter().map(|place| (place, e.clone())));
+                Value::ServerError(e) if failure::is_for_another(&e) => {
+                    left.elsewhere.extend(places.into_iter().map(|place| (place, e.clone())));
                     continue;
                 }
-                Value::ServerError(e) => failure::refused(Op::READ, &e),
-                _ => failure::strange(Op::READ),
+                Value::ServerError(e) => failure::refused(failure::READ, &e),
+                _ => failure::unexpected_response(failure::READ),
             };
             places.into_iter().for_each(|place| outcomes[place] = Some(Err(error.clone())));
         }
@@ -332,8 +337,9 @@ mod tests {
         let mut batch = vec![swap(0, None, Some("a")), swap(1, Some("a"), None), swap(2, None, None)];
         batch.extend((3..200).map(|n| swap(n, Some("a"), Some("b"))));
         let all: Vec<usize> = (0..batch.len()).collect();
-        let commands =
-            |how, keys_a_command| Swaps::new("k/", &batch, &all, Way { how, keys_a_command }).commands.len();
+        let commands = |how, keys_per_command| {
+            Swaps::new("k/", &batch, &all, Way { how, keys_per_command }).commands.len()
+        };
         assert_eq!(commands(How::Fast, CHUNK), 1 + 2);
         assert_eq!(commands(How::ByScript, CHUNK), 2);
         assert_eq!(commands(How::Fast, 1), 200);
@@ -361,7 +367,7 @@ mod tests {
     fn too_few_answers_leave_the_rest_without_an_outcome() {
         let batch = [swap(1, None, Some("a")), swap(2, None, Some("b"))];
         let mut outcomes = vec![None, None];
-        let way = Way { how: How::Fast, keys_a_command: CHUNK };
+        let way = Way { how: How::Fast, keys_per_command: CHUNK };
         let left = Swaps::new("", &batch, &[0, 1], way).settle(vec![Value::Nil], &mut outcomes);
         assert!(left.again.is_empty());
         assert!(matches!(outcomes[..], [Some(Ok(Swapped::Done)), None]));

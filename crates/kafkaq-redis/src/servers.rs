@@ -1,7 +1,7 @@
 //! One server or a cluster: who gets which part of a batch.
 
-use crate::{cluster::Cluster, link::Call, node::Node};
-use kafkaq_core::Result;
+use crate::{cluster::Cluster, node::Node};
+use kafkaq_core::{OutageLog, Result, connection::Call};
 use redis::{Pipeline, ServerError, Value};
 use std::sync::Arc;
 
@@ -69,7 +69,7 @@ impl Servers {
             }
             Servers::Cluster(cluster) => cluster,
         };
-        let (mut shares, mut homeless) = (Vec::<Share>::new(), Vec::new());
+        let (mut shares, mut unassigned) = (Vec::<Share>::new(), Vec::new());
         let mut add = |node: Arc<Node>, asking, place| {
             let same = |share: &&mut Share| share.asking == asking && Arc::ptr_eq(&share.node, &node);
             match shares.iter_mut().find(same) {
@@ -80,14 +80,14 @@ impl Servers {
         for place in open.places {
             match cluster.owner(slot(place)) {
                 Some(node) => add(node, false, place),
-                None => homeless.push(place),
+                None => unassigned.push(place),
             }
         }
         open.asks.into_iter().for_each(|(place, node)| add(node, true, place));
-        if !homeless.is_empty() {
-            cluster.doubt();
+        if !unassigned.is_empty() {
+            cluster.mark_stale();
         }
-        (shares, homeless)
+        (shares, unassigned)
     }
 
     /// Notes where a refused command goes instead. False if it goes nowhere: a single server has no others.
@@ -101,14 +101,14 @@ impl Servers {
     }
 
     /// A node failed.
-    pub(crate) fn doubt(&self) {
+    pub(crate) fn mark_stale(&self) {
         if let Servers::Cluster(cluster) = self {
-            cluster.doubt();
+            cluster.mark_stale();
         }
     }
 
     /// How many keys a command may have: those of different slots can't share one.
-    pub(crate) fn keys_a_command(&self) -> usize {
+    pub(crate) fn keys_per_command(&self) -> usize {
         match self {
             Servers::One(_) => crate::request::CHUNK,
             Servers::Cluster(_) => 1,
@@ -123,10 +123,18 @@ impl Servers {
         }
     }
 
-    pub(crate) fn close(&self) {
+    /// Of what concerns more than one node.
+    pub(crate) fn outages(&self) -> Option<&OutageLog> {
         match self {
-            Servers::One(node) => node.close(),
-            Servers::Cluster(cluster) => cluster.close(),
+            Servers::One(_) => None,
+            Servers::Cluster(cluster) => Some(&cluster.outages),
+        }
+    }
+
+    pub(crate) async fn close(&self) {
+        match self {
+            Servers::One(node) => node.close().await,
+            Servers::Cluster(cluster) => cluster.close().await,
         }
     }
 }

@@ -1,10 +1,8 @@
 //! The store: the calls of the contract over one server or a cluster.
 
 use crate::{
-    RedisStoreBuilder,
-    failure::{self, Op},
+    RedisStoreBuilder, failure,
     health::{self, Place},
-    link::Call,
     request::{How, Leftover, Reads, Request, Swaps, Way},
     servers::{Open, Servers, Share},
     slot::slot,
@@ -12,7 +10,10 @@ use crate::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::join_all;
-use kafkaq_core::{Key, LeaseStore, Result, Swap, Swapped};
+use kafkaq_core::{
+    Error, Key, LeaseStore, Result, Swap, Swapped,
+    connection::{Call, Operation},
+};
 use redis::Value;
 use std::{
     fmt,
@@ -54,29 +55,29 @@ impl RedisStore {
         RedisStore { prefix, request_timeout, servers, by_script: AtomicBool::new(false) }
     }
 
-    fn call(&self, op: Op) -> Call {
-        Call::new(op, self.request_timeout)
+    fn call(&self, operation: Operation) -> Call {
+        Call::new(operation, self.request_timeout)
     }
 
     /// Sends a batch to whom it concerns, all parts at once, and what must be sent again until it is done.
     async fn run<R: Request>(&self, items: &[R::Item]) -> Vec<Result<R::Outcome>> {
-        let call = self.call(R::OP);
+        let call = self.call(R::OPERATION);
         let mut outcomes = vec![None; items.len()];
         let mut open = Open::all(items.len());
         let mut how = if self.by_script.load(Relaxed) { How::ByScript } else { How::Fast };
-        for _ in 0..MAX_ROUNDS {
+        for round in 0..MAX_ROUNDS {
             if open.is_empty() {
                 break;
             }
             if let Err(e) = self.servers.ready(call).await {
-                open.into_places().for_each(|place| outcomes[place] = Some(Err(e.clone())));
+                self.fail::<R>(open.into_places(), &e, &mut outcomes);
                 open = Open::default();
                 break;
             }
-            let way = Way { how, keys_a_command: self.servers.keys_a_command() };
+            let way = Way { how, keys_per_command: self.servers.keys_per_command() };
             let place_slot = |place: usize| slot(&self.prefix, R::key(&items[place]).as_str());
-            let (shares, homeless) = self.servers.share(open, place_slot);
-            homeless.into_iter().for_each(|place| outcomes[place] = Some(Err(failure::homeless(R::OP))));
+            let (shares, unassigned) = self.servers.share(open, place_slot);
+            self.fail::<R>(unassigned, &failure::unassigned(R::OPERATION), &mut outcomes);
             let requests = shares.into_iter().map(|share| {
                 let request = R::new(&self.prefix, items, &share.places, way);
                 send(call, share, request)
@@ -86,19 +87,42 @@ impl RedisStore {
                 match answers {
                     Ok((request, answers)) => {
                         let left = request.settle(answers, &mut outcomes);
-                        self.take::<R>(left, &share, &mut open, &mut outcomes);
+                        self.take::<R>(left, &share, round == 0, &mut open, &mut outcomes);
                     }
                     Err(e) => {
-                        self.servers.doubt();
+                        self.servers.mark_stale();
                         share.places.iter().for_each(|&place| outcomes[place] = Some(Err(e.clone())));
                     }
                 }
+                let told = share.places.iter().filter_map(|&place| outcomes[place].as_ref());
+                share.node.outages.observe(R::OPERATION.name(), told);
             }
             // What is sent again needs the script's text, or can't be harmed by it.
             how = How::ByText;
         }
-        open.into_places().for_each(|place| outcomes[place] = Some(Err(failure::homeless(R::OP))));
-        outcomes.into_iter().map(|o| o.unwrap_or_else(|| Err(failure::strange(R::OP)))).collect()
+        self.fail::<R>(open.into_places(), &failure::unassigned(R::OPERATION), &mut outcomes);
+        let missing = || Err(failure::unexpected_response(R::OPERATION));
+        outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(missing)).collect()
+    }
+
+    /// Nobody was asked for these: not the failure of one node.
+    fn fail<R: Request>(
+        &self,
+        places: impl IntoIterator<Item = usize>,
+        error: &Error,
+        outcomes: &mut [Option<Result<R::Outcome>>],
+    ) {
+        let mut failed = false;
+        for place in places {
+            outcomes[place] = Some(Err(error.clone()));
+            failed = true;
+        }
+        if let Some(outages) = self.servers.outages() {
+            match failed {
+                true => outages.failed(R::OPERATION.name(), error),
+                false => outages.succeeded(R::OPERATION.name()),
+            }
+        }
     }
 
     /// What the answers of a share leave to do.
@@ -106,6 +130,7 @@ impl RedisStore {
         &self,
         left: Leftover,
         share: &Share,
+        first: bool,
         open: &mut Open,
         outcomes: &mut [Option<Result<R::Outcome>>],
     ) {
@@ -113,9 +138,12 @@ impl RedisStore {
             self.by_script.store(true, Relaxed);
         }
         open.places.extend(left.again);
-        for (place, refusal) in left.redirected {
-            if !self.servers.redirect(&share.node, place, &refusal, open) {
-                outcomes[place] = Some(Err(failure::refused(R::OP, &refusal)));
+        for (place, refusal) in left.elsewhere {
+            // The connection to a replica was left, and a new one may lead to the primary.
+            if failure::is_readonly(&refusal) && first {
+                open.places.push(place);
+            } else if !self.servers.redirect(&share.node, place, &refusal, open) {
+                outcomes[place] = Some(Err(failure::refused(R::OPERATION, &refusal)));
             }
         }
     }
@@ -137,7 +165,7 @@ impl LeaseStore for RedisStore {
     }
 
     async fn check(&self) -> Result<Vec<String>> {
-        let call = self.call(Op::CHECK);
+        let call = self.call(failure::CHECK);
         self.servers.ready(call).await?;
         match &self.servers {
             Servers::One(node) => {
@@ -149,7 +177,7 @@ impl LeaseStore for RedisStore {
     }
 
     async fn close(&self) -> Result<()> {
-        self.servers.close();
+        self.servers.close().await;
         Ok(())
     }
 }

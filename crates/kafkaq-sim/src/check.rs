@@ -12,7 +12,8 @@ use crate::world::World;
 use bytes::Bytes;
 use kafkaq_core::machine::{Answer, Content, JobKey, Ready};
 use kafkaq_core::{
-    DecodeError, Effect, Envelope, HEADER, Key, Lease, LeaseState, LeaseToken, NewRecord, Position, Wall,
+    DecodeError, Effect, Envelope, HEADER, Key, Lease, LeaseState, LeaseToken, LostReason, NewRecord,
+    Position, Wall,
 };
 use std::collections::HashMap;
 use std::{fmt, time::Duration};
@@ -399,6 +400,17 @@ impl World {
 
     /// I3: what is confirmed has been in the store, by this token.
     pub(crate) fn check_answer(&mut self, p: usize, job: JobKey, end: Option<End>, answer: &Answer) {
+        let Some((n, held)) = self.held(p, job) else { return };
+        if matches!((answer, end), (Answer::Lost(LostReason::TakenOver), Some(End::Done))) {
+            let (token, attempt) = (held.token, held.attempt);
+            // A store that went back in time has a lower attempt, which gives way.
+            let task = &self.check.tasks[n];
+            let taken = task.held.iter().any(|h| h.token != token && h.attempt >= attempt);
+            let excused = self.stats.damaged > 0 || self.plan.mixed || task.announced >= attempt;
+            if !taken && !task.is_terminal() && !excused {
+                self.check.fail("I3", format!("p{p} is told that t{n} was taken over, and nobody has it"));
+            }
+        }
         let Some((n, held)) = self.held(p, job) else { return };
         let fine = match (answer, end) {
             (Answer::Ok, Some(End::Done)) => held.done,

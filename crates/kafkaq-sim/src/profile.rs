@@ -191,6 +191,7 @@ impl Plan {
             max_handouts: rng.between(20, 60) as u32,
             max_delay: Duration::from_secs(1 << rng.between(2, 6)),
             prefetch: if tight { rng.between(0, 2) } else { rng.between(1, 12) } as usize,
+            hand_over_after: ms(rng.between(300, 6_000)),
             window: if tight { rng.between(2, 6) } else { rng.between(8, 64) } as usize,
             window_bytes: if tight && rng.chance(200) { 256 } else { 1 << 20 },
             commit_interval: ms(rng.between(10, 200)),

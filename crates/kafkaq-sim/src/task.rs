@@ -94,6 +94,8 @@ pub(crate) struct Task {
     pub(crate) forwarded: Vec<u32>,
     /// The highest attempt that a record carries.
     pub(crate) attempt: u32,
+    /// The highest attempt of an idle lease that was made where there was none.
+    pub(crate) announced: u32,
     pub(crate) damage: u32,
     pub(crate) held: Vec<Held>,
     pub(crate) retries: u64,
@@ -140,6 +142,7 @@ impl Task {
             copies: Vec::new(),
             forwarded: Vec::new(),
             attempt: 0,
+            announced: 0,
             damage: 0,
             held: Vec::new(),
             retries: 0,

@@ -6,6 +6,7 @@ use crate::trace::{SEC, Us, lease, tr};
 use crate::world::World;
 use bytes::Bytes;
 use kafkaq_core::{DecodeError, Lease, LeaseState, LeaseToken, Swap, Wall};
+use std::time::Duration;
 
 type Broken = Result<(), (&'static str, &'static str)>;
 
@@ -105,7 +106,7 @@ impl World {
             return if by.process.is_none() { Ok(()) } else { Err(("I3", "only clients cancel")) };
         }
         if !new.state.is_terminal() {
-            cover(task, old, &new, self.plan.settings.clock_skew)?;
+            cover(task, old, &new, self.plan.settings.clock_skew, by.max_wall)?;
         }
         if old.is_some_and(|o| o.state.is_terminal()) && new.state != LeaseState::Done {
             return Err(("I3", "terminal is for good"));
@@ -228,7 +229,10 @@ impl World {
                     return Err(("I3", "nothing was there, and nothing was lost"));
                 }
                 Some(h) => h.idle = true,
-                None => self.stats.idle_made += 1,
+                None => {
+                    task.announced = task.announced.max(new.attempt);
+                    self.stats.idle_made += 1;
+                }
             }
             return Ok(());
         };
@@ -321,7 +325,7 @@ impl World {
 
 /// I1: a lease's cover number is that of a durable copy. And it is raised only for a copy whose turn comes no later
 /// than the lease ends, or the task would wait for it.
-fn cover(task: &Task, old: Option<&Lease>, new: &Lease, skew: std::time::Duration) -> Broken {
+fn cover(task: &Task, old: Option<&Lease>, new: &Lease, skew: Duration, now: Wall) -> Broken {
     let highest = task.copies.iter().map(|c| c.cover).max().unwrap_or(0);
     if new.cover > highest {
         return Err(("I1", "no durable copy has this cover number"));
@@ -332,7 +336,7 @@ fn cover(task: &Task, old: Option<&Lease>, new: &Lease, skew: std::time::Duratio
     }
     if new.cover > old.cover && old.token == new.token {
         let end = if new.state == LeaseState::Live { new.deadline.plus(skew) } else { new.deadline };
-        let in_time = |c: &Copied| c.cover >= new.cover && c.due <= end;
+        let in_time = |c: &Copied| c.cover >= new.cover && c.due <= end.max(now);
         if !task.copies.iter().any(in_time) {
             return Err(("I5", "the copy's turn comes later than the lease ends"));
         }

@@ -1,8 +1,11 @@
 //! From addresses to a store. Nothing connects here.
 
 use crate::{ZooKeeperStore, nodes::Nodes};
-use kafkaq_core::{Error, ErrorKind, Result};
-use std::{fmt, ops::RangeInclusive, time::Duration};
+use kafkaq_core::{
+    Error, ErrorKind, Result,
+    connection::{MAX_PREFIX, REQUEST_TIMEOUT, is_address},
+};
+use std::{borrow::Cow, fmt, ops::RangeInclusive, time::Duration};
 use zookeeper_async::Acl;
 
 const OP: &str = "set up the ZooKeeper store";
@@ -11,10 +14,11 @@ const OP: &str = "set up the ZooKeeper store";
 const MAX_SESSIONS: usize = 16;
 
 const HOUR: Duration = Duration::from_secs(3600);
-const REQUEST_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=HOUR;
 /// The client library counts in whole seconds.
 const SESSION_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=HOUR;
 const SWEEP_EVERY: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(7 * 24 * 3600);
+const MAX_CLOCK_SKEW: Duration = HOUR;
+const MAX_LINGER: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What all sessions share.
 pub(crate) struct Settings {
@@ -105,7 +109,7 @@ impl ZooKeeperStoreBuilder {
     }
 
     /// By how much the clocks of the machines that use the store may differ: values live that much longer, so that
-    /// none expires early. Default: 10 s.
+    /// none expires early. Up to 1 h. Default: 10 s.
     pub fn clock_skew(self, skew: Duration) -> Self {
         ZooKeeperStoreBuilder { clock_skew: skew, ..self }
     }
@@ -118,7 +122,7 @@ impl ZooKeeperStoreBuilder {
 
     /// How long the nodes of removed and expired values are kept. **This must be longer than the longest session
     /// that the servers allow (`maxSessionTimeout`, 40 s by default) together with the longest request timeout**: a
-    /// process that wakes up after that can't do any harm. Default: 10 min.
+    /// process that wakes up after that can't do any harm. Up to 30 days. Default: 10 min.
     pub fn linger(self, time: Duration) -> Self {
         ZooKeeperStoreBuilder { linger: time, ..self }
     }
@@ -136,34 +140,42 @@ impl ZooKeeperStoreBuilder {
         if !servers.iter().all(|server| is_address(server)) {
             return Err(invalid("Addresses look like host:2181,host:2181/chroot; the chroot is optional"));
         }
-        let segments = chroot.split('/').filter(|s| !s.is_empty()).chain(self.prefix.split('/'));
-        let segments: Vec<&str> = segments.collect();
-        if !segments.iter().all(|segment| is_segment(segment)) {
+        let chroot = chroot.strip_suffix('/').unwrap_or(chroot);
+        let chroot = (!chroot.is_empty()).then_some(chroot);
+        let root =
+            chroot.into_iter().chain([&*self.prefix]).map(|path| format!("/{path}")).collect::<String>();
+        if root.len() > MAX_PREFIX || !root.split('/').skip(1).all(is_segment) {
             return Err(invalid(
-                "A prefix has segments between single slashes, none of which is `.` or `..`",
+                "The chroot and the prefix have segments between single slashes, none of which is `.` or `..`, and \
+                 together at most 200 characters",
             ));
         }
         if !REQUEST_TIMEOUT.contains(&self.request_timeout) {
-            return Err(invalid("Use a request timeout from 1 ms to 1 h"));
+            return Err(invalid(format!("request_timeout is {:?}: use 1 ms to 1 h", self.request_timeout)));
         }
         if !SESSION_TIMEOUT.contains(&self.session_timeout) {
-            return Err(invalid("Use a session timeout from 1 s to 1 h"));
+            return Err(invalid(format!("session_timeout is {:?}: use 1 s to 1 h", self.session_timeout)));
         }
         if !SWEEP_EVERY.contains(&self.sweep_every) {
-            return Err(invalid("Sweep every 1 s to 7 days"));
+            return Err(invalid(format!("sweep_every is {:?}: use 1 s to 7 days", self.sweep_every)));
         }
-        if self.linger <= self.session_timeout + self.request_timeout {
-            return Err(invalid("Let nodes linger longer than a session and a request take together"));
+        if self.clock_skew > MAX_CLOCK_SKEW {
+            return Err(invalid(format!("clock_skew is {:?}: use up to 1 h", self.clock_skew)));
+        }
+        if self.linger <= self.session_timeout + self.request_timeout || self.linger > MAX_LINGER {
+            return Err(invalid(format!(
+                "linger is {:?}: use more than a session and a request take together, up to 30 days",
+                self.linger
+            )));
         }
         if !(1..=MAX_SESSIONS).contains(&self.sessions) {
-            return Err(invalid("Use 1 to 16 sessions"));
+            return Err(invalid(format!("sessions is {}: use 1 to {MAX_SESSIONS}", self.sessions)));
         }
         if self.digest.as_ref().is_some_and(|(user, _)| user.is_empty() || user.contains(':')) {
             return Err(invalid("A user has a name without colons"));
         }
         let acl = if self.digest.is_some() { Acl::creator_all() } else { Acl::open_unsafe() };
-        let nodes =
-            Nodes { root: format!("/{}", segments.join("/")), acl: acl.clone(), clock_skew: self.clock_skew };
+        let nodes = Nodes { root, acl: acl.clone(), clock_skew: self.clock_skew };
         let settings = Settings {
             servers,
             digest: self.digest,
@@ -177,17 +189,13 @@ impl ZooKeeperStoreBuilder {
     }
 }
 
-fn is_address(server: &str) -> bool {
-    server.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
-}
-
 /// ZooKeeper refuses control characters and what is beyond the basic plane; nobody needs more than this.
 fn is_segment(segment: &str) -> bool {
     let plain = |c: char| c.is_ascii_graphic() || c == ' ';
     !segment.is_empty() && segment != "." && segment != ".." && segment.chars().all(plain)
 }
 
-fn invalid(advice: &'static str) -> Error {
+fn invalid(advice: impl Into<Cow<'static, str>>) -> Error {
     Error::not_applied(ErrorKind::Invalid, OP).with_advice(advice)
 }
 

@@ -10,12 +10,9 @@
 //! Servers answer reads from what they have seen so far. A session sees everything up to its own latest write, also
 //! one that failed; so what was read before any is only a guess, and is not answered.
 
-use crate::{
-    failure::{self, Op},
-    frame,
-};
+use crate::{failure, frame};
 use bytes::Bytes;
-use kafkaq_core::{Key, Result, Swap, Swapped};
+use kafkaq_core::{Key, Result, Swap, Swapped, connection::Operation};
 use std::{
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::Duration,
@@ -67,17 +64,17 @@ impl Nodes {
     ///
     /// `barrier` must have been called on this session after the caller asked.
     pub(crate) async fn get(&self, zk: &ZooKeeper, key: &Key) -> Result<Option<Bytes>> {
-        Ok(look(zk, &self.path(key), Op::READ).await?.value)
+        Ok(look(zk, &self.path(key), failure::READ).await?.value)
     }
 
     /// Brings the session up to date with everything that any client was answered before.
     ///
     /// The client library has no `sync`. A write does more, and the write that changes nothing is deleting what is
     /// never there.
-    pub(crate) async fn barrier(&self, zk: &ZooKeeper, op: Op) -> Result<()> {
+    pub(crate) async fn barrier(&self, zk: &ZooKeeper, operation: Operation) -> Result<()> {
         match zk.delete(&format!("{}/never", self.root), None).await {
             Ok(()) | Err(ZkError::NoNode | ZkError::NoAuth) => Ok(()),
-            Err(e) => Err(failure::of(op, e, false)),
+            Err(e) => Err(failure::of(operation, e, false)),
         }
     }
 
@@ -85,7 +82,7 @@ impl Nodes {
     pub(crate) async fn swap(&self, zk: &ZooKeeper, swap: &Swap, sent: &AtomicBool) -> Result<Swapped> {
         let path = self.path(&swap.key);
         if path.len() + swap.new.as_ref().map_or(0, Bytes::len) > MAX_REQUEST {
-            return Err(failure::too_large(Op::SWAP));
+            return Err(failure::too_large(failure::SWAP));
         }
         // Most that is expected to be missing is missing.
         let creates = swap.expect.is_none() && swap.new.is_some();
@@ -94,7 +91,7 @@ impl Nodes {
         for _ in 0..ROUNDS {
             let seen = match guess.take() {
                 Some(seen) => seen,
-                None => look(zk, &path, Op::SWAP).await?,
+                None => look(zk, &path, failure::SWAP).await?,
             };
             let matches = seen.value == swap.expect;
             let nothing_to_write = matches && seen.value.is_none() && swap.new.is_none();
@@ -102,7 +99,7 @@ impl Nodes {
                 if up_to_date {
                     return Ok(if matches { Swapped::Done } else { Swapped::Conflict(seen.value) });
                 }
-                self.barrier(zk, Op::SWAP).await?;
+                self.barrier(zk, failure::SWAP).await?;
                 up_to_date = true;
                 continue;
             }
@@ -114,15 +111,17 @@ impl Nodes {
                 Err(ZkError::NoNode) => {
                     sent.store(false, Relaxed);
                     if seen.version.is_none() {
-                        self.make_parents(zk, &path).await.map_err(|e| failure::of(Op::SWAP, e, false))?;
+                        self.make_parents(zk, &path)
+                            .await
+                            .map_err(|e| failure::of(failure::SWAP, e, false))?;
                         guess = creates.then(Seen::default);
                     }
                 }
-                Err(e) => return Err(failure::of(Op::SWAP, e, true)),
+                Err(e) => return Err(failure::of(failure::SWAP, e, true)),
             }
             up_to_date = true;
         }
-        Err(failure::contended(Op::SWAP))
+        Err(failure::contended(failure::SWAP))
     }
 
     async fn write(&self, zk: &ZooKeeper, path: &str, version: Option<i32>, swap: &Swap) -> ZkResult<()> {
@@ -155,14 +154,14 @@ impl Nodes {
     }
 }
 
-async fn look(zk: &ZooKeeper, path: &str, op: Op) -> Result<Seen> {
+async fn look(zk: &ZooKeeper, path: &str, operation: Operation) -> Result<Seen> {
     match zk.get_data(path, false).await {
         Ok((data, stat)) => {
-            let value = frame::read(data, frame::now()).map_err(|()| failure::corrupt(op))?;
+            let value = frame::read(data, frame::now()).map_err(|()| failure::corrupt(operation))?;
             Ok(Seen { value, version: Some(stat.version) })
         }
         Err(ZkError::NoNode) => Ok(Seen::default()),
-        Err(e) => Err(failure::of(op, e, false)),
+        Err(e) => Err(failure::of(operation, e, false)),
     }
 }
 

@@ -11,6 +11,7 @@ use crate::{builder::Settings, failure::ConnectError, link::lock, sweeper};
 use futures_util::{StreamExt, stream};
 use kafkaq_core::Result;
 use std::{
+    cell::RefCell,
     future::Future,
     sync::{
         Arc, Mutex,
@@ -19,10 +20,12 @@ use std::{
     time::Duration,
 };
 use tokio::{
+    net::TcpSocket,
     runtime::{Builder, Handle, Runtime},
     sync::Notify,
     time::{Instant, timeout_at},
 };
+use tracing::{Dispatch, dispatcher::DefaultGuard};
 use zookeeper_async::{WatchedEvent, Watcher, ZkError, ZkState, ZooKeeper};
 
 /// Requests of one call on their way at the same time.
@@ -68,14 +71,27 @@ impl Drop for Ending {
 
 impl Thread {
     fn start() -> std::io::Result<Self> {
-        let runtime =
-            Builder::new_multi_thread().worker_threads(1).thread_name("kafkaq-zk").enable_all().build()?;
+        let mut builder = Builder::new_multi_thread();
+        builder.worker_threads(1).thread_name("kafkaq-zk").enable_all();
+        if !tracing::enabled!(target: "kafkaq", tracing::Level::DEBUG) {
+            builder.on_thread_start(log_nothing);
+        }
+        let runtime = builder.build()?;
         Ok(Thread { handle: runtime.handle().clone(), runtime: Arc::new(Mutex::new(Ending(Some(runtime)))) })
     }
 
     fn has_ended(&self) -> bool {
         lock(&self.runtime).0.is_none()
     }
+}
+
+/// The client library logs each attempt of each session as an error. What an operator has to know, the store's
+/// [`OutageLog`](kafkaq_core::OutageLog) says on other threads; what is said on this one is for debugging.
+fn log_nothing() {
+    thread_local! {
+        static SILENCE: RefCell<Option<DefaultGuard>> = const { RefCell::new(None) };
+    }
+    SILENCE.set(Some(tracing::dispatcher::set_default(&Dispatch::none())));
 }
 
 /// Nobody sets watches here.
@@ -107,8 +123,9 @@ impl Session {
         settings: Arc<Settings>,
         first: usize,
         sweeps: bool,
+        deadline: Instant,
     ) -> Result<Session, ConnectError> {
-        let thread = Thread::start().map_err(|e| ConnectError::Resolve(e.to_string()))?;
+        let thread = Thread::start().map_err(ConnectError::Io)?;
         // The listener must not keep the runtime alive.
         let ending = Arc::downgrade(&thread.runtime);
         let connecting = thread.handle.spawn(async move {
@@ -122,7 +139,7 @@ impl Session {
                 ZkState::Connected => on_connected.notify_one(),
                 ZkState::Closed => {}
                 _ => {
-                    tracing::warn!(?state, "the session with ZooKeeper is lost");
+                    tracing::debug!(target: "kafkaq", ?state, "the session with ZooKeeper is lost");
                     if let Some(ending) = ending.upgrade() {
                         lock(&ending).end();
                     }
@@ -140,8 +157,12 @@ impl Session {
             }
             Ok(zk)
         });
-        let zk = connecting.await.map_err(|_ended| ConnectError::Lost)??;
-        Ok(Session { zk, thread })
+        match timeout_at(deadline, connecting).await {
+            Ok(Ok(connected)) => Ok(Session { zk: connected?, thread }),
+            Ok(Err(_ended)) => Err(ConnectError::Lost),
+            // The client library doesn't tell why it could not connect. If no socket can be had, that is why.
+            Err(_elapsed) => Err(TcpSocket::new_v4().err().map_or(ConnectError::Late, ConnectError::Io)),
+        }
     }
 
     pub(crate) fn is_lost(&self) -> bool {

@@ -1,16 +1,10 @@
 //! The store: the calls of the contract over a few sessions.
 
-use crate::{
-    ZooKeeperStoreBuilder,
-    builder::Settings,
-    failure::{self, Op},
-    frame,
-    link::Link,
-    session::Item,
-};
+use crate::{ZooKeeperStoreBuilder, builder::Settings, failure, frame, link::Link, session::Item};
 use async_trait::async_trait;
 use bytes::Bytes;
-use kafkaq_core::{Key, LeaseStore, Result, Swap, Swapped};
+use futures_util::future::join_all;
+use kafkaq_core::{Key, LeaseStore, OutageLog, Result, Swap, Swapped};
 use std::{
     fmt,
     sync::{
@@ -29,6 +23,7 @@ pub struct ZooKeeperStore {
     settings: Arc<Settings>,
     links: Box<[Link]>,
     next_link: AtomicUsize,
+    outages: OutageLog,
 }
 
 impl ZooKeeperStore {
@@ -40,7 +35,8 @@ impl ZooKeeperStore {
     pub(crate) fn new(settings: Settings, sessions: usize) -> Self {
         let settings = Arc::new(settings);
         let links = (0..sessions).map(|n| Link::new(settings.clone(), n)).collect();
-        ZooKeeperStore { settings, links, next_link: AtomicUsize::new(0) }
+        let outages = OutageLog::new(failure::server(&settings.address()));
+        ZooKeeperStore { settings, links, next_link: AtomicUsize::new(0), outages }
     }
 
     /// The one with the least to do. The client library delays small packets, so what is sent while an answer is
@@ -64,11 +60,13 @@ impl LeaseStore for ZooKeeperStore {
         let read = move |zk: Arc<ZooKeeper>, item: Arc<Item<Key>>| {
             let (settings, barrier) = (settings.clone(), barrier.clone());
             async move {
-                barrier.get_or_try_init(|| settings.nodes.barrier(&zk, Op::READ)).await?;
+                barrier.get_or_try_init(|| settings.nodes.barrier(&zk, failure::READ)).await?;
                 settings.nodes.get(&zk, &item.ask).await
             }
         };
-        self.link().each(Op::READ, keys.to_vec(), read).await
+        let outcomes = self.link().each(failure::READ, keys.to_vec(), read).await;
+        self.outages.observe(failure::READ.name(), &outcomes);
+        outcomes
     }
 
     async fn swap(&self, swaps: &[Swap]) -> Vec<Result<Swapped>> {
@@ -80,7 +78,9 @@ impl LeaseStore for ZooKeeperStore {
             let settings = settings.clone();
             async move { settings.nodes.swap(&zk, &item.ask, &item.sent).await }
         };
-        self.link().each(Op::SWAP, swaps.to_vec(), swap).await
+        let outcomes = self.link().each(failure::SWAP, swaps.to_vec(), swap).await;
+        self.outages.observe(failure::SWAP.name(), &outcomes);
+        outcomes
     }
 
     async fn check(&self) -> Result<Vec<String>> {
@@ -89,8 +89,8 @@ impl LeaseStore for ZooKeeperStore {
             let settings = settings.clone();
             async move { probe(&zk, &settings).await }
         };
-        let mut outcomes = self.link().each(Op::CHECK, vec![()], probe).await;
-        let clock_difference = outcomes.pop().unwrap_or_else(|| Err(failure::closed(Op::CHECK)))?;
+        let mut outcomes = self.link().each(failure::CHECK, vec![()], probe).await;
+        let clock_difference = outcomes.pop().unwrap_or_else(|| Err(failure::CHECK.closed()))?;
         let allowed = self.settings.nodes.clock_skew;
         Ok(Vec::from_iter((clock_difference > allowed).then(|| {
             format!(
@@ -101,16 +101,14 @@ impl LeaseStore for ZooKeeperStore {
     }
 
     async fn close(&self) -> Result<()> {
-        for link in &self.links {
-            link.close().await;
-        }
+        join_all(self.links.iter().map(Link::close)).await;
         Ok(())
     }
 }
 
 /// Does what swaps do, on a node of its own, and tells how far the clocks differ.
 async fn probe(zk: &ZooKeeper, settings: &Settings) -> Result<Duration> {
-    let refused = |e| failure::of(Op::CHECK, e, false);
+    let refused = |e| failure::of(failure::CHECK, e, false);
     let nodes = &settings.nodes;
     nodes.make_parents(zk, &format!("{}/probe", nodes.root)).await.map_err(refused)?;
     let path = format!("{}/probe-{:x}", nodes.root, frame::now());

@@ -28,8 +28,8 @@ pub(crate) async fn run(zk: Arc<ZooKeeper>, settings: Arc<Settings>) {
         tokio::time::sleep(pause).await;
         match sweep(&zk, &settings, shard).await {
             Ok(0) | Err(ZkError::NoNode | ZkError::BadVersion) => {}
-            Ok(removed) => tracing::debug!(shard, removed, "swept"),
-            Err(error) => tracing::debug!(shard, %error, "could not sweep"),
+            Ok(removed) => tracing::debug!(target: "kafkaq", shard, removed, "swept"),
+            Err(error) => tracing::debug!(target: "kafkaq", shard, %error, "could not sweep"),
         }
         shard = (shard + 1) % SHARDS;
     }

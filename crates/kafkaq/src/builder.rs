@@ -3,9 +3,10 @@
 use crate::{
     JobController, LeasedGroup, Publisher, Queue,
     config::Config,
-    driver::{Clock, Driver, Limits, Parts, Shared},
-    jobs::Memory,
+    driver::{Clock, Driver, Limits, Plan, Shared},
+    jobs::Retention,
     memory::{MemoryLog, MemoryStore},
+    runtime::Home,
     topics::{self, Topics},
 };
 use kafkaq_core::{
@@ -14,7 +15,8 @@ use kafkaq_core::{
 };
 use std::{sync::Arc, time::Duration};
 
-/// Sets up a [`Queue`] or a [`Publisher`]. Every setting has a safe default, and the order doesn't matter.
+/// Sets up a [`Queue`], a [`Publisher`] or a [`JobController`]. Every setting has a safe default, and the order doesn't
+/// matter.
 ///
 /// All processes of a queue should have the same settings; only `prefetch` and the `publish_*` ones are a process's
 /// own business.
@@ -37,38 +39,24 @@ impl QueueBuilder {
         self
     }
 
-    /// The log that the tasks are in: the client's view of the whole cluster, not one of its nodes. Default: a log
-    /// in memory, if the store is in memory too.
-    pub fn broker(self, broker: impl Broker) -> Self {
-        self.shared_broker(Arc::new(broker))
-    }
-
-    /// Like [`broker`](QueueBuilder::broker), for one that several queues share.
-    pub fn shared_broker(mut self, broker: Arc<dyn Broker>) -> Self {
-        self.broker = Some(broker);
+    /// The log that the tasks are in: the client's view of the whole cluster, not one of its nodes. Several queues can
+    /// share one in an [`Arc`]. Default: a log in memory, if the store is in memory too.
+    pub fn broker(mut self, broker: impl Broker) -> Self {
+        self.broker = Some(Arc::new(broker));
         self
     }
 
     /// The log that the tasks are in, if it has no consumer groups of its own: the processes of the queue share its
     /// partitions through the queue's store, by a [`LeasedGroup`]. Instead of a [`broker`](QueueBuilder::broker).
-    pub fn log(self, log: impl PartitionLog) -> Self {
-        self.shared_log(Arc::new(log))
-    }
-
-    /// Like [`log`](QueueBuilder::log), for one that several queues share.
-    pub fn shared_log(mut self, log: Arc<dyn PartitionLog>) -> Self {
-        self.log = Some(log);
+    pub fn log(mut self, log: impl PartitionLog) -> Self {
+        self.log = Some(Arc::new(log));
         self
     }
 
-    /// The store that the leases are in. Default: a store in memory, if the log is in memory too.
-    pub fn store(self, store: impl LeaseStore) -> Self {
-        self.shared_store(Arc::new(store))
-    }
-
-    /// Like [`store`](QueueBuilder::store), for one that several queues share.
-    pub fn shared_store(mut self, store: Arc<dyn LeaseStore>) -> Self {
-        self.store = Some(store);
+    /// The store that the leases are in. Several queues can share one in an [`Arc`]. Default: a store in memory, if the
+    /// log is in memory too.
+    pub fn store(mut self, store: impl LeaseStore) -> Self {
+        self.store = Some(Arc::new(store));
         self
     }
 
@@ -93,144 +81,168 @@ impl QueueBuilder {
         self.with(|c| c.dead_topic = Some(name.into()))
     }
 
-    /// How many partitions the task topic is made with: no more processes than this share the work. An existing
-    /// topic stays as it is. Default: 6.
+    /// How many partitions the task topic is created with: no more processes than this share the work. An existing
+    /// topic stays as it is. 1 to 10,000. Default: 6.
     pub fn partitions(self, partitions: i32) -> Self {
         self.with(|c| c.partitions = partitions)
     }
 
-    /// The replication factor that topics are made with. Default: the server's.
+    /// The replication factor that topics are created with. 1 to 1,000. Default: the server's.
     pub fn replication(self, factor: i16) -> Self {
         self.with(|c| c.replication = Some(factor))
     }
 
-    /// How long a job is held before its task is handed out again, unless it is extended. Default: 60 s.
+    /// How long the task topic keeps its records, if it is created here; `Duration::MAX` is for ever. The log deletes
+    /// tasks that are older, also those that nobody has executed, so it should be longer than any time for which all
+    /// workers may be away. An existing topic that keeps its records for less is warned of, or refused if it is less
+    /// than [`max_overdue`](QueueBuilder::max_overdue). From there to ten years. Default: 7 days, or `max_overdue` if
+    /// that is longer.
+    pub fn task_retention(self, duration: Duration) -> Self {
+        self.with(|c| c.task_retention = Some(duration))
+    }
+
+    /// How long the dead-letter topic keeps its records, if it is created here; `Duration::MAX` is for ever. An existing
+    /// topic that keeps them for less is warned of. From [`max_overdue`](QueueBuilder::max_overdue) to ten years.
+    /// Default: for ever.
+    pub fn dead_retention(self, duration: Duration) -> Self {
+        self.with(|c| c.dead_retention = duration)
+    }
+
+    /// How long a job is held before its task is handed out again, unless it is extended. 10 ms to 30 days. Default:
+    /// 60 s.
     pub fn lease_duration(self, duration: Duration) -> Self {
         self.with(|c| c.lease = duration)
     }
 
     /// How long a task may run before it stops holding back the commit of those behind it: it is then copied to the
-    /// wait topic. Shorter than `lease_duration`. Default: half of that, 10 s at most.
+    /// wait topic. At least 1 ms, and shorter than `lease_duration`. Default: half of that, 10 s at most.
     pub fn park_after(self, duration: Duration) -> Self {
         self.with(|c| c.park_after = Some(duration))
     }
 
-    /// How long it is remembered that a task has ended, so that publishing its id again adds nothing. Default: 1 h.
+    /// How long it is remembered that a task has ended, so that publishing its id again adds nothing. At most ten years.
+    /// Default: 1 h.
     pub fn done_retention(self, duration: Duration) -> Self {
         self.with(|c| c.done_retention = duration)
     }
 
     /// The longest that a task may wait beyond its time, while all workers are away or behind, and still be
-    /// remembered. Default: 1 h.
+    /// remembered. At most ten years. Default: 1 h.
     pub fn max_overdue(self, duration: Duration) -> Self {
         self.with(|c| c.max_overdue = duration)
     }
 
     /// The longest delay of a task and of a retry. The wait topic gets a partition for each power of four seconds.
-    /// Default: 7 days.
+    /// At most ten years. Default: 7 days.
     pub fn max_delay(self, duration: Duration) -> Self {
         self.with(|c| c.max_delay = duration)
     }
 
     /// How far the processes' clocks may be apart. Another process's lease counts as ended only this long after
-    /// its deadline; more can cost a second execution. Default: 1 s.
+    /// its deadline; more can cost a second execution. At most 1 h. Default: 1 s.
     pub fn clock_skew(self, skew: Duration) -> Self {
         self.with(|c| c.clock_skew = skew)
     }
 
     /// After how many failures a task goes to the dead-letter topic. A retry is a failure, and so is a lease that runs
-    /// out; a snooze, a release and a partition that moves are none. Default: 25.
+    /// out; a snooze, a release and a partition that moves are none. 1 to 1,000,000. Default: 25.
     pub fn max_failures(self, failures: u32) -> Self {
         self.with(|c| c.max_failures = failures)
     }
 
     /// After how many hand-outs a task goes to the dead-letter topic, whatever became of them: against tasks that are
-    /// snoozed for ever. Default: 1,000.
+    /// snoozed for ever. From `max_failures` to 1,000,000. Default: 1,000.
     pub fn max_handouts(self, handouts: u32) -> Self {
         self.with(|c| c.max_handouts = handouts)
     }
 
-    /// How many jobs this process leases before somebody asks for them. Default: 512.
+    /// How many jobs this process leases before somebody asks for them. At most 100,000. Default: 512.
     pub fn prefetch(self, jobs: usize) -> Self {
         self.with(|c| c.prefetch = jobs)
     }
 
     /// The largest payload, key and headers of a task together, in bytes. The topics take 64 KiB more, for
-    /// kafkaq's own headers. Default: 934,464.
+    /// kafkaq's own headers. 1 to 33,554,432 (32 MiB). Default: 934,464.
     pub fn max_task_bytes(self, bytes: usize) -> Self {
         self.with(|c| c.max_task_bytes = bytes)
     }
 
-    /// How long a `publish` tries again before it fails. Default: 30 s.
+    /// How long a `publish` takes at most, waiting for room in the buffer included. A task that the log hasn't taken by
+    /// then fails with the effect `NotApplied` if it was never sent, and otherwise `Unknown`. 1 ms to 24 h. Default:
+    /// 30 s.
     pub fn publish_timeout(self, timeout: Duration) -> Self {
         self.with(|c| c.publish_timeout = timeout)
     }
 
-    /// How many bytes of tasks may be under way before `publish` waits for room. Default: 64 MiB.
+    /// How many bytes of tasks may be under way before `publish` waits for room: from `max_task_bytes` to
+    /// 4,294,967,295. Default: 64 MiB.
     pub fn publish_buffer(self, bytes: usize) -> Self {
         self.with(|c| c.publish_buffer = bytes)
     }
 
-    /// How long a process may be silent before the others take over what it reads, if the tasks are in a
-    /// [`log`](QueueBuilder::log): its group is kept in the store. A [`broker`](QueueBuilder::broker) has a session
-    /// timeout of its own. Default: 10 s.
+    /// How long a process may be silent before the others take over what it reads. 1 s to 1 h. Default: as long as a
+    /// lease, but at least 10 s and at most 45 s; 10 s if the tasks are in a [`log`](QueueBuilder::log).
     ///
-    /// Shorter, and the tasks of a process that died are picked up sooner; longer, and a store that is slow or away
-    /// for a moment doesn't cost a healthy process its partitions. A second to an hour, and at least three times the
-    /// store's request timeout. See [`LeasedGroup::with_member_timeout`].
+    /// Shorter, and the tasks of a process that died are picked up sooner; longer, and a server that is slow or away
+    /// for a moment doesn't cost a healthy process its partitions. With a [`log`](QueueBuilder::log) it should be at
+    /// least three times the store's request timeout: see [`LeasedGroup::with_member_timeout`]. A Kafka broker has
+    /// limits of its own (`group.min.session.timeout.ms` and `group.max.session.timeout.ms`).
     pub fn member_timeout(self, timeout: Duration) -> Self {
         self.with(|c| c.member_timeout = Some(timeout))
     }
 
-    /// Makes the topics that are missing, checks what is there, and joins the group. Needs a tokio runtime.
+    /// Checks the settings and the store, creates the topics that are missing, and checks those that are there. Needs
+    /// a tokio runtime, which the queue then lives on.
+    ///
+    /// The queue joins its group when a job is asked for first. One that is used only to publish and to look at jobs
+    /// never does, so it takes no share of the work.
     ///
     /// # Errors
     /// `Invalid` names the setting that makes no sense; `Misconfigured` says what is wrong with a topic and how to
     /// mend it; otherwise the backend's own.
     pub async fn build(self) -> Result<Queue> {
         let keyspace = self.check()?;
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(refused("this thread", "A queue lives on a tokio runtime: build it inside one"));
+        }
+        let home = Home::find()?;
         let QueueBuilder { config, broker, log, store } = self;
         let broker = match (broker, log, &store) {
             (None, Some(log), Some(store)) => {
-                let mut group = LeasedGroup::shared(log, store.clone());
+                let mut group = LeasedGroup::new(log, store.clone());
                 if let Some(timeout) = config.member_timeout {
                     group = group.with_member_timeout(timeout);
                 }
                 Some(Arc::new(group) as Arc<dyn Broker>)
             }
-            (None, Some(_), None) => return Err(incomplete("a log but no store")),
+            (None, Some(_), None) => return Err(refused("a log but no store", BOTH)),
             (broker, _, _) => broker,
         };
         let (broker, store): (Arc<dyn Broker>, Arc<dyn LeaseStore>) = match (broker, store) {
             (Some(broker), Some(store)) => (broker, store),
             (None, None) => (Arc::new(MemoryLog::new()), Arc::new(MemoryStore::new())),
-            (Some(_), None) => return Err(incomplete("a broker but no store")),
-            (None, Some(_)) => return Err(incomplete("a store but no broker")),
+            (Some(_), None) => return Err(refused("a broker but no store", BOTH)),
+            (None, Some(_)) => return Err(refused("a store but no broker", BOTH)),
         };
-        for warning in store.check().await? {
-            tracing::warn!(target: "kafkaq", queue = &*config.queue, "{warning}");
-        }
+        check_store(&*store, &config).await?;
         let topics = topics::ensure(&*broker, &config).await?;
         let process = uuid::Uuid::new_v4().into_bytes();
-        let read = vec![topics.task.clone(), topics.wait.clone()];
-        let consumer = broker.join(JoinRequest::new(config.consumer_group(), read, process)).await?;
+        let read = vec![topics.task.name.clone(), topics.wait.clone()];
+        let mut join = JoinRequest::new(config.consumer_group(), read, process);
+        join.session_timeout = config.session_timeout();
 
         let limits = Limits { delay: config.max_delay, extension: config.max_delay.max(config.lease) };
         let clock = Clock::start();
         let machine = Machine::new(config.machine(process), layout(&keyspace, &topics), clock.now());
         let shared = Arc::new(Shared::new(config.prefetch, limits, clock));
-        let publisher = Publisher::new(broker.clone(), &config, &topics);
-        let memory = Memory {
-            retention: config.done_retention + config.max_overdue,
-            max_delay: config.max_delay,
-            clock_skew: config.clock_skew,
-        };
-        let jobs = JobController::new(store.clone(), keyspace, memory);
-        let driver = Driver::start(Parts { machine, consumer, log: broker, store, shared: shared.clone() });
+        let publisher = Publisher::new(broker.clone(), &config, topics.task, home);
+        let jobs = JobController::new(store.clone(), keyspace, retention(&config));
+        let driver = Driver::start(Plan { machine, join, broker, store, shared: shared.clone() });
         Ok(Queue::new(config.queue, publisher, jobs, shared, driver))
     }
 
-    /// A handle that only publishes: joins no group and needs no store. Needs a tokio runtime.
+    /// Builds a handle that only publishes: it joins no group and needs no store, and neither creates nor looks at
+    /// topics other than the one for tasks. Needs no runtime.
     ///
     /// # Errors
     /// As [`build`](QueueBuilder::build), and `Invalid` without a broker.
@@ -239,47 +251,74 @@ impl QueueBuilder {
         let log: Arc<dyn Log> = match (self.broker, self.log) {
             (Some(broker), _) => broker,
             (None, Some(log)) => log,
-            (None, None) => return Err(incomplete("no broker")),
+            (None, None) => {
+                return Err(refused("no broker", "Give the broker or the log that the workers have"));
+            }
         };
-        let topics = topics::ensure(&*log, &self.config).await?;
-        Ok(Publisher::new(log, &self.config, &topics))
+        // The client's connections must not belong to the caller's runtime, which may be gone when the next one publishes.
+        let home = Home::find()?;
+        let (ensured, config) = (log.clone(), self.config.clone());
+        let topic = home
+            .run(async move { topics::ensure_task(&*ensured, &config).await })
+            .await
+            .unwrap_or_else(|e| Err(Error::unknown(ErrorKind::Other, "create the topics").with_source(e)))?;
+        Ok(Publisher::new(log, &self.config, topic, home))
+    }
+
+    /// Builds a handle that looks at jobs and cancels them: it joins no group and needs no broker. The name of the queue
+    /// and the group say whose jobs.
+    ///
+    /// # Errors
+    /// As [`build`](QueueBuilder::build), and `Invalid` without a store.
+    pub async fn build_jobs(self) -> Result<JobController> {
+        let keyspace = self.check()?;
+        let Some(store) = self.store else {
+            return Err(refused("no store", "Give the store that the workers have"));
+        };
+        check_store(&*store, &self.config).await?;
+        Ok(JobController::new(store, keyspace, retention(&self.config)))
     }
 
     fn check(&self) -> Result<Keyspace> {
-        if tokio::runtime::Handle::try_current().is_err() {
-            return Err(Error::not_applied(ErrorKind::Invalid, "build a queue")
-                .on("this thread")
-                .with_advice("A queue lives on a tokio runtime: build it inside one"));
-        }
         if self.broker.is_some() && self.log.is_some() {
-            return Err(Error::not_applied(ErrorKind::Invalid, "build a queue")
-                .on("a broker and a log")
-                .with_advice("Give one of them: a broker has consumer groups of its own, a log has none"));
-        }
-        if self.config.member_timeout.is_some() && self.log.is_none() {
-            return Err(Error::not_applied(ErrorKind::Invalid, "build a queue")
-                .on("member_timeout")
-                .with_advice(
-                    "It is for a `log`, whose group is kept in the store; set a broker's own session timeout",
-                ));
+            return Err(refused(
+                "a broker and a log",
+                "Give one of them: a broker has consumer groups of its own, a log has none",
+            ));
         }
         self.config.check()
+    }
+}
+
+const BOTH: &str =
+    "Give both, since processes that share a log must share a store; the memory module has one of each";
+
+fn refused(what: &str, advice: &'static str) -> Error {
+    Error::not_applied(ErrorKind::Invalid, "build a queue").on(what).with_advice(advice)
+}
+
+async fn check_store(store: &dyn LeaseStore, config: &Config) -> Result<()> {
+    for warning in store.check().await? {
+        tracing::warn!(target: "kafkaq", queue = &*config.queue, "{warning}");
+    }
+    Ok(())
+}
+
+fn retention(config: &Config) -> Retention {
+    Retention {
+        ended: config.done_retention + config.max_overdue,
+        max_delay: config.max_delay,
+        clock_skew: config.clock_skew,
     }
 }
 
 fn layout(keyspace: &Keyspace, topics: &Topics) -> Layout {
     Layout {
         keyspace: keyspace.clone(),
-        task: topics.task.clone(),
+        task: topics.task.name.clone(),
         wait: topics.wait.clone(),
         wait_partitions: topics.wait_partitions,
         dead: topics.dead.clone(),
         dead_partitions: topics.dead_partitions,
     }
-}
-
-fn incomplete(what: &str) -> Error {
-    Error::not_applied(ErrorKind::Invalid, "build a queue").on(what).with_advice(
-        "Give both, since processes that share a log must share a store; the memory module has one of each",
-    )
 }

@@ -1,13 +1,33 @@
 //! Everything that can be set on a queue, and whether it makes sense together.
 
 use kafkaq_core::{Error, ErrorKind, Keyspace, Result, machine};
-use std::{ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, ops::RangeInclusive, sync::Arc, time::Duration};
 
 /// Bytes that kafkaq may add to a task in its own headers, over all of a task's life.
 pub(crate) const HEADROOM: usize = 64 << 10;
-const DAY: Duration = Duration::from_secs(24 * 3600);
-const MEMBER_TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
-const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+pub(crate) const DAY: Duration = Duration::from_secs(24 * 3600);
+
+const SECOND: Duration = Duration::from_secs(1);
+const MILLISECOND: Duration = Duration::from_millis(1);
+const HOUR: Duration = Duration::from_secs(3600);
+/// Sums of a few of these are still far from what a duration, a clock or a server can hold.
+const TEN_YEARS: Duration = Duration::from_secs(3650 * 24 * 3600);
+
+// What each setting may be. The builder's documentation says the same.
+const LEASE: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(30 * 24 * 3600);
+const PARK_AFTER: RangeInclusive<Duration> = MILLISECOND..=Duration::from_secs(30 * 24 * 3600);
+const REMEMBERED: RangeInclusive<Duration> = Duration::ZERO..=TEN_YEARS;
+const MAX_DELAY: RangeInclusive<Duration> = Duration::ZERO..=TEN_YEARS;
+const CLOCK_SKEW: RangeInclusive<Duration> = Duration::ZERO..=HOUR;
+const MEMBER_TIMEOUT: RangeInclusive<Duration> = SECOND..=HOUR;
+const PUBLISH_TIMEOUT: RangeInclusive<Duration> = MILLISECOND..=DAY;
+const PARTITIONS: RangeInclusive<i32> = 1..=10_000;
+const REPLICATION: RangeInclusive<i16> = 1..=1_000;
+const MAX_HANDOUTS: u32 = 1_000_000;
+const PREFETCH: RangeInclusive<usize> = 0..=100_000;
+const MAX_TASK_BYTES: RangeInclusive<usize> = 1..=32 << 20;
+/// A semaphore counts them.
+const MAX_PUBLISH_BUFFER: usize = u32::MAX as usize;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -22,6 +42,9 @@ pub(crate) struct Config {
     pub(crate) park_after: Option<Duration>,
     pub(crate) done_retention: Duration,
     pub(crate) max_overdue: Duration,
+    /// `None`: a week, or longer if workers may be behind by more.
+    pub(crate) task_retention: Option<Duration>,
+    pub(crate) dead_retention: Duration,
     pub(crate) max_delay: Duration,
     pub(crate) clock_skew: Duration,
     pub(crate) max_failures: u32,
@@ -30,7 +53,7 @@ pub(crate) struct Config {
     pub(crate) max_task_bytes: usize,
     pub(crate) publish_timeout: Duration,
     pub(crate) publish_buffer: usize,
-    /// `None`: the default of a group that is kept in the store.
+    /// `None`: as long as a lease, within limits.
     pub(crate) member_timeout: Option<Duration>,
 }
 
@@ -49,6 +72,8 @@ impl Config {
             park_after: None,
             done_retention: machine.done_retention,
             max_overdue: machine.max_overdue,
+            task_retention: None,
+            dead_retention: Duration::MAX,
             max_delay: machine.max_delay,
             clock_skew: machine.clock_skew,
             max_failures: machine.max_failures,
@@ -81,6 +106,16 @@ impl Config {
 
     pub(crate) fn park_after(&self) -> Duration {
         self.park_after.unwrap_or_else(|| (self.lease / 2).min(Duration::from_secs(10)))
+    }
+
+    pub(crate) fn task_retention(&self) -> Duration {
+        self.task_retention.unwrap_or(7 * DAY).max(self.max_overdue)
+    }
+
+    /// How long a process may be silent before others take its partitions. Whoever waits for a lease of that process
+    /// waits for the lease to end in any case; but longer than by Kafka's default no partition should stand still.
+    pub(crate) fn session_timeout(&self) -> Duration {
+        self.member_timeout.unwrap_or_else(|| self.lease.clamp(10 * SECOND, 45 * SECOND))
     }
 
     /// The longest that a copy waits for a lease to end.
@@ -135,57 +170,39 @@ impl Config {
                 "Tasks, waiting tasks and dead letters need a topic each",
             );
         }
-        for (name, value) in [
-            ("lease_duration", self.lease),
-            ("park_after", self.park_after()),
-            ("publish_timeout", self.publish_timeout),
-        ] {
-            if value < Duration::from_millis(1) {
-                return invalid(name, "It is at least a millisecond");
-            }
-        }
-        if let Some(timeout) = self.member_timeout
-            && !MEMBER_TIMEOUT.contains(&timeout)
-        {
-            return invalid(
-                format!("member_timeout {timeout:?}"),
-                "It is a second to an hour, and at least three times the store's request timeout",
-            );
-        }
-        for (name, value) in [
-            ("lease_duration", self.lease),
-            ("done_retention", self.done_retention),
-            ("max_overdue", self.max_overdue),
-            ("max_delay", self.max_delay),
-            ("clock_skew", self.clock_skew),
-        ] {
-            if value > LONGEST {
-                return invalid(format!("{name} {value:?}"), "It is ten years at most");
-            }
-        }
+        within("lease_duration", self.lease, LEASE)?;
+        within("park_after", self.park_after(), PARK_AFTER)?;
         if self.park_after() >= self.lease {
             return invalid(
                 format!("park_after {:?}", self.park_after()),
                 format!("It has to be shorter than lease_duration, which is {:?}", self.lease),
             );
         }
-        if self.partitions < 1 || self.replication.is_some_and(|r| r < 1) {
-            return invalid("partitions or replication", "Each is at least 1");
+        within("done_retention", self.done_retention, REMEMBERED)?;
+        within("max_overdue", self.max_overdue, REMEMBERED)?;
+        within("max_delay", self.max_delay, MAX_DELAY)?;
+        within("clock_skew", self.clock_skew, CLOCK_SKEW)?;
+        if let Some(timeout) = self.member_timeout {
+            within("member_timeout", timeout, MEMBER_TIMEOUT)?;
         }
-        if self.max_failures < 1 {
-            return invalid("max_failures", "It is at least 1");
+        within("publish_timeout", self.publish_timeout, PUBLISH_TIMEOUT)?;
+        within("partitions", self.partitions, PARTITIONS)?;
+        if let Some(factor) = self.replication {
+            within("replication", factor, REPLICATION)?;
         }
-        if self.max_handouts < self.max_failures {
-            return invalid(
-                format!("max_handouts {}", self.max_handouts),
-                format!("It is at least max_failures, which is {}", self.max_failures),
-            );
-        }
-        if self.max_task_bytes < 1 || self.max_task_bytes > 1 << 30 {
-            return invalid("max_task_bytes", "It is 1 to 1073741824");
-        }
-        if self.publish_buffer < self.max_task_bytes {
-            return invalid("publish_buffer", "It has room for one task of max_task_bytes at least");
+        within("max_failures", self.max_failures, 1..=MAX_HANDOUTS)?;
+        within("max_handouts", self.max_handouts, self.max_failures..=MAX_HANDOUTS)?;
+        within("prefetch", self.prefetch, PREFETCH)?;
+        within("max_task_bytes", self.max_task_bytes, MAX_TASK_BYTES)?;
+        // Room for the largest task.
+        within("publish_buffer", self.publish_buffer, self.max_task_bytes..=MAX_PUBLISH_BUFFER)?;
+        for (name, value) in [
+            ("task_retention", self.task_retention.unwrap_or(Duration::MAX)),
+            ("dead_retention", self.dead_retention),
+        ] {
+            if value != Duration::MAX {
+                within(name, value, self.max_overdue.max(SECOND)..=TEN_YEARS)?;
+            }
         }
         Ok(keyspace)
     }
@@ -196,7 +213,14 @@ impl Config {
     }
 }
 
-fn invalid<T>(what: impl std::fmt::Display, advice: impl Into<std::borrow::Cow<'static, str>>) -> Result<T> {
+fn within<T: PartialOrd + fmt::Debug>(name: &str, value: T, range: RangeInclusive<T>) -> Result<()> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    invalid(format!("{name} {value:?}"), format!("It is {:?} to {:?}", range.start(), range.end()))
+}
+
+fn invalid<T>(what: impl fmt::Display, advice: impl Into<Cow<'static, str>>) -> Result<T> {
     Err(Error::not_applied(ErrorKind::Invalid, "check the settings").on(what).with_advice(advice))
 }
 
@@ -216,7 +240,6 @@ mod tests {
         assert_eq!(c.park_after(), Duration::from_secs(10));
     }
 
-    /// Hole 19.
     #[test]
     fn a_park_after_that_is_not_shorter_than_the_lease_is_refused() {
         let mut c = config();
@@ -228,31 +251,75 @@ mod tests {
         c.check().unwrap();
     }
 
+    type Change = fn(&mut Config);
+
     #[test]
-    fn every_setting_that_makes_no_sense_is_refused_by_name() {
-        type Change = fn(&mut Config);
-        let wrong: [(&str, Change); 15] = [
+    fn every_setting_that_makes_no_sense_is_refused_by_its_own_name_and_limits() {
+        let wrong: [(&str, Change); 36] = [
             ("queue", |c| c.queue = "a b".into()),
             ("group", |c| c.group = "a.b".into()),
             ("topic", |c| c.task_topic = Some("a/b".into())),
             ("topics", |c| c.dead_topic = Some(c.task_topic())),
-            ("lease_duration", |c| c.lease = Duration::ZERO),
-            ("park_after", |c| c.park_after = Some(Duration::ZERO)),
+            ("lease_duration 0ns: invalid. It is 10ms to 2592000s", |c| c.lease = Duration::ZERO),
+            ("lease_duration 1ms", |c| c.lease = MILLISECOND),
+            ("lease_duration", |c| c.lease = Duration::MAX),
+            ("park_after 0ns: invalid. It is 1ms", |c| c.park_after = Some(Duration::ZERO)),
+            ("park_after", |c| c.park_after = Some(Duration::MAX)),
+            ("done_retention", |c| c.done_retention = Duration::MAX),
+            ("max_overdue", |c| c.max_overdue = Duration::MAX),
             ("max_delay", |c| c.max_delay = Duration::MAX),
-            ("partitions", |c| c.partitions = 0),
+            ("clock_skew", |c| c.clock_skew = Duration::MAX),
+            ("partitions 0: invalid. It is 1 to 10000", |c| c.partitions = 0),
+            ("partitions", |c| c.partitions = i32::MAX),
             ("replication", |c| c.replication = Some(0)),
+            ("replication", |c| c.replication = Some(i16::MAX)),
             ("max_failures", |c| c.max_failures = 0),
-            ("max_handouts", |c| c.max_handouts = 3),
+            ("max_failures", |c| c.max_failures = u32::MAX),
+            ("max_handouts 3: invalid. It is 25 to 1000000", |c| c.max_handouts = 3),
+            ("max_handouts", |c| c.max_handouts = u32::MAX),
+            ("prefetch", |c| c.prefetch = usize::MAX),
             ("max_task_bytes", |c| c.max_task_bytes = 0),
-            ("publish_buffer", |c| c.publish_buffer = 10),
+            ("max_task_bytes 33554433: invalid. It is 1 to 33554432", |c| c.max_task_bytes = (32 << 20) + 1),
+            ("publish_buffer 10: invalid. It is 934464 to", |c| c.publish_buffer = 10),
+            ("publish_buffer", |c| c.publish_buffer = usize::MAX),
+            ("publish_timeout", |c| c.publish_timeout = Duration::ZERO),
+            ("publish_timeout", |c| c.publish_timeout = Duration::MAX),
             ("member_timeout", |c| c.member_timeout = Some(Duration::from_millis(999))),
             ("member_timeout", |c| c.member_timeout = Some(Duration::from_secs(3601))),
+            ("member_timeout", |c| c.member_timeout = Some(Duration::MAX)),
+            ("task_retention", |c| c.task_retention = Some(Duration::ZERO)),
+            ("task_retention 60s: invalid. It is 3600s", |c| c.task_retention = Some(60 * SECOND)),
+            ("task_retention", |c| c.task_retention = Some(TEN_YEARS + SECOND)),
+            ("dead_retention", |c| c.dead_retention = Duration::ZERO),
+            ("dead_retention", |c| c.dead_retention = TEN_YEARS + SECOND),
         ];
-        for (name, change) in wrong {
+        for (says, change) in wrong {
             let mut c = config();
             change(&mut c);
             let e = c.check().unwrap_err();
-            assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains(name), "{name}: {e}");
+            assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains(says), "{says}: {e}");
+        }
+    }
+
+    #[test]
+    fn every_limit_itself_is_allowed() {
+        let allowed: [Change; 9] = [
+            |c| c.lease = *LEASE.start(),
+            |c| c.lease = *LEASE.end(),
+            |c| (c.done_retention, c.max_overdue, c.max_delay) = (TEN_YEARS, TEN_YEARS, TEN_YEARS),
+            |c| (c.done_retention, c.max_overdue, c.max_delay) = Default::default(),
+            |c| (c.clock_skew, c.publish_timeout) = (*CLOCK_SKEW.end(), *PUBLISH_TIMEOUT.end()),
+            |c| (c.prefetch, c.max_task_bytes) = (*PREFETCH.end(), *MAX_TASK_BYTES.end()),
+            |c| (c.task_retention, c.dead_retention) = (Some(Duration::MAX), Duration::MAX),
+            |c| (c.max_failures, c.max_handouts) = (MAX_HANDOUTS, MAX_HANDOUTS),
+            |c| c.publish_buffer = MAX_PUBLISH_BUFFER,
+        ];
+        for change in allowed {
+            let mut c = config();
+            change(&mut c);
+            c.check().unwrap();
+            // The largest sums that the settings take part in.
+            let _ = c.wait_retention(TEN_YEARS) + c.done_retention + c.longest_park() + c.session_timeout();
         }
     }
 }

@@ -1,52 +1,93 @@
 //! Looking at tasks from outside, and cancelling them.
 
-use crate::driver::{system_time, wall};
+use crate::driver::{system_time, wall_now};
 use kafkaq_core::{
-    DecodeError, Error, ErrorKind, FailureRecord, Key, Keyspace, Lease, LeaseState, LeaseStore, LeaseToken,
-    Result, Retry, Swap, Swapped, TaskId,
+    DecodeError, Effect, Error, ErrorKind, FailureRecord, Key, Keyspace, Lease, LeaseState, LeaseStore,
+    LeaseToken, Result, Retry, Swap, Swapped, TaskId,
 };
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
+use tokio::time::Instant;
 
 /// How often a cancel that was overtaken looks again.
-const TRIES: usize = 16;
+const MOST_CONFLICTS: usize = 16;
+/// Calls that fail for reasons that may pass are tried again: so often, and no longer than this. A server that has
+/// closed connections while they were idle may have closed several.
+const TRIES: u32 = 10;
+const TRY_FOR: Duration = Duration::from_secs(2);
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
 /// Tells what became of tasks, and cancels them. Cheap to clone; works from any process that shares the store.
+///
+/// A queue has one ([`Queue::jobs`](crate::Queue::jobs)); a process that does nothing else makes one with
+/// [`QueueBuilder::build_jobs`](crate::QueueBuilder::build_jobs).
 #[derive(Clone, Debug)]
 pub struct JobController {
     store: Arc<dyn LeaseStore>,
     keyspace: Keyspace,
-    memory: Memory,
+    retention: Retention,
 }
 
 /// How long the end of a task is remembered.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Memory {
+pub(crate) struct Retention {
     /// After everything of the task has come to its turn.
-    pub(crate) retention: Duration,
+    pub(crate) ended: Duration,
     /// The longest that something of it can be under way if nothing is known.
     pub(crate) max_delay: Duration,
     pub(crate) clock_skew: Duration,
 }
 
-impl JobController {
-    pub(crate) fn new(store: Arc<dyn LeaseStore>, keyspace: Keyspace, memory: Memory) -> Self {
-        JobController { store, keyspace, memory }
+/// Whether a call that has failed is tried again.
+struct Attempts {
+    since: Instant,
+    failed: u32,
+}
+
+impl Attempts {
+    fn begin() -> Self {
+        Attempts { since: Instant::now(), failed: 0 }
     }
 
-    /// What the store knows of a task. Cancel-safe.
+    /// Waits a little if another try may help; otherwise returns the error.
+    async fn again_after(&mut self, e: Error) -> Result<()> {
+        self.failed += 1;
+        if e.retry() == Retry::No || self.failed >= TRIES || self.since.elapsed() >= TRY_FOR {
+            return Err(e);
+        }
+        // The first time at once: a connection that was closed while it was idle is all that it takes.
+        if self.failed > 1 && tokio::runtime::Handle::try_current().is_ok() {
+            tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(self.failed.min(6))).await;
+        }
+        Ok(())
+    }
+}
+
+impl JobController {
+    pub(crate) fn new(store: Arc<dyn LeaseStore>, keyspace: Keyspace, retention: Retention) -> Self {
+        JobController { store, keyspace, retention }
+    }
+
+    /// Returns what the store knows of a task. Cancel-safe.
     ///
     /// # Errors
     /// The store's own, or `Unsupported` if a later kafkaq wrote what is there.
     pub async fn get(&self, id: &TaskId) -> Result<JobInfo> {
-        let lease = self.read(&Key::task(&self.keyspace, id)).await?.1;
-        Ok(JobInfo::of(lease.as_ref(), self.memory.clock_skew))
+        let key = Key::task(&self.keyspace, id);
+        let mut attempts = Attempts::begin();
+        let lease = loop {
+            match self.read(&key).await {
+                Ok((_, lease)) => break lease,
+                Err(e) => attempts.again_after(e).await?,
+            }
+        };
+        Ok(JobInfo::of(lease.as_ref(), self.retention.clock_skew))
     }
 
-    /// Sees to it that a task is not executed any more. A job that runs is not stopped: it learns of it when it
-    /// ends or is extended, or from [`Job::lost`](crate::Job::lost).
+    /// Prevents further executions of a task. A job that runs is not stopped: it learns of it when it ends or is
+    /// extended, or from [`Job::lost`](crate::Job::lost).
     ///
     /// A task that the store doesn't know, because nobody has taken it yet or because there is no such task, is
     /// remembered as cancelled, for at least as long as a delayed task can be under way. A cancellation is as
@@ -57,14 +98,32 @@ impl JobController {
     /// # Errors
     /// The store's own. If it may have taken effect, the error says so.
     pub async fn cancel(&self, id: &TaskId) -> Result<CancelOutcome> {
+        let mut in_doubt = false;
+        self.try_to_cancel(id, &mut in_doubt).await.map_err(|e| match e.effect() {
+            // The last call had no effect, but an earlier one may have had.
+            Effect::NotApplied if in_doubt => {
+                Error::unknown(e.kind(), "cancel").with_retry(e.retry()).with_source(e)
+            }
+            _ => e,
+        })
+    }
+
+    async fn try_to_cancel(&self, id: &TaskId, in_doubt: &mut bool) -> Result<CancelOutcome> {
         let key = Key::task(&self.keyspace, id);
         // Ours alone, so that a swap whose answer was lost can be told from somebody else's.
         let token = LeaseToken { process: uuid::Uuid::new_v4().into_bytes(), number: 0 };
         let mut before = JobInfo::of(None, Duration::ZERO);
-        let mut failed = None;
-        for _ in 0..TRIES {
-            let (value, lease) = self.read(&key).await?;
-            let info = JobInfo::of(lease.as_ref(), self.memory.clock_skew);
+        let mut attempts = Attempts::begin();
+        let mut conflicts = 0;
+        while conflicts < MOST_CONFLICTS {
+            let (value, lease) = match self.read(&key).await {
+                Ok(found) => found,
+                Err(e) => {
+                    attempts.again_after(e).await?;
+                    continue;
+                }
+            };
+            let info = JobInfo::of(lease.as_ref(), self.retention.clock_skew);
             match &lease {
                 Some(lease) if lease.token == token => return Ok(CancelOutcome::after(before)),
                 Some(lease) if lease.state.is_terminal() => return Ok(CancelOutcome::TooLate(info)),
@@ -73,29 +132,29 @@ impl JobController {
             let (new, ttl) = self.cancelled(token, lease.as_ref());
             match self.swap(Swap::new(key.clone(), value, Some(new.encode()), Some(ttl))).await {
                 Ok(Swapped::Done) => return Ok(CancelOutcome::after(before)),
-                Ok(Swapped::Conflict(_)) => {}
-                Err(e) if e.retry() == Retry::No => return Err(e),
-                Err(e) => failed = Some(e),
+                Ok(Swapped::Conflict(_)) => conflicts += 1,
+                Err(e) => {
+                    *in_doubt |= e.effect() == Effect::Unknown;
+                    attempts.again_after(e).await?;
+                }
             }
         }
-        Err(failed.unwrap_or_else(|| {
-            Error::not_applied(ErrorKind::Unavailable, "cancel")
-                .on(&key)
-                .with_advice("The task's state changed all the time; try again")
-        }))
+        Err(Error::not_applied(ErrorKind::Unavailable, "cancel")
+            .on(&key)
+            .with_advice("The task's state changed all the time; try again"))
     }
 
     /// A copy of the record may be under way until the lease's deadline, and must still find this.
     fn cancelled(&self, token: LeaseToken, lease: Option<&Lease>) -> (Lease, Duration) {
-        let now = wall(SystemTime::now());
+        let now = wall_now();
         let under_way =
-            lease.map_or(self.memory.max_delay, |l| l.deadline.since(now) + self.memory.clock_skew);
+            lease.map_or(self.retention.max_delay, |l| l.deadline.since(now) + self.retention.clock_skew);
         let mut new = Lease::new(LeaseState::Cancelled, token, now, Duration::ZERO);
         if let Some(lease) = lease {
             (new.attempt, new.failures, new.cover) = (lease.attempt, lease.failures, lease.cover);
             new.history = lease.history.clone();
         }
-        (new, under_way.saturating_add(self.memory.retention))
+        (new, under_way.saturating_add(self.retention.ended))
     }
 
     /// The value as it is, and what it says; damaged counts as missing.
@@ -156,7 +215,7 @@ impl JobInfo {
             _ => lease.deadline,
         };
         let status = match lease.state {
-            LeaseState::Live if wall(SystemTime::now()) <= turn => JobStatus::Processing,
+            LeaseState::Live if wall_now() <= turn => JobStatus::Processing,
             // Its holder has not been heard of.
             LeaseState::Live | LeaseState::Idle => JobStatus::Waiting,
             LeaseState::Done => JobStatus::Done,
@@ -217,24 +276,56 @@ impl CancelOutcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::driver::wall;
     use async_trait::async_trait;
     use bytes::Bytes;
-    use std::sync::Mutex;
+    use std::sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    };
 
-    /// A store of one key, which can fail after taking effect.
+    /// A store of one key, which can fail before or after taking effect.
     #[derive(Debug, Default)]
     struct OneKey {
         value: Mutex<Option<Bytes>>,
         ttl: Mutex<Option<Duration>>,
         lose_answers: Mutex<usize>,
+        /// Calls from the first on that fail before they take effect, of those that this many calls precede.
+        refuse: Mutex<Refuse>,
+        calls: AtomicUsize,
+    }
+
+    #[derive(Debug, Default)]
+    struct Refuse {
+        after: usize,
+        calls: usize,
+    }
+
+    impl OneKey {
+        fn refusing(after: usize, calls: usize) -> Arc<Self> {
+            Arc::new(OneKey { refuse: Mutex::new(Refuse { after, calls }), ..OneKey::default() })
+        }
+
+        fn refused(&self) -> Option<Error> {
+            let call = self.calls.fetch_add(1, Ordering::Relaxed);
+            let refuse = self.refuse.lock().unwrap();
+            let refused = (refuse.after..refuse.after.saturating_add(refuse.calls)).contains(&call);
+            refused.then(|| Error::not_applied(ErrorKind::Unavailable, "call"))
+        }
     }
 
     #[async_trait]
     impl LeaseStore for OneKey {
         async fn get(&self, keys: &[Key]) -> Vec<Result<Option<Bytes>>> {
+            if let Some(e) = self.refused() {
+                return vec![Err(e)];
+            }
             keys.iter().map(|_| Ok(self.value.lock().unwrap().clone())).collect()
         }
         async fn swap(&self, swaps: &[Swap]) -> Vec<Result<Swapped>> {
+            if let Some(e) = self.refused() {
+                return vec![Err(e)];
+            }
             let mut value = self.value.lock().unwrap();
             if *value != swaps[0].expect {
                 return vec![Ok(Swapped::Conflict(value.clone()))];
@@ -254,12 +345,12 @@ mod tests {
     }
 
     fn controller(store: &Arc<OneKey>) -> JobController {
-        let memory = Memory {
-            retention: Duration::from_secs(60),
+        let retention = Retention {
+            ended: Duration::from_secs(60),
             max_delay: Duration::from_secs(600),
             clock_skew: Duration::from_secs(1),
         };
-        JobController::new(store.clone(), Keyspace::new("q", "g", "q").unwrap(), memory)
+        JobController::new(store.clone(), Keyspace::new("q", "g", "q").unwrap(), retention)
     }
 
     fn lease(state: LeaseState, ahead: Duration) -> Lease {
@@ -296,6 +387,41 @@ mod tests {
         let store = Arc::new(OneKey::default());
         *store.lose_answers.lock().unwrap() = 2;
         assert_eq!(cancel(&store).await, CancelOutcome::Unknown);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cancel_that_may_have_taken_effect_says_so_whatever_fails_last() {
+        // The first read passes, the swap's answer is lost, and from then on nothing can be read.
+        let store = OneKey::refusing(2, usize::MAX);
+        *store.lose_answers.lock().unwrap() = 2;
+        let e = controller(&store).cancel(&TaskId::new("t").unwrap()).await.unwrap_err();
+        assert!(store.value.lock().unwrap().is_some(), "it did take effect");
+        assert_eq!((e.kind(), e.effect()), (ErrorKind::Unavailable, Effect::Unknown), "{e}");
+
+        let e = controller(&OneKey::refusing(0, usize::MAX)).cancel(&TaskId::new("t").unwrap()).await;
+        assert_eq!(e.unwrap_err().effect(), Effect::NotApplied);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_on_connections_that_were_closed_while_idle_are_tried_again() {
+        let id = TaskId::new("t").unwrap();
+        for after in 0..2 {
+            for closed in 1..=4 {
+                let store = OneKey::refusing(after, closed);
+                assert_eq!(controller(&store).get(&id).await.unwrap().status, JobStatus::Unknown);
+                let store = OneKey::refusing(after, closed);
+                assert_eq!(controller(&store).cancel(&id).await.unwrap(), CancelOutcome::Unknown);
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn trying_again_has_a_limit() {
+        let store = OneKey::refusing(0, usize::MAX);
+        let began = Instant::now();
+        controller(&store).get(&TaskId::new("t").unwrap()).await.unwrap_err();
+        assert!(began.elapsed() <= 2 * TRY_FOR, "{:?}", began.elapsed());
+        assert!((2..=TRIES as usize).contains(&store.calls.load(Ordering::Relaxed)));
     }
 
     #[tokio::test]

@@ -51,6 +51,9 @@
 //!   the systems that they write to.
 //! - **A dropped [`Job`]** is handed out again when its lease ends, one that was [retried](Job::retry) after its
 //!   delay. After [`max_failures`](QueueBuilder::max_failures) a task goes to the dead-letter topic.
+//! - **Publishing** works from any number of runtimes, and outside of any. A queue that is used only to publish and to
+//!   look at jobs takes no share of the work: it joins its group when a job is asked for first.
+//! - **In tests**, a queue in memory follows tokio's paused clock: a delay of an hour takes no time.
 //! - **Every error says** what failed, on what, whether it [took effect](Error::effect) and whether a
 //!   [retry](Error::retry) helps.
 //! - What an operator should see goes to [`tracing`](https://docs.rs/tracing), target `kafkaq`.
@@ -59,20 +62,20 @@
 //! None is on by default: the in-memory pair and the traits of [`backend`] need nothing but Rust. One broker and one
 //! store make a queue on servers; any broker goes with any store.
 //!
-//! | feature | brings | needs |
+//! | feature | adds | requires |
 //! |---|---|---|
 //! | `rdkafka` | `kafkaq::rdkafka::RdKafka`: Kafka and Redpanda by librdkafka, with Kafka's own consumer groups; for [`broker`](QueueBuilder::broker) | a C compiler and make |
 //! | `rskafka` | `kafkaq::rskafka::RsKafka`: Kafka and Redpanda in pure Rust; the consumer group is kept in the store ([`LeasedGroup`]); for [`log`](QueueBuilder::log) | |
 //! | `redis` | `kafkaq::redis::RedisStore`: Redis or Valkey, one server or a cluster; for [`store`](QueueBuilder::store) | |
 //! | `etcd` | `kafkaq::etcd::EtcdStore`, for [`store`](QueueBuilder::store) | `protoc` |
 //! | `zookeeper` | `kafkaq::zookeeper::ZooKeeperStore`, for [`store`](QueueBuilder::store) | |
-//! | `full` | all of these | what they need |
+//! | `full` | all of these | what they require |
 //! | `tls` | encrypted connections in those that are on: `rediss://` and `https://` URLs, Kafka by TLS. ZooKeeper has none | with `rdkafka`: OpenSSL's headers |
 //!
 //! Each backend is a crate of its own too (`kafkaq-redis`, …), whose further features, such as librdkafka's ways to be
 //! built or Kafka's compressions, are turned on there.
 //!
-//! Who knows the Go library finds its words in [`guide::coming_from_go`].
+//! If you know the Go library, see [`guide::coming_from_go`].
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -86,6 +89,8 @@ mod leased_group;
 pub mod memory;
 mod publisher;
 mod queue;
+mod runtime;
+mod stats;
 mod sync;
 mod topics;
 
@@ -98,6 +103,7 @@ pub use kafkaq_core::{
 pub use leased_group::LeasedGroup;
 pub use publisher::Publisher;
 pub use queue::Queue;
+pub use stats::{CallStats, PartitionStats, QueueStats};
 
 #[cfg(feature = "etcd")]
 pub use kafkaq_etcd as etcd;
@@ -125,7 +131,7 @@ pub mod guide {
     pub mod coming_from_go {}
 }
 
-/// The blocks of the repository's README.
+/// The blocks of the repository's README, and of this crate's.
 #[cfg(all(doctest, feature = "rdkafka", feature = "redis"))]
-#[doc = include_str!("../../../README.md")]
+#[doc = include_str!("../README.md")]
 mod readme {}

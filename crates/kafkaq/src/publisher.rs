@@ -1,21 +1,25 @@
 //! Publishing: from a task to a durable record.
 
 use crate::{
-    appender::{Appender, Outcome, Room},
+    appender::{Appender, Pushed, Unsent},
     config::Config,
-    driver::wall,
-    topics::Topics,
+    driver::wall_now,
+    runtime::Home,
+    stats::CallStats,
+    topics::TaskTopic,
 };
 use kafkaq_core::{
-    Effect, Envelope, Error, ErrorKind, HEADER, Log, NewRecord, Partition, Result, Retry, Task, TaskId, Wall,
+    Effect, Envelope, Error, ErrorKind, HEADER, Log, NewRecord, Result, Retry, Task, TaskId, Wall,
     partitioner,
 };
 use std::{
+    future::poll_fn,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    task::Poll,
+    time::{Duration, Instant},
 };
 use uuid::Uuid;
 
@@ -23,6 +27,9 @@ use uuid::Uuid;
 ///
 /// A queue has one ([`Queue::publisher`](crate::Queue::publisher)); a process that only publishes makes one with
 /// [`QueueBuilder::build_publisher`](crate::QueueBuilder::build_publisher): it joins no group and needs no store.
+///
+/// It can be used from any number of runtimes at once, and outside of any: publishing runs on a thread of its own, one
+/// for the process. When partitions are added to the topic, a publisher uses them after ten seconds at the latest.
 #[derive(Clone, Debug)]
 pub struct Publisher {
     inner: Arc<Inner>,
@@ -35,27 +42,17 @@ struct Inner {
     max_bytes: usize,
     /// Counts tasks: the next one without a key goes to the next partition, the next id is one higher.
     count: AtomicU64,
-    /// Random, made anew with each publisher.
+    /// Random, chosen anew for each publisher.
     seed: u128,
 }
 
-/// A record that is ready to be appended.
-struct Addressed<'a> {
-    id: TaskId,
-    topic: &'a Arc<Appender>,
-    partition: i32,
-    record: NewRecord,
-}
-
 impl Publisher {
-    pub(crate) fn new(log: Arc<dyn Log>, config: &Config, topics: &Topics) -> Self {
-        let room = Room::new(config.publish_buffer);
-        let appender = |topic, partitions| {
-            Appender::new(log.clone(), topic, partitions, room.clone(), config.publish_timeout)
-        };
+    pub(crate) fn new(log: Arc<dyn Log>, config: &Config, topic: TaskTopic, home: Home) -> Self {
+        let TaskTopic { name, partitions } = topic;
+        let (buffer, timeout) = (config.publish_buffer, config.publish_timeout);
         Publisher {
             inner: Arc::new(Inner {
-                tasks: appender(&topics.task, topics.task_partitions),
+                tasks: Appender::new(log, name, partitions, buffer, timeout, home),
                 max_delay: config.max_delay,
                 max_bytes: config.max_task_bytes,
                 count: AtomicU64::default(),
@@ -67,89 +64,113 @@ impl Publisher {
     /// Publishes one task. When it returns an id, the task is durable in the log and is executed at least once.
     ///
     /// Calls under way at the same time share requests: for throughput, make many at once or use
-    /// [`publish_many`](Publisher::publish_many). What the log refuses for a while is tried again until the queue's
-    /// `publish_timeout`.
+    /// [`publish_many`](Publisher::publish_many). What the log refuses for a while is tried again. The call returns
+    /// within the queue's [`publish_timeout`](crate::QueueBuilder::publish_timeout), whatever the log does.
     ///
     /// *Cancel-safety:* a future that is dropped after its first poll may or may not have published the task.
     ///
     /// # Errors
-    /// Nothing was published if the error's [`effect`](Error::effect) is `NotApplied`; otherwise it may have been.
-    /// Publishing the same task with the same id again is safe either way. `Invalid` and `TooLarge` say what is
-    /// wrong with the task.
+    /// Nothing was published if the error's [`effect`](Error::effect) is `NotApplied`; otherwise it may have been, or
+    /// may still be. Publishing the same task with the same id again is safe either way. `Invalid` and `TooLarge` say
+    /// what is wrong with the task; `Timeout` on a full buffer, that more is published than the log takes.
     pub async fn publish(&self, task: Task) -> Result<TaskId> {
-        let (sent, outcome) = self.send(task).await?;
-        sent.wait_for(outcome).await
+        let now = Instant::now();
+        let (id, pushed) = {
+            let mut unsent = Unsent::new(&self.inner.tasks);
+            let pushed = self.push(task, self.inner.tasks.deadline(now), &mut unsent).await?;
+            if !unsent.is_empty() {
+                // Lets the tasks that are about to publish come into the same request.
+                yield_once().await;
+            }
+            pushed
+        };
+        self.inner.tasks.look(now);
+        outcome(id, pushed).await
     }
 
-    /// Publishes tasks in few requests; one outcome a task, in the same order, each as
+    /// Publishes tasks in few requests. Returns one outcome per task, in the same order, each as
     /// [`publish`](Publisher::publish) gives it.
+    ///
+    /// The `publish_timeout` is for the whole call: what the log hasn't taken by then fails with `NotApplied`.
     ///
     /// *Cancel-safety:* as of `publish`, for each task.
     pub async fn publish_many(&self, tasks: impl IntoIterator<Item = Task>) -> Vec<Result<TaskId>> {
+        let now = Instant::now();
+        let until = self.inner.tasks.deadline(now);
         let mut sent = Vec::new();
-        for task in tasks {
-            sent.push(self.send(task).await);
+        {
+            let mut unsent = Unsent::new(&self.inner.tasks);
+            for task in tasks {
+                sent.push(self.push(task, until, &mut unsent).await);
+            }
         }
+        self.inner.tasks.look(now);
         let mut outcomes = Vec::with_capacity(sent.len());
         for one in sent {
             outcomes.push(match one {
-                Ok((sent, outcome)) => sent.wait_for(outcome).await,
+                Ok((id, pushed)) => outcome(id, pushed).await,
                 Err(e) => Err(e),
             });
         }
         outcomes
     }
 
-    async fn send(&self, task: Task) -> Result<(Sent<'_>, Outcome)> {
-        let Addressed { id, topic, partition, record } = self.inner.address(task)?;
-        let outcome = topic.push(partition, record).await?;
-        Ok((Sent { id, partition: topic.partition(partition) }, outcome))
+    pub(crate) fn stats(&self) -> CallStats {
+        self.inner.tasks.stats()
+    }
+
+    async fn push(&self, task: Task, until: Instant, unsent: &mut Unsent<'_>) -> Result<(TaskId, Pushed)> {
+        let (id, partition, record) = self.inner.address(task)?;
+        Ok((id, self.inner.tasks.push(partition, record, until, unsent).await?))
     }
 }
 
-/// A record that is on its way.
-struct Sent<'a> {
-    id: TaskId,
-    partition: &'a Partition,
+/// Gives way to whatever else is ready on this thread. It works outside of any runtime, and polls no driver.
+async fn yield_once() {
+    let mut yielded = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
-impl Sent<'_> {
-    async fn wait_for(self, outcome: Outcome) -> Result<TaskId> {
-        let gone =
-            |_| Err(Error::unknown(ErrorKind::Closed, "publish").with_advice("The runtime was shut down"));
-        match outcome.await.unwrap_or_else(gone) {
-            Ok(_offset) => Ok(self.id),
-            Err(e) => {
-                let again = e.retry() != Retry::No || e.effect() == Effect::Unknown;
-                let e = e.on(format!("{}, task {}", self.partition, self.id));
-                Err(if again {
-                    e.with_advice(format!(
-                        "Publishing the task again with id {} is safe: it stays one task",
-                        self.id
-                    ))
-                } else {
-                    e
-                })
-            }
+async fn outcome(id: TaskId, pushed: Pushed) -> Result<TaskId> {
+    let gone = |_| Err(Error::unknown(ErrorKind::Closed, "publish"));
+    match pushed.outcome.await.unwrap_or_else(gone) {
+        Ok(_offset) => Ok(id),
+        Err(e) => {
+            let again = e.retry() != Retry::No || e.effect() == Effect::Unknown;
+            let e = e.on(format!("{}, task {id}", pushed.line.partition));
+            Err(if again {
+                e.with_advice(format!("Publishing the task again with id {id} is safe: it stays one task"))
+            } else {
+                e
+            })
         }
     }
 }
 
 impl Inner {
-    fn address(&self, task: Task) -> Result<Addressed<'_>> {
+    /// The task's id, its partition and its record.
+    fn address(&self, task: Task) -> Result<(TaskId, i32, NewRecord)> {
         self.check(&task)?;
-        let now = wall(SystemTime::now());
+        let now = wall_now();
         let number = self.seed.wrapping_add(self.count.fetch_add(1, Ordering::Relaxed).into());
         let id = task.id().cloned().map_or_else(|| new_id(now, number), Ok)?;
         let mut envelope = Envelope::new(id, now);
+        // Each group parks it in its own wait topic when it comes to the record.
         if let Some(delay) = task.delay().filter(|d| !d.is_zero()) {
-            (envelope.due, envelope.ahead) = (now.plus(delay), delay);
+            envelope.due = now.plus(delay);
+            envelope.ahead = delay;
         }
-        let (topic, partition) = (&self.tasks, self.choose(&task, number));
         let mut headers = task.headers().clone();
         headers.push(HEADER, Some(envelope.encode()));
         let record = NewRecord::new(task.key().cloned(), Some(task.payload().clone()), headers);
-        Ok(Addressed { id: envelope.id, topic, partition, record })
+        Ok((envelope.id, self.choose(&task, number), record))
     }
 
     fn choose(&self, task: &Task, number: u128) -> i32 {

@@ -1,8 +1,8 @@
 //! The queue: one member of the group that executes the tasks.
 
 use crate::{
-    Job, JobController, Publisher, QueueBuilder,
-    driver::{Driver, Shared},
+    Job, JobController, Publisher, QueueBuilder, QueueStats,
+    driver::{Driver, Shared, Slot},
 };
 use kafkaq_core::{Result, Task, TaskId};
 use std::{fmt, sync::Arc, time::Duration};
@@ -67,13 +67,67 @@ impl Queue {
 
     /// Waits for a job. Callers are served in the order in which they began to wait.
     ///
+    /// The first call makes the queue join its group. While that fails for reasons that may pass, the call waits and
+    /// the log of the process says why.
+    ///
     /// *Cancel-safety:* safe. A future that is dropped has taken no job and keeps nobody else from one.
     ///
     /// # Errors
-    /// `Closed` once the queue is shut down, and for good whatever has ended the reading of the log.
+    /// `Closed` once the queue is shut down; otherwise what has ended the reading of the log for good, or has kept the
+    /// queue from joining its group.
     pub async fn get_job(&self) -> Result<Job> {
-        let slot = self.inner.shared.take().await?;
-        Ok(Job::new(slot, self.inner.shared.clone()))
+        self.inner.driver.want();
+        let slot = self.inner.shared.take(1).await?;
+        Ok(self.job(slot))
+    }
+
+    /// Takes a job if one is ready, and never waits. `None` says that there is none yet: a queue that has just joined
+    /// its group, or whose tasks were all handed out, needs a moment to lease the next ones, which this call asks for.
+    ///
+    /// # Errors
+    /// As [`get_job`](Queue::get_job).
+    pub fn try_get_job(&self) -> Result<Option<Job>> {
+        self.inner.driver.want();
+        let ready = self.inner.shared.try_take()?;
+        if ready.is_none() {
+            self.inner.shared.counter.miss();
+        }
+        Ok(ready.map(|slot| self.job(slot)))
+    }
+
+    /// Waits for a job, then takes those that are ready as well, `max` in all. `max` of zero returns none, at once.
+    ///
+    /// *Cancel-safety:* as of [`get_job`](Queue::get_job).
+    ///
+    /// # Errors
+    /// As [`get_job`](Queue::get_job).
+    pub async fn get_jobs(&self, max: usize) -> Result<Vec<Job>> {
+        if max == 0 {
+            return Ok(Vec::new());
+        }
+        self.inner.driver.want();
+        let first = self.inner.shared.take(max).await?;
+        // Nothing is awaited from here on, so a dropped future has taken nothing.
+        let mut jobs = vec![self.job(first)];
+        while jobs.len() < max
+            && let Ok(Some(slot)) = self.inner.shared.try_take()
+        {
+            jobs.push(self.job(slot));
+        }
+        Ok(jobs)
+    }
+
+    fn job(&self, slot: Arc<Slot>) -> Job {
+        Job::new(slot, self.inner.shared.clone())
+    }
+
+    /// Returns what this process's part of the queue is doing. It looks at every record that is read and not finished:
+    /// a few times per minute is cheap. Cancel-safe.
+    pub async fn stats(&self) -> QueueStats {
+        let shared = &self.inner.shared;
+        let machine = shared.machine_stats().await;
+        let publishes = self.inner.publisher.stats();
+        QueueStats::new(machine, &shared.counters, publishes, shared.counter.demand())
     }
 
     /// Looks at tasks and cancels them.

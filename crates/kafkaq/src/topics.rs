@@ -4,24 +4,40 @@ use crate::config::{Config, HEADROOM};
 use kafkaq_core::{Error, ErrorKind, Log, Result, TopicInfo, TopicSpec, machine::Ladder};
 use std::{sync::Arc, time::Duration};
 
-/// A queue's topics, as they are.
+/// The topic that tasks are published to, as it is.
+#[derive(Clone, Debug)]
+pub(crate) struct TaskTopic {
+    pub(crate) name: Arc<str>,
+    pub(crate) partitions: i32,
+}
+
+/// The topics of a group, as they are.
 #[derive(Clone, Debug)]
 pub(crate) struct Topics {
-    pub(crate) task: Arc<str>,
-    pub(crate) task_partitions: i32,
+    pub(crate) task: TaskTopic,
     pub(crate) wait: Arc<str>,
     pub(crate) wait_partitions: i32,
     pub(crate) dead: Arc<str>,
     pub(crate) dead_partitions: i32,
 }
 
-/// Makes what is missing and judges what is there.
+/// Creates the task topic if it is missing, and judges it. That is all that a publisher needs: what waits and what is
+/// dead belongs to a group.
+///
+/// # Errors
+/// The log's own, and `Misconfigured` for a topic that would lose tasks.
+pub(crate) async fn ensure_task(log: &dyn Log, config: &Config) -> Result<TaskTopic> {
+    let task = task(log, config).await?;
+    Ok(TaskTopic { name: task.name, partitions: task.partitions })
+}
+
+/// Creates a group's topics where they are missing, and judges them.
 ///
 /// # Errors
 /// The log's own, and `Misconfigured` for a topic that would lose tasks or let them wait too long.
 pub(crate) async fn ensure(log: &dyn Log, config: &Config) -> Result<Topics> {
     // The task topic first: the others have to take larger records than it does.
-    let task = one(log.ensure_topics(&[task_spec(config)]).await?)?;
+    let task = task(log, config).await?;
     let record = task.max_record_bytes.unwrap_or_default().max(config.max_task_bytes + HEADROOM);
     let mut others =
         log.ensure_topics(&[wait_spec(config, record), dead_spec(config, record)]).await?.into_iter();
@@ -29,10 +45,14 @@ pub(crate) async fn ensure(log: &dyn Log, config: &Config) -> Result<Topics> {
         (Some(wait), Some(dead)) => (wait, dead),
         _ => return Err(unanswered()),
     };
-    judge(config, &task, &wait, &dead)?;
+    for copies in [&wait, &dead] {
+        judge_any(copies)?;
+        judge_size_of_copies(&task, copies)?;
+    }
+    report(&judge_wait(config, &wait)?);
+    report(&judge_dead(config, &dead));
     Ok(Topics {
-        task: task.name,
-        task_partitions: task.partitions,
+        task: TaskTopic { name: task.name, partitions: task.partitions },
         wait: wait.name,
         wait_partitions: wait.partitions,
         dead: dead.name,
@@ -40,25 +60,39 @@ pub(crate) async fn ensure(log: &dyn Log, config: &Config) -> Result<Topics> {
     })
 }
 
-fn one(infos: Vec<TopicInfo>) -> Result<TopicInfo> {
-    infos.into_iter().next().ok_or_else(unanswered)
+async fn task(log: &dyn Log, config: &Config) -> Result<TopicInfo> {
+    let made = log.ensure_topics(&[task_spec(config)]).await?;
+    let task = made.into_iter().next().ok_or_else(unanswered)?;
+    judge_any(&task)?;
+    report(&judge_task(config, &task)?);
+    Ok(task)
+}
+
+fn report(warnings: &[String]) {
+    for warning in warnings {
+        tracing::warn!(target: "kafkaq", "{warning}");
+    }
 }
 
 fn unanswered() -> Error {
-    Error::unknown(ErrorKind::Other, "make the topics")
-        .with_advice("The backend gave fewer answers than topics")
+    Error::unknown(ErrorKind::Other, "create the topics")
+        .with_advice("The backend returned fewer topics than it was asked for")
 }
 
+/// Retention must not count from a client's clock: with one that is behind, a task could be deleted at once.
 fn task_spec(config: &Config) -> TopicSpec {
     let mut spec = TopicSpec::new(config.task_topic());
     spec.partitions = Some(config.partitions);
     spec.replication = config.replication;
+    spec.retention = Some(config.task_retention());
+    spec.unlimited_bytes = true;
+    spec.append_time = true;
     spec.max_record_bytes = Some(config.max_task_bytes + HEADROOM);
     spec
 }
 
-/// `record` is the largest record of the task topic. A copy is larger by its headers (hole 10). Retention must not
-/// delete what waits, by time or by size, and a copy counts from when it was made (hole 11).
+/// `record` is the largest record of the task topic. A copy is larger, by its headers. Retention must not delete what
+/// waits, by time or by size, and the time of a copy counts from when it was made.
 fn wait_spec(config: &Config, record: usize) -> TopicSpec {
     let lanes = Ladder::lanes(config.max_delay);
     let mut spec = TopicSpec::new(config.wait_topic());
@@ -75,6 +109,8 @@ fn dead_spec(config: &Config, record: usize) -> TopicSpec {
     let mut spec = TopicSpec::new(config.dead_topic());
     spec.partitions = Some(1);
     spec.replication = config.replication;
+    spec.retention = Some(config.dead_retention);
+    spec.unlimited_bytes = true;
     spec.max_record_bytes = Some(record + HEADROOM);
     spec
 }
@@ -84,23 +120,19 @@ fn longest_stay(config: &Config, partitions: i32) -> Duration {
     (0..partitions).map(|p| ladder.longest_stay(p)).max().unwrap_or_default()
 }
 
-fn judge(config: &Config, task: &TopicInfo, wait: &TopicInfo, dead: &TopicInfo) -> Result<()> {
-    for topic in [task, wait, dead] {
-        if topic.compacted == Some(true) {
-            return wrong(topic, "is compacted, which deletes tasks", "cleanup.policy=delete");
-        }
-        if topic.partitions < 1 {
-            return wrong(topic, "has no partitions", "");
-        }
+fn judge_any(topic: &TopicInfo) -> Result<()> {
+    if topic.compacted == Some(true) {
+        return wrong(topic, "is compacted, which deletes tasks", "cleanup.policy=delete");
     }
-    let lanes = Ladder::lanes(config.max_delay);
-    if wait.partitions < lanes {
-        return Err(misconfigured(wait, &format!("has {} partitions", wait.partitions)).with_advice(format!(
-            "A max_delay of {:?} needs {lanes} or more: kafka-topics.sh --alter --topic {} --partitions {lanes}, or \
-             set a shorter max_delay",
-            config.max_delay, wait.name
-        )));
+    if topic.partitions < 1 {
+        return Err(misconfigured(topic, "has no partitions"));
     }
+    Ok(())
+}
+
+/// An operator may want a bounded topic, so a short retention is only warned of; but not one that is shorter than the
+/// workers may be away, which no operator can want.
+fn judge_task(config: &Config, task: &TopicInfo) -> Result<Vec<String>> {
     if let Some(limit) = task.max_record_bytes {
         let needs = config.max_task_bytes + HEADROOM;
         if limit < needs {
@@ -112,34 +144,109 @@ fn judge(config: &Config, task: &TopicInfo, wait: &TopicInfo, dead: &TopicInfo) 
                 ),
             ));
         }
-        for copies in [wait, dead] {
-            if copies.max_record_bytes.is_some_and(|l| l < limit) {
-                let what =
-                    "takes smaller records than the task topic, so that a large task can't be copied to it";
-                return wrong(copies, what, &format!("max.message.bytes={}", limit + HEADROOM));
-            }
+    }
+    let mut warnings = Vec::new();
+    let wanted = config.task_retention();
+    if let Some(retention) = task.retention.filter(|r| *r < wanted) {
+        let setting = format!("retention.ms={}", millis(wanted));
+        if retention < config.max_overdue {
+            let what = format!(
+                "deletes tasks after {retention:?}, also those that nobody has executed; by max_overdue, workers may be \
+                 behind by {:?}",
+                config.max_overdue
+            );
+            return Err(misconfigured(task, &what).with_advice(format!(
+                "Set {setting} ({}), or a shorter max_overdue",
+                alter(task, &setting)
+            )));
         }
+        warnings.push(format!(
+            "topic {} deletes tasks after {retention:?}, also those that nobody has executed. Set {setting} ({}), or \
+             accept it by task_retention",
+            task.name,
+            alter(task, &setting)
+        ));
+    }
+    if let Some(bytes) = task.retention_bytes.filter(|bytes| *bytes >= 0) {
+        warnings.push(format!(
+            "topic {} keeps {bytes} bytes per partition and deletes what is older, also tasks that nobody has executed. \
+             Set retention.bytes=-1: {}",
+            task.name,
+            alter(task, "retention.bytes=-1")
+        ));
+    }
+    Ok(warnings)
+}
+
+/// Every record of the task topic must fit into the others, together with what a copy adds.
+fn judge_size_of_copies(task: &TopicInfo, copies: &TopicInfo) -> Result<()> {
+    let (Some(record), Some(limit)) = (task.max_record_bytes, copies.max_record_bytes) else { return Ok(()) };
+    let needs = record + HEADROOM;
+    if limit >= needs {
+        return Ok(());
+    }
+    let what = format!(
+        "takes records of {limit} bytes at most, so that not every task of {} can be copied to it",
+        task.name
+    );
+    wrong(copies, &what, &format!("max.message.bytes={needs}"))
+}
+
+fn judge_wait(config: &Config, wait: &TopicInfo) -> Result<Vec<String>> {
+    let lanes = Ladder::lanes(config.max_delay);
+    if wait.partitions < lanes {
+        return Err(misconfigured(wait, &format!("has {} partitions", wait.partitions)).with_advice(format!(
+            "A max_delay of {:?} needs {lanes} or more: kafka-topics.sh --alter --topic {} --partitions {lanes}, or \
+             set a shorter max_delay",
+            config.max_delay, wait.name
+        )));
     }
     let longest = longest_stay(config, wait.partitions);
     if let Some(retention) = wait.retention
         && retention < longest + config.max_overdue
     {
         let what = format!("keeps records for {retention:?}, but tasks wait in it for up to {longest:?}");
-        let mend = format!("retention.ms={}", config.wait_retention(longest).as_millis());
+        let mend = format!("retention.ms={}", millis(config.wait_retention(longest)));
         return wrong(wait, &what, &mend);
     }
     if wait.retention_bytes.is_some_and(|bytes| bytes >= 0) {
         return wrong(wait, "is limited by size, which deletes tasks that wait", "retention.bytes=-1");
     }
+    let mut warnings = Vec::new();
     if wait.append_time == Some(false) {
-        tracing::warn!(
-            target: "kafkaq",
-            topic = &*wait.name,
-            "the wait topic takes its records' time from clients, so a client's wrong clock can have them deleted early; \
-             set message.timestamp.type=LogAppendTime"
-        );
+        let setting = "message.timestamp.type=LogAppendTime";
+        warnings.push(format!(
+            "topic {} takes the time of its records from clients, so that a wrong clock can have them deleted early. Set \
+             {setting}: {}",
+            wait.name,
+            alter(wait, setting)
+        ));
     }
-    Ok(())
+    Ok(warnings)
+}
+
+fn judge_dead(config: &Config, dead: &TopicInfo) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let mut deletes = |what: String, setting: &str| {
+        warnings.push(format!(
+            "topic {} {what}, and dead letters with it. Set {setting}: {}",
+            dead.name,
+            alter(dead, setting)
+        ));
+    };
+    if let Some(retention) = dead.retention.filter(|r| *r < config.dead_retention) {
+        let wanted = millis(config.dead_retention);
+        deletes(format!("deletes records after {retention:?}"), &format!("retention.ms={wanted}"));
+    }
+    if let Some(bytes) = dead.retention_bytes.filter(|bytes| *bytes >= 0) {
+        deletes(format!("deletes what is beyond {bytes} bytes per partition"), "retention.bytes=-1");
+    }
+    warnings
+}
+
+/// As Kafka writes it: -1 is for ever.
+fn millis(retention: Duration) -> i64 {
+    if retention == Duration::MAX { -1 } else { i64::try_from(retention.as_millis()).unwrap_or(-1) }
 }
 
 fn wrong<T>(topic: &TopicInfo, what: &str, setting: &str) -> Result<T> {
@@ -161,6 +268,7 @@ fn alter(topic: &TopicInfo, setting: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::DAY;
     use async_trait::async_trait;
     use kafkaq_core::{NewRecord, Partition};
 
@@ -196,17 +304,30 @@ mod tests {
     }
 
     async fn with(change: fn(&mut TopicInfo)) -> Result<Topics> {
-        ensure(&Fake(change), &Config::new("q".into())).await
+        ensure(&Fake(change), &config()).await
+    }
+
+    fn config() -> Config {
+        Config::new("q".into())
     }
 
     #[tokio::test]
-    async fn topics_that_are_made_here_pass() {
+    async fn topics_that_are_created_here_pass_without_a_warning() {
         let topics = with(|_| {}).await.unwrap();
-        assert_eq!((&*topics.task, topics.task_partitions), ("q", 6));
+        assert_eq!((&*topics.task.name, topics.task.partitions), ("q", 6));
         assert_eq!(
             (&*topics.wait, topics.wait_partitions),
-            ("q.kafkaq.wait", Ladder::lanes(Config::new("q".into()).max_delay))
+            ("q.kafkaq.wait", Ladder::lanes(config().max_delay))
         );
+        let log = Fake(|_| {});
+        let specs = [task_spec(&config()), wait_spec(&config(), 1), dead_spec(&config(), 1)];
+        let infos = log.ensure_topics(&specs).await.unwrap();
+        let [task, wait, dead] = &infos[..] else { panic!("{infos:?}") };
+        assert!(judge_task(&config(), task).unwrap().is_empty());
+        assert!(judge_wait(&config(), wait).unwrap().is_empty());
+        assert!(judge_dead(&config(), dead).is_empty());
+        assert_eq!((dead.retention, dead.retention_bytes), (Some(Duration::MAX), Some(-1)), "kept for ever");
+        assert_eq!((task.retention, task.retention_bytes), (Some(7 * DAY), Some(-1)));
     }
 
     #[tokio::test]
@@ -226,50 +347,72 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_publisher_looks_at_the_task_topic_alone() {
+        let broken = Fake(|t| {
+            if &*t.name != "q" {
+                t.partitions = 0;
+            }
+        });
+        ensure(&broken, &config()).await.unwrap_err();
+        ensure_task(&broken, &config()).await.unwrap();
+    }
+
+    #[tokio::test]
     async fn what_would_lose_a_task_is_refused_with_the_way_to_mend_it() {
         type Change = fn(&mut TopicInfo);
-        fn wait(t: &TopicInfo) -> bool {
-            t.name.ends_with(".wait")
+        fn of(kind: &str, t: &TopicInfo) -> bool {
+            t.name.ends_with(kind)
         }
-        let cases: [(&str, Change); 8] = [
+        let cases: [(&str, Change); 10] = [
             ("cleanup.policy=delete", |t| {
-                if wait(t) {
+                if of(".wait", t) {
                     t.compacted = Some(true);
                 }
             }),
             ("cleanup.policy=delete", |t| {
-                if &*t.name == "q" {
+                if of("q", t) {
                     t.compacted = Some(true);
                 }
             }),
             ("--partitions 11", |t| {
-                if wait(t) {
+                if of(".wait", t) {
                     t.partitions -= 1;
                 }
             }),
-            ("max.message.bytes", |t| {
-                if wait(t) {
-                    t.max_record_bytes = Some(1000);
+            // A copy is larger than its record, so as much as the task topic takes is not enough.
+            ("max.message.bytes=1065536", |t| {
+                if of(".wait", t) {
+                    t.max_record_bytes = Some(1_000_000);
                 }
             }),
-            ("max.message.bytes", |t| {
-                if t.name.ends_with(".dead") {
-                    t.max_record_bytes = Some(1000);
+            ("max.message.bytes=1065536", |t| {
+                if of(".dead", t) {
+                    t.max_record_bytes = Some(1_065_535);
                 }
             }),
             ("max_task_bytes of 34464", |t| {
-                if &*t.name == "q" {
+                if of("q", t) {
                     t.max_record_bytes = Some(100_000);
                 }
             }),
+            ("retention.ms=604800000", |t| {
+                if of("q", t) {
+                    t.retention = Some(Duration::from_secs(3));
+                }
+            }),
             ("retention.ms", |t| {
-                if wait(t) {
+                if of(".wait", t) {
                     t.retention = Some(Duration::from_secs(60));
                 }
             }),
             ("retention.bytes=-1", |t| {
-                if wait(t) {
+                if of(".wait", t) {
                     t.retention_bytes = Some(1 << 30);
+                }
+            }),
+            ("has no partitions", |t| {
+                if of(".dead", t) {
+                    t.partitions = 0;
                 }
             }),
         ];
@@ -278,5 +421,22 @@ mod tests {
             assert_eq!(e.kind(), ErrorKind::Misconfigured, "{e}");
             assert!(e.to_string().contains(mend), "{mend}: {e}");
         }
+    }
+
+    #[test]
+    fn a_topic_that_an_operator_may_want_bounded_is_warned_of() {
+        let mut topic = TopicInfo::new("t", 1);
+        topic.retention = Some(2 * DAY);
+        topic.retention_bytes = Some(1 << 30);
+        for warnings in [judge_task(&config(), &topic).unwrap(), judge_dead(&config(), &topic)] {
+            let [time, size] = &warnings[..] else { panic!("{warnings:?}") };
+            assert!(time.contains("retention.ms=") && time.contains("--entity-name t "), "{time}");
+            assert!(size.contains("retention.bytes=-1") && size.contains("1073741824"), "{size}");
+        }
+        topic.retention_bytes = Some(-1);
+        let mut accepting = config();
+        (accepting.task_retention, accepting.dead_retention) = (Some(2 * DAY), 2 * DAY);
+        assert!(judge_task(&accepting, &topic).unwrap().is_empty());
+        assert!(judge_dead(&accepting, &topic).is_empty());
     }
 }

@@ -12,11 +12,14 @@ use kafkaq::{
     backend::{Broker, Consumer, Event, JoinRequest, Log, NewRecord, Partition, TopicInfo, TopicSpec},
     memory::{MemoryLog, MemoryStore},
 };
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 /// A log whose events end, fail or panic when it is told to, and whose appends can panic.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +28,11 @@ struct Breaking {
     now: Arc<Notify>,
     how: How,
     appends_to_panic: Arc<AtomicUsize>,
+    joins: Arc<AtomicUsize>,
+    joins_to_fail: Arc<AtomicUsize>,
+    join_error: Option<Error>,
+    /// Joining waits for it, if it is there.
+    gate: Option<Arc<Semaphore>>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -57,6 +65,14 @@ impl Log for Breaking {
 #[async_trait]
 impl Broker for Breaking {
     async fn join(&self, request: JoinRequest) -> Result<Consumer> {
+        self.joins.fetch_add(1, Ordering::Relaxed);
+        if let Some(gate) = &self.gate {
+            gate.acquire().await.unwrap().forget();
+        }
+        if self.joins_to_fail.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok()
+        {
+            return Err(self.join_error.clone().unwrap());
+        }
         let inner = self.log.join(request).await?;
         let (now, how) = (self.now.clone(), self.how);
         let end = futures_util::stream::once(async move {
@@ -76,7 +92,10 @@ impl Broker for Breaking {
 }
 
 async fn queue(how: How) -> (Queue, Breaking) {
-    let broker = Breaking { how, ..Breaking::default() };
+    queue_over(Breaking { how, ..Breaking::default() }).await
+}
+
+async fn queue_over(broker: Breaking) -> (Queue, Breaking) {
     let queue = quick(&broker.log, &MemoryStore::new()).broker(broker.clone()).build().await.unwrap();
     (queue, broker)
 }
@@ -129,4 +148,57 @@ async fn a_publish_whose_append_panics_is_tried_again() {
     broker.appends_to_panic.store(2, Ordering::Relaxed);
     let id = soon(queue.publish(Task::new("x"))).await.unwrap();
     assert_eq!(next(&queue).await.id(), &id);
+}
+
+#[tokio::test]
+async fn a_group_that_cannot_be_joined_yet_is_joined_later() {
+    let unavailable = Error::not_applied(ErrorKind::Unavailable, "join");
+    let broker =
+        Breaking { joins_to_fail: Arc::new(2.into()), join_error: Some(unavailable), ..Breaking::default() };
+    let (queue, broker) = queue_over(broker).await;
+    assert_eq!(broker.joins.load(Ordering::Relaxed), 0, "nobody has asked for a job");
+    let id = queue.publish(Task::new("x")).await.unwrap();
+    assert_eq!(next(&queue).await.id(), &id);
+    assert_eq!(broker.joins.load(Ordering::Relaxed), 3);
+}
+
+#[tokio::test]
+async fn a_group_that_may_not_be_joined_is_an_error_for_everyone_who_asks() {
+    let denied = Error::not_applied(ErrorKind::Denied, "join");
+    let broker =
+        Breaking { joins_to_fail: Arc::new(9.into()), join_error: Some(denied), ..Breaking::default() };
+    let (queue, broker) = queue_over(broker).await;
+    for _ in 0..2 {
+        assert_eq!(soon(queue.get_job()).await.unwrap_err().kind(), ErrorKind::Denied);
+    }
+    assert_eq!(soon(queue.shutdown(ms(500))).await.unwrap_err().kind(), ErrorKind::Denied);
+    assert_eq!(broker.joins.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn callers_that_give_up_while_the_group_is_joined_leave_it_to_be_joined_once() {
+    let gate = Arc::new(Semaphore::new(0));
+    let (queue, broker) = queue_over(Breaking { gate: Some(gate.clone()), ..Breaking::default() }).await;
+    let id = queue.publish(Task::new("x")).await.unwrap();
+    for _ in 0..3 {
+        assert!(futures_util::poll!(Box::pin(queue.get_job())).is_pending());
+        assert!(queue.try_get_job().unwrap().is_none());
+        tokio::task::yield_now().await;
+    }
+    gate.add_permits(9);
+    assert_eq!(next(&queue).await.id(), &id);
+    assert_eq!(broker.joins.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_shutdown_does_not_wait_for_a_group_that_cannot_be_joined() {
+    let gate = Arc::new(Semaphore::new(0));
+    let (queue, broker) = queue_over(Breaking { gate: Some(gate), ..Breaking::default() }).await;
+    let mut waiting = Box::pin(queue.get_job());
+    assert!(futures_util::poll!(&mut waiting).is_pending());
+    while broker.joins.load(Ordering::Relaxed) == 0 {
+        tokio::task::yield_now().await;
+    }
+    soon(queue.shutdown(Duration::from_secs(3600))).await.unwrap();
+    assert_eq!(soon(waiting).await.unwrap_err().kind(), ErrorKind::Closed);
 }

@@ -6,25 +6,35 @@ mod common;
 
 use common::{LEASE, ms, next, none_within, quick, records, soon};
 use kafkaq::{
-    CancelOutcome, ErrorKind, Headers, JobError, JobStatus, LostReason, Queue, Result, Task, TaskId,
+    CancelOutcome, ErrorKind, Headers, Job, JobError, JobStatus, LostReason, Queue, Result, Task, TaskId,
+    backend::{LeaseStore, Log},
     memory::{MemoryLog, MemoryStore},
 };
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+type TopicName = Arc<str>;
 
 async fn queue() -> (Queue, MemoryLog) {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());
     (quick(&log, &store).build().await.unwrap(), log)
 }
 
-fn id(text: &str) -> TaskId {
-    TaskId::new(text).unwrap()
+fn id(text: impl AsRef<str>) -> TaskId {
+    TaskId::new(text.as_ref()).unwrap()
 }
 
 #[tokio::test]
 async fn a_task_arrives_as_it_was_published_and_is_done_once() -> Result<()> {
     let (queue, _) = queue().await;
     let task = Task::new("hello").with_key("customer-17").with_header("trace", "abc").with_id(id("one"));
-    assert_eq!(queue.publish(task.clone()).await?, id("one"));
+    let published = queue.publish(task.clone()).await?;
+    assert_eq!(id(published), id("one"), "an id can be used wherever text can");
     let job = next(&queue).await;
     assert_eq!((job.id(), job.attempt(), &job.task()), (&id("one"), 1, &task));
     assert_eq!((&job.payload()[..], job.key().map(|k| &k[..])), (&b"hello"[..], Some(&b"customer-17"[..])));
@@ -53,11 +63,11 @@ async fn the_default_backend_needs_nothing() -> Result<()> {
 async fn publish_many_answers_each_task_in_order() -> Result<()> {
     let (queue, _) = queue().await;
     let wrong = Task::new("x").with_header("kafkaq-mine", "1");
-    let tasks = (0..500).map(|n| Task::new(format!("{n}")).with_id(id(&format!("t{n}")))).chain([wrong]);
+    let tasks = (0..500).map(|n| Task::new(format!("{n}")).with_id(id(format!("t{n}")))).chain([wrong]);
     let out = queue.publish_many(tasks).await;
     assert_eq!(out.len(), 501);
     for (n, outcome) in out[..500].iter().enumerate() {
-        assert_eq!(outcome.as_ref().unwrap(), &id(&format!("t{n}")));
+        assert_eq!(outcome.as_ref().unwrap(), &id(format!("t{n}")));
     }
     assert_eq!(out[500].as_ref().unwrap_err().kind(), ErrorKind::Invalid);
     let mut seen = std::collections::HashSet::new();
@@ -294,5 +304,147 @@ async fn too_long_a_retry_or_extension_is_refused() -> Result<()> {
     assert!(matches!(job.retry(Duration::from_secs(61), "not now").await, Err(JobError::Refused(_))));
     // It was not ended by that, so it comes back.
     soon(next(&queue).await.done()).await.unwrap();
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_job_can_be_taken_without_waiting() -> Result<()> {
+    let (queue, _) = queue().await;
+    assert!(queue.try_get_job()?.is_none());
+    let id = queue.publish(Task::new("x")).await?;
+    let job = try_until_ready(&queue).await;
+    assert_eq!((job.id(), job.attempt()), (&id, 1));
+    // A redelivery is leased only when somebody asks for it, and trying is asking.
+    soon(job.retry(Duration::ZERO, "not now")).await.unwrap();
+    let again = try_until_ready(&queue).await;
+    assert_eq!((again.id(), again.attempt()), (&id, 2));
+    soon(again.done()).await.unwrap();
+    soon(queue.shutdown(Duration::from_secs(5))).await?;
+    assert_eq!(queue.try_get_job().unwrap_err().kind(), ErrorKind::Closed);
+    Ok(())
+}
+
+async fn try_until_ready(queue: &Queue) -> Job {
+    soon(async {
+        loop {
+            if let Some(job) = queue.try_get_job().unwrap() {
+                return job;
+            }
+            tokio::time::sleep(ms(5)).await;
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn jobs_can_be_taken_by_the_batch() -> Result<()> {
+    let (queue, _) = queue().await;
+    assert!(queue.get_jobs(0).await?.is_empty());
+    let mut waiting = Box::pin(queue.get_jobs(usize::MAX));
+    assert!(futures_util::poll!(&mut waiting).is_pending());
+    for outcome in queue.publish_many((0..100).map(|n| Task::new(format!("{n}")))).await {
+        outcome?;
+    }
+    let mut seen = std::collections::HashSet::new();
+    let mut jobs = soon(waiting).await?;
+    let mut batches = 1;
+    loop {
+        assert!(!jobs.is_empty());
+        for job in jobs {
+            assert!(seen.insert(job.id().clone()), "a job is in one batch");
+            soon(job.done()).await.unwrap();
+        }
+        if seen.len() == 100 {
+            break;
+        }
+        jobs = soon(queue.get_jobs(30)).await?;
+        assert!(jobs.len() <= 30);
+        batches += 1;
+    }
+    assert!(batches < 100, "there were batches of more than one");
+    soon(queue.shutdown(Duration::from_secs(5))).await?;
+    assert_eq!(queue.get_jobs(5).await.unwrap_err().kind(), ErrorKind::Closed);
+    Ok(())
+}
+
+/// Callers of batches give up at random moments: no job is lost in a dropped future.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn get_jobs_is_cancel_safe() -> Result<()> {
+    const TASKS: usize = 1000;
+    let queue = Queue::builder("batches").lease_duration(Duration::from_secs(600)).build().await?;
+    let done = Arc::new(AtomicUsize::new(0));
+    for outcome in queue.publish_many((0..TASKS).map(|_| Task::new("x"))).await {
+        outcome?;
+    }
+    let callers: Vec<_> = (0..2000_u64)
+        .map(|n| {
+            let (queue, done) = (queue.clone(), done.clone());
+            tokio::spawn(async move {
+                let patience = n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 60;
+                let give_up = async {
+                    for _ in 0..patience {
+                        tokio::task::yield_now().await;
+                    }
+                };
+                tokio::select! {
+                    jobs = queue.get_jobs(3) => {
+                        for job in jobs.unwrap() {
+                            job.done().await.unwrap();
+                            done.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                    () = give_up => {}
+                }
+            })
+        })
+        .collect();
+    for caller in callers {
+        soon(caller).await.unwrap();
+    }
+    while done.load(Ordering::Relaxed) < TASKS {
+        for job in soon(queue.get_jobs(100)).await? {
+            assert_eq!(job.attempt(), 1);
+            soon(job.done()).await.unwrap();
+            done.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_group_executes_a_delayed_task_whoever_has_published_it() -> Result<()> {
+    let (log, store) = (MemoryLog::new(), MemoryStore::new());
+    let groups = [quick(&log, &store).build().await?, quick(&log, &store).group("audit").build().await?];
+    // Of no group that anybody reads.
+    let publisher = quick(&log, &store).group("nobody").build_publisher().await?;
+    let published = Instant::now();
+    let id = publisher.publish(Task::new("later").with_delay(ms(700))).await?;
+    for queue in &groups {
+        let job = next(queue).await;
+        assert!(published.elapsed() >= ms(700), "{:?}", published.elapsed());
+        assert_eq!((job.id(), job.attempt()), (&id, 1));
+        soon(job.done()).await.unwrap();
+    }
+    let topics = [TopicName::from("emails.nobody.wait"), "emails.nobody.dead".into()];
+    assert_eq!(log.describe_topics(&topics).await?, [None, None], "a publisher creates no topic of a group");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_controller_needs_the_store_alone() -> Result<()> {
+    let (log, store) = (MemoryLog::new(), MemoryStore::new());
+    let jobs = Queue::builder("emails").store(store.clone()).build_jobs().await?;
+    assert_eq!(jobs.cancel(&id("c")).await?, CancelOutcome::Unknown);
+    let queue = quick(&log, &store).build().await?;
+    queue.publish(Task::new("x").with_id(id("c"))).await?;
+    queue.publish(Task::new("y").with_id(id("d"))).await?;
+    let job = next(&queue).await;
+    assert_eq!(job.id(), &id("d"), "the other one was cancelled");
+    assert_eq!(jobs.get(&id("d")).await?.status, JobStatus::Processing);
+    let e = Queue::builder("emails").build_jobs().await.unwrap_err();
+    assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains("no store"), "{e}");
+    store.close().await?;
+    let closed = Queue::builder("emails").store(store).build_jobs().await.unwrap_err();
+    assert_eq!(closed.kind(), ErrorKind::Closed);
     Ok(())
 }

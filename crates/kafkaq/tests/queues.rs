@@ -7,7 +7,7 @@ mod common;
 use bytes::Bytes;
 use common::{LEASE, ms, next, none_within, quick, soon};
 use kafkaq::{
-    Effect, ErrorKind, JobError, Queue, Result, Task, TaskId,
+    Effect, ErrorKind, JobError, JobStatus, Queue, QueueStats, Result, Task, TaskId,
     backend::{Broker, HEADER, LeaseStore, Log, NewRecord, Partition, TopicSpec},
     memory::{MemoryLog, MemoryStore},
 };
@@ -31,6 +31,12 @@ async fn settings_that_make_no_sense_are_refused() {
     assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains("park_after"), "{e}");
     let e = build(|b| b.group("a.b")).await;
     assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains("a.b"), "{e}");
+    let e = build(|b| b.lease_duration(ms(1))).await;
+    assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains("lease_duration 1ms"), "{e}");
+    let e = build(|b| b.publish_timeout(Duration::MAX)).await;
+    assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains("publish_timeout"), "{e}");
+    let e = build(|b| b.prefetch(usize::MAX)).await;
+    assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains("prefetch"), "{e}");
     let e = Queue::builder("q").store(MemoryStore::new()).build().await.unwrap_err();
     assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains("no broker"), "{e}");
     let e = Queue::builder("q").build_publisher().await.unwrap_err();
@@ -42,6 +48,7 @@ async fn a_wait_topic_that_would_lose_tasks_is_refused() -> Result<()> {
     let log = MemoryLog::new();
     let mut spec = TopicSpec::new("emails.kafkaq.wait");
     spec.partitions = Some(1);
+    spec.max_record_bytes = Some(2 << 20);
     log.ensure_topics(&[spec]).await?;
     let e = quick(&log, &MemoryStore::new()).build().await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Misconfigured);
@@ -71,7 +78,7 @@ async fn publish_refuses_what_cannot_be_executed() -> Result<()> {
 #[tokio::test]
 async fn a_publisher_that_fails_says_which_task_and_that_it_can_be_repeated() -> Result<()> {
     let log = Arc::new(MemoryLog::new());
-    let publisher = Queue::builder("emails").shared_broker(log.clone()).build_publisher().await?;
+    let publisher = Queue::builder("emails").broker(log.clone()).build_publisher().await?;
     publisher.publish(Task::new("x")).await?;
     log.close().await?;
     let e = publisher.publish(Task::new("x").with_id(TaskId::new("mine")?)).await.unwrap_err();
@@ -165,13 +172,81 @@ async fn two_members_share_the_tasks_and_two_groups_get_each_all() -> Result<()>
     Ok(())
 }
 
+/// Leases are long here, so what is read by a process that asks for no job would be missed.
+#[tokio::test]
+async fn a_queue_that_is_asked_for_no_job_takes_no_share() -> Result<()> {
+    let (log, store) = (MemoryLog::new(), MemoryStore::new());
+    let long = || quick(&log, &store).lease_duration(Duration::from_secs(600)).park_after(SECOND);
+    let front_end = long().build().await?;
+    let worker = long().build().await?;
+    for outcome in front_end.publish_many((0..300).map(|n| Task::new(format!("{n}")))).await {
+        outcome?;
+    }
+    for _ in 0..300 {
+        let job = next(&worker).await;
+        assert_eq!(front_end.jobs().get(job.id()).await?.status, JobStatus::Processing);
+        soon(job.done()).await.unwrap();
+    }
+    soon(front_end.shutdown(SECOND)).await?;
+    assert_eq!(front_end.get_job().await.unwrap_err().kind(), ErrorKind::Closed);
+    soon(worker.shutdown(5 * SECOND)).await
+}
+
+#[tokio::test]
+async fn a_queue_tells_what_it_is_doing() -> Result<()> {
+    let queue = quick(&MemoryLog::new(), &MemoryStore::new()).lease_duration(60 * SECOND).build().await?;
+    let fresh = queue.stats().await;
+    assert_eq!((fresh.waiting, fresh.ready, fresh.held, fresh.publishes.calls), (0, 0, 0, 0));
+    assert!(fresh.partitions.is_empty(), "it has not joined its group");
+    let mut waiting = Box::pin(queue.get_jobs(7));
+    assert!(futures_util::poll!(&mut waiting).is_pending());
+    assert_eq!(queue.stats().await.waiting, 7);
+    drop(waiting);
+    for outcome in queue.publish_many((0..20).map(|_| Task::new("x"))).await {
+        outcome?;
+    }
+    let publishes = queue.stats().await.publishes;
+    assert_eq!((publishes.items, publishes.failed, publishes.under_way), (20, 0, 0));
+    assert!((1..=20).contains(&publishes.calls));
+
+    let job = next(&queue).await;
+    let again = next(&queue).await;
+    let lag = |stats: &QueueStats, topic: &str| -> u64 {
+        stats.partitions.iter().filter(|p| &*p.topic == topic).filter_map(|p| p.lag).sum()
+    };
+    let until = async |what: &dyn Fn(&QueueStats) -> bool| {
+        soon(async {
+            loop {
+                let stats = queue.stats().await;
+                if what(&stats) {
+                    return stats;
+                }
+                tokio::time::sleep(ms(1)).await;
+            }
+        })
+        .await
+    };
+    let stats = until(&|s| (s.held, s.ready, lag(s, "emails")) == (2, 18, 20)).await;
+    let tasks = || stats.partitions.iter().filter(|p| &*p.topic == "emails");
+    assert_eq!((tasks().count(), tasks().map(|p| p.in_flight).sum::<usize>()), (3, 20));
+    assert!(tasks().all(|p| p.oldest.is_some_and(|age| age < 60 * SECOND) && !p.paused), "{stats:?}");
+
+    soon(job.done()).await.unwrap();
+    soon(again.retry(30 * SECOND, "not now")).await.unwrap();
+    let stats = until(&|s| (s.held, lag(s, "emails"), lag(s, "emails.kafkaq.wait")) == (0, 18, 1)).await;
+    assert!(stats.store_swaps.items >= 22 && stats.store_swaps.calls >= 2, "{stats:?}");
+    assert!(stats.store_swaps.time > Duration::ZERO);
+    assert_eq!((stats.copies.items, stats.copies.failed), (1, 0));
+    soon(queue.shutdown(5 * SECOND)).await?;
+    assert!(queue.stats().await.partitions.is_empty());
+    Ok(())
+}
+
 #[tokio::test]
 async fn queues_share_a_broker_and_a_store() -> Result<()> {
     let broker: Arc<dyn Broker> = Arc::new(MemoryLog::new());
     let store: Arc<dyn LeaseStore> = Arc::new(MemoryStore::new());
-    let build = |name: &'static str| {
-        Queue::builder(name).shared_broker(broker.clone()).shared_store(store.clone()).build()
-    };
+    let build = |name: &'static str| Queue::builder(name).broker(broker.clone()).store(store.clone()).build();
     let (a, b) = (build("a").await?, build("b").await?);
     let id = TaskId::new("same-id")?;
     for queue in [&a, &b] {

@@ -32,6 +32,8 @@ const IMAGE: &str = "apache/kafka:4.3.1";
 /// Sixteen bytes in base64, "kafkaq-test-only": each node is a cluster of its own, so the id need not be unique.
 const CLUSTER_ID: &str = "a2Fma2FxLXRlc3Qtb25seQ";
 const HEAP: [&str; 2] = ["-Xms512m", "-Xmx1g"];
+/// For a program that ends soon: nothing is compiled as if it were to run for days.
+const SOON: &str = "-XX:TieredStopAtLevel=1";
 
 /// What a single node needs, and what makes tests quick: groups settle at once, and a member that died may be
 /// noticed after a second if it asked for that.
@@ -88,7 +90,7 @@ fn native(dir: &Path, ports: Ports) -> Result<Command> {
         let lines = settings.iter().map(|(name, value)| format!("{name}={value}\n"));
         fs::write(&properties, lines.collect::<String>())?;
         let mut format = java(&libs);
-        format.args(["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"]).arg(&properties);
+        format.args([SOON, "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c"]).arg(&properties);
         capture(&mut format).context("cannot format Kafka's data folder")?;
     }
     let mut command = java(&libs);
@@ -105,7 +107,7 @@ pub fn program(class: &str) -> Result<Option<Command>> {
         return Ok(None);
     }
     let mut command = java(&fetch()?);
-    command.arg(class);
+    command.args([SOON, class]);
     Ok(Some(command))
 }
 

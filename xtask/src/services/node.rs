@@ -71,6 +71,10 @@ impl Node {
 
     fn end(&mut self, how: impl FnOnce(&Instance) -> Result<()>) -> Result<()> {
         if let Some(instance) = &self.instance {
+            if let Instance::Container(container) = instance {
+                // It goes with the container.
+                let _ = fs::write(self.log(), container.log());
+            }
             how(instance).with_context(|| format!("cannot end {}", self.name()))?;
             let _ = fs::remove_file(self.state_file());
             self.instance = None;

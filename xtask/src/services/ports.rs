@@ -1,9 +1,10 @@
 //! Which ports servers get.
 
+use std::fs::File;
+use std::io::{Read, Seek, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicU16, Ordering};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 /// The ports to choose from; see [`free_port`].
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
@@ -34,7 +35,8 @@ impl Ports {
     }
 }
 
-/// A port that nobody listens on.
+/// A port that nobody listens on, and that nobody else was given who asked here: it may take a while until a server
+/// listens on it, and the tests of several processes start many at once.
 ///
 /// Not the kernel's choice: that is one of those which it also gives to outgoing connections. While a server is
 /// stopped, such a connection may take its port, or a client that reconnects to it may even meet itself.
@@ -42,17 +44,35 @@ impl Ports {
 /// # Errors
 /// When there is none.
 pub fn free_port() -> Result<u16> {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
+    first_free(next_number)
+}
+
+fn first_free(mut next_number: impl FnMut() -> Result<u16>) -> Result<u16> {
     let count = PORTS.end - PORTS.start;
-    // Processes begin at different places; within a process no port is given out twice in a row.
-    let begin = u16::try_from(std::process::id() * 7 % u32::from(count))?;
     for _ in 0..count {
-        let port = PORTS.start + (begin + NEXT.fetch_add(1, Ordering::Relaxed) % count) % count;
+        let port = PORTS.start + next_number()? % count;
         if TcpListener::bind(loopback(port)).is_ok() {
             return Ok(port);
         }
     }
     bail!("no free port between {} and {}", PORTS.start, PORTS.end)
+}
+
+/// Counts up in a file that all processes of this user share.
+fn next_number() -> Result<u16> {
+    let path = std::env::temp_dir().join(format!("kafkaq-ports-{}", nix::unistd::getuid()));
+    let open = File::options().create(true).truncate(false).read(true).write(true).open(&path);
+    let mut file = open.with_context(|| format!("cannot open {}", path.display()))?;
+    // Until it is closed.
+    file.lock()?;
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    // Whatever else is in it: a new beginning is as good as any.
+    let number = text.trim().parse::<u16>().unwrap_or_default();
+    file.rewind()?;
+    // Always as many digits, so that nothing of a longer number is left.
+    write!(file, "{:05}", number.wrapping_add(1))?;
+    Ok(number)
 }
 
 pub(super) fn loopback(port: u16) -> SocketAddr {
@@ -71,10 +91,21 @@ mod tests {
     }
 
     #[test]
+    fn nobody_else_is_given_a_port_before_its_server_listens() {
+        // Each handle on the file is a lock of its own, so threads are as good as processes here.
+        let many = |_| std::thread::spawn(|| (0..100).map(|_| free_port().unwrap()).collect::<Vec<_>>());
+        let threads: Vec<_> = (0..8).map(many).collect();
+        let mut all: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), 800);
+    }
+
+    #[test]
     fn a_taken_port_is_not_given_out() {
         let port = free_port().unwrap();
         let _taken = TcpListener::bind(loopback(port)).unwrap();
-        // Once round all of them.
-        assert!(PORTS.clone().all(|_| free_port().unwrap() != port));
+        let mut numbers = (0..PORTS.end - PORTS.start).cycle().skip(usize::from(port - PORTS.start));
+        assert_ne!(first_free(|| numbers.next().context("endless")).unwrap(), port);
     }
 }

@@ -79,7 +79,7 @@ impl Server {
         self.nodes[0].instance.as_ref().and_then(Instance::pid)
     }
 
-    /// The file that the server logs to; empty for a container.
+    /// The file that the server logs to; of a container it is written when that ends.
     #[must_use]
     pub fn log(&self) -> PathBuf {
         self.nodes[0].log()

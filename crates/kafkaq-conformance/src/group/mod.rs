@@ -4,6 +4,7 @@ mod commits;
 mod failures;
 mod handover;
 mod reading;
+mod replaced;
 
 use crate::{
     case::{Case, Context, case, member, unique},
@@ -48,6 +49,11 @@ pub(crate) fn cases() -> Vec<Case<dyn Broker>> {
         case!(handover::the_stream_ends_after_leave),
         case!(handover::no_call_needs_the_stream_to_be_polled),
         case!(handover::close_ends_the_members),
+        case!(replaced::a_reassigned_partition_comes_back_at_its_commit_under_a_higher_epoch),
+        case!(replaced::an_old_assignment_is_not_reassigned),
+        case!(replaced::a_recreated_topic_is_read_whole_under_a_higher_epoch, TopicDeletion),
+        case!(replaced::a_recreated_topic_is_reported, TopicDeletion),
+        case!(replaced::a_commit_of_a_deleted_topic_counts_for_nothing, TopicDeletion),
         case!(failures::a_member_goes_on_after_an_outage, Outage),
         case!(failures::leave_ends_in_time_without_a_server, Outage),
     ]
@@ -100,6 +106,7 @@ impl Stage {
             consumer: self.broker.join(request).await?,
             mine: BTreeMap::new(),
             read: BTreeMap::new(),
+            warnings: Vec::new(),
         })
     }
 }
@@ -113,6 +120,8 @@ struct Reader {
     mine: BTreeMap<Partition, Assignment>,
     /// The values that it read, in order, with their offsets.
     read: BTreeMap<Partition, Vec<(i64, usize)>>,
+    /// What it was told and went on after.
+    warnings: Vec<Error>,
 }
 
 impl Reader {
@@ -124,7 +133,7 @@ impl Reader {
                     self.note(&event)?;
                     return Ok(Some(event));
                 }
-                Some(Err(error)) if error.retry() != Retry::No => {}
+                Some(Err(error)) if error.retry() != Retry::No => self.warnings.push(error),
                 Some(Err(error)) => return Err(error.into()),
                 None => return Ok(None),
             }

@@ -1,8 +1,9 @@
 //! Many keys in one call.
 
-use super::{Cx, Value, get, key, keys, put, value};
-use crate::check::{Checked, ensure_eq};
+use super::{Cx, Value, get, key, keys, keys_of, put, value};
+use crate::check::{Checked, ensure, ensure_eq};
 use kafkaq_core::{Key, LeaseStore, Swap, Swapped};
+use std::time::{Duration, Instant};
 
 /// Every third key of a batch has this already, so that outcomes differ along it.
 fn seed(n: usize) -> Value {
@@ -86,4 +87,43 @@ pub(super) async fn a_batch_may_have_a_thousand_items(cx: &Cx) -> Checked {
     plant(&*store, &keys).await?;
     swap_all(&*store, &keys).await?;
     read_all(&*store, &keys, |n| of_all_kinds(n, &keys[n]).2).await
+}
+
+/// Of one request or transaction for each swap, a batch costs what single calls cost; otherwise it costs far less. Half
+/// is far from both, whatever else the machine has to do; and whatever is this fast is fast enough.
+pub(super) async fn a_batch_is_cheaper_than_its_swaps_one_by_one(cx: &Cx) -> Checked {
+    const ROUNDS: usize = 3;
+    const SINGLES: usize = 20;
+    const BATCH: usize = 1000;
+    const FAST: Duration = Duration::from_millis(200);
+    let (store, keys, single_keys) = (cx.client().await?, keys(cx, BATCH)?, keys_of(cx, "single", SINGLES)?);
+    let (mut singles, mut batches, mut there) = (Vec::new(), Vec::new(), None);
+    for round in 0..=ROUNDS {
+        // The last one leaves nothing behind.
+        let next = if round < ROUNDS { value(round) } else { None };
+        for key in &single_keys {
+            let begin = Instant::now();
+            put(&*store, key, there.clone(), next.clone(), None).await?;
+            singles.push(begin.elapsed());
+        }
+        let swap = |key: &Key| Swap::new(key.clone(), there.clone(), next.clone(), None);
+        let batch: Vec<_> = keys.iter().map(swap).collect();
+        let begin = Instant::now();
+        let outcomes = store.swap(&batch).await;
+        batches.push(begin.elapsed());
+        for outcome in outcomes {
+            ensure_eq!(outcome?, Swapped::Done, "a swap of a batch that nobody else knows");
+        }
+        there = next;
+    }
+    singles.sort();
+    let single = singles[singles.len() / 2];
+    let batch = batches.into_iter().min().unwrap_or_default();
+    let one_by_one = single * BATCH as u32;
+    ensure!(
+        batch <= FAST || batch <= one_by_one / 2,
+        "a batch of {BATCH} swaps took {batch:?} and a single swap {single:?}: does each have a request or a \
+         transaction of its own?"
+    );
+    Ok(())
 }

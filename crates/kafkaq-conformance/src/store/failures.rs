@@ -2,8 +2,13 @@
 
 use super::{Cx, get, key, put, value};
 use crate::check::{Checked, Failed, ensure, ensure_eq};
+use futures_util::{
+    future::{Either, select},
+    poll,
+};
 use kafkaq_core::{Effect, Key, LeaseStore, Result, Swap, Swapped};
 use std::{
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -118,6 +123,35 @@ pub(super) async fn it_reconnects_by_itself(cx: &Cx) -> Checked {
         ensure_eq!(recovered(cx, &*store, &key).await?, value(1), "what was there before the outage");
         put(&*store, &key, value(1), value(2), None).await?;
         put(&*store, &key, value(2), value(1), None).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn close_waits_for_calls_under_way(cx: &Cx) -> Checked {
+    /// A call that has ended is seen to have ended within this, or within the time that close took.
+    const SLACK: Duration = Duration::from_millis(500);
+    let (store, outage, key) = (cx.client().await?, cx.outage()?, key(cx, "a")?);
+    put(&*store, &key, None, value(1), None).await?;
+    outage.cut().await?;
+    let swap = [Swap::new(key, value(1), value(2), None)];
+    let mut call = pin!(store.swap(&swap));
+    if poll!(call.as_mut()).is_ready() {
+        // Nothing is under way where a call without a server fails at once.
+        return Ok(());
+    }
+    let (begin, close) = (Instant::now(), pin!(store.close()));
+    match cx.in_time("a close while a call is under way", select(call, close)).await? {
+        Either::Left((_ended, close)) => {
+            let _ = cx.in_time("a close after the last call has ended", close).await?;
+        }
+        Either::Right((_closed, call)) => {
+            let took = begin.elapsed();
+            let ended = tokio::time::timeout(took.max(SLACK), call).await;
+            ensure!(
+                ended.is_ok(),
+                "close returned after {took:?}, while a swap was still waiting for its answer"
+            );
+        }
     }
     Ok(())
 }

@@ -32,7 +32,8 @@ pub(crate) fn cases() -> Vec<Case<dyn LeaseStore>> {
         case!(batches::values_come_in_order_of_the_keys),
         case!(batches::a_batch_may_be_empty_or_have_one_item),
         case!(batches::a_batch_may_have_a_thousand_items),
-        case!(ttl::no_value_expires_early),
+        case!(batches::a_batch_is_cheaper_than_its_swaps_one_by_one),
+        case!(ttl::no_ttl_is_cut_short),
         case!(ttl::a_swap_replaces_the_ttl),
         case!(ttl::a_refused_swap_leaves_the_ttl_alone),
         case!(ttl::without_a_ttl_a_value_stays),
@@ -50,6 +51,7 @@ pub(crate) fn cases() -> Vec<Case<dyn LeaseStore>> {
         case!(failures::an_effect_that_is_not_known_is_reported_as_unknown, Outage),
         case!(failures::without_a_server_every_call_ends_in_time, Outage),
         case!(failures::it_reconnects_by_itself, Outage),
+        case!(failures::close_waits_for_calls_under_way, Outage),
     ]
 }
 
@@ -59,7 +61,11 @@ fn key(cx: &Cx, id: impl ToString) -> Checked<Key> {
 }
 
 fn keys(cx: &Cx, count: usize) -> Checked<Vec<Key>> {
-    (0..count).map(|n| key(cx, n)).collect()
+    keys_of(cx, "", count)
+}
+
+fn keys_of(cx: &Cx, kind: &str, count: usize) -> Checked<Vec<Key>> {
+    (0..count).map(|n| key(cx, format!("{kind}{n}"))).collect()
 }
 
 fn value(text: impl ToString) -> Value {

@@ -46,6 +46,11 @@ enum Fault {
     KeepsItsMembersAtClose,
     EndsAtTheFirstError,
     CannotLeaveWithoutAServer,
+    IgnoresReassign,
+    ReassignsOldAssignments,
+    ReadsOnInARecreatedTopic,
+    RecreatesInSilence,
+    KeepsCommitsOfDeletedTopics,
 }
 
 #[derive(Debug)]
@@ -54,16 +59,24 @@ struct Faulty {
     fault: Fault,
     gate: Gate,
     closed: AtomicBool,
+    committed: Committed,
 }
 
+/// How far any group has committed, whatever has become of the topic since.
+type Committed = Arc<Mutex<HashMap<Partition, i64>>>;
+
 fn kit(fault: Fault) -> Kit<dyn Broker> {
-    let (log, gate) = (MemoryLog::new(), Gate::default());
-    let network = gate.clone();
+    let (log, gate, committed) = (MemoryLog::new(), Gate::default(), Committed::default());
+    let (network, topics) = (gate.clone(), log.clone());
     let make = move || {
-        let closed = AtomicBool::new(false);
-        std::future::ready(Ok(Faulty { inner: log.clone(), fault, gate: network.clone(), closed }))
+        let (closed, committed) = (AtomicBool::new(false), committed.clone());
+        std::future::ready(Ok(Faulty { inner: log.clone(), fault, gate: network.clone(), closed, committed }))
     };
-    kafkaq_conformance::broker("broker", make).with_outage(gate).answers_within(Duration::from_secs(4))
+    let delete = move |name: String| std::future::ready(topics.delete_topic(&name).map_err(Into::into));
+    kafkaq_conformance::broker("broker", make)
+        .with_outage(gate)
+        .with_topic_deletion(delete)
+        .answers_within(Duration::from_secs(4))
 }
 
 impl Faulty {
@@ -127,6 +140,8 @@ impl Broker for Faulty {
             gate: self.gate.clone(),
             epochs: Mutex::default(),
             paused: Mutex::default(),
+            committed: self.committed.clone(),
+            read: Mutex::default(),
             polled: tokio::sync::Notify::new(),
         });
         let events =
@@ -149,6 +164,9 @@ struct State {
     epochs: Mutex<HashMap<Partition, u64>>,
     /// Whose next batch gets lost.
     paused: Mutex<HashSet<Partition>>,
+    committed: Committed,
+    /// Up to where the member has read.
+    read: Mutex<HashMap<Partition, i64>>,
     polled: tokio::sync::Notify,
 }
 
@@ -170,6 +188,13 @@ impl State {
 
     fn real_all(&self, told: &[Assignment]) -> Vec<Assignment> {
         told.iter().map(|assignment| self.real(assignment)).collect()
+    }
+
+    /// The present assignments of the partitions, whatever their epochs.
+    fn present(&self, assignments: &[Assignment]) -> Vec<Assignment> {
+        let epochs = self.epochs.lock().unwrap();
+        let present = |a: &Assignment| Some(Assignment { epoch: *epochs.get(&a.partition)?, ..a.clone() });
+        assignments.iter().filter_map(present).collect()
     }
 
     /// The assignment as the member is told of it.
@@ -214,6 +239,17 @@ impl Events {
             {
                 return None;
             }
+            // What lies below was read, in whichever topic.
+            (Fault::ReadsOnInARecreatedTopic, Event::Records(of, batch)) => {
+                let mut read = self.state.read.lock().unwrap();
+                let next = read.entry(of.partition.clone()).or_default();
+                batch.records.retain(|record| record.offset >= *next);
+                *next = batch.next.max(*next);
+            }
+            (Fault::KeepsCommitsOfDeletedTopics, Event::Records(of, batch)) => {
+                let committed = self.state.committed.lock().unwrap().get(&of.partition).copied();
+                batch.records.retain(|record| record.offset >= committed.unwrap_or(0));
+            }
             (Fault::ReadsOnWhileRevoking, Event::Records(_, batch)) => {
                 self.last = Some(batch.clone());
             }
@@ -242,6 +278,7 @@ impl Stream for Events {
         loop {
             let event = match self.inner.poll_next_unpin(cx) {
                 Poll::Ready(Some(Ok(event))) => event,
+                Poll::Ready(Some(Err(_))) if self.state.fault == Fault::RecreatesInSilence => continue,
                 other => return other,
             };
             if let Some(event) = self.spoil(event) {
@@ -278,6 +315,10 @@ impl Member for Handle {
         match state.fault {
             Fault::ForgetsCommits => return vec![Ok(()); offsets.len()],
             Fault::CommitsOnlyWhenPolled => state.polled.notified().await,
+            Fault::KeepsCommitsOfDeletedTopics => {
+                let offset = |c: &Commit| (c.assignment.partition.clone(), c.offset);
+                state.committed.lock().unwrap().extend(offsets.iter().map(offset));
+            }
             _ => {}
         }
         let mut outcomes = state.inner.commit(&offsets.iter().map(real).collect::<Vec<_>>()).await;
@@ -296,12 +337,7 @@ impl Member for Handle {
             Fault::LosesABatchAtResume => {
                 state.paused.lock().unwrap().extend(assignments.iter().map(|a| a.partition.clone()));
             }
-            Fault::PausesOldAssignments => {
-                let epochs = state.epochs.lock().unwrap();
-                let current =
-                    |a: &Assignment| Some(Assignment { epoch: *epochs.get(&a.partition)?, ..a.clone() });
-                return state.inner.pause(&assignments.iter().filter_map(current).collect::<Vec<_>>());
-            }
+            Fault::PausesOldAssignments => return state.inner.pause(&state.present(assignments)),
             _ => {}
         }
         state.inner.pause(&state.real_all(assignments));
@@ -316,7 +352,12 @@ impl Member for Handle {
     }
 
     fn reassign(&self, assignments: &[Assignment]) {
-        self.0.inner.reassign(&self.0.real_all(assignments));
+        let state = &self.0;
+        match state.fault {
+            Fault::IgnoresReassign => {}
+            Fault::ReassignsOldAssignments => state.inner.reassign(&state.present(assignments)),
+            _ => state.inner.reassign(&state.real_all(assignments)),
+        }
     }
 
     async fn leave(&self) -> Result<()> {
@@ -342,6 +383,10 @@ const COMMITTING: &[&str] = &[
     "a_commit_after_the_release_is_refused",
     "a_commit_of_an_older_epoch_is_refused",
     "what_is_not_released_in_time_is_lost",
+    "a_reassigned_partition_comes_back_at_its_commit_under_a_higher_epoch",
+    "an_old_assignment_is_not_reassigned",
+    "a_recreated_topic_is_read_whole_under_a_higher_epoch",
+    "a_commit_of_a_deleted_topic_counts_for_nothing",
 ];
 
 const HANDING_OVER: &[&str] = &[
@@ -357,6 +402,7 @@ const HANDING_OVER: &[&str] = &[
     "the_stream_ends_after_leave",
     "close_ends_the_members",
     "a_group_goes_on_at_its_commit",
+    "a_commit_of_a_deleted_topic_counts_for_nothing",
 ];
 
 /// Cases that read what was appended before they joined.
@@ -392,6 +438,11 @@ const READING: &[&str] = &[
     "no_call_needs_the_stream_to_be_polled",
     "a_member_goes_on_after_an_outage",
     "leave_ends_in_time_without_a_server",
+    "a_reassigned_partition_comes_back_at_its_commit_under_a_higher_epoch",
+    "an_old_assignment_is_not_reassigned",
+    "a_recreated_topic_is_read_whole_under_a_higher_epoch",
+    "a_recreated_topic_is_reported",
+    "a_commit_of_a_deleted_topic_counts_for_nothing",
 ];
 
 #[test]
@@ -426,6 +477,9 @@ fn each_fault_of_a_broker_is_caught_by_the_case_that_names_the_rule() {
                 "commit_outcomes_come_in_order",
                 "a_commit_after_the_release_is_refused",
                 "what_is_not_released_in_time_is_lost",
+                "a_reassigned_partition_comes_back_at_its_commit_under_a_higher_epoch",
+                "an_old_assignment_is_not_reassigned",
+                "a_recreated_topic_is_read_whole_under_a_higher_epoch",
             ],
         ),
         planted(ReadsOnWhileRevoking, "no_records_follow_revoking", &["a_commit_while_revoking_counts"]),
@@ -438,6 +492,27 @@ fn each_fault_of_a_broker_is_caught_by_the_case_that_names_the_rule() {
         planted(KeepsItsMembersAtClose, "close_ends_the_members", &[]),
         planted(EndsAtTheFirstError, "a_member_goes_on_after_an_outage", &[]),
         planted(CannotLeaveWithoutAServer, "leave_ends_in_time_without_a_server", &[]),
+        planted(
+            IgnoresReassign,
+            "a_reassigned_partition_comes_back_at_its_commit_under_a_higher_epoch",
+            &["an_old_assignment_is_not_reassigned"],
+        ),
+        planted(ReassignsOldAssignments, "an_old_assignment_is_not_reassigned", &[]),
+        planted(
+            ReadsOnInARecreatedTopic,
+            "a_recreated_topic_is_read_whole_under_a_higher_epoch",
+            &[
+                "a_reassigned_partition_comes_back_at_its_commit_under_a_higher_epoch",
+                "an_old_assignment_is_not_reassigned",
+                "a_recreated_topic_is_reported",
+            ],
+        ),
+        planted(RecreatesInSilence, "a_recreated_topic_is_reported", &[]),
+        planted(
+            KeepsCommitsOfDeletedTopics,
+            "a_commit_of_a_deleted_topic_counts_for_nothing",
+            &["groups_know_nothing_of_one_another", "a_recreated_topic_is_read_whole_under_a_higher_epoch"],
+        ),
     ];
     prove(|fault| Suite::from(kit(fault)), &table);
 }

@@ -15,9 +15,9 @@ use std::{
         Mutex,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
-use tokio::task::yield_now;
+use tokio::{sync::RwLock, task::yield_now};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
@@ -35,11 +35,13 @@ enum Fault {
     BringsBackWhatWasDeleted,
     ExpiresEarly,
     CountsWholeSeconds,
+    CutsItsClock,
     KeepsTheFirstTtl,
     RefusedSwapsSetTheTtl,
     HasADefaultTtl,
     OverflowsLongTtls,
     LosesOneOfAThousand,
+    SwapsOneByOne,
     AnswersSwapsInWrongOrder,
     AnswersDeletesOfLargeBatchesLast,
     AnswersGetsInWrongOrder,
@@ -54,6 +56,7 @@ enum Fault {
     StallsAfterADroppedCall,
     ChecksNothingWell,
     ClosesOnce,
+    ClosesWhileCallsAreUnderWay,
     GoesOnAfterClose,
     TakesItsValuesAlong,
     Network(Manners),
@@ -64,7 +67,10 @@ struct Faulty {
     inner: MemoryStore,
     fault: Fault,
     way: Way,
+    gate: Gate,
     closed: AtomicBool,
+    /// Read by calls that are under way, written by close.
+    under_way: RwLock<()>,
     stalled: AtomicBool,
     /// The answer that was last on its way.
     answer: Mutex<Option<Bytes>>,
@@ -82,7 +88,9 @@ fn kit(fault: Fault) -> Kit<dyn LeaseStore> {
             inner: shared.clone(),
             fault,
             way: Way::new(network.clone(), manners),
+            gate: network.clone(),
             closed: AtomicBool::new(false),
+            under_way: RwLock::default(),
             stalled: AtomicBool::new(false),
             answer: Mutex::default(),
             cache: Mutex::default(),
@@ -131,6 +139,12 @@ impl Faulty {
         match self.fault {
             Fault::ExpiresEarly => ttl.map(|ttl| ttl.saturating_sub(Duration::from_millis(150))),
             Fault::CountsWholeSeconds => ttl.map(|ttl| Duration::from_secs(ttl.as_secs())),
+            // It ends with a whole second, at or after `ttl` of the second that has begun.
+            Fault::CutsItsClock => ttl.map(|ttl| {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+                let seconds = Duration::from_secs(ttl.as_millis().div_ceil(1000) as u64);
+                seconds - Duration::from_nanos(now.subsec_nanos().into())
+            }),
             Fault::HasADefaultTtl => ttl.or(Some(Duration::from_secs(2))),
             // As if a signed number of 32 bits had become negative.
             Fault::OverflowsLongTtls => {
@@ -270,6 +284,10 @@ impl LeaseStore for Faulty {
         if let Some(error) = self.closed("swap") {
             return vec![Err(error); swaps.len()];
         }
+        let _under_way = self.under_way.read().await;
+        if self.fault == Fault::ClosesWhileCallsAreUnderWay && self.gate.is_cut() {
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+        }
         let passage = self.way.pass("swap").await;
         if let Passage::Lost(error) = passage {
             return vec![Err(error); swaps.len()];
@@ -283,6 +301,9 @@ impl LeaseStore for Faulty {
         }
         let mut outcomes = Vec::new();
         for (n, swap) in swaps.iter().enumerate() {
+            if self.fault == Fault::SwapsOneByOne {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
             let lost = self.fault == Fault::LosesOneOfAThousand && n == 998;
             outcomes.push(if lost { Ok(Swapped::Done) } else { self.one(swap).await });
         }
@@ -310,6 +331,9 @@ impl LeaseStore for Faulty {
 
     async fn close(&self) -> Result<()> {
         let again = self.closed.swap(true, SeqCst);
+        if self.fault != Fault::ClosesWhileCallsAreUnderWay {
+            let _all = self.under_way.write().await;
+        }
         if again && self.fault == Fault::ClosesOnce {
             return Err(Error::not_applied(ErrorKind::Closed, "close"));
         }
@@ -352,6 +376,7 @@ fn each_fault_of_a_store_is_caught_by_the_case_that_names_the_rule() {
             ForgetsReplacements,
             "a_swap_that_was_answered_is_seen",
             &[
+                "a_batch_is_cheaper_than_its_swaps_one_by_one",
                 "swap_is_atomic_under_concurrency",
                 "a_swap_replaces_the_ttl",
                 "an_empty_value_is_not_no_value",
@@ -362,7 +387,7 @@ fn each_fault_of_a_store_is_caught_by_the_case_that_names_the_rule() {
                 "concurrent_calls_get_their_own_answers",
                 "a_dropped_call_leaves_the_others_right",
                 "it_reconnects_by_itself",
-                "no_value_expires_early",
+                "no_ttl_is_cut_short",
                 "close_ends_this_client_alone",
             ],
         ),
@@ -391,8 +416,9 @@ fn each_fault_of_a_store_is_caught_by_the_case_that_names_the_rule() {
         planted(DeletesWhatIsNotThere, "a_conflict_answers_what_is_there", &[]),
         planted(TakesNoChangeForDone, "a_conflict_answers_what_is_there", &[]),
         planted(BringsBackWhatWasDeleted, "a_swap_to_nothing_deletes", &[]),
-        planted(ExpiresEarly, "no_value_expires_early", &[]),
-        planted(CountsWholeSeconds, "no_value_expires_early", &["a_swap_replaces_the_ttl"]),
+        planted(ExpiresEarly, "no_ttl_is_cut_short", &[]),
+        planted(CountsWholeSeconds, "no_ttl_is_cut_short", &["a_swap_replaces_the_ttl"]),
+        planted(CutsItsClock, "no_ttl_is_cut_short", &[]),
         planted(KeepsTheFirstTtl, "a_swap_replaces_the_ttl", &[]),
         planted(RefusedSwapsSetTheTtl, "a_refused_swap_leaves_the_ttl_alone", &[]),
         planted(
@@ -402,6 +428,7 @@ fn each_fault_of_a_store_is_caught_by_the_case_that_names_the_rule() {
         ),
         planted(OverflowsLongTtls, "a_ttl_may_be_very_long", &[]),
         planted(LosesOneOfAThousand, "a_batch_may_have_a_thousand_items", &[]),
+        planted(SwapsOneByOne, "a_batch_is_cheaper_than_its_swaps_one_by_one", &[]),
         planted(
             AnswersSwapsInWrongOrder,
             "outcomes_come_in_order_of_the_swaps",
@@ -434,7 +461,7 @@ fn each_fault_of_a_store_is_caught_by_the_case_that_names_the_rule() {
                 "of_concurrent_creates_one_wins",
                 "swap_is_atomic_under_concurrency",
                 // It caches that a value is there as well.
-                "no_value_expires_early",
+                "no_ttl_is_cut_short",
             ],
         ),
         planted(MixesUpAnswers, "concurrent_calls_get_their_own_answers", SHARED),
@@ -442,6 +469,7 @@ fn each_fault_of_a_store_is_caught_by_the_case_that_names_the_rule() {
             StallsAfterADroppedCall,
             "a_dropped_call_leaves_the_others_right",
             &[
+                "no_ttl_is_cut_short",
                 "of_concurrent_creates_one_wins",
                 "swap_is_atomic_under_concurrency",
                 "concurrent_calls_get_their_own_answers",
@@ -450,13 +478,18 @@ fn each_fault_of_a_store_is_caught_by_the_case_that_names_the_rule() {
         ),
         planted(ChecksNothingWell, "check_answers", &[]),
         planted(ClosesOnce, "close_is_idempotent_and_final", &[]),
+        planted(ClosesWhileCallsAreUnderWay, "close_waits_for_calls_under_way", &[]),
         planted(GoesOnAfterClose, "close_is_idempotent_and_final", &[]),
         planted(TakesItsValuesAlong, "close_ends_this_client_alone", &[]),
         planted(Network(Manners::Denies), "an_effect_that_is_not_known_is_reported_as_unknown", &[]),
         planted(
             Network(Manners::Hangs),
             "without_a_server_every_call_ends_in_time",
-            &["an_effect_that_is_not_known_is_reported_as_unknown", "it_reconnects_by_itself"],
+            &[
+                "an_effect_that_is_not_known_is_reported_as_unknown",
+                "it_reconnects_by_itself",
+                "close_waits_for_calls_under_way",
+            ],
         ),
         planted(
             Network(Manners::NeverComesBack),

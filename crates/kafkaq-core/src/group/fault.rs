@@ -5,7 +5,7 @@
 pub enum GroupFault {
     /// A partition is taken although its owner is alive.
     TakesFromTheLiving,
-    /// A member that could not renew goes on (hole 18).
+    /// A member that could not renew goes on.
     NeverStops,
     /// A new owner keeps the epoch of the last one.
     EpochKept,
@@ -13,15 +13,15 @@ pub enum GroupFault {
     CursorGoesBack,
     /// A commit is confirmed when it is sent, whatever the store answers.
     CommitUnconfirmed,
-    /// What the store holds of an earlier topic confirms commits of this one (hole 15).
+    /// What the store holds of an earlier topic confirms commits of this one.
     StaleStoredConfirms,
-    /// The cursor is believed although its topic was made anew (hole 15).
+    /// The cursor is believed although its topic was made anew.
     MarkIgnored,
-    /// The log's checkpoint is not looked at (hole 16).
+    /// The log's checkpoint is not looked at.
     CheckpointIgnored,
-    /// The log's checkpoint is not looked at if the store has a cursor, which may be an old one (hole 16).
+    /// The log's checkpoint is not looked at if the store has a cursor, which may be an old one.
     StoreBelieved,
-    /// Who leaves puts no checkpoint into the log (hole 16).
+    /// Who leaves puts no checkpoint into the log.
     LeaveForgets,
     /// A conflict is overwritten, whoever owns the partition now.
     ConflictOverwritten,
@@ -37,6 +37,26 @@ pub enum GroupFault {
     NoExpiry,
     /// A member looks after the others once in a timeout.
     LooksSeldom,
+    /// A call that names a hold which is over is taken for the present one.
+    OldEpochTaken,
+    /// The anchor is not compared with the log.
+    AnchorIgnored,
+    /// Until the first check commits carry no anchor.
+    NoFirstAnchor,
+    /// A reader compares nothing with the log.
+    NeverChecks,
+    /// A reader goes on after a failure or a gap as if nothing had been.
+    GapsIgnored,
+    /// A log that doesn't show a record is taken for another one.
+    EmptyIsProof,
+    /// An answer without records moves the position.
+    EmptyMovesOn,
+    /// A batch from below the position is passed over as a repeat.
+    RepeatsPassed,
+    /// A partition that is found broken is held on to.
+    BrokenKept,
+    /// A topic that is missing is held on to.
+    MissingKept,
 }
 
 impl GroupFault {
@@ -59,5 +79,15 @@ impl GroupFault {
         GroupFault::NoReleaseLimit,
         GroupFault::NoExpiry,
         GroupFault::LooksSeldom,
+        GroupFault::OldEpochTaken,
+        GroupFault::AnchorIgnored,
+        GroupFault::NoFirstAnchor,
+        GroupFault::NeverChecks,
+        GroupFault::GapsIgnored,
+        GroupFault::EmptyIsProof,
+        GroupFault::EmptyMovesOn,
+        GroupFault::RepeatsPassed,
+        GroupFault::BrokenKept,
+        GroupFault::MissingKept,
     ];
 }

@@ -10,6 +10,13 @@ use crate::{Assignment, Cursor, machine::Mono};
 use super::GroupFault;
 
 impl Group {
+    /// The slot of a hold that is not over. Whatever else a caller names is late.
+    fn held(&self, assignment: &Assignment) -> Option<usize> {
+        let i = *self.by_partition.get(&assignment.partition)?;
+        let own = self.slots[i].own.as_ref()?;
+        (own.epoch == assignment.epoch || planted!(self, OldEpochTaken)).then_some(i)
+    }
+
     /// Partitions whose start has to be found: the cursor that the store holds, if any.
     pub fn poll_locate(&mut self, now: Mono) -> Option<(Assignment, Option<Cursor>)> {
         let ready = |own: &Own| matches!(own.phase, Phase::Locating(Some(at)) if now >= at);
@@ -25,10 +32,9 @@ impl Group {
     pub fn handle_located(&mut self, assignment: &Assignment, cursor: Option<Cursor>, now: Mono) {
         let (timeout, tick) = (self.config.member_timeout, self.tick());
         let believed = planted!(self, StaleStoredConfirms);
-        let Some(slot) = self.slot(&assignment.partition) else { return };
-        let Some(own) = slot.held(assignment).filter(|own| own.phase == Phase::Locating(None)) else {
-            return;
-        };
+        let Some(i) = self.held(assignment) else { return };
+        let slot = &mut self.slots[i];
+        let Some(own) = slot.own.as_mut().filter(|own| own.phase == Phase::Locating(None)) else { return };
         let Some(cursor) = cursor else {
             own.failures += 1;
             own.phase = Phase::Locating(Some(now.plus((RETRY * own.failures).min(tick))));
@@ -51,16 +57,13 @@ impl Group {
     pub fn handle_commit(&mut self, id: u64, assignment: &Assignment, cursor: Cursor, now: Mono) {
         self.handle_time(now);
         let back = planted!(self, CursorGoesBack);
-        let Some(i) = self.by_partition.get(&assignment.partition).copied() else {
-            return self.answers.push((id, CommitOutcome::NotOwner));
-        };
-        let held =
-            self.slots[i].held(assignment).filter(|o| matches!(o.phase, Phase::Held | Phase::Revoking(_)));
+        let open = |own: &&mut Own| matches!(own.phase, Phase::Held | Phase::Revoking(_));
+        let held = self.held(assignment).and_then(|i| self.slots[i].own.as_mut()).filter(open);
         let Some(own) = held else { return self.answers.push((id, CommitOutcome::NotOwner)) };
         if back || own.cursor.is_none_or(|c| cursor.offset > c.offset) {
-            // An older mark is worth more than none.
-            let mark = cursor.mark.or(own.cursor.and_then(|c| c.mark));
-            own.cursor = Some(Cursor { mark, ..cursor });
+            // Older marks are worth more than none.
+            let marks = own.cursor.filter(|_| cursor.mark.is_none()).unwrap_or(cursor);
+            own.cursor = Some(Cursor { offset: cursor.offset, ..marks });
         }
         own.commits.push((id, cursor.offset));
         own.answer_stored(&mut self.answers);
@@ -68,35 +71,40 @@ impl Group {
 
     /// The member lets go of what was being revoked.
     pub fn handle_release(&mut self, assignment: &Assignment) {
-        if let Some(own) = self.slot(&assignment.partition).and_then(|s| s.held(assignment))
+        if let Some(i) = self.held(assignment)
+            && let Some(own) = &mut self.slots[i].own
             && matches!(own.phase, Phase::Revoking(_))
         {
             own.phase = Phase::Releasing;
         }
     }
 
-    /// Reading can't go on where it was: the topic was made anew, or its beginning deleted. The partition is lost and
-    /// won again, with a fresh look at where to start.
-    pub fn handle_broken(&mut self, assignment: &Assignment) {
-        if let Some(i) = self.by_partition.get(&assignment.partition).copied()
-            && self.slots[i].held(assignment).is_some()
-        {
+    /// Reading can't go on where it was: the log is another one than was read, or its records don't fit. The partition
+    /// is lost and won again, with a fresh look at where to start; not at once, since it may be broken again.
+    pub fn handle_broken(&mut self, assignment: &Assignment, now: Mono) {
+        if let Some(i) = self.held(assignment).filter(|_| !planted!(self, BrokenKept)) {
             self.lose(i, CommitOutcome::Unknown);
+            self.slots[i].retry_at = now.plus(RETRY);
         }
     }
 
-    /// A cursor to be put into the log now.
-    pub fn poll_checkpoint(&mut self, now: Mono) -> Option<(Assignment, Cursor)> {
-        let due = |own: &Own| self.unkept(own).filter(|(_, at)| now >= *at);
-        let (i, cursor) = self.slots.iter().enumerate().find_map(|(i, slot)| {
-            let (cursor, _) = due(slot.own.as_ref()?)?;
-            Some((i, cursor))
-        })?;
-        let slot = &mut self.slots[i];
-        let own = slot.own.as_mut()?;
-        own.checkpointing = true;
-        let epoch = own.epoch;
-        Some((slot.assignment(epoch), cursor))
+    /// The cursors to be put into the log now: if one is due, all that the log lacks, up to `max`, so that they are one
+    /// append.
+    pub fn poll_checkpoints(&mut self, now: Mono, max: usize, out: &mut Vec<(Assignment, Cursor)>) {
+        let unkept: Vec<_> =
+            self.slots.iter().map(|s| s.own.as_ref().and_then(|own| self.unkept(own))).collect();
+        if !unkept.iter().flatten().any(|(_, at)| now >= *at) {
+            return;
+        }
+        for (slot, (cursor, _)) in
+            self.slots.iter_mut().zip(unkept).filter_map(|(s, u)| Some((s, u?))).take(max)
+        {
+            if let Some(own) = &mut slot.own {
+                own.checkpointing = true;
+                let epoch = own.epoch;
+                out.push((slot.assignment(epoch), cursor));
+            }
+        }
     }
 
     /// The cursor that the log lacks, and from when on it should have it.
@@ -118,7 +126,9 @@ impl Group {
     /// Whether the log has it. Who leaves tries once.
     pub fn handle_checkpointed(&mut self, assignment: &Assignment, cursor: Cursor, ok: bool, now: Mono) {
         let (next, enough) = (now.plus(self.config.checkpoint_every), ok || self.leaving);
-        if let Some(own) = self.slot(&assignment.partition).and_then(|s| s.held(assignment)) {
+        if let Some(i) = self.held(assignment)
+            && let Some(own) = &mut self.slots[i].own
+        {
             own.checkpointing = false;
             own.checkpoint_at = next;
             if enough {

@@ -11,12 +11,14 @@
 //! ```
 //! - An owner renews by raising the value's counter, ten times in `member_timeout`. Whoever sees the counter stand still for `member_timeout`, by its
 //!   own monotonic clock, takes the partition. The owner stops earlier than that by its own clock, counted from when
-//!   the last renewal was sent (hole 18).
+//!   the last renewal was sent: no two clocks are compared.
 //! - A commit is a swap too, so only the owner wins it, and it is a renewal at the same time.
 //! - A member with too little asks the one with the most for one partition, by writing its name into the value. The
 //!   owner finds it at its next renewal, lets go in two phases, and the partition is kept for the asker for a while.
 //! - The store may forget: an owner that finds nothing, or an earlier state that is no further than its own, writes its
-//!   own again. Where reading starts, the log's own checkpoint counts as much as the store's cursor (hole 16).
+//!   own again. Where reading starts, the log's own checkpoint counts as much as the store's cursor.
+//! - A topic may be cut, or deleted and recreated: a cursor of an earlier log counts for nothing where reading starts, and
+//!   whoever finds that the log is another one than was read loses the partition and wins it again.
 //! - Who leaves puts its cursors into the log first, and then lets go.
 //!
 //! No async, no clock, no random number, no I/O: inputs are `handle_*`, outputs are `poll_*`.
@@ -164,10 +166,6 @@ impl Group {
         self.config.member_timeout - self.tick()
     }
 
-    fn slot(&mut self, partition: &Partition) -> Option<&mut Slot> {
-        self.by_partition.get(partition).map(|i| &mut self.slots[*i])
-    }
-
     /// The partitions that there are, all of them. What is no longer among them is lost.
     pub fn handle_partitions(&mut self, partitions: impl IntoIterator<Item = Partition>) {
         let mut there = vec![false; self.slots.len()];
@@ -182,8 +180,9 @@ impl Group {
             self.next_read = Mono(0);
         }
         for (i, there) in there.into_iter().enumerate() {
-            self.slots[i].gone = !there;
-            if !there {
+            let gone = !there && !planted!(self, MissingKept);
+            self.slots[i].gone = gone;
+            if gone {
                 self.lose(i, CommitOutcome::Unknown);
             }
         }
@@ -242,12 +241,17 @@ impl Group {
     #[must_use]
     pub fn next_time(&self, now: Mono) -> Option<Mono> {
         let read = (!self.reading && !self.leaving).then_some(self.next_read);
+        let later = |at: &Mono| *at > now;
         let slots = self.slots.iter().filter_map(|slot| match &slot.own {
             Some(own) => Some(self.next_of_own(slot, own)),
-            None if slot.owner().is_some_and(|m| m != self.config.member) && slot.sent.is_none() => {
-                Some(slot.changed.plus(self.config.member_timeout).max(slot.retry_at)).filter(|at| *at > now)
-            }
-            None => None,
+            None if slot.gone || slot.sent.is_some() => None,
+            None => slot
+                .owner()
+                .map(|owner| match owner == self.config.member {
+                    true => slot.retry_at,
+                    false => slot.changed.plus(self.config.member_timeout).max(slot.retry_at),
+                })
+                .filter(later),
         });
         read.into_iter().chain(slots).min()
     }

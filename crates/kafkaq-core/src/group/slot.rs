@@ -1,8 +1,7 @@
 //! What a member knows of one partition.
 
 use super::{CommitOutcome, MemberId, Value};
-use crate::Cursor;
-use crate::{Assignment, DecodeError, Key, Partition, machine::Mono};
+use crate::{Assignment, Cursor, DecodeError, Key, Partition, machine::Mono};
 use bytes::Bytes;
 
 #[derive(Debug)]
@@ -135,11 +134,6 @@ impl Slot {
         if let Some(own) = &mut self.own {
             own.beat = None;
         }
-    }
-
-    /// The own hold of this assignment.
-    pub(super) fn held(&mut self, assignment: &Assignment) -> Option<&mut Own> {
-        self.own.as_mut().filter(|own| own.epoch == assignment.epoch)
     }
 }
 

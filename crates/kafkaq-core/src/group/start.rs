@@ -1,75 +1,78 @@
 //! Where reading starts once a partition was won.
 
-use crate::{Cursor, Mark, Offsets, Record};
+use crate::{Cursor, Standing};
 
-/// Where reading starts: at the furthest of the known cursors that belongs to this topic, else at the first record,
-/// never at the end (hole 17).
+/// Where reading starts, and what the operator has to know: at the furthest of the known cursors that belongs to the log
+/// that is there, else at its first record, never at the end, since whoever comes later must find what was published
+/// before.
 ///
 /// Every cursor was once finished up to, so the furthest is right, whichever of the store and the log has it: a store
-/// that went back in time doesn't make the group go back with it. With each cursor comes what a read from its mark found
-/// first. A mark that retention has deleted proves nothing, and the cursor is believed; a mark that isn't where it was,
-/// or a cursor beyond the end, is of an earlier topic of the same name (hole 15).
+/// that went back in time doesn't make the group go back with it. One without a mark had no record below it, and would
+/// be believed in whatever log: nothing is repeated by leaving it out. The first of them is the one that was believed most:
+/// if it is of an earlier log, somebody has to know.
 #[must_use]
-pub fn start(log: Offsets, cursors: &[(Cursor, Option<Record>)]) -> Cursor {
-    let of_this_topic = |(cursor, at_mark): &&(Cursor, Option<Record>)| {
-        let moved = cursor
-            .mark
-            .is_some_and(|mark| mark.offset >= log.first && at_mark.as_ref().map(Mark::of) != Some(mark));
-        cursor.offset <= log.next && !moved
-    };
-    let furthest = cursors.iter().filter(of_this_topic).map(|(cursor, _)| *cursor).max_by_key(|c| c.offset);
-    furthest.filter(|c| c.offset >= log.first).unwrap_or(Cursor::new(log.first))
+pub fn start(first: i64, known: &[(Cursor, Standing)]) -> (Cursor, Option<(Cursor, Standing)>) {
+    let marked = known.iter().filter(|(cursor, _)| cursor.mark.is_some());
+    let usable = marked.filter_map(|(cursor, standing)| match *standing {
+        Standing::Intact => Some((*cursor, None)),
+        Standing::DeletedUnread { first } => {
+            Some((Cursor { offset: first, ..*cursor }, Some((*cursor, *standing))))
+        }
+        Standing::Replaced { .. } => None,
+    });
+    // Of two that come to the same, the one that lost nothing on the way.
+    let furthest = usable.max_by_key(|(cursor, deleted)| (cursor.offset, deleted.is_none()));
+    let (at, deleted) = furthest.unwrap_or((Cursor::new(first), None));
+    let replaced = known.first().copied().filter(|(_, s)| matches!(s, Standing::Replaced { .. }));
+    (at, replaced.or(deleted))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Headers;
-
-    fn record(offset: i64, value: &'static str) -> Record {
-        Record::new(offset, 5, None, Some(value.into()), Headers::new())
-    }
+    use crate::Mark;
 
     fn at(offset: i64) -> Cursor {
-        Cursor { offset, mark: Some(Mark::of(&record(offset - 1, "x"))), anchor: None }
+        let mark = Mark { offset: offset - 1, timestamp_ms: 5, hash: 7 };
+        Cursor { offset, mark: Some(mark), anchor: Some(mark) }
     }
 
-    fn start_at(log: Offsets, cursor: Cursor, at_mark: Option<Record>) -> i64 {
-        start(log, &[(cursor, at_mark)]).offset
+    const INTACT: Standing = Standing::Intact;
+    const REPLACED: Standing = Standing::Replaced { first: 2 };
+
+    #[test]
+    fn it_starts_at_the_furthest_cursor_of_this_log() {
+        assert_eq!(start(2, &[(at(4), INTACT), (at(6), INTACT)]), (at(6), None));
+        assert_eq!(start(2, &[(at(6), INTACT), (at(4), INTACT)]), (at(6), None));
+        assert_eq!(
+            start(2, &[(at(4), INTACT), (at(8), REPLACED)]),
+            (at(4), None),
+            "an old checkpoint is nobody's news"
+        );
     }
 
     #[test]
-    fn it_starts_at_the_cursor_if_the_last_finished_record_is_still_the_same() {
-        let log = Offsets { first: 0, next: 9 };
-        assert_eq!(start_at(log, at(4), Some(record(3, "x"))), 4);
+    fn without_a_cursor_of_this_log_it_starts_at_the_first_record_and_tells_of_the_one_it_believed() {
+        assert_eq!(start(2, &[]), (Cursor::new(2), None));
+        let (stored, kept) = ((at(8), REPLACED), (at(6), REPLACED));
+        assert_eq!(start(2, &[stored, kept]), (Cursor::new(2), Some(stored)));
+        assert_eq!(start(2, &[stored, (at(6), INTACT)]), (at(6), Some(stored)), "cut below the last commit");
     }
 
     #[test]
-    fn a_topic_made_anew_starts_at_its_first_record() {
-        let log = Offsets { first: 0, next: 9 };
-        assert_eq!(start_at(log, at(4), Some(record(3, "y"))), 0);
-        assert_eq!(start_at(log, at(4), Some(record(5, "x"))), 0);
-        assert_eq!(start_at(log, at(20), None), 0);
+    fn a_cursor_that_could_be_of_any_log_is_left_out() {
+        assert_eq!(start(2, &[(Cursor::new(6), INTACT)]), (Cursor::new(2), None));
+        assert_eq!(start(2, &[(Cursor::new(6), INTACT), (at(4), INTACT)]), (at(4), None));
     }
 
     #[test]
-    fn the_furthest_cursor_of_this_topic_counts() {
-        let log = Offsets { first: 0, next: 9 };
-        let cursors = |a, b| [(at(a), Some(record(a - 1, "x"))), (at(b), Some(record(b - 1, "x")))];
-        assert_eq!(start(log, &cursors(4, 6)).offset, 6);
-        assert_eq!(start(log, &cursors(6, 4)).offset, 6);
-        let of_an_earlier_topic = (at(8), Some(record(7, "y")));
-        assert_eq!(start(log, &[of_an_earlier_topic, (at(4), Some(record(3, "x")))]).offset, 4);
-    }
-
-    #[test]
-    fn without_a_cursor_it_starts_at_the_first_record() {
-        assert_eq!(start(Offsets { first: 3, next: 9 }, &[]).offset, 3);
-    }
-
-    #[test]
-    fn what_retention_deleted_is_passed_over() {
-        assert_eq!(start_at(Offsets { first: 6, next: 9 }, at(4), None), 6);
-        assert_eq!(start_at(Offsets { first: 4, next: 9 }, at(4), None), 4);
+    fn what_was_deleted_unread_is_passed_over_and_told_unless_it_was_read_after_all() {
+        let gone = Standing::DeletedUnread { first: 9 };
+        let moved = Cursor { offset: 9, ..at(4) };
+        assert_eq!(start(9, &[(at(4), gone)]), (moved, Some((at(4), gone))));
+        for intact in [at(9), at(12)] {
+            assert_eq!(start(9, &[(at(4), gone), (intact, INTACT)]), (intact, None));
+            assert_eq!(start(9, &[(intact, INTACT), (at(4), gone)]), (intact, None));
+        }
     }
 }

@@ -48,7 +48,7 @@ pub(super) fn round(group: &mut Group, store: &mut Store, now: Mono) -> Vec<Chan
         group.handle_read(token, found, now);
     }
     for _ in 0..3 {
-        while let Some((assignment, cursor)) = group.poll_checkpoint(now) {
+        for (assignment, cursor) in checkpoints(group, now) {
             group.handle_checkpointed(&assignment, cursor, true, now);
         }
         swaps(group, store, now);
@@ -63,6 +63,12 @@ pub(super) fn round(group: &mut Group, store: &mut Store, now: Mono) -> Vec<Chan
         }
     }
     all
+}
+
+fn checkpoints(group: &mut Group, now: Mono) -> Vec<(Assignment, Cursor)> {
+    let mut due = Vec::new();
+    group.poll_checkpoints(now, 100, &mut due);
+    due
 }
 
 pub(super) fn owned(group: &Group) -> usize {
@@ -278,14 +284,14 @@ fn a_cursor_goes_to_the_log_every_few_seconds_if_it_has_moved() {
     let held = first(round(&mut a, &mut store, Mono(0)));
     a.handle_commit(1, &held, cursor(5), Mono(1));
     round(&mut a, &mut store, Mono(1));
-    assert_eq!(a.poll_checkpoint(Mono(SEC)), None);
-    assert_eq!(a.poll_checkpoint(Mono(5 * SEC)), Some((held.clone(), cursor(5))));
-    assert_eq!(a.poll_checkpoint(Mono(5 * SEC)), None);
+    assert_eq!(checkpoints(&mut a, Mono(SEC)), []);
+    assert_eq!(checkpoints(&mut a, Mono(5 * SEC)), [(held.clone(), cursor(5))]);
+    assert_eq!(checkpoints(&mut a, Mono(5 * SEC)), []);
     a.handle_checkpointed(&held, cursor(5), true, Mono(5 * SEC));
-    assert_eq!(a.poll_checkpoint(Mono(50 * SEC)), None);
+    assert_eq!(checkpoints(&mut a, Mono(50 * SEC)), []);
 }
 
-/// Hole 15: the store holds a cursor of a topic that was deleted and made anew, and it is beyond this topic's end.
+/// The store holds a cursor of a topic that was deleted and made anew, and it is beyond this topic's end.
 #[test]
 fn a_cursor_of_an_earlier_topic_confirms_no_commit() {
     let (mut store, mut old) = (Store::default(), member(1, 1));
@@ -350,7 +356,7 @@ fn an_owner_does_not_write_over_what_was_committed_after_the_store_was_wiped() {
     assert_eq!((stored.owner, stored.cursor), (Some([2; 16]), Some(cursor(8))));
 }
 
-/// Hole 15: the topic was made anew while the store was wiped, and its first commits are lower than the last of before.
+/// The topic was made anew while the store was wiped, and its first commits are lower than the last of before.
 #[test]
 fn an_owner_does_not_write_the_cursor_of_an_earlier_topic_over_one_of_this() {
     let (mut store, [(mut a, old), (mut b, new)]) = two_owners_after_a_wipe(cursor(50));
@@ -369,12 +375,12 @@ fn who_leaves_puts_its_cursor_into_the_log_before_it_lets_go() {
     let held = first(round(&mut a, &mut store, Mono(0)));
     a.handle_commit(1, &held, cursor(5), Mono(1));
     a.handle_leave();
-    assert_eq!(a.poll_checkpoint(Mono(2)), Some((held.clone(), cursor(5))));
+    assert_eq!(checkpoints(&mut a, Mono(2)), [(held.clone(), cursor(5))]);
     round(&mut a, &mut store, Mono(2));
     assert!(!a.has_left());
     // Also if that fails: it is not tried twice.
     a.handle_checkpointed(&held, cursor(5), false, Mono(3));
-    assert_eq!(a.poll_checkpoint(Mono(3)), None);
+    assert_eq!(checkpoints(&mut a, Mono(3)), []);
     round(&mut a, &mut store, Mono(3));
     assert!(a.has_left());
 }
@@ -441,4 +447,50 @@ fn a_commit_without_a_mark_keeps_the_last_one() {
     round(&mut a, &mut store, Mono(3));
     let stored = Value::decode(store.0.values().next().unwrap()).unwrap();
     assert_eq!(stored.cursor, Some(Cursor { offset: 6, mark: cursor(5).mark, anchor: None }));
+}
+
+/// One append takes all that the log lacks, so that there are few and large ones.
+#[test]
+fn cursors_that_the_log_lacks_go_there_together() {
+    let (mut store, mut a) = (Store::default(), member(1, 3));
+    let held: Vec<_> = round(&mut a, &mut store, Mono(0))
+        .into_iter()
+        .map(|change| match change {
+            Change::Assigned(assignment, _) => assignment,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    a.handle_commit(1, &held[0], cursor(5), Mono(1));
+    round(&mut a, &mut store, Mono(1));
+    for (assignment, cursor) in checkpoints(&mut a, Mono(5 * SEC)) {
+        a.handle_checkpointed(&assignment, cursor, true, Mono(6 * SEC));
+    }
+    a.handle_commit(2, &held[0], cursor(6), Mono(7 * SEC));
+    a.handle_commit(3, &held[2], cursor(7), Mono(7 * SEC));
+    swaps(&mut a, &mut store, Mono(7 * SEC));
+    let both = [(held[0].clone(), cursor(6)), (held[2].clone(), cursor(7))];
+    let due = checkpoints(&mut a, Mono(8 * SEC));
+    assert_eq!(due.len(), 2, "{due:?}");
+    assert!(both.iter().all(|one| due.contains(one)));
+}
+
+#[test]
+fn what_is_broken_is_lost_and_won_again_under_a_higher_epoch_but_not_at_once() {
+    let (mut store, mut a) = (Store::default(), member(1, 1));
+    let held = first(round(&mut a, &mut store, Mono(0)));
+    a.handle_commit(1, &held, cursor(5), Mono(1));
+    round(&mut a, &mut store, Mono(1));
+    a.handle_commit(2, &held, cursor(8), Mono(2));
+    a.handle_broken(&held, Mono(SEC));
+    assert_eq!(a.poll_answers(), [(1, CommitOutcome::Done), (2, CommitOutcome::Unknown)]);
+    assert_eq!(round(&mut a, &mut store, Mono(SEC)), [Change::Lost(held.clone())]);
+    let again = a.next_time(Mono(SEC)).unwrap();
+    assert_eq!(again, Mono(SEC).plus(RETRY));
+    let changes = round(&mut a, &mut store, again);
+    let [Change::Assigned(new, from)] = &changes[..] else { panic!("{changes:?}") };
+    assert!(new.epoch > held.epoch, "{new} after {held}");
+    assert_eq!(*from, cursor(5), "where a new owner would start");
+    a.handle_broken(&held, Mono(2 * SEC));
+    a.handle_release(&held);
+    assert_eq!(round(&mut a, &mut store, Mono(2 * SEC)), [], "a late call for the old one means nothing");
 }

@@ -65,6 +65,8 @@ pub struct Settings {
     pub max_delay: Duration,
     /// Jobs that are leased before somebody asks for them.
     pub prefetch: usize,
+    /// When nobody has asked for a job for this long, what waits here is copied to where other processes read.
+    pub hand_over_after: Duration,
     /// Records of one partition that are read and not yet below the committed offset.
     pub window: usize,
     /// Bytes of one partition's unfinished records.
@@ -91,6 +93,7 @@ impl Default for Settings {
             max_handouts: 1000,
             max_delay: Duration::from_secs(7 * 24 * 3600),
             prefetch: 512,
+            hand_over_after: Duration::from_secs(2),
             window: 4096,
             window_bytes: 16 << 20,
             commit_interval: Duration::from_millis(200),

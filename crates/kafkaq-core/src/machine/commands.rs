@@ -35,6 +35,8 @@ impl Machine {
     /// it is renewed and becomes ready again, or is given back.
     pub fn handle_untaken(&mut self, now: Now, job: JobKey) {
         self.hear(now);
+        // It was not taken, so nobody has asked for it.
+        self.ready = self.ready.saturating_sub(1);
         self.come_back(Ref::from_bits(job.0), false);
     }
 

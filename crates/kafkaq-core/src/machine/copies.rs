@@ -11,6 +11,8 @@ use super::{
 use crate::{Effect, Error, LeaseState, NewRecord, Partition, Result, Retry, Wall, partitioner};
 use std::{cmp::Reverse, time::Duration};
 
+/// How long a copy that is due may wait for its acknowledgement before its record is considered again.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a refused append waits before it is tried again: until then a person may have mended it.
 const STUCK_PAUSE: Duration = Duration::from_secs(30);
 
@@ -52,14 +54,20 @@ impl Machine {
     }
 
     pub(super) fn start_copy(&mut self, r: Ref, due: Wall, announce: bool) {
+        self.start_copy_to(r, due, announce, false);
+    }
+
+    pub(super) fn start_copy_to(&mut self, r: Ref, due: Wall, announce: bool, elsewhere: bool) {
         let Some(item) = self.items.get(r) else { return };
         let cover = item.next_cover();
         let ahead = due.since(self.now.wall);
         // Under a live lease the copy waits for its end; if the lease is gone by then, its attempt has failed.
         let lease = item.seen.lease().filter(|l| l.state == LeaseState::Live);
-        let running = lease.is_some_and(|l| !l.prefetched) && !self.broken(Fault::RunOutUncounted);
-        let turn = self.own_time(due);
-        let copy = Copy { cover, due, ahead, lane_due: due, turn, announce, running };
+        let running = lease.is_some_and(|l| !l.prefetched);
+        // The log gets some time to acknowledge it, also if it is due at once.
+        let patience = self.now.mono.plus(self.settings.lease.min(PATIENCE));
+        let turn = self.own_time(due).max(patience);
+        let copy = Copy { cover, due, ahead, lane_due: due, turn, announce, running, elsewhere };
         self.start_append(r, AppendOp::Copy(copy));
         if self.broken(Fault::FinishBeforeAck) {
             self.finish_record(r);
@@ -93,11 +101,16 @@ impl Machine {
     }
 
     fn queue_append(&mut self, r: Ref) {
+        let elsewhere = self.items.get(r).filter(|i| i.copy().is_some_and(|copy| copy.elsewhere));
+        let elsewhere = elsewhere.and_then(|i| self.partition_elsewhere(Some(&i.content.id)));
         let Some(item) = self.items.get_mut(r) else { return };
         let id = &item.content.id;
         let live = item.seen.lease().is_some_and(|l| l.state == LeaseState::Live);
         let to = match &mut item.append {
             None => return,
+            Some(AppendOp::Copy(_)) if elsewhere.is_some() => {
+                Partition::new(self.layout.wait.clone(), elsewhere.unwrap_or_default())
+            }
             Some(AppendOp::Copy(Copy { due, lane_due, .. }) | AppendOp::Forward { due, lane_due }) => {
                 let (index, leaves) = match live {
                     true => self.ladder.place_park(self.now.wall, *due, id),
@@ -198,13 +211,14 @@ impl Machine {
         match item.append.take() {
             None => {}
             Some(AppendOp::Copy(copy)) => {
+                let due = self.now.mono.plus(copy.due.since(self.now.wall).min(copy.ahead));
                 item.no_park_before = self.now.mono.plus(STUCK_PAUSE);
                 if forgotten {
                     item.append = Some(AppendOp::Copy(copy));
                     return;
                 }
                 // A held job is looked after by the sweep.
-                if item.stage == Stage::Held { self.go_on(r) } else { self.reconsider_at(r, copy.turn) }
+                if item.stage == Stage::Held { self.go_on(r) } else { self.reconsider_at(r, due) }
             }
             Some(AppendOp::DeadLetter { .. }) => {
                 if self.broken(Fault::DeadLetterUnchecked) {
@@ -244,7 +258,8 @@ impl Machine {
     pub(super) fn may_raise(&self, r: Ref, cover: u32, due: Wall) -> bool {
         let lease = self.items.get(r).and_then(|i| i.seen.lease());
         lease.is_some_and(|l| {
-            let in_time = due <= rule::end(l, self.now.wall, self.limits);
+            // One whose turn has come displaces nothing either.
+            let in_time = due <= rule::end(l, self.now.wall, self.limits).max(self.now.wall);
             !l.state.is_terminal() && l.cover < cover && (in_time || self.broken(Fault::RaiseForLater))
         })
     }

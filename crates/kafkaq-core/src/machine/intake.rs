@@ -52,7 +52,7 @@ impl Machine {
 
     /// Leases for those who wait, and a bounded number ahead of them.
     fn takes(&mut self) {
-        let ahead = self.settings.prefetch;
+        let ahead = if self.is_deserted() { 0 } else { self.settings.prefetch };
         loop {
             let served = self.ready + self.ready_out.len() + self.taking;
             if served < self.demand
@@ -81,7 +81,7 @@ impl Machine {
     }
 
     /// The next record of the task topic, one partition after the other.
-    fn next_queued(&mut self) -> Option<Place> {
+    pub(super) fn next_queued(&mut self) -> Option<Place> {
         for _ in 0..self.order.len() {
             self.turn_of = (self.turn_of + 1) % self.order.len();
             let w = self.order[self.turn_of];
@@ -220,8 +220,14 @@ impl Machine {
         }
     }
 
-    fn break_verdict(&self, r: Ref, verdict: Verdict) -> Verdict {
+    fn break_verdict(&self, r: Ref, mut verdict: Verdict) -> Verdict {
         let Some(item) = self.items.get(r) else { return verdict };
+        if self.broken(Fault::RunOutUncounted)
+            && let Verdict::Take(take) | Verdict::DeadLetter(take) = &mut verdict
+            && std::mem::take(&mut take.ran_out)
+        {
+            take.failures -= 1;
+        }
         let lease = item.seen.lease().cloned();
         let consider = |seen| rule::consider(item.meta, &seen, self.now.wall, self.limits);
         match (verdict, lease) {

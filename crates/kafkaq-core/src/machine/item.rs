@@ -62,12 +62,14 @@ pub(super) struct Copy {
     /// How far ahead it was due when that was decided.
     pub(super) ahead: Duration,
     pub(super) lane_due: Wall,
-    /// When it is due, by this process's own time.
+    /// When its record is considered again if it is not acknowledged, by this process's own time.
     pub(super) turn: Mono,
     /// The task has no lease yet.
     pub(super) announce: bool,
     /// A worker has, or had, the task under a lease that ends then.
     pub(super) running: bool,
+    /// It goes to a partition of another process, which may have a caller.
+    pub(super) elsewhere: bool,
 }
 
 /// Where an item stands.

@@ -276,8 +276,18 @@ impl Machine {
                 }
                 self.go_on(r);
             }
-            StoreOp::GiveBack => self.remove(r),
+            StoreOp::GiveBack => {
+                self.let_go(r);
+                self.given_back(r);
+            }
         }
+    }
+
+    /// Nobody has had the job. Its record, if it still is here, is for whoever asks next.
+    fn given_back(&mut self, r: Ref) {
+        let Some(item) = self.items.get_mut(r) else { return };
+        item.own = None;
+        if item.place.is_some() && self.is_ours(r) { self.reconsider(r) } else { self.remove(r) }
     }
 
     /// I2: only here a job becomes ready, after its lease was won.
@@ -312,6 +322,7 @@ impl Machine {
     /// is short all the same, the store is slow, and another renewal gains nothing.
     pub(super) fn come_back(&mut self, r: Ref, renewed: bool) {
         let ours = self.is_ours(r);
+        let deserted = self.is_deserted() && self.partition_elsewhere(None).is_some();
         let Some(item) = self.items.get_mut(r) else { return };
         if item.own.is_none() {
             return self.go_on(r);
@@ -322,7 +333,7 @@ impl Machine {
             return self.begin_taking(r);
         }
         let parked = item.place.is_none() && !item.gone;
-        if self.shutting || !(ours || parked) {
+        if self.shutting || deserted || !(ours || parked) {
             return self.start(r, StoreOp::GiveBack);
         }
         let left = item.seen.lease().map_or(Duration::ZERO, |l| l.deadline.since(self.now.wall));
@@ -385,10 +396,17 @@ impl Machine {
         }
         match (means, &op) {
             // A store that forgot the lease needs no word of it.
-            (Conflict::Again, StoreOp::GiveBack) if matches!(item.seen, Seen::Missing) => self.remove(r),
-            (Conflict::Again, _) => self.start(r, op),
+            (Conflict::Again, StoreOp::GiveBack) if matches!(item.seen, Seen::Missing) => self.swapped(r, op),
+            (Conflict::Again, _) => {
+                // An earlier try may have taken effect and been lost with what the store lost.
+                let in_doubt = item.in_doubt;
+                self.start(r, op);
+                if let Some(item) = self.items.get_mut(r) {
+                    item.in_doubt = in_doubt;
+                }
+            }
             (Conflict::AlreadySo, _) => self.swapped(r, op),
-            (Conflict::Lost(_), StoreOp::GiveBack) => self.remove(r),
+            (Conflict::Lost(_), StoreOp::GiveBack) => self.swapped(r, op),
             (Conflict::Lost(reason), _) => self.lost(r, reason),
         }
     }

@@ -28,6 +28,7 @@ mod commands;
 mod copies;
 mod fault;
 mod gate;
+mod hand_over;
 mod intake;
 mod item;
 mod ladder;
@@ -100,6 +101,8 @@ pub struct Machine {
     /// Callers that wait, and ready jobs that wait for a caller, as the driver told last.
     demand: usize,
     ready: usize,
+    /// When somebody asked for a job last.
+    asked_at: Mono,
     /// Takes and looks under way.
     taking: usize,
     looking: usize,
@@ -154,6 +157,7 @@ impl Machine {
             store_gate: Gate::default(),
             demand: 0,
             ready: 0,
+            asked_at: now.mono,
             taking: 0,
             looking: 0,
             credit: 0,
@@ -191,6 +195,9 @@ impl Machine {
     /// wait or the ready ones have fallen below half of the prefetch.
     pub fn handle_demand(&mut self, now: Now, waiting: usize, ready: usize) {
         self.hear(now);
+        if waiting > 0 || ready < self.ready {
+            self.asked_at = now.mono;
+        }
         self.demand = waiting;
         self.ready = ready;
     }

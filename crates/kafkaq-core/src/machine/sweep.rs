@@ -31,6 +31,7 @@ impl Machine {
             return;
         }
         self.next_sweep = self.now.mono.plus(self.sweep_every());
+        self.hand_over();
         for r in self.items.refs().collect::<Vec<_>>() {
             let Some(item) = self.items.get(r) else { continue };
             match self.what_is_late(item) {
@@ -79,7 +80,8 @@ impl Machine {
 
     /// When the sweep has to run, if there is anything to look after.
     pub(super) fn sweep_at(&self) -> Option<Mono> {
-        (!self.items.is_empty()).then_some(self.next_sweep)
+        let queued = || self.order.iter().filter_map(|w| self.windows.get(*w)).any(|w| w.len() > 0);
+        (!self.items.is_empty() || queued()).then_some(self.next_sweep)
     }
 
     /// The record is considered again at `when`, by an item of its own. Whoever holds the job may still end it, and an

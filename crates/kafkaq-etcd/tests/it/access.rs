@@ -2,7 +2,7 @@
 
 use crate::{own, own_with, raw, store};
 use etcd_client::{AlarmAction, AlarmType, Permission, PutOptions};
-use kafkaq_adapter_tests::{create, key, one, read, replace, until, value};
+use kafkaq_adapter_tests::{Log, create, key, one, read, replace, until, value};
 use kafkaq_core::{Effect, ErrorKind, LeaseStore, Retry, Swap, Swapped};
 use kafkaq_etcd::EtcdStore;
 use std::time::Duration;
@@ -152,6 +152,15 @@ fn settings_that_make_no_sense_are_refused_when_building() {
         EtcdStore::builder(["127.0.0.1:port"]),
         EtcdStore::builder(["127.0.0.1:2379/path"]),
         EtcdStore::builder(["redis://127.0.0.1:6379"]),
+        EtcdStore::builder([":2379"]),
+        EtcdStore::builder(["127.0.0.1:0"]),
+        EtcdStore::builder(["http://127.0.0.1:2379?a=b"]),
+        EtcdStore::builder(["127.0.0.1:2379#a"]),
+        fine().prefix(""),
+        fine().prefix("a\n"),
+        fine().prefix("x".repeat(201)),
+        fine().user("", "password"),
+        fine().user("name", ""),
         fine().request_timeout(Duration::ZERO),
         fine().request_timeout(Duration::MAX),
     ] {
@@ -201,9 +210,9 @@ async fn check_warns_of_a_long_history_until_it_is_compacted() {
 }
 
 #[tokio::test]
-async fn a_full_etcd_grants_no_lease_serves_reads_and_is_reported() {
+async fn a_full_etcd_grants_no_lease_serves_reads_and_is_reported_and_logged() {
     let server = own_with(&["--quota-backend-bytes=4000000"]);
-    let store = store(&server);
+    let (log, store) = (Log::capture(), store(&server));
     assert_eq!(one(&store, create(&key("there"), "a")).await.unwrap(), Swapped::Done);
     let mut raw = raw(&server).await;
     let megabyte = vec![0; 1 << 20];
@@ -217,6 +226,11 @@ async fn a_full_etcd_grants_no_lease_serves_reads_and_is_reported() {
         "{e}"
     );
     assert!(e.advice().unwrap().contains("alarm disarm"), "{e}");
+    let told = log.lines();
+    assert!(
+        told.len() == 1 && told[0].contains("is failing") && told[0].contains("alarm disarm"),
+        "{told:#?}"
+    );
     assert_eq!(read(&store, &key("there")).await.unwrap(), value("a"));
     // Those that tell their limit are reported for that, too.
     assert!(store.check().await.unwrap()[0].contains("NOSPACE"));

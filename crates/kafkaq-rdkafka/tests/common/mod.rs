@@ -10,6 +10,7 @@ use kafkaq_core::*;
 use kafkaq_rdkafka::{GroupProtocol, RdKafka};
 use rdkafka::mocking::MockCluster;
 use std::{
+    collections::BTreeMap,
     panic::AssertUnwindSafe,
     sync::{
         Arc,
@@ -104,7 +105,20 @@ pub(crate) fn sites(test: &str) -> Vec<Site> {
 
 /// Runs a test on all sites at once: most of its time is waiting.
 pub(crate) async fn on_each_site(test: &str, run: impl AsyncFn(Site)) {
-    let runs = sites(test).into_iter().map(async |site| {
+    on_all(sites(test), run).await;
+}
+
+/// What a mock cluster can't do.
+pub(crate) async fn on_each_real_site(test: &str, run: impl AsyncFn(Site)) {
+    let sites: Vec<_> = sites(test).into_iter().filter(|site| site.mock.is_none()).collect();
+    if sites.is_empty() {
+        println!("{test}: not run; `KAFKAQ_TEST_KAFKA` names no server");
+    }
+    on_all(sites, run).await;
+}
+
+async fn on_all(sites: Vec<Site>, run: impl AsyncFn(Site)) {
+    let runs = sites.into_iter().map(async |site| {
         let name = format!("{} {:?}", site.bootstrap, site.protocol);
         AssertUnwindSafe(run(site)).catch_unwind().await.err().map(|_| name)
     });
@@ -139,4 +153,48 @@ pub(crate) async fn assigned(consumer: &mut Consumer, n: usize) -> Vec<Assignmen
         }
     }
     all
+}
+
+/// Commits as the driver does: what the group refuses only because it is in the middle of a rebalance goes again.
+pub(crate) async fn commit(member: &dyn Member, commits: &[Commit]) {
+    let committed = async {
+        loop {
+            match member.commit(commits).await.into_iter().find_map(Result::err) {
+                None => break,
+                Some(e) => assert_eq!(e.retry(), Retry::Yes, "{e}"),
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(LONG, committed).await.expect("a commit in time");
+}
+
+/// What a member was given, and where it began to read. Records of one partition come while others still are shared
+/// out.
+#[derive(Default)]
+pub(crate) struct Begun {
+    pub(crate) assigned: Vec<Assignment>,
+    pub(crate) first: BTreeMap<Partition, i64>,
+}
+
+impl Begun {
+    /// Whether `n` partitions were given and each has begun.
+    pub(crate) fn is_over(&self, n: usize) -> bool {
+        self.assigned.len() == n && self.assigned.iter().all(|a| self.first.contains_key(&a.partition))
+    }
+
+    pub(crate) fn take(&mut self, member: &dyn Member, event: Event) {
+        match event {
+            Event::Assigned(more) => self.assigned.extend(more),
+            Event::Records(of, batch) => {
+                self.first.entry(of.partition).or_insert(batch.records[0].offset);
+            }
+            Event::Revoking(gone) => {
+                self.assigned.retain(|a| !gone.contains(a));
+                member.release(&gone);
+            }
+            Event::Lost(gone) => self.assigned.retain(|a| !gone.contains(a)),
+            other => panic!("{other:?}"),
+        }
+    }
 }

@@ -51,10 +51,21 @@ fn a_password_shows_in_no_debug_output_and_no_error() {
 #[test]
 fn settings_that_make_no_sense_are_refused_when_building() {
     let fine = || RedisStore::builder("redis://127.0.0.1");
+    for url in ["redis://127.0.0.1", "redis://[::1]:6379/3", "redis://redis_1", "unix:///run/redis.sock?db=3"]
+    {
+        assert!(RedisStore::builder(url).build().is_ok(), "{url}");
+    }
     for builder in [
         RedisStore::builder(""),
         RedisStore::builder("127.0.0.1:6379"),
         RedisStore::builder("redis://127.0.0.1/notanumber"),
+        RedisStore::builder("redis://127.0.0.1/-1"),
+        RedisStore::builder("redis://127.0.0.1:0"),
+        RedisStore::builder("redis://a..b"),
+        RedisStore::builder("unix:///"),
+        fine().prefix(""),
+        fine().prefix("a b"),
+        fine().prefix("x".repeat(201)),
         fine().connections(0),
         fine().connections(65),
         fine().request_timeout(std::time::Duration::ZERO),

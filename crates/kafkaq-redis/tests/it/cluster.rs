@@ -272,7 +272,7 @@ async fn check_names_the_node_of_a_warning_and_a_node_that_is_away() {
     let gone = format!("127.0.0.1:{}: ", target.nodes[0].addr().port());
     until("the check names it", async || {
         let warnings = store.check().await.unwrap();
-        warnings.iter().any(|w| w.starts_with(&gone) && w.contains("check Redis"))
+        warnings.iter().any(|w| w.starts_with(&gone) && w.contains("connect to Redis"))
     })
     .await;
 }

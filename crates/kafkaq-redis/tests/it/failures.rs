@@ -1,7 +1,7 @@
 //! What a server that refuses, and one that comes back, mean for a call.
 
 use crate::{Redis, ask, store, try_ask};
-use kafkaq_adapter_tests::{cases, create, key, one, read, replace, until, value};
+use kafkaq_adapter_tests::{Log, cases, create, descriptors, key, one, read, replace, until, value};
 use kafkaq_conformance::Proxy;
 use kafkaq_core::{Effect, Error, ErrorKind, LeaseStore, Retry, Swapped};
 use kafkaq_redis::RedisStore;
@@ -13,12 +13,23 @@ cases! { reconnecting for Redis:
     a_frozen_server_is_a_timeout_of_unknown_effect_and_a_new_connection_later,
     a_connection_that_breaks_before_the_answer_is_unknown_and_the_swap_is_there,
     a_read_that_fails_had_no_effect,
+    a_read_over_a_connection_that_the_server_closed_succeeds,
+    a_swap_over_an_idle_connection_that_the_server_closed_succeeds,
+    an_idle_connection_that_was_forgotten_is_replaced,
     a_killed_server_breaks_one_call_at_most_and_then_nothing_is_applied,
     a_late_failure_of_an_old_connection_spares_the_new_one,
     many_callers_share_one_new_connection,
     many_callers_of_a_server_that_fails_share_its_failure,
     attempts_to_connect_are_spaced_even_for_a_caller_in_a_hurry,
     close_leaves_no_connection_behind,
+}
+
+cases! { strangers for Redis: another_kind_of_server_is_taken_for_what_it_is }
+cases! { outages for Redis: a_server_that_stands_still_is_logged_once_and_so_is_its_return }
+
+#[tokio::test]
+async fn used_up_descriptors_are_named() {
+    descriptors::are_named::<Redis>("failures::used_up_descriptors_are_named").await;
 }
 
 fn assert_refused(e: &Error) {
@@ -59,9 +70,25 @@ async fn a_primary_that_becomes_a_replica_is_left() {
 }
 
 #[tokio::test]
-async fn a_full_server_refuses_without_effect() {
+async fn a_swap_that_a_replica_refused_goes_to_the_new_primary() {
+    let [old, new] = [(); 2].map(|()| Service::Redis.own().unwrap());
+    let proxy = Proxy::to(old.addr()).unwrap();
+    let store = RedisStore::builder(format!("redis://{}", proxy.addr())).connections(1).build().unwrap();
+    for n in ["a", "b"] {
+        one(&store, create(&key(n), "a")).await.unwrap();
+        ask(&new, &["SET", &format!("kafkaq/{}", key(n)), "a"]);
+    }
+    proxy.lead_to(new.addr()).unwrap();
+    ask(&old, &["REPLICAOF", "127.0.0.1", "1"]);
+    let outcomes = store.swap(&[replace(&key("a"), "a", "b"), create(&key("c"), "c")]).await;
+    assert!(outcomes.into_iter().all(|outcome| outcome.unwrap() == Swapped::Done));
+    assert_eq!(ask(&new, &["GET", &format!("kafkaq/{}", key("a"))]), redis::Value::BulkString(b"b".to_vec()));
+}
+
+#[tokio::test]
+async fn a_full_server_refuses_without_effect_and_the_log_says_so() {
     let server = Service::Redis.own().unwrap();
-    let store = store(&server);
+    let (log, store) = (Log::capture(), store(&server));
     let [there, new] = ["there", "new"].map(key);
     one(&store, create(&there, "a")).await.unwrap();
     ask(&server, &["CONFIG", "SET", "maxmemory", "1"]);
@@ -70,6 +97,8 @@ async fn a_full_server_refuses_without_effect() {
         assert_refused(&e);
         assert!(e.advice().unwrap().contains("maxmemory"));
     }
+    let told = log.lines();
+    assert!(told.len() == 1 && told[0].contains("is failing") && told[0].contains("maxmemory"), "{told:#?}");
     assert_eq!(read(&store, &there).await.unwrap(), value("a"));
 }
 

@@ -5,12 +5,12 @@
 //!
 //! | rule | across losses |
 //! |---|---|
-//! | reading never starts beyond what was finished in this topic | yes |
-//! | reading never starts before the log's checkpoint of this topic | yes |
-//! | reading never starts before a commit that the store was given | since it last forgot |
+//! | reading never starts beyond a record of the log that nobody has read | yes |
+//! | reading never starts before a checkpoint of this log | yes |
+//! | reading never starts before a commit of this log that the store was given | since it last forgot |
 //! | in one hold, no swap is sent with a lower cursor than one before it | yes |
 //! | in one hold, no swap puts a lower cursor into the store | since it last forgot (1) |
-//! | a commit is confirmed only if the store had it | yes |
+//! | a commit is confirmed only if the store had it, and never for a hold that is over | yes |
 //! | an epoch never goes back by a swap | yes |
 //! | two members never commit under one epoch | since it last forgot |
 //! | nobody takes a partition from a member that has just renewed it | unless it forgot that |
@@ -18,7 +18,8 @@
 //! | two members never hold a partition at once | since two timeouts after it last forgot (2) |
 //! | who leaves in peace leaves its last commit in the log | yes |
 //! | what a dead member held is held again within the timeout and a second; after a leave, much sooner | in peace |
-//! | at rest all is shared equally, all is committed, and nothing moves | in peace |
+//! | a topic that is missing is held by nobody who has looked | yes |
+//! | at rest all is shared equally, every record of each log was read, all is committed, and nothing moves | in peace |
 //!
 //! (1) A swap whose answer was lost may still be under way when the store goes back to the very value that it
 //! expects. It then takes effect after later ones: the store's past comes back a little newer. The owner finds its
@@ -27,23 +28,21 @@
 //! (2) Somebody takes what the store has forgotten. The owner from before writes itself in again just before its own
 //! time is up, and the other one, cut off from the store, goes on until its time is up too.
 
-use super::world::{Id, TIMEOUT, Topic, WAY, World, cursor, shown};
+use super::world::{Id, TIMEOUT, WAY, World, cursor, shown};
 use crate::trace::{MS, SEC, Us};
-use kafkaq_core::Assignment;
-use kafkaq_core::{Cursor, group::Value};
+use kafkaq_core::group::{CommitOutcome, Value};
+use kafkaq_core::{Assignment, Cursor};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-/// A member's hold of a partition under an epoch, in one incarnation of the topic.
-type Hold = (Id, i32, u64, u64);
+/// A member's hold of a partition under an epoch.
+type Hold = (Id, i32, u64);
 
 #[derive(Default)]
 pub(super) struct Check {
     pub(super) violation: Option<String>,
     /// When the store last forgot something, if ever.
     forgot: Option<Us>,
-    /// The highest that was finished in this incarnation of the topic.
-    finished: BTreeMap<i32, i64>,
-    /// The highest cursor that the store was given in this incarnation, since it last forgot.
+    /// The highest cursor of this log that the store was given, since it last forgot.
     given: BTreeMap<i32, i64>,
     /// When a swap of a member last took effect on a partition.
     renewed: HashMap<(Id, i32), Us>,
@@ -60,6 +59,8 @@ pub(super) struct Check {
     committers: HashMap<(i32, u64), Id>,
     /// Partitions without a member: until when somebody else than the last one has to hold them.
     orphans: BTreeMap<i32, (Id, Us)>,
+    /// Topics that are missing, and from when on nobody may hold them.
+    missing: BTreeMap<i32, Us>,
 }
 
 impl Check {
@@ -75,14 +76,17 @@ impl Check {
         self.forgot.is_none_or(|at| now >= at + 2 * TIMEOUT + 3 * WAY * MS)
     }
 
-    pub(super) fn recreated(&mut self, p: i32) {
-        self.finished.remove(&p);
+    /// The log of a partition is another one.
+    pub(super) fn replaced(&mut self, p: i32) {
         self.given.remove(&p);
     }
 
-    pub(super) fn finished(&mut self, p: i32, offset: i64) {
-        let highest = self.finished.entry(p).or_default();
-        *highest = (*highest).max(offset);
+    pub(super) fn missing(&mut self, p: i32, noticed: Us) {
+        self.missing.insert(p, noticed);
+    }
+
+    pub(super) fn is_back(&mut self, p: i32) {
+        self.missing.remove(&p);
     }
 
     pub(super) fn orphaned(&mut self, by: Id, partitions: impl IntoIterator<Item = i32>, until: Us) {
@@ -96,10 +100,6 @@ impl Check {
     }
 }
 
-fn hold(id: Id, p: i32, epoch: u64, cursor: Cursor) -> Hold {
-    (id, p, epoch, cursor.mark.map_or(u64::MAX, |m| m.timestamp_ms as u64))
-}
-
 impl World {
     fn broken(&mut self, rule: impl Into<String>) {
         let at = self.now / MS;
@@ -110,7 +110,7 @@ impl World {
     pub(super) fn check_sent(&mut self, id: Id, p: i32, new: &Value) {
         let own = self.check.started.contains(&(id, p, new.epoch)) && new.owner.is_none_or(|m| m == id);
         let Some(at) = new.cursor.filter(|_| own) else { return };
-        let before = self.check.sent.insert(hold(id, p, new.epoch, at), at.offset);
+        let before = self.check.sent.insert((id, p, new.epoch), at.offset);
         if before.is_some_and(|b| b > at.offset) {
             self.broken(format!("the cursor of partition {p} goes back within one hold: {}", shown(new)));
         }
@@ -146,21 +146,28 @@ impl World {
     }
 
     fn check_cursor(&mut self, id: Id, p: i32, old: Option<&Value>, new: &Value, at: Cursor) {
-        let hold = hold(id, p, new.epoch, at);
-        let had = self.check.had.entry(hold).or_insert(at.offset);
-        *had = (*had).max(at.offset);
+        let hold = (id, p, new.epoch);
+        if self.topics[&p].made(at) {
+            let given = self.check.given.entry(p).or_default();
+            *given = (*given).max(at.offset);
+        } else {
+            // Of the log before it was cut: what lies below was overwritten.
+            self.check.given.remove(&p);
+        }
+        // A take carries what the last owner has left.
+        let same = Some(at) == old.and_then(|v| v.cursor);
+        if !same || self.check.started.contains(&hold) {
+            let had = self.check.had.entry(hold).or_insert(at.offset);
+            *had = (*had).max(at.offset);
+        }
+        if same {
+            return;
+        }
         let has = self.check.has.entry(hold).or_insert(at.offset);
         let (before, highest) = (*has, at.offset.max(*has));
         *has = highest;
         if before > at.offset {
             self.broken(format!("the store's cursor of partition {p} goes back within one hold"));
-        }
-        if self.topics[&p].made(at) {
-            let given = self.check.given.entry(p).or_default();
-            *given = (*given).max(at.offset);
-        }
-        if Some(at) == old.and_then(|v| v.cursor) {
-            return;
         }
         let by = *self.check.committers.entry((p, new.epoch)).or_insert(id);
         if by != id {
@@ -172,12 +179,15 @@ impl World {
     pub(super) fn check_start(&mut self, id: Id, of: &Assignment, found: Cursor) {
         let p = of.partition.index;
         self.check.started.insert((id, p, of.epoch));
-        let topic = self.topics[&p];
-        let finished = self.check.finished.get(&p).copied().unwrap_or_default();
-        if found.offset > finished {
-            self.broken(format!("partition {p} is read from {}, but only {finished} are done", found.offset));
-        }
+        let topic = &self.topics[&p];
+        let unread = topic.unread(topic.first(), found.offset);
         let kept = self.checkpoints.get(&p).filter(|c| topic.made(**c)).map_or(0, |c| c.offset);
+        if unread > 0 {
+            self.broken(format!(
+                "partition {p} is read from {}, beyond {unread} that nobody read",
+                found.offset
+            ));
+        }
         if found.offset < kept {
             self.broken(format!("partition {p} is read from {} although the log has {kept}", found.offset));
         }
@@ -190,9 +200,17 @@ impl World {
         }
     }
 
-    pub(super) fn check_confirmed(&mut self, id: Id, p: i32, epoch: u64, to: Cursor) {
-        if self.check.had.get(&hold(id, p, epoch, to)).is_none_or(|at| *at < to.offset) {
+    pub(super) fn check_confirmed(&mut self, id: Id, of: &Assignment, to: Cursor) {
+        let (p, epoch) = (of.partition.index, of.epoch);
+        if self.check.had.get(&(id, p, epoch)).is_none_or(|at| *at < to.offset) {
             self.broken(format!("a commit of partition {p} was confirmed that the store never had"));
+        }
+    }
+
+    /// A commit for a hold that is over was answered.
+    pub(super) fn check_late(&mut self, of: &Assignment, outcome: CommitOutcome) {
+        if outcome != CommitOutcome::NotOwner {
+            self.broken(format!("a commit for {of}, which is over, came to {outcome:?}"));
         }
     }
 
@@ -203,6 +221,10 @@ impl World {
         let late = held.copied().find(|p| self.now >= renewed(p) + TIMEOUT);
         if let Some(p) = late {
             self.broken(format!("a member goes on with partition {p} although it could not renew"));
+        }
+        let missing = |p: &&i32| self.check.missing.get(p).is_some_and(|noticed| self.now >= *noticed);
+        if let Some(p) = self.procs[n].held.keys().find(missing).copied().filter(|_| !self.procs[n].leaving) {
+            self.broken(format!("a member holds partition {p} although its topic is missing"));
         }
     }
 
@@ -229,14 +251,13 @@ impl World {
         }
         let left = self.procs.iter().filter(|p| p.group.has_left() && p.left_in_peace);
         let held: Vec<_> =
-            left.flat_map(|p| p.held.iter().map(|(p, h)| (*p, h.topic, h.confirmed))).collect();
-        for (p, topic, confirmed) in held {
-            let same = |t: Topic| t.incarnation == topic.incarnation;
+            left.flat_map(|p| p.held.iter().filter_map(|(p, h)| Some((*p, h.confirmed?)))).collect();
+        for (p, confirmed) in held {
+            let topic = &self.topics[&p];
             let kept = self.checkpoints.get(&p).filter(|c| topic.made(**c)).map_or(0, |c| c.offset);
-            if same(self.topics[&p]) && kept < confirmed {
-                self.broken(format!(
-                    "who left has committed {confirmed} of partition {p}, the log has {kept}"
-                ));
+            if topic.made(confirmed) && kept < confirmed.offset {
+                let at = confirmed.offset;
+                self.broken(format!("who left has committed {at} of partition {p}, the log has {kept}"));
             }
         }
     }
@@ -252,9 +273,13 @@ impl World {
             self.broken(format!("the members are not in balance at rest: {loads:?}"));
         }
         for (p, topic) in self.topics.clone() {
+            let unread = topic.unread(topic.first(), topic.next());
+            if unread > 0 {
+                self.broken(format!("{unread} records of partition {p} were never read"));
+            }
             let at = self.stored(p).and_then(|v| v.cursor).filter(|c| topic.made(*c)).map_or(0, |c| c.offset);
-            if at != topic.end {
-                self.broken(format!("partition {p} was committed to {at} of {} at rest", topic.end));
+            if at != topic.next() && topic.first() < topic.next() {
+                self.broken(format!("partition {p} was committed to {at} of {} at rest", topic.next()));
             }
         }
     }

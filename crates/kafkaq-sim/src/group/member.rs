@@ -1,13 +1,16 @@
 //! A member: the driver's part in a few lines, a reader that finishes what it reads, and a user who commits.
 
-use super::world::{Call, Id, M, Topic, WAY, World, cursor};
-use crate::trace::{Us, tr};
-use kafkaq_core::{Assignment, Error, ErrorKind, Offsets, Partition};
-use kafkaq_core::{
-    Cursor,
-    group::{Change, CommitOutcome, Group, GroupFault, start},
-};
+use super::topic::at_once;
+use super::world::{Call, Id, M, WAY, World, cursor};
+use crate::trace::{MS, SEC, Us, tr};
+use kafkaq_core::group::{Change, CommitOutcome, Group, GroupFault, start};
+use kafkaq_core::{Assignment, Batch, Cursor, Error, ErrorKind, Partition, Standing, Trail, standing_above};
 use std::collections::{BTreeMap, HashMap};
+
+/// How often a reader makes sure that the log is still the one that was read.
+const CHECK_EVERY: Us = 3 * SEC;
+/// How often a member looks at the topics.
+pub(super) const LOOK_EVERY: Us = SEC;
 
 pub(super) struct Proc {
     pub(super) id: Id,
@@ -15,8 +18,13 @@ pub(super) struct Proc {
     pub(super) paused_until: Us,
     /// What the member believes to hold.
     pub(super) held: BTreeMap<i32, Held>,
-    commits: HashMap<u64, (i32, u64, Cursor)>,
+    /// Holds that are over: a caller that is late names one.
+    past: Vec<Assignment>,
+    commits: HashMap<u64, (Assignment, Cursor)>,
+    /// Commits that named a hold which was over.
+    late: HashMap<u64, Assignment>,
     last_commit: u64,
+    pub(super) look_at: Us,
     pub(super) leaving: bool,
     /// It began to leave in the calm phase.
     pub(super) left_in_peace: bool,
@@ -24,17 +32,16 @@ pub(super) struct Proc {
     slow: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Held {
     pub(super) epoch: u64,
-    /// What it reads.
-    pub(super) topic: Topic,
     /// How far it has read and finished.
-    pub(super) at: i64,
+    trail: Trail,
     /// The highest commit that was confirmed.
-    pub(super) confirmed: i64,
-    /// When it finds out that the topic was made anew.
-    pub(super) notices: Option<Us>,
+    pub(super) confirmed: Option<Cursor>,
+    check_at: Us,
+    /// Whether a check has found the log intact.
+    checked: bool,
 }
 
 impl Proc {
@@ -44,8 +51,11 @@ impl Proc {
             group,
             paused_until: 0,
             held: BTreeMap::new(),
+            past: Vec::new(),
             commits: HashMap::new(),
+            late: HashMap::new(),
             last_commit: 0,
+            look_at: 0,
             leaving: false,
             left_in_peace: false,
             slow,
@@ -55,11 +65,31 @@ impl Proc {
     pub(super) fn is_paused(&self, now: Us) -> bool {
         self.paused_until > now
     }
+
+    /// Its reader has noticed a failure or a gap.
+    pub(super) fn suspect(&mut self, p: i32, now: Us, fault: Option<GroupFault>) {
+        if let Some(held) = self.held.get_mut(&p).filter(|_| fault != Some(GroupFault::GapsIgnored)) {
+            held.check_at = now;
+        }
+    }
+
+    fn forget(&mut self, gone: Assignment) {
+        if self.held.get(&gone.partition.index).is_some_and(|held| held.epoch == gone.epoch) {
+            self.held.remove(&gone.partition.index);
+        }
+        self.past.push(gone);
+    }
+}
+
+/// Assignments are told by their partitions' numbers.
+fn assignment(p: i32, epoch: u64) -> Assignment {
+    Assignment { partition: Partition::new("t", p), epoch }
 }
 
 impl World {
     pub(super) fn run_member(&mut self, n: usize) {
         let (now, id) = (self.mono(), self.procs[n].id);
+        self.look(n);
         self.procs[n].group.handle_time(now);
         self.told(n);
         self.check_held(n);
@@ -79,42 +109,73 @@ impl World {
             let found = self.locate(id, &assignment, stored);
             self.procs[n].group.handle_located(&assignment, found, now);
         }
-        while let Some((assignment, cursor)) = self.procs[n].group.poll_checkpoint(now) {
+        let mut checkpoints = Vec::new();
+        self.procs[n].group.poll_checkpoints(now, 100, &mut checkpoints);
+        for (assignment, cursor) in checkpoints {
             self.later(WAY, id, Call::Checkpoint(assignment, cursor));
         }
         self.told(n);
-        self.notice(n);
         self.read_and_commit(n);
+        self.late_calls(n);
+        self.told(n);
         self.answers(n);
+    }
+
+    /// Which partitions there are. Whoever comes or stood still looks a little later than the others.
+    fn look(&mut self, n: usize) {
+        if self.now >= self.procs[n].look_at {
+            self.procs[n].look_at = self.now + LOOK_EVERY;
+            let there = self.partitions();
+            self.procs[n].group.handle_partitions(there);
+        }
+    }
+
+    /// How a cursor stands to the log, by the rule's own code, and how often the log is asked in vain.
+    fn standing(&mut self, p: i32, mut cursor: Cursor, floor: Option<i64>) -> Option<Standing> {
+        match self.fault {
+            Some(GroupFault::MarkIgnored) => (cursor.mark, cursor.anchor) = (None, None),
+            Some(GroupFault::AnchorIgnored) => cursor.anchor = None,
+            _ => {}
+        }
+        let empty = match self.rng.chance(100) {
+            _ if self.calm() => 0,
+            true => self.rng.below(15) as u32,
+            false => 0,
+        };
+        self.stats.empty_answers += u64::from(empty);
+        let log = self.topics[&p].as_log(empty);
+        match at_once(standing_above(&log, &Partition::new("t", p), &cursor, floor)) {
+            Ok(standing) => Some(standing),
+            Err(_) if self.fault == Some(GroupFault::EmptyIsProof) && empty > 0 => {
+                Some(Standing::Replaced { first: self.topics[&p].first() })
+            }
+            Err(_) => None,
+        }
     }
 
     /// As the driver does it: the store's cursor and the log's checkpoint, and whether the records still say so.
     fn locate(&mut self, id: Id, of: &Assignment, stored: Option<Cursor>) -> Option<Cursor> {
-        if !self.calm() && self.rng.chance(50) {
+        let p = of.partition.index;
+        if self.topics[&p].missing || (!self.calm() && self.rng.chance(50)) {
             return None;
         }
-        let p = of.partition.index;
-        let topic = self.topics[&p];
         let kept = self.checkpoints.get(&p).copied().filter(|_| match self.fault {
             Some(GroupFault::CheckpointIgnored) => false,
             Some(GroupFault::StoreBelieved) => stored.is_none(),
             _ => true,
         });
-        let mut cursors = Vec::new();
-        for mut c in [stored, kept].into_iter().flatten() {
-            if self.fault == Some(GroupFault::MarkIgnored) {
-                c.mark = None;
-            }
-            let at_mark = c.mark.filter(|m| m.offset < topic.end).map(|m| topic.record(m.offset));
-            cursors.push((c, at_mark));
+        let mut known = Vec::new();
+        for cursor in [stored, kept].into_iter().flatten() {
+            known.push((cursor, self.standing(p, cursor, None)?));
         }
-        let found = start(Offsets { first: 0, next: topic.end }, &cursors);
-        match found.offset {
-            0 => self.stats.starts_first += 1,
-            at if stored.is_some_and(|c| c.offset == at) => self.stats.starts_stored += 1,
-            _ => self.stats.starts_kept += 1,
+        let (found, told) = start(self.topics[&p].first(), &known);
+        match told {
+            Some((_, Standing::Replaced { .. })) => self.stats.starts_anew += 1,
+            Some(_) => self.stats.starts_after_deleted += 1,
+            None if found.mark.is_none() => self.stats.starts_first += 1,
+            None if stored.is_some_and(|c| c.offset == found.offset) => self.stats.starts_stored += 1,
+            None => self.stats.starts_kept += 1,
         }
-        self.stats.starts_anew += u64::from(stored.is_some_and(|c| !topic.made(c)));
         tr!(self, M(id), "partition {p} starts at {}", cursor(found));
         self.check_start(id, of, found);
         Some(found)
@@ -123,80 +184,189 @@ impl World {
     fn told(&mut self, n: usize) {
         while let Some(change) = self.procs[n].group.poll_change() {
             tr!(self, M(self.procs[n].id), "is told {change:?}");
-            let (topics, proc) = (&self.topics, &mut self.procs[n]);
+            let now = self.now;
+            let proc = &mut self.procs[n];
             match change {
                 Change::Assigned(a, from) => {
-                    let (p, at) = (a.partition.index, from.offset);
-                    let topic = topics[&p];
-                    proc.held.insert(p, Held { epoch: a.epoch, topic, at, confirmed: 0, notices: None });
-                    self.check.found(proc.id, p);
+                    let trail = Trail::new(from);
+                    let held = Held {
+                        epoch: a.epoch,
+                        trail,
+                        confirmed: None,
+                        check_at: now + CHECK_EVERY,
+                        checked: false,
+                    };
+                    proc.held.insert(a.partition.index, held);
+                    self.check.found(proc.id, a.partition.index);
                 }
                 Change::Revoking(_) if proc.slow => self.stats.hold_limits += 1,
                 Change::Revoking(a) => {
                     self.stats.revocations += 1;
-                    proc.held.remove(&a.partition.index);
                     proc.group.handle_release(&a);
+                    proc.forget(a);
                 }
                 Change::Lost(a) => {
                     self.stats.lost += 1;
-                    proc.held.remove(&a.partition.index);
+                    proc.forget(a);
                 }
             }
         }
     }
 
-    fn notice(&mut self, n: usize) {
-        let now = self.now;
-        let proc = &mut self.procs[n];
-        for (p, held) in proc.held.iter_mut().filter(|(_, h)| h.notices.is_some_and(|at| at <= now)) {
-            held.notices = None;
-            proc.group.handle_broken(&Assignment { partition: Partition::new("t", *p), epoch: held.epoch });
-        }
-        self.told(n);
-    }
-
     fn read_and_commit(&mut self, n: usize) {
-        let held = self.procs[n].held.clone();
-        for (p, held) in held {
-            let end = self.topics[&p].end;
-            let gone = self.topics[&p].incarnation != held.topic.incarnation;
+        let held: Vec<_> = self.procs[n].held.iter().map(|(p, held)| (*p, held.epoch)).collect();
+        for (p, epoch) in held {
             let goes_on = self.calm() || self.rng.chance(300);
-            if gone || held.at >= end || !goes_on || self.procs[n].leaving {
+            if !goes_on || self.procs[n].leaving {
                 continue;
             }
-            let to = (held.at + 1 + self.rng.below(3) as i64).min(end);
-            self.check.finished(p, to);
-            let (now, again) = (self.mono(), self.rng.chance(50));
-            let proc = &mut self.procs[n];
-            if let Some(held) = proc.held.get_mut(&p) {
-                held.at = to;
+            match self.read(n, p) {
+                Some(true) => self.commit(n, p, epoch),
+                Some(false) => {}
+                None => {
+                    self.stats.broken += 1;
+                    tr!(self, M(self.procs[n].id), "partition {p} is another log");
+                    let now = self.mono();
+                    self.procs[n].group.handle_broken(&assignment(p, epoch), now);
+                    self.told(n);
+                }
             }
-            proc.last_commit += 1;
-            let (commit, at) = (proc.last_commit, held.topic.cursor(to));
-            proc.commits.insert(commit, (p, held.epoch, at));
-            let assignment = Assignment { partition: Partition::new("t", p), epoch: held.epoch };
-            proc.group.handle_commit(commit, &assignment, at, now);
-            if again && held.at > 0 {
-                // A caller that is late with an earlier commit.
-                proc.group.handle_commit(u64::MAX, &assignment, held.topic.cursor(held.at), now);
+        }
+    }
+
+    /// Reads on, if there is something, and returns whether there was; `None` if the log is another one.
+    fn read(&mut self, n: usize, p: i32) -> Option<bool> {
+        let (now, fault) = (self.now, self.fault);
+        let held = self.procs[n].held.get(&p)?;
+        let at = held.trail.position().offset;
+        if now >= held.check_at && !self.check_log(n, p)? {
+            return Some(false);
+        }
+        let at = self.procs[n].held.get(&p)?.trail.position().offset.max(at);
+        let hostile = !self.calm();
+        let wanted = 1 + self.rng.below(if hostile { 3 } else { 40 });
+        let fetched = match self.topics[&p].read(at, wanted) {
+            // A broker that is short of memory, or waits for a remote disk.
+            Ok(_) if hostile && self.rng.chance(30) => {
+                self.stats.empty_answers += 1;
+                let next = if fault == Some(GroupFault::EmptyMovesOn) { at + 1 } else { at };
+                Ok(Batch::new(Vec::new(), next, None))
+            }
+            // A client that has gone back by itself.
+            Ok(_) if hostile && at > 0 && self.rng.chance(3) => {
+                self.stats.repeated += 1;
+                self.topics[&p].read(self.rng.below(at as u64) as i64, wanted)
+            }
+            fetched => fetched,
+        };
+        let Ok(batch) = fetched else {
+            self.stats.fetches_failed += 1;
+            self.procs[n].suspect(p, now, fault);
+            return Some(false);
+        };
+        if self.procs[n].held.get(&p)?.trail.is_doubtful(&batch) && fault != Some(GroupFault::GapsIgnored) {
+            self.stats.gaps += 1;
+            if !self.check_log(n, p)? {
+                return Some(false);
+            }
+        }
+        let held = self.procs[n].held.get_mut(&p)?;
+        if !held.trail.read(&batch) {
+            return if fault == Some(GroupFault::RepeatsPassed) { Some(false) } else { None };
+        }
+        if let Some(topic) = self.topics.get_mut(&p) {
+            topic.mark_read(&batch);
+        }
+        Some(!batch.records.is_empty())
+    }
+
+    /// Whether the log could be compared; `None` if it is another one.
+    fn check_log(&mut self, n: usize, p: i32) -> Option<bool> {
+        if self.fault == Some(GroupFault::NeverChecks) {
+            return Some(true);
+        }
+        let trail = &self.procs[n].held.get(&p)?.trail;
+        let (position, floor) = (trail.position(), trail.floor());
+        let Some(found) = self.standing(p, position, floor) else { return Some(false) };
+        let (now, held) = (self.now, self.procs[n].held.get_mut(&p)?);
+        match found {
+            Standing::Replaced { .. } => return None,
+            Standing::DeletedUnread { first } => held.trail.skip_to(first),
+            Standing::Intact => {
+                held.trail.confirm(&position);
+                held.checked = true;
+            }
+        }
+        held.check_at = now + CHECK_EVERY;
+        Some(true)
+    }
+
+    fn commit(&mut self, n: usize, p: i32, epoch: u64) {
+        let now = self.mono();
+        let again = self.rng.chance(50);
+        let fault = self.fault;
+        let proc = &mut self.procs[n];
+        let Some(held) = proc.held.get_mut(&p) else { return };
+        let before = held.trail.position().offset - 1;
+        let mut at = held.trail.below(held.trail.position().offset);
+        if fault == Some(GroupFault::NoFirstAnchor) && !held.checked {
+            at.anchor = None;
+        }
+        proc.last_commit += 1;
+        proc.commits.insert(proc.last_commit, (assignment(p, epoch), at));
+        proc.group.handle_commit(proc.last_commit, &assignment(p, epoch), at, now);
+        if again {
+            // A caller that is late with an earlier commit.
+            proc.group.handle_commit(u64::MAX, &assignment(p, epoch), Cursor::new(before), now);
+        }
+    }
+
+    /// Calls that name a hold which is over.
+    fn late_calls(&mut self, n: usize) {
+        if !self.rng.chance(20) || self.procs[n].past.is_empty() {
+            return;
+        }
+        let (now, i) = (self.mono(), self.rng.index(self.procs[n].past.len()));
+        let (way, ahead) = (self.rng.below(3), self.rng.below(50) as i64);
+        let proc = &mut self.procs[n];
+        let late = proc.past.swap_remove(i);
+        self.stats.late_calls += 1;
+        match way {
+            0 => proc.group.handle_release(&late),
+            1 => proc.group.handle_broken(&late, now),
+            _ => {
+                proc.last_commit += 1;
+                proc.late.insert(proc.last_commit, late.clone());
+                proc.group.handle_commit(proc.last_commit, &late, Cursor::new(ahead), now);
             }
         }
     }
 
     fn answers(&mut self, n: usize) {
         for (commit, outcome) in self.procs[n].group.poll_answers() {
-            let Some((p, epoch, to)) = self.procs[n].commits.remove(&commit) else { continue };
+            if let Some(of) = self.procs[n].late.remove(&commit) {
+                self.check_late(&of, outcome);
+            }
+            let Some((of, to)) = self.procs[n].commits.remove(&commit) else { continue };
             match outcome {
                 CommitOutcome::Done => self.stats.commits_done += 1,
                 CommitOutcome::NotOwner => self.stats.commits_refused += 1,
                 CommitOutcome::Unknown => self.stats.commits_unknown += 1,
             }
             if outcome == CommitOutcome::Done {
-                if let Some(held) = self.procs[n].held.get_mut(&p).filter(|h| h.epoch == epoch) {
-                    held.confirmed = held.confirmed.max(to.offset);
+                let held = self.procs[n].held.get_mut(&of.partition.index);
+                if let Some(held) = held.filter(|h| h.epoch == of.epoch)
+                    && held.confirmed.is_none_or(|c| c.offset < to.offset)
+                {
+                    held.confirmed = Some(to);
                 }
-                self.check_confirmed(self.procs[n].id, p, epoch, to);
+                self.check_confirmed(self.procs[n].id, &of, to);
             }
         }
     }
+}
+
+/// A pause of a member, in which its readers read nothing, is a gap.
+pub(super) fn gap(long: Us) -> bool {
+    long > 250 * MS
 }

@@ -3,14 +3,16 @@
 //! ```text
 //!  topics ──records──> member ──read, swap──> store (late, silent, away, wiped, rolled back)
 //!     ▲                  └──────checkpoints──> log
-//!     └── grow, are made anew, get partitions
+//!     └── grow, are cut, trimmed, deleted and recreated, answer with nothing, get partitions
 //! ```
-//! A run has a hostile phase: calls that take effect late or without an answer, a store that is away or forgets,
-//! members that stop, wake, crash, join and leave, a topic that is made anew. Then a calm one, with a crash, a leave, a
-//! join and a new partition of its own, after each of which everything has to be in its place in time.
+//! A run has a hostile phase: calls that take effect late or without an answer, calls that name a hold which is over, a
+//! store that is away or forgets, members that stop, wake, crash, join and leave, topics that are replaced by others
+//! unseen. Then a calm one, with a topic that is recreated, a crash, a leave, a join and a new partition of its own, after
+//! each of which everything has to be in its place in time.
 
 mod check;
 mod member;
+mod topic;
 mod trouble;
 mod world;
 
@@ -43,8 +45,10 @@ stats! { GroupStats:
     starts_kept,
     /// Starts at the first record.
     starts_first,
-    /// Starts with a cursor of an earlier topic at hand.
+    /// Starts with a cursor of an earlier log at hand.
     starts_anew,
+    /// Starts behind records that were deleted unread.
+    starts_after_deleted,
     /// Checkpoints in the log.
     checkpoints,
     /// Checkpoints that failed.
@@ -73,8 +77,28 @@ stats! { GroupStats:
     crashes,
     /// Members that stood still.
     pauses,
-    /// Partitions that were made anew.
+    /// Partitions that were recreated.
     recreated,
+    /// Of these, partitions that were missing for a while.
+    deleted,
+    /// Logs that lost their end.
+    cuts,
+    /// Logs that lost their beginning.
+    trims,
+    /// Records that were deleted before anybody had read them.
+    deleted_unread,
+    /// Answers without a record although there was one.
+    empty_answers,
+    /// Fetches that failed.
+    fetches_failed,
+    /// Fetches that brought what had been read.
+    repeated,
+    /// Fetches that began beyond the position.
+    gaps,
+    /// Partitions whose reader found another log.
+    broken,
+    /// Calls that named a hold which was over.
+    late_calls,
     /// Partitions that were added.
     partitions_added,
 }

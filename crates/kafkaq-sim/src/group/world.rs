@@ -1,15 +1,12 @@
 //! The store, the topics and the calls under way.
 
-use super::{GroupOutcome, GroupStats, check::Check, member::Proc};
+use super::{GroupOutcome, GroupStats, check::Check, member::Proc, topic::Topic};
 use crate::rng::Rng;
 use crate::trace::{MS, SEC, Trace, Us, tr};
 use bytes::Bytes;
+use kafkaq_core::group::{GroupFault, ReadToken, SwapToken, Value};
 use kafkaq_core::machine::Mono;
-use kafkaq_core::{Assignment, Error, ErrorKind, Headers, Key, Partition, Record, Result, Swap, Swapped};
-use kafkaq_core::{
-    Cursor, Mark,
-    group::{GroupFault, ReadToken, SwapToken, Value},
-};
+use kafkaq_core::{Assignment, Cursor, Error, ErrorKind, Key, Mark, Partition, Result, Swap, Swapped};
 use std::collections::BTreeMap;
 
 const STEP: Us = 50 * MS;
@@ -33,28 +30,6 @@ impl std::fmt::Display for M {
     }
 }
 
-/// A partition's records: all of one incarnation look alike, and the log's time tells which one it is.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Topic {
-    pub(super) incarnation: u64,
-    pub(super) end: i64,
-}
-
-impl Topic {
-    pub(super) fn record(self, offset: i64) -> Record {
-        Record::new(offset, self.incarnation as i64, None, Some("x".into()), Headers::new())
-    }
-
-    /// Everything below `offset` is finished.
-    pub(super) fn cursor(self, offset: i64) -> Cursor {
-        Cursor { offset, mark: (offset > 0).then(|| Mark::of(&self.record(offset - 1))), anchor: None }
-    }
-
-    pub(super) fn made(self, cursor: Cursor) -> bool {
-        cursor.mark.is_none_or(|m| m.timestamp_ms as u64 == self.incarnation)
-    }
-}
-
 pub(super) enum Call {
     /// A swap that takes place after its member sent it; `bool`: whether the answer comes.
     Effect(SwapToken, Swap, bool),
@@ -71,6 +46,8 @@ pub(super) struct World {
     pub(super) snapshot: BTreeMap<Key, Bytes>,
     pub(super) away_until: Us,
     pub(super) topics: BTreeMap<i32, Topic>,
+    /// Topics that are deleted, and when they come back.
+    pub(super) back_at: BTreeMap<i32, Us>,
     /// The log's last checkpoint of each partition.
     pub(super) checkpoints: BTreeMap<i32, Cursor>,
     pub(super) procs: Vec<Proc>,
@@ -91,6 +68,7 @@ impl World {
             store: BTreeMap::new(),
             snapshot: BTreeMap::new(),
             away_until: 0,
+            back_at: BTreeMap::new(),
             topics: (0..partitions).map(|p| (p, Topic::default())).collect(),
             checkpoints: BTreeMap::new(),
             procs: Vec::new(),
@@ -136,7 +114,10 @@ impl World {
         }
         if self.now < REST && self.rng.chance(300) {
             let p = self.rng.below(self.topics.len() as u64) as i32;
-            self.topics.entry(p).or_default().end += 1 + self.rng.below(5) as i64;
+            let count = 1 + self.rng.below(5);
+            if let Some(topic) = self.topics.get_mut(&p).filter(|topic| !topic.missing) {
+                topic.grow(count);
+            }
         }
         let mut due = Vec::new();
         let mut n = 0;
@@ -267,6 +248,8 @@ pub(super) fn shown(value: &Value) -> String {
 }
 
 pub(super) fn cursor(cursor: Cursor) -> String {
-    let of = cursor.mark.map_or(String::new(), |m| format!(" of topic {}", m.timestamp_ms));
-    format!("{}{of}", cursor.offset)
+    let of = |m: Mark| format!("{} of {}", m.offset, m.timestamp_ms);
+    let mark = cursor.mark.map_or(String::new(), |m| format!(" after {}", of(m)));
+    let anchor = cursor.anchor.map_or(String::new(), |m| format!(", anchor {}", of(m)));
+    format!("{}{mark}{anchor}", cursor.offset)
 }

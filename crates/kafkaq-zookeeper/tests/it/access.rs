@@ -86,12 +86,25 @@ fn settings_that_make_no_sense_are_invalid() {
         b().sweep_every(Duration::ZERO),
         b().linger(Duration::from_secs(12)),
         b().digest("a:b", "c"),
+        ZooKeeperStore::builder("127.0.0.1:0"),
+        ZooKeeperStore::builder("a b:2181"),
+        ZooKeeperStore::builder("a:2181:2181"),
+        ZooKeeperStore::builder("a:2181/b//c"),
+        b().prefix("x".repeat(200)),
+        b().request_timeout(Duration::MAX),
+        b().session_timeout(Duration::MAX),
+        b().sessions(usize::MAX),
+        b().sweep_every(Duration::MAX),
+        b().clock_skew(Duration::MAX),
+        b().linger(Duration::MAX),
     ] {
         let e = builder.clone().build().unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Invalid, "{builder:?}");
         assert!(e.advice().is_some());
     }
-    assert!(ZooKeeperStore::builder("a:1, [::1]:2/chroot").prefix("x/y").build().is_ok());
+    for addresses in ["a:1, [::1]:2/chroot", "a:1/", "a:1/b/c/"] {
+        assert!(ZooKeeperStore::builder(addresses).prefix("x/y").build().is_ok(), "{addresses}");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What a call says when the server fails, and that the next call finds its way back.
 
 use crate::{Zk, builder, client, nodes, shared};
-use kafkaq_adapter_tests::{cases, create, key, one, read, replace, until, value};
+use kafkaq_adapter_tests::{Log, cases, create, descriptors, key, one, read, replace, until, value};
 use kafkaq_core::{Effect, Error, ErrorKind, Retry, Swapped};
 use kafkaq_zookeeper::ZooKeeperStore;
 use std::{
@@ -16,10 +16,19 @@ cases! { reconnecting for Zk:
     without_a_server_a_swap_is_not_applied_and_returns_soon,
     an_address_that_never_answers_is_not_applied_within_the_limit,
     a_read_that_fails_had_no_effect,
+    a_read_over_a_connection_that_the_server_closed_succeeds,
+    a_swap_over_an_idle_connection_that_the_server_closed_succeeds,
     a_killed_server_breaks_one_call_at_most_and_then_nothing_is_applied,
     a_late_failure_of_an_old_connection_spares_the_new_one,
     many_callers_share_one_new_connection,
     close_leaves_no_connection_behind,
+}
+
+cases! { outages for Zk: a_server_that_stands_still_is_logged_once_and_so_is_its_return }
+
+#[tokio::test]
+async fn used_up_descriptors_are_named() {
+    descriptors::are_named::<Zk>("failures::used_up_descriptors_are_named").await;
 }
 
 const LIMIT: Duration = Duration::from_millis(800);
@@ -113,6 +122,27 @@ async fn after_a_restart_the_same_store_works_with_its_user_and_its_data() {
     zk.add_auth("digest", b"queue:secret".to_vec()).await.unwrap();
     let (acl, _) = zk.get_acl("/failures").await.unwrap();
     assert_eq!(acl[0].scheme, "digest");
+}
+
+/// Each attempt of each session would be an error, by the dozen each second.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_client_library_logs_of_the_stores_sessions_is_not_shown() {
+    let log = Log::capture_all_threads();
+    let mut server = Service::ZooKeeper.own().unwrap();
+    let plain = client(&server).await;
+    let store = builder(&server, "quiet").request_timeout(LIMIT).build().unwrap();
+    until_it_works(&store).await;
+    server.kill().unwrap();
+    let is_of_the_library = |line: &&String| line.contains("zookeeper_async");
+    let by_store = |line: &&String| line.starts_with("kafkaq-zk");
+    until("the plain client complains", async || {
+        read(&store, &key("a")).await.unwrap_err();
+        log.lines().iter().any(|line| line.contains("Failed to connect"))
+    })
+    .await;
+    let lines = log.lines();
+    assert!(lines.iter().filter(is_of_the_library).all(|line| !by_store(&line)), "{lines:#?}");
+    drop(plain);
 }
 
 #[tokio::test]

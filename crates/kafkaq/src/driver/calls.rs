@@ -1,12 +1,16 @@
 //! Calls of a backend that are under way.
 
+use crate::stats::CallCounter;
 use kafkaq_core::{Error, ErrorKind, Result};
 use std::{
+    fmt,
     future::{Future, poll_fn},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
+    time::Instant,
 };
-use tokio::task::{JoinError, JoinHandle};
+use tokio::task::JoinHandle;
 
 /// Calls of one kind: a bounded number, each on a task of its own, so that encoding runs on another core and an
 /// adapter that panics is an unknown effect and no lost answer. `K` names one item of a call.
@@ -14,17 +18,19 @@ use tokio::task::{JoinError, JoinHandle};
 pub(crate) struct Calls<K, T> {
     under_way: Vec<Call<K, T>>,
     limit: usize,
+    counter: Arc<CallCounter>,
 }
 
 #[derive(Debug)]
 struct Call<K, T> {
     names: Vec<K>,
+    begun: Instant,
     task: JoinHandle<Vec<Result<T>>>,
 }
 
 impl<K, T: Send + 'static> Calls<K, T> {
-    pub(crate) fn new(limit: usize) -> Self {
-        Calls { under_way: Vec::with_capacity(limit), limit }
+    pub(crate) fn new(limit: usize, counter: Arc<CallCounter>) -> Self {
+        Calls { under_way: Vec::with_capacity(limit), limit, counter }
     }
 
     pub(crate) fn has_room(&self) -> bool {
@@ -36,7 +42,8 @@ impl<K, T: Send + 'static> Calls<K, T> {
         names: Vec<K>,
         call: impl Future<Output = Vec<Result<T>>> + Send + 'static,
     ) {
-        self.under_way.push(Call { names, task: tokio::spawn(call) });
+        let begun = self.counter.begun();
+        self.under_way.push(Call { names, begun, task: tokio::spawn(call) });
     }
 
     /// The next call that has ended, an outcome for each of its names. Cancel-safe; pends while nothing is under way.
@@ -47,7 +54,10 @@ impl<K, T: Send + 'static> Calls<K, T> {
     fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<impl Iterator<Item = (K, Result<T>)> + use<K, T>> {
         for i in 0..self.under_way.len() {
             if let Poll::Ready(answer) = Pin::new(&mut self.under_way[i].task).poll(cx) {
-                let Call { names, .. } = self.under_way.swap_remove(i);
+                let Call { names, begun, .. } = self.under_way.swap_remove(i);
+                let succeeded = |answers: &Vec<Result<T>>| answers.iter().filter(|a| a.is_ok()).count();
+                let succeeded = answer.as_ref().map_or(0, succeeded).min(names.len());
+                self.counter.ended(begun, names.len(), names.len() - succeeded);
                 return Poll::Ready(names.into_iter().zip(every_answer(answer)));
             }
         }
@@ -56,10 +66,12 @@ impl<K, T: Send + 'static> Calls<K, T> {
 }
 
 /// The answers of one call, and `Unknown` for each that is missing: for all of them if the adapter panicked.
-pub(crate) fn every_answer<T>(call: Result<Vec<Result<T>>, JoinError>) -> impl Iterator<Item = Result<T>> {
+pub(crate) fn every_answer<T, E: fmt::Display>(
+    call: Result<Vec<Result<T>>, E>,
+) -> impl Iterator<Item = Result<T>> {
     let (answers, why) = match call {
         Ok(answers) => (answers, None),
-        Err(e) => (Vec::new(), Some(e.to_string())),
+        Err(why) => (Vec::new(), Some(why.to_string())),
     };
     let missing = move || {
         let e = Error::unknown(ErrorKind::Other, "call the backend");
@@ -77,11 +89,16 @@ mod tests {
     async fn outcome(
         call: impl Future<Output = Vec<Result<u8>>> + Send + 'static,
     ) -> Vec<(char, Result<u8>)> {
-        let mut calls = Calls::new(1);
+        let counter = Arc::new(CallCounter::default());
+        let mut calls = Calls::new(1, counter.clone());
         calls.start(vec!['a', 'b'], call);
         assert!(!calls.has_room());
-        let out = calls.ended().await.collect();
+        assert_eq!((counter.stats().under_way, counter.stats().calls), (1, 0));
+        let out: Vec<_> = calls.ended().await.collect();
         assert!(calls.has_room());
+        let stats = counter.stats();
+        assert_eq!((stats.under_way, stats.calls, stats.items), (0, 1, 2));
+        assert_eq!(stats.failed > 0, out.iter().any(|(_, outcome)| outcome.is_err()));
         out
     }
 

@@ -9,17 +9,23 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 use tokio::sync::{Notify, Semaphore, TryAcquireError};
+
+/// The most jobs that one caller can be said to wait for.
+const MOST_WANTED: usize = 1000;
 
 #[derive(Debug)]
 pub(crate) struct Handout<T> {
     ready: Mutex<VecDeque<T>>,
     permits: Semaphore,
+    /// How many jobs callers wait for.
     waiting: AtomicUsize,
-    /// Rung when a caller begins to wait, and when `low` or none are left.
+    /// A caller that doesn't wait has found none since the last offer.
+    missed: AtomicBool,
+    /// Rung when a caller begins to wait or has found none, and when `low` or none are left.
     bell: Arc<Notify>,
     low: usize,
 }
@@ -30,20 +36,21 @@ impl<T> Handout<T> {
             ready: Mutex::default(),
             permits: Semaphore::new(0),
             waiting: AtomicUsize::new(0),
+            missed: AtomicBool::new(false),
             bell,
             low,
         }
     }
 
-    /// The next one, or `None` once the counter is closed. Cancel-safe: it leaves the queue in the poll that
-    /// returns it.
-    pub(crate) async fn take(&self) -> Option<T> {
+    /// The next one, or `None` once the counter is closed; the caller would like `wanted`. Cancel-safe: it leaves the
+    /// queue in the poll that returns it.
+    pub(crate) async fn take(&self, wanted: usize) -> Option<T> {
         loop {
             let permit = match self.permits.try_acquire() {
                 Ok(permit) => permit,
                 Err(TryAcquireError::Closed) => return None,
                 Err(TryAcquireError::NoPermits) => {
-                    let _waiting = self.begin_to_wait();
+                    let _waiting = self.begin_to_wait(wanted.clamp(1, MOST_WANTED));
                     self.permits.acquire().await.ok()?
                 }
             };
@@ -51,6 +58,30 @@ impl<T> Handout<T> {
             if let Some(one) = self.pop() {
                 return Some(one);
             }
+        }
+    }
+
+    /// One that is ready.
+    ///
+    /// # Errors
+    /// Once the counter is closed.
+    pub(crate) fn try_take(&self) -> Result<Option<T>, Closed> {
+        loop {
+            match self.permits.try_acquire() {
+                Ok(permit) => permit.forget(),
+                Err(TryAcquireError::Closed) => return Err(Closed),
+                Err(TryAcquireError::NoPermits) => return Ok(None),
+            }
+            if let Some(one) = self.pop() {
+                return Ok(Some(one));
+            }
+        }
+    }
+
+    /// Somebody found none and doesn't wait: counts as one who waits, until the next offer.
+    pub(crate) fn miss(&self) {
+        if !self.missed.swap(true, Ordering::Relaxed) {
+            self.bell.notify_one();
         }
     }
 
@@ -65,10 +96,10 @@ impl<T> Handout<T> {
         one
     }
 
-    fn begin_to_wait(&self) -> Waiting<'_> {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
+    fn begin_to_wait(&self, wanted: usize) -> Waiting<'_> {
+        self.waiting.fetch_add(wanted, Ordering::Relaxed);
         self.bell.notify_one();
-        Waiting(&self.waiting)
+        Waiting(&self.waiting, wanted)
     }
 
     /// Puts all of `batch` on the counter; whoever has waited longest gets the first.
@@ -79,7 +110,10 @@ impl<T> Handout<T> {
             ready.extend(batch);
             ready.len() - before
         };
-        self.permits.add_permits(added);
+        if added > 0 {
+            self.missed.store(false, Ordering::Relaxed);
+            self.permits.add_permits(added);
+        }
     }
 
     /// Takes back all that nobody has taken.
@@ -90,9 +124,10 @@ impl<T> Handout<T> {
         all
     }
 
-    /// How many callers wait, and how many are ready.
+    /// How many jobs callers wait for, and how many are ready.
     pub(crate) fn demand(&self) -> (usize, usize) {
-        (self.waiting.load(Ordering::Relaxed), lock(&self.ready).len())
+        let missed = usize::from(self.missed.load(Ordering::Relaxed));
+        (self.waiting.load(Ordering::Relaxed) + missed, lock(&self.ready).len())
     }
 
     /// Nobody gets anything any more, and nobody waits any longer. What is ready can still be recalled.
@@ -101,12 +136,16 @@ impl<T> Handout<T> {
     }
 }
 
-/// Counts a caller for as long as it waits.
-struct Waiting<'a>(&'a AtomicUsize);
+/// The counter is closed.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Closed;
+
+/// Counts what a caller wants for as long as it waits.
+struct Waiting<'a>(&'a AtomicUsize, usize);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(self.1, Ordering::Relaxed);
     }
 }
 
@@ -134,7 +173,7 @@ mod tests {
     #[tokio::test]
     async fn the_first_to_wait_is_the_first_to_get() {
         let c = counter();
-        let (mut a, mut b) = (Box::pin(c.take()), Box::pin(c.take()));
+        let (mut a, mut b) = (Box::pin(c.take(1)), Box::pin(c.take(1)));
         assert!(futures_util::poll!(&mut a).is_pending());
         assert!(futures_util::poll!(&mut b).is_pending());
         assert_eq!(c.demand(), (2, 0));
@@ -146,7 +185,7 @@ mod tests {
     #[tokio::test]
     async fn a_dropped_waiter_passes_its_wake_on() {
         let c = counter();
-        let (mut a, mut b) = (Box::pin(c.take()), Box::pin(c.take()));
+        let (mut a, mut b) = (Box::pin(c.take(1)), Box::pin(c.take(1)));
         assert!(futures_util::poll!(&mut a).is_pending());
         assert!(futures_util::poll!(&mut b).is_pending());
         c.offer([7].into_iter());
@@ -157,7 +196,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_recalled_is_not_handed_out_and_its_waiter_waits_on() {
         let c = counter();
-        let mut a = Box::pin(c.take());
+        let mut a = Box::pin(c.take(1));
         assert!(futures_util::poll!(&mut a).is_pending());
         c.offer([1, 2, 3].into_iter());
         assert_eq!(c.recall(), [1, 2, 3]);
@@ -169,11 +208,11 @@ mod tests {
     #[tokio::test]
     async fn a_closed_counter_gives_nothing_and_can_be_recalled() {
         let c = counter();
-        let mut a = Box::pin(c.take());
+        let mut a = Box::pin(c.take(1));
         assert!(futures_util::poll!(&mut a).is_pending());
         c.offer([1, 2].into_iter());
         c.close();
-        assert_eq!((a.await, c.take().await), (None, None));
+        assert_eq!((a.await, c.take(1).await), (None, None));
         assert_eq!(c.recall(), [1, 2]);
     }
 
@@ -183,17 +222,55 @@ mod tests {
         let c = Handout::new(2, bell.clone());
         let rung = async || tokio::time::timeout(Duration::ZERO, bell.notified()).await.is_ok();
         c.offer(1..=4);
-        c.take().await;
+        c.take(1).await;
         assert!(!rung().await);
-        c.take().await;
+        c.take(1).await;
         assert!(rung().await, "two are left");
-        c.take().await;
+        c.take(1).await;
         assert!(!rung().await);
-        c.take().await;
+        c.take(1).await;
         assert!(rung().await, "none are left");
-        let mut waiter = Box::pin(c.take());
+        let mut waiter = Box::pin(c.take(1));
         assert!(futures_util::poll!(&mut waiter).is_pending());
         assert!(rung().await, "somebody waits");
+    }
+
+    #[tokio::test]
+    async fn whoever_finds_none_counts_until_the_next_offer() {
+        let c = counter();
+        assert_eq!(c.try_take(), Ok(None));
+        assert_eq!(c.demand(), (0, 0), "not by itself");
+        c.miss();
+        c.miss();
+        assert_eq!(c.demand(), (1, 0));
+        c.offer([1, 2].into_iter());
+        assert_eq!(c.demand(), (0, 2));
+        assert_eq!((c.try_take(), c.try_take(), c.try_take()), (Ok(Some(1)), Ok(Some(2)), Ok(None)));
+        c.close();
+        assert_eq!(c.try_take(), Err(Closed));
+    }
+
+    #[tokio::test]
+    async fn whoever_would_like_many_counts_as_many_while_it_waits() {
+        let c = counter();
+        let mut a = Box::pin(c.take(7));
+        assert!(futures_util::poll!(&mut a).is_pending());
+        assert_eq!(c.demand(), (7, 0));
+        let mut b = Box::pin(c.take(usize::MAX));
+        assert!(futures_util::poll!(&mut b).is_pending());
+        assert_eq!(c.demand(), (7 + MOST_WANTED, 0));
+        drop((a, b));
+        assert_eq!(c.demand(), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn whoever_does_not_wait_takes_nothing_from_those_who_do() {
+        let c = counter();
+        let mut a = Box::pin(c.take(1));
+        assert!(futures_util::poll!(&mut a).is_pending());
+        c.offer([1].into_iter());
+        assert_eq!(c.try_take(), Ok(None));
+        assert_eq!(a.await, Some(1));
     }
 
     /// Ten thousand waiters give up at random moments while others take and a third party recalls and offers again.
@@ -212,7 +289,7 @@ mod tests {
                         tokio::task::yield_now().await;
                     }
                 });
-                if let Either::Left((Some(got), _)) = select(pin!(c.take()), give_up).await {
+                if let Either::Left((Some(got), _)) = select(pin!(c.take(1)), give_up).await {
                     sum.fetch_add(got, Ordering::Relaxed);
                     seen.fetch_add(1, Ordering::Relaxed);
                 }
@@ -240,7 +317,7 @@ mod tests {
         feeder.await.unwrap();
         // Whoever asks now gets all that is left: no wake-up was lost, and nothing twice.
         while seen.load(Ordering::Relaxed) < ITEMS {
-            let got = tokio::time::timeout(Duration::from_secs(10), c.take()).await.unwrap().unwrap();
+            let got = tokio::time::timeout(Duration::from_secs(10), c.take(1)).await.unwrap().unwrap();
             sum.fetch_add(got, Ordering::Relaxed);
             seen.fetch_add(1, Ordering::Relaxed);
         }

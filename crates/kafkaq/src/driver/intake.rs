@@ -1,6 +1,6 @@
 //! The intake: one task that owns the machine, starts its calls and tells it what happened.
 
-use super::{Shared, calls::Calls, shared::Inbox, slot::Slot};
+use super::{Shared, calls::Calls, shared::Inbox, slot::Slot, start::shut_down};
 use kafkaq_core::{
     Commit, Consumer, Error, ErrorKind, Event, LeaseStore, Log, Result, Retry, Swapped,
     machine::{Alarm, Command, JobKey, Machine, Notice, OpId, Ready},
@@ -11,7 +11,7 @@ use std::{
     future::poll_fn,
     hash::{BuildHasherDefault, Hasher},
     pin::pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 use tokio::{
@@ -27,64 +27,18 @@ const GET_CALLS: usize = 2;
 const APPEND_BATCH: usize = 1000;
 const APPEND_CALLS: usize = 8;
 
-/// What an intake is made of.
-pub(crate) struct Parts {
-    pub(crate) machine: Machine,
-    pub(crate) consumer: Consumer,
-    pub(crate) log: Arc<dyn Log>,
-    pub(crate) store: Arc<dyn LeaseStore>,
-    pub(crate) shared: Arc<Shared>,
-}
-
-/// The handle of a running intake. Dropping it stops the intake in the background.
-#[derive(Debug)]
-pub(crate) struct Driver {
-    stop: watch::Sender<Option<Instant>>,
-    outcome: watch::Receiver<Option<Result<()>>>,
-    lease: Duration,
-}
-
-impl Driver {
-    /// Starts the intake on the current runtime.
-    pub(crate) fn start(parts: Parts) -> Self {
-        let (stop, told_to_stop) = watch::channel(None);
-        let (ended, outcome) = watch::channel(None);
-        let lease = parts.machine.settings().lease;
-        let intake = Intake::new(parts, told_to_stop);
-        tokio::spawn(async move {
-            let outcome = intake.run().await;
-            ended.send_replace(Some(outcome));
-        });
-        Driver { stop, outcome, lease }
-    }
-
-    /// Stops the intake and waits until it has ended, `limit` from now at the latest, and what the backend's own
-    /// limits add. Any number of callers, the shortest limit counts.
-    pub(crate) async fn stop(&self, limit: Duration) -> Result<()> {
-        self.tell(limit);
-        match self.outcome.clone().wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(outcome)) => outcome.clone(),
-            _ => Err(Error::unknown(ErrorKind::Other, "shut down")
-                .with_advice("The driver's task was aborted or panicked")),
-        }
-    }
-
-    fn tell(&self, limit: Duration) {
-        let until = Instant::now() + limit.min(FAR);
-        self.stop.send_modify(|stop| *stop = Some(stop.map_or(until, |earlier| earlier.min(until))));
-    }
-}
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        // Jobs that are still held may finish, for as long as a lease.
-        self.tell(self.lease);
-    }
-}
-
 const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
-struct Intake {
+/// What an intake is made of.
+pub(super) struct Parts {
+    pub(super) machine: Machine,
+    pub(super) consumer: Consumer,
+    pub(super) log: Arc<dyn Log>,
+    pub(super) store: Arc<dyn LeaseStore>,
+    pub(super) shared: Arc<Shared>,
+}
+
+pub(super) struct Intake {
     machine: Machine,
     consumer: Consumer,
     log: Arc<dyn Log>,
@@ -106,7 +60,9 @@ struct Intake {
 }
 
 impl Intake {
-    fn new(parts: Parts, stop: watch::Receiver<Option<Instant>>) -> Self {
+    pub(super) fn new(parts: Parts, stop: watch::Receiver<Option<Instant>>) -> Self {
+        let counters = parts.shared.counters.clone();
+        parts.shared.run();
         Intake {
             machine: parts.machine,
             consumer: parts.consumer,
@@ -114,10 +70,10 @@ impl Intake {
             store: parts.store,
             shared: parts.shared,
             stop,
-            swaps: Calls::new(SWAP_CALLS),
-            gets: Calls::new(GET_CALLS),
-            appends: Calls::new(APPEND_CALLS),
-            commits: Calls::new(1),
+            swaps: Calls::new(SWAP_CALLS, counters.store_swaps.clone()),
+            gets: Calls::new(GET_CALLS, counters.store_reads.clone()),
+            appends: Calls::new(APPEND_CALLS, counters.copies.clone()),
+            commits: Calls::new(1, counters.commits.clone()),
             slots: HashMap::default(),
             inbox: Inbox::default(),
             ready: Vec::new(),
@@ -128,12 +84,13 @@ impl Intake {
         }
     }
 
-    async fn run(mut self) -> Result<()> {
+    pub(super) async fn run(mut self) -> Result<()> {
         let shared = self.shared.clone();
         let clock = shared.clock;
         let mut timer = pin!(sleep_until(Instant::now()));
         loop {
             self.hand_out();
+            shared.counters.jobs.store(self.slots.len(), Ordering::Relaxed);
             self.start_calls();
             if self.stopping.is_some() && self.machine.is_drained() {
                 break;
@@ -342,15 +299,16 @@ impl Intake {
             self.slots.remove(&slot.ready.job);
             self.machine.handle_untaken(now, slot.ready.job);
         }
+        for caller in self.inbox.curious.drain(..) {
+            let _ = caller.send(self.machine.stats());
+        }
         self.tell_demand();
     }
 
     fn begin_to_stop(&mut self) {
         let told = *self.stop.borrow_and_update();
         if let Some(until) = told {
-            self.shared.close(
-                Error::not_applied(ErrorKind::Closed, "get a job").with_advice("The queue was shut down"),
-            );
+            self.shared.close(shut_down());
             self.stop_by(until);
         }
     }

@@ -1,26 +1,36 @@
 //! What the users' tasks and the intake share.
 
-use super::{Clock, handout::Handout, slot::Slot};
-use crate::sync::lock;
+use super::{
+    Clock,
+    handout::{Closed, Handout},
+    slot::Slot,
+};
+use crate::{stats::DriverCounters, sync::lock};
 use kafkaq_core::{
     Error, ErrorKind, Result,
-    machine::{Answer, Command},
+    machine::{Answer, Command, MachineStats},
 };
 use std::{
-    sync::{Arc, Mutex, OnceLock},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(super) counter: Handout<Arc<Slot>>,
+    pub(crate) counter: Handout<Arc<Slot>>,
     inbox: Mutex<Inbox>,
     /// Rung when the inbox is no longer empty, or when the demand has grown.
     pub(super) bell: Arc<Notify>,
     pub(super) clock: Clock,
     pub(crate) limits: Limits,
+    pub(crate) counters: Arc<DriverCounters>,
     closed: OnceLock<Error>,
+    /// The intake reads the inbox.
+    running: AtomicBool,
 }
 
 /// What a holder may ask for.
@@ -39,6 +49,8 @@ pub(super) struct Inbox {
     pub(super) asking: Vec<Arc<Slot>>,
     /// Jobs that were not handed out, because they had been ready for too long, or were lost meanwhile.
     pub(super) stale: Vec<Arc<Slot>>,
+    /// Callers that want to know what the machine holds.
+    pub(super) curious: Vec<oneshot::Sender<MachineStats>>,
     ended: bool,
 }
 
@@ -52,29 +64,56 @@ impl Shared {
             bell,
             clock,
             limits,
+            counters: Arc::default(),
             closed: OnceLock::new(),
+            running: AtomicBool::new(false),
         }
     }
 
-    /// The next job. Cancel-safe.
+    /// The next job, for a caller that wants so many. Cancel-safe.
     ///
     /// # Errors
     /// Why the queue gives no more jobs.
-    pub(crate) async fn take(&self) -> Result<Arc<Slot>> {
-        while let Some(slot) = self.counter.take().await {
-            if self.clock.mono() < slot.ready.stale_at && slot.dialogue.lost().is_none() {
+    pub(crate) async fn take(&self, wanted: usize) -> Result<Arc<Slot>> {
+        while let Some(slot) = self.counter.take(wanted).await {
+            if let Some(slot) = self.unless_stale(slot) {
                 return Ok(slot);
             }
-            let first = {
-                let mut inbox = lock(&self.inbox);
-                inbox.stale.push(slot);
-                inbox.stale.len() == 1
-            };
-            if first {
-                self.bell.notify_one();
+        }
+        Err(self.why_closed())
+    }
+
+    /// A job that is ready.
+    ///
+    /// # Errors
+    /// As [`Shared::take`].
+    pub(crate) fn try_take(&self) -> Result<Option<Arc<Slot>>> {
+        while let Some(slot) = self.counter.try_take().map_err(|Closed| self.why_closed())? {
+            if let Some(slot) = self.unless_stale(slot) {
+                return Ok(Some(slot));
             }
         }
-        Err(self.closed.get().cloned().unwrap_or_else(|| gone("get a job")))
+        Ok(None)
+    }
+
+    /// Gives a job back that has been ready for too long, or that was lost meanwhile.
+    fn unless_stale(&self, slot: Arc<Slot>) -> Option<Arc<Slot>> {
+        if self.clock.mono() < slot.ready.stale_at && slot.dialogue.lost().is_none() {
+            return Some(slot);
+        }
+        let first = {
+            let mut inbox = lock(&self.inbox);
+            inbox.stale.push(slot);
+            inbox.stale.len() == 1
+        };
+        if first {
+            self.bell.notify_one();
+        }
+        None
+    }
+
+    fn why_closed(&self) -> Error {
+        self.closed.get().cloned().unwrap_or_else(|| gone("get a job"))
     }
 
     /// Passes an ask on. Never waits and never fails, so that a `Drop` can call it.
@@ -96,6 +135,28 @@ impl Shared {
         }
     }
 
+    /// What the machine holds; nothing before the queue has joined its group and after it has left.
+    pub(crate) async fn machine_stats(&self) -> MachineStats {
+        if !self.running.load(Ordering::Relaxed) {
+            return MachineStats::default();
+        }
+        let (answer, stats) = oneshot::channel();
+        {
+            let mut inbox = lock(&self.inbox);
+            if inbox.ended {
+                return MachineStats::default();
+            }
+            inbox.curious.push(answer);
+        }
+        self.bell.notify_one();
+        stats.await.unwrap_or_default()
+    }
+
+    /// The inbox is read from now on.
+    pub(super) fn run(&self) {
+        self.running.store(true, Ordering::Relaxed);
+    }
+
     /// Exchanges the inbox for an empty one, which keeps the allocations of both.
     pub(super) fn empty_inbox(&self, into: &mut Inbox) {
         std::mem::swap(into, &mut lock(&self.inbox));
@@ -113,6 +174,7 @@ impl Shared {
         let left = {
             let mut inbox = lock(&self.inbox);
             inbox.ended = true;
+            inbox.curious.clear();
             std::mem::take(&mut inbox.asking)
         };
         let failed = || Error::unknown(ErrorKind::Closed, "finish the job").with_advice(AFTERWARDS);

@@ -1,12 +1,11 @@
 //! The two halves of a member: its event stream and its handle.
 
-use super::outbox::Outbox;
+use super::{checkpoints::Checkpoints, outbox::Outbox};
 use crate::{driver::Clock, sync::lock};
 use async_trait::async_trait;
 use futures_core::Stream;
 use kafkaq_core::{
-    Assignment, Commit, Cursor, Error, ErrorKind, Event, LeaseStore, Member, Partition, PartitionLog, Result,
-    TopicSpec,
+    Assignment, Commit, Error, ErrorKind, Event, LeaseStore, Member, PartitionLog, Result, TopicSpec,
     group::{CommitOutcome, Group},
 };
 use std::{
@@ -27,13 +26,15 @@ pub(super) struct Shared {
     pub(super) clock: Clock,
     pub(super) topics: Vec<Arc<str>>,
     pub(super) checkpoint_topic: TopicSpec,
-    pub(super) checkpoints: Partition,
+    pub(super) checkpoints: Checkpoints,
     pub(super) max_batch: usize,
     pub(super) group: Mutex<Group>,
     pub(super) outbox: Mutex<Outbox>,
     pub(super) waiting: Mutex<Waiting>,
     /// Something was asked of the machine.
     pub(super) wake: Notify,
+    /// A topic may be missing.
+    pub(super) look: Notify,
     pub(super) leaving: watch::Sender<bool>,
     /// How it ended: whether everything was let go of.
     pub(super) ended: watch::Sender<Option<bool>>,
@@ -59,13 +60,13 @@ impl Shared {
             return Ok(());
         }
         Err(Error::unknown(ErrorKind::Timeout, "leave the group")
-            .on(&self.checkpoints.topic)
+            .on(&self.checkpoint_topic.name)
             .with_advice("The store didn't answer; others take the partitions after the member timeout"))
     }
 
     fn commit(&self, commit: &Commit) -> Result<oneshot::Receiver<CommitOutcome>> {
         let (tell, told) = oneshot::channel();
-        let mark = lock(&self.outbox).mark_below(&commit.assignment, commit.offset);
+        let cursor = lock(&self.outbox).below(&commit.assignment, commit.offset);
         let id = {
             let mut waiting = lock(&self.waiting);
             if self.ended.borrow().is_some() {
@@ -80,7 +81,6 @@ impl Shared {
             waiting.by_id.insert(id, tell);
             id
         };
-        let cursor = Cursor { offset: commit.offset, mark, anchor: None };
         lock(&self.group).handle_commit(id, &commit.assignment, cursor, self.clock.mono());
         self.wake.notify_one();
         Ok(told)
@@ -140,7 +140,8 @@ impl Member for Handle {
     }
 
     fn reassign(&self, assignments: &[Assignment]) {
-        assignments.iter().for_each(|a| lock(&self.0.group).handle_broken(a));
+        let now = self.0.clock.mono();
+        assignments.iter().for_each(|a| lock(&self.0.group).handle_broken(a, now));
         self.0.wake.notify_one();
     }
 

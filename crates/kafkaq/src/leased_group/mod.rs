@@ -7,26 +7,34 @@
 //! ```
 
 mod caught;
+mod checkpoints;
 mod locate;
 mod member;
 mod outbox;
 mod reader;
 mod run;
+mod topics;
 
 use crate::{driver::Clock, sync::lock};
 use async_trait::async_trait;
+use checkpoints::Checkpoints;
 use kafkaq_core::{
     Broker, Consumer, Error, ErrorKind, JoinRequest, LeaseStore, Log, NewRecord, Partition, PartitionLog,
     Result, TopicInfo, TopicSpec,
     group::{Group, GroupConfig},
 };
 use member::{Events, Handle, Shared};
+use outbox::Outbox;
 use std::{
     ops::RangeInclusive,
     sync::{Arc, Mutex, Weak},
     time::Duration,
 };
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+use topics::Topics;
 
 const MEMBER_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(3600);
 
@@ -37,29 +45,25 @@ const MEMBER_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(10)..=Dur
 /// seconds, and when a member leaves, the log remembers it too, in the compacted topic `<group>.cursors`, so that a
 /// store that was wiped or has gone back in time doesn't make the group start from the beginning.
 ///
-/// Every member looks for new partitions twice a minute with [`Log::ensure_topics`], so a topic that is deleted under
-/// a running group is made again with the server's defaults.
+/// Every member looks for new partitions every ten seconds. It never makes a topic that it reads: one that was deleted
+/// is reported and its partitions are lost, and they are taken again when it is back. Whether a partition's log still
+/// is the one that was read is checked as often, at every assignment and after every failure; if not, it is read again
+/// from the beginning of what is there, and the operator is told by an `Err` event.
 pub struct LeasedGroup {
     log: Arc<dyn PartitionLog>,
     store: Arc<dyn LeaseStore>,
-    member_timeout: Duration,
+    member_timeout: Option<Duration>,
     checkpoint_every: Duration,
     members: Mutex<Vec<Weak<Shared>>>,
 }
 
 impl LeasedGroup {
-    /// A group over the log, with its state in the store.
+    /// A group over the log, with its state in the store. What others use too comes in an `Arc`.
     pub fn new(log: impl PartitionLog, store: impl LeaseStore) -> Self {
-        Self::shared(Arc::new(log), Arc::new(store))
-    }
-
-    /// Like [`new`](LeasedGroup::new), for a log and a store that others use too.
-    #[must_use]
-    pub fn shared(log: Arc<dyn PartitionLog>, store: Arc<dyn LeaseStore>) -> Self {
         LeasedGroup {
-            log,
-            store,
-            member_timeout: Duration::from_secs(10),
+            log: Arc::new(log),
+            store: Arc::new(store),
+            member_timeout: None,
             checkpoint_every: Duration::from_secs(5),
             members: Mutex::default(),
         }
@@ -69,10 +73,10 @@ impl LeasedGroup {
     /// times the store's request timeout, so that one call that hangs doesn't cost a member its partitions. It is a
     /// trade: a member that dies leaves its partitions unread for that long and 5 % more, while each member writes
     /// every partition it holds ten times in it and reads the others twenty times. A store that is away for longer
-    /// stops the group. 10 ms to an hour. Default: 10 s.
+    /// stops the group. 10 ms to an hour. Default: [`JoinRequest::session_timeout`].
     #[must_use]
     pub fn with_member_timeout(mut self, timeout: Duration) -> Self {
-        self.member_timeout = timeout;
+        self.member_timeout = Some(timeout);
         self
     }
 
@@ -121,36 +125,40 @@ impl Log for LeasedGroup {
 #[async_trait]
 impl Broker for LeasedGroup {
     async fn join(&self, request: JoinRequest) -> Result<Consumer> {
-        if request.topics.is_empty()
-            || request.max_batch == 0
-            || !MEMBER_TIMEOUT.contains(&self.member_timeout)
-        {
+        let member_timeout = self.member_timeout.unwrap_or(request.session_timeout);
+        if request.topics.is_empty() || request.max_batch == 0 || !MEMBER_TIMEOUT.contains(&member_timeout) {
             return Err(Error::not_applied(ErrorKind::Invalid, "join").on(&request.group).with_advice(
                 "A member reads at least one topic, at least one record at a time, and its timeout is 10 ms to an hour",
             ));
         }
-        let checkpoint_topic = locate::checkpoint_topic(&request.group);
-        let partitions = run::partitions(&*self.log, &request.topics, &checkpoint_topic).await?;
+        let checkpoint_topic = checkpoints::checkpoint_topic(&request.group);
+        self.log.ensure_topics(std::slice::from_ref(&checkpoint_topic)).await?;
+        let found = run::look(&*self.log, &request.topics).await?;
+        let (mut topics, mut outbox) = (Topics::new(&request.topics), Outbox::default());
+        for (of, alarm) in topics.observe(&found, Instant::now()) {
+            outbox.alarm(of, alarm);
+        }
         let mut group = Group::new(GroupConfig {
             group: request.group,
             member: request.member,
-            member_timeout: self.member_timeout,
+            member_timeout,
             release_limit: request.release_limit,
             checkpoint_every: self.checkpoint_every,
         });
-        group.handle_partitions(partitions);
+        group.handle_partitions(topics.partitions());
         let shared = Arc::new(Shared {
             log: self.log.clone(),
             store: self.store.clone(),
             clock: Clock::start(),
+            checkpoints: Checkpoints::new(&checkpoint_topic, &request.topics),
             topics: request.topics,
-            checkpoints: Partition::new(checkpoint_topic.name.clone(), 0),
             checkpoint_topic,
             max_batch: request.max_batch,
             group: Mutex::new(group),
-            outbox: Mutex::default(),
+            outbox: Mutex::new(outbox),
             waiting: Mutex::default(),
             wake: Notify::new(),
+            look: Notify::new(),
             leaving: watch::channel(false).0,
             ended: watch::channel(None).0,
         });
@@ -158,7 +166,7 @@ impl Broker for LeasedGroup {
         members.retain(|m| m.strong_count() > 0);
         members.push(Arc::downgrade(&shared));
         drop(members);
-        tokio::spawn(run::run(shared.clone()));
+        tokio::spawn(run::run(shared.clone(), topics));
         Ok(Consumer { events: Box::pin(Events(shared.clone())), member: Arc::new(Handle(shared)) })
     }
 }

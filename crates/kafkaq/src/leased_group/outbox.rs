@@ -1,22 +1,27 @@
-//! What waits for the event stream to be polled: changes first, then at most one batch a partition.
+//! What waits for the event stream to be polled: alarms and changes first, then at most one batch a partition.
 //!
-//! It is bounded although nobody may poll: a partition has at most one batch here, and a change that is overtaken
-//! by a later one before anybody saw it is left out.
+//! It is bounded although nobody may poll: a partition has at most one batch and one alarm here, and a change that is
+//! overtaken by a later one before anybody saw it is left out.
+//!
+//! Whatever names an assignment is of the present one or counts for nothing: a reader that was aborted may still be
+//! running, and a caller may be late.
 
-use kafkaq_core::{Assignment, Batch, Error, Event, Mark, Partition, Result};
+use crate::sync::lock;
+use kafkaq_core::{Assignment, Batch, Cursor, Error, Event, Partition, Result, Standing, Trail};
 use std::{
-    collections::{HashMap, VecDeque},
-    sync::Arc,
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    sync::{Arc, Mutex},
     task::{Context, Poll, Waker},
 };
 use tokio::{sync::Notify, task::AbortHandle};
 
-/// More marks than records that a window holds. Beyond it the oldest go, which makes a cursor's mark older, not wrong.
-const MAX_MARKS: usize = 1 << 16;
-
 #[derive(Default)]
 pub(super) struct Outbox {
     changes: VecDeque<Event>,
+    /// What the operator has to know: the last of each partition, or of a topic, whose index is -1.
+    alarms: BTreeMap<Partition, Error>,
+    /// Partitions whose reader has told that their log is another one: it is not told again where reading starts anew.
+    replaced: HashSet<Partition>,
     error: Option<Error>,
     ready: VecDeque<Partition>,
     readers: HashMap<Partition, Reader>,
@@ -24,29 +29,49 @@ pub(super) struct Outbox {
     waker: Option<Waker>,
 }
 
+/// What the operator has to know of a partition's log.
+pub(super) struct Alarm {
+    pub(super) error: Error,
+    /// Whether it says that the log is another one than was read.
+    pub(super) replaced: bool,
+}
+
+impl Alarm {
+    /// `None` if the log is intact.
+    pub(super) fn of(standing: Standing, of: &Partition, cursor: &Cursor) -> Option<Alarm> {
+        let replaced = matches!(standing, Standing::Replaced { .. });
+        Some(Alarm { error: standing.alarm(of, cursor)?, replaced })
+    }
+}
+
 pub(super) struct Reader {
     epoch: u64,
     paused: bool,
     batch: Option<Batch>,
-    /// Of what was handed to the outbox and isn't committed.
-    marks: VecDeque<Mark>,
+    trail: Arc<Mutex<Trail>>,
     taken: Arc<Notify>,
     task: AbortHandle,
 }
 
 impl Outbox {
-    pub(super) fn assigned(&mut self, assignment: Assignment, taken: Arc<Notify>, task: AbortHandle) {
-        let reader = Reader {
-            epoch: assignment.epoch,
-            paused: false,
-            batch: None,
-            marks: VecDeque::new(),
-            taken,
-            task,
-        };
-        self.readers.insert(assignment.partition.clone(), reader);
+    pub(super) fn assigned(
+        &mut self,
+        assignment: Assignment,
+        trail: Arc<Mutex<Trail>>,
+        taken: Arc<Notify>,
+        task: AbortHandle,
+    ) {
+        let reader = Reader { epoch: assignment.epoch, paused: false, batch: None, trail, taken, task };
+        if let Some(before) = self.readers.insert(assignment.partition.clone(), reader) {
+            before.task.abort();
+            self.ready.retain(|p| *p != assignment.partition);
+        }
         self.changes.push_back(Event::Assigned(vec![assignment]));
         self.wake();
+    }
+
+    fn reader(&mut self, of: &Assignment) -> Option<&mut Reader> {
+        self.readers.get_mut(&of.partition).filter(|reader| reader.epoch == of.epoch)
     }
 
     /// Reading ends; commits go on until the partition is lost.
@@ -57,8 +82,9 @@ impl Outbox {
     }
 
     pub(super) fn lost(&mut self, assignment: Assignment) {
-        self.stop(&assignment);
-        self.readers.remove(&assignment.partition);
+        if self.stop(&assignment) {
+            self.readers.remove(&assignment.partition);
+        }
         let of = |event: &Event, of: &Assignment| match event {
             Event::Assigned(a) | Event::Revoking(a) => a.contains(of),
             _ => false,
@@ -71,12 +97,13 @@ impl Outbox {
         self.wake();
     }
 
-    fn stop(&mut self, assignment: &Assignment) {
+    /// Whether there was something to stop.
+    fn stop(&mut self, assignment: &Assignment) -> bool {
+        let Some(reader) = self.reader(assignment) else { return false };
+        reader.task.abort();
+        reader.batch = None;
         self.ready.retain(|p| *p != assignment.partition);
-        if let Some(reader) = self.readers.get_mut(&assignment.partition) {
-            reader.task.abort();
-            reader.batch = None;
-        }
+        true
     }
 
     /// Only the last error is kept: the same server says the same again.
@@ -85,35 +112,55 @@ impl Outbox {
         self.wake();
     }
 
+    pub(super) fn reader_failed(&mut self, of: &Assignment, error: Error) {
+        if self.reader(of).is_some() {
+            self.failed(error);
+        }
+    }
+
+    pub(super) fn alarm(&mut self, of: Partition, error: Error) {
+        self.alarms.insert(of, error);
+        self.wake();
+    }
+
+    pub(super) fn reader_alarm(&mut self, of: &Assignment, alarm: Alarm) {
+        if self.reader(of).is_some() {
+            if alarm.replaced {
+                self.replaced.insert(of.partition.clone());
+            }
+            self.alarm(of.partition.clone(), alarm.error);
+        }
+    }
+
+    /// A new start was found, and perhaps what there is to tell about it.
+    pub(super) fn start_alarm(&mut self, of: &Partition, alarm: Option<Alarm>) {
+        let told = self.replaced.remove(of);
+        if let Some(alarm) = alarm.filter(|alarm| !(told && alarm.replaced)) {
+            self.alarm(of.clone(), alarm.error);
+        }
+    }
+
     /// Puts a batch in, unless the last one is still there; then it comes back.
     pub(super) fn put(&mut self, assignment: &Assignment, batch: Batch) -> Option<Batch> {
-        let reader = self.readers.get_mut(&assignment.partition)?;
+        let reader = self.reader(assignment)?;
         if reader.batch.is_some() {
             return Some(batch);
         }
-        let room = MAX_MARKS.saturating_sub(batch.records.len());
-        let over = reader.marks.len().saturating_sub(room);
-        reader.marks.drain(..over);
-        reader.marks.extend(batch.records.iter().map(Mark::of));
         reader.batch = Some(batch);
         self.ready.push_back(assignment.partition.clone());
         self.wake();
         None
     }
 
-    /// The mark of the last record below `offset`.
-    pub(super) fn mark_below(&mut self, assignment: &Assignment, offset: i64) -> Option<Mark> {
-        let reader = self.readers.get_mut(&assignment.partition).filter(|r| r.epoch == assignment.epoch)?;
-        let below = reader.marks.partition_point(|m| m.offset < offset);
-        reader.marks.drain(..below.saturating_sub(1));
-        reader.marks.front().copied().filter(|m| m.offset < offset)
+    /// What to commit if everything below `offset` is finished.
+    pub(super) fn below(&mut self, assignment: &Assignment, offset: i64) -> Cursor {
+        let reader = self.reader(assignment);
+        reader.map_or(Cursor::new(offset), |reader| lock(&reader.trail).below(offset))
     }
 
     pub(super) fn pause(&mut self, of: &[Assignment], paused: bool) {
         for assignment in of {
-            if let Some(reader) = self.readers.get_mut(&assignment.partition)
-                && reader.epoch == assignment.epoch
-            {
+            if let Some(reader) = self.reader(assignment) {
                 reader.paused = paused;
             }
         }
@@ -129,6 +176,9 @@ impl Outbox {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Event>>> {
         if self.ended {
             return Poll::Ready(None);
+        }
+        if let Some((_, alarm)) = self.alarms.pop_first() {
+            return Poll::Ready(Some(Err(alarm)));
         }
         if let Some(change) = self.changes.pop_front() {
             return Poll::Ready(Some(Ok(change)));
@@ -160,7 +210,8 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kafkaq_core::{Headers, Record};
+    use kafkaq_core::{ErrorKind, Headers, Record};
+    use std::task::Waker;
 
     fn assignment(epoch: u64) -> Assignment {
         Assignment { partition: Partition::new("t", 0), epoch }
@@ -175,34 +226,102 @@ mod tests {
         tokio::spawn(std::future::pending::<()>()).abort_handle()
     }
 
+    fn assign(outbox: &mut Outbox, epoch: u64) -> Arc<Mutex<Trail>> {
+        let trail = Arc::new(Mutex::new(Trail::new(Cursor::new(0))));
+        outbox.assigned(assignment(epoch), trail.clone(), Arc::default(), task());
+        trail
+    }
+
+    fn alarm(error: Error) -> Alarm {
+        Alarm { error, replaced: true }
+    }
+
+    fn next(outbox: &mut Outbox) -> Option<Result<Event>> {
+        match outbox.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(item) => item,
+            Poll::Pending => None,
+        }
+    }
+
     /// A partition that comes and goes for a week, and nobody polls.
     #[tokio::test]
     async fn what_nobody_polls_has_a_limit() {
         let mut outbox = Outbox::default();
+        let error = || Error::unknown(ErrorKind::Timeout, "fetch");
         for epoch in 0..1_000 {
-            outbox.assigned(assignment(epoch), Arc::default(), task());
+            assign(&mut outbox, epoch);
             assert!(outbox.put(&assignment(epoch), batch(0, 10)).is_none());
             let back = outbox.put(&assignment(epoch), batch(10, 10));
             assert!(back.is_some(), "one batch waits, the next comes back");
-            outbox.failed(Error::unknown(kafkaq_core::ErrorKind::Timeout, "fetch"));
+            outbox.failed(error());
+            outbox.reader_alarm(&assignment(epoch), alarm(error()));
             outbox.revoking(assignment(epoch));
             outbox.lost(assignment(epoch));
         }
         assert!(outbox.changes.is_empty() && outbox.ready.is_empty() && outbox.readers.is_empty());
+        assert_eq!((outbox.alarms.len(), outbox.replaced.len()), (1, 1));
+    }
+
+    /// A reader is aborted, which doesn't stop it where it stands: on another thread it may be about to hand over what
+    /// it has read.
+    #[tokio::test]
+    async fn what_an_older_epoch_brings_counts_for_nothing() {
+        let mut outbox = Outbox::default();
+        let (old, new) = (assignment(1), assignment(2));
+        assert!(lock(&assign(&mut outbox, 1)).read(&batch(0, 10)));
+        outbox.lost(old.clone());
+        assert!(lock(&assign(&mut outbox, 2)).read(&batch(0, 3)));
+        while next(&mut outbox).is_some() {}
+
+        assert!(outbox.put(&old, batch(0, 10)).is_none());
+        outbox.reader_failed(&old, Error::unknown(ErrorKind::Timeout, "fetch"));
+        outbox.reader_alarm(&old, alarm(Error::unknown(ErrorKind::Timeout, "fetch")));
+        assert!(next(&mut outbox).is_none(), "handed over, or told");
+        assert!(outbox.replaced.is_empty());
+
+        assert!(outbox.put(&new, batch(0, 3)).is_none());
+        outbox.pause(std::slice::from_ref(&old), true);
+        outbox.revoking(old.clone());
+        assert!(matches!(next(&mut outbox), Some(Ok(Event::Revoking(of))) if of == [old.clone()]));
+        outbox.lost(old.clone());
+        assert!(matches!(next(&mut outbox), Some(Ok(Event::Lost(of))) if of == [old.clone()]));
+        assert_eq!(outbox.below(&old, 10), Cursor::new(10), "no mark of the new one");
+        assert_eq!(outbox.below(&new, 3).mark.map(|m| m.offset), Some(2), "nor was it moved");
+        let read = next(&mut outbox);
+        assert!(matches!(&read, Some(Ok(Event::Records(of, b))) if *of == new && b.next == 3), "{read:?}");
     }
 
     #[tokio::test]
-    async fn marks_have_a_limit_and_the_newest_stay() {
+    async fn a_reader_of_an_older_epoch_is_stopped_by_the_next_assignment() {
         let mut outbox = Outbox::default();
-        outbox.assigned(assignment(1), Arc::default(), task());
-        for n in 0..10 {
-            assert!(outbox.put(&assignment(1), batch(n * 10_000, 10_000)).is_none());
-            outbox.readers.values_mut().for_each(|r| r.batch = None);
+        let running = tokio::spawn(std::future::pending::<()>());
+        outbox.assigned(
+            assignment(1),
+            Arc::new(Mutex::new(Trail::new(Cursor::new(0)))),
+            Arc::default(),
+            running.abort_handle(),
+        );
+        assert!(outbox.put(&assignment(1), batch(0, 3)).is_none());
+        assign(&mut outbox, 2);
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(20), running).await;
+        assert!(ended.expect("it runs on").unwrap_err().is_cancelled());
+        while let Some(event) = next(&mut outbox) {
+            assert!(!matches!(event, Ok(Event::Records(..))), "{event:?}");
         }
-        assert_eq!(outbox.readers.values().next().map(|r| r.marks.len()), Some(MAX_MARKS));
-        let mark = |outbox: &mut Outbox, below| outbox.mark_below(&assignment(1), below).map(|m| m.offset);
-        assert_eq!(mark(&mut outbox, 10), None, "forgotten");
-        assert_eq!(mark(&mut outbox, 99_000), Some(98_999));
-        assert_eq!(mark(&mut outbox, 100_000), Some(99_999));
+    }
+
+    #[tokio::test]
+    async fn an_alarm_is_not_overtaken_by_errors_and_told_once() {
+        let mut outbox = Outbox::default();
+        assign(&mut outbox, 1);
+        let error = |op| Error::unknown(ErrorKind::Timeout, op);
+        outbox.reader_alarm(&assignment(1), alarm(error("alarm")));
+        outbox.failed(error("one"));
+        outbox.failed(error("two"));
+        outbox.start_alarm(&assignment(1).partition, Some(alarm(error("again"))));
+        let told = std::iter::from_fn(|| next(&mut outbox)).filter_map(Result::err).map(|e| e.op());
+        assert_eq!(told.collect::<Vec<_>>(), ["alarm", "two"]);
+        outbox.start_alarm(&assignment(1).partition, Some(alarm(error("later"))));
+        assert!(matches!(next(&mut outbox), Some(Err(e)) if e.op() == "later"));
     }
 }

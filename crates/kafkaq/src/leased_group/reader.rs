@@ -1,38 +1,54 @@
 //! Reads one partition by long polls, so that a record is picked up when it is appended.
 
-use super::{caught::caught, locate, member::Shared};
+use super::{
+    caught::{caught, in_time},
+    member::Shared,
+    outbox::Alarm,
+};
 use crate::sync::lock;
-use kafkaq_core::{Assignment, Batch, Cursor, Error, FetchLimit, Mark, Position, Result, Retry};
-use std::{sync::Arc, time::Duration};
-use tokio::{sync::Notify, time::Instant};
+use kafkaq_core::{
+    Assignment, Batch, Cursor, Error, ErrorKind, FetchLimit, Position, Result, Retry, Standing, Trail,
+    standing_above,
+};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout_at},
+};
 
 const MAX_WAIT: Duration = Duration::from_millis(500);
 const MAX_BYTES: usize = 1 << 20;
 /// Doubles with each failure in a row, up to `MAX_BACKOFF`.
 const BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
-/// How often it makes sure that the topic is still the same. Also after every failure, and when it hasn't read for
-/// longer than `GAP`: a topic can't be made anew under a fetch without either.
+/// How often it makes sure that the log is still the one that was read. Also after every failure, and when it hasn't
+/// read for longer than `GAP`, or a fetch took that much longer than it should: the log may be another one since.
 const CHECK_EVERY: Duration = Duration::from_secs(10);
-const GAP: Duration = Duration::from_secs(1);
+const GAP: Duration = Duration::from_millis(250);
 
 pub(super) struct Reader {
     shared: Arc<Shared>,
     assignment: Assignment,
+    /// The last batch was taken out of the outbox.
     taken: Arc<Notify>,
-    at: Position,
-    /// The last record that was read.
-    last: Option<Mark>,
+    trail: Arc<Mutex<Trail>>,
     check_at: Instant,
     /// In a row.
     failures: u32,
 }
 
 impl Reader {
-    pub(super) fn new(shared: Arc<Shared>, assignment: Assignment, from: Cursor, taken: Arc<Notify>) -> Self {
-        let at = Position { partition: assignment.partition.clone(), offset: from.offset };
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        assignment: Assignment,
+        trail: Arc<Mutex<Trail>>,
+        taken: Arc<Notify>,
+    ) -> Self {
         let check_at = Instant::now() + CHECK_EVERY;
-        Reader { shared, assignment, taken, at, last: from.mark, check_at, failures: 0 }
+        Reader { shared, assignment, taken, trail, check_at, failures: 0 }
     }
 
     /// Runs until it is aborted, which ends its assignment, or until reading can't go on where it is; then the
@@ -50,29 +66,65 @@ impl Reader {
                 }
             }
         }
-        lock(&self.shared.group).handle_broken(&self.assignment);
+        lock(&self.shared.group).handle_broken(&self.assignment, self.shared.clock.mono());
         self.shared.wake.notify_one();
     }
 
     /// One fetch, and whether reading goes on. One batch waits in the outbox while the next is fetched.
     async fn step(&mut self) -> Result<bool> {
-        if Instant::now() >= self.check_at {
-            if !locate::goes_on(&*self.shared.log, &self.at, self.last).await? {
+        if Instant::now() >= self.check_at && !self.check(i64::MAX).await? {
+            return Ok(false);
+        }
+        let at = lock(&self.trail).position().offset;
+        let from = Position { partition: self.assignment.partition.clone(), offset: at };
+        let begun = Instant::now();
+        let fetch = self.shared.log.fetch(&from, FetchLimit::new(MAX_WAIT, MAX_BYTES));
+        let batch = in_time("fetch", fetch).await?;
+        let begin = batch.records.first().map_or(batch.next, |record| record.offset);
+        // Whatever happened meanwhile, these records count only if what was read before them is still there.
+        let late = begun.elapsed() > MAX_WAIT + GAP;
+        if (late || lock(&self.trail).is_doubtful(&batch)) && !self.check(begin).await? {
+            return Ok(false);
+        }
+        let position = lock(&self.trail).position();
+        if !lock(&self.trail).read(&batch) {
+            self.alarm(Standing::Replaced { first: 0 }, &position);
+            return Ok(false);
+        }
+        if batch.next == at { Ok(true) } else { self.hand_over(batch).await }
+    }
+
+    /// Whether the log still is the one that was read. What was deleted unread is passed over, up to `begin`, where
+    /// records were read that are gone by now.
+    async fn check(&mut self, begin: i64) -> Result<bool> {
+        let (position, floor) = {
+            let trail = lock(&self.trail);
+            (trail.position(), trail.floor())
+        };
+        let found = standing_above(&*self.shared.log, &self.assignment.partition, &position, floor);
+        let found = in_time("check the log", found).await?;
+        match found {
+            Standing::Replaced { .. } => {
+                self.alarm(found, &position);
                 return Ok(false);
             }
-            self.check_at = Instant::now() + CHECK_EVERY;
-        }
-        let batch = self.shared.log.fetch(&self.at, FetchLimit::new(MAX_WAIT, MAX_BYTES)).await?;
-        if batch.next > self.at.offset {
-            self.at.offset = batch.next;
-            self.last = batch.records.last().map(Mark::of).or(self.last);
-            let read = Instant::now();
-            self.hand_over(batch).await;
-            if read.elapsed() > GAP {
-                self.check_at = Instant::now();
+            Standing::DeletedUnread { first } => {
+                let first = first.min(begin);
+                if first > position.offset {
+                    self.alarm(Standing::DeletedUnread { first }, &position);
+                    lock(&self.trail).skip_to(first);
+                }
             }
+            Standing::Intact => lock(&self.trail).confirm(&position),
         }
+        self.check_at = Instant::now() + CHECK_EVERY;
         Ok(true)
+    }
+
+    fn alarm(&self, standing: Standing, position: &Cursor) {
+        if let Some(alarm) = Alarm::of(standing, &self.assignment.partition, position) {
+            lock(&self.shared.outbox).reader_alarm(&self.assignment, alarm);
+        }
     }
 
     async fn failed(&mut self, error: Error) {
@@ -82,21 +134,44 @@ impl Reader {
         };
         self.failures += 1;
         self.check_at = Instant::now();
-        lock(&self.shared.outbox).failed(error.on(&self.at.partition).with_retry(Retry::Yes));
+        self.tell(error);
         tokio::time::sleep(pause).await;
     }
 
-    async fn hand_over(&self, batch: Batch) {
+    fn tell(&self, error: Error) {
+        if error.kind() == ErrorKind::NotFound {
+            self.shared.look.notify_one();
+        }
+        let error = error.on(&self.assignment.partition).with_retry(Retry::Yes);
+        lock(&self.shared.outbox).reader_failed(&self.assignment, error);
+    }
+
+    /// Puts a batch into the outbox as there is room, and looks after the log while there is none. Returns whether
+    /// reading goes on.
+    async fn hand_over(&mut self, batch: Batch) -> Result<bool> {
+        let begun = Instant::now();
         for part in split(batch, self.shared.max_batch) {
             let mut waiting = Some(part);
             while let Some(part) = waiting.take() {
-                let back = lock(&self.shared.outbox).put(&self.assignment, part);
-                if let Some(part) = back {
-                    self.taken.notified().await;
-                    waiting = Some(part);
+                waiting = lock(&self.shared.outbox).put(&self.assignment, part);
+                let taken = self.taken.notified();
+                if waiting.is_some() && timeout_at(self.check_at, taken).await.is_err() {
+                    match self.check(i64::MAX).await {
+                        Ok(true) => {}
+                        Ok(false) => return Ok(false),
+                        // What waits here was read, so it must not be forgotten.
+                        Err(error) => {
+                            self.tell(error);
+                            self.check_at = Instant::now() + MAX_BACKOFF;
+                        }
+                    }
                 }
             }
         }
+        if begun.elapsed() > GAP {
+            self.check_at = Instant::now();
+        }
+        Ok(true)
     }
 }
 

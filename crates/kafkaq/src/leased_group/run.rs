@@ -1,65 +1,88 @@
 //! The loop of a member: the only place where the group's machine meets the traits. Nothing in it waits for a call;
 //! each runs as a task, a bounded number at a time, and what gathers meanwhile is the next batch.
 
-use super::{caught::caught, locate, member::Shared, reader::Reader};
+use super::{
+    caught::{caught, within},
+    locate,
+    locate::Start,
+    member::Shared,
+    reader::Reader,
+    topics::Topics,
+};
 use crate::{driver::every_answer, sync::lock};
 use bytes::Bytes;
 use kafkaq_core::{
-    Assignment, Cursor, Error, ErrorKind, Partition, PartitionLog, Result, Retry, Swapped, TopicInfo,
-    TopicSpec,
+    Assignment, Cursor, Error, ErrorKind, PartitionLog, Result, Retry, Swapped, TopicInfo, Trail,
     group::{Change, ReadToken, SwapToken},
     machine::Mono,
 };
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 use tokio::{
     sync::Notify,
     task::{JoinHandle, JoinSet},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until},
 };
 
 /// Calls under way at a time, of all kinds together.
 const MAX_CALLS: usize = 16;
 const MAX_ITEMS: usize = 1000;
-/// How often the topics are asked for partitions that were added.
-const REFRESH: Duration = Duration::from_secs(30);
+/// How many of them may be waited for to find out where to start, and how many to put checkpoints into the log as well:
+/// the rest is for the store.
+const MAX_LOCATES: usize = 8;
+const MAX_LOG_CALLS: usize = 12;
+/// How often the topics are looked at, for partitions that were added and topics that are gone; and how often while one
+/// is missing.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How long a leaving member tries to clear its name.
 const LEAVE_LIMIT: Duration = Duration::from_secs(5);
 /// A backend answers within its own limits. These are for one that doesn't: nothing waits for ever, and a log that
 /// hangs doesn't keep a member from leaving.
-const LOCATE_LIMIT: Duration = Duration::from_secs(60);
+const LOOK_LIMIT: Duration = Duration::from_secs(30);
 const CHECKPOINT_LIMIT: Duration = Duration::from_secs(3);
 
 enum Done {
     Read(ReadToken, Vec<Result<Option<Bytes>>>),
     Swapped(Vec<SwapToken>, Vec<Result<Swapped>>),
-    Located(Assignment, Result<Cursor>),
-    Checkpointed(Assignment, Cursor, Result<()>),
-    Partitions(Result<Vec<Partition>>),
+    Located(Assignment, Result<Start>),
+    Checkpointed(Vec<(Assignment, Cursor)>, Vec<Result<()>>),
+    Looked(Result<Vec<Option<TopicInfo>>>),
 }
 
-/// The partitions of the topics. Makes what is missing, the topic for the checkpoints too.
-pub(super) async fn partitions(
-    log: &dyn PartitionLog,
-    topics: &[Arc<str>],
-    checkpoints: &TopicSpec,
-) -> Result<Vec<Partition>> {
-    let mut specs: Vec<_> = topics.iter().map(|topic| TopicSpec::new(topic.clone())).collect();
-    specs.push(checkpoints.clone());
-    let infos = log.ensure_topics(&specs).await?;
-    let of = |info: &TopicInfo| {
-        let name = info.name.clone();
-        (0..info.partitions).map(move |index| Partition::new(name.clone(), index))
-    };
-    Ok(infos.iter().take(topics.len()).flat_map(of).collect())
+/// One info a topic, or `None` for one that is missing.
+pub(super) async fn look(log: &dyn PartitionLog, topics: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
+    let infos = log.describe_topics(topics).await?;
+    if infos.len() == topics.len() {
+        return Ok(infos);
+    }
+    Err(Error::not_applied(ErrorKind::Other, "describe topics").on(format_args!(
+        "{} topics of which the log has described {}",
+        topics.len(),
+        infos.len()
+    )))
+}
+
+/// The same for all that a member needs. Makes the topic for the checkpoints if it is gone, and no other.
+async fn look_at_all(shared: &Shared) -> Result<Vec<Option<TopicInfo>>> {
+    let names: Vec<_> = shared.topics.iter().chain([&shared.checkpoint_topic.name]).cloned().collect();
+    let mut infos = look(&*shared.log, &names).await?;
+    if infos.pop().flatten().is_none() {
+        shared.log.ensure_topics(std::slice::from_ref(&shared.checkpoint_topic)).await?;
+    }
+    Ok(infos)
 }
 
 /// Runs until the member has left.
-pub(super) async fn run(shared: Arc<Shared>) {
+pub(super) async fn run(shared: Arc<Shared>, mut topics: Topics) {
     let mut end = End { shared: shared.clone(), clean: false };
     let (mut calls, mut readers) = (JoinSet::new(), JoinSet::new());
     let mut leaving = shared.leaving.subscribe();
     let mut leave_by = None;
-    let mut refresh_at = Some(Instant::now() + REFRESH);
+    let (mut looked_at, mut look_at) = (Instant::now(), Some(Instant::now() + LOOK_EVERY));
     loop {
         let now = shared.clock.mono();
         if *leaving.borrow_and_update() && leave_by.is_none() {
@@ -67,12 +90,10 @@ pub(super) async fn run(shared: Arc<Shared>) {
             lock(&shared.group).handle_leave();
         }
         start_calls(&shared, &mut calls, now);
-        if refresh_at.is_some_and(|at| Instant::now() >= at) {
-            refresh_at = None;
+        if look_at.is_some_and(|at| Instant::now() >= at) {
+            look_at = None;
             spawn(&mut calls, &shared, |s| async move {
-                let found = partitions(&*s.log, &s.topics, &s.checkpoint_topic);
-                let found = guarded("look for partitions", REFRESH, found).await;
-                Done::Partitions(found)
+                Done::Looked(guarded("look for partitions", LOOK_LIMIT, look_at_all(&s)).await)
             });
         }
         tell(&shared, &mut readers);
@@ -84,19 +105,36 @@ pub(super) async fn run(shared: Arc<Shared>) {
         // A machine that wants to be asked at once has been asked just now.
         let soon = Instant::now() + Duration::from_millis(1);
         let next = next.map(|at| shared.clock.at(at).max(soon));
-        let next = [next, refresh_at, leave_by].into_iter().flatten().min();
+        let next = [next, look_at, leave_by].into_iter().flatten().min();
         tokio::select! {
-            Some(done) = calls.join_next() => if let Ok(done) = done {
-                if matches!(done, Done::Partitions(_)) {
-                    refresh_at = Some(Instant::now() + REFRESH);
+            Some(done) = calls.join_next() => match done {
+                Ok(Done::Looked(found)) => {
+                    looked(&shared, &mut topics, found);
+                    looked_at = Instant::now();
+                    let pause = if topics.is_incomplete() { LOOK_AGAIN } else { LOOK_EVERY };
+                    look_at = Some(looked_at + pause);
                 }
-                finish(&shared, done);
+                Ok(done) => finish(&shared, done),
+                Err(_) => {}
             },
             Some(_) = readers.join_next() => {}
             () = shared.wake.notified() => {}
+            () = shared.look.notified() => look_at = look_at.map(|at| at.min(looked_at + LOOK_AGAIN)),
             _ = leaving.changed() => {}
             () = async { if let Some(at) = next { sleep_until(at).await } }, if next.is_some() => {}
         }
+    }
+}
+
+fn looked(shared: &Shared, topics: &mut Topics, found: Result<Vec<Option<TopicInfo>>>) {
+    match found {
+        Ok(found) => {
+            for (of, alarm) in topics.observe(&found, Instant::now()) {
+                lock(&shared.outbox).alarm(of, alarm);
+            }
+            lock(&shared.group).handle_partitions(topics.partitions());
+        }
+        Err(error) => tracing::warn!(target: "kafkaq", "looking for new partitions failed: {error}"),
     }
 }
 
@@ -139,23 +177,26 @@ fn start_calls(shared: &Arc<Shared>, calls: &mut JoinSet<Done>, now: Mono) {
             Done::Read(token, every(tokio::spawn(async move { s.store.get(&keys).await }), n).await)
         });
     }
-    // Half of the calls stay free for the store.
-    while calls.len() < MAX_CALLS / 2
+    let mut checkpoints = Vec::new();
+    if calls.len() < MAX_LOG_CALLS {
+        group.poll_checkpoints(now, MAX_ITEMS, &mut checkpoints);
+    }
+    if !checkpoints.is_empty() {
+        spawn(calls, shared, |s| async move {
+            let cursors: Vec<_> = checkpoints.iter().map(|(a, at)| (a.partition.clone(), *at)).collect();
+            let kept = async { Ok(s.checkpoints.append(&*s.log, &cursors).await) };
+            let kept = guarded("append checkpoints", CHECKPOINT_LIMIT, kept).await;
+            let kept = kept.unwrap_or_else(|error| vec![Err(error); checkpoints.len()]);
+            Done::Checkpointed(checkpoints, kept)
+        });
+    }
+    while calls.len() < MAX_LOCATES
         && let Some((assignment, stored)) = group.poll_locate(now)
     {
         spawn(calls, shared, |s| async move {
-            let found = locate::locate(&*s.log, &s.checkpoints, &assignment.partition, stored);
-            let found = guarded("find out where to start", LOCATE_LIMIT, found).await;
-            Done::Located(assignment, found)
-        });
-    }
-    while calls.len() < MAX_CALLS / 2
-        && let Some((assignment, at)) = group.poll_checkpoint(now)
-    {
-        spawn(calls, shared, |s| async move {
-            let kept = locate::checkpoint(&*s.log, &s.checkpoints, &assignment.partition, at);
-            let kept = guarded("append a checkpoint", CHECKPOINT_LIMIT, kept).await;
-            Done::Checkpointed(assignment, at, kept)
+            let start = locate::locate(&*s.log, &s.checkpoints, &assignment.partition, stored);
+            let start = caught("find out where to start", start).await.flatten();
+            Done::Located(assignment, start)
         });
     }
 }
@@ -170,8 +211,7 @@ fn spawn<F: Future<Output = Done> + Send + 'static>(
 
 /// An outcome in time, whatever the adapter does.
 async fn guarded<T>(op: &'static str, limit: Duration, call: impl Future<Output = Result<T>>) -> Result<T> {
-    let late = |_| Err(Error::unknown(ErrorKind::Timeout, op));
-    timeout(limit, caught(op, call)).await.map_or_else(late, |ended| ended.and_then(|outcome| outcome))
+    within(limit, op, async { caught(op, call).await? }).await
 }
 
 /// An outcome for each item, whatever the adapter does, panic included.
@@ -194,23 +234,32 @@ fn finish(shared: &Shared, done: Done) {
                 group.handle_swapped(token, outcome, now);
             }
         }
-        Done::Located(assignment, found) => {
-            if let Err(error) = &found {
-                let error = error.clone().on(&assignment.partition).with_retry(Retry::Yes);
-                lock(&shared.outbox).failed(error);
-            }
-            group.handle_located(&assignment, found.ok(), now);
+        Done::Located(assignment, start) => {
+            let mut outbox = lock(&shared.outbox);
+            let at = match start {
+                Ok(start) => {
+                    outbox.start_alarm(&assignment.partition, start.alarm);
+                    Some(start.at)
+                }
+                Err(error) => {
+                    outbox.failed(error.on(&assignment.partition).with_retry(Retry::Yes));
+                    None
+                }
+            };
+            group.handle_located(&assignment, at, now);
         }
-        Done::Checkpointed(assignment, at, kept) => {
-            if let Err(error) = &kept {
-                tracing::warn!(target: "kafkaq", partition = %assignment.partition, "a checkpoint failed: {error}");
+        Done::Checkpointed(checkpoints, kept) => {
+            if let Some(Err(error)) = kept.iter().find(|kept| kept.is_err()) {
+                tracing::warn!(target: "kafkaq", "checkpoints of a group failed: {error}");
             }
-            group.handle_checkpointed(&assignment, at, kept.is_ok(), now);
+            let mut kept = kept.into_iter();
+            for (assignment, at) in checkpoints {
+                let ok = kept.next().is_some_and(|kept| kept.is_ok());
+                group.handle_checkpointed(&assignment, at, ok, now);
+            }
         }
-        Done::Partitions(found) => match found {
-            Ok(found) => group.handle_partitions(found),
-            Err(error) => tracing::warn!(target: "kafkaq", "looking for new partitions failed: {error}"),
-        },
+        // The loop's own.
+        Done::Looked(_) => {}
     }
 }
 
@@ -222,10 +271,10 @@ fn tell(shared: &Arc<Shared>, readers: &mut JoinSet<()>) {
         let mut outbox = lock(&shared.outbox);
         match change {
             Change::Assigned(assignment, from) => {
-                let taken = Arc::new(Notify::new());
-                let reader = Reader::new(shared.clone(), assignment.clone(), from, taken.clone());
+                let (taken, trail) = (Arc::new(Notify::new()), Arc::new(Mutex::new(Trail::new(from))));
+                let reader = Reader::new(shared.clone(), assignment.clone(), trail.clone(), taken.clone());
                 let task = readers.spawn(reader.run());
-                outbox.assigned(assignment, taken, task);
+                outbox.assigned(assignment, trail, taken, task);
             }
             Change::Revoking(assignment) => outbox.revoking(assignment),
             Change::Lost(assignment) => outbox.lost(assignment),

@@ -44,7 +44,7 @@ impl Stream for Events {
         loop {
             let polled = this.shared.with(|state| state.poll(this.group, this.member, cx.waker()));
             match polled {
-                Ok(event) => return Poll::Ready(event.map(Ok)),
+                Ok(event) => return Poll::Ready(event),
                 Err((_, None)) => {
                     this.timer = None;
                     return Poll::Pending;

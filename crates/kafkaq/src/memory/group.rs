@@ -9,7 +9,9 @@
 //! A partition that is free goes to whoever the plan names, under a new epoch. Nothing is queued: what a member
 //! has to be told is read off the phases when it polls, so a member that never polls costs no memory.
 
-use kafkaq_core::{Assignment, Commit, Error, ErrorKind, Event, JoinRequest, Partition, Result};
+use kafkaq_core::{
+    Assignment, Commit, Cursor, Error, ErrorKind, Event, JoinRequest, Partition, Result, Retry, Standing,
+};
 use std::{
     collections::{BTreeMap, HashMap},
     mem,
@@ -19,7 +21,7 @@ use std::{
 };
 use tokio::time::Instant;
 
-use super::state::Records;
+use super::state::{Idle, Records};
 
 /// To be woken when the log's lock is free again: a waker may run foreign code.
 pub(super) type Wakers = Vec<Waker>;
@@ -46,6 +48,8 @@ struct Seat {
     release_limit: Duration,
     /// The partition that was read last; the others come first.
     last: usize,
+    /// What its operator has to know.
+    alarms: Vec<Error>,
     lost: Vec<Assignment>,
     /// Whether there may be something to tell.
     news: bool,
@@ -61,7 +65,8 @@ struct Slot {
 struct Owner {
     member: MemberId,
     epoch: u64,
-    position: i64,
+    /// `None`: at the first record.
+    position: Option<i64>,
     paused: bool,
     phase: Phase,
     /// Counts in the phases `Recalled` and `Revoking`; `None`: no limit.
@@ -91,13 +96,13 @@ impl Slot {
     }
 
     /// Whether the member may read it, and is not at the end yet.
-    fn has_records(&self, member: MemberId, end: i64) -> bool {
+    fn has_records(&self, member: MemberId, log: &Records) -> bool {
         let reads = |o: &Owner| o.member == member && o.phase == Phase::Held && !o.paused;
-        self.owner.as_ref().is_some_and(|o| reads(o) && o.position < end)
+        self.owner.as_ref().is_some_and(|o| reads(o) && o.position.unwrap_or(log.first()) < log.next())
     }
 
     fn grant(&mut self, member: MemberId, epoch: u64) {
-        let position = self.committed.unwrap_or(0);
+        let position = self.committed;
         let phase = Phase::Granted;
         self.owner = Some(Owner { member, epoch, position, paused: false, phase, release_by: None });
     }
@@ -116,6 +121,7 @@ impl Group {
             max_batch: request.max_batch,
             release_limit: request.release_limit,
             last: 0,
+            alarms: Vec::new(),
             lost: Vec::new(),
             news: true,
             waker: None,
@@ -138,6 +144,44 @@ impl Group {
             committed: None,
             owner: None,
         });
+    }
+
+    /// The topic was deleted. Needs a rebalance.
+    pub(super) fn remove(&mut self, number: usize) {
+        let partition = self.slots.get(&number).map(|slot| slot.partition.clone());
+        if let Some(partition) = partition {
+            let alarm = Error::not_applied(ErrorKind::NotFound, "read").on(partition).with_retry(Retry::Yes);
+            self.take_away(number, alarm.with_advice(
+                "The topic was deleted, and its records with it. It is read from its first record once it is there again",
+            ));
+            self.slots.remove(&number);
+        }
+    }
+
+    /// The log ends earlier than before. Whoever has read beyond that end begins again there, under a new epoch. Needs
+    /// a rebalance.
+    pub(super) fn cut(&mut self, number: usize, end: i64) {
+        let Some(slot) = self.slots.get_mut(&number) else { return };
+        slot.committed = slot.committed.map(|offset| offset.min(end));
+        let position = slot.owner.as_ref().and_then(|o| o.position).unwrap_or_default();
+        let standing = Standing::Replaced { first: end };
+        if position > end
+            && let Some(alarm) = standing.alarm(&slot.partition, &Cursor::new(position))
+        {
+            self.take_away(number, alarm);
+        }
+    }
+
+    /// Ends an assignment whatever its phase, and tells why.
+    fn take_away(&mut self, number: usize, why: Error) {
+        if let Some(slot) = self.slots.get_mut(&number)
+            && let Some(owner) = slot.owner.take()
+            && owner.phase != Phase::Granted
+            && let Some(seat) = self.members.get_mut(&owner.member)
+        {
+            seat.alarms.push(why);
+            seat.lost.push(slot.assignment(owner.epoch));
+        }
     }
 
     /// Lets members go, and what they held. Idempotent.
@@ -253,20 +297,23 @@ impl Group {
     }
 
     /// What a member has to be told next.
-    pub(super) fn news(&mut self, member: MemberId) -> Option<Event> {
+    pub(super) fn news(&mut self, member: MemberId) -> Option<Result<Event>> {
         let seat = self.members.get_mut(&member).filter(|seat| seat.news)?;
+        if let Some(alarm) = seat.alarms.pop() {
+            return Some(Err(alarm));
+        }
         if !seat.lost.is_empty() {
-            return Some(Event::Lost(mem::take(&mut seat.lost)));
+            return Some(Ok(Event::Lost(mem::take(&mut seat.lost))));
         }
         let revoking = self.tell(member, Phase::Recalled, Phase::Revoking);
         if !revoking.is_empty() {
-            return Some(Event::Revoking(revoking));
+            return Some(Ok(Event::Revoking(revoking)));
         }
         if let Some(seat) = self.members.get_mut(&member) {
             seat.news = false;
         }
         let assigned = self.tell(member, Phase::Granted, Phase::Held);
-        (!assigned.is_empty()).then_some(Event::Assigned(assigned))
+        (!assigned.is_empty()).then_some(Ok(Event::Assigned(assigned)))
     }
 
     fn tell(&mut self, member: MemberId, from: Phase, to: Phase) -> Vec<Assignment> {
@@ -282,17 +329,24 @@ impl Group {
     }
 
     /// The next records of a member, of each of its partitions in turn.
-    pub(super) fn read(&mut self, member: MemberId, log: &[Records]) -> Option<Event> {
+    pub(super) fn read(&mut self, member: MemberId, log: &[Records]) -> Option<Result<Event>> {
         let seat = self.members.get_mut(&member)?;
         let mut in_turn = self.slots.range(seat.last + 1..).chain(self.slots.range(..=seat.last));
-        let number = *in_turn.find(|(number, slot)| slot.has_records(member, log[**number].next()))?.0;
-        seat.last = number;
+        let number = *in_turn.find(|(number, slot)| slot.has_records(member, &log[**number]))?.0;
         let slot = self.slots.get_mut(&number)?;
         let owner = slot.owner.as_mut()?;
-        let batch = log[number].read(owner.position, seat.max_batch, usize::MAX);
-        owner.position = batch.next;
+        let first = log[number].first();
+        let position = owner.position.unwrap_or(first);
+        if position < first {
+            owner.position = Some(first);
+            let standing = Standing::DeletedUnread { first };
+            return standing.alarm(&slot.partition, &Cursor::new(position)).map(Err);
+        }
+        seat.last = number;
+        let batch = log[number].read(position, seat.max_batch, usize::MAX);
+        owner.position = Some(batch.next);
         let epoch = owner.epoch;
-        Some(Event::Records(slot.assignment(epoch), batch))
+        Some(Ok(Event::Records(slot.assignment(epoch), batch)))
     }
 
     /// Whether it is a member still.
@@ -300,9 +354,8 @@ impl Group {
         self.members.contains_key(&member)
     }
 
-    /// Wakes the member when there is something for it. Answers the waker that this one replaces, to be dropped
-    /// outside of the lock, and when to come back in any case.
-    pub(super) fn wait(&mut self, member: MemberId, waker: &Waker) -> (Option<Waker>, Option<Instant>) {
+    /// Wakes the member when there is something for it.
+    pub(super) fn wait(&mut self, member: MemberId, waker: &Waker) -> Idle {
         let slot = self.members.get_mut(&member).map(|seat| &mut seat.waker);
         let old = match slot {
             Some(Some(same)) if same.will_wake(waker) => None,
@@ -322,9 +375,14 @@ impl Group {
         }
     }
 
-    pub(super) fn commit(&mut self, member: MemberId, number: usize, to: &Commit) -> Result<()> {
+    pub(super) fn commit(&mut self, member: MemberId, number: usize, to: &Commit, end: i64) -> Result<()> {
         let slot =
             self.owned(member, number, to.assignment.epoch).ok_or_else(|| not_owner(&to.assignment))?;
+        if !(0..=end).contains(&to.offset) {
+            return Err(Error::not_applied(ErrorKind::Invalid, "commit")
+                .on(format_args!("{} to {}", slot.partition, to.offset))
+                .with_advice("Commit the offset after a record that was read"));
+        }
         slot.committed = Some(to.offset);
         Ok(())
     }
@@ -357,9 +415,9 @@ impl Group {
     /// Takes a partition away, so that the next rebalance grants it under a new epoch; if it did, a rebalance is needed.
     pub(super) fn reassign(&mut self, member: MemberId, number: usize, epoch: u64) -> bool {
         let Some(slot) = self.owned(member, number, epoch) else { return false };
-        slot.owner = None;
+        let told = slot.owner.take().is_some_and(|owner| owner.phase != Phase::Granted);
         let lost = slot.assignment(epoch);
-        if let Some(seat) = self.members.get_mut(&member) {
+        if let Some(seat) = self.members.get_mut(&member).filter(|_| told) {
             seat.lost.push(lost);
         }
         true

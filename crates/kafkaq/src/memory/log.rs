@@ -58,6 +58,34 @@ impl MemoryLog {
         self
     }
 
+    /// Deletes a topic, and with it what every group has committed of it: for tests of what happens then. Made again,
+    /// it is another topic, whose offsets begin at 0.
+    ///
+    /// # Errors
+    /// `NotFound`, and `Closed`.
+    pub fn delete_topic(&self, name: &str) -> Result<()> {
+        let deleted = self.with("delete_topic", |state| state.delete_topic(name))?;
+        deleted.iter().for_each(|waiting| waiting.notify_waiters());
+        Ok(())
+    }
+
+    /// Deletes the records of a partition from `end` on, as an unclean election of a leader does: for tests of what
+    /// happens then. Their offsets are given again.
+    ///
+    /// # Errors
+    /// `NotFound`, and `Closed`.
+    pub fn truncate(&self, partition: &Partition, end: i64) -> Result<()> {
+        self.with("truncate", |state| state.truncate(partition, end))
+    }
+
+    /// Deletes the records of a partition below `first`, as retention does: for tests of what happens then.
+    ///
+    /// # Errors
+    /// `NotFound`, and `Closed`.
+    pub fn delete_records(&self, partition: &Partition, first: i64) -> Result<()> {
+        self.with("delete_records", |state| state.delete_records(partition, first))
+    }
+
     fn client_of(shared: Arc<Shared>, default_partitions: i32) -> Self {
         let client = shared.with(State::new_id);
         MemoryLog {
@@ -112,7 +140,7 @@ impl Log for MemoryLog {
     }
 
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
-        let now_ms = millis(SystemTime::now());
+        let now_ms = millis(crate::driver::system_now());
         // Copied before the lock is taken.
         let copies = records.iter().map(|record| copy(record, now_ms)).collect();
         match self.with("append", |state| state.append(to, copies, now_ms)) {
@@ -152,12 +180,12 @@ impl PartitionLog for MemoryLog {
     /// An offset below the first record reads from the first; one beyond the end is `Invalid`.
     async fn fetch(&self, from: &Position, limit: FetchLimit) -> Result<Batch> {
         let Position { partition, offset } = from;
-        let grown = self.with("fetch", |state| state.grown(partition))?;
         let deadline = Instant::now().checked_add(limit.max_wait);
         loop {
             // Made before the look at the records, so that nothing is missed between the two.
-            let (grown, closing) = (grown.notified(), self.closing.notified());
-            let batch = self.with("fetch", |state| state.fetch(partition, *offset, limit.max_bytes))?;
+            let closing = self.closing.notified();
+            let (batch, grown) =
+                self.with("fetch", |state| state.fetch(partition, *offset, limit.max_bytes))?;
             if !batch.records.is_empty() || deadline.is_some_and(|at| at <= Instant::now()) {
                 return Ok(batch);
             }

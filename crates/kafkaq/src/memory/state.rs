@@ -18,7 +18,13 @@ use std::{
     task::Waker,
     time::Duration,
 };
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, futures::OwnedNotified},
+    time::Instant,
+};
+
+/// Nothing to tell: a waker that was replaced, to be dropped outside of the lock, and when to come back in any case.
+pub(super) type Idle = (Option<Waker>, Option<Instant>);
 
 /// The largest record of a topic that was made without a limit: the same as Kafka's.
 const MAX_RECORD_BYTES: usize = 1_048_588;
@@ -94,6 +100,10 @@ impl Records {
         Ok(self.next() - 1)
     }
 
+    pub(super) fn first(&self) -> i64 {
+        self.first
+    }
+
     /// The offset of the next record.
     pub(super) fn next(&self) -> i64 {
         self.first + self.records.len() as i64
@@ -119,6 +129,11 @@ impl Records {
         self.records.drain(..count);
         self.first += count as i64;
     }
+
+    fn cut_from(&mut self, offset: i64) {
+        let keep = usize::try_from(offset - self.first).unwrap_or(0);
+        self.records.truncate(keep);
+    }
 }
 
 impl State {
@@ -127,11 +142,11 @@ impl State {
         self.last_id
     }
 
-    /// Makes what is missing. The specs are valid.
     pub(super) fn describe_topics(&self, names: &[Arc<str>]) -> Vec<Option<TopicInfo>> {
         names.iter().map(|name| self.topics.get(name).map(|topic| topic.info.clone())).collect()
     }
 
+    /// Makes what is missing. The specs are valid.
     pub(super) fn ensure_topics(&mut self, specs: &[TopicSpec], default_partitions: i32) -> Vec<TopicInfo> {
         let mut infos = Vec::with_capacity(specs.len());
         let mut made = false;
@@ -154,6 +169,43 @@ impl State {
             (0..self.groups.len()).for_each(|group| self.rebalance(group));
         }
         infos
+    }
+
+    /// Deletes a topic. Its partitions' numbers are never given again, so nothing that names one can mean those of a
+    /// later topic.
+    pub(super) fn delete_topic(&mut self, name: &str) -> Result<Vec<Arc<Notify>>> {
+        let Some(topic) = self.topics.remove(name) else {
+            return Err(Error::not_applied(ErrorKind::NotFound, "delete_topic").on(name));
+        };
+        let numbers = topic.start..topic.start + topic.info.partitions as usize;
+        for group in &mut self.groups {
+            numbers.clone().for_each(|number| group.remove(number));
+            group.rebalance(&mut self.wake);
+        }
+        let deleted = self.partitions[numbers].iter_mut().map(|log| {
+            (log.records, log.first) = (VecDeque::new(), 0);
+            log.grown.clone()
+        });
+        Ok(deleted.collect())
+    }
+
+    /// Deletes the records from `end` on.
+    pub(super) fn truncate(&mut self, partition: &Partition, end: i64) -> Result<()> {
+        let number = self.find(partition, "truncate")?;
+        self.partitions[number].cut_from(end);
+        let end = self.partitions[number].next();
+        for group in &mut self.groups {
+            group.cut(number, end);
+            group.rebalance(&mut self.wake);
+        }
+        Ok(())
+    }
+
+    /// Deletes the records below `first`.
+    pub(super) fn delete_records(&mut self, partition: &Partition, first: i64) -> Result<()> {
+        let number = self.find(partition, "delete_records")?;
+        self.partitions[number].forget_below(first);
+        Ok(())
     }
 
     /// The number of a partition.
@@ -189,19 +241,20 @@ impl State {
         Ok((outcomes, log.grown.clone()))
     }
 
-    /// Who tells that a partition has grown.
-    pub(super) fn grown(&self, partition: &Partition) -> Result<Arc<Notify>> {
-        Ok(self.partitions[self.find(partition, "fetch")?].grown.clone())
-    }
-
-    pub(super) fn fetch(&self, partition: &Partition, from: i64, max_bytes: usize) -> Result<Batch> {
+    /// What there is to read, and what ends when there is more.
+    pub(super) fn fetch(
+        &self,
+        partition: &Partition,
+        from: i64,
+        max_bytes: usize,
+    ) -> Result<(Batch, OwnedNotified)> {
         let log = &self.partitions[self.find(partition, "fetch")?];
         if from > log.next() {
             return Err(Error::not_applied(ErrorKind::Invalid, "fetch")
                 .on(format_args!("{partition} from {from}"))
                 .with_advice(format!("The partition ends at {}", log.next())));
         }
-        Ok(log.read(from, usize::MAX, max_bytes))
+        Ok((log.read(from, usize::MAX, max_bytes), log.grown.clone().notified_owned()))
     }
 
     pub(super) fn offsets(&self, partition: &Partition) -> Result<Offsets> {
@@ -243,13 +296,13 @@ impl State {
         self.groups[group].leave(|id, _| id == member, &mut self.wake);
     }
 
-    /// The member's next event; without one, what [`Group::wait`] answers.
+    /// The member's next event; `None` when it has left.
     pub(super) fn poll(
         &mut self,
         group: usize,
         member: MemberId,
         waker: &Waker,
-    ) -> Result<Option<Event>, (Option<Waker>, Option<Instant>)> {
+    ) -> Result<Option<Result<Event>>, Idle> {
         let group = &mut self.groups[group];
         group.expire(&mut self.wake);
         if !group.has(member) {
@@ -263,12 +316,7 @@ impl State {
         let partition = &to.assignment.partition;
         let number = self.number(partition).ok_or_else(|| not_owner(&to.assignment))?;
         self.groups[group].expire(&mut self.wake);
-        if !(0..=self.partitions[number].next()).contains(&to.offset) {
-            return Err(Error::not_applied(ErrorKind::Invalid, "commit")
-                .on(format_args!("{partition} to {}", to.offset))
-                .with_advice("Commit the offset after a record that was read"));
-        }
-        self.groups[group].commit(member, number, to)?;
+        self.groups[group].commit(member, number, to, self.partitions[number].next())?;
         if self.forget_committed {
             let all = self.groups.iter().filter_map(|g| g.committed(number)).min();
             self.partitions[number].forget_below(all.unwrap_or(0));

@@ -359,3 +359,44 @@ fn what_it_holds_is_told() {
     assert_eq!((of.finished_below, of.queued, of.in_flight, of.paused), (Some(1), 0, 1, false));
     assert_eq!(of.oldest_unfinished, Some(Wall(0)));
 }
+
+fn partitions_of_another(rig: &mut Rig) {
+    let others: Vec<_> = (6..11).map(|index| assignment("w", index)).collect();
+    rig.m.handle_event(rig.now, Event::Lost(others));
+    rig.settle();
+}
+
+#[test]
+fn what_nobody_asks_for_goes_to_partitions_of_another_process() {
+    let mut rig = Rig::new(|_| {});
+    partitions_of_another(&mut rig);
+    rig.publish(&["a", "b", "c", "d", "e", "f"]);
+    let busy = rig.get_job().unwrap();
+    for _ in 0..6 {
+        rig.pass(SEC);
+    }
+    assert_eq!(rig.wait.len(), 5, "prefetched or not, all but the one that runs");
+    assert!(rig.wait.iter().all(|(index, _)| *index >= 6), "and nothing to itself");
+    assert!(rig.ready.is_empty());
+    let idle = rig.lease("b").unwrap();
+    assert_eq!((idle.state, idle.attempt, idle.failures), (LeaseState::Idle, 0, 0), "free of charge");
+    rig.ask(&busy, Command::Done);
+    rig.pass(SEC);
+    assert!(rig.committed() >= Some(6));
+    // The other process has a caller, and takes them at once.
+    rig.m.handle_event(rig.now, Event::Assigned((6..11).map(|index| assignment("w", index)).collect()));
+    rig.deliver_copies();
+    let taken: Vec<_> = std::iter::from_fn(|| rig.get_job()).collect();
+    assert_eq!(taken.len(), 5);
+    assert!(taken.iter().all(|job| (job.attempt, job.failures) == (1, 0)));
+}
+
+#[test]
+fn alone_a_process_keeps_what_nobody_asks_for() {
+    let mut rig = Rig::new(|_| {});
+    rig.publish(&["a", "b", "c"]);
+    for _ in 0..5 {
+        rig.pass(SEC);
+    }
+    assert_eq!((rig.wait.len(), rig.ready.len()), (0, 3));
+}

@@ -1,48 +1,56 @@
 //! Whether each feature of each crate compiles alone, as `cargo hack --each-feature` would see it.
+//!
+//! Of the published crates: nobody depends on the others, and the lints see all of their features. A feature is checked
+//! with its own crate's dependencies only: beside others it would find what it forgot to ask for.
+//! So most dependencies are checked with several sets of features, and this step costs what it costs. It shares the
+//! profile, the target folder and all compiled C code with the lints, and what it knows already it doesn't check again.
 
-use anyhow::{Context, Result};
+use anyhow::{Result, bail};
 use serde_json::Value;
-use xtask::command::run;
+use xtask::command::{run, shown};
 
+use super::metadata::packages;
 use crate::cargo;
-use crate::metadata::packages;
 
 /// Ways to build librdkafka that are rdkafka's own to check, and need libraries that are not everywhere.
 const NATIVE: &[&str] =
     &["cmake-build", "dynamic-linking", "gssapi", "gssapi-vendored", "sasl", "ssl", "ssl-vendored", "zstd"];
 
-/// Checks every crate but that of the tests without features, and with each one alone.
+/// Checks every published crate without features and with each one alone.
 ///
 /// # Errors
-/// At the first that doesn't compile.
-pub(crate) fn check_each() -> Result<()> {
+/// Names all that don't compile, with the command that shows it.
+pub(super) fn check_each() -> Result<()> {
+    let mut failed = Vec::new();
     for (package, feature) in alone(&packages("--no-deps")?) {
         let mut check = cargo(&["check", "--quiet", "--package", &package, "--no-default-features"]);
         if let Some(feature) = &feature {
             check.args(["--features", feature]);
         }
-        run(&mut check).with_context(|| {
-            format!(
-                "{package} with {}",
-                feature.as_deref().map_or("no feature".to_owned(), |f| format!("{f} alone"))
-            )
-        })?;
+        if run(&mut check).is_err() {
+            failed.push(shown(&check));
+        }
     }
-    Ok(())
+    if failed.is_empty() { Ok(()) } else { bail!("these fail:\n{}", failed.join("\n")) }
 }
 
 /// What there is to check: a package, and a feature or none.
 fn alone(packages: &[Value]) -> Vec<(String, Option<String>)> {
     packages
         .iter()
+        .filter(|package| is_published(package))
         .filter_map(|package| Some((package["name"].as_str()?, package["features"].as_object()?)))
-        .filter(|(name, _)| *name != "kafkaq-tests")
         .flat_map(|(name, features)| {
             let checked = |f: &&String| !(name == "kafkaq-rdkafka" && NATIVE.contains(&f.as_str()));
             let each = features.keys().filter(checked).map(|f| Some(f.clone()));
             std::iter::once(None).chain(each).map(|f| (name.to_owned(), f)).collect::<Vec<_>>()
         })
         .collect()
+}
+
+/// Whether it may go to a registry.
+pub(super) fn is_published(package: &Value) -> bool {
+    package["publish"].as_array().is_none_or(|registries| !registries.is_empty())
 }
 
 #[cfg(test)]
@@ -54,14 +62,20 @@ mod tests {
     fn each_feature_stands_alone_once_and_none_stands_for_itself() {
         let package = |name: &str, features: Value| json!({ "name": name, "features": features });
         let packages = [
-            package("kafkaq-tests", json!({})),
             package("kafkaq", json!({ "full": ["redis"], "redis": [] })),
             package("kafkaq-rdkafka", json!({ "gssapi": [] })),
+            json!({ "name": "xtask", "features": { "containers": [] }, "publish": [] }),
         ];
         let seen = alone(&packages);
         let seen: Vec<_> = seen.iter().map(|(p, f)| (p.as_str(), f.as_deref())).collect();
         let expected =
             [("kafkaq", None), ("kafkaq", Some("full")), ("kafkaq", Some("redis")), ("kafkaq-rdkafka", None)];
         assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn a_crate_that_may_go_nowhere_is_not_published() {
+        assert!(is_published(&json!({ "publish": null })));
+        assert!(!is_published(&json!({ "publish": [] })));
     }
 }

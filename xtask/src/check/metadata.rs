@@ -1,5 +1,7 @@
 //! What cargo knows about the workspace and its dependencies.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use xtask::command::capture;
@@ -10,20 +12,40 @@ use crate::cargo;
 ///
 /// # Errors
 /// Names the dependencies that ask for more.
-pub(crate) fn check_rust_version() -> Result<()> {
+pub(super) fn check_rust_version() -> Result<()> {
     let too_new = too_new(&packages("--all-features")?)?;
     ensure!(too_new.is_empty(), "these need a newer Rust than rust-version states: {}", too_new.join(", "));
     Ok(())
 }
 
 /// The packages that `cargo metadata` names with this option.
-pub(crate) fn packages(option: &str) -> Result<Vec<Value>> {
-    let said = capture(&mut cargo(&["metadata", "--format-version", "1", option]))?;
-    let mut metadata: Value = serde_json::from_str(&said).context("`cargo metadata` in a new form")?;
-    match metadata["packages"].take() {
+pub(super) fn packages(option: &str) -> Result<Vec<Value>> {
+    match metadata(option)?["packages"].take() {
         Value::Array(packages) => Ok(packages),
         _ => bail!("`cargo metadata` names no packages"),
     }
+}
+
+/// The names of the integration tests of some packages.
+pub(super) fn integration_tests(of: &[&str]) -> Result<Vec<String>> {
+    let packages = packages("--no-deps")?;
+    let packages =
+        packages.iter().filter(|package| package["name"].as_str().is_some_and(|n| of.contains(&n)));
+    let targets = packages.flat_map(|package| package["targets"].as_array().into_iter().flatten());
+    let tests = targets.filter(|target| target["kind"][0] == "test");
+    Ok(tests.filter_map(|test| Some(test["name"].as_str()?.to_owned())).collect())
+}
+
+/// Where cargo puts what it builds.
+pub(super) fn target() -> Result<PathBuf> {
+    let metadata = metadata("--no-deps")?;
+    let target = metadata["target_directory"].as_str();
+    Ok(target.context("`cargo metadata` names no target directory")?.into())
+}
+
+fn metadata(option: &str) -> Result<Value> {
+    let said = capture(&mut cargo(&["metadata", "--format-version", "1", option]))?;
+    serde_json::from_str(&said).context("`cargo metadata` in a new form")
 }
 
 fn too_new(packages: &[Value]) -> Result<Vec<String>> {

@@ -1,0 +1,81 @@
+//! What an operator would read.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+use tracing::{
+    Event, Level, Metadata, Subscriber,
+    field::{Field, Visit},
+    span,
+    subscriber::DefaultGuard,
+};
+
+/// Keeps the lines that are logged, from INFO on, with level and target in front.
+#[derive(Debug)]
+pub struct Log {
+    lines: Arc<Mutex<Vec<String>>>,
+    _guard: Option<DefaultGuard>,
+}
+
+impl Log {
+    /// Of this thread.
+    #[must_use]
+    pub fn capture() -> Self {
+        let lines = Arc::<Mutex<Vec<String>>>::default();
+        let _guard =
+            Some(tracing::subscriber::set_default(Lines { kept: lines.clone(), with_thread: false }));
+        Log { lines, _guard }
+    }
+
+    /// Of all threads, with the thread's name in front, but for those whose lines are captured or held back by
+    /// themselves. Only once per process.
+    #[must_use]
+    pub fn capture_all_threads() -> Self {
+        let lines = Arc::<Mutex<Vec<String>>>::default();
+        tracing::subscriber::set_global_default(Lines { kept: lines.clone(), with_thread: true }).unwrap();
+        Log { lines, _guard: None }
+    }
+
+    /// The lines so far.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+struct Lines {
+    kept: Arc<Mutex<Vec<String>>>,
+    with_thread: bool,
+}
+
+impl Subscriber for Lines {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() <= Level::INFO
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        let thread = std::thread::current();
+        let thread = if self.with_thread { thread.name().unwrap_or_default() } else { "" };
+        let mut line = format!("{thread}{} {}:", event.metadata().level(), event.metadata().target());
+        event.record(&mut Words(&mut line));
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+    fn enter(&self, _: &span::Id) {}
+    fn exit(&self, _: &span::Id) {}
+}
+
+struct Words<'a>(&'a mut String);
+
+impl Visit for Words<'_> {
+    fn record_debug(&mut self, _: &Field, value: &dyn fmt::Debug) {
+        self.0.push_str(&format!(" {value:?}"));
+    }
+}

@@ -1,0 +1,38 @@
+//! What an operator reads while a server is away.
+
+use crate::{Adapter, Log, create, key, one, read, until};
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(1);
+
+/// Lines that say so, without those of other parts.
+fn lines(log: &Log) -> Vec<String> {
+    log.lines().into_iter().filter(|line| line.starts_with("WARN") || line.contains("works again")).collect()
+}
+
+pub async fn a_server_that_stands_still_is_logged_once_and_so_is_its_return<A: Adapter>() {
+    let server = A::SERVICE.own().unwrap();
+    let (log, store) = (Log::capture(), A::at(server.addr(), LIMIT));
+    until("the store swaps", async || one(&store, create(&key("a"), "a")).await.is_ok()).await;
+    let before = lines(&log).len();
+    server.pause().unwrap();
+    for n in 0..3 {
+        one(&store, create(&key(&format!("b{n}")), "b")).await.unwrap_err();
+        read(&store, &key("a")).await.unwrap_err();
+    }
+    let told = lines(&log).split_off(before);
+    let [begins] = &told[..] else { panic!("{told:#?}") };
+    let address = server.addr().to_string();
+    for words in ["WARN kafkaq:", "is failing", &address, "check that it runs"] {
+        assert!(begins.contains(words), "{words} is not in {begins}");
+    }
+    server.resume().unwrap();
+    until("its return is logged", async || {
+        let _ = (read(&store, &key("a")).await, one(&store, create(&key("c"), "c")).await);
+        lines(&log).len() > before + 1
+    })
+    .await;
+    let told = lines(&log).split_off(before + 1);
+    let [over] = &told[..] else { panic!("{told:#?}") };
+    assert!(over.starts_with("INFO kafkaq:") && over.contains("works again"), "{over}");
+}

@@ -1,0 +1,483 @@
+//! A connection to a server that the calls of a store share: made when it is needed, and again after it broke.
+//!
+//! ```text
+//!  Down ──connect──> Up ──timeout, broken──> Down        close ──> Closed, for ever
+//! ```
+//! Calls that wait for a connection share one attempt and its outcome. Failed attempts are spaced by a backoff, so any
+//! number of callers means one attempt at a time.
+//!
+//! A server may hang up on an idle connection, and a firewall may forget it without a word. So a connection that was
+//! idle for a while is asked for a sign of life before it carries a request. And a request that certainly had no effect
+//! when its connection broke is sent once more, over a new connection.
+//!
+//! For kafkaq's own stores. This module promises no stability.
+
+mod settings;
+
+pub use settings::{MAX_PREFIX, REQUEST_TIMEOUT, is_address, is_host, is_prefix};
+
+use crate::{Effect, Error, ErrorKind, Result, Retry};
+use std::{
+    error::Error as StdError,
+    fmt, io,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep_until, timeout, timeout_at},
+};
+
+const FIRST_BACKOFF: Duration = Duration::from_millis(20);
+const LAST_BACKOFF: Duration = Duration::from_millis(500);
+
+/// A connection that was silent for this long is pinged before it is used.
+pub const IDLE: Duration = Duration::from_secs(10);
+
+/// The ping may take this part of the call's time, so that enough is left for a new connection.
+const PING_SHARE: u32 = 4;
+
+/// Calls of a connection under way at a time. More wait.
+const MAX_CALLS: u32 = 1 << 16;
+
+/// An operation as its errors name it.
+#[derive(Clone, Copy, Debug)]
+pub struct Operation {
+    name: &'static str,
+    changes: bool,
+}
+
+impl Operation {
+    /// One that changes nothing: however it fails, it had no effect.
+    #[must_use]
+    pub const fn read(name: &'static str) -> Self {
+        Operation { name, changes: false }
+    }
+
+    /// One that changes something.
+    #[must_use]
+    pub const fn write(name: &'static str) -> Self {
+        Operation { name, changes: true }
+    }
+
+    /// What its errors call it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        self.name
+    }
+
+    /// An error of an operation that certainly had no effect.
+    #[must_use]
+    pub fn not_applied(self, kind: ErrorKind) -> Error {
+        Error::not_applied(kind, self.name)
+    }
+
+    /// An error of an operation that was sent.
+    #[must_use]
+    pub fn after_sending(self, kind: ErrorKind) -> Error {
+        if self.changes { Error::unknown(kind, self.name) } else { self.not_applied(kind) }
+    }
+
+    /// An error of an operation whose handle was closed.
+    #[must_use]
+    pub fn closed(self) -> Error {
+        self.not_applied(ErrorKind::Closed)
+    }
+}
+
+/// An operation with the time by which it has to end.
+#[derive(Clone, Copy, Debug)]
+pub struct Call {
+    /// What is done.
+    pub operation: Operation,
+    /// How long it may take.
+    pub limit: Duration,
+    started: Instant,
+}
+
+impl Call {
+    /// Begins now.
+    #[must_use]
+    pub fn new(operation: Operation, limit: Duration) -> Self {
+        Call { operation, limit, started: Instant::now() }
+    }
+
+    /// A part of this call that has a name of its own.
+    #[must_use]
+    pub fn part(self, operation: Operation) -> Self {
+        Call { operation, ..self }
+    }
+
+    /// By when it has to end.
+    #[must_use]
+    pub fn deadline(&self) -> Instant {
+        self.started + self.limit
+    }
+
+    /// The error of a call whose request was not answered in time by this server: `Redis at 127.0.0.1:6379`.
+    #[must_use]
+    pub fn timed_out(&self, server: impl fmt::Display) -> Error {
+        self.operation.after_sending(ErrorKind::Timeout).with_advice(format!(
+            "{server} did not answer within {:?}: check that it runs, is not overloaded, and can be reached",
+            self.limit
+        ))
+    }
+
+    /// The error of a call whose time was over before anything was sent.
+    #[must_use]
+    pub fn not_sent(&self, server: impl fmt::Display) -> Error {
+        self.operation.not_applied(ErrorKind::Timeout).with_advice(format!(
+            "Nothing was sent within {:?}: {server} is too slow for so many calls",
+            self.limit
+        ))
+    }
+}
+
+/// The error of an attempt to connect to this server; without a cause it was not there in time.
+#[must_use]
+pub fn unreachable(
+    operation: Operation,
+    server: impl fmt::Display,
+    cause: Option<Box<dyn StdError + Send + Sync>>,
+) -> Error {
+    let cause = cause.unwrap_or_else(|| "no connection in time".into());
+    let advice = match out_of_descriptors(&*cause) {
+        Some(advice) => advice.to_owned(),
+        None => format!("Check that {server} runs and can be reached from here"),
+    };
+    operation.not_applied(ErrorKind::Unavailable).with_source(cause).with_advice(advice)
+}
+
+/// What to do if an error comes from file descriptors that are used up. The server is innocent then.
+#[must_use]
+pub fn out_of_descriptors(error: &(dyn StdError + 'static)) -> Option<&'static str> {
+    // EMFILE and ENFILE, on every Unix.
+    const USED_UP: [i32; 2] = [24, 23];
+    let mut next = Some(error);
+    while let Some(error) = next {
+        next = error.source();
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            if error.raw_os_error().is_some_and(|code| USED_UP.contains(&code)) {
+                return Some(
+                    "This process has used up its file descriptors: raise its limit (ulimit -n, LimitNOFILE), or look \
+                     for what keeps them open",
+                );
+            }
+            // Its source begins below the error that it wraps, and so does that of an `Arc`.
+            next = error.get_ref().map(|inner| inner as &(dyn StdError + 'static)).or(next);
+        } else if let Some(error) = error.downcast_ref::<Arc<dyn StdError + Send + Sync>>() {
+            next = Some(&**error);
+        }
+    }
+    None
+}
+
+/// How to connect to a server.
+pub trait Connect: Send + Sync + 'static {
+    /// What errors of connecting call it.
+    const OPERATION: Operation;
+
+    /// A handle that is cheap to clone.
+    type Connection: Clone + Send + Sync + 'static;
+
+    /// Makes a connection. Called once at a time.
+    ///
+    /// # Errors
+    /// `NotApplied`, with advice. They are shared by all callers that wait.
+    fn connect(&self, call: Call) -> impl Future<Output = Result<Self::Connection>> + Send;
+
+    /// Asks whether the connection still stands.
+    ///
+    /// # Errors
+    /// If it doesn't. They are not shown to anybody.
+    fn ping(&self, connection: &Self::Connection, call: Call) -> impl Future<Output = Result<()>> + Send;
+
+    /// Whether it is known to be lost.
+    fn is_lost(&self, _connection: &Self::Connection) -> bool {
+        false
+    }
+
+    /// The name of the server in errors and in the log: `Redis at 127.0.0.1:6379`. Without a connection, of all that
+    /// are tried.
+    fn server(&self, connection: Option<&Self::Connection>) -> String;
+}
+
+/// A connection that calls share.
+pub struct SharedConnection<C: Connect> {
+    connect: C,
+    state: Mutex<State<C::Connection>>,
+    /// While the server is known to be away, one call tries to connect and all others fail at once.
+    impatient: bool,
+    away: AtomicBool,
+    /// Held while connecting.
+    dial: tokio::sync::Mutex<Dial>,
+    calls: Arc<Semaphore>,
+}
+
+enum State<T> {
+    Down,
+    Up(Up<T>),
+    Closed,
+}
+
+/// A connection that was made at some time.
+#[derive(Clone, Debug)]
+pub struct Up<T> {
+    connection: T,
+    made: Instant,
+    last_answer: Arc<Mutex<Instant>>,
+}
+
+impl<T> Up<T> {
+    fn new(connection: T) -> Self {
+        let now = Instant::now();
+        Up { connection, made: now, last_answer: Arc::new(Mutex::new(now)) }
+    }
+
+    /// The handle.
+    pub fn connection(&self) -> &T {
+        &self.connection
+    }
+
+    /// It has shown that it stands.
+    pub fn answered(&self) {
+        *lock(&self.last_answer) = Instant::now();
+    }
+
+    fn is_idle(&self) -> bool {
+        lock(&self.last_answer).elapsed() >= IDLE
+    }
+
+    /// Which connection it is, so that a late failure of an old one can't tear down its successor.
+    fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.last_answer, &other.last_answer)
+    }
+}
+
+#[derive(Default)]
+struct Dial {
+    failures: u32,
+    last_failure: Option<(Instant, Error)>,
+}
+
+impl Dial {
+    /// No attempt before this.
+    fn not_before(&self) -> Option<Instant> {
+        let (at, _) = self.last_failure.as_ref()?;
+        let backoff = FIRST_BACKOFF.saturating_mul(1 << self.failures.saturating_sub(1).min(8));
+        Some(*at + backoff.min(LAST_BACKOFF))
+    }
+}
+
+/// What came of a request, and whether its connection is used again.
+#[derive(Debug)]
+pub enum Reply<T> {
+    /// The connection is sound.
+    Keep(Result<T>),
+    /// Another connection, perhaps to another server, promises more.
+    Leave(Result<T>),
+}
+
+impl<C: Connect> SharedConnection<C> {
+    /// Nothing connects before the first call.
+    pub fn new(connect: C) -> Self {
+        SharedConnection {
+            connect,
+            state: Mutex::new(State::Down),
+            impatient: false,
+            away: AtomicBool::new(false),
+            dial: tokio::sync::Mutex::default(),
+            calls: Arc::new(Semaphore::new(MAX_CALLS as usize)),
+        }
+    }
+
+    /// Fails at once while its server is known to be away: for callers that have other servers to go to. One call at a
+    /// time finds out whether it is back.
+    #[must_use]
+    pub fn impatient(self) -> Self {
+        SharedConnection { impatient: true, ..self }
+    }
+
+    /// How it connects.
+    pub fn connect(&self) -> &C {
+        &self.connect
+    }
+
+    /// Sends a request and returns its answer, within the call's time. A request that certainly had no effect when its
+    /// connection broke is sent once more, over a new one. Dropping the future drops that of the request.
+    ///
+    /// # Errors
+    /// Those of the request, of connecting, of a time that is over, and `Closed`.
+    pub async fn send<T, F>(&self, call: Call, mut request: impl FnMut(C::Connection) -> F) -> Result<T>
+    where
+        F: Future<Output = Reply<T>>,
+    {
+        let _counted = self.begin(call)?;
+        let up = self.up(call).await?;
+        match self.try_send(call, &up, &mut request).await {
+            Reply::Leave(Err(error)) if self.is_worth_another(call, &up, &error) => {}
+            Reply::Keep(outcome) | Reply::Leave(outcome) => return outcome,
+        }
+        let up = self.up(call).await?;
+        let (Reply::Keep(outcome) | Reply::Leave(outcome)) = self.try_send(call, &up, &mut request).await;
+        outcome
+    }
+
+    /// Counts a call as under way until the permit is dropped: [`SharedConnection::close`] waits for it.
+    ///
+    /// # Errors
+    /// `Closed`.
+    pub fn begin(&self, call: Call) -> Result<Option<OwnedSemaphorePermit>> {
+        self.current(call)?;
+        // None is left only with more callers than anybody has; they are not waited for.
+        Ok(self.calls.clone().try_acquire_owned().ok())
+    }
+
+    /// Whether a call that failed with this error over this connection can be sent again over a new one.
+    pub fn is_worth_another(&self, call: Call, up: &Up<C::Connection>, error: &Error) -> bool {
+        let had_no_effect = (error.effect(), error.retry()) == (Effect::NotApplied, Retry::Yes);
+        // A connection that was made for this call tells of the server, not of a time when nobody looked.
+        had_no_effect && up.made < call.started && Instant::now() < call.deadline()
+    }
+
+    async fn try_send<T, F>(
+        &self,
+        call: Call,
+        up: &Up<C::Connection>,
+        request: &mut impl FnMut(C::Connection) -> F,
+    ) -> Reply<T>
+    where
+        F: Future<Output = Reply<T>>,
+    {
+        if Instant::now() >= call.deadline() {
+            return Reply::Keep(Err(call.not_sent(self.connect.server(Some(&up.connection)))));
+        }
+        let reply = match timeout_at(call.deadline(), request(up.connection.clone())).await {
+            Ok(reply) => reply,
+            Err(_elapsed) => {
+                self.away.store(true, Relaxed);
+                // Nobody can tell a slow server from one that has vanished behind an open connection.
+                Reply::Leave(Err(call.timed_out(self.connect.server(Some(&up.connection)))))
+            }
+        };
+        match &reply {
+            Reply::Keep(_) => up.answered(),
+            Reply::Leave(Err(error)) => self.leave(up, error),
+            Reply::Leave(Ok(_)) => self.leave(up, "its answer asks for another"),
+        }
+        reply
+    }
+
+    /// The connection, which is made if there is none.
+    ///
+    /// # Errors
+    /// Those of connecting, and `Closed`.
+    pub async fn up(&self, call: Call) -> Result<Up<C::Connection>> {
+        let Some(up) = self.current(call)? else { return self.make(call).await };
+        if !up.is_idle() {
+            return Ok(up);
+        }
+        let limit = call.deadline().saturating_duration_since(Instant::now()) / PING_SHARE;
+        match timeout(limit, self.connect.ping(&up.connection, call)).await {
+            Ok(Ok(())) => {
+                up.answered();
+                return Ok(up);
+            }
+            Ok(Err(error)) => self.leave(&up, error),
+            Err(_elapsed) => self.leave(&up, "it was idle, and a ping was not answered"),
+        }
+        self.make(call).await
+    }
+
+    /// Leaves a connection, unless a newer one has taken its place.
+    pub fn leave(&self, up: &Up<C::Connection>, why: impl fmt::Display) {
+        let mut state = lock(&self.state);
+        if matches!(&*state, State::Up(current) if current.is_same(up)) {
+            let server = self.connect.server(Some(&up.connection));
+            tracing::debug!(target: "kafkaq", "leaving the connection to {server}: {why}");
+            *state = State::Down;
+        }
+    }
+
+    /// Ends the connection. Calls that are under way have ended when it returns, by their answers or their timeouts.
+    /// The connection that stood until now is returned.
+    pub async fn close(&self) -> Option<C::Connection> {
+        let before = std::mem::replace(&mut *lock(&self.state), State::Closed);
+        let _all = self.calls.acquire_many(MAX_CALLS).await;
+        match before {
+            State::Up(up) => Some(up.connection),
+            State::Down | State::Closed => None,
+        }
+    }
+
+    fn current(&self, call: Call) -> Result<Option<Up<C::Connection>>> {
+        match &*lock(&self.state) {
+            State::Up(up) if !self.connect.is_lost(&up.connection) => Ok(Some(up.clone())),
+            State::Up(_) | State::Down => Ok(None),
+            State::Closed => Err(call.operation.closed()),
+        }
+    }
+
+    async fn make(&self, call: Call) -> Result<Up<C::Connection>> {
+        let unreachable = || unreachable(C::OPERATION, self.connect.server(None), None);
+        let late = |_elapsed| unreachable();
+        let hurry = self.impatient && self.away.load(Relaxed);
+        let mut dial = match self.dial.try_lock() {
+            Ok(dial) => dial,
+            Err(_) if hurry => return Err(unreachable()),
+            Err(_) => timeout_at(call.deadline(), self.dial.lock()).await.map_err(late)?,
+        };
+        if let Some(up) = self.current(call)? {
+            return Ok(up);
+        }
+        let not_before = dial.not_before().filter(|moment| *moment > Instant::now());
+        let is_told = |at: Instant| at > call.started || (hurry && not_before.is_some());
+        if let Some((_, error)) = dial.last_failure.as_ref().filter(|(at, _)| is_told(*at)) {
+            return Err(error.clone());
+        }
+        if let Some(not_before) = not_before {
+            timeout_at(call.deadline(), sleep_until(not_before)).await.map_err(late)?;
+        }
+        let connected = timeout_at(call.deadline(), self.connect.connect(call)).await;
+        let error = match connected.unwrap_or_else(|elapsed| Err(late(elapsed))) {
+            Ok(connection) => {
+                self.away.store(false, Relaxed);
+                *dial = Dial::default();
+                return self.put_up(call, Up::new(connection));
+            }
+            Err(error) => error,
+        };
+        self.away.store(true, Relaxed);
+        dial.failures = dial.failures.saturating_add(1);
+        dial.last_failure = Some((Instant::now(), error.clone()));
+        Err(error)
+    }
+
+    /// Unless it was closed meanwhile.
+    fn put_up(&self, call: Call, up: Up<C::Connection>) -> Result<Up<C::Connection>> {
+        let mut state = lock(&self.state);
+        if matches!(*state, State::Closed) {
+            return Err(call.operation.closed());
+        }
+        tracing::debug!(target: "kafkaq", "connected to {}", self.connect.server(Some(&up.connection)));
+        *state = State::Up(up.clone());
+        Ok(up)
+    }
+}
+
+impl<C: Connect> fmt::Debug for SharedConnection<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("SharedConnection").field(&self.connect.server(None)).finish()
+    }
+}
+
+/// What a panic left behind is still whole: every change is a single assignment.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,83 @@
+//! Checks of what a store is set up with. What they refuse could only fail later, with a worse error.
+
+use std::{net::IpAddr, ops::RangeInclusive, time::Duration};
+
+/// How long a call may take. Beyond these limits it is a mistake.
+pub const REQUEST_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
+
+/// The longest name that all keys may begin with.
+pub const MAX_PREFIX: usize = 200;
+
+/// Whether all keys may begin with this: it is there, short enough, and can be typed.
+#[must_use]
+pub fn is_prefix(text: &str) -> bool {
+    (1..=MAX_PREFIX).contains(&text.len()) && !text.chars().any(|c| c.is_control() || c.is_whitespace())
+}
+
+/// Whether this can be the name of a host, or an IP address; one of version 6 in brackets or without.
+#[must_use]
+pub fn is_host(text: &str) -> bool {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let is_label = |label: &str| {
+        let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        (1..=63).contains(&label.len()) && !label.starts_with('-') && label.chars().all(fits)
+    };
+    bare.parse::<IpAddr>().is_ok() || (name.len() <= 253 && name.split('.').all(is_label))
+}
+
+/// Whether this is a host, a colon and a port.
+#[must_use]
+pub fn is_address(text: &str) -> bool {
+    let is_port =
+        |port: &str| port.bytes().all(|b| b.is_ascii_digit()) && port.parse().is_ok_and(|port: u16| port > 0);
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        // Without brackets nobody can tell where an address of version 6 ends.
+        is_port(port) && is_host(host) && (!host.contains(':') || host.starts_with('['))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_told_from_what_leads_nowhere() {
+        for sound in ["h:1", "a-b.example:65535", "10.0.0.1:6379", "[::1]:2181", "redis_1:6379", "host.:1"] {
+            assert!(is_address(sound), "{sound}");
+        }
+        for wrong in [
+            "",
+            "h",
+            ":1",
+            "h:",
+            "h:0",
+            "h:65536",
+            "h:+5",
+            "a b:1",
+            " h:1",
+            "a..b:1",
+            "..:1",
+            "-a:1",
+            "*:1",
+            "::1:2181",
+            "[::1:1",
+            "h:1:2",
+            "http://h:1",
+            "u@h:1",
+            "h:1/x",
+            "größe:1",
+        ] {
+            assert!(!is_address(wrong), "{wrong}");
+        }
+        assert!(
+            is_host("::1") && is_host("[::1]") && !is_host(&"a".repeat(64)) && !is_host(&"a.".repeat(130))
+        );
+    }
+
+    #[test]
+    fn a_prefix_is_there_and_can_be_typed() {
+        assert!(is_prefix("kafkaq/") && is_prefix(&"x".repeat(200)) && is_prefix("größe:"));
+        assert!(!["", " ", "a b", "a\n", "a\0"].into_iter().any(is_prefix) && !is_prefix(&"x".repeat(201)));
+    }
+}

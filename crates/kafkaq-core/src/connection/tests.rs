@@ -1,0 +1,213 @@
+//! In virtual time, against a server that does as it is told.
+
+use super::*;
+use std::sync::atomic::AtomicUsize;
+
+const LIMIT: Duration = Duration::from_secs(60);
+const SWAP: Operation = Operation::write("swap");
+const READ: Operation = Operation::read("read");
+
+/// A server, and a connection to it: its number, and whether it stands.
+#[derive(Default)]
+struct Fake {
+    attempts: AtomicUsize,
+    pings: AtomicUsize,
+    is_down: AtomicBool,
+    /// The connections up to this one don't answer.
+    broken: AtomicUsize,
+}
+
+impl Fake {
+    fn answers(&self, number: usize) -> bool {
+        number > self.broken.load(Relaxed)
+    }
+
+    fn attempts(&self) -> usize {
+        self.attempts.load(Relaxed)
+    }
+}
+
+impl Connect for Arc<Fake> {
+    const OPERATION: Operation = Operation::read("connect");
+    type Connection = usize;
+
+    async fn connect(&self, _: Call) -> Result<usize> {
+        let number = self.attempts.fetch_add(1, Relaxed) + 1;
+        // Long enough for others to come and wait.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        match self.is_down.load(Relaxed) {
+            true => Err(unreachable(Self::OPERATION, self.server(None), None)),
+            false => Ok(number),
+        }
+    }
+
+    async fn ping(&self, connection: &usize, _: Call) -> Result<()> {
+        self.pings.fetch_add(1, Relaxed);
+        // As behind a firewall that has forgotten the connection.
+        if !self.answers(*connection) {
+            std::future::pending::<()>().await;
+        }
+        Ok(())
+    }
+
+    fn server(&self, _: Option<&usize>) -> String {
+        "the fake at h:1".to_owned()
+    }
+}
+
+fn pair() -> (Arc<Fake>, SharedConnection<Arc<Fake>>) {
+    let fake = Arc::new(Fake::default());
+    (fake.clone(), SharedConnection::new(fake))
+}
+
+/// Sends a request that a broken connection answers with an error, and returns the number of the connection.
+async fn ask(fake: &Arc<Fake>, shared: &SharedConnection<Arc<Fake>>, operation: Operation) -> Result<usize> {
+    let request = |connection: usize| {
+        let fake = fake.clone();
+        async move {
+            match fake.answers(connection) {
+                true => Reply::Keep(Ok(connection)),
+                false => Reply::Leave(Err(operation.after_sending(ErrorKind::Unavailable))),
+            }
+        }
+    };
+    shared.send(Call::new(operation, LIMIT), request).await
+}
+
+/// All connections so far break.
+fn break_all(fake: &Fake) {
+    fake.broken.store(fake.attempts(), Relaxed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_over_a_broken_connection_is_repeated_over_a_new_one_and_a_swap_is_not() {
+    let (fake, shared) = pair();
+    assert_eq!(ask(&fake, &shared, READ).await.unwrap(), 1);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    break_all(&fake);
+    assert_eq!(ask(&fake, &shared, READ).await.unwrap(), 2);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    break_all(&fake);
+    let error = ask(&fake, &shared, SWAP).await.unwrap_err();
+    assert_eq!((error.effect(), fake.attempts()), (Effect::Unknown, 2), "it may have taken effect");
+    assert_eq!(ask(&fake, &shared, SWAP).await.unwrap(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_was_idle_is_pinged_and_left_without_a_failure() {
+    let (fake, shared) = pair();
+    ask(&fake, &shared, SWAP).await.unwrap();
+    tokio::time::advance(IDLE - Duration::from_millis(1)).await;
+    ask(&fake, &shared, SWAP).await.unwrap();
+    assert_eq!(fake.pings.load(Relaxed), 0, "it was not idle");
+    tokio::time::advance(IDLE).await;
+    assert_eq!(ask(&fake, &shared, SWAP).await.unwrap(), 1);
+    assert_eq!(fake.pings.load(Relaxed), 1);
+    tokio::time::advance(IDLE).await;
+    break_all(&fake);
+    for operation in [SWAP, READ] {
+        assert_eq!(
+            ask(&fake, &shared, operation).await.unwrap(),
+            2,
+            "the connection was silent, the server is not"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repeated_request_fails_by_the_error_of_its_last_attempt() {
+    let (fake, shared) = pair();
+    ask(&fake, &shared, READ).await.unwrap();
+    tokio::time::advance(Duration::from_secs(1)).await;
+    // A server that takes connections and breaks them.
+    fake.broken.store(usize::MAX, Relaxed);
+    ask(&fake, &shared, READ).await.unwrap_err();
+    assert_eq!(fake.attempts(), 2, "once more, and only once");
+    ask(&fake, &shared, READ).await.unwrap_err();
+    assert_eq!(fake.attempts(), 3, "a connection that was made for this call is no old one");
+    break_all(&fake);
+    fake.is_down.store(true, Relaxed);
+    let error = ask(&fake, &shared, READ).await.unwrap_err();
+    assert_eq!((error.op(), error.effect()), ("connect", Effect::NotApplied), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_never_comes_ends_in_time_and_the_connection_is_left() {
+    let (fake, shared) = pair();
+    for (operation, effect) in [(SWAP, Effect::Unknown), (READ, Effect::NotApplied)] {
+        let begin = Instant::now();
+        let request = |_| std::future::pending::<Reply<()>>();
+        let error = shared.send(Call::new(operation, LIMIT), request).await.unwrap_err();
+        assert_eq!((error.kind(), error.effect()), (ErrorKind::Timeout, effect));
+        assert!(error.to_string().contains("the fake at h:1 did not answer within 60s"), "{error}");
+        assert_eq!(begin.elapsed(), LIMIT);
+    }
+    assert_eq!(ask(&fake, &shared, SWAP).await.unwrap(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_share_one_attempt_and_its_failure_and_attempts_are_spaced() {
+    let (fake, shared) = pair();
+    let all = || futures_util::future::join_all((0..64).map(|_| ask(&fake, &shared, SWAP)));
+    fake.is_down.store(true, Relaxed);
+    assert!(all().await.iter().all(Result::is_err));
+    assert_eq!(fake.attempts(), 1);
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(10) {
+        ask(&fake, &shared, SWAP).await.unwrap_err();
+    }
+    // After 20, 40, 80, 160, 320 ms, and then each half second.
+    assert!((20..=27).contains(&fake.attempts()), "{}", fake.attempts());
+    fake.is_down.store(false, Relaxed);
+    let number = fake.attempts() + 1;
+    assert!(all().await.into_iter().all(|outcome| outcome.unwrap() == number));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_impatient_one_fails_at_once_while_its_server_is_away() {
+    let (fake, shared) = pair();
+    let shared = shared.impatient();
+    fake.is_down.store(true, Relaxed);
+    ask(&fake, &shared, SWAP).await.unwrap_err();
+    let begin = Instant::now();
+    ask(&fake, &shared, SWAP).await.unwrap_err();
+    assert_eq!((begin.elapsed(), fake.attempts()), (Duration::ZERO, 1));
+    tokio::time::advance(Duration::from_secs(1)).await;
+    fake.is_down.store(false, Relaxed);
+    assert_eq!(ask(&fake, &shared, SWAP).await.unwrap(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_waits_for_calls_under_way_and_nothing_is_sent_after_it() {
+    let (fake, shared) = pair();
+    ask(&fake, &shared, SWAP).await.unwrap();
+    let ended = AtomicBool::new(false);
+    let request = |_| async {
+        tokio::time::sleep(Duration::from_secs(7)).await;
+        ended.store(true, Relaxed);
+        Reply::Keep(Ok(()))
+    };
+    let begin = Instant::now();
+    let (sent, closed) = tokio::join!(shared.send(Call::new(SWAP, LIMIT), request), async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let connection = shared.close().await;
+        (connection, ended.load(Relaxed), begin.elapsed())
+    });
+    assert!(sent.is_ok(), "a call under way gets its answer");
+    assert_eq!(closed, (Some(1), true, Duration::from_secs(7)));
+    for operation in [SWAP, READ] {
+        let error = ask(&fake, &shared, operation).await.unwrap_err();
+        assert_eq!((error.kind(), error.effect()), (ErrorKind::Closed, Effect::NotApplied));
+    }
+    assert_eq!(shared.close().await, None);
+}
+
+#[test]
+fn used_up_descriptors_are_named_however_deep_they_lie() {
+    let used_up = io::Error::other(io::Error::from_raw_os_error(24));
+    let error = unreachable(READ, "the fake", Some(used_up.into()));
+    assert!(error.advice().unwrap().contains("ulimit -n"), "{error}");
+    let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+    let error = unreachable(READ, "the fake", Some(refused.into()));
+    assert!(error.advice().unwrap().contains("Check that the fake runs"), "{error}");
+}

@@ -1,0 +1,72 @@
+//! A process whose callers are all busy, or that has none, must not keep its share of the tasks waiting: what nobody
+//! here has asked for within a while is copied to a partition of the wait topic that another process reads, due at once.
+//! The copy covers the record, like any other. Alone, a process keeps what it has.
+
+use super::{
+    Machine,
+    item::{Holder, Stage},
+    rule::Seen,
+    slab::Ref,
+};
+use crate::{Partition, TaskId, partitioner};
+
+/// Records that are handed over per sweep. In a fleet that is busy all over, they come back at this rate.
+const AT_ONCE: usize = 100;
+
+impl Machine {
+    /// Nobody has asked for a job for a while.
+    pub(super) fn is_deserted(&self) -> bool {
+        self.demand == 0 && self.asked_at.plus(self.settings.hand_over_after) <= self.now.mono
+    }
+
+    pub(super) fn hand_over(&mut self) {
+        if self.shutting || !self.is_deserted() || self.partition_elsewhere(None).is_none() {
+            return;
+        }
+        // Ready jobs come back through the driver, and are given back.
+        if self.ready > 0 || !self.ready_out.is_empty() {
+            self.recall_ready();
+        }
+        let wait = self.settings.hand_over_after;
+        for _ in 0..AT_ONCE {
+            // Those that have waited for long enough here, oldest first.
+            let waited = |r: &Ref| self.items.get(*r).is_none_or(|i| i.turn.plus(wait) <= self.now.mono);
+            if self.on_demand.front().is_some_and(waited)
+                && let Some(r) = self.on_demand.pop_front()
+            {
+                self.send_elsewhere(r);
+                continue;
+            }
+            // Looked at first: it may be finished, or somebody else's.
+            match self.next_queued() {
+                Some(place) => self.begin_turn(place, None),
+                None => break,
+            }
+        }
+    }
+
+    fn send_elsewhere(&mut self, r: Ref) {
+        let Some(item) = self.items.get_mut(r).filter(|i| matches!(i.stage, Stage::OnDemand(_))) else {
+            return;
+        };
+        if item.append.is_some() || item.store.is_some() || item.no_park_before > self.now.mono {
+            return self.on_demand.push_back(r);
+        }
+        item.stage = Stage::Closing;
+        item.holder = Holder::None;
+        let announce = matches!(item.seen, Seen::Missing);
+        self.start_copy_to(r, self.now.wall, announce, true);
+    }
+
+    /// A partition of the wait topic that isn't this process's.
+    pub(super) fn partition_elsewhere(&self, id: Option<&TaskId>) -> Option<i32> {
+        let first =
+            id.map_or(0, |id| partitioner::for_key(id.as_str().as_bytes(), self.layout.wait_partitions));
+        let ours = |index: i32| {
+            let partition = Partition::new(self.layout.wait.clone(), index);
+            self.by_assignment.keys().any(|a| a.partition == partition)
+        };
+        let in_turn = (0..self.layout.wait_partitions).map(|n| (first + n) % self.layout.wait_partitions);
+        in_turn.into_iter().find(|index| !ours(*index))
+    }
+}

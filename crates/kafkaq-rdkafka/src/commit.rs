@@ -1,0 +1,211 @@
+//! Commits. Each carries the marks of what was read, so that whoever gets the partition next can tell whether it still
+//! is the same log.
+
+use crate::{error, group::Client, locked, member::Shared, slot::Slot};
+use kafkaq_core::{Assignment, Commit, Error, ErrorKind, Partition, Result, Retry};
+use rdkafka::{
+    Offset, TopicPartitionList,
+    consumer::{CommitMode, Consumer as _},
+    error::KafkaResult,
+    types::RDKafkaErrorCode as Code,
+};
+use std::{
+    collections::HashMap,
+    io,
+    sync::{
+        Arc, Weak,
+        atomic::Ordering::SeqCst,
+        mpsc::{SyncSender, TrySendError, sync_channel},
+    },
+    thread::{self, JoinHandle},
+};
+use tokio::{sync::oneshot, time::Instant};
+
+const COMMIT: &str = "commit";
+/// Commits that wait for the one under way. The driver has one at a time; more pile up only when no server answers.
+const COMMITS: usize = 16;
+
+/// The part of a commit that one consumer makes.
+struct Request {
+    consumer: Weak<Client>,
+    /// Which of the commits these are.
+    items: Vec<usize>,
+    highest: HashMap<Partition, (i64, Arc<Slot>)>,
+    under_way: UnderWay,
+}
+
+impl Request {
+    fn new(shared: &Arc<Shared>, slot: &Slot) -> Self {
+        Request {
+            consumer: slot.consumer.clone(),
+            items: Vec::new(),
+            highest: HashMap::new(),
+            under_way: UnderWay { shared: shared.clone(), slots: Vec::new() },
+        }
+    }
+
+    fn add(&mut self, item: usize, commit: &Commit, slot: Arc<Slot>) {
+        self.items.push(item);
+        let partition = commit.assignment.partition.clone();
+        let (offset, _) = self.highest.entry(partition).or_insert((commit.offset, slot.clone()));
+        *offset = commit.offset.max(*offset);
+        self.under_way.slots.push(slot);
+    }
+
+    fn list(&self) -> KafkaResult<TopicPartitionList> {
+        let mut list = TopicPartitionList::with_capacity(self.highest.len());
+        for (partition, (offset, slot)) in &self.highest {
+            let mut element = list.add_partition(&partition.topic, partition.index);
+            element.set_offset(Offset::Offset(*offset))?;
+            element.set_metadata(locked(&slot.trail).cursor(*offset).metadata());
+        }
+        Ok(list)
+    }
+}
+
+/// Keeps the partitions of a commit from being given away until it has ended, also if nobody waits for it any more.
+struct UnderWay {
+    shared: Arc<Shared>,
+    slots: Vec<Arc<Slot>>,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        for slot in &self.slots {
+            slot.committing.fetch_sub(1, SeqCst);
+        }
+        self.shared.ring();
+    }
+}
+
+type Answer = oneshot::Receiver<KafkaResult<()>>;
+
+/// A commit on its way to the committer.
+pub(crate) struct Job {
+    consumer: Arc<Client>,
+    list: TopicPartitionList,
+    under_way: UnderWay,
+    answer: oneshot::Sender<KafkaResult<()>>,
+}
+
+impl Shared {
+    pub(crate) async fn commit(self: &Arc<Self>, commits: &[Commit]) -> Vec<Result<()>> {
+        let mut outcomes = Vec::with_capacity(commits.len());
+        let mut requests: Vec<Request> = Vec::new();
+        for (i, commit) in commits.iter().enumerate() {
+            outcomes.push(self.admit(commit).map(|slot| {
+                let of_it = requests.iter().position(|r| r.consumer.ptr_eq(&slot.consumer));
+                let of_it = of_it.unwrap_or_else(|| {
+                    requests.push(Request::new(self, &slot));
+                    requests.len() - 1
+                });
+                requests[of_it].add(i, commit, slot);
+            }));
+        }
+        let deadline = Instant::now() + self.settings.request_timeout();
+        // All are on their way before the first is waited for.
+        let sent: Vec<_> =
+            requests.into_iter().map(|mut r| (std::mem::take(&mut r.items), self.send(r))).collect();
+        for (items, answer) in sent {
+            if let Err(e) = self.answered(answer, deadline).await {
+                for i in items {
+                    outcomes[i] = Err(self.judge(&e, &commits[i].assignment));
+                }
+            }
+        }
+        outcomes
+    }
+
+    /// The slot of a commit that may be made, counted as under way.
+    fn admit(&self, commit: &Commit) -> Result<Arc<Slot>> {
+        if commit.offset < 0 {
+            return Err(Error::not_applied(ErrorKind::Invalid, COMMIT).with_advice("Offsets start at 0"));
+        }
+        let owned = locked(&self.owned);
+        match current(&owned, &commit.assignment) {
+            Some(slot) => {
+                slot.committing.fetch_add(1, SeqCst);
+                Ok(slot.clone())
+            }
+            _ if self.is_leaving() => Err(error::closed(COMMIT)),
+            _ => Err(Error::not_applied(ErrorKind::NotOwner, COMMIT)),
+        }
+    }
+
+    fn send(&self, request: Request) -> Result<Answer> {
+        let Some(consumer) = request.consumer.upgrade() else { return Err(error::closed(COMMIT)) };
+        let invalid = |e| Error::not_applied(ErrorKind::Invalid, COMMIT).with_source(e);
+        let list = request.list().map_err(invalid)?;
+        let (answer, answered) = oneshot::channel();
+        let job = Job { consumer, list, under_way: request.under_way, answer };
+        match locked(&self.commits).as_ref().map(|c| c.try_send(job)) {
+            Some(Ok(())) => Ok(answered),
+            Some(Err(TrySendError::Full(_))) => Err(Error::not_applied(ErrorKind::Unavailable, COMMIT)
+                .with_advice("Earlier commits still wait for the group's coordinator")),
+            Some(Err(TrySendError::Disconnected(_))) | None => Err(error::closed(COMMIT)),
+        }
+    }
+
+    async fn answered(&self, answer: Result<Answer>, deadline: Instant) -> Result<()> {
+        match tokio::time::timeout_at(deadline, answer?).await {
+            Ok(Ok(Ok(()))) => Ok(()),
+            Ok(Ok(Err(e))) => Err(self.commit_failed(error::code_of(&e))),
+            Ok(Err(_)) => Err(Error::unknown(ErrorKind::Other, COMMIT)),
+            Err(_) => Err(error::uncertain(Code::OperationTimedOut, COMMIT, self.settings.bootstrap())),
+        }
+    }
+
+    /// In a rebalance the group's count runs ahead of the member's for a moment, and a commit is refused although the
+    /// partition stays here. If it does not stay, an event says so.
+    fn judge(&self, e: &Error, of: &Assignment) -> Error {
+        if e.kind() == ErrorKind::NotOwner && current(&locked(&self.owned), of).is_some() {
+            return Error::not_applied(ErrorKind::Unavailable, COMMIT)
+                .with_source("the group is in the middle of a rebalance");
+        }
+        e.clone()
+    }
+
+    fn commit_failed(&self, code: Code) -> Error {
+        let bootstrap = self.settings.bootstrap();
+        match code {
+            // The group refuses the member as a whole.
+            Code::IllegalGeneration
+            | Code::UnknownMemberId
+            | Code::FencedMemberEpoch
+            | Code::StaleMemberEpoch
+            | Code::FencedInstanceId
+            | Code::RebalanceInProgress
+            | Code::GroupAuthorizationFailed => error::rejected(code, COMMIT, bootstrap),
+            _ => error::uncertain(code, COMMIT, bootstrap).with_retry(Retry::Yes),
+        }
+    }
+
+    /// The committer: the client's asynchronous commit never reports, and its synchronous one blocks, with no server
+    /// for as long as the session timeout. So it has a thread of its own, which no runtime waits for.
+    pub(crate) fn start_committer(&self) -> io::Result<JoinHandle<()>> {
+        let (tx, jobs) = sync_channel::<Job>(COMMITS);
+        let work = move || {
+            for Job { consumer, list, under_way, answer } in jobs {
+                let outcome = consumer.commit(&list, CommitMode::Sync);
+                drop((consumer, under_way));
+                let _ = answer.send(outcome);
+            }
+        };
+        let thread = thread::Builder::new().name("kafkaq-commit".into()).spawn(work)?;
+        *locked(&self.commits) = Some(tx);
+        Ok(thread)
+    }
+
+    /// No commit is taken any more; the committer ends after those it has.
+    pub(crate) fn end_commits(&self) {
+        locked(&self.commits).take();
+    }
+}
+
+pub(crate) type Commits = SyncSender<Job>;
+
+/// The slot of an assignment that may commit. Released is given away: whoever has it next may have read the committed
+/// offset already. And what was read of a log that is another one by now doesn't count.
+fn current<'a>(owned: &'a HashMap<Partition, Arc<Slot>>, of: &Assignment) -> Option<&'a Arc<Slot>> {
+    owned.get(&of.partition).filter(|s| s.assignment.epoch == of.epoch && !s.has_let_go())
+}

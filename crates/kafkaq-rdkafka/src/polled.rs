@@ -1,0 +1,82 @@
+//! A producer with a thread that polls it while something is under way. rdkafka's own such thread polls ten times a
+//! second for ever, and the last millisecond of each time without rest.
+
+use rdkafka::{
+    config::{ClientConfig, FromClientConfigAndContext},
+    error::KafkaError,
+    producer::{BaseProducer, Producer, ProducerContext},
+};
+use std::{
+    io,
+    ops::Deref,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+/// How long it polls at a time while something is under way; what comes in ends no wait, but is handed on at once.
+const BUSY: Duration = Duration::from_millis(100);
+/// How often it looks for logs and errors while nothing is.
+const IDLE: Duration = Duration::from_secs(5);
+
+pub(crate) struct Polled<C: ProducerContext + 'static> {
+    producer: Arc<BaseProducer<C>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Why there is none.
+pub(crate) enum Failed {
+    Client(KafkaError),
+    Thread(io::Error),
+}
+
+impl<C: ProducerContext + 'static> Polled<C> {
+    pub(crate) fn open(config: &ClientConfig, context: C) -> Result<Self, Failed> {
+        let producer = BaseProducer::from_config_and_context(config, context).map_err(Failed::Client)?;
+        let (producer, stop) = (Arc::new(producer), Arc::new(AtomicBool::new(false)));
+        let (polled, stopping) = (producer.clone(), stop.clone());
+        let poll = move || {
+            while !stopping.load(SeqCst) {
+                // Records without a report, and events that nobody has taken.
+                if polled.in_flight_count() > 0 {
+                    polled.poll(BUSY);
+                } else {
+                    thread::park_timeout(IDLE);
+                }
+            }
+        };
+        let thread =
+            thread::Builder::new().name("kafkaq-append".into()).spawn(poll).map_err(Failed::Thread)?;
+        Ok(Polled { producer, stop, thread: Some(thread) })
+    }
+
+    /// After something was sent.
+    pub(crate) fn wake(&self) {
+        if let Some(thread) = &self.thread {
+            thread.thread().unpark();
+        }
+    }
+}
+
+impl<C: ProducerContext + 'static> Deref for Polled<C> {
+    type Target = BaseProducer<C>;
+
+    fn deref(&self) -> &BaseProducer<C> {
+        &self.producer
+    }
+}
+
+/// Waits for the thread.
+impl<C: ProducerContext + 'static> Drop for Polled<C> {
+    fn drop(&mut self) {
+        self.stop.store(true, SeqCst);
+        self.wake();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

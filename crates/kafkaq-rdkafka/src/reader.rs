@@ -1,0 +1,374 @@
+//! Reading without a group: one thread and a few consumers, which are assigned what is being read.
+//!
+//! ```text
+//!   fetch ── Request ──> inbox ──> Lane (a consumer) ──> Cursor (a partition at an offset) ── Found ──> fetch
+//! ```
+//! A consumer has a partition once, so readers that are at different offsets of one partition take a lane each. A
+//! cursor that nobody asks for is given up after [`lane::LINGER`]; the thread and its consumers end after [`IDLE`].
+
+use crate::{error, fetch::Ends, lane, lane::Lane, locked, log, settings, settings::Settings};
+use kafkaq_core::{Error, ErrorKind, Partition, Record, Result};
+use rdkafka::{
+    ClientContext, Statistics,
+    config::{FromClientConfigAndContext, RDKafkaLogLevel},
+    consumer::{BaseConsumer, ConsumerContext},
+    error::KafkaError,
+};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    thread::{self, Thread},
+    time::{Duration, Instant},
+};
+use tokio::sync::{oneshot, watch};
+
+pub(crate) const FETCH: &str = "fetch";
+/// After so long without a fetch the consumers are closed and the thread ends.
+const IDLE: Duration = Duration::from_secs(30);
+/// How often a queue is looked into that somebody waits for: its wake-up can get lost.
+pub(crate) const SWEEP: Duration = Duration::from_millis(250);
+/// Fetches at that many offsets of one partition go side by side, for each kind of lane.
+const LANES: usize = 4;
+/// A fetch of up to so many bytes reads nothing ahead.
+const SMALL: usize = 16 * 1024;
+/// What is read ahead for a larger one, in KiB.
+const READAHEAD: usize = 1024;
+
+pub(crate) type Client = BaseConsumer<Callbacks>;
+
+/// The consumers' context.
+pub(crate) struct Callbacks {
+    settings: Arc<Settings>,
+    /// Counts callbacks: a poll that returned nothing may still have taken something off the queue.
+    pub(crate) served: AtomicU64,
+    /// What the last error event said. Whoever polled it takes it from here.
+    pub(crate) reason: Mutex<String>,
+}
+
+impl ClientContext for Callbacks {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        self.served.fetch_add(1, SeqCst);
+        log::forward(level, facility, line);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        self.served.fetch_add(1, SeqCst);
+        self.settings.trouble().look_at(&statistics);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.served.fetch_add(1, SeqCst);
+        *locked(&self.reason) = reason.to_owned();
+        self.settings.trouble().note(&error, reason);
+    }
+}
+
+impl ConsumerContext for Callbacks {}
+
+/// What one fetch asks for.
+pub(crate) struct Request {
+    pub(crate) partition: Partition,
+    pub(crate) offset: i64,
+    pub(crate) max_bytes: usize,
+    /// Reads from the log, not from what was read ahead: what it finds is younger than the request.
+    pub(crate) anew: bool,
+    /// From when on it is answered if the partition has not shown any sign of life.
+    pub(crate) doubt: Instant,
+    /// From when on it is answered if there is nothing to read.
+    pub(crate) until: Instant,
+    /// From when on it is answered in any case.
+    pub(crate) last: Instant,
+    pub(crate) answer: oneshot::Sender<Result<Found>>,
+}
+
+impl Request {
+    /// When it is answered if no record comes.
+    pub(crate) fn due(&self, is_alive: bool, at_end: bool) -> Instant {
+        match (is_alive, at_end) {
+            (_, true) => self.until,
+            (true, false) => self.last,
+            (false, false) => self.doubt.min(self.last),
+        }
+    }
+
+    /// To somebody who may have gone.
+    pub(crate) fn answer(self, found: Result<Found>) {
+        let _ = self.answer.send(found);
+    }
+}
+
+/// What there was at an offset.
+#[derive(Clone)]
+pub(crate) enum Found {
+    Records(Vec<Record>),
+    /// The end of the log was reached without a record.
+    Nothing,
+    /// Nothing has come back yet: the partition may not be there.
+    Silence,
+    /// The offset is not within the log.
+    OutOfRange,
+}
+
+/// The handle. It starts the thread when it is needed.
+pub(crate) struct Reader {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) ends: Ends,
+    inbox: Arc<Inbox>,
+}
+
+struct Inbox {
+    state: Mutex<State>,
+    /// How many threads and calls still use a consumer.
+    active: watch::Sender<usize>,
+}
+
+struct State {
+    requests: VecDeque<Request>,
+    /// The thread that takes them, and serves all consumers.
+    thread: Option<Thread>,
+    /// Answers questions about offsets, and is the first lane of small fetches.
+    client: Option<Arc<Client>>,
+    /// When something was last asked for.
+    used: Instant,
+    closed: bool,
+}
+
+/// Counts as active while it lives.
+pub(crate) struct Active(Arc<Inbox>);
+
+impl Active {
+    fn new(inbox: &Arc<Inbox>) -> Self {
+        inbox.active.send_modify(|n| *n += 1);
+        Active(inbox.clone())
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.active.send_modify(|n| *n -= 1);
+    }
+}
+
+impl Reader {
+    pub(crate) fn new(settings: Arc<Settings>) -> Self {
+        let state = State {
+            requests: VecDeque::new(),
+            thread: None,
+            client: None,
+            used: Instant::now(),
+            closed: false,
+        };
+        let inbox = Arc::new(Inbox { state: Mutex::new(state), active: watch::Sender::new(0) });
+        Reader { settings, ends: Ends::default(), inbox }
+    }
+
+    /// Hands a request to the thread, which always answers it.
+    pub(crate) fn send(&self, request: Request) -> Result<()> {
+        let mut state = locked(&self.inbox.state);
+        let thread = self.started(&mut state, FETCH)?;
+        state.requests.push_back(request);
+        thread.unpark();
+        Ok(())
+    }
+
+    /// A consumer to ask about offsets. Whoever has it may block, and drops it before `Active`.
+    pub(crate) fn client(&self, op: &'static str) -> Result<(Arc<Client>, Active)> {
+        let mut state = locked(&self.inbox.state);
+        let thread = self.started(&mut state, op)?;
+        let client = match &state.client {
+            Some(client) => client.clone(),
+            None => state.client.insert(connect(&self.settings, 0, thread)?).clone(),
+        };
+        Ok((client, Active::new(&self.inbox)))
+    }
+
+    pub(crate) fn overdue(&self, op: &'static str) -> Error {
+        error::no_answer(op, &self.settings)
+    }
+
+    /// It only looked.
+    pub(crate) fn refused(&self, op: &'static str, e: &KafkaError) -> Error {
+        let code = error::code_of(e);
+        match error::kind(code) {
+            ErrorKind::Unavailable | ErrorKind::Timeout => self.overdue(op),
+            _ => error::rejected(code, op, self.settings.bootstrap()),
+        }
+    }
+
+    fn started(&self, state: &mut State, op: &'static str) -> Result<Thread> {
+        if state.closed {
+            return Err(error::closed(op));
+        }
+        state.used = Instant::now();
+        if let Some(thread) = &state.thread {
+            return Ok(thread.clone());
+        }
+        let lanes = Lanes {
+            settings: self.settings.clone(),
+            inbox: self.inbox.clone(),
+            lanes: Vec::new(),
+            unplaced: VecDeque::new(),
+            swept: Instant::now(),
+        };
+        let active = Active::new(&self.inbox);
+        let work = move || {
+            lanes.run();
+            drop(active);
+        };
+        let failed = |e| Error::not_applied(ErrorKind::Other, op).with_source(e);
+        let thread = thread::Builder::new().name("kafkaq-read".into()).spawn(work).map_err(failed)?;
+        Ok(state.thread.insert(thread.thread().clone()).clone())
+    }
+
+    pub(crate) async fn close(&self) -> Result<()> {
+        self.end();
+        let mut active = self.inbox.active.subscribe();
+        match tokio::time::timeout(self.settings.request_timeout(), active.wait_for(|n| *n == 0)).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::unknown(ErrorKind::Timeout, "close")
+                .with_advice("The consumers that read without a group go on to close in the background")),
+        }
+    }
+
+    fn end(&self) {
+        let mut state = locked(&self.inbox.state);
+        state.closed = true;
+        if let Some(thread) = &state.thread {
+            thread.unpark();
+        }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn connect(settings: &Arc<Settings>, readahead: usize, thread: Thread) -> Result<Arc<Client>> {
+    let context =
+        Callbacks { settings: settings.clone(), served: AtomicU64::new(0), reason: Mutex::default() };
+    let mut client = Client::from_config_and_context(&settings.reader(readahead), context)
+        .map_err(|e| settings::broken(&e))?;
+    client.set_nonempty_callback(move || thread.unpark());
+    Ok(Arc::new(client))
+}
+
+/// What the thread has.
+struct Lanes {
+    settings: Arc<Settings>,
+    inbox: Arc<Inbox>,
+    lanes: Vec<Lane>,
+    /// Each lane has somebody else at their partition.
+    unplaced: VecDeque<Request>,
+    swept: Instant,
+}
+
+impl Lanes {
+    fn run(mut self) {
+        loop {
+            let wait = self.turn();
+            {
+                let mut state = locked(&self.inbox.state);
+                if state.closed || self.is_idle(&state) {
+                    state.thread = None;
+                    let client = state.client.take();
+                    self.unplaced.append(&mut state.requests);
+                    drop(state);
+                    self.unplaced.drain(..).for_each(|r| r.answer(Err(error::closed(FETCH))));
+                    self.lanes.iter_mut().for_each(Lane::end);
+                    drop(client);
+                    return;
+                }
+                if !state.requests.is_empty() {
+                    continue;
+                }
+            }
+            thread::park_timeout(wait);
+        }
+    }
+
+    fn is_idle(&self, state: &State) -> bool {
+        let waiting = !state.requests.is_empty() || !self.unplaced.is_empty();
+        !waiting && self.lanes.is_empty() && state.used.elapsed() >= IDLE
+    }
+
+    /// Does what there is to do. Returns how long there will be nothing.
+    fn turn(&mut self) -> Duration {
+        let (requests, client) = {
+            let mut state = locked(&self.inbox.state);
+            (std::mem::take(&mut state.requests), state.client.clone())
+        };
+        if let Some(client) = client {
+            lane::serve_main_queue(&client);
+        }
+        for request in std::mem::take(&mut self.unplaced).into_iter().chain(requests) {
+            self.place(request);
+        }
+        let now = Instant::now();
+        let sweep = now.duration_since(self.swept) >= SWEEP;
+        if sweep {
+            self.swept = now;
+        }
+        let overdue = || error::no_answer(FETCH, &self.settings);
+        let mut wait = IDLE;
+        for lane in &mut self.lanes {
+            wait = wait.min(lane.serve(now, sweep, &overdue));
+        }
+        for lane in self.lanes.extract_if(.., |lane| lane.is_unused_since(IDLE)) {
+            // Closing a consumer can last.
+            let active = Active::new(&self.inbox);
+            thread::spawn(move || drop((lane, active)));
+        }
+        if !self.unplaced.is_empty() {
+            wait = wait.min(SWEEP);
+        }
+        wait
+    }
+
+    fn place(&mut self, request: Request) {
+        if request.answer.is_closed() {
+            return;
+        }
+        if Instant::now() >= request.last {
+            return request.answer(Err(Error::not_applied(ErrorKind::Throttled, FETCH).with_advice(
+                format!(
+                    "More than {LANES} readers are at different offsets of this partition: read with fewer"
+                ),
+            )));
+        }
+        let readahead = if request.max_bytes <= SMALL { 0 } else { READAHEAD };
+        let of_kind = |lane: &Lane| lane.readahead == readahead;
+        let goes_on = self.lanes.iter().position(|lane| of_kind(lane) && lane.goes_on(&request));
+        let is_free = |lane: &Lane| of_kind(lane) && !lane.is_busy(&request.partition);
+        match goes_on.or_else(|| self.lanes.iter().position(is_free)) {
+            Some(at) => self.lanes[at].take(request),
+            None if self.lanes.iter().filter(|lane| of_kind(lane)).count() >= LANES => {
+                self.unplaced.push_back(request);
+            }
+            None => match self.open(readahead) {
+                Ok(client) => {
+                    let mut lane = Lane::new(client, readahead, self.settings.clone());
+                    lane.take(request);
+                    self.lanes.push(lane);
+                }
+                Err(e) => request.answer(Err(e)),
+            },
+        }
+    }
+
+    fn open(&self, readahead: usize) -> Result<Arc<Client>> {
+        let connect = || connect(&self.settings, readahead, thread::current());
+        if readahead > 0 || self.lanes.iter().any(|lane| lane.readahead == 0) {
+            return connect();
+        }
+        let mut state = locked(&self.inbox.state);
+        match &state.client {
+            Some(client) => Ok(client.clone()),
+            None => Ok(state.client.insert(connect()?).clone()),
+        }
+    }
+}

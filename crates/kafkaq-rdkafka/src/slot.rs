@@ -1,0 +1,244 @@
+//! A partition while it is ours, under one epoch.
+
+use crate::group::Client;
+use kafkaq_core::{Assignment, Cursor, Mark, Record};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+};
+
+/// More marks than records that a window holds. Beyond it the oldest go, which makes a commit's mark older, not wrong.
+const MAX_MARKS: usize = 1 << 16;
+
+pub(crate) struct Slot {
+    pub(crate) assignment: Assignment,
+    /// Whom the group gave it to. The poll thread owns the consumer; a commit borrows it.
+    pub(crate) consumer: Weak<Client>,
+    /// Its queue in the client may hold records.
+    pub(crate) ready: AtomicBool,
+    /// The driver wants no more of them.
+    pub(crate) paused: AtomicBool,
+    /// A batch of it waits in the stream. There is never a second, so that a pause takes effect.
+    pub(crate) queued: AtomicBool,
+    /// The driver has let go.
+    pub(crate) released: AtomicBool,
+    /// Its records don't fit what was read before: it is given up and assigned again.
+    pub(crate) doubted: AtomicBool,
+    /// It is no longer ours under this epoch.
+    pub(crate) gone: AtomicBool,
+    /// A check of what was read is under way.
+    pub(crate) comparing: AtomicBool,
+    /// Commits under way: the partition is not given away under them.
+    pub(crate) committing: AtomicUsize,
+    pub(crate) trail: Mutex<Trail>,
+}
+
+impl Slot {
+    pub(crate) fn new(assignment: Assignment, consumer: &Arc<Client>) -> Self {
+        Slot {
+            assignment,
+            consumer: Arc::downgrade(consumer),
+            ready: AtomicBool::new(true),
+            paused: AtomicBool::new(false),
+            queued: AtomicBool::new(false),
+            released: AtomicBool::new(false),
+            doubted: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
+            comparing: AtomicBool::new(false),
+            committing: AtomicUsize::new(0),
+            trail: Mutex::default(),
+        }
+    }
+
+    /// Whether nothing keeps a partition that is being revoked: the driver has released it, or doesn't want it.
+    pub(crate) fn has_let_go(&self) -> bool {
+        self.released.load(SeqCst) || self.doubted.load(SeqCst)
+    }
+}
+
+/// What was read under one epoch, as far as a commit and the next check of the log need it.
+#[derive(Debug, Default)]
+pub(crate) struct Trail {
+    /// Where reading goes on; `None` until it has been found out where it begins.
+    next: Option<i64>,
+    /// Of records that were read and may not be committed yet, and of the last one below them.
+    marks: VecDeque<Mark>,
+    /// Since this record was read, the log is known to have been the same up to the last check.
+    anchor: Option<Mark>,
+    /// Offsets that were stepped over since the last check.
+    gap: Option<Gap>,
+}
+
+/// Offsets without a record: transactions leave them, and so does retention that is faster than reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Gap {
+    pub(crate) from: i64,
+    pub(crate) to: i64,
+}
+
+/// What was read goes back in the log, or a batch is out of order.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct WentBack;
+
+impl Trail {
+    /// Reading begins at the cursor, whose marks were found in their places.
+    pub(crate) fn begin(&mut self, at: Cursor) {
+        let marks = at.mark.into_iter().collect();
+        *self = Trail { next: Some(at.offset), marks, anchor: at.mark.or(at.anchor), gap: None };
+    }
+
+    /// Takes note of what is about to be delivered. Returns whether a gap was stepped over that is larger than what
+    /// the end of a transaction leaves.
+    pub(crate) fn read(&mut self, records: &[Record]) -> Result<bool, WentBack> {
+        let Some(mut next) = self.next else { return Err(WentBack) };
+        let mut stepped_over = false;
+        for record in records {
+            if record.offset < next {
+                return Err(WentBack);
+            }
+            if record.offset > next + 1 {
+                stepped_over = true;
+                self.gap.get_or_insert(Gap { from: next, to: record.offset });
+            }
+            next = record.offset + 1;
+        }
+        let over = (self.marks.len() + records.len()).saturating_sub(MAX_MARKS).min(self.marks.len());
+        self.marks.drain(..over);
+        self.marks.extend(records.iter().map(Mark::of));
+        self.anchor = self.anchor.or(records.first().map(Mark::of));
+        self.next = Some(next);
+        Ok(stepped_over)
+    }
+
+    /// What a commit of that offset carries.
+    pub(crate) fn cursor(&mut self, offset: i64) -> Cursor {
+        let below = self.marks.partition_point(|mark| mark.offset < offset);
+        self.marks.drain(..below.saturating_sub(1));
+        let mark = self.marks.front().copied().filter(|mark| mark.offset < offset);
+        // What was read up to the anchor is of one log. So the commit's own mark stands for all of that.
+        let anchor = match (self.anchor, mark) {
+            (Some(anchor), Some(mark)) if anchor.offset > mark.offset => Some(mark),
+            (anchor, _) => anchor,
+        };
+        Cursor { offset, mark, anchor }
+    }
+
+    /// What is to be compared with the log.
+    pub(crate) fn to_check(&self) -> Option<Checked> {
+        let offset = self.gap.map_or(self.next?, |gap| gap.from);
+        let cursor = Cursor { offset, mark: None, anchor: self.anchor };
+        Some(Checked { cursor, last: self.marks.back().copied(), gap: self.gap })
+    }
+
+    /// The log was found to be the same.
+    pub(crate) fn is_intact(&mut self, checked: &Checked) {
+        self.anchor = checked.last.or(self.anchor);
+        self.gap = self.gap.filter(|gap| checked.gap != Some(*gap));
+    }
+}
+
+/// What a check compares.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Checked {
+    /// Where reading goes on, or the first gap since the last check; with the anchor.
+    pub(crate) cursor: Cursor,
+    /// The last record that was read before. It becomes the anchor.
+    last: Option<Mark>,
+    pub(crate) gap: Option<Gap>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kafkaq_core::Headers;
+
+    fn record(offset: i64) -> Record {
+        Record::new(offset, offset, None, None, Headers::new())
+    }
+
+    fn records(offsets: impl IntoIterator<Item = i64>) -> Vec<Record> {
+        offsets.into_iter().map(record).collect()
+    }
+
+    fn mark(offset: i64) -> Option<Mark> {
+        Some(Mark::of(&record(offset)))
+    }
+
+    fn begun(at: Cursor) -> Trail {
+        let mut trail = Trail::default();
+        trail.begin(at);
+        trail
+    }
+
+    #[test]
+    fn nothing_below_the_next_offset_is_read() {
+        let mut trail = begun(Cursor::new(5));
+        assert_eq!(trail.read(&records([4, 5])), Err(WentBack));
+        assert_eq!(trail.read(&records([5, 6])), Ok(false));
+        for offsets in [[6, 7], [7, 7], [8, 7], [0, 1]] {
+            assert_eq!(trail.read(&records(offsets)), Err(WentBack), "{offsets:?}");
+            assert_eq!(trail.next, Some(7), "and nothing of it counts");
+        }
+        assert_eq!(Trail::default().read(&records([0])), Err(WentBack), "before it is known where to begin");
+    }
+
+    #[test]
+    fn a_commit_carries_the_mark_below_it_and_an_anchor_that_is_no_later() {
+        let mut trail = begun(Cursor::new(10));
+        trail.read(&records(10..20)).unwrap();
+        assert_eq!(trail.cursor(10), Cursor { offset: 10, mark: None, anchor: mark(10) });
+        assert_eq!(trail.cursor(15), Cursor { offset: 15, mark: mark(14), anchor: mark(10) });
+        let checked = trail.to_check().unwrap();
+        trail.read(&records(20..30)).unwrap();
+        trail.is_intact(&checked);
+        assert_eq!(trail.cursor(15), Cursor { offset: 15, mark: mark(14), anchor: mark(14) });
+        assert_eq!(trail.cursor(30), Cursor { offset: 30, mark: mark(29), anchor: mark(19) });
+        assert_eq!(
+            trail.cursor(30),
+            Cursor { offset: 30, mark: mark(29), anchor: mark(19) },
+            "also repeated"
+        );
+    }
+
+    #[test]
+    fn the_anchor_moves_only_by_a_check_and_only_to_what_was_read_before_it() {
+        let at = Cursor { offset: 10, mark: mark(9), anchor: mark(3) };
+        let mut trail = begun(at);
+        assert_eq!(trail.cursor(10), Cursor { offset: 10, mark: mark(9), anchor: mark(9) });
+        trail.read(&records(10..20)).unwrap();
+        let checked = trail.to_check().unwrap();
+        assert_eq!(checked.cursor, Cursor { offset: 20, mark: None, anchor: mark(9) });
+        trail.read(&records(20..30)).unwrap();
+        assert_eq!(trail.to_check().unwrap().cursor.anchor, mark(9));
+        trail.is_intact(&checked);
+        let next = trail.to_check().unwrap().cursor;
+        assert_eq!(next, Cursor { offset: 30, mark: None, anchor: mark(19) });
+    }
+
+    #[test]
+    fn a_gap_is_told_once_unless_it_is_only_the_end_of_a_transaction() {
+        let mut trail = begun(Cursor::new(0));
+        assert_eq!(trail.read(&records([0, 2, 3, 5])), Ok(false));
+        assert_eq!(trail.read(&records([20, 40])), Ok(true));
+        let checked = trail.to_check().unwrap();
+        assert_eq!((checked.cursor.offset, checked.gap), (6, Some(Gap { from: 6, to: 20 })));
+        assert_eq!(trail.to_check().unwrap().gap, checked.gap, "until a check has succeeded");
+        trail.is_intact(&checked);
+        assert_eq!(trail.to_check().unwrap().gap, None);
+    }
+
+    #[test]
+    fn marks_have_a_limit_and_the_newest_stay() {
+        let mut trail = begun(Cursor::new(0));
+        for n in 0..10 {
+            trail.read(&records(n * 10_000..(n + 1) * 10_000)).unwrap();
+        }
+        assert_eq!(trail.marks.len(), MAX_MARKS);
+        assert_eq!(trail.cursor(10), Cursor { offset: 10, mark: None, anchor: mark(0) }, "forgotten");
+        assert_eq!(trail.cursor(99_000).mark, mark(98_999));
+        assert_eq!(trail.cursor(100_000).mark, mark(99_999));
+    }
+}

@@ -1,0 +1,390 @@
+//! The records of one partition that wait to be appended.
+
+use super::flush::Answers;
+use crate::{driver::every_answer, runtime::Home, sync::lock};
+use kafkaq_core::{Effect, Error, ErrorKind, NewRecord, Partition, Result, Retry};
+use std::{
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+/// The most records and about the most bytes of one request.
+pub(crate) const MAX_RECORDS: usize = 1000;
+pub(crate) const MAX_BYTES: usize = 900_000;
+
+/// After so many ticks without a request nobody keeps the time any more.
+const IDLE_TICKS: u32 = 8;
+
+#[derive(Debug)]
+pub(crate) struct Line {
+    pub(crate) partition: Partition,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: VecDeque<Waiting>,
+    /// What these records take of a request.
+    bytes: usize,
+    /// The request under way, whose records are with the log.
+    sent: Vec<Waiting>,
+    records: Arc<[NewRecord]>,
+    /// Nothing here has to be answered before this.
+    earliest: Option<Instant>,
+    /// Somebody sends what waits.
+    flushing: bool,
+}
+
+impl State {
+    fn push(&mut self, waiting: Waiting, front: bool) {
+        self.bytes += waiting.size;
+        self.note(waiting.until);
+        if front { self.waiting.push_front(waiting) } else { self.waiting.push_back(waiting) }
+    }
+
+    fn note(&mut self, until: Instant) {
+        self.earliest = Some(self.earliest.map_or(until, |at| at.min(until)));
+    }
+
+    fn pop_if(&mut self, fits: impl FnOnce(&Waiting) -> bool) -> Option<Waiting> {
+        if !self.waiting.front().is_some_and(fits) {
+            return None;
+        }
+        let first = self.waiting.pop_front()?;
+        self.bytes -= first.size;
+        Some(first)
+    }
+}
+
+/// A record that was put into a line.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Queued {
+    /// Somebody sends the line.
+    IsSent,
+    /// Nobody does.
+    Waits,
+    /// Nobody does, although as much waits as a request can have.
+    IsWholeRequest,
+}
+
+/// What became of a request.
+#[derive(Debug, Default)]
+pub(super) struct Settled {
+    pub(super) failed: usize,
+    /// Some of it is to be tried again.
+    pub(super) again: bool,
+    /// How long the log asked to wait before.
+    pub(super) asked: Option<Duration>,
+}
+
+/// One record on its way.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) record: NewRecord,
+    pub(super) size: usize,
+    /// When it has to be answered.
+    pub(super) until: Instant,
+    /// Why the last try failed.
+    failed: Option<Error>,
+    /// An earlier try may have taken effect, so the outcome is unknown even if the last one certainly had none.
+    in_doubt: bool,
+    /// `None`: it was answered.
+    answer: Option<oneshot::Sender<Result<i64>>>,
+    room: OwnedSemaphorePermit,
+}
+
+impl Waiting {
+    pub(super) fn new(
+        record: NewRecord,
+        size: usize,
+        until: Instant,
+        answer: oneshot::Sender<Result<i64>>,
+        room: OwnedSemaphorePermit,
+    ) -> Self {
+        Waiting { record, size, until, failed: None, in_doubt: false, answer: Some(answer), room }
+    }
+
+    /// Takes in the outcome of a try. Returns the record if it is to be tried again.
+    fn tried(mut self, outcome: Result<i64>, now: Instant) -> Option<Waiting> {
+        let outcome = match outcome {
+            Err(e) if self.answer.is_some() && may_help(&e) && now < self.until => {
+                self.in_doubt |= e.effect() == Effect::Unknown;
+                self.failed = Some(e);
+                return Some(self);
+            }
+            Err(e) => Err(failed(e, self.in_doubt)),
+            Ok(offset) => Ok(offset),
+        };
+        if let Some(to) = self.answer.take() {
+            Answer(to, outcome).send();
+        }
+        quietly(|| drop(self.room));
+        None
+    }
+
+    /// Its time is up, before or while it is `sent`. Returns what to say.
+    fn give_up(&mut self, sent: bool) -> Option<Answer> {
+        let to = self.answer.take()?;
+        let unknown = sent || self.in_doubt;
+        let e = match self.failed.take() {
+            Some(e) => failed(e, unknown),
+            None if unknown => Error::unknown(ErrorKind::Timeout, "publish"),
+            None => Error::not_applied(ErrorKind::Timeout, "publish"),
+        };
+        Some(Answer(to, Err(e)))
+    }
+
+    fn is_answered(&self) -> bool {
+        self.answer.is_none()
+    }
+}
+
+/// An answer to whoever waits for a record. It is never given under the lock of a line.
+struct Answer(oneshot::Sender<Result<i64>>, Result<i64>);
+
+impl Answer {
+    fn send(self) {
+        // A receiver that is gone doesn't want to know.
+        quietly(|| drop(self.0.send(self.1)));
+    }
+}
+
+/// To answer, or to make room, runs the waker of whoever waits, which is foreign code: if it panics, that is its
+/// owner's trouble.
+fn quietly(f: impl FnOnce()) {
+    let _ = catch_unwind(AssertUnwindSafe(f));
+}
+
+/// The same record, with the same id, is one task however often it is appended.
+fn may_help(e: &Error) -> bool {
+    e.retry() != Retry::No || (e.effect() == Effect::Unknown && e.kind() != ErrorKind::Closed)
+}
+
+fn failed(e: Error, in_doubt: bool) -> Error {
+    let new = match e.effect() {
+        Effect::NotApplied if !in_doubt => Error::not_applied(e.kind(), "publish"),
+        _ => Error::unknown(e.kind(), "publish"),
+    };
+    new.with_retry(e.retry()).with_source(e)
+}
+
+/// The lines of a topic. They grow with it; a line is there once it is used.
+#[derive(Debug)]
+pub(super) struct Lines {
+    topic: Arc<str>,
+    lines: RwLock<Vec<Arc<Line>>>,
+    /// How often what waits is compared with the clock.
+    tick: Duration,
+    /// Somebody does so.
+    keeping_time: AtomicBool,
+}
+
+impl Lines {
+    pub(super) fn new(topic: Arc<str>, tick: Duration) -> Arc<Self> {
+        Arc::new(Lines { topic, lines: RwLock::default(), tick, keeping_time: AtomicBool::new(false) })
+    }
+
+    pub(super) fn topic(&self) -> &Arc<str> {
+        &self.topic
+    }
+
+    pub(super) fn line(&self, index: i32) -> Arc<Line> {
+        let index = index.unsigned_abs() as usize;
+        if let Some(line) = self.lines.read().unwrap_or_else(PoisonError::into_inner).get(index) {
+            return line.clone();
+        }
+        let mut lines = self.lines.write().unwrap_or_else(PoisonError::into_inner);
+        while lines.len() <= index {
+            let partition = Partition::new(self.topic.clone(), lines.len() as i32);
+            lines.push(Arc::new(Line::new(partition)));
+        }
+        lines[index].clone()
+    }
+
+    /// Sees to it that everything is answered in time, on a thread that no other runtime can stop.
+    pub(super) fn keep_time(self: &Arc<Self>, home: &Home) {
+        if self.keeping_time.load(Ordering::Relaxed) || self.keeping_time.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let lines = self.clone();
+        home.spawn_apart(async move {
+            let mut idle = 0;
+            loop {
+                tokio::time::sleep(lines.tick).await;
+                idle = if lines.expire() { 0 } else { idle + 1 };
+                if idle < IDLE_TICKS {
+                    continue;
+                }
+                lines.keeping_time.store(false, Ordering::Release);
+                // A flush may have begun that saw somebody here.
+                if !lines.expire() || lines.keeping_time.swap(true, Ordering::AcqRel) {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Answers what has to be answered by now. Whether anything is under way.
+    fn expire(&self) -> bool {
+        let lines = self.lines.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let now = Instant::now();
+        lines.iter().for_each(|line| line.expire(now));
+        lines.iter().any(|line| !line.is_idle())
+    }
+}
+
+impl Line {
+    fn new(partition: Partition) -> Self {
+        Line { partition, state: Mutex::default() }
+    }
+
+    pub(super) fn push(&self, waiting: Waiting) -> Queued {
+        let mut state = lock(&self.state);
+        state.push(waiting, false);
+        if state.flushing {
+            Queued::IsSent
+        } else if state.waiting.len() >= MAX_RECORDS || state.bytes >= MAX_BYTES {
+            Queued::IsWholeRequest
+        } else {
+            Queued::Waits
+        }
+    }
+
+    /// Makes the caller the one who sends, if there is something to send and nobody else does.
+    pub(super) fn claim(&self) -> bool {
+        let mut state = lock(&self.state);
+        let claimed = !state.flushing && !state.waiting.is_empty();
+        state.flushing |= claimed;
+        claimed
+    }
+
+    /// The records of the next request, for whoever has claimed the line. Without any, the claim has ended.
+    pub(super) fn next_batch(&self, now: Instant) -> Option<Arc<[NewRecord]>> {
+        let mut expired = Vec::new();
+        let records = {
+            let mut state = lock(&self.state);
+            let (mut batch, mut bytes) = (Vec::new(), 0);
+            while batch.len() < MAX_RECORDS
+                && let Some(next) = state.pop_if(|w| {
+                    // The first one is sent whatever its size.
+                    w.until <= now || batch.is_empty() || bytes + w.size <= MAX_BYTES
+                })
+            {
+                if next.until <= now {
+                    expired.push(next);
+                } else {
+                    bytes += next.size;
+                    batch.push(next);
+                }
+            }
+            state.flushing = !batch.is_empty();
+            state.records = batch.iter_mut().map(|w| std::mem::take(&mut w.record)).collect();
+            state.sent = batch;
+            state.records.clone()
+        };
+        end(expired);
+        (!records.is_empty()).then_some(records)
+    }
+
+    /// Takes in what became of the request under way: answers what is decided, and puts the rest before all others.
+    pub(super) fn settle(&self, answers: Answers, now: Instant) -> Settled {
+        let (sent, records) = {
+            let mut state = lock(&self.state);
+            (std::mem::take(&mut state.sent), std::mem::take(&mut state.records))
+        };
+        let (mut again, mut settled) = (Vec::new(), Settled::default());
+        for ((waiting, answer), record) in sent.into_iter().zip(every_answer(answers)).zip(&*records) {
+            let mut asked = None;
+            if let Err(e) = &answer {
+                settled.failed += 1;
+                if let Retry::After(pause) = e.retry() {
+                    asked = Some(pause);
+                }
+            }
+            if let Some(mut waiting) = waiting.tried(answer, now) {
+                settled.asked = settled.asked.max(asked);
+                waiting.record = record.clone();
+                again.push(waiting);
+            }
+        }
+        settled.again = !again.is_empty();
+        self.put_back(again);
+        settled
+    }
+
+    /// Nobody will tell what became of the request under way: it may have taken effect, and is to be sent again.
+    pub(super) fn put_back_sent(&self) {
+        let (sent, records) = {
+            let mut state = lock(&self.state);
+            (std::mem::take(&mut state.sent), std::mem::take(&mut state.records))
+        };
+        let mut again = Vec::new();
+        for (waiting, record) in sent.into_iter().zip(&*records) {
+            if waiting.is_answered() {
+                quietly(|| drop(waiting));
+            } else {
+                again.push(Waiting { record: record.clone(), in_doubt: true, ..waiting });
+            }
+        }
+        self.put_back(again);
+    }
+
+    fn put_back(&self, again: Vec<Waiting>) {
+        let mut state = lock(&self.state);
+        again.into_iter().rev().for_each(|w| state.push(w, true));
+    }
+
+    /// Whether nothing waits or is under way.
+    fn is_idle(&self) -> bool {
+        !lock(&self.state).flushing
+    }
+
+    /// Ends the claim if nothing waits.
+    pub(super) fn release_if_empty(&self) -> bool {
+        let mut state = lock(&self.state);
+        state.flushing = !state.waiting.is_empty();
+        !state.flushing
+    }
+
+    /// Answers those whose time is up. What the log makes of a request under way isn't waited for then.
+    fn expire(&self, now: Instant) {
+        let (mut expired, mut answers) = (Vec::new(), Vec::new());
+        {
+            let mut state = lock(&self.state);
+            if state.earliest.is_none_or(|at| at > now) {
+                return;
+            }
+            let all = std::mem::take(&mut state.waiting);
+            (state.bytes, state.earliest) = (0, None);
+            for waiting in all {
+                if waiting.until <= now { expired.push(waiting) } else { state.push(waiting, false) }
+            }
+            let mut sent = std::mem::take(&mut state.sent);
+            for waiting in sent.iter_mut().filter(|w| !w.is_answered()) {
+                if waiting.until <= now {
+                    answers.extend(waiting.give_up(true));
+                } else {
+                    state.note(waiting.until);
+                }
+            }
+            state.sent = sent;
+        }
+        answers.into_iter().for_each(Answer::send);
+        end(expired);
+    }
+}
+
+fn end(expired: Vec<Waiting>) {
+    for mut waiting in expired {
+        if let Some(answer) = waiting.give_up(false) {
+            answer.send();
+        }
+        quietly(|| drop(waiting));
+    }
+}

@@ -1,0 +1,185 @@
+//! Appending with natural batching: what is pushed while a request is under way goes into the next.
+//!
+//! Each partition has a line. Whoever pushes into an idle line begins its flush, which runs at the publisher's
+//! [home](crate::runtime), so that a caller that goes away, or whose runtime does, stops nobody. The flush ends when
+//! the line is empty, so an idle partition costs nothing.
+//!
+//! Everything that was pushed is answered when its time is up, whatever the log does: what waits was certainly not
+//! appended; what is under way may have been.
+
+mod flush;
+mod line;
+mod room;
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    runtime::Home,
+    stats::{CallCounter, CallStats},
+};
+use flush::Flush;
+use kafkaq_core::{Log, NewRecord, Result};
+use line::{Line, Lines, Queued, Waiting};
+use room::{OVERHEAD, Room};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI32, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio::sync::oneshot;
+
+/// How often a publisher looks for partitions that were added.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// The lines of one topic.
+#[derive(Debug)]
+pub(crate) struct Appender {
+    log: Arc<dyn Log>,
+    lines: Arc<Lines>,
+    /// How many partitions the topic has, as far as is known.
+    partitions: AtomicI32,
+    room: Room,
+    timeout: Duration,
+    home: Home,
+    counter: CallCounter,
+    started: Instant,
+    /// When the last look at the topic began, in milliseconds from the start.
+    looked: AtomicU64,
+}
+
+/// A record that was pushed.
+pub(crate) struct Pushed {
+    pub(crate) line: Arc<Line>,
+    /// Its offset.
+    pub(crate) outcome: oneshot::Receiver<Result<i64>>,
+}
+
+impl Appender {
+    /// `buffer` is how many bytes may wait or be under way, `timeout` the longest that a record is tried.
+    pub(crate) fn new(
+        log: Arc<dyn Log>,
+        topic: Arc<str>,
+        partitions: i32,
+        buffer: usize,
+        timeout: Duration,
+        home: Home,
+    ) -> Arc<Self> {
+        let tick = (timeout / 64).clamp(Duration::from_millis(1), Duration::from_secs(1));
+        Arc::new(Appender {
+            log,
+            lines: Lines::new(topic, tick),
+            partitions: AtomicI32::new(partitions.max(1)),
+            room: Room::new(buffer),
+            timeout,
+            home,
+            counter: CallCounter::default(),
+            started: Instant::now(),
+            looked: AtomicU64::new(0),
+        })
+    }
+
+    /// When a record has to be answered that is published now.
+    pub(crate) fn deadline(&self, now: Instant) -> Instant {
+        now + self.timeout
+    }
+
+    pub(crate) fn partitions(&self) -> i32 {
+        self.partitions.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn stats(&self) -> CallStats {
+        self.counter.stats()
+    }
+
+    /// Puts a record into the line of a partition, once there is room. It is sent when `unsent` is dropped, at
+    /// the latest; from then on it is appended even if nobody waits for the outcome. Dropped before it returns, it has done nothing.
+    ///
+    /// # Errors
+    /// `Timeout` when there is no room in time.
+    pub(crate) async fn push(
+        self: &Arc<Self>,
+        index: i32,
+        record: NewRecord,
+        until: Instant,
+        unsent: &mut Unsent<'_>,
+    ) -> Result<Pushed> {
+        let size = record.size() + OVERHEAD;
+        let room = match self.room.try_take(size) {
+            Some(room) => room,
+            None => {
+                unsent.flush();
+                self.room.take(size, until, &self.home).await?
+            }
+        };
+        let (answer, outcome) = oneshot::channel();
+        let line = self.lines.line(index);
+        match line.push(Waiting::new(record, size, until, answer, room)) {
+            // Whoever sends the line takes this record too.
+            Queued::IsSent => {}
+            Queued::Waits => unsent.add(&line),
+            Queued::IsWholeRequest => Flush::begin(self, &line, true),
+        }
+        Ok(Pushed { line, outcome })
+    }
+
+    /// Looks for new partitions in the background, if the last look was a while ago.
+    pub(crate) fn look(self: &Arc<Self>, now: Instant) {
+        let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        let now = millis(now.saturating_duration_since(self.started));
+        let last = self.looked.load(Ordering::Relaxed);
+        if now - last.min(now) < millis(LOOK_EVERY)
+            || self.looked.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_err()
+        {
+            return;
+        }
+        let appender = self.clone();
+        self.home.spawn(async move {
+            let names = [appender.lines.topic().clone()];
+            let look = appender.log.describe_topics(&names);
+            match tokio::time::timeout(LOOK_EVERY, look).await.map(|r| r.map(|mut infos| infos.pop().flatten())) {
+                Ok(Ok(Some(info))) if info.partitions > 0 => {
+                    appender.partitions.store(info.partitions, Ordering::Relaxed);
+                }
+                // Appends tell whether something is wrong.
+                other => tracing::debug!(target: "kafkaq", topic = &*names[0], ?other, "could not look for partitions"),
+            }
+        });
+    }
+}
+
+/// The lines that a caller has pushed into and that are still to be sent. Sends them when it is dropped, so that a
+/// caller that goes away leaves nothing behind.
+#[derive(Debug)]
+pub(crate) struct Unsent<'a> {
+    appender: &'a Arc<Appender>,
+    lines: Vec<Arc<Line>>,
+}
+
+impl<'a> Unsent<'a> {
+    pub(crate) fn new(appender: &'a Arc<Appender>) -> Self {
+        Unsent { appender, lines: Vec::new() }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+
+    fn add(&mut self, line: &Arc<Line>) {
+        if !self.lines.iter().any(|l| Arc::ptr_eq(l, line)) {
+            self.lines.push(line.clone());
+        }
+    }
+
+    fn flush(&mut self) {
+        let several = self.lines.len() > 1;
+        self.lines.drain(..).for_each(|line| Flush::begin(self.appender, &line, several));
+    }
+}
+
+impl Drop for Unsent<'_> {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}

@@ -1,0 +1,270 @@
+use super::{line::MAX_RECORDS, *};
+use async_trait::async_trait;
+use bytes::Bytes;
+use kafkaq_core::{Effect, Error, ErrorKind, Headers, Partition, TopicInfo, TopicSpec};
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, atomic::AtomicUsize},
+};
+use tokio::sync::Semaphore;
+
+/// Fails as it is told, one error per record, and remembers each request. It waits for `gate`.
+#[derive(Debug)]
+struct Fake {
+    requests: Mutex<Vec<(Partition, Vec<NewRecord>)>>,
+    errors: Mutex<VecDeque<Error>>,
+    gate: Semaphore,
+    partitions: AtomicI32,
+    looks: AtomicUsize,
+}
+
+#[async_trait]
+impl Log for Fake {
+    async fn ensure_topics(&self, _: &[TopicSpec]) -> Result<Vec<TopicInfo>> {
+        Ok(Vec::new())
+    }
+    async fn describe_topics(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
+        self.looks.fetch_add(1, Ordering::Relaxed);
+        let partitions = self.partitions.load(Ordering::Relaxed);
+        Ok(names.iter().map(|name| Some(TopicInfo::new(name.clone(), partitions))).collect())
+    }
+    async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
+        self.gate.acquire().await.unwrap().forget();
+        self.requests.lock().unwrap().push((to.clone(), records.to_vec()));
+        let mut errors = self.errors.lock().unwrap();
+        (0..records.len()).map(|i| errors.pop_front().map_or(Ok(i as i64), Err)).collect()
+    }
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Fake {
+    fn sizes(&self) -> Vec<usize> {
+        self.requests.lock().unwrap().iter().map(|(_, records)| records.len()).collect()
+    }
+}
+
+fn fake(open: usize, errors: impl IntoIterator<Item = Error>) -> Arc<Fake> {
+    Arc::new(Fake {
+        requests: Mutex::default(),
+        errors: Mutex::new(errors.into_iter().collect()),
+        gate: Semaphore::new(open),
+        partitions: AtomicI32::new(2),
+        looks: AtomicUsize::new(0),
+    })
+}
+
+fn appender(log: &Arc<Fake>, room: usize, timeout: Duration) -> Arc<Appender> {
+    Appender::new(log.clone(), "t".into(), 2, room, timeout, Home::find().unwrap())
+}
+
+fn record(size: usize) -> NewRecord {
+    NewRecord::new(None, Some(Bytes::from(vec![7; size])), Headers::new())
+}
+
+/// Longer than any of these tests takes.
+const LONG: Duration = Duration::from_secs(60);
+
+async fn push(a: &Arc<Appender>, index: i32, record: NewRecord) -> Result<Pushed> {
+    a.push(index, record, a.deadline(Instant::now()), &mut Unsent::new(a)).await
+}
+
+impl Pushed {
+    async fn outcome(self) -> Result<i64> {
+        tokio::time::timeout(LONG, self.outcome).await.expect("it hangs").unwrap()
+    }
+}
+
+#[tokio::test]
+async fn what_comes_while_a_request_is_under_way_goes_into_the_next() {
+    let log = fake(0, []);
+    let a = appender(&log, 1 << 20, LONG);
+    let mut pushed = vec![push(&a, 0, record(1)).await.unwrap()];
+    for _ in 0..100 {
+        pushed.push(push(&a, 0, record(1)).await.unwrap());
+    }
+    log.gate.add_permits(9);
+    for one in pushed {
+        one.outcome().await.unwrap();
+    }
+    assert_eq!(log.sizes(), [1, 100]);
+}
+
+#[tokio::test]
+async fn what_is_pushed_together_is_sent_together() {
+    let log = fake(9, []);
+    let a = appender(&log, 1 << 20, LONG);
+    let mut pushed = Vec::new();
+    {
+        let mut unsent = Unsent::new(&a);
+        for n in 0..100 {
+            pushed.push(a.push(n % 2, record(1), Instant::now() + LONG, &mut unsent).await.unwrap());
+        }
+        assert!(log.sizes().is_empty());
+    }
+    for one in pushed {
+        one.outcome().await.unwrap();
+    }
+    assert_eq!(log.sizes(), [50, 50]);
+}
+
+#[tokio::test]
+async fn a_request_is_bounded_in_records_and_in_bytes() {
+    for (size, n, most) in [(1, 2500, MAX_RECORDS), (100_000, 30, 8), (2_000_000, 3, 1)] {
+        let log = fake(0, []);
+        let a = appender(&log, 64 << 20, LONG);
+        let mut pushed = Vec::new();
+        for _ in 0..n {
+            pushed.push(push(&a, 1, record(size)).await.unwrap());
+        }
+        log.gate.add_permits(n);
+        for one in pushed {
+            one.outcome().await.unwrap();
+        }
+        assert_eq!(log.sizes().into_iter().max(), Some(most));
+        assert_eq!(log.sizes().into_iter().sum::<usize>(), n);
+    }
+}
+
+/// Whoever pushes many may take its time over it.
+#[tokio::test]
+async fn a_whole_request_is_sent_before_its_caller_has_pushed_all() {
+    let log = fake(9, []);
+    let a = appender(&log, 64 << 20, LONG);
+    let mut unsent = Unsent::new(&a);
+    for n in 1..=MAX_RECORDS {
+        a.push(0, record(1), Instant::now() + LONG, &mut unsent).await.unwrap();
+        assert_eq!(log.sizes().len(), usize::from(n == MAX_RECORDS));
+    }
+}
+
+#[tokio::test]
+async fn a_record_in_doubt_is_appended_again_and_stays_in_doubt() {
+    let unknown = Error::unknown(ErrorKind::Timeout, "append");
+    let log = fake(9, [unknown.clone()]);
+    push(&appender(&log, 1 << 20, LONG), 0, record(5)).await.unwrap().outcome().await.unwrap();
+    let requests = log.requests.lock().unwrap().clone();
+    assert_eq!(requests.len(), 2);
+    assert_eq!(requests[0], requests[1]);
+
+    let log = fake(9, [unknown, Error::not_applied(ErrorKind::Denied, "append")]);
+    let pushed = push(&appender(&log, 1 << 20, LONG), 0, record(5)).await.unwrap();
+    let e = pushed.outcome().await.unwrap_err();
+    assert_eq!((e.kind(), e.effect()), (ErrorKind::Denied, Effect::Unknown));
+}
+
+#[tokio::test]
+async fn what_cannot_succeed_is_answered_at_once_and_the_others_pass() {
+    let log = fake(9, [Error::not_applied(ErrorKind::TooLarge, "append")]);
+    let a = appender(&log, 1 << 20, LONG);
+    let (one, two) = (push(&a, 0, record(5)).await.unwrap(), push(&a, 0, record(6)).await.unwrap());
+    let e = one.outcome().await.unwrap_err();
+    assert_eq!((e.kind(), e.effect()), (ErrorKind::TooLarge, Effect::NotApplied));
+    two.outcome().await.unwrap();
+}
+
+#[tokio::test]
+async fn trying_again_ends_with_the_timeout() {
+    let refused = || Error::not_applied(ErrorKind::Unavailable, "append");
+    let log = fake(999, std::iter::repeat_with(refused).take(999));
+    let (started, timeout) = (Instant::now(), Duration::from_millis(200));
+    let pushed = push(&appender(&log, 1 << 20, timeout), 0, record(5)).await.unwrap();
+    let e = pushed.outcome().await.unwrap_err();
+    assert_eq!((e.kind(), e.effect()), (ErrorKind::Unavailable, Effect::NotApplied));
+    assert!(started.elapsed() >= timeout);
+    assert!(log.sizes().len() > 1);
+}
+
+/// Behind a request that never ends, and after a try whose effect is unknown.
+#[tokio::test]
+async fn each_record_is_answered_at_its_own_time_with_what_is_known() {
+    let log = fake(1, [Error::unknown(ErrorKind::Unavailable, "append")]);
+    let a = appender(&log, 1 << 20, LONG);
+    let soon = Instant::now() + Duration::from_millis(100);
+    let (mut sent, mut behind) = (Vec::new(), Vec::new());
+    {
+        let mut unsent = Unsent::new(&a);
+        // Tried in vain, and then again, which takes for ever.
+        sent.push(a.push(0, record(1), soon, &mut unsent).await.unwrap());
+        // Under way for the first time, for ever.
+        sent.push(a.push(1, record(1), soon, &mut unsent).await.unwrap());
+    }
+    let later = push(&a, 1, record(1)).await.unwrap();
+    for _ in 0..3 {
+        behind.push(a.push(1, record(1), soon, &mut Unsent::new(&a)).await.unwrap());
+    }
+    for one in sent {
+        assert_eq!(one.outcome().await.unwrap_err().effect(), Effect::Unknown);
+    }
+    for one in behind {
+        let e = one.outcome().await.unwrap_err();
+        assert_eq!((e.kind(), e.effect()), (ErrorKind::Timeout, Effect::NotApplied), "{e}");
+    }
+    // What came before them, with more time, still waits and is still sent.
+    log.gate.add_permits(9);
+    later.outcome().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_publisher_that_goes_away_leaves_no_stuck_line() {
+    let log = fake(0, []);
+    let a = appender(&log, 1 << 20, LONG);
+    drop(push(&a, 0, record(1)).await.unwrap());
+    let two = push(&a, 0, record(2)).await.unwrap();
+    log.gate.add_permits(9);
+    two.outcome().await.unwrap();
+    assert_eq!(log.sizes().into_iter().sum::<usize>(), 2);
+}
+
+#[tokio::test]
+async fn the_buffer_is_bounded() {
+    let log = fake(0, []);
+    let a = appender(&log, 10 * (OVERHEAD + 100), LONG);
+    let mut pushed = Vec::new();
+    for _ in 0..10 {
+        pushed.push(push(&a, 0, record(100)).await.unwrap());
+    }
+    let mut eleventh = Box::pin(push(&a, 0, record(100)));
+    assert!(futures_util::poll!(&mut eleventh).is_pending());
+    log.gate.add_permits(99);
+    for one in pushed {
+        one.outcome().await.unwrap();
+    }
+    eleventh.await.unwrap().outcome().await.unwrap();
+}
+
+#[tokio::test]
+async fn whoever_waits_for_room_has_sent_what_it_pushed() {
+    let log = fake(99, []);
+    let a = appender(&log, 2 * (OVERHEAD + 100), LONG);
+    let mut unsent = Unsent::new(&a);
+    for _ in 0..10 {
+        tokio::time::timeout(LONG, a.push(0, record(100), Instant::now() + LONG, &mut unsent))
+            .await
+            .expect("its own records take the room")
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn new_partitions_are_used_after_ten_seconds_and_looked_for_no_sooner() {
+    let log = fake(99, []);
+    let a = appender(&log, 1 << 20, LONG);
+    log.partitions.store(5, Ordering::Relaxed);
+    a.look(a.started + LOOK_EVERY - Duration::from_millis(1));
+    assert_eq!((log.looks.load(Ordering::Relaxed), a.partitions()), (0, 2));
+    for _ in 0..3 {
+        a.look(a.started + LOOK_EVERY);
+    }
+    tokio::time::timeout(LONG, async {
+        while a.partitions() != 5 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await
+    .expect("it looks");
+    assert_eq!(log.looks.load(Ordering::Relaxed), 1);
+    push(&a, 4, record(1)).await.unwrap().outcome().await.unwrap();
+    assert_eq!(log.requests.lock().unwrap()[0].0, Partition::new("t", 4));
+}

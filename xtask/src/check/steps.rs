@@ -1,0 +1,116 @@
+//! The checks that run no tests.
+
+use std::process::Command;
+use std::str::FromStr;
+
+use anyhow::{Context, Result, bail};
+use xtask::command::run;
+
+use super::suites::{Kind, Suite};
+use super::{blocks, features, licences, metadata, packages, workspace};
+use crate::cargo;
+
+/// A check by itself: `cargo xtask test --only clippy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    Format,
+    RustVersion,
+    Blocks,
+    Packages,
+    Licences,
+    Clippy,
+    Features,
+    Documentation,
+    Quickstart,
+}
+
+impl Step {
+    const ALL: [Step; 9] = [
+        Step::Format,
+        Step::RustVersion,
+        Step::Blocks,
+        Step::Packages,
+        Step::Licences,
+        Step::Clippy,
+        Step::Features,
+        Step::Documentation,
+        Step::Quickstart,
+    ];
+
+    /// They take no time.
+    pub(super) const SHORT: [Step; 5] =
+        [Step::Format, Step::RustVersion, Step::Blocks, Step::Packages, Step::Licences];
+
+    /// They keep the processor busy for a while.
+    pub(super) const LONG: [Step; 4] = [Step::Clippy, Step::Features, Step::Documentation, Step::Quickstart];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Step::Format => "format",
+            Step::RustVersion => "rust-version",
+            Step::Blocks => "blocks",
+            Step::Packages => "packages",
+            Step::Licences => "licences",
+            Step::Clippy => "clippy",
+            Step::Features => "features",
+            Step::Documentation => "documentation",
+            Step::Quickstart => "quickstart",
+        }
+    }
+
+    /// Runs it here and now.
+    ///
+    /// # Errors
+    /// When what it checks doesn't hold.
+    pub(super) fn run(self) -> Result<()> {
+        match self {
+            Step::Format => run(&mut cargo(&["fmt", "--all", "--check"])),
+            Step::RustVersion => metadata::check_rust_version(),
+            Step::Blocks => blocks::check(),
+            Step::Packages => packages::check(),
+            Step::Licences => licences::find()?.check(),
+            Step::Clippy => {
+                run(workspace("clippy").args(["--all-targets", "--keep-going", "--", "-D", "warnings"]))
+            }
+            Step::Features => features::check_each(),
+            Step::Documentation => run(workspace("doc").arg("--no-deps").env("RUSTDOCFLAGS", "-D warnings")),
+            // As the README has it: nothing but Rust.
+            Step::Quickstart => run(&mut cargo(&["run", "--example", "quickstart"])),
+        }
+    }
+
+    /// The same as a process of its own, to run beside others.
+    ///
+    /// # Errors
+    /// When the system doesn't say which program this is.
+    pub(super) fn suite(self) -> Result<Suite> {
+        let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
+        command.args(["test", "--only", self.name()]).current_dir(xtask::root());
+        Ok(Suite { name: self.name().to_owned(), kind: Kind::Step, command })
+    }
+}
+
+impl FromStr for Step {
+    type Err = anyhow::Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match Step::ALL.into_iter().find(|step| step.name() == name) {
+            Some(step) => Ok(step),
+            None => bail!("there is no check `{name}`"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_step_is_known_by_its_name_and_is_short_or_long() {
+        for step in Step::ALL {
+            assert_eq!(step.name().parse::<Step>().unwrap(), step);
+            assert!(Step::SHORT.contains(&step) != Step::LONG.contains(&step));
+        }
+        assert!("speed".parse::<Step>().unwrap_err().to_string().contains("speed"));
+    }
+}
