@@ -19,7 +19,7 @@ use std::{ops::Range, time::SystemTime};
 const BATCH: usize = 1 << 20;
 /// The library's limit for a server on this machine. It writes a request of more than 8 KiB in two pieces to a socket
 /// that delays small ones (Nagle), and the loopback's packets are so large that the second piece is a small one: it
-/// would wait 40 ms for the acknowledgement of the first. Over a network, whose packets are smaller, it does not.
+/// would wait 40 ms for the acknowledgement of the first. Over a network, whose packets are smaller, it mostly does not.
 const LOCAL_BATCH: usize = 7 << 10;
 /// What the log's framing adds to a record and to each of its headers, at most.
 const FRAME: usize = 32;
@@ -27,25 +27,25 @@ const HEADER_FRAME: usize = 10;
 
 /// By whom records are appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Carrier {
+enum ProducePath {
     /// By rskafka, which has a map for headers, if it has a connection to spare.
-    Library,
+    RsKafka,
     /// Over our own connections: headers that a map can't hold.
-    Own,
+    Wire,
 }
 
-impl Carrier {
+impl ProducePath {
     /// One for all, so that a mixture is not torn to pieces.
     fn of(records: &[NewRecord]) -> Self {
         match records.iter().all(|record| survive_a_map(&record.headers)) {
-            true => Carrier::Library,
-            false => Carrier::Own,
+            true => ProducePath::RsKafka,
+            false => ProducePath::Wire,
         }
     }
 
     fn batch_limit(self, link: &Link) -> usize {
         match self {
-            Carrier::Library if link.network.settings.is_local() => LOCAL_BATCH,
+            ProducePath::RsKafka if link.connections.settings.is_local() => LOCAL_BATCH,
             _ => BATCH,
         }
     }
@@ -69,9 +69,9 @@ pub(crate) async fn append(
     records: &[NewRecord],
     limits: Limits,
 ) -> Vec<Result<i64>> {
-    let max_message_bytes = link.network.settings.max_message_bytes;
-    let carrier = Carrier::of(records);
-    let limit = carrier.batch_limit(link);
+    let max_message_bytes = link.connections.settings.max_message_bytes;
+    let path = ProducePath::of(records);
+    let limit = path.batch_limit(link);
     let mut outcomes = Vec::with_capacity(records.len());
     while let Some(next) = records.get(outcomes.len()) {
         let start = outcomes.len();
@@ -79,7 +79,7 @@ pub(crate) async fn append(
             Some(refused) => outcomes.push(Err(link.error(Op::APPEND, Some(to), refused))),
             None => {
                 let batch = start..start + batch_len(&records[start..], limit, max_message_bytes);
-                send(link, to, records, batch, carrier, limits, &mut outcomes).await;
+                send(link, to, records, batch, path, limits, &mut outcomes).await;
             }
         }
     }
@@ -91,7 +91,7 @@ async fn send(
     to: &Partition,
     records: &[NewRecord],
     batch: Range<usize>,
-    carrier: Carrier,
+    path: ProducePath,
     limits: Limits,
     outcomes: &mut Vec<Result<i64>>,
 ) {
@@ -99,7 +99,7 @@ async fn send(
     let mut waiting = vec![batch];
     while let Some(batch) = waiting.pop() {
         let records = &records[batch.clone()];
-        match link.repeat(limits, || send_once(link, to, records, carrier, limits)).await {
+        match link.repeat(limits, || send_once(link, to, records, path, limits)).await {
             Ok(offsets) => outcomes.extend(offsets.into_iter().map(Ok)),
             Err(failure) if batch.len() > 1 && is_for_one(&failure) => {
                 let middle = batch.start + batch.len() / 2;
@@ -117,18 +117,18 @@ async fn send_once(
     link: &Link,
     to: &Partition,
     records: &[NewRecord],
-    carrier: Carrier,
+    path: ProducePath,
     limits: Limits,
 ) -> std::result::Result<Vec<i64>, Failure> {
     let by_library = async {
         let library = || records.iter().map(to_library).collect();
-        match carrier {
-            Carrier::Library => link.library.append(link, to, library, limits).await,
-            Carrier::Own => Ok(None),
+        match path {
+            ProducePath::RsKafka => link.producers.append(link, to, library, limits).await,
+            ProducePath::Wire => Ok(None),
         }
     };
     let appended = match by_library.await {
-        Ok(None) => send_own(link, to, records, limits).await,
+        Ok(None) => send_over_wire(link, to, records, limits).await,
         Ok(Some(offsets)) => Ok(offsets),
         Err(failure) => Err(failure),
     };
@@ -140,17 +140,17 @@ async fn send_once(
     })
 }
 
-async fn send_own(
+async fn send_over_wire(
     link: &Link,
     to: &Partition,
     records: &[NewRecord],
     limits: Limits,
 ) -> std::result::Result<Vec<i64>, Failure> {
     let batch = batch::encode(records)?;
-    let leader = link.cluster.leader(&link.network, to, limits.deadline).await?;
+    let leader = link.cluster.leader(&link.connections, to, limits.deadline).await?;
     let wait = limits.deadline.saturating_duration_since(tokio::time::Instant::now());
     let request = Produce { to, batch: &batch, wait };
-    let first = link.network.send(&leader.address, &request, limits.deadline).await?;
+    let first = link.connections.send(&leader.address, &request, limits.deadline).await?;
     Ok((first..).take(records.len()).collect())
 }
 
@@ -233,7 +233,11 @@ mod tests {
         let ordinary: [&[(&[u8], Option<&str>)]; 3] =
             [&[], &[(b"a", Some("1"))], &[(b"a", Some("")), (b"b", Some("2")), ("ü".as_bytes(), Some("3"))]];
         for headers in ordinary {
-            assert_eq!(Carrier::of(&[record(1), with_headers(headers)]), Carrier::Library, "{headers:?}");
+            assert_eq!(
+                ProducePath::of(&[record(1), with_headers(headers)]),
+                ProducePath::RsKafka,
+                "{headers:?}"
+            );
         }
         let others: [&[(&[u8], Option<&str>)]; 4] = [
             &[(b"a", None)],
@@ -242,7 +246,11 @@ mod tests {
             &[(b"\xff", Some("1"))],
         ];
         for headers in others {
-            assert_eq!(Carrier::of(&[record(1), with_headers(headers)]), Carrier::Own, "{headers:?}");
+            assert_eq!(
+                ProducePath::of(&[record(1), with_headers(headers)]),
+                ProducePath::Wire,
+                "{headers:?}"
+            );
         }
     }
 }

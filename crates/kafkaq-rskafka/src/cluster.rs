@@ -4,7 +4,7 @@ use crate::{
     failure::Failure,
     locked,
     protocol::metadata::{Described, DescribedTopic, Metadata},
-    wire::{CONNECT_SHARE, Network, Request, format::TopicId},
+    wire::{CONNECT_SHARE, Connections, Request, format::TopicId},
 };
 use kafkaq_core::Partition;
 use rskafka::client::error::ProtocolError;
@@ -66,20 +66,20 @@ impl Cluster {
     /// Who leads a partition.
     pub(crate) async fn leader(
         &self,
-        network: &Network,
+        connections: &Connections,
         of: &Partition,
         deadline: Instant,
     ) -> Result<Leader, Failure> {
         match self.known_leader(of) {
             Some(leader) => Ok(leader),
-            None => self.look_up(network, of, deadline).await,
+            None => self.look_up(connections, of, deadline).await,
         }
     }
 
     /// Who leads a partition now.
     pub(crate) async fn look_up(
         &self,
-        network: &Network,
+        connections: &Connections,
         of: &Partition,
         deadline: Instant,
     ) -> Result<Leader, Failure> {
@@ -93,7 +93,7 @@ impl Cluster {
             return Err(failure.clone());
         }
         if !self.was_asked(&of.topic, since)
-            && let Err(failure) = self.describe(network, self.in_use(&of.topic), deadline).await
+            && let Err(failure) = self.describe(connections, self.in_use(&of.topic), deadline).await
         {
             *failed = Some((Instant::now(), failure.clone()));
             return Err(failure);
@@ -104,11 +104,11 @@ impl Cluster {
     /// Asks for topics, and never creates one. One outcome per name, in the same order.
     pub(crate) async fn topics(
         &self,
-        network: &Network,
+        connections: &Connections,
         names: &[Arc<str>],
         deadline: Instant,
     ) -> Result<Vec<Result<DescribedTopic, Failure>>, Failure> {
-        let described = self.describe(network, names.to_vec(), deadline).await?.topics;
+        let described = self.describe(connections, names.to_vec(), deadline).await?.topics;
         let outcomes = names.iter().map(|name| {
             let topic = described.iter().find(|topic| *topic.name == **name);
             let topic = topic.ok_or_else(Failure::not_found)?;
@@ -124,8 +124,12 @@ impl Cluster {
     }
 
     /// The broker that creates topics.
-    pub(crate) async fn controller(&self, network: &Network, deadline: Instant) -> Result<Arc<str>, Failure> {
-        self.describe(network, Vec::new(), deadline).await?;
+    pub(crate) async fn controller(
+        &self,
+        connections: &Connections,
+        deadline: Instant,
+    ) -> Result<Arc<str>, Failure> {
+        self.describe(connections, Vec::new(), deadline).await?;
         // It is being chosen.
         locked(&self.view).controller.clone().ok_or_else(Failure::no_leader)
     }
@@ -187,13 +191,13 @@ impl Cluster {
 
     async fn describe(
         &self,
-        network: &Network,
+        connections: &Connections,
         topics: Vec<Arc<str>>,
         deadline: Instant,
     ) -> Result<Described, Failure> {
         let request = Metadata { topics };
         let asked = Instant::now();
-        let described = self.ask_anybody(network, &request, deadline).await?;
+        let described = self.ask_anybody(connections, &request, deadline).await?;
         self.learn(&request.topics, &described, asked)?;
         Ok(described)
     }
@@ -233,16 +237,16 @@ impl Cluster {
     /// Asks one broker after the other, until one answers.
     pub(crate) async fn ask_anybody<R: Request>(
         &self,
-        network: &Network,
+        connections: &Connections,
         request: &R,
         deadline: Instant,
     ) -> Result<R::Response, Failure> {
-        let candidates = self.candidates(network);
-        let share = network.settings.request_timeout / CONNECT_SHARE;
+        let candidates = self.candidates(connections);
+        let share = connections.settings.request_timeout / CONNECT_SHARE;
         let each = share / u32::try_from(candidates.len()).unwrap_or(u32::MAX).max(1);
         let mut last = Failure::not_connected();
         for address in candidates {
-            match network.exchange(&address, request, deadline.min(Instant::now() + each)).await {
+            match connections.exchange(&address, request, deadline.min(Instant::now() + each)).await {
                 Ok(described) => return Ok(described),
                 Err(failure) if failure.answered => return Err(failure),
                 Err(failure) => last = failure,
@@ -252,7 +256,7 @@ impl Cluster {
     }
 
     /// Those to whom there is a connection, a few that are known, and those that were configured.
-    fn candidates(&self, network: &Network) -> Vec<Arc<str>> {
+    fn candidates(&self, connections: &Connections) -> Vec<Arc<str>> {
         let mut known: Vec<_> = locked(&self.view).brokers.values().cloned().collect();
         known.sort_unstable();
         let turn = self.turn.fetch_add(1, Relaxed);
@@ -260,10 +264,10 @@ impl Cluster {
             let at = turn % known.len();
             known.rotate_left(at);
         }
-        let connected = network.connected();
+        let connected = connections.connected();
         known.sort_by_key(|address| !connected.contains(address));
         known.truncate(KNOWN);
-        for address in &network.settings.addresses {
+        for address in &connections.settings.addresses {
             if !known.contains(address) {
                 known.push(address.clone());
             }

@@ -51,6 +51,11 @@ impl Failure {
         Failure { sent: false, ..self }
     }
 
+    /// The same failure, of something that has changed something by then.
+    pub(crate) fn half_done(self) -> Self {
+        Failure { sent: true, ..self }
+    }
+
     /// A connection that could not be made or broke.
     pub(crate) fn io(e: io::Error) -> Self {
         let advice = is_out_of_descriptors(&e).then_some(OUT_OF_DESCRIPTORS.into());

@@ -28,13 +28,13 @@ pub(crate) async fn fetch(link: &Link, from: &Position, limit: FetchLimit) -> Re
     let Position { partition, offset } = from;
     let max_wait = limit.max_wait.min(LONGEST_WAIT);
     let (limits, until) = (link.limits(max_wait), Instant::now() + max_wait);
-    let room = link.network.settings.max_fetch_bytes();
+    let room = link.connections.settings.max_fetch_bytes();
     let mut want = limit.max_bytes.clamp(1, room);
     let mut alone = false;
     loop {
         let fetched = link.repeat(limits, || once(link, from, want, until, alone, limits)).await?;
         let end = fetched.end;
-        let limit = link.network.settings.max_message_bytes;
+        let limit = link.connections.settings.max_message_bytes;
         let decoded = decode(fetched.records, *offset, &fetched.aborted, limit);
         match decoded {
             Decoded { needs: Some(size), .. } if size <= room && size > want => (want, alone) = (size, true),
@@ -56,7 +56,7 @@ async fn once(
     limits: Limits,
 ) -> Result<Fetched, Failure> {
     let Position { partition, offset } = from;
-    let leader = link.cluster.leader(&link.network, partition, limits.deadline).await?;
+    let leader = link.cluster.leader(&link.connections, partition, limits.deadline).await?;
     link.cluster.reads(partition, leader.topic)?;
     let ask = From {
         topic: partition.topic.clone(),
@@ -79,7 +79,7 @@ async fn once(
     match failure.code {
         Some(ProtocolError::OffsetOutOfRange) => Err(out_of_range(link, from, limits).await),
         Some(ProtocolError::UnknownTopicId | ProtocolError::InconsistentTopicId) => {
-            let now = link.cluster.look_up(&link.network, partition, limits.deadline).await?;
+            let now = link.cluster.look_up(&link.connections, partition, limits.deadline).await?;
             link.cluster.reads(partition, now.topic)?;
             // The broker has not heard of it yet.
             Err(failure)
@@ -167,7 +167,7 @@ async fn offsets_once(
     // A partition may be asked for twice; a server refuses that.
     let mut by_broker: HashMap<Arc<str>, BTreeMap<&Partition, Vec<usize>>> = HashMap::new();
     for &at in places {
-        match link.cluster.leader(&link.network, &of[at], limits.deadline).await {
+        match link.cluster.leader(&link.connections, &of[at], limits.deadline).await {
             Ok(leader) => {
                 by_broker.entry(leader.address).or_default().entry(&of[at]).or_default().push(at);
             }
@@ -192,7 +192,7 @@ async fn offsets_of_broker(
 ) -> Vec<Result<Offsets, Failure>> {
     let ask = |end: End| {
         let request = ListOffsets { of: of.clone(), end };
-        async move { link.network.send(address, &request, limits.deadline).await }
+        async move { link.connections.send(address, &request, limits.deadline).await }
     };
     let (first, next) = match try_join(ask(End::First), ask(End::Next)).await {
         Ok(ends) => ends,

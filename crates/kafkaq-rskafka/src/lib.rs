@@ -6,10 +6,10 @@ mod builder;
 mod cluster;
 mod failure;
 mod fetch;
-mod library;
 mod link;
 mod outage;
 mod poll;
+mod producers;
 mod protocol;
 #[cfg(test)]
 mod tests;
@@ -55,7 +55,7 @@ impl RsKafka {
 impl fmt::Debug for RsKafka {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RsKafka")
-            .field("bootstrap", &self.link.network.settings.bootstrap)
+            .field("bootstrap", &self.link.connections.settings.bootstrap)
             .finish_non_exhaustive()
     }
 }
@@ -99,7 +99,7 @@ impl PartitionLog for RsKafka {
         let fetch = async {
             let _under_way = self.link.enter()?;
             // A handle that only reads keeps no connections to append on.
-            self.link.library.close_idle();
+            self.link.producers.close_idle();
             tokio::select! {
                 // First, since a fetch fails when the request that it shares is closed.
                 biased;

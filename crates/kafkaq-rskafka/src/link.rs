@@ -3,10 +3,10 @@
 use crate::{
     cluster::Cluster,
     failure::{Failure, Op, Place},
-    library::Library,
     outage::OncePerMinute,
-    poll::Polls,
-    wire::Network,
+    poll::LongPolls,
+    producers::Producers,
+    wire::Connections,
 };
 use kafkaq_core::{Error, ErrorKind, Partition};
 use rskafka::client::SaslConfig;
@@ -57,10 +57,10 @@ pub(crate) struct Limits {
 }
 
 pub(crate) struct Link {
-    pub(crate) network: Arc<Network>,
+    pub(crate) connections: Arc<Connections>,
     pub(crate) cluster: Cluster,
-    pub(crate) polls: Polls,
-    pub(crate) library: Library,
+    pub(crate) polls: LongPolls,
+    pub(crate) producers: Producers,
     /// Partitions at whose head is a batch that can't be read.
     pub(crate) unreadable: OncePerMinute<Partition>,
     closed: watch::Sender<bool>,
@@ -70,13 +70,13 @@ pub(crate) struct Link {
 
 impl Link {
     pub(crate) fn new(settings: Settings) -> Self {
-        let network = Arc::new(Network::new(settings));
+        let connections = Arc::new(Connections::new(settings));
         let (closed, calls) = (watch::Sender::new(false), Arc::<RwLock<()>>::default());
         Link {
-            polls: Polls::new(network.clone(), closed.subscribe(), calls.clone()),
-            network,
+            polls: LongPolls::new(connections.clone(), closed.subscribe(), calls.clone()),
+            connections,
             cluster: Cluster::default(),
-            library: Library::default(),
+            producers: Producers::default(),
             unreadable: OncePerMinute::default(),
             closed,
             calls,
@@ -84,7 +84,7 @@ impl Link {
     }
 
     pub(crate) fn error(&self, op: Op, on: Option<&Partition>, failure: Failure) -> Error {
-        let Settings { bootstrap, request_timeout, .. } = &self.network.settings;
+        let Settings { bootstrap, request_timeout, .. } = &self.connections.settings;
         failure.error(op, &Place { bootstrap, partition: on, limit: *request_timeout })
     }
 
@@ -110,14 +110,14 @@ impl Link {
     pub(crate) async fn close(&self) {
         self.closed.send_replace(true);
         let _everybody_is_out = self.calls.write().await;
-        self.network.close_idle();
-        self.library.close().await;
+        self.connections.close_idle();
+        self.producers.close().await;
     }
 
     /// The limits of a call that begins now and may take `extra` beyond the request timeout.
     pub(crate) fn limits(&self, extra: Duration) -> Limits {
         let now = Instant::now();
-        let deadline = now + self.network.settings.request_timeout + extra;
+        let deadline = now + self.connections.settings.request_timeout + extra;
         Limits { deadline, settled: deadline.min(now + SETTLING) }
     }
 

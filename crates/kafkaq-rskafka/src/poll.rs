@@ -8,7 +8,7 @@ use crate::{
     failure::Failure,
     locked,
     protocol::fetch::{Fetch, Fetched, From},
-    wire::Network,
+    wire::Connections,
 };
 use std::{
     collections::{HashMap, VecDeque},
@@ -24,8 +24,10 @@ use tokio::{
 const MAX_REQUESTS: usize = 4;
 /// Waits end at multiples of this: the longest that a fetch can be kept from its request.
 const SLICE: Duration = Duration::from_millis(500);
+/// A fetch that waits for so long may end a bit earlier, with all the others.
+const PATIENT: Duration = Duration::from_millis(450);
 /// Whoever has got records comes back for more, and the next request waits for them, but no longer than this.
-const GATHER: Duration = Duration::from_millis(1);
+const GATHER_WINDOW: Duration = Duration::from_millis(1);
 /// Between requests that a server answers at once, with nothing: doubled each time.
 const PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
@@ -34,13 +36,13 @@ const MAX_BYTES: usize = 16 << 20;
 /// Brokers that are remembered without need.
 const MAX_BROKERS: usize = 100;
 
-pub(crate) struct Polls {
+pub(crate) struct LongPolls {
     brokers: Mutex<HashMap<Arc<str>, Arc<Broker>>>,
     shared: Arc<Shared>,
 }
 
 struct Shared {
-    network: Arc<Network>,
+    connections: Arc<Connections>,
     begin: Instant,
     /// Ends the requests when the handle is closed.
     closed: watch::Receiver<bool>,
@@ -56,7 +58,7 @@ struct Broker {
 
 #[derive(Default)]
 struct Queue {
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<PendingFetch>,
     /// Under way, or about to begin.
     requests: usize,
     /// Of them, those that wait for whoever is expected back.
@@ -65,20 +67,24 @@ struct Queue {
 }
 
 /// A fetch until it is answered.
-struct Waiting {
+struct PendingFetch {
     from: From,
     until: Instant,
-    /// It has time for a whole slice, and may end with one.
+    /// It has time for about a whole slice, and may end with one.
     is_patient: bool,
     /// It gets a request of its own.
     alone: bool,
     reply: oneshot::Sender<Result<Fetched, Failure>>,
 }
 
-impl Polls {
-    pub(crate) fn new(network: Arc<Network>, closed: watch::Receiver<bool>, calls: Arc<RwLock<()>>) -> Self {
-        let shared = Shared { network, begin: Instant::now(), closed, calls };
-        Polls { brokers: Mutex::default(), shared: Arc::new(shared) }
+impl LongPolls {
+    pub(crate) fn new(
+        connections: Arc<Connections>,
+        closed: watch::Receiver<bool>,
+        calls: Arc<RwLock<()>>,
+    ) -> Self {
+        let shared = Shared { connections, begin: Instant::now(), closed, calls };
+        LongPolls { brokers: Mutex::default(), shared: Arc::new(shared) }
     }
 
     /// Waits for records of one partition, until something is there or the time is over.
@@ -91,9 +97,9 @@ impl Polls {
     ) -> Result<Fetched, Failure> {
         let (reply, answer) = oneshot::channel();
         let broker = self.broker(address);
-        let is_patient = until.saturating_duration_since(Instant::now()) >= SLICE;
-        if broker.queue(Waiting { from, until, is_patient, alone, reply }) {
-            Requests { shared: self.shared.clone(), address: address.clone(), broker }.spawn();
+        let is_patient = until.saturating_duration_since(Instant::now()) >= PATIENT;
+        if broker.queue(PendingFetch { from, until, is_patient, alone, reply }) {
+            RequestLoop { shared: self.shared.clone(), address: address.clone(), broker }.spawn();
         }
         // A request ends with the runtime that it was spawned on.
         answer.await.unwrap_or_else(|_| Err(Failure::abandoned()))
@@ -110,7 +116,7 @@ impl Polls {
 
 impl Broker {
     /// Whether a request has to begin for it.
-    fn queue(&self, waiting: Waiting) -> bool {
+    fn queue(&self, waiting: PendingFetch) -> bool {
         let mut queue = locked(&self.queue);
         if let Some(at) = queue.expected.iter().position(|from| from.is_same_partition(&waiting.from)) {
             queue.expected.swap_remove(at);
@@ -132,15 +138,15 @@ impl Queue {
     }
 
     /// The fetches of the next request.
-    fn take(&mut self) -> Vec<Waiting> {
-        let mut taken: Vec<Waiting> = Vec::new();
+    fn take(&mut self) -> Vec<PendingFetch> {
+        let mut taken: Vec<PendingFetch> = Vec::new();
         let mut left = VecDeque::new();
         for waiting in self.waiting.drain(..) {
             if waiting.reply.is_closed() {
                 // Whoever asked has gone.
                 continue;
             }
-            // A partition has one place in a request.
+            // A server looks at a partition once per request.
             let is_there = || taken.iter().any(|other| other.from.is_same_partition(&waiting.from));
             let fits = taken.first().is_none_or(|first| !first.alone && !waiting.alone) && !is_there();
             match fits {
@@ -153,15 +159,16 @@ impl Queue {
     }
 }
 
-/// A place among the requests under way.
-struct Place {
+/// Permission for one of the requests under way.
+struct RequestPermit {
     broker: Arc<Broker>,
-    is_taken: bool,
+    /// Not yet given back.
+    is_held: bool,
 }
 
-impl Drop for Place {
+impl Drop for RequestPermit {
     fn drop(&mut self) {
-        if self.is_taken {
+        if self.is_held {
             // The task was dropped, with its runtime perhaps: nobody must wait for it.
             let mut queue = locked(&self.broker.queue);
             queue.requests -= 1;
@@ -170,20 +177,20 @@ impl Drop for Place {
     }
 }
 
-/// Counts among those that gather.
-struct Gathering<'a>(&'a Broker);
+/// Counts a request loop among those that gather.
+struct GatherGuard<'a>(&'a Broker);
 
-impl<'a> Gathering<'a> {
+impl<'a> GatherGuard<'a> {
     fn begin(broker: &'a Broker, expected: Vec<From>) -> Self {
         let mut queue = locked(&broker.queue);
         queue.gathering += 1;
         queue.expected.extend(expected);
         drop(queue);
-        Gathering(broker)
+        GatherGuard(broker)
     }
 }
 
-impl Drop for Gathering<'_> {
+impl Drop for GatherGuard<'_> {
     fn drop(&mut self) {
         let mut queue = locked(&self.0.queue);
         queue.gathering -= 1;
@@ -195,28 +202,28 @@ impl Drop for Gathering<'_> {
 
 /// One request after the other, as long as somebody waits.
 #[derive(Clone)]
-struct Requests {
+struct RequestLoop {
     shared: Arc<Shared>,
     address: Arc<str>,
     broker: Arc<Broker>,
 }
 
-impl Requests {
+impl RequestLoop {
     fn spawn(self) {
-        // Made here, so that the place is given back even if the task never runs.
-        let place = Place { broker: self.broker.clone(), is_taken: true };
+        // Made here, so that the permit is given back even if the task never runs.
+        let permit = RequestPermit { broker: self.broker.clone(), is_held: true };
         let mut closed = self.shared.closed.clone();
         let Ok(under_way) = self.shared.calls.clone().try_read_owned() else { return };
         tokio::spawn(async move {
             tokio::select! {
-                () = self.run(place) => {}
+                () = self.run(permit) => {}
                 _ = closed.wait_for(|closed| *closed) => {}
             }
             drop(under_way);
         });
     }
 
-    async fn run(&self, mut place: Place) {
+    async fn run(&self, mut permit: RequestPermit) {
         let mut pause = PAUSE;
         loop {
             let (taken, leaves_some) = {
@@ -224,7 +231,7 @@ impl Requests {
                 let taken = queue.take();
                 if taken.is_empty() {
                     queue.requests -= 1;
-                    place.is_taken = false;
+                    permit.is_held = false;
                     return;
                 }
                 (taken, !queue.waiting.is_empty() && queue.begins_request())
@@ -233,12 +240,12 @@ impl Requests {
                 self.clone().spawn();
             }
             match self.request(taken).await {
-                Brought::Something(to) => {
+                Outcome::Answered(to) => {
                     pause = PAUSE;
                     self.gather(to).await;
                 }
-                Brought::NothingInTime => pause = PAUSE,
-                Brought::NothingAtOnce => {
+                Outcome::TimedOut => pause = PAUSE,
+                Outcome::EmptyAtOnce => {
                     sleep(pause).await;
                     pause = LONGEST_PAUSE.min(pause * 2);
                 }
@@ -248,52 +255,53 @@ impl Requests {
 
     async fn gather(&self, expected: Vec<From>) {
         let gathered = self.broker.gathered.notified();
-        let _gathering = Gathering::begin(&self.broker, expected);
+        let _gathering = GatherGuard::begin(&self.broker, expected);
         // If they don't come, the request goes without them.
-        let _ = timeout(GATHER, gathered).await;
+        let _ = timeout(GATHER_WINDOW, gathered).await;
     }
 
-    async fn request(&self, fetches: Vec<Waiting>) -> Brought {
+    async fn request(&self, fetches: Vec<PendingFetch>) -> Outcome {
         let began = Instant::now();
         let slice = Slice::of(self.shared.begin, began);
         let until = fetches.iter().map(|waiting| waiting.until).min().unwrap_or(began);
         let max_wait = until.min(slice.end).saturating_duration_since(began);
         let sizes = || fetches.iter().map(|waiting| waiting.from.max_bytes);
-        let limit = MAX_BYTES.min(self.shared.network.settings.max_fetch_bytes());
+        let limit = MAX_BYTES.min(self.shared.connections.settings.max_fetch_bytes());
         let limit = i32::try_from(limit).unwrap_or(i32::MAX).max(sizes().max().unwrap_or_default());
         let request = Fetch {
             from: fetches.iter().map(|waiting| &waiting.from).collect(),
             max_wait,
             max_bytes: sizes().fold(0, i32::saturating_add).min(limit),
         };
-        let deadline = began + max_wait + self.shared.network.settings.request_timeout;
-        match self.shared.network.exchange(&self.address, &request, deadline).await {
+        let deadline = began + max_wait + self.shared.connections.settings.request_timeout;
+        match self.shared.connections.exchange(&self.address, &request, deadline).await {
             Ok(fetched) => {
                 let in_time = began.elapsed() >= max_wait / 2;
                 let answered = self.answer(fetches, fetched, &slice);
                 match answered.is_empty() {
-                    false => Brought::Something(answered),
-                    true if in_time => Brought::NothingInTime,
-                    true => Brought::NothingAtOnce,
+                    false => Outcome::Answered(answered),
+                    true if in_time => Outcome::TimedOut,
+                    true => Outcome::EmptyAtOnce,
                 }
             }
             Err(failure) if failure.is_oversized() && fetches.len() > 1 => {
                 // Let it be seen whose fault it is.
-                self.put_back(fetches.into_iter().map(|waiting| Waiting { alone: true, ..waiting }));
-                Brought::NothingInTime
+                let alone = fetches.into_iter().map(|waiting| PendingFetch { alone: true, ..waiting });
+                locked(&self.broker.queue).waiting.extend(alone);
+                Outcome::TimedOut
             }
             Err(failure) => {
                 for waiting in fetches {
                     // Whoever asked may have gone meanwhile.
                     let _ = waiting.reply.send(Err(failure.clone()));
                 }
-                Brought::Something(Vec::new())
+                Outcome::Answered(Vec::new())
             }
         }
     }
 
     /// Hands out what has come, and lets wait on who has time. Returns who was answered.
-    fn answer(&self, fetches: Vec<Waiting>, fetched: Vec<Option<Fetched>>, slice: &Slice) -> Vec<From> {
+    fn answer(&self, fetches: Vec<PendingFetch>, fetched: Vec<Option<Fetched>>, slice: &Slice) -> Vec<From> {
         let now = Instant::now();
         let (mut behind, mut at_the_end, mut answered) = (Vec::new(), Vec::new(), Vec::new());
         for (waiting, fetched) in fetches.into_iter().zip(fetched) {
@@ -311,16 +319,11 @@ impl Requests {
                 }
             }
         }
-        // Those for which there was no room come first, and so get a whole batch next time.
-        self.put_back(behind.into_iter().chain(at_the_end));
-        answered
-    }
-
-    fn put_back(&self, fetches: impl DoubleEndedIterator<Item = Waiting>) {
         let mut queue = locked(&self.broker.queue);
-        for waiting in fetches.rev() {
-            queue.waiting.push_front(waiting);
-        }
+        // Those for which there was no room come first, and so get a whole batch next time.
+        behind.into_iter().rev().for_each(|waiting| queue.waiting.push_front(waiting));
+        queue.waiting.extend(at_the_end);
+        answered
     }
 }
 
@@ -342,9 +345,11 @@ impl Slice {
 }
 
 /// What came of a request.
-enum Brought {
+enum Outcome {
     /// Something to tell, which was told to these.
-    Something(Vec<From>),
-    NothingInTime,
-    NothingAtOnce,
+    Answered(Vec<From>),
+    /// Nothing, and the wait is over.
+    TimedOut,
+    /// Nothing, although there was time.
+    EmptyAtOnce,
 }

@@ -16,14 +16,31 @@ use std::{collections::BTreeSet, sync::Arc};
 pub(crate) async fn ensure(link: &Link, specs: &[TopicSpec]) -> Result<Vec<TopicInfo>, Failure> {
     let limits = link.patient();
     let names: Vec<Arc<str>> = specs.iter().map(|spec| spec.name.clone()).collect();
-    let mut created = vec![false; specs.len()];
     let there = link.repeat(limits, || partitions(link, &names, limits)).await?;
-    for ((spec, there), created) in specs.iter().zip(there).zip(&mut created) {
-        *created = there.is_none() && create(link, spec, limits).await?;
+    let mut created = vec![false; specs.len()];
+    let ensured = async {
+        for ((spec, there), created) in specs.iter().zip(there).zip(&mut created) {
+            *created = there.is_none() && create(link, spec, limits).await?;
+        }
+        settled(link, &names, limits).await
+    };
+    let mut infos = match ensured.await {
+        Ok(infos) => infos,
+        // One that is there by now stays there.
+        Err(failure) if created.contains(&true) => return Err(failure.half_done()),
+        Err(failure) => return Err(failure),
+    };
+    for (info, created) in infos.iter_mut().zip(created) {
+        info.created = created;
     }
+    Ok(infos)
+}
+
+/// Topics that are there, as soon as all of their partitions serve.
+async fn settled(link: &Link, names: &[Arc<str>], limits: Limits) -> Result<Vec<TopicInfo>, Failure> {
     let mut infos = link
         .repeat(limits, || async {
-            let there = partitions(link, &names, limits).await?;
+            let there = partitions(link, names, limits).await?;
             let there = names.iter().zip(there).map(|(name, there)| match there {
                 Some(partitions) if partitions > 0 => Ok(TopicInfo::new(name.clone(), partitions)),
                 _ => Err(Failure::not_found()),
@@ -31,9 +48,6 @@ pub(crate) async fn ensure(link: &Link, specs: &[TopicSpec]) -> Result<Vec<Topic
             there.collect::<Result<Vec<_>, _>>()
         })
         .await?;
-    for (info, created) in infos.iter_mut().zip(created) {
-        info.created = created;
-    }
     learn(link, infos.iter_mut().collect(), limits).await?;
     // A leader is chosen first and serves a moment later.
     let all = infos.iter().flat_map(|t| (0..t.partitions).map(|n| Partition::new(t.name.clone(), n)));
@@ -53,7 +67,7 @@ pub(crate) async fn describe(link: &Link, names: &[Arc<str>]) -> Result<Vec<Opti
 
 /// How many partitions each topic has, if it is there.
 async fn partitions(link: &Link, names: &[Arc<str>], limits: Limits) -> Result<Vec<Option<i32>>, Failure> {
-    let found = link.cluster.topics(&link.network, names, limits.deadline).await?;
+    let found = link.cluster.topics(&link.connections, names, limits.deadline).await?;
     let count = |found: Result<DescribedTopic, Failure>| match found {
         Ok(topic) => Ok(Some(i32::try_from(topic.partitions.len()).unwrap_or(i32::MAX))),
         Err(Failure { kind: ErrorKind::NotFound, .. }) => Ok(None),
@@ -66,10 +80,10 @@ async fn partitions(link: &Link, names: &[Arc<str>], limits: Limits) -> Result<V
 /// Creates a topic, waits until every node knows of it, and returns whether this call has created it: it may be there
 /// already.
 async fn create(link: &Link, spec: &TopicSpec, limits: Limits) -> Result<bool, Failure> {
-    let wait = link.network.settings.request_timeout;
+    let wait = link.connections.settings.request_timeout;
     let once = || async {
-        let controller = link.cluster.controller(&link.network, limits.deadline).await?;
-        link.network.send(&controller, &CreateTopic { spec, wait }, limits.deadline).await
+        let controller = link.cluster.controller(&link.connections, limits.deadline).await?;
+        link.connections.send(&controller, &CreateTopic { spec, wait }, limits.deadline).await
     };
     // What is invalid stays so; a broker that is not the controller any more sends us to another one.
     let once = || async {
@@ -99,7 +113,7 @@ async fn learn(link: &Link, infos: Vec<&mut TopicInfo>, limits: Limits) -> Resul
     let topics: BTreeSet<Arc<str>> = infos.iter().map(|info| info.name.clone()).collect();
     let ask = || async {
         let request = DescribeConfigs { topics: &topics };
-        link.cluster.ask_anybody(&link.network, &request, limits.deadline).await
+        link.cluster.ask_anybody(&link.connections, &request, limits.deadline).await
     };
     let described = match link.repeat(limits, ask).await {
         Ok(described) => described,

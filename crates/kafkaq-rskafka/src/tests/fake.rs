@@ -26,6 +26,8 @@ pub(super) enum Reply {
     Body(Writer),
     /// After a while.
     Late(Duration, Writer),
+    /// When that is so.
+    Once(watch::Receiver<bool>, Writer),
     /// Never.
     Silence,
     HangUp,
@@ -172,6 +174,10 @@ async fn serve(mut client: TcpStream, state: &State, answer: &(impl Fn(&mut Aske
         let (wait, body) = match reply.unwrap_or(Reply::HangUp) {
             Reply::Body(body) => (Duration::ZERO, body),
             Reply::Late(wait, body) => (wait, body),
+            Reply::Once(mut so, body) => {
+                let _ = so.wait_for(|so| *so).await;
+                (Duration::ZERO, body)
+            }
             Reply::Silence => std::future::pending().await,
             Reply::HangUp => return,
         };

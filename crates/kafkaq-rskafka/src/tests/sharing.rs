@@ -1,8 +1,12 @@
 //! Connections and requests that many calls share.
 
 use super::*;
+use crate::protocol::offsets::{End, ListOffsets};
 use futures_util::future::join_all;
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    sync::atomic::{AtomicBool, Ordering::SeqCst},
+};
 
 #[tokio::test]
 async fn fetches_of_many_partitions_wait_in_one_request_over_one_connection() {
@@ -16,10 +20,11 @@ async fn fetches_of_many_partitions_wait_in_one_request_over_one_connection() {
     .await;
     broker.state.set_topic(|topic| topic.partitions = 60);
     let kafka = kafka(&broker);
-    // As a reader does: the next one follows at once.
+    // As a reader does: the next one follows at once. They don't begin together.
     let readers = (0..60).map(|index| {
         let kafka = &kafka;
         async move {
+            tokio::time::sleep(millis(17 * index as u64)).await;
             loop {
                 fetch(kafka, index, 0, millis(500)).await.unwrap();
             }
@@ -46,9 +51,11 @@ async fn fetches_of_many_partitions_wait_in_one_request_over_one_connection() {
 
 #[tokio::test]
 async fn a_partition_that_two_read_has_one_place_in_a_request() {
-    let broker = Broker::of_fetches(|fetch| {
+    let twice = Arc::new(AtomicBool::new(false));
+    let seen = twice.clone();
+    let broker = Broker::of_fetches(move |fetch| {
         let places: HashSet<_> = fetch.parts.iter().map(|asked| asked.index).collect();
-        assert_eq!(places.len(), fetch.parts.len(), "a server looks at the last one of several");
+        seen.fetch_or(places.len() < fetch.parts.len(), SeqCst);
         fetch.parts.iter().map(|asked| Part::of(batch(asked.offset, 1))).collect()
     })
     .await;
@@ -59,6 +66,55 @@ async fn a_partition_that_two_read_has_one_place_in_a_request() {
     });
     for (n, batch) in join_all(fetches).await {
         assert_eq!((batch.records[0].offset, batch.next), (n, n + 1));
+    }
+    assert!(!twice.load(SeqCst), "a server looks at the last one of several");
+}
+
+#[tokio::test]
+async fn readers_of_one_partition_wait_for_none_of_each_other() {
+    // Seven of them have nothing to read for long.
+    let broker = Broker::of_fetches(|fetch| {
+        let answer = |asked: &fake::PartAsked| match asked.offset {
+            7 => Part::of(batch(7, 1)),
+            offset => Part::empty(offset),
+        };
+        fetch.parts.iter().map(answer).collect()
+    })
+    .await;
+    let kafka = kafka(&broker);
+    let idle = join_all((0..7).map(|n| fetch(&kafka, 0, n, PATIENCE)));
+    let at = Instant::now();
+    tokio::select! {
+        biased;
+        _ = idle => unreachable!(),
+        found = fetch(&kafka, 0, 7, PATIENCE) => assert_eq!(found.unwrap().next, 8),
+    }
+    assert!(at.elapsed() < SOON, "{:?}", at.elapsed());
+}
+
+#[tokio::test]
+async fn fetches_that_go_alone_go_at_the_same_time() {
+    let (together, are_together) = tokio::sync::watch::channel(false);
+    let alone = Mutex::new(HashSet::new());
+    let broker = Broker::new(move |asked| {
+        let fetch = FetchAsked::read(asked)?;
+        if fetch.parts.len() > 1 {
+            // More than the client takes, so that it asks for each by itself.
+            let parts = vec![Part::of(vec![0; 3 << 20]); fetch.parts.len()];
+            return Some(Reply::Body(fetch.response(asked, &parts)));
+        }
+        let mut alone = crate::locked(&alone);
+        alone.insert(fetch.parts[0].index);
+        together.send_replace(alone.len() == 3);
+        let part = Part::of(batch(fetch.parts[0].offset, 1));
+        Some(Reply::Once(are_together.clone(), fetch.response(asked, &[part])))
+    })
+    .await;
+    let kafka = RsKafka::builder(&broker.address).max_message_bytes(2 << 20).build().unwrap();
+    // The metadata come first, so that the three meet.
+    kafka.offsets(&[Partition::new("t", 0)]).await.remove(0).unwrap();
+    for fetched in join_all((0..3).map(|index| fetch(&kafka, index, 0, PATIENCE))).await {
+        assert_eq!(fetched.unwrap().next, 1);
     }
 }
 
@@ -149,4 +205,26 @@ async fn offsets_of_many_partitions_take_two_requests() {
         assert_eq!(ends.unwrap(), Offsets { first: 5, next: 9 });
     }
     assert_eq!((broker.state.asked(fake::LIST_OFFSETS), broker.state.asked(fake::METADATA)), (2, 1));
+}
+
+#[tokio::test]
+async fn a_broker_that_hangs_keeps_nobody_from_another() {
+    let hangs = Broker::new(|asked| (asked.key == fake::LIST_OFFSETS).then_some(Reply::Silence)).await;
+    let good = Broker::new(|_| None).await;
+    let kafka = kafka(&good);
+    let connections = &kafka.link.connections;
+    let of = Partition::new("t", 0);
+    let request = ListOffsets { of: vec![&of], end: End::Next };
+    let ask = |address: &str| {
+        let (address, request) = (Arc::from(address), &request);
+        async move { connections.send(&address, request, tokio::time::Instant::now() + PATIENCE).await }
+    };
+    let at = Instant::now();
+    tokio::select! {
+        biased;
+        _ = join_all((0..20).map(|_| ask(&hangs.address))) => unreachable!(),
+        answer = ask(&good.address) => assert_eq!(answer.unwrap(), [Some((0, 9))]),
+    }
+    assert!(at.elapsed() < SOON, "{:?}", at.elapsed());
+    assert!(hangs.state.open() <= 4, "{} connections", hangs.state.open());
 }

@@ -3,18 +3,26 @@
 use super::*;
 use crate::wire::format::Writer;
 use fake::{Asked, CREATE_TOPICS, DESCRIBE_CONFIGS};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use tokio::net::TcpListener;
 
 /// A broker without topics, until it has created one as `code` says; its settings can't be read.
 async fn creates(code: i16) -> Broker {
-    let (created, state) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(None::<Arc<fake::State>>)));
+    creates_with(code, |_| None).await
+}
+
+async fn creates_with(
+    code: i16,
+    before: impl Fn(&mut Asked) -> Option<Reply> + Send + Sync + 'static,
+) -> Broker {
+    let state = Arc::new(Mutex::new(None::<Arc<fake::State>>));
     let of_it = state.clone();
     let broker = Broker::new(move |asked: &mut Asked| {
+        if let Some(reply) = before(asked) {
+            return Some(reply);
+        }
         let mut body = asked.writer();
         match asked.key {
             CREATE_TOPICS => {
-                created.store(true, SeqCst);
                 if let (Some(state), 0 | 36) = (&*crate::locked(&of_it), code) {
                     state.set_topic(|topic| topic.partitions = 1);
                 }
@@ -129,13 +137,17 @@ async fn describing_looks_and_never_creates() {
 
 #[tokio::test]
 async fn what_may_have_created_a_topic_is_unknown_and_what_only_looked_is_not() {
-    for (silent, effect) in [(fake::METADATA, Effect::NotApplied), (CREATE_TOPICS, Effect::Unknown)] {
+    let looks = [(fake::METADATA, 0), (fake::LIST_OFFSETS, 2), (DESCRIBE_CONFIGS, 2)]
+        .map(|look| (look, Effect::NotApplied));
+    // The second one was created, and then nothing more was heard.
+    let creates = [(CREATE_TOPICS, 0), (fake::LIST_OFFSETS, 0)].map(|change| (change, Effect::Unknown));
+    for ((silent, partitions), effect) in looks.into_iter().chain(creates) {
         for reply in [|| Reply::Silence, || Reply::HangUp] {
-            let broker = Broker::new(move |asked| (asked.key == silent).then(reply)).await;
-            broker.state.set_topic(|topic| topic.partitions = 0);
+            let broker = creates_with(0, move |asked| (asked.key == silent).then(reply)).await;
+            broker.state.set_topic(|topic| topic.partitions = partitions);
             let kafka = RsKafka::builder(&broker.address).request_timeout(millis(500)).build().unwrap();
             let e = ensure(&kafka).await.unwrap_err();
-            assert_eq!((e.effect(), e.retry()), (effect, Retry::Yes), "{e}");
+            assert_eq!((e.effect(), e.retry()), (effect, Retry::Yes), "{silent} of {partitions}: {e}");
             assert_eq!(e.to_string().contains("may have taken effect"), effect == Effect::Unknown, "{e}");
         }
     }

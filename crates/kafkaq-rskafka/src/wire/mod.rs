@@ -6,4 +6,4 @@ mod pool;
 mod sasl;
 
 pub(crate) use connection::{Api, Request};
-pub(crate) use pool::{CONNECT_SHARE, Network};
+pub(crate) use pool::{CONNECT_SHARE, Connections};

@@ -15,19 +15,26 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// Requests under way at a time that change something, and as many that ask; long polls aside.
+/// Requests to one broker under way at a time that change something, and as many that ask; long polls aside.
 const MAX_REQUESTS: usize = 4;
+/// Brokers that are remembered without need.
+const MAX_BROKERS: usize = 100;
 /// A connection that nobody has used for so long is closed.
 const MAX_IDLE: Duration = Duration::from_secs(30);
 /// Connecting may take this part of the request timeout: one address that swallows packets must leave time for others.
 pub(crate) const CONNECT_SHARE: u32 = 3;
 
-pub(crate) struct Network {
+pub(crate) struct Connections {
     pub(crate) settings: Settings,
-    idle: Mutex<HashMap<Arc<str>, Vec<Idle>>>,
-    changes: Semaphore,
-    questions: Semaphore,
+    brokers: Mutex<HashMap<Arc<str>, Broker>>,
     outages: Outages,
+}
+
+struct Broker {
+    /// The last one was used last, and is the first to be used again, so that those that are not needed grow old.
+    idle: Vec<Idle>,
+    changes: Arc<Semaphore>,
+    questions: Arc<Semaphore>,
 }
 
 struct Idle {
@@ -35,15 +42,27 @@ struct Idle {
     connection: Connection,
 }
 
-impl Network {
+impl Default for Broker {
+    fn default() -> Self {
+        let semaphore = || Arc::new(Semaphore::new(MAX_REQUESTS));
+        Broker { idle: Vec::new(), changes: semaphore(), questions: semaphore() }
+    }
+}
+
+impl Broker {
+    fn close_old(&mut self) {
+        self.idle.retain(|idle| idle.since.elapsed() < MAX_IDLE);
+    }
+
+    fn is_in_use(&self) -> bool {
+        let is_in_use = |semaphore| Arc::strong_count(semaphore) > 1;
+        !self.idle.is_empty() || is_in_use(&self.changes) || is_in_use(&self.questions)
+    }
+}
+
+impl Connections {
     pub(crate) fn new(settings: Settings) -> Self {
-        Network {
-            settings,
-            idle: Mutex::default(),
-            changes: Semaphore::new(MAX_REQUESTS),
-            questions: Semaphore::new(MAX_REQUESTS),
-            outages: Outages::default(),
-        }
+        Connections { settings, brokers: Mutex::default(), outages: Outages::default() }
     }
 
     /// Sends a request to a broker, when there is room for it.
@@ -53,7 +72,10 @@ impl Network {
         request: &R,
         deadline: Instant,
     ) -> Result<R::Response, Failure> {
-        let room = if R::CHANGES { &self.changes } else { &self.questions };
+        let room = self.with(address, |broker| match R::CHANGES {
+            true => broker.changes.clone(),
+            false => broker.questions.clone(),
+        });
         let permit = timeout_at(deadline, room.acquire()).await;
         // It is never closed.
         let Ok(Ok(_permit)) = permit else { return Err(Failure::crowded()) };
@@ -116,37 +138,34 @@ impl Network {
 
     /// The addresses to which there is an idle connection.
     pub(crate) fn connected(&self) -> Vec<Arc<str>> {
-        locked(&self.idle).keys().cloned().collect()
+        let brokers = locked(&self.brokers);
+        let connected = brokers.iter().filter(|(_, broker)| !broker.idle.is_empty());
+        connected.map(|(address, _)| address.clone()).collect()
     }
 
     fn take(&self, address: &Arc<str>) -> Option<Connection> {
-        let mut idle = locked(&self.idle);
-        close_old(&mut idle);
-        let connection = idle.get_mut(address)?.pop()?.connection;
-        idle.retain(|_, of_one| !of_one.is_empty());
-        Some(connection)
+        self.with(address, |broker| Some(broker.idle.pop()?.connection))
     }
 
     fn put_back(&self, address: &Arc<str>, connection: Connection) {
         self.outages.ended(address);
-        let mut idle = locked(&self.idle);
-        idle.entry(address.clone()).or_default().push(Idle { since: Instant::now(), connection });
-        close_old(&mut idle);
+        self.with(address, |broker| broker.idle.push(Idle { since: Instant::now(), connection }));
     }
 
     fn forget(&self, address: &Arc<str>) {
-        locked(&self.idle).remove(address);
+        self.with(address, |broker| broker.idle.clear());
+    }
+
+    fn with<T>(&self, address: &Arc<str>, then: impl FnOnce(&mut Broker) -> T) -> T {
+        let mut brokers = locked(&self.brokers);
+        brokers.values_mut().for_each(Broker::close_old);
+        if brokers.len() > MAX_BROKERS {
+            brokers.retain(|_, broker| broker.is_in_use());
+        }
+        then(brokers.entry(address.clone()).or_default())
     }
 
     pub(crate) fn close_idle(&self) {
-        locked(&self.idle).clear();
+        locked(&self.brokers).clear();
     }
-}
-
-/// The last of a list is taken first, so that those that are not needed grow old.
-fn close_old(idle: &mut HashMap<Arc<str>, Vec<Idle>>) {
-    idle.retain(|_, of_one| {
-        of_one.retain(|idle| idle.since.elapsed() < MAX_IDLE);
-        !of_one.is_empty()
-    });
 }

@@ -39,7 +39,7 @@ const MAX_CONNECTIONS: usize = 8;
 /// A connection that nobody has used for so long makes room for another partition.
 const MAX_IDLE: Duration = Duration::from_secs(5);
 
-pub(crate) struct Library {
+pub(crate) struct Producers {
     /// Locked while somebody connects: the others wait for that.
     client: tokio::sync::Mutex<Option<(u64, Arc<Client>)>>,
     epochs: AtomicU64,
@@ -57,9 +57,9 @@ struct Connection {
     _permit: OwnedSemaphorePermit,
 }
 
-impl Default for Library {
+impl Default for Producers {
     fn default() -> Self {
-        Library {
+        Producers {
             client: Default::default(),
             epochs: AtomicU64::new(0),
             distrusted: AtomicU64::new(0),
@@ -69,7 +69,7 @@ impl Default for Library {
     }
 }
 
-impl Library {
+impl Producers {
     /// Appends records in one request. Returns their offsets; `None` if all connections are in use.
     pub(crate) async fn append(
         &self,
@@ -111,8 +111,8 @@ impl Library {
     ) -> Result<Connection, Failure> {
         // The library looks for a leader in a way that lets the server create the topic. So it is asked for here first;
         // and the library is only sent where somebody answers.
-        let leader = link.cluster.look_up(&link.network, to, limits.deadline).await?;
-        let settings = &link.network.settings;
+        let leader = link.cluster.look_up(&link.connections, to, limits.deadline).await?;
+        let settings = &link.connections.settings;
         let connecting = async {
             let (epoch, client) = self.client(settings, &leader.address).await?;
             let leader = client.partition_client(&*to.topic, to.index, UnknownTopicHandling::Error).await;
