@@ -145,11 +145,21 @@ pub(crate) async fn fill(kafka: &RdKafka, to: &Partition, from: usize, n: usize)
     }
 }
 
+/// The next event; what is reported and read on after is printed.
 pub(crate) async fn next(consumer: &mut Consumer) -> Event {
-    match tokio::time::timeout(LONG, consumer.events.next()).await {
-        Ok(Some(event)) => event.unwrap(),
-        Ok(None) => panic!("the stream has ended"),
-        Err(_) => panic!("no event"),
+    tokio::time::timeout(LONG, event(consumer)).await.expect("an event in time")
+}
+
+/// The same without a limit.
+pub(crate) async fn event(consumer: &mut Consumer) -> Event {
+    loop {
+        match consumer.events.next().await.expect("the stream goes on") {
+            Ok(event) => break event,
+            Err(e) => {
+                println!("{e}");
+                assert_eq!(e.retry(), Retry::Yes, "{e}");
+            }
+        }
     }
 }
 

@@ -1,0 +1,70 @@
+//! How soon the partitions of a process that was killed come to another one.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test")]
+
+mod common;
+
+use common::*;
+use futures_util::StreamExt;
+use kafkaq_core::*;
+use kafkaq_rdkafka::{GroupProtocol, RdKafka};
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+const CHILD: &str = "KAFKAQ_TEST_CHILD";
+
+fn kafka(bootstrap: &str, protocol: GroupProtocol) -> RdKafka {
+    // The servers' and the client's own defaults.
+    RdKafka::builder(bootstrap).group_protocol(protocol).build().unwrap()
+}
+
+/// What the other process does: it reads until it is killed. Does nothing when it is run as a test.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn child() {
+    let Ok(told) = std::env::var(CHILD) else { return };
+    let [bootstrap, protocol, topic] = told.split(' ').collect::<Vec<_>>().try_into().unwrap();
+    let protocol = if protocol == "Classic" { GroupProtocol::Classic } else { GroupProtocol::Auto };
+    let kafka = kafka(bootstrap, protocol);
+    let mut c = kafka.join(JoinRequest::new(topic, vec![topic.into()], [9; 16])).await.unwrap();
+    while let Some(event) = c.events.next().await {
+        if let Ok(Event::Records(..)) = event {
+            println!("reading");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_process_had_is_read_by_another_within_the_session_timeout() {
+    on_each_real_site("killed", async |site| {
+        let site = site.with_topic(1).await;
+        let kafka = kafka(&site.bootstrap, site.protocol);
+        fill(&kafka, &Partition::new(site.topic(), 0), 0, 5).await;
+        let told = format!("{} {:?} {}", site.bootstrap, site.protocol, site.name);
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["child", "--exact", "--nocapture"])
+            .env(CHILD, told)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
+        let reads = tokio::task::spawn_blocking(move || out.any(|line| line.unwrap() == "reading"));
+        let reads = tokio::time::timeout(2 * LONG, reads).await;
+        assert!(reads.is_ok_and(|reads| reads.unwrap()), "the other process reads");
+        let request = JoinRequest::new(site.name.clone(), vec![site.topic()], [8; 16]);
+        let session = request.session_timeout;
+        let mut c = kafka.join(request).await.unwrap();
+        // Until it is a member itself: then all that is missing is the other's death.
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        child.kill().unwrap();
+        let killed = Instant::now();
+        child.wait().unwrap();
+        while !matches!(next(&mut c).await, Event::Records(..)) {}
+        println!("{:?}: read {:?} after the other process was killed", site.protocol, killed.elapsed());
+        // A rebalance comes on top.
+        assert!(killed.elapsed() < session + Duration::from_secs(6), "{:?}", killed.elapsed());
+        kafka.close().await.unwrap();
+    })
+    .await;
+}
