@@ -27,7 +27,7 @@ mod wire;
 #[cfg(test)]
 mod golden;
 
-pub use continuity::{Cursor, Mark, Standing, standing, standing_above, standing_within};
+pub use continuity::{Cursor, Mark, Standing, standing, standing_within};
 #[cfg(feature = "machine")]
 pub(crate) use envelope::FORWARD_HEADER;
 pub use envelope::{DecodeError, Envelope, HEADER, ID_HEADER};

@@ -110,6 +110,7 @@ impl Checkpoints {
     async fn read_part(&self, log: &dyn PartitionLog, search: &mut Search, first: i64) -> Result<()> {
         let (from, begin) = (search.from, search.from.saturating_sub(search.size).max(first));
         let part = search.part.get_or_insert_with(|| Part { begin, at: begin, found: Found::new() });
+        part.at = part.at.max(first);
         while part.at < from {
             let batch = self.fetch(log, part.at).await?;
             self.take(&batch, from, &mut part.found);
@@ -164,7 +165,7 @@ impl Search {
     /// work to begin at the new end.
     fn begin(&mut self, ends: Offsets) {
         let (added, read) = (ends.next - self.to, self.to - self.from);
-        if added < 0 || added > read.max(FIRST_PART) || self.size == 0 {
+        if added < 0 || added > read.max(FIRST_PART) || self.to < ends.first || self.size == 0 {
             *self = Search { from: ends.next, to: ends.next, size: FIRST_PART, ..Search::default() };
         }
     }
@@ -212,6 +213,8 @@ mod tests {
             if self.read.load(SeqCst) >= self.limit.load(SeqCst) {
                 std::future::pending::<()>().await;
             }
+            let first = self.inner.offsets(std::slice::from_ref(&from.partition)).await.remove(0)?.first;
+            assert!(from.offset >= first, "a real log refuses that");
             let batch = self.inner.fetch(from, limit).await?;
             self.read.fetch_add(batch.records.len(), SeqCst);
             Ok(batch)
@@ -328,6 +331,21 @@ mod tests {
         append(&log, &checkpoints, &[(partition(1), cursor(3))]).await;
         assert_eq!(last(&log, &checkpoints, 0, true).await, (None, 1));
         assert_eq!(last(&log, &checkpoints, 1, true).await.0, Some(3));
+    }
+
+    /// Somebody has set a retention, or deletes records by hand.
+    #[tokio::test]
+    async fn a_topic_that_has_lost_its_beginning_is_searched_from_there() {
+        let (log, checkpoints) = log(5_000).await;
+        assert_eq!(last(&log, &checkpoints, 1, true).await.0, Some(4_999));
+        let topic = Partition::new("g.cursors", 0);
+        log.inner.delete_records(&topic, 4_500).unwrap();
+        assert_eq!(last(&log, &checkpoints, 0, true).await.0, None);
+        log.inner.delete_records(&topic, 5_000).unwrap();
+        append(&log, &checkpoints, &[(partition(2), cursor(3))]).await;
+        log.inner.delete_records(&topic, 5_001).unwrap();
+        append(&log, &checkpoints, &[(partition(0), cursor(9))]).await;
+        assert_eq!(last(&log, &checkpoints, 0, true).await.0, Some(9));
     }
 
     #[tokio::test]

@@ -1,19 +1,22 @@
 //! What waits for the event stream to be polled: alarms and changes first, then at most one batch a partition.
 //!
-//! It is bounded although nobody may poll: a partition has at most one batch and one alarm here, and a change that is
-//! overtaken by a later one before anybody saw it is left out.
+//! It is bounded although nobody may poll: a partition has at most one batch and one alarm here, a change that is
+//! overtaken by a later one before anybody saw it is left out, and the same failure is told once a minute.
 //!
 //! Whatever names an assignment is of the present one or counts for nothing: a reader that was aborted may still be
 //! running, and a caller may be late.
 
 use crate::sync::lock;
-use kafkaq_core::{Assignment, Batch, Cursor, Error, Event, Partition, Result, Standing, group::Trail};
+use kafkaq_core::{
+    Assignment, Batch, Cursor, Error, ErrorKind, Event, Partition, Result, Standing, group::Trail,
+};
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque, hash_map::Entry},
     sync::{Arc, Mutex},
     task::{Context, Poll, Waker},
+    time::Duration,
 };
-use tokio::{sync::Notify, task::AbortHandle};
+use tokio::{sync::Notify, task::AbortHandle, time::Instant};
 
 #[derive(Default)]
 pub(super) struct Outbox {
@@ -22,11 +25,23 @@ pub(super) struct Outbox {
     alarms: BTreeMap<Partition, Error>,
     /// Partitions whose reader has told that their log is another one: it is not told again where reading starts anew.
     replaced: HashSet<Partition>,
-    error: Option<Error>,
+    failures: HashMap<Failure, Told>,
     ready: VecDeque<Partition>,
     readers: HashMap<Partition, Reader>,
     ended: bool,
     waker: Option<Waker>,
+}
+
+/// How often the same failure is told.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
+/// What failed, and how; and on which partition, unless it is the server that is away, which fails all alike.
+type Failure = (&'static str, ErrorKind, Option<Partition>);
+
+struct Told {
+    at: Instant,
+    /// `None` once it was polled.
+    error: Option<Error>,
 }
 
 /// What the operator has to know of a partition's log.
@@ -106,15 +121,25 @@ impl Outbox {
         true
     }
 
-    /// Only the last error is kept: the same server says the same again.
-    pub(super) fn failed(&mut self, error: Error) {
-        self.error = Some(error);
-        self.wake();
+    pub(super) fn failed(&mut self, on: Option<&Partition>, error: Error) {
+        let away = matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Throttled);
+        let failure = (error.op(), error.kind(), on.filter(|_| !away).cloned());
+        let now = Instant::now();
+        self.failures.retain(|_, told| told.error.is_some() || now < told.at + TELL_EVERY);
+        match self.failures.entry(failure) {
+            Entry::Occupied(told) if told.get().error.is_none() => {
+                tracing::debug!(target: "kafkaq", %error, "again");
+            }
+            told => {
+                told.insert_entry(Told { at: now, error: Some(error) });
+                self.wake();
+            }
+        }
     }
 
     pub(super) fn reader_failed(&mut self, of: &Assignment, error: Error) {
         if self.reader(of).is_some() {
-            self.failed(error);
+            self.failed(Some(&of.partition), error);
         }
     }
 
@@ -183,7 +208,7 @@ impl Outbox {
         if let Some(change) = self.changes.pop_front() {
             return Poll::Ready(Some(Ok(change)));
         }
-        if let Some(error) = self.error.take() {
+        if let Some(error) = self.failures.values_mut().find_map(|told| told.error.take()) {
             return Poll::Ready(Some(Err(error)));
         }
         let open = |p: &Partition| self.readers.get(p).is_some_and(|r| !r.paused);
@@ -253,13 +278,13 @@ mod tests {
             assert!(outbox.put(&assignment(epoch), batch(0, 10)).is_none());
             let back = outbox.put(&assignment(epoch), batch(10, 10));
             assert!(back.is_some(), "one batch waits, the next comes back");
-            outbox.failed(error());
+            outbox.failed(None, error());
             outbox.reader_alarm(&assignment(epoch), alarm(error()));
             outbox.revoking(assignment(epoch));
             outbox.lost(assignment(epoch));
         }
         assert!(outbox.changes.is_empty() && outbox.ready.is_empty() && outbox.readers.is_empty());
-        assert_eq!((outbox.alarms.len(), outbox.replaced.len()), (1, 1));
+        assert_eq!((outbox.alarms.len(), outbox.replaced.len(), outbox.failures.len()), (1, 1, 1));
     }
 
     /// A reader is aborted, which doesn't stop it where it stands: on another thread it may be about to hand over what
@@ -311,17 +336,47 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_alarm_is_not_overtaken_by_errors_and_told_once() {
+    async fn an_alarm_is_told_once() {
         let mut outbox = Outbox::default();
         assign(&mut outbox, 1);
         let error = |op| Error::unknown(ErrorKind::Timeout, op);
         outbox.reader_alarm(&assignment(1), alarm(error("alarm")));
-        outbox.failed(error("one"));
-        outbox.failed(error("two"));
+        outbox.failed(None, error("one"));
         outbox.start_alarm(&assignment(1).partition, Some(alarm(error("again"))));
-        let told = std::iter::from_fn(|| next(&mut outbox)).filter_map(Result::err).map(|e| e.op());
-        assert_eq!(told.collect::<Vec<_>>(), ["alarm", "two"]);
+        assert_eq!(told(&mut outbox), ["alarm", "one"]);
         outbox.start_alarm(&assignment(1).partition, Some(alarm(error("later"))));
-        assert!(matches!(next(&mut outbox), Some(Err(e)) if e.op() == "later"));
+        assert_eq!(told(&mut outbox), ["later"]);
+    }
+
+    fn told(outbox: &mut Outbox) -> Vec<&'static str> {
+        std::iter::from_fn(|| next(outbox)).filter_map(Result::err).map(|e| e.op()).collect()
+    }
+
+    /// A hundred readers that fail once a second for two minutes.
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_is_told_once_a_minute_however_many_have_it() {
+        let mut outbox = Outbox::default();
+        let (mut of_server, mut of_partition) = (0, 0);
+        for second in 0..120 {
+            for index in 0..100 {
+                let on = Partition::new("t", index);
+                outbox.failed(Some(&on), Error::unknown(ErrorKind::Timeout, "fetch"));
+                if index < 2 {
+                    outbox.failed(Some(&on), Error::not_applied(ErrorKind::Corrupt, "fetch"));
+                }
+                while let Some(Err(error)) = next(&mut outbox) {
+                    *(if error.kind() == ErrorKind::Timeout { &mut of_server } else { &mut of_partition }) +=
+                        1;
+                }
+            }
+            assert!(second > 0 || (of_server, of_partition) == (1, 2), "at once");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert_eq!(
+            (of_server, of_partition),
+            (2, 4),
+            "each partition that has a failure of its own tells it"
+        );
+        assert_eq!(outbox.failures.len(), 3);
     }
 }

@@ -225,7 +225,7 @@ fn finish(shared: &Shared, done: Done) {
     match done {
         Done::Read(token, outcomes) => {
             if let Some(Err(error)) = outcomes.iter().find(|o| o.is_err()) {
-                lock(&shared.outbox).failed(error.clone().with_retry(Retry::Yes));
+                lock(&shared.outbox).failed(None, error.clone().with_retry(Retry::Yes));
             }
             group.handle_read(token, outcomes, now);
         }
@@ -242,7 +242,8 @@ fn finish(shared: &Shared, done: Done) {
                     Some(start.at)
                 }
                 Err(error) => {
-                    outbox.failed(error.on(&assignment.partition).with_retry(Retry::Yes));
+                    let error = error.on(&assignment.partition).with_retry(Retry::Yes);
+                    outbox.failed(Some(&assignment.partition), error);
                     None
                 }
             };
