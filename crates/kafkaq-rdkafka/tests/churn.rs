@@ -4,7 +4,6 @@
 mod common;
 
 use common::*;
-use futures_util::StreamExt;
 use kafkaq_core::*;
 use kafkaq_rdkafka::RdKafka;
 use std::{
@@ -28,24 +27,13 @@ async fn work(
     let commits = |done: &BTreeMap<(Partition, u64), i64>| -> Vec<Commit> {
         done.iter().map(|(a, next)| Commit { assignment: assignment(a), offset: *next }).collect()
     };
-    let commit = async |commits: Vec<Commit>| {
-        // The group may be in the middle of a rebalance of others.
-        for _ in 0..50 {
-            let outcomes = c.member.commit(&commits).await;
-            match outcomes.into_iter().find_map(Result::err) {
-                None => return,
-                Some(e) => assert_eq!(e.retry(), Retry::Yes, "{e}"),
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        panic!("it can't commit");
-    };
+    let member = c.member.clone();
     let mut tick = tokio::time::interval(Duration::from_millis(50));
     loop {
         tokio::select! {
             _ = stop.changed() => break,
-            _ = tick.tick() => drop(c.member.commit(&commits(&done)).await),
-            event = c.events.next() => match event.unwrap().unwrap() {
+            _ = tick.tick() => drop(member.commit(&commits(&done)).await),
+            event = event(&mut c) => match event {
                 Event::Records(of, batch) => {
                     let mut seen = seen.lock().unwrap();
                     for r in &batch.records {
@@ -59,15 +47,15 @@ async fn work(
                     let mut mine = done.clone();
                     mine.retain(|a, _| list.contains(&assignment(a)));
                     done.retain(|a, _| !list.contains(&assignment(a)));
-                    commit(commits(&mine)).await;
-                    c.member.release(&list);
+                    commit(&*member, &commits(&mine)).await;
+                    member.release(&list);
                 }
                 Event::Lost(list) => done.retain(|a, _| !list.contains(&assignment(a))),
                 _ => {}
             }
         }
     }
-    commit(commits(&done)).await;
+    commit(&*member, &commits(&done)).await;
     kafka.close().await.unwrap();
 }
 

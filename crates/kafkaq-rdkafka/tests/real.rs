@@ -106,7 +106,7 @@ async fn a_revoke_waits_for_the_release_and_a_commit_in_between_counts() {
         assert!(!revoking.is_empty() && revoking.iter().all(|r| of_a.contains(r)));
         let commits: Vec<_> = revoking.iter().map(|r| Commit { assignment: r.clone(), offset: 7 }).collect();
         commit(&*a.member, &commits).await;
-        assert!(tokio::time::timeout(Duration::from_millis(700), b.events.next()).await.is_err());
+        assert!(tokio::time::timeout(Duration::from_millis(700), event(&mut b)).await.is_err());
         a.member.release(&revoking);
         for outcome in a.member.commit(&commits).await {
             let e = outcome.unwrap_err();
@@ -158,7 +158,7 @@ async fn every_member_gets_its_share_of_each_topic_and_commits_both_at_once() {
         let mut of_b = Begun::default();
         while !of_b.is_over(4) {
             tokio::select! {
-                event = a.events.next() => if let Event::Revoking(revoking) = event.unwrap().unwrap() {
+                event = event(&mut a) => if let Event::Revoking(revoking) = event {
                     a.member.release(&revoking);
                 },
                 event = next(&mut b) => of_b.take(&*b.member, event),
@@ -230,8 +230,8 @@ async fn a_paused_partition_sends_one_more_batch_at_most_and_loses_nothing() {
             }
             c.member.pause(&mine);
             let mut more = 0;
-            while let Ok(event) = tokio::time::timeout(Duration::from_millis(400), c.events.next()).await {
-                if let Event::Records(_, batch) = event.unwrap().unwrap() {
+            while let Ok(event) = tokio::time::timeout(Duration::from_millis(400), event(&mut c)).await {
+                if let Event::Records(_, batch) = event {
                     more += 1;
                     offsets.extend(batch.records.iter().map(|r| r.offset));
                 }
@@ -269,7 +269,7 @@ async fn no_event_is_lost_beside_a_tick_of_a_millisecond() {
         while seen.values().map(Vec::len).sum::<usize>() < 1000 && Instant::now() < end {
             tokio::select! {
                 _ = tick.tick() => {}
-                event = c.events.next() => if let Event::Records(of, batch) = event.unwrap().unwrap() {
+                event = event(&mut c) => if let Event::Records(of, batch) = event {
                     seen.entry(of.partition.index).or_default().extend(batch.records.iter().map(|r| r.offset));
                 }
             }
