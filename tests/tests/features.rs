@@ -108,7 +108,7 @@ async fn the_last_attempt_goes_to_the_dead_letters_with_everything_it_had() {
     assert_eq!(dead.value.as_deref(), Some(&b"poison"[..]));
     assert_eq!(dead.headers["trace"], b"abc");
     assert_eq!(dead.headers["utf8"], "ä".as_bytes());
-    assert_eq!(dead.headers["kafkaq-id"], id.as_str().as_bytes());
+    assert_eq!(dead.headers["kafkaq-task-id"], id.as_str().as_bytes());
     assert_eq!(dead.headers["kafkaq-attempts"], b"3");
     let info = queue.jobs().get(&id).await.unwrap();
     assert_eq!((info.status, info.attempts), (JobStatus::Dead, 3));

@@ -137,7 +137,7 @@ async fn a_dead_letter_is_the_same_to_both_clients_whichever_wrote_it() {
         assert_eq!(by_rdkafka, by_rskafka);
         let (key, value, headers) = by_rdkafka;
         assert_eq!((key.as_deref(), value.as_deref()), (Some(KEY), Some(&b"payload"[..])));
-        for (name, value) in [("a", "1"), ("b", ""), ("kafkaq-id", "full"), ("kafkaq-attempts", "1")] {
+        for (name, value) in [("a", "1"), ("b", ""), ("kafkaq-task-id", "full"), ("kafkaq-attempts", "1")] {
             assert_eq!(headers.get(name).map(Vec::as_slice), Some(value.as_bytes()), "{name} of {headers:?}");
         }
         assert!(headers.values().any(|value| value == b"no use"), "{headers:?}");

@@ -198,6 +198,7 @@ pub async fn standing(log: &dyn PartitionLog, of: &Partition, cursor: &Cursor) -
 ///
 /// # Errors
 /// As [`standing`].
+#[cfg_attr(not(feature = "machine"), allow(unreachable_pub))]
 pub async fn standing_above(
     log: &dyn PartitionLog,
     of: &Partition,

@@ -242,7 +242,10 @@ impl World {
         if answered {
             let deadline = self.procs[p].jobs.get(&job).map(|j| j.deadline);
             let wall = self.clocks(p).wall;
+            let lease = self.plan.settings.lease.as_micros() as Us;
             let left = deadline.map_or(0, |d| d.since(wall).as_micros() as Us);
+            // After the end of the lease a command gets some time of its own.
+            let left = if left == 0 { lease } else { left };
             let inc = self.procs[p].inc;
             self.after(left + SEC, Ev::Overdue(p, inc, Overdue { job, no: no.0, again: false }));
         }

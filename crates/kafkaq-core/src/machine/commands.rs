@@ -28,6 +28,7 @@ impl Machine {
         item.handed_out = true;
         // An earlier command that has not begun was dropped by its caller.
         item.next_command = Some(PendingCommand { id, command });
+        item.commanded_at = now.mono;
         self.go_on(r);
     }
 

@@ -169,6 +169,8 @@ pub(super) struct Item {
     pub(super) copies: u32,
     pub(super) command: Option<PendingCommand>,
     pub(super) next_command: Option<PendingCommand>,
+    /// When the last command came.
+    pub(super) commanded_at: Mono,
     /// A raise that waits until the item's other operation is over.
     pub(super) raise: Option<(u32, Wall)>,
     /// A record that can't be read, kept whole.

@@ -287,6 +287,16 @@ impl Machine {
     fn given_back(&mut self, r: Ref) {
         let Some(item) = self.items.get_mut(r) else { return };
         item.own = None;
+        let parked = item.place.is_none() && !item.gone;
+        if parked {
+            // Its copy comes only when the lease would have ended; another one is due at once.
+            item.stage = Stage::Closing;
+            item.holder = Holder::None;
+            if item.append.is_none() {
+                return self.start_copy(r, self.now.wall, false);
+            }
+            return self.go_on(r);
+        }
         if item.place.is_some() && self.is_ours(r) { self.reconsider(r) } else { self.remove(r) }
     }
 

@@ -281,6 +281,7 @@ impl Machine {
             copies: 0,
             command: None,
             next_command: None,
+            commanded_at: Mono(0),
             raise: None,
             whole: None,
         };

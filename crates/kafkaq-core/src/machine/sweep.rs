@@ -10,6 +10,8 @@ use std::time::Duration;
 
 /// Nothing is late by more than this.
 const LONGEST: Duration = Duration::from_secs(1);
+/// How long a command may take that came after the end of its lease.
+const LATE_COMMAND: Duration = Duration::from_secs(10);
 const SHORTEST: Duration = Duration::from_millis(20);
 
 /// What the sweep does about an item.
@@ -54,8 +56,13 @@ impl Machine {
     fn what_is_late(&self, item: &Item) -> Option<Late> {
         let now = self.now.mono;
         let commanded = item.command.is_some() || item.next_command.is_some();
-        if commanded && item.own.is_none_or(|own| own.ends <= now) && !self.broken(Fault::CommandNeverExpires)
-        {
+        // One that came after the lease had ended may still find that nobody else has the task.
+        let late = |end: Mono| match item.commanded_at < end {
+            true => end,
+            false => item.commanded_at.plus(self.settings.lease.min(LATE_COMMAND)),
+        };
+        let expired = item.own.is_none_or(|own| late(own.ends) <= now);
+        if commanded && expired && !self.broken(Fault::CommandNeverExpires) {
             return Some(Late::Command);
         }
         if item.stage == Stage::Waiting {

@@ -400,3 +400,38 @@ fn alone_a_process_keeps_what_nobody_asks_for() {
     }
     assert_eq!((rig.wait.len(), rig.ready.len()), (0, 3));
 }
+
+#[test]
+fn a_command_after_the_end_of_the_lease_has_time_to_find_out() {
+    let mut rig = Rig::new(|_| {});
+    rig.publish(&["a"]);
+    let job = rig.get_job().unwrap();
+    rig.pass(10 * SEC);
+    rig.pass(51 * SEC);
+    rig.m.handle_command(rig.now, job.job, CommandId(1), Command::Done);
+    let mut swaps = vec![];
+    rig.m.poll_swaps(10, &mut swaps);
+    let (op, _) = swaps.pop().unwrap();
+    // The store needs longer than a sweep.
+    rig.now = Now { mono: rig.now.mono.plus(2 * SEC), wall: rig.now.wall.plus(2 * SEC) };
+    rig.m.handle_timeout(rig.now);
+    rig.m.poll_swaps(10, &mut swaps);
+    assert!(rig.m.poll_notice().is_none(), "not unconfirmed at once");
+    rig.m.handle_swapped(rig.now, op, Ok(Swapped::Done));
+    rig.settle();
+    assert!(matches!(rig.answers.pop(), Some(Answer::Ok)));
+}
+
+#[test]
+fn a_ready_job_that_was_parked_and_is_given_back_comes_again_at_once() {
+    let mut rig = Rig::new(|_| {});
+    rig.publish(&["a"]);
+    rig.pass(10 * SEC);
+    assert_eq!((rig.wait.len(), rig.ready.len()), (1, 1), "parked, though nobody has asked for it yet");
+    rig.m.handle_shutdown(rig.now);
+    rig.settle();
+    assert_eq!(rig.wait.len(), 2, "due when the lease would have ended, and now");
+    let lease = rig.lease("a").unwrap();
+    assert_eq!((lease.state, lease.attempt, lease.cover), (LeaseState::Idle, 0, 2));
+    assert!(rig.m.is_drained());
+}
