@@ -84,6 +84,7 @@ impl Appender {
         };
         let context = client.client().context().clone();
         let (call, answered) = Call::open(n);
+        let mut looked = false;
         for (index, record) in records {
             let mut receipt = Box::new(Receipt { call: call.clone(), index });
             loop {
@@ -95,6 +96,12 @@ impl Appender {
                     Err((Code::QueueFull, back)) if Instant::now() < deadline => {
                         receipt = back;
                         tokio::time::sleep(FULL).await;
+                    }
+                    // The client looks at the topic every few minutes; the partition may have been added since.
+                    Err((Code::UnknownPartition, back))
+                        if !std::mem::replace(&mut looked, true) && exists(&client, to, deadline).await =>
+                    {
+                        receipt = back;
                     }
                     Err((code, back)) => {
                         back.settle(Err(context.local(code)));
@@ -211,6 +218,18 @@ fn headers(record: &NewRecord) -> Result<Option<OwnedHeaders>, ()> {
         out = out.insert(Header { key, value: value.map(|v| &v[..]) });
     }
     Ok(Some(out))
+}
+
+/// Looks whether the server has the partition, which also tells the client.
+async fn exists(client: &Arc<Client>, of: &Partition, deadline: Instant) -> bool {
+    let (client, of) = (client.clone(), of.clone());
+    let limit = deadline.saturating_duration_since(Instant::now()).min(Duration::from_secs(5));
+    let look = move || {
+        let found = client.client().fetch_metadata(Some(&of.topic), limit).ok()?;
+        let topic = found.topics().iter().find(|topic| topic.name() == &*of.topic)?;
+        topic.partitions().iter().find(|p| p.id() == of.index).map(drop)
+    };
+    tokio::task::spawn_blocking(look).await.ok().flatten().is_some()
 }
 
 /// Why nothing can be appended by it any more.

@@ -140,7 +140,11 @@ impl Failure {
     pub(crate) fn oversized() -> Self {
         Failure {
             sent: true,
-            advice: Some("The server's answer is larger than max_message_bytes: raise it".into()),
+            advice: Some(
+                "The server's answer is larger than max_message_bytes: raise it; or it is no answer of Kafka's, \
+                 because the server expects TLS"
+                    .into(),
+            ),
             ..Failure::new(ErrorKind::TooLarge)
         }
     }

@@ -131,7 +131,12 @@ pub(super) async fn a_commit_of_an_older_epoch_is_refused(cx: &Cx) -> Checked {
     two.consumer.member.leave().await?;
     drop(two);
     let mut readers = [one];
-    let back = |readers: &[Reader]| readers[0].mine.contains_key(&gone.partition);
+    readers[0].read.remove(&gone.partition);
+    // Read again too: a member commits what it has read under that epoch.
+    let back = |readers: &[Reader]| {
+        let read = readers[0].read.get(&gone.partition);
+        readers[0].mine.contains_key(&gone.partition) && read.is_some_and(|r| r.iter().any(|(_, v)| *v == 8))
+    };
     settle(cx, "the partition comes back", &mut readers, back).await?;
     let [one] = &readers;
     let of = &gone.partition;
