@@ -85,7 +85,8 @@ async fn many_partitions_are_read_at_once_by_one_thread() {
         }
         let read = join_all(all.iter().map(|of| fetch(&kafka, of, 1, WAIT, 1 << 20))).await;
         for batch in read {
-            assert_eq!(values(&batch.unwrap()), ["1", "2"]);
+            // What follows may come with the next fetch.
+            assert_eq!(values(&batch.unwrap())[0], "1");
         }
         let threads = std::fs::read_dir("/proc/self/task").unwrap();
         let name =
@@ -316,8 +317,10 @@ async fn without_a_server_a_fetch_fails_in_time_and_changed_nothing() {
     let limit = Duration::from_secs(1);
     let kafka = RdKafka::builder(mock.bootstrap_servers()).request_timeout(limit).build().unwrap();
     let of = Partition::new("t", 0);
-    fill(&kafka, &of, 0, 1).await;
-    assert_eq!(fetch(&kafka, &of, 0, WAIT, 1 << 20).await.unwrap().records.len(), 1);
+    // By a handle that has time.
+    let patient = RdKafka::builder(mock.bootstrap_servers()).build().unwrap();
+    fill(&patient, &of, 0, 1).await;
+    assert_eq!(fetch(&patient, &of, 0, WAIT, 1 << 20).await.unwrap().records.len(), 1);
     mock.broker_down(1).unwrap();
     for offset in [0, 1] {
         let asked = Instant::now();
