@@ -57,8 +57,7 @@ pub struct Cursor {
     pub offset: i64,
     /// The last record below it, where one was seen.
     pub mark: Option<Mark>,
-    /// A record at or below `mark` from which on the topic is known to have been the same: see the
-    /// [module](self).
+    /// A record at or below `mark` from which on the topic is known to have been the same.
     pub anchor: Option<Mark>,
 }
 

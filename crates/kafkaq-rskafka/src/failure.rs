@@ -185,6 +185,10 @@ impl Failure {
             ClientError::Connection(e) => of_connection(e),
             ClientError::Request(e) => of_request(e),
             ClientError::Timeout => Failure { sent: true, again: true, ..Failure::new(ErrorKind::Timeout) },
+            // Its metadata is older than the partition; nothing was sent.
+            ClientError::InvalidResponse(why) if why.contains("Could not find metadata") => {
+                Failure { again: true, ..Failure::new(ErrorKind::Unavailable) }
+            }
             ClientError::InvalidResponse(_) => Failure { sent: true, ..Failure::new(ErrorKind::Other) },
             _ => Failure { sent: true, ..Failure::new(ErrorKind::Other) },
         };
