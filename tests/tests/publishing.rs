@@ -94,8 +94,7 @@ fn a_publisher_outlives_the_runtime_that_it_was_built_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_publisher_uses_partitions_that_are_added() {
-    // rskafka's own client does not learn of them yet.
-    for broker in [BrokerKind::RdKafka] {
+    for broker in CLIENTS {
         let pair = pair(broker, "grows");
         let publisher = pair.queue().partitions(1).build_publisher().await.unwrap();
         publisher.publish(Task::new("before")).await.unwrap();

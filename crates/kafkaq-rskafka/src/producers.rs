@@ -116,10 +116,10 @@ impl Producers {
         let connecting = async {
             let (epoch, client) = self.client(settings, &leader.address).await?;
             let leader = client.partition_client(&*to.topic, to.index, UnknownTopicHandling::Error).await;
-            let client = leader.map_err(Failure::connecting).inspect_err(|failure| {
-                if !failure.answered {
-                    self.distrusted.fetch_max(epoch, Relaxed);
-                }
+            let client = leader.map_err(Failure::connecting).inspect_err(|_| {
+                // The partition is there, as was just seen. The library remembers for good what a topic has when it
+                // first looks, so to a client of earlier than that, a partition that was added never exists.
+                self.distrusted.fetch_max(epoch, Relaxed);
             })?;
             Ok(Connection { client, epoch, _permit: permit })
         };

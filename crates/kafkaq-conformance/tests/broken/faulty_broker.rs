@@ -502,6 +502,7 @@ fn each_fault_of_a_broker_is_caught_by_the_case_that_names_the_rule() {
             ReadsOnInARecreatedTopic,
             "a_recreated_topic_is_read_whole_under_a_higher_epoch",
             &[
+                "a_commit_of_an_older_epoch_is_refused",
                 "a_reassigned_partition_comes_back_at_its_commit_under_a_higher_epoch",
                 "an_old_assignment_is_not_reassigned",
                 "a_recreated_topic_is_reported",
