@@ -1,7 +1,7 @@
 //! Keys, swaps and values of few words.
 
 use bytes::Bytes;
-use kafkaq_core::{Key, Keyspace, LeaseStore, Result, Swap, Swapped, TaskId};
+use kafkaq_core::{Key, LeaseStore, Result, Swap, Swapped};
 use std::time::{Duration, Instant};
 
 /// Generous: a loaded machine is slow, and a test that passes never waits this long.
@@ -10,7 +10,7 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// The key of a task.
 #[must_use]
 pub fn key(id: &str) -> Key {
-    Key::task(&Keyspace::new("emails", "kafkaq", "emails").unwrap(), &TaskId::new(id).unwrap())
+    Key::of(&["t", "emails", "kafkaq", id]).unwrap()
 }
 
 /// The keys of this many tasks.

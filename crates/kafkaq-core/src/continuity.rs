@@ -10,8 +10,8 @@
 //! anchor that the new topic doesn't have, and counts for nothing.
 
 use crate::{
-    DecodeError, Error, ErrorKind, FetchLimit, Offsets, Partition, PartitionLog, Position, Record, Result,
-    Retry, hash::Fnv,
+    Error, ErrorKind, FetchLimit, Offsets, Partition, PartitionLog, Position, Record, Result, Retry,
+    hash::Fnv,
 };
 use std::time::Duration;
 
@@ -77,12 +77,12 @@ impl Cursor {
         }
     }
 
-    /// Reads what [`Cursor::encode_into`] wrote, and returns what follows it.
-    pub(crate) fn decode_from(bytes: &[u8]) -> Result<(Cursor, &[u8]), DecodeError> {
+    /// Reads what [`Cursor::encode_into`] wrote, and returns what follows it. `None` if the bytes are no cursor.
+    pub(crate) fn decode_from(bytes: &[u8]) -> Option<(Cursor, &[u8])> {
         let (offset, rest) = number(bytes)?;
         let (mark, rest) = optional_mark(rest)?;
         let (anchor, rest) = optional_mark(rest)?;
-        Ok((Cursor { offset, mark, anchor }, rest))
+        Some((Cursor { offset, mark, anchor }, rest))
     }
 
     /// The marks as text, for the metadata of a commit: `kafkaq1` and hexadecimal digits.
@@ -106,7 +106,7 @@ impl Cursor {
                 _ => None,
             };
             let bytes = digits.chunks(2).map(byte).collect::<Option<Vec<_>>>()?;
-            let (cursor, rest) = Cursor::decode_from(&bytes).ok()?;
+            let (cursor, rest) = Cursor::decode_from(&bytes)?;
             (rest.is_empty() && cursor.offset == offset).then_some(cursor)
         };
         read().unwrap_or(Cursor::new(offset))
@@ -114,23 +114,22 @@ impl Cursor {
 }
 
 const METADATA: &str = "kafkaq1:";
-const DAMAGED: DecodeError = DecodeError::Damaged("not a position of a group");
 
-fn number(bytes: &[u8]) -> Result<(i64, &[u8]), DecodeError> {
-    let (head, rest) = bytes.split_first_chunk::<8>().ok_or(DAMAGED)?;
-    Ok((i64::from_be_bytes(*head), rest))
+fn number(bytes: &[u8]) -> Option<(i64, &[u8])> {
+    let (head, rest) = bytes.split_first_chunk::<8>()?;
+    Some((i64::from_be_bytes(*head), rest))
 }
 
-fn optional_mark(bytes: &[u8]) -> Result<(Option<Mark>, &[u8]), DecodeError> {
-    match bytes.split_first() {
-        Some((0, rest)) => Ok((None, rest)),
-        Some((1, rest)) => {
+fn optional_mark(bytes: &[u8]) -> Option<(Option<Mark>, &[u8])> {
+    match bytes.split_first()? {
+        (0, rest) => Some((None, rest)),
+        (1, rest) => {
             let (offset, rest) = number(rest)?;
             let (timestamp_ms, rest) = number(rest)?;
             let (hash, rest) = number(rest)?;
-            Ok((Some(Mark { offset, timestamp_ms, hash: hash as u64 }), rest))
+            Some((Some(Mark { offset, timestamp_ms, hash: hash as u64 }), rest))
         }
-        _ => Err(DAMAGED),
+        _ => None,
     }
 }
 
@@ -197,7 +196,6 @@ pub async fn standing(log: &dyn PartitionLog, of: &Partition, cursor: &Cursor) -
 ///
 /// # Errors
 /// As [`standing`].
-#[cfg_attr(not(feature = "machine"), allow(unreachable_pub))]
 pub async fn standing_above(
     log: &dyn PartitionLog,
     of: &Partition,

@@ -7,13 +7,8 @@ use crate::{
 use bytes::Bytes;
 use std::{fmt, time::Duration};
 
-/// The name of kafkaq's header.
-pub const HEADER: &str = "kafkaq";
 /// The name of the header of a record that was forwarded unread: only a later version can read it.
-#[cfg(feature = "machine")]
 pub(crate) const FORWARD_HEADER: &str = "kafkaq-forward";
-/// A header that any other producer may set to name its task.
-pub const ID_HEADER: &str = "kafkaq-id";
 
 /// What kafkaq knows of a record beside the user's payload, key and headers.
 #[derive(Clone, Debug, PartialEq, Eq)]

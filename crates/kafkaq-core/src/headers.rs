@@ -2,6 +2,11 @@
 
 use bytes::Bytes;
 
+/// The name of kafkaq's own header.
+pub const HEADER: &str = "kafkaq";
+/// A header that any other producer may set to name its task.
+pub const ID_HEADER: &str = "kafkaq-id";
+
 /// A record's headers: in order, names may repeat, values may be null.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Headers(Vec<(Bytes, Option<Bytes>)>);

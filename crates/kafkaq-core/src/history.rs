@@ -79,13 +79,11 @@ impl History {
     }
 
     /// Why it failed last.
-    #[cfg(feature = "machine")]
     pub(crate) fn last(&self) -> Option<&str> {
         self.failures().last().map(|(_, _, reason)| reason)
     }
 
     /// A line per failure, for the header of a dead letter: milliseconds since the epoch, attempt, reason.
-    #[cfg(feature = "machine")]
     pub(crate) fn lines(&self) -> String {
         let line = |(at, attempt, reason): (Wall, u32, &str)| {
             format!("{} {attempt} {}", at.0, reason.replace(['\n', '\r'], " "))

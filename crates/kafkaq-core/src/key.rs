@@ -1,31 +1,34 @@
 //! Keys of the store.
 
-use crate::{Error, ErrorKind, Partition, Result, TaskId};
-use std::{cell::RefCell, fmt, sync::Arc};
+use crate::{Error, ErrorKind, Partition, Result};
+use std::{fmt, sync::Arc};
 
-/// A key of the store. Only the core makes one.
+/// A key of the store. kafkaq makes them; [`Key::of`] is for tests and tools.
 ///
 /// Every byte is one of `A-Z a-z 0-9 . _ ~ - / %`; `/` separates the segments, none of which is empty, `.` or
 /// `..`. It has at most [`Key::MAX_LEN`] bytes. A store may put a prefix of its own in front.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key(Arc<str>);
+pub struct Key(pub(crate) Arc<str>);
 
 impl Key {
     /// No key is longer, in bytes.
     pub const MAX_LEN: usize = 840;
 
-    /// `t/<queue>/<group>/<id>`, or `t/<queue>%40<topic>/…` where the task topic has a name of its own: the lease of a
-    /// task.
-    #[must_use]
-    pub fn task(space: &Keyspace, id: &TaskId) -> Key {
-        // One allocation instead of two: there is a key for every task.
-        thread_local!(static SCRATCH: RefCell<String> = const { RefCell::new(String::new()) });
-        SCRATCH.with_borrow_mut(|key| {
-            key.clear();
-            key.push_str(&space.0);
-            escape_into(key, id.as_str());
-            Key(key.as_str().into())
-        })
+    /// A key of these segments; what may not stand in a key is escaped.
+    ///
+    /// # Errors
+    /// `Invalid` if a segment is empty or there is none, and if the key is too long.
+    pub fn of(segments: &[&str]) -> Result<Key> {
+        let mut key = String::new();
+        for segment in segments {
+            key.push_str(if key.is_empty() { "" } else { "/" });
+            escape_into(&mut key, segment);
+        }
+        if segments.is_empty() || segments.contains(&"") || key.len() > Key::MAX_LEN {
+            let e = Error::not_applied(ErrorKind::Invalid, "make a key").on(format!("{segments:?}"));
+            return Err(e.with_advice("It has segments, none of them empty, and at most Key::MAX_LEN bytes"));
+        }
+        Ok(Key(key.into()))
     }
 
     /// `p/<group>/<topic>/<n>`: who reads a partition, and how far.
@@ -58,53 +61,8 @@ impl fmt::Display for Key {
     }
 }
 
-/// Where the leases of one queue and group lie.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Keyspace(Arc<str>);
-
-impl Keyspace {
-    /// The longest queue name, in bytes: leaves room for `.<group>.wait` in a topic's 249.
-    pub const MAX_QUEUE: usize = 120;
-    /// The longest group name, in bytes.
-    pub const MAX_GROUP: usize = 60;
-
-    /// The task topic is part of it: queues of one name over different topics have tasks of their own.
-    ///
-    /// # Errors
-    /// `Invalid` if a name is empty, too long, or has a character that a topic's name can't have; a group's name
-    /// has no dot, so that queue `a` with group `b.c` can't meet queue `a.b` with group `c`.
-    pub fn new(queue: &str, group: &str, task_topic: &str) -> Result<Self> {
-        let topic_char = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        let invalid = |what: String| Err(Error::not_applied(ErrorKind::Invalid, "check the names").on(what));
-        if queue.is_empty() || queue.len() > Self::MAX_QUEUE || !queue.chars().all(topic_char) {
-            return invalid(format!(
-                "queue `{queue}`: a name has 1 to {} of A-Z a-z 0-9 . _ -",
-                Self::MAX_QUEUE
-            ));
-        }
-        let group_char = |c: char| topic_char(c) && c != '.';
-        if group.is_empty() || group.len() > Self::MAX_GROUP || !group.chars().all(group_char) {
-            return invalid(format!(
-                "group `{group}`: a name has 1 to {} of A-Z a-z 0-9 _ - and no dot",
-                Self::MAX_GROUP
-            ));
-        }
-        let mut space = String::from("t/");
-        escape_into(&mut space, queue);
-        if task_topic != queue {
-            // An escaped `@`: no name has one.
-            space.push_str("%40");
-            escape_into(&mut space, task_topic);
-        }
-        space.push('/');
-        escape_into(&mut space, group);
-        space.push('/');
-        Ok(Keyspace(space.into()))
-    }
-}
-
 /// Percent-escapes one segment. `.` and `..` are escaped too: in a tree of paths they mean something else.
-fn escape_into(out: &mut String, segment: &str) {
+pub(crate) fn escape_into(out: &mut String, segment: &str) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
     let dots = segment == "." || segment == "..";
     for b in segment.bytes() {
@@ -121,46 +79,21 @@ fn escape_into(out: &mut String, segment: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    fn task_key(id: &str) -> Key {
-        Key::task(&Keyspace::new("emails", "kafkaq", "emails").unwrap(), &TaskId::new(id).unwrap())
-    }
 
     #[test]
     fn segments_are_escaped() {
-        assert_eq!(task_key("a/b c").as_str(), "t/emails/kafkaq/a%2Fb%20c");
-        assert_eq!(task_key("..").as_str(), "t/emails/kafkaq/%2E%2E");
-        assert_eq!(Key::partition("g", &Partition::new("t", 7)).as_str(), "p/g/t/7");
+        assert_eq!(Key::partition("g", &Partition::new("a/b c", 7)).as_str(), "p/g/a%2Fb%20c/7");
+        assert_eq!(Key::partition("g", &Partition::new("..", 7)).as_str(), "p/g/%2E%2E/7");
     }
 
     #[test]
-    fn queues_of_one_name_over_different_topics_have_leases_of_their_own() {
-        let id = TaskId::new("report").unwrap();
-        let key = |topic| Key::task(&Keyspace::new("emails", "g", topic).unwrap(), &id);
-        assert_eq!(key("emails").as_str(), "t/emails/g/report");
-        assert_eq!(key("staging.emails").as_str(), "t/emails%40staging.emails/g/report");
-    }
-
-    #[test]
-    fn names_that_could_collide_are_refused() {
-        for (queue, group) in [("", "g"), ("q", ""), ("q", "a.b"), ("a/b", "g"), ("q", &"g".repeat(61))] {
-            assert_eq!(
-                Keyspace::new(queue, group, queue).unwrap_err().kind(),
-                ErrorKind::Invalid,
-                "{queue} {group}"
-            );
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn keys_are_distinct_bounded_and_clean(a in "\\PC{1,32}", b in "\\PC{1,32}") {
-            let (ka, kb) = (task_key(&a), task_key(&b));
-            prop_assert_eq!(a == b, ka == kb);
-            prop_assert!(ka.as_str().len() <= Key::MAX_LEN);
-            prop_assert!(ka.as_str().bytes().all(|c| c.is_ascii_alphanumeric() || b"._~-/%".contains(&c)));
-            prop_assert_eq!(ka.as_str().split('/').count(), 4);
+    fn a_key_of_segments_is_one_that_kafkaq_makes() {
+        let made = Key::of(&["p", "g", "a/b c", "7"]).unwrap();
+        assert_eq!(made, Key::partition("g", &Partition::new("a/b c", 7)));
+        let longest = "a".repeat(Key::MAX_LEN);
+        assert_eq!(Key::of(&[&longest]).unwrap().as_str(), longest);
+        for segments in [&[][..], &[""], &["a", ""], &[&longest, "b"]] {
+            assert_eq!(Key::of(segments).unwrap_err().kind(), ErrorKind::Invalid, "{segments:?}");
         }
     }
 }

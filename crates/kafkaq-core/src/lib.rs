@@ -3,45 +3,58 @@
 #[cfg(feature = "connection")]
 pub mod connection;
 mod continuity;
-mod envelope;
 mod error;
-#[cfg(feature = "machine")]
-pub mod group;
 mod hash;
 mod headers;
-mod history;
 mod key;
-mod lease;
 mod log;
-mod lost;
-#[cfg(feature = "machine")]
-pub mod machine;
 mod outage_log;
-pub mod partitioner;
 mod record;
 mod settings;
 mod store;
-mod task;
-mod wire;
 
-#[cfg(test)]
-mod golden;
-
-pub use continuity::{Cursor, Mark, Standing, standing, standing_within};
-#[cfg(feature = "machine")]
-pub(crate) use envelope::FORWARD_HEADER;
-pub use envelope::{DecodeError, Envelope, HEADER, ID_HEADER};
+pub use continuity::{Cursor, Mark, Standing, standing, standing_above, standing_within};
 pub use error::{Effect, Error, ErrorKind, Result, Retry};
-pub use headers::Headers;
-pub use history::{FailureRecord, History};
-pub use key::{Key, Keyspace};
-pub use lease::{Lease, LeaseState, LeaseToken, Wall};
+pub use headers::{HEADER, Headers, ID_HEADER};
+pub use key::Key;
 pub use log::{
     Assignment, Broker, Commit, Consumer, Event, EventStream, FetchLimit, JoinRequest, Log, Member, Offsets,
     PartitionLog, TopicInfo, TopicSpec,
 };
-pub use lost::LostReason;
 pub use outage_log::OutageLog;
 pub use record::{Batch, NewRecord, Partition, Position, Record};
 pub use store::{LeaseStore, Swap, Swapped};
-pub use task::{Task, TaskId};
+
+// What backends never see: the machines, what they write to the log and to the store, and tasks.
+#[cfg(feature = "machine")]
+mod envelope;
+#[cfg(all(test, feature = "machine"))]
+mod golden;
+#[cfg(feature = "machine")]
+pub mod group;
+#[cfg(feature = "machine")]
+mod history;
+#[cfg(feature = "machine")]
+mod keyspace;
+#[cfg(feature = "machine")]
+mod lease;
+#[cfg(feature = "machine")]
+mod lost;
+#[cfg(feature = "machine")]
+pub mod machine;
+#[cfg(feature = "machine")]
+pub mod partitioner;
+#[cfg(feature = "machine")]
+mod task;
+#[cfg(feature = "machine")]
+mod wire;
+
+#[cfg(feature = "machine")]
+pub use {
+    envelope::{DecodeError, Envelope},
+    history::{FailureRecord, History},
+    keyspace::Keyspace,
+    lease::{Lease, LeaseState, LeaseToken, Wall},
+    lost::LostReason,
+    task::{Task, TaskId},
+};

@@ -12,7 +12,7 @@ use crate::{
     check::{Checked, Failed},
 };
 use bytes::Bytes;
-use kafkaq_core::{Key, Keyspace, LeaseStore, Result, Swap, Swapped, TaskId};
+use kafkaq_core::{Key, LeaseStore, Result, Swap, Swapped};
 use std::time::Duration;
 
 type Cx = Context<dyn LeaseStore>;
@@ -57,7 +57,7 @@ pub(crate) fn cases() -> Vec<Case<dyn LeaseStore>> {
 
 /// A key of this case alone.
 fn key(cx: &Cx, id: impl ToString) -> Checked<Key> {
-    Ok(Key::task(&Keyspace::new(cx.space(), "kit", cx.space())?, &TaskId::new(id.to_string())?))
+    Ok(Key::of(&["t", cx.space(), "kit", &id.to_string()])?)
 }
 
 fn keys(cx: &Cx, count: usize) -> Checked<Vec<Key>> {

@@ -111,7 +111,7 @@ impl Reader<'_> {
     }
 
     fn cursor(&mut self) -> Result<Cursor, DecodeError> {
-        let (cursor, rest) = Cursor::decode_from(self.0)?;
+        let (cursor, rest) = Cursor::decode_from(self.0).ok_or(DAMAGED)?;
         self.0 = rest;
         Ok(cursor)
     }

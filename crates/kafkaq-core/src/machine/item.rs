@@ -191,6 +191,12 @@ impl Item {
         self.seen.lease().is_some_and(|l| l.token != token)
     }
 
+    /// The holder waits for it to be done.
+    pub(super) fn is_to_be_done(&self) -> bool {
+        let next = self.command.as_ref().or(self.next_command.as_ref());
+        next.is_some_and(|next| matches!(next.command, super::Command::Done))
+    }
+
     /// A copy of it is on its way.
     pub(super) fn copy(&self) -> Option<&Copy> {
         match &self.append {

@@ -370,18 +370,19 @@ impl Machine {
             StoreOp::Reset => self.decide(r),
             StoreOp::Raise { cover, due, again } => {
                 // What was found is not to be taken for the own lease by the next swap.
-                if let Some(own) = item.own
-                    && !self.broken(Fault::LossAtRaiseIgnored)
-                    && let Conflict::Lost(reason) =
-                        rule::conflict(own.token, own.attempt, Wish::Keep, &item.seen)
-                {
-                    return self.lost(r, reason);
+                let Some(own) = item.own.filter(|_| !self.broken(Fault::LossAtRaiseIgnored)) else {
+                    return self.raise_failed(r, cover, due, again);
+                };
+                let judge = |wish| rule::conflict(own.token, own.attempt, wish, &item.seen);
+                match judge(Wish::Keep) {
+                    // The holder who waits to finish may do so over what would be the end of others.
+                    Conflict::Lost(_) if item.is_to_be_done() && judge(Wish::Done) == Conflict::Again => {
+                        self.let_go(r);
+                        self.go_on(r);
+                    }
+                    Conflict::Lost(reason) => self.lost(r, reason),
+                    _ => self.raise_failed(r, cover, due, again),
                 }
-                if !again && self.may_raise(r, cover, due) {
-                    return self.start(r, StoreOp::Raise { cover, due, again: true });
-                }
-                self.let_go(r);
-                self.go_on(r);
             }
             StoreOp::Announce { .. } => {
                 self.let_go(r);
@@ -392,6 +393,14 @@ impl Machine {
             StoreOp::Dead => self.resolve(r, op, Wish::Dead),
             StoreOp::Keep { .. } => self.resolve(r, op, Wish::Keep),
         }
+    }
+
+    fn raise_failed(&mut self, r: Ref, cover: u32, due: Wall, again: bool) {
+        if !again && self.may_raise(r, cover, due) {
+            return self.start(r, StoreOp::Raise { cover, due, again: true });
+        }
+        self.let_go(r);
+        self.go_on(r);
     }
 
     fn resolve(&mut self, r: Ref, op: StoreOp, wish: Wish) {

@@ -6,8 +6,9 @@ use super::{
     rule::Meta,
 };
 use crate::{
-    DecodeError, Envelope, FORWARD_HEADER, HEADER, Headers, History, ID_HEADER, NewRecord, Partition,
-    Position, Record, TaskId, Wall,
+    DecodeError, Envelope, HEADER, Headers, History, ID_HEADER, NewRecord, Partition, Position, Record,
+    TaskId, Wall,
+    envelope::FORWARD_HEADER,
     envelope::{MARKER, VERSION, position, put_position, versioned},
     hash::Fnv,
     history,

@@ -17,7 +17,6 @@ use kafkaq::{
     redis::RedisStore,
     zookeeper::ZooKeeperStore,
 };
-use kafkaq_core::{Keyspace, TaskId};
 use kafkaq_tests::{StoreKind, not_asked_for, told};
 use std::{
     sync::{
@@ -176,10 +175,9 @@ async fn fitting<S: Swaps>(side: &Arc<S>, size: usize) -> Outcome<usize> {
 /// Takes leases for new keys, and then finishes them.
 async fn turn<S: Swaps>(side: &Arc<S>, size: usize, batches: usize) -> Outcome<Rates> {
     let queue = kafkaq_tests::unique("bench");
-    let space = Keyspace::new(&queue, "kafkaq", &queue)?;
     let (mut creates, mut finishes) = (Vec::new(), Vec::new());
     for _ in 0..batches {
-        let new_key = |_| Ok(Key::task(&space, &TaskId::new(uuid::Uuid::now_v7().to_string())?));
+        let new_key = |_| Key::of(&["t", &queue, "kafkaq", &uuid::Uuid::now_v7().to_string()]);
         let keys: Vec<Key> = (0..size).map(new_key).collect::<kafkaq::Result<_>>()?;
         let batch = |expect: Option<Bytes>, new: Bytes| {
             let swap = |key: &Key| Swap::new(key.clone(), expect.clone(), Some(new.clone()), Some(TTL));
