@@ -448,7 +448,18 @@ impl World {
         if live.is_empty() {
             return self.after(100 * MS, Ev::Assign(part));
         }
-        let p = live[self.rng.index(live.len())];
+        let p = match self.deserted {
+            None => live[self.rng.index(live.len())],
+            // A real group gives each member its share of each topic.
+            Some(_) => {
+                let kind = self.log.parts[part].kind;
+                let share = |p: usize| {
+                    let owned = |of: &&Part| of.kind == kind && of.owner.as_ref().is_some_and(|o| o.p == p);
+                    self.log.parts.iter().filter(owned).count()
+                };
+                live.into_iter().min_by_key(|p| share(*p)).unwrap_or_default()
+            }
+        };
         let inc = self.procs[p].inc;
         let this = &mut self.log.parts[part];
         this.epoch += 1;
@@ -482,16 +493,32 @@ impl World {
                 self.lose(part);
                 continue;
             }
-            let this = &mut self.log.parts[part];
-            let Some(o) = this.owner.as_mut().filter(|o| o.revoking.is_none()) else { continue };
-            o.revoking = Some(self.now);
-            let (p, epoch) = (o.p, o.epoch);
-            let a = Assignment { partition: this.partition.clone(), epoch };
-            self.stats.revocations += 1;
-            tr!(self, P(p), "is asked for {a}");
-            self.deliver(p, Event::Revoking(vec![a]));
-            self.after(self.plan.hold_limit, Ev::HoldLimit(part, epoch));
+            self.revoke(part);
         }
+    }
+
+    /// A real group shares out what it has among those that are there. Here that matters to the process whose callers
+    /// are gone: alone it keeps everything.
+    pub(crate) fn joined(&mut self) {
+        if self.deserted.is_some() {
+            self.after(SEC, Ev::Share);
+        }
+    }
+
+    pub(crate) fn share(&mut self) {
+        (0..self.log.parts.len()).for_each(|part| self.revoke(part));
+    }
+
+    fn revoke(&mut self, part: usize) {
+        let this = &mut self.log.parts[part];
+        let Some(o) = this.owner.as_mut().filter(|o| o.revoking.is_none()) else { return };
+        o.revoking = Some(self.now);
+        let (p, epoch) = (o.p, o.epoch);
+        let a = Assignment { partition: this.partition.clone(), epoch };
+        self.stats.revocations += 1;
+        tr!(self, P(p), "is asked for {a}");
+        self.deliver(p, Event::Revoking(vec![a]));
+        self.after(self.plan.hold_limit, Ev::HoldLimit(part, epoch));
     }
 
     /// A member is over: it died, stood still, or left.

@@ -153,6 +153,7 @@ impl World {
         for w in 0..workers {
             self.worker_later(p, w, 30 * MS);
         }
+        self.joined();
         self.pump(p);
     }
 
@@ -195,6 +196,7 @@ impl World {
             return;
         }
         tr!(self, P(p), "wakes up");
+        self.joined();
         let process = &mut self.procs[p];
         (process.paused, process.out) = (false, false);
         let stash = std::mem::take(&mut process.stash);

@@ -159,6 +159,8 @@ pub(crate) struct Plan {
     pub(crate) holes: u32,
     /// Processes of two versions.
     pub(crate) mixed: bool,
+    /// When all faults stop, one process's callers never ask again.
+    pub(crate) deserted: bool,
     /// Milliseconds by which a process's clock may be wrong.
     pub(crate) skew: u64,
 }
@@ -212,6 +214,7 @@ impl Plan {
             hold_limit: rng.between(200, 1500) * MS,
             holes: if rng.chance(300) { 200 } else { 0 },
             mixed: has(Trouble::Mixed),
+            deserted: false,
             skew: 0,
         };
         if has(Trouble::Clock) {
@@ -221,6 +224,9 @@ impl Plan {
         if has(Trouble::Rebalance) || has(Trouble::Pause) {
             plan.processes = plan.processes.max(2);
         }
+        // What can't be copied can't be handed over either.
+        let can_go = plan.processes > 1 && !has(Trouble::Refused);
+        plan.deserted = has(Trouble::Work) && can_go && rng.chance(200);
         plan
     }
 }

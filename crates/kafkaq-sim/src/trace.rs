@@ -218,6 +218,8 @@ stats! { Stats:
     zombies,
     /// Processes that were shut down and drained.
     drained,
+    /// Processes whose callers never asked again.
+    deserted,
     /// Clocks that went far ahead.
     clock_jumps,
     /// Logs cut under an assignment.

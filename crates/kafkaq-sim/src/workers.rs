@@ -105,7 +105,7 @@ impl World {
             return;
         }
         match self.procs[p].workers[w].state.clone() {
-            State::Idle if self.procs[p].stopping => {}
+            State::Idle if self.procs[p].stopping || self.deserted == Some(p) => {}
             State::Idle => {
                 self.procs[p].workers[w].state = State::Waiting;
                 if self.trouble(self.plan.rates.give_up) {
@@ -129,7 +129,7 @@ impl World {
         }
     }
 
-    fn tell_demand(&mut self, p: usize) {
+    pub(crate) fn tell_demand(&mut self, p: usize) {
         let (waiting, ready) = (self.procs[p].waiting(), self.procs[p].ready.len());
         if waiting + self.procs[p].told > 0 {
             self.procs[p].waited_at = self.now;

@@ -7,7 +7,7 @@ use crate::profile::{Plan, Profile};
 use crate::rng::Rng;
 use crate::store::Store;
 use crate::trace::{MS, P, SEC, Stats, Trace, Us, tr};
-use crate::workers::Overdue;
+use crate::workers::{Overdue, Worker};
 use bytes::Bytes;
 use kafkaq_core::machine::{Fault, OpId};
 use kafkaq_core::{Commit, Key, NewRecord, Swap};
@@ -35,6 +35,7 @@ pub(crate) enum Ev {
     /// Of the consumer group: a partition and an epoch.
     Fetch(usize, u64),
     HoldLimit(usize, u64),
+    Share,
     Assign(usize),
     SessionOver(usize, u32, u64),
     Crash(usize, u32),
@@ -106,6 +107,8 @@ pub(crate) struct World {
     pub(crate) procs: Vec<Process>,
     pub(crate) check: Checker,
     pub(crate) calm: bool,
+    /// The process whose callers never ask again.
+    pub(crate) deserted: Option<usize>,
     give_up_at: Us,
 }
 
@@ -126,6 +129,7 @@ impl World {
             log,
             check,
             calm: false,
+            deserted: None,
             give_up_at: Us::MAX,
             rng,
             plan,
@@ -252,6 +256,7 @@ impl World {
             }
             Ev::Fetch(part, epoch) => self.fetch(part, epoch),
             Ev::HoldLimit(part, epoch) => self.hold_limit(part, epoch),
+            Ev::Share => self.share(),
             Ev::Assign(part) => self.assign(part),
             Ev::SessionOver(p, inc, pause) => self.session_over(p, inc, pause),
             Ev::Crash(p, inc) => self.crash(p, inc),
@@ -332,6 +337,17 @@ impl World {
             } else if self.procs[p].paused {
                 let inc = self.procs[p].inc;
                 self.after(50 * MS, Ev::Wake(p, inc));
+            }
+        }
+        if self.plan.deserted {
+            let p = self.rng.index(self.procs.len());
+            tr!(self, P(p), "is deserted by its callers");
+            self.stats.deserted += 1;
+            self.deserted = Some(p);
+            self.joined();
+            self.procs[p].workers.iter_mut().for_each(Worker::stop_waiting);
+            if self.procs[p].machine.is_some() {
+                self.tell_demand(p);
             }
         }
         let s = &self.plan.settings;

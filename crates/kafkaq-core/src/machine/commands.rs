@@ -1,7 +1,7 @@
 //! What the holder of a job does with it.
 
 use super::{
-    Answer, Command, CommandId, JobKey, Machine, Notice, Now,
+    Answer, Command, CommandId, Fault, JobKey, Machine, Notice, Now,
     item::{Holder, PendingCommand, StoreOp},
     slab::Ref,
 };
@@ -66,6 +66,12 @@ impl Machine {
             }
             Command::Snooze(length) => self.start(r, StoreOp::Idle { length, released: false }),
             Command::Release => {
+                if self.broken(Fault::ReleaseCharged)
+                    && let Some(item) = self.items.get_mut(r)
+                    && let Some(own) = &mut item.own
+                {
+                    own.failures = own.failures.saturating_add(1);
+                }
                 self.start(r, StoreOp::Idle { length: std::time::Duration::ZERO, released: true });
             }
             Command::Reject(reason) => {

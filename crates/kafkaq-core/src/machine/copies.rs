@@ -248,7 +248,7 @@ impl Machine {
     /// Tells the lease of a durable copy, if that is of use.
     pub(super) fn raise(&mut self, r: Ref, cover: u32, due: Wall) {
         if self.may_raise(r, cover, due) {
-            self.start(r, StoreOp::Raise { cover, due, again: false });
+            self.start(r, StoreOp::Raise { cover });
         } else {
             self.go_on(r);
         }

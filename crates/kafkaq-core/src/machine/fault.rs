@@ -65,6 +65,12 @@ pub enum Fault {
     ClockBackIgnored,
     /// A due time in a lane is believed however far ahead it lies.
     DueBelieved,
+    /// What nobody here asks for is kept.
+    NothingHandedOver,
+    /// A task that its holder gives back has failed once more.
+    ReleaseCharged,
+    /// A take that came to nothing still counts against those that may be under way.
+    TakeNeverEnds,
 }
 
 impl Fault {
@@ -101,5 +107,8 @@ impl Fault {
         Fault::NoFairShare,
         Fault::ClockBackIgnored,
         Fault::DueBelieved,
+        Fault::NothingHandedOver,
+        Fault::ReleaseCharged,
+        Fault::TakeNeverEnds,
     ];
 }

@@ -3,7 +3,7 @@
 //! The copy covers the record, like any other. Alone, a process keeps what it has.
 
 use super::{
-    Machine,
+    Fault, Machine,
     item::{Holder, Stage},
     rule::Seen,
     slab::Ref,
@@ -20,7 +20,11 @@ impl Machine {
     }
 
     pub(super) fn hand_over(&mut self) {
-        if self.shutting || !self.is_deserted() || self.partition_elsewhere(None).is_none() {
+        if self.broken(Fault::NothingHandedOver)
+            || self.shutting
+            || !self.is_deserted()
+            || self.partition_elsewhere(None).is_none()
+        {
             return;
         }
         // Ready jobs come back through the driver, and are given back.

@@ -26,7 +26,7 @@ pub(super) enum StoreOp {
     /// Bring a deadline back that a wrong clock has set.
     Reset,
     /// Tell the lease of a durable copy.
-    Raise { cover: u32, due: Wall, again: bool },
+    Raise { cover: u32 },
     /// Give a delayed task its idle lease, once a copy of it is durable.
     Announce { cover: u32, due: Wall, length: Duration, token: LeaseToken },
     /// Own lease to done.

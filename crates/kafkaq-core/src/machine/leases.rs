@@ -81,6 +81,9 @@ impl Machine {
     }
 
     fn end_taking(&mut self, r: Ref) {
+        if self.broken(Fault::TakeNeverEnds) {
+            return;
+        }
         if let Some(item) = self.items.get_mut(r)
             && std::mem::take(&mut item.taking)
         {
@@ -112,7 +115,7 @@ impl Machine {
                 // Sent again, it must not lengthen what somebody else has shortened meanwhile.
                 Lease { deadline: now.plus(lease.length).min(lease.deadline), ..lease.clone() }
             }
-            StoreOp::Raise { cover, .. } => Lease { cover: *cover, ..seen?.clone() },
+            StoreOp::Raise { cover } => Lease { cover: *cover, ..seen?.clone() },
             StoreOp::Announce { cover, due, length, token } => Lease {
                 cover: *cover,
                 deadline: *due,
@@ -368,20 +371,22 @@ impl Machine {
                 self.decide(r);
             }
             StoreOp::Reset => self.decide(r),
-            StoreOp::Raise { cover, due, again } => {
-                // What was found is not to be taken for the own lease by the next swap.
-                let Some(own) = item.own.filter(|_| !self.broken(Fault::LossAtRaiseIgnored)) else {
-                    return self.raise_failed(r, cover, due, again);
-                };
-                let judge = |wish| rule::conflict(own.token, own.attempt, wish, &item.seen);
-                match judge(Wish::Keep) {
-                    // The holder who waits to finish may do so over what would be the end of others.
-                    Conflict::Lost(_) if item.is_to_be_done() && judge(Wish::Done) == Conflict::Again => {
+            StoreOp::Raise { .. } => {
+                let judge = |own: Own, wish| rule::conflict(own.token, own.attempt, wish, &item.seen);
+                match item.own.map(|own| (judge(own, Wish::Keep), judge(own, Wish::Done))) {
+                    // What was found is not to be taken for the own lease by the next swap, except by `done`, where
+                    // that may go over it.
+                    Some((Conflict::Lost(reason), done))
+                        if !(item.is_to_be_done() && done == Conflict::Again)
+                            && !self.broken(Fault::LossAtRaiseIgnored) =>
+                    {
+                        self.lost(r, reason);
+                    }
+                    // It only spares copies; the next copy tries again.
+                    _ => {
                         self.let_go(r);
                         self.go_on(r);
                     }
-                    Conflict::Lost(reason) => self.lost(r, reason),
-                    _ => self.raise_failed(r, cover, due, again),
                 }
             }
             StoreOp::Announce { .. } => {
@@ -393,14 +398,6 @@ impl Machine {
             StoreOp::Dead => self.resolve(r, op, Wish::Dead),
             StoreOp::Keep { .. } => self.resolve(r, op, Wish::Keep),
         }
-    }
-
-    fn raise_failed(&mut self, r: Ref, cover: u32, due: Wall, again: bool) {
-        if !again && self.may_raise(r, cover, due) {
-            return self.start(r, StoreOp::Raise { cover, due, again: true });
-        }
-        self.let_go(r);
-        self.go_on(r);
     }
 
     fn resolve(&mut self, r: Ref, op: StoreOp, wish: Wish) {
