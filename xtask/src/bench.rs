@@ -17,17 +17,19 @@ pub(crate) enum Part {
     Pairs,
     Stores,
     Logs,
+    Delays,
     Seeds,
 }
 
 impl Part {
-    const ALL: [Part; 4] = [Part::Pairs, Part::Stores, Part::Logs, Part::Seeds];
+    const ALL: [Part; 5] = [Part::Pairs, Part::Stores, Part::Logs, Part::Delays, Part::Seeds];
 
     fn name(self) -> &'static str {
         match self {
             Part::Pairs => "pairs",
             Part::Stores => "stores",
             Part::Logs => "logs",
+            Part::Delays => "delays",
             Part::Seeds => "seeds",
         }
     }
@@ -39,7 +41,7 @@ impl FromStr for Part {
     fn from_str(name: &str) -> Result<Self> {
         match Part::ALL.into_iter().find(|part| part.name() == name) {
             Some(part) => Ok(part),
-            None => bail!("bench {name}: it is pairs, stores, logs or seeds"),
+            None => bail!("bench {name}: it is pairs, stores, logs, delays or seeds"),
         }
     }
 }

@@ -14,7 +14,8 @@ use std::{fmt, net::Ipv6Addr, ops::RangeInclusive, sync::Arc, time::Duration};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GroupProtocol {
-    /// KIP-848 where the server has it, else the classic protocol.
+    /// KIP-848 where the server has it and lets the group have the session timeout that is asked for, else the classic
+    /// protocol.
     #[default]
     Auto,
     /// KIP-848 (`group.protocol=consumer`): Kafka 4.0 and later.

@@ -129,6 +129,8 @@ pub mod backend {
 pub mod guide {
     #[doc = include_str!("../docs/coming-from-go.md")]
     pub mod coming_from_go {}
+    #[doc = include_str!("../docs/dead-letters.md")]
+    pub mod dead_letters {}
 }
 
 /// The blocks of the repository's README, and of this crate's.

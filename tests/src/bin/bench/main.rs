@@ -4,6 +4,7 @@
 
 #![allow(clippy::print_stdout, reason = "the figures are its purpose")]
 
+mod delays;
 mod logs;
 mod pairs;
 mod raw;
@@ -19,7 +20,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Backends fail for many reasons, and any reason is only printed.
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Runs the parts that are named, or all: `pairs`, `stores`, `logs`.
+/// Runs the parts that are named, or all: `pairs`, `stores`, `logs`, `delays`.
 #[tokio::main]
 async fn main() -> Outcome<()> {
     let named: Vec<String> = std::env::args().skip(1).collect();
@@ -33,6 +34,9 @@ async fn main() -> Outcome<()> {
     }
     if wanted("logs") {
         logs::measure().await;
+    }
+    if wanted("delays") {
+        delays::measure().await;
     }
     Ok(())
 }
