@@ -27,6 +27,18 @@ pub(crate) struct Failure {
     advice: Option<Cow<'static, str>>,
 }
 
+/// There was too little time to connect, and no other reason.
+#[derive(Debug)]
+struct NotInTime;
+
+impl fmt::Display for NotInTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no connection in time")
+    }
+}
+
+impl std::error::Error for NotInTime {}
+
 impl Failure {
     fn new(kind: ErrorKind) -> Self {
         Failure {
@@ -65,7 +77,16 @@ impl Failure {
 
     /// No connection within its share of the time.
     pub(crate) fn not_connected() -> Self {
-        Failure { again: true, ..Failure::new(ErrorKind::Unavailable) }.because("no connection in time")
+        Failure { again: true, ..Failure::new(ErrorKind::Unavailable) }.because(NotInTime)
+    }
+
+    /// What to tell of several attempts: if the last one only had too little time, why an earlier one failed.
+    pub(crate) fn after(self, earlier: Option<Failure>) -> Self {
+        let says_nothing = self.source.as_ref().is_some_and(|source| source.is::<NotInTime>());
+        match earlier {
+            Some(earlier) if says_nothing => Failure { sent: self.sent, again: self.again, ..earlier },
+            _ => self,
+        }
     }
 
     /// The cluster has told of no leader for a partition: it is being chosen.
@@ -433,6 +454,17 @@ mod tests {
     fn outcome(e: ClientError) -> (ErrorKind, Effect, Retry) {
         let e = Failure::of(e).error(Op::APPEND, &PLACE);
         (e.kind(), e.effect(), e.retry())
+    }
+
+    #[test]
+    fn an_attempt_that_had_too_little_time_leaves_the_reason_of_an_earlier_one() {
+        let told = |failure: Failure| failure.error(Op::APPEND, &PLACE).to_string();
+        let refused = || Failure::io(io::ErrorKind::ConnectionRefused.into());
+        assert!(told(Failure::not_connected()).contains("no connection in time"));
+        assert!(told(Failure::not_connected().after(Some(refused()))).contains("refused"));
+        assert!(told(Failure::not_connected().after(None)).contains("no connection in time"));
+        let other = Failure::io(io::ErrorKind::ConnectionReset.into());
+        assert!(told(other.after(Some(refused()))).contains("reset"));
     }
 
     #[test]

@@ -147,11 +147,12 @@ pub(crate) struct Attempts {
     pause: Duration,
     /// What one of them may have done stays possible, however the last one ends.
     sent: bool,
+    last: Option<Failure>,
 }
 
 impl Default for Attempts {
     fn default() -> Self {
-        Attempts { pause: PAUSE, sent: false }
+        Attempts { pause: PAUSE, sent: false, last: None }
     }
 }
 
@@ -161,9 +162,10 @@ impl Attempts {
         &mut self,
         link: &Link,
         limits: Limits,
-        mut failure: Failure,
+        failure: Failure,
     ) -> Result<(), Failure> {
         self.sent |= failure.sent;
+        let mut failure = failure.after(self.last.take());
         failure.sent = self.sent;
         let until = match failure.kind {
             ErrorKind::NotFound => limits.settled,
@@ -173,6 +175,7 @@ impl Attempts {
             return Err(failure);
         }
         tracing::debug!(target: "kafkaq", ?failure, pause = ?self.pause, "trying again");
+        self.last = Some(failure);
         sleep(self.pause).await;
         self.pause = LONGEST_PAUSE.min(self.pause * 2);
         Ok(())

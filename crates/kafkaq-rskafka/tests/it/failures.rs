@@ -221,7 +221,7 @@ async fn an_outage_is_one_line_of_ours_and_none_of_the_library() {
     })
     .await
     .unwrap();
-    let mut failed = 0;
+    let (mut failed, began) = (0, Instant::now());
     while failed < 60 {
         let calls = to.iter().map(|partition| async {
             let from = Position { partition: partition.clone(), offset: 1 };
@@ -233,7 +233,8 @@ async fn an_outage_is_one_line_of_ours_and_none_of_the_library() {
     }
     let lines = loud.0.lock().unwrap().clone();
     println!("{failed} calls failed: {lines:#?}");
-    assert_eq!(lines.len(), 1, "{failed} calls failed: {lines:#?}");
+    let minutes = began.elapsed().as_secs() / 60;
+    assert!((1..=1 + minutes).contains(&(lines.len() as u64)), "{failed} calls failed: {lines:#?}");
     let _server = tokio::task::spawn_blocking(move || {
         server.start_again().unwrap();
         server
@@ -243,5 +244,6 @@ async fn an_outage_is_one_line_of_ours_and_none_of_the_library() {
     for partition in &to {
         until_appended(&kafka, partition, "y").await;
     }
-    assert_eq!(loud.0.lock().unwrap().len(), 1);
+    let all = 1 + began.elapsed().as_secs() / 60;
+    assert!((1..=all).contains(&(loud.0.lock().unwrap().len() as u64)));
 }

@@ -93,7 +93,7 @@ impl MemoryStore {
         }
     }
 
-    /// Forgets one key, as a store does that evicts, and answers what was there. For tests of what happens then.
+    /// Forgets one key, as a store that evicts does, and returns what was there. For tests of what happens then.
     pub fn remove(&self, key: &Key) -> Option<Bytes> {
         let (shard, key) = self.shards.find(key);
         let value = lock(shard).values.remove(&key)?;
