@@ -106,12 +106,10 @@ impl Machine {
         let Some(item) = self.items.get_mut(r) else { return };
         let id = &item.content.id;
         let live = item.seen.lease().is_some_and(|l| l.state == LeaseState::Live);
-        let to = match &mut item.append {
-            None => return,
-            Some(AppendOp::Copy(_)) if elsewhere.is_some() => {
-                Partition::new(self.layout.wait.clone(), elsewhere.unwrap_or_default())
-            }
-            Some(AppendOp::Copy(Copy { due, lane_due, .. }) | AppendOp::Forward { due, lane_due }) => {
+        let Some(append) = &mut item.append else { return };
+        let to = match (append, elsewhere) {
+            (AppendOp::Copy(_), Some(index)) => Partition::new(self.layout.wait.clone(), index),
+            (AppendOp::Copy(Copy { due, lane_due, .. }) | AppendOp::Forward { due, lane_due }, _) => {
                 let (index, leaves) = match live {
                     true => self.ladder.place_park(self.now.wall, *due, id),
                     false => self.ladder.place(self.now.wall, *due, id),
@@ -119,7 +117,7 @@ impl Machine {
                 *lane_due = leaves;
                 Partition::new(self.layout.wait.clone(), index)
             }
-            Some(AppendOp::DeadLetter { .. } | AppendOp::Whole { .. }) => {
+            (AppendOp::DeadLetter { .. } | AppendOp::Whole { .. }, _) => {
                 let index = partitioner::for_key(id.as_str().as_bytes(), self.layout.dead_partitions);
                 Partition::new(self.layout.dead.clone(), index)
             }
