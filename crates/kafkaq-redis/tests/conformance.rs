@@ -3,11 +3,8 @@
 use async_trait::async_trait;
 use kafkaq_conformance::{BoxError, Outage, Proxy, Suite, store};
 use kafkaq_redis::RedisStore;
-use std::{future::ready, process::ExitCode, time::Duration};
+use std::{future::ready, process::ExitCode};
 use xtask::services::{Server, Service};
-
-/// Two seconds are the store's own limit.
-const LIMIT: Duration = Duration::from_secs(5);
 
 fn main() -> Result<ExitCode, BoxError> {
     let (one, three) = (Service::Redis.own()?, Service::RedisCluster.own()?);
@@ -18,8 +15,7 @@ fn main() -> Result<ExitCode, BoxError> {
     let cluster = store("redis_cluster", move || {
         ready(RedisStore::cluster(urls.split(',')).build().map_err(BoxError::from))
     });
-    let single = single.with_outage(proxy).answers_within(LIMIT);
-    Ok(Suite::from(single).and(cluster.with_outage(StandsStill(three)).answers_within(LIMIT)).run())
+    Ok(Suite::from(single.with_outage(proxy)).and(cluster.with_outage(StandsStill(three))).run())
 }
 
 /// The nodes of a cluster tell clients their own addresses, so that no proxy can stand before them.
