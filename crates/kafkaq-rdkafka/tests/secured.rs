@@ -18,7 +18,7 @@ fn with_user(at: &str, password: &str) -> Builder {
 }
 
 async fn fails(builder: Builder, how: &str) {
-    let kafka = builder.request_timeout(Duration::from_secs(4)).build().unwrap();
+    let kafka = builder.request_timeout(Duration::from_secs(10)).build().unwrap();
     let looked = kafka.describe_topics(&["t".into()]).await.unwrap_err();
     assert_eq!((looked.kind(), looked.effect()), (ErrorKind::Denied, Effect::NotApplied), "{how}: {looked}");
     let appended = kafka.append(&Partition::new("t", 0), &[record("x")]).await.remove(0).unwrap_err();

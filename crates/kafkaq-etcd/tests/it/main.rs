@@ -43,8 +43,9 @@ fn own_at(port: Option<u16>, options: &[&str]) -> Server {
     Service::Etcd.own_with(port, &[&soon, options].concat()).unwrap()
 }
 
+/// With a limit that is never reached, even on a loaded machine.
 fn store(server: &Server) -> EtcdStore {
-    EtcdStore::builder([server.url()]).build().unwrap()
+    EtcdStore::builder([server.url()]).request_timeout(Duration::from_secs(60)).build().unwrap()
 }
 
 /// A client without the store, for setting things up and for looking behind the scenes.
