@@ -19,12 +19,14 @@ mod log;
 pub mod outages;
 #[allow(missing_docs, reason = "a case says what it is about by its name")]
 pub mod reconnecting;
+mod stopwatch;
 #[allow(missing_docs, reason = "a case says what it is about by its name")]
 pub mod strangers;
 
 pub use certificate::Certificate;
 pub use fixtures::{create, key, keys, one, read, remove, replace, until, value};
 pub use log::Log;
+pub use stopwatch::Stopwatch;
 
 use kafkaq_core::LeaseStore;
 use std::{net::SocketAddr, time::Duration};

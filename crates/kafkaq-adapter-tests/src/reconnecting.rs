@@ -1,6 +1,7 @@
 //! What a call says when the server or the network fails, and that the next call finds its way back.
 
-use crate::{Adapter, create, key, keys, one, read, until, value};
+use crate::{Adapter, Stopwatch, create, key, keys, one, read, until, value};
+use futures_util::future::join_all;
 use kafkaq_conformance::{Outage, Proxy};
 use kafkaq_core::{Effect, Error, ErrorKind, Key, LeaseStore, Retry, Swap, connection::IDLE};
 use std::{
@@ -41,6 +42,11 @@ async fn failed_swap(store: &dyn LeaseStore) -> Error {
 fn assert_not_sent(e: &Error) {
     let facts = (e.kind(), e.effect(), e.retry());
     assert_eq!(facts, (ErrorKind::Unavailable, Effect::NotApplied, Retry::Yes), "{e}");
+}
+
+fn assert_ends_at_limit(begin: Instant, watch: &Stopwatch) {
+    assert!(begin.elapsed() >= LIMIT, "{:?}", begin.elapsed());
+    assert!(watch.elapsed() < LIMIT * 4, "{:?}", watch.elapsed());
 }
 
 async fn created(store: &dyn LeaseStore, key: &Key) -> bool {
@@ -92,11 +98,11 @@ pub async fn without_a_server_a_swap_is_not_applied_and_returns_soon<A: Adapter>
     let addr = nobody();
     let store = A::at(addr, LIMIT);
     for _ in 0..3 {
-        let begin = Instant::now();
+        let watch = Stopwatch::start();
         let e = failed_swap(&store).await;
         assert_not_sent(&e);
         assert!(e.to_string().contains(&addr.to_string()), "{e}");
-        assert!(begin.elapsed() < LIMIT * 4, "{:?}", begin.elapsed());
+        assert!(watch.elapsed() < LIMIT * 4, "{:?}", watch.elapsed());
     }
     let e = store.check().await.unwrap_err();
     assert_eq!((e.kind(), e.effect()), (ErrorKind::Unavailable, Effect::NotApplied));
@@ -106,9 +112,9 @@ pub async fn without_a_server_a_swap_is_not_applied_and_returns_soon<A: Adapter>
 pub async fn an_address_that_never_answers_is_not_applied_within_the_limit<A: Adapter>() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let store = A::at(silent.local_addr().unwrap(), LIMIT);
-    let begin = Instant::now();
+    let (begin, watch) = (Instant::now(), Stopwatch::start());
     assert_not_sent(&failed_swap(&store).await);
-    assert!((LIMIT..LIMIT * 4).contains(&begin.elapsed()), "{:?}", begin.elapsed());
+    assert_ends_at_limit(begin, &watch);
 }
 
 pub async fn a_frozen_server_is_a_timeout_of_unknown_effect_and_a_new_connection_later<A: Adapter>() {
@@ -116,11 +122,11 @@ pub async fn a_frozen_server_is_a_timeout_of_unknown_effect_and_a_new_connection
     let Site::<A> { server, proxy, store } = Site::before(server, LIMIT).await;
     let before = proxy.accepted();
     server.pause().unwrap();
-    let begin = Instant::now();
+    let (begin, watch) = (Instant::now(), Stopwatch::start());
     let e = failed_swap(&*store).await;
     let facts = (e.kind(), e.effect(), e.retry());
     assert_eq!(facts, (ErrorKind::Timeout, Effect::Unknown, Retry::Yes), "{e}");
-    assert!((LIMIT..LIMIT * 4).contains(&begin.elapsed()), "{:?}", begin.elapsed());
+    assert_ends_at_limit(begin, &watch);
     server.resume().unwrap();
     until_it_works(&*store).await;
     assert!(proxy.accepted() > before, "the connection that had timed out was used again");
@@ -182,7 +188,8 @@ pub async fn a_swap_over_an_idle_connection_that_the_server_closed_succeeds<A: A
 
 /// As by a firewall: nobody hears of it.
 pub async fn an_idle_connection_that_was_forgotten_is_replaced<A: Adapter>() {
-    let limit = Duration::from_secs(20);
+    // Of which a part goes to the sign of life that doesn't come.
+    let limit = Duration::from_secs(40);
     let Site::<A> { server: _server, proxy, store } = Site::with(limit).await;
     proxy.mute();
     sleep(IDLE).await;
@@ -191,7 +198,7 @@ pub async fn an_idle_connection_that_was_forgotten_is_replaced<A: Adapter>() {
 
 pub async fn a_killed_server_breaks_one_call_at_most_and_then_nothing_is_applied<A: Adapter>() {
     let mut server = A::SERVICE.own().unwrap();
-    let store = A::at(server.addr(), LIMIT);
+    let store = A::at(server.addr(), LIMIT * 5);
     until_it_works(&store).await;
     server.kill().unwrap();
     let first = failed_swap(&store).await;
@@ -200,14 +207,15 @@ pub async fn a_killed_server_breaks_one_call_at_most_and_then_nothing_is_applied
 }
 
 pub async fn a_late_failure_of_an_old_connection_spares_the_new_one<A: Adapter>() {
-    let Site::<A> { server: _server, proxy, store } = Site::with(LIMIT).await;
+    let limit = LIMIT * 4;
+    let Site::<A> { server: _server, proxy, store } = Site::with(limit).await;
     proxy.mute();
     let swap = || {
         let store = store.clone();
         tokio::spawn(async move { failed_swap(&*store).await })
     };
     let early = swap();
-    sleep(LIMIT / 2).await;
+    sleep(limit / 2).await;
     let late = swap();
     early.await.unwrap();
     until_it_works(&*store).await;
@@ -253,15 +261,11 @@ async fn slammed_door() -> (SocketAddr, Arc<AtomicUsize>) {
 
 pub async fn many_callers_of_a_server_that_fails_share_its_failure<A: Adapter>() {
     let (addr, knocks) = slammed_door().await;
-    let store = Arc::new(A::at(addr, AMPLE));
-    let call = |_| {
-        let store = store.clone();
-        async move { failed_swap(&*store).await }
-    };
-    for e in (0..CALLERS).map(call).collect::<JoinSet<_>>().join_all().await {
+    let store = A::at(addr, AMPLE);
+    // One task begins them all in one go; who comes after the first failure in spite of that makes one more attempt.
+    for e in join_all((0..CALLERS).map(|_| failed_swap(&store))).await {
         assert_not_sent(&e);
     }
-    // A call that was scheduled late makes one more attempt.
     assert!(knocks.load(Relaxed) <= CALLERS / 4 * A::KNOCKS, "{knocks:?}");
 }
 

@@ -15,6 +15,7 @@ use std::{
     thread,
     time::Duration,
 };
+use tokio::runtime::{Builder, Runtime};
 
 pub(crate) type Making<T> = Pin<Box<dyn Future<Output = Result<Arc<T>, BoxError>>>>;
 type Make<T> = Box<dyn Fn() -> Making<T> + Send + Sync>;
@@ -35,6 +36,7 @@ pub(crate) struct Setup<T: ?Sized> {
     pub(crate) outage: Option<Arc<dyn Outage>>,
     pub(crate) delete_topic: Option<Delete>,
     pub(crate) answers_within: Duration,
+    paused_clock: bool,
     lacking: Vec<(Capability, String)>,
     /// Written by whoever cuts off the server, or needs to be the only client; read by the others.
     turn: RwLock<()>,
@@ -86,6 +88,7 @@ impl<T: ?Sized + Send + Sync + 'static> Kit<T> {
             outage: None,
             delete_topic: None,
             answers_within: Duration::from_secs(30),
+            paused_clock: false,
             lacking: Vec::new(),
             turn: RwLock::new(()),
         };
@@ -118,6 +121,14 @@ impl<T: ?Sized + Send + Sync + 'static> Kit<T> {
     /// room. 30 s unless set.
     pub fn answers_within(mut self, limit: Duration) -> Self {
         self.setup.answers_within = limit;
+        self
+    }
+
+    /// Runs the cases under tokio's paused clock, one after another and each on one thread: for a backend in memory
+    /// that waits by tokio's clock alone. What a case waits for takes no time then, and no limit depends on how busy
+    /// the machine is.
+    pub fn with_paused_clock(mut self) -> Self {
+        self.setup.paused_clock = true;
         self
     }
 
@@ -222,14 +233,17 @@ fn run_case<T: ?Sized + Send + Sync + 'static>(setup: &Arc<Setup<T>>, case: &Cas
     if let Some(reason) = case.needs.iter().find_map(|need| setup.reason(*need)) {
         return Outcome::Ignored(reason);
     }
-    let alone = case.needs.contains(&Capability::Outage) || setup.lacks(Capability::SecondClient);
+    // Each paused clock has a time of its own, which two cases of one backend can't share.
+    let alone = case.needs.contains(&Capability::Outage)
+        || setup.lacks(Capability::SecondClient)
+        || setup.paused_clock;
     let (mut _shared, mut _alone) = (None, None);
     if alone {
         _alone = Some(setup.turn.write().unwrap_or_else(PoisonError::into_inner));
     } else {
         _shared = Some(setup.turn.read().unwrap_or_else(PoisonError::into_inner));
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+    let runtime = match runtime(setup.paused_clock) {
         Ok(runtime) => runtime,
         Err(error) => return Outcome::Failed(format!("no runtime: {error}")),
     };
@@ -248,6 +262,13 @@ fn run_case<T: ?Sized + Send + Sync + 'static>(setup: &Arc<Setup<T>>, case: &Cas
     // A backend that blocks a thread must not hold up the report.
     runtime.shutdown_background();
     outcome
+}
+
+fn runtime(paused_clock: bool) -> std::io::Result<Runtime> {
+    if paused_clock {
+        return Builder::new_current_thread().enable_all().start_paused(true).build();
+    }
+    Builder::new_multi_thread().worker_threads(2).enable_all().build()
 }
 
 fn words(panic: &(dyn std::any::Any + Send)) -> &str {

@@ -5,12 +5,13 @@ mod common;
 
 use common::*;
 use futures_util::StreamExt;
+use kafkaq_adapter_tests::Stopwatch;
 use kafkaq_core::*;
 use kafkaq_rdkafka::{GroupProtocol, RdKafka};
 use std::{
     io::{BufRead, BufReader},
     process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 const CHILD: &str = "KAFKAQ_TEST_CHILD";
@@ -58,7 +59,7 @@ async fn what_a_killed_process_had_is_read_by_another_within_the_session_timeout
         // Until it is a member itself: then all that is missing is the other's death.
         tokio::time::sleep(Duration::from_secs(8)).await;
         child.kill().unwrap();
-        let killed = Instant::now();
+        let killed = Stopwatch::start();
         child.wait().unwrap();
         while !matches!(next(&mut c).await, Event::Records(..)) {}
         println!("{:?}: read {:?} after the other process was killed", site.protocol, killed.elapsed());

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test")]
 
 use futures_util::{StreamExt, future::join_all};
+use kafkaq_adapter_tests::Stopwatch;
 use kafkaq_core::*;
 use kafkaq_rdkafka::{Builder, RdKafka};
 use rdkafka::{
@@ -13,10 +14,13 @@ use std::time::{Duration, Instant};
 
 type Mock = MockCluster<'static, DefaultProducerContext>;
 
+/// Longer than anything takes that ends at all, even on a loaded machine.
+const LONG: Duration = Duration::from_secs(120);
+
 fn cluster() -> (Mock, Builder) {
     let mock = Mock::new(1).unwrap();
     mock.create_topic("t", 1, 1).unwrap();
-    let builder = RdKafka::builder(mock.bootstrap_servers()).request_timeout(Duration::from_secs(5));
+    let builder = RdKafka::builder(mock.bootstrap_servers()).request_timeout(LONG);
     (mock, builder)
 }
 
@@ -37,7 +41,7 @@ async fn a_full_client_queue_makes_an_append_wait_and_not_fail() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_that_stays_full_is_an_error_in_time() {
     let (mock, builder) = cluster();
-    let limit = Duration::from_secs(2);
+    let limit = Duration::from_secs(4);
     let kafka = builder
         .request_timeout(limit)
         .set_producer("queue.buffering.max.messages", "50")
@@ -45,11 +49,14 @@ async fn a_queue_that_stays_full_is_an_error_in_time() {
         .build()
         .unwrap();
     let to = Partition::new("t", 0);
-    kafka.append(&to, &records(1)).await.remove(0).unwrap();
+    let until = Instant::now() + LONG;
+    while kafka.append(&to, &records(1)).await[0].is_err() {
+        assert!(Instant::now() < until, "the server is there");
+    }
     mock.broker_down(1).unwrap();
-    let at = Instant::now();
+    let watch = Stopwatch::start();
     let out = kafka.append(&to, &records(60)).await;
-    assert!(at.elapsed() < limit + Duration::from_millis(500), "{:?}", at.elapsed());
+    assert!(watch.elapsed() < limit + Duration::from_millis(500), "{:?}", watch.elapsed());
     for (i, outcome) in out.iter().enumerate() {
         let e = outcome.as_ref().unwrap_err();
         let effect = if i < 50 { Effect::Unknown } else { Effect::NotApplied };
@@ -92,8 +99,7 @@ async fn a_missing_topic_is_reported_and_reading_goes_on() {
     let kafka = builder.set("group.protocol", "classic").build().unwrap();
     mock.topic_error("late", Resp::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART).unwrap();
     let mut c = kafka.join(JoinRequest::new("g", vec!["late".into()], [1; 16])).await.unwrap();
-    let e =
-        tokio::time::timeout(Duration::from_secs(20), c.events.next()).await.unwrap().unwrap().unwrap_err();
+    let e = tokio::time::timeout(LONG, c.events.next()).await.unwrap().unwrap().unwrap_err();
     println!("{e}");
     assert_eq!((e.kind(), e.retry()), (ErrorKind::NotFound, Retry::Yes));
     assert!(e.to_string().contains("late"), "{e}");
@@ -104,15 +110,17 @@ async fn a_missing_topic_is_reported_and_reading_goes_on() {
 async fn with_nothing_under_way_leaving_is_prompt_also_when_the_broker_is_gone() {
     for protocol in ["classic", "consumer"] {
         let (mock, builder) = cluster();
+        // So long the close takes, in vain.
+        let builder = builder.request_timeout(Duration::from_secs(10));
         let kafka = builder.set("group.protocol", protocol).build().unwrap();
         let mut c = kafka.join(JoinRequest::new("g", vec!["t".into()], [1; 16])).await.unwrap();
         while !matches!(c.events.next().await, Some(Ok(Event::Assigned(_)))) {}
         mock.broker_down(1).unwrap();
         tokio::time::sleep(Duration::from_millis(500)).await;
-        let at = Instant::now();
+        let watch = Stopwatch::start();
         c.member.leave().await.unwrap();
-        println!("{protocol}: left in {:?}", at.elapsed());
-        assert!(at.elapsed() < Duration::from_secs(2), "{:?}", at.elapsed());
+        println!("{protocol}: left in {:?}", watch.elapsed());
+        assert!(watch.elapsed() < Duration::from_secs(5), "{:?}", watch.elapsed());
         kafka.close().await.unwrap();
     }
 }
@@ -142,7 +150,7 @@ async fn commits_that_wait_while_a_member_leaves_do_not_end_the_process() {
         for _ in 0..10 {
             assert!(c.member.commit(&commits).await[0].is_err());
         }
-        let until = Instant::now() + Duration::from_secs(60);
+        let until = Instant::now() + 2 * LONG;
         while c.member.leave().await.is_err() {
             assert!(Instant::now() < until, "leaving goes on in the background, and ends");
         }
@@ -160,7 +168,7 @@ async fn a_consumer_that_was_fenced_is_built_anew_and_reads_on_under_a_new_epoch
     kafka.append(&Partition::new("t", 0), &records(5)).await.remove(0).unwrap();
     let mut c = kafka.join(JoinRequest::new("g", vec!["t".into()], [1; 16])).await.unwrap();
     let read = async |c: &mut Consumer| loop {
-        match tokio::time::timeout(Duration::from_secs(25), c.events.next()).await.unwrap().unwrap() {
+        match tokio::time::timeout(LONG, c.events.next()).await.unwrap().unwrap() {
             Ok(Event::Records(of, batch)) => break (of, batch.records[0].offset),
             Ok(_) => {}
             Err(e) => {

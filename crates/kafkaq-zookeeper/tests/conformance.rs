@@ -15,5 +15,5 @@ fn main() -> Result<ExitCode, BoxError> {
     let kit = store("zookeeper", move || {
         ready(ZooKeeperStore::builder(&address).request_timeout(REQUEST).build().map_err(BoxError::from))
     });
-    Ok(kit.with_outage(proxy).answers_within(Duration::from_secs(15)).run())
+    Ok(kit.with_outage(proxy).run())
 }

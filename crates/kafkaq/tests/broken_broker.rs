@@ -100,7 +100,7 @@ async fn queue_over(broker: Breaking) -> (Queue, Breaking) {
     (queue, broker)
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_fatal_error_reaches_everyone_who_asks_and_running_jobs_can_end() {
     let (queue, broker) = queue(How::Fails).await;
     queue.publish(Task::new("x")).await.unwrap();
@@ -118,7 +118,7 @@ async fn a_fatal_error_reaches_everyone_who_asks_and_running_jobs_can_end() {
     assert_eq!(soon(queue.shutdown(ms(500))).await.unwrap_err().kind(), ErrorKind::Denied);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn events_that_end_are_an_error() {
     let (queue, broker) = queue(How::Ends).await;
     broker.now.notify_one();
@@ -126,7 +126,7 @@ async fn events_that_end_are_an_error() {
     assert!(e.to_string().contains("events"), "{e}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn nobody_waits_for_ever_when_the_driver_panics() {
     let (queue, broker) = queue(How::Panics).await;
     queue.publish(Task::new("x")).await.unwrap();
@@ -142,6 +142,7 @@ async fn nobody_waits_for_ever_when_the_driver_panics() {
     assert!(soon(queue.shutdown(ms(500))).await.is_err());
 }
 
+/// In real time: trying again is the business of another thread.
 #[tokio::test]
 async fn a_publish_whose_append_panics_is_tried_again() {
     let (queue, broker) = queue(How::Ends).await;
@@ -150,7 +151,7 @@ async fn a_publish_whose_append_panics_is_tried_again() {
     assert_eq!(next(&queue).await.id(), &id);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_group_that_cannot_be_joined_yet_is_joined_later() {
     let unavailable = Error::not_applied(ErrorKind::Unavailable, "join");
     let broker =
@@ -162,7 +163,7 @@ async fn a_group_that_cannot_be_joined_yet_is_joined_later() {
     assert_eq!(broker.joins.load(Ordering::Relaxed), 3);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_group_that_may_not_be_joined_is_an_error_for_everyone_who_asks() {
     let denied = Error::not_applied(ErrorKind::Denied, "join");
     let broker =
@@ -175,7 +176,7 @@ async fn a_group_that_may_not_be_joined_is_an_error_for_everyone_who_asks() {
     assert_eq!(broker.joins.load(Ordering::Relaxed), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn callers_that_give_up_while_the_group_is_joined_leave_it_to_be_joined_once() {
     let gate = Arc::new(Semaphore::new(0));
     let (queue, broker) = queue_over(Breaking { gate: Some(gate.clone()), ..Breaking::default() }).await;
@@ -190,7 +191,7 @@ async fn callers_that_give_up_while_the_group_is_joined_leave_it_to_be_joined_on
     assert_eq!(broker.joins.load(Ordering::Relaxed), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_shutdown_does_not_wait_for_a_group_that_cannot_be_joined() {
     let gate = Arc::new(Semaphore::new(0));
     let (queue, broker) = queue_over(Breaking { gate: Some(gate), ..Breaking::default() }).await;

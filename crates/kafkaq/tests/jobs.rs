@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{LEASE, ms, next, none_within, quick, records, soon};
+use common::{LEASE, ms, next, none_within, quick, records, soon, wall_now};
 use kafkaq::{
     CancelOutcome, ErrorKind, Headers, Job, JobError, JobStatus, LostReason, Queue, Result, Task, TaskId,
     backend::{LeaseStore, Log},
@@ -15,8 +15,9 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::Duration,
 };
+use tokio::time::Instant;
 
 type TopicName = Arc<str>;
 
@@ -29,7 +30,7 @@ fn id(text: impl AsRef<str>) -> TaskId {
     TaskId::new(text.as_ref()).unwrap()
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_task_arrives_as_it_was_published_and_is_done_once() -> Result<()> {
     let (queue, _) = queue().await;
     let task = Task::new("hello").with_key("customer-17").with_header("trace", "abc").with_id(id("one"));
@@ -39,7 +40,7 @@ async fn a_task_arrives_as_it_was_published_and_is_done_once() -> Result<()> {
     assert_eq!((job.id(), job.attempt(), &job.task()), (&id("one"), 1, &task));
     assert_eq!((&job.payload()[..], job.key().map(|k| &k[..])), (&b"hello"[..], Some(&b"customer-17"[..])));
     assert_eq!(job.headers().get("trace").map(|v| &v[..]), Some(&b"abc"[..]));
-    let left = job.deadline().duration_since(SystemTime::now()).unwrap();
+    let left = job.deadline().duration_since(wall_now()).unwrap();
     assert!(left <= LEASE + ms(5), "{left:?}");
     assert_eq!(queue.jobs().get(&id("one")).await?.status, JobStatus::Processing);
     soon(job.done()).await.unwrap();
@@ -49,7 +50,7 @@ async fn a_task_arrives_as_it_was_published_and_is_done_once() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_default_backend_needs_nothing() -> Result<()> {
     let queue = Queue::builder("emails").build().await?;
     let id = queue.publish(Task::new("hello")).await?;
@@ -59,7 +60,7 @@ async fn the_default_backend_needs_nothing() -> Result<()> {
     queue.shutdown(Duration::from_secs(5)).await
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn publish_many_answers_each_task_in_order() -> Result<()> {
     let (queue, _) = queue().await;
     let wrong = Task::new("x").with_header("kafkaq-mine", "1");
@@ -79,7 +80,7 @@ async fn publish_many_answers_each_task_in_order() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_id_is_one_task_while_it_is_remembered() -> Result<()> {
     let (queue, _) = queue().await;
     for _ in 0..3 {
@@ -91,7 +92,7 @@ async fn an_id_is_one_task_while_it_is_remembered() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_retry_comes_back_after_its_delay_with_the_next_attempt() -> Result<()> {
     let (queue, _) = queue().await;
     queue.publish(Task::new("x").with_id(id("r"))).await?;
@@ -101,7 +102,7 @@ async fn a_retry_comes_back_after_its_delay_with_the_next_attempt() -> Result<()
     soon(job.retry(ms(1200), "not now")).await.unwrap();
     let info = queue.jobs().get(&id("r")).await?;
     assert_eq!((info.status, info.attempts), (JobStatus::Waiting, 1));
-    assert!(info.next_execution.unwrap() > SystemTime::now());
+    assert!(info.next_execution.unwrap() > wall_now());
     let again = next(&queue).await;
     assert!(asked.elapsed() >= ms(1200), "{:?}", asked.elapsed());
     assert!(asked.elapsed() < ms(4000), "{:?}", asked.elapsed());
@@ -111,7 +112,7 @@ async fn a_retry_comes_back_after_its_delay_with_the_next_attempt() -> Result<()
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_retry_without_delay_comes_back_at_once() -> Result<()> {
     let (queue, _) = queue().await;
     queue.publish(Task::new("x")).await?;
@@ -123,7 +124,7 @@ async fn a_retry_without_delay_comes_back_at_once() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_delayed_task_waits_its_time() -> Result<()> {
     let (queue, _) = queue().await;
     let published = Instant::now();
@@ -135,7 +136,7 @@ async fn a_delayed_task_waits_its_time() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_rejected_task_lies_in_the_dead_letters_whole() -> Result<()> {
     let (queue, log) = queue().await;
     let headers = {
@@ -158,7 +159,7 @@ async fn a_rejected_task_lies_in_the_dead_letters_whole() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_task_whose_attempts_are_used_up_goes_to_the_dead_letters() -> Result<()> {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());
     let queue = quick(&log, &store).max_failures(3).build().await?;
@@ -178,7 +179,7 @@ async fn a_task_whose_attempts_are_used_up_goes_to_the_dead_letters() -> Result<
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_job_that_is_extended_stays_with_its_holder() -> Result<()> {
     let (queue, _) = queue().await;
     queue.publish(Task::new("slow")).await?;
@@ -195,7 +196,7 @@ async fn a_job_that_is_extended_stays_with_its_holder() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_dropped_job_is_handed_out_again_when_its_lease_ends() -> Result<()> {
     let (queue, _) = queue().await;
     queue.publish(Task::new("x").with_id(id("dropped"))).await?;
@@ -208,7 +209,7 @@ async fn a_dropped_job_is_handed_out_again_when_its_lease_ends() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_zombie_learns_that_its_lease_is_lost() -> Result<()> {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());
     let queue = quick(&log, &store).build().await?;
@@ -223,7 +224,7 @@ async fn a_zombie_learns_that_its_lease_is_lost() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_cancelled_task_is_not_handed_out() -> Result<()> {
     let (queue, _) = queue().await;
     assert_eq!(queue.jobs().cancel(&id("c")).await?, CancelOutcome::Unknown);
@@ -233,7 +234,7 @@ async fn a_cancelled_task_is_not_handed_out() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_holder_of_a_cancelled_task_learns_of_it() -> Result<()> {
     let (queue, _) = queue().await;
     queue.publish(Task::new("x").with_id(id("c"))).await?;
@@ -250,7 +251,7 @@ async fn the_holder_of_a_cancelled_task_learns_of_it() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_ask_takes_effect_once_it_was_polled() -> Result<()> {
     let (queue, _) = queue().await;
     queue.publish(Task::new("x").with_id(id("polled"))).await?;
@@ -268,7 +269,7 @@ async fn an_ask_takes_effect_once_it_was_polled() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_task_that_runs_longer_than_park_after_does_not_come_twice() -> Result<()> {
     let (queue, _) = queue().await;
     queue.publish(Task::new("slow")).await?;
@@ -281,21 +282,21 @@ async fn a_task_that_runs_longer_than_park_after_does_not_come_twice() -> Result
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_lease_that_has_waited_is_renewed_before_it_is_handed_out() -> Result<()> {
     let (queue, _) = queue().await;
     queue.publish(Task::new("x")).await?;
     // Leased ahead of any caller; more than half of the lease passes.
     tokio::time::sleep(LEASE * 3 / 4).await;
     let job = next(&queue).await;
-    let left = job.deadline().duration_since(SystemTime::now()).unwrap();
+    let left = job.deadline().duration_since(wall_now()).unwrap();
     assert!(left > LEASE / 2 - ms(20), "{left:?}");
     assert_eq!(job.attempt(), 1);
     soon(job.done()).await.unwrap();
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn too_long_a_retry_or_extension_is_refused() -> Result<()> {
     let (queue, _) = queue().await;
     queue.publish(Task::new("x")).await?;
@@ -307,7 +308,7 @@ async fn too_long_a_retry_or_extension_is_refused() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_job_can_be_taken_without_waiting() -> Result<()> {
     let (queue, _) = queue().await;
     assert!(queue.try_get_job()?.is_none());
@@ -336,7 +337,7 @@ async fn try_until_ready(queue: &Queue) -> Job {
     .await
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn jobs_can_be_taken_by_the_batch() -> Result<()> {
     let (queue, _) = queue().await;
     assert!(queue.get_jobs(0).await?.is_empty());
@@ -411,7 +412,7 @@ async fn get_jobs_is_cancel_safe() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn every_group_executes_a_delayed_task_whoever_has_published_it() -> Result<()> {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());
     let groups = [quick(&log, &store).build().await?, quick(&log, &store).group("audit").build().await?];
@@ -430,7 +431,7 @@ async fn every_group_executes_a_delayed_task_whoever_has_published_it() -> Resul
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_controller_needs_the_store_alone() -> Result<()> {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());
     let jobs = Queue::builder("emails").store(store.clone()).build_jobs().await?;

@@ -209,7 +209,7 @@ async fn a_member_that_never_polls_piles_nothing_up_when_topics_come_and_go() {
     assert!(next(&mut one).is_none());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_fetch_that_waits_ends_when_its_topic_is_deleted_and_never_waits_for_another() {
     let log = log(5).await;
     assert_eq!(fetch(&log, 6, Duration::ZERO).await, Err(ErrorKind::Invalid));

@@ -160,7 +160,7 @@ fn a_publisher_outlives_the_runtime_that_it_was_built_on() {
 #[test]
 fn a_runtime_whose_threads_are_all_taken_holds_up_no_answer() {
     let log = gated(9, false);
-    let (publisher, home) = publisher_at_home(&log, ms(200));
+    let (publisher, home) = publisher_at_home(&log, ms(2000));
     // Never dropped: that would wait for its threads, which may be taken for ever if this test fails.
     let home = ManuallyDrop::new(home);
     let (free, taken) = (Arc::new(Barrier::new(3)), Arc::new(Barrier::new(3)));
@@ -263,7 +263,7 @@ fn a_waker_that_panics_holds_up_nobody() {
 fn every_publish_is_answered_within_its_timeout_while_the_log_is_down() {
     // Each request of this log takes as long as the patience of these tests.
     let log = gated(0, true);
-    let publisher = runtime().block_on(builder(&log).publish_timeout(ms(200)).build_publisher()).unwrap();
+    let publisher = runtime().block_on(builder(&log).publish_timeout(ms(2000)).build_publisher()).unwrap();
     let started = Instant::now();
     let outcomes = within_patience(move || {
         runtime().block_on(publisher.publish_many((0..5000).map(|n| Task::new(format!("{n}")))))
@@ -278,7 +278,7 @@ fn every_publish_is_answered_within_its_timeout_while_the_log_is_down() {
 #[test]
 fn waiting_for_room_counts() {
     let log = gated(0, true);
-    let small = builder(&log).max_task_bytes(1000).publish_buffer(80_000).publish_timeout(ms(200));
+    let small = builder(&log).max_task_bytes(1000).publish_buffer(80_000).publish_timeout(ms(2000));
     let publisher = runtime().block_on(small.build_publisher()).unwrap();
     let started = Instant::now();
     let outcomes = within_patience(move || {

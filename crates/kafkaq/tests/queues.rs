@@ -17,12 +17,13 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
+use tokio::time::Instant;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn settings_that_make_no_sense_are_refused() {
     let build = |change: fn(kafkaq::QueueBuilder) -> kafkaq::QueueBuilder| async move {
         change(quick(&MemoryLog::new(), &MemoryStore::new())).build().await.unwrap_err()
@@ -43,7 +44,7 @@ async fn settings_that_make_no_sense_are_refused() {
     assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains("no broker"), "{e}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_wait_topic_that_would_lose_tasks_is_refused() -> Result<()> {
     let log = MemoryLog::new();
     let mut spec = TopicSpec::new("emails.kafkaq.wait");
@@ -56,7 +57,7 @@ async fn a_wait_topic_that_would_lose_tasks_is_refused() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn publish_refuses_what_cannot_be_executed() -> Result<()> {
     let queue = quick(&MemoryLog::new(), &MemoryStore::new()).max_task_bytes(1000).build().await?;
     let refused = |task| async { queue.publish(task).await.unwrap_err() };
@@ -75,7 +76,7 @@ async fn publish_refuses_what_cannot_be_executed() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_publisher_that_fails_says_which_task_and_that_it_can_be_repeated() -> Result<()> {
     let log = Arc::new(MemoryLog::new());
     let publisher = Queue::builder("emails").broker(log.clone()).build_publisher().await?;
@@ -86,7 +87,7 @@ async fn a_publisher_that_fails_says_which_task_and_that_it_can_be_repeated() ->
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_publisher_feeds_a_queue_in_another_process() -> Result<()> {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());
     let publisher = quick(&log, &store).build_publisher().await?;
@@ -98,7 +99,7 @@ async fn a_publisher_feeds_a_queue_in_another_process() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_record_of_any_producer_is_a_task() -> Result<()> {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());
     let queue = quick(&log, &store).build().await?;
@@ -112,7 +113,7 @@ async fn a_record_of_any_producer_is_a_task() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn tasks_of_a_key_share_a_partition_and_others_are_spread() -> Result<()> {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());
     let publisher = quick(&log, &store).build_publisher().await?;
@@ -141,7 +142,7 @@ async fn tasks_of_a_key_share_a_partition_and_others_are_spread() -> Result<()> 
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn two_members_share_the_tasks_and_two_groups_get_each_all() -> Result<()> {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());
     let members = [quick(&log, &store).build().await?, quick(&log, &store).build().await?];
@@ -173,7 +174,7 @@ async fn two_members_share_the_tasks_and_two_groups_get_each_all() -> Result<()>
 }
 
 /// Leases are long here, so what is read by a process that asks for no job would be missed.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_queue_that_is_asked_for_no_job_takes_no_share() -> Result<()> {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());
     let long = || quick(&log, &store).lease_duration(Duration::from_secs(600)).park_after(SECOND);
@@ -192,9 +193,12 @@ async fn a_queue_that_is_asked_for_no_job_takes_no_share() -> Result<()> {
     soon(worker.shutdown(5 * SECOND)).await
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_queue_tells_what_it_is_doing() -> Result<()> {
-    let queue = quick(&MemoryLog::new(), &MemoryStore::new()).lease_duration(60 * SECOND).build().await?;
+    // Nothing is parked while the test looks.
+    let long =
+        quick(&MemoryLog::new(), &MemoryStore::new()).lease_duration(60 * SECOND).park_after(20 * SECOND);
+    let queue = long.build().await?;
     let fresh = queue.stats().await;
     assert_eq!((fresh.waiting, fresh.ready, fresh.held, fresh.publishes.calls), (0, 0, 0, 0));
     assert!(fresh.partitions.is_empty(), "it has not joined its group");
@@ -242,7 +246,7 @@ async fn a_queue_tells_what_it_is_doing() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn queues_share_a_broker_and_a_store() -> Result<()> {
     let broker: Arc<dyn Broker> = Arc::new(MemoryLog::new());
     let store: Arc<dyn LeaseStore> = Arc::new(MemoryStore::new());
@@ -261,7 +265,7 @@ async fn queues_share_a_broker_and_a_store() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn shutdown_gives_back_what_nobody_has_got() -> Result<()> {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());
     // With leases this long only what is given back comes again in time.
@@ -291,7 +295,7 @@ async fn shutdown_gives_back_what_nobody_has_got() -> Result<()> {
     soon(two.shutdown(SECOND)).await
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn shutdown_wakes_those_who_wait_and_ends_at_its_limit() -> Result<()> {
     let queue = quick(&MemoryLog::new(), &MemoryStore::new()).lease_duration(60 * SECOND).build().await?;
     queue.publish(Task::new("x")).await?;
@@ -312,7 +316,7 @@ async fn shutdown_wakes_those_who_wait_and_ends_at_its_limit() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_queue_whose_last_clone_is_dropped_leaves_the_group() -> Result<()> {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());
     let one = quick(&log, &store).build().await?;

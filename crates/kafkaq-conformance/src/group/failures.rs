@@ -2,8 +2,8 @@
 
 use super::{Cx, stage};
 use crate::check::{Checked, Failed};
-use std::time::{Duration, Instant};
-use tokio::time::sleep;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
 
 pub(super) async fn a_member_goes_on_after_an_outage(cx: &Cx) -> Checked {
     let (stage, outage) = (stage(cx, 1, 10).await?, cx.outage()?);

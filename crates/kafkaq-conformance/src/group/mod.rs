@@ -16,12 +16,8 @@ use kafkaq_core::{
     Assignment, Broker, Commit, Consumer, Error, ErrorKind, Event, Headers, JoinRequest, NewRecord,
     Partition, Result, Retry, TopicSpec,
 };
-use std::{
-    collections::BTreeMap,
-    fmt,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use tokio::time::Instant;
 
 type Cx = Context<dyn Broker>;
 
@@ -185,7 +181,7 @@ impl Reader {
     /// Everything that comes within that time.
     async fn during(&mut self, time: Duration) -> Checked<Vec<Event>> {
         let (end, mut events) = (Instant::now() + time, Vec::new());
-        while let Ok(event) = tokio::time::timeout_at(end.into(), self.next()).await {
+        while let Ok(event) = tokio::time::timeout_at(end, self.next()).await {
             events.extend(event?);
             // A backend that is always ready must not keep the clock from being looked at.
             if Instant::now() > end {

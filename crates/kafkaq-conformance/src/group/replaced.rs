@@ -4,11 +4,8 @@
 use super::{Cx, Reader, Stage, stage};
 use crate::check::{Checked, Failed, ensure, ensure_eq};
 use kafkaq_core::{Assignment, ErrorKind, Event, Partition, TopicSpec};
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
-use tokio::time::sleep;
+use std::{collections::BTreeSet, time::Duration};
+use tokio::time::{Instant, sleep};
 
 /// Long enough for an event that shouldn't come.
 const A_WHILE: Duration = Duration::from_millis(1500);

@@ -6,12 +6,11 @@ use crate::{
     check::{Checked, Failed, ensure, ensure_eq},
 };
 use kafkaq_core::{Effect, Partition, Result, TopicSpec};
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, Instant},
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
 };
-use tokio::{task::JoinSet, time::sleep};
 
 /// Appends numbered records until the log ends it by an error, and answers what was told for each.
 async fn append_until_an_error<L: AnyLog + ?Sized>(

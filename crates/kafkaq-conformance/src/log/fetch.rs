@@ -6,17 +6,15 @@ use crate::{
     check::{Checked, Failed, ensure, ensure_eq},
 };
 use kafkaq_core::{Batch, ErrorKind, FetchLimit, Offsets, Partition, PartitionLog, Position};
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
-use tokio::time::sleep;
+use std::{sync::Arc, time::Duration};
+use tokio::time::{Instant, sleep};
 
 type Cx = Context<dyn PartitionLog>;
 
-const LONG_POLL: Duration = Duration::from_secs(20);
-/// What a call may take that has nothing to wait for.
-const SOON: Duration = Duration::from_secs(5);
+/// Far longer than a call may take that has nothing to wait for.
+fn long_poll(cx: &Cx) -> Duration {
+    2 * cx.answers_within()
+}
 
 /// A log with one topic of two partitions.
 async fn stage(cx: &Cx) -> Checked<(Arc<dyn PartitionLog>, Partition, Partition)> {
@@ -86,7 +84,8 @@ pub(super) async fn at_the_end_a_fetch_answers_an_empty_batch(cx: &Cx) -> Checke
         let batch = fetch(&*log, partition, from, wait, 1 << 20).await?;
         ensure!(batch.records.is_empty(), "{} records beyond the end", batch.records.len());
         ensure_eq!(batch.next, from, "where reading goes on");
-        ensure!(asked.elapsed() < wait + SOON, "it took {:?} to wait {wait:?}", asked.elapsed());
+        let took = asked.elapsed();
+        ensure!(took < wait + cx.answers_within(), "it took {took:?} to wait {wait:?}");
     }
     Ok(())
 }
@@ -108,16 +107,17 @@ pub(super) async fn a_fetch_of_what_is_not_there_fails(cx: &Cx) -> Checked {
 pub(super) async fn a_fetch_wakes_at_the_first_record(cx: &Cx) -> Checked {
     let (log, of, _) = stage(cx).await?;
     let mut at = append(&*log, &of, &records(0..1)).await?[0] + 1;
+    let wait = long_poll(cx);
     for round in 0..3 {
         let (reader, from) = (log.clone(), of.clone());
-        let waiting = tokio::spawn(async move { fetch(&*reader, &from, at, LONG_POLL, 1 << 20).await });
+        let waiting = tokio::spawn(async move { fetch(&*reader, &from, at, wait, 1 << 20).await });
         sleep(Duration::from_millis(300)).await;
         let appended = Instant::now();
         append(&*log, &of, &[record(round)]).await?;
         let batch = waiting.await??;
         let took = appended.elapsed();
         ensure!(!batch.records.is_empty(), "a fetch that waited ended without the record that came");
-        ensure!(took < SOON, "a waiting fetch took {took:?} to see a new record");
+        ensure!(took < cx.answers_within(), "a waiting fetch took {took:?} to see a new record");
         at = batch.next;
     }
     Ok(())
@@ -128,7 +128,7 @@ pub(super) async fn one_record_comes_even_if_it_is_larger_than_the_limit(cx: &Cx
     let large = "x".repeat(50_000);
     let offsets = append(&*log, &of, &[record(&large), record(&large)]).await?;
     for offset in offsets {
-        let batch = fetch(&*log, &of, offset, SOON, 100).await?;
+        let batch = fetch(&*log, &of, offset, cx.answers_within(), 100).await?;
         let got = batch.records.first().map(|r| (r.offset, r.size()));
         ensure_eq!(got, Some((offset, large.len())), "a fetch of at most 100 bytes");
     }
@@ -139,7 +139,7 @@ pub(super) async fn a_dropped_fetch_loses_nothing(cx: &Cx) -> Checked {
     let (log, of, _) = stage(cx).await?;
     let at = append(&*log, &of, &records(0..50)).await?;
     for (n, offset) in at.into_iter().enumerate() {
-        give_up(fetch(&*log, &of, 0, LONG_POLL, 100), n as u64).await;
+        give_up(fetch(&*log, &of, 0, long_poll(cx), 100), n as u64).await;
         let batch = first(&*log, &of, offset, 100).await?;
         ensure_eq!(batch.records[0].offset, offset, "a fetch after one that was dropped");
     }
@@ -148,18 +148,19 @@ pub(super) async fn a_dropped_fetch_loses_nothing(cx: &Cx) -> Checked {
 
 pub(super) async fn a_waiting_fetch_holds_up_nobody(cx: &Cx) -> Checked {
     let (log, quiet, busy) = stage(cx).await?;
-    let reader = log.clone();
-    let waiting = tokio::spawn(async move { fetch(&*reader, &quiet, 0, LONG_POLL, 1 << 20).await });
+    let (reader, wait) = (log.clone(), long_poll(cx));
+    let waiting = tokio::spawn(async move { fetch(&*reader, &quiet, 0, wait, 1 << 20).await });
     sleep(Duration::from_millis(300)).await;
-    let asked = Instant::now();
-    for n in 0..3 {
-        let offset = append(&*log, &busy, &[record(n)]).await?[0];
-        first(&*log, &busy, offset, 1 << 20).await?;
-    }
-    let took = asked.elapsed();
+    let others = async {
+        for n in 0..3 {
+            let offset = append(&*log, &busy, &[record(n)]).await?[0];
+            first(&*log, &busy, offset, 1 << 20).await?;
+        }
+        Ok::<_, Failed>(())
+    };
+    let done = cx.in_time("three appends and fetches beside a fetch that waits", others).await?;
     waiting.abort();
-    ensure!(took < SOON, "three appends and fetches took {took:?} beside a fetch that waits");
-    Ok(())
+    done
 }
 
 pub(super) async fn close_ends_a_waiting_fetch(cx: &Cx) -> Checked {

@@ -17,11 +17,8 @@ use kafkaq_core::{
     Broker, Event, FetchLimit, Headers, JoinRequest, Log, NewRecord, Partition, PartitionLog, Position,
     Record, TopicInfo, TopicSpec,
 };
-use std::{
-    fmt,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fmt, sync::Arc, time::Duration};
+use tokio::time::Instant;
 
 /// For both kinds of logs.
 pub(crate) fn cases<L: AnyLog + ?Sized>() -> Vec<Case<L>> {

@@ -3,7 +3,8 @@
 use super::{Cx, Value, get, key, keys, keys_of, put, value};
 use crate::check::{Checked, ensure, ensure_eq};
 use kafkaq_core::{Key, LeaseStore, Swap, Swapped};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Every third key of a batch has this already, so that outcomes differ along it.
 fn seed(n: usize) -> Value {

@@ -3,8 +3,11 @@
 use super::{Cx, get, key, put, swap_for, value};
 use crate::check::{Checked, Failed, ensure, ensure_eq};
 use kafkaq_core::{Key, LeaseStore};
-use std::time::{Duration, Instant};
-use tokio::{task::JoinSet, time::sleep};
+use std::time::Duration;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 
 /// No whole number of seconds: a store that counts in those must round up.
 const SHORT: Duration = Duration::from_millis(1500);

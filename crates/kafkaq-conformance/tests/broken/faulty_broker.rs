@@ -74,6 +74,7 @@ fn kit(fault: Fault) -> Kit<dyn Broker> {
     };
     let delete = move |name: String| std::future::ready(topics.delete_topic(&name).map_err(Into::into));
     kafkaq_conformance::broker("broker", make)
+        .with_paused_clock()
         .with_outage(gate)
         .with_topic_deletion(delete)
         .answers_within(Duration::from_secs(4))

@@ -110,7 +110,10 @@ fn kit(fault: Fault) -> Kit<dyn PartitionLog> {
             one: tokio::sync::Mutex::default(),
         }))
     };
-    kafkaq_conformance::log("log", make).with_outage(gate).answers_within(Duration::from_secs(2))
+    kafkaq_conformance::log("log", make)
+        .with_paused_clock()
+        .with_outage(gate)
+        .answers_within(Duration::from_secs(2))
 }
 
 fn text(bytes: Bytes) -> Bytes {
@@ -516,7 +519,11 @@ fn each_fault_of_a_log_is_caught_by_the_case_that_names_the_rule() {
         planted(
             SleepsInsteadOfWaiting,
             "a_fetch_wakes_at_the_first_record",
-            &["a_dropped_fetch_loses_nothing", "close_ends_a_waiting_fetch"],
+            &[
+                "a_dropped_fetch_loses_nothing",
+                "a_waiting_fetch_holds_up_nobody",
+                "close_ends_a_waiting_fetch",
+            ],
         ),
         planted(HoldsBackLargeRecords, "one_record_comes_even_if_it_is_larger_than_the_limit", &[]),
         planted(LosesWhatADroppedFetchRead, "a_dropped_fetch_loses_nothing", &[]),

@@ -1,6 +1,6 @@
 //! The kit proves itself: each planted fault is caught by the case that names the rule it breaks.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod faulty_broker;
 mod faulty_log;
@@ -28,22 +28,18 @@ fn planted<F>(fault: F, caught_by: &'static str, also: &'static [&'static str]) 
     Planted { fault, caught_by, also }
 }
 
-/// Runs every fault through its kit, some at a time, and compares what fails with the table. What differs is looked
-/// at once more alone: cases have time limits, and a crowd on a small machine can stretch them.
+/// Runs every fault through its kit, and compares what fails with the table. The kits have paused clocks, so no limit
+/// of a case is too short for the machine.
 fn prove<F: Copy + fmt::Debug + Sync>(kit: impl Fn(F) -> Suite + Sync, table: &[Planted<F>]) {
-    const AT_A_TIME: usize = 24;
-    let (next, suspects) = (Mutex::new(table.iter()), Mutex::new(Vec::new()));
+    let (next, wrong) = (Mutex::new(table.iter()), Mutex::new(Vec::new()));
     let work = || {
         while let Some(planted) = { next.lock().unwrap().next() } {
-            if let Some(why) = judge(planted, &kit(planted.fault).results()) {
-                println!("{why}");
-                suspects.lock().unwrap().push(planted);
-            }
+            wrong.lock().unwrap().extend(judge(planted, &kit(planted.fault).results()));
         }
     };
-    thread::scope(|scope| (0..AT_A_TIME).for_each(|_| drop(scope.spawn(work))));
-    let alone = |planted: &Planted<F>| judge(planted, &kit(planted.fault).results());
-    let wrong: Vec<_> = suspects.into_inner().unwrap().into_iter().filter_map(alone).collect();
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+    let wrong = wrong.into_inner().unwrap();
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 

@@ -1,14 +1,14 @@
 //! What is peculiar to a cluster: slots that move, nodes that are away, and the others that go on.
 
 use crate::{ask, clients, number, target::Target, tell, try_ask};
-use kafkaq_adapter_tests::{create, key, keys, one, replace, until, value};
+use kafkaq_adapter_tests::{Stopwatch, create, key, keys, one, replace, until, value};
 use kafkaq_core::{Effect, ErrorKind, Key, LeaseStore, Retry, Swapped};
 use kafkaq_redis::RedisStore;
 use std::time::{Duration, Instant};
-use tokio::time::sleep;
 use xtask::services::{Server, Service, free_port};
 
-const LIMIT: Duration = Duration::from_millis(400);
+/// What a call may take where a node is away; those of the others have to end within it.
+const LIMIT: Duration = Duration::from_secs(3);
 
 fn impatient(target: &Target) -> RedisStore {
     target.builder().request_timeout(LIMIT).connections(1).build().unwrap()
@@ -82,7 +82,7 @@ async fn one_address_leads_to_all_nodes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_that_moves_is_followed_before_while_and_after() {
     let target = Target::cluster();
-    let store = impatient(&target);
+    let store = target.store();
     let moving = key("moving");
     let all = [keys(50), vec![moving.clone()]].concat();
     fill(&store, &all, "0").await;
@@ -127,15 +127,20 @@ async fn while_a_node_is_frozen_its_keys_are_unknown_in_time_and_the_others_go_o
     let target = Target::cluster();
     let (away, there) = split(&target, 1);
     let all = [away.clone(), there.clone()].concat();
-    let store = impatient(&target);
-    fill(&store, &all, "0").await;
-    replace_all(&store, &all, "0", "1").await;
+    let (patient, store) = (target.store(), impatient(&target));
+    fill(&patient, &all, "0").await;
+    replace_all(&patient, &all, "0", "1").await;
+    until("all nodes are connected and know the script", async || {
+        let swaps: Vec<_> = all.iter().map(|k| replace(k, "1", "1")).collect();
+        store.swap(&swaps).await.iter().all(Result::is_ok)
+    })
+    .await;
     target.nodes[1].pause().unwrap();
 
-    let begin = Instant::now();
+    let (begin, watch) = (Instant::now(), Stopwatch::start());
     let swaps: Vec<_> = all.iter().map(|k| replace(k, "1", "2")).collect();
     let outcomes = store.swap(&swaps).await;
-    assert!((LIMIT..LIMIT * 3).contains(&begin.elapsed()));
+    assert!(begin.elapsed() >= LIMIT && watch.elapsed() < LIMIT * 3, "{:?}", begin.elapsed());
     let (of_away, of_there) = outcomes.split_at(away.len());
     assert!(of_there.iter().all(|outcome| *outcome.as_ref().unwrap() == Swapped::Done));
     for outcome in of_away {
@@ -146,16 +151,15 @@ async fn while_a_node_is_frozen_its_keys_are_unknown_in_time_and_the_others_go_o
             "{e}"
         );
     }
-    // One call at a time finds out whether it is back; the rest is told at once that it isn't.
-    let begin = Instant::now();
-    let (first, second) = tokio::join!(store.get(&all), async {
-        sleep(Duration::from_millis(50)).await;
-        let begin = Instant::now();
-        (store.get(&all).await, begin.elapsed())
-    });
-    assert!(begin.elapsed() < LIMIT * 3);
-    assert!(second.1 < LIMIT / 2, "{second:?}");
-    for outcomes in [first, second.0] {
+    // One call at a time finds out whether it is back; the other is told at once that it isn't.
+    let get = async || {
+        let watch = Stopwatch::start();
+        (store.get(&all).await, watch.elapsed())
+    };
+    let ((first, took_first), (second, took_second)) = tokio::join!(get(), get());
+    assert!(took_first.max(took_second) < LIMIT * 3);
+    assert!(took_first.min(took_second) < LIMIT / 2, "{took_first:?}, {took_second:?}");
+    for outcomes in [first, second] {
         assert!(outcomes[..away.len()].iter().all(Result::is_err));
         assert!(outcomes[away.len()..].iter().all(Result::is_ok));
     }
@@ -178,12 +182,12 @@ async fn swaps_for_a_node_that_is_gone_are_not_applied_and_the_others_are() {
     target.nodes[2].kill().unwrap();
     // The first may have been sent before the connection was seen to be broken.
     store.get(&away).await;
-    let begin = Instant::now();
+    let watch = Stopwatch::start();
     for k in &away {
         let e = one(&store, create(k, "a")).await.unwrap_err();
         assert_eq!((e.kind(), e.effect()), (ErrorKind::Unavailable, Effect::NotApplied), "{e}");
     }
-    assert!(begin.elapsed() < LIMIT * 3);
+    assert!(watch.elapsed() < LIMIT, "{:?}", watch.elapsed());
     fill(&store, &there, "a").await;
     target.nodes[2].start_again().unwrap();
     await_working(&store, &away).await;
@@ -191,7 +195,8 @@ async fn swaps_for_a_node_that_is_gone_are_not_applied_and_the_others_are() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_was_promoted_is_found() {
-    let timeout = ["--cluster-node-timeout", "1000"];
+    // A node that is only slow is not taken for a dead one.
+    let timeout = ["--cluster-node-timeout", "5000"];
     let mut nodes = Service::RedisCluster.own_with(None, &timeout).unwrap().into_nodes();
     let bus = free_port().unwrap().to_string();
     let options = ["--cluster-enabled", "yes", "--cluster-port", &bus];
@@ -205,7 +210,7 @@ async fn a_replica_that_was_promoted_is_found() {
     })
     .await;
     let target = Target { nodes };
-    let (store, all) = (impatient(&target), keys(90));
+    let (store, all) = (target.store(), keys(90));
     nodes = target.nodes;
     fill(&store, &all, "0").await;
     // Replication is asynchronous: what the replica lacks is lost with the primary.
@@ -221,10 +226,10 @@ async fn without_any_node_a_swap_is_not_applied_and_returns_soon() {
     let urls = ["redis://127.0.0.1:1", "redis://127.0.0.1:2"];
     let store = RedisStore::cluster(urls).request_timeout(LIMIT).build().unwrap();
     for _ in 0..3 {
-        let begin = Instant::now();
+        let watch = Stopwatch::start();
         let e = one(&store, create(&key("a"), "a")).await.unwrap_err();
         assert_eq!((e.kind(), e.effect()), (ErrorKind::Unavailable, Effect::NotApplied), "{e}");
-        assert!(begin.elapsed() < LIMIT * 2);
+        assert!(watch.elapsed() < LIMIT * 2, "{:?}", watch.elapsed());
     }
 }
 

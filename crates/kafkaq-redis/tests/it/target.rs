@@ -1,6 +1,6 @@
 //! What a case runs on: a server, or a cluster of three.
 
-use crate::{ask, try_ask};
+use crate::{AMPLE, ask, try_ask};
 use kafkaq_redis::{RedisStore, RedisStoreBuilder};
 use redis::Value;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -34,10 +34,11 @@ impl Target {
     }
 
     pub(crate) fn builder(&self) -> RedisStoreBuilder {
-        match &self.nodes[..] {
+        let builder = match &self.nodes[..] {
             [server] => RedisStore::builder(server.url()),
             nodes => RedisStore::cluster(nodes.iter().map(Server::url)),
-        }
+        };
+        builder.request_timeout(AMPLE)
     }
 
     pub(crate) fn store(&self) -> RedisStore {

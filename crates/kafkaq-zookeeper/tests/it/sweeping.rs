@@ -1,7 +1,7 @@
 //! What is taken away, and what never.
 
 use crate::{builder, client, nodes, shared};
-use kafkaq_adapter_tests::{create, key, one, remove, value};
+use kafkaq_adapter_tests::{create, key, one, read, remove, until, value};
 use kafkaq_core::Swap;
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
@@ -11,13 +11,14 @@ async fn the_sweeper_takes_removed_and_expired_nodes_and_nothing_else() {
     let server = shared();
     // The server's clock and ours are the same; a session lasts a second here.
     let linger = Duration::from_secs(2);
-    let store = builder(&server, "sweep")
+    let sweeping = builder(&server, "sweep")
         .session_timeout(Duration::from_secs(1))
         .request_timeout(Duration::from_millis(900))
         .sweep_every(Duration::from_secs(1))
         .linger(linger)
         .build()
         .unwrap();
+    let store = builder(&server, "sweep").build().unwrap();
     let zk = client(&server).await;
     let ttl = |time| Some(Duration::from_millis(time));
     one(&store, create(&key("stays"), "a")).await.unwrap();
@@ -28,8 +29,9 @@ async fn the_sweeper_takes_removed_and_expired_nodes_and_nothing_else() {
     one(&store, remove(&key("removed"), "a")).await.unwrap();
     let mut left = nodes(&zk, "sweep").await;
     assert_eq!(left.len(), 4);
+    until("the other store is connected", async || read(&sweeping, &key("stays")).await.is_ok()).await;
     while left.len() > 2 {
-        assert!(begin.elapsed() < Duration::from_secs(30), "{left:?}");
+        assert!(begin.elapsed() < Duration::from_secs(90), "{left:?}");
         sleep(Duration::from_millis(50)).await;
         left = nodes(&zk, "sweep").await;
         // Node times are in whole milliseconds.

@@ -1,4 +1,6 @@
 //! What the tests of the facade share: quick settings, and a look into the log.
+//!
+//! Where a test's clock is paused, leases and delays take no time and end no sooner because the machine is busy.
 
 #![allow(dead_code, clippy::expect_used, clippy::panic)]
 
@@ -8,14 +10,29 @@ use kafkaq::{
     backend::{Broker, Event, JoinRequest, Record},
     memory::{MemoryLog, MemoryStore},
 };
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    time::{Duration, Instant as SystemInstant, SystemTime},
+};
+use tokio::time::Instant;
 
 pub(crate) const LEASE: Duration = Duration::from_millis(400);
 /// Nothing in these tests takes as long, unless it hangs.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 pub(crate) fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
+}
+
+/// The wall clock's time as the queue has it: as far behind or ahead of the system's as a paused clock is. A thread that
+/// is held up between its looks has a time that is too late, so the earliest of many counts.
+pub(crate) fn wall_now() -> SystemTime {
+    let look = || {
+        let before = SystemInstant::now();
+        let tokio = Instant::now().into_std();
+        SystemTime::now() - before.saturating_duration_since(tokio) + tokio.saturating_duration_since(before)
+    };
+    (0..100).map(|_| look()).min().expect("there were looks")
 }
 
 /// A queue whose leases end soon.
