@@ -17,22 +17,42 @@ pub use proxy::Proxy;
 use kafkaq_core::{Broker, LeaseStore, PartitionLog};
 use std::sync::Arc;
 
-#[doc = include_str!("../docs/write-your-own-store.md")]
-///
-/// # The whole store
-///
-/// `examples/file_store.rs` of this crate:
-///
-/// ```
-#[doc = include_str!("../examples/file_store.rs")]
-/// ```
-///
-/// And its test, `tests/file_store.rs`:
-///
-/// ```ignore
-#[doc = include_str!("../tests/file_store.rs")]
-/// ```
-pub mod guide {}
+/// From an empty crate to a backend that passes.
+pub mod guide {
+    #[doc = include_str!("../docs/write-your-own-store.md")]
+    ///
+    /// # The whole store
+    ///
+    /// `examples/file_store.rs` of this crate:
+    ///
+    /// ```
+    #[doc = include_str!("../examples/file_store.rs")]
+    /// ```
+    ///
+    /// And its test, `tests/file_store.rs`:
+    ///
+    /// ```ignore
+    #[doc = include_str!("../tests/file_store.rs")]
+    /// ```
+    pub mod write_your_own_store {}
+
+    #[doc = include_str!("../docs/write-your-own-log.md")]
+    ///
+    /// # The whole log
+    ///
+    /// `examples/file_log.rs` of this crate:
+    ///
+    /// ```
+    #[doc = include_str!("../examples/file_log.rs")]
+    /// ```
+    ///
+    /// And its test, `tests/file_log.rs`:
+    ///
+    /// ```ignore
+    #[doc = include_str!("../tests/file_log.rs")]
+    /// ```
+    pub mod write_your_own_log {}
+}
 
 /// Whatever kept a client from being made. Every error converts into it by `?`.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

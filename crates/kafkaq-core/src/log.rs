@@ -56,7 +56,8 @@ pub struct TopicInfo {
     pub partitions: i32,
     /// Whether this call made it.
     pub created: bool,
-    /// How long records are kept; `Duration::MAX` is for ever.
+    /// How long records are kept; `Duration::MAX` is for ever. A log that deletes nothing reports what was asked for,
+    /// or `None`.
     pub retention: Option<Duration>,
     /// The limit by size a partition; -1 is none.
     pub retention_bytes: Option<i64>,
@@ -93,28 +94,33 @@ pub trait Log: Send + Sync + fmt::Debug + 'static {
     /// Makes the topics that are missing and answers what is there, one info a spec, in the same order.
     ///
     /// It does not change a topic that exists and does not judge it: the core does. Two processes that make the
-    /// same topic at once must both succeed. When it returns, an append to every partition works.
+    /// same topic at once must both succeed. When it returns, an append to every partition works. Where the server
+    /// lacks a setting that a spec asks for, the topic is made without it and its info says so.
     async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<TopicInfo>>;
 
-    /// Looks at topics, and never creates one. Returns one outcome per name, in the same order: `None` for a topic that
-    /// does not exist.
+    /// Looks at topics, and never creates one: a running group notices by it that partitions were added, or that a topic
+    /// is gone. Returns one outcome per name, in the same order: `None` for a topic that does not exist.
     ///
     /// # Errors
     /// When the log can't be reached or refuses.
     async fn describe_topics(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>>;
 
-    /// Appends to one partition, in the order given. Answers one outcome a record, in the same order: its offset.
+    /// Appends to one partition, in the order given. Answers one outcome a record, in the same order: its offset, which
+    /// is higher than that of every record before it, whichever client has appended that. Up to 1,000 records a call.
+    /// Calls side by side have no order among them.
     ///
     /// *Durability:* `Ok` means that it survives whatever the log promises to survive (Kafka: `acks=all`).
     /// *Errors:* `NotApplied` only if the record certainly is not and will not be in the log; after a timeout or a
     /// broken connection it is `Unknown`, and the caller appends again. Records of one call may have different
-    /// outcomes. Too few answers count as `Unknown` for the rest.
+    /// outcomes. Too few answers count as `Unknown` for the rest. A record that is too large is refused alone, with
+    /// `TooLarge`. A topic or partition that doesn't exist is `NotFound`, and isn't created.
     /// *Bounds:* it answers within the adapter's own request timeout, also when no server is there.
     /// *Cancel-safety:* a dropped future may or may not have appended.
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>>;
 
     /// Stops. When it returns, no thread, task or connection of this handle runs on; what was still under way has
-    /// been answered. Idempotent. Calls after it fail with `Closed`.
+    /// been answered, and fetches that waited have ended. Members that joined through this handle have left. Idempotent.
+    /// Calls after it fail with `Closed`.
     async fn close(&self) -> Result<()>;
 }
 
@@ -122,20 +128,30 @@ pub trait Log: Send + Sync + fmt::Debug + 'static {
 #[async_trait]
 pub trait Broker: Log {
     /// Joins the group. Reading starts at the group's committed offsets; where there is none, at the first record
-    /// (never at the end: a partition that is added later would lose its first records).
+    /// (never at the end: a partition that is added later would lose its first records). A committed offset below the
+    /// first record that is still there is reported by an `Err` event, and reading starts at that record.
     async fn join(&self, request: JoinRequest) -> Result<Consumer>;
 }
 
 /// A log without groups: whoever reads says from where.
+///
+/// A record comes back the same each time that it is read, its time included: by that kafkaq tells a topic that was cut
+/// or recreated. Records become visible in the order of their offsets, and not before they are as durable as
+/// [`Log::append`] says: a reader that has seen one never looks below it again.
 #[async_trait]
 pub trait PartitionLog: Log {
     /// Records from an offset on. Waits up to `limit.max_wait` for the first one; an empty batch is a good answer.
     ///
     /// At least one record is returned if there is one, even if it is larger than `limit.max_bytes`.
+    /// Behind these [`Batch::next`] passes over offsets that hold no record and never will, and over no others; at the
+    /// log's end it is where the fetch began. Below the first record that is still there, a fetch starts at that record or fails with
+    /// `Invalid`; beyond the log's end it fails with `Invalid`. A topic or partition that doesn't exist is `NotFound`.
+    /// *Bounds:* `limit.max_wait` and the adapter's own request timeout. While it waits it holds up no other call.
     /// *Cancel-safety:* safe, it holds no position.
     async fn fetch(&self, from: &Position, limit: FetchLimit) -> Result<Batch>;
 
-    /// The first and the next offset of each partition, one outcome a partition, in the same order.
+    /// The first and the next offset of each partition, one outcome a partition, in the same order. A topic or
+    /// partition that doesn't exist is `NotFound`.
     async fn offsets(&self, of: &[Partition]) -> Vec<Result<Offsets>>;
 }
 
@@ -160,9 +176,9 @@ impl FetchLimit {
 /// The ends of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offsets {
-    /// The first record that is still there.
+    /// The first record that is still there; where there is none, as `next`.
     pub first: i64,
-    /// The offset that the next appended record gets.
+    /// The offset behind the last record that can be read: a fetch from here waits for the next one.
     pub next: i64,
 }
 

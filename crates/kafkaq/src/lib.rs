@@ -116,7 +116,9 @@ pub use kafkaq_rskafka as rskafka;
 #[cfg(feature = "zookeeper")]
 pub use kafkaq_zookeeper as zookeeper;
 
-/// What a backend of your own is made of: the traits of `kafkaq-core`, and the types that they speak of.
+/// What a backend of your own is made of: the traits of `kafkaq-core`, and the types that they speak of. The guides of
+/// [`kafkaq-conformance`](https://docs.rs/kafkaq-conformance), for stores and for logs, lead from an empty crate to one that
+/// passes.
 pub mod backend {
     pub use kafkaq_core::{
         Assignment, Batch, Broker, Commit, Consumer, Event, EventStream, FetchLimit, HEADER, ID_HEADER,

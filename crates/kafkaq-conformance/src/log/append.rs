@@ -74,6 +74,58 @@ pub(super) async fn another_client_finds_what_was_appended<L: AnyLog + ?Sized>(c
     Ok(())
 }
 
+pub(super) async fn clients_append_behind_one_another<L: AnyLog + ?Sized>(cx: &Context<L>) -> Checked {
+    let (one, two) = (cx.client().await?, cx.client().await?);
+    let to = partition(cx, &*one).await?;
+    let mut told = Vec::new();
+    for n in 0..10 {
+        let offsets = append(&**[&one, &two][n % 2], &to, &[record(n)]).await?;
+        told.push((offsets[0], n.to_string()));
+    }
+    one.close().await?;
+    // It begins where the others are, as a process that was started again.
+    let three = cx.client().await?;
+    told.push((append(&*three, &to, &[record(10)]).await?[0], "10".into()));
+    ensure!(told.is_sorted_by(|a, b| a.0 < b.0), "the offsets of three clients in turn are {told:?}");
+    let read = three.read(&to, told.len(), cx.answers_within()).await?;
+    let found: Vec<_> = read.iter().map(|r| (r.offset, text(r))).collect();
+    ensure_eq!(found, told, "offset and value of what three clients have appended in turn");
+    Ok(())
+}
+
+pub(super) async fn a_reader_beside_writers_misses_nothing<L: AnyLog + ?Sized>(cx: &Context<L>) -> Checked {
+    const WRITERS: usize = 4;
+    const RECORDS: usize = 40;
+    let one = cx.client().await?;
+    let two = cx.other_client(&one).await?;
+    let to = partition(cx, &*one).await?;
+    let mut writers = JoinSet::new();
+    for writer in 0..WRITERS {
+        let (log, to) = ([&one, &two][writer % 2].clone(), to.clone());
+        writers.spawn(async move {
+            let mut told = Vec::new();
+            for n in 0..RECORDS {
+                let name = format!("{writer}-{n}");
+                told.push((append(&*log, &to, &[record(&name)]).await?[0], name));
+            }
+            Ok::<_, Failed>(told)
+        });
+    }
+    let read = one.read(&to, WRITERS * RECORDS, cx.answers_within());
+    let (written, read) = tokio::join!(writers.join_all(), read);
+    let mut told = BTreeSet::new();
+    for writer in written {
+        told.extend(writer?);
+    }
+    let read: Vec<_> = read?.iter().map(|r| (r.offset, text(r))).collect();
+    ensure_eq!(
+        read,
+        Vec::from_iter(told),
+        "what was read while it was written, against what append answered"
+    );
+    Ok(())
+}
+
 /// Bytes that no compression makes much smaller.
 fn noise(size: usize) -> Option<Bytes> {
     let mut state = 0x9e37_79b9_u32;

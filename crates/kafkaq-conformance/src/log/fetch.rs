@@ -148,6 +148,20 @@ pub(super) async fn a_waiting_fetch_holds_up_nobody(cx: &Cx) -> Checked {
     Ok(())
 }
 
+pub(super) async fn close_ends_a_waiting_fetch(cx: &Cx) -> Checked {
+    let (log, of, _) = stage(cx).await?;
+    let reader = log.clone();
+    let waiting = tokio::spawn(async move { fetch(&*reader, &of, 0, LONG_POLL, 1 << 20).await.map(drop) });
+    sleep(Duration::from_millis(300)).await;
+    let asked = Instant::now();
+    log.close().await?;
+    // What it answers is the backend's affair, as long as it has ended.
+    let _ = cx.in_time("a fetch that waits while the log is closed", waiting).await?;
+    let took = asked.elapsed();
+    ensure!(took < SOON, "it took {took:?} to close a log beside a fetch that waits");
+    Ok(())
+}
+
 pub(super) async fn offsets_tell_the_ends_in_order(cx: &Cx) -> Checked {
     let (log, of, untouched) = stage(cx).await?;
     let last = append(&*log, &of, &records(0..7)).await?[6];

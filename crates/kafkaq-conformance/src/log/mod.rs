@@ -29,6 +29,7 @@ pub(crate) fn cases<L: AnyLog + ?Sized>() -> Vec<Case<L>> {
         case!(topics::ensure_topics_answers_in_order),
         case!(topics::ensure_topics_leaves_a_topic_that_exists_alone),
         case!(topics::a_topic_tells_the_settings_it_was_made_with),
+        case!(topics::describe_topics_answers_in_order_and_creates_nothing),
         case!(topics::two_may_make_the_same_topics_at_once),
         case!(topics::a_new_topic_takes_records_at_once),
         case!(topics::an_unknown_topic_is_not_found),
@@ -37,6 +38,8 @@ pub(crate) fn cases<L: AnyLog + ?Sized>() -> Vec<Case<L>> {
         case!(append::each_outcome_is_its_own_records),
         case!(append::a_batch_may_be_empty_or_have_a_thousand_records),
         case!(append::another_client_finds_what_was_appended, SecondClient),
+        case!(append::clients_append_behind_one_another, SecondClient),
+        case!(append::a_reader_beside_writers_misses_nothing),
         case!(append::a_record_that_is_too_large_is_refused, RecordLimit),
         case!(append::concurrent_appends_get_their_own_answers),
         case!(append::a_dropped_append_leaves_the_others_right),
@@ -63,6 +66,7 @@ pub(crate) fn partition_cases() -> Vec<Case<dyn PartitionLog>> {
         case!(fetch::one_record_comes_even_if_it_is_larger_than_the_limit),
         case!(fetch::a_dropped_fetch_loses_nothing),
         case!(fetch::a_waiting_fetch_holds_up_nobody),
+        case!(fetch::close_ends_a_waiting_fetch),
         case!(fetch::offsets_tell_the_ends_in_order),
     ]
 }

@@ -6,7 +6,7 @@ use crate::{
     check::{Checked, Failed, ensure, ensure_eq},
 };
 use kafkaq_core::{Effect, ErrorKind, Partition, TopicSpec};
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 fn specs(space: &str, partitions: &[i32]) -> (Vec<TopicSpec>, Vec<(String, i32)>) {
     let named: Vec<_> = partitions.iter().map(|count| (format!("{space}.{count}"), *count)).collect();
@@ -88,6 +88,27 @@ pub(super) async fn two_may_make_the_same_topics_at_once<L: AnyLog + ?Sized>(cx:
             made(infos?, &borrowed(&named))?;
         }
     }
+    Ok(())
+}
+
+pub(super) async fn describe_topics_answers_in_order_and_creates_nothing<L: AnyLog + ?Sized>(
+    cx: &Context<L>,
+) -> Checked {
+    let log = cx.client().await?;
+    let (specs, _) = specs(cx.space(), &[3, 1]);
+    log.ensure_topics(&specs).await?;
+    let missing: Arc<str> = format!("{}.missing", cx.space()).into();
+    let names = [specs[1].name.clone(), missing, specs[0].name.clone()];
+    // The first look must not create what the second finds.
+    for _ in 0..2 {
+        let infos = log.describe_topics(&names).await?;
+        let found: Vec<_> =
+            infos.iter().map(|i| i.as_ref().map(|i| (i.name.clone(), i.partitions))).collect();
+        let wanted = [Some((names[0].clone(), 1)), None, Some((names[2].clone(), 3))];
+        ensure_eq!(found, wanted, "two topics, and between them one that does not exist");
+        ensure!(infos.iter().flatten().all(|info| !info.created), "a look has created a topic");
+    }
+    ensure!(log.describe_topics(&[]).await?.is_empty(), "a look at no topics has found some");
     Ok(())
 }
 

@@ -412,6 +412,8 @@ const READING: &[&str] = &[
     "each_outcome_is_its_own_records",
     "a_batch_may_be_empty_or_have_a_thousand_records",
     "another_client_finds_what_was_appended",
+    "clients_append_behind_one_another",
+    "a_reader_beside_writers_misses_nothing",
     "a_record_that_is_too_large_is_refused",
     "concurrent_appends_get_their_own_answers",
     "a_dropped_append_leaves_the_others_right",

@@ -13,7 +13,7 @@ use kafkaq_core::{
     Position, Result, TopicInfo, TopicSpec,
 };
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicI64, Ordering::SeqCst},
@@ -29,6 +29,8 @@ enum Fault {
     SaysThatItMadeEverything,
     RemakesTopics,
     MakesTopicsWithItsOwnRetention,
+    DescribesInWrongOrder,
+    DescribesByCreating,
     LosesTheRaceForATopic,
     NeedsAWhileForATopic,
     MakesUnknownTopics,
@@ -38,6 +40,8 @@ enum Fault {
     OffByOne,
     DropsOneOfAThousand,
     KeepsItInABuffer,
+    CountsOnItsOwn,
+    PassesOverWhatIsBeingWritten,
     IsNotSureAboutLargeRecords,
     MixesUpAnswers,
     StallsAfterADroppedCall,
@@ -55,6 +59,7 @@ enum Fault {
     HoldsBackLargeRecords,
     LosesWhatADroppedFetchRead,
     OneCallAtATime,
+    WaitsBeyondClose,
     AnswersOffsetsInWrongOrder,
     Network(Manners),
 }
@@ -64,6 +69,7 @@ struct Shared {
     gate: Gate,
     /// What only its writer can see.
     buffered: Mutex<HashSet<(Partition, i64)>>,
+    being_written: Mutex<HashSet<(Partition, i64)>>,
     young: Mutex<HashSet<Arc<str>>>,
 }
 
@@ -74,6 +80,7 @@ struct Faulty {
     way: Way,
     shared: Arc<Shared>,
     mine: Mutex<HashSet<(Partition, i64)>>,
+    counted: Mutex<HashMap<Partition, i64>>,
     closed: AtomicBool,
     stalled: AtomicBool,
     answer: AtomicI64,
@@ -93,6 +100,7 @@ fn kit(fault: Fault) -> Kit<dyn PartitionLog> {
             way: Way::new(shared.gate.clone(), manners),
             shared: shared.clone(),
             mine: Mutex::default(),
+            counted: Mutex::default(),
             closed: AtomicBool::new(false),
             stalled: AtomicBool::new(false),
             answer: AtomicI64::new(0),
@@ -168,6 +176,12 @@ impl Faulty {
                     tokio::task::yield_now().await;
                     *offset = self.answer.load(SeqCst);
                 }
+                (Fault::CountsOnItsOwn, Ok(offset)) => {
+                    let mut counted = self.counted.lock().unwrap();
+                    let next = counted.entry(to.clone()).or_insert(*offset);
+                    *offset = *next;
+                    *next += 1;
+                }
                 (Fault::KeepsItInABuffer, Ok(offset)) => {
                     self.shared.buffered.lock().unwrap().insert((to.clone(), *offset));
                     self.mine.lock().unwrap().insert((to.clone(), *offset));
@@ -180,6 +194,12 @@ impl Faulty {
                 }
                 _ => {}
             }
+        }
+        if self.fault == Fault::PassesOverWhatIsBeingWritten {
+            let these: HashSet<_> = outcomes.iter().flatten().map(|offset| (to.clone(), *offset)).collect();
+            self.shared.being_written.lock().unwrap().extend(these.iter().cloned());
+            sleep(Duration::from_millis(2)).await;
+            self.shared.being_written.lock().unwrap().retain(|at| !these.contains(at));
         }
         outcomes
     }
@@ -234,7 +254,15 @@ impl Log for Faulty {
         if let Passage::Arrives(error) | Passage::Lost(error) = self.way.pass("describe_topics").await {
             return Err(error);
         }
-        self.inner.describe_topics(names).await
+        if self.fault == Fault::DescribesByCreating {
+            let specs: Vec<_> = names.iter().map(|name| TopicSpec::new(name.clone())).collect();
+            return Ok(self.inner.ensure_topics(&specs).await?.into_iter().map(Some).collect());
+        }
+        let mut infos = self.inner.describe_topics(names).await?;
+        if self.fault == Fault::DescribesInWrongOrder {
+            infos.reverse();
+        }
+        Ok(infos)
     }
 
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
@@ -262,7 +290,10 @@ impl Log for Faulty {
 
     async fn close(&self) -> Result<()> {
         self.closed.store(true, SeqCst);
-        Ok(())
+        match self.fault {
+            Fault::GoesOnAfterClose | Fault::WaitsBeyondClose => Ok(()),
+            _ => self.inner.close().await,
+        }
     }
 }
 
@@ -293,6 +324,10 @@ impl PartitionLog for Faulty {
             Fault::SkipsARecord if batch.end.is_some_and(|end| batch.next < end) => batch.next += 1,
             Fault::FailsAtTheEnd if batch.records.is_empty() => {
                 return Err(Error::not_applied(ErrorKind::NotFound, "fetch"));
+            }
+            Fault::PassesOverWhatIsBeingWritten => {
+                let being_written = self.shared.being_written.lock().unwrap();
+                batch.records.retain(|r| !being_written.contains(&(from.partition.clone(), r.offset)));
             }
             Fault::HoldsBackLargeRecords => batch.records.retain(|r| r.size() <= limit.max_bytes),
             Fault::KeepsItInABuffer => {
@@ -335,6 +370,8 @@ fn each_fault_of_a_log_is_caught_by_the_case_that_names_the_rule() {
         ),
         planted(RemakesTopics, "ensure_topics_leaves_a_topic_that_exists_alone", &[]),
         planted(MakesTopicsWithItsOwnRetention, "a_topic_tells_the_settings_it_was_made_with", &[]),
+        planted(DescribesInWrongOrder, "describe_topics_answers_in_order_and_creates_nothing", &[]),
+        planted(DescribesByCreating, "describe_topics_answers_in_order_and_creates_nothing", &[]),
         planted(LosesTheRaceForATopic, "two_may_make_the_same_topics_at_once", &[]),
         planted(
             NeedsAWhileForATopic,
@@ -347,6 +384,8 @@ fn each_fault_of_a_log_is_caught_by_the_case_that_names_the_rule() {
             RepeatsOffsets,
             "appended_offsets_ascend",
             &[
+                "clients_append_behind_one_another",
+                "a_reader_beside_writers_misses_nothing",
                 "each_outcome_is_its_own_records",
                 "another_client_finds_what_was_appended",
                 "concurrent_appends_get_their_own_answers",
@@ -379,6 +418,8 @@ fn each_fault_of_a_log_is_caught_by_the_case_that_names_the_rule() {
             OffByOne,
             "each_outcome_is_its_own_records",
             &[
+                "clients_append_behind_one_another",
+                "a_reader_beside_writers_misses_nothing",
                 "another_client_finds_what_was_appended",
                 "concurrent_appends_get_their_own_answers",
                 "a_dropped_append_leaves_the_others_right",
@@ -393,7 +434,21 @@ fn each_fault_of_a_log_is_caught_by_the_case_that_names_the_rule() {
             ],
         ),
         planted(DropsOneOfAThousand, "a_batch_may_be_empty_or_have_a_thousand_records", &[]),
-        planted(KeepsItInABuffer, "another_client_finds_what_was_appended", &[]),
+        planted(
+            KeepsItInABuffer,
+            "another_client_finds_what_was_appended",
+            &["clients_append_behind_one_another", "a_reader_beside_writers_misses_nothing"],
+        ),
+        planted(
+            CountsOnItsOwn,
+            "clients_append_behind_one_another",
+            &["a_reader_beside_writers_misses_nothing", "an_append_of_unknown_effect_is_reported_as_unknown"],
+        ),
+        planted(
+            PassesOverWhatIsBeingWritten,
+            "a_reader_beside_writers_misses_nothing",
+            &["a_fetch_wakes_at_the_first_record", "an_append_of_unknown_effect_is_reported_as_unknown"],
+        ),
         planted(
             IsNotSureAboutLargeRecords,
             "a_record_that_is_too_large_is_refused",
@@ -402,17 +457,18 @@ fn each_fault_of_a_log_is_caught_by_the_case_that_names_the_rule() {
         planted(
             MixesUpAnswers,
             "concurrent_appends_get_their_own_answers",
-            &["an_append_of_unknown_effect_is_reported_as_unknown"],
+            &["a_reader_beside_writers_misses_nothing", "an_append_of_unknown_effect_is_reported_as_unknown"],
         ),
         planted(
             StallsAfterADroppedCall,
             "a_dropped_append_leaves_the_others_right",
             &[
+                "a_reader_beside_writers_misses_nothing",
                 "concurrent_appends_get_their_own_answers",
                 "an_append_of_unknown_effect_is_reported_as_unknown",
             ],
         ),
-        planted(GoesOnAfterClose, "close_is_idempotent_and_final", &[]),
+        planted(GoesOnAfterClose, "close_is_idempotent_and_final", &["close_ends_a_waiting_fetch"]),
         planted(
             WantsTextInValues,
             "keys_and_values_come_back_byte_for_byte",
@@ -447,11 +503,12 @@ fn each_fault_of_a_log_is_caught_by_the_case_that_names_the_rule() {
         planted(
             SleepsInsteadOfWaiting,
             "a_fetch_wakes_at_the_first_record",
-            &["a_dropped_fetch_loses_nothing"],
+            &["a_dropped_fetch_loses_nothing", "close_ends_a_waiting_fetch"],
         ),
         planted(HoldsBackLargeRecords, "one_record_comes_even_if_it_is_larger_than_the_limit", &[]),
         planted(LosesWhatADroppedFetchRead, "a_dropped_fetch_loses_nothing", &[]),
         planted(OneCallAtATime, "a_waiting_fetch_holds_up_nobody", &["a_fetch_wakes_at_the_first_record"]),
+        planted(WaitsBeyondClose, "close_ends_a_waiting_fetch", &[]),
         planted(AnswersOffsetsInWrongOrder, "offsets_tell_the_ends_in_order", &[]),
         planted(Network(Manners::Denies), "an_append_of_unknown_effect_is_reported_as_unknown", &[]),
         planted(
