@@ -91,6 +91,20 @@ pub(super) async fn at_the_end_a_fetch_answers_an_empty_batch(cx: &Cx) -> Checke
     Ok(())
 }
 
+pub(super) async fn a_fetch_of_what_is_not_there_fails(cx: &Cx) -> Checked {
+    let (log, of, _) = stage(cx).await?;
+    let end = append(&*log, &of, &records(0..3)).await?[2] + 1;
+    let missing = Partition::new(format!("{}.missing", cx.space()), 0);
+    for (partition, offset, kind) in [(of, end + 10, ErrorKind::Invalid), (missing, 0, ErrorKind::NotFound)] {
+        let from = Position { partition, offset };
+        let what = format!("a fetch of {} from {offset}, where nothing is", from.partition);
+        let limit = FetchLimit::new(Duration::from_millis(300), 1 << 20);
+        let fetched = cx.in_time(&what, log.fetch(&from, limit)).await?;
+        ensure_eq!(fetched.map_err(|error| error.kind()), Err(kind), "{what}");
+    }
+    Ok(())
+}
+
 pub(super) async fn a_fetch_wakes_at_the_first_record(cx: &Cx) -> Checked {
     let (log, of, _) = stage(cx).await?;
     let mut at = append(&*log, &of, &records(0..1)).await?[0] + 1;

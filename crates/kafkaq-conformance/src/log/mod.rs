@@ -62,6 +62,7 @@ pub(crate) fn partition_cases() -> Vec<Case<dyn PartitionLog>> {
         case!(fetch::fetch_starts_at_any_offset),
         case!(fetch::batches_follow_one_another_without_gaps),
         case!(fetch::at_the_end_a_fetch_answers_an_empty_batch),
+        case!(fetch::a_fetch_of_what_is_not_there_fails),
         case!(fetch::a_fetch_wakes_at_the_first_record),
         case!(fetch::one_record_comes_even_if_it_is_larger_than_the_limit),
         case!(fetch::a_dropped_fetch_loses_nothing),

@@ -55,6 +55,8 @@ enum Fault {
     ReadsFromTheStart,
     SkipsARecord,
     FailsAtTheEnd,
+    WaitsBeyondTheEnd,
+    FindsNothingInNoTopic,
     SleepsInsteadOfWaiting,
     HoldsBackLargeRecords,
     LosesWhatADroppedFetchRead,
@@ -319,7 +321,15 @@ impl PartitionLog for Faulty {
             }
             _ => {}
         }
-        let mut batch = self.inner.fetch(&from, limit).await?;
+        let mut batch = match (self.fault, self.inner.fetch(&from, limit).await) {
+            (Fault::WaitsBeyondTheEnd, Err(e)) if e.kind() == ErrorKind::Invalid => {
+                Batch::new(Vec::new(), from.offset, None)
+            }
+            (Fault::FindsNothingInNoTopic, Err(e)) if e.kind() == ErrorKind::NotFound => {
+                Batch::new(Vec::new(), from.offset, None)
+            }
+            (_, fetched) => fetched?,
+        };
         match self.fault {
             Fault::SkipsARecord if batch.end.is_some_and(|end| batch.next < end) => batch.next += 1,
             Fault::FailsAtTheEnd if batch.records.is_empty() => {
@@ -491,6 +501,7 @@ fn each_fault_of_a_log_is_caught_by_the_case_that_names_the_rule() {
             ReadsFromTheStart,
             "fetch_starts_at_any_offset",
             &[
+                "a_fetch_of_what_is_not_there_fails",
                 "batches_follow_one_another_without_gaps",
                 "at_the_end_a_fetch_answers_an_empty_batch",
                 "a_fetch_wakes_at_the_first_record",
@@ -499,6 +510,8 @@ fn each_fault_of_a_log_is_caught_by_the_case_that_names_the_rule() {
             ],
         ),
         planted(SkipsARecord, "batches_follow_one_another_without_gaps", &[]),
+        planted(WaitsBeyondTheEnd, "a_fetch_of_what_is_not_there_fails", &[]),
+        planted(FindsNothingInNoTopic, "a_fetch_of_what_is_not_there_fails", &[]),
         planted(FailsAtTheEnd, "at_the_end_a_fetch_answers_an_empty_batch", &[]),
         planted(
             SleepsInsteadOfWaiting,
