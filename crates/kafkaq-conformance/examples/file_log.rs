@@ -1,11 +1,11 @@
-//! A log on files: a directory for each topic, and in it a file for each partition.
+//! A log on the files of Unix: a directory for each topic, and in it a file for each partition.
 //!
-//! Clients of any number of processes may share it. What an append has answered survives processes that are killed at
-//! any point, and a machine that loses power. Nothing is ever deleted, and a client keeps eight bytes in memory for each
-//! record of the partitions that it uses.
+//! Any number of processes may share it. What was answered survives processes that are killed at any point, and a loss
+//! of power. Nothing is ever deleted, and a client keeps eight bytes in memory for each record of the partitions it uses.
 //!
 //! ```text
-//! topics/emails/0    identity of the topic (8 bytes), largest record (8), then frame after frame
+//! topics/emails/0    head, then frame after frame
+//! head               identity of the topic (8 bytes), largest record (8), end of what was answered (8)
 //! frame              length (8), checksum (8), payload
 //! payload            time (8), key, value, and name and value of each header
 //! ```
@@ -20,6 +20,7 @@ use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -31,8 +32,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Calls at a time, each on a thread of its own.
 const MAX_CALLS: u32 = 16;
-/// Bytes of a file before its first frame, and of a frame before its payload.
-const HEAD: u64 = 16;
+/// Bytes before the first frame, and before a frame's payload.
+const HEAD: u64 = 24;
+const FRAME: u64 = 16;
 
 /// A client of a directory.
 #[derive(Debug)]
@@ -123,10 +125,8 @@ impl Call {
 impl Directory {
     fn topic(&self, name: &str) -> io::Result<PathBuf> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        if !(1..=249).contains(&name.len()) || !name.chars().all(allowed) || name.starts_with('.') {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        Ok(self.root.join("topics").join(name))
+        let valid = (1..=249).contains(&name.len()) && name.chars().all(allowed) && !name.starts_with('.');
+        valid.then(|| self.root.join("topics").join(name)).ok_or_else(|| io::ErrorKind::InvalidInput.into())
     }
 
     /// The lock of all who look at topics, create or delete them.
@@ -143,9 +143,8 @@ impl Directory {
             return Ok(None);
         }
         let mut info = TopicInfo::new(name.clone(), fs::read_dir(&topic)?.count() as i32);
-        info.max_record_bytes = Some(numbers(&mut File::open(topic.join("0"))?)?.1 as usize);
-        info.retention_bytes = Some(-1);
-        (info.append_time, info.compacted) = (Some(true), Some(false));
+        info.max_record_bytes = Some(head(&File::open(topic.join("0"))?)?[1] as usize);
+        (info.retention_bytes, info.append_time, info.compacted) = (Some(-1), Some(true), Some(false));
         Ok(Some(info))
     }
 
@@ -158,40 +157,40 @@ impl Directory {
         let _ = fs::remove_dir_all(&new);
         fs::create_dir(&new)?;
         let identity = RandomState::new().hash_one(SystemTime::now());
-        let head = [identity, spec.max_record_bytes.unwrap_or(1 << 20) as u64].map(u64::to_le_bytes).concat();
+        let limit = spec.max_record_bytes.unwrap_or(1 << 20) as u64;
         for index in 0..spec.partitions.unwrap_or(6).max(1) {
             let mut file = File::create(new.join(index.to_string()))?;
-            file.write_all(&head)?;
+            file.write_all(&[identity, limit, HEAD].map(u64::to_le_bytes).concat())?;
             file.sync_all()?;
         }
-        sync_directory(&new)?;
+        File::open(&new)?.sync_all()?;
         fs::rename(new, self.topic(&spec.name)?)?;
-        sync_directory(&self.root.join("topics"))?;
+        File::open(self.root.join("topics"))?.sync_all()?;
         let mut info = self.describe(&spec.name)?.ok_or(io::ErrorKind::NotFound)?;
         info.created = true;
         Ok(info)
     }
 
     /// Locks a partition's file, and passes it on with an index that knows all records.
-    fn with_partition<T>(
+    fn with<T>(
         &self,
         call: Call,
         of: &Partition,
-        work: impl FnOnce(&mut File, &mut Index) -> Result<T>,
+        work: impl FnOnce(&File, &mut Index) -> Result<T>,
     ) -> Result<T> {
         let path = self.topic(&of.topic).map(|topic| topic.join(of.index.to_string()));
         let file = path.and_then(|path| OpenOptions::new().read(true).write(true).open(path));
-        let mut file = file.map_err(|e| call.failed(e).on(of))?;
+        let file = file.map_err(|e| call.failed(e).on(of))?;
         call.lock(&file).map_err(|e| e.on(of))?;
         let index = lock(&self.indexes).entry(of.clone()).or_default().clone();
         let mut index = lock(&index);
-        index.catch_up(&mut file).map_err(|e| call.failed(e).on(of))?;
-        work(&mut file, &mut index)
+        index.catch_up(&file).map_err(|e| call.failed(e).on(of))?;
+        work(&file, &mut index)
     }
 
     fn append(&self, call: Call, to: &Partition, records: &[NewRecord]) -> Result<Vec<Result<i64>>> {
-        self.with_partition(call, to, |file, index| {
-            let (end, limit) = (index.end(), index.max_record_bytes);
+        self.with(call, to, |file, index| {
+            let (end, limit) = (index.begin(index.ends.len()), index.max_record_bytes);
             let (mut frames, mut ends, mut outcomes) = (Vec::new(), Vec::new(), Vec::new());
             for record in records {
                 if record.size() as u64 > limit {
@@ -205,11 +204,12 @@ impl Directory {
             }
             // A process that was killed may have left a part of a frame.
             file.set_len(end).map_err(|e| call.failed(e))?;
-            let written = file.seek(SeekFrom::Start(end)).and_then(|_| file.write_all(&frames));
             // After an error some frames may be there, and on the disk or not.
             let unknown = |e| Error::unknown(ErrorKind::Unavailable, call.op).on(to).with_source(e);
-            written.and_then(|()| file.sync_data()).map_err(unknown)?;
+            file.write_all_at(&frames, end).and_then(|()| file.sync_data()).map_err(unknown)?;
             index.ends.extend(ends);
+            // The last of the head.
+            file.write_all_at(&(end + frames.len() as u64).to_le_bytes(), HEAD - 8).map_err(unknown)?;
             Ok(outcomes)
         })
     }
@@ -217,7 +217,7 @@ impl Directory {
     /// At least one record from there on, if there is one.
     fn fetch(&self, call: Call, from: &Position, max_bytes: usize) -> Result<Batch> {
         let Position { partition, offset } = from;
-        self.with_partition(call, partition, |file, index| {
+        self.with(call, partition, |file, index| {
             let next = index.ends.len();
             let Some(first) = usize::try_from(*offset).ok().filter(|first| *first <= next) else {
                 let error = Error::not_applied(ErrorKind::Invalid, call.op).on(partition);
@@ -231,28 +231,28 @@ impl Directory {
 }
 
 impl Index {
-    /// Where record `n` begins.
+    /// Where record `n` begins, or will begin if it is the next one.
     fn begin(&self, n: usize) -> u64 {
         n.checked_sub(1).map_or(HEAD, |before| self.ends[before])
     }
 
-    fn end(&self) -> u64 {
-        self.begin(self.ends.len())
-    }
-
-    /// Looks for records that others have appended. The log ends before the first frame that isn't whole.
-    fn catch_up(&mut self, file: &mut File) -> io::Result<()> {
-        let ((topic, max_record_bytes), size) = (numbers(file)?, file.metadata()?.len());
+    /// Looks for records that others have appended. The log ends where no whole frame follows.
+    fn catch_up(&mut self, mut file: &File) -> io::Result<()> {
+        let ([topic, max_record_bytes, answered], size) = (head(file)?, file.metadata()?.len());
         if topic != self.topic {
             // It was deleted and created again.
             *self = Index { topic, max_record_bytes, ends: Vec::new() };
         }
-        let (mut end, mut found) = (self.end(), Vec::new());
+        let (mut end, mut found) = (self.begin(self.ends.len()), Vec::new());
         file.seek(SeekFrom::Start(end))?;
-        let mut reader = BufReader::new(&*file);
+        let mut reader = BufReader::new(file);
         while let Some(payload) = payload(&mut reader, size.saturating_sub(end))? {
-            end += HEAD + payload.len() as u64;
+            end += FRAME + payload.len() as u64;
             found.push(end);
+        }
+        if end < answered {
+            // Not torn by a writer that was killed, but damaged: what follows must not be lost.
+            return Err(io::ErrorKind::InvalidData.into());
         }
         if !found.is_empty() {
             // Whoever wrote them may have been killed before they were on the disk.
@@ -262,7 +262,7 @@ impl Index {
         Ok(())
     }
 
-    fn read(&self, file: &mut File, first: usize, max_bytes: usize) -> io::Result<Vec<Record>> {
+    fn read(&self, mut file: &File, first: usize, max_bytes: usize) -> io::Result<Vec<Record>> {
         let begin = self.begin(first);
         file.seek(SeekFrom::Start(begin))?;
         let (mut reader, mut records) = (BufReader::new(file), Vec::new());
@@ -331,33 +331,32 @@ impl PartitionLog for FileLog {
     async fn offsets(&self, of: &[Partition]) -> Vec<Result<Offsets>> {
         let partitions = of.to_vec();
         let ends = self.run("offsets", move |dir, call| {
-            let next = |of| dir.with_partition(call, of, |_, index| Ok(index.ends.len() as i64));
+            let next = |of| dir.with(call, of, |_, index| Ok(index.ends.len() as i64));
             Ok(partitions.iter().map(|of| Ok(Offsets { first: 0, next: next(of)? })).collect())
         });
         ends.await.unwrap_or_else(|e| vec![Err(e); of.len()])
     }
 }
 
-fn sync_directory(path: &Path) -> io::Result<()> {
-    // Not every system lets a directory be opened.
-    if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The next two numbers: a file's head, or a frame's.
-fn numbers(from: &mut impl Read) -> io::Result<(u64, u64)> {
-    let mut bytes = [0; 16];
+/// What a file that was just opened begins with.
+fn head(mut file: &File) -> io::Result<[u64; 3]> {
+    Ok([number(&mut file)?, number(&mut file)?, number(&mut file)?])
+}
+
+fn number(from: &mut impl Read) -> io::Result<u64> {
+    let mut bytes = [0; 8];
     from.read_exact(&mut bytes)?;
-    Ok(((&bytes[..8]).get_u64_le(), (&bytes[8..]).get_u64_le()))
+    Ok(u64::from_le_bytes(bytes))
 }
 
 /// The next frame's payload; `None` if what is left of the file is no whole frame.
 fn payload(from: &mut impl Read, left: u64) -> io::Result<Option<Bytes>> {
-    let Some(left) = left.checked_sub(HEAD) else { return Ok(None) };
-    let (length, sum) = numbers(from)?;
+    let Some(left) = left.checked_sub(FRAME) else { return Ok(None) };
+    let (length, sum) = (number(from)?, number(from)?);
     if length > left {
         return Ok(None);
     }

@@ -8,7 +8,7 @@ mod file_log;
 
 use file_log::FileLog;
 use kafkaq_core::{
-    FetchLimit, Headers, Log, NewRecord, Partition, PartitionLog, Position, Record, TopicSpec,
+    ErrorKind, FetchLimit, Headers, Log, NewRecord, Partition, PartitionLog, Position, Record, TopicSpec,
 };
 use std::{
     env, fs,
@@ -60,25 +60,50 @@ async fn a_torn_end_is_no_record_and_is_written_over() {
     let (dir, log) = create("torn").await;
     let path = dir.join("topics/t/0");
     let one = fs::metadata(&path).unwrap().len();
-    log.append(&partition(), &[record("a".into())]).await.remove(0).unwrap();
+    // All of one length, so that the end of one is the beginning of another.
+    let value = |n: usize| format!("record {n:03}");
+    log.append(&partition(), &[record(value(0))]).await.remove(0).unwrap();
     let whole = fs::read(&path).unwrap();
     let frame = &whole[one as usize..];
-    let mut expected = vec!["a".to_string()];
+    let mut expected = vec![value(0)];
     // Cut off anywhere, or complete but for its last byte, or nothing but zeros, as a file system may leave it.
     let torn = (1..frame.len()).map(|n| frame[..n].to_vec());
     let wrong = [&frame[..frame.len() - 1], b"?"].concat();
-    for end in torn.chain([wrong, vec![0; 100]]) {
+    // What follows a torn frame must not come back when that is written over.
+    let followed = [&wrong, frame].concat();
+    for end in torn.chain([wrong, followed, vec![0; 100]]) {
         fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(&end).unwrap();
         // A client that knows the file, and one that doesn't.
         for reader in [&log, &FileLog::new(&dir)] {
             assert_eq!(read(reader).await.iter().map(text).collect::<Vec<_>>(), expected, "{end:?}");
         }
-        let value = format!("after {}", expected.len());
-        let offset = log.append(&partition(), &[record(value.clone())]).await.remove(0).unwrap();
+        let offset = log.append(&partition(), &[record(value(expected.len()))]).await.remove(0).unwrap();
         assert_eq!(offset, expected.len() as i64);
-        expected.push(value);
+        expected.push(value(expected.len()));
     }
     assert_eq!(read(&FileLog::new(&dir)).await.iter().map(text).collect::<Vec<_>>(), expected);
+    fs::remove_dir_all(dir).unwrap();
+}
+
+#[tokio::test]
+async fn damage_stops_readers_and_writers() {
+    let (dir, log) = create("damaged").await;
+    for n in 0..3 {
+        log.append(&partition(), &[record(format!("record {n}"))]).await.remove(0).unwrap();
+    }
+    let path = dir.join("topics/t/0");
+    let mut bytes = fs::read(&path).unwrap();
+    // In the second record.
+    let at = bytes.windows(8).position(|window| window == b"record 1").unwrap();
+    bytes[at] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    let log = FileLog::new(&dir);
+    let appended = log.append(&partition(), &[record("later".into())]).await.remove(0);
+    let position = Position { partition: partition(), offset: 0 };
+    let fetched = log.fetch(&position, FetchLimit::new(Duration::ZERO, 1 << 16)).await;
+    let kinds = (appended.map_err(|e| e.kind()), fetched.map_err(|e| e.kind()));
+    assert_eq!(kinds, (Err(ErrorKind::Corrupt), Err(ErrorKind::Corrupt)));
+    assert_eq!(fs::read(&path).unwrap(), bytes, "what follows the damage is still there");
     fs::remove_dir_all(dir).unwrap();
 }
 
