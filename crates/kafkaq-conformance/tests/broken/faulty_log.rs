@@ -504,6 +504,7 @@ fn each_fault_of_a_log_is_caught_by_the_case_that_names_the_rule() {
             ReadsFromTheStart,
             "fetch_starts_at_any_offset",
             &[
+                "a_reader_beside_writers_misses_nothing",
                 "a_fetch_of_what_is_not_there_fails",
                 "batches_follow_one_another_without_gaps",
                 "at_the_end_a_fetch_answers_an_empty_batch",
@@ -515,7 +516,11 @@ fn each_fault_of_a_log_is_caught_by_the_case_that_names_the_rule() {
         planted(SkipsARecord, "batches_follow_one_another_without_gaps", &[]),
         planted(WaitsBeyondTheEnd, "a_fetch_of_what_is_not_there_fails", &[]),
         planted(FindsNothingInNoTopic, "a_fetch_of_what_is_not_there_fails", &[]),
-        planted(FailsAtTheEnd, "at_the_end_a_fetch_answers_an_empty_batch", &[]),
+        planted(
+            FailsAtTheEnd,
+            "at_the_end_a_fetch_answers_an_empty_batch",
+            &["a_reader_beside_writers_misses_nothing"],
+        ),
         planted(
             SleepsInsteadOfWaiting,
             "a_fetch_wakes_at_the_first_record",
