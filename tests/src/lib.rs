@@ -13,7 +13,7 @@ mod rng;
 pub use agent::{Agent, Line};
 pub use cases::{CASES, Case};
 pub use pairs::{BrokerKind, Pair, StoreKind, not_asked_for};
-pub use raw::{Kafka, committed_offsets, flush_redis, kcat};
+pub use raw::{Kafka, admin, committed_offsets, delete_topic, flush_redis, kcat};
 pub use rng::Rng;
 
 use kafkaq::{JobStatus, Queue, QueueBuilder, TaskId, rdkafka::RdKafka, redis::RedisStore};

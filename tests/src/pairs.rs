@@ -1,8 +1,9 @@
 //! Every broker with every store: what there is, what was asked for, and how a queue on a pair is built.
 
+use crate::committed_offsets;
 use kafkaq::{
     Queue, QueueBuilder,
-    backend::LeaseStore,
+    backend::{Key, LeaseStore, Partition},
     etcd::EtcdStore,
     memory::{MemoryLog, MemoryStore},
     rdkafka::RdKafka,
@@ -10,6 +11,7 @@ use kafkaq::{
     rskafka::RsKafka,
     zookeeper::ZooKeeperStore,
 };
+use kafkaq_core::group::Value;
 use std::{sync::Arc, time::Duration};
 use xtask::services::Service;
 
@@ -183,12 +185,11 @@ impl Pair {
     /// One more process of the case's queue, with the times that users get.
     pub fn usual_queue(&self) -> QueueBuilder {
         let builder = Queue::builder(self.name.as_str()).partitions(6).store(self.store());
-        let kafka = || self.kafka_at.clone().unwrap_or_else(crate::kafka);
         match self.broker {
             BrokerKind::Memory => builder.broker(self.log.clone()),
-            BrokerKind::RdKafka => builder.broker(RdKafka::builder(kafka()).build().expect("settings")),
+            BrokerKind::RdKafka => builder.broker(RdKafka::builder(self.kafka()).build().expect("settings")),
             BrokerKind::RsKafka => {
-                let builder = builder.log(RsKafka::builder(kafka()).build().expect("settings"));
+                let builder = builder.log(RsKafka::builder(self.kafka()).build().expect("settings"));
                 match self.member_timeout {
                     Some(timeout) => builder.member_timeout(timeout),
                     None => builder,
@@ -197,7 +198,40 @@ impl Pair {
         }
     }
 
-    fn store(&self) -> Arc<dyn LeaseStore> {
+    /// The address of its Kafka.
+    #[must_use]
+    pub fn kafka(&self) -> String {
+        self.kafka_at.clone().unwrap_or_else(crate::kafka)
+    }
+
+    /// The group of the queue's processes.
+    #[must_use]
+    pub fn group(&self) -> String {
+        format!("{}.kafkaq", self.name)
+    }
+
+    /// The keys under which a group that is kept in the store has the partitions of the task topic.
+    #[must_use]
+    pub fn group_keys(&self, partitions: i32) -> Vec<Key> {
+        (0..partitions).map(|n| Key::partition(&self.group(), &Partition::new(&*self.name, n))).collect()
+    }
+
+    /// What the group has committed in so many partitions of the task topic, added up.
+    pub async fn committed(&self, partitions: i32) -> i64 {
+        if self.broker == BrokerKind::RdKafka {
+            let (kafka, queue) = (self.kafka(), self.name.clone());
+            let committed = tokio::task::spawn_blocking(move || committed_offsets(&kafka, &queue));
+            return committed.await.expect("offsets");
+        }
+        let found = self.store().get(&self.group_keys(partitions)).await;
+        let found = found.into_iter().filter_map(|value| value.expect("the store answers"));
+        let cursors = found.filter_map(|value| Value::decode(&value).expect("of a group").cursor);
+        cursors.map(|cursor| cursor.offset).sum()
+    }
+
+    /// One more handle on its store.
+    #[must_use]
+    pub fn store(&self) -> Arc<dyn LeaseStore> {
         let at = |service: Service| self.store_at.clone().unwrap_or_else(|| crate::told(service.env_var()));
         match self.store {
             StoreKind::Memory => Arc::new(self.leases.clone()),

@@ -3,8 +3,12 @@
 use crate::PATIENCE;
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
+    admin::{AdminClient, AdminOptions},
+    client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
+    error::{KafkaError, KafkaResult},
     message::Headers as _,
+    types::RDKafkaErrorCode,
 };
 use std::{
     collections::BTreeMap,
@@ -12,6 +16,9 @@ use std::{
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
+
+/// How long a server may take for one answer.
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// A record as any consumer reads it.
 #[derive(Debug)]
@@ -30,8 +37,20 @@ impl Kafka {
     /// Reads the first `count` records of a topic, from its beginning.
     #[must_use]
     pub fn read(topic: &str, count: usize) -> Vec<Kafka> {
-        let consumer = consumer(&crate::unique("reader"));
-        let partitions = partitions(&consumer, topic);
+        Kafka::read_from(&consumer(&crate::kafka(), &crate::unique("reader")), topic, count)
+    }
+
+    /// Reads all that a topic of this Kafka holds now.
+    #[must_use]
+    pub fn read_all(kafka: &str, topic: &str) -> Vec<Kafka> {
+        let consumer = consumer(kafka, &crate::unique("reader"));
+        let held = |p| consumer.fetch_watermarks(topic, p, ANSWER).map(|(first, next)| next - first);
+        let count: i64 = (0..partitions(&consumer, topic)).map(|p| held(p).expect("ends")).sum();
+        Kafka::read_from(&consumer, topic, count as usize)
+    }
+
+    fn read_from(consumer: &BaseConsumer, topic: &str, count: usize) -> Vec<Kafka> {
+        let partitions = partitions(consumer, topic);
         let mut list = TopicPartitionList::new();
         for p in 0..partitions {
             list.add_partition_offset(topic, p, Offset::Beginning).expect("offset");
@@ -56,9 +75,9 @@ impl Kafka {
     }
 }
 
-fn consumer(group: &str) -> BaseConsumer {
+fn consumer(kafka: &str, group: &str) -> BaseConsumer {
     ClientConfig::new()
-        .set("bootstrap.servers", crate::kafka())
+        .set("bootstrap.servers", kafka)
         .set("group.id", group)
         .set("enable.auto.commit", "false")
         .create()
@@ -66,24 +85,55 @@ fn consumer(group: &str) -> BaseConsumer {
 }
 
 fn partitions(consumer: &BaseConsumer, topic: &str) -> i32 {
-    let metadata = consumer.fetch_metadata(Some(topic), Duration::from_secs(10)).expect("metadata");
+    let metadata = consumer.fetch_metadata(Some(topic), ANSWER).expect("metadata");
     metadata.topics()[0].partitions().len() as i32
 }
 
 /// What a queue's group has committed in all partitions of its task topic, added up.
 #[must_use]
-pub fn committed_offsets(queue: &str) -> i64 {
+pub fn committed_offsets(kafka: &str, queue: &str) -> i64 {
     let topic = queue;
-    let consumer = consumer(&format!("{queue}.kafkaq"));
+    let consumer = consumer(kafka, &format!("{queue}.kafkaq"));
     let mut list = TopicPartitionList::new();
     for p in 0..partitions(&consumer, topic) {
         list.add_partition(topic, p);
     }
-    let list = consumer.committed_offsets(list, Duration::from_secs(10)).expect("offsets");
+    let list = consumer.committed_offsets(list, ANSWER).expect("offsets");
     list.elements()
         .iter()
         .filter_map(|e| if let Offset::Offset(o) = e.offset() { Some(o) } else { None })
         .sum()
+}
+
+/// What operators do with Kafka.
+///
+/// # Errors
+/// If the settings make no sense to the client.
+pub fn admin(kafka: &str) -> KafkaResult<AdminClient<DefaultClientContext>> {
+    ClientConfig::new().set("bootstrap.servers", kafka).create()
+}
+
+/// Deletes a topic. When it returns, the server knows it no more.
+///
+/// # Errors
+/// If the server refuses, or doesn't forget the topic.
+pub async fn delete_topic(kafka: &str, topic: &str) -> KafkaResult<()> {
+    let admin = admin(kafka)?;
+    let deleted = admin.delete_topics(&[topic], &AdminOptions::new()).await?;
+    if let Some(Err((_, code))) = deleted.into_iter().next() {
+        return Err(KafkaError::AdminOp(code));
+    }
+    let (begun, name) = (Instant::now(), topic.to_owned());
+    let forgotten = tokio::task::spawn_blocking(move || {
+        while begun.elapsed() < PATIENCE {
+            let known = admin.inner().fetch_metadata(Some(&name), ANSWER)?;
+            if known.topics().iter().all(|topic| topic.error().is_some()) {
+                return Ok(());
+            }
+        }
+        Err(KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut))
+    });
+    forgotten.await.unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// Appends lines as records, with the program that people use for it, and further options of that.

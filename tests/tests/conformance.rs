@@ -5,8 +5,8 @@
 use async_trait::async_trait;
 use kafkaq::{LeasedGroup, rdkafka::RdKafka, redis::RedisStore, rskafka::RsKafka};
 use kafkaq_conformance::{BoxError, Outage, Proxy, Suite, broker, log};
-use kafkaq_tests::{own_kafka_behind, redis};
-use std::{future::ready, process::ExitCode, sync::OnceLock, time::Duration};
+use kafkaq_tests::{delete_topic, own_kafka_behind, redis};
+use std::{future::ready, pin::Pin, process::ExitCode, sync::OnceLock, time::Duration};
 use xtask::services::{Server, free_port};
 
 /// Of the logs, whose own ten seconds would make long tests.
@@ -17,12 +17,13 @@ const MEMBER: Duration = Duration::from_secs(5);
 
 fn main() -> Result<ExitCode, BoxError> {
     let kafka = OwnKafka::new()?;
-    let proxy = kafka.proxy.clone();
+    let (proxy, deletion) = (kafka.proxy.clone(), kafka.topic_deletion());
     let rdkafka = broker("rdkafka", move || {
         let rdkafka = RdKafka::builder(kafka.address()).request_timeout(REQUEST);
         ready(rdkafka.build().map_err(Into::into))
     })
-    .with_outage(proxy);
+    .with_outage(proxy)
+    .with_topic_deletion(deletion);
 
     let kafka = OwnKafka::new()?;
     let proxy = kafka.proxy.clone();
@@ -39,6 +40,7 @@ fn main() -> Result<ExitCode, BoxError> {
     // Cut off from both, as by the network.
     let (kafka, store_proxy) = (OwnKafka::new()?, Proxy::to(redis().trim_start_matches("redis://"))?);
     let both = Both(kafka.proxy.clone(), store_proxy.clone());
+    let deletion = kafka.topic_deletion();
     let url = format!("redis://{}", store_proxy.addr());
     let leased = broker("rskafka_redis", move || {
         let group = || {
@@ -47,7 +49,8 @@ fn main() -> Result<ExitCode, BoxError> {
         };
         ready(group())
     })
-    .with_outage(both);
+    .with_outage(both)
+    .with_topic_deletion(deletion);
 
     Ok(Suite::from(rdkafka.answers_within(LOG))
         .and(browsed.answers_within(LOG))
@@ -55,6 +58,8 @@ fn main() -> Result<ExitCode, BoxError> {
         .and(leased.answers_within(LOG))
         .run())
 }
+
+type Deleting = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
 
 /// A Kafka of a kit's own, which sends its clients to the proxy. It starts when it is first asked for.
 struct OwnKafka {
@@ -73,6 +78,15 @@ impl OwnKafka {
         let proxy = self.proxy.addr();
         self.server.get_or_init(|| own_kafka_behind(proxy.port(), self.port));
         proxy.to_string()
+    }
+
+    /// Deletes a topic as an operator does.
+    fn topic_deletion(&self) -> impl Fn(String) -> Deleting + use<> {
+        let address = self.proxy.addr().to_string();
+        move |topic| {
+            let address = address.clone();
+            Box::pin(async move { Ok(delete_topic(&address, &topic).await?) })
+        }
     }
 
     fn rskafka(&self) -> Result<RsKafka, BoxError> {

@@ -183,7 +183,8 @@ async fn until_committed(queue: &str, count: i64) {
     loop {
         let name = queue.to_owned();
         // It makes a client each time, which takes a while.
-        let committed = tokio::task::spawn_blocking(move || committed_offsets(&name)).await.unwrap();
+        let committed =
+            tokio::task::spawn_blocking(move || committed_offsets(&kafka(), &name)).await.unwrap();
         if committed == count {
             return;
         }

@@ -8,15 +8,19 @@
     reason = "these are tests"
 )]
 
-use kafkaq::{Job, Queue, Task, TaskId};
-use kafkaq_tests::{
-    Agent, BrokerKind, Line, PATIENCE, Pair, StoreKind, flush_redis, own_server, queue, unique, until,
-    until_done,
+use kafkaq::{
+    Job, Queue, Task, TaskId,
+    backend::{Swap, Swapped},
 };
+use kafkaq_tests::{
+    Agent, BrokerKind, Line, PATIENCE, Pair, StoreKind, admin, delete_topic, flush_redis, own_server, queue,
+    unique, until, until_done,
+};
+use rdkafka::admin::AdminOptions;
 use std::{
     collections::HashSet,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::sync::Semaphore;
 use xtask::services::Service;
@@ -127,4 +131,78 @@ async fn a_stopped_worker_that_goes_on_past_its_lease_learns_that_it_is_lost() {
     let lost = |line: &Line| matches!(line, Line::Failed { id, why, .. } if id == stolen.as_str() && why == "LeaseLost(TakenOver)");
     until("the zombie learns it", || zombie.said().iter().any(lost)).await;
     queue.shutdown(Duration::from_secs(5)).await.unwrap();
+}
+
+/// An operator deletes what a group has committed, while nobody runs: all tasks are read again, and none is executed
+/// again, because the store remembers them.
+async fn done_tasks_are_not_executed_again_without_offsets(broker: BrokerKind) {
+    const TASKS: usize = 200;
+    let pair = Pair::new(broker, StoreKind::Redis, "forgotten");
+    let queue = pair.queue().build().await.unwrap();
+    publish(&queue, TASKS).await;
+    let ended = workers(&queue, 20, &any_number(), |_| true);
+    until_done(&queue, ids(TASKS), &ended).await;
+    until_committed(&pair, TASKS).await;
+    queue.shutdown(Duration::from_secs(5)).await.unwrap();
+
+    forget_offsets(&pair, broker).await;
+    assert_eq!(pair.committed(PARTITIONS).await, 0);
+    let queue = pair.queue().build().await.unwrap();
+    let last = queue.publish(Task::new("x")).await.unwrap();
+    let executed = Arc::new(Mutex::new(Vec::new()));
+    let seen = executed.clone();
+    let ended = workers(&queue, 20, &any_number(), move |job| {
+        seen.lock().unwrap().push(job.id().clone());
+        true
+    });
+    until_done(&queue, [last.clone()], &ended).await;
+    // Then nothing is left that could still be executed.
+    until_committed(&pair, TASKS + 1).await;
+    queue.shutdown(Duration::from_secs(5)).await.unwrap();
+    assert_eq!(*executed.lock().unwrap(), [last]);
+}
+
+const PARTITIONS: i32 = 6;
+
+async fn until_committed(pair: &Pair, count: usize) {
+    let begun = Instant::now();
+    loop {
+        match pair.committed(PARTITIONS).await {
+            committed if committed == count as i64 => return,
+            committed => assert!(begun.elapsed() < PATIENCE, "{committed} of {count} are committed"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Deletes all that tells how far the group has read.
+async fn forget_offsets(pair: &Pair, broker: BrokerKind) {
+    let (kafka, group, begun) = (pair.kafka(), pair.group(), Instant::now());
+    if broker == BrokerKind::RdKafka {
+        let admin = admin(&kafka).unwrap();
+        // Until the last member has left.
+        while let Err(e) = admin.delete_groups(&[&group], &AdminOptions::new()).await.unwrap().remove(0) {
+            assert!(begun.elapsed() < PATIENCE, "{e:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        return;
+    }
+    delete_topic(&kafka, &format!("{group}.cursors")).await.unwrap();
+    let (store, keys) = (pair.store(), pair.group_keys(PARTITIONS));
+    let held = store.get(&keys).await.into_iter().map(Result::unwrap);
+    let forget = |(key, held)| Swap::new(key, held, None, None);
+    let swaps: Vec<_> = keys.into_iter().zip(held).map(forget).collect();
+    for swapped in store.swap(&swaps).await {
+        assert_eq!(swapped.unwrap(), Swapped::Done);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn done_tasks_are_not_executed_again_when_kafka_forgets_the_offsets() {
+    done_tasks_are_not_executed_again_without_offsets(BrokerKind::RdKafka).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn done_tasks_are_not_executed_again_when_the_store_and_the_log_forget_the_offsets() {
+    done_tasks_are_not_executed_again_without_offsets(BrokerKind::RsKafka).await;
 }

@@ -13,12 +13,8 @@ use kafkaq::{
     backend::{Partition, PartitionLog},
     rskafka::RsKafka,
 };
-use kafkaq_tests::{BrokerKind, PATIENCE, Pair, StoreKind, kafka};
-use rdkafka::{
-    ClientConfig,
-    admin::{AdminClient, AdminOptions, NewPartitions},
-    client::DefaultClientContext,
-};
+use kafkaq_tests::{BrokerKind, PATIENCE, Pair, StoreKind, admin, kafka};
+use rdkafka::admin::{AdminOptions, NewPartitions};
 use std::{collections::HashSet, thread, time::Instant};
 use tokio::runtime::{Builder, Runtime};
 
@@ -98,8 +94,7 @@ async fn a_running_publisher_uses_partitions_that_are_added() {
         let pair = pair(broker, "grows");
         let publisher = pair.queue().partitions(1).build_publisher().await.unwrap();
         publisher.publish(Task::new("before")).await.unwrap();
-        let admin: AdminClient<DefaultClientContext> =
-            ClientConfig::new().set("bootstrap.servers", kafka()).create().unwrap();
+        let admin = admin(&kafka()).unwrap();
         let grown = [NewPartitions::new(pair.name(), 4)];
         admin.create_partitions(&grown, &AdminOptions::new()).await.unwrap().remove(0).unwrap();
         let grown = Instant::now();

@@ -206,7 +206,9 @@ pub async fn standing_above(
     compare(log, of, ends, cursor, floor).await
 }
 
-/// As [`standing`], for a caller that has just asked for the log's ends.
+/// As [`standing`], for a caller that has just asked for the log's ends. `floor`: where the log began when it was first
+/// looked at, for a reader that has no record to tell it by. A log never gets back what retention has deleted, so one
+/// with earlier records is another.
 ///
 /// *Cancel-safety:* safe, it only reads.
 ///
@@ -217,8 +219,9 @@ pub async fn standing_within(
     of: &Partition,
     ends: Offsets,
     cursor: &Cursor,
+    floor: Option<i64>,
 ) -> Result<Standing> {
-    compare(log, of, ends, cursor, None).await
+    compare(log, of, ends, cursor, floor).await
 }
 
 async fn compare(

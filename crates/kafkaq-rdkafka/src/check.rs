@@ -66,6 +66,8 @@ pub(crate) enum Outcome {
 #[derive(Debug)]
 pub(crate) struct Start {
     pub(crate) at: Cursor,
+    /// Where the log begins.
+    pub(crate) first: i64,
     /// It is another log than what was committed.
     pub(crate) is_replaced: bool,
     pub(crate) alarm: Option<Error>,
@@ -161,7 +163,7 @@ impl Checker {
         let found = match ends {
             Some(Ok(ends)) => {
                 let _permit = self.permits.acquire().await;
-                in_time(standing_within(&*self.log, of, ends, &checked.cursor))
+                in_time(standing_within(&*self.log, of, ends, &checked.cursor, checked.floor))
                     .await
                     .map(|found| (found, ends))
             }
@@ -298,20 +300,18 @@ async fn begin(
     let doubted = doubt != Doubt::Nothing;
     let ends = ends(log, of).await?;
     let replaced =
-        |first| Start { at: Cursor::new(first), is_replaced: true, alarm: Some(replaced(of, first)) };
+        |first| Start { at: Cursor::new(first), first, is_replaced: true, alarm: Some(replaced(of, first)) };
+    let goes_on = |at, first, alarm| Start { at, first, is_replaced: false, alarm };
     // Once the records didn't fit, an offset that nothing speaks for may be of the earlier log.
     let proven = |at: &Cursor| at.mark.is_some() || at.anchor.is_some();
     let Some(at) = committed.filter(|at| !doubted || proven(at)) else {
-        let start = Start { at: Cursor::new(ends.first), is_replaced: false, alarm: None };
-        return Ok(if doubted { replaced(ends.first) } else { start });
+        let first = ends.first;
+        return Ok(if doubted { replaced(first) } else { goes_on(Cursor::new(first), first, None) });
     };
-    Ok(match standing_within(log, of, ends, &at).await? {
-        Standing::Intact => {
-            Start { at, is_replaced: false, alarm: (doubt == Doubt::Records).then(|| cut(of, at.offset)) }
-        }
+    Ok(match standing_within(log, of, ends, &at, None).await? {
+        Standing::Intact => goes_on(at, ends.first, (doubt == Doubt::Records).then(|| cut(of, at.offset))),
         Standing::DeletedUnread { first } => {
-            let alarm = deleted_unread(of, at.offset, first);
-            Start { at: Cursor::new(first), is_replaced: false, alarm: Some(alarm) }
+            goes_on(Cursor::new(first), first, Some(deleted_unread(of, at.offset, first)))
         }
         Standing::Replaced { first } => replaced(first),
     })

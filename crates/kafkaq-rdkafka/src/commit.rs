@@ -125,6 +125,10 @@ impl Shared {
         }
         let owned = locked(&self.owned);
         match current(&owned, &commit.assignment) {
+            Some(slot) if locked(&slot.trail).is_unproven() => {
+                Err(Error::not_applied(ErrorKind::Unavailable, COMMIT)
+                    .with_source("what was read was not compared with the log yet"))
+            }
             Some(slot) => {
                 slot.committing.fetch_add(1, SeqCst);
                 Ok(slot.clone())

@@ -396,7 +396,7 @@ impl Group {
                 self.beginning.push((slot, start, Instant::now() + AGAIN));
                 continue;
             }
-            locked(&slot.trail).begin(start.at);
+            locked(&slot.trail).begin(start.at, start.first);
             slot.ready.store(true, SeqCst);
             alarms.extend(start.alarm);
         }

@@ -377,7 +377,7 @@ impl<'a> Poller<'a> {
 
     /// One batch of each partition that has some and whose last one was taken. Answers whether to look again.
     fn deliver(&mut self) -> bool {
-        let (mut again, mut errors) = (false, Vec::new());
+        let (mut again, mut check_soon, mut errors) = (false, false, Vec::new());
         let queues = self.groups.iter().flat_map(|group| {
             let context = group.consumer.context();
             group.queues.iter().map(move |queue| (queue, context))
@@ -402,18 +402,23 @@ impl<'a> Poller<'a> {
             errors.extend(taken.error.map(|e| (e, context.take_reason(), of.clone())));
             let Some(last) = taken.records.last() else { continue };
             let next = last.offset + 1;
-            if locked(&slot.trail).read(&taken.records) == Err(WentBack) {
+            let (read, is_unproven) = {
+                let mut trail = locked(&slot.trail);
+                (trail.read(&taken.records), trail.is_unproven())
+            };
+            if read == Err(WentBack) {
                 slot.doubted.store(true, SeqCst);
                 again = true;
                 continue;
             }
+            check_soon |= is_unproven;
             slot.queued.store(true, SeqCst);
             let end = context.end_of(of).map(|end| end.max(next));
             let event = Event::Records(slot.assignment.clone(), Batch::new(taken.records, next, end));
             // There is room; it fails only when the stream is gone, and then the member leaves.
             let _ = self.tx.try_send((Ok(event), Some(slot.clone())));
         }
-        if !errors.is_empty() {
+        if check_soon || !errors.is_empty() {
             self.check_at = self.check_at.min(self.checked + CHECK_AGAIN);
         }
         errors.iter().for_each(|(e, reason, of)| self.report(e, reason, Some(of)));

@@ -96,6 +96,10 @@ pub(crate) struct Trail {
     marks: VecDeque<Mark>,
     /// Since this record was read, the log is known to have been the same up to the last check.
     anchor: Option<Mark>,
+    /// Where the log began, if no record told which log it was and something was missing before it.
+    floor: Option<i64>,
+    /// What was read is not known to be of the log in which reading began: a commit would vouch for it.
+    is_unproven: bool,
     /// Offsets that were stepped over since the last check.
     gap: Option<Gap>,
     /// How many checks in a row have found records that the client did not bring.
@@ -114,10 +118,18 @@ pub(crate) struct Gap {
 pub(crate) struct WentBack;
 
 impl Trail {
-    /// Reading begins at the cursor, whose marks were found in their places.
-    pub(crate) fn begin(&mut self, at: Cursor) {
-        let marks = at.mark.into_iter().collect();
-        *self = Trail { next: Some(at.offset), marks, anchor: at.mark.or(at.anchor), gap: None, stalled: 0 };
+    /// Reading begins at the cursor, whose marks were found in their places, in a log that has `first` as its first
+    /// offset.
+    pub(crate) fn begin(&mut self, at: Cursor, first: i64) {
+        let (marks, anchor) = (at.mark.into_iter().collect(), at.mark.or(at.anchor));
+        let floor = Some(first).filter(|first| anchor.is_none() && *first > 0);
+        let (next, is_unproven) = (Some(at.offset), floor.is_some());
+        *self = Trail { next, marks, anchor, floor, is_unproven, gap: None, stalled: 0 };
+    }
+
+    /// Whether nothing may be committed before the log was compared.
+    pub(crate) fn is_unproven(&self) -> bool {
+        self.is_unproven
     }
 
     /// Takes note of what is about to be delivered. Returns whether a gap was stepped over that is larger than what
@@ -161,13 +173,15 @@ impl Trail {
         let next = self.next?;
         let offset = self.gap.map_or(next, |gap| gap.from);
         let cursor = Cursor { offset, mark: None, anchor: self.anchor };
-        Some(Checked { cursor, next, last: self.marks.back().copied(), gap: self.gap })
+        let last = self.marks.back().copied();
+        Some(Checked { cursor, floor: self.floor, next, last, gap: self.gap })
     }
 
     /// The log was found to be the same, with that end. `is_empty`: the client has nothing more of it. Returns from
     /// where on the client seems to have missed records.
     pub(crate) fn is_intact(&mut self, checked: &Checked, end: i64, is_empty: bool) -> Option<i64> {
         self.anchor = checked.last.or(self.anchor);
+        self.is_unproven &= checked.last.is_none();
         self.gap = self.gap.filter(|gap| checked.gap != Some(*gap));
         let stands_still = is_empty && self.next == Some(checked.next) && end > checked.next;
         self.stalled = if stands_still { self.stalled + 1 } else { 0 };
@@ -187,6 +201,8 @@ impl Trail {
 pub(crate) struct Checked {
     /// Where reading goes on, or the first gap since the last check; with the anchor.
     pub(crate) cursor: Cursor,
+    /// The log can't have earlier records.
+    pub(crate) floor: Option<i64>,
     /// Where reading goes on.
     next: i64,
     /// The last record that was read before. It becomes the anchor.
@@ -213,7 +229,7 @@ mod tests {
 
     fn begun(at: Cursor) -> Trail {
         let mut trail = Trail::default();
-        trail.begin(at);
+        trail.begin(at, 0);
         trail
     }
 
@@ -260,6 +276,28 @@ mod tests {
         trail.is_intact(&checked, 0, true);
         let next = trail.to_check().unwrap().cursor;
         assert_eq!(next, Cursor { offset: 30, mark: None, anchor: mark(19) });
+    }
+
+    #[test]
+    fn what_begins_without_a_mark_is_told_by_where_its_log_began() {
+        for (at, first, floor) in [
+            (Cursor::new(500), 400, Some(400)),
+            (Cursor::new(0), 0, None),
+            (Cursor { mark: mark(499), ..Cursor::new(500) }, 400, None),
+            (Cursor { anchor: mark(410), ..Cursor::new(500) }, 400, None),
+        ] {
+            let mut trail = Trail::default();
+            trail.begin(at, first);
+            let early = trail.to_check().unwrap();
+            assert_eq!((early.floor, trail.is_unproven()), (floor, floor.is_some()));
+            trail.read(&records([500])).unwrap();
+            let checked = trail.to_check().unwrap();
+            assert_eq!(checked.floor, floor, "what was read may be of another log already");
+            trail.is_intact(&early, 500, true);
+            assert_eq!(trail.is_unproven(), floor.is_some(), "by a check from before it was read");
+            trail.is_intact(&checked, 501, true);
+            assert!(!trail.is_unproven());
+        }
     }
 
     #[test]

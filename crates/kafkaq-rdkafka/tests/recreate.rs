@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use kafkaq_core::*;
 use kafkaq_rdkafka::RdKafka;
 use rdkafka::{
-    ClientConfig,
+    ClientConfig, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     types::RDKafkaErrorCode as Code,
@@ -27,6 +27,7 @@ const FOUND: Duration = Duration::from_secs(90);
 /// What was delivered, by its payload, and what was said.
 #[derive(Default)]
 struct Seen {
+    assigned: BTreeSet<Partition>,
     records: BTreeSet<String>,
     said: Vec<String>,
 }
@@ -70,6 +71,9 @@ async fn work(
                         let payload = record.value.clone().unwrap().to_vec();
                         seen.records.insert(String::from_utf8(payload).unwrap());
                     }
+                }
+                Ok(Event::Assigned(list)) => {
+                    seen.lock().unwrap().assigned.extend(list.into_iter().map(|a| a.partition));
                 }
                 Ok(Event::Revoking(list)) => {
                     drop(c.member.commit(&commits(&next)).await);
@@ -221,9 +225,6 @@ async fn runs(site: Site) {
     let (kafka, admin) = (site.kafka(), admin(&site));
     let seen = Arc::new(Mutex::new(Seen::default()));
     let mut worker = Worker::start(&site, &seen);
-    let payloads = |round: usize, index: i32, n: usize| -> Vec<String> {
-        (0..n).map(|i| format!("{round}-{index}-{i}")).collect()
-    };
     for index in 0..PARTITIONS {
         append(&kafka, &Partition::new(topic.clone(), index), &payloads(0, index, 300)).await;
     }
@@ -258,6 +259,47 @@ async fn runs(site: Site) {
     let said = &seen.lock().unwrap().said;
     println!("{:?}: {} alarms, the first: {:?}", site.protocol, said.len(), said.first());
     assert!(said.iter().any(|e| e.contains("deleted and recreated")), "{said:?}");
+}
+
+fn payloads(round: usize, index: i32, n: usize) -> Vec<String> {
+    (0..n).map(|i| format!("{round}-{index}-{i}")).collect()
+}
+
+/// Retention has deleted all there was, so no record tells in which log the member began.
+async fn begins_in_an_empty_log(site: Site) {
+    const DELETED: usize = 300;
+    let site = site.with_topic(PARTITIONS).await;
+    let topic = site.topic();
+    let (kafka, admin) = (site.kafka(), admin(&site));
+    let mut deleted = TopicPartitionList::new();
+    for index in 0..PARTITIONS {
+        append(&kafka, &Partition::new(topic.clone(), index), &payloads(0, index, DELETED)).await;
+        deleted.add_partition_offset(&topic, index, Offset::Offset(DELETED as i64)).unwrap();
+    }
+    admin.delete_records(&deleted, &AdminOptions::new()).await.unwrap();
+    let seen = Arc::default();
+    let worker = Worker::start(&site, &seen);
+    let assigned = || seen.lock().unwrap().assigned.len() == PARTITIONS as usize;
+    let begun = Instant::now();
+    while !assigned() {
+        assert!(begun.elapsed() < FOUND, "nothing was assigned");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // Until it knows where it begins. If that takes longer, it begins in the new log.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    admin.delete_topics(&[&topic], &AdminOptions::new()).await.unwrap().remove(0).unwrap();
+    create(&admin, &topic).await;
+    for index in 0..PARTITIONS {
+        append(&kafka, &Partition::new(topic.clone(), index), &payloads(1, index, 2 * DELETED)).await;
+    }
+    all_delivered(&kafka, &topic, &seen, &format!("{:?}, begun in an empty log", site.protocol)).await;
+    worker.end().await;
+    kafka.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_is_delivered_when_the_earlier_log_had_no_record_left() {
+    on_each_real_site("empty", begins_in_an_empty_log).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,7 +9,7 @@ use crate::{
 use kafkaq_core::Partition;
 use rskafka::client::error::ProtocolError;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -24,6 +24,8 @@ const MAX_AGE: Duration = Duration::from_secs(10);
 const IN_USE: Duration = Duration::from_secs(60);
 /// A topic that nobody has used for so long is forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(3600);
+/// Ends of fetches that are remembered of a partition: there are few that read it at once.
+const READERS: usize = 4;
 /// Known brokers that are asked before the addresses that were configured.
 const KNOWN: usize = 3;
 
@@ -49,10 +51,19 @@ struct Topic {
     code: i16,
     /// The broker that leads each partition.
     leaders: HashMap<i32, Option<i32>>,
-    /// Under which id each partition was last read through this handle.
-    read_as: HashMap<i32, TopicId>,
+    /// The partitions that were read through this handle.
+    read: HashMap<i32, Read>,
     asked: Option<Instant>,
     used: Instant,
+}
+
+/// How far the readers of a partition have come.
+struct Read {
+    /// The topic's id then.
+    id: TopicId,
+    /// Where the last fetches have ended, with the leader's epoch of the record before: a log that was cut has another
+    /// one there.
+    ends: VecDeque<(i64, i32)>,
 }
 
 /// Whom to ask for a partition.
@@ -146,10 +157,40 @@ impl Cluster {
         let Some(id) = id else { return Ok(()) };
         let mut view = locked(&self.view);
         let Some(topic) = view.topics.get_mut(&partition.topic) else { return Ok(()) };
-        match topic.read_as.insert(partition.index, id) {
-            Some(before) if before != id => Err(Failure::recreated()),
-            _ => Ok(()),
+        let fresh = || Read { id, ends: VecDeque::new() };
+        let read = topic.read.entry(partition.index).or_insert_with(fresh);
+        if read.id == id {
+            return Ok(());
         }
+        *read = fresh();
+        Err(Failure::recreated())
+    }
+
+    /// Notes where a fetch has ended, and the leader's epoch of the record before that.
+    pub(crate) fn has_read(&self, partition: &Partition, next: i64, epoch: Option<i32>) {
+        let Some(epoch) = epoch else { return };
+        self.with_ends(partition, |ends| {
+            ends.retain(|(end, _)| *end != next);
+            ends.truncate(READERS - 1);
+            ends.push_front((next, epoch));
+        });
+    }
+
+    /// The leader's epoch of the record before an offset, if a fetch has ended there.
+    pub(crate) fn epoch_below(&self, partition: &Partition, offset: i64) -> Option<i32> {
+        let of = |ends: &mut VecDeque<(i64, i32)>| ends.iter().find(|(end, _)| *end == offset).copied();
+        self.with_ends(partition, of).flatten().map(|(_, epoch)| epoch)
+    }
+
+    /// Its log is not the one that was read.
+    pub(crate) fn forget_epochs(&self, partition: &Partition) {
+        self.with_ends(partition, VecDeque::clear);
+    }
+
+    fn with_ends<T>(&self, of: &Partition, work: impl FnOnce(&mut VecDeque<(i64, i32)>) -> T) -> Option<T> {
+        let mut view = locked(&self.view);
+        let read = view.topics.get_mut(&of.topic)?.read.get_mut(&of.index)?;
+        Some(work(&mut read.ends))
     }
 
     fn known_leader(&self, of: &Partition) -> Option<Leader> {
@@ -215,7 +256,7 @@ impl Cluster {
                 id: None,
                 code: 0,
                 leaders: HashMap::new(),
-                read_as: HashMap::new(),
+                read: HashMap::new(),
                 asked: None,
                 used: Instant::now(),
             };

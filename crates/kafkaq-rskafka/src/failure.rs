@@ -146,6 +146,15 @@ impl Failure {
         )
     }
 
+    /// The log has other records below that offset than were read.
+    pub(crate) fn cut(offset: i64) -> Self {
+        let advice = format!(
+            "The log was cut below offset {offset} and has grown since: a position in what was cut off says nothing of \
+             what is there now"
+        );
+        Failure::refused(ErrorKind::Invalid, advice)
+    }
+
     /// A response that is not what was asked for.
     pub(crate) fn unreadable(e: impl Into<Source>) -> Self {
         Failure { sent: true, answered: true, ..Failure::new(ErrorKind::Corrupt) }.because(e)

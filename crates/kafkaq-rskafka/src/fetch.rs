@@ -42,7 +42,10 @@ pub(crate) async fn fetch(link: &Link, from: &Position, limit: FetchLimit) -> Re
             Decoded { next, unreadable: Some(why), .. } if next == *offset => {
                 return Err(unreadable(link, partition, next, &why));
             }
-            Decoded { records, next, .. } => return Ok(Batch::new(records, next, Some(end))),
+            Decoded { records, next, epoch, .. } => {
+                link.cluster.has_read(partition, next, epoch);
+                return Ok(Batch::new(records, next, Some(end)));
+            }
         }
     }
 }
@@ -63,6 +66,7 @@ async fn once(
         id: leader.topic,
         index: partition.index,
         offset: *offset,
+        epoch_below: link.cluster.epoch_below(partition, *offset),
         max_bytes: i32::try_from(max_bytes).unwrap_or(i32::MAX),
     };
     let polled = timeout_at(limits.deadline, link.polls.fetch(&leader.address, ask, until, alone)).await;
@@ -71,13 +75,20 @@ async fn once(
         Failure::of_code(fetched.code, String::new).map_err(Failure::unsent).map(|()| fetched)
     });
     let failure = match outcome {
+        Ok(Fetched { is_cut: true, .. }) => {
+            link.cluster.forget_epochs(partition);
+            return Err(Failure::cut(*offset));
+        }
         Ok(fetched) => return Ok(fetched),
         Err(failure) => failure,
     };
     // What is known of the leader, or of the topic, may be out of date.
     link.cluster.invalidate(&partition.topic);
     match failure.code {
-        Some(ProtocolError::OffsetOutOfRange) => Err(out_of_range(link, from, limits).await),
+        Some(ProtocolError::OffsetOutOfRange) => {
+            link.cluster.forget_epochs(partition);
+            Err(out_of_range(link, from, limits).await)
+        }
         Some(ProtocolError::UnknownTopicId | ProtocolError::InconsistentTopicId) => {
             let now = link.cluster.look_up(&link.connections, partition, limits.deadline).await?;
             link.cluster.reads(partition, now.topic)?;

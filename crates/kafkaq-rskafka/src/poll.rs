@@ -307,7 +307,7 @@ impl RequestLoop {
         for (waiting, fetched) in fetches.into_iter().zip(fetched) {
             let is_over = waiting.until <= now || waiting.is_patient && slice.is_last_of(waiting.until, now);
             match fetched {
-                Some(empty) if empty.code == 0 && empty.records.is_empty() && !is_over => {
+                Some(empty) if empty.code == 0 && empty.records.is_empty() && !empty.is_cut && !is_over => {
                     let is_behind = empty.end > waiting.from.offset;
                     if is_behind { &mut behind } else { &mut at_the_end }.push(waiting);
                 }

@@ -24,6 +24,7 @@ const BUSY: &[&str] = &[
 const LONG: &[&str] = &[
     "kafkaq-tests::outage",
     "kafkaq-tests::conformance",
+    "kafkaq-tests::recreated",
     "kafkaq-rskafka::it",
     "kafkaq-tests::matrix",
     "kafkaq-tests::members",

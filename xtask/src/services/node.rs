@@ -164,7 +164,7 @@ impl Node {
         format!("{} on {}", self.kind.name, self.ports.addr())
     }
 
-    fn data(&self) -> PathBuf {
+    pub(super) fn data(&self) -> PathBuf {
         data(&self.dir)
     }
 

@@ -85,6 +85,12 @@ impl Server {
         self.nodes[0].log()
     }
 
+    /// The folder of its data, which a test may change while the server is down. A container has its data inside.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.nodes[0].data()
+    }
+
     /// Whether its processes are there, paused or not.
     #[must_use]
     pub fn is_running(&self) -> bool {

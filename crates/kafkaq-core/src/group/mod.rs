@@ -227,7 +227,14 @@ impl Group {
     /// Whether nothing is left to let go of.
     #[must_use]
     pub fn has_left(&self) -> bool {
-        self.leaving && self.slots.iter().all(|s| s.own.is_none() && s.sent.is_none())
+        let is_over = |s: &Slot| s.own.is_none() && s.sent.is_none() && !self.is_left_behind(s);
+        self.leaving && self.slots.iter().all(is_over)
+    }
+
+    /// Whether the store still names this member as the owner of what it has lost. It would have taken that again; and
+    /// while it leaves nobody else may, before the name has stood there for the member timeout.
+    fn is_left_behind(&self, slot: &Slot) -> bool {
+        slot.own.is_none() && slot.owner() == Some(self.config.member) && !slot.newer
     }
 
     /// What the member is told next.

@@ -59,7 +59,7 @@ impl Group {
         self.handle_time(now);
         for i in 0..self.slots.len() {
             if out.len() < max
-                && let Some(new) = self.renewal(i, now)
+                && let Some(new) = self.renewal(i, now).or_else(|| self.farewell(i, now))
             {
                 self.send(i, new, now, out);
             }
@@ -108,6 +108,15 @@ impl Group {
             wanted_by: slot.wanted_by().filter(|m| *m != self.config.member),
             cursor: own.cursor,
         })
+    }
+
+    /// What a member that leaves writes over its name in what it has lost.
+    fn farewell(&self, i: usize, now: Mono) -> Option<Value> {
+        let slot = &self.slots[i];
+        let is_due = self.leaving && slot.sent.is_none() && now >= slot.retry_at && self.is_left_behind(slot);
+        // As if it took it again and let go at once: what stands there may be older than what the last hold has written.
+        let epoch = slot.epoch + 1;
+        Some(Value { owner: None, epoch, ..slot.value.clone().filter(|_| is_due)? })
     }
 
     fn send(&mut self, i: usize, mut new: Value, now: Mono, out: &mut Vec<(SwapToken, Swap)>) {

@@ -270,6 +270,21 @@ fn who_leaves_is_replaced_at_the_next_look() {
 }
 
 #[test]
+fn who_leaves_clears_its_name_also_from_what_it_has_just_lost() {
+    let (mut store, mut members) = (Store::default(), vec![member(1, 1), member(2, 1)]);
+    let held = first(round(&mut members[0], &mut store, Mono(0)));
+    members[0].handle_broken(&held, Mono(SEC));
+    members[0].handle_leave();
+    round(&mut members[0], &mut store, Mono(SEC));
+    assert!(!members[0].has_left(), "not at once, as with what it would take again");
+    assert_eq!(members[0].next_time(Mono(SEC)), Some(Mono(SEC).plus(RETRY)));
+    round(&mut members[0], &mut store, Mono(SEC).plus(RETRY));
+    assert!(members[0].has_left());
+    run(&mut members[1..], &mut store, 2, 5);
+    assert_eq!(owned(&members[1]), 1);
+}
+
+#[test]
 fn a_value_of_a_later_version_is_left_alone() {
     let (mut store, mut a) = (Store::default(), member(1, 1));
     store.0.insert(Key::partition("g", &partition(0)), Bytes::from_static(&[9]));

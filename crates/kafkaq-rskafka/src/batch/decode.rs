@@ -17,6 +17,8 @@ pub(crate) struct Decoded {
     pub(crate) records: Vec<Record>,
     /// Where reading goes on: behind the last batch that was seen. Whatever lies between two batches is not there.
     pub(crate) next: i64,
+    /// The leader's epoch of that batch.
+    pub(crate) epoch: Option<i32>,
     /// Why nothing behind `next` was read.
     pub(crate) unreadable: Option<Unreadable>,
     /// The size of the first batch, if not all of it has come.
@@ -52,7 +54,7 @@ impl fmt::Display for Unreadable {
 /// Records from an offset on, without those that were rolled back by the producers in `aborted`, each from an offset on.
 /// A batch that is decompressed to more than `limit` bytes can't be read.
 pub(crate) fn decode(mut bytes: Bytes, from: i64, aborted: &[(i64, i64)], limit: usize) -> Decoded {
-    let mut decoded = Decoded { records: Vec::new(), next: from, unreadable: None, needs: None };
+    let mut decoded = Decoded { records: Vec::new(), next: from, epoch: None, unreadable: None, needs: None };
     let mut rollbacks = Rollbacks::new(aborted);
     while !bytes.is_empty() {
         let size = batch_size(&bytes);
@@ -125,6 +127,7 @@ fn decode_batch(
         decode_records(body, count, from, &Context { append_time, ..context }, &mut into.records)?;
     }
     into.next = into.next.max(last_offset.saturating_add(1));
+    into.epoch = Some(i32::from_be_bytes(chunk(batch, BEFORE_SIZE)?)).filter(|epoch| *epoch >= 0);
     Ok(())
 }
 

@@ -14,6 +14,9 @@ use std::{sync::Arc, time::Duration};
 const BY_ID: Api = Api::flexible(1, 13, "Fetch");
 const BY_NAME: Api = Api::new(1, 11, "Fetch");
 
+/// The field that a response has if the log has another record than was read before the offset.
+const DIVERGING_EPOCH: u32 = 0;
+
 /// Only what transactions have committed.
 const READ_COMMITTED: i8 = 1;
 
@@ -25,6 +28,8 @@ pub(crate) struct From {
     pub(crate) id: Option<TopicId>,
     pub(crate) index: i32,
     pub(crate) offset: i64,
+    /// The leader's epoch of the record before that, if it was read.
+    pub(crate) epoch_below: Option<i32>,
     pub(crate) max_bytes: i32,
 }
 
@@ -46,6 +51,8 @@ pub(crate) struct Fetch<'a> {
 pub(crate) struct Fetched {
     pub(crate) code: i16,
     pub(crate) end: i64,
+    /// The log was cut below the offset since the record before it was read.
+    pub(crate) is_cut: bool,
     /// Producers whose records are rolled back from an offset on.
     pub(crate) aborted: Vec<(i64, i64)>,
     /// Record batches.
@@ -89,8 +96,7 @@ impl Request for Fetch<'_> {
             body.int32(-1);
             body.int64(from.offset);
             if by_id {
-                // The epoch of the last record that was read.
-                body.int32(-1);
+                body.int32(from.epoch_below.unwrap_or(-1));
             }
             // The begin of a follower's log.
             body.int64(-1);
@@ -124,8 +130,9 @@ impl Request for Fetch<'_> {
                     Ok(since)
                 })?;
                 let (_replica, records) = (partition.int32()?, partition.byte_array()?);
-                partition.end()?;
-                Ok((index, Fetched { code, end, aborted, records }))
+                let mut is_cut = false;
+                partition.end_with(|tag| is_cut |= tag == DIVERGING_EPOCH)?;
+                Ok((index, Fetched { code, end, is_cut, aborted, records }))
             })?;
             topic.end()?;
             for (index, part) in partitions {

@@ -143,7 +143,8 @@ impl Broker {
             let fetch = FetchAsked::read(asked)?;
             let parts = answer(&fetch);
             let response = fetch.response(asked, &parts);
-            let has_nothing = parts.iter().all(|part| part.code == 0 && part.records.is_empty());
+            let is_empty = |part: &Part| part.code == 0 && part.records.is_empty() && !part.is_cut;
+            let has_nothing = parts.iter().all(is_empty);
             Some(match has_nothing {
                 // As a server waits for records.
                 true => Reply::Late(fetch.max_wait, response),
@@ -309,6 +310,7 @@ pub(super) struct PartAsked {
     pub(super) id: Option<TopicId>,
     pub(super) index: i32,
     pub(super) offset: i64,
+    pub(super) epoch_below: i32,
     pub(super) max_bytes: i32,
 }
 
@@ -317,6 +319,7 @@ pub(super) struct PartAsked {
 pub(super) struct Part {
     pub(super) code: i16,
     pub(super) end: i64,
+    pub(super) is_cut: bool,
     pub(super) aborted: Vec<(i64, i64)>,
     pub(super) records: Vec<u8>,
 }
@@ -328,6 +331,10 @@ impl Part {
 
     pub(super) fn of(records: Vec<u8>) -> Part {
         Part { end: 1000, records, ..Part::default() }
+    }
+
+    pub(super) fn cut() -> Part {
+        Part { end: 1000, is_cut: true, ..Part::default() }
     }
 
     pub(super) fn failed(code: i16) -> Part {
@@ -355,12 +362,10 @@ impl FetchAsked {
                 };
                 let mut parts = topic.array(|part| {
                     let (index, _epoch, offset) = (part.int32()?, part.int32()?, part.int64()?);
-                    if by_id {
-                        part.int32()?;
-                    }
+                    let epoch_below = if by_id { part.int32()? } else { -1 };
                     let (_first, max_bytes) = (part.int64()?, part.int32()?);
                     part.end()?;
-                    Ok(PartAsked { name: name.clone(), id, index, offset, max_bytes })
+                    Ok(PartAsked { name: name.clone(), id, index, offset, epoch_below, max_bytes })
                 })?;
                 topic.end()?;
                 Ok(parts.remove(0))
@@ -395,7 +400,11 @@ impl FetchAsked {
             }
             body.int32(-1);
             body.byte_array(&part.records).unwrap();
-            body.end();
+            match part.is_cut {
+                // One field, the number 0, with the epoch and the offset up to which the log is the same.
+                true => body.bytes.extend([&[1, 0, 13][..], &[0; 12], &[0]].concat()),
+                false => body.end(),
+            }
             body.end();
         }
         body.end();

@@ -73,6 +73,46 @@ async fn a_fetch_that_waits_while_its_topic_is_recreated_fails() {
     assert!(at.elapsed() < SOON);
 }
 
+/// A batch of 100 records that was appended under a leader's epoch.
+fn batch_of(epoch: i32, offset: i64) -> Vec<u8> {
+    let mut batch = batch(offset, 100);
+    batch[12..16].copy_from_slice(&epoch.to_be_bytes());
+    batch
+}
+
+#[tokio::test]
+async fn a_log_that_was_cut_and_has_grown_again_is_not_read_on() {
+    // All that the log has is of this epoch.
+    let epoch = Arc::new(std::sync::atomic::AtomicI32::new(7));
+    let now = epoch.clone();
+    let broker = Broker::of_fetches(move |fetch| {
+        let now = now.load(std::sync::atomic::Ordering::SeqCst);
+        let answer = |asked: &fake::PartAsked| match asked.epoch_below {
+            -1 => Part::of(batch_of(now, asked.offset)),
+            epoch if epoch == now => Part::of(batch_of(now, asked.offset)),
+            _ => Part::cut(),
+        };
+        fetch.parts.iter().map(answer).collect()
+    })
+    .await;
+    let kafka = kafka(&broker);
+    assert_eq!(fetch(&kafka, 0, 0, PATIENCE).await.unwrap().next, 100);
+    assert_eq!(fetch(&kafka, 0, 100, PATIENCE).await.unwrap().next, 200);
+    // Whoever looks at something else meanwhile changes nothing.
+    for offset in [7, 8, 9] {
+        assert_eq!(fetch(&kafka, 0, offset, PATIENCE).await.unwrap().next, offset + 100);
+    }
+    epoch.store(8, std::sync::atomic::Ordering::SeqCst);
+    let at = Instant::now();
+    let e = fetch(&kafka, 0, 200, PATIENCE).await.unwrap_err();
+    assert_eq!((e.kind(), e.retry()), (ErrorKind::Invalid, Retry::No), "{e}");
+    assert!(e.to_string().contains("cut below offset 200"), "{e}");
+    assert!(at.elapsed() < SOON);
+    // Whoever has heard that looks for a place to go on from.
+    assert_eq!(fetch(&kafka, 0, 200, PATIENCE).await.unwrap().next, 300);
+    assert_eq!(fetch(&kafka, 0, 300, PATIENCE).await.unwrap().next, 400);
+}
+
 #[tokio::test]
 async fn a_topic_that_is_gone_is_not_found_long_before_the_request_timeout() {
     let broker = broker().await;

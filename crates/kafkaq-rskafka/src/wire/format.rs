@@ -175,11 +175,16 @@ impl Reader {
 
     /// The end of a structure, with fields that this version doesn't know.
     pub(crate) fn end(&mut self) -> Result<(), Failure> {
+        self.end_with(|_tag| {})
+    }
+
+    /// The same, where it matters whether some of these fields are there.
+    pub(crate) fn end_with(&mut self, mut is_there: impl FnMut(u32)) -> Result<(), Failure> {
         if !self.flexible {
             return Ok(());
         }
         for _ in 0..self.unsigned_varint()? {
-            let _tag = self.unsigned_varint()?;
+            is_there(self.unsigned_varint()?);
             let len = self.unsigned_varint()?;
             self.take(len as usize)?;
         }
