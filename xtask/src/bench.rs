@@ -18,11 +18,12 @@ pub(crate) enum Part {
     Stores,
     Logs,
     Delays,
+    Idle,
     Seeds,
 }
 
 impl Part {
-    const ALL: [Part; 5] = [Part::Pairs, Part::Stores, Part::Logs, Part::Delays, Part::Seeds];
+    const ALL: [Part; 6] = [Part::Pairs, Part::Stores, Part::Logs, Part::Delays, Part::Idle, Part::Seeds];
 
     fn name(self) -> &'static str {
         match self {
@@ -30,6 +31,7 @@ impl Part {
             Part::Stores => "stores",
             Part::Logs => "logs",
             Part::Delays => "delays",
+            Part::Idle => "idle",
             Part::Seeds => "seeds",
         }
     }
@@ -41,7 +43,7 @@ impl FromStr for Part {
     fn from_str(name: &str) -> Result<Self> {
         match Part::ALL.into_iter().find(|part| part.name() == name) {
             Some(part) => Ok(part),
-            None => bail!("bench {name}: it is pairs, stores, logs, delays or seeds"),
+            None => bail!("bench {name}: it is pairs, stores, logs, delays, idle or seeds"),
         }
     }
 }

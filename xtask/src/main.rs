@@ -31,13 +31,14 @@ cargo xtask test [--quick | --backend NAMES | --only NAME] [--kafka redpanda]
                 servers that they need.
     --kafka     redpanda: in Kafka's place, where a Docker engine answers
 
-cargo xtask bench [pairs] [stores] [logs] [delays] [seeds] [--backend NAMES] [--mimalloc]
+cargo xtask bench [pairs] [stores] [logs] [delays] [idle] [seeds] [--backend NAMES] [--mimalloc]
     Figures of an optimized build on this machine, as Markdown: of everything, or of these parts.
     It judges nothing. Takes about twenty minutes. The servers are its own, as with `test`.
     pairs       every broker with every store: publish rate, drain rate, pick-up latency
     stores      swaps a second, beside the store's client alone
     logs        records a second, beside the log's client alone
     delays      how late tasks come when a million of them wait for up to two minutes
+    idle        what sixty queues cost that have nothing to do
     seeds       how many seeds a second the simulation does
     --backend   only these, as with `test`
     --mimalloc  with that allocator instead of the system's

@@ -13,8 +13,17 @@ use super::metadata::packages;
 use crate::cargo;
 
 /// Ways to build librdkafka that are rdkafka's own to check, and need libraries that are not everywhere.
-const NATIVE: &[&str] =
-    &["cmake-build", "dynamic-linking", "gssapi", "gssapi-vendored", "sasl", "ssl", "ssl-vendored", "zstd"];
+const NATIVE: &[&str] = &[
+    "cmake-build",
+    "dynamic-linking",
+    "gssapi",
+    "gssapi-vendored",
+    "gzip",
+    "sasl",
+    "ssl",
+    "ssl-vendored",
+    "zstd",
+];
 
 /// Checks every published crate without features and with each one alone.
 ///

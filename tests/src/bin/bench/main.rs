@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout, reason = "the figures are its purpose")]
 
 mod delays;
+mod idle;
 mod logs;
 mod pairs;
 mod raw;
@@ -20,7 +21,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Backends fail for many reasons, and any reason is only printed.
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Runs the parts that are named, or all: `pairs`, `stores`, `logs`, `delays`.
+/// Runs the parts that are named, or all: `pairs`, `stores`, `logs`, `delays`, `idle`.
 #[tokio::main]
 async fn main() -> Outcome<()> {
     let named: Vec<String> = std::env::args().skip(1).collect();
@@ -37,6 +38,9 @@ async fn main() -> Outcome<()> {
     }
     if wanted("delays") {
         delays::measure().await;
+    }
+    if wanted("idle") {
+        idle::measure().await;
     }
     Ok(())
 }

@@ -1,0 +1,77 @@
+//! What many queues cost that have nothing to do: processor, descriptors and memory of the process.
+
+use crate::{
+    Outcome, attempt,
+    table::{Table, significant},
+};
+use kafkaq_tests::{BrokerKind, Pair, StoreKind, not_asked_for};
+use std::{fs, time::Duration};
+
+const PAIRS: [(BrokerKind, StoreKind); 3] = [
+    (BrokerKind::Memory, StoreKind::Memory),
+    (BrokerKind::RdKafka, StoreKind::Redis),
+    (BrokerKind::RsKafka, StoreKind::Redis),
+];
+const QUEUES: usize = 60;
+/// Until all have joined and looked around.
+const SETTLE: Duration = Duration::from_secs(20);
+const WATCHED: Duration = Duration::from_secs(30);
+/// The kernel's unit of processor time.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+pub(crate) async fn measure() {
+    let columns = ["broker", "store", "of a core, %", "descriptors", "memory, MiB"];
+    let mut table = Table::begin(&format!("{QUEUES} idle queues, each with its own clients"), &columns);
+    for (broker, store) in PAIRS {
+        if not_asked_for(broker, store).is_some() {
+            continue;
+        }
+        let mut row = vec![broker.name().to_owned(), store.name().to_owned()];
+        match attempt(Duration::from_secs(300), idle(broker, store)).await {
+            Ok(figures) => row.extend(figures),
+            Err(why) => row.push(table.failed(&format!("{} with {}", broker.name(), store.name()), &why)),
+        }
+        table.row(row);
+    }
+    table.end();
+}
+
+async fn idle(broker: BrokerKind, store: StoreKind) -> Outcome<[String; 3]> {
+    let before = (descriptors()?, resident()?);
+    let mut queues = Vec::new();
+    for _ in 0..QUEUES {
+        let queue = Pair::new(broker, store, "idle").usual_queue().build().await?;
+        // Whoever has asked for a job is a member.
+        let waiting = queue.clone();
+        queues.push((queue, tokio::spawn(async move { waiting.get_job().await.map(drop) })));
+    }
+    tokio::time::sleep(SETTLE).await;
+    let begin = ticks()?;
+    tokio::time::sleep(WATCHED).await;
+    let busy = (ticks()? - begin) / TICKS_PER_SECOND / WATCHED.as_secs_f64();
+    let (descriptors, resident) = (descriptors()? - before.0, resident()? - before.1);
+    let leaving = queues.iter().map(|(queue, _)| queue.shutdown(Duration::from_secs(30)));
+    for outcome in futures_util::future::join_all(leaving).await {
+        outcome?;
+    }
+    Ok([significant(busy * 100.0), descriptors.to_string(), resident.to_string()])
+}
+
+/// What this process has used of the processor, in all of its threads.
+fn ticks() -> Outcome<f64> {
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    // The name before it may have spaces.
+    let fields: Vec<&str> = stat.rsplit_once(") ").ok_or("no such line")?.1.split(' ').collect();
+    Ok(fields[11].parse::<f64>()? + fields[12].parse::<f64>()?)
+}
+
+fn descriptors() -> Outcome<i64> {
+    Ok(fs::read_dir("/proc/self/fd")?.count() as i64)
+}
+
+/// In MiB.
+fn resident() -> Outcome<i64> {
+    let statm = fs::read_to_string("/proc/self/statm")?;
+    let pages: i64 = statm.split(' ').nth(1).ok_or("no such field")?.parse()?;
+    Ok(pages * 4096 / (1 << 20))
+}
