@@ -104,20 +104,6 @@ pub(super) async fn a_fetch_of_what_is_not_there_fails(cx: &Cx) -> Checked {
     Ok(())
 }
 
-pub(super) async fn a_fetch_of_what_is_not_there_fails(cx: &Cx) -> Checked {
-    let (log, of, _) = stage(cx).await?;
-    let end = append(&*log, &of, &records(0..3)).await?[2] + 1;
-    let missing = Partition::new(format!("{}.missing", cx.space()), 0);
-    for (partition, offset, kind) in [(of, end + 10, ErrorKind::Invalid), (missing, 0, ErrorKind::NotFound)] {
-        let from = Position { partition, offset };
-        let what = format!("a fetch of {} from {offset}, where nothing is", from.partition);
-        let limit = FetchLimit::new(Duration::from_millis(300), 1 << 20);
-        let fetched = cx.in_time(&what, log.fetch(&from, limit)).await?;
-        ensure_eq!(fetched.map_err(|error| error.kind()), Err(kind), "{what}");
-    }
-    Ok(())
-}
-
 pub(super) async fn a_fetch_wakes_at_the_first_record(cx: &Cx) -> Checked {
     let (log, of, _) = stage(cx).await?;
     let mut at = append(&*log, &of, &records(0..1)).await?[0] + 1;
@@ -179,29 +165,15 @@ pub(super) async fn a_waiting_fetch_holds_up_nobody(cx: &Cx) -> Checked {
 
 pub(super) async fn close_ends_a_waiting_fetch(cx: &Cx) -> Checked {
     let (log, of, _) = stage(cx).await?;
-    let reader = log.clone();
-    let waiting = tokio::spawn(async move { fetch(&*reader, &of, 0, LONG_POLL, 1 << 20).await.map(drop) });
+    let (reader, wait) = (log.clone(), long_poll(cx));
+    let waiting = tokio::spawn(async move { fetch(&*reader, &of, 0, wait, 1 << 20).await.map(drop) });
     sleep(Duration::from_millis(300)).await;
     let asked = Instant::now();
     log.close().await?;
     // What it answers is the backend's affair, as long as it has ended.
     let _ = cx.in_time("a fetch that waits while the log is closed", waiting).await?;
     let took = asked.elapsed();
-    ensure!(took < SOON, "it took {took:?} to close a log beside a fetch that waits");
-    Ok(())
-}
-
-pub(super) async fn close_ends_a_waiting_fetch(cx: &Cx) -> Checked {
-    let (log, of, _) = stage(cx).await?;
-    let reader = log.clone();
-    let waiting = tokio::spawn(async move { fetch(&*reader, &of, 0, LONG_POLL, 1 << 20).await.map(drop) });
-    sleep(Duration::from_millis(300)).await;
-    let asked = Instant::now();
-    log.close().await?;
-    // What it answers is the backend's affair, as long as it has ended.
-    let _ = cx.in_time("a fetch that waits while the log is closed", waiting).await?;
-    let took = asked.elapsed();
-    ensure!(took < SOON, "it took {took:?} to close a log beside a fetch that waits");
+    ensure!(took < cx.answers_within(), "it took {took:?} to close a log beside a fetch that waits");
     Ok(())
 }
 
