@@ -28,7 +28,8 @@ pub use store::{LeaseStore, Swap, Swapped};
 // What backends never see: the machines, what they write to the log and to the store, and tasks.
 #[cfg(feature = "machine")]
 mod envelope;
-#[cfg(all(test, feature = "machine"))]
+#[cfg(feature = "machine")]
+#[cfg(test)]
 mod golden;
 #[cfg(feature = "machine")]
 pub mod group;

@@ -122,10 +122,12 @@ impl Checker {
                 let this = checker.clone();
                 checker.spawn(async move {
                     let (log, of) = (&*this.log, &slot.assignment.partition);
-                    let looked = || begin(log, of, committed, slot.doubt);
+                    let parted = locked(&this.shared.parted).get(of).copied();
+                    let looked = || begin(log, of, committed, parted, slot.doubt);
                     let found =
                         this.repeated(Some(std::slice::from_ref(&slot)), Some(&this.permits), looked).await;
                     if let Some(start) = found {
+                        locked(&this.shared.parted).remove(of);
                         this.tell(Outcome::Begin(slot.clone(), start)).await;
                     }
                 });
@@ -290,11 +292,13 @@ async fn in_time<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
     timeout(LIMIT, call).await.unwrap_or_else(late)
 }
 
-/// Where reading begins: at the committed offset, if that belongs to the log that is there.
+/// Where reading begins: at the committed offset, if that belongs to the log that is there. `parted` is how far this
+/// member has read the partition before.
 async fn begin(
     log: &dyn PartitionLog,
     of: &Partition,
     committed: Option<Cursor>,
+    parted: Option<Cursor>,
     doubt: Doubt,
 ) -> Result<Start> {
     let doubted = doubt != Doubt::Nothing;
@@ -306,7 +310,16 @@ async fn begin(
     let proven = |at: &Cursor| at.mark.is_some() || at.anchor.is_some();
     let Some(at) = committed.filter(|at| !doubted || proven(at)) else {
         let first = ends.first;
-        return Ok(if doubted { replaced(first) } else { goes_on(Cursor::new(first), first, None) });
+        if doubted {
+            return Ok(replaced(first));
+        }
+        // What a group has committed goes with its topic. Then only what was read tells that it was recreated.
+        let found = match &parted {
+            Some(parted) => standing_within(log, of, ends, parted, None).await?,
+            None => Standing::Intact,
+        };
+        let is_replaced = matches!(found, Standing::Replaced { .. });
+        return Ok(goes_on(Cursor::new(first), first, is_replaced.then(|| self::replaced(of, first))));
     };
     Ok(match standing_within(log, of, ends, &at, None).await? {
         Standing::Intact => goes_on(at, ends.first, (doubt == Doubt::Records).then(|| cut(of, at.offset))),
@@ -421,7 +434,7 @@ mod tests {
 
     /// Where it begins, whether it is another log, and what is said.
     async fn begun(log: &Stub, committed: Option<Cursor>, doubt: Doubt) -> (Cursor, bool, String) {
-        let start = begin(log, &Partition::new("t", 0), committed, doubt).await.unwrap();
+        let start = begin(log, &Partition::new("t", 0), committed, None, doubt).await.unwrap();
         assert!(
             start.alarm.iter().all(|e| e.retry() == Retry::Yes && e.advice().is_some()),
             "{:?}",
@@ -457,6 +470,19 @@ mod tests {
             begun(&log(7, "now", 9), None, Doubt::Nothing).await,
             (Cursor::new(7), false, String::new())
         );
+    }
+
+    #[tokio::test]
+    async fn what_comes_back_as_another_log_is_told_though_nothing_was_committed() {
+        let of = Partition::new("t", 0);
+        let read = Cursor { mark: log(0, "was", 9).mark(6), ..Cursor::new(7) };
+        for (now, is_told) in [(log(0, "was", 9), false), (log(0, "now", 9), true), (log(0, "was", 3), true)]
+        {
+            let start = begin(&now, &of, None, Some(read), Doubt::Nothing).await.unwrap();
+            assert_eq!((start.at, start.is_replaced), (Cursor::new(0), false), "from the first record");
+            let said = start.alarm.map_or(String::new(), |e| e.to_string());
+            assert_eq!(said.contains("deleted and recreated"), is_told, "{said}");
+        }
     }
 
     #[tokio::test]

@@ -448,8 +448,12 @@ impl Group {
     fn disown(&self, slots: &[Arc<Slot>]) {
         let mut owned = locked(&self.shared.owned);
         for slot in slots {
+            let of = &slot.assignment.partition;
             slot.gone.store(true, SeqCst);
-            owned.remove(&slot.assignment.partition);
+            owned.remove(of);
+            if let Some(reached) = locked(&slot.trail).reached() {
+                locked(&self.shared.parted).insert(of.clone(), reached);
+            }
         }
     }
 

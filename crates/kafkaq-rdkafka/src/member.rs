@@ -4,7 +4,7 @@
 use crate::{commit::Commits, locked, settings::Settings, slot::Slot};
 use async_trait::async_trait;
 use futures_core::Stream;
-use kafkaq_core::{Assignment, Commit, Error, ErrorKind, Event, Member, Partition, Result};
+use kafkaq_core::{Assignment, Commit, Cursor, Error, ErrorKind, Event, Member, Partition, Result};
 use std::{
     collections::HashMap,
     pin::Pin,
@@ -23,6 +23,8 @@ pub(crate) struct Shared {
     pub(crate) settings: Arc<Settings>,
     /// What is ours. The poll thread puts in and takes out; a commit is checked against it under the lock.
     pub(crate) owned: Mutex<HashMap<Partition, Arc<Slot>>>,
+    /// How far partitions were read that are gone since: one that comes back may have become another log.
+    pub(crate) parted: Mutex<HashMap<Partition, Cursor>>,
     epochs: AtomicU64,
     /// To the committer; `None` when the member has left.
     pub(crate) commits: Mutex<Option<Commits>>,
@@ -38,6 +40,7 @@ impl Shared {
         let shared = Shared {
             settings,
             owned: Mutex::default(),
+            parted: Mutex::default(),
             epochs: AtomicU64::new(0),
             commits: Mutex::default(),
             poll_thread: OnceLock::new(),

@@ -168,6 +168,12 @@ impl Trail {
         Cursor { offset, mark, anchor }
     }
 
+    /// How far it was read; `None` if nothing tells which log that was.
+    pub(crate) fn reached(&self) -> Option<Cursor> {
+        let mark = Some(*self.marks.back()?);
+        Some(Cursor { offset: self.next?, mark, anchor: self.anchor })
+    }
+
     /// What is to be compared with the log.
     pub(crate) fn to_check(&self) -> Option<Checked> {
         let next = self.next?;

@@ -373,15 +373,16 @@ impl Machine {
             StoreOp::Reset => self.decide(r),
             StoreOp::Raise { .. } => {
                 let judge = |own: Own, wish| rule::conflict(own.token, own.attempt, wish, &item.seen);
+                let to_be_done = item.is_to_be_done();
+                let ignored = self.broken(Fault::LossAtRaiseIgnored);
                 match item.own.map(|own| (judge(own, Wish::Keep), judge(own, Wish::Done))) {
-                    // What was found is not to be taken for the own lease by the next swap, except by `done`, where
-                    // that may go over it.
-                    Some((Conflict::Lost(reason), done))
-                        if !(item.is_to_be_done() && done == Conflict::Again)
-                            && !self.broken(Fault::LossAtRaiseIgnored) =>
-                    {
-                        self.lost(r, reason);
+                    // `done` may go over what would be the end of other wishes.
+                    Some((Conflict::Lost(_), Conflict::Again)) if to_be_done => {
+                        self.let_go(r);
+                        self.go_on(r);
                     }
+                    // What was found is not to be taken for the own lease by the next swap.
+                    Some((Conflict::Lost(reason), _)) if !ignored => self.lost(r, reason),
                     // It only spares copies; the next copy tries again.
                     _ => {
                         self.let_go(r);
