@@ -111,9 +111,11 @@ async fn probe(zk: &ZooKeeper, settings: &Settings) -> Result<Duration> {
     let refused = |e| failure::of(failure::CHECK, e, false);
     let nodes = &settings.nodes;
     nodes.make_parents(zk, &format!("{}/probe", nodes.root)).await.map_err(refused)?;
-    let path = format!("{}/probe-{:x}", nodes.root, frame::now());
     let before = frame::now();
-    zk.create(&path, Vec::new(), nodes.acl.clone(), CreateMode::Ephemeral).await.map_err(refused)?;
+    // Others may check at the same moment: the server makes the name.
+    let path = format!("{}/probe-", nodes.root);
+    let probed = zk.create(&path, Vec::new(), nodes.acl.clone(), CreateMode::EphemeralSequential).await;
+    let path = probed.map_err(refused)?;
     let stat = zk.set_data(&path, frame::gone(), None).await.map_err(refused)?;
     let after = frame::now();
     zk.delete(&path, None).await.map_err(refused)?;

@@ -74,6 +74,18 @@ pub(super) async fn check_answers(cx: &Cx) -> Checked {
     Ok(())
 }
 
+pub(super) async fn clients_may_check_at_once(cx: &Cx) -> Checked {
+    let mut checks = JoinSet::new();
+    for _ in 0..16 {
+        let store = cx.client().await?;
+        checks.spawn(async move { store.check().await.map(drop) });
+    }
+    for outcome in checks.join_all().await {
+        outcome?;
+    }
+    Ok(())
+}
+
 pub(super) async fn close_is_idempotent_and_final(cx: &Cx) -> Checked {
     let (store, key) = (cx.client().await?, key(cx, "a")?);
     put(&*store, &key, None, value(1), None).await?;

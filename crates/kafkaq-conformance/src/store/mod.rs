@@ -46,6 +46,7 @@ pub(crate) fn cases() -> Vec<Case<dyn LeaseStore>> {
         case!(clients::concurrent_calls_get_their_own_answers),
         case!(clients::a_dropped_call_leaves_the_others_right),
         case!(clients::check_answers),
+        case!(clients::clients_may_check_at_once, SecondClient),
         case!(clients::close_is_idempotent_and_final),
         case!(clients::close_ends_this_client_alone, SecondClient),
         case!(failures::an_effect_that_is_not_known_is_reported_as_unknown, Outage),

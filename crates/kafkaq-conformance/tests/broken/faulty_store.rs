@@ -12,7 +12,7 @@ use kafkaq_core::{Error, ErrorKind, Key, LeaseStore, Partition, Result, Swap, Sw
 use std::{
     collections::HashMap,
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
     time::Duration,
@@ -55,6 +55,7 @@ enum Fault {
     MixesUpAnswers,
     StallsAfterADroppedCall,
     ChecksNothingWell,
+    ChecksOneAtATime,
     ClosesOnce,
     ClosesWhileCallsAreUnderWay,
     GoesOnAfterClose,
@@ -76,6 +77,8 @@ struct Faulty {
     answer: Mutex<Option<Bytes>>,
     cache: Mutex<HashMap<Key, Option<Bytes>>>,
     first_ttl: Mutex<HashMap<Key, Instant>>,
+    /// Of all clients.
+    checking: Arc<AtomicBool>,
     made: Instant,
     written: Mutex<Vec<Key>>,
 }
@@ -84,6 +87,7 @@ fn kit(fault: Fault) -> Kit<dyn LeaseStore> {
     let (shared, gate) = (MemoryStore::new(), Gate::default());
     let (network, manners) =
         (gate.clone(), if let Fault::Network(manners) = fault { manners } else { Manners::Good });
+    let checking = Arc::<AtomicBool>::default();
     let make = move || {
         std::future::ready(Ok(Faulty {
             inner: shared.clone(),
@@ -96,6 +100,7 @@ fn kit(fault: Fault) -> Kit<dyn LeaseStore> {
             answer: Mutex::default(),
             cache: Mutex::default(),
             first_ttl: Mutex::default(),
+            checking: checking.clone(),
             made: Instant::now(),
             written: Mutex::default(),
         }))
@@ -329,6 +334,13 @@ impl LeaseStore for Faulty {
         if let Passage::Arrives(error) | Passage::Lost(error) = self.way.pass("check").await {
             return Err(error);
         }
+        if self.fault == Fault::ChecksOneAtATime {
+            if self.checking.swap(true, SeqCst) {
+                return Err(Error::not_applied(ErrorKind::Other, "check"));
+            }
+            yield_now().await;
+            self.checking.store(false, SeqCst);
+        }
         let warnings = if self.fault == Fault::ChecksNothingWell { vec![String::new()] } else { vec![] };
         self.closed("check").map_or(Ok(warnings), Err)
     }
@@ -485,6 +497,7 @@ fn each_fault_of_a_store_is_caught_by_the_case_that_names_the_rule() {
             ],
         ),
         planted(ChecksNothingWell, "check_answers", &[]),
+        planted(ChecksOneAtATime, "clients_may_check_at_once", &[]),
         planted(ClosesOnce, "close_is_idempotent_and_final", &[]),
         planted(ClosesWhileCallsAreUnderWay, "close_waits_for_calls_under_way", &[]),
         planted(GoesOnAfterClose, "close_is_idempotent_and_final", &[]),
