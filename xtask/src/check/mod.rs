@@ -208,7 +208,7 @@ impl Check<'_> {
     /// Tests on servers of their own: all, or of what these options of cargo build that which was asked for.
     fn on_servers(&mut self, which: &[String], services: &[Service], env: &[(&'static str, String)]) {
         let mut suites = self.built(which);
-        let quickstart = suites.quickstart.take();
+        let quickstart = self.put_aside(suites.quickstart.take());
         let mut suites = std::mem::take(&mut suites.suites);
         if let Some(Only::Tests { suite: only, test, .. }) = &self.options.only {
             let there = suites.iter().map(|suite| suite.name.as_str()).collect::<Vec<_>>().join(", ");
@@ -257,6 +257,18 @@ impl Check<'_> {
         let messages = self.dir.join("built.json");
         self.report.step("tests built", || built.build(&mut cargo, &messages));
         built
+    }
+
+    /// What is built later without features has the same name.
+    fn put_aside(&mut self, quickstart: Option<PathBuf>) -> Option<PathBuf> {
+        let aside = self.dir.join("quickstart");
+        match fs::copy(quickstart?, &aside) {
+            Ok(_) => Some(aside),
+            Err(error) => {
+                self.report.check(false, || format!("the quickstart can't be copied: {error}"));
+                None
+            }
+        }
     }
 
     /// Starts servers afresh, and puts into `env` where they are. The one in Kafka's place goes by its name.
