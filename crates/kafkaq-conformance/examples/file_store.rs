@@ -13,8 +13,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::Mutex;
 
-/// No call waits longer for its turn, nor for the lock.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// No call waits longer for its turn, in a crowd on a slow disk, and then for the lock.
+const TURN_TIMEOUT: Duration = Duration::from_secs(20);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A client that blocks, behind calls that don't. One call uses it at a time; `None`: it is closed.
 #[derive(Debug)]
@@ -31,7 +32,7 @@ impl<C: Send + 'static> Blocking<C> {
         op: &'static str,
         work: impl FnOnce(&mut C) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let turn = tokio::time::timeout(REQUEST_TIMEOUT, self.0.clone().lock_owned()).await;
+        let turn = tokio::time::timeout(TURN_TIMEOUT, self.0.clone().lock_owned()).await;
         let mut client = turn.map_err(|_| Error::not_applied(ErrorKind::Timeout, op))?;
         let working = tokio::task::spawn_blocking(move || match client.as_mut() {
             Some(client) => work(client),
@@ -70,7 +71,7 @@ impl Directory {
         let failed = |e: io::Error| not_applied(op, e).on(self.0.display());
         fs::create_dir_all(&self.0).map_err(failed)?;
         let lock = File::create(self.0.join("lock")).map_err(failed)?;
-        let give_up = Instant::now() + REQUEST_TIMEOUT;
+        let give_up = Instant::now() + LOCK_TIMEOUT;
         while lock.try_lock().is_err() {
             if Instant::now() > give_up {
                 let error = Error::not_applied(ErrorKind::Timeout, op).on(self.0.join("lock").display());
