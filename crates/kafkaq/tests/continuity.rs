@@ -6,9 +6,7 @@ use async_trait::async_trait;
 use kafkaq::memory::MemoryLog;
 use kafkaq_core::{
     Batch, Cursor, ErrorKind, FetchLimit, Headers, Log, Mark, NewRecord, Offsets, Partition, PartitionLog,
-    Position, Result, Retry, Standing, TopicInfo, TopicSpec,
-    group::{Trail, standing_above},
-    standing,
+    Position, Result, Retry, Standing, TopicInfo, TopicSpec, group::Trail, standing, standing_above,
 };
 use std::sync::{
     Arc, Mutex,

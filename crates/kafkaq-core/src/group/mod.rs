@@ -38,7 +38,6 @@ mod tests;
 mod trail;
 mod value;
 
-pub use crate::continuity::standing_above;
 #[cfg(feature = "planted-faults")]
 pub use fault::GroupFault;
 pub use start::start;

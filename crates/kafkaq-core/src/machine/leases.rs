@@ -373,22 +373,25 @@ impl Machine {
             StoreOp::Reset => self.decide(r),
             StoreOp::Raise { .. } => {
                 let judge = |own: Own, wish| rule::conflict(own.token, own.attempt, wish, &item.seen);
-                let to_be_done = item.is_to_be_done();
-                let ignored = self.broken(Fault::LossAtRaiseIgnored);
-                match item.own.map(|own| (judge(own, Wish::Keep), judge(own, Wish::Done))) {
+                let lost = item.own.and_then(|own| match judge(own, Wish::Keep) {
                     // `done` may go over what would be the end of other wishes.
-                    Some((Conflict::Lost(_), Conflict::Again)) if to_be_done => {
-                        self.let_go(r);
-                        self.go_on(r);
+                    Conflict::Lost(_)
+                        if item.is_to_be_done() && judge(own, Wish::Done) == Conflict::Again =>
+                    {
+                        None
                     }
-                    // What was found is not to be taken for the own lease by the next swap.
-                    Some((Conflict::Lost(reason), _)) if !ignored => self.lost(r, reason),
-                    // It only spares copies; the next copy tries again.
-                    _ => {
-                        self.let_go(r);
-                        self.go_on(r);
-                    }
+                    Conflict::Lost(reason) => Some(reason),
+                    _ => None,
+                });
+                // What was found is not to be taken for the own lease by the next swap.
+                if let Some(reason) = lost
+                    && !self.broken(Fault::LossAtRaiseIgnored)
+                {
+                    return self.lost(r, reason);
                 }
+                // It only spares copies; the next copy tries again.
+                self.let_go(r);
+                self.go_on(r);
             }
             StoreOp::Announce { .. } => {
                 self.let_go(r);

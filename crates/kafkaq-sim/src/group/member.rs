@@ -3,8 +3,8 @@
 use super::topic::at_once;
 use super::world::{Call, Id, M, WAY, World, cursor};
 use crate::trace::{MS, SEC, Us, tr};
-use kafkaq_core::group::{Change, CommitOutcome, Group, GroupFault, Trail, standing_above, start};
-use kafkaq_core::{Assignment, Batch, Cursor, Error, ErrorKind, Partition, Standing};
+use kafkaq_core::group::{Change, CommitOutcome, Group, GroupFault, Trail, start};
+use kafkaq_core::{Assignment, Batch, Cursor, Error, ErrorKind, Partition, Standing, standing_above};
 use std::collections::{BTreeMap, HashMap};
 
 /// How often a reader makes sure that the log is still the one that was read.

@@ -7,8 +7,8 @@ use super::{
 };
 use crate::sync::lock;
 use kafkaq_core::{
-    Assignment, Batch, Cursor, Error, ErrorKind, FetchLimit, Position, Result, Retry, Standing,
-    group::{Trail, standing_above},
+    Assignment, Batch, Cursor, Error, ErrorKind, FetchLimit, Position, Result, Retry, Standing, group::Trail,
+    standing_above,
 };
 use std::{
     sync::{Arc, Mutex},

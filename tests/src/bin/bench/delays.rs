@@ -3,9 +3,10 @@
 use crate::{
     Outcome, attempt,
     table::{Table, significant, thousands},
+    typical_pairs,
 };
 use kafkaq::{Queue, Task};
-use kafkaq_tests::{BrokerKind, Pair, StoreKind, not_asked_for};
+use kafkaq_tests::Pair;
 use std::{
     sync::{
         Arc,
@@ -15,11 +16,6 @@ use std::{
 };
 use tokio::{sync::Notify, task::JoinSet};
 
-const PAIRS: [(BrokerKind, StoreKind); 3] = [
-    (BrokerKind::Memory, StoreKind::Memory),
-    (BrokerKind::RdKafka, StoreKind::Redis),
-    (BrokerKind::RsKafka, StoreKind::Redis),
-];
 const TASKS: usize = 1_000_000;
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(120);
@@ -30,10 +26,7 @@ const LIMIT: Duration = Duration::from_secs(600);
 pub(crate) async fn measure() {
     let columns = ["broker", "store", "publish, K/s", "late by: p50, ms", "p99", "at most"];
     let mut table = Table::begin("A million delays of 1 to 120 s", &columns);
-    for (broker, store) in PAIRS {
-        if not_asked_for(broker, store).is_some() {
-            continue;
-        }
+    for (broker, store) in typical_pairs() {
         let mut row = vec![broker.name().to_owned(), store.name().to_owned()];
         match attempt(LIMIT, run(Pair::new(broker, store, "delays"))).await {
             Ok(Late { published, percentiles }) => {

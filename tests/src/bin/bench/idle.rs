@@ -3,15 +3,11 @@
 use crate::{
     Outcome, attempt,
     table::{Table, significant},
+    typical_pairs,
 };
-use kafkaq_tests::{BrokerKind, Pair, StoreKind, not_asked_for};
+use kafkaq_tests::{BrokerKind, Pair, StoreKind};
 use std::{fs, time::Duration};
 
-const PAIRS: [(BrokerKind, StoreKind); 3] = [
-    (BrokerKind::Memory, StoreKind::Memory),
-    (BrokerKind::RdKafka, StoreKind::Redis),
-    (BrokerKind::RsKafka, StoreKind::Redis),
-];
 const QUEUES: usize = 60;
 /// Until all have joined and looked around.
 const SETTLE: Duration = Duration::from_secs(20);
@@ -22,10 +18,7 @@ const TICKS_PER_SECOND: f64 = 100.0;
 pub(crate) async fn measure() {
     let columns = ["broker", "store", "of a core, %", "descriptors", "memory, MiB"];
     let mut table = Table::begin(&format!("{QUEUES} idle queues, each with its own clients"), &columns);
-    for (broker, store) in PAIRS {
-        if not_asked_for(broker, store).is_some() {
-            continue;
-        }
+    for (broker, store) in typical_pairs() {
         let mut row = vec![broker.name().to_owned(), store.name().to_owned()];
         match attempt(Duration::from_secs(300), idle(broker, store)).await {
             Ok(figures) => row.extend(figures),
