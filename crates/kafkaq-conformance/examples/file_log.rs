@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::Semaphore;
 
-/// No call waits longer for its turn and for a lock.
+/// No call waits longer for a lock, and none longer for its turn than four before it may.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a fetch that waits looks again: processes can't wake one another.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -79,10 +79,10 @@ impl FileLog {
         op: &'static str,
         work: impl FnOnce(&Directory, Call) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let call = Call { op, give_up: Instant::now() + REQUEST_TIMEOUT };
-        let permit = tokio::time::timeout(REQUEST_TIMEOUT, self.permits.clone().acquire_owned()).await;
+        let permit = tokio::time::timeout(4 * REQUEST_TIMEOUT, self.permits.clone().acquire_owned()).await;
         let permit = permit.map_err(|_| Error::not_applied(ErrorKind::Timeout, op))?;
         let permit = permit.map_err(|_| Error::not_applied(ErrorKind::Closed, op))?;
+        let call = Call { op, give_up: Instant::now() + REQUEST_TIMEOUT };
         let directory = self.directory.clone();
         let working = tokio::task::spawn_blocking(move || {
             let _permit = permit;

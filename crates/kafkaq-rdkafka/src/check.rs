@@ -68,7 +68,7 @@ pub(crate) struct Start {
     pub(crate) at: Cursor,
     /// Where the log begins.
     pub(crate) first: i64,
-    /// It is another log than what was committed.
+    /// It is another log than what was committed or read before.
     pub(crate) is_replaced: bool,
     pub(crate) alarm: Option<Error>,
 }
@@ -122,12 +122,11 @@ impl Checker {
                 let this = checker.clone();
                 checker.spawn(async move {
                     let (log, of) = (&*this.log, &slot.assignment.partition);
-                    let parted = locked(&this.shared.parted).get(of).copied();
+                    let parted = this.shared.parted.of(of);
                     let looked = || begin(log, of, committed, parted, slot.doubt);
                     let found =
                         this.repeated(Some(std::slice::from_ref(&slot)), Some(&this.permits), looked).await;
                     if let Some(start) = found {
-                        locked(&this.shared.parted).remove(of);
                         this.tell(Outcome::Begin(slot.clone(), start)).await;
                     }
                 });
@@ -318,8 +317,10 @@ async fn begin(
             Some(parted) => standing_within(log, of, ends, parted, None).await?,
             None => Standing::Intact,
         };
-        let is_replaced = matches!(found, Standing::Replaced { .. });
-        return Ok(goes_on(Cursor::new(first), first, is_replaced.then(|| self::replaced(of, first))));
+        return Ok(match found {
+            Standing::Replaced { .. } => replaced(first),
+            _ => goes_on(Cursor::new(first), first, None),
+        });
     };
     Ok(match standing_within(log, of, ends, &at, None).await? {
         Standing::Intact => goes_on(at, ends.first, (doubt == Doubt::Records).then(|| cut(of, at.offset))),
@@ -476,12 +477,12 @@ mod tests {
     async fn what_comes_back_as_another_log_is_told_though_nothing_was_committed() {
         let of = Partition::new("t", 0);
         let read = Cursor { mark: log(0, "was", 9).mark(6), ..Cursor::new(7) };
-        for (now, is_told) in [(log(0, "was", 9), false), (log(0, "now", 9), true), (log(0, "was", 3), true)]
+        for (now, is_other) in [(log(0, "was", 9), false), (log(0, "now", 9), true), (log(0, "was", 3), true)]
         {
             let start = begin(&now, &of, None, Some(read), Doubt::Nothing).await.unwrap();
-            assert_eq!((start.at, start.is_replaced), (Cursor::new(0), false), "from the first record");
+            assert_eq!((start.at, start.is_replaced), (Cursor::new(0), is_other), "from the first record");
             let said = start.alarm.map_or(String::new(), |e| e.to_string());
-            assert_eq!(said.contains("deleted and recreated"), is_told, "{said}");
+            assert_eq!(said.contains("deleted and recreated"), is_other, "{said}");
         }
     }
 

@@ -168,7 +168,7 @@ fn answer(consumer: &Client, change: Change, list: &TopicPartitionList) -> Kafka
 
 fn new_slot(shared: &Shared, consumer: &Arc<Client>, partition: Partition, doubt: Doubt) -> Arc<Slot> {
     let assignment = Assignment { partition, epoch: shared.next_epoch() };
-    Arc::new(Slot::new(assignment, doubt, consumer))
+    Arc::new(Slot::new(assignment, doubt, Arc::downgrade(consumer)))
 }
 
 fn wake_by(shared: &Arc<Shared>, slot: &Arc<Slot>, queue: &mut PartitionQueue<Callbacks>) {
@@ -368,7 +368,10 @@ impl Group {
             owned.extend(new.iter().map(|s| (s.assignment.partition.clone(), s.clone())));
         }
         let assignments = |slots: &[Arc<Slot>]| slots.iter().map(|s| s.assignment.clone()).collect();
-        old.iter().for_each(|s| s.gone.store(true, SeqCst));
+        for slot in &old {
+            slot.gone.store(true, SeqCst);
+            self.shared.parted.leave(slot);
+        }
         tell(Event::Lost(assignments(&old)));
         tell(Event::Assigned(assignments(&new)));
         self.checker.locate(Arc::downgrade(&self.consumer), new);
@@ -398,6 +401,9 @@ impl Group {
             }
             locked(&slot.trail).begin(start.at, start.first);
             slot.ready.store(true, SeqCst);
+            if start.is_replaced {
+                self.shared.parted.is_told(&slot.assignment.partition);
+            }
             alarms.extend(start.alarm);
         }
         alarms
@@ -451,9 +457,7 @@ impl Group {
             let of = &slot.assignment.partition;
             slot.gone.store(true, SeqCst);
             owned.remove(of);
-            if let Some(reached) = locked(&slot.trail).reached() {
-                locked(&self.shared.parted).insert(of.clone(), reached);
-            }
+            self.shared.parted.leave(slot);
         }
     }
 

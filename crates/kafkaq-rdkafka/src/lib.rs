@@ -11,6 +11,7 @@ mod lane;
 mod log;
 mod member;
 mod offsets;
+mod parted;
 mod polled;
 mod poller;
 mod producer;

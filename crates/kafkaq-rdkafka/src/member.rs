@@ -1,10 +1,10 @@
 //! A member's two halves as the driver sees them: the handle and the stream of events. Both talk to the poll thread
 //! (see `poller`) through what is shared here. Only a commit and the leave wait, and neither for the other.
 
-use crate::{commit::Commits, locked, settings::Settings, slot::Slot};
+use crate::{commit::Commits, locked, parted::Parted, settings::Settings, slot::Slot};
 use async_trait::async_trait;
 use futures_core::Stream;
-use kafkaq_core::{Assignment, Commit, Cursor, Error, ErrorKind, Event, Member, Partition, Result};
+use kafkaq_core::{Assignment, Commit, Error, ErrorKind, Event, Member, Partition, Result};
 use std::{
     collections::HashMap,
     pin::Pin,
@@ -23,8 +23,7 @@ pub(crate) struct Shared {
     pub(crate) settings: Arc<Settings>,
     /// What is ours. The poll thread puts in and takes out; a commit is checked against it under the lock.
     pub(crate) owned: Mutex<HashMap<Partition, Arc<Slot>>>,
-    /// How far partitions were read that are gone since: one that comes back may have become another log.
-    pub(crate) parted: Mutex<HashMap<Partition, Cursor>>,
+    pub(crate) parted: Parted,
     epochs: AtomicU64,
     /// To the committer; `None` when the member has left.
     pub(crate) commits: Mutex<Option<Commits>>,
@@ -40,7 +39,7 @@ impl Shared {
         let shared = Shared {
             settings,
             owned: Mutex::default(),
-            parted: Mutex::default(),
+            parted: Parted::default(),
             epochs: AtomicU64::new(0),
             commits: Mutex::default(),
             poll_thread: OnceLock::new(),

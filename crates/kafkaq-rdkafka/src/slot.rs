@@ -5,7 +5,7 @@ use kafkaq_core::{Assignment, Cursor, Mark, Record};
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, Weak,
+        Mutex, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
 };
@@ -53,11 +53,11 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    pub(crate) fn new(assignment: Assignment, doubt: Doubt, consumer: &Arc<Client>) -> Self {
+    pub(crate) fn new(assignment: Assignment, doubt: Doubt, consumer: Weak<Client>) -> Self {
         Slot {
             assignment,
             doubt,
-            consumer: Arc::downgrade(consumer),
+            consumer,
             ready: AtomicBool::new(true),
             paused: AtomicBool::new(false),
             queued: AtomicBool::new(false),

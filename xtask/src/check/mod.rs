@@ -200,8 +200,7 @@ impl Check<'_> {
             Kind::Tests { package, unit } => *unit || WITHOUT_SERVERS.contains(&package.as_str()),
             _ => true,
         });
-        let each = WITHOUT_SERVERS.iter().flat_map(|package| ["--package", package]);
-        suites.push(documents(&each.collect::<Vec<_>>()));
+        suites.push(documents());
         self.run("tests", suites, &[], &[]);
     }
 
@@ -225,7 +224,7 @@ impl Check<'_> {
                     Err(error) => self.report.check(false, || format!("{error:#}")),
                 }
             }
-            suites.push(documents(&["--workspace"]));
+            suites.push(documents());
         }
         if suites.is_empty() {
             return;
@@ -320,10 +319,9 @@ impl Check<'_> {
     }
 }
 
-/// The blocks of Rust in documents and comments; cargo builds and runs them.
-fn documents(packages: &[&str]) -> Suite {
-    let mut command = tests(&["test", "--doc", "--no-fail-fast"]);
-    command.args(packages);
+/// The blocks of Rust in documents and comments; cargo builds and runs them. None meets a server.
+fn documents() -> Suite {
+    let command = tests(&["test", "--doc", "--workspace", "--no-fail-fast"]);
     Suite { name: "documents".to_owned(), kind: Kind::Documents, command }
 }
 

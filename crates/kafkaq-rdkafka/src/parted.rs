@@ -1,0 +1,63 @@
+//! How far partitions were read under earlier epochs: what a group has committed goes with its topic, and then only this
+//! tells that a partition which comes back is of another log.
+
+use crate::{locked, slot::Slot};
+use kafkaq_core::{Cursor, Partition};
+use std::{collections::HashMap, sync::Mutex};
+
+/// One entry a partition that this member has read.
+#[derive(Debug, Default)]
+pub(crate) struct Parted(Mutex<HashMap<Partition, Cursor>>);
+
+impl Parted {
+    /// An epoch ends. One under which nothing was read knows nothing better than the one before it.
+    pub(crate) fn leave(&self, slot: &Slot) {
+        if let Some(reached) = locked(&slot.trail).reached() {
+            locked(&self.0).insert(slot.assignment.partition.clone(), reached);
+        }
+    }
+
+    pub(crate) fn of(&self, partition: &Partition) -> Option<Cursor> {
+        locked(&self.0).get(partition).copied()
+    }
+
+    /// That it is another log was passed on. Before that, an assignment that ends early would take it along.
+    pub(crate) fn is_told(&self, partition: &Partition) {
+        locked(&self.0).remove(partition);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::slot::Doubt;
+    use kafkaq_core::{Assignment, Headers, Mark, Record};
+    use std::sync::Weak;
+
+    #[test]
+    fn what_was_read_is_known_until_more_was_read_or_another_log_was_told_of() {
+        let (parted, of) = (Parted::default(), Partition::new("t", 0));
+        let record = |offset| Record::new(offset, 0, None, None, Headers::new());
+        let slot = |read: &[i64]| {
+            let slot = Slot::new(Assignment { partition: of.clone(), epoch: 1 }, Doubt::Nothing, Weak::new());
+            let records: Vec<_> = read.iter().map(|offset| record(*offset)).collect();
+            locked(&slot.trail).begin(Cursor::new(0), 0);
+            locked(&slot.trail).read(&records).unwrap();
+            slot
+        };
+        let reached = |next: i64| {
+            let mark = Some(Mark::of(&record(next - 1)));
+            Some(Cursor { offset: next, mark, anchor: Some(Mark::of(&record(0))) })
+        };
+        parted.leave(&slot(&[]));
+        assert_eq!(parted.of(&of), None);
+        parted.leave(&slot(&[0, 1, 2]));
+        assert_eq!(parted.of(&of), reached(3));
+        parted.leave(&slot(&[]));
+        assert_eq!(parted.of(&of), reached(3), "an assignment that ended before anything was read under it");
+        parted.leave(&slot(&[0]));
+        assert_eq!(parted.of(&of), reached(1));
+        parted.is_told(&of);
+        assert_eq!(parted.of(&of), None);
+    }
+}
