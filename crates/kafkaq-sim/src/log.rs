@@ -291,7 +291,7 @@ impl World {
         let (p, end) = (o.p, this.entries.len() as i64);
         let assignment = Assignment { partition: this.partition.clone(), epoch };
         let outstanding = self.log.parts[part].open_records(&self.check);
-        let bound = self.plan.settings.window + 8 * max;
+        let bound = self.plan.settings.window.max(self.plan.settings.lane_window) + 8 * max;
         if outstanding > bound {
             let told = format!("{assignment}: {outstanding} records are read and not finished, over {bound}");
             self.check.fail("I6", told);

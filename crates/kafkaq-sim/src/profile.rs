@@ -195,6 +195,7 @@ impl Plan {
             prefetch: if tight { rng.between(0, 2) } else { rng.between(1, 12) } as usize,
             hand_over_after: ms(rng.between(300, 6_000)),
             window: if tight { rng.between(2, 6) } else { rng.between(8, 64) } as usize,
+            lane_window: if tight { rng.between(2, 6) } else { rng.between(8, 64) } as usize,
             window_bytes: if tight && rng.chance(200) { 256 } else { 1 << 20 },
             commit_interval: ms(rng.between(10, 200)),
             release_hold: ms(rng.between(100, 1000)),

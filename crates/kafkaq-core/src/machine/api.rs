@@ -67,8 +67,10 @@ pub struct Settings {
     pub prefetch: usize,
     /// When nobody has asked for a job for this long, what waits here is copied to where other processes read.
     pub hand_over_after: Duration,
-    /// Records of one partition that are read and not yet below the committed offset.
+    /// Records of one partition of the task topic that are read and not yet below the committed offset.
     pub window: usize,
+    /// The same for the wait topic, whose records stay for a while, and leave their lane in another order than they came.
+    pub lane_window: usize,
     /// Bytes of one partition's unfinished records.
     pub window_bytes: usize,
     /// Commits of one partition are at least this far apart.
@@ -95,6 +97,7 @@ impl Default for Settings {
             prefetch: 512,
             hand_over_after: Duration::from_secs(2),
             window: 4096,
+            lane_window: 1 << 16,
             window_bytes: 16 << 20,
             commit_interval: Duration::from_millis(200),
             release_hold: Duration::from_secs(2),

@@ -265,7 +265,8 @@ impl Machine {
     /// Keeps the flow within its limits, copies what takes too long, and makes room at the head of a full window.
     pub(super) fn tend_window(&mut self, w: Ref) {
         let Some(window) = self.windows.get_mut(w).filter(|w| w.release_by.is_none()) else { return };
-        let (most, most_bytes) = (self.settings.window, self.settings.window_bytes);
+        let most = if window.is_wait { self.settings.lane_window } else { self.settings.window };
+        let most_bytes = self.settings.window_bytes;
         let full = window.len() >= most || window.bytes() >= most_bytes;
         let room = window.len() * 2 <= most && window.bytes() * 2 <= most_bytes;
         if (full && !window.paused) || (room && window.paused) {

@@ -39,9 +39,11 @@ impl Machine {
         }
     }
 
-    /// Records of the wait topic whose time in their lane has passed.
+    /// Records of the wait topic whose time in their lane has passed. Those that wait for a caller are bounded: they take
+    /// more memory than records that wait for their time.
     fn lanes(&mut self) {
         while self.looking < MOST_LOOKS
+            && self.looking + self.on_demand.len() < self.settings.window
             && let Some(Reverse((lane_due, place))) = self.due.peek().copied()
             && lane_due <= self.now.wall
         {

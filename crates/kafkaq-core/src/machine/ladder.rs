@@ -5,7 +5,7 @@
 //!  1 s      4 s      16 s                  4^(n-2) s       half a lease .. all of it, in one hop
 //! ```
 //! A record goes to the lane with the longest delay that is not longer than what remains, stays exactly that long,
-//! and hops on with the rest; less than a second of rest it stays too. Because all records of a lane stay about equally
+//! and hops on with the rest; a rest of less than [`SLACK`] it stays too. Because all records of a lane stay about equally
 //! long, they come to their turn nearly in order, and a long delay never stands in the way of a short one: no partition
 //! belongs to two lanes. The last lane is for copies that wait for a lease to end: how long that takes differs, but
 //! there are no more of them than jobs.
@@ -13,9 +13,10 @@
 use crate::{TaskId, Wall};
 use std::time::Duration;
 
-/// What is left after a lane's time is spent there as well, if it is less than this: it saves a hop, and is how far the
-/// records of a lane may be out of order.
-const SLACK: Duration = Duration::from_secs(1);
+/// What is left after a lane's time is spent there as well, if it is less than this. It saves hops, a quarter of them on
+/// delays of up to two minutes, and is how far the records of a lane may be out of order: so many of them have to be
+/// held in memory. Those of the first lane stay for up to four seconds.
+const SLACK: Duration = Duration::from_secs(3);
 
 /// Which partition of the wait topic a delayed record goes to, and when it leaves it.
 #[derive(Clone, Debug)]

@@ -499,20 +499,11 @@ fn a_delay_of_three_hours_takes_a_few_hops_and_ends_to_the_millisecond() {
 
 #[test]
 fn what_blocks_the_head_of_a_full_lane_goes_to_its_tail() {
-    let mut rig = Rig::new(|s| s.window = 8);
+    let mut rig = Rig::new(|s| s.lane_window = 8);
     // One lane: the first stays for fifteen seconds more than the others do.
     let lane = rig.m.ladder.place(rig.now.wall, rig.now.wall.plus(16 * SEC), &TaskId::new("x").unwrap()).0;
-    let records = (0..8).map(|i| {
-        let stay = if i == 0 { 16 * SEC } else { SEC };
-        let due = rig.now.wall.plus(stay);
-        let id = TaskId::new(format!("t{i}")).unwrap();
-        let origin = Some(Position { partition: Partition::new("q", 0), offset: i });
-        let envelope =
-            Envelope { due, ahead: stay, lane_due: due, origin, ..Envelope::new(id, rig.now.wall) };
-        let headers = Headers::from_iter([(Bytes::from(HEADER), Some(envelope.encode()))]);
-        Record::new(i, 0, None, None, headers)
-    });
-    let batch = Batch::new(records.collect(), 8, None);
+    let stays: Vec<_> = (0..8).map(|i| if i == 0 { 16 * SEC } else { SEC }).collect();
+    let batch = delayed(&rig, 0, &stays);
     rig.m.handle_event(rig.now, Event::Records(assignment("w", lane), batch));
     assert_eq!(rig.m.poll_flow(), Some((assignment("w", lane), false)));
     rig.pass(SEC);
@@ -522,6 +513,53 @@ fn what_blocks_the_head_of_a_full_lane_goes_to_its_tail() {
     }
     assert_eq!(rig.wait.len(), 1, "the head was copied, fifteen seconds before its time");
     assert_eq!(rig.m.poll_flow(), Some((assignment("w", lane), true)));
+}
+
+/// As they lie in a lane: each to leave it after so long, counted from now.
+fn delayed(rig: &Rig, first: i64, stays: &[Duration]) -> Batch {
+    let record = |(offset, stay): (i64, &Duration)| {
+        let due = rig.now.wall.plus(*stay);
+        let id = TaskId::new(format!("t{offset}")).unwrap();
+        let origin = Some(Position { partition: Partition::new("q", 0), offset });
+        let envelope =
+            Envelope { due, ahead: *stay, lane_due: due, origin, ..Envelope::new(id, rig.now.wall) };
+        let headers = Headers::from_iter([(Bytes::from(HEADER), Some(envelope.encode()))]);
+        Record::new(offset, 0, None, None, headers)
+    };
+    Batch::new((first..).zip(stays).map(record).collect(), first + stays.len() as i64, None)
+}
+
+#[test]
+fn a_short_delay_does_not_wait_behind_thousands_of_longer_ones() {
+    let mut rig = Rig::new(|_| {});
+    let lane = assignment("w", 0);
+    let (mut next, mut paused) = (0, false);
+    // What comes to a lane in four seconds if 8,000 tasks a second are due, and behind it one that is due soon.
+    for _ in 0..32 {
+        let batch = delayed(&rig, next, &[4 * SEC; 1000]);
+        next += 1000;
+        rig.m.handle_event(rig.now, Event::Records(lane.clone(), batch));
+        rig.settle();
+        paused |= rig.m.poll_flow().is_some();
+    }
+    assert!(!paused, "reading goes on");
+    let batch = delayed(&rig, next, &[SEC]);
+    rig.m.handle_event(rig.now, Event::Records(lane, batch));
+    rig.pass(SEC);
+    assert_eq!(rig.get_job().map(|job| job.content.id.to_string()), Some(format!("t{next}")));
+}
+
+#[test]
+fn those_that_wait_for_a_caller_are_bounded() {
+    let mut rig = Rig::new(|s| s.window = 10);
+    let batch = delayed(&rig, 0, &[SEC; 50]);
+    rig.m.handle_event(rig.now, Event::Records(assignment("w", 0), batch));
+    rig.pass(SEC);
+    assert_eq!(rig.m.on_demand.len(), 10);
+    for served in 0..50 {
+        let job = rig.get_job().unwrap_or_else(|| panic!("after {served}"));
+        rig.ask(&job, Command::Done);
+    }
 }
 
 #[test]
