@@ -181,50 +181,31 @@ impl Standing {
     }
 }
 
-/// Compares a cursor with the log. A mark that retention has deleted proves nothing, and the cursor is believed.
+/// Compares a cursor with the log. A mark that retention has deleted proves nothing, and the cursor is believed. `floor`:
+/// where the log began when it was first looked at, for a reader that has no record to tell it by. A log never gets back
+/// what retention has deleted, so one with earlier records is another.
 ///
 /// *Cancel-safety:* safe, it only reads.
 ///
 /// # Errors
 /// The log's own, and `Unavailable` if it doesn't show a record that has to be there: an empty answer is no proof.
-pub async fn standing(log: &dyn PartitionLog, of: &Partition, cursor: &Cursor) -> Result<Standing> {
-    standing_above(log, of, cursor, None).await
-}
-
-/// The same for a reader whose log had nothing below `floor` when it began: a log never gets back what retention has
-/// deleted, so one with earlier records is another.
-///
-/// # Errors
-/// As [`standing`].
-pub async fn standing_above(
+pub async fn standing(
     log: &dyn PartitionLog,
     of: &Partition,
     cursor: &Cursor,
     floor: Option<i64>,
 ) -> Result<Standing> {
     let ends = offsets(log, of).await?;
-    compare(log, of, ends, cursor, floor).await
+    standing_within(log, of, ends, cursor, floor).await
 }
 
-/// As [`standing`], for a caller that has just asked for the log's ends. `floor`: where the log began when it was first
-/// looked at, for a reader that has no record to tell it by. A log never gets back what retention has deleted, so one
-/// with earlier records is another.
+/// As [`standing`], for a caller that has just asked for the log's ends.
 ///
 /// *Cancel-safety:* safe, it only reads.
 ///
 /// # Errors
 /// As [`standing`].
 pub async fn standing_within(
-    log: &dyn PartitionLog,
-    of: &Partition,
-    ends: Offsets,
-    cursor: &Cursor,
-    floor: Option<i64>,
-) -> Result<Standing> {
-    compare(log, of, ends, cursor, floor).await
-}
-
-async fn compare(
     log: &dyn PartitionLog,
     of: &Partition,
     mut ends: Offsets,

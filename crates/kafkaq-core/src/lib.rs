@@ -13,7 +13,7 @@ mod record;
 mod settings;
 mod store;
 
-pub use continuity::{Cursor, Mark, Standing, standing, standing_above, standing_within};
+pub use continuity::{Cursor, Mark, Standing, standing, standing_within};
 pub use error::{Effect, Error, ErrorKind, Result, Retry};
 pub use headers::{HEADER, Headers, ID_HEADER};
 pub use key::Key;

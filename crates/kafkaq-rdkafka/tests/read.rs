@@ -264,7 +264,7 @@ async fn a_topic_that_was_recreated_is_told_by_its_marks() {
             let last = fetch(&kafka, &of, 9, WAIT, 1).await.unwrap().records.remove(0);
             let mut cursor = Cursor::new(10);
             cursor.mark = Some(Mark::of(&last));
-            assert_eq!(standing(&kafka, &of, &cursor).await.unwrap(), Standing::Intact);
+            assert_eq!(standing(&kafka, &of, &cursor, None).await.unwrap(), Standing::Intact);
             admin(&site).delete_topics(&[&of.topic], &AdminOptions::new()).await.unwrap();
             let other = site.kafka();
             let limit = Instant::now() + WAIT;
@@ -278,7 +278,7 @@ async fn a_topic_that_was_recreated_is_told_by_its_marks() {
                 outcome.unwrap();
             }
             assert_eq!(
-                standing(&kafka, &of, &cursor).await.unwrap(),
+                standing(&kafka, &of, &cursor, None).await.unwrap(),
                 Standing::Replaced { first: 0 },
                 "the log now has {then} records"
             );

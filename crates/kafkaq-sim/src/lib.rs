@@ -15,6 +15,7 @@ mod driver;
 mod group;
 mod later;
 mod log;
+mod members;
 mod process;
 mod profile;
 mod rng;

@@ -47,6 +47,8 @@ pub(crate) struct Process {
     /// How many waiters the machine was told of last, and when it last knew of one.
     pub(crate) told: usize,
     pub(crate) waited_at: Us,
+    /// First attempts that it has taken ahead of callers in a row, while redeliveries waited for one.
+    pub(crate) firsts: usize,
     /// The numbers of the tokens that it has sent to the store.
     pub(crate) polled: BTreeSet<u64>,
     pub(crate) swap_calls: usize,
@@ -81,6 +83,7 @@ impl Process {
             workers: vec![Worker::default(); workers],
             told: 0,
             waited_at: 0,
+            firsts: 0,
             polled: BTreeSet::new(),
             swap_calls: 0,
             get_calls: 0,

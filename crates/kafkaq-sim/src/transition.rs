@@ -47,6 +47,9 @@ impl World {
         if take {
             self.procs[p].polled.insert(new.token.number);
         }
+        if take {
+            self.check_fair_share(p, new.prefetched);
+        }
         // After the last failure it is only taken to the dead letters.
         let s = &self.plan.settings;
         let charged = new.attempt > 1 && new.failures < s.max_failures && new.attempt <= s.max_handouts;
@@ -54,6 +57,19 @@ impl World {
         let patience = 4 * SEC + 2 * self.plan.settings.lease.as_micros() as Us;
         if take && charged && self.procs[p].waited_at + patience < self.now {
             self.check.fail("I6", format!("p{p} takes attempt {} of t{n} and nobody waits", new.attempt));
+        }
+    }
+
+    /// I6: first attempts that go on for ever don't keep redeliveries from the callers.
+    fn check_fair_share(&mut self, p: usize, prefetched: bool) {
+        let process = &mut self.procs[p];
+        let waiting = process.machine.as_ref().map_or(0, |m| m.stats().waiting_for_caller);
+        process.firsts = if prefetched && waiting > 0 { process.firsts + 1 } else { 0 };
+        let most = 4 * self.plan.settings.prefetch + process.workers.len();
+        if process.firsts > most {
+            let what =
+                format!("p{p} takes more than {most} first attempts while {waiting} redeliveries wait");
+            self.check.fail("I6", what);
         }
     }
 

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use kafkaq::memory::MemoryLog;
 use kafkaq_core::{
     Batch, Cursor, ErrorKind, FetchLimit, Headers, Log, Mark, NewRecord, Offsets, Partition, PartitionLog,
-    Position, Result, Retry, Standing, TopicInfo, TopicSpec, group::Trail, standing, standing_above,
+    Position, Result, Retry, Standing, TopicInfo, TopicSpec, group::Trail, standing,
 };
 use std::sync::{
     Arc, Mutex,
@@ -105,7 +105,7 @@ async fn recreate(log: &Sly, count: usize) {
 }
 
 async fn stands(log: &Sly, cursor: &Cursor) -> Standing {
-    standing(log, &partition(), cursor).await.unwrap()
+    standing(log, &partition(), cursor, None).await.unwrap()
 }
 
 const REPLACED: Standing = Standing::Replaced { first: 0 };
@@ -134,7 +134,7 @@ async fn an_empty_answer_is_no_proof() {
         assert_eq!(stands(&log, &trail.position()).await, Standing::Intact, "after {empty}");
     }
     log.empty.store(u32::MAX, SeqCst);
-    let error = standing(&log, &partition(), &trail.position()).await.unwrap_err();
+    let error = standing(&log, &partition(), &trail.position(), None).await.unwrap_err();
     assert_eq!((error.kind(), error.retry()), (ErrorKind::Unavailable, Retry::Yes));
 }
 
@@ -239,7 +239,7 @@ async fn a_topic_that_is_recreated_before_anything_was_read_is_noticed_by_where_
     let trail = Trail::new(Cursor::new(5));
     assert_eq!(trail.floor(), Some(5));
     let position = trail.position();
-    let now = async || standing_above(&log, &partition(), &position, trail.floor()).await.unwrap();
+    let now = async || standing(&log, &partition(), &position, trail.floor()).await.unwrap();
     assert_eq!(now().await, Standing::Intact);
     append(&log, "more", 2).await;
     log.inner.delete_records(&partition(), 6).unwrap();

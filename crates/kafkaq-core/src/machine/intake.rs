@@ -13,6 +13,8 @@ use std::{cmp::Reverse, sync::Arc};
 
 /// Looks under way at once.
 const MOST_LOOKS: usize = 1024;
+/// Redeliveries that wait for a caller or are looked at.
+pub(super) const MOST_ON_DEMAND: usize = 4096;
 /// First attempts that may be taken for each redelivery while redeliveries wait.
 const FIRST_PER_REDELIVERY: usize = 3;
 
@@ -43,7 +45,7 @@ impl Machine {
     /// more memory than records that wait for their time.
     fn lanes(&mut self) {
         while self.looking < MOST_LOOKS
-            && self.looking + self.on_demand.len() < self.settings.window
+            && self.looking + self.on_demand.len() < MOST_ON_DEMAND
             && let Some(Reverse((lane_due, place))) = self.due.peek().copied()
             && lane_due <= self.now.wall
         {
@@ -61,7 +63,7 @@ impl Machine {
                 && let Some(r) = self.on_demand.pop_front()
             {
                 self.take_on_demand(r);
-                self.credit = (self.credit + FIRST_PER_REDELIVERY).min(2 * self.settings.prefetch.max(16));
+                self.credit = (self.credit + FIRST_PER_REDELIVERY).min(2 * self.settings.prefetch);
                 continue;
             }
             if served >= self.demand + ahead || self.looking >= MOST_LOOKS {

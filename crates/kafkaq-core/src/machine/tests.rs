@@ -550,13 +550,30 @@ fn a_short_delay_does_not_wait_behind_thousands_of_longer_ones() {
 }
 
 #[test]
+fn a_full_lane_is_read_on_long_before_half_of_it_has_left() {
+    let mut rig = Rig::new(|s| s.lane_window = 800);
+    let stays: Vec<_> = (0..800).map(|i| if i < 200 { SEC } else { 4 * SEC }).collect();
+    let lane = assignment("w", 0);
+    let batch = delayed(&rig, 0, &stays);
+    rig.m.handle_event(rig.now, Event::Records(lane.clone(), batch));
+    assert_eq!(rig.m.poll_flow(), Some((lane.clone(), false)));
+    rig.pass(SEC);
+    for _ in 0..200 {
+        let job = rig.get_job().unwrap();
+        rig.ask(&job, Command::Done);
+    }
+    assert_eq!(rig.m.poll_flow(), Some((lane, true)));
+}
+
+#[test]
 fn those_that_wait_for_a_caller_are_bounded() {
-    let mut rig = Rig::new(|s| s.window = 10);
-    let batch = delayed(&rig, 0, &[SEC; 50]);
+    let mut rig = Rig::new(|_| {});
+    let all = intake::MOST_ON_DEMAND + 50;
+    let batch = delayed(&rig, 0, &vec![SEC; all]);
     rig.m.handle_event(rig.now, Event::Records(assignment("w", 0), batch));
     rig.pass(SEC);
-    assert_eq!(rig.m.on_demand.len(), 10);
-    for served in 0..50 {
+    assert_eq!(rig.m.on_demand.len(), intake::MOST_ON_DEMAND);
+    for served in 0..all {
         let job = rig.get_job().unwrap_or_else(|| panic!("after {served}"));
         rig.ask(&job, Command::Done);
     }

@@ -4,7 +4,7 @@ use super::topic::at_once;
 use super::world::{Call, Id, M, WAY, World, cursor};
 use crate::trace::{MS, SEC, Us, tr};
 use kafkaq_core::group::{Change, CommitOutcome, Group, GroupFault, Trail, start};
-use kafkaq_core::{Assignment, Batch, Cursor, Error, ErrorKind, Partition, Standing, standing_above};
+use kafkaq_core::{Assignment, Batch, Cursor, Error, ErrorKind, Partition, Standing, standing};
 use std::collections::{BTreeMap, HashMap};
 
 /// How often a reader makes sure that the log is still the one that was read.
@@ -144,7 +144,7 @@ impl World {
         };
         self.stats.empty_answers += u64::from(empty);
         let log = self.topics[&p].as_log(empty);
-        match at_once(standing_above(&log, &Partition::new("t", p), &cursor, floor)) {
+        match at_once(standing(&log, &Partition::new("t", p), &cursor, floor)) {
             Ok(standing) => Some(standing),
             Err(_) if self.fault == Some(GroupFault::EmptyIsProof) && empty > 0 => {
                 Some(Standing::Replaced { first: self.topics[&p].first() })

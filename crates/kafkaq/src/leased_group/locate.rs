@@ -32,7 +32,7 @@ pub(super) async fn locate(
 async fn examine(log: &dyn PartitionLog, partition: &Partition, cursors: Vec<Cursor>) -> Result<Start> {
     let mut known = Vec::new();
     for cursor in cursors {
-        known.push((cursor, standing(log, partition, &cursor).await?));
+        known.push((cursor, standing(log, partition, &cursor, None).await?));
     }
     // Looked at last, so that it is of the log which was found to be another one.
     let ends = log.offsets(std::slice::from_ref(partition)).await.into_iter().next();

@@ -8,7 +8,7 @@ use super::{
 use crate::sync::lock;
 use kafkaq_core::{
     Assignment, Batch, Cursor, Error, ErrorKind, FetchLimit, Position, Result, Retry, Standing, group::Trail,
-    standing_above,
+    standing,
 };
 use std::{
     sync::{Arc, Mutex},
@@ -101,7 +101,7 @@ impl Reader {
             let trail = lock(&self.trail);
             (trail.position(), trail.floor())
         };
-        let found = standing_above(&*self.shared.log, &self.assignment.partition, &position, floor);
+        let found = standing(&*self.shared.log, &self.assignment.partition, &position, floor);
         let found = in_time("check the log", found).await?;
         match found {
             Standing::Replaced { .. } => {
