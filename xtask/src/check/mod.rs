@@ -229,7 +229,7 @@ impl Check<'_> {
         if suites.is_empty() {
             return;
         }
-        let own = Services::of(self.dir.clone());
+        let own = Services::of(self.dir.clone()).for_tests();
         let mut env = env.to_vec();
         if services.is_empty() || self.up(&own, services, &mut env) {
             self.run("tests", suites, services, &env);

@@ -169,6 +169,6 @@ impl fmt::Display for Service {
 enum Group {
     /// That of the process that starts it: a test that is interrupted leaves no server behind.
     Ours,
-    /// One of its own: it is to outlive the command that starts it.
-    Own,
+    /// One of its own: it is to outlive the command that starts it. Perhaps only for tests.
+    Own { tested: bool },
 }

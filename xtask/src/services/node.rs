@@ -97,11 +97,13 @@ impl Node {
             let mut command = (self.kind.native)(&self.dir, self.ports)?;
             command.args(self.options.iter().flatten());
             command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-            match group {
-                Group::Own => command.process_group(0),
-                // A test's server ends soon: what a Java machine spends on compiling well never pays.
-                Group::Ours => command.env("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"),
-            };
+            if matches!(group, Group::Own { .. }) {
+                command.process_group(0);
+            }
+            // A test's server ends soon: what a Java machine spends on compiling well never pays.
+            if group != (Group::Own { tested: false }) {
+                command.env("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC");
+            }
             Instance::spawn(&mut command)?
         };
         // Written before anybody waits, so that `down` also finds a server whose start was cut short.

@@ -55,7 +55,13 @@ impl Server {
         let find = |dir| Node::find(service.kind(), dir);
         let nodes: Vec<_> = folders(service, dir).into_iter().filter_map(find).collect();
         let complete = nodes.len() == service.kind().nodes;
-        (!nodes.is_empty()).then_some(Self { service, nodes, complete, group: Group::Own, owned: false })
+        (!nodes.is_empty()).then_some(Self {
+            service,
+            nodes,
+            complete,
+            group: Group::Own { tested: false },
+            owned: false,
+        })
     }
 
     /// `127.0.0.1` and the port; of a cluster, that of its first node.

@@ -12,13 +12,20 @@ use crate::prerequisites;
 #[derive(Debug)]
 pub struct Services {
     dir: PathBuf,
+    tested: bool,
 }
 
 impl Services {
     /// The servers of a folder.
     #[must_use]
     pub fn of(dir: PathBuf) -> Self {
-        Self { dir }
+        Self { dir, tested: false }
+    }
+
+    /// They are for tests only, and started to cost little.
+    #[must_use]
+    pub fn for_tests(self) -> Self {
+        Self { tested: true, ..self }
     }
 
     /// Starts those of `which` that do not answer yet, and returns where each is, in the same order. They go on
@@ -40,7 +47,7 @@ impl Services {
         {
             return Ok(server.url());
         }
-        let server = Server::start(service, &dir, None, Group::Own, None)?;
+        let server = Server::start(service, &dir, None, Group::Own { tested: self.tested }, None)?;
         let url = server.url();
         server.keep_running();
         Ok(url)

@@ -264,20 +264,7 @@ impl Machine {
 
     /// Keeps the flow within its limits, copies what takes too long, and makes room at the head of a full window.
     pub(super) fn tend_window(&mut self, w: Ref) {
-        let Some(window) = self.windows.get_mut(w).filter(|w| w.release_by.is_none()) else { return };
-        let most_bytes = self.settings.window_bytes;
-        // What has left a lane in front of its turn may fill half of the window, and must not keep out what is due next.
-        let (most, part) = match window.is_wait {
-            true => (self.settings.lane_window, 8),
-            false => (self.settings.window, 2),
-        };
-        let below = |most: usize| most - most.div_ceil(part);
-        let full = window.len() >= most || window.bytes() >= most_bytes;
-        let room = window.len() <= below(most) && window.bytes() <= below(most_bytes);
-        if (full && !window.paused) || (room && window.paused) {
-            window.paused = full;
-            self.flow.push_back((window.assignment.clone(), !full));
-        }
+        let Some(full) = self.steer(w) else { return };
         let Some(window) = self.windows.get(w) else { return };
         let blocked = full && window.is_blocked_by_head();
         let mut late = Vec::new();

@@ -17,6 +17,8 @@ use std::time::Duration;
 /// delays of up to two minutes, and is how far the records of a lane may be out of order: so many of them have to be
 /// held in memory. Those of the first lane stay for up to four seconds.
 const SLACK: Duration = Duration::from_secs(3);
+/// How far ahead of its time a lane is read.
+const AHEAD: Duration = Duration::from_secs(5);
 
 /// Which partition of the wait topic a delayed record goes to, and when it leaves it.
 #[derive(Clone, Debug)]
@@ -71,6 +73,15 @@ impl Ladder {
     pub fn longest_stay(&self, partition: i32) -> Duration {
         let lane = partition.unsigned_abs() % self.lane_count();
         if lane == self.steps { self.lease } else { step(lane) + SLACK }
+    }
+
+    /// A record of `partition` that is due later than so far ahead has none behind it that has to be read now. `None`: its
+    /// records may come to their turn in any order.
+    #[must_use]
+    pub fn ahead(&self, partition: i32) -> Option<Duration> {
+        let shared = self.partitions <= self.steps;
+        let lane = partition.unsigned_abs() % self.lane_count();
+        (!shared && lane != self.steps).then_some(SLACK + AHEAD)
     }
 
     fn lane_count(&self) -> u32 {

@@ -27,6 +27,7 @@ mod appends;
 mod commands;
 mod copies;
 mod fault;
+mod flow;
 mod gate;
 mod hand_over;
 mod intake;

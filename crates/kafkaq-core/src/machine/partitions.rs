@@ -80,6 +80,7 @@ impl Machine {
                 Pushed::New(seq) if window.is_wait => {
                     // What wasn't meant for this lane, or comes from a wrong clock, hops on after the longest stay.
                     let leaves = if believed { lane_due } else { lane_due.min(latest) };
+                    window.last_due = leaves;
                     self.due.push(Reverse((leaves, Place { window: w, seq })));
                 }
                 Pushed::New(_) | Pushed::Repeated => {}

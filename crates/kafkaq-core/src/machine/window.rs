@@ -53,6 +53,8 @@ pub(super) struct Window {
     bytes: usize,
     /// Where reading goes on.
     next: i64,
+    /// When the record that was read last leaves its lane.
+    pub(super) last_due: Wall,
     /// The log's end, as it was told last.
     pub(super) end: Option<i64>,
     /// Everything below is finished.
@@ -78,6 +80,7 @@ impl Window {
             finished: 0,
             bytes: 0,
             next: i64::MIN,
+            last_due: Wall(0),
             end: None,
             prefix: i64::MIN,
             committed: None,

@@ -1,0 +1,35 @@
+//! How far a partition is read ahead of what is finished.
+
+use super::{Machine, slab::Ref};
+use std::time::Duration;
+
+/// A lane that was read far enough is read on when it isn't by so much.
+const FURTHER: Duration = Duration::from_secs(2);
+
+impl Machine {
+    /// Stops reading and goes on. Answers whether the window is full; `None` if the partition is being given back.
+    pub(super) fn steer(&mut self, w: Ref) -> Option<bool> {
+        let (now, most_bytes) = (self.now.wall, self.settings.window_bytes);
+        let window = self.windows.get_mut(w).filter(|w| w.release_by.is_none())?;
+        // What has left a lane before its head may fill half of the window, and must not keep out what is due next.
+        let (most, part) = match window.is_wait {
+            true => (self.settings.lane_window, 8),
+            false => (self.settings.window, 2),
+        };
+        let below = |most: usize| most - most.div_ceil(part);
+        let full = window.len() >= most || window.bytes() >= most_bytes;
+        let room = window.len() <= below(most) && window.bytes() <= below(most_bytes);
+        // More of a lane than of the task topic is read only if it may be due soon. The sweep looks every second.
+        let ahead = if window.is_wait { self.ladder.ahead(window.assignment.partition.index) } else { None };
+        let is_far = |by: Duration| {
+            window.len() >= self.settings.window
+                && ahead.is_some_and(|ahead| window.last_due > now.plus(ahead.saturating_sub(by)))
+        };
+        let (stop, go) = (full || is_far(Duration::ZERO), room && !is_far(FURTHER));
+        if (stop && !window.paused) || (go && window.paused) {
+            window.paused = stop;
+            self.flow.push_back((window.assignment.clone(), !stop));
+        }
+        Some(full)
+    }
+}
