@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::Semaphore;
 
-/// No call waits longer for a lock, and none longer for its turn than four before it may.
+/// No call waits longer for a lock, and none longer for its turn than four such calls take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a fetch that waits looks again: processes can't wake one another.
 const LOOK_EVERY: Duration = Duration::from_millis(10);

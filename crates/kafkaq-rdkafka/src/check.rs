@@ -48,8 +48,8 @@ pub(crate) enum Outcome {
     Begin(Arc<Slot>, Start),
     /// The log was the same when that was compared, with that end.
     Intact(Arc<Slot>, Checked, i64),
-    /// It is another one.
-    Replaced(Arc<Slot>),
+    /// It is another one, with that first offset.
+    Replaced(Arc<Slot>, i64),
     /// There is no record from the one offset up to the other.
     Nothing(Arc<Slot>, i64, i64),
     /// There are records that the consumer doesn't bring.
@@ -176,7 +176,7 @@ impl Checker {
             // What the consumer doesn't report by itself.
             Err(e) if e.retry() == Retry::No => self.tell(Outcome::Failed(e)).await,
             Err(_) => {}
-            Ok((Standing::Replaced { .. }, _)) => self.tell(Outcome::Replaced(slot.clone())).await,
+            Ok((Standing::Replaced { first }, _)) => self.tell(Outcome::Replaced(slot.clone(), first)).await,
             Ok((found, ends)) => {
                 if let Some(alarm) = checked.gap.and_then(|gap| deleted_within(of, gap, found)) {
                     self.tell(Outcome::Alarm(alarm)).await;
@@ -302,8 +302,7 @@ async fn begin(
 ) -> Result<Start> {
     let doubted = doubt != Doubt::Nothing;
     let ends = ends(log, of).await?;
-    let replaced =
-        |first| Start { at: Cursor::new(first), first, is_replaced: true, alarm: Some(replaced(of, first)) };
+    let replaced = |first| Start { at: Cursor::new(first), first, is_replaced: true, alarm: None };
     let goes_on = |at, first, alarm| Start { at, first, is_replaced: false, alarm };
     // Once the records didn't fit, an offset that nothing speaks for may be of the earlier log.
     let proven = |at: &Cursor| at.mark.is_some() || at.anchor.is_some();
@@ -359,7 +358,8 @@ fn deleted_unread(of: &Partition, from: i64, to: i64) -> Error {
     )
 }
 
-fn replaced(of: &Partition, first: i64) -> Error {
+/// What is said once of a partition that is of another log.
+pub(crate) fn replaced(of: &Partition, first: i64) -> Error {
     let what = format!(
         "the log is not the one that was read before: its topic was deleted and recreated, or its records were \
          cut off. What was committed for it doesn't count; reading begins at its first record, offset {first}"
@@ -459,10 +459,20 @@ mod tests {
             (&equal, late(&equal)),
             (&longer, late(&longer)),
         ] {
-            let (at, is_replaced, said) = begun(now, Some(committed), Doubt::Nothing).await;
+            let (at, is_replaced, _) = begun(now, Some(committed), Doubt::Nothing).await;
             assert_eq!((at, is_replaced), (Cursor::new(0), true), "{now:?}");
-            assert!(said.contains("deleted and recreated") && said.contains("offset 0"), "{said}");
         }
+    }
+
+    #[test]
+    fn of_another_log_it_is_said_where_reading_begins() {
+        let e = replaced(&Partition::new("t", 3), 7);
+        let said = e.to_string();
+        assert!(
+            ["deleted and recreated", "t/3", "offset 7"].iter().all(|part| said.contains(part)),
+            "{said}"
+        );
+        assert!(e.retry() == Retry::Yes && e.advice().is_some());
     }
 
     #[tokio::test]
@@ -481,8 +491,7 @@ mod tests {
         {
             let start = begin(&now, &of, None, Some(read), Doubt::Nothing).await.unwrap();
             assert_eq!((start.at, start.is_replaced), (Cursor::new(0), is_other), "from the first record");
-            let said = start.alarm.map_or(String::new(), |e| e.to_string());
-            assert_eq!(said.contains("deleted and recreated"), is_other, "{said}");
+            assert!(start.alarm.is_none());
         }
     }
 

@@ -401,9 +401,6 @@ impl Group {
             }
             locked(&slot.trail).begin(start.at, start.first);
             slot.ready.store(true, SeqCst);
-            if start.is_replaced {
-                self.shared.parted.is_told(&slot.assignment.partition);
-            }
             alarms.extend(start.alarm);
         }
         alarms

@@ -10,7 +10,7 @@ use std::{collections::HashMap, sync::Mutex};
 pub(crate) struct Parted(Mutex<HashMap<Partition, Cursor>>);
 
 impl Parted {
-    /// An epoch ends. One under which nothing was read knows nothing better than the one before it.
+    /// An epoch ends. One without a record to tell the log by knows nothing better than the one before it.
     pub(crate) fn leave(&self, slot: &Slot) {
         if let Some(reached) = locked(&slot.trail).reached() {
             locked(&self.0).insert(slot.assignment.partition.clone(), reached);

@@ -11,7 +11,7 @@
 
 use crate::{
     batch,
-    check::{Checker, Outcome},
+    check::{self, Checker, Outcome},
     error,
     group::{Group, Plan},
     locked,
@@ -272,7 +272,7 @@ impl<'a> Poller<'a> {
         while let Ok(outcome) = self.outcomes.try_recv() {
             match outcome {
                 Outcome::Begin(slot, start) if start.is_replaced && slot.doubt != Doubt::Log => {
-                    self.replaced(&slot);
+                    self.replaced(&slot, start.first);
                 }
                 Outcome::Begin(slot, start) => {
                     if let Some(group) = self.groups.iter_mut().find(|group| group.has(&slot)) {
@@ -286,7 +286,7 @@ impl<'a> Poller<'a> {
                         self.checker.prove(&slot, next);
                     }
                 }
-                Outcome::Replaced(slot) => self.replaced(&slot),
+                Outcome::Replaced(slot, first) => self.replaced(&slot, first),
                 Outcome::Nothing(slot, from, next) => locked(&slot.trail).nothing_until(from, next),
                 Outcome::Stalled(slot) => {
                     if let Some(at) = self.group_of(&slot) {
@@ -337,11 +337,14 @@ impl<'a> Poller<'a> {
 
     /// What a client knows of a topic can be out of date for good once that was recreated: librdkafka takes its leader
     /// for an old one, because it counts its epochs from the beginning, and never reads it. So the consumer is built
-    /// anew. What is to be said is said when it is known where reading begins.
-    fn replaced(&mut self, slot: &Arc<Slot>) {
+    /// anew. It is said here, since the partition may come back to another member, who doesn't know.
+    fn replaced(&mut self, slot: &Arc<Slot>, first: i64) {
         if let Some(at) = self.group_of(slot) {
+            let of = &slot.assignment.partition;
             tracing::info!(partition = %slot.assignment, "the log is another one; building the consumer anew");
-            self.rebuild(at, None, Some(slot.assignment.partition.topic.clone()));
+            self.rebuild(at, None, Some(of.topic.clone()));
+            self.shared.parted.is_told(of);
+            self.pending.push_back((Err(check::replaced(of, first)), None));
         }
     }
 

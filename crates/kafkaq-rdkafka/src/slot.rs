@@ -11,7 +11,7 @@ use std::{
 };
 
 /// More marks than records that a window holds. Beyond it the oldest go, which makes a commit's mark older, not wrong.
-const MAX_MARKS: usize = 1 << 16;
+const MAX_MARKS: usize = 1 << 17;
 /// A client that brings nothing is doubted after so many checks. A slow or throttled server isn't to be taken for that.
 const STALLED: u32 = 3;
 

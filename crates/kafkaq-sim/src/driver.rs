@@ -5,7 +5,7 @@ use crate::process::Input;
 use crate::trace::{MS, P, SEC, Us, WALL, token, tr};
 use crate::world::{Ev, World};
 use kafkaq_core::machine::{Answer, CommandId, Machine, Mono, Notice, Now, Ready};
-use kafkaq_core::{LostReason, Wall};
+use kafkaq_core::{Event, LostReason, Wall};
 use std::collections::VecDeque;
 
 /// Calls under way at the most, of each kind.
@@ -75,7 +75,13 @@ impl World {
         let process = &mut self.procs[p];
         let Some(m) = &mut process.machine else { return };
         match input {
-            Input::Event(event) => m.handle_event(now, event),
+            Input::Event(event) => {
+                if matches!(event, Event::Revoking(_) | Event::Lost(_)) {
+                    // What was taken is given back, and first attempts are taken anew.
+                    process.firsts = 0;
+                }
+                m.handle_event(now, event);
+            }
             Input::Swapped(answers) => {
                 process.swap_calls -= 1;
                 process.swapping.retain(|k| answers.iter().all(|(_, key, _)| key != k));

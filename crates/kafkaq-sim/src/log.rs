@@ -1,4 +1,4 @@
-//! The hostile log and its consumer group.
+//! The hostile log: what is appended, fetched, committed, cut and recreated.
 
 use crate::check::Checker;
 use crate::later::read_later;
@@ -358,7 +358,6 @@ impl Part {
     }
 }
 
-// ---- the group
 impl World {
     /// A topic is cut, or deleted and recreated, and the adapter notices only that offsets went back.
     pub(crate) fn cut(&mut self) {

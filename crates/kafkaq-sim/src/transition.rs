@@ -46,8 +46,6 @@ impl World {
         let take = new.state == LeaseState::Live && !held && old.is_none_or(|o| o.token != new.token);
         if take {
             self.procs[p].polled.insert(new.token.number);
-        }
-        if take {
             self.check_fair_share(p, new.prefetched);
         }
         // After the last failure it is only taken to the dead letters.
@@ -65,7 +63,8 @@ impl World {
         let process = &mut self.procs[p];
         let waiting = process.machine.as_ref().map_or(0, |m| m.stats().waiting_for_caller);
         process.firsts = if prefetched && waiting > 0 { process.firsts + 1 } else { 0 };
-        let most = 4 * self.plan.settings.prefetch + process.workers.len();
+        // Some were decided before the redeliveries came, and some take the place of what was given back.
+        let most = 4 * self.plan.settings.prefetch + process.workers.len() + 8;
         if process.firsts > most {
             let what =
                 format!("p{p} takes more than {most} first attempts while {waiting} redeliveries wait");
@@ -75,7 +74,8 @@ impl World {
 
     /// Attempts are in the records too: a wiped store does not set the count back.
     pub(crate) fn check_attempts_kept(&mut self, p: usize, swap: &Swap) {
-        let moved = self.stats.pauses + self.stats.partitions_lost + self.stats.revocations > 0;
+        let s = &self.stats;
+        let moved = s.pauses + s.partitions_lost + s.revocations + s.logs_cut + s.topics_recreated > 0;
         let (None, false, Some(n)) = (&swap.expect, moved, self.check.task_of(&swap.key)) else { return };
         let Some(Ok(new)) = swap.new.as_ref().map(|v| Lease::decode(v)) else { return };
         let own = self.check.tasks[n].holder(new.token).is_some();

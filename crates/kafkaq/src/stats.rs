@@ -55,7 +55,8 @@ pub struct PartitionStats {
     pub queued: usize,
     /// Records that are being considered, or whose jobs are ready or run.
     pub in_flight: usize,
-    /// Whether so much is not finished that no more is read for now.
+    /// Whether no more is read for now: too much is not finished, or what follows in the wait topic is not due soon. The
+    /// lag is then as old as what was read last.
     pub paused: bool,
 }
 

@@ -170,5 +170,5 @@ enum Group {
     /// That of the process that starts it: a test that is interrupted leaves no server behind.
     Ours,
     /// One of its own: it is to outlive the command that starts it. Perhaps only for tests.
-    Own { tested: bool },
+    Own { for_tests: bool },
 }

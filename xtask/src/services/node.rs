@@ -101,7 +101,7 @@ impl Node {
                 command.process_group(0);
             }
             // A test's server ends soon: what a Java machine spends on compiling well never pays.
-            if group != (Group::Own { tested: false }) {
+            if group != (Group::Own { for_tests: false }) {
                 command.env("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC");
             }
             Instance::spawn(&mut command)?

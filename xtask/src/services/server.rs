@@ -59,7 +59,7 @@ impl Server {
             service,
             nodes,
             complete,
-            group: Group::Own { tested: false },
+            group: Group::Own { for_tests: false },
             owned: false,
         })
     }

@@ -12,20 +12,20 @@ use crate::prerequisites;
 #[derive(Debug)]
 pub struct Services {
     dir: PathBuf,
-    tested: bool,
+    for_tests: bool,
 }
 
 impl Services {
     /// The servers of a folder.
     #[must_use]
     pub fn of(dir: PathBuf) -> Self {
-        Self { dir, tested: false }
+        Self { dir, for_tests: false }
     }
 
     /// They are for tests only, and started to cost little.
     #[must_use]
     pub fn for_tests(self) -> Self {
-        Self { tested: true, ..self }
+        Self { for_tests: true, ..self }
     }
 
     /// Starts those of `which` that do not answer yet, and returns where each is, in the same order. They go on
@@ -47,7 +47,7 @@ impl Services {
         {
             return Ok(server.url());
         }
-        let server = Server::start(service, &dir, None, Group::Own { tested: self.tested }, None)?;
+        let server = Server::start(service, &dir, None, Group::Own { for_tests: self.for_tests }, None)?;
         let url = server.url();
         server.keep_running();
         Ok(url)

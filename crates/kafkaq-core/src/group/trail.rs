@@ -14,7 +14,7 @@ pub struct Trail {
 }
 
 /// More marks than records that a window holds. Beyond it the oldest go, which makes a cursor's mark older, not wrong.
-const MAX_MARKS: usize = 1 << 16;
+const MAX_MARKS: usize = 1 << 17;
 
 impl Trail {
     /// A reader that begins at a cursor which [`standing`](crate::standing) has just found intact.

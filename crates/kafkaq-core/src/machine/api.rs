@@ -67,9 +67,10 @@ pub struct Settings {
     pub prefetch: usize,
     /// When nobody has asked for a job for this long, what waits here is copied to where other processes read.
     pub hand_over_after: Duration,
-    /// Records of one partition of the task topic that are read and not yet below the committed offset.
+    /// Records of one partition that are read and not yet below the committed offset; of the wait topic, those that are
+    /// read before they may be due soon.
     pub window: usize,
-    /// The same for the wait topic, whose records stay for a while, and leave their lane in another order than they came.
+    /// The most of one partition of the wait topic, whose records leave it in another order than they came.
     pub lane_window: usize,
     /// Bytes of one partition's unfinished records.
     pub window_bytes: usize,
@@ -270,7 +271,7 @@ pub struct PartitionStats {
     pub queued: usize,
     /// Records that are being considered, or whose jobs are ready or run.
     pub in_flight: usize,
-    /// It is full: no more is read until something is finished.
+    /// No more is read for now: it is full, or what follows is not due soon.
     pub paused: bool,
 }
 

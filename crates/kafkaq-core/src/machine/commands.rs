@@ -112,6 +112,13 @@ impl Machine {
         self.notices.push_back(Notice::Answered(job, asked.id, answer));
     }
 
+    /// Answers the command that is under way, and leaves the one behind it.
+    pub(super) fn answer_alone(&mut self, r: Ref, answer: Answer) {
+        if let Some(asked) = self.items.get_mut(r).and_then(|item| item.command.take()) {
+            self.notices.push_back(Notice::Answered(JobKey(r.to_bits()), asked.id, answer));
+        }
+    }
+
     /// The lease has ended and the command is not confirmed: its caller learns now what is known of it.
     pub(super) fn expire_command(&mut self, r: Ref) {
         let Some(item) = self.items.get_mut(r) else { return };

@@ -101,8 +101,10 @@ impl Machine {
     }
 
     fn queue_append(&mut self, r: Ref) {
-        let elsewhere = self.items.get(r).filter(|i| i.copy().is_some_and(|copy| copy.elsewhere));
-        let elsewhere = elsewhere.and_then(|i| self.partition_elsewhere(Some(&i.content.id)));
+        let elsewhere = self.items.get(r).and_then(|item| {
+            let copy = item.copy().filter(|copy| copy.elsewhere)?;
+            self.partition_elsewhere(Some((&item.content.id, copy.cover)))
+        });
         let Some(item) = self.items.get_mut(r) else { return };
         let id = &item.content.id;
         let live = item.seen.lease().is_some_and(|l| l.state == LeaseState::Live);
@@ -262,11 +264,12 @@ impl Machine {
         })
     }
 
-    /// Keeps the flow within its limits, copies what takes too long, and makes room at the head of a full window.
+    /// Keeps the flow within its limits, copies what takes too long, and makes room at the head of a window that is read no
+    /// further.
     pub(super) fn tend_window(&mut self, w: Ref) {
-        let Some(full) = self.steer(w) else { return };
-        let Some(window) = self.windows.get(w) else { return };
-        let blocked = full && window.is_blocked_by_head();
+        self.steer(w);
+        let Some(window) = self.windows.get(w).filter(|w| w.release_by.is_none()) else { return };
+        let blocked = window.paused && window.is_blocked_by_head();
         let mut late = Vec::new();
         let mut hop = None;
         for (seq, slot) in window.unfinished() {

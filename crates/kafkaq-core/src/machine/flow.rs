@@ -7,11 +7,12 @@ use std::time::Duration;
 const FURTHER: Duration = Duration::from_secs(2);
 
 impl Machine {
-    /// Stops reading and goes on. Answers whether the window is full; `None` if the partition is being given back.
-    pub(super) fn steer(&mut self, w: Ref) -> Option<bool> {
+    /// Stops reading, and goes on.
+    pub(super) fn steer(&mut self, w: Ref) {
         let (now, most_bytes) = (self.now.wall, self.settings.window_bytes);
-        let window = self.windows.get_mut(w).filter(|w| w.release_by.is_none())?;
-        // What has left a lane before its head may fill half of the window, and must not keep out what is due next.
+        let Some(window) = self.windows.get_mut(w).filter(|w| w.release_by.is_none()) else { return };
+        // A lane is read on as soon as an eighth is free: half of it may have left before its head, and is not to keep
+        // out what is due next.
         let (most, part) = match window.is_wait {
             true => (self.settings.lane_window, 8),
             false => (self.settings.window, 2),
@@ -21,15 +22,15 @@ impl Machine {
         let room = window.len() <= below(most) && window.bytes() <= below(most_bytes);
         // More of a lane than of the task topic is read only if it may be due soon. The sweep looks every second.
         let ahead = if window.is_wait { self.ladder.ahead(window.assignment.partition.index) } else { None };
+        let skew = self.settings.clock_skew;
         let is_far = |by: Duration| {
             window.len() >= self.settings.window
-                && ahead.is_some_and(|ahead| window.last_due > now.plus(ahead.saturating_sub(by)))
+                && ahead.is_some_and(|ahead| window.last_due > now.plus(ahead.saturating_sub(by)).plus(skew))
         };
         let (stop, go) = (full || is_far(Duration::ZERO), room && !is_far(FURTHER));
         if (stop && !window.paused) || (go && window.paused) {
             window.paused = stop;
             self.flow.push_back((window.assignment.clone(), !stop));
         }
-        Some(full)
     }
 }

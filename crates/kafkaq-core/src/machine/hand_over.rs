@@ -62,15 +62,20 @@ impl Machine {
         self.start_copy_to(r, self.now.wall, announce, true);
     }
 
-    /// A partition of the wait topic that isn't this process's.
-    pub(super) fn partition_elsewhere(&self, id: Option<&TaskId>) -> Option<i32> {
-        let first =
-            id.map_or(0, |id| partitioner::for_key(id.as_str().as_bytes(), self.layout.wait_partitions));
-        let ours = |index: i32| {
-            let partition = Partition::new(self.layout.wait.clone(), index);
-            self.by_assignment.keys().any(|a| a.partition == partition)
+    /// A partition of the wait topic that isn't this process's. A long lane may not be read for a while, so every other
+    /// copy goes to one that is, if there is one; and every other one anywhere, since those may all belong to processes
+    /// without callers.
+    pub(super) fn partition_elsewhere(&self, of: Option<(&TaskId, u32)>) -> Option<i32> {
+        let all = self.layout.wait_partitions;
+        let (id, cover) = of.unzip();
+        let first = id.map_or(0, |id| partitioner::for_key(id.as_str().as_bytes(), all));
+        let is_other = |index: &i32| {
+            let partition = Partition::new(self.layout.wait.clone(), *index);
+            self.by_assignment.keys().all(|a| a.partition != partition)
         };
-        let in_turn = (0..self.layout.wait_partitions).map(|n| (first + n) % self.layout.wait_partitions);
-        in_turn.into_iter().find(|index| !ours(*index))
+        let others = || (0..all).map(|n| (first + n) % all).filter(is_other);
+        let soon = || others().find(|index| self.ladder.is_read_soon(*index));
+        let is_soon = cover.is_some_and(|cover| cover % 2 == 1);
+        is_soon.then(soon).flatten().or_else(|| others().next())
     }
 }

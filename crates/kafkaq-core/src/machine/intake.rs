@@ -41,8 +41,9 @@ impl Machine {
         }
     }
 
-    /// Records of the wait topic whose time in their lane has passed. Those that wait for a caller are bounded: they take
-    /// more memory than records that wait for their time.
+    /// Records of the wait topic whose time in their lane has passed. Those that wait for a caller are bounded, since they
+    /// take more memory than records that wait for their time. Everything else in the lanes comes later than they, so it
+    /// waits with them.
     fn lanes(&mut self) {
         while self.looking < MOST_LOOKS
             && self.looking + self.on_demand.len() < MOST_ON_DEMAND
@@ -63,7 +64,8 @@ impl Machine {
                 && let Some(r) = self.on_demand.pop_front()
             {
                 self.take_on_demand(r);
-                self.credit = (self.credit + FIRST_PER_REDELIVERY).min(2 * self.settings.prefetch);
+                self.credit = (self.credit + FIRST_PER_REDELIVERY)
+                    .min((2 * self.settings.prefetch).max(FIRST_PER_REDELIVERY));
                 continue;
             }
             if served >= self.demand + ahead || self.looking >= MOST_LOOKS {

@@ -191,10 +191,10 @@ impl Item {
         self.seen.lease().is_some_and(|l| l.token != token)
     }
 
-    /// The holder waits for it to be done.
+    /// The last that the holder waits for is that it is done.
     pub(super) fn is_to_be_done(&self) -> bool {
-        let next = self.command.as_ref().or(self.next_command.as_ref());
-        next.is_some_and(|next| matches!(next.command, super::Command::Done))
+        let last = self.next_command.as_ref().or(self.command.as_ref());
+        last.is_some_and(|next| matches!(next.command, super::Command::Done))
     }
 
     /// A copy of it is on its way.

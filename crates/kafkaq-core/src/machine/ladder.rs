@@ -5,7 +5,7 @@
 //!  1 s      4 s      16 s                  4^(n-2) s       half a lease .. all of it, in one hop
 //! ```
 //! A record goes to the lane with the longest delay that is not longer than what remains, stays exactly that long,
-//! and hops on with the rest; a rest of less than [`SLACK`] it stays too. Because all records of a lane stay about equally
+//! and hops on with the rest; if less than [`SLACK`] would remain, it stays for that as well. Because all records of a lane stay about equally
 //! long, they come to their turn nearly in order, and a long delay never stands in the way of a short one: no partition
 //! belongs to two lanes. The last lane is for copies that wait for a lease to end: how long that takes differs, but
 //! there are no more of them than jobs.
@@ -13,8 +13,7 @@
 use crate::{TaskId, Wall};
 use std::time::Duration;
 
-/// What is left after a lane's time is spent there as well, if it is less than this. It saves hops, a quarter of them on
-/// delays of up to two minutes, and is how far the records of a lane may be out of order: so many of them have to be
+/// What is left after a lane's time is spent there as well, if it is less than this. It saves hops, and is how far the records of a lane may be out of order: so many of them have to be
 /// held in memory. Those of the first lane stay for up to four seconds.
 const SLACK: Duration = Duration::from_secs(3);
 /// How far ahead of its time a lane is read.
@@ -75,13 +74,19 @@ impl Ladder {
         if lane == self.steps { self.lease } else { step(lane) + SLACK }
     }
 
-    /// A record of `partition` that is due later than so far ahead has none behind it that has to be read now. `None`: its
-    /// records may come to their turn in any order.
+    /// A record of `partition` that leaves it later than so far ahead has none behind it that leaves now, unless one was
+    /// put there out of turn, or took longer to be appended than what is spare here. `None`: they may leave in any order.
     #[must_use]
     pub fn ahead(&self, partition: i32) -> Option<Duration> {
         let shared = self.partitions <= self.steps;
         let lane = partition.unsigned_abs() % self.lane_count();
         (!shared && lane != self.steps).then_some(SLACK + AHEAD)
+    }
+
+    /// Whether no record stays long enough for reading to wait.
+    #[must_use]
+    pub fn is_read_soon(&self, partition: i32) -> bool {
+        self.ahead(partition).is_none_or(|ahead| self.longest_stay(partition) <= ahead)
     }
 
     fn lane_count(&self) -> u32 {

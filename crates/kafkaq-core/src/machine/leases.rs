@@ -1,7 +1,7 @@
 //! Operations on leases: one at a time for a task, each sent again until its effect is known.
 
 use super::{
-    Alarm, Answer, Fault, Machine, Notice, Now, OpId,
+    Alarm, Answer, Fault, Machine, Mono, Notice, Now, OpId,
     commands::unconfirmed,
     item::{Holder, Item, Own, Sent, Stage, StoreOp},
     rule::{self, Conflict, Seen, Take, Wish},
@@ -264,8 +264,7 @@ impl Machine {
             StoreOp::Keep { renewal, .. } => {
                 self.let_go(r);
                 let Some(item) = self.items.get(r) else { return };
-                let until = item.seen.lease().map_or(Wall(0), |l| l.deadline);
-                let ends = self.own_time(until);
+                let (until, ends) = self.end_of_own(item);
                 let Some(item) = self.items.get_mut(r) else { return };
                 if let Some(own) = &mut item.own {
                     (own.until, own.ends) = (until, ends);
@@ -303,12 +302,18 @@ impl Machine {
         if item.place.is_some() && self.is_ours(r) { self.reconsider(r) } else { self.remove(r) }
     }
 
+    /// When the lease ends that the store holds for us, by both clocks. The wall clock may have been set back since the
+    /// swap was sent, but a lease is no longer than its length.
+    fn end_of_own(&self, item: &Item) -> (Wall, Mono) {
+        let Some(lease) = item.seen.lease() else { return (Wall(0), self.now.mono) };
+        (lease.deadline, self.own_time(lease.deadline).min(self.now.mono.plus(lease.length)))
+    }
+
     /// I2: only here a job becomes ready, after its lease was won.
     fn taken(&mut self, r: Ref, token: LeaseToken, take: Take, bury: bool) {
         self.let_go(r);
         let Some(item) = self.items.get(r) else { return };
-        let until = item.seen.lease().map_or(Wall(0), |l| l.deadline);
-        let ends = self.own_time(until);
+        let (until, ends) = self.end_of_own(item);
         let Some(item) = self.items.get_mut(r) else { return };
         item.own = Some(Own { token, attempt: take.attempt, failures: take.failures, until, ends });
         item.stage = Stage::Held;
@@ -372,14 +377,8 @@ impl Machine {
             }
             StoreOp::Reset => self.decide(r),
             StoreOp::Raise { .. } => {
-                let judge = |own: Own, wish| rule::conflict(own.token, own.attempt, wish, &item.seen);
-                let lost = item.own.and_then(|own| match judge(own, Wish::Keep) {
-                    // `done` may go over what would be the end of other wishes.
-                    Conflict::Lost(_)
-                        if item.is_to_be_done() && judge(own, Wish::Done) == Conflict::Again =>
-                    {
-                        None
-                    }
+                let lost = item.own.and_then(|own| match conflict(item, own, Wish::Keep) {
+                    Conflict::Lost(_) if may_be_done_over(item, own) => None,
                     Conflict::Lost(reason) => Some(reason),
                     _ => None,
                 });
@@ -407,7 +406,8 @@ impl Machine {
     fn resolve(&mut self, r: Ref, op: StoreOp, wish: Wish) {
         let Some(item) = self.items.get(r) else { return };
         let Some(own) = item.own else { return self.close(r) };
-        let mut means = rule::conflict(own.token, own.attempt, wish, &item.seen);
+        let mut means = conflict(item, own, wish);
+        let goes_on = matches!(op, StoreOp::Keep { .. }) && may_be_done_over(item, own);
         if wish == Wish::Done && self.broken(Fault::DoneWithoutToken) {
             means = Conflict::Again;
         }
@@ -427,6 +427,11 @@ impl Machine {
             }
             (Conflict::AlreadySo, _) => self.swapped(r, op),
             (Conflict::Lost(_), StoreOp::GiveBack) => self.swapped(r, op),
+            (Conflict::Lost(reason), _) if goes_on => {
+                self.answer_alone(r, Answer::Lost(reason));
+                self.let_go(r);
+                self.go_on(r);
+            }
             (Conflict::Lost(reason), _) => self.lost(r, reason),
         }
     }
@@ -450,4 +455,13 @@ impl Machine {
         // A copy is on its way and will cover the record.
         if item.copy().is_some() { self.close(r) } else { self.reconsider(r) }
     }
+}
+
+fn conflict(item: &Item, own: Own, wish: Wish) -> Conflict {
+    rule::conflict(own.token, own.attempt, wish, &item.seen)
+}
+
+/// `done` waits, and may go over what ends other wishes.
+fn may_be_done_over(item: &Item, own: Own) -> bool {
+    item.is_to_be_done() && conflict(item, own, Wish::Done) == Conflict::Again
 }

@@ -80,7 +80,9 @@ impl Machine {
                 Pushed::New(seq) if window.is_wait => {
                     // What wasn't meant for this lane, or comes from a wrong clock, hops on after the longest stay.
                     let leaves = if believed { lane_due } else { lane_due.min(latest) };
-                    window.last_due = leaves;
+                    if leaves == lane_due {
+                        window.last_due = leaves;
+                    }
                     self.due.push(Reverse((leaves, Place { window: w, seq })));
                 }
                 Pushed::New(_) | Pushed::Repeated => {}
@@ -158,6 +160,7 @@ impl Machine {
                 _ => {}
             }
         }
+        self.on_demand.retain(|r| self.items.get(*r).is_some());
     }
 
     /// The partition is another member's now. Running jobs may finish, their records are the next owner's.

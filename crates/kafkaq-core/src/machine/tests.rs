@@ -75,6 +75,12 @@ impl Rig {
     }
 
     fn publish(&mut self, ids: &[&str]) {
+        self.record(ids);
+        self.settle();
+    }
+
+    /// Records of the task topic arrive.
+    fn record(&mut self, ids: &[&str]) {
         let records = ids.iter().map(|id| {
             let envelope = Envelope::new(TaskId::new(*id).unwrap(), self.now.wall);
             let headers = Headers::from_iter([(Bytes::from(HEADER), Some(envelope.encode()))]);
@@ -84,7 +90,6 @@ impl Rig {
         let records: Vec<_> = records.collect();
         let next = self.next_offset;
         self.m.handle_event(self.now, Event::Records(assignment("q", 0), Batch::new(records, next, None)));
-        self.settle();
     }
 
     /// Answers everything until nothing is asked any more.

@@ -53,7 +53,7 @@ pub(super) struct Window {
     bytes: usize,
     /// Where reading goes on.
     next: i64,
-    /// When the record that was read last leaves its lane.
+    /// When the record that was read last leaves its lane, of those whose time can be believed.
     pub(super) last_due: Wall,
     /// The log's end, as it was told last.
     pub(super) end: Option<i64>,

@@ -109,8 +109,8 @@ fn a_lane_is_read_only_as_far_as_it_may_be_due_soon() {
     rig.m.handle_event(rig.now, Event::Records(lane.clone(), batch));
     rig.settle();
     assert_eq!(rig.m.poll_flow(), Some((lane.clone(), false)));
-    rig.pass(11 * SEC);
-    assert_eq!(rig.m.poll_flow(), None, "none behind them is due within four seconds");
+    rig.pass(10 * SEC);
+    assert_eq!(rig.m.poll_flow(), None, "none behind them is due within five seconds");
     for _ in 0..2 {
         rig.pass(SEC);
     }

@@ -40,6 +40,52 @@ fn a_job_that_runs_on_beyond_its_lease_does_not_keep_a_refused_record_to_itself(
 }
 
 #[test]
+fn done_behind_an_extend_goes_over_a_lower_attempt() {
+    let mut rig = Rig::new(|_| {});
+    rig.publish(&["a"]);
+    let job = rig.get_job().unwrap();
+    // The store goes back to before the job was taken, and another process has parked the task since.
+    rig.change_lease("a", |lease| {
+        (lease.state, lease.attempt, lease.token.number) = (LeaseState::Idle, 0, 99);
+    });
+    rig.m.handle_command(rig.now, job.job, CommandId(1), Command::Extend(90 * SEC));
+    rig.m.handle_command(rig.now, job.job, CommandId(2), Command::Done);
+    rig.settle();
+    assert!(
+        matches!(rig.answers[..], [Answer::Lost(LostReason::TakenOver), Answer::Ok]),
+        "{:?}",
+        rig.answers
+    );
+    assert_eq!(rig.lease("a").unwrap().state, LeaseState::Done);
+}
+
+#[test]
+fn a_lease_that_was_taken_while_the_clock_was_ahead_ends_after_its_length() {
+    let mut rig = Rig::new(|_| {});
+    rig.refusing = &["w"];
+    rig.demand = 1;
+    let (right, ahead) = (rig.now.wall, rig.now.wall.plus(3600 * SEC));
+    rig.now.wall = ahead;
+    rig.record(&["a"]);
+    let mut swaps = vec![];
+    rig.m.handle_demand(rig.now, 1, 0);
+    rig.m.poll_swaps(100, &mut swaps);
+    let (op, swap) = swaps.remove(0);
+    rig.store.insert(swap.key, swap.new.unwrap());
+    rig.now.wall = right;
+    rig.m.handle_swapped(rig.now, op, Ok(Swapped::Done));
+    rig.settle();
+    let job = rig.ready.pop_front().unwrap();
+    rig.demand = 0;
+    rig.ask(&job, Command::Abandoned);
+    // It is looked at after its length, and again after that, since its deadline in the store was brought back.
+    for _ in 0..125 {
+        rig.pass(SEC);
+    }
+    assert_eq!(rig.get_job().unwrap().attempt, 2);
+}
+
+#[test]
 fn a_retry_whose_copy_is_refused_comes_back_at_its_time() {
     let mut rig = Rig::new(|_| {});
     rig.refusing = &["w"];
