@@ -267,21 +267,21 @@ async fn what_does_not_follow_is_not_taken_in() {
 
 #[tokio::test]
 async fn marks_have_a_limit_and_the_newest_stay() {
-    let (log, _) = read_log(100_000).await;
+    let (log, _) = read_log(200_000).await;
     let mut trail = Trail::new(Cursor::new(0));
     for n in 0..10 {
-        let from = Position { partition: partition(), offset: n * 10_000 };
+        let from = Position { partition: partition(), offset: n * 20_000 };
         let mut batch =
             log.inner.fetch(&from, FetchLimit::new(std::time::Duration::ZERO, usize::MAX)).await.unwrap();
-        batch.records.truncate(10_000);
-        batch.next = (n + 1) * 10_000;
+        batch.records.truncate(20_000);
+        batch.next = (n + 1) * 20_000;
         assert!(trail.read(&batch));
     }
     let mark = |cursor: Cursor| cursor.mark.map(|m| m.offset);
     assert_eq!(mark(trail.below(10)), None, "forgotten");
-    assert_eq!(mark(trail.below(99_000)), Some(98_999));
-    assert_eq!(mark(trail.below(100_000)), Some(99_999));
-    assert_eq!(mark(trail.below(100_000)), Some(99_999), "again");
+    assert_eq!(mark(trail.below(199_000)), Some(198_999));
+    assert_eq!(mark(trail.below(200_000)), Some(199_999));
+    assert_eq!(mark(trail.below(200_000)), Some(199_999), "again");
 }
 
 #[test]
