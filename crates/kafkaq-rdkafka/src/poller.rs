@@ -168,12 +168,12 @@ impl<'a> Poller<'a> {
         if is_open && let Err(e) = self.run() {
             self.end_with(e);
         }
-        let Poller { tx, groups, rebuilds, mut closing, checker, mut outcomes, .. } = self;
+        let Poller { tx, groups, checker, mut outcomes, .. } = self;
         // The stream ends now, not when the consumers have taken their leave. That can last for seconds where a
         // rebalance is under way, so they do it side by side.
         drop(tx);
-        closing.extend(groups.into_iter().map(close));
-        closing.extend(rebuilds.into_iter().map(|rebuild| rebuild.closing));
+        // Those that were of no more use are not waited for: they may never end.
+        let closing: Vec<_> = groups.into_iter().map(close).collect();
         drop(checker);
         closing.into_iter().for_each(|closing| drop(closing.join()));
         // Until the last check has ended.
@@ -213,6 +213,7 @@ impl<'a> Poller<'a> {
             }
             self.take_outcomes()?;
             self.serve_groups();
+            self.join_anew();
             self.build()?;
             self.flush();
             self.sweep();
@@ -357,6 +358,15 @@ impl<'a> Poller<'a> {
                 group.reassign(&mut |event| pending.push_back((Ok(event), None)));
             }
             pending.extend(group.begin_reading().into_iter().map(|alarm| (Err(alarm), None)));
+        }
+    }
+
+    /// A group may give a member up without its client taking note: then it waits for partitions that never come. That
+    /// can't be told from a group with more members than partitions, so it joins anew, less and less often.
+    fn join_anew(&mut self) {
+        if let Some(at) = self.groups.iter_mut().position(Group::is_stranded) {
+            tracing::info!(group = %self.request.group, "no partition was given; joining anew");
+            self.rebuild(at, None, None);
         }
     }
 
