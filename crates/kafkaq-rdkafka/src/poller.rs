@@ -103,8 +103,6 @@ struct Poller<'a> {
     tx: mpsc::Sender<Item>,
     groups: Vec<Group>,
     rebuilds: Vec<Rebuild>,
-    /// Consumers that take their time to close.
-    closing: Vec<JoinHandle<()>>,
     trouble: Arc<Trouble>,
     shared: &'a Arc<Shared>,
     request: &'a JoinRequest,
@@ -137,7 +135,6 @@ impl<'a> Poller<'a> {
             tx,
             groups: Vec::new(),
             rebuilds: Vec::new(),
-            closing: Vec::new(),
             trouble: shared.settings.trouble().clone(),
             shared,
             request,
@@ -184,7 +181,7 @@ impl<'a> Poller<'a> {
     fn change_to(&mut self, protocol: GroupProtocol, why: &str) -> Result<()> {
         tracing::info!(group = %self.request.group, ?protocol, "{why}");
         self.protocol = protocol;
-        self.closing.extend(self.groups.drain(..).map(close));
+        self.groups.drain(..).for_each(|group| drop(close(group)));
         self.join()
     }
 
@@ -213,7 +210,6 @@ impl<'a> Poller<'a> {
             }
             self.take_outcomes()?;
             self.serve_groups();
-            self.join_anew();
             self.build()?;
             self.flush();
             self.sweep();
@@ -240,6 +236,7 @@ impl<'a> Poller<'a> {
             self.swept = Instant::now();
             let queues = self.groups.iter().flat_map(|group| &group.queues);
             queues.for_each(|(slot, _)| slot.ready.store(true, SeqCst));
+            self.join_anew();
         }
     }
 
@@ -505,12 +502,10 @@ impl<'a> Poller<'a> {
     fn build(&mut self) -> Result<()> {
         let now = Instant::now();
         let is_due = |r: &mut Rebuild| now >= r.due && (r.closing.is_finished() || now >= r.due + CLOSING);
-        self.closing.retain(|closing| !closing.is_finished());
         let due: Vec<_> = self.rebuilds.extract_if(.., is_due).collect();
         for rebuild in due {
             let group = self.join_as_one(rebuild.plan)?;
             self.groups.push(group);
-            self.closing.push(rebuild.closing);
         }
         Ok(())
     }
