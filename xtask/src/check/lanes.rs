@@ -3,10 +3,7 @@
 use super::suites::Suite;
 
 /// How many of those that mostly wait run at once.
-const WAITING: usize = 4;
-
-/// These ask how soon something happens, to fractions of a second, so nothing else runs beside them.
-const ALONE: &[&str] = &["kafkaq-rdkafka::mock", "kafkaq-rdkafka::real"];
+const WAITING: usize = 5;
 
 /// These compute: one of them at a time, beside those that wait, and with what those leave of the processor.
 const BUSY: &[&str] = &[
@@ -27,13 +24,13 @@ const LONG: &[&str] = &[
     "kafkaq-tests::recreated",
     "kafkaq-rskafka::it",
     "kafkaq-tests::matrix",
+    "kafkaq-rdkafka::real",
     "kafkaq-tests::members",
+    "kafkaq-conformance::file_store",
+    "kafkaq-conformance::file_log",
+    "kafkaq-rdkafka::mock",
     "kafkaq-conformance::broken",
 ];
-
-pub(super) fn is_alone(suite: &str) -> bool {
-    ALONE.contains(&suite)
-}
 
 /// Suites that are run in their order.
 #[derive(Debug)]
@@ -43,11 +40,6 @@ pub(super) struct Lane {
     pub(super) width: usize,
     /// Whether it leaves the processor to whoever else wants it.
     pub(super) nice: bool,
-}
-
-/// One after the other.
-pub(super) fn alone(suites: Vec<Suite>) -> Lane {
-    Lane { suites, width: 1, nice: false }
 }
 
 /// Sorts suites into lanes.

@@ -110,15 +110,8 @@ pub(super) struct Outcome {
 
 /// Runs all of `suites`, and prints the output of each when it has ended.
 pub(super) fn run(suites: Vec<Suite>, place: &Place) -> Vec<Outcome> {
-    let (beside, alone): (Vec<_>, Vec<_>) =
-        suites.into_iter().partition(|suite| !lanes::is_alone(&suite.name));
-    let mut outcomes = run_lanes(lanes::of(beside), place);
-    outcomes.extend(run_lanes([lanes::alone(alone)], place));
-    outcomes
-}
-
-fn run_lanes<const N: usize>(lanes: [Lane; N], place: &Place) -> Vec<Outcome> {
-    let lanes = lanes.map(|Lane { suites, width, nice }| (Mutex::new(VecDeque::from(suites)), width, nice));
+    let lane = |Lane { suites, width, nice }| (Mutex::new(VecDeque::from(suites)), width, nice);
+    let lanes = lanes::of(suites).map(lane);
     let (sender, ended) = mpsc::channel();
     thread::scope(|scope| {
         for (lane, width, nice) in &lanes {
