@@ -40,8 +40,6 @@ const CLOSING: Duration = Duration::from_millis(10);
 const AGAIN: Duration = Duration::from_millis(50);
 /// How long it may take to do so.
 const ASKED: Duration = Duration::from_secs(1);
-/// A member that is given nothing for so long joins anew, and after twice as long each time until it is given something.
-const STRANDED: Duration = Duration::from_secs(30);
 /// Who has lived so long has not failed at once.
 const HEALTHY: Duration = Duration::from_secs(60);
 
@@ -196,8 +194,6 @@ pub(crate) struct Plan {
     pub(crate) replaced: HashSet<Arc<str>>,
     /// How many consumers in a row have failed before it.
     pub(crate) failures: u32,
-    /// How many in a row were given no partition.
-    pub(crate) idle: u32,
 }
 
 /// One consumer of the group. Lives on the poll thread.
@@ -218,8 +214,6 @@ pub(crate) struct Group {
     /// The client has not taken an answer: it and the group no longer agree.
     broken: Option<KafkaError>,
     born: Instant,
-    /// When it last had a partition, if it ever had one.
-    had: Option<Instant>,
 }
 
 impl Group {
@@ -258,24 +252,13 @@ impl Group {
             beginning: Vec::new(),
             broken: None,
             born: Instant::now(),
-            had: None,
         })
     }
 
     /// For the consumer after this one.
     pub(crate) fn plan(&self) -> Plan {
         let failures = if self.born.elapsed() >= HEALTHY { 0 } else { self.from.failures };
-        let idle = if self.had.is_some() { 0 } else { self.from.idle + 1 };
-        Plan { failures, idle, ..self.from.clone() }
-    }
-
-    /// Whether it has had no partition for so long that the group may have forgotten it.
-    pub(crate) fn is_stranded(&mut self) -> bool {
-        if !self.queues.is_empty() || self.held.is_some() {
-            self.had = Some(Instant::now());
-        }
-        let limit = STRANDED * 2_u32.pow(self.from.idle.min(6));
-        self.had.unwrap_or(self.born).elapsed() >= limit
+        Plan { failures, ..self.from.clone() }
     }
 
     pub(crate) fn has(&self, slot: &Arc<Slot>) -> bool {

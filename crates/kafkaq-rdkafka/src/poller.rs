@@ -236,7 +236,6 @@ impl<'a> Poller<'a> {
             self.swept = Instant::now();
             let queues = self.groups.iter().flat_map(|group| &group.queues);
             queues.for_each(|(slot, _)| slot.ready.store(true, SeqCst));
-            self.join_anew();
         }
     }
 
@@ -355,15 +354,6 @@ impl<'a> Poller<'a> {
                 group.reassign(&mut |event| pending.push_back((Ok(event), None)));
             }
             pending.extend(group.begin_reading().into_iter().map(|alarm| (Err(alarm), None)));
-        }
-    }
-
-    /// A group may give a member up without its client taking note: then it waits for partitions that never come. That
-    /// can't be told from a group with more members than partitions, so it joins anew, less and less often.
-    fn join_anew(&mut self) {
-        if let Some(at) = self.groups.iter_mut().position(Group::is_stranded) {
-            tracing::info!(group = %self.request.group, "no partition was given; joining anew");
-            self.rebuild(at, None, None);
         }
     }
 
