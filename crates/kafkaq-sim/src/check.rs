@@ -18,6 +18,11 @@ use kafkaq_core::{
 use std::collections::HashMap;
 use std::{fmt, time::Duration};
 
+/// A delayed task that comes later than this is late.
+const LATE: Duration = Duration::from_millis(50);
+/// Fewer delayed tasks than this may all be late by chance.
+const FEW: u32 = 6;
+
 /// A rule that was broken.
 #[derive(Clone, Debug)]
 pub struct Violation {
@@ -46,6 +51,9 @@ pub(crate) struct Checker {
     /// Clocks have been further apart than the settings allow.
     pub(crate) clocks_broken: bool,
     pub(crate) latest_due: Us,
+    /// Delayed tasks that a worker got, and those of them that it got late.
+    delayed: u32,
+    late: u32,
     /// Faults that calls of the machines have met.
     pub(crate) faults: u64,
     cancel_ttl: Duration,
@@ -63,6 +71,8 @@ impl Checker {
             violation: None,
             clocks_broken: false,
             latest_due: 0,
+            delayed: 0,
+            late: 0,
             faults: 0,
             cancel_ttl: s.max_overdue + s.done_retention,
             max_delay: s.max_delay,
@@ -173,6 +183,12 @@ impl Checker {
             (self.world == Some(WorldFault::IdMeansNewTask) && promised && again)
                 .then(|| format!("t{} was published anew and did not run again", t.n))
         })
+    }
+
+    /// I5, for a punctual run: one delayed task may find all workers busy or its lane full, but not every one.
+    pub(crate) fn none_in_time(&self) -> Option<String> {
+        let none = self.delayed >= FEW && self.late == self.delayed;
+        none.then(|| format!("all {} delayed tasks came more than {LATE:?} late", self.delayed))
     }
 
     /// A process is over, and with it its workers.
@@ -367,6 +383,11 @@ impl World {
             }
         }
         let started = self.now;
+        let task = &mut self.check.tasks[n];
+        if let (Some(due), 0) = (task.due, task.handed_out) {
+            self.check.delayed += 1;
+            self.check.late += u32::from(now.wall.since(due) > LATE);
+        }
         let task = &mut self.check.tasks[n];
         task.handed_out += 1;
         task.started_at = started;

@@ -65,7 +65,7 @@ fn of_the_machine(args: &Args) -> Result<(), String> {
             let found = kafkaq_sim::search(&Search { from, count, profile, fault, stop_at_first: false });
             report(count, begin, &found.violations, &found.stats.list())
         }
-        Some("faults") => faults(args.number("--count", 20_000)?),
+        Some("faults") => faults(args.number("--count", 2_000)?),
         Some("replay") => {
             let seed = args.seed()?;
             let (outcome, lines) = kafkaq_sim::trace(seed, &profile, fault);

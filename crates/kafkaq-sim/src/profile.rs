@@ -157,6 +157,8 @@ pub(crate) struct Plan {
     pub(crate) session: Us,
     pub(crate) hold_limit: Us,
     pub(crate) holes: u32,
+    /// There is no trouble, and no single worker whose pace is everybody's.
+    pub(crate) is_punctual: bool,
     /// Processes of two versions.
     pub(crate) mixed: bool,
     /// When all faults stop, one process's callers never ask again.
@@ -178,6 +180,7 @@ impl Plan {
                 profile.always.contains(t) || (drawn && !profile.only)
             })
             .collect();
+        let without_trouble = has.is_empty();
         let has = |t| has.contains(&t);
         let lease = rng.between(1000, 6000);
         let tight = has(Trouble::Tight);
@@ -214,10 +217,12 @@ impl Plan {
             session: rng.between(1000, 4000) * MS,
             hold_limit: rng.between(200, 1500) * MS,
             holes: if rng.chance(300) { 200 } else { 0 },
+            is_punctual: false,
             mixed: has(Trouble::Mixed),
             deserted: false,
             skew: 0,
         };
+        plan.is_punctual = without_trouble && plan.workers > 1;
         if has(Trouble::Clock) {
             let within = plan.settings.clock_skew.as_millis() as u64 / 2;
             plan.skew = if rng.chance(150) { 6 * within } else { within.saturating_sub(2) };

@@ -5,6 +5,9 @@ use kafkaq_core::machine::Fault;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
+/// The first seeds of each profile that are looked at.
+const FEW: u64 = 64;
+
 /// Which seeds to run, and how.
 #[derive(Clone, Debug)]
 pub struct Search {
@@ -82,29 +85,35 @@ pub(crate) fn on_all_cores<T: Default + Send>(
     })
 }
 
-/// Looks for a violation with every trouble there is, and with the few troubles that bring out what is rare among
-/// many. Answers the profile that needed the fewest seeds, the seed, and what it broke.
+/// Looks for a violation with every trouble there is, without any, and with the few troubles that bring out what is rare
+/// among many. Answers the profile that needed the fewest seeds, the seed, and what it broke.
 #[must_use]
 pub fn find(fault: Fault, count: u64) -> Option<(Profile, u64, Violation)> {
     let profiles = [
         Profile::default(),
+        Profile::only(&[]),
         Profile::only(&[Trouble::Rebalance, Trouble::Append, Trouble::Work]),
         Profile::only(&[Trouble::Amnesia, Trouble::Rebalance, Trouble::Work]),
         Profile::only(&[Trouble::Refused, Trouble::Store, Trouble::Append, Trouble::Work]),
         Profile::only(&[Trouble::Mixed, Trouble::Log, Trouble::Clock, Trouble::Work, Trouble::Tight]),
     ];
-    let mut best: Option<(Profile, u64, Violation)> = None;
-    for profile in profiles {
-        let count = best.as_ref().map_or(count, |b| b.1);
-        let wanted =
-            Search { from: 0, count, profile: profile.clone(), fault: Some(fault), stop_at_first: true };
-        let found = search(&wanted).violations.into_iter().next();
-        // What is broken without the fault proves nothing about it.
-        if let Some((seed, v)) =
-            found.filter(|(seed, _)| crate::run(*seed, &profile, None).violation.is_none())
-        {
-            best = Some((profile, seed, v));
+    // A few seeds of each come before many of one.
+    let (mut from, mut until) = (0, FEW.min(count));
+    while from < count {
+        let first = profiles.iter().filter_map(|profile| find_within(fault, profile, from, until));
+        if let Some(found) = first.min_by_key(|(_, seed, _)| *seed) {
+            return Some(found);
         }
+        (from, until) = (until, (until * 4).min(count));
     }
-    best
+    None
+}
+
+fn find_within(fault: Fault, profile: &Profile, from: u64, until: u64) -> Option<(Profile, u64, Violation)> {
+    let count = until - from;
+    let wanted = Search { from, count, profile: profile.clone(), fault: Some(fault), stop_at_first: true };
+    let (seed, violation) = search(&wanted).violations.into_iter().next()?;
+    // What is broken without the fault proves nothing about it.
+    let proves = crate::run(seed, profile, None).violation.is_none();
+    proves.then(|| (profile.clone(), seed, violation))
 }

@@ -383,6 +383,8 @@ impl World {
         } else if let Some(p) = self.procs.iter().position(|p| !p.is_quiet()) {
             let open = format!("p{p} still has something open: {}", self.procs[p].open());
             self.check.fail("I5", open);
+        } else if let Some(late) = self.check.none_in_time().filter(|_| self.plan.is_punctual) {
+            self.check.fail("I5", late);
         }
         true
     }
