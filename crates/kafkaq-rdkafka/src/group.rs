@@ -226,8 +226,11 @@ impl Group {
         protocol: GroupProtocol,
     ) -> Result<Self> {
         let mut config = shared.settings.consumer(&request.group, request.member, protocol);
-        if protocol == GroupProtocol::Classic {
-            session::set_classic(&mut config, request.session_timeout);
+        match protocol {
+            GroupProtocol::Classic => session::set_classic(&mut config, request.session_timeout),
+            GroupProtocol::Consumer | GroupProtocol::Auto => {
+                session::set_rebalance_limit(&mut config, request);
+            }
         }
         if let (GroupProtocol::Classic, Some(instance)) = (protocol, config.get("group.instance.id")) {
             // No two consumers of a group may have the same.
@@ -384,12 +387,13 @@ impl Group {
 
     /// Tells the client where to begin, and answers what is to be said about that.
     pub(crate) fn begin_reading(&mut self) -> Vec<Error> {
-        let mut alarms = Vec::new();
+        let (mut alarms, began) = (Vec::new(), Instant::now());
         for (slot, start, due) in std::mem::take(&mut self.beginning) {
             if slot.gone.load(SeqCst) || !self.has(&slot) {
                 continue;
             }
-            if due > Instant::now() {
+            // A client that is slow to answer must be polled in between.
+            if due > Instant::now() || began.elapsed() >= ASKED {
                 self.beginning.push((slot, start, due));
                 continue;
             }

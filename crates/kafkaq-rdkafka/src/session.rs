@@ -1,10 +1,10 @@
-//! How long a member may be silent before its partitions go to others.
+//! How long a member may be silent, or keep what it is asked to give back, before its partitions go to others.
 //!
 //! By the classic protocol each member says so when it joins. By KIP-848 it is a setting of the group, 45 s unless
 //! somebody changes it, and the servers' settings say how short it may be: 45 s as well, unless they are changed.
 
 use crate::{error, settings, settings::Settings};
-use kafkaq_core::{Error, ErrorKind, Result};
+use kafkaq_core::{Error, ErrorKind, JoinRequest, Result};
 use rdkafka::{
     ClientConfig,
     admin::{AdminClient, AdminOptions, AlterConfig, ConfigResource, ResourceSpecifier},
@@ -20,6 +20,10 @@ const SESSION: &str = "consumer.session.timeout.ms";
 const HEARTBEAT: &str = "consumer.heartbeat.interval.ms";
 /// What servers allow by default (`group.min.session.timeout.ms` and `group.max.session.timeout.ms`).
 const CLASSIC: RangeInclusive<Duration> = Duration::from_secs(6)..=Duration::from_secs(1800);
+/// The client's name for it. A poll thread that stands still for so long counts as dead, too.
+const REBALANCE: &str = "max.poll.interval.ms";
+/// From what also a busy machine can keep to what the client allows.
+const REBALANCE_LIMIT: RangeInclusive<Duration> = Duration::from_secs(15)..=Duration::from_secs(24 * 3600);
 /// The client's own default.
 const MAX_HEARTBEAT: Duration = Duration::from_secs(3);
 
@@ -37,7 +41,19 @@ pub(crate) fn set_classic(config: &mut ClientConfig, session: Duration) {
     set("session.timeout.ms", session);
     set("heartbeat.interval.ms", (session / 3).min(MAX_HEARTBEAT));
     // The client refuses a shorter one.
-    set("max.poll.interval.ms", session.max(Duration::from_secs(300)));
+    set(REBALANCE, session.max(Duration::from_secs(300)));
+}
+
+/// Sets how long a member of a KIP-848 group may keep what it is asked to give back, unless the user has.
+///
+/// The group asks once. If that answer is lost, librdkafka 2.12 never hears of it: the member goes on with all it has,
+/// the others wait, and the group has it join anew only after this time, which is 5 minutes by default.
+pub(crate) fn set_rebalance_limit(config: &mut ClientConfig, request: &JoinRequest) {
+    if config.get(REBALANCE).is_none() {
+        let limit = request.release_limit.saturating_add(request.session_timeout);
+        let limit = limit.clamp(*REBALANCE_LIMIT.start(), *REBALANCE_LIMIT.end());
+        config.set(REBALANCE, limit.as_millis().to_string());
+    }
 }
 
 /// Whether a KIP-848 group has the session timeout that was asked for, or a shorter one.
@@ -159,5 +175,28 @@ fn inherited<'a>(found: impl Iterator<Item = &'a ConfigResource>) -> Found {
     match of(SESSION) {
         Some(session) => Found::Inherited { session, heartbeat: of(HEARTBEAT) },
         None => Found::None("the servers don't tell the group's session timeout".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_that_never_gives_back_what_it_is_asked_for_is_soon_taken_for_dead() {
+        let limit = |release: u64, session: u64, set: Option<&str>| {
+            let mut request = JoinRequest::new("g", Vec::new(), [0; 16]);
+            request.release_limit = Duration::from_secs(release);
+            request.session_timeout = Duration::from_secs(session);
+            let mut config = ClientConfig::new();
+            set.map(|value| config.set(REBALANCE, value));
+            set_rebalance_limit(&mut config, &request);
+            config.get(REBALANCE).map(str::to_owned).unwrap()
+        };
+        assert_eq!(limit(5, 10, None), "15000");
+        assert_eq!(limit(30, 45, None), "75000");
+        assert_eq!(limit(1, 1, None), "15000", "a busy machine is slow");
+        assert_eq!(limit(u64::MAX, 10, None), "86400000", "the client takes no more");
+        assert_eq!(limit(5, 10, Some("60000")), "60000", "the user's");
     }
 }
