@@ -1,6 +1,7 @@
 //! The vectors of `docs/format.md`, against what this version writes and reads.
 
-use crate::{Envelope, Lease, LeaseState, LeaseToken, Partition, Position, TaskId, Wall};
+use crate::group::Value;
+use crate::{Cursor, Envelope, Lease, LeaseState, LeaseToken, Mark, Partition, Position, TaskId, Wall};
 use bytes::Bytes;
 use std::time::Duration;
 
@@ -10,6 +11,9 @@ const NOW: Wall = Wall(1_790_000_000_000);
 enum Written {
     Envelope(Envelope),
     Lease(Lease),
+    Commit(Cursor),
+    Partition(Value),
+    Checkpoint(Cursor),
 }
 
 impl Written {
@@ -17,6 +21,9 @@ impl Written {
         match self {
             Written::Envelope(e) => e.encode(),
             Written::Lease(l) => l.encode(),
+            Written::Commit(c) => c.metadata().into(),
+            Written::Partition(v) => v.encode(),
+            Written::Checkpoint(c) => c.encode(),
         }
     }
 
@@ -24,6 +31,11 @@ impl Written {
         match self {
             Written::Envelope(e) => Envelope::decode(bytes).as_ref() == Ok(e),
             Written::Lease(l) => Lease::decode(bytes).as_ref() == Ok(l),
+            Written::Commit(c) => {
+                std::str::from_utf8(bytes).is_ok_and(|text| Cursor::committed(c.offset, text) == *c)
+            }
+            Written::Partition(v) => Value::decode(bytes).as_ref() == Ok(v),
+            Written::Checkpoint(c) => Cursor::decode(bytes).as_ref() == Ok(c),
         }
     }
 }
@@ -47,6 +59,10 @@ fn written() -> Vec<(&'static str, Written)> {
     idle.history = idle.history.with(NOW, 1, "its lease ran out").with(NOW, 2, "no route to host");
     let mut done = Lease::new(LeaseState::Done, token, NOW, Duration::ZERO);
     done.attempt = 3;
+    let mark = Mark { offset: 16, timestamp_ms: 1_790_000_000_000, hash: 0x0123_4567_89ab_cdef };
+    let cursor = Cursor { offset: 17, mark: Some(mark), anchor: None };
+    let held =
+        Value { owner: Some(token.process), counter: 5, epoch: 3, wanted_by: None, cursor: Some(cursor) };
     vec![
         ("envelope of a task that is published", Written::Envelope(of(UUID))),
         ("envelope of a delayed task", Written::Envelope(delayed)),
@@ -54,6 +70,9 @@ fn written() -> Vec<(&'static str, Written)> {
         ("lease, live and prefetched", Written::Lease(live)),
         ("lease, idle after two failures", Written::Lease(idle)),
         ("lease, done", Written::Lease(done)),
+        ("metadata of a commit", Written::Commit(cursor)),
+        ("partition of a group", Written::Partition(held)),
+        ("checkpoint", Written::Checkpoint(cursor)),
     ]
 }
 
@@ -61,7 +80,8 @@ fn written() -> Vec<(&'static str, Written)> {
 fn the_format_is_as_it_is_documented() {
     let page = include_str!("../docs/format.md");
     for (name, written) in written() {
-        let hex: String = written.encode().iter().map(|b| format!("{b:02x}")).collect();
+        let bytes = written.encode();
+        let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
         let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
         assert_eq!(line, Some(&*hex), "{name}");
         let digits = line.unwrap().as_bytes();

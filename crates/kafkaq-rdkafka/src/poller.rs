@@ -93,8 +93,8 @@ pub(crate) async fn start(
 /// A consumer that has failed and is built anew.
 struct Rebuild {
     plan: Plan,
-    /// Of the one that has failed. The other consumers go on meanwhile.
-    closing: JoinHandle<()>,
+    /// Of the one that has failed, if there is one. The other consumers go on meanwhile.
+    closing: Option<JoinHandle<()>>,
     due: Instant,
 }
 
@@ -115,7 +115,8 @@ struct Poller<'a> {
     pending: VecDeque<Item>,
     /// The queue to look at first, so that a busy partition does not starve the others.
     first: usize,
-    reported: Option<(Code, Instant)>,
+    /// What was reported, of which partition, and when.
+    reported: Vec<(Code, Option<Partition>, Instant)>,
     swept: Instant,
     checked: Instant,
     check_at: Instant,
@@ -144,7 +145,7 @@ impl<'a> Poller<'a> {
             outcomes,
             pending: VecDeque::new(),
             first: 0,
-            reported: None,
+            reported: Vec::new(),
             swept: now,
             checked: now,
             check_at: now + CHECK_EVERY,
@@ -178,24 +179,38 @@ impl<'a> Poller<'a> {
     }
 
     /// Joins by another protocol than so far.
-    fn change_to(&mut self, protocol: GroupProtocol, why: &str) -> Result<()> {
+    fn change_to(&mut self, protocol: GroupProtocol, why: &str) {
         tracing::info!(group = %self.request.group, ?protocol, "{why}");
         self.protocol = protocol;
         self.groups.drain(..).for_each(|group| drop(close(group)));
-        self.join()
+        for plan in self.plans() {
+            self.join_or_retry(plan);
+        }
     }
 
     fn join(&mut self) -> Result<()> {
+        for plan in self.plans() {
+            let group = self.join_as_one(plan)?;
+            self.groups.push(group);
+        }
+        Ok(())
+    }
+
+    /// A client that can't be made now may be made later: threads and descriptors may be used up for a moment.
+    fn join_or_retry(&mut self, plan: Plan) {
+        match self.join_as_one(plan.clone()) {
+            Ok(group) => self.groups.push(group),
+            Err(e) => self.retry(plan, None, Code::Fail, e),
+        }
+    }
+
+    fn plans(&self) -> Vec<Plan> {
         let topics = &self.request.topics;
         // By the classic protocol one consumer for each topic. Its `cooperative-sticky` assignor evens out the sum
         // over all topics of a consumer: whoever joins second may get all of one topic and nothing of the other. Its
         // `range` shares each topic, and stops everybody at every change.
         let share = if self.protocol == GroupProtocol::Classic { 1 } else { topics.len().max(1) };
-        for topics in topics.chunks(share) {
-            let group = self.join_as_one(Plan { topics: topics.to_vec(), ..Plan::default() })?;
-            self.groups.push(group);
-        }
-        Ok(())
+        topics.chunks(share).map(|topics| Plan { topics: topics.to_vec(), ..Plan::default() }).collect()
     }
 
     fn join_as_one(&self, plan: Plan) -> Result<Group> {
@@ -210,7 +225,7 @@ impl<'a> Poller<'a> {
             }
             self.take_outcomes()?;
             self.serve_groups();
-            self.build()?;
+            self.build();
             self.flush();
             self.sweep();
             self.compare();
@@ -293,17 +308,17 @@ impl<'a> Poller<'a> {
                     }
                 }
                 Outcome::Alarm(e) => self.pending.push_back((Err(e), None)),
-                Outcome::Failed(e) => self.warn(Code::Fail, e),
+                Outcome::Failed(e) => self.warn(Code::Fail, None, e),
                 Outcome::Agreed(agreed) => match (agreed, self.protocol) {
                     (Agreed::Yes, GroupProtocol::Auto) => {
-                        self.change_to(GroupProtocol::Consumer, "joining by KIP-848")?;
+                        self.change_to(GroupProtocol::Consumer, "joining by KIP-848");
                         self.may_change = true;
                     }
                     (Agreed::No(why), GroupProtocol::Auto) => {
                         self.change_to(
                             GroupProtocol::Classic,
                             &format!("joining by the classic protocol: {why}"),
-                        )?;
+                        );
                     }
                     (Agreed::No(why), _) => self.pending.push_back((Err(self.slow_to_notice(why)), None)),
                     (Agreed::Yes, _) => {}
@@ -439,17 +454,18 @@ impl<'a> Poller<'a> {
                 return;
             }
         };
-        self.warn(code, e.on(format_args!("group {}", self.request.group)));
+        self.warn(code, of, e.on(format_args!("group {}", self.request.group)));
     }
 
     /// Passes an error on unless it was passed on a short time ago.
-    fn warn(&mut self, code: Code, e: Error) {
-        let again = self.reported.is_some_and(|(c, at)| c == code && at.elapsed() < QUIET);
-        if again || self.pending.iter().any(|(item, _)| item.is_err()) {
+    fn warn(&mut self, code: Code, of: Option<&Partition>, e: Error) {
+        self.reported.retain(|(.., at)| at.elapsed() < QUIET);
+        let again = self.reported.iter().any(|(c, p, _)| *c == code && p.as_ref() == of);
+        if again || self.pending.len() >= CHANNEL {
             tracing::debug!(group = %self.request.group, error = %e, "still");
             return;
         }
-        self.reported = Some((code, Instant::now()));
+        self.reported.push((code, of.cloned(), Instant::now()));
         self.pending.push_back((Err(e.with_retry(Retry::Yes)), None));
     }
 
@@ -458,10 +474,11 @@ impl<'a> Poller<'a> {
         let is_lacking = matches!(code, Code::UnsupportedFeature | Code::UnsupportedVersion);
         if is_lacking && self.may_change && locked(&self.shared.owned).is_empty() {
             self.may_change = false;
-            return self.change_to(
+            self.change_to(
                 GroupProtocol::Classic,
                 "the server lacks KIP-848; joining by the classic protocol",
             );
+            return Ok(());
         }
         let e = self.error(code).with_source(reason);
         if takes_a_person(code) {
@@ -478,26 +495,29 @@ impl<'a> Poller<'a> {
         group.lose_all(&mut |event| pending.push_back((Ok(event), None)));
         let mut plan = group.plan();
         plan.replaced.extend(replaced);
-        let mut wait = REBUILD;
-        if let Some((code, e)) = why {
-            wait = (REBUILD * 2_u32.pow(plan.failures.min(10))).min(MAX_REBUILD);
-            plan.failures += 1;
-            self.warn(code, e.with_advice(format!("The consumer is built anew in {wait:?}")));
+        let closing = Some(close(group));
+        match why {
+            Some((code, e)) => self.retry(plan, closing, code, e),
+            None => self.rebuilds.push(Rebuild { plan, closing, due: Instant::now() + REBUILD }),
         }
-        self.rebuilds.push(Rebuild { plan, closing: close(group), due: Instant::now() + wait });
+    }
+
+    /// After a failure: later each time.
+    fn retry(&mut self, mut plan: Plan, closing: Option<JoinHandle<()>>, code: Code, e: Error) {
+        let wait = (REBUILD * 2_u32.pow(plan.failures.min(10))).min(MAX_REBUILD);
+        plan.failures += 1;
+        self.warn(code, None, e.with_advice(format!("The consumer is built anew in {wait:?}")));
+        self.rebuilds.push(Rebuild { plan, closing, due: Instant::now() + wait });
     }
 
     /// Builds what has failed anew, once that has been closed: no two of a group should have the same instance id. But
     /// one that can't reach a server may take long.
-    fn build(&mut self) -> Result<()> {
+    fn build(&mut self) {
         let now = Instant::now();
-        let is_due = |r: &mut Rebuild| now >= r.due && (r.closing.is_finished() || now >= r.due + CLOSING);
+        let is_closed = |r: &Rebuild| r.closing.as_ref().is_none_or(JoinHandle::is_finished);
+        let is_due = |r: &mut Rebuild| now >= r.due && (is_closed(r) || now >= r.due + CLOSING);
         let due: Vec<_> = self.rebuilds.extract_if(.., is_due).collect();
-        for rebuild in due {
-            let group = self.join_as_one(rebuild.plan)?;
-            self.groups.push(group);
-        }
-        Ok(())
+        due.into_iter().for_each(|rebuild| self.join_or_retry(rebuild.plan));
     }
 
     /// The last item, once the driver has taken what is before it.

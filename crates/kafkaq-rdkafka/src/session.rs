@@ -22,8 +22,10 @@ const HEARTBEAT: &str = "consumer.heartbeat.interval.ms";
 const CLASSIC: RangeInclusive<Duration> = Duration::from_secs(6)..=Duration::from_secs(1800);
 /// The client's name for it. A poll thread that stands still for so long counts as dead, too.
 const REBALANCE: &str = "max.poll.interval.ms";
-/// From what also a busy machine can keep to what the client allows.
-const REBALANCE_LIMIT: RangeInclusive<Duration> = Duration::from_secs(15)..=Duration::from_secs(24 * 3600);
+/// For what happens before and after the release, on a busy machine.
+const MARGIN: Duration = Duration::from_secs(10);
+/// What the client allows.
+const MAX_REBALANCE: Duration = Duration::from_secs(24 * 3600);
 /// The client's own default.
 const MAX_HEARTBEAT: Duration = Duration::from_secs(3);
 
@@ -50,9 +52,8 @@ pub(crate) fn set_classic(config: &mut ClientConfig, session: Duration) {
 /// the others wait, and the group has it join anew only after this time, which is 5 minutes by default.
 pub(crate) fn set_rebalance_limit(config: &mut ClientConfig, request: &JoinRequest) {
     if config.get(REBALANCE).is_none() {
-        let limit = request.release_limit.saturating_add(request.session_timeout);
-        let limit = limit.clamp(*REBALANCE_LIMIT.start(), *REBALANCE_LIMIT.end());
-        config.set(REBALANCE, limit.as_millis().to_string());
+        let limit = request.release_limit.saturating_add(MARGIN);
+        config.set(REBALANCE, limit.min(MAX_REBALANCE).as_millis().to_string());
     }
 }
 
@@ -184,19 +185,16 @@ mod tests {
 
     #[test]
     fn a_member_that_never_gives_back_what_it_is_asked_for_is_soon_taken_for_dead() {
-        let limit = |release: u64, session: u64, set: Option<&str>| {
+        let limit = |release: u64, set: Option<&str>| {
             let mut request = JoinRequest::new("g", Vec::new(), [0; 16]);
             request.release_limit = Duration::from_secs(release);
-            request.session_timeout = Duration::from_secs(session);
             let mut config = ClientConfig::new();
             set.map(|value| config.set(REBALANCE, value));
             set_rebalance_limit(&mut config, &request);
             config.get(REBALANCE).map(str::to_owned).unwrap()
         };
-        assert_eq!(limit(5, 10, None), "15000");
-        assert_eq!(limit(30, 45, None), "75000");
-        assert_eq!(limit(1, 1, None), "15000", "a busy machine is slow");
-        assert_eq!(limit(u64::MAX, 10, None), "86400000", "the client takes no more");
-        assert_eq!(limit(5, 10, Some("60000")), "60000", "the user's");
+        assert_eq!(limit(5, None), "15000");
+        assert_eq!(limit(u64::MAX, None), "86400000", "the client takes no more");
+        assert_eq!(limit(5, Some("60000")), "60000", "the user's");
     }
 }

@@ -33,10 +33,10 @@ use std::{
 
 pub use builder::Builder;
 
-/// Kafka, or a server that speaks its protocol, by rskafka. Share it in an `Arc`: one handle serves the process.
+/// Kafka, or a server that speaks its protocol, built on rskafka. Share it in an `Arc`: one handle serves the process.
 ///
-/// It connects when it is first used. Each call that is under way has a connection of its own, so none waits for
-/// another; idle ones are kept for the next call of the same partition.
+/// It connects when it is first used. Connections are shared: all fetches that wait at a broker go in one request, and
+/// no broker gets more than four such requests at a time.
 pub struct RsKafka {
     link: Link,
 }
@@ -94,7 +94,7 @@ impl Log for RsKafka {
 
 #[async_trait]
 impl PartitionLog for RsKafka {
-    /// An offset below the first record reads from the first; one beyond the end is `Invalid`.
+    /// An offset that is not within the log, before the first record or beyond the end, is `Invalid`.
     async fn fetch(&self, from: &Position, limit: FetchLimit) -> Result<Batch> {
         let fetch = async {
             let _under_way = self.link.enter()?;

@@ -61,7 +61,8 @@ impl QueueBuilder {
     }
 
     /// The group of processes that share the tasks; each group of a queue executes every task. 1 to 60 of
-    /// `A-Z a-z 0-9 _ -`. Default: `kafkaq`. In the log the consumer group is called `<queue>.<group>`.
+    /// `A-Z a-z 0-9 _ -`. Default: `kafkaq`. In the log the consumer group is called `<queue>.<group>`, or
+    /// `<queue>.<task topic>.<group>` where the task topic has another name than the queue.
     pub fn group(self, name: impl Into<Arc<str>>) -> Self {
         self.with(|c| c.group = name.into())
     }
@@ -71,18 +72,18 @@ impl QueueBuilder {
         self.with(|c| c.task_topic = Some(name.into()))
     }
 
-    /// The topic of the tasks that wait. Default: `<queue>.<group>.wait`.
+    /// The topic of the tasks that wait. Default: the name of the consumer group and `.wait`.
     pub fn wait_topic(self, name: impl Into<Arc<str>>) -> Self {
         self.with(|c| c.wait_topic = Some(name.into()))
     }
 
-    /// The topic of the tasks that were given up. Default: `<queue>.<group>.dead`.
+    /// The topic of the tasks that were given up. Default: the name of the consumer group and `.dead`.
     pub fn dead_topic(self, name: impl Into<Arc<str>>) -> Self {
         self.with(|c| c.dead_topic = Some(name.into()))
     }
 
-    /// How many partitions the task topic is created with: no more processes than this share the work. An existing
-    /// topic stays as it is. 1 to 10,000. Default: 6.
+    /// How many partitions the task topic is created with: no more processes than this read it, and others get only
+    /// what busy processes hand over. An existing topic stays as it is. 1 to 10,000. Default: 6.
     pub fn partitions(self, partitions: i32) -> Self {
         self.with(|c| c.partitions = partitions)
     }
@@ -120,7 +121,8 @@ impl QueueBuilder {
         self.with(|c| c.park_after = Some(duration))
     }
 
-    /// How long it is remembered that a task has ended, so that publishing its id again adds nothing. At most ten
+    /// How long at least it is remembered that a task has ended, so that publishing its id again adds nothing; it is
+    /// forgotten after [`max_overdue`](QueueBuilder::max_overdue) more, when no copy of it can be left. At most ten
     /// years. Default: 1 h.
     pub fn done_retention(self, duration: Duration) -> Self {
         self.with(|c| c.done_retention = duration)
@@ -132,8 +134,9 @@ impl QueueBuilder {
         self.with(|c| c.max_overdue = duration)
     }
 
-    /// The longest delay of a task and of a retry. The wait topic gets a partition for each power of four seconds.
-    /// At most ten years. Default: 7 days.
+    /// The longest delay of a task and of a retry. The wait topic gets a partition for each power of four seconds, and
+    /// one for leases. One that exists and has fewer is refused, so add partitions before you raise this. At most ten
+    /// years. Default: 7 days.
     pub fn max_delay(self, duration: Duration) -> Self {
         self.with(|c| c.max_delay = duration)
     }
@@ -181,7 +184,7 @@ impl QueueBuilder {
     }
 
     /// How long a process may be silent before the others take over what it reads. 1 s to 1 h. Default: as long as a
-    /// lease, but at least 10 s and at most 45 s; 10 s if the tasks are in a [`log`](QueueBuilder::log).
+    /// lease, but at least 10 s and at most 45 s.
     ///
     /// Shorter, and the tasks of a process that died are picked up sooner; longer, and a server that is slow or away
     /// for a moment doesn't cost a healthy process its partitions. With a [`log`](QueueBuilder::log) it should be at
@@ -194,7 +197,7 @@ impl QueueBuilder {
     /// Checks the settings and the store, creates the topics that are missing, and checks those that are there. Needs
     /// a tokio runtime, which the queue then lives on.
     ///
-    /// The queue joins its group when a job is asked for first. One that is used only to publish and to look at jobs
+    /// The queue joins its group the first time a job is requested. One that is used only to publish and to look at jobs
     /// never does, so it takes no share of the work.
     ///
     /// # Errors

@@ -92,16 +92,20 @@ impl Config {
     }
 
     pub(crate) fn wait_topic(&self) -> Arc<str> {
-        self.wait_topic.clone().unwrap_or_else(|| format!("{}.{}.wait", self.queue, self.group).into())
+        self.wait_topic.clone().unwrap_or_else(|| format!("{}.wait", self.consumer_group()).into())
     }
 
     pub(crate) fn dead_topic(&self) -> Arc<str> {
-        self.dead_topic.clone().unwrap_or_else(|| format!("{}.{}.dead", self.queue, self.group).into())
+        self.dead_topic.clone().unwrap_or_else(|| format!("{}.dead", self.consumer_group()).into())
     }
 
-    /// The name of the consumer group in the log. Its members read the same topics, so it is a group a queue.
+    /// The name of the consumer group in the log. Its members read the same topics, so it names them all: two
+    /// environments that differ in the task topic alone share neither a group nor what waits.
     pub(crate) fn consumer_group(&self) -> Arc<str> {
-        format!("{}.{}", self.queue, self.group).into()
+        match self.task_topic() {
+            topic if topic == self.queue => format!("{topic}.{}", self.group).into(),
+            topic => format!("{}.{topic}.{}", self.queue, self.group).into(),
+        }
     }
 
     pub(crate) fn park_after(&self) -> Duration {
@@ -234,9 +238,12 @@ mod tests {
 
     #[test]
     fn the_defaults_make_sense() {
-        let c = config();
+        let mut c = config();
         c.check().unwrap();
         assert_eq!((&*c.wait_topic(), &*c.dead_topic()), ("emails.kafkaq.wait", "emails.kafkaq.dead"));
+        c.task_topic = Some("emails-test".into());
+        assert_eq!(&*c.consumer_group(), "emails.emails-test.kafkaq");
+        assert_eq!(&*c.wait_topic(), "emails.emails-test.kafkaq.wait");
         assert_eq!(c.park_after(), Duration::from_secs(10));
     }
 

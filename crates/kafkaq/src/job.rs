@@ -257,8 +257,8 @@ impl fmt::Debug for Job {
 pub enum JobError {
     /// The job is somebody else's, or over. What this holder did may be done again, or was done by another.
     LeaseLost(LostReason),
-    /// The store did not confirm it before the lease ended. It may have taken effect; if it did not, the task is
-    /// handed out again.
+    /// It was not confirmed, and the error says why: the store or the log didn't answer before the lease ended, or
+    /// refused it. Its effect says whether it may have happened; if it has not, the task is handed out again.
     Unconfirmed(Error),
     /// The input makes no sense. Nothing was changed.
     Refused(Error),
@@ -278,7 +278,7 @@ impl fmt::Display for JobError {
                     _ => "the job is over",
                 }
             ),
-            JobError::Unconfirmed(e) => write!(f, "not confirmed before the lease ended: {e}"),
+            JobError::Unconfirmed(e) => write!(f, "not confirmed: {e}"),
             JobError::Refused(e) => write!(f, "refused: {e}"),
         }
     }

@@ -6,7 +6,8 @@ mod common;
 
 use common::{LEASE, ms, next, none_within, quick, records, soon, wall_now};
 use kafkaq::{
-    CancelOutcome, ErrorKind, Headers, Job, JobError, JobStatus, LostReason, Queue, Result, Task, TaskId,
+    CancelOutcome, ErrorKind, Headers, Job, JobError, JobStatus, LostReason, Queue, Result, RetryOutcome,
+    Task, TaskId,
     backend::{LeaseStore, Log},
     memory::{MemoryLog, MemoryStore},
 };
@@ -160,6 +161,36 @@ async fn a_rejected_task_lies_in_the_dead_letters_whole() -> Result<()> {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_reason_of_any_length_is_cut() -> Result<()> {
+    let (queue, log) = queue().await;
+    queue.publish(Task::new("bad")).await?;
+    soon(next(&queue).await.reject("no! ".repeat(500_000))).await.unwrap();
+    let dead = records(&log, "emails.kafkaq.dead", 1).await.remove(0);
+    let reason = dead.headers.get("kafkaq-reason").unwrap();
+    assert!(reason.starts_with(b"no! no! ") && reason.len() <= 512, "{} bytes", reason.len());
+    Ok(())
+}
+
+/// They may share all servers and differ in the task topic alone.
+#[tokio::test(start_paused = true)]
+async fn two_environments_on_one_log_and_store_keep_apart() -> Result<()> {
+    let (log, store) = (MemoryLog::new(), MemoryStore::new());
+    let live = quick(&log, &store).build().await?;
+    let test = quick(&log, &store).task_topic("emails-test").build().await?;
+    for (queue, payload) in [(&live, "live"), (&test, "test")] {
+        let task = Task::new(payload).with_id(id("same")).with_delay(3 * LEASE);
+        queue.publish(task).await?;
+    }
+    for (queue, payload) in [(&live, "live"), (&test, "test")] {
+        let job = next(queue).await;
+        assert_eq!(job.payload(), payload);
+        soon(job.done()).await.unwrap();
+        none_within(queue, 2 * LEASE).await;
+    }
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_task_whose_attempts_are_used_up_goes_to_the_dead_letters() -> Result<()> {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());
     let queue = quick(&log, &store).max_failures(3).build().await?;
@@ -167,7 +198,9 @@ async fn a_task_whose_attempts_are_used_up_goes_to_the_dead_letters() -> Result<
     for attempt in 1..=3 {
         let job = next(&queue).await;
         assert_eq!(job.attempt(), attempt);
-        soon(job.retry(Duration::ZERO, "not now")).await.unwrap();
+        let outcome = soon(job.retry(Duration::ZERO, "not now")).await.unwrap();
+        let expected = if attempt < 3 { RetryOutcome::Scheduled } else { RetryOutcome::DeadLettered };
+        assert_eq!(outcome, expected, "attempt {attempt}");
     }
     records(&log, "emails.kafkaq.dead", 1).await;
     soon(async {

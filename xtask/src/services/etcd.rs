@@ -25,7 +25,7 @@ pub(super) static KIND: Kind = Kind {
     join: |_| Ok(()),
 };
 
-const IMAGE: &str = "quay.io/coreos/etcd:v3.6.5";
+const IMAGE: &str = "quay.io/coreos/etcd:v3.6.11";
 
 fn args(listen: &str, data: &Path, ports: Ports) -> Vec<String> {
     let Ports { client, peer, .. } = ports;

@@ -77,7 +77,7 @@ pub enum Service {
     RedisCluster,
     /// etcd: one node.
     Etcd,
-    /// Apache ZooKeeper: one node, which has TTL nodes.
+    /// Apache ZooKeeper: one node.
     ZooKeeper,
     /// Redpanda: one node, in Kafka's place. As a container only.
     Redpanda,

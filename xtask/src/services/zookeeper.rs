@@ -28,9 +28,9 @@ pub(super) static KIND: Kind = Kind {
 
 const IMAGE: &str = "zookeeper:3.9.3";
 
-/// Short ticks, so that sessions end soon after their clients; TTL nodes; as many connections as tests like.
+/// Short ticks, so that sessions end soon after their clients, and as many connections as tests like.
 const TICK_MILLIS: &str = "500";
-const MORE: [&str; 2] = ["admin.enableServer=false", "extendedTypesEnabled=true"];
+const MORE: &str = "admin.enableServer=false";
 
 fn native(dir: &Path, ports: Ports) -> Result<Command> {
     let config = dir.join("zoo.cfg");
@@ -41,7 +41,7 @@ fn native(dir: &Path, ports: Ports) -> Result<Command> {
         "clientPortAddress=127.0.0.1".to_owned(),
         format!("clientPort={}", ports.client),
     ];
-    let lines: Vec<_> = own.iter().map(String::as_str).chain(MORE).collect();
+    let lines: Vec<_> = own.iter().map(String::as_str).chain([MORE]).collect();
     fs::write(&config, lines.join("\n") + "\n")?;
     let mut command = Command::new(ZOOKEEPER.program());
     // In the foreground the script becomes the server, and so its process id stays. Its own log would go elsewhere.
@@ -54,7 +54,7 @@ fn container(ports: Ports) -> Recipe {
         ("ZOO_TICK_TIME", TICK_MILLIS.to_owned()),
         ("ZOO_MAX_CLIENT_CNXNS", "0".to_owned()),
         ("ZOO_SERVERS", format!("server.1=127.0.0.1:2888:3888;{}", ports.client)),
-        ("ZOO_CFG_EXTRA", MORE.join(" ")),
+        ("ZOO_CFG_EXTRA", MORE.to_owned()),
     ];
     let env = env.map(|(name, value)| (name.to_owned(), value)).into();
     Recipe { image: IMAGE, env, args: Vec::new() }

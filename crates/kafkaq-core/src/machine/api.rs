@@ -212,9 +212,16 @@ pub enum Notice {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Alarm {
-    /// A record can't be copied or finished; it stays where it is and is tried again.
+    /// The log refuses a copy or a dead letter of a record; it stays where it is and is considered again.
     Stuck {
         /// Where it lies.
+        at: Position,
+        /// Why.
+        error: Error,
+    },
+    /// The store refuses what a record needs, for a reason that no retry helps against; it is tried again.
+    StoreRefuses {
+        /// Where the record lies.
         at: Position,
         /// Why.
         error: Error,
@@ -247,9 +254,10 @@ impl Alarm {
     /// The partition that it is about.
     pub(super) fn partition(&self) -> &Partition {
         match self {
-            Alarm::Stuck { at, .. } | Alarm::Newer { at, .. } | Alarm::Undecodable { at, .. } => {
-                &at.partition
-            }
+            Alarm::Stuck { at, .. }
+            | Alarm::StoreRefuses { at, .. }
+            | Alarm::Newer { at, .. }
+            | Alarm::Undecodable { at, .. } => &at.partition,
             Alarm::LogReplaced { assignment, .. } => &assignment.partition,
         }
     }

@@ -186,7 +186,7 @@ impl Machine {
             && let Some(item) = self.items.get(r)
         {
             let at = item.at.clone();
-            self.alarm(Alarm::Stuck { at, error });
+            self.alarm(Alarm::StoreRefuses { at, error });
         }
         self.store_gate.failed(self.now.mono);
     }

@@ -355,6 +355,10 @@ fn report(alarm: &Alarm) {
             "the log refuses a copy or a dead letter of this record; the record stays where it is and is considered again. \
              Compare max.message.bytes of the wait and dead-letter topics with the task topic's, and their permissions"
         ),
+        Alarm::StoreRefuses { at, error } => tracing::warn!(
+            target: "kafkaq", partition = %at.partition, offset = at.offset, error = %error,
+            "the store refuses what this record needs; it is tried again"
+        ),
         Alarm::Newer { at, version } => tracing::error!(
             target: "kafkaq", partition = %at.partition, offset = at.offset, version,
             "a later kafkaq has written this record or its lease, and this process can't read it; it waits for one that can. \

@@ -5,7 +5,8 @@ use crate::{driver::Clock, sync::lock};
 use async_trait::async_trait;
 use futures_core::Stream;
 use kafkaq_core::{
-    Assignment, Commit, Error, ErrorKind, Event, LeaseStore, Member, PartitionLog, Result, TopicSpec,
+    Assignment, Commit, Error, ErrorKind, Event, LeaseStore, Member, OutageLog, PartitionLog, Result,
+    TopicSpec,
     group::{CommitOutcome, Group},
 };
 use std::{
@@ -29,6 +30,8 @@ pub(super) struct Shared {
     pub(super) checkpoints: Checkpoints,
     pub(super) max_batch: usize,
     pub(super) group: Mutex<Group>,
+    /// Of what the group itself needs the log for.
+    pub(super) outages: OutageLog,
     pub(super) outbox: Mutex<Outbox>,
     pub(super) waiting: Mutex<Waiting>,
     /// Something was asked of the machine.

@@ -19,8 +19,8 @@ use crate::{driver::Clock, sync::lock};
 use async_trait::async_trait;
 use checkpoints::Checkpoints;
 use kafkaq_core::{
-    Broker, Consumer, Error, ErrorKind, JoinRequest, LeaseStore, Log, NewRecord, Partition, PartitionLog,
-    Result, TopicInfo, TopicSpec,
+    Broker, Consumer, Error, ErrorKind, JoinRequest, LeaseStore, Log, NewRecord, OutageLog, Partition,
+    PartitionLog, Result, TopicInfo, TopicSpec,
     group::{Group, GroupConfig},
 };
 use member::{Events, Handle, Shared};
@@ -131,6 +131,7 @@ impl Broker for LeasedGroup {
                 "A member reads at least one topic, at least one record at a time, and its timeout is 10 ms to an hour",
             ));
         }
+        let outages = OutageLog::new(format!("The log of group {}", request.group));
         let checkpoint_topic = checkpoints::checkpoint_topic(&request.group);
         self.log.ensure_topics(std::slice::from_ref(&checkpoint_topic)).await?;
         let found = run::look(&*self.log, &request.topics).await?;
@@ -155,6 +156,7 @@ impl Broker for LeasedGroup {
             checkpoint_topic,
             max_batch: request.max_batch,
             group: Mutex::new(group),
+            outages,
             outbox: Mutex::new(outbox),
             waiting: Mutex::default(),
             wake: Notify::new(),

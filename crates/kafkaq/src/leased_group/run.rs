@@ -30,6 +30,9 @@ use tokio::{
 /// Calls under way at a time, of all kinds together.
 const MAX_CALLS: usize = 16;
 const MAX_ITEMS: usize = 1000;
+/// What the log is asked for, as an outage of it is told.
+const LOOK: &str = "look for partitions";
+const CHECKPOINT: &str = "append checkpoints";
 /// How many of them may be waited for to find out where to start, and how many to put checkpoints into the log as well:
 /// the rest is for the store.
 const MAX_LOCATES: usize = 8;
@@ -129,12 +132,13 @@ pub(super) async fn run(shared: Arc<Shared>, mut topics: Topics) {
 fn looked(shared: &Shared, topics: &mut Topics, found: Result<Vec<Option<TopicInfo>>>) {
     match found {
         Ok(found) => {
+            shared.outages.succeeded(LOOK);
             for (of, alarm) in topics.observe(&found, Instant::now()) {
                 lock(&shared.outbox).alarm(of, alarm);
             }
             lock(&shared.group).handle_partitions(topics.partitions());
         }
-        Err(error) => tracing::warn!(target: "kafkaq", "looking for new partitions failed: {error}"),
+        Err(error) => shared.outages.failed(LOOK, &error),
     }
 }
 
@@ -250,9 +254,7 @@ fn finish(shared: &Shared, done: Done) {
             group.handle_located(&assignment, at, now);
         }
         Done::Checkpointed(checkpoints, kept) => {
-            if let Some(Err(error)) = kept.iter().find(|kept| kept.is_err()) {
-                tracing::warn!(target: "kafkaq", "checkpoints of a group failed: {error}");
-            }
+            shared.outages.observe(CHECKPOINT, &kept);
             let mut kept = kept.into_iter();
             for (assignment, at) in checkpoints {
                 let ok = kept.next().is_some_and(|kept| kept.is_ok());
