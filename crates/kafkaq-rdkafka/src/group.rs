@@ -38,6 +38,8 @@ const CLOSING: Duration = Duration::from_millis(10);
 
 /// A client that doesn't do what it is asked for at once is asked again after this long.
 const AGAIN: Duration = Duration::from_millis(50);
+/// The longest that a partition is held; also keeps instants from overflowing.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
 /// How long it may take to do so.
 const ASKED: Duration = Duration::from_secs(1);
 /// Who has lived so long has not failed at once.
@@ -59,6 +61,8 @@ pub(crate) struct Callbacks {
     /// What the last error event said. Whoever polled it takes it from here.
     reason: Mutex<String>,
     ends: Mutex<HashMap<Partition, i64>>,
+    /// When an answer of the group was lost that may have said what is this member's.
+    unsure: Mutex<Option<Instant>>,
 }
 
 impl Callbacks {
@@ -72,7 +76,14 @@ impl Callbacks {
             forsaken: Forsaken::default(),
             reason: Mutex::default(),
             ends: Mutex::default(),
+            unsure: Mutex::default(),
         }
+    }
+
+    fn note(&self, change: Change, partitions: TopicPartitionList) {
+        // The group has said all of it.
+        *locked(&self.unsure) = None;
+        locked(&self.noted).push_back((change, partitions));
     }
 
     /// Makes a commit, unless the consumer is being closed.
@@ -115,6 +126,9 @@ enum Change {
 impl ClientContext for Callbacks {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         self.count();
+        if is_lost_answer(facility, line) {
+            *locked(&self.unsure) = Some(Instant::now());
+        }
         self.trouble.log(level, facility, line);
     }
 
@@ -150,7 +164,7 @@ impl ConsumerContext for Callbacks {
                 tracing::debug!(%error, "a rebalance could not be answered while closing");
             }
         } else {
-            locked(&self.noted).push_back((change, list.clone()));
+            self.note(change, list.clone());
         }
     }
 }
@@ -184,6 +198,12 @@ struct Held {
     list: TopicPartitionList,
     slots: Vec<Arc<Slot>>,
     until: Instant,
+}
+
+/// By KIP-848 the group says once what is a member's. librdkafka 2.12 asks again after a heartbeat without an answer,
+/// but not for that: what the answer took away is never given back, and what it gave is never read.
+fn is_lost_answer(facility: &str, line: &str) -> bool {
+    facility == "REQTMOUT" && line.contains("ConsumerGroupHeartbeatRequest in flight")
 }
 
 /// What a consumer is built for.
@@ -258,10 +278,20 @@ impl Group {
         })
     }
 
+    /// Whether the group may have said something that the client has not heard, and will not say it again.
+    pub(crate) fn is_unsure(&self, patience: Duration) -> bool {
+        locked(&self.consumer.context().unsure).is_some_and(|since| since.elapsed() >= patience)
+    }
+
     /// For the consumer after this one.
     pub(crate) fn plan(&self) -> Plan {
         let failures = if self.born.elapsed() >= HEALTHY { 0 } else { self.from.failures };
         Plan { failures, ..self.from.clone() }
+    }
+
+    /// Whether a revoke waits for the driver.
+    pub(crate) fn is_holding(&self) -> bool {
+        self.held.is_some()
     }
 
     pub(crate) fn has(&self, slot: &Arc<Slot>) -> bool {
@@ -429,7 +459,7 @@ impl Group {
         }
         self.queues.retain(|(slot, _)| !slots.iter().any(|s| Arc::ptr_eq(s, slot)));
         tell(Event::Revoking(slots.iter().map(|s| s.assignment.clone()).collect()));
-        self.held = Some(Held { list, slots, until: Instant::now() + self.release_limit });
+        self.held = Some(Held { list, slots, until: Instant::now() + self.release_limit.min(LONGEST) });
     }
 
     /// Gives partitions back to the group. First no commit of ours may pass any more.
@@ -499,5 +529,24 @@ impl Drop for Group {
             }
             Err(error) => tracing::debug!(%error, "the consumer is closed without taking its leave"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As librdkafka 2.12.1 writes them.
+    #[test]
+    fn only_a_heartbeat_that_was_sent_is_a_lost_answer() {
+        let lost = "[thrd:GroupCoordinator]: GroupCoordinator/1: Timed out ConsumerGroupHeartbeatRequest in flight \
+                    (after 593ms, timeout #0)";
+        assert!(is_lost_answer("REQTMOUT", lost));
+        assert!(
+            !is_lost_answer("REQTMOUT", &lost.replace("in flight", "in output queue")),
+            "it was not asked"
+        );
+        assert!(!is_lost_answer("REQTMOUT", &lost.replace("ConsumerGroupHeartbeat", "OffsetCommit")));
+        assert!(!is_lost_answer("FAIL", lost));
     }
 }

@@ -29,6 +29,7 @@ use kafkaq_core::{
 use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    thread::{self, JoinHandle},
     time::Instant,
 };
 
@@ -107,6 +108,8 @@ impl Broker for RdKafka {
         let mut members = locked(&self.members);
         members.retain(|m| m.strong_count() > 0);
         members.push(Arc::downgrade(&shared));
+        // Whoever closed meanwhile has not seen it.
+        self.appender.check_open("join").inspect_err(|_| shared.ask_to_leave())?;
         Ok(consumer)
     }
 }
@@ -127,4 +130,10 @@ impl PartitionLog for RdKafka {
 /// A panic elsewhere must not take the queue down with it: what these locks guard is whole between statements.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Drops a client where that keeps nobody waiting: it can last, and librdkafka may never come to the end of it. If no
+/// thread can be had, it happens here.
+fn aside<T: Send + 'static>(client: T) -> Option<JoinHandle<()>> {
+    thread::Builder::new().name("kafkaq-close".into()).spawn(move || drop(client)).ok()
 }

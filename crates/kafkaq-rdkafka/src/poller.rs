@@ -10,7 +10,7 @@
 //! `Slot::ready`. Such a ring can be lost, so all queues are looked into every [`SWEEP`].
 
 use crate::{
-    batch,
+    aside, batch,
     check::{self, Checker, Outcome},
     error,
     group::{Group, Plan},
@@ -48,6 +48,8 @@ const CHECK_EVERY: Duration = Duration::from_secs(9);
 const CHECK_AGAIN: Duration = Duration::from_secs(1);
 /// The same error is reported once in this time.
 const QUIET: Duration = Duration::from_secs(60);
+/// How long after a lost answer of the group it joins anew, unless the group has spoken again.
+const UNSURE: Duration = Duration::from_secs(4);
 /// A consumer that has failed is built anew after this, and after twice as long each time until one lives on.
 const REBUILD: Duration = Duration::from_millis(250);
 const MAX_REBUILD: Duration = Duration::from_secs(30);
@@ -171,9 +173,9 @@ impl<'a> Poller<'a> {
         // rebalance is under way, so they do it side by side.
         drop(tx);
         // Those that were of no more use are not waited for: they may never end.
-        let closing: Vec<_> = groups.into_iter().map(close).collect();
+        let closing: Vec<_> = groups.into_iter().map(aside).collect();
         drop(checker);
-        closing.into_iter().for_each(|closing| drop(closing.join()));
+        closing.into_iter().flatten().for_each(|closing| drop(closing.join()));
         // Until the last check has ended.
         while outcomes.blocking_recv().is_some() {}
     }
@@ -182,7 +184,7 @@ impl<'a> Poller<'a> {
     fn change_to(&mut self, protocol: GroupProtocol, why: &str) {
         tracing::info!(group = %self.request.group, ?protocol, "{why}");
         self.protocol = protocol;
-        self.groups.drain(..).for_each(|group| drop(close(group)));
+        self.groups.drain(..).for_each(|group| drop(aside(group)));
         for plan in self.plans() {
             self.join_or_retry(plan);
         }
@@ -251,6 +253,7 @@ impl<'a> Poller<'a> {
             self.swept = Instant::now();
             let queues = self.groups.iter().flat_map(|group| &group.queues);
             queues.for_each(|(slot, _)| slot.ready.store(true, SeqCst));
+            self.join_anew();
         }
     }
 
@@ -301,7 +304,8 @@ impl<'a> Poller<'a> {
                 Outcome::Replaced(slot, first) => self.replaced(&slot, first),
                 Outcome::Nothing(slot, from, next) => locked(&slot.trail).nothing_until(from, next),
                 Outcome::Stalled(slot) => {
-                    if let Some(at) = self.group_of(&slot) {
+                    // While it gives partitions back the client reads none.
+                    if let Some(at) = self.group_of(&slot).filter(|at| !self.groups[*at].is_holding()) {
                         let e = Error::not_applied(ErrorKind::Other, "read").on(&slot.assignment.partition);
                         let e = e.with_source("the client brings none of the records that are there");
                         self.rebuild(at, Some((Code::Fail, e)), None);
@@ -369,6 +373,16 @@ impl<'a> Poller<'a> {
                 group.reassign(&mut |event| pending.push_back((Ok(event), None)));
             }
             pending.extend(group.begin_reading().into_iter().map(|alarm| (Err(alarm), None)));
+        }
+    }
+
+    /// The group says what is a member's to whoever joins.
+    fn join_anew(&mut self) {
+        // Not all members at once: they have lost their answers together.
+        let patience = UNSURE + Duration::from_secs(u64::from(self.request.member[0] % 8));
+        if let Some(at) = self.groups.iter().position(|group| group.is_unsure(patience)) {
+            tracing::info!(group = %self.request.group, "an answer of the group was lost; joining anew");
+            self.rebuild(at, None, None);
         }
     }
 
@@ -495,7 +509,7 @@ impl<'a> Poller<'a> {
         group.lose_all(&mut |event| pending.push_back((Ok(event), None)));
         let mut plan = group.plan();
         plan.replaced.extend(replaced);
-        let closing = Some(close(group));
+        let closing = aside(group);
         match why {
             Some((code, e)) => self.retry(plan, closing, code, e),
             None => self.rebuilds.push(Rebuild { plan, closing, due: Instant::now() + REBUILD }),
@@ -543,11 +557,6 @@ impl<'a> Poller<'a> {
     fn settings(&self) -> &Settings {
         &self.shared.settings
     }
-}
-
-/// Leaves the group. That can last.
-fn close(group: Group) -> JoinHandle<()> {
-    thread::spawn(move || drop(group))
 }
 
 /// Whether an error comes again whatever a new consumer does.

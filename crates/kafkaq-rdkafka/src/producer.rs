@@ -1,7 +1,7 @@
 //! Appends: one idempotent producer for the process, one outcome a record.
 
 use crate::{
-    error,
+    aside, error,
     forsaken::{self, Forsaken},
     locked,
     polled::{Failed, Polled},
@@ -189,7 +189,7 @@ impl Drop for Appender {
 }
 
 fn retire(client: Arc<Client>) {
-    std::thread::spawn(move || drop(client));
+    aside(client);
 }
 
 fn connect(settings: &Arc<Settings>) -> Result<Client> {
@@ -281,8 +281,10 @@ impl Reports {
             | Code::InvalidMessage
             | Code::UnsupportedCompressionType
             | Code::UnsupportedForMessageFormat
-            | Code::PolicyViolation
-            | Code::PurgeQueue => error::rejected(code, APPEND, bootstrap),
+            | Code::PolicyViolation => error::rejected(code, APPEND, bootstrap),
+            // Its producer was replaced. It may have been sent before, and be there for another try.
+            Code::PurgeQueue | Code::PurgeInflight => Error::unknown(ErrorKind::Unavailable, APPEND)
+                .with_source("the producer failed before it was acknowledged"),
             _ => error::uncertain(code, APPEND, bootstrap),
         }
     }

@@ -6,7 +6,9 @@
 //! A consumer has a partition once, so readers that are at different offsets of one partition take a lane each. A
 //! cursor that nobody asks for is given up after [`lane::LINGER`]; the thread and its consumers end after [`IDLE`].
 
-use crate::{error, fetch::Ends, forsaken::Forsaken, lane, lane::Lane, locked, settings, settings::Settings};
+use crate::{
+    aside, error, fetch::Ends, forsaken::Forsaken, lane, lane::Lane, locked, settings, settings::Settings,
+};
 use kafkaq_core::{Error, ErrorKind, Partition, Record, Result};
 use rdkafka::{
     ClientContext, Statistics,
@@ -317,14 +319,16 @@ impl Lanes {
 
     /// Does what there is to do. Returns how long there will be nothing.
     fn turn(&mut self) -> Duration {
-        let (requests, client) = {
+        let (requests, client, over) = {
             let mut state = locked(&self.inbox.state);
             let all = std::mem::take(&mut state.renew);
             let is_over = |client: &Client| all || client.context().forsaken.is_certain();
-            state.client.take_if(|client| is_over(client));
+            let over = state.client.take_if(|client| is_over(client));
             self.lanes.iter_mut().for_each(|lane| lane.is_retired |= is_over(lane.client()));
-            (std::mem::take(&mut state.requests), state.client.clone())
+            (std::mem::take(&mut state.requests), state.client.clone(), over)
         };
+        // Closing a consumer can last, or never end.
+        over.map(aside);
         if let Some(client) = client {
             lane::serve_main_queue(&client);
         }
@@ -342,9 +346,7 @@ impl Lanes {
             wait = wait.min(lane.serve(now, sweep, &overdue));
         }
         for lane in self.lanes.extract_if(.., |lane| lane.is_unused_since(IDLE) || lane.is_over()) {
-            // Closing a consumer can last.
-            let active = Active::new(&self.inbox);
-            thread::spawn(move || drop((lane, active)));
+            aside((lane, Active::new(&self.inbox)));
         }
         if !self.unplaced.is_empty() {
             wait = wait.min(SWEEP);

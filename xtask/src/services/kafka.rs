@@ -56,7 +56,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("group.consumer.min.session.timeout.ms", "1000"),
     ("group.consumer.session.timeout.ms", "6000"),
     ("group.consumer.min.heartbeat.interval.ms", "200"),
-    ("group.consumer.heartbeat.interval.ms", "500"),
+    ("group.consumer.heartbeat.interval.ms", "1000"),
 ];
 
 fn settings(listen: &str, ports: Ports) -> Vec<(String, String)> {
