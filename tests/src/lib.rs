@@ -26,7 +26,7 @@ use std::{
 use xtask::services::{Server, Service};
 
 /// Generous: a loaded machine is slow, and a test that passes never waits this long.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Where a server is, as `cargo xtask` tells.
 #[must_use]

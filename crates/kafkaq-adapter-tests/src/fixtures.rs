@@ -5,7 +5,7 @@ use kafkaq_core::{Key, LeaseStore, Result, Swap, Swapped};
 use std::time::{Duration, Instant};
 
 /// Generous: a loaded machine is slow, and a test that passes never waits this long.
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// The key of a task.
 #[must_use]

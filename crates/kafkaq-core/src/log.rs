@@ -91,11 +91,11 @@ impl TopicInfo {
 /// longer than the server makes them.
 #[async_trait]
 pub trait Log: Send + Sync + fmt::Debug + 'static {
-    /// Makes the topics that are missing and answers what is there, one info a spec, in the same order.
+    /// Creates the topics that are missing. Returns what is there: one info per spec, in the same order.
     ///
-    /// It does not change a topic that exists and does not judge it: the core does. Two processes that make the
+    /// It does not change a topic that exists and does not judge it: the core does. Two processes that create the
     /// same topic at once must both succeed. When it returns, an append to every partition works. Where the server
-    /// lacks a setting that a spec asks for, the topic is made without it and its info says so.
+    /// lacks a setting that a spec asks for, the topic is created without it and its info says so.
     async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<TopicInfo>>;
 
     /// Looks at topics, and never creates one: a running group notices by it that partitions were added, or that a topic
@@ -105,7 +105,7 @@ pub trait Log: Send + Sync + fmt::Debug + 'static {
     /// When the log can't be reached or refuses.
     async fn describe_topics(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>>;
 
-    /// Appends to one partition, in the order given. Answers one outcome a record, in the same order: its offset, which
+    /// Appends to one partition, in the order given. Returns one outcome per record, in the same order: its offset, which
     /// is higher than that of every record before it, whichever client has appended that. Up to 1,000 records a call.
     /// Calls side by side have no order among them.
     ///
@@ -150,7 +150,7 @@ pub trait PartitionLog: Log {
     /// *Cancel-safety:* safe, it holds no position.
     async fn fetch(&self, from: &Position, limit: FetchLimit) -> Result<Batch>;
 
-    /// The first and the next offset of each partition, one outcome a partition, in the same order. A topic or
+    /// The first and the next offset of each partition: one outcome per partition, in the same order. A topic or
     /// partition that doesn't exist is `NotFound`.
     async fn offsets(&self, of: &[Partition]) -> Vec<Result<Offsets>>;
 }
@@ -278,9 +278,9 @@ pub struct Commit {
 /// A member's handle. No call of it may need the event stream to be polled in order to end.
 #[async_trait]
 pub trait Member: Send + Sync + 'static {
-    /// Commits, one outcome each, in the same order. `Ok` means that whoever gets the partition next starts there.
+    /// Commits. Returns one outcome per commit, in the same order. `Ok` means that whoever gets the partition next starts there.
     ///
-    /// An assignment of another epoch than the current one answers `NotOwner`, `NotApplied`. It works between
+    /// An assignment of another epoch than the current one fails with `NotOwner`, `NotApplied`. It works between
     /// [`Event::Revoking`] and the release.
     async fn commit(&self, offsets: &[Commit]) -> Vec<Result<()>>;
 
@@ -328,6 +328,33 @@ impl<T: Log + ?Sized> Log for Arc<T> {
 impl<T: Broker + ?Sized> Broker for Arc<T> {
     async fn join(&self, request: JoinRequest) -> Result<Consumer> {
         (**self).join(request).await
+    }
+}
+
+#[async_trait]
+impl<T: Member + ?Sized> Member for Arc<T> {
+    async fn commit(&self, offsets: &[Commit]) -> Vec<Result<()>> {
+        (**self).commit(offsets).await
+    }
+
+    fn pause(&self, assignments: &[Assignment]) {
+        (**self).pause(assignments);
+    }
+
+    fn resume(&self, assignments: &[Assignment]) {
+        (**self).resume(assignments);
+    }
+
+    fn release(&self, assignments: &[Assignment]) {
+        (**self).release(assignments);
+    }
+
+    fn reassign(&self, assignments: &[Assignment]) {
+        (**self).reassign(assignments);
+    }
+
+    async fn leave(&self) -> Result<()> {
+        (**self).leave().await
     }
 }
 

@@ -55,10 +55,10 @@ pub enum Swapped {
 /// broken connection after sending is `Unknown`. Too few answers count as `Unknown` for the rest.
 #[async_trait]
 pub trait LeaseStore: Send + Sync + fmt::Debug + 'static {
-    /// The values of the keys, one outcome a key, in the same order. Up to 1,000 keys a call.
+    /// The values of the keys: one outcome per key, in the same order. Up to 1,000 keys per call.
     async fn get(&self, keys: &[Key]) -> Vec<Result<Option<Bytes>>>;
 
-    /// One outcome a swap, in the same order. Up to 1,000 swaps a call, whose keys are distinct.
+    /// Returns one outcome per swap, in the same order. Up to 1,000 swaps per call, whose keys are distinct.
     async fn swap(&self, swaps: &[Swap]) -> Vec<Result<Swapped>>;
 
     /// What an operator must know at start: an eviction policy that drops leases, no persistence, an old version.

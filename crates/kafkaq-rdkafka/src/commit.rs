@@ -23,11 +23,12 @@ use tokio::{sync::oneshot, time::Instant};
 
 const COMMIT: &str = "commit";
 /// Commits that wait for the one under way. The driver has one at a time; more pile up only when no server answers.
-const COMMITS: usize = 16;
+const COMMITS: usize = 32;
 
-/// The part of a commit that one consumer makes.
+/// The part of a commit that one consumer makes, of one topic.
 struct Request {
     consumer: Weak<Client>,
+    topic: Arc<str>,
     /// Which of the commits these are.
     items: Vec<usize>,
     highest: HashMap<Partition, (i64, Arc<Slot>)>,
@@ -38,10 +39,16 @@ impl Request {
     fn new(shared: &Arc<Shared>, slot: &Slot) -> Self {
         Request {
             consumer: slot.consumer.clone(),
+            topic: slot.assignment.partition.topic.clone(),
             items: Vec::new(),
             highest: HashMap::new(),
             under_way: UnderWay { shared: shared.clone(), slots: Vec::new() },
         }
+    }
+
+    /// The client gives one outcome for all of a request, so a topic that is gone must not decide for another.
+    fn is_for(&self, slot: &Slot) -> bool {
+        self.consumer.ptr_eq(&slot.consumer) && self.topic == slot.assignment.partition.topic
     }
 
     fn add(&mut self, item: usize, commit: &Commit, slot: Arc<Slot>) {
@@ -96,7 +103,7 @@ impl Shared {
         let mut requests: Vec<Request> = Vec::new();
         for (i, commit) in commits.iter().enumerate() {
             outcomes.push(self.admit(commit).map(|slot| {
-                let of_it = requests.iter().position(|r| r.consumer.ptr_eq(&slot.consumer));
+                let of_it = requests.iter().position(|r| r.is_for(&slot));
                 let of_it = of_it.unwrap_or_else(|| {
                     requests.push(Request::new(self, &slot));
                     requests.len() - 1

@@ -422,13 +422,14 @@ impl<'a> Poller<'a> {
             if held || !slot.ready.swap(false, SeqCst) {
                 continue;
             }
-            let taken = batch::take(queue, self.request.max_batch);
+            let mut taken = batch::take(queue, self.request.max_batch);
             if taken.more {
                 slot.ready.store(true, SeqCst);
                 again = true;
             }
             let of = &slot.assignment.partition;
             errors.extend(taken.error.map(|e| (e, context.take_reason(), of.clone())));
+            locked(&slot.trail).leave_out_repeated(&mut taken.records);
             let Some(last) = taken.records.last() else { continue };
             let next = last.offset + 1;
             let (read, is_unproven) = {

@@ -141,13 +141,15 @@ impl Admin<'_> {
 
     async fn look(&self) -> KafkaResult<Found> {
         let group = ResourceSpecifier::Group(self.group);
-        let found = match self.client.describe_configs([&group], &self.options()).await {
+        let mut found = self.client.describe_configs([&group], &self.options()).await;
+        // One broker that is slow for once is not to decide on the protocol.
+        if found.as_ref().is_err_and(is_away) {
+            found = self.client.describe_configs([&group], &self.options()).await;
+        }
+        let found = match found {
             // It stumbles over the source of a setting that is the group's own.
             Err(KafkaError::AdminOpCreation(said)) if said.contains("GROUP_CONFIG") => return Ok(Found::Own),
             found => found,
-        };
-        let is_away = |e: &KafkaError| {
-            matches!(error::kind(error::code_of(e)), ErrorKind::Timeout | ErrorKind::Unavailable)
         };
         match found {
             Ok(found) => Ok(inherited(found.iter().flatten())),
@@ -165,6 +167,10 @@ impl Admin<'_> {
     fn options(&self) -> AdminOptions {
         AdminOptions::new().request_timeout(Some(self.limit)).operation_timeout(Some(self.limit))
     }
+}
+
+fn is_away(e: &KafkaError) -> bool {
+    matches!(error::kind(error::code_of(e)), ErrorKind::Timeout | ErrorKind::Unavailable)
 }
 
 fn inherited<'a>(found: impl Iterator<Item = &'a ConfigResource>) -> Found {

@@ -132,6 +132,17 @@ impl Trail {
         self.is_unproven
     }
 
+    /// Leaves out what was read already. A rebalance makes librdkafka fetch again what it is about to hand over.
+    pub(crate) fn leave_out_repeated(&self, records: &mut Vec<Record>) {
+        let Some(next) = self.next else { return };
+        let is_known = |record: &Record| {
+            let at = self.marks.binary_search_by_key(&record.offset, |mark| mark.offset);
+            at.is_ok_and(|at| self.marks[at] == Mark::of(record))
+        };
+        let repeated = records.iter().take_while(|record| record.offset < next && is_known(record)).count();
+        records.drain(..repeated);
+    }
+
     /// Takes note of what is about to be delivered. Returns whether a gap was stepped over that is larger than what
     /// the end of a transaction leaves.
     pub(crate) fn read(&mut self, records: &[Record]) -> Result<bool, WentBack> {
@@ -249,6 +260,23 @@ mod tests {
             assert_eq!(trail.next, Some(7), "and nothing of it counts");
         }
         assert_eq!(Trail::default().read(&records([0])), Err(WentBack), "before it is known where to begin");
+    }
+
+    #[test]
+    fn what_comes_again_is_left_out_if_it_is_the_same() {
+        let mut trail = begun(Cursor::new(5));
+        trail.read(&records(5..10)).unwrap();
+        let _ = trail.cursor(8);
+        let left = |mut records: Vec<Record>| {
+            trail.leave_out_repeated(&mut records);
+            records.iter().map(|record| record.offset).collect::<Vec<_>>()
+        };
+        assert_eq!(left(records([8, 9, 10, 11])), [10, 11]);
+        assert_eq!(left(records([9])), [0; 0]);
+        assert_eq!(left(records([10, 9])), [10, 9], "only at the beginning");
+        assert_eq!(left(records([6, 7, 10])), [6, 7, 10], "it was committed, and is not known any more");
+        let other = |offset| Record::new(offset, offset + 1, None, None, Headers::new());
+        assert_eq!(left(vec![other(9), record(10)]), [9, 10], "another log");
     }
 
     #[test]

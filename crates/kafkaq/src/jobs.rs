@@ -241,7 +241,7 @@ pub enum JobStatus {
     Unknown,
     /// A process holds it, to run it now or in a moment.
     Processing,
-    /// It was handed out before and will be again.
+    /// Its time will come: it was published with a delay, or was handed out before and will be again.
     Waiting,
     /// It ran to its end.
     Done,

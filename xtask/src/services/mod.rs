@@ -59,7 +59,7 @@ pub use set::Services;
 pub(crate) use instance::is_running;
 
 /// How long a server may take until it answers.
-const START_LIMIT: Duration = Duration::from_secs(90);
+const START_LIMIT: Duration = Duration::from_secs(240);
 /// How long a server may take to end in good order.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// How long one question to a server may take.

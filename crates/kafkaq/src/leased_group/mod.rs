@@ -36,7 +36,7 @@ use tokio::{
 };
 use topics::Topics;
 
-const MEMBER_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(3600);
+const TIMES: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(3600);
 
 /// Makes a [`Broker`] of a [`PartitionLog`] and a [`LeaseStore`].
 ///
@@ -80,7 +80,7 @@ impl LeasedGroup {
         self
     }
 
-    /// How often the log remembers how far the group has read, if that has changed. Default: 5 s.
+    /// How often the log remembers how far the group has read, if that has changed. 10 ms to an hour. Default: 5 s.
     #[must_use]
     pub fn with_checkpoint_every(mut self, every: Duration) -> Self {
         self.checkpoint_every = every;
@@ -126,9 +126,11 @@ impl Log for LeasedGroup {
 impl Broker for LeasedGroup {
     async fn join(&self, request: JoinRequest) -> Result<Consumer> {
         let member_timeout = self.member_timeout.unwrap_or(request.session_timeout);
-        if request.topics.is_empty() || request.max_batch == 0 || !MEMBER_TIMEOUT.contains(&member_timeout) {
+        let times = [member_timeout, self.checkpoint_every];
+        if request.topics.is_empty() || request.max_batch == 0 || !times.iter().all(|t| TIMES.contains(t)) {
             return Err(Error::not_applied(ErrorKind::Invalid, "join").on(&request.group).with_advice(
-                "A member reads at least one topic, at least one record at a time, and its timeout is 10 ms to an hour",
+                "A member reads at least one topic, at least one record at a time; its timeout and the time between its \
+                 checkpoints are 10 ms to an hour",
             ));
         }
         let outages = OutageLog::new(format!("The log of group {}", request.group));
