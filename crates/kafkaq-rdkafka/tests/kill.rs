@@ -13,6 +13,7 @@ use std::{
     process::{Command, Stdio},
     time::Duration,
 };
+use xtask::services::Service;
 
 const CHILD: &str = "KAFKAQ_TEST_CHILD";
 
@@ -38,34 +39,49 @@ async fn child() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_killed_process_had_is_read_by_another_within_the_session_timeout() {
-    on_each_real_site("killed", async |site| {
-        let site = site.with_topic(1).await;
-        let kafka = kafka(&site.bootstrap, site.protocol);
-        fill(&kafka, &Partition::new(site.topic(), 0), 0, 5).await;
-        let told = format!("{} {:?} {}", site.bootstrap, site.protocol, site.name);
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["child", "--exact", "--nocapture"])
-            .env(CHILD, told)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
-        let reads = tokio::task::spawn_blocking(move || out.any(|line| line.unwrap() == "reading"));
-        let reads = tokio::time::timeout(2 * LONG, reads).await;
-        assert!(reads.is_ok_and(|reads| reads.unwrap()), "the other process reads");
-        let request = JoinRequest::new(site.name.clone(), vec![site.topic()], [8; 16]);
-        let session = request.session_timeout;
-        let mut c = kafka.join(request).await.unwrap();
-        // Until it is a member itself: then all that is missing is the other's death.
-        tokio::time::sleep(Duration::from_secs(8)).await;
-        child.kill().unwrap();
-        let killed = Stopwatch::start();
-        child.wait().unwrap();
-        while !matches!(next(&mut c).await, Event::Records(..)) {}
-        println!("{:?}: read {:?} after the other process was killed", site.protocol, killed.elapsed());
-        // A rebalance comes on top.
-        assert!(killed.elapsed() < session + Duration::from_secs(6), "{:?}", killed.elapsed());
-        kafka.close().await.unwrap();
-    })
-    .await;
+    on_each_real_site("killed", another_reads).await;
+}
+
+/// By KIP-848 the timeout is a setting of the group, and the servers' until somebody changes it. Where they don't let it
+/// be changed the member joins by the classic protocol.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_gets_its_session_timeout_from_servers_that_have_another() {
+    let (usual, least) =
+        ("group.consumer.session.timeout.ms=45000", "group.consumer.min.session.timeout.ms=45000");
+    for settings in [&[usual][..], &[usual, least][..]] {
+        let options: Vec<&str> = settings.iter().flat_map(|setting| ["--override", setting]).collect();
+        let server = Service::Kafka.own_with(None, &options).unwrap();
+        let (bootstrap, name) = (server.addr().to_string(), "killed".into());
+        another_reads(Site { mock: None, bootstrap, name, protocol: GroupProtocol::Auto }).await;
+    }
+}
+
+async fn another_reads(site: Site) {
+    let site = site.with_topic(1).await;
+    let kafka = kafka(&site.bootstrap, site.protocol);
+    fill(&kafka, &Partition::new(site.topic(), 0), 0, 5).await;
+    let told = format!("{} {:?} {}", site.bootstrap, site.protocol, site.name);
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["child", "--exact", "--nocapture"])
+        .env(CHILD, told)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap()).lines();
+    let reads = tokio::task::spawn_blocking(move || out.any(|line| line.unwrap() == "reading"));
+    let reads = tokio::time::timeout(2 * LONG, reads).await;
+    assert!(reads.is_ok_and(|reads| reads.unwrap()), "the other process reads");
+    let request = JoinRequest::new(site.name.clone(), vec![site.topic()], [8; 16]);
+    let session = request.session_timeout;
+    let mut c = kafka.join(request).await.unwrap();
+    // Until it is a member itself: then all that is missing is the other's death.
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    child.kill().unwrap();
+    let killed = Stopwatch::start();
+    child.wait().unwrap();
+    while !matches!(next(&mut c).await, Event::Records(..)) {}
+    println!("{:?}: read {:?} after the other process was killed", site.protocol, killed.elapsed());
+    // A rebalance comes on top.
+    assert!(killed.elapsed() < session + Duration::from_secs(6), "{:?}", killed.elapsed());
+    kafka.close().await.unwrap();
 }

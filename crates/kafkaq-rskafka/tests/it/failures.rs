@@ -215,6 +215,8 @@ async fn an_outage_is_one_line_of_ours_and_none_of_the_library() {
         until_appended(&kafka, partition, "x").await;
     }
     let mut server = Arc::into_inner(site.server).unwrap();
+    // While a server starts on a busy machine there may be outages as well, and so when it is back.
+    let before = loud.0.lock().unwrap().len();
     let mut server = tokio::task::spawn_blocking(move || {
         server.kill().unwrap();
         server
@@ -231,7 +233,7 @@ async fn an_outage_is_one_line_of_ours_and_none_of_the_library() {
         });
         failed += futures_util::future::join_all(calls).await.into_iter().sum::<usize>();
     }
-    let lines = loud.0.lock().unwrap().clone();
+    let lines = loud.0.lock().unwrap().split_off(before);
     println!("{failed} calls failed: {lines:#?}");
     let minutes = began.elapsed().as_secs() / 60;
     assert!((1..=1 + minutes).contains(&(lines.len() as u64)), "{failed} calls failed: {lines:#?}");
@@ -244,6 +246,6 @@ async fn an_outage_is_one_line_of_ours_and_none_of_the_library() {
     for partition in &to {
         until_appended(&kafka, partition, "y").await;
     }
-    let all = 1 + began.elapsed().as_secs() / 60;
-    assert!((1..=all).contains(&(loud.0.lock().unwrap().len() as u64)));
+    let lines = loud.0.lock().unwrap().clone();
+    assert!(lines.iter().all(|line| line.contains("can't be reached")), "{lines:#?}");
 }
