@@ -177,6 +177,11 @@ async fn two_environments_on_one_log_and_store_keep_apart() -> Result<()> {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());
     let live = quick(&log, &store).build().await?;
     let test = quick(&log, &store).task_topic("emails-test").build().await?;
+    for queue in [&live, &test] {
+        // Now both read.
+        queue.publish(Task::new("first")).await?;
+        soon(next(queue).await.done()).await.unwrap();
+    }
     for (queue, payload) in [(&live, "live"), (&test, "test")] {
         let task = Task::new(payload).with_id(id("same")).with_delay(3 * LEASE);
         queue.publish(task).await?;
