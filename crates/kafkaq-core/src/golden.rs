@@ -80,8 +80,7 @@ fn written() -> Vec<(&'static str, Written)> {
 fn the_format_is_as_it_is_documented() {
     let page = include_str!("../docs/format.md");
     for (name, written) in written() {
-        let bytes = written.encode();
-        let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+        let hex: String = written.encode().iter().map(|b| format!("{b:02x}")).collect();
         let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
         assert_eq!(line, Some(&*hex), "{name}");
         let digits = line.unwrap().as_bytes();

@@ -105,9 +105,9 @@ pub trait Log: Send + Sync + fmt::Debug + 'static {
     /// When the log can't be reached or refuses.
     async fn describe_topics(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>>;
 
-    /// Appends to one partition, in the order given. Returns one outcome per record, in the same order: its offset, which
-    /// is higher than that of every record before it, whichever client has appended that. Up to 1,000 records a call.
-    /// Calls side by side have no order among them.
+    /// Appends to one partition, in the order given. Returns one outcome per record, in the same order: its offset,
+    /// which is higher than that of every record before it, whichever client has appended that. Up to 1,000 records
+    /// per call. Calls side by side have no order among them.
     ///
     /// *Durability:* `Ok` means that it survives whatever the log promises to survive (Kafka: `acks=all`).
     /// *Errors:* `NotApplied` only if the record certainly is not and will not be in the log; after a timeout or a
@@ -278,7 +278,8 @@ pub struct Commit {
 /// A member's handle. No call of it may need the event stream to be polled in order to end.
 #[async_trait]
 pub trait Member: Send + Sync + 'static {
-    /// Commits. Returns one outcome per commit, in the same order. `Ok` means that whoever gets the partition next starts there.
+    /// Commits. Returns one outcome per commit, in the same order. `Ok` means that whoever gets the partition next
+    /// starts there.
     ///
     /// An assignment of another epoch than the current one fails with `NotOwner`, `NotApplied`. It works between
     /// [`Event::Revoking`] and the release.

@@ -38,8 +38,6 @@ const CLOSING: Duration = Duration::from_millis(10);
 
 /// A client that doesn't do what it is asked for at once is asked again after this long.
 const AGAIN: Duration = Duration::from_millis(50);
-/// The longest that a partition is held; also keeps instants from overflowing.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
 /// How long it may take to do so.
 const ASKED: Duration = Duration::from_secs(1);
 /// Who has lived so long has not failed at once.
@@ -459,7 +457,11 @@ impl Group {
         }
         self.queues.retain(|(slot, _)| !slots.iter().any(|s| Arc::ptr_eq(s, slot)));
         tell(Event::Revoking(slots.iter().map(|s| s.assignment.clone()).collect()));
-        self.held = Some(Held { list, slots, until: Instant::now() + self.release_limit.min(LONGEST) });
+        self.held = Some(Held {
+            list,
+            slots,
+            until: Instant::now() + self.release_limit.min(session::MAX_REBALANCE),
+        });
     }
 
     /// Gives partitions back to the group. First no commit of ours may pass any more.

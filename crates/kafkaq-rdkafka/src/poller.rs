@@ -429,13 +429,12 @@ impl<'a> Poller<'a> {
             }
             let of = &slot.assignment.partition;
             errors.extend(taken.error.map(|e| (e, context.take_reason(), of.clone())));
-            locked(&slot.trail).leave_out_repeated(&mut taken.records);
+            let mut trail = locked(&slot.trail);
+            trail.leave_out_repeated(&mut taken.records);
             let Some(last) = taken.records.last() else { continue };
             let next = last.offset + 1;
-            let (read, is_unproven) = {
-                let mut trail = locked(&slot.trail);
-                (trail.read(&taken.records), trail.is_unproven())
-            };
+            let (read, is_unproven) = (trail.read(&taken.records), trail.is_unproven());
+            drop(trail);
             if read == Err(WentBack) {
                 slot.doubted.store(true, SeqCst);
                 again = true;

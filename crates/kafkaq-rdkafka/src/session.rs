@@ -24,8 +24,8 @@ const CLASSIC: RangeInclusive<Duration> = Duration::from_secs(6)..=Duration::fro
 const REBALANCE: &str = "max.poll.interval.ms";
 /// For what happens before and after the release, on a busy machine.
 const MARGIN: Duration = Duration::from_secs(10);
-/// What the client allows.
-const MAX_REBALANCE: Duration = Duration::from_secs(24 * 3600);
+/// What the client allows. Also keeps instants from overflowing.
+pub(crate) const MAX_REBALANCE: Duration = Duration::from_secs(24 * 3600);
 /// The client's own default.
 const MAX_HEARTBEAT: Duration = Duration::from_secs(3);
 

@@ -384,15 +384,15 @@ impl World {
         }
         let started = self.now;
         let task = &mut self.check.tasks[n];
-        if let (Some(due), 0) = (task.due, task.handed_out) {
-            self.check.delayed += 1;
-            self.check.late += u32::from(now.wall.since(due) > LATE);
-        }
-        let task = &mut self.check.tasks[n];
+        let first_due = task.due.filter(|_| task.handed_out == 0);
         task.handed_out += 1;
         task.started_at = started;
         if let Some(h) = task.holder(ready.token) {
             (h.handed, h.running) = (true, Some(p));
+        }
+        if let Some(due) = first_due {
+            self.check.delayed += 1;
+            self.check.late += u32::from(now.wall.since(due) > LATE);
         }
         Some(n)
     }

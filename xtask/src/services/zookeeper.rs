@@ -40,9 +40,9 @@ fn native(dir: &Path, ports: Ports) -> Result<Command> {
         format!("dataDir={}", data(dir).display()),
         "clientPortAddress=127.0.0.1".to_owned(),
         format!("clientPort={}", ports.client),
+        MORE.to_owned(),
     ];
-    let lines: Vec<_> = own.iter().map(String::as_str).chain([MORE]).collect();
-    fs::write(&config, lines.join("\n") + "\n")?;
+    fs::write(&config, own.join("\n") + "\n")?;
     let mut command = Command::new(ZOOKEEPER.program());
     // In the foreground the script becomes the server, and so its process id stays. Its own log would go elsewhere.
     command.arg("start-foreground").arg(config).env("ZOOCFGDIR", dir).env("ZOO_LOG_DIR", dir);

@@ -27,12 +27,12 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// Calls under way at a time, of all kinds together.
-const MAX_CALLS: usize = 16;
-const MAX_ITEMS: usize = 1000;
 /// What the log is asked for, as an outage of it is told.
 const LOOK: &str = "look for partitions";
 const CHECKPOINT: &str = "append checkpoints";
+/// Calls under way at a time, of all kinds together.
+const MAX_CALLS: usize = 16;
+const MAX_ITEMS: usize = 1000;
 /// How many of them may be waited for to find out where to start, and how many to put checkpoints into the log as well:
 /// the rest is for the store.
 const MAX_LOCATES: usize = 8;
