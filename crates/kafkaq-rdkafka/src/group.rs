@@ -61,6 +61,8 @@ pub(crate) struct Callbacks {
     ends: Mutex<HashMap<Partition, i64>>,
     /// When an answer of the group was lost that may have said what is this member's.
     unsure: Mutex<Option<Instant>>,
+    /// The group has refused a commit, because this is no member of it any more.
+    expelled: AtomicBool,
 }
 
 impl Callbacks {
@@ -75,6 +77,7 @@ impl Callbacks {
             reason: Mutex::default(),
             ends: Mutex::default(),
             unsure: Mutex::default(),
+            expelled: AtomicBool::new(false),
         }
     }
 
@@ -85,9 +88,14 @@ impl Callbacks {
     }
 
     /// Makes a commit, unless the consumer is being closed.
-    pub(crate) fn unless_closing<T>(&self, commit: impl FnOnce() -> T) -> Option<T> {
+    pub(crate) fn unless_closing(&self, commit: impl FnOnce() -> KafkaResult<()>) -> Option<KafkaResult<()>> {
         let _commits = locked(&self.commits);
-        (!self.closing.load(SeqCst)).then(commit)
+        let made = (!self.closing.load(SeqCst)).then(commit);
+        let code = made.as_ref().and_then(|made| made.as_ref().err()).map(code_of);
+        if matches!(code, Some(Code::UnknownMemberId | Code::FencedMemberEpoch)) {
+            self.expelled.store(true, SeqCst);
+        }
+        made
     }
 
     /// Waits for the commit that is under way, and lets no other pass.
@@ -314,7 +322,8 @@ impl Group {
     /// of everything before it, so what it has not heard of is bounded.
     pub(crate) fn rebalance(&mut self, has_heard: bool, tell: &mut dyn FnMut(Event)) {
         if let Some(held) = self.held.take() {
-            let lost = self.consumer.assignment_lost();
+            // That it was expelled librdkafka finds out only when this is answered.
+            let lost = self.consumer.assignment_lost() || self.consumer.context().expelled.load(SeqCst);
             let over = held.slots.iter().all(|s| s.has_let_go() && s.committing.load(SeqCst) == 0);
             if !lost && !over && Instant::now() < held.until {
                 self.held = Some(held);
@@ -457,6 +466,7 @@ impl Group {
         }
         self.queues.retain(|(slot, _)| !slots.iter().any(|s| Arc::ptr_eq(s, slot)));
         tell(Event::Revoking(slots.iter().map(|s| s.assignment.clone()).collect()));
+        self.consumer.context().expelled.store(false, SeqCst);
         self.held = Some(Held {
             list,
             slots,

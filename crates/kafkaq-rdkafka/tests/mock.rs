@@ -191,3 +191,39 @@ async fn a_consumer_that_was_fenced_is_built_anew_and_reads_on_under_a_new_epoch
     }
     kafka.close().await.unwrap();
 }
+
+/// The client notices that the group has expelled it only when it has given back what was revoked, and a driver that
+/// may take its time would work on it for nobody until then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_was_expelled_during_a_revoke_loses_it_at_once() {
+    let (mock, builder) = cluster();
+    mock.create_topic("two", 2, 1).unwrap();
+    let kafka = builder.set("group.protocol", "classic").set("heartbeat.interval.ms", "300").build().unwrap();
+    let mut request = JoinRequest::new("g", vec!["two".into()], [1; 16]);
+    request.release_limit = 10 * LONG;
+    let mut a = kafka.join(request.clone()).await.unwrap();
+    let next = async |c: &mut Consumer| tokio::time::timeout(LONG, c.events.next()).await.unwrap().unwrap();
+    let mut assigned = 0;
+    while assigned < 2 {
+        if let Event::Assigned(more) = next(&mut a).await.unwrap() {
+            assigned += more.len();
+        }
+    }
+    request.member = [2; 16];
+    let _b = kafka.join(request).await.unwrap();
+    let revoking = loop {
+        if let Event::Revoking(revoking) = next(&mut a).await.unwrap() {
+            break revoking;
+        }
+    };
+    mock.request_errors(RDKafkaApiKey::OffsetCommit, &[Resp::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID]);
+    let commit = Commit { assignment: revoking[0].clone(), offset: 1 };
+    a.member.commit(&[commit]).await.remove(0).unwrap_err();
+    let lost = loop {
+        if let Event::Lost(lost) = next(&mut a).await.unwrap() {
+            break lost;
+        }
+    };
+    assert!(revoking.iter().all(|gone| lost.contains(gone)), "{revoking:?}, {lost:?}");
+    kafka.close().await.unwrap();
+}

@@ -175,16 +175,16 @@ pub(crate) async fn assigned(consumer: &mut Consumer, n: usize) -> Vec<Assignmen
 
 /// Commits as the driver does: what the group refuses only because it is in the middle of a rebalance goes again.
 pub(crate) async fn commit(member: &dyn Member, commits: &[Commit]) {
+    let mut refused = None;
     let committed = async {
-        loop {
-            match member.commit(commits).await.into_iter().find_map(Result::err) {
-                None => break,
-                Some(e) => assert_eq!(e.retry(), Retry::Yes, "{e}"),
-            }
+        while let Some(e) = member.commit(commits).await.into_iter().find_map(Result::err) {
+            assert_eq!(e.retry(), Retry::Yes, "{e}");
+            refused = Some(e);
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    tokio::time::timeout(LONG, committed).await.expect("a commit in time");
+    let is_late = tokio::time::timeout(LONG, committed).await.is_err();
+    assert!(!is_late, "a commit was refused for {LONG:?}, at last because: {refused:?}");
 }
 
 /// What a member was given, and where it began to read. Records of one partition come while others still are shared
