@@ -320,3 +320,23 @@ async fn a_record_of_another_program_is_one_task_to_both_clients() {
     })
     .await;
 }
+
+/// Larger than the topics take, unless it is compressed. While it waits for its retry it must not hold back the commit.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_task_that_another_program_has_compressed_is_copied() {
+    each_way("compressed", async |pair, _| {
+        let queue = pair.queue().partitions(1).build().await.unwrap();
+        let payload = "x".repeat(3_000_000);
+        kcat(pair.name(), &["-z", "zstd", "-X", "message.max.bytes=8000000"], &format!("{payload}\n"));
+        let job = next(&queue).await;
+        assert!(job.payload() == payload.as_bytes());
+        job.retry(Duration::from_secs(600), "not now").await.unwrap();
+        let (begun, patience) = (Instant::now(), Duration::from_secs(120));
+        while pair.committed(1).await < 1 {
+            assert!(begun.elapsed() < patience, "it holds the commit while it waits");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        queue.shutdown(SHORT).await.unwrap();
+    })
+    .await;
+}

@@ -24,7 +24,7 @@ mod stopwatch;
 pub mod strangers;
 
 pub use certificate::Certificate;
-pub use fixtures::{create, key, keys, one, read, remove, replace, until, value};
+pub use fixtures::{create, key, keys, noise, one, read, remove, replace, until, value};
 pub use log::Log;
 pub use stopwatch::Stopwatch;
 

@@ -1,4 +1,5 @@
-//! Appends: one idempotent producer for the process, one outcome a record.
+//! Appends: one idempotent producer for the process, one outcome a record. A second one compresses what is too large as
+//! it is, and is there only when something was.
 
 use crate::{
     aside, error,
@@ -11,7 +12,7 @@ use crate::{
 use kafkaq_core::{Error, ErrorKind, NewRecord, Partition, Result, Retry};
 use rdkafka::{
     ClientContext, Message, Statistics,
-    config::RDKafkaLogLevel,
+    config::{ClientConfig, RDKafkaLogLevel},
     error::KafkaError,
     message::{Header, OwnedHeaders},
     producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, PurgeConfig},
@@ -31,40 +32,78 @@ type Client = Polled<Reports>;
 
 pub(crate) struct Appender {
     settings: Arc<Settings>,
-    /// `None` when closed.
-    client: RwLock<Option<Arc<Client>>>,
+    plain: Line,
+    /// A copy must find room where the record did, which another client may have compressed.
+    compressing: Line,
+}
+
+/// A producer, and those that come after it.
+struct Line {
+    settings: Arc<Settings>,
+    config: ClientConfig,
+    client: RwLock<Slot>,
+}
+
+enum Slot {
+    Unused,
+    Open(Arc<Client>),
+    Closed,
 }
 
 impl Appender {
     pub(crate) fn open(settings: Arc<Settings>) -> Result<Self> {
-        let client = Arc::new(connect(&settings)?);
-        Ok(Appender { settings, client: RwLock::new(Some(client)) })
+        let line = |config| Line { settings: settings.clone(), config, client: RwLock::new(Slot::Unused) };
+        let (plain, compressing) = (line(settings.producer()), line(settings.compressing_producer()));
+        plain.client()?;
+        Ok(Appender { settings, plain, compressing })
     }
 
     pub(crate) fn check_open(&self, op: &'static str) -> Result<()> {
-        match *self.client.read().unwrap_or_else(PoisonError::into_inner) {
-            Some(_) => Ok(()),
-            None => Err(error::closed(op)),
+        match *self.plain.client.read().unwrap_or_else(PoisonError::into_inner) {
+            Slot::Closed => Err(error::closed(op)),
+            Slot::Unused | Slot::Open(_) => Ok(()),
         }
     }
 
     pub(crate) async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
         let deadline = Instant::now() + self.settings.request_timeout();
-        let mut outcomes = self.send(to, records.iter().enumerate(), records.len(), deadline).await;
+        let mut outcomes = self.plain.send(to, records.iter().enumerate(), records.len(), deadline).await;
         // A topic's limit is for a whole batch on the wire, and refuses all of it. What was refused goes again in
         // smaller and smaller shares, until only what is too large by itself is left.
         let mut share = records.len();
         while share > 1 && outcomes.iter().any(is_too_large) && Instant::now() < deadline {
             share = share.div_ceil(2);
-            let refused: Vec<usize> = (0..records.len()).filter(|i| is_too_large(&outcomes[*i])).collect();
-            for chunk in refused.chunks(share) {
-                let again = chunk.iter().map(|i| &records[*i]).enumerate();
-                for (i, outcome) in chunk.iter().zip(self.send(to, again, chunk.len(), deadline).await) {
-                    outcomes[*i] = outcome;
-                }
+            for chunk in too_large(&outcomes).chunks(share) {
+                self.plain.send_again(to, records, chunk, deadline, &mut outcomes).await;
             }
         }
+        let limit = self.settings.max_record_bytes();
+        for i in too_large(&outcomes).into_iter().filter(|i| records[*i].size() < limit) {
+            self.compressing.send_again(to, records, &[i], deadline, &mut outcomes).await;
+        }
         outcomes
+    }
+
+    /// Sends what is queued, within the request timeout, and answers the rest.
+    pub(crate) async fn close(&self) -> Result<()> {
+        let (plain, compressing) = tokio::join!(self.plain.close(), self.compressing.close());
+        plain.and(compressing)
+    }
+}
+
+impl Line {
+    async fn send_again(
+        &self,
+        to: &Partition,
+        records: &[NewRecord],
+        which: &[usize],
+        deadline: Instant,
+        outcomes: &mut [Result<i64>],
+    ) {
+        let again = which.iter().map(|i| &records[*i]).enumerate();
+        for (i, outcome) in which.iter().zip(self.send(to, again, which.len(), deadline).await) {
+            outcomes[*i] = outcome;
+        }
     }
 
     /// Hands the records over to the client and waits for its reports.
@@ -118,20 +157,25 @@ impl Appender {
 
     /// The producer, or a new one in place of one that has failed for good.
     fn client(&self) -> Result<Arc<Client>> {
+        if let Slot::Open(client) = &*self.client.read().unwrap_or_else(PoisonError::into_inner)
+            && is_lost(client).is_none()
         {
-            let slot = self.client.read().unwrap_or_else(PoisonError::into_inner);
-            let client = slot.as_ref().ok_or_else(|| error::closed(APPEND))?;
-            if is_lost(client).is_none() {
-                return Ok(client.clone());
-            }
+            return Ok(client.clone());
         }
         let mut slot = self.client.write().unwrap_or_else(PoisonError::into_inner);
-        let client = slot.as_mut().ok_or_else(|| error::closed(APPEND))?;
-        if let Some(reason) = is_lost(client) {
-            tracing::warn!(reason, "the producer has failed for good; starting another");
-            retire(std::mem::replace(client, Arc::new(connect(&self.settings)?)));
+        match &*slot {
+            Slot::Closed => return Err(error::closed(APPEND)),
+            Slot::Unused => {}
+            Slot::Open(client) => match is_lost(client) {
+                None => return Ok(client.clone()),
+                Some(reason) => tracing::warn!(reason, "the producer has failed for good; starting another"),
+            },
         }
-        Ok(client.clone())
+        let client = Arc::new(connect(&self.settings, &self.config)?);
+        if let Slot::Open(lost) = std::mem::replace(&mut *slot, Slot::Open(client.clone())) {
+            retire(lost);
+        }
+        Ok(client)
     }
 
     fn enqueue(
@@ -158,10 +202,11 @@ impl Appender {
         client.send(new).map_err(|(e, new)| (error::code_of(&e), new.delivery_opaque))
     }
 
-    /// Sends what is queued, within the request timeout, and answers the rest.
-    pub(crate) async fn close(&self) -> Result<()> {
-        let client = self.client.write().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(client) = client else { return Ok(()) };
+    async fn close(&self) -> Result<()> {
+        let closed = Slot::Closed;
+        let slot =
+            std::mem::replace(&mut *self.client.write().unwrap_or_else(PoisonError::into_inner), closed);
+        let Slot::Open(client) = slot else { return Ok(()) };
         let limit = self.settings.request_timeout();
         let flushed = tokio::task::spawn_blocking(move || {
             let flushed = client.flush(limit);
@@ -180,9 +225,10 @@ impl Appender {
 }
 
 /// Dropping a producer joins its thread, which takes up to 0.1 s: never on a thread that runs tasks.
-impl Drop for Appender {
+impl Drop for Line {
     fn drop(&mut self) {
-        if let Some(client) = self.client.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+        let slot = self.client.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Slot::Open(client) = std::mem::replace(slot, Slot::Closed) {
             retire(client);
         }
     }
@@ -192,16 +238,21 @@ fn retire(client: Arc<Client>) {
     aside(client);
 }
 
-fn connect(settings: &Arc<Settings>) -> Result<Client> {
-    Client::open(&settings.producer(), Reports { settings: settings.clone(), forsaken: Forsaken::default() })
-        .map_err(|failed| match failed {
+fn connect(settings: &Arc<Settings>, config: &ClientConfig) -> Result<Client> {
+    Client::open(config, Reports { settings: settings.clone(), forsaken: Forsaken::default() }).map_err(
+        |failed| match failed {
             Failed::Client(e) => settings::broken(&e),
             Failed::Thread(e) => Error::not_applied(ErrorKind::Other, "start the producer").with_source(e),
-        })
+        },
+    )
 }
 
 fn is_too_large(outcome: &Result<i64>) -> bool {
     matches!(outcome, Err(e) if e.kind() == ErrorKind::TooLarge)
+}
+
+fn too_large(outcomes: &[Result<i64>]) -> Vec<usize> {
+    (0..outcomes.len()).filter(|i| is_too_large(&outcomes[*i])).collect()
 }
 
 /// The headers in the client's form; `Err` for a name that it can't carry.

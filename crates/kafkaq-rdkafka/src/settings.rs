@@ -65,6 +65,8 @@ const DEFAULTS: &[(&str, &str)] = &[
 /// a request above 100 MB (`socket.request.max.bytes`), and a consumer over such an answer.
 const MAX_RECORD_BYTES: usize = 64 << 20;
 const MESSAGE_MAX_BYTES: &str = "message.max.bytes";
+/// One setting by two names.
+const COMPRESSION: [&str; 2] = ["compression.type", "compression.codec"];
 
 /// Longer than any server answers, and short enough for every clock.
 const REQUEST_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
@@ -233,6 +235,16 @@ impl Settings {
             BaseConsumer::<DefaultConsumerContext>::from_config(&config).map_err(|e| broken(&e))?;
         }
         Ok(settings)
+    }
+
+    /// For what is too large as it is. Unless a codec was chosen already, by the one that every client reads.
+    pub(crate) fn compressing_producer(&self) -> ClientConfig {
+        const CODEC: &str = if cfg!(feature = "gzip") { "gzip" } else { "lz4" };
+        let mut config = self.producer();
+        if COMPRESSION.iter().all(|name| config.get(name).is_none_or(|codec| codec == "none")) {
+            config.remove(COMPRESSION[1]).set(COMPRESSION[0], CODEC);
+        }
+        config
     }
 
     /// The largest record that an append takes, whatever the topic does.

@@ -32,6 +32,8 @@ enum ProducePath {
     RsKafka,
     /// Over our own connections: headers that a map can't hold.
     Wire,
+    /// Likewise, compressed: what is too large for the topic as it is.
+    Compressed,
 }
 
 impl ProducePath {
@@ -62,7 +64,8 @@ fn survive_a_map(headers: &Headers) -> bool {
 }
 
 /// Appends in order and answers in order. A batch that the server refuses as too large, or because of one of its
-/// records, goes again in halves, so that only the culprit fails.
+/// records, goes again in halves, so that only the culprit fails. If that is too large, it goes again compressed: a copy
+/// must find room where the record did, which another client may have compressed.
 pub(crate) async fn append(
     link: &Link,
     to: &Partition,
@@ -96,14 +99,17 @@ async fn send(
     outcomes: &mut Vec<Result<i64>>,
 ) {
     // The first is sent first, so that the order stays.
-    let mut waiting = vec![batch];
-    while let Some(batch) = waiting.pop() {
+    let mut waiting = vec![(batch, path)];
+    while let Some((batch, path)) = waiting.pop() {
         let records = &records[batch.clone()];
         match link.repeat(limits, || send_once(link, to, records, path, limits)).await {
             Ok(offsets) => outcomes.extend(offsets.into_iter().map(Ok)),
             Err(failure) if batch.len() > 1 && is_for_one(&failure) => {
                 let middle = batch.start + batch.len() / 2;
-                waiting.extend([middle..batch.end, batch.start..middle]);
+                waiting.extend([(middle..batch.end, path), (batch.start..middle, path)]);
+            }
+            Err(failure) if path != ProducePath::Compressed && is_too_large(&failure) => {
+                waiting.push((batch, ProducePath::Compressed));
             }
             Err(failure) => {
                 let error = link.error(Op::APPEND, Some(to), failure);
@@ -124,11 +130,11 @@ async fn send_once(
         let library = || records.iter().map(to_library).collect();
         match path {
             ProducePath::RsKafka => link.producers.append(link, to, library, limits).await,
-            ProducePath::Wire => Ok(None),
+            ProducePath::Wire | ProducePath::Compressed => Ok(None),
         }
     };
     let appended = match by_library.await {
-        Ok(None) => send_over_wire(link, to, records, limits).await,
+        Ok(None) => send_over_wire(link, to, records, path, limits).await,
         Ok(Some(offsets)) => Ok(offsets),
         Err(failure) => Err(failure),
     };
@@ -144,9 +150,15 @@ async fn send_over_wire(
     link: &Link,
     to: &Partition,
     records: &[NewRecord],
+    path: ProducePath,
     limits: Limits,
 ) -> std::result::Result<Vec<i64>, Failure> {
-    let batch = batch::encode(records)?;
+    let mut batch = batch::encode(records)?;
+    if path == ProducePath::Compressed
+        && let Some(compressed) = batch::compress(&batch)
+    {
+        batch = compressed?;
+    }
     let leader = link.cluster.leader(&link.connections, to, limits.deadline).await?;
     let wait = limits.deadline.saturating_duration_since(tokio::time::Instant::now());
     let request = Produce { to, batch: &batch, wait };
@@ -162,6 +174,11 @@ fn is_for_one(failure: &Failure) -> bool {
             failure.code,
             Some(MessageTooLarge | RecordListTooLarge | InvalidRecord | InvalidTimestamp)
         )
+}
+
+fn is_too_large(failure: &Failure) -> bool {
+    use ProtocolError::{MessageTooLarge, RecordListTooLarge};
+    !failure.sent && matches!(failure.code, Some(MessageTooLarge | RecordListTooLarge))
 }
 
 /// How many of the records go into one request: at least one.

@@ -21,6 +21,24 @@ pub(super) fn decompress(codec: i16, bytes: &[u8], limit: usize) -> Result<Vec<u
     }
 }
 
+/// The codec's number, and the records compressed by it; `None` where it is left out. Only one is written: every client
+/// reads it.
+pub(super) fn compress(records: &[u8]) -> Option<(i16, Vec<u8>)> {
+    #[cfg(feature = "gzip")]
+    {
+        let mut encoder = flate2::read::GzEncoder::new(records, flate2::Compression::default());
+        let mut out = Vec::new();
+        // What is read lies in memory.
+        encoder.read_to_end(&mut out).ok()?;
+        Some((1, out))
+    }
+    #[cfg(not(feature = "gzip"))]
+    {
+        let _ = records;
+        None
+    }
+}
+
 /// `None` for one that is left out.
 #[cfg_attr(
     not(any(feature = "gzip", feature = "snappy", feature = "lz4", feature = "zstd")),

@@ -1,12 +1,12 @@
-//! Records to a batch, uncompressed.
+//! Records to a batch.
 
-use super::{BEFORE_ATTRIBUTES, BEFORE_SIZE, FORMAT, HEADER};
+use super::{BEFORE_ATTRIBUTES, BEFORE_SIZE, FORMAT, HEADER, codec};
 use crate::failure::Failure;
 use bytes::{BufMut, Bytes};
 use kafkaq_core::{ErrorKind, NewRecord};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// One batch of at least one record. The server gives the offsets.
+/// One batch of at least one record, uncompressed. The server gives the offsets.
 pub(crate) fn encode(records: &[NewRecord]) -> Result<Vec<u8>, Failure> {
     let now = SystemTime::now();
     let times: Vec<i64> = records.iter().map(|record| millis(record.timestamp.unwrap_or(now))).collect();
@@ -39,11 +39,28 @@ pub(crate) fn encode(records: &[NewRecord]) -> Result<Vec<u8>, Failure> {
         put_varint(&mut out, record_bytes.len() as i64);
         out.extend_from_slice(&record_bytes);
     }
-    let size = i32::try_from(out.len() - BEFORE_SIZE).map_err(|_| too_large())?;
-    out[8..BEFORE_SIZE].copy_from_slice(&size.to_be_bytes());
-    let checksum = crc32c::crc32c(&out[BEFORE_ATTRIBUTES..]);
-    out[BEFORE_ATTRIBUTES - 4..BEFORE_ATTRIBUTES].copy_from_slice(&checksum.to_be_bytes());
+    seal(&mut out)?;
     Ok(out)
+}
+
+/// The same batch with its records compressed; `None` where no codec is built in.
+pub(crate) fn compress(batch: &[u8]) -> Option<Result<Vec<u8>, Failure>> {
+    let (header, records) = batch.split_at(HEADER);
+    let (number, compressed) = codec::compress(records)?;
+    let mut out = Vec::with_capacity(HEADER + compressed.len());
+    out.extend_from_slice(header);
+    out[BEFORE_ATTRIBUTES..BEFORE_ATTRIBUTES + 2].copy_from_slice(&number.to_be_bytes());
+    out.extend_from_slice(&compressed);
+    Some(seal(&mut out).map(|()| out))
+}
+
+/// Puts in what depends on all of it.
+fn seal(batch: &mut [u8]) -> Result<(), Failure> {
+    let size = i32::try_from(batch.len() - BEFORE_SIZE).map_err(|_| too_large())?;
+    batch[8..BEFORE_SIZE].copy_from_slice(&size.to_be_bytes());
+    let checksum = crc32c::crc32c(&batch[BEFORE_ATTRIBUTES..]);
+    batch[BEFORE_ATTRIBUTES - 4..BEFORE_ATTRIBUTES].copy_from_slice(&checksum.to_be_bytes());
+    Ok(())
 }
 
 fn encode_record(out: &mut Vec<u8>, record: &NewRecord, time: i64, offset: i64) {

@@ -10,7 +10,7 @@ mod encode;
 mod tests;
 
 pub(crate) use decode::{Decoded, Unreadable, decode};
-pub(crate) use encode::{encode, millis};
+pub(crate) use encode::{compress, encode, millis};
 
 /// Offset, size, epoch of the leader, format, checksum, attributes, last offset, two times, producer (id, epoch,
 /// sequence), number of records.

@@ -51,6 +51,19 @@ fn a_batch_is_what_kafka_documents() {
     assert_eq!(encode(&[record]).unwrap(), signed(expected));
 }
 
+#[cfg(feature = "gzip")]
+#[test]
+fn a_compressed_batch_is_smaller_and_read_as_before() {
+    let sent = [record(vec![7; 100_000]), record("b")];
+    let plain = encode(&sent).unwrap();
+    let small = compress(&plain).unwrap().unwrap();
+    assert!(small.len() < 1000, "{}", small.len());
+    let read = |batch| decode(Bytes::from(batch), 0, &[], LIMIT).records;
+    let (plain, small) = (read(plain), read(small));
+    assert_eq!(plain.len(), 2);
+    assert!(small.iter().zip(&plain).all(|(a, b)| a.value == b.value && a.offset == b.offset));
+}
+
 fn bytes() -> impl Strategy<Value = Bytes> {
     vec(any::<u8>(), 0..200).prop_map(Bytes::from)
 }

@@ -1,6 +1,7 @@
 //! What is appended is what is read.
 
 use crate::*;
+use kafkaq_adapter_tests::noise;
 use std::time::UNIX_EPOCH;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -92,7 +93,7 @@ async fn a_record_that_is_too_large_fails_alone() {
     let site = Site::with(1).await;
     // Just under and well over the server's limit of a mebibyte, and over the client's.
     let large = record(vec![1; 1_000_000]);
-    let over = record(vec![2; 1_200_000]);
+    let over = record(noise(1_200_000));
     let beyond = record(vec![3; 65 << 20]);
     let records = [record("a"), over, large, beyond, record("b")];
     let outcomes = site.kafka.append(&site.partition(0), &records).await;
@@ -109,11 +110,24 @@ async fn a_record_that_is_too_large_fails_alone() {
     assert_eq!(read[2].value, records[4].value);
 }
 
+/// As other clients write it. A copy of it must find room, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_is_too_large_as_it_is_goes_compressed() {
+    let site = Site::with(1).await;
+    let records = [record("a"), record(vec![7; 3_000_000]), record("b")];
+    let mut offsets = site.append(&records).await.unwrap();
+    offsets.sort_unstable();
+    assert_eq!(offsets, [0, 1, 2]);
+    let mut read: Vec<_> = site.read(0, 3).await.into_iter().map(|r| r.value).collect();
+    read.sort_by_key(|value| value.as_ref().map(Bytes::len));
+    assert!(read[2] == records[1].value && read[1].is_some() && read[0].is_some());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_batch_that_the_server_refuses_only_the_culprit_fails_and_the_order_stays() {
     type Setting = fn(&mut TopicSpec);
     let cases: [(Setting, NewRecord, ErrorKind); 2] = [
-        (|spec| spec.max_record_bytes = Some(2000), record(vec![9; 3000]), ErrorKind::TooLarge),
+        (|spec| spec.max_record_bytes = Some(2000), record(noise(3000)), ErrorKind::TooLarge),
         (|spec| spec.compacted = true, record("no key"), ErrorKind::Invalid),
     ];
     for (setting, culprit, kind) in cases {
