@@ -7,6 +7,7 @@ use rdkafka::{
     Offset, TopicPartitionList,
     consumer::Consumer as _,
     error::{KafkaError, KafkaResult},
+    metadata::Metadata,
     types::RDKafkaErrorCode as Code,
 };
 use std::{collections::HashMap, time::Duration};
@@ -54,10 +55,18 @@ impl Reader {
         let ask = move || {
             let ask = || client.fetch_watermarks(&topic, index, limit);
             let mut answer = ask();
-            if answer.as_ref().is_err_and(|e| error::kind(error::code_of(e)) == ErrorKind::NotFound) {
-                // The client remembers the topic as it was; what is asked for makes it look.
-                if client.fetch_metadata(Some(&topic), limit).is_ok() {
-                    answer = ask();
+            let is_missing = |answer: &KafkaResult<_>| {
+                answer.as_ref().is_err_and(|e| error::kind(error::code_of(e)) == ErrorKind::NotFound)
+            };
+            // The client remembers the topic as it was, and takes a server that is away for a partition that is not
+            // there. What is asked for makes it look.
+            if is_missing(&answer)
+                && exists(client.fetch_metadata(Some(&topic), limit).as_ref().ok(), &topic, index)
+                    != Some(false)
+            {
+                answer = ask();
+                if is_missing(&answer) {
+                    answer = Err(KafkaError::OffsetFetch(Code::LeaderNotAvailable));
                 }
             }
             drop((client, active));
@@ -102,6 +111,15 @@ impl Reader {
         self.settings.trouble().is_over();
         self.ends.note(of, next);
         Offsets { first, next }
+    }
+}
+
+/// Whether the servers have the partition; `None` if none tells.
+pub(crate) fn exists(found: Option<&Metadata>, topic: &str, index: i32) -> Option<bool> {
+    let Some(found) = found?.topics().iter().find(|found| found.name() == topic) else { return Some(false) };
+    match found.error().map(Code::from) {
+        None => Some(found.partitions().iter().any(|partition| partition.id() == index)),
+        Some(code) => (error::kind(code) == ErrorKind::NotFound).then_some(false),
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::{
     aside, error,
     forsaken::{self, Forsaken},
-    locked,
+    locked, offsets,
     polled::{Failed, Polled},
     settings,
     settings::Settings,
@@ -137,10 +137,18 @@ impl Line {
                         tokio::time::sleep(FULL).await;
                     }
                     // The client looks at the topic every few minutes; the partition may have been added since.
-                    Err((Code::UnknownPartition, back))
-                        if !std::mem::replace(&mut looked, true) && exists(&client, to, deadline).await =>
-                    {
-                        receipt = back;
+                    Err((Code::UnknownPartition, back)) if !std::mem::replace(&mut looked, true) => {
+                        match exists(&client, to, deadline).await {
+                            Some(true) => receipt = back,
+                            Some(false) => {
+                                back.settle(Err(context.local(Code::UnknownPartition)));
+                                break;
+                            }
+                            None => {
+                                back.settle(Err(context.local(Code::LeaderNotAvailable)));
+                                break;
+                            }
+                        }
                     }
                     Err((code, back)) => {
                         back.settle(Err(context.local(code)));
@@ -271,16 +279,15 @@ fn headers(record: &NewRecord) -> Result<Option<OwnedHeaders>, ()> {
     Ok(Some(out))
 }
 
-/// Looks whether the server has the partition, which also tells the client.
-async fn exists(client: &Arc<Client>, of: &Partition, deadline: Instant) -> bool {
+/// Looks whether the servers have the partition, which also tells the client; `None` if none answers.
+async fn exists(client: &Arc<Client>, of: &Partition, deadline: Instant) -> Option<bool> {
     let (client, of) = (client.clone(), of.clone());
     let limit = deadline.saturating_duration_since(Instant::now()).min(Duration::from_secs(5));
     let look = move || {
-        let found = client.client().fetch_metadata(Some(&of.topic), limit).ok()?;
-        let topic = found.topics().iter().find(|topic| topic.name() == &*of.topic)?;
-        topic.partitions().iter().find(|p| p.id() == of.index).map(drop)
+        let found = client.client().fetch_metadata(Some(&of.topic), limit).ok();
+        offsets::exists(found.as_ref(), &of.topic, of.index)
     };
-    tokio::task::spawn_blocking(look).await.ok().flatten().is_some()
+    tokio::task::spawn_blocking(look).await.ok().flatten()
 }
 
 /// Why nothing can be appended by it any more.

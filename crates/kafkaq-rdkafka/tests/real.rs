@@ -86,7 +86,7 @@ async fn a_foreign_header_name_that_is_not_utf8_loses_the_header_and_not_the_rec
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_revoke_waits_for_the_release_and_a_commit_in_between_counts() {
-    on_each_site("revoke", async |site| {
+    on_each_site_that_keeps_members("revoke", async |site| {
         let site = site.with_topic(4).await;
         let kafka = site.kafka();
         for p in 0..4 {
