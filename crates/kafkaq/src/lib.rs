@@ -93,6 +93,8 @@ mod runtime;
 mod stats;
 mod sync;
 mod topics;
+#[cfg(feature = "worker")]
+pub mod worker;
 
 pub use builder::QueueBuilder;
 pub use job::{Job, JobError, RetryOutcome};

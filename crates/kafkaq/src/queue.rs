@@ -46,6 +46,19 @@ impl Queue {
         &self.inner.name
     }
 
+    /// How long a job may be held without being extended: see
+    /// [`lease_duration`](QueueBuilder::lease_duration).
+    #[must_use]
+    pub fn lease_duration(&self) -> Duration {
+        self.inner.driver.lease()
+    }
+
+    /// The longest delay of a task: see [`max_delay`](QueueBuilder::max_delay).
+    #[must_use]
+    pub fn max_delay(&self) -> Duration {
+        self.inner.shared.limits.delay
+    }
+
     /// Publishes a task: see [`Publisher::publish`].
     ///
     /// # Errors

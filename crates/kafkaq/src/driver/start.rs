@@ -60,6 +60,10 @@ impl Driver {
         Driver { wanted, is_wanted: AtomicBool::new(false), stop, outcome, lease }
     }
 
+    pub(crate) fn lease(&self) -> Duration {
+        self.lease
+    }
+
     /// Somebody wants a job. Never waits.
     pub(crate) fn want(&self) {
         if !self.is_wanted.load(Ordering::Relaxed) && !self.is_wanted.swap(true, Ordering::Relaxed) {

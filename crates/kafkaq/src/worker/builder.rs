@@ -1,0 +1,256 @@
+//! Setting up a worker.
+
+use super::{
+    Backoff, Options, WorkerReport,
+    context::Ctx,
+    failure::IntoOutcome,
+    handlers::{self, Handler},
+    kinds::{Kind, Kinds},
+    run::{self, Running, Settings},
+    signals,
+    typed::TaskType,
+};
+use crate::{Error, ErrorKind, Queue, Result};
+use std::{collections::HashMap, fmt, future::Future, sync::Arc, time::Duration};
+
+/// Settings and handlers of a worker: see [`Worker`](super::Worker).
+pub struct WorkerBuilder<S = ()> {
+    queue: Queue,
+    state: Arc<S>,
+    kinds: HashMap<String, (Handler<S>, Options)>,
+    otherwise: Option<(Handler<S>, Options)>,
+    twice: Option<&'static str>,
+    concurrency: usize,
+    backoff: Backoff,
+    timeout: Option<Duration>,
+    grace: Duration,
+    shutdown_limit: Duration,
+    free_stuck_slots: bool,
+    threads: Option<usize>,
+}
+
+impl WorkerBuilder {
+    pub(super) fn new(queue: Queue) -> Self {
+        WorkerBuilder {
+            queue,
+            state: Arc::new(()),
+            kinds: HashMap::new(),
+            otherwise: None,
+            twice: None,
+            concurrency: 64,
+            backoff: Backoff::default(),
+            timeout: None,
+            grace: Duration::from_secs(5),
+            shutdown_limit: Duration::from_secs(30),
+            free_stuck_slots: false,
+            threads: None,
+        }
+    }
+
+    /// Sets what handlers get by [`Ctx::state`]. Handlers that were added before it have none.
+    pub fn state<S: Send + Sync + 'static>(self, state: S) -> WorkerBuilder<S> {
+        let stateless = |(handler, options): (Handler<()>, Options)| {
+            let handler: Handler<S> = Arc::new(move |ctx: Ctx<S>, version| handler(ctx.stateless(), version));
+            (handler, options)
+        };
+        WorkerBuilder {
+            queue: self.queue,
+            state: Arc::new(state),
+            kinds: self.kinds.into_iter().map(|(kind, entry)| (kind, stateless(entry))).collect(),
+            otherwise: self.otherwise.map(stateless),
+            twice: self.twice,
+            concurrency: self.concurrency,
+            backoff: self.backoff,
+            timeout: self.timeout,
+            grace: self.grace,
+            shutdown_limit: self.shutdown_limit,
+            free_stuck_slots: self.free_stuck_slots,
+            threads: self.threads,
+        }
+    }
+}
+
+impl<S: Send + Sync + 'static> WorkerBuilder<S> {
+    /// Handles the tasks of a type by an async function.
+    pub fn on<T, F, Fut>(self, handler: F) -> Self
+    where
+        T: TaskType,
+        F: Fn(Ctx<S>, T) -> Fut + Send + Sync + 'static,
+        Fut: Future + Send + 'static,
+        Fut::Output: IntoOutcome,
+    {
+        self.on_with(handler, Options::new())
+    }
+
+    /// As [`on`](WorkerBuilder::on), with settings of its own.
+    pub fn on_with<T, F, Fut>(self, handler: F, options: Options) -> Self
+    where
+        T: TaskType,
+        F: Fn(Ctx<S>, T) -> Fut + Send + Sync + 'static,
+        Fut: Future + Send + 'static,
+        Fut::Output: IntoOutcome,
+    {
+        self.add::<T>(handlers::typed(handler), options)
+    }
+
+    /// Handles the tasks of a type by a function that blocks its thread. It runs on threads that are there for that. It
+    /// can't be stopped from outside: look at [`Ctx::stop`] from time to time.
+    pub fn on_blocking<T, F, R>(self, handler: F, options: Options) -> Self
+    where
+        T: TaskType,
+        F: Fn(Ctx<S>, T) -> R + Send + Sync + 'static,
+        R: IntoOutcome,
+    {
+        self.add::<T>(handlers::blocking(handler), options)
+    }
+
+    /// Handles the tasks of a type several at a time: up to `max`, or those that came within `wait` of the first. The
+    /// function returns one outcome per task, in their order. The worker's concurrency bounds a batch, too.
+    pub fn on_batch<T, F, Fut, R>(self, max: usize, wait: Duration, handler: F, options: Options) -> Self
+    where
+        T: TaskType,
+        F: Fn(Vec<(Ctx<S>, T)>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Vec<R>> + Send + 'static,
+        R: IntoOutcome + Send + 'static,
+    {
+        self.add::<T>(handlers::batch(max, wait, handler), options)
+    }
+
+    /// Handles all tasks that no other handler is for: records of other programs, and unknown kinds. Without it they go
+    /// to the dead letters.
+    pub fn otherwise<F, Fut>(mut self, handler: F) -> Self
+    where
+        F: Fn(Ctx<S>) -> Fut + Send + Sync + 'static,
+        Fut: Future + Send + 'static,
+        Fut::Output: IntoOutcome,
+    {
+        self.otherwise = Some((handlers::untyped(handler), Options::new()));
+        self
+    }
+
+    fn add<T: TaskType>(mut self, handler: Handler<S>, options: Options) -> Self {
+        if self.kinds.insert(T::KIND.to_owned(), (handler, options)).is_some() {
+            self.twice = Some(T::KIND);
+        }
+        self
+    }
+
+    /// How many tasks are executed at once. Default: 64.
+    pub fn concurrency(mut self, n: usize) -> Self {
+        self.concurrency = n;
+        self
+    }
+
+    /// When a task that has failed is tried again. Default: [`Backoff::default`].
+    pub fn retry(mut self, backoff: Backoff) -> Self {
+        self.backoff = backoff;
+        self
+    }
+
+    /// How long an execution may take. Default: as long as it likes, since its lease is renewed.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// How long a handler may go on when its execution is to end, because its time is over or its lease is lost. Then
+    /// it is dropped at its next await. Default: 5 s.
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.grace = grace;
+        self
+    }
+
+    /// How long running handlers may go on when the worker stops. Then they are dropped and their tasks given back, which
+    /// counts as no failure. Default: 30 s.
+    pub fn shutdown_limit(mut self, limit: Duration) -> Self {
+        self.shutdown_limit = limit;
+        self
+    }
+
+    /// Whether the place of a handler that can't be stopped, since it blocks its thread, is free for another one. The
+    /// thread is not. Default: `false`; the place is taken until the handler returns.
+    pub fn free_stuck_slots(mut self, free: bool) -> Self {
+        self.free_stuck_slots = free;
+        self
+    }
+
+    /// How many threads handlers run on. Default: as many as the machine has processors.
+    ///
+    /// They are the worker's own, so that a handler which blocks them all doesn't keep the queue from renewing its lease.
+    /// On a current-thread runtime, as in tests, there are none, and handlers run where the worker does.
+    pub fn threads(mut self, n: usize) -> Self {
+        self.threads = Some(n);
+        self
+    }
+
+    /// Starts the worker in the background. Needs a tokio runtime, best the one that the queue was built on.
+    ///
+    /// # Errors
+    /// `Invalid` names the setting that makes no sense; `Unavailable` when the system gives no threads.
+    pub fn start(self) -> Result<Running> {
+        let kinds = self.check()?;
+        let settings = Settings {
+            concurrency: self.concurrency,
+            grace: self.grace,
+            shutdown_limit: self.shutdown_limit,
+            free_stuck_slots: self.free_stuck_slots,
+        };
+        run::start(self.queue, kinds, settings, self.threads)
+    }
+
+    /// Runs the worker until the process gets SIGINT or SIGTERM (elsewhere than on Unix: Ctrl-C). A second signal stops
+    /// it at once. The queue is shut down with it.
+    ///
+    /// *Cancel-safety:* when the future is dropped the worker stops in the background, as at a signal.
+    ///
+    /// # Errors
+    /// As [`start`](WorkerBuilder::start), and what has ended the queue for good.
+    pub async fn run(self) -> Result<WorkerReport> {
+        let running = self.start()?;
+        signals::obey(running).await
+    }
+
+    fn check(&self) -> Result<Kinds> {
+        let refused = |what: String, advice: &'static str| {
+            Err(Error::not_applied(ErrorKind::Invalid, "start a worker").on(what).with_advice(advice))
+        };
+        if let Some(kind) = self.twice {
+            return refused(format!("two handlers for `{kind}`"), "Give each kind of task one handler");
+        }
+        if self.kinds.is_empty() && self.otherwise.is_none() {
+            return refused("no handler".into(), "Add one: `.on(handler)`");
+        }
+        if self.concurrency == 0 || self.threads == Some(0) {
+            return refused("a concurrency of 0".into(), "A worker executes at least one task at a time");
+        }
+        let all = self.kinds.iter().map(|(kind, (_, options))| (kind.as_str(), options));
+        for (kind, options) in all {
+            if options.concurrency == Some(0) {
+                return refused(format!("`{kind}`"), "Its concurrency is 0, so it would never be executed");
+            }
+            if options.per_second.is_some_and(|rate| !rate.is_finite() || rate <= 0.0) {
+                return refused(format!("`{kind}`"), "Its rate must be more than 0");
+            }
+        }
+        let kind = |name: &str, (handler, options): &(Handler<S>, Options)| {
+            let (handler, state) = (handler.clone(), self.state.clone());
+            let handler = move |execution, version| handler(Ctx::new(execution, state.clone()), version);
+            let backoff = options.backoff.clone().unwrap_or_else(|| self.backoff.clone());
+            Arc::new(Kind::new(name, Box::new(handler), backoff, options.timeout.or(self.timeout), options))
+        };
+        Ok(Kinds {
+            named: self.kinds.iter().map(|(name, entry)| (name.clone(), kind(name, entry))).collect(),
+            otherwise: self.otherwise.as_ref().map(|entry| kind("otherwise", entry)),
+        })
+    }
+}
+
+impl<S> fmt::Debug for WorkerBuilder<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerBuilder")
+            .field("queue", &self.queue)
+            .field("kinds", &self.kinds.keys())
+            .field("concurrency", &self.concurrency)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,160 @@
+//! Publishing tasks with a type.
+
+use super::{
+    headers::{DEAD, EXPIRED_HEADER, EXPIRES_HEADER},
+    typed::{TaskType, task},
+};
+use crate::{Error, ErrorKind, Publisher, Queue, Result, Task, TaskId};
+use bytes::Bytes;
+use std::{
+    future::{Future, IntoFuture},
+    pin::Pin,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+/// A task that is about to be published. Await it to publish it.
+///
+/// *Cancel-safety:* as of [`Publisher::publish`].
+#[derive(Debug)]
+#[must_use = "nothing is published until this is awaited"]
+pub struct Enqueue {
+    publisher: Publisher,
+    task: Result<Task>,
+}
+
+impl Enqueue {
+    pub(super) fn new<T: TaskType>(publisher: Publisher, value: &T) -> Self {
+        Enqueue { publisher, task: task(value) }
+    }
+
+    fn with(mut self, change: impl FnOnce(Task) -> Task) -> Self {
+        self.task = self.task.map(change);
+        self
+    }
+
+    /// Names the task: publishing the same id again while it is remembered adds nothing.
+    pub fn id(self, id: TaskId) -> Self {
+        self.with(|task| task.with_id(id))
+    }
+
+    /// Sends it to the partition of this key.
+    pub fn key(self, key: impl Into<Bytes>) -> Self {
+        self.with(|task| task.with_key(key))
+    }
+
+    /// Adds a header.
+    pub fn header(self, name: impl Into<Bytes>, value: impl Into<Bytes>) -> Self {
+        self.with(|task| task.with_header(name, value))
+    }
+
+    /// Executes it no earlier than this long after it was published.
+    pub fn delay(self, delay: Duration) -> Self {
+        self.with(|task| task.with_delay(delay))
+    }
+
+    /// Executes it no earlier than at this time, by the clock of this machine. A time that has passed is now.
+    pub fn at(self, at: SystemTime) -> Self {
+        self.delay(at.duration_since(SystemTime::now()).unwrap_or_default())
+    }
+
+    /// Drops the task, as done, if no worker has started it by this time, by the workers' clocks. Only a
+    /// [`Worker`](super::Worker) looks at it.
+    pub fn expires(self, at: SystemTime) -> Self {
+        let ms = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        self.header(EXPIRES_HEADER, ms.to_string())
+    }
+
+    /// As [`expires`](Enqueue::expires), but the task goes to the dead letters then.
+    pub fn expires_dead(self, at: SystemTime) -> Self {
+        self.expires(at).header(EXPIRED_HEADER, DEAD)
+    }
+
+    /// The task as it would be published, for [`Publisher::publish_many`].
+    ///
+    /// # Errors
+    /// `Invalid` when the value can't be encoded.
+    pub fn into_task(self) -> Result<Task> {
+        self.task
+    }
+}
+
+impl IntoFuture for Enqueue {
+    type Output = Result<TaskId>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Result<TaskId>> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move { self.publisher.publish(self.task?).await })
+    }
+}
+
+impl Publisher {
+    /// Begins to publish a task with a type.
+    ///
+    /// ```
+    /// use kafkaq::{Queue, TaskId, worker::TaskType};
+    /// use std::time::Duration;
+    ///
+    /// #[derive(serde::Serialize, serde::Deserialize)]
+    /// struct SendEmail {
+    ///     to: String,
+    /// }
+    ///
+    /// impl TaskType for SendEmail {
+    ///     const KIND: &'static str = "send_email";
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> kafkaq::Result<()> {
+    /// let queue = Queue::builder("emails").build().await?;
+    /// queue.enqueue(SendEmail { to: "ada@example.org".into() }).await?;
+    ///
+    /// let reminder = SendEmail { to: "ada@example.org".into() };
+    /// queue.enqueue(reminder).delay(Duration::from_secs(3600)).id(TaskId::new("reminder-17")?).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn enqueue<T: TaskType>(&self, value: T) -> Enqueue {
+        Enqueue::new(self.clone(), &value)
+    }
+
+    /// Publishes tasks of one type in few requests. Returns one outcome per task, in the same order.
+    ///
+    /// *Cancel-safety:* as of [`publish_many`](Publisher::publish_many).
+    pub async fn enqueue_many<T: TaskType>(
+        &self,
+        values: impl IntoIterator<Item = T>,
+    ) -> Vec<Result<TaskId>> {
+        let (mut tasks, mut refused) = (Vec::new(), Vec::new());
+        for value in values {
+            match task(&value) {
+                Ok(task) => {
+                    tasks.push(task);
+                    refused.push(None);
+                }
+                Err(e) => refused.push(Some(e)),
+            }
+        }
+        let mut published = self.publish_many(tasks).await.into_iter();
+        let gone = || Err(Error::unknown(ErrorKind::Closed, "publish"));
+        let outcome = |refused: Option<Error>| match refused {
+            Some(e) => Err(e),
+            None => published.next().unwrap_or_else(gone),
+        };
+        refused.into_iter().map(outcome).collect()
+    }
+}
+
+impl Queue {
+    /// Begins to publish a task with a type: see [`Publisher::enqueue`].
+    pub fn enqueue<T: TaskType>(&self, value: T) -> Enqueue {
+        Enqueue::new(self.publisher(), &value)
+    }
+
+    /// Publishes tasks of one type: see [`Publisher::enqueue_many`].
+    pub async fn enqueue_many<T: TaskType>(
+        &self,
+        values: impl IntoIterator<Item = T>,
+    ) -> Vec<Result<TaskId>> {
+        self.publisher().enqueue_many(values).await
+    }
+}

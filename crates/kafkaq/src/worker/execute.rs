@@ -1,0 +1,286 @@
+//! One execution: the handler runs on the worker's threads, and everything about it is decided here, beside it.
+
+use super::{
+    context::Execution,
+    failure::Outcome,
+    handlers::Ended,
+    headers::{self, Expired},
+    kinds::Kind,
+    report::Ending,
+    run::Shared,
+    stop::{Stop, StopReason},
+};
+use crate::{Job, JobError, RetryOutcome, TaskId};
+use std::{
+    convert::Infallible,
+    future::pending,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, SystemTime},
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, oneshot, watch},
+    task::JoinHandle,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+
+/// How long an async handler that is dropped may take to reach its next await before it counts as stuck.
+const DROPPED: Duration = Duration::from_secs(1);
+
+/// Whether an execution may begin.
+pub(super) enum Turn {
+    Begun,
+    Waits(oneshot::Receiver<()>),
+}
+
+/// What is to become of the task.
+enum Verdict {
+    Outcome(Outcome),
+    Expired(Expired),
+    /// It is given back.
+    Release,
+    /// It is somebody else's.
+    Lost,
+}
+
+/// Lets a task be executed, and tells the queue what became of it. `free` is called when its place is free again, if it
+/// had one.
+pub(super) async fn supervise(
+    shared: &Shared,
+    mut job: Job,
+    kind: &Kind,
+    version: u16,
+    mut turn: Turn,
+    free: impl FnOnce(),
+) {
+    let execution = Arc::new(Execution::new(&job, shared.publisher.clone()));
+    let mut stuck = None;
+    let (verdict, permit) = {
+        let decided = async {
+            let verdict = match wait(&mut turn, shared, execution.stop()).await {
+                Some(verdict) => verdict,
+                None => execute(shared, kind, version, &execution, &mut stuck).await,
+            };
+            // Still under its lease: whoever confirms may have to wait for the store.
+            (verdict, shared.confirming.clone().acquire_owned().await.ok())
+        };
+        tokio::select! {
+            biased;
+            decided = decided => decided,
+            never = keep(&mut job, shared.lease, &execution) => match never {},
+        }
+    };
+    let mut free = matches!(turn, Turn::Begun).then_some(|| {
+        kind.end();
+        free();
+    });
+    let keeps_place = stuck.is_some() && !shared.settings.free_stuck_slots;
+    if !keeps_place && let Some(free) = free.take() {
+        free();
+    }
+    end(shared, job, kind, verdict, permit).await;
+    if let (Some(handler), Some(free)) = (stuck, free) {
+        let mut stopping = shared.stopping.subscribe();
+        tokio::select! {
+            _ = handler => {}
+            _ = stopping.wait_for(Option::is_some) => {}
+        }
+        free();
+    }
+}
+
+/// Sends a task to the dead letters that nobody executes here.
+pub(super) async fn reject(shared: &Shared, job: Job, reason: String) {
+    tracing::warn!(target: "kafkaq", task = %job.id(), reason, "a task is not executed");
+    let id = job.id().clone();
+    shared.counters.count(confirmed(&id, job.reject(reason).await, Ending::DeadLettered));
+}
+
+/// Renews the lease, until it is lost.
+async fn keep(job: &mut Job, lease: Duration, execution: &Execution) -> Infallible {
+    let reason = loop {
+        tokio::select! {
+            why = job.lost() => break StopReason::of(why),
+            () = sleep(lease / 3) => {}
+        }
+        match job.extend(lease).await {
+            Ok(()) => execution.renewed(job.deadline()),
+            Err(JobError::LeaseLost(why)) => break StopReason::of(why),
+            Err(e) => {
+                tracing::warn!(target: "kafkaq", task = %job.id(), error = %e, "a lease was not renewed");
+                break StopReason::LeaseLost;
+            }
+        }
+    };
+    execution.stop().tell(reason);
+    pending().await
+}
+
+/// Waits for the execution's turn. Returns what became of it if it has none.
+async fn wait(turn: &mut Turn, shared: &Shared, stop: &Stop) -> Option<Verdict> {
+    let Turn::Waits(told) = turn else { return None };
+    let mut stopping = shared.stopping.subscribe();
+    let verdict = tokio::select! {
+        biased;
+        begun = &mut *told => {
+            if begun.is_ok() {
+                *turn = Turn::Begun;
+                return None;
+            }
+            Verdict::Release
+        }
+        _ = stop.requested() => Verdict::Lost,
+        _ = stopping.wait_for(Option::is_some) => Verdict::Release,
+    };
+    told.close();
+    if told.try_recv().is_ok() {
+        *turn = Turn::Begun;
+    }
+    Some(verdict)
+}
+
+async fn execute(
+    shared: &Shared,
+    kind: &Kind,
+    version: u16,
+    execution: &Arc<Execution>,
+    stuck: &mut Option<JoinHandle<Ended>>,
+) -> Verdict {
+    if let Some(expired) = headers::expired(execution.headers(), SystemTime::now()) {
+        return Verdict::Expired(expired);
+    }
+    let stop = execution.stop();
+    let mut stopping = shared.stopping.subscribe();
+    let mut handler = shared.threads.spawn((kind.execute)(execution.clone(), version));
+    let time_is_up = kind.timeout.map(|timeout| Instant::now() + timeout);
+    // It runs, and is told when it is to end.
+    let told = tokio::select! {
+        biased;
+        ended = &mut handler => return judge(shared, kind, stop, ended.ok()),
+        reason = stop.requested() => reason,
+        () = at(time_is_up) => StopReason::TimedOut,
+        _ = stopping.wait_for(Option::is_some) => StopReason::ShuttingDown,
+    };
+    stop.tell(told);
+    // It may come to its end.
+    let limit = async {
+        if told == StopReason::ShuttingDown {
+            // Until the worker's limit, unless something worse comes.
+            tokio::select! {
+                () = stopped(&mut stopping) => return,
+                () = worse(stop) => {}
+                () = at(time_is_up) => stop.tell(StopReason::TimedOut),
+            }
+        }
+        sleep(shared.settings.grace).await;
+    };
+    tokio::select! {
+        biased;
+        ended = &mut handler => return judge(shared, kind, stop, ended.ok()),
+        () = limit => {}
+    }
+    handler.abort();
+    match timeout(DROPPED, &mut handler).await {
+        Ok(Ok(ended)) => judge(shared, kind, stop, Some(ended)),
+        Ok(Err(_)) => judge(shared, kind, stop, None),
+        Err(_) => {
+            let reason = stop.reason();
+            tracing::warn!(
+                target: "kafkaq", kind = kind.name, task = %execution.id(), ?reason,
+                "a handler blocks its thread and can't be stopped; its lease is let go"
+            );
+            *stuck = Some(handler);
+            judge(shared, kind, stop, None)
+        }
+    }
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => pending().await,
+    }
+}
+
+/// Until the time is over that handlers have when the worker stops. It may become shorter meanwhile.
+async fn stopped(stopping: &mut watch::Receiver<Option<Instant>>) {
+    loop {
+        let until = *stopping.borrow_and_update();
+        tokio::select! {
+            () = at(until) => return,
+            // The sender lives as long as the worker.
+            _ = stopping.changed() => {}
+        }
+    }
+}
+
+/// Until there is another reason than that the worker stops.
+async fn worse(stop: &Stop) {
+    stop.until(|reason| reason != StopReason::ShuttingDown).await;
+}
+
+/// What becomes of a task whose handler has ended like this; `None` if it was dropped, or doesn't end.
+fn judge(shared: &Shared, kind: &Kind, stop: &Stop, ended: Option<Ended>) -> Verdict {
+    let told = stop.reason();
+    if told == Some(StopReason::TimedOut) {
+        shared.counters.timed_out.fetch_add(1, Relaxed);
+    }
+    let failed = |reason| Verdict::Outcome(Outcome::Retry { delay: None, reason });
+    match (ended, told) {
+        (Some(Ended::Returned(Outcome::Done)), _) => Verdict::Outcome(Outcome::Done),
+        (_, Some(StopReason::LeaseLost | StopReason::Cancelled)) => Verdict::Lost,
+        // It was interrupted.
+        (Some(Ended::Returned(Outcome::Retry { .. })), Some(StopReason::ShuttingDown)) => Verdict::Release,
+        (Some(Ended::Returned(outcome)), _) => Verdict::Outcome(outcome),
+        (Some(Ended::Panicked(told)), _) => {
+            shared.counters.panicked.fetch_add(1, Relaxed);
+            failed(told)
+        }
+        (None, Some(StopReason::ShuttingDown)) => Verdict::Release,
+        (None, Some(StopReason::TimedOut)) => {
+            failed(format!("timed out after {:?}", kind.timeout.unwrap_or_default()))
+        }
+        // The runtime of the handlers is gone.
+        (None, None) => Verdict::Release,
+    }
+}
+
+async fn end(shared: &Shared, job: Job, kind: &Kind, verdict: Verdict, permit: Option<OwnedSemaphorePermit>) {
+    let id = job.id().clone();
+    let (asked, ending) = match verdict {
+        // It is let go by being dropped, if it is not somebody else's already.
+        Verdict::Lost => {
+            drop(job);
+            return shared.counters.count(Ending::Lost);
+        }
+        Verdict::Release => (job.release().await, Ending::Released),
+        Verdict::Expired(Expired::Dropped) => (job.done().await, Ending::Expired),
+        Verdict::Expired(Expired::Dead) => {
+            (job.reject("expired before it was started").await, Ending::DeadLettered)
+        }
+        Verdict::Outcome(Outcome::Done) => (job.done().await, Ending::Done),
+        Verdict::Outcome(Outcome::Snooze(delay)) => {
+            (job.snooze(delay.min(shared.max_delay)).await, Ending::Snoozed)
+        }
+        Verdict::Outcome(Outcome::Reject(reason)) => (job.reject(reason).await, Ending::DeadLettered),
+        Verdict::Outcome(Outcome::Retry { delay, reason }) => {
+            let after = kind.backoff.after(job.failures() + 1, &reason);
+            match (after, delay) {
+                (None, _) => (job.reject(reason).await, Ending::DeadLettered),
+                (Some(after), delay) => {
+                    match job.retry(delay.unwrap_or(after).min(shared.max_delay), reason).await {
+                        Ok(RetryOutcome::DeadLettered) => (Ok(()), Ending::DeadLettered),
+                        outcome => (outcome.map(drop), Ending::Retried),
+                    }
+                }
+            }
+        }
+    };
+    drop(permit);
+    shared.counters.count(confirmed(&id, asked, ending));
+}
+
+fn confirmed(id: &TaskId, asked: Result<(), JobError>, ending: Ending) -> Ending {
+    let Err(error) = asked else { return ending };
+    tracing::warn!(target: "kafkaq", task = %id, %error, "the end of an execution was not confirmed");
+    if matches!(error, JobError::LeaseLost(_)) { Ending::Lost } else { Ending::Unconfirmed }
+}

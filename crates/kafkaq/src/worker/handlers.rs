@@ -1,0 +1,113 @@
+//! Handlers of every form behind one.
+
+use super::{
+    batch,
+    context::Ctx,
+    failure::{IntoOutcome, Outcome},
+    panics,
+    typed::{self, TaskType},
+};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+pub(super) type Executing = Pin<Box<dyn Future<Output = Ended> + Send>>;
+
+/// How a handler came back.
+#[derive(Debug)]
+pub(super) enum Ended {
+    Returned(Outcome),
+    Panicked(String),
+}
+
+/// Executes a task whose payload has that version.
+pub(super) type Handler<S> = Arc<dyn Fn(Ctx<S>, u16) -> Executing + Send + Sync>;
+
+/// The handler of typed tasks, on the threads of the worker.
+pub(super) fn typed<S, T, F, Fut>(handler: F) -> Handler<S>
+where
+    S: Send + Sync + 'static,
+    T: TaskType,
+    F: Fn(Ctx<S>, T) -> Fut + Send + Sync + 'static,
+    Fut: Future + Send + 'static,
+    Fut::Output: IntoOutcome,
+{
+    let handler = Arc::new(handler);
+    Arc::new(move |ctx, version| {
+        let handler = handler.clone();
+        execute(async move {
+            match typed::decode(version, ctx.payload()) {
+                Ok(task) => handler(ctx, task).await.into_outcome(),
+                Err(reason) => Outcome::Reject(reason),
+            }
+        })
+    })
+}
+
+/// The handler of tasks that have no type here.
+pub(super) fn untyped<S, F, Fut>(handler: F) -> Handler<S>
+where
+    S: Send + Sync + 'static,
+    F: Fn(Ctx<S>) -> Fut + Send + Sync + 'static,
+    Fut: Future + Send + 'static,
+    Fut::Output: IntoOutcome,
+{
+    let handler = Arc::new(handler);
+    Arc::new(move |ctx, _| {
+        let handler = handler.clone();
+        execute(async move { handler(ctx).await.into_outcome() })
+    })
+}
+
+fn execute(handler: impl Future<Output = Outcome> + Send + 'static) -> Executing {
+    Box::pin(async move {
+        match panics::caught(handler).await {
+            Ok(outcome) => Ended::Returned(outcome),
+            Err(told) => Ended::Panicked(told),
+        }
+    })
+}
+
+/// The handler of typed tasks that blocks its thread, which is one of those that the runtime has for that.
+pub(super) fn blocking<S, T, F, R>(handler: F) -> Handler<S>
+where
+    S: Send + Sync + 'static,
+    T: TaskType,
+    F: Fn(Ctx<S>, T) -> R + Send + Sync + 'static,
+    R: IntoOutcome,
+{
+    let handler = Arc::new(handler);
+    Arc::new(move |ctx: Ctx<S>, version| {
+        let handler = handler.clone();
+        let run = move || match typed::decode(version, ctx.payload()) {
+            Ok(task) => panics::caught_blocking(|| handler(ctx, task).into_outcome()),
+            Err(reason) => Ok(Outcome::Reject(reason)),
+        };
+        Box::pin(async move {
+            match tokio::task::spawn_blocking(run).await {
+                Ok(Ok(outcome)) => Ended::Returned(outcome),
+                Ok(Err(told)) => Ended::Panicked(told),
+                Err(e) => Ended::Panicked(e.to_string()),
+            }
+        })
+    })
+}
+
+/// The handler of several tasks at once.
+pub(super) fn batch<S, T, F, Fut, R>(max: usize, wait: Duration, handler: F) -> Handler<S>
+where
+    S: Send + Sync + 'static,
+    T: TaskType,
+    F: Fn(Vec<(Ctx<S>, T)>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Vec<R>> + Send + 'static,
+    R: IntoOutcome + Send + 'static,
+{
+    let batches = Arc::new(batch::Batches::new(max, wait, handler));
+    Arc::new(move |ctx: Ctx<S>, version| {
+        let batches = batches.clone();
+        Box::pin(async move {
+            match typed::decode(version, ctx.payload()) {
+                Ok(task) => batches.execute(ctx, task).await,
+                Err(reason) => Ended::Returned(Outcome::Reject(reason)),
+            }
+        })
+    })
+}

@@ -1,0 +1,101 @@
+//! Handlers for the tasks of a queue, and the worker that runs them.
+//!
+//! ```
+//! use kafkaq::{Queue, worker::{Ctx, Failure, ResultExt, TaskType, Worker}};
+//! use serde::{Deserialize, Serialize};
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct SendEmail {
+//!     to: String,
+//! }
+//!
+//! impl TaskType for SendEmail {
+//!     const KIND: &'static str = "send_email";
+//! }
+//!
+//! async fn send_email(_: Ctx, email: SendEmail) -> Result<(), Failure> {
+//!     let address: Address = email.to.parse().reject()?; // can't succeed: a dead letter
+//!     deliver(address).await?; // any other error is retried, later each time
+//!     Ok(())
+//! }
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let queue = Queue::builder("emails").build().await?;
+//! queue.enqueue(SendEmail { to: "ada@example.org".into() }).await?;
+//!
+//! let worker = Worker::builder(queue).on(send_email);
+//! # let stopped = async {
+//! #     let mut running = worker.start()?;
+//! #     while DELIVERED.load(std::sync::atomic::Ordering::SeqCst) == 0 {
+//! #         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+//! #     }
+//! #     running.stop();
+//! #     running.stopped().await
+//! # };
+//! # let worker = Run(stopped);
+//! let report = worker.run().await?; // until SIGINT or SIGTERM
+//! println!("{report}");
+//! # Ok(())
+//! # }
+//! # use std::sync::atomic::{AtomicUsize, Ordering};
+//! # static DELIVERED: AtomicUsize = AtomicUsize::new(0);
+//! # struct Run<F>(F);
+//! # impl<F: Future> Run<F> { async fn run(self) -> F::Output { self.0.await } }
+//! # struct Address;
+//! # impl std::str::FromStr for Address {
+//! #     type Err = std::fmt::Error;
+//! #     fn from_str(_: &str) -> Result<Self, Self::Err> { Ok(Address) }
+//! # }
+//! # async fn deliver(_: Address) -> std::io::Result<()> { DELIVERED.fetch_add(1, Ordering::SeqCst); Ok(()) }
+//! ```
+//!
+//! # What a handler can rely on
+//! - It runs **at least once**. It runs again when it fails, when its process dies, and when the store loses its data: make
+//!   it idempotent, by [`Ctx::id`] or with what [`LeaseToken`](crate::LeaseToken) says.
+//! - Its lease is renewed while it runs, also when it blocks the thread that it runs on: handlers have threads of their own.
+//! - It is [told](Ctx::stop) when it should end. If it doesn't, it is dropped at its next await.
+//! - A panic is a failure, with its message and place as the reason.
+//! - What it [enqueues](Ctx::enqueue) is enqueued once, also if it runs twice.
+
+mod backoff;
+mod batch;
+mod builder;
+mod context;
+mod enqueue;
+mod execute;
+mod failure;
+mod handlers;
+mod headers;
+mod kinds;
+mod options;
+mod panics;
+mod report;
+mod run;
+mod signals;
+mod stop;
+mod typed;
+
+pub use backoff::Backoff;
+pub use builder::WorkerBuilder;
+pub use context::Ctx;
+pub use enqueue::Enqueue;
+pub use failure::{BoxError, Failure, IntoOutcome, Outcome, ResultExt};
+pub use options::Options;
+pub use report::WorkerReport;
+pub use run::Running;
+pub use stop::{Stop, StopReason};
+pub use typed::TaskType;
+
+use crate::Queue;
+
+/// Executes the tasks of a queue by handlers: see the [module](self).
+#[derive(Debug)]
+pub struct Worker(());
+
+impl Worker {
+    /// Begins to set up a worker. It takes the queue for itself: when the worker stops, the queue is shut down.
+    pub fn builder(queue: Queue) -> WorkerBuilder {
+        WorkerBuilder::new(queue)
+    }
+}

@@ -1,0 +1,67 @@
+//! A handler that panics has failed, and the reason says where.
+
+use std::{any::Any, cell::RefCell, panic, sync::Once};
+
+tokio::task_local! {
+    static WHERE: RefCell<Option<String>>;
+}
+
+/// Remembers where the code that a worker runs has panicked. The hook that was there is called as well. Once per process.
+pub(super) fn remember_places() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let earlier = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            let place = info.location().map(ToString::to_string);
+            let _ = WHERE.try_with(|told| *told.borrow_mut() = place);
+            earlier(info);
+        }));
+    });
+}
+
+/// Runs a handler. `Err` is the message of its panic, with its place.
+pub(super) async fn caught<T>(handler: impl Future<Output = T>) -> Result<T, String> {
+    let mut handler = std::pin::pin!(handler);
+    let run = std::future::poll_fn(move |cx| {
+        let poll = panic::catch_unwind(panic::AssertUnwindSafe(|| handler.as_mut().poll(cx)));
+        match poll {
+            Ok(poll) => poll.map(Ok),
+            Err(panicked) => {
+                let place = WHERE.try_with(RefCell::take).ok().flatten();
+                std::task::Poll::Ready(Err(describe(&*panicked, place)))
+            }
+        }
+    });
+    WHERE.scope(RefCell::default(), run).await
+}
+
+/// The same for a handler that blocks.
+pub(super) fn caught_blocking<T>(handler: impl FnOnce() -> T) -> Result<T, String> {
+    WHERE.sync_scope(RefCell::default(), || {
+        panic::catch_unwind(panic::AssertUnwindSafe(handler))
+            .map_err(|panicked| describe(&*panicked, WHERE.try_with(RefCell::take).ok().flatten()))
+    })
+}
+
+fn describe(panicked: &(dyn Any + Send), place: Option<String>) -> String {
+    let message = panicked.downcast_ref::<&str>().copied();
+    let message = message.or_else(|| panicked.downcast_ref::<String>().map(String::as_str));
+    let place = place.map(|place| format!(" at {place}")).unwrap_or_default();
+    format!("panicked{place}: {}", message.unwrap_or("no message"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn panic_is_told_with_its_message_and_place() {
+        remember_places();
+        let told = caught(async { panic!("no {}", "stock") }).await.map(|(): ()| ()).unwrap_err();
+        assert!(told.starts_with("panicked at ") && told.contains("panics.rs:"), "{told}");
+        assert!(told.ends_with(": no stock"), "{told}");
+        assert_eq!(caught(async { 7 }).await, Ok(7));
+        let told = caught_blocking(|| panic!("no stock")).map(|(): ()| ()).unwrap_err();
+        assert!(told.starts_with("panicked at ") && told.ends_with(": no stock"), "{told}");
+    }
+}

@@ -1,0 +1,267 @@
+//! A running worker: it takes jobs as there is room, and lets each be executed.
+
+use super::{
+    execute::{self, Turn},
+    kinds::Kinds,
+    panics,
+    report::{Counters, WorkerReport},
+};
+use crate::{Error, ErrorKind, Job, Publisher, Queue, Result};
+use std::{future::Future, sync::Arc, time::Duration};
+use tokio::{
+    runtime::{Builder, Handle, Runtime, RuntimeFlavor},
+    sync::{Semaphore, mpsc, watch},
+    task::JoinHandle,
+    time::{Instant, sleep_until},
+};
+
+/// Jobs that are taken at once.
+const BATCH: usize = 256;
+/// Executions whose end is being confirmed, beside those that run: as many again, but at least this many.
+const CONFIRMING: usize = 64;
+/// Later than anything.
+const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
+pub(super) struct Settings {
+    pub(super) concurrency: usize,
+    pub(super) grace: Duration,
+    pub(super) shutdown_limit: Duration,
+    pub(super) free_stuck_slots: bool,
+}
+
+/// What executions share.
+pub(super) struct Shared {
+    pub(super) settings: Settings,
+    pub(super) lease: Duration,
+    pub(super) max_delay: Duration,
+    pub(super) publisher: Publisher,
+    pub(super) counters: Counters,
+    pub(super) threads: Threads,
+    /// Until when handlers may go on, once the worker stops.
+    pub(super) stopping: watch::Sender<Option<Instant>>,
+    pub(super) confirming: Arc<Semaphore>,
+}
+
+/// Where handlers run.
+pub(super) struct Threads {
+    own: Option<Runtime>,
+    here: Handle,
+}
+
+impl Threads {
+    fn start(n: Option<usize>) -> Result<Self> {
+        let here = Handle::try_current().map_err(|e| {
+            Error::not_applied(ErrorKind::Invalid, "start a worker")
+                .with_source(e)
+                .with_advice("Start it within a tokio runtime")
+        })?;
+        if here.runtime_flavor() == RuntimeFlavor::CurrentThread {
+            return Ok(Threads { own: None, here });
+        }
+        let mut builder = Builder::new_multi_thread();
+        builder.thread_name("kafkaq-worker").enable_all();
+        if let Some(n) = n {
+            builder.worker_threads(n);
+        }
+        let own = builder.build().map_err(|e| {
+            Error::not_applied(ErrorKind::Unavailable, "start the threads of a worker").with_source(e)
+        })?;
+        Ok(Threads { own: Some(own), here })
+    }
+
+    pub(super) fn spawn<T: Send + 'static>(
+        &self,
+        handler: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        self.own.as_ref().map_or(&self.here, Runtime::handle).spawn(handler)
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        // A handler that blocks its thread for ever must not keep anybody waiting.
+        if let Some(own) = self.own.take() {
+            own.shutdown_background();
+        }
+    }
+}
+
+/// A worker that runs in the background. When it is dropped the worker stops, as by [`stop`](Running::stop).
+#[derive(Debug)]
+pub struct Running {
+    stop: watch::Sender<Option<Instant>>,
+    limit: Duration,
+    outcome: watch::Receiver<Option<Result<WorkerReport>>>,
+}
+
+impl Running {
+    /// Stops the worker: it takes no more tasks, gives back what it has not begun, tells its handlers, and waits for
+    /// them for as long as [`shutdown_limit`](super::WorkerBuilder::shutdown_limit) says. Returns at once.
+    pub fn stop(&self) {
+        stop_within(&self.stop, self.limit);
+    }
+
+    /// Stops the worker without waiting for its handlers. Their tasks are given back. Returns at once.
+    pub fn stop_now(&self) {
+        stop_within(&self.stop, Duration::ZERO);
+    }
+
+    /// Waits until the worker has stopped. Cancel-safe.
+    ///
+    /// # Errors
+    /// What has ended the queue for good.
+    pub async fn stopped(&mut self) -> Result<WorkerReport> {
+        match self.outcome.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(outcome)) => outcome.clone(),
+            _ => Err(Error::unknown(ErrorKind::Other, "run a worker")
+                .with_advice("The worker's task was aborted or panicked")),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// The shortest limit counts.
+fn stop_within(stop: &watch::Sender<Option<Instant>>, limit: Duration) {
+    let until = Instant::now() + limit.min(FAR);
+    stop.send_modify(|told| *told = Some(told.map_or(until, |earlier| earlier.min(until))));
+}
+
+pub(super) fn start(
+    queue: Queue,
+    kinds: Kinds,
+    settings: Settings,
+    threads: Option<usize>,
+) -> Result<Running> {
+    panics::remember_places();
+    let threads = Threads::start(threads)?;
+    let stop = watch::Sender::new(None);
+    let limit = settings.shutdown_limit;
+    let shared = Arc::new(Shared {
+        lease: queue.lease_duration(),
+        max_delay: queue.max_delay(),
+        publisher: queue.publisher(),
+        counters: Counters::default(),
+        threads,
+        stopping: stop.clone(),
+        confirming: Arc::new(Semaphore::new(settings.concurrency.max(CONFIRMING))),
+        settings,
+    });
+    let (freed, free) = mpsc::unbounded_channel();
+    let (alive, ended) = mpsc::channel(1);
+    let dispatcher = Dispatcher { queue, kinds, shared, freed, alive, active: 0 };
+    let (tell, outcome) = watch::channel(None);
+    tokio::spawn(async move {
+        let outcome = dispatcher.run(free, ended).await;
+        tell.send_replace(Some(outcome));
+    });
+    Ok(Running { stop, limit, outcome })
+}
+
+struct Dispatcher {
+    queue: Queue,
+    kinds: Kinds,
+    shared: Arc<Shared>,
+    /// An execution sends one when its place is free again: never more than there are places.
+    freed: mpsc::UnboundedSender<()>,
+    /// Executions have a clone while they last.
+    alive: mpsc::Sender<()>,
+    /// Places that are taken.
+    active: usize,
+}
+
+impl Dispatcher {
+    async fn run(
+        mut self,
+        mut free: mpsc::UnboundedReceiver<()>,
+        mut ended: mpsc::Receiver<()>,
+    ) -> Result<WorkerReport> {
+        let began = Instant::now();
+        let mut stopping = self.shared.stopping.subscribe();
+        let failed = self.take_jobs(&mut free, &mut stopping).await.err();
+        let Dispatcher { queue, shared, alive, .. } = self;
+        if failed.is_some() {
+            stop_within(&shared.stopping, shared.settings.shutdown_limit);
+        }
+        drop(alive);
+        // What is given back at the end needs its time, too.
+        let limit = shared.settings.shutdown_limit.saturating_add(shared.settings.grace);
+        let (shut_down, _) = tokio::join!(queue.shutdown(limit), ended.recv());
+        match failed.or_else(|| shut_down.err()) {
+            Some(e) if e.kind() != ErrorKind::Timeout => Err(e),
+            _ => Ok(shared.counters.report(began.elapsed())),
+        }
+    }
+
+    /// Until the worker stops, or the queue has ended.
+    async fn take_jobs(
+        &mut self,
+        free: &mut mpsc::UnboundedReceiver<()>,
+        stopping: &mut watch::Receiver<Option<Instant>>,
+    ) -> Result<()> {
+        let concurrency = self.shared.settings.concurrency;
+        loop {
+            while free.try_recv().is_ok() {
+                self.active -= 1;
+            }
+            let (waiting, next) = self.advance();
+            // When as many wait as may run, whoever is taken next would most likely wait as well.
+            let room = if waiting < concurrency { concurrency - self.active } else { 0 };
+            let next = next.unwrap_or_else(|| Instant::now() + FAR);
+            tokio::select! {
+                biased;
+                _ = stopping.wait_for(Option::is_some) => return Ok(()),
+                Some(()) = free.recv() => self.active -= 1,
+                jobs = self.queue.get_jobs(room.min(BATCH)), if room > 0 => {
+                    for job in jobs? {
+                        self.place(job);
+                    }
+                }
+                () = sleep_until(next) => {}
+            }
+        }
+    }
+
+    /// Lets those begin whose turn it is. Returns how many wait on, and when the next may begin.
+    fn advance(&mut self) -> (usize, Option<Instant>) {
+        let (now, mut waiting, mut next) = (Instant::now(), 0, None);
+        for kind in self.kinds.all() {
+            let (begun, at) = kind.advance(self.shared.settings.concurrency - self.active, now);
+            self.active += begun;
+            waiting += kind.waiting();
+            next = [next, at].into_iter().flatten().min();
+        }
+        (waiting, next)
+    }
+
+    fn place(&mut self, job: Job) {
+        let (shared, alive) = (self.shared.clone(), self.alive.clone());
+        match self.kinds.of(job.headers()) {
+            Err(reason) => drop(tokio::spawn(async move {
+                execute::reject(&shared, job, reason).await;
+                drop(alive);
+            })),
+            Ok((kind, version)) => {
+                let turn = match kind.begin(Instant::now()) {
+                    Ok(()) => {
+                        self.active += 1;
+                        Turn::Begun
+                    }
+                    Err(told) => Turn::Waits(told),
+                };
+                let freed = self.freed.clone();
+                tokio::spawn(async move {
+                    execute::supervise(&shared, job, &kind, version, turn, || {
+                        let _ = freed.send(());
+                    })
+                    .await;
+                    drop(alive);
+                });
+            }
+        }
+    }
+}
