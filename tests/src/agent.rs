@@ -81,6 +81,12 @@ impl Agent {
         Agent::start(program, "work", pair, [workers.to_string(), hold.as_millis().to_string()])
     }
 
+    /// One that executes [`Hold`](crate::Hold)s by a worker, so many at once. At SIGTERM they have `limit` to end.
+    #[must_use]
+    pub fn handle(program: &str, pair: &Pair, concurrency: usize, limit: Duration) -> Agent {
+        Agent::start(program, "handle", pair, [concurrency.to_string(), limit.as_millis().to_string()])
+    }
+
     fn start(program: &str, what: &str, pair: &Pair, more: [String; 2]) -> Agent {
         let mut child = Command::new(program)
             .arg(what)
@@ -141,7 +147,13 @@ impl Agent {
 
     /// All that it has said in its life. It must have been told to end, or have been killed.
     #[must_use]
-    pub fn last_words(mut self) -> Vec<Line> {
+    pub fn last_words(self) -> Vec<Line> {
+        self.all_heard().into_iter().map(|(_, line)| line).collect()
+    }
+
+    /// The same, with when it was heard.
+    #[must_use]
+    pub fn all_heard(mut self) -> Vec<(Instant, Line)> {
         let start = Instant::now();
         while self.child.try_wait().expect("a child").is_none() {
             assert!(start.elapsed() < PATIENCE, "the agent doesn't end");
@@ -150,7 +162,7 @@ impl Agent {
         if let Some(listener) = self.listener.take() {
             listener.join().expect("the listener ends");
         }
-        self.said()
+        self.heard()
     }
 }
 

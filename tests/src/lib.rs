@@ -6,12 +6,14 @@
 
 mod agent;
 mod cases;
+mod hold;
 mod pairs;
 mod raw;
 mod rng;
 
 pub use agent::{Agent, Line};
 pub use cases::{CASES, Case};
+pub use hold::Hold;
 pub use pairs::{BrokerKind, Pair, StoreKind, not_asked_for};
 pub use raw::{Kafka, admin, committed_offsets, delete_topic, flush_redis, kcat};
 pub use rng::Rng;

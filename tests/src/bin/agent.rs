@@ -1,11 +1,15 @@
 //! A process that publishes, or works until its input ends. It says what it does, a line each, before it does it.
 //!
-//! `agent publish PAIR FROM COUNT` and `agent work PAIR WORKERS HOLD_MS`; a PAIR is the words of `Pair::words`.
+//! `agent publish PAIR FROM COUNT`, `agent work PAIR WORKERS HOLD_MS`, and `agent handle PAIR CONCURRENCY LIMIT_MS` with
+//! a worker that obeys signals; a PAIR is the words of `Pair::words`.
 
-#![allow(clippy::print_stdout, reason = "the lines are its purpose")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "the lines are its purpose")]
 
-use kafkaq::{Queue, Task, TaskId};
-use kafkaq_tests::Pair;
+use kafkaq::{
+    Queue, Task, TaskId,
+    worker::{Ctx, Worker},
+};
+use kafkaq_tests::{Hold, Pair};
 use std::{error::Error, io::Read, time::Duration};
 use tokio::task::JoinSet;
 
@@ -18,7 +22,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
             publish(pair_of(pair)?, from.parse()?, count.parse()?).await
         }
         ["work", ref pair @ .., workers, hold] => work(pair_of(pair)?, workers.parse()?, hold.parse()?).await,
-        _ => Err("publish PAIR FROM COUNT | work PAIR WORKERS HOLD_MS".into()),
+        ["handle", ref pair @ .., concurrency, limit] => {
+            handle(pair_of(pair)?, concurrency.parse()?, Duration::from_millis(limit.parse()?)).await
+        }
+        _ => {
+            Err("publish PAIR FROM COUNT | work PAIR WORKERS HOLD_MS | handle PAIR CONCURRENCY LIMIT_MS"
+                .into())
+        }
     }
 }
 
@@ -70,4 +80,20 @@ async fn run(queue: Queue, hold: Duration) {
             Err(e) => println!("failed {id} {token} {e:?}"),
         }
     }
+}
+
+async fn handle(pair: Pair, concurrency: usize, limit: Duration) -> Result<(), Box<dyn Error>> {
+    let worker = Worker::builder(pair.queue().build().await?).concurrency(concurrency).shutdown_limit(limit);
+    let report = worker.on(hold).run().await?;
+    eprintln!("{report}");
+    Ok(())
+}
+
+async fn hold(ctx: Ctx, task: Hold) {
+    println!("run {} {} {}", ctx.id(), ctx.token(), ctx.attempt());
+    if ctx.failures() > 0 {
+        println!("failed {} {} before", ctx.id(), ctx.token());
+    }
+    tokio::time::sleep(Duration::from_millis(task.ms)).await;
+    println!("done {} {}", ctx.id(), ctx.token());
 }

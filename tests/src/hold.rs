@@ -1,0 +1,15 @@
+//! A task with a type, for workers.
+
+use kafkaq::worker::TaskType;
+use serde::{Deserialize, Serialize};
+
+/// A task that takes so many milliseconds.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Hold {
+    /// Milliseconds.
+    pub ms: u64,
+}
+
+impl TaskType for Hold {
+    const KIND: &'static str = "hold";
+}
