@@ -4,7 +4,7 @@
 mod common;
 
 use common::*;
-use kafkaq_adapter_tests::Stopwatch;
+use kafkaq_adapter_tests::{Stopwatch, noise};
 use kafkaq_core::*;
 use kafkaq_rdkafka::RdKafka;
 use std::time::Duration;

@@ -236,6 +236,22 @@ impl World {
             w.stop_waiting();
         }
         self.tell(p, |m, now| m.handle_shutdown(now));
+        let hold = self.plan.settings.release_hold.as_micros() as Us;
+        self.after(hold, Ev::Leave(p, self.procs[p].inc));
+        self.pump(p);
+    }
+
+    /// Its partitions are wanted elsewhere, although jobs still run here.
+    pub(crate) fn leave(&mut self, p: usize, inc: u32) {
+        let process = &mut self.procs[p];
+        if process.inc != inc || process.machine.is_none() || process.paused || process.out {
+            return;
+        }
+        process.out = true;
+        self.stats.left_early += 1;
+        tr!(self, P(p), "leaves the group");
+        self.tell(p, |m, now| m.handle_left(now));
+        self.member_over(p, inc);
         self.pump(p);
     }
 

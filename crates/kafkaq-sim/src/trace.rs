@@ -216,6 +216,8 @@ stats! { Stats:
     pauses,
     /// Processes that stood still until their membership was over.
     zombies,
+    /// Processes that left the group while they were being shut down, before they were drained.
+    left_early,
     /// Processes that were shut down and drained.
     drained,
     /// Processes whose callers never asked again.

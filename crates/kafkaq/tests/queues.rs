@@ -295,6 +295,35 @@ async fn shutdown_gives_back_what_nobody_has_got() -> Result<()> {
     soon(two.shutdown(SECOND)).await
 }
 
+/// As in a deploy: the new process must not wait for the longest job of the old one.
+#[tokio::test(start_paused = true)]
+async fn shutdown_leaves_the_group_before_the_last_job_has_ended() -> Result<()> {
+    let (log, store) = (MemoryLog::new(), MemoryStore::new());
+    let long = || quick(&log, &store).lease_duration(Duration::from_secs(600)).park_after(SECOND);
+    let one = long().build().await?;
+    let held = one.publish(Task::new("held")).await?;
+    let job = next(&one).await;
+    let began = Instant::now();
+    let leaving = tokio::spawn(async move { one.shutdown(120 * SECOND).await });
+    let two = long().build().await?;
+    for outcome in two.publish_many((0..30).map(|n| Task::new(format!("{n}")))).await {
+        outcome?;
+    }
+    for _ in 0..30 {
+        let job = next(&two).await;
+        assert_ne!(job.id(), &held, "it is executed elsewhere");
+        soon(job.done()).await.unwrap();
+    }
+    assert!(began.elapsed() < 20 * SECOND, "{:?}", began.elapsed());
+    tokio::time::sleep(60 * SECOND).await;
+    assert!(!leaving.is_finished());
+    soon(job.done()).await.unwrap();
+    soon(leaving).await.unwrap()?;
+    none_within(&two, 1200 * SECOND).await;
+    assert_eq!(two.jobs().get(&held).await?.status, JobStatus::Done);
+    soon(two.shutdown(SECOND)).await
+}
+
 #[tokio::test(start_paused = true)]
 async fn shutdown_wakes_those_who_wait_and_ends_at_its_limit() -> Result<()> {
     let queue = quick(&MemoryLog::new(), &MemoryStore::new()).lease_duration(60 * SECOND).build().await?;

@@ -219,6 +219,14 @@ impl Machine {
         }
     }
 
+    /// The process has left its group, or is about to: what it has read is the others'. What runs may finish.
+    pub fn handle_left(&mut self, now: Now) {
+        self.hear(now);
+        for w in self.order.clone() {
+            self.drop_window(w);
+        }
+    }
+
     fn hear(&mut self, now: Now) {
         self.now = now;
         self.dirty = true;

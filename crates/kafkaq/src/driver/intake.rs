@@ -16,6 +16,7 @@ use std::{
 };
 use tokio::{
     sync::watch,
+    task::JoinHandle,
     time::{Instant, sleep_until},
 };
 
@@ -27,6 +28,8 @@ const GET_CALLS: usize = 2;
 const APPEND_BATCH: usize = 1000;
 const APPEND_CALLS: usize = 8;
 
+/// How long jobs may still run when the queue stops, before it leaves the group: nobody takes new tasks meanwhile.
+const LEAVE_AFTER: Duration = Duration::from_millis(300);
 const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// What an intake is made of.
@@ -55,6 +58,9 @@ pub(super) struct Intake {
     ready: Vec<Ready>,
     offers: Vec<Arc<Slot>>,
     stopping: Option<Instant>,
+    /// When it leaves the group, although jobs still run: their partitions are wanted elsewhere.
+    leave_at: Option<Instant>,
+    leaving: Option<JoinHandle<()>>,
     events_ended: bool,
     outcome: Result<()>,
 }
@@ -79,6 +85,8 @@ impl Intake {
             ready: Vec::new(),
             offers: Vec::new(),
             stopping: None,
+            leave_at: None,
+            leaving: None,
             events_ended: false,
             outcome: Ok(()),
         }
@@ -101,7 +109,7 @@ impl Intake {
             {
                 timer.as_mut().reset(at);
             }
-            let limit = self.stopping;
+            let (limit, leave_at) = (self.stopping, self.leave_at);
             // Every branch is cancel-safe, and inside one no call is awaited.
             tokio::select! {
                 ended = self.swaps.ended() => {
@@ -134,12 +142,34 @@ impl Intake {
                     self.give_up();
                     break;
                 }
+                () = async { if let Some(at) = leave_at { sleep_until(at).await } }, if leave_at.is_some() => {
+                    self.leave();
+                }
             }
         }
-        if let Err(e) = self.consumer.member.leave().await {
-            tracing::warn!(target: "kafkaq", error = %e, "could not leave the group; the others notice by its timeout");
+        self.leave();
+        if let Some(left) = self.leaving.take() {
+            let _ = left.await;
         }
         std::mem::replace(&mut self.outcome, Ok(()))
+    }
+
+    /// Begins to leave the group. Jobs that still run may finish.
+    fn leave(&mut self) {
+        self.leave_at = None;
+        self.events_ended = true;
+        self.machine.handle_left(self.shared.clock.now());
+        let member = self.consumer.member.clone();
+        self.leaving.get_or_insert_with(|| {
+            tokio::spawn(async move {
+                if let Err(e) = member.leave().await {
+                    tracing::warn!(
+                        target: "kafkaq", error = %e,
+                        "could not leave the group; the others notice by its timeout"
+                    );
+                }
+            })
+        });
     }
 
     /// What the machine has for the users' tasks.
@@ -316,6 +346,7 @@ impl Intake {
     fn stop_by(&mut self, until: Instant) {
         if self.stopping.is_none() {
             self.machine.handle_shutdown(self.shared.clock.now());
+            self.leave_at = Some(Instant::now() + LEAVE_AFTER);
         }
         self.stopping = Some(self.stopping.map_or(until, |earlier| earlier.min(until)));
     }
