@@ -82,6 +82,7 @@
 mod appender;
 mod builder;
 mod config;
+pub mod dead_letters;
 mod driver;
 mod job;
 mod jobs;
@@ -95,6 +96,7 @@ mod sync;
 mod topics;
 
 pub use builder::QueueBuilder;
+pub use dead_letters::{DeadLetter, DeadLetters};
 pub use job::{Job, JobError, RetryOutcome};
 pub use jobs::{CancelOutcome, JobController, JobInfo, JobStatus};
 pub use kafkaq_core::{
