@@ -4,14 +4,22 @@
 
 mod common;
 
+use async_trait::async_trait;
 use common::{LEASE, ms, next, none_within, quick, records, soon, wall_now};
 use kafkaq::{
-    DeadLetters, ErrorKind, Headers, JobStatus, Queue, Result, Task, TaskId,
-    backend::{ID_HEADER, Log, NewRecord, Partition, TopicSpec},
+    DeadLetters, Error, ErrorKind, Headers, JobStatus, Queue, Result, Task, TaskId,
+    backend::{
+        Batch, FetchLimit, ID_HEADER, Log, NewRecord, Offsets, Partition, PartitionLog, Position, TopicInfo,
+        TopicSpec,
+    },
     dead_letters::{Filter, Fingerprint, Handled, Place, RedriveState},
     memory::{MemoryLog, MemoryStore},
 };
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 use tokio::time::Instant;
 
 const DEAD: &str = "emails.kafkaq.dead";
@@ -455,5 +463,134 @@ async fn a_queue_that_is_not_there_is_not_created() -> Result<()> {
     assert_eq!(log.describe_topics(&["emials".into()]).await?, [None]);
     let e = Queue::builder("q").dead_topic("d".repeat(249)).build_dead_letters(log).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Invalid);
+    Ok(())
+}
+
+/// What fails next: an append to a topic, of a payload, or a fetch.
+type Fails = fn(&str, Option<&[u8]>) -> Option<Error>;
+
+/// A log that fails as a test says, before it takes effect.
+#[derive(Debug)]
+struct Faulty {
+    log: MemoryLog,
+    fails: Mutex<Fails>,
+}
+
+impl Faulty {
+    fn outcome(&self, topic: &str, payload: Option<&[u8]>) -> Result<()> {
+        (self.fails.lock().unwrap())(topic, payload).map_or(Ok(()), Err)
+    }
+}
+
+#[async_trait]
+impl Log for Faulty {
+    async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<TopicInfo>> {
+        self.log.ensure_topics(topics).await
+    }
+    async fn describe_topics(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
+        self.log.describe_topics(names).await
+    }
+    async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
+        let mut outcomes = Vec::new();
+        for record in records {
+            outcomes.push(match self.outcome(&to.topic, record.value.as_deref()) {
+                Ok(()) => self.log.append(to, std::slice::from_ref(record)).await.remove(0),
+                Err(e) => Err(e),
+            });
+        }
+        outcomes
+    }
+    async fn close(&self) -> Result<()> {
+        self.log.close().await
+    }
+}
+
+#[async_trait]
+impl PartitionLog for Faulty {
+    async fn fetch(&self, from: &Position, limit: FetchLimit) -> Result<Batch> {
+        self.outcome("fetch", None)?;
+        self.log.fetch(from, limit).await
+    }
+    async fn offsets(&self, of: &[Partition]) -> Vec<Result<Offsets>> {
+        self.log.offsets(of).await
+    }
+}
+
+async fn faulty(rig: &Rig) -> (Arc<Faulty>, DeadLetters) {
+    let faulty = Arc::new(Faulty { log: rig.log.clone(), fails: Mutex::new(|_, _| None) });
+    let builder = quick(&rig.log, &rig.store).publish_timeout(ms(500));
+    let dead = builder.build_dead_letters(faulty.clone()).await.unwrap();
+    (faulty, dead)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_not_published_is_not_marked_and_the_next_run_redrives_it() -> Result<()> {
+    let rig = Rig::new().await;
+    rig.kill_many(6).await;
+    let (log, dead) = faulty(&rig).await;
+    *log.fails.lock().unwrap() = |topic, payload| {
+        let fails = topic == "emails" && payload.is_some_and(|p| p >= &b"003"[..]);
+        fails.then(|| Error::not_applied(ErrorKind::Denied, "append"))
+    };
+    let mut redrive = dead.redrive(Filter::new());
+    assert_eq!(redrive.run().await.unwrap_err().kind(), ErrorKind::Denied);
+    assert_eq!((redrive.report().redriven, redrive.report().state), (3, RedriveState::Running));
+    assert_eq!(rig.dead.count(Filter::new()).await?, 3);
+    assert_eq!(rig.run_all().await, payloads(0..3));
+    *log.fails.lock().unwrap() = |_, _| None;
+    let report = redrive.run().await?;
+    assert_eq!((report.redriven, report.state), (6, RedriveState::Complete));
+    assert_eq!(rig.run_all().await, payloads(3..6));
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_published_and_could_not_be_marked_is_redriven_again_and_runs_once() -> Result<()> {
+    let rig = Rig::new().await;
+    rig.kill_many(3).await;
+    let (log, dead) = faulty(&rig).await;
+    *log.fails.lock().unwrap() =
+        |topic, _| topic.ends_with(".handled").then(|| Error::not_applied(ErrorKind::Denied, "append"));
+    let mut redrive = dead.redrive(Filter::new());
+    assert_eq!(redrive.run().await.unwrap_err().kind(), ErrorKind::Denied);
+    assert_eq!(redrive.report().redriven, 0);
+    assert_eq!(dead.discard(Filter::new()).await.unwrap_err().kind(), ErrorKind::Denied);
+    assert_eq!(rig.run_all().await, payloads(0..3));
+    *log.fails.lock().unwrap() = |_, _| None;
+    assert_eq!(redrive.run().await?.redriven, 3);
+    assert_eq!(rig.run_all().await, [""; 0]);
+    assert_eq!(rig.dead.count(Filter::new()).await?, 0);
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_the_log_never_takes_does_not_stop_the_others() -> Result<()> {
+    let rig = Rig::new().await;
+    rig.kill_many(3).await;
+    let (log, dead) = faulty(&rig).await;
+    *log.fails.lock().unwrap() = |topic, payload| {
+        let fails = topic == "emails" && payload == Some(b"001");
+        fails.then(|| Error::not_applied(ErrorKind::TooLarge, "append"))
+    };
+    let report = dead.redrive(Filter::new()).run().await?;
+    assert_eq!((report.redriven, report.refused, report.state), (2, 1, RedriveState::Complete));
+    assert_eq!(rig.run_all().await, ["000", "002"]);
+    assert_eq!(rig.dead.count(Filter::new()).await?, 1, "it is still there");
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn browsing_goes_on_after_an_error() -> Result<()> {
+    let rig = Rig::new().await;
+    rig.kill_many(3).await;
+    let (log, dead) = faulty(&rig).await;
+    let mut letters = dead.letters(Filter::new()).await?;
+    *log.fails.lock().unwrap() =
+        |op, _| (op == "fetch").then(|| Error::not_applied(ErrorKind::Timeout, "fetch"));
+    let e = letters.next().await.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Timeout);
+    assert!(e.to_string().contains(DEAD), "{e}");
+    *log.fails.lock().unwrap() = |_, _| None;
+    assert_eq!(letters.next_page(10).await?.len(), 3);
     Ok(())
 }
