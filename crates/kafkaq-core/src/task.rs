@@ -27,8 +27,10 @@ impl TaskId {
         Ok(TaskId(id))
     }
 
-    /// An id that the core has made and knows to be short enough.
-    pub(crate) fn from_parts(id: String) -> Self {
+    /// An id that kafkaq has made and knows to be short enough.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn from_parts(id: String) -> Self {
         debug_assert!(!id.is_empty() && id.len() <= Self::MAX_LEN);
         TaskId(id.into())
     }

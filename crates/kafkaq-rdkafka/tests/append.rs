@@ -29,7 +29,7 @@ async fn a_record_as_large_as_its_topic_takes_is_appended_and_read() {
             }
         };
         assert_eq!(batch.records[0].size(), SIZE);
-        let e = kafka.append(&of, &[record(vec![7; SIZE + 2048])]).await.remove(0).unwrap_err();
+        let e = kafka.append(&of, &[record(noise(SIZE + 2048))]).await.remove(0).unwrap_err();
         assert_eq!((e.kind(), e.effect()), (ErrorKind::TooLarge, Effect::NotApplied), "{e}");
         kafka.close().await.unwrap();
     }

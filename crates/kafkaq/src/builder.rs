@@ -1,7 +1,7 @@
 //! How a queue is set up.
 
 use crate::{
-    JobController, LeasedGroup, Publisher, Queue,
+    DeadLetters, JobController, LeasedGroup, Publisher, Queue,
     config::Config,
     driver::{Clock, Driver, Limits, Plan, Shared},
     jobs::Retention,
@@ -15,7 +15,7 @@ use kafkaq_core::{
 };
 use std::{sync::Arc, time::Duration};
 
-/// Sets up a [`Queue`], a [`Publisher`] or a [`JobController`]. Every setting has a safe default, and the order doesn't
+/// Sets up a [`Queue`], a [`Publisher`], a [`JobController`] or [`DeadLetters`]. Every setting has a safe default, and the order doesn't
 /// matter.
 ///
 /// All processes of a queue should have the same settings; only `prefetch` and the `publish_*` ones are a process's
@@ -281,6 +281,19 @@ impl QueueBuilder {
         };
         check_store(&*store, &self.config).await?;
         Ok(JobController::new(store, keyspace, retention(&self.config)))
+    }
+
+    /// Builds a handle that browses, redrives and discards the dead letters of the group. It joins no group and needs no
+    /// store, and creates no topic until letters are marked. The log is the one that the workers' broker or log is a
+    /// client of: `RdKafka`, `RsKafka` and [`MemoryLog`] all are a [`PartitionLog`], also in an [`Arc`]. Any
+    /// [`broker`](QueueBuilder::broker), `log` or `store` that was set is not used. Needs a tokio runtime with time
+    /// enabled.
+    ///
+    /// # Errors
+    /// As [`build`](QueueBuilder::build), and `NotFound` if the dead-letter topic or the task topic is missing.
+    pub async fn build_dead_letters(self, log: impl PartitionLog) -> Result<DeadLetters> {
+        self.config.check()?;
+        DeadLetters::new(Arc::new(log), &self.config).await
     }
 
     fn check(&self) -> Result<Keyspace> {

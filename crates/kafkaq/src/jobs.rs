@@ -41,18 +41,18 @@ pub(crate) struct Retention {
 }
 
 /// Whether a call that has failed is tried again.
-struct Attempts {
+pub(crate) struct Attempts {
     since: Instant,
     failed: u32,
 }
 
 impl Attempts {
-    fn begin() -> Self {
+    pub(crate) fn begin() -> Self {
         Attempts { since: Instant::now(), failed: 0 }
     }
 
     /// Waits a little if another try may help; otherwise returns the error.
-    async fn again_after(&mut self, e: Error) -> Result<()> {
+    pub(crate) async fn again_after(&mut self, e: Error) -> Result<()> {
         self.failed += 1;
         if e.retry() == Retry::No || self.failed >= TRIES || self.since.elapsed() >= TRY_FOR {
             return Err(e);

@@ -50,7 +50,8 @@
 //!   [`JobError::LeaseLost`] from [`Job::done`], or at once by [`Job::lost`]. [`Job::token`] tells holders apart for
 //!   the systems that they write to.
 //! - **A dropped [`Job`]** is handed out again when its lease ends, one that was [retried](Job::retry) after its
-//!   delay. After [`max_failures`](QueueBuilder::max_failures) a task goes to the dead-letter topic.
+//!   delay. After [`max_failures`](QueueBuilder::max_failures) a task goes to the dead-letter topic, which
+//!   [`DeadLetters`] browses, redrives and discards.
 //! - **Publishing** works from any number of runtimes, and outside of any. A queue that is used only to publish and to
 //!   look at jobs takes no share of the work: it joins its group when a job is asked for first.
 //! - **In tests**, a queue in memory follows tokio's paused clock: a delay of an hour takes no time.
@@ -82,6 +83,7 @@
 mod appender;
 mod builder;
 mod config;
+pub mod dead_letters;
 mod driver;
 mod job;
 mod jobs;
@@ -97,6 +99,7 @@ mod topics;
 pub mod worker;
 
 pub use builder::QueueBuilder;
+pub use dead_letters::{DeadLetter, DeadLetters};
 pub use job::{Job, JobError, RetryOutcome};
 pub use jobs::{CancelOutcome, JobController, JobInfo, JobStatus};
 pub use kafkaq_core::{

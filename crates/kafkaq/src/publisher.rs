@@ -8,6 +8,7 @@ use crate::{
     stats::CallStats,
     topics::TaskTopic,
 };
+use bytes::Bytes;
 use kafkaq_core::{
     Effect, Envelope, Error, ErrorKind, HEADER, Log, NewRecord, Result, Retry, Task, TaskId, Wall,
     partitioner,
@@ -78,6 +79,7 @@ impl Publisher {
         let now = Instant::now();
         let (id, pushed) = {
             let mut unsent = Unsent::new(&self.inner.tasks);
+            let task = self.inner.address(task)?;
             let pushed = self.push(task, self.inner.tasks.deadline(now), &mut unsent).await?;
             if !unsent.is_empty() {
                 // Lets the tasks that are about to publish come into the same request.
@@ -96,13 +98,26 @@ impl Publisher {
     ///
     /// *Cancel-safety:* as of `publish`, for each task.
     pub async fn publish_many(&self, tasks: impl IntoIterator<Item = Task>) -> Vec<Result<TaskId>> {
+        self.push_all(tasks.into_iter().map(|task| self.inner.address(task))).await
+    }
+
+    /// Publishes tasks that were accepted before, each under the id given for it. Kafkaq and its users may have added
+    /// headers since, so their names and sizes are not checked.
+    pub(crate) async fn publish_again(&self, tasks: Vec<(TaskId, NewRecord)>) -> Vec<Result<TaskId>> {
+        self.push_all(tasks.into_iter().map(|(id, record)| Ok(self.inner.address_again(id, record)))).await
+    }
+
+    async fn push_all(&self, tasks: impl Iterator<Item = Result<Addressed>>) -> Vec<Result<TaskId>> {
         let now = Instant::now();
         let until = self.inner.tasks.deadline(now);
         let mut sent = Vec::new();
         {
             let mut unsent = Unsent::new(&self.inner.tasks);
             for task in tasks {
-                sent.push(self.push(task, until, &mut unsent).await);
+                sent.push(match task {
+                    Ok(task) => self.push(task, until, &mut unsent).await,
+                    Err(e) => Err(e),
+                });
             }
         }
         self.inner.tasks.look(now);
@@ -120,8 +135,12 @@ impl Publisher {
         self.inner.tasks.stats()
     }
 
-    async fn push(&self, task: Task, until: Instant, unsent: &mut Unsent<'_>) -> Result<(TaskId, Pushed)> {
-        let (id, partition, record) = self.inner.address(task)?;
+    async fn push(
+        &self,
+        (id, partition, record): Addressed,
+        until: Instant,
+        unsent: &mut Unsent<'_>,
+    ) -> Result<(TaskId, Pushed)> {
         Ok((id, self.inner.tasks.push(partition, record, until, unsent).await?))
     }
 }
@@ -155,9 +174,11 @@ async fn outcome(id: TaskId, pushed: Pushed) -> Result<TaskId> {
     }
 }
 
+/// A task's id, its partition and its record.
+type Addressed = (TaskId, i32, NewRecord);
+
 impl Inner {
-    /// The task's id, its partition and its record.
-    fn address(&self, task: Task) -> Result<(TaskId, i32, NewRecord)> {
+    fn address(&self, task: Task) -> Result<Addressed> {
         self.check(&task)?;
         let now = wall_now();
         let number = self.seed.wrapping_add(self.count.fetch_add(1, Ordering::Relaxed).into());
@@ -171,12 +192,20 @@ impl Inner {
         let mut headers = task.headers().clone();
         headers.push(HEADER, Some(envelope.encode()));
         let record = NewRecord::new(task.key().cloned(), Some(task.payload().clone()), headers);
-        Ok((envelope.id, self.choose(&task, number), record))
+        Ok((envelope.id, self.choose(task.key(), number), record))
     }
 
-    fn choose(&self, task: &Task, number: u128) -> i32 {
+    fn address_again(&self, id: TaskId, mut record: NewRecord) -> Addressed {
+        let number = self.count.fetch_add(1, Ordering::Relaxed).into();
+        let partition = self.choose(record.key.as_ref(), number);
+        let envelope = Envelope::new(id, wall_now());
+        record.headers.push(HEADER, Some(envelope.encode()));
+        (envelope.id, partition, record)
+    }
+
+    fn choose(&self, key: Option<&Bytes>, number: u128) -> i32 {
         let partitions = self.tasks.partitions();
-        match task.key() {
+        match key {
             Some(key) => partitioner::for_key(key, partitions),
             None => (number % partitions.unsigned_abs() as u128) as i32,
         }

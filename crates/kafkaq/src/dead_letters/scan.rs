@@ -1,0 +1,190 @@
+//! Reading a topic once, from its beginning to where it ended when the reading began.
+
+use super::{DeadLetter, Filter, Marks};
+use crate::jobs::Attempts;
+use kafkaq_core::{Error, ErrorKind, FetchLimit, Offsets, Partition, PartitionLog, Position, Record, Result};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+/// What one fetch asks for: so much is held in memory, or one record if that is larger.
+const FETCH_BYTES: usize = 1 << 20;
+const FETCH_WAIT: Duration = Duration::from_secs(1);
+/// So often in a row a partition may have nothing although it has not ended.
+const MOST_IDLE: u32 = 10;
+
+/// Records of a topic, partition by partition, by offset.
+#[derive(Debug)]
+pub(super) struct Scan {
+    log: Arc<dyn PartitionLog>,
+    topic: Arc<str>,
+    /// What is still to be read of each partition that is not finished; the first is being read.
+    rest: VecDeque<(i32, Offsets)>,
+    read: VecDeque<Record>,
+}
+
+impl Scan {
+    /// Looks at the partitions' ends. A topic that is missing is empty.
+    pub(super) async fn new(log: &Arc<dyn PartitionLog>, topic: &Arc<str>) -> Result<Self> {
+        let mut attempts = Attempts::begin();
+        let rest = loop {
+            match ends(&**log, topic).await {
+                Ok(rest) => break rest,
+                Err(e) => attempts.again_after(e).await?,
+            }
+        };
+        Ok(Scan { log: log.clone(), topic: topic.clone(), rest, read: VecDeque::new() })
+    }
+
+    /// The first offset that is still there, of each partition.
+    pub(super) fn first_offsets(&self) -> impl Iterator<Item = (i32, i64)> {
+        self.rest.iter().map(|(index, offsets)| (*index, offsets.first))
+    }
+
+    /// Leaves out what is before one place and behind another.
+    pub(super) fn narrow(&mut self, filter: &Filter) {
+        let (start, end) = (filter.start(), filter.end());
+        self.rest.retain_mut(|(index, offsets)| {
+            if let Some(start) = start.filter(|s| s.partition >= *index) {
+                let first = if start.partition == *index { start.offset } else { i64::MAX };
+                offsets.first = offsets.first.max(first);
+            }
+            if let Some(end) = end.filter(|e| e.partition <= *index) {
+                let next = if end.partition == *index { end.offset.saturating_add(1) } else { 0 };
+                offsets.next = offsets.next.min(next);
+            }
+            offsets.first < offsets.next
+        });
+    }
+
+    /// The next record and its partition. It can be called again after an error, and after it was dropped.
+    pub(super) async fn next(&mut self) -> Result<Option<(i32, Record)>> {
+        let mut attempts = Attempts::begin();
+        let mut idle = 0;
+        loop {
+            let Some((index, offsets)) = self.rest.front().copied() else { return Ok(None) };
+            if let Some(record) = self.read.pop_front() {
+                return Ok(Some((index, record)));
+            }
+            if offsets.first >= offsets.next {
+                self.rest.pop_front();
+                continue;
+            }
+            match self.fetch(index, offsets).await {
+                Ok(true) => idle = 0,
+                Ok(false) if idle < MOST_IDLE => idle += 1,
+                Ok(false) => {
+                    let e = Error::not_applied(ErrorKind::Timeout, "read dead letters");
+                    return Err(e.on(self.partition(index)).with_advice("The log returned no records"));
+                }
+                Err(e) => attempts.again_after(e).await?,
+            }
+        }
+    }
+
+    /// Reads on in the first partition. Says whether it came any further.
+    async fn fetch(&mut self, index: i32, offsets: Offsets) -> Result<bool> {
+        let partition = self.partition(index);
+        let from = Position { partition: partition.clone(), offset: offsets.first };
+        let fetched = self.log.fetch(&from, FetchLimit::new(FETCH_WAIT, FETCH_BYTES)).await;
+        let (records, next) = match fetched {
+            Ok(batch) if batch.next > offsets.first => (batch.records, batch.next),
+            // Retention may have deleted what comes next; a topic that was cut ends earlier.
+            Err(e) if e.kind() != ErrorKind::Invalid => return Err(e.on(partition)),
+            unmoved => {
+                let now = offsets_of(&*self.log, std::slice::from_ref(&partition)).await.remove(0)?;
+                let next =
+                    if now.next <= offsets.first { offsets.next } else { now.first.max(offsets.first) };
+                match unmoved {
+                    Err(e) if next == offsets.first => return Err(e.on(partition)),
+                    _ => (Vec::new(), next),
+                }
+            }
+        };
+        // Nothing is awaited from here on.
+        if let Some((_, rest)) = self.rest.front_mut() {
+            let within = |record: &Record| (offsets.first..rest.next).contains(&record.offset);
+            self.read.extend(records.into_iter().filter(within));
+            rest.first = next;
+        }
+        Ok(next > offsets.first)
+    }
+
+    fn partition(&self, index: i32) -> Partition {
+        Partition::new(self.topic.clone(), index)
+    }
+}
+
+async fn ends(log: &dyn PartitionLog, topic: &Arc<str>) -> Result<VecDeque<(i32, Offsets)>> {
+    let found = log.describe_topics(std::slice::from_ref(topic)).await?.into_iter().next().flatten();
+    let partitions = found.map_or(0, |topic| topic.partitions);
+    let partitions: Vec<_> = (0..partitions).map(|index| Partition::new(topic.clone(), index)).collect();
+    let offsets = offsets_of(log, &partitions).await;
+    (0..).zip(offsets).map(|(index, offsets)| Ok((index, offsets?))).collect()
+}
+
+/// One outcome per partition, whatever the log returns.
+async fn offsets_of(log: &dyn PartitionLog, partitions: &[Partition]) -> Vec<Result<Offsets>> {
+    let mut outcomes = log.offsets(partitions).await;
+    outcomes.resize_with(partitions.len(), || {
+        let e = Error::unknown(ErrorKind::Other, "read the ends of a topic");
+        Err(e.with_advice("The backend gave no answer"))
+    });
+    let named = outcomes.into_iter().zip(partitions);
+    named.map(|(outcome, partition)| outcome.map_err(|e| e.on(partition))).collect()
+}
+
+/// Dead letters that a filter selects, by partition and offset: see [`DeadLetters::letters`].
+///
+/// It holds one batch of records, about 1 MiB, and some 50 bytes for each letter that was redriven or discarded.
+///
+/// [`DeadLetters::letters`]: super::DeadLetters::letters
+#[derive(Debug)]
+#[must_use = "it reads nothing until `next` is called"]
+pub struct Letters {
+    scan: Scan,
+    filter: Filter,
+    marks: Marks,
+}
+
+impl Letters {
+    pub(super) fn new(mut scan: Scan, filter: Filter, marks: Marks) -> Self {
+        scan.narrow(&filter);
+        Letters { scan, filter, marks }
+    }
+
+    /// Returns the next letter, and `None` behind the last one that was there when the browsing began.
+    ///
+    /// *Cancel-safety:* safe. A future that is dropped has skipped no letter.
+    ///
+    /// # Errors
+    /// The log's own. Calling it again goes on with the same letter.
+    pub async fn next(&mut self) -> Result<Option<DeadLetter>> {
+        while let Some((partition, record)) = self.scan.next().await? {
+            let mut letter = DeadLetter::new(partition, record);
+            letter.handled = self.marks.get(&letter);
+            if self.filter.selects(&letter) {
+                return Ok(Some(letter));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns the next letters, at most `max`; fewer, or none, behind the last one.
+    ///
+    /// *Cancel-safety:* not safe: letters that were read are lost with the future. Go on behind the last one seen by
+    /// [`Filter::after`].
+    ///
+    /// # Errors
+    /// As [`next`](Letters::next), if there is one before the first letter. A later one ends the page, and the next
+    /// call returns it if it lasts.
+    pub async fn next_page(&mut self, max: usize) -> Result<Vec<DeadLetter>> {
+        let mut page = Vec::new();
+        while page.len() < max {
+            match self.next().await {
+                Ok(Some(letter)) => page.push(letter),
+                Err(e) if page.is_empty() => return Err(e),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        Ok(page)
+    }
+}
