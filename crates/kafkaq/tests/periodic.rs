@@ -5,16 +5,20 @@
 
 mod common;
 
+use async_trait::async_trait;
 use common::{none_within, quick, soon};
 use kafkaq::{
-    ErrorKind, Job, JobStatus, Publisher, Queue, QueueBuilder, Result, Task, TaskId,
-    backend::Log,
+    Error, ErrorKind, Job, JobStatus, Publisher, Queue, QueueBuilder, Result, Retry, Task, TaskId,
+    backend::{Broker, Consumer, JoinRequest, Log, NewRecord, Partition, TopicInfo, TopicSpec},
     memory::{MemoryLog, MemoryStore},
     periodic::{Missed, PeriodicTask, Schedule, Scheduler, Tick},
 };
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 use tokio::{
@@ -309,5 +313,72 @@ async fn a_panic_of_a_closure_ends_the_run_with_it() -> Result<()> {
         Scheduler::new(publisher).add(PeriodicTask::new("t", every(60), |_| panic!("no task")))?;
     let ended = soon(tokio::spawn(scheduler.run())).await;
     assert!(ended.unwrap_err().is_panic());
+    Ok(())
+}
+
+/// A log that refuses all records while it is told to.
+#[derive(Clone, Debug, Default)]
+struct Refusing {
+    log: MemoryLog,
+    refuses: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl Log for Refusing {
+    async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<TopicInfo>> {
+        self.log.ensure_topics(topics).await
+    }
+    async fn describe_topics(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
+        self.log.describe_topics(names).await
+    }
+    async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
+        if self.refuses.load(Ordering::Relaxed) {
+            // Final for the publisher, which does not try again: its time limit would be real.
+            let e = Error::not_applied(ErrorKind::Denied, "append").with_retry(Retry::No);
+            return records.iter().map(|_| Err(e.clone())).collect();
+        }
+        self.log.append(to, records).await
+    }
+    async fn close(&self) -> Result<()> {
+        self.log.close().await
+    }
+}
+
+#[async_trait]
+impl Broker for Refusing {
+    async fn join(&self, request: JoinRequest) -> Result<Consumer> {
+        self.log.join(request).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn ticks_that_the_log_refuses_are_tried_again_for_as_long_as_the_policy_says() -> Result<()> {
+    let (log, store) = (Refusing::default(), MemoryStore::new());
+    let queue = quick(&log.log, &store).build().await?;
+    let publisher = Queue::builder("emails").broker(log.clone()).build_publisher().await?;
+    let scheduler = Scheduler::new(publisher)
+        .add(PeriodicTask::new("all", every(100), payload).missed(Missed::RunAll { within: 3_000 * SECOND }))?
+        .add(PeriodicTask::new("last", every(100), payload).missed(Missed::RunLast))?
+        .add(PeriodicTask::new("skip", every(100), payload))?;
+    log.refuses.store(true, Ordering::Relaxed);
+    tokio::spawn(scheduler.run());
+    none_within(&queue, 1_000 * SECOND).await;
+    // All that is due is a minute late.
+    while unix_seconds(common::wall_now()) % 100 != 62 {
+        sleep(SECOND / 2).await;
+    }
+    log.refuses.store(false, Ordering::Relaxed);
+    let mut times = BTreeMap::<String, Vec<u64>>::new();
+    while let Ok(job) = tokio::time::timeout(16 * SECOND, queue.get_job()).await {
+        let job = job?;
+        times.entry(job.id().as_str()[..3].to_owned()).or_default().push(job.payload_seconds());
+        soon(job.done()).await.unwrap();
+    }
+    let all = &mut times["all"].clone();
+    all.sort_unstable();
+    let expected: Vec<_> = (0..30).map(|n| all[0] + 100 * n).collect();
+    assert_eq!(*all, expected);
+    assert_eq!(times["las"], [all[29]]);
+    assert!(!times.contains_key("ski"), "{times:?}");
     Ok(())
 }
