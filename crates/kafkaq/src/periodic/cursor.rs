@@ -200,11 +200,12 @@ mod tests {
         let mut all = cursor(SECOND, Missed::RunAll { within: HOUR });
         assert_eq!(all.due(at(7_200)).ticks.len(), BATCH);
         assert_eq!(publish(&mut all, 7_200), (3_601..=7_200).collect::<Vec<_>>());
-        let ten_years = 3650 * 24 * HOUR;
         let every = Schedule::every(Duration::from_millis(1_001)).unwrap();
-        let mut last = Cursor::new(every, Missed::RunLast, ten_years);
-        let now = at(0);
-        assert_eq!(last.due(now).ticks, [Wall(now.0 / 1_001 * 1_001)]);
+        for ms in (0..5_000).step_by(173) {
+            let mut last = Cursor::new(every.clone(), Missed::RunLast, 3650 * 24 * HOUR);
+            let now = Wall(at(0).0 + ms);
+            assert_eq!(last.due(now).ticks, [Wall(now.0 / 1_001 * 1_001)]);
+        }
     }
 
     #[test]
