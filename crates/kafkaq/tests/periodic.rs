@@ -17,7 +17,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -258,11 +258,15 @@ async fn what_makes_no_sense_is_refused_when_it_is_added() -> Result<()> {
 #[tokio::test(start_paused = true)]
 async fn a_task_that_is_refused_stops_neither_the_next_tick_nor_another_schedule() -> Result<()> {
     let queue = quick(&MemoryLog::new(), &MemoryStore::new()).build().await?;
-    let large = |tick: &Tick| match unix_seconds(tick.time()) % 120 {
-        0 => Task::new(vec![0; 2_000_000]),
-        _ => payload(tick),
+    let made = Arc::new(AtomicUsize::new(0));
+    let counted = made.clone();
+    let large = move |tick: &Tick| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        match unix_seconds(tick.time()) % 120 {
+            0 => Task::new(vec![0; 2_000_000]),
+            _ => payload(tick),
+        }
     };
-    // All would wait for the first if that were tried again.
     let large =
         PeriodicTask::new("large", every(60), large).missed(Missed::RunAll { within: 1_000 * SECOND });
     let scheduler =
@@ -275,6 +279,9 @@ async fn a_task_that_is_refused_stops_neither_the_next_tick_nor_another_schedule
         soon(job.done()).await.unwrap();
     }
     assert!(counts["other"] >= 5 && counts["large"] >= 10, "{counts:?}");
+    // One of two is refused, and none is tried again.
+    let made = made.load(Ordering::Relaxed);
+    assert!(made <= 2 * counts["large"] + 2, "{made}: {counts:?}");
     Ok(())
 }
 

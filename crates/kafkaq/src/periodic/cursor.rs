@@ -206,6 +206,14 @@ mod tests {
             let now = Wall(at(0).0 + ms);
             assert_eq!(last.due(now).ticks, [Wall(now.0 / 1_001 * 1_001)]);
         }
+        // Unlike an interval's, these are unevenly spaced.
+        let midnight = START.next_multiple_of(86_400) - START;
+        for hour in 1..24 {
+            let uneven = Schedule::cron("0 0,1 * * *").unwrap();
+            let mut last = Cursor::new(uneven, Missed::RunLast, 100 * 24 * HOUR);
+            let due = last.due(at(midnight + hour * 3_600 + 1_800));
+            assert_eq!(due.ticks, [at(midnight + 3_600)], "{hour}:30");
+        }
     }
 
     #[test]
