@@ -116,6 +116,15 @@ impl Config {
         self.task_retention.unwrap_or(7 * DAY).max(self.max_overdue)
     }
 
+    /// For how long after the earliest time at which some process may have published a task it can be published once
+    /// more, and is still known when that record is read. A task ends after it was published, its id is remembered for
+    /// `done_retention` and `max_overdue`, and the second record is read within `max_overdue`. The first process's clock
+    /// may be ahead of this one's, and the second record is appended within `publish_timeout`.
+    #[cfg(feature = "cron")]
+    pub(crate) fn id_window(&self) -> Duration {
+        self.done_retention.saturating_sub(self.clock_skew + self.publish_timeout)
+    }
+
     /// How long a process may be silent before others take its partitions. Whoever waits for a lease of that process
     /// waits for the lease to end in any case; but longer than by Kafka's default no partition should stand still.
     pub(crate) fn session_timeout(&self) -> Duration {

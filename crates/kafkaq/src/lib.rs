@@ -70,7 +70,8 @@
 //! | `redis` | `kafkaq::redis::RedisStore`: Redis or Valkey, one server or a cluster; for [`store`](QueueBuilder::store) | |
 //! | `etcd` | `kafkaq::etcd::EtcdStore`, for [`store`](QueueBuilder::store) | `protoc` |
 //! | `zookeeper` | `kafkaq::zookeeper::ZooKeeperStore`, for [`store`](QueueBuilder::store) | |
-//! | `full` | all of these | what they require |
+//! | `cron` | `kafkaq::periodic`: tasks by cron expressions, with time zones, and by intervals | |
+//! | `full` | all backends | what they require |
 //! | `tls` | encrypted connections in those that are on: `rediss://` and `https://` URLs, Kafka by TLS. ZooKeeper has none | with `rdkafka`: OpenSSL's headers |
 //!
 //! Each backend is a crate of its own too (`kafkaq-redis`, …), whose further features, such as librdkafka's ways to be
@@ -89,6 +90,8 @@ mod job;
 mod jobs;
 mod leased_group;
 pub mod memory;
+#[cfg(feature = "cron")]
+pub mod periodic;
 mod publisher;
 mod queue;
 mod runtime;

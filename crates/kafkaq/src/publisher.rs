@@ -42,6 +42,9 @@ struct Inner {
     tasks: Arc<Appender>,
     max_delay: Duration,
     max_bytes: usize,
+    /// For how long after its time a task can be published once more without being executed twice.
+    #[cfg(feature = "cron")]
+    id_window: Duration,
     /// Counts tasks: the next one without a key goes to the next partition, the next id is one higher.
     count: AtomicU64,
     /// Random, chosen anew for each publisher.
@@ -57,6 +60,8 @@ impl Publisher {
                 tasks: Appender::new(log, name, partitions, buffer, timeout, home),
                 max_delay: config.max_delay,
                 max_bytes: config.max_task_bytes,
+                #[cfg(feature = "cron")]
+                id_window: config.id_window(),
                 count: AtomicU64::default(),
                 seed: Uuid::new_v4().as_u128(),
             }),
@@ -129,6 +134,11 @@ impl Publisher {
             });
         }
         outcomes
+    }
+
+    #[cfg(feature = "cron")]
+    pub(crate) fn id_window(&self) -> Duration {
+        self.inner.id_window
     }
 
     pub(crate) fn stats(&self) -> CallStats {
