@@ -59,9 +59,11 @@
 //!   [retry](Error::retry) helps.
 //! - What an operator should see goes to [`tracing`](https://docs.rs/tracing), target `kafkaq`.
 //!
+//! Most people want [`worker`](crate::worker): handlers for typed tasks, without a loop of their own.
+//!
 //! # Features
-//! None is on by default: the in-memory pair and the traits of [`backend`] need nothing but Rust. One broker and one
-//! store make a queue on servers; any broker goes with any store.
+//! Only `worker` is on by default: that, the in-memory pair and the traits of [`backend`] need nothing but Rust. One
+//! broker and one store make a queue on servers; any broker goes with any store.
 //!
 //! | feature | adds | requires |
 //! |---|---|---|
@@ -144,6 +146,6 @@ pub mod guide {
 }
 
 /// The blocks of the repository's README, and of this crate's.
-#[cfg(all(doctest, feature = "rdkafka", feature = "redis"))]
+#[cfg(all(doctest, feature = "rdkafka", feature = "redis", feature = "worker"))]
 #[doc = include_str!("../README.md")]
 mod readme {}

@@ -285,6 +285,37 @@ async fn a_task_that_is_refused_stops_neither_the_next_tick_nor_another_schedule
     Ok(())
 }
 
+/// A typed task of which some ticks can't be encoded.
+#[cfg(feature = "worker")]
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Uneven(u64);
+
+#[cfg(feature = "worker")]
+impl kafkaq::worker::TaskType for Uneven {
+    const KIND: &'static str = "uneven";
+
+    fn encode(&self) -> std::result::Result<bytes::Bytes, kafkaq::worker::BoxError> {
+        if self.0.is_multiple_of(2) { Err("it is even".into()) } else { Ok(self.0.to_string().into()) }
+    }
+}
+
+#[cfg(feature = "worker")]
+#[tokio::test(start_paused = true)]
+async fn a_tick_whose_task_can_not_be_encoded_does_not_stop_the_next() -> Result<()> {
+    let queue = Queue::builder("q").build().await?;
+    let uneven = |tick: &Tick| Uneven(unix_seconds(tick.time()) / 60);
+    start(queue.publisher(), PeriodicTask::typed("uneven", every(60), uneven));
+    let mut minutes = Vec::new();
+    for _ in 0..3 {
+        let job = next(&queue).await;
+        assert_eq!(job.headers().get("task-kind").unwrap(), "uneven");
+        minutes.push(String::from_utf8_lossy(job.payload()).parse::<u64>().unwrap());
+        job.done().await.unwrap();
+    }
+    assert!(minutes.windows(2).all(|two| two[1] == two[0] + 2), "{minutes:?}");
+    Ok(())
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_tick_can_be_cancelled_ahead_by_its_id() -> Result<()> {
     let queue = quick(&MemoryLog::new(), &MemoryStore::new()).build().await?;

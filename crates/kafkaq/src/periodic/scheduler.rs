@@ -143,21 +143,35 @@ impl Ticker {
     async fn publish(&mut self, ticks: Vec<Wall>) -> Result<()> {
         let mut tasks = Vec::with_capacity(ticks.len());
         for tick in &ticks {
-            tasks.push(self.task.task(*tick)?);
+            match self.task.task(*tick) {
+                Ok(task) => tasks.push(task),
+                Err(e) if tasks.is_empty() => {
+                    self.refused(*tick, &e);
+                    return Ok(());
+                }
+                // First those before it.
+                Err(_) => break,
+            }
         }
         let outcomes = self.publisher.publish_many(tasks).await;
         for (tick, outcome) in ticks.into_iter().zip(outcomes) {
             match outcome {
-                Ok(_) => self.failed = 0,
-                Err(e) if is_refused(&e) => {
-                    let (task, tick) = (&*self.task.name, tick.0);
-                    tracing::error!(target: "kafkaq", task, tick, "the task of a tick is refused: {e}");
+                Ok(_) => {
+                    self.failed = 0;
+                    self.cursor.handled(tick);
                 }
+                Err(e) if is_refused(&e) => self.refused(tick, &e),
                 Err(e) => return Err(e),
             }
-            self.cursor.handled(tick);
         }
         Ok(())
+    }
+
+    /// Nothing would be gained by another attempt.
+    fn refused(&mut self, tick: Wall, e: &Error) {
+        let (task, at) = (&*self.task.name, tick.0);
+        tracing::error!(target: "kafkaq", task, tick = at, "the task of a tick is refused: {e}");
+        self.cursor.handled(tick);
     }
 
     fn pause_after(&mut self, e: &Error) -> Duration {

@@ -12,6 +12,8 @@ use std::{
 /// A version has ten digits, a time has fourteen, and an id has 128 bytes.
 const MAX_NAME: usize = 100;
 
+type Make = dyn Fn(&Tick) -> Result<Task> + Send + Sync;
+
 /// A task that is published at each tick of a schedule.
 #[derive(Clone)]
 #[must_use = "a periodic task does nothing until it is added to a scheduler that runs"]
@@ -20,7 +22,7 @@ pub struct PeriodicTask {
     pub(super) schedule: Schedule,
     pub(super) version: u32,
     pub(super) missed: Missed,
-    make: Arc<dyn Fn(&Tick) -> Task + Send + Sync>,
+    make: Arc<Make>,
 }
 
 impl PeriodicTask {
@@ -35,13 +37,21 @@ impl PeriodicTask {
         schedule: Schedule,
         make: impl Fn(&Tick) -> Task + Send + Sync + 'static,
     ) -> Self {
-        PeriodicTask {
-            name: name.into(),
-            schedule,
-            version: 1,
-            missed: Missed::default(),
-            make: Arc::new(make),
-        }
+        Self::made_by(name.into(), schedule, Arc::new(move |tick| Ok(make(tick))))
+    }
+
+    /// Creates a periodic task whose tasks have a type: otherwise as [`new`](PeriodicTask::new).
+    #[cfg(feature = "worker")]
+    pub fn typed<T: crate::worker::TaskType>(
+        name: impl Into<Arc<str>>,
+        schedule: Schedule,
+        make: impl Fn(&Tick) -> T + Send + Sync + 'static,
+    ) -> Self {
+        Self::made_by(name.into(), schedule, Arc::new(move |tick| make(tick).to_task()))
+    }
+
+    fn made_by(name: Arc<str>, schedule: Schedule, make: Arc<Make>) -> Self {
+        PeriodicTask { name, schedule, version: 1, missed: Missed::default(), make }
     }
 
     /// What happens to ticks that could not be published in time. Default: [`Missed::Skip`].
@@ -74,7 +84,7 @@ impl PeriodicTask {
     pub(super) fn task(&self, time: Wall) -> Result<Task> {
         let id = TaskId::new(format!("{}@{}.{}", self.name, self.version, time.0))?;
         let tick = Tick { name: self.name.clone(), time, id };
-        let mut task = (self.make)(&tick);
+        let mut task = (self.make)(&tick)?;
         if task.key().is_none() {
             task = task.with_key(tick.id.as_str().to_owned());
         }

@@ -2,7 +2,7 @@
 
 use super::{
     headers::{DEAD, EXPIRED_HEADER, EXPIRES_HEADER},
-    typed::{TaskType, task},
+    typed::TaskType,
 };
 use crate::{Error, ErrorKind, Publisher, Queue, Result, Task, TaskId};
 use bytes::Bytes;
@@ -24,7 +24,7 @@ pub struct Enqueue {
 
 impl Enqueue {
     pub(super) fn new<T: TaskType>(publisher: Publisher, value: &T) -> Self {
-        Enqueue { publisher, task: task(value) }
+        Enqueue { publisher, task: value.to_task() }
     }
 
     fn with(mut self, change: impl FnOnce(Task) -> Task) -> Self {
@@ -126,7 +126,7 @@ impl Publisher {
     ) -> Vec<Result<TaskId>> {
         let (mut tasks, mut refused) = (Vec::new(), Vec::new());
         for value in values {
-            match task(&value) {
+            match value.to_task() {
                 Ok(task) => {
                     tasks.push(task);
                     refused.push(None);

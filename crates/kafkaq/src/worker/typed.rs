@@ -52,6 +52,20 @@ pub trait TaskType: Serialize + DeserializeOwned + Send + 'static {
         Ok(serde_json::to_vec(self)?.into())
     }
 
+    /// Returns the task: payload and headers. For whatever publishes a [`Task`]; others
+    /// [`enqueue`](crate::Queue::enqueue) the value.
+    ///
+    /// # Errors
+    /// `Invalid` when the value can't be encoded.
+    fn to_task(&self) -> Result<Task> {
+        let payload = self.encode().map_err(|e| {
+            Error::not_applied(ErrorKind::Invalid, "encode a task").on(Self::KIND).with_source(e)
+        })?;
+        Ok(Task::new(payload)
+            .with_header(KIND_HEADER, Self::KIND)
+            .with_header(VERSION_HEADER, Self::VERSION.to_string()))
+    }
+
     /// Reads a payload of the present version.
     ///
     /// # Errors
@@ -81,17 +95,4 @@ pub(super) fn decode<T: TaskType>(version: u16, payload: &[u8]) -> std::result::
         v => Err(format!("version {v} is newer than {}, which this worker knows", T::VERSION).into()),
     };
     decoded.map_err(|e| format!("the payload of `{}` can't be read: {}", T::KIND, chain(&*e)))
-}
-
-/// Makes a task of a value.
-///
-/// # Errors
-/// `Invalid` when the value can't be encoded.
-pub(super) fn task<T: TaskType>(value: &T) -> Result<Task> {
-    let payload = value
-        .encode()
-        .map_err(|e| Error::not_applied(ErrorKind::Invalid, "encode a task").on(T::KIND).with_source(e))?;
-    Ok(Task::new(payload)
-        .with_header(KIND_HEADER, T::KIND)
-        .with_header(VERSION_HEADER, T::VERSION.to_string()))
 }
