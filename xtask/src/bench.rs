@@ -19,11 +19,13 @@ pub(crate) enum Part {
     Logs,
     Delays,
     Idle,
+    Worker,
     Seeds,
 }
 
 impl Part {
-    const ALL: [Part; 6] = [Part::Pairs, Part::Stores, Part::Logs, Part::Delays, Part::Idle, Part::Seeds];
+    const ALL: [Part; 7] =
+        [Part::Pairs, Part::Stores, Part::Logs, Part::Delays, Part::Idle, Part::Worker, Part::Seeds];
 
     fn name(self) -> &'static str {
         match self {
@@ -32,6 +34,7 @@ impl Part {
             Part::Logs => "logs",
             Part::Delays => "delays",
             Part::Idle => "idle",
+            Part::Worker => "worker",
             Part::Seeds => "seeds",
         }
     }
@@ -43,7 +46,7 @@ impl FromStr for Part {
     fn from_str(name: &str) -> Result<Self> {
         match Part::ALL.into_iter().find(|part| part.name() == name) {
             Some(part) => Ok(part),
-            None => bail!("bench {name}: it is pairs, stores, logs, delays, idle or seeds"),
+            None => bail!("bench {name}: it is pairs, stores, logs, delays, idle, worker or seeds"),
         }
     }
 }

@@ -11,6 +11,7 @@ mod pairs;
 mod raw;
 mod stores;
 mod table;
+mod worker;
 
 use kafkaq_tests::{BrokerKind, StoreKind, not_asked_for};
 use std::{error::Error, time::Duration};
@@ -52,6 +53,9 @@ async fn main() -> Outcome<()> {
     }
     if wanted("idle") {
         idle::measure().await;
+    }
+    if wanted("worker") {
+        worker::measure().await;
     }
     Ok(())
 }
