@@ -465,8 +465,8 @@ impl Group {
             return self.give_back(&list, &slots, true, tell);
         }
         self.queues.retain(|(slot, _)| !slots.iter().any(|s| Arc::ptr_eq(s, slot)));
-        tell(Event::Revoking(slots.iter().map(|s| s.assignment.clone()).collect()));
         self.consumer.context().expelled.store(false, SeqCst);
+        tell(Event::Revoking(slots.iter().map(|s| s.assignment.clone()).collect()));
         self.held = Some(Held {
             list,
             slots,

@@ -79,6 +79,9 @@ impl Appender {
         }
         let limit = self.settings.max_record_bytes();
         for i in too_large(&outcomes).into_iter().filter(|i| records[*i].size() < limit) {
+            if Instant::now() >= deadline {
+                break;
+            }
             self.compressing.send_again(to, records, &[i], deadline, &mut outcomes).await;
         }
         outcomes
@@ -123,7 +126,8 @@ impl Line {
         };
         let context = client.client().context().clone();
         let (call, answered) = Call::open(n);
-        let mut looked = false;
+        // Whether the servers have the partition, once that was asked.
+        let mut there = None;
         for (index, record) in records {
             let mut receipt = Box::new(Receipt { call: call.clone(), index });
             loop {
@@ -137,18 +141,18 @@ impl Line {
                         tokio::time::sleep(FULL).await;
                     }
                     // The client looks at the topic every few minutes; the partition may have been added since.
-                    Err((Code::UnknownPartition, back)) if !std::mem::replace(&mut looked, true) => {
-                        match exists(&client, to, deadline).await {
-                            Some(true) => receipt = back,
-                            Some(false) => {
-                                back.settle(Err(context.local(Code::UnknownPartition)));
-                                break;
-                            }
-                            None => {
-                                back.settle(Err(context.local(Code::LeaderNotAvailable)));
-                                break;
+                    Err((Code::UnknownPartition, back)) => {
+                        if there.is_none() {
+                            there = Some(exists(&client, to, deadline).await);
+                            if there == Some(Some(true)) {
+                                receipt = back;
+                                continue;
                             }
                         }
+                        let is_missing = there == Some(Some(false));
+                        let code = if is_missing { Code::UnknownPartition } else { Code::LeaderNotAvailable };
+                        back.settle(Err(context.local(code)));
+                        break;
                     }
                     Err((code, back)) => {
                         back.settle(Err(context.local(code)));

@@ -161,17 +161,21 @@ async fn content(kafka: &RdKafka, topic: &Arc<str>) -> BTreeSet<String> {
     };
     let mut all = BTreeSet::new();
     for index in 0..PARTITIONS {
-        let mut from = Position { partition: Partition::new(topic.clone(), index), offset: 0 };
-        let end = loop {
-            match kafka.offsets(std::slice::from_ref(&from.partition)).await.remove(0) {
+        let (partition, mut offset) = (Partition::new(topic.clone(), index), 0);
+        let end = async || loop {
+            match kafka.offsets(std::slice::from_ref(&partition)).await.remove(0) {
                 Ok(offsets) => break offsets.next,
                 Err(e) => again(e).await,
             }
         };
-        while from.offset < end {
+        let mut until = end().await;
+        while offset < until {
+            let from = Position { partition: partition.clone(), offset };
             match kafka.fetch(&from, FetchLimit::new(Duration::from_millis(500), 1 << 20)).await {
+                // That was the end of the earlier log, if it was still being served.
+                Ok(batch) if batch.next == offset => until = end().await,
                 Ok(batch) => {
-                    from.offset = batch.next;
+                    offset = batch.next;
                     let payload = |r: &Record| String::from_utf8(r.value.clone().unwrap().to_vec()).unwrap();
                     all.extend(batch.records.iter().map(payload));
                 }
@@ -290,7 +294,14 @@ async fn begins_in_an_empty_log(site: Site) {
     admin.delete_topics(&[&topic], &AdminOptions::new()).await.unwrap().remove(0).unwrap();
     create(&admin, &topic).await;
     for index in 0..PARTITIONS {
-        append(&kafka, &Partition::new(topic.clone(), index), &payloads(1, index, 2 * DELETED)).await;
+        let partition = Partition::new(topic.clone(), index);
+        // The controller has the new topic before the broker serves it, and what the earlier log takes is gone with it.
+        let begun = Instant::now();
+        while !kafka.offsets(std::slice::from_ref(&partition)).await.remove(0).is_ok_and(|o| o.next == 0) {
+            assert!(begun.elapsed() < FOUND, "the earlier log stays");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        append(&kafka, &partition, &payloads(1, index, 2 * DELETED)).await;
     }
     all_delivered(&kafka, &topic, &seen, &format!("{:?}, begun in an empty log", site.protocol)).await;
     worker.end().await;
