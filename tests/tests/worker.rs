@@ -30,6 +30,8 @@ const PAIRS: [(BrokerKind, StoreKind); 2] =
 const CONCURRENCY: usize = 64;
 const LONGEST_MS: u64 = 3000;
 const SECOND: Duration = Duration::from_secs(1);
+/// What the handler of [`each_outcome_reaches_log_and_store`] has enqueued.
+static CHILDREN: Mutex<Vec<TaskId>> = Mutex::new(Vec::new());
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_outcome_reaches_log_and_store() {
@@ -45,7 +47,11 @@ async fn each_outcome_reaches_log_and_store() {
                 (4, 1) => panic!("on purpose"),
                 (5, 1) => Ok(sleep(PATIENCE).await),
                 (6, _) => Err(Failure::retry("as ever")),
-                (7, _) => Ok(drop(ctx.enqueue(Hold { ms: 0 }).await?)),
+                (7, _) => {
+                    let child = ctx.enqueue(Hold { ms: 0 }).await?;
+                    CHILDREN.lock().unwrap().push(child);
+                    Ok(())
+                }
                 _ => Ok(()),
             }
         };
@@ -59,8 +65,8 @@ async fn each_outcome_reaches_log_and_store() {
         for ms in 0..=7 {
             ids.push((queue.enqueue(Hold { ms }).await.unwrap(), ms));
         }
-        let child = TaskId::new(format!("{}/0", ids[7].0)).unwrap();
-        ids.push((child, 0));
+        until("a child", || !CHILDREN.lock().unwrap().is_empty()).await;
+        ids.extend(CHILDREN.lock().unwrap().drain(..).map(|child| (child, 0)));
         ids.push((queue.publish(Task::new("of nobody")).await.unwrap(), 1));
         let begun = Instant::now();
         for (id, ms) in ids {

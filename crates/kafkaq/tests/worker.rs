@@ -10,8 +10,8 @@ use kafkaq::{
     backend::Record,
     memory::{MemoryLog, MemoryStore},
     worker::{
-        Backoff, BoxError, Ctx, Failure, Options, Outcome, ResultExt, Running, StopReason, TaskType, Worker,
-        WorkerBuilder, WorkerReport,
+        Backoff, BoxError, Ctx, Failure, Options, Outcome, ResultExt, StopReason, TaskType, Worker,
+        WorkerBuilder, WorkerHandle, WorkerReport,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -99,7 +99,7 @@ async fn until_status(queue: &Queue, id: &TaskId, wanted: JobStatus) {
     }
 }
 
-async fn stop(mut running: Running) -> WorkerReport {
+async fn stop(mut running: WorkerHandle) -> WorkerReport {
     running.stop();
     running.stopped().await.unwrap()
 }
@@ -471,7 +471,8 @@ async fn a_rate_spaces_the_starts_of_a_kind() {
     until("all to be started", || starts.lock().unwrap().len() == 9).await;
     let starts = starts.lock().unwrap().clone();
     let gaps: Vec<_> = starts.windows(2).map(|two| two[1] - two[0]).collect();
-    assert!(gaps.iter().all(|gap| *gap >= SECOND / 4), "{gaps:?}");
+    // The clock of the tests has milliseconds.
+    assert!(gaps.iter().all(|gap| *gap >= Duration::from_millis(245)), "{gaps:?}");
     assert!(starts[8] - starts[0] < 3 * SECOND, "{gaps:?}");
     stop(running).await;
 }
@@ -508,7 +509,7 @@ async fn an_expired_task_is_not_started() {
     let seen = Seen::default();
     let past = SystemTime::UNIX_EPOCH + SECOND;
     let dropped = queue.enqueue(greet("dropped")).expires(past).await.unwrap();
-    let dead = queue.enqueue(greet("dead")).expires_dead(past).await.unwrap();
+    let dead = queue.enqueue(greet("dead")).expires_to_dead_letter(past).await.unwrap();
     let later = SystemTime::now() + Duration::from_secs(24 * 3600);
     let started = queue.enqueue(greet("started")).expires(later).await.unwrap();
     let running = worker(&queue).on(handler(&seen)).start().unwrap();
@@ -628,6 +629,221 @@ async fn a_handler_that_can_not_be_stopped_lets_its_lease_go_and_keeps_its_place
     stop(running).await;
 }
 
+/// It can't be dropped, so its slot stays taken, and it isn't executed twice at once here.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_blocking_handler_that_goes_on_keeps_its_slot() {
+    let queue = queue().await;
+    let seen = Seen::default();
+    let (release, blocked) = std::sync::mpsc::channel::<()>();
+    let blocked = Mutex::new(blocked);
+    let running = worker(&queue)
+        .state(seen.clone())
+        .concurrency(1)
+        .timeout(Duration::from_millis(100))
+        .grace(Duration::ZERO)
+        .retry(Backoff::fixed(Duration::ZERO).max_failures(1))
+        .on_blocking(
+            move |ctx: Ctx<Seen>, task: Greet| {
+                ctx.state().note(task.name.clone());
+                if task.name == "stuck" {
+                    let _ = blocked.lock().unwrap().recv();
+                }
+            },
+            Options::new(),
+        )
+        .start()
+        .unwrap();
+    let stuck = queue.enqueue(greet("stuck")).await.unwrap();
+    until_status(&queue, &stuck, JobStatus::Dead).await;
+    let next = queue.enqueue(greet("next")).await.unwrap();
+    sleep(Duration::from_millis(300)).await;
+    assert_eq!(seen.all(), ["stuck"], "its slot is taken");
+    release.send(()).unwrap();
+    until_status(&queue, &next, JobStatus::Done).await;
+    stop(running).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_goes_on_by_snoozing_enqueues_what_is_new() {
+    let queue = queue().await;
+    let seen = Seen::default();
+    let running = worker(&queue)
+        .state(seen.clone())
+        .on(async |ctx: Ctx<Seen>, _: Greet| -> Result<(), Failure> {
+            // In another order, twice the same, and one that is new each time.
+            let last = ctx.attempt();
+            let all = if last == 1 { vec![1, 7, 7] } else { vec![7, 7, last] };
+            for n in all {
+                ctx.enqueue(Count(n)).await?;
+            }
+            if last < 3 { Err(Failure::snooze(60 * SECOND)) } else { Ok(()) }
+        })
+        .on(async |ctx: Ctx<Seen>, task: Count| ctx.state().note(task.0.to_string()))
+        .start()
+        .unwrap();
+    let id = queue.enqueue(greet("Ada")).await.unwrap();
+    until_status(&queue, &id, JobStatus::Done).await;
+    sleep(10 * SECOND).await;
+    let mut seen = seen.all();
+    seen.sort();
+    assert_eq!(seen, ["1", "2", "3", "7", "7"]);
+    stop(running).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_leaves_out_what_was_given_up_and_is_dropped_with_its_last_execution() {
+    let queue = queue().await;
+    let seen = Seen::default();
+    let told = seen.clone();
+    let running = worker(&queue)
+        .grace(Duration::ZERO)
+        .retry(Backoff::fixed(3600 * SECOND).jitter(false))
+        .on_batch(
+            100,
+            // The cancelling is noticed when the lease is renewed, before the batch begins.
+            LEASE / 2,
+            move |tasks: Vec<(Ctx, Count)>| {
+                let told = told.clone();
+                async move {
+                    for (ctx, count) in &tasks {
+                        told.note(format!("{} {}", count.0, ctx.attempt()));
+                    }
+                    if tasks.iter().any(|(_, count)| count.0 == 2) {
+                        sleep(3600 * SECOND).await;
+                        told.note("never");
+                    }
+                    // Too few.
+                    let n = tasks.iter().filter(|(_, count)| count.0 != 3).count();
+                    vec![Outcome::Done; n]
+                }
+            },
+            Options::new().timeout(2 * LEASE),
+        )
+        .start()
+        .unwrap();
+    let cancelled = queue.enqueue(Count(1)).await.unwrap();
+    let hangs = queue.enqueue(Count(2)).await.unwrap();
+    sleep(SECOND).await;
+    queue.jobs().cancel(&cancelled).await.unwrap();
+    until("the failure", || running.report().retried == 1).await;
+    assert_eq!(seen.all(), ["2 1"]);
+    assert_eq!(running.report().timed_out, 1);
+    let (done, missing) = (queue.enqueue(Count(4)).await.unwrap(), queue.enqueue(Count(3)).await.unwrap());
+    until("both to be retried", || running.report().retried == 3).await;
+    assert_eq!(seen.all().len(), 3);
+    for id in [&done, &missing, &hangs] {
+        let info = queue.jobs().get(id).await.unwrap();
+        assert_ne!(info.status, JobStatus::Done, "{info:?}");
+    }
+    assert!(!seen.all().contains(&"never".to_owned()));
+    stop(running).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_does_not_wait_for_a_batch_to_be_full() {
+    let queue = queue().await;
+    let seen = Seen::default();
+    let told = seen.clone();
+    let running = worker(&queue)
+        .on_batch(
+            100,
+            3600 * SECOND,
+            move |tasks: Vec<(Ctx, Count)>| {
+                told.note(format!("{} tasks", tasks.len()));
+                async move { vec![Outcome::Done; tasks.len()] }
+            },
+            Options::new(),
+        )
+        .start()
+        .unwrap();
+    for n in 0..3 {
+        queue.enqueue(Count(n)).await.unwrap();
+    }
+    sleep(10 * SECOND).await;
+    let stopped = Instant::now();
+    assert_eq!(stop(running).await.done, 3);
+    assert!(stopped.elapsed() < 5 * SECOND, "{:?}", stopped.elapsed());
+    assert_eq!(seen.all(), ["3 tasks"]);
+}
+
+#[derive(Serialize, Deserialize)]
+struct Bomb;
+
+impl TaskType for Bomb {
+    const KIND: &'static str = "bomb";
+
+    fn decode(_: &[u8]) -> Result<Self, BoxError> {
+        panic!("it goes off")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_anywhere_is_a_failure() {
+    let queue = queue().await;
+    let outcomes = |tasks: Vec<(Ctx, Bomb)>| async move { vec![Outcome::Done; tasks.len()] };
+    let running = worker(&queue)
+        .retry(Backoff::custom(|_, _| panic!("this one too")).max_failures(3))
+        .on_batch(10, SECOND, outcomes, Options::new().timeout(Duration::MAX))
+        .start()
+        .unwrap();
+    let id = queue.enqueue(Bomb).await.unwrap();
+    until_status(&queue, &id, JobStatus::Dead).await;
+    let report = stop(running).await;
+    assert!((2..=20).contains(&report.panicked), "{report}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_its_turn_and_goes_leaves_room_for_others() {
+    let queue = queue().await;
+    let seen = Seen::default();
+    let running = worker(&queue)
+        .state(seen.clone())
+        .concurrency(4)
+        .on_with(
+            async |ctx: Ctx<Seen>, task: Greet| {
+                ctx.state().note(task.name);
+                let _ = ctx.stop().requested().await;
+            },
+            Options::new().concurrency(1),
+        )
+        .on(async |ctx: Ctx<Seen>, task: Count| ctx.state().note(format!("count {}", task.0)))
+        .start()
+        .unwrap();
+    let mut ids = Vec::new();
+    for n in 0..5 {
+        ids.push(queue.enqueue(greet(&n.to_string())).await.unwrap());
+    }
+    seen.until(1).await;
+    let count = queue.enqueue(Count(7)).await.unwrap();
+    for id in &ids[1..] {
+        queue.jobs().cancel(id).await.unwrap();
+    }
+    until_status(&queue, &count, JobStatus::Done).await;
+    assert_eq!(seen.all().len(), 2, "one of the first kind runs on: {:?}", seen.all());
+    stop(running).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_explicit_delay_holds_also_when_the_worker_stops() {
+    let queue = queue().await;
+    let running = worker(&queue)
+        .grace(Duration::ZERO)
+        .on(async |ctx: Ctx, task: Greet| -> Result<(), Failure> {
+            let _ = ctx.stop().requested().await;
+            match task.name.as_str() {
+                "later" => Err(Failure::retry_in(60 * SECOND, "too many requests")),
+                _ => std::future::pending().await,
+            }
+        })
+        .start()
+        .unwrap();
+    queue.enqueue(greet("later")).await.unwrap();
+    queue.enqueue(greet("goes on")).await.unwrap();
+    sleep(5 * SECOND).await;
+    let report = stop(running).await;
+    assert_eq!((report.retried, report.released), (1, 1), "{report}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn settings_that_make_no_sense_are_refused() {
     let queue = queue().await;
@@ -637,6 +853,9 @@ async fn settings_that_make_no_sense_are_refused() {
         (worker(&queue), "no handler"),
         (with().on(handler(&seen)), "two handlers for `greet`"),
         (with().concurrency(0), "concurrency of 0"),
+        (with().concurrency(usize::MAX), "concurrency of 1844"),
+        (with().threads(0), "0 threads"),
+        (worker(&queue).on_with(handler(&seen), Options::new().rate(1e-20)), "`greet`"),
         (worker(&queue).on_with(handler(&seen), Options::new().concurrency(0)), "`greet`"),
         (worker(&queue).on_with(handler(&seen), Options::new().rate(0.0)), "`greet`"),
     ] {

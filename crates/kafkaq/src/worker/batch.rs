@@ -5,15 +5,16 @@ use super::{
     failure::{IntoOutcome, Outcome},
     handlers::Ended,
     panics,
+    stop::StopReason,
 };
 use crate::sync::lock;
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, task::AbortHandle};
 
 type Run<S, T> = dyn Fn(Vec<(Ctx<S>, T)>) -> Pin<Box<dyn Future<Output = Vec<Outcome>> + Send>> + Send + Sync;
 
@@ -25,10 +26,33 @@ pub(super) struct Batches<S, T> {
 }
 
 struct Collected<S, T> {
-    tasks: Vec<(Ctx<S>, T)>,
-    waiting: Vec<oneshot::Sender<Ended>>,
+    batch: Batch<S, T>,
     /// Counts batches, so that a timer knows whether its own is still being collected.
     number: u64,
+}
+
+struct Batch<S, T> {
+    tasks: Vec<(Ctx<S>, T)>,
+    waiting: Vec<oneshot::Sender<Ended>>,
+    running: Arc<Running>,
+}
+
+impl<S, T> Default for Batch<S, T> {
+    fn default() -> Self {
+        Batch { tasks: Vec::new(), waiting: Vec::new(), running: Arc::default() }
+    }
+}
+
+/// Each execution of a batch has it. When the last has been given up, the handler is dropped.
+#[derive(Default)]
+struct Running(OnceLock<AbortHandle>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(handler) = self.0.get() {
+            handler.abort();
+        }
+    }
 }
 
 impl<S: Send + Sync + 'static, T: Send + 'static> Batches<S, T> {
@@ -43,68 +67,93 @@ impl<S: Send + Sync + 'static, T: Send + 'static> Batches<S, T> {
             let outcomes = async move { handled.await.into_iter().map(R::into_outcome).collect::<Vec<_>>() };
             Box::pin(outcomes) as Pin<Box<dyn Future<Output = Vec<Outcome>> + Send>>
         };
-        let collected = Collected { tasks: Vec::new(), waiting: Vec::new(), number: 0 };
+        let collected = Collected { batch: Batch::default(), number: 0 };
         Batches { max: max.max(1), wait, run: Arc::new(run), collected: Mutex::new(collected) }
     }
 
     pub(super) async fn execute(self: Arc<Self>, ctx: Ctx<S>, task: T) -> Ended {
-        let (tell, told) = oneshot::channel();
-        let (full, first) = {
-            let mut collected = lock(&self.collected);
-            collected.tasks.push((ctx, task));
-            collected.waiting.push(tell);
-            let first = (collected.tasks.len() == 1).then_some(collected.number);
-            let full = (collected.tasks.len() >= self.max).then(|| collected.take());
-            (full, first)
+        let stop = ctx.stop().clone();
+        let (tell, mut told) = oneshot::channel();
+        let (number, is_first, is_full, _running) = {
+            let collected = &mut *lock(&self.collected);
+            collected.batch.tasks.push((ctx, task));
+            collected.batch.waiting.push(tell);
+            let n = collected.batch.tasks.len();
+            (collected.number, n == 1, n >= self.max, collected.batch.running.clone())
         };
-        // On tasks of their own, so that an execution that is given up takes no other with it.
-        if let Some(batch) = full {
-            tokio::spawn(run(self.run.clone(), batch));
-        } else if let Some(number) = first {
+        if is_full {
+            self.begin(number);
+        } else if is_first {
+            // On a task of its own, so that an execution that is given up takes no other with it.
             let this = self.clone();
             tokio::spawn(async move {
                 tokio::time::sleep(this.wait).await;
-                let batch = {
-                    let mut collected = lock(&this.collected);
-                    (collected.number == number).then(|| collected.take())
-                };
-                if let Some(batch) = batch {
-                    run(this.run.clone(), batch).await;
-                }
+                this.begin(number);
             });
         }
-        let gone = |_| Ended::Panicked("the batch handler was dropped".to_owned());
-        told.await.unwrap_or_else(gone)
-    }
-}
-
-type Batch<S, T> = (Vec<(Ctx<S>, T)>, Vec<oneshot::Sender<Ended>>);
-
-impl<S, T> Collected<S, T> {
-    fn take(&mut self) -> Batch<S, T> {
-        self.number += 1;
-        (std::mem::take(&mut self.tasks), std::mem::take(&mut self.waiting))
-    }
-}
-
-async fn run<S, T>(handler: Arc<Run<S, T>>, (tasks, waiting): Batch<S, T>) {
-    let n = waiting.len();
-    let handled = panics::caught(async move { handler(tasks).await }).await;
-    let mut outcomes = match handled {
-        Ok(outcomes) => outcomes.into_iter(),
-        Err(told) => {
-            for tell in waiting {
-                let _ = tell.send(Ended::Panicked(told.clone()));
+        let ended = tokio::select! {
+            biased;
+            ended = &mut told => ended,
+            _ = stop.until(|reason| reason == StopReason::ShuttingDown) => {
+                // Nothing more may come.
+                self.begin(number);
+                told.await
             }
+        };
+        ended.unwrap_or_else(|_| Ended::Panicked("the batch handler was dropped".to_owned()))
+    }
+
+    /// Has the batch of that number handled, if it is still being collected.
+    fn begin(&self, number: u64) {
+        let batch = {
+            let collected = &mut *lock(&self.collected);
+            if collected.number != number {
+                return;
+            }
+            collected.number += 1;
+            std::mem::take(&mut collected.batch)
+        };
+        let Batch { tasks, waiting, running } = batch;
+        // What was given up meanwhile, or is about to be, is executed again elsewhere.
+        let (mut wanted, mut tellers) = (Vec::with_capacity(tasks.len()), Vec::with_capacity(tasks.len()));
+        for ((ctx, task), tell) in tasks.into_iter().zip(waiting) {
+            match ctx.stop().reason() {
+                None | Some(StopReason::ShuttingDown) if !tell.is_closed() => {
+                    wanted.push((ctx, task));
+                    tellers.push(tell);
+                }
+                _ => {
+                    let reason = "its execution was to end before its batch began".to_owned();
+                    let _ = tell.send(Ended::Returned(Outcome::Retry { delay: None, reason }));
+                }
+            }
+        }
+        if wanted.is_empty() {
             return;
         }
+        let handler = tokio::spawn(run(self.run.clone(), wanted, tellers));
+        let _ = running.0.set(handler.abort_handle());
+    }
+}
+
+async fn run<S, T>(handler: Arc<Run<S, T>>, tasks: Vec<(Ctx<S>, T)>, waiting: Vec<oneshot::Sender<Ended>>) {
+    let n = waiting.len();
+    let tell_all = |waiting: Vec<oneshot::Sender<Ended>>, ended: &dyn Fn() -> Ended| {
+        for tell in waiting {
+            let _ = tell.send(ended());
+        }
     };
-    let returned = outcomes.len();
-    for tell in waiting {
-        let missing = || Outcome::Retry {
-            delay: None,
-            reason: format!("the batch handler returned {returned} outcomes for {n} tasks"),
-        };
-        let _ = tell.send(Ended::Returned(outcomes.next().unwrap_or_else(missing)));
+    match panics::caught(async move { handler(tasks).await }).await {
+        Ok(outcomes) if outcomes.len() == n => {
+            for (tell, outcome) in waiting.into_iter().zip(outcomes) {
+                let _ = tell.send(Ended::Returned(outcome));
+            }
+        }
+        // Which belongs to which is not known.
+        Ok(outcomes) => {
+            let reason = format!("the batch handler returned {} outcomes for {n} tasks", outcomes.len());
+            tell_all(waiting, &|| Ended::Returned(Outcome::Retry { delay: None, reason: reason.clone() }));
+        }
+        Err(told) => tell_all(waiting, &|| Ended::Panicked(told.clone())),
     }
 }

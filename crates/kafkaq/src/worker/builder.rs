@@ -6,14 +6,19 @@ use super::{
     failure::IntoOutcome,
     handlers::{self, Handler},
     kinds::{Kind, Kinds},
-    run::{self, Running, Settings},
+    run::{self, Settings, WorkerHandle},
     signals,
     typed::TaskType,
 };
 use crate::{Error, ErrorKind, Queue, Result};
-use std::{collections::HashMap, fmt, future::Future, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt, future::Future, ops::RangeInclusive, sync::Arc, time::Duration};
+
+const MAX_CONCURRENCY: usize = 100_000;
+/// Per second.
+const RATES: RangeInclusive<f64> = 0.001..=1_000_000.0;
 
 /// Settings and handlers of a worker: see [`Worker`](super::Worker).
+#[must_use = "a worker does nothing until it is started"]
 pub struct WorkerBuilder<S = ()> {
     queue: Queue,
     state: Arc<S>,
@@ -94,7 +99,8 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
     }
 
     /// Handles the tasks of a type by a function that blocks its thread. It runs on threads that are there for that. It
-    /// can't be stopped from outside: look at [`Ctx::stop`] from time to time.
+    /// can't be stopped from outside: look at [`Ctx::stop`] from time to time. One that goes on counts as stuck: see
+    /// [`free_stuck_slots`](WorkerBuilder::free_stuck_slots).
     pub fn on_blocking<T, F, R>(self, handler: F, options: Options) -> Self
     where
         T: TaskType,
@@ -105,7 +111,8 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
     }
 
     /// Handles the tasks of a type several at a time: up to `max`, or those that came within `wait` of the first. The
-    /// function returns one outcome per task, in their order. The worker's concurrency bounds a batch, too.
+    /// function returns one outcome per task, in their order; if it returns more or fewer, all of them are retried. The
+    /// concurrency of the worker and of the kind bounds a batch, too, and a timeout counts from when a task is collected.
     pub fn on_batch<T, F, Fut, R>(self, max: usize, wait: Duration, handler: F, options: Options) -> Self
     where
         T: TaskType,
@@ -153,8 +160,8 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         self
     }
 
-    /// How long a handler may go on when its execution is to end, because its time is over or its lease is lost. Then
-    /// it is dropped at its next await. Default: 5 s.
+    /// How long a handler may go on when its execution is to end, because its time is over, its task was cancelled or its
+    /// lease is lost. Then it is dropped at its next await. Default: 5 s.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
         self
@@ -167,8 +174,8 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         self
     }
 
-    /// Whether the place of a handler that can't be stopped, since it blocks its thread, is free for another one. The
-    /// thread is not. Default: `false`; the place is taken until the handler returns.
+    /// Whether the slot of a handler that can't be stopped, since it blocks its thread, is free for another one. The
+    /// thread is not. Default: `false`; the slot is taken until the handler returns.
     pub fn free_stuck_slots(mut self, free: bool) -> Self {
         self.free_stuck_slots = free;
         self
@@ -177,6 +184,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
     /// How many threads handlers run on. Default: as many as the machine has processors.
     ///
     /// They are the worker's own, so that a handler which blocks them all doesn't keep the queue from renewing its lease.
+    /// What a handler spawns lives on them too, and ends with the worker: build pools of connections before it starts.
     /// On a current-thread runtime, as in tests, there are none, and handlers run where the worker does.
     pub fn threads(mut self, n: usize) -> Self {
         self.threads = Some(n);
@@ -187,7 +195,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
     ///
     /// # Errors
     /// `Invalid` names the setting that makes no sense; `Unavailable` when the system gives no threads.
-    pub fn start(self) -> Result<Running> {
+    pub fn start(self) -> Result<WorkerHandle> {
         let kinds = self.check()?;
         let settings = Settings {
             concurrency: self.concurrency,
@@ -220,16 +228,20 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         if self.kinds.is_empty() && self.otherwise.is_none() {
             return refused("no handler".into(), "Add one: `.on(handler)`");
         }
-        if self.concurrency == 0 || self.threads == Some(0) {
-            return refused("a concurrency of 0".into(), "A worker executes at least one task at a time");
+        if !(1..=MAX_CONCURRENCY).contains(&self.concurrency) {
+            let what = format!("a concurrency of {}", self.concurrency);
+            return refused(what, "A worker executes 1 to 100,000 tasks at a time");
+        }
+        if self.threads == Some(0) {
+            return refused("0 threads".into(), "Handlers need at least one");
         }
         let all = self.kinds.iter().map(|(kind, (_, options))| (kind.as_str(), options));
         for (kind, options) in all {
             if options.concurrency == Some(0) {
                 return refused(format!("`{kind}`"), "Its concurrency is 0, so it would never be executed");
             }
-            if options.per_second.is_some_and(|rate| !rate.is_finite() || rate <= 0.0) {
-                return refused(format!("`{kind}`"), "Its rate must be more than 0");
+            if options.per_second.is_some_and(|rate| !RATES.contains(&rate)) {
+                return refused(format!("`{kind}`"), "Its rate must be 0.001 to 1,000,000 per second");
             }
         }
         let kind = |name: &str, (handler, options): &(Handler<S>, Options)| {
@@ -238,9 +250,11 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
             let backoff = options.backoff.clone().unwrap_or_else(|| self.backoff.clone());
             Arc::new(Kind::new(name, Box::new(handler), backoff, options.timeout.or(self.timeout), options))
         };
+        let nobody = (handlers::untyped(|_: Ctx<S>| async {}), Options::new());
         Ok(Kinds {
             named: self.kinds.iter().map(|(name, entry)| (name.clone(), kind(name, entry))).collect(),
-            otherwise: self.otherwise.as_ref().map(|entry| kind("otherwise", entry)),
+            otherwise: kind("otherwise", self.otherwise.as_ref().unwrap_or(&nobody)),
+            has_otherwise: self.otherwise.is_some(),
         })
     }
 }

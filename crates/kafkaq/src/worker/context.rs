@@ -1,13 +1,14 @@
 //! What a handler knows of its execution.
 
 use super::{enqueue::Enqueue, stop::Stop, typed::TaskType};
-use crate::{FailureRecord, Headers, Job, LeaseToken, Publisher, TaskId};
+use crate::{FailureRecord, Headers, Job, LeaseToken, Publisher, TaskId, sync::lock};
 use bytes::Bytes;
 use std::{
+    collections::HashMap,
     fmt,
     sync::{
-        Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -31,8 +32,8 @@ pub(super) struct Execution {
     deadline: AtomicU64,
     stop: Stop,
     publisher: Publisher,
-    /// How many tasks the handler has enqueued.
-    children: AtomicU32,
+    /// How many tasks of each content the handler has enqueued.
+    children: Mutex<HashMap<Uuid, u32>>,
 }
 
 impl Execution {
@@ -48,7 +49,7 @@ impl Execution {
             deadline: AtomicU64::new(millis(job.deadline())),
             stop: Stop::new(),
             publisher,
-            children: AtomicU32::new(0),
+            children: Mutex::default(),
         }
     }
 
@@ -62,6 +63,10 @@ impl Execution {
 
     pub(super) fn headers(&self) -> &Headers {
         self.task.headers()
+    }
+
+    pub(super) fn attempt(&self) -> u32 {
+        self.attempt
     }
 
     pub(super) fn renewed(&self, until: SystemTime) {
@@ -156,28 +161,50 @@ impl<S> Ctx<S> {
         &self.execution.stop
     }
 
-    /// Begins to publish a task that follows from this one. Its id is made of this task's id and the number of tasks
-    /// that the handler has enqueued before it, so a handler that runs twice, and enqueues in the same order, publishes
-    /// each once. [`id`](Enqueue::id) gives it another.
+    /// Begins to publish a task that follows from this one. Its id is made of this task's id, its kind and its payload, so
+    /// a handler that runs twice publishes it once, for as long as an id is [remembered](crate::QueueBuilder::done_retention).
+    /// Several that are equal are counted, so they are several.
+    ///
+    /// A handler that goes on by [snoozing](super::Outcome::Snooze) or retrying, and publishes the same again each time,
+    /// has to give it another [`id`](Enqueue::id).
     pub fn enqueue<T: TaskType>(&self, value: T) -> Enqueue {
-        let n = self.execution.children.fetch_add(1, Relaxed);
         let enqueue = Enqueue::new(self.execution.publisher.clone(), &value);
-        match child_id(&self.execution.id, n) {
+        match enqueue.payload().and_then(|payload| self.execution.child_id(T::KIND, payload)) {
             Some(id) => enqueue.id(id),
             None => enqueue,
         }
     }
 }
 
-/// The id of the `n`th task that was enqueued by the execution of another.
-fn child_id(parent: &TaskId, n: u32) -> Option<TaskId> {
-    let name = format!("{parent}/{n}");
-    let id = if name.len() <= TaskId::MAX_LEN {
-        name
-    } else {
-        Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()).to_string()
-    };
-    TaskId::new(id).ok()
+impl Execution {
+    /// The id of a task that the handler enqueues.
+    fn child_id(&self, kind: &str, payload: &[u8]) -> Option<TaskId> {
+        let content = content_hash(&[self.id.as_str().as_bytes(), kind.as_bytes(), payload]);
+        let n = {
+            let mut children = lock(&self.children);
+            let n = children.entry(content).or_default();
+            *n += 1;
+            *n
+        };
+        child_id(&self.id, content, n)
+    }
+}
+
+/// The parts with their lengths, so that none runs into the next.
+fn content_hash(parts: &[&[u8]]) -> Uuid {
+    let mut all = Vec::with_capacity(parts.iter().map(|part| part.len() + 8).sum());
+    for part in parts {
+        all.extend_from_slice(&(part.len() as u64).to_be_bytes());
+        all.extend_from_slice(part);
+    }
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, &all)
+}
+
+/// The id of the `n`th child with that content.
+fn child_id(parent: &TaskId, content: Uuid, n: u32) -> Option<TaskId> {
+    let own = format!("{}-{n}", content.simple());
+    let readable = format!("{parent}/{own}");
+    TaskId::new(if readable.len() <= TaskId::MAX_LEN { readable } else { own }).ok()
 }
 
 impl<S> Clone for Ctx<S> {
@@ -201,12 +228,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_of_children_are_the_same_each_time_and_short_enough() {
-        let short = TaskId::new("order-17").unwrap();
-        assert_eq!(child_id(&short, 0).unwrap().as_str(), "order-17/0");
-        let long = TaskId::new("x".repeat(TaskId::MAX_LEN)).unwrap();
-        let ids: Vec<_> = (0..3).map(|n| child_id(&long, n).unwrap()).collect();
-        assert!(ids[0] != ids[1] && ids[1] != ids[2]);
-        assert_eq!(ids[1], child_id(&long, 1).unwrap());
+    fn ids_of_children_depend_on_parent_and_content_and_are_short_enough() {
+        let id = |parent: &str, parts: &[&[u8]], n| {
+            child_id(&TaskId::new(parent).unwrap(), content_hash(parts), n).unwrap()
+        };
+        let one = id("order-17", &[b"mail", b"ada"], 1);
+        assert_eq!(one, id("order-17", &[b"mail", b"ada"], 1));
+        for other in [
+            id("order-17", &[b"mail", b"ada"], 2),
+            id("order-17", &[b"mail", b"grace"], 1),
+            id("order-17", &[b"maila", b"da"], 1),
+            id("order-18", &[b"mail", b"ada"], 1),
+        ] {
+            assert_ne!(one, other);
+        }
+        assert!(one.as_str().starts_with("order-17/"));
+        let long = id(&"x".repeat(TaskId::MAX_LEN), &[b"mail"], u32::MAX);
+        assert!(long.as_str().len() <= TaskId::MAX_LEN);
     }
 }

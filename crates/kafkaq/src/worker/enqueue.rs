@@ -27,6 +27,10 @@ impl Enqueue {
         Enqueue { publisher, task: value.to_task() }
     }
 
+    pub(super) fn payload(&self) -> Option<&Bytes> {
+        self.task.as_ref().ok().map(Task::payload)
+    }
+
     fn with(mut self, change: impl FnOnce(Task) -> Task) -> Self {
         self.task = self.task.map(change);
         self
@@ -57,15 +61,15 @@ impl Enqueue {
         self.delay(at.duration_since(SystemTime::now()).unwrap_or_default())
     }
 
-    /// Drops the task, as done, if no worker has started it by this time, by the workers' clocks. Only a
-    /// [`Worker`](super::Worker) looks at it.
+    /// Drops the task, as done, if it is handed out for the first time after this time, by the worker's clock. One that
+    /// was handed out before is executed again whenever that is due. Only a [`Worker`](super::Worker) looks at it.
     pub fn expires(self, at: SystemTime) -> Self {
         let ms = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         self.header(EXPIRES_HEADER, ms.to_string())
     }
 
     /// As [`expires`](Enqueue::expires), but the task goes to the dead letters then.
-    pub fn expires_dead(self, at: SystemTime) -> Self {
+    pub fn expires_to_dead_letter(self, at: SystemTime) -> Self {
         self.expires(at).header(EXPIRED_HEADER, DEAD)
     }
 

@@ -1,13 +1,15 @@
 //! One execution: the handler runs on the worker's threads, and everything about it is decided here, beside it.
 
 use super::{
+    Backoff,
     context::Execution,
     failure::Outcome,
     handlers::Ended,
     headers::{self, Expired},
     kinds::Kind,
+    panics,
     report::Ending,
-    run::Shared,
+    run::{FAR, Shared},
     stop::{Stop, StopReason},
 };
 use crate::{Job, JobError, RetryOutcome, TaskId};
@@ -19,7 +21,7 @@ use std::{
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, oneshot, watch},
-    task::JoinHandle,
+    task::{JoinError, JoinHandle},
     time::{Instant, sleep, sleep_until, timeout},
 };
 
@@ -48,7 +50,7 @@ pub(super) async fn supervise(
     shared: &Shared,
     mut job: Job,
     kind: &Kind,
-    version: u16,
+    version: Result<u16, String>,
     mut turn: Turn,
     free: impl FnOnce(),
 ) {
@@ -56,9 +58,10 @@ pub(super) async fn supervise(
     let mut stuck = None;
     let (verdict, permit) = {
         let decided = async {
-            let verdict = match wait(&mut turn, shared, execution.stop()).await {
-                Some(verdict) => verdict,
-                None => execute(shared, kind, version, &execution, &mut stuck).await,
+            let verdict = match (wait(&mut turn, shared, execution.stop()).await, version) {
+                (Some(verdict), _) => verdict,
+                (None, Ok(version)) => execute(shared, kind, version, &execution, &mut stuck).await,
+                (None, Err(why)) => Verdict::Outcome(Outcome::Reject(why)),
             };
             // Still under its lease: whoever confirms may have to wait for the store.
             (verdict, shared.confirming.clone().acquire_owned().await.ok())
@@ -69,6 +72,9 @@ pub(super) async fn supervise(
             never = keep(&mut job, shared.lease, &execution) => match never {},
         }
     };
+    if matches!(turn, Turn::Waits(_)) {
+        shared.gone.notify_one();
+    }
     let mut free = matches!(turn, Turn::Begun).then_some(|| {
         kind.end();
         free();
@@ -88,20 +94,17 @@ pub(super) async fn supervise(
     }
 }
 
-/// Sends a task to the dead letters that nobody executes here.
-pub(super) async fn reject(shared: &Shared, job: Job, reason: String) {
-    tracing::warn!(target: "kafkaq", task = %job.id(), reason, "a task is not executed");
-    let id = job.id().clone();
-    shared.counters.count(confirmed(&id, job.reject(reason).await, Ending::DeadLettered));
-}
-
 /// Renews the lease, until it is lost.
 async fn keep(job: &mut Job, lease: Duration, execution: &Execution) -> Infallible {
+    // One that was read ahead has had its lease for a while.
+    let left = job.deadline().duration_since(SystemTime::now()).unwrap_or_default();
+    let mut pause = (lease / 3).min(left.saturating_sub(lease * 2 / 3));
     let reason = loop {
         tokio::select! {
             why = job.lost() => break StopReason::of(why),
-            () = sleep(lease / 3) => {}
+            () = sleep(pause) => {}
         }
+        pause = lease / 3;
         match job.extend(lease).await {
             Ok(()) => execution.renewed(job.deadline()),
             Err(JobError::LeaseLost(why)) => break StopReason::of(why),
@@ -145,17 +148,20 @@ async fn execute(
     execution: &Arc<Execution>,
     stuck: &mut Option<JoinHandle<Ended>>,
 ) -> Verdict {
-    if let Some(expired) = headers::expired(execution.headers(), SystemTime::now()) {
+    // Once it was handed out it may have been started.
+    if execution.attempt() == 1
+        && let Some(expired) = headers::expired(execution.headers(), SystemTime::now())
+    {
         return Verdict::Expired(expired);
     }
     let stop = execution.stop();
     let mut stopping = shared.stopping.subscribe();
     let mut handler = shared.threads.spawn((kind.execute)(execution.clone(), version));
-    let time_is_up = kind.timeout.map(|timeout| Instant::now() + timeout);
+    let time_is_up = kind.timeout.map(|timeout| Instant::now() + timeout.min(FAR));
     // It runs, and is told when it is to end.
     let told = tokio::select! {
         biased;
-        ended = &mut handler => return judge(shared, kind, stop, ended.ok()),
+        ended = &mut handler => return judge(shared, kind, stop, come_back(ended)),
         reason = stop.requested() => reason,
         () = at(time_is_up) => StopReason::TimedOut,
         _ = stopping.wait_for(Option::is_some) => StopReason::ShuttingDown,
@@ -171,17 +177,19 @@ async fn execute(
                 () = at(time_is_up) => stop.tell(StopReason::TimedOut),
             }
         }
-        sleep(shared.settings.grace).await;
+        tokio::select! {
+            () = sleep(shared.settings.grace) => {}
+            () = stopped(&mut stopping) => {}
+        }
     };
     tokio::select! {
         biased;
-        ended = &mut handler => return judge(shared, kind, stop, ended.ok()),
+        ended = &mut handler => return judge(shared, kind, stop, come_back(ended)),
         () = limit => {}
     }
     handler.abort();
     match timeout(DROPPED, &mut handler).await {
-        Ok(Ok(ended)) => judge(shared, kind, stop, Some(ended)),
-        Ok(Err(_)) => judge(shared, kind, stop, None),
+        Ok(ended) => judge(shared, kind, stop, come_back(ended)),
         Err(_) => {
             let reason = stop.reason();
             tracing::warn!(
@@ -191,6 +199,15 @@ async fn execute(
             *stuck = Some(handler);
             judge(shared, kind, stop, None)
         }
+    }
+}
+
+/// How the handler ended; `None` if it was dropped.
+fn come_back(joined: Result<Ended, JoinError>) -> Option<Ended> {
+    match joined {
+        Ok(ended) => Some(ended),
+        Err(e) if e.is_panic() => Some(Ended::Panicked(e.to_string())),
+        Err(_) => None,
     }
 }
 
@@ -229,7 +246,9 @@ fn judge(shared: &Shared, kind: &Kind, stop: &Stop, ended: Option<Ended>) -> Ver
         (Some(Ended::Returned(Outcome::Done)), _) => Verdict::Outcome(Outcome::Done),
         (_, Some(StopReason::LeaseLost | StopReason::Cancelled)) => Verdict::Lost,
         // It was interrupted.
-        (Some(Ended::Returned(Outcome::Retry { .. })), Some(StopReason::ShuttingDown)) => Verdict::Release,
+        (Some(Ended::Returned(Outcome::Retry { delay: None, .. })), Some(StopReason::ShuttingDown)) => {
+            Verdict::Release
+        }
         (Some(Ended::Returned(outcome)), _) => Verdict::Outcome(outcome),
         (Some(Ended::Panicked(told)), _) => {
             shared.counters.panicked.fetch_add(1, Relaxed);
@@ -244,8 +263,27 @@ fn judge(shared: &Shared, kind: &Kind, stop: &Stop, ended: Option<Ended>) -> Ver
     }
 }
 
+/// What an operator should see.
+fn tell(job: &Job, kind: &Kind, verdict: &Verdict) {
+    let (task, kind, attempt) = (job.id(), &*kind.name, job.attempt());
+    match verdict {
+        Verdict::Outcome(Outcome::Reject(reason)) => {
+            tracing::warn!(target: "kafkaq", %task, kind, attempt, reason, "a task was rejected");
+        }
+        Verdict::Outcome(Outcome::Retry { reason, .. }) => {
+            tracing::warn!(target: "kafkaq", %task, kind, attempt, reason, "an execution has failed");
+        }
+        Verdict::Expired(_) => tracing::info!(target: "kafkaq", %task, kind, "a task has expired"),
+        Verdict::Lost => {
+            tracing::info!(target: "kafkaq", %task, kind, attempt, "an execution has lost its lease");
+        }
+        Verdict::Outcome(_) | Verdict::Release => {}
+    }
+}
+
 async fn end(shared: &Shared, job: Job, kind: &Kind, verdict: Verdict, permit: Option<OwnedSemaphorePermit>) {
     let id = job.id().clone();
+    tell(&job, kind, &verdict);
     let (asked, ending) = match verdict {
         // It is let go by being dropped, if it is not somebody else's already.
         Verdict::Lost => {
@@ -263,7 +301,7 @@ async fn end(shared: &Shared, job: Job, kind: &Kind, verdict: Verdict, permit: O
         }
         Verdict::Outcome(Outcome::Reject(reason)) => (job.reject(reason).await, Ending::DeadLettered),
         Verdict::Outcome(Outcome::Retry { delay, reason }) => {
-            let after = kind.backoff.after(job.failures() + 1, &reason);
+            let after = backoff(kind, job.failures() + 1, &reason);
             match (after, delay) {
                 (None, _) => (job.reject(reason).await, Ending::DeadLettered),
                 (Some(after), delay) => {
@@ -277,6 +315,14 @@ async fn end(shared: &Shared, job: Job, kind: &Kind, verdict: Verdict, permit: O
     };
     drop(permit);
     shared.counters.count(confirmed(&id, asked, ending));
+}
+
+/// A backoff of the user's own may panic.
+fn backoff(kind: &Kind, failure: u32, reason: &str) -> Option<Duration> {
+    panics::caught_blocking(|| kind.backoff.after(failure, reason)).unwrap_or_else(|told| {
+        tracing::error!(target: "kafkaq", kind = kind.name, told, "a backoff has panicked; the default is used");
+        Backoff::default().after(failure, reason)
+    })
 }
 
 fn confirmed(id: &TaskId, asked: Result<(), JobError>, ending: Ending) -> Ending {

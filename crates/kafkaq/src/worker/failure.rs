@@ -19,7 +19,8 @@ pub enum Outcome {
         /// Why it failed, for people. The last five reasons travel with the task.
         reason: String,
     },
-    /// The task's time has not come: it is executed again after this long. That counts as no failure.
+    /// The task's time has not come: it is executed again after this long. That counts as no failure, but as one of the
+    /// queue's [`max_handouts`](crate::QueueBuilder::max_handouts).
     Snooze(Duration),
     /// The task can't succeed: it goes to the dead letters, with this reason.
     Reject(String),

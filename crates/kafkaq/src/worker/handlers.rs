@@ -9,7 +9,12 @@ use super::{
 };
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
-pub(super) type Executing = Pin<Box<dyn Future<Output = Ended> + Send>>;
+/// An execution that has not begun.
+pub(super) enum Executing {
+    Async(Pin<Box<dyn Future<Output = Ended> + Send>>),
+    /// It blocks its thread.
+    Blocking(Box<dyn FnOnce() -> Ended + Send>),
+}
 
 /// How a handler came back.
 #[derive(Debug)]
@@ -58,12 +63,13 @@ where
 }
 
 fn execute(handler: impl Future<Output = Outcome> + Send + 'static) -> Executing {
-    Box::pin(async move {
-        match panics::caught(handler).await {
-            Ok(outcome) => Ended::Returned(outcome),
-            Err(told) => Ended::Panicked(told),
-        }
-    })
+    Executing::Async(Box::pin(async move { panics::caught(handler).await.into() }))
+}
+
+impl From<Result<Outcome, String>> for Ended {
+    fn from(caught: Result<Outcome, String>) -> Self {
+        caught.map_or_else(Ended::Panicked, Ended::Returned)
+    }
 }
 
 /// The handler of typed tasks that blocks its thread, which is one of those that the runtime has for that.
@@ -77,17 +83,13 @@ where
     let handler = Arc::new(handler);
     Arc::new(move |ctx: Ctx<S>, version| {
         let handler = handler.clone();
-        let run = move || match typed::decode(version, ctx.payload()) {
-            Ok(task) => panics::caught_blocking(|| handler(ctx, task).into_outcome()),
-            Err(reason) => Ok(Outcome::Reject(reason)),
-        };
-        Box::pin(async move {
-            match tokio::task::spawn_blocking(run).await {
-                Ok(Ok(outcome)) => Ended::Returned(outcome),
-                Ok(Err(told)) => Ended::Panicked(told),
-                Err(e) => Ended::Panicked(e.to_string()),
-            }
-        })
+        Executing::Blocking(Box::new(move || {
+            let run = || match typed::decode(version, ctx.payload()) {
+                Ok(task) => handler(ctx, task).into_outcome(),
+                Err(reason) => Outcome::Reject(reason),
+            };
+            panics::caught_blocking(run).into()
+        }))
     })
 }
 
@@ -103,11 +105,12 @@ where
     let batches = Arc::new(batch::Batches::new(max, wait, handler));
     Arc::new(move |ctx: Ctx<S>, version| {
         let batches = batches.clone();
-        Box::pin(async move {
-            match typed::decode(version, ctx.payload()) {
-                Ok(task) => batches.execute(ctx, task).await,
-                Err(reason) => Ended::Returned(Outcome::Reject(reason)),
+        Executing::Async(Box::pin(async move {
+            match panics::caught_blocking(|| typed::decode(version, ctx.payload())) {
+                Ok(Ok(task)) => batches.execute(ctx, task).await,
+                Ok(Err(reason)) => Ended::Returned(Outcome::Reject(reason)),
+                Err(told) => Ended::Panicked(told),
             }
-        })
+        }))
     })
 }

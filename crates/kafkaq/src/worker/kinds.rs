@@ -10,6 +10,9 @@ use std::{
 };
 use tokio::{sync::oneshot, time::Instant};
 
+/// How far behind its rate a kind may be and still come up with it.
+const LATE: Duration = Duration::from_millis(100);
+
 type Execute = Box<dyn Fn(Arc<Execution>, u16) -> Executing + Send + Sync>;
 
 pub(super) struct Kind {
@@ -67,7 +70,9 @@ impl Kind {
             return false;
         }
         load.running += 1;
-        load.next = self.spacing.map(|spacing| load.next.map_or(now, |next| next.max(now)) + spacing);
+        // A timer that is late is made up for.
+        let late = now.checked_sub(LATE).unwrap_or(now);
+        load.next = self.spacing.map(|spacing| load.next.map_or(now, |next| next.max(late)) + spacing);
         true
     }
 
@@ -106,27 +111,29 @@ impl fmt::Debug for Kind {
 #[derive(Debug)]
 pub(super) struct Kinds {
     pub(super) named: HashMap<String, Arc<Kind>>,
-    pub(super) otherwise: Option<Arc<Kind>>,
+    /// Of those that no other is for, with a handler or without.
+    pub(super) otherwise: Arc<Kind>,
+    pub(super) has_otherwise: bool,
 }
 
 impl Kinds {
-    /// Who executes a task, and the version of its payload.
-    ///
-    /// # Errors
-    /// Why nobody does, for the dead letter.
-    pub(super) fn of(&self, headers: &Headers) -> Result<(Arc<Kind>, u16), String> {
-        let otherwise = |why: String| self.otherwise.clone().map(|kind| (kind, 1)).ok_or(why);
+    /// The kind of a task, and the version of its payload, or why nobody executes it.
+    pub(super) fn of(&self, headers: &Headers) -> (Arc<Kind>, Result<u16, String>) {
+        let otherwise =
+            |why: String| (self.otherwise.clone(), if self.has_otherwise { Ok(1) } else { Err(why) });
         match super::headers::kind(headers) {
             None => otherwise("the task has no kind, and the worker no handler for such".into()),
-            Some((name, version)) => match (self.named.get(name), version) {
-                (Some(kind), Ok(version)) => Ok((kind.clone(), version)),
-                (Some(_), Err(version)) => Err(format!("`{version}` is not the version of a `{name}`")),
-                (None, _) => otherwise(format!("the worker has no handler for `{name}`")),
+            Some((name, version)) => match self.named.get(name) {
+                None => otherwise(format!("the worker has no handler for `{name}`")),
+                Some(kind) => {
+                    let unreadable = |version| format!("`{version}` is not the version of a `{name}`");
+                    (kind.clone(), version.map_err(unreadable))
+                }
             },
         }
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Kind>> {
-        self.named.values().chain(&self.otherwise)
+        self.named.values().chain([&self.otherwise])
     }
 }

@@ -53,10 +53,12 @@
 //! # What a handler can rely on
 //! - It runs **at least once**. It runs again when it fails, when its process dies, and when the store loses its data: make
 //!   it idempotent, by [`Ctx::id`] or with what [`LeaseToken`](crate::LeaseToken) says.
-//! - Its lease is renewed while it runs, also when it blocks the thread that it runs on: handlers have threads of their own.
+//! - Its lease is renewed while it runs, also when it blocks the thread that it runs on: on a multi-threaded runtime
+//!   handlers have threads of their own.
 //! - It is [told](Ctx::stop) when it should end. If it doesn't, it is dropped at its next await.
 //! - A panic is a failure, with its message and place as the reason.
-//! - What it [enqueues](Ctx::enqueue) is enqueued once, also if it runs twice.
+//! - What it [enqueues](Ctx::enqueue) is one task, also if it runs twice, while that task's id is remembered.
+//! - Failures, dead letters and lost leases are events of [`tracing`](https://docs.rs/tracing) with the target `kafkaq`.
 
 mod backoff;
 mod batch;
@@ -83,7 +85,7 @@ pub use enqueue::Enqueue;
 pub use failure::{BoxError, Failure, IntoOutcome, Outcome, ResultExt};
 pub use options::Options;
 pub use report::WorkerReport;
-pub use run::Running;
+pub use run::WorkerHandle;
 pub use stop::{Stop, StopReason};
 pub use typed::TaskType;
 

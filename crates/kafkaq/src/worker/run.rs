@@ -2,15 +2,16 @@
 
 use super::{
     execute::{self, Turn},
+    handlers::{Ended, Executing},
     kinds::Kinds,
     panics,
     report::{Counters, WorkerReport},
 };
 use crate::{Error, ErrorKind, Job, Publisher, Queue, Result};
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 use tokio::{
     runtime::{Builder, Handle, Runtime, RuntimeFlavor},
-    sync::{Semaphore, mpsc, watch},
+    sync::{Notify, Semaphore, mpsc, watch},
     task::JoinHandle,
     time::{Instant, sleep_until},
 };
@@ -19,8 +20,10 @@ use tokio::{
 const BATCH: usize = 256;
 /// Executions whose end is being confirmed, beside those that run: as many again, but at least this many.
 const CONFIRMING: usize = 64;
+/// How long executions may take to be confirmed when the worker has stopped.
+const AFTERWARDS: Duration = Duration::from_secs(6);
 /// Later than anything.
-const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
+pub(super) const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
 pub(super) struct Settings {
     pub(super) concurrency: usize,
@@ -39,6 +42,8 @@ pub(super) struct Shared {
     pub(super) threads: Threads,
     /// Until when handlers may go on, once the worker stops.
     pub(super) stopping: watch::Sender<Option<Instant>>,
+    /// An execution that waited for its turn has gone without one.
+    pub(super) gone: Notify,
     pub(super) confirming: Arc<Semaphore>,
 }
 
@@ -49,7 +54,7 @@ pub(super) struct Threads {
 }
 
 impl Threads {
-    fn start(n: Option<usize>) -> Result<Self> {
+    fn start(n: Option<usize>, concurrency: usize) -> Result<Self> {
         let here = Handle::try_current().map_err(|e| {
             Error::not_applied(ErrorKind::Invalid, "start a worker")
                 .with_source(e)
@@ -59,7 +64,8 @@ impl Threads {
             return Ok(Threads { own: None, here });
         }
         let mut builder = Builder::new_multi_thread();
-        builder.thread_name("kafkaq-worker").enable_all();
+        // None that blocks waits for a thread, nor do those that were given up and block on.
+        builder.thread_name("kafkaq-worker").enable_all().max_blocking_threads(2 * concurrency + 64);
         if let Some(n) = n {
             builder.worker_threads(n);
         }
@@ -69,11 +75,12 @@ impl Threads {
         Ok(Threads { own: Some(own), here })
     }
 
-    pub(super) fn spawn<T: Send + 'static>(
-        &self,
-        handler: impl Future<Output = T> + Send + 'static,
-    ) -> JoinHandle<T> {
-        self.own.as_ref().map_or(&self.here, Runtime::handle).spawn(handler)
+    pub(super) fn spawn(&self, handler: Executing) -> JoinHandle<Ended> {
+        let runtime = self.own.as_ref().map_or(&self.here, Runtime::handle);
+        match handler {
+            Executing::Async(handler) => runtime.spawn(handler),
+            Executing::Blocking(handler) => runtime.spawn_blocking(handler),
+        }
     }
 }
 
@@ -86,15 +93,17 @@ impl Drop for Threads {
     }
 }
 
-/// A worker that runs in the background. When it is dropped the worker stops, as by [`stop`](Running::stop).
-#[derive(Debug)]
-pub struct Running {
+/// A worker that runs in the background. When this is dropped the worker stops, as by [`stop`](WorkerHandle::stop).
+#[must_use = "the worker stops when this is dropped"]
+pub struct WorkerHandle {
+    began: Instant,
+    shared: Arc<Shared>,
     stop: watch::Sender<Option<Instant>>,
     limit: Duration,
     outcome: watch::Receiver<Option<Result<WorkerReport>>>,
 }
 
-impl Running {
+impl WorkerHandle {
     /// Stops the worker: it takes no more tasks, gives back what it has not begun, tells its handlers, and waits for
     /// them for as long as [`shutdown_limit`](super::WorkerBuilder::shutdown_limit) says. Returns at once.
     pub fn stop(&self) {
@@ -104,6 +113,12 @@ impl Running {
     /// Stops the worker without waiting for its handlers. Their tasks are given back. Returns at once.
     pub fn stop_now(&self) {
         stop_within(&self.stop, Duration::ZERO);
+    }
+
+    /// Returns what the worker has done so far.
+    #[must_use]
+    pub fn report(&self) -> WorkerReport {
+        self.shared.counters.report(self.began.elapsed())
     }
 
     /// Waits until the worker has stopped. Cancel-safe.
@@ -119,7 +134,13 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl fmt::Debug for WorkerHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerHandle").field("report", &self.report()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for WorkerHandle {
     fn drop(&mut self) {
         self.stop();
     }
@@ -136,9 +157,9 @@ pub(super) fn start(
     kinds: Kinds,
     settings: Settings,
     threads: Option<usize>,
-) -> Result<Running> {
+) -> Result<WorkerHandle> {
     panics::remember_places();
-    let threads = Threads::start(threads)?;
+    let threads = Threads::start(threads, settings.concurrency)?;
     let stop = watch::Sender::new(None);
     let limit = settings.shutdown_limit;
     let shared = Arc::new(Shared {
@@ -148,9 +169,11 @@ pub(super) fn start(
         counters: Counters::default(),
         threads,
         stopping: stop.clone(),
+        gone: Notify::new(),
         confirming: Arc::new(Semaphore::new(settings.concurrency.max(CONFIRMING))),
         settings,
     });
+    let handle = shared.clone();
     let (freed, free) = mpsc::unbounded_channel();
     let (alive, ended) = mpsc::channel(1);
     let dispatcher = Dispatcher { queue, kinds, shared, freed, alive, active: 0 };
@@ -159,7 +182,7 @@ pub(super) fn start(
         let outcome = dispatcher.run(free, ended).await;
         tell.send_replace(Some(outcome));
     });
-    Ok(Running { stop, limit, outcome })
+    Ok(WorkerHandle { began: Instant::now(), shared: handle, stop, limit, outcome })
 }
 
 struct Dispatcher {
@@ -188,12 +211,15 @@ impl Dispatcher {
             stop_within(&shared.stopping, shared.settings.shutdown_limit);
         }
         drop(alive);
-        // What is given back at the end needs its time, too.
-        let limit = shared.settings.shutdown_limit.saturating_add(shared.settings.grace);
-        let (shut_down, _) = tokio::join!(queue.shutdown(limit), ended.recv());
+        let (shut_down, _) = tokio::join!(shut_down(&queue, stopping), ended.recv());
         match failed.or_else(|| shut_down.err()) {
             Some(e) if e.kind() != ErrorKind::Timeout => Err(e),
-            _ => Ok(shared.counters.report(began.elapsed())),
+            late => {
+                if let Some(error) = late {
+                    tracing::warn!(target: "kafkaq", %error, "the worker has stopped before all was confirmed");
+                }
+                Ok(shared.counters.report(began.elapsed()))
+            }
         }
     }
 
@@ -216,6 +242,7 @@ impl Dispatcher {
                 biased;
                 _ = stopping.wait_for(Option::is_some) => return Ok(()),
                 Some(()) = free.recv() => self.active -= 1,
+                () = self.shared.gone.notified() => {}
                 jobs = self.queue.get_jobs(room.min(BATCH)), if room > 0 => {
                     for job in jobs? {
                         self.place(job);
@@ -240,28 +267,33 @@ impl Dispatcher {
 
     fn place(&mut self, job: Job) {
         let (shared, alive) = (self.shared.clone(), self.alive.clone());
-        match self.kinds.of(job.headers()) {
-            Err(reason) => drop(tokio::spawn(async move {
-                execute::reject(&shared, job, reason).await;
-                drop(alive);
-            })),
-            Ok((kind, version)) => {
-                let turn = match kind.begin(Instant::now()) {
-                    Ok(()) => {
-                        self.active += 1;
-                        Turn::Begun
-                    }
-                    Err(told) => Turn::Waits(told),
-                };
-                let freed = self.freed.clone();
-                tokio::spawn(async move {
-                    execute::supervise(&shared, job, &kind, version, turn, || {
-                        let _ = freed.send(());
-                    })
-                    .await;
-                    drop(alive);
-                });
+        let (kind, version) = self.kinds.of(job.headers());
+        let turn = match kind.begin(Instant::now()) {
+            Ok(()) => {
+                self.active += 1;
+                Turn::Begun
             }
+            Err(told) => Turn::Waits(told),
+        };
+        let freed = self.freed.clone();
+        tokio::spawn(async move {
+            let free = || {
+                let _ = freed.send(());
+            };
+            execute::supervise(&shared, job, &kind, version, turn, free).await;
+            drop(alive);
+        });
+    }
+}
+
+/// Shuts the queue down, sooner if the worker is told to stop sooner. What is given back at the end needs its time, too.
+async fn shut_down(queue: &Queue, mut stopping: watch::Receiver<Option<Instant>>) -> Result<()> {
+    loop {
+        let until = stopping.borrow_and_update().unwrap_or_else(Instant::now);
+        let limit = until.saturating_duration_since(Instant::now()) + AFTERWARDS;
+        tokio::select! {
+            shut_down = queue.shutdown(limit) => return shut_down,
+            Ok(()) = stopping.changed() => {}
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Stopping at a signal.
 
-use super::{Running, WorkerReport};
+use super::{WorkerHandle, WorkerReport};
 use crate::Result;
 
 /// Until the worker has stopped: by the first signal in order, by the second at once.
-pub(super) async fn obey(mut running: Running) -> Result<WorkerReport> {
+pub(super) async fn obey(mut running: WorkerHandle) -> Result<WorkerReport> {
     let mut signals = match Signals::listen() {
         Ok(signals) => signals,
         Err(error) => {
