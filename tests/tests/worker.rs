@@ -45,7 +45,10 @@ async fn each_outcome_reaches_log_and_store() {
                 (2, 1) => Ok("x".parse::<u32>().map(drop)?),
                 (3, 1) => Err(Failure::snooze(SECOND)),
                 (4, 1) => panic!("on purpose"),
-                (5, 1) => Ok(sleep(PATIENCE).await),
+                (5, 1) => {
+                    sleep(PATIENCE).await;
+                    Ok(())
+                }
                 (6, _) => Err(Failure::retry("as ever")),
                 (7, _) => {
                     let child = ctx.enqueue(Hold { ms: 0 }).await?;
