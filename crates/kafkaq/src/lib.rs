@@ -73,6 +73,7 @@
 //! | `etcd` | `kafkaq::etcd::EtcdStore`, for [`store`](QueueBuilder::store) | `protoc` |
 //! | `zookeeper` | `kafkaq::zookeeper::ZooKeeperStore`, for [`store`](QueueBuilder::store) | |
 //! | `cron` | `kafkaq::periodic`: tasks by cron expressions, with time zones, and by intervals | |
+//! | `testing` | `kafkaq::testing`: helpers for tests of handlers, and `torture`, which finds effects that are doubled | |
 //! | `full` | all backends | what they require |
 //! | `tls` | encrypted connections in those that are on: `rediss://` and `https://` URLs, Kafka by TLS. ZooKeeper has none | with `rdkafka`: OpenSSL's headers |
 //!
@@ -99,6 +100,8 @@ mod queue;
 mod runtime;
 mod stats;
 mod sync;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod topics;
 #[cfg(feature = "worker")]
 pub mod worker;

@@ -1,7 +1,11 @@
 //! What a handler knows of its execution.
 
-use super::{enqueue::Enqueue, stop::Stop, typed::TaskType};
-use crate::{FailureRecord, Headers, Job, LeaseToken, Publisher, TaskId};
+use super::{
+    enqueue::{Enqueue, Target},
+    stop::Stop,
+    typed::TaskType,
+};
+use crate::{FailureRecord, Headers, Job, LeaseToken, TaskId};
 use bytes::Bytes;
 use std::{
     fmt,
@@ -30,13 +34,13 @@ pub(super) struct Execution {
     /// In milliseconds since 1970. Renewals move it.
     deadline: AtomicU64,
     stop: Stop,
-    publisher: Publisher,
+    target: Target,
     /// How many tasks the handler has enqueued.
     children: AtomicU32,
 }
 
 impl Execution {
-    pub(super) fn new(job: &Job, publisher: Publisher) -> Self {
+    pub(super) fn new(job: &Job, target: Target) -> Self {
         Execution {
             task: job.task(),
             id: job.id().clone(),
@@ -47,7 +51,25 @@ impl Execution {
             published: job.published(),
             deadline: AtomicU64::new(millis(job.deadline())),
             stop: Stop::new(),
-            publisher,
+            target,
+            children: AtomicU32::new(0),
+        }
+    }
+
+    /// An execution without a job.
+    #[cfg(feature = "testing")]
+    pub(super) fn of(made_up: super::direct::MadeUp, target: Target) -> Self {
+        Execution {
+            task: made_up.task,
+            id: made_up.id,
+            attempt: made_up.attempt,
+            failures: made_up.failures,
+            history: Vec::new(),
+            token: made_up.token,
+            published: made_up.published,
+            deadline: AtomicU64::new(millis(made_up.deadline)),
+            stop: Stop::new(),
+            target,
             children: AtomicU32::new(0),
         }
     }
@@ -161,7 +183,7 @@ impl<S> Ctx<S> {
     /// each once. [`id`](Enqueue::id) gives it another.
     pub fn enqueue<T: TaskType>(&self, value: T) -> Enqueue {
         let n = self.execution.children.fetch_add(1, Relaxed);
-        let enqueue = Enqueue::new(self.execution.publisher.clone(), &value);
+        let enqueue = Enqueue::new(self.execution.target.clone(), &value);
         match child_id(&self.execution.id, n) {
             Some(id) => enqueue.id(id),
             None => enqueue,

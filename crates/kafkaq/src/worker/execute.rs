@@ -2,6 +2,7 @@
 
 use super::{
     context::Execution,
+    enqueue::Target,
     failure::Outcome,
     handlers::Ended,
     headers::{self, Expired},
@@ -10,12 +11,12 @@ use super::{
     run::Shared,
     stop::{Stop, StopReason},
 };
-use crate::{Job, JobError, RetryOutcome, TaskId};
+use crate::{Job, JobError, RetryOutcome, TaskId, driver::system_now};
 use std::{
     convert::Infallible,
     future::pending,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, oneshot, watch},
@@ -25,6 +26,9 @@ use tokio::{
 
 /// How long an async handler that is dropped may take to reach its next await before it counts as stuck.
 const DROPPED: Duration = Duration::from_secs(1);
+
+/// The reason of the dead letter.
+const EXPIRED: &str = "expired before it was started";
 
 /// Whether an execution may begin.
 pub(super) enum Turn {
@@ -42,6 +46,17 @@ enum Verdict {
     Lost,
 }
 
+impl Verdict {
+    /// Why the execution has failed.
+    fn reason(&self) -> Option<String> {
+        match self {
+            Verdict::Outcome(Outcome::Retry { reason, .. } | Outcome::Reject(reason)) => Some(reason.clone()),
+            Verdict::Expired(Expired::Dead) => Some(EXPIRED.to_owned()),
+            _ => None,
+        }
+    }
+}
+
 /// Lets a task be executed, and tells the queue what became of it. `free` is called when its place is free again, if it
 /// had one.
 pub(super) async fn supervise(
@@ -52,7 +67,7 @@ pub(super) async fn supervise(
     mut turn: Turn,
     free: impl FnOnce(),
 ) {
-    let execution = Arc::new(Execution::new(&job, shared.publisher.clone()));
+    let execution = Arc::new(Execution::new(&job, Target::Publisher(shared.publisher.clone())));
     let mut stuck = None;
     let (verdict, permit) = {
         let decided = async {
@@ -92,7 +107,8 @@ pub(super) async fn supervise(
 pub(super) async fn reject(shared: &Shared, job: Job, reason: String) {
     tracing::warn!(target: "kafkaq", task = %job.id(), reason, "a task is not executed");
     let id = job.id().clone();
-    shared.counters.count(confirmed(&id, job.reject(reason).await, Ending::DeadLettered));
+    let ending = confirmed(&id, job.reject(reason.clone()).await, Ending::DeadLettered);
+    shared.count(&id, ending, Some(reason));
 }
 
 /// Renews the lease, until it is lost.
@@ -145,7 +161,7 @@ async fn execute(
     execution: &Arc<Execution>,
     stuck: &mut Option<JoinHandle<Ended>>,
 ) -> Verdict {
-    if let Some(expired) = headers::expired(execution.headers(), SystemTime::now()) {
+    if let Some(expired) = headers::expired(execution.headers(), system_now()) {
         return Verdict::Expired(expired);
     }
     let stop = execution.stop();
@@ -246,17 +262,16 @@ fn judge(shared: &Shared, kind: &Kind, stop: &Stop, ended: Option<Ended>) -> Ver
 
 async fn end(shared: &Shared, job: Job, kind: &Kind, verdict: Verdict, permit: Option<OwnedSemaphorePermit>) {
     let id = job.id().clone();
+    let reason = shared.settings.observer.as_ref().and_then(|_| verdict.reason());
     let (asked, ending) = match verdict {
         // It is let go by being dropped, if it is not somebody else's already.
         Verdict::Lost => {
             drop(job);
-            return shared.counters.count(Ending::Lost);
+            return shared.count(&id, Ending::Lost, None);
         }
         Verdict::Release => (job.release().await, Ending::Released),
         Verdict::Expired(Expired::Dropped) => (job.done().await, Ending::Expired),
-        Verdict::Expired(Expired::Dead) => {
-            (job.reject("expired before it was started").await, Ending::DeadLettered)
-        }
+        Verdict::Expired(Expired::Dead) => (job.reject(EXPIRED).await, Ending::DeadLettered),
         Verdict::Outcome(Outcome::Done) => (job.done().await, Ending::Done),
         Verdict::Outcome(Outcome::Snooze(delay)) => {
             (job.snooze(delay.min(shared.max_delay)).await, Ending::Snoozed)
@@ -276,7 +291,7 @@ async fn end(shared: &Shared, job: Job, kind: &Kind, verdict: Verdict, permit: O
         }
     };
     drop(permit);
-    shared.counters.count(confirmed(&id, asked, ending));
+    shared.count(&id, confirmed(&id, asked, ending), reason);
 }
 
 fn confirmed(id: &TaskId, asked: Result<(), JobError>, ending: Ending) -> Ending {

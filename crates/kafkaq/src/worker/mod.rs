@@ -62,6 +62,8 @@ mod backoff;
 mod batch;
 mod builder;
 mod context;
+#[cfg(feature = "testing")]
+pub(crate) mod direct;
 mod enqueue;
 mod execute;
 mod failure;
@@ -86,6 +88,9 @@ pub use report::WorkerReport;
 pub use run::Running;
 pub use stop::{Stop, StopReason};
 pub use typed::TaskType;
+
+#[cfg(feature = "testing")]
+pub(crate) use report::{Ending, Finished};
 
 use crate::Queue;
 

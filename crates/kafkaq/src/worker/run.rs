@@ -4,9 +4,9 @@ use super::{
     execute::{self, Turn},
     kinds::Kinds,
     panics,
-    report::{Counters, WorkerReport},
+    report::{Counters, Ending, Finished, Observer, WorkerReport},
 };
-use crate::{Error, ErrorKind, Job, Publisher, Queue, Result};
+use crate::{Error, ErrorKind, Job, Publisher, Queue, Result, TaskId};
 use std::{future::Future, sync::Arc, time::Duration};
 use tokio::{
     runtime::{Builder, Handle, Runtime, RuntimeFlavor},
@@ -27,6 +27,7 @@ pub(super) struct Settings {
     pub(super) grace: Duration,
     pub(super) shutdown_limit: Duration,
     pub(super) free_stuck_slots: bool,
+    pub(super) observer: Option<Observer>,
 }
 
 /// What executions share.
@@ -40,6 +41,16 @@ pub(super) struct Shared {
     /// Until when handlers may go on, once the worker stops.
     pub(super) stopping: watch::Sender<Option<Instant>>,
     pub(super) confirming: Arc<Semaphore>,
+}
+
+impl Shared {
+    /// An execution has ended.
+    pub(super) fn count(&self, id: &TaskId, ending: Ending, reason: Option<String>) {
+        self.counters.count(ending);
+        if let Some(observer) = &self.settings.observer {
+            observer(Finished { id: id.clone(), ending, reason });
+        }
+    }
 }
 
 /// Where handlers run.
