@@ -316,7 +316,7 @@ async fn two_steps(ctx: Ctx<World>, task: Charge) -> Result<(), Failure> {
     if !ctx.state().is_known(ctx.id()) {
         await_point().await;
         ctx.state().charge(task.to);
-        await_point().await;
+        await_point().await; // here
         ctx.state().note(ctx.id());
         await_point().await;
     }
@@ -345,8 +345,15 @@ async fn torture_finds_a_double_charge_and_passes_its_mended_twin() {
     }
     let text = error.to_string();
     assert!(text.contains("(4 await points)"), "{text}");
-    let first = "- a crash at await point 3\n    expected: [\"ada\"]\n    found:    [\"ada\", \"ada\"]\n";
-    assert!(text.contains(first), "{text}");
+    let line = include_str!("testing.rs").lines().position(|line| line.ends_with("// here")).unwrap() + 1;
+    let first = error.differences()[0].to_string();
+    let (disturbance, rest) = first.split_once("\n    place:    ").unwrap();
+    assert_eq!(disturbance, "a crash at await point 3");
+    let place = format!("tests/testing.rs:{line}");
+    let (told, rest) = rest.split_once('\n').unwrap();
+    assert!(told.replace("\\", "/").ends_with(&place), "{told}");
+    assert_eq!(rest, "    expected: [\"ada\"]\n    found:    [\"ada\", \"ada\"]");
+    assert!(text.contains(&format!("\n- {first}\n")), "{text}");
     assert_eq!(format!("{error:?}"), text, "for unwrap");
     assert_eq!(found(two_steps).await.unwrap_err(), error, "the same each time");
 
@@ -471,6 +478,7 @@ async fn tasks_that_are_enqueued_are_effects() {
     let error = error.await.unwrap_err();
     assert_eq!(crashes(error.differences()), [2]);
     assert_eq!(error.differences()[0].found, "[], enqueued: receipt 1, receipt 1");
+    assert_eq!(error.differences()[0].place.as_deref(), Some("after a task was enqueued"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -55,17 +55,27 @@ pub use perform::{Perform, Performed, perform};
 pub use report::{Event, Report, TaskReport};
 pub use torture::{Difference, Disturbance, Torture, TortureError, TortureReport, torture};
 
-use std::{future::poll_fn, task::Poll};
+use std::{
+    future::{Future, poll_fn},
+    panic::Location,
+    task::Poll,
+};
 
 /// Returns control to the runtime once, as a call to a server would. For fakes: one that returns at once gives
 /// [`torture`] no place to crash its caller. A fake is best with one before its effect and one behind it, since both
-/// requests and responses are lost.
-pub async fn await_point() {
-    let mut reached = false;
+/// requests and responses are lost. Reports name the file and the line of the call.
+#[track_caller]
+pub fn await_point() -> impl Future<Output = ()> + Send + 'static {
+    let place = Location::caller();
+    suspend(move || format!("{}:{}", place.file(), place.line()))
+}
+
+/// Returns control to the runtime once, in this place.
+pub(crate) async fn suspend(place: impl FnOnce() -> String) {
+    let mut place = Some(place);
     poll_fn(|cx| {
-        if std::mem::replace(&mut reached, true) {
-            return Poll::Ready(());
-        }
+        let Some(place) = place.take() else { return Poll::Ready(()) };
+        torture::suspended(place());
         cx.waker().wake_by_ref();
         Poll::Pending
     })

@@ -9,7 +9,7 @@ use super::{
     stop::Stop,
     typed::TaskType,
 };
-use crate::{Headers, LeaseToken, Result, Task, TaskId, sync::lock, testing::await_point};
+use crate::{Headers, LeaseToken, Result, Task, TaskId, sync::lock, testing::suspend};
 use std::{
     future::Future,
     pin::Pin,
@@ -36,7 +36,7 @@ pub(crate) struct Collected(Arc<Mutex<Vec<Task>>>);
 impl Collected {
     /// Two await points, since the task may be durable before its publisher knows it.
     pub(super) async fn add(&self, task: Task) -> Result<TaskId> {
-        await_point().await;
+        suspend(|| "before a task is enqueued".to_owned()).await;
         let id = {
             let mut tasks = lock(&self.0);
             let id =
@@ -46,7 +46,7 @@ impl Collected {
             }
             id
         };
-        await_point().await;
+        suspend(|| "after a task was enqueued".to_owned()).await;
         Ok(id)
     }
 

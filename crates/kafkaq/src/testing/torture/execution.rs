@@ -5,6 +5,7 @@ use crate::{
     worker::{Outcome, Stop, direct::Handling},
 };
 use std::{
+    cell::RefCell,
     future::{Future, poll_fn},
     pin::Pin,
     sync::{
@@ -15,13 +16,23 @@ use std::{
 };
 use tokio::task::{Unconstrained, unconstrained};
 
+thread_local! {
+    /// Where an execution was suspended while it was polled.
+    static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// An execution is about to be suspended in this place.
+pub(in crate::testing) fn suspended(place: String) {
+    PLACE.set(Some(place));
+}
+
 pub(super) struct Execution {
     /// Without tokio's budget, whose end would look like an await point.
     handling: Unconstrained<Handling>,
     waking: Arc<Waking>,
     pub(super) stop: Stop,
-    /// How many times it was suspended.
-    pub(super) points: usize,
+    /// The await points that it has passed, with their places where they are known.
+    pub(super) points: Vec<Option<String>>,
     pub(super) outcome: Option<Outcome>,
 }
 
@@ -48,7 +59,7 @@ impl Execution {
             handling: unconstrained(handling),
             waking: Arc::new(waking),
             stop,
-            points: 0,
+            points: Vec::new(),
             outcome: None,
         }
     }
@@ -60,10 +71,11 @@ impl Execution {
             if !self.waking.woken.swap(false, SeqCst) {
                 return Poll::Pending;
             }
+            PLACE.take();
             let waker = Waker::from(self.waking.clone());
             match Pin::new(&mut self.handling).poll(&mut Context::from_waker(&waker)) {
                 Poll::Ready(outcome) => self.outcome = Some(outcome),
-                Poll::Pending => self.points += 1,
+                Poll::Pending => self.points.push(PLACE.take()),
             }
             Poll::Ready(())
         })

@@ -4,6 +4,8 @@ mod execution;
 mod report;
 mod run;
 
+pub(super) use execution::suspended;
+
 pub use report::{Difference, Disturbance, TortureError, TortureReport};
 
 use super::perform::made_up;
@@ -48,7 +50,9 @@ use std::{fmt, future::Future, time::Duration};
 /// let charges = |payments: &Payments| payments.0.lock().unwrap().clone();
 /// let error = torture(charge, Charge { cents: 500 }).run(Payments::default, charges).await.unwrap_err();
 /// println!("{error}"); // a crash at await point 2: expected [500], found [500, 500]; and others
-/// # assert!(error.to_string().contains("a crash at await point 2\n    expected: [500]\n    found:    [500, 500]"));
+/// # let first = &error.differences()[0];
+/// # assert_eq!(first.disturbance.to_string(), "a crash at await point 2");
+/// # assert_eq!((&*first.expected, &*first.found), ("[500]", "[500, 500]"));
 /// # }
 /// ```
 ///
@@ -136,12 +140,12 @@ impl<S: Send + Sync + 'static> Torture<S> {
         let undisturbed = |why| TortureError(Problem::Undisturbed(why));
         let task = self.task.as_ref().map_err(|e| undisturbed(e.to_string()))?;
         let mut run = Run::new(&self, task.clone(), state());
-        let (await_points, end) = run.undisturbed().await;
+        let (points, end) = run.undisturbed().await;
         if let End::Never(why) = end {
             return Err(undisturbed(why));
         }
         let expected = run.found(end, &effects);
-        let disturbances = self.disturbances(await_points);
+        let disturbances = self.disturbances(points.len());
         let mut differences = Vec::new();
         for disturbance in &disturbances {
             let mut run = Run::new(&self, task.clone(), state());
@@ -150,12 +154,13 @@ impl<S: Send + Sync + 'static> Torture<S> {
             if found != expected {
                 differences.push(Difference {
                     disturbance: *disturbance,
+                    place: disturbance.at().and_then(|at| points.get(at.checked_sub(1)?)?.clone()),
                     expected: expected.to_string(),
                     found: found.to_string(),
                 });
             }
         }
-        let report = TortureReport { await_points, disturbances: disturbances.len() };
+        let report = TortureReport { await_points: points.len(), disturbances: disturbances.len() };
         if differences.is_empty() {
             return Ok(report);
         }

@@ -35,6 +35,19 @@ pub enum Disturbance {
     InTurns,
 }
 
+impl Disturbance {
+    /// The await point of the first execution.
+    pub(super) fn at(self) -> Option<usize> {
+        match self {
+            Disturbance::Crash { at }
+            | Disturbance::LeaseLost { at }
+            | Disturbance::ShuttingDown { at }
+            | Disturbance::Overlap { first: at, .. } => Some(at),
+            Disturbance::CrashAfterReturn | Disturbance::InTurns => None,
+        }
+    }
+}
+
 impl fmt::Display for Disturbance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
@@ -63,6 +76,9 @@ impl fmt::Display for Disturbance {
 pub struct Difference {
     /// What was done.
     pub disturbance: Disturbance,
+    /// Where the await point is: known of [`await_point`](crate::testing::await_point) and of
+    /// [`Ctx::enqueue`](crate::worker::Ctx::enqueue).
+    pub place: Option<String>,
     /// The effects without a disturbance.
     pub expected: String,
     /// The effects with it.
@@ -71,8 +87,12 @@ pub struct Difference {
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Difference { disturbance, expected, found } = self;
-        write!(f, "{disturbance}\n    expected: {expected}\n    found:    {found}")
+        let Difference { disturbance, place, expected, found } = self;
+        write!(f, "{disturbance}")?;
+        if let Some(place) = place {
+            write!(f, "\n    place:    {place}")?;
+        }
+        write!(f, "\n    expected: {expected}\n    found:    {found}")
     }
 }
 

@@ -65,8 +65,8 @@ impl<'a, S: Send + Sync + 'static> Run<'a, S> {
         Run { torture, task, state: Arc::new(state), enqueued, attempts: 0, failures: 0 }
     }
 
-    /// Without a disturbance. Returns how many await points the first execution had.
-    pub(super) async fn undisturbed(&mut self) -> (usize, End) {
+    /// Without a disturbance. Returns the await points of the first execution.
+    pub(super) async fn undisturbed(&mut self) -> (Vec<Option<String>>, End) {
         let mut execution = self.begin();
         let end = self.finish(&mut execution, None).await;
         (execution.points, end)
@@ -155,10 +155,10 @@ impl<'a, S: Send + Sync + 'static> Run<'a, S> {
         until: usize,
         mut other: Option<&mut Execution>,
     ) -> bool {
-        let begun = execution.points;
-        while execution.outcome.is_none() && execution.points < until {
+        let begun = execution.points.len();
+        while execution.outcome.is_none() && execution.points.len() < until {
             let stepped = self.step(execution).await;
-            let points = execution.points - begun;
+            let points = execution.points.len() - begun;
             if stepped && points < PATIENT_POINTS {
                 continue;
             }
@@ -189,7 +189,11 @@ impl<'a, S: Send + Sync + 'static> Run<'a, S> {
             }
             let (delay, why) = match execution.outcome.clone() {
                 None if arrived => return End::Never("it was lost".to_owned()),
-                None => return End::Never(format!("it waits at await point {}", execution.points)),
+                None => {
+                    let at = execution.points.len();
+                    let place = execution.points.pop().flatten().map(|place| format!(" ({place})"));
+                    return End::Never(format!("it waits at await point {at}{}", place.unwrap_or_default()));
+                }
                 Some(Outcome::Done) => return End::Done,
                 Some(Outcome::Reject(reason)) => return End::Rejected(reason),
                 Some(Outcome::Snooze(delay)) => (delay, "snoozed".to_owned()),
