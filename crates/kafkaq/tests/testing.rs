@@ -254,6 +254,41 @@ async fn harness_reports_deaths_without_a_handler_and_by_the_queue() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn harness_waits_for_executions_of_tasks_that_were_cancelled() {
+    let ran_on = Arc::new(AtomicBool::new(false));
+    let told = ran_on.clone();
+    let handler = move |ctx: Ctx, _: Charge| {
+        let told = told.clone();
+        async move {
+            ctx.stop().requested().await;
+            sleep(3 * SECOND).await;
+            told.store(true, SeqCst);
+        }
+    };
+    let builder = Queue::builder("charges");
+    let mut harness = Harness::start(builder, |queue| Worker::builder(queue).on(handler)).await.unwrap();
+    let cancelled = publish(&harness, "x").await;
+    while harness.queue().stats().await.held == 0 {
+        sleep(SECOND).await;
+    }
+    harness.queue().jobs().cancel(&cancelled).await.unwrap();
+    let report = harness.run_until_idle().await.unwrap();
+    assert!(ran_on.load(SeqCst));
+    assert_eq!(report.task(&cancelled).unwrap().events, [Event::Cancelled, Event::Lost]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn harness_works_on_threads_and_a_clock_that_runs() {
+    let mut harness = harness().await;
+    for to in ["one", "reject", "two"] {
+        publish(&harness, to).await;
+    }
+    let report = harness.run_until_idle().await.unwrap();
+    assert_eq!(report.done(), [&id("one"), &id("two")]);
+    report.assert_dead(&id("reject"), "unknown");
+}
+
+#[tokio::test(start_paused = true)]
 async fn harness_names_the_tasks_that_do_not_end() {
     let mut harness = harness().await.limit(HOUR);
     publish(&harness, "done").await;

@@ -259,3 +259,22 @@ impl fmt::Debug for Harness {
         f.debug_struct("Harness").field("queue", &self.queue).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_death_that_is_told_twice_is_one() {
+        let seen = Seen::default();
+        let id = TaskId::new("one").unwrap();
+        let died = || Event::Dead { reason: "unknown".to_owned() };
+        assert!(!seen.has_ended(&id));
+        seen.add(id.clone(), Event::Snoozed);
+        assert!(!seen.has_ended(&id));
+        seen.add(id.clone(), died());
+        seen.add(id.clone(), died());
+        assert!(seen.has_ended(&id));
+        assert_eq!(lock(&seen.events)[&id], [Event::Snoozed, died()]);
+    }
+}
