@@ -220,6 +220,7 @@ async fn harness_goes_on_with_what_is_published_later() {
     // Longer than the end of the first is remembered.
     sleep(100 * 24 * HOUR).await;
     publish(&harness, "two").await;
+    publish(&harness, "two").await;
     let report = harness.run_until_idle().await.unwrap();
     report.assert_all_done();
     assert_eq!(report.tasks().len(), 2);
@@ -232,9 +233,11 @@ async fn harness_reports_tasks_that_end_without_an_execution() {
     harness.queue().jobs().cancel(&cancelled).await.unwrap();
     let soon = std::time::SystemTime::now() + HOUR;
     let expired = harness.queue().enqueue(charge("y")).delay(3 * HOUR).expires(soon).await.unwrap();
+    let dead = harness.queue().enqueue(charge("z")).delay(3 * HOUR).expires_dead(soon).await.unwrap();
     let report = harness.run_until_idle().await.unwrap();
     assert_eq!(report.task(&cancelled).unwrap().events, [Event::Cancelled]);
     assert_eq!(report.task(&expired).unwrap().events, [Event::Expired], "by virtual time");
+    report.assert_dead(&dead, "expired before it was started");
     assert!(report.done().is_empty());
 }
 
