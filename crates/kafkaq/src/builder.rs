@@ -39,6 +39,11 @@ impl QueueBuilder {
         self
     }
 
+    #[cfg(feature = "testing")]
+    pub(crate) fn task_topic_name(&self) -> Arc<str> {
+        self.config.task_topic()
+    }
+
     /// The log that the tasks are in: the client's view of the whole cluster, not one of its nodes. Several queues can
     /// share one in an [`Arc`]. Default: a log in memory, if the store is in memory too.
     pub fn broker(mut self, broker: impl Broker) -> Self {

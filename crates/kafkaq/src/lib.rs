@@ -54,7 +54,8 @@
 //!   [`DeadLetters`] browses, redrives and discards.
 //! - **Publishing** works from any number of runtimes, and outside of any. A queue that is used only to publish and to
 //!   look at jobs takes no share of the work: it joins its group when a job is asked for first.
-//! - **In tests**, a queue in memory follows tokio's paused clock: a delay of an hour takes no time.
+//! - **In tests**, a queue in memory follows tokio's paused clock: a delay of an hour takes no time. `kafkaq::testing`
+//!   has helpers for tests of handlers.
 //! - **Every error says** what failed, on what, whether it [took effect](Error::effect) and whether a
 //!   [retry](Error::retry) helps.
 //! - What an operator should see goes to [`tracing`](https://docs.rs/tracing), target `kafkaq`.
@@ -73,6 +74,7 @@
 //! | `etcd` | `kafkaq::etcd::EtcdStore`, for [`store`](QueueBuilder::store) | `protoc` |
 //! | `zookeeper` | `kafkaq::zookeeper::ZooKeeperStore`, for [`store`](QueueBuilder::store) | |
 //! | `cron` | `kafkaq::periodic`: tasks by cron expressions, with time zones, and by intervals | |
+//! | `testing` | `kafkaq::testing`: helpers for tests of handlers, and `torture`, which finds effects that are doubled | |
 //! | `full` | all backends | what they require |
 //! | `tls` | encrypted connections in those that are on: `rediss://` and `https://` URLs, Kafka by TLS. ZooKeeper has none | with `rdkafka`: OpenSSL's headers |
 //!
@@ -99,6 +101,8 @@ mod queue;
 mod runtime;
 mod stats;
 mod sync;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod topics;
 #[cfg(feature = "worker")]
 pub mod worker;

@@ -9,3 +9,13 @@ mod worker;
 async fn worker() {
     worker::send_three().await.unwrap();
 }
+
+#[cfg(feature = "testing")]
+#[path = "../examples/idempotency.rs"]
+mod idempotency;
+
+#[cfg(feature = "testing")]
+#[tokio::test(start_paused = true)]
+async fn idempotency() {
+    idempotency::torture_both().await.unwrap();
+}

@@ -6,6 +6,7 @@ use super::{
     failure::IntoOutcome,
     handlers::{self, Handler},
     kinds::{Kind, Kinds},
+    report::Observer,
     run::{self, Settings, WorkerHandle},
     signals,
     typed::TaskType,
@@ -32,6 +33,7 @@ pub struct WorkerBuilder<S = ()> {
     shutdown_limit: Duration,
     free_stuck_slots: bool,
     threads: Option<usize>,
+    observer: Option<Observer>,
 }
 
 impl WorkerBuilder {
@@ -49,6 +51,7 @@ impl WorkerBuilder {
             shutdown_limit: Duration::from_secs(30),
             free_stuck_slots: false,
             threads: None,
+            observer: None,
         }
     }
 
@@ -71,6 +74,7 @@ impl WorkerBuilder {
             shutdown_limit: self.shutdown_limit,
             free_stuck_slots: self.free_stuck_slots,
             threads: self.threads,
+            observer: self.observer,
         }
     }
 }
@@ -191,6 +195,13 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         self
     }
 
+    /// Is told of each execution that has ended, beside the report.
+    #[cfg(feature = "testing")]
+    pub(crate) fn observer(mut self, observer: Observer) -> Self {
+        self.observer = Some(observer);
+        self
+    }
+
     /// Starts the worker in the background. Needs a tokio runtime, best the one that the queue was built on.
     ///
     /// # Errors
@@ -202,6 +213,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
             grace: self.grace,
             shutdown_limit: self.shutdown_limit,
             free_stuck_slots: self.free_stuck_slots,
+            observer: self.observer,
         };
         run::start(self.queue, kinds, settings, self.threads)
     }

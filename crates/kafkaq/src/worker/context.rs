@@ -1,7 +1,11 @@
 //! What a handler knows of its execution.
 
-use super::{enqueue::Enqueue, stop::Stop, typed::TaskType};
-use crate::{FailureRecord, Headers, Job, LeaseToken, Publisher, TaskId, sync::lock};
+use super::{
+    enqueue::{Enqueue, Target},
+    stop::Stop,
+    typed::TaskType,
+};
+use crate::{FailureRecord, Headers, Job, LeaseToken, TaskId, sync::lock};
 use bytes::Bytes;
 use std::{
     collections::HashMap,
@@ -31,13 +35,13 @@ pub(super) struct Execution {
     /// In milliseconds since 1970. Renewals move it.
     deadline: AtomicU64,
     stop: Stop,
-    publisher: Publisher,
+    target: Target,
     /// How many tasks of each content the handler has enqueued.
     children: Mutex<HashMap<Uuid, u32>>,
 }
 
 impl Execution {
-    pub(super) fn new(job: &Job, publisher: Publisher) -> Self {
+    pub(super) fn new(job: &Job, target: Target) -> Self {
         Execution {
             task: job.task(),
             id: job.id().clone(),
@@ -48,7 +52,25 @@ impl Execution {
             published: job.published(),
             deadline: AtomicU64::new(millis(job.deadline())),
             stop: Stop::new(),
-            publisher,
+            target,
+            children: Mutex::default(),
+        }
+    }
+
+    /// An execution without a job.
+    #[cfg(feature = "testing")]
+    pub(super) fn of(made_up: super::direct::MadeUp, target: Target) -> Self {
+        Execution {
+            task: made_up.task,
+            id: made_up.id,
+            attempt: made_up.attempt,
+            failures: made_up.failures,
+            history: Vec::new(),
+            token: made_up.token,
+            published: made_up.published,
+            deadline: AtomicU64::new(millis(made_up.deadline)),
+            stop: Stop::new(),
+            target,
             children: Mutex::default(),
         }
     }
@@ -168,7 +190,7 @@ impl<S> Ctx<S> {
     /// A handler that goes on by [snoozing](super::Outcome::Snooze) or retrying, and publishes the same again each time,
     /// has to give it another [`id`](Enqueue::id).
     pub fn enqueue<T: TaskType>(&self, value: T) -> Enqueue {
-        let enqueue = Enqueue::new(self.execution.publisher.clone(), &value);
+        let enqueue = Enqueue::new(self.execution.target.clone(), &value);
         match enqueue.payload().and_then(|payload| self.execution.child_id(T::KIND, payload)) {
             Some(id) => enqueue.id(id),
             None => enqueue,

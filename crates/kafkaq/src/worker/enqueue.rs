@@ -4,7 +4,7 @@ use super::{
     headers::{DEAD, EXPIRED_HEADER, EXPIRES_HEADER},
     typed::TaskType,
 };
-use crate::{Error, ErrorKind, Publisher, Queue, Result, Task, TaskId};
+use crate::{Error, ErrorKind, Publisher, Queue, Result, Task, TaskId, driver::system_now};
 use bytes::Bytes;
 use std::{
     future::{Future, IntoFuture},
@@ -12,19 +12,28 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+/// Where a task is enqueued.
+#[derive(Clone, Debug)]
+pub(super) enum Target {
+    Publisher(Publisher),
+    /// A list, in tests.
+    #[cfg(feature = "testing")]
+    Collected(super::direct::Collected),
+}
+
 /// A task that is about to be published. Await it to publish it.
 ///
 /// *Cancel-safety:* as of [`Publisher::publish`].
 #[derive(Debug)]
 #[must_use = "nothing is published until this is awaited"]
 pub struct Enqueue {
-    publisher: Publisher,
+    target: Target,
     task: Result<Task>,
 }
 
 impl Enqueue {
-    pub(super) fn new<T: TaskType>(publisher: Publisher, value: &T) -> Self {
-        Enqueue { publisher, task: value.to_task() }
+    pub(super) fn new<T: TaskType>(target: Target, value: &T) -> Self {
+        Enqueue { target, task: value.to_task() }
     }
 
     pub(super) fn payload(&self) -> Option<&Bytes> {
@@ -58,7 +67,7 @@ impl Enqueue {
 
     /// Executes it no earlier than at this time, by the clock of this machine. A time that has passed is now.
     pub fn at(self, at: SystemTime) -> Self {
-        self.delay(at.duration_since(SystemTime::now()).unwrap_or_default())
+        self.delay(at.duration_since(system_now()).unwrap_or_default())
     }
 
     /// Drops the task, as done, if it is handed out for the first time after this time, by the worker's clock. One that
@@ -87,7 +96,13 @@ impl IntoFuture for Enqueue {
     type IntoFuture = Pin<Box<dyn Future<Output = Result<TaskId>> + Send>>;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(async move { self.publisher.publish(self.task?).await })
+        Box::pin(async move {
+            match self.target {
+                Target::Publisher(publisher) => publisher.publish(self.task?).await,
+                #[cfg(feature = "testing")]
+                Target::Collected(collected) => collected.add(self.task?).await,
+            }
+        })
     }
 }
 
@@ -118,7 +133,7 @@ impl Publisher {
     /// # }
     /// ```
     pub fn enqueue<T: TaskType>(&self, value: T) -> Enqueue {
-        Enqueue::new(self.clone(), &value)
+        Enqueue::new(Target::Publisher(self.clone()), &value)
     }
 
     /// Publishes tasks of one type in few requests. Returns one outcome per task, in the same order.
@@ -151,7 +166,7 @@ impl Publisher {
 impl Queue {
     /// Begins to publish a task with a type: see [`Publisher::enqueue`].
     pub fn enqueue<T: TaskType>(&self, value: T) -> Enqueue {
-        Enqueue::new(self.publisher(), &value)
+        Enqueue::new(Target::Publisher(self.publisher()), &value)
     }
 
     /// Publishes tasks of one type: see [`Publisher::enqueue_many`].

@@ -3,6 +3,7 @@
 use super::{
     Backoff,
     context::Execution,
+    enqueue::Target,
     failure::Outcome,
     handlers::Ended,
     headers::{self, Expired},
@@ -12,12 +13,12 @@ use super::{
     run::{FAR, Shared},
     stop::{Stop, StopReason},
 };
-use crate::{Job, JobError, RetryOutcome, TaskId};
+use crate::{Job, JobError, RetryOutcome, TaskId, driver::system_now};
 use std::{
     convert::Infallible,
     future::pending,
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, oneshot, watch},
@@ -27,6 +28,9 @@ use tokio::{
 
 /// How long an async handler that is dropped may take to reach its next await before it counts as stuck.
 const DROPPED: Duration = Duration::from_secs(1);
+
+/// The reason of the dead letter.
+const EXPIRED: &str = "expired before it was started";
 
 /// Whether an execution may begin.
 pub(super) enum Turn {
@@ -44,6 +48,17 @@ enum Verdict {
     Lost,
 }
 
+impl Verdict {
+    /// Why the execution has failed.
+    fn reason(&self) -> Option<String> {
+        match self {
+            Verdict::Outcome(Outcome::Retry { reason, .. } | Outcome::Reject(reason)) => Some(reason.clone()),
+            Verdict::Expired(Expired::Dead) => Some(EXPIRED.to_owned()),
+            _ => None,
+        }
+    }
+}
+
 /// Lets a task be executed, and tells the queue what became of it. `free` is called when its place is free again, if it
 /// had one.
 pub(super) async fn supervise(
@@ -54,7 +69,7 @@ pub(super) async fn supervise(
     mut turn: Turn,
     free: impl FnOnce(),
 ) {
-    let execution = Arc::new(Execution::new(&job, shared.publisher.clone()));
+    let execution = Arc::new(Execution::new(&job, Target::Publisher(shared.publisher.clone())));
     let mut stuck = None;
     let (verdict, permit) = {
         let decided = async {
@@ -97,7 +112,7 @@ pub(super) async fn supervise(
 /// Renews the lease, until it is lost.
 async fn keep(job: &mut Job, lease: Duration, execution: &Execution) -> Infallible {
     // One that was read ahead has had its lease for a while.
-    let left = job.deadline().duration_since(SystemTime::now()).unwrap_or_default();
+    let left = job.deadline().duration_since(system_now()).unwrap_or_default();
     let mut pause = (lease / 3).min(left.saturating_sub(lease * 2 / 3));
     let reason = loop {
         tokio::select! {
@@ -150,7 +165,7 @@ async fn execute(
 ) -> Verdict {
     // Once it was handed out it may have been started.
     if execution.attempt() == 1
-        && let Some(expired) = headers::expired(execution.headers(), SystemTime::now())
+        && let Some(expired) = headers::expired(execution.headers(), system_now())
     {
         return Verdict::Expired(expired);
     }
@@ -284,17 +299,16 @@ fn tell(job: &Job, kind: &Kind, verdict: &Verdict) {
 async fn end(shared: &Shared, job: Job, kind: &Kind, verdict: Verdict, permit: Option<OwnedSemaphorePermit>) {
     let id = job.id().clone();
     tell(&job, kind, &verdict);
+    let reason = shared.settings.observer.as_ref().and_then(|_| verdict.reason());
     let (asked, ending) = match verdict {
         // It is let go by being dropped, if it is not somebody else's already.
         Verdict::Lost => {
             drop(job);
-            return shared.counters.count(Ending::Lost);
+            return shared.count(&id, Ending::Lost, None);
         }
         Verdict::Release => (job.release().await, Ending::Released),
         Verdict::Expired(Expired::Dropped) => (job.done().await, Ending::Expired),
-        Verdict::Expired(Expired::Dead) => {
-            (job.reject("expired before it was started").await, Ending::DeadLettered)
-        }
+        Verdict::Expired(Expired::Dead) => (job.reject(EXPIRED).await, Ending::DeadLettered),
         Verdict::Outcome(Outcome::Done) => (job.done().await, Ending::Done),
         Verdict::Outcome(Outcome::Snooze(delay)) => {
             (job.snooze(delay.min(shared.max_delay)).await, Ending::Snoozed)
@@ -314,7 +328,7 @@ async fn end(shared: &Shared, job: Job, kind: &Kind, verdict: Verdict, permit: O
         }
     };
     drop(permit);
-    shared.counters.count(confirmed(&id, asked, ending));
+    shared.count(&id, confirmed(&id, asked, ending), reason);
 }
 
 /// A backoff of the user's own may panic.

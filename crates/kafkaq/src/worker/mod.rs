@@ -64,6 +64,8 @@ mod backoff;
 mod batch;
 mod builder;
 mod context;
+#[cfg(feature = "testing")]
+pub(crate) mod direct;
 mod enqueue;
 mod execute;
 mod failure;
@@ -88,6 +90,9 @@ pub use report::WorkerReport;
 pub use run::WorkerHandle;
 pub use stop::{Stop, StopReason};
 pub use typed::TaskType;
+
+#[cfg(feature = "testing")]
+pub(crate) use report::{Ending, Finished};
 
 use crate::Queue;
 

@@ -1,14 +1,18 @@
 //! What a worker has done.
 
+use crate::TaskId;
 use std::{
     fmt,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
 /// How executions have ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ending {
+pub(crate) enum Ending {
     Done,
     Retried,
     Snoozed,
@@ -48,6 +52,19 @@ impl Counters {
         }
     }
 }
+
+/// How one execution has ended.
+#[derive(Clone, Debug)]
+#[cfg_attr(not(feature = "testing"), allow(dead_code))]
+pub(crate) struct Finished {
+    pub(crate) id: TaskId,
+    pub(crate) ending: Ending,
+    /// Why it was retried or dead-lettered.
+    pub(crate) reason: Option<String>,
+}
+
+/// Is told of each execution that has ended.
+pub(crate) type Observer = Arc<dyn Fn(Finished) + Send + Sync>;
 
 /// What a worker has done while it ran. Each execution is counted once in the first group of fields, up to
 /// `unconfirmed`.

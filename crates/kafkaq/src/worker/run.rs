@@ -5,9 +5,9 @@ use super::{
     handlers::{Ended, Executing},
     kinds::Kinds,
     panics,
-    report::{Counters, WorkerReport},
+    report::{Counters, Ending, Finished, Observer, WorkerReport},
 };
-use crate::{Error, ErrorKind, Job, Publisher, Queue, Result};
+use crate::{Error, ErrorKind, Job, Publisher, Queue, Result, TaskId};
 use std::{fmt, sync::Arc, time::Duration};
 use tokio::{
     runtime::{Builder, Handle, Runtime, RuntimeFlavor},
@@ -30,6 +30,7 @@ pub(super) struct Settings {
     pub(super) grace: Duration,
     pub(super) shutdown_limit: Duration,
     pub(super) free_stuck_slots: bool,
+    pub(super) observer: Option<Observer>,
 }
 
 /// What executions share.
@@ -45,6 +46,16 @@ pub(super) struct Shared {
     /// An execution that waited for its turn has gone without one.
     pub(super) gone: Notify,
     pub(super) confirming: Arc<Semaphore>,
+}
+
+impl Shared {
+    /// An execution has ended.
+    pub(super) fn count(&self, id: &TaskId, ending: Ending, reason: Option<String>) {
+        self.counters.count(ending);
+        if let Some(observer) = &self.settings.observer {
+            observer(Finished { id: id.clone(), ending, reason });
+        }
+    }
 }
 
 /// Where handlers run.

@@ -38,7 +38,7 @@ impl Stop {
     }
 
     /// The first reason stays, but that the worker stops is less than all others.
-    pub(super) fn tell(&self, reason: StopReason) {
+    pub(crate) fn tell(&self, reason: StopReason) {
         self.0.send_if_modified(|told| {
             let is_news = matches!(told, None | Some(StopReason::ShuttingDown)) && *told != Some(reason);
             if is_news {

@@ -1,0 +1,97 @@
+//! Executions without a queue, for [`testing`](crate::testing).
+
+use super::{
+    context::{Ctx, Execution},
+    enqueue::Target,
+    failure::{IntoOutcome, Outcome},
+    handlers::{self, Ended, Executing},
+    headers, panics,
+    stop::Stop,
+    typed::TaskType,
+};
+use crate::{Headers, LeaseToken, Result, Task, TaskId, sync::lock, testing::suspend};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::SystemTime,
+};
+
+/// What an execution would get from its job.
+#[derive(Clone, Debug)]
+pub(crate) struct MadeUp {
+    pub(crate) task: Task,
+    pub(crate) id: TaskId,
+    pub(crate) attempt: u32,
+    pub(crate) failures: u32,
+    pub(crate) token: LeaseToken,
+    pub(crate) published: SystemTime,
+    pub(crate) deadline: SystemTime,
+}
+
+/// The tasks that executions have enqueued. As in a log, one that was enqueued stays, whatever becomes of its execution.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Collected(Arc<Mutex<Vec<Task>>>);
+
+impl Collected {
+    /// Two await points, since the task may be durable before its publisher knows it.
+    pub(super) async fn add(&self, task: Task) -> Result<TaskId> {
+        suspend(|| "before a task is enqueued".to_owned()).await;
+        let id = {
+            let mut tasks = lock(&self.0);
+            let id =
+                task.id().cloned().map_or_else(|| TaskId::new(format!("enqueued-{}", tasks.len())), Ok)?;
+            if tasks.iter().all(|earlier| earlier.id() != Some(&id)) {
+                tasks.push(task.with_id(id.clone()));
+            }
+            id
+        };
+        suspend(|| "after a task was enqueued".to_owned()).await;
+        Ok(id)
+    }
+
+    /// The tasks, in the order in which they were enqueued. Each has an id of its own.
+    pub(crate) fn tasks(&self) -> Vec<Task> {
+        lock(&self.0).clone()
+    }
+}
+
+/// A handler of typed tasks. Its panics are failures.
+pub(crate) struct Handler<S>(handlers::Handler<S>, u16);
+
+pub(crate) type Handling = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+
+impl<S: Send + Sync + 'static> Handler<S> {
+    pub(crate) fn new<T, F, Fut>(handler: F) -> Self
+    where
+        T: TaskType,
+        F: Fn(Ctx<S>, T) -> Fut + Send + Sync + 'static,
+        Fut: Future + Send + 'static,
+        Fut::Output: IntoOutcome,
+    {
+        panics::remember_places();
+        Handler(handlers::typed(handler), T::VERSION)
+    }
+
+    pub(crate) fn execute(&self, made_up: MadeUp, state: Arc<S>, enqueued: Collected) -> (Handling, Stop) {
+        let execution = Arc::new(Execution::of(made_up, Target::Collected(enqueued)));
+        let stop = execution.stop().clone();
+        let handling = (self.0)(Ctx::new(execution, state), self.1);
+        let handling = Box::pin(async move {
+            let ended = match handling {
+                Executing::Async(handling) => handling.await,
+                Executing::Blocking(handling) => handling(),
+            };
+            match ended {
+                Ended::Returned(outcome) => outcome,
+                Ended::Panicked(reason) => Outcome::Retry { delay: None, reason },
+            }
+        });
+        (handling, stop)
+    }
+}
+
+/// The kind of a task that has one.
+pub(crate) fn kind(headers: &Headers) -> Option<&str> {
+    headers::kind(headers).map(|(kind, _)| kind)
+}
