@@ -25,7 +25,7 @@ pub mod strangers;
 
 pub use certificate::Certificate;
 pub use fixtures::{create, key, keys, noise, one, read, remove, replace, until, value};
-pub use log::Log;
+pub use log::{Log, silence_no_place};
 pub use stopwatch::Stopwatch;
 
 use kafkaq_core::LeaseStore;

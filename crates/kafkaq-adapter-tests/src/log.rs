@@ -2,10 +2,10 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 use tracing::{
-    Event, Level, Metadata, Subscriber,
+    Dispatch, Event, Level, Metadata, Subscriber,
     field::{Field, Visit},
     span,
     subscriber::DefaultGuard,
@@ -22,6 +22,7 @@ impl Log {
     /// Of this thread.
     #[must_use]
     pub fn capture() -> Self {
+        silence_no_place();
         let lines = Arc::<Mutex<Vec<String>>>::default();
         let _guard =
             Some(tracing::subscriber::set_default(Lines { kept: lines.clone(), with_thread: false }));
@@ -42,6 +43,14 @@ impl Log {
     pub fn lines(&self) -> Vec<String> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+/// To be called before a subscriber is set for one thread. While there is only one subscriber, `tracing` asks the thread
+/// that is first in a place whether anybody wants to hear of it. On a thread of another test nobody does, and the place
+/// is silent from then on. So here is another subscriber, for good.
+pub fn silence_no_place() {
+    static ANOTHER: OnceLock<Dispatch> = OnceLock::new();
+    ANOTHER.get_or_init(|| Dispatch::new(Lines { kept: Arc::default(), with_thread: false }));
 }
 
 struct Lines {

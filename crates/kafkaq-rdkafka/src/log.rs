@@ -41,7 +41,9 @@ fn forward(level: RDKafkaLogLevel, facility: &str, line: &str) {
 fn is_turned_away(line: &str) -> bool {
     let duration = line.split_once("(after ").and_then(|(_, rest)| rest.split_once("ms in state UP"));
     let is_short = duration.and_then(|(ms, _)| ms.parse::<u64>().ok()).is_some_and(|ms| ms < 1000);
-    line.contains("Disconnected") && (is_short || line.contains("security.protocol"))
+    // The client may be writing still.
+    let was_closed = ["Disconnected", "Send failed: Broken pipe", "Connection reset by peer"];
+    was_closed.iter().any(|how| line.contains(how)) && (is_short || line.contains("security.protocol"))
 }
 
 /// librdkafka repeats an error that stays the same every 30 s: after so long without one it is over.
@@ -233,6 +235,8 @@ mod tests {
         let now = Instant::now();
         let reason = "k:1/bootstrap: Disconnected: connection closed by peer (after 0ms in state UP)";
         assert!(!is_turned_away("k:1/1: Disconnected (after 600000ms in state UP)"), "it was idle");
+        assert!(is_turned_away("k:1/bootstrap: Send failed: Broken pipe (after 0ms in state UP)"));
+        assert!(!is_turned_away("k:1/1: Connect failed: Connection refused (after 0ms in state CONNECT)"));
         let mut known = Known::default();
         known.fails(now, ErrorKind::Unavailable, reason, false);
         assert_eq!(known.last(now, SECOND).unwrap().0, ErrorKind::Denied);

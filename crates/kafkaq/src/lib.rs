@@ -73,6 +73,7 @@
 //! | `redis` | `kafkaq::redis::RedisStore`: Redis or Valkey, one server or a cluster; for [`store`](QueueBuilder::store) | |
 //! | `etcd` | `kafkaq::etcd::EtcdStore`, for [`store`](QueueBuilder::store) | `protoc` |
 //! | `zookeeper` | `kafkaq::zookeeper::ZooKeeperStore`, for [`store`](QueueBuilder::store) | |
+//! | `worker` (on by default) | `kafkaq::worker`: typed tasks, and a worker that runs their handlers | |
 //! | `cron` | `kafkaq::periodic`: tasks by cron expressions, with time zones, and by intervals | |
 //! | `testing` | `kafkaq::testing`: helpers for tests of handlers, and `torture`, which finds effects that are doubled | |
 //! | `full` | all backends | what they require |

@@ -69,6 +69,7 @@ async fn a_hole_is_passed_when_a_batch_proves_it() {
 #[tokio::test(flavor = "current_thread")]
 async fn a_batch_that_cannot_be_read_stops_its_partition_aloud_and_hides_nothing_before_it() {
     let lines = Lines::default();
+    kafkaq_adapter_tests::silence_no_place();
     let _logging = tracing::subscriber::set_default(lines.clone());
     let broker = Broker::of_fetches(|fetch| {
         let bad = |index| match index {

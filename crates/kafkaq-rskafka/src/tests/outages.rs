@@ -8,6 +8,7 @@ use tracing::Level;
 #[tokio::test(start_paused = true)]
 async fn an_outage_is_a_line_when_it_begins_one_a_minute_and_one_when_it_ends() {
     let lines = Lines::default();
+    kafkaq_adapter_tests::silence_no_place();
     let _logging = tracing::subscriber::set_default(lines.clone());
     let (outages, one, other) = (Outages::default(), Arc::from("kafka-1:9092"), Arc::from("kafka-2:9092"));
     let refused = || Failure::io(std::io::Error::from_raw_os_error(111));
@@ -32,6 +33,7 @@ async fn an_outage_is_a_line_when_it_begins_one_a_minute_and_one_when_it_ends() 
 #[tokio::test(flavor = "current_thread")]
 async fn many_calls_to_a_broker_that_is_away_are_one_line() {
     let lines = Lines::default();
+    kafkaq_adapter_tests::silence_no_place();
     let _logging = tracing::subscriber::set_default(lines.clone());
     let broker = Broker::of_fetches(|fetch| vec![Part::of(batch(0, 1)); fetch.parts.len()]).await;
     let kafka = RsKafka::builder(&broker.address).request_timeout(millis(800)).build().unwrap();

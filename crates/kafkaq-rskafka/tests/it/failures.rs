@@ -208,6 +208,7 @@ impl tracing::Subscriber for Loud {
 async fn an_outage_is_one_line_of_ours_and_none_of_the_library() {
     let site = Site::on(Arc::new(own_server()), 3).await;
     let loud = Loud::default();
+    kafkaq_adapter_tests::silence_no_place();
     let _logging = tracing::subscriber::set_default(loud.clone());
     let kafka = RsKafka::builder(site.server.url()).request_timeout(millis(1000)).build().unwrap();
     let to: Vec<_> = (0..3).map(|index| site.partition(index)).collect();
