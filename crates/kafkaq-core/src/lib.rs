@@ -15,6 +15,8 @@ mod store;
 
 pub use continuity::{Cursor, Mark, Standing, standing, standing_within};
 pub use error::{Effect, Error, ErrorKind, Result, Retry};
+#[doc(hidden)]
+pub use hash::Fnv;
 pub use headers::{HEADER, Headers, ID_HEADER};
 pub use key::Key;
 pub use log::{

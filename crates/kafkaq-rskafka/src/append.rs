@@ -176,9 +176,12 @@ fn is_for_one(failure: &Failure) -> bool {
         )
 }
 
+/// Whether it may pass when it is compressed.
 fn is_too_large(failure: &Failure) -> bool {
     use ProtocolError::{MessageTooLarge, RecordListTooLarge};
-    !failure.sent && matches!(failure.code, Some(MessageTooLarge | RecordListTooLarge))
+    cfg!(feature = "gzip")
+        && !failure.sent
+        && matches!(failure.code, Some(MessageTooLarge | RecordListTooLarge))
 }
 
 /// How many of the records go into one request: at least one.

@@ -595,6 +595,23 @@ async fn handlers_that_block_all_their_threads_keep_their_leases() {
     assert_eq!((report.done, report.lost), (4, 0), "{report}");
 }
 
+/// A worker with one slot, whose handler blocks on the task `stuck` until it is released.
+async fn keeps_its_slot(
+    queue: &Queue,
+    running: WorkerHandle,
+    seen: &Seen,
+    release: &std::sync::mpsc::Sender<()>,
+) {
+    let stuck = queue.enqueue(greet("stuck")).await.unwrap();
+    until_status(queue, &stuck, JobStatus::Dead).await;
+    let next = queue.enqueue(greet("next")).await.unwrap();
+    sleep(Duration::from_millis(300)).await;
+    assert_eq!(seen.all(), ["stuck"], "its slot is taken");
+    release.send(()).unwrap();
+    until_status(queue, &next, JobStatus::Done).await;
+    stop(running).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_handler_that_can_not_be_stopped_lets_its_lease_go_and_keeps_its_place() {
     let queue = queue().await;
@@ -619,14 +636,7 @@ async fn a_handler_that_can_not_be_stopped_lets_its_lease_go_and_keeps_its_place
         })
         .start()
         .unwrap();
-    let stuck = queue.enqueue(greet("stuck")).await.unwrap();
-    until_status(&queue, &stuck, JobStatus::Dead).await;
-    let next = queue.enqueue(greet("next")).await.unwrap();
-    sleep(Duration::from_millis(300)).await;
-    assert_eq!(seen.all(), ["stuck"], "its place is taken");
-    release.send(()).unwrap();
-    until_status(&queue, &next, JobStatus::Done).await;
-    stop(running).await;
+    keeps_its_slot(&queue, running, &seen, &release).await;
 }
 
 /// It can't be dropped, so its slot stays taken, and it isn't executed twice at once here.
@@ -653,14 +663,7 @@ async fn a_blocking_handler_that_goes_on_keeps_its_slot() {
         )
         .start()
         .unwrap();
-    let stuck = queue.enqueue(greet("stuck")).await.unwrap();
-    until_status(&queue, &stuck, JobStatus::Dead).await;
-    let next = queue.enqueue(greet("next")).await.unwrap();
-    sleep(Duration::from_millis(300)).await;
-    assert_eq!(seen.all(), ["stuck"], "its slot is taken");
-    release.send(()).unwrap();
-    until_status(&queue, &next, JobStatus::Done).await;
-    stop(running).await;
+    keeps_its_slot(&queue, running, &seen, &release).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,8 +4,8 @@ use super::{Fingerprint, Handled};
 use crate::driver::system_time;
 use bytes::Bytes;
 use kafkaq_core::{
-    DecodeError, Envelope, FailureRecord, HEADER, Headers, ID_HEADER, Partition, Position, Record, TaskId,
-    Wall,
+    DecodeError, Envelope, FailureRecord, Fnv, HEADER, Headers, ID_HEADER, Partition, Position, Record,
+    TaskId, Wall,
 };
 use std::{fmt, str::FromStr, time::SystemTime};
 
@@ -144,11 +144,8 @@ impl DeadLetter {
         let (base, hash) = match (&self.id, self.published_ms) {
             (Some(id), Some(published)) => {
                 let base = if self.redrives > 0 { without_suffix(id.as_str()) } else { id.as_str() };
-                let mut hash = Fnv::new();
-                hash.add(id.as_str().as_bytes());
-                hash.add(&published.to_be_bytes());
-                hash.add(&self.redrives.to_be_bytes());
-                (base.to_owned(), hash.0)
+                let (published, redrives) = (published.to_be_bytes(), self.redrives.to_be_bytes());
+                (base.to_owned(), hash_of([id.as_str().as_bytes(), &published, &redrives]))
             }
             _ => (format!("dead-letter/{}", self.place), self.hash),
         };
@@ -211,30 +208,21 @@ fn position(text: &str) -> Option<Position> {
 }
 
 fn hash(record: &Record) -> u64 {
-    let mut hash = Fnv::new();
-    hash.add(&record.timestamp_ms.to_be_bytes());
-    hash.add(record.key.as_deref().unwrap_or_default());
-    hash.add(record.value.as_deref().unwrap_or_default());
-    for (name, value) in record.headers.iter() {
-        hash.add(name);
-        hash.add(value.map_or(&[], |v| v));
-    }
-    hash.0
+    let time = record.timestamp_ms.to_be_bytes();
+    let body =
+        [&time[..], record.key.as_deref().unwrap_or_default(), record.value.as_deref().unwrap_or_default()];
+    let headers = record.headers.iter().flat_map(|(name, value)| [&name[..], value.map_or(&[][..], |v| v)]);
+    hash_of(body.into_iter().chain(headers))
 }
 
-/// FNV-1a over length-prefixed fields: it is stored, so it has to be the same in every version.
-struct Fnv(u64);
-
-impl Fnv {
-    fn new() -> Self {
-        Fnv(0xcbf2_9ce4_8422_2325)
+/// The hash over fields with their lengths, so that none runs into the next. It is stored.
+fn hash_of<'a>(fields: impl IntoIterator<Item = &'a [u8]>) -> u64 {
+    let mut hash = Fnv::new();
+    for field in fields {
+        hash.add(&(field.len() as u64).to_be_bytes());
+        hash.add(field);
     }
-
-    fn add(&mut self, bytes: &[u8]) {
-        for b in (bytes.len() as u64).to_be_bytes().iter().chain(bytes) {
-            self.0 = (self.0 ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
+    hash.0
 }
 
 #[cfg(test)]

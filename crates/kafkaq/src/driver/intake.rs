@@ -1,6 +1,6 @@
 //! The intake: one task that owns the machine, starts its calls and tells it what happened.
 
-use super::{Shared, calls::Calls, shared::Inbox, slot::Slot, start::shut_down};
+use super::{FAR, Shared, calls::Calls, shared::Inbox, slot::Slot, start::shut_down};
 use kafkaq_core::{
     Commit, Consumer, Error, ErrorKind, Event, LeaseStore, Log, Result, Retry, Swapped,
     machine::{Alarm, Command, JobKey, Machine, Notice, OpId, Ready},
@@ -30,7 +30,6 @@ const APPEND_CALLS: usize = 8;
 
 /// How long jobs may still run when the queue stops, before it leaves the group: nobody takes new tasks meanwhile.
 const LEAVE_AFTER: Duration = Duration::from_millis(300);
-const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// What an intake is made of.
 pub(super) struct Parts {

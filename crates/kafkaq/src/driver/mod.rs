@@ -21,11 +21,16 @@ mod start;
 pub(crate) use calls::every_answer;
 pub(crate) use shared::{Limits, Shared};
 pub(crate) use slot::Slot;
+#[cfg(feature = "worker")]
+pub(crate) use start::stop_within;
 pub(crate) use start::{Driver, Plan};
 
 use kafkaq_core::{Wall, machine};
 use std::time::{Duration, Instant as SystemInstant, SystemTime};
 use tokio::time::Instant;
+
+/// Later than anything, and near enough for every clock.
+pub(crate) const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// The process's two clocks. The monotonic one is tokio's, so that tests can run it as fast as they like.
 #[derive(Clone, Copy, Debug)]
@@ -46,8 +51,7 @@ impl Clock {
 
     pub(crate) fn at(self, mono: machine::Mono) -> Instant {
         // A time too far away to be told stays far away.
-        let far = Duration::from_secs(365 * 24 * 3600);
-        self.0 + Duration::from_nanos(mono.0).min(self.0.elapsed() + far)
+        self.0 + Duration::from_nanos(mono.0).min(self.0.elapsed() + FAR)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The driver's task: it waits until somebody wants a job, joins the group, and runs the intake.
 
 use super::{
-    Shared,
+    FAR, Shared,
     intake::{Intake, Parts},
 };
 use kafkaq_core::{
@@ -23,7 +23,6 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LAST_BACKOFF: Duration = Duration::from_secs(5);
 /// How often it is said that the group can't be joined.
 const SAY_EVERY: Duration = Duration::from_secs(60);
-const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// What a driver needs.
 pub(crate) struct Plan {
@@ -74,24 +73,25 @@ impl Driver {
     /// Stops the driver and waits until it has ended, `limit` from now at the latest, and what the backend's own
     /// limits add. Any number of callers, the shortest limit counts.
     pub(crate) async fn stop(&self, limit: Duration) -> Result<()> {
-        self.tell(limit);
+        stop_within(&self.stop, limit);
         match self.outcome.clone().wait_for(Option::is_some).await.as_deref() {
             Ok(Some(outcome)) => outcome.clone(),
             _ => Err(Error::unknown(ErrorKind::Other, "shut down")
                 .with_advice("The driver's task was aborted or panicked")),
         }
     }
+}
 
-    fn tell(&self, limit: Duration) {
-        let until = Instant::now() + limit.min(FAR);
-        self.stop.send_modify(|stop| *stop = Some(stop.map_or(until, |earlier| earlier.min(until))));
-    }
+/// Tells whoever watches to stop within `limit`. The shortest limit counts.
+pub(crate) fn stop_within(stop: &watch::Sender<Option<Instant>>, limit: Duration) {
+    let until = Instant::now() + limit.min(FAR);
+    stop.send_modify(|stop| *stop = Some(stop.map_or(until, |earlier| earlier.min(until))));
 }
 
 impl Drop for Driver {
     fn drop(&mut self) {
         // Jobs that are still held may finish, for as long as a lease.
-        self.tell(self.lease);
+        stop_within(&self.stop, self.lease);
     }
 }
 

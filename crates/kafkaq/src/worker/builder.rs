@@ -6,7 +6,6 @@ use super::{
     failure::IntoOutcome,
     handlers::{self, Handler},
     kinds::{Kind, Kinds},
-    report::Observer,
     run::{self, Settings, WorkerHandle},
     signals,
     typed::TaskType,
@@ -26,14 +25,10 @@ pub struct WorkerBuilder<S = ()> {
     kinds: HashMap<String, (Handler<S>, Options)>,
     otherwise: Option<(Handler<S>, Options)>,
     twice: Option<&'static str>,
-    concurrency: usize,
     backoff: Backoff,
     timeout: Option<Duration>,
-    grace: Duration,
-    shutdown_limit: Duration,
-    free_stuck_slots: bool,
     threads: Option<usize>,
-    observer: Option<Observer>,
+    settings: Settings,
 }
 
 impl WorkerBuilder {
@@ -44,14 +39,16 @@ impl WorkerBuilder {
             kinds: HashMap::new(),
             otherwise: None,
             twice: None,
-            concurrency: 64,
             backoff: Backoff::default(),
             timeout: None,
-            grace: Duration::from_secs(5),
-            shutdown_limit: Duration::from_secs(30),
-            free_stuck_slots: false,
             threads: None,
-            observer: None,
+            settings: Settings {
+                concurrency: 64,
+                grace: Duration::from_secs(5),
+                shutdown_limit: Duration::from_secs(30),
+                free_stuck_slots: false,
+                observer: None,
+            },
         }
     }
 
@@ -67,14 +64,10 @@ impl WorkerBuilder {
             kinds: self.kinds.into_iter().map(|(kind, entry)| (kind, stateless(entry))).collect(),
             otherwise: self.otherwise.map(stateless),
             twice: self.twice,
-            concurrency: self.concurrency,
             backoff: self.backoff,
             timeout: self.timeout,
-            grace: self.grace,
-            shutdown_limit: self.shutdown_limit,
-            free_stuck_slots: self.free_stuck_slots,
             threads: self.threads,
-            observer: self.observer,
+            settings: self.settings,
         }
     }
 }
@@ -148,7 +141,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
 
     /// How many tasks are executed at once. Default: 64.
     pub fn concurrency(mut self, n: usize) -> Self {
-        self.concurrency = n;
+        self.settings.concurrency = n;
         self
     }
 
@@ -167,21 +160,21 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
     /// How long a handler may go on when its execution is to end, because its time is over, its task was cancelled or its
     /// lease is lost. Then it is dropped at its next await. Default: 5 s.
     pub fn grace(mut self, grace: Duration) -> Self {
-        self.grace = grace;
+        self.settings.grace = grace;
         self
     }
 
     /// How long running handlers may go on when the worker stops. Then they are dropped and their tasks given back, which
     /// counts as no failure. Default: 30 s.
     pub fn shutdown_limit(mut self, limit: Duration) -> Self {
-        self.shutdown_limit = limit;
+        self.settings.shutdown_limit = limit;
         self
     }
 
     /// Whether the slot of a handler that can't be stopped, since it blocks its thread, is free for another one. The
     /// thread is not. Default: `false`; the slot is taken until the handler returns.
     pub fn free_stuck_slots(mut self, free: bool) -> Self {
-        self.free_stuck_slots = free;
+        self.settings.free_stuck_slots = free;
         self
     }
 
@@ -197,8 +190,8 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
 
     /// Is told of each execution that has ended, beside the report.
     #[cfg(feature = "testing")]
-    pub(crate) fn observer(mut self, observer: Observer) -> Self {
-        self.observer = Some(observer);
+    pub(crate) fn observer(mut self, observer: super::report::Observer) -> Self {
+        self.settings.observer = Some(observer);
         self
     }
 
@@ -208,14 +201,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
     /// `Invalid` names the setting that makes no sense; `Unavailable` when the system gives no threads.
     pub fn start(self) -> Result<WorkerHandle> {
         let kinds = self.check()?;
-        let settings = Settings {
-            concurrency: self.concurrency,
-            grace: self.grace,
-            shutdown_limit: self.shutdown_limit,
-            free_stuck_slots: self.free_stuck_slots,
-            observer: self.observer,
-        };
-        run::start(self.queue, kinds, settings, self.threads)
+        run::start(self.queue, kinds, self.settings, self.threads)
     }
 
     /// Runs the worker until the process gets SIGINT or SIGTERM (elsewhere than on Unix: Ctrl-C). A second signal stops
@@ -240,8 +226,8 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         if self.kinds.is_empty() && self.otherwise.is_none() {
             return refused("no handler".into(), "Add one: `.on(handler)`");
         }
-        if !(1..=MAX_CONCURRENCY).contains(&self.concurrency) {
-            let what = format!("a concurrency of {}", self.concurrency);
+        if !(1..=MAX_CONCURRENCY).contains(&self.settings.concurrency) {
+            let what = format!("a concurrency of {}", self.settings.concurrency);
             return refused(what, "A worker executes 1 to 100,000 tasks at a time");
         }
         if self.threads == Some(0) {
@@ -276,7 +262,7 @@ impl<S> fmt::Debug for WorkerBuilder<S> {
         f.debug_struct("WorkerBuilder")
             .field("queue", &self.queue)
             .field("kinds", &self.kinds.keys())
-            .field("concurrency", &self.concurrency)
+            .field("concurrency", &self.settings.concurrency)
             .finish_non_exhaustive()
     }
 }

@@ -10,10 +10,13 @@ use super::{
     kinds::Kind,
     panics,
     report::Ending,
-    run::{FAR, Shared},
+    run::Shared,
     stop::{Stop, StopReason},
 };
-use crate::{Job, JobError, RetryOutcome, TaskId, driver::system_now};
+use crate::{
+    Job, JobError, RetryOutcome, TaskId,
+    driver::{FAR, system_now},
+};
 use std::{
     convert::Infallible,
     future::pending,

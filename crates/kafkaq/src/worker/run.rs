@@ -7,7 +7,10 @@ use super::{
     panics,
     report::{Counters, Ending, Finished, Observer, WorkerReport},
 };
-use crate::{Error, ErrorKind, Job, Publisher, Queue, Result, TaskId};
+use crate::{
+    Error, ErrorKind, Job, Publisher, Queue, Result, TaskId,
+    driver::{FAR, stop_within},
+};
 use std::{fmt, sync::Arc, time::Duration};
 use tokio::{
     runtime::{Builder, Handle, Runtime, RuntimeFlavor},
@@ -22,8 +25,6 @@ const BATCH: usize = 256;
 const CONFIRMING: usize = 64;
 /// How long executions may take to be confirmed when the worker has stopped.
 const AFTERWARDS: Duration = Duration::from_secs(6);
-/// Later than anything.
-pub(super) const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
 pub(super) struct Settings {
     pub(super) concurrency: usize,
@@ -35,6 +36,7 @@ pub(super) struct Settings {
 
 /// What executions share.
 pub(super) struct Shared {
+    began: Instant,
     pub(super) settings: Settings,
     pub(super) lease: Duration,
     pub(super) max_delay: Duration,
@@ -49,6 +51,10 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    fn report(&self) -> WorkerReport {
+        self.counters.report(self.began.elapsed())
+    }
+
     /// An execution has ended.
     pub(super) fn count(&self, id: &TaskId, ending: Ending, reason: Option<String>) {
         self.counters.count(ending);
@@ -107,10 +113,7 @@ impl Drop for Threads {
 /// A worker that runs in the background. When this is dropped the worker stops, as by [`stop`](WorkerHandle::stop).
 #[must_use = "the worker stops when this is dropped"]
 pub struct WorkerHandle {
-    began: Instant,
     shared: Arc<Shared>,
-    stop: watch::Sender<Option<Instant>>,
-    limit: Duration,
     outcome: watch::Receiver<Option<Result<WorkerReport>>>,
 }
 
@@ -118,18 +121,18 @@ impl WorkerHandle {
     /// Stops the worker: it takes no more tasks, gives back what it has not begun, tells its handlers, and waits for
     /// them for as long as [`shutdown_limit`](super::WorkerBuilder::shutdown_limit) says. Returns at once.
     pub fn stop(&self) {
-        stop_within(&self.stop, self.limit);
+        stop_within(&self.shared.stopping, self.shared.settings.shutdown_limit);
     }
 
     /// Stops the worker without waiting for its handlers. Their tasks are given back. Returns at once.
     pub fn stop_now(&self) {
-        stop_within(&self.stop, Duration::ZERO);
+        stop_within(&self.shared.stopping, Duration::ZERO);
     }
 
     /// Returns what the worker has done so far.
     #[must_use]
     pub fn report(&self) -> WorkerReport {
-        self.shared.counters.report(self.began.elapsed())
+        self.shared.report()
     }
 
     /// Waits until the worker has stopped. Cancel-safe.
@@ -157,12 +160,6 @@ impl Drop for WorkerHandle {
     }
 }
 
-/// The shortest limit counts.
-fn stop_within(stop: &watch::Sender<Option<Instant>>, limit: Duration) {
-    let until = Instant::now() + limit.min(FAR);
-    stop.send_modify(|told| *told = Some(told.map_or(until, |earlier| earlier.min(until))));
-}
-
 pub(super) fn start(
     queue: Queue,
     kinds: Kinds,
@@ -171,15 +168,14 @@ pub(super) fn start(
 ) -> Result<WorkerHandle> {
     panics::remember_places();
     let threads = Threads::start(threads, settings.concurrency)?;
-    let stop = watch::Sender::new(None);
-    let limit = settings.shutdown_limit;
     let shared = Arc::new(Shared {
+        began: Instant::now(),
         lease: queue.lease_duration(),
         max_delay: queue.max_delay(),
         publisher: queue.publisher(),
         counters: Counters::default(),
         threads,
-        stopping: stop.clone(),
+        stopping: watch::Sender::new(None),
         gone: Notify::new(),
         confirming: Arc::new(Semaphore::new(settings.concurrency.max(CONFIRMING))),
         settings,
@@ -193,7 +189,7 @@ pub(super) fn start(
         let outcome = dispatcher.run(free, ended).await;
         tell.send_replace(Some(outcome));
     });
-    Ok(WorkerHandle { began: Instant::now(), shared: handle, stop, limit, outcome })
+    Ok(WorkerHandle { shared: handle, outcome })
 }
 
 struct Dispatcher {
@@ -214,7 +210,6 @@ impl Dispatcher {
         mut free: mpsc::UnboundedReceiver<()>,
         mut ended: mpsc::Receiver<()>,
     ) -> Result<WorkerReport> {
-        let began = Instant::now();
         let mut stopping = self.shared.stopping.subscribe();
         let failed = self.take_jobs(&mut free, &mut stopping).await.err();
         let Dispatcher { queue, shared, alive, .. } = self;
@@ -229,7 +224,7 @@ impl Dispatcher {
                 if let Some(error) = late {
                     tracing::warn!(target: "kafkaq", %error, "the worker has stopped before all was confirmed");
                 }
-                Ok(shared.counters.report(began.elapsed()))
+                Ok(shared.report())
             }
         }
     }
