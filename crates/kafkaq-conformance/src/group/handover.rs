@@ -110,11 +110,9 @@ pub(super) async fn what_is_not_released_in_time_is_lost(cx: &Cx) -> Checked {
 /// than a silent member would be taken for dead.
 async fn takes_over(cx: &Cx, end: impl AsyncFnOnce(Reader) -> Checked<Option<Reader>>) -> Checked {
     let stage = stage(cx, 4, 0).await?;
-    let session = 2 * cx.answers_within();
-    let join = async || stage.join_with("g", |request| request.session_timeout = session).await;
-    let mut one = join().await?;
+    let mut one = stage.join("g").await?;
     one.assigned(cx).await?;
-    let mut readers = [one, join().await?];
+    let mut readers = [one, stage.join("g").await?];
     settle(cx, "each member has a partition", &mut readers, |r| r.iter().all(|r| !r.mine.is_empty())).await?;
     let [one, two] = readers;
     let _kept = end(one).await?;

@@ -96,6 +96,8 @@ impl Stage {
 
     async fn join_with(&self, group: &str, change: impl FnOnce(&mut JoinRequest)) -> Checked<Reader> {
         let mut request = JoinRequest::new(group, vec![self.topic.clone()], member(&unique()));
+        // No case waits for it, and a server that can't keep up on a busy machine should expel nobody meanwhile.
+        request.session_timeout = 2 * self.limit;
         change(&mut request);
         Ok(Reader {
             limit: self.limit,
@@ -114,7 +116,7 @@ struct Reader {
     consumer: Consumer,
     /// What is assigned to it, also while it is being revoked.
     mine: BTreeMap<Partition, Assignment>,
-    /// The values that it read, in order, with their offsets.
+    /// The values that it read since it last lost the partition, in order, with their offsets.
     read: BTreeMap<Partition, Vec<(i64, usize)>>,
     /// What it was told and went on after.
     warnings: Vec<Error>,
@@ -141,7 +143,14 @@ impl Reader {
             Event::Assigned(mine) => {
                 self.mine.extend(mine.iter().map(|a| (a.partition.clone(), a.clone())));
             }
-            Event::Lost(lost) => lost.iter().for_each(|a| self.forget(a)),
+            // A broker that hasn't heard of a member for a while, on a busy machine, takes everything from it and gives it
+            // back later. Reading begins again at the commit then.
+            Event::Lost(lost) => {
+                for assignment in lost {
+                    self.forget(assignment);
+                    self.read.remove(&assignment.partition);
+                }
+            }
             Event::Records(from, batch) => {
                 let read = self.read.entry(from.partition.clone()).or_default();
                 for record in &batch.records {

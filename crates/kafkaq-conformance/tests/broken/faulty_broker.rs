@@ -51,6 +51,9 @@ enum Fault {
     ReadsOnInARecreatedTopic,
     RecreatesInSilence,
     KeepsCommitsOfDeletedTopics,
+    /// No fault: a member loses all that it has after that many events, once, as when the broker hasn't heard of it for
+    /// its session, and gets it back.
+    Expels(usize),
 }
 
 #[derive(Debug)]
@@ -145,8 +148,14 @@ impl Broker for Faulty {
             read: Mutex::default(),
             polled: tokio::sync::Notify::new(),
         });
-        let events =
-            Events { inner: consumer.events, state: state.clone(), count: 0, last: None, extra: Vec::new() };
+        let events = Events {
+            inner: consumer.events,
+            state: state.clone(),
+            count: 0,
+            last: None,
+            extra: Vec::new(),
+            mine: Vec::new(),
+        };
         let events: EventStream = match self.fault {
             Fault::NeverEndsItsStream => Box::pin(events.chain(stream::pending())),
             Fault::StaysWhenDropped => Box::pin(Undying(Some(Box::pin(events)))),
@@ -213,6 +222,7 @@ struct Events {
     count: usize,
     last: Option<kafkaq_core::Batch>,
     extra: Vec<Event>,
+    mine: Vec<Assignment>,
 }
 
 impl Events {
@@ -259,6 +269,17 @@ impl Events {
                 self.extra.push(Event::Records(asked[0].clone(), batch));
             }
             (Fault::ReleasesAtOnce, Event::Revoking(asked)) => self.state.inner.release(asked),
+            (Fault::Expels(after), event) => {
+                self.count += 1;
+                match event {
+                    Event::Assigned(of) => self.mine.extend(of.iter().cloned()),
+                    Event::Revoking(of) | Event::Lost(of) => self.mine.retain(|a| !of.contains(a)),
+                    _ => {}
+                }
+                if self.count == after {
+                    self.state.inner.reassign(&self.mine);
+                }
+            }
             _ => {}
         }
         Some(event)
@@ -374,6 +395,26 @@ impl Member for Handle {
 #[test]
 fn a_broker_without_a_fault_passes() {
     passes(kit(Fault::None).results());
+}
+
+/// The rules of reading hold for as long as a member has a partition, and begin anew when it has it again.
+#[test]
+fn a_member_that_reads_may_be_expelled_and_come_back_at_any_time() {
+    const READS: [&str; 7] = [
+        "a_group_starts_at_the_first_record",
+        "batches_keep_their_size_and_order",
+        "no_event_is_lost_beside_a_tick",
+        "after_pause_comes_at_most_one_more_batch",
+        "resume_brings_all_the_rest",
+        "an_old_assignment_pauses_nothing",
+        "two_members_share_and_read_everything",
+    ];
+    for after in [1, 2, 3, 4, 8, 16, 32] {
+        let mut reports = kit(Fault::Expels(after)).results();
+        reports.retain(|report| READS.iter().any(|name| report.name.ends_with(&format!("::{name}"))));
+        assert_eq!(reports.len(), READS.len());
+        passes(reports);
+    }
 }
 
 const COMMITTING: &[&str] = &[
