@@ -127,6 +127,12 @@ impl Job {
         self.slot.dialogue.until_lost().await
     }
 
+    /// Returns a handle that tells whether the lease is lost, for whoever does not hold the job.
+    #[must_use]
+    pub fn watch(&self) -> LeaseWatch {
+        LeaseWatch(self.slot.clone())
+    }
+
     /// The task ran to its end and is never handed out again. Returns when the store has confirmed it; the driver
     /// tries again until the lease ends.
     ///
@@ -207,6 +213,30 @@ impl Job {
             Answer::Lost(why) => Err(JobError::LeaseLost(why)),
             Answer::Failed(e) => Err(JobError::Unconfirmed(e)),
         }
+    }
+}
+
+/// Tells whether the lease of a [`Job`] is lost. Cheap to clone.
+#[derive(Clone)]
+pub struct LeaseWatch(Arc<Slot>);
+
+impl LeaseWatch {
+    /// Why the lease is lost; `None` while nothing is known of that, also after the job has ended. The store may know
+    /// more.
+    #[must_use]
+    pub fn lost(&self) -> Option<LostReason> {
+        self.0.dialogue.lost()
+    }
+
+    /// Waits until the lease is known to be lost, for ever if it never is. Cancel-safe.
+    pub async fn until_lost(&self) -> LostReason {
+        self.0.dialogue.until_lost().await
+    }
+}
+
+impl fmt::Debug for LeaseWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LeaseWatch").field("lost", &self.lost()).finish_non_exhaustive()
     }
 }
 

@@ -110,7 +110,7 @@ pub mod worker;
 
 pub use builder::QueueBuilder;
 pub use dead_letters::{DeadLetter, DeadLetters};
-pub use job::{Job, JobError, RetryOutcome};
+pub use job::{Job, JobError, LeaseWatch, RetryOutcome};
 pub use jobs::{CancelOutcome, JobController, JobInfo, JobStatus};
 pub use kafkaq_core::{
     Effect, Error, ErrorKind, FailureRecord, Headers, LeaseToken, LostReason, Result, Retry, Task, TaskId,

@@ -5,8 +5,8 @@ use crate::{
     LeaseToken, Task, TaskId,
     driver::system_now,
     worker::{
-        Ctx, IntoOutcome, Outcome, StopReason, TaskType,
-        direct::{Collected, Handler, MadeUp, kind},
+        Ctx, Facts, IntoOutcome, Outcome, StopReason, TaskType,
+        direct::{Collected, Handler, kind},
     },
 };
 use bytes::Bytes;
@@ -51,13 +51,13 @@ const LEASE: Duration = Duration::from_secs(60);
 #[track_caller]
 pub fn perform<T: TaskType>(task: T) -> Perform<T> {
     let task = task.to_task().unwrap_or_else(|e| fail(e));
-    Perform { made_up: made_up(task), failures: None, stop: None, state: Arc::new(()), of: PhantomData }
+    Perform { facts: facts(task), failures: None, stop: None, state: Arc::new(()), of: PhantomData }
 }
 
 /// One execution that is about to begin: see [`perform`].
 #[must_use = "nothing is executed until `run` is called"]
 pub struct Perform<T, S = ()> {
-    made_up: MadeUp,
+    facts: Facts,
     failures: Option<u32>,
     stop: Option<StopReason>,
     state: Arc<S>,
@@ -68,7 +68,7 @@ impl<T: TaskType> Perform<T> {
     /// What the handler gets by [`Ctx::state`].
     pub fn state<S: Send + Sync + 'static>(self, state: S) -> Perform<T, S> {
         Perform {
-            made_up: self.made_up,
+            facts: self.facts,
             failures: self.failures,
             stop: self.stop,
             state: Arc::new(state),
@@ -80,7 +80,7 @@ impl<T: TaskType> Perform<T> {
 impl<T: TaskType, S: Send + Sync + 'static> Perform<T, S> {
     /// Which hand-out of the task this is. Default: 1.
     pub fn attempt(mut self, attempt: u32) -> Self {
-        self.made_up.attempt = attempt;
+        self.facts.attempt = attempt;
         self
     }
 
@@ -92,19 +92,19 @@ impl<T: TaskType, S: Send + Sync + 'static> Perform<T, S> {
 
     /// The task's id. Default: `task`.
     pub fn id(mut self, id: TaskId) -> Self {
-        self.made_up.id = id;
+        self.facts.id = id;
         self
     }
 
     /// The task's key.
     pub fn key(mut self, key: impl Into<Bytes>) -> Self {
-        self.made_up.task = self.made_up.task.with_key(key);
+        self.facts.task = self.facts.task.with_key(key);
         self
     }
 
     /// Adds a header.
     pub fn header(mut self, name: impl Into<Bytes>, value: impl Into<Bytes>) -> Self {
-        self.made_up.task = self.made_up.task.with_header(name, value);
+        self.facts.task = self.facts.task.with_header(name, value);
         self
     }
 
@@ -122,10 +122,10 @@ impl<T: TaskType, S: Send + Sync + 'static> Perform<T, S> {
         Fut: Future + Send + 'static,
         Fut::Output: IntoOutcome,
     {
-        self.made_up.failures = self.failures.unwrap_or_else(|| self.made_up.attempt.saturating_sub(1));
+        self.facts.failures = self.failures.unwrap_or_else(|| self.facts.attempt.saturating_sub(1));
         let enqueued = Collected::default();
         let state = self.state.clone();
-        let (handling, stop) = Handler::new(handler).execute(self.made_up, self.state, enqueued.clone());
+        let (handling, stop) = Handler::new(handler).execute(self.facts, self.state, enqueued.clone());
         if let Some(reason) = self.stop {
             stop.tell(reason);
         }
@@ -136,7 +136,7 @@ impl<T: TaskType, S: Send + Sync + 'static> Perform<T, S> {
 impl<T, S> fmt::Debug for Perform<T, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Perform")
-            .field("made_up", &self.made_up)
+            .field("facts", &self.facts)
             .field("stop", &self.stop)
             .finish_non_exhaustive()
     }
@@ -168,13 +168,14 @@ impl<S> Performed<S> {
 }
 
 /// The first execution of a task.
-pub(super) fn made_up(task: Task) -> MadeUp {
+pub(super) fn facts(task: Task) -> Facts {
     let now = system_now();
-    MadeUp {
+    Facts {
         id: TaskId::from_parts("task".to_owned()),
         task,
         attempt: 1,
         failures: 0,
+        history: Vec::new(),
         token: LeaseToken { process: [1; 16], number: 1 },
         published: now,
         deadline: now + LEASE,

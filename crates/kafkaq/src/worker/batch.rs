@@ -72,7 +72,7 @@ impl<S: Send + Sync + 'static, T: Send + 'static> Batches<S, T> {
     }
 
     pub(super) async fn execute(self: Arc<Self>, ctx: Ctx<S>, task: T) -> Ended {
-        let stop = ctx.stop().clone();
+        let execution = ctx.stop().execution().clone();
         let (tell, mut told) = oneshot::channel();
         let (number, is_first, is_full, _running) = {
             let collected = &mut *lock(&self.collected);
@@ -94,7 +94,7 @@ impl<S: Send + Sync + 'static, T: Send + 'static> Batches<S, T> {
         let ended = tokio::select! {
             biased;
             ended = &mut told => ended,
-            _ = stop.until(|reason| reason == StopReason::ShuttingDown) => {
+            _ = execution.stop_requested(|reason| reason == StopReason::ShuttingDown) => {
                 // Nothing more may come.
                 self.begin(number);
                 told.await

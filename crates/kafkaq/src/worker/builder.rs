@@ -5,7 +5,7 @@ use super::{
     context::Ctx,
     failure::IntoOutcome,
     handlers::{self, Handler},
-    kinds::{Kind, Kinds},
+    kinds::{Kind, Kinds, Line},
     run::{self, Settings, WorkerHandle},
     signals,
     typed::TaskType,
@@ -151,7 +151,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         self
     }
 
-    /// How long an execution may take. Default: as long as it likes, since its lease is renewed.
+    /// How long a handler may run, from its start. Default: as long as it likes, since its lease is renewed.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
@@ -242,16 +242,19 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
                 return refused(format!("`{kind}`"), "Its rate must be 0.001 to 1,000,000 per second");
             }
         }
-        let kind = |name: &str, (handler, options): &(Handler<S>, Options)| {
+        let line = |name: &str, (handler, options): &(Handler<S>, Options)| {
             let (handler, state) = (handler.clone(), self.state.clone());
             let handler = move |execution, version| handler(Ctx::new(execution, state.clone()), version);
             let backoff = options.backoff.clone().unwrap_or_else(|| self.backoff.clone());
-            Arc::new(Kind::new(name, Box::new(handler), backoff, options.timeout.or(self.timeout), options))
+            Line::new(Kind::new(name, Box::new(handler), backoff, options.timeout.or(self.timeout), options))
         };
         let nobody = (handlers::untyped(|_: Ctx<S>| async {}), Options::new());
+        let mut lines: Vec<_> = self.kinds.iter().map(|(name, entry)| line(name, entry)).collect();
+        lines.push(line("otherwise", self.otherwise.as_ref().unwrap_or(&nobody)));
         Ok(Kinds {
-            named: self.kinds.iter().map(|(name, entry)| (name.clone(), kind(name, entry))).collect(),
-            otherwise: kind("otherwise", self.otherwise.as_ref().unwrap_or(&nobody)),
+            named: self.kinds.keys().cloned().zip(0..).collect(),
+            otherwise: lines.len() - 1,
+            lines,
             has_otherwise: self.otherwise.is_some(),
         })
     }

@@ -2,7 +2,7 @@
 
 use super::{
     enqueue::{Enqueue, Target},
-    stop::Stop,
+    stop::{Signal, Stop},
     typed::TaskType,
 };
 use crate::{FailureRecord, Headers, Job, LeaseToken, TaskId, sync::lock};
@@ -20,29 +20,26 @@ use uuid::Uuid;
 
 /// An execution of a task, as its handler sees it, with the worker's state. Cheap to clone.
 pub struct Ctx<S = ()> {
-    execution: Arc<Execution>,
+    stop: Stop,
     state: Arc<S>,
 }
 
-pub(super) struct Execution {
-    task: crate::Task,
-    id: TaskId,
-    attempt: u32,
-    failures: u32,
-    history: Vec<FailureRecord>,
-    token: LeaseToken,
-    published: SystemTime,
-    /// In milliseconds since 1970. Renewals move it.
-    deadline: AtomicU64,
-    stop: Stop,
-    target: Target,
-    /// How many tasks of each content the handler has enqueued.
-    children: Mutex<HashMap<Uuid, u32>>,
+/// What is known of an execution before it begins.
+#[derive(Clone, Debug)]
+pub(crate) struct Facts {
+    pub(crate) task: crate::Task,
+    pub(crate) id: TaskId,
+    pub(crate) attempt: u32,
+    pub(crate) failures: u32,
+    pub(crate) history: Vec<FailureRecord>,
+    pub(crate) token: LeaseToken,
+    pub(crate) published: SystemTime,
+    pub(crate) deadline: SystemTime,
 }
 
-impl Execution {
-    pub(super) fn new(job: &Job, target: Target) -> Self {
-        Execution {
+impl From<&Job> for Facts {
+    fn from(job: &Job) -> Self {
+        Facts {
             task: job.task(),
             id: job.id().clone(),
             attempt: job.attempt(),
@@ -50,45 +47,37 @@ impl Execution {
             history: job.history(),
             token: job.token(),
             published: job.published(),
-            deadline: AtomicU64::new(millis(job.deadline())),
-            stop: Stop::new(),
-            target,
-            children: Mutex::default(),
+            deadline: job.deadline(),
         }
     }
+}
 
-    /// An execution without a job.
-    #[cfg(feature = "testing")]
-    pub(super) fn of(made_up: super::direct::MadeUp, target: Target) -> Self {
-        Execution {
-            task: made_up.task,
-            id: made_up.id,
-            attempt: made_up.attempt,
-            failures: made_up.failures,
-            history: Vec::new(),
-            token: made_up.token,
-            published: made_up.published,
-            deadline: AtomicU64::new(millis(made_up.deadline)),
-            stop: Stop::new(),
-            target,
-            children: Mutex::default(),
-        }
-    }
+pub(super) struct Execution {
+    facts: Facts,
+    /// In milliseconds since 1970. Renewals move it.
+    deadline: AtomicU64,
+    pub(super) signal: Signal,
+    target: Target,
+    /// How many tasks of each content the handler has enqueued.
+    children: Mutex<HashMap<Uuid, u32>>,
+}
 
-    pub(super) fn stop(&self) -> &Stop {
-        &self.stop
+impl Execution {
+    pub(super) fn new(facts: Facts, signal: Signal, target: Target) -> Self {
+        let deadline = AtomicU64::new(millis(facts.deadline));
+        Execution { facts, deadline, signal, target, children: Mutex::default() }
     }
 
     pub(super) fn id(&self) -> &TaskId {
-        &self.id
+        &self.facts.id
     }
 
     pub(super) fn headers(&self) -> &Headers {
-        self.task.headers()
+        self.facts.task.headers()
     }
 
     pub(super) fn attempt(&self) -> u32 {
-        self.attempt
+        self.facts.attempt
     }
 
     pub(super) fn renewed(&self, until: SystemTime) {
@@ -103,12 +92,20 @@ fn millis(time: SystemTime) -> u64 {
 
 impl<S> Ctx<S> {
     pub(super) fn new(execution: Arc<Execution>, state: Arc<S>) -> Self {
-        Ctx { execution, state }
+        Ctx { stop: Stop::new(execution), state }
     }
 
     /// The same execution without the state.
     pub(super) fn stateless(self) -> Ctx {
-        Ctx { execution: self.execution, state: Arc::new(()) }
+        Ctx { stop: self.stop, state: Arc::new(()) }
+    }
+
+    pub(super) fn execution(&self) -> &Execution {
+        self.stop.execution()
+    }
+
+    fn facts(&self) -> &Facts {
+        &self.execution().facts
     }
 
     /// What was given to [`WorkerBuilder::state`](super::WorkerBuilder::state).
@@ -120,67 +117,67 @@ impl<S> Ctx<S> {
     /// The task's id.
     #[must_use]
     pub fn id(&self) -> &TaskId {
-        &self.execution.id
+        self.execution().id()
     }
 
     /// The payload as it was published.
     #[must_use]
     pub fn payload(&self) -> &Bytes {
-        self.execution.task.payload()
+        self.facts().task.payload()
     }
 
     /// The task's key.
     #[must_use]
     pub fn key(&self) -> Option<&Bytes> {
-        self.execution.task.key()
+        self.facts().task.key()
     }
 
     /// The task's headers, without kafkaq's own.
     #[must_use]
     pub fn headers(&self) -> &Headers {
-        self.execution.task.headers()
+        self.facts().task.headers()
     }
 
     /// Which hand-out of the task this is, from 1: see [`Job::attempt`].
     #[must_use]
     pub fn attempt(&self) -> u32 {
-        self.execution.attempt
+        self.facts().attempt
     }
 
     /// How many earlier executions have failed: see [`Job::failures`].
     #[must_use]
     pub fn failures(&self) -> u32 {
-        self.execution.failures
+        self.facts().failures
     }
 
     /// The last of these failures, oldest first: five at the most.
     #[must_use]
     pub fn history(&self) -> &[FailureRecord] {
-        &self.execution.history
+        &self.facts().history
     }
 
     /// The token of this execution's lease: see [`LeaseToken`] for what to store with it.
     #[must_use]
     pub fn token(&self) -> LeaseToken {
-        self.execution.token
+        self.facts().token
     }
 
     /// When the task was published first.
     #[must_use]
     pub fn published(&self) -> SystemTime {
-        self.execution.published
+        self.facts().published
     }
 
     /// Until when the lease holds. The worker renews it while the handler runs.
     #[must_use]
     pub fn deadline(&self) -> SystemTime {
-        UNIX_EPOCH + Duration::from_millis(self.execution.deadline.load(Relaxed))
+        UNIX_EPOCH + Duration::from_millis(self.execution().deadline.load(Relaxed))
     }
 
     /// Tells when the execution is to end, and why.
     #[must_use]
     pub fn stop(&self) -> &Stop {
-        &self.execution.stop
+        &self.stop
     }
 
     /// Begins to publish a task that follows from this one. Its id is made of this task's id, its kind and its payload, so
@@ -190,8 +187,8 @@ impl<S> Ctx<S> {
     /// A handler that goes on by [snoozing](super::Outcome::Snooze) or retrying, and publishes the same again each time,
     /// has to give it another [`id`](Enqueue::id).
     pub fn enqueue<T: TaskType>(&self, value: T) -> Enqueue {
-        let enqueue = Enqueue::new(self.execution.target.clone(), &value);
-        match enqueue.payload().and_then(|payload| self.execution.child_id(T::KIND, payload)) {
+        let enqueue = Enqueue::new(self.execution().target.clone(), &value);
+        match enqueue.payload().and_then(|payload| self.execution().child_id(T::KIND, payload)) {
             Some(id) => enqueue.id(id),
             None => enqueue,
         }
@@ -201,14 +198,14 @@ impl<S> Ctx<S> {
 impl Execution {
     /// The id of a task that the handler enqueues.
     fn child_id(&self, kind: &str, payload: &[u8]) -> Option<TaskId> {
-        let content = content_hash(&[self.id.as_str().as_bytes(), kind.as_bytes(), payload]);
+        let content = content_hash(&[self.id().as_str().as_bytes(), kind.as_bytes(), payload]);
         let n = {
             let mut children = lock(&self.children);
             let n = children.entry(content).or_default();
             *n += 1;
             *n
         };
-        child_id(&self.id, content, n)
+        child_id(self.id(), content, n)
     }
 }
 
@@ -231,7 +228,7 @@ fn child_id(parent: &TaskId, content: Uuid, n: u32) -> Option<TaskId> {
 
 impl<S> Clone for Ctx<S> {
     fn clone(&self) -> Self {
-        Ctx { execution: self.execution.clone(), state: self.state.clone() }
+        Ctx { stop: self.stop.clone(), state: self.state.clone() }
     }
 }
 
@@ -246,8 +243,23 @@ impl<S> fmt::Debug for Ctx<S> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    #[cfg(feature = "testing")]
+    pub(in crate::worker) fn execution() -> Execution {
+        let facts = Facts {
+            task: crate::Task::new("payload"),
+            id: TaskId::new("task").unwrap(),
+            attempt: 1,
+            failures: 0,
+            history: Vec::new(),
+            token: LeaseToken { process: [1; 16], number: 1 },
+            published: UNIX_EPOCH,
+            deadline: UNIX_EPOCH,
+        };
+        Execution::new(facts, Signal::new(None), Target::Collected(Default::default()))
+    }
 
     #[test]
     fn ids_of_children_depend_on_parent_and_content_and_are_short_enough() {

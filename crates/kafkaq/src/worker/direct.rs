@@ -1,33 +1,20 @@
 //! Executions without a queue, for [`testing`](crate::testing).
 
 use super::{
-    context::{Ctx, Execution},
+    context::{Ctx, Execution, Facts},
     enqueue::Target,
     failure::{IntoOutcome, Outcome},
     handlers::{self, Ended, Executing},
     headers, panics,
-    stop::Stop,
+    stop::{Signal, Stop},
     typed::TaskType,
 };
-use crate::{Headers, LeaseToken, Result, Task, TaskId, sync::lock, testing::suspend};
+use crate::{Headers, Result, Task, TaskId, sync::lock, testing::suspend};
 use std::{
     future::Future,
     pin::Pin,
     sync::{Arc, Mutex},
-    time::SystemTime,
 };
-
-/// What an execution would get from its job.
-#[derive(Clone, Debug)]
-pub(crate) struct MadeUp {
-    pub(crate) task: Task,
-    pub(crate) id: TaskId,
-    pub(crate) attempt: u32,
-    pub(crate) failures: u32,
-    pub(crate) token: LeaseToken,
-    pub(crate) published: SystemTime,
-    pub(crate) deadline: SystemTime,
-}
 
 /// The tasks that executions have enqueued. As in a log, one that was enqueued stays, whatever becomes of its execution.
 #[derive(Clone, Debug, Default)]
@@ -73,9 +60,9 @@ impl<S: Send + Sync + 'static> Handler<S> {
         Handler(handlers::typed(handler), T::VERSION)
     }
 
-    pub(crate) fn execute(&self, made_up: MadeUp, state: Arc<S>, enqueued: Collected) -> (Handling, Stop) {
-        let execution = Arc::new(Execution::of(made_up, Target::Collected(enqueued)));
-        let stop = execution.stop().clone();
+    pub(crate) fn execute(&self, facts: Facts, state: Arc<S>, enqueued: Collected) -> (Handling, Stop) {
+        let execution = Arc::new(Execution::new(facts, Signal::new(None), Target::Collected(enqueued)));
+        let stop = Stop::new(execution.clone());
         let handling = (self.0)(Ctx::new(execution, state), self.1);
         let handling = Box::pin(async move {
             let ended = match handling {

@@ -1,45 +1,25 @@
-//! One execution: the handler runs on the worker's threads, and everything about it is decided here, beside it.
+//! One execution on the threads of the handlers: the handler runs, and the queue is told what became of its task.
 
 use super::{
     Backoff,
-    context::Execution,
-    enqueue::Target,
+    active::Active,
     failure::Outcome,
-    handlers::Ended,
+    handlers::{Ended, Executing},
     headers::{self, Expired},
-    kinds::Kind,
     panics,
     report::Ending,
     run::Shared,
-    stop::{Stop, StopReason},
+    stop::StopReason,
 };
-use crate::{
-    Job, JobError, RetryOutcome, TaskId,
-    driver::{FAR, system_now},
-};
+use crate::{Job, JobError, RetryOutcome, TaskId, driver::system_now};
 use std::{
-    convert::Infallible,
-    future::pending,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
-use tokio::{
-    sync::{OwnedSemaphorePermit, oneshot, watch},
-    task::{JoinError, JoinHandle},
-    time::{Instant, sleep, sleep_until, timeout},
-};
-
-/// How long an async handler that is dropped may take to reach its next await before it counts as stuck.
-const DROPPED: Duration = Duration::from_secs(1);
+use tokio::time::Instant;
 
 /// The reason of the dead letter.
 const EXPIRED: &str = "expired before it was started";
-
-/// Whether an execution may begin.
-pub(super) enum Turn {
-    Begun,
-    Waits(oneshot::Receiver<()>),
-}
 
 /// What is to become of the task.
 enum Verdict {
@@ -62,200 +42,126 @@ impl Verdict {
     }
 }
 
-/// Lets a task be executed, and tells the queue what became of it. `free` is called when its place is free again, if it
-/// had one.
-pub(super) async fn supervise(
-    shared: &Shared,
-    mut job: Job,
-    kind: &Kind,
-    version: Result<u16, String>,
-    mut turn: Turn,
-    free: impl FnOnce(),
-) {
-    let execution = Arc::new(Execution::new(&job, Target::Publisher(shared.publisher.clone())));
-    let mut stuck = None;
-    let (verdict, permit) = {
-        let decided = async {
-            let verdict = match (wait(&mut turn, shared, execution.stop()).await, version) {
-                (Some(verdict), _) => verdict,
-                (None, Ok(version)) => execute(shared, kind, version, &execution, &mut stuck).await,
-                (None, Err(why)) => Verdict::Outcome(Outcome::Reject(why)),
-            };
-            // Still under its lease: whoever confirms may have to wait for the store.
-            (verdict, shared.confirming.clone().acquire_owned().await.ok())
+/// An execution that has begun.
+pub(super) struct Begun {
+    shared: Arc<Shared>,
+    active: Arc<Active>,
+    /// Its end was decided.
+    has_ended: bool,
+}
+
+impl Begun {
+    pub(super) fn new(shared: Arc<Shared>, active: Arc<Active>) -> Self {
+        Begun { shared, active, has_ended: false }
+    }
+
+    /// Runs the handler, and tells the queue what became of the task.
+    pub(super) async fn run(self) {
+        let execution = &self.active.execution;
+        let version = match &self.active.version {
+            Ok(version) => *version,
+            Err(why) => {
+                let reject = Verdict::Outcome(Outcome::Reject(why.clone()));
+                return self.end(|_, _| reject).await;
+            }
         };
-        tokio::select! {
-            biased;
-            decided = decided => decided,
-            never = keep(&mut job, shared.lease, &execution) => match never {},
+        // Once it was handed out it may have been started.
+        if execution.attempt() == 1
+            && let Some(expired) = headers::expired(execution.headers(), system_now())
+        {
+            return self.end(|_, _| Verdict::Expired(expired)).await;
         }
-    };
-    if matches!(turn, Turn::Waits(_)) {
-        shared.gone.notify_one();
-    }
-    let mut free = matches!(turn, Turn::Begun).then_some(|| {
-        kind.end();
-        free();
-    });
-    let keeps_place = stuck.is_some() && !shared.settings.free_stuck_slots;
-    if !keeps_place && let Some(free) = free.take() {
-        free();
-    }
-    end(shared, job, kind, verdict, permit).await;
-    if let (Some(handler), Some(free)) = (stuck, free) {
-        let mut stopping = shared.stopping.subscribe();
-        tokio::select! {
-            _ = handler => {}
-            _ = stopping.wait_for(Option::is_some) => {}
-        }
-        free();
-    }
-}
-
-/// Renews the lease, until it is lost.
-async fn keep(job: &mut Job, lease: Duration, execution: &Execution) -> Infallible {
-    // One that was read ahead has had its lease for a while.
-    let left = job.deadline().duration_since(system_now()).unwrap_or_default();
-    let mut pause = (lease / 3).min(left.saturating_sub(lease * 2 / 3));
-    let reason = loop {
-        tokio::select! {
-            why = job.lost() => break StopReason::of(why),
-            () = sleep(pause) => {}
-        }
-        pause = lease / 3;
-        match job.extend(lease).await {
-            Ok(()) => execution.renewed(job.deadline()),
-            Err(JobError::LeaseLost(why)) => break StopReason::of(why),
-            Err(e) => {
-                tracing::warn!(target: "kafkaq", task = %job.id(), error = %e, "a lease was not renewed");
-                break StopReason::LeaseLost;
+        match (self.active.kind.execute)(execution.clone(), version) {
+            Executing::Async(handler) => {
+                self.handler_starts();
+                let told = async {
+                    tokio::select! {
+                        () = execution.dropped() => return,
+                        () = execution.lease_lost() => {}
+                    }
+                    // From now on the handler has its grace.
+                    self.shared.keeper.look_at(Instant::now());
+                    execution.dropped().await;
+                };
+                let ended = tokio::select! {
+                    biased;
+                    ended = handler => Some(ended),
+                    () = told => None,
+                };
+                self.handler_ended(ended).await;
+            }
+            Executing::Blocking(handler) => {
+                let threads = tokio::runtime::Handle::current();
+                threads.clone().spawn_blocking(move || {
+                    self.handler_starts();
+                    let ended = (!self.active.execution.is_dropped()).then(handler);
+                    threads.spawn(self.handler_ended(ended));
+                });
             }
         }
-    };
-    execution.stop().tell(reason);
-    pending().await
+    }
+
+    fn handler_starts(&self) {
+        if let Some(at) = self.active.handler_starts() {
+            self.shared.keeper.look_at(at);
+        }
+    }
+
+    async fn handler_ended(self, ended: Option<Ended>) {
+        self.end(|shared, active| judge(shared, active, ended)).await;
+    }
+
+    async fn end(mut self, decide: impl FnOnce(&Shared, &Active) -> Verdict) {
+        let (shared, active) = (&self.shared, &self.active);
+        active.handler_ended();
+        // Still under its lease: whoever confirms may have to wait for the store.
+        let permit = shared.confirming.acquire().await;
+        shared.free(active);
+        self.has_ended = true;
+        // Otherwise it was taken for stuck, and the keeper has ended it.
+        if let Some(job) = active.take().await {
+            end(shared, active, job, decide(shared, active)).await;
+        }
+        drop(permit);
+    }
 }
 
-/// Waits for the execution's turn. Returns what became of it if it has none.
-async fn wait(turn: &mut Turn, shared: &Shared, stop: &Stop) -> Option<Verdict> {
-    let Turn::Waits(told) = turn else { return None };
-    let mut stopping = shared.stopping.subscribe();
-    let verdict = tokio::select! {
-        biased;
-        begun = &mut *told => {
-            if begun.is_ok() {
-                *turn = Turn::Begun;
-                return None;
-            }
-            Verdict::Release
-        }
-        _ = stop.requested() => Verdict::Lost,
-        _ = stopping.wait_for(Option::is_some) => Verdict::Release,
-    };
-    told.close();
-    if told.try_recv().is_ok() {
-        *turn = Turn::Begun;
-    }
-    Some(verdict)
-}
-
-async fn execute(
-    shared: &Shared,
-    kind: &Kind,
-    version: u16,
-    execution: &Arc<Execution>,
-    stuck: &mut Option<JoinHandle<Ended>>,
-) -> Verdict {
-    // Once it was handed out it may have been started.
-    if execution.attempt() == 1
-        && let Some(expired) = headers::expired(execution.headers(), system_now())
-    {
-        return Verdict::Expired(expired);
-    }
-    let stop = execution.stop();
-    let mut stopping = shared.stopping.subscribe();
-    let mut handler = shared.threads.spawn((kind.execute)(execution.clone(), version));
-    let time_is_up = kind.timeout.map(|timeout| Instant::now() + timeout.min(FAR));
-    // It runs, and is told when it is to end.
-    let told = tokio::select! {
-        biased;
-        ended = &mut handler => return judge(shared, kind, stop, come_back(ended)),
-        reason = stop.requested() => reason,
-        () = at(time_is_up) => StopReason::TimedOut,
-        _ = stopping.wait_for(Option::is_some) => StopReason::ShuttingDown,
-    };
-    stop.tell(told);
-    // It may come to its end.
-    let limit = async {
-        if told == StopReason::ShuttingDown {
-            // Until the worker's limit, unless something worse comes.
-            tokio::select! {
-                () = stopped(&mut stopping) => return,
-                () = worse(stop) => {}
-                () = at(time_is_up) => stop.tell(StopReason::TimedOut),
-            }
-        }
-        tokio::select! {
-            () = sleep(shared.settings.grace) => {}
-            () = stopped(&mut stopping) => {}
-        }
-    };
-    tokio::select! {
-        biased;
-        ended = &mut handler => return judge(shared, kind, stop, come_back(ended)),
-        () = limit => {}
-    }
-    handler.abort();
-    match timeout(DROPPED, &mut handler).await {
-        Ok(ended) => judge(shared, kind, stop, come_back(ended)),
-        Err(_) => {
-            let reason = stop.reason();
-            tracing::warn!(
-                target: "kafkaq", kind = kind.name, task = %execution.id(), ?reason,
-                "a handler blocks its thread and can't be stopped; its lease is let go"
-            );
-            *stuck = Some(handler);
-            judge(shared, kind, stop, None)
+/// Its handler has panicked when it was dropped.
+impl Drop for Begun {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            // Tried once: the runtime may be gone.
+            let again = Begun { shared: self.shared.clone(), active: self.active.clone(), has_ended: true };
+            let ended = Ended::Panicked("the handler panicked when it was dropped".to_owned());
+            self.shared.threads.here().spawn(again.handler_ended(Some(ended)));
         }
     }
 }
 
-/// How the handler ended; `None` if it was dropped.
-fn come_back(joined: Result<Ended, JoinError>) -> Option<Ended> {
-    match joined {
-        Ok(ended) => Some(ended),
-        Err(e) if e.is_panic() => Some(Ended::Panicked(e.to_string())),
-        Err(_) => None,
-    }
+/// Ends an execution whose handler doesn't end.
+pub(super) async fn end_unfinished(shared: &Shared, active: &Active, job: Job) {
+    end(shared, active, job, judge(shared, active, None)).await;
 }
 
-async fn at(time: Option<Instant>) {
-    match time {
-        Some(time) => sleep_until(time).await,
-        None => pending().await,
+/// Gives a task back whose execution has not begun.
+pub(super) async fn give_back(shared: Arc<Shared>, active: Arc<Active>) {
+    let permit = shared.confirming.acquire().await;
+    if let Some(job) = active.take().await {
+        end(&shared, &active, job, Verdict::Release).await;
     }
+    drop(permit);
 }
 
-/// Until the time is over that handlers have when the worker stops. It may become shorter meanwhile.
-async fn stopped(stopping: &mut watch::Receiver<Option<Instant>>) {
-    loop {
-        let until = *stopping.borrow_and_update();
-        tokio::select! {
-            () = at(until) => return,
-            // The sender lives as long as the worker.
-            _ = stopping.changed() => {}
-        }
-    }
-}
-
-/// Until there is another reason than that the worker stops.
-async fn worse(stop: &Stop) {
-    stop.until(|reason| reason != StopReason::ShuttingDown).await;
+/// Lets a job go that was lost before its execution began.
+pub(super) fn lose(shared: &Shared, active: &Active, job: Job) {
+    tell(active, &Verdict::Lost);
+    drop(job);
+    shared.ended(active, Ending::Lost, None);
 }
 
 /// What becomes of a task whose handler has ended like this; `None` if it was dropped, or doesn't end.
-fn judge(shared: &Shared, kind: &Kind, stop: &Stop, ended: Option<Ended>) -> Verdict {
-    let told = stop.reason();
+fn judge(shared: &Shared, active: &Active, ended: Option<Ended>) -> Verdict {
+    let told = active.execution.stop_reason();
     if told == Some(StopReason::TimedOut) {
         shared.counters.timed_out.fetch_add(1, Relaxed);
     }
@@ -274,7 +180,7 @@ fn judge(shared: &Shared, kind: &Kind, stop: &Stop, ended: Option<Ended>) -> Ver
         }
         (None, Some(StopReason::ShuttingDown)) => Verdict::Release,
         (None, Some(StopReason::TimedOut)) => {
-            failed(format!("timed out after {:?}", kind.timeout.unwrap_or_default()))
+            failed(format!("timed out after {:?}", active.kind.timeout.unwrap_or_default()))
         }
         // The runtime of the handlers is gone.
         (None, None) => Verdict::Release,
@@ -282,8 +188,9 @@ fn judge(shared: &Shared, kind: &Kind, stop: &Stop, ended: Option<Ended>) -> Ver
 }
 
 /// What an operator should see.
-fn tell(job: &Job, kind: &Kind, verdict: &Verdict) {
-    let (task, kind, attempt) = (job.id(), &*kind.name, job.attempt());
+fn tell(active: &Active, verdict: &Verdict) {
+    let execution = &active.execution;
+    let (task, kind, attempt) = (execution.id(), &*active.kind.name, execution.attempt());
     match verdict {
         Verdict::Outcome(Outcome::Reject(reason)) => {
             tracing::warn!(target: "kafkaq", %task, kind, attempt, reason, "a task was rejected");
@@ -299,15 +206,14 @@ fn tell(job: &Job, kind: &Kind, verdict: &Verdict) {
     }
 }
 
-async fn end(shared: &Shared, job: Job, kind: &Kind, verdict: Verdict, permit: Option<OwnedSemaphorePermit>) {
-    let id = job.id().clone();
-    tell(&job, kind, &verdict);
+async fn end(shared: &Shared, active: &Active, job: Job, verdict: Verdict) {
+    tell(active, &verdict);
     let reason = shared.settings.observer.as_ref().and_then(|_| verdict.reason());
     let (asked, ending) = match verdict {
         // It is let go by being dropped, if it is not somebody else's already.
         Verdict::Lost => {
             drop(job);
-            return shared.count(&id, Ending::Lost, None);
+            (Ok(()), Ending::Lost)
         }
         Verdict::Release => (job.release().await, Ending::Released),
         Verdict::Expired(Expired::Dropped) => (job.done().await, Ending::Expired),
@@ -318,7 +224,7 @@ async fn end(shared: &Shared, job: Job, kind: &Kind, verdict: Verdict, permit: O
         }
         Verdict::Outcome(Outcome::Reject(reason)) => (job.reject(reason).await, Ending::DeadLettered),
         Verdict::Outcome(Outcome::Retry { delay, reason }) => {
-            let after = backoff(kind, job.failures() + 1, &reason);
+            let after = backoff(active, job.failures() + 1, &reason);
             match (after, delay) {
                 (None, _) => (job.reject(reason).await, Ending::DeadLettered),
                 (Some(after), delay) => {
@@ -330,12 +236,12 @@ async fn end(shared: &Shared, job: Job, kind: &Kind, verdict: Verdict, permit: O
             }
         }
     };
-    drop(permit);
-    shared.count(&id, confirmed(&id, asked, ending), reason);
+    shared.ended(active, confirmed(active.execution.id(), asked, ending), reason);
 }
 
 /// A backoff of the user's own may panic.
-fn backoff(kind: &Kind, failure: u32, reason: &str) -> Option<Duration> {
+fn backoff(active: &Active, failure: u32, reason: &str) -> Option<Duration> {
+    let kind = &active.kind;
     panics::caught_blocking(|| kind.backoff.after(failure, reason)).unwrap_or_else(|told| {
         tracing::error!(target: "kafkaq", kind = kind.name, told, "a backoff has panicked; the default is used");
         Backoff::default().after(failure, reason)

@@ -1,14 +1,17 @@
 //! The kinds of task that a worker knows, and how many of each it executes.
 
-use super::{Backoff, Options, context::Execution, handlers::Executing};
-use crate::{Headers, sync::lock};
+use super::{Backoff, Options, active::Active, context::Execution, handlers::Executing};
+use crate::Headers;
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     time::Duration,
 };
-use tokio::{sync::oneshot, time::Instant};
+use tokio::time::Instant;
 
 /// How far behind its rate a kind may be and still come up with it.
 const LATE: Duration = Duration::from_millis(100);
@@ -23,16 +26,7 @@ pub(super) struct Kind {
     concurrency: usize,
     /// Between two starts.
     spacing: Option<Duration>,
-    load: Mutex<Load>,
-}
-
-#[derive(Default)]
-struct Load {
-    running: usize,
-    /// When the next one may start.
-    next: Option<Instant>,
-    /// Executions that wait for their turn, oldest first.
-    waiting: VecDeque<oneshot::Sender<()>>,
+    running: AtomicUsize,
 }
 
 impl Kind {
@@ -50,55 +44,13 @@ impl Kind {
             timeout,
             concurrency: options.concurrency.unwrap_or(usize::MAX),
             spacing: options.per_second.map(|rate| Duration::from_secs_f64(1.0 / rate)),
-            load: Mutex::default(),
+            running: AtomicUsize::new(0),
         }
-    }
-
-    /// Lets an execution begin, or has it wait for its turn.
-    pub(super) fn begin(&self, now: Instant) -> Result<(), oneshot::Receiver<()>> {
-        let mut load = lock(&self.load);
-        if load.waiting.is_empty() && self.has_room(&mut load, now) {
-            return Ok(());
-        }
-        let (turn, told) = oneshot::channel();
-        load.waiting.push_back(turn);
-        Err(told)
-    }
-
-    fn has_room(&self, load: &mut Load, now: Instant) -> bool {
-        if load.running >= self.concurrency || load.next.is_some_and(|next| next > now) {
-            return false;
-        }
-        load.running += 1;
-        // A timer that is late is made up for.
-        let late = now.checked_sub(LATE).unwrap_or(now);
-        load.next = self.spacing.map(|spacing| load.next.map_or(now, |next| next.max(late)) + spacing);
-        true
     }
 
     /// An execution has ended.
     pub(super) fn end(&self) {
-        lock(&self.load).running -= 1;
-    }
-
-    /// Lets those begin whose turn it is, at most `room`. Returns how many, and when to look again at the latest.
-    pub(super) fn advance(&self, room: usize, now: Instant) -> (usize, Option<Instant>) {
-        let mut load = lock(&self.load);
-        // Whoever has lost its lease waits no more.
-        load.waiting.retain(|turn| !turn.is_closed());
-        let mut begun = 0;
-        while begun < room && !load.waiting.is_empty() && self.has_room(&mut load, now) {
-            match load.waiting.pop_front().map(|turn| turn.send(())) {
-                Some(Ok(())) => begun += 1,
-                _ => load.running -= 1,
-            }
-        }
-        let next = load.next.filter(|next| *next > now && !load.waiting.is_empty());
-        (begun, next)
-    }
-
-    pub(super) fn waiting(&self) -> usize {
-        lock(&self.load).waiting.iter().filter(|turn| !turn.is_closed()).count()
+        self.running.fetch_sub(1, SeqCst);
     }
 }
 
@@ -108,32 +60,97 @@ impl fmt::Debug for Kind {
     }
 }
 
-#[derive(Debug)]
+/// A kind, and those of its executions that wait for their turn.
+pub(super) struct Line {
+    kind: Arc<Kind>,
+    /// When the next one may start.
+    next: Option<Instant>,
+    /// Oldest first.
+    waiting: VecDeque<Arc<Active>>,
+}
+
+impl Line {
+    pub(super) fn new(kind: Kind) -> Self {
+        Line { kind: Arc::new(kind), next: None, waiting: VecDeque::new() }
+    }
+
+    pub(super) fn kind(&self) -> &Arc<Kind> {
+        &self.kind
+    }
+
+    /// Whether an execution may begin at once. It counts as running then.
+    pub(super) fn begin(&mut self, now: Instant) -> bool {
+        self.waiting.is_empty() && self.has_room(now)
+    }
+
+    /// Has an execution wait for its turn.
+    pub(super) fn push(&mut self, active: Arc<Active>) {
+        self.waiting.push_back(active);
+    }
+
+    fn has_room(&mut self, now: Instant) -> bool {
+        // Only the dispatcher makes it more.
+        if self.kind.running.load(SeqCst) >= self.kind.concurrency || self.next.is_some_and(|next| next > now)
+        {
+            return false;
+        }
+        self.kind.running.fetch_add(1, SeqCst);
+        // A timer that is late is made up for.
+        let late = now.checked_sub(LATE).unwrap_or(now);
+        self.next = self.kind.spacing.map(|spacing| self.next.map_or(now, |next| next.max(late)) + spacing);
+        true
+    }
+
+    /// The next execution whose turn it is. It counts as running.
+    pub(super) fn advance(&mut self, now: Instant) -> Option<Arc<Active>> {
+        // Whoever has lost its lease waits no more.
+        self.waiting.retain(|active| !active.is_over());
+        if self.waiting.is_empty() || !self.has_room(now) {
+            return None;
+        }
+        self.waiting.pop_front()
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// When to look again at the latest, whatever ends meanwhile.
+    pub(super) fn next(&self, now: Instant) -> Option<Instant> {
+        self.next.filter(|next| *next > now && !self.waiting.is_empty())
+    }
+
+    /// All that wait.
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = Arc<Active>> {
+        self.waiting.drain(..)
+    }
+}
+
+/// The lines of all kinds.
 pub(super) struct Kinds {
-    pub(super) named: HashMap<String, Arc<Kind>>,
+    pub(super) lines: Vec<Line>,
+    /// Where the line of each kind is.
+    pub(super) named: HashMap<String, usize>,
     /// Of those that no other is for, with a handler or without.
-    pub(super) otherwise: Arc<Kind>,
+    pub(super) otherwise: usize,
     pub(super) has_otherwise: bool,
 }
 
 impl Kinds {
-    /// The kind of a task, and the version of its payload, or why nobody executes it.
-    pub(super) fn of(&self, headers: &Headers) -> (Arc<Kind>, Result<u16, String>) {
-        let otherwise =
-            |why: String| (self.otherwise.clone(), if self.has_otherwise { Ok(1) } else { Err(why) });
-        match super::headers::kind(headers) {
-            None => otherwise("the task has no kind, and the worker no handler for such".into()),
+    /// The line of a task, and the version of its payload, or why nobody executes it.
+    pub(super) fn of(&mut self, headers: &Headers) -> (&mut Line, Result<u16, String>) {
+        let has_otherwise = self.has_otherwise;
+        let otherwise = |why: String| if has_otherwise { Ok(1) } else { Err(why) };
+        let (line, version) = match super::headers::kind(headers) {
+            None => (None, otherwise("the task has no kind, and the worker no handler for such".into())),
             Some((name, version)) => match self.named.get(name) {
-                None => otherwise(format!("the worker has no handler for `{name}`")),
-                Some(kind) => {
+                None => (None, otherwise(format!("the worker has no handler for `{name}`"))),
+                Some(line) => {
                     let unreadable = |version| format!("`{version}` is not the version of a `{name}`");
-                    (kind.clone(), version.map_err(unreadable))
+                    (Some(*line), version.map_err(unreadable))
                 }
             },
-        }
-    }
-
-    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Kind>> {
-        self.named.values().chain([&self.otherwise])
+        };
+        (&mut self.lines[line.unwrap_or(self.otherwise)], version)
     }
 }

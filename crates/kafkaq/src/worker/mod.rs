@@ -60,6 +60,7 @@
 //! - What it [enqueues](Ctx::enqueue) is one task, also if it runs twice, while that task's id is remembered.
 //! - Failures, dead letters and lost leases are events of [`tracing`](https://docs.rs/tracing) with the target `kafkaq`.
 
+mod active;
 mod backoff;
 mod batch;
 mod builder;
@@ -71,6 +72,7 @@ mod execute;
 mod failure;
 mod handlers;
 mod headers;
+mod keeper;
 mod kinds;
 mod options;
 mod panics;
@@ -92,7 +94,10 @@ pub use stop::{Stop, StopReason};
 pub use typed::TaskType;
 
 #[cfg(feature = "testing")]
-pub(crate) use report::{Ending, Finished};
+pub(crate) use {
+    context::Facts,
+    report::{Ending, Finished},
+};
 
 use crate::Queue;
 

@@ -19,7 +19,7 @@ impl Options {
         Options::default()
     }
 
-    /// How long an execution may take. Then its handler is [told](super::Stop), and after the worker's
+    /// How long a handler may run, from its start. Then it is [told](super::Stop), and after the worker's
     /// [grace period](super::WorkerBuilder::grace) it is dropped. It has failed.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {

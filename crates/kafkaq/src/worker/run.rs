@@ -1,21 +1,29 @@
 //! A running worker: it takes jobs as there is room, and lets each be executed.
 
 use super::{
-    execute::{self, Turn},
-    handlers::{Ended, Executing},
+    active::Active,
+    enqueue::Target,
+    execute::{self, Begun},
+    keeper::{self, Keeper},
     kinds::Kinds,
     panics,
     report::{Counters, Ending, Finished, Observer, WorkerReport},
 };
 use crate::{
-    Error, ErrorKind, Job, Publisher, Queue, Result, TaskId,
+    Error, ErrorKind, Job, Publisher, Queue, Result,
     driver::{FAR, stop_within},
 };
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 use tokio::{
     runtime::{Builder, Handle, Runtime, RuntimeFlavor},
-    sync::{Notify, Semaphore, mpsc, watch},
-    task::JoinHandle,
+    sync::{Notify, Semaphore, watch},
     time::{Instant, sleep_until},
 };
 
@@ -45,9 +53,12 @@ pub(super) struct Shared {
     pub(super) threads: Threads,
     /// Until when handlers may go on, once the worker stops.
     pub(super) stopping: watch::Sender<Option<Instant>>,
-    /// An execution that waited for its turn has gone without one.
-    pub(super) gone: Notify,
-    pub(super) confirming: Arc<Semaphore>,
+    pub(super) keeper: Keeper,
+    /// Executions that run.
+    running: AtomicUsize,
+    /// One fewer runs or waits.
+    pub(super) room: Notify,
+    pub(super) confirming: Semaphore,
 }
 
 impl Shared {
@@ -55,12 +66,22 @@ impl Shared {
         self.counters.report(self.began.elapsed())
     }
 
-    /// An execution has ended.
-    pub(super) fn count(&self, id: &TaskId, ending: Ending, reason: Option<String>) {
+    /// An execution runs no more.
+    pub(super) fn free(&self, active: &Active) {
+        if active.leave_place() {
+            active.kind.end();
+            self.running.fetch_sub(1, SeqCst);
+            self.room.notify_one();
+        }
+    }
+
+    /// The end of an execution is confirmed, or will never be.
+    pub(super) fn ended(&self, active: &Active, ending: Ending, reason: Option<String>) {
         self.counters.count(ending);
         if let Some(observer) = &self.settings.observer {
-            observer(Finished { id: id.clone(), ending, reason });
+            observer(Finished { id: active.execution.id().clone(), ending, reason });
         }
+        self.keeper.close(active);
     }
 }
 
@@ -92,11 +113,20 @@ impl Threads {
         Ok(Threads { own: Some(own), here })
     }
 
-    pub(super) fn spawn(&self, handler: Executing) -> JoinHandle<Ended> {
-        let runtime = self.own.as_ref().map_or(&self.here, Runtime::handle);
-        match handler {
-            Executing::Async(handler) => runtime.spawn(handler),
-            Executing::Blocking(handler) => runtime.spawn_blocking(handler),
+    /// Where the queue lives.
+    pub(super) fn here(&self) -> &Handle {
+        &self.here
+    }
+
+    /// Has executions run. Several go over at once, since waking a thread costs more than a short handler.
+    fn run(&self, mut begun: Vec<Begun>) {
+        let handle = self.own.as_ref().map_or(&self.here, Runtime::handle);
+        match begun.len() {
+            0 => {}
+            1 => begun.drain(..).for_each(|one| drop(handle.spawn(one.run()))),
+            _ => drop(handle.spawn(async move {
+                begun.drain(..).for_each(|one| drop(tokio::spawn(one.run())));
+            })),
         }
     }
 }
@@ -176,17 +206,19 @@ pub(super) fn start(
         counters: Counters::default(),
         threads,
         stopping: watch::Sender::new(None),
-        gone: Notify::new(),
-        confirming: Arc::new(Semaphore::new(settings.concurrency.max(CONFIRMING))),
+        keeper: Keeper::default(),
+        running: AtomicUsize::new(0),
+        room: Notify::new(),
+        confirming: Semaphore::new(settings.concurrency.max(CONFIRMING)),
         settings,
     });
     let handle = shared.clone();
-    let (freed, free) = mpsc::unbounded_channel();
-    let (alive, ended) = mpsc::channel(1);
-    let dispatcher = Dispatcher { queue, kinds, shared, freed, alive, active: 0 };
+    let keeper = tokio::spawn(keeper::keep(shared.clone()));
+    let dispatcher = Dispatcher { queue, kinds, shared };
     let (tell, outcome) = watch::channel(None);
     tokio::spawn(async move {
-        let outcome = dispatcher.run(free, ended).await;
+        let outcome = dispatcher.run().await;
+        keeper.abort();
         tell.send_replace(Some(outcome));
     });
     Ok(WorkerHandle { shared: handle, outcome })
@@ -196,28 +228,20 @@ struct Dispatcher {
     queue: Queue,
     kinds: Kinds,
     shared: Arc<Shared>,
-    /// An execution sends one when its place is free again: never more than there are places.
-    freed: mpsc::UnboundedSender<()>,
-    /// Executions have a clone while they last.
-    alive: mpsc::Sender<()>,
-    /// Places that are taken.
-    active: usize,
 }
 
 impl Dispatcher {
-    async fn run(
-        mut self,
-        mut free: mpsc::UnboundedReceiver<()>,
-        mut ended: mpsc::Receiver<()>,
-    ) -> Result<WorkerReport> {
+    async fn run(mut self) -> Result<WorkerReport> {
         let mut stopping = self.shared.stopping.subscribe();
-        let failed = self.take_jobs(&mut free, &mut stopping).await.err();
-        let Dispatcher { queue, shared, alive, .. } = self;
+        let failed = self.take_jobs(&mut stopping).await.err();
+        let Dispatcher { queue, mut kinds, shared } = self;
         if failed.is_some() {
             stop_within(&shared.stopping, shared.settings.shutdown_limit);
         }
-        drop(alive);
-        let (shut_down, _) = tokio::join!(shut_down(&queue, stopping), ended.recv());
+        for line in &mut kinds.lines {
+            line.drain().for_each(|active| drop(tokio::spawn(execute::give_back(shared.clone(), active))));
+        }
+        let (shut_down, ()) = tokio::join!(shut_down(&queue, stopping), shared.keeper.all_closed());
         match failed.or_else(|| shut_down.err()) {
             Some(e) if e.kind() != ErrorKind::Timeout => Err(e),
             late => {
@@ -230,66 +254,71 @@ impl Dispatcher {
     }
 
     /// Until the worker stops, or the queue has ended.
-    async fn take_jobs(
-        &mut self,
-        free: &mut mpsc::UnboundedReceiver<()>,
-        stopping: &mut watch::Receiver<Option<Instant>>,
-    ) -> Result<()> {
-        let concurrency = self.shared.settings.concurrency;
+    async fn take_jobs(&mut self, stopping: &mut watch::Receiver<Option<Instant>>) -> Result<()> {
         loop {
-            while free.try_recv().is_ok() {
-                self.active -= 1;
-            }
-            let (waiting, next) = self.advance();
+            let (mut begun, concurrency) = (Vec::new(), self.shared.settings.concurrency);
+            let (waiting, next) = self.advance(&mut begun);
+            self.shared.threads.run(begun);
             // When as many wait as may run, whoever is taken next would most likely wait as well.
-            let room = if waiting < concurrency { concurrency - self.active } else { 0 };
+            let room = if waiting < concurrency { self.room() } else { 0 };
+            // With room and nobody in line it makes no difference how many run.
+            let all_alike = room > 0 && waiting == 0;
             let next = next.unwrap_or_else(|| Instant::now() + FAR);
             tokio::select! {
                 biased;
                 _ = stopping.wait_for(Option::is_some) => return Ok(()),
-                Some(()) = free.recv() => self.active -= 1,
-                () = self.shared.gone.notified() => {}
-                jobs = self.queue.get_jobs(room.min(BATCH)), if room > 0 => {
-                    for job in jobs? {
-                        self.place(job);
-                    }
-                }
-                () = sleep_until(next) => {}
+                () = self.shared.room.notified(), if !all_alike => {}
+                jobs = self.queue.get_jobs(room.min(BATCH)), if room > 0 => self.place(jobs?),
+                () = sleep_until(next), if waiting > 0 => {}
             }
         }
     }
 
+    fn room(&self) -> usize {
+        self.shared.settings.concurrency.saturating_sub(self.shared.running.load(SeqCst))
+    }
+
     /// Lets those begin whose turn it is. Returns how many wait on, and when the next may begin.
-    fn advance(&mut self) -> (usize, Option<Instant>) {
-        let (now, mut waiting, mut next) = (Instant::now(), 0, None);
-        for kind in self.kinds.all() {
-            let (begun, at) = kind.advance(self.shared.settings.concurrency - self.active, now);
-            self.active += begun;
-            waiting += kind.waiting();
-            next = [next, at].into_iter().flatten().min();
+    fn advance(&mut self, begun: &mut Vec<Begun>) -> (usize, Option<Instant>) {
+        let (shared, now) = (&self.shared, Instant::now());
+        let (mut room, mut waiting, mut next) = (self.room(), 0, None);
+        for line in self.kinds.lines.iter_mut().filter(|line| line.waiting() > 0) {
+            while room > 0
+                && let Some(active) = line.advance(now)
+            {
+                room -= 1;
+                begun.push(begin(shared, active));
+            }
+            waiting += line.waiting();
+            next = [next, line.next(now)].into_iter().flatten().min();
         }
         (waiting, next)
     }
 
-    fn place(&mut self, job: Job) {
-        let (shared, alive) = (self.shared.clone(), self.alive.clone());
-        let (kind, version) = self.kinds.of(job.headers());
-        let turn = match kind.begin(Instant::now()) {
-            Ok(()) => {
-                self.active += 1;
-                Turn::Begun
+    fn place(&mut self, jobs: Vec<Job>) {
+        let (shared, now) = (&self.shared, Instant::now());
+        let mut begun = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            let (line, version) = self.kinds.of(job.headers());
+            let target = Target::Publisher(shared.publisher.clone());
+            let kind = line.kind().clone();
+            let active =
+                shared.keeper.open(|slot| Active::new(job, target, kind, version, slot, shared.lease));
+            shared.keeper.look_at(active.renew_at());
+            if line.begin(now) {
+                begun.push(begin(shared, active));
+            } else {
+                line.push(active);
             }
-            Err(told) => Turn::Waits(told),
-        };
-        let freed = self.freed.clone();
-        tokio::spawn(async move {
-            let free = || {
-                let _ = freed.send(());
-            };
-            execute::supervise(&shared, job, &kind, version, turn, free).await;
-            drop(alive);
-        });
+        }
+        shared.threads.run(begun);
     }
+}
+
+fn begin(shared: &Arc<Shared>, active: Arc<Active>) -> Begun {
+    shared.running.fetch_add(1, SeqCst);
+    active.begin();
+    Begun::new(shared.clone(), active)
 }
 
 /// Shuts the queue down, sooner if the worker is told to stop sooner. What is given back at the end needs its time, too.

@@ -1,8 +1,17 @@
 //! How a handler is told that its execution is to end.
 
-use crate::LostReason;
-use std::sync::Arc;
-use tokio::sync::watch;
+use super::context::Execution;
+use crate::{LeaseWatch, LostReason};
+use std::{
+    fmt,
+    future::pending,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering::SeqCst},
+    },
+};
+use tokio::sync::Notify;
 
 /// Why an execution is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,32 +35,60 @@ impl StopReason {
             _ => StopReason::LeaseLost,
         }
     }
+
+    pub(super) fn means_lost(self) -> bool {
+        matches!(self, StopReason::LeaseLost | StopReason::Cancelled)
+    }
+}
+
+/// What an execution has been told. The lease itself tells when it is lost, to whoever looks.
+#[derive(Debug)]
+pub(super) struct Signal {
+    told: AtomicU8,
+    news: Notify,
+    /// Executions of tests have none.
+    lease: Option<LeaseWatch>,
+}
+
+const REASONS: [StopReason; 4] =
+    [StopReason::ShuttingDown, StopReason::TimedOut, StopReason::Cancelled, StopReason::LeaseLost];
+/// Beside the reason, counted from 1.
+const DROPPED: u8 = 0x80;
+
+impl Signal {
+    pub(super) fn new(lease: Option<LeaseWatch>) -> Self {
+        Signal { told: AtomicU8::new(0), news: Notify::new(), lease }
+    }
+
+    fn told(&self) -> Option<StopReason> {
+        let code = self.told.load(SeqCst) & !DROPPED;
+        code.checked_sub(1).and_then(|index| REASONS.get(usize::from(index)).copied())
+    }
 }
 
 /// Tells a handler to end its execution. Cheap to clone, and to be handed on to whatever the handler starts.
-#[derive(Clone, Debug)]
-pub struct Stop(Arc<watch::Sender<Option<StopReason>>>);
+#[derive(Clone)]
+pub struct Stop(Arc<Execution>);
 
 impl Stop {
-    pub(super) fn new() -> Self {
-        Stop(Arc::new(watch::Sender::new(None)))
+    pub(super) fn new(execution: Arc<Execution>) -> Self {
+        Stop(execution)
     }
 
-    /// The first reason stays, but that the worker stops is less than all others.
+    pub(super) fn execution(&self) -> &Arc<Execution> {
+        &self.0
+    }
+
+    /// See [`Execution::tell`].
+    #[cfg(feature = "testing")]
     pub(crate) fn tell(&self, reason: StopReason) {
-        self.0.send_if_modified(|told| {
-            let is_news = matches!(told, None | Some(StopReason::ShuttingDown)) && *told != Some(reason);
-            if is_news {
-                *told = Some(reason);
-            }
-            is_news
-        });
+        self.0.tell(reason);
     }
 
     /// Returns why the execution is to end; `None` while it may go on.
     #[must_use]
     pub fn reason(&self) -> Option<StopReason> {
-        *self.0.borrow()
+        self.0.stop_reason()
     }
 
     /// Whether the execution is to end.
@@ -62,35 +99,120 @@ impl Stop {
 
     /// Waits until the execution is to end, and returns why. Cancel-safe; made for a `select!` beside the work.
     pub async fn requested(&self) -> StopReason {
-        self.until(|_| true).await
+        self.0.stop_requested(|_| true).await
+    }
+}
+
+impl fmt::Debug for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Stop").field(&self.reason()).finish()
+    }
+}
+
+impl Execution {
+    /// The first reason stays, but that the worker stops is less than all others.
+    pub(super) fn tell(&self, reason: StopReason) {
+        let code = REASONS.iter().zip(1..).find_map(|(r, code)| (*r == reason).then_some(code)).unwrap_or(1);
+        let news = self.signal.told.fetch_update(SeqCst, SeqCst, |told| {
+            let is_news = matches!(told & !DROPPED, 0 | 1) && told & !DROPPED != code;
+            is_news.then_some(told & DROPPED | code)
+        });
+        if news.is_ok() {
+            self.signal.news.notify_waiters();
+        }
+    }
+
+    /// Why the execution is to end.
+    pub(super) fn stop_reason(&self) -> Option<StopReason> {
+        let told = self.signal.told();
+        if let None | Some(StopReason::ShuttingDown) = told
+            && let Some(why) = self.signal.lease.as_ref().and_then(LeaseWatch::lost)
+        {
+            self.tell(StopReason::of(why));
+            return self.signal.told();
+        }
+        told
+    }
+
+    /// Has the handler dropped at its next await.
+    pub(super) fn drop_handler(&self) {
+        self.signal.told.fetch_or(DROPPED, SeqCst);
+        self.signal.news.notify_waiters();
+    }
+
+    pub(super) fn is_dropped(&self) -> bool {
+        self.signal.told.load(SeqCst) & DROPPED != 0
+    }
+
+    /// Waits until the handler is to be dropped.
+    pub(super) async fn dropped(&self) {
+        loop {
+            let mut news = pin!(self.signal.news.notified());
+            // Listens before it looks, so that nothing is missed in between.
+            news.as_mut().enable();
+            if self.is_dropped() {
+                return;
+            }
+            news.await;
+        }
     }
 
     /// Waits for such a reason.
-    pub(super) async fn until(&self, is_it: impl Fn(StopReason) -> bool) -> StopReason {
-        let mut told = self.0.subscribe();
+    pub(super) async fn stop_requested(&self, is_it: impl Fn(StopReason) -> bool) -> StopReason {
+        let mut lost = pin!(self.lease_lost());
+        let mut is_lost = false;
         loop {
-            if let Some(reason) = told.borrow_and_update().filter(|reason| is_it(*reason)) {
+            let mut news = pin!(self.signal.news.notified());
+            news.as_mut().enable();
+            if let Some(reason) = self.stop_reason().filter(|reason| is_it(*reason)) {
                 return reason;
             }
-            // The sender lives as long as this.
-            let _ = told.changed().await;
+            tokio::select! {
+                () = news => {}
+                () = &mut lost, if !is_lost => is_lost = true,
+            }
+        }
+    }
+
+    /// Waits until the lease is known to be lost.
+    pub(super) async fn lease_lost(&self) {
+        match &self.signal.lease {
+            Some(lease) => drop(lease.until_lost().await),
+            None => pending().await,
         }
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "testing"))]
 mod tests {
-    use super::*;
+    use super::{super::context::tests::execution, *};
+    use futures_util::poll;
 
     #[tokio::test]
     async fn the_first_reason_stays_unless_it_was_only_the_worker() {
-        let stop = Stop::new();
+        let stop = Stop::new(Arc::new(execution()));
         assert!(!stop.is_requested());
-        stop.tell(StopReason::ShuttingDown);
+        stop.0.tell(StopReason::ShuttingDown);
         assert_eq!(stop.requested().await, StopReason::ShuttingDown);
-        stop.tell(StopReason::LeaseLost);
-        stop.tell(StopReason::TimedOut);
-        stop.tell(StopReason::ShuttingDown);
+        let mut worse = pin!(stop.0.stop_requested(|reason| reason != StopReason::ShuttingDown));
+        assert!(poll!(&mut worse).is_pending());
+        stop.0.tell(StopReason::LeaseLost);
+        stop.0.tell(StopReason::TimedOut);
+        stop.0.tell(StopReason::ShuttingDown);
         assert_eq!(stop.requested().await, StopReason::LeaseLost);
+        assert_eq!(worse.await, StopReason::LeaseLost);
+    }
+
+    #[tokio::test]
+    async fn a_reason_that_comes_later_does_not_bring_a_dropped_handler_back() {
+        let execution = execution();
+        let mut dropped = pin!(execution.dropped());
+        execution.tell(StopReason::ShuttingDown);
+        assert!(poll!(&mut dropped).is_pending());
+        execution.drop_handler();
+        execution.tell(StopReason::TimedOut);
+        assert!(execution.is_dropped());
+        assert_eq!(execution.stop_reason(), Some(StopReason::TimedOut));
+        dropped.await;
     }
 }

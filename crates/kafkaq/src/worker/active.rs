@@ -1,0 +1,271 @@
+//! One execution, between the dispatcher, the threads of the handlers and the lease keeper. Whoever takes its job decides
+//! what becomes of the task.
+
+use super::{
+    context::{Execution, Facts},
+    enqueue::Target,
+    kinds::Kind,
+    stop::{Signal, StopReason},
+};
+use crate::{
+    Job,
+    driver::{FAR, system_now},
+    sync::lock,
+};
+use std::{
+    pin::pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::{sync::Notify, time::Instant};
+
+/// How long an async handler that is dropped may take to reach its next await before it counts as stuck.
+const DROPPED: Duration = Duration::from_secs(1);
+
+pub(super) struct Active {
+    pub(super) execution: Arc<Execution>,
+    pub(super) kind: Arc<Kind>,
+    /// The version of the payload, or why nobody executes it.
+    pub(super) version: Result<u16, String>,
+    /// Its place in the keeper's table.
+    pub(super) slot: usize,
+    state: Mutex<State>,
+    /// The job is wanted back from its renewal.
+    wanted: Notify,
+    /// It is back.
+    back: Notify,
+}
+
+struct State {
+    job: Held,
+    phase: Phase,
+    /// It counts as running.
+    has_place: bool,
+    renew_at: Instant,
+    time_is_up: Option<Instant>,
+    /// The reason why it is to end that was seen last, and when.
+    told: Option<(StopReason, Instant)>,
+    dropped_at: Option<Instant>,
+}
+
+enum Held {
+    Here(Job),
+    Renewing { wanted: bool },
+    Gone,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Waiting,
+    Running,
+    /// The handler has ended. The job is kept until its end can be confirmed.
+    Ended,
+}
+
+/// What the keeper has to do.
+pub(super) enum Due {
+    Renew(Job),
+    /// The handler doesn't end.
+    Stuck(Job),
+    /// The lease was lost before the execution began.
+    LostInLine(Job),
+}
+
+/// The times that a worker keeps.
+pub(super) struct Times {
+    pub(super) now: Instant,
+    /// Until when handlers may go on, once the worker stops.
+    pub(super) stopping: Option<Instant>,
+    pub(super) grace: Duration,
+}
+
+impl Active {
+    pub(super) fn new(
+        job: Job,
+        target: Target,
+        kind: Arc<Kind>,
+        version: Result<u16, String>,
+        slot: usize,
+        lease: Duration,
+    ) -> Self {
+        let signal = Signal::new(Some(job.watch()));
+        let execution = Arc::new(Execution::new(Facts::from(&job), signal, target));
+        // One that was read ahead has had its lease for a while.
+        let left = job.deadline().duration_since(system_now()).unwrap_or_default();
+        let state = State {
+            job: Held::Here(job),
+            phase: Phase::Waiting,
+            has_place: false,
+            renew_at: Instant::now() + (lease / 3).min(left.saturating_sub(lease * 2 / 3)),
+            time_is_up: None,
+            told: None,
+            dropped_at: None,
+        };
+        Active {
+            execution,
+            kind,
+            version,
+            slot,
+            state: Mutex::new(state),
+            wanted: Notify::new(),
+            back: Notify::new(),
+        }
+    }
+
+    /// Its turn has come, and it counts as running.
+    pub(super) fn begin(&self) {
+        let state = &mut *lock(&self.state);
+        (state.phase, state.has_place) = (Phase::Running, true);
+    }
+
+    /// Its handler starts: from now on its time runs. Returns when that is up, if it ever is.
+    pub(super) fn handler_starts(&self) -> Option<Instant> {
+        let at = Instant::now() + self.kind.timeout?.min(FAR);
+        lock(&self.state).time_is_up = Some(at);
+        Some(at)
+    }
+
+    pub(super) fn renew_at(&self) -> Instant {
+        lock(&self.state).renew_at
+    }
+
+    /// The handler has ended.
+    pub(super) fn handler_ended(&self) {
+        lock(&self.state).phase = Phase::Ended;
+    }
+
+    /// Whether it had a place, which is free from now on.
+    pub(super) fn leave_place(&self) -> bool {
+        std::mem::take(&mut lock(&self.state).has_place)
+    }
+
+    /// Whether somebody has taken the job.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(lock(&self.state).job, Held::Gone)
+    }
+
+    /// Takes the job, once it is back from its renewal. `None` if somebody has taken it before.
+    pub(super) async fn take(&self) -> Option<Job> {
+        loop {
+            let mut back = pin!(self.back.notified());
+            // Listens before it looks, so that nothing is missed in between.
+            back.as_mut().enable();
+            {
+                let state = &mut *lock(&self.state);
+                match &mut state.job {
+                    Held::Renewing { wanted } => *wanted = true,
+                    Held::Here(_) | Held::Gone => return state.take(),
+                }
+            }
+            self.wanted.notify_waiters();
+            back.await;
+        }
+    }
+
+    /// Waits until a job that is being renewed is wanted back.
+    pub(super) async fn wanted(&self) {
+        loop {
+            let mut wanted = pin!(self.wanted.notified());
+            wanted.as_mut().enable();
+            if matches!(lock(&self.state).job, Held::Renewing { wanted: true }) {
+                return;
+            }
+            wanted.await;
+        }
+    }
+
+    /// Brings the job back from its renewal.
+    pub(super) fn bring_back(&self, job: Job, renew_at: Instant) {
+        {
+            let state = &mut *lock(&self.state);
+            (state.job, state.renew_at) = (Held::Here(job), renew_at);
+        }
+        self.back.notify_waiters();
+    }
+
+    /// Returns what is due by now, and when to look again.
+    pub(super) fn look(&self, times: &Times) -> (Option<Due>, Instant) {
+        let state = &mut *lock(&self.state);
+        let never = times.now + FAR;
+        match state.phase {
+            _ if matches!(state.job, Held::Gone) => return (None, never),
+            Phase::Ended => {}
+            Phase::Waiting => {
+                if self.execution.stop_reason().is_some_and(StopReason::means_lost)
+                    && let Some(job) = state.take()
+                {
+                    return (Some(Due::LostInLine(job)), never);
+                }
+            }
+            Phase::Running => {
+                let next = self.look_at_handler(state, times).unwrap_or(never);
+                if next > times.now {
+                    return self.look_at_lease(state, times, next);
+                }
+                return match state.take() {
+                    Some(job) => (Some(Due::Stuck(job)), never),
+                    // It is being renewed.
+                    None => (None, times.now + DROPPED),
+                };
+            }
+        }
+        self.look_at_lease(state, times, never)
+    }
+
+    /// Tells the handler to end, and drops it when it hasn't in time. Returns when to look again; in the past if it is
+    /// stuck.
+    fn look_at_handler(&self, state: &mut State, times: &Times) -> Option<Instant> {
+        if state.time_is_up.is_some_and(|at| at <= times.now) {
+            self.execution.tell(StopReason::TimedOut);
+        }
+        if times.stopping.is_some() {
+            self.execution.tell(StopReason::ShuttingDown);
+        }
+        let Some(reason) = self.execution.stop_reason() else { return state.time_is_up };
+        let since = match state.told {
+            Some((told, since)) if told == reason => since,
+            _ => times.now,
+        };
+        state.told = Some((reason, since));
+        // When only the worker stops it may go on until the worker's limit, unless something worse comes.
+        let grace = (reason != StopReason::ShuttingDown).then(|| since + times.grace.min(FAR));
+        let limit = [grace, times.stopping].into_iter().flatten().min()?;
+        if limit > times.now {
+            let time_is_up = state.time_is_up.filter(|at| *at > times.now);
+            return [Some(limit), time_is_up].into_iter().flatten().min();
+        }
+        let dropped_at = *state.dropped_at.get_or_insert(times.now);
+        self.execution.drop_handler();
+        Some(dropped_at + DROPPED)
+    }
+
+    fn look_at_lease(&self, state: &mut State, times: &Times, next: Instant) -> (Option<Due>, Instant) {
+        if !matches!(state.job, Held::Here(_))
+            || self.execution.stop_reason().is_some_and(StopReason::means_lost)
+        {
+            return (None, next);
+        }
+        if state.renew_at > times.now {
+            return (None, next.min(state.renew_at));
+        }
+        match std::mem::replace(&mut state.job, Held::Renewing { wanted: false }) {
+            Held::Here(job) => (Some(Due::Renew(job)), next),
+            held => {
+                state.job = held;
+                (None, next)
+            }
+        }
+    }
+}
+
+impl State {
+    fn take(&mut self) -> Option<Job> {
+        match std::mem::replace(&mut self.job, Held::Gone) {
+            Held::Here(job) => Some(job),
+            held => {
+                self.job = held;
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! The lease keeper. On the queue's runtime, so whatever handlers do to their threads, it renews leases, tells handlers
+//! when to end, and ends executions whose handlers don't.
+
+use super::{
+    active::{Active, Due, Times},
+    execute,
+    run::Shared,
+    stop::StopReason,
+};
+use crate::{Job, JobError, driver::FAR, sync::lock};
+use slab::Slab;
+use std::{
+    convert::Infallible,
+    pin::pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
+
+/// Between two looks at all executions.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// All executions whose end is not confirmed yet.
+#[derive(Default)]
+pub(super) struct Keeper {
+    open: Mutex<Open>,
+    /// Somebody has to be looked at sooner than was planned.
+    sooner: Notify,
+    closed: Notify,
+}
+
+#[derive(Default)]
+struct Open {
+    all: Slab<Arc<Active>>,
+    /// When they are looked at next. `None` while they are looked at.
+    planned: Option<Instant>,
+}
+
+impl Keeper {
+    /// Keeps an execution. `make` gets its slot.
+    pub(super) fn open(&self, make: impl FnOnce(usize) -> Active) -> Arc<Active> {
+        let open = &mut *lock(&self.open);
+        let entry = open.all.vacant_entry();
+        let active = Arc::new(make(entry.key()));
+        entry.insert(active.clone());
+        active
+    }
+
+    /// Forgets an execution. Only whoever has taken its job does that, so it is done once.
+    pub(super) fn close(&self, active: &Active) {
+        let is_empty = {
+            let all = &mut lock(&self.open).all;
+            all.try_remove(active.slot);
+            all.is_empty()
+        };
+        if is_empty {
+            self.closed.notify_waiters();
+        }
+    }
+
+    /// Looks at all executions at that time at the latest.
+    pub(super) fn look_at(&self, at: Instant) {
+        let planned = &mut lock(&self.open).planned;
+        if planned.is_some_and(|planned| planned > at) {
+            *planned = Some(at);
+            self.sooner.notify_one();
+        }
+    }
+
+    /// Waits until all executions have ended.
+    pub(super) async fn all_closed(&self) {
+        loop {
+            let mut closed = pin!(self.closed.notified());
+            closed.as_mut().enable();
+            if lock(&self.open).all.is_empty() {
+                return;
+            }
+            closed.await;
+        }
+    }
+
+    /// Plans the next look. Returns what is due by now.
+    fn look(&self, times: &Times) -> Vec<(Arc<Active>, Due)> {
+        let open = &mut *lock(&self.open);
+        let (mut all_due, mut next) = (Vec::new(), times.now + FAR);
+        for (_, active) in &open.all {
+            let (due, at) = active.look(times);
+            next = next.min(at);
+            all_due.extend(due.map(|due| (active.clone(), due)));
+        }
+        open.planned = Some(next.max(times.now + PAUSE));
+        all_due
+    }
+
+    fn planned(&self) -> Instant {
+        lock(&self.open).planned.unwrap_or_else(|| Instant::now() + FAR)
+    }
+}
+
+/// Keeps the worker's executions.
+pub(super) async fn keep(shared: Arc<Shared>) -> Infallible {
+    let mut stopping = shared.stopping.subscribe();
+    loop {
+        let times = Times {
+            now: Instant::now(),
+            stopping: *stopping.borrow_and_update(),
+            grace: shared.settings.grace,
+        };
+        for (active, due) in shared.keeper.look(&times) {
+            let shared = shared.clone();
+            match due {
+                Due::Renew(job) => drop(tokio::spawn(renew(shared, active, job))),
+                Due::Stuck(job) => drop(tokio::spawn(end_stuck(shared, active, job))),
+                Due::LostInLine(job) => {
+                    execute::lose(&shared, &active, job);
+                    shared.room.notify_one();
+                }
+            }
+        }
+        loop {
+            tokio::select! {
+                () = sleep_until(shared.keeper.planned()) => break,
+                () = shared.keeper.sooner.notified() => {}
+                // The sender lives as long as this.
+                _ = stopping.changed() => break,
+            }
+        }
+    }
+}
+
+async fn renew(shared: Arc<Shared>, active: Arc<Active>, mut job: Job) {
+    let next = Instant::now() + shared.lease / 3;
+    tokio::select! {
+        biased;
+        // Its end comes first.
+        () = active.wanted() => {}
+        renewed = job.extend(shared.lease) => match renewed {
+            Ok(()) => active.execution.renewed(job.deadline()),
+            Err(JobError::LeaseLost(why)) => active.execution.tell(StopReason::of(why)),
+            Err(error) => {
+                tracing::warn!(target: "kafkaq", task = %job.id(), %error, "a lease was not renewed");
+                active.execution.tell(StopReason::LeaseLost);
+            }
+        }
+    }
+    active.bring_back(job, next);
+    // Also to see what it was told.
+    shared.keeper.look_at(next.min(Instant::now() + PAUSE));
+}
+
+async fn end_stuck(shared: Arc<Shared>, active: Arc<Active>, job: Job) {
+    let reason = active.execution.stop_reason();
+    tracing::warn!(
+        target: "kafkaq", kind = active.kind.name, task = %active.execution.id(), ?reason,
+        "a handler blocks its thread and can't be stopped; its lease is let go"
+    );
+    if shared.settings.free_stuck_slots {
+        shared.free(&active);
+    }
+    execute::end_unfinished(&shared, &active, job).await;
+}
