@@ -82,7 +82,8 @@
 //! Each backend is a crate of its own too (`kafkaq-redis`, …), whose further features, such as librdkafka's ways to be
 //! built or Kafka's compressions, are turned on there.
 //!
-//! If you know the Go library, see [`guide::coming_from_go`].
+//! # Guides
+//! [`guide`] has a tutorial, and pages on delivery, sizing, operations, upgrades and coming from other queues.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -142,12 +143,43 @@ pub mod backend {
     };
 }
 
-/// Longer texts.
+/// Longer texts, for users and operators of a queue.
+///
+/// - [`tutorial`](guide::tutorial): from an empty crate to production
+/// - [`delivery`](guide::delivery): what is promised, when a task runs twice, and how a handler copes with that
+/// - [`sizing`](guide::sizing): memory, partitions, timeouts and retention, with formulas
+/// - [`operations`](guide::operations): what to watch, what a line in the log means, deploys, outages, permissions
+/// - [`dead_letters`](guide::dead_letters): what to do about tasks that were given up
+/// - [`upgrading`](guide::upgrading): a new kafkaq, a new version of a task, a setting of a queue that runs
+/// - [`migrating`](guide::migrating): from asynq, Celery and Sidekiq
+/// - [`coming_from_go`](guide::coming_from_go): from the Go library
+///
+/// A guide whose examples need a feature is only here with that feature; docs.rs has them all.
 pub mod guide {
     #[doc = include_str!("../docs/coming-from-go.md")]
     pub mod coming_from_go {}
     #[doc = include_str!("../docs/dead-letters.md")]
     pub mod dead_letters {}
+    #[cfg_attr(feature = "testing", doc = include_str!("../docs/delivery.md"))]
+    #[cfg_attr(not(feature = "testing"), doc = "Requires the feature `testing`.")]
+    pub mod delivery {}
+    #[cfg_attr(feature = "worker", doc = include_str!("../docs/migrating.md"))]
+    #[cfg_attr(not(feature = "worker"), doc = "Requires the feature `worker`.")]
+    pub mod migrating {}
+    #[cfg_attr(feature = "worker", doc = include_str!("../docs/operations.md"))]
+    #[cfg_attr(not(feature = "worker"), doc = "Requires the feature `worker`.")]
+    pub mod operations {}
+    #[doc = include_str!("../docs/sizing.md")]
+    pub mod sizing {}
+    #[cfg_attr(all(feature = "cron", feature = "testing"), doc = include_str!("../docs/tutorial.md"))]
+    #[cfg_attr(
+        not(all(feature = "cron", feature = "testing")),
+        doc = "Requires the features `cron` and `testing`."
+    )]
+    pub mod tutorial {}
+    #[cfg_attr(feature = "testing", doc = include_str!("../docs/upgrading.md"))]
+    #[cfg_attr(not(feature = "testing"), doc = "Requires the feature `testing`.")]
+    pub mod upgrading {}
 }
 
 /// The blocks of the repository's README, and of this crate's.
