@@ -9,6 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// After so many failures a task that is executed by [`Agent::handle`] is dead.
+pub const HANDLE_FAILURES: u32 = 3;
+
 /// What an agent says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Line {
@@ -126,6 +129,11 @@ impl Agent {
         self.heard.lock().expect("lock").iter().filter(|(_, l)| matches!(l, Line::Run { .. })).count()
     }
 
+    /// Whether the process has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("a child").is_some()
+    }
+
     /// Sends it a signal by name: `STOP`, `CONT`, `KILL`.
     pub fn signal(&self, name: &str) {
         let sent = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status();
@@ -155,7 +163,7 @@ impl Agent {
     #[must_use]
     pub fn all_heard(mut self) -> Vec<(Instant, Line)> {
         let start = Instant::now();
-        while self.child.try_wait().expect("a child").is_none() {
+        while !self.has_ended() {
             assert!(start.elapsed() < PATIENCE, "the agent doesn't end");
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -10,6 +10,11 @@ pub struct Hold {
     pub ms: u64,
 }
 
+impl Hold {
+    /// It ends the process that executes it.
+    pub const POISON: Hold = Hold { ms: u64::MAX };
+}
+
 impl TaskType for Hold {
     const KIND: &'static str = "hold";
 }

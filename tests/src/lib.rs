@@ -11,7 +11,7 @@ mod pairs;
 mod raw;
 mod rng;
 
-pub use agent::{Agent, Line};
+pub use agent::{Agent, HANDLE_FAILURES, Line};
 pub use cases::{CASES, Case};
 pub use hold::Hold;
 pub use pairs::{BrokerKind, Pair, StoreKind, not_asked_for};

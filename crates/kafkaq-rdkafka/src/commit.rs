@@ -17,7 +17,7 @@ use std::{
         atomic::Ordering::SeqCst,
         mpsc::{SyncSender, TrySendError, sync_channel},
     },
-    thread::{self, JoinHandle},
+    thread,
 };
 use tokio::{sync::oneshot, time::Instant};
 
@@ -197,7 +197,7 @@ impl Shared {
 
     /// The committer: the client's asynchronous commit never reports, and its synchronous one blocks, with no server
     /// for as long as the session timeout. So it has a thread of its own, which no runtime waits for.
-    pub(crate) fn start_committer(&self) -> io::Result<JoinHandle<()>> {
+    pub(crate) fn start_committer(&self) -> io::Result<()> {
         let (tx, jobs) = sync_channel::<Job>(COMMITS);
         let work = move || {
             for Job { consumer, list, under_way, answer } in jobs {
@@ -207,9 +207,9 @@ impl Shared {
                 let _ = answer.send(made);
             }
         };
-        let thread = thread::Builder::new().name("kafkaq-commit".into()).spawn(work)?;
+        thread::Builder::new().name("kafkaq-commit".into()).spawn(work)?;
         *locked(&self.commits) = Some(tx);
-        Ok(thread)
+        Ok(())
     }
 
     /// No commit is taken any more; the committer ends after those it has.

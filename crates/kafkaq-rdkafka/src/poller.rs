@@ -53,7 +53,7 @@ const UNSURE: Duration = Duration::from_secs(4);
 /// A consumer that has failed is built anew after this, and after twice as long each time until one lives on.
 const REBUILD: Duration = Duration::from_millis(250);
 const MAX_REBUILD: Duration = Duration::from_secs(30);
-/// How long it waits for the one that has failed to close.
+/// How long it waits for the one that has failed to close. For one that leaves: beyond its session.
 const CLOSING: Duration = Duration::from_secs(5);
 
 /// Joins the group: answers when the consumer is there, not when the group has given it partitions.
@@ -73,10 +73,9 @@ pub(crate) async fn start(
     let life = move || {
         member.polled_here();
         match member.start_committer() {
-            Ok(committer) => {
+            Ok(()) => {
                 Poller::new(&request, &member, log, runtime, tx).live(opened);
                 member.end_commits();
-                let _ = committer.join();
             }
             Err(e) => {
                 let _ = opened.send(Err(Error::not_applied(ErrorKind::Other, "join").with_source(e)));
@@ -168,14 +167,23 @@ impl<'a> Poller<'a> {
         if is_open && let Err(e) = self.run() {
             self.end_with(e);
         }
-        let Poller { tx, groups, checker, mut outcomes, .. } = self;
+        let Poller { tx, groups, checker, mut outcomes, request, .. } = self;
         // The stream ends now, not when the consumers have taken their leave. That can last for seconds where a
         // rebalance is under way, so they do it side by side.
         drop(tx);
         // Those that were of no more use are not waited for: they may never end.
         let closing: Vec<_> = groups.into_iter().map(aside).collect();
         drop(checker);
-        closing.into_iter().flatten().for_each(|closing| drop(closing.join()));
+        // Closing waits for the commit that is under way. librdkafka never answers one that it has queued for a
+        // coordinator which went away then, for as long as that is away: it retries what was never sent without limit.
+        let until = Instant::now() + request.session_timeout + CLOSING;
+        while !closing.iter().flatten().all(JoinHandle::is_finished) {
+            if Instant::now() > until {
+                tracing::warn!(group = %request.group, "a consumer is closed in the background, since its coordinator is away");
+                return;
+            }
+            thread::park_timeout(SHORT);
+        }
         // Until the last check has ended.
         while outcomes.blocking_recv().is_some() {}
     }

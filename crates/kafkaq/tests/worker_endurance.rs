@@ -74,7 +74,11 @@ async fn a_long_task_outlives_thirty_deploys() {
         }
         running.stop();
         let report = running.stopped().await.unwrap();
-        assert_eq!((report.released, report.done), if deploy > DEPLOYS { (0, 1) } else { (1, 0) }, "{report}");
+        assert_eq!(
+            (report.released, report.done),
+            if deploy > DEPLOYS { (0, 1) } else { (1, 0) },
+            "{report}"
+        );
     }
 }
 

@@ -9,7 +9,7 @@ use kafkaq::{
     Queue, Task, TaskId,
     worker::{Ctx, Worker},
 };
-use kafkaq_tests::{Hold, Pair};
+use kafkaq_tests::{HANDLE_FAILURES, Hold, Pair};
 use std::{error::Error, io::Read, time::Duration};
 use tokio::task::JoinSet;
 
@@ -83,7 +83,8 @@ async fn run(queue: Queue, hold: Duration) {
 }
 
 async fn handle(pair: Pair, concurrency: usize, limit: Duration) -> Result<(), Box<dyn Error>> {
-    let worker = Worker::builder(pair.queue().build().await?).concurrency(concurrency).shutdown_limit(limit);
+    let queue = pair.queue().max_failures(HANDLE_FAILURES).build().await?;
+    let worker = Worker::builder(queue).concurrency(concurrency).shutdown_limit(limit);
     let report = worker.on(hold).run().await?;
     eprintln!("{report}");
     Ok(())
@@ -93,6 +94,9 @@ async fn hold(ctx: Ctx, task: Hold) {
     println!("run {} {} {}", ctx.id(), ctx.token(), ctx.attempt());
     if ctx.failures() > 0 {
         println!("failed {} {} before", ctx.id(), ctx.token());
+    }
+    if task.ms == Hold::POISON.ms {
+        std::process::abort();
     }
     tokio::time::sleep(Duration::from_millis(task.ms)).await;
     println!("done {} {}", ctx.id(), ctx.token());
