@@ -1,6 +1,9 @@
 //! A task that was handed out, and what its holder can do with it.
 
-use crate::driver::{Shared, Slot, system_time};
+use crate::{
+    driver::{Shared, Slot, system_time},
+    telemetry::JobEnding,
+};
 use bytes::Bytes;
 use kafkaq_core::{
     Error, ErrorKind, FailureRecord, Headers, LeaseToken, LostReason, Task, TaskId, Wall,
@@ -181,8 +184,11 @@ impl Job {
 
     async fn end(mut self, ask: Command) -> Result<Ended, JobError> {
         self.ended = true;
+        let asked = self.shared.meter.asked(&ask);
         self.shared.ask(&self.slot, ask);
-        match self.slot.dialogue.answered().await {
+        let answer = self.slot.dialogue.answered().await;
+        self.shared.meter.answered(asked, &answer);
+        match answer {
             Answer::Ok | Answer::Extended(_) => Ok(Ended::Done),
             Answer::DeadLettered => Ok(Ended::DeadLettered),
             Answer::Lost(why) => Err(JobError::LeaseLost(why)),
@@ -236,6 +242,8 @@ fn refuse_beyond(limit: Duration, asked: Duration, op: &'static str) -> Result<(
 impl Drop for Job {
     fn drop(&mut self) {
         if !self.ended {
+            let ending = if self.is_lost() { JobEnding::Lost } else { JobEnding::Dropped };
+            self.shared.meter.ended(ending);
             self.shared.ask(&self.slot, Command::Abandoned);
         }
     }

@@ -102,6 +102,7 @@ mod queue;
 mod runtime;
 mod stats;
 mod sync;
+mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod topics;
@@ -119,6 +120,8 @@ pub use leased_group::LeasedGroup;
 pub use publisher::Publisher;
 pub use queue::Queue;
 pub use stats::{CallStats, PartitionStats, QueueStats};
+#[cfg(feature = "spans")]
+pub use telemetry::Propagator;
 
 #[cfg(feature = "etcd")]
 pub use kafkaq_etcd as etcd;
@@ -148,6 +151,9 @@ pub mod guide {
     pub mod coming_from_go {}
     #[doc = include_str!("../docs/dead-letters.md")]
     pub mod dead_letters {}
+    #[cfg(feature = "metrics")]
+    #[doc = include_str!("../docs/metrics.md")]
+    pub mod metrics {}
 }
 
 /// The blocks of the repository's README, and of this crate's.

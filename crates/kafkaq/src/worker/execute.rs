@@ -170,6 +170,7 @@ async fn execute(
     if execution.attempt() == 1
         && let Some(expired) = headers::expired(execution.headers(), system_now())
     {
+        kind.observe.expired(expired);
         return Verdict::Expired(expired);
     }
     let stop = execution.stop();
@@ -258,6 +259,7 @@ fn judge(shared: &Shared, kind: &Kind, stop: &Stop, ended: Option<Ended>) -> Ver
     let told = stop.reason();
     if told == Some(StopReason::TimedOut) {
         shared.counters.timed_out.fetch_add(1, Relaxed);
+        kind.observe.timed_out();
     }
     let failed = |reason| Verdict::Outcome(Outcome::Retry { delay: None, reason });
     match (ended, told) {
@@ -307,7 +309,7 @@ async fn end(shared: &Shared, job: Job, kind: &Kind, verdict: Verdict, permit: O
         // It is let go by being dropped, if it is not somebody else's already.
         Verdict::Lost => {
             drop(job);
-            return shared.count(&id, Ending::Lost, None);
+            return shared.count(kind, &id, Ending::Lost, None);
         }
         Verdict::Release => (job.release().await, Ending::Released),
         Verdict::Expired(Expired::Dropped) => (job.done().await, Ending::Expired),
@@ -331,7 +333,7 @@ async fn end(shared: &Shared, job: Job, kind: &Kind, verdict: Verdict, permit: O
         }
     };
     drop(permit);
-    shared.count(&id, confirmed(&id, asked, ending), reason);
+    shared.count(kind, &id, confirmed(&id, asked, ending), reason);
 }
 
 /// A backoff of the user's own may panic.

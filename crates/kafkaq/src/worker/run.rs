@@ -3,7 +3,7 @@
 use super::{
     execute::{self, Turn},
     handlers::{Ended, Executing},
-    kinds::Kinds,
+    kinds::{Kind, Kinds},
     panics,
     report::{Counters, Ending, Finished, Observer, WorkerReport},
 };
@@ -56,7 +56,8 @@ impl Shared {
     }
 
     /// An execution has ended.
-    pub(super) fn count(&self, id: &TaskId, ending: Ending, reason: Option<String>) {
+    pub(super) fn count(&self, kind: &Kind, id: &TaskId, ending: Ending, reason: Option<String>) {
+        kind.observe.ended(ending);
         self.counters.count(ending);
         if let Some(observer) = &self.settings.observer {
             observer(Finished { id: id.clone(), ending, reason });
