@@ -15,9 +15,9 @@ use opentelemetry::{
 };
 use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData};
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use std::{sync::OnceLock, time::Duration};
 use tokio::time::sleep;
-use tracing::{Instrument, subscriber::DefaultGuard};
+use tracing::{Dispatch, Instrument, subscriber::DefaultGuard};
 use tracing_subscriber::layer::SubscriberExt;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -44,6 +44,10 @@ struct Traces {
 
 impl Traces {
     fn record() -> Self {
+        // While there is only one subscriber, `tracing` asks the thread that is first in a place whether anybody wants to
+        // hear of it, and on a thread of another test nobody does. So here is another subscriber, for good.
+        static ANOTHER: OnceLock<Dispatch> = OnceLock::new();
+        ANOTHER.get_or_init(|| Dispatch::new(tracing_subscriber::registry()));
         let exporter = InMemorySpanExporter::default();
         let provider = SdkTracerProvider::builder().with_simple_exporter(exporter.clone()).build();
         let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));

@@ -76,6 +76,9 @@
 //! | `worker` (on by default) | `kafkaq::worker`: typed tasks, and a worker that runs their handlers | |
 //! | `cron` | `kafkaq::periodic`: tasks by cron expressions, with time zones, and by intervals | |
 //! | `testing` | `kafkaq::testing`: helpers for tests of handlers, and `torture`, which finds effects that are doubled | |
+//! | `metrics` | `guide::metrics`: counters, gauges and histograms for whatever recorder of the `metrics` crate is installed | |
+//! | `spans` | spans of `tracing` around publishing and executing; with a `Propagator`, such as that of the crate `kafkaq-opentelemetry`, in one trace | |
+//! | `tower` | `WorkerBuilder::layer`: layers of tower around the handlers | |
 //! | `full` | all backends | what they require |
 //! | `tls` | encrypted connections in those that are on: `rediss://` and `https://` URLs, Kafka by TLS. ZooKeeper has none | with `rdkafka`: OpenSSL's headers |
 //!
