@@ -297,6 +297,8 @@ async fn blocking_execution_that_waits_in_a_layer_ends_when_it_is_told_to() {
         })
     });
     let running = worker(&queue)
+        // One that stayed would keep the only slot.
+        .concurrency(1)
         .layer(waiting)
         .on_blocking(|_: Ctx, _: Act| (), Options::new().timeout(Duration::from_millis(50)))
         .start()
