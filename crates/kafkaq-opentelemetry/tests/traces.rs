@@ -214,7 +214,10 @@ async fn tasks_of_one_call_share_its_span_and_children_are_in_the_trace_of_their
     let traces = Traces::record();
     let queue = queue(OpenTelemetry::new(), &MemoryLog::new(), 25).await;
     let running = Worker::builder(queue.clone())
-        .on(async |ctx: Ctx, _: Mail| -> Result<(), Failure> { Ok(drop(ctx.enqueue(Child).await?)) })
+        .on(async |ctx: Ctx, _: Mail| -> Result<(), Failure> {
+            ctx.enqueue(Child).await?;
+            Ok(())
+        })
         .on(async |_: Ctx, _: Child| {})
         .start()
         .unwrap();
