@@ -1,9 +1,6 @@
 //! A task that was handed out, and what its holder can do with it.
 
-use crate::{
-    driver::{Shared, Slot, system_time},
-    telemetry::JobEnding,
-};
+use crate::driver::{Shared, Slot, system_time};
 use bytes::Bytes;
 use kafkaq_core::{
     Error, ErrorKind, FailureRecord, Headers, LeaseToken, LostReason, Task, TaskId, Wall,
@@ -242,8 +239,7 @@ fn refuse_beyond(limit: Duration, asked: Duration, op: &'static str) -> Result<(
 impl Drop for Job {
     fn drop(&mut self) {
         if !self.ended {
-            let ending = if self.is_lost() { JobEnding::Lost } else { JobEnding::Dropped };
-            self.shared.meter.ended(ending);
+            self.shared.meter.dropped(|| self.is_lost());
             self.shared.ask(&self.slot, Command::Abandoned);
         }
     }

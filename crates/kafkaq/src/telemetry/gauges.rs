@@ -6,6 +6,9 @@ use metrics::{Gauge, IntoF64};
 use std::{cell::Cell, sync::Arc, time::Duration};
 use tokio::time::sleep;
 
+/// How often it is looked for a recorder at least.
+const RARELY: Duration = Duration::from_secs(3600);
+
 /// Begins to publish the gauges of a queue. Needs a tokio runtime.
 pub(crate) fn publish_gauges(queue: &Queue, wait_topic: Arc<str>, interval: Duration) {
     let (name, queue) = (Arc::<str>::from(queue.name()), queue.downgrade());
@@ -21,16 +24,20 @@ async fn publish(
     interval: Duration,
     mut in_time: bool,
 ) {
+    let mut pause = interval;
     loop {
-        sleep(interval).await;
+        sleep(pause).await;
         // Anew each time: a recorder may have come.
         let gauges = Gauges::new(&name);
         let Some(queue) = queue.upgrade() else {
             return gauges.set(&QueueStats::default(), &wait_topic);
         };
         if !gauges.are_recorded() {
+            // Most programs without a recorder never get one.
+            pause = (pause * 2).min(RARELY);
             continue;
         }
+        pause = interval;
         if !in_time {
             in_time = true;
             tracing::warn!(

@@ -1,6 +1,6 @@
 //! Counters and histograms. Their handles are made once, by the recorder that is installed then.
 
-use super::{JobEnding, names, names::Metric};
+use super::{names, names::Metric};
 use kafkaq_core::{
     Effect, History, LostReason, Result, TaskId,
     machine::{Answer, Command, DeadReason, Ready},
@@ -80,6 +80,19 @@ impl<const N: usize> Family<N> {
     }
 }
 
+/// How a job came to its end, as far as its holder knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum JobEnding {
+    Done,
+    Retried,
+    Snoozed,
+    Released,
+    DeadLettered,
+    Lost,
+    Unconfirmed,
+    Dropped,
+}
+
 /// Counts what becomes of jobs.
 #[derive(Debug)]
 pub(crate) struct JobMeter {
@@ -151,7 +164,12 @@ impl JobMeter {
         });
     }
 
-    pub(crate) fn ended(&self, ending: JobEnding) {
+    /// A job was dropped by its holder.
+    pub(crate) fn dropped(&self, is_lost: impl FnOnce() -> bool) {
+        self.ended(if is_lost() { JobEnding::Lost } else { JobEnding::Dropped });
+    }
+
+    fn ended(&self, ending: JobEnding) {
         self.ended.count(ending as usize);
     }
 

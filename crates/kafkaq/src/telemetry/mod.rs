@@ -32,17 +32,3 @@ pub use propagator::Propagator;
 #[cfg(feature = "worker")]
 pub(crate) use spans::ExecutionSpans;
 pub(crate) use spans::PublishSpans;
-
-/// How a job came to its end, as far as its holder knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(feature = "metrics"), allow(dead_code))]
-pub(crate) enum JobEnding {
-    Done,
-    Retried,
-    Snoozed,
-    Released,
-    DeadLettered,
-    Lost,
-    Unconfirmed,
-    Dropped,
-}

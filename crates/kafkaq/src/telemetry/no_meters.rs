@@ -1,6 +1,5 @@
 //! Nothing is measured: the feature `metrics` is off.
 
-use super::JobEnding;
 use kafkaq_core::{
     LostReason, Result, TaskId,
     machine::{Answer, Command, DeadReason, Ready},
@@ -47,7 +46,7 @@ impl JobMeter {
 
     pub(crate) fn answered(&self, _: Asked, _: &Answer) {}
 
-    pub(crate) fn ended(&self, _: JobEnding) {}
+    pub(crate) fn dropped(&self, _: impl FnOnce() -> bool) {}
 
     pub(crate) fn lease_lost(&self, _: LostReason) {}
 
