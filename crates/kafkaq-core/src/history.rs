@@ -32,6 +32,9 @@ impl History {
     /// The longest reason in bytes; a longer one is cut.
     pub const REASON_BYTES: usize = 512;
 
+    /// The reason of a failure that nobody has reported.
+    pub const LEASE_RAN_OUT: &str = "its lease ran out";
+
     /// Nothing has failed.
     #[must_use]
     pub const fn new() -> Self {

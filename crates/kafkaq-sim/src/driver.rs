@@ -273,6 +273,8 @@ impl World {
                 self.stats.alarms += 1;
                 tr!(self, P(p), "alarm {alarm:?}");
             }
+            // The log shows it.
+            Notice::DeadLettered(_) => {}
             Notice::LeaseLost(job, reason) => {
                 tr!(self, P(p), "lease lost {job:?} {reason:?}");
                 self.count_lost(reason);

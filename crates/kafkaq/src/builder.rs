@@ -199,6 +199,18 @@ impl QueueBuilder {
         self.with(|c| c.member_timeout = Some(timeout))
     }
 
+    /// How often the gauges among the [metrics](crate::guide::metrics) are published. 100 ms to 1 h. Default: 10 s.
+    #[cfg(feature = "metrics")]
+    pub fn metrics_interval(self, interval: Duration) -> Self {
+        self.with(|c| c.metrics_interval = interval)
+    }
+
+    /// What carries the trace context of a publisher to the executions of its tasks. Default: nothing does.
+    #[cfg(feature = "spans")]
+    pub fn propagator(self, propagator: impl crate::Propagator) -> Self {
+        self.with(|c| c.propagator = Some(Arc::new(propagator)))
+    }
+
     /// Checks the settings and the store, creates the topics that are missing, and checks those that are there. Needs
     /// a tokio runtime, which the queue then lives on.
     ///
@@ -242,11 +254,16 @@ impl QueueBuilder {
         let limits = Limits { delay: config.max_delay, extension: config.max_delay.max(config.lease) };
         let clock = Clock::start();
         let machine = Machine::new(config.machine(process), layout(&keyspace, &topics), clock.now());
-        let shared = Arc::new(Shared::new(config.prefetch, limits, clock));
+        #[cfg(feature = "metrics")]
+        let (wait_topic, interval) = (topics.wait.clone(), config.metrics_interval);
+        let shared = Arc::new(Shared::new(&config.queue, config.prefetch, limits, clock));
         let publisher = Publisher::new(broker.clone(), &config, topics.task, home);
         let jobs = JobController::new(store.clone(), keyspace, retention(&config));
         let driver = Driver::start(Plan { machine, join, broker, store, shared: shared.clone() });
-        Ok(Queue::new(config.queue, publisher, jobs, shared, driver))
+        let queue = Queue::new(config.queue, publisher, jobs, shared, driver);
+        #[cfg(feature = "metrics")]
+        crate::telemetry::publish_gauges(&queue, wait_topic, interval);
+        Ok(queue)
     }
 
     /// Builds a handle that only publishes: it joins no group and needs no store, and neither creates nor looks at

@@ -21,6 +21,8 @@ const MAX_DELAY: RangeInclusive<Duration> = Duration::ZERO..=TEN_YEARS;
 const CLOCK_SKEW: RangeInclusive<Duration> = Duration::ZERO..=HOUR;
 const MEMBER_TIMEOUT: RangeInclusive<Duration> = SECOND..=HOUR;
 const PUBLISH_TIMEOUT: RangeInclusive<Duration> = MILLISECOND..=DAY;
+#[cfg(feature = "metrics")]
+const METRICS_INTERVAL: RangeInclusive<Duration> = Duration::from_millis(100)..=HOUR;
 const PARTITIONS: RangeInclusive<i32> = 1..=10_000;
 const REPLICATION: RangeInclusive<i16> = 1..=1_000;
 const MAX_HANDOUTS: u32 = 1_000_000;
@@ -55,6 +57,10 @@ pub(crate) struct Config {
     pub(crate) publish_buffer: usize,
     /// `None`: as long as a lease, within limits.
     pub(crate) member_timeout: Option<Duration>,
+    #[cfg(feature = "metrics")]
+    pub(crate) metrics_interval: Duration,
+    #[cfg(feature = "spans")]
+    pub(crate) propagator: Option<Arc<dyn crate::Propagator>>,
 }
 
 impl Config {
@@ -84,6 +90,10 @@ impl Config {
             publish_timeout: Duration::from_secs(30),
             publish_buffer: 64 << 20,
             member_timeout: None,
+            #[cfg(feature = "metrics")]
+            metrics_interval: Duration::from_secs(10),
+            #[cfg(feature = "spans")]
+            propagator: None,
         }
     }
 
@@ -198,6 +208,8 @@ impl Config {
         if let Some(timeout) = self.member_timeout {
             within("member_timeout", timeout, MEMBER_TIMEOUT)?;
         }
+        #[cfg(feature = "metrics")]
+        within("metrics_interval", self.metrics_interval, METRICS_INTERVAL)?;
         within("publish_timeout", self.publish_timeout, PUBLISH_TIMEOUT)?;
         within("partitions", self.partitions, PARTITIONS)?;
         if let Some(factor) = self.replication {

@@ -187,8 +187,11 @@ impl Job {
 
     async fn end(mut self, ask: Command) -> Result<Ended, JobError> {
         self.ended = true;
+        let asked = self.shared.meter.asked(&ask);
         self.shared.ask(&self.slot, ask);
-        match self.slot.dialogue.answered().await {
+        let answer = self.slot.dialogue.answered().await;
+        self.shared.meter.answered(asked, &answer);
+        match answer {
             Answer::Ok | Answer::Extended(_) => Ok(Ended::Done),
             Answer::DeadLettered => Ok(Ended::DeadLettered),
             Answer::Lost(why) => Err(JobError::LeaseLost(why)),
@@ -266,6 +269,7 @@ fn refuse_beyond(limit: Duration, asked: Duration, op: &'static str) -> Result<(
 impl Drop for Job {
     fn drop(&mut self) {
         if !self.ended {
+            self.shared.meter.dropped(|| self.is_lost());
             self.shared.ask(&self.slot, Command::Abandoned);
         }
     }

@@ -76,6 +76,9 @@
 //! | `worker` (on by default) | `kafkaq::worker`: typed tasks, and a worker that runs their handlers | |
 //! | `cron` | `kafkaq::periodic`: tasks by cron expressions, with time zones, and by intervals | |
 //! | `testing` | `kafkaq::testing`: helpers for tests of handlers, and `torture`, which finds effects that are doubled | |
+//! | `metrics` | `guide::metrics`: counters, gauges and histograms for whatever recorder of the `metrics` crate is installed | |
+//! | `spans` | spans of `tracing` around publishing and executing; with a `Propagator`, such as that of the crate `kafkaq-opentelemetry`, in one trace | |
+//! | `tower` | `WorkerBuilder::layer`: layers of tower around the handlers | |
 //! | `full` | all backends | what they require |
 //! | `tls` | encrypted connections in those that are on: `rediss://` and `https://` URLs, Kafka by TLS. ZooKeeper has none | with `rdkafka`: OpenSSL's headers |
 //!
@@ -103,6 +106,7 @@ mod queue;
 mod runtime;
 mod stats;
 mod sync;
+mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod topics;
@@ -120,6 +124,8 @@ pub use leased_group::LeasedGroup;
 pub use publisher::Publisher;
 pub use queue::Queue;
 pub use stats::{CallStats, PartitionStats, QueueStats};
+#[cfg(feature = "spans")]
+pub use telemetry::Propagator;
 
 #[cfg(feature = "etcd")]
 pub use kafkaq_etcd as etcd;
@@ -163,6 +169,9 @@ pub mod guide {
     #[cfg_attr(feature = "testing", doc = include_str!("../docs/delivery.md"))]
     #[cfg_attr(not(feature = "testing"), doc = "Requires the feature `testing`.")]
     pub mod delivery {}
+    #[cfg_attr(feature = "metrics", doc = include_str!("../docs/metrics.md"))]
+    #[cfg_attr(not(feature = "metrics"), doc = "Requires the feature `metrics`.")]
+    pub mod metrics {}
     #[cfg_attr(feature = "worker", doc = include_str!("../docs/migrating.md"))]
     #[cfg_attr(not(feature = "worker"), doc = "Requires the feature `worker`.")]
     pub mod migrating {}

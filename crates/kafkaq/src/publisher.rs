@@ -5,7 +5,8 @@ use crate::{
     config::Config,
     driver::wall_now,
     runtime::Home,
-    stats::CallStats,
+    stats::{CallCounter, CallStats},
+    telemetry::{PublishMeter, PublishSpans},
     topics::TaskTopic,
 };
 use bytes::Bytes;
@@ -40,6 +41,8 @@ pub struct Publisher {
 #[derive(Debug)]
 struct Inner {
     tasks: Arc<Appender>,
+    meter: PublishMeter,
+    spans: PublishSpans,
     max_delay: Duration,
     max_bytes: usize,
     /// For how long after its time a task can be published once more without being executed twice.
@@ -55,9 +58,12 @@ impl Publisher {
     pub(crate) fn new(log: Arc<dyn Log>, config: &Config, topic: TaskTopic, home: Home) -> Self {
         let TaskTopic { name, partitions } = topic;
         let (buffer, timeout) = (config.publish_buffer, config.publish_timeout);
+        let counter = CallCounter::new(&config.queue, "publish");
         Publisher {
             inner: Arc::new(Inner {
-                tasks: Appender::new(log, name, partitions, buffer, timeout, home),
+                tasks: Appender::new(log, name, partitions, buffer, timeout, home, counter),
+                meter: PublishMeter::new(&config.queue),
+                spans: PublishSpans::new(config),
                 max_delay: config.max_delay,
                 max_bytes: config.max_task_bytes,
                 #[cfg(feature = "cron")]
@@ -81,6 +87,12 @@ impl Publisher {
     /// may still be. Publishing the same task with the same id again is safe either way. `Invalid` and `TooLarge` say
     /// what is wrong with the task; `Timeout` on a full buffer, that more is published than the log takes.
     pub async fn publish(&self, task: Task) -> Result<TaskId> {
+        let outcome = self.inner.spans.of_one(self.push_one(task)).await;
+        self.inner.meter.published(std::slice::from_ref(&outcome));
+        outcome
+    }
+
+    async fn push_one(&self, task: Task) -> Result<TaskId> {
         let now = Instant::now();
         let (id, pushed) = {
             let mut unsent = Unsent::new(&self.inner.tasks);
@@ -103,7 +115,8 @@ impl Publisher {
     ///
     /// *Cancel-safety:* as of `publish`, for each task.
     pub async fn publish_many(&self, tasks: impl IntoIterator<Item = Task>) -> Vec<Result<TaskId>> {
-        self.push_all(tasks.into_iter().map(|task| self.inner.address(task))).await
+        let tasks = tasks.into_iter().map(|task| self.inner.address(task));
+        self.inner.spans.of_many(self.push_all(tasks)).await
     }
 
     /// Publishes tasks that were accepted before, each under the id given for it. Kafkaq and its users may have added
@@ -133,7 +146,13 @@ impl Publisher {
                 Err(e) => Err(e),
             });
         }
+        self.inner.meter.published(&outcomes);
         outcomes
+    }
+
+    #[cfg(feature = "worker")]
+    pub(crate) fn spans(&self) -> &PublishSpans {
+        &self.inner.spans
     }
 
     #[cfg(feature = "cron")]
@@ -200,6 +219,7 @@ impl Inner {
             envelope.ahead = delay;
         }
         let mut headers = task.headers().clone();
+        self.spans.inject(&mut headers);
         headers.push(HEADER, Some(envelope.encode()));
         let record = NewRecord::new(task.key().cloned(), Some(task.payload().clone()), headers);
         Ok((envelope.id, self.choose(task.key(), number), record))

@@ -131,6 +131,7 @@ impl Queue {
     }
 
     fn job(&self, slot: Arc<Slot>) -> Job {
+        self.inner.shared.meter.handed_out(&slot.ready);
         Job::new(slot, self.inner.shared.clone())
     }
 
@@ -162,6 +163,24 @@ impl Queue {
     /// what has ended the reading of the log before.
     pub async fn shutdown(&self, limit: Duration) -> Result<()> {
         self.inner.driver.stop(limit).await
+    }
+}
+
+/// A queue that may be gone.
+#[cfg(feature = "metrics")]
+pub(crate) struct WeakQueue(std::sync::Weak<Inner>);
+
+#[cfg(feature = "metrics")]
+impl Queue {
+    pub(crate) fn downgrade(&self) -> WeakQueue {
+        WeakQueue(Arc::downgrade(&self.inner))
+    }
+}
+
+#[cfg(feature = "metrics")]
+impl WeakQueue {
+    pub(crate) fn upgrade(&self) -> Option<Queue> {
+        self.0.upgrade().map(|inner| Queue { inner })
     }
 }
 

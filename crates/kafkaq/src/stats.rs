@@ -1,6 +1,6 @@
 //! What a queue is doing, in figures.
 
-use crate::driver::wall_now;
+use crate::{driver::wall_now, telemetry::CallMeter};
 use kafkaq_core::{Wall, machine};
 use std::{
     sync::{
@@ -117,16 +117,29 @@ pub struct CallStats {
 }
 
 /// Counts calls of one kind.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct CallCounter {
     under_way: AtomicUsize,
     calls: AtomicU64,
     items: AtomicU64,
     failed: AtomicU64,
     nanos: AtomicU64,
+    meter: CallMeter,
 }
 
 impl CallCounter {
+    /// Counts what metrics know as `call`.
+    pub(crate) fn new(queue: &str, call: &'static str) -> Self {
+        CallCounter {
+            under_way: AtomicUsize::default(),
+            calls: AtomicU64::default(),
+            items: AtomicU64::default(),
+            failed: AtomicU64::default(),
+            nanos: AtomicU64::default(),
+            meter: CallMeter::new(queue, call),
+        }
+    }
+
     /// A call begins. Returns when, for [`CallCounter::ended`].
     pub(crate) fn begun(&self) -> Instant {
         self.under_way.fetch_add(1, Ordering::Relaxed);
@@ -134,11 +147,13 @@ impl CallCounter {
     }
 
     pub(crate) fn ended(&self, begun: Instant, items: usize, failed: usize) {
+        let took = begun.elapsed();
+        self.meter.ended(took, items, failed);
         self.under_way.fetch_sub(1, Ordering::Relaxed);
         self.calls.fetch_add(1, Ordering::Relaxed);
         self.items.fetch_add(items as u64, Ordering::Relaxed);
         self.failed.fetch_add(failed as u64, Ordering::Relaxed);
-        let nanos = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.nanos.fetch_add(nanos, Ordering::Relaxed);
     }
 
@@ -154,7 +169,7 @@ impl CallCounter {
 }
 
 /// What a driver counts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct DriverCounters {
     /// Jobs that are ready or held.
     pub(crate) jobs: AtomicUsize,
@@ -162,4 +177,17 @@ pub(crate) struct DriverCounters {
     pub(crate) store_swaps: Arc<CallCounter>,
     pub(crate) copies: Arc<CallCounter>,
     pub(crate) commits: Arc<CallCounter>,
+}
+
+impl DriverCounters {
+    pub(crate) fn new(queue: &str) -> Self {
+        let calls = |call| Arc::new(CallCounter::new(queue, call));
+        DriverCounters {
+            jobs: AtomicUsize::default(),
+            store_reads: calls("store_read"),
+            store_swaps: calls("store_swap"),
+            copies: calls("copy"),
+            commits: calls("commit"),
+        }
+    }
 }

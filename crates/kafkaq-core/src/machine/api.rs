@@ -204,8 +204,23 @@ pub enum Notice {
     Answered(JobKey, CommandId, Answer),
     /// A job that somebody holds was lost; nobody had asked yet.
     LeaseLost(JobKey, LostReason),
+    /// A dead letter was written.
+    DeadLettered(DeadReason),
     /// An operator has to know.
     Alarm(Alarm),
+}
+
+/// Why a record went to the dead letters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeadReason {
+    /// The holder of its job has rejected it.
+    Rejected,
+    /// The failures were used up.
+    Failures,
+    /// The hand-outs were used up.
+    Handouts,
+    /// Nobody can read it.
+    Unreadable,
 }
 
 /// Operator alerts: nothing is lost, but something stands still or is unusual.

@@ -1,7 +1,7 @@
 //! What the holder of a job does with it.
 
 use super::{
-    Answer, Command, CommandId, Fault, JobKey, Machine, Notice, Now,
+    Answer, Command, CommandId, DeadReason, Fault, JobKey, Machine, Notice, Now,
     item::{Holder, PendingCommand, StoreOp},
     slab::Ref,
 };
@@ -60,7 +60,7 @@ impl Machine {
                 item.history = item.history.with(now, own.attempt, &reason);
                 if own.failures >= self.limits.max_failures {
                     let reason = format!("failed {} times, at last: {reason}", own.failures);
-                    return self.bury(r, reason);
+                    return self.bury(r, reason, DeadReason::Failures);
                 }
                 self.start(r, StoreOp::Idle { length, released: false });
             }
@@ -79,7 +79,7 @@ impl Machine {
                     own.failures = own.failures.saturating_add(1);
                     item.history = item.history.with(self.now.wall, own.attempt, &reason);
                 }
-                self.bury(r, reason);
+                self.bury(r, reason, DeadReason::Rejected);
             }
             Command::Extend(length) => self.start(r, StoreOp::Keep { length, renewal: false }),
             Command::Abandoned => {}

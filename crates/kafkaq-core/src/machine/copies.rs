@@ -1,7 +1,7 @@
 //! Copies and dead letters: what is appended, and what its acknowledgement allows.
 
 use super::{
-    Alarm, Answer, Fault, Machine, Now, OpId,
+    Alarm, Answer, DeadReason, Fault, Machine, Notice, Now, OpId,
     item::{AppendOp, Copy, Item, Place, Stage, StoreOp},
     open, rule,
     rule::Seen,
@@ -80,11 +80,11 @@ impl Machine {
         }
     }
 
-    pub(super) fn bury(&mut self, r: Ref, reason: String) {
+    pub(super) fn bury(&mut self, r: Ref, reason: String, why: DeadReason) {
         if let Some(item) = self.items.get_mut(r) {
             item.stage = Stage::Burying;
         }
-        self.start_append(r, AppendOp::DeadLetter { reason });
+        self.start_append(r, AppendOp::DeadLetter { reason, why });
     }
 
     /// A record that only a later version can read waits elsewhere, for a lease's time.
@@ -131,7 +131,7 @@ impl Machine {
         let item = self.items.get(r)?;
         Some(match item.append.as_ref()? {
             AppendOp::Copy(copy) => open::copy(item, copy),
-            AppendOp::DeadLetter { reason } => {
+            AppendOp::DeadLetter { reason, .. } => {
                 // A burial's own take was no hand-out.
                 let attempts = item.own.map_or(0, |o| o.attempt).saturating_sub(u32::from(!item.handed_out));
                 open::dead_letter(item, reason, attempts)
@@ -185,8 +185,12 @@ impl Machine {
                     self.go_on(r);
                 }
             }
-            AppendOp::DeadLetter { .. } => self.start(r, StoreOp::Dead),
+            AppendOp::DeadLetter { why, .. } => {
+                self.notices.push_back(Notice::DeadLettered(why));
+                self.start(r, StoreOp::Dead);
+            }
             AppendOp::Whole { reason } => {
+                self.notices.push_back(Notice::DeadLettered(DeadReason::Unreadable));
                 self.finish_record(r);
                 if let Some(item) = self.items.get(r) {
                     let at = item.at.clone();

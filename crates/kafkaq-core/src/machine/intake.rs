@@ -165,7 +165,7 @@ impl Machine {
         if let Some(item) = self.items.get_mut(r) {
             item.stage = Stage::Considered;
             if take.ran_out {
-                item.history = item.history.with(now, take.attempt - 1, "its lease ran out");
+                item.history = item.history.with(now, take.attempt - 1, History::LEASE_RAN_OUT);
             }
         }
         self.start(r, StoreOp::Take { take, token, prefetched, bury });

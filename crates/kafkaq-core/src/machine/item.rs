@@ -1,7 +1,7 @@
 //! An item: one record under consideration, or one job, and the operations that are under way for it.
 
 use super::{
-    CommandId, Content, Mono,
+    CommandId, Content, DeadReason, Mono,
     rule::{Meta, Seen, Take},
     slab::Ref,
     window::Seq,
@@ -47,7 +47,7 @@ pub(super) enum AppendOp {
     /// A copy for the wait topic.
     Copy(Copy),
     /// The task, for the dead-letter topic.
-    DeadLetter { reason: String },
+    DeadLetter { reason: String, why: DeadReason },
     /// A record that can't be read, whole, for the dead-letter topic.
     Whole { reason: String },
     /// A record that only a later version can read, whole, for the wait topic: it must not hold back those behind it.

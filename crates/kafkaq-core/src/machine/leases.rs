@@ -1,7 +1,7 @@
 //! Operations on leases: one at a time for a task, each sent again until its effect is known.
 
 use super::{
-    Alarm, Answer, Fault, Machine, Mono, Notice, Now, OpId,
+    Alarm, Answer, DeadReason, Fault, Machine, Mono, Notice, Now, OpId,
     commands::unconfirmed,
     item::{Holder, Item, Own, Sent, Stage, StoreOp},
     rule::{self, Conflict, Seen, Take, Wish},
@@ -325,12 +325,12 @@ impl Machine {
         }
         let last = item.history.last().map_or_else(String::new, |last| format!(", at last: {last}"));
         if self.is_ours(r) {
-            let reason = if take.failures >= self.limits.max_failures {
-                format!("failed {} times{last}", take.failures)
+            let (reason, why) = if take.failures >= self.limits.max_failures {
+                (format!("failed {} times{last}", take.failures), DeadReason::Failures)
             } else {
-                format!("handed out {} times", self.limits.max_handouts)
+                (format!("handed out {} times", self.limits.max_handouts), DeadReason::Handouts)
             };
-            self.bury(r, reason);
+            self.bury(r, reason, why);
         } else {
             self.start(r, StoreOp::GiveBack);
         }

@@ -31,6 +31,7 @@ struct Rig {
     store_errors: VecDeque<crate::Error>,
     reassigned: Vec<Assignment>,
     alarms: usize,
+    dead_reasons: Vec<DeadReason>,
 }
 
 fn assignment(topic: &str, index: i32) -> Assignment {
@@ -68,6 +69,7 @@ impl Rig {
             store_errors: VecDeque::new(),
             reassigned: vec![],
             alarms: 0,
+            dead_reasons: vec![],
         };
         let all = (0..11).map(|i| assignment("w", i)).chain([assignment("q", 0)]).collect();
         rig.m.handle_event(now, Event::Assigned(all));
@@ -118,6 +120,7 @@ impl Rig {
                 match notice {
                     Notice::Answered(_, _, answer) => self.answers.push(answer),
                     Notice::LeaseLost(_, reason) => self.lost.push(reason),
+                    Notice::DeadLettered(why) => self.dead_reasons.push(why),
                     Notice::Alarm(_) => self.alarms += 1,
                 }
             }
@@ -337,6 +340,7 @@ fn the_last_failure_goes_to_the_dead_letters_with_key_and_headers() {
     let answer = rig.ask(&job, Command::Retry(SEC, "no".into()));
     assert!(matches!(answer, Some(Answer::DeadLettered)), "it will not come again, and the answer says so");
     assert_eq!(rig.lease("a").unwrap().state, LeaseState::Dead);
+    assert_eq!(rig.dead_reasons, [DeadReason::Failures]);
     let dead = &rig.dead[0];
     assert_eq!(dead.key.as_ref().unwrap(), "key");
     assert_eq!(dead.headers.get("kafkaq-task-id").unwrap(), "a");

@@ -65,6 +65,7 @@ impl Appender {
         buffer: usize,
         timeout: Duration,
         home: Home,
+        counter: CallCounter,
     ) -> Arc<Self> {
         let tick = (timeout / 64).clamp(Duration::from_millis(1), Duration::from_secs(1));
         Arc::new(Appender {
@@ -74,7 +75,7 @@ impl Appender {
             room: Room::new(buffer),
             timeout,
             home,
-            counter: CallCounter::default(),
+            counter,
             started: Instant::now(),
             looked: AtomicU64::new(0),
         })

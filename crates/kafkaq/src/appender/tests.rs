@@ -56,7 +56,15 @@ fn fake(open: usize, errors: impl IntoIterator<Item = Error>) -> Arc<Fake> {
 }
 
 fn appender(log: &Arc<Fake>, room: usize, timeout: Duration) -> Arc<Appender> {
-    Appender::new(log.clone(), "t".into(), 2, room, timeout, Home::find().unwrap())
+    Appender::new(
+        log.clone(),
+        "t".into(),
+        2,
+        room,
+        timeout,
+        Home::find().unwrap(),
+        CallCounter::new("q", "publish"),
+    )
 }
 
 fn record(size: usize) -> NewRecord {

@@ -89,7 +89,7 @@ mod tests {
     async fn outcome(
         call: impl Future<Output = Vec<Result<u8>>> + Send + 'static,
     ) -> Vec<(char, Result<u8>)> {
-        let counter = Arc::new(CallCounter::default());
+        let counter = Arc::new(CallCounter::new("q", "call"));
         let mut calls = Calls::new(1, counter.clone());
         calls.start(vec!['a', 'b'], call);
         assert!(!calls.has_room());

@@ -3,7 +3,7 @@
 use super::{FAR, Shared, calls::Calls, shared::Inbox, slot::Slot, start::shut_down};
 use kafkaq_core::{
     Commit, Consumer, Error, ErrorKind, Event, LeaseStore, Log, Result, Retry, Swapped,
-    machine::{Alarm, Command, JobKey, Machine, Notice, OpId, Ready},
+    machine::{Alarm, Answer, Command, JobKey, Machine, Notice, OpId, Ready},
 };
 use std::{
     collections::HashMap,
@@ -202,15 +202,20 @@ impl Intake {
     fn pass_on(&mut self, notice: Notice) {
         match notice {
             Notice::Answered(job, no, answer) => {
+                if let Answer::Lost(why) = answer {
+                    self.shared.meter.lease_lost(why);
+                }
                 if self.slots.get(&job).is_some_and(|slot| slot.dialogue.answer(no, answer)) {
                     self.slots.remove(&job);
                 }
             }
             Notice::LeaseLost(job, why) => {
+                self.shared.meter.lease_lost(why);
                 if let Some(slot) = self.slots.get(&job) {
                     slot.dialogue.lose(why);
                 }
             }
+            Notice::DeadLettered(why) => self.shared.meter.dead_lettered(why),
             Notice::Alarm(alarm) => report(&alarm),
         }
     }

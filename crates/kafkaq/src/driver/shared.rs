@@ -5,7 +5,7 @@ use super::{
     handout::{Closed, Handout},
     slot::Slot,
 };
-use crate::{stats::DriverCounters, sync::lock};
+use crate::{stats::DriverCounters, sync::lock, telemetry::JobMeter};
 use kafkaq_core::{
     Error, ErrorKind, Result,
     machine::{Answer, Command, MachineStats},
@@ -28,6 +28,7 @@ pub(crate) struct Shared {
     pub(super) clock: Clock,
     pub(crate) limits: Limits,
     pub(crate) counters: Arc<DriverCounters>,
+    pub(crate) meter: JobMeter,
     closed: OnceLock<Error>,
     /// The intake reads the inbox.
     running: AtomicBool,
@@ -56,7 +57,7 @@ pub(super) struct Inbox {
 
 impl Shared {
     /// `prefetch` is how many jobs may be ready before somebody waits.
-    pub(crate) fn new(prefetch: usize, limits: Limits, clock: Clock) -> Self {
+    pub(crate) fn new(queue: &str, prefetch: usize, limits: Limits, clock: Clock) -> Self {
         let bell = Arc::new(Notify::new());
         Shared {
             counter: Handout::new(prefetch / 2, bell.clone()),
@@ -64,7 +65,8 @@ impl Shared {
             bell,
             clock,
             limits,
-            counters: Arc::default(),
+            counters: Arc::new(DriverCounters::new(queue)),
+            meter: JobMeter::new(queue),
             closed: OnceLock::new(),
             running: AtomicBool::new(false),
         }

@@ -6,6 +6,8 @@ use super::{
     failure::IntoOutcome,
     handlers::{self, Handler},
     kinds::{Kind, Kinds, Line},
+    layers::Layers,
+    observe::Observe,
     run::{self, Settings, WorkerHandle},
     signals,
     typed::TaskType,
@@ -29,6 +31,7 @@ pub struct WorkerBuilder<S = ()> {
     timeout: Option<Duration>,
     threads: Option<usize>,
     settings: Settings,
+    pub(super) layers: Layers,
 }
 
 impl WorkerBuilder {
@@ -49,6 +52,7 @@ impl WorkerBuilder {
                 free_stuck_slots: false,
                 observer: None,
             },
+            layers: Layers::new(),
         }
     }
 
@@ -68,6 +72,7 @@ impl WorkerBuilder {
             timeout: self.timeout,
             threads: self.threads,
             settings: self.settings,
+            layers: self.layers,
         }
     }
 }
@@ -199,7 +204,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
     ///
     /// # Errors
     /// `Invalid` names the setting that makes no sense; `Unavailable` when the system gives no threads.
-    pub fn start(self) -> Result<WorkerHandle> {
+    pub fn start(mut self) -> Result<WorkerHandle> {
         let kinds = self.check()?;
         run::start(self.queue, kinds, self.settings, self.threads)
     }
@@ -216,7 +221,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         signals::obey(running).await
     }
 
-    fn check(&self) -> Result<Kinds> {
+    fn check(&mut self) -> Result<Kinds> {
         let refused = |what: String, advice: &'static str| {
             Err(Error::not_applied(ErrorKind::Invalid, "start a worker").on(what).with_advice(advice))
         };
@@ -242,11 +247,19 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
                 return refused(format!("`{kind}`"), "Its rate must be 0.001 to 1,000,000 per second");
             }
         }
+        let layered = std::mem::replace(&mut self.layers, Layers::new()).build();
         let line = |name: &str, (handler, options): &(Handler<S>, Options)| {
             let (handler, state) = (handler.clone(), self.state.clone());
-            let handler = move |execution, version| handler(Ctx::new(execution, state.clone()), version);
+            let observe = Observe::new(&self.queue, name);
+            let (observer, layered) = (observe.clone(), layered.clone());
+            let handler = move |execution, version| {
+                let ctx = Ctx::new(execution, state.clone());
+                // Layers run inside the span, as the handler does.
+                observer.around(ctx, |ctx| layered.around(ctx, |ctx| handler(ctx, version)))
+            };
             let backoff = options.backoff.clone().unwrap_or_else(|| self.backoff.clone());
-            Line::new(Kind::new(name, Box::new(handler), backoff, options.timeout.or(self.timeout), options))
+            let timeout = options.timeout.or(self.timeout);
+            Line::new(Kind::new(name, Box::new(handler), backoff, timeout, options, observe))
         };
         let nobody = (handlers::untyped(|_: Ctx<S>| async {}), Options::new());
         let mut lines: Vec<_> = self.kinds.iter().map(|(name, entry)| line(name, entry)).collect();

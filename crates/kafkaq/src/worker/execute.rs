@@ -69,6 +69,7 @@ impl Begun {
         if execution.attempt() == 1
             && let Some(expired) = headers::expired(execution.headers(), system_now())
         {
+            self.active.kind.observe.expired(expired);
             return self.end(|_, _| Verdict::Expired(expired)).await;
         }
         match (self.active.kind.execute)(execution.clone(), version) {
@@ -164,6 +165,7 @@ fn judge(shared: &Shared, active: &Active, ended: Option<Ended>) -> Verdict {
     let told = active.execution.stop_reason();
     if told == Some(StopReason::TimedOut) {
         shared.counters.timed_out.fetch_add(1, Relaxed);
+        active.kind.observe.timed_out();
     }
     let failed = |reason| Verdict::Outcome(Outcome::Retry { delay: None, reason });
     match (ended, told) {

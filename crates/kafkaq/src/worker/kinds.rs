@@ -1,6 +1,6 @@
 //! The kinds of task that a worker knows, and how many of each it executes.
 
-use super::{Backoff, Options, active::Active, context::Execution, handlers::Executing};
+use super::{Backoff, Options, active::Active, context::Execution, handlers::Executing, observe::Observe};
 use crate::Headers;
 use std::{
     collections::{HashMap, VecDeque},
@@ -23,6 +23,7 @@ pub(super) struct Kind {
     pub(super) execute: Execute,
     pub(super) backoff: Backoff,
     pub(super) timeout: Option<Duration>,
+    pub(super) observe: Observe,
     concurrency: usize,
     /// Between two starts.
     spacing: Option<Duration>,
@@ -36,12 +37,14 @@ impl Kind {
         backoff: Backoff,
         timeout: Option<Duration>,
         options: &Options,
+        observe: Observe,
     ) -> Self {
         Kind {
             name: name.to_owned(),
             execute,
             backoff,
             timeout,
+            observe,
             concurrency: options.concurrency.unwrap_or(usize::MAX),
             spacing: options.per_second.map(|rate| Duration::from_secs_f64(1.0 / rate)),
             running: AtomicUsize::new(0),

@@ -74,6 +74,12 @@ mod handlers;
 mod headers;
 mod keeper;
 mod kinds;
+#[cfg(feature = "tower")]
+mod layers;
+#[cfg(not(feature = "tower"))]
+#[path = "no_layers.rs"]
+mod layers;
+mod observe;
 mod options;
 mod panics;
 mod report;
@@ -87,17 +93,17 @@ pub use builder::WorkerBuilder;
 pub use context::Ctx;
 pub use enqueue::Enqueue;
 pub use failure::{BoxError, Failure, IntoOutcome, Outcome, ResultExt};
+#[cfg(feature = "tower")]
+pub use layers::{BoxContext, BoxHandler, BoxHandling};
 pub use options::Options;
 pub use report::WorkerReport;
 pub use run::WorkerHandle;
 pub use stop::{Stop, StopReason};
 pub use typed::TaskType;
 
+pub(crate) use report::Ending;
 #[cfg(feature = "testing")]
-pub(crate) use {
-    context::Facts,
-    report::{Ending, Finished},
-};
+pub(crate) use {context::Facts, report::Finished};
 
 use crate::Queue;
 

@@ -77,6 +77,7 @@ impl Shared {
 
     /// The end of an execution is confirmed, or will never be.
     pub(super) fn ended(&self, active: &Active, ending: Ending, reason: Option<String>) {
+        active.kind.observe.ended(ending);
         self.counters.count(ending);
         if let Some(observer) = &self.settings.observer {
             observer(Finished { id: active.execution.id().clone(), ending, reason });

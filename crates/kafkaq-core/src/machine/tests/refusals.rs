@@ -261,6 +261,7 @@ fn hand_outs_are_bounded_whatever_became_of_them() {
         rig.ask(&job, Command::Release);
     }
     assert!(rig.get_job().is_none());
+    assert_eq!(rig.dead_reasons, [DeadReason::Handouts]);
     assert_eq!(rig.dead[0].headers.get("kafkaq-reason").unwrap(), "handed out 3 times");
     assert_eq!(rig.dead[0].headers.get("kafkaq-attempts").unwrap(), "3");
 }
@@ -326,6 +327,7 @@ fn a_dead_letter_that_is_copied_back_is_a_new_task() {
     rig.publish(&["a"]);
     let job = rig.get_job().unwrap();
     rig.ask(&job, Command::Reject("no".into()));
+    assert_eq!(rig.dead_reasons, [DeadReason::Rejected]);
     let dead = rig.dead.pop().unwrap();
     rig.publish_record(dead.headers);
     let again = rig.get_job().unwrap();

@@ -1,0 +1,110 @@
+//! Gauges: what a queue holds, told every few seconds for as long as it lives.
+
+use super::names;
+use crate::{Queue, QueueStats, queue::WeakQueue};
+use metrics::{Gauge, IntoF64};
+use std::{cell::Cell, sync::Arc, time::Duration};
+use tokio::time::sleep;
+
+/// How often it is looked for a recorder at least.
+const RARELY: Duration = Duration::from_secs(3600);
+
+/// Begins to publish the gauges of a queue. Needs a tokio runtime.
+pub(crate) fn publish_gauges(queue: &Queue, wait_topic: Arc<str>, interval: Duration) {
+    let (name, queue) = (Arc::<str>::from(queue.name()), queue.downgrade());
+    let in_time = Gauges::new(&name).are_recorded();
+    tokio::spawn(publish(name, queue, wait_topic, interval, in_time));
+}
+
+/// `in_time`: there was a recorder when the queue was built.
+async fn publish(
+    name: Arc<str>,
+    queue: WeakQueue,
+    wait_topic: Arc<str>,
+    interval: Duration,
+    mut in_time: bool,
+) {
+    let mut pause = interval;
+    loop {
+        sleep(pause).await;
+        // Anew each time: a recorder may have come.
+        let gauges = Gauges::new(&name);
+        let Some(queue) = queue.upgrade() else {
+            return gauges.set(&QueueStats::default(), &wait_topic);
+        };
+        if !gauges.are_recorded() {
+            // Most programs without a recorder never get one.
+            pause = (pause * 2).min(RARELY);
+            continue;
+        }
+        pause = interval;
+        if !in_time {
+            in_time = true;
+            tracing::warn!(
+                target: "kafkaq", queue = &*name,
+                "a recorder of metrics was installed after the queue was built, so that only gauges are recorded. \
+                 Install it before"
+            );
+        }
+        gauges.set(&queue.stats().await, &wait_topic);
+    }
+}
+
+struct Gauges {
+    in_flight: Gauge,
+    ready: Gauge,
+    waiting: Gauge,
+    redeliveries: Gauge,
+    appending: Gauge,
+    lag: Gauge,
+    parked: Gauge,
+    oldest: Gauge,
+}
+
+impl Gauges {
+    fn new(queue: &str) -> Self {
+        Gauges {
+            in_flight: names::JOBS_IN_FLIGHT.gauge(queue, &[]),
+            ready: names::JOBS_READY.gauge(queue, &[]),
+            waiting: names::CALLERS_WAITING.gauge(queue, &[]),
+            redeliveries: names::REDELIVERIES_READY.gauge(queue, &[]),
+            appending: names::APPENDS_WAITING.gauge(queue, &[]),
+            lag: names::LAG.gauge(queue, &[]),
+            parked: names::PARKED.gauge(queue, &[]),
+            oldest: names::OLDEST.gauge(queue, &[]),
+        }
+    }
+
+    fn set(&self, stats: &QueueStats, wait_topic: &str) {
+        let of = |waits: bool| stats.partitions.iter().filter(move |p| (*p.topic == *wait_topic) == waits);
+        let lag = |waits| of(waits).filter_map(|p| p.lag).sum::<u64>() as f64;
+        self.in_flight.set(stats.held as f64);
+        self.ready.set(stats.ready as f64);
+        self.waiting.set(stats.waiting as f64);
+        self.redeliveries.set(stats.redeliveries as f64);
+        self.appending.set(stats.appending as f64);
+        self.lag.set(lag(false));
+        self.parked.set(lag(true));
+        self.oldest.set(of(false).filter_map(|p| p.oldest).max().unwrap_or_default());
+    }
+
+    /// Whether a recorder wants any of them. Without one it isn't worth looking at the queue.
+    fn are_recorded(&self) -> bool {
+        let Gauges { in_flight, ready, waiting, redeliveries, appending, lag, parked, oldest } = self;
+        [in_flight, ready, waiting, redeliveries, appending, lag, parked, oldest].into_iter().any(|gauge| {
+            let looked_at = Cell::new(false);
+            gauge.increment(Nothing(&looked_at));
+            looked_at.get()
+        })
+    }
+}
+
+/// A zero that tells whether somebody looks at it: a handle without a recorder never does.
+struct Nothing<'a>(&'a Cell<bool>);
+
+impl IntoF64 for Nothing<'_> {
+    fn into_f64(self) -> f64 {
+        self.0.set(true);
+        0.0
+    }
+}

@@ -1,0 +1,309 @@
+//! Layers of tower around the handlers of a worker.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use common::PATIENCE;
+use kafkaq::{
+    Queue,
+    worker::{
+        Backoff, BoxContext, BoxHandler, Ctx, Options, Outcome, TaskType, Worker, WorkerBuilder,
+        WorkerHandle, WorkerReport,
+    },
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::time::{Instant, sleep};
+use tower::{Layer, Service, limit::ConcurrencyLimitLayer};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[derive(Serialize, Deserialize)]
+struct Act(u32);
+
+impl TaskType for Act {
+    const KIND: &'static str = "act";
+}
+
+#[derive(Serialize, Deserialize)]
+struct Other(u32);
+
+impl TaskType for Other {
+    const KIND: &'static str = "other";
+}
+
+/// What was seen, in order.
+#[derive(Clone, Default)]
+struct Seen(Arc<Mutex<Vec<String>>>);
+
+impl Seen {
+    fn note(&self, what: impl Into<String>) {
+        self.0.lock().unwrap().push(what.into());
+    }
+
+    fn all(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+type Handling = Pin<Box<dyn Future<Output = Result<Outcome, Infallible>> + Send>>;
+type Around = dyn Fn(BoxHandler, BoxContext) -> Handling + Send + Sync;
+
+/// A layer by a closure, which gets a service that is ready.
+#[derive(Clone)]
+struct Wrap(Arc<Around>);
+
+fn wrap(around: impl Fn(BoxHandler, BoxContext) -> Handling + Send + Sync + 'static) -> Wrap {
+    Wrap(Arc::new(around))
+}
+
+#[derive(Clone)]
+struct Wrapped(Arc<Around>, BoxHandler);
+
+impl Layer<BoxHandler> for Wrap {
+    type Service = Wrapped;
+
+    fn layer(&self, inner: BoxHandler) -> Wrapped {
+        Wrapped(self.0.clone(), inner)
+    }
+}
+
+impl Service<BoxContext> for Wrapped {
+    type Response = Outcome;
+    type Error = Infallible;
+    type Future = Handling;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.1.poll_ready(cx)
+    }
+
+    fn call(&mut self, ctx: BoxContext) -> Handling {
+        let fresh = self.1.clone();
+        (self.0)(std::mem::replace(&mut self.1, fresh), ctx)
+    }
+}
+
+/// A layer that says when it begins and what came of it.
+fn noting(name: &'static str, seen: &Seen) -> Wrap {
+    let seen = seen.clone();
+    wrap(move |mut inner, ctx| {
+        let seen = seen.clone();
+        Box::pin(async move {
+            seen.note(format!("{name} begins {} {}", ctx.kind().unwrap_or_default(), ctx.attempt()));
+            let outcome = inner.call(ctx).await?;
+            seen.note(format!("{name} ends {outcome:?}"));
+            Ok(outcome)
+        })
+    })
+}
+
+async fn queue() -> Queue {
+    Queue::builder("acts").lease_duration(30 * SECOND).build().await.unwrap()
+}
+
+fn worker(queue: &Queue) -> WorkerBuilder {
+    Worker::builder(queue.clone()).retry(Backoff::fixed(SECOND).jitter(false).max_failures(3))
+}
+
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = std::time::Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < PATIENCE, "waited for {what}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Stops the worker when so many tasks are done.
+async fn finish(mut running: WorkerHandle, done: u64) -> WorkerReport {
+    until("tasks to be done", || running.report().done >= done).await;
+    running.stop();
+    running.stopped().await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn first_layer_is_the_outermost() {
+    let (queue, seen) = (queue().await, Seen::default());
+    let running = worker(&queue)
+        .layer(noting("outer", &seen))
+        .state(seen.clone())
+        .layer(noting("inner", &seen))
+        .on(async |ctx: Ctx<Seen>, _: Act| ctx.state().note("handler"))
+        .start()
+        .unwrap();
+    queue.enqueue(Act(1)).await.unwrap();
+    finish(running, 1).await;
+    let order = ["outer begins act 1", "inner begins act 1", "handler", "inner ends Done", "outer ends Done"];
+    assert_eq!(seen.all(), order);
+}
+
+#[tokio::test(start_paused = true)]
+async fn layer_is_made_once_for_all_kinds_and_forms_of_handlers() {
+    let (queue, made, calls) = (queue().await, Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (in_layer, in_call) = (made.clone(), calls.clone());
+    let counting = tower::layer::layer_fn(move |inner| {
+        in_layer.fetch_add(1, SeqCst);
+        let calls = in_call.clone();
+        wrap(move |mut inner: BoxHandler, ctx| {
+            calls.fetch_add(1, SeqCst);
+            Box::pin(async move { inner.call(ctx).await })
+        })
+        .layer(inner)
+    });
+    let handled = Seen::default();
+    let running = worker(&queue)
+        .layer(counting)
+        .state(handled.clone())
+        .on_blocking(|ctx: Ctx<Seen>, _: Act| ctx.state().note("blocking"), Options::new())
+        .on_batch(
+            2,
+            SECOND,
+            |tasks: Vec<(Ctx<Seen>, Other)>| {
+                tasks[0].0.state().note(format!("batch of {}", tasks.len()));
+                std::future::ready(vec![(); tasks.len()])
+            },
+            Options::new(),
+        )
+        .otherwise(async |ctx: Ctx<Seen>| ctx.state().note("otherwise"))
+        .start()
+        .unwrap();
+    queue.enqueue(Act(1)).await.unwrap();
+    queue.enqueue_many([Other(1), Other(2)]).await;
+    queue.publish(kafkaq::Task::new("raw")).await.unwrap();
+    finish(running, 4).await;
+    let mut handled = handled.all();
+    handled.sort();
+    assert_eq!(handled, ["batch of 2", "blocking", "otherwise"]);
+    assert_eq!((made.load(SeqCst), calls.load(SeqCst)), (1, 4), "each task of a batch by itself");
+}
+
+#[tokio::test(start_paused = true)]
+async fn layer_can_time_the_handler() {
+    let (queue, seen) = (queue().await, Seen::default());
+    let told = seen.clone();
+    let timing = wrap(move |mut inner, ctx| {
+        let seen = told.clone();
+        Box::pin(async move {
+            let begun = Instant::now();
+            let outcome = inner.call(ctx).await;
+            seen.note(format!("{} s", begun.elapsed().as_secs()));
+            outcome
+        })
+    });
+    let running = worker(&queue)
+        .layer(timing)
+        .on(async |_: Ctx, act: Act| sleep(SECOND * act.0).await)
+        .start()
+        .unwrap();
+    queue.enqueue(Act(7)).await.unwrap();
+    finish(running, 1).await;
+    assert_eq!(seen.all(), ["7 s"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn layer_that_does_not_call_the_handler_decides_the_outcome() {
+    let (queue, seen) = (queue().await, Seen::default());
+    let snoozing = wrap(|mut inner, ctx| {
+        if ctx.attempt() == 1 {
+            return Box::pin(async { Ok(Outcome::Snooze(60 * SECOND)) });
+        }
+        Box::pin(async move { inner.call(ctx).await })
+    });
+    let running = worker(&queue)
+        .layer(snoozing)
+        .state(seen.clone())
+        .on(async |ctx: Ctx<Seen>, _: Act| ctx.state().note(format!("{} {}", ctx.attempt(), ctx.failures())))
+        .start()
+        .unwrap();
+    queue.enqueue(Act(1)).await.unwrap();
+    let report = finish(running, 1).await;
+    assert_eq!((report.snoozed, seen.all()), (1, vec!["2 0".to_owned()]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn panics_of_layers_and_of_handlers_are_failures() {
+    let (queue, seen) = (queue().await, Seen::default());
+    let panicking = wrap(|mut inner, ctx| {
+        // In `call` itself, then in its future.
+        assert!(ctx.attempt() != 1, "no call");
+        Box::pin(async move {
+            assert!(ctx.attempt() != 2, "no future");
+            inner.call(ctx).await
+        })
+    });
+    let running = Worker::builder(queue.clone())
+        .retry(Backoff::fixed(SECOND).jitter(false).max_failures(9))
+        .layer(panicking)
+        .layer(noting("inner", &seen))
+        .state(seen.clone())
+        .on(async |ctx: Ctx<Seen>, _: Act| {
+            assert!(ctx.attempt() != 3, "no handler");
+            ctx.history().iter().for_each(|failed| ctx.state().note(failed.reason.clone()));
+        })
+        .start()
+        .unwrap();
+    queue.enqueue(Act(1)).await.unwrap();
+    let report = finish(running, 1).await;
+    assert_eq!((report.panicked, report.retried), (3, 3));
+    let seen = seen.all();
+    assert!(seen[1].starts_with("inner ends Retry") && seen[1].contains("no handler"), "{seen:?}");
+    let reasons: Vec<_> = seen.iter().filter(|s| s.starts_with("panicked at ")).collect();
+    assert!(reasons[0].contains("layers.rs") && reasons[0].ends_with("no call"), "{reasons:?}");
+    assert!(reasons[1].ends_with("no future") && reasons[2].ends_with("no handler"), "{reasons:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn concurrency_limit_of_tower_holds_for_the_worker() {
+    let (queue, now_and_most) = (queue().await, Arc::new((AtomicUsize::new(0), AtomicUsize::new(0))));
+    let running = worker(&queue)
+        .layer(ConcurrencyLimitLayer::new(3))
+        .state(now_and_most.clone())
+        .on(async |ctx: Ctx<Arc<(AtomicUsize, AtomicUsize)>>, _: Act| {
+            let (now, most) = &**ctx.state();
+            most.fetch_max(now.fetch_add(1, SeqCst) + 1, SeqCst);
+            sleep(SECOND).await;
+            now.fetch_sub(1, SeqCst);
+        })
+        .start()
+        .unwrap();
+    queue.enqueue_many((0..10).map(Act)).await;
+    finish(running, 10).await;
+    assert_eq!(now_and_most.1.load(SeqCst), 3);
+}
+
+/// On real threads: a paused clock would stand still while a thread is blocked.
+#[tokio::test(flavor = "multi_thread")]
+async fn blocking_execution_that_waits_in_a_layer_ends_when_it_is_told_to() {
+    let (queue, seen) = (queue().await, Seen::default());
+    let told = seen.clone();
+    let waiting = wrap(move |mut inner, ctx| {
+        let seen = told.clone();
+        Box::pin(async move {
+            if ctx.attempt() == 1 {
+                seen.note("waits");
+                std::future::pending::<()>().await;
+            }
+            inner.call(ctx).await
+        })
+    });
+    let running = worker(&queue)
+        // One that stayed would keep the only slot.
+        .concurrency(1)
+        .layer(waiting)
+        .on_blocking(|_: Ctx, _: Act| (), Options::new().timeout(Duration::from_millis(50)))
+        .start()
+        .unwrap();
+    queue.enqueue(Act(1)).await.unwrap();
+    let report = finish(running, 1).await;
+    assert_eq!((report.timed_out, report.retried, seen.all().len()), (1, 1, 1), "{report}");
+}
