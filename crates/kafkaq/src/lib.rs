@@ -95,6 +95,7 @@ mod job;
 mod jobs;
 mod leased_group;
 pub mod memory;
+mod once_per;
 #[cfg(feature = "cron")]
 pub mod periodic;
 mod publisher;
@@ -104,6 +105,7 @@ mod stats;
 mod sync;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod timed_id;
 mod topics;
 #[cfg(feature = "worker")]
 pub mod worker;
