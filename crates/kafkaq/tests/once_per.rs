@@ -191,7 +191,7 @@ mod typed {
         };
     }
     kind!(Recalculate, "recalculate");
-    kind!(Notify, "notify");
+    kind!(Reconstruct, "reconstruct");
 
     #[tokio::test(start_paused = true)]
     async fn kinds_and_keys_are_executed_once_each() {
@@ -204,17 +204,17 @@ mod typed {
                 seen.lock().unwrap().push(format!("{kind} {key}"));
             }
         };
-        let (recalculated, notified) = (note("recalculate"), note("notify"));
+        let (recalculated, reconstructed) = (note("recalculate"), note("reconstruct"));
         let mut running = Worker::builder(queue.clone())
             .on(move |ctx, _: Recalculate| std::future::ready(recalculated(&ctx)))
-            .on(move |ctx, _: Notify| std::future::ready(notified(&ctx)))
+            .on(move |ctx, _: Reconstruct| std::future::ready(reconstructed(&ctx)))
             .start()
             .unwrap();
         for _ in 0..10 {
             for key in ["a", "b"] {
                 queue.enqueue(Recalculate).once_per(key, 3600 * SECOND).await.unwrap();
             }
-            queue.enqueue(Notify).key("of its own").once_per("a", 3600 * SECOND).await.unwrap();
+            queue.enqueue(Reconstruct).key("of its own").once_per("a", 3600 * SECOND).await.unwrap();
         }
         sleep(2 * 3600 * SECOND).await;
         running.stop();
@@ -224,6 +224,6 @@ mod typed {
         // The calls may lie on both sides of a window's end.
         assert!(seen.len() <= 6, "{seen:?}");
         seen.dedup();
-        assert_eq!(seen, ["notify of its own", "recalculate a", "recalculate b"]);
+        assert_eq!(seen, ["recalculate a", "recalculate b", "reconstruct of its own"]);
     }
 }
