@@ -108,7 +108,8 @@ mod tests {
 
     #[test]
     fn locks_lie_beside_the_leases_of_their_queue() {
-        let key = |topic, name: &[u8]| Key::lock(&Keyspace::new("emails", "g", topic).unwrap(), name).unwrap();
+        let key =
+            |topic, name: &[u8]| Key::lock(&Keyspace::new("emails", "g", topic).unwrap(), name).unwrap();
         assert_eq!(key("emails", b"a/b").as_str(), "x/emails/g/a%2Fb");
         assert_eq!(key("staging.emails", b"\xff.").as_str(), "x/emails%40staging.emails/g/%FF.");
         let (queue, group, topic) = ("q".repeat(120), "g".repeat(60), "t".repeat(249));

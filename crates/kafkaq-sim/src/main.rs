@@ -183,10 +183,7 @@ fn faults(count: u64) -> Result<(), String> {
     all_found(&missed)
 }
 
-fn each_fault<F: Copy + Debug>(
-    all: &[F],
-    find: impl Fn(F) -> Option<(u64, String)>,
-) -> Result<(), String> {
+fn each_fault<F: Copy + Debug>(all: &[F], find: impl Fn(F) -> Option<(u64, String)>) -> Result<(), String> {
     let mut missed = Vec::new();
     header();
     for fault in all {

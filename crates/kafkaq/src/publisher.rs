@@ -212,7 +212,13 @@ impl Inner {
 
     /// The id of a task that is executed once per window, and when it is due. Read from the clock at the time of the call,
     /// so that what the caller has changed before lies in this window or an earlier one.
-    fn once_per(&self, task: &Task, key: &Bytes, window: Duration, now: Wall) -> Result<(TaskId, Option<Wall>)> {
+    fn once_per(
+        &self,
+        task: &Task,
+        key: &Bytes,
+        window: Duration,
+        now: Wall,
+    ) -> Result<(TaskId, Option<Wall>)> {
         if task.delay().is_some() {
             return Err(refused(window).with_advice("It is executed when its window ends: give it no delay"));
         }

@@ -196,7 +196,8 @@ impl KeyLock {
             Some(Ok(_)) if planted!(self, TakesFromTheLiving) => true,
             Some(Ok(_)) if planted!(self, NoTakeover) => false,
             Some(Ok(lease)) => {
-                let skew = if planted!(self, SkewIgnored) { Duration::ZERO } else { self.settings.clock_skew };
+                let skew =
+                    if planted!(self, SkewIgnored) { Duration::ZERO } else { self.settings.clock_skew };
                 now.wall >= lease.deadline.plus(skew)
             }
             _ => nobody,

@@ -118,7 +118,10 @@ fn conflict_of_a_holder_is_its_own_nobodys_or_the_loss() {
         lock.poll_swap(at(20)).unwrap();
         lock.handle_swapped(Ok(Swapped::Conflict(found.clone())), at(21));
         assert_eq!(lock.standing(at(21).mono), standing, "{found:?}");
-        assert_eq!(lock.poll_swap(at(21)).map(|swap| swap.expect), (standing != Standing::Lost).then_some(found));
+        assert_eq!(
+            lock.poll_swap(at(21)).map(|swap| swap.expect),
+            (standing != Standing::Lost).then_some(found)
+        );
     }
     let (mut lock, _) = held(0);
     let renewal = lock.poll_swap(at(20)).unwrap().new;

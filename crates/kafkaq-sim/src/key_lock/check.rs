@@ -3,7 +3,7 @@
 //! | rule | when |
 //! |---|---|
 //! | two processes never hold a key at once | unless the store forgot something within a lease |
-//! | a lock is lost before its time only if another's value is in the store | always |
+//! | a lock is lost before its time only if another taking's value is in the store | always |
 //! | whoever is through with a lock leaves nothing of it in the store that others have to wait for | unless that took effect after its answer |
 //! | a key that is wanted is held again within a lease, the skew and a moment after its holder died | in peace |
 //! | a key that was given back and is wanted is held again in a moment | in peace |
@@ -11,8 +11,8 @@
 use super::world::{Activity, HOSTILE, LEASE, SETTLED, WAY, World};
 use crate::trace::{MS, Us, true_wall};
 use bytes::Bytes;
-use kafkaq_core::Lease;
 use kafkaq_core::key_lock::Standing;
+use kafkaq_core::{Lease, LeaseToken};
 
 /// The longest pause between two looks, a late timer, and the ways to the store.
 const MOMENT: Us = LEASE / 6 + 100 * MS + 6 * WAY;
@@ -37,9 +37,9 @@ impl Check {
     }
 }
 
-/// Whose value it is.
-pub(super) fn process(value: &Bytes) -> Option<[u8; 16]> {
-    Lease::decode(value).ok().map(|lease| lease.token.process)
+/// Which taking wrote a value.
+pub(super) fn token(value: &Bytes) -> Option<LeaseToken> {
+    Lease::decode(value).ok().map(|lease| lease.token)
 }
 
 impl World {
@@ -85,9 +85,9 @@ impl World {
         let after = self.standing(p, k);
         if let (Some(Standing::Held(_)), Some(Standing::Lost)) = (before, after) {
             self.stats.lost_to_another += 1;
-            let own = self.procs[p].id;
-            let found = self.procs[p].works[k].conflict.as_ref().and_then(process);
-            if found.is_none_or(|found| found == own) {
+            let work = &self.procs[p].works[k];
+            let found = work.conflict.as_ref().and_then(token);
+            if found.is_none() || found == work.token {
                 self.broken(format!("key {k} is lost to process {p}, though nobody else has it"));
             }
         }

@@ -1,6 +1,9 @@
 //! The processes, the store, and the calls under way.
 
-use super::{KeyLockOutcome, KeyLockStats, check::Check};
+use super::{
+    KeyLockOutcome, KeyLockStats,
+    check::{Check, token},
+};
 use crate::rng::Rng;
 use crate::trace::{MS, P, SEC, Trace, Us, lease, tr, true_wall};
 use bytes::Bytes;
@@ -33,6 +36,7 @@ pub(super) enum Activity {
 
 pub(super) struct Work {
     pub(super) lock: Option<KeyLock>,
+    pub(super) token: Option<LeaseToken>,
     pub(super) activity: Activity,
     /// What the store told last.
     pub(super) conflict: Option<Bytes>,
@@ -123,7 +127,7 @@ impl World {
         self.born += 1;
         let works = (0..self.store.len()).map(|_| {
             let until = away_until + self.rng.between(0, 2000) * MS;
-            Work { lock: None, activity: Activity::Idle(until), conflict: None, late: 0 }
+            Work { lock: None, token: None, activity: Activity::Idle(until), conflict: None, late: 0 }
         });
         let works = works.collect();
         Proc { id: [self.born; 16], tokens: 0, ahead: self.rng.between(0, self.skew), works, away_until }
@@ -252,9 +256,9 @@ impl World {
         };
         let proc = &mut self.procs[p];
         proc.tokens += 1;
-        let token = LeaseToken { process: proc.id, number: proc.tokens };
+        let own = LeaseToken { process: proc.id, number: proc.tokens };
         let work = &mut proc.works[k];
-        work.lock = Some(KeyLock::new(key(k), token, settings));
+        (work.lock, work.token) = (Some(KeyLock::new(key(k), own, settings)), Some(own));
         work.activity = Activity::Wants(self.now + patience);
         (work.conflict, work.late) = (None, 0);
         tr!(self, P(p), "k{k} wants it");
@@ -381,13 +385,17 @@ impl World {
         let there = self.value(k);
         let done = there == swap.expect;
         tr!(
-            self, P(p), "k{k} swap {} => {}: {}", lease(swap.expect.as_ref()), lease(swap.new.as_ref()),
+            self,
+            P(p),
+            "k{k} swap {} => {}: {}",
+            lease(swap.expect.as_ref()),
+            lease(swap.new.as_ref()),
             if done { "done".into() } else { format!("there is {}", lease(there.as_ref())) }
         );
         if !done {
             return Swapped::Conflict(there);
         }
-        let own = |bytes: &Bytes| super::check::process(bytes) == Some(self.procs[p].id);
+        let own = |bytes: &Bytes| token(bytes).is_some_and(|token| token.process == self.procs[p].id);
         if swap.new.is_some() {
             self.stats.renewals += u64::from(there.as_ref().is_some_and(own));
             self.stats.takeovers += u64::from(there.as_ref().is_some_and(|bytes| !own(bytes)));
