@@ -93,6 +93,7 @@ pub mod dead_letters;
 mod driver;
 mod job;
 mod jobs;
+mod key_lock;
 mod leased_group;
 pub mod memory;
 mod once_per;
@@ -117,6 +118,7 @@ pub use jobs::{CancelOutcome, JobController, JobInfo, JobStatus};
 pub use kafkaq_core::{
     Effect, Error, ErrorKind, FailureRecord, Headers, LeaseToken, LostReason, Result, Retry, Task, TaskId,
 };
+pub use key_lock::{KeyGuard, KeyLocks};
 pub use leased_group::LeasedGroup;
 pub use publisher::Publisher;
 pub use queue::Queue;

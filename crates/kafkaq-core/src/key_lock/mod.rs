@@ -43,6 +43,25 @@ pub struct KeyLockSettings {
     pub planted: Option<KeyLockFault>,
 }
 
+impl KeyLockSettings {
+    /// No planted bug.
+    #[must_use]
+    pub const fn new(lease: Duration, clock_skew: Duration) -> Self {
+        KeyLockSettings {
+            lease,
+            clock_skew,
+            #[cfg(feature = "planted-faults")]
+            planted: None,
+        }
+    }
+
+    /// The longest pause between two looks at a lock that another process holds.
+    #[must_use]
+    pub fn longest_pause(&self) -> Duration {
+        LONGEST_PAUSE.min(self.lease / 6)
+    }
+}
+
 /// Where a lock stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
@@ -257,7 +276,7 @@ impl KeyLock {
 
     fn pause(&mut self, now: Mono) {
         self.not_before = now.plus(self.pause);
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE).min(self.settings.lease / 6);
+        self.pause = (self.pause * 2).min(self.settings.longest_pause());
     }
 }
 

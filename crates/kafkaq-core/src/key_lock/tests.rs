@@ -12,12 +12,7 @@ fn at(seconds: u64) -> Now {
 }
 
 fn lock(process: u8) -> KeyLock {
-    let settings = KeyLockSettings {
-        lease: LEASE,
-        clock_skew: SKEW,
-        #[cfg(feature = "planted-faults")]
-        planted: None,
-    };
+    let settings = KeyLockSettings::new(LEASE, SKEW);
     let key = Key::of(&["x", "q", "g", "k"]).unwrap();
     KeyLock::new(key, LeaseToken { process: [process; 16], number: 1 }, settings)
 }
