@@ -181,8 +181,13 @@ async fn holder_that_can_not_renew_is_told_before_another_has_the_key() {
     assert!(began.elapsed() > LEASE - SECOND, "it holds for all of its lease: {:?}", began.elapsed());
     assert!(guard.is_lost());
     store.away.store(false, SeqCst);
-    let _taken = acquire(&other, "k").await;
-    assert!(is_taken(&one, "k", LEASE).await);
+    assert!(
+        is_taken(&one, "k", 2 * LEASE).await,
+        "in its own process nobody has it before the guard is dropped"
+    );
+    let taken = acquire(&other, "k").await;
+    drop((guard, taken));
+    drop(acquire(&one, "k").await);
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,7 +6,7 @@ mod common;
 
 use common::{next, none_within, quick, soon, wall_now};
 use kafkaq::{
-    Error, ErrorKind, Job, Queue, QueueBuilder, Task, TaskId,
+    Error, ErrorKind, Queue, QueueBuilder, Task, TaskId,
     memory::{MemoryLog, MemoryStore},
 };
 use std::{
@@ -206,8 +206,14 @@ mod typed {
         };
         let (recalculated, reconstructed) = (note("recalculate"), note("reconstruct"));
         let mut running = Worker::builder(queue.clone())
-            .on(move |ctx, _: Recalculate| std::future::ready(recalculated(&ctx)))
-            .on(move |ctx, _: Reconstruct| std::future::ready(reconstructed(&ctx)))
+            .on(move |ctx, _: Recalculate| {
+                recalculated(&ctx);
+                std::future::ready(())
+            })
+            .on(move |ctx, _: Reconstruct| {
+                reconstructed(&ctx);
+                std::future::ready(())
+            })
             .start()
             .unwrap();
         for _ in 0..10 {

@@ -4,7 +4,9 @@ mod line;
 
 use self::line::Line;
 use crate::{driver::Clock, sync::lock};
-use kafkaq_core::{Error, ErrorKind, Key, Keyspace, LeaseStore, LeaseToken, Result, key_lock::KeyLockSettings};
+use kafkaq_core::{
+    Error, ErrorKind, Key, Keyspace, LeaseStore, LeaseToken, Result, key_lock::KeyLockSettings,
+};
 use std::{
     borrow::Cow,
     collections::{HashMap, VecDeque},
@@ -87,7 +89,9 @@ impl KeyLocks {
     ) -> Self {
         let process = Uuid::new_v4().into_bytes();
         let (count, lines) = (AtomicU64::default(), Mutex::default());
-        KeyLocks { inner: Arc::new(Inner { store, keyspace, settings, clock, runtime, process, count, lines }) }
+        KeyLocks {
+            inner: Arc::new(Inner { store, keyspace, settings, clock, runtime, process, count, lines }),
+        }
     }
 
     /// Waits for the lock of a key, as long as it takes; a `timeout` around it sets a limit. Any bytes are a key. One that
