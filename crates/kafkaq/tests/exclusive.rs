@@ -349,6 +349,8 @@ async fn key_function_that_panics_is_a_failure() {
     while queue.jobs().get(&id).await.unwrap().status != JobStatus::Dead {
         sleep(SECOND).await;
     }
+    let history = queue.jobs().get(&id).await.unwrap().history;
+    assert!(history.iter().any(|failure| failure.reason.contains("no key for 7")), "{history:?}");
     assert_eq!(stop(running).await.panicked, 1);
 }
 

@@ -197,13 +197,21 @@ async fn key_of_a_process_that_died_is_free_after_its_lease() {
         let store = store.clone();
         move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let guard = runtime.block_on(async { locks(&store).await.acquire("k").await.unwrap() });
+            let (locks, guard) = runtime.block_on(async {
+                let locks = locks(&store).await;
+                let guard = locks.acquire("k").await.unwrap();
+                (locks, guard)
+            });
             drop(runtime);
             // Its tasks are gone, so nobody renews the lock, and nobody has given it back.
             assert!(guard.is_lost());
+            locks
         }
     });
-    dying.await.unwrap();
+    let gone = dying.await.unwrap();
+    for key in ["k", "another"] {
+        assert_eq!(soon(gone.acquire(key)).await.unwrap_err().kind(), ErrorKind::Closed);
+    }
     let other = locks(&store).await;
     let began = Instant::now();
     let _guard = acquire(&other, "k").await;
