@@ -141,7 +141,7 @@ impl Task {
     /// far the clocks of publishers and workers are apart. Windows follow each other without a gap, and those of different
     /// keys end at different times. An execution that takes longer than a window may overlap with the next one.
     ///
-    /// All publishers must give the same window. It is in whole milliseconds, and with the queue's `clock_skew` it is no
+    /// If their payloads differ, any of them may be the one. All publishers must give the same window. It is in whole milliseconds, and with the queue's `clock_skew` it is no
     /// longer than its `max_delay`; `publish` refuses others.
     ///
     /// ```

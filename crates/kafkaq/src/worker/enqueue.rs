@@ -64,8 +64,10 @@ impl Enqueue {
     /// # }
     /// ```
     ///
-    /// Each call appends a record, which waits in the log for the end of the window and then costs a read of the store, so
-    /// it saves executions, not publishing. The window is the one in which the task is published.
+    /// It saves executions, not publishing: each call costs as much as a task with a delay. That is a record, and while it
+    /// waits in the log a copy of it, a read and a swap of the store, up to three times per power of four seconds; measured
+    /// with windows of 10 s to 10 min, one to eight times. The window is the one in which the task is published, and whose
+    /// payload of several that differ is executed is not said.
     pub fn once_per(self, key: impl Into<Bytes>, window: Duration) -> Self {
         let key = key.into();
         self.with(|task| {
