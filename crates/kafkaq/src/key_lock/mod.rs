@@ -43,8 +43,8 @@ use uuid::Uuid;
 ///
 /// # What is guaranteed
 /// Two guards of one key never hold at once, and a key whose holder has died can be had after
-/// [`lease_duration`](crate::QueueBuilder::lease_duration) and twice [`clock_skew`](crate::QueueBuilder::clock_skew) at the
-/// latest. That is so while the store keeps its data, and while the processes' clocks are apart by no more than
+/// [`lease_duration`](crate::QueueBuilder::lease_duration), twice [`clock_skew`](crate::QueueBuilder::clock_skew) and the
+/// second or two until somebody looks again. That is so while the store keeps its data, and while the processes' clocks are apart by no more than
 /// `clock_skew`.
 ///
 /// It is not so
