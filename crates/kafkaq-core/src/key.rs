@@ -22,7 +22,7 @@ impl Key {
         let mut key = String::new();
         for segment in segments {
             key.push_str(if key.is_empty() { "" } else { "/" });
-            escape_into(&mut key, segment);
+            escape_into(&mut key, segment.as_bytes());
         }
         if segments.is_empty() || segments.contains(&"") || key.len() > Key::MAX_LEN {
             let e = Error::not_applied(ErrorKind::Invalid, "make a key").on(format!("{segments:?}"));
@@ -35,9 +35,9 @@ impl Key {
     #[must_use]
     pub fn partition(group: &str, partition: &Partition) -> Key {
         let mut key = String::from("p/");
-        escape_into(&mut key, group);
+        escape_into(&mut key, group.as_bytes());
         key.push('/');
-        escape_into(&mut key, &partition.topic);
+        escape_into(&mut key, partition.topic.as_bytes());
         key.push_str(&format!("/{}", partition.index));
         Key(key.into())
     }
@@ -62,10 +62,10 @@ impl fmt::Display for Key {
 }
 
 /// Percent-escapes one segment. `.` and `..` are escaped too: in a tree of paths they mean something else.
-pub(crate) fn escape_into(out: &mut String, segment: &str) {
+pub(crate) fn escape_into(out: &mut String, segment: &[u8]) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    let dots = segment == "." || segment == "..";
-    for b in segment.bytes() {
+    let dots = segment == b"." || segment == b"..";
+    for &b in segment {
         if b.is_ascii_alphanumeric() || b"_~-".contains(&b) || (b == b'.' && !dots) {
             out.push(b as char);
         } else {

@@ -35,14 +35,14 @@ impl Keyspace {
             ));
         }
         let mut space = String::from("t/");
-        escape_into(&mut space, queue);
+        escape_into(&mut space, queue.as_bytes());
         if task_topic != queue {
             // An escaped `@`: no name has one.
             space.push_str("%40");
-            escape_into(&mut space, task_topic);
+            escape_into(&mut space, task_topic.as_bytes());
         }
         space.push('/');
-        escape_into(&mut space, group);
+        escape_into(&mut space, group.as_bytes());
         space.push('/');
         Ok(Keyspace(space.into()))
     }
@@ -58,9 +58,28 @@ impl Key {
         SCRATCH.with_borrow_mut(|key| {
             key.clear();
             key.push_str(&space.0);
-            escape_into(key, id.as_str());
+            escape_into(key, id.as_str().as_bytes());
             Key(key.as_str().into())
         })
+    }
+
+    /// The longest that [`Key::lock`] takes, in bytes.
+    pub const MAX_LOCK: usize = 64;
+
+    /// `x/<queue>/<group>/<name>`, with the task topic where it has a name of its own: the lock of what the tasks of one
+    /// queue and group share.
+    ///
+    /// # Errors
+    /// `Invalid` unless it has 1 to [`Key::MAX_LOCK`] bytes.
+    pub fn lock(space: &Keyspace, name: &[u8]) -> Result<Key> {
+        if name.is_empty() || name.len() > Self::MAX_LOCK {
+            let e = Error::not_applied(ErrorKind::Invalid, "lock a key").on(format!("{} bytes", name.len()));
+            return Err(e.with_advice(format!("It has 1 to {} bytes", Self::MAX_LOCK)));
+        }
+        let mut key = String::from("x");
+        key.push_str(&space.0[1..]);
+        escape_into(&mut key, name);
+        Ok(Key(key.into()))
     }
 }
 
@@ -85,6 +104,21 @@ mod tests {
         let key = |topic| Key::task(&Keyspace::new("emails", "g", topic).unwrap(), &id);
         assert_eq!(key("emails").as_str(), "t/emails/g/report");
         assert_eq!(key("staging.emails").as_str(), "t/emails%40staging.emails/g/report");
+    }
+
+    #[test]
+    fn locks_lie_beside_the_leases_of_their_queue() {
+        let key =
+            |topic, name: &[u8]| Key::lock(&Keyspace::new("emails", "g", topic).unwrap(), name).unwrap();
+        assert_eq!(key("emails", b"a/b").as_str(), "x/emails/g/a%2Fb");
+        assert_eq!(key("staging.emails", b"\xff.").as_str(), "x/emails%40staging.emails/g/%FF.");
+        let (queue, group, topic) = ("q".repeat(120), "g".repeat(60), "t".repeat(249));
+        let longest = Key::lock(&Keyspace::new(&queue, &group, &topic).unwrap(), &[0xff; Key::MAX_LOCK]);
+        assert!(longest.unwrap().as_str().len() <= Key::MAX_LEN);
+        let space = Keyspace::new("emails", "g", "emails").unwrap();
+        for name in [&b""[..], &[1; Key::MAX_LOCK + 1]] {
+            assert_eq!(Key::lock(&space, name).unwrap_err().kind(), ErrorKind::Invalid);
+        }
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub mod group;
 #[cfg(feature = "machine")]
 mod history;
 #[cfg(feature = "machine")]
+pub mod key_lock;
+#[cfg(feature = "machine")]
 mod keyspace;
 #[cfg(feature = "machine")]
 mod lease;

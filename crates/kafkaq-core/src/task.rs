@@ -96,9 +96,20 @@ impl TryFrom<String> for TaskId {
 pub struct Task {
     payload: Bytes,
     key: Option<Bytes>,
-    id: Option<TaskId>,
+    name: Name,
     headers: Headers,
     delay: Option<Duration>,
+}
+
+/// How a task comes by its id.
+#[derive(Clone, Debug, Default, PartialEq)]
+enum Name {
+    /// `publish` makes one.
+    #[default]
+    Made,
+    Chosen(TaskId),
+    /// `publish` makes it of a key and the present window of that length.
+    OncePer(Bytes, Duration),
 }
 
 impl Task {
@@ -117,7 +128,32 @@ impl Task {
     /// Publishing the same id again while it is remembered adds nothing. Without one, `publish` makes a UUIDv7.
     #[must_use]
     pub fn with_id(mut self, id: TaskId) -> Self {
-        self.id = Some(id);
+        self.name = Name::Chosen(id);
+        self
+    }
+
+    /// Of all tasks that are published with this key within a window of time, in any process, one is executed, at the
+    /// window's end. It takes the place of an id and of a delay. It is the task's [key](Task::with_key), too, unless that
+    /// is set.
+    ///
+    /// No change is missed: if you change something and publish after it, an execution follows that begins after the
+    /// change. It is due one window after the call at the latest, and the queue's `clock_skew` twice, which has to cover how
+    /// far the clocks of publishers and workers are apart. Windows follow each other without a gap, and those of different
+    /// keys end at different times. An execution that takes longer than a window may overlap with the next one.
+    ///
+    /// If their payloads differ, any of them may be the one. All publishers must give the same window. It is in whole milliseconds, and with the queue's `clock_skew` it is no
+    /// longer than its `max_delay`; `publish` refuses others.
+    ///
+    /// ```
+    /// # use kafkaq_core::Task;
+    /// # use std::time::Duration;
+    /// let task = Task::new("recalculate").with_once_per("customer-17", Duration::from_secs(60));
+    /// ```
+    #[must_use]
+    pub fn with_once_per(mut self, key: impl Into<Bytes>, window: Duration) -> Self {
+        let key = key.into();
+        self.key.get_or_insert_with(|| key.clone());
+        self.name = Name::OncePer(key, window);
         self
     }
 
@@ -157,7 +193,19 @@ impl Task {
     /// The id, where the caller chose one.
     #[must_use]
     pub fn id(&self) -> Option<&TaskId> {
-        self.id.as_ref()
+        match &self.name {
+            Name::Chosen(id) => Some(id),
+            Name::Made | Name::OncePer(..) => None,
+        }
+    }
+
+    /// The key and the window of which one task is executed, where the caller chose that.
+    #[must_use]
+    pub fn once_per(&self) -> Option<(&Bytes, Duration)> {
+        match &self.name {
+            Name::OncePer(key, window) => Some((key, *window)),
+            Name::Made | Name::Chosen(_) => None,
+        }
     }
 
     /// The user's headers.

@@ -13,6 +13,7 @@ mod check;
 mod clients;
 mod driver;
 mod group;
+mod key_lock;
 mod later;
 mod log;
 mod members;
@@ -29,6 +30,9 @@ mod world;
 
 pub use check::Violation;
 pub use group::{GroupFound, GroupOutcome, GroupStats, run_group, search_group, trace_group};
+pub use key_lock::{
+    KeyLockFound, KeyLockOutcome, KeyLockStats, run_key_lock, search_key_lock, trace_key_lock,
+};
 pub use profile::{Profile, Trouble, WorldFault};
 pub use search::{Found, Search, find, search};
 pub use trace::Stats;

@@ -1,22 +1,23 @@
 //! Runs seeds, looks for planted faults, and replays a seed as a readable trace.
 #![allow(clippy::print_stdout)]
 
-use kafkaq_core::{group::GroupFault, machine::Fault};
+use kafkaq_core::{group::GroupFault, key_lock::KeyLockFault, machine::Fault};
 use kafkaq_sim::{Profile, Search, Trouble, WorldFault};
 use std::fmt::{Debug, Display};
 use std::time::Instant;
 
 const USAGE: &str =
-    "usage: kafkaq-sim [group] seeds [--from N] [--count N] [--fault NAME] [--only TROUBLE,..]
-       kafkaq-sim [group] faults [--count N]
-       kafkaq-sim [group] replay SEED [--fault NAME] [--only TROUBLE,..]
+    "usage: kafkaq-sim [group | key-lock] seeds [--from N] [--count N] [--fault NAME] [--only TROUBLE,..]
+       kafkaq-sim [group | key-lock] faults [--count N]
+       kafkaq-sim [group | key-lock] replay SEED [--fault NAME] [--only TROUBLE,..]
 
-With `group` it is the consumer group for a log without one, which has no --only.";
+With `group` it is the consumer group for a log without one, with `key-lock` the lock of a key. They have no --only.";
 
 fn main() -> Result<(), String> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.split_first() {
         Some((group, rest)) if group == "group" => of_the_group(&Args(rest)),
+        Some((key_lock, rest)) if key_lock == "key-lock" => of_the_key_lock(&Args(rest)),
         _ => of_the_machine(&Args(&args)),
     }
 }
@@ -69,7 +70,7 @@ fn of_the_machine(args: &Args) -> Result<(), String> {
         Some("replay") => {
             let seed = args.seed()?;
             let (outcome, lines) = kafkaq_sim::trace(seed, &profile, fault);
-            replay(seed, &lines, outcome.violation.is_some());
+            replay(seed, &lines, outcome.violation);
             Ok(())
         }
         _ => Err(USAGE.into()),
@@ -85,11 +86,41 @@ fn of_the_group(args: &Args) -> Result<(), String> {
             let found = kafkaq_sim::search_group(from, count, fault, false);
             report(count, begin, &found.violations, &found.stats.list())
         }
-        Some("faults") => group_faults(args.number("--count", 5_000)?),
+        Some("faults") => {
+            let count = args.number("--count", 5_000)?;
+            each_fault(GroupFault::ALL, |fault| {
+                kafkaq_sim::search_group(0, count, Some(fault), true).violations.into_iter().next()
+            })
+        }
         Some("replay") => {
             let seed = args.seed()?;
             let (outcome, lines) = kafkaq_sim::trace_group(seed, fault);
-            replay(seed, &lines, outcome.violation.is_some());
+            replay(seed, &lines, outcome.violation);
+            Ok(())
+        }
+        _ => Err(USAGE.into()),
+    }
+}
+
+fn of_the_key_lock(args: &Args) -> Result<(), String> {
+    let fault = args.fault(KeyLockFault::ALL)?;
+    match args.command() {
+        Some("seeds") => {
+            let (from, count) = (args.number("--from", 0)?, args.number("--count", 10_000)?);
+            let begin = Instant::now();
+            let found = kafkaq_sim::search_key_lock(from, count, fault, false);
+            report(count, begin, &found.violations, &found.stats.list())
+        }
+        Some("faults") => {
+            let count = args.number("--count", 5_000)?;
+            each_fault(KeyLockFault::ALL, |fault| {
+                kafkaq_sim::search_key_lock(0, count, Some(fault), true).violations.into_iter().next()
+            })
+        }
+        Some("replay") => {
+            let seed = args.seed()?;
+            let (outcome, lines) = kafkaq_sim::trace_key_lock(seed, fault);
+            replay(seed, &lines, outcome.violation);
             Ok(())
         }
         _ => Err(USAGE.into()),
@@ -97,10 +128,11 @@ fn of_the_group(args: &Args) -> Result<(), String> {
 }
 
 /// The last line tells what was broken.
-fn replay(seed: u64, lines: &[String], broken: bool) {
+fn replay(seed: u64, lines: &[String], violation: Option<impl Display>) {
     lines.iter().for_each(|line| println!("{line}"));
-    if !broken {
-        println!("seed {seed}: no violation");
+    match violation {
+        Some(violation) => println!("seed {seed}: {violation}"),
+        None => println!("seed {seed}: no violation"),
     }
 }
 
@@ -151,12 +183,12 @@ fn faults(count: u64) -> Result<(), String> {
     all_found(&missed)
 }
 
-fn group_faults(count: u64) -> Result<(), String> {
+fn each_fault<F: Copy + Debug>(all: &[F], find: impl Fn(F) -> Option<(u64, String)>) -> Result<(), String> {
     let mut missed = Vec::new();
     header();
-    for fault in GroupFault::ALL {
+    for fault in all {
         let name = format!("{fault:?}");
-        match kafkaq_sim::search_group(0, count, Some(*fault), true).violations.first() {
+        match find(*fault) {
             Some((seed, v)) => println!("{name:<32} {:>7}  {v}", seed + 1),
             None => missed.push(name),
         }

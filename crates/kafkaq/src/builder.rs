@@ -1,7 +1,7 @@
 //! How a queue is set up.
 
 use crate::{
-    DeadLetters, JobController, LeasedGroup, Publisher, Queue,
+    DeadLetters, JobController, KeyLocks, LeasedGroup, Publisher, Queue,
     config::Config,
     driver::{Clock, Driver, Limits, Plan, Shared},
     jobs::Retention,
@@ -11,9 +11,11 @@ use crate::{
 };
 use kafkaq_core::{
     Broker, Error, ErrorKind, JoinRequest, Keyspace, LeaseStore, Log, PartitionLog, Result,
+    key_lock::KeyLockSettings,
     machine::{Layout, Machine},
 };
 use std::{sync::Arc, time::Duration};
+use tokio::runtime::Handle;
 
 /// Sets up a [`Queue`], a [`Publisher`], a [`JobController`] or [`DeadLetters`]. Every setting has a safe default, and the order doesn't
 /// matter.
@@ -222,7 +224,7 @@ impl QueueBuilder {
     /// mend it; otherwise the backend's own.
     pub async fn build(self) -> Result<Queue> {
         let keyspace = self.check()?;
-        if tokio::runtime::Handle::try_current().is_err() {
+        if Handle::try_current().is_err() {
             return Err(refused("this thread", "A queue lives on a tokio runtime: build it inside one"));
         }
         let home = Home::find()?;
@@ -251,16 +253,23 @@ impl QueueBuilder {
         let mut join = JoinRequest::new(config.consumer_group(), read, process);
         join.session_timeout = config.session_timeout();
 
-        let limits = Limits { delay: config.max_delay, extension: config.max_delay.max(config.lease) };
+        let limits = Limits {
+            delay: config.max_delay,
+            extension: config.max_delay.max(config.lease),
+            #[cfg(feature = "worker")]
+            handouts: config.max_handouts,
+        };
         let clock = Clock::start();
         let machine = Machine::new(config.machine(process), layout(&keyspace, &topics), clock.now());
         #[cfg(feature = "metrics")]
         let (wait_topic, interval) = (topics.wait.clone(), config.metrics_interval);
         let shared = Arc::new(Shared::new(&config.queue, config.prefetch, limits, clock));
         let publisher = Publisher::new(broker.clone(), &config, topics.task, home);
-        let jobs = JobController::new(store.clone(), keyspace, retention(&config));
+        let jobs = JobController::new(store.clone(), keyspace.clone(), retention(&config));
+        let locks = KeyLockSettings::new(config.lease, config.clock_skew);
+        let locks = KeyLocks::new(store.clone(), keyspace, locks, clock, Handle::current());
         let driver = Driver::start(Plan { machine, join, broker, store, shared: shared.clone() });
-        let queue = Queue::new(config.queue, publisher, jobs, shared, driver);
+        let queue = Queue::new(config.queue, publisher, jobs, locks, shared, driver);
         #[cfg(feature = "metrics")]
         crate::telemetry::publish_gauges(&queue, wait_topic, interval);
         Ok(queue)

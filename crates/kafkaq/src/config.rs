@@ -130,7 +130,6 @@ impl Config {
     /// more, and is still known when that record is read. A task ends after it was published, its id is remembered for
     /// `done_retention` and `max_overdue`, and the second record is read within `max_overdue`. The first process's clock
     /// may be ahead of this one's, and the second record is appended within `publish_timeout`.
-    #[cfg(feature = "cron")]
     pub(crate) fn id_window(&self) -> Duration {
         self.done_retention.saturating_sub(self.clock_skew + self.publish_timeout)
     }

@@ -97,8 +97,10 @@ pub mod dead_letters;
 mod driver;
 mod job;
 mod jobs;
+mod key_lock;
 mod leased_group;
 pub mod memory;
+mod once_per;
 #[cfg(feature = "cron")]
 pub mod periodic;
 mod publisher;
@@ -109,6 +111,7 @@ mod sync;
 mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod timed_id;
 mod topics;
 #[cfg(feature = "worker")]
 pub mod worker;
@@ -120,6 +123,7 @@ pub use jobs::{CancelOutcome, JobController, JobInfo, JobStatus};
 pub use kafkaq_core::{
     Effect, Error, ErrorKind, FailureRecord, Headers, LeaseToken, LostReason, Result, Retry, Task, TaskId,
 };
+pub use key_lock::{KeyGuard, KeyLocks};
 pub use leased_group::LeasedGroup;
 pub use publisher::Publisher;
 pub use queue::Queue;

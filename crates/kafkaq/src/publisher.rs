@@ -4,6 +4,7 @@ use crate::{
     appender::{Appender, Pushed, Unsent},
     config::Config,
     driver::wall_now,
+    once_per::{Window, refused},
     runtime::Home,
     stats::{CallCounter, CallStats},
     telemetry::{PublishMeter, PublishSpans},
@@ -46,8 +47,8 @@ struct Inner {
     max_delay: Duration,
     max_bytes: usize,
     /// For how long after its time a task can be published once more without being executed twice.
-    #[cfg(feature = "cron")]
     id_window: Duration,
+    clock_skew: Duration,
     /// Counts tasks: the next one without a key goes to the next partition, the next id is one higher.
     count: AtomicU64,
     /// Random, chosen anew for each publisher.
@@ -66,8 +67,8 @@ impl Publisher {
                 spans: PublishSpans::new(config),
                 max_delay: config.max_delay,
                 max_bytes: config.max_task_bytes,
-                #[cfg(feature = "cron")]
                 id_window: config.id_window(),
+                clock_skew: config.clock_skew,
                 count: AtomicU64::default(),
                 seed: Uuid::new_v4().as_u128(),
             }),
@@ -211,18 +212,48 @@ impl Inner {
         self.check(&task)?;
         let now = wall_now();
         let number = self.seed.wrapping_add(self.count.fetch_add(1, Ordering::Relaxed).into());
-        let id = task.id().cloned().map_or_else(|| new_id(now, number), Ok)?;
+        let (id, due) = match (task.id(), task.once_per()) {
+            (Some(id), _) => (id.clone(), due_after(task.delay(), now)),
+            (None, Some((key, window))) => self.once_per(&task, key, window, now)?,
+            (None, None) => (new_id(now, number)?, due_after(task.delay(), now)),
+        };
         let mut envelope = Envelope::new(id, now);
         // Each group parks it in its own wait topic when it comes to the record.
-        if let Some(delay) = task.delay().filter(|d| !d.is_zero()) {
-            envelope.due = now.plus(delay);
-            envelope.ahead = delay;
+        if let Some(due) = due {
+            envelope.due = due;
+            envelope.ahead = due.since(now);
         }
         let mut headers = task.headers().clone();
         self.spans.inject(&mut headers);
         headers.push(HEADER, Some(envelope.encode()));
         let record = NewRecord::new(task.key().cloned(), Some(task.payload().clone()), headers);
         Ok((envelope.id, self.choose(task.key(), number), record))
+    }
+
+    /// The id of a task that is executed once per window, and when it is due. Read from the clock at the time of the call,
+    /// so that what the caller has changed before lies in this window or an earlier one.
+    fn once_per(
+        &self,
+        task: &Task,
+        key: &Bytes,
+        window: Duration,
+        now: Wall,
+    ) -> Result<(TaskId, Option<Wall>)> {
+        if task.delay().is_some() {
+            return Err(refused(window).with_advice("It is executed when its window ends: give it no delay"));
+        }
+        if self.id_window.is_zero() {
+            return Err(refused(window).with_advice(FORGETS_IDS));
+        }
+        let longest = self.max_delay.saturating_sub(self.clock_skew);
+        if window > longest {
+            return Err(refused(window).with_advice(format!(
+                "The queue's max_delay less its clock_skew is {longest:?}: take a shorter window, or raise max_delay \
+                 in every process of the queue"
+            )));
+        }
+        let window = Window::at(now, key, window, self.clock_skew)?;
+        Ok((window.id, Some(window.due)))
     }
 
     fn address_again(&self, id: TaskId, mut record: NewRecord) -> Addressed {
@@ -264,6 +295,14 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+/// Why an id can't stand for a time.
+pub(crate) const FORGETS_IDS: &str = "Set the queue's done_retention to more than clock_skew and publish_timeout \
+                                      together: an id that is forgotten sooner can be executed twice";
+
+fn due_after(delay: Option<Duration>, now: Wall) -> Option<Wall> {
+    delay.filter(|d| !d.is_zero()).map(|d| now.plus(d))
 }
 
 /// A UUIDv7 that counts on from a random number: ordered within a publisher too, and without a random number each.

@@ -1,7 +1,7 @@
 //! The queue: one member of the group that executes the tasks.
 
 use crate::{
-    Job, JobController, Publisher, QueueBuilder, QueueStats,
+    Job, JobController, KeyLocks, Publisher, QueueBuilder, QueueStats,
     driver::{Driver, Shared, Slot},
 };
 use kafkaq_core::{Result, Task, TaskId};
@@ -20,6 +20,7 @@ struct Inner {
     name: Arc<str>,
     publisher: Publisher,
     jobs: JobController,
+    locks: KeyLocks,
     shared: Arc<Shared>,
     driver: Driver,
 }
@@ -34,10 +35,11 @@ impl Queue {
         name: Arc<str>,
         publisher: Publisher,
         jobs: JobController,
+        locks: KeyLocks,
         shared: Arc<Shared>,
         driver: Driver,
     ) -> Self {
-        Queue { inner: Arc::new(Inner { name, publisher, jobs, shared, driver }) }
+        Queue { inner: Arc::new(Inner { name, publisher, jobs, locks, shared, driver }) }
     }
 
     /// Its name.
@@ -57,6 +59,11 @@ impl Queue {
     #[must_use]
     pub fn max_delay(&self) -> Duration {
         self.inner.shared.limits.delay
+    }
+
+    #[cfg(feature = "worker")]
+    pub(crate) fn max_handouts(&self) -> u32 {
+        self.inner.shared.limits.handouts
     }
 
     /// Publishes a task: see [`Publisher::publish`].
@@ -148,6 +155,12 @@ impl Queue {
     #[must_use]
     pub fn jobs(&self) -> JobController {
         self.inner.jobs.clone()
+    }
+
+    /// Locks of keys, over all processes of the queue and its group. They don't end with the queue.
+    #[must_use]
+    pub fn key_locks(&self) -> KeyLocks {
+        self.inner.locks.clone()
     }
 
     /// Stops taking tasks, gives back what nobody has got yet, waits for running jobs until `limit` has passed, and

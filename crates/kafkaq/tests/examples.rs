@@ -62,6 +62,14 @@ async fn cron_report() {
     cron_report::run_three().await.unwrap();
 }
 
+#[path = "../examples/one_at_a_time.rs"]
+mod one_at_a_time;
+
+#[tokio::test(start_paused = true)]
+async fn one_at_a_time() {
+    one_at_a_time::order_and_recalculate().await.unwrap();
+}
+
 #[cfg(feature = "testing")]
 #[path = "../examples/idempotency.rs"]
 mod idempotency;

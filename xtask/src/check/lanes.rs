@@ -13,6 +13,7 @@ const BUSY: &[&str] = &[
     "quickstart",
     "documents",
     "kafkaq-sim::group",
+    "kafkaq-sim::key_lock",
     "kafkaq-sim::simulation",
     "kafkaq-core::lib",
 ];

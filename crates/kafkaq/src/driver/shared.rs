@@ -41,6 +41,9 @@ pub(crate) struct Limits {
     pub(crate) delay: Duration,
     /// The longest extension of a lease.
     pub(crate) extension: Duration,
+    /// The most hand-outs of a task.
+    #[cfg(feature = "worker")]
+    pub(crate) handouts: u32,
 }
 
 /// What the intake has to look at. Bounded by the number of jobs that are handed out.

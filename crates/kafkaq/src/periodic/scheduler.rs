@@ -1,7 +1,7 @@
 //! Publishing the ticks when they are due.
 
 use super::{Missed, PeriodicTask, cursor::Cursor, task::invalid};
-use crate::{Publisher, driver::wall_now};
+use crate::{Publisher, driver::wall_now, publisher::FORGETS_IDS};
 use kafkaq_core::{Effect, Error, ErrorKind, Result, Retry, Wall};
 use std::{convert::Infallible, fmt, future::pending, sync::Arc, time::Duration};
 use tokio::{task::JoinSet, time::sleep};
@@ -48,10 +48,7 @@ impl Scheduler {
         }
         let window = self.publisher.id_window();
         if window.is_zero() {
-            return Err(invalid(&task.name).with_advice(
-                "Set the queue's done_retention to more than clock_skew and publish_timeout together: an id that \
-                 is forgotten sooner can be executed twice",
-            ));
+            return Err(invalid(&task.name).with_advice(FORGETS_IDS));
         }
         if let Missed::RunAll { within } = task.missed
             && within > window

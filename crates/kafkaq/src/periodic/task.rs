@@ -1,7 +1,7 @@
 //! What is published at the ticks.
 
 use super::Schedule;
-use crate::driver::system_time;
+use crate::{driver::system_time, timed_id::timed_id};
 use kafkaq_core::{Error, ErrorKind, Result, Task, TaskId, Wall};
 use std::{
     fmt,
@@ -82,7 +82,7 @@ impl PeriodicTask {
 
     /// The task of a tick, with its id.
     pub(super) fn task(&self, time: Wall) -> Result<Task> {
-        let id = TaskId::new(format!("{}@{}.{}", self.name, self.version, time.0))?;
+        let id = timed_id(&self.name, self.version.into(), time)?;
         let tick = Tick { name: self.name.clone(), time, id };
         let mut task = (self.make)(&tick)?;
         if task.key().is_none() {

@@ -3,6 +3,7 @@
 use super::{
     Backoff, Options, WorkerReport,
     context::Ctx,
+    exclusive::{self, Exclusive},
     failure::IntoOutcome,
     handlers::{self, Handler},
     kinds::{Kind, Kinds, Line},
@@ -27,6 +28,7 @@ pub struct WorkerBuilder<S = ()> {
     kinds: HashMap<String, (Handler<S>, Options)>,
     otherwise: Option<(Handler<S>, Options)>,
     twice: Option<&'static str>,
+    exclusive_batch: Option<&'static str>,
     backoff: Backoff,
     timeout: Option<Duration>,
     threads: Option<usize>,
@@ -42,6 +44,7 @@ impl WorkerBuilder {
             kinds: HashMap::new(),
             otherwise: None,
             twice: None,
+            exclusive_batch: None,
             backoff: Backoff::default(),
             timeout: None,
             threads: None,
@@ -68,6 +71,7 @@ impl WorkerBuilder {
             kinds: self.kinds.into_iter().map(|(kind, entry)| (kind, stateless(entry))).collect(),
             otherwise: self.otherwise.map(stateless),
             twice: self.twice,
+            exclusive_batch: self.exclusive_batch,
             backoff: self.backoff,
             timeout: self.timeout,
             threads: self.threads,
@@ -115,13 +119,16 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
     /// Handles the tasks of a type several at a time: up to `max`, or those that came within `wait` of the first. The
     /// function returns one outcome per task, in their order; if it returns more or fewer, all of them are retried. The
     /// concurrency of the worker and of the kind bounds a batch, too, and a timeout counts from when a task is collected.
-    pub fn on_batch<T, F, Fut, R>(self, max: usize, wait: Duration, handler: F, options: Options) -> Self
+    pub fn on_batch<T, F, Fut, R>(mut self, max: usize, wait: Duration, handler: F, options: Options) -> Self
     where
         T: TaskType,
         F: Fn(Vec<(Ctx<S>, T)>) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Vec<R>> + Send + 'static,
         R: IntoOutcome + Send + 'static,
     {
+        if options.exclusive.is_some() {
+            self.exclusive_batch = Some(T::KIND);
+        }
         self.add::<T>(handlers::batch(max, wait, handler), options)
     }
 
@@ -228,6 +235,11 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         if let Some(kind) = self.twice {
             return refused(format!("two handlers for `{kind}`"), "Give each kind of task one handler");
         }
+        if let Some(kind) = self.exclusive_batch {
+            let advice = "One of a batch may end before the others, and its key is not free before all have: handle \
+                          its tasks one by one";
+            return refused(format!("`{kind}`, batches that are exclusive by key"), advice);
+        }
         if self.kinds.is_empty() && self.otherwise.is_none() {
             return refused("no handler".into(), "Add one: `.on(handler)`");
         }
@@ -243,13 +255,20 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
             if options.concurrency == Some(0) {
                 return refused(format!("`{kind}`"), "Its concurrency is 0, so it would never be executed");
             }
+            if let Some(what) = options.exclusive.as_ref().and_then(|by| by.check(kind)) {
+                return refused(what, "Give `exclusive_by` a function of the type that the handler takes");
+            }
             if options.per_second.is_some_and(|rate| !RATES.contains(&rate)) {
                 return refused(format!("`{kind}`"), "Its rate must be 0.001 to 1,000,000 per second");
             }
         }
         let layered = std::mem::replace(&mut self.layers, Layers::new()).build();
+        let exclusive = Arc::new(Exclusive::new(&self.queue, self.settings.concurrency));
         let line = |name: &str, (handler, options): &(Handler<S>, Options)| {
-            let (handler, state) = (handler.clone(), self.state.clone());
+            let (mut handler, state) = (handler.clone(), self.state.clone());
+            if let Some(by) = &options.exclusive {
+                handler = exclusive::wrap(handler, by.clone(), exclusive.clone());
+            }
             let observe = Observe::new(&self.queue, name);
             let (observer, layered) = (observe.clone(), layered.clone());
             let handler = move |execution, version| {

@@ -9,11 +9,13 @@ use super::{
     stop::{Signal, Stop},
     typed::TaskType,
 };
-use crate::{Headers, Result, Task, TaskId, sync::lock, testing::suspend};
+use crate::{Headers, Result, Task, TaskId, once_per::Window, sync::lock, testing::suspend};
+use kafkaq_core::Wall;
 use std::{
     future::Future,
     pin::Pin,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 /// The tasks that executions have enqueued. As in a log, one that was enqueued stays, whatever becomes of its execution.
@@ -26,8 +28,12 @@ impl Collected {
         suspend(|| "before a task is enqueued".to_owned()).await;
         let id = {
             let mut tasks = lock(&self.0);
-            let id =
-                task.id().cloned().map_or_else(|| TaskId::new(format!("enqueued-{}", tasks.len())), Ok)?;
+            let id = match (task.id(), task.once_per()) {
+                (Some(id), _) => id.clone(),
+                // All executions are in one window, so that they can be compared.
+                (None, Some((key, window))) => Window::at(Wall(0), key, window, Duration::ZERO)?.id,
+                (None, None) => TaskId::new(format!("enqueued-{}", tasks.len()))?,
+            };
             if tasks.iter().all(|earlier| earlier.id() != Some(&id)) {
                 tasks.push(task.with_id(id.clone()));
             }

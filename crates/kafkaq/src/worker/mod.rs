@@ -59,6 +59,26 @@
 //! - A panic is a failure, with its message and place as the reason.
 //! - What it [enqueues](Ctx::enqueue) is one task, also if it runs twice, while that task's id is remembered.
 //! - Failures, dead letters and lost leases are events of [`tracing`](https://docs.rs/tracing) with the target `kafkaq`.
+//!
+//! # One at a time per key
+//! [`Options::one_at_a_time`] and [`Options::exclusive_by`] take the [lock](crate::KeyLocks) of the task's key before the
+//! handler begins, and give it back when the handler has ended. So handlers of one key never run at once in any worker of
+//! the queue, under the conditions that [`KeyLocks`](crate::KeyLocks) names. A handler whose lock is lost is told
+//! [`StopReason::LeaseLost`]. One that goes on all the same, because its process stood still or the store was wiped, may
+//! overlap with the next, and only a [token](crate::LeaseToken) at the system that it writes to helps against that. The end
+//! of a task is confirmed after its key was given back.
+//!
+//! - **Store calls.** Two more per task, and one more per third of a lease while it runs. Tasks of a key that follow each
+//!   other in one worker without a pause share the two.
+//! - **Latency.** One answer of the store before the handler begins. A task whose key is busy waits in the worker for up to
+//!   5 s; that takes a place of its [concurrency](WorkerBuilder::concurrency) and counts into its timeout. Then it is
+//!   snoozed, for 0.25 s the first time and up to 30 s later, which is no failure. It is snoozed at once if an eighth of the
+//!   concurrency waits in this worker for its key, or half of it for keys in all.
+//! - **Fairness.** In one worker first come, first served; between workers, and after a snooze, in no order. Tasks that were
+//!   published with one key lie in one partition, so most of them meet in one worker.
+//! - **Hand-outs.** Each snooze uses up one of the [`max_handouts`](crate::QueueBuilder::max_handouts). So that waiting
+//!   alone sends no task to the dead letters, one that has used up half of them is snoozed no more and waits in the worker
+//!   for as long as it takes. With the default of 1,000 that is after about three hours of waiting.
 
 mod active;
 mod backoff;
@@ -68,6 +88,7 @@ mod context;
 #[cfg(feature = "testing")]
 pub(crate) mod direct;
 mod enqueue;
+mod exclusive;
 mod execute;
 mod failure;
 mod handlers;

@@ -1,6 +1,7 @@
 //! Settings of a kind of task.
 
-use super::Backoff;
+use super::{Backoff, TaskType, exclusive::KeyOf};
+use bytes::Bytes;
 use std::time::Duration;
 
 /// Settings of one kind of task, where they differ from the worker's.
@@ -10,6 +11,7 @@ pub struct Options {
     pub(super) timeout: Option<Duration>,
     pub(super) concurrency: Option<usize>,
     pub(super) per_second: Option<f64>,
+    pub(super) exclusive: Option<KeyOf>,
 }
 
 impl Options {
@@ -41,6 +43,27 @@ impl Options {
     #[must_use]
     pub fn rate(mut self, per_second: f64) -> Self {
         self.per_second = Some(per_second);
+        self
+    }
+
+    /// Executes one task at a time of those with the same [key](crate::Task::with_key), over all workers of the queue and its
+    /// group, and over all kinds that say so. A task without a key is executed as ever. In no order, and not for
+    /// [batches](super::WorkerBuilder::on_batch): see
+    /// [one at a time per key](super#one-at-a-time-per-key) for what is guaranteed and what it costs.
+    #[must_use]
+    pub fn one_at_a_time(mut self) -> Self {
+        self.exclusive = Some(KeyOf::Task);
+        self
+    }
+
+    /// As [`one_at_a_time`](Options::one_at_a_time), by a key that is made of the task. The payload is decoded once more for
+    /// it. Kinds whose keys are equal exclude each other: put the kind into the key if they should not.
+    #[must_use]
+    pub fn exclusive_by<T: TaskType, K: Into<Bytes>>(
+        mut self,
+        key: impl Fn(&T) -> K + Send + Sync + 'static,
+    ) -> Self {
+        self.exclusive = Some(KeyOf::payload(key));
         self
     }
 

@@ -80,7 +80,6 @@ impl Stop {
     }
 
     /// See [`Execution::tell`].
-    #[cfg(feature = "testing")]
     pub(crate) fn tell(&self, reason: StopReason) {
         self.0.tell(reason);
     }

@@ -1,0 +1,54 @@
+//! Deliberate bugs, each a rule taken out, for the simulation to find.
+
+/// A rule that is taken out of the lock of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum KeyLockFault {
+    /// A lock is taken although its holder's time is not up.
+    TakesFromTheLiving,
+    /// The clocks are taken to show the same time.
+    SkewIgnored,
+    /// A holder that could not renew goes on.
+    NeverExpires,
+    /// The lease is counted from the answer, not from the call.
+    CountsFromAnswer,
+    /// A take of unknown effect counts as done.
+    UnknownIsTaken,
+    /// A renewal of unknown effect counts as done.
+    UnknownIsRenewed,
+    /// What another holder wrote passes for one's own.
+    OthersTakenForOwn,
+    /// A holder that finds another's value writes over it.
+    OverwritesOthers,
+    /// Whoever releases removes what is there, whosever it is.
+    ReleasesOthers,
+    /// A release of unknown effect is not repeated.
+    ReleaseNotRepeated,
+    /// A take that was given up is not undone.
+    TakeNotUndone,
+    /// What a dead holder left is waited for until the store forgets it.
+    NoTakeover,
+    /// A renewal whose answer was lost is found in the store, and taken for another's.
+    OwnRenewalForeign,
+    /// A lock that the store has lost is given up, though its time is not over.
+    LossGivesUp,
+}
+
+impl KeyLockFault {
+    /// All of them.
+    pub const ALL: &[KeyLockFault] = &[
+        KeyLockFault::TakesFromTheLiving,
+        KeyLockFault::SkewIgnored,
+        KeyLockFault::NeverExpires,
+        KeyLockFault::CountsFromAnswer,
+        KeyLockFault::UnknownIsTaken,
+        KeyLockFault::UnknownIsRenewed,
+        KeyLockFault::OthersTakenForOwn,
+        KeyLockFault::OverwritesOthers,
+        KeyLockFault::ReleasesOthers,
+        KeyLockFault::ReleaseNotRepeated,
+        KeyLockFault::TakeNotUndone,
+        KeyLockFault::NoTakeover,
+        KeyLockFault::OwnRenewalForeign,
+        KeyLockFault::LossGivesUp,
+    ];
+}

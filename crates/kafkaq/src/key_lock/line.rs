@@ -1,0 +1,198 @@
+//! Those in one process who want the same key: one task takes its lock in the store, renews it, and hands it from one of
+//! them to the next.
+
+use super::{Inner, KeyGuard, Waiter};
+use crate::{
+    driver::{FAR, every_answer},
+    sync::lock,
+};
+use kafkaq_core::{
+    Error, Key, Result, Retry, Swap, Swapped,
+    key_lock::{KeyLock, Standing},
+};
+use std::{future::pending, sync::Arc};
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinHandle,
+    time::{Instant, sleep, sleep_until},
+};
+
+/// The line of a key.
+pub(super) struct Line {
+    inner: Arc<Inner>,
+    key: Key,
+    ended: bool,
+}
+
+impl Line {
+    pub(super) fn new(inner: Arc<Inner>, key: Key) -> Self {
+        Line { inner, key, ended: false }
+    }
+
+    /// Serves those who wait, until nobody does.
+    pub(super) async fn tend(mut self) {
+        while !self.inner.end(&self.key) {
+            if let Some(first) = self.inner.next(&self.key) {
+                self.serve(first).await;
+            }
+        }
+        self.ended = true;
+    }
+
+    /// Takes the lock once, for the first who waits and those behind.
+    async fn serve(&self, first: Waiter) {
+        let mut held = Held::new(&self.inner, &self.key);
+        let mut next = Some(first);
+        let mut taken = None;
+        while let Some(waiter) = next.take() {
+            match held.take(waiter).await {
+                Ok(waiter) => {
+                    let since = *taken.get_or_insert_with(Instant::now);
+                    held.hand_over(waiter).await;
+                    // Other processes wait as well.
+                    if held.is_held() && since.elapsed() < self.inner.settings.lease {
+                        next = self.inner.next(&self.key);
+                    }
+                }
+                Err(NotTaken::Gone) => next = self.inner.next(&self.key),
+                Err(NotTaken::Refused) => {}
+            }
+        }
+        held.give_back().await;
+        if !self.inner.is_last(&self.key) {
+            // For them to come first.
+            sleep(self.inner.settings.longest_pause().mul_f64(1.5)).await;
+        }
+    }
+}
+
+impl Drop for Line {
+    /// Also when the runtime ends: nobody may wait for ever.
+    fn drop(&mut self) {
+        if !self.ended {
+            lock(&self.inner.lines).remove(&self.key);
+        }
+    }
+}
+
+/// Why somebody who waited has not got the lock.
+enum NotTaken {
+    /// It doesn't wait any more.
+    Gone,
+    /// The store refuses, and it was told.
+    Refused,
+}
+
+/// One taking of the lock in the store.
+struct Held<'a> {
+    inner: &'a Inner,
+    lock: KeyLock,
+    call: Option<JoinHandle<Vec<Result<Swapped>>>>,
+}
+
+impl<'a> Held<'a> {
+    fn new(inner: &'a Inner, key: &Key) -> Self {
+        let lock = KeyLock::new(key.clone(), inner.token(), inner.settings);
+        Held { inner, lock, call: None }
+    }
+
+    fn standing(&mut self) -> Standing {
+        self.lock.standing(self.inner.clock.mono())
+    }
+
+    fn is_held(&mut self) -> bool {
+        matches!(self.standing(), Standing::Held(_))
+    }
+
+    /// Until it is held, for somebody who waits.
+    async fn take(&mut self, mut waiter: Waiter) -> Result<Waiter, NotTaken> {
+        while !self.is_held() {
+            tokio::select! {
+                biased;
+                () = waiter.closed() => return Err(NotTaken::Gone),
+                failed = self.step() => {
+                    if let Some(e) = failed.filter(|e| e.retry() == Retry::No) {
+                        let _ = waiter.send(Err(e));
+                        return Err(NotTaken::Refused);
+                    }
+                }
+            }
+        }
+        Ok(waiter)
+    }
+
+    /// Gives it to somebody, and waits until it is given back or dropped.
+    async fn hand_over(&mut self, waiter: Waiter) {
+        let (lost, told) = watch::channel(false);
+        let (held, mut given_back) = oneshot::channel();
+        if waiter.send(Ok(KeyGuard { lost: told, _held: held })).is_err() {
+            return;
+        }
+        loop {
+            if self.is_held() {
+                tokio::select! {
+                    biased;
+                    _ = &mut given_back => return,
+                    _ = self.step() => {}
+                }
+            } else {
+                // In this process nobody else gets it before its holder has ended.
+                lost.send_replace(true);
+                let _ = given_back.await;
+                return;
+            }
+        }
+    }
+
+    async fn give_back(mut self) {
+        self.lock.release(self.inner.clock.mono());
+        while self.standing() != Standing::Over {
+            self.step().await;
+        }
+    }
+
+    /// Sends what is to be sent, and waits for its answer or for the machine's time. Cancel-safe. Returns why the call has
+    /// failed.
+    async fn step(&mut self) -> Option<Error> {
+        let clock = self.inner.clock;
+        if self.call.is_none()
+            && let Some(swap) = self.lock.poll_swap(clock.now())
+        {
+            self.call = Some(self.send(swap));
+        }
+        let wake = self.wake_at();
+        let answer = async {
+            match &mut self.call {
+                Some(call) => call.await,
+                None => pending().await,
+            }
+        };
+        let answered = tokio::select! {
+            biased;
+            answered = answer => answered,
+            () = sleep_until(wake) => return None,
+        };
+        self.call = None;
+        let outcome = every_answer(answered).next()?;
+        let failed = outcome.as_ref().err().cloned();
+        self.lock.handle_swapped(outcome, clock.now());
+        failed
+    }
+
+    fn send(&self, swap: Swap) -> JoinHandle<Vec<Result<Swapped>>> {
+        let store = self.inner.store.clone();
+        // A task of its own, so that a store which panics is an unknown effect.
+        tokio::spawn(async move { store.swap(std::slice::from_ref(&swap)).await })
+    }
+
+    /// When to look again. Those who wait for the same lock must not look at it at the same times.
+    fn wake_at(&mut self) -> Instant {
+        let now = Instant::now();
+        let at = self.lock.poll_timeout().map_or(now + FAR, |at| self.inner.clock.at(at));
+        if self.is_held() {
+            return at;
+        }
+        let pause = at.saturating_duration_since(now).min(self.inner.settings.longest_pause());
+        at + pause.mul_f64(0.5 * fastrand::f64())
+    }
+}

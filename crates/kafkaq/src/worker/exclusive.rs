@@ -1,0 +1,263 @@
+//! Tasks of which one is executed at a time per key.
+//!
+//! The handler is wrapped: it takes the key's lock before it begins and gives it back when it has ended. The task's end is
+//! confirmed after that, so handlers of one key never overlap, while a confirmation may overlap with the next handler.
+
+use super::{
+    Ctx, Outcome, StopReason, TaskType,
+    handlers::{Ended, Executing, Handler},
+    panics, typed,
+};
+use crate::{KeyGuard, KeyLocks, Queue, sync::lock};
+use bytes::Bytes;
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    fmt,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::{runtime::Handle, time::sleep};
+
+/// How long an execution waits for its key, with its place in the worker, before it is snoozed.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// It is snoozed for so long the first time, then for twice as long each time, up to the longest.
+const FIRST_SNOOZE: Duration = Duration::from_millis(250);
+const LONGEST_SNOOZE: Duration = Duration::from_secs(30);
+
+/// Where the key of a task comes from.
+#[derive(Clone)]
+pub(super) enum KeyOf {
+    /// It is the key that it was published with.
+    Task,
+    /// A function gets it from the payload, of that kind.
+    Payload(&'static str, Arc<FromPayload>),
+}
+
+/// From the version of the payload and its bytes. `None` if they can't be decoded.
+type FromPayload = dyn Fn(u16, &[u8]) -> Option<Bytes> + Send + Sync;
+
+impl KeyOf {
+    pub(super) fn payload<T: TaskType, K: Into<Bytes>>(
+        key: impl Fn(&T) -> K + Send + Sync + 'static,
+    ) -> Self {
+        let key = move |version, payload: &[u8]| {
+            typed::decode::<T>(version, payload).ok().map(|task| key(&task).into())
+        };
+        KeyOf::Payload(T::KIND, Arc::new(key))
+    }
+
+    /// What is wrong with it, for a handler of that kind.
+    pub(super) fn check(&self, kind: &str) -> Option<String> {
+        match self {
+            KeyOf::Payload(of, _) if *of != kind => Some(format!("`{kind}`, exclusive by a key of `{of}`")),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Debug for KeyOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            KeyOf::Task => "Task",
+            KeyOf::Payload(..) => "Payload",
+        })
+    }
+}
+
+/// What the exclusive kinds of a worker share.
+pub(super) struct Exclusive {
+    locks: KeyLocks,
+    /// From this hand-out on a task waits for its key, however long it takes: each snooze costs a hand-out, and there is a
+    /// limit of them.
+    last_snooze: u32,
+    /// How many may wait for one key, and for all.
+    limits: (usize, usize),
+    inside: Mutex<Inside>,
+}
+
+/// Executions that have a key or wait for one.
+#[derive(Default)]
+struct Inside {
+    waiting: usize,
+    by_key: HashMap<Bytes, usize>,
+}
+
+impl Exclusive {
+    pub(super) fn new(queue: &Queue, concurrency: usize) -> Self {
+        Exclusive {
+            locks: queue.key_locks(),
+            last_snooze: queue.max_handouts() / 2,
+            limits: ((concurrency / 8).max(1), (concurrency / 2).max(1)),
+            inside: Mutex::default(),
+        }
+    }
+
+    /// Waits for the key of a task. `None` if it has none.
+    async fn begin<S>(self: Arc<Self>, ctx: Ctx<S>, version: u16, by: KeyOf) -> Result<Option<Turn>, Ended> {
+        let key = match &by {
+            KeyOf::Task => ctx.key().cloned(),
+            KeyOf::Payload(_, key) => {
+                panics::caught_blocking(|| key(version, ctx.payload())).map_err(Ended::Panicked)?
+            }
+        };
+        let Some(key) = key else { return Ok(None) };
+        let snoozed = ctx.attempt().saturating_sub(ctx.failures());
+        let snooze = || Err(Ended::Returned(Outcome::Snooze(pause(snoozed))));
+        let may_snooze = ctx.attempt() <= self.last_snooze;
+        let Some(mut place) = Place::take(&self, &key, !may_snooze) else { return snooze() };
+        tokio::select! {
+            biased;
+            // Not begun, so it is given back, which counts as no failure.
+            reason = ctx.stop().requested() => match reason {
+                StopReason::ShuttingDown => {
+                    let reason = "the worker stops".to_owned();
+                    Err(Ended::Returned(Outcome::Retry { delay: None, reason }))
+                }
+                _ => snooze(),
+            },
+            guard = self.locks.acquire(&key) => match guard {
+                Ok(guard) => {
+                    place.waits_no_more();
+                    Ok(Some(Turn { guard, _place: place }))
+                }
+                Err(error) => {
+                    tracing::warn!(target: "kafkaq", task = %ctx.id(), %error, "the key of a task can't be locked");
+                    snooze()
+                }
+            },
+            () = sleep(PATIENCE), if may_snooze => snooze(),
+        }
+    }
+}
+
+/// A random time of half to all of what is due after so many snoozes.
+fn pause(snoozed: u32) -> Duration {
+    let factor = 1_u32.checked_shl(snoozed.saturating_sub(1)).unwrap_or(u32::MAX);
+    let pause = FIRST_SNOOZE.saturating_mul(factor).min(LONGEST_SNOOZE);
+    pause.mul_f64(0.5 + 0.5 * fastrand::f64())
+}
+
+/// An execution that has the lock of its key.
+struct Turn {
+    guard: KeyGuard,
+    _place: Place,
+}
+
+/// A place among those that have a key or wait for it.
+struct Place {
+    exclusive: Arc<Exclusive>,
+    key: Bytes,
+    waits: bool,
+}
+
+impl Place {
+    /// `None` if there are enough that wait. The first of a key waits for nobody in this process.
+    fn take(exclusive: &Arc<Exclusive>, key: &Bytes, always: bool) -> Option<Self> {
+        let (per_key, in_all) = exclusive.limits;
+        let mut inside = lock(&exclusive.inside);
+        let waiting = inside.waiting;
+        let here = inside.by_key.entry(key.clone()).or_default();
+        let waits = *here > 0;
+        if waits && !always && (*here > per_key || waiting >= in_all) {
+            return None;
+        }
+        *here += 1;
+        inside.waiting += usize::from(waits);
+        Some(Place { exclusive: exclusive.clone(), key: key.clone(), waits })
+    }
+
+    fn waits_no_more(&mut self) {
+        if std::mem::take(&mut self.waits) {
+            lock(&self.exclusive.inside).waiting -= 1;
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.waits_no_more();
+        let mut inside = lock(&self.exclusive.inside);
+        if let Entry::Occupied(mut here) = inside.by_key.entry(self.key.clone()) {
+            *here.get_mut() -= 1;
+            if *here.get() == 0 {
+                here.remove();
+            }
+        }
+    }
+}
+
+/// The handler, one execution at a time per key.
+pub(super) fn wrap<S>(handler: Handler<S>, by: KeyOf, exclusive: Arc<Exclusive>) -> Handler<S>
+where
+    S: Send + Sync + 'static,
+{
+    Arc::new(move |ctx: Ctx<S>, version| {
+        let stop = ctx.stop().clone();
+        let turn = exclusive.clone().begin(ctx.clone(), version, by.clone());
+        match handler(ctx, version) {
+            Executing::Async(run) => Executing::Async(Box::pin(async move {
+                let turn = match turn.await {
+                    Ok(None) => return run.await,
+                    Ok(Some(turn)) => turn,
+                    Err(ended) => return ended,
+                };
+                // If this is dropped, the handler goes before its lock.
+                let mut run = run;
+                tokio::select! {
+                    biased;
+                    ended = &mut run => return ended,
+                    () = turn.guard.lost() => stop.tell(StopReason::LeaseLost),
+                }
+                run.await
+            })),
+            Executing::Blocking(run) => Executing::Blocking(Box::new(move || {
+                let turn = match Handle::current().block_on(turn) {
+                    Ok(None) => return run(),
+                    Ok(Some(turn)) => turn,
+                    Err(ended) => return ended,
+                };
+                let loss = turn.guard.loss();
+                let tell = tokio::spawn(async move {
+                    loss.await;
+                    stop.tell(StopReason::LeaseLost);
+                });
+                let ended = run();
+                tell.abort();
+                ended
+            })),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snoozes_double_to_their_limit_with_jitter() {
+        for (snoozed, most) in [(0, 250), (1, 250), (2, 500), (3, 1000), (8, 30_000), (u32::MAX, 30_000)] {
+            let most = Duration::from_millis(most);
+            assert!((most / 2..=most).contains(&pause(snoozed)), "{snoozed}");
+        }
+    }
+
+    #[tokio::test]
+    async fn those_that_wait_are_bounded_per_key_and_in_all() {
+        let queue = Queue::builder("q").build().await.unwrap();
+        let exclusive = Arc::new(Exclusive::new(&queue, 16));
+        let take = |key: &'static str, always| Place::take(&exclusive, &key.into(), always);
+        let (first, mut second) = (take("a", false).unwrap(), take("a", false).unwrap());
+        let third = take("a", false).unwrap();
+        assert!(take("a", false).is_none(), "one has it, and two wait");
+        drop(first);
+        second.waits_no_more();
+        let mut others: Vec<_> =
+            ["a", "b", "b", "b", "c", "c", "c", "d", "d", "d"].map(|key| take(key, false).unwrap()).into();
+        others.push(take("e", false).unwrap());
+        assert!(take("e", false).is_none(), "eight wait");
+        others.push(take("e", true).unwrap());
+        drop((second, third, others));
+        let inside = lock(&exclusive.inside);
+        assert!(inside.waiting == 0 && inside.by_key.is_empty(), "nothing is left");
+    }
+}

@@ -1,0 +1,286 @@
+//! Locks of keys over several processes, in virtual time.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use common::soon;
+use kafkaq::{
+    Error, ErrorKind, KeyGuard, KeyLocks, Queue, Result,
+    backend::{Key, LeaseStore, Swap, Swapped},
+    memory::{MemoryLog, MemoryStore},
+};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+const LEASE: Duration = Duration::from_secs(30);
+
+/// Counts the swaps, and fails as it is told.
+#[derive(Clone, Debug, Default)]
+struct Store {
+    inner: MemoryStore,
+    swaps: Arc<AtomicUsize>,
+    away: Arc<AtomicBool>,
+    refuses: Arc<AtomicBool>,
+    panics: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl LeaseStore for Store {
+    async fn get(&self, keys: &[Key]) -> Vec<Result<Option<Bytes>>> {
+        self.inner.get(keys).await
+    }
+
+    async fn swap(&self, swaps: &[Swap]) -> Vec<Result<Swapped>> {
+        self.swaps.fetch_add(swaps.len(), SeqCst);
+        assert!(!self.panics.load(SeqCst), "as the test wants it");
+        if self.away.load(SeqCst) {
+            return vec![Err(Error::unknown(ErrorKind::Timeout, "swap")); swaps.len()];
+        }
+        if self.refuses.load(SeqCst) {
+            return vec![Err(Error::not_applied(ErrorKind::Denied, "swap")); swaps.len()];
+        }
+        self.inner.swap(swaps).await
+    }
+
+    async fn check(&self) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Another process's locks.
+async fn locks(store: &Store) -> KeyLocks {
+    let queue = Queue::builder("q").broker(MemoryLog::new()).store(store.clone()).lease_duration(LEASE);
+    queue.build().await.unwrap().key_locks()
+}
+
+async fn acquire(locks: &KeyLocks, key: &str) -> KeyGuard {
+    timeout(100 * LEASE, soon(locks.acquire(key))).await.unwrap().unwrap()
+}
+
+async fn is_taken(locks: &KeyLocks, key: &str, time: Duration) -> bool {
+    timeout(time, locks.acquire(key)).await.is_err()
+}
+
+#[tokio::test(start_paused = true)]
+async fn key_has_one_holder_over_all_processes_and_is_free_when_it_is_dropped() {
+    let store = Store::default();
+    let (one, other) = (locks(&store).await, locks(&store).await);
+    let guard = acquire(&one, "a").await;
+    assert!(is_taken(&one, "a", 10 * LEASE).await, "in the same process");
+    assert!(is_taken(&other, "a", 10 * LEASE).await, "in another, over many renewals");
+    drop(acquire(&other, "b").await);
+    assert!(!guard.is_lost());
+    drop(guard);
+    let began = Instant::now();
+    let guard = acquire(&other, "a").await;
+    assert!(began.elapsed() < 2 * SECOND, "{:?}", began.elapsed());
+    drop(guard);
+    // A moment for it to be given back.
+    sleep(SECOND).await;
+    assert!(store.inner.is_empty(), "nothing is left in the store");
+}
+
+#[tokio::test(start_paused = true)]
+async fn thousand_holders_of_four_processes_never_meet() {
+    let store = Store::default();
+    let (inside, entered) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let mut holders = JoinSet::new();
+    for _ in 0..4 {
+        let locks = locks(&store).await;
+        for n in 0..250_u64 {
+            let (locks, inside, entered) = (locks.clone(), inside.clone(), entered.clone());
+            holders.spawn(async move {
+                sleep(Duration::from_millis(n * 40)).await;
+                let guard = acquire(&locks, "k").await;
+                assert_eq!(inside.fetch_add(1, SeqCst), 0, "two at once");
+                sleep(Duration::from_millis(20 + n % 7)).await;
+                assert!(!guard.is_lost());
+                inside.fetch_sub(1, SeqCst);
+                entered.fetch_add(1, SeqCst);
+            });
+        }
+    }
+    while let Some(held) = holders.join_next().await {
+        held.unwrap();
+    }
+    assert_eq!(entered.load(SeqCst), 1000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn line_of_one_process_is_in_order_and_asks_the_store_twice() {
+    let store = Store::default();
+    let locks = locks(&store).await;
+    let before = store.swaps.load(SeqCst);
+    let order = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let mut waiting = JoinSet::new();
+    for n in 0..20 {
+        let (locks, order) = (locks.clone(), order.clone());
+        waiting.spawn(async move {
+            sleep(Duration::from_millis(n)).await;
+            let guard = acquire(&locks, "k").await;
+            order.lock().unwrap().push(n);
+            sleep(Duration::from_millis(100)).await;
+            drop(guard);
+        });
+    }
+    while let Some(served) = waiting.join_next().await {
+        served.unwrap();
+    }
+    assert_eq!(*order.lock().unwrap(), (0..20).collect::<Vec<_>>());
+    sleep(SECOND).await;
+    assert_eq!(store.swaps.load(SeqCst) - before, 2, "one to take it, one to give it back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn process_whose_line_never_ends_lets_others_come_to_the_key() {
+    let store = Store::default();
+    let (busy, other) = (locks(&store).await, locks(&store).await);
+    for _ in 0..3 {
+        let locks = busy.clone();
+        tokio::spawn(async move {
+            loop {
+                let _guard = acquire(&locks, "k").await;
+                sleep(SECOND).await;
+            }
+        });
+    }
+    sleep(SECOND).await;
+    for _ in 0..5 {
+        let began = Instant::now();
+        let _guard = acquire(&other, "k").await;
+        assert!(began.elapsed() < LEASE + 5 * SECOND, "{:?}", began.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn holder_that_can_not_renew_is_told_before_another_has_the_key() {
+    let store = Store::default();
+    let (one, other) = (locks(&store).await, locks(&store).await);
+    let began = Instant::now();
+    let guard = acquire(&one, "k").await;
+    store.away.store(true, SeqCst);
+    soon(guard.lost()).await;
+    assert!(began.elapsed() <= LEASE + SECOND, "{:?}", began.elapsed());
+    assert!(began.elapsed() > LEASE - SECOND, "it holds for all of its lease: {:?}", began.elapsed());
+    assert!(guard.is_lost());
+    store.away.store(false, SeqCst);
+    assert!(
+        is_taken(&one, "k", 2 * LEASE).await,
+        "in its own process nobody has it before the guard is dropped"
+    );
+    let taken = acquire(&other, "k").await;
+    drop((guard, taken));
+    drop(acquire(&one, "k").await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn key_of_a_process_that_died_is_free_after_its_lease() {
+    let store = Store::default();
+    let dying = tokio::task::spawn_blocking({
+        let store = store.clone();
+        move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let (locks, guard) = runtime.block_on(async {
+                let locks = locks(&store).await;
+                let guard = locks.acquire("k").await.unwrap();
+                (locks, guard)
+            });
+            drop(runtime);
+            // Its tasks are gone, so nobody renews the lock, and nobody has given it back.
+            assert!(guard.is_lost());
+            locks
+        }
+    });
+    let gone = dying.await.unwrap();
+    for key in ["k", "another"] {
+        assert_eq!(soon(gone.acquire(key)).await.unwrap_err().kind(), ErrorKind::Closed);
+    }
+    let other = locks(&store).await;
+    let began = Instant::now();
+    let _guard = acquire(&other, "k").await;
+    let waited = began.elapsed();
+    assert!((LEASE - 2 * SECOND..LEASE + 4 * SECOND).contains(&waited), "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn holder_keeps_the_key_over_a_store_that_is_wiped_unless_another_was_first() {
+    let store = Store::default();
+    let (one, other) = (locks(&store).await, locks(&store).await);
+    let guard = acquire(&one, "k").await;
+    store.inner.clear();
+    sleep(LEASE).await;
+    assert!(is_taken(&other, "k", LEASE).await, "it has been written again");
+    assert!(!guard.is_lost());
+    // Between two renewals.
+    sleep(LEASE / 6).await;
+    store.inner.clear();
+    let _first = acquire(&other, "k").await;
+    let began = Instant::now();
+    soon(guard.lost()).await;
+    assert!(began.elapsed() <= LEASE, "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn caller_that_goes_away_leaves_the_line_and_gives_back_what_it_got() {
+    let store = Store::default();
+    let locks = locks(&store).await;
+    let guard = acquire(&locks, "k").await;
+    for _ in 0..3 {
+        assert!(is_taken(&locks, "k", SECOND).await);
+    }
+    drop(guard);
+    let guard = acquire(&locks, "k").await;
+    // One that is dropped when it has just been served.
+    let mut next = Box::pin(locks.acquire("k"));
+    assert!(timeout(SECOND, &mut next).await.is_err());
+    drop(guard);
+    sleep(SECOND).await;
+    drop(next);
+    drop(acquire(&locks, "k").await);
+    sleep(SECOND).await;
+    assert!(store.inner.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn store_that_refuses_or_panics_is_an_error_and_ends_no_line() {
+    let store = Store::default();
+    let locks = locks(&store).await;
+    store.refuses.store(true, SeqCst);
+    let e = soon(locks.acquire("k")).await.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Denied);
+    store.refuses.store(false, SeqCst);
+    store.panics.store(true, SeqCst);
+    let e = soon(locks.acquire("k")).await.unwrap_err();
+    assert!(e.to_string().contains("as the test wants it"), "{e}");
+    store.panics.store(false, SeqCst);
+    drop(acquire(&locks, "k").await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn any_bytes_are_a_key() {
+    let locks = locks(&Store::default()).await;
+    let (long, longer) = ("k".repeat(65), "k".repeat(66));
+    let keys: [&[u8]; 6] = [b"", b"\xff/\0", b".", b"..", long.as_bytes(), longer.as_bytes()];
+    let mut guards = Vec::new();
+    for key in keys {
+        guards.push(soon(locks.acquire(key)).await.unwrap());
+        assert!(timeout(SECOND, locks.acquire(key)).await.is_err());
+    }
+}
