@@ -20,12 +20,21 @@ pub(crate) enum Part {
     Delays,
     Idle,
     Worker,
+    Crowd,
     Seeds,
 }
 
 impl Part {
-    const ALL: [Part; 7] =
-        [Part::Pairs, Part::Stores, Part::Logs, Part::Delays, Part::Idle, Part::Worker, Part::Seeds];
+    const ALL: [Part; 8] = [
+        Part::Pairs,
+        Part::Stores,
+        Part::Logs,
+        Part::Delays,
+        Part::Idle,
+        Part::Worker,
+        Part::Crowd,
+        Part::Seeds,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -35,6 +44,7 @@ impl Part {
             Part::Delays => "delays",
             Part::Idle => "idle",
             Part::Worker => "worker",
+            Part::Crowd => "crowd",
             Part::Seeds => "seeds",
         }
     }
@@ -46,7 +56,7 @@ impl FromStr for Part {
     fn from_str(name: &str) -> Result<Self> {
         match Part::ALL.into_iter().find(|part| part.name() == name) {
             Some(part) => Ok(part),
-            None => bail!("bench {name}: it is pairs, stores, logs, delays, idle, worker or seeds"),
+            None => bail!("bench {name}: it is pairs, stores, logs, delays, idle, worker, crowd or seeds"),
         }
     }
 }

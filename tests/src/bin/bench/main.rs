@@ -4,6 +4,7 @@
 
 #![allow(clippy::print_stdout, reason = "the figures are its purpose")]
 
+mod crowd;
 mod delays;
 mod idle;
 mod logs;
@@ -33,7 +34,7 @@ fn typical_pairs() -> impl Iterator<Item = (BrokerKind, StoreKind)> {
     pairs.into_iter().filter(|(broker, store)| not_asked_for(*broker, *store).is_none())
 }
 
-/// Runs the parts that are named, or all: `pairs`, `stores`, `logs`, `delays`, `idle`.
+/// Runs the parts that are named, or all.
 #[tokio::main]
 async fn main() -> Outcome<()> {
     let named: Vec<String> = std::env::args().skip(1).collect();
@@ -56,6 +57,9 @@ async fn main() -> Outcome<()> {
     }
     if wanted("worker") {
         worker::measure().await;
+    }
+    if wanted("crowd") {
+        crowd::measure().await;
     }
     Ok(())
 }

@@ -1,0 +1,96 @@
+//! How soon fresh tasks are begun beside ten thousand that fail again and again.
+
+use crate::{
+    Outcome, attempt,
+    table::{Table, significant},
+    typical_pairs,
+};
+use kafkaq::worker::{Backoff, Ctx, Failure, TaskType, Worker};
+use kafkaq_tests::{Hold, Pair};
+use serde::{Deserialize, Serialize};
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+use tokio::time::{interval, sleep};
+
+const CROWD: usize = 10_000;
+const BACKOFF: Duration = Duration::from_secs(10);
+const FRESH: usize = 200;
+const EVERY: Duration = Duration::from_millis(100);
+const AT_ONCE: usize = 64;
+const LIMIT: Duration = Duration::from_secs(180);
+
+#[derive(Serialize, Deserialize)]
+struct Failing;
+
+impl TaskType for Failing {
+    const KIND: &'static str = "failing";
+}
+
+pub(crate) async fn measure() {
+    let title = format!(
+        "Fresh tasks beside {CROWD} that fail and are retried every {BACKOFF:?}, by a worker of {AT_ONCE} at once"
+    );
+    let columns = ["broker", "store", "failures, per second", "begun after: p50, ms", "p99", "at most"];
+    let mut table = Table::begin(&title, &columns);
+    for (broker, store) in typical_pairs() {
+        let mut row = vec![broker.name().to_owned(), store.name().to_owned()];
+        match attempt(LIMIT, run(Pair::new(broker, store, "crowd"))).await {
+            Ok((failures, late)) => {
+                row.push(significant(failures));
+                let at = |percent: usize| late[(late.len() * percent / 100).min(late.len() - 1)];
+                row.extend([50, 99, 100].map(|percent| significant(at(percent).as_secs_f64() * 1000.0)));
+            }
+            Err(why) => row.push(table.failed(&format!("{} with {}", broker.name(), store.name()), &why)),
+        }
+        table.row(row);
+    }
+    table.end();
+}
+
+/// How many fail per second, and how late each fresh task was begun, sorted.
+async fn run(pair: Pair) -> Outcome<(f64, Vec<Duration>)> {
+    let queue = pair.usual_queue().build().await?;
+    let failed = Arc::new(AtomicUsize::new(0));
+    let late = Arc::new(Mutex::new(Vec::with_capacity(FRESH)));
+    let (count, told, epoch) = (failed.clone(), late.clone(), Instant::now());
+    let mut running = Worker::builder(queue.clone())
+        .concurrency(AT_ONCE)
+        .retry(Backoff::fixed(BACKOFF).max_failures(1000))
+        .on(move |_: Ctx, _: Failing| {
+            count.fetch_add(1, Relaxed);
+            async { Err::<(), _>(Failure::retry("as ever")) }
+        })
+        // Its number is when it was published, in milliseconds.
+        .on(move |_: Ctx, task: Hold| {
+            let late = epoch.elapsed().saturating_sub(Duration::from_millis(task.ms));
+            told.lock().unwrap_or_else(PoisonError::into_inner).push(late);
+            async {}
+        })
+        .start()?;
+    for outcome in queue.enqueue_many((0..CROWD).map(|_| Failing)).await {
+        outcome?;
+    }
+    while failed.load(Relaxed) < CROWD {
+        sleep(EVERY).await;
+    }
+    let (before, began) = (failed.load(Relaxed), Instant::now());
+    let mut pace = interval(EVERY);
+    for _ in 0..FRESH {
+        pace.tick().await;
+        queue.enqueue(Hold { ms: epoch.elapsed().as_millis() as u64 }).await?;
+    }
+    let failures = (failed.load(Relaxed) - before) as f64 / began.elapsed().as_secs_f64();
+    while late.lock().unwrap_or_else(PoisonError::into_inner).len() < FRESH {
+        sleep(EVERY).await;
+    }
+    running.stop();
+    running.stopped().await?;
+    let mut late = std::mem::take(&mut *late.lock().unwrap_or_else(PoisonError::into_inner));
+    late.sort_unstable();
+    Ok((failures, late))
+}
