@@ -209,6 +209,9 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
 
     /// Starts the worker in the background. Needs a tokio runtime, best the one that the queue was built on.
     ///
+    /// Leases are renewed there. If other code may block all threads of that runtime for as long as a lease, build the queue
+    /// and start the worker on a runtime of their own.
+    ///
     /// # Errors
     /// `Invalid` names the setting that makes no sense; `Unavailable` when the system gives no threads.
     pub fn start(mut self) -> Result<WorkerHandle> {
