@@ -218,6 +218,38 @@ async fn executions_are_counted_and_timed_by_kind() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn task_that_waits_for_its_key_is_no_execution_that_runs() {
+    let recorder = TestRecorder::default();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let queue = queue().await;
+    let labels = [("queue", "emails"), ("kind", "act")];
+    let lock = queue.key_locks().acquire("k").await.unwrap();
+    let options = Options::new().exclusive_by(|Act(how): &Act| {
+        assert!(how != "panic", "of the key");
+        "k"
+    });
+    let running = Worker::builder(queue.clone())
+        .retry(Backoff::fixed(SECOND).jitter(false).max_failures(1))
+        .on_with(act, options)
+        .start()
+        .unwrap();
+    queue.enqueue(Act("done".into())).await.unwrap();
+    let panics = || recorder.counter("kafkaq_panics_total", &labels);
+    queue.enqueue(Act("panic".into())).await.unwrap();
+    until("a panic", || panics() == 1).await;
+    for _ in 0..20 {
+        assert_eq!(recorder.gauge("kafkaq_executions_running", &labels), 0.0);
+        sleep(SECOND).await;
+    }
+    assert!(running.report().snoozed > 0);
+    drop(lock);
+    until("it to be done", || running.report().done == 1).await;
+    assert_eq!(recorder.histogram("kafkaq_execution_seconds", &labels).len(), 1);
+    let waiting = recorder.histogram("kafkaq_waiting_seconds", &labels);
+    assert!(waiting.is_empty(), "its first execution was not its first hand-out: {waiting:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn gauges_tell_what_the_queue_holds_and_end_at_zero() {
     let recorder = TestRecorder::default();
     let _guard = metrics::set_default_local_recorder(&recorder);

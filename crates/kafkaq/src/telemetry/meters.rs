@@ -267,6 +267,10 @@ mod executions {
         pub(crate) fn timed_out(&self) {
             self.0.timeouts.increment(1);
         }
+
+        pub(crate) fn panicked(&self) {
+            self.0.panics.increment(1);
+        }
     }
 
     /// Measures one execution until it is dropped, which is also what becomes of one that is given up.
@@ -274,12 +278,6 @@ mod executions {
     pub(crate) struct RunningMeter {
         handles: Arc<Handles>,
         began: Instant,
-    }
-
-    impl RunningMeter {
-        pub(crate) fn panicked(&self) {
-            self.handles.panics.increment(1);
-        }
     }
 
     impl Drop for RunningMeter {

@@ -73,13 +73,10 @@ impl ExecutionMeter {
     pub(crate) fn expired(&self, _: bool) {}
 
     pub(crate) fn timed_out(&self) {}
+
+    pub(crate) fn panicked(&self) {}
 }
 
 #[cfg(all(feature = "worker", feature = "spans"))]
 #[derive(Debug)]
 pub(crate) struct RunningMeter;
-
-#[cfg(all(feature = "worker", feature = "spans"))]
-impl RunningMeter {
-    pub(crate) fn panicked(&self) {}
-}

@@ -3,7 +3,7 @@
 use super::{
     Backoff, Options, WorkerReport,
     context::Ctx,
-    exclusive::{self, Exclusive},
+    exclusive::Exclusive,
     failure::IntoOutcome,
     handlers::{self, Handler},
     kinds::{Kind, Kinds, Line},
@@ -268,16 +268,19 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         let layered = std::mem::replace(&mut self.layers, Layers::new()).build();
         let exclusive = Arc::new(Exclusive::new(&self.queue, self.settings.concurrency));
         let line = |name: &str, (handler, options): &(Handler<S>, Options)| {
-            let (mut handler, state) = (handler.clone(), self.state.clone());
-            if let Some(by) = &options.exclusive {
-                handler = exclusive::wrap(handler, by.clone(), exclusive.clone());
-            }
+            let (handler, state) = (handler.clone(), self.state.clone());
             let observe = Observe::new(&self.queue, name);
             let (observer, layered) = (observe.clone(), layered.clone());
+            let (exclusive, by) = (exclusive.clone(), options.exclusive.clone());
             let handler = move |execution, version| {
                 let ctx = Ctx::new(execution, state.clone());
-                // Layers run inside the span, as the handler does.
-                observer.around(ctx, |ctx| layered.around(ctx, |ctx| handler(ctx, version)))
+                // Layers run inside the span, as the handler does. Neither begins before the task has its key.
+                let execute =
+                    |ctx| observer.around(ctx, |ctx| layered.around(ctx, |ctx| handler(ctx, version)));
+                match &by {
+                    Some(by) => exclusive.around(by, ctx, version, execute),
+                    None => execute(ctx),
+                }
             };
             let backoff = options.backoff.clone().unwrap_or_else(|| self.backoff.clone());
             let timeout = options.timeout.or(self.timeout);

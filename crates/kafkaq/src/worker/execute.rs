@@ -178,6 +178,7 @@ fn judge(shared: &Shared, active: &Active, ended: Option<Ended>) -> Verdict {
         (Some(Ended::Returned(outcome)), _) => Verdict::Outcome(outcome),
         (Some(Ended::Panicked(told)), _) => {
             shared.counters.panicked.fetch_add(1, Relaxed);
+            active.kind.observe.panicked();
             failed(told)
         }
         (None, Some(StopReason::ShuttingDown)) => Verdict::Release,
