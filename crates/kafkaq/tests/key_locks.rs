@@ -35,6 +35,8 @@ struct Store {
     away: Arc<AtomicBool>,
     refuses: Arc<AtomicBool>,
     panics: Arc<AtomicBool>,
+    /// How long a swap takes to get there, and its answer to come back.
+    way: Duration,
 }
 
 #[async_trait]
@@ -52,7 +54,10 @@ impl LeaseStore for Store {
         if self.refuses.load(SeqCst) {
             return vec![Err(Error::not_applied(ErrorKind::Denied, "swap")); swaps.len()];
         }
-        self.inner.swap(swaps).await
+        sleep(self.way).await;
+        let outcomes = self.inner.swap(swaps).await;
+        sleep(self.way).await;
+        outcomes
     }
 
     async fn check(&self) -> Result<Vec<String>> {
@@ -166,6 +171,45 @@ async fn process_whose_line_never_ends_lets_others_come_to_the_key() {
         let began = Instant::now();
         let _guard = acquire(&other, "k").await;
         assert!(began.elapsed() < LEASE + 5 * SECOND, "{:?}", began.elapsed());
+    }
+}
+
+/// As a worker does that executes one task at a time: the next comes while the key is given back, or just after that.
+#[tokio::test(start_paused = true)]
+async fn key_that_nobody_else_wants_is_had_again_as_fast_as_the_store_is() {
+    for gap in [0, 1, 5, 50].map(Duration::from_millis) {
+        let way = Duration::from_millis(2);
+        let locks = locks(&Store { way, ..Store::default() }).await;
+        for _ in 0..50 {
+            let began = Instant::now();
+            drop(acquire(&locks, "k").await);
+            // To give it back, and to take it.
+            assert!(began.elapsed() < 5 * 2 * way, "{:?} after {gap:?}", began.elapsed());
+            sleep(gap).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn process_that_takes_the_key_again_and_again_lets_others_come_to_it() {
+    for gap in [0, 1, 5, 50].map(Duration::from_millis) {
+        let store = Store { way: Duration::from_millis(2), ..Store::default() };
+        let (busy, other) = (locks(&store).await, locks(&store).await);
+        let busy = tokio::spawn(async move {
+            loop {
+                let guard = acquire(&busy, "k").await;
+                sleep(5 * SECOND).await;
+                drop(guard);
+                sleep(gap).await;
+            }
+        });
+        sleep(SECOND).await;
+        for _ in 0..10 {
+            let began = Instant::now();
+            let _guard = acquire(&other, "k").await;
+            assert!(began.elapsed() < LEASE + 10 * SECOND, "{:?} beside {gap:?}", began.elapsed());
+        }
+        busy.abort();
     }
 }
 

@@ -1,7 +1,7 @@
 //! Those in one process who want the same key: one task takes its lock in the store, renews it, and hands it from one of
 //! them to the next.
 
-use super::{Inner, KeyGuard, Waiter};
+use super::{Inner, KeyGuard, Waiter, turns::Turn};
 use crate::{
     driver::{FAR, every_answer},
     sync::lock,
@@ -14,43 +14,50 @@ use std::{future::pending, sync::Arc};
 use tokio::{
     sync::{oneshot, watch},
     task::JoinHandle,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 
 /// The line of a key.
 pub(super) struct Line {
     inner: Arc<Inner>,
     key: Key,
+    /// The last time that the key was this process's.
+    turn: Option<Turn>,
     ended: bool,
 }
 
 impl Line {
     pub(super) fn new(inner: Arc<Inner>, key: Key) -> Self {
-        Line { inner, key, ended: false }
+        let turn = lock(&inner.lines).turns.take(&key);
+        Line { inner, key, turn, ended: false }
     }
 
     /// Serves those who wait, until nobody does.
     pub(super) async fn tend(mut self) {
-        while !self.inner.end(&self.key) {
+        while !self.inner.end(&self.key, self.turn) {
             if let Some(first) = self.inner.next(&self.key) {
-                self.serve(first).await;
+                self.turn = self.serve(first).await;
             }
         }
         self.ended = true;
     }
 
-    /// Takes the lock once, for the first who waits and those behind.
-    async fn serve(&self, first: Waiter) {
+    /// Takes the lock once, for the first who waits and those behind. Returns the turn in which they had it.
+    async fn serve(&self, first: Waiter) -> Option<Turn> {
+        let settings = &self.inner.settings;
+        if let Some(turn) = self.turn {
+            sleep_until(turn.again(settings)).await;
+        }
+        let mut since = self.turn.filter(|turn| turn.goes_on(settings)).map(|turn| turn.since);
         let mut held = Held::new(&self.inner, &self.key);
         let mut next = Some(first);
-        let mut taken = None;
         while let Some(waiter) = next.take() {
             match held.take(waiter).await {
                 Ok(waiter) => {
-                    let since = *taken.get_or_insert_with(Instant::now);
+                    let since = *since.get_or_insert_with(Instant::now);
                     held.hand_over(waiter).await;
                     // Other processes wait as well.
-                    if held.is_held() && since.elapsed() < self.inner.settings.lease {
+                    if held.is_held() && since.elapsed() < settings.lease {
                         next = self.inner.next(&self.key);
                     }
                 }
@@ -58,11 +65,11 @@ impl Line {
                 Err(NotTaken::Refused) => {}
             }
         }
+        // If another has it, that has come to it.
+        let is_held = held.is_held();
         held.give_back().await;
-        if !self.inner.is_last(&self.key) {
-            // For them to come first.
-            sleep(self.inner.settings.longest_pause().mul_f64(1.5)).await;
-        }
+        let since = since.filter(|_| is_held)?;
+        Some(Turn { since, given_back: Instant::now() })
     }
 }
 
@@ -70,7 +77,7 @@ impl Drop for Line {
     /// Also when the runtime ends: nobody may wait for ever.
     fn drop(&mut self) {
         if !self.ended {
-            lock(&self.inner.lines).remove(&self.key);
+            lock(&self.inner.lines).waiting.remove(&self.key);
         }
     }
 }

@@ -1,8 +1,12 @@
 //! Locks of keys, over all processes of a queue.
 
 mod line;
+mod turns;
 
-use self::line::Line;
+use self::{
+    line::Line,
+    turns::{Turn, Turns},
+};
 use crate::{driver::Clock, sync::lock};
 use kafkaq_core::{
     Error, ErrorKind, Key, Keyspace, LeaseStore, LeaseToken, Result, key_lock::KeyLockSettings,
@@ -56,9 +60,9 @@ use uuid::Uuid;
 ///
 /// # What it costs
 /// Two swaps of the store, one to take and one to give back, and one more per third of a lease. Within a process those who
-/// want the same key wait in line, first come, first served, and the lock is handed on without asking the store; after a
-/// lease's time it is given up for a moment, so that other processes come to it. Between processes there is no order:
-/// each looks again after a pause that grows from 20 ms to 1 s.
+/// want the same key wait in line, first come, first served, and the lock is handed on without asking the store; a process
+/// that has had it for a lease's time, if with gaps in which nobody else came to it, leaves it to others for a second or two.
+/// Between processes there is no order: each looks again after a pause that grows from 20 ms to 1 s.
 #[derive(Clone)]
 pub struct KeyLocks {
     inner: Arc<Inner>,
@@ -73,8 +77,14 @@ struct Inner {
     runtime: Handle,
     process: [u8; 16],
     count: AtomicU64,
+    lines: Mutex<Lines>,
+}
+
+#[derive(Default)]
+struct Lines {
     /// Keys that are held or wanted here. Each has a task that tends it.
-    lines: Mutex<HashMap<Key, VecDeque<Waiter>>>,
+    waiting: HashMap<Key, VecDeque<Waiter>>,
+    turns: Turns,
 }
 
 type Waiter = oneshot::Sender<Result<KeyGuard>>;
@@ -105,9 +115,9 @@ impl KeyLocks {
         let key = Key::lock(&self.inner.keyspace, &name(key.as_ref()))?;
         let (tell, told) = oneshot::channel();
         let is_first = {
-            let mut lines = lock(&self.inner.lines);
-            let is_first = !lines.contains_key(&key);
-            lines.entry(key.clone()).or_default().push_back(tell);
+            let waiting = &mut lock(&self.inner.lines).waiting;
+            let is_first = !waiting.contains_key(&key);
+            waiting.entry(key.clone()).or_default().push_back(tell);
             is_first
         };
         if is_first {
@@ -131,10 +141,10 @@ impl Inner {
         LeaseToken { process: self.process, number: self.count.fetch_add(1, Ordering::Relaxed) }
     }
 
-    /// The next who waits for the key. If nobody does, the line ends.
+    /// The next who waits for the key.
     fn next(&self, key: &Key) -> Option<Waiter> {
         let mut lines = lock(&self.lines);
-        let waiting = lines.get_mut(key)?;
+        let waiting = lines.waiting.get_mut(key)?;
         while let Some(waiter) = waiting.pop_front() {
             if !waiter.is_closed() {
                 return Some(waiter);
@@ -143,17 +153,15 @@ impl Inner {
         None
     }
 
-    /// Whether nobody waits for the key.
-    fn is_last(&self, key: &Key) -> bool {
-        lock(&self.lines).get(key).is_none_or(VecDeque::is_empty)
-    }
-
     /// Ends the line if nobody waits. Returns whether it has ended.
-    fn end(&self, key: &Key) -> bool {
+    fn end(&self, key: &Key, turn: Option<Turn>) -> bool {
         let mut lines = lock(&self.lines);
-        let ended = lines.get(key).is_none_or(VecDeque::is_empty);
+        let ended = lines.waiting.get(key).is_none_or(VecDeque::is_empty);
         if ended {
-            lines.remove(key);
+            lines.waiting.remove(key);
+            if let Some(turn) = turn {
+                lines.turns.keep(key, turn, &self.settings);
+            }
         }
         ended
     }
