@@ -47,6 +47,7 @@ impl LeaseStore for Store {
 
     async fn swap(&self, swaps: &[Swap]) -> Vec<Result<Swapped>> {
         self.swaps.fetch_add(swaps.len(), SeqCst);
+        sleep(self.way).await;
         assert!(!self.panics.load(SeqCst), "as the test wants it");
         if self.away.load(SeqCst) {
             return vec![Err(Error::unknown(ErrorKind::Timeout, "swap")); swaps.len()];
@@ -54,7 +55,6 @@ impl LeaseStore for Store {
         if self.refuses.load(SeqCst) {
             return vec![Err(Error::not_applied(ErrorKind::Denied, "swap")); swaps.len()];
         }
-        sleep(self.way).await;
         let outcomes = self.inner.swap(swaps).await;
         sleep(self.way).await;
         outcomes
@@ -315,6 +315,29 @@ async fn store_that_refuses_or_panics_is_an_error_and_ends_no_line() {
     assert!(e.to_string().contains("as the test wants it"), "{e}");
     store.panics.store(false, SeqCst);
     drop(acquire(&locks, "k").await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn store_that_refuses_is_told_to_all_who_wait_at_once() {
+    let store = Store { way: SECOND, ..Store::default() };
+    let locks = locks(&store).await;
+    store.refuses.store(true, SeqCst);
+    let before = store.swaps.load(SeqCst);
+    let mut waiting = JoinSet::new();
+    for n in 0..50_u64 {
+        let locks = locks.clone();
+        waiting.spawn(async move {
+            sleep(Duration::from_millis(n)).await;
+            let began = Instant::now();
+            (locks.acquire("k").await.unwrap_err().kind(), began.elapsed())
+        });
+    }
+    while let Some(told) = waiting.join_next().await {
+        let (kind, took) = told.unwrap();
+        assert_eq!(kind, ErrorKind::Denied);
+        assert!(took <= 2 * SECOND, "{took:?}");
+    }
+    assert_eq!(store.swaps.load(SeqCst) - before, 1);
 }
 
 #[tokio::test(start_paused = true)]

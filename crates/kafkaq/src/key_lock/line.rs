@@ -62,7 +62,8 @@ impl Line {
                     }
                 }
                 Err(NotTaken::Gone) => next = self.inner.next(&self.key),
-                Err(NotTaken::Refused) => {}
+                Err(NotTaken::Refused(e)) => self.inner.refuse(&self.key, &e),
+                Err(NotTaken::Lost(waiter)) => self.inner.put_back(&self.key, waiter),
             }
         }
         // If another has it, that has come to it.
@@ -87,7 +88,9 @@ enum NotTaken {
     /// It doesn't wait any more.
     Gone,
     /// The store refuses, and it was told.
-    Refused,
+    Refused(Error),
+    /// The lock was lost before it came to it. It still waits.
+    Lost(Waiter),
 }
 
 /// One taking of the lock in the store.
@@ -113,19 +116,23 @@ impl<'a> Held<'a> {
 
     /// Until it is held, for somebody who waits.
     async fn take(&mut self, mut waiter: Waiter) -> Result<Waiter, NotTaken> {
-        while !self.is_held() {
+        loop {
+            match self.standing() {
+                Standing::Held(_) => return Ok(waiter),
+                Standing::Lost => return Err(NotTaken::Lost(waiter)),
+                Standing::Taking | Standing::Releasing | Standing::Over => {}
+            }
             tokio::select! {
                 biased;
                 () = waiter.closed() => return Err(NotTaken::Gone),
                 failed = self.step() => {
                     if let Some(e) = failed.filter(|e| e.retry() == Retry::No) {
-                        let _ = waiter.send(Err(e));
-                        return Err(NotTaken::Refused);
+                        let _ = waiter.send(Err(e.clone()));
+                        return Err(NotTaken::Refused(e));
                     }
                 }
             }
         }
-        Ok(waiter)
     }
 
     /// Gives it to somebody, and waits until it is given back or dropped.
@@ -201,5 +208,32 @@ impl<'a> Held<'a> {
         }
         let pause = at.saturating_duration_since(now).min(self.inner.settings.longest_pause());
         at + pause.mul_f64(0.5 * fastrand::f64())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::KeyLocks, *};
+    use crate::{driver::Clock, memory::MemoryStore};
+    use kafkaq_core::{Keyspace, key_lock::KeyLockSettings};
+    use std::time::Duration;
+    use tokio::{runtime::Handle, time::timeout};
+
+    /// Its holder was served just before, and the process has stood still since.
+    #[tokio::test(start_paused = true)]
+    async fn lock_that_is_lost_when_it_comes_to_the_next_is_not_waited_for() {
+        let settings = KeyLockSettings::new(Duration::from_secs(60), Duration::from_secs(1));
+        let (store, clock) = (Arc::new(MemoryStore::new()), Clock::start());
+        let locks =
+            KeyLocks::new(store, Keyspace::new("q", "g", "q").unwrap(), settings, clock, Handle::current());
+        let key = Key::of(&["x", "q", "g", "k"]).unwrap();
+        let mut held = Held::new(&locks.inner, &key);
+        let ((first, _), (second, _waits)) = (oneshot::channel(), oneshot::channel());
+        assert!(held.take(first).await.is_err_and(|e| matches!(e, NotTaken::Gone)));
+        assert!(held.take(second).await.is_ok());
+        tokio::time::advance(settings.lease).await;
+        let (third, _waits) = oneshot::channel();
+        let taken = timeout(settings.lease * 10, held.take(third)).await.expect("it hangs");
+        assert!(matches!(taken, Err(NotTaken::Lost(_))));
     }
 }

@@ -153,6 +153,20 @@ impl Inner {
         None
     }
 
+    /// Lets somebody be the next again.
+    fn put_back(&self, key: &Key, waiter: Waiter) {
+        lock(&self.lines).waiting.entry(key.clone()).or_default().push_front(waiter);
+    }
+
+    /// Tells all who wait for the key what the store says.
+    fn refuse(&self, key: &Key, e: &Error) {
+        let waiting = lock(&self.lines).waiting.get_mut(key).map(std::mem::take);
+        for waiter in waiting.into_iter().flatten() {
+            // It may have gone away.
+            let _ = waiter.send(Err(e.clone()));
+        }
+    }
+
     /// Ends the line if nobody waits. Returns whether it has ended.
     fn end(&self, key: &Key, turn: Option<Turn>) -> bool {
         let mut lines = lock(&self.lines);
