@@ -31,6 +31,8 @@ pub enum KeyLockFault {
     OwnRenewalForeign,
     /// A lock that the store has lost is given up, though its time is not over.
     LossGivesUp,
+    /// A write of one's own that came late and was found is left when the taking is given up.
+    LateOwnLeft,
 }
 
 impl KeyLockFault {
@@ -50,5 +52,6 @@ impl KeyLockFault {
         KeyLockFault::NoTakeover,
         KeyLockFault::OwnRenewalForeign,
         KeyLockFault::LossGivesUp,
+        KeyLockFault::LateOwnLeft,
     ];
 }

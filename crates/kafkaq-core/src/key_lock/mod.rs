@@ -224,7 +224,11 @@ impl KeyLock {
         self.seen.clone_from(&found);
         self.not_before = now.mono;
         self.written = match (self.written.take(), found) {
-            (Some((_, sent)), Some(found)) if own || planted!(self, ReleasesOthers) => Some((found, sent)),
+            // One's own may have come late, when nothing was known of it any more.
+            (written, Some(found)) if own && (written.is_some() || !planted!(self, LateOwnLeft)) => {
+                Some((found, written.map_or(now.mono, |(_, sent)| sent)))
+            }
+            (Some((_, sent)), Some(found)) if planted!(self, ReleasesOthers) => Some((found, sent)),
             _ => None,
         };
         match standing {

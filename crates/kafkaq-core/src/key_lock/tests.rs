@@ -168,3 +168,20 @@ fn take_that_is_given_up_is_undone_if_it_may_have_happened() {
     let undo = doubtful.poll_swap(at(3)).unwrap();
     assert_eq!((undo.expect, undo.new), (take.new, None));
 }
+
+#[test]
+fn own_write_that_comes_after_anothers_is_undone() {
+    let mut lock = lock(1);
+    let late = lock.poll_swap(at(0)).unwrap().new;
+    lock.handle_swapped(unknown(), at(1));
+    lock.poll_swap(at(2)).unwrap();
+    lock.handle_swapped(Ok(Swapped::Conflict(Some(others(2)))), at(2));
+    lock.poll_swap(at(4)).unwrap();
+    lock.handle_swapped(Ok(Swapped::Conflict(late.clone())), at(4));
+    lock.poll_swap(at(4)).unwrap();
+    lock.handle_swapped(Err(Error::not_applied(ErrorKind::Unavailable, "swap")), at(5));
+    lock.release(at(5).mono);
+    assert_eq!(lock.standing(at(5).mono), Standing::Releasing);
+    let undo = lock.poll_swap(at(5)).unwrap();
+    assert_eq!((undo.expect, undo.new), (late, None));
+}

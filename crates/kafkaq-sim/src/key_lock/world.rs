@@ -22,7 +22,8 @@ const END: Us = WIPE + 8 * SEC;
 /// The longest that one way to the store takes.
 pub(super) const WAY: Us = 100 * MS;
 const TIMEOUT: Us = SEC;
-const LATEST: Us = 2500 * MS;
+/// Later than a lease is over.
+const LATEST: Us = LEASE * 3 / 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Activity {
@@ -56,7 +57,7 @@ pub(super) struct Proc {
 struct Value {
     bytes: Bytes,
     forgotten: Us,
-    /// Nobody could know that it would come.
+    /// It came after its answer, and whoever wrote it was not told of it.
     is_late: bool,
 }
 
@@ -354,6 +355,7 @@ impl World {
         if let Ok(Swapped::Conflict(found)) = &outcome {
             self.stats.conflicts += 1;
             work.conflict.clone_from(found);
+            self.told_of(p, k, found.as_ref());
         }
         if self.trace.on {
             let told = format!("{outcome:?}");
@@ -363,6 +365,17 @@ impl World {
             lock.handle_swapped(outcome, clock);
         }
         self.check_answered(p, k, before);
+    }
+
+    /// A taking was told of a value. If it is its own, it knows now what it has left.
+    fn told_of(&mut self, p: usize, k: usize, found: Option<&Bytes>) {
+        let own = self.procs[p].works[k].token;
+        if let (Some(value), Some(found)) = (&mut self.store[k], found)
+            && value.bytes == *found
+            && token(found) == own
+        {
+            value.is_late = false;
+        }
     }
 
     /// What the store has.
