@@ -6,7 +6,7 @@ mod common;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use common::soon;
+use common::{PATIENCE, quick, soon};
 use kafkaq::{
     Error, ErrorKind, KeyGuard, KeyLocks, Queue, Result,
     backend::{Key, LeaseStore, Swap, Swapped},
@@ -232,6 +232,47 @@ async fn holder_that_can_not_renew_is_told_before_another_has_the_key() {
     let taken = acquire(&other, "k").await;
     drop((guard, taken));
     drop(acquire(&one, "k").await);
+}
+
+/// In real time: the queue's runtime stands still, so nobody renews the lock, and nobody tells of its loss.
+#[test]
+fn holder_learns_of_the_loss_from_the_clock_alone() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (queues, handlers) = (runtime(), runtime());
+    let guard = queues.block_on(async {
+        let queue = quick(&MemoryLog::new(), &MemoryStore::new()).build().await.unwrap();
+        queue.key_locks().acquire("k").await.unwrap()
+    });
+    assert!(!guard.is_lost());
+    handlers.block_on(soon(guard.lost()));
+    assert!(guard.is_lost());
+    let guard = queues.block_on(async {
+        let queue = quick(&MemoryLog::new(), &MemoryStore::new()).build().await.unwrap();
+        queue.key_locks().acquire("k").await.unwrap()
+    });
+    let began = std::time::Instant::now();
+    while !guard.is_lost() {
+        assert!(began.elapsed() < PATIENCE, "it is never lost");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A write of an earlier holder must not pass for the next one's, also of the same process.
+#[tokio::test(start_paused = true)]
+async fn each_guard_has_a_token_of_its_own() {
+    let store = Store::default();
+    let (one, other) = (locks(&store).await, locks(&store).await);
+    let mut tokens = std::collections::HashSet::new();
+    for locks in [&one, &one, &other, &one] {
+        let mut next = Box::pin(locks.acquire("k"));
+        let guard = soon(&mut next).await.unwrap();
+        // One who waits is handed the same lock of the store.
+        let mut waiting = Box::pin(locks.acquire("k"));
+        assert!(timeout(SECOND, &mut waiting).await.is_err());
+        assert!(tokens.insert(guard.token()));
+        drop(guard);
+        assert!(tokens.insert(soon(waiting).await.unwrap().token()));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -33,6 +33,10 @@ pub enum KeyLockFault {
     LossGivesUp,
     /// A write of one's own that came late and was found is left when the taking is given up.
     LateOwnLeft,
+    /// A machine that was suspended goes by its monotonic clock alone.
+    WallIgnored,
+    /// The store is to keep a lock for the lease alone.
+    TtlWithoutSkew,
 }
 
 impl KeyLockFault {
@@ -53,5 +57,7 @@ impl KeyLockFault {
         KeyLockFault::OwnRenewalForeign,
         KeyLockFault::LossGivesUp,
         KeyLockFault::LateOwnLeft,
+        KeyLockFault::WallIgnored,
+        KeyLockFault::TtlWithoutSkew,
     ];
 }

@@ -1,7 +1,7 @@
 //! Those in one process who want the same key: one task takes its lock in the store, renews it, and hands it from one of
 //! them to the next.
 
-use super::{Inner, KeyGuard, Waiter, turns::Turn};
+use super::{Inner, KeyGuard, Until, Waiter, turns::Turn};
 use crate::{
     driver::{FAR, every_answer},
     sync::lock,
@@ -9,6 +9,7 @@ use crate::{
 use kafkaq_core::{
     Error, Key, Result, Retry, Swap, Swapped,
     key_lock::{KeyLock, Standing},
+    machine::Now,
 };
 use std::{future::pending, sync::Arc};
 use tokio::{
@@ -53,9 +54,9 @@ impl Line {
         let mut next = Some(first);
         while let Some(waiter) = next.take() {
             match held.take(waiter).await {
-                Ok(waiter) => {
+                Ok((waiter, until)) => {
                     let since = *since.get_or_insert_with(Instant::now);
-                    held.hand_over(waiter).await;
+                    held.hand_over(waiter, until).await;
                     // Other processes wait as well.
                     if held.is_held() && since.elapsed() < settings.lease {
                         next = self.inner.next(&self.key);
@@ -107,18 +108,22 @@ impl<'a> Held<'a> {
     }
 
     fn standing(&mut self) -> Standing {
-        self.lock.standing(self.inner.clock.mono())
+        self.lock.standing(self.inner.clock.now())
     }
 
     fn is_held(&mut self) -> bool {
         matches!(self.standing(), Standing::Held(_))
     }
 
+    fn until(&self, until: Now) -> Until {
+        Until { mono: self.inner.clock.at(until.mono), wall: until.wall }
+    }
+
     /// Until it is held, for somebody who waits.
-    async fn take(&mut self, mut waiter: Waiter) -> Result<Waiter, NotTaken> {
+    async fn take(&mut self, mut waiter: Waiter) -> Result<(Waiter, Until), NotTaken> {
         loop {
             match self.standing() {
-                Standing::Held(_) => return Ok(waiter),
+                Standing::Held(until) => return Ok((waiter, self.until(until))),
                 Standing::Lost => return Err(NotTaken::Lost(waiter)),
                 Standing::Taking | Standing::Releasing | Standing::Over => {}
             }
@@ -136,26 +141,23 @@ impl<'a> Held<'a> {
     }
 
     /// Gives it to somebody, and waits until it is given back or dropped.
-    async fn hand_over(&mut self, waiter: Waiter) {
-        let (lost, told) = watch::channel(false);
-        let (held, mut given_back) = oneshot::channel();
-        if waiter.send(Ok(KeyGuard { lost: told, _held: held })).is_err() {
+    async fn hand_over(&mut self, waiter: Waiter, until: Until) {
+        let (tell, held) = watch::channel(Some(until));
+        let (_given_back, mut given_back) = oneshot::channel();
+        if waiter.send(Ok(KeyGuard { token: self.inner.token(), held, _given_back })).is_err() {
             return;
         }
-        loop {
-            if self.is_held() {
-                tokio::select! {
-                    biased;
-                    _ = &mut given_back => return,
-                    _ = self.step() => {}
-                }
-            } else {
-                // In this process nobody else gets it before its holder has ended.
-                lost.send_replace(true);
-                let _ = given_back.await;
-                return;
+        while let Standing::Held(until) = self.standing() {
+            tell.send_replace(Some(self.until(until)));
+            tokio::select! {
+                biased;
+                _ = &mut given_back => return,
+                _ = self.step() => {}
             }
         }
+        // In this process nobody else gets it before its holder has ended.
+        tell.send_replace(None);
+        let _ = given_back.await;
     }
 
     async fn give_back(mut self) {

@@ -65,8 +65,9 @@
 //! handler begins, and give it back when the handler has ended. So handlers of one key never run at once in any worker of
 //! the queue, under the conditions that [`KeyLocks`](crate::KeyLocks) names. A handler whose lock is lost is told
 //! [`StopReason::LeaseLost`]. One that goes on all the same, because its process stood still or the store was wiped, may
-//! overlap with the next, and only a [token](crate::LeaseToken) at the system that it writes to helps against that. The end
-//! of a task is confirmed after its key was given back.
+//! overlap with the next. Against that helps only a claim at the system that it writes to, by [`Ctx::token`]: see
+//! [`KeyLocks`](crate::KeyLocks#writes-of-a-holder-that-has-lost-the-lock). The end of a task is confirmed after its key was
+//! given back.
 //!
 //! - **Store calls.** Two more per task, and one more per third of a lease while it runs. Tasks of a key that follow each
 //!   other in one worker without a pause share the two.
