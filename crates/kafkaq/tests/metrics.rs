@@ -5,9 +5,13 @@
 mod common;
 mod recorder;
 
+use async_trait::async_trait;
+use bytes::Bytes;
 use common::{PATIENCE, next};
 use kafkaq::{
-    Queue, QueueBuilder, Task,
+    LostReason, Queue, QueueBuilder, Result, Task,
+    backend::{Key, LeaseStore, Swap, Swapped},
+    memory::{MemoryLog, MemoryStore},
     worker::{Backoff, Ctx, Options, Outcome, TaskType, Worker},
 };
 use recorder::TestRecorder;
@@ -16,7 +20,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     time::{Duration, SystemTime},
 };
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 const LEASE: Duration = Duration::from_secs(30);
 const SECOND: Duration = Duration::from_secs(1);
@@ -170,6 +174,48 @@ async fn each_end_of_a_job_is_counted_with_its_cause() {
         assert!(count("kafkaq_call_items_total", &[("call", call)]) >= calls, "{call}");
         assert_eq!(count("kafkaq_call_errors_total", &[("call", call)]), 0, "{call}");
     }
+}
+
+/// A store whose swaps take a second to get there.
+#[derive(Clone, Debug, Default)]
+struct Slow(MemoryStore);
+
+#[async_trait]
+impl LeaseStore for Slow {
+    async fn get(&self, keys: &[Key]) -> Vec<Result<Option<Bytes>>> {
+        self.0.get(keys).await
+    }
+
+    async fn swap(&self, swaps: &[Swap]) -> Vec<Result<Swapped>> {
+        sleep(SECOND).await;
+        self.0.swap(swaps).await
+    }
+
+    async fn check(&self) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn loss_of_a_lease_is_counted_once_although_it_answers_two_commands() {
+    let recorder = TestRecorder::default();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let (log, store) = (MemoryLog::new(), MemoryStore::new());
+    let queue = builder().broker(log.clone()).store(Slow(store.clone())).build().await.unwrap();
+    let other = builder().broker(log).store(store).build().await.unwrap();
+    let id = queue.publish(Task::new("a")).await.unwrap();
+    let mut job = next(&queue).await;
+    let watch = job.watch();
+    assert!(timeout(SECOND / 2, job.extend(LEASE)).await.is_err(), "it is under way");
+    other.jobs().cancel(&id).await.unwrap();
+    job.done().await.unwrap_err();
+    assert_eq!(watch.lost(), Some(LostReason::Cancelled));
+    let labels = [("queue", "emails"), ("reason", "cancelled")];
+    assert_eq!(recorder.counter("kafkaq_leases_lost_total", &labels), 1);
 }
 
 #[tokio::test(start_paused = true)]
