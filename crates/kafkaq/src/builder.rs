@@ -267,7 +267,8 @@ impl QueueBuilder {
         let publisher = Publisher::new(broker.clone(), &config, topics.task, home);
         let jobs = JobController::new(store.clone(), keyspace.clone(), retention(&config));
         let locks = KeyLockSettings::new(config.lease, config.clock_skew);
-        let locks = KeyLocks::new(store.clone(), keyspace, locks, clock, Handle::current());
+        let calls = shared.counters.lock_swaps.clone();
+        let locks = KeyLocks::new(store.clone(), keyspace, locks, clock, Handle::current(), calls);
         let driver = Driver::start(Plan { machine, join, broker, store, shared: shared.clone() });
         let queue = Queue::new(config.queue, publisher, jobs, locks, shared, driver);
         #[cfg(feature = "metrics")]

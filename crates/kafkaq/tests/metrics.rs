@@ -291,6 +291,9 @@ async fn task_that_waits_for_its_key_is_no_execution_that_runs() {
     drop(lock);
     until("it to be done", || running.report().done == 1).await;
     assert_eq!(recorder.histogram("kafkaq_execution_seconds", &labels).len(), 1);
+    let swaps = || recorder.counter("kafkaq_call_items_total", &[("queue", "emails"), ("call", "lock_swap")]);
+    until("the key to be given back twice", || swaps() == 4).await;
+    assert_eq!(queue.stats().await.lock_swaps.calls, 4);
     let waiting = recorder.histogram("kafkaq_waiting_seconds", &labels);
     assert!(waiting.is_empty(), "its first execution was not its first hand-out: {waiting:?}");
 }

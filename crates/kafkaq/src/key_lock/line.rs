@@ -11,7 +11,7 @@ use kafkaq_core::{
     key_lock::{KeyLock, Standing},
     machine::Now,
 };
-use std::{future::pending, sync::Arc};
+use std::{future::pending, sync::Arc, time::Instant as SystemInstant};
 use tokio::{
     sync::{oneshot, watch},
     task::JoinHandle,
@@ -98,7 +98,8 @@ enum NotTaken {
 struct Held<'a> {
     inner: &'a Inner,
     lock: KeyLock,
-    call: Option<JoinHandle<Vec<Result<Swapped>>>>,
+    /// When it began, and its answer.
+    call: Option<(SystemInstant, JoinHandle<Vec<Result<Swapped>>>)>,
 }
 
 impl<'a> Held<'a> {
@@ -174,22 +175,23 @@ impl<'a> Held<'a> {
         if self.call.is_none()
             && let Some(swap) = self.lock.poll_swap(clock.now())
         {
-            self.call = Some(self.send(swap));
+            self.call = Some((self.inner.calls.begun(), self.send(swap)));
         }
         let wake = self.wake_at();
         let answer = async {
             match &mut self.call {
-                Some(call) => call.await,
+                Some((begun, call)) => (*begun, call.await),
                 None => pending().await,
             }
         };
-        let answered = tokio::select! {
+        let (begun, answered) = tokio::select! {
             biased;
             answered = answer => answered,
             () = sleep_until(wake) => return None,
         };
         self.call = None;
         let outcome = every_answer(answered).next()?;
+        self.inner.calls.ended(begun, 1, outcome.is_err().into());
         let failed = outcome.as_ref().err().cloned();
         self.lock.handle_swapped(outcome, clock.now());
         failed
@@ -216,7 +218,7 @@ impl<'a> Held<'a> {
 #[cfg(test)]
 mod tests {
     use super::{super::KeyLocks, *};
-    use crate::{driver::Clock, memory::MemoryStore};
+    use crate::{driver::Clock, memory::MemoryStore, stats::CallCounter};
     use kafkaq_core::{Keyspace, key_lock::KeyLockSettings};
     use std::time::Duration;
     use tokio::{runtime::Handle, time::timeout};
@@ -226,8 +228,9 @@ mod tests {
     async fn lock_that_is_lost_when_it_comes_to_the_next_is_not_waited_for() {
         let settings = KeyLockSettings::new(Duration::from_secs(60), Duration::from_secs(1));
         let (store, clock) = (Arc::new(MemoryStore::new()), Clock::start());
-        let locks =
-            KeyLocks::new(store, Keyspace::new("q", "g", "q").unwrap(), settings, clock, Handle::current());
+        let (keyspace, here) = (Keyspace::new("q", "g", "q").unwrap(), Handle::current());
+        let calls = Arc::new(CallCounter::new("q", "lock_swap"));
+        let locks = KeyLocks::new(store, keyspace, settings, clock, here, calls);
         let key = Key::of(&["x", "q", "g", "k"]).unwrap();
         let mut held = Held::new(&locks.inner, &key);
         let ((first, _), (second, _waits)) = (oneshot::channel(), oneshot::channel());

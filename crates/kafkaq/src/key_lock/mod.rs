@@ -9,6 +9,7 @@ use self::{
 };
 use crate::{
     driver::{Clock, wall_now},
+    stats::CallCounter,
     sync::lock,
 };
 use kafkaq_core::{
@@ -95,6 +96,7 @@ struct Inner {
     clock: Clock,
     /// Where locks are renewed, whatever the holders' threads do.
     runtime: Handle,
+    calls: Arc<CallCounter>,
     process: [u8; 16],
     count: AtomicU64,
     lines: Mutex<Lines>,
@@ -116,11 +118,22 @@ impl KeyLocks {
         settings: KeyLockSettings,
         clock: Clock,
         runtime: Handle,
+        calls: Arc<CallCounter>,
     ) -> Self {
         let process = Uuid::new_v4().into_bytes();
         let (count, lines) = (AtomicU64::default(), Mutex::default());
         KeyLocks {
-            inner: Arc::new(Inner { store, keyspace, settings, clock, runtime, process, count, lines }),
+            inner: Arc::new(Inner {
+                store,
+                keyspace,
+                settings,
+                clock,
+                runtime,
+                calls,
+                process,
+                count,
+                lines,
+            }),
         }
     }
 
