@@ -100,12 +100,15 @@ struct Held<'a> {
     lock: KeyLock,
     /// When it began, and its answer.
     call: Option<(SystemInstant, JoinHandle<Vec<Result<Swapped>>>)>,
+    /// Tells the last who got it until when it is held. It is dropped when another has it or it is free, for those who wait
+    /// for that.
+    holder: Option<watch::Sender<Option<Until>>>,
 }
 
 impl<'a> Held<'a> {
     fn new(inner: &'a Inner, key: &Key) -> Self {
         let lock = KeyLock::new(key.clone(), inner.token(), inner.settings);
-        Held { inner, lock, call: None }
+        Held { inner, lock, call: None, holder: None }
     }
 
     fn standing(&mut self) -> Standing {
@@ -144,12 +147,14 @@ impl<'a> Held<'a> {
     /// Gives it to somebody, and waits until it is given back or dropped.
     async fn hand_over(&mut self, waiter: Waiter, until: Until) {
         let (tell, held) = watch::channel(Some(until));
-        let (_given_back, mut given_back) = oneshot::channel();
-        if waiter.send(Ok(KeyGuard { token: self.inner.token(), held, _given_back })).is_err() {
+        let (give_back, mut given_back) = oneshot::channel();
+        let guard = KeyGuard { token: self.inner.token(), held, given_back: give_back };
+        if waiter.send(Ok(guard)).is_err() {
             return;
         }
+        self.holder = Some(tell);
         while let Standing::Held(until) = self.standing() {
-            tell.send_replace(Some(self.until(until)));
+            self.tell(Some(self.until(until)));
             tokio::select! {
                 biased;
                 _ = &mut given_back => return,
@@ -157,8 +162,14 @@ impl<'a> Held<'a> {
             }
         }
         // In this process nobody else gets it before its holder has ended.
-        tell.send_replace(None);
+        self.tell(None);
         let _ = given_back.await;
+    }
+
+    fn tell(&self, until: Option<Until>) {
+        if let Some(holder) = &self.holder {
+            holder.send_replace(until);
+        }
     }
 
     async fn give_back(mut self) {
@@ -176,6 +187,10 @@ impl<'a> Held<'a> {
             && let Some(swap) = self.lock.poll_swap(clock.now())
         {
             self.call = Some((self.inner.calls.begun(), self.send(swap)));
+        }
+        if self.call.is_none() && self.lock.poll_timeout().is_none() {
+            // It has come to its end while it was looked at.
+            return None;
         }
         let wake = self.wake_at();
         let answer = async {
