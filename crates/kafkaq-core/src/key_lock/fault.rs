@@ -37,6 +37,8 @@ pub enum KeyLockFault {
     WallIgnored,
     /// The store is to keep a lock for the lease alone.
     TtlWithoutSkew,
+    /// A holder that renews its lock is taken for one that has not.
+    RenewalOverlooked,
 }
 
 impl KeyLockFault {
@@ -59,5 +61,6 @@ impl KeyLockFault {
         KeyLockFault::LateOwnLeft,
         KeyLockFault::WallIgnored,
         KeyLockFault::TtlWithoutSkew,
+        KeyLockFault::RenewalOverlooked,
     ];
 }

@@ -91,6 +91,8 @@ pub struct KeyLock {
     under_way: Option<(Option<Bytes>, Now)>,
     /// What this taking has written last that may be in the store, and when that was sent.
     written: Option<(Bytes, Mono)>,
+    /// What another has written, and since when it is known to be there.
+    watched: Option<(Bytes, Mono)>,
     /// Nothing is sent before.
     not_before: Mono,
     pause: Duration,
@@ -118,6 +120,7 @@ impl KeyLock {
             seen: None,
             under_way: None,
             written: None,
+            watched: None,
             not_before: Mono::default(),
             pause: FIRST_PAUSE,
         }
@@ -218,13 +221,23 @@ impl KeyLock {
             Some(Err(e)) => !matches!(e, DecodeError::Newer(_)),
             Some(Ok(_)) => false,
         };
+        let since = match (self.watched.take(), &found) {
+            (Some((watched, since)), Some(found))
+                if watched == *found || planted!(self, RenewalOverlooked) =>
+            {
+                since
+            }
+            _ => now.mono,
+        };
+        self.watched = found.clone().map(|found| (found, since));
         let free = match &lease {
             Some(Ok(_)) if planted!(self, TakesFromTheLiving) => true,
             Some(Ok(_)) if planted!(self, NoTakeover) => false,
             Some(Ok(lease)) => {
                 let skew =
                     if planted!(self, SkewIgnored) { Duration::ZERO } else { self.settings.clock_skew };
-                now.wall >= lease.deadline.plus(skew)
+                // Or its holder has not renewed it for all of its length, and the clock that set the deadline is wrong.
+                now.wall >= lease.deadline.plus(skew) || now.mono >= since.plus(lease.length + skew)
             }
             _ => nobody,
         };

@@ -104,6 +104,19 @@ fn anothers_lock_is_waited_for_until_its_end_and_the_skew() {
 }
 
 #[test]
+fn lock_of_a_dead_holder_whose_clock_was_ahead_is_waited_for_no_longer_than_its_length() {
+    let (mut lock, day) = (lock(1), 24 * 3600);
+    for (now, written, waits) in
+        [(0, day, true), (50, day, true), (60, day + 20, true), (120, day + 20, true), (121, day + 20, false)]
+    {
+        assert_eq!(lock.poll_swap(at(now)).unwrap().expect, None);
+        lock.handle_swapped(Ok(Swapped::Conflict(Some(others(written)))), at(now));
+        assert_eq!(lock.poll_timeout().unwrap() > at(now).mono, waits, "{now}");
+    }
+    assert_eq!(lock.poll_swap(at(121)).unwrap().expect, Some(others(day + 20)));
+}
+
+#[test]
 fn pauses_grow_to_a_second() {
     let mut lock = lock(1);
     let (mut now, mut pauses) = (at(0), Vec::new());
