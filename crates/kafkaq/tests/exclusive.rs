@@ -423,6 +423,7 @@ async fn key_function_that_panics_is_a_failure() {
 #[tokio::test(start_paused = true)]
 async fn settings_that_make_no_sense_are_refused() {
     let queue = Servers::default().queue().await;
+    let short = Queue::builder("q").max_delay(29 * SECOND).build().await.unwrap();
     let by_bill = Options::new().exclusive_by(|task: &Bill| task.customer.to_string());
     let refused = [
         Worker::builder(queue.clone()).on_with(async |_: Ctx, _: Recalculate| {}, by_bill),
@@ -432,8 +433,9 @@ async fn settings_that_make_no_sense_are_refused() {
             async |tasks: Vec<(Ctx, Recalculate)>| tasks.iter().map(|_| ()).collect::<Vec<_>>(),
             Options::new().one_at_a_time(),
         ),
+        Worker::builder(short).on_with(async |_: Ctx, _: Recalculate| {}, Options::new().one_at_a_time()),
     ];
-    for (worker, says) in refused.into_iter().zip(["a key of `bill`", "batches"]) {
+    for (worker, says) in refused.into_iter().zip(["a key of `bill`", "batches", "max_delay"]) {
         let e = worker.start().unwrap_err();
         assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains(says), "{e}");
     }

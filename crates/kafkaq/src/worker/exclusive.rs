@@ -23,7 +23,7 @@ use tokio::{runtime::Handle, time::sleep};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// It is snoozed for so long the first time, then for twice as long each time, up to the longest.
 const FIRST_SNOOZE: Duration = Duration::from_millis(250);
-const LONGEST_SNOOZE: Duration = Duration::from_secs(30);
+pub(super) const LONGEST_SNOOZE: Duration = Duration::from_secs(30);
 
 /// Where the key of a task comes from.
 #[derive(Clone)]

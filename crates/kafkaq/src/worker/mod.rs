@@ -80,7 +80,10 @@
 //!   published with one key lie in one partition, so most of them meet in one worker.
 //! - **Hand-outs.** Each snooze uses up one of the [`max_handouts`](crate::QueueBuilder::max_handouts). So that waiting
 //!   alone sends no task to the dead letters, one that has used up half of them is snoozed no more and waits in the worker
-//!   for as long as it takes. With the default of 1,000 that is after about three hours of waiting.
+//!   for as long as it takes. With the default of 1,000 that is after about three hours of waiting. However many of these
+//!   wait, each takes a place of the worker's concurrency.
+//! - **Expiry.** A task that was handed out and snoozed for its key counts as one that may have been started, so it
+//!   [expires](Enqueue::expires) no more.
 
 mod active;
 mod backoff;

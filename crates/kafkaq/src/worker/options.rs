@@ -48,7 +48,7 @@ impl Options {
 
     /// Executes one task at a time of those with the same [key](crate::Task::with_key), over all workers of the queue and its
     /// group, and over all kinds that say so. A task without a key is executed as ever. In no order, and not for
-    /// [batches](super::WorkerBuilder::on_batch): see
+    /// [batches](super::WorkerBuilder::on_batch). The queue's `max_delay` must be 30 s or more. See
     /// [one at a time per key](super#one-at-a-time-per-key) for what is guaranteed and what it costs.
     #[must_use]
     pub fn one_at_a_time(mut self) -> Self {
