@@ -41,6 +41,8 @@ struct State {
     phase: Phase,
     /// It counts as running.
     has_place: bool,
+    /// When its turn came, until its handler starts.
+    not_started: Option<Instant>,
     renew_at: Instant,
     time_is_up: Option<Instant>,
     /// The reason why it is to end that was seen last, and when.
@@ -67,6 +69,8 @@ pub(super) enum Due {
     Renew(Job),
     /// The handler doesn't end.
     Stuck(Job),
+    /// The handler doesn't start: all threads are taken by others.
+    NotStarted(Job),
     /// The lease was lost before the execution began.
     LostInLine(Job),
 }
@@ -77,6 +81,8 @@ pub(super) struct Times {
     /// Until when handlers may go on, once the worker stops.
     pub(super) stopping: Option<Instant>,
     pub(super) grace: Duration,
+    /// How long a handler may take to start.
+    pub(super) start: Duration,
 }
 
 impl Active {
@@ -96,6 +102,7 @@ impl Active {
             job: Held::Here(job),
             phase: Phase::Waiting,
             has_place: false,
+            not_started: None,
             renew_at: Instant::now() + (lease / 3).min(left.saturating_sub(lease * 2 / 3)),
             time_is_up: None,
             told: None,
@@ -116,13 +123,21 @@ impl Active {
     pub(super) fn begin(&self) {
         let state = &mut *lock(&self.state);
         (state.phase, state.has_place) = (Phase::Running, true);
+        state.not_started = Some(Instant::now());
     }
 
-    /// Its handler starts: from now on its time runs. Returns when that is up, if it ever is.
-    pub(super) fn handler_starts(&self) -> Option<Instant> {
-        let at = Instant::now() + self.kind.timeout?.min(FAR);
-        lock(&self.state).time_is_up = Some(at);
-        Some(at)
+    /// Whether its handler may start: not if it was given up meanwhile. From now on its time runs.
+    pub(super) fn handler_starts(&self) -> bool {
+        let state = &mut *lock(&self.state);
+        state.not_started = None;
+        state.time_is_up = self.kind.timeout.map(|timeout| Instant::now() + timeout.min(FAR));
+        let is_lost = self.execution.stop_reason().is_some_and(StopReason::means_lost);
+        !is_lost && !self.execution.is_dropped() && !matches!(state.job, Held::Gone)
+    }
+
+    /// When its time is up, if it ever is.
+    pub(super) fn time_is_up(&self) -> Option<Instant> {
+        lock(&self.state).time_is_up
     }
 
     pub(super) fn renew_at(&self) -> Instant {
@@ -183,6 +198,18 @@ impl Active {
         self.back.notify_waiters();
     }
 
+    /// Nobody keeps it any more: whoever has it is to end it.
+    pub(super) fn abandon(&self) {
+        self.execution.tell(StopReason::ShuttingDown);
+        self.execution.drop_handler();
+        let state = &mut *lock(&self.state);
+        if matches!(state.job, Held::Renewing { .. }) {
+            // Whoever renewed it is gone as well.
+            state.job = Held::Gone;
+            self.back.notify_waiters();
+        }
+    }
+
     /// Returns what is due by now, and when to look again.
     pub(super) fn look(&self, times: &Times) -> (Option<Due>, Instant) {
         let state = &mut *lock(&self.state);
@@ -198,15 +225,24 @@ impl Active {
                 }
             }
             Phase::Running => {
-                let next = self.look_at_handler(state, times).unwrap_or(never);
+                let mut next = self.look_at_handler(state, times).unwrap_or(never);
+                let give_up = if let Some(since) = state.not_started.map(|at| at + times.start)
+                    && since < next
+                {
+                    next = since;
+                    Due::NotStarted
+                } else {
+                    Due::Stuck
+                };
                 if next > times.now {
                     return self.look_at_lease(state, times, next);
                 }
-                return match state.take() {
-                    Some(job) => (Some(Due::Stuck(job)), never),
-                    // It is being renewed.
-                    None => (None, times.now + DROPPED),
-                };
+                if let Held::Renewing { wanted } = &mut state.job {
+                    *wanted = true;
+                    self.wanted.notify_waiters();
+                    return (None, times.now);
+                }
+                return (state.take().map(give_up), never);
             }
         }
         self.look_at_lease(state, times, never)

@@ -1,4 +1,4 @@
-//! One execution on the threads of the handlers: the handler runs, and the queue is told what became of its task.
+//! One execution: its handler runs on the threads of the handlers, and then the queue is told what became of the task.
 
 use super::{
     Backoff,
@@ -42,11 +42,10 @@ impl Verdict {
     }
 }
 
-/// An execution that has begun.
+/// An execution whose turn has come.
 pub(super) struct Begun {
     shared: Arc<Shared>,
     active: Arc<Active>,
-    /// Its end was decided.
     has_ended: bool,
 }
 
@@ -55,14 +54,14 @@ impl Begun {
         Begun { shared, active, has_ended: false }
     }
 
-    /// Runs the handler, and tells the queue what became of the task.
+    /// Runs the handler, and has the queue told what became of the task.
     pub(super) async fn run(self) {
         let execution = &self.active.execution;
         let version = match &self.active.version {
             Ok(version) => *version,
             Err(why) => {
                 let reject = Verdict::Outcome(Outcome::Reject(why.clone()));
-                return self.end(|_, _| reject).await;
+                return self.end(|_, _| reject);
             }
         };
         // Once it was handed out it may have been started.
@@ -70,15 +69,17 @@ impl Begun {
             && let Some(expired) = headers::expired(execution.headers(), system_now())
         {
             self.active.kind.observe.expired(expired);
-            return self.end(|_, _| Verdict::Expired(expired)).await;
+            return self.end(move |_, _| Verdict::Expired(expired));
         }
         match (self.active.kind.execute)(execution.clone(), version) {
             Executing::Async(handler) => {
-                self.handler_starts();
+                if !self.starts() {
+                    return self.handler_ended(None);
+                }
                 let told = async {
                     tokio::select! {
                         () = execution.dropped() => return,
-                        () = execution.lease_lost() => {}
+                        _ = execution.stop_requested(StopReason::means_lost) => {}
                     }
                     // From now on the handler has its grace.
                     self.shared.keeper.look_at(Instant::now());
@@ -89,41 +90,45 @@ impl Begun {
                     ended = handler => Some(ended),
                     () = told => None,
                 };
-                self.handler_ended(ended).await;
+                self.handler_ended(ended);
             }
             Executing::Blocking(handler) => {
-                let threads = tokio::runtime::Handle::current();
-                threads.clone().spawn_blocking(move || {
-                    self.handler_starts();
-                    let ended = (!self.active.execution.is_dropped()).then(handler);
-                    threads.spawn(self.handler_ended(ended));
+                tokio::task::spawn_blocking(move || {
+                    let ended = self.starts().then(handler);
+                    self.handler_ended(ended);
                 });
             }
         }
     }
 
-    fn handler_starts(&self) {
-        if let Some(at) = self.active.handler_starts() {
+    /// Whether the handler may start.
+    fn starts(&self) -> bool {
+        let starts = self.active.handler_starts();
+        if let Some(at) = self.active.time_is_up() {
             self.shared.keeper.look_at(at);
         }
+        starts
     }
 
-    async fn handler_ended(self, ended: Option<Ended>) {
-        self.end(|shared, active| judge(shared, active, ended)).await;
+    fn handler_ended(self, ended: Option<Ended>) {
+        self.end(|shared, active| judge(shared, active, ended));
     }
 
-    async fn end(mut self, decide: impl FnOnce(&Shared, &Active) -> Verdict) {
-        let (shared, active) = (&self.shared, &self.active);
-        active.handler_ended();
-        // Still under its lease: whoever confirms may have to wait for the store.
-        let permit = shared.confirming.acquire().await;
-        shared.free(active);
+    /// Where the queue lives, since other handlers may block these threads.
+    fn end(mut self, decide: impl FnOnce(&Shared, &Active) -> Verdict + Send + 'static) {
         self.has_ended = true;
-        // Otherwise it was taken for stuck, and the keeper has ended it.
-        if let Some(job) = active.take().await {
-            end(shared, active, job, decide(shared, active)).await;
-        }
-        drop(permit);
+        self.active.handler_ended();
+        let (shared, active) = (self.shared.clone(), self.active.clone());
+        self.shared.threads.here().spawn(async move {
+            // Still under its lease: whoever confirms may have to wait for the store.
+            let permit = shared.confirming.acquire().await;
+            shared.free(&active);
+            // Otherwise the keeper has given it up before.
+            if let Some(job) = active.take().await {
+                end(&shared, &active, job, decide(&shared, &active)).await;
+            }
+            drop(permit);
+        });
     }
 }
 
@@ -131,10 +136,8 @@ impl Begun {
 impl Drop for Begun {
     fn drop(&mut self) {
         if !self.has_ended {
-            // Tried once: the runtime may be gone.
-            let again = Begun { shared: self.shared.clone(), active: self.active.clone(), has_ended: true };
-            let ended = Ended::Panicked("the handler panicked when it was dropped".to_owned());
-            self.shared.threads.here().spawn(again.handler_ended(Some(ended)));
+            let again = Begun::new(self.shared.clone(), self.active.clone());
+            again.handler_ended(Some(Ended::Panicked("the handler panicked when it was dropped".to_owned())));
         }
     }
 }
@@ -142,6 +145,11 @@ impl Drop for Begun {
 /// Ends an execution whose handler doesn't end.
 pub(super) async fn end_unfinished(shared: &Shared, active: &Active, job: Job) {
     end(shared, active, job, judge(shared, active, None)).await;
+}
+
+/// Gives a task back whose handler has not started.
+pub(super) async fn release(shared: Arc<Shared>, active: Arc<Active>, job: Job) {
+    end(&shared, &active, job, Verdict::Release).await;
 }
 
 /// Gives a task back whose execution has not begun.
@@ -155,9 +163,19 @@ pub(super) async fn give_back(shared: Arc<Shared>, active: Arc<Active>) {
 
 /// Lets a job go that was lost before its execution began.
 pub(super) fn lose(shared: &Shared, active: &Active, job: Job) {
+    let _close = Close(shared, active);
     tell(active, &Verdict::Lost);
     drop(job);
-    shared.ended(active, Ending::Lost, None);
+    shared.count(active, Ending::Lost, None);
+}
+
+/// The keeper forgets an execution when this is dropped, whatever panics before.
+struct Close<'a>(&'a Shared, &'a Active);
+
+impl Drop for Close<'_> {
+    fn drop(&mut self) {
+        self.0.keeper.close(self.1);
+    }
 }
 
 /// What becomes of a task whose handler has ended like this; `None` if it was dropped, or doesn't end.
@@ -184,7 +202,7 @@ fn judge(shared: &Shared, active: &Active, ended: Option<Ended>) -> Verdict {
         (None, Some(StopReason::TimedOut)) => {
             failed(format!("timed out after {:?}", active.kind.timeout.unwrap_or_default()))
         }
-        // The runtime of the handlers is gone.
+        // It was given up before it started.
         (None, None) => Verdict::Release,
     }
 }
@@ -209,6 +227,7 @@ fn tell(active: &Active, verdict: &Verdict) {
 }
 
 async fn end(shared: &Shared, active: &Active, job: Job, verdict: Verdict) {
+    let _close = Close(shared, active);
     tell(active, &verdict);
     let reason = shared.settings.observer.as_ref().and_then(|_| verdict.reason());
     let (asked, ending) = match verdict {
@@ -238,7 +257,7 @@ async fn end(shared: &Shared, active: &Active, job: Job, verdict: Verdict) {
             }
         }
     };
-    shared.ended(active, confirmed(active.execution.id(), asked, ending), reason);
+    shared.count(active, confirmed(active.execution.id(), asked, ending), reason);
 }
 
 /// A backoff of the user's own may panic.

@@ -12,7 +12,7 @@ use slab::Slab;
 use std::{
     convert::Infallible,
     pin::pin,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::Ordering::SeqCst},
     time::Duration,
 };
 use tokio::{
@@ -20,8 +20,9 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// Between two looks at all executions.
+/// Between two looks at all executions, and for so many times as long as a look takes.
 const PAUSE: Duration = Duration::from_millis(5);
+const SHARE: u32 = 10;
 
 /// All executions whose end is not confirmed yet.
 #[derive(Default)]
@@ -91,7 +92,8 @@ impl Keeper {
             next = next.min(at);
             all_due.extend(due.map(|due| (active.clone(), due)));
         }
-        open.planned = Some(next.max(times.now + PAUSE));
+        let now = Instant::now();
+        open.planned = Some(next.max(now + PAUSE.max(SHARE * now.duration_since(times.now))));
         all_due
     }
 
@@ -100,22 +102,41 @@ impl Keeper {
     }
 }
 
+/// When the queue's runtime ends before the worker, nobody renews leases any more.
+struct Abandon<'a>(&'a Keeper);
+
+impl Drop for Abandon<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.open).all.iter().for_each(|(_, active)| active.abandon());
+    }
+}
+
 /// Keeps the worker's executions.
 pub(super) async fn keep(shared: Arc<Shared>) -> Infallible {
+    let _abandon = Abandon(&shared.keeper);
     let mut stopping = shared.stopping.subscribe();
     loop {
         let times = Times {
             now: Instant::now(),
             stopping: *stopping.borrow_and_update(),
             grace: shared.settings.grace,
+            start: shared.lease,
         };
         for (active, due) in shared.keeper.look(&times) {
             let shared = shared.clone();
             match due {
                 Due::Renew(job) => drop(tokio::spawn(renew(shared, active, job))),
                 Due::Stuck(job) => drop(tokio::spawn(end_stuck(shared, active, job))),
+                Due::NotStarted(job) => {
+                    tracing::warn!(
+                        target: "kafkaq", kind = active.kind.name, task = %active.execution.id(),
+                        "all threads of the handlers are blocked; a task that could not start is given back"
+                    );
+                    drop(tokio::spawn(execute::release(shared, active, job)));
+                }
                 Due::LostInLine(job) => {
                     execute::lose(&shared, &active, job);
+                    shared.lost_in_line.store(true, SeqCst);
                     shared.room.notify_one();
                 }
             }

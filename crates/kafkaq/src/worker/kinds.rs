@@ -83,7 +83,11 @@ impl Line {
 
     /// Whether an execution may begin at once. It counts as running then.
     pub(super) fn begin(&mut self, now: Instant) -> bool {
-        self.waiting.is_empty() && self.has_room(now)
+        let begins = self.waiting.is_empty() && self.has_room(now);
+        if begins {
+            self.start(now);
+        }
+        begins
     }
 
     /// Has an execution wait for its turn.
@@ -91,27 +95,34 @@ impl Line {
         self.waiting.push_back(active);
     }
 
-    fn has_room(&mut self, now: Instant) -> bool {
+    fn has_room(&self, now: Instant) -> bool {
         // Only the dispatcher makes it more.
-        if self.kind.running.load(SeqCst) >= self.kind.concurrency || self.next.is_some_and(|next| next > now)
-        {
-            return false;
-        }
+        self.kind.running.load(SeqCst) < self.kind.concurrency && self.next.is_none_or(|next| next <= now)
+    }
+
+    fn start(&mut self, now: Instant) {
         self.kind.running.fetch_add(1, SeqCst);
         // A timer that is late is made up for.
         let late = now.checked_sub(LATE).unwrap_or(now);
         self.next = self.kind.spacing.map(|spacing| self.next.map_or(now, |next| next.max(late)) + spacing);
-        true
     }
 
     /// The next execution whose turn it is. It counts as running.
     pub(super) fn advance(&mut self, now: Instant) -> Option<Arc<Active>> {
-        // Whoever has lost its lease waits no more.
-        self.waiting.retain(|active| !active.is_over());
-        if self.waiting.is_empty() || !self.has_room(now) {
-            return None;
+        while self.has_room(now)
+            && let Some(active) = self.waiting.pop_front()
+        {
+            if !active.is_over() {
+                self.start(now);
+                return Some(active);
+            }
         }
-        self.waiting.pop_front()
+        None
+    }
+
+    /// Forgets those that have lost their leases.
+    pub(super) fn prune(&mut self) {
+        self.waiting.retain(|active| !active.is_over());
     }
 
     pub(super) fn waiting(&self) -> usize {

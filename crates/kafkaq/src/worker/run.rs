@@ -5,7 +5,7 @@ use super::{
     enqueue::Target,
     execute::{self, Begun},
     keeper::{self, Keeper},
-    kinds::Kinds,
+    kinds::{Kinds, Line},
     panics,
     report::{Counters, Ending, Finished, Observer, WorkerReport},
 };
@@ -17,7 +17,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -58,6 +58,7 @@ pub(super) struct Shared {
     running: AtomicUsize,
     /// One fewer runs or waits.
     pub(super) room: Notify,
+    pub(super) lost_in_line: AtomicBool,
     pub(super) confirming: Semaphore,
 }
 
@@ -76,13 +77,12 @@ impl Shared {
     }
 
     /// The end of an execution is confirmed, or will never be.
-    pub(super) fn ended(&self, active: &Active, ending: Ending, reason: Option<String>) {
+    pub(super) fn count(&self, active: &Active, ending: Ending, reason: Option<String>) {
         active.kind.observe.ended(ending);
         self.counters.count(ending);
         if let Some(observer) = &self.settings.observer {
             observer(Finished { id: active.execution.id().clone(), ending, reason });
         }
-        self.keeper.close(active);
     }
 }
 
@@ -210,6 +210,7 @@ pub(super) fn start(
         keeper: Keeper::default(),
         running: AtomicUsize::new(0),
         room: Notify::new(),
+        lost_in_line: AtomicBool::new(false),
         confirming: Semaphore::new(settings.concurrency.max(CONFIRMING)),
         settings,
     });
@@ -236,6 +237,8 @@ impl Dispatcher {
         let mut stopping = self.shared.stopping.subscribe();
         let failed = self.take_jobs(&mut stopping).await.err();
         let Dispatcher { queue, mut kinds, shared } = self;
+        // Some may have begun since the keeper has told all to end.
+        shared.keeper.look_at(Instant::now());
         if failed.is_some() {
             stop_within(&shared.stopping, shared.settings.shutdown_limit);
         }
@@ -243,10 +246,11 @@ impl Dispatcher {
             line.drain().for_each(|active| drop(tokio::spawn(execute::give_back(shared.clone(), active))));
         }
         let (shut_down, ()) = tokio::join!(shut_down(&queue, stopping), shared.keeper.all_closed());
-        match failed.or_else(|| shut_down.err()) {
-            Some(e) if e.kind() != ErrorKind::Timeout => Err(e),
-            late => {
-                if let Some(error) = late {
+        match (failed, shut_down) {
+            (Some(error), _) => Err(error),
+            (None, Err(error)) if error.kind() != ErrorKind::Timeout => Err(error),
+            (None, shut_down) => {
+                if let Err(error) = shut_down {
                     tracing::warn!(target: "kafkaq", %error, "the worker has stopped before all was confirmed");
                 }
                 Ok(shared.report())
@@ -283,6 +287,9 @@ impl Dispatcher {
     fn advance(&mut self, begun: &mut Vec<Begun>) -> (usize, Option<Instant>) {
         let (shared, now) = (&self.shared, Instant::now());
         let (mut room, mut waiting, mut next) = (self.room(), 0, None);
+        if shared.lost_in_line.swap(false, SeqCst) {
+            self.kinds.lines.iter_mut().for_each(Line::prune);
+        }
         for line in self.kinds.lines.iter_mut().filter(|line| line.waiting() > 0) {
             while room > 0
                 && let Some(active) = line.advance(now)
