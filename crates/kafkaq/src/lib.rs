@@ -47,7 +47,7 @@
 //! - **An id names one task.** [`Task::with_id`] makes publishing repeatable: the same id again adds nothing, for at
 //!   least [`done_retention`](QueueBuilder::done_retention) after the task ended.
 //! - **Executions can overlap** when a lease runs out while its holder still works. The holder learns of it:
-//!   [`JobError::LeaseLost`] from [`Job::done`], or at once by [`Job::lost`]. [`Job::token`] tells holders apart for
+//!   [`JobError::LeaseLost`] from [`Job::done`], or at once by [`JobView::lost`]. [`JobView::token`] tells holders apart for
 //!   the systems that they write to.
 //! - **A dropped [`Job`]** is handed out again when its lease ends, one that was [retried](Job::retry) after its
 //!   delay. After [`max_failures`](QueueBuilder::max_failures) a task goes to the dead-letter topic, which
@@ -118,7 +118,7 @@ pub mod worker;
 
 pub use builder::QueueBuilder;
 pub use dead_letters::{DeadLetter, DeadLetters};
-pub use job::{Job, JobError, LeaseWatch, RetryOutcome};
+pub use job::{Job, JobError, JobView, RetryOutcome};
 pub use jobs::{CancelOutcome, JobController, JobInfo, JobStatus};
 pub use kafkaq_core::{
     Effect, Error, ErrorKind, FailureRecord, Headers, LeaseToken, LostReason, Result, Retry, Task, TaskId,

@@ -1,12 +1,7 @@
 //! One execution, between the dispatcher, the threads of the handlers and the lease keeper. Whoever takes its job decides
 //! what becomes of the task.
 
-use super::{
-    context::{Execution, Facts},
-    enqueue::Target,
-    kinds::Kind,
-    stop::{Signal, StopReason},
-};
+use super::{context::Execution, enqueue::Target, kinds::Kind, stop::StopReason};
 use crate::{
     Job,
     driver::{FAR, system_now},
@@ -94,8 +89,7 @@ impl Active {
         slot: usize,
         lease: Duration,
     ) -> Self {
-        let signal = Signal::new(Some(job.watch()));
-        let execution = Arc::new(Execution::new(Facts::from(&job), signal, target));
+        let execution = Arc::new(Execution::new(job.view(), job.deadline(), target));
         // One that was read ahead has had its lease for a while.
         let left = job.deadline().duration_since(system_now()).unwrap_or_default();
         let state = State {

@@ -65,8 +65,8 @@ impl Begun {
             }
         };
         // Once it was handed out it may have been started.
-        if execution.attempt() == 1
-            && let Some(expired) = headers::expired(execution.headers(), system_now())
+        if execution.job.attempt() == 1
+            && let Some(expired) = headers::expired(execution.job.headers(), system_now())
         {
             self.active.kind.observe.expired(expired);
             return self.end(move |_, _| Verdict::Expired(expired));
@@ -209,8 +209,8 @@ fn judge(shared: &Shared, active: &Active, ended: Option<Ended>) -> Verdict {
 
 /// What an operator should see.
 fn tell(active: &Active, verdict: &Verdict) {
-    let execution = &active.execution;
-    let (task, kind, attempt) = (execution.id(), &*active.kind.name, execution.attempt());
+    let job = &active.execution.job;
+    let (task, kind, attempt) = (job.id(), &*active.kind.name, job.attempt());
     match verdict {
         Verdict::Outcome(Outcome::Reject(reason)) => {
             tracing::warn!(target: "kafkaq", %task, kind, attempt, reason, "a task was rejected");
@@ -257,7 +257,7 @@ async fn end(shared: &Shared, active: &Active, job: Job, verdict: Verdict) {
             }
         }
     };
-    shared.count(active, confirmed(active.execution.id(), asked, ending), reason);
+    shared.count(active, confirmed(active.execution.job.id(), asked, ending), reason);
 }
 
 /// A backoff of the user's own may panic.

@@ -129,7 +129,7 @@ pub(super) async fn keep(shared: Arc<Shared>) -> Infallible {
                 Due::Stuck(job) => drop(tokio::spawn(end_stuck(shared, active, job))),
                 Due::NotStarted(job) => {
                     tracing::warn!(
-                        target: "kafkaq", kind = active.kind.name, task = %active.execution.id(),
+                        target: "kafkaq", kind = active.kind.name, task = %active.execution.job.id(),
                         "all threads of the handlers are blocked; a task that could not start is given back"
                     );
                     drop(tokio::spawn(execute::release(shared, active, job)));
@@ -175,7 +175,7 @@ async fn renew(shared: Arc<Shared>, active: Arc<Active>, mut job: Job) {
 async fn end_stuck(shared: Arc<Shared>, active: Arc<Active>, job: Job) {
     let reason = active.execution.stop_reason();
     tracing::warn!(
-        target: "kafkaq", kind = active.kind.name, task = %active.execution.id(), ?reason,
+        target: "kafkaq", kind = active.kind.name, task = %active.execution.job.id(), ?reason,
         "a handler blocks its thread and can't be stopped; its lease is let go"
     );
     if shared.settings.free_stuck_slots {

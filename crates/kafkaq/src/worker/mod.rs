@@ -124,7 +124,7 @@ pub use typed::TaskType;
 
 pub(crate) use report::Ending;
 #[cfg(feature = "testing")]
-pub(crate) use {context::Facts, report::Finished};
+pub(crate) use report::Finished;
 
 use crate::Queue;
 

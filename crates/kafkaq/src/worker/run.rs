@@ -81,7 +81,7 @@ impl Shared {
         active.kind.observe.ended(ending);
         self.counters.count(ending);
         if let Some(observer) = &self.settings.observer {
-            observer(Finished { id: active.execution.id().clone(), ending, reason });
+            observer(Finished { id: active.execution.job.id().clone(), ending, reason });
         }
     }
 }
