@@ -3,6 +3,7 @@
 use super::{
     Backoff, Options, WorkerReport,
     context::Ctx,
+    control::WorkerControl,
     exclusive::{self, Exclusive},
     failure::IntoOutcome,
     handlers::{self, Handler},
@@ -16,6 +17,8 @@ use super::{
 use crate::{Error, ErrorKind, Queue, Result};
 use std::{collections::HashMap, fmt, future::Future, ops::RangeInclusive, sync::Arc, time::Duration};
 
+/// Names the tasks that no handler is for, where a kind is named.
+const OTHERWISE: &str = "otherwise";
 const MAX_CONCURRENCY: usize = 100_000;
 /// Per second.
 const RATES: RangeInclusive<f64> = 0.001..=1_000_000.0;
@@ -33,6 +36,7 @@ pub struct WorkerBuilder<S = ()> {
     timeout: Option<Duration>,
     threads: Option<usize>,
     settings: Settings,
+    control: WorkerControl,
     pub(super) layers: Layers,
 }
 
@@ -55,6 +59,7 @@ impl WorkerBuilder {
                 free_stuck_slots: false,
                 observer: None,
             },
+            control: WorkerControl::default(),
             layers: Layers::new(),
         }
     }
@@ -76,6 +81,7 @@ impl WorkerBuilder {
             timeout: self.timeout,
             threads: self.threads,
             settings: self.settings,
+            control: self.control,
             layers: self.layers,
         }
     }
@@ -200,6 +206,13 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         self
     }
 
+    /// Returns what pauses kinds of task while the worker runs, and resumes them. For whoever calls
+    /// [`run`](WorkerBuilder::run).
+    #[must_use]
+    pub fn control(&self) -> WorkerControl {
+        self.control.clone()
+    }
+
     /// Is told of each execution that has ended, beside the report.
     #[cfg(feature = "testing")]
     pub(crate) fn observer(mut self, observer: super::report::Observer) -> Self {
@@ -213,7 +226,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
     /// `Invalid` names the setting that makes no sense; `Unavailable` when the system gives no threads.
     pub fn start(mut self) -> Result<WorkerHandle> {
         let kinds = self.check()?;
-        run::start(self.queue, kinds, self.settings, self.threads)
+        run::start(self.queue, kinds, self.settings, self.threads, self.control)
     }
 
     /// Runs the worker until the process gets SIGINT or SIGTERM (elsewhere than on Unix: Ctrl-C). A second signal stops
@@ -262,6 +275,11 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
                 return refused(format!("`{kind}`"), "Its rate must be 0.001 to 1,000,000 per second");
             }
         }
+        let mut names: Vec<_> = self.kinds.keys().map(String::as_str).collect();
+        if self.otherwise.is_some() && !self.kinds.contains_key(OTHERWISE) {
+            names.push(OTHERWISE);
+        }
+        self.control.know(&names)?;
         let layered = std::mem::replace(&mut self.layers, Layers::new()).build();
         let exclusive = Arc::new(Exclusive::new(&self.queue, self.settings.concurrency));
         let line = |name: &str, (handler, options): &(Handler<S>, Options)| {
@@ -278,11 +296,12 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
             };
             let backoff = options.backoff.clone().unwrap_or_else(|| self.backoff.clone());
             let timeout = options.timeout.or(self.timeout);
-            Line::new(Kind::new(name, Box::new(handler), backoff, timeout, options, observe))
+            let switch = self.control.switch(name);
+            Line::new(Kind::new(name, Box::new(handler), backoff, timeout, options, observe, switch))
         };
         let nobody = (handlers::untyped(|_: Ctx<S>| async {}), Options::new());
         let mut lines: Vec<_> = self.kinds.iter().map(|(name, entry)| line(name, entry)).collect();
-        lines.push(line("otherwise", self.otherwise.as_ref().unwrap_or(&nobody)));
+        lines.push(line(OTHERWISE, self.otherwise.as_ref().unwrap_or(&nobody)));
         Ok(Kinds {
             named: self.kinds.keys().cloned().zip(0..).collect(),
             otherwise: lines.len() - 1,

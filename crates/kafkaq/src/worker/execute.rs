@@ -102,6 +102,11 @@ impl Begun {
         }
     }
 
+    /// Has the task executed later, since its kind is paused.
+    pub(super) async fn put_off(self, delay: Duration) {
+        self.end(|_, _| Verdict::Outcome(Outcome::Snooze(delay))).await;
+    }
+
     fn handler_starts(&self) {
         if let Some(at) = self.active.handler_starts() {
             self.shared.keeper.look_at(at);

@@ -1,6 +1,9 @@
 //! The kinds of task that a worker knows, and how many of each it executes.
 
-use super::{Backoff, Options, active::Active, context::Execution, handlers::Executing, observe::Observe};
+use super::{
+    Backoff, Options, active::Active, context::Execution, control::Switch, handlers::Executing,
+    observe::Observe,
+};
 use crate::Headers;
 use std::{
     collections::{HashMap, VecDeque},
@@ -24,6 +27,7 @@ pub(super) struct Kind {
     pub(super) backoff: Backoff,
     pub(super) timeout: Option<Duration>,
     pub(super) observe: Observe,
+    pub(super) switch: Arc<Switch>,
     concurrency: usize,
     /// Between two starts.
     spacing: Option<Duration>,
@@ -38,6 +42,7 @@ impl Kind {
         timeout: Option<Duration>,
         options: &Options,
         observe: Observe,
+        switch: Arc<Switch>,
     ) -> Self {
         Kind {
             name: name.to_owned(),
@@ -45,10 +50,16 @@ impl Kind {
             backoff,
             timeout,
             observe,
+            switch,
             concurrency: options.concurrency.unwrap_or(usize::MAX),
             spacing: options.per_second.map(|rate| Duration::from_secs_f64(1.0 / rate)),
             running: AtomicUsize::new(0),
         }
+    }
+
+    /// An execution begins, whatever the limits are.
+    pub(super) fn begin(&self) {
+        self.running.fetch_add(1, SeqCst);
     }
 
     /// An execution has ended.
@@ -97,7 +108,7 @@ impl Line {
         {
             return false;
         }
-        self.kind.running.fetch_add(1, SeqCst);
+        self.kind.begin();
         // A timer that is late is made up for.
         let late = now.checked_sub(LATE).unwrap_or(now);
         self.next = self.kind.spacing.map(|spacing| self.next.map_or(now, |next| next.max(late)) + spacing);
@@ -112,6 +123,11 @@ impl Line {
             return None;
         }
         self.waiting.pop_front()
+    }
+
+    /// Keeps those in line that it says.
+    pub(super) fn retain(&mut self, keep: impl FnMut(&Arc<Active>) -> bool) {
+        self.waiting.retain(keep);
     }
 
     pub(super) fn waiting(&self) -> usize {

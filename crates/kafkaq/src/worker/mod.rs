@@ -85,6 +85,7 @@ mod backoff;
 mod batch;
 mod builder;
 mod context;
+mod control;
 #[cfg(feature = "testing")]
 pub(crate) mod direct;
 mod enqueue;
@@ -112,6 +113,7 @@ mod typed;
 pub use backoff::Backoff;
 pub use builder::WorkerBuilder;
 pub use context::Ctx;
+pub use control::WorkerControl;
 pub use enqueue::Enqueue;
 pub use failure::{BoxError, Failure, IntoOutcome, Outcome, ResultExt};
 #[cfg(feature = "tower")]

@@ -2,6 +2,7 @@
 
 use super::{
     active::Active,
+    control::WorkerControl,
     enqueue::Target,
     execute::{self, Begun},
     keeper::{self, Keeper},
@@ -48,6 +49,7 @@ pub(super) struct Shared {
     pub(super) settings: Settings,
     pub(super) lease: Duration,
     pub(super) max_delay: Duration,
+    max_handouts: u32,
     pub(super) publisher: Publisher,
     pub(super) counters: Counters,
     pub(super) threads: Threads,
@@ -56,8 +58,8 @@ pub(super) struct Shared {
     pub(super) keeper: Keeper,
     /// Executions that run.
     running: AtomicUsize,
-    /// One fewer runs or waits.
-    pub(super) room: Notify,
+    /// One fewer runs or waits, or a kind was paused.
+    pub(super) room: Arc<Notify>,
     pub(super) confirming: Semaphore,
 }
 
@@ -145,6 +147,7 @@ impl Drop for Threads {
 #[must_use = "the worker stops when this is dropped"]
 pub struct WorkerHandle {
     shared: Arc<Shared>,
+    control: WorkerControl,
     outcome: watch::Receiver<Option<Result<WorkerReport>>>,
 }
 
@@ -158,6 +161,12 @@ impl WorkerHandle {
     /// Stops the worker without waiting for its handlers. Their tasks are given back. Returns at once.
     pub fn stop_now(&self) {
         stop_within(&self.shared.stopping, Duration::ZERO);
+    }
+
+    /// Returns what pauses kinds of task.
+    #[must_use]
+    pub fn control(&self) -> WorkerControl {
+        self.control.clone()
     }
 
     /// Returns what the worker has done so far.
@@ -196,6 +205,7 @@ pub(super) fn start(
     kinds: Kinds,
     settings: Settings,
     threads: Option<usize>,
+    control: WorkerControl,
 ) -> Result<WorkerHandle> {
     panics::remember_places();
     let threads = Threads::start(threads, settings.concurrency)?;
@@ -203,13 +213,14 @@ pub(super) fn start(
         began: Instant::now(),
         lease: queue.lease_duration(),
         max_delay: queue.max_delay(),
+        max_handouts: queue.max_handouts(),
         publisher: queue.publisher(),
         counters: Counters::default(),
         threads,
         stopping: watch::Sender::new(None),
         keeper: Keeper::default(),
         running: AtomicUsize::new(0),
-        room: Notify::new(),
+        room: control.room.clone(),
         confirming: Semaphore::new(settings.concurrency.max(CONFIRMING)),
         settings,
     });
@@ -222,7 +233,7 @@ pub(super) fn start(
         keeper.abort();
         tell.send_replace(Some(outcome));
     });
-    Ok(WorkerHandle { shared: handle, outcome })
+    Ok(WorkerHandle { shared: handle, control, outcome })
 }
 
 struct Dispatcher {
@@ -284,6 +295,9 @@ impl Dispatcher {
         let (shared, now) = (&self.shared, Instant::now());
         let (mut room, mut waiting, mut next) = (self.room(), 0, None);
         for line in self.kinds.lines.iter_mut().filter(|line| line.waiting() > 0) {
+            if line.kind().switch.is_paused() {
+                line.retain(|active| !put_off(shared, active, now));
+            }
             while room > 0
                 && let Some(active) = line.advance(now)
             {
@@ -306,6 +320,9 @@ impl Dispatcher {
             let active =
                 shared.keeper.open(|slot| Active::new(job, target, kind, version, slot, shared.lease));
             shared.keeper.look_at(active.renew_at());
+            if put_off(shared, &active, now) {
+                continue;
+            }
             if line.begin(now) {
                 begun.push(begin(shared, active));
             } else {
@@ -320,6 +337,17 @@ fn begin(shared: &Arc<Shared>, active: Arc<Active>) -> Begun {
     shared.running.fetch_add(1, SeqCst);
     active.begin();
     Begun::new(shared.clone(), active)
+}
+
+/// Puts a task off if its kind is paused. Meanwhile it has a place, so that no more are under way than may run.
+fn put_off(shared: &Arc<Shared>, active: &Arc<Active>, now: Instant) -> bool {
+    let kind = &active.kind;
+    let Some(delay) = kind.switch.put_off(active.execution.attempt(), shared.max_handouts, now) else {
+        return false;
+    };
+    kind.begin();
+    tokio::spawn(begin(shared, active.clone()).put_off(delay));
+    true
 }
 
 /// Shuts the queue down, sooner if the worker is told to stop sooner. What is given back at the end needs its time, too.
