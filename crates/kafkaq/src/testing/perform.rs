@@ -96,6 +96,12 @@ impl<T: TaskType, S: Send + Sync + 'static> Perform<T, S> {
         self
     }
 
+    /// The name of the queue that the task came from. Default: `queue`.
+    pub fn queue(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.facts.queue = name.into();
+        self
+    }
+
     /// The task's key.
     pub fn key(mut self, key: impl Into<Bytes>) -> Self {
         self.facts.task = self.facts.task.with_key(key);
@@ -179,5 +185,6 @@ pub(super) fn facts(task: Task) -> Facts {
         token: LeaseToken { process: [1; 16], number: 1 },
         published: now,
         deadline: now + LEASE,
+        queue: "queue".into(),
     }
 }

@@ -5,6 +5,8 @@ use super::{
     context::{Execution, Facts},
     enqueue::Target,
     kinds::Kind,
+    observe::Observe,
+    queues::{Source, Taken},
     stop::{Signal, StopReason},
 };
 use crate::{
@@ -81,22 +83,22 @@ pub(super) struct Times {
 
 impl Active {
     pub(super) fn new(
-        job: Job,
-        target: Target,
+        Taken { source, job }: Taken,
+        of: &Source,
         kind: Arc<Kind>,
         version: Result<u16, String>,
         slot: usize,
-        lease: Duration,
     ) -> Self {
         let signal = Signal::new(Some(job.watch()));
-        let execution = Arc::new(Execution::new(Facts::from(&job), signal, target));
+        let (facts, target) = (Facts::of(&job, of.name.clone()), Target::Publisher(of.publisher.clone()));
+        let execution = Arc::new(Execution::new(facts, signal, source, target));
         // One that was read ahead has had its lease for a while.
         let left = job.deadline().duration_since(system_now()).unwrap_or_default();
         let state = State {
             job: Held::Here(job),
             phase: Phase::Waiting,
             has_place: false,
-            renew_at: Instant::now() + (lease / 3).min(left.saturating_sub(lease * 2 / 3)),
+            renew_at: Instant::now() + (of.lease / 3).min(left.saturating_sub(of.lease * 2 / 3)),
             time_is_up: None,
             told: None,
             dropped_at: None,
@@ -110,6 +112,10 @@ impl Active {
             wanted: Notify::new(),
             back: Notify::new(),
         }
+    }
+
+    pub(super) fn observe(&self) -> &Observe {
+        &self.kind.observe[self.execution.source]
     }
 
     /// Its turn has come, and it counts as running.

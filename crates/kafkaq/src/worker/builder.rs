@@ -2,7 +2,7 @@
 
 use super::{
     Backoff, Options, WorkerReport,
-    context::Ctx,
+    context::{Ctx, Execution},
     control::WorkerControl,
     exclusive::{self, Exclusive},
     failure::IntoOutcome,
@@ -11,11 +11,19 @@ use super::{
     layers::Layers,
     observe::Observe,
     run::{self, Settings, WorkerHandle},
+    share::{Set, Share},
     signals,
     typed::TaskType,
 };
 use crate::{Error, ErrorKind, Queue, Result};
-use std::{collections::HashMap, fmt, future::Future, ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    future::Future,
+    ops::RangeInclusive,
+    sync::Arc,
+    time::Duration,
+};
 
 /// Names the tasks that no handler is for, where a kind is named.
 const OTHERWISE: &str = "otherwise";
@@ -26,7 +34,7 @@ const RATES: RangeInclusive<f64> = 0.001..=1_000_000.0;
 /// Settings and handlers of a worker: see [`Worker`](super::Worker).
 #[must_use = "a worker does nothing until it is started"]
 pub struct WorkerBuilder<S = ()> {
-    queue: Queue,
+    queues: Vec<(Queue, Share)>,
     state: Arc<S>,
     kinds: HashMap<String, (Handler<S>, Options)>,
     otherwise: Option<(Handler<S>, Options)>,
@@ -43,7 +51,7 @@ pub struct WorkerBuilder<S = ()> {
 impl WorkerBuilder {
     pub(super) fn new(queue: Queue) -> Self {
         WorkerBuilder {
-            queue,
+            queues: vec![(queue, Share::weight(1))],
             state: Arc::new(()),
             kinds: HashMap::new(),
             otherwise: None,
@@ -71,7 +79,7 @@ impl WorkerBuilder {
             (handler, options)
         };
         WorkerBuilder {
-            queue: self.queue,
+            queues: self.queues,
             state: Arc::new(state),
             kinds: self.kinds.into_iter().map(|(kind, entry)| (kind, stateless(entry))).collect(),
             otherwise: self.otherwise.map(stateless),
@@ -157,7 +165,45 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         self
     }
 
-    /// How many tasks are executed at once. Default: 64.
+    /// Takes tasks from another queue as well. Handlers are for all queues of the worker; [`Ctx::queue`] tells which one a
+    /// task came from. While there are fewer tasks than places, any queue gets as many as it has tasks; otherwise they are
+    /// shared out by the [`Share`] of each.
+    ///
+    /// Leases, delays and limits of attempts are each queue's own, and so are [locks of keys](super#one-at-a-time-per-key).
+    /// The worker takes each queue for itself. When one of them ends, since its log or its store has failed for good, the
+    /// worker stops with that error: otherwise its tasks would wait unnoticed.
+    ///
+    /// ```
+    /// use kafkaq::{Queue, worker::{Ctx, Share, Worker}};
+    /// use std::time::Duration;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> kafkaq::Result<()> {
+    /// # let (logins, mails, reports) = (Queue::builder("logins"), Queue::builder("mails"), Queue::builder("reports"));
+    /// # let (logins, mails, reports) = (logins.build().await?, mails.build().await?, reports.build().await?);
+    /// let worker = Worker::builder(mails) // three of four places, ...
+    ///     .share(Share::weight(3))
+    ///     .queue(reports, Share::weight(1)) // ... one of four, ...
+    ///     .queue(logins, Share::priority(1)) // ... and before both of them
+    ///     .otherwise(async |ctx: Ctx| println!("{} of {}", ctx.id(), ctx.queue()));
+    /// # worker.start()?.stop_now();
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn queue(mut self, queue: Queue, share: Share) -> Self {
+        self.queues.push((queue, share));
+        self
+    }
+
+    /// The share of the queue that the worker was [begun](super::Worker::builder) with. Default: `Share::weight(1)`.
+    pub fn share(mut self, share: Share) -> Self {
+        if let Some((_, first)) = self.queues.first_mut() {
+            *first = share;
+        }
+        self
+    }
+
+    /// How many tasks are executed at once, of all queues. Default: 64.
     pub fn concurrency(mut self, n: usize) -> Self {
         self.settings.concurrency = n;
         self
@@ -226,11 +272,11 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
     /// `Invalid` names the setting that makes no sense; `Unavailable` when the system gives no threads.
     pub fn start(mut self) -> Result<WorkerHandle> {
         let kinds = self.check()?;
-        run::start(self.queue, kinds, self.settings, self.threads, self.control)
+        run::start(self.queues, kinds, self.settings, self.threads, self.control)
     }
 
     /// Runs the worker until the process gets SIGINT or SIGTERM (elsewhere than on Unix: Ctrl-C). A second signal stops
-    /// it at once. The queue is shut down with it.
+    /// it at once. Its queues are shut down with it.
     ///
     /// *Cancel-safety:* when the future is dropped the worker stops in the background, as at a signal.
     ///
@@ -239,6 +285,26 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
     pub async fn run(self) -> Result<WorkerReport> {
         let running = self.start()?;
         signals::obey(running).await
+    }
+
+    fn check_queues(&self) -> Result<()> {
+        let refused = |what: String, advice: &'static str| {
+            Err(Error::not_applied(ErrorKind::Invalid, "start a worker").on(what).with_advice(advice))
+        };
+        if self.queues.len() > Set::MAX {
+            return refused(format!("{} queues", self.queues.len()), "A worker takes 64 at most");
+        }
+        let mut names = HashSet::new();
+        for (queue, share) in &self.queues {
+            share.check(queue.name())?;
+            if !names.insert(queue.name()) {
+                return refused(
+                    format!("two queues named `{}`", queue.name()),
+                    "Give each queue a name of its own",
+                );
+            }
+        }
+        Ok(())
     }
 
     fn check(&mut self) -> Result<Kinds> {
@@ -253,6 +319,9 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
                           its tasks one by one";
             return refused(format!("`{kind}`, batches that are exclusive by key"), advice);
         }
+        self.check_queues()?;
+        // Of several that have a first task at once, the higher priority is looked at first.
+        self.queues.sort_by_key(|(_, share)| share.by_priority());
         if self.kinds.is_empty() && self.otherwise.is_none() {
             return refused("no handler".into(), "Add one: `.on(handler)`");
         }
@@ -281,15 +350,19 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         }
         self.control.know(&names)?;
         let layered = std::mem::replace(&mut self.layers, Layers::new()).build();
-        let exclusive = Arc::new(Exclusive::new(&self.queue, self.settings.concurrency));
+        // Half of all places at most wait for keys, over all queues.
+        let places = self.settings.concurrency / self.queues.len();
+        let exclusive =
+            self.queues.iter().map(|(queue, _)| Arc::new(Exclusive::new(queue, places))).collect::<Arc<_>>();
         let line = |name: &str, (handler, options): &(Handler<S>, Options)| {
             let (mut handler, state) = (handler.clone(), self.state.clone());
             if let Some(by) = &options.exclusive {
                 handler = exclusive::wrap(handler, by.clone(), exclusive.clone());
             }
-            let observe = Observe::new(&self.queue, name);
-            let (observer, layered) = (observe.clone(), layered.clone());
-            let handler = move |execution, version| {
+            let observe: Arc<_> = self.queues.iter().map(|(queue, _)| Observe::new(queue, name)).collect();
+            let (observers, layered) = (observe.clone(), layered.clone());
+            let handler = move |execution: Arc<Execution>, version| {
+                let observer = &observers[execution.source];
                 let ctx = Ctx::new(execution, state.clone());
                 // Layers run inside the span, as the handler does.
                 observer.around(ctx, |ctx| layered.around(ctx, |ctx| handler(ctx, version)))
@@ -314,7 +387,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
 impl<S> fmt::Debug for WorkerBuilder<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WorkerBuilder")
-            .field("queue", &self.queue)
+            .field("queues", &self.queues)
             .field("kinds", &self.kinds.keys())
             .field("concurrency", &self.settings.concurrency)
             .finish_non_exhaustive()

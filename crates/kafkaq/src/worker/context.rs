@@ -35,10 +35,12 @@ pub(crate) struct Facts {
     pub(crate) token: LeaseToken,
     pub(crate) published: SystemTime,
     pub(crate) deadline: SystemTime,
+    /// The queue's name.
+    pub(crate) queue: Arc<str>,
 }
 
-impl From<&Job> for Facts {
-    fn from(job: &Job) -> Self {
+impl Facts {
+    pub(super) fn of(job: &Job, queue: Arc<str>) -> Self {
         Facts {
             task: job.task(),
             id: job.id().clone(),
@@ -48,6 +50,7 @@ impl From<&Job> for Facts {
             token: job.token(),
             published: job.published(),
             deadline: job.deadline(),
+            queue,
         }
     }
 }
@@ -57,15 +60,17 @@ pub(super) struct Execution {
     /// In milliseconds since 1970. Renewals move it.
     deadline: AtomicU64,
     pub(super) signal: Signal,
+    /// The number of the queue that the task came from.
+    pub(super) source: usize,
     target: Target,
     /// How many tasks of each content the handler has enqueued.
     children: Mutex<HashMap<Uuid, u32>>,
 }
 
 impl Execution {
-    pub(super) fn new(facts: Facts, signal: Signal, target: Target) -> Self {
+    pub(super) fn new(facts: Facts, signal: Signal, source: usize, target: Target) -> Self {
         let deadline = AtomicU64::new(millis(facts.deadline));
-        Execution { facts, deadline, signal, target, children: Mutex::default() }
+        Execution { facts, deadline, signal, source, target, children: Mutex::default() }
     }
 
     pub(super) fn id(&self) -> &TaskId {
@@ -118,6 +123,12 @@ impl<S> Ctx<S> {
     #[must_use]
     pub fn id(&self) -> &TaskId {
         self.execution().id()
+    }
+
+    /// The name of the queue that the task came from.
+    #[must_use]
+    pub fn queue(&self) -> &str {
+        &self.facts().queue
     }
 
     /// The payload as it was published.
@@ -180,7 +191,7 @@ impl<S> Ctx<S> {
         &self.stop
     }
 
-    /// Begins to publish a task that follows from this one. Its id is made of this task's id, its kind and its payload, so
+    /// Begins to publish a task that follows from this one, to the queue that this one came from. Its id is made of this task's id, its kind and its payload, so
     /// a handler that runs twice publishes it once, for as long as an id is [remembered](crate::QueueBuilder::done_retention).
     /// Several that are equal are counted, so they are several.
     ///
@@ -257,8 +268,9 @@ pub(super) mod tests {
             token: LeaseToken { process: [1; 16], number: 1 },
             published: UNIX_EPOCH,
             deadline: UNIX_EPOCH,
+            queue: "queue".into(),
         };
-        Execution::new(facts, Signal::new(None), Target::Collected(Default::default()))
+        Execution::new(facts, Signal::new(None), 0, Target::Collected(Default::default()))
     }
 
     #[test]

@@ -67,7 +67,7 @@ impl<S: Send + Sync + 'static> Handler<S> {
     }
 
     pub(crate) fn execute(&self, facts: Facts, state: Arc<S>, enqueued: Collected) -> (Handling, Stop) {
-        let execution = Arc::new(Execution::new(facts, Signal::new(None), Target::Collected(enqueued)));
+        let execution = Arc::new(Execution::new(facts, Signal::new(None), 0, Target::Collected(enqueued)));
         let stop = Stop::new(execution.clone());
         let handling = (self.0)(Ctx::new(execution, state), self.1);
         let handling = Box::pin(async move {

@@ -187,13 +187,14 @@ impl Drop for Place {
 }
 
 /// The handler, one execution at a time per key.
-pub(super) fn wrap<S>(handler: Handler<S>, by: KeyOf, exclusive: Arc<Exclusive>) -> Handler<S>
+pub(super) fn wrap<S>(handler: Handler<S>, by: KeyOf, of_queues: Arc<[Arc<Exclusive>]>) -> Handler<S>
 where
     S: Send + Sync + 'static,
 {
     Arc::new(move |ctx: Ctx<S>, version| {
         let stop = ctx.stop().clone();
-        let turn = exclusive.clone().begin(ctx.clone(), version, by.clone());
+        let exclusive = of_queues[ctx.execution().source].clone();
+        let turn = exclusive.begin(ctx.clone(), version, by.clone());
         match handler(ctx, version) {
             Executing::Async(run) => Executing::Async(Box::pin(async move {
                 let turn = match turn.await {

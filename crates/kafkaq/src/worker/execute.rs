@@ -69,7 +69,7 @@ impl Begun {
         if execution.attempt() == 1
             && let Some(expired) = headers::expired(execution.headers(), system_now())
         {
-            self.active.kind.observe.expired(expired);
+            self.active.observe().expired(expired);
             return self.end(|_, _| Verdict::Expired(expired)).await;
         }
         match (self.active.kind.execute)(execution.clone(), version) {
@@ -170,7 +170,7 @@ fn judge(shared: &Shared, active: &Active, ended: Option<Ended>) -> Verdict {
     let told = active.execution.stop_reason();
     if told == Some(StopReason::TimedOut) {
         shared.counters.timed_out.fetch_add(1, Relaxed);
-        active.kind.observe.timed_out();
+        active.observe().timed_out();
     }
     let failed = |reason| Verdict::Outcome(Outcome::Retry { delay: None, reason });
     match (ended, told) {
@@ -215,6 +215,7 @@ fn tell(active: &Active, verdict: &Verdict) {
 
 async fn end(shared: &Shared, active: &Active, job: Job, verdict: Verdict) {
     tell(active, &verdict);
+    let max_delay = shared.source(active).max_delay;
     let reason = shared.settings.observer.as_ref().and_then(|_| verdict.reason());
     let (asked, ending) = match verdict {
         // It is let go by being dropped, if it is not somebody else's already.
@@ -226,16 +227,14 @@ async fn end(shared: &Shared, active: &Active, job: Job, verdict: Verdict) {
         Verdict::Expired(Expired::Dropped) => (job.done().await, Ending::Expired),
         Verdict::Expired(Expired::Dead) => (job.reject(EXPIRED).await, Ending::DeadLettered),
         Verdict::Outcome(Outcome::Done) => (job.done().await, Ending::Done),
-        Verdict::Outcome(Outcome::Snooze(delay)) => {
-            (job.snooze(delay.min(shared.max_delay)).await, Ending::Snoozed)
-        }
+        Verdict::Outcome(Outcome::Snooze(delay)) => (job.snooze(delay.min(max_delay)).await, Ending::Snoozed),
         Verdict::Outcome(Outcome::Reject(reason)) => (job.reject(reason).await, Ending::DeadLettered),
         Verdict::Outcome(Outcome::Retry { delay, reason }) => {
             let after = backoff(active, job.failures() + 1, &reason);
             match (after, delay) {
                 (None, _) => (job.reject(reason).await, Ending::DeadLettered),
                 (Some(after), delay) => {
-                    match job.retry(delay.unwrap_or(after).min(shared.max_delay), reason).await {
+                    match job.retry(delay.unwrap_or(after).min(max_delay), reason).await {
                         Ok(RetryOutcome::DeadLettered) => (Ok(()), Ending::DeadLettered),
                         outcome => (outcome.map(drop), Ending::Retried),
                     }

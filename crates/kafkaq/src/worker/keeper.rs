@@ -132,12 +132,13 @@ pub(super) async fn keep(shared: Arc<Shared>) -> Infallible {
 }
 
 async fn renew(shared: Arc<Shared>, active: Arc<Active>, mut job: Job) {
-    let next = Instant::now() + shared.lease / 3;
+    let lease = shared.source(&active).lease;
+    let next = Instant::now() + lease / 3;
     tokio::select! {
         biased;
         // Its end comes first.
         () = active.wanted() => {}
-        renewed = job.extend(shared.lease) => match renewed {
+        renewed = job.extend(lease) => match renewed {
             Ok(()) => active.execution.renewed(job.deadline()),
             Err(JobError::LeaseLost(why)) => active.execution.tell(StopReason::of(why)),
             Err(error) => {

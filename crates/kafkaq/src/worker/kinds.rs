@@ -26,7 +26,8 @@ pub(super) struct Kind {
     pub(super) execute: Execute,
     pub(super) backoff: Backoff,
     pub(super) timeout: Option<Duration>,
-    pub(super) observe: Observe,
+    /// For each queue.
+    pub(super) observe: Arc<[Observe]>,
     pub(super) switch: Arc<Switch>,
     concurrency: usize,
     /// Between two starts.
@@ -41,7 +42,7 @@ impl Kind {
         backoff: Backoff,
         timeout: Option<Duration>,
         options: &Options,
-        observe: Observe,
+        observe: Arc<[Observe]>,
         switch: Arc<Switch>,
     ) -> Self {
         Kind {

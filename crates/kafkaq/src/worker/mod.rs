@@ -104,8 +104,10 @@ mod layers;
 mod observe;
 mod options;
 mod panics;
+mod queues;
 mod report;
 mod run;
+mod share;
 mod signals;
 mod stop;
 mod typed;
@@ -121,6 +123,7 @@ pub use layers::{BoxContext, BoxHandler, BoxHandling};
 pub use options::Options;
 pub use report::WorkerReport;
 pub use run::WorkerHandle;
+pub use share::Share;
 pub use stop::{Stop, StopReason};
 pub use typed::TaskType;
 
@@ -130,12 +133,13 @@ pub(crate) use {context::Facts, report::Finished};
 
 use crate::Queue;
 
-/// Executes the tasks of a queue by handlers: see the [module](self).
+/// Executes the tasks of one or more queues by handlers: see the [module](self).
 #[derive(Debug)]
 pub struct Worker(());
 
 impl Worker {
-    /// Begins to set up a worker. It takes the queue for itself: when the worker stops, the queue is shut down.
+    /// Begins to set up a worker. It takes the queue for itself: when the worker stops, the queue is shut down. It may take
+    /// [others](WorkerBuilder::queue), too.
     pub fn builder(queue: Queue) -> WorkerBuilder {
         WorkerBuilder::new(queue)
     }

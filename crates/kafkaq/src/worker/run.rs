@@ -3,15 +3,16 @@
 use super::{
     active::Active,
     control::WorkerControl,
-    enqueue::Target,
     execute::{self, Begun},
     keeper::{self, Keeper},
     kinds::Kinds,
     panics,
+    queues::{Queues, Source, Taken},
     report::{Counters, Ending, Finished, Observer, WorkerReport},
+    share::Share,
 };
 use crate::{
-    Error, ErrorKind, Job, Publisher, Queue, Result,
+    Error, ErrorKind, Queue, Result,
     driver::{FAR, stop_within},
 };
 use std::{
@@ -47,10 +48,8 @@ pub(super) struct Settings {
 pub(super) struct Shared {
     began: Instant,
     pub(super) settings: Settings,
-    pub(super) lease: Duration,
-    pub(super) max_delay: Duration,
-    max_handouts: u32,
-    pub(super) publisher: Publisher,
+    /// For each queue.
+    sources: Vec<Source>,
     pub(super) counters: Counters,
     pub(super) threads: Threads,
     /// Until when handlers may go on, once the worker stops.
@@ -68,6 +67,10 @@ impl Shared {
         self.counters.report(self.began.elapsed())
     }
 
+    pub(super) fn source(&self, active: &Active) -> &Source {
+        &self.sources[active.execution.source]
+    }
+
     /// An execution runs no more.
     pub(super) fn free(&self, active: &Active) {
         if active.leave_place() {
@@ -79,7 +82,7 @@ impl Shared {
 
     /// The end of an execution is confirmed, or will never be.
     pub(super) fn ended(&self, active: &Active, ending: Ending, reason: Option<String>) {
-        active.kind.observe.ended(ending);
+        active.observe().ended(ending);
         self.counters.count(ending);
         if let Some(observer) = &self.settings.observer {
             observer(Finished { id: active.execution.id().clone(), ending, reason });
@@ -201,7 +204,7 @@ impl Drop for WorkerHandle {
 }
 
 pub(super) fn start(
-    queue: Queue,
+    queues: Vec<(Queue, Share)>,
     kinds: Kinds,
     settings: Settings,
     threads: Option<usize>,
@@ -211,10 +214,7 @@ pub(super) fn start(
     let threads = Threads::start(threads, settings.concurrency)?;
     let shared = Arc::new(Shared {
         began: Instant::now(),
-        lease: queue.lease_duration(),
-        max_delay: queue.max_delay(),
-        max_handouts: queue.max_handouts(),
-        publisher: queue.publisher(),
+        sources: queues.iter().map(|(queue, _)| Source::of(queue)).collect(),
         counters: Counters::default(),
         threads,
         stopping: watch::Sender::new(None),
@@ -226,7 +226,7 @@ pub(super) fn start(
     });
     let handle = shared.clone();
     let keeper = tokio::spawn(keeper::keep(shared.clone()));
-    let dispatcher = Dispatcher { queue, kinds, shared };
+    let dispatcher = Dispatcher { queues: Queues::new(queues), kinds, shared };
     let (tell, outcome) = watch::channel(None);
     tokio::spawn(async move {
         let outcome = dispatcher.run().await;
@@ -237,7 +237,7 @@ pub(super) fn start(
 }
 
 struct Dispatcher {
-    queue: Queue,
+    queues: Queues,
     kinds: Kinds,
     shared: Arc<Shared>,
 }
@@ -246,14 +246,14 @@ impl Dispatcher {
     async fn run(mut self) -> Result<WorkerReport> {
         let mut stopping = self.shared.stopping.subscribe();
         let failed = self.take_jobs(&mut stopping).await.err();
-        let Dispatcher { queue, mut kinds, shared } = self;
+        let Dispatcher { queues, mut kinds, shared } = self;
         if failed.is_some() {
             stop_within(&shared.stopping, shared.settings.shutdown_limit);
         }
         for line in &mut kinds.lines {
             line.drain().for_each(|active| drop(tokio::spawn(execute::give_back(shared.clone(), active))));
         }
-        let (shut_down, ()) = tokio::join!(shut_down(&queue, stopping), shared.keeper.all_closed());
+        let (shut_down, ()) = tokio::join!(shut_down_all(queues, stopping), shared.keeper.all_closed());
         match failed.or_else(|| shut_down.err()) {
             Some(e) if e.kind() != ErrorKind::Timeout => Err(e),
             late => {
@@ -265,8 +265,9 @@ impl Dispatcher {
         }
     }
 
-    /// Until the worker stops, or the queue has ended.
+    /// Until the worker stops, or a queue has ended.
     async fn take_jobs(&mut self, stopping: &mut watch::Receiver<Option<Instant>>) -> Result<()> {
+        let mut taken = Vec::new();
         loop {
             let (mut begun, concurrency) = (Vec::new(), self.shared.settings.concurrency);
             let (waiting, next) = self.advance(&mut begun);
@@ -280,7 +281,10 @@ impl Dispatcher {
                 biased;
                 _ = stopping.wait_for(Option::is_some) => return Ok(()),
                 () = self.shared.room.notified(), if !all_alike => {}
-                jobs = self.queue.get_jobs(room.min(BATCH)), if room > 0 => self.place(jobs?),
+                all_well = self.queues.take(room.min(BATCH), &mut taken), if room > 0 => {
+                    self.place(&mut taken);
+                    all_well?;
+                }
                 () = sleep_until(next), if waiting > 0 => {}
             }
         }
@@ -310,15 +314,13 @@ impl Dispatcher {
         (waiting, next)
     }
 
-    fn place(&mut self, jobs: Vec<Job>) {
+    fn place(&mut self, taken: &mut Vec<Taken>) {
         let (shared, now) = (&self.shared, Instant::now());
-        let mut begun = Vec::with_capacity(jobs.len());
-        for job in jobs {
-            let (line, version) = self.kinds.of(job.headers());
-            let target = Target::Publisher(shared.publisher.clone());
-            let kind = line.kind().clone();
-            let active =
-                shared.keeper.open(|slot| Active::new(job, target, kind, version, slot, shared.lease));
+        let mut begun = Vec::with_capacity(taken.len());
+        for one in taken.drain(..) {
+            let (line, version) = self.kinds.of(one.job.headers());
+            let (source, kind) = (&shared.sources[one.source], line.kind().clone());
+            let active = shared.keeper.open(|slot| Active::new(one, source, kind, version, slot));
             shared.keeper.look_at(active.renew_at());
             if put_off(shared, &active, now) {
                 continue;
@@ -341,8 +343,8 @@ fn begin(shared: &Arc<Shared>, active: Arc<Active>) -> Begun {
 
 /// Puts a task off if its kind is paused. Meanwhile it has a place, so that no more are under way than may run.
 fn put_off(shared: &Arc<Shared>, active: &Arc<Active>, now: Instant) -> bool {
-    let kind = &active.kind;
-    let Some(delay) = kind.switch.put_off(active.execution.attempt(), shared.max_handouts, now) else {
+    let (kind, max_handouts) = (&active.kind, shared.source(active).max_handouts);
+    let Some(delay) = kind.switch.put_off(active.execution.attempt(), max_handouts, now) else {
         return false;
     };
     kind.begin();
@@ -350,8 +352,25 @@ fn put_off(shared: &Arc<Shared>, active: &Arc<Active>, now: Instant) -> bool {
     true
 }
 
-/// Shuts the queue down, sooner if the worker is told to stop sooner. What is given back at the end needs its time, too.
-async fn shut_down(queue: &Queue, mut stopping: watch::Receiver<Option<Instant>>) -> Result<()> {
+/// Shuts all queues down at once. Returns the worst of what has ended them.
+async fn shut_down_all(queues: Queues, stopping: watch::Receiver<Option<Instant>>) -> Result<()> {
+    let shut_down = |queue| tokio::spawn(shut_down(queue, stopping.clone()));
+    let shutting_down: Vec<_> = queues.into_all().into_iter().map(shut_down).collect();
+    let mut outcome = Ok(());
+    for one in shutting_down {
+        let ended = one
+            .await
+            .unwrap_or_else(|e| Err(Error::unknown(ErrorKind::Other, "shut down a queue").with_source(e)));
+        let is_worse = |e: &Error| e.kind() != ErrorKind::Timeout;
+        if outcome.is_ok() || ended.as_ref().is_err_and(is_worse) {
+            outcome = ended;
+        }
+    }
+    outcome
+}
+
+/// Shuts a queue down, sooner if the worker is told to stop sooner. What is given back at the end needs its time, too.
+async fn shut_down(queue: Queue, mut stopping: watch::Receiver<Option<Instant>>) -> Result<()> {
     loop {
         let until = stopping.borrow_and_update().unwrap_or_else(Instant::now);
         let limit = until.saturating_duration_since(Instant::now()) + AFTERWARDS;
