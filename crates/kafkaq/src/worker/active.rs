@@ -44,10 +44,22 @@ struct State {
     /// It counts as running.
     has_place: bool,
     renew_at: Instant,
+    handler: Option<Handler>,
     time_is_up: Option<Instant>,
     /// The reason why it is to end that was seen last, and when.
     told: Option<(StopReason, Instant)>,
     dropped_at: Option<Instant>,
+}
+
+/// A handler that has started.
+struct Handler {
+    since: Instant,
+    /// It is on a thread that is there to be blocked.
+    blocks: bool,
+    /// When it is said next that it runs for long.
+    warn_at: Instant,
+    /// That was said.
+    is_slow: bool,
 }
 
 enum Held {
@@ -67,6 +79,8 @@ enum Phase {
 /// What the keeper has to do.
 pub(super) enum Due {
     Renew(Job),
+    /// The handler has been running for so long.
+    Slow(Duration),
     /// The handler doesn't end.
     Stuck(Job),
     /// The lease was lost before the execution began.
@@ -99,6 +113,7 @@ impl Active {
             phase: Phase::Waiting,
             has_place: false,
             renew_at: Instant::now() + (of.lease / 3).min(left.saturating_sub(of.lease * 2 / 3)),
+            handler: None,
             time_is_up: None,
             told: None,
             dropped_at: None,
@@ -124,11 +139,26 @@ impl Active {
         (state.phase, state.has_place) = (Phase::Running, true);
     }
 
-    /// Its handler starts: from now on its time runs. Returns when that is up, if it ever is.
-    pub(super) fn handler_starts(&self) -> Option<Instant> {
-        let at = Instant::now() + self.kind.timeout?.min(FAR);
-        lock(&self.state).time_is_up = Some(at);
-        Some(at)
+    /// Its handler starts: from now on its time runs. Returns when to look at it, if that is before its lease is due.
+    pub(super) fn handler_starts(&self, warn_after: Duration, blocks: bool) -> Option<Instant> {
+        let since = Instant::now();
+        let warn_at = since + warn_after.min(FAR);
+        let state = &mut *lock(&self.state);
+        state.handler = Some(Handler { since, blocks, warn_at, is_slow: false });
+        state.time_is_up = self.kind.timeout.map(|timeout| since + timeout.min(FAR));
+        state.time_is_up.into_iter().chain([warn_at]).min().filter(|at| *at < state.renew_at)
+    }
+
+    /// Since when a handler of its kind has been on one of the threads for those that don't block.
+    pub(super) fn on_thread_since(&self) -> Option<Instant> {
+        let state = lock(&self.state);
+        let handler = state.handler.as_ref().filter(|_| state.phase == Phase::Running);
+        handler.filter(|handler| !handler.blocks).map(|handler| handler.since)
+    }
+
+    /// Whether it was said that its handler runs for long. It won't be any more.
+    pub(super) fn leave_slow(&self) -> bool {
+        lock(&self.state).handler.take().is_some_and(|handler| handler.is_slow)
     }
 
     pub(super) fn renew_at(&self) -> Instant {
@@ -204,7 +234,11 @@ impl Active {
                 }
             }
             Phase::Running => {
+                if let Some(ran) = self.look_at_age(state, times.now) {
+                    return (Some(Due::Slow(ran)), times.now);
+                }
                 let next = self.look_at_handler(state, times).unwrap_or(never);
+                let next = state.handler.as_ref().map_or(next, |handler| next.min(handler.warn_at));
                 if next > times.now {
                     return self.look_at_lease(state, times, next);
                 }
@@ -216,6 +250,17 @@ impl Active {
             }
         }
         self.look_at_lease(state, times, never)
+    }
+
+    /// For how long the handler has been running, if it is time to say so: from now on after twice as long each time.
+    fn look_at_age(&self, state: &mut State, now: Instant) -> Option<Duration> {
+        let handler = state.handler.as_mut().filter(|handler| handler.warn_at <= now)?;
+        let ran = now - handler.since;
+        handler.warn_at = now + ran.min(FAR);
+        if !std::mem::replace(&mut handler.is_slow, true) {
+            self.observe().slow();
+        }
+        Some(ran)
     }
 
     /// Tells the handler to end, and drops it when it hasn't in time. Returns when to look again; in the past if it is

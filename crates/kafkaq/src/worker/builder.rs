@@ -65,6 +65,7 @@ impl WorkerBuilder {
                 grace: Duration::from_secs(5),
                 shutdown_limit: Duration::from_secs(30),
                 free_stuck_slots: false,
+                warn_after: None,
                 observer: None,
             },
             control: WorkerControl::default(),
@@ -242,6 +243,14 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         self
     }
 
+    /// After how long a running handler is named in the log, with its kind, task and attempt, and then each time that it has
+    /// been running for twice as long. It goes on; [`timeout`](WorkerBuilder::timeout) is what ends it. Default: ten
+    /// [leases](crate::QueueBuilder::lease_duration) of its queue, so ten minutes.
+    pub fn warn_after(mut self, warn_after: Duration) -> Self {
+        self.settings.warn_after = Some(warn_after);
+        self
+    }
+
     /// How many threads handlers run on. Default: as many as the machine has processors.
     ///
     /// They are the worker's own, so that a handler which blocks them all doesn't keep the queue from renewing its lease.
@@ -328,6 +337,9 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         if !(1..=MAX_CONCURRENCY).contains(&self.settings.concurrency) {
             let what = format!("a concurrency of {}", self.settings.concurrency);
             return refused(what, "A worker executes 1 to 100,000 tasks at a time");
+        }
+        if self.settings.warn_after == Some(Duration::ZERO) {
+            return refused("a warn_after of 0".into(), "Every handler would be named in the log");
         }
         if self.threads == Some(0) {
             return refused("0 threads".into(), "Handlers need at least one");

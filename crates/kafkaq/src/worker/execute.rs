@@ -21,6 +21,9 @@ use tokio::time::Instant;
 /// The reason of the dead letter.
 const EXPIRED: &str = "expired before it was started";
 
+/// A handler runs for long after so many leases.
+const SLOW_LEASES: u32 = 10;
+
 /// What is to become of the task.
 enum Verdict {
     Outcome(Outcome),
@@ -74,7 +77,7 @@ impl Begun {
         }
         match (self.active.kind.execute)(execution.clone(), version) {
             Executing::Async(handler) => {
-                self.handler_starts();
+                self.handler_starts(false);
                 let told = async {
                     tokio::select! {
                         () = execution.dropped() => return,
@@ -94,7 +97,7 @@ impl Begun {
             Executing::Blocking(handler) => {
                 let threads = tokio::runtime::Handle::current();
                 threads.clone().spawn_blocking(move || {
-                    self.handler_starts();
+                    self.handler_starts(true);
                     let ended = (!self.active.execution.is_dropped()).then(handler);
                     threads.spawn(self.handler_ended(ended));
                 });
@@ -107,8 +110,10 @@ impl Begun {
         self.end(|_, _| Verdict::Outcome(Outcome::Snooze(delay))).await;
     }
 
-    fn handler_starts(&self) {
-        if let Some(at) = self.active.handler_starts() {
+    fn handler_starts(&self, blocks: bool) {
+        let warn_after = self.shared.settings.warn_after;
+        let warn_after = warn_after.unwrap_or_else(|| SLOW_LEASES * self.shared.source(&self.active).lease);
+        if let Some(at) = self.active.handler_starts(warn_after, blocks) {
             self.shared.keeper.look_at(at);
         }
     }

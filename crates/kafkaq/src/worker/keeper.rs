@@ -10,6 +10,7 @@ use super::{
 use crate::{Job, JobError, driver::FAR, sync::lock};
 use slab::Slab;
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
     pin::pin,
     sync::{Arc, Mutex},
@@ -95,6 +96,21 @@ impl Keeper {
         all_due
     }
 
+    /// The handlers on the threads for those that don't block, for people.
+    pub(super) fn on_threads(&self) -> String {
+        let mut kinds = BTreeMap::<String, (usize, Instant)>::new();
+        for (_, active) in &lock(&self.open).all {
+            if let Some(since) = active.on_thread_since() {
+                let (n, oldest) = kinds.entry(active.kind.name.clone()).or_insert((0, since));
+                (*n, *oldest) = (*n + 1, since.min(*oldest));
+            }
+        }
+        let told = kinds
+            .iter()
+            .map(|(kind, (n, oldest))| format!("{n} of `{kind}` for up to {:.1?}", oldest.elapsed()));
+        told.collect::<Vec<_>>().join(", ")
+    }
+
     fn planned(&self) -> Instant {
         lock(&self.open).planned.unwrap_or_else(|| Instant::now() + FAR)
     }
@@ -113,6 +129,7 @@ pub(super) async fn keep(shared: Arc<Shared>) -> Infallible {
             let shared = shared.clone();
             match due {
                 Due::Renew(job) => drop(tokio::spawn(renew(shared, active, job))),
+                Due::Slow(ran) => tell_slow(&shared, &active, ran),
                 Due::Stuck(job) => drop(tokio::spawn(end_stuck(shared, active, job))),
                 Due::LostInLine(job) => {
                     execute::lose(&shared, &active, job);
@@ -129,6 +146,12 @@ pub(super) async fn keep(shared: Arc<Shared>) -> Infallible {
             }
         }
     }
+}
+
+fn tell_slow(shared: &Shared, active: &Active, ran: Duration) {
+    let (execution, queue) = (&active.execution, &*shared.source(active).name);
+    let (task, kind, attempt) = (execution.id(), &*active.kind.name, execution.attempt());
+    tracing::warn!(target: "kafkaq", queue, kind, %task, attempt, ?ran, "a handler runs for long");
 }
 
 async fn renew(shared: Arc<Shared>, active: Arc<Active>, mut job: Job) {

@@ -111,6 +111,7 @@ mod share;
 mod signals;
 mod stop;
 mod typed;
+mod watchdog;
 
 pub use backoff::Backoff;
 pub use builder::WorkerBuilder;

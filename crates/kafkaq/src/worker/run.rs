@@ -10,6 +10,7 @@ use super::{
     queues::{Queues, Source, Taken},
     report::{Counters, Ending, Finished, Observer, WorkerReport},
     share::Share,
+    watchdog,
 };
 use crate::{
     Error, ErrorKind, Queue, Result,
@@ -41,6 +42,8 @@ pub(super) struct Settings {
     pub(super) grace: Duration,
     pub(super) shutdown_limit: Duration,
     pub(super) free_stuck_slots: bool,
+    /// By default some leases.
+    pub(super) warn_after: Option<Duration>,
     pub(super) observer: Option<Observer>,
 }
 
@@ -83,6 +86,9 @@ impl Shared {
     /// The end of an execution is confirmed, or will never be.
     pub(super) fn ended(&self, active: &Active, ending: Ending, reason: Option<String>) {
         active.observe().ended(ending);
+        if active.leave_slow() {
+            active.observe().slow_ended();
+        }
         self.counters.count(ending);
         if let Some(observer) = &self.settings.observer {
             observer(Finished { id: active.execution.id().clone(), ending, reason });
@@ -119,6 +125,11 @@ impl Threads {
         Ok(Threads { own: Some(own), here })
     }
 
+    /// Threads that are there for handlers alone.
+    pub(super) fn own(&self) -> Option<&Handle> {
+        self.own.as_ref().map(Runtime::handle)
+    }
+
     /// Where the queue lives.
     pub(super) fn here(&self) -> &Handle {
         &self.here
@@ -126,7 +137,7 @@ impl Threads {
 
     /// Has executions run. Several go over at once, since waking a thread costs more than a short handler.
     fn run(&self, mut begun: Vec<Begun>) {
-        let handle = self.own.as_ref().map_or(&self.here, Runtime::handle);
+        let handle = self.own().unwrap_or(&self.here);
         match begun.len() {
             0 => {}
             1 => begun.drain(..).for_each(|one| drop(handle.spawn(one.run()))),
@@ -226,11 +237,13 @@ pub(super) fn start(
     });
     let handle = shared.clone();
     let keeper = tokio::spawn(keeper::keep(shared.clone()));
+    let watchdog = tokio::spawn(watchdog::watch(shared.clone()));
     let dispatcher = Dispatcher { queues: Queues::new(queues), kinds, shared };
     let (tell, outcome) = watch::channel(None);
     tokio::spawn(async move {
         let outcome = dispatcher.run().await;
         keeper.abort();
+        watchdog.abort();
         tell.send_replace(Some(outcome));
     });
     Ok(WorkerHandle { shared: handle, control, outcome })
