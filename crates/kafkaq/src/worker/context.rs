@@ -5,7 +5,7 @@ use super::{
     stop::{Signal, Stop},
     typed::TaskType,
 };
-use crate::{FailureRecord, Headers, Job, LeaseToken, TaskId, sync::lock};
+use crate::{FailureRecord, Headers, Job, LeaseToken, Task, TaskId, sync::lock};
 use bytes::Bytes;
 use std::{
     collections::HashMap,
@@ -27,7 +27,7 @@ pub struct Ctx<S = ()> {
 /// What is known of an execution before it begins.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts {
-    pub(crate) task: crate::Task,
+    pub(crate) task: Task,
     pub(crate) id: TaskId,
     pub(crate) attempt: u32,
     pub(crate) failures: u32,
@@ -75,6 +75,10 @@ impl Execution {
 
     pub(super) fn id(&self) -> &TaskId {
         &self.facts.id
+    }
+
+    pub(super) fn task(&self) -> &Task {
+        &self.facts.task
     }
 
     pub(super) fn headers(&self) -> &Headers {
@@ -260,7 +264,7 @@ pub(super) mod tests {
     #[cfg(feature = "testing")]
     pub(in crate::worker) fn execution() -> Execution {
         let facts = Facts {
-            task: crate::Task::new("payload"),
+            task: Task::new("payload"),
             id: TaskId::new("task").unwrap(),
             attempt: 1,
             failures: 0,

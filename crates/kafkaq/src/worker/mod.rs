@@ -92,6 +92,7 @@ mod enqueue;
 mod exclusive;
 mod execute;
 mod failure;
+mod format;
 mod handlers;
 mod headers;
 mod keeper;
@@ -119,6 +120,7 @@ pub use context::Ctx;
 pub use control::WorkerControl;
 pub use enqueue::Enqueue;
 pub use failure::{BoxError, Failure, IntoOutcome, Outcome, ResultExt};
+pub use format::Format;
 #[cfg(feature = "tower")]
 pub use layers::{BoxContext, BoxHandler, BoxHandling};
 pub use options::Options;
