@@ -79,6 +79,7 @@
 //! | `metrics` | `guide::metrics`: counters, gauges and histograms for whatever recorder of the `metrics` crate is installed | |
 //! | `spans` | spans of `tracing` around publishing and executing; with a `Propagator`, such as that of the crate `kafkaq-opentelemetry`, in one trace | |
 //! | `tower` | `WorkerBuilder::layer`: layers of tower around the handlers | |
+//! | `msgpack` | `worker::Format::MessagePack`: payloads of typed tasks in MessagePack | |
 //! | `full` | all backends | what they require |
 //! | `tls` | encrypted connections in those that are on: `rediss://` and `https://` URLs, Kafka by TLS. ZooKeeper has none | with `rdkafka`: OpenSSL's headers |
 //!

@@ -8,7 +8,7 @@ mod recorder;
 use common::{PATIENCE, next};
 use kafkaq::{
     Queue, QueueBuilder, Task,
-    worker::{Backoff, Ctx, Options, Outcome, TaskType, Worker},
+    worker::{Backoff, Ctx, Options, Outcome, Share, TaskType, Worker},
 };
 use recorder::TestRecorder;
 use serde::{Deserialize, Serialize};
@@ -215,6 +215,30 @@ async fn executions_are_counted_and_timed_by_kind() {
     assert_eq!(waiting.iter().filter(|s| (59.0..70.0).contains(*s)).count(), 1, "{waiting:?}");
     assert_eq!(recorder.gauge("kafkaq_executions_running", &act_labels), 0.0);
     drop(running);
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_executions_are_counted_while_they_run_by_the_queue_of_their_task() {
+    let recorder = TestRecorder::default();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let (queue, other) = (queue().await, Queue::builder("other").build().await.unwrap());
+    let running = Worker::builder(queue.clone())
+        .queue(other.clone(), Share::priority(1))
+        .warn_after(3 * SECOND)
+        .on(act)
+        .start()
+        .unwrap();
+    let slow = |queue| recorder.gauge("kafkaq_executions_slow", &[("queue", queue), ("kind", "act")]);
+    other.enqueue(Act("sleep".into())).await.unwrap();
+    queue.enqueue(Act("done".into())).await.unwrap();
+    until("one to be slow", || slow("other") == 1.0).await;
+    assert_eq!(slow("emails"), 0.0);
+    until("both", || running.report().done == 2).await;
+    assert_eq!((slow("other"), slow("emails")), (0.0, 0.0));
+    for of in ["other", "emails"] {
+        let labels = [("queue", of), ("kind", "act"), ("outcome", "done")];
+        assert_eq!(recorder.counter("kafkaq_executions_total", &labels), 1, "of {of}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -73,6 +73,10 @@ impl ExecutionMeter {
     pub(crate) fn expired(&self, _: bool) {}
 
     pub(crate) fn timed_out(&self) {}
+
+    pub(crate) fn slow(&self) {}
+
+    pub(crate) fn slow_ended(&self) {}
 }
 
 #[cfg(all(feature = "worker", feature = "spans"))]

@@ -24,6 +24,8 @@ pub(crate) struct MadeUp {
     pub(crate) attempt: u32,
     pub(crate) failures: u32,
     pub(crate) token: LeaseToken,
+    /// The queue's name.
+    pub(crate) queue: Arc<str>,
     published: Wall,
 }
 
@@ -36,6 +38,7 @@ impl MadeUp {
             attempt: 1,
             failures: 0,
             token: LeaseToken { process: [1; 16], number: 1 },
+            queue: "queue".into(),
             published: wall_now(),
         }
     }

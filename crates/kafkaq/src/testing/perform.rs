@@ -92,6 +92,12 @@ impl<T: TaskType, S: Send + Sync + 'static> Perform<T, S> {
         self
     }
 
+    /// The name of the queue that the task came from. Default: `queue`.
+    pub fn queue(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.made_up.queue = name.into();
+        self
+    }
+
     /// The task's key.
     pub fn key(mut self, key: impl Into<Bytes>) -> Self {
         self.made_up.task = self.made_up.task.with_key(key);

@@ -1,7 +1,14 @@
 //! One execution, between the dispatcher, the threads of the handlers and the lease keeper. Whoever takes its job decides
 //! what becomes of the task.
 
-use super::{context::Execution, enqueue::Target, kinds::Kind, stop::StopReason};
+use super::{
+    context::Execution,
+    enqueue::Target,
+    kinds::Kind,
+    observe::Observe,
+    queues::{Source, Taken},
+    stop::StopReason,
+};
 use crate::{
     Job,
     driver::{FAR, system_now},
@@ -36,13 +43,25 @@ struct State {
     phase: Phase,
     /// It counts as running.
     has_place: bool,
-    /// When its turn came, until its handler starts.
-    not_started: Option<Instant>,
+    /// When its handler has to start at the latest, until it does.
+    start_by: Option<Instant>,
     renew_at: Instant,
+    handler: Option<Handler>,
     time_is_up: Option<Instant>,
     /// The reason why it is to end that was seen last, and when.
     told: Option<(StopReason, Instant)>,
     dropped_at: Option<Instant>,
+}
+
+/// A handler that has started.
+struct Handler {
+    since: Instant,
+    /// It is on a thread that is there to be blocked.
+    blocks: bool,
+    /// When it is said next that it runs for long.
+    warn_at: Instant,
+    /// That was said.
+    is_slow: bool,
 }
 
 enum Held {
@@ -62,6 +81,8 @@ enum Phase {
 /// What the keeper has to do.
 pub(super) enum Due {
     Renew(Job),
+    /// The handler has been running for so long.
+    Slow(Duration),
     /// The handler doesn't end.
     Stuck(Job),
     /// The handler doesn't start: all threads are taken by others.
@@ -76,28 +97,28 @@ pub(super) struct Times {
     /// Until when handlers may go on, once the worker stops.
     pub(super) stopping: Option<Instant>,
     pub(super) grace: Duration,
-    /// How long a handler may take to start.
-    pub(super) start: Duration,
 }
 
 impl Active {
     pub(super) fn new(
-        job: Job,
-        target: Target,
+        Taken { source, job }: Taken,
+        of: &Source,
         kind: Arc<Kind>,
         version: Result<u16, String>,
         slot: usize,
-        lease: Duration,
     ) -> Self {
-        let execution = Arc::new(Execution::new(job.view(), job.deadline(), target));
+        let target = Target::Publisher(of.publisher.clone());
+        let execution = Execution::new(job.view(), job.deadline(), of.name.clone(), source, target);
+        let execution = Arc::new(execution);
         // One that was read ahead has had its lease for a while.
         let left = job.deadline().duration_since(system_now()).unwrap_or_default();
         let state = State {
             job: Held::Here(job),
             phase: Phase::Waiting,
             has_place: false,
-            not_started: None,
-            renew_at: Instant::now() + (lease / 3).min(left.saturating_sub(lease * 2 / 3)),
+            start_by: None,
+            renew_at: Instant::now() + (of.lease / 3).min(left.saturating_sub(of.lease * 2 / 3)),
+            handler: None,
             time_is_up: None,
             told: None,
             dropped_at: None,
@@ -113,25 +134,43 @@ impl Active {
         }
     }
 
-    /// Its turn has come, and it counts as running.
-    pub(super) fn begin(&self) {
+    pub(super) fn observe(&self) -> &Observe {
+        &self.kind.observe[self.execution.source]
+    }
+
+    /// Its turn has come, and it counts as running. Its handler may take as long as a lease to start.
+    pub(super) fn begin(&self, lease: Duration) {
         let state = &mut *lock(&self.state);
         (state.phase, state.has_place) = (Phase::Running, true);
-        state.not_started = Some(Instant::now());
+        state.start_by = Some(Instant::now() + lease.min(FAR));
     }
 
-    /// Whether its handler may start: not if it was given up meanwhile. From now on its time runs.
-    pub(super) fn handler_starts(&self) -> bool {
+    /// Its handler starts, unless it was given up meanwhile: `None` then. From now on its time runs. Returns when to look at
+    /// it at the latest.
+    pub(super) fn handler_starts(&self, warn_after: Duration, blocks: bool) -> Option<Instant> {
+        let since = Instant::now();
+        let warn_at = since + warn_after.min(FAR);
         let state = &mut *lock(&self.state);
-        state.not_started = None;
-        state.time_is_up = self.kind.timeout.map(|timeout| Instant::now() + timeout.min(FAR));
+        state.start_by = None;
         let is_lost = self.execution.stop_reason().is_some_and(StopReason::means_lost);
-        !is_lost && !self.execution.is_dropped() && !matches!(state.job, Held::Gone)
+        if is_lost || self.execution.is_dropped() || matches!(state.job, Held::Gone) {
+            return None;
+        }
+        state.handler = Some(Handler { since, blocks, warn_at, is_slow: false });
+        state.time_is_up = self.kind.timeout.map(|timeout| since + timeout.min(FAR));
+        state.time_is_up.into_iter().chain([warn_at, state.renew_at]).min()
     }
 
-    /// When its time is up, if it ever is.
-    pub(super) fn time_is_up(&self) -> Option<Instant> {
-        lock(&self.state).time_is_up
+    /// Since when a handler of its kind has been on one of the threads for those that don't block.
+    pub(super) fn on_thread_since(&self) -> Option<Instant> {
+        let state = lock(&self.state);
+        let handler = state.handler.as_ref().filter(|_| state.phase == Phase::Running);
+        handler.filter(|handler| !handler.blocks).map(|handler| handler.since)
+    }
+
+    /// Whether it was said that its handler runs for long. It won't be any more.
+    pub(super) fn leave_slow(&self) -> bool {
+        lock(&self.state).handler.take().is_some_and(|handler| handler.is_slow)
     }
 
     pub(super) fn renew_at(&self) -> Instant {
@@ -219,17 +258,21 @@ impl Active {
                 }
             }
             Phase::Running => {
+                if let Some(ran) = self.look_at_age(state, times.now) {
+                    return (Some(Due::Slow(ran)), times.now);
+                }
                 let mut next = self.look_at_handler(state, times).unwrap_or(never);
-                let give_up = if let Some(since) = state.not_started.map(|at| at + times.start)
-                    && since < next
+                let give_up = if let Some(start_by) = state.start_by
+                    && start_by < next
                 {
-                    next = since;
+                    next = start_by;
                     Due::NotStarted
                 } else {
                     Due::Stuck
                 };
+                let warn_at = state.handler.as_ref().map_or(never, |handler| handler.warn_at);
                 if next > times.now {
-                    return self.look_at_lease(state, times, next);
+                    return self.look_at_lease(state, times, next.min(warn_at));
                 }
                 if let Held::Renewing { wanted } = &mut state.job {
                     *wanted = true;
@@ -240,6 +283,17 @@ impl Active {
             }
         }
         self.look_at_lease(state, times, never)
+    }
+
+    /// For how long the handler has been running, if it is time to say so: from now on after twice as long each time.
+    fn look_at_age(&self, state: &mut State, now: Instant) -> Option<Duration> {
+        let handler = state.handler.as_mut().filter(|handler| handler.warn_at <= now)?;
+        let ran = now - handler.since;
+        handler.warn_at = now + ran.min(FAR);
+        if !std::mem::replace(&mut handler.is_slow, true) {
+            self.observe().slow();
+        }
+        Some(ran)
     }
 
     /// Tells the handler to end, and drops it when it hasn't in time. Returns when to look again; in the past if it is

@@ -26,18 +26,35 @@ pub struct Ctx<S = ()> {
 
 pub(super) struct Execution {
     pub(super) job: JobView,
+    /// The queue's name.
+    queue: Arc<str>,
     /// In milliseconds since 1970. Renewals move it.
     deadline: AtomicU64,
     pub(super) signal: Signal,
+    /// The number of the queue that the task came from.
+    pub(super) source: usize,
     target: Target,
     /// How many tasks of each content the handler has enqueued.
     children: Mutex<HashMap<Uuid, u32>>,
 }
 
 impl Execution {
-    pub(super) fn new(job: JobView, deadline: SystemTime, target: Target) -> Self {
-        let deadline = AtomicU64::new(millis(deadline));
-        Execution { job, deadline, signal: Signal::default(), target, children: Mutex::default() }
+    pub(super) fn new(
+        job: JobView,
+        deadline: SystemTime,
+        queue: Arc<str>,
+        source: usize,
+        target: Target,
+    ) -> Self {
+        Execution {
+            job,
+            queue,
+            source,
+            deadline: AtomicU64::new(millis(deadline)),
+            signal: Signal::default(),
+            target,
+            children: Mutex::default(),
+        }
     }
 
     pub(super) fn renewed(&self, until: SystemTime) {
@@ -78,6 +95,12 @@ impl<S> Ctx<S> {
     #[must_use]
     pub fn id(&self) -> &TaskId {
         self.job().id()
+    }
+
+    /// The name of the queue that the task came from.
+    #[must_use]
+    pub fn queue(&self) -> &str {
+        &self.execution().queue
     }
 
     /// The payload as it was published.
@@ -140,7 +163,7 @@ impl<S> Ctx<S> {
         &self.stop
     }
 
-    /// Begins to publish a task that follows from this one. Its id is made of this task's id, its kind and its payload, so
+    /// Begins to publish a task that follows from this one, to the queue that this one came from. Its id is made of this task's id, its kind and its payload, so
     /// a handler that runs twice publishes it once, for as long as an id is [remembered](crate::QueueBuilder::done_retention).
     /// Several that are equal are counted, so they are several.
     ///
@@ -209,7 +232,7 @@ pub(super) mod tests {
     #[cfg(feature = "testing")]
     pub(in crate::worker) fn execution() -> Execution {
         let job = crate::testing::MadeUp::new(crate::Task::new("payload")).job();
-        Execution::new(job, UNIX_EPOCH, Target::Collected(Default::default()))
+        Execution::new(job, UNIX_EPOCH, "queue".into(), 0, Target::Collected(Default::default()))
     }
 
     #[test]

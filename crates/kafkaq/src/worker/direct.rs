@@ -72,8 +72,8 @@ impl<S: Send + Sync + 'static> Handler<S> {
     }
 
     pub(crate) fn execute(&self, made_up: MadeUp, state: Arc<S>, enqueued: Collected) -> (Handling, Stop) {
-        let target = Target::Collected(enqueued);
-        let execution = Arc::new(Execution::new(made_up.job(), made_up.deadline(), target));
+        let (job, deadline, target) = (made_up.job(), made_up.deadline(), Target::Collected(enqueued));
+        let execution = Arc::new(Execution::new(job, deadline, made_up.queue, 0, target));
         let stop = Stop::new(execution.clone());
         let handling = (self.0)(Ctx::new(execution, state), self.1);
         let handling = Box::pin(async move {

@@ -8,7 +8,7 @@ use super::{
     handlers::{Ended, Executing, Handler},
     panics, typed,
 };
-use crate::{KeyGuard, KeyLocks, Queue, sync::lock};
+use crate::{JobView, KeyGuard, KeyLocks, Queue, sync::lock};
 use bytes::Bytes;
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -33,16 +33,15 @@ pub(super) enum KeyOf {
     Payload(&'static str, Arc<FromPayload>),
 }
 
-/// From the version of the payload and its bytes. `None` if they can't be decoded.
-type FromPayload = dyn Fn(u16, &[u8]) -> Option<Bytes> + Send + Sync;
+/// From the version of the payload and the job. `None` if they can't be decoded.
+type FromPayload = dyn Fn(u16, &JobView) -> Option<Bytes> + Send + Sync;
 
 impl KeyOf {
     pub(super) fn payload<T: TaskType, K: Into<Bytes>>(
         key: impl Fn(&T) -> K + Send + Sync + 'static,
     ) -> Self {
-        let key = move |version, payload: &[u8]| {
-            typed::decode::<T>(version, payload).ok().map(|task| key(&task).into())
-        };
+        let key =
+            move |version, job: &JobView| typed::decode::<T>(version, job).ok().map(|task| key(&task).into());
         KeyOf::Payload(T::KIND, Arc::new(key))
     }
 
@@ -97,7 +96,7 @@ impl Exclusive {
         let key = match &by {
             KeyOf::Task => ctx.key().cloned(),
             KeyOf::Payload(_, key) => {
-                panics::caught_blocking(|| key(version, ctx.payload())).map_err(Ended::Panicked)?
+                panics::caught_blocking(|| key(version, &ctx.execution().job)).map_err(Ended::Panicked)?
             }
         };
         let Some(key) = key else { return Ok(None) };
@@ -187,13 +186,14 @@ impl Drop for Place {
 }
 
 /// The handler, one execution at a time per key.
-pub(super) fn wrap<S>(handler: Handler<S>, by: KeyOf, exclusive: Arc<Exclusive>) -> Handler<S>
+pub(super) fn wrap<S>(handler: Handler<S>, by: KeyOf, of_queues: Arc<[Arc<Exclusive>]>) -> Handler<S>
 where
     S: Send + Sync + 'static,
 {
     Arc::new(move |ctx: Ctx<S>, version| {
         let stop = ctx.stop().clone();
-        let turn = exclusive.clone().begin(ctx.clone(), version, by.clone());
+        let exclusive = of_queues[ctx.execution().source].clone();
+        let turn = exclusive.begin(ctx.clone(), version, by.clone());
         match handler(ctx, version) {
             Executing::Async(run) => Executing::Async(Box::pin(async move {
                 let turn = match turn.await {

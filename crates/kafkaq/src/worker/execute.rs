@@ -21,6 +21,9 @@ use tokio::time::Instant;
 /// The reason of the dead letter.
 const EXPIRED: &str = "expired before it was started";
 
+/// A handler runs for long after so many leases.
+const SLOW_LEASES: u32 = 10;
+
 /// What is to become of the task.
 enum Verdict {
     Outcome(Outcome),
@@ -68,12 +71,12 @@ impl Begun {
         if execution.job.attempt() == 1
             && let Some(expired) = headers::expired(execution.job.headers(), system_now())
         {
-            self.active.kind.observe.expired(expired);
+            self.active.observe().expired(expired);
             return self.end(move |_, _| Verdict::Expired(expired));
         }
         match (self.active.kind.execute)(execution.clone(), version) {
             Executing::Async(handler) => {
-                if !self.starts() {
+                if !self.starts(false) {
                     return self.handler_ended(None);
                 }
                 let told = async {
@@ -94,20 +97,27 @@ impl Begun {
             }
             Executing::Blocking(handler) => {
                 tokio::task::spawn_blocking(move || {
-                    let ended = self.starts().then(handler);
+                    let ended = self.starts(true).then(handler);
                     self.handler_ended(ended);
                 });
             }
         }
     }
 
+    /// Has the task executed later, since its kind is paused.
+    pub(super) fn put_off(self, delay: Duration) {
+        self.end(move |_, _| Verdict::Outcome(Outcome::Snooze(delay)));
+    }
+
     /// Whether the handler may start.
-    fn starts(&self) -> bool {
-        let starts = self.active.handler_starts();
-        if let Some(at) = self.active.time_is_up() {
+    fn starts(&self, blocks: bool) -> bool {
+        let warn_after = self.shared.settings.warn_after;
+        let warn_after = warn_after.unwrap_or_else(|| SLOW_LEASES * self.shared.source(&self.active).lease);
+        let look_at = self.active.handler_starts(warn_after, blocks);
+        if let Some(at) = look_at {
             self.shared.keeper.look_at(at);
         }
-        starts
+        look_at.is_some()
     }
 
     fn handler_ended(self, ended: Option<Ended>) {
@@ -183,7 +193,7 @@ fn judge(shared: &Shared, active: &Active, ended: Option<Ended>) -> Verdict {
     let told = active.execution.stop_reason();
     if told == Some(StopReason::TimedOut) {
         shared.counters.timed_out.fetch_add(1, Relaxed);
-        active.kind.observe.timed_out();
+        active.observe().timed_out();
     }
     let failed = |reason| Verdict::Outcome(Outcome::Retry { delay: None, reason });
     match (ended, told) {
@@ -229,6 +239,7 @@ fn tell(active: &Active, verdict: &Verdict) {
 async fn end(shared: &Shared, active: &Active, job: Job, verdict: Verdict) {
     let _close = Close(shared, active);
     tell(active, &verdict);
+    let max_delay = shared.source(active).max_delay;
     let reason = shared.settings.observer.as_ref().and_then(|_| verdict.reason());
     let (asked, ending) = match verdict {
         // It is let go by being dropped, if it is not somebody else's already.
@@ -240,16 +251,14 @@ async fn end(shared: &Shared, active: &Active, job: Job, verdict: Verdict) {
         Verdict::Expired(Expired::Dropped) => (job.done().await, Ending::Expired),
         Verdict::Expired(Expired::Dead) => (job.reject(EXPIRED).await, Ending::DeadLettered),
         Verdict::Outcome(Outcome::Done) => (job.done().await, Ending::Done),
-        Verdict::Outcome(Outcome::Snooze(delay)) => {
-            (job.snooze(delay.min(shared.max_delay)).await, Ending::Snoozed)
-        }
+        Verdict::Outcome(Outcome::Snooze(delay)) => (job.snooze(delay.min(max_delay)).await, Ending::Snoozed),
         Verdict::Outcome(Outcome::Reject(reason)) => (job.reject(reason).await, Ending::DeadLettered),
         Verdict::Outcome(Outcome::Retry { delay, reason }) => {
             let after = backoff(active, job.failures() + 1, &reason);
             match (after, delay) {
                 (None, _) => (job.reject(reason).await, Ending::DeadLettered),
                 (Some(after), delay) => {
-                    match job.retry(delay.unwrap_or(after).min(shared.max_delay), reason).await {
+                    match job.retry(delay.unwrap_or(after).min(max_delay), reason).await {
                         Ok(RetryOutcome::DeadLettered) => (Ok(()), Ending::DeadLettered),
                         outcome => (outcome.map(drop), Ending::Retried),
                     }

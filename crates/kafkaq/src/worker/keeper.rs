@@ -10,6 +10,7 @@ use super::{
 use crate::{Job, JobError, driver::FAR, sync::lock};
 use slab::Slab;
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
     pin::pin,
     sync::{Arc, Mutex, atomic::Ordering::SeqCst},
@@ -97,6 +98,21 @@ impl Keeper {
         all_due
     }
 
+    /// The handlers on the threads for those that don't block, for people.
+    pub(super) fn on_threads(&self) -> String {
+        let mut kinds = BTreeMap::<String, (usize, Instant)>::new();
+        for (_, active) in &lock(&self.open).all {
+            if let Some(since) = active.on_thread_since() {
+                let (n, oldest) = kinds.entry(active.kind.name.clone()).or_insert((0, since));
+                (*n, *oldest) = (*n + 1, since.min(*oldest));
+            }
+        }
+        let told = kinds
+            .iter()
+            .map(|(kind, (n, oldest))| format!("{n} of `{kind}` for up to {:.1?}", oldest.elapsed()));
+        told.collect::<Vec<_>>().join(", ")
+    }
+
     fn planned(&self) -> Instant {
         lock(&self.open).planned.unwrap_or_else(|| Instant::now() + FAR)
     }
@@ -120,12 +136,12 @@ pub(super) async fn keep(shared: Arc<Shared>) -> Infallible {
             now: Instant::now(),
             stopping: *stopping.borrow_and_update(),
             grace: shared.settings.grace,
-            start: shared.lease,
         };
         for (active, due) in shared.keeper.look(&times) {
             let shared = shared.clone();
             match due {
                 Due::Renew(job) => drop(tokio::spawn(renew(shared, active, job))),
+                Due::Slow(ran) => tell_slow(&shared, &active, ran),
                 Due::Stuck(job) => drop(tokio::spawn(end_stuck(shared, active, job))),
                 Due::NotStarted(job) => {
                     tracing::warn!(
@@ -152,13 +168,20 @@ pub(super) async fn keep(shared: Arc<Shared>) -> Infallible {
     }
 }
 
+fn tell_slow(shared: &Shared, active: &Active, ran: Duration) {
+    let (execution, queue) = (&active.execution, &*shared.source(active).name);
+    let (task, kind, attempt) = (execution.job.id(), &*active.kind.name, execution.job.attempt());
+    tracing::warn!(target: "kafkaq", queue, kind, %task, attempt, ?ran, "a handler runs for long");
+}
+
 async fn renew(shared: Arc<Shared>, active: Arc<Active>, mut job: Job) {
-    let next = Instant::now() + shared.lease / 3;
+    let lease = shared.source(&active).lease;
+    let next = Instant::now() + lease / 3;
     tokio::select! {
         biased;
         // Its end comes first.
         () = active.wanted() => {}
-        renewed = job.extend(shared.lease) => match renewed {
+        renewed = job.extend(lease) => match renewed {
             Ok(()) => active.execution.renewed(job.deadline()),
             Err(JobError::LeaseLost(why)) => active.execution.tell(StopReason::of(why)),
             Err(error) => {

@@ -1,6 +1,9 @@
 //! The kinds of task that a worker knows, and how many of each it executes.
 
-use super::{Backoff, Options, active::Active, context::Execution, handlers::Executing, observe::Observe};
+use super::{
+    Backoff, Options, active::Active, context::Execution, control::Switch, handlers::Executing,
+    observe::Observe,
+};
 use crate::Headers;
 use std::{
     collections::{HashMap, VecDeque},
@@ -23,7 +26,9 @@ pub(super) struct Kind {
     pub(super) execute: Execute,
     pub(super) backoff: Backoff,
     pub(super) timeout: Option<Duration>,
-    pub(super) observe: Observe,
+    /// For each queue.
+    pub(super) observe: Arc<[Observe]>,
+    pub(super) switch: Arc<Switch>,
     concurrency: usize,
     /// Between two starts.
     spacing: Option<Duration>,
@@ -37,7 +42,8 @@ impl Kind {
         backoff: Backoff,
         timeout: Option<Duration>,
         options: &Options,
-        observe: Observe,
+        observe: Arc<[Observe]>,
+        switch: Arc<Switch>,
     ) -> Self {
         Kind {
             name: name.to_owned(),
@@ -45,10 +51,16 @@ impl Kind {
             backoff,
             timeout,
             observe,
+            switch,
             concurrency: options.concurrency.unwrap_or(usize::MAX),
             spacing: options.per_second.map(|rate| Duration::from_secs_f64(1.0 / rate)),
             running: AtomicUsize::new(0),
         }
+    }
+
+    /// An execution begins, whatever the limits are.
+    pub(super) fn begin(&self) {
+        self.running.fetch_add(1, SeqCst);
     }
 
     /// An execution has ended.
@@ -101,7 +113,7 @@ impl Line {
     }
 
     fn start(&mut self, now: Instant) {
-        self.kind.running.fetch_add(1, SeqCst);
+        self.kind.begin();
         // A timer that is late is made up for.
         let late = now.checked_sub(LATE).unwrap_or(now);
         self.next = self.kind.spacing.map(|spacing| self.next.map_or(now, |next| next.max(late)) + spacing);
@@ -123,6 +135,11 @@ impl Line {
     /// Forgets those that have lost their leases.
     pub(super) fn prune(&mut self) {
         self.waiting.retain(|active| !active.is_over());
+    }
+
+    /// Keeps those in line that it says.
+    pub(super) fn retain(&mut self, keep: impl FnMut(&Arc<Active>) -> bool) {
+        self.waiting.retain(keep);
     }
 
     pub(super) fn waiting(&self) -> usize {
