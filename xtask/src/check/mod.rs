@@ -41,8 +41,15 @@ const FEATURES: &str = "kafkaq/full,kafkaq/cron,kafkaq/metrics,kafkaq/msgpack,ka
 const CONTAINERS: &str = "xtask/containers";
 
 /// Packages of which no test meets a server.
-const WITHOUT_SERVERS: &[&str] =
-    &["kafkaq", "kafkaq-core", "kafkaq-conformance", "kafkaq-opentelemetry", "kafkaq-sim", "xtask"];
+const WITHOUT_SERVERS: &[&str] = &[
+    "kafkaq",
+    "kafkaq-compile-fail",
+    "kafkaq-core",
+    "kafkaq-conformance",
+    "kafkaq-opentelemetry",
+    "kafkaq-sim",
+    "xtask",
+];
 
 /// A command of cargo that looks at the whole workspace.
 fn workspace(command: &str) -> Command {

@@ -1,10 +1,6 @@
 //! Handlers that block all threads of a worker. In real time: the threads are.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-mod common;
-
-use common::{PATIENCE, quick, soon};
+use crate::common::{PATIENCE, quick, soon};
 use kafkaq::{
     JobStatus, Queue, TaskId,
     memory::{MemoryLog, MemoryStore},

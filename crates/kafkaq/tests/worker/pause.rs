@@ -1,10 +1,6 @@
 //! Pausing kinds of task in a running worker, in virtual time.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-mod common;
-
-use common::PATIENCE;
+use crate::common::PATIENCE;
 use kafkaq::{
     JobStatus, Queue, TaskId,
     worker::{Ctx, Options, TaskType, Worker, WorkerHandle, WorkerReport},

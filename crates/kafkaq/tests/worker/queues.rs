@@ -1,10 +1,6 @@
 //! A worker of several queues, in virtual time.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-mod common;
-
-use common::{PATIENCE, soon};
+use crate::common::{PATIENCE, soon};
 use kafkaq::{
     ErrorKind, JobStatus, Queue, Task,
     worker::{Ctx, Options, Share, TaskType, Worker, WorkerBuilder, WorkerHandle, WorkerReport},

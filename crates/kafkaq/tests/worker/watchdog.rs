@@ -1,10 +1,6 @@
 //! What the worker's log says of handlers that make no progress.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-mod common;
-
-use common::PATIENCE;
+use crate::common::PATIENCE;
 use kafkaq::{
     ErrorKind, Queue,
     worker::{Ctx, Options, TaskType, Worker, WorkerHandle, WorkerReport},
