@@ -119,8 +119,7 @@ async fn once_per(pair: &Pair) {
     let runs = runs.all();
     assert_eq!(runs.len(), asked.len(), "one execution per key and window: {runs:?}");
     for run in &runs {
-        let late = run.at.checked_duration_since(asked[&run.id]);
-        assert!(late.is_some_and(|late| late < WINDOW + PATIENCE), "{run:?} began before it was asked for");
+        assert!(run.at >= asked[&run.id], "{run:?} began before it was asked for last");
     }
     let report = stop(running).await;
     assert_eq!((report.done, report.retried), (asked.len() as u64, 0), "{report}");
