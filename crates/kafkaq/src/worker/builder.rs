@@ -63,6 +63,7 @@ impl WorkerBuilder {
             settings: Settings {
                 concurrency: 64,
                 grace: Duration::from_secs(5),
+                per_second: None,
                 shutdown_limit: Duration::from_secs(30),
                 free_stuck_slots: false,
                 warn_after: None,
@@ -210,6 +211,13 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         self
     }
 
+    /// How many tasks are started per second, of all kinds and queues, evenly spaced. Those beyond it stay in their queues,
+    /// where other workers can take them. Default: no limit.
+    pub fn rate(mut self, per_second: f64) -> Self {
+        self.settings.per_second = Some(per_second);
+        self
+    }
+
     /// When a task that has failed is tried again. Default: [`Backoff::default`].
     pub fn retry(mut self, backoff: Backoff) -> Self {
         self.backoff = backoff;
@@ -344,6 +352,9 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         if self.settings.warn_after == Some(Duration::ZERO) {
             return refused("a warn_after of 0".into(), "Every handler would be named in the log");
         }
+        if self.settings.per_second.is_some_and(|rate| !RATES.contains(&rate)) {
+            return refused("the worker".into(), "Its rate must be 0.001 to 1,000,000 per second");
+        }
         if self.threads == Some(0) {
             return refused("0 threads".into(), "Handlers need at least one");
         }
@@ -385,7 +396,8 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
             let backoff = options.backoff.clone().unwrap_or_else(|| self.backoff.clone());
             let timeout = options.timeout.or(self.timeout);
             let switch = self.control.switch(name);
-            Line::new(Kind::new(name, Box::new(handler), backoff, timeout, options, observe, switch))
+            let kind = Kind::new(name, Box::new(handler), backoff, timeout, options, observe, switch);
+            Line::new(kind, options.per_second)
         };
         let nobody = (handlers::untyped(|_: Ctx<S>| async {}), Options::new());
         let mut lines: Vec<_> = self.kinds.iter().map(|(name, entry)| line(name, entry)).collect();

@@ -2,7 +2,7 @@
 
 use super::{
     Backoff, Options, active::Active, context::Execution, control::Switch, handlers::Executing,
-    observe::Observe,
+    observe::Observe, pace::Pace,
 };
 use crate::Headers;
 use std::{
@@ -16,9 +16,6 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// How far behind its rate a kind may be and still come up with it.
-const LATE: Duration = Duration::from_millis(100);
-
 type Execute = Box<dyn Fn(Arc<Execution>, u16) -> Executing + Send + Sync>;
 
 pub(super) struct Kind {
@@ -30,8 +27,6 @@ pub(super) struct Kind {
     pub(super) observe: Arc<[Observe]>,
     pub(super) switch: Arc<Switch>,
     concurrency: usize,
-    /// Between two starts.
-    spacing: Option<Duration>,
     running: AtomicUsize,
 }
 
@@ -53,7 +48,6 @@ impl Kind {
             observe,
             switch,
             concurrency: options.concurrency.unwrap_or(usize::MAX),
-            spacing: options.per_second.map(|rate| Duration::from_secs_f64(1.0 / rate)),
             running: AtomicUsize::new(0),
         }
     }
@@ -78,15 +72,14 @@ impl fmt::Debug for Kind {
 /// A kind, and those of its executions that wait for their turn.
 pub(super) struct Line {
     kind: Arc<Kind>,
-    /// When the next one may start.
-    next: Option<Instant>,
+    pace: Pace,
     /// Oldest first.
     waiting: VecDeque<Arc<Active>>,
 }
 
 impl Line {
-    pub(super) fn new(kind: Kind) -> Self {
-        Line { kind: Arc::new(kind), next: None, waiting: VecDeque::new() }
+    pub(super) fn new(kind: Kind, per_second: Option<f64>) -> Self {
+        Line { kind: Arc::new(kind), pace: Pace::new(per_second), waiting: VecDeque::new() }
     }
 
     pub(super) fn kind(&self) -> &Arc<Kind> {
@@ -109,14 +102,12 @@ impl Line {
 
     fn has_room(&self, now: Instant) -> bool {
         // Only the dispatcher makes it more.
-        self.kind.running.load(SeqCst) < self.kind.concurrency && self.next.is_none_or(|next| next <= now)
+        self.kind.running.load(SeqCst) < self.kind.concurrency && self.pace.allows(now) > 0
     }
 
     fn start(&mut self, now: Instant) {
         self.kind.begin();
-        // A timer that is late is made up for.
-        let late = now.checked_sub(LATE).unwrap_or(now);
-        self.next = self.kind.spacing.map(|spacing| self.next.map_or(now, |next| next.max(late)) + spacing);
+        self.pace.started(1, now);
     }
 
     /// The next execution whose turn it is. It counts as running.
@@ -148,7 +139,7 @@ impl Line {
 
     /// When to look again at the latest, whatever ends meanwhile.
     pub(super) fn next(&self, now: Instant) -> Option<Instant> {
-        self.next.filter(|next| *next > now && !self.waiting.is_empty())
+        self.pace.next(now).filter(|_| !self.waiting.is_empty())
     }
 
     /// All that wait.

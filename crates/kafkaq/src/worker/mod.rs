@@ -104,6 +104,7 @@ mod layers;
 mod layers;
 mod observe;
 mod options;
+mod pace;
 mod panics;
 mod queues;
 mod report;

@@ -6,6 +6,7 @@ use super::{
     execute::{self, Begun},
     keeper::{self, Keeper},
     kinds::{Kinds, Line},
+    pace::Pace,
     panics,
     queues::{Queues, Source, Taken},
     report::{Counters, Ending, Finished, Observer, WorkerReport},
@@ -39,6 +40,7 @@ const AFTERWARDS: Duration = Duration::from_secs(6);
 
 pub(super) struct Settings {
     pub(super) concurrency: usize,
+    pub(super) per_second: Option<f64>,
     pub(super) grace: Duration,
     pub(super) shutdown_limit: Duration,
     pub(super) free_stuck_slots: bool,
@@ -239,7 +241,8 @@ pub(super) fn start(
     let handle = shared.clone();
     let keeper = tokio::spawn(keeper::keep(shared.clone()));
     let watchdog = tokio::spawn(watchdog::watch(shared.clone()));
-    let dispatcher = Dispatcher { queues: Queues::new(queues), kinds, shared };
+    let pace = Pace::new(shared.settings.per_second);
+    let dispatcher = Dispatcher { queues: Queues::new(queues), kinds, pace, shared };
     let (tell, outcome) = watch::channel(None);
     tokio::spawn(async move {
         let outcome = dispatcher.run().await;
@@ -253,6 +256,7 @@ pub(super) fn start(
 struct Dispatcher {
     queues: Queues,
     kinds: Kinds,
+    pace: Pace,
     shared: Arc<Shared>,
 }
 
@@ -260,7 +264,7 @@ impl Dispatcher {
     async fn run(mut self) -> Result<WorkerReport> {
         let mut stopping = self.shared.stopping.subscribe();
         let failed = self.take_jobs(&mut stopping).await.err();
-        let Dispatcher { queues, mut kinds, shared } = self;
+        let Dispatcher { queues, mut kinds, shared, .. } = self;
         // Some may have begun since the keeper has told all to end.
         shared.keeper.look_at(Instant::now());
         if failed.is_some() {
@@ -291,18 +295,20 @@ impl Dispatcher {
             self.shared.threads.run(begun);
             // When as many wait as may run, whoever is taken next would most likely wait as well.
             let room = if waiting < concurrency { self.room() } else { 0 };
+            let room = room.min(self.pace.allows(Instant::now()));
             // With room and nobody in line it makes no difference how many run.
             let all_alike = room > 0 && waiting == 0;
-            let next = next.unwrap_or_else(|| Instant::now() + FAR);
+            let next = [next, self.pace.next(Instant::now())].into_iter().flatten().min();
             tokio::select! {
                 biased;
                 _ = stopping.wait_for(Option::is_some) => return Ok(()),
                 () = self.shared.room.notified(), if !all_alike => {}
                 all_well = self.queues.take(room.min(BATCH), &mut taken), if room > 0 => {
+                    self.pace.started(taken.len(), Instant::now());
                     self.place(&mut taken);
                     all_well?;
                 }
-                () = sleep_until(next), if waiting > 0 => {}
+                () = sleep_until(next.unwrap_or_else(|| Instant::now() + FAR)), if next.is_some() => {}
             }
         }
     }

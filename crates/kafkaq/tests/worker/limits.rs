@@ -192,3 +192,39 @@ async fn jobs_that_are_rejected_wait_in_a_bounded_number_for_their_end_to_be_con
     let report = stop(running).await;
     assert_eq!((report.dead_lettered, report.lost, report.unconfirmed), (300, 0, 0), "{report}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_of_the_worker_spaces_the_starts_of_all_kinds() {
+    let queue = queue().await;
+    let starts = Arc::new(Mutex::new(Vec::new()));
+    let note = |starts: &Arc<Mutex<Vec<Instant>>>| {
+        let starts = starts.clone();
+        move || starts.lock().unwrap().push(Instant::now())
+    };
+    let (greets, counts) = (note(&starts), note(&starts));
+    let running = worker(&queue)
+        .rate(4.0)
+        .on(move |_: Ctx, _: Greet| {
+            greets();
+            async {}
+        })
+        .on(move |_: Ctx, _: Count| {
+            counts();
+            async {}
+        })
+        .start()
+        .unwrap();
+    for outcome in queue.enqueue_many((0..6).map(|n| greet(&n.to_string()))).await {
+        outcome.unwrap();
+    }
+    for outcome in queue.enqueue_many((0..6).map(Count)).await {
+        outcome.unwrap();
+    }
+    until("all to be started", || starts.lock().unwrap().len() == 12).await;
+    let starts = starts.lock().unwrap().clone();
+    let gaps: Vec<_> = starts.windows(2).map(|two| two[1] - two[0]).collect();
+    // The clock of the tests has milliseconds.
+    assert!(gaps.iter().all(|gap| *gap >= Duration::from_millis(245)), "{gaps:?}");
+    assert!(starts[11] - starts[0] < 4 * SECOND, "{gaps:?}");
+    stop(running).await;
+}

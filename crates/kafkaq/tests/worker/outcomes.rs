@@ -187,6 +187,7 @@ async fn settings_that_make_no_sense_are_refused() {
         (with().concurrency(0), "concurrency of 0"),
         (with().concurrency(usize::MAX), "concurrency of 1844"),
         (with().threads(0), "0 threads"),
+        (with().rate(0.0), "the worker"),
         (worker(&queue).on_with(handler(&seen), Options::new().rate(1e-20)), "`greet`"),
         (worker(&queue).on_with(handler(&seen), Options::new().concurrency(0)), "`greet`"),
         (worker(&queue).on_with(handler(&seen), Options::new().rate(0.0)), "`greet`"),
