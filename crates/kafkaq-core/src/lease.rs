@@ -33,8 +33,10 @@ fn millis(d: Duration) -> u64 {
 
 /// Names one hold of a task's lease: never used twice, so a system that the handler writes to can tell holders apart.
 ///
-/// Unlike a fencing token it has no order: a later holder's token is not greater. What orders executions is the
-/// attempt, so store the pair of attempt and token, and refuse a write whose attempt is lower than the stored one.
+/// Unlike a fencing token it has no order: a later holder's token is not greater. What orders the executions of one task is
+/// the attempt, so store the pair of attempt and token, and refuse a write whose attempt is lower than the stored one.
+/// Nothing orders those of different tasks, such as tasks of one key: let each claim what it writes to by its token first,
+/// and make its later writes conditional on that token.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LeaseToken {
     /// Random, new at each start of a process.

@@ -125,7 +125,8 @@ impl Task {
         self
     }
 
-    /// Publishing the same id again while it is remembered adds nothing. Without one, `publish` makes a UUIDv7.
+    /// Publishing the same id again while it is remembered adds nothing. Without one, `publish` makes a UUIDv7. The id that
+    /// [`with_once_per`](Task::with_once_per) leads to stands for that window, also if it is chosen.
     #[must_use]
     pub fn with_id(mut self, id: TaskId) -> Self {
         self.name = Name::Chosen(id);
@@ -141,8 +142,9 @@ impl Task {
     /// far the clocks of publishers and workers are apart. Windows follow each other without a gap, and those of different
     /// keys end at different times. An execution that takes longer than a window may overlap with the next one.
     ///
-    /// If their payloads differ, any of them may be the one. All publishers must give the same window. It is in whole milliseconds, and with the queue's `clock_skew` it is no
-    /// longer than its `max_delay`; `publish` refuses others.
+    /// If their payloads differ, any of them may be the one. All publishers must give the same window. It is in whole
+    /// milliseconds, and with the queue's `clock_skew` it is no longer than its `max_delay`; `publish` refuses others. If
+    /// `publish` fails, publish the task again as it is.
     ///
     /// ```
     /// # use kafkaq_core::Task;

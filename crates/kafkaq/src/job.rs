@@ -65,7 +65,7 @@ impl JobView {
         &self.content().headers
     }
 
-    /// The task as it was published, without its delay.
+    /// The task as it was published, without its delay. One of a window has the window's id, which is over.
     #[must_use]
     pub fn task(&self) -> Task {
         let task =

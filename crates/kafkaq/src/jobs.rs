@@ -91,7 +91,8 @@ impl JobController {
     ///
     /// A task that the store doesn't know, because nobody has taken it yet or because there is no such task, is
     /// remembered as cancelled, for at least as long as a delayed task can be under way. A cancellation is as
-    /// durable as the store.
+    /// durable as the store. The id of a task that is executed [once per window](crate::Task::with_once_per) is that of all
+    /// who publish it in the window: they are cancelled with it, also those that come later.
     ///
     /// *Cancel-safety:* a dropped future may or may not have cancelled the task; calling it again is safe.
     ///

@@ -8,6 +8,9 @@ use kafkaq_core::{Error, ErrorKind, Result, TaskId, Wall};
 use std::time::Duration;
 use uuid::Uuid;
 
+/// What the ids begin with.
+const PREFIX: &str = "once/";
+
 /// A key's present window.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Window {
@@ -32,8 +35,16 @@ impl Window {
         let shift = name.as_u64_pair().1 % ms;
         let begun = now.0.saturating_add(shift) / ms;
         let end = Wall((begun + 1).saturating_mul(ms) - shift);
-        let id = timed_id(&format!("once/{}", name.simple()), ms, end)?;
+        let id = timed_id(&format!("{PREFIX}{}", name.simple()), ms, end)?;
         Ok(Window { id, due: end.plus(clock_skew) })
+    }
+
+    /// When the window of an id ends, if it is the id of one.
+    pub(crate) fn end_of(id: &TaskId) -> Option<Wall> {
+        let (name, time) = id.as_str().strip_prefix(PREFIX)?.split_once('@')?;
+        let (length, end) = time.split_once('.')?;
+        let _ = (Uuid::try_parse(name).ok()?, length.parse::<u64>().ok()?);
+        end.parse().ok().map(Wall)
     }
 }
 
@@ -62,6 +73,15 @@ mod tests {
         }
         let longest = at(NOW, "k", Duration::MAX - Duration::from_nanos(999_999_999));
         assert!(longest.id.as_str().len() <= TaskId::MAX_LEN);
+    }
+
+    #[test]
+    fn end_of_a_window_is_read_from_its_id() {
+        let Window { id, due } = at(NOW, "k", 60 * SECOND);
+        assert_eq!(Window::end_of(&id).map(|end| end.plus(SECOND)), Some(due));
+        for other in ["once/k@60000.1", "once/7", "report-7", "report/7@1.60000"] {
+            assert_eq!(Window::end_of(&TaskId::new(other).unwrap()), None, "{other}");
+        }
     }
 
     #[test]

@@ -85,7 +85,8 @@ impl Publisher {
     ///
     /// # Errors
     /// Nothing was published if the error's [`effect`](Error::effect) is `NotApplied`; otherwise it may have been, or
-    /// may still be. Publishing the same task with the same id again is safe either way. `Invalid` and `TooLarge` say
+    /// may still be. Publishing the same task again is safe either way: with the same id, or
+    /// [once per window](Task::with_once_per) as it was. `Invalid` and `TooLarge` say
     /// what is wrong with the task; `Timeout` on a full buffer, that more is published than the log takes.
     pub async fn publish(&self, task: Task) -> Result<TaskId> {
         let outcome = self.inner.spans.of_one(self.push_one(task)).await;
@@ -195,11 +196,15 @@ async fn outcome(id: TaskId, pushed: Pushed) -> Result<TaskId> {
         Err(e) => {
             let again = e.retry() != Retry::No || e.effect() == Effect::Unknown;
             let e = e.on(format!("{}, task {id}", pushed.line.partition));
-            Err(if again {
-                e.with_advice(format!("Publishing the task again with id {id} is safe: it stays one task"))
+            if !again {
+                return Err(e);
+            }
+            Err(e.with_advice(if Window::end_of(&id).is_some() {
+                "Publish the task again as it is, once per window: an execution follows in any case"
+                    .to_owned()
             } else {
-                e
-            })
+                format!("Publishing the task again with id {id} is safe: it stays one task")
+            }))
         }
     }
 }
@@ -213,7 +218,7 @@ impl Inner {
         let now = wall_now();
         let number = self.seed.wrapping_add(self.count.fetch_add(1, Ordering::Relaxed).into());
         let (id, due) = match (task.id(), task.once_per()) {
-            (Some(id), _) => (id.clone(), due_after(task.delay(), now)),
+            (Some(id), _) => (id.clone(), self.due(id, task.delay(), now)?),
             (None, Some((key, window))) => self.once_per(&task, key, window, now)?,
             (None, None) => (new_id(now, number)?, due_after(task.delay(), now)),
         };
@@ -228,6 +233,24 @@ impl Inner {
         headers.push(HEADER, Some(envelope.encode()));
         let record = NewRecord::new(task.key().cloned(), Some(task.payload().clone()), headers);
         Ok((envelope.id, self.choose(task.key(), number), record))
+    }
+
+    /// When a task with a chosen id is due. The id of a window keeps it: executed sooner, it would be done, and what is
+    /// published for the window later would not be executed.
+    fn due(&self, id: &TaskId, delay: Option<Duration>, now: Wall) -> Result<Option<Wall>> {
+        let delayed = due_after(delay, now);
+        let Some(end) = Window::end_of(id).map(|end| end.plus(self.clock_skew)).filter(|end| *end > now)
+        else {
+            return Ok(delayed);
+        };
+        if end.since(now) > self.max_delay {
+            let e = Error::not_applied(ErrorKind::Invalid, "publish").on(format!("task {id}"));
+            return Err(e.with_advice(format!(
+                "It is the id of a window that ends later than the queue's max_delay of {:?}: choose another",
+                self.max_delay
+            )));
+        }
+        Ok(delayed.max(Some(end)))
     }
 
     /// The id of a task that is executed once per window, and when it is due. Read from the clock at the time of the call,

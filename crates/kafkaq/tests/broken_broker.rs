@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use common::{ms, next, quick, soon};
 use futures_util::StreamExt;
 use kafkaq::{
-    Error, ErrorKind, JobError, Queue, Result, Task,
+    Effect, Error, ErrorKind, JobError, Queue, Result, Task,
     backend::{Broker, Consumer, Event, JoinRequest, Log, NewRecord, Partition, TopicInfo, TopicSpec},
     memory::{MemoryLog, MemoryStore},
 };
@@ -149,6 +149,22 @@ async fn a_publish_whose_append_panics_is_tried_again() {
     broker.appends_to_panic.store(2, Ordering::Relaxed);
     let id = soon(queue.publish(Task::new("x"))).await.unwrap();
     assert_eq!(next(&queue).await.id(), &id);
+}
+
+/// Under its id alone a task with a window would say nothing of what has changed since.
+#[tokio::test]
+async fn publish_of_unknown_effect_says_how_to_publish_again() {
+    let broker = Breaking::default();
+    let builder = quick(&MemoryLog::new(), &MemoryStore::new()).broker(broker.clone());
+    let queue = builder.publish_timeout(ms(200)).build().await.unwrap();
+    broker.appends_to_panic.store(usize::MAX, Ordering::Relaxed);
+    let window = Task::new("x").with_once_per("k", Duration::from_secs(10));
+    let plain = Task::new("x");
+    for (task, says, never) in [(plain, "again with id", "as it is"), (window, "as it is", "with id")] {
+        let e = soon(queue.publish(task)).await.unwrap_err();
+        assert_eq!(e.effect(), Effect::Unknown);
+        assert!(e.to_string().contains(says) && !e.to_string().contains(never), "{e}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,7 +11,7 @@ use kafkaq::{
     Error, ErrorKind, JobStatus, Queue, QueueBuilder, Result, TaskId,
     backend::{Key, LeaseStore, Swap, Swapped},
     memory::{MemoryLog, MemoryStore},
-    worker::{Backoff, Ctx, Options, StopReason, TaskType, Worker, WorkerHandle, WorkerReport},
+    worker::{Backoff, Ctx, Options, Outcome, StopReason, TaskType, Worker, WorkerHandle, WorkerReport},
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -301,6 +301,72 @@ async fn handler_whose_lock_is_lost_is_told_although_its_lease_is_kept() {
     until("the handler to be told", || reason.lock().unwrap().is_some()).await;
     assert_eq!(*reason.lock().unwrap(), Some(StopReason::LeaseLost));
     assert!(begun.elapsed() < LEASE + SECOND, "{:?}", begun.elapsed());
+    stop(running).await;
+}
+
+/// Its own lease is fine, so it is given back: it costs no failure, and nobody waits for the lease to run out.
+#[tokio::test(start_paused = true)]
+async fn task_whose_lock_was_lost_is_executed_again_soon_and_has_not_failed() {
+    let servers = Servers::default();
+    let queue = servers.queue().await;
+    let running = Worker::builder(queue.clone())
+        .on_with(
+            async |ctx: Ctx, _: Recalculate| {
+                if ctx.attempt() == 1 {
+                    let reason = ctx.stop().requested().await;
+                    return Outcome::Retry { delay: None, reason: format!("told to stop: {reason:?}") };
+                }
+                assert_eq!(ctx.failures(), 0);
+                Outcome::Done
+            },
+            Options::new().one_at_a_time(),
+        )
+        .start()
+        .unwrap();
+    let id = enqueue(&queue, 1).await;
+    until("the lock to be taken", || servers.store.locks.load(SeqCst) > 0).await;
+    let begun = Instant::now();
+    servers.store.locks_fail.store(true, SeqCst);
+    until("it to be given back", || running.report().released == 1).await;
+    assert!(begun.elapsed() < LEASE + SECOND, "{:?}", begun.elapsed());
+    servers.store.locks_fail.store(false, SeqCst);
+    let begun = Instant::now();
+    until("it to be done", || running.report().done == 1).await;
+    assert!(begun.elapsed() < 5 * SECOND, "{:?}", begun.elapsed());
+    assert_eq!(queue.jobs().get(&id).await.unwrap().failures, 0);
+    let report = stop(running).await;
+    assert_eq!((report.lost, report.retried), (0, 0), "{report}");
+}
+
+/// On real threads: while the handler runs, its task is nobody else's, whatever was told it.
+#[tokio::test(flavor = "multi_thread")]
+async fn task_whose_lock_was_lost_is_not_given_back_while_its_handler_runs() {
+    let servers = Servers::default();
+    let queue = servers.builder().lease_duration(SECOND).build().await.unwrap();
+    let (attempts, go_on) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let (seen, may_end) = (attempts.clone(), go_on.clone());
+    let running = Worker::builder(queue.clone())
+        .grace(Duration::ZERO)
+        .on_blocking(
+            move |_: Ctx, _: Recalculate| {
+                if seen.fetch_add(1, SeqCst) == 0 {
+                    while !may_end.load(SeqCst) {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                }
+            },
+            Options::new().one_at_a_time(),
+        )
+        .start()
+        .unwrap();
+    enqueue(&queue, 1).await;
+    until("the lock to be taken", || servers.store.locks.load(SeqCst) > 0).await;
+    servers.store.locks_fail.store(true, SeqCst);
+    until("it to be let go", || running.report().lost == 1).await;
+    assert_eq!(running.report().released, 0);
+    go_on.store(true, SeqCst);
+    servers.store.locks_fail.store(false, SeqCst);
+    until("it to be done", || running.report().done == 1).await;
     stop(running).await;
 }
 

@@ -6,7 +6,7 @@ mod common;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use common::soon;
+use common::{PATIENCE, quick, soon};
 use kafkaq::{
     Error, ErrorKind, KeyGuard, KeyLocks, Queue, Result,
     backend::{Key, LeaseStore, Swap, Swapped},
@@ -35,6 +35,8 @@ struct Store {
     away: Arc<AtomicBool>,
     refuses: Arc<AtomicBool>,
     panics: Arc<AtomicBool>,
+    /// How long a swap takes to get there, and its answer to come back.
+    way: Duration,
 }
 
 #[async_trait]
@@ -45,6 +47,7 @@ impl LeaseStore for Store {
 
     async fn swap(&self, swaps: &[Swap]) -> Vec<Result<Swapped>> {
         self.swaps.fetch_add(swaps.len(), SeqCst);
+        sleep(self.way).await;
         assert!(!self.panics.load(SeqCst), "as the test wants it");
         if self.away.load(SeqCst) {
             return vec![Err(Error::unknown(ErrorKind::Timeout, "swap")); swaps.len()];
@@ -52,7 +55,9 @@ impl LeaseStore for Store {
         if self.refuses.load(SeqCst) {
             return vec![Err(Error::not_applied(ErrorKind::Denied, "swap")); swaps.len()];
         }
-        self.inner.swap(swaps).await
+        let outcomes = self.inner.swap(swaps).await;
+        sleep(self.way).await;
+        outcomes
     }
 
     async fn check(&self) -> Result<Vec<String>> {
@@ -169,6 +174,45 @@ async fn process_whose_line_never_ends_lets_others_come_to_the_key() {
     }
 }
 
+/// As a worker does that executes one task at a time: the next comes while the key is given back, or just after that.
+#[tokio::test(start_paused = true)]
+async fn key_that_nobody_else_wants_is_had_again_as_fast_as_the_store_is() {
+    for gap in [0, 1, 5, 50].map(Duration::from_millis) {
+        let way = Duration::from_millis(2);
+        let locks = locks(&Store { way, ..Store::default() }).await;
+        for _ in 0..50 {
+            let began = Instant::now();
+            drop(acquire(&locks, "k").await);
+            // To give it back, and to take it.
+            assert!(began.elapsed() < 5 * 2 * way, "{:?} after {gap:?}", began.elapsed());
+            sleep(gap).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn process_that_takes_the_key_again_and_again_lets_others_come_to_it() {
+    for gap in [0, 1, 5, 50].map(Duration::from_millis) {
+        let store = Store { way: Duration::from_millis(2), ..Store::default() };
+        let (busy, other) = (locks(&store).await, locks(&store).await);
+        let busy = tokio::spawn(async move {
+            loop {
+                let guard = acquire(&busy, "k").await;
+                sleep(5 * SECOND).await;
+                drop(guard);
+                sleep(gap).await;
+            }
+        });
+        sleep(SECOND).await;
+        for _ in 0..10 {
+            let began = Instant::now();
+            let _guard = acquire(&other, "k").await;
+            assert!(began.elapsed() < LEASE + 10 * SECOND, "{:?} beside {gap:?}", began.elapsed());
+        }
+        busy.abort();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn holder_that_can_not_renew_is_told_before_another_has_the_key() {
     let store = Store::default();
@@ -188,6 +232,47 @@ async fn holder_that_can_not_renew_is_told_before_another_has_the_key() {
     let taken = acquire(&other, "k").await;
     drop((guard, taken));
     drop(acquire(&one, "k").await);
+}
+
+/// In real time: the queue's runtime stands still, so nobody renews the lock, and nobody tells of its loss.
+#[test]
+fn holder_learns_of_the_loss_from_the_clock_alone() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (queues, handlers) = (runtime(), runtime());
+    let guard = queues.block_on(async {
+        let queue = quick(&MemoryLog::new(), &MemoryStore::new()).build().await.unwrap();
+        queue.key_locks().acquire("k").await.unwrap()
+    });
+    assert!(!guard.is_lost());
+    handlers.block_on(soon(guard.lost()));
+    assert!(guard.is_lost());
+    let guard = queues.block_on(async {
+        let queue = quick(&MemoryLog::new(), &MemoryStore::new()).build().await.unwrap();
+        queue.key_locks().acquire("k").await.unwrap()
+    });
+    let began = std::time::Instant::now();
+    while !guard.is_lost() {
+        assert!(began.elapsed() < PATIENCE, "it is never lost");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A write of an earlier holder must not pass for the next one's, also of the same process.
+#[tokio::test(start_paused = true)]
+async fn each_guard_has_a_token_of_its_own() {
+    let store = Store::default();
+    let (one, other) = (locks(&store).await, locks(&store).await);
+    let mut tokens = std::collections::HashSet::new();
+    for locks in [&one, &one, &other, &one] {
+        let mut next = Box::pin(locks.acquire("k"));
+        let guard = soon(&mut next).await.unwrap();
+        // One who waits is handed the same lock of the store.
+        let mut waiting = Box::pin(locks.acquire("k"));
+        assert!(timeout(SECOND, &mut waiting).await.is_err());
+        assert!(tokens.insert(guard.token()));
+        drop(guard);
+        assert!(tokens.insert(soon(waiting).await.unwrap().token()));
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -271,6 +356,29 @@ async fn store_that_refuses_or_panics_is_an_error_and_ends_no_line() {
     assert!(e.to_string().contains("as the test wants it"), "{e}");
     store.panics.store(false, SeqCst);
     drop(acquire(&locks, "k").await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn store_that_refuses_is_told_to_all_who_wait_at_once() {
+    let store = Store { way: SECOND, ..Store::default() };
+    let locks = locks(&store).await;
+    store.refuses.store(true, SeqCst);
+    let before = store.swaps.load(SeqCst);
+    let mut waiting = JoinSet::new();
+    for n in 0..50_u64 {
+        let locks = locks.clone();
+        waiting.spawn(async move {
+            sleep(Duration::from_millis(n)).await;
+            let began = Instant::now();
+            (locks.acquire("k").await.unwrap_err().kind(), began.elapsed())
+        });
+    }
+    while let Some(told) = waiting.join_next().await {
+        let (kind, took) = told.unwrap();
+        assert_eq!(kind, ErrorKind::Denied);
+        assert!(took <= 2 * SECOND, "{took:?}");
+    }
+    assert_eq!(store.swaps.load(SeqCst) - before, 1);
 }
 
 #[tokio::test(start_paused = true)]

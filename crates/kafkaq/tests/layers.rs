@@ -307,3 +307,51 @@ async fn blocking_execution_that_waits_in_a_layer_ends_when_it_is_told_to() {
     let report = finish(running, 1).await;
     assert_eq!((report.timed_out, report.retried, seen.all().len()), (1, 1, 1), "{report}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blocking_handlers_that_run_one_at_a_time_per_key_go_through_the_layers() {
+    let (queue, seen) = (queue().await, Seen::default());
+    let inside = Arc::new(AtomicUsize::new(0));
+    let running = worker(&queue)
+        .layer(noting("layer", &seen))
+        .on_blocking(
+            move |_: Ctx, _: Act| {
+                assert_eq!(inside.fetch_add(1, SeqCst), 0, "two at once");
+                std::thread::sleep(Duration::from_millis(2));
+                inside.fetch_sub(1, SeqCst);
+            },
+            Options::new().one_at_a_time(),
+        )
+        .start()
+        .unwrap();
+    for n in 0..10 {
+        queue.enqueue(Act(n)).key("k").await.unwrap();
+    }
+    let report = finish(running, 10).await;
+    assert_eq!((report.panicked, report.retried, seen.all().len()), (0, 0, 20), "{report}");
+}
+
+/// A layer may limit or time what it is put around, and a task that waits for its key does nothing.
+#[tokio::test(start_paused = true)]
+async fn task_goes_through_the_layers_once_it_has_its_key() {
+    let (queue, seen) = (queue().await, Seen::default());
+    let guard = queue.key_locks().acquire("k").await.unwrap();
+    let running = worker(&queue)
+        .layer(noting("layer", &seen))
+        .layer(ConcurrencyLimitLayer::new(1))
+        .on_with(async |_: Ctx, _: Act| (), Options::new().one_at_a_time())
+        .on(async |_: Ctx, _: Other| ())
+        .start()
+        .unwrap();
+    queue.enqueue(Act(1)).key("k").await.unwrap();
+    sleep(SECOND).await;
+    let begun = Instant::now();
+    queue.enqueue(Other(1)).await.unwrap();
+    until("the task of another kind", || running.report().done == 1).await;
+    assert!(begun.elapsed() < SECOND, "{:?}", begun.elapsed());
+    until("the first to be snoozed", || running.report().snoozed > 0).await;
+    assert_eq!(seen.all(), ["layer begins other 1", "layer ends Done"]);
+    drop(guard);
+    finish(running, 2).await;
+    assert_eq!(seen.all().len(), 4);
+}

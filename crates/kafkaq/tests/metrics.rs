@@ -5,9 +5,13 @@
 mod common;
 mod recorder;
 
+use async_trait::async_trait;
+use bytes::Bytes;
 use common::{PATIENCE, next};
 use kafkaq::{
-    Queue, QueueBuilder, Task,
+    LostReason, Queue, QueueBuilder, Result, Task,
+    backend::{Key, LeaseStore, Swap, Swapped},
+    memory::{MemoryLog, MemoryStore},
     worker::{Backoff, Ctx, Options, Outcome, Share, TaskType, Worker},
 };
 use recorder::TestRecorder;
@@ -16,7 +20,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     time::{Duration, SystemTime},
 };
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 const LEASE: Duration = Duration::from_secs(30);
 const SECOND: Duration = Duration::from_secs(1);
@@ -172,6 +176,48 @@ async fn each_end_of_a_job_is_counted_with_its_cause() {
     }
 }
 
+/// A store whose swaps take a second to get there.
+#[derive(Clone, Debug, Default)]
+struct Slow(MemoryStore);
+
+#[async_trait]
+impl LeaseStore for Slow {
+    async fn get(&self, keys: &[Key]) -> Vec<Result<Option<Bytes>>> {
+        self.0.get(keys).await
+    }
+
+    async fn swap(&self, swaps: &[Swap]) -> Vec<Result<Swapped>> {
+        sleep(SECOND).await;
+        self.0.swap(swaps).await
+    }
+
+    async fn check(&self) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn loss_of_a_lease_is_counted_once_although_it_answers_two_commands() {
+    let recorder = TestRecorder::default();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let (log, store) = (MemoryLog::new(), MemoryStore::new());
+    let queue = builder().broker(log.clone()).store(Slow(store.clone())).build().await.unwrap();
+    let other = builder().broker(log).store(store).build().await.unwrap();
+    let id = queue.publish(Task::new("a")).await.unwrap();
+    let mut job = next(&queue).await;
+    let watch = job.view();
+    assert!(timeout(SECOND / 2, job.extend(LEASE)).await.is_err(), "it is under way");
+    other.jobs().cancel(&id).await.unwrap();
+    job.done().await.unwrap_err();
+    assert_eq!(watch.loss(), Some(LostReason::Cancelled));
+    let labels = [("queue", "emails"), ("reason", "cancelled")];
+    assert_eq!(recorder.counter("kafkaq_leases_lost_total", &labels), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn executions_are_counted_and_timed_by_kind() {
     let recorder = TestRecorder::default();
@@ -239,6 +285,38 @@ async fn slow_executions_are_counted_while_they_run_by_the_queue_of_their_task()
         let labels = [("queue", of), ("kind", "act"), ("outcome", "done")];
         assert_eq!(recorder.counter("kafkaq_executions_total", &labels), 1, "of {of}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn task_that_waits_for_its_key_is_no_execution_that_runs() {
+    let recorder = TestRecorder::default();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let queue = queue().await;
+    let labels = [("queue", "emails"), ("kind", "act")];
+    let lock = queue.key_locks().acquire("k").await.unwrap();
+    let options = Options::new().exclusive_by(|Act(how): &Act| {
+        assert!(how != "panic", "of the key");
+        "k"
+    });
+    let running = Worker::builder(queue.clone())
+        .retry(Backoff::fixed(SECOND).jitter(false).max_failures(1))
+        .on_with(act, options)
+        .start()
+        .unwrap();
+    queue.enqueue(Act("done".into())).await.unwrap();
+    let panics = || recorder.counter("kafkaq_panics_total", &labels);
+    queue.enqueue(Act("panic".into())).await.unwrap();
+    until("a panic", || panics() == 1).await;
+    for _ in 0..20 {
+        assert_eq!(recorder.gauge("kafkaq_executions_running", &labels), 0.0);
+        sleep(SECOND).await;
+    }
+    assert!(running.report().snoozed > 0);
+    drop(lock);
+    until("it to be done", || running.report().done == 1).await;
+    assert_eq!(recorder.histogram("kafkaq_execution_seconds", &labels).len(), 1);
+    let waiting = recorder.histogram("kafkaq_waiting_seconds", &labels);
+    assert!(waiting.is_empty(), "its first execution was not its first hand-out: {waiting:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -174,6 +174,37 @@ async fn settings_under_which_an_execution_could_be_doubled_or_missed_are_refuse
     says(&refused(pair(), window(Duration::ZERO)).await, "whole milliseconds");
     says(&refused(pair(), recalculate("k").with_delay(SECOND)).await, "no delay");
     pair().build().await.unwrap().publish(window(longest)).await.unwrap();
+    let far = format!("once/{}@1.{}", "0".repeat(32), u64::MAX);
+    let chosen = Task::new("x").with_id(TaskId::new(far).unwrap());
+    says(&refused(pair(), chosen).await, "max_delay");
+}
+
+/// What is published later in the window would find the id done, and its change would be missed.
+#[tokio::test(start_paused = true)]
+async fn id_of_a_window_that_is_chosen_keeps_its_window() {
+    let queue = pair().lease_duration(60 * SECOND).build().await.unwrap();
+    let first = recalculate("k");
+    let id = queue.publish(first.clone()).await.unwrap();
+    for task in [first.with_id(id.clone()), Task::new("k").with_id(id.clone()).with_delay(SECOND / 1000)] {
+        assert_eq!(queue.publish(task).await.unwrap(), id);
+    }
+    let job = next(&queue).await;
+    assert_eq!(job.id(), &id);
+    let end: u64 = id.as_str().rsplit('.').next().unwrap().parse().unwrap();
+    assert!(
+        wall_now() + SKEW >= SystemTime::UNIX_EPOCH + Duration::from_millis(end),
+        "its window is not over"
+    );
+    let again = job.task();
+    job.done().await.unwrap();
+    // Its window is over, so it is an id like another: done here, and new elsewhere.
+    assert_eq!(queue.publish(again.clone()).await.unwrap(), id);
+    none_within(&queue, 2 * WINDOW).await;
+    let other = pair().build().await.unwrap();
+    other.publish(again).await.unwrap();
+    let began = Instant::now();
+    next(&other).await.done().await.unwrap();
+    assert!(began.elapsed() < SECOND, "{:?}", began.elapsed());
 }
 
 #[cfg(feature = "worker")]

@@ -31,6 +31,12 @@ pub enum KeyLockFault {
     OwnRenewalForeign,
     /// A lock that the store has lost is given up, though its time is not over.
     LossGivesUp,
+    /// A write of one's own that came late and was found is left when the taking is given up.
+    LateOwnLeft,
+    /// A machine that was suspended goes by its monotonic clock alone.
+    WallIgnored,
+    /// The store is to keep a lock for the lease alone.
+    TtlWithoutSkew,
 }
 
 impl KeyLockFault {
@@ -50,5 +56,8 @@ impl KeyLockFault {
         KeyLockFault::NoTakeover,
         KeyLockFault::OwnRenewalForeign,
         KeyLockFault::LossGivesUp,
+        KeyLockFault::LateOwnLeft,
+        KeyLockFault::WallIgnored,
+        KeyLockFault::TtlWithoutSkew,
     ];
 }

@@ -10,7 +10,8 @@
 //! ```
 //! The value in the store is a live [`Lease`], under a token that belongs to this taking alone. A lock counts as held from
 //! the answer until one lease after the *call* that wrote it, so nobody else can take it meanwhile: neither by its
-//! deadline nor because the store has aged it out.
+//! deadline nor because the store has aged it out. It ends by whichever clock comes to it first: the monotonic clock of a
+//! machine that is suspended stands still, and the wall clock may be set back.
 //!
 //! To be driven like this: after each call of [`KeyLock::handle_swapped`] and [`KeyLock::release`], and at
 //! [`KeyLock::poll_timeout`], ask [`KeyLock::poll_swap`] for what is to be sent. Only one swap is under way at a time.
@@ -67,8 +68,8 @@ impl KeyLockSettings {
 pub enum Standing {
     /// It is not this process's yet.
     Taking,
-    /// It is this process's, until then if it isn't renewed.
-    Held(Mono),
+    /// It is this process's, until either clock shows that if it isn't renewed.
+    Held(Now),
     /// It was this process's, and may be another's. What it stood for has to end.
     Lost,
     /// It is to be given back.
@@ -87,7 +88,7 @@ pub struct KeyLock {
     /// What is in the store, as far as this process knows.
     seen: Option<Bytes>,
     /// The swap that is under way: what it writes, and when it was sent.
-    under_way: Option<(Option<Bytes>, Mono)>,
+    under_way: Option<(Option<Bytes>, Now)>,
     /// What this taking has written last that may be in the store, and when that was sent.
     written: Option<(Bytes, Mono)>,
     /// Nothing is sent before.
@@ -123,14 +124,18 @@ impl KeyLock {
     }
 
     /// Returns where it stands.
-    pub fn standing(&mut self, now: Mono) -> Standing {
+    pub fn standing(&mut self, now: Now) -> Standing {
         if let Standing::Held(until) = self.standing
-            && now >= until
+            && self.is_over(until, now)
             && !planted!(self, NeverExpires)
         {
             self.standing = Standing::Lost;
         }
         self.standing
+    }
+
+    fn is_over(&self, until: Now, now: Now) -> bool {
+        now.mono >= until.mono || (now.wall >= until.wall && !planted!(self, WallIgnored))
     }
 
     /// Gives it back. What it stood for must have ended.
@@ -149,15 +154,16 @@ impl KeyLock {
         }
         let KeyLockSettings { lease, clock_skew, .. } = self.settings;
         self.end_if_released(now.mono);
-        let (expect, new, ttl) = match self.standing(now.mono) {
+        let (expect, new, ttl) = match self.standing(now) {
             Standing::Taking | Standing::Held(_) => {
                 let new = Lease::new(LeaseState::Live, self.token, now.wall.plus(lease), lease).encode();
-                (self.seen.clone(), Some(new), Some(lease + clock_skew))
+                let skew = if planted!(self, TtlWithoutSkew) { Duration::ZERO } else { clock_skew };
+                (self.seen.clone(), Some(new), Some(lease + skew))
             }
             Standing::Releasing => (self.written.as_ref().map(|(value, _)| value.clone()), None, None),
             Standing::Lost | Standing::Over => return None,
         };
-        self.under_way = Some((new.clone(), now.mono));
+        self.under_way = Some((new.clone(), now));
         Some(Swap::new(self.key.clone(), expect, new, ttl))
     }
 
@@ -166,7 +172,7 @@ impl KeyLock {
     pub fn poll_timeout(&self) -> Option<Mono> {
         let send = self.under_way.is_none().then_some(self.not_before);
         match self.standing {
-            Standing::Held(until) => Some(send.map_or(until, |send| send.min(until))),
+            Standing::Held(Now { mono: until, .. }) => Some(send.map_or(until, |send| send.min(until))),
             Standing::Taking | Standing::Releasing => send,
             Standing::Lost | Standing::Over => None,
         }
@@ -175,27 +181,28 @@ impl KeyLock {
     /// Takes in what became of the swap that was sent.
     pub fn handle_swapped(&mut self, outcome: Result<Swapped>, now: Now) {
         let Some((new, sent)) = self.under_way.take() else { return };
-        let standing = self.standing(now.mono);
+        let standing = self.standing(now);
         match outcome {
             Ok(Swapped::Done) => {
-                self.written = new.clone().map(|value| (value, sent));
+                self.written = new.clone().map(|value| (value, sent.mono));
                 self.seen = new;
-                self.wrote(standing, sent, now.mono);
+                self.wrote(standing, sent, now);
             }
             Ok(Swapped::Conflict(found)) => self.conflict(standing, found, now),
-            Err(e) => self.failed(standing, new, sent, &e, now.mono),
+            Err(e) => self.failed(standing, new, sent, &e, now),
         }
         self.end_if_released(now.mono);
     }
 
-    fn wrote(&mut self, standing: Standing, sent: Mono, now: Mono) {
-        (self.not_before, self.pause) = (now, FIRST_PAUSE);
+    fn wrote(&mut self, standing: Standing, sent: Now, now: Now) {
+        (self.not_before, self.pause) = (now.mono, FIRST_PAUSE);
         let counted = if planted!(self, CountsFromAnswer) { now } else { sent };
-        let until = counted.plus(self.settings.lease);
+        let lease = self.settings.lease;
+        let until = Now { mono: counted.mono.plus(lease), wall: counted.wall.plus(lease) };
         // One whose answer took as long is written once more.
-        if matches!(standing, Standing::Taking | Standing::Held(_)) && now < until {
+        if matches!(standing, Standing::Taking | Standing::Held(_)) && !self.is_over(until, now) {
             self.standing = Standing::Held(until);
-            self.not_before = sent.plus(self.settings.lease / 3);
+            self.not_before = sent.mono.plus(lease / 3);
         }
     }
 
@@ -224,7 +231,11 @@ impl KeyLock {
         self.seen.clone_from(&found);
         self.not_before = now.mono;
         self.written = match (self.written.take(), found) {
-            (Some((_, sent)), Some(found)) if own || planted!(self, ReleasesOthers) => Some((found, sent)),
+            // One's own may have come late, when nothing was known of it any more.
+            (written, Some(found)) if own && (written.is_some() || !planted!(self, LateOwnLeft)) => {
+                Some((found, written.map_or(now.mono, |(_, sent)| sent)))
+            }
+            (Some((_, sent)), Some(found)) if planted!(self, ReleasesOthers) => Some((found, sent)),
             _ => None,
         };
         match standing {
@@ -244,15 +255,15 @@ impl KeyLock {
         }
     }
 
-    fn failed(&mut self, standing: Standing, new: Option<Bytes>, sent: Mono, e: &Error, now: Mono) {
-        self.pause(now);
+    fn failed(&mut self, standing: Standing, new: Option<Bytes>, sent: Now, e: &Error, now: Now) {
+        self.pause(now.mono);
         if e.effect() == Effect::NotApplied {
             return;
         }
         match new {
             Some(new) => {
                 if !planted!(self, TakeNotUndone) {
-                    self.written = Some((new, sent));
+                    self.written = Some((new, sent.mono));
                 }
                 let taken = planted!(self, UnknownIsTaken) && standing == Standing::Taking;
                 let renewed = planted!(self, UnknownIsRenewed) && matches!(standing, Standing::Held(_));

@@ -27,7 +27,7 @@ fn held(seconds: u64) -> (KeyLock, Bytes) {
     let swap = lock.poll_swap(at(seconds)).unwrap();
     assert_eq!((swap.expect, swap.ttl), (None, Some(LEASE + SKEW)));
     lock.handle_swapped(Ok(Swapped::Done), at(seconds + 1));
-    assert_eq!(lock.standing(at(seconds + 1).mono), Standing::Held(at(seconds + 60).mono));
+    assert_eq!(lock.standing(at(seconds + 1)), Standing::Held(at(seconds + 60)));
     (lock, swap.new.unwrap())
 }
 
@@ -45,9 +45,25 @@ fn lease_counts_from_the_call_and_is_renewed_in_its_first_third() {
     assert_eq!(renewal.expect, Some(value));
     assert!(lock.poll_swap(at(21)).is_none(), "one at a time");
     lock.handle_swapped(Ok(Swapped::Done), at(25));
-    assert_eq!(lock.standing(at(79).mono), Standing::Held(at(80).mono));
-    assert_eq!(lock.standing(at(80).mono), Standing::Lost);
-    assert_eq!(lock.standing(at(79).mono), Standing::Lost, "for good");
+    assert_eq!(lock.standing(at(79)), Standing::Held(at(80)));
+    assert_eq!(lock.standing(at(80)), Standing::Lost);
+    assert_eq!(lock.standing(at(79)), Standing::Lost, "for good");
+}
+
+#[test]
+fn lock_is_lost_by_whichever_clock_comes_to_its_end_first() {
+    // The machine was suspended, or the wall clock was set back.
+    for clocks in [(30, 60), (60, 30)] {
+        let (mut lock, _) = held(0);
+        let now = Now { mono: at(clocks.0).mono, wall: at(clocks.1).wall };
+        assert!(lock.poll_swap(now).is_none(), "too late to renew it");
+        assert_eq!(lock.standing(now), Standing::Lost, "{clocks:?}");
+    }
+    let mut lock = lock(1);
+    lock.poll_swap(at(0)).unwrap();
+    let now = Now { mono: at(1).mono, wall: at(60).wall };
+    lock.handle_swapped(Ok(Swapped::Done), now);
+    assert_eq!(lock.standing(now), Standing::Taking, "its answer took too long");
 }
 
 #[test]
@@ -55,10 +71,10 @@ fn answer_that_takes_a_lease_holds_nothing_and_is_written_over() {
     let mut lock = lock(1);
     let late = lock.poll_swap(at(0)).unwrap();
     lock.handle_swapped(Ok(Swapped::Done), at(60));
-    assert_eq!(lock.standing(at(60).mono), Standing::Taking);
+    assert_eq!(lock.standing(at(60)), Standing::Taking);
     assert_eq!(lock.poll_swap(at(60)).unwrap().expect, late.new);
     lock.handle_swapped(Ok(Swapped::Done), at(61));
-    assert_eq!(lock.standing(at(61).mono), Standing::Held(at(120).mono));
+    assert_eq!(lock.standing(at(61)), Standing::Held(at(120)));
 }
 
 #[test]
@@ -66,10 +82,10 @@ fn take_of_unknown_effect_is_found_to_be_ones_own() {
     let mut lock = lock(1);
     let first = lock.poll_swap(at(0)).unwrap().new;
     lock.handle_swapped(unknown(), at(5));
-    assert_eq!(lock.standing(at(5).mono), Standing::Taking);
+    assert_eq!(lock.standing(at(5)), Standing::Taking);
     assert_eq!(lock.poll_swap(at(6)).unwrap().expect, None);
     lock.handle_swapped(Ok(Swapped::Conflict(first.clone())), at(6));
-    assert_eq!(lock.standing(at(6).mono), Standing::Taking);
+    assert_eq!(lock.standing(at(6)), Standing::Taking);
     assert_eq!(lock.poll_swap(at(6)).unwrap().expect, first);
 }
 
@@ -104,15 +120,15 @@ fn pauses_grow_to_a_second() {
 #[test]
 fn conflict_of_a_holder_is_its_own_nobodys_or_the_loss() {
     for (found, standing) in [
-        (None, Standing::Held(at(60).mono)),
-        (Some(Bytes::from_static(b"nonsense")), Standing::Held(at(60).mono)),
+        (None, Standing::Held(at(60))),
+        (Some(Bytes::from_static(b"nonsense")), Standing::Held(at(60))),
         (Some(others(10)), Standing::Lost),
         (Some(Bytes::from_static(&[0x33, 2, 3])), Standing::Lost),
     ] {
         let (mut lock, _) = held(0);
         lock.poll_swap(at(20)).unwrap();
         lock.handle_swapped(Ok(Swapped::Conflict(found.clone())), at(21));
-        assert_eq!(lock.standing(at(21).mono), standing, "{found:?}");
+        assert_eq!(lock.standing(at(21)), standing, "{found:?}");
         assert_eq!(
             lock.poll_swap(at(21)).map(|swap| swap.expect),
             (standing != Standing::Lost).then_some(found)
@@ -123,7 +139,7 @@ fn conflict_of_a_holder_is_its_own_nobodys_or_the_loss() {
     lock.handle_swapped(unknown(), at(21));
     lock.poll_swap(at(22)).unwrap();
     lock.handle_swapped(Ok(Swapped::Conflict(renewal.clone())), at(22));
-    assert_eq!(lock.standing(at(22).mono), Standing::Held(at(60).mono), "the first try took effect");
+    assert_eq!(lock.standing(at(22)), Standing::Held(at(60)), "the first try took effect");
     assert_eq!(lock.poll_swap(at(22)).unwrap().expect, renewal);
 }
 
@@ -134,10 +150,10 @@ fn release_removes_ones_own_value_and_no_others() {
     let release = lock.poll_swap(at(5)).unwrap();
     assert_eq!((release.expect, release.new), (Some(value), None));
     lock.handle_swapped(unknown(), at(6));
-    assert_eq!(lock.standing(at(6).mono), Standing::Releasing);
+    assert_eq!(lock.standing(at(6)), Standing::Releasing);
     lock.poll_swap(at(7)).unwrap();
     lock.handle_swapped(Ok(Swapped::Conflict(Some(others(6)))), at(7));
-    assert_eq!(lock.standing(at(7).mono), Standing::Over);
+    assert_eq!(lock.standing(at(7)), Standing::Over);
     assert!(lock.poll_swap(at(9)).is_none() && lock.poll_timeout().is_none());
 }
 
@@ -150,21 +166,38 @@ fn release_waits_for_the_call_that_is_under_way_and_ends_with_the_lease() {
     lock.handle_swapped(Ok(Swapped::Done), at(22));
     assert_eq!(lock.poll_swap(at(22)).unwrap().expect, renewal);
     lock.handle_swapped(unknown(), at(80));
-    assert_eq!(lock.standing(at(80).mono), Standing::Releasing);
+    assert_eq!(lock.standing(at(80)), Standing::Releasing);
     assert!(lock.poll_swap(at(81)).is_none(), "what was written is over");
-    assert_eq!(lock.standing(at(81).mono), Standing::Over);
+    assert_eq!(lock.standing(at(81)), Standing::Over);
 }
 
 #[test]
 fn take_that_is_given_up_is_undone_if_it_may_have_happened() {
     let mut never = lock(1);
     never.release(at(0).mono);
-    assert_eq!(never.standing(at(0).mono), Standing::Over);
+    assert_eq!(never.standing(at(0)), Standing::Over);
     let mut doubtful = lock(1);
     let take = doubtful.poll_swap(at(0)).unwrap();
     doubtful.release(at(1).mono);
     doubtful.handle_swapped(unknown(), at(2));
-    assert_eq!(doubtful.standing(at(2).mono), Standing::Releasing);
+    assert_eq!(doubtful.standing(at(2)), Standing::Releasing);
     let undo = doubtful.poll_swap(at(3)).unwrap();
     assert_eq!((undo.expect, undo.new), (take.new, None));
+}
+
+#[test]
+fn own_write_that_comes_after_anothers_is_undone() {
+    let mut lock = lock(1);
+    let late = lock.poll_swap(at(0)).unwrap().new;
+    lock.handle_swapped(unknown(), at(1));
+    lock.poll_swap(at(2)).unwrap();
+    lock.handle_swapped(Ok(Swapped::Conflict(Some(others(2)))), at(2));
+    lock.poll_swap(at(4)).unwrap();
+    lock.handle_swapped(Ok(Swapped::Conflict(late.clone())), at(4));
+    lock.poll_swap(at(4)).unwrap();
+    lock.handle_swapped(Err(Error::not_applied(ErrorKind::Unavailable, "swap")), at(5));
+    lock.release(at(5).mono);
+    assert_eq!(lock.standing(at(5)), Standing::Releasing);
+    let undo = lock.poll_swap(at(5)).unwrap();
+    assert_eq!((undo.expect, undo.new), (late, None));
 }

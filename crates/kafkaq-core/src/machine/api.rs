@@ -19,7 +19,7 @@ impl Mono {
 }
 
 /// Both clocks, of two types, so that they can't be mixed up.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
     /// For everything that is local to the process.
     pub mono: Mono,

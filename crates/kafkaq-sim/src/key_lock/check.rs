@@ -4,7 +4,7 @@
 //! |---|---|
 //! | two processes never hold a key at once | unless the store forgot something within a lease |
 //! | a lock is lost before its time only if another taking's value is in the store | always |
-//! | whoever is through with a lock leaves nothing of it in the store that others have to wait for | unless that took effect after its answer |
+//! | whoever is through with a lock leaves nothing of it in the store that others have to wait for | unless that took effect after its answer, and it was not told |
 //! | a key that is wanted is held again within a lease, the skew and a moment after its holder died | in peace |
 //! | a key that was given back and is wanted is held again in a moment | in peace |
 

@@ -2,8 +2,8 @@
 //! one seed.
 //!
 //! A run has a hostile phase: calls that are refused, take effect late, or are answered late or not at all, a store that
-//! is away, ages values out late or is wiped, processes that stand still and die at any step, clocks that are apart by up
-//! to the skew. Then a calm one, in which a holder dies once and the store is wiped once.
+//! is away, ages values out late or is wiped, processes that stand still, with their monotonic clock or without, and die at
+//! any step, clocks that are apart by up to the skew and are set. Then a calm one, in which a holder dies once and the store is wiped once.
 
 mod check;
 mod world;
@@ -51,6 +51,10 @@ stats! { KeyLockStats:
     crashed_holders,
     /// Processes that stood still.
     pauses,
+    /// Processes that stood still with their monotonic clock.
+    suspended,
+    /// Wall clocks that were set, within the skew.
+    clocks_set,
 }
 
 /// What a run came to.

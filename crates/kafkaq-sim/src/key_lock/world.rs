@@ -22,7 +22,8 @@ const END: Us = WIPE + 8 * SEC;
 /// The longest that one way to the store takes.
 pub(super) const WAY: Us = 100 * MS;
 const TIMEOUT: Us = SEC;
-const LATEST: Us = 2500 * MS;
+/// Later than a lease is over.
+const LATEST: Us = LEASE * 3 / 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Activity {
@@ -47,7 +48,11 @@ pub(super) struct Work {
 pub(super) struct Proc {
     pub(super) id: [u8; 16],
     tokens: u64,
+    /// How far its wall clock is ahead.
     pub(super) ahead: Us,
+    /// How long its monotonic clock has stood still, and what it shows at least.
+    slept: Us,
+    mono: Us,
     pub(super) works: Vec<Work>,
     /// Dead or standing still until then.
     pub(super) away_until: Us,
@@ -56,7 +61,7 @@ pub(super) struct Proc {
 struct Value {
     bytes: Bytes,
     forgotten: Us,
-    /// Nobody could know that it would come.
+    /// It came after its answer, and whoever wrote it was not told of it.
     is_late: bool,
 }
 
@@ -130,7 +135,15 @@ impl World {
             Work { lock: None, token: None, activity: Activity::Idle(until), conflict: None, late: 0 }
         });
         let works = works.collect();
-        Proc { id: [self.born; 16], tokens: 0, ahead: self.rng.between(0, self.skew), works, away_until }
+        Proc {
+            id: [self.born; 16],
+            tokens: 0,
+            ahead: self.rng.between(0, self.skew),
+            slept: 0,
+            mono: 0,
+            works,
+            away_until,
+        }
     }
 
     pub(super) fn is_calm(&self) -> bool {
@@ -138,8 +151,8 @@ impl World {
     }
 
     pub(super) fn clock(&self, p: usize) -> Now {
-        let ahead = self.procs[p].ahead;
-        Now { mono: mono(self.now), wall: true_wall(self.now + ahead) }
+        let Proc { ahead, slept, mono: least, .. } = self.procs[p];
+        Now { mono: mono(self.now.saturating_sub(slept).max(least)), wall: true_wall(self.now + ahead) }
     }
 
     pub(super) fn run(mut self) -> (KeyLockOutcome, Vec<String>) {
@@ -179,7 +192,8 @@ impl World {
                     Activity::GivesBack => Us::MAX,
                 };
                 let timer = work.lock.as_ref().and_then(KeyLock::poll_timeout);
-                let timer = timer.map_or(Us::MAX, |at| at.0.div_ceil(1000).saturating_add(work.late));
+                let timer =
+                    timer.map_or(Us::MAX, |at| at.0.div_ceil(1000).saturating_add(work.late + proc.slept));
                 acts.min(timer).max(proc.away_until).max(self.now + MS)
             })
         });
@@ -187,9 +201,7 @@ impl World {
     }
 
     fn holds(&mut self, p: usize, k: usize) -> bool {
-        let now = mono(self.now);
-        let lock = self.procs[p].works[k].lock.as_mut();
-        lock.is_some_and(|lock| matches!(lock.standing(now), Standing::Held(_)))
+        matches!(self.standing(p, k), Some(Standing::Held(_)))
     }
 
     /// A process does what it wants with a key.
@@ -201,7 +213,7 @@ impl World {
         let standing = self.standing(p, k);
         let work = &mut self.procs[p].works[k];
         let timer = work.lock.as_ref().and_then(KeyLock::poll_timeout);
-        let due = timer.is_none_or(|at| now * 1000 >= at.0 + work.late * 1000);
+        let due = timer.is_none_or(|at| clock.mono.0 >= at.0 + work.late * 1000);
         match (work.activity, standing) {
             (Activity::Idle(at), _) if now >= at => self.want(p, k),
             (Activity::Wants(_), Some(Standing::Held(_))) => {
@@ -243,7 +255,7 @@ impl World {
     }
 
     pub(super) fn standing(&mut self, p: usize, k: usize) -> Option<Standing> {
-        let now = mono(self.now);
+        let now = self.clock(p);
         self.procs[p].works[k].lock.as_mut().map(|lock| lock.standing(now))
     }
 
@@ -262,7 +274,7 @@ impl World {
     }
 
     fn give_back(&mut self, p: usize, k: usize) {
-        let now = mono(self.now);
+        let now = self.clock(p).mono;
         let work = &mut self.procs[p].works[k];
         work.activity = Activity::GivesBack;
         if let Some(lock) = &mut work.lock {
@@ -354,6 +366,7 @@ impl World {
         if let Ok(Swapped::Conflict(found)) = &outcome {
             self.stats.conflicts += 1;
             work.conflict.clone_from(found);
+            self.told_of(p, k, found.as_ref());
         }
         if self.trace.on {
             let told = format!("{outcome:?}");
@@ -363,6 +376,17 @@ impl World {
             lock.handle_swapped(outcome, clock);
         }
         self.check_answered(p, k, before);
+    }
+
+    /// A taking was told of a value. If it is its own, it knows now what it has left.
+    fn told_of(&mut self, p: usize, k: usize, found: Option<&Bytes>) {
+        let own = self.procs[p].works[k].token;
+        if let (Some(value), Some(found)) = (&mut self.store[k], found)
+            && value.bytes == *found
+            && token(found) == own
+        {
+            value.is_late = false;
+        }
     }
 
     /// What the store has.
@@ -411,14 +435,28 @@ impl World {
             return;
         }
         let p = self.rng.index(self.procs.len());
-        match self.rng.weighted(&[3, 4, 2, u32::from(self.wipes)]) {
+        match self.rng.weighted(&[3, 4, 2, 2, 2, u32::from(self.wipes)]) {
             0 => self.crash(p),
-            1 if self.now >= self.procs[p].away_until => {
+            1 | 3 if self.now < self.procs[p].away_until => {}
+            1 => {
                 self.stats.pauses += 1;
                 self.procs[p].away_until = self.now + self.rng.between(100, 7000) * MS;
                 tr!(self, P(p), "stands still");
             }
-            1 => {}
+            3 => {
+                self.stats.suspended += 1;
+                let time = self.rng.between(100, 7000) * MS;
+                let proc = &mut self.procs[p];
+                proc.away_until = self.now + time;
+                proc.mono = self.now - proc.slept;
+                proc.slept += time;
+                tr!(self, P(p), "is suspended, and its monotonic clock with it");
+            }
+            4 => {
+                self.stats.clocks_set += 1;
+                self.procs[p].ahead = self.rng.between(0, self.skew);
+                tr!(self, P(p), "has its wall clock set to {} us ahead", self.procs[p].ahead);
+            }
             2 => {
                 self.stats.outages += 1;
                 self.away_until = self.now + self.rng.between(200, 5000) * MS;

@@ -2,7 +2,7 @@
 
 use super::{FAR, Shared, calls::Calls, shared::Inbox, slot::Slot, start::shut_down};
 use kafkaq_core::{
-    Commit, Consumer, Error, ErrorKind, Event, LeaseStore, Log, Result, Retry, Swapped,
+    Commit, Consumer, Error, ErrorKind, Event, LeaseStore, Log, LostReason, Result, Retry, Swapped,
     machine::{Alarm, Answer, Command, JobKey, Machine, Notice, OpId, Ready},
 };
 use std::{
@@ -203,20 +203,25 @@ impl Intake {
         match notice {
             Notice::Answered(job, no, answer) => {
                 if let Answer::Lost(why) = answer {
-                    self.shared.meter.lease_lost(why);
+                    self.lease_lost(job, why);
                 }
                 if self.slots.get(&job).is_some_and(|slot| slot.dialogue.answer(no, answer)) {
                     self.slots.remove(&job);
                 }
             }
-            Notice::LeaseLost(job, why) => {
-                self.shared.meter.lease_lost(why);
-                if let Some(slot) = self.slots.get(&job) {
-                    slot.dialogue.lose(why);
-                }
-            }
+            Notice::LeaseLost(job, why) => self.lease_lost(job, why),
             Notice::DeadLettered(why) => self.shared.meter.dead_lettered(why),
             Notice::Alarm(alarm) => report(&alarm),
+        }
+    }
+
+    /// A loss may answer several commands, and is one.
+    fn lease_lost(&self, job: JobKey, why: LostReason) {
+        if why != LostReason::Over
+            && let Some(slot) = self.slots.get(&job)
+            && slot.dialogue.lose(why)
+        {
+            self.shared.meter.lease_lost(why);
         }
     }
 

@@ -109,10 +109,16 @@ impl Dialogue {
         .await
     }
 
-    /// The driver has learnt that the lease is lost.
-    pub(crate) fn lose(&self, why: LostReason) {
-        lock(&self.state).lost.get_or_insert(why);
+    /// The driver has learnt that the lease is lost. Whether it has not known it before.
+    pub(crate) fn lose(&self, why: LostReason) -> bool {
+        let is_news = {
+            let lost = &mut lock(&self.state).lost;
+            let is_news = lost.is_none();
+            lost.get_or_insert(why);
+            is_news
+        };
         self.lost.notify_waiters();
+        is_news
     }
 
     pub(crate) fn lost(&self) -> Option<LostReason> {

@@ -1,7 +1,7 @@
 //! Those in one process who want the same key: one task takes its lock in the store, renews it, and hands it from one of
 //! them to the next.
 
-use super::{Inner, KeyGuard, Waiter};
+use super::{Inner, KeyGuard, Until, Waiter, turns::Turn};
 use crate::{
     driver::{FAR, every_answer},
     sync::lock,
@@ -9,60 +9,69 @@ use crate::{
 use kafkaq_core::{
     Error, Key, Result, Retry, Swap, Swapped,
     key_lock::{KeyLock, Standing},
+    machine::Now,
 };
 use std::{future::pending, sync::Arc};
 use tokio::{
     sync::{oneshot, watch},
     task::JoinHandle,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 
 /// The line of a key.
 pub(super) struct Line {
     inner: Arc<Inner>,
     key: Key,
+    /// The last time that the key was this process's.
+    turn: Option<Turn>,
     ended: bool,
 }
 
 impl Line {
     pub(super) fn new(inner: Arc<Inner>, key: Key) -> Self {
-        Line { inner, key, ended: false }
+        let turn = lock(&inner.lines).turns.take(&key);
+        Line { inner, key, turn, ended: false }
     }
 
     /// Serves those who wait, until nobody does.
     pub(super) async fn tend(mut self) {
-        while !self.inner.end(&self.key) {
+        while !self.inner.end(&self.key, self.turn) {
             if let Some(first) = self.inner.next(&self.key) {
-                self.serve(first).await;
+                self.turn = self.serve(first).await;
             }
         }
         self.ended = true;
     }
 
-    /// Takes the lock once, for the first who waits and those behind.
-    async fn serve(&self, first: Waiter) {
+    /// Takes the lock once, for the first who waits and those behind. Returns the turn in which they had it.
+    async fn serve(&self, first: Waiter) -> Option<Turn> {
+        let settings = &self.inner.settings;
+        if let Some(turn) = self.turn {
+            sleep_until(turn.again(settings)).await;
+        }
+        let mut since = self.turn.filter(|turn| turn.goes_on(settings)).map(|turn| turn.since);
         let mut held = Held::new(&self.inner, &self.key);
         let mut next = Some(first);
-        let mut taken = None;
         while let Some(waiter) = next.take() {
             match held.take(waiter).await {
-                Ok(waiter) => {
-                    let since = *taken.get_or_insert_with(Instant::now);
-                    held.hand_over(waiter).await;
+                Ok((waiter, until)) => {
+                    let since = *since.get_or_insert_with(Instant::now);
+                    held.hand_over(waiter, until).await;
                     // Other processes wait as well.
-                    if held.is_held() && since.elapsed() < self.inner.settings.lease {
+                    if held.is_held() && since.elapsed() < settings.lease {
                         next = self.inner.next(&self.key);
                     }
                 }
                 Err(NotTaken::Gone) => next = self.inner.next(&self.key),
-                Err(NotTaken::Refused) => {}
+                Err(NotTaken::Refused(e)) => self.inner.refuse(&self.key, &e),
+                Err(NotTaken::Lost(waiter)) => self.inner.put_back(&self.key, waiter),
             }
         }
+        // If another has it, that has come to it.
+        let is_held = held.is_held();
         held.give_back().await;
-        if !self.inner.is_last(&self.key) {
-            // For them to come first.
-            sleep(self.inner.settings.longest_pause().mul_f64(1.5)).await;
-        }
+        let since = since.filter(|_| is_held)?;
+        Some(Turn { since, given_back: Instant::now() })
     }
 }
 
@@ -70,7 +79,7 @@ impl Drop for Line {
     /// Also when the runtime ends: nobody may wait for ever.
     fn drop(&mut self) {
         if !self.ended {
-            lock(&self.inner.lines).remove(&self.key);
+            lock(&self.inner.lines).waiting.remove(&self.key);
         }
     }
 }
@@ -80,7 +89,9 @@ enum NotTaken {
     /// It doesn't wait any more.
     Gone,
     /// The store refuses, and it was told.
-    Refused,
+    Refused(Error),
+    /// The lock was lost before it came to it. It still waits.
+    Lost(Waiter),
 }
 
 /// One taking of the lock in the store.
@@ -97,51 +108,56 @@ impl<'a> Held<'a> {
     }
 
     fn standing(&mut self) -> Standing {
-        self.lock.standing(self.inner.clock.mono())
+        self.lock.standing(self.inner.clock.now())
     }
 
     fn is_held(&mut self) -> bool {
         matches!(self.standing(), Standing::Held(_))
     }
 
+    fn until(&self, until: Now) -> Until {
+        Until { mono: self.inner.clock.at(until.mono), wall: until.wall }
+    }
+
     /// Until it is held, for somebody who waits.
-    async fn take(&mut self, mut waiter: Waiter) -> Result<Waiter, NotTaken> {
-        while !self.is_held() {
+    async fn take(&mut self, mut waiter: Waiter) -> Result<(Waiter, Until), NotTaken> {
+        loop {
+            match self.standing() {
+                Standing::Held(until) => return Ok((waiter, self.until(until))),
+                Standing::Lost => return Err(NotTaken::Lost(waiter)),
+                Standing::Taking | Standing::Releasing | Standing::Over => {}
+            }
             tokio::select! {
                 biased;
                 () = waiter.closed() => return Err(NotTaken::Gone),
                 failed = self.step() => {
                     if let Some(e) = failed.filter(|e| e.retry() == Retry::No) {
-                        let _ = waiter.send(Err(e));
-                        return Err(NotTaken::Refused);
+                        let _ = waiter.send(Err(e.clone()));
+                        return Err(NotTaken::Refused(e));
                     }
                 }
             }
         }
-        Ok(waiter)
     }
 
     /// Gives it to somebody, and waits until it is given back or dropped.
-    async fn hand_over(&mut self, waiter: Waiter) {
-        let (lost, told) = watch::channel(false);
-        let (held, mut given_back) = oneshot::channel();
-        if waiter.send(Ok(KeyGuard { lost: told, _held: held })).is_err() {
+    async fn hand_over(&mut self, waiter: Waiter, until: Until) {
+        let (tell, held) = watch::channel(Some(until));
+        let (_given_back, mut given_back) = oneshot::channel();
+        if waiter.send(Ok(KeyGuard { token: self.inner.token(), held, _given_back })).is_err() {
             return;
         }
-        loop {
-            if self.is_held() {
-                tokio::select! {
-                    biased;
-                    _ = &mut given_back => return,
-                    _ = self.step() => {}
-                }
-            } else {
-                // In this process nobody else gets it before its holder has ended.
-                lost.send_replace(true);
-                let _ = given_back.await;
-                return;
+        while let Standing::Held(until) = self.standing() {
+            tell.send_replace(Some(self.until(until)));
+            tokio::select! {
+                biased;
+                _ = &mut given_back => return,
+                _ = self.step() => {}
             }
         }
+        // In this process nobody else gets it before its holder has ended.
+        tell.send_replace(None);
+        let _ = given_back.await;
     }
 
     async fn give_back(mut self) {
@@ -194,5 +210,32 @@ impl<'a> Held<'a> {
         }
         let pause = at.saturating_duration_since(now).min(self.inner.settings.longest_pause());
         at + pause.mul_f64(0.5 * fastrand::f64())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::KeyLocks, *};
+    use crate::{driver::Clock, memory::MemoryStore};
+    use kafkaq_core::{Keyspace, key_lock::KeyLockSettings};
+    use std::time::Duration;
+    use tokio::{runtime::Handle, time::timeout};
+
+    /// Its holder was served just before, and the process has stood still since.
+    #[tokio::test(start_paused = true)]
+    async fn lock_that_is_lost_when_it_comes_to_the_next_is_not_waited_for() {
+        let settings = KeyLockSettings::new(Duration::from_secs(60), Duration::from_secs(1));
+        let (store, clock) = (Arc::new(MemoryStore::new()), Clock::start());
+        let locks =
+            KeyLocks::new(store, Keyspace::new("q", "g", "q").unwrap(), settings, clock, Handle::current());
+        let key = Key::of(&["x", "q", "g", "k"]).unwrap();
+        let mut held = Held::new(&locks.inner, &key);
+        let ((first, _), (second, _waits)) = (oneshot::channel(), oneshot::channel());
+        assert!(held.take(first).await.is_err_and(|e| matches!(e, NotTaken::Gone)));
+        assert!(held.take(second).await.is_ok());
+        tokio::time::advance(settings.lease).await;
+        let (third, _waits) = oneshot::channel();
+        let taken = timeout(settings.lease * 10, held.take(third)).await.expect("it hangs");
+        assert!(matches!(taken, Err(NotTaken::Lost(_))));
     }
 }

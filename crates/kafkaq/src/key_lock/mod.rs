@@ -1,11 +1,18 @@
 //! Locks of keys, over all processes of a queue.
 
 mod line;
+mod turns;
 
-use self::line::Line;
-use crate::{driver::Clock, sync::lock};
+use self::{
+    line::Line,
+    turns::{Turn, Turns},
+};
+use crate::{
+    driver::{Clock, wall_now},
+    sync::lock,
+};
 use kafkaq_core::{
-    Error, ErrorKind, Key, Keyspace, LeaseStore, LeaseToken, Result, key_lock::KeyLockSettings,
+    Error, ErrorKind, Key, Keyspace, LeaseStore, LeaseToken, Result, Wall, key_lock::KeyLockSettings,
 };
 use std::{
     borrow::Cow,
@@ -15,12 +22,17 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 use tokio::{
     runtime::Handle,
     sync::{oneshot, watch},
+    time::{Instant, sleep_until},
 };
 use uuid::Uuid;
+
+/// How often somebody who waits for the loss of a lock looks at the clocks.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Locks by key: each has one holder at a time, over all processes of a queue and group. Cheap to clone.
 ///
@@ -51,14 +63,26 @@ use uuid::Uuid;
 /// - when the store is wiped, or comes back with old data: for up to a lease two may hold the key. Then the earlier holder
 ///   has found it out, or its lease is over;
 /// - for what a holder does after its guard is [lost](KeyGuard::lost). A process that stands still longer than a lease, in a
-///   paused virtual machine for example, learns of the loss only when it goes on, and may write something before. The
-///   system that it writes to can refuse that only by a token: see [`LeaseToken`].
+///   paused virtual machine for example, learns of the loss only when it goes on, and may write something before.
+///
+/// # Writes of a holder that has lost the lock
+/// Only the system that is written to can refuse them. A [token](KeyGuard::token) has no order, so it is of no use to refuse
+/// "lower" ones. Instead
+/// 1. the holder begins by *claiming* the target: it writes its token there, over whatever token is there, and looks
+///    whether its guard [is lost](KeyGuard::is_lost);
+/// 2. then it reads what it needs;
+/// 3. each later write is conditional on its token being there still: `UPDATE .. WHERE id = .. AND holder = <its token>`. If
+///    that changes nothing, another has claimed the target, and it ends.
+///
+/// So whoever has claimed last is the only one who can write. If that is an earlier holder that went on, the later one fails
+/// and has to begin again, but their writes never mix. In a worker the token is that of the execution,
+/// [`Ctx::token`](crate::worker::Ctx::token).
 ///
 /// # What it costs
 /// Two swaps of the store, one to take and one to give back, and one more per third of a lease. Within a process those who
-/// want the same key wait in line, first come, first served, and the lock is handed on without asking the store; after a
-/// lease's time it is given up for a moment, so that other processes come to it. Between processes there is no order:
-/// each looks again after a pause that grows from 20 ms to 1 s.
+/// want the same key wait in line, first come, first served, and the lock is handed on without asking the store; a process
+/// that has had it for a lease's time, if with gaps in which nobody else came to it, leaves it to others for a second or two.
+/// Between processes there is no order: each looks again after a pause that grows from 20 ms to 1 s.
 #[derive(Clone)]
 pub struct KeyLocks {
     inner: Arc<Inner>,
@@ -73,8 +97,14 @@ struct Inner {
     runtime: Handle,
     process: [u8; 16],
     count: AtomicU64,
+    lines: Mutex<Lines>,
+}
+
+#[derive(Default)]
+struct Lines {
     /// Keys that are held or wanted here. Each has a task that tends it.
-    lines: Mutex<HashMap<Key, VecDeque<Waiter>>>,
+    waiting: HashMap<Key, VecDeque<Waiter>>,
+    turns: Turns,
 }
 
 type Waiter = oneshot::Sender<Result<KeyGuard>>;
@@ -105,9 +135,9 @@ impl KeyLocks {
         let key = Key::lock(&self.inner.keyspace, &name(key.as_ref()))?;
         let (tell, told) = oneshot::channel();
         let is_first = {
-            let mut lines = lock(&self.inner.lines);
-            let is_first = !lines.contains_key(&key);
-            lines.entry(key.clone()).or_default().push_back(tell);
+            let waiting = &mut lock(&self.inner.lines).waiting;
+            let is_first = !waiting.contains_key(&key);
+            waiting.entry(key.clone()).or_default().push_back(tell);
             is_first
         };
         if is_first {
@@ -131,10 +161,10 @@ impl Inner {
         LeaseToken { process: self.process, number: self.count.fetch_add(1, Ordering::Relaxed) }
     }
 
-    /// The next who waits for the key. If nobody does, the line ends.
+    /// The next who waits for the key.
     fn next(&self, key: &Key) -> Option<Waiter> {
         let mut lines = lock(&self.lines);
-        let waiting = lines.get_mut(key)?;
+        let waiting = lines.waiting.get_mut(key)?;
         while let Some(waiter) = waiting.pop_front() {
             if !waiter.is_closed() {
                 return Some(waiter);
@@ -143,17 +173,29 @@ impl Inner {
         None
     }
 
-    /// Whether nobody waits for the key.
-    fn is_last(&self, key: &Key) -> bool {
-        lock(&self.lines).get(key).is_none_or(VecDeque::is_empty)
+    /// Lets somebody be the next again.
+    fn put_back(&self, key: &Key, waiter: Waiter) {
+        lock(&self.lines).waiting.entry(key.clone()).or_default().push_front(waiter);
+    }
+
+    /// Tells all who wait for the key what the store says.
+    fn refuse(&self, key: &Key, e: &Error) {
+        let waiting = lock(&self.lines).waiting.get_mut(key).map(std::mem::take);
+        for waiter in waiting.into_iter().flatten() {
+            // It may have gone away.
+            let _ = waiter.send(Err(e.clone()));
+        }
     }
 
     /// Ends the line if nobody waits. Returns whether it has ended.
-    fn end(&self, key: &Key) -> bool {
+    fn end(&self, key: &Key, turn: Option<Turn>) -> bool {
         let mut lines = lock(&self.lines);
-        let ended = lines.get(key).is_none_or(VecDeque::is_empty);
+        let ended = lines.waiting.get(key).is_none_or(VecDeque::is_empty);
         if ended {
-            lines.remove(key);
+            lines.waiting.remove(key);
+            if let Some(turn) = turn {
+                lines.turns.keep(key, turn, &self.settings);
+            }
         }
         ended
     }
@@ -165,35 +207,69 @@ impl fmt::Debug for KeyLocks {
     }
 }
 
+/// Until when a lock is held if it isn't renewed: its end comes by whichever clock is there first.
+#[derive(Clone, Copy, Debug)]
+struct Until {
+    mono: Instant,
+    wall: Wall,
+}
+
+impl Until {
+    fn is_over(self) -> bool {
+        Instant::now() >= self.mono || wall_now() >= self.wall
+    }
+}
+
 /// Holds the lock of a key, and gives it back when it is dropped.
 #[derive(Debug)]
 #[must_use = "the lock is given back when this is dropped"]
 pub struct KeyGuard {
-    lost: watch::Receiver<bool>,
-    _held: oneshot::Sender<()>,
+    token: LeaseToken,
+    /// `None` once it is lost.
+    held: watch::Receiver<Option<Until>>,
+    _given_back: oneshot::Sender<()>,
 }
 
 impl KeyGuard {
-    /// Whether the lock is known to be lost: it could not be renewed in time, or the store has forgotten it and another has
-    /// taken it. What it protects has to end.
+    /// Names this hold of the lock. It is never used twice, neither by another process nor by the next holder in this one.
+    ///
+    /// A system that the holder writes to can refuse by it what an earlier holder writes late:
+    /// see [`KeyLocks`](KeyLocks#writes-of-a-holder-that-has-lost-the-lock).
     #[must_use]
-    pub fn is_lost(&self) -> bool {
-        *self.lost.borrow() || self.lost.has_changed().is_err()
+    pub fn token(&self) -> LeaseToken {
+        self.token
     }
 
-    /// Waits until the lock is lost, for ever if it never is. Cancel-safe; made for a `select!` beside the work.
+    /// Whether the lock is lost: it could not be renewed in time, or the store has forgotten it and another has taken it.
+    /// What it protects has to end. It looks at the clocks, so it knows also when nothing else has run for a while.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.held.has_changed().is_err() || self.held.borrow().is_none_or(Until::is_over)
+    }
+
+    /// Waits until the lock is lost, for ever if it never is. Needs a tokio runtime with a timer, which need not be the
+    /// queue's. Cancel-safe; made for a `select!` beside the work.
     pub async fn lost(&self) {
-        lost(self.lost.clone()).await;
+        lost(self.held.clone()).await;
     }
 
     /// As [`lost`](KeyGuard::lost), for a task that outlives the borrow.
     #[cfg(feature = "worker")]
     pub(crate) fn loss(&self) -> impl Future<Output = ()> + Send + 'static {
-        lost(self.lost.clone())
+        lost(self.held.clone())
     }
 }
 
-async fn lost(mut lost: watch::Receiver<bool>) {
-    // Whoever renewed it may be gone, and then it is lost too.
-    let _ = lost.wait_for(|lost| *lost).await;
+async fn lost(mut held: watch::Receiver<Option<Until>>) {
+    loop {
+        let until = *held.borrow_and_update();
+        let Some(until) = until.filter(|until| !until.is_over()) else { return };
+        // Sooner than its end, since the clock that this sleeps by may have stood still.
+        let look = until.mono.min(Instant::now() + LOOK);
+        tokio::select! {
+            // Whoever renewed it may be gone, and then it is lost too.
+            changed = held.changed() => if changed.is_err() { return },
+            () = sleep_until(look) => {}
+        }
+    }
 }

@@ -277,6 +277,10 @@ mod executions {
         pub(crate) fn slow_ended(&self) {
             self.0.slow.decrement(1.0);
         }
+
+        pub(crate) fn panicked(&self) {
+            self.0.panics.increment(1);
+        }
     }
 
     /// Measures one execution until it is dropped, which is also what becomes of one that is given up.
@@ -284,12 +288,6 @@ mod executions {
     pub(crate) struct RunningMeter {
         handles: Arc<Handles>,
         began: Instant,
-    }
-
-    impl RunningMeter {
-        pub(crate) fn panicked(&self) {
-            self.handles.panics.increment(1);
-        }
     }
 
     impl Drop for RunningMeter {

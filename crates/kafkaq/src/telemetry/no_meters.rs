@@ -77,13 +77,10 @@ impl ExecutionMeter {
     pub(crate) fn slow(&self) {}
 
     pub(crate) fn slow_ended(&self) {}
+
+    pub(crate) fn panicked(&self) {}
 }
 
 #[cfg(all(feature = "worker", feature = "spans"))]
 #[derive(Debug)]
 pub(crate) struct RunningMeter;
-
-#[cfg(all(feature = "worker", feature = "spans"))]
-impl RunningMeter {
-    pub(crate) fn panicked(&self) {}
-}

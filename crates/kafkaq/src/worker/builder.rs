@@ -4,7 +4,7 @@ use super::{
     Backoff, Options, WorkerReport,
     context::{Ctx, Execution},
     control::WorkerControl,
-    exclusive::{self, Exclusive},
+    exclusive::Exclusive,
     failure::IntoOutcome,
     handlers::{self, Handler},
     kinds::{Kind, Kinds, Line},
@@ -381,17 +381,20 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         let exclusive =
             self.queues.iter().map(|(queue, _)| Arc::new(Exclusive::new(queue, places))).collect::<Arc<_>>();
         let line = |name: &str, (handler, options): &(Handler<S>, Options)| {
-            let (mut handler, state) = (handler.clone(), self.state.clone());
-            if let Some(by) = &options.exclusive {
-                handler = exclusive::wrap(handler, by.clone(), exclusive.clone());
-            }
+            let (handler, state) = (handler.clone(), self.state.clone());
             let observe: Arc<_> = self.queues.iter().map(|(queue, _)| Observe::new(queue, name)).collect();
             let (observers, layered) = (observe.clone(), layered.clone());
+            let (exclusive, by) = (exclusive.clone(), options.exclusive.clone());
             let handler = move |execution: Arc<Execution>, version| {
-                let observer = &observers[execution.source];
+                let (observer, exclusive) = (&observers[execution.source], &exclusive[execution.source]);
                 let ctx = Ctx::new(execution, state.clone());
-                // Layers run inside the span, as the handler does.
-                observer.around(ctx, |ctx| layered.around(ctx, |ctx| handler(ctx, version)))
+                // Layers run inside the span, as the handler does. Neither begins before the task has its key.
+                let execute =
+                    |ctx| observer.around(ctx, |ctx| layered.around(ctx, |ctx| handler(ctx, version)));
+                match &by {
+                    Some(by) => exclusive.around(by, ctx, version, execute),
+                    None => execute(ctx),
+                }
             };
             let backoff = options.backoff.clone().unwrap_or_else(|| self.backoff.clone());
             let timeout = options.timeout.or(self.timeout);

@@ -1,11 +1,12 @@
 //! Tasks of which one is executed at a time per key.
 //!
-//! The handler is wrapped: it takes the key's lock before it begins and gives it back when it has ended. The task's end is
-//! confirmed after that, so handlers of one key never overlap, while a confirmation may overlap with the next handler.
+//! An execution takes its key's lock before its layers and its handler begin, and gives it back when they have ended. The
+//! task's end is confirmed after that, so handlers of one key never overlap, while a confirmation may overlap with the next
+//! handler.
 
 use super::{
     Ctx, Outcome, StopReason, TaskType,
-    handlers::{Ended, Executing, Handler},
+    handlers::{Ended, Executing},
     panics, typed,
 };
 use crate::{JobView, KeyGuard, KeyLocks, Queue, sync::lock};
@@ -88,6 +89,53 @@ impl Exclusive {
             last_snooze: queue.max_handouts() / 2,
             limits: ((concurrency / 8).max(1), (concurrency / 2).max(1)),
             inside: Mutex::default(),
+        }
+    }
+
+    /// Lets an execution wait for its key. Until it has it, nothing of `execute` runs.
+    pub(super) fn around<S>(
+        self: &Arc<Self>,
+        by: &KeyOf,
+        ctx: Ctx<S>,
+        version: u16,
+        execute: impl FnOnce(Ctx<S>) -> Executing,
+    ) -> Executing
+    where
+        S: Send + Sync + 'static,
+    {
+        let stop = ctx.stop().clone();
+        let turn = self.clone().begin(ctx.clone(), version, by.clone());
+        match execute(ctx) {
+            Executing::Async(run) => Executing::Async(Box::pin(async move {
+                let turn = match turn.await {
+                    Ok(None) => return run.await,
+                    Ok(Some(turn)) => turn,
+                    Err(ended) => return ended,
+                };
+                // If this is dropped, the handler goes before its lock.
+                let mut run = run;
+                tokio::select! {
+                    biased;
+                    ended = &mut run => return ended,
+                    () = turn.guard.lost() => stop.tell(StopReason::LeaseLost),
+                }
+                run.await
+            })),
+            Executing::Blocking(run) => Executing::Blocking(Box::new(move || {
+                let turn = match Handle::current().block_on(turn) {
+                    Ok(None) => return run(),
+                    Ok(Some(turn)) => turn,
+                    Err(ended) => return ended,
+                };
+                let loss = turn.guard.loss();
+                let tell = tokio::spawn(async move {
+                    loss.await;
+                    stop.tell(StopReason::LeaseLost);
+                });
+                let ended = run();
+                tell.abort();
+                ended
+            })),
         }
     }
 
@@ -183,50 +231,6 @@ impl Drop for Place {
             }
         }
     }
-}
-
-/// The handler, one execution at a time per key.
-pub(super) fn wrap<S>(handler: Handler<S>, by: KeyOf, of_queues: Arc<[Arc<Exclusive>]>) -> Handler<S>
-where
-    S: Send + Sync + 'static,
-{
-    Arc::new(move |ctx: Ctx<S>, version| {
-        let stop = ctx.stop().clone();
-        let exclusive = of_queues[ctx.execution().source].clone();
-        let turn = exclusive.begin(ctx.clone(), version, by.clone());
-        match handler(ctx, version) {
-            Executing::Async(run) => Executing::Async(Box::pin(async move {
-                let turn = match turn.await {
-                    Ok(None) => return run.await,
-                    Ok(Some(turn)) => turn,
-                    Err(ended) => return ended,
-                };
-                // If this is dropped, the handler goes before its lock.
-                let mut run = run;
-                tokio::select! {
-                    biased;
-                    ended = &mut run => return ended,
-                    () = turn.guard.lost() => stop.tell(StopReason::LeaseLost),
-                }
-                run.await
-            })),
-            Executing::Blocking(run) => Executing::Blocking(Box::new(move || {
-                let turn = match Handle::current().block_on(turn) {
-                    Ok(None) => return run(),
-                    Ok(Some(turn)) => turn,
-                    Err(ended) => return ended,
-                };
-                let loss = turn.guard.loss();
-                let tell = tokio::spawn(async move {
-                    loss.await;
-                    stop.tell(StopReason::LeaseLost);
-                });
-                let ended = run();
-                tell.abort();
-                ended
-            })),
-        }
-    })
 }
 
 #[cfg(test)]

@@ -154,7 +154,11 @@ impl Drop for Begun {
 
 /// Ends an execution whose handler doesn't end.
 pub(super) async fn end_unfinished(shared: &Shared, active: &Active, job: Job) {
-    end(shared, active, job, judge(shared, active, None)).await;
+    match judge(shared, active, None) {
+        // Nobody else should have it before its lease ends.
+        Verdict::Lost => lose(shared, active, job),
+        verdict => end(shared, active, job, verdict).await,
+    }
 }
 
 /// Gives a task back whose handler has not started.
@@ -171,7 +175,7 @@ pub(super) async fn give_back(shared: Arc<Shared>, active: Arc<Active>) {
     drop(permit);
 }
 
-/// Lets a job go that was lost before its execution began.
+/// Lets a job go that was lost before its execution began, or whose handler doesn't end.
 pub(super) fn lose(shared: &Shared, active: &Active, job: Job) {
     let _close = Close(shared, active);
     tell(active, &Verdict::Lost);
@@ -206,6 +210,7 @@ fn judge(shared: &Shared, active: &Active, ended: Option<Ended>) -> Verdict {
         (Some(Ended::Returned(outcome)), _) => Verdict::Outcome(outcome),
         (Some(Ended::Panicked(told)), _) => {
             shared.counters.panicked.fetch_add(1, Relaxed);
+            active.observe().panicked();
             failed(told)
         }
         (None, Some(StopReason::ShuttingDown)) => Verdict::Release,
@@ -230,7 +235,7 @@ fn tell(active: &Active, verdict: &Verdict) {
         }
         Verdict::Expired(_) => tracing::info!(target: "kafkaq", %task, kind, "a task has expired"),
         Verdict::Lost => {
-            tracing::info!(target: "kafkaq", %task, kind, attempt, "an execution has lost its lease");
+            tracing::info!(target: "kafkaq", %task, kind, attempt, "an execution has lost its lease or its key");
         }
         Verdict::Outcome(_) | Verdict::Release => {}
     }
@@ -242,11 +247,15 @@ async fn end(shared: &Shared, active: &Active, job: Job, verdict: Verdict) {
     let max_delay = shared.source(active).max_delay;
     let reason = shared.settings.observer.as_ref().and_then(|_| verdict.reason());
     let (asked, ending) = match verdict {
-        // It is let go by being dropped, if it is not somebody else's already.
-        Verdict::Lost => {
+        Verdict::Lost if job.is_lost() => {
             drop(job);
             (Ok(()), Ending::Lost)
         }
+        // It may be the lock of its key that was lost, and the job is held still.
+        Verdict::Lost => match job.release().await {
+            Err(JobError::LeaseLost(_)) => (Ok(()), Ending::Lost),
+            released => (released, Ending::Released),
+        },
         Verdict::Release => (job.release().await, Ending::Released),
         Verdict::Expired(Expired::Dropped) => (job.done().await, Ending::Expired),
         Verdict::Expired(Expired::Dead) => (job.reject(EXPIRED).await, Ending::DeadLettered),

@@ -216,6 +216,7 @@ impl<S> WorkerBuilder<S> {
     /// message; a panic of a layer is a failure of the task, like a handler's.
     ///
     /// - Around a **blocking** handler they run on the thread that it blocks.
+    /// - A task that is executed [one at a time](super::Options::one_at_a_time) comes to them once it has its key.
     /// - Of a **batch** each task goes through the layers by itself: they see it wait for its batch, and its own outcome.
     ///
     /// [`Outcome::Retry`]: super::Outcome::Retry

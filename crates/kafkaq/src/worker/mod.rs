@@ -64,9 +64,11 @@
 //! [`Options::one_at_a_time`] and [`Options::exclusive_by`] take the [lock](crate::KeyLocks) of the task's key before the
 //! handler begins, and give it back when the handler has ended. So handlers of one key never run at once in any worker of
 //! the queue, under the conditions that [`KeyLocks`](crate::KeyLocks) names. A handler whose lock is lost is told
-//! [`StopReason::LeaseLost`]. One that goes on all the same, because its process stood still or the store was wiped, may
-//! overlap with the next, and only a [token](crate::LeaseToken) at the system that it writes to helps against that. The end
-//! of a task is confirmed after its key was given back.
+//! [`StopReason::LeaseLost`], and when it has ended, other than by being done, its task is given back, which is no failure.
+//! One that goes on all the same, because its process stood still or the store was wiped, may
+//! overlap with the next. Against that helps only a claim at the system that it writes to, by [`Ctx::token`]: see
+//! [`KeyLocks`](crate::KeyLocks#writes-of-a-holder-that-has-lost-the-lock). The end of a task is confirmed after its key was
+//! given back.
 //!
 //! - **Store calls.** Two more per task, and one more per third of a lease while it runs. Tasks of a key that follow each
 //!   other in one worker without a pause share the two.

@@ -44,6 +44,10 @@ impl Observe {
         self.meter.timed_out();
     }
 
+    pub(super) fn panicked(&self) {
+        self.meter.panicked();
+    }
+
     /// Observes an execution that is about to begin.
     #[cfg(not(any(feature = "metrics", feature = "spans")))]
     pub(super) fn around<S>(&self, ctx: Ctx<S>, execute: impl FnOnce(Ctx<S>) -> Executing) -> Executing {
@@ -52,9 +56,12 @@ impl Observe {
 
     /// Observes an execution that is about to begin.
     #[cfg(any(feature = "metrics", feature = "spans"))]
-    pub(super) fn around<S>(&self, ctx: Ctx<S>, execute: impl FnOnce(Ctx<S>) -> Executing) -> Executing {
-        let observed = observed::Observed::begin(self, &ctx);
-        observed.around(execute(ctx))
+    pub(super) fn around<S>(&self, ctx: Ctx<S>, execute: impl FnOnce(Ctx<S>) -> Executing) -> Executing
+    where
+        S: Send + Sync + 'static,
+    {
+        let executing = execute(ctx.clone());
+        observed::around(self.clone(), ctx, executing)
     }
 }
 
@@ -63,47 +70,46 @@ mod observed {
     use super::{Ctx, Executing, Observe};
     use crate::{telemetry::RunningMeter, worker::handlers::Ended};
 
+    /// Observes the execution from when it is run, which may be later than when it was made: it may wait for its key.
+    pub(super) fn around<S>(observe: Observe, ctx: Ctx<S>, executing: Executing) -> Executing
+    where
+        S: Send + Sync + 'static,
+    {
+        match executing {
+            Executing::Async(handler) => Executing::Async(Box::pin(async move {
+                let observed = Observed::begin(&observe, &ctx);
+                #[cfg(feature = "spans")]
+                let handler = tracing::Instrument::instrument(handler, observed.span.clone());
+                observed.ended(handler.await)
+            })),
+            Executing::Blocking(handler) => Executing::Blocking(Box::new(move || {
+                let observed = Observed::begin(&observe, &ctx);
+                #[cfg(feature = "spans")]
+                let ended = observed.span.in_scope(handler);
+                #[cfg(not(feature = "spans"))]
+                let ended = handler();
+                observed.ended(ended)
+            })),
+        }
+    }
+
     /// An execution that is observed until this is dropped.
-    pub(super) struct Observed {
-        running: RunningMeter,
+    struct Observed {
+        _running: RunningMeter,
         #[cfg(feature = "spans")]
         span: tracing::Span,
     }
 
     impl Observed {
-        pub(super) fn begin<S>(observe: &Observe, ctx: &Ctx<S>) -> Self {
+        fn begin<S>(observe: &Observe, ctx: &Ctx<S>) -> Self {
             Observed {
-                running: observe.meter.begin((ctx.attempt() == 1).then(|| ctx.published())),
+                _running: observe.meter.begin((ctx.attempt() == 1).then(|| ctx.published())),
                 #[cfg(feature = "spans")]
                 span: observe.spans.begin(ctx),
             }
         }
 
-        pub(super) fn around(self, executing: Executing) -> Executing {
-            #[cfg(not(feature = "metrics"))]
-            if self.span.is_disabled() {
-                return executing;
-            }
-            match executing {
-                Executing::Async(handler) => Executing::Async(Box::pin(async move {
-                    #[cfg(feature = "spans")]
-                    let handler = tracing::Instrument::instrument(handler, self.span.clone());
-                    self.ended(handler.await)
-                })),
-                Executing::Blocking(handler) => Executing::Blocking(Box::new(move || {
-                    #[cfg(feature = "spans")]
-                    let ended = self.span.in_scope(handler);
-                    #[cfg(not(feature = "spans"))]
-                    let ended = handler();
-                    self.ended(ended)
-                })),
-            }
-        }
-
         fn ended(self, ended: Ended) -> Ended {
-            if let Ended::Panicked(_) = &ended {
-                self.running.panicked();
-            }
             #[cfg(feature = "spans")]
             {
                 use crate::{telemetry::ExecutionSpans, worker::Outcome};

@@ -81,7 +81,7 @@ pub struct WorkerReport {
     pub dead_lettered: u64,
     /// Tasks that were dropped because they had expired.
     pub expired: u64,
-    /// Tasks that were given back because the worker stopped.
+    /// Tasks that were given back because the worker stopped, or because the lock of their key was lost.
     pub released: u64,
     /// Executions whose lease was lost, or whose task was cancelled.
     pub lost: u64,
