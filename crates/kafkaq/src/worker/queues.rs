@@ -92,17 +92,21 @@ impl Queues {
     }
 
     fn take_ready(&mut self, max: usize, taken: &mut Vec<Taken>) -> Result<()> {
+        if let [only] = &*self.all {
+            while taken.len() < max
+                && let Some(job) = only.ready_job()?
+            {
+                taken.push(Taken { source: 0, job });
+            }
+            return Ok(());
+        }
         let (mut empty, now) = (Set::default(), Instant::now());
         while taken.len() < max
             && let Some(turn) = self.turns.next(empty, now)
         {
             let source = turn.queue;
-            // A queue that has none is asked to lease some, unless somebody is about to wait for them.
-            let ready = match &*self.all {
-                [only] => only.ready_job(),
-                all => all[source].try_get_job(),
-            };
-            match ready? {
+            // A queue that has none is asked to lease one.
+            match self.all[source].try_get_job()? {
                 Some(job) => {
                     self.turns.taken(turn, now);
                     taken.push(Taken { source, job });

@@ -52,7 +52,7 @@ async fn bill(ctx: Ctx<Called>, _: Bill) {
 }
 
 async fn queue() -> Queue {
-    Queue::builder("post").lease_duration(30 * SECOND).max_handouts(40).build().await.unwrap()
+    Queue::builder("post").lease_duration(30 * SECOND).build().await.unwrap()
 }
 
 async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
@@ -83,6 +83,7 @@ async fn tasks_of_a_paused_kind_wait_and_others_are_executed() {
         .start()
         .unwrap();
     let control = running.control();
+    let paused = Instant::now();
     control.pause(Mail::KIND).unwrap();
     control.pause(Mail::KIND).unwrap();
     assert_eq!(control.paused(), ["mail"]);
@@ -101,9 +102,10 @@ async fn tasks_of_a_paused_kind_wait_and_others_are_executed() {
     assert_eq!(stats.held, 0, "nobody holds them");
 
     control.resume(Mail::KIND).unwrap();
-    let resumed = Instant::now();
+    let (paused, resumed) = (paused.elapsed(), Instant::now());
     until("the kind that was paused", || called.mails.load(SeqCst) == 100).await;
-    assert!(resumed.elapsed() < 3 * MINUTE, "half of the pause and what it took: {:?}", resumed.elapsed());
+    let after = resumed.elapsed();
+    assert!(after < paused / 2 + MINUTE, "after a pause of {paused:?}: {after:?}");
     let report = stop(running).await;
     assert_eq!((report.done, report.retried, report.dead_lettered), (110, 0, 0), "{report}");
     assert!((100..100 * 20).contains(&report.snoozed), "{report}");
@@ -148,13 +150,14 @@ async fn those_that_wait_in_line_are_put_off_and_those_that_run_go_on() {
 
 #[tokio::test(start_paused = true)]
 async fn a_long_pause_sends_nothing_to_the_dead_letters() {
-    let (queue, called) = (queue().await, Called::default());
+    let queue = Queue::builder("post").max_handouts(40).build().await.unwrap();
+    let called = Called::default();
     let worker = Worker::builder(queue.clone()).state(called.clone()).on(mail);
     let control = worker.control();
     control.pause(Mail::KIND).unwrap();
     let running = worker.start().unwrap();
     let id = queue.enqueue(Mail(1)).await.unwrap();
-    sleep(5 * 60 * MINUTE).await;
+    sleep(150 * MINUTE).await;
     assert_eq!((status(&queue, &id).await, called.mails.load(SeqCst)), (JobStatus::Waiting, 0));
     control.resume(Mail::KIND).unwrap();
     until("the task", || called.mails.load(SeqCst) == 1).await;
