@@ -262,16 +262,18 @@ impl QueueBuilder {
         let clock = Clock::start();
         let machine = Machine::new(config.machine(process), layout(&keyspace, &topics), clock.now());
         #[cfg(feature = "metrics")]
-        let (wait_topic, interval) = (topics.wait.clone(), config.metrics_interval);
+        let (group, wait_topic, interval) =
+            (config.group.clone(), topics.wait.clone(), config.metrics_interval);
         let shared = Arc::new(Shared::new(&config.queue, config.prefetch, limits, clock));
         let publisher = Publisher::new(broker.clone(), &config, topics.task, home);
         let jobs = JobController::new(store.clone(), keyspace.clone(), retention(&config));
         let locks = KeyLockSettings::new(config.lease, config.clock_skew);
-        let locks = KeyLocks::new(store.clone(), keyspace, locks, clock, Handle::current());
+        let calls = shared.counters.lock_swaps.clone();
+        let locks = KeyLocks::new(store.clone(), keyspace, locks, clock, Handle::current(), calls);
         let driver = Driver::start(Plan { machine, join, broker, store, shared: shared.clone() });
         let queue = Queue::new(config.queue, publisher, jobs, locks, shared, driver);
         #[cfg(feature = "metrics")]
-        crate::telemetry::publish_gauges(&queue, wait_topic, interval);
+        crate::telemetry::publish_gauges(&queue, group, wait_topic, interval);
         Ok(queue)
     }
 

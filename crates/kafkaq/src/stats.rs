@@ -30,6 +30,8 @@ pub struct QueueStats {
     pub store_reads: CallStats,
     /// Leases that were written to the store.
     pub store_swaps: CallStats,
+    /// Locks of keys that were taken, renewed and given back.
+    pub lock_swaps: CallStats,
     /// Records that this process has published.
     pub publishes: CallStats,
     /// Copies of tasks that wait or run, and dead letters, that were appended to the log.
@@ -93,6 +95,7 @@ impl QueueStats {
             appending: machine.appending,
             store_reads: counters.store_reads.stats(),
             store_swaps: counters.store_swaps.stats(),
+            lock_swaps: counters.lock_swaps.stats(),
             publishes,
             copies: counters.copies.stats(),
             commits: counters.commits.stats(),
@@ -175,6 +178,7 @@ pub(crate) struct DriverCounters {
     pub(crate) jobs: AtomicUsize,
     pub(crate) store_reads: Arc<CallCounter>,
     pub(crate) store_swaps: Arc<CallCounter>,
+    pub(crate) lock_swaps: Arc<CallCounter>,
     pub(crate) copies: Arc<CallCounter>,
     pub(crate) commits: Arc<CallCounter>,
 }
@@ -186,6 +190,7 @@ impl DriverCounters {
             jobs: AtomicUsize::default(),
             store_reads: calls("store_read"),
             store_swaps: calls("store_swap"),
+            lock_swaps: calls("lock_swap"),
             copies: calls("copy"),
             commits: calls("commit"),
         }

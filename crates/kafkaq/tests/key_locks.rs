@@ -382,6 +382,26 @@ async fn store_that_refuses_is_told_to_all_who_wait_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn release_returns_when_the_key_is_free_or_the_next_ones() {
+    let store = Store { way: SECOND, ..Store::default() };
+    let (one, other) = (locks(&store).await, locks(&store).await);
+    let guard = acquire(&one, "k").await;
+    let mut next = Box::pin(one.acquire("k"));
+    assert!(timeout(SECOND, &mut next).await.is_err());
+    soon(guard.release()).await;
+    let guard = timeout(Duration::ZERO, next).await.expect("to be the next").unwrap();
+    soon(guard.release()).await;
+    assert!(store.inner.is_empty(), "free for another process");
+    let guard = acquire(&other, "k").await;
+    assert!(timeout(Duration::ZERO, guard.release()).await.is_err(), "the future is dropped");
+    drop(acquire(&one, "k").await);
+    // The store is away: nobody waits for longer than what was written lasts.
+    let guard = acquire(&other, "k").await;
+    store.away.store(true, SeqCst);
+    timeout(LEASE + 5 * SECOND, guard.release()).await.expect("the lease is over");
+}
+
+#[tokio::test(start_paused = true)]
 async fn any_bytes_are_a_key() {
     let locks = locks(&Store::default()).await;
     let (long, longer) = ("k".repeat(65), "k".repeat(66));

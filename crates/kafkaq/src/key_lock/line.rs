@@ -11,7 +11,7 @@ use kafkaq_core::{
     key_lock::{KeyLock, Standing},
     machine::Now,
 };
-use std::{future::pending, sync::Arc};
+use std::{future::pending, sync::Arc, time::Instant as SystemInstant};
 use tokio::{
     sync::{oneshot, watch},
     task::JoinHandle,
@@ -98,13 +98,17 @@ enum NotTaken {
 struct Held<'a> {
     inner: &'a Inner,
     lock: KeyLock,
-    call: Option<JoinHandle<Vec<Result<Swapped>>>>,
+    /// When it began, and its answer.
+    call: Option<(SystemInstant, JoinHandle<Vec<Result<Swapped>>>)>,
+    /// Tells the last who got it until when it is held. It is dropped when another has it or it is free, for those who wait
+    /// for that.
+    holder: Option<watch::Sender<Option<Until>>>,
 }
 
 impl<'a> Held<'a> {
     fn new(inner: &'a Inner, key: &Key) -> Self {
         let lock = KeyLock::new(key.clone(), inner.token(), inner.settings);
-        Held { inner, lock, call: None }
+        Held { inner, lock, call: None, holder: None }
     }
 
     fn standing(&mut self) -> Standing {
@@ -143,12 +147,14 @@ impl<'a> Held<'a> {
     /// Gives it to somebody, and waits until it is given back or dropped.
     async fn hand_over(&mut self, waiter: Waiter, until: Until) {
         let (tell, held) = watch::channel(Some(until));
-        let (_given_back, mut given_back) = oneshot::channel();
-        if waiter.send(Ok(KeyGuard { token: self.inner.token(), held, _given_back })).is_err() {
+        let (give_back, mut given_back) = oneshot::channel();
+        let guard = KeyGuard { token: self.inner.token(), held, given_back: give_back };
+        if waiter.send(Ok(guard)).is_err() {
             return;
         }
+        self.holder = Some(tell);
         while let Standing::Held(until) = self.standing() {
-            tell.send_replace(Some(self.until(until)));
+            self.tell(Some(self.until(until)));
             tokio::select! {
                 biased;
                 _ = &mut given_back => return,
@@ -156,8 +162,14 @@ impl<'a> Held<'a> {
             }
         }
         // In this process nobody else gets it before its holder has ended.
-        tell.send_replace(None);
+        self.tell(None);
         let _ = given_back.await;
+    }
+
+    fn tell(&self, until: Option<Until>) {
+        if let Some(holder) = &self.holder {
+            holder.send_replace(until);
+        }
     }
 
     async fn give_back(mut self) {
@@ -174,22 +186,27 @@ impl<'a> Held<'a> {
         if self.call.is_none()
             && let Some(swap) = self.lock.poll_swap(clock.now())
         {
-            self.call = Some(self.send(swap));
+            self.call = Some((self.inner.calls.begun(), self.send(swap)));
+        }
+        if self.call.is_none() && self.lock.poll_timeout().is_none() {
+            // It has come to its end while it was looked at.
+            return None;
         }
         let wake = self.wake_at();
         let answer = async {
             match &mut self.call {
-                Some(call) => call.await,
+                Some((begun, call)) => (*begun, call.await),
                 None => pending().await,
             }
         };
-        let answered = tokio::select! {
+        let (begun, answered) = tokio::select! {
             biased;
             answered = answer => answered,
             () = sleep_until(wake) => return None,
         };
         self.call = None;
         let outcome = every_answer(answered).next()?;
+        self.inner.calls.ended(begun, 1, outcome.is_err().into());
         let failed = outcome.as_ref().err().cloned();
         self.lock.handle_swapped(outcome, clock.now());
         failed
@@ -216,7 +233,7 @@ impl<'a> Held<'a> {
 #[cfg(test)]
 mod tests {
     use super::{super::KeyLocks, *};
-    use crate::{driver::Clock, memory::MemoryStore};
+    use crate::{driver::Clock, memory::MemoryStore, stats::CallCounter};
     use kafkaq_core::{Keyspace, key_lock::KeyLockSettings};
     use std::time::Duration;
     use tokio::{runtime::Handle, time::timeout};
@@ -226,8 +243,9 @@ mod tests {
     async fn lock_that_is_lost_when_it_comes_to_the_next_is_not_waited_for() {
         let settings = KeyLockSettings::new(Duration::from_secs(60), Duration::from_secs(1));
         let (store, clock) = (Arc::new(MemoryStore::new()), Clock::start());
-        let locks =
-            KeyLocks::new(store, Keyspace::new("q", "g", "q").unwrap(), settings, clock, Handle::current());
+        let (keyspace, here) = (Keyspace::new("q", "g", "q").unwrap(), Handle::current());
+        let calls = Arc::new(CallCounter::new("q", "lock_swap"));
+        let locks = KeyLocks::new(store, keyspace, settings, clock, here, calls);
         let key = Key::of(&["x", "q", "g", "k"]).unwrap();
         let mut held = Held::new(&locks.inner, &key);
         let ((first, _), (second, _waits)) = (oneshot::channel(), oneshot::channel());

@@ -9,6 +9,7 @@ use self::{
 };
 use crate::{
     driver::{Clock, wall_now},
+    stats::CallCounter,
     sync::lock,
 };
 use kafkaq_core::{
@@ -47,7 +48,7 @@ const LOOK: Duration = Duration::from_secs(1);
 ///     () = rebuild_index() => {}
 ///     () = guard.lost() => println!("somebody else may have it by now"),
 /// }
-/// drop(guard); // gives it back
+/// guard.release().await; // dropping it gives it back, too, in the background
 /// # Ok(())
 /// # }
 /// # async fn rebuild_index() {}
@@ -95,6 +96,7 @@ struct Inner {
     clock: Clock,
     /// Where locks are renewed, whatever the holders' threads do.
     runtime: Handle,
+    calls: Arc<CallCounter>,
     process: [u8; 16],
     count: AtomicU64,
     lines: Mutex<Lines>,
@@ -116,11 +118,22 @@ impl KeyLocks {
         settings: KeyLockSettings,
         clock: Clock,
         runtime: Handle,
+        calls: Arc<CallCounter>,
     ) -> Self {
         let process = Uuid::new_v4().into_bytes();
         let (count, lines) = (AtomicU64::default(), Mutex::default());
         KeyLocks {
-            inner: Arc::new(Inner { store, keyspace, settings, clock, runtime, process, count, lines }),
+            inner: Arc::new(Inner {
+                store,
+                keyspace,
+                settings,
+                clock,
+                runtime,
+                calls,
+                process,
+                count,
+                lines,
+            }),
         }
     }
 
@@ -227,7 +240,7 @@ pub struct KeyGuard {
     token: LeaseToken,
     /// `None` once it is lost.
     held: watch::Receiver<Option<Until>>,
-    _given_back: oneshot::Sender<()>,
+    given_back: oneshot::Sender<()>,
 }
 
 impl KeyGuard {
@@ -245,6 +258,17 @@ impl KeyGuard {
     #[must_use]
     pub fn is_lost(&self) -> bool {
         self.held.has_changed().is_err() || self.held.borrow().is_none_or(Until::is_over)
+    }
+
+    /// Gives the lock back and waits until that is done: for a program that ends, since a lock that is given back by being
+    /// dropped may outlive it, and keep others from the key for a lease. Waits for a lease and the clock skew at the most, if
+    /// the store doesn't answer.
+    ///
+    /// *Cancel-safety:* it is given back also if the future is dropped.
+    pub async fn release(self) {
+        let KeyGuard { mut held, given_back, .. } = self;
+        drop(given_back);
+        while held.changed().await.is_ok() {}
     }
 
     /// Waits until the lock is lost, for ever if it never is. Needs a tokio runtime with a timer, which need not be the

@@ -10,15 +10,15 @@ use tokio::time::sleep;
 const RARELY: Duration = Duration::from_secs(3600);
 
 /// Begins to publish the gauges of a queue. Needs a tokio runtime.
-pub(crate) fn publish_gauges(queue: &Queue, wait_topic: Arc<str>, interval: Duration) {
+pub(crate) fn publish_gauges(queue: &Queue, group: Arc<str>, wait_topic: Arc<str>, interval: Duration) {
     let (name, queue) = (Arc::<str>::from(queue.name()), queue.downgrade());
-    let in_time = Gauges::new(&name).are_recorded();
-    tokio::spawn(publish(name, queue, wait_topic, interval, in_time));
+    let in_time = Gauges::new(&name, &group).are_recorded();
+    tokio::spawn(publish((name, group), queue, wait_topic, interval, in_time));
 }
 
 /// `in_time`: there was a recorder when the queue was built.
 async fn publish(
-    name: Arc<str>,
+    (name, group): (Arc<str>, Arc<str>),
     queue: WeakQueue,
     wait_topic: Arc<str>,
     interval: Duration,
@@ -28,7 +28,7 @@ async fn publish(
     loop {
         sleep(pause).await;
         // Anew each time: a recorder may have come.
-        let gauges = Gauges::new(&name);
+        let gauges = Gauges::new(&name, &group);
         let Some(queue) = queue.upgrade() else {
             return gauges.set(&QueueStats::default(), &wait_topic);
         };
@@ -62,16 +62,18 @@ struct Gauges {
 }
 
 impl Gauges {
-    fn new(queue: &str) -> Self {
+    fn new(queue: &str, group: &str) -> Self {
+        // Queues of one name and several groups would overwrite each other's.
+        let labels = &[("group", group)];
         Gauges {
-            in_flight: names::JOBS_IN_FLIGHT.gauge(queue, &[]),
-            ready: names::JOBS_READY.gauge(queue, &[]),
-            waiting: names::CALLERS_WAITING.gauge(queue, &[]),
-            redeliveries: names::REDELIVERIES_READY.gauge(queue, &[]),
-            appending: names::APPENDS_WAITING.gauge(queue, &[]),
-            lag: names::LAG.gauge(queue, &[]),
-            parked: names::PARKED.gauge(queue, &[]),
-            oldest: names::OLDEST.gauge(queue, &[]),
+            in_flight: names::JOBS_IN_FLIGHT.gauge(queue, labels),
+            ready: names::JOBS_READY.gauge(queue, labels),
+            waiting: names::CALLERS_WAITING.gauge(queue, labels),
+            redeliveries: names::REDELIVERIES_READY.gauge(queue, labels),
+            appending: names::APPENDS_WAITING.gauge(queue, labels),
+            lag: names::LAG.gauge(queue, labels),
+            parked: names::PARKED.gauge(queue, labels),
+            oldest: names::OLDEST.gauge(queue, labels),
         }
     }
 

@@ -61,11 +61,11 @@ pub(super) const DEAD_LETTERS: Metric = counter(
 );
 pub(super) const CALL_SECONDS: Metric = seconds(
     "kafkaq_call_seconds",
-    "Round trips to the store (`store_read`, `store_swap`) and the log (`publish`, `copy`, `commit`); its count is \
+    "Round trips to the store (`store_read`, `store_swap`, and `lock_swap` for the locks of keys) and the log (`publish`, `copy`, `commit`); its count is \
      the number of calls. Copies include dead letters.",
 );
 pub(super) const CALL_ITEMS: Metric =
-    counter("kafkaq_call_items_total", "Leases, records and partitions that these calls were about.");
+    counter("kafkaq_call_items_total", "Leases, locks, records and partitions that these calls were about.");
 pub(super) const CALL_ERRORS: Metric =
     counter("kafkaq_call_errors_total", "Items among them that failed. Most are tried again.");
 
