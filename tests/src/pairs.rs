@@ -2,7 +2,7 @@
 
 use crate::committed_offsets;
 use kafkaq::{
-    Queue, QueueBuilder,
+    DeadLetters, Queue, QueueBuilder,
     backend::{Key, LeaseStore, Partition},
     etcd::EtcdStore,
     memory::{MemoryLog, MemoryStore},
@@ -196,6 +196,23 @@ impl Pair {
                 }
             }
         }
+    }
+
+    /// The dead letters of the case's queue, as another process opens them. The queue must have been built.
+    pub async fn dead_letters(&self) -> DeadLetters {
+        let builder = self.queue();
+        let opened = match self.broker {
+            BrokerKind::Memory => builder.build_dead_letters(self.log.clone()).await,
+            BrokerKind::RdKafka => {
+                let kafka = RdKafka::builder(self.kafka()).build().expect("settings");
+                builder.build_dead_letters(kafka).await
+            }
+            BrokerKind::RsKafka => {
+                let kafka = RsKafka::builder(self.kafka()).build().expect("settings");
+                builder.build_dead_letters(kafka).await
+            }
+        };
+        opened.expect("the queue is there")
     }
 
     /// The address of its Kafka.

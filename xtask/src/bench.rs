@@ -70,6 +70,8 @@ pub(crate) struct Options {
     pub(crate) backends: Option<Backends>,
     /// With that allocator instead of the system's.
     pub(crate) mimalloc: bool,
+    /// With metrics and spans.
+    pub(crate) observed: bool,
 }
 
 impl Options {
@@ -78,6 +80,9 @@ impl Options {
         let mut cargo = cargo(&[subcommand, "--release", "--package", "kafkaq-tests", "--bin", "bench"]);
         if self.mimalloc {
             cargo.args(["--features", "mimalloc"]);
+        }
+        if self.observed {
+            cargo.args(["--features", "observed"]);
         }
         cargo
     }

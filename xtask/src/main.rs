@@ -31,7 +31,8 @@ cargo xtask test [--quick | --backend NAMES | --only NAME] [--kafka redpanda]
                 servers that they need.
     --kafka     redpanda: in Kafka's place, where a Docker engine answers
 
-cargo xtask bench [pairs] [stores] [logs] [delays] [idle] [seeds] [--backend NAMES] [--mimalloc]
+cargo xtask bench [pairs] [stores] [logs] [delays] [idle] [worker] [crowd] [seeds] [--backend NAMES]
+                  [--mimalloc] [--observed]
     Figures of an optimized build on this machine, as Markdown: of everything, or of these parts.
     It judges nothing. Takes about twenty minutes. The servers are its own, as with `test`.
     pairs       every broker with every store: publish rate, drain rate, pick-up latency
@@ -39,9 +40,12 @@ cargo xtask bench [pairs] [stores] [logs] [delays] [idle] [seeds] [--backend NAM
     logs        records a second, beside the log's client alone
     delays      how late tasks come when a million of them wait for up to two minutes
     idle        what sixty queues cost that have nothing to do
+    worker      tasks a second of a worker, beside loops around `get_job`
+    crowd       how soon fresh tasks are begun beside ten thousand that fail
     seeds       how many seeds a second the simulation does
     --backend   only these, as with `test`
     --mimalloc  with that allocator instead of the system's
+    --observed  with metrics and spans
 
 cargo xtask services up [--only NAMES | --all] [--env]
     Starts Kafka and Redis on free ports of 127.0.0.1 and leaves them running: as containers where a
@@ -141,6 +145,7 @@ fn bench_options(mut args: Parser) -> Result<bench::Options> {
             Arg::Value(part) => options.parts.push(part.string()?.parse()?),
             Arg::Long("backend") => options.backends = Some(args.value()?.string()?.parse()?),
             Arg::Long("mimalloc") => options.mimalloc = true,
+            Arg::Long("observed") => options.observed = true,
             other => return Err(other.unexpected().into()),
         }
     }

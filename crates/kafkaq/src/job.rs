@@ -8,11 +8,12 @@ use kafkaq_core::{
 };
 use std::{
     fmt,
+    ops::Deref,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-/// A task under a lease: this process has it alone until [`deadline`](Job::deadline).
+/// A task under a lease: this process has it alone until [`deadline`](Job::deadline). What it is says [`JobView`].
 ///
 /// [`done`](Job::done), [`retry`](Job::retry), [`snooze`](Job::snooze), [`release`](Job::release) and
 /// [`reject`](Job::reject) end it. A job that is dropped instead keeps its lease until the deadline; then its attempt
@@ -21,21 +22,20 @@ use std::{
 /// *Cancel-safety:* once the future of one of these has been polled it takes effect, even if it is dropped then.
 #[must_use = "a job that is dropped is handed out again when its lease ends"]
 pub struct Job {
-    slot: Arc<Slot>,
+    view: JobView,
     shared: Arc<Shared>,
     deadline: Wall,
     /// It was ended, so that dropping it means nothing.
     ended: bool,
 }
 
-impl Job {
-    pub(crate) fn new(slot: Arc<Slot>, shared: Arc<Shared>) -> Self {
-        let deadline = slot.ready.deadline;
-        Job { slot, shared, deadline, ended: false }
-    }
+/// What is known of a job, also for whoever does not hold it. Cheap to clone.
+#[derive(Clone)]
+pub struct JobView(Arc<Slot>);
 
+impl JobView {
     fn content(&self) -> &Content {
-        &self.slot.ready.content
+        &self.0.ready.content
     }
 
     /// The task's id.
@@ -86,51 +86,88 @@ impl Job {
     /// store lost its data.
     #[must_use]
     pub fn attempt(&self) -> u32 {
-        self.slot.ready.attempt
+        self.0.ready.attempt
     }
 
     /// How many earlier attempts count against the queue's `max_failures`: those that were retried, and those whose
     /// lease ran out.
     #[must_use]
     pub fn failures(&self) -> u32 {
-        self.slot.ready.failures
+        self.0.ready.failures
     }
 
     /// The last of these failures, oldest first: five at the most.
     #[must_use]
     pub fn history(&self) -> Vec<FailureRecord> {
-        self.slot.ready.history.entries()
-    }
-
-    /// Until when the lease holds, as far as this handle knows.
-    #[must_use]
-    pub fn deadline(&self) -> SystemTime {
-        system_time(self.deadline)
+        self.0.ready.history.entries()
     }
 
     /// The lease's token: never used twice, so a system that the handler writes to can tell holders apart. It has no
     /// order; see [`LeaseToken`] for what to store with it.
     #[must_use]
     pub fn token(&self) -> LeaseToken {
-        self.slot.ready.token
+        self.0.ready.token
     }
 
     /// Whether the lease is known to be lost. `false` is no promise: the store may know more.
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        self.slot.dialogue.lost().is_some()
+        self.loss().is_some()
     }
 
     /// Waits until the lease is known to be lost, for ever if it never is. Cancel-safe; made for a `select!` beside
     /// the work.
     pub async fn lost(&self) -> LostReason {
-        self.slot.dialogue.until_lost().await
+        self.0.dialogue.until_lost().await
     }
 
-    /// Returns a handle that tells whether the lease is lost, for whoever does not hold the job.
+    /// Why the lease is lost; `None` while nothing is known of that, also after the job has ended.
     #[must_use]
-    pub fn watch(&self) -> LeaseWatch {
-        LeaseWatch(self.slot.clone())
+    pub fn loss(&self) -> Option<LostReason> {
+        self.0.dialogue.lost()
+    }
+
+    /// The first execution of a task that no queue has handed out.
+    #[cfg(feature = "testing")]
+    pub(crate) fn made_up(ready: kafkaq_core::machine::Ready) -> Self {
+        JobView(Arc::new(Slot::new(ready)))
+    }
+}
+
+impl fmt::Debug for JobView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JobView")
+            .field("id", self.id())
+            .field("attempt", &self.attempt())
+            .field("token", &self.token())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Deref for Job {
+    type Target = JobView;
+
+    fn deref(&self) -> &JobView {
+        &self.view
+    }
+}
+
+impl Job {
+    pub(crate) fn new(slot: Arc<Slot>, shared: Arc<Shared>) -> Self {
+        let deadline = slot.ready.deadline;
+        Job { view: JobView(slot), shared, deadline, ended: false }
+    }
+
+    /// Returns what is known of it, for whoever does not hold it.
+    #[must_use]
+    pub fn view(&self) -> JobView {
+        self.view.clone()
+    }
+
+    /// Until when the lease holds, as far as this handle knows.
+    #[must_use]
+    pub fn deadline(&self) -> SystemTime {
+        system_time(self.deadline)
     }
 
     /// The task ran to its end and is never handed out again. Returns when the store has confirmed it; the driver
@@ -188,8 +225,8 @@ impl Job {
     async fn end(mut self, ask: Command) -> Result<Ended, JobError> {
         self.ended = true;
         let asked = self.shared.meter.asked(&ask);
-        self.shared.ask(&self.slot, ask);
-        let answer = self.slot.dialogue.answered().await;
+        self.shared.ask(&self.view.0, ask);
+        let answer = self.view.0.dialogue.answered().await;
         self.shared.meter.answered(asked, &answer);
         match answer {
             Answer::Ok | Answer::Extended(_) => Ok(Ended::Done),
@@ -206,8 +243,8 @@ impl Job {
     /// [`JobError::Refused`] for longer than `max_delay` and `lease_duration`: the lease is as it was.
     pub async fn extend(&mut self, duration: Duration) -> Result<(), JobError> {
         refuse_beyond(self.shared.limits.extension, duration, "extend")?;
-        self.shared.ask(&self.slot, Command::Extend(duration));
-        match self.slot.dialogue.answered().await {
+        self.shared.ask(&self.view.0, Command::Extend(duration));
+        match self.view.0.dialogue.answered().await {
             Answer::Extended(until) => {
                 self.deadline = until;
                 Ok(())
@@ -216,30 +253,6 @@ impl Job {
             Answer::Lost(why) => Err(JobError::LeaseLost(why)),
             Answer::Failed(e) => Err(JobError::Unconfirmed(e)),
         }
-    }
-}
-
-/// Tells whether the lease of a [`Job`] is lost. Cheap to clone.
-#[derive(Clone)]
-pub struct LeaseWatch(Arc<Slot>);
-
-impl LeaseWatch {
-    /// Why the lease is lost; `None` while nothing is known of that, also after the job has ended. The store may know
-    /// more.
-    #[must_use]
-    pub fn lost(&self) -> Option<LostReason> {
-        self.0.dialogue.lost()
-    }
-
-    /// Waits until the lease is known to be lost, for ever if it never is. Cancel-safe.
-    pub async fn until_lost(&self) -> LostReason {
-        self.0.dialogue.until_lost().await
-    }
-}
-
-impl fmt::Debug for LeaseWatch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LeaseWatch").field("lost", &self.lost()).finish_non_exhaustive()
     }
 }
 
@@ -270,7 +283,7 @@ impl Drop for Job {
     fn drop(&mut self) {
         if !self.ended {
             self.shared.meter.dropped(|| self.is_lost());
-            self.shared.ask(&self.slot, Command::Abandoned);
+            self.shared.ask(&self.view.0, Command::Abandoned);
         }
     }
 }

@@ -87,7 +87,7 @@ impl JobController {
     }
 
     /// Prevents further executions of a task. A job that runs is not stopped: it learns of it when it ends or is
-    /// extended, or from [`Job::lost`](crate::Job::lost).
+    /// extended, or from [`JobView::lost`](crate::JobView::lost).
     ///
     /// A task that the store doesn't know, because nobody has taken it yet or because there is no such task, is
     /// remembered as cancelled, for at least as long as a delayed task can be under way. A cancellation is as

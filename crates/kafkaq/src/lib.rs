@@ -47,7 +47,7 @@
 //! - **An id names one task.** [`Task::with_id`] makes publishing repeatable: the same id again adds nothing, for at
 //!   least [`done_retention`](QueueBuilder::done_retention) after the task ended.
 //! - **Executions can overlap** when a lease runs out while its holder still works. The holder learns of it:
-//!   [`JobError::LeaseLost`] from [`Job::done`], or at once by [`Job::lost`]. [`Job::token`] tells holders apart for
+//!   [`JobError::LeaseLost`] from [`Job::done`], or at once by [`JobView::lost`]. [`JobView::token`] tells holders apart for
 //!   the systems that they write to.
 //! - **A dropped [`Job`]** is handed out again when its lease ends, one that was [retried](Job::retry) after its
 //!   delay. After [`max_failures`](QueueBuilder::max_failures) a task goes to the dead-letter topic, which
@@ -79,6 +79,7 @@
 //! | `metrics` | `guide::metrics`: counters, gauges and histograms for whatever recorder of the `metrics` crate is installed | |
 //! | `spans` | spans of `tracing` around publishing and executing; with a `Propagator`, such as that of the crate `kafkaq-opentelemetry`, in one trace | |
 //! | `tower` | `WorkerBuilder::layer`: layers of tower around the handlers | |
+//! | `msgpack` | `worker::Format::MessagePack`: payloads of typed tasks in MessagePack | |
 //! | `full` | all backends | what they require |
 //! | `tls` | encrypted connections in those that are on: `rediss://` and `https://` URLs, Kafka by TLS. ZooKeeper has none | with `rdkafka`: OpenSSL's headers |
 //!
@@ -118,7 +119,7 @@ pub mod worker;
 
 pub use builder::QueueBuilder;
 pub use dead_letters::{DeadLetter, DeadLetters};
-pub use job::{Job, JobError, LeaseWatch, RetryOutcome};
+pub use job::{Job, JobError, JobView, RetryOutcome};
 pub use jobs::{CancelOutcome, JobController, JobInfo, JobStatus};
 pub use kafkaq_core::{
     Effect, Error, ErrorKind, FailureRecord, Headers, LeaseToken, LostReason, Result, Retry, Task, TaskId,

@@ -48,6 +48,11 @@ impl Queue {
         &self.inner.name
     }
 
+    #[cfg(feature = "worker")]
+    pub(crate) fn shared_name(&self) -> Arc<str> {
+        self.inner.name.clone()
+    }
+
     /// How long a job may be held without being extended: see
     /// [`lease_duration`](QueueBuilder::lease_duration).
     #[must_use]
@@ -96,8 +101,13 @@ impl Queue {
     /// `Closed` once the queue is shut down; otherwise what has ended the reading of the log for good, or has kept the
     /// queue from joining its group.
     pub async fn get_job(&self) -> Result<Job> {
+        self.wait_for_job(1).await
+    }
+
+    /// As [`get_job`](Queue::get_job), for a caller that would like `wanted`.
+    pub(crate) async fn wait_for_job(&self, wanted: usize) -> Result<Job> {
         self.inner.driver.want();
-        let slot = self.inner.shared.take(1).await?;
+        let slot = self.inner.shared.take(wanted).await?;
         Ok(self.job(slot))
     }
 
@@ -108,10 +118,16 @@ impl Queue {
     /// As [`get_job`](Queue::get_job).
     pub fn try_get_job(&self) -> Result<Option<Job>> {
         self.inner.driver.want();
-        let ready = self.inner.shared.try_take()?;
+        let ready = self.ready_job()?;
         if ready.is_none() {
             self.inner.shared.counter.miss();
         }
+        Ok(ready)
+    }
+
+    /// A job that is ready.
+    pub(crate) fn ready_job(&self) -> Result<Option<Job>> {
+        let ready = self.inner.shared.try_take()?;
         Ok(ready.map(|slot| self.job(slot)))
     }
 
@@ -125,14 +141,12 @@ impl Queue {
         if max == 0 {
             return Ok(Vec::new());
         }
-        self.inner.driver.want();
-        let first = self.inner.shared.take(max).await?;
-        // Nothing is awaited from here on, so a dropped future has taken nothing.
-        let mut jobs = vec![self.job(first)];
+        // Nothing is awaited from then on, so a dropped future has taken nothing.
+        let mut jobs = vec![self.wait_for_job(max).await?];
         while jobs.len() < max
-            && let Ok(Some(slot)) = self.inner.shared.try_take()
+            && let Ok(Some(job)) = self.ready_job()
         {
-            jobs.push(self.job(slot));
+            jobs.push(job);
         }
         Ok(jobs)
     }

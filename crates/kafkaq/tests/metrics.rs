@@ -12,7 +12,7 @@ use kafkaq::{
     LostReason, Queue, QueueBuilder, Result, Task,
     backend::{Key, LeaseStore, Swap, Swapped},
     memory::{MemoryLog, MemoryStore},
-    worker::{Backoff, Ctx, Options, Outcome, TaskType, Worker},
+    worker::{Backoff, Ctx, Options, Outcome, Share, TaskType, Worker},
 };
 use recorder::TestRecorder;
 use serde::{Deserialize, Serialize};
@@ -209,11 +209,11 @@ async fn loss_of_a_lease_is_counted_once_although_it_answers_two_commands() {
     let other = builder().broker(log).store(store).build().await.unwrap();
     let id = queue.publish(Task::new("a")).await.unwrap();
     let mut job = next(&queue).await;
-    let watch = job.watch();
+    let watch = job.view();
     assert!(timeout(SECOND / 2, job.extend(LEASE)).await.is_err(), "it is under way");
     other.jobs().cancel(&id).await.unwrap();
     job.done().await.unwrap_err();
-    assert_eq!(watch.lost(), Some(LostReason::Cancelled));
+    assert_eq!(watch.loss(), Some(LostReason::Cancelled));
     let labels = [("queue", "emails"), ("reason", "cancelled")];
     assert_eq!(recorder.counter("kafkaq_leases_lost_total", &labels), 1);
 }
@@ -261,6 +261,30 @@ async fn executions_are_counted_and_timed_by_kind() {
     assert_eq!(waiting.iter().filter(|s| (59.0..70.0).contains(*s)).count(), 1, "{waiting:?}");
     assert_eq!(recorder.gauge("kafkaq_executions_running", &act_labels), 0.0);
     drop(running);
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_executions_are_counted_while_they_run_by_the_queue_of_their_task() {
+    let recorder = TestRecorder::default();
+    let _guard = metrics::set_default_local_recorder(&recorder);
+    let (queue, other) = (queue().await, Queue::builder("other").build().await.unwrap());
+    let running = Worker::builder(queue.clone())
+        .queue(other.clone(), Share::priority(1))
+        .warn_after(3 * SECOND)
+        .on(act)
+        .start()
+        .unwrap();
+    let slow = |queue| recorder.gauge("kafkaq_executions_slow", &[("queue", queue), ("kind", "act")]);
+    other.enqueue(Act("sleep".into())).await.unwrap();
+    queue.enqueue(Act("done".into())).await.unwrap();
+    until("one to be slow", || slow("other") == 1.0).await;
+    assert_eq!(slow("emails"), 0.0);
+    until("both", || running.report().done == 2).await;
+    assert_eq!((slow("other"), slow("emails")), (0.0, 0.0));
+    for of in ["other", "emails"] {
+        let labels = [("queue", of), ("kind", "act"), ("outcome", "done")];
+        assert_eq!(recorder.counter("kafkaq_executions_total", &labels), 1, "of {of}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -34,15 +34,22 @@ use steps::Step;
 use suites::{Kind, Place, Suite};
 
 /// Not `--all-features`: among them are ways to build librdkafka that exclude each other or take many minutes.
-const FEATURES: &str = "kafkaq/full,kafkaq/cron,kafkaq/metrics,kafkaq/spans,kafkaq/testing,kafkaq/tower,\
-     kafkaq-etcd/tls,kafkaq-redis/tls,kafkaq-rskafka/tls,kafkaq-tests/mimalloc";
+const FEATURES: &str = "kafkaq/full,kafkaq/cron,kafkaq/metrics,kafkaq/msgpack,kafkaq/spans,kafkaq/testing,\
+     kafkaq/tower,kafkaq-etcd/tls,kafkaq-redis/tls,kafkaq-rskafka/tls,kafkaq-tests/mimalloc";
 
 /// What starts containers is built for the tests only where we start them, since so do they. Looked at it is always.
 const CONTAINERS: &str = "xtask/containers";
 
 /// Packages of which no test meets a server.
-const WITHOUT_SERVERS: &[&str] =
-    &["kafkaq", "kafkaq-core", "kafkaq-conformance", "kafkaq-opentelemetry", "kafkaq-sim", "xtask"];
+const WITHOUT_SERVERS: &[&str] = &[
+    "kafkaq",
+    "kafkaq-compile-fail",
+    "kafkaq-core",
+    "kafkaq-conformance",
+    "kafkaq-opentelemetry",
+    "kafkaq-sim",
+    "xtask",
+];
 
 /// A command of cargo that looks at the whole workspace.
 fn workspace(command: &str) -> Command {

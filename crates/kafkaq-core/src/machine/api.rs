@@ -33,7 +33,7 @@ pub struct OpId(pub(super) u64);
 
 /// Names a job for as long as the process lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct JobKey(pub(super) u64);
+pub struct JobKey(pub u64);
 
 /// Numbers the commands of one job, so that the answer to an `extend` whose future was dropped can't pass for the
 /// answer to `done`.

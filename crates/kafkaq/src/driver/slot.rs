@@ -93,7 +93,12 @@ impl Dialogue {
             let mut s = lock(&self.state);
             match s.answer.take() {
                 // Whoever asks of a job that was lost before wants to know why, not that it is over.
-                Some(Answer::Lost(why)) => Poll::Ready(Answer::Lost(*s.lost.get_or_insert(why))),
+                Some(Answer::Lost(why)) => {
+                    let why = *s.lost.get_or_insert(why);
+                    drop(s);
+                    self.lost.notify_waiters();
+                    Poll::Ready(Answer::Lost(why))
+                }
                 Some(answer) => Poll::Ready(answer),
                 None => {
                     s.waker = Some(cx.waker().clone());

@@ -213,6 +213,7 @@ mod executions {
         panics: Counter,
         timeouts: Counter,
         running: Gauge,
+        slow: Gauge,
         seconds: Histogram,
         waiting: Histogram,
     }
@@ -239,6 +240,7 @@ mod executions {
                 panics: names::PANICS.counter(queue, &[kind]),
                 timeouts: names::TIMEOUTS.counter(queue, &[kind]),
                 running: names::EXECUTIONS_RUNNING.gauge(queue, &[kind]),
+                slow: names::EXECUTIONS_SLOW.gauge(queue, &[kind]),
                 seconds: names::EXECUTION_SECONDS.histogram(queue, &[kind]),
                 waiting: names::WAITING_SECONDS.histogram(queue, &[kind]),
             }))
@@ -266,6 +268,14 @@ mod executions {
 
         pub(crate) fn timed_out(&self) {
             self.0.timeouts.increment(1);
+        }
+
+        pub(crate) fn slow(&self) {
+            self.0.slow.increment(1.0);
+        }
+
+        pub(crate) fn slow_ended(&self) {
+            self.0.slow.decrement(1.0);
         }
 
         pub(crate) fn panicked(&self) {

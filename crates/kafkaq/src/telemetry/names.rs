@@ -125,6 +125,12 @@ pub(super) const TIMEOUTS: Metric =
 pub(super) const EXECUTIONS_RUNNING: Metric =
     gauge("kafkaq_executions_running", Unit::Count, "Handlers that run.");
 #[cfg(feature = "worker")]
+pub(super) const EXECUTIONS_SLOW: Metric = gauge(
+    "kafkaq_executions_slow",
+    Unit::Count,
+    "Handlers that have been running for longer than `warn_after`.",
+);
+#[cfg(feature = "worker")]
 pub(super) const EXECUTION_SECONDS: Metric =
     seconds("kafkaq_execution_seconds", "How long handlers ran, layers included.");
 #[cfg(feature = "worker")]
@@ -162,6 +168,8 @@ const ALL: &[Metric] = &[
     TIMEOUTS,
     #[cfg(feature = "worker")]
     EXECUTIONS_RUNNING,
+    #[cfg(feature = "worker")]
+    EXECUTIONS_SLOW,
     #[cfg(feature = "worker")]
     EXECUTION_SECONDS,
     #[cfg(feature = "worker")]

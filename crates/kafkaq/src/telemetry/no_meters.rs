@@ -74,6 +74,10 @@ impl ExecutionMeter {
 
     pub(crate) fn timed_out(&self) {}
 
+    pub(crate) fn slow(&self) {}
+
+    pub(crate) fn slow_ended(&self) {}
+
     pub(crate) fn panicked(&self) {}
 }
 

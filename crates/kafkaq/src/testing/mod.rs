@@ -45,12 +45,14 @@
 //! on its way.
 
 mod harness;
+mod made_up;
 mod perform;
 mod published;
 mod report;
 mod torture;
 
 pub use harness::Harness;
+pub(crate) use made_up::MadeUp;
 pub use perform::{Perform, Performed, perform};
 pub use report::{Event, Report, TaskReport};
 pub use torture::{Difference, Disturbance, Torture, TortureError, TortureReport, torture};

@@ -1,19 +1,15 @@
 //! Executing one task.
 
-use super::fail;
+use super::{MadeUp, fail};
 use crate::{
-    LeaseToken, Task, TaskId,
-    driver::system_now,
+    Task, TaskId,
     worker::{
-        Ctx, Facts, IntoOutcome, Outcome, StopReason, TaskType,
+        Ctx, IntoOutcome, Outcome, StopReason, TaskType,
         direct::{Collected, Handler, kind},
     },
 };
 use bytes::Bytes;
-use std::{fmt, future::Future, marker::PhantomData, sync::Arc, time::Duration};
-
-/// How long made-up leases last.
-const LEASE: Duration = Duration::from_secs(60);
+use std::{fmt, future::Future, marker::PhantomData, sync::Arc};
 
 /// Begins to execute one task without a queue, as its first attempt.
 ///
@@ -51,13 +47,13 @@ const LEASE: Duration = Duration::from_secs(60);
 #[track_caller]
 pub fn perform<T: TaskType>(task: T) -> Perform<T> {
     let task = task.to_task().unwrap_or_else(|e| fail(e));
-    Perform { facts: facts(task), failures: None, stop: None, state: Arc::new(()), of: PhantomData }
+    Perform { made_up: MadeUp::new(task), failures: None, stop: None, state: Arc::new(()), of: PhantomData }
 }
 
 /// One execution that is about to begin: see [`perform`].
 #[must_use = "nothing is executed until `run` is called"]
 pub struct Perform<T, S = ()> {
-    facts: Facts,
+    made_up: MadeUp,
     failures: Option<u32>,
     stop: Option<StopReason>,
     state: Arc<S>,
@@ -68,7 +64,7 @@ impl<T: TaskType> Perform<T> {
     /// What the handler gets by [`Ctx::state`].
     pub fn state<S: Send + Sync + 'static>(self, state: S) -> Perform<T, S> {
         Perform {
-            facts: self.facts,
+            made_up: self.made_up,
             failures: self.failures,
             stop: self.stop,
             state: Arc::new(state),
@@ -80,7 +76,7 @@ impl<T: TaskType> Perform<T> {
 impl<T: TaskType, S: Send + Sync + 'static> Perform<T, S> {
     /// Which hand-out of the task this is. Default: 1.
     pub fn attempt(mut self, attempt: u32) -> Self {
-        self.facts.attempt = attempt;
+        self.made_up.attempt = attempt;
         self
     }
 
@@ -92,19 +88,25 @@ impl<T: TaskType, S: Send + Sync + 'static> Perform<T, S> {
 
     /// The task's id. Default: `task`.
     pub fn id(mut self, id: TaskId) -> Self {
-        self.facts.id = id;
+        self.made_up.id = id;
+        self
+    }
+
+    /// The name of the queue that the task came from. Default: `queue`.
+    pub fn queue(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.made_up.queue = name.into();
         self
     }
 
     /// The task's key.
     pub fn key(mut self, key: impl Into<Bytes>) -> Self {
-        self.facts.task = self.facts.task.with_key(key);
+        self.made_up.task = self.made_up.task.with_key(key);
         self
     }
 
     /// Adds a header.
     pub fn header(mut self, name: impl Into<Bytes>, value: impl Into<Bytes>) -> Self {
-        self.facts.task = self.facts.task.with_header(name, value);
+        self.made_up.task = self.made_up.task.with_header(name, value);
         self
     }
 
@@ -122,10 +124,10 @@ impl<T: TaskType, S: Send + Sync + 'static> Perform<T, S> {
         Fut: Future + Send + 'static,
         Fut::Output: IntoOutcome,
     {
-        self.facts.failures = self.failures.unwrap_or_else(|| self.facts.attempt.saturating_sub(1));
+        self.made_up.failures = self.failures.unwrap_or_else(|| self.made_up.attempt.saturating_sub(1));
         let enqueued = Collected::default();
         let state = self.state.clone();
-        let (handling, stop) = Handler::new(handler).execute(self.facts, self.state, enqueued.clone());
+        let (handling, stop) = Handler::new(handler).execute(self.made_up, self.state, enqueued.clone());
         if let Some(reason) = self.stop {
             stop.tell(reason);
         }
@@ -136,7 +138,7 @@ impl<T: TaskType, S: Send + Sync + 'static> Perform<T, S> {
 impl<T, S> fmt::Debug for Perform<T, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Perform")
-            .field("facts", &self.facts)
+            .field("made_up", &self.made_up)
             .field("stop", &self.stop)
             .finish_non_exhaustive()
     }
@@ -164,20 +166,5 @@ impl<S> Performed<S> {
     pub fn enqueued_of<T: TaskType>(&self) -> Vec<T> {
         let of_type = self.enqueued.iter().filter(|task| kind(task.headers()) == Some(T::KIND));
         of_type.map(|task| T::decode(task.payload()).unwrap_or_else(|e| fail(e))).collect()
-    }
-}
-
-/// The first execution of a task.
-pub(super) fn facts(task: Task) -> Facts {
-    let now = system_now();
-    Facts {
-        id: TaskId::from_parts("task".to_owned()),
-        task,
-        attempt: 1,
-        failures: 0,
-        history: Vec::new(),
-        token: LeaseToken { process: [1; 16], number: 1 },
-        published: now,
-        deadline: now + LEASE,
     }
 }

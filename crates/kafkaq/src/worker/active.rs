@@ -2,10 +2,12 @@
 //! what becomes of the task.
 
 use super::{
-    context::{Execution, Facts},
+    context::Execution,
     enqueue::Target,
     kinds::Kind,
-    stop::{Signal, StopReason},
+    observe::Observe,
+    queues::{Source, Taken},
+    stop::StopReason,
 };
 use crate::{
     Job,
@@ -41,11 +43,25 @@ struct State {
     phase: Phase,
     /// It counts as running.
     has_place: bool,
+    /// When its handler has to start at the latest, until it does.
+    start_by: Option<Instant>,
     renew_at: Instant,
+    handler: Option<Handler>,
     time_is_up: Option<Instant>,
     /// The reason why it is to end that was seen last, and when.
     told: Option<(StopReason, Instant)>,
     dropped_at: Option<Instant>,
+}
+
+/// A handler that has started.
+struct Handler {
+    since: Instant,
+    /// It is on a thread that is there to be blocked.
+    blocks: bool,
+    /// When it is said next that it runs for long.
+    warn_at: Instant,
+    /// That was said.
+    is_slow: bool,
 }
 
 enum Held {
@@ -65,8 +81,12 @@ enum Phase {
 /// What the keeper has to do.
 pub(super) enum Due {
     Renew(Job),
+    /// The handler has been running for so long.
+    Slow(Duration),
     /// The handler doesn't end.
     Stuck(Job),
+    /// The handler doesn't start: all threads are taken by others.
+    NotStarted(Job),
     /// The lease was lost before the execution began.
     LostInLine(Job),
 }
@@ -81,22 +101,24 @@ pub(super) struct Times {
 
 impl Active {
     pub(super) fn new(
-        job: Job,
-        target: Target,
+        Taken { source, job }: Taken,
+        of: &Source,
         kind: Arc<Kind>,
         version: Result<u16, String>,
         slot: usize,
-        lease: Duration,
     ) -> Self {
-        let signal = Signal::new(Some(job.watch()));
-        let execution = Arc::new(Execution::new(Facts::from(&job), signal, target));
+        let target = Target::Publisher(of.publisher.clone());
+        let execution = Execution::new(job.view(), job.deadline(), of.name.clone(), source, target);
+        let execution = Arc::new(execution);
         // One that was read ahead has had its lease for a while.
         let left = job.deadline().duration_since(system_now()).unwrap_or_default();
         let state = State {
             job: Held::Here(job),
             phase: Phase::Waiting,
             has_place: false,
-            renew_at: Instant::now() + (lease / 3).min(left.saturating_sub(lease * 2 / 3)),
+            start_by: None,
+            renew_at: Instant::now() + (of.lease / 3).min(left.saturating_sub(of.lease * 2 / 3)),
+            handler: None,
             time_is_up: None,
             told: None,
             dropped_at: None,
@@ -112,17 +134,43 @@ impl Active {
         }
     }
 
-    /// Its turn has come, and it counts as running.
-    pub(super) fn begin(&self) {
-        let state = &mut *lock(&self.state);
-        (state.phase, state.has_place) = (Phase::Running, true);
+    pub(super) fn observe(&self) -> &Observe {
+        &self.kind.observe[self.execution.source]
     }
 
-    /// Its handler starts: from now on its time runs. Returns when that is up, if it ever is.
-    pub(super) fn handler_starts(&self) -> Option<Instant> {
-        let at = Instant::now() + self.kind.timeout?.min(FAR);
-        lock(&self.state).time_is_up = Some(at);
-        Some(at)
+    /// Its turn has come, and it counts as running. Its handler may take as long as a lease to start.
+    pub(super) fn begin(&self, lease: Duration) {
+        let state = &mut *lock(&self.state);
+        (state.phase, state.has_place) = (Phase::Running, true);
+        state.start_by = Some(Instant::now() + lease.min(FAR));
+    }
+
+    /// Its handler starts, unless it was given up meanwhile: `None` then. From now on its time runs. Returns when to look at
+    /// it at the latest.
+    pub(super) fn handler_starts(&self, warn_after: Duration, blocks: bool) -> Option<Instant> {
+        let since = Instant::now();
+        let warn_at = since + warn_after.min(FAR);
+        let state = &mut *lock(&self.state);
+        state.start_by = None;
+        let is_lost = self.execution.stop_reason().is_some_and(StopReason::means_lost);
+        if is_lost || self.execution.is_dropped() || matches!(state.job, Held::Gone) {
+            return None;
+        }
+        state.handler = Some(Handler { since, blocks, warn_at, is_slow: false });
+        state.time_is_up = self.kind.timeout.map(|timeout| since + timeout.min(FAR));
+        state.time_is_up.into_iter().chain([warn_at, state.renew_at]).min()
+    }
+
+    /// Since when a handler of its kind has been on one of the threads for those that don't block.
+    pub(super) fn on_thread_since(&self) -> Option<Instant> {
+        let state = lock(&self.state);
+        let handler = state.handler.as_ref().filter(|_| state.phase == Phase::Running);
+        handler.filter(|handler| !handler.blocks).map(|handler| handler.since)
+    }
+
+    /// Whether it was said that its handler runs for long. It won't be any more.
+    pub(super) fn leave_slow(&self) -> bool {
+        lock(&self.state).handler.take().is_some_and(|handler| handler.is_slow)
     }
 
     pub(super) fn renew_at(&self) -> Instant {
@@ -183,6 +231,18 @@ impl Active {
         self.back.notify_waiters();
     }
 
+    /// Nobody keeps it any more: whoever has it is to end it.
+    pub(super) fn abandon(&self) {
+        self.execution.tell(StopReason::ShuttingDown);
+        self.execution.drop_handler();
+        let state = &mut *lock(&self.state);
+        if matches!(state.job, Held::Renewing { .. }) {
+            // Whoever renewed it is gone as well.
+            state.job = Held::Gone;
+            self.back.notify_waiters();
+        }
+    }
+
     /// Returns what is due by now, and when to look again.
     pub(super) fn look(&self, times: &Times) -> (Option<Due>, Instant) {
         let state = &mut *lock(&self.state);
@@ -198,18 +258,42 @@ impl Active {
                 }
             }
             Phase::Running => {
-                let next = self.look_at_handler(state, times).unwrap_or(never);
-                if next > times.now {
-                    return self.look_at_lease(state, times, next);
+                if let Some(ran) = self.look_at_age(state, times.now) {
+                    return (Some(Due::Slow(ran)), times.now);
                 }
-                return match state.take() {
-                    Some(job) => (Some(Due::Stuck(job)), never),
-                    // It is being renewed.
-                    None => (None, times.now + DROPPED),
+                let mut next = self.look_at_handler(state, times).unwrap_or(never);
+                let give_up = if let Some(start_by) = state.start_by
+                    && start_by < next
+                {
+                    next = start_by;
+                    Due::NotStarted
+                } else {
+                    Due::Stuck
                 };
+                let warn_at = state.handler.as_ref().map_or(never, |handler| handler.warn_at);
+                if next > times.now {
+                    return self.look_at_lease(state, times, next.min(warn_at));
+                }
+                if let Held::Renewing { wanted } = &mut state.job {
+                    *wanted = true;
+                    self.wanted.notify_waiters();
+                    return (None, times.now);
+                }
+                return (state.take().map(give_up), never);
             }
         }
         self.look_at_lease(state, times, never)
+    }
+
+    /// For how long the handler has been running, if it is time to say so: from now on after twice as long each time.
+    fn look_at_age(&self, state: &mut State, now: Instant) -> Option<Duration> {
+        let handler = state.handler.as_mut().filter(|handler| handler.warn_at <= now)?;
+        let ran = now - handler.since;
+        handler.warn_at = now + ran.min(FAR);
+        if !std::mem::replace(&mut handler.is_slow, true) {
+            self.observe().slow();
+        }
+        Some(ran)
     }
 
     /// Tells the handler to end, and drops it when it hasn't in time. Returns when to look again; in the past if it is

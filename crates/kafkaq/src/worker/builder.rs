@@ -2,7 +2,8 @@
 
 use super::{
     Backoff, Options, WorkerReport,
-    context::Ctx,
+    context::{Ctx, Execution},
+    control::WorkerControl,
     exclusive::{Exclusive, LONGEST_SNOOZE},
     failure::IntoOutcome,
     handlers::{self, Handler},
@@ -10,12 +11,22 @@ use super::{
     layers::Layers,
     observe::Observe,
     run::{self, Settings, WorkerHandle},
+    share::{Set, Share},
     signals,
     typed::TaskType,
 };
 use crate::{Error, ErrorKind, Queue, Result};
-use std::{collections::HashMap, fmt, future::Future, ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    future::Future,
+    ops::RangeInclusive,
+    sync::Arc,
+    time::Duration,
+};
 
+/// Names the tasks that no handler is for, where a kind is named.
+const OTHERWISE: &str = "otherwise";
 const MAX_CONCURRENCY: usize = 100_000;
 /// Per second.
 const RATES: RangeInclusive<f64> = 0.001..=1_000_000.0;
@@ -23,7 +34,7 @@ const RATES: RangeInclusive<f64> = 0.001..=1_000_000.0;
 /// Settings and handlers of a worker: see [`Worker`](super::Worker).
 #[must_use = "a worker does nothing until it is started"]
 pub struct WorkerBuilder<S = ()> {
-    queue: Queue,
+    queues: Vec<(Queue, Share)>,
     state: Arc<S>,
     kinds: HashMap<String, (Handler<S>, Options)>,
     otherwise: Option<(Handler<S>, Options)>,
@@ -33,13 +44,14 @@ pub struct WorkerBuilder<S = ()> {
     timeout: Option<Duration>,
     threads: Option<usize>,
     settings: Settings,
+    control: WorkerControl,
     pub(super) layers: Layers,
 }
 
 impl WorkerBuilder {
     pub(super) fn new(queue: Queue) -> Self {
         WorkerBuilder {
-            queue,
+            queues: vec![(queue, Share::weight(1))],
             state: Arc::new(()),
             kinds: HashMap::new(),
             otherwise: None,
@@ -51,10 +63,13 @@ impl WorkerBuilder {
             settings: Settings {
                 concurrency: 64,
                 grace: Duration::from_secs(5),
+                per_second: None,
                 shutdown_limit: Duration::from_secs(30),
                 free_stuck_slots: false,
+                warn_after: None,
                 observer: None,
             },
+            control: WorkerControl::default(),
             layers: Layers::new(),
         }
     }
@@ -66,7 +81,7 @@ impl WorkerBuilder {
             (handler, options)
         };
         WorkerBuilder {
-            queue: self.queue,
+            queues: self.queues,
             state: Arc::new(state),
             kinds: self.kinds.into_iter().map(|(kind, entry)| (kind, stateless(entry))).collect(),
             otherwise: self.otherwise.map(stateless),
@@ -76,6 +91,7 @@ impl WorkerBuilder {
             timeout: self.timeout,
             threads: self.threads,
             settings: self.settings,
+            control: self.control,
             layers: self.layers,
         }
     }
@@ -151,9 +167,54 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         self
     }
 
-    /// How many tasks are executed at once. Default: 64.
+    /// Takes tasks from another queue as well. Handlers are for all queues of the worker; [`Ctx::queue`] tells which one a
+    /// task came from. While there are fewer tasks than places, any queue gets as many as it has tasks; otherwise they are
+    /// shared out by the [`Share`] of each.
+    ///
+    /// Leases, delays and limits of attempts are each queue's own, and so are [locks of keys](super#one-at-a-time-per-key).
+    /// The worker takes each queue for itself. When one of them ends, since its log or its store has failed for good, the
+    /// worker stops with that error: otherwise its tasks would wait unnoticed.
+    ///
+    /// ```
+    /// use kafkaq::{Queue, worker::{Ctx, Share, Worker}};
+    /// use std::time::Duration;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> kafkaq::Result<()> {
+    /// # let (logins, mails, reports) = (Queue::builder("logins"), Queue::builder("mails"), Queue::builder("reports"));
+    /// # let (logins, mails, reports) = (logins.build().await?, mails.build().await?, reports.build().await?);
+    /// let worker = Worker::builder(mails) // three of four places, ...
+    ///     .share(Share::weight(3))
+    ///     .queue(reports, Share::weight(1)) // ... one of four, ...
+    ///     .queue(logins, Share::priority(1)) // ... and before both of them
+    ///     .otherwise(async |ctx: Ctx| println!("{} of {}", ctx.id(), ctx.queue()));
+    /// # worker.start()?.stop_now();
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn queue(mut self, queue: Queue, share: Share) -> Self {
+        self.queues.push((queue, share));
+        self
+    }
+
+    /// The share of the queue that the worker was [begun](super::Worker::builder) with. Default: `Share::weight(1)`.
+    pub fn share(mut self, share: Share) -> Self {
+        if let Some((_, first)) = self.queues.first_mut() {
+            *first = share;
+        }
+        self
+    }
+
+    /// How many tasks are executed at once, of all queues. Default: 64.
     pub fn concurrency(mut self, n: usize) -> Self {
         self.settings.concurrency = n;
+        self
+    }
+
+    /// How many tasks are started per second, of all kinds and queues, evenly spaced. Those beyond it stay in their queues,
+    /// where other workers can take them. Default: no limit.
+    pub fn rate(mut self, per_second: f64) -> Self {
+        self.settings.per_second = Some(per_second);
         self
     }
 
@@ -190,6 +251,14 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         self
     }
 
+    /// After how long a running handler is named in the log, with its kind, task and attempt, and then each time that it has
+    /// been running for twice as long. It goes on; [`timeout`](WorkerBuilder::timeout) is what ends it. Default: ten
+    /// [leases](crate::QueueBuilder::lease_duration) of its queue, so ten minutes.
+    pub fn warn_after(mut self, warn_after: Duration) -> Self {
+        self.settings.warn_after = Some(warn_after);
+        self
+    }
+
     /// How many threads handlers run on. Default: as many as the machine has processors.
     ///
     /// They are the worker's own, so that a handler which blocks them all doesn't keep the queue from renewing its lease.
@@ -198,6 +267,13 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
     pub fn threads(mut self, n: usize) -> Self {
         self.threads = Some(n);
         self
+    }
+
+    /// Returns what pauses kinds of task while the worker runs, and resumes them. For whoever calls
+    /// [`run`](WorkerBuilder::run).
+    #[must_use]
+    pub fn control(&self) -> WorkerControl {
+        self.control.clone()
     }
 
     /// Is told of each execution that has ended, beside the report.
@@ -216,11 +292,11 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
     /// `Invalid` names the setting that makes no sense; `Unavailable` when the system gives no threads.
     pub fn start(mut self) -> Result<WorkerHandle> {
         let kinds = self.check()?;
-        run::start(self.queue, kinds, self.settings, self.threads)
+        run::start(self.queues, kinds, self.settings, self.threads, self.control)
     }
 
     /// Runs the worker until the process gets SIGINT or SIGTERM (elsewhere than on Unix: Ctrl-C). A second signal stops
-    /// it at once. The queue is shut down with it.
+    /// it at once. Its queues are shut down with it.
     ///
     /// *Cancel-safety:* when the future is dropped the worker stops in the background, as at a signal.
     ///
@@ -229,6 +305,26 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
     pub async fn run(self) -> Result<WorkerReport> {
         let running = self.start()?;
         signals::obey(running).await
+    }
+
+    fn check_queues(&self) -> Result<()> {
+        let refused = |what: String, advice: &'static str| {
+            Err(Error::not_applied(ErrorKind::Invalid, "start a worker").on(what).with_advice(advice))
+        };
+        if self.queues.len() > Set::MAX {
+            return refused(format!("{} queues", self.queues.len()), "A worker takes 64 at most");
+        }
+        let mut names = HashSet::new();
+        for (queue, share) in &self.queues {
+            share.check(queue.name())?;
+            if !names.insert(queue.name()) {
+                return refused(
+                    format!("two queues named `{}`", queue.name()),
+                    "Give each queue a name of its own",
+                );
+            }
+        }
+        Ok(())
     }
 
     fn check(&mut self) -> Result<Kinds> {
@@ -243,12 +339,21 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
                           its tasks one by one";
             return refused(format!("`{kind}`, batches that are exclusive by key"), advice);
         }
+        self.check_queues()?;
+        // Of several that have a first task at once, the higher priority is looked at first.
+        self.queues.sort_by_key(|(_, share)| share.by_priority());
         if self.kinds.is_empty() && self.otherwise.is_none() {
             return refused("no handler".into(), "Add one: `.on(handler)`");
         }
         if !(1..=MAX_CONCURRENCY).contains(&self.settings.concurrency) {
             let what = format!("a concurrency of {}", self.settings.concurrency);
             return refused(what, "A worker executes 1 to 100,000 tasks at a time");
+        }
+        if self.settings.warn_after == Some(Duration::ZERO) {
+            return refused("a warn_after of 0".into(), "Every handler would be named in the log");
+        }
+        if self.settings.per_second.is_some_and(|rate| !RATES.contains(&rate)) {
+            return refused("the worker".into(), "Its rate must be 0.001 to 1,000,000 per second");
         }
         if self.threads == Some(0) {
             return refused("0 threads".into(), "Handlers need at least one");
@@ -261,7 +366,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
             if let Some(what) = options.exclusive.as_ref().and_then(|by| by.check(kind)) {
                 return refused(what, "Give `exclusive_by` a function of the type that the handler takes");
             }
-            let max_delay = self.queue.max_delay();
+            let max_delay = self.queues.iter().map(|(queue, _)| queue.max_delay()).min().unwrap_or_default();
             if options.exclusive.is_some() && max_delay < LONGEST_SNOOZE {
                 let what = format!("`{kind}`, one at a time per key, with a max_delay of {max_delay:?}");
                 let advice = "A task whose key is busy is snoozed for up to 30 s: the queue's max_delay must be no less";
@@ -271,14 +376,23 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
                 return refused(format!("`{kind}`"), "Its rate must be 0.001 to 1,000,000 per second");
             }
         }
+        let mut names: Vec<_> = self.kinds.keys().map(String::as_str).collect();
+        if self.otherwise.is_some() && !self.kinds.contains_key(OTHERWISE) {
+            names.push(OTHERWISE);
+        }
+        self.control.know(&names)?;
         let layered = std::mem::replace(&mut self.layers, Layers::new()).build();
-        let exclusive = Arc::new(Exclusive::new(&self.queue, self.settings.concurrency));
+        // Half of all places at most wait for keys, over all queues.
+        let places = self.settings.concurrency / self.queues.len();
+        let exclusive =
+            self.queues.iter().map(|(queue, _)| Arc::new(Exclusive::new(queue, places))).collect::<Arc<_>>();
         let line = |name: &str, (handler, options): &(Handler<S>, Options)| {
             let (handler, state) = (handler.clone(), self.state.clone());
-            let observe = Observe::new(&self.queue, name);
-            let (observer, layered) = (observe.clone(), layered.clone());
+            let observe: Arc<_> = self.queues.iter().map(|(queue, _)| Observe::new(queue, name)).collect();
+            let (observers, layered) = (observe.clone(), layered.clone());
             let (exclusive, by) = (exclusive.clone(), options.exclusive.clone());
-            let handler = move |execution, version| {
+            let handler = move |execution: Arc<Execution>, version| {
+                let (observer, exclusive) = (&observers[execution.source], &exclusive[execution.source]);
                 let ctx = Ctx::new(execution, state.clone());
                 // Layers run inside the span, as the handler does. Neither begins before the task has its key.
                 let execute =
@@ -290,11 +404,13 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
             };
             let backoff = options.backoff.clone().unwrap_or_else(|| self.backoff.clone());
             let timeout = options.timeout.or(self.timeout);
-            Line::new(Kind::new(name, Box::new(handler), backoff, timeout, options, observe))
+            let switch = self.control.switch(name);
+            let kind = Kind::new(name, Box::new(handler), backoff, timeout, options, observe, switch);
+            Line::new(kind, options.per_second)
         };
         let nobody = (handlers::untyped(|_: Ctx<S>| async {}), Options::new());
         let mut lines: Vec<_> = self.kinds.iter().map(|(name, entry)| line(name, entry)).collect();
-        lines.push(line("otherwise", self.otherwise.as_ref().unwrap_or(&nobody)));
+        lines.push(line(OTHERWISE, self.otherwise.as_ref().unwrap_or(&nobody)));
         Ok(Kinds {
             named: self.kinds.keys().cloned().zip(0..).collect(),
             otherwise: lines.len() - 1,
@@ -307,7 +423,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
 impl<S> fmt::Debug for WorkerBuilder<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WorkerBuilder")
-            .field("queue", &self.queue)
+            .field("queues", &self.queues)
             .field("kinds", &self.kinds.keys())
             .field("concurrency", &self.settings.concurrency)
             .finish_non_exhaustive()

@@ -5,7 +5,7 @@ use super::{
     stop::{Signal, Stop},
     typed::TaskType,
 };
-use crate::{FailureRecord, Headers, Job, LeaseToken, TaskId, sync::lock};
+use crate::{FailureRecord, Headers, JobView, LeaseToken, TaskId, sync::lock};
 use bytes::Bytes;
 use std::{
     collections::HashMap,
@@ -24,60 +24,37 @@ pub struct Ctx<S = ()> {
     state: Arc<S>,
 }
 
-/// What is known of an execution before it begins.
-#[derive(Clone, Debug)]
-pub(crate) struct Facts {
-    pub(crate) task: crate::Task,
-    pub(crate) id: TaskId,
-    pub(crate) attempt: u32,
-    pub(crate) failures: u32,
-    pub(crate) history: Vec<FailureRecord>,
-    pub(crate) token: LeaseToken,
-    pub(crate) published: SystemTime,
-    pub(crate) deadline: SystemTime,
-}
-
-impl From<&Job> for Facts {
-    fn from(job: &Job) -> Self {
-        Facts {
-            task: job.task(),
-            id: job.id().clone(),
-            attempt: job.attempt(),
-            failures: job.failures(),
-            history: job.history(),
-            token: job.token(),
-            published: job.published(),
-            deadline: job.deadline(),
-        }
-    }
-}
-
 pub(super) struct Execution {
-    facts: Facts,
+    pub(super) job: JobView,
+    /// The queue's name.
+    queue: Arc<str>,
     /// In milliseconds since 1970. Renewals move it.
     deadline: AtomicU64,
     pub(super) signal: Signal,
+    /// The number of the queue that the task came from.
+    pub(super) source: usize,
     target: Target,
     /// How many tasks of each content the handler has enqueued.
     children: Mutex<HashMap<Uuid, u32>>,
 }
 
 impl Execution {
-    pub(super) fn new(facts: Facts, signal: Signal, target: Target) -> Self {
-        let deadline = AtomicU64::new(millis(facts.deadline));
-        Execution { facts, deadline, signal, target, children: Mutex::default() }
-    }
-
-    pub(super) fn id(&self) -> &TaskId {
-        &self.facts.id
-    }
-
-    pub(super) fn headers(&self) -> &Headers {
-        self.facts.task.headers()
-    }
-
-    pub(super) fn attempt(&self) -> u32 {
-        self.facts.attempt
+    pub(super) fn new(
+        job: JobView,
+        deadline: SystemTime,
+        queue: Arc<str>,
+        source: usize,
+        target: Target,
+    ) -> Self {
+        Execution {
+            job,
+            queue,
+            source,
+            deadline: AtomicU64::new(millis(deadline)),
+            signal: Signal::default(),
+            target,
+            children: Mutex::default(),
+        }
     }
 
     pub(super) fn renewed(&self, until: SystemTime) {
@@ -104,8 +81,8 @@ impl<S> Ctx<S> {
         self.stop.execution()
     }
 
-    fn facts(&self) -> &Facts {
-        &self.execution().facts
+    fn job(&self) -> &JobView {
+        &self.execution().job
     }
 
     /// What was given to [`WorkerBuilder::state`](super::WorkerBuilder::state).
@@ -117,55 +94,61 @@ impl<S> Ctx<S> {
     /// The task's id.
     #[must_use]
     pub fn id(&self) -> &TaskId {
-        self.execution().id()
+        self.job().id()
+    }
+
+    /// The name of the queue that the task came from.
+    #[must_use]
+    pub fn queue(&self) -> &str {
+        &self.execution().queue
     }
 
     /// The payload as it was published.
     #[must_use]
     pub fn payload(&self) -> &Bytes {
-        self.facts().task.payload()
+        self.job().payload()
     }
 
     /// The task's key.
     #[must_use]
     pub fn key(&self) -> Option<&Bytes> {
-        self.facts().task.key()
+        self.job().key()
     }
 
     /// The task's headers, without kafkaq's own.
     #[must_use]
     pub fn headers(&self) -> &Headers {
-        self.facts().task.headers()
+        self.job().headers()
     }
 
-    /// Which hand-out of the task this is, from 1: see [`Job::attempt`].
+    /// Which hand-out of the task this is, from 1: see [`JobView::attempt`].
     #[must_use]
     pub fn attempt(&self) -> u32 {
-        self.facts().attempt
+        self.job().attempt()
     }
 
-    /// How many earlier executions have failed: see [`Job::failures`].
+    /// How many earlier executions have failed: see [`JobView::failures`].
     #[must_use]
     pub fn failures(&self) -> u32 {
-        self.facts().failures
+        self.job().failures()
     }
 
     /// The last of these failures, oldest first: five at the most.
     #[must_use]
-    pub fn history(&self) -> &[FailureRecord] {
-        &self.facts().history
+    pub fn history(&self) -> Vec<FailureRecord> {
+        self.job().history()
     }
 
     /// The token of this execution's lease: see [`LeaseToken`] for what to store with it.
     #[must_use]
     pub fn token(&self) -> LeaseToken {
-        self.facts().token
+        self.job().token()
     }
 
     /// When the task was published first.
     #[must_use]
     pub fn published(&self) -> SystemTime {
-        self.facts().published
+        self.job().published()
     }
 
     /// Until when the lease holds. The worker renews it while the handler runs.
@@ -180,7 +163,7 @@ impl<S> Ctx<S> {
         &self.stop
     }
 
-    /// Begins to publish a task that follows from this one. Its id is made of this task's id, its kind and its payload, so
+    /// Begins to publish a task that follows from this one, to the queue that this one came from. Its id is made of this task's id, its kind and its payload, so
     /// a handler that runs twice publishes it once, for as long as an id is [remembered](crate::QueueBuilder::done_retention).
     /// Several that are equal are counted, so they are several.
     ///
@@ -198,14 +181,14 @@ impl<S> Ctx<S> {
 impl Execution {
     /// The id of a task that the handler enqueues.
     fn child_id(&self, kind: &str, payload: &[u8]) -> Option<TaskId> {
-        let content = content_hash(&[self.id().as_str().as_bytes(), kind.as_bytes(), payload]);
+        let content = content_hash(&[self.job.id().as_str().as_bytes(), kind.as_bytes(), payload]);
         let n = {
             let mut children = lock(&self.children);
             let n = children.entry(content).or_default();
             *n += 1;
             *n
         };
-        child_id(self.id(), content, n)
+        child_id(self.job.id(), content, n)
     }
 }
 
@@ -248,17 +231,8 @@ pub(super) mod tests {
 
     #[cfg(feature = "testing")]
     pub(in crate::worker) fn execution() -> Execution {
-        let facts = Facts {
-            task: crate::Task::new("payload"),
-            id: TaskId::new("task").unwrap(),
-            attempt: 1,
-            failures: 0,
-            history: Vec::new(),
-            token: LeaseToken { process: [1; 16], number: 1 },
-            published: UNIX_EPOCH,
-            deadline: UNIX_EPOCH,
-        };
-        Execution::new(facts, Signal::new(None), Target::Collected(Default::default()))
+        let job = crate::testing::MadeUp::new(crate::Task::new("payload")).job();
+        Execution::new(job, UNIX_EPOCH, "queue".into(), 0, Target::Collected(Default::default()))
     }
 
     #[test]

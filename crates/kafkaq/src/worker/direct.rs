@@ -1,15 +1,20 @@
 //! Executions without a queue, for [`testing`](crate::testing).
 
 use super::{
-    context::{Ctx, Execution, Facts},
+    context::{Ctx, Execution},
     enqueue::Target,
     failure::{IntoOutcome, Outcome},
     handlers::{self, Ended, Executing},
     headers, panics,
-    stop::{Signal, Stop},
+    stop::Stop,
     typed::TaskType,
 };
-use crate::{Headers, Result, Task, TaskId, once_per::Window, sync::lock, testing::suspend};
+use crate::{
+    Headers, Result, Task, TaskId,
+    once_per::Window,
+    sync::lock,
+    testing::{MadeUp, suspend},
+};
 use kafkaq_core::Wall;
 use std::{
     future::Future,
@@ -66,8 +71,9 @@ impl<S: Send + Sync + 'static> Handler<S> {
         Handler(handlers::typed(handler), T::VERSION)
     }
 
-    pub(crate) fn execute(&self, facts: Facts, state: Arc<S>, enqueued: Collected) -> (Handling, Stop) {
-        let execution = Arc::new(Execution::new(facts, Signal::new(None), Target::Collected(enqueued)));
+    pub(crate) fn execute(&self, made_up: MadeUp, state: Arc<S>, enqueued: Collected) -> (Handling, Stop) {
+        let (job, deadline, target) = (made_up.job(), made_up.deadline(), Target::Collected(enqueued));
+        let execution = Arc::new(Execution::new(job, deadline, made_up.queue, 0, target));
         let stop = Stop::new(execution.clone());
         let handling = (self.0)(Ctx::new(execution, state), self.1);
         let handling = Box::pin(async move {

@@ -9,7 +9,7 @@ use super::{
     handlers::{Ended, Executing},
     panics, typed,
 };
-use crate::{KeyGuard, KeyLocks, Queue, sync::lock};
+use crate::{JobView, KeyGuard, KeyLocks, Queue, sync::lock};
 use bytes::Bytes;
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -34,16 +34,15 @@ pub(super) enum KeyOf {
     Payload(&'static str, Arc<FromPayload>),
 }
 
-/// From the version of the payload and its bytes. `None` if they can't be decoded.
-type FromPayload = dyn Fn(u16, &[u8]) -> Option<Bytes> + Send + Sync;
+/// From the version of the payload and the job. `None` if they can't be decoded.
+type FromPayload = dyn Fn(u16, &JobView) -> Option<Bytes> + Send + Sync;
 
 impl KeyOf {
     pub(super) fn payload<T: TaskType, K: Into<Bytes>>(
         key: impl Fn(&T) -> K + Send + Sync + 'static,
     ) -> Self {
-        let key = move |version, payload: &[u8]| {
-            typed::decode::<T>(version, payload).ok().map(|task| key(&task).into())
-        };
+        let key =
+            move |version, job: &JobView| typed::decode::<T>(version, job).ok().map(|task| key(&task).into());
         KeyOf::Payload(T::KIND, Arc::new(key))
     }
 
@@ -145,7 +144,7 @@ impl Exclusive {
         let key = match &by {
             KeyOf::Task => ctx.key().cloned(),
             KeyOf::Payload(_, key) => {
-                panics::caught_blocking(|| key(version, ctx.payload())).map_err(Ended::Panicked)?
+                panics::caught_blocking(|| key(version, &ctx.execution().job)).map_err(Ended::Panicked)?
             }
         };
         let Some(key) = key else { return Ok(None) };

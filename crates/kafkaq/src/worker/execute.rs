@@ -1,4 +1,4 @@
-//! One execution on the threads of the handlers: the handler runs, and the queue is told what became of its task.
+//! One execution: its handler runs on the threads of the handlers, and then the queue is told what became of the task.
 
 use super::{
     Backoff,
@@ -21,6 +21,9 @@ use tokio::time::Instant;
 /// The reason of the dead letter.
 const EXPIRED: &str = "expired before it was started";
 
+/// A handler runs for long after so many leases.
+const SLOW_LEASES: u32 = 10;
+
 /// What is to become of the task.
 enum Verdict {
     Outcome(Outcome),
@@ -42,11 +45,10 @@ impl Verdict {
     }
 }
 
-/// An execution that has begun.
+/// An execution whose turn has come.
 pub(super) struct Begun {
     shared: Arc<Shared>,
     active: Arc<Active>,
-    /// Its end was decided.
     has_ended: bool,
 }
 
@@ -55,30 +57,32 @@ impl Begun {
         Begun { shared, active, has_ended: false }
     }
 
-    /// Runs the handler, and tells the queue what became of the task.
+    /// Runs the handler, and has the queue told what became of the task.
     pub(super) async fn run(self) {
         let execution = &self.active.execution;
         let version = match &self.active.version {
             Ok(version) => *version,
             Err(why) => {
                 let reject = Verdict::Outcome(Outcome::Reject(why.clone()));
-                return self.end(|_, _| reject).await;
+                return self.end(|_, _| reject);
             }
         };
         // Once it was handed out it may have been started.
-        if execution.attempt() == 1
-            && let Some(expired) = headers::expired(execution.headers(), system_now())
+        if execution.job.attempt() == 1
+            && let Some(expired) = headers::expired(execution.job.headers(), system_now())
         {
-            self.active.kind.observe.expired(expired);
-            return self.end(|_, _| Verdict::Expired(expired)).await;
+            self.active.observe().expired(expired);
+            return self.end(move |_, _| Verdict::Expired(expired));
         }
         match (self.active.kind.execute)(execution.clone(), version) {
             Executing::Async(handler) => {
-                self.handler_starts();
+                if !self.starts(false) {
+                    return self.handler_ended(None);
+                }
                 let told = async {
                     tokio::select! {
                         () = execution.dropped() => return,
-                        () = execution.lease_lost() => {}
+                        _ = execution.stop_requested(StopReason::means_lost) => {}
                     }
                     // From now on the handler has its grace.
                     self.shared.keeper.look_at(Instant::now());
@@ -89,41 +93,52 @@ impl Begun {
                     ended = handler => Some(ended),
                     () = told => None,
                 };
-                self.handler_ended(ended).await;
+                self.handler_ended(ended);
             }
             Executing::Blocking(handler) => {
-                let threads = tokio::runtime::Handle::current();
-                threads.clone().spawn_blocking(move || {
-                    self.handler_starts();
-                    let ended = (!self.active.execution.is_dropped()).then(handler);
-                    threads.spawn(self.handler_ended(ended));
+                tokio::task::spawn_blocking(move || {
+                    let ended = self.starts(true).then(handler);
+                    self.handler_ended(ended);
                 });
             }
         }
     }
 
-    fn handler_starts(&self) {
-        if let Some(at) = self.active.handler_starts() {
+    /// Has the task executed later, since its kind is paused.
+    pub(super) fn put_off(self, delay: Duration) {
+        self.end(move |_, _| Verdict::Outcome(Outcome::Snooze(delay)));
+    }
+
+    /// Whether the handler may start.
+    fn starts(&self, blocks: bool) -> bool {
+        let warn_after = self.shared.settings.warn_after;
+        let warn_after = warn_after.unwrap_or_else(|| SLOW_LEASES * self.shared.source(&self.active).lease);
+        let look_at = self.active.handler_starts(warn_after, blocks);
+        if let Some(at) = look_at {
             self.shared.keeper.look_at(at);
         }
+        look_at.is_some()
     }
 
-    async fn handler_ended(self, ended: Option<Ended>) {
-        self.end(|shared, active| judge(shared, active, ended)).await;
+    fn handler_ended(self, ended: Option<Ended>) {
+        self.end(|shared, active| judge(shared, active, ended));
     }
 
-    async fn end(mut self, decide: impl FnOnce(&Shared, &Active) -> Verdict) {
-        let (shared, active) = (&self.shared, &self.active);
-        active.handler_ended();
-        // Still under its lease: whoever confirms may have to wait for the store.
-        let permit = shared.confirming.acquire().await;
-        shared.free(active);
+    /// Where the queue lives, since other handlers may block these threads.
+    fn end(mut self, decide: impl FnOnce(&Shared, &Active) -> Verdict + Send + 'static) {
         self.has_ended = true;
-        // Otherwise it was taken for stuck, and the keeper has ended it.
-        if let Some(job) = active.take().await {
-            end(shared, active, job, decide(shared, active)).await;
-        }
-        drop(permit);
+        self.active.handler_ended();
+        let (shared, active) = (self.shared.clone(), self.active.clone());
+        self.shared.threads.here().spawn(async move {
+            // Still under its lease: whoever confirms may have to wait for the store.
+            let permit = shared.confirming.acquire().await;
+            shared.free(&active);
+            // Otherwise the keeper has given it up before.
+            if let Some(job) = active.take().await {
+                end(&shared, &active, job, decide(&shared, &active)).await;
+            }
+            drop(permit);
+        });
     }
 }
 
@@ -131,10 +146,8 @@ impl Begun {
 impl Drop for Begun {
     fn drop(&mut self) {
         if !self.has_ended {
-            // Tried once: the runtime may be gone.
-            let again = Begun { shared: self.shared.clone(), active: self.active.clone(), has_ended: true };
-            let ended = Ended::Panicked("the handler panicked when it was dropped".to_owned());
-            self.shared.threads.here().spawn(again.handler_ended(Some(ended)));
+            let again = Begun::new(self.shared.clone(), self.active.clone());
+            again.handler_ended(Some(Ended::Panicked("the handler panicked when it was dropped".to_owned())));
         }
     }
 }
@@ -148,6 +161,11 @@ pub(super) async fn end_unfinished(shared: &Shared, active: &Active, job: Job) {
     }
 }
 
+/// Gives a task back whose handler has not started.
+pub(super) async fn release(shared: Arc<Shared>, active: Arc<Active>, job: Job) {
+    end(&shared, &active, job, Verdict::Release).await;
+}
+
 /// Gives a task back whose execution has not begun.
 pub(super) async fn give_back(shared: Arc<Shared>, active: Arc<Active>) {
     let permit = shared.confirming.acquire().await;
@@ -159,9 +177,19 @@ pub(super) async fn give_back(shared: Arc<Shared>, active: Arc<Active>) {
 
 /// Lets a job go that was lost before its execution began, or whose handler doesn't end.
 pub(super) fn lose(shared: &Shared, active: &Active, job: Job) {
+    let _close = Close(shared, active);
     tell(active, &Verdict::Lost);
     drop(job);
-    shared.ended(active, Ending::Lost, None);
+    shared.count(active, Ending::Lost, None);
+}
+
+/// The keeper forgets an execution when this is dropped, whatever panics before.
+struct Close<'a>(&'a Shared, &'a Active);
+
+impl Drop for Close<'_> {
+    fn drop(&mut self) {
+        self.0.keeper.close(self.1);
+    }
 }
 
 /// What becomes of a task whose handler has ended like this; `None` if it was dropped, or doesn't end.
@@ -169,7 +197,7 @@ fn judge(shared: &Shared, active: &Active, ended: Option<Ended>) -> Verdict {
     let told = active.execution.stop_reason();
     if told == Some(StopReason::TimedOut) {
         shared.counters.timed_out.fetch_add(1, Relaxed);
-        active.kind.observe.timed_out();
+        active.observe().timed_out();
     }
     let failed = |reason| Verdict::Outcome(Outcome::Retry { delay: None, reason });
     match (ended, told) {
@@ -182,22 +210,22 @@ fn judge(shared: &Shared, active: &Active, ended: Option<Ended>) -> Verdict {
         (Some(Ended::Returned(outcome)), _) => Verdict::Outcome(outcome),
         (Some(Ended::Panicked(told)), _) => {
             shared.counters.panicked.fetch_add(1, Relaxed);
-            active.kind.observe.panicked();
+            active.observe().panicked();
             failed(told)
         }
         (None, Some(StopReason::ShuttingDown)) => Verdict::Release,
         (None, Some(StopReason::TimedOut)) => {
             failed(format!("timed out after {:?}", active.kind.timeout.unwrap_or_default()))
         }
-        // The runtime of the handlers is gone.
+        // It was given up before it started.
         (None, None) => Verdict::Release,
     }
 }
 
 /// What an operator should see.
 fn tell(active: &Active, verdict: &Verdict) {
-    let execution = &active.execution;
-    let (task, kind, attempt) = (execution.id(), &*active.kind.name, execution.attempt());
+    let job = &active.execution.job;
+    let (task, kind, attempt) = (job.id(), &*active.kind.name, job.attempt());
     match verdict {
         Verdict::Outcome(Outcome::Reject(reason)) => {
             tracing::warn!(target: "kafkaq", %task, kind, attempt, reason, "a task was rejected");
@@ -214,7 +242,9 @@ fn tell(active: &Active, verdict: &Verdict) {
 }
 
 async fn end(shared: &Shared, active: &Active, job: Job, verdict: Verdict) {
+    let _close = Close(shared, active);
     tell(active, &verdict);
+    let max_delay = shared.source(active).max_delay;
     let reason = shared.settings.observer.as_ref().and_then(|_| verdict.reason());
     let (asked, ending) = match verdict {
         Verdict::Lost if job.is_lost() => {
@@ -230,16 +260,14 @@ async fn end(shared: &Shared, active: &Active, job: Job, verdict: Verdict) {
         Verdict::Expired(Expired::Dropped) => (job.done().await, Ending::Expired),
         Verdict::Expired(Expired::Dead) => (job.reject(EXPIRED).await, Ending::DeadLettered),
         Verdict::Outcome(Outcome::Done) => (job.done().await, Ending::Done),
-        Verdict::Outcome(Outcome::Snooze(delay)) => {
-            (job.snooze(delay.min(shared.max_delay)).await, Ending::Snoozed)
-        }
+        Verdict::Outcome(Outcome::Snooze(delay)) => (job.snooze(delay.min(max_delay)).await, Ending::Snoozed),
         Verdict::Outcome(Outcome::Reject(reason)) => (job.reject(reason).await, Ending::DeadLettered),
         Verdict::Outcome(Outcome::Retry { delay, reason }) => {
             let after = backoff(active, job.failures() + 1, &reason);
             match (after, delay) {
                 (None, _) => (job.reject(reason).await, Ending::DeadLettered),
                 (Some(after), delay) => {
-                    match job.retry(delay.unwrap_or(after).min(shared.max_delay), reason).await {
+                    match job.retry(delay.unwrap_or(after).min(max_delay), reason).await {
                         Ok(RetryOutcome::DeadLettered) => (Ok(()), Ending::DeadLettered),
                         outcome => (outcome.map(drop), Ending::Retried),
                     }
@@ -247,7 +275,7 @@ async fn end(shared: &Shared, active: &Active, job: Job, verdict: Verdict) {
             }
         }
     };
-    shared.ended(active, confirmed(active.execution.id(), asked, ending), reason);
+    shared.count(active, confirmed(active.execution.job.id(), asked, ending), reason);
 }
 
 /// A backoff of the user's own may panic.

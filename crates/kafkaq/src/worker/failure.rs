@@ -121,26 +121,30 @@ pub(super) fn chain(error: &(dyn StdError + 'static)) -> String {
 /// What a handler may return.
 #[diagnostic::on_unimplemented(
     message = "a handler can't return `{Self}`",
-    label = "this is no outcome of a task",
-    note = "return `Result<(), Failure>` (any error becomes a `Failure` through `?`), `Outcome`, or nothing"
+    label = "its handler returns what is no outcome of a task",
+    note = "return `Result<(), Failure>` (any error becomes a `Failure` through `?`), `Outcome`, or nothing; and \
+            give an `async` function to `on`, not to `on_blocking`"
 )]
 pub trait IntoOutcome {
     /// Returns what becomes of the task.
     fn into_outcome(self) -> Outcome;
 }
 
+#[diagnostic::do_not_recommend]
 impl IntoOutcome for Outcome {
     fn into_outcome(self) -> Outcome {
         self
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl IntoOutcome for () {
     fn into_outcome(self) -> Outcome {
         Outcome::Done
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<T: IntoOutcome> IntoOutcome for Result<T, Failure> {
     fn into_outcome(self) -> Outcome {
         self.map_or_else(|failure| failure.0, T::into_outcome)

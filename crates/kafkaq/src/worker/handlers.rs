@@ -39,7 +39,7 @@ where
     Arc::new(move |ctx, version| {
         let handler = handler.clone();
         execute(async move {
-            match typed::decode(version, ctx.payload()) {
+            match typed::decode(version, &ctx.execution().job) {
                 Ok(task) => handler(ctx, task).await.into_outcome(),
                 Err(reason) => Outcome::Reject(reason),
             }
@@ -84,7 +84,7 @@ where
     Arc::new(move |ctx: Ctx<S>, version| {
         let handler = handler.clone();
         Executing::Blocking(Box::new(move || {
-            let run = || match typed::decode(version, ctx.payload()) {
+            let run = || match typed::decode(version, &ctx.execution().job) {
                 Ok(task) => handler(ctx, task).into_outcome(),
                 Err(reason) => Outcome::Reject(reason),
             };
@@ -106,7 +106,7 @@ where
     Arc::new(move |ctx: Ctx<S>, version| {
         let batches = batches.clone();
         Executing::Async(Box::pin(async move {
-            match panics::caught_blocking(|| typed::decode(version, ctx.payload())) {
+            match panics::caught_blocking(|| typed::decode(version, &ctx.execution().job)) {
                 Ok(Ok(task)) => batches.execute(ctx, task).await,
                 Ok(Err(reason)) => Ended::Returned(Outcome::Reject(reason)),
                 Err(told) => Ended::Panicked(told),

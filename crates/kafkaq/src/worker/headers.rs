@@ -7,6 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub(super) const KIND_HEADER: &str = "task-kind";
 /// The version of its payload, in decimal digits; 1 if it is missing.
 pub(super) const VERSION_HEADER: &str = "task-version";
+/// The format of its payload: [`Format::name`](super::Format::name); `json` if it is missing.
+pub(super) const FORMAT_HEADER: &str = "task-format";
 /// After which time it is not started any more, in milliseconds since 1970.
 pub(super) const EXPIRES_HEADER: &str = "task-expires-ms";
 /// What becomes of it then: `dead` sends it to the dead letters; otherwise it is dropped.
@@ -25,6 +27,11 @@ pub(super) fn kind(headers: &Headers) -> Option<(&str, Result<u16, &str>)> {
         None => Ok(1),
     };
     Some((kind, version))
+}
+
+/// The format of a payload.
+pub(super) fn format(headers: &Headers) -> &str {
+    text(headers, FORMAT_HEADER).unwrap_or(super::Format::Json.name())
 }
 
 /// What becomes of a task that was not started in time.

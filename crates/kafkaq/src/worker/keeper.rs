@@ -10,9 +10,10 @@ use super::{
 use crate::{Job, JobError, driver::FAR, sync::lock};
 use slab::Slab;
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
     pin::pin,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::Ordering::SeqCst},
     time::Duration,
 };
 use tokio::{
@@ -20,8 +21,9 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// Between two looks at all executions.
+/// Between two looks at all executions, and for so many times as long as a look takes.
 const PAUSE: Duration = Duration::from_millis(5);
+const SHARE: u32 = 10;
 
 /// All executions whose end is not confirmed yet.
 #[derive(Default)]
@@ -91,8 +93,24 @@ impl Keeper {
             next = next.min(at);
             all_due.extend(due.map(|due| (active.clone(), due)));
         }
-        open.planned = Some(next.max(times.now + PAUSE));
+        let now = Instant::now();
+        open.planned = Some(next.max(now + PAUSE.max(SHARE * now.duration_since(times.now))));
         all_due
+    }
+
+    /// The handlers on the threads for those that don't block, for people.
+    pub(super) fn on_threads(&self) -> String {
+        let mut kinds = BTreeMap::<String, (usize, Instant)>::new();
+        for (_, active) in &lock(&self.open).all {
+            if let Some(since) = active.on_thread_since() {
+                let (n, oldest) = kinds.entry(active.kind.name.clone()).or_insert((0, since));
+                (*n, *oldest) = (*n + 1, since.min(*oldest));
+            }
+        }
+        let told = kinds
+            .iter()
+            .map(|(kind, (n, oldest))| format!("{n} of `{kind}` for up to {:.1?}", oldest.elapsed()));
+        told.collect::<Vec<_>>().join(", ")
     }
 
     fn planned(&self) -> Instant {
@@ -100,8 +118,18 @@ impl Keeper {
     }
 }
 
+/// When the queue's runtime ends before the worker, nobody renews leases any more.
+struct Abandon<'a>(&'a Keeper);
+
+impl Drop for Abandon<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.open).all.iter().for_each(|(_, active)| active.abandon());
+    }
+}
+
 /// Keeps the worker's executions.
 pub(super) async fn keep(shared: Arc<Shared>) -> Infallible {
+    let _abandon = Abandon(&shared.keeper);
     let mut stopping = shared.stopping.subscribe();
     loop {
         let times = Times {
@@ -113,9 +141,18 @@ pub(super) async fn keep(shared: Arc<Shared>) -> Infallible {
             let shared = shared.clone();
             match due {
                 Due::Renew(job) => drop(tokio::spawn(renew(shared, active, job))),
+                Due::Slow(ran) => tell_slow(&shared, &active, ran),
                 Due::Stuck(job) => drop(tokio::spawn(end_stuck(shared, active, job))),
+                Due::NotStarted(job) => {
+                    tracing::warn!(
+                        target: "kafkaq", kind = active.kind.name, task = %active.execution.job.id(),
+                        "all threads of the handlers are blocked; a task that could not start is given back"
+                    );
+                    drop(tokio::spawn(execute::release(shared, active, job)));
+                }
                 Due::LostInLine(job) => {
                     execute::lose(&shared, &active, job);
+                    shared.lost_in_line.store(true, SeqCst);
                     shared.room.notify_one();
                 }
             }
@@ -131,13 +168,20 @@ pub(super) async fn keep(shared: Arc<Shared>) -> Infallible {
     }
 }
 
+fn tell_slow(shared: &Shared, active: &Active, ran: Duration) {
+    let (execution, queue) = (&active.execution, &*shared.source(active).name);
+    let (task, kind, attempt) = (execution.job.id(), &*active.kind.name, execution.job.attempt());
+    tracing::warn!(target: "kafkaq", queue, kind, %task, attempt, ?ran, "a handler runs for long");
+}
+
 async fn renew(shared: Arc<Shared>, active: Arc<Active>, mut job: Job) {
-    let next = Instant::now() + shared.lease / 3;
+    let lease = shared.source(&active).lease;
+    let next = Instant::now() + lease / 3;
     tokio::select! {
         biased;
         // Its end comes first.
         () = active.wanted() => {}
-        renewed = job.extend(shared.lease) => match renewed {
+        renewed = job.extend(lease) => match renewed {
             Ok(()) => active.execution.renewed(job.deadline()),
             Err(JobError::LeaseLost(why)) => active.execution.tell(StopReason::of(why)),
             Err(error) => {
@@ -154,7 +198,7 @@ async fn renew(shared: Arc<Shared>, active: Arc<Active>, mut job: Job) {
 async fn end_stuck(shared: Arc<Shared>, active: Arc<Active>, job: Job) {
     let reason = active.execution.stop_reason();
     tracing::warn!(
-        target: "kafkaq", kind = active.kind.name, task = %active.execution.id(), ?reason,
+        target: "kafkaq", kind = active.kind.name, task = %active.execution.job.id(), ?reason,
         "a handler blocks its thread and can't be stopped; its lease is let go"
     );
     if shared.settings.free_stuck_slots {

@@ -1,6 +1,9 @@
 //! The kinds of task that a worker knows, and how many of each it executes.
 
-use super::{Backoff, Options, active::Active, context::Execution, handlers::Executing, observe::Observe};
+use super::{
+    Backoff, Options, active::Active, context::Execution, control::Switch, handlers::Executing,
+    observe::Observe, pace::Pace,
+};
 use crate::Headers;
 use std::{
     collections::{HashMap, VecDeque},
@@ -13,9 +16,6 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// How far behind its rate a kind may be and still come up with it.
-const LATE: Duration = Duration::from_millis(100);
-
 type Execute = Box<dyn Fn(Arc<Execution>, u16) -> Executing + Send + Sync>;
 
 pub(super) struct Kind {
@@ -23,10 +23,10 @@ pub(super) struct Kind {
     pub(super) execute: Execute,
     pub(super) backoff: Backoff,
     pub(super) timeout: Option<Duration>,
-    pub(super) observe: Observe,
+    /// For each queue.
+    pub(super) observe: Arc<[Observe]>,
+    pub(super) switch: Arc<Switch>,
     concurrency: usize,
-    /// Between two starts.
-    spacing: Option<Duration>,
     running: AtomicUsize,
 }
 
@@ -37,7 +37,8 @@ impl Kind {
         backoff: Backoff,
         timeout: Option<Duration>,
         options: &Options,
-        observe: Observe,
+        observe: Arc<[Observe]>,
+        switch: Arc<Switch>,
     ) -> Self {
         Kind {
             name: name.to_owned(),
@@ -45,10 +46,15 @@ impl Kind {
             backoff,
             timeout,
             observe,
+            switch,
             concurrency: options.concurrency.unwrap_or(usize::MAX),
-            spacing: options.per_second.map(|rate| Duration::from_secs_f64(1.0 / rate)),
             running: AtomicUsize::new(0),
         }
+    }
+
+    /// An execution begins, whatever the limits are.
+    pub(super) fn begin(&self) {
+        self.running.fetch_add(1, SeqCst);
     }
 
     /// An execution has ended.
@@ -66,15 +72,14 @@ impl fmt::Debug for Kind {
 /// A kind, and those of its executions that wait for their turn.
 pub(super) struct Line {
     kind: Arc<Kind>,
-    /// When the next one may start.
-    next: Option<Instant>,
+    pace: Pace,
     /// Oldest first.
     waiting: VecDeque<Arc<Active>>,
 }
 
 impl Line {
-    pub(super) fn new(kind: Kind) -> Self {
-        Line { kind: Arc::new(kind), next: None, waiting: VecDeque::new() }
+    pub(super) fn new(kind: Kind, per_second: Option<f64>) -> Self {
+        Line { kind: Arc::new(kind), pace: Pace::new(per_second), waiting: VecDeque::new() }
     }
 
     pub(super) fn kind(&self) -> &Arc<Kind> {
@@ -83,7 +88,11 @@ impl Line {
 
     /// Whether an execution may begin at once. It counts as running then.
     pub(super) fn begin(&mut self, now: Instant) -> bool {
-        self.waiting.is_empty() && self.has_room(now)
+        let begins = self.waiting.is_empty() && self.has_room(now);
+        if begins {
+            self.start(now);
+        }
+        begins
     }
 
     /// Has an execution wait for its turn.
@@ -91,27 +100,37 @@ impl Line {
         self.waiting.push_back(active);
     }
 
-    fn has_room(&mut self, now: Instant) -> bool {
+    fn has_room(&self, now: Instant) -> bool {
         // Only the dispatcher makes it more.
-        if self.kind.running.load(SeqCst) >= self.kind.concurrency || self.next.is_some_and(|next| next > now)
-        {
-            return false;
-        }
-        self.kind.running.fetch_add(1, SeqCst);
-        // A timer that is late is made up for.
-        let late = now.checked_sub(LATE).unwrap_or(now);
-        self.next = self.kind.spacing.map(|spacing| self.next.map_or(now, |next| next.max(late)) + spacing);
-        true
+        self.kind.running.load(SeqCst) < self.kind.concurrency && self.pace.allows(now) > 0
+    }
+
+    fn start(&mut self, now: Instant) {
+        self.kind.begin();
+        self.pace.started(1, now);
     }
 
     /// The next execution whose turn it is. It counts as running.
     pub(super) fn advance(&mut self, now: Instant) -> Option<Arc<Active>> {
-        // Whoever has lost its lease waits no more.
-        self.waiting.retain(|active| !active.is_over());
-        if self.waiting.is_empty() || !self.has_room(now) {
-            return None;
+        while self.has_room(now)
+            && let Some(active) = self.waiting.pop_front()
+        {
+            if !active.is_over() {
+                self.start(now);
+                return Some(active);
+            }
         }
-        self.waiting.pop_front()
+        None
+    }
+
+    /// Forgets those that have lost their leases.
+    pub(super) fn prune(&mut self) {
+        self.waiting.retain(|active| !active.is_over());
+    }
+
+    /// Keeps those in line that it says.
+    pub(super) fn retain(&mut self, keep: impl FnMut(&Arc<Active>) -> bool) {
+        self.waiting.retain(keep);
     }
 
     pub(super) fn waiting(&self) -> usize {
@@ -120,7 +139,7 @@ impl Line {
 
     /// When to look again at the latest, whatever ends meanwhile.
     pub(super) fn next(&self, now: Instant) -> Option<Instant> {
-        self.next.filter(|next| *next > now && !self.waiting.is_empty())
+        self.pace.next(now).filter(|_| !self.waiting.is_empty())
     }
 
     /// All that wait.

@@ -90,12 +90,14 @@ mod backoff;
 mod batch;
 mod builder;
 mod context;
+mod control;
 #[cfg(feature = "testing")]
 pub(crate) mod direct;
 mod enqueue;
 mod exclusive;
 mod execute;
 mod failure;
+mod format;
 mod handlers;
 mod headers;
 mod keeper;
@@ -107,38 +109,46 @@ mod layers;
 mod layers;
 mod observe;
 mod options;
+mod pace;
 mod panics;
+mod queues;
 mod report;
 mod run;
+mod share;
 mod signals;
 mod stop;
 mod typed;
+mod watchdog;
 
 pub use backoff::Backoff;
 pub use builder::WorkerBuilder;
 pub use context::Ctx;
+pub use control::WorkerControl;
 pub use enqueue::Enqueue;
 pub use failure::{BoxError, Failure, IntoOutcome, Outcome, ResultExt};
+pub use format::Format;
 #[cfg(feature = "tower")]
 pub use layers::{BoxContext, BoxHandler, BoxHandling};
 pub use options::Options;
 pub use report::WorkerReport;
 pub use run::WorkerHandle;
+pub use share::Share;
 pub use stop::{Stop, StopReason};
 pub use typed::TaskType;
 
 pub(crate) use report::Ending;
 #[cfg(feature = "testing")]
-pub(crate) use {context::Facts, report::Finished};
+pub(crate) use report::Finished;
 
 use crate::Queue;
 
-/// Executes the tasks of a queue by handlers: see the [module](self).
+/// Executes the tasks of one or more queues by handlers: see the [module](self).
 #[derive(Debug)]
 pub struct Worker(());
 
 impl Worker {
-    /// Begins to set up a worker. It takes the queue for itself: when the worker stops, the queue is shut down.
+    /// Begins to set up a worker. It takes the queue for itself: when the worker stops, the queue is shut down. It may take
+    /// [others](WorkerBuilder::queue), too.
     pub fn builder(queue: Queue) -> WorkerBuilder {
         WorkerBuilder::new(queue)
     }

@@ -30,6 +30,16 @@ impl Observe {
         self.meter.expired(then == Expired::Dead);
     }
 
+    /// An execution runs for long.
+    pub(super) fn slow(&self) {
+        self.meter.slow();
+    }
+
+    /// It has ended.
+    pub(super) fn slow_ended(&self) {
+        self.meter.slow_ended();
+    }
+
     pub(super) fn timed_out(&self) {
         self.meter.timed_out();
     }

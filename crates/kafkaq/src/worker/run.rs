@@ -2,22 +2,26 @@
 
 use super::{
     active::Active,
-    enqueue::Target,
+    control::WorkerControl,
     execute::{self, Begun},
     keeper::{self, Keeper},
-    kinds::Kinds,
+    kinds::{Kinds, Line},
+    pace::Pace,
     panics,
+    queues::{Queues, Source, Taken},
     report::{Counters, Ending, Finished, Observer, WorkerReport},
+    share::Share,
+    watchdog,
 };
 use crate::{
-    Error, ErrorKind, Job, Publisher, Queue, Result,
+    Error, ErrorKind, Queue, Result,
     driver::{FAR, stop_within},
 };
 use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -36,9 +40,12 @@ const AFTERWARDS: Duration = Duration::from_secs(6);
 
 pub(super) struct Settings {
     pub(super) concurrency: usize,
+    pub(super) per_second: Option<f64>,
     pub(super) grace: Duration,
     pub(super) shutdown_limit: Duration,
     pub(super) free_stuck_slots: bool,
+    /// By default some leases.
+    pub(super) warn_after: Option<Duration>,
     pub(super) observer: Option<Observer>,
 }
 
@@ -46,9 +53,8 @@ pub(super) struct Settings {
 pub(super) struct Shared {
     began: Instant,
     pub(super) settings: Settings,
-    pub(super) lease: Duration,
-    pub(super) max_delay: Duration,
-    pub(super) publisher: Publisher,
+    /// For each queue.
+    sources: Vec<Source>,
     pub(super) counters: Counters,
     pub(super) threads: Threads,
     /// Until when handlers may go on, once the worker stops.
@@ -56,14 +62,19 @@ pub(super) struct Shared {
     pub(super) keeper: Keeper,
     /// Executions that run.
     running: AtomicUsize,
-    /// One fewer runs or waits.
-    pub(super) room: Notify,
+    /// One fewer runs or waits, or a kind was paused.
+    pub(super) room: Arc<Notify>,
+    pub(super) lost_in_line: AtomicBool,
     pub(super) confirming: Semaphore,
 }
 
 impl Shared {
     fn report(&self) -> WorkerReport {
         self.counters.report(self.began.elapsed())
+    }
+
+    pub(super) fn source(&self, active: &Active) -> &Source {
+        &self.sources[active.execution.source]
     }
 
     /// An execution runs no more.
@@ -76,13 +87,15 @@ impl Shared {
     }
 
     /// The end of an execution is confirmed, or will never be.
-    pub(super) fn ended(&self, active: &Active, ending: Ending, reason: Option<String>) {
-        active.kind.observe.ended(ending);
+    pub(super) fn count(&self, active: &Active, ending: Ending, reason: Option<String>) {
+        active.observe().ended(ending);
+        if active.leave_slow() {
+            active.observe().slow_ended();
+        }
         self.counters.count(ending);
         if let Some(observer) = &self.settings.observer {
-            observer(Finished { id: active.execution.id().clone(), ending, reason });
+            observer(Finished { id: active.execution.job.id().clone(), ending, reason });
         }
-        self.keeper.close(active);
     }
 }
 
@@ -114,6 +127,11 @@ impl Threads {
         Ok(Threads { own: Some(own), here })
     }
 
+    /// Threads that are there for handlers alone.
+    pub(super) fn own(&self) -> Option<&Handle> {
+        self.own.as_ref().map(Runtime::handle)
+    }
+
     /// Where the queue lives.
     pub(super) fn here(&self) -> &Handle {
         &self.here
@@ -121,7 +139,7 @@ impl Threads {
 
     /// Has executions run. Several go over at once, since waking a thread costs more than a short handler.
     fn run(&self, mut begun: Vec<Begun>) {
-        let handle = self.own.as_ref().map_or(&self.here, Runtime::handle);
+        let handle = self.own().unwrap_or(&self.here);
         match begun.len() {
             0 => {}
             1 => begun.drain(..).for_each(|one| drop(handle.spawn(one.run()))),
@@ -145,6 +163,7 @@ impl Drop for Threads {
 #[must_use = "the worker stops when this is dropped"]
 pub struct WorkerHandle {
     shared: Arc<Shared>,
+    control: WorkerControl,
     outcome: watch::Receiver<Option<Result<WorkerReport>>>,
 }
 
@@ -158,6 +177,12 @@ impl WorkerHandle {
     /// Stops the worker without waiting for its handlers. Their tasks are given back. Returns at once.
     pub fn stop_now(&self) {
         stop_within(&self.shared.stopping, Duration::ZERO);
+    }
+
+    /// Returns what pauses kinds of task.
+    #[must_use]
+    pub fn control(&self) -> WorkerControl {
+        self.control.clone()
     }
 
     /// Returns what the worker has done so far.
@@ -192,42 +217,46 @@ impl Drop for WorkerHandle {
 }
 
 pub(super) fn start(
-    queue: Queue,
+    queues: Vec<(Queue, Share)>,
     kinds: Kinds,
     settings: Settings,
     threads: Option<usize>,
+    control: WorkerControl,
 ) -> Result<WorkerHandle> {
     panics::remember_places();
     let threads = Threads::start(threads, settings.concurrency)?;
     let shared = Arc::new(Shared {
         began: Instant::now(),
-        lease: queue.lease_duration(),
-        max_delay: queue.max_delay(),
-        publisher: queue.publisher(),
+        sources: queues.iter().map(|(queue, _)| Source::of(queue)).collect(),
         counters: Counters::default(),
         threads,
         stopping: watch::Sender::new(None),
         keeper: Keeper::default(),
         running: AtomicUsize::new(0),
-        room: Notify::new(),
+        room: control.room.clone(),
+        lost_in_line: AtomicBool::new(false),
         confirming: Semaphore::new(settings.concurrency.max(CONFIRMING)),
         settings,
     });
     let handle = shared.clone();
     let keeper = tokio::spawn(keeper::keep(shared.clone()));
-    let dispatcher = Dispatcher { queue, kinds, shared };
+    let watchdog = tokio::spawn(watchdog::watch(shared.clone()));
+    let pace = Pace::new(shared.settings.per_second);
+    let dispatcher = Dispatcher { queues: Queues::new(queues), kinds, pace, shared };
     let (tell, outcome) = watch::channel(None);
     tokio::spawn(async move {
         let outcome = dispatcher.run().await;
         keeper.abort();
+        watchdog.abort();
         tell.send_replace(Some(outcome));
     });
-    Ok(WorkerHandle { shared: handle, outcome })
+    Ok(WorkerHandle { shared: handle, control, outcome })
 }
 
 struct Dispatcher {
-    queue: Queue,
+    queues: Queues,
     kinds: Kinds,
+    pace: Pace,
     shared: Arc<Shared>,
 }
 
@@ -235,18 +264,21 @@ impl Dispatcher {
     async fn run(mut self) -> Result<WorkerReport> {
         let mut stopping = self.shared.stopping.subscribe();
         let failed = self.take_jobs(&mut stopping).await.err();
-        let Dispatcher { queue, mut kinds, shared } = self;
+        let Dispatcher { queues, mut kinds, shared, .. } = self;
+        // Some may have begun since the keeper has told all to end.
+        shared.keeper.look_at(Instant::now());
         if failed.is_some() {
             stop_within(&shared.stopping, shared.settings.shutdown_limit);
         }
         for line in &mut kinds.lines {
             line.drain().for_each(|active| drop(tokio::spawn(execute::give_back(shared.clone(), active))));
         }
-        let (shut_down, ()) = tokio::join!(shut_down(&queue, stopping), shared.keeper.all_closed());
-        match failed.or_else(|| shut_down.err()) {
-            Some(e) if e.kind() != ErrorKind::Timeout => Err(e),
-            late => {
-                if let Some(error) = late {
+        let (shut_down, ()) = tokio::join!(shut_down_all(queues, stopping), shared.keeper.all_closed());
+        match (failed, shut_down) {
+            (Some(error), _) => Err(error),
+            (None, Err(error)) if error.kind() != ErrorKind::Timeout => Err(error),
+            (None, shut_down) => {
+                if let Err(error) = shut_down {
                     tracing::warn!(target: "kafkaq", %error, "the worker has stopped before all was confirmed");
                 }
                 Ok(shared.report())
@@ -254,23 +286,29 @@ impl Dispatcher {
         }
     }
 
-    /// Until the worker stops, or the queue has ended.
+    /// Until the worker stops, or a queue has ended.
     async fn take_jobs(&mut self, stopping: &mut watch::Receiver<Option<Instant>>) -> Result<()> {
+        let mut taken = Vec::new();
         loop {
             let (mut begun, concurrency) = (Vec::new(), self.shared.settings.concurrency);
             let (waiting, next) = self.advance(&mut begun);
             self.shared.threads.run(begun);
             // When as many wait as may run, whoever is taken next would most likely wait as well.
             let room = if waiting < concurrency { self.room() } else { 0 };
+            let room = room.min(self.pace.allows(Instant::now()));
             // With room and nobody in line it makes no difference how many run.
             let all_alike = room > 0 && waiting == 0;
-            let next = next.unwrap_or_else(|| Instant::now() + FAR);
+            let next = [next, self.pace.next(Instant::now())].into_iter().flatten().min();
             tokio::select! {
                 biased;
                 _ = stopping.wait_for(Option::is_some) => return Ok(()),
                 () = self.shared.room.notified(), if !all_alike => {}
-                jobs = self.queue.get_jobs(room.min(BATCH)), if room > 0 => self.place(jobs?),
-                () = sleep_until(next), if waiting > 0 => {}
+                all_well = self.queues.take(room.min(BATCH), &mut taken), if room > 0 => {
+                    self.pace.started(taken.len(), Instant::now());
+                    self.place(&mut taken);
+                    all_well?;
+                }
+                () = sleep_until(next.unwrap_or_else(|| Instant::now() + FAR)), if next.is_some() => {}
             }
         }
     }
@@ -283,7 +321,13 @@ impl Dispatcher {
     fn advance(&mut self, begun: &mut Vec<Begun>) -> (usize, Option<Instant>) {
         let (shared, now) = (&self.shared, Instant::now());
         let (mut room, mut waiting, mut next) = (self.room(), 0, None);
+        if shared.lost_in_line.swap(false, SeqCst) {
+            self.kinds.lines.iter_mut().for_each(Line::prune);
+        }
         for line in self.kinds.lines.iter_mut().filter(|line| line.waiting() > 0) {
+            if line.kind().switch.is_paused() {
+                line.retain(|active| !put_off(shared, active, now));
+            }
             while room > 0
                 && let Some(active) = line.advance(now)
             {
@@ -296,16 +340,17 @@ impl Dispatcher {
         (waiting, next)
     }
 
-    fn place(&mut self, jobs: Vec<Job>) {
+    fn place(&mut self, taken: &mut Vec<Taken>) {
         let (shared, now) = (&self.shared, Instant::now());
-        let mut begun = Vec::with_capacity(jobs.len());
-        for job in jobs {
-            let (line, version) = self.kinds.of(job.headers());
-            let target = Target::Publisher(shared.publisher.clone());
-            let kind = line.kind().clone();
-            let active =
-                shared.keeper.open(|slot| Active::new(job, target, kind, version, slot, shared.lease));
+        let mut begun = Vec::with_capacity(taken.len());
+        for one in taken.drain(..) {
+            let (line, version) = self.kinds.of(one.job.headers());
+            let (source, kind) = (&shared.sources[one.source], line.kind().clone());
+            let active = shared.keeper.open(|slot| Active::new(one, source, kind, version, slot));
             shared.keeper.look_at(active.renew_at());
+            if put_off(shared, &active, now) {
+                continue;
+            }
             if line.begin(now) {
                 begun.push(begin(shared, active));
             } else {
@@ -318,12 +363,40 @@ impl Dispatcher {
 
 fn begin(shared: &Arc<Shared>, active: Arc<Active>) -> Begun {
     shared.running.fetch_add(1, SeqCst);
-    active.begin();
+    active.begin(shared.source(&active).lease);
     Begun::new(shared.clone(), active)
 }
 
-/// Shuts the queue down, sooner if the worker is told to stop sooner. What is given back at the end needs its time, too.
-async fn shut_down(queue: &Queue, mut stopping: watch::Receiver<Option<Instant>>) -> Result<()> {
+/// Puts a task off if its kind is paused. Meanwhile it has a place, so that no more are under way than may run.
+fn put_off(shared: &Arc<Shared>, active: &Arc<Active>, now: Instant) -> bool {
+    let (kind, max_handouts) = (&active.kind, shared.source(active).max_handouts);
+    let Some(delay) = kind.switch.put_off(active.execution.job.attempt(), max_handouts, now) else {
+        return false;
+    };
+    kind.begin();
+    begin(shared, active.clone()).put_off(delay);
+    true
+}
+
+/// Shuts all queues down at once. Returns the worst of what has ended them.
+async fn shut_down_all(queues: Queues, stopping: watch::Receiver<Option<Instant>>) -> Result<()> {
+    let shut_down = |queue| tokio::spawn(shut_down(queue, stopping.clone()));
+    let shutting_down: Vec<_> = queues.into_all().into_iter().map(shut_down).collect();
+    let mut outcome = Ok(());
+    for one in shutting_down {
+        let ended = one
+            .await
+            .unwrap_or_else(|e| Err(Error::unknown(ErrorKind::Other, "shut down a queue").with_source(e)));
+        let is_worse = |e: &Error| e.kind() != ErrorKind::Timeout;
+        if outcome.is_ok() || ended.as_ref().is_err_and(is_worse) {
+            outcome = ended;
+        }
+    }
+    outcome
+}
+
+/// Shuts a queue down, sooner if the worker is told to stop sooner. What is given back at the end needs its time, too.
+async fn shut_down(queue: Queue, mut stopping: watch::Receiver<Option<Instant>>) -> Result<()> {
     loop {
         let until = stopping.borrow_and_update().unwrap_or_else(Instant::now);
         let limit = until.saturating_duration_since(Instant::now()) + AFTERWARDS;

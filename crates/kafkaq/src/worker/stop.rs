@@ -1,10 +1,9 @@
 //! How a handler is told that its execution is to end.
 
 use super::context::Execution;
-use crate::{LeaseWatch, LostReason};
+use crate::LostReason;
 use std::{
     fmt,
-    future::pending,
     pin::pin,
     sync::{
         Arc,
@@ -41,13 +40,11 @@ impl StopReason {
     }
 }
 
-/// What an execution has been told. The lease itself tells when it is lost, to whoever looks.
-#[derive(Debug)]
+/// What an execution has been told. Its job tells when the lease is lost, to whoever looks.
+#[derive(Debug, Default)]
 pub(super) struct Signal {
     told: AtomicU8,
     news: Notify,
-    /// Executions of tests have none.
-    lease: Option<LeaseWatch>,
 }
 
 const REASONS: [StopReason; 4] =
@@ -56,10 +53,6 @@ const REASONS: [StopReason; 4] =
 const DROPPED: u8 = 0x80;
 
 impl Signal {
-    pub(super) fn new(lease: Option<LeaseWatch>) -> Self {
-        Signal { told: AtomicU8::new(0), news: Notify::new(), lease }
-    }
-
     fn told(&self) -> Option<StopReason> {
         let code = self.told.load(SeqCst) & !DROPPED;
         code.checked_sub(1).and_then(|index| REASONS.get(usize::from(index)).copied())
@@ -125,7 +118,7 @@ impl Execution {
     pub(super) fn stop_reason(&self) -> Option<StopReason> {
         let told = self.signal.told();
         if let None | Some(StopReason::ShuttingDown) = told
-            && let Some(why) = self.signal.lease.as_ref().and_then(LeaseWatch::lost)
+            && let Some(why) = self.job.loss()
         {
             self.tell(StopReason::of(why));
             return self.signal.told();
@@ -158,7 +151,7 @@ impl Execution {
 
     /// Waits for such a reason.
     pub(super) async fn stop_requested(&self, is_it: impl Fn(StopReason) -> bool) -> StopReason {
-        let mut lost = pin!(self.lease_lost());
+        let mut lost = pin!(self.job.lost());
         let mut is_lost = false;
         loop {
             let mut news = pin!(self.signal.news.notified());
@@ -168,16 +161,8 @@ impl Execution {
             }
             tokio::select! {
                 () = news => {}
-                () = &mut lost, if !is_lost => is_lost = true,
+                _ = &mut lost, if !is_lost => is_lost = true,
             }
-        }
-    }
-
-    /// Waits until the lease is known to be lost.
-    pub(super) async fn lease_lost(&self) {
-        match &self.signal.lease {
-            Some(lease) => drop(lease.until_lost().await),
-            None => pending().await,
         }
     }
 }

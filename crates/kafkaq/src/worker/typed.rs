@@ -1,19 +1,19 @@
 //! Tasks with a type.
 
 use super::{
-    BoxError,
+    BoxError, Format,
     failure::chain,
-    headers::{KIND_HEADER, VERSION_HEADER},
+    headers::{self, FORMAT_HEADER, KIND_HEADER, VERSION_HEADER},
 };
-use crate::{Error, ErrorKind, Result, Task};
+use crate::{Error, ErrorKind, JobView, Result, Task};
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
 /// A type of task: what the payload means, and by which name workers know it.
 ///
-/// The payload is JSON unless [`encode`](TaskType::encode) and [`decode`](TaskType::decode) say otherwise. Kind and
-/// version stand in the headers `task-kind` and `task-version` as text, so that programs in other languages can
-/// publish the same tasks.
+/// The payload is JSON unless [`FORMAT`](TaskType::FORMAT) says otherwise. Kind, version and format stand in the headers
+/// `task-kind`, `task-version` and `task-format` as text, so that programs in other languages can publish the same tasks.
+/// Without a version it is 1, and without a format `json`.
 ///
 /// ```
 /// use kafkaq::worker::TaskType;
@@ -31,7 +31,33 @@ use serde::{Serialize, de::DeserializeOwned};
 /// # Changing a type
 /// A field that older payloads lack needs `#[serde(default)]` and no new version. For any other change raise
 /// [`VERSION`](TaskType::VERSION) and write [`upgrade`](TaskType::upgrade), then deploy all workers before the first
-/// publisher: a worker rejects tasks of a newer version than its own.
+/// publisher: a worker rejects tasks of a newer version than its own. Another format is such a change:
+///
+/// ```
+/// use kafkaq::worker::{BoxError, Format, TaskType};
+///
+/// # #[derive(serde::Serialize, serde::Deserialize)]
+/// # struct SendEmail { to: String }
+/// # fn to_csv(_: &SendEmail) -> Vec<u8> { Vec::new() }
+/// # fn from_csv(_: &[u8]) -> Result<SendEmail, BoxError> { Err("".into()) }
+/// impl TaskType for SendEmail {
+///     const KIND: &'static str = "send_email";
+///     const VERSION: u16 = 2;
+///     const FORMAT: Format = Format::Custom("csv");
+///
+///     fn encode(&self) -> Result<bytes::Bytes, BoxError> {
+///         Ok(to_csv(self).into())
+///     }
+///
+///     fn decode(payload: &[u8]) -> Result<Self, BoxError> {
+///         from_csv(payload)
+///     }
+///
+///     fn upgrade(_: u16, payload: &[u8]) -> Result<Self, BoxError> {
+///         Format::Json.decode(payload) // version 1
+///     }
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a type of task",
     label = "a handler takes a context and a type that implements `TaskType`",
@@ -43,13 +69,15 @@ pub trait TaskType: Serialize + DeserializeOwned + Send + 'static {
     const KIND: &'static str;
     /// Counts the incompatible changes of the payload.
     const VERSION: u16 = 1;
+    /// The format of the payload.
+    const FORMAT: Format = Format::Json;
 
     /// Returns the payload.
     ///
     /// # Errors
     /// What the encoder says; nothing is published then.
     fn encode(&self) -> std::result::Result<Bytes, BoxError> {
-        Ok(serde_json::to_vec(self)?.into())
+        Self::FORMAT.encode(self)
     }
 
     /// Returns the task: payload and headers. For whatever publishes a [`Task`]; others
@@ -61,9 +89,13 @@ pub trait TaskType: Serialize + DeserializeOwned + Send + 'static {
         let payload = self.encode().map_err(|e| {
             Error::not_applied(ErrorKind::Invalid, "encode a task").on(Self::KIND).with_source(e)
         })?;
-        Ok(Task::new(payload)
+        let task = Task::new(payload)
             .with_header(KIND_HEADER, Self::KIND)
-            .with_header(VERSION_HEADER, Self::VERSION.to_string()))
+            .with_header(VERSION_HEADER, Self::VERSION.to_string());
+        Ok(match Self::FORMAT {
+            Format::Json => task,
+            other => task.with_header(FORMAT_HEADER, other.name()),
+        })
     }
 
     /// Reads a payload of the present version.
@@ -71,7 +103,7 @@ pub trait TaskType: Serialize + DeserializeOwned + Send + 'static {
     /// # Errors
     /// What the decoder says. The task goes to the dead letters with it.
     fn decode(payload: &[u8]) -> std::result::Result<Self, BoxError> {
-        Ok(serde_json::from_slice(payload)?)
+        Self::FORMAT.decode(payload)
     }
 
     /// Reads a payload of an earlier version.
@@ -88,8 +120,12 @@ pub trait TaskType: Serialize + DeserializeOwned + Send + 'static {
 ///
 /// # Errors
 /// Why it can't be read, for the dead letter.
-pub(super) fn decode<T: TaskType>(version: u16, payload: &[u8]) -> std::result::Result<T, String> {
+pub(super) fn decode<T: TaskType>(version: u16, job: &JobView) -> std::result::Result<T, String> {
+    let (payload, format) = (job.payload(), headers::format(job.headers()));
     let decoded = match version {
+        v if v == T::VERSION && format != T::FORMAT.name() => {
+            Err(format!("its format is `{format}`, and this worker expects `{}`", T::FORMAT.name()).into())
+        }
         v if v == T::VERSION => T::decode(payload),
         v if v < T::VERSION => T::upgrade(v, payload),
         v => Err(format!("version {v} is newer than {}, which this worker knows", T::VERSION).into()),

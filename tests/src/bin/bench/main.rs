@@ -8,6 +8,8 @@ mod crowd;
 mod delays;
 mod idle;
 mod logs;
+#[cfg(feature = "observed")]
+mod observed;
 mod pairs;
 mod raw;
 mod stores;
@@ -39,6 +41,8 @@ fn typical_pairs() -> impl Iterator<Item = (BrokerKind, StoreKind)> {
 async fn main() -> Outcome<()> {
     let named: Vec<String> = std::env::args().skip(1).collect();
     let wanted = |part: &str| named.is_empty() || named.iter().any(|name| name == part);
+    #[cfg(feature = "observed")]
+    observed::install()?;
     println!("{}", machine());
     if wanted("pairs") {
         pairs::measure().await;
@@ -77,7 +81,8 @@ fn machine() -> String {
         .and_then(|kib| kib.trim_end_matches(" kB").parse::<u64>().ok())
         .map_or_else(|| "memory unknown".to_owned(), |kib| format!("{} GiB", kib.div_ceil(1 << 20)));
     let allocator = if cfg!(feature = "mimalloc") { "mimalloc" } else { "the system's allocator" };
-    format!("{processor}, {cores} cores, {memory}; all servers and clients on it; {allocator}")
+    let observed = if cfg!(feature = "observed") { "; metrics and spans on" } else { "" };
+    format!("{processor}, {cores} cores, {memory}; all servers and clients on it; {allocator}{observed}")
 }
 
 /// Runs something that may fail, panic or hang, and tells which in a few words.

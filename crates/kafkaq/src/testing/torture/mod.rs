@@ -8,7 +8,6 @@ pub(super) use execution::suspended;
 
 pub use report::{Difference, Disturbance, TortureError, TortureReport};
 
-use super::perform::facts;
 use crate::{
     Result, Task, TaskId,
     worker::{Ctx, IntoOutcome, TaskType, direct::Handler},

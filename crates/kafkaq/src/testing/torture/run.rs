@@ -1,6 +1,6 @@
 //! One run: a fresh state, and executions of one task that are disturbed.
 
-use super::{Disturbance, Torture, execution::Execution};
+use super::{super::MadeUp, Disturbance, Torture, execution::Execution};
 use crate::{
     Task,
     worker::{
@@ -139,13 +139,13 @@ impl<'a, S: Send + Sync + 'static> Run<'a, S> {
     /// The next attempt.
     fn begin(&mut self) -> Execution {
         self.attempts += 1;
-        let mut facts = super::facts(self.task.clone());
-        (facts.attempt, facts.failures) = (self.attempts, self.failures);
-        facts.token.number = self.attempts.into();
+        let mut made_up = MadeUp::new(self.task.clone());
+        (made_up.attempt, made_up.failures) = (self.attempts, self.failures);
+        made_up.token.number = self.attempts.into();
         if let Some(id) = &self.torture.id {
-            facts.id = id.clone();
+            made_up.id = id.clone();
         }
-        Execution::new(self.torture.handler.execute(facts, self.state.clone(), self.enqueued.clone()))
+        Execution::new(self.torture.handler.execute(made_up, self.state.clone(), self.enqueued.clone()))
     }
 
     /// Runs an execution to an await point or to its end. When it can't go on, `other` may. Says whether it got there.

@@ -1,10 +1,6 @@
 //! Workers over a long time and under many tasks, on the in-memory pair in virtual time.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-mod common;
-
-use common::PATIENCE;
+use crate::{SECOND, common::PATIENCE};
 use kafkaq::{
     JobStatus, Queue,
     memory::{MemoryLog, MemoryStore},
@@ -22,8 +18,6 @@ use tokio::{
     sync::mpsc,
     time::{Instant, sleep},
 };
-
-const SECOND: Duration = Duration::from_secs(1);
 
 #[derive(Serialize, Deserialize)]
 struct Failing(u32);

@@ -1,10 +1,6 @@
 //! A queue and its worker on a runtime of their own, beside code that blocks the threads of another.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
-
-mod common;
-
-use common::{LEASE, PATIENCE, quick};
+use crate::common::{LEASE, PATIENCE, quick};
 use kafkaq::{
     JobStatus,
     memory::{MemoryLog, MemoryStore},

@@ -1,0 +1,21 @@
+//! A handler that returns an error of its own instead of a failure.
+
+use kafkaq::worker::*;
+use serde::{Deserialize, Serialize};
+
+#[derive(Serialize, Deserialize)]
+struct SendEmail;
+
+impl TaskType for SendEmail {
+    const KIND: &'static str = "send_email";
+}
+
+async fn send_email(_: Ctx, _: SendEmail) -> Result<(), std::io::Error> {
+    Ok(())
+}
+
+fn worker(queue: kafkaq::Queue) {
+    let _ = Worker::builder(queue).on(send_email);
+}
+
+fn main() {}

@@ -1,0 +1,21 @@
+//! A handler that is not async, where one is wanted.
+
+use kafkaq::worker::*;
+use serde::{Deserialize, Serialize};
+
+#[derive(Serialize, Deserialize)]
+struct SendEmail;
+
+impl TaskType for SendEmail {
+    const KIND: &'static str = "send_email";
+}
+
+fn send_email(_: Ctx, _: SendEmail) -> Result<(), Failure> {
+    Ok(())
+}
+
+fn worker(queue: kafkaq::Queue) {
+    let _ = Worker::builder(queue).on(send_email);
+}
+
+fn main() {}

@@ -1,0 +1,16 @@
+//! A `?` on what is no error.
+
+use kafkaq::worker::*;
+
+struct Refused;
+
+fn deliver() -> Result<(), Refused> {
+    Err(Refused)
+}
+
+async fn send_email(_: Ctx) -> Result<(), Failure> {
+    deliver()?;
+    Ok(())
+}
+
+fn main() {}

@@ -1,0 +1,31 @@
+//! The errors that the usual mistakes of a first handler lead to, word by word.
+//!
+//! `TRYBUILD=overwrite cargo test -p kafkaq-compile-fail` writes them anew; read what has changed.
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use std::{env, process::Command};
+
+/// Each version of the compiler has words of its own. These are of this one.
+const COMPILER: &str = "rustc 1.95.";
+
+fn main() {
+    let trial = Trial::ignorable_test("mistakes", || {
+        let compiler = compiler()?;
+        if !compiler.starts_with(COMPILER) {
+            return Ok(Completion::ignored_with(format!(
+                "the errors are those of {COMPILER}*, this is {compiler}"
+            )));
+        }
+        // Panics when it is dropped if an error is another one.
+        trybuild::TestCases::new().compile_fail("tests/cases/*.rs");
+        Ok(Completion::Completed)
+    });
+    libtest_mimic::run(&Arguments::from_args(), vec![trial]).exit();
+}
+
+/// The one that cargo uses.
+fn compiler() -> Result<String, Failed> {
+    let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let said = Command::new(rustc).arg("--version").output()?;
+    Ok(String::from_utf8_lossy(&said.stdout).trim().to_owned())
+}

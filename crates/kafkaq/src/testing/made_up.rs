@@ -1,0 +1,74 @@
+//! An execution that no queue has handed out.
+
+use crate::{
+    JobView, LeaseToken, Task, TaskId,
+    driver::{system_time, wall_now},
+};
+use kafkaq_core::{
+    History, Partition, Position, Wall,
+    machine::{Content, JobKey, Mono, Ready},
+};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+/// How long made-up leases last.
+const LEASE: Duration = Duration::from_secs(60);
+
+/// What an execution would get from its job.
+#[derive(Clone, Debug)]
+pub(crate) struct MadeUp {
+    pub(crate) task: Task,
+    pub(crate) id: TaskId,
+    pub(crate) attempt: u32,
+    pub(crate) failures: u32,
+    pub(crate) token: LeaseToken,
+    /// The queue's name.
+    pub(crate) queue: Arc<str>,
+    published: Wall,
+}
+
+impl MadeUp {
+    /// The first execution of a task.
+    pub(crate) fn new(task: Task) -> Self {
+        MadeUp {
+            task,
+            id: TaskId::from_parts("task".to_owned()),
+            attempt: 1,
+            failures: 0,
+            token: LeaseToken { process: [1; 16], number: 1 },
+            queue: "queue".into(),
+            published: wall_now(),
+        }
+    }
+
+    fn until(&self) -> Wall {
+        self.published.plus(LEASE)
+    }
+
+    pub(crate) fn deadline(&self) -> SystemTime {
+        system_time(self.until())
+    }
+
+    pub(crate) fn job(&self) -> JobView {
+        let content = Content {
+            id: self.id.clone(),
+            key: self.task.key().cloned(),
+            payload: Some(self.task.payload().clone()),
+            headers: self.task.headers().clone(),
+            published: self.published,
+            origin: Position { partition: Partition::new("made-up", 0), offset: 0 },
+        };
+        JobView::made_up(Ready {
+            job: JobKey(0),
+            content: Arc::new(content),
+            attempt: self.attempt,
+            failures: self.failures,
+            history: History::new(),
+            token: self.token,
+            deadline: self.until(),
+            stale_at: Mono(0),
+        })
+    }
+}

@@ -1,0 +1,192 @@
+//! Pausing kinds of task while a worker runs.
+
+use crate::{Error, ErrorKind, Result, sync::lock};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::{sync::Notify, time::Instant};
+
+/// A task of a paused kind is put off for half as long as the kind has been paused, but at least and at most so long.
+const SHORTEST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(300);
+/// For so long once it has used up half of its hand-outs, so that the rest lasts for months.
+const SPARING: Duration = Duration::from_secs(6 * 3600);
+
+/// Pauses kinds of task of one worker, and resumes them. Cheap to clone; from
+/// [`WorkerBuilder::control`](super::WorkerBuilder::control) or [`WorkerHandle::control`](super::WorkerHandle::control).
+///
+/// While a kind is paused, no handler of it begins; those that run go on. The worker still takes the kind's tasks from the
+/// queue, since others come after them, and puts each off: it is snoozed, which is no failure. So they take no place of the
+/// worker's, hold no lease, and keep no other kind waiting.
+///
+/// - **It is about this worker.** Other processes of the queue go on to execute the kind, and also get the tasks that this
+///   one puts off. Pause it in each of them. A process that starts again has forgotten it.
+/// - **Resuming takes effect at once for tasks that come**; those that were put off come back by themselves. A task is put
+///   off for up to half the time that the kind has been paused so far, at least 1 s and at most 5 min. So after a pause of
+///   a minute all are back within half a minute, and after a long one within five minutes.
+/// - **It costs** a hand-out per task each time: two swaps in the store and a copy or more in the log. A million paused tasks
+///   are some five thousand hand-outs per second. To pause a whole queue, stop its workers: that costs nothing.
+/// - **Hand-outs**: a task that has used up half of the queue's [`max_handouts`](crate::QueueBuilder::max_handouts) is put
+///   off for up to 6 h each time. With the default of 1,000 a pause may last three months before tasks go to the dead
+///   letters.
+/// - **Expiry** is looked at when a task is handed out first. One that was put off doesn't
+///   [expire](super::Enqueue::expires) any more.
+///
+/// ```
+/// use kafkaq::{Queue, worker::{Ctx, TaskType, Worker}};
+/// # #[derive(serde::Serialize, serde::Deserialize)]
+/// # struct SendEmail;
+/// # impl TaskType for SendEmail { const KIND: &'static str = "send_email"; }
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> kafkaq::Result<()> {
+/// let worker = Worker::builder(Queue::builder("emails").build().await?).on(async |_: Ctx, _: SendEmail| {});
+/// let control = worker.control(); // for the web server's route of operators
+/// let running = worker.start()?;
+/// control.pause(SendEmail::KIND)?;
+/// assert_eq!(control.paused(), ["send_email"]);
+/// control.resume(SendEmail::KIND)?;
+/// # running.stop_now();
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Default)]
+pub struct WorkerControl {
+    switches: Arc<Mutex<Switches>>,
+    /// Of the worker: tasks that wait in line are put off, too.
+    pub(super) room: Arc<Notify>,
+}
+
+#[derive(Default)]
+struct Switches {
+    of: HashMap<String, Arc<Switch>>,
+    /// The worker has started: there will be no other kinds.
+    all_known: bool,
+}
+
+/// Whether a kind is paused.
+#[derive(Debug, Default)]
+pub(super) struct Switch(Mutex<Option<Instant>>);
+
+impl WorkerControl {
+    /// Pauses the kind of that name ([`TaskType::KIND`](super::TaskType::KIND)), or with `otherwise` the tasks that
+    /// [`WorkerBuilder::otherwise`](super::WorkerBuilder::otherwise) is for. Before the worker has started, it starts with
+    /// the kind paused. Calling it again is harmless.
+    ///
+    /// # Errors
+    /// `Invalid` if the running worker has no handler for the kind.
+    pub fn pause(&self, kind: &str) -> Result<()> {
+        let switch = self.switch_of(kind, "pause a kind")?;
+        let is_news = {
+            let since = &mut *lock(&switch.0);
+            since.is_none() && since.replace(Instant::now()).is_none()
+        };
+        if is_news {
+            tracing::info!(target: "kafkaq", kind, "a kind of task is paused in this worker");
+            self.room.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Resumes a kind. Calling it for one that isn't paused is harmless.
+    ///
+    /// # Errors
+    /// As [`pause`](WorkerControl::pause).
+    pub fn resume(&self, kind: &str) -> Result<()> {
+        let switch = self.switch_of(kind, "resume a kind")?;
+        if lock(&switch.0).take().is_some() {
+            tracing::info!(target: "kafkaq", kind, "a kind of task is resumed in this worker");
+        }
+        Ok(())
+    }
+
+    /// Returns the kinds that are paused, in alphabetical order.
+    #[must_use]
+    pub fn paused(&self) -> Vec<String> {
+        let switches = lock(&self.switches);
+        let paused = switches.of.iter().filter(|(_, switch)| switch.is_paused());
+        let mut paused: Vec<_> = paused.map(|(kind, _)| kind.clone()).collect();
+        paused.sort_unstable();
+        paused
+    }
+
+    fn switch_of(&self, kind: &str, what: &'static str) -> Result<Arc<Switch>> {
+        let switches = &mut *lock(&self.switches);
+        match switches.of.get(kind) {
+            Some(switch) => Ok(switch.clone()),
+            None if switches.all_known => Err(unknown(kind, what)),
+            None => Ok(switches.of.entry(kind.to_owned()).or_default().clone()),
+        }
+    }
+
+    /// The worker has these kinds, and no others from now on.
+    ///
+    /// # Errors
+    /// `Invalid` if a kind is paused that isn't there.
+    pub(super) fn know(&self, kinds: &[&str]) -> Result<()> {
+        let switches = &mut *lock(&self.switches);
+        if let Some(unknown_kind) = switches.of.keys().find(|kind| !kinds.contains(&kind.as_str())) {
+            return Err(unknown(unknown_kind, "start a worker"));
+        }
+        switches.all_known = true;
+        for kind in kinds {
+            switches.of.entry((*kind).to_owned()).or_default();
+        }
+        Ok(())
+    }
+
+    /// The switch of a kind. One that isn't known is never paused.
+    pub(super) fn switch(&self, kind: &str) -> Arc<Switch> {
+        lock(&self.switches).of.get(kind).cloned().unwrap_or_default()
+    }
+}
+
+fn unknown(kind: &str, what: &'static str) -> Error {
+    Error::not_applied(ErrorKind::Invalid, what)
+        .on(format!("`{kind}`"))
+        .with_advice("The worker has no handler for it, so there is nothing to pause")
+}
+
+impl Switch {
+    pub(super) fn is_paused(&self) -> bool {
+        lock(&self.0).is_some()
+    }
+
+    /// For how long a task of that hand-out is put off; `None` unless the kind is paused.
+    pub(super) fn put_off(&self, attempt: u32, max_handouts: u32, now: Instant) -> Option<Duration> {
+        let since = (*lock(&self.0))?;
+        let longest = if attempt > max_handouts / 2 {
+            SPARING
+        } else {
+            (now.saturating_duration_since(since) / 2).clamp(SHORTEST, LONGEST)
+        };
+        Some(longest.mul_f64(0.5 + 0.5 * fastrand::f64()))
+    }
+}
+
+impl fmt::Debug for WorkerControl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerControl").field("paused", &self.paused()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tasks_are_put_off_for_longer_the_longer_the_pause_lasts_and_the_fewer_hand_outs_are_left() {
+        let (now, switch) = (Instant::now(), Switch::default());
+        let put_off = |attempt, later| switch.put_off(attempt, 100, now + later);
+        assert_eq!(put_off(1, LONGEST), None);
+        *lock(&switch.0) = Some(now);
+        for (attempt, later, most) in
+            [(1, 0, SHORTEST), (1, 60, LONGEST / 10), (50, 100_000, LONGEST), (51, 0, SPARING)]
+        {
+            let delay = put_off(attempt, Duration::from_secs(later)).unwrap();
+            assert!((most / 2..=most).contains(&delay), "hand-out {attempt} after {later} s: {delay:?}");
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! Notices that the threads of the handlers run nothing, since handlers block all of them.
+
+use super::run::Shared;
+use std::{sync::Arc, time::Duration};
+use tokio::time::{Instant, sleep, timeout};
+
+/// How often the threads get something to run, and how long that may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Until it is aborted. Handlers that have no threads of their own would block this, too.
+pub(super) async fn watch(shared: Arc<Shared>) {
+    let Some(threads) = shared.threads.own() else { return };
+    loop {
+        sleep(PATIENCE).await;
+        let (begun, mut patience) = (Instant::now(), PATIENCE);
+        let mut probe = threads.spawn(async {});
+        while timeout(patience, &mut probe).await.is_err() {
+            let (blocked, handlers) = (begun.elapsed(), shared.keeper.on_threads());
+            tracing::warn!(
+                target: "kafkaq", ?blocked, handlers,
+                "handlers block all threads of the worker, so that no other makes progress"
+            );
+            patience = blocked;
+        }
+        if begun.elapsed() >= PATIENCE {
+            tracing::info!(target: "kafkaq", blocked = ?begun.elapsed(), "the threads of the worker run again");
+        }
+    }
+}

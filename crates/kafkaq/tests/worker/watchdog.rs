@@ -1,0 +1,173 @@
+//! What the worker's log says of handlers that make no progress.
+
+use crate::common::PATIENCE;
+use kafkaq::{
+    ErrorKind, Queue,
+    worker::{Ctx, Options, TaskType, Worker, WorkerHandle, WorkerReport},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, Once,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+use tokio::time::sleep;
+use tracing::{
+    Event, Metadata, Subscriber,
+    field::{Field, Visit},
+    span::{Attributes, Id, Record},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// The lines of the whole process: tests tell theirs by the name of the queue or the kind.
+static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+struct Lines;
+
+impl Subscriber for Lines {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target() == "kafkaq" && metadata.is_event()
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let mut line = Line(String::new());
+        event.record(&mut line);
+        LINES.lock().unwrap().push(line.0);
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+struct Line(String);
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.0 += &format!("{}={value:?} ", field.name());
+    }
+}
+
+fn listen() {
+    static LISTEN: Once = Once::new();
+    LISTEN.call_once(|| tracing::subscriber::set_global_default(Lines).unwrap());
+}
+
+fn lines(with: &[&str]) -> Vec<String> {
+    let is_one = |line: &&String| with.iter().all(|part| line.contains(part));
+    LINES.lock().unwrap().iter().filter(is_one).cloned().collect()
+}
+
+#[derive(Serialize, Deserialize)]
+struct Crawl(u32);
+
+impl TaskType for Crawl {
+    const KIND: &'static str = "crawl";
+}
+
+#[derive(Serialize, Deserialize)]
+struct Spin(u32);
+
+impl TaskType for Spin {
+    const KIND: &'static str = "spin";
+}
+
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = std::time::Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < PATIENCE, "waited for {what}: {:?}", LINES.lock().unwrap());
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn stop(mut running: WorkerHandle) -> WorkerReport {
+    running.stop();
+    running.stopped().await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_runs_for_long_is_named_more_and_more_seldom() {
+    listen();
+    let queue = Queue::builder("slow").lease_duration(30 * SECOND).build().await.unwrap();
+    let running = Worker::builder(queue.clone())
+        .warn_after(10 * SECOND)
+        .on(async |_: Ctx, Crawl(seconds): Crawl| sleep(seconds * SECOND).await)
+        .on_with(async |_: Ctx, _: Spin| sleep(9 * SECOND).await, Options::new().timeout(MINUTE))
+        .start()
+        .unwrap();
+    queue.enqueue(Spin(1)).await.unwrap();
+    let id = queue.enqueue(Crawl(1000)).await.unwrap();
+    until("the long one", || running.report().done == 2).await;
+    stop(running).await;
+    let told = lines(&["a handler runs for long", "queue=\"slow\""]);
+    // After 10, 20, 40, 80, 160, 320 and 640 s.
+    assert_eq!(told.len(), 7, "{told:?}");
+    let parts = ["kind=\"crawl\"", "attempt=1", &format!("task={id}")];
+    assert!(told.iter().all(|line| parts.iter().all(|part| line.contains(part))), "{told:?}");
+    assert!(told[0].contains("ran=10") && told[1].contains("ran=20"), "{told:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_setting_it_is_ten_leases() {
+    listen();
+    let queue = Queue::builder("default").lease_duration(30 * SECOND).build().await.unwrap();
+    let running = Worker::builder(queue.clone());
+    let running = running.on(async |_: Ctx, Crawl(s): Crawl| sleep(s * SECOND).await).start().unwrap();
+    let fast = queue.enqueue(Crawl(295)).await.unwrap();
+    let slow = queue.enqueue(Crawl(305)).await.unwrap();
+    until("both", || running.report().done == 2).await;
+    stop(running).await;
+    assert!(lines(&["runs for long", &format!("task={fast}")]).is_empty());
+    assert_eq!(lines(&["runs for long", &format!("task={slow}")]).len(), 1);
+
+    let queue = Queue::builder("default").build().await.unwrap();
+    let worker = Worker::builder(queue).warn_after(Duration::ZERO).on(async |_: Ctx, _: Crawl| {});
+    assert_eq!(worker.start().unwrap_err().kind(), ErrorKind::Invalid);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn handlers_that_block_all_threads_are_named() {
+    listen();
+    let queue = Queue::builder("blocked").build().await.unwrap();
+    let released = Arc::new(AtomicBool::new(false));
+    let running = Worker::builder(queue.clone())
+        .state(released.clone())
+        .threads(2)
+        .on(async |ctx: Ctx<Arc<AtomicBool>>, _: Spin| {
+            while !ctx.state().load(SeqCst) {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        })
+        .on_blocking(
+            |ctx: Ctx<Arc<AtomicBool>>, _: Crawl| {
+                while !ctx.state().load(SeqCst) {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            },
+            Options::new(),
+        )
+        .start()
+        .unwrap();
+    queue.enqueue(Crawl(1)).await.unwrap();
+    queue.enqueue_many((0..2).map(Spin)).await;
+    until("the first line", || !lines(&["block all threads", "2 of `spin`"]).is_empty()).await;
+    let told = lines(&["block all threads"]);
+    assert!(told.iter().all(|line| !line.contains("crawl")), "it is on a thread for that: {told:?}");
+    released.store(true, SeqCst);
+    until("the threads", || !lines(&["run again"]).is_empty()).await;
+    until("the handlers", || running.report().done == 3).await;
+    stop(running).await;
+}

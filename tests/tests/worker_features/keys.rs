@@ -1,0 +1,126 @@
+//! Tasks that share a key: one at a time, and once per window of time.
+
+use crate::shared::{Number, Runs, build, stop, until_all_finished, until_status, worker};
+use kafkaq::{
+    JobStatus, Queue,
+    worker::{Ctx, Options, WorkerHandle},
+};
+use kafkaq_tests::{Case, PATIENCE, Pair};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+use tokio::time::sleep;
+
+pub(crate) const CASES: &[Case] =
+    &[("one_at_a_time", |pair| Box::pin(one_at_a_time(pair))), ("once_per", |pair| Box::pin(once_per(pair)))];
+
+const KEYS: u32 = 3;
+
+/// What runs in both processes.
+#[derive(Default)]
+struct Inside {
+    running: HashMap<u32, u32>,
+    most_of_a_key: u32,
+    most_in_all: u32,
+    /// By each process.
+    executed: [usize; 2],
+}
+
+type Shared = Arc<Mutex<Inside>>;
+
+/// Runs until two of different keys have run at once.
+async fn work(inside: &Shared, process: usize, key: u32) {
+    {
+        let inside = &mut *inside.lock().unwrap();
+        let of_key = inside.running.entry(key).or_default();
+        *of_key += 1;
+        inside.most_of_a_key = inside.most_of_a_key.max(*of_key);
+        inside.most_in_all = inside.most_in_all.max(inside.running.values().sum());
+    }
+    while inside.lock().unwrap().most_in_all < 2 {
+        sleep(Duration::from_millis(20)).await;
+    }
+    sleep(Duration::from_millis(50)).await;
+    let inside = &mut *inside.lock().unwrap();
+    *inside.running.entry(key).or_default() -= 1;
+    inside.executed[process] += 1;
+}
+
+async fn process(pair: &Pair, inside: &Shared, process: usize) -> (Queue, WorkerHandle) {
+    let queue = build(pair).await;
+    let inside = inside.clone();
+    let handler = move |_: Ctx, task: Number| {
+        let inside = inside.clone();
+        async move { work(&inside, process, task.0 % KEYS).await }
+    };
+    // The tasks themselves have no key, so that those of one come to both processes.
+    let options = Options::new().exclusive_by(|task: &Number| format!("customer-{}", task.0 % KEYS));
+    let running = worker(&queue).on_with(handler, options).start().unwrap();
+    (queue, running)
+}
+
+async fn one_at_a_time(pair: &Pair) {
+    let inside = Shared::default();
+    let (one, two) = tokio::join!(process(pair, &inside, 0), process(pair, &inside, 1));
+    let (mut ids, begun) = (Vec::new(), Instant::now());
+    // It takes a while until both have what the group gives them.
+    while inside.lock().unwrap().executed.iter().any(|executed| *executed < 10) {
+        let executed = inside.lock().unwrap().executed;
+        assert!(begun.elapsed() < PATIENCE, "executed by each: {executed:?}");
+        // No more than one process alone would take in the meantime.
+        for outcome in one.0.enqueue_many((0..12).map(Number)).await {
+            ids.push(outcome.unwrap());
+        }
+        let wanted = executed.iter().sum::<usize>() + 8;
+        while inside.lock().unwrap().executed.iter().sum::<usize>() < wanted {
+            assert!(begun.elapsed() < PATIENCE, "executed by each: {executed:?}");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+    for id in &ids {
+        until_status(&one.0, id, JobStatus::Done).await;
+    }
+    let failed: u64 = [stop(one.1).await, stop(two.1).await].iter().map(|report| report.retried).sum();
+    assert_eq!((inside.lock().unwrap().most_of_a_key, failed), (1, 0));
+}
+
+async fn once_per(pair: &Pair) {
+    const WINDOW: Duration = Duration::from_secs(4);
+    let queue = build(pair).await;
+    let elsewhere = pair.queue().build_publisher().await.unwrap();
+    let runs = Runs::default();
+    let noted = runs.clone();
+    let running = worker(&queue)
+        .on(move |ctx: Ctx, task: Number| {
+            noted.note(&ctx, task.0);
+            async {}
+        })
+        .start()
+        .unwrap();
+    let begun = Instant::now();
+    // When each was asked for last.
+    let mut asked = HashMap::new();
+    for n in 0..60 {
+        let publisher = if n % 2 == 0 { queue.publisher() } else { elsewhere.clone() };
+        let key = format!("customer-{}", n % 3);
+        let at = Instant::now();
+        let id = publisher.enqueue(Number(n)).once_per(key, WINDOW).await.unwrap();
+        asked.insert(id, at);
+        sleep(Duration::from_millis(100)).await;
+    }
+    let windows = begun.elapsed().as_secs() / WINDOW.as_secs() + 2;
+    assert!((3..=3 * windows).contains(&(asked.len() as u64)), "{} of {windows} windows", asked.len());
+    for id in asked.keys() {
+        until_status(&queue, id, JobStatus::Done).await;
+    }
+    until_all_finished(pair, &[&queue]).await;
+    let runs = runs.all();
+    assert_eq!(runs.len(), asked.len(), "one execution per key and window: {runs:?}");
+    for run in &runs {
+        assert!(run.at >= asked[&run.id], "{run:?} began before it was asked for last");
+    }
+    let report = stop(running).await;
+    assert_eq!((report.done, report.retried), (asked.len() as u64, 0), "{report}");
+}

@@ -1,0 +1,165 @@
+//! What metrics and traces tell of a run.
+
+use crate::{
+    recorder::TestRecorder,
+    shared::{Number, SECOND, build, stop, unhurried, until_status, worker},
+};
+use kafkaq::{
+    JobStatus,
+    worker::{Ctx, Failure, Options, WorkerReport},
+};
+use kafkaq_opentelemetry::OpenTelemetry;
+use kafkaq_tests::{Case, Pair, until};
+use opentelemetry::{
+    Value,
+    trace::{SpanKind, TracerProvider},
+};
+use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData};
+use std::{
+    sync::{Arc, OnceLock},
+    time::{Duration, SystemTime},
+};
+use tracing::Instrument;
+use tracing_subscriber::{filter::filter_fn, layer::SubscriberExt, prelude::*};
+
+pub(crate) const CASES: &[Case] = &[
+    ("metrics", |pair| Box::pin(metrics(pair))),
+    ("trace_over_a_retry", |pair| Box::pin(trace_over_a_retry(pair))),
+];
+
+/// Of all cases: each has a queue of its own.
+static RECORDER: OnceLock<Arc<TestRecorder>> = OnceLock::new();
+static SPANS: OnceLock<(InMemorySpanExporter, SdkTracerProvider)> = OnceLock::new();
+
+/// Records whatever happens in this process from now on.
+pub(crate) fn record() {
+    let recorder = RECORDER.get_or_init(Arc::default);
+    ::metrics::set_global_recorder(recorder.clone()).unwrap();
+    let exporter = InMemorySpanExporter::default();
+    let provider = SdkTracerProvider::builder().with_simple_exporter(exporter.clone()).build();
+    let ours = filter_fn(|of| of.target() == "kafkaq" && of.is_span());
+    let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test")).with_filter(ours);
+    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer)).unwrap();
+    SPANS.set((exporter, provider)).unwrap();
+}
+
+async fn metrics(pair: &Pair) {
+    let queue = build(pair).await;
+    let recorder = RECORDER.get().unwrap();
+    let of_queue = [("queue", pair.name())];
+    let count =
+        |name: &str, labels: &[(&str, &str)]| recorder.counter(name, &[&of_queue[..], labels].concat());
+    let handler = async |ctx: Ctx, task: Number| -> Result<(), Failure> {
+        match (task.0, ctx.attempt()) {
+            (1 | 2, 1) => Err(Failure::retry("not now")),
+            (3, 1) => Err(Failure::snooze(SECOND)),
+            (4..=6, _) => Err(Failure::reject("never")),
+            (7, 1) => panic!("on purpose"),
+            (8, 1) => std::future::pending().await,
+            _ => Ok(()),
+        }
+    };
+    let options = Options::new().timeout(2 * SECOND);
+    let running = worker(&queue).grace(Duration::ZERO).on_with(handler, options).start().unwrap();
+    let past = SystemTime::now() - SECOND;
+    let expired = queue.enqueue(Number(10)).expires(past).await.unwrap();
+    until_status(&queue, &expired, JobStatus::Done).await;
+    for (n, id) in queue.enqueue_many((0..10).map(Number)).await.into_iter().enumerate() {
+        let wanted = if (4..=6).contains(&n) { JobStatus::Dead } else { JobStatus::Done };
+        until_status(&queue, &id.unwrap(), wanted).await;
+    }
+    let report = stop(running).await;
+    let WorkerReport { done, retried, snoozed, dead_lettered, expired, .. } = report;
+    assert_eq!((done, retried, snoozed, dead_lettered, expired), (7, 4, 1, 3, 1), "{report}");
+    let outcomes = [
+        ("done", done),
+        ("retried", retried),
+        ("snoozed", snoozed),
+        ("dead_lettered", dead_lettered),
+        ("expired", expired),
+        ("released", report.released),
+        ("lost", report.lost),
+        ("unconfirmed", report.unconfirmed),
+    ];
+    for (outcome, n) in outcomes {
+        let labels = [("kind", "number"), ("outcome", outcome)];
+        assert_eq!(count("kafkaq_executions_total", &labels), n, "{outcome}");
+    }
+    let number = [("kind", "number")];
+    assert_eq!(count("kafkaq_panics_total", &number), report.panicked);
+    assert_eq!(count("kafkaq_timeouts_total", &number), report.timed_out);
+    assert_eq!((report.panicked, report.timed_out), (1, 1), "{report}");
+    let executions: u64 = outcomes.iter().map(|(_, n)| n).sum();
+    assert_eq!(count("kafkaq_handed_out_total", &[]), executions);
+    assert_eq!(count("kafkaq_published_total", &[]), 11);
+    assert_eq!(count("kafkaq_dead_letters_total", &[("reason", "rejected")]), dead_lettered);
+    assert_eq!(count("kafkaq_redelivered_total", &[("cause", "failed")]), retried);
+    assert_eq!(count("kafkaq_redelivered_total", &[("cause", "given_back")]), snoozed);
+    let labels = [&of_queue[..], &number].concat();
+    let took = recorder.histogram("kafkaq_execution_seconds", &labels);
+    assert_eq!(took.len() as u64, executions - expired, "each that was started: {took:?}");
+    assert_eq!(recorder.gauge("kafkaq_executions_running", &labels), 0.0);
+    let ended: u64 = ["done", "retried", "snoozed", "dead_lettered"]
+        .map(|ending| count("kafkaq_jobs_ended_total", &[("ending", ending)]))
+        .iter()
+        .sum();
+    assert_eq!(ended, executions);
+}
+
+fn attribute(span: &SpanData, name: &str) -> Option<String> {
+    let found = span.attributes.iter().find(|attribute| attribute.key.as_str() == name);
+    found.map(|attribute| match &attribute.value {
+        Value::String(text) => text.to_string(),
+        other => other.to_string(),
+    })
+}
+
+/// The spans of that name that have ended, oldest first.
+async fn spans(name: &str, n: usize) -> Vec<SpanData> {
+    let (exporter, _) = SPANS.get().unwrap();
+    let named = || {
+        let all = exporter.get_finished_spans().unwrap();
+        all.into_iter().filter(|span| span.name == *name).collect::<Vec<_>>()
+    };
+    until(name, || named().len() >= n).await;
+    named()
+}
+
+async fn trace_over_a_retry(pair: &Pair) {
+    let publisher = pair.queue().propagator(OpenTelemetry::new()).build_publisher().await.unwrap();
+    let queue = unhurried(pair).propagator(OpenTelemetry::new()).build().await.unwrap();
+    let running = worker(&queue)
+        .on(async |ctx: Ctx, _: Number| match ctx.attempt() {
+            1 | 2 => Err(Failure::retry("the server is busy")),
+            _ => Ok(()),
+        })
+        .start()
+        .unwrap();
+    let request = tracing::info_span!(target: "kafkaq", "request", otel.name = pair.name());
+    let enqueue = publisher.enqueue(Number(0));
+    let id = async move { enqueue.await.unwrap() }.instrument(request).await;
+    until_status(&queue, &id, JobStatus::Done).await;
+
+    let request = spans(pair.name(), 1).await.remove(0);
+    let publish = spans(&format!("publish {}", pair.name()), 1).await;
+    let executions = spans(&format!("execute {}", pair.name()), 3).await;
+    let trace = request.span_context.trace_id();
+    assert_eq!(publish.len(), 1);
+    assert_eq!(
+        (publish[0].span_context.trace_id(), publish[0].parent_span_id),
+        (trace, request.span_context.span_id())
+    );
+    assert_eq!(executions.len(), 3);
+    for (n, execution) in (1..).zip(&executions) {
+        assert_eq!(
+            (execution.span_context.trace_id(), execution.parent_span_id),
+            (trace, publish[0].span_context.span_id())
+        );
+        assert_eq!(execution.span_kind, SpanKind::Consumer);
+        assert_eq!(attribute(execution, "kafkaq.attempt"), Some(n.to_string()));
+        assert_eq!(attribute(execution, "messaging.message.id").as_deref(), Some(id.as_str()));
+        let outcome = if n == 3 { "done" } else { "retry" };
+        assert_eq!(attribute(execution, "kafkaq.outcome").as_deref(), Some(outcome));
+    }
+    stop(running).await;
+}
