@@ -40,10 +40,7 @@ pub(super) fn compress(records: &[u8]) -> Option<(i16, Vec<u8>)> {
 }
 
 /// `None` for one that is left out.
-#[cfg_attr(
-    not(any(feature = "gzip", feature = "snappy", feature = "lz4", feature = "zstd")),
-    expect(unused_variables)
-)]
+#[cfg_attr(not(feature = "snappy"), expect(unused_variables))]
 fn decoder<'a>(name: &str, bytes: &'a [u8], limit: usize) -> io::Result<Option<Box<dyn Read + 'a>>> {
     Ok(match name {
         #[cfg(feature = "gzip")]
