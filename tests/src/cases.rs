@@ -53,7 +53,7 @@ async fn nothing_more(queue: &Queue, within: Duration) {
 }
 
 async fn end(queue: Queue) {
-    queue.shutdown(Duration::from_secs(5)).await.unwrap_or_else(|e| panic!("{e}"));
+    queue.shutdown(PATIENCE).await.unwrap_or_else(|e| panic!("{e}"));
 }
 
 async fn publish(queue: &Queue, task: Task) -> TaskId {
