@@ -25,7 +25,6 @@ async fn reassigned(cx: &Cx, stage: &Stage) -> Checked<(Reader, Assignment)> {
     reader.consumer.member.reassign(std::slice::from_ref(&old));
     let lost = |event: &Event| matches!(event, Event::Lost(lost) if lost.contains(&old)).then_some(());
     reader.until(cx, "the loss of what is reassigned", lost).await?;
-    reader.read.clear();
     Ok((reader, old))
 }
 

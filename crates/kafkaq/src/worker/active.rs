@@ -138,27 +138,27 @@ impl Active {
         &self.kind.observe[self.execution.source]
     }
 
-    /// Its turn has come, and it counts as running. Its handler may take as long as a lease to start.
-    pub(super) fn begin(&self, lease: Duration) {
+    /// Its turn has come, and it counts as running.
+    pub(super) fn begin(&self, start_by: Instant) {
         let state = &mut *lock(&self.state);
         (state.phase, state.has_place) = (Phase::Running, true);
-        state.start_by = Some(Instant::now() + lease.min(FAR));
+        state.start_by = Some(start_by);
     }
 
-    /// Its handler starts, unless it was given up meanwhile: `None` then. From now on its time runs. Returns when to look at
-    /// it at the latest.
-    pub(super) fn handler_starts(&self, warn_after: Duration, blocks: bool) -> Option<Instant> {
+    /// Its handler starts, and from now on its time runs. Returns whether it does, since it may have been given up
+    /// meanwhile, and when to look at it, if that is before its lease is due.
+    pub(super) fn handler_starts(&self, warn_after: Duration, blocks: bool) -> (bool, Option<Instant>) {
         let since = Instant::now();
         let warn_at = since + warn_after.min(FAR);
         let state = &mut *lock(&self.state);
         state.start_by = None;
         let is_lost = self.execution.stop_reason().is_some_and(StopReason::means_lost);
         if is_lost || self.execution.is_dropped() || matches!(state.job, Held::Gone) {
-            return None;
+            return (false, None);
         }
         state.handler = Some(Handler { since, blocks, warn_at, is_slow: false });
         state.time_is_up = self.kind.timeout.map(|timeout| since + timeout.min(FAR));
-        state.time_is_up.into_iter().chain([warn_at, state.renew_at]).min()
+        (true, state.time_is_up.into_iter().chain([warn_at]).min().filter(|at| *at < state.renew_at))
     }
 
     /// Since when a handler of its kind has been on one of the threads for those that don't block.

@@ -113,11 +113,11 @@ impl Begun {
     fn starts(&self, blocks: bool) -> bool {
         let warn_after = self.shared.settings.warn_after;
         let warn_after = warn_after.unwrap_or_else(|| SLOW_LEASES * self.shared.source(&self.active).lease);
-        let look_at = self.active.handler_starts(warn_after, blocks);
+        let (starts, look_at) = self.active.handler_starts(warn_after, blocks);
         if let Some(at) = look_at {
             self.shared.keeper.look_at(at);
         }
-        look_at.is_some()
+        starts
     }
 
     fn handler_ended(self, ended: Option<Ended>) {
@@ -128,17 +128,7 @@ impl Begun {
     fn end(mut self, decide: impl FnOnce(&Shared, &Active) -> Verdict + Send + 'static) {
         self.has_ended = true;
         self.active.handler_ended();
-        let (shared, active) = (self.shared.clone(), self.active.clone());
-        self.shared.threads.here().spawn(async move {
-            // Still under its lease: whoever confirms may have to wait for the store.
-            let permit = shared.confirming.acquire().await;
-            shared.free(&active);
-            // Otherwise the keeper has given it up before.
-            if let Some(job) = active.take().await {
-                end(&shared, &active, job, decide(&shared, &active)).await;
-            }
-            drop(permit);
-        });
+        self.shared.threads.here().spawn(confirm(self.shared.clone(), self.active.clone(), decide));
     }
 }
 
@@ -150,6 +140,17 @@ impl Drop for Begun {
             again.handler_ended(Some(Ended::Panicked("the handler panicked when it was dropped".to_owned())));
         }
     }
+}
+
+async fn confirm(shared: Arc<Shared>, active: Arc<Active>, decide: impl FnOnce(&Shared, &Active) -> Verdict) {
+    // Still under its lease: whoever confirms may have to wait for the store.
+    let permit = shared.confirming.acquire().await;
+    shared.free(&active);
+    // Otherwise the keeper has given it up before.
+    if let Some(job) = active.take().await {
+        end(&shared, &active, job, decide(&shared, &active)).await;
+    }
+    drop(permit);
 }
 
 /// Ends an execution whose handler doesn't end.
@@ -168,11 +169,7 @@ pub(super) async fn release(shared: Arc<Shared>, active: Arc<Active>, job: Job) 
 
 /// Gives a task back whose execution has not begun.
 pub(super) async fn give_back(shared: Arc<Shared>, active: Arc<Active>) {
-    let permit = shared.confirming.acquire().await;
-    if let Some(job) = active.take().await {
-        end(&shared, &active, job, Verdict::Release).await;
-    }
-    drop(permit);
+    confirm(shared, active, |_, _| Verdict::Release).await;
 }
 
 /// Lets a job go that was lost before its execution began, or whose handler doesn't end.

@@ -37,17 +37,31 @@ pub(super) struct Keeper {
 #[derive(Default)]
 struct Open {
     all: Slab<Arc<Active>>,
-    /// When they are looked at next. `None` while they are looked at.
+    /// When they are looked at next. `None` before the first look.
     planned: Option<Instant>,
 }
 
+impl Open {
+    /// Whether that is sooner than was planned.
+    fn plan(&mut self, at: Instant) -> bool {
+        let is_sooner = self.planned.is_some_and(|planned| planned > at);
+        if is_sooner {
+            self.planned = Some(at);
+        }
+        is_sooner
+    }
+}
+
 impl Keeper {
-    /// Keeps an execution. `make` gets its slot.
+    /// Keeps an execution, and looks at it when its lease is due. `make` gets its slot.
     pub(super) fn open(&self, make: impl FnOnce(usize) -> Active) -> Arc<Active> {
         let open = &mut *lock(&self.open);
         let entry = open.all.vacant_entry();
         let active = Arc::new(make(entry.key()));
         entry.insert(active.clone());
+        if open.plan(active.renew_at()) {
+            self.sooner.notify_one();
+        }
         active
     }
 
@@ -65,9 +79,7 @@ impl Keeper {
 
     /// Looks at all executions at that time at the latest.
     pub(super) fn look_at(&self, at: Instant) {
-        let planned = &mut lock(&self.open).planned;
-        if planned.is_some_and(|planned| planned > at) {
-            *planned = Some(at);
+        if lock(&self.open).plan(at) {
             self.sooner.notify_one();
         }
     }

@@ -123,11 +123,6 @@ impl Line {
         None
     }
 
-    /// Forgets those that have lost their leases.
-    pub(super) fn prune(&mut self) {
-        self.waiting.retain(|active| !active.is_over());
-    }
-
     /// Keeps those in line that it says.
     pub(super) fn retain(&mut self, keep: impl FnMut(&Arc<Active>) -> bool) {
         self.waiting.retain(keep);

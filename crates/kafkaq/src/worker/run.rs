@@ -5,7 +5,7 @@ use super::{
     control::WorkerControl,
     execute::{self, Begun},
     keeper::{self, Keeper},
-    kinds::{Kinds, Line},
+    kinds::Kinds,
     pace::Pace,
     panics,
     queues::{Queues, Source, Taken},
@@ -295,10 +295,11 @@ impl Dispatcher {
             self.shared.threads.run(begun);
             // When as many wait as may run, whoever is taken next would most likely wait as well.
             let room = if waiting < concurrency { self.room() } else { 0 };
-            let room = room.min(self.pace.allows(Instant::now()));
+            let now = Instant::now();
+            let room = room.min(self.pace.allows(now));
             // With room and nobody in line it makes no difference how many run.
             let all_alike = room > 0 && waiting == 0;
-            let next = [next, self.pace.next(Instant::now())].into_iter().flatten().min();
+            let next = [next, self.pace.next(now)].into_iter().flatten().min();
             tokio::select! {
                 biased;
                 _ = stopping.wait_for(Option::is_some) => return Ok(()),
@@ -322,7 +323,7 @@ impl Dispatcher {
         let (shared, now) = (&self.shared, Instant::now());
         let (mut room, mut waiting, mut next) = (self.room(), 0, None);
         if shared.lost_in_line.swap(false, SeqCst) {
-            self.kinds.lines.iter_mut().for_each(Line::prune);
+            self.kinds.lines.iter_mut().for_each(|line| line.retain(|active| !active.is_over()));
         }
         for line in self.kinds.lines.iter_mut().filter(|line| line.waiting() > 0) {
             if line.kind().switch.is_paused() {
@@ -332,7 +333,7 @@ impl Dispatcher {
                 && let Some(active) = line.advance(now)
             {
                 room -= 1;
-                begun.push(begin(shared, active));
+                begun.push(begin(shared, active, now));
             }
             waiting += line.waiting();
             next = [next, line.next(now)].into_iter().flatten().min();
@@ -347,12 +348,11 @@ impl Dispatcher {
             let (line, version) = self.kinds.of(one.job.headers());
             let (source, kind) = (&shared.sources[one.source], line.kind().clone());
             let active = shared.keeper.open(|slot| Active::new(one, source, kind, version, slot));
-            shared.keeper.look_at(active.renew_at());
             if put_off(shared, &active, now) {
                 continue;
             }
             if line.begin(now) {
-                begun.push(begin(shared, active));
+                begun.push(begin(shared, active, now));
             } else {
                 line.push(active);
             }
@@ -361,9 +361,10 @@ impl Dispatcher {
     }
 }
 
-fn begin(shared: &Arc<Shared>, active: Arc<Active>) -> Begun {
+/// Its handler may take as long as a lease to start.
+fn begin(shared: &Arc<Shared>, active: Arc<Active>, now: Instant) -> Begun {
     shared.running.fetch_add(1, SeqCst);
-    active.begin(shared.source(&active).lease);
+    active.begin(now + shared.source(&active).lease.min(FAR));
     Begun::new(shared.clone(), active)
 }
 
@@ -374,7 +375,7 @@ fn put_off(shared: &Arc<Shared>, active: &Arc<Active>, now: Instant) -> bool {
         return false;
     };
     kind.begin();
-    begin(shared, active.clone()).put_off(delay);
+    begin(shared, active.clone(), now).put_off(delay);
     true
 }
 
