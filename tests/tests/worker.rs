@@ -110,16 +110,24 @@ fn publish(pair: &Pair, until: &Arc<AtomicBool>) -> JoinHandle<HashMap<String, I
     })
 }
 
-/// Three processes work, and are replaced one by one, each by a signal when its successor works. Returns when each
-/// task was published, and all that was said.
-async fn replaced(pair: &Pair, signal: &str) -> (HashMap<String, Instant>, Vec<(Instant, Line)>) {
+/// What came of [`replaced`].
+struct Replaced {
+    /// From when on all three worked.
+    since: Instant,
+    /// When each task was published.
+    published: HashMap<String, Instant>,
+    heard: Vec<(Instant, Line)>,
+}
+
+/// Three processes work, and are replaced one by one, each by a signal when its successor works.
+async fn replaced(pair: &Pair, signal: &str) -> Replaced {
     let queue = pair.queue().build().await.unwrap();
     let ended = Arc::new(AtomicBool::new(false));
     let publishing = publish(pair, &ended);
     let start = || Agent::handle(AGENT, pair, CONCURRENCY, Duration::from_millis(10 * LONGEST_MS));
     let mut agents: VecDeque<_> = [start(), start(), start()].into();
     until("each process to execute something", || agents.iter().all(|agent| agent.runs() > 0)).await;
-    let mut heard = Vec::new();
+    let (since, mut heard) = (Instant::now(), Vec::new());
     for _ in 0..3 {
         let new = start();
         until("the new process to execute something", || new.runs() > 0).await;
@@ -138,21 +146,24 @@ async fn replaced(pair: &Pair, signal: &str) -> (HashMap<String, Instant>, Vec<(
         heard.extend(tokio::task::spawn_blocking(|| agent.all_heard()).await.unwrap());
     }
     queue.shutdown(SECOND).await.unwrap();
-    (published, heard)
+    Replaced { since, published, heard }
 }
 
-/// How long tasks waited until they were begun first, from the shortest to the longest.
-fn waits(published: &HashMap<String, Instant>, heard: &[(Instant, Line)]) -> Vec<Duration> {
-    let mut first = HashMap::new();
-    for (at, line) in heard {
-        if let Line::Run { id, .. } = line {
-            let earliest = first.entry(id.clone()).or_insert(*at);
-            *earliest = (*earliest).min(*at);
+impl Replaced {
+    /// How long the tasks of the deploy waited until they were begun first, from the shortest to the longest.
+    fn waits(&self) -> Vec<Duration> {
+        let mut first = HashMap::new();
+        for (at, line) in &self.heard {
+            if let Line::Run { id, .. } = line {
+                let earliest = first.entry(id.clone()).or_insert(*at);
+                *earliest = (*earliest).min(*at);
+            }
         }
+        let published = self.published.iter().filter(|(_, at)| **at >= self.since);
+        let mut waits: Vec<_> = published.map(|(id, at)| first[id].duration_since(*at)).collect();
+        waits.sort_unstable();
+        waits
     }
-    let mut waits: Vec<_> = first.iter().map(|(id, at)| at.duration_since(published[id])).collect();
-    waits.sort_unstable();
-    waits
 }
 
 fn told(pair: &Pair, what: &str, waits: &[Duration], more: &str) {
@@ -169,14 +180,15 @@ fn told(pair: &Pair, what: &str, waits: &[Duration], more: &str) {
 async fn a_deploy_under_load_executes_each_task_once_and_charges_nothing() {
     for (broker, store) in PAIRS {
         let pair = Pair::new(broker, store, "deploy");
-        let (published, heard) = replaced(&pair, "TERM").await;
+        let deploy = replaced(&pair, "TERM").await;
+        let Replaced { published, heard, .. } = &deploy;
         let runs: Vec<_> = heard.iter().filter(|(_, line)| matches!(line, Line::Run { .. })).collect();
         let again: Vec<_> = runs.iter().filter(|(_, l)| !matches!(l, Line::Run { attempt: 1, .. })).collect();
         assert!(again.is_empty(), "executed again: {again:?}");
         assert_eq!(runs.len(), published.len(), "executions of so many tasks");
         let charged: Vec<_> = heard.iter().filter(|(_, line)| matches!(line, Line::Failed { .. })).collect();
         assert!(charged.is_empty(), "{charged:?}");
-        told(&pair, "deploy", &waits(&published, &heard), "");
+        told(&pair, "deploy", &deploy.waits(), "");
     }
 }
 
@@ -184,9 +196,10 @@ async fn a_deploy_under_load_executes_each_task_once_and_charges_nothing() {
 async fn killed_processes_lose_no_task() {
     for (broker, store) in PAIRS {
         let pair = Pair::new(broker, store, "killed");
-        let (published, heard) = replaced(&pair, "KILL").await;
+        let killed = replaced(&pair, "KILL").await;
+        let Replaced { published, heard, .. } = &killed;
         let (mut begun, mut ended) = (BTreeMap::<_, Vec<Instant>>::new(), HashSet::new());
-        for (at, line) in &heard {
+        for (at, line) in heard {
             match line {
                 Line::Run { id, .. } => begun.entry(id.clone()).or_default().push(*at),
                 Line::Done { id, .. } => drop(ended.insert(id.clone())),
@@ -198,6 +211,6 @@ async fn killed_processes_lose_no_task() {
         let gap = |runs: &&Vec<Instant>| runs.windows(2).map(|two| two[1].duration_since(two[0])).max();
         let longest = again.iter().filter_map(gap).max().unwrap_or_default();
         let more = format!("; {} executed again, {longest:.1?} later at most", again.len());
-        told(&pair, "killed", &waits(&published, &heard), &more);
+        told(&pair, "killed", &killed.waits(), &more);
     }
 }

@@ -7,6 +7,7 @@ use crate::{
     check::{Checker, Start},
     error::code_of,
     forsaken::{self, Forsaken},
+    heartbeat::Heartbeat,
     locked,
     log::Trouble,
     member::Shared,
@@ -222,6 +223,13 @@ pub(crate) struct Plan {
     pub(crate) failures: u32,
 }
 
+impl Plan {
+    fn subscribe(&self, consumer: &Client) -> KafkaResult<()> {
+        let names: Vec<&str> = self.topics.iter().map(|t| &**t).collect();
+        consumer.subscribe(&names)
+    }
+}
+
 /// One consumer of the group. Lives on the poll thread.
 ///
 /// A partition is assigned to the client at offset 0 and paused, and stays so until the log was compared with what was
@@ -240,6 +248,8 @@ pub(crate) struct Group {
     /// The client has not taken an answer: it and the group no longer agree.
     broken: Option<KafkaError>,
     born: Instant,
+    /// `None` by the classic protocol, whose interval is the member's own.
+    heartbeat: Option<Heartbeat>,
 }
 
 impl Group {
@@ -268,8 +278,8 @@ impl Group {
         let bell = shared.clone();
         consumer.set_nonempty_callback(move || bell.ring());
         let refused = |e| Error::not_applied(ErrorKind::Invalid, "join").with_source(e);
-        let names: Vec<&str> = plan.topics.iter().map(|t| &**t).collect();
-        consumer.subscribe(&names).map_err(refused)?;
+        plan.subscribe(&consumer).map_err(refused)?;
+        let now = Instant::now();
         Ok(Group {
             queues: Vec::new(),
             consumer: Arc::new(consumer),
@@ -280,8 +290,18 @@ impl Group {
             release_limit: request.release_limit,
             beginning: Vec::new(),
             broken: None,
-            born: Instant::now(),
+            born: now,
+            heartbeat: (protocol != GroupProtocol::Classic).then(|| Heartbeat::new(now)),
         })
+    }
+
+    /// Asks the group for changes, if it is time to.
+    pub(crate) fn ask(&mut self, now: Instant) {
+        if self.heartbeat.as_mut().is_some_and(|heartbeat| heartbeat.take(now))
+            && let Err(error) = self.from.subscribe(&self.consumer)
+        {
+            tracing::debug!(%error, "the group can't be asked for changes now");
+        }
     }
 
     /// Whether the group may have said something that the client has not heard, and will not say it again.
@@ -307,7 +327,8 @@ impl Group {
     /// When there is something to do although nothing rings.
     pub(crate) fn due(&self) -> Option<Instant> {
         let beginning = self.beginning.iter().map(|(.., at)| *at);
-        self.held.iter().map(|h| h.until).chain(beginning).min()
+        let heartbeat = self.heartbeat.as_ref().map(Heartbeat::due);
+        self.held.iter().map(|h| h.until).chain(beginning).chain(heartbeat).min()
     }
 
     /// Why the consumer is of no more use, if it isn't.
@@ -340,6 +361,9 @@ impl Group {
                     _ => noted.pop_front(),
                 }
             };
+            if let (Some(_), Some(heartbeat)) = (&change, &mut self.heartbeat) {
+                heartbeat.changed(Instant::now());
+            }
             match change {
                 Some((Change::Assign, list)) => self.assigned(list, tell),
                 Some((Change::Revoke, list)) => self.revoke(list, tell),
@@ -447,12 +471,19 @@ impl Group {
         alarms
     }
 
+    /// While it is paused, or it would read from where it was assigned. And once more: a resume doesn't wake the thread
+    /// that fetches, which may sleep for a second, nor in librdkafka 2.12 does a seek to the beginning.
     fn seek(&self, slot: &Slot, offset: i64) -> KafkaResult<()> {
         let Partition { topic, index } = &slot.assignment.partition;
-        self.consumer.seek(topic, *index, Offset::Offset(offset), ASKED)?;
+        let seek = |offset| self.consumer.seek(topic, *index, Offset::Offset(offset), ASKED);
+        seek(offset)?;
         let mut list = TopicPartitionList::new();
         list.add_partition(topic, *index);
-        self.consumer.resume(&list)
+        self.consumer.resume(&list)?;
+        if offset == 0 {
+            seek(1)?;
+        }
+        seek(offset)
     }
 
     fn revoke(&mut self, list: TopicPartitionList, tell: &mut dyn FnMut(Event)) {

@@ -7,6 +7,7 @@ mod error;
 mod fetch;
 mod forsaken;
 mod group;
+mod heartbeat;
 mod lane;
 mod log;
 mod member;

@@ -381,6 +381,7 @@ impl<'a> Poller<'a> {
                 group.reassign(&mut |event| pending.push_back((Ok(event), None)));
             }
             pending.extend(group.begin_reading().into_iter().map(|alarm| (Err(alarm), None)));
+            group.ask(Instant::now());
         }
     }
 

@@ -26,8 +26,8 @@ const REBALANCE: &str = "max.poll.interval.ms";
 const MARGIN: Duration = Duration::from_secs(10);
 /// What the client allows. Also keeps instants from overflowing.
 pub(crate) const MAX_REBALANCE: Duration = Duration::from_secs(24 * 3600);
-/// The client's own default.
-const MAX_HEARTBEAT: Duration = Duration::from_secs(3);
+/// A member hears of a change with its next heartbeat.
+const MAX_HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// Sets it for the classic protocol, unless the user has.
 pub(crate) fn set_classic(config: &mut ClientConfig, session: Duration) {

@@ -10,6 +10,10 @@ use futures_util::StreamExt;
 use kafkaq_adapter_tests::{Stopwatch, noise};
 use kafkaq_core::*;
 use kafkaq_rdkafka::{GroupProtocol, RdKafka};
+use rdkafka::{
+    ClientConfig,
+    admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier},
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
@@ -176,6 +180,41 @@ async fn every_member_gets_its_share_of_each_topic_and_commits_both_at_once() {
     .await;
 }
 
+/// The servers ask for a heartbeat every hour, so whatever happens sooner happens because a member asks by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_hears_of_changes_before_its_next_heartbeat_is_due() {
+    on_each_real_site("heartbeat", async |site| {
+        if site.protocol == GroupProtocol::Classic {
+            return;
+        }
+        let site = site.with_topic(4).await;
+        let request = site.request("g");
+        let admin: AdminClient<_> =
+            ClientConfig::new().set("bootstrap.servers", &site.bootstrap).create().unwrap();
+        let hourly = AlterConfig::new(ResourceSpecifier::Group(&request.group))
+            .set("consumer.session.timeout.ms", "7200000")
+            .set("consumer.heartbeat.interval.ms", "3600000");
+        admin.alter_configs([&hourly], &AdminOptions::new()).await.unwrap()[0].as_ref().unwrap();
+        let kafka = site.kafka();
+        let mut a = kafka.join(request).await.unwrap();
+        assigned(&mut a, 4).await;
+        let other = site.kafka();
+        let mut b = other.join(site.request("g")).await.unwrap();
+        let revoking = loop {
+            if let Event::Revoking(r) = next(&mut a).await {
+                break r;
+            }
+        };
+        a.member.release(&revoking);
+        assigned(&mut b, revoking.len()).await;
+        b.member.leave().await.unwrap();
+        assigned(&mut a, revoking.len()).await;
+        other.close().await.unwrap();
+        kafka.close().await.unwrap();
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_revoke_that_is_not_released_ends_at_the_limit_with_lost() {
     on_each_site("limit", async |site| {
@@ -307,6 +346,30 @@ async fn an_idle_consumer_gets_a_record_without_waiting_for_a_tick() {
         assert!(took[10] < Duration::from_millis(limit), "{took:?}");
         kafka.close().await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_there_is_read_as_soon_as_a_partition_is_assigned() {
+    on_each_real_site("first", async |site| {
+        let site = site.with_topic(1).await;
+        let kafka = site.kafka();
+        fill(&kafka, &Partition::new(site.topic(), 0), 0, 1).await;
+        let mut took = Vec::new();
+        for i in 0..7 {
+            let mut c = kafka.join(site.request(&format!("g{i}"))).await.unwrap();
+            assigned(&mut c, 1).await;
+            let watch = Stopwatch::start();
+            while !matches!(next(&mut c).await, Event::Records(..)) {}
+            took.push(watch.elapsed());
+            c.member.leave().await.unwrap();
+        }
+        took.sort();
+        println!("from assignment to event: median {:?}, worst {:?}", took[3], took[6]);
+        // A thread of librdkafka that nobody wakes looks every second.
+        assert!(took[3] < Duration::from_millis(600), "{took:?}");
+        kafka.close().await.unwrap();
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
