@@ -24,8 +24,16 @@ const EXPIRED: &str = "expired before it was started";
 /// A handler runs for long after so many leases.
 const SLOW_LEASES: u32 = 10;
 
+/// How an execution has ended.
+pub(super) enum Fate {
+    /// Its handler has; `None` if it was dropped.
+    Handler(Option<Ended>),
+    /// It has none, or it was not started.
+    Verdict(Verdict),
+}
+
 /// What is to become of the task.
-enum Verdict {
+pub(super) enum Verdict {
     Outcome(Outcome),
     Expired(Expired),
     /// It is given back.
@@ -64,7 +72,7 @@ impl Begun {
             Ok(version) => *version,
             Err(why) => {
                 let reject = Verdict::Outcome(Outcome::Reject(why.clone()));
-                return self.end(|_, _| reject);
+                return self.end(Fate::Verdict(reject));
             }
         };
         // Once it was handed out it may have been started.
@@ -72,12 +80,12 @@ impl Begun {
             && let Some(expired) = headers::expired(execution.job.headers(), system_now())
         {
             self.active.observe().expired(expired);
-            return self.end(move |_, _| Verdict::Expired(expired));
+            return self.end(Fate::Verdict(Verdict::Expired(expired)));
         }
         match (self.active.kind.execute)(execution.clone(), version) {
             Executing::Async(handler) => {
                 if !self.starts(false) {
-                    return self.handler_ended(None);
+                    return self.end(Fate::Handler(None));
                 }
                 let told = async {
                     tokio::select! {
@@ -93,12 +101,12 @@ impl Begun {
                     ended = handler => Some(ended),
                     () = told => None,
                 };
-                self.handler_ended(ended);
+                self.end(Fate::Handler(ended));
             }
             Executing::Blocking(handler) => {
                 tokio::task::spawn_blocking(move || {
                     let ended = self.starts(true).then(handler);
-                    self.handler_ended(ended);
+                    self.end(Fate::Handler(ended));
                 });
             }
         }
@@ -106,7 +114,7 @@ impl Begun {
 
     /// Has the task executed later, since its kind is paused.
     pub(super) fn put_off(self, delay: Duration) {
-        self.end(move |_, _| Verdict::Outcome(Outcome::Snooze(delay)));
+        self.end(Fate::Verdict(Verdict::Outcome(Outcome::Snooze(delay))));
     }
 
     /// Whether the handler may start.
@@ -120,15 +128,10 @@ impl Begun {
         starts
     }
 
-    fn handler_ended(self, ended: Option<Ended>) {
-        self.end(|shared, active| judge(shared, active, ended));
-    }
-
-    /// Where the queue lives, since other handlers may block these threads.
-    fn end(mut self, decide: impl FnOnce(&Shared, &Active) -> Verdict + Send + 'static) {
+    fn end(mut self, fate: Fate) {
         self.has_ended = true;
         self.active.handler_ended();
-        self.shared.threads.here().spawn(confirm(self.shared.clone(), self.active.clone(), decide));
+        self.shared.confirmer.push(self.active.clone(), fate);
     }
 }
 
@@ -136,21 +139,23 @@ impl Begun {
 impl Drop for Begun {
     fn drop(&mut self) {
         if !self.has_ended {
-            let again = Begun::new(self.shared.clone(), self.active.clone());
-            again.handler_ended(Some(Ended::Panicked("the handler panicked when it was dropped".to_owned())));
+            let told = "the handler panicked when it was dropped".to_owned();
+            Begun::new(self.shared.clone(), self.active.clone())
+                .end(Fate::Handler(Some(Ended::Panicked(told))));
         }
     }
 }
 
-async fn confirm(shared: Arc<Shared>, active: Arc<Active>, decide: impl FnOnce(&Shared, &Active) -> Verdict) {
-    // Still under its lease: whoever confirms may have to wait for the store.
-    let permit = shared.confirming.acquire().await;
-    shared.free(&active);
+/// Tells the queue what becomes of the task.
+pub(super) async fn confirm(shared: Arc<Shared>, active: Arc<Active>, fate: Fate) {
     // Otherwise the keeper has given it up before.
     if let Some(job) = active.take().await {
-        end(&shared, &active, job, decide(&shared, &active)).await;
+        let verdict = match fate {
+            Fate::Handler(ended) => judge(&shared, &active, ended),
+            Fate::Verdict(verdict) => verdict,
+        };
+        end(&shared, &active, job, verdict).await;
     }
-    drop(permit);
 }
 
 /// Ends an execution whose handler doesn't end.
@@ -165,11 +170,6 @@ pub(super) async fn end_unfinished(shared: &Shared, active: &Active, job: Job) {
 /// Gives a task back whose handler has not started.
 pub(super) async fn release(shared: Arc<Shared>, active: Arc<Active>, job: Job) {
     end(&shared, &active, job, Verdict::Release).await;
-}
-
-/// Gives a task back whose execution has not begun.
-pub(super) async fn give_back(shared: Arc<Shared>, active: Arc<Active>) {
-    confirm(shared, active, |_, _| Verdict::Release).await;
 }
 
 /// Lets a job go that was lost before its execution began, or whose handler doesn't end.

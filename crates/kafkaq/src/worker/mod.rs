@@ -89,6 +89,7 @@ mod active;
 mod backoff;
 mod batch;
 mod builder;
+mod confirm;
 mod context;
 mod control;
 #[cfg(feature = "testing")]

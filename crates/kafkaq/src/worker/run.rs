@@ -2,8 +2,9 @@
 
 use super::{
     active::Active,
+    confirm::{self, Confirmer},
     control::WorkerControl,
-    execute::{self, Begun},
+    execute::{Begun, Fate, Verdict},
     keeper::{self, Keeper},
     kinds::Kinds,
     pace::Pace,
@@ -27,7 +28,8 @@ use std::{
 };
 use tokio::{
     runtime::{Builder, Handle, Runtime, RuntimeFlavor},
-    sync::{Notify, Semaphore, watch},
+    sync::{Notify, watch},
+    task::AbortHandle,
     time::{Instant, sleep_until},
 };
 
@@ -65,7 +67,7 @@ pub(super) struct Shared {
     /// One fewer runs or waits, or a kind was paused.
     pub(super) room: Arc<Notify>,
     pub(super) lost_in_line: AtomicBool,
-    pub(super) confirming: Semaphore,
+    pub(super) confirmer: Confirmer,
 }
 
 impl Shared {
@@ -130,11 +132,6 @@ impl Threads {
     /// Threads that are there for handlers alone.
     pub(super) fn own(&self) -> Option<&Handle> {
         self.own.as_ref().map(Runtime::handle)
-    }
-
-    /// Where the queue lives.
-    pub(super) fn here(&self) -> &Handle {
-        &self.here
     }
 
     /// Has executions run. Several go over at once, since waking a thread costs more than a short handler.
@@ -235,19 +232,22 @@ pub(super) fn start(
         running: AtomicUsize::new(0),
         room: control.room.clone(),
         lost_in_line: AtomicBool::new(false),
-        confirming: Semaphore::new(settings.concurrency.max(CONFIRMING)),
+        confirmer: Confirmer::default(),
         settings,
     });
     let handle = shared.clone();
-    let keeper = tokio::spawn(keeper::keep(shared.clone()));
-    let watchdog = tokio::spawn(watchdog::watch(shared.clone()));
+    let most_confirming = shared.settings.concurrency.max(CONFIRMING);
+    let beside = [
+        tokio::spawn(keeper::keep(shared.clone())).abort_handle(),
+        tokio::spawn(watchdog::watch(shared.clone())).abort_handle(),
+        tokio::spawn(confirm::confirm(shared.clone(), most_confirming)).abort_handle(),
+    ];
     let pace = Pace::new(shared.settings.per_second);
     let dispatcher = Dispatcher { queues: Queues::new(queues), kinds, pace, shared };
     let (tell, outcome) = watch::channel(None);
     tokio::spawn(async move {
         let outcome = dispatcher.run().await;
-        keeper.abort();
-        watchdog.abort();
+        beside.iter().for_each(AbortHandle::abort);
         tell.send_replace(Some(outcome));
     });
     Ok(WorkerHandle { shared: handle, control, outcome })
@@ -271,7 +271,7 @@ impl Dispatcher {
             stop_within(&shared.stopping, shared.settings.shutdown_limit);
         }
         for line in &mut kinds.lines {
-            line.drain().for_each(|active| drop(tokio::spawn(execute::give_back(shared.clone(), active))));
+            line.drain().for_each(|active| shared.confirmer.push(active, Fate::Verdict(Verdict::Release)));
         }
         let (shut_down, ()) = tokio::join!(shut_down_all(queues, stopping), shared.keeper.all_closed());
         match (failed, shut_down) {
