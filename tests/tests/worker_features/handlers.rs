@@ -144,23 +144,10 @@ async fn concurrency_of_a_kind(pair: &Pair) {
 async fn rate_of_a_kind(pair: &Pair) {
     let queue = build(pair).await;
     let (limited, free) = (Runs::default(), Runs::default());
-    let (noted, also_noted) = (limited.clone(), free.clone());
     let running = worker(&queue)
-        .on_with(
-            move |ctx: Ctx, task: Number| {
-                noted.note(&ctx, task.0);
-                async {}
-            },
-            Options::new().rate(4.0),
-        )
-        .on_with(
-            move |ctx: Ctx, task: Other| {
-                also_noted.note(&ctx, task.0);
-                async {}
-            },
-            // One every 500 s.
-            Options::new().rate(0.002),
-        )
+        .on_with(limited.handler::<Number>(), Options::new().rate(4.0))
+        // One every 500 s.
+        .on_with(free.handler::<Other>(), Options::new().rate(0.002))
         .start()
         .unwrap();
     for outcome in queue.enqueue_many((0..3).map(Other)).await {

@@ -91,14 +91,7 @@ async fn once_per(pair: &Pair) {
     let queue = build(pair).await;
     let elsewhere = pair.queue().build_publisher().await.unwrap();
     let runs = Runs::default();
-    let noted = runs.clone();
-    let running = worker(&queue)
-        .on(move |ctx: Ctx, task: Number| {
-            noted.note(&ctx, task.0);
-            async {}
-        })
-        .start()
-        .unwrap();
+    let running = worker(&queue).on(runs.handler::<Number>()).start().unwrap();
     let begun = Instant::now();
     // When each was asked for last.
     let mut asked = HashMap::new();

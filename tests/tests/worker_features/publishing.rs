@@ -63,9 +63,8 @@ async fn enqueue_many(pair: &Pair) {
 async fn child_ids(pair: &Pair) {
     let queue = build(pair).await;
     let (parents, children) = (Runs::default(), Runs::default());
-    let (parent, child) = (parents.clone(), children.clone());
     let ids = Arc::new(Mutex::new(Vec::new()));
-    let told = ids.clone();
+    let (parent, told) = (parents.clone(), ids.clone());
     let running = worker(&queue)
         .on(move |ctx: Ctx, task: Number| {
             let (runs, ids) = (parent.clone(), told.clone());
@@ -79,10 +78,7 @@ async fn child_ids(pair: &Pair) {
                 if ctx.attempt() == 1 { Err(Failure::retry("once more")) } else { Ok(()) }
             }
         })
-        .on(move |ctx: Ctx, task: Other| {
-            child.note(&ctx, task.0);
-            async {}
-        })
+        .on(children.handler::<Other>())
         .start()
         .unwrap();
     let id = queue.enqueue(Number(0)).await.unwrap();
