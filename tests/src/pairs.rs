@@ -92,7 +92,7 @@ pub fn not_asked_for(broker: BrokerKind, store: StoreKind) -> Option<String> {
 }
 
 /// A broker and a store for one case: all its queues share them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Pair {
     broker: BrokerKind,
     store: StoreKind,
@@ -132,6 +132,12 @@ impl Pair {
     pub fn with_member_timeout(mut self, timeout: Duration) -> Pair {
         self.member_timeout = Some(timeout);
         self
+    }
+
+    /// A queue of another name on the same servers.
+    #[must_use]
+    pub fn sibling(&self) -> Pair {
+        Pair { name: format!("{}-sibling", self.name), ..self.clone() }
     }
 
     /// The queue's name.

@@ -67,14 +67,3 @@ pub async fn until(what: &str, mut check: impl AsyncFnMut() -> bool) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
-
-/// Bytes that no compression makes much smaller.
-pub fn noise(n: usize) -> Vec<u8> {
-    let mut state = 1_u64;
-    let mut next = || {
-        // Knuth's generator, of which the upper bits are good enough.
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        state.to_be_bytes()[0]
-    };
-    (0..n).map(|_| next()).collect()
-}

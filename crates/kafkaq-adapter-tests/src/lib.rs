@@ -24,7 +24,8 @@ mod stopwatch;
 pub mod strangers;
 
 pub use certificate::Certificate;
-pub use fixtures::{create, key, keys, noise, one, read, remove, replace, until, value};
+pub use fixtures::{create, key, keys, one, read, remove, replace, until, value};
+pub use kafkaq_conformance::noise;
 pub use log::{Log, silence_no_place};
 pub use stopwatch::Stopwatch;
 

@@ -11,6 +11,8 @@ mod store;
 
 pub use case::Capability;
 pub use kit::{Kit, Outcome, Report, Suite};
+#[doc(hidden)]
+pub use log::noise;
 pub use outage::Outage;
 pub use proxy::Proxy;
 

@@ -13,8 +13,11 @@ use std::{
 };
 use tokio::time::sleep;
 
-pub(crate) const CASES: &[Case] =
-    &[("one_at_a_time", |pair| Box::pin(one_at_a_time(pair))), ("once_per", |pair| Box::pin(once_per(pair)))];
+pub(crate) const CASES: &[Case] = &[
+    ("one_at_a_time", |pair| Box::pin(one_at_a_time(pair))),
+    ("key_locks", |pair| Box::pin(key_locks(pair))),
+    ("once_per", |pair| Box::pin(once_per(pair))),
+];
 
 const KEYS: u32 = 3;
 
@@ -86,19 +89,33 @@ async fn one_at_a_time(pair: &Pair) {
     assert_eq!((inside.lock().unwrap().most_of_a_key, failed), (1, 0));
 }
 
+/// Whoever has locked a key elsewhere keeps its tasks from running, and no others.
+async fn key_locks(pair: &Pair) {
+    let (queue, elsewhere) = (build(pair).await, build(pair).await);
+    let runs = Runs::default();
+    let options = Options::new().one_at_a_time();
+    let running = worker(&queue).on_with(runs.handler::<Number>(), options).start().unwrap();
+    let guard = elsewhere.key_locks().acquire("held").await.unwrap();
+    let held = queue.enqueue(Number(0)).key("held").await.unwrap();
+    let free = queue.enqueue(Number(1)).key("free").await.unwrap();
+    until_status(&queue, &free, JobStatus::Done).await;
+    // It has waited for its key in the worker, and was put off.
+    until_status(&queue, &held, JobStatus::Waiting).await;
+    assert_eq!((runs.numbers(), guard.is_lost()), (vec![1], false));
+    guard.release().await;
+    until_status(&queue, &held, JobStatus::Done).await;
+    until_all_finished(pair, &[&queue]).await;
+    assert_eq!(runs.numbers(), [0, 1]);
+    let report = stop(running).await;
+    assert_eq!((report.done, report.retried, report.lost), (2, 0, 0), "{report}");
+}
+
 async fn once_per(pair: &Pair) {
     const WINDOW: Duration = Duration::from_secs(4);
     let queue = build(pair).await;
     let elsewhere = pair.queue().build_publisher().await.unwrap();
     let runs = Runs::default();
-    let noted = runs.clone();
-    let running = worker(&queue)
-        .on(move |ctx: Ctx, task: Number| {
-            noted.note(&ctx, task.0);
-            async {}
-        })
-        .start()
-        .unwrap();
+    let running = worker(&queue).on(runs.handler::<Number>()).start().unwrap();
     let begun = Instant::now();
     // When each was asked for last.
     let mut asked = HashMap::new();

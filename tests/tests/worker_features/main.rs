@@ -4,8 +4,10 @@
 
 mod handlers;
 mod keys;
+mod layers;
 mod letters;
 mod publishing;
+mod queues;
 #[path = "../../../crates/kafkaq/tests/recorder/mod.rs"]
 #[allow(dead_code)]
 mod recorder;
@@ -22,8 +24,16 @@ const AT_ONCE: usize = 4;
 const PAIRS: [(BrokerKind, StoreKind); 2] =
     [(BrokerKind::RdKafka, StoreKind::Redis), (BrokerKind::RsKafka, StoreKind::Etcd)];
 
-const CASES: [&[Case]; 6] =
-    [handlers::CASES, keys::CASES, letters::CASES, publishing::CASES, telemetry::CASES, times::CASES];
+const CASES: [&[Case]; 8] = [
+    handlers::CASES,
+    keys::CASES,
+    layers::CASES,
+    letters::CASES,
+    publishing::CASES,
+    queues::CASES,
+    telemetry::CASES,
+    times::CASES,
+];
 
 fn main() {
     telemetry::record();

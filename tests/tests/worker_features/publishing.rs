@@ -1,9 +1,10 @@
-//! Publishing tasks with a type: several at once, by handlers, and in an earlier version.
+//! Publishing tasks with a type: several at once, by handlers, in an earlier version, and in MessagePack.
 
 use crate::shared::{Number, Other, Runs, build, stop, unhurried, until_all_finished, until_status, worker};
 use kafkaq::{
     ErrorKind, JobStatus, Task,
-    worker::{BoxError, Ctx, Failure, TaskType},
+    dead_letters::Filter,
+    worker::{BoxError, Ctx, Failure, Format, TaskType},
 };
 use kafkaq_tests::{Case, Pair};
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,7 @@ pub(crate) const CASES: &[Case] = &[
     ("enqueue_many", |pair| Box::pin(enqueue_many(pair))),
     ("child_ids", |pair| Box::pin(child_ids(pair))),
     ("typed_upgrade", |pair| Box::pin(typed_upgrade(pair))),
+    ("message_pack", |pair| Box::pin(message_pack(pair))),
 ];
 
 #[derive(Serialize, Deserialize)]
@@ -63,9 +65,8 @@ async fn enqueue_many(pair: &Pair) {
 async fn child_ids(pair: &Pair) {
     let queue = build(pair).await;
     let (parents, children) = (Runs::default(), Runs::default());
-    let (parent, child) = (parents.clone(), children.clone());
     let ids = Arc::new(Mutex::new(Vec::new()));
-    let told = ids.clone();
+    let (parent, told) = (parents.clone(), ids.clone());
     let running = worker(&queue)
         .on(move |ctx: Ctx, task: Number| {
             let (runs, ids) = (parent.clone(), told.clone());
@@ -79,10 +80,7 @@ async fn child_ids(pair: &Pair) {
                 if ctx.attempt() == 1 { Err(Failure::retry("once more")) } else { Ok(()) }
             }
         })
-        .on(move |ctx: Ctx, task: Other| {
-            child.note(&ctx, task.0);
-            async {}
-        })
+        .on(children.handler::<Other>())
         .start()
         .unwrap();
     let id = queue.enqueue(Number(0)).await.unwrap();
@@ -157,4 +155,53 @@ async fn typed_upgrade(pair: &Pair) {
     seen.sort();
     assert_eq!(seen, ["Hopper", "Lovelace"]);
     assert_eq!((report.done, report.dead_lettered), (2, 2), "{report}");
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Image {
+    name: String,
+    pixels: Vec<u64>,
+}
+
+impl TaskType for Image {
+    const KIND: &'static str = "image";
+    const FORMAT: Format = Format::MessagePack;
+}
+
+async fn message_pack(pair: &Pair) {
+    let queue = build(pair).await;
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let told = seen.clone();
+    let running = worker(&queue)
+        .on(move |ctx: Ctx, task: Image| {
+            told.lock().unwrap().push((task, ctx.payload().clone()));
+            async {}
+        })
+        .start()
+        .unwrap();
+    let image = Image { name: "Ada".into(), pixels: vec![0, 1, u64::MAX] };
+    let packed = Format::MessagePack.encode(&image).unwrap();
+    let good = queue.enqueue(image.clone()).await.unwrap();
+    let raw = |format: &'static str, payload| {
+        let task = Task::new(payload).with_header("task-kind", "image");
+        queue.publish(task.with_header("task-format", format))
+    };
+    let cut = raw("msgpack", packed.slice(..9)).await.unwrap();
+    let json = raw("json", Format::Json.encode(&image).unwrap()).await.unwrap();
+    for (id, status) in [(&good, JobStatus::Done), (&cut, JobStatus::Dead), (&json, JobStatus::Dead)] {
+        until_status(&queue, id, status).await;
+    }
+    let report = stop(running).await;
+    assert_eq!(*seen.lock().unwrap(), [(image, packed)]);
+    assert_eq!((report.done, report.retried, report.dead_lettered), (1, 0, 2), "{report}");
+    let letters = pair.dead_letters().await.letters(Filter::new()).await.unwrap().next_page(9).await.unwrap();
+    assert_eq!(letters.len(), 2, "{letters:?}");
+    for (id, wanted) in [
+        (cut, "the payload of `image` can't be read"),
+        (json, "its format is `json`, and this worker expects `msgpack`"),
+    ] {
+        let letter = letters.iter().find(|letter| letter.id.as_ref() == Some(&id)).unwrap();
+        let reason = letter.reason.as_ref().unwrap();
+        assert!(reason.contains(wanted), "{reason}");
+    }
 }

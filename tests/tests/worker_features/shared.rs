@@ -7,6 +7,7 @@ use kafkaq::{
 use kafkaq_tests::{PATIENCE, Pair};
 use serde::{Deserialize, Serialize};
 use std::{
+    future::{Ready, ready},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -22,12 +23,24 @@ impl TaskType for Number {
     const KIND: &'static str = "number";
 }
 
+impl From<Number> for u32 {
+    fn from(number: Number) -> u32 {
+        number.0
+    }
+}
+
 /// A task of another kind.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Other(pub(crate) u32);
 
 impl TaskType for Other {
     const KIND: &'static str = "other";
+}
+
+impl From<Other> for u32 {
+    fn from(other: Other) -> u32 {
+        other.0
+    }
 }
 
 /// For cases in which no lease may end, however busy the machine is.
@@ -94,6 +107,15 @@ impl Runs {
     pub(crate) fn note<S>(&self, ctx: &Ctx<S>, number: u32) {
         let run = Run { id: ctx.id().clone(), attempt: ctx.attempt(), number, at: Instant::now() };
         self.0.lock().unwrap().push(run);
+    }
+
+    /// A handler that notes each execution, and does nothing else.
+    pub(crate) fn handler<T: Into<u32>>(&self) -> impl Fn(Ctx, T) -> Ready<()> + use<T> {
+        let runs = self.clone();
+        move |ctx, task| {
+            runs.note(&ctx, task.into());
+            ready(())
+        }
     }
 
     pub(crate) fn all(&self) -> Vec<Run> {

@@ -1,8 +1,8 @@
-//! What metrics and traces tell of a run.
+//! What metrics, traces and the log tell of a run.
 
 use crate::{
     recorder::TestRecorder,
-    shared::{Number, SECOND, build, stop, unhurried, until_status, worker},
+    shared::{Number, Runs, SECOND, build, stop, unhurried, until_all_finished, until_status, worker},
 };
 use kafkaq::{
     JobStatus,
@@ -16,20 +16,51 @@ use opentelemetry::{
 };
 use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData};
 use std::{
-    sync::{Arc, OnceLock},
-    time::{Duration, SystemTime},
+    fmt::{Debug, Write},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::{Duration, Instant, SystemTime},
 };
-use tracing::Instrument;
-use tracing_subscriber::{filter::filter_fn, layer::SubscriberExt, prelude::*};
+use tokio::runtime::{self, Handle};
+use tracing::{Event, Instrument, Level, Subscriber, field::Field};
+use tracing_subscriber::{
+    Layer,
+    filter::filter_fn,
+    layer::{self, SubscriberExt},
+};
 
 pub(crate) const CASES: &[Case] = &[
     ("metrics", |pair| Box::pin(metrics(pair))),
     ("trace_over_a_retry", |pair| Box::pin(trace_over_a_retry(pair))),
+    ("watchdog", |pair| Box::pin(watchdog(pair))),
 ];
 
 /// Of all cases: each has a queue of its own.
 static RECORDER: OnceLock<Arc<TestRecorder>> = OnceLock::new();
 static SPANS: OnceLock<(InMemorySpanExporter, SdkTracerProvider)> = OnceLock::new();
+/// The log, with the runtime on which each line was written: each case has one of its own.
+static LINES: Mutex<Vec<(runtime::Id, String)>> = Mutex::new(Vec::new());
+
+/// Keeps the log.
+struct Lines;
+
+impl<S: Subscriber> Layer<S> for Lines {
+    fn on_event(&self, event: &Event<'_>, _: layer::Context<'_, S>) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        let mut line = String::new();
+        event.record(&mut |field: &Field, value: &dyn Debug| write!(line, "{field}={value:?} ").unwrap());
+        LINES.lock().unwrap().push((runtime.id(), line));
+    }
+}
+
+/// Whether this case has logged a line with all of these parts.
+fn is_logged(parts: &[&str]) -> bool {
+    let here = Handle::current().id();
+    let is_one = |line: &str| parts.iter().all(|part| line.contains(part));
+    LINES.lock().unwrap().iter().any(|(runtime, line)| *runtime == here && is_one(line))
+}
 
 /// Records whatever happens in this process from now on.
 pub(crate) fn record() {
@@ -38,8 +69,10 @@ pub(crate) fn record() {
     let exporter = InMemorySpanExporter::default();
     let provider = SdkTracerProvider::builder().with_simple_exporter(exporter.clone()).build();
     let ours = filter_fn(|of| of.target() == "kafkaq" && of.is_span());
-    let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test")).with_filter(ours);
-    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer)).unwrap();
+    let spans = tracing_opentelemetry::layer().with_tracer(provider.tracer("test")).with_filter(ours);
+    let told = filter_fn(|of| of.target() == "kafkaq" && of.is_event() && *of.level() <= Level::INFO);
+    let registry = tracing_subscriber::registry().with(spans).with(Lines.with_filter(told));
+    tracing::subscriber::set_global_default(registry).unwrap();
     SPANS.set((exporter, provider)).unwrap();
 }
 
@@ -162,4 +195,40 @@ async fn trace_over_a_retry(pair: &Pair) {
         assert_eq!(attribute(execution, "kafkaq.outcome").as_deref(), Some(outcome));
     }
     stop(running).await;
+}
+
+/// Handlers block all threads for longer than a lease.
+async fn watchdog(pair: &Pair) {
+    const LEASE: Duration = Duration::from_secs(10);
+    const THREADS: usize = 2;
+    let queue = pair.queue().lease_duration(LEASE).build().await.unwrap();
+    let (runs, is_over) = (Runs::default(), Arc::new(AtomicBool::new(false)));
+    let (noted, over) = (runs.clone(), is_over.clone());
+    let running = worker(&queue)
+        .threads(THREADS)
+        .on(move |ctx: Ctx, task: Number| {
+            let (runs, over) = (noted.clone(), over.clone());
+            async move {
+                runs.note(&ctx, task.0);
+                while !over.load(SeqCst) {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            }
+        })
+        .start()
+        .unwrap();
+    let ids = queue.enqueue_many([Number(0), Number(1)]).await;
+    until("all threads to be blocked", || runs.len() == THREADS).await;
+    let begun = Instant::now();
+    until("its line", || is_logged(&["handlers block all threads", "2 of `number`"])).await;
+    until("the ends of their first leases", || begun.elapsed() >= LEASE + 2 * SECOND).await;
+    is_over.store(true, SeqCst);
+    until("the line that follows", || is_logged(&["threads of the worker run again"])).await;
+    for id in ids {
+        until_status(&queue, &id.unwrap(), JobStatus::Done).await;
+    }
+    until_all_finished(pair, &[&queue]).await;
+    let report = stop(running).await;
+    assert_eq!(runs.numbers(), [0, 1], "one execution each");
+    assert_eq!((report.done, report.retried, report.lost), (2, 0, 0), "{report}");
 }

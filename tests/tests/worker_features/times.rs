@@ -26,14 +26,7 @@ async fn delay_and_at(pair: &Pair) {
     const DELAY: Duration = Duration::from_secs(3);
     let queue = build(pair).await;
     let runs = Runs::default();
-    let noted = runs.clone();
-    let running = worker(&queue)
-        .on(move |ctx: Ctx, task: Number| {
-            noted.note(&ctx, task.0);
-            async {}
-        })
-        .start()
-        .unwrap();
+    let running = worker(&queue).on(runs.handler::<Number>()).start().unwrap();
     let begun = Instant::now();
     let at = SystemTime::now() + DELAY;
     let ids: [TaskId; 3] = [
@@ -61,14 +54,7 @@ async fn expires(pair: &Pair) {
     let late = queue.enqueue(Number(0)).expires(past).await.unwrap();
     queue.get_job().await.unwrap().retry(Duration::ZERO, "not now").await.unwrap();
     let runs = Runs::default();
-    let noted = runs.clone();
-    let running = worker(&queue)
-        .on(move |ctx: Ctx, task: Number| {
-            noted.note(&ctx, task.0);
-            async {}
-        })
-        .start()
-        .unwrap();
+    let running = worker(&queue).on(runs.handler::<Number>()).start().unwrap();
     let in_time = queue.enqueue(Number(1)).expires(past + 24 * 3600 * SECOND).await.unwrap();
     let dropped = queue.enqueue(Number(2)).expires(past).await.unwrap();
     let dead = queue.enqueue(Number(3)).expires_to_dead_letter(past).await.unwrap();

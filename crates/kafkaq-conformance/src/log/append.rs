@@ -127,7 +127,7 @@ pub(super) async fn a_reader_beside_writers_misses_nothing<L: AnyLog + ?Sized>(c
 }
 
 /// Bytes that no compression makes much smaller.
-fn noise(size: usize) -> Option<Bytes> {
+pub fn noise(size: usize) -> Bytes {
     let mut state = 0x9e37_79b9_u32;
     let mut next = || {
         state ^= state << 13;
@@ -135,7 +135,7 @@ fn noise(size: usize) -> Option<Bytes> {
         state ^= state << 5;
         state as u8
     };
-    Some((0..size).map(|_| next()).collect())
+    (0..size).map(|_| next()).collect()
 }
 
 pub(super) async fn a_record_that_is_too_large_is_refused<L: AnyLog + ?Sized>(cx: &Context<L>) -> Checked {
@@ -144,7 +144,7 @@ pub(super) async fn a_record_that_is_too_large_is_refused<L: AnyLog + ?Sized>(cx
     (spec.partitions, spec.max_record_bytes) = (Some(1), Some(100_000));
     log.ensure_topics(&[spec]).await?;
     let to = Partition::new(cx.space(), 0);
-    let sized = |size| NewRecord::new(None, noise(size), Headers::new());
+    let sized = |size| NewRecord::new(None, Some(noise(size)), Headers::new());
     append(&*log, &to, &[sized(90_000)]).await?;
     let outcomes = log.append(&to, &[record("before"), sized(200_000), record("after")]).await;
     ensure_eq!(outcomes.len(), 3, "outcomes of three records");

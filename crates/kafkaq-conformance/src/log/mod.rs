@@ -6,6 +6,8 @@ mod failures;
 mod fetch;
 mod topics;
 
+pub use append::noise;
+
 use crate::{
     case::{Case, Context, case, member, unique},
     check::{Checked, Failed},
