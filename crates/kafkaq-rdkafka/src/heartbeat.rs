@@ -42,3 +42,34 @@ impl Heartbeat {
         is_due
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_asks_often_for_some_seconds_after_each_change_and_every_second_otherwise() {
+        let begin = Instant::now();
+        let asked = |heartbeat: &mut Heartbeat, from: u64, until: u64| {
+            let seconds = Duration::from_secs;
+            let mut now = begin + seconds(from);
+            let mut count = 0;
+            while now < begin + seconds(until) {
+                count += u32::from(heartbeat.take(now));
+                now = heartbeat.due();
+            }
+            count
+        };
+        let mut heartbeat = Heartbeat::new(begin);
+        assert_eq!(asked(&mut heartbeat, 0, 10), 39);
+        assert_eq!(asked(&mut heartbeat, 11, 20), 9);
+        heartbeat.changed(begin + Duration::from_millis(19_500));
+        assert_eq!(
+            heartbeat.due(),
+            begin + Duration::from_millis(19_750),
+            "not after the second that was planned"
+        );
+        assert_eq!(asked(&mut heartbeat, 20, 29), 36);
+        assert_eq!(asked(&mut heartbeat, 30, 40), 10);
+    }
+}
