@@ -3,7 +3,7 @@
 use crate::{
     builder::Settings,
     failure,
-    session::{Cut, Item, Session},
+    session::{Cut, Item, Requests, Session},
 };
 use kafkaq_core::{
     Error, ErrorKind, Result,
@@ -16,7 +16,6 @@ use std::{
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
 };
-use zookeeper_async::ZooKeeper;
 
 pub(crate) struct Link {
     shared: SharedConnection<Sessions>,
@@ -81,7 +80,7 @@ impl Link {
     where
         Q: Send + Sync + 'static,
         A: Send + 'static,
-        W: Fn(Arc<ZooKeeper>, Arc<Item<Q>>) -> F + Clone + Send + Sync + 'static,
+        W: Fn(Arc<Requests>, Arc<Item<Q>>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Result<A>> + Send,
     {
         let call = Call::new(operation, self.shared.connect().settings.request_timeout);
@@ -122,7 +121,7 @@ impl Link {
     where
         Q: Send + Sync + 'static,
         A: Send + 'static,
-        W: Fn(Arc<ZooKeeper>, Arc<Item<Q>>) -> F + Send + Sync + 'static,
+        W: Fn(Arc<Requests>, Arc<Item<Q>>) -> F + Send + Sync + 'static,
         F: Future<Output = Result<A>> + Send,
     {
         let address = self.shared.connect().settings.address();

@@ -10,7 +10,7 @@
 //! Servers answer reads from what they have seen so far. A session sees everything up to its own latest write, also
 //! one that failed; so what was read before any is only a guess, and is not answered.
 
-use crate::{failure, frame};
+use crate::{failure, frame, session::Requests};
 use bytes::Bytes;
 use kafkaq_core::{Key, Result, Swap, Swapped, connection::Operation};
 use std::{
@@ -61,10 +61,9 @@ impl Nodes {
     }
 
     /// The value, as it is now or later.
-    ///
-    /// `barrier` must have been called on this session after the caller asked.
-    pub(crate) async fn get(&self, zk: &ZooKeeper, key: &Key) -> Result<Option<Bytes>> {
-        Ok(look(zk, &self.path(key), failure::READ).await?.value)
+    pub(crate) async fn get(&self, requests: &Requests, key: &Key) -> Result<Option<Bytes>> {
+        requests.bring_up_to_date(self, failure::READ).await?;
+        Ok(look(&requests.zk, &self.path(key), failure::READ).await?.value)
     }
 
     /// Brings the session up to date with everything that any client was answered before.
@@ -79,7 +78,8 @@ impl Nodes {
     }
 
     /// `sent` is true while a write is on its way whose outcome isn't known.
-    pub(crate) async fn swap(&self, zk: &ZooKeeper, swap: &Swap, sent: &AtomicBool) -> Result<Swapped> {
+    pub(crate) async fn swap(&self, requests: &Requests, swap: &Swap, sent: &AtomicBool) -> Result<Swapped> {
+        let zk = &*requests.zk;
         let path = self.path(&swap.key);
         if path.len() + swap.new.as_ref().map_or(0, Bytes::len) > MAX_REQUEST {
             return Err(failure::too_large(failure::SWAP));
@@ -99,7 +99,7 @@ impl Nodes {
                 if up_to_date {
                     return Ok(if matches { Swapped::Done } else { Swapped::Conflict(seen.value) });
                 }
-                self.barrier(zk, failure::SWAP).await?;
+                requests.bring_up_to_date(self, failure::SWAP).await?;
                 up_to_date = true;
                 continue;
             }

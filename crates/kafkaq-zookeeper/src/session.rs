@@ -7,9 +7,9 @@
 //! What is read in a session is used only in the same session, and a write of an expired session has no effect.
 //! That bounds how long a process may sleep between reading a version and writing to it: see `sweeper.rs`.
 
-use crate::{builder::Settings, failure::ConnectError, link::lock, sweeper};
+use crate::{builder::Settings, failure::ConnectError, link::lock, nodes::Nodes, sweeper};
 use futures_util::{StreamExt, stream};
-use kafkaq_core::Result;
+use kafkaq_core::{Result, connection::Operation};
 use std::{
     cell::RefCell,
     future::Future,
@@ -22,7 +22,7 @@ use std::{
 use tokio::{
     net::TcpSocket,
     runtime::{Builder, Handle, Runtime},
-    sync::Notify,
+    sync::{Notify, OnceCell},
     time::{Instant, timeout_at},
 };
 use tracing::{Dispatch, dispatcher::DefaultGuard};
@@ -99,6 +99,21 @@ struct NoWatch;
 
 impl Watcher for NoWatch {
     fn handle(&self, _: WatchedEvent) {}
+}
+
+/// The requests of one call in one session.
+pub(crate) struct Requests {
+    pub(crate) zk: Arc<ZooKeeper>,
+    /// The session is up to date with what was answered before the call.
+    up_to_date: OnceCell<()>,
+}
+
+impl Requests {
+    /// Brings the session up to date, once for all items of the call, whoever comes first. What another session has
+    /// seen means nothing here: it may have been on another server.
+    pub(crate) async fn bring_up_to_date(&self, nodes: &Nodes, operation: Operation) -> Result<()> {
+        self.up_to_date.get_or_try_init(|| nodes.barrier(&self.zk, operation)).await.copied()
+    }
 }
 
 /// What one item of a call asks, and whether a write for it is on its way.
@@ -180,14 +195,15 @@ impl Session {
     where
         Q: Send + Sync + 'static,
         A: Send + 'static,
-        W: Fn(Arc<ZooKeeper>, Arc<Item<Q>>) -> F + Send + Sync + 'static,
+        W: Fn(Arc<Requests>, Arc<Item<Q>>) -> F + Send + Sync + 'static,
         F: Future<Output = Result<A>> + Send,
     {
         let outcomes = Arc::new(Mutex::new(items.iter().map(|_| None).collect::<Vec<_>>()));
-        let (zk, mine, items) = (self.zk.clone(), outcomes.clone(), items.to_vec());
+        let requests = Arc::new(Requests { zk: self.zk.clone(), up_to_date: OnceCell::new() });
+        let (mine, items) = (outcomes.clone(), items.to_vec());
         let all_in = async move {
             let started = items.into_iter().enumerate().map(|(place, item)| {
-                let one = work(zk.clone(), item);
+                let one = work(requests.clone(), item);
                 async move { (place, one.await) }
             });
             let mut answers = stream::iter(started).buffer_unordered(IN_FLIGHT);

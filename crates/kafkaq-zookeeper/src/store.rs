@@ -1,6 +1,12 @@
 //! The store: the calls of the contract over a few sessions.
 
-use crate::{ZooKeeperStoreBuilder, builder::Settings, failure, frame, link::Link, session::Item};
+use crate::{
+    ZooKeeperStoreBuilder,
+    builder::Settings,
+    failure, frame,
+    link::Link,
+    session::{Item, Requests},
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -55,14 +61,9 @@ impl LeaseStore for ZooKeeperStore {
             return Vec::new();
         }
         let settings = self.settings.clone();
-        // One barrier serves all keys, whoever comes first calls it.
-        let barrier = Arc::new(tokio::sync::OnceCell::new());
-        let read = move |zk: Arc<ZooKeeper>, item: Arc<Item<Key>>| {
-            let (settings, barrier) = (settings.clone(), barrier.clone());
-            async move {
-                barrier.get_or_try_init(|| settings.nodes.barrier(&zk, failure::READ)).await?;
-                settings.nodes.get(&zk, &item.ask).await
-            }
+        let read = move |requests: Arc<Requests>, item: Arc<Item<Key>>| {
+            let settings = settings.clone();
+            async move { settings.nodes.get(&requests, &item.ask).await }
         };
         let outcomes = self.link().each(failure::READ, keys.to_vec(), read).await;
         self.outages.observe(failure::READ.name(), &outcomes);
@@ -74,9 +75,9 @@ impl LeaseStore for ZooKeeperStore {
             return Vec::new();
         }
         let settings = self.settings.clone();
-        let swap = move |zk: Arc<ZooKeeper>, item: Arc<Item<Swap>>| {
+        let swap = move |requests: Arc<Requests>, item: Arc<Item<Swap>>| {
             let settings = settings.clone();
-            async move { settings.nodes.swap(&zk, &item.ask, &item.sent).await }
+            async move { settings.nodes.swap(&requests, &item.ask, &item.sent).await }
         };
         let outcomes = self.link().each(failure::SWAP, swaps.to_vec(), swap).await;
         self.outages.observe(failure::SWAP.name(), &outcomes);
@@ -85,9 +86,9 @@ impl LeaseStore for ZooKeeperStore {
 
     async fn check(&self) -> Result<Vec<String>> {
         let settings = self.settings.clone();
-        let probe = move |zk: Arc<ZooKeeper>, _| {
+        let probe = move |requests: Arc<Requests>, _| {
             let settings = settings.clone();
-            async move { probe(&zk, &settings).await }
+            async move { probe(&requests.zk, &settings).await }
         };
         let mut outcomes = self.link().each(failure::CHECK, vec![()], probe).await;
         let clock_difference = outcomes.pop().unwrap_or_else(|| Err(failure::CHECK.closed()))?;
