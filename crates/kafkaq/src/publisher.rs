@@ -162,6 +162,11 @@ impl Publisher {
         self.inner.id_window
     }
 
+    #[cfg(feature = "worker")]
+    pub(crate) fn topic(&self) -> Arc<str> {
+        self.inner.tasks.topic()
+    }
+
     pub(crate) fn stats(&self) -> CallStats {
         self.inner.tasks.stats()
     }

@@ -48,6 +48,8 @@ pub struct PartitionStats {
     pub topic: Arc<str>,
     /// Its number.
     pub partition: i32,
+    /// The offset of the oldest record that is not finished, or of the next one to read. `None` until some were read.
+    pub position: Option<i64>,
     /// How many records are not finished, including those that are not read yet. `None` until some were read, or if the
     /// log doesn't tell where it ends; it is told with the records, so the figure is as old as the last of them.
     pub lag: Option<u64>,
@@ -66,6 +68,7 @@ impl PartitionStats {
     fn of(stats: machine::PartitionStats, now: Wall) -> Self {
         let lag = |end: i64, finished: i64| u64::try_from(end.saturating_sub(finished)).unwrap_or(0);
         PartitionStats {
+            position: stats.finished_below,
             lag: stats.end.zip(stats.finished_below).map(|(end, finished)| lag(end, finished)),
             oldest: stats.oldest_unfinished.map(|appended| now.since(appended)),
             queued: stats.queued,

@@ -90,6 +90,11 @@ impl Appender {
         self.partitions.load(Ordering::Relaxed)
     }
 
+    #[cfg(feature = "worker")]
+    pub(crate) fn topic(&self) -> Arc<str> {
+        self.lines.topic().clone()
+    }
+
     pub(crate) fn stats(&self) -> CallStats {
         self.counter.stats()
     }

@@ -117,6 +117,7 @@ mod report;
 mod run;
 mod share;
 mod signals;
+mod standstill;
 mod stop;
 mod typed;
 mod watchdog;

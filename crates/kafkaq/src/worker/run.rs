@@ -12,7 +12,7 @@ use super::{
     queues::{Queues, Source, Taken},
     report::{Counters, Ending, Finished, Observer, WorkerReport},
     share::Share,
-    watchdog,
+    standstill, watchdog,
 };
 use crate::{
     Error, ErrorKind, Queue, Result,
@@ -237,11 +237,14 @@ pub(super) fn start(
     });
     let handle = shared.clone();
     let most_confirming = shared.settings.concurrency.max(CONFIRMING);
-    let beside = [
+    let mut beside = vec![
         tokio::spawn(keeper::keep(shared.clone())).abort_handle(),
         tokio::spawn(watchdog::watch(shared.clone())).abort_handle(),
         tokio::spawn(confirm::confirm(shared.clone(), most_confirming)).abort_handle(),
     ];
+    beside.extend(
+        queues.iter().map(|(queue, _)| tokio::spawn(standstill::watch(queue.clone())).abort_handle()),
+    );
     let pace = Pace::new(shared.settings.per_second);
     let dispatcher = Dispatcher { queues: Queues::new(queues), kinds, pace, shared };
     let (tell, outcome) = watch::channel(None);
