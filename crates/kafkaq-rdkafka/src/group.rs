@@ -268,6 +268,8 @@ impl Group {
                 session::set_rebalance_limit(&mut config, request);
             }
         }
+        let now = Instant::now();
+        let heartbeat = (protocol != GroupProtocol::Classic).then(|| Heartbeat::begin(&mut config, now));
         if let (GroupProtocol::Classic, Some(instance)) = (protocol, config.get("group.instance.id")) {
             // No two consumers of a group may have the same.
             let instance = format!("{instance}-{}", plan.topics.concat());
@@ -279,7 +281,6 @@ impl Group {
         consumer.set_nonempty_callback(move || bell.ring());
         let refused = |e| Error::not_applied(ErrorKind::Invalid, "join").with_source(e);
         plan.subscribe(&consumer).map_err(refused)?;
-        let now = Instant::now();
         Ok(Group {
             queues: Vec::new(),
             consumer: Arc::new(consumer),
@@ -291,7 +292,7 @@ impl Group {
             beginning: Vec::new(),
             broken: None,
             born: now,
-            heartbeat: (protocol != GroupProtocol::Classic).then(|| Heartbeat::new(now)),
+            heartbeat,
         })
     }
 
@@ -471,19 +472,20 @@ impl Group {
         alarms
     }
 
-    /// While it is paused, or it would read from where it was assigned. And once more: a resume doesn't wake the thread
-    /// that fetches, which may sleep for a second, nor in librdkafka 2.12 does a seek to the beginning.
+    /// While it is paused, or it would read from where it was assigned.
     fn seek(&self, slot: &Slot, offset: i64) -> KafkaResult<()> {
         let Partition { topic, index } = &slot.assignment.partition;
-        let seek = |offset| self.consumer.seek(topic, *index, Offset::Offset(offset), ASKED);
-        seek(offset)?;
+        self.consumer.seek(topic, *index, Offset::Offset(offset), ASKED)?;
         let mut list = TopicPartitionList::new();
         list.add_partition(topic, *index);
         self.consumer.resume(&list)?;
-        if offset == 0 {
-            seek(1)?;
+        // A resume doesn't wake the thread that fetches, which may sleep for a second. A seek does, but in librdkafka 2.12
+        // not one to offset 0. It must not fail any more, so nobody waits for it.
+        let offset = if offset == 0 { Offset::Beginning } else { Offset::Offset(offset) };
+        if let Err(error) = self.consumer.seek(topic, *index, offset, Duration::ZERO) {
+            tracing::debug!(%error, partition = %slot.assignment, "reading may begin a second later");
         }
-        seek(offset)
+        Ok(())
     }
 
     fn revoke(&mut self, list: TopicPartitionList, tell: &mut dyn FnMut(Event)) {

@@ -4,6 +4,7 @@
 //! partition that moves takes several heartbeats, one after the other. librdkafka sends one at once whenever it is
 //! subscribed, also to what it is subscribed to already; to the group that is a heartbeat like any other.
 
+use rdkafka::ClientConfig;
 use std::time::{Duration, Instant};
 
 const STEADY: Duration = Duration::from_secs(1);
@@ -11,21 +12,34 @@ const STEADY: Duration = Duration::from_secs(1);
 const MOVING: Duration = Duration::from_millis(250);
 /// How long they may move after a change.
 const SETTLED: Duration = Duration::from_secs(10);
+/// After heartbeats that fail librdkafka waits for as long, at the most, before each. Whoever asks sooner begins that wait
+/// anew each time, and no heartbeat is ever sent.
+const LONGEST_WAIT: &str = "retry.backoff.max.ms";
+const SHORT_WAIT: Duration = Duration::from_millis(200);
 
 pub(crate) struct Heartbeat {
     next: Instant,
     changed: Instant,
+    /// Longer than any of librdkafka's waits.
+    least: Duration,
 }
 
 impl Heartbeat {
-    pub(crate) fn new(now: Instant) -> Self {
-        Heartbeat { next: now + MOVING, changed: now }
+    /// For a member with these settings, whose waits are made short, unless the user has set them.
+    pub(crate) fn begin(config: &mut ClientConfig, now: Instant) -> Self {
+        let set = config.get(LONGEST_WAIT).and_then(|ms| ms.parse().ok()).map(Duration::from_millis);
+        let wait = set.unwrap_or_else(|| {
+            config.set(LONGEST_WAIT, SHORT_WAIT.as_millis().to_string());
+            SHORT_WAIT
+        });
+        // It jitters by a fifth.
+        Heartbeat { next: now, changed: now, least: wait * 5 / 4 }
     }
 
     /// The group has changed what is this member's.
     pub(crate) fn changed(&mut self, now: Instant) {
         self.changed = now;
-        self.next = self.next.min(now + MOVING);
+        self.next = self.next.min(now + MOVING.max(self.least));
     }
 
     pub(crate) fn due(&self) -> Instant {
@@ -37,7 +51,7 @@ impl Heartbeat {
         let is_due = now >= self.next;
         if is_due {
             let is_moving = now.duration_since(self.changed) < SETTLED;
-            self.next = now + if is_moving { MOVING } else { STEADY };
+            self.next = now + if is_moving { MOVING } else { STEADY }.max(self.least);
         }
         is_due
     }
@@ -47,29 +61,42 @@ impl Heartbeat {
 mod tests {
     use super::*;
 
+    /// How many are taken from that millisecond on until the other.
+    fn taken(heartbeat: &mut Heartbeat, begin: Instant, from: u64, until: u64) -> u32 {
+        let at = |ms| begin + Duration::from_millis(ms);
+        let (mut now, mut count) = (at(from), 0);
+        while now < at(until) {
+            count += u32::from(heartbeat.take(now));
+            now = heartbeat.due();
+        }
+        count
+    }
+
     #[test]
     fn a_member_asks_often_for_some_seconds_after_each_change_and_every_second_otherwise() {
-        let begin = Instant::now();
-        let asked = |heartbeat: &mut Heartbeat, from: u64, until: u64| {
-            let seconds = Duration::from_secs;
-            let mut now = begin + seconds(from);
-            let mut count = 0;
-            while now < begin + seconds(until) {
-                count += u32::from(heartbeat.take(now));
-                now = heartbeat.due();
-            }
-            count
-        };
-        let mut heartbeat = Heartbeat::new(begin);
-        assert_eq!(asked(&mut heartbeat, 0, 10), 39);
-        assert_eq!(asked(&mut heartbeat, 11, 20), 9);
+        let (begin, mut config) = (Instant::now(), ClientConfig::new());
+        let mut heartbeat = Heartbeat::begin(&mut config, begin);
+        assert_eq!(config.get(LONGEST_WAIT), Some("200"));
+        assert_eq!(taken(&mut heartbeat, begin, 0, 10_000), 40);
+        assert_eq!(taken(&mut heartbeat, begin, 11_000, 20_000), 9);
         heartbeat.changed(begin + Duration::from_millis(19_500));
         assert_eq!(
             heartbeat.due(),
             begin + Duration::from_millis(19_750),
             "not after the second that was planned"
         );
-        assert_eq!(asked(&mut heartbeat, 20, 29), 36);
-        assert_eq!(asked(&mut heartbeat, 30, 40), 10);
+        assert_eq!(taken(&mut heartbeat, begin, 19_750, 29_500), 39);
+        assert_eq!(taken(&mut heartbeat, begin, 30_500, 40_000), 10);
+    }
+
+    #[test]
+    fn a_member_whose_failed_heartbeats_wait_for_long_asks_more_seldom_than_that() {
+        let (begin, mut config) = (Instant::now(), ClientConfig::new());
+        config.set(LONGEST_WAIT, "4000");
+        let mut heartbeat = Heartbeat::begin(&mut config, begin);
+        assert_eq!(config.get(LONGEST_WAIT), Some("4000"));
+        assert_eq!(taken(&mut heartbeat, begin, 0, 20_000), 4);
+        heartbeat.changed(begin + Duration::from_secs(20));
+        assert_eq!(taken(&mut heartbeat, begin, 20_000, 40_000), 4);
     }
 }

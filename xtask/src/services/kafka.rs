@@ -58,8 +58,8 @@ const SETTINGS: &[(&str, &str)] = &[
     ("group.consumer.min.heartbeat.interval.ms", "200"),
     ("group.consumer.heartbeat.interval.ms", "1000"),
     // As long as a test likes.
-    ("group.consumer.max.session.timeout.ms", "7200000"),
-    ("group.consumer.max.heartbeat.interval.ms", "3600000"),
+    ("group.consumer.max.session.timeout.ms", "3600000"),
+    ("group.consumer.max.heartbeat.interval.ms", "1800000"),
 ];
 
 fn settings(listen: &str, ports: Ports) -> Vec<(String, String)> {

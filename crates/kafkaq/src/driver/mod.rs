@@ -64,11 +64,15 @@ pub(crate) fn system_now() -> SystemTime {
     /// The same moment by both of the system's clocks.
     static MOMENT: OnceLock<(SystemInstant, SystemTime)> = OnceLock::new();
     let moment = *MOMENT.get_or_init(|| (SystemInstant::now(), SystemTime::now()));
-    let before = SystemInstant::now();
-    let tokio = Instant::now().into_std();
-    // A clock that runs shows a time between two looks at the system's, however long they took.
-    if (before..=SystemInstant::now()).contains(&tokio) {
-        return SystemTime::now();
+    let mut tokio = moment.0;
+    // Some machines' clocks go back by a tick for once.
+    for _ in 0..3 {
+        let before = SystemInstant::now();
+        tokio = Instant::now().into_std();
+        // A clock that runs shows a time between two looks at the system's, however long they took.
+        if (before..=SystemInstant::now()).contains(&tokio) {
+            return SystemTime::now();
+        }
     }
     virtual_time(tokio, moment)
 }

@@ -39,7 +39,8 @@ impl Backoff {
         Backoff::custom(move |_, _| delay)
     }
 
-    /// Asks a function, which gets the number of the failure, from 1, and its reason.
+    /// Asks a function, which gets the number of the failure, from 1, and its reason. It must not block: until it returns
+    /// nothing of the worker is confirmed.
     #[must_use]
     pub fn custom(delay: impl Fn(u32, &str) -> Duration + Send + Sync + 'static) -> Self {
         Backoff { delay: Arc::new(delay), jitter: true, max_failures: None }

@@ -9,16 +9,20 @@ use super::{
 use crate::sync::lock;
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex},
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, task::yield_now};
+
+/// Then the other tasks of the runtime have their turn.
+const AT_A_TIME: usize = 128;
 
 /// Executions that have ended and whose turn to be confirmed has not come. Each still has its place.
 #[derive(Default)]
 pub(super) struct Confirmer {
-    ended: Mutex<Vec<(Arc<Active>, Fate)>>,
+    ended: Mutex<VecDeque<(Arc<Active>, Fate)>>,
     news: Notify,
 }
 
@@ -27,7 +31,7 @@ impl Confirmer {
     pub(super) fn push(&self, active: Arc<Active>, fate: Fate) {
         let is_first = {
             let mut ended = lock(&self.ended);
-            ended.push((active, fate));
+            ended.push_back((active, fate));
             ended.len() == 1
         };
         if is_first {
@@ -35,7 +39,7 @@ impl Confirmer {
         }
     }
 
-    fn take(&self, room: usize, into: &mut Vec<(Arc<Active>, Fate)>) {
+    fn take(&self, room: usize, into: &mut VecDeque<(Arc<Active>, Fate)>) {
         let mut ended = lock(&self.ended);
         if ended.len() <= room {
             std::mem::swap(&mut *ended, into);
@@ -47,7 +51,7 @@ impl Confirmer {
 
 /// Confirms at most `limit` at once. The leases of the others are renewed until their turn has come.
 pub(super) async fn confirm(shared: Arc<Shared>, limit: usize) -> Infallible {
-    let (mut confirming, mut ended) = (FuturesUnordered::new(), Vec::new());
+    let (mut confirming, mut ended) = (FuturesUnordered::new(), VecDeque::new());
     loop {
         shared.confirmer.take(limit - confirming.len(), &mut ended);
         for (active, fate) in ended.drain(..) {
@@ -57,7 +61,15 @@ pub(super) async fn confirm(shared: Arc<Shared>, limit: usize) -> Infallible {
             confirming.push(AssertUnwindSafe(end).catch_unwind());
         }
         tokio::select! {
-            Some(_) = confirming.next() => while confirming.next().now_or_never().flatten().is_some() {},
+            Some(_) = confirming.next() => {
+                let mut others = 0;
+                while confirming.next().now_or_never().flatten().is_some() {
+                    others += 1;
+                    if others % AT_A_TIME == 0 {
+                        yield_now().await;
+                    }
+                }
+            }
             () = shared.confirmer.news.notified(), if confirming.len() < limit => {}
         }
     }

@@ -150,6 +150,7 @@ impl Drop for Begun {
 pub(super) async fn confirm(shared: Arc<Shared>, active: Arc<Active>, fate: Fate) {
     // Otherwise the keeper has given it up before.
     if let Some(job) = active.take().await {
+        let _close = Close(&shared, &active);
         let verdict = match fate {
             Fate::Handler(ended) => judge(&shared, &active, ended),
             Fate::Verdict(verdict) => verdict,
@@ -160,27 +161,33 @@ pub(super) async fn confirm(shared: Arc<Shared>, active: Arc<Active>, fate: Fate
 
 /// Ends an execution whose handler doesn't end.
 pub(super) async fn end_unfinished(shared: &Shared, active: &Active, job: Job) {
+    let _close = Close(shared, active);
     match judge(shared, active, None) {
         // Nobody else should have it before its lease ends.
-        Verdict::Lost => lose(shared, active, job),
+        Verdict::Lost => drop_lost(shared, active, job),
         verdict => end(shared, active, job, verdict).await,
     }
 }
 
 /// Gives a task back whose handler has not started.
 pub(super) async fn release(shared: Arc<Shared>, active: Arc<Active>, job: Job) {
+    let _close = Close(&shared, &active);
     end(&shared, &active, job, Verdict::Release).await;
 }
 
 /// Lets a job go that was lost before its execution began, or whose handler doesn't end.
 pub(super) fn lose(shared: &Shared, active: &Active, job: Job) {
     let _close = Close(shared, active);
+    drop_lost(shared, active, job);
+}
+
+fn drop_lost(shared: &Shared, active: &Active, job: Job) {
     tell(active, &Verdict::Lost);
     drop(job);
     shared.count(active, Ending::Lost, None);
 }
 
-/// The keeper forgets an execution when this is dropped, whatever panics before.
+/// The keeper forgets an execution when this is dropped, whatever panics before. Whoever has taken the job makes one.
 struct Close<'a>(&'a Shared, &'a Active);
 
 impl Drop for Close<'_> {
@@ -238,8 +245,8 @@ fn tell(active: &Active, verdict: &Verdict) {
     }
 }
 
+/// Whoever calls it has the keeper forget the execution.
 async fn end(shared: &Shared, active: &Active, job: Job, verdict: Verdict) {
-    let _close = Close(shared, active);
     tell(active, &verdict);
     let max_delay = shared.source(active).max_delay;
     let reason = shared.settings.observer.as_ref().and_then(|_| verdict.reason());
