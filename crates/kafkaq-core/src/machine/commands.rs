@@ -10,12 +10,12 @@ use crate::{Effect, Error, ErrorKind, LostReason};
 impl Machine {
     /// The holder of a job wants something.
     pub fn handle_command(&mut self, now: Now, job: JobKey, id: CommandId, command: Command) {
-        self.hear(now);
+        self.observe_time(now);
         let r = Ref::from_bits(job.0);
         let item = self.items.get_mut(r).filter(|i| i.holder == Holder::Driver && i.own.is_some());
         let Some(item) = item else {
             if !matches!(command, Command::Abandoned) {
-                self.notices.push_back(Notice::Answered(job, id, Answer::Lost(LostReason::Over)));
+                self.notices.push(Notice::Answered(job, id, Answer::Lost(LostReason::Over)));
             }
             return;
         };
@@ -35,7 +35,7 @@ impl Machine {
     /// A ready job that was not handed out: it is stale, or [`Machine::poll_recall`] asked for it. Depending on why,
     /// it is renewed and becomes ready again, or is given back.
     pub fn handle_untaken(&mut self, now: Now, job: JobKey) {
-        self.hear(now);
+        self.observe_time(now);
         // It was not taken, so nobody has asked for it.
         self.ready = self.ready.saturating_sub(1);
         self.come_back(Ref::from_bits(job.0), false);
@@ -54,11 +54,11 @@ impl Machine {
         match command {
             Command::Done => self.start(r, StoreOp::Done),
             Command::Retry(length, reason) => {
-                let now = self.now.wall;
+                let now = self.clock.wall();
                 let Some(own) = &mut item.own else { return };
                 own.failures = own.failures.saturating_add(1);
                 item.history = item.history.with(now, own.attempt, &reason);
-                if own.failures >= self.limits.max_failures {
+                if own.failures >= self.config.limits.max_failures {
                     let reason = format!("failed {} times, at last: {reason}", own.failures);
                     return self.bury(r, reason, DeadReason::Failures);
                 }
@@ -66,7 +66,7 @@ impl Machine {
             }
             Command::Snooze(length) => self.start(r, StoreOp::Idle { length, released: false }),
             Command::Release => {
-                if self.broken(Fault::ReleaseCharged)
+                if self.config.has_fault(Fault::ReleaseCharged)
                     && let Some(item) = self.items.get_mut(r)
                     && let Some(own) = &mut item.own
                 {
@@ -77,7 +77,7 @@ impl Machine {
             Command::Reject(reason) => {
                 if let Some(own) = &mut item.own {
                     own.failures = own.failures.saturating_add(1);
-                    item.history = item.history.with(self.now.wall, own.attempt, &reason);
+                    item.history = item.history.with(self.clock.wall(), own.attempt, &reason);
                 }
                 self.bury(r, reason, DeadReason::Rejected);
             }
@@ -106,16 +106,16 @@ impl Machine {
                 } else {
                     answer.clone()
                 };
-                self.notices.push_back(Notice::Answered(job, next.id, over));
+                self.notices.push(Notice::Answered(job, next.id, over));
             }
         }
-        self.notices.push_back(Notice::Answered(job, asked.id, answer));
+        self.notices.push(Notice::Answered(job, asked.id, answer));
     }
 
     /// Answers the command that is under way, and leaves the one behind it.
     pub(super) fn answer_alone(&mut self, r: Ref, answer: Answer) {
         if let Some(asked) = self.items.get_mut(r).and_then(|item| item.command.take()) {
-            self.notices.push_back(Notice::Answered(JobKey(r.to_bits()), asked.id, answer));
+            self.notices.push(Notice::Answered(JobKey(r.to_bits()), asked.id, answer));
         }
     }
 

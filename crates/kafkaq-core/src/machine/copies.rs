@@ -44,10 +44,10 @@ impl Machine {
             && item.place.is_some()
             && item.append.is_none()
             && item.command.is_none()
-            && item.no_park_before <= self.now.mono;
+            && item.no_park_before <= self.clock.mono();
         let Some(lease) = item.seen.lease().filter(|_| parks) else { return };
-        let mut due = rule::end(lease, self.now.wall, self.limits);
-        if self.broken(Fault::ParkWithoutSkew) {
+        let mut due = rule::end(lease, self.clock.wall(), self.config.limits);
+        if self.config.has_fault(Fault::ParkWithoutSkew) {
             due = lease.deadline;
         }
         self.start_copy(r, due, false);
@@ -60,19 +60,19 @@ impl Machine {
     pub(super) fn start_copy_to(&mut self, r: Ref, due: Wall, announce: bool, elsewhere: bool) {
         let Some(item) = self.items.get(r) else { return };
         let cover = item.next_cover();
-        let ahead = due.since(self.now.wall);
+        let ahead = due.since(self.clock.wall());
         // Under a live lease the copy waits for its end; if the lease is gone by then, its attempt has failed.
         let lease = item.seen.lease().filter(|l| l.state == LeaseState::Live);
         let running = lease.is_some_and(|l| !l.prefetched);
         // The log gets some time to acknowledge it, also if it is due at once.
-        let patience = self.now.mono.plus(self.settings.lease.min(PATIENCE));
-        let turn = self.own_time(due).max(patience);
+        let patience = self.clock.mono().plus(self.config.settings.lease.min(PATIENCE));
+        let turn = self.clock.mono_at(due).max(patience);
         let copy = Copy { cover, due, ahead, lane_due: due, turn, announce, running, elsewhere };
         self.start_append(r, AppendOp::Copy(copy));
-        if self.broken(Fault::FinishBeforeAck) {
+        if self.config.has_fault(Fault::FinishBeforeAck) {
             self.finish_record(r);
         }
-        if self.broken(Fault::RaiseBeforeAck)
+        if self.config.has_fault(Fault::RaiseBeforeAck)
             && let Some(item) = self.items.get_mut(r)
         {
             item.raise = Some((cover, due));
@@ -89,7 +89,7 @@ impl Machine {
 
     /// A record that only a later version can read waits elsewhere, for a lease's time.
     pub(super) fn forward(&mut self, r: Ref) {
-        let due = self.now.wall.plus(self.settings.lease);
+        let due = self.clock.wall().plus(self.config.settings.lease);
         self.start_append(r, AppendOp::Forward { due, lane_due: due });
     }
 
@@ -110,18 +110,18 @@ impl Machine {
         let live = item.seen.lease().is_some_and(|l| l.state == LeaseState::Live);
         let Some(append) = &mut item.append else { return };
         let to = match (append, elsewhere) {
-            (AppendOp::Copy(_), Some(index)) => Partition::new(self.layout.wait.clone(), index),
+            (AppendOp::Copy(_), Some(index)) => Partition::new(self.config.layout.wait.clone(), index),
             (AppendOp::Copy(Copy { due, lane_due, .. }) | AppendOp::Forward { due, lane_due }, _) => {
                 let (index, leaves) = match live {
-                    true => self.ladder.place_park(self.now.wall, *due, id),
-                    false => self.ladder.place(self.now.wall, *due, id),
+                    true => self.config.ladder.place_park(self.clock.wall(), *due, id),
+                    false => self.config.ladder.place(self.clock.wall(), *due, id),
                 };
                 *lane_due = leaves;
-                Partition::new(self.layout.wait.clone(), index)
+                Partition::new(self.config.layout.wait.clone(), index)
             }
             (AppendOp::DeadLetter { .. } | AppendOp::Whole { .. }, _) => {
-                let index = partitioner::for_key(id.as_str().as_bytes(), self.layout.dead_partitions);
-                Partition::new(self.layout.dead.clone(), index)
+                let index = partitioner::for_key(id.as_str().as_bytes(), self.config.layout.dead_partitions);
+                Partition::new(self.config.layout.dead.clone(), index)
             }
         };
         self.appends.push(to, r);
@@ -145,7 +145,7 @@ impl Machine {
 
     /// The outcome of an append.
     pub fn handle_appended(&mut self, now: Now, op: OpId, outcome: Result<i64>) {
-        self.hear(now);
+        self.observe_time(now);
         let r = Ref::from_bits(op.0);
         let refused = |e: &Error| e.effect() == Effect::NotApplied && e.retry() == Retry::No;
         if let Some(line) = self.append_lines.remove(&op) {
@@ -186,11 +186,11 @@ impl Machine {
                 }
             }
             AppendOp::DeadLetter { why, .. } => {
-                self.notices.push_back(Notice::DeadLettered(why));
+                self.notices.push(Notice::DeadLettered(why));
                 self.start(r, StoreOp::Dead);
             }
             AppendOp::Whole { reason } => {
-                self.notices.push_back(Notice::DeadLettered(DeadReason::Unreadable));
+                self.notices.push(Notice::DeadLettered(DeadReason::Unreadable));
                 self.finish_record(r);
                 if let Some(item) = self.items.get(r) {
                     let at = item.at.clone();
@@ -210,13 +210,13 @@ impl Machine {
         let Some(item) = self.items.get_mut(r) else { return };
         let at = item.at.clone();
         self.alarm(Alarm::Stuck { at, error: error.clone() });
-        let forgotten = self.broken(Fault::RefusedCopyForgotten);
+        let forgotten = self.config.has_fault(Fault::RefusedCopyForgotten);
         let Some(item) = self.items.get_mut(r) else { return };
         match item.append.take() {
             None => {}
             Some(AppendOp::Copy(copy)) => {
-                let due = self.now.mono.plus(copy.due.since(self.now.wall).min(copy.ahead));
-                item.no_park_before = self.now.mono.plus(STUCK_PAUSE);
+                let due = self.clock.mono().plus(copy.due.since(self.clock.wall()).min(copy.ahead));
+                item.no_park_before = self.clock.mono().plus(STUCK_PAUSE);
                 if forgotten {
                     item.append = Some(AppendOp::Copy(copy));
                     return;
@@ -225,24 +225,24 @@ impl Machine {
                 if item.stage == Stage::Held { self.go_on(r) } else { self.reconsider_at(r, due) }
             }
             Some(AppendOp::DeadLetter { .. }) => {
-                if self.broken(Fault::DeadLetterUnchecked) {
+                if self.config.has_fault(Fault::DeadLetterUnchecked) {
                     return self.start(r, StoreOp::Dead);
                 }
                 // It is not finished in any other way: it comes back after a lease.
                 self.answer(r, Answer::Failed(error));
-                let length = self.settings.lease;
+                let length = self.config.settings.lease;
                 self.start(r, StoreOp::Idle { length, released: false });
             }
             Some(whole @ (AppendOp::Whole { .. } | AppendOp::Forward { .. })) => {
                 item.append = Some(whole);
-                self.later.push(Reverse((self.now.mono.plus(STUCK_PAUSE), r)));
+                self.later.push(Reverse((self.clock.mono().plus(STUCK_PAUSE), r)));
             }
         }
     }
 
     pub(super) fn requeue_later(&mut self) {
         while let Some(Reverse((when, r))) = self.later.peek().copied()
-            && when <= self.now.mono
+            && when <= self.clock.mono()
         {
             self.later.pop();
             self.queue_append(r);
@@ -263,8 +263,10 @@ impl Machine {
         let lease = self.items.get(r).and_then(|i| i.seen.lease());
         lease.is_some_and(|l| {
             // One whose turn has come displaces nothing either.
-            let in_time = due <= rule::end(l, self.now.wall, self.limits).max(self.now.wall);
-            !l.state.is_terminal() && l.cover < cover && (in_time || self.broken(Fault::RaiseForLater))
+            let in_time = due <= rule::end(l, self.clock.wall(), self.config.limits).max(self.clock.wall());
+            !l.state.is_terminal()
+                && l.cover < cover
+                && (in_time || self.config.has_fault(Fault::RaiseForLater))
         })
     }
 
@@ -296,6 +298,6 @@ impl Machine {
     }
 
     pub(super) fn is_late(&self, item: &Item) -> bool {
-        item.turn.plus(self.settings.park_after) <= self.now.mono
+        item.turn.plus(self.config.settings.park_after) <= self.clock.mono()
     }
 }

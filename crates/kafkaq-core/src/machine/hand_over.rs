@@ -16,11 +16,11 @@ const AT_ONCE: usize = 100;
 impl Machine {
     /// Nobody has asked for a job for a while.
     pub(super) fn is_deserted(&self) -> bool {
-        self.demand == 0 && self.asked_at.plus(self.settings.hand_over_after) <= self.now.mono
+        self.demand == 0 && self.asked_at.plus(self.config.settings.hand_over_after) <= self.clock.mono()
     }
 
     pub(super) fn hand_over(&mut self) {
-        if self.broken(Fault::NothingHandedOver)
+        if self.config.has_fault(Fault::NothingHandedOver)
             || self.shutting
             || !self.is_deserted()
             || self.partition_elsewhere(None).is_none()
@@ -31,10 +31,10 @@ impl Machine {
         if self.ready > 0 || !self.ready_out.is_empty() {
             self.recall_ready();
         }
-        let wait = self.settings.hand_over_after;
+        let wait = self.config.settings.hand_over_after;
         for _ in 0..AT_ONCE {
             // Those that have waited for long enough here, oldest first.
-            let waited = |r: &Ref| self.items.get(*r).is_none_or(|i| i.turn.plus(wait) <= self.now.mono);
+            let waited = |r: &Ref| self.items.get(*r).is_none_or(|i| i.turn.plus(wait) <= self.clock.mono());
             if self.on_demand.front().is_some_and(waited)
                 && let Some(r) = self.on_demand.pop_front()
             {
@@ -53,28 +53,28 @@ impl Machine {
         let Some(item) = self.items.get_mut(r).filter(|i| matches!(i.stage, Stage::OnDemand(_))) else {
             return;
         };
-        if item.append.is_some() || item.store.is_some() || item.no_park_before > self.now.mono {
+        if item.append.is_some() || item.store.is_some() || item.no_park_before > self.clock.mono() {
             return self.on_demand.push_back(r);
         }
         item.stage = Stage::Closing;
         item.holder = Holder::None;
         let announce = matches!(item.seen, Seen::Missing);
-        self.start_copy_to(r, self.now.wall, announce, true);
+        self.start_copy_to(r, self.clock.wall(), announce, true);
     }
 
     /// A partition of the wait topic that isn't this process's. A long lane may not be read for a while, so every other
     /// copy goes to one that is, if there is one; and every other one anywhere, since those may all belong to processes
     /// without callers.
     pub(super) fn partition_elsewhere(&self, of: Option<(&TaskId, u32)>) -> Option<i32> {
-        let all = self.layout.wait_partitions;
+        let all = self.config.layout.wait_partitions;
         let (id, cover) = of.unzip();
         let first = id.map_or(0, |id| partitioner::for_key(id.as_str().as_bytes(), all));
         let is_other = |index: &i32| {
-            let partition = Partition::new(self.layout.wait.clone(), *index);
+            let partition = Partition::new(self.config.layout.wait.clone(), *index);
             self.by_assignment.keys().all(|a| a.partition != partition)
         };
         let others = || (0..all).map(|n| (first + n) % all).filter(is_other);
-        let soon = || others().find(|index| self.ladder.is_read_soon(*index));
+        let soon = || others().find(|index| self.config.ladder.is_read_soon(*index));
         let is_soon = cover.is_some_and(|cover| cover % 2 == 1);
         is_soon.then(soon).flatten().or_else(|| others().next())
     }

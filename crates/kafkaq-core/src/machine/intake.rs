@@ -48,7 +48,7 @@ impl Machine {
         while self.looking < MOST_LOOKS
             && self.looking + self.on_demand.len() < MOST_ON_DEMAND
             && let Some(Reverse((lane_due, place))) = self.due.peek().copied()
-            && lane_due <= self.now.wall
+            && lane_due <= self.clock.wall()
         {
             self.due.pop();
             self.begin_turn(place, None);
@@ -57,7 +57,7 @@ impl Machine {
 
     /// Leases for those who wait, and a bounded number ahead of them.
     fn takes(&mut self) {
-        let ahead = if self.is_deserted() { 0 } else { self.settings.prefetch };
+        let ahead = if self.is_deserted() { 0 } else { self.config.settings.prefetch };
         loop {
             let served = self.ready + self.ready_out.len() + self.taking;
             if served < self.demand
@@ -65,7 +65,7 @@ impl Machine {
             {
                 self.take_on_demand(r);
                 self.credit = (self.credit + FIRST_PER_REDELIVERY)
-                    .min((2 * self.settings.prefetch).max(FIRST_PER_REDELIVERY));
+                    .min((2 * self.config.settings.prefetch).max(FIRST_PER_REDELIVERY));
                 continue;
             }
             if served >= self.demand + ahead || self.looking >= MOST_LOOKS {
@@ -74,7 +74,7 @@ impl Machine {
             let prefetched = served >= self.demand;
             // Redeliveries wait for a caller; first attempts that go on for ever would keep every caller from them.
             if !self.on_demand.is_empty() {
-                if self.credit == 0 && !self.broken(Fault::NoFairShare) {
+                if self.credit == 0 && !self.config.has_fault(Fault::NoFairShare) {
                     return;
                 }
                 self.credit = self.credit.saturating_sub(1);
@@ -108,10 +108,10 @@ impl Machine {
         let Some(record) = window.take_queued(place.seq) else { return };
         let from = window.assignment.partition.clone();
         let at = crate::Position { partition: from.clone(), offset: record.offset };
-        match open::open(&self.layout, &from, record) {
+        match open::open(&self.config.layout, &from, record) {
             Opened::Newer(record, version, first) => {
                 self.alarm(Alarm::Newer { at: at.clone(), version });
-                if self.broken(Fault::NewerStays) {
+                if self.config.has_fault(Fault::NewerStays) {
                     return;
                 }
                 let r = self.whole_item(record, first, place, at);
@@ -122,7 +122,7 @@ impl Machine {
                 self.start_append(r, AppendOp::Whole { reason });
             }
             Opened::Task(content, mut meta, history) => {
-                if self.broken(Fault::AttemptsForgotten) {
+                if self.config.has_fault(Fault::AttemptsForgotten) {
                     meta.attempt = 0;
                 }
                 let r = self.new_item(Arc::new(content), meta, history, place, at);
@@ -161,7 +161,7 @@ impl Machine {
 
     fn take(&mut self, r: Ref, take: Take, prefetched: bool, bury: bool) {
         let token = self.new_token();
-        let now = self.now.wall;
+        let now = self.clock.wall();
         if let Some(item) = self.items.get_mut(r) {
             item.stage = Stage::Considered;
             if take.ran_out {
@@ -173,7 +173,7 @@ impl Machine {
 
     /// The outcome of a get.
     pub fn handle_got(&mut self, now: Now, op: OpId, outcome: Result<Option<Bytes>>) {
-        self.hear(now);
+        self.observe_time(now);
         let r = Ref::from_bits(op.0);
         let Some(item) = self.items.get_mut(r) else { return };
         if !matches!(item.sent, Some(Sent::Look)) {
@@ -198,7 +198,7 @@ impl Machine {
     /// The record rule, over the lease as it was just seen.
     pub(super) fn decide(&mut self, r: Ref) {
         let Some(item) = self.items.get(r) else { return };
-        let mut verdict = rule::consider(item.meta, &item.seen, self.now.wall, self.limits);
+        let mut verdict = rule::consider(item.meta, &item.seen, self.clock.wall(), self.config.limits);
         verdict = self.break_verdict(r, verdict);
         if verdict == Verdict::Finish {
             self.finish_record(r);
@@ -214,7 +214,7 @@ impl Machine {
             Verdict::Park { due } => self.park(r, due),
             Verdict::Take(take) => {
                 self.let_go(r);
-                if take.attempt > 1 && self.broken(Fault::LateAttemptPrefetched) {
+                if take.attempt > 1 && self.config.has_fault(Fault::LateAttemptPrefetched) {
                     return self.start_take(r, take, false);
                 }
                 if let Some(item) = self.items.get_mut(r) {
@@ -228,33 +228,33 @@ impl Machine {
 
     fn break_verdict(&self, r: Ref, mut verdict: Verdict) -> Verdict {
         let Some(item) = self.items.get(r) else { return verdict };
-        if self.broken(Fault::RunOutUncounted)
+        if self.config.has_fault(Fault::RunOutUncounted)
             && let Verdict::Take(take) | Verdict::DeadLetter(take) = &mut verdict
             && std::mem::take(&mut take.ran_out)
         {
             take.failures -= 1;
         }
         let lease = item.seen.lease().cloned();
-        let consider = |seen| rule::consider(item.meta, &seen, self.now.wall, self.limits);
+        let consider = |seen| rule::consider(item.meta, &seen, self.clock.wall(), self.config.limits);
         match (verdict, lease) {
-            (Verdict::Take(_), None) if self.broken(Fault::MissingIsDone) => Verdict::Finish,
+            (Verdict::Take(_), None) if self.config.has_fault(Fault::MissingIsDone) => Verdict::Finish,
             (Verdict::Finish, Some(mut lease)) if lease.state.is_terminal() => {
-                if self.broken(Fault::TerminalIgnored) && lease.state == crate::LeaseState::Done {
+                if self.config.has_fault(Fault::TerminalIgnored) && lease.state == crate::LeaseState::Done {
                     lease.state = crate::LeaseState::Idle;
                     return consider(Seen::Lease(lease));
                 }
                 verdict
             }
-            (Verdict::Finish, Some(mut lease)) if self.broken(Fault::CoverIgnored) => {
+            (Verdict::Finish, Some(mut lease)) if self.config.has_fault(Fault::CoverIgnored) => {
                 lease.cover = 0;
                 consider(Seen::Lease(lease))
             }
-            (Verdict::Reset, Some(mut lease)) if self.broken(Fault::DeadlineBelieved) => {
+            (Verdict::Reset, Some(mut lease)) if self.config.has_fault(Fault::DeadlineBelieved) => {
                 lease.length = lease.deadline.since(Wall(0));
                 consider(Seen::Lease(lease))
             }
             (Verdict::Park { .. }, Some(lease))
-                if self.broken(Fault::ParkWithoutSkew) && item.meta.due <= self.now.wall =>
+                if self.config.has_fault(Fault::ParkWithoutSkew) && item.meta.due <= self.clock.wall() =>
             {
                 Verdict::Park { due: lease.deadline }
             }

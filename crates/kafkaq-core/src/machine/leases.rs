@@ -81,7 +81,7 @@ impl Machine {
     }
 
     fn end_taking(&mut self, r: Ref) {
-        if self.broken(Fault::TakeNeverEnds) {
+        if self.config.has_fault(Fault::TakeNeverEnds) {
             return;
         }
         if let Some(item) = self.items.get_mut(r)
@@ -93,7 +93,7 @@ impl Machine {
 
     /// What an operation writes.
     pub(super) fn lease_of(&self, item: &Item, op: &StoreOp) -> Option<Lease> {
-        let now = self.now.wall;
+        let now = self.clock.wall();
         let seen = item.seen.lease();
         let cover = seen.map_or(0, |l| l.cover).max(item.meta.cover);
         let own = item.own.map(|o| (o.token, o.attempt, o.failures));
@@ -108,7 +108,7 @@ impl Machine {
             StoreOp::Look => return None,
             StoreOp::Take { take, token, prefetched, .. } => Lease {
                 prefetched: *prefetched,
-                ..write(LeaseState::Live, (*token, take.attempt, take.failures), self.settings.lease)
+                ..write(LeaseState::Live, (*token, take.attempt, take.failures), self.config.settings.lease)
             },
             StoreOp::Reset => {
                 let lease = seen?;
@@ -134,8 +134,11 @@ impl Machine {
             },
             StoreOp::GiveBack => {
                 let (token, attempt, failures) = own?;
-                let back =
-                    if self.broken(Fault::GiveBackCounts) { attempt } else { attempt.saturating_sub(1) };
+                let back = if self.config.has_fault(Fault::GiveBackCounts) {
+                    attempt
+                } else {
+                    attempt.saturating_sub(1)
+                };
                 write(LeaseState::Idle, (token, back, failures), Duration::ZERO)
             }
         })
@@ -143,17 +146,19 @@ impl Machine {
 
     /// Longer than any copy that may still be under way.
     pub(super) fn ttl(&self, lease: &Lease) -> Duration {
-        lease.deadline.since(self.now.wall) + self.settings.max_overdue + self.settings.done_retention
+        lease.deadline.since(self.clock.wall())
+            + self.config.settings.max_overdue
+            + self.config.settings.done_retention
     }
 
     /// The outcome of a swap.
     pub fn handle_swapped(&mut self, now: Now, op: OpId, outcome: Result<Swapped>) {
-        self.hear(now);
+        self.observe_time(now);
         let r = Ref::from_bits(op.0);
         let Some(item) = self.items.get_mut(r) else { return };
         let Some(Sent::Swap(sent)) = item.sent.take() else { return };
         let outcome = match outcome {
-            Err(e) if e.effect() == Effect::Unknown && self.broken(Fault::UnknownIsApplied) => {
+            Err(e) if e.effect() == Effect::Unknown && self.config.has_fault(Fault::UnknownIsApplied) => {
                 Ok(Swapped::Done)
             }
             outcome => outcome,
@@ -181,25 +186,25 @@ impl Machine {
 
     /// Closes the gate; an error that no retry helps against is told to people, once for each time it closes.
     pub(super) fn store_failed(&mut self, r: Ref, error: Error) {
-        if self.store_gate.is_open(self.now.mono)
+        if self.store_gate.is_open(self.clock.mono())
             && error.retry() == Retry::No
             && let Some(item) = self.items.get(r)
         {
             let at = item.at.clone();
             self.alarm(Alarm::StoreRefuses { at, error });
         }
-        self.store_gate.failed(self.now.mono);
+        self.store_gate.failed(self.clock.mono());
     }
 
     /// The same operation again, with the same token: if the first one took effect after all, the conflict says so.
     fn swap_failed(&mut self, r: Ref, error: Error) {
         self.store_failed(r, error.clone());
         let ours = self.is_ours(r);
-        let forgets_doubt = self.broken(Fault::DoubtForgotten);
+        let forgets_doubt = self.config.has_fault(Fault::DoubtForgotten);
         let Some(item) = self.items.get_mut(r) else { return };
         item.in_doubt |= error.effect() == Effect::Unknown && !forgets_doubt;
         item.last_error = Some(error);
-        let over = item.own.is_some_and(|own| own.until <= self.now.wall);
+        let over = item.own.is_some_and(|own| own.until <= self.clock.wall());
         match item.store {
             Some(StoreOp::Raise { .. } | StoreOp::Announce { .. }) => {
                 // They only spare copies; the next copy tries again.
@@ -246,7 +251,7 @@ impl Machine {
             StoreOp::Idle { released, .. } => {
                 self.let_go(r);
                 self.answer(r, Answer::Ok);
-                if self.broken(Fault::RetryFinishesAtSwap) {
+                if self.config.has_fault(Fault::RetryFinishesAtSwap) {
                     self.finish_record(r);
                 }
                 let Some(item) = self.items.get_mut(r) else { return };
@@ -257,7 +262,7 @@ impl Machine {
                     return self.reconsider(r);
                 }
                 if let Some(lease) = item.seen.lease() {
-                    let due = rule::end(lease, self.now.wall, self.limits);
+                    let due = rule::end(lease, self.clock.wall(), self.config.limits);
                     self.start_copy(r, due, false);
                 }
             }
@@ -295,7 +300,7 @@ impl Machine {
             item.stage = Stage::Closing;
             item.holder = Holder::None;
             if item.append.is_none() {
-                return self.start_copy(r, self.now.wall, false);
+                return self.start_copy(r, self.clock.wall(), false);
             }
             return self.go_on(r);
         }
@@ -305,8 +310,8 @@ impl Machine {
     /// When the lease ends that the store holds for us, by both clocks. The wall clock may have been set back since the
     /// swap was sent, but a lease is no longer than its length.
     fn end_of_own(&self, item: &Item) -> (Wall, Mono) {
-        let Some(lease) = item.seen.lease() else { return (Wall(0), self.now.mono) };
-        (lease.deadline, self.own_time(lease.deadline).min(self.now.mono.plus(lease.length)))
+        let Some(lease) = item.seen.lease() else { return (Wall(0), self.clock.mono()) };
+        (lease.deadline, self.clock.mono_at(lease.deadline).min(self.clock.mono().plus(lease.length)))
     }
 
     /// I2: only here a job becomes ready, after its lease was won.
@@ -318,17 +323,17 @@ impl Machine {
         item.own = Some(Own { token, attempt: take.attempt, failures: take.failures, until, ends });
         item.stage = Stage::Held;
         if !bury {
-            if self.broken(Fault::CommitBeforeCover) {
+            if self.config.has_fault(Fault::CommitBeforeCover) {
                 self.finish_record(r);
             }
             return self.come_back(r, false);
         }
         let last = item.history.last().map_or_else(String::new, |last| format!(", at last: {last}"));
         if self.is_ours(r) {
-            let (reason, why) = if take.failures >= self.limits.max_failures {
+            let (reason, why) = if take.failures >= self.config.limits.max_failures {
                 (format!("failed {} times{last}", take.failures), DeadReason::Failures)
             } else {
-                (format!("handed out {} times", self.limits.max_handouts), DeadReason::Handouts)
+                (format!("handed out {} times", self.config.limits.max_handouts), DeadReason::Handouts)
             };
             self.bury(r, reason, why);
         } else {
@@ -354,10 +359,10 @@ impl Machine {
         if self.shutting || deserted || !(ours || parked) {
             return self.start(r, StoreOp::GiveBack);
         }
-        let left = item.seen.lease().map_or(Duration::ZERO, |l| l.deadline.since(self.now.wall));
-        if left <= self.settings.lease / 2 && (!renewed || left.is_zero()) {
+        let left = item.seen.lease().map_or(Duration::ZERO, |l| l.deadline.since(self.clock.wall()));
+        if left <= self.config.settings.lease / 2 && (!renewed || left.is_zero()) {
             self.begin_taking(r);
-            return self.start(r, StoreOp::Keep { length: self.settings.lease, renewal: true });
+            return self.start(r, StoreOp::Keep { length: self.config.settings.lease, renewal: true });
         }
         item.holder = Holder::Driver;
         self.ready_out.push(r);
@@ -384,7 +389,7 @@ impl Machine {
                 });
                 // What was found is not to be taken for the own lease by the next swap.
                 if let Some(reason) = lost
-                    && !self.broken(Fault::LossAtRaiseIgnored)
+                    && !self.config.has_fault(Fault::LossAtRaiseIgnored)
                 {
                     return self.lost(r, reason);
                 }
@@ -408,10 +413,13 @@ impl Machine {
         let Some(own) = item.own else { return self.close(r) };
         let mut means = conflict(item, own, wish);
         let goes_on = matches!(op, StoreOp::Keep { .. }) && may_be_done_over(item, own);
-        if wish == Wish::Done && self.broken(Fault::DoneWithoutToken) {
+        if wish == Wish::Done && self.config.has_fault(Fault::DoneWithoutToken) {
             means = Conflict::Again;
         }
-        if wish == Wish::Done && self.broken(Fault::DoneOverLowerRefused) && item.token_differs(own.token) {
+        if wish == Wish::Done
+            && self.config.has_fault(Fault::DoneOverLowerRefused)
+            && item.token_differs(own.token)
+        {
             means = Conflict::Lost(LostReason::TakenOver);
         }
         match (means, &op) {
@@ -446,9 +454,9 @@ impl Machine {
         if asked {
             self.answer(r, Answer::Lost(reason));
         } else if held {
-            self.notices.push_back(Notice::LeaseLost(super::JobKey(r.to_bits()), reason));
+            self.notices.push(Notice::LeaseLost(super::JobKey(r.to_bits()), reason));
         }
-        if self.broken(Fault::ConflictFinishes) {
+        if self.config.has_fault(Fault::ConflictFinishes) {
             self.finish_record(r);
         }
         let Some(item) = self.items.get(r) else { return };

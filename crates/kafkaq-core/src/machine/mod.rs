@@ -24,7 +24,9 @@
 
 mod api;
 mod appends;
+mod clock;
 mod commands;
+mod config;
 mod copies;
 mod fault;
 mod flow;
@@ -34,6 +36,7 @@ mod intake;
 mod item;
 mod ladder;
 mod leases;
+mod notices;
 mod open;
 mod output;
 mod partitions;
@@ -51,28 +54,25 @@ pub use ladder::Ladder;
 
 use crate::{Assignment, History, Key, LeaseToken, Position, TaskId, Wall};
 use appends::Appends;
+use clock::Clock;
+use config::Config;
 use gate::Gate;
 use item::{Holder, Item, Place, Stage, StoreOp, TaskEntry};
-use rule::{Limits, Meta, Seen};
+use notices::Notices;
+use rule::{Meta, Seen};
 use slab::{Ref, Slab};
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap, VecDeque},
     sync::Arc,
-    time::Duration,
 };
 use window::{Slot, Window};
 
 /// The state of one process of a queue. See the [module](self).
 #[derive(Debug)]
 pub struct Machine {
-    settings: Settings,
-    limits: Limits,
-    layout: Layout,
-    ladder: Ladder,
-    now: Now,
-    /// The wall clock's lead over the monotonic one, in ms; a fall tells that it was set back.
-    lead: i64,
+    config: Config,
+    clock: Clock,
     /// Inputs came in since the last [`Machine::work`].
     dirty: bool,
 
@@ -111,12 +111,10 @@ pub struct Machine {
     credit: usize,
 
     ready_out: Vec<Ref>,
-    notices: VecDeque<Notice>,
+    notices: Notices,
     flow: VecDeque<(Assignment, bool)>,
     reassigns: Vec<Assignment>,
     next_sweep: Mono,
-    /// When an alert of a kind was last given for a partition.
-    alerted: HashMap<(std::mem::Discriminant<Alarm>, crate::Partition), Mono>,
     recall: bool,
     shutting: bool,
     tokens: u64,
@@ -126,20 +124,9 @@ impl Machine {
     /// A machine that has no partitions yet.
     #[must_use]
     pub fn new(settings: Settings, layout: Layout, now: Now) -> Self {
-        let limits = Limits {
-            lease: settings.lease,
-            clock_skew: settings.clock_skew,
-            max_failures: settings.max_failures.max(1),
-            max_handouts: settings.max_handouts.max(1),
-        };
-        let longest_park = settings.lease + settings.clock_skew;
         Machine {
-            ladder: Ladder::new(longest_park, settings.max_delay, layout.wait_partitions),
-            limits,
-            settings,
-            layout,
-            now,
-            lead: lead(now),
+            config: Config::new(settings, layout),
+            clock: Clock::new(now),
             dirty: false,
             windows: Slab::new(),
             by_assignment: HashMap::new(),
@@ -163,11 +150,10 @@ impl Machine {
             looking: 0,
             credit: 0,
             ready_out: Vec::new(),
-            notices: VecDeque::new(),
+            notices: Notices::default(),
             flow: VecDeque::new(),
             reassigns: Vec::new(),
             next_sweep: now.mono,
-            alerted: HashMap::new(),
             recall: false,
             shutting: false,
             tokens: 0,
@@ -179,7 +165,7 @@ impl Machine {
     /// How it is set.
     #[must_use]
     pub fn settings(&self) -> &Settings {
-        &self.settings
+        &self.config.settings
     }
 
     /// After [`Machine::handle_shutdown`]: nothing is under way, no job is held, and what is finished is committed.
@@ -195,7 +181,7 @@ impl Machine {
     /// How many callers wait for a job, and how many ready jobs wait for a caller. Told whenever a caller begins to
     /// wait or the ready ones have fallen below half of the prefetch.
     pub fn handle_demand(&mut self, now: Now, waiting: usize, ready: usize) {
-        self.hear(now);
+        self.observe_time(now);
         if waiting > 0 || ready < self.ready {
             self.asked_at = now.mono;
         }
@@ -205,12 +191,12 @@ impl Machine {
 
     /// The time of [`Machine::poll_timeout`] has come.
     pub fn handle_timeout(&mut self, now: Now) {
-        self.hear(now);
+        self.observe_time(now);
     }
 
     /// No more intake; what was not handed out is given back; what runs may finish.
     pub fn handle_shutdown(&mut self, now: Now) {
-        self.hear(now);
+        self.observe_time(now);
         if !self.shutting {
             self.shutting = true;
             self.due.clear();
@@ -221,21 +207,17 @@ impl Machine {
 
     /// The process has left its group, or is about to: what it has read is the others'. What runs may finish.
     pub fn handle_left(&mut self, now: Now) {
-        self.hear(now);
+        self.observe_time(now);
         for w in self.order.clone() {
             self.drop_window(w);
         }
     }
 
-    fn hear(&mut self, now: Now) {
-        self.now = now;
+    fn observe_time(&mut self, now: Now) {
         self.dirty = true;
-        let lead = lead(now);
-        if lead < self.lead.saturating_sub_unsigned(self.settings.clock_skew.as_millis() as u64) {
-            self.lead = lead;
+        if self.clock.observe(now, self.config.settings.clock_skew) {
             self.clock_was_set_back();
         }
-        self.lead = self.lead.max(lead);
     }
 
     // ---- items
@@ -262,7 +244,7 @@ impl Machine {
             entry.items += 1;
         }
         let item = Item {
-            key: Key::task(&self.layout.keyspace, &content.id),
+            key: Key::task(&self.config.layout.keyspace, &content.id),
             content,
             task,
             meta,
@@ -271,7 +253,7 @@ impl Machine {
             gone: false,
             at,
             stage: Stage::Considered,
-            turn: self.now.mono,
+            turn: self.clock.mono(),
             seen: Seen::Missing,
             own: None,
             holder: Holder::None,
@@ -402,41 +384,13 @@ impl Machine {
         }
     }
 
-    /// A wall time by this process's own, which a clock that is set doesn't move.
-    fn own_time(&self, wall: Wall) -> Mono {
-        self.now.mono.plus(wall.since(self.now.wall))
-    }
-
     fn new_token(&mut self) -> LeaseToken {
         self.tokens += 1;
-        LeaseToken { process: self.settings.process, number: self.tokens }
+        LeaseToken { process: self.config.settings.process, number: self.tokens }
     }
 
-    /// At most one alert of a kind per partition and minute.
+    /// Tells an operator.
     fn alarm(&mut self, alarm: Alarm) {
-        let quiet_for = Duration::from_secs(60);
-        let of = (std::mem::discriminant(&alarm), alarm.partition().clone());
-        let last = self.alerted.insert(of.clone(), self.now.mono);
-        match last {
-            Some(last) if self.now.mono < last.plus(quiet_for) => {
-                self.alerted.insert(of, last);
-            }
-            _ => self.notices.push_back(Notice::Alarm(alarm)),
-        }
+        self.notices.alarm(alarm, self.clock.mono());
     }
-
-    #[cfg(feature = "planted-faults")]
-    fn broken(&self, fault: Fault) -> bool {
-        self.settings.planted == Some(fault)
-    }
-
-    #[cfg(not(feature = "planted-faults"))]
-    #[allow(clippy::unused_self)]
-    const fn broken(&self, _: Fault) -> bool {
-        false
-    }
-}
-
-fn lead(now: Now) -> i64 {
-    (now.wall.0 as i64).saturating_sub((now.mono.0 / 1_000_000) as i64)
 }

@@ -17,7 +17,7 @@ impl Machine {
     /// Swaps, of distinct keys.
     pub fn poll_swaps(&mut self, max: usize, out: &mut Vec<(OpId, Swap)>) {
         self.work();
-        if !self.store_gate.is_open(self.now.mono) {
+        if !self.store_gate.is_open(self.clock.mono()) {
             return;
         }
         let mut arena = BytesMut::with_capacity(2 * lease::SIZE * self.swaps.len().min(max));
@@ -38,7 +38,7 @@ impl Machine {
     /// Gets.
     pub fn poll_gets(&mut self, max: usize, out: &mut Vec<(OpId, Key)>) {
         self.work();
-        if !self.store_gate.is_open(self.now.mono) {
+        if !self.store_gate.is_open(self.clock.mono()) {
             return;
         }
         while out.len() < max
@@ -57,7 +57,7 @@ impl Machine {
         self.work();
         let mut appends = std::mem::take(&mut self.appends);
         let record = |r: Ref| Some((OpId(r.to_bits()), self.new_record(r)?));
-        let next = appends.next(self.now.mono, max, out, record);
+        let next = appends.next(self.clock.mono(), max, out, record);
         self.appends = appends;
         let (line, to) = next?;
         self.append_lines.extend(out.iter().map(|(op, _)| (*op, line)));
@@ -70,12 +70,12 @@ impl Machine {
         for i in 0..self.order.len() {
             let Some(window) = self.windows.get_mut(self.order[i]) else { continue };
             let urgent = (self.shutting || window.release_by.is_some()) && !window.commit_failed;
-            if (urgent || window.commit_after <= self.now.mono)
+            if (urgent || window.commit_after <= self.clock.mono())
                 && let Some(mut offset) = window.to_commit()
             {
                 window.committing = true;
                 let assignment = window.assignment.clone();
-                if self.broken(Fault::PrefixOffByOne) {
+                if self.config.has_fault(Fault::PrefixOffByOne) {
                     offset += 1;
                 }
                 out.push(Commit { assignment, offset });
@@ -107,7 +107,7 @@ impl Machine {
             && !window.committing
             && (window.to_commit().is_none() || window.commit_failed)
             && window.unfinished().all(|(_, slot)| idle(slot));
-        settled || by <= self.now.mono
+        settled || by <= self.clock.mono()
     }
 
     /// Assignments to give up and take again: their log is another one.
@@ -127,7 +127,7 @@ impl Machine {
         for r in std::mem::take(&mut self.ready_out) {
             let Some(item) = self.items.get(r) else { continue };
             let Some(own) = item.own else { continue };
-            let left = own.until.since(self.now.wall);
+            let left = own.until.since(self.clock.wall());
             out.push(Ready {
                 job: JobKey(r.to_bits()),
                 content: item.content.clone(),
@@ -137,7 +137,10 @@ impl Machine {
                 token: own.token,
                 deadline: own.until,
                 // Short already when a slow store has confirmed it: then most of what is left is for a caller.
-                stale_at: self.now.mono.plus(left.saturating_sub(self.settings.lease / 2).max(left / 4)),
+                stale_at: self
+                    .clock
+                    .mono()
+                    .plus(left.saturating_sub(self.config.settings.lease / 2).max(left / 4)),
             });
             self.ready += 1;
         }
@@ -150,27 +153,27 @@ impl Machine {
 
     /// Answers, losses, and operator alerts.
     pub fn poll_notice(&mut self) -> Option<Notice> {
-        self.notices.pop_front()
+        self.notices.pop()
     }
 
     /// When [`Machine::handle_timeout`] wants to be called; changes with every input.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Mono> {
         if self.dirty {
-            return Some(self.now.mono);
+            return Some(self.clock.mono());
         }
         let mut wake = None;
         // What is possible already waits for the driver to have room, not for a time.
         let mut at = |when: Mono| {
-            if when > self.now.mono {
+            if when > self.clock.mono() {
                 wake = Some(wake.map_or(when, |w: Mono| w.min(when)));
             }
         };
         let asks_store = !self.swaps.is_empty() || !self.gets.is_empty();
-        if asks_store && !self.store_gate.is_open(self.now.mono) {
+        if asks_store && !self.store_gate.is_open(self.clock.mono()) {
             at(self.store_gate.opens_at());
         }
-        if let Some(opens_at) = self.appends.opens_at(self.now.mono) {
+        if let Some(opens_at) = self.appends.opens_at(self.clock.mono()) {
             at(opens_at);
         }
         if let Some(sweep) = self.sweep_at() {
@@ -180,8 +183,8 @@ impl Machine {
             at(*when);
         }
         if let Some(Reverse((lane_due, _))) = self.due.peek()
-            && *lane_due > self.now.wall
-            && !self.broken(Fault::LostWakeup)
+            && *lane_due > self.clock.wall()
+            && !self.config.has_fault(Fault::LostWakeup)
         {
             at(self.mono_of(*lane_due));
         }
@@ -200,13 +203,13 @@ impl Machine {
                 && item.command.is_none()
                 && !self.is_late(item)
             {
-                at(item.turn.plus(self.settings.park_after));
+                at(item.turn.plus(self.config.settings.park_after));
             }
         }
         wake
     }
 
     fn mono_of(&self, wall: Wall) -> Mono {
-        self.now.mono.plus(wall.since(self.now.wall).min(LONGEST_SLEEP))
+        self.clock.mono().plus(wall.since(self.clock.wall()).min(LONGEST_SLEEP))
     }
 }

@@ -13,7 +13,7 @@ use std::cmp::Reverse;
 impl Machine {
     /// What the consumer told.
     pub fn handle_event(&mut self, now: Now, event: Event) {
-        self.hear(now);
+        self.observe_time(now);
         match event {
             Event::Assigned(assignments) => assignments.into_iter().for_each(|a| self.assigned(a)),
             Event::Records(assignment, batch) => self.records(&assignment, batch),
@@ -31,8 +31,8 @@ impl Machine {
 
     /// The outcome of a commit.
     pub fn handle_committed(&mut self, now: Now, commit: &Commit, outcome: Result<()>) {
-        self.hear(now);
-        let interval = self.settings.commit_interval;
+        self.observe_time(now);
+        let interval = self.config.settings.commit_interval;
         let Some(w) = self.by_assignment.get(&commit.assignment) else { return };
         let Some(window) = self.windows.get_mut(*w) else { return };
         window.committing = false;
@@ -62,8 +62,8 @@ impl Machine {
             older.into_iter().for_each(|w| self.drop_window(w));
             self.recall_ready();
         }
-        let is_wait = assignment.partition.topic == self.layout.wait;
-        let w = self.windows.insert(Window::new(assignment.clone(), is_wait, self.now.mono));
+        let is_wait = assignment.partition.topic == self.config.layout.wait;
+        let w = self.windows.insert(Window::new(assignment.clone(), is_wait, self.clock.mono()));
         self.by_assignment.insert(assignment, w);
         self.order.push(w);
     }
@@ -71,7 +71,8 @@ impl Machine {
     fn records(&mut self, assignment: &Assignment, batch: Batch) {
         let Some(w) = self.by_assignment.get(assignment).copied() else { return };
         let latest = self.latest_in_lane(assignment.partition.index);
-        let (believed, ignored) = (self.broken(Fault::DueBelieved), self.broken(Fault::OtherLogIgnored));
+        let (believed, ignored) =
+            (self.config.has_fault(Fault::DueBelieved), self.config.has_fault(Fault::OtherLogIgnored));
         let Some(window) = self.windows.get_mut(w) else { return };
         for record in batch.records {
             let lane_due = if window.is_wait { open::lane_due(&record) } else { Wall(0) };
@@ -108,12 +109,15 @@ impl Machine {
 
     /// No record of the partition's lane can stay longer than this.
     fn latest_in_lane(&self, partition: i32) -> Wall {
-        self.now.wall.plus(self.ladder.longest_stay(partition)).plus(self.settings.clock_skew)
+        self.clock
+            .wall()
+            .plus(self.config.ladder.longest_stay(partition))
+            .plus(self.config.settings.clock_skew)
     }
 
     /// Times that were read while the clock was ahead may lie too far away now.
     pub(super) fn clock_was_set_back(&mut self) {
-        if self.broken(Fault::ClockBackIgnored) {
+        if self.config.has_fault(Fault::ClockBackIgnored) {
             return;
         }
         for Reverse((lane_due, place)) in std::mem::take(&mut self.due) {
@@ -126,7 +130,7 @@ impl Machine {
 
     fn revoking(&mut self, assignment: &Assignment) {
         let Some(w) = self.by_assignment.get(assignment).copied() else { return };
-        let by = self.now.mono.plus(self.settings.release_hold);
+        let by = self.clock.mono().plus(self.config.settings.release_hold);
         if let Some(window) = self.windows.get_mut(w) {
             window.release_by.get_or_insert(by);
         }
@@ -137,7 +141,7 @@ impl Machine {
 
     /// Ready jobs that nobody has taken come back, to be given back or to become ready again.
     pub(super) fn recall_ready(&mut self) {
-        if self.broken(Fault::NoRecall) {
+        if self.config.has_fault(Fault::NoRecall) {
             return;
         }
         self.recall = true;

@@ -25,14 +25,14 @@ enum Late {
 impl Machine {
     /// How often it sweeps.
     fn sweep_every(&self) -> Duration {
-        (self.settings.lease / 16).clamp(SHORTEST, LONGEST)
+        (self.config.settings.lease / 16).clamp(SHORTEST, LONGEST)
     }
 
     pub(super) fn sweep(&mut self) {
-        if self.next_sweep > self.now.mono {
+        if self.next_sweep > self.clock.mono() {
             return;
         }
-        self.next_sweep = self.now.mono.plus(self.sweep_every());
+        self.next_sweep = self.clock.mono().plus(self.sweep_every());
         self.hand_over();
         for r in self.items.refs().collect::<Vec<_>>() {
             let Some(item) = self.items.get(r) else { continue };
@@ -46,7 +46,7 @@ impl Machine {
                     self.start(r, StoreOp::Look);
                 }
                 Some(Late::Waiting) => self.remove(r),
-                Some(Late::Record) if self.is_ours(r) => self.reconsider_at(r, self.now.mono),
+                Some(Late::Record) if self.is_ours(r) => self.reconsider_at(r, self.clock.mono()),
                 Some(Late::Record) => {}
                 Some(Late::Park) => self.park_held(r),
             }
@@ -54,15 +54,15 @@ impl Machine {
     }
 
     fn what_is_late(&self, item: &Item) -> Option<Late> {
-        let now = self.now.mono;
+        let now = self.clock.mono();
         let commanded = item.command.is_some() || item.next_command.is_some();
         // One that came after the lease had ended may still find that nobody else has the task.
         let late = |end: Mono| match item.commanded_at < end {
             true => end,
-            false => item.commanded_at.plus(self.settings.lease.min(LATE_COMMAND)),
+            false => item.commanded_at.plus(self.config.settings.lease.min(LATE_COMMAND)),
         };
         let expired = item.own.is_none_or(|own| late(own.ends) <= now);
-        if commanded && expired && !self.broken(Fault::CommandNeverExpires) {
+        if commanded && expired && !self.config.has_fault(Fault::CommandNeverExpires) {
             return Some(Late::Command);
         }
         if item.stage == Stage::Waiting {
@@ -76,13 +76,13 @@ impl Machine {
         if item.stage != Stage::Held || item.append.is_some() || commanded {
             return None;
         }
-        let ended = item.own.is_some_and(|own| own.ends.plus(self.settings.clock_skew) <= now);
+        let ended = item.own.is_some_and(|own| own.ends.plus(self.config.settings.clock_skew) <= now);
         if ended && item.store.is_none() {
             return Some(Late::Record);
         }
         // From its head on, a window of the task topic is looked after when inputs come.
         let in_wait = self.windows.get(place.window).is_some_and(|w| w.is_wait);
-        (in_wait && self.is_late(item) && item.no_park_before <= self.now.mono).then_some(Late::Park)
+        (in_wait && self.is_late(item) && item.no_park_before <= self.clock.mono()).then_some(Late::Park)
     }
 
     /// When the sweep has to run, if there is anything to look after.
@@ -99,7 +99,7 @@ impl Machine {
             item.stage = Stage::Waiting;
             item.wake = when;
         }
-        if when <= self.now.mono {
+        if when <= self.clock.mono() {
             if let Some(item) = self.items.get_mut(fresh) {
                 item.stage = Stage::Considered;
             }

@@ -43,7 +43,8 @@ fn a_delay_of_three_hours_takes_a_few_hops_and_ends_to_the_millisecond() {
 fn what_blocks_the_head_of_a_full_lane_goes_to_its_tail() {
     let mut rig = Rig::new(|s| s.lane_window = 8);
     // One lane: the first stays for fifteen seconds more than the others do.
-    let lane = rig.m.ladder.place(rig.now.wall, rig.now.wall.plus(16 * SEC), &TaskId::new("x").unwrap()).0;
+    let lane =
+        rig.m.config.ladder.place(rig.now.wall, rig.now.wall.plus(16 * SEC), &TaskId::new("x").unwrap()).0;
     let stays: Vec<_> = (0..8).map(|i| if i == 0 { 16 * SEC } else { SEC }).collect();
     let batch = delayed(&rig, 0, &stays);
     rig.m.handle_event(rig.now, Event::Records(assignment("w", lane), batch));
@@ -99,7 +100,7 @@ fn a_lane_is_read_only_as_far_as_it_may_be_due_soon() {
     let stay = 18 * SEC;
     let lane = assignment(
         "w",
-        rig.m.ladder.place(rig.now.wall, rig.now.wall.plus(stay), &TaskId::new("x").unwrap()).0,
+        rig.m.config.ladder.place(rig.now.wall, rig.now.wall.plus(stay), &TaskId::new("x").unwrap()).0,
     );
     let batch = delayed(&rig, 0, &[stay; 99]);
     rig.m.handle_event(rig.now, Event::Records(lane.clone(), batch));
