@@ -4,7 +4,7 @@
 use crate::process::Input;
 use crate::trace::{MS, P, SEC, Us, WALL, token, tr};
 use crate::world::{Ev, World};
-use kafkaq_core::machine::{Answer, CommandId, Machine, Mono, Notice, Now, Ready};
+use kafkaq_core::machine::{Answer, CommandId, FlowControl, Machine, Mono, Notice, Now, Ready};
 use kafkaq_core::{Event, LostReason, Wall};
 use std::collections::VecDeque;
 
@@ -193,8 +193,8 @@ impl World {
         m.poll_releases(&mut out);
         let (mut flow, mut replaced) = (Vec::new(), Vec::new());
         m.poll_reassigns(&mut replaced);
-        while let Some(f) = m.poll_flow() {
-            flow.push(f);
+        while let Some((assignment, control)) = m.poll_flow() {
+            flow.push((assignment, control == FlowControl::Resume));
         }
         self.digest.add(self.now, p, &(&out, &flow, &replaced));
         out.iter().for_each(|a| self.release(p, a));

@@ -27,6 +27,15 @@ pub struct Now {
     pub wall: Wall,
 }
 
+/// Whether the records of a partition are read on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FlowControl {
+    /// No more for now.
+    Pause,
+    /// Read on.
+    Resume,
+}
+
 /// Names one outstanding get, swap or append. A late or repeated answer finds nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct OpId(pub(super) u64);

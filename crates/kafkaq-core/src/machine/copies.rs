@@ -273,9 +273,9 @@ impl Machine {
     /// Keeps the flow within its limits, copies what takes too long, and makes room at the head of a window that is read no
     /// further.
     pub(super) fn tend_window(&mut self, w: Ref) {
-        self.steer(w);
-        let Some(window) = self.windows.get(w).filter(|w| w.release_by.is_none()) else { return };
-        let blocked = window.paused && window.is_blocked_by_head();
+        self.windows.control_flow(w, &self.config, self.clock.wall());
+        let Some(window) = self.windows.get(w).filter(|w| !w.is_revoked()) else { return };
+        let blocked = window.is_blocked_by_head();
         let mut late = Vec::new();
         let mut hop = None;
         for (seq, slot) in window.unfinished() {
@@ -284,7 +284,7 @@ impl Machine {
                 Slot::Open(r) if in_the_way || self.items.get(*r).is_some_and(|i| self.is_late(i)) => {
                     late.push(*r);
                 }
-                Slot::Queued(_) if in_the_way && window.is_wait => {
+                Slot::Queued(_) if in_the_way && window.is_lane() => {
                     hop = Some(Place { window: w, seq });
                     break;
                 }

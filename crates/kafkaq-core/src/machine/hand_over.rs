@@ -42,7 +42,7 @@ impl Machine {
                 continue;
             }
             // Looked at first: it may be finished, or somebody else's.
-            match self.next_queued() {
+            match self.windows.next_queued() {
                 Some(place) => self.begin_turn(place, None),
                 None => break,
             }
@@ -71,7 +71,7 @@ impl Machine {
         let first = id.map_or(0, |id| partitioner::for_key(id.as_str().as_bytes(), all));
         let is_other = |index: &i32| {
             let partition = Partition::new(self.config.layout.wait.clone(), *index);
-            self.by_assignment.keys().all(|a| a.partition != partition)
+            self.windows.of_partition(&partition).next().is_none()
         };
         let others = || (0..all).map(|n| (first + n) % all).filter(is_other);
         let soon = || others().find(|index| self.config.ladder.is_read_soon(*index));

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{History, Position, Record, Result, Wall};
 use bytes::Bytes;
-use std::{cmp::Reverse, sync::Arc};
+use std::sync::Arc;
 
 /// Looks under way at once.
 const MOST_LOOKS: usize = 1024;
@@ -30,13 +30,13 @@ impl Machine {
         }
         self.requeue_later();
         self.sweep();
-        for i in 0..self.order.len() {
-            if let Some(w) = self.order.get(i).copied() {
+        for i in 0..self.windows.len() {
+            if let Some(w) = self.windows.nth(i) {
                 self.tend_window(w);
             }
         }
         if !self.shutting {
-            self.lanes();
+            self.leave_lanes();
             self.takes();
         }
     }
@@ -44,13 +44,11 @@ impl Machine {
     /// Records of the wait topic whose time in their lane has passed. Those that wait for a caller are bounded, since they
     /// take more memory than records that wait for their time. Everything else in the lanes comes later than they, so it
     /// waits with them.
-    fn lanes(&mut self) {
+    fn leave_lanes(&mut self) {
         while self.looking < MOST_LOOKS
             && self.looking + self.on_demand.len() < MOST_ON_DEMAND
-            && let Some(Reverse((lane_due, place))) = self.due.peek().copied()
-            && lane_due <= self.clock.wall()
+            && let Some(place) = self.lanes.pop(self.clock.wall())
         {
-            self.due.pop();
             self.begin_turn(place, None);
         }
     }
@@ -79,27 +77,11 @@ impl Machine {
                 }
                 self.credit = self.credit.saturating_sub(1);
             }
-            match self.next_queued() {
+            match self.windows.next_queued() {
                 Some(place) => self.begin_turn(place, Some(Prefetched(prefetched))),
                 None => return,
             }
         }
-    }
-
-    /// The next record of the task topic, one partition after the other.
-    pub(super) fn next_queued(&mut self) -> Option<Place> {
-        for _ in 0..self.order.len() {
-            self.turn_of = (self.turn_of + 1) % self.order.len();
-            let w = self.order[self.turn_of];
-            if let Some(window) = self.windows.get_mut(w)
-                && !window.is_wait
-                && window.release_by.is_none()
-                && let Some(seq) = window.next_queued()
-            {
-                return Some(Place { window: w, seq });
-            }
-        }
-        None
     }
 
     /// A record comes to its turn. `take`: its first attempt may be taken at once, without a look at the lease.

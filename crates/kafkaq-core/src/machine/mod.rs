@@ -29,12 +29,12 @@ mod commands;
 mod config;
 mod copies;
 mod fault;
-mod flow;
 mod gate;
 mod hand_over;
 mod intake;
 mod item;
 mod ladder;
+mod lanes;
 mod leases;
 mod notices;
 mod open;
@@ -47,17 +47,19 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 mod window;
+mod windows;
 
 pub use api::*;
 pub use fault::Fault;
 pub use ladder::Ladder;
 
-use crate::{Assignment, History, Key, LeaseToken, Position, TaskId, Wall};
+use crate::{History, Key, LeaseToken, Position, TaskId};
 use appends::Appends;
 use clock::Clock;
 use config::Config;
 use gate::Gate;
 use item::{Holder, Item, Place, Stage, StoreOp, TaskEntry};
+use lanes::Lanes;
 use notices::Notices;
 use rule::{Meta, Seen};
 use slab::{Ref, Slab};
@@ -67,6 +69,7 @@ use std::{
     sync::Arc,
 };
 use window::{Slot, Window};
+use windows::Windows;
 
 /// The state of one process of a queue. See the [module](self).
 #[derive(Debug)]
@@ -76,14 +79,8 @@ pub struct Machine {
     /// Inputs came in since the last [`Machine::work`].
     dirty: bool,
 
-    windows: Slab<Window>,
-    by_assignment: HashMap<Assignment, Ref>,
-    /// All windows, and whose turn it is to be read from.
-    order: Vec<Ref>,
-    turn_of: usize,
-    /// Records of the wait topic by the time they leave their lane.
-    due: BinaryHeap<Reverse<(Wall, Place)>>,
-
+    windows: Windows,
+    lanes: Lanes,
     items: Slab<Item>,
     tasks: Slab<TaskEntry>,
     by_id: HashMap<TaskId, Ref>,
@@ -112,8 +109,6 @@ pub struct Machine {
 
     ready_out: Vec<Ref>,
     notices: Notices,
-    flow: VecDeque<(Assignment, bool)>,
-    reassigns: Vec<Assignment>,
     next_sweep: Mono,
     recall: bool,
     shutting: bool,
@@ -128,11 +123,8 @@ impl Machine {
             config: Config::new(settings, layout),
             clock: Clock::new(now),
             dirty: false,
-            windows: Slab::new(),
-            by_assignment: HashMap::new(),
-            order: Vec::new(),
-            turn_of: 0,
-            due: BinaryHeap::new(),
+            windows: Windows::new(),
+            lanes: Lanes::default(),
             items: Slab::new(),
             tasks: Slab::new(),
             by_id: HashMap::new(),
@@ -151,8 +143,6 @@ impl Machine {
             credit: 0,
             ready_out: Vec::new(),
             notices: Notices::default(),
-            flow: VecDeque::new(),
-            reassigns: Vec::new(),
             next_sweep: now.mono,
             recall: false,
             shutting: false,
@@ -171,9 +161,10 @@ impl Machine {
     /// After [`Machine::handle_shutdown`]: nothing is under way, no job is held, and what is finished is committed.
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        let committed =
-            |w: &Ref| self.windows.get(*w).is_none_or(|w| !w.committing && w.to_commit().is_none());
-        self.shutting && !self.recall && self.items.is_empty() && self.order.iter().all(committed)
+        self.shutting
+            && !self.recall
+            && self.items.is_empty()
+            && self.windows.iter().all(Window::is_committed)
     }
 
     // ---- handle_*: what happened
@@ -199,7 +190,7 @@ impl Machine {
         self.observe_time(now);
         if !self.shutting {
             self.shutting = true;
-            self.due.clear();
+            self.lanes.clear();
             self.drop_unstarted(None);
             self.recall_ready();
         }
@@ -208,7 +199,7 @@ impl Machine {
     /// The process has left its group, or is about to: what it has read is the others'. What runs may finish.
     pub fn handle_left(&mut self, now: Now) {
         self.observe_time(now);
-        for w in self.order.clone() {
+        for w in self.windows.refs() {
             self.drop_window(w);
         }
     }
@@ -311,7 +302,7 @@ impl Machine {
     /// Whether the item's record is this process's to consider.
     fn is_ours(&self, r: Ref) -> bool {
         let window = self.items.get(r).and_then(|i| i.place).and_then(|p| self.windows.get(p.window));
-        !self.shutting && window.is_some_and(|w| w.release_by.is_none())
+        !self.shutting && window.is_some_and(|w| !w.is_revoked())
     }
 
     /// The record is considered afresh, by an item of its own: a handle of the old one must not reach the new job.

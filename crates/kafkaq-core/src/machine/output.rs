@@ -1,7 +1,7 @@
 //! What is to be done, by kind.
 
 use super::{
-    Fault, JobKey, Machine, Mono, Notice, OpId, Ready,
+    Fault, FlowControl, JobKey, Machine, Mono, Notice, OpId, Ready,
     item::{Sent, Stage},
     slab::Ref,
     window::Slot,
@@ -67,13 +67,9 @@ impl Machine {
     /// At most one commit an assignment; call it when no earlier commit call is under way.
     pub fn poll_commits(&mut self, out: &mut Vec<Commit>) {
         self.work();
-        for i in 0..self.order.len() {
-            let Some(window) = self.windows.get_mut(self.order[i]) else { continue };
-            let urgent = (self.shutting || window.release_by.is_some()) && !window.commit_failed;
-            if (urgent || window.commit_after <= self.clock.mono())
-                && let Some(mut offset) = window.to_commit()
-            {
-                window.committing = true;
+        for i in 0..self.windows.len() {
+            let Some(window) = self.windows.nth(i).and_then(|w| self.windows.get_mut(w)) else { continue };
+            if let Some(mut offset) = window.begin_commit(self.clock.mono(), self.shutting) {
                 let assignment = window.assignment.clone();
                 if self.config.has_fault(Fault::PrefixOffByOne) {
                     offset += 1;
@@ -86,7 +82,7 @@ impl Machine {
     /// What to release: all that is finished is committed, and what was not handed out is given back; or it is time.
     pub fn poll_releases(&mut self, out: &mut Vec<Assignment>) {
         self.work();
-        for w in self.order.clone() {
+        for w in self.windows.refs() {
             if self.may_release(w)
                 && let Some(window) = self.windows.get(w)
             {
@@ -98,27 +94,26 @@ impl Machine {
 
     fn may_release(&self, w: Ref) -> bool {
         let Some(window) = self.windows.get(w) else { return false };
-        let Some(by) = window.release_by else { return false };
+        let Some(by) = window.release_by() else { return false };
         let idle = |slot: &Slot| match slot {
             Slot::Open(r) => self.items.get(*r).is_none_or(|i| i.store.is_none()),
             _ => true,
         };
         let settled = !self.recall
-            && !window.committing
-            && (window.to_commit().is_none() || window.commit_failed)
+            && window.is_committed_or_failed()
             && window.unfinished().all(|(_, slot)| idle(slot));
         settled || by <= self.clock.mono()
     }
 
     /// Assignments to give up and take again: their log is another one.
     pub fn poll_reassigns(&mut self, out: &mut Vec<Assignment>) {
-        out.append(&mut self.reassigns);
+        self.windows.take_reassigns(out);
     }
 
-    /// `true`: resume, `false`: pause.
-    pub fn poll_flow(&mut self) -> Option<(Assignment, bool)> {
+    /// Partitions that are read no further for now, or read on.
+    pub fn poll_flow(&mut self) -> Option<(Assignment, FlowControl)> {
         self.work();
-        self.flow.pop_front()
+        self.windows.pop_flow()
     }
 
     /// Jobs to hand out.
@@ -182,19 +177,19 @@ impl Machine {
         if let Some(Reverse((when, _))) = self.later.peek() {
             at(*when);
         }
-        if let Some(Reverse((lane_due, _))) = self.due.peek()
-            && *lane_due > self.clock.wall()
+        if let Some(leaves) = self.lanes.next_at()
+            && leaves > self.clock.wall()
             && !self.config.has_fault(Fault::LostWakeup)
         {
-            at(self.mono_of(*lane_due));
+            at(self.mono_of(leaves));
         }
-        for window in self.order.iter().filter_map(|w| self.windows.get(*w)) {
-            if let Some(by) = window.release_by {
+        for window in self.windows.iter() {
+            if let Some(by) = window.release_by() {
                 at(by);
                 continue;
             }
-            if window.to_commit().is_some() {
-                at(window.commit_after);
+            if let Some(commit) = window.commit_at() {
+                at(commit);
             }
             if let Some((_, Slot::Open(r))) = window.unfinished().next()
                 && let Some(item) = self.items.get(*r)

@@ -5,10 +5,9 @@ use super::{
     item::{Place, Stage},
     open,
     slab::Ref,
-    window::{Pushed, Slot, Window},
+    window::{Pushed, Slot},
 };
-use crate::{Assignment, Batch, Commit, ErrorKind, Event, Result, Wall};
-use std::cmp::Reverse;
+use crate::{Assignment, Batch, Commit, Event, Result, Wall};
 
 impl Machine {
     /// What the consumer told.
@@ -20,7 +19,7 @@ impl Machine {
             Event::Revoking(assignments) => assignments.iter().for_each(|a| self.revoking(a)),
             Event::Lost(assignments) => {
                 for a in &assignments {
-                    if let Some(w) = self.by_assignment.get(a).copied() {
+                    if let Some(w) = self.windows.find(a) {
                         self.drop_window(w);
                     }
                 }
@@ -33,68 +32,46 @@ impl Machine {
     pub fn handle_committed(&mut self, now: Now, commit: &Commit, outcome: Result<()>) {
         self.observe_time(now);
         let interval = self.config.settings.commit_interval;
-        let Some(w) = self.by_assignment.get(&commit.assignment) else { return };
-        let Some(window) = self.windows.get_mut(*w) else { return };
-        window.committing = false;
-        window.commit_after = now.mono.plus(interval);
-        match outcome {
-            Ok(()) => {
-                window.committed = window.committed.max(Some(commit.offset));
-                window.commit_failed = false;
-            }
-            // It isn't ours under this epoch: whoever owns it commits.
-            Err(e) if e.kind() == ErrorKind::NotOwner => {
-                window.committed = window.committed.max(Some(commit.offset));
-            }
-            Err(_) => window.commit_failed = true,
+        if let Some(window) = self.windows.find(&commit.assignment).and_then(|w| self.windows.get_mut(w)) {
+            window.commit_ended(commit.offset, outcome, now.mono.plus(interval));
         }
     }
 
     fn assigned(&mut self, assignment: Assignment) {
         // An adapter that forgot to tell of the loss does not leave two windows of one partition.
-        let older: Vec<Ref> = self
-            .by_assignment
-            .iter()
-            .filter(|(a, _)| a.partition == assignment.partition)
-            .map(|(_, w)| *w)
-            .collect();
+        let older: Vec<Ref> = self.windows.of_partition(&assignment.partition).collect();
         if !older.is_empty() {
             older.into_iter().for_each(|w| self.drop_window(w));
             self.recall_ready();
         }
-        let is_wait = assignment.partition.topic == self.config.layout.wait;
-        let w = self.windows.insert(Window::new(assignment.clone(), is_wait, self.clock.mono()));
-        self.by_assignment.insert(assignment, w);
-        self.order.push(w);
+        let is_lane = assignment.partition.topic == self.config.layout.wait;
+        self.windows.insert(assignment, is_lane, self.clock.mono());
     }
 
     fn records(&mut self, assignment: &Assignment, batch: Batch) {
-        let Some(w) = self.by_assignment.get(assignment).copied() else { return };
+        let Some(w) = self.windows.find(assignment) else { return };
         let latest = self.latest_in_lane(assignment.partition.index);
         let (believed, ignored) =
             (self.config.has_fault(Fault::DueBelieved), self.config.has_fault(Fault::OtherLogIgnored));
         let Some(window) = self.windows.get_mut(w) else { return };
         for record in batch.records {
-            let lane_due = if window.is_wait { open::lane_due(&record) } else { Wall(0) };
+            let lane_due = if window.is_lane() { open::lane_due(&record) } else { Wall(0) };
             let offset = record.offset;
             match window.push(record) {
-                Pushed::New(seq) if window.is_wait => {
+                Pushed::New(seq) if window.is_lane() => {
                     // What wasn't meant for this lane, or comes from a wrong clock, hops on after the longest stay.
                     let leaves = if believed { lane_due } else { lane_due.min(latest) };
                     if leaves == lane_due {
-                        window.last_due = leaves;
+                        window.set_last_leaves(leaves);
                     }
-                    self.due.push(Reverse((leaves, Place { window: w, seq })));
+                    self.lanes.push(leaves, Place { window: w, seq });
                 }
                 Pushed::New(_) | Pushed::Repeated => {}
                 Pushed::OtherLog if ignored => {}
                 Pushed::OtherLog => return self.log_replaced(w, offset),
             }
         }
-        if batch.end.is_some() {
-            window.end = batch.end;
-        }
-        window.moved_on(batch.next);
+        window.read_on(batch.next, batch.end);
     }
 
     /// The topic was cut, or deleted and recreated: nothing that was read before holds for what comes now.
@@ -104,7 +81,7 @@ impl Machine {
         self.alarm(Alarm::LogReplaced { assignment: assignment.clone(), offset });
         self.drop_window(w);
         self.recall_ready();
-        self.reassigns.push(assignment);
+        self.windows.reassign(assignment);
     }
 
     /// No record of the partition's lane can stay longer than this.
@@ -120,21 +97,18 @@ impl Machine {
         if self.config.has_fault(Fault::ClockBackIgnored) {
             return;
         }
-        for Reverse((lane_due, place)) in std::mem::take(&mut self.due) {
-            if let Some(window) = self.windows.get(place.window) {
-                let latest = self.latest_in_lane(window.assignment.partition.index);
-                self.due.push(Reverse((lane_due.min(latest), place)));
-            }
-        }
+        let mut lanes = std::mem::take(&mut self.lanes);
+        lanes.limit(|w| Some(self.latest_in_lane(self.windows.get(w)?.assignment.partition.index)));
+        self.lanes = lanes;
     }
 
     fn revoking(&mut self, assignment: &Assignment) {
-        let Some(w) = self.by_assignment.get(assignment).copied() else { return };
+        let Some(w) = self.windows.find(assignment) else { return };
         let by = self.clock.mono().plus(self.config.settings.release_hold);
         if let Some(window) = self.windows.get_mut(w) {
-            window.release_by.get_or_insert(by);
+            window.revoke(by);
         }
-        self.due.retain(|Reverse((_, place))| place.window != w);
+        self.lanes.remove_window(w);
         self.drop_unstarted(Some(w));
         self.recall_ready();
     }
@@ -170,9 +144,7 @@ impl Machine {
     /// The partition is another member's now. Running jobs may finish, their records are the next owner's.
     pub(super) fn drop_window(&mut self, w: Ref) {
         let Some(window) = self.windows.remove(w) else { return };
-        self.by_assignment.remove(&window.assignment);
-        self.order.retain(|o| *o != w);
-        self.due.retain(|Reverse((_, place))| place.window != w);
+        self.lanes.remove_window(w);
         let open: Vec<Ref> = window
             .unfinished()
             .filter_map(|(_, slot)| if let Slot::Open(r) = slot { Some(*r) } else { None })

@@ -10,17 +10,17 @@ impl Machine {
     /// What it holds now. Looks at every record that is read and not finished.
     #[must_use]
     pub fn stats(&self) -> MachineStats {
-        let windows = self.order.iter().filter_map(|w| self.windows.get(*w));
+        let windows = self.windows.iter();
         let partitions = windows.map(|window| {
             let count = |of: fn(&Slot) -> bool| window.unfinished().filter(|(_, slot)| of(slot)).count();
             PartitionStats {
                 partition: window.assignment.partition.clone(),
                 finished_below: window.finished_below(),
-                end: window.end,
+                end: window.end(),
                 oldest_unfinished: window.oldest_unfinished(),
                 queued: count(|slot| matches!(slot, Slot::Queued(_))),
                 in_flight: count(|slot| matches!(slot, Slot::Open(_))),
-                paused: window.paused,
+                paused: window.is_paused(),
             }
         });
         let items = || self.items.refs().filter_map(|r| self.items.get(r));

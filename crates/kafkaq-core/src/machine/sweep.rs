@@ -81,13 +81,13 @@ impl Machine {
             return Some(Late::Record);
         }
         // From its head on, a window of the task topic is looked after when inputs come.
-        let in_wait = self.windows.get(place.window).is_some_and(|w| w.is_wait);
-        (in_wait && self.is_late(item) && item.no_park_before <= self.clock.mono()).then_some(Late::Park)
+        let in_lane = self.windows.get(place.window).is_some_and(|w| w.is_lane());
+        (in_lane && self.is_late(item) && item.no_park_before <= self.clock.mono()).then_some(Late::Park)
     }
 
     /// When the sweep has to run, if there is anything to look after.
     pub(super) fn sweep_at(&self) -> Option<Mono> {
-        let queued = || self.order.iter().filter_map(|w| self.windows.get(*w)).any(|w| w.len() > 0);
+        let queued = || self.windows.iter().any(|w| w.len() > 0);
         (!self.items.is_empty() || queued()).then_some(self.next_sweep)
     }
 

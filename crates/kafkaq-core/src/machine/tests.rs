@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::{
-    Batch, Commit, Envelope, Event, HEADER, Headers, Lease, LeaseState, LostReason, Partition, Record,
-    Swapped,
+    Assignment, Batch, Commit, Envelope, Event, HEADER, Headers, Lease, LeaseState, LostReason, Partition,
+    Record, Swapped, Wall,
 };
 use bytes::Bytes;
 use std::{collections::BTreeMap, time::Duration};
@@ -457,14 +457,14 @@ fn a_full_window_pauses_and_a_slow_head_is_moved_out_of_its_way() {
     let mut rig = Rig::new(|s| (s.window, s.prefetch) = (10, 100));
     let many: Vec<String> = (0..10).map(|i| format!("t{i}")).collect();
     rig.publish(&many.iter().map(String::as_str).collect::<Vec<_>>());
-    assert_eq!(rig.m.poll_flow(), Some((assignment("q", 0), false)));
+    assert_eq!(rig.m.poll_flow(), Some((assignment("q", 0), FlowControl::Pause)));
     let _slow = rig.get_job().unwrap();
     for _ in 1..10 {
         let job = rig.get_job().unwrap();
         rig.ask(&job, Command::Done);
     }
     assert_eq!(rig.wait.len(), 1, "the head was copied long before park_after");
-    assert_eq!(rig.m.poll_flow(), Some((assignment("q", 0), true)));
+    assert_eq!(rig.m.poll_flow(), Some((assignment("q", 0), FlowControl::Resume)));
     rig.pass(SEC);
     assert_eq!(rig.committed(), Some(10));
 }

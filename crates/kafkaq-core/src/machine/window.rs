@@ -1,8 +1,11 @@
 //! The window: the records of one assignment that were read and are not yet below the committed offset.
 
-use super::{Mono, slab::Ref};
-use crate::{Assignment, Record, Wall};
-use std::collections::VecDeque;
+use super::{FlowControl, Mono, config::Config, slab::Ref};
+use crate::{Assignment, ErrorKind, Record, Result, Wall};
+use std::{collections::VecDeque, time::Duration};
+
+/// A lane that was read far enough is read on when it isn't by so much.
+const FURTHER: Duration = Duration::from_secs(2);
 
 /// Where a record stands in its window: counts from the assignment's first record, without gaps.
 pub(super) type Seq = u64;
@@ -38,59 +41,74 @@ pub(super) enum Pushed {
     OtherLog,
 }
 
+/// Which topic the records are of.
+#[derive(Debug)]
+enum Topic {
+    /// The task topic. The first record whose turn may not have come; everything before it has had its turn.
+    Tasks { cursor: Seq },
+    /// The wait topic: records leave in another order than they came. When the record that was read last leaves its
+    /// lane, of those whose time can be believed.
+    Lane { last_leaves: Wall },
+}
+
+/// What the group knows of the window.
+#[derive(Debug)]
+struct Commits {
+    /// The offset that the group was told last.
+    told: Option<i64>,
+    under_way: bool,
+    /// The next one is not due before.
+    not_before: Mono,
+    /// The last one has failed.
+    failed: bool,
+}
+
 #[derive(Debug)]
 pub(super) struct Window {
     pub(super) assignment: Assignment,
-    /// Records wait for their lane's time here.
-    pub(super) is_wait: bool,
+    topic: Topic,
     entries: VecDeque<Entry>,
     /// The first entry's.
     base: Seq,
-    /// The first record whose turn may not have come; everything before it has had its turn. Task topic only.
-    cursor: Seq,
     finished: usize,
     /// Of records that are not finished.
     bytes: usize,
     /// Where reading goes on.
     next: i64,
-    /// When the record that was read last leaves its lane, of those whose time can be believed.
-    pub(super) last_due: Wall,
     /// The log's end, as it was told last.
-    pub(super) end: Option<i64>,
+    end: Option<i64>,
     /// Everything below is finished.
     prefix: i64,
-    /// What the group has been told, and whether a commit is under way.
-    pub(super) committed: Option<i64>,
-    pub(super) committing: bool,
-    pub(super) commit_after: Mono,
-    pub(super) commit_failed: bool,
-    pub(super) paused: bool,
+    commits: Commits,
+    paused: bool,
     /// Set while it is being revoked: released at this time at the latest.
-    pub(super) release_by: Option<Mono>,
+    release_by: Option<Mono>,
 }
 
 impl Window {
-    pub(super) fn new(assignment: Assignment, is_wait: bool, now: Mono) -> Self {
+    pub(super) fn new(assignment: Assignment, is_lane: bool, now: Mono) -> Self {
         Window {
             assignment,
-            is_wait,
+            topic: if is_lane { Topic::Lane { last_leaves: Wall(0) } } else { Topic::Tasks { cursor: 0 } },
             entries: VecDeque::new(),
             base: 0,
-            cursor: 0,
             finished: 0,
             bytes: 0,
             next: i64::MIN,
-            last_due: Wall(0),
             end: None,
             prefix: i64::MIN,
-            committed: None,
-            committing: false,
-            commit_after: now,
-            commit_failed: false,
+            commits: Commits { told: None, under_way: false, not_before: now, failed: false },
             paused: false,
             release_by: None,
         }
     }
+
+    /// Whether it is of the wait topic.
+    pub(super) fn is_lane(&self) -> bool {
+        matches!(self.topic, Topic::Lane { .. })
+    }
+
+    // ---- reading
 
     /// Takes a record in. One that was seen already, in a repeated delivery, is left out.
     pub(super) fn push(&mut self, record: Record) -> Pushed {
@@ -113,8 +131,16 @@ impl Window {
         Pushed::New(self.base + self.entries.len() as u64 - 1)
     }
 
-    /// Reading goes on at `next`, beyond the last record.
-    pub(super) fn moved_on(&mut self, next: i64) {
+    /// The record that was read last leaves its lane then.
+    pub(super) fn set_last_leaves(&mut self, leaves: Wall) {
+        if let Topic::Lane { last_leaves } = &mut self.topic {
+            *last_leaves = leaves;
+        }
+    }
+
+    /// Reading goes on at `next`, beyond the last record; the log ends at `end`, if that is known.
+    pub(super) fn read_on(&mut self, next: i64, end: Option<i64>) {
+        self.end = end.or(self.end);
         if next > self.next {
             self.next = next;
             if self.prefix == i64::MIN || self.entries.is_empty() {
@@ -146,17 +172,60 @@ impl Window {
         }
     }
 
-    /// The next record whose turn has not come, in order.
+    /// The next record of the task topic whose turn has not come, in order.
     pub(super) fn next_queued(&mut self) -> Option<Seq> {
-        self.cursor = self.cursor.max(self.base);
-        while let Some(i) = self.index(self.cursor) {
-            if matches!(self.entries[i].slot, Slot::Queued(_)) {
-                return Some(self.cursor);
-            }
-            self.cursor += 1;
+        if self.is_revoked() {
+            return None;
         }
-        None
+        let Topic::Tasks { cursor } = self.topic else { return None };
+        let mut seq = cursor.max(self.base);
+        while self.index(seq).is_some_and(|i| !matches!(self.entries[i].slot, Slot::Queued(_))) {
+            seq += 1;
+        }
+        self.topic = Topic::Tasks { cursor: seq };
+        self.index(seq).map(|_| seq)
     }
+
+    /// Whether to stop reading, or to go on.
+    pub(super) fn control_flow(&mut self, config: &Config, now: Wall) -> Option<FlowControl> {
+        if self.is_revoked() {
+            return None;
+        }
+        let settings = &config.settings;
+        // A lane is read on as soon as an eighth is free: half of it may have left before its head, and is not to keep
+        // out what is due next. More of a lane than of the task topic is read only if it may be due soon. The sweep looks
+        // every second.
+        let (most, part, ahead) = match self.topic {
+            Topic::Tasks { .. } => (settings.window, 2, None),
+            Topic::Lane { last_leaves } => {
+                let ahead = config.ladder.ahead(self.assignment.partition.index);
+                (settings.lane_window, 8, ahead.map(|ahead| (ahead, last_leaves)))
+            }
+        };
+        let below = |most: usize| most - most.div_ceil(part);
+        let full = self.len() >= most || self.bytes >= settings.window_bytes;
+        let room = self.len() <= below(most) && self.bytes <= below(settings.window_bytes);
+        let is_far = |by: Duration| {
+            let is_later = |(ahead, last): (Duration, Wall)| {
+                last > now.plus(ahead.saturating_sub(by)).plus(settings.clock_skew)
+            };
+            self.len() >= settings.window && ahead.is_some_and(is_later)
+        };
+        let stop = full || is_far(Duration::ZERO);
+        let control = match self.paused {
+            false if stop => FlowControl::Pause,
+            true if !stop && room && !is_far(FURTHER) => FlowControl::Resume,
+            _ => return None,
+        };
+        self.paused = control == FlowControl::Pause;
+        Some(control)
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    // ---- what is finished, and its commit
 
     /// Marks a record finished and moves the prefix.
     pub(super) fn finish(&mut self, seq: Seq) {
@@ -179,10 +248,62 @@ impl Window {
     }
 
     /// The offset that may be committed, if it is further than what the group was told.
-    pub(super) fn to_commit(&self) -> Option<i64> {
-        let news = self.prefix > self.committed.unwrap_or(self.first_prefix());
-        (news && !self.committing).then_some(self.prefix)
+    fn to_commit(&self) -> Option<i64> {
+        let news = self.prefix > self.commits.told.unwrap_or(self.first_prefix());
+        (news && !self.commits.under_way).then_some(self.prefix)
     }
+
+    /// When the next commit is due, if there is something to commit.
+    pub(super) fn commit_at(&self) -> Option<Mono> {
+        self.to_commit().map(|_| self.commits.not_before)
+    }
+
+    /// The offset of a commit that is due. `urgent`: it does not wait for its time, unless the last one has failed.
+    pub(super) fn begin_commit(&mut self, now: Mono, urgent: bool) -> Option<i64> {
+        let urgent = (urgent || self.is_revoked()) && !self.commits.failed;
+        let offset = self.to_commit().filter(|_| urgent || self.commits.not_before <= now)?;
+        self.commits.under_way = true;
+        Some(offset)
+    }
+
+    /// A commit has ended; the next one is not due before `not_before`.
+    pub(super) fn commit_ended(&mut self, offset: i64, outcome: Result<()>, not_before: Mono) {
+        let commits = &mut self.commits;
+        (commits.under_way, commits.not_before) = (false, not_before);
+        match outcome {
+            Ok(()) => (commits.told, commits.failed) = (commits.told.max(Some(offset)), false),
+            // It isn't ours under this epoch: whoever owns it commits.
+            Err(e) if e.kind() == ErrorKind::NotOwner => commits.told = commits.told.max(Some(offset)),
+            Err(_) => commits.failed = true,
+        }
+    }
+
+    /// The group knows all that is finished.
+    pub(super) fn is_committed(&self) -> bool {
+        !self.commits.under_way && self.to_commit().is_none()
+    }
+
+    /// The group knows all that is finished, or could not be told.
+    pub(super) fn is_committed_or_failed(&self) -> bool {
+        !self.commits.under_way && (self.commits.failed || self.to_commit().is_none())
+    }
+
+    // ---- its end
+
+    /// Another member wants it: it is released at `by` at the latest.
+    pub(super) fn revoke(&mut self, by: Mono) {
+        self.release_by.get_or_insert(by);
+    }
+
+    pub(super) fn release_by(&self) -> Option<Mono> {
+        self.release_by
+    }
+
+    pub(super) fn is_revoked(&self) -> bool {
+        self.release_by.is_some()
+    }
+
+    // ---- what it holds
 
     fn first_prefix(&self) -> i64 {
         // Nothing was finished yet while the first entry is still the first one ever.
@@ -193,13 +314,13 @@ impl Window {
         self.entries.len()
     }
 
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
+    /// It is full, and more than half of it is finished: the head stands in the way.
+    pub(super) fn is_blocked_by_head(&self) -> bool {
+        self.paused && self.finished * 2 > self.entries.len()
     }
 
-    /// More than half of what is held is finished: the head stands in the way.
-    pub(super) fn is_blocked_by_head(&self) -> bool {
-        self.finished * 2 > self.entries.len()
+    pub(super) fn end(&self) -> Option<i64> {
+        self.end
     }
 
     /// Everything below this offset is finished.
@@ -248,10 +369,10 @@ mod tests {
     #[test]
     fn an_empty_batch_that_moved_on_is_committed() {
         let mut w = window();
-        w.moved_on(12);
+        w.read_on(12, None);
         assert_eq!(w.to_commit(), Some(12));
         w.push(record(15));
-        w.committed = Some(12);
+        w.commits.told = Some(12);
         assert_eq!(w.to_commit(), None);
     }
 
@@ -299,10 +420,10 @@ mod tests {
                     prop_assert!(left.iter().all(|i| offsets[*i] >= to));
                     prop_assert!(to > last);
                     last = to;
-                    w.committed = Some(to);
+                    w.commits.told = Some(to);
                 }
                 let open_bytes: usize = left.len() * record(0).size();
-                prop_assert_eq!(w.bytes(), open_bytes);
+                prop_assert_eq!(w.bytes, open_bytes);
             }
             prop_assert_eq!(last, offset + 1);
             prop_assert_eq!(w.len(), 0);

@@ -48,14 +48,14 @@ fn what_blocks_the_head_of_a_full_lane_goes_to_its_tail() {
     let stays: Vec<_> = (0..8).map(|i| if i == 0 { 16 * SEC } else { SEC }).collect();
     let batch = delayed(&rig, 0, &stays);
     rig.m.handle_event(rig.now, Event::Records(assignment("w", lane), batch));
-    assert_eq!(rig.m.poll_flow(), Some((assignment("w", lane), false)));
+    assert_eq!(rig.m.poll_flow(), Some((assignment("w", lane), FlowControl::Pause)));
     rig.pass(SEC);
     for _ in 1..8 {
         let job = rig.get_job().unwrap();
         rig.ask(&job, Command::Done);
     }
     assert_eq!(rig.wait.len(), 1, "the head was copied, fifteen seconds before its time");
-    assert_eq!(rig.m.poll_flow(), Some((assignment("w", lane), true)));
+    assert_eq!(rig.m.poll_flow(), Some((assignment("w", lane), FlowControl::Resume)));
 }
 
 #[test]
@@ -85,13 +85,13 @@ fn a_full_lane_is_read_on_long_before_half_of_it_has_left() {
     let lane = assignment("w", 0);
     let batch = delayed(&rig, 0, &stays);
     rig.m.handle_event(rig.now, Event::Records(lane.clone(), batch));
-    assert_eq!(rig.m.poll_flow(), Some((lane.clone(), false)));
+    assert_eq!(rig.m.poll_flow(), Some((lane.clone(), FlowControl::Pause)));
     rig.pass(SEC);
     for _ in 0..200 {
         let job = rig.get_job().unwrap();
         rig.ask(&job, Command::Done);
     }
-    assert_eq!(rig.m.poll_flow(), Some((lane, true)));
+    assert_eq!(rig.m.poll_flow(), Some((lane, FlowControl::Resume)));
 }
 
 #[test]
@@ -109,13 +109,13 @@ fn a_lane_is_read_only_as_far_as_it_may_be_due_soon() {
     let batch = delayed(&rig, 99, &[stay; 50]);
     rig.m.handle_event(rig.now, Event::Records(lane.clone(), batch));
     rig.settle();
-    assert_eq!(rig.m.poll_flow(), Some((lane.clone(), false)));
+    assert_eq!(rig.m.poll_flow(), Some((lane.clone(), FlowControl::Pause)));
     rig.pass(10 * SEC);
     assert_eq!(rig.m.poll_flow(), None, "none behind them is due within five seconds");
     for _ in 0..2 {
         rig.pass(SEC);
     }
-    assert_eq!(rig.m.poll_flow(), Some((lane, true)));
+    assert_eq!(rig.m.poll_flow(), Some((lane, FlowControl::Resume)));
 }
 
 #[test]
