@@ -1,5 +1,6 @@
 //! The types of the machine's surface.
 
+use super::slab::Ref;
 use crate::{
     Assignment, Error, Headers, History, Keyspace, LeaseToken, LostReason, Partition, Position, TaskId, Wall,
 };
@@ -38,11 +39,35 @@ pub enum FlowControl {
 
 /// Names one outstanding get, swap or append. A late or repeated answer finds nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct OpId(pub(super) u64);
+pub struct OpId(u64);
+
+impl From<Ref> for OpId {
+    fn from(r: Ref) -> Self {
+        OpId(r.to_bits())
+    }
+}
+
+impl From<OpId> for Ref {
+    fn from(op: OpId) -> Self {
+        Ref::from_bits(op.0)
+    }
+}
 
 /// Names a job for as long as the process lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct JobKey(pub u64);
+
+impl From<Ref> for JobKey {
+    fn from(r: Ref) -> Self {
+        JobKey(r.to_bits())
+    }
+}
+
+impl From<JobKey> for Ref {
+    fn from(job: JobKey) -> Self {
+        Ref::from_bits(job.0)
+    }
+}
 
 /// Numbers the commands of one job, so that the answer to an `extend` whose future was dropped can't pass for the
 /// answer to `done`.

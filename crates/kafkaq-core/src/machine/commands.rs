@@ -11,7 +11,7 @@ impl Machine {
     /// The holder of a job wants something.
     pub fn handle_command(&mut self, now: Now, job: JobKey, id: CommandId, command: Command) {
         self.observe_time(now);
-        let r = Ref::from_bits(job.0);
+        let r = Ref::from(job);
         let item = self.items.get_mut(r).filter(|i| i.holder == Holder::Driver && i.own.is_some());
         let Some(item) = item else {
             if !matches!(command, Command::Abandoned) {
@@ -36,9 +36,8 @@ impl Machine {
     /// it is renewed and becomes ready again, or is given back.
     pub fn handle_untaken(&mut self, now: Now, job: JobKey) {
         self.observe_time(now);
-        // It was not taken, so nobody has asked for it.
-        self.ready = self.ready.saturating_sub(1);
-        self.come_back(Ref::from_bits(job.0), false);
+        self.dispatch.came_back();
+        self.come_back(Ref::from(job), false);
     }
 
     pub(super) fn begin_command(&mut self, r: Ref, pending: PendingCommand) {
@@ -97,7 +96,7 @@ impl Machine {
     pub(super) fn answer(&mut self, r: Ref, answer: Answer) {
         let Some(item) = self.items.get_mut(r) else { return };
         let Some(asked) = item.command.take().or_else(|| item.next_command.take()) else { return };
-        let job = JobKey(r.to_bits());
+        let job = JobKey::from(r);
         if !matches!(answer, Answer::Extended(_)) {
             item.holder = Holder::None;
             if let Some(next) = item.next_command.take() {
@@ -115,7 +114,7 @@ impl Machine {
     /// Answers the command that is under way, and leaves the one behind it.
     pub(super) fn answer_alone(&mut self, r: Ref, answer: Answer) {
         if let Some(asked) = self.items.get_mut(r).and_then(|item| item.command.take()) {
-            self.notices.push(Notice::Answered(JobKey(r.to_bits()), asked.id, answer));
+            self.notices.push(Notice::Answered(JobKey::from(r), asked.id, answer));
         }
     }
 

@@ -9,7 +9,7 @@ use super::{
     window::Slot,
 };
 use crate::{Effect, Error, LeaseState, NewRecord, Partition, Result, Retry, Wall, partitioner};
-use std::{cmp::Reverse, time::Duration};
+use std::time::Duration;
 
 /// How long a copy that is due may wait for its acknowledgement before its record is considered again.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -127,31 +127,12 @@ impl Machine {
         self.appends.push(to, r);
     }
 
-    pub(super) fn new_record(&self, r: Ref) -> Option<NewRecord> {
-        let item = self.items.get(r)?;
-        Some(match item.append.as_ref()? {
-            AppendOp::Copy(copy) => open::copy(item, copy),
-            AppendOp::DeadLetter { reason, .. } => {
-                // A burial's own take was no hand-out.
-                let attempts = item.own.map_or(0, |o| o.attempt).saturating_sub(u32::from(!item.handed_out));
-                open::dead_letter(item, reason, attempts)
-            }
-            AppendOp::Whole { reason } => open::whole(item.whole.as_deref()?, reason, &item.at),
-            AppendOp::Forward { lane_due, .. } => {
-                open::forward(item.whole.as_deref()?, *lane_due, &item.content.origin)
-            }
-        })
-    }
-
     /// The outcome of an append.
     pub fn handle_appended(&mut self, now: Now, op: OpId, outcome: Result<i64>) {
         self.observe_time(now);
-        let r = Ref::from_bits(op.0);
+        let r = Ref::from(op);
         let refused = |e: &Error| e.effect() == Effect::NotApplied && e.retry() == Retry::No;
-        if let Some(line) = self.append_lines.remove(&op) {
-            let worked = outcome.as_ref().map_or_else(refused, |_| true);
-            self.appends.answered(line, now.mono, worked);
-        }
+        self.appends.answered(r, now.mono, outcome.as_ref().map_or_else(refused, |_| true));
         let Some(item) = self.items.get_mut(r) else { return };
         match outcome {
             Ok(_) => {
@@ -179,7 +160,7 @@ impl Machine {
                     }
                 }
                 if announce {
-                    let token = self.new_token();
+                    let token = self.store.new_token();
                     self.start(r, StoreOp::Announce { cover, due, length: ahead, token });
                 } else {
                     self.go_on(r);
@@ -235,16 +216,13 @@ impl Machine {
             }
             Some(whole @ (AppendOp::Whole { .. } | AppendOp::Forward { .. })) => {
                 item.append = Some(whole);
-                self.later.push(Reverse((self.clock.mono().plus(STUCK_PAUSE), r)));
+                self.appends.retry(r, self.clock.mono().plus(STUCK_PAUSE));
             }
         }
     }
 
-    pub(super) fn requeue_later(&mut self) {
-        while let Some(Reverse((when, r))) = self.later.peek().copied()
-            && when <= self.clock.mono()
-        {
-            self.later.pop();
+    pub(super) fn retry_appends(&mut self) {
+        while let Some(r) = self.appends.pop_retry(self.clock.mono()) {
             self.queue_append(r);
         }
     }
@@ -300,4 +278,20 @@ impl Machine {
     pub(super) fn is_late(&self, item: &Item) -> bool {
         item.turn.plus(self.config.settings.park_after) <= self.clock.mono()
     }
+}
+
+/// What is appended for an item.
+pub(super) fn record_of(item: &Item) -> Option<NewRecord> {
+    Some(match item.append.as_ref()? {
+        AppendOp::Copy(copy) => open::copy(item, copy),
+        AppendOp::DeadLetter { reason, .. } => {
+            // A take that was only for the dead letters was no hand-out.
+            let attempts = item.own.map_or(0, |o| o.attempt).saturating_sub(u32::from(!item.handed_out));
+            open::dead_letter(item, reason, attempts)
+        }
+        AppendOp::Whole { reason } => open::whole(item.whole.as_deref()?, reason, &item.at),
+        AppendOp::Forward { lane_due, .. } => {
+            open::forward(item.whole.as_deref()?, *lane_due, &item.content.origin)
+        }
+    })
 }

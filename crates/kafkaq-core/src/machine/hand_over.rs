@@ -16,7 +16,7 @@ const AT_ONCE: usize = 100;
 impl Machine {
     /// Nobody has asked for a job for a while.
     pub(super) fn is_deserted(&self) -> bool {
-        self.demand == 0 && self.asked_at.plus(self.config.settings.hand_over_after) <= self.clock.mono()
+        self.dispatch.is_deserted(self.clock.mono(), self.config.settings.hand_over_after)
     }
 
     pub(super) fn hand_over(&mut self) {
@@ -28,16 +28,15 @@ impl Machine {
             return;
         }
         // Ready jobs come back through the driver, and are given back.
-        if self.ready > 0 || !self.ready_out.is_empty() {
+        if self.dispatch.has_ready() {
             self.recall_ready();
         }
         let wait = self.config.settings.hand_over_after;
         for _ in 0..AT_ONCE {
             // Those that have waited for long enough here, oldest first.
-            let waited = |r: &Ref| self.items.get(*r).is_none_or(|i| i.turn.plus(wait) <= self.clock.mono());
-            if self.on_demand.front().is_some_and(waited)
-                && let Some(r) = self.on_demand.pop_front()
-            {
+            let (items, now) = (&self.items, self.clock.mono());
+            let waited = |r: Ref| items.get(r).is_none_or(|i| i.turn.plus(wait) <= now);
+            if let Some(r) = self.dispatch.pop_on_demand_if(waited) {
                 self.send_elsewhere(r);
                 continue;
             }
@@ -54,7 +53,7 @@ impl Machine {
             return;
         };
         if item.append.is_some() || item.store.is_some() || item.no_park_before > self.clock.mono() {
-            return self.on_demand.push_back(r);
+            return self.dispatch.push_on_demand(r);
         }
         item.stage = Stage::Closing;
         item.holder = Holder::None;

@@ -15,8 +15,6 @@ use std::sync::Arc;
 const MOST_LOOKS: usize = 1024;
 /// Redeliveries that wait for a caller or are looked at.
 pub(super) const MOST_ON_DEMAND: usize = 4096;
-/// First attempts that may be taken for each redelivery while redeliveries wait.
-const FIRST_PER_REDELIVERY: usize = 3;
 
 /// Whether a take is ahead of demand.
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +26,7 @@ impl Machine {
         if !std::mem::take(&mut self.dirty) {
             return;
         }
-        self.requeue_later();
+        self.retry_appends();
         self.sweep();
         for i in 0..self.windows.len() {
             if let Some(w) = self.windows.nth(i) {
@@ -45,8 +43,8 @@ impl Machine {
     /// take more memory than records that wait for their time. Everything else in the lanes comes later than they, so it
     /// waits with them.
     fn leave_lanes(&mut self) {
-        while self.looking < MOST_LOOKS
-            && self.looking + self.on_demand.len() < MOST_ON_DEMAND
+        while self.store.reads_begun() < MOST_LOOKS
+            && self.store.reads_begun() + self.dispatch.waiting_on_demand() < MOST_ON_DEMAND
             && let Some(place) = self.lanes.pop(self.clock.wall())
         {
             self.begin_turn(place, None);
@@ -57,28 +55,20 @@ impl Machine {
     fn takes(&mut self) {
         let ahead = if self.is_deserted() { 0 } else { self.config.settings.prefetch };
         loop {
-            let served = self.ready + self.ready_out.len() + self.taking;
-            if served < self.demand
-                && let Some(r) = self.on_demand.pop_front()
-            {
+            let takes = self.store.takes_begun();
+            let for_caller = self.dispatch.missing(takes) > 0;
+            if for_caller && let Some(r) = self.dispatch.redeliver(self.config.settings.prefetch) {
                 self.take_on_demand(r);
-                self.credit = (self.credit + FIRST_PER_REDELIVERY)
-                    .min((2 * self.config.settings.prefetch).max(FIRST_PER_REDELIVERY));
                 continue;
             }
-            if served >= self.demand + ahead || self.looking >= MOST_LOOKS {
+            if !self.dispatch.wants_more(takes, ahead)
+                || self.store.reads_begun() >= MOST_LOOKS
+                || !self.dispatch.spend_credit(self.config.has_fault(Fault::NoFairShare))
+            {
                 return;
             }
-            let prefetched = served >= self.demand;
-            // Redeliveries wait for a caller; first attempts that go on for ever would keep every caller from them.
-            if !self.on_demand.is_empty() {
-                if self.credit == 0 && !self.config.has_fault(Fault::NoFairShare) {
-                    return;
-                }
-                self.credit = self.credit.saturating_sub(1);
-            }
             match self.windows.next_queued() {
-                Some(place) => self.begin_turn(place, Some(Prefetched(prefetched))),
+                Some(place) => self.begin_turn(place, Some(Prefetched(!for_caller))),
                 None => return,
             }
         }
@@ -142,7 +132,7 @@ impl Machine {
     }
 
     fn take(&mut self, r: Ref, take: Take, prefetched: bool, bury: bool) {
-        let token = self.new_token();
+        let token = self.store.new_token();
         let now = self.clock.wall();
         if let Some(item) = self.items.get_mut(r) {
             item.stage = Stage::Considered;
@@ -156,7 +146,7 @@ impl Machine {
     /// The outcome of a get.
     pub fn handle_got(&mut self, now: Now, op: OpId, outcome: Result<Option<Bytes>>) {
         self.observe_time(now);
-        let r = Ref::from_bits(op.0);
+        let r = Ref::from(op);
         let Some(item) = self.items.get_mut(r) else { return };
         if !matches!(item.sent, Some(Sent::Look)) {
             return;
@@ -170,8 +160,8 @@ impl Machine {
             Ok(value) => {
                 item.store = None;
                 item.see(Seen::of(value));
-                self.looking -= 1;
-                self.store_gate.worked();
+                self.store.read_ends();
+                self.store.succeeded();
                 self.decide(r);
             }
         }
@@ -202,7 +192,7 @@ impl Machine {
                 if let Some(item) = self.items.get_mut(r) {
                     item.stage = Stage::OnDemand(take);
                 }
-                self.on_demand.push_back(r);
+                self.dispatch.push_on_demand(r);
             }
             Verdict::DeadLetter(take) => self.take(r, take, false, true),
         }

@@ -17,7 +17,7 @@ impl Machine {
     pub(super) fn start(&mut self, r: Ref, op: StoreOp) {
         let Some(item) = self.items.get_mut(r) else { return };
         if matches!(op, StoreOp::Look) {
-            self.looking += 1;
+            self.store.read_begins();
         }
         debug_assert!(item.store.is_none(), "one operation at a time");
         item.store = Some(op);
@@ -37,8 +37,8 @@ impl Machine {
 
     pub(super) fn queue(&mut self, r: Ref) {
         match self.items.get(r).and_then(|i| i.store.as_ref()) {
-            Some(StoreOp::Look) => self.gets.push_back(r),
-            Some(_) => self.swaps.push_back(r),
+            Some(StoreOp::Look) => self.store.push_read(r),
+            Some(_) => self.store.push_swap(r),
             None => {}
         }
     }
@@ -66,7 +66,7 @@ impl Machine {
     pub(super) fn cancel_store_op(&mut self, r: Ref) {
         let Some(item) = self.items.get_mut(r) else { return };
         if matches!(item.store.take(), Some(StoreOp::Look)) {
-            self.looking -= 1;
+            self.store.read_ends();
         }
         item.waits = false;
         self.end_taking(r);
@@ -76,7 +76,7 @@ impl Machine {
         if let Some(item) = self.items.get_mut(r)
             && !std::mem::replace(&mut item.taking, true)
         {
-            self.taking += 1;
+            self.store.take_begins();
         }
     }
 
@@ -87,7 +87,7 @@ impl Machine {
         if let Some(item) = self.items.get_mut(r)
             && std::mem::take(&mut item.taking)
         {
-            self.taking -= 1;
+            self.store.take_ends();
         }
     }
 
@@ -154,7 +154,7 @@ impl Machine {
     /// The outcome of a swap.
     pub fn handle_swapped(&mut self, now: Now, op: OpId, outcome: Result<Swapped>) {
         self.observe_time(now);
-        let r = Ref::from_bits(op.0);
+        let r = Ref::from(op);
         let Some(item) = self.items.get_mut(r) else { return };
         let Some(Sent::Swap(sent)) = item.sent.take() else { return };
         let outcome = match outcome {
@@ -168,7 +168,7 @@ impl Machine {
             Err(error) => self.swap_failed(r, error),
             Ok(swapped) => {
                 let Some(op) = item.store.take() else { return };
-                self.store_gate.worked();
+                self.store.succeeded();
                 let done = swapped == Swapped::Done;
                 item.see(match swapped {
                     Swapped::Done => Seen::Lease(sent),
@@ -186,14 +186,13 @@ impl Machine {
 
     /// Closes the gate; an error that no retry helps against is told to people, once for each time it closes.
     pub(super) fn store_failed(&mut self, r: Ref, error: Error) {
-        if self.store_gate.is_open(self.clock.mono())
+        if self.store.failed(self.clock.mono())
             && error.retry() == Retry::No
             && let Some(item) = self.items.get(r)
         {
             let at = item.at.clone();
             self.alarm(Alarm::StoreRefuses { at, error });
         }
-        self.store_gate.failed(self.clock.mono());
     }
 
     /// The same operation again, with the same token: if the first one took effect after all, the conflict says so.
@@ -365,7 +364,7 @@ impl Machine {
             return self.start(r, StoreOp::Keep { length: self.config.settings.lease, renewal: true });
         }
         item.holder = Holder::Driver;
-        self.ready_out.push(r);
+        self.dispatch.offer(r);
     }
 
     fn conflicted(&mut self, r: Ref, op: StoreOp) {
@@ -454,7 +453,7 @@ impl Machine {
         if asked {
             self.answer(r, Answer::Lost(reason));
         } else if held {
-            self.notices.push(Notice::LeaseLost(super::JobKey(r.to_bits()), reason));
+            self.notices.push(Notice::LeaseLost(r.into(), reason));
         }
         if self.config.has_fault(Fault::ConflictFinishes) {
             self.finish_record(r);

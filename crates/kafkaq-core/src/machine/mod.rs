@@ -28,6 +28,7 @@ mod clock;
 mod commands;
 mod config;
 mod copies;
+mod dispatch;
 mod fault;
 mod gate;
 mod hand_over;
@@ -43,6 +44,7 @@ mod partitions;
 mod rule;
 mod slab;
 mod stats;
+mod store_ops;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -53,21 +55,21 @@ pub use api::*;
 pub use fault::Fault;
 pub use ladder::Ladder;
 
-use crate::{History, Key, LeaseToken, Position, TaskId};
+use crate::{History, Key, Position, TaskId};
 use appends::Appends;
 use clock::Clock;
 use config::Config;
-use gate::Gate;
+use dispatch::Dispatch;
 use item::{Holder, Item, Place, Stage, StoreOp, TaskEntry};
 use lanes::Lanes;
 use notices::Notices;
 use rule::{Meta, Seen};
 use slab::{Ref, Slab};
 use std::{
-    cmp::Reverse,
-    collections::{BinaryHeap, HashMap, VecDeque},
+    collections::{HashMap, VecDeque},
     sync::Arc,
 };
+use store_ops::StoreOps;
 use window::{Slot, Window};
 use windows::Windows;
 
@@ -84,41 +86,19 @@ pub struct Machine {
     items: Slab<Item>,
     tasks: Slab<TaskEntry>,
     by_id: HashMap<TaskId, Ref>,
-    /// Items that are taken as soon as somebody waits.
-    on_demand: VecDeque<Ref>,
-
-    swaps: VecDeque<Ref>,
-    gets: VecDeque<Ref>,
+    store: StoreOps,
     appends: Appends,
-    /// The lines of the appends that are under way.
-    append_lines: HashMap<OpId, usize>,
-    /// Appends that can't succeed for now.
-    later: BinaryHeap<Reverse<(Mono, Ref)>>,
-    store_gate: Gate,
-
-    /// Callers that wait, and ready jobs that wait for a caller, as the driver told last.
-    demand: usize,
-    ready: usize,
-    /// When somebody asked for a job last.
-    asked_at: Mono,
-    /// Takes and looks under way.
-    taking: usize,
-    looking: usize,
-    /// First attempts that may still be taken while redeliveries wait for demand: their guaranteed share.
-    credit: usize,
-
-    ready_out: Vec<Ref>,
+    dispatch: Dispatch,
     notices: Notices,
     next_sweep: Mono,
-    recall: bool,
     shutting: bool,
-    tokens: u64,
 }
 
 impl Machine {
     /// A machine that has no partitions yet.
     #[must_use]
     pub fn new(settings: Settings, layout: Layout, now: Now) -> Self {
+        let store = StoreOps::new(settings.process);
         Machine {
             config: Config::new(settings, layout),
             clock: Clock::new(now),
@@ -128,25 +108,12 @@ impl Machine {
             items: Slab::new(),
             tasks: Slab::new(),
             by_id: HashMap::new(),
-            on_demand: VecDeque::new(),
-            swaps: VecDeque::new(),
-            gets: VecDeque::new(),
+            store,
             appends: Appends::default(),
-            append_lines: HashMap::new(),
-            later: BinaryHeap::new(),
-            store_gate: Gate::default(),
-            demand: 0,
-            ready: 0,
-            asked_at: now.mono,
-            taking: 0,
-            looking: 0,
-            credit: 0,
-            ready_out: Vec::new(),
+            dispatch: Dispatch::new(now.mono),
             notices: Notices::default(),
             next_sweep: now.mono,
-            recall: false,
             shutting: false,
-            tokens: 0,
         }
     }
 
@@ -162,7 +129,7 @@ impl Machine {
     #[must_use]
     pub fn is_drained(&self) -> bool {
         self.shutting
-            && !self.recall
+            && !self.dispatch.is_recalling()
             && self.items.is_empty()
             && self.windows.iter().all(Window::is_committed)
     }
@@ -173,11 +140,7 @@ impl Machine {
     /// wait or the ready ones have fallen below half of the prefetch.
     pub fn handle_demand(&mut self, now: Now, waiting: usize, ready: usize) {
         self.observe_time(now);
-        if waiting > 0 || ready < self.ready {
-            self.asked_at = now.mono;
-        }
-        self.demand = waiting;
-        self.ready = ready;
+        self.dispatch.set_demand(now.mono, waiting, ready);
     }
 
     /// The time of [`Machine::poll_timeout`] has come.
@@ -373,11 +336,6 @@ impl Machine {
         if item.append.is_none() && (item.stage == Stage::Closing || abandoned) {
             self.remove(r);
         }
-    }
-
-    fn new_token(&mut self) -> LeaseToken {
-        self.tokens += 1;
-        LeaseToken { process: self.config.settings.process, number: self.tokens }
     }
 
     /// Tells an operator.

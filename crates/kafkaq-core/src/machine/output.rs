@@ -1,14 +1,15 @@
 //! What is to be done, by kind.
 
 use super::{
-    Fault, FlowControl, JobKey, Machine, Mono, Notice, OpId, Ready,
+    Fault, FlowControl, Machine, Mono, Notice, OpId, Ready,
+    copies::record_of,
     item::{Sent, Stage},
     slab::Ref,
     window::Slot,
 };
 use crate::{Assignment, Commit, Key, NewRecord, Partition, Swap, Wall, lease};
 use bytes::BytesMut;
-use std::{cmp::Reverse, time::Duration};
+use std::time::Duration;
 
 /// The wall clock may be set while the machine sleeps, so it never sleeps longer.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
@@ -17,18 +18,16 @@ impl Machine {
     /// Swaps, of distinct keys.
     pub fn poll_swaps(&mut self, max: usize, out: &mut Vec<(OpId, Swap)>) {
         self.work();
-        if !self.store_gate.is_open(self.clock.mono()) {
-            return;
-        }
-        let mut arena = BytesMut::with_capacity(2 * lease::SIZE * self.swaps.len().min(max));
+        let now = self.clock.mono();
+        let mut arena = BytesMut::with_capacity(2 * lease::SIZE * self.store.swaps_waiting().min(max));
         while out.len() < max
-            && let Some(r) = self.swaps.pop_front()
+            && let Some(r) = self.store.pop_swap(now)
         {
             let Some(item) = self.items.get(r).filter(|i| i.sent.is_none() && i.has_key) else { continue };
             let Some(lease) = item.store.as_ref().and_then(|op| self.lease_of(item, op)) else { continue };
             let (expect, new) = (item.seen.value(&mut arena), lease.encode_in(&mut arena));
             let swap = Swap::new(item.key.clone(), expect, Some(new), Some(self.ttl(&lease)));
-            out.push((OpId(r.to_bits()), swap));
+            out.push((OpId::from(r), swap));
             if let Some(item) = self.items.get_mut(r) {
                 item.sent = Some(Sent::Swap(lease));
             }
@@ -38,16 +37,14 @@ impl Machine {
     /// Gets.
     pub fn poll_gets(&mut self, max: usize, out: &mut Vec<(OpId, Key)>) {
         self.work();
-        if !self.store_gate.is_open(self.clock.mono()) {
-            return;
-        }
+        let now = self.clock.mono();
         while out.len() < max
-            && let Some(r) = self.gets.pop_front()
+            && let Some(r) = self.store.pop_read(now)
         {
             let waiting = |i: &&mut super::item::Item| i.sent.is_none() && i.has_key && i.store.is_some();
             if let Some(item) = self.items.get_mut(r).filter(waiting) {
                 item.sent = Some(Sent::Look);
-                out.push((OpId(r.to_bits()), item.key.clone()));
+                out.push((OpId::from(r), item.key.clone()));
             }
         }
     }
@@ -55,13 +52,8 @@ impl Machine {
     /// Appends of one partition.
     pub fn poll_appends(&mut self, max: usize, out: &mut Vec<(OpId, NewRecord)>) -> Option<Partition> {
         self.work();
-        let mut appends = std::mem::take(&mut self.appends);
-        let record = |r: Ref| Some((OpId(r.to_bits()), self.new_record(r)?));
-        let next = appends.next(self.clock.mono(), max, out, record);
-        self.appends = appends;
-        let (line, to) = next?;
-        self.append_lines.extend(out.iter().map(|(op, _)| (*op, line)));
-        Some(to)
+        let items = &self.items;
+        self.appends.next(self.clock.mono(), max, out, |r| record_of(items.get(r)?))
     }
 
     /// At most one commit an assignment; call it when no earlier commit call is under way.
@@ -99,7 +91,7 @@ impl Machine {
             Slot::Open(r) => self.items.get(*r).is_none_or(|i| i.store.is_none()),
             _ => true,
         };
-        let settled = !self.recall
+        let settled = !self.dispatch.is_recalling()
             && window.is_committed_or_failed()
             && window.unfinished().all(|(_, slot)| idle(slot));
         settled || by <= self.clock.mono()
@@ -119,12 +111,12 @@ impl Machine {
     /// Jobs to hand out.
     pub fn poll_ready(&mut self, out: &mut Vec<Ready>) {
         self.work();
-        for r in std::mem::take(&mut self.ready_out) {
+        for r in self.dispatch.take_offers() {
             let Some(item) = self.items.get(r) else { continue };
             let Some(own) = item.own else { continue };
             let left = own.until.since(self.clock.wall());
             out.push(Ready {
-                job: JobKey(r.to_bits()),
+                job: r.into(),
                 content: item.content.clone(),
                 attempt: own.attempt,
                 failures: own.failures,
@@ -137,13 +129,13 @@ impl Machine {
                     .mono()
                     .plus(left.saturating_sub(self.config.settings.lease / 2).max(left / 4)),
             });
-            self.ready += 1;
+            self.dispatch.handed_to_driver();
         }
     }
 
     /// Whether all ready jobs that nobody has taken must come back through [`Machine::handle_untaken`].
     pub fn poll_recall(&mut self) -> bool {
-        std::mem::take(&mut self.recall)
+        self.dispatch.take_recall()
     }
 
     /// Answers, losses, and operator alerts.
@@ -164,19 +156,10 @@ impl Machine {
                 wake = Some(wake.map_or(when, |w: Mono| w.min(when)));
             }
         };
-        let asks_store = !self.swaps.is_empty() || !self.gets.is_empty();
-        if asks_store && !self.store_gate.is_open(self.clock.mono()) {
-            at(self.store_gate.opens_at());
-        }
-        if let Some(opens_at) = self.appends.opens_at(self.clock.mono()) {
-            at(opens_at);
-        }
-        if let Some(sweep) = self.sweep_at() {
-            at(sweep);
-        }
-        if let Some(Reverse((when, _))) = self.later.peek() {
-            at(*when);
-        }
+        let now = self.clock.mono();
+        let times =
+            [self.store.opens_at(now), self.appends.opens_at(now), self.appends.retry_at(), self.sweep_at()];
+        times.into_iter().flatten().for_each(&mut at);
         if let Some(leaves) = self.lanes.next_at()
             && leaves > self.clock.wall()
             && !self.config.has_fault(Fault::LostWakeup)

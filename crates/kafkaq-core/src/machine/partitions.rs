@@ -118,8 +118,8 @@ impl Machine {
         if self.config.has_fault(Fault::NoRecall) {
             return;
         }
-        self.recall = true;
-        for r in std::mem::take(&mut self.ready_out) {
+        self.dispatch.recall();
+        for r in self.dispatch.take_offers() {
             self.come_back(r, false);
         }
     }
@@ -138,7 +138,8 @@ impl Machine {
                 _ => {}
             }
         }
-        self.on_demand.retain(|r| self.items.get(*r).is_some());
+        let items = &self.items;
+        self.dispatch.retain_on_demand(|r| items.get(r).is_some());
     }
 
     /// The partition is another member's now. Running jobs may finish, their records are the next owner's.

@@ -2,7 +2,7 @@
 //! their record still here, and records whose copy the log refuses.
 
 use super::{
-    Fault, Machine, Mono, OpId,
+    Fault, Machine, Mono,
     item::{Holder, Item, Stage, StoreOp},
     slab::Ref,
 };
@@ -106,7 +106,7 @@ impl Machine {
             self.start(fresh, StoreOp::Look);
         }
         let Some(item) = self.items.get_mut(r) else { return };
-        if item.append.is_some() && !self.append_lines.contains_key(&OpId(r.to_bits())) {
+        if item.append.is_some() && !self.appends.is_under_way(r) {
             // Not under way: it is not sent any more.
             item.append = None;
         }

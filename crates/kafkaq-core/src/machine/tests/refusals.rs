@@ -381,17 +381,22 @@ fn partitions_without_a_leader_leave_calls_to_the_others() {
     let mut slab = Slab::new();
     let mut push = |appends: &mut Appends, n| appends.push(Partition::new("t", n), slab.insert(()));
     (0..20).for_each(|n| push(&mut appends, n));
-    let next = |appends: &mut Appends, now| appends.next(now, 9, &mut Vec::new(), Some);
+    let next = |appends: &mut Appends, now| {
+        let mut out = Vec::new();
+        let to = appends.next(now, 9, &mut out, |_| Some(()))?;
+        Some((to.index, Ref::from(out[0].0)))
+    };
     let mut now = Mono(0);
     for _ in 0..20 {
-        let (line, _) = next(&mut appends, now).unwrap();
-        appends.answered(line, now, line >= 10);
+        let (partition, r) = next(&mut appends, now).unwrap();
+        appends.answered(r, now, partition >= 10);
     }
     (0..20).for_each(|n| push(&mut appends, n));
     now = now.plus(SEC);
-    let called: Vec<_> = std::iter::from_fn(|| next(&mut appends, now)).map(|(line, _)| line).collect();
-    assert_eq!(called.iter().filter(|line| **line < 10).count(), 4, "of those that have just failed");
-    assert_eq!(called.iter().filter(|line| **line >= 10).count(), 10);
+    let called: Vec<_> =
+        std::iter::from_fn(|| next(&mut appends, now)).map(|(partition, _)| partition).collect();
+    assert_eq!(called.iter().filter(|index| **index < 10).count(), 4, "of those that have just failed");
+    assert_eq!(called.iter().filter(|index| **index >= 10).count(), 10);
     push(&mut appends, 15);
     assert_eq!(next(&mut appends, now), None, "one call a partition");
 }
