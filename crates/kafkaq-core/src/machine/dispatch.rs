@@ -19,7 +19,7 @@ pub(super) struct Dispatch {
     /// First attempts that may still be taken while redeliveries wait for demand: their guaranteed share.
     credit: usize,
     /// Ready jobs that the driver has not been given.
-    offers: Vec<Ref>,
+    offers: VecDeque<Ref>,
     recall: bool,
 }
 
@@ -31,7 +31,7 @@ impl Dispatch {
             asked_at: now,
             on_demand: VecDeque::new(),
             credit: 0,
-            offers: Vec::new(),
+            offers: VecDeque::new(),
             recall: false,
         }
     }
@@ -104,15 +104,19 @@ impl Dispatch {
     // ---- ready jobs
 
     pub(super) fn offer(&mut self, r: Ref) {
-        self.offers.push(r);
+        self.offers.push_back(r);
     }
 
-    pub(super) fn take_offers(&mut self) -> Vec<Ref> {
+    pub(super) fn pop_offer(&mut self) -> Option<Ref> {
+        self.offers.pop_front()
+    }
+
+    pub(super) fn take_offers(&mut self) -> VecDeque<Ref> {
         std::mem::take(&mut self.offers)
     }
 
     /// The driver was given a ready job.
-    pub(super) fn handed_to_driver(&mut self) {
+    pub(super) fn given_to_driver(&mut self) {
         self.ready += 1;
     }
 

@@ -2,27 +2,22 @@
 //! here has asked for within a while is copied to a partition of the wait topic that another process reads, due at once.
 //! The copy covers the record, like any other. Alone, a process keeps what it has.
 
-use super::{
-    Fault, Machine,
-    item::{Holder, Stage},
-    rule::Seen,
-    slab::Ref,
-};
+use super::{Fault, Machine, item::Stage, slab::Ref};
 use crate::{Partition, TaskId, partitioner};
 
 /// Records that are handed over per sweep. In a fleet that is busy all over, they come back at this rate.
-const AT_ONCE: usize = 100;
+const PER_SWEEP: usize = 100;
 
 impl Machine {
     /// Nobody has asked for a job for a while.
-    pub(super) fn is_deserted(&self) -> bool {
+    pub(super) fn has_no_callers(&self) -> bool {
         self.dispatch.is_deserted(self.clock.mono(), self.config.settings.hand_over_after)
     }
 
     pub(super) fn hand_over(&mut self) {
         if self.config.has_fault(Fault::NothingHandedOver)
-            || self.shutting
-            || !self.is_deserted()
+            || self.shutting_down
+            || !self.has_no_callers()
             || self.partition_elsewhere(None).is_none()
         {
             return;
@@ -32,33 +27,32 @@ impl Machine {
             self.recall_ready();
         }
         let wait = self.config.settings.hand_over_after;
-        for _ in 0..AT_ONCE {
+        for _ in 0..PER_SWEEP {
             // Those that have waited for long enough here, oldest first.
             let (items, now) = (&self.items, self.clock.mono());
-            let waited = |r: Ref| items.get(r).is_none_or(|i| i.turn.plus(wait) <= now);
-            if let Some(r) = self.dispatch.pop_on_demand_if(waited) {
-                self.send_elsewhere(r);
+            let has_waited = |r: Ref| items.get(r).is_none_or(|item| item.since.plus(wait) <= now);
+            if let Some(r) = self.dispatch.pop_on_demand_if(has_waited) {
+                self.copy_elsewhere(r);
                 continue;
             }
             // Looked at first: it may be finished, or somebody else's.
             match self.windows.next_queued() {
-                Some(place) => self.begin_turn(place, None),
+                Some(place) => self.open_record(place, None),
                 None => break,
             }
         }
     }
 
-    fn send_elsewhere(&mut self, r: Ref) {
-        let Some(item) = self.items.get_mut(r).filter(|i| matches!(i.stage, Stage::OnDemand(_))) else {
+    fn copy_elsewhere(&mut self, r: Ref) {
+        let now = self.clock.mono();
+        let Some(item) = self.items.get_mut(r).filter(|item| matches!(item.stage, Stage::OnDemand(_))) else {
             return;
         };
-        if item.append.is_some() || item.store.is_some() || item.no_park_before > self.clock.mono() {
+        if item.append.is_some() || !item.store.is_idle() || item.copies.not_before > now {
             return self.dispatch.push_on_demand(r);
         }
         item.stage = Stage::Closing;
-        item.holder = Holder::None;
-        let announce = matches!(item.seen, Seen::Missing);
-        self.start_copy_to(r, self.clock.wall(), announce, true);
+        self.start_first_copy(r, self.clock.wall(), true);
     }
 
     /// A partition of the wait topic that isn't this process's. A long lane may not be read for a while, so every other

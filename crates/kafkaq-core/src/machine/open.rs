@@ -6,8 +6,7 @@ use super::{
     rule::Meta,
 };
 use crate::{
-    DecodeError, Envelope, HEADER, Headers, History, ID_HEADER, NewRecord, Partition, Position, Record,
-    TaskId, Wall,
+    DecodeError, Envelope, HEADER, Headers, History, ID_HEADER, NewRecord, Position, Record, TaskId, Wall,
     envelope::FORWARD_HEADER,
     envelope::{MARKER, VERSION, position, put_position, versioned},
     hash::Fnv,
@@ -45,12 +44,11 @@ pub(super) fn lane_due(record: &Record) -> Wall {
     ours(&record.headers).and_then(|h| Envelope::decode(h).ok()).map_or(Wall(0), |envelope| envelope.lane_due)
 }
 
-pub(super) fn open(layout: &Layout, from: &Partition, mut record: Record) -> Opened {
-    let here = Position { partition: from.clone(), offset: record.offset };
+pub(super) fn open(layout: &Layout, here: &Position, mut record: Record) -> Opened {
     // Whoever forwarded it could not read it; perhaps we can.
     let first = forwarded(&record.headers).map(|(_, at)| at);
     record.headers.retain(|name, value| name != FORWARD_HEADER.as_bytes() || !is_ours(value));
-    match read(layout, &here, first.clone(), &record) {
+    match read(layout, here, first.clone(), &record) {
         Ok(Read { id, meta, published, origin, history }) => {
             record.headers.retain(|name, value| {
                 let own = (name == HEADER.as_bytes() && is_ours(value)) || name == ID_HEADER.as_bytes();
@@ -59,7 +57,9 @@ pub(super) fn open(layout: &Layout, from: &Partition, mut record: Record) -> Ope
             let (key, payload, headers) = (record.key, record.value, record.headers);
             Opened::Task(Content { id, key, payload, headers, published, origin }, meta, history)
         }
-        Err(Unreadable::Newer(version)) => Opened::Newer(record, version, first.unwrap_or(here)),
+        Err(Unreadable::Newer(version)) => {
+            Opened::Newer(record, version, first.unwrap_or_else(|| here.clone()))
+        }
         Err(Unreadable::Because(why)) => Opened::Unreadable(record, why),
     }
 }
@@ -190,7 +190,7 @@ fn envelope(item: &Item) -> Envelope {
 /// A copy for the wait topic. It gets the time of now: retention must not count from the first publication.
 pub(super) fn copy(item: &Item, copy: &Copy) -> NewRecord {
     let mut headers = item.content.headers.clone();
-    let Copy { cover, due, ahead, lane_due, running, .. } = *copy;
+    let Copy { cover, due, ahead, leaves: lane_due, running, .. } = *copy;
     let envelope = Envelope { cover, due, ahead, lane_due, running, ..envelope(item) };
     headers.push(HEADER, Some(envelope.encode()));
     NewRecord::new(item.content.key.clone(), item.content.payload.clone(), headers)
@@ -240,7 +240,11 @@ fn why(headers: &mut Headers, reason: &str, origin: &Position) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Keyspace;
+    use crate::{Keyspace, Partition};
+
+    fn open(layout: &Layout, at: &Partition, record: Record) -> Opened {
+        super::open(layout, &Position { partition: at.clone(), offset: record.offset }, record)
+    }
 
     fn layout() -> Layout {
         Layout {

@@ -1,43 +1,16 @@
 //! What the consumer tells: assignments come and go, records arrive.
 
 use super::{
-    Alarm, Fault, Machine, Now,
-    item::{Place, Stage},
+    Alarm, Fault, Machine,
+    item::{Place, RecordState, Stage},
     open,
     slab::Ref,
-    window::{Pushed, Slot},
+    window::Pushed,
 };
-use crate::{Assignment, Batch, Commit, Event, Result, Wall};
+use crate::{Assignment, Batch, Wall};
 
 impl Machine {
-    /// What the consumer told.
-    pub fn handle_event(&mut self, now: Now, event: Event) {
-        self.observe_time(now);
-        match event {
-            Event::Assigned(assignments) => assignments.into_iter().for_each(|a| self.assigned(a)),
-            Event::Records(assignment, batch) => self.records(&assignment, batch),
-            Event::Revoking(assignments) => assignments.iter().for_each(|a| self.revoking(a)),
-            Event::Lost(assignments) => {
-                for a in &assignments {
-                    if let Some(w) = self.windows.find(a) {
-                        self.drop_window(w);
-                    }
-                }
-                self.recall_ready();
-            }
-        }
-    }
-
-    /// The outcome of a commit.
-    pub fn handle_committed(&mut self, now: Now, commit: &Commit, outcome: Result<()>) {
-        self.observe_time(now);
-        let interval = self.config.settings.commit_interval;
-        if let Some(window) = self.windows.find(&commit.assignment).and_then(|w| self.windows.get_mut(w)) {
-            window.commit_ended(commit.offset, outcome, now.mono.plus(interval));
-        }
-    }
-
-    fn assigned(&mut self, assignment: Assignment) {
+    pub(super) fn assigned(&mut self, assignment: Assignment) {
         // An adapter that forgot to tell of the loss does not leave two windows of one partition.
         let older: Vec<Ref> = self.windows.of_partition(&assignment.partition).collect();
         if !older.is_empty() {
@@ -48,11 +21,10 @@ impl Machine {
         self.windows.insert(assignment, is_lane, self.clock.mono());
     }
 
-    fn records(&mut self, assignment: &Assignment, batch: Batch) {
+    pub(super) fn records(&mut self, assignment: &Assignment, batch: Batch) {
         let Some(w) = self.windows.find(assignment) else { return };
         let latest = self.latest_in_lane(assignment.partition.index);
-        let (believed, ignored) =
-            (self.config.has_fault(Fault::DueBelieved), self.config.has_fault(Fault::OtherLogIgnored));
+        let has_fault = |fault| self.config.has_fault(fault);
         let Some(window) = self.windows.get_mut(w) else { return };
         for record in batch.records {
             let lane_due = if window.is_lane() { open::lane_due(&record) } else { Wall(0) };
@@ -60,14 +32,14 @@ impl Machine {
             match window.push(record) {
                 Pushed::New(seq) if window.is_lane() => {
                     // What wasn't meant for this lane, or comes from a wrong clock, hops on after the longest stay.
-                    let leaves = if believed { lane_due } else { lane_due.min(latest) };
+                    let leaves = if has_fault(Fault::DueBelieved) { lane_due } else { lane_due.min(latest) };
                     if leaves == lane_due {
                         window.set_last_leaves(leaves);
                     }
                     self.lanes.push(leaves, Place { window: w, seq });
                 }
                 Pushed::New(_) | Pushed::Repeated => {}
-                Pushed::OtherLog if ignored => {}
+                Pushed::OtherLog if has_fault(Fault::OtherLogIgnored) => {}
                 Pushed::OtherLog => return self.log_replaced(w, offset),
             }
         }
@@ -86,10 +58,8 @@ impl Machine {
 
     /// No record of the partition's lane can stay longer than this.
     fn latest_in_lane(&self, partition: i32) -> Wall {
-        self.clock
-            .wall()
-            .plus(self.config.ladder.longest_stay(partition))
-            .plus(self.config.settings.clock_skew)
+        let longest = self.config.ladder.longest_stay(partition);
+        self.clock.wall().plus(longest).plus(self.config.settings.clock_skew)
     }
 
     /// Times that were read while the clock was ahead may lie too far away now.
@@ -102,7 +72,7 @@ impl Machine {
         self.lanes = lanes;
     }
 
-    fn revoking(&mut self, assignment: &Assignment) {
+    pub(super) fn revoking(&mut self, assignment: &Assignment) {
         let Some(w) = self.windows.find(assignment) else { return };
         let by = self.clock.mono().plus(self.config.settings.release_hold);
         if let Some(window) = self.windows.get_mut(w) {
@@ -120,21 +90,21 @@ impl Machine {
         }
         self.dispatch.recall();
         for r in self.dispatch.take_offers() {
-            self.come_back(r, false);
+            self.renew_or_offer(r, false);
         }
     }
 
     /// Intake ends, of one window or of all: what has not been started is dropped.
     pub(super) fn drop_unstarted(&mut self, of: Option<Ref>) {
-        for r in self.items.refs().collect::<Vec<_>>() {
+        for r in self.items.refs() {
             let Some(item) = self.items.get(r) else { continue };
-            if of.is_some() && item.place.map(|p| p.window) != of {
+            if of.is_some() && item.place().map(|place| place.window) != of {
                 continue;
             }
             match item.stage {
-                Stage::OnDemand(_) | Stage::Waiting => self.remove(r),
-                Stage::Considered if item.sent.is_none() && item.append.is_none() => self.remove(r),
-                Stage::Held => self.go_on(r),
+                Stage::OnDemand(_) | Stage::Waiting { .. } => self.remove(r),
+                Stage::Considered if !item.store.is_sent() && item.append.is_none() => self.remove(r),
+                Stage::Held(_) => self.advance(r),
                 _ => {}
             }
         }
@@ -144,23 +114,16 @@ impl Machine {
 
     /// The partition is another member's now. Running jobs may finish, their records are the next owner's.
     pub(super) fn drop_window(&mut self, w: Ref) {
-        let Some(window) = self.windows.remove(w) else { return };
-        self.lanes.remove_window(w);
-        let open: Vec<Ref> = window
-            .unfinished()
-            .filter_map(|(_, slot)| if let Slot::Open(r) = slot { Some(*r) } else { None })
-            .collect();
-        for r in open {
-            if let Some(item) = self.items.get_mut(r) {
-                item.gone = true;
-            }
+        if self.windows.remove(w).is_none() {
+            return;
         }
+        self.lanes.remove_window(w);
         self.drop_unstarted(Some(w));
-        for r in self.items.refs().collect::<Vec<_>>() {
+        for r in self.items.refs() {
             let Some(item) = self.items.get_mut(r) else { continue };
-            if item.place.is_some_and(|p| p.window == w) {
-                item.place = None;
-                self.go_on(r);
+            if item.place().is_some_and(|place| place.window == w) {
+                item.record = RecordState::Elsewhere;
+                self.advance(r);
             }
         }
     }

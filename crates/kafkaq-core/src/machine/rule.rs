@@ -31,7 +31,7 @@ impl Meta {
 
 /// What the store holds for a task, as last read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Seen {
+pub(super) enum ObservedLease {
     Missing,
     /// Bytes that nobody can read: as good as nothing.
     Unreadable(Bytes),
@@ -40,28 +40,28 @@ pub(super) enum Seen {
     Newer(u8, Bytes),
 }
 
-impl Seen {
-    pub(super) fn of(value: Option<Bytes>) -> Seen {
-        let Some(value) = value else { return Seen::Missing };
+impl ObservedLease {
+    pub(super) fn of(value: Option<Bytes>) -> ObservedLease {
+        let Some(value) = value else { return ObservedLease::Missing };
         match Lease::decode(&value) {
-            Ok(lease) => Seen::Lease(lease),
-            Err(DecodeError::Damaged(_) | DecodeError::Foreign) => Seen::Unreadable(value),
-            Err(DecodeError::Newer(version)) => Seen::Newer(version, value),
+            Ok(lease) => ObservedLease::Lease(lease),
+            Err(DecodeError::Damaged(_) | DecodeError::Foreign) => ObservedLease::Unreadable(value),
+            Err(DecodeError::Newer(version)) => ObservedLease::Newer(version, value),
         }
     }
 
     /// The value again, byte for byte: a lease has only one encoding.
     pub(super) fn value(&self, arena: &mut BytesMut) -> Option<Bytes> {
         match self {
-            Seen::Missing => None,
-            Seen::Lease(lease) => Some(lease.encode_in(arena)),
-            Seen::Unreadable(value) | Seen::Newer(_, value) => Some(value.clone()),
+            ObservedLease::Missing => None,
+            ObservedLease::Lease(lease) => Some(lease.encode_in(arena)),
+            ObservedLease::Unreadable(value) | ObservedLease::Newer(_, value) => Some(value.clone()),
         }
     }
 
     pub(super) fn lease(&self) -> Option<&Lease> {
         match self {
-            Seen::Lease(lease) => Some(lease),
+            ObservedLease::Lease(lease) => Some(lease),
             _ => None,
         }
     }
@@ -101,16 +101,18 @@ pub(super) struct Limits {
 }
 
 /// The record rule: the first row that fits.
-pub(super) fn consider(record: Meta, seen: &Seen, now: Wall, limits: Limits) -> Verdict {
+pub(super) fn consider(record: Meta, observed: &ObservedLease, now: Wall, limits: Limits) -> Verdict {
     let record_due = record.due(now, limits.clock_skew);
-    let lease = match seen {
-        Seen::Missing | Seen::Unreadable(_) if record_due > now => return Verdict::Park { due: record_due },
+    let lease = match observed {
+        ObservedLease::Missing | ObservedLease::Unreadable(_) if record_due > now => {
+            return Verdict::Park { due: record_due };
+        }
         // Without a lease nobody knows whether the worker that had the task failed, so it did.
-        Seen::Missing | Seen::Unreadable(_) => {
+        ObservedLease::Missing | ObservedLease::Unreadable(_) => {
             return hand_out(record.attempt, record.failures, record.running, limits);
         }
-        Seen::Newer(..) => return Verdict::Park { due: now.plus(limits.lease).max(record_due) },
-        Seen::Lease(lease) => lease,
+        ObservedLease::Newer(..) => return Verdict::Park { due: now.plus(limits.lease).max(record_due) },
+        ObservedLease::Lease(lease) => lease,
     };
     if lease.state.is_terminal() || lease.cover > record.cover {
         return Verdict::Finish;
@@ -159,7 +161,7 @@ fn lost(lease: &Lease) -> LostReason {
 
 /// What the holder of a lease wants with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wish {
+pub(super) enum Intent {
     Done,
     Idle,
     Dead,
@@ -178,23 +180,23 @@ pub(super) enum Conflict {
 }
 
 /// A conflict is read, never guessed.
-pub(super) fn conflict(own: LeaseToken, attempt: u32, wish: Wish, found: &Seen) -> Conflict {
+pub(super) fn conflict(own: LeaseToken, attempt: u32, intent: Intent, found: &ObservedLease) -> Conflict {
     let lease = match found {
         // The store was wiped or the lease aged out: nobody else holds the task. A wiped store heals as jobs finish.
-        Seen::Missing | Seen::Unreadable(_) => return Conflict::Again,
-        Seen::Newer(..) => return Conflict::Lost(LostReason::TakenOver),
-        Seen::Lease(lease) => lease,
+        ObservedLease::Missing | ObservedLease::Unreadable(_) => return Conflict::Again,
+        ObservedLease::Newer(..) => return Conflict::Lost(LostReason::TakenOver),
+        ObservedLease::Lease(lease) => lease,
     };
     if lease.token == own {
-        match (lease.state, wish) {
+        match (lease.state, intent) {
             (LeaseState::Live, _) => Conflict::Again,
-            (LeaseState::Done, Wish::Done)
-            | (LeaseState::Idle, Wish::Idle)
-            | (LeaseState::Dead, Wish::Dead) => Conflict::AlreadySo,
-            (LeaseState::Idle, Wish::Done | Wish::Dead) => Conflict::Again,
+            (LeaseState::Done, Intent::Done)
+            | (LeaseState::Idle, Intent::Idle)
+            | (LeaseState::Dead, Intent::Dead) => Conflict::AlreadySo,
+            (LeaseState::Idle, Intent::Done | Intent::Dead) => Conflict::Again,
             _ => Conflict::Lost(lost(lease)),
         }
-    } else if wish == Wish::Done && !lease.state.is_terminal() && lease.attempt < attempt {
+    } else if intent == Intent::Done && !lease.state.is_terminal() && lease.attempt < attempt {
         // The store went back in time: this attempt came later than the one it remembers.
         Conflict::Again
     } else {
@@ -233,12 +235,12 @@ mod tests {
     }
 
     fn verdict(record: Meta, lease: Lease) -> Verdict {
-        consider(record, &Seen::Lease(lease), NOW, LIMITS)
+        consider(record, &ObservedLease::Lease(lease), NOW, LIMITS)
     }
 
     #[test]
     fn missing_is_run_with_what_the_record_knows() {
-        let of = |meta| consider(meta, &Seen::Missing, NOW, LIMITS);
+        let of = |meta| consider(meta, &ObservedLease::Missing, NOW, LIMITS);
         assert_eq!(of(record(0, 0, 0)), Verdict::Take(take(1, 0, false)));
         assert_eq!(of(Meta { failures: 1, ..record(2, 5, 0) }), Verdict::Take(take(3, 1, false)));
         assert_eq!(of(Meta { failures: 3, ..record(3, 5, 0) }), Verdict::DeadLetter(take(4, 3, false)));
@@ -279,12 +281,12 @@ mod tests {
 
     #[test]
     fn unreadable_is_missing_and_newer_is_parked_for_a_lease() {
-        let newer = Seen::of(Some(Bytes::from_static(&[0x33, 2, 3])));
-        assert!(matches!(newer, Seen::Newer(3, _)));
-        let unreadable = Seen::of(Some(Bytes::from_static(b"nonsense")));
-        assert!(matches!(unreadable, Seen::Unreadable(_)));
-        for seen in [&newer, &unreadable] {
-            assert!(seen.value(&mut BytesMut::new()).is_some(), "a swap has to expect what is there");
+        let newer = ObservedLease::of(Some(Bytes::from_static(&[0x33, 2, 3])));
+        assert!(matches!(newer, ObservedLease::Newer(3, _)));
+        let unreadable = ObservedLease::of(Some(Bytes::from_static(b"nonsense")));
+        assert!(matches!(unreadable, ObservedLease::Unreadable(_)));
+        for observed in [&newer, &unreadable] {
+            assert!(observed.value(&mut BytesMut::new()).is_some(), "a swap has to expect what is there");
         }
         let parked = Verdict::Park { due: NOW.plus(LIMITS.lease) };
         assert_eq!(consider(record(0, 0, 0), &newer, NOW, LIMITS), parked);
@@ -336,13 +338,16 @@ mod tests {
         let due = Verdict::Park { due: Wall(NOW.0 + 9_000) };
         assert_eq!(verdict(record(0, 0, 9_000), lease(LeaseState::Live, 1, 0, 500)), due);
         let day = Meta { ahead: Duration::from_secs(86_400), ..record(0, 0, 86_400_000) };
-        assert_eq!(consider(day, &Seen::Newer(9, Bytes::new()), NOW, LIMITS), Verdict::Park { due: day.due });
+        assert_eq!(
+            consider(day, &ObservedLease::Newer(9, Bytes::new()), NOW, LIMITS),
+            Verdict::Park { due: day.due }
+        );
     }
 
     #[test]
     fn a_record_that_is_not_due_hops_on() {
         assert_eq!(
-            consider(record(0, 0, 9_000), &Seen::Missing, NOW, LIMITS),
+            consider(record(0, 0, 9_000), &ObservedLease::Missing, NOW, LIMITS),
             Verdict::Park { due: Wall(NOW.0 + 9_000) }
         );
         assert_eq!(
@@ -355,40 +360,45 @@ mod tests {
     #[test]
     fn a_due_time_from_a_wrong_clock_is_brought_back_to_how_far_ahead_it_was_set() {
         let soon = Verdict::Park { due: Wall(NOW.0 + 10_000) };
-        assert_eq!(consider(record(0, 0, 50_000), &Seen::Missing, NOW, LIMITS), soon);
+        assert_eq!(consider(record(0, 0, 50_000), &ObservedLease::Missing, NOW, LIMITS), soon);
         assert_eq!(verdict(record(0, 0, 50_000), lease(LeaseState::Live, 1, 0, -5_000)), soon);
         let due = Verdict::Park { due: Wall(NOW.0 + 11_000) };
-        assert_eq!(consider(record(0, 0, 11_000), &Seen::Missing, NOW, LIMITS), due, "within the clock skew");
+        assert_eq!(
+            consider(record(0, 0, 11_000), &ObservedLease::Missing, NOW, LIMITS),
+            due,
+            "within the clock skew"
+        );
     }
 
     #[test]
     fn the_table_of_conflicts() {
         let own = token(1);
-        let of = |state, attempt| Seen::Lease(lease(state, attempt, 0, 0));
-        let theirs = |state, attempt| Seen::Lease(Lease { token: token(2), ..lease(state, attempt, 0, 0) });
+        let of = |state, attempt| ObservedLease::Lease(lease(state, attempt, 0, 0));
+        let theirs =
+            |state, attempt| ObservedLease::Lease(Lease { token: token(2), ..lease(state, attempt, 0, 0) });
         use Conflict::{Again, AlreadySo, Lost};
         use LeaseState::{Cancelled, Dead, Done, Idle, Live};
-        for (wish, found, means) in [
-            (Wish::Done, of(Live, 2), Again),
-            (Wish::Done, Seen::Missing, Again),
-            (Wish::Done, of(Done, 2), AlreadySo),
-            (Wish::Done, theirs(Live, 1), Again),
-            (Wish::Done, theirs(Idle, 1), Again),
-            (Wish::Done, theirs(Live, 2), Lost(LostReason::TakenOver)),
-            (Wish::Done, theirs(Done, 1), Lost(LostReason::TakenOver)),
-            (Wish::Done, of(Cancelled, 2), Lost(LostReason::Cancelled)),
-            (Wish::Done, theirs(Dead, 1), Lost(LostReason::Dead)),
-            (Wish::Keep, Seen::Missing, Again),
-            (Wish::Keep, of(Live, 2), Again),
-            (Wish::Keep, theirs(Live, 1), Lost(LostReason::TakenOver)),
-            (Wish::Keep, of(Done, 2), Lost(LostReason::TakenOver)),
-            (Wish::Idle, of(Idle, 2), AlreadySo),
-            (Wish::Idle, Seen::Missing, Again),
-            (Wish::Idle, theirs(Live, 1), Lost(LostReason::TakenOver)),
-            (Wish::Dead, of(Dead, 2), AlreadySo),
-            (Wish::Dead, theirs(Idle, 3), Lost(LostReason::TakenOver)),
+        for (intent, found, means) in [
+            (Intent::Done, of(Live, 2), Again),
+            (Intent::Done, ObservedLease::Missing, Again),
+            (Intent::Done, of(Done, 2), AlreadySo),
+            (Intent::Done, theirs(Live, 1), Again),
+            (Intent::Done, theirs(Idle, 1), Again),
+            (Intent::Done, theirs(Live, 2), Lost(LostReason::TakenOver)),
+            (Intent::Done, theirs(Done, 1), Lost(LostReason::TakenOver)),
+            (Intent::Done, of(Cancelled, 2), Lost(LostReason::Cancelled)),
+            (Intent::Done, theirs(Dead, 1), Lost(LostReason::Dead)),
+            (Intent::Keep, ObservedLease::Missing, Again),
+            (Intent::Keep, of(Live, 2), Again),
+            (Intent::Keep, theirs(Live, 1), Lost(LostReason::TakenOver)),
+            (Intent::Keep, of(Done, 2), Lost(LostReason::TakenOver)),
+            (Intent::Idle, of(Idle, 2), AlreadySo),
+            (Intent::Idle, ObservedLease::Missing, Again),
+            (Intent::Idle, theirs(Live, 1), Lost(LostReason::TakenOver)),
+            (Intent::Dead, of(Dead, 2), AlreadySo),
+            (Intent::Dead, theirs(Idle, 3), Lost(LostReason::TakenOver)),
         ] {
-            assert_eq!(conflict(own, 2, wish, &found), means, "{wish:?} finds {found:?}");
+            assert_eq!(conflict(own, 2, intent, &found), means, "{intent:?} finds {found:?}");
         }
     }
 }

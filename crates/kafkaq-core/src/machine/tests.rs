@@ -2,11 +2,15 @@
 
 use super::*;
 use crate::{
-    Assignment, Batch, Commit, Envelope, Event, HEADER, Headers, Lease, LeaseState, LostReason, Partition,
-    Record, Swapped, Wall,
+    Assignment, Batch, Commit, Envelope, Event, HEADER, Headers, Key, Lease, LeaseState, LostReason,
+    Partition, Position, Record, Swapped, TaskId, Wall,
 };
 use bytes::Bytes;
-use std::{collections::BTreeMap, time::Duration};
+use slab::{Ref, Slab};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 const SEC: Duration = Duration::from_secs(1);
 
@@ -255,7 +259,7 @@ fn a_task_is_run_and_done_with_two_swaps_and_no_copy() {
     assert_eq!(rig.lease("a").unwrap().state, LeaseState::Done);
     rig.pass(SEC);
     assert_eq!(rig.committed(), Some(1));
-    assert!(rig.wait.is_empty() && rig.m.items.is_empty() && rig.m.by_id.is_empty());
+    assert!(rig.wait.is_empty() && rig.m.items.are_all_forgotten());
 }
 
 #[test]

@@ -121,11 +121,11 @@ fn a_lane_is_read_only_as_far_as_it_may_be_due_soon() {
 #[test]
 fn those_that_wait_for_a_caller_are_bounded() {
     let mut rig = Rig::new(|_| {});
-    let all = intake::MOST_ON_DEMAND + 50;
+    let all = intake::MAX_ON_DEMAND + 50;
     let batch = delayed(&rig, 0, &vec![SEC; all]);
     rig.m.handle_event(rig.now, Event::Records(assignment("w", 0), batch));
     rig.pass(SEC);
-    assert_eq!(rig.m.dispatch.waiting_on_demand(), intake::MOST_ON_DEMAND);
+    assert_eq!(rig.m.dispatch.waiting_on_demand(), intake::MAX_ON_DEMAND);
     for served in 0..all {
         let job = rig.get_job().unwrap_or_else(|| panic!("after {served}"));
         rig.ask(&job, Command::Done);
