@@ -1,5 +1,5 @@
-//! What waits to be appended: a line per partition, with one call under way at a time, so that a partition without a
-//! leader holds back neither the others nor the calls that they need.
+//! Pending appends: a line per partition with one call under way at a time, so that a partition without a leader
+//! doesn't delay the others or use up their calls.
 
 use super::{Mono, OpId, gate::Gate, slab::Ref};
 use crate::Partition;
@@ -8,13 +8,13 @@ use std::{
     collections::{BinaryHeap, HashMap, VecDeque},
 };
 
-/// Calls under way of partitions that have just failed: they may all wait for a leader, while others have one.
+/// Calls under way to partitions whose last call failed: these may all wait for a leader, while others have one.
 const MOST_FAILING: usize = 4;
 
 #[derive(Debug, Default)]
 pub(super) struct Appends {
     lines: Vec<Line>,
-    /// Whose turn is next, so that one busy partition doesn't keep the others waiting.
+    /// The line that was called last, so that a busy partition doesn't starve the others.
     turn: usize,
     /// The lines of the records that are under way.
     under_way: HashMap<Ref, usize>,
@@ -26,7 +26,7 @@ pub(super) struct Appends {
 struct Line {
     to: Partition,
     waiting: VecDeque<Ref>,
-    /// Records of the call under way that are not answered.
+    /// Unanswered records of the call under way.
     under_way: usize,
     gate: Gate,
 }
@@ -38,7 +38,7 @@ impl Line {
 }
 
 impl Appends {
-    /// Puts an append into its line.
+    /// Queues an append.
     pub(super) fn push(&mut self, to: Partition, r: Ref) {
         let line = self.lines.iter().position(|l| l.to == to).unwrap_or_else(|| {
             self.lines.push(Line { to, waiting: VecDeque::new(), under_way: 0, gate: Gate::default() });
@@ -85,7 +85,7 @@ impl Appends {
         if worked { line.gate.worked() } else { line.gate.failed(now) }
     }
 
-    /// When a gate opens before which something waits.
+    /// When the first gate opens that holds something back.
     pub(super) fn opens_at(&self, now: Mono) -> Option<Mono> {
         let closed = |l: &&Line| !l.waiting.is_empty() && l.under_way == 0 && !l.gate.is_open(now);
         self.lines.iter().filter(closed).map(|l| l.gate.opens_at()).min()

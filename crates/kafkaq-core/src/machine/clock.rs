@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn set_back_is_a_fall_against_the_monotonic_clock() {
+    fn clock_set_back_is_detected_against_the_monotonic_clock() {
         let second = Duration::from_secs(1);
         let at = |mono: u64, wall: u64| Now { mono: Mono(mono * 1_000_000), wall: Wall(wall) };
         let mut clock = Clock::new(at(0, 10_000));

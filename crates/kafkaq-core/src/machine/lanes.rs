@@ -1,4 +1,4 @@
-//! Records of the wait topic by the time they leave their lane.
+//! The records of the wait topic that were read, by when they leave their lanes.
 
 use super::{item::Place, slab::Ref};
 use crate::Wall;
@@ -14,7 +14,7 @@ impl Lanes {
         self.by_time.push(Reverse((leaves, place)));
     }
 
-    /// The next record whose time in its lane has passed.
+    /// Removes and returns the next record that leaves its lane by now.
     pub(super) fn pop(&mut self, now: Wall) -> Option<Place> {
         self.next_at().filter(|leaves| *leaves <= now)?;
         self.by_time.pop().map(|Reverse((_, place))| place)
@@ -24,7 +24,7 @@ impl Lanes {
         self.by_time.peek().map(|Reverse((leaves, _))| *leaves)
     }
 
-    /// No record leaves its lane later than `latest` says for its window, which is `None` if that is gone.
+    /// Lets no record leave its lane later than `latest` of its window, and drops those for which it is `None`.
     pub(super) fn limit(&mut self, latest: impl Fn(Ref) -> Option<Wall>) {
         let limited = |Reverse((leaves, place)): Reverse<(Wall, Place)>| {
             Some(Reverse((leaves.min(latest(place.window)?), place)))

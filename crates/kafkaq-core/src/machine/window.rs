@@ -1,4 +1,4 @@
-//! The window: the records of one assignment that were read and are not yet below the committed offset.
+//! The window: the records of one assignment that were read and are not below the finished prefix.
 
 use super::{FlowControl, Mono, config::Config, slab::Ref};
 use crate::{Assignment, ErrorKind, Record, Result, Wall};
@@ -7,17 +7,17 @@ use std::{collections::VecDeque, time::Duration};
 /// A lane that was read far enough is read on when it isn't by so much.
 const FURTHER: Duration = Duration::from_secs(2);
 
-/// Where a record stands in its window: counts from the assignment's first record, without gaps.
+/// Number of a record in its assignment, from 0 and without gaps.
 pub(super) type Seq = u64;
 
-/// What became of a record.
+/// The state of a record.
 #[derive(Debug)]
 pub(super) enum Slot {
-    /// Its turn has not come.
+    /// Not yet considered.
     Queued(Record),
-    /// It is being considered, or its job runs.
+    /// Under consideration, or its job runs.
     Open(Ref),
-    /// Its record is in the hands of whoever took it, for a moment.
+    /// Taken out by [`Window::take_queued`], until [`Window::set`].
     Taken,
     Finished,
 }
@@ -26,18 +26,18 @@ pub(super) enum Slot {
 struct Entry {
     offset: i64,
     bytes: usize,
-    /// With `bytes`, tells a repeated record from another log's at the same offset.
+    /// With `bytes`, distinguishes a repeated record from another log's record at the same offset.
     timestamp_ms: i64,
     slot: Slot,
 }
 
-/// What came of a record that was taken in.
+/// The outcome of [`Window::push`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pushed {
     New(Seq),
-    /// It was there already.
+    /// It was read before.
     Repeated,
-    /// It lies below what was read, and is not the record that was read there.
+    /// At its offset another record was read before.
     OtherLog,
 }
 
@@ -51,15 +51,15 @@ enum Topic {
     Lane { last_leaves: Wall },
 }
 
-/// What the group knows of the window.
+/// The commits of a window: one at a time, and an interval apart.
 #[derive(Debug)]
 struct Commits {
-    /// The offset that the group was told last.
-    told: Option<i64>,
+    /// The last offset that was committed.
+    committed: Option<i64>,
     under_way: bool,
-    /// The next one is not due before.
+    /// When the next one is due at the earliest.
     not_before: Mono,
-    /// The last one has failed.
+    /// Whether the last one failed.
     failed: bool,
 }
 
@@ -68,20 +68,20 @@ pub(super) struct Window {
     pub(super) assignment: Assignment,
     topic: Topic,
     entries: VecDeque<Entry>,
-    /// The first entry's.
+    /// The number of the first entry.
     base: Seq,
     finished: usize,
-    /// Of records that are not finished.
+    /// Bytes of the unfinished records.
     bytes: usize,
     /// Where reading goes on.
     next: i64,
-    /// The log's end, as it was told last.
+    /// The end of the log, as reported last.
     end: Option<i64>,
     /// Everything below is finished.
     prefix: i64,
     commits: Commits,
     paused: bool,
-    /// Set while it is being revoked: released at this time at the latest.
+    /// Set while it is being revoked: when it is released at the latest.
     release_by: Option<Mono>,
 }
 
@@ -97,7 +97,7 @@ impl Window {
             next: i64::MIN,
             end: None,
             prefix: i64::MIN,
-            commits: Commits { told: None, under_way: false, not_before: now, failed: false },
+            commits: Commits { committed: None, under_way: false, not_before: now, failed: false },
             paused: false,
             release_by: None,
         }
@@ -110,7 +110,7 @@ impl Window {
 
     // ---- reading
 
-    /// Takes a record in. One that was seen already, in a repeated delivery, is left out.
+    /// Adds a record, unless it is a repeated delivery.
     pub(super) fn push(&mut self, record: Record) -> Pushed {
         if record.offset < self.next {
             let known = self.entries.binary_search_by_key(&record.offset, |e| e.offset);
@@ -153,7 +153,7 @@ impl Window {
         usize::try_from(seq.checked_sub(self.base)?).ok().filter(|i| *i < self.entries.len())
     }
 
-    /// Takes the record out of its slot, if its turn has not come yet. Follow it with [`Window::set`].
+    /// Takes a queued record out of its slot. Follow it with [`Window::set`].
     pub(super) fn take_queued(&mut self, seq: Seq) -> Option<Record> {
         let i = self.index(seq)?;
         let slot = &mut self.entries[i].slot;
@@ -172,7 +172,7 @@ impl Window {
         }
     }
 
-    /// The next record of the task topic whose turn has not come, in order.
+    /// The next queued record of the task topic, in order.
     pub(super) fn next_queued(&mut self) -> Option<Seq> {
         if self.is_revoked() {
             return None;
@@ -227,7 +227,7 @@ impl Window {
 
     // ---- what is finished, and its commit
 
-    /// Marks a record finished and moves the prefix.
+    /// Marks a record as finished and advances the prefix.
     pub(super) fn finish(&mut self, seq: Seq) {
         let Some(i) = self.index(seq) else { return };
         let entry = &mut self.entries[i];
@@ -247,10 +247,10 @@ impl Window {
         }
     }
 
-    /// The offset that may be committed, if it is further than what the group was told.
+    /// The offset to commit, if it is beyond the last one and no commit is under way.
     fn to_commit(&self) -> Option<i64> {
-        let news = self.prefix > self.commits.told.unwrap_or(self.first_prefix());
-        (news && !self.commits.under_way).then_some(self.prefix)
+        let has_news = self.prefix > self.commits.committed.unwrap_or(self.first_prefix());
+        (has_news && !self.commits.under_way).then_some(self.prefix)
     }
 
     /// When the next commit is due, if there is something to commit.
@@ -258,7 +258,8 @@ impl Window {
         self.to_commit().map(|_| self.commits.not_before)
     }
 
-    /// The offset of a commit that is due. `urgent`: it does not wait for its time, unless the last one has failed.
+    /// Begins a commit, if one is due, and returns its offset. `urgent`: don't wait for its time, unless the last one
+    /// failed.
     pub(super) fn begin_commit(&mut self, now: Mono, urgent: bool) -> Option<i64> {
         let urgent = (urgent || self.is_revoked()) && !self.commits.failed;
         let offset = self.to_commit().filter(|_| urgent || self.commits.not_before <= now)?;
@@ -271,26 +272,27 @@ impl Window {
         let commits = &mut self.commits;
         (commits.under_way, commits.not_before) = (false, not_before);
         match outcome {
-            Ok(()) => (commits.told, commits.failed) = (commits.told.max(Some(offset)), false),
+            Ok(()) => commits.failed = false,
             // It isn't ours under this epoch: whoever owns it commits.
-            Err(e) if e.kind() == ErrorKind::NotOwner => commits.told = commits.told.max(Some(offset)),
-            Err(_) => commits.failed = true,
+            Err(e) if e.kind() == ErrorKind::NotOwner => {}
+            Err(_) => return commits.failed = true,
         }
+        commits.committed = commits.committed.max(Some(offset));
     }
 
-    /// The group knows all that is finished.
+    /// Whether everything that is finished is committed.
     pub(super) fn is_committed(&self) -> bool {
         !self.commits.under_way && self.to_commit().is_none()
     }
 
-    /// The group knows all that is finished, or could not be told.
+    /// Whether everything that is finished is committed, or its commit failed.
     pub(super) fn is_committed_or_failed(&self) -> bool {
         !self.commits.under_way && (self.commits.failed || self.to_commit().is_none())
     }
 
     // ---- its end
 
-    /// Another member wants it: it is released at `by` at the latest.
+    /// Another member is to have it: it is released at `by` at the latest.
     pub(super) fn revoke(&mut self, by: Mono) {
         self.release_by.get_or_insert(by);
     }
@@ -314,7 +316,7 @@ impl Window {
         self.entries.len()
     }
 
-    /// It is full, and more than half of it is finished: the head stands in the way.
+    /// Whether it is paused though more than half of it is finished: then its head blocks it.
     pub(super) fn is_blocked_by_head(&self) -> bool {
         self.paused && self.finished * 2 > self.entries.len()
     }
@@ -328,13 +330,13 @@ impl Window {
         (self.prefix != i64::MIN).then_some(self.prefix)
     }
 
-    /// When the oldest record that is not finished was appended.
+    /// When the oldest unfinished record was appended.
     pub(super) fn oldest_unfinished(&self) -> Option<Wall> {
         let oldest = self.entries.iter().find(|e| !matches!(e.slot, Slot::Finished))?;
         u64::try_from(oldest.timestamp_ms).ok().map(Wall)
     }
 
-    /// All that are not finished, oldest first.
+    /// Unfinished records, oldest first.
     pub(super) fn unfinished(&self) -> impl Iterator<Item = (Seq, &Slot)> {
         (self.base..)
             .zip(&self.entries)
@@ -358,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_committed_before_something_is_finished() {
+    fn nothing_is_committed_before_a_record_is_finished() {
         let mut w = window();
         w.push(record(7));
         assert_eq!(w.to_commit(), None);
@@ -367,17 +369,17 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_batch_that_moved_on_is_committed() {
+    fn empty_batch_with_a_higher_offset_is_committed() {
         let mut w = window();
         w.read_on(12, None);
         assert_eq!(w.to_commit(), Some(12));
         w.push(record(15));
-        w.commits.told = Some(12);
+        w.commits.committed = Some(12);
         assert_eq!(w.to_commit(), None);
     }
 
     #[test]
-    fn a_repeated_offset_is_left_out() {
+    fn repeated_record_is_ignored() {
         let mut w = window();
         assert_eq!(w.push(record(7)), Pushed::New(0));
         assert_eq!(w.push(record(7)), Pushed::Repeated);
@@ -385,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn an_offset_that_went_back_is_another_log() {
+    fn lower_offset_with_another_record_is_another_log() {
         let mut w = window();
         w.push(record(7));
         w.push(record(9));
@@ -420,7 +422,7 @@ mod tests {
                     prop_assert!(left.iter().all(|i| offsets[*i] >= to));
                     prop_assert!(to > last);
                     last = to;
-                    w.commits.told = Some(to);
+                    w.commits.committed = Some(to);
                 }
                 let open_bytes: usize = left.len() * record(0).size();
                 prop_assert_eq!(w.bytes, open_bytes);

@@ -1,4 +1,4 @@
-//! The windows of all assignments, whose turn it is to be read from, and what the consumer is to do about them.
+//! The windows of all assignments, and what the consumer is to do about them.
 
 use super::{
     FlowControl, Mono,
@@ -14,9 +14,9 @@ use std::collections::{HashMap, VecDeque};
 pub(super) struct Windows {
     slab: Slab<Window>,
     by_assignment: HashMap<Assignment, Ref>,
-    /// All of them, in the order in which they were assigned.
+    /// All windows, in the order in which they were assigned.
     order: Vec<Ref>,
-    /// The one in `order` that was read from last.
+    /// The index in `order` from which a record was last taken.
     last_read: usize,
     flow: VecDeque<(Assignment, FlowControl)>,
     reassigns: Vec<Assignment>,
@@ -82,7 +82,7 @@ impl Windows {
         self.order.iter().filter_map(|w| self.slab.get(*w))
     }
 
-    /// The next record of the task topic, one partition after the other.
+    /// The next queued record of the task topic, round-robin over its partitions.
     pub(super) fn next_queued(&mut self) -> Option<Place> {
         for _ in 0..self.order.len() {
             self.last_read = (self.last_read + 1) % self.order.len();
@@ -94,7 +94,7 @@ impl Windows {
         None
     }
 
-    /// Stops reading where a window is full, and goes on where it has room again.
+    /// Pauses a window that is full, and resumes it when it has room again.
     pub(super) fn control_flow(&mut self, w: Ref, config: &Config, now: Wall) {
         if let Some(window) = self.slab.get_mut(w)
             && let Some(control) = window.control_flow(config, now)
@@ -107,7 +107,7 @@ impl Windows {
         self.flow.pop_front()
     }
 
-    /// The assignment is given up and taken again.
+    /// Gives the assignment up, to take it again.
     pub(super) fn reassign(&mut self, assignment: Assignment) {
         self.reassigns.push(assignment);
     }

@@ -17,7 +17,7 @@ fn delayed(rig: &Rig, first: i64, stays: &[Duration]) -> Batch {
 }
 
 #[test]
-fn a_delay_of_three_hours_takes_a_few_hops_and_ends_to_the_millisecond() {
+fn delay_of_three_hours_takes_few_hops_and_ends_to_the_millisecond() {
     let mut rig = Rig::new(|_| {});
     let start = rig.now;
     rig.publish_delayed("a", 3 * 3600 * SEC);
@@ -40,7 +40,7 @@ fn a_delay_of_three_hours_takes_a_few_hops_and_ends_to_the_millisecond() {
 }
 
 #[test]
-fn what_blocks_the_head_of_a_full_lane_goes_to_its_tail() {
+fn blocking_head_of_a_full_lane_moves_to_its_tail() {
     let mut rig = Rig::new(|s| s.lane_window = 8);
     // One lane: the first stays for fifteen seconds more than the others do.
     let lane =
@@ -59,7 +59,7 @@ fn what_blocks_the_head_of_a_full_lane_goes_to_its_tail() {
 }
 
 #[test]
-fn a_short_delay_does_not_wait_behind_thousands_of_longer_ones() {
+fn short_delay_does_not_wait_behind_thousands_of_longer_ones() {
     let mut rig = Rig::new(|_| {});
     let lane = assignment("w", 0);
     let (mut next, mut paused) = (0, false);
@@ -79,7 +79,7 @@ fn a_short_delay_does_not_wait_behind_thousands_of_longer_ones() {
 }
 
 #[test]
-fn a_full_lane_is_read_on_long_before_half_of_it_has_left() {
+fn full_lane_resumes_once_an_eighth_has_left() {
     let mut rig = Rig::new(|s| s.lane_window = 800);
     let stays: Vec<_> = (0..800).map(|i| if i < 200 { SEC } else { 4 * SEC }).collect();
     let lane = assignment("w", 0);
@@ -95,7 +95,7 @@ fn a_full_lane_is_read_on_long_before_half_of_it_has_left() {
 }
 
 #[test]
-fn a_lane_is_read_only_as_far_as_it_may_be_due_soon() {
+fn lane_pauses_beyond_what_may_be_due_soon() {
     let mut rig = Rig::new(|s| s.window = 100);
     let stay = 18 * SEC;
     let lane = assignment(
@@ -119,7 +119,7 @@ fn a_lane_is_read_only_as_far_as_it_may_be_due_soon() {
 }
 
 #[test]
-fn those_that_wait_for_a_caller_are_bounded() {
+fn redeliveries_that_wait_for_a_caller_are_bounded() {
     let mut rig = Rig::new(|_| {});
     let all = intake::MAX_ON_DEMAND + 50;
     let batch = delayed(&rig, 0, &vec![SEC; all]);
