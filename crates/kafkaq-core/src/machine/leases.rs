@@ -3,6 +3,7 @@
 use super::{
     Alarm, Answer, DeadReason, Fault, Machine, Mono, Notice,
     commands::unconfirmed,
+    config::Config,
     item::{Held, Item, Operation, OwnLease, Phase, Purpose, RecordState, Stage, SwapOp},
     rule::{self, Conflict, Intent, ObservedLease, Take},
     slab::Ref,
@@ -76,63 +77,6 @@ impl Machine {
         {
             self.store.take_ends();
         }
-    }
-
-    // ---- what is sent
-
-    /// What a swap writes; `None` if it has become pointless.
-    pub(super) fn lease_of(&self, item: &Item, op: SwapOp) -> Option<Lease> {
-        let now = self.clock.wall();
-        let observed = item.observed.lease();
-        let cover = observed.map_or(0, |l| l.cover).max(item.meta.cover);
-        let own = item.own().map(|own| (own.token, own.attempt, own.failures));
-        let write = |state, (token, attempt, failures): (LeaseToken, u32, u32), length: Duration| Lease {
-            attempt,
-            failures,
-            cover,
-            history: item.history.clone(),
-            ..Lease::new(state, token, now.plus(length), length)
-        };
-        Some(match op {
-            SwapOp::Take { take, token, purpose } => Lease {
-                prefetched: purpose == Purpose::Prefetch,
-                ..write(LeaseState::Live, (token, take.attempt, take.failures), self.config.settings.lease)
-            },
-            SwapOp::Reset => {
-                let lease = observed?;
-                // Sent again, it must not lengthen what somebody else has shortened meanwhile.
-                Lease { deadline: now.plus(lease.length).min(lease.deadline), ..lease.clone() }
-            }
-            SwapOp::Raise { cover } => Lease { cover, ..observed?.clone() },
-            SwapOp::Announce { cover, due, length, token } => Lease {
-                cover,
-                deadline: due,
-                length,
-                ..write(LeaseState::Idle, (token, item.meta.attempt, item.meta.failures), Duration::ZERO)
-            },
-            // Nobody asks any more why it failed before.
-            SwapOp::Done => {
-                Lease { history: History::new(), ..write(LeaseState::Done, own?, Duration::ZERO) }
-            }
-            SwapOp::Dead => write(LeaseState::Dead, own?, Duration::ZERO),
-            SwapOp::Idle { length, .. } => write(LeaseState::Idle, own?, length),
-            SwapOp::Extend { length } | SwapOp::Renew { length } => Lease {
-                prefetched: !item.handed_out && observed.is_some_and(|l| l.prefetched),
-                ..write(LeaseState::Live, own?, length)
-            },
-            SwapOp::GiveBack => {
-                let (token, attempt, failures) = own?;
-                let counts = self.config.has_fault(Fault::GiveBackCounts);
-                let attempt = if counts { attempt } else { attempt.saturating_sub(1) };
-                write(LeaseState::Idle, (token, attempt, failures), Duration::ZERO)
-            }
-        })
-    }
-
-    /// Longer than any copy that may still be under way.
-    pub(super) fn ttl(&self, lease: &Lease) -> Duration {
-        let settings = &self.config.settings;
-        lease.deadline.since(self.clock.wall()) + settings.max_overdue + settings.done_retention
     }
 
     // ---- what came of it
@@ -469,6 +413,56 @@ impl Machine {
         // A copy is on its way and will cover the record.
         if item.copy().is_some() { self.close(r) } else { self.reconsider(r) }
     }
+}
+
+/// What a swap writes, and how long the store remembers it; `None` if it has become pointless.
+pub(super) fn lease_of(item: &Item, op: SwapOp, config: &Config, now: Wall) -> Option<(Lease, Duration)> {
+    let settings = &config.settings;
+    let observed = item.observed.lease();
+    let cover = observed.map_or(0, |l| l.cover).max(item.meta.cover);
+    let own = item.own().map(|own| (own.token, own.attempt, own.failures));
+    let write = |state, (token, attempt, failures): (LeaseToken, u32, u32), length: Duration| Lease {
+        attempt,
+        failures,
+        cover,
+        history: item.history.clone(),
+        ..Lease::new(state, token, now.plus(length), length)
+    };
+    let lease = match op {
+        SwapOp::Take { take, token, purpose } => Lease {
+            prefetched: purpose == Purpose::Prefetch,
+            ..write(LeaseState::Live, (token, take.attempt, take.failures), settings.lease)
+        },
+        SwapOp::Reset => {
+            let lease = observed?;
+            // Sent again, it must not lengthen what somebody else has shortened meanwhile.
+            Lease { deadline: now.plus(lease.length).min(lease.deadline), ..lease.clone() }
+        }
+        SwapOp::Raise { cover } => Lease { cover, ..observed?.clone() },
+        SwapOp::Announce { cover, due, length, token } => Lease {
+            cover,
+            deadline: due,
+            length,
+            ..write(LeaseState::Idle, (token, item.meta.attempt, item.meta.failures), Duration::ZERO)
+        },
+        // Nobody asks any more why it failed before.
+        SwapOp::Done => Lease { history: History::new(), ..write(LeaseState::Done, own?, Duration::ZERO) },
+        SwapOp::Dead => write(LeaseState::Dead, own?, Duration::ZERO),
+        SwapOp::Idle { length, .. } => write(LeaseState::Idle, own?, length),
+        SwapOp::Extend { length } | SwapOp::Renew { length } => Lease {
+            prefetched: !item.handed_out && observed.is_some_and(|l| l.prefetched),
+            ..write(LeaseState::Live, own?, length)
+        },
+        SwapOp::GiveBack => {
+            let (token, attempt, failures) = own?;
+            let counts = config.has_fault(Fault::GiveBackCounts);
+            let attempt = if counts { attempt } else { attempt.saturating_sub(1) };
+            write(LeaseState::Idle, (token, attempt, failures), Duration::ZERO)
+        }
+    };
+    // Longer than any copy that may still be under way.
+    let ttl = lease.deadline.since(now) + settings.max_overdue + settings.done_retention;
+    Some((lease, ttl))
 }
 
 fn conflict(item: &Item, own: OwnLease, intent: Intent) -> Conflict {

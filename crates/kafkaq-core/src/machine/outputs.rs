@@ -4,6 +4,7 @@ use super::{
     Fault, FlowControl, Machine, Mono, News, Notice, OpId, Ready,
     copies::record_of,
     item::{Operation, Phase},
+    leases::lease_of,
     slab::Ref,
     window::Slot,
 };
@@ -24,15 +25,12 @@ impl Machine {
         while out.len() < max
             && let Some(r) = self.store.pop_swap(now)
         {
-            let Some(item) = self.items.get(r) else { continue };
+            let Some(item) = self.items.get_mut(r) else { continue };
             let Some(Operation::Swap(op, Phase::Queued)) = item.store.operation else { continue };
-            let Some(lease) = self.lease_of(item, op) else { continue };
+            let Some((lease, ttl)) = lease_of(item, op, &self.config, self.clock.wall()) else { continue };
             let (expect, new) = (item.observed.value(&mut arena), lease.encode_in(&mut arena));
-            let swap = Swap::new(item.key.clone(), expect, Some(new), Some(self.ttl(&lease)));
-            out.push((r.into(), swap));
-            if let Some(item) = self.items.get_mut(r) {
-                item.store.operation = Some(Operation::Swap(op, Phase::Sent(lease)));
-            }
+            out.push((r.into(), Swap::new(item.key.clone(), expect, Some(new), Some(ttl))));
+            item.store.operation = Some(Operation::Swap(op, Phase::Sent(lease)));
         }
     }
 
