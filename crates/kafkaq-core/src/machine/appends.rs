@@ -91,8 +91,13 @@ impl Appends {
         self.lines.iter().filter(closed).map(|l| l.gate.opens_at()).min()
     }
 
-    pub(super) fn is_under_way(&self, r: Ref) -> bool {
-        self.under_way.contains_key(&r)
+    /// Takes an append out of its line. Returns whether that could be done: not if it is under way.
+    pub(super) fn cancel(&mut self, r: Ref) -> bool {
+        if self.under_way.contains_key(&r) {
+            return false;
+        }
+        self.lines.iter_mut().for_each(|line| line.waiting.retain(|waiting| *waiting != r));
+        true
     }
 
     /// The log refuses it: it is put into its line again `at` this time.

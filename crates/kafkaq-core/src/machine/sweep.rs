@@ -102,8 +102,7 @@ impl Machine {
             item.stage = Stage::Waiting { until: when };
         }
         let Some(item) = self.items.get_mut(r) else { return };
-        if !self.appends.is_under_way(r) {
-            // It is not sent any more.
+        if item.append.is_some() && self.appends.cancel(r) {
             item.append = None;
         }
         // If nobody has had the job yet, it is given back, not renewed.

@@ -488,3 +488,21 @@ fn parked_ready_job_that_is_given_back_gets_a_copy_due_at_once() {
     assert_eq!((lease.state, lease.attempt, lease.cover), (LeaseState::Idle, 0, 2));
     assert!(rig.m.is_drained());
 }
+
+#[test]
+fn copy_given_up_before_it_was_sent_is_not_sent() {
+    let mut rig = Rig::new(|_| {});
+    rig.hanging = &["w", "d"];
+    rig.publish(&["a"]);
+    let under_way = rig.get_job().unwrap();
+    rig.pass(SEC);
+    rig.publish(&["b"]);
+    let waiting = rig.get_job().unwrap();
+    for _ in 0..62 {
+        rig.pass(SEC);
+    }
+    assert!(rig.ask(&waiting, Command::Reject("no".into())).is_none());
+    let op = OpId::from(Ref::from(under_way.job));
+    rig.m.handle_appended(rig.now, op, Ok(0));
+    assert_eq!(rig.m.poll_appends(9, &mut vec![]), None, "a dead letter has no business in the wait topic");
+}
