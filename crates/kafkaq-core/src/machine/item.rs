@@ -381,7 +381,9 @@ impl Item {
 
     /// What the store holds was read, or written.
     pub(super) fn observe(&mut self, observed: ObservedLease) {
-        if let Some(lease) = observed.lease() {
+        if let Some(lease) = observed.lease()
+            && lease.history.len() > 0
+        {
             self.history = self.history.later(&lease.history).clone();
         }
         self.observed = observed;

@@ -1,7 +1,7 @@
 //! Operations on leases: one at a time for a task, each sent again until its effect is known.
 
 use super::{
-    Alarm, Answer, DeadReason, Fault, Machine, Mono, Notice,
+    Alarm, Answer, DeadReason, Fault, Machine, Mono, Notice, Settings,
     commands::unconfirmed,
     config::Config,
     item::{Held, Item, Operation, OwnLease, Phase, Purpose, RecordState, Stage, SwapOp},
@@ -415,8 +415,9 @@ impl Machine {
     }
 }
 
-/// What a swap writes, and how long the store remembers it; `None` if it has become pointless.
-pub(super) fn lease_of(item: &Item, op: SwapOp, config: &Config, now: Wall) -> Option<(Lease, Duration)> {
+/// What a swap writes; `None` if it has become pointless.
+#[inline]
+pub(super) fn lease_of(item: &Item, op: SwapOp, config: &Config, now: Wall) -> Option<Lease> {
     let settings = &config.settings;
     let observed = item.observed.lease();
     let cover = observed.map_or(0, |l| l.cover).max(item.meta.cover);
@@ -428,7 +429,7 @@ pub(super) fn lease_of(item: &Item, op: SwapOp, config: &Config, now: Wall) -> O
         history: item.history.clone(),
         ..Lease::new(state, token, now.plus(length), length)
     };
-    let lease = match op {
+    Some(match op {
         SwapOp::Take { take, token, purpose } => Lease {
             prefetched: purpose == Purpose::Prefetch,
             ..write(LeaseState::Live, (token, take.attempt, take.failures), settings.lease)
@@ -459,10 +460,12 @@ pub(super) fn lease_of(item: &Item, op: SwapOp, config: &Config, now: Wall) -> O
             let attempt = if counts { attempt } else { attempt.saturating_sub(1) };
             write(LeaseState::Idle, (token, attempt, failures), Duration::ZERO)
         }
-    };
-    // Longer than any copy that may still be under way.
-    let ttl = lease.deadline.since(now) + settings.max_overdue + settings.done_retention;
-    Some((lease, ttl))
+    })
+}
+
+/// How long the store remembers a lease: longer than any copy that may still be under way.
+pub(super) fn ttl(lease: &Lease, settings: &Settings, now: Wall) -> Duration {
+    lease.deadline.since(now) + settings.max_overdue + settings.done_retention
 }
 
 fn conflict(item: &Item, own: OwnLease, intent: Intent) -> Conflict {

@@ -4,7 +4,7 @@ use super::{
     Fault, FlowControl, Machine, Mono, News, Notice, OpId, Ready,
     copies::record_of,
     item::{Operation, Phase},
-    leases::lease_of,
+    leases::{lease_of, ttl},
     slab::Ref,
     window::Slot,
 };
@@ -20,14 +20,15 @@ impl Machine {
     /// Swaps, of distinct keys.
     pub fn poll_swaps(&mut self, max: usize, out: &mut Vec<(OpId, Swap)>) {
         self.process_inputs();
-        let now = self.clock.mono();
+        let (now, wall) = (self.clock.mono(), self.clock.wall());
         let mut arena = BytesMut::with_capacity(2 * lease::SIZE * self.store.swaps_waiting().min(max));
         while out.len() < max
             && let Some(r) = self.store.pop_swap(now)
         {
             let Some(item) = self.items.get_mut(r) else { continue };
             let Some(Operation::Swap(op, Phase::Queued)) = item.store.operation else { continue };
-            let Some((lease, ttl)) = lease_of(item, op, &self.config, self.clock.wall()) else { continue };
+            let Some(lease) = lease_of(item, op, &self.config, wall) else { continue };
+            let ttl = ttl(&lease, &self.config.settings, wall);
             let (expect, new) = (item.observed.value(&mut arena), lease.encode_in(&mut arena));
             out.push((r.into(), Swap::new(item.key.clone(), expect, Some(new), Some(ttl))));
             item.store.operation = Some(Operation::Swap(op, Phase::Sent(lease)));
