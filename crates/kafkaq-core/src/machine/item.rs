@@ -99,8 +99,6 @@ pub(super) struct OwnLease {
 #[derive(Debug, Default)]
 pub(super) struct StoreState {
     pub(super) operation: Option<Operation>,
-    /// The task's operations go through this item.
-    pub(super) has_key: bool,
     /// Counted among the takes that are under way.
     pub(super) is_counted: bool,
     /// An earlier try of the last operation may have taken effect.

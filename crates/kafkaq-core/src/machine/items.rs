@@ -27,12 +27,11 @@ struct TaskEntry {
     key: TaskKey,
 }
 
-/// Whose turn it is to have an operation on the task's lease.
+/// Which item may have an operation on the task's lease, and which ones wait for that.
 #[derive(Debug)]
 enum TaskKey {
     Free,
-    /// An item has it, and these wait for it.
-    Held(VecDeque<Ref>),
+    Held { by: Ref, waiting: VecDeque<Ref> },
 }
 
 /// What an item begins with.
@@ -87,7 +86,6 @@ impl Items {
     /// Its key is released before.
     pub(super) fn remove(&mut self, r: Ref) {
         let Some(item) = self.items.remove(r) else { return };
-        debug_assert!(!item.store.has_key, "others wait for it");
         if let Some(entry) = self.tasks.get_mut(item.task) {
             entry.items -= 1;
             if entry.items == 0
@@ -122,42 +120,37 @@ impl Items {
     /// Begins an operation. Returns whether it may be sent: otherwise it waits for the task's other items.
     pub(super) fn begin(&mut self, r: Ref, mut operation: Operation) -> bool {
         let Some(item) = self.items.get_mut(r) else { return false };
+        let Some(task) = self.tasks.get_mut(item.task) else { return false };
         debug_assert!(item.store.is_idle(), "one operation at a time");
-        if !item.store.has_key
-            && let Some(task) = self.tasks.get_mut(item.task)
-        {
-            match &mut task.key {
-                TaskKey::Held(waiting) => {
-                    waiting.push_back(r);
-                    operation.set_waiting();
-                }
-                TaskKey::Free => {
-                    task.key = TaskKey::Held(VecDeque::new());
-                    item.store.has_key = true;
-                }
+        let may_send = match &mut task.key {
+            TaskKey::Held { by, waiting } if *by != r => {
+                waiting.push_back(r);
+                operation.set_waiting();
+                false
             }
-        }
+            TaskKey::Held { .. } => true,
+            TaskKey::Free => {
+                task.key = TaskKey::Held { by: r, waiting: VecDeque::new() };
+                true
+            }
+        };
         item.store.operation = Some(operation);
-        item.store.has_key
+        may_send
     }
 
     /// The task's other items may begin an operation. Returns the one whose operation is to be sent now.
     pub(super) fn release_key(&mut self, r: Ref) -> Option<Ref> {
-        let item = self.items.get_mut(r)?;
-        if !std::mem::take(&mut item.store.has_key) {
+        let task = self.tasks.get_mut(self.items.get(r)?.task)?;
+        let TaskKey::Held { by, waiting } = &mut task.key else { return None };
+        if *by != r {
             return None;
         }
-        let task = self.tasks.get_mut(item.task)?;
-        if let TaskKey::Held(waiting) = &mut task.key {
-            while let Some(next) = waiting.pop_front() {
-                // It may have been removed meanwhile.
-                if let Some(item) = self.items.get_mut(next)
-                    && let Some(operation) = &mut item.store.operation
-                {
-                    operation.set_queued();
-                    item.store.has_key = true;
-                    return Some(next);
-                }
+        while let Some(next) = waiting.pop_front() {
+            // It may have been removed meanwhile.
+            if let Some(operation) = self.items.get_mut(next).and_then(|item| item.store.operation.as_mut()) {
+                operation.set_queued();
+                *by = next;
+                return Some(next);
             }
         }
         task.key = TaskKey::Free;

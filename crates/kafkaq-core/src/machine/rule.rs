@@ -151,7 +151,7 @@ fn hand_out(attempts: u32, failures: u32, ran_out: bool, limits: Limits) -> Verd
 }
 
 /// The reason for a loss of the lease.
-fn lost(lease: &Lease) -> LostReason {
+fn loss_reason(lease: &Lease) -> LostReason {
     match lease.state {
         LeaseState::Cancelled => LostReason::Cancelled,
         LeaseState::Dead => LostReason::Dead,
@@ -194,13 +194,13 @@ pub(super) fn conflict(own: LeaseToken, attempt: u32, intent: Intent, found: &Ob
             | (LeaseState::Idle, Intent::Idle)
             | (LeaseState::Dead, Intent::Dead) => Conflict::AlreadySo,
             (LeaseState::Idle, Intent::Done | Intent::Dead) => Conflict::Again,
-            _ => Conflict::Lost(lost(lease)),
+            _ => Conflict::Lost(loss_reason(lease)),
         }
     } else if intent == Intent::Done && !lease.state.is_terminal() && lease.attempt < attempt {
         // The store was rolled back: it remembers an earlier attempt than this one.
         Conflict::Again
     } else {
-        Conflict::Lost(lost(lease))
+        Conflict::Lost(loss_reason(lease))
     }
 }
 

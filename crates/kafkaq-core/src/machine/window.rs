@@ -275,7 +275,10 @@ impl Window {
             Ok(()) => commits.failed = false,
             // It isn't ours under this epoch: whoever owns it commits.
             Err(e) if e.kind() == ErrorKind::NotOwner => {}
-            Err(_) => return commits.failed = true,
+            Err(_) => {
+                commits.failed = true;
+                return;
+            }
         }
         commits.committed = commits.committed.max(Some(offset));
     }
