@@ -4,7 +4,7 @@
 use crate::process::Input;
 use crate::trace::{MS, P, SEC, Us, WALL, token, tr};
 use crate::world::{Ev, World};
-use kafkaq_core::machine::{Answer, CommandId, Machine, Mono, Notice, Now, Ready};
+use kafkaq_core::machine::{Answer, CommandId, FlowControl, Machine, Mono, Notice, Now, Ready};
 use kafkaq_core::{Event, LostReason, Wall};
 use std::collections::VecDeque;
 
@@ -145,6 +145,7 @@ impl World {
                 break;
             }
             for (_, swap) in &out {
+                self.digest.swap(self.now, p, swap);
                 self.check_polled_swap(p, swap);
                 self.procs[p].swapping.push(swap.key.clone());
             }
@@ -159,6 +160,7 @@ impl World {
             if out.is_empty() {
                 break;
             }
+            out.iter().for_each(|(_, key)| self.digest.add(self.now, p, key));
             self.procs[p].get_calls += 1;
             let after = self.latency();
             self.after(after, Ev::Gets(p, inc, out));
@@ -170,6 +172,7 @@ impl World {
             let Some(part) = self.log.part(&partition) else {
                 return self.check.fail("I1", format!("p{p} appends to {partition}, which does not exist"));
             };
+            out.iter().for_each(|(_, record)| self.digest.append(self.now, p, part, record));
             self.procs[p].append_calls += 1;
             let after = self.latency();
             self.after(after, Ev::Appends(p, inc, part, out));
@@ -179,6 +182,7 @@ impl World {
             let Some(m) = &mut self.procs[p].machine else { return };
             m.poll_commits(&mut out);
             if !out.is_empty() {
+                out.iter().for_each(|c| self.digest.add(self.now, p, &(&c.assignment, c.offset)));
                 self.procs[p].commit_calls += 1;
                 let after = self.latency();
                 self.after(after, Ev::Commits(p, inc, out));
@@ -189,9 +193,10 @@ impl World {
         m.poll_releases(&mut out);
         let (mut flow, mut replaced) = (Vec::new(), Vec::new());
         m.poll_reassigns(&mut replaced);
-        while let Some(f) = m.poll_flow() {
-            flow.push(f);
+        while let Some((assignment, control)) = m.poll_flow() {
+            flow.push((assignment, control == FlowControl::Resume));
         }
+        self.digest.add(self.now, p, &(&out, &flow, &replaced));
         out.iter().for_each(|a| self.release(p, a));
         flow.iter().for_each(|(a, resume)| self.flow(p, a, *resume));
         replaced.iter().for_each(|a| self.reassign(p, a));
@@ -216,6 +221,7 @@ impl World {
             self.notice(p, notice);
         }
         if recall {
+            self.digest.add(self.now, p, &recall);
             self.stats.recalls += 1;
             for ready in std::mem::take(&mut self.procs[p].ready) {
                 told = true;
@@ -227,6 +233,7 @@ impl World {
 
     fn became_ready(&mut self, p: usize, ready: Ready) {
         tr!(self, P(p), "ready {} a{} {}", ready.content.id, ready.attempt, token(&ready.token));
+        self.digest.ready(self.now, p, &ready);
         self.check_ready(p, &ready);
         let stale = Self::from_mono(p, ready.stale_at) + self.rng.below(300 * MS);
         let inc = self.procs[p].inc;
@@ -255,6 +262,7 @@ impl World {
     fn set_timer(&mut self, p: usize) {
         let wake = self.procs[p].machine.as_ref().and_then(Machine::poll_timeout);
         let wake = wake.map(|t| Self::from_mono(p, t).max(self.now));
+        self.digest.add(self.now, p, &wake);
         if self.procs[p].timer == wake {
             return;
         }
@@ -270,6 +278,7 @@ impl World {
     fn notice(&mut self, p: usize, notice: Notice) {
         match notice {
             Notice::Alarm(alarm) => {
+                self.digest.add(self.now, p, &format!("{alarm:?}"));
                 self.stats.alarms += 1;
                 tr!(self, P(p), "alarm {alarm:?}");
             }
@@ -281,6 +290,7 @@ impl World {
                 self.lease_lost(p, job);
             }
             Notice::Answered(job, CommandId(no), answer) => {
+                self.digest.add(self.now, p, &(no, format!("{answer:?}")));
                 tr!(self, P(p), "answer {job:?} no {no} {answer:?}");
                 match &answer {
                     Answer::Lost(reason) => self.count_lost(*reason),

@@ -11,6 +11,8 @@
 
 mod check;
 mod clients;
+mod cost;
+mod digest;
 mod driver;
 mod group;
 mod key_lock;
@@ -29,6 +31,7 @@ mod workers;
 mod world;
 
 pub use check::Violation;
+pub use cost::cost;
 pub use group::{GroupFound, GroupOutcome, GroupStats, run_group, search_group, trace_group};
 pub use key_lock::{
     KeyLockFound, KeyLockOutcome, KeyLockStats, run_key_lock, search_key_lock, trace_key_lock,
@@ -46,20 +49,18 @@ pub struct Outcome {
     pub violation: Option<Violation>,
     /// What happened, how often.
     pub stats: Stats,
+    /// Stands for everything that the machines wanted done, and when. It is comparable between builds by one compiler.
+    pub digest: u64,
 }
 
 /// Runs a seed.
 #[must_use]
 pub fn run(seed: u64, profile: &Profile, fault: Option<Fault>) -> Outcome {
-    let mut world = world::World::new(seed, profile, fault, false);
-    world.run();
-    Outcome { violation: world.check.violation.take(), stats: world.stats }
+    world::World::new(seed, profile, fault, false).run().0
 }
 
 /// Runs a seed and tells every event, a line each.
 #[must_use]
 pub fn trace(seed: u64, profile: &Profile, fault: Option<Fault>) -> (Outcome, Vec<String>) {
-    let mut world = world::World::new(seed, profile, fault, true);
-    world.run();
-    (Outcome { violation: world.check.violation.take(), stats: world.stats }, world.trace.lines)
+    world::World::new(seed, profile, fault, true).run()
 }

@@ -36,6 +36,8 @@ pub struct Found {
     pub violations: Vec<(u64, Violation)>,
     /// All runs' counts.
     pub stats: Stats,
+    /// All runs' digests, in one.
+    pub digest: u64,
 }
 
 /// Runs them.
@@ -44,6 +46,8 @@ pub fn search(search: &Search) -> Found {
     let run = |seed, found: &mut Found| {
         let outcome = crate::run(seed, &search.profile, search.fault);
         found.stats.add(&outcome.stats);
+        // A sum, since the runs end in any order.
+        found.digest = found.digest.wrapping_add(outcome.digest);
         let broken = outcome.violation.is_some();
         found.violations.extend(outcome.violation.map(|v| (seed, v)));
         broken && search.stop_at_first
@@ -51,6 +55,7 @@ pub fn search(search: &Search) -> Found {
     let mut all = Found::default();
     for found in on_all_cores(search.from, search.count, run) {
         all.stats.add(&found.stats);
+        all.digest = all.digest.wrapping_add(found.digest);
         all.violations.extend(found.violations);
     }
     all.violations.sort_by_key(|(seed, _)| *seed);

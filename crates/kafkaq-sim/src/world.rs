@@ -1,6 +1,8 @@
 //! The world: one queue of events in virtual time, and what happens when nobody asked for it.
 
+use crate::Outcome;
 use crate::check::Checker;
+use crate::digest::Digest;
 use crate::log::{Kind, Log};
 use crate::process::{Input, Process};
 use crate::profile::{Plan, Profile};
@@ -103,6 +105,7 @@ pub(crate) struct World {
     pub(crate) plan: Plan,
     pub(crate) trace: Trace,
     pub(crate) stats: Stats,
+    pub(crate) digest: Digest,
     pub(crate) log: Log,
     pub(crate) store: Store,
     pub(crate) procs: Vec<Process>,
@@ -125,6 +128,7 @@ impl World {
             queue: BinaryHeap::new(),
             trace: Trace { on: trace, lines: Vec::new() },
             stats: Stats::default(),
+            digest: Digest::default(),
             store: Store::default(),
             procs: (0..plan.processes).map(|_| Process::new(plan.workers)).collect(),
             log,
@@ -195,7 +199,8 @@ impl World {
         !self.calm && self.rng.chance(per_mille)
     }
 
-    pub(crate) fn run(&mut self) {
+    /// What it came to, and its trace.
+    pub(crate) fn run(mut self) -> (Outcome, Vec<String>) {
         while let Some(Entry { at, ev, .. }) = self.queue.pop() {
             self.now = at;
             self.stats.events += 1;
@@ -212,6 +217,8 @@ impl World {
             let told = v.to_string();
             tr!(self, "!!!", "{told}");
         }
+        let digest = self.digest.value();
+        (Outcome { violation: self.check.violation, stats: self.stats, digest }, self.trace.lines)
     }
 
     pub(crate) fn dispatch(&mut self, ev: Ev) {

@@ -39,13 +39,14 @@ fn a_seed_replays_exactly() {
         let (outcome, lines) = kafkaq_sim::trace(seed, &Profile::default(), None);
         let mut hasher = DefaultHasher::new();
         lines.hash(&mut hasher);
-        (hasher.finish(), lines.len(), outcome.stats)
+        (hasher.finish(), lines.len(), outcome.stats, outcome.digest)
     };
     for seed in 0..200 {
         let first = hash(seed);
         assert!(first.1 > 20, "seed {seed}: nothing happens");
         assert_eq!(first, hash(seed), "seed {seed}");
-        assert_eq!(first.2, kafkaq_sim::run(seed, &Profile::default(), None).stats, "seed {seed}, untraced");
+        let untraced = kafkaq_sim::run(seed, &Profile::default(), None);
+        assert_eq!((first.2, first.3), (untraced.stats, untraced.digest), "seed {seed}, untraced");
     }
 }
 

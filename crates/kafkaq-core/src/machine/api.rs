@@ -1,5 +1,6 @@
 //! The types of the machine's surface.
 
+use super::slab::Ref;
 use crate::{
     Assignment, Error, Headers, History, Keyspace, LeaseToken, LostReason, Partition, Position, TaskId, Wall,
 };
@@ -27,58 +28,90 @@ pub struct Now {
     pub wall: Wall,
 }
 
-/// Names one outstanding get, swap or append. A late or repeated answer finds nothing.
+/// Whether the records of a partition are read on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct OpId(pub(super) u64);
+pub enum FlowControl {
+    /// No more for now.
+    Pause,
+    /// Read on.
+    Resume,
+}
 
-/// Names a job for as long as the process lives.
+/// Names one outstanding get, swap or append. A late or repeated answer is ignored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OpId(u64);
+
+impl From<Ref> for OpId {
+    fn from(r: Ref) -> Self {
+        OpId(r.to_bits())
+    }
+}
+
+impl From<OpId> for Ref {
+    fn from(op: OpId) -> Self {
+        Ref::from_bits(op.0)
+    }
+}
+
+/// Names a job, uniquely while the process runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct JobKey(pub u64);
 
-/// Numbers the commands of one job, so that the answer to an `extend` whose future was dropped can't pass for the
+impl From<Ref> for JobKey {
+    fn from(r: Ref) -> Self {
+        JobKey(r.to_bits())
+    }
+}
+
+impl From<JobKey> for Ref {
+    fn from(job: JobKey) -> Self {
+        Ref::from_bits(job.0)
+    }
+}
+
+/// Numbers the commands of one job, so that the answer to an `extend` whose future was dropped isn't taken for the
 /// answer to `done`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CommandId(pub u32);
 
-/// Everything that can be set. `Default` has safe values; `process` must be random.
+/// The settings of a machine. `Default` has safe values, except that `process` must be random.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Random, made anew at each start of a process: the first half of every token.
+    /// Random, and new at each start of a process: the first half of every token.
     pub process: [u8; 16],
-    /// How long a job is held before it is handed out again.
+    /// How long a job is held before it is redelivered.
     pub lease: Duration,
-    /// A record that isn't finished this long after its turn is copied, so that it doesn't hold back the commit.
+    /// A record that isn't finished this long after its turn is parked, so that it doesn't hold back the commit.
     /// Shorter than `lease`.
     pub park_after: Duration,
-    /// How long it is remembered that a task ended.
+    /// How long the store remembers that a task has ended.
     pub done_retention: Duration,
-    /// The longest that a record may overstay its due time while its lease is still remembered.
+    /// How long after its due time a record still finds its lease in the store.
     pub max_overdue: Duration,
-    /// Another process's deadline counts as past only this long after it.
+    /// How far clocks may differ: a lease of another process counts as expired only this long after its deadline.
     pub clock_skew: Duration,
-    /// Failures after which a task goes to the dead letters: attempts that a worker reported as failed, and leases that
-    /// ran out.
+    /// Failures after which a task is dead-lettered: failed attempts and expired leases.
     pub max_failures: u32,
-    /// Hand-outs after which it goes there, whatever became of them.
+    /// Hand-outs after which a task is dead-lettered, whatever their outcome.
     pub max_handouts: u32,
-    /// The longest delay; sets the number of lanes.
+    /// The longest delay. It determines the number of lanes.
     pub max_delay: Duration,
-    /// Jobs that are leased before somebody asks for them.
+    /// Jobs that are leased ahead of callers.
     pub prefetch: usize,
-    /// When nobody has asked for a job for this long, what waits here is copied to where other processes read.
+    /// When nobody has asked for a job for this long, waiting tasks are copied to partitions that other processes read.
     pub hand_over_after: Duration,
-    /// Records of one partition that are read and not yet below the committed offset; of the wait topic, those that are
-    /// read before they may be due soon.
+    /// The most records of one partition that are read and not yet below the committed offset. A partition of the wait
+    /// topic exceeds it, up to `lane_window`, for records that may be due soon.
     pub window: usize,
-    /// The most of one partition of the wait topic, whose records leave it in another order than they came.
+    /// The most records of one partition of the wait topic, which leave it in another order than they came.
     pub lane_window: usize,
-    /// Bytes of one partition's unfinished records.
+    /// The most bytes of one partition's unfinished records.
     pub window_bytes: usize,
-    /// Commits of one partition are at least this far apart.
+    /// The shortest time between two commits of one partition.
     pub commit_interval: Duration,
-    /// How long a revoked partition is held, at the most, for what is under way.
+    /// The longest that a revoked partition is held for what is under way.
     pub release_hold: Duration,
-    /// A bug that the simulation has to find.
+    /// A deliberate bug that the simulation must find.
     #[cfg(feature = "planted-faults")]
     pub planted: Option<super::Fault>,
 }
@@ -108,24 +141,24 @@ impl Default for Settings {
     }
 }
 
-/// Where a queue's things lie.
+/// The topics and the keyspace of a queue.
 #[derive(Clone, Debug)]
 pub struct Layout {
-    /// Of the leases.
+    /// The keys of its leases.
     pub keyspace: Keyspace,
     /// The task topic.
     pub task: Arc<str>,
     /// The wait topic.
     pub wait: Arc<str>,
-    /// Its partitions, at least as many as the ladder has lanes.
+    /// The partitions of the wait topic, at least as many as the ladder has lanes.
     pub wait_partitions: i32,
     /// The dead-letter topic.
     pub dead: Arc<str>,
-    /// Its partitions.
+    /// The partitions of the dead-letter topic.
     pub dead_partitions: i32,
 }
 
-/// A task as its record has it, shared by the machine and whoever runs it.
+/// A task as its record contains it, shared by the machine and the worker that runs it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Content {
     /// The task's id.
@@ -136,129 +169,129 @@ pub struct Content {
     pub payload: Option<Bytes>,
     /// The user's headers, without kafkaq's own.
     pub headers: Headers,
-    /// When it was published first.
+    /// When it was first published.
     pub published: Wall,
-    /// Where its first record lies.
+    /// The position of its first record.
     pub origin: Position,
 }
 
 /// A job to be handed out.
 #[derive(Clone, Debug)]
 pub struct Ready {
-    /// Its name in every command.
+    /// Names it in commands.
     pub job: JobKey,
-    /// What to do.
+    /// The task.
     pub content: Arc<Content>,
-    /// Which hand-out this is, from 1.
+    /// Number of this hand-out, from 1.
     pub attempt: u32,
-    /// How many of the earlier ones count against the limit.
+    /// How many earlier attempts count against the limit of failures.
     pub failures: u32,
-    /// The last of them.
+    /// The last failures.
     pub history: History,
-    /// The lease's op.
+    /// The token of the lease.
     pub token: LeaseToken,
-    /// Until when the lease holds.
+    /// When the lease ends.
     pub deadline: Wall,
-    /// From here on the job is not handed out but given to [`super::Machine::handle_untaken`], which renews it.
+    /// From this time on the job is not handed out but returned to [`super::Machine::handle_untaken`], which renews it.
     pub stale_at: Mono,
 }
 
-/// What the holder of a job can do with it.
+/// A command of a job's holder.
 #[derive(Clone, Debug)]
 pub enum Command {
-    /// It ran to its end.
+    /// The task is done.
     Done,
-    /// It failed: run it again, not before this long, for this reason.
+    /// The attempt failed for this reason: run the task again, after this delay at the earliest.
     Retry(Duration, String),
-    /// It has not failed: run it again, not before this long.
+    /// Run the task again, after this delay at the earliest. Not a failure.
     Snooze(Duration),
-    /// It has not failed: somebody may run it at once.
+    /// Anybody may run the task, at once. Not a failure.
     Release,
-    /// Never run it again: to the dead letters, with a reason.
+    /// Dead-letter the task for this reason.
     Reject(String),
-    /// Hold it for this long from now.
+    /// Extend the lease to this long from now.
     Extend(Duration),
-    /// The handle was dropped. Not answered.
+    /// The handle was dropped. It gets no answer.
     Abandoned,
 }
 
 /// The answer to a command.
 #[derive(Clone, Debug)]
 pub enum Answer {
-    /// It is so; the job is over.
+    /// It took effect, and the job is over.
     Ok,
-    /// It was to be retried, and that was its last failure: it is in the dead letters.
+    /// It was the task's last failure: instead of being retried, the task was dead-lettered.
     DeadLettered,
-    /// Held until then.
+    /// The lease now ends at this time.
     Extended(Wall),
-    /// The job is somebody else's, or over.
+    /// The lease is lost, or the job over.
     Lost(LostReason),
-    /// It was not confirmed before the lease ended, or was refused: the error says which, and whether it took effect.
+    /// It was refused, or not confirmed before the lease ended. The error says which, and whether it took effect.
     Failed(Error),
 }
 
-/// What the driver passes on.
+/// Something that the driver passes on.
 #[derive(Clone, Debug)]
 pub enum Notice {
     /// The answer to a command.
     Answered(JobKey, CommandId, Answer),
-    /// A job that somebody holds was lost; nobody had asked yet.
+    /// The lease of a job was lost while no command was pending.
     LeaseLost(JobKey, LostReason),
     /// A dead letter was written.
     DeadLettered(DeadReason),
-    /// An operator has to know.
+    /// An operator should know.
     Alarm(Alarm),
 }
 
-/// Why a record went to the dead letters.
+/// Why a record was dead-lettered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeadReason {
-    /// The holder of its job has rejected it.
+    /// The job's holder rejected it.
     Rejected,
-    /// The failures were used up.
+    /// It reached the limit of failures.
     Failures,
-    /// The hand-outs were used up.
+    /// It reached the limit of hand-outs.
     Handouts,
-    /// Nobody can read it.
+    /// The record can't be read.
     Unreadable,
 }
 
-/// Operator alerts: nothing is lost, but something stands still or is unusual.
+/// Operator alerts: nothing is lost, but something is stuck or unusual.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Alarm {
-    /// The log refuses a copy or a dead letter of a record; it stays where it is and is considered again.
+    /// The log refuses a copy or a dead letter of a record. The record stays where it is and is considered again.
     Stuck {
-        /// Where it lies.
+        /// Its position.
         at: Position,
         /// Why.
         error: Error,
     },
-    /// The store refuses what a record needs, for a reason that no retry helps against; it is tried again.
+    /// The store refuses an operation for a reason that a retry doesn't help against. It is retried all the same.
     StoreRefuses {
-        /// Where the record lies.
+        /// The record's position.
         at: Position,
         /// Why.
         error: Error,
     },
-    /// A record or a lease was written by a later kafkaq.
+    /// A record or a lease was written by a later version of kafkaq.
     Newer {
-        /// Where the record lies.
+        /// The record's position.
         at: Position,
         /// The version of the format.
         version: u8,
     },
-    /// A record arrived at an offset below the next one, and it is no repeat: the topic was cut, or deleted and
-    /// recreated. The partition is read again from where a new owner would start.
+    /// A different record arrived at an offset that was read before: the topic was cut, or deleted and recreated. The
+    /// partition is read again from where a new owner would start.
     LogReplaced {
-        /// Whose records.
+        /// The assignment.
         assignment: Assignment,
         /// The offset that arrived.
         offset: i64,
     },
-    /// A record whose kafkaq header is damaged, or that belongs to another queue, went to the dead letters.
+    /// A record with a damaged kafkaq header, or of another queue, was dead-lettered.
     Undecodable {
-        /// Where it lies.
+        /// Its position.
         at: Position,
         /// What is wrong.
         why: String,
@@ -278,36 +311,36 @@ impl Alarm {
     }
 }
 
-/// What the machine knows of a partition.
+/// Statistics of a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PartitionStats {
-    /// Which.
+    /// The partition.
     pub partition: Partition,
-    /// Everything below this offset is finished; `None` until something was read.
+    /// Everything below this offset is finished. `None` before the first record.
     pub finished_below: Option<i64>,
-    /// The log's end, as it was told with the last records.
+    /// The end of the log, as reported with the last records.
     pub end: Option<i64>,
-    /// When the oldest record that is not finished was appended.
+    /// When the oldest unfinished record was appended.
     pub oldest_unfinished: Option<Wall>,
-    /// Records that were read and have not come to their turn.
+    /// Records that were read and are not yet considered.
     pub queued: usize,
     /// Records that are being considered, or whose jobs are ready or run.
     pub in_flight: usize,
-    /// No more is read for now: it is full, or what follows is not due soon.
+    /// Reading is paused: the window is full, or what follows is not due soon.
     pub paused: bool,
 }
 
-/// What the machine holds.
+/// Statistics of a machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MachineStats {
     /// The partitions that are assigned.
     pub partitions: Vec<PartitionStats>,
-    /// Jobs that are held by workers.
+    /// Jobs that are ready or held by workers.
     pub held: usize,
     /// Redeliveries that wait for a caller.
     pub waiting_for_caller: usize,
-    /// Copies and dead letters that are on their way to the log.
+    /// Copies and dead letters that wait for the log or are under way.
     pub appending: usize,
 }

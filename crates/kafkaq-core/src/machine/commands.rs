@@ -1,44 +1,32 @@
 //! What the holder of a job does with it.
 
 use super::{
-    Answer, Command, CommandId, DeadReason, Fault, JobKey, Machine, Notice, Now,
-    item::{Holder, PendingCommand, StoreOp},
+    Answer, Command, CommandId, DeadReason, Fault, JobKey, Machine, Notice,
+    item::{PendingCommand, SwapOp},
     slab::Ref,
 };
 use crate::{Effect, Error, ErrorKind, LostReason};
+use std::time::Duration;
 
 impl Machine {
-    /// The holder of a job wants something.
-    pub fn handle_command(&mut self, now: Now, job: JobKey, id: CommandId, command: Command) {
-        self.hear(now);
-        let r = Ref::from_bits(job.0);
-        let item = self.items.get_mut(r).filter(|i| i.holder == Holder::Driver && i.own.is_some());
-        let Some(item) = item else {
-            if !matches!(command, Command::Abandoned) {
-                self.notices.push_back(Notice::Answered(job, id, Answer::Lost(LostReason::Over)));
+    pub(super) fn command(&mut self, job: JobKey, id: CommandId, command: Command) {
+        let now = self.clock.mono();
+        let is_abandoned = matches!(command, Command::Abandoned);
+        let r = Ref::from(job);
+        // Only who has the job can command it.
+        let Some(item) = self.items.get_mut(r).filter(|item| item.is_with_driver()) else {
+            if !is_abandoned {
+                self.notices.push(Notice::Answered(job, id, Answer::Lost(LostReason::Over)));
             }
             return;
         };
-        if matches!(command, Command::Abandoned) {
-            item.holder = Holder::None;
-            item.handed_out = true;
-            return self.go_on(r);
-        }
-        // Only who has the job can command it.
         item.handed_out = true;
-        // An earlier command that has not begun was dropped by its caller.
-        item.next_command = Some(PendingCommand { id, command });
-        item.commanded_at = now.mono;
-        self.go_on(r);
-    }
-
-    /// A ready job that was not handed out: it is stale, or [`Machine::poll_recall`] asked for it. Depending on why,
-    /// it is renewed and becomes ready again, or is given back.
-    pub fn handle_untaken(&mut self, now: Now, job: JobKey) {
-        self.hear(now);
-        // It was not taken, so nobody has asked for it.
-        self.ready = self.ready.saturating_sub(1);
-        self.come_back(Ref::from_bits(job.0), false);
+        if !is_abandoned {
+            item.commands.push(PendingCommand { id, command }, now);
+        } else if let Some(held) = item.held_mut() {
+            held.with_driver = false;
+        }
+        self.advance(r);
     }
 
     pub(super) fn begin_command(&mut self, r: Ref, pending: PendingCommand) {
@@ -46,86 +34,90 @@ impl Machine {
         let appends = !matches!(pending.command, Command::Done | Command::Extend(_) | Command::Abandoned);
         if appends && item.append.is_some() {
             // One append at a time; its acknowledgement goes on with this, or the end of the lease ends it.
-            item.next_command = Some(pending);
-            return;
+            return item.commands.put_back(pending);
         }
         let command = pending.command.clone();
-        item.command = Some(pending);
+        item.commands.begin(pending);
         match command {
-            Command::Done => self.start(r, StoreOp::Done),
+            Command::Done => self.start_swap(r, SwapOp::Done),
             Command::Retry(length, reason) => {
-                let now = self.now.wall;
-                let Some(own) = &mut item.own else { return };
-                own.failures = own.failures.saturating_add(1);
-                item.history = item.history.with(now, own.attempt, &reason);
-                if own.failures >= self.limits.max_failures {
-                    let reason = format!("failed {} times, at last: {reason}", own.failures);
-                    return self.bury(r, reason, DeadReason::Failures);
+                let Some(failures) = self.count_failure(r, Some(&reason)) else { return };
+                if failures >= self.config.limits.max_failures {
+                    let reason = format!("failed {failures} times, at last: {reason}");
+                    return self.dead_letter(r, reason, DeadReason::Failures);
                 }
-                self.start(r, StoreOp::Idle { length, released: false });
+                self.start_swap(r, SwapOp::Idle { length, released: false });
             }
-            Command::Snooze(length) => self.start(r, StoreOp::Idle { length, released: false }),
+            Command::Snooze(length) => self.start_swap(r, SwapOp::Idle { length, released: false }),
             Command::Release => {
-                if self.broken(Fault::ReleaseCharged)
-                    && let Some(item) = self.items.get_mut(r)
-                    && let Some(own) = &mut item.own
-                {
-                    own.failures = own.failures.saturating_add(1);
+                if self.config.has_fault(Fault::ReleaseCharged) {
+                    self.count_failure(r, None);
                 }
-                self.start(r, StoreOp::Idle { length: std::time::Duration::ZERO, released: true });
+                self.start_swap(r, SwapOp::Idle { length: Duration::ZERO, released: true });
             }
             Command::Reject(reason) => {
-                if let Some(own) = &mut item.own {
-                    own.failures = own.failures.saturating_add(1);
-                    item.history = item.history.with(self.now.wall, own.attempt, &reason);
-                }
-                self.bury(r, reason, DeadReason::Rejected);
+                self.count_failure(r, Some(&reason));
+                self.dead_letter(r, reason, DeadReason::Rejected);
             }
-            Command::Extend(length) => self.start(r, StoreOp::Keep { length, renewal: false }),
+            Command::Extend(length) => self.start_swap(r, SwapOp::Extend { length }),
             Command::Abandoned => {}
         }
     }
 
-    /// The task is in the dead letters: a retry that was its last failure is told so.
-    pub(super) fn answer_dead(&mut self, r: Ref) {
-        let command = self.items.get(r).and_then(|i| i.command.as_ref()).map(|c| &c.command);
-        let retried = matches!(command, Some(Command::Retry(..)));
-        self.answer(r, if retried { Answer::DeadLettered } else { Answer::Ok });
+    /// The attempt has failed. Returns how many have.
+    fn count_failure(&mut self, r: Ref, reason: Option<&str>) -> Option<u32> {
+        let item = self.items.get_mut(r)?;
+        let own = &mut item.held_mut()?.lease;
+        own.failures = own.failures.saturating_add(1);
+        let (attempt, failures) = (own.attempt, own.failures);
+        if let Some(reason) = reason {
+            item.history = item.history.with(self.clock.wall(), attempt, reason);
+        }
+        Some(failures)
     }
 
-    /// Answers the command that is under way or waits, if there is one.
+    /// The task is in the dead letters: a retry that was its last failure is told so.
+    pub(super) fn answer_dead_lettered(&mut self, r: Ref) {
+        let command = self.items.get(r).and_then(|item| item.commands.current());
+        let is_retry = matches!(command, Some(Command::Retry(..)));
+        self.answer(r, if is_retry { Answer::DeadLettered } else { Answer::Ok });
+    }
+
+    /// Answers the command that is under way or waits, if there is one. Unless the job goes on, that is its end.
     pub(super) fn answer(&mut self, r: Ref, answer: Answer) {
         let Some(item) = self.items.get_mut(r) else { return };
-        let Some(asked) = item.command.take().or_else(|| item.next_command.take()) else { return };
-        let job = JobKey(r.to_bits());
+        let Some(answered) = item.commands.end_first() else { return };
+        let job = JobKey::from(r);
         if !matches!(answer, Answer::Extended(_)) {
-            item.holder = Holder::None;
-            if let Some(next) = item.next_command.take() {
+            if let Some(held) = item.held_mut() {
+                held.with_driver = false;
+            }
+            if let Some(next) = item.commands.end_next() {
                 let over = if matches!(answer, Answer::Ok | Answer::DeadLettered) {
                     Answer::Lost(LostReason::Over)
                 } else {
                     answer.clone()
                 };
-                self.notices.push_back(Notice::Answered(job, next.id, over));
+                self.notices.push(Notice::Answered(job, next.id, over));
             }
         }
-        self.notices.push_back(Notice::Answered(job, asked.id, answer));
+        self.notices.push(Notice::Answered(job, answered.id, answer));
     }
 
     /// Answers the command that is under way, and leaves the one behind it.
-    pub(super) fn answer_alone(&mut self, r: Ref, answer: Answer) {
-        if let Some(asked) = self.items.get_mut(r).and_then(|item| item.command.take()) {
-            self.notices.push_back(Notice::Answered(JobKey(r.to_bits()), asked.id, answer));
+    pub(super) fn answer_current(&mut self, r: Ref, answer: Answer) {
+        if let Some(answered) = self.items.get_mut(r).and_then(|item| item.commands.end_current()) {
+            self.notices.push(Notice::Answered(r.into(), answered.id, answer));
         }
     }
 
     /// The lease has ended and the command is not confirmed: its caller learns now what is known of it.
     pub(super) fn expire_command(&mut self, r: Ref) {
         let Some(item) = self.items.get_mut(r) else { return };
-        let begun = item.command.is_some();
-        let error = unconfirmed(item.last_error.as_ref(), begun || item.in_doubt);
+        let has_begun = item.commands.current().is_some();
+        let error = unconfirmed(item.last_error.as_ref(), has_begun || item.store.in_doubt);
         self.answer(r, Answer::Failed(error));
-        self.go_on(r);
+        self.advance(r);
     }
 }
 

@@ -1,96 +1,105 @@
 //! Copies and dead letters: what is appended, and what its acknowledgement allows.
 
 use super::{
-    Alarm, Answer, DeadReason, Fault, Machine, Notice, Now, OpId,
-    item::{AppendOp, Copy, Item, Place, Stage, StoreOp},
+    Alarm, Answer, DeadReason, Fault, Machine, Notice,
+    item::{AppendOp, Copy, Item, Raise, Stage, SwapOp},
     open, rule,
-    rule::Seen,
+    rule::ObservedLease,
     slab::Ref,
-    window::Slot,
 };
-use crate::{Effect, Error, LeaseState, NewRecord, Partition, Result, Retry, Wall, partitioner};
-use std::{cmp::Reverse, time::Duration};
+use crate::{Effect, Error, LeaseState, NewRecord, Partition, Record, Result, Retry, Wall, partitioner};
+use std::time::Duration;
 
 /// How long a copy that is due may wait for its acknowledgement before its record is considered again.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a refused append waits before it is tried again: until then a person may have mended it.
-const STUCK_PAUSE: Duration = Duration::from_secs(30);
+const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 
 impl Machine {
     /// The record rule says: copy it, to be considered again at `due`.
     pub(super) fn park(&mut self, r: Ref, due: Wall) {
         // The append may take long; the task's other items must not wait for it.
-        self.let_go(r);
+        self.release_key(r);
         let Some(item) = self.items.get_mut(r) else { return };
         item.stage = Stage::Closing;
-        let announce = matches!(item.seen, Seen::Missing);
-        if let Seen::Newer(version, _) = item.seen {
+        if let ObservedLease::Newer(version, _) = item.observed {
             let at = item.at.clone();
             self.alarm(Alarm::Newer { at, version });
         }
-        self.start_copy(r, due, announce);
+        self.start_first_copy(r, due, false);
     }
 
     /// A job that takes long must not hold back the commit.
     pub(super) fn park_held(&mut self, r: Ref) {
         let Some(item) = self.items.get(r) else { return };
         // An end that nobody waits for any more may still be on its way to the store.
-        let ending = matches!(
-            item.store,
-            Some(StoreOp::Done | StoreOp::Dead | StoreOp::Idle { .. } | StoreOp::GiveBack)
+        let is_ending = matches!(
+            item.store.swap(),
+            Some(SwapOp::Done | SwapOp::Dead | SwapOp::Idle { .. } | SwapOp::GiveBack)
         );
-        let parks = item.stage == Stage::Held
-            && !ending
-            && item.place.is_some()
+        let parks = item.is_held()
+            && !is_ending
+            && item.place().is_some()
             && item.append.is_none()
-            && item.command.is_none()
-            && item.no_park_before <= self.now.mono;
-        let Some(lease) = item.seen.lease().filter(|_| parks) else { return };
-        let mut due = rule::end(lease, self.now.wall, self.limits);
-        if self.broken(Fault::ParkWithoutSkew) {
+            && item.commands.current().is_none()
+            && item.copies.not_before <= self.clock.mono();
+        let Some(lease) = item.observed.lease().filter(|_| parks) else { return };
+        let mut due = rule::end(lease, self.clock.wall(), self.config.limits);
+        if self.config.has_fault(Fault::ParkWithoutSkew) {
             due = lease.deadline;
         }
-        self.start_copy(r, due, false);
+        self.start_copy(r, due);
     }
 
-    pub(super) fn start_copy(&mut self, r: Ref, due: Wall, announce: bool) {
-        self.start_copy_to(r, due, announce, false);
+    /// A copy of a task that has a lease.
+    pub(super) fn start_copy(&mut self, r: Ref, due: Wall) {
+        self.append_copy(r, due, false, false);
     }
 
-    pub(super) fn start_copy_to(&mut self, r: Ref, due: Wall, announce: bool, elsewhere: bool) {
+    /// A copy of a task that may have none yet: then the copy's acknowledgement gives it one. `elsewhere`: to a partition
+    /// of another process.
+    pub(super) fn start_first_copy(&mut self, r: Ref, due: Wall, elsewhere: bool) {
+        let announce = self.items.get(r).is_some_and(Item::has_no_lease);
+        self.append_copy(r, due, announce, elsewhere);
+    }
+
+    fn append_copy(&mut self, r: Ref, due: Wall, announce: bool, elsewhere: bool) {
         let Some(item) = self.items.get(r) else { return };
         let cover = item.next_cover();
-        let ahead = due.since(self.now.wall);
+        let ahead = due.since(self.clock.wall());
         // Under a live lease the copy waits for its end; if the lease is gone by then, its attempt has failed.
-        let lease = item.seen.lease().filter(|l| l.state == LeaseState::Live);
+        let lease = item.observed.lease().filter(|l| l.state == LeaseState::Live);
         let running = lease.is_some_and(|l| !l.prefetched);
         // The log gets some time to acknowledge it, also if it is due at once.
-        let patience = self.now.mono.plus(self.settings.lease.min(PATIENCE));
-        let turn = self.own_time(due).max(patience);
-        let copy = Copy { cover, due, ahead, lane_due: due, turn, announce, running, elsewhere };
+        let patience = self.clock.mono().plus(self.config.settings.lease.min(PATIENCE));
+        let give_up_at = self.clock.mono_at(due).max(patience);
+        let copy = Copy { cover, due, ahead, leaves: due, give_up_at, announce, running, elsewhere };
         self.start_append(r, AppendOp::Copy(copy));
-        if self.broken(Fault::FinishBeforeAck) {
+        if self.config.has_fault(Fault::FinishBeforeAck) {
             self.finish_record(r);
         }
-        if self.broken(Fault::RaiseBeforeAck)
+        if self.config.has_fault(Fault::RaiseBeforeAck)
             && let Some(item) = self.items.get_mut(r)
         {
-            item.raise = Some((cover, due));
-            self.go_on(r);
+            item.raise = Some(Raise { cover, due });
+            self.advance(r);
         }
     }
 
-    pub(super) fn bury(&mut self, r: Ref, reason: String, why: DeadReason) {
-        if let Some(item) = self.items.get_mut(r) {
-            item.stage = Stage::Burying;
+    /// The task of a held lease goes to the dead letters.
+    pub(super) fn dead_letter(&mut self, r: Ref, reason: String, why: DeadReason) {
+        if let Some(item) = self.items.get_mut(r)
+            && let Stage::Held(held) = item.stage
+        {
+            item.stage = Stage::DeadLettering(held);
         }
         self.start_append(r, AppendOp::DeadLetter { reason, why });
     }
 
     /// A record that only a later version can read waits elsewhere, for a lease's time.
-    pub(super) fn forward(&mut self, r: Ref) {
-        let due = self.now.wall.plus(self.settings.lease);
-        self.start_append(r, AppendOp::Forward { due, lane_due: due });
+    pub(super) fn forward(&mut self, r: Ref, record: Record) {
+        let due = self.clock.wall().plus(self.config.settings.lease);
+        self.start_append(r, AppendOp::Forward { record: Box::new(record), due, leaves: due });
     }
 
     pub(super) fn start_append(&mut self, r: Ref, op: AppendOp) {
@@ -101,57 +110,43 @@ impl Machine {
     }
 
     fn queue_append(&mut self, r: Ref) {
-        let elsewhere = self.items.get(r).and_then(|item| {
-            let copy = item.copy().filter(|copy| copy.elsewhere)?;
-            self.partition_elsewhere(Some((&item.content.id, copy.cover)))
-        });
-        let Some(item) = self.items.get_mut(r) else { return };
-        let id = &item.content.id;
-        let live = item.seen.lease().is_some_and(|l| l.state == LeaseState::Live);
-        let Some(append) = &mut item.append else { return };
-        let to = match (append, elsewhere) {
-            (AppendOp::Copy(_), Some(index)) => Partition::new(self.layout.wait.clone(), index),
-            (AppendOp::Copy(Copy { due, lane_due, .. }) | AppendOp::Forward { due, lane_due }, _) => {
-                let (index, leaves) = match live {
-                    true => self.ladder.place_park(self.now.wall, *due, id),
-                    false => self.ladder.place(self.now.wall, *due, id),
-                };
-                *lane_due = leaves;
-                Partition::new(self.layout.wait.clone(), index)
-            }
-            (AppendOp::DeadLetter { .. } | AppendOp::Whole { .. }, _) => {
-                let index = partitioner::for_key(id.as_str().as_bytes(), self.layout.dead_partitions);
-                Partition::new(self.layout.dead.clone(), index)
-            }
-        };
-        self.appends.push(to, r);
-    }
-
-    pub(super) fn new_record(&self, r: Ref) -> Option<NewRecord> {
-        let item = self.items.get(r)?;
-        Some(match item.append.as_ref()? {
-            AppendOp::Copy(copy) => open::copy(item, copy),
-            AppendOp::DeadLetter { reason, .. } => {
-                // A burial's own take was no hand-out.
-                let attempts = item.own.map_or(0, |o| o.attempt).saturating_sub(u32::from(!item.handed_out));
-                open::dead_letter(item, reason, attempts)
-            }
-            AppendOp::Whole { reason } => open::whole(item.whole.as_deref()?, reason, &item.at),
-            AppendOp::Forward { lane_due, .. } => {
-                open::forward(item.whole.as_deref()?, *lane_due, &item.content.origin)
-            }
-        })
-    }
-
-    /// The outcome of an append.
-    pub fn handle_appended(&mut self, now: Now, op: OpId, outcome: Result<i64>) {
-        self.hear(now);
-        let r = Ref::from_bits(op.0);
-        let refused = |e: &Error| e.effect() == Effect::NotApplied && e.retry() == Retry::No;
-        if let Some(line) = self.append_lines.remove(&op) {
-            let worked = outcome.as_ref().map_or_else(refused, |_| true);
-            self.appends.answered(line, now.mono, worked);
+        if let Some(to) = self.destination(r) {
+            self.appends.push(to, r);
         }
+    }
+
+    /// Where the item's append goes. A lane depends on what remains until it is due.
+    fn destination(&mut self, r: Ref) -> Option<Partition> {
+        let item = self.items.get(r)?;
+        let elsewhere = item.copy().filter(|copy| copy.elsewhere);
+        if let Some(index) =
+            elsewhere.and_then(|copy| self.partition_elsewhere(Some((&item.content.id, copy.cover))))
+        {
+            return Some(Partition::new(self.config.layout.wait.clone(), index));
+        }
+        let (layout, ladder, now) = (&self.config.layout, &self.config.ladder, self.clock.wall());
+        let item = self.items.get_mut(r)?;
+        let id = &item.content.id;
+        match item.append.as_mut()? {
+            AppendOp::Copy(Copy { due, leaves, .. }) | AppendOp::Forward { due, leaves, .. } => {
+                let is_live = item.observed.lease().is_some_and(|l| l.state == LeaseState::Live);
+                let (index, leaves_at) =
+                    if is_live { ladder.place_park(now, *due, id) } else { ladder.place(now, *due, id) };
+                *leaves = leaves_at;
+                Some(Partition::new(layout.wait.clone(), index))
+            }
+            AppendOp::DeadLetter { .. } | AppendOp::Unreadable { .. } => {
+                let index = partitioner::for_key(id.as_str().as_bytes(), layout.dead_partitions);
+                Some(Partition::new(layout.dead.clone(), index))
+            }
+        }
+    }
+
+    pub(super) fn append_ended(&mut self, r: Ref, outcome: Result<i64>) {
+        let is_refusal = |e: &Error| e.effect() == Effect::NotApplied && e.retry() == Retry::No;
+        // A partition that refuses a record is there.
+        let has_worked = outcome.as_ref().map_or_else(is_refusal, |_| true);
+        self.appends.answered(r, self.clock.mono(), has_worked);
         let Some(item) = self.items.get_mut(r) else { return };
         match outcome {
             Ok(_) => {
@@ -159,7 +154,7 @@ impl Machine {
                     self.appended(r, op);
                 }
             }
-            Err(error) if refused(&error) => self.append_refused(r, error),
+            Err(error) if is_refusal(&error) => self.append_refused(r, error),
             // An append of unknown effect is repeated with the same number.
             Err(error) => {
                 item.last_error = Some(error);
@@ -170,27 +165,13 @@ impl Machine {
 
     fn appended(&mut self, r: Ref, op: AppendOp) {
         match op {
-            AppendOp::Copy(Copy { cover, due, ahead, announce, .. }) => {
-                self.finish_record(r);
-                if let Some(item) = self.items.get_mut(r) {
-                    item.copies = item.copies.max(cover);
-                    if !announce {
-                        item.raise = Some((cover, due));
-                    }
-                }
-                if announce {
-                    let token = self.new_token();
-                    self.start(r, StoreOp::Announce { cover, due, length: ahead, token });
-                } else {
-                    self.go_on(r);
-                }
-            }
+            AppendOp::Copy(copy) => self.copied(r, copy),
             AppendOp::DeadLetter { why, .. } => {
-                self.notices.push_back(Notice::DeadLettered(why));
-                self.start(r, StoreOp::Dead);
+                self.notices.push(Notice::DeadLettered(why));
+                self.start_swap(r, SwapOp::Dead);
             }
-            AppendOp::Whole { reason } => {
-                self.notices.push_back(Notice::DeadLettered(DeadReason::Unreadable));
+            AppendOp::Unreadable { reason, .. } => {
+                self.notices.push(Notice::DeadLettered(DeadReason::Unreadable));
                 self.finish_record(r);
                 if let Some(item) = self.items.get(r) {
                     let at = item.at.clone();
@@ -205,97 +186,90 @@ impl Machine {
         }
     }
 
+    /// I1: the copy is durable.
+    fn copied(&mut self, r: Ref, copy: Copy) {
+        let Copy { cover, due, ahead: length, announce, .. } = copy;
+        self.finish_record(r);
+        let Some(item) = self.items.get_mut(r) else { return };
+        item.copies.highest = item.copies.highest.max(cover);
+        if announce {
+            let token = self.store.new_token();
+            self.start_swap(r, SwapOp::Announce { cover, due, length, token });
+        } else {
+            item.raise = Some(Raise { cover, due });
+            self.advance(r);
+        }
+    }
+
     /// The log takes the record at no time: too large, denied, no such topic. What it was for goes on without it.
     fn append_refused(&mut self, r: Ref, error: Error) {
-        let Some(item) = self.items.get_mut(r) else { return };
+        let Some(item) = self.items.get(r) else { return };
         let at = item.at.clone();
         self.alarm(Alarm::Stuck { at, error: error.clone() });
-        let forgotten = self.broken(Fault::RefusedCopyForgotten);
+        let now = self.clock.mono();
         let Some(item) = self.items.get_mut(r) else { return };
         match item.append.take() {
             None => {}
             Some(AppendOp::Copy(copy)) => {
-                let due = self.now.mono.plus(copy.due.since(self.now.wall).min(copy.ahead));
-                item.no_park_before = self.now.mono.plus(STUCK_PAUSE);
-                if forgotten {
+                item.copies.not_before = now.plus(REFUSED_PAUSE);
+                if self.config.has_fault(Fault::RefusedCopyForgotten) {
                     item.append = Some(AppendOp::Copy(copy));
                     return;
                 }
                 // A held job is looked after by the sweep.
-                if item.stage == Stage::Held { self.go_on(r) } else { self.reconsider_at(r, due) }
+                if item.is_held() {
+                    return self.advance(r);
+                }
+                let due = now.plus(copy.due.since(self.clock.wall()).min(copy.ahead));
+                self.reconsider_at(r, due);
             }
             Some(AppendOp::DeadLetter { .. }) => {
-                if self.broken(Fault::DeadLetterUnchecked) {
-                    return self.start(r, StoreOp::Dead);
+                if self.config.has_fault(Fault::DeadLetterUnchecked) {
+                    return self.start_swap(r, SwapOp::Dead);
                 }
                 // It is not finished in any other way: it comes back after a lease.
                 self.answer(r, Answer::Failed(error));
-                let length = self.settings.lease;
-                self.start(r, StoreOp::Idle { length, released: false });
+                let length = self.config.settings.lease;
+                self.start_swap(r, SwapOp::Idle { length, released: false });
             }
-            Some(whole @ (AppendOp::Whole { .. } | AppendOp::Forward { .. })) => {
+            Some(whole @ (AppendOp::Unreadable { .. } | AppendOp::Forward { .. })) => {
                 item.append = Some(whole);
-                self.later.push(Reverse((self.now.mono.plus(STUCK_PAUSE), r)));
+                self.appends.retry(r, now.plus(REFUSED_PAUSE));
             }
         }
     }
 
-    pub(super) fn requeue_later(&mut self) {
-        while let Some(Reverse((when, r))) = self.later.peek().copied()
-            && when <= self.now.mono
-        {
-            self.later.pop();
+    /// What the log refused is tried again.
+    pub(super) fn retry_appends(&mut self) {
+        while let Some(r) = self.appends.pop_retry(self.clock.mono()) {
             self.queue_append(r);
         }
     }
 
-    /// Tells the lease of a durable copy, if that is of use.
-    pub(super) fn raise(&mut self, r: Ref, cover: u32, due: Wall) {
-        if self.may_raise(r, cover, due) {
-            self.start(r, StoreOp::Raise { cover });
-        } else {
-            self.go_on(r);
-        }
-    }
-
     /// Only for a copy that comes to its turn no later than the lease ends: a later one must not displace an earlier.
-    pub(super) fn may_raise(&self, r: Ref, cover: u32, due: Wall) -> bool {
-        let lease = self.items.get(r).and_then(|i| i.seen.lease());
+    pub(super) fn may_raise(&self, r: Ref, raise: Raise) -> bool {
+        let lease = self.items.get(r).and_then(|item| item.observed.lease());
         lease.is_some_and(|l| {
+            let now = self.clock.wall();
             // One whose turn has come displaces nothing either.
-            let in_time = due <= rule::end(l, self.now.wall, self.limits).max(self.now.wall);
-            !l.state.is_terminal() && l.cover < cover && (in_time || self.broken(Fault::RaiseForLater))
+            let in_time = raise.due <= rule::end(l, now, self.config.limits).max(now);
+            let in_time = in_time || self.config.has_fault(Fault::RaiseForLater);
+            !l.state.is_terminal() && l.cover < raise.cover && in_time
         })
     }
+}
 
-    /// Keeps the flow within its limits, copies what takes too long, and makes room at the head of a window that is read no
-    /// further.
-    pub(super) fn tend_window(&mut self, w: Ref) {
-        self.steer(w);
-        let Some(window) = self.windows.get(w).filter(|w| w.release_by.is_none()) else { return };
-        let blocked = window.paused && window.is_blocked_by_head();
-        let mut late = Vec::new();
-        let mut hop = None;
-        for (seq, slot) in window.unfinished() {
-            let in_the_way = blocked && late.is_empty();
-            match slot {
-                Slot::Open(r) if in_the_way || self.items.get(*r).is_some_and(|i| self.is_late(i)) => {
-                    late.push(*r);
-                }
-                Slot::Queued(_) if in_the_way && window.is_wait => {
-                    hop = Some(Place { window: w, seq });
-                    break;
-                }
-                _ => break,
-            }
+/// What is appended for an item.
+pub(super) fn record_of(item: &Item) -> Option<NewRecord> {
+    Some(match item.append.as_ref()? {
+        AppendOp::Copy(copy) => open::copy(item, copy),
+        AppendOp::DeadLetter { reason, .. } => {
+            // A take that was only for the dead letters was no hand-out.
+            let attempts =
+                item.own().map_or(0, |own| own.attempt).saturating_sub(u32::from(!item.handed_out));
+            open::dead_letter(item, reason, attempts)
         }
-        late.into_iter().for_each(|r| self.park_held(r));
-        if let Some(place) = hop {
-            self.begin_turn(place, None);
-        }
-    }
-
-    pub(super) fn is_late(&self, item: &Item) -> bool {
-        item.turn.plus(self.settings.park_after) <= self.now.mono
-    }
+        AppendOp::Unreadable { record, reason } => open::whole(record, reason, &item.at),
+        AppendOp::Forward { record, leaves, .. } => open::forward(record, *leaves, &item.content.origin),
+    })
 }

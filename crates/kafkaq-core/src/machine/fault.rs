@@ -1,13 +1,13 @@
-//! Deliberate bugs, each a rule taken out, for the simulation to find.
+//! Deliberate bugs, each of which removes one rule, for the simulation to find.
 
-/// A rule that is taken out of the machine.
+/// A rule that is removed from the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Fault {
-    /// A record counts as finished as soon as its job was handed out.
+    /// A record is finished as soon as its lease is taken.
     CommitBeforeCover,
-    /// A missing lease is taken for done.
+    /// A missing lease counts as done.
     MissingIsDone,
-    /// `done` overwrites whatever token it finds.
+    /// `done` overwrites a lease with any token.
     DoneWithoutToken,
     /// A record is finished when its copy is sent, not when the log has acknowledged it.
     FinishBeforeAck,
@@ -15,66 +15,66 @@ pub enum Fault {
     RetryFinishesAtSwap,
     /// The lease's cover number is raised before the copy is durable.
     RaiseBeforeAck,
-    /// A swap of unknown effect is taken for applied.
+    /// A swap of unknown effect counts as applied.
     UnknownIsApplied,
-    /// The commit is one record too far.
+    /// Commits are one record too far.
     PrefixOffByOne,
-    /// A lost lease finishes the record (hole 1).
+    /// A lost lease finishes the record.
     ConflictFinishes,
-    /// Later attempts are taken for the prefetch (hole 3).
+    /// Redeliveries are prefetched.
     LateAttemptPrefetched,
-    /// A copy is due at the deadline itself, without the clock skew (hole 4).
+    /// A copy is due at the lease's deadline, without the clock skew.
     ParkWithoutSkew,
-    /// The cover number is raised for a copy that comes later than the lease ends (hole 7).
+    /// The cover number is raised for a copy that is due after the end of the lease.
     RaiseForLater,
-    /// Cover numbers are not looked at (hole 6).
+    /// Cover numbers are ignored.
     CoverIgnored,
-    /// A deadline is believed however far ahead it lies (hole 12).
+    /// A deadline is trusted however far ahead it is.
     DeadlineBelieved,
-    /// Nobody wakes the machine when a record's time in its lane has passed.
+    /// No timeout is set for a record that leaves its lane.
     LostWakeup,
-    /// A terminal lease does not stop another execution.
+    /// A done task is executed again.
     TerminalIgnored,
-    /// What is given back has used up its attempt.
+    /// Giving a job back uses up its attempt.
     GiveBackCounts,
-    /// A revoked partition's jobs stay in the hand-out queue.
+    /// Ready jobs of a revoked partition are not recalled.
     NoRecall,
-    /// A failed dead letter finishes the task all the same.
+    /// A refused dead letter finishes the task all the same.
     DeadLetterUnchecked,
-    /// The attempts that the record knows are forgotten, so a wiped store starts them anew.
+    /// The record's count of attempts is ignored, so that a wiped store restarts it.
     AttemptsForgotten,
-    /// A record whose copy the log refuses is not looked at again.
+    /// A record whose copy the log refuses is not considered again.
     RefusedCopyForgotten,
-    /// A command waits for its append, also beyond the end of the lease.
+    /// A command waits for its append, even beyond the end of the lease.
     CommandNeverExpires,
-    /// A record that only a later version can read stays where it is.
+    /// A record that only a later version can read is not forwarded.
     NewerStays,
-    /// A record below what was read is taken for a repeat, whatever it is.
+    /// Any record at an offset that was read before counts as a repeat.
     OtherLogIgnored,
-    /// A lease that ran out is no failure.
+    /// An expired lease doesn't count as a failure.
     RunOutUncounted,
-    /// Only the last try of a swap tells whether it took effect.
+    /// Only the last try of a swap decides whether it may have taken effect.
     DoubtForgotten,
-    /// A lease that is found lost while the cover number is raised is taken for the own.
+    /// The loss of a lease is ignored when raising its cover number finds it.
     LossAtRaiseIgnored,
-    /// `done` gives way to a lower attempt, which a store that went back in time remembers.
+    /// `done` doesn't overwrite a lower attempt of a store that was rolled back.
     DoneOverLowerRefused,
-    /// First attempts may keep all callers from redeliveries.
+    /// First attempts may starve redeliveries.
     NoFairShare,
-    /// Nobody looks at due times again after the clock was set back.
+    /// Due times are not limited when the clock was set back.
     ClockBackIgnored,
-    /// A due time in a lane is believed however far ahead it lies.
+    /// A due time in a lane is trusted however far ahead it is.
     DueBelieved,
-    /// What nobody here asks for is kept.
+    /// Unclaimed tasks are not handed over.
     NothingHandedOver,
-    /// A task that its holder gives back has failed once more.
+    /// A release counts as a failure.
     ReleaseCharged,
-    /// A take that came to nothing still counts against those that may be under way.
+    /// A take that failed still counts as under way.
     TakeNeverEnds,
 }
 
 impl Fault {
-    /// All of them.
+    /// All faults.
     pub const ALL: &[Fault] = &[
         Fault::CommitBeforeCover,
         Fault::MissingIsDone,

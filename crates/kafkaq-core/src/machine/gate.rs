@@ -1,4 +1,4 @@
-//! A gate before a server that fails: closed for a while after each failure, longer each time.
+//! Backoff for a failing server: the gate is closed after each failure, each time for longer.
 
 use super::Mono;
 use std::time::Duration;
@@ -13,7 +13,7 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    /// Answers that were under way together count as one failure.
+    /// Failures that were under way together count as one.
     pub(super) fn failed(&mut self, now: Mono) {
         if now >= self.closed_until {
             self.pause = (self.pause * 2).clamp(FIRST, LONGEST);
@@ -25,7 +25,7 @@ impl Gate {
         self.pause = Duration::ZERO;
     }
 
-    /// The last answer was a failure.
+    /// Whether the last call failed.
     pub(super) fn is_failing(&self) -> bool {
         !self.pause.is_zero()
     }
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_up_to_a_second_and_start_anew() {
+    fn pause_doubles_up_to_a_second_and_resets_on_success() {
         let mut gate = Gate::default();
         let mut now = Mono(0);
         let mut pauses = vec![];

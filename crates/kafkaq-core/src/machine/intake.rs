@@ -1,208 +1,187 @@
 //! Intake: which record comes to its turn, and what the record rule makes of it.
 
 use super::{
-    Alarm, Content, Fault, Machine, Now, OpId,
-    item::{AppendOp, Place, Sent, Stage, StoreOp},
+    Alarm, Content, Fault, Machine, News,
+    item::{AppendOp, Copies, Item, Place, Purpose, Stage, SwapOp},
+    items::NewItem,
     open::{self, Opened},
-    rule::{self, Seen, Take, Verdict},
+    rule::{self, Meta, ObservedLease, Take, Verdict},
     slab::Ref,
+    window::Slot,
 };
-use crate::{History, Position, Record, Result, Wall};
-use bytes::Bytes;
-use std::{cmp::Reverse, sync::Arc};
+use crate::{History, LeaseState, Position, Wall};
+use std::sync::Arc;
 
-/// Looks under way at once.
-const MOST_LOOKS: usize = 1024;
-/// Redeliveries that wait for a caller or are looked at.
-pub(super) const MOST_ON_DEMAND: usize = 4096;
-/// First attempts that may be taken for each redelivery while redeliveries wait.
-const FIRST_PER_REDELIVERY: usize = 3;
-
-/// Whether a take is ahead of demand.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Prefetched(bool);
+/// Reads of leases that are under way at once.
+const MAX_READS: usize = 1024;
+/// Redeliveries that wait for a caller, or whose leases are being read.
+pub(super) const MAX_ON_DEMAND: usize = 4096;
 
 impl Machine {
-    /// Everything that inputs have made possible. Runs once before outputs are polled, however many inputs came.
-    pub(super) fn work(&mut self) {
-        if !std::mem::take(&mut self.dirty) {
+    /// Does everything that inputs have made possible: once before outputs are polled, however many inputs came.
+    pub(super) fn process_inputs(&mut self) {
+        if std::mem::replace(&mut self.news, News::Nothing) == News::Nothing {
             return;
         }
-        self.requeue_later();
+        self.retry_appends();
         self.sweep();
-        for i in 0..self.order.len() {
-            if let Some(w) = self.order.get(i).copied() {
+        for i in 0..self.windows.len() {
+            if let Some(w) = self.windows.nth(i) {
                 self.tend_window(w);
             }
         }
-        if !self.shutting {
-            self.lanes();
-            self.takes();
+        if !self.shutting_down {
+            self.leave_lanes();
+            self.start_takes();
         }
+    }
+
+    /// Keeps the flow within its limits, copies what takes too long, and makes room at the head of a window that is read
+    /// no further.
+    fn tend_window(&mut self, w: Ref) {
+        self.windows.control_flow(w, &self.config, self.clock.wall());
+        let Some(window) = self.windows.get(w).filter(|window| !window.is_revoked()) else { return };
+        let is_blocked = window.is_blocked_by_head();
+        let mut late = Vec::new();
+        let mut hop = None;
+        for (seq, slot) in window.unfinished() {
+            let in_the_way = is_blocked && late.is_empty();
+            match slot {
+                Slot::Open(r) if in_the_way || self.items.get(*r).is_some_and(|item| self.is_late(item)) => {
+                    late.push(*r);
+                }
+                Slot::Queued(_) if in_the_way && window.is_lane() => {
+                    hop = Some(Place { window: w, seq });
+                    break;
+                }
+                _ => break,
+            }
+        }
+        late.into_iter().for_each(|r| self.park_held(r));
+        if let Some(place) = hop {
+            self.open_record(place, None);
+        }
+    }
+
+    /// Its record would hold back the commit for too long.
+    pub(super) fn is_late(&self, item: &Item) -> bool {
+        item.since.plus(self.config.settings.park_after) <= self.clock.mono()
     }
 
     /// Records of the wait topic whose time in their lane has passed. Those that wait for a caller are bounded, since they
     /// take more memory than records that wait for their time. Everything else in the lanes comes later than they, so it
     /// waits with them.
-    fn lanes(&mut self) {
-        while self.looking < MOST_LOOKS
-            && self.looking + self.on_demand.len() < MOST_ON_DEMAND
-            && let Some(Reverse((lane_due, place))) = self.due.peek().copied()
-            && lane_due <= self.now.wall
+    fn leave_lanes(&mut self) {
+        while self.store.reads_begun() < MAX_READS
+            && self.store.reads_begun() + self.dispatch.waiting_on_demand() < MAX_ON_DEMAND
+            && let Some(place) = self.lanes.pop(self.clock.wall())
         {
-            self.due.pop();
-            self.begin_turn(place, None);
+            self.open_record(place, None);
         }
     }
 
     /// Leases for those who wait, and a bounded number ahead of them.
-    fn takes(&mut self) {
-        let ahead = if self.is_deserted() { 0 } else { self.settings.prefetch };
+    fn start_takes(&mut self) {
+        let prefetch = self.config.settings.prefetch;
+        let ahead = if self.has_no_callers() { 0 } else { prefetch };
         loop {
-            let served = self.ready + self.ready_out.len() + self.taking;
-            if served < self.demand
-                && let Some(r) = self.on_demand.pop_front()
-            {
-                self.take_on_demand(r);
-                self.credit = (self.credit + FIRST_PER_REDELIVERY)
-                    .min((2 * self.settings.prefetch).max(FIRST_PER_REDELIVERY));
+            let takes = self.store.takes_begun();
+            let for_caller = self.dispatch.missing(takes) > 0;
+            if for_caller && let Some(r) = self.dispatch.redeliver(prefetch) {
+                if let Some(Stage::OnDemand(take)) = self.items.get(r).map(|item| item.stage) {
+                    self.take_for_job(r, take, Purpose::Caller);
+                }
                 continue;
             }
-            if served >= self.demand + ahead || self.looking >= MOST_LOOKS {
+            if !self.dispatch.wants_more(takes, ahead)
+                || self.store.reads_begun() >= MAX_READS
+                || !self.dispatch.spend_credit(self.config.has_fault(Fault::NoFairShare))
+            {
                 return;
             }
-            let prefetched = served >= self.demand;
-            // Redeliveries wait for a caller; first attempts that go on for ever would keep every caller from them.
-            if !self.on_demand.is_empty() {
-                if self.credit == 0 && !self.broken(Fault::NoFairShare) {
-                    return;
-                }
-                self.credit = self.credit.saturating_sub(1);
-            }
-            match self.next_queued() {
-                Some(place) => self.begin_turn(place, Some(Prefetched(prefetched))),
+            let purpose = if for_caller { Purpose::Caller } else { Purpose::Prefetch };
+            match self.windows.next_queued() {
+                Some(place) => self.open_record(place, Some(purpose)),
                 None => return,
             }
         }
     }
 
-    /// The next record of the task topic, one partition after the other.
-    pub(super) fn next_queued(&mut self) -> Option<Place> {
-        for _ in 0..self.order.len() {
-            self.turn_of = (self.turn_of + 1) % self.order.len();
-            let w = self.order[self.turn_of];
-            if let Some(window) = self.windows.get_mut(w)
-                && !window.is_wait
-                && window.release_by.is_none()
-                && let Some(seq) = window.next_queued()
-            {
-                return Some(Place { window: w, seq });
-            }
-        }
-        None
-    }
-
-    /// A record comes to its turn. `take`: its first attempt may be taken at once, without a look at the lease.
-    pub(super) fn begin_turn(&mut self, place: Place, take: Option<Prefetched>) {
+    /// A record comes to its turn. With a purpose, its first attempt may be taken at once, without reading the lease.
+    pub(super) fn open_record(&mut self, place: Place, take: Option<Purpose>) {
         let Some(window) = self.windows.get_mut(place.window) else { return };
         let Some(record) = window.take_queued(place.seq) else { return };
-        let from = window.assignment.partition.clone();
-        let at = crate::Position { partition: from.clone(), offset: record.offset };
-        match open::open(&self.layout, &from, record) {
-            Opened::Newer(record, version, first) => {
+        let partition = window.assignment.partition.clone();
+        let at = Position { partition, offset: record.offset };
+        match open::open(&self.config.layout, &at, record) {
+            Opened::Newer(record, version, origin) => {
                 self.alarm(Alarm::Newer { at: at.clone(), version });
-                if self.broken(Fault::NewerStays) {
+                if self.config.has_fault(Fault::NewerStays) {
                     return;
                 }
-                let r = self.whole_item(record, first, place, at);
-                self.forward(r);
+                let content = Content { origin, ..open::unreadable(&at, &record) };
+                let r = self.insert_opaque(content, place, at);
+                self.forward(r, record);
             }
             Opened::Unreadable(record, reason) => {
-                let r = self.whole_item(record, at.clone(), place, at);
-                self.start_append(r, AppendOp::Whole { reason });
+                let content = open::unreadable(&at, &record);
+                let r = self.insert_opaque(content, place, at);
+                self.start_append(r, AppendOp::Unreadable { record: Box::new(record), reason });
             }
             Opened::Task(content, mut meta, history) => {
-                if self.broken(Fault::AttemptsForgotten) {
+                if self.config.has_fault(Fault::AttemptsForgotten) {
                     meta.attempt = 0;
                 }
-                let r = self.new_item(Arc::new(content), meta, history, place, at);
+                let (content, copies) = (Arc::new(content), Copies::default());
+                let r = self.insert_item(NewItem { content, meta, history, place, at, copies });
                 match take {
-                    Some(Prefetched(prefetched)) if meta == rule::Meta::NONE => {
+                    Some(purpose) if meta == Meta::NONE => {
                         let first = Take { attempt: 1, failures: 0, ran_out: false };
-                        self.start_take(r, first, prefetched);
+                        self.take_for_job(r, first, purpose);
                     }
-                    _ => self.start(r, StoreOp::Look),
+                    _ => self.start_read(r),
                 }
             }
         }
     }
 
     /// An item for a record that this process can't read, to be passed on as it is.
-    fn whole_item(&mut self, record: Record, origin: Position, place: Place, at: Position) -> Ref {
-        let content = Content { origin, ..open::unreadable(&at, &record) };
-        let r = self.new_item(Arc::new(content), rule::Meta::NONE, History::new(), place, at);
+    fn insert_opaque(&mut self, content: Content, place: Place, at: Position) -> Ref {
+        let (content, meta, history, copies) =
+            (Arc::new(content), Meta::NONE, History::new(), Copies::default());
+        let r = self.insert_item(NewItem { content, meta, history, place, at, copies });
         if let Some(item) = self.items.get_mut(r) {
-            item.whole = Some(Box::new(record));
             item.stage = Stage::Closing;
         }
         r
     }
 
-    fn take_on_demand(&mut self, r: Ref) {
-        if let Some(Stage::OnDemand(take)) = self.items.get(r).map(|i| i.stage) {
-            self.start_take(r, take, false);
-        }
+    /// Its job will be ready, so it counts as supply from here on.
+    fn take_for_job(&mut self, r: Ref, take: Take, purpose: Purpose) {
+        self.begin_take(r);
+        self.take(r, take, purpose);
     }
 
-    fn start_take(&mut self, r: Ref, take: Take, prefetched: bool) {
-        self.begin_taking(r);
-        self.take(r, take, prefetched, false);
-    }
-
-    fn take(&mut self, r: Ref, take: Take, prefetched: bool, bury: bool) {
-        let token = self.new_token();
-        let now = self.now.wall;
+    fn take(&mut self, r: Ref, take: Take, purpose: Purpose) {
+        let token = self.store.new_token();
+        let now = self.clock.wall();
         if let Some(item) = self.items.get_mut(r) {
             item.stage = Stage::Considered;
             if take.ran_out {
                 item.history = item.history.with(now, take.attempt - 1, History::LEASE_RAN_OUT);
             }
         }
-        self.start(r, StoreOp::Take { take, token, prefetched, bury });
+        self.start_swap(r, SwapOp::Take { take, token, purpose });
     }
 
-    /// The outcome of a get.
-    pub fn handle_got(&mut self, now: Now, op: OpId, outcome: Result<Option<Bytes>>) {
-        self.hear(now);
-        let r = Ref::from_bits(op.0);
-        let Some(item) = self.items.get_mut(r) else { return };
-        if !matches!(item.sent, Some(Sent::Look)) {
-            return;
-        }
-        item.sent = None;
-        match outcome {
-            Err(error) => {
-                self.store_failed(r, error);
-                if self.is_ours(r) { self.queue(r) } else { self.remove(r) }
-            }
-            Ok(value) => {
-                item.store = None;
-                item.see(Seen::of(value));
-                self.looking -= 1;
-                self.store_gate.worked();
-                self.decide(r);
-            }
-        }
-    }
-
-    /// The record rule, over the lease as it was just seen.
-    pub(super) fn decide(&mut self, r: Ref) {
+    /// The record rule, over the lease as it was just observed.
+    pub(super) fn apply_rule(&mut self, r: Ref) {
         let Some(item) = self.items.get(r) else { return };
-        let mut verdict = rule::consider(item.meta, &item.seen, self.now.wall, self.limits);
+        let mut verdict = rule::consider(item.meta, &item.observed, self.clock.wall(), self.config.limits);
         verdict = self.break_verdict(r, verdict);
         if verdict == Verdict::Finish {
             self.finish_record(r);
-            self.let_go(r);
+            self.release_key(r);
             return self.close(r);
         }
         if !self.is_ours(r) {
@@ -210,51 +189,53 @@ impl Machine {
         }
         match verdict {
             Verdict::Finish => {}
-            Verdict::Reset => self.start(r, StoreOp::Reset),
+            Verdict::Reset => self.start_swap(r, SwapOp::Reset),
             Verdict::Park { due } => self.park(r, due),
             Verdict::Take(take) => {
-                self.let_go(r);
-                if take.attempt > 1 && self.broken(Fault::LateAttemptPrefetched) {
-                    return self.start_take(r, take, false);
+                self.release_key(r);
+                if take.attempt > 1 && self.config.has_fault(Fault::LateAttemptPrefetched) {
+                    return self.take_for_job(r, take, Purpose::Caller);
                 }
                 if let Some(item) = self.items.get_mut(r) {
                     item.stage = Stage::OnDemand(take);
                 }
-                self.on_demand.push_back(r);
+                self.dispatch.push_on_demand(r);
             }
-            Verdict::DeadLetter(take) => self.take(r, take, false, true),
+            Verdict::DeadLetter(take) => self.take(r, take, Purpose::DeadLetter),
         }
     }
 
+    /// What the rule says if a row of it is taken out.
     fn break_verdict(&self, r: Ref, mut verdict: Verdict) -> Verdict {
         let Some(item) = self.items.get(r) else { return verdict };
-        if self.broken(Fault::RunOutUncounted)
+        let broken = |fault| self.config.has_fault(fault);
+        if broken(Fault::RunOutUncounted)
             && let Verdict::Take(take) | Verdict::DeadLetter(take) = &mut verdict
             && std::mem::take(&mut take.ran_out)
         {
             take.failures -= 1;
         }
-        let lease = item.seen.lease().cloned();
-        let consider = |seen| rule::consider(item.meta, &seen, self.now.wall, self.limits);
+        let lease = item.observed.lease().cloned();
+        let consider = |observed| rule::consider(item.meta, &observed, self.clock.wall(), self.config.limits);
         match (verdict, lease) {
-            (Verdict::Take(_), None) if self.broken(Fault::MissingIsDone) => Verdict::Finish,
+            (Verdict::Take(_), None) if broken(Fault::MissingIsDone) => Verdict::Finish,
             (Verdict::Finish, Some(mut lease)) if lease.state.is_terminal() => {
-                if self.broken(Fault::TerminalIgnored) && lease.state == crate::LeaseState::Done {
-                    lease.state = crate::LeaseState::Idle;
-                    return consider(Seen::Lease(lease));
+                if broken(Fault::TerminalIgnored) && lease.state == LeaseState::Done {
+                    lease.state = LeaseState::Idle;
+                    return consider(ObservedLease::Lease(lease));
                 }
                 verdict
             }
-            (Verdict::Finish, Some(mut lease)) if self.broken(Fault::CoverIgnored) => {
+            (Verdict::Finish, Some(mut lease)) if broken(Fault::CoverIgnored) => {
                 lease.cover = 0;
-                consider(Seen::Lease(lease))
+                consider(ObservedLease::Lease(lease))
             }
-            (Verdict::Reset, Some(mut lease)) if self.broken(Fault::DeadlineBelieved) => {
+            (Verdict::Reset, Some(mut lease)) if broken(Fault::DeadlineBelieved) => {
                 lease.length = lease.deadline.since(Wall(0));
-                consider(Seen::Lease(lease))
+                consider(ObservedLease::Lease(lease))
             }
             (Verdict::Park { .. }, Some(lease))
-                if self.broken(Fault::ParkWithoutSkew) && item.meta.due <= self.now.wall =>
+                if broken(Fault::ParkWithoutSkew) && item.meta.due <= self.clock.wall() =>
             {
                 Verdict::Park { due: lease.deadline }
             }

@@ -1,13 +1,13 @@
 //! An item: one record under consideration, or one job, and the operations that are under way for it.
 
 use super::{
-    CommandId, Content, DeadReason, Mono,
-    rule::{Meta, Seen, Take},
+    Command, CommandId, Content, DeadReason, Mono,
+    rule::{Meta, ObservedLease, Take},
     slab::Ref,
     window::Seq,
 };
-use crate::{Error, History, Key, Lease, LeaseToken, Position, TaskId, Wall};
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use crate::{Error, History, Key, Lease, LeaseToken, Position, Record, Wall};
+use std::{sync::Arc, time::Duration};
 
 /// A record's place in a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,14 +16,117 @@ pub(super) struct Place {
     pub(super) seq: Seq,
 }
 
-/// What is done in the store for an item; one at a time, and one at a time for its key.
-#[derive(Clone, Debug)]
-pub(super) enum StoreOp {
+#[derive(Debug)]
+pub(super) struct Item {
+    pub(super) content: Arc<Content>,
+    pub(super) key: Key,
+    /// The entry of its task, which it shares with the task's other items.
+    pub(super) task: Ref,
+    pub(super) meta: Meta,
+    /// Where the record lies, for operators.
+    pub(super) at: Position,
+    /// When the record came to its turn.
+    pub(super) since: Mono,
+    pub(super) record: RecordState,
+    pub(super) stage: Stage,
+    /// The lease as last read or written.
+    pub(super) observed: ObservedLease,
+    /// The last failures, as the record and the observed leases know of them.
+    pub(super) history: History,
+    /// The job has been handed out, so its attempt is not taken back.
+    pub(super) handed_out: bool,
+    pub(super) store: StoreState,
+    pub(super) append: Option<AppendOp>,
+    /// Why the last try of an operation or of an append failed.
+    pub(super) last_error: Option<Error>,
+    pub(super) copies: Copies,
+    /// Waits until the item's other operation is over.
+    pub(super) raise: Option<Raise>,
+    pub(super) commands: Commands,
+}
+
+/// What became of the item's record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RecordState {
+    /// In this window, and not finished.
+    Here(Place),
+    Finished,
+    /// Not finished, and no longer the item's: its partition was taken away, or another item considers it.
+    Elsewhere,
+}
+
+/// Where an item stands.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Stage {
+    /// The record rule is being applied.
+    Considered,
+    /// It is taken as soon as somebody waits for a job.
+    OnDemand(Take),
+    /// Its lease is ours: the job is ready or handed out.
+    Held(Held),
+    /// Its lease is ours, and its task on its way to the dead letters.
+    DeadLettering(Held),
+    /// What is left is an append, or the swap that tells the lease of it.
+    Closing,
+    /// The log has refused its copy, so it is considered again here.
+    Waiting { until: Mono },
+}
+
+/// A lease that this process has won, and who has its job.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Held {
+    pub(super) lease: OwnLease,
+    /// It was given to the driver: somebody may have it and send commands.
+    pub(super) with_driver: bool,
+    /// It came back untaken while an operation was under way, and is renewed or given back after that.
+    pub(super) came_back: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OwnLease {
+    pub(super) token: LeaseToken,
+    pub(super) attempt: u32,
+    pub(super) failures: u32,
+    /// Until when it holds, whatever the store remembers of it.
+    pub(super) until: Wall,
+    /// The same by the monotonic clock, which nobody sets.
+    pub(super) ends: Mono,
+}
+
+// ---- operations in the store
+
+/// The item's operation on the lease: one at a time, and one at a time for its task.
+#[derive(Debug, Default)]
+pub(super) struct StoreState {
+    pub(super) operation: Option<Operation>,
+    /// Counted among the takes that are under way.
+    pub(super) is_counted: bool,
+    /// An earlier try of the last operation may have taken effect.
+    pub(super) in_doubt: bool,
+}
+
+#[derive(Debug)]
+pub(super) enum Operation {
     /// Read the lease.
-    Look,
-    /// Swap to live under a new token. `bury`: only to take it to the dead letters.
-    Take { take: Take, token: LeaseToken, prefetched: bool, bury: bool },
-    /// Bring a deadline back that a wrong clock has set.
+    Read(Phase<()>),
+    /// Replace it; what was sent is what the store then holds.
+    Swap(SwapOp, Phase<Lease>),
+}
+
+#[derive(Debug)]
+pub(super) enum Phase<T> {
+    /// Another item of the task has an operation under way.
+    WaitsForKey,
+    /// To be sent.
+    Queued,
+    Sent(T),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum SwapOp {
+    /// To live, under a new token.
+    Take { take: Take, token: LeaseToken, purpose: Purpose },
+    /// Bring back a deadline that a wrong clock has set.
     Reset,
     /// Tell the lease of a durable copy.
     Raise { cover: u32 },
@@ -31,27 +134,42 @@ pub(super) enum StoreOp {
     Announce { cover: u32, due: Wall, length: Duration, token: LeaseToken },
     /// Own lease to done.
     Done,
-    /// Own lease to idle for this long. `released`: the record itself goes on, if it still is here.
+    /// Own lease to idle for this long. `released`: the record itself is considered again, if it still is here.
     Idle { length: Duration, released: bool },
     /// Own lease to dead; the dead letter is durable.
     Dead,
-    /// Own lease to a later deadline: the holder's wish, or a renewal before hand-out.
-    Keep { length: Duration, renewal: bool },
+    /// Own lease to a later deadline, because its holder wants that.
+    Extend { length: Duration },
+    /// Own lease to a later deadline, since nobody has taken the job yet.
+    Renew { length: Duration },
     /// Own lease to idle at once, with the attempt taken back: nobody has had the job.
     GiveBack,
 }
 
+/// What a lease is taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A caller waits.
+    Caller,
+    /// Ahead of callers.
+    Prefetch,
+    /// Nobody runs it any more.
+    DeadLetter,
+}
+
+// ---- appends
+
 /// What is appended for an item, one at a time.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) enum AppendOp {
     /// A copy for the wait topic.
     Copy(Copy),
     /// The task, for the dead-letter topic.
     DeadLetter { reason: String, why: DeadReason },
     /// A record that can't be read, whole, for the dead-letter topic.
-    Whole { reason: String },
+    Unreadable { record: Box<Record>, reason: String },
     /// A record that only a later version can read, whole, for the wait topic: it must not hold back those behind it.
-    Forward { due: Wall, lane_due: Wall },
+    Forward { record: Box<Record>, due: Wall, leaves: Wall },
 }
 
 /// A copy of a record.
@@ -61,9 +179,10 @@ pub(super) struct Copy {
     pub(super) due: Wall,
     /// How far ahead it was due when that was decided.
     pub(super) ahead: Duration,
-    pub(super) lane_due: Wall,
-    /// When its record is considered again if it is not acknowledged, by this process's own time.
-    pub(super) turn: Mono,
+    /// When it leaves its lane.
+    pub(super) leaves: Wall,
+    /// When its record is considered again if it is not acknowledged, by the monotonic clock.
+    pub(super) give_up_at: Mono,
     /// The task has no lease yet.
     pub(super) announce: bool,
     /// A worker has, or had, the task under a lease that ends then.
@@ -72,129 +191,205 @@ pub(super) struct Copy {
     pub(super) elsewhere: bool,
 }
 
-/// Where an item stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Stage {
-    /// The record rule is being applied.
-    Considered,
-    /// It may be taken as soon as somebody waits for a job.
-    OnDemand(Take),
-    /// Own lease; the job is ready or handed out.
-    Held,
-    /// Own lease; on its way to the dead letters.
-    Burying,
-    /// What is left is an append or a raise for it.
-    Closing,
-    /// The log has refused its copy: it is considered again here, at `Item::wake`.
-    Waiting,
+/// The copies of an item's record.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Copies {
+    /// The highest number that one was appended with.
+    pub(super) highest: u32,
+    /// The log has refused one: none is made before this.
+    pub(super) not_before: Mono,
 }
 
-/// Who may still ask for the job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Holder {
-    /// Nobody.
-    None,
-    /// It was given to the driver; somebody may have it.
-    Driver,
+/// A durable copy that the lease is to be told of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Raise {
+    pub(super) cover: u32,
+    pub(super) due: Wall,
 }
+
+// ---- commands
 
 #[derive(Clone, Debug)]
 pub(super) struct PendingCommand {
     pub(super) id: CommandId,
-    pub(super) command: super::Command,
+    pub(super) command: Command,
 }
 
-/// The lease that this process has won.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Own {
-    pub(super) token: LeaseToken,
-    pub(super) attempt: u32,
-    pub(super) failures: u32,
-    /// Until when it holds, whatever the store remembers of it.
-    pub(super) until: Wall,
-    /// The same by this process's own time, which nobody sets.
-    pub(super) ends: Mono,
+/// What the holder of the job wants: one command under way, and one that follows it.
+#[derive(Debug, Default)]
+pub(super) struct Commands {
+    current: Option<PendingCommand>,
+    next: Option<PendingCommand>,
+    /// When the last one came.
+    last_at: Mono,
 }
 
-/// What was sent to the store.
-#[derive(Debug)]
-pub(super) enum Sent {
-    Look,
-    Swap(Lease),
+impl Commands {
+    /// An earlier command that has not begun was dropped by its caller.
+    pub(super) fn push(&mut self, command: PendingCommand, now: Mono) {
+        (self.next, self.last_at) = (Some(command), now);
+    }
+
+    /// The next one, if none is under way.
+    pub(super) fn pop(&mut self) -> Option<PendingCommand> {
+        if self.current.is_none() { self.next.take() } else { None }
+    }
+
+    /// It can't begin yet.
+    pub(super) fn put_back(&mut self, command: PendingCommand) {
+        self.next = Some(command);
+    }
+
+    pub(super) fn begin(&mut self, command: PendingCommand) {
+        self.current = Some(command);
+    }
+
+    pub(super) fn end_current(&mut self) -> Option<PendingCommand> {
+        self.current.take()
+    }
+
+    /// Ends the one that is under way, or else the one that waits.
+    pub(super) fn end_first(&mut self) -> Option<PendingCommand> {
+        self.current.take().or_else(|| self.next.take())
+    }
+
+    pub(super) fn end_next(&mut self) -> Option<PendingCommand> {
+        self.next.take()
+    }
+
+    pub(super) fn current(&self) -> Option<&Command> {
+        self.current.as_ref().map(|pending| &pending.command)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.current.is_none() && self.next.is_none()
+    }
+
+    pub(super) fn last_at(&self) -> Mono {
+        self.last_at
+    }
+
+    /// The last that the holder waits for is that the job is done.
+    pub(super) fn end_with_done(&self) -> bool {
+        let last = self.next.as_ref().or(self.current.as_ref());
+        last.is_some_and(|last| matches!(last.command, Command::Done))
+    }
 }
 
-#[derive(Debug)]
-pub(super) struct Item {
-    pub(super) content: Arc<Content>,
-    pub(super) key: Key,
-    pub(super) task: Ref,
-    pub(super) meta: Meta,
-    /// The last failures, as the record and the leases that were seen know of them.
-    pub(super) history: History,
-    /// `None`: finished, or another member's now.
-    pub(super) place: Option<Place>,
-    /// The partition was taken away before the record was finished.
-    pub(super) gone: bool,
-    /// Where the record lies, for people.
-    pub(super) at: Position,
-    pub(super) stage: Stage,
-    pub(super) turn: Mono,
-    /// The lease as last seen.
-    pub(super) seen: Seen,
-    pub(super) own: Option<Own>,
-    pub(super) holder: Holder,
-    /// It came back untaken while an operation was under way.
-    pub(super) renew: bool,
-    /// It has been handed out, so its attempt is not taken back.
-    pub(super) handed_out: bool,
-    pub(super) store: Option<StoreOp>,
-    /// The operation has been polled and not answered; what was sent with it.
-    pub(super) sent: Option<Sent>,
-    /// An earlier try of the operation may have taken effect.
-    pub(super) in_doubt: bool,
-    /// Why the last try of an operation or an append failed.
-    pub(super) last_error: Option<Error>,
-    /// The operation waits for another item of the task.
-    pub(super) waits: bool,
-    /// The task's operations go through this item.
-    pub(super) has_key: bool,
-    /// Counted among the takes under way.
-    pub(super) taking: bool,
-    pub(super) append: Option<AppendOp>,
-    /// The log has refused its copy; it is not parked again before this.
-    pub(super) no_park_before: Mono,
-    /// When a record in [`Stage::Waiting`] is considered again.
-    pub(super) wake: Mono,
-    /// The highest number of a copy that was appended for it.
-    pub(super) copies: u32,
-    pub(super) command: Option<PendingCommand>,
-    pub(super) next_command: Option<PendingCommand>,
-    /// When the last command came.
-    pub(super) commanded_at: Mono,
-    /// A raise that waits until the item's other operation is over.
-    pub(super) raise: Option<(u32, Wall)>,
-    /// A record that can't be read, kept whole.
-    pub(super) whole: Option<Box<crate::Record>>,
+impl StoreState {
+    pub(super) fn swap(&self) -> Option<&SwapOp> {
+        match &self.operation {
+            Some(Operation::Swap(op, _)) => Some(op),
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.operation.is_none()
+    }
+
+    /// It was sent and not answered.
+    pub(super) fn is_sent(&self) -> bool {
+        matches!(&self.operation, Some(Operation::Read(Phase::Sent(())) | Operation::Swap(_, Phase::Sent(_))))
+    }
+
+    /// Ends the read that was sent. Returns whether there is one.
+    pub(super) fn end_read(&mut self) -> bool {
+        let sent = matches!(&self.operation, Some(Operation::Read(Phase::Sent(()))));
+        if sent {
+            self.operation = None;
+        }
+        sent
+    }
+
+    /// Ends the swap that was sent, and returns it with what it has written.
+    pub(super) fn end_swap(&mut self) -> Option<(SwapOp, Lease)> {
+        match self.operation.take() {
+            Some(Operation::Swap(op, Phase::Sent(lease))) => Some((op, lease)),
+            other => {
+                self.operation = other;
+                None
+            }
+        }
+    }
+}
+
+impl Operation {
+    pub(super) fn swap(op: SwapOp) -> Self {
+        Operation::Swap(op, Phase::Queued)
+    }
+
+    pub(super) fn set_waiting(&mut self) {
+        match self {
+            Operation::Read(phase) => *phase = Phase::WaitsForKey,
+            Operation::Swap(_, phase) => *phase = Phase::WaitsForKey,
+        }
+    }
+
+    pub(super) fn set_queued(&mut self) {
+        match self {
+            Operation::Read(phase) => *phase = Phase::Queued,
+            Operation::Swap(_, phase) => *phase = Phase::Queued,
+        }
+    }
 }
 
 impl Item {
+    pub(super) fn place(&self) -> Option<Place> {
+        match self.record {
+            RecordState::Here(place) => Some(place),
+            RecordState::Finished | RecordState::Elsewhere => None,
+        }
+    }
+
+    pub(super) fn held(&self) -> Option<&Held> {
+        match &self.stage {
+            Stage::Held(held) | Stage::DeadLettering(held) => Some(held),
+            _ => None,
+        }
+    }
+
+    pub(super) fn held_mut(&mut self) -> Option<&mut Held> {
+        match &mut self.stage {
+            Stage::Held(held) | Stage::DeadLettering(held) => Some(held),
+            _ => None,
+        }
+    }
+
+    pub(super) fn own(&self) -> Option<OwnLease> {
+        self.held().map(|held| held.lease)
+    }
+
+    /// The driver has its job, ready or handed out.
+    pub(super) fn is_with_driver(&self) -> bool {
+        self.held().is_some_and(|held| held.with_driver)
+    }
+
+    pub(super) fn is_held(&self) -> bool {
+        matches!(self.stage, Stage::Held(_))
+    }
+
+    pub(super) fn is_dead_lettering(&self) -> bool {
+        matches!(self.stage, Stage::DeadLettering(_))
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        matches!(self.stage, Stage::Closing)
+    }
+
     /// What the store holds was read, or written.
-    pub(super) fn see(&mut self, seen: Seen) {
-        if let Some(lease) = seen.lease() {
+    pub(super) fn observe(&mut self, observed: ObservedLease) {
+        if let Some(lease) = observed.lease()
+            && lease.history.len() > 0
+        {
             self.history = self.history.later(&lease.history).clone();
         }
-        self.seen = seen;
+        self.observed = observed;
     }
 
-    /// A lease was seen, and it is not the one under this token.
-    pub(super) fn token_differs(&self, token: LeaseToken) -> bool {
-        self.seen.lease().is_some_and(|l| l.token != token)
-    }
-
-    /// The last that the holder waits for is that it is done.
-    pub(super) fn is_to_be_done(&self) -> bool {
-        let last = self.next_command.as_ref().or(self.command.as_ref());
-        last.is_some_and(|next| matches!(next.command, super::Command::Done))
+    /// Nothing is known to be in the store.
+    pub(super) fn has_no_lease(&self) -> bool {
+        matches!(self.observed, ObservedLease::Missing)
     }
 
     /// A copy of it is on its way.
@@ -206,27 +401,18 @@ impl Item {
     }
 
     pub(super) fn failures(&self) -> u32 {
-        let lease = self.seen.lease().map_or(0, |l| l.failures);
-        self.meta.failures.max(lease).max(self.own.map_or(0, |o| o.failures))
+        let lease = self.observed.lease().map_or(0, |l| l.failures);
+        self.meta.failures.max(lease).max(self.own().map_or(0, |own| own.failures))
     }
 
     pub(super) fn attempt(&self) -> u32 {
-        let lease = self.seen.lease().map_or(0, |l| l.attempt);
-        self.meta.attempt.max(lease).max(self.own.map_or(0, |o| o.attempt))
+        let lease = self.observed.lease().map_or(0, |l| l.attempt);
+        self.meta.attempt.max(lease).max(self.own().map_or(0, |own| own.attempt))
     }
 
     /// The number of the next copy.
     pub(super) fn next_cover(&self) -> u32 {
-        let lease = self.seen.lease().map_or(0, |l| l.cover);
-        self.meta.cover.max(lease).max(self.copies) + 1
+        let lease = self.observed.lease().map_or(0, |l| l.cover);
+        self.meta.cover.max(lease).max(self.copies.highest) + 1
     }
-}
-
-/// All items of one task in this process.
-#[derive(Debug)]
-pub(super) struct TaskEntry {
-    pub(super) id: TaskId,
-    pub(super) items: u32,
-    pub(super) busy: bool,
-    pub(super) waiting: VecDeque<Ref>,
 }

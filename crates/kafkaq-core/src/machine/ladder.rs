@@ -5,21 +5,21 @@
 //!  1 s      4 s      16 s                  4^(n-2) s       half a lease .. all of it, in one hop
 //! ```
 //! A record goes to the lane with the longest delay that is not longer than what remains, stays exactly that long,
-//! and hops on with the rest; if less than [`SLACK`] would remain, it stays for that as well. Because all records of a lane stay about equally
-//! long, they come to their turn nearly in order, and a long delay never stands in the way of a short one: no partition
+//! and hops on with the rest; if less than [`SLACK`] would remain, it stays for that as well. Because all records of a
+//! lane stay about equally long, they leave it nearly in order, and a long delay never blocks a short one: no partition
 //! belongs to two lanes. The last lane is for copies that wait for a lease to end: how long that takes differs, but
 //! there are no more of them than jobs.
 
 use crate::{TaskId, Wall};
 use std::time::Duration;
 
-/// What is left after a lane's time is spent there as well, if it is less than this. It saves hops, and is how far the records of a lane may be out of order: so many of them have to be
-/// held in memory. Those of the first lane stay for up to four seconds.
+/// A remainder below this is spent in the same lane. That saves hops, but is how far the records of a lane may be out of
+/// order, and so how many have to be held in memory. Those of the first lane stay for up to four seconds.
 const SLACK: Duration = Duration::from_secs(3);
 /// How far ahead of its time a lane is read.
 const AHEAD: Duration = Duration::from_secs(5);
 
-/// Which partition of the wait topic a delayed record goes to, and when it leaves it.
+/// Assigns delayed records to partitions of the wait topic.
 #[derive(Clone, Debug)]
 pub struct Ladder {
     lease: Duration,
@@ -29,7 +29,7 @@ pub struct Ladder {
 }
 
 impl Ladder {
-    /// How many lanes a queue needs, and so how many partitions its wait topic has at least.
+    /// Returns the number of lanes of a queue, which its wait topic needs as partitions at least.
     #[must_use]
     pub fn lanes(max_delay: Duration) -> i32 {
         Self::steps(max_delay) as i32 + 1
@@ -40,14 +40,14 @@ impl Ladder {
         (1..15).find(|k| step(*k) > max_delay).unwrap_or(15)
     }
 
-    /// `lease` is the longest remainder of a park: lease duration and clock skew. `partitions` is at least
-    /// [`Ladder::lanes`].
+    /// Creates a ladder. `lease` is the longest that a copy waits for a lease: its length and the clock skew.
+    /// `partitions` should be at least [`Ladder::lanes`].
     #[must_use]
     pub fn new(lease: Duration, max_delay: Duration, partitions: i32) -> Self {
         Ladder { lease, steps: Self::steps(max_delay), partitions: partitions.max(1) as u32 }
     }
 
-    /// The partition for a record that is due at `due`, and when it leaves the lane: at `due`, or to hop on.
+    /// Returns the partition for a record that is due at `due`, and when it leaves it: at `due`, or to hop on.
     #[must_use]
     pub fn place(&self, now: Wall, due: Wall, id: &TaskId) -> (i32, Wall) {
         let rest = due.since(now);
@@ -67,15 +67,16 @@ impl Ladder {
         }
     }
 
-    /// The longest that a record stays in the lane that `partition` belongs to.
+    /// Returns the longest that a record stays in the lane of `partition`.
     #[must_use]
     pub fn longest_stay(&self, partition: i32) -> Duration {
         let lane = partition.unsigned_abs() % self.lane_count();
         if lane == self.steps { self.lease } else { step(lane) + SLACK }
     }
 
-    /// A record of `partition` that leaves it later than so far ahead has none behind it that leaves now, unless one was
-    /// put there out of turn, or took longer to be appended than what is spare here. `None`: they may leave in any order.
+    /// Returns how far a lane has to be read ahead. Behind a record of `partition` that leaves it later than that, none
+    /// leaves now, except one that was put there out of order or took long to be appended. `None`: they may leave in any
+    /// order.
     #[must_use]
     pub fn ahead(&self, partition: i32) -> Option<Duration> {
         let shared = self.partitions <= self.steps;
@@ -83,7 +84,7 @@ impl Ladder {
         (!shared && lane != self.steps).then_some(SLACK + AHEAD)
     }
 
-    /// Whether no record stays long enough for reading to wait.
+    /// Returns whether `partition` is always read to its end, since no record stays there for long.
     #[must_use]
     pub fn is_read_soon(&self, partition: i32) -> bool {
         self.ahead(partition).is_none_or(|ahead| self.longest_stay(partition) <= ahead)
@@ -120,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_day_takes_a_few_hops() {
+    fn delay_of_a_day_takes_few_hops() {
         let ladder = Ladder::new(LEASE, WEEK, Ladder::lanes(WEEK));
         let due = Wall(86_399_000);
         let (mut now, mut hops) = (Wall(0), 0);
@@ -133,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_park_of_a_lease_takes_one_hop() {
+    fn park_for_a_lease_takes_one_hop() {
         let ladder = Ladder::new(LEASE, WEEK, Ladder::lanes(WEEK));
         for rest in [30_500, 45_000, 61_000] {
             assert_eq!(ladder.place_park(Wall(7), Wall(7 + rest), &id(1)).1, Wall(7 + rest));
@@ -142,7 +143,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_delay_arrives_exactly_in_bounded_hops(
+        fn every_delay_ends_exactly_after_bounded_hops(
             delay in 0..WEEK.as_millis() as u64, extra in 0..9_i32, lease in 2_000..600_000_u64, n: u32,
         ) {
             let partitions = Ladder::lanes(WEEK) + extra;
@@ -160,7 +161,7 @@ mod tests {
         }
 
         #[test]
-        fn no_partition_belongs_to_two_lanes(a in 0..WEEK.as_millis() as u64, b in 0..WEEK.as_millis() as u64, n: u32, m: u32) {
+        fn partition_belongs_to_one_lane(a in 0..WEEK.as_millis() as u64, b in 0..WEEK.as_millis() as u64, n: u32, m: u32) {
             let ladder = Ladder::new(LEASE, WEEK, Ladder::lanes(WEEK) + 5);
             let (pa, la) = ladder.place(Wall(0), Wall(a), &id(n));
             let (pb, lb) = ladder.place(Wall(0), Wall(b), &id(m));
@@ -170,7 +171,7 @@ mod tests {
         }
 
         #[test]
-        fn fewer_partitions_than_lanes_still_place(partitions in 1..11_i32, delay in 0..WEEK.as_millis() as u64, n: u32) {
+        fn fewer_partitions_than_lanes_share_them(partitions in 1..11_i32, delay in 0..WEEK.as_millis() as u64, n: u32) {
             let ladder = Ladder::new(LEASE, WEEK, partitions);
             let (partition, _) = ladder.place(Wall(0), Wall(delay), &id(n));
             prop_assert!((0..partitions).contains(&partition));

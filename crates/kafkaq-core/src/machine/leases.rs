@@ -1,454 +1,412 @@
 //! Operations on leases: one at a time for a task, each sent again until its effect is known.
 
 use super::{
-    Alarm, Answer, DeadReason, Fault, Machine, Mono, Notice, Now, OpId,
+    Alarm, Answer, DeadReason, Fault, Machine, Mono, Notice, Settings,
     commands::unconfirmed,
-    item::{Holder, Item, Own, Sent, Stage, StoreOp},
-    rule::{self, Conflict, Seen, Take, Wish},
+    config::Config,
+    item::{Held, Item, Operation, OwnLease, Phase, Purpose, RecordState, Stage, SwapOp},
+    rule::{self, Conflict, Intent, ObservedLease, Take},
     slab::Ref,
 };
 use crate::{
     Effect, Error, History, Lease, LeaseState, LeaseToken, LostReason, Result, Retry, Swapped, Wall,
 };
+use bytes::Bytes;
 use std::time::Duration;
 
 impl Machine {
-    /// Begins an operation, at once or when the task's other items have ended theirs.
-    pub(super) fn start(&mut self, r: Ref, op: StoreOp) {
-        let Some(item) = self.items.get_mut(r) else { return };
-        if matches!(op, StoreOp::Look) {
-            self.looking += 1;
+    pub(super) fn start_read(&mut self, r: Ref) {
+        if self.items.get(r).is_some() {
+            self.store.read_begins();
+            self.start(r, Operation::Read(Phase::Queued));
         }
-        debug_assert!(item.store.is_none(), "one operation at a time");
-        item.store = Some(op);
-        item.in_doubt = false;
-        if !item.has_key {
-            let Some(task) = self.tasks.get_mut(item.task) else { return };
-            if task.busy {
-                item.waits = true;
-                task.waiting.push_back(r);
-                return;
-            }
-            task.busy = true;
-            item.has_key = true;
-        }
-        self.queue(r);
     }
 
-    pub(super) fn queue(&mut self, r: Ref) {
-        match self.items.get(r).and_then(|i| i.store.as_ref()) {
-            Some(StoreOp::Look) => self.gets.push_back(r),
-            Some(_) => self.swaps.push_back(r),
+    pub(super) fn start_swap(&mut self, r: Ref, op: SwapOp) {
+        self.start(r, Operation::swap(op));
+    }
+
+    /// Begins an operation, at once or when the task's other items have ended theirs.
+    fn start(&mut self, r: Ref, operation: Operation) {
+        if let Some(item) = self.items.get_mut(r) {
+            item.store.in_doubt = false;
+        }
+        if self.items.begin(r, operation) {
+            self.queue(r);
+        }
+    }
+
+    fn queue(&mut self, r: Ref) {
+        match self.items.get(r).and_then(|item| item.store.operation.as_ref()) {
+            Some(Operation::Read(_)) => self.store.push_read(r),
+            Some(Operation::Swap(..)) => self.store.push_swap(r),
             None => {}
         }
     }
 
+    /// Sends a swap again. Whether it is in doubt stays as it is.
+    fn swap_again(&mut self, r: Ref, op: SwapOp) {
+        if let Some(item) = self.items.get_mut(r) {
+            item.store.operation = Some(Operation::swap(op));
+            self.store.push_swap(r);
+        }
+    }
+
     /// The task's next item may begin its operation.
-    pub(super) fn let_go(&mut self, r: Ref) {
-        let Some(item) = self.items.get_mut(r) else { return };
-        if !std::mem::take(&mut item.has_key) {
-            return;
-        }
-        let Some(task) = self.tasks.get_mut(item.task) else { return };
-        task.busy = false;
-        while let Some(next) = task.waiting.pop_front() {
-            if let Some(item) = self.items.get_mut(next)
-                && std::mem::take(&mut item.waits)
-            {
-                task.busy = true;
-                item.has_key = true;
-                return self.queue(next);
-            }
+    pub(super) fn release_key(&mut self, r: Ref) {
+        if let Some(next) = self.items.release_key(r) {
+            self.queue(next);
         }
     }
 
-    /// Forgets an operation that has not been sent.
-    pub(super) fn cancel_store_op(&mut self, r: Ref) {
-        let Some(item) = self.items.get_mut(r) else { return };
-        if matches!(item.store.take(), Some(StoreOp::Look)) {
-            self.looking -= 1;
-        }
-        item.waits = false;
-        self.end_taking(r);
-    }
-
-    pub(super) fn begin_taking(&mut self, r: Ref) {
+    /// The item counts among those whose jobs will be ready.
+    pub(super) fn begin_take(&mut self, r: Ref) {
         if let Some(item) = self.items.get_mut(r)
-            && !std::mem::replace(&mut item.taking, true)
+            && !std::mem::replace(&mut item.store.is_counted, true)
         {
-            self.taking += 1;
+            self.store.take_begins();
         }
     }
 
-    fn end_taking(&mut self, r: Ref) {
-        if self.broken(Fault::TakeNeverEnds) {
+    pub(super) fn end_take(&mut self, r: Ref) {
+        if self.config.has_fault(Fault::TakeNeverEnds) {
             return;
         }
         if let Some(item) = self.items.get_mut(r)
-            && std::mem::take(&mut item.taking)
+            && std::mem::take(&mut item.store.is_counted)
         {
-            self.taking -= 1;
+            self.store.take_ends();
         }
     }
 
-    /// What an operation writes.
-    pub(super) fn lease_of(&self, item: &Item, op: &StoreOp) -> Option<Lease> {
-        let now = self.now.wall;
-        let seen = item.seen.lease();
-        let cover = seen.map_or(0, |l| l.cover).max(item.meta.cover);
-        let own = item.own.map(|o| (o.token, o.attempt, o.failures));
-        let write = |state, (token, attempt, failures): (LeaseToken, u32, u32), length: Duration| Lease {
-            attempt,
-            failures,
-            cover,
-            history: item.history.clone(),
-            ..Lease::new(state, token, now.plus(length), length)
-        };
-        Some(match op {
-            StoreOp::Look => return None,
-            StoreOp::Take { take, token, prefetched, .. } => Lease {
-                prefetched: *prefetched,
-                ..write(LeaseState::Live, (*token, take.attempt, take.failures), self.settings.lease)
-            },
-            StoreOp::Reset => {
-                let lease = seen?;
-                // Sent again, it must not lengthen what somebody else has shortened meanwhile.
-                Lease { deadline: now.plus(lease.length).min(lease.deadline), ..lease.clone() }
-            }
-            StoreOp::Raise { cover } => Lease { cover: *cover, ..seen?.clone() },
-            StoreOp::Announce { cover, due, length, token } => Lease {
-                cover: *cover,
-                deadline: *due,
-                length: *length,
-                ..write(LeaseState::Idle, (*token, item.meta.attempt, item.meta.failures), Duration::ZERO)
-            },
-            // Nobody asks any more why it failed before.
-            StoreOp::Done => {
-                Lease { history: History::new(), ..write(LeaseState::Done, own?, Duration::ZERO) }
-            }
-            StoreOp::Dead => write(LeaseState::Dead, own?, Duration::ZERO),
-            StoreOp::Idle { length, .. } => write(LeaseState::Idle, own?, *length),
-            StoreOp::Keep { length, .. } => Lease {
-                prefetched: !item.handed_out && seen.is_some_and(|l| l.prefetched),
-                ..write(LeaseState::Live, own?, *length)
-            },
-            StoreOp::GiveBack => {
-                let (token, attempt, failures) = own?;
-                let back =
-                    if self.broken(Fault::GiveBackCounts) { attempt } else { attempt.saturating_sub(1) };
-                write(LeaseState::Idle, (token, back, failures), Duration::ZERO)
-            }
-        })
-    }
+    // ---- what came of it
 
-    /// Longer than any copy that may still be under way.
-    pub(super) fn ttl(&self, lease: &Lease) -> Duration {
-        lease.deadline.since(self.now.wall) + self.settings.max_overdue + self.settings.done_retention
-    }
-
-    /// The outcome of a swap.
-    pub fn handle_swapped(&mut self, now: Now, op: OpId, outcome: Result<Swapped>) {
-        self.hear(now);
-        let r = Ref::from_bits(op.0);
+    pub(super) fn read_ended(&mut self, r: Ref, outcome: Result<Option<Bytes>>) {
         let Some(item) = self.items.get_mut(r) else { return };
-        let Some(Sent::Swap(sent)) = item.sent.take() else { return };
-        let outcome = match outcome {
-            Err(e) if e.effect() == Effect::Unknown && self.broken(Fault::UnknownIsApplied) => {
-                Ok(Swapped::Done)
-            }
-            outcome => outcome,
-        };
-        let Some(item) = self.items.get_mut(r) else { return };
+        if !item.store.end_read() {
+            return;
+        }
         match outcome {
-            Err(error) => self.swap_failed(r, error),
-            Ok(swapped) => {
-                let Some(op) = item.store.take() else { return };
-                self.store_gate.worked();
-                let done = swapped == Swapped::Done;
-                item.see(match swapped {
-                    Swapped::Done => Seen::Lease(sent),
-                    Swapped::Conflict(found) => Seen::of(found),
-                });
-                if done {
-                    self.end_taking(r);
-                    self.swapped(r, op);
-                } else {
-                    self.conflicted(r, op);
+            Ok(value) => {
+                item.observe(ObservedLease::of(value));
+                self.store.read_ends();
+                self.store.succeeded();
+                self.apply_rule(r);
+            }
+            Err(error) => {
+                self.store_failed(r, error);
+                if !self.is_ours(r) {
+                    self.store.read_ends();
+                    return self.remove(r);
+                }
+                if let Some(item) = self.items.get_mut(r) {
+                    item.store.operation = Some(Operation::Read(Phase::Queued));
+                    self.store.push_read(r);
                 }
             }
         }
     }
 
-    /// Closes the gate; an error that no retry helps against is told to people, once for each time it closes.
-    pub(super) fn store_failed(&mut self, r: Ref, error: Error) {
-        if self.store_gate.is_open(self.now.mono)
+    pub(super) fn swap_ended(&mut self, r: Ref, outcome: Result<Swapped>) {
+        let Some(item) = self.items.get_mut(r) else { return };
+        let Some((op, written)) = item.store.end_swap() else { return };
+        let outcome = match outcome {
+            Err(e) if e.effect() == Effect::Unknown && self.config.has_fault(Fault::UnknownIsApplied) => {
+                Ok(Swapped::Done)
+            }
+            outcome => outcome,
+        };
+        match outcome {
+            Err(error) => self.swap_failed(r, op, error),
+            Ok(Swapped::Done) => {
+                item.observe(ObservedLease::Lease(written));
+                self.store.succeeded();
+                self.end_take(r);
+                self.swap_succeeded(r, op);
+            }
+            Ok(Swapped::Conflict(found)) => {
+                item.observe(ObservedLease::of(found));
+                self.store.succeeded();
+                self.swap_conflicted(r, op);
+            }
+        }
+    }
+
+    /// Closes the gate. An error that no retry helps against alarms the operator, once for each time it closes.
+    fn store_failed(&mut self, r: Ref, error: Error) {
+        if self.store.failed(self.clock.mono())
             && error.retry() == Retry::No
             && let Some(item) = self.items.get(r)
         {
             let at = item.at.clone();
             self.alarm(Alarm::StoreRefuses { at, error });
         }
-        self.store_gate.failed(self.now.mono);
     }
 
-    /// The same operation again, with the same token: if the first one took effect after all, the conflict says so.
-    fn swap_failed(&mut self, r: Ref, error: Error) {
+    /// The same swap again, with the same token: if the first one took effect after all, the conflict says so.
+    fn swap_failed(&mut self, r: Ref, op: SwapOp, error: Error) {
         self.store_failed(r, error.clone());
         let ours = self.is_ours(r);
-        let forgets_doubt = self.broken(Fault::DoubtForgotten);
+        let forgets_doubt = self.config.has_fault(Fault::DoubtForgotten);
         let Some(item) = self.items.get_mut(r) else { return };
-        item.in_doubt |= error.effect() == Effect::Unknown && !forgets_doubt;
+        item.store.in_doubt |= error.effect() == Effect::Unknown && !forgets_doubt;
         item.last_error = Some(error);
-        let over = item.own.is_some_and(|own| own.until <= self.now.wall);
-        match item.store {
-            Some(StoreOp::Raise { .. } | StoreOp::Announce { .. }) => {
+        let is_over = item.own().is_some_and(|own| own.until <= self.clock.wall());
+        match op {
+            SwapOp::Raise { .. } | SwapOp::Announce { .. } => {
                 // They only spare copies; the next copy tries again.
-                item.store = None;
-                self.let_go(r);
-                self.go_on(r);
+                self.release_key(r);
+                self.advance(r);
             }
-            Some(StoreOp::Take { .. } | StoreOp::Reset) if !ours => self.remove(r),
-            Some(StoreOp::Done | StoreOp::Dead | StoreOp::Idle { .. } | StoreOp::Keep { .. }) if over => {
-                item.store = None;
-                let error = unconfirmed(item.last_error.as_ref(), item.in_doubt);
+            SwapOp::Take { .. } | SwapOp::Reset if !ours => self.remove(r),
+            SwapOp::Done
+            | SwapOp::Dead
+            | SwapOp::Idle { .. }
+            | SwapOp::Extend { .. }
+            | SwapOp::Renew { .. }
+                if is_over =>
+            {
+                let error = unconfirmed(item.last_error.as_ref(), item.store.in_doubt);
                 // A copy that is under way covers the record.
                 let covered = item.copy().is_some();
-                self.end_taking(r);
-                self.let_go(r);
+                self.end_take(r);
+                self.release_key(r);
                 self.answer(r, Answer::Failed(error));
                 if covered { self.close(r) } else { self.reconsider(r) }
             }
-            _ => self.queue(r),
+            op => self.swap_again(r, op),
         }
     }
 
-    fn swapped(&mut self, r: Ref, op: StoreOp) {
+    fn swap_succeeded(&mut self, r: Ref, op: SwapOp) {
         match op {
-            StoreOp::Look => {}
-            StoreOp::Take { take, token, bury, .. } => self.taken(r, token, take, bury),
-            StoreOp::Reset => self.decide(r),
-            StoreOp::Raise { .. } | StoreOp::Announce { .. } => {
-                self.let_go(r);
-                self.go_on(r);
+            SwapOp::Take { take, token, purpose } => self.lease_taken(r, token, take, purpose),
+            SwapOp::Reset => self.apply_rule(r),
+            SwapOp::Raise { .. } | SwapOp::Announce { .. } => {
+                self.release_key(r);
+                self.advance(r);
             }
-            StoreOp::Done => {
+            SwapOp::Done => {
                 self.finish_record(r);
-                self.let_go(r);
+                self.release_key(r);
                 self.answer(r, Answer::Ok);
                 self.close(r);
             }
-            StoreOp::Dead => {
+            SwapOp::Dead => {
                 self.finish_record(r);
-                self.let_go(r);
-                self.answer_dead(r);
+                self.release_key(r);
+                self.answer_dead_lettered(r);
                 self.close(r);
             }
-            StoreOp::Idle { released, .. } => {
-                self.let_go(r);
-                self.answer(r, Answer::Ok);
-                if self.broken(Fault::RetryFinishesAtSwap) {
-                    self.finish_record(r);
-                }
-                let Some(item) = self.items.get_mut(r) else { return };
-                item.own = None;
-                item.stage = Stage::Closing;
-                if released && item.place.is_some() {
-                    // The record is still here: whoever asks next may have it, without a copy.
-                    return self.reconsider(r);
-                }
-                if let Some(lease) = item.seen.lease() {
-                    let due = rule::end(lease, self.now.wall, self.limits);
-                    self.start_copy(r, due, false);
-                }
-            }
-            StoreOp::Keep { renewal, .. } => {
-                self.let_go(r);
-                let Some(item) = self.items.get(r) else { return };
-                let (until, ends) = self.end_of_own(item);
-                let Some(item) = self.items.get_mut(r) else { return };
-                if let Some(own) = &mut item.own {
-                    (own.until, own.ends) = (until, ends);
-                }
-                if renewal {
-                    return self.come_back(r, true);
-                }
+            SwapOp::Idle { released, .. } => self.became_idle(r, released),
+            SwapOp::Extend { .. } => {
+                self.release_key(r);
+                let until = self.hold_until_observed(r);
                 // Nobody waits for it any more if the lease had ended before.
-                if item.command.is_some() {
+                if self.items.get(r).is_some_and(|item| item.commands.current().is_some()) {
                     self.answer(r, Answer::Extended(until));
                 }
-                self.go_on(r);
+                self.advance(r);
             }
-            StoreOp::GiveBack => {
-                self.let_go(r);
+            SwapOp::Renew { .. } => {
+                self.release_key(r);
+                self.hold_until_observed(r);
+                self.renew_or_offer(r, true);
+            }
+            SwapOp::GiveBack => {
+                self.release_key(r);
                 self.given_back(r);
             }
         }
     }
 
+    /// I2: only here a job becomes ready, after its lease was won.
+    fn lease_taken(&mut self, r: Ref, token: LeaseToken, take: Take, purpose: Purpose) {
+        self.release_key(r);
+        let Some(item) = self.items.get(r) else { return };
+        let (until, ends) = self.end_of_own(item);
+        let lease = OwnLease { token, attempt: take.attempt, failures: take.failures, until, ends };
+        let Some(item) = self.items.get_mut(r) else { return };
+        item.stage = Stage::Held(Held { lease, with_driver: false, came_back: false });
+        if purpose != Purpose::DeadLetter {
+            if self.config.has_fault(Fault::CommitBeforeCover) {
+                self.finish_record(r);
+            }
+            return self.renew_or_offer(r, false);
+        }
+        let last = item.history.last().map_or_else(String::new, |last| format!(", at last: {last}"));
+        if self.is_ours(r) {
+            let limits = self.config.limits;
+            let (reason, why) = if take.failures >= limits.max_failures {
+                (format!("failed {} times{last}", take.failures), DeadReason::Failures)
+            } else {
+                (format!("handed out {} times", limits.max_handouts), DeadReason::Handouts)
+            };
+            self.dead_letter(r, reason, why);
+        } else {
+            self.start_swap(r, SwapOp::GiveBack);
+        }
+    }
+
+    /// The holder has ended the job without an end of the task.
+    fn became_idle(&mut self, r: Ref, released: bool) {
+        self.release_key(r);
+        self.answer(r, Answer::Ok);
+        if self.config.has_fault(Fault::RetryFinishesAtSwap) {
+            self.finish_record(r);
+        }
+        let Some(item) = self.items.get_mut(r) else { return };
+        item.stage = Stage::Closing;
+        if released && item.place().is_some() {
+            // The record is still here: whoever asks next may have it, without a copy.
+            return self.reconsider(r);
+        }
+        if let Some(lease) = item.observed.lease() {
+            let due = rule::end(lease, self.clock.wall(), self.config.limits);
+            self.start_copy(r, due);
+        }
+    }
+
     /// Nobody has had the job. Its record, if it still is here, is for whoever asks next.
     fn given_back(&mut self, r: Ref) {
+        let ours = self.is_ours(r);
         let Some(item) = self.items.get_mut(r) else { return };
-        item.own = None;
-        let parked = item.place.is_none() && !item.gone;
-        if parked {
+        item.stage = Stage::Closing;
+        match item.record {
             // Its copy comes only when the lease would have ended; another one is due at once.
-            item.stage = Stage::Closing;
-            item.holder = Holder::None;
-            if item.append.is_none() {
-                return self.start_copy(r, self.now.wall, false);
-            }
-            return self.go_on(r);
+            RecordState::Finished if item.append.is_none() => self.start_copy(r, self.clock.wall()),
+            RecordState::Finished => self.advance(r),
+            RecordState::Here(_) if ours => self.reconsider(r),
+            RecordState::Here(_) | RecordState::Elsewhere => self.remove(r),
         }
-        if item.place.is_some() && self.is_ours(r) { self.reconsider(r) } else { self.remove(r) }
+    }
+
+    /// Takes the end of the own lease from what the store holds.
+    fn hold_until_observed(&mut self, r: Ref) -> Wall {
+        let Some(item) = self.items.get(r) else { return Wall(0) };
+        let (until, ends) = self.end_of_own(item);
+        if let Some(held) = self.items.get_mut(r).and_then(|item| item.held_mut()) {
+            (held.lease.until, held.lease.ends) = (until, ends);
+        }
+        until
     }
 
     /// When the lease ends that the store holds for us, by both clocks. The wall clock may have been set back since the
     /// swap was sent, but a lease is no longer than its length.
     fn end_of_own(&self, item: &Item) -> (Wall, Mono) {
-        let Some(lease) = item.seen.lease() else { return (Wall(0), self.now.mono) };
-        (lease.deadline, self.own_time(lease.deadline).min(self.now.mono.plus(lease.length)))
-    }
-
-    /// I2: only here a job becomes ready, after its lease was won.
-    fn taken(&mut self, r: Ref, token: LeaseToken, take: Take, bury: bool) {
-        self.let_go(r);
-        let Some(item) = self.items.get(r) else { return };
-        let (until, ends) = self.end_of_own(item);
-        let Some(item) = self.items.get_mut(r) else { return };
-        item.own = Some(Own { token, attempt: take.attempt, failures: take.failures, until, ends });
-        item.stage = Stage::Held;
-        if !bury {
-            if self.broken(Fault::CommitBeforeCover) {
-                self.finish_record(r);
-            }
-            return self.come_back(r, false);
-        }
-        let last = item.history.last().map_or_else(String::new, |last| format!(", at last: {last}"));
-        if self.is_ours(r) {
-            let (reason, why) = if take.failures >= self.limits.max_failures {
-                (format!("failed {} times{last}", take.failures), DeadReason::Failures)
-            } else {
-                (format!("handed out {} times", self.limits.max_handouts), DeadReason::Handouts)
-            };
-            self.bury(r, reason, why);
-        } else {
-            self.start(r, StoreOp::GiveBack);
-        }
+        let now = self.clock.mono();
+        let Some(lease) = item.observed.lease() else { return (Wall(0), now) };
+        (lease.deadline, self.clock.mono_at(lease.deadline).min(now.plus(lease.length)))
     }
 
     /// A held job that nobody has: ready, unless it is stale or has to be given back. `renewed`: just now; if its lease
     /// is short all the same, the store is slow, and another renewal gains nothing.
-    pub(super) fn come_back(&mut self, r: Ref, renewed: bool) {
+    pub(super) fn renew_or_offer(&mut self, r: Ref, renewed: bool) {
         let ours = self.is_ours(r);
-        let deserted = self.is_deserted() && self.partition_elsewhere(None).is_some();
+        let unwanted =
+            self.shutting_down || (self.has_no_callers() && self.partition_elsewhere(None).is_some());
         let Some(item) = self.items.get_mut(r) else { return };
-        if item.own.is_none() {
-            return self.go_on(r);
+        let (is_idle, is_parked) = (item.store.is_idle(), item.record == RecordState::Finished);
+        let left = item.observed.lease().map_or(Duration::ZERO, |l| l.deadline.since(self.clock.wall()));
+        let Some(held) = item.held_mut() else { return self.advance(r) };
+        held.with_driver = false;
+        if !is_idle {
+            held.came_back = true;
+            return self.begin_take(r);
         }
-        item.holder = Holder::None;
-        if item.store.is_some() {
-            item.renew = true;
-            return self.begin_taking(r);
+        if unwanted || !(ours || is_parked) {
+            return self.start_swap(r, SwapOp::GiveBack);
         }
-        let parked = item.place.is_none() && !item.gone;
-        if self.shutting || deserted || !(ours || parked) {
-            return self.start(r, StoreOp::GiveBack);
+        let length = self.config.settings.lease;
+        if left <= length / 2 && (!renewed || left.is_zero()) {
+            self.begin_take(r);
+            return self.start_swap(r, SwapOp::Renew { length });
         }
-        let left = item.seen.lease().map_or(Duration::ZERO, |l| l.deadline.since(self.now.wall));
-        if left <= self.settings.lease / 2 && (!renewed || left.is_zero()) {
-            self.begin_taking(r);
-            return self.start(r, StoreOp::Keep { length: self.settings.lease, renewal: true });
-        }
-        item.holder = Holder::Driver;
-        self.ready_out.push(r);
+        held.with_driver = true;
+        self.dispatch.offer(r);
     }
 
-    fn conflicted(&mut self, r: Ref, op: StoreOp) {
+    // ---- conflicts
+
+    fn swap_conflicted(&mut self, r: Ref, op: SwapOp) {
         let Some(item) = self.items.get(r) else { return };
         match op {
-            StoreOp::Look => {}
-            StoreOp::Take { take, token, bury, .. } => {
-                if item.seen.lease().is_some_and(|l| l.token == token && l.state == LeaseState::Live) {
-                    self.end_taking(r);
-                    return self.taken(r, token, take, bury);
-                }
-                self.end_taking(r);
-                self.decide(r);
+            SwapOp::Take { take, token, purpose } => {
+                let found = item.observed.lease();
+                let is_taken = found.is_some_and(|l| l.token == token && l.state == LeaseState::Live);
+                self.end_take(r);
+                if is_taken { self.lease_taken(r, token, take, purpose) } else { self.apply_rule(r) }
             }
-            StoreOp::Reset => self.decide(r),
-            StoreOp::Raise { .. } => {
-                let lost = item.own.and_then(|own| match conflict(item, own, Wish::Keep) {
+            SwapOp::Reset => self.apply_rule(r),
+            SwapOp::Raise { .. } => {
+                let lost = item.own().and_then(|own| match conflict(item, own, Intent::Keep) {
                     Conflict::Lost(_) if may_be_done_over(item, own) => None,
                     Conflict::Lost(reason) => Some(reason),
                     _ => None,
                 });
                 // What was found is not to be taken for the own lease by the next swap.
                 if let Some(reason) = lost
-                    && !self.broken(Fault::LossAtRaiseIgnored)
+                    && !self.config.has_fault(Fault::LossAtRaiseIgnored)
                 {
-                    return self.lost(r, reason);
+                    return self.lease_lost(r, reason);
                 }
                 // It only spares copies; the next copy tries again.
-                self.let_go(r);
-                self.go_on(r);
+                self.release_key(r);
+                self.advance(r);
             }
-            StoreOp::Announce { .. } => {
-                self.let_go(r);
-                self.go_on(r);
+            SwapOp::Announce { .. } => {
+                self.release_key(r);
+                self.advance(r);
             }
-            StoreOp::Done => self.resolve(r, op, Wish::Done),
-            StoreOp::Idle { .. } | StoreOp::GiveBack => self.resolve(r, op, Wish::Idle),
-            StoreOp::Dead => self.resolve(r, op, Wish::Dead),
-            StoreOp::Keep { .. } => self.resolve(r, op, Wish::Keep),
+            SwapOp::Done => self.resolve(r, op, Intent::Done),
+            SwapOp::Idle { .. } | SwapOp::GiveBack => self.resolve(r, op, Intent::Idle),
+            SwapOp::Dead => self.resolve(r, op, Intent::Dead),
+            SwapOp::Extend { .. } | SwapOp::Renew { .. } => self.resolve(r, op, Intent::Keep),
         }
     }
 
-    fn resolve(&mut self, r: Ref, op: StoreOp, wish: Wish) {
+    fn resolve(&mut self, r: Ref, op: SwapOp, intent: Intent) {
         let Some(item) = self.items.get(r) else { return };
-        let Some(own) = item.own else { return self.close(r) };
-        let mut means = conflict(item, own, wish);
-        let goes_on = matches!(op, StoreOp::Keep { .. }) && may_be_done_over(item, own);
-        if wish == Wish::Done && self.broken(Fault::DoneWithoutToken) {
+        let Some(own) = item.own() else { return self.close(r) };
+        let mut means = conflict(item, own, intent);
+        let keeps = matches!(op, SwapOp::Extend { .. } | SwapOp::Renew { .. });
+        let goes_on = keeps && may_be_done_over(item, own);
+        if intent == Intent::Done && self.config.has_fault(Fault::DoneWithoutToken) {
             means = Conflict::Again;
         }
-        if wish == Wish::Done && self.broken(Fault::DoneOverLowerRefused) && item.token_differs(own.token) {
+        if intent == Intent::Done
+            && self.config.has_fault(Fault::DoneOverLowerRefused)
+            && item.observed.lease().is_some_and(|l| l.token != own.token)
+        {
             means = Conflict::Lost(LostReason::TakenOver);
         }
-        match (means, &op) {
+        match (means, op) {
             // A store that forgot the lease needs no word of it.
-            (Conflict::Again, StoreOp::GiveBack) if matches!(item.seen, Seen::Missing) => self.swapped(r, op),
-            (Conflict::Again, _) => {
-                // An earlier try may have taken effect and been lost with what the store lost.
-                let in_doubt = item.in_doubt;
-                self.start(r, op);
-                if let Some(item) = self.items.get_mut(r) {
-                    item.in_doubt = in_doubt;
-                }
-            }
-            (Conflict::AlreadySo, _) => self.swapped(r, op),
-            (Conflict::Lost(_), StoreOp::GiveBack) => self.swapped(r, op),
+            (Conflict::Again, SwapOp::GiveBack) if item.has_no_lease() => self.swap_succeeded(r, op),
+            // An earlier try may have taken effect and been lost with what the store lost.
+            (Conflict::Again, _) => self.swap_again(r, op),
+            (Conflict::AlreadySo, _) => self.swap_succeeded(r, op),
+            (Conflict::Lost(_), SwapOp::GiveBack) => self.swap_succeeded(r, op),
             (Conflict::Lost(reason), _) if goes_on => {
-                self.answer_alone(r, Answer::Lost(reason));
-                self.let_go(r);
-                self.go_on(r);
+                self.answer_current(r, Answer::Lost(reason));
+                self.release_key(r);
+                self.advance(r);
             }
-            (Conflict::Lost(reason), _) => self.lost(r, reason),
+            (Conflict::Lost(reason), _) => self.lease_lost(r, reason),
         }
     }
 
     /// Never finishes the record: whoever took the lease may die, and this record may be the last of the task.
-    fn lost(&mut self, r: Ref, reason: LostReason) {
-        self.end_taking(r);
-        self.let_go(r);
+    fn lease_lost(&mut self, r: Ref, reason: LostReason) {
+        self.end_take(r);
+        self.release_key(r);
         let Some(item) = self.items.get(r) else { return };
-        let asked = item.command.is_some() || item.next_command.is_some();
-        let held = item.holder == Holder::Driver;
-        if asked {
+        if !item.commands.is_empty() {
             self.answer(r, Answer::Lost(reason));
-        } else if held {
-            self.notices.push_back(Notice::LeaseLost(super::JobKey(r.to_bits()), reason));
+        } else if item.is_with_driver() {
+            self.notices.push(Notice::LeaseLost(r.into(), reason));
         }
-        if self.broken(Fault::ConflictFinishes) {
+        if self.config.has_fault(Fault::ConflictFinishes) {
             self.finish_record(r);
         }
         let Some(item) = self.items.get(r) else { return };
@@ -457,11 +415,64 @@ impl Machine {
     }
 }
 
-fn conflict(item: &Item, own: Own, wish: Wish) -> Conflict {
-    rule::conflict(own.token, own.attempt, wish, &item.seen)
+/// What a swap writes; `None` if it has become pointless.
+#[inline]
+pub(super) fn lease_of(item: &Item, op: SwapOp, config: &Config, now: Wall) -> Option<Lease> {
+    let settings = &config.settings;
+    let observed = item.observed.lease();
+    let cover = observed.map_or(0, |l| l.cover).max(item.meta.cover);
+    let own = item.own().map(|own| (own.token, own.attempt, own.failures));
+    let write = |state, (token, attempt, failures): (LeaseToken, u32, u32), length: Duration| Lease {
+        attempt,
+        failures,
+        cover,
+        history: item.history.clone(),
+        ..Lease::new(state, token, now.plus(length), length)
+    };
+    Some(match op {
+        SwapOp::Take { take, token, purpose } => Lease {
+            prefetched: purpose == Purpose::Prefetch,
+            ..write(LeaseState::Live, (token, take.attempt, take.failures), settings.lease)
+        },
+        SwapOp::Reset => {
+            let lease = observed?;
+            // Sent again, it must not lengthen what somebody else has shortened meanwhile.
+            Lease { deadline: now.plus(lease.length).min(lease.deadline), ..lease.clone() }
+        }
+        SwapOp::Raise { cover } => Lease { cover, ..observed?.clone() },
+        SwapOp::Announce { cover, due, length, token } => Lease {
+            cover,
+            deadline: due,
+            length,
+            ..write(LeaseState::Idle, (token, item.meta.attempt, item.meta.failures), Duration::ZERO)
+        },
+        // Nobody asks any more why it failed before.
+        SwapOp::Done => Lease { history: History::new(), ..write(LeaseState::Done, own?, Duration::ZERO) },
+        SwapOp::Dead => write(LeaseState::Dead, own?, Duration::ZERO),
+        SwapOp::Idle { length, .. } => write(LeaseState::Idle, own?, length),
+        SwapOp::Extend { length } | SwapOp::Renew { length } => Lease {
+            prefetched: !item.handed_out && observed.is_some_and(|l| l.prefetched),
+            ..write(LeaseState::Live, own?, length)
+        },
+        SwapOp::GiveBack => {
+            let (token, attempt, failures) = own?;
+            let counts = config.has_fault(Fault::GiveBackCounts);
+            let attempt = if counts { attempt } else { attempt.saturating_sub(1) };
+            write(LeaseState::Idle, (token, attempt, failures), Duration::ZERO)
+        }
+    })
 }
 
-/// `done` waits, and may go over what ends other wishes.
-fn may_be_done_over(item: &Item, own: Own) -> bool {
-    item.is_to_be_done() && conflict(item, own, Wish::Done) == Conflict::Again
+/// How long the store remembers a lease: longer than any copy that may still be under way.
+pub(super) fn ttl(lease: &Lease, settings: &Settings, now: Wall) -> Duration {
+    lease.deadline.since(now) + settings.max_overdue + settings.done_retention
+}
+
+fn conflict(item: &Item, own: OwnLease, intent: Intent) -> Conflict {
+    rule::conflict(own.token, own.attempt, intent, &item.observed)
+}
+
+/// `done` waits, and may go over what ends other intents.
+fn may_be_done_over(item: &Item, own: OwnLease) -> bool {
+    item.commands.end_with_done() && conflict(item, own, Intent::Done) == Conflict::Again
 }

@@ -1,7 +1,7 @@
 //! The pure machine: what one process of a queue does, without a clock, a random number, a thread or a socket.
 //!
 //! ```text
-//!                 records                      lease missing              asks: done, retry, reject, extend
+//!                 records                      lease missing              commands: done, retry, reject, extend
 //!   consumer ───────────────▶ window ──turn──▶ or past: swap to live ───▶ held ────────────────┐
 //!                               │                 │                        │ park_after         │ done, dead
 //!                               │                 │ live, idle             ▼                    ▼
@@ -9,8 +9,33 @@
 //! ```
 //!
 //! The methods come in three kinds. *Getters* look. `handle_*` takes what happened; it never fails and never waits.
-//! `poll_*` gives what is to be done, by kind and with a limit: what isn't polled gathers and makes the next batch,
-//! which is all the batching there is. Every input carries `Now`.
+//! `poll_*` returns what is to be done, by kind and with a limit: what isn't polled gathers and makes the next batch,
+//! which is all the batching there is. Every input carries `Now`, as its first argument.
+//!
+//! Outputs are polled in this order, and from the beginning again after an input:
+//!
+//! | | poll | why there |
+//! |---|---|---|
+//! | 1 | `poll_ready`, `poll_notice`, then `poll_recall` | a recall is for what was made ready before it, too |
+//! | 2 | `poll_swaps`, `poll_gets`, `poll_appends`, `poll_commits`, as far as calls are free | |
+//! | 3 | `poll_releases`, `poll_reassigns`, `poll_flow` | a partition that is released can't be committed any more |
+//! | 4 | `poll_timeout` | every other poll may change it |
+//!
+//! The second group may come first. `poll_notice`, `poll_recall` and `poll_reassigns` only return what other polls have
+//! made of the inputs; in debug builds they panic if none was called since the last input.
+//!
+//! The state lies with owners, whose fields are private to their files. The steps of the protocol touch several of them,
+//! so they are methods of [`Machine`]:
+//!
+//! | owner | state | steps |
+//! |---|---|---|
+//! | `windows.rs`, `window.rs` | records that were read, their commits, and how far partitions are read | `partitions.rs` |
+//! | `lanes.rs` | delayed records by time | `intake.rs` |
+//! | `items.rs`, `item.rs` | records under consideration and jobs, and the order of a task's operations | `lifecycle.rs`, `sweep.rs` |
+//! | `store_ops.rs` | operations that wait for the store, and limits | `leases.rs` |
+//! | `appends.rs` | copies and dead letters on their way to the log | `copies.rs` |
+//! | `dispatch.rs` | callers, ready jobs, and redeliveries that wait for a caller | `intake.rs`, `commands.rs`, `hand_over.rs` |
+//! | `notices.rs` | answers and alarms for the driver | |
 //!
 //! Invariants, numbered as in ARCHITECTURE.md:
 //! - **I1 cover** a record is finished only when the lease is terminal or a copy with a higher number is durable.
@@ -24,419 +49,115 @@
 
 mod api;
 mod appends;
+mod clock;
 mod commands;
+mod config;
 mod copies;
+mod dispatch;
 mod fault;
-mod flow;
 mod gate;
 mod hand_over;
+mod inputs;
 mod intake;
 mod item;
+mod items;
 mod ladder;
+mod lanes;
 mod leases;
+mod lifecycle;
+mod notices;
 mod open;
-mod output;
+mod outputs;
 mod partitions;
 mod rule;
 mod slab;
 mod stats;
+mod store_ops;
 mod sweep;
 #[cfg(test)]
 mod tests;
 mod window;
+mod windows;
 
 pub use api::*;
 pub use fault::Fault;
 pub use ladder::Ladder;
 
-use crate::{Assignment, History, Key, LeaseToken, Position, TaskId, Wall};
 use appends::Appends;
-use gate::Gate;
-use item::{Holder, Item, Place, Stage, StoreOp, TaskEntry};
-use rule::{Limits, Meta, Seen};
-use slab::{Ref, Slab};
-use std::{
-    cmp::Reverse,
-    collections::{BinaryHeap, HashMap, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
-use window::{Slot, Window};
+use clock::Clock;
+use config::Config;
+use dispatch::Dispatch;
+use items::Items;
+use lanes::Lanes;
+use notices::Notices;
+use store_ops::StoreOps;
+use window::Window;
+use windows::Windows;
 
 /// The state of one process of a queue. See the [module](self).
 #[derive(Debug)]
 pub struct Machine {
-    settings: Settings,
-    limits: Limits,
-    layout: Layout,
-    ladder: Ladder,
-    now: Now,
-    /// The wall clock's lead over the monotonic one, in ms; a fall tells that it was set back.
-    lead: i64,
-    /// Inputs came in since the last [`Machine::work`].
-    dirty: bool,
-
-    windows: Slab<Window>,
-    by_assignment: HashMap<Assignment, Ref>,
-    /// All windows, and whose turn it is to be read from.
-    order: Vec<Ref>,
-    turn_of: usize,
-    /// Records of the wait topic by the time they leave their lane.
-    due: BinaryHeap<Reverse<(Wall, Place)>>,
-
-    items: Slab<Item>,
-    tasks: Slab<TaskEntry>,
-    by_id: HashMap<TaskId, Ref>,
-    /// Items that are taken as soon as somebody waits.
-    on_demand: VecDeque<Ref>,
-
-    swaps: VecDeque<Ref>,
-    gets: VecDeque<Ref>,
+    config: Config,
+    clock: Clock,
+    windows: Windows,
+    lanes: Lanes,
+    items: Items,
+    store: StoreOps,
     appends: Appends,
-    /// The lines of the appends that are under way.
-    append_lines: HashMap<OpId, usize>,
-    /// Appends that can't succeed for now.
-    later: BinaryHeap<Reverse<(Mono, Ref)>>,
-    store_gate: Gate,
-
-    /// Callers that wait, and ready jobs that wait for a caller, as the driver told last.
-    demand: usize,
-    ready: usize,
-    /// When somebody asked for a job last.
-    asked_at: Mono,
-    /// Takes and looks under way.
-    taking: usize,
-    looking: usize,
-    /// First attempts that may still be taken while redeliveries wait for demand: their guaranteed share.
-    credit: usize,
-
-    ready_out: Vec<Ref>,
-    notices: VecDeque<Notice>,
-    flow: VecDeque<(Assignment, bool)>,
-    reassigns: Vec<Assignment>,
+    dispatch: Dispatch,
+    notices: Notices,
     next_sweep: Mono,
-    /// When an alert of a kind was last given for a partition.
-    alerted: HashMap<(std::mem::Discriminant<Alarm>, crate::Partition), Mono>,
-    recall: bool,
-    shutting: bool,
-    tokens: u64,
+    shutting_down: bool,
+    news: News,
+}
+
+/// What has happened since outputs were last worked out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum News {
+    Nothing,
+    /// Records were finished or items removed, which makes room for others.
+    Ended,
+    Input,
 }
 
 impl Machine {
     /// A machine that has no partitions yet.
     #[must_use]
     pub fn new(settings: Settings, layout: Layout, now: Now) -> Self {
-        let limits = Limits {
-            lease: settings.lease,
-            clock_skew: settings.clock_skew,
-            max_failures: settings.max_failures.max(1),
-            max_handouts: settings.max_handouts.max(1),
-        };
-        let longest_park = settings.lease + settings.clock_skew;
+        let store = StoreOps::new(settings.process);
         Machine {
-            ladder: Ladder::new(longest_park, settings.max_delay, layout.wait_partitions),
-            limits,
-            settings,
-            layout,
-            now,
-            lead: lead(now),
-            dirty: false,
-            windows: Slab::new(),
-            by_assignment: HashMap::new(),
-            order: Vec::new(),
-            turn_of: 0,
-            due: BinaryHeap::new(),
-            items: Slab::new(),
-            tasks: Slab::new(),
-            by_id: HashMap::new(),
-            on_demand: VecDeque::new(),
-            swaps: VecDeque::new(),
-            gets: VecDeque::new(),
+            config: Config::new(settings, layout),
+            clock: Clock::new(now),
+            windows: Windows::new(),
+            lanes: Lanes::default(),
+            items: Items::new(),
+            store,
             appends: Appends::default(),
-            append_lines: HashMap::new(),
-            later: BinaryHeap::new(),
-            store_gate: Gate::default(),
-            demand: 0,
-            ready: 0,
-            asked_at: now.mono,
-            taking: 0,
-            looking: 0,
-            credit: 0,
-            ready_out: Vec::new(),
-            notices: VecDeque::new(),
-            flow: VecDeque::new(),
-            reassigns: Vec::new(),
+            dispatch: Dispatch::new(now.mono),
+            notices: Notices::default(),
             next_sweep: now.mono,
-            alerted: HashMap::new(),
-            recall: false,
-            shutting: false,
-            tokens: 0,
+            shutting_down: false,
+            news: News::Nothing,
         }
     }
-
-    // ---- getters
 
     /// How it is set.
     #[must_use]
     pub fn settings(&self) -> &Settings {
-        &self.settings
+        &self.config.settings
     }
 
     /// After [`Machine::handle_shutdown`]: nothing is under way, no job is held, and what is finished is committed.
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        let committed =
-            |w: &Ref| self.windows.get(*w).is_none_or(|w| !w.committing && w.to_commit().is_none());
-        self.shutting && !self.recall && self.items.is_empty() && self.order.iter().all(committed)
+        self.shutting_down
+            && !self.dispatch.is_recalling()
+            && self.items.is_empty()
+            && self.windows.iter().all(Window::is_committed)
     }
 
-    // ---- handle_*: what happened
-
-    /// How many callers wait for a job, and how many ready jobs wait for a caller. Told whenever a caller begins to
-    /// wait or the ready ones have fallen below half of the prefetch.
-    pub fn handle_demand(&mut self, now: Now, waiting: usize, ready: usize) {
-        self.hear(now);
-        if waiting > 0 || ready < self.ready {
-            self.asked_at = now.mono;
-        }
-        self.demand = waiting;
-        self.ready = ready;
-    }
-
-    /// The time of [`Machine::poll_timeout`] has come.
-    pub fn handle_timeout(&mut self, now: Now) {
-        self.hear(now);
-    }
-
-    /// No more intake; what was not handed out is given back; what runs may finish.
-    pub fn handle_shutdown(&mut self, now: Now) {
-        self.hear(now);
-        if !self.shutting {
-            self.shutting = true;
-            self.due.clear();
-            self.drop_unstarted(None);
-            self.recall_ready();
-        }
-    }
-
-    /// The process has left its group, or is about to: what it has read is the others'. What runs may finish.
-    pub fn handle_left(&mut self, now: Now) {
-        self.hear(now);
-        for w in self.order.clone() {
-            self.drop_window(w);
-        }
-    }
-
-    fn hear(&mut self, now: Now) {
-        self.now = now;
-        self.dirty = true;
-        let lead = lead(now);
-        if lead < self.lead.saturating_sub_unsigned(self.settings.clock_skew.as_millis() as u64) {
-            self.lead = lead;
-            self.clock_was_set_back();
-        }
-        self.lead = self.lead.max(lead);
-    }
-
-    // ---- items
-
-    fn new_item(
-        &mut self,
-        content: Arc<Content>,
-        meta: Meta,
-        history: History,
-        place: Place,
-        at: Position,
-    ) -> Ref {
-        let task = match self.by_id.get(&content.id) {
-            Some(task) => *task,
-            None => {
-                let entry =
-                    TaskEntry { id: content.id.clone(), items: 0, busy: false, waiting: VecDeque::new() };
-                let task = self.tasks.insert(entry);
-                self.by_id.insert(content.id.clone(), task);
-                task
-            }
-        };
-        if let Some(entry) = self.tasks.get_mut(task) {
-            entry.items += 1;
-        }
-        let item = Item {
-            key: Key::task(&self.layout.keyspace, &content.id),
-            content,
-            task,
-            meta,
-            history,
-            place: Some(place),
-            gone: false,
-            at,
-            stage: Stage::Considered,
-            turn: self.now.mono,
-            seen: Seen::Missing,
-            own: None,
-            holder: Holder::None,
-            renew: false,
-            handed_out: false,
-            store: None,
-            sent: None,
-            in_doubt: false,
-            last_error: None,
-            waits: false,
-            has_key: false,
-            taking: false,
-            append: None,
-            no_park_before: Mono(0),
-            wake: Mono(0),
-            copies: 0,
-            command: None,
-            next_command: None,
-            commanded_at: Mono(0),
-            raise: None,
-            whole: None,
-        };
-        let r = self.items.insert(item);
-        if let Some(window) = self.windows.get_mut(place.window) {
-            window.set(place.seq, Slot::Open(r));
-        }
-        r
-    }
-
-    /// The item goes; its record stays as it is in the window.
-    fn remove(&mut self, r: Ref) {
-        self.cancel_store_op(r);
-        self.let_go(r);
-        let Some(item) = self.items.remove(r) else { return };
-        if let Some(entry) = self.tasks.get_mut(item.task) {
-            entry.items -= 1;
-            if entry.items == 0
-                && let Some(entry) = self.tasks.remove(item.task)
-            {
-                self.by_id.remove(&entry.id);
-            }
-        }
-        self.dirty = true;
-    }
-
-    /// I1, I4: only here a record becomes finished.
-    fn finish_record(&mut self, r: Ref) {
-        let Some(place) = self.items.get_mut(r).and_then(|i| i.place.take()) else { return };
-        if let Some(window) = self.windows.get_mut(place.window) {
-            window.finish(place.seq);
-        }
-        self.dirty = true;
-    }
-
-    /// Whether the item's record is this process's to consider.
-    fn is_ours(&self, r: Ref) -> bool {
-        let window = self.items.get(r).and_then(|i| i.place).and_then(|p| self.windows.get(p.window));
-        !self.shutting && window.is_some_and(|w| w.release_by.is_none())
-    }
-
-    /// The record is considered afresh, by an item of its own: a handle of the old one must not reach the new job.
-    fn reconsider(&mut self, r: Ref) {
-        if let Some(fresh) = self.detach(r) {
-            self.start(fresh, StoreOp::Look);
-        }
-        self.close(r);
-    }
-
-    /// Gives the item's record to a fresh one, if it still is this process's to consider.
-    fn detach(&mut self, r: Ref) -> Option<Ref> {
-        if !self.is_ours(r) {
-            return None;
-        }
-        let item = self.items.get_mut(r)?;
-        let place = item.place.take()?;
-        // What nobody has had may have been given back meanwhile, with its attempt: then the lease tells.
-        let attempt = if item.handed_out { item.attempt() } else { item.meta.attempt };
-        let meta = Meta { attempt, failures: item.failures(), ..item.meta };
-        // The number of a copy that may yet become durable is not given to another.
-        let copies = item.copies.max(item.copy().map_or(0, |copy| copy.cover));
-        let (content, history, at) = (item.content.clone(), item.history.clone(), item.at.clone());
-        let no_park_before = item.no_park_before;
-        let fresh = self.new_item(content, meta, history, place, at);
-        if let Some(item) = self.items.get_mut(fresh) {
-            (item.copies, item.no_park_before) = (copies, no_park_before);
-        }
-        Some(fresh)
-    }
-
-    /// Nothing is left to do but what is under way.
-    fn close(&mut self, r: Ref) {
-        if let Some(item) = self.items.get_mut(r) {
-            item.stage = Stage::Closing;
-            item.own = None;
-            item.holder = Holder::None;
-        }
-        self.go_on(r);
-    }
-
-    /// After an operation: the next one that waits for it, or the end.
-    fn go_on(&mut self, r: Ref) {
-        let Some(item) = self.items.get_mut(r) else { return };
-        if item.store.is_some() {
-            return;
-        }
-        if item.command.is_none()
-            && item.stage == Stage::Held
-            && let Some(next) = item.next_command.take()
-        {
-            return self.begin_command(r, next);
-        }
-        // The swap to dead follows its append at once.
-        if item.stage != Stage::Burying
-            && let Some((cover, due)) = item.raise.take()
-        {
-            return self.raise(r, cover, due);
-        }
-        if item.stage == Stage::Held && item.renew {
-            item.renew = false;
-            return self.come_back(r, false);
-        }
-        let abandoned = item.stage == Stage::Held
-            && item.holder == Holder::None
-            && item.command.is_none()
-            && (item.place.is_none() || self.shutting);
-        if item.append.is_none() && (item.stage == Stage::Closing || abandoned) {
-            self.remove(r);
-        }
-    }
-
-    /// A wall time by this process's own, which a clock that is set doesn't move.
-    fn own_time(&self, wall: Wall) -> Mono {
-        self.now.mono.plus(wall.since(self.now.wall))
-    }
-
-    fn new_token(&mut self) -> LeaseToken {
-        self.tokens += 1;
-        LeaseToken { process: self.settings.process, number: self.tokens }
-    }
-
-    /// At most one alert of a kind per partition and minute.
+    /// Tells an operator.
     fn alarm(&mut self, alarm: Alarm) {
-        let quiet_for = Duration::from_secs(60);
-        let of = (std::mem::discriminant(&alarm), alarm.partition().clone());
-        let last = self.alerted.insert(of.clone(), self.now.mono);
-        match last {
-            Some(last) if self.now.mono < last.plus(quiet_for) => {
-                self.alerted.insert(of, last);
-            }
-            _ => self.notices.push_back(Notice::Alarm(alarm)),
-        }
+        self.notices.alarm(alarm, self.clock.mono());
     }
-
-    #[cfg(feature = "planted-faults")]
-    fn broken(&self, fault: Fault) -> bool {
-        self.settings.planted == Some(fault)
-    }
-
-    #[cfg(not(feature = "planted-faults"))]
-    #[allow(clippy::unused_self)]
-    const fn broken(&self, _: Fault) -> bool {
-        false
-    }
-}
-
-fn lead(now: Now) -> i64 {
-    (now.wall.0 as i64).saturating_sub((now.mono.0 / 1_000_000) as i64)
 }

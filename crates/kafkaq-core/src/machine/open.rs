@@ -1,4 +1,4 @@
-//! From a record of the log to a task, and back to a copy or a dead letter.
+//! Decodes records of the log into tasks, and encodes copies and dead letters.
 
 use super::{
     Content, Layout,
@@ -6,8 +6,7 @@ use super::{
     rule::Meta,
 };
 use crate::{
-    DecodeError, Envelope, HEADER, Headers, History, ID_HEADER, NewRecord, Partition, Position, Record,
-    TaskId, Wall,
+    DecodeError, Envelope, HEADER, Headers, History, ID_HEADER, NewRecord, Position, Record, TaskId, Wall,
     envelope::FORWARD_HEADER,
     envelope::{MARKER, VERSION, position, put_position, versioned},
     hash::Fnv,
@@ -16,7 +15,8 @@ use crate::{
 };
 use bytes::Bytes;
 
-/// What a dead letter carries for people and tools. Copied back to the task topic, it is a new task without them.
+/// Headers of a dead letter for people and tools. A dead letter that is copied back to the task topic is a new task
+/// without them.
 const DEAD_HEADERS: [&str; 8] = [
     "kafkaq-dead",
     "kafkaq-task-id",
@@ -28,16 +28,16 @@ const DEAD_HEADERS: [&str; 8] = [
     "kafkaq-origin",
 ];
 
-/// What a record is.
+/// A decoded record.
 pub(super) enum Opened {
     Task(Content, Meta, History),
-    /// Can't be a task of this queue, and says why.
+    /// Not a task of this queue, for this reason.
     Unreadable(Record, String),
-    /// Only a later version can read it; where its first record lies.
+    /// Readable only by this later version; with the position of its first record.
     Newer(Record, u8, Position),
 }
 
-/// When a record of the wait topic leaves its lane; at once, if it doesn't say so.
+/// When a record of the wait topic leaves its lane. Zero if it doesn't say so.
 pub(super) fn lane_due(record: &Record) -> Wall {
     if let Some((lane_due, _)) = forwarded(&record.headers) {
         return lane_due;
@@ -45,12 +45,11 @@ pub(super) fn lane_due(record: &Record) -> Wall {
     ours(&record.headers).and_then(|h| Envelope::decode(h).ok()).map_or(Wall(0), |envelope| envelope.lane_due)
 }
 
-pub(super) fn open(layout: &Layout, from: &Partition, mut record: Record) -> Opened {
-    let here = Position { partition: from.clone(), offset: record.offset };
-    // Whoever forwarded it could not read it; perhaps we can.
+pub(super) fn open(layout: &Layout, here: &Position, mut record: Record) -> Opened {
+    // The process that forwarded it could not read it; perhaps this one can.
     let first = forwarded(&record.headers).map(|(_, at)| at);
     record.headers.retain(|name, value| name != FORWARD_HEADER.as_bytes() || !is_ours(value));
-    match read(layout, &here, first.clone(), &record) {
+    match read(layout, here, first.clone(), &record) {
         Ok(Read { id, meta, published, origin, history }) => {
             record.headers.retain(|name, value| {
                 let own = (name == HEADER.as_bytes() && is_ours(value)) || name == ID_HEADER.as_bytes();
@@ -59,7 +58,9 @@ pub(super) fn open(layout: &Layout, from: &Partition, mut record: Record) -> Ope
             let (key, payload, headers) = (record.key, record.value, record.headers);
             Opened::Task(Content { id, key, payload, headers, published, origin }, meta, history)
         }
-        Err(Unreadable::Newer(version)) => Opened::Newer(record, version, first.unwrap_or(here)),
+        Err(Unreadable::Newer(version)) => {
+            Opened::Newer(record, version, first.unwrap_or_else(|| here.clone()))
+        }
         Err(Unreadable::Because(why)) => Opened::Unreadable(record, why),
     }
 }
@@ -68,7 +69,7 @@ fn is_ours(value: Option<&Bytes>) -> bool {
     value.is_some_and(|v| v.starts_with(&MARKER))
 }
 
-/// The last header of kafkaq's; what others have put under that name is theirs.
+/// The last kafkaq header. A value without its marker under that name is a header of the user's.
 fn ours(headers: &Headers) -> Option<&Bytes> {
     let named = headers.iter().rev().filter(|(name, _)| *name == HEADER.as_bytes());
     named.filter_map(|(_, value)| value).find(|v| v.starts_with(&MARKER))
@@ -91,7 +92,7 @@ impl From<DecodeError> for Unreadable {
     }
 }
 
-/// Whose record it is, what it says of its task, when that was published, and where its first record lies.
+/// What a record tells of its task.
 struct Read {
     id: TaskId,
     meta: Meta,
@@ -100,7 +101,7 @@ struct Read {
     history: History,
 }
 
-/// `first`: where the record lay that was forwarded here.
+/// `first`: the original position of a forwarded record.
 fn read(
     layout: &Layout,
     here: &Position,
@@ -136,14 +137,14 @@ fn read(
     })
 }
 
-/// When a forwarded record leaves its lane, and where it lay first.
+/// When a forwarded record leaves its lane, and its original position.
 fn forwarded(headers: &Headers) -> Option<(Wall, Position)> {
     let (_, mut rest) = versioned(headers.get(FORWARD_HEADER)?).ok()?;
     Some((Wall(rest.number().ok()?), position(&mut rest).ok()?))
 }
 
-/// A record of any other producer is a task too. Its place alone doesn't name it: a topic that is deleted and made
-/// anew starts at offset 0 again.
+/// A record of any other producer is a task too. Its position alone isn't unique: a topic that is deleted and recreated
+/// starts at offset 0 again.
 fn foreign_id(here: &Position, record: &Record) -> Result<TaskId, Unreadable> {
     let Some(value) = record.headers.find(ID_HEADER) else { return Ok(place_id(here, record)) };
     let text = value.and_then(|v| std::str::from_utf8(v).ok());
@@ -151,7 +152,7 @@ fn foreign_id(here: &Position, record: &Record) -> Result<TaskId, Unreadable> {
         .ok_or_else(|| Unreadable::Because(format!("its {ID_HEADER} is not 1 to 128 bytes of UTF-8")))
 }
 
-/// Stands for a record that can't be read, on its way to the dead letters.
+/// The content of a record that can't be read.
 pub(super) fn unreadable(here: &Position, record: &Record) -> Content {
     Content {
         id: place_id(here, record),
@@ -187,16 +188,16 @@ fn envelope(item: &Item) -> Envelope {
     }
 }
 
-/// A copy for the wait topic. It gets the time of now: retention must not count from the first publication.
+/// A copy for the wait topic. Its timestamp is now: retention must not count from the first publication.
 pub(super) fn copy(item: &Item, copy: &Copy) -> NewRecord {
     let mut headers = item.content.headers.clone();
-    let Copy { cover, due, ahead, lane_due, running, .. } = *copy;
+    let Copy { cover, due, ahead, leaves: lane_due, running, .. } = *copy;
     let envelope = Envelope { cover, due, ahead, lane_due, running, ..envelope(item) };
     headers.push(HEADER, Some(envelope.encode()));
     NewRecord::new(item.content.key.clone(), item.content.payload.clone(), headers)
 }
 
-/// A record that only a later version can read, for the wait topic, as it is.
+/// An unchanged record that only a later version can read, for the wait topic.
 pub(super) fn forward(record: &Record, lane_due: Wall, at: &Position) -> NewRecord {
     let mut value = Vec::with_capacity(48);
     value.extend_from_slice(&MARKER);
@@ -208,7 +209,7 @@ pub(super) fn forward(record: &Record, lane_due: Wall, at: &Position) -> NewReco
     NewRecord::new(record.key.clone(), record.value.clone(), headers)
 }
 
-/// A task for the dead-letter topic: key, payload and headers as they were, and its history in readable headers.
+/// A dead letter: the task's key, payload and headers, and its history in readable headers.
 pub(super) fn dead_letter(item: &Item, reason: &str, attempts: u32) -> NewRecord {
     let mut headers = item.content.headers.clone();
     let text = |s: String| Some(Bytes::from(s));
@@ -225,7 +226,7 @@ pub(super) fn dead_letter(item: &Item, reason: &str, attempts: u32) -> NewRecord
     NewRecord::new(item.content.key.clone(), item.content.payload.clone(), headers)
 }
 
-/// A record that can't be read, whole.
+/// A dead letter of a record that can't be read, whole.
 pub(super) fn whole(record: &Record, reason: &str, at: &Position) -> NewRecord {
     let mut headers = record.headers.clone();
     why(&mut headers, reason, at);
@@ -240,7 +241,11 @@ fn why(headers: &mut Headers, reason: &str, origin: &Position) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Keyspace;
+    use crate::{Keyspace, Partition};
+
+    fn open(layout: &Layout, at: &Partition, record: Record) -> Opened {
+        super::open(layout, &Position { partition: at.clone(), offset: record.offset }, record)
+    }
 
     fn layout() -> Layout {
         Layout {
@@ -265,12 +270,12 @@ mod tests {
     }
 
     #[test]
-    fn a_record_of_any_producer_is_a_task_named_by_place_time_and_content() {
+    fn foreign_record_is_a_task_with_an_id_from_position_time_and_content() {
         let at = Partition::new("q", 3);
         let one = id_of(open(&layout(), &at, record(Headers::new())));
         assert!(one.starts_with("q/3/5@1000-"), "{one}");
-        let anew = Record::new(5, 1_001, Some("k".into()), Some("v".into()), Headers::new());
-        assert_ne!(one, id_of(open(&layout(), &at, anew)), "a topic made anew must not collide");
+        let recreated = Record::new(5, 1_001, Some("k".into()), Some("v".into()), Headers::new());
+        assert_ne!(one, id_of(open(&layout(), &at, recreated)), "a recreated topic must not collide");
         let other = Record::new(5, 1_000, Some("k".into()), Some("w".into()), Headers::new());
         assert_ne!(one, id_of(open(&layout(), &at, other)));
         let long = Partition::new("t".repeat(249), 3);
@@ -278,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_readable_id_is_honoured() {
+    fn readable_id_header_is_used() {
         let headers = Headers::from_iter([(Bytes::from(ID_HEADER), Some(Bytes::from("mine")))]);
         assert_eq!(id_of(open(&layout(), &Partition::new("q", 0), record(headers))), "mine");
     }
@@ -288,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_and_strange_records_are_unreadable() {
+    fn damaged_and_misplaced_records_are_unreadable() {
         let at = Partition::new("q", 0);
         let id = TaskId::new("x").unwrap();
         let of_another_queue = Envelope {
@@ -305,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_put_under_our_names_is_a_users_header() {
+    fn foreign_value_under_our_header_name_is_a_user_header() {
         let at = Partition::new("q", 0);
         for value in
             [None, Some(Bytes::from("garbage")), Some(Bytes::from_static(&[2, 9])), Some(Bytes::new())]
@@ -321,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_versions_record_is_forwarded_whole_and_read_where_it_can_be() {
+    fn record_of_a_later_version_is_forwarded_whole_and_read_by_a_later_process() {
         let at = Partition::new("q", 3);
         let envelope = Envelope::new(TaskId::new("x").unwrap(), Wall(7));
         let mut later = envelope.encode().to_vec();

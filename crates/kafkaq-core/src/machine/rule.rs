@@ -1,97 +1,97 @@
-//! The record rule, and what a conflict means: pure decisions over one record and one lease.
+//! The record rule and the table of conflicts: pure decisions over one record and one lease.
 
 use crate::{DecodeError, Lease, LeaseState, LeaseToken, LostReason, Wall};
 use bytes::{Bytes, BytesMut};
 use std::time::Duration;
 
-/// What a record says of its task.
+/// What a record tells of its task's past.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Meta {
     pub(super) attempt: u32,
     pub(super) failures: u32,
     pub(super) cover: u32,
-    /// A copy that was made while a worker had the task.
+    /// A copy from while a worker had the task.
     pub(super) running: bool,
     /// Zero if the record can be considered at once.
     pub(super) due: Wall,
-    /// How far ahead it was set.
+    /// How far ahead `due` was when it was set.
     pub(super) ahead: Duration,
 }
 
 impl Meta {
-    /// As published, without a delay.
+    /// Of a task as published, without a delay.
     pub(super) const NONE: Meta =
         Meta { attempt: 0, failures: 0, cover: 0, running: false, due: Wall(0), ahead: Duration::ZERO };
 
-    /// When the record is due. A time further away than it was set ahead was written by a clock that is wrong.
+    /// When the record is due. A time that is further ahead than it was when it was set comes from a wrong clock.
     fn due(&self, now: Wall, clock_skew: Duration) -> Wall {
         if self.due > now.plus(self.ahead).plus(clock_skew) { now.plus(self.ahead) } else { self.due }
     }
 }
 
-/// What the store holds for a task, as last read.
+/// What the store holds for a task, as last read or written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Seen {
+pub(super) enum ObservedLease {
     Missing,
-    /// Bytes that nobody can read: as good as nothing.
+    /// Bytes that are no lease. They count as nothing.
     Unreadable(Bytes),
     Lease(Lease),
-    /// Written by a later kafkaq, in this version.
+    /// Readable only by this later version.
     Newer(u8, Bytes),
 }
 
-impl Seen {
-    pub(super) fn of(value: Option<Bytes>) -> Seen {
-        let Some(value) = value else { return Seen::Missing };
+impl ObservedLease {
+    pub(super) fn of(value: Option<Bytes>) -> ObservedLease {
+        let Some(value) = value else { return ObservedLease::Missing };
         match Lease::decode(&value) {
-            Ok(lease) => Seen::Lease(lease),
-            Err(DecodeError::Damaged(_) | DecodeError::Foreign) => Seen::Unreadable(value),
-            Err(DecodeError::Newer(version)) => Seen::Newer(version, value),
+            Ok(lease) => ObservedLease::Lease(lease),
+            Err(DecodeError::Damaged(_) | DecodeError::Foreign) => ObservedLease::Unreadable(value),
+            Err(DecodeError::Newer(version)) => ObservedLease::Newer(version, value),
         }
     }
 
-    /// The value again, byte for byte: a lease has only one encoding.
+    /// The stored value, byte for byte: a lease has only one encoding.
     pub(super) fn value(&self, arena: &mut BytesMut) -> Option<Bytes> {
         match self {
-            Seen::Missing => None,
-            Seen::Lease(lease) => Some(lease.encode_in(arena)),
-            Seen::Unreadable(value) | Seen::Newer(_, value) => Some(value.clone()),
+            ObservedLease::Missing => None,
+            ObservedLease::Lease(lease) => Some(lease.encode_in(arena)),
+            ObservedLease::Unreadable(value) | ObservedLease::Newer(_, value) => Some(value.clone()),
         }
     }
 
     pub(super) fn lease(&self) -> Option<&Lease> {
         match self {
-            Seen::Lease(lease) => Some(lease),
+            ObservedLease::Lease(lease) => Some(lease),
             _ => None,
         }
     }
 }
 
-/// What is to be done with a record whose turn it is.
+/// What is to be done with a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Swap to live and run it.
+    /// Swap to live, and run it.
     Take(Take),
-    /// Its failures or hand-outs are used up: swap to live, then to the dead letters.
+    /// Its failures or hand-outs are used up: swap to live, and dead-letter it.
     DeadLetter(Take),
-    /// Nothing is left to do.
+    /// Nothing is left to do: finish the record.
     Finish,
-    /// A clock was wrong: bring the deadline back to its own length from now, then look again.
+    /// A clock was wrong: swap the deadline to the lease's length from now, and apply the rule again.
     Reset,
-    /// Copy it, to be considered again at `due`.
+    /// Park it: copy it, to be considered again at `due`.
     Park { due: Wall },
 }
 
-/// What a take of the lease writes.
+/// The counts that a take of the lease writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Take {
     pub(super) attempt: u32,
     pub(super) failures: u32,
-    /// The attempt before has failed: its lease ran out.
+    /// The previous attempt counts as failed, since its lease expired.
     pub(super) ran_out: bool,
 }
 
-/// The limits that the rule knows.
+/// The settings that the rule depends on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     pub(super) lease: Duration,
@@ -101,16 +101,18 @@ pub(super) struct Limits {
 }
 
 /// The record rule: the first row that fits.
-pub(super) fn consider(record: Meta, seen: &Seen, now: Wall, limits: Limits) -> Verdict {
+pub(super) fn consider(record: Meta, observed: &ObservedLease, now: Wall, limits: Limits) -> Verdict {
     let record_due = record.due(now, limits.clock_skew);
-    let lease = match seen {
-        Seen::Missing | Seen::Unreadable(_) if record_due > now => return Verdict::Park { due: record_due },
-        // Without a lease nobody knows whether the worker that had the task failed, so it did.
-        Seen::Missing | Seen::Unreadable(_) => {
+    let lease = match observed {
+        ObservedLease::Missing | ObservedLease::Unreadable(_) if record_due > now => {
+            return Verdict::Park { due: record_due };
+        }
+        // Without a lease it is unknown whether the worker that had the task failed, so it counts as failed.
+        ObservedLease::Missing | ObservedLease::Unreadable(_) => {
             return hand_out(record.attempt, record.failures, record.running, limits);
         }
-        Seen::Newer(..) => return Verdict::Park { due: now.plus(limits.lease).max(record_due) },
-        Seen::Lease(lease) => lease,
+        ObservedLease::Newer(..) => return Verdict::Park { due: now.plus(limits.lease).max(record_due) },
+        ObservedLease::Lease(lease) => lease,
     };
     if lease.state.is_terminal() || lease.cover > record.cover {
         return Verdict::Finish;
@@ -124,18 +126,18 @@ pub(super) fn consider(record: Meta, seen: &Seen, now: Wall, limits: Limits) -> 
     if due > now {
         return Verdict::Park { due };
     }
-    // What was only prefetched may never have begun: its neighbour may have ended the process.
+    // A prefetched job may never have begun: another job may have crashed the process.
     let ran_out = lease.state == LeaseState::Live && !lease.prefetched;
     hand_out(record.attempt.max(lease.attempt), record.failures.max(lease.failures), ran_out, limits)
 }
 
-/// The deadline; one further ahead than its own length allows was written by a clock that is wrong.
+/// The deadline. One that is further ahead than the lease's own length comes from a wrong clock and is limited to that.
 fn deadline(lease: &Lease, now: Wall, limits: Limits) -> Wall {
     let latest = now.plus(lease.length);
     if lease.deadline > latest.plus(limits.clock_skew) { latest } else { lease.deadline }
 }
 
-/// From here on somebody else may take the task: a live lease is held by another clock, an idle one by nobody.
+/// When others may take the task: a live lease is subject to another process's clock, an idle one is not.
 pub(super) fn end(lease: &Lease, now: Wall, limits: Limits) -> Wall {
     let deadline = deadline(lease, now, limits);
     if lease.state == LeaseState::Live { deadline.plus(limits.clock_skew) } else { deadline }
@@ -148,8 +150,8 @@ fn hand_out(attempts: u32, failures: u32, ran_out: bool, limits: Limits) -> Verd
     if used_up { Verdict::DeadLetter(take) } else { Verdict::Take(take) }
 }
 
-/// How a lease came to its end, for the loser of it.
-fn lost(lease: &Lease) -> LostReason {
+/// The reason for a loss of the lease.
+fn loss_reason(lease: &Lease) -> LostReason {
     match lease.state {
         LeaseState::Cancelled => LostReason::Cancelled,
         LeaseState::Dead => LostReason::Dead,
@@ -157,48 +159,48 @@ fn lost(lease: &Lease) -> LostReason {
     }
 }
 
-/// What the holder of a lease wants with it.
+/// What the holder of a lease is trying to do with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wish {
+pub(super) enum Intent {
     Done,
     Idle,
     Dead,
-    /// Extend, renew, raise the cover number: hold on.
+    /// Extend, renew, or raise the cover number.
     Keep,
 }
 
-/// What a conflict means for the holder of `own`.
+/// What a conflict means for the holder of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Conflict {
-    /// Nobody else has it: swap again, over what was found.
+    /// Nobody else has the task: swap again, over what was found.
     Again,
-    /// It is already so; the first answer was lost.
+    /// An earlier try took effect.
     AlreadySo,
     Lost(LostReason),
 }
 
-/// A conflict is read, never guessed.
-pub(super) fn conflict(own: LeaseToken, attempt: u32, wish: Wish, found: &Seen) -> Conflict {
+/// Decides what a conflict means by the value that was found.
+pub(super) fn conflict(own: LeaseToken, attempt: u32, intent: Intent, found: &ObservedLease) -> Conflict {
     let lease = match found {
-        // The store was wiped or the lease aged out: nobody else holds the task. A wiped store heals as jobs finish.
-        Seen::Missing | Seen::Unreadable(_) => return Conflict::Again,
-        Seen::Newer(..) => return Conflict::Lost(LostReason::TakenOver),
-        Seen::Lease(lease) => lease,
+        // The store was wiped or the lease has expired from it: nobody else holds the task.
+        ObservedLease::Missing | ObservedLease::Unreadable(_) => return Conflict::Again,
+        ObservedLease::Newer(..) => return Conflict::Lost(LostReason::TakenOver),
+        ObservedLease::Lease(lease) => lease,
     };
     if lease.token == own {
-        match (lease.state, wish) {
+        match (lease.state, intent) {
             (LeaseState::Live, _) => Conflict::Again,
-            (LeaseState::Done, Wish::Done)
-            | (LeaseState::Idle, Wish::Idle)
-            | (LeaseState::Dead, Wish::Dead) => Conflict::AlreadySo,
-            (LeaseState::Idle, Wish::Done | Wish::Dead) => Conflict::Again,
-            _ => Conflict::Lost(lost(lease)),
+            (LeaseState::Done, Intent::Done)
+            | (LeaseState::Idle, Intent::Idle)
+            | (LeaseState::Dead, Intent::Dead) => Conflict::AlreadySo,
+            (LeaseState::Idle, Intent::Done | Intent::Dead) => Conflict::Again,
+            _ => Conflict::Lost(loss_reason(lease)),
         }
-    } else if wish == Wish::Done && !lease.state.is_terminal() && lease.attempt < attempt {
-        // The store went back in time: this attempt came later than the one it remembers.
+    } else if intent == Intent::Done && !lease.state.is_terminal() && lease.attempt < attempt {
+        // The store was rolled back: it remembers an earlier attempt than this one.
         Conflict::Again
     } else {
-        Conflict::Lost(lost(lease))
+        Conflict::Lost(loss_reason(lease))
     }
 }
 
@@ -233,12 +235,12 @@ mod tests {
     }
 
     fn verdict(record: Meta, lease: Lease) -> Verdict {
-        consider(record, &Seen::Lease(lease), NOW, LIMITS)
+        consider(record, &ObservedLease::Lease(lease), NOW, LIMITS)
     }
 
     #[test]
-    fn missing_is_run_with_what_the_record_knows() {
-        let of = |meta| consider(meta, &Seen::Missing, NOW, LIMITS);
+    fn missing_lease_is_taken_with_the_counts_of_the_record() {
+        let of = |meta| consider(meta, &ObservedLease::Missing, NOW, LIMITS);
         assert_eq!(of(record(0, 0, 0)), Verdict::Take(take(1, 0, false)));
         assert_eq!(of(Meta { failures: 1, ..record(2, 5, 0) }), Verdict::Take(take(3, 1, false)));
         assert_eq!(of(Meta { failures: 3, ..record(3, 5, 0) }), Verdict::DeadLetter(take(4, 3, false)));
@@ -246,7 +248,7 @@ mod tests {
         assert_eq!(
             of(parked),
             Verdict::Take(take(3, 2, true)),
-            "a worker had it, and nothing tells how it ended"
+            "a worker had it, and its outcome is unknown"
         );
         assert_eq!(
             of(Meta { failures: 2, ..parked }),
@@ -256,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_that_ran_out_is_a_failure_and_an_idle_or_prefetched_one_is_none() {
+    fn expired_live_lease_counts_as_a_failure_and_an_idle_or_prefetched_one_does_not() {
         let past = Lease { failures: 1, ..lease(LeaseState::Live, 5, 0, -1000) };
         assert_eq!(verdict(record(0, 0, 0), past.clone()), Verdict::Take(take(6, 2, true)));
         let prefetched = Lease { prefetched: true, ..past.clone() };
@@ -268,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn hand_outs_have_a_limit_of_their_own() {
+    fn hand_outs_have_their_own_limit() {
         assert_eq!(
             verdict(record(0, 0, 0), lease(LeaseState::Idle, 8, 0, 0)),
             Verdict::Take(take(9, 0, false))
@@ -278,13 +280,13 @@ mod tests {
     }
 
     #[test]
-    fn unreadable_is_missing_and_newer_is_parked_for_a_lease() {
-        let newer = Seen::of(Some(Bytes::from_static(&[0x33, 2, 3])));
-        assert!(matches!(newer, Seen::Newer(3, _)));
-        let unreadable = Seen::of(Some(Bytes::from_static(b"nonsense")));
-        assert!(matches!(unreadable, Seen::Unreadable(_)));
-        for seen in [&newer, &unreadable] {
-            assert!(seen.value(&mut BytesMut::new()).is_some(), "a swap has to expect what is there");
+    fn unreadable_lease_counts_as_missing_and_a_newer_one_parks_the_record() {
+        let newer = ObservedLease::of(Some(Bytes::from_static(&[0x33, 2, 3])));
+        assert!(matches!(newer, ObservedLease::Newer(3, _)));
+        let unreadable = ObservedLease::of(Some(Bytes::from_static(b"nonsense")));
+        assert!(matches!(unreadable, ObservedLease::Unreadable(_)));
+        for observed in [&newer, &unreadable] {
+            assert!(observed.value(&mut BytesMut::new()).is_some(), "a swap has to expect what is stored");
         }
         let parked = Verdict::Park { due: NOW.plus(LIMITS.lease) };
         assert_eq!(consider(record(0, 0, 0), &newer, NOW, LIMITS), parked);
@@ -292,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn terminal_and_covered_are_finished() {
+    fn terminal_lease_or_higher_cover_number_finishes_the_record() {
         for state in [LeaseState::Done, LeaseState::Cancelled, LeaseState::Dead] {
             assert_eq!(verdict(record(0, 9, 0), lease(state, 1, 0, -5)), Verdict::Finish);
         }
@@ -301,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_live_lease_is_waited_for_with_the_skew_and_an_idle_one_without() {
+    fn live_lease_is_awaited_with_the_clock_skew_and_an_idle_one_without() {
         let skew = 1_000;
         assert_eq!(
             verdict(record(0, 0, 0), lease(LeaseState::Live, 1, 0, 500)),
@@ -326,23 +328,26 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_beyond_its_own_length_is_brought_back() {
+    fn deadline_beyond_its_own_length_is_reset() {
         assert_eq!(verdict(record(0, 0, 0), lease(LeaseState::Live, 1, 0, 61_001)), Verdict::Reset);
         assert_ne!(verdict(record(0, 0, 0), lease(LeaseState::Live, 1, 0, 61_000)), Verdict::Reset);
     }
 
     #[test]
-    fn a_copy_is_never_due_before_its_record() {
+    fn copy_is_never_due_before_its_record() {
         let due = Verdict::Park { due: Wall(NOW.0 + 9_000) };
         assert_eq!(verdict(record(0, 0, 9_000), lease(LeaseState::Live, 1, 0, 500)), due);
         let day = Meta { ahead: Duration::from_secs(86_400), ..record(0, 0, 86_400_000) };
-        assert_eq!(consider(day, &Seen::Newer(9, Bytes::new()), NOW, LIMITS), Verdict::Park { due: day.due });
+        assert_eq!(
+            consider(day, &ObservedLease::Newer(9, Bytes::new()), NOW, LIMITS),
+            Verdict::Park { due: day.due }
+        );
     }
 
     #[test]
-    fn a_record_that_is_not_due_hops_on() {
+    fn record_that_is_not_due_is_parked_again() {
         assert_eq!(
-            consider(record(0, 0, 9_000), &Seen::Missing, NOW, LIMITS),
+            consider(record(0, 0, 9_000), &ObservedLease::Missing, NOW, LIMITS),
             Verdict::Park { due: Wall(NOW.0 + 9_000) }
         );
         assert_eq!(
@@ -353,42 +358,47 @@ mod tests {
     }
 
     #[test]
-    fn a_due_time_from_a_wrong_clock_is_brought_back_to_how_far_ahead_it_was_set() {
+    fn due_time_from_a_wrong_clock_is_limited_by_its_distance() {
         let soon = Verdict::Park { due: Wall(NOW.0 + 10_000) };
-        assert_eq!(consider(record(0, 0, 50_000), &Seen::Missing, NOW, LIMITS), soon);
+        assert_eq!(consider(record(0, 0, 50_000), &ObservedLease::Missing, NOW, LIMITS), soon);
         assert_eq!(verdict(record(0, 0, 50_000), lease(LeaseState::Live, 1, 0, -5_000)), soon);
         let due = Verdict::Park { due: Wall(NOW.0 + 11_000) };
-        assert_eq!(consider(record(0, 0, 11_000), &Seen::Missing, NOW, LIMITS), due, "within the clock skew");
+        assert_eq!(
+            consider(record(0, 0, 11_000), &ObservedLease::Missing, NOW, LIMITS),
+            due,
+            "within the clock skew"
+        );
     }
 
     #[test]
-    fn the_table_of_conflicts() {
+    fn conflict_table() {
         let own = token(1);
-        let of = |state, attempt| Seen::Lease(lease(state, attempt, 0, 0));
-        let theirs = |state, attempt| Seen::Lease(Lease { token: token(2), ..lease(state, attempt, 0, 0) });
+        let of = |state, attempt| ObservedLease::Lease(lease(state, attempt, 0, 0));
+        let theirs =
+            |state, attempt| ObservedLease::Lease(Lease { token: token(2), ..lease(state, attempt, 0, 0) });
         use Conflict::{Again, AlreadySo, Lost};
         use LeaseState::{Cancelled, Dead, Done, Idle, Live};
-        for (wish, found, means) in [
-            (Wish::Done, of(Live, 2), Again),
-            (Wish::Done, Seen::Missing, Again),
-            (Wish::Done, of(Done, 2), AlreadySo),
-            (Wish::Done, theirs(Live, 1), Again),
-            (Wish::Done, theirs(Idle, 1), Again),
-            (Wish::Done, theirs(Live, 2), Lost(LostReason::TakenOver)),
-            (Wish::Done, theirs(Done, 1), Lost(LostReason::TakenOver)),
-            (Wish::Done, of(Cancelled, 2), Lost(LostReason::Cancelled)),
-            (Wish::Done, theirs(Dead, 1), Lost(LostReason::Dead)),
-            (Wish::Keep, Seen::Missing, Again),
-            (Wish::Keep, of(Live, 2), Again),
-            (Wish::Keep, theirs(Live, 1), Lost(LostReason::TakenOver)),
-            (Wish::Keep, of(Done, 2), Lost(LostReason::TakenOver)),
-            (Wish::Idle, of(Idle, 2), AlreadySo),
-            (Wish::Idle, Seen::Missing, Again),
-            (Wish::Idle, theirs(Live, 1), Lost(LostReason::TakenOver)),
-            (Wish::Dead, of(Dead, 2), AlreadySo),
-            (Wish::Dead, theirs(Idle, 3), Lost(LostReason::TakenOver)),
+        for (intent, found, means) in [
+            (Intent::Done, of(Live, 2), Again),
+            (Intent::Done, ObservedLease::Missing, Again),
+            (Intent::Done, of(Done, 2), AlreadySo),
+            (Intent::Done, theirs(Live, 1), Again),
+            (Intent::Done, theirs(Idle, 1), Again),
+            (Intent::Done, theirs(Live, 2), Lost(LostReason::TakenOver)),
+            (Intent::Done, theirs(Done, 1), Lost(LostReason::TakenOver)),
+            (Intent::Done, of(Cancelled, 2), Lost(LostReason::Cancelled)),
+            (Intent::Done, theirs(Dead, 1), Lost(LostReason::Dead)),
+            (Intent::Keep, ObservedLease::Missing, Again),
+            (Intent::Keep, of(Live, 2), Again),
+            (Intent::Keep, theirs(Live, 1), Lost(LostReason::TakenOver)),
+            (Intent::Keep, of(Done, 2), Lost(LostReason::TakenOver)),
+            (Intent::Idle, of(Idle, 2), AlreadySo),
+            (Intent::Idle, ObservedLease::Missing, Again),
+            (Intent::Idle, theirs(Live, 1), Lost(LostReason::TakenOver)),
+            (Intent::Dead, of(Dead, 2), AlreadySo),
+            (Intent::Dead, theirs(Idle, 3), Lost(LostReason::TakenOver)),
         ] {
-            assert_eq!(conflict(own, 2, wish, &found), means, "{wish:?} finds {found:?}");
+            assert_eq!(conflict(own, 2, intent, &found), means, "{intent:?} finds {found:?}");
         }
     }
 }

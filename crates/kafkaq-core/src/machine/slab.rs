@@ -1,6 +1,6 @@
-//! Items by number, where a number that was used again can be told from its earlier use.
+//! A slab whose references have a generation: a stale one finds nothing.
 
-/// Names an entry: its place, and how often the place has been used.
+/// Refers to an entry by its index and the index's generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Ref {
     index: u32,
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_old_name_finds_nothing() {
+    fn stale_ref_finds_nothing() {
         let mut slab = Slab::new();
         let a = slab.insert("a");
         assert_eq!(slab.remove(a), Some("a"));

@@ -1,33 +1,28 @@
 //! What the machine tells of itself.
 
-use super::{
-    Machine, MachineStats, PartitionStats,
-    item::{Holder, Stage},
-    window::Slot,
-};
+use super::{Machine, MachineStats, PartitionStats, item::Stage, window::Slot};
 
 impl Machine {
     /// What it holds now. Looks at every record that is read and not finished.
     #[must_use]
     pub fn stats(&self) -> MachineStats {
-        let windows = self.order.iter().filter_map(|w| self.windows.get(*w));
-        let partitions = windows.map(|window| {
+        let partitions = self.windows.iter().map(|window| {
             let count = |of: fn(&Slot) -> bool| window.unfinished().filter(|(_, slot)| of(slot)).count();
             PartitionStats {
                 partition: window.assignment.partition.clone(),
                 finished_below: window.finished_below(),
-                end: window.end,
+                end: window.end(),
                 oldest_unfinished: window.oldest_unfinished(),
                 queued: count(|slot| matches!(slot, Slot::Queued(_))),
                 in_flight: count(|slot| matches!(slot, Slot::Open(_))),
-                paused: window.paused,
+                paused: window.is_paused(),
             }
         });
-        let items = || self.items.refs().filter_map(|r| self.items.get(r));
+        let items = || self.items.iter();
         MachineStats {
             partitions: partitions.collect(),
-            held: items().filter(|i| i.stage == Stage::Held && i.holder == Holder::Driver).count(),
-            waiting_for_caller: items().filter(|i| matches!(i.stage, Stage::OnDemand(_))).count(),
+            held: items().filter(|item| item.is_held() && item.is_with_driver()).count(),
+            waiting_for_caller: items().filter(|item| matches!(item.stage, Stage::OnDemand(_))).count(),
             appending: self.appends.len(),
         }
     }

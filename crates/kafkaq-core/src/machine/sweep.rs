@@ -2,117 +2,110 @@
 //! their record still here, and records whose copy the log refuses.
 
 use super::{
-    Fault, Machine, Mono, OpId,
-    item::{Holder, Item, Stage, StoreOp},
+    Fault, Machine, Mono,
+    item::{Item, Stage},
     slab::Ref,
 };
 use std::time::Duration;
 
 /// Nothing is late by more than this.
 const LONGEST: Duration = Duration::from_secs(1);
+const SHORTEST: Duration = Duration::from_millis(20);
 /// How long a command may take that came after the end of its lease.
 const LATE_COMMAND: Duration = Duration::from_secs(10);
-const SHORTEST: Duration = Duration::from_millis(20);
 
-/// What the sweep does about an item.
-enum Late {
-    Command,
+/// What is overdue of an item.
+enum Overdue {
+    /// The answer to a command.
+    Answer,
+    /// A record that waited here is to be considered.
     Waiting,
+    /// The job or the copy of a record that is still here.
     Record,
+    /// The copy of a held job.
     Park,
 }
 
 impl Machine {
-    /// How often it sweeps.
-    fn sweep_every(&self) -> Duration {
-        (self.settings.lease / 16).clamp(SHORTEST, LONGEST)
-    }
-
     pub(super) fn sweep(&mut self) {
-        if self.next_sweep > self.now.mono {
+        let now = self.clock.mono();
+        if self.next_sweep > now {
             return;
         }
-        self.next_sweep = self.now.mono.plus(self.sweep_every());
+        self.next_sweep = now.plus((self.config.settings.lease / 16).clamp(SHORTEST, LONGEST));
         self.hand_over();
-        for r in self.items.refs().collect::<Vec<_>>() {
+        for r in self.items.refs() {
             let Some(item) = self.items.get(r) else { continue };
-            match self.what_is_late(item) {
+            match self.overdue(item) {
                 None => {}
-                Some(Late::Command) => self.expire_command(r),
-                Some(Late::Waiting) if self.is_ours(r) => {
+                Some(Overdue::Answer) => self.expire_command(r),
+                Some(Overdue::Waiting) if self.is_ours(r) => {
                     if let Some(item) = self.items.get_mut(r) {
                         item.stage = Stage::Considered;
                     }
-                    self.start(r, StoreOp::Look);
+                    self.start_read(r);
                 }
-                Some(Late::Waiting) => self.remove(r),
-                Some(Late::Record) if self.is_ours(r) => self.reconsider_at(r, self.now.mono),
-                Some(Late::Record) => {}
-                Some(Late::Park) => self.park_held(r),
+                Some(Overdue::Waiting) => self.remove(r),
+                Some(Overdue::Record) if self.is_ours(r) => self.reconsider_at(r, now),
+                Some(Overdue::Record) => {}
+                Some(Overdue::Park) => self.park_held(r),
             }
         }
     }
 
-    fn what_is_late(&self, item: &Item) -> Option<Late> {
-        let now = self.now.mono;
-        let commanded = item.command.is_some() || item.next_command.is_some();
+    fn overdue(&self, item: &Item) -> Option<Overdue> {
+        let now = self.clock.mono();
+        let has_command = !item.commands.is_empty();
         // One that came after the lease had ended may still find that nobody else has the task.
-        let late = |end: Mono| match item.commanded_at < end {
-            true => end,
-            false => item.commanded_at.plus(self.settings.lease.min(LATE_COMMAND)),
+        let answer_by = |ends: Mono| match item.commands.last_at() < ends {
+            true => ends,
+            false => item.commands.last_at().plus(self.config.settings.lease.min(LATE_COMMAND)),
         };
-        let expired = item.own.is_none_or(|own| late(own.ends) <= now);
-        if commanded && expired && !self.broken(Fault::CommandNeverExpires) {
-            return Some(Late::Command);
+        let has_expired = item.own().is_none_or(|own| answer_by(own.ends) <= now);
+        if has_command && has_expired && !self.config.has_fault(Fault::CommandNeverExpires) {
+            return Some(Overdue::Answer);
         }
-        if item.stage == Stage::Waiting {
-            return (item.wake <= now && item.store.is_none()).then_some(Late::Waiting);
+        let is_idle = item.store.is_idle();
+        if let Stage::Waiting { until } = item.stage {
+            return (until <= now && is_idle).then_some(Overdue::Waiting);
         }
-        let place = item.place?;
+        let place = item.place()?;
         // A copy that is not acknowledged when it comes to its turn helps nobody: the record itself is here.
         if let Some(copy) = item.copy() {
-            return (copy.turn <= now && item.store.is_none()).then_some(Late::Record);
+            return (copy.give_up_at <= now && is_idle).then_some(Overdue::Record);
         }
-        if item.stage != Stage::Held || item.append.is_some() || commanded {
+        let Stage::Held(held) = item.stage else { return None };
+        if item.append.is_some() || has_command {
             return None;
         }
-        let ended = item.own.is_some_and(|own| own.ends.plus(self.settings.clock_skew) <= now);
-        if ended && item.store.is_none() {
-            return Some(Late::Record);
+        if is_idle && held.lease.ends.plus(self.config.settings.clock_skew) <= now {
+            return Some(Overdue::Record);
         }
         // From its head on, a window of the task topic is looked after when inputs come.
-        let in_wait = self.windows.get(place.window).is_some_and(|w| w.is_wait);
-        (in_wait && self.is_late(item) && item.no_park_before <= self.now.mono).then_some(Late::Park)
+        let in_lane = self.windows.get(place.window).is_some_and(|window| window.is_lane());
+        (in_lane && self.is_late(item) && item.copies.not_before <= now).then_some(Overdue::Park)
     }
 
     /// When the sweep has to run, if there is anything to look after.
     pub(super) fn sweep_at(&self) -> Option<Mono> {
-        let queued = || self.order.iter().filter_map(|w| self.windows.get(*w)).any(|w| w.len() > 0);
-        (!self.items.is_empty() || queued()).then_some(self.next_sweep)
+        let is_needed = !self.items.is_empty() || self.windows.iter().any(|window| window.len() > 0);
+        is_needed.then_some(self.next_sweep)
     }
 
     /// The record is considered again at `when`, by an item of its own. Whoever holds the job may still end it, and an
     /// append that is under way may still cover the record.
     pub(super) fn reconsider_at(&mut self, r: Ref, when: Mono) {
         let Some(fresh) = self.detach(r) else { return self.close(r) };
-        if let Some(item) = self.items.get_mut(fresh) {
-            item.stage = Stage::Waiting;
-            item.wake = when;
-        }
-        if when <= self.now.mono {
-            if let Some(item) = self.items.get_mut(fresh) {
-                item.stage = Stage::Considered;
-            }
-            self.start(fresh, StoreOp::Look);
+        if when <= self.clock.mono() {
+            self.start_read(fresh);
+        } else if let Some(item) = self.items.get_mut(fresh) {
+            item.stage = Stage::Waiting { until: when };
         }
         let Some(item) = self.items.get_mut(r) else { return };
-        if item.append.is_some() && !self.append_lines.contains_key(&OpId(r.to_bits())) {
-            // Not under way: it is not sent any more.
+        if item.append.is_some() && self.appends.cancel(r) {
             item.append = None;
         }
-        // If nobody has had it yet, it is given back, not renewed.
-        item.gone = true;
-        let held = item.stage == Stage::Held && item.holder == Holder::Driver && item.own.is_some();
-        if held { self.go_on(r) } else { self.close(r) }
+        // If nobody has had the job yet, it is given back, not renewed.
+        if item.is_held() && item.is_with_driver() { self.advance(r) } else { self.close(r) }
     }
 }

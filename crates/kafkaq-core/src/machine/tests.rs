@@ -2,11 +2,15 @@
 
 use super::*;
 use crate::{
-    Batch, Commit, Envelope, Event, HEADER, Headers, Lease, LeaseState, LostReason, Partition, Record,
-    Swapped,
+    Assignment, Batch, Commit, Envelope, Event, HEADER, Headers, Key, Lease, LeaseState, LostReason,
+    Partition, Position, Record, Swapped, TaskId, Wall,
 };
 use bytes::Bytes;
-use std::{collections::BTreeMap, time::Duration};
+use slab::{Ref, Slab};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 const SEC: Duration = Duration::from_secs(1);
 
@@ -244,7 +248,7 @@ impl Rig {
 }
 
 #[test]
-fn a_task_is_run_and_done_with_two_swaps_and_no_copy() {
+fn completed_task_leaves_a_done_lease_no_copy_and_a_commit() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a"]);
     let job = rig.get_job().unwrap();
@@ -255,11 +259,11 @@ fn a_task_is_run_and_done_with_two_swaps_and_no_copy() {
     assert_eq!(rig.lease("a").unwrap().state, LeaseState::Done);
     rig.pass(SEC);
     assert_eq!(rig.committed(), Some(1));
-    assert!(rig.wait.is_empty() && rig.m.items.is_empty() && rig.m.by_id.is_empty());
+    assert!(rig.wait.is_empty() && rig.m.items.are_all_forgotten());
 }
 
 #[test]
-fn a_slow_task_is_copied_once_and_does_not_hold_back_the_commit() {
+fn slow_task_is_parked_once_and_does_not_hold_back_the_commit() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["slow", "quick"]);
     let (slow, quick) = (rig.get_job().unwrap(), rig.get_job().unwrap());
@@ -279,7 +283,7 @@ fn a_slow_task_is_copied_once_and_does_not_hold_back_the_commit() {
 }
 
 #[test]
-fn an_abandoned_job_is_handed_out_again_after_its_lease() {
+fn abandoned_job_is_redelivered_after_its_lease() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a"]);
     let job = rig.get_job().unwrap();
@@ -297,7 +301,7 @@ fn an_abandoned_job_is_handed_out_again_after_its_lease() {
 }
 
 #[test]
-fn a_retry_comes_back_at_its_time_and_keeps_the_record_until_the_copy_is_durable() {
+fn retry_is_redelivered_after_its_delay() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a"]);
     let job = rig.get_job().unwrap();
@@ -317,7 +321,7 @@ fn a_retry_comes_back_at_its_time_and_keeps_the_record_until_the_copy_is_durable
 
 /// Appended first, the copy could come to its turn while the lease is still live, and would wait for all of it.
 #[test]
-fn a_retry_appends_its_copy_only_after_its_swap() {
+fn retry_appends_its_copy_only_after_its_swap() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a"]);
     let job = rig.get_job().unwrap();
@@ -333,7 +337,7 @@ fn a_retry_appends_its_copy_only_after_its_swap() {
 }
 
 #[test]
-fn the_last_failure_goes_to_the_dead_letters_with_key_and_headers() {
+fn last_failure_is_dead_lettered_with_key_and_headers() {
     let mut rig = Rig::new(|s| s.max_failures = 1);
     rig.publish(&["a"]);
     let job = rig.get_job().unwrap();
@@ -351,7 +355,7 @@ fn the_last_failure_goes_to_the_dead_letters_with_key_and_headers() {
 }
 
 #[test]
-fn a_lease_that_was_lost_sends_the_record_back_to_the_rule() {
+fn lost_lease_sends_the_record_back_to_the_rule() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a"]);
     let job = rig.get_job().unwrap();
@@ -365,7 +369,7 @@ fn a_lease_that_was_lost_sends_the_record_back_to_the_rule() {
 }
 
 #[test]
-fn done_over_a_wiped_store_heals_it() {
+fn done_over_a_wiped_store_restores_the_lease() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a"]);
     let job = rig.get_job().unwrap();
@@ -375,7 +379,7 @@ fn done_over_a_wiped_store_heals_it() {
 }
 
 #[test]
-fn extend_after_a_copy_raised_the_cover_number_still_holds() {
+fn extend_keeps_a_raised_cover_number() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a"]);
     let job = rig.get_job().unwrap();
@@ -388,7 +392,7 @@ fn extend_after_a_copy_raised_the_cover_number_still_holds() {
 }
 
 #[test]
-fn shutdown_gives_back_what_was_not_handed_out_and_waits_for_what_was() {
+fn shutdown_gives_back_ready_jobs_and_waits_for_running_ones() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a", "b"]);
     let running = rig.get_job().unwrap();
@@ -403,7 +407,7 @@ fn shutdown_gives_back_what_was_not_handed_out_and_waits_for_what_was() {
 }
 
 #[test]
-fn a_revoked_partition_is_committed_given_back_and_released_at_once() {
+fn revoked_partition_is_committed_and_given_back_before_its_release() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a", "b", "c"]);
     let (done, running) = (rig.get_job().unwrap(), rig.get_job().unwrap());
@@ -420,7 +424,7 @@ fn a_revoked_partition_is_committed_given_back_and_released_at_once() {
 }
 
 #[test]
-fn a_stale_ready_job_is_renewed_before_it_is_handed_out() {
+fn stale_ready_job_is_renewed_before_hand_out() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a"]);
     let first = rig.ready[0].clone();
@@ -434,7 +438,7 @@ fn a_stale_ready_job_is_renewed_before_it_is_handed_out() {
 }
 
 #[test]
-fn redeliveries_get_their_share_while_first_attempts_go_on() {
+fn redeliveries_are_not_starved_by_first_attempts() {
     let mut rig = Rig::new(|s| s.max_failures = 9);
     rig.publish(&["again"]);
     let job = rig.get_job().unwrap();
@@ -453,24 +457,24 @@ fn redeliveries_get_their_share_while_first_attempts_go_on() {
 }
 
 #[test]
-fn a_full_window_pauses_and_a_slow_head_is_moved_out_of_its_way() {
+fn full_window_pauses_and_its_slow_head_is_parked() {
     let mut rig = Rig::new(|s| (s.window, s.prefetch) = (10, 100));
     let many: Vec<String> = (0..10).map(|i| format!("t{i}")).collect();
     rig.publish(&many.iter().map(String::as_str).collect::<Vec<_>>());
-    assert_eq!(rig.m.poll_flow(), Some((assignment("q", 0), false)));
+    assert_eq!(rig.m.poll_flow(), Some((assignment("q", 0), FlowControl::Pause)));
     let _slow = rig.get_job().unwrap();
     for _ in 1..10 {
         let job = rig.get_job().unwrap();
         rig.ask(&job, Command::Done);
     }
     assert_eq!(rig.wait.len(), 1, "the head was copied long before park_after");
-    assert_eq!(rig.m.poll_flow(), Some((assignment("q", 0), true)));
+    assert_eq!(rig.m.poll_flow(), Some((assignment("q", 0), FlowControl::Resume)));
     rig.pass(SEC);
     assert_eq!(rig.committed(), Some(10));
 }
 
 #[test]
-fn a_deadline_from_a_wrong_clock_is_brought_back() {
+fn deadline_from_a_wrong_clock_is_reset() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a"]);
     let job = rig.get_job().unwrap();
@@ -484,7 +488,7 @@ fn a_deadline_from_a_wrong_clock_is_brought_back() {
 }
 
 #[test]
-fn a_dead_letter_that_cannot_be_written_is_an_alarm_and_the_task_comes_back() {
+fn refused_dead_letter_raises_an_alarm_and_the_task_is_redelivered() {
     let mut rig = Rig::new(|s| s.max_failures = 1);
     rig.refusing = &["d"];
     rig.publish(&["a"]);
@@ -500,7 +504,7 @@ fn a_dead_letter_that_cannot_be_written_is_an_alarm_and_the_task_comes_back() {
 }
 
 #[test]
-fn a_copy_that_cannot_be_written_keeps_its_record_open_and_is_tried_again() {
+fn refused_copy_keeps_its_record_open_and_is_retried() {
     let mut rig = Rig::new(|_| {});
     rig.refusing = &["w"];
     rig.publish(&["a"]);
@@ -515,4 +519,5 @@ fn a_copy_that_cannot_be_written_keeps_its_record_open_and_is_tried_again() {
 }
 
 mod lanes;
+mod polls;
 mod refusals;

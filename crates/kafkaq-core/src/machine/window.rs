@@ -1,20 +1,23 @@
-//! The window: the records of one assignment that were read and are not yet below the committed offset.
+//! The window: the records of one assignment that were read and are not below the finished prefix.
 
-use super::{Mono, slab::Ref};
-use crate::{Assignment, Record, Wall};
-use std::collections::VecDeque;
+use super::{FlowControl, Mono, config::Config, slab::Ref};
+use crate::{Assignment, ErrorKind, Record, Result, Wall};
+use std::{collections::VecDeque, time::Duration};
 
-/// Where a record stands in its window: counts from the assignment's first record, without gaps.
+/// A lane that was read far enough is read on when it isn't by so much.
+const FURTHER: Duration = Duration::from_secs(2);
+
+/// Number of a record in its assignment, from 0 and without gaps.
 pub(super) type Seq = u64;
 
-/// What became of a record.
+/// The state of a record.
 #[derive(Debug)]
 pub(super) enum Slot {
-    /// Its turn has not come.
+    /// Not yet considered.
     Queued(Record),
-    /// It is being considered, or its job runs.
+    /// Under consideration, or its job runs.
     Open(Ref),
-    /// Its record is in the hands of whoever took it, for a moment.
+    /// Taken out by [`Window::take_queued`], until [`Window::set`].
     Taken,
     Finished,
 }
@@ -23,76 +26,91 @@ pub(super) enum Slot {
 struct Entry {
     offset: i64,
     bytes: usize,
-    /// With `bytes`, tells a repeated record from another log's at the same offset.
+    /// With `bytes`, distinguishes a repeated record from another log's record at the same offset.
     timestamp_ms: i64,
     slot: Slot,
 }
 
-/// What came of a record that was taken in.
+/// The outcome of [`Window::push`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pushed {
     New(Seq),
-    /// It was there already.
+    /// It was read before.
     Repeated,
-    /// It lies below what was read, and is not the record that was read there.
+    /// At its offset another record was read before.
     OtherLog,
+}
+
+/// Which topic the records are of.
+#[derive(Debug)]
+enum Topic {
+    /// The task topic. The first record whose turn may not have come; everything before it has had its turn.
+    Tasks { cursor: Seq },
+    /// The wait topic: records leave in another order than they came. When the record that was read last leaves its
+    /// lane, of those whose time can be believed.
+    Lane { last_leaves: Wall },
+}
+
+/// The commits of a window: one at a time, and an interval apart.
+#[derive(Debug)]
+struct Commits {
+    /// The last offset that was committed.
+    committed: Option<i64>,
+    under_way: bool,
+    /// When the next one is due at the earliest.
+    not_before: Mono,
+    /// Whether the last one failed.
+    failed: bool,
 }
 
 #[derive(Debug)]
 pub(super) struct Window {
     pub(super) assignment: Assignment,
-    /// Records wait for their lane's time here.
-    pub(super) is_wait: bool,
+    topic: Topic,
     entries: VecDeque<Entry>,
-    /// The first entry's.
+    /// The number of the first entry.
     base: Seq,
-    /// The first record whose turn may not have come; everything before it has had its turn. Task topic only.
-    cursor: Seq,
     finished: usize,
-    /// Of records that are not finished.
+    /// Bytes of the unfinished records.
     bytes: usize,
     /// Where reading goes on.
     next: i64,
-    /// When the record that was read last leaves its lane, of those whose time can be believed.
-    pub(super) last_due: Wall,
-    /// The log's end, as it was told last.
-    pub(super) end: Option<i64>,
+    /// The end of the log, as reported last.
+    end: Option<i64>,
     /// Everything below is finished.
     prefix: i64,
-    /// What the group has been told, and whether a commit is under way.
-    pub(super) committed: Option<i64>,
-    pub(super) committing: bool,
-    pub(super) commit_after: Mono,
-    pub(super) commit_failed: bool,
-    pub(super) paused: bool,
-    /// Set while it is being revoked: released at this time at the latest.
-    pub(super) release_by: Option<Mono>,
+    commits: Commits,
+    paused: bool,
+    /// Set while it is being revoked: when it is released at the latest.
+    release_by: Option<Mono>,
 }
 
 impl Window {
-    pub(super) fn new(assignment: Assignment, is_wait: bool, now: Mono) -> Self {
+    pub(super) fn new(assignment: Assignment, is_lane: bool, now: Mono) -> Self {
         Window {
             assignment,
-            is_wait,
+            topic: if is_lane { Topic::Lane { last_leaves: Wall(0) } } else { Topic::Tasks { cursor: 0 } },
             entries: VecDeque::new(),
             base: 0,
-            cursor: 0,
             finished: 0,
             bytes: 0,
             next: i64::MIN,
-            last_due: Wall(0),
             end: None,
             prefix: i64::MIN,
-            committed: None,
-            committing: false,
-            commit_after: now,
-            commit_failed: false,
+            commits: Commits { committed: None, under_way: false, not_before: now, failed: false },
             paused: false,
             release_by: None,
         }
     }
 
-    /// Takes a record in. One that was seen already, in a repeated delivery, is left out.
+    /// Whether it is of the wait topic.
+    pub(super) fn is_lane(&self) -> bool {
+        matches!(self.topic, Topic::Lane { .. })
+    }
+
+    // ---- reading
+
+    /// Adds a record, unless it is a repeated delivery.
     pub(super) fn push(&mut self, record: Record) -> Pushed {
         if record.offset < self.next {
             let known = self.entries.binary_search_by_key(&record.offset, |e| e.offset);
@@ -113,8 +131,16 @@ impl Window {
         Pushed::New(self.base + self.entries.len() as u64 - 1)
     }
 
-    /// Reading goes on at `next`, beyond the last record.
-    pub(super) fn moved_on(&mut self, next: i64) {
+    /// The record that was read last leaves its lane then.
+    pub(super) fn set_last_leaves(&mut self, leaves: Wall) {
+        if let Topic::Lane { last_leaves } = &mut self.topic {
+            *last_leaves = leaves;
+        }
+    }
+
+    /// Reading goes on at `next`, beyond the last record; the log ends at `end`, if that is known.
+    pub(super) fn read_on(&mut self, next: i64, end: Option<i64>) {
+        self.end = end.or(self.end);
         if next > self.next {
             self.next = next;
             if self.prefix == i64::MIN || self.entries.is_empty() {
@@ -127,7 +153,7 @@ impl Window {
         usize::try_from(seq.checked_sub(self.base)?).ok().filter(|i| *i < self.entries.len())
     }
 
-    /// Takes the record out of its slot, if its turn has not come yet. Follow it with [`Window::set`].
+    /// Takes a queued record out of its slot. Follow it with [`Window::set`].
     pub(super) fn take_queued(&mut self, seq: Seq) -> Option<Record> {
         let i = self.index(seq)?;
         let slot = &mut self.entries[i].slot;
@@ -146,19 +172,62 @@ impl Window {
         }
     }
 
-    /// The next record whose turn has not come, in order.
+    /// The next queued record of the task topic, in order.
     pub(super) fn next_queued(&mut self) -> Option<Seq> {
-        self.cursor = self.cursor.max(self.base);
-        while let Some(i) = self.index(self.cursor) {
-            if matches!(self.entries[i].slot, Slot::Queued(_)) {
-                return Some(self.cursor);
-            }
-            self.cursor += 1;
+        if self.is_revoked() {
+            return None;
         }
-        None
+        let Topic::Tasks { cursor } = self.topic else { return None };
+        let mut seq = cursor.max(self.base);
+        while self.index(seq).is_some_and(|i| !matches!(self.entries[i].slot, Slot::Queued(_))) {
+            seq += 1;
+        }
+        self.topic = Topic::Tasks { cursor: seq };
+        self.index(seq).map(|_| seq)
     }
 
-    /// Marks a record finished and moves the prefix.
+    /// Whether to stop reading, or to go on.
+    pub(super) fn control_flow(&mut self, config: &Config, now: Wall) -> Option<FlowControl> {
+        if self.is_revoked() {
+            return None;
+        }
+        let settings = &config.settings;
+        // A lane is read on as soon as an eighth is free: half of it may have left before its head, and is not to keep
+        // out what is due next. More of a lane than of the task topic is read only if it may be due soon. The sweep looks
+        // every second.
+        let (most, part, ahead) = match self.topic {
+            Topic::Tasks { .. } => (settings.window, 2, None),
+            Topic::Lane { last_leaves } => {
+                let ahead = config.ladder.ahead(self.assignment.partition.index);
+                (settings.lane_window, 8, ahead.map(|ahead| (ahead, last_leaves)))
+            }
+        };
+        let below = |most: usize| most - most.div_ceil(part);
+        let full = self.len() >= most || self.bytes >= settings.window_bytes;
+        let room = self.len() <= below(most) && self.bytes <= below(settings.window_bytes);
+        let is_far = |by: Duration| {
+            let is_later = |(ahead, last): (Duration, Wall)| {
+                last > now.plus(ahead.saturating_sub(by)).plus(settings.clock_skew)
+            };
+            self.len() >= settings.window && ahead.is_some_and(is_later)
+        };
+        let stop = full || is_far(Duration::ZERO);
+        let control = match self.paused {
+            false if stop => FlowControl::Pause,
+            true if !stop && room && !is_far(FURTHER) => FlowControl::Resume,
+            _ => return None,
+        };
+        self.paused = control == FlowControl::Pause;
+        Some(control)
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    // ---- what is finished, and its commit
+
+    /// Marks a record as finished and advances the prefix.
     pub(super) fn finish(&mut self, seq: Seq) {
         let Some(i) = self.index(seq) else { return };
         let entry = &mut self.entries[i];
@@ -178,11 +247,68 @@ impl Window {
         }
     }
 
-    /// The offset that may be committed, if it is further than what the group was told.
-    pub(super) fn to_commit(&self) -> Option<i64> {
-        let news = self.prefix > self.committed.unwrap_or(self.first_prefix());
-        (news && !self.committing).then_some(self.prefix)
+    /// The offset to commit, if it is beyond the last one and no commit is under way.
+    fn to_commit(&self) -> Option<i64> {
+        let has_news = self.prefix > self.commits.committed.unwrap_or(self.first_prefix());
+        (has_news && !self.commits.under_way).then_some(self.prefix)
     }
+
+    /// When the next commit is due, if there is something to commit.
+    pub(super) fn commit_at(&self) -> Option<Mono> {
+        self.to_commit().map(|_| self.commits.not_before)
+    }
+
+    /// Begins a commit, if one is due, and returns its offset. `urgent`: don't wait for its time, unless the last one
+    /// failed.
+    pub(super) fn begin_commit(&mut self, now: Mono, urgent: bool) -> Option<i64> {
+        let urgent = (urgent || self.is_revoked()) && !self.commits.failed;
+        let offset = self.to_commit().filter(|_| urgent || self.commits.not_before <= now)?;
+        self.commits.under_way = true;
+        Some(offset)
+    }
+
+    /// A commit has ended; the next one is not due before `not_before`.
+    pub(super) fn commit_ended(&mut self, offset: i64, outcome: Result<()>, not_before: Mono) {
+        let commits = &mut self.commits;
+        (commits.under_way, commits.not_before) = (false, not_before);
+        match outcome {
+            Ok(()) => commits.failed = false,
+            // It isn't ours under this epoch: whoever owns it commits.
+            Err(e) if e.kind() == ErrorKind::NotOwner => {}
+            Err(_) => {
+                commits.failed = true;
+                return;
+            }
+        }
+        commits.committed = commits.committed.max(Some(offset));
+    }
+
+    /// Whether everything that is finished is committed.
+    pub(super) fn is_committed(&self) -> bool {
+        !self.commits.under_way && self.to_commit().is_none()
+    }
+
+    /// Whether everything that is finished is committed, or its commit failed.
+    pub(super) fn is_committed_or_failed(&self) -> bool {
+        !self.commits.under_way && (self.commits.failed || self.to_commit().is_none())
+    }
+
+    // ---- its end
+
+    /// Another member is to have it: it is released at `by` at the latest.
+    pub(super) fn revoke(&mut self, by: Mono) {
+        self.release_by.get_or_insert(by);
+    }
+
+    pub(super) fn release_by(&self) -> Option<Mono> {
+        self.release_by
+    }
+
+    pub(super) fn is_revoked(&self) -> bool {
+        self.release_by.is_some()
+    }
+
+    // ---- what it holds
 
     fn first_prefix(&self) -> i64 {
         // Nothing was finished yet while the first entry is still the first one ever.
@@ -193,13 +319,13 @@ impl Window {
         self.entries.len()
     }
 
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
+    /// Whether it is paused though more than half of it is finished: then its head blocks it.
+    pub(super) fn is_blocked_by_head(&self) -> bool {
+        self.paused && self.finished * 2 > self.entries.len()
     }
 
-    /// More than half of what is held is finished: the head stands in the way.
-    pub(super) fn is_blocked_by_head(&self) -> bool {
-        self.finished * 2 > self.entries.len()
+    pub(super) fn end(&self) -> Option<i64> {
+        self.end
     }
 
     /// Everything below this offset is finished.
@@ -207,13 +333,13 @@ impl Window {
         (self.prefix != i64::MIN).then_some(self.prefix)
     }
 
-    /// When the oldest record that is not finished was appended.
+    /// When the oldest unfinished record was appended.
     pub(super) fn oldest_unfinished(&self) -> Option<Wall> {
         let oldest = self.entries.iter().find(|e| !matches!(e.slot, Slot::Finished))?;
         u64::try_from(oldest.timestamp_ms).ok().map(Wall)
     }
 
-    /// All that are not finished, oldest first.
+    /// Unfinished records, oldest first.
     pub(super) fn unfinished(&self) -> impl Iterator<Item = (Seq, &Slot)> {
         (self.base..)
             .zip(&self.entries)
@@ -237,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_committed_before_something_is_finished() {
+    fn nothing_is_committed_before_a_record_is_finished() {
         let mut w = window();
         w.push(record(7));
         assert_eq!(w.to_commit(), None);
@@ -246,17 +372,17 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_batch_that_moved_on_is_committed() {
+    fn empty_batch_with_a_higher_offset_is_committed() {
         let mut w = window();
-        w.moved_on(12);
+        w.read_on(12, None);
         assert_eq!(w.to_commit(), Some(12));
         w.push(record(15));
-        w.committed = Some(12);
+        w.commits.committed = Some(12);
         assert_eq!(w.to_commit(), None);
     }
 
     #[test]
-    fn a_repeated_offset_is_left_out() {
+    fn repeated_record_is_ignored() {
         let mut w = window();
         assert_eq!(w.push(record(7)), Pushed::New(0));
         assert_eq!(w.push(record(7)), Pushed::Repeated);
@@ -264,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn an_offset_that_went_back_is_another_log() {
+    fn lower_offset_with_another_record_is_another_log() {
         let mut w = window();
         w.push(record(7));
         w.push(record(9));
@@ -299,10 +425,10 @@ mod tests {
                     prop_assert!(left.iter().all(|i| offsets[*i] >= to));
                     prop_assert!(to > last);
                     last = to;
-                    w.committed = Some(to);
+                    w.commits.committed = Some(to);
                 }
                 let open_bytes: usize = left.len() * record(0).size();
-                prop_assert_eq!(w.bytes(), open_bytes);
+                prop_assert_eq!(w.bytes, open_bytes);
             }
             prop_assert_eq!(last, offset + 1);
             prop_assert_eq!(w.len(), 0);

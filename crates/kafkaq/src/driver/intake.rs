@@ -3,7 +3,7 @@
 use super::{FAR, Shared, calls::Calls, shared::Inbox, slot::Slot, start::shut_down};
 use kafkaq_core::{
     Commit, Consumer, Error, ErrorKind, Event, LeaseStore, Log, LostReason, Result, Retry, Swapped,
-    machine::{Alarm, Answer, Command, JobKey, Machine, Notice, OpId, Ready},
+    machine::{Alarm, Answer, Command, FlowControl, JobKey, Machine, Notice, OpId, Ready},
 };
 use std::{
     collections::HashMap,
@@ -289,9 +289,12 @@ impl Intake {
         if !replaced.is_empty() {
             self.consumer.member.reassign(&replaced);
         }
-        while let Some((assignment, flows)) = self.machine.poll_flow() {
+        while let Some((assignment, control)) = self.machine.poll_flow() {
             let member = &self.consumer.member;
-            if flows { member.resume(&[assignment]) } else { member.pause(&[assignment]) }
+            match control {
+                FlowControl::Pause => member.pause(&[assignment]),
+                FlowControl::Resume => member.resume(&[assignment]),
+            }
         }
     }
 

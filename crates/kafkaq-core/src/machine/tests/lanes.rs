@@ -17,7 +17,7 @@ fn delayed(rig: &Rig, first: i64, stays: &[Duration]) -> Batch {
 }
 
 #[test]
-fn a_delay_of_three_hours_takes_a_few_hops_and_ends_to_the_millisecond() {
+fn delay_of_three_hours_takes_few_hops_and_ends_to_the_millisecond() {
     let mut rig = Rig::new(|_| {});
     let start = rig.now;
     rig.publish_delayed("a", 3 * 3600 * SEC);
@@ -40,25 +40,26 @@ fn a_delay_of_three_hours_takes_a_few_hops_and_ends_to_the_millisecond() {
 }
 
 #[test]
-fn what_blocks_the_head_of_a_full_lane_goes_to_its_tail() {
+fn blocking_head_of_a_full_lane_moves_to_its_tail() {
     let mut rig = Rig::new(|s| s.lane_window = 8);
     // One lane: the first stays for fifteen seconds more than the others do.
-    let lane = rig.m.ladder.place(rig.now.wall, rig.now.wall.plus(16 * SEC), &TaskId::new("x").unwrap()).0;
+    let lane =
+        rig.m.config.ladder.place(rig.now.wall, rig.now.wall.plus(16 * SEC), &TaskId::new("x").unwrap()).0;
     let stays: Vec<_> = (0..8).map(|i| if i == 0 { 16 * SEC } else { SEC }).collect();
     let batch = delayed(&rig, 0, &stays);
     rig.m.handle_event(rig.now, Event::Records(assignment("w", lane), batch));
-    assert_eq!(rig.m.poll_flow(), Some((assignment("w", lane), false)));
+    assert_eq!(rig.m.poll_flow(), Some((assignment("w", lane), FlowControl::Pause)));
     rig.pass(SEC);
     for _ in 1..8 {
         let job = rig.get_job().unwrap();
         rig.ask(&job, Command::Done);
     }
     assert_eq!(rig.wait.len(), 1, "the head was copied, fifteen seconds before its time");
-    assert_eq!(rig.m.poll_flow(), Some((assignment("w", lane), true)));
+    assert_eq!(rig.m.poll_flow(), Some((assignment("w", lane), FlowControl::Resume)));
 }
 
 #[test]
-fn a_short_delay_does_not_wait_behind_thousands_of_longer_ones() {
+fn short_delay_does_not_wait_behind_thousands_of_longer_ones() {
     let mut rig = Rig::new(|_| {});
     let lane = assignment("w", 0);
     let (mut next, mut paused) = (0, false);
@@ -78,28 +79,28 @@ fn a_short_delay_does_not_wait_behind_thousands_of_longer_ones() {
 }
 
 #[test]
-fn a_full_lane_is_read_on_long_before_half_of_it_has_left() {
+fn full_lane_resumes_once_an_eighth_has_left() {
     let mut rig = Rig::new(|s| s.lane_window = 800);
     let stays: Vec<_> = (0..800).map(|i| if i < 200 { SEC } else { 4 * SEC }).collect();
     let lane = assignment("w", 0);
     let batch = delayed(&rig, 0, &stays);
     rig.m.handle_event(rig.now, Event::Records(lane.clone(), batch));
-    assert_eq!(rig.m.poll_flow(), Some((lane.clone(), false)));
+    assert_eq!(rig.m.poll_flow(), Some((lane.clone(), FlowControl::Pause)));
     rig.pass(SEC);
     for _ in 0..200 {
         let job = rig.get_job().unwrap();
         rig.ask(&job, Command::Done);
     }
-    assert_eq!(rig.m.poll_flow(), Some((lane, true)));
+    assert_eq!(rig.m.poll_flow(), Some((lane, FlowControl::Resume)));
 }
 
 #[test]
-fn a_lane_is_read_only_as_far_as_it_may_be_due_soon() {
+fn lane_pauses_beyond_what_may_be_due_soon() {
     let mut rig = Rig::new(|s| s.window = 100);
     let stay = 18 * SEC;
     let lane = assignment(
         "w",
-        rig.m.ladder.place(rig.now.wall, rig.now.wall.plus(stay), &TaskId::new("x").unwrap()).0,
+        rig.m.config.ladder.place(rig.now.wall, rig.now.wall.plus(stay), &TaskId::new("x").unwrap()).0,
     );
     let batch = delayed(&rig, 0, &[stay; 99]);
     rig.m.handle_event(rig.now, Event::Records(lane.clone(), batch));
@@ -108,23 +109,23 @@ fn a_lane_is_read_only_as_far_as_it_may_be_due_soon() {
     let batch = delayed(&rig, 99, &[stay; 50]);
     rig.m.handle_event(rig.now, Event::Records(lane.clone(), batch));
     rig.settle();
-    assert_eq!(rig.m.poll_flow(), Some((lane.clone(), false)));
+    assert_eq!(rig.m.poll_flow(), Some((lane.clone(), FlowControl::Pause)));
     rig.pass(10 * SEC);
     assert_eq!(rig.m.poll_flow(), None, "none behind them is due within five seconds");
     for _ in 0..2 {
         rig.pass(SEC);
     }
-    assert_eq!(rig.m.poll_flow(), Some((lane, true)));
+    assert_eq!(rig.m.poll_flow(), Some((lane, FlowControl::Resume)));
 }
 
 #[test]
-fn those_that_wait_for_a_caller_are_bounded() {
+fn redeliveries_that_wait_for_a_caller_are_bounded() {
     let mut rig = Rig::new(|_| {});
-    let all = intake::MOST_ON_DEMAND + 50;
+    let all = intake::MAX_ON_DEMAND + 50;
     let batch = delayed(&rig, 0, &vec![SEC; all]);
     rig.m.handle_event(rig.now, Event::Records(assignment("w", 0), batch));
     rig.pass(SEC);
-    assert_eq!(rig.m.on_demand.len(), intake::MOST_ON_DEMAND);
+    assert_eq!(rig.m.dispatch.waiting_on_demand(), intake::MAX_ON_DEMAND);
     for served in 0..all {
         let job = rig.get_job().unwrap_or_else(|| panic!("after {served}"));
         rig.ask(&job, Command::Done);

@@ -8,7 +8,7 @@ fn history(ready: &Ready) -> Vec<(u32, String)> {
 }
 
 #[test]
-fn a_dropped_job_whose_copy_is_refused_is_handed_out_from_its_record() {
+fn abandoned_job_with_a_refused_copy_is_redelivered_from_its_record() {
     let mut rig = Rig::new(|_| {});
     rig.refusing = &["w"];
     rig.publish(&["a"]);
@@ -23,7 +23,7 @@ fn a_dropped_job_whose_copy_is_refused_is_handed_out_from_its_record() {
 }
 
 #[test]
-fn a_job_that_runs_on_beyond_its_lease_does_not_keep_a_refused_record_to_itself() {
+fn job_running_beyond_its_lease_does_not_keep_a_record_whose_copy_was_refused() {
     let mut rig = Rig::new(|_| {});
     rig.refusing = &["w"];
     rig.publish(&["a"]);
@@ -40,7 +40,7 @@ fn a_job_that_runs_on_beyond_its_lease_does_not_keep_a_refused_record_to_itself(
 }
 
 #[test]
-fn done_behind_an_extend_goes_over_a_lower_attempt() {
+fn done_queued_behind_an_extend_overwrites_a_lower_attempt() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a"]);
     let job = rig.get_job().unwrap();
@@ -60,7 +60,7 @@ fn done_behind_an_extend_goes_over_a_lower_attempt() {
 }
 
 #[test]
-fn a_lease_that_was_taken_while_the_clock_was_ahead_ends_after_its_length() {
+fn lease_taken_while_the_clock_was_ahead_ends_after_its_length() {
     let mut rig = Rig::new(|_| {});
     rig.refusing = &["w"];
     rig.demand = 1;
@@ -86,7 +86,7 @@ fn a_lease_that_was_taken_while_the_clock_was_ahead_ends_after_its_length() {
 }
 
 #[test]
-fn a_retry_whose_copy_is_refused_comes_back_at_its_time() {
+fn retry_with_a_refused_copy_is_redelivered_after_its_delay() {
     let mut rig = Rig::new(|_| {});
     rig.refusing = &["w"];
     rig.publish(&["a"]);
@@ -101,7 +101,7 @@ fn a_retry_whose_copy_is_refused_comes_back_at_its_time() {
 }
 
 #[test]
-fn a_record_under_somebody_elses_lease_waits_here_if_its_copy_is_refused() {
+fn record_under_a_foreign_lease_waits_here_if_its_copy_is_refused() {
     let mut rig = Rig::new(|_| {});
     rig.refusing = &["w"];
     let theirs = crate::LeaseToken { process: [9; 16], number: 1 };
@@ -117,7 +117,7 @@ fn a_record_under_somebody_elses_lease_waits_here_if_its_copy_is_refused() {
 }
 
 #[test]
-fn a_copy_that_is_never_acknowledged_does_not_keep_its_record_beyond_the_lease() {
+fn unacknowledged_copy_does_not_keep_its_record_beyond_the_lease() {
     let mut rig = Rig::new(|_| {});
     rig.hanging = &["w"];
     rig.publish(&["a"]);
@@ -131,7 +131,7 @@ fn a_copy_that_is_never_acknowledged_does_not_keep_its_record_beyond_the_lease()
 }
 
 #[test]
-fn every_command_is_answered_by_the_end_of_its_lease() {
+fn every_command_is_answered_by_the_end_of_the_lease() {
     for (hangs, command, effect) in [
         (&["w"], Command::Retry(SEC, "no".into()), Effect::NotApplied),
         (&["w"], Command::Snooze(SEC), Effect::NotApplied),
@@ -154,7 +154,7 @@ fn every_command_is_answered_by_the_end_of_its_lease() {
 }
 
 #[test]
-fn a_dead_letter_that_was_refused_says_so() {
+fn refused_dead_letter_fails_the_reject_with_the_cause() {
     let mut rig = Rig::new(|_| {});
     rig.refusing = &["d"];
     rig.publish(&["a"]);
@@ -165,7 +165,7 @@ fn a_dead_letter_that_was_refused_says_so() {
 
 /// A newer process writes a record that this one can't read; during an upgrade both run.
 #[test]
-fn a_record_of_a_later_version_holds_back_nobody() {
+fn record_of_a_later_version_does_not_hold_back_the_commit() {
     let mut rig = Rig::new(|_| {});
     let mut later = Envelope::new(TaskId::new("later").unwrap(), rig.now.wall).encode().to_vec();
     (later[3], later[4]) = (3, 3);
@@ -187,7 +187,7 @@ fn a_record_of_a_later_version_holds_back_nobody() {
 }
 
 #[test]
-fn a_foreign_header_by_our_name_is_no_later_version() {
+fn foreign_header_with_our_name_is_a_user_header() {
     let mut rig = Rig::new(|_| {});
     rig.publish_record(Headers::from_iter([(Bytes::from(HEADER), Some(Bytes::from("garbage")))]));
     let job = rig.get_job().unwrap();
@@ -198,7 +198,7 @@ fn a_foreign_header_by_our_name_is_no_later_version() {
 }
 
 #[test]
-fn doubt_is_kept_over_later_tries() {
+fn unknown_effect_of_one_try_outlasts_later_tries() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a"]);
     let job = rig.get_job().unwrap();
@@ -217,7 +217,7 @@ fn doubt_is_kept_over_later_tries() {
 }
 
 #[test]
-fn snooze_and_release_cost_no_failure_and_a_release_no_copy() {
+fn snooze_and_release_cost_no_failure_and_release_appends_no_copy() {
     let mut rig = Rig::new(|s| s.max_failures = 1);
     rig.publish(&["a"]);
     for n in 1..20 {
@@ -240,7 +240,7 @@ fn snooze_and_release_cost_no_failure_and_a_release_no_copy() {
 }
 
 #[test]
-fn a_job_that_was_parked_and_is_released_comes_back_at_once() {
+fn released_job_that_was_parked_is_redelivered_at_once() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a"]);
     let job = rig.get_job().unwrap();
@@ -253,7 +253,7 @@ fn a_job_that_was_parked_and_is_released_comes_back_at_once() {
 }
 
 #[test]
-fn hand_outs_are_bounded_whatever_became_of_them() {
+fn max_handouts_bounds_hand_outs_that_cost_no_failure() {
     let mut rig = Rig::new(|s| s.max_handouts = 3);
     rig.publish(&["a"]);
     for _ in 0..3 {
@@ -267,7 +267,7 @@ fn hand_outs_are_bounded_whatever_became_of_them() {
 }
 
 #[test]
-fn a_lease_that_ran_out_is_a_failure_with_a_reason_unless_it_was_prefetched() {
+fn expired_lease_counts_as_a_failure_unless_it_was_prefetched() {
     let mut rig = Rig::new(|_| {});
     rig.demand = 1;
     rig.publish(&["asked for", "prefetched"]);
@@ -288,7 +288,7 @@ fn a_lease_that_ran_out_is_a_failure_with_a_reason_unless_it_was_prefetched() {
 }
 
 #[test]
-fn a_delayed_task_starts_in_the_task_topic_and_its_id_is_taken() {
+fn delayed_task_reserves_its_id_at_once() {
     let mut rig = Rig::new(|_| {});
     rig.publish_delayed("a", 3600 * SEC);
     assert_eq!(rig.wait.len(), 1);
@@ -301,7 +301,7 @@ fn a_delayed_task_starts_in_the_task_topic_and_its_id_is_taken() {
 }
 
 #[test]
-fn an_offset_that_goes_back_gives_the_assignment_up_and_a_repeat_does_not() {
+fn lower_offset_with_another_record_gives_up_the_assignment() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a", "b"]);
     let record = |offset, timestamp| {
@@ -322,7 +322,7 @@ fn an_offset_that_goes_back_gives_the_assignment_up_and_a_repeat_does_not() {
 }
 
 #[test]
-fn a_dead_letter_that_is_copied_back_is_a_new_task() {
+fn dead_letter_copied_back_is_a_new_task() {
     let mut rig = Rig::new(|s| s.max_failures = 1);
     rig.publish(&["a"]);
     let job = rig.get_job().unwrap();
@@ -336,7 +336,7 @@ fn a_dead_letter_that_is_copied_back_is_a_new_task() {
 }
 
 #[test]
-fn a_store_that_needs_half_a_lease_to_answer_still_gives_jobs_out() {
+fn store_that_takes_half_a_lease_to_answer_still_yields_jobs() {
     let mut rig = Rig::new(|s| s.prefetch = 0);
     rig.m.handle_demand(rig.now, 1, 0);
     let envelope = Envelope::new(TaskId::new("a").unwrap(), rig.now.wall);
@@ -360,7 +360,7 @@ fn a_store_that_needs_half_a_lease_to_answer_still_gives_jobs_out() {
 }
 
 #[test]
-fn a_lease_that_ends_unconfirmed_while_its_copy_is_under_way_makes_no_second_copy() {
+fn expired_lease_makes_no_second_copy_while_one_is_under_way() {
     let mut rig = Rig::new(|_| {});
     rig.hanging = &["w"];
     rig.publish(&["a"]);
@@ -376,28 +376,33 @@ fn a_lease_that_ends_unconfirmed_while_its_copy_is_under_way_makes_no_second_cop
 }
 
 #[test]
-fn partitions_without_a_leader_leave_calls_to_the_others() {
+fn failing_partitions_leave_append_calls_to_the_others() {
     let mut appends = Appends::default();
     let mut slab = Slab::new();
     let mut push = |appends: &mut Appends, n| appends.push(Partition::new("t", n), slab.insert(()));
     (0..20).for_each(|n| push(&mut appends, n));
-    let next = |appends: &mut Appends, now| appends.next(now, 9, &mut Vec::new(), Some);
+    let next = |appends: &mut Appends, now| {
+        let mut out = Vec::new();
+        let to = appends.next(now, 9, &mut out, |_| Some(()))?;
+        Some((to.index, Ref::from(out[0].0)))
+    };
     let mut now = Mono(0);
     for _ in 0..20 {
-        let (line, _) = next(&mut appends, now).unwrap();
-        appends.answered(line, now, line >= 10);
+        let (partition, r) = next(&mut appends, now).unwrap();
+        appends.answered(r, now, partition >= 10);
     }
     (0..20).for_each(|n| push(&mut appends, n));
     now = now.plus(SEC);
-    let called: Vec<_> = std::iter::from_fn(|| next(&mut appends, now)).map(|(line, _)| line).collect();
-    assert_eq!(called.iter().filter(|line| **line < 10).count(), 4, "of those that have just failed");
-    assert_eq!(called.iter().filter(|line| **line >= 10).count(), 10);
+    let called: Vec<_> =
+        std::iter::from_fn(|| next(&mut appends, now)).map(|(partition, _)| partition).collect();
+    assert_eq!(called.iter().filter(|index| **index < 10).count(), 4, "of those that have just failed");
+    assert_eq!(called.iter().filter(|index| **index >= 10).count(), 10);
     push(&mut appends, 15);
     assert_eq!(next(&mut appends, now), None, "one call a partition");
 }
 
 #[test]
-fn what_it_holds_is_told() {
+fn stats_count_finished_and_running_records() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a", "b"]);
     let job = rig.get_job().unwrap();
@@ -415,7 +420,7 @@ fn partitions_of_another(rig: &mut Rig) {
 }
 
 #[test]
-fn what_nobody_asks_for_goes_to_partitions_of_another_process() {
+fn unclaimed_tasks_are_copied_to_partitions_of_another_process() {
     let mut rig = Rig::new(|_| {});
     partitions_of_another(&mut rig);
     rig.publish(&["a", "b", "c", "d", "e", "f"]);
@@ -440,7 +445,7 @@ fn what_nobody_asks_for_goes_to_partitions_of_another_process() {
 }
 
 #[test]
-fn alone_a_process_keeps_what_nobody_asks_for() {
+fn sole_process_keeps_unclaimed_tasks() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a", "b", "c"]);
     for _ in 0..5 {
@@ -450,7 +455,7 @@ fn alone_a_process_keeps_what_nobody_asks_for() {
 }
 
 #[test]
-fn a_command_after_the_end_of_the_lease_has_time_to_find_out() {
+fn command_after_the_end_of_the_lease_has_time_to_be_confirmed() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a"]);
     let job = rig.get_job().unwrap();
@@ -471,7 +476,7 @@ fn a_command_after_the_end_of_the_lease_has_time_to_find_out() {
 }
 
 #[test]
-fn a_ready_job_that_was_parked_and_is_given_back_comes_again_at_once() {
+fn parked_ready_job_that_is_given_back_gets_a_copy_due_at_once() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a"]);
     rig.pass(10 * SEC);
@@ -482,4 +487,22 @@ fn a_ready_job_that_was_parked_and_is_given_back_comes_again_at_once() {
     let lease = rig.lease("a").unwrap();
     assert_eq!((lease.state, lease.attempt, lease.cover), (LeaseState::Idle, 0, 2));
     assert!(rig.m.is_drained());
+}
+
+#[test]
+fn copy_given_up_before_it_was_sent_is_not_sent() {
+    let mut rig = Rig::new(|_| {});
+    rig.hanging = &["w", "d"];
+    rig.publish(&["a"]);
+    let under_way = rig.get_job().unwrap();
+    rig.pass(SEC);
+    rig.publish(&["b"]);
+    let waiting = rig.get_job().unwrap();
+    for _ in 0..62 {
+        rig.pass(SEC);
+    }
+    assert!(rig.ask(&waiting, Command::Reject("no".into())).is_none());
+    let op = OpId::from(Ref::from(under_way.job));
+    rig.m.handle_appended(rig.now, op, Ok(0));
+    assert_eq!(rig.m.poll_appends(9, &mut vec![]), None, "a dead letter has no business in the wait topic");
 }

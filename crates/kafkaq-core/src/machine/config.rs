@@ -1,0 +1,37 @@
+//! What a machine is set to, and what follows from it. Never changes.
+
+use super::{Fault, Ladder, Layout, Settings, rule::Limits};
+
+#[derive(Debug)]
+pub(super) struct Config {
+    pub(super) settings: Settings,
+    pub(super) limits: Limits,
+    pub(super) layout: Layout,
+    pub(super) ladder: Ladder,
+}
+
+impl Config {
+    pub(super) fn new(settings: Settings, layout: Layout) -> Self {
+        let limits = Limits {
+            lease: settings.lease,
+            clock_skew: settings.clock_skew,
+            max_failures: settings.max_failures.max(1),
+            max_handouts: settings.max_handouts.max(1),
+        };
+        let longest_park = settings.lease + settings.clock_skew;
+        let ladder = Ladder::new(longest_park, settings.max_delay, layout.wait_partitions);
+        Config { settings, limits, layout, ladder }
+    }
+
+    /// Whether this rule is taken out of the machine.
+    #[cfg(feature = "planted-faults")]
+    pub(super) fn has_fault(&self, fault: Fault) -> bool {
+        self.settings.planted == Some(fault)
+    }
+
+    #[cfg(not(feature = "planted-faults"))]
+    #[allow(clippy::unused_self)]
+    pub(super) const fn has_fault(&self, _: Fault) -> bool {
+        false
+    }
+}

@@ -1,0 +1,144 @@
+//! Who waits for a job, and which jobs wait for somebody.
+
+use super::{Mono, slab::Ref};
+use std::{collections::VecDeque, time::Duration};
+
+/// First attempts that may be taken for each redelivery while redeliveries wait.
+const FIRST_PER_REDELIVERY: usize = 3;
+
+#[derive(Debug)]
+pub(super) struct Dispatch {
+    /// Callers that wait, as the driver told last.
+    waiting: usize,
+    /// Ready jobs that wait for a caller: what the driver told last, and what it was given since.
+    ready: usize,
+    /// When somebody asked for a job last.
+    asked_at: Mono,
+    /// Redeliveries that are taken as soon as somebody waits.
+    on_demand: VecDeque<Ref>,
+    /// First attempts that may still be taken while redeliveries wait for demand: their guaranteed share.
+    credit: usize,
+    /// Ready jobs that the driver has not been given.
+    offers: VecDeque<Ref>,
+    recall: bool,
+}
+
+impl Dispatch {
+    pub(super) fn new(now: Mono) -> Self {
+        Dispatch {
+            waiting: 0,
+            ready: 0,
+            asked_at: now,
+            on_demand: VecDeque::new(),
+            credit: 0,
+            offers: VecDeque::new(),
+            recall: false,
+        }
+    }
+
+    // ---- demand
+
+    pub(super) fn set_demand(&mut self, now: Mono, waiting: usize, ready: usize) {
+        if waiting > 0 || ready < self.ready {
+            self.asked_at = now;
+        }
+        (self.waiting, self.ready) = (waiting, ready);
+    }
+
+    /// Nobody has asked for a job for so long.
+    pub(super) fn is_deserted(&self, now: Mono, after: Duration) -> bool {
+        self.waiting == 0 && self.asked_at.plus(after) <= now
+    }
+
+    /// How many more leases callers wait for, if `takes` are under way.
+    pub(super) fn missing(&self, takes: usize) -> usize {
+        self.waiting.saturating_sub(self.supply(takes))
+    }
+
+    /// Whether one more lease is wanted for callers, or `ahead` of them.
+    pub(super) fn wants_more(&self, takes: usize, ahead: usize) -> bool {
+        self.supply(takes) < self.waiting + ahead
+    }
+
+    fn supply(&self, takes: usize) -> usize {
+        self.ready + self.offers.len() + takes
+    }
+
+    // ---- redeliveries that wait for demand
+
+    pub(super) fn push_on_demand(&mut self, r: Ref) {
+        self.on_demand.push_back(r);
+    }
+
+    /// The one that has waited longest, if `is` holds for it.
+    pub(super) fn pop_on_demand_if(&mut self, is: impl FnOnce(Ref) -> bool) -> Option<Ref> {
+        if self.on_demand.front().is_some_and(|r| is(*r)) { self.on_demand.pop_front() } else { None }
+    }
+
+    /// The next redelivery, for a caller. Some first attempts may follow it.
+    pub(super) fn redeliver(&mut self, prefetch: usize) -> Option<Ref> {
+        let next = self.on_demand.pop_front()?;
+        self.credit = (self.credit + FIRST_PER_REDELIVERY).min((2 * prefetch).max(FIRST_PER_REDELIVERY));
+        Some(next)
+    }
+
+    /// Whether a first attempt may be taken: redeliveries wait for a caller, and first attempts that go on for ever would
+    /// keep every caller from them.
+    pub(super) fn spend_credit(&mut self, unlimited: bool) -> bool {
+        if self.on_demand.is_empty() {
+            return true;
+        }
+        let may = self.credit > 0 || unlimited;
+        self.credit = self.credit.saturating_sub(1);
+        may
+    }
+
+    pub(super) fn waiting_on_demand(&self) -> usize {
+        self.on_demand.len()
+    }
+
+    pub(super) fn retain_on_demand(&mut self, is_there: impl Fn(Ref) -> bool) {
+        self.on_demand.retain(|r| is_there(*r));
+    }
+
+    // ---- ready jobs
+
+    pub(super) fn offer(&mut self, r: Ref) {
+        self.offers.push_back(r);
+    }
+
+    pub(super) fn pop_offer(&mut self) -> Option<Ref> {
+        self.offers.pop_front()
+    }
+
+    pub(super) fn take_offers(&mut self) -> VecDeque<Ref> {
+        std::mem::take(&mut self.offers)
+    }
+
+    /// The driver was given a ready job.
+    pub(super) fn given_to_driver(&mut self) {
+        self.ready += 1;
+    }
+
+    /// It was not taken, so nobody has asked for it.
+    pub(super) fn came_back(&mut self) {
+        self.ready = self.ready.saturating_sub(1);
+    }
+
+    pub(super) fn has_ready(&self) -> bool {
+        self.ready > 0 || !self.offers.is_empty()
+    }
+
+    /// The driver's ready jobs are to come back.
+    pub(super) fn recall(&mut self) {
+        self.recall = true;
+    }
+
+    pub(super) fn is_recalling(&self) -> bool {
+        self.recall
+    }
+
+    pub(super) fn take_recall(&mut self) -> bool {
+        std::mem::take(&mut self.recall)
+    }
+}

@@ -1,0 +1,124 @@
+//! How items begin, go on and end, and with them their records.
+
+use super::{
+    Machine, News,
+    item::{Copies, Operation, Raise, RecordState, Stage, SwapOp},
+    items::NewItem,
+    rule::Meta,
+    slab::Ref,
+    window::Slot,
+};
+
+impl Machine {
+    pub(super) fn insert_item(&mut self, new: NewItem) -> Ref {
+        let place = new.place;
+        let r = self.items.insert(new, &self.config.layout.keyspace, self.clock.mono());
+        if let Some(window) = self.windows.get_mut(place.window) {
+            window.set(place.seq, Slot::Open(r));
+        }
+        r
+    }
+
+    /// The item goes; its record stays as it is in the window.
+    pub(super) fn remove(&mut self, r: Ref) {
+        let Some(item) = self.items.get_mut(r) else { return };
+        if let Some(Operation::Read(_)) = item.store.operation.take() {
+            self.store.read_ends();
+        }
+        self.end_take(r);
+        self.release_key(r);
+        self.items.remove(r);
+        self.news = self.news.max(News::Ended);
+    }
+
+    /// I1, I4: only here a record becomes finished.
+    pub(super) fn finish_record(&mut self, r: Ref) {
+        let Some(item) = self.items.get_mut(r) else { return };
+        let Some(place) = item.place() else { return };
+        item.record = RecordState::Finished;
+        if let Some(window) = self.windows.get_mut(place.window) {
+            window.finish(place.seq);
+        }
+        self.news = self.news.max(News::Ended);
+    }
+
+    /// Whether the item's record is this process's to consider.
+    pub(super) fn is_ours(&self, r: Ref) -> bool {
+        let place = self.items.get(r).and_then(|item| item.place());
+        let window = place.and_then(|place| self.windows.get(place.window));
+        !self.shutting_down && window.is_some_and(|window| !window.is_revoked())
+    }
+
+    /// The record is considered afresh, by an item of its own: a handle of the old one must not reach the new job.
+    pub(super) fn reconsider(&mut self, r: Ref) {
+        if let Some(fresh) = self.detach(r) {
+            self.start_read(fresh);
+        }
+        self.close(r);
+    }
+
+    /// Gives the item's record to a fresh one, if it still is this process's to consider.
+    pub(super) fn detach(&mut self, r: Ref) -> Option<Ref> {
+        if !self.is_ours(r) {
+            return None;
+        }
+        let item = self.items.get_mut(r)?;
+        let place = item.place()?;
+        item.record = RecordState::Elsewhere;
+        // What nobody has had may have been given back meanwhile, with its attempt: then the lease tells.
+        let attempt = if item.handed_out { item.attempt() } else { item.meta.attempt };
+        let meta = Meta { attempt, failures: item.failures(), ..item.meta };
+        // The number of a copy that may yet become durable is not given to another.
+        let highest = item.copies.highest.max(item.copy().map_or(0, |copy| copy.cover));
+        let copies = Copies { highest, ..item.copies };
+        let (content, history, at) = (item.content.clone(), item.history.clone(), item.at.clone());
+        Some(self.insert_item(NewItem { content, meta, history, place, at, copies }))
+    }
+
+    /// Nothing is left to do but what is under way.
+    pub(super) fn close(&mut self, r: Ref) {
+        if let Some(item) = self.items.get_mut(r) {
+            item.stage = Stage::Closing;
+        }
+        self.advance(r);
+    }
+
+    /// After an operation: the next one that waits for it, or the end.
+    pub(super) fn advance(&mut self, r: Ref) {
+        let Some(item) = self.items.get_mut(r) else { return };
+        if !item.store.is_idle() {
+            return;
+        }
+        if item.is_held()
+            && let Some(next) = item.commands.pop()
+        {
+            return self.begin_command(r, next);
+        }
+        // The swap to dead follows its append at once.
+        if !item.is_dead_lettering()
+            && let Some(raise) = item.raise.take()
+        {
+            return self.raise(r, raise);
+        }
+        let mut is_over = item.is_closing();
+        if let Stage::Held(held) = &mut item.stage {
+            if std::mem::take(&mut held.came_back) {
+                return self.renew_or_offer(r, false);
+            }
+            let is_abandoned = !held.with_driver && item.commands.current().is_none();
+            is_over = is_abandoned && (item.place().is_none() || self.shutting_down);
+        }
+        if is_over && item.append.is_none() {
+            self.remove(r);
+        }
+    }
+
+    /// Tells the lease of a durable copy, if that is of use.
+    fn raise(&mut self, r: Ref, raise: Raise) {
+        if self.may_raise(r, raise) {
+            self.start_swap(r, SwapOp::Raise { cover: raise.cover });
+        } else {
+            self.advance(r);
+        }
+    }
+}

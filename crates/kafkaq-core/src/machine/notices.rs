@@ -1,0 +1,38 @@
+//! What the driver passes on to others, and how often an operator is told of the same thing.
+
+use super::{Alarm, Mono, Notice};
+use crate::Partition;
+use std::{
+    collections::{HashMap, VecDeque},
+    mem::Discriminant,
+    time::Duration,
+};
+
+/// An alarm of a kind is given at most this often for a partition.
+const QUIET_FOR: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Default)]
+pub(super) struct Notices {
+    queue: VecDeque<Notice>,
+    /// When an alarm of a kind was last given for a partition.
+    alarmed: HashMap<(Discriminant<Alarm>, Partition), Mono>,
+}
+
+impl Notices {
+    pub(super) fn push(&mut self, notice: Notice) {
+        self.queue.push_back(notice);
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Notice> {
+        self.queue.pop_front()
+    }
+
+    pub(super) fn alarm(&mut self, alarm: Alarm, now: Mono) {
+        let of = (std::mem::discriminant(&alarm), alarm.partition().clone());
+        if self.alarmed.get(&of).is_some_and(|last| now < last.plus(QUIET_FOR)) {
+            return;
+        }
+        self.alarmed.insert(of, now);
+        self.push(Notice::Alarm(alarm));
+    }
+}

@@ -1,0 +1,38 @@
+//! A number that stands for everything that the machines of a run have wanted done, and when: two builds whose machines
+//! behave alike have the same digests.
+
+use crate::trace::Us;
+use kafkaq_core::{NewRecord, Swap, machine::Ready};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+#[derive(Debug, Default)]
+pub(crate) struct Digest(DefaultHasher);
+
+impl Digest {
+    /// Something that process `p` wants at `now`. Names of operations and jobs are the machine's own and left out.
+    pub(crate) fn add(&mut self, now: Us, p: usize, what: &impl Hash) {
+        (now, p).hash(&mut self.0);
+        what.hash(&mut self.0);
+    }
+
+    pub(crate) fn swap(&mut self, now: Us, p: usize, swap: &Swap) {
+        self.add(now, p, &(&swap.key, &swap.expect, &swap.new, swap.ttl));
+    }
+
+    pub(crate) fn append(&mut self, now: Us, p: usize, part: usize, record: &NewRecord) {
+        self.add(now, p, &(part, &record.key, &record.value));
+        record.headers.iter().for_each(|header| header.hash(&mut self.0));
+    }
+
+    pub(crate) fn ready(&mut self, now: Us, p: usize, ready: &Ready) {
+        let id = ready.content.id.as_str();
+        let (deadline, stale_at) = (ready.deadline, ready.stale_at.0);
+        self.add(now, p, &(id, ready.attempt, ready.failures, ready.token, deadline, stale_at));
+        self.add(now, p, &format!("{:?}", ready.history));
+    }
+
+    /// The digest so far.
+    pub(crate) fn value(&self) -> u64 {
+        self.0.finish()
+    }
+}
