@@ -18,7 +18,6 @@ const LEASE: Duration = Duration::from_secs(3);
 
 /// Nobody has had them, and when their leases have ended there is nothing left to give back.
 #[tokio::test(start_paused = true)]
-#[ignore = "the machine sends what gives a job back again and again, also when its lease has ended"]
 async fn jobs_that_nobody_has_taken_keep_a_shutdown_waiting_for_a_lease_at_most() -> Result<()> {
     let store = Store::default();
     let queue = quick(&MemoryLog::new(), &MemoryStore::new()).store(store.clone()).lease_duration(LEASE);
