@@ -204,7 +204,7 @@ fn uuid_bytes(id: &str) -> Option<[u8; 16]> {
     Some(out)
 }
 
-fn uuid_text(bytes: [u8; 16]) -> String {
+pub(crate) fn uuid_text(bytes: [u8; 16]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut out = String::with_capacity(36);
     for (i, b) in bytes.into_iter().enumerate() {

@@ -8,6 +8,7 @@ mod hash;
 mod headers;
 mod key;
 mod log;
+mod numbered;
 mod outage_log;
 mod record;
 mod settings;
@@ -23,6 +24,7 @@ pub use log::{
     Assignment, Broker, Commit, Consumer, Event, EventStream, FetchLimit, JoinRequest, Log, Member, Offsets,
     PartitionLog, TopicInfo, TopicSpec,
 };
+pub use numbered::NumberedKey;
 pub use outage_log::OutageLog;
 pub use record::{Batch, NewRecord, Partition, Position, Record};
 pub use store::{LeaseStore, Swap, Swapped};

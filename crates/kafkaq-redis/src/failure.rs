@@ -117,8 +117,8 @@ fn code(e: &ServerError) -> &str {
     }
 }
 
-const PERMISSIONS: &str = "The user needs +get +set +mget +del +eval +evalsha on the keys of the prefix, and for a \
-                           cluster also +cluster|slots and +asking";
+const PERMISSIONS: &str = "The user needs +get +set +mget +del +hmget +hset +hdel +hlen +pttl +pexpire +persist +eval \
+                           +evalsha on the keys of the prefix, and for a cluster also +cluster|slots and +asking";
 
 fn meaning(e: &ServerError) -> (ErrorKind, &'static str) {
     use ErrorKind::{Corrupt, Denied, Misconfigured, Other, Unavailable, Unsupported};
@@ -144,7 +144,10 @@ fn meaning(e: &ServerError) -> (ErrorKind, &'static str) {
         _ if says("cluster support disabled") => {
             (Misconfigured, "This Redis is no node of a cluster: use RedisStore::builder")
         }
-        _ if says("unknown command") => (Unsupported, "kafkaq needs SET, GET, MGET, DEL, EVAL and EVALSHA"),
+        _ if says("unknown command") => (
+            Unsupported,
+            "kafkaq needs plain Redis commands, EVAL and EVALSHA: see the README of kafkaq-redis",
+        ),
         _ => (Other, ""),
     }
 }

@@ -2,8 +2,11 @@
 
 mod builder;
 mod cluster;
+mod command;
 mod failure;
+mod hashes;
 mod health;
+mod layout;
 mod link;
 mod node;
 mod request;

@@ -1,61 +1,30 @@
 //! Swaps and reads as Redis commands, and their answers as outcomes. Nothing here does I/O.
 //!
-//! A swap that expects nothing is one `SET NX GET`, which costs Redis half as much as the script. All others go
-//! through the script, many keys a call. Everything of one batch is one pipeline: one write, one wait.
+//! Of a value with a key of its own, a swap that expects nothing is one `SET NX GET`, which costs Redis half as much as the
+//! script. All others go through scripts, many keys a call; what lies in hashes has one of its own, in `hashes.rs`.
+//! Everything of one batch is one pipeline: one write, one wait.
 //!
-//! In a cluster a command is for one slot, and keys seldom share one: there each key has a command of its own.
+//! In a cluster a command is for one slot, and keys seldom share one: there each key or hash has a command of its own.
 
-use crate::failure;
+use crate::{
+    command::{How, Script, Way, millis, write_joined},
+    failure,
+    hashes::{Groups, Kind},
+};
 use bytes::Bytes;
 use kafkaq_core::{Key, Result, Swap, Swapped, connection::Operation};
-use redis::{Cmd, Pipeline, RedisWrite, Script, ServerError, ToRedisArgs, Value};
-use std::{io::Write, sync::LazyLock, time::Duration};
+use redis::{Cmd, Pipeline, RedisWrite, ServerError, ToRedisArgs, Value};
+use std::{sync::LazyLock, time::Duration};
 
-/// Keys a script or an `MGET` handles at once: half a millisecond during which Redis serves nobody else.
-pub(crate) const CHUNK: usize = 128;
+static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("swap.lua")));
 
-const SCRIPT: &str = include_str!("swap.lua");
-static SCRIPT_HASH: LazyLock<String> = LazyLock::new(|| Script::new(SCRIPT).get_hash().to_owned());
-
-/// A key behind the store's prefix, written without a copy in between.
+/// A key behind the store's prefix.
 struct Prefixed<'a>(&'a str, &'a Key);
 
 impl ToRedisArgs for Prefixed<'_> {
     fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
-        write_parts(out, self.0.as_bytes(), self.1.as_str().as_bytes());
+        write_joined(out, [self.0, self.1.as_str()]);
     }
-}
-
-fn write_parts<W: ?Sized + RedisWrite>(out: &mut W, head: &[u8], tail: &[u8]) {
-    let mut arg = out.writer_for_next_arg();
-    // The buffer is in memory: writing to it can't fail.
-    let _ = arg.write_all(head).and_then(|()| arg.write_all(tail));
-}
-
-/// Milliseconds, at least one, rounded up: a value may live longer, never shorter.
-fn millis(ttl: Duration) -> u64 {
-    // Redis adds the time of now and refuses what overflows.
-    const MOST: u128 = 1 << 62;
-    let millis = ttl.as_nanos().div_ceil(1_000_000).clamp(1, MOST);
-    u64::try_from(millis).unwrap_or(u64::MAX)
-}
-
-/// How to send swaps.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum How {
-    /// `SET NX GET` where it fits, the script by its hash.
-    Fast,
-    /// The script by its hash, for servers that don't have `SET NX GET`.
-    ByScript,
-    /// The script with its text, for servers that don't have it in their cache.
-    ByText,
-}
-
-/// How to send a part of a batch.
-#[derive(Clone, Copy)]
-pub(crate) struct Way {
-    pub(crate) how: How,
-    pub(crate) keys_per_command: usize,
 }
 
 /// A part of a batch on its way to one server.
@@ -120,9 +89,13 @@ impl Request for Swaps {
         let Way { how, keys_per_command } = way;
         let mut commands = Pipeline::with_capacity(places.len());
         let mut parts = Vec::with_capacity(places.len());
-        let mut by_script = Vec::new();
+        let (mut in_hashes, mut by_script) = (Groups::new(), Vec::new());
         for &place in places {
-            match &swaps[place] {
+            let swap = &swaps[place];
+            if in_hashes.add(&swap.key, Kind::of(swap), place) {
+                continue;
+            }
+            match swap {
                 Swap { key, expect: None, new: Some(new), ttl, .. } if how == How::Fast => {
                     commands.add_command(create(prefix, key, new, *ttl));
                     parts.push(Part::Create(place));
@@ -133,6 +106,10 @@ impl Request for Swaps {
         for chunk in by_script.chunks(keys_per_command) {
             commands.add_command(run_script(prefix, swaps, chunk, how));
             parts.push(Part::Script(chunk.to_vec()));
+        }
+        for (call, places) in in_hashes.swap(prefix, swaps, way) {
+            commands.add_command(call);
+            parts.push(Part::Script(places));
         }
         Swaps { commands, parts }
     }
@@ -160,23 +137,19 @@ impl Request for Swaps {
                 (Part::Script(places), Value::ServerError(e)) if failure::is_unknown_script(&e) => {
                     left.again.extend(places);
                 }
-                (Part::Script(places), Value::Array(answers)) if answers.len() == places.len() => {
-                    for (place, answer) in places.into_iter().zip(answers) {
-                        match answer {
-                            Value::ServerError(e) if failure::is_readonly(&e) => {
-                                left.elsewhere.push((place, e));
+                (Part::Script(places), answer) => match answers_of(answer, places.len()) {
+                    Ok(answers) => {
+                        for (place, answer) in places.into_iter().zip(answers) {
+                            match answer {
+                                Value::ServerError(e) if failure::is_readonly(&e) => {
+                                    left.elsewhere.push((place, e));
+                                }
+                                answer => outcomes[place] = Some(swapped(answer)),
                             }
-                            answer => outcomes[place] = Some(swapped(answer)),
                         }
                     }
-                }
-                (Part::Script(places), answer) => {
-                    let error = match answer {
-                        Value::ServerError(e) => failure::script_refused(failure::SWAP, &e),
-                        _ => failure::unexpected_response(failure::SWAP),
-                    };
-                    places.into_iter().for_each(|place| outcomes[place] = Some(Err(error.clone())));
-                }
+                    Err(e) => places.into_iter().for_each(|place| outcomes[place] = Some(Err(e.clone()))),
+                },
             }
         }
         left
@@ -208,20 +181,15 @@ fn run_script(prefix: &str, swaps: &[Swap], places: &[usize], how: How) -> Cmd {
         let swap = &swaps[place];
         prefix.len() + swap.key.as_str().len() + bytes(&swap.expect) + bytes(&swap.new) + 16
     };
-    let size = places.iter().map(size).sum::<usize>() + SCRIPT.len();
-    let mut cmd = Cmd::with_capacity(3 + 4 * places.len(), size);
-    match how {
-        How::ByText => cmd.arg("EVAL").arg(SCRIPT),
-        How::Fast | How::ByScript => cmd.arg("EVALSHA").arg(SCRIPT_HASH.as_str()),
-    };
-    cmd.arg(places.len());
+    let size = places.iter().map(size).sum();
+    let mut cmd = SCRIPT.call(how, places.len(), 3 * places.len(), size);
     for &place in places {
         cmd.arg(Prefixed(prefix, &swaps[place].key));
     }
     for &place in places {
         let Swap { expect, new, ttl, .. } = &swaps[place];
         match expect {
-            Some(expect) => write_parts(&mut cmd, b"=", expect),
+            Some(expect) => write_joined(&mut cmd, [b"=", &expect[..]]),
             None => cmd.write_arg(b""),
         }
         cmd.write_arg(new.as_deref().unwrap_or_default());
@@ -232,6 +200,28 @@ fn run_script(prefix: &str, swaps: &[Swap], places: &[usize], how: How) -> Cmd {
         }
     }
     cmd
+}
+
+/// An answer for each of so many swaps: a script tells only of those that were not done.
+fn answers_of(answer: Value, swaps: usize) -> Result<Vec<Value>> {
+    let told = match answer {
+        Value::Array(told) => told,
+        Value::ServerError(e) => return Err(failure::script_refused(failure::SWAP, &e)),
+        _ => return Err(failure::unexpected_response(failure::SWAP)),
+    };
+    let mut answers = vec![Value::Nil; swaps];
+    let mut told = told.into_iter();
+    while let Some(number) = told.next() {
+        let place = match number {
+            Value::Int(number) => usize::try_from(number).ok().and_then(|number| number.checked_sub(1)),
+            _ => None,
+        };
+        match (place.and_then(|place| answers.get_mut(place)), told.next()) {
+            (Some(place), Some(answer)) => *place = answer,
+            _ => return Err(failure::unexpected_response(failure::SWAP)),
+        }
+    }
+    Ok(answers)
 }
 
 fn swapped(answer: Value) -> Result<Swapped> {
@@ -259,16 +249,23 @@ impl Request for Reads {
     }
 
     fn new(prefix: &str, keys: &[Key], places: &[usize], way: Way) -> Self {
-        let parts: Vec<_> = places.chunks(way.keys_per_command).map(<[usize]>::to_vec).collect();
-        let mut commands = Pipeline::with_capacity(parts.len());
-        for part in &parts {
-            let size = part.iter().map(|&place| prefix.len() + keys[place].as_str().len()).sum::<usize>();
-            let mut cmd = Cmd::with_capacity(1 + part.len(), size + 8);
+        let mut in_hashes = Groups::new();
+        let by_key: Vec<_> =
+            places.iter().copied().filter(|&place| !in_hashes.add(&keys[place], (), place)).collect();
+        let mut requests = in_hashes.get(prefix);
+        for chunk in by_key.chunks(way.keys_per_command) {
+            let size = chunk.iter().map(|&place| prefix.len() + keys[place].as_str().len()).sum::<usize>();
+            let mut cmd = Cmd::with_capacity(1 + chunk.len(), size + 8);
             cmd.arg("MGET");
-            part.iter().for_each(|&place| {
+            chunk.iter().for_each(|&place| {
                 cmd.arg(Prefixed(prefix, &keys[place]));
             });
+            requests.push((cmd, chunk.to_vec()));
+        }
+        let (mut commands, mut parts) = (Pipeline::with_capacity(requests.len()), Vec::new());
+        for (cmd, places) in requests {
             commands.add_command(cmd);
+            parts.push(places);
         }
         Reads { commands, parts }
     }
@@ -307,6 +304,7 @@ impl Request for Reads {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::command::CHUNK;
     use kafkaq_core::Partition;
 
     fn swap(n: i32, expect: Option<&'static str>, new: Option<&'static str>) -> Swap {
@@ -322,14 +320,6 @@ mod tests {
                 _ => "?".into(),
             })
             .collect()
-    }
-
-    #[test]
-    fn a_time_to_live_is_rounded_up_and_never_zero() {
-        assert_eq!(millis(Duration::ZERO), 1);
-        assert_eq!(millis(Duration::from_nanos(1_000_001)), 2);
-        assert_eq!(millis(Duration::from_millis(1500)), 1500);
-        assert_eq!(millis(Duration::MAX), 1 << 62);
     }
 
     #[test]
@@ -358,9 +348,66 @@ mod tests {
     fn the_script_gets_three_arguments_a_key() {
         let batch = [swap(1, Some("a"), None), swap(2, None, Some("b"))];
         let cmd = run_script("k/", &batch, &[0, 1], How::ByScript);
-        let expected =
-            ["EVALSHA", SCRIPT_HASH.as_str(), "2", "k/p/g/t/1", "k/p/g/t/2", "=a", "", "-", "", "b", "0"];
-        assert_eq!(words(&cmd), expected);
+        let expected = ["2", "k/p/g/t/1", "k/p/g/t/2", "=a", "", "-", "", "b", "0"];
+        assert_eq!(words(&cmd)[0], "EVALSHA");
+        assert_eq!(words(&cmd)[2..], expected);
+    }
+
+    #[test]
+    fn neighbours_share_the_arguments_of_their_hash() {
+        let id = |n: u8| format!("018bcfe5-0000-7e6b-8123-0000000123{n:02x}");
+        let key = |n| Key::of(&["t", "q", "g", &id(n)]).unwrap();
+        let swap = |n, expect: Option<&'static str>, new: Option<&'static str>, ttl| {
+            let ttl = Some(Duration::from_secs(ttl));
+            Swap::new(key(n), expect.map(Bytes::from), new.map(Bytes::from), ttl)
+        };
+        let batch = [
+            swap(0, None, Some("a"), 1),
+            swap(0x40, Some("b"), None, 1),
+            swap(1, None, Some("c"), 2),
+            swap(2, Some("d"), Some("e"), 3),
+        ];
+        let way = |keys_per_command| Way { how: How::Fast, keys_per_command };
+        let calls = Swaps::new("k/", &batch, &[0, 1, 2, 3], way(CHUNK)).commands;
+        let hash = |digits| format!("k/t/q/g/018bcfe5-*-7e6b-8123-0000000123[{digits}]*");
+        let arguments = format!(
+            "3 {low} {low} {high} 2000  2 000000 a 000001 c 3000 = 1 000002 d e - = 1 000040 b",
+            low = hash("0-3"),
+            high = hash("4-7")
+        );
+        let call = calls.cmd_iter().next().unwrap();
+        assert_eq!(words(call)[2..].join(" "), arguments);
+        assert_eq!(calls.len(), 1);
+        assert_eq!(Swaps::new("k/", &batch, &[0, 1, 2, 3], way(1)).commands.len(), 3);
+
+        let keys = [key(0), Key::of(&["t", "q", "g", "a"]).unwrap(), key(1)];
+        let reads = Reads::new("k/", &keys, &[0, 1, 2], way(CHUNK));
+        let commands: Vec<_> = reads.commands.cmd_iter().map(|cmd| words(cmd).join(" ")).collect();
+        assert_eq!(commands, [format!("HMGET {} 000000 000001", hash("0-3")), "MGET k/t/q/g/a".to_owned()]);
+        assert_eq!(reads.parts, [vec![0, 2], vec![1]]);
+    }
+
+    #[test]
+    fn a_call_for_neighbours_has_so_many_values_and_whole_hashes() {
+        let id = |n: u32| format!("018bcfe5-0000-7e6b-8123-{n:012x}");
+        let swap = |n| Swap::new(Key::of(&["t", "q", "g", &id(n)]).unwrap(), None, Some(Bytes::new()), None);
+        let batch: Vec<_> = (0..300).map(swap).collect();
+        let all: Vec<_> = (0..300).collect();
+        let way = Way { how: How::Fast, keys_per_command: CHUNK };
+        let calls = Swaps::new("k/", &batch, &all, way).commands;
+        let hashes: Vec<_> = calls.cmd_iter().map(|call| words(call)[2].clone()).collect();
+        assert_eq!(hashes, ["2", "2", "1"]);
+    }
+
+    #[test]
+    fn a_script_tells_of_what_it_did_not_do() {
+        let answers = |told: &[Value]| answers_of(Value::Array(told.to_vec()), 2).ok();
+        let (int, text) = (Value::Int, Value::BulkString(b"a".to_vec()));
+        assert_eq!(answers(&[]), Some(vec![Value::Nil, Value::Nil]));
+        assert_eq!(answers(&[int(2), text.clone()]), Some(vec![Value::Nil, text.clone()]));
+        let nonsense = [vec![int(1)], vec![int(0), int(0)], vec![int(3), int(0)], vec![text.clone(), text]];
+        assert!(nonsense.iter().all(|told| answers(told).is_none()));
+        assert!(answers_of(Value::Nil, 2).is_err());
     }
 
     #[test]

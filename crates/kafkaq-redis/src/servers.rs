@@ -110,7 +110,7 @@ impl Servers {
     /// How many keys a command may have: those of different slots can't share one.
     pub(crate) fn keys_per_command(&self) -> usize {
         match self {
-            Servers::One(_) => crate::request::CHUNK,
+            Servers::One(_) => crate::command::CHUNK,
             Servers::Cluster(_) => 1,
         }
     }

@@ -19,14 +19,12 @@ const TABLE: [u16; 256] = {
     table
 };
 
-/// The slot of the key that consists of these two parts. Neither has a brace: between braces the server would look
-/// at nothing else, and the keys are to spread.
-pub(crate) fn slot(prefix: &str, key: &str) -> u16 {
-    crc(crc(0, prefix), key) % SLOTS
-}
-
-fn crc(start: u16, text: &str) -> u16 {
-    text.bytes().fold(start, |crc, byte| (crc << 8) ^ TABLE[usize::from((crc >> 8) ^ u16::from(byte))])
+/// The slot of the name that consists of these parts. None has a brace: between braces the server would look at nothing
+/// else, and the names are to spread.
+pub(crate) fn slot<'a>(parts: impl IntoIterator<Item = &'a str>) -> u16 {
+    let bytes = parts.into_iter().flat_map(str::bytes);
+    let crc = bytes.fold(0_u16, |crc, byte| (crc << 8) ^ TABLE[usize::from((crc >> 8) ^ u16::from(byte))]);
+    crc % SLOTS
 }
 
 #[cfg(test)]
@@ -36,10 +34,9 @@ mod tests {
     #[test]
     fn slots_are_those_of_the_server() {
         // The check value of the CRC, and what CLUSTER KEYSLOT of Redis 7.0 says.
-        assert_eq!(crc(0, "123456789"), 0x31C3);
-        for (key, expected) in [("foo", 12_182), ("kafkaq/t/emails", 1804)] {
-            let (prefix, rest) = key.split_at(1);
-            assert_eq!((slot("", key), slot(prefix, rest)), (expected, expected), "{key}");
+        for (name, expected) in [("123456789", 0x31C3 % SLOTS), ("foo", 12_182), ("kafkaq/t/emails", 1804)] {
+            let (prefix, rest) = name.split_at(1);
+            assert_eq!((slot([name]), slot([prefix, rest])), (expected, expected), "{name}");
         }
     }
 }

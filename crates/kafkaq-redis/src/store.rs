@@ -1,11 +1,13 @@
 //! The store: the calls of the contract over one server or a cluster.
 
 use crate::{
-    RedisStoreBuilder, failure,
+    RedisStoreBuilder,
+    command::{How, Way},
+    failure,
     health::{self, Place},
-    request::{How, Leftover, Reads, Request, Swaps, Way},
+    layout::slot,
+    request::{Leftover, Reads, Request, Swaps},
     servers::{Open, Servers, Share},
-    slot::slot,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -75,7 +77,7 @@ impl RedisStore {
                 break;
             }
             let way = Way { how, keys_per_command: self.servers.keys_per_command() };
-            let place_slot = |place: usize| slot(&self.prefix, R::key(&items[place]).as_str());
+            let place_slot = |place: usize| slot(&self.prefix, R::key(&items[place]));
             let (shares, unassigned) = self.servers.share(open, place_slot);
             self.fail::<R>(unassigned, &failure::unassigned(R::OPERATION), &mut outcomes);
             let requests = shares.into_iter().map(|share| {

@@ -2,16 +2,20 @@
 --   what must be there: '' for nothing, else '=' and the value
 --   the new value
 --   how long it lives: milliseconds, '0' for ever, '-' to delete
--- Answers per key: nil if done, 0 if there was nothing, the value if there was another.
+-- Answers, for each key that was not swapped, its number and what was there: 0 for nothing, else the value, or the error.
 -- pcall, so that an error belongs to its key and never leaves the batch half done and half unknown.
 local out = {}
+local function tell(number, what)
+  out[#out + 1] = number
+  out[#out + 1] = what
+end
 for i = 1, #KEYS do
   local key, at = KEYS[i], 3 * i
   local is = redis.pcall('GET', key)
   if type(is) == 'table' then
-    out[i] = is
+    tell(i, is)
   elseif (is and '=' .. is or '') ~= ARGV[at - 2] then
-    out[i] = is or 0
+    tell(i, is or 0)
   else
     local ttl, done = ARGV[at], nil
     if ttl == '-' then
@@ -21,7 +25,9 @@ for i = 1, #KEYS do
     else
       done = redis.pcall('SET', key, ARGV[at - 1], 'PX', ttl)
     end
-    out[i] = type(done) == 'table' and done.err and done or false
+    if type(done) == 'table' and done.err then
+      tell(i, done)
+    end
   end
 end
 return out

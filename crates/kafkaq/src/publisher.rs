@@ -225,7 +225,7 @@ impl Inner {
         let (id, due) = match (task.id(), task.once_per()) {
             (Some(id), _) => (id.clone(), self.due(id, task.delay(), now)?),
             (None, Some((key, window))) => self.once_per(&task, key, window, now)?,
-            (None, None) => (new_id(now, number)?, due_after(task.delay(), now)),
+            (None, None) => (TaskId::numbered(now, number), due_after(task.delay(), now)),
         };
         let mut envelope = Envelope::new(id, now);
         // Each group parks it in its own wait topic when it comes to the record.
@@ -331,27 +331,4 @@ pub(crate) const FORGETS_IDS: &str = "Set the queue's done_retention to more tha
 
 fn due_after(delay: Option<Duration>, now: Wall) -> Option<Wall> {
     delay.filter(|d| !d.is_zero()).map(|d| now.plus(d))
-}
-
-/// A UUIDv7 that counts on from a random number: ordered within a publisher too, and without a random number each.
-fn new_id(now: Wall, number: u128) -> Result<TaskId> {
-    let [_, _, _, _, _, _, random @ ..] = number.to_be_bytes();
-    let mut text = Uuid::encode_buffer();
-    let id = uuid::Builder::from_unix_timestamp_millis(now.0, &random).into_uuid();
-    TaskId::new(&*id.hyphenated().encode_lower(&mut text))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_are_of_version_7_distinct_and_in_order() {
-        let seed = Uuid::new_v4().as_u128();
-        let text = |now, n| new_id(Wall(now), seed.wrapping_add(n)).unwrap().as_str().to_owned();
-        let ids: Vec<_> = (0..1000).map(|n| text(1_700_000_000_000, n)).collect();
-        assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), ids.len());
-        assert!(text(1_700_000_000_001, 0) > ids[999]);
-        assert_eq!(Uuid::parse_str(&ids[0]).unwrap().get_version_num(), 7);
-    }
 }

@@ -1,9 +1,10 @@
 //! URLs, passwords, permissions, and what `check` tells an operator.
 
-use crate::{ask, store};
+use crate::{ask, numbered, store};
 use kafkaq_adapter_tests::{create, key, one, read, replace, value};
-use kafkaq_core::{Effect, ErrorKind, LeaseStore, Retry, Swapped};
+use kafkaq_core::{Effect, ErrorKind, LeaseStore, Retry, Swap, Swapped};
 use kafkaq_redis::RedisStore;
+use std::time::Duration;
 use xtask::services::Service;
 
 const NONE: [&str; 0] = [];
@@ -148,24 +149,47 @@ async fn the_documented_permissions_are_enough_and_fewer_are_denied() {
         RedisStore::builder(url).build().unwrap()
     };
     let k = key("a");
-    let enough = user("enough", &["+get", "+set", "+mget", "+del", "+eval", "+evalsha", "+ping"]);
-    assert_eq!(one(&enough, create(&k, "a")).await.unwrap(), Swapped::Done);
-    assert_eq!(one(&enough, replace(&k, "a", "b")).await.unwrap(), Swapped::Done);
-    assert_eq!(read(&enough, &k).await.unwrap(), value("b"));
+    let in_hashes = ["+hmget", "+hset", "+hdel", "+hlen", "+pttl", "+pexpire", "+persist"];
+    let by_key = ["+get", "+set", "+mget", "+del", "+eval", "+evalsha", "+ping"];
+    let enough = user("enough", &[&by_key[..], &in_hashes].concat());
+    for k in [&k, &numbered(1)] {
+        let lives = |secs| Some(Duration::from_secs(secs));
+        let swap = |is, next, ttl| one(&enough, Swap::new(k.clone(), is, next, ttl));
+        assert_eq!(swap(None, value("a"), lives(1000)).await.unwrap(), Swapped::Done);
+        assert_eq!(swap(value("a"), value("b"), lives(1)).await.unwrap(), Swapped::Done);
+        assert_eq!(swap(value("b"), value("c"), None).await.unwrap(), Swapped::Done);
+        assert_eq!(read(&enough, k).await.unwrap(), value("c"));
+        assert_eq!(swap(value("c"), None, None).await.unwrap(), Swapped::Done);
+    }
+    assert_eq!(one(&enough, create(&k, "b")).await.unwrap(), Swapped::Done);
     let warnings = enough.check().await.unwrap();
     assert!(warnings.len() == 1 && warnings[0].contains("INFO"), "{warnings:?}");
     user("enough", &["+info"]);
     let warnings = enough.check().await.unwrap();
     assert!(warnings.len() == 1 && warnings[0].contains("CONFIG"), "{warnings:?}");
 
+    // Redis has done half of it: the value is there, and lives for ever.
+    let no_ends = user("noends", &[&by_key[..], &["+hmget", "+hset", "+pttl"]].concat());
+    let lives = Some(Duration::from_secs(1000));
+    let e = one(&no_ends, Swap::new(numbered(1), None, value("a"), lives)).await.unwrap_err();
+    assert_eq!(e.effect(), Effect::Unknown, "{e}");
+
     let no_scripts = user("noscripts", &["+get", "+set", "+mget", "+ping"]);
     assert_eq!(no_scripts.check().await.unwrap_err().kind(), ErrorKind::Denied);
     let e = one(&no_scripts, replace(&k, "b", "c")).await.unwrap_err();
     assert_eq!((e.kind(), e.effect()), (ErrorKind::Denied, Effect::NotApplied), "{e}");
 
-    let no_writes = user("nowrites", &["+get", "+mget", "+eval", "+evalsha", "+ping"]);
-    let e = one(&no_writes, replace(&k, "b", "c")).await.unwrap_err();
-    assert_eq!((e.kind(), e.effect()), (ErrorKind::Denied, Effect::NotApplied), "{e}");
+    let no_writes = user("nowrites", &["+get", "+mget", "+hmget", "+pttl", "+eval", "+evalsha", "+ping"]);
+    let no_pttl = user("nopttl", &["+hmget", "+hset", "+pexpire", "+eval", "+evalsha"]);
+    for (store, swap) in [
+        (&no_writes, replace(&k, "b", "c")),
+        (&no_writes, replace(&numbered(1), "a", "c")),
+        (&no_writes, create(&numbered(2), "a")),
+        (&no_pttl, create(&numbered(2), "a")),
+    ] {
+        let e = one(store, swap).await.unwrap_err();
+        assert_eq!((e.kind(), e.effect()), (ErrorKind::Denied, Effect::NotApplied), "{e}");
+    }
 
     let elsewhere =
         RedisStore::builder(format!("redis://enough:{SECRET}@127.0.0.1:{}/0", server.addr().port()))

@@ -1,6 +1,6 @@
 //! What is peculiar to a cluster: slots that move, nodes that are away, and the others that go on.
 
-use crate::{ask, clients, number, target::Target, tell, try_ask};
+use crate::{ask, clients, hashes::HASH, number, numbered, target::Target, tell, try_ask};
 use kafkaq_adapter_tests::{Stopwatch, create, key, keys, one, replace, until, value};
 use kafkaq_core::{Effect, ErrorKind, Key, LeaseStore, Retry, Swapped};
 use kafkaq_redis::RedisStore;
@@ -14,8 +14,10 @@ fn impatient(target: &Target) -> RedisStore {
     target.builder().request_timeout(LIMIT).connections(1).build().unwrap()
 }
 
+/// What Redis calls whatever has the value.
 fn full_name(key: &Key) -> String {
-    format!("kafkaq/{key}")
+    let neighbours = (0..64).any(|n| numbered(n) == *key);
+    format!("kafkaq/{}", if neighbours { HASH.to_owned() } else { key.to_string() })
 }
 
 async fn fill(store: &RedisStore, keys: &[Key], text: &'static str) {
@@ -83,25 +85,30 @@ async fn one_address_leads_to_all_nodes() {
 async fn a_slot_that_moves_is_followed_before_while_and_after() {
     let target = Target::cluster();
     let store = target.store();
-    let moving = key("moving");
-    let all = [keys(50), vec![moving.clone()]].concat();
-    fill(&store, &all, "0").await;
+    is_followed(&target, &store, &keys(50), &key("moving")).await;
+    let neighbours: Vec<_> = (0..64).map(numbered).collect();
+    is_followed(&target, &store, &neighbours[1..], &neighbours[0]).await;
+}
+
+async fn is_followed(target: &Target, store: &RedisStore, others: &[Key], moving: &Key) {
+    let all = [others, std::slice::from_ref(moving)].concat();
+    fill(store, &all, "0").await;
 
     // Its key is still here, and then it is already there.
-    let (from, to) = open_move(&target, &moving);
-    replace_all(&store, &all, "0", "1").await;
-    move_key(from, to, &moving);
-    replace_all(&store, &all, "1", "2").await;
-    assert_all(&store, &all, "2").await;
-    let again = one(&store, create(&moving, "x")).await.unwrap();
+    let (from, to) = open_move(target, moving);
+    replace_all(store, &all, "0", "1").await;
+    move_key(from, to, moving);
+    replace_all(store, &all, "1", "2").await;
+    assert_all(store, &all, "2").await;
+    let again = one(store, create(moving, "x")).await.unwrap();
     assert_eq!(again, Swapped::Conflict(value("2")));
 
-    let slot = slot(&target, &moving);
+    let slot = slot(target, moving);
     for node in [to, from] {
         ask(node, &["CLUSTER", "SETSLOT", &slot, "NODE", &id(to)]);
     }
-    replace_all(&store, &all, "2", "3").await;
-    assert_all(&store, &all, "3").await;
+    replace_all(store, &all, "2", "3").await;
+    assert_all(store, &all, "3").await;
     assert_all(&target.store(), &all, "3").await;
 }
 
@@ -295,7 +302,8 @@ async fn after_close_no_node_is_connected() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_documented_permissions_are_enough_and_the_password_goes_to_all_nodes() {
     let target = Target::cluster();
-    let rules = "resetkeys ~kafkaq/* +get +set +mget +del +eval +evalsha +ping +cluster|slots +asking";
+    let rules = "resetkeys ~kafkaq/* +get +set +mget +del +eval +evalsha +hmget +hset +hdel +hlen +pttl \
+                 +pexpire +persist +ping +cluster|slots +asking";
     let user = ["ACL", "SETUSER", "enough", "on", ">s3cr3t-word"];
     target.ask_all(&[&user[..], &rules.split(' ').collect::<Vec<_>>()].concat());
     let at = |login: &str| {

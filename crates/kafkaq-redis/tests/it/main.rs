@@ -7,15 +7,18 @@
 mod access;
 mod cluster;
 mod failures;
+mod hashes;
 mod scripts;
 mod target;
 #[cfg(feature = "tls")]
 mod tls;
 
-use kafkaq_adapter_tests::Adapter;
+use kafkaq_adapter_tests::{Adapter, key};
+use kafkaq_core::Key;
 use kafkaq_redis::RedisStore;
 use redis::{RedisResult, Value};
 use std::{net::SocketAddr, time::Duration};
+use target::on_both;
 use xtask::services::{Server, Service};
 
 struct Redis;
@@ -37,6 +40,11 @@ const AMPLE: Duration = Duration::from_secs(60);
 
 fn store(server: &Server) -> RedisStore {
     RedisStore::builder(server.url()).request_timeout(AMPLE).build().unwrap()
+}
+
+/// The key of the task that has this number, among those that a publisher numbers. 64 lie in one hash.
+fn numbered(n: usize) -> Key {
+    key(&format!("018bcfe5-6800-706b-8000-{n:012x}"))
 }
 
 /// One command over a connection of its own, for setting things up.

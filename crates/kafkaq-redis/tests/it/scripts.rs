@@ -1,6 +1,6 @@
 //! How swaps come about: by a command or by the script, on a single server as on a cluster.
 
-use crate::{number, target::Target};
+use crate::{number, on_both, target::Target};
 use kafkaq_adapter_tests::{create, key, keys, one, read, replace, value};
 use kafkaq_conformance::Proxy;
 use kafkaq_core::{Effect, ErrorKind, Key, LeaseStore, Swap, Swapped};
@@ -13,24 +13,6 @@ use std::{
     time::Duration,
 };
 use xtask::services::Service;
-
-/// Each case twice: on a server and on a cluster.
-macro_rules! on_both {
-    ($($case:ident),* $(,)?) => {
-        mod single {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $case() {
-                super::$case(&super::Target::single()).await;
-            })*
-        }
-        mod cluster {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $case() {
-                super::$case(&super::Target::shared_cluster()).await;
-            })*
-        }
-    };
-}
 
 on_both! {
     redis_itself_ends_a_value_when_it_should,

@@ -59,3 +59,23 @@ impl Target {
         self.nodes.iter().position(|node| try_ask(node, &["EXISTS", name]).is_ok()).unwrap()
     }
 }
+
+/// Each case twice: on a server and on a cluster.
+macro_rules! on_both {
+    ($($case:ident),* $(,)?) => {
+        mod single {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                super::$case(&crate::target::Target::single()).await;
+            })*
+        }
+        mod cluster {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                super::$case(&crate::target::Target::shared_cluster()).await;
+            })*
+        }
+    };
+}
+
+pub(crate) use on_both;

@@ -17,6 +17,7 @@ pub(crate) use self::{
 
 use crate::Outcome;
 use kafkaq::backend::{Key, Swap};
+use std::time::Duration;
 
 /// One side of the comparison.
 pub(crate) trait Swaps: Send + Sync + 'static {
@@ -28,6 +29,20 @@ pub(crate) trait Swaps: Send + Sync + 'static {
 
     /// Fails if one of them isn't done. `caller` tells those that call at the same time apart.
     fn swap(&self, caller: usize, batch: &Self::Batch) -> impl Future<Output = Outcome<()>> + Send;
+
+    /// What the server has used so far, if it tells.
+    fn used(&self) -> impl Future<Output = Outcome<Option<Used>>> + Send {
+        std::future::ready(Ok(None))
+    }
+}
+
+/// What a server has used since it started.
+#[derive(Clone, Copy)]
+pub(crate) struct Used {
+    /// Of its processor.
+    pub(crate) cpu: Duration,
+    /// Of its memory, now.
+    pub(crate) bytes: f64,
 }
 
 /// For a store that has no client.

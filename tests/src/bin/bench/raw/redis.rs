@@ -1,17 +1,22 @@
 //! The `redis` crate: a connection a caller, and a pipeline a batch.
 //!
 //! A creation is one `SET NX GET PX`. Replacements are a script that compares and sets, over as many keys as kafkaq's
-//! store gives to its own. In a cluster a command has one key, and each node gets its part of a batch as a pipeline;
-//! which node that is is found out beforehand.
+//! store gives to its own. Each lease has a key of its own: that neighbours can lie together is what the store knows. In a
+//! cluster a command has one key, and each node gets its part of a batch as a pipeline; which node that is is found out
+//! beforehand.
 
-use super::{Swaps, all_done, full};
+use super::{Swaps, Used, all_done, full};
 use crate::{
     Outcome,
     stores::{TTL, UNDER_WAY},
 };
 use futures_util::future::try_join_all;
 use kafkaq::backend::Swap;
-use redis::{Client, IntoConnectionInfo, Pipeline, Value, aio::MultiplexedConnection, io::tcp::TcpSettings};
+use redis::{
+    AsyncConnectionConfig, Client, IntoConnectionInfo, Pipeline, Value, aio::MultiplexedConnection,
+    io::tcp::TcpSettings,
+};
+use std::time::Duration;
 
 const KEYS_A_SCRIPT: usize = 128;
 const SCRIPT: &str = "
@@ -37,7 +42,9 @@ impl Redis {
         let client = Client::open(info)?;
         let mut connections = Vec::new();
         for _ in 0..UNDER_WAY {
-            connections.push(client.get_multiplexed_async_connection().await?);
+            // A machine that stands still for a moment is no failure.
+            let patient = AsyncConnectionConfig::new().set_response_timeout(None);
+            connections.push(client.get_multiplexed_async_connection_with_config(&patient).await?);
         }
         let script = redis::cmd("SCRIPT").arg("LOAD").arg(SCRIPT).query_async(&mut connections[0]).await?;
         Ok(Redis { connections, script })
@@ -80,6 +87,16 @@ impl Swaps for Redis {
 
     async fn swap(&self, caller: usize, batch: &Vec<Swap>) -> Outcome<()> {
         self.send(caller, batch, KEYS_A_SCRIPT).await
+    }
+
+    async fn used(&self) -> Outcome<Option<Used>> {
+        let info: String = redis::cmd("INFO").query_async(&mut self.connections[0].clone()).await?;
+        let figure = |name: &str| -> Outcome<f64> {
+            let figure = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            Ok(figure.ok_or("INFO without a figure")?.trim().parse()?)
+        };
+        let cpu = Duration::from_secs_f64(figure("used_cpu_user")? + figure("used_cpu_sys")?);
+        Ok(Some(Used { cpu, bytes: figure("used_memory")? }))
     }
 }
 

@@ -1,0 +1,92 @@
+//! Where values lie: under a key of their own, or with their neighbours in a hash.
+//!
+//! A key with a time to live costs Redis 180 bytes beside name and value, and each command on it microseconds. So the
+//! leases of up to 64 tasks that one publisher numbered in a row lie in one hash, which Redis keeps as a list as long as
+//! it is small. It lives as long as the longest of them may; with the time in its name it gets no new ones for ever.
+
+use crate::slot;
+use kafkaq_core::{Key, NumberedKey};
+
+/// A hash, behind the store's prefix: a pattern of the keys whose values it has, as `t/q/g/018bcfe5-*-7e6b-8123-0000000123[8-b]*`.
+/// No key has such characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Hash<'a>([&'a str; 4]);
+
+/// What stands for the pattern's `*` and `[..]*`.
+pub(crate) type Field<'a> = [&'a str; 2];
+
+impl<'a> Hash<'a> {
+    pub(crate) fn parts(&self) -> [&'a str; 4] {
+        self.0
+    }
+}
+
+/// The hash and the field of a key whose value has neighbours.
+pub(crate) fn in_hash(key: &Key) -> Option<(Hash<'_>, Field<'_>)> {
+    let NumberedKey { shared: [head, middle], own } = key.numbered()?;
+    let group = match own[1].as_bytes().first()? {
+        b'0'..=b'3' => "[0-3]*",
+        b'4'..=b'7' => "[4-7]*",
+        b'8' | b'9' | b'a' | b'b' => "[8-b]*",
+        b'c'..=b'f' => "[c-f]*",
+        _ => return None,
+    };
+    Some((Hash([head, "*", middle, group]), own))
+}
+
+/// The slot of whatever has this key's value.
+pub(crate) fn slot(prefix: &str, key: &Key) -> u16 {
+    let parts = match in_hash(key) {
+        Some((hash, _)) => hash.parts(),
+        None => [key.as_str(), "", "", ""],
+    };
+    slot::slot([prefix].into_iter().chain(parts))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    fn key(id: &str) -> Key {
+        Key::of(&["t", "emails", "kafkaq", id]).unwrap()
+    }
+
+    fn name_and_field(id: &str) -> Option<(String, String)> {
+        let key = key(id);
+        in_hash(&key).map(|(hash, field)| (hash.parts().concat(), field.concat()))
+    }
+
+    #[test]
+    fn neighbours_share_a_hash_and_have_fields_of_their_own() {
+        let found = |n: u8, time| name_and_field(&format!("018bcfe5-{time}-7e6b-8123-0000000123{n:02x}"));
+        let (mut names, mut all) = (HashSet::new(), HashSet::new());
+        for n in 0..=255 {
+            for time in ["0000", "ffff"] {
+                let (name, field) = found(n, time).unwrap();
+                names.insert(name.clone());
+                assert!(all.insert((name, field)));
+            }
+        }
+        assert_eq!(names.len(), 256 / 64);
+        let first = ("t/emails/kafkaq/018bcfe5-*-7e6b-8123-0000000123[0-3]*".to_owned(), "000010".to_owned());
+        assert_eq!(found(0x10, "0000"), Some(first));
+    }
+
+    #[test]
+    fn other_keys_are_names_of_their_own() {
+        for id in ["a", "018bcfe5-0000-7e6c-8123-000000012310", "018bcfe5-0000-7e6b-8123-0000000123A0"] {
+            assert_eq!(name_and_field(id), None, "{id}");
+        }
+    }
+
+    #[test]
+    fn a_value_lies_in_the_slot_of_its_hash() {
+        let [a, b] =
+            ["018bcfe5-0000-7e6b-8123-000000012300", "018bcfe5-1111-7e6b-8123-00000001233f"].map(key);
+        assert_eq!(slot("kafkaq/", &a), slot("kafkaq/", &b));
+        let named = ["kafkaq/t/emails/kafkaq/018bcfe5-*-7e6b-8123-0000000123[0-3]*"];
+        assert_eq!(slot("kafkaq/", &a), slot::slot(named));
+        assert_eq!(slot("kafkaq/", &key("a")), slot::slot(["kafkaq/t/emails/kafkaq/a"]));
+    }
+}
