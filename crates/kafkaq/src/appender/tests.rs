@@ -179,8 +179,22 @@ async fn a_record_of_a_certain_partition_gathers_nowhere() {
         pushed.push(push(&a, index, record(1)).await.unwrap());
         assert_eq!(log.begun(), index as usize + 1);
     }
-    // Nor does anybody gather behind those.
-    pushed.push(gather(&a, 0).await);
+    log.gate.add_permits(99);
+    for one in pushed {
+        one.outcome().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn nothing_gathers_behind_records_of_certain_partitions() {
+    let log = fake(0, []);
+    let a = gathering(&log, LONG);
+    let mut pushed = Vec::new();
+    for index in 0..3 {
+        pushed.push(push(&a, index, record(1)).await.unwrap());
+    }
+    pushed.push(gather(&a, 3).await);
+    assert_eq!(log.begun(), 4);
     log.gate.add_permits(99);
     for one in pushed {
         one.outcome().await.unwrap();
