@@ -17,6 +17,7 @@ pub(crate) enum Part {
     Pairs,
     Stores,
     Logs,
+    Publish,
     Delays,
     Idle,
     Worker,
@@ -25,10 +26,11 @@ pub(crate) enum Part {
 }
 
 impl Part {
-    const ALL: [Part; 8] = [
+    const ALL: [Part; 9] = [
         Part::Pairs,
         Part::Stores,
         Part::Logs,
+        Part::Publish,
         Part::Delays,
         Part::Idle,
         Part::Worker,
@@ -41,6 +43,7 @@ impl Part {
             Part::Pairs => "pairs",
             Part::Stores => "stores",
             Part::Logs => "logs",
+            Part::Publish => "publish",
             Part::Delays => "delays",
             Part::Idle => "idle",
             Part::Worker => "worker",
@@ -56,7 +59,9 @@ impl FromStr for Part {
     fn from_str(name: &str) -> Result<Self> {
         match Part::ALL.into_iter().find(|part| part.name() == name) {
             Some(part) => Ok(part),
-            None => bail!("bench {name}: it is pairs, stores, logs, delays, idle, worker, crowd or seeds"),
+            None => bail!(
+                "bench {name}: it is pairs, stores, logs, publish, delays, idle, worker, crowd or seeds"
+            ),
         }
     }
 }

@@ -4,7 +4,7 @@ use crate::{
     History, Partition, Position, TaskId, Wall,
     wire::{Reader, put, put_bytes},
 };
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 use std::{fmt, time::Duration};
 
 /// The name of the header of a record that was forwarded unread: only a later version can read it.
@@ -96,36 +96,54 @@ impl Envelope {
     /// The header's value.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        let mut out = Vec::with_capacity(64 + self.history.len());
-        out.extend_from_slice(&MARKER);
+        let mut out = Vec::with_capacity(self.room());
+        self.write(&mut out);
+        out.into()
+    }
+
+    /// The same, as a part of a buffer that many share.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn encode_in(&self, buffer: &mut BytesMut) -> Bytes {
+        buffer.reserve(self.room());
+        self.write(buffer);
+        buffer.split().freeze()
+    }
+
+    /// About as much as its encoding takes.
+    fn room(&self) -> usize {
+        64 + self.history.len()
+    }
+
+    fn write(&self, out: &mut impl BufMut) {
+        out.put_slice(&MARKER);
         // What this version adds, it alone answers for.
-        out.extend_from_slice(&[self.versions[0].max(VERSION), self.versions[1]]);
+        out.put_slice(&[self.versions[0].max(VERSION), self.versions[1]]);
         let uuid = uuid_bytes(self.id.as_str());
         let flag = |set: bool, flag: u8| if set { flag } else { 0 };
-        out.push(
+        out.put_u8(
             flag(uuid.is_some(), UUID)
                 | flag(self.due.0 > 0, DUE)
                 | flag(self.origin.is_some(), COPY)
                 | flag(self.running, RUNNING),
         );
         match uuid {
-            Some(uuid) => out.extend_from_slice(&uuid),
-            None => put_bytes(&mut out, self.id.as_str().as_bytes()),
+            Some(uuid) => out.put_slice(&uuid),
+            None => put_bytes(out, self.id.as_str().as_bytes()),
         }
-        put(&mut out, self.published.0);
+        put(out, self.published.0);
         if self.due.0 > 0 {
-            put(&mut out, self.due.0);
-            put(&mut out, self.ahead.as_millis() as u64);
+            put(out, self.due.0);
+            put(out, self.ahead.as_millis() as u64);
         }
         if let Some(at) = &self.origin {
-            put(&mut out, self.attempt.into());
-            put(&mut out, self.failures.into());
-            put(&mut out, self.cover.into());
-            put(&mut out, self.lane_due.0);
-            put_position(&mut out, at);
+            put(out, self.attempt.into());
+            put(out, self.failures.into());
+            put(out, self.cover.into());
+            put(out, self.lane_due.0);
+            put_position(out, at);
         }
-        self.history.encode_into(&mut out);
-        out.into()
+        self.history.encode_into(out);
     }
 
     /// # Errors
@@ -170,7 +188,7 @@ pub(crate) fn versioned(value: &[u8]) -> Result<([u8; 2], Reader<'_>), DecodeErr
     Ok((versions, rest))
 }
 
-pub(crate) fn put_position(out: &mut Vec<u8>, at: &Position) {
+pub(crate) fn put_position(out: &mut impl BufMut, at: &Position) {
     put_bytes(out, at.partition.topic.as_bytes());
     put(out, at.partition.index.unsigned_abs().into());
     put(out, at.offset.wrapping_add(1) as u64);
@@ -187,6 +205,8 @@ pub(crate) fn position(rest: &mut Reader<'_>) -> Result<Position, DecodeError> {
 /// The sixteen bytes of an id that is a UUID in its usual form, which all are that `publish` makes.
 fn uuid_bytes(id: &str) -> Option<[u8; 16]> {
     const DASHES: [usize; 4] = [8, 13, 18, 23];
+    /// Where the digits of each byte begin.
+    const DIGITS: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
     let text: &[u8; 36] = id.as_bytes().try_into().ok()?;
     if DASHES.iter().any(|at| text[*at] != b'-') {
         return None;
@@ -197,9 +217,8 @@ fn uuid_bytes(id: &str) -> Option<[u8; 16]> {
         _ => None,
     };
     let mut out = [0; 16];
-    let mut digits = (0..36).filter(|at| !DASHES.contains(at)).map(|at| digit(text[at]));
-    for byte in &mut out {
-        *byte = digits.next()?? << 4 | digits.next()??;
+    for (byte, at) in out.iter_mut().zip(DIGITS) {
+        *byte = digit(text[at])? << 4 | digit(text[at + 1])?;
     }
     Some(out)
 }

@@ -20,6 +20,10 @@ impl Headers {
 
     /// Adds one at the end.
     pub fn push(&mut self, name: impl Into<Bytes>, value: Option<Bytes>) {
+        // Most records have one, and a vector would make room for four.
+        if self.0.capacity() == 0 {
+            self.0.reserve_exact(1);
+        }
         self.0.push((name.into(), value));
     }
 

@@ -1,6 +1,6 @@
 //! What a client publishes.
 
-use crate::{Error, ErrorKind, Headers, Result};
+use crate::{Error, ErrorKind, Headers, NewRecord, Result};
 use bytes::Bytes;
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -178,6 +178,13 @@ impl Task {
     pub fn with_delay(mut self, delay: Duration) -> Self {
         self.delay = Some(delay);
         self
+    }
+
+    /// The record that carries it, still without kafkaq's own header.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn into_record(self) -> NewRecord {
+        NewRecord::new(self.key, Some(self.payload), self.headers)
     }
 
     /// The payload.

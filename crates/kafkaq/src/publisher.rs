@@ -1,7 +1,7 @@
 //! Publishing: from a task to a durable record.
 
 use crate::{
-    appender::{Appender, Pushed, Unsent},
+    appender::{Appender, Destination, Pushed, Unsent},
     config::Config,
     driver::wall_now,
     once_per::{Window, refused},
@@ -10,7 +10,7 @@ use crate::{
     telemetry::{PublishMeter, PublishSpans},
     topics::TaskTopic,
 };
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use kafkaq_core::{
     Effect, Envelope, Error, ErrorKind, HEADER, Log, NewRecord, Result, Retry, Task, TaskId, Wall,
     partitioner,
@@ -78,8 +78,10 @@ impl Publisher {
     /// Publishes one task. When it returns an id, the task is durable in the log and is executed at least once.
     ///
     /// Calls under way at the same time share requests: for throughput, make many at once or use
-    /// [`publish_many`](Publisher::publish_many). What the log refuses for a while is tried again. The call returns
-    /// within the queue's [`publish_timeout`](crate::QueueBuilder::publish_timeout), whatever the log does.
+    /// [`publish_many`](Publisher::publish_many). That spreads tasks without a key evenly over the partitions; of those that
+    /// are published by many calls at once, up to 64 may go to the same one. What the log refuses for a while is tried
+    /// again. The call returns within the queue's [`publish_timeout`](crate::QueueBuilder::publish_timeout), whatever the
+    /// log does.
     ///
     /// *Cancel-safety:* a future that is dropped after its first poll may or may not have published the task.
     ///
@@ -97,14 +99,20 @@ impl Publisher {
     async fn push_one(&self, task: Task) -> Result<TaskId> {
         let now = Instant::now();
         let (id, pushed) = {
-            let mut unsent = Unsent::new(&self.inner.tasks);
-            let task = self.inner.address(task)?;
-            let pushed = self.push(task, self.inner.tasks.deadline(now), &mut unsent).await?;
+            let tasks = &self.inner.tasks;
+            let mut unsent = Unsent::new(tasks);
+            let (id, partition, record) = self.inner.address(task, Envelope::encode)?;
+            let until = tasks.deadline(now);
+            let to = match record.key {
+                Some(_) => Destination::Partition(partition),
+                None => Destination::Any(partition),
+            };
+            let pushed = tasks.push(to, record, until, &mut unsent).await?;
             if !unsent.is_empty() {
                 // Lets the tasks that are about to publish come into the same request.
                 yield_once().await;
             }
-            pushed
+            (id, pushed)
         };
         self.inner.tasks.look(now);
         outcome(id, pushed).await
@@ -117,7 +125,10 @@ impl Publisher {
     ///
     /// *Cancel-safety:* as of `publish`, for each task.
     pub async fn publish_many(&self, tasks: impl IntoIterator<Item = Task>) -> Vec<Result<TaskId>> {
-        let tasks = tasks.into_iter().map(|task| self.inner.address(task));
+        let mut headers = BytesMut::with_capacity(HEADERS);
+        let tasks = tasks
+            .into_iter()
+            .map(|task| self.inner.address(task, |envelope| envelope.encode_in(&mut headers)));
         self.inner.spans.of_many(self.push_all(tasks)).await
     }
 
@@ -135,7 +146,11 @@ impl Publisher {
             let mut unsent = Unsent::new(&self.inner.tasks);
             for task in tasks {
                 sent.push(match task {
-                    Ok(task) => self.push(task, until, &mut unsent).await,
+                    Ok((id, partition, record)) => {
+                        let to = Destination::Partition(partition);
+                        let pushed = self.inner.tasks.push(to, record, until, &mut unsent).await;
+                        pushed.map(|pushed| (id, pushed))
+                    }
                     Err(e) => Err(e),
                 });
             }
@@ -169,15 +184,6 @@ impl Publisher {
 
     pub(crate) fn stats(&self) -> CallStats {
         self.inner.tasks.stats()
-    }
-
-    async fn push(
-        &self,
-        (id, partition, record): Addressed,
-        until: Instant,
-        unsent: &mut Unsent<'_>,
-    ) -> Result<(TaskId, Pushed)> {
-        Ok((id, self.inner.tasks.push(partition, record, until, unsent).await?))
     }
 }
 
@@ -214,11 +220,14 @@ async fn outcome(id: TaskId, pushed: Pushed) -> Result<TaskId> {
     }
 }
 
+/// How many bytes of headers are allocated at once when many tasks are published.
+const HEADERS: usize = 4096;
+
 /// A task's id, its partition and its record.
 type Addressed = (TaskId, i32, NewRecord);
 
 impl Inner {
-    fn address(&self, task: Task) -> Result<Addressed> {
+    fn address(&self, task: Task, encode: impl FnOnce(&Envelope) -> Bytes) -> Result<Addressed> {
         self.check(&task)?;
         let now = wall_now();
         let number = self.seed.wrapping_add(self.count.fetch_add(1, Ordering::Relaxed).into());
@@ -233,11 +242,11 @@ impl Inner {
             envelope.due = due;
             envelope.ahead = due.since(now);
         }
-        let mut headers = task.headers().clone();
-        self.spans.inject(&mut headers);
-        headers.push(HEADER, Some(envelope.encode()));
-        let record = NewRecord::new(task.key().cloned(), Some(task.payload().clone()), headers);
-        Ok((envelope.id, self.choose(task.key(), number), record))
+        let mut record = task.into_record();
+        self.spans.inject(&mut record.headers);
+        record.headers.push(HEADER, Some(encode(&envelope)));
+        let partition = self.choose(record.key.as_ref(), number);
+        Ok((envelope.id, partition, record))
     }
 
     /// When a task with a chosen id is due. The id of a window keeps it: executed sooner, it would be done, and what is

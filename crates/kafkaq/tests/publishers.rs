@@ -158,6 +158,28 @@ fn a_publisher_outlives_the_runtime_that_it_was_built_on() {
 }
 
 #[test]
+fn what_gathers_behind_requests_outlives_the_runtime_that_they_run_on() {
+    let log = gated(0, false);
+    let home = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let publisher = home.block_on(builder(&log).partitions(6).build_publisher()).unwrap();
+    let mut waiting: Vec<_> = (0..20)
+        .map(|n| {
+            let publisher = publisher.clone();
+            Box::pin(async move { publisher.publish(Task::new(format!("{n}"))).await })
+        })
+        .collect();
+    runtime().block_on(async {
+        for one in &mut waiting {
+            begin(one).await;
+        }
+    });
+    home.shutdown_background();
+    log.open.add_permits(99);
+    let outcomes = within_patience(move || runtime().block_on(futures_util::future::join_all(waiting)));
+    outcomes.into_iter().for_each(|outcome| drop(outcome.unwrap()));
+}
+
+#[test]
 fn a_runtime_whose_threads_are_all_taken_holds_up_no_answer() {
     let log = gated(9, false);
     let (publisher, home) = publisher_at_home(&log, ms(2000));

@@ -10,7 +10,10 @@ use std::{
     task::{Context, Poll},
     time::{Duration, Instant},
 };
-use tokio::time::sleep;
+use tokio::{
+    task::yield_now,
+    time::{sleep, timeout},
+};
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LAST_BACKOFF: Duration = Duration::from_secs(1);
@@ -21,6 +24,8 @@ pub(super) struct Flush {
     line: Arc<Line>,
     backoff: Duration,
     claims: bool,
+    /// The request under way is one that single tasks without a key gather behind.
+    counts: bool,
 }
 
 /// One request under way.
@@ -39,31 +44,40 @@ impl Flush {
             return;
         }
         if more_to_do && appender.home.has_threads() {
-            appender.lines.keep_time(&appender.home);
-            return appender.home.spawn(Flush::of(appender, line).run(None, None));
+            return Flush::of(appender, line).spawn(None, None);
         }
         let mut flush = Flush::of(appender, line);
         let Some(mut request) = flush.next() else { return };
         match appender.home.poll_here(Pin::new(&mut request.append)) {
-            Poll::Pending => {
-                appender.lines.keep_time(&appender.home);
-                appender.home.spawn(flush.run(Some(request), None));
-            }
+            Poll::Pending => flush.spawn(Some(request), None),
             Poll::Ready(answers) => {
                 // Others may have pushed meanwhile. Whoever publishes isn't kept busy with their records.
                 let pause = flush.settle(&request, answers);
+                flush.let_through();
                 if pause.is_none() && line.release_if_empty() {
                     flush.claims = false;
                 } else {
-                    appender.lines.keep_time(&appender.home);
-                    appender.home.spawn(flush.run(None, pause));
+                    flush.spawn(None, pause);
                 }
             }
         }
     }
 
     fn of(appender: &Arc<Appender>, line: &Arc<Line>) -> Self {
-        Flush { appender: appender.clone(), line: line.clone(), backoff: FIRST_BACKOFF, claims: true }
+        Flush {
+            appender: appender.clone(),
+            line: line.clone(),
+            backoff: FIRST_BACKOFF,
+            claims: true,
+            counts: false,
+        }
+    }
+
+    /// Goes on in the background.
+    fn spawn(self, begun: Option<Request>, pause: Option<Duration>) {
+        let appender = self.appender.clone();
+        appender.lines.keep_time(&appender.home);
+        appender.home.spawn(self.run(begun, pause));
     }
 
     async fn run(mut self, begun: Option<Request>, pause: Option<Duration>) {
@@ -73,20 +87,60 @@ impl Flush {
                 sleep(pause).await;
             }
             let Some(mut sent) = request.take().or_else(|| self.next()) else { return };
-            let answers = (&mut sent.append).await;
+            let answers = match timeout(self.appender.gathering.patience, &mut sent.append).await {
+                Ok(answers) => answers,
+                Err(_late) => {
+                    self.appender.gather_elsewhere(&self.line);
+                    self.let_through();
+                    (&mut sent.append).await
+                }
+            };
             pause = self.settle(&sent, answers);
+            if self.counts {
+                // Those that were answered may publish again at once, into one request.
+                yield_now().await;
+                self.go_on();
+            }
         }
     }
 
     /// The next request; without one, the line is idle.
     fn next(&mut self) -> Option<Request> {
-        let Some(records) = self.line.next_batch(Instant::now()) else {
+        let Some((records, gathered)) = self.line.next_batch(Instant::now()) else {
             self.claims = false;
             return None;
         };
+        if gathered {
+            self.counts = true;
+            self.appender.gathering.enter();
+        }
+        self.appender.gather_elsewhere(&self.line);
         let (log, partition, count) = (self.appender.log.clone(), self.line.partition.clone(), records.len());
         let append = Append(Box::pin(async move { log.append(&partition, &records).await }));
         Some(Request { append, records: count, begun: self.appender.counter.begun() })
+    }
+
+    /// Nothing gathers behind the request any more. Returns the line of what has gathered, claimed, if that may go now.
+    fn no_longer_counts(&mut self) -> Option<Arc<Line>> {
+        let may_go = std::mem::take(&mut self.counts) && self.appender.gathering.leave();
+        may_go.then(|| self.appender.gathering_line()).filter(|line| line.claim())
+    }
+
+    /// Has what gathers behind the request sent by another flush.
+    fn let_through(&mut self) {
+        if let Some(gathered) = self.no_longer_counts() {
+            Flush::of(&self.appender, &gathered).spawn(None, None);
+        }
+    }
+
+    /// Goes over to what has gathered behind the request, if nothing is left to do here.
+    fn go_on(&mut self) {
+        let Some(gathered) = self.no_longer_counts() else { return };
+        if self.line.release_if_empty() {
+            self.line = gathered;
+        } else {
+            Flush::of(&self.appender, &gathered).spawn(None, None);
+        }
     }
 
     /// Answers what is decided, and puts the rest back. Returns how long to wait then.
@@ -105,11 +159,11 @@ impl Flush {
 
 impl Drop for Flush {
     fn drop(&mut self) {
+        self.let_through();
         if self.claims {
             self.line.put_back_sent();
             self.appender.home.leave();
-            let flush = Flush::of(&self.appender, &self.line);
-            self.appender.home.spawn(flush.run(None, Some(FIRST_BACKOFF)));
+            Flush::of(&self.appender, &self.line).spawn(None, Some(FIRST_BACKOFF));
         }
     }
 }

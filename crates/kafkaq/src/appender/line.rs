@@ -39,6 +39,8 @@ struct State {
     earliest: Option<Instant>,
     /// Somebody sends what waits.
     flushing: bool,
+    /// Single tasks without a key are among what waits.
+    gathered: bool,
 }
 
 impl State {
@@ -67,8 +69,8 @@ impl State {
 pub(super) enum Queued {
     /// Somebody sends the line.
     IsSent,
-    /// Nobody does.
-    Waits,
+    /// Nobody does yet; so many records wait.
+    Waits(usize),
     /// Nobody does, although as much waits as a request can have.
     IsWholeRequest,
 }
@@ -110,13 +112,13 @@ impl Waiting {
         Waiting { record, size, until, failed: None, in_doubt: false, answer: Some(answer), room }
     }
 
-    /// Takes in the outcome of a try. Returns the record if it is to be tried again.
-    fn tried(mut self, outcome: Result<i64>, now: Instant) -> Option<Waiting> {
+    /// Takes in the outcome of a try. Whether it was answered; otherwise it is to be tried again.
+    fn is_settled_by(&mut self, outcome: Result<i64>, now: Instant) -> bool {
         let outcome = match outcome {
             Err(e) if self.answer.is_some() && may_help(&e) && now < self.until => {
                 self.in_doubt |= e.effect() == Effect::Unknown;
                 self.failed = Some(e);
-                return Some(self);
+                return false;
             }
             Err(e) => Err(failed(e, self.in_doubt)),
             Ok(offset) => Ok(offset),
@@ -124,8 +126,7 @@ impl Waiting {
         if let Some(to) = self.answer.take() {
             Answer(to, outcome).send();
         }
-        quietly(|| drop(self.room));
-        None
+        true
     }
 
     /// Its time is up, before or while it is `sent`. Returns what to say.
@@ -244,15 +245,17 @@ impl Line {
         Line { partition, state: Mutex::default() }
     }
 
-    pub(super) fn push(&self, waiting: Waiting) -> Queued {
+    /// `gathers`: it is a single task without a key.
+    pub(super) fn push(&self, waiting: Waiting, gathers: bool) -> Queued {
         let mut state = lock(&self.state);
         state.push(waiting, false);
+        state.gathered |= gathers;
         if state.flushing {
             Queued::IsSent
         } else if state.waiting.len() >= MAX_RECORDS || state.bytes >= MAX_BYTES {
             Queued::IsWholeRequest
         } else {
-            Queued::Waits
+            Queued::Waits(state.waiting.len())
         }
     }
 
@@ -264,10 +267,11 @@ impl Line {
         claimed
     }
 
-    /// The records of the next request, for whoever has claimed the line. Without any, the claim has ended.
-    pub(super) fn next_batch(&self, now: Instant) -> Option<Arc<[NewRecord]>> {
+    /// The records of the next request, for whoever has claimed the line, and whether single tasks without a key are among
+    /// them. Without any, the claim has ended.
+    pub(super) fn next_batch(&self, now: Instant) -> Option<(Arc<[NewRecord]>, bool)> {
         let mut expired = Vec::new();
-        let records = {
+        let (records, gathered) = {
             let mut state = lock(&self.state);
             let (mut batch, mut bytes) = (Vec::new(), 0);
             while batch.len() < MAX_RECORDS
@@ -286,10 +290,10 @@ impl Line {
             state.flushing = !batch.is_empty();
             state.records = batch.iter_mut().map(|w| std::mem::take(&mut w.record)).collect();
             state.sent = batch;
-            state.records.clone()
+            (state.records.clone(), std::mem::take(&mut state.gathered))
         };
         end(expired);
-        (!records.is_empty()).then_some(records)
+        (!records.is_empty()).then_some((records, gathered))
     }
 
     /// Takes in what became of the request under way: answers what is decided, and puts the rest before all others.
@@ -299,7 +303,9 @@ impl Line {
             (std::mem::take(&mut state.sent), std::mem::take(&mut state.records))
         };
         let (mut again, mut settled) = (Vec::new(), Settled::default());
-        for ((waiting, answer), record) in sent.into_iter().zip(every_answer(answers)).zip(&*records) {
+        // Given back at once, since that takes a lock.
+        let mut room: Option<OwnedSemaphorePermit> = None;
+        for ((mut waiting, answer), record) in sent.into_iter().zip(every_answer(answers)).zip(&*records) {
             let mut asked = None;
             if let Err(e) = &answer {
                 settled.failed += 1;
@@ -307,12 +313,17 @@ impl Line {
                     asked = Some(pause);
                 }
             }
-            if let Some(mut waiting) = waiting.tried(answer, now) {
+            if !waiting.is_settled_by(answer, now) {
                 settled.asked = settled.asked.max(asked);
                 waiting.record = record.clone();
                 again.push(waiting);
+            } else if let Some(room) = &mut room {
+                room.merge(waiting.room);
+            } else {
+                room = Some(waiting.room);
             }
         }
+        quietly(|| drop(room));
         settled.again = !again.is_empty();
         self.put_back(again);
         settled
@@ -340,8 +351,8 @@ impl Line {
         again.into_iter().rev().for_each(|w| state.push(w, true));
     }
 
-    /// Whether nothing waits or is under way.
-    fn is_idle(&self) -> bool {
+    /// Whether nobody sends it.
+    pub(super) fn is_idle(&self) -> bool {
         !lock(&self.state).flushing
     }
 

@@ -8,6 +8,7 @@
 //! appended; what is under way may have been.
 
 mod flush;
+mod gather;
 mod line;
 mod room;
 #[cfg(test)]
@@ -18,6 +19,7 @@ use crate::{
     stats::{CallCounter, CallStats},
 };
 use flush::Flush;
+use gather::{ENOUGH, Gathering};
 use kafkaq_core::{Log, NewRecord, Result};
 use line::{Line, Lines, Queued, Waiting};
 use room::{OVERHEAD, Room};
@@ -28,7 +30,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// How often a publisher looks for partitions that were added.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -40,6 +42,7 @@ pub(crate) struct Appender {
     lines: Arc<Lines>,
     /// How many partitions the topic has, as far as is known.
     partitions: AtomicI32,
+    gathering: Gathering,
     room: Room,
     timeout: Duration,
     home: Home,
@@ -47,6 +50,15 @@ pub(crate) struct Appender {
     started: Instant,
     /// When the last look at the topic began, in milliseconds from the start.
     looked: AtomicU64,
+}
+
+/// Where a record goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Destination {
+    /// To this partition.
+    Partition(i32),
+    /// A single one: to this partition as long as few of its like are under way, and otherwise to where they gather.
+    Any(i32),
 }
 
 /// A record that was pushed.
@@ -72,6 +84,7 @@ impl Appender {
             log,
             lines: Lines::new(topic, tick),
             partitions: AtomicI32::new(partitions.max(1)),
+            gathering: Gathering::default(),
             room: Room::new(buffer),
             timeout,
             home,
@@ -99,36 +112,72 @@ impl Appender {
         self.counter.stats()
     }
 
-    /// Puts a record into the line of a partition, once there is room. It is sent when `unsent` is dropped, at the
-    /// latest; from then on it is appended even if nobody waits for the outcome. Dropped before it returns, it has
-    /// done nothing.
+    /// Puts a record into a line, once there is room. It is sent when `unsent` is dropped, at the latest, or gathers with
+    /// others; from then on it is appended even if nobody waits for the outcome. Dropped before it returns, it has done
+    /// nothing.
     ///
     /// # Errors
     /// `Timeout` when there is no room in time.
     pub(crate) async fn push(
         self: &Arc<Self>,
-        index: i32,
+        to: Destination,
         record: NewRecord,
         until: Instant,
         unsent: &mut Unsent<'_>,
     ) -> Result<Pushed> {
         let size = record.size() + OVERHEAD;
-        let room = match self.room.try_take(size) {
-            Some(room) => room,
-            None => {
-                unsent.flush();
-                self.room.take(size, until, &self.home).await?
-            }
-        };
+        let room = self.room(size, until, unsent).await?;
         let (answer, outcome) = oneshot::channel();
+        let (index, gathers) = match to {
+            Destination::Partition(index) => (index, false),
+            Destination::Any(_) if self.gathering.is_crowded() => (self.gathering.partition(), true),
+            Destination::Any(index) => (index, true),
+        };
         let line = self.lines.line(index);
-        match line.push(Waiting::new(record, size, until, answer, room)) {
+        match line.push(Waiting::new(record, size, until, answer, room), gathers) {
             // Whoever sends the line takes this record too.
             Queued::IsSent => {}
-            Queued::Waits => unsent.add(&line),
+            // Whoever ends a request sends the line.
+            Queued::Waits(n) if gathers && n < ENOUGH && self.gathering.holds_back(index) => {}
+            Queued::Waits(_) => unsent.add(&line),
             Queued::IsWholeRequest => Flush::begin(self, &line, true),
         }
         Ok(Pushed { line, outcome })
+    }
+
+    /// Takes room for a record, once there is some.
+    async fn room(
+        &self,
+        size: usize,
+        until: Instant,
+        unsent: &mut Unsent<'_>,
+    ) -> Result<OwnedSemaphorePermit> {
+        match self.room.try_take(size) {
+            Some(room) => Ok(room),
+            None => {
+                unsent.flush();
+                self.room.take(size, until, &self.home).await
+            }
+        }
+    }
+
+    /// The line where single records gather.
+    fn gathering_line(&self) -> Arc<Line> {
+        self.lines.line(self.gathering.partition())
+    }
+
+    /// Has what gathers in a line gather in the next that nobody sends.
+    fn gather_elsewhere(&self, than: &Line) {
+        let here = than.partition.index;
+        if self.gathering.partition() != here {
+            return;
+        }
+        let partitions = self.partitions();
+        let others = || (1..partitions).map(|n| here.wrapping_add(n).rem_euclid(partitions));
+        let idle = others().find(|index| self.lines.line(*index).is_idle());
+        if let Some(to) = idle.or_else(|| others().next()) {
+            self.gathering.move_on(here, to);
+        }
     }
 
     /// Looks for new partitions in the background, if the last look was a while ago.

@@ -8,9 +8,12 @@ use std::{
 };
 use tokio::sync::Semaphore;
 
-/// Fails as it is told, one error per record, and remembers each request. It waits for `gate`.
+/// Fails as it is told, one error per record, and remembers each request. It waits for `gate`, and in partitions that hang
+/// for ever.
 #[derive(Debug)]
 struct Fake {
+    begun: AtomicUsize,
+    hangs_below: AtomicI32,
     requests: Mutex<Vec<(Partition, Vec<NewRecord>)>>,
     errors: Mutex<VecDeque<Error>>,
     gate: Semaphore,
@@ -29,6 +32,10 @@ impl Log for Fake {
         Ok(names.iter().map(|name| Some(TopicInfo::new(name.clone(), partitions))).collect())
     }
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        if to.index < self.hangs_below.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
         self.gate.acquire().await.unwrap().forget();
         self.requests.lock().unwrap().push((to.clone(), records.to_vec()));
         let mut errors = self.errors.lock().unwrap();
@@ -40,6 +47,10 @@ impl Log for Fake {
 }
 
 impl Fake {
+    fn begun(&self) -> usize {
+        self.begun.load(Ordering::Relaxed)
+    }
+
     fn sizes(&self) -> Vec<usize> {
         self.requests.lock().unwrap().iter().map(|(_, records)| records.len()).collect()
     }
@@ -47,6 +58,8 @@ impl Fake {
 
 fn fake(open: usize, errors: impl IntoIterator<Item = Error>) -> Arc<Fake> {
     Arc::new(Fake {
+        begun: AtomicUsize::new(0),
+        hangs_below: AtomicI32::new(0),
         requests: Mutex::default(),
         errors: Mutex::new(errors.into_iter().collect()),
         gate: Semaphore::new(open),
@@ -56,10 +69,14 @@ fn fake(open: usize, errors: impl IntoIterator<Item = Error>) -> Arc<Fake> {
 }
 
 fn appender(log: &Arc<Fake>, room: usize, timeout: Duration) -> Arc<Appender> {
+    appender_of(2, log, room, timeout)
+}
+
+fn appender_of(partitions: i32, log: &Arc<Fake>, room: usize, timeout: Duration) -> Arc<Appender> {
     Appender::new(
         log.clone(),
         "t".into(),
-        2,
+        partitions,
         room,
         timeout,
         Home::find().unwrap(),
@@ -75,7 +92,18 @@ fn record(size: usize) -> NewRecord {
 const LONG: Duration = Duration::from_secs(60);
 
 async fn push(a: &Arc<Appender>, index: i32, record: NewRecord) -> Result<Pushed> {
-    a.push(index, record, a.deadline(Instant::now()), &mut Unsent::new(a)).await
+    a.push(Destination::Partition(index), record, a.deadline(Instant::now()), &mut Unsent::new(a)).await
+}
+
+/// With six partitions, whose requests hold up what gathers behind them for so long.
+fn gathering(log: &Arc<Fake>, patience: Duration) -> Arc<Appender> {
+    let mut appender = appender_of(6, log, 1 << 20, LONG);
+    Arc::get_mut(&mut appender).unwrap().gathering.patience = patience;
+    appender
+}
+
+async fn gather(a: &Arc<Appender>, index: i32) -> Pushed {
+    a.push(Destination::Any(index), record(1), a.deadline(Instant::now()), &mut Unsent::new(a)).await.unwrap()
 }
 
 impl Pushed {
@@ -100,6 +128,91 @@ async fn what_comes_while_a_request_is_under_way_goes_into_the_next() {
 }
 
 #[tokio::test]
+async fn single_records_spread_while_few_requests_are_under_way_and_gather_then() {
+    let log = fake(0, []);
+    let a = gathering(&log, LONG);
+    let mut gathered = vec![gather(&a, 0).await, gather(&a, 1).await];
+    for n in 0..40 {
+        let one = gather(&a, n % 6).await;
+        // Nobody has to wait for it.
+        if n % 2 == 0 {
+            gathered.push(one);
+        }
+    }
+    assert_eq!(log.begun(), 2);
+    log.gate.add_permits(99);
+    for one in gathered {
+        one.outcome().await.unwrap();
+    }
+    let requests = log.requests.lock().unwrap();
+    let mut partitions: Vec<_> = requests.iter().map(|(to, _)| to.index).collect();
+    partitions.sort_unstable();
+    partitions.dedup();
+    assert_eq!(
+        (requests.len(), partitions.len()),
+        (3, 3),
+        "all that gathers goes at once, to another partition"
+    );
+}
+
+#[tokio::test]
+async fn what_gathers_goes_once_it_is_enough() {
+    let log = fake(0, []);
+    let a = gathering(&log, LONG);
+    let mut gathered = vec![gather(&a, 0).await, gather(&a, 1).await];
+    for n in 1..=3 * ENOUGH {
+        gathered.push(gather(&a, 0).await);
+        assert_eq!(log.begun(), 2 + n / ENOUGH);
+    }
+    log.gate.add_permits(99);
+    for one in gathered {
+        one.outcome().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_record_of_a_certain_partition_gathers_nowhere() {
+    let log = fake(0, []);
+    let a = gathering(&log, LONG);
+    let mut pushed = vec![gather(&a, 0).await, gather(&a, 1).await];
+    for index in 2..6 {
+        pushed.push(push(&a, index, record(1)).await.unwrap());
+        assert_eq!(log.begun(), index as usize + 1);
+    }
+    log.gate.add_permits(99);
+    for one in pushed {
+        one.outcome().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn nothing_gathers_behind_records_of_certain_partitions() {
+    let log = fake(0, []);
+    let a = gathering(&log, LONG);
+    let mut pushed = Vec::new();
+    for index in 0..3 {
+        pushed.push(push(&a, index, record(1)).await.unwrap());
+    }
+    pushed.push(gather(&a, 3).await);
+    assert_eq!(log.begun(), 4);
+    log.gate.add_permits(99);
+    for one in pushed {
+        one.outcome().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn requests_that_hang_hold_up_no_record_of_another_partition() {
+    let log = fake(999, []);
+    log.hangs_below.store(2, Ordering::Relaxed);
+    let a = gathering(&log, Duration::from_millis(1));
+    let _hang = [gather(&a, 0).await, gather(&a, 1).await];
+    for n in 0..100 {
+        gather(&a, 2 + n % 4).await.outcome().await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn what_is_pushed_together_is_sent_together() {
     let log = fake(9, []);
     let a = appender(&log, 1 << 20, LONG);
@@ -107,7 +220,11 @@ async fn what_is_pushed_together_is_sent_together() {
     {
         let mut unsent = Unsent::new(&a);
         for n in 0..100 {
-            pushed.push(a.push(n % 2, record(1), Instant::now() + LONG, &mut unsent).await.unwrap());
+            pushed.push(
+                a.push(Destination::Partition(n % 2), record(1), Instant::now() + LONG, &mut unsent)
+                    .await
+                    .unwrap(),
+            );
         }
         assert!(log.sizes().is_empty());
     }
@@ -142,7 +259,7 @@ async fn a_whole_request_is_sent_before_its_caller_has_pushed_all() {
     let a = appender(&log, 64 << 20, LONG);
     let mut unsent = Unsent::new(&a);
     for n in 1..=MAX_RECORDS {
-        a.push(0, record(1), Instant::now() + LONG, &mut unsent).await.unwrap();
+        a.push(Destination::Partition(0), record(1), Instant::now() + LONG, &mut unsent).await.unwrap();
         assert_eq!(log.sizes().len(), usize::from(n == MAX_RECORDS));
     }
 }
@@ -195,13 +312,13 @@ async fn each_record_is_answered_at_its_own_time_with_what_is_known() {
     {
         let mut unsent = Unsent::new(&a);
         // Tried in vain, and then again, which takes for ever.
-        sent.push(a.push(0, record(1), soon, &mut unsent).await.unwrap());
+        sent.push(a.push(Destination::Partition(0), record(1), soon, &mut unsent).await.unwrap());
         // Under way for the first time, for ever.
-        sent.push(a.push(1, record(1), soon, &mut unsent).await.unwrap());
+        sent.push(a.push(Destination::Partition(1), record(1), soon, &mut unsent).await.unwrap());
     }
     let later = push(&a, 1, record(1)).await.unwrap();
     for _ in 0..3 {
-        behind.push(a.push(1, record(1), soon, &mut Unsent::new(&a)).await.unwrap());
+        behind.push(a.push(Destination::Partition(1), record(1), soon, &mut Unsent::new(&a)).await.unwrap());
     }
     for one in sent {
         assert_eq!(one.outcome().await.unwrap_err().effect(), Effect::Unknown);
@@ -249,10 +366,13 @@ async fn whoever_waits_for_room_has_sent_what_it_pushed() {
     let a = appender(&log, 2 * (OVERHEAD + 100), LONG);
     let mut unsent = Unsent::new(&a);
     for _ in 0..10 {
-        tokio::time::timeout(LONG, a.push(0, record(100), Instant::now() + LONG, &mut unsent))
-            .await
-            .expect("its own records take the room")
-            .unwrap();
+        tokio::time::timeout(
+            LONG,
+            a.push(Destination::Partition(0), record(100), Instant::now() + LONG, &mut unsent),
+        )
+        .await
+        .expect("its own records take the room")
+        .unwrap();
     }
 }
 

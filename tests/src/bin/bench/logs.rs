@@ -29,14 +29,17 @@ const PARTITIONS: i32 = 6;
 const BATCH: usize = 500;
 /// To each partition.
 const BATCHES: usize = 40;
-const RECORDS: usize = PARTITIONS as usize * BATCH * BATCHES;
+pub(crate) const RECORDS: usize = PARTITIONS as usize * BATCH * BATCHES;
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// One side of the comparison.
-pub(crate) trait Records: Send + Sync + 'static {
+/// One side of a comparison, as far as it appends.
+pub(crate) trait Appends: Send + Sync + 'static {
     /// Fails if one of them fails.
     fn append(&self, to: &Partition, records: &[NewRecord]) -> impl Future<Output = Outcome<()>> + Send;
+}
 
+/// One side of the comparison.
+pub(crate) trait Records: Appends {
     /// Reads so many records, equally many of each partition, from the first on. Answers how long it took.
     fn read(&self, of: &[Partition], count: usize) -> impl Future<Output = Outcome<Duration>> + Send;
 }
@@ -79,20 +82,18 @@ async fn by_rskafka() -> Outcome<[Vec<String>; 2]> {
 }
 
 /// kafkaq's side.
-struct Ours<L>(L);
+pub(crate) struct Ours<L>(pub(crate) L);
 
-async fn append(log: &impl Log, to: &Partition, records: &[NewRecord]) -> Outcome<()> {
-    for outcome in log.append(to, records).await {
-        outcome?;
+impl<L: Log> Appends for Ours<L> {
+    async fn append(&self, to: &Partition, records: &[NewRecord]) -> Outcome<()> {
+        for outcome in self.0.append(to, records).await {
+            outcome?;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 impl Records for Ours<RsKafka> {
-    async fn append(&self, to: &Partition, records: &[NewRecord]) -> Outcome<()> {
-        append(&self.0, to, records).await
-    }
-
     async fn read(&self, of: &[Partition], count: usize) -> Outcome<Duration> {
         let start = Instant::now();
         let reads = of.iter().map(|partition| async move {
@@ -109,10 +110,6 @@ impl Records for Ours<RsKafka> {
 }
 
 impl Records for Ours<RdKafka> {
-    async fn append(&self, to: &Partition, records: &[NewRecord]) -> Outcome<()> {
-        append(&self.0, to, records).await
-    }
-
     /// From the first record on, since joining takes its time.
     async fn read(&self, of: &[Partition], count: usize) -> Outcome<Duration> {
         let topics = of.first().map(|partition| partition.topic.clone()).into_iter().collect();
@@ -148,26 +145,34 @@ where
     Ok([figures(0), figures(1)])
 }
 
-async fn topic(log: &impl Log) -> Outcome<Vec<Partition>> {
+/// A topic of its own, with [`PARTITIONS`].
+pub(crate) async fn topic(log: &impl Log) -> Outcome<Vec<Partition>> {
     let mut spec = TopicSpec::new(unique("bench"));
     spec.partitions = Some(PARTITIONS);
     log.ensure_topics(std::slice::from_ref(&spec)).await?;
     Ok((0..PARTITIONS).map(|index| Partition::new(spec.name.clone(), index)).collect())
 }
 
-/// Records a second that were appended and read.
+/// Records per second that were appended and read.
 async fn turn<S: Records>(side: &Arc<S>, partitions: Vec<Partition>) -> Outcome<[f64; 2]> {
+    let appended = append_all(side, &partitions).await?;
+    let read = RECORDS as f64 / side.read(&partitions, RECORDS).await?.as_secs_f64();
+    Ok([appended, read])
+}
+
+/// Appends [`RECORDS`]. Returns how many per second.
+pub(crate) async fn append_all<S: Appends>(side: &Arc<S>, partitions: &[Partition]) -> Outcome<f64> {
     let batch: Arc<Vec<NewRecord>> = Arc::new(
         (0..BATCH).map(|_| NewRecord::new(None, Some(vec![b'x'; 100].into()), Headers::new())).collect(),
     );
-    for partition in &partitions {
+    for partition in partitions {
         // Connects.
         side.append(partition, &batch[..1]).await?;
     }
     let start = Instant::now();
     let mut appending = JoinSet::new();
-    for partition in partitions.clone() {
-        let (side, batch) = (side.clone(), batch.clone());
+    for partition in partitions {
+        let (side, batch, partition) = (side.clone(), batch.clone(), partition.clone());
         appending.spawn(async move {
             for _ in 0..BATCHES {
                 side.append(&partition, &batch).await?;
@@ -178,7 +183,5 @@ async fn turn<S: Records>(side: &Arc<S>, partitions: Vec<Partition>) -> Outcome<
     while let Some(ended) = appending.join_next().await {
         ended??;
     }
-    let appended = RECORDS as f64 / start.elapsed().as_secs_f64();
-    let read = RECORDS as f64 / side.read(&partitions, RECORDS).await?.as_secs_f64();
-    Ok([appended, read])
+    Ok(RECORDS as f64 / start.elapsed().as_secs_f64())
 }

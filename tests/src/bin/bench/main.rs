@@ -11,6 +11,7 @@ mod logs;
 #[cfg(feature = "observed")]
 mod observed;
 mod pairs;
+mod publish;
 mod raw;
 mod stores;
 mod table;
@@ -52,6 +53,9 @@ async fn main() -> Outcome<()> {
     }
     if wanted("logs") {
         logs::measure().await;
+    }
+    if wanted("publish") {
+        publish::measure().await;
     }
     if wanted("delays") {
         delays::measure().await;

@@ -1,7 +1,10 @@
 //! The libraries of Kafka alone: `rdkafka` with the settings that kafkaq's log has, and `rskafka` with a connection
 //! for each partition.
 
-use crate::{Outcome, logs::Records};
+use crate::{
+    Outcome,
+    logs::{Appends, Records},
+};
 use kafkaq::backend::{NewRecord, Partition};
 use rdkafka::{
     ClientConfig, Offset, TopicPartitionList,
@@ -38,7 +41,7 @@ impl RdKafka {
     }
 }
 
-impl Records for RdKafka {
+impl Appends for RdKafka {
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Outcome<()> {
         let mut sent = Vec::with_capacity(records.len());
         for record in records {
@@ -51,7 +54,9 @@ impl Records for RdKafka {
         }
         Ok(())
     }
+}
 
+impl Records for RdKafka {
     /// From the first record on, since a consumer takes its time to begin.
     async fn read(&self, partitions: &[Partition], count: usize) -> Outcome<Duration> {
         let consumer: BaseConsumer = ClientConfig::new()
@@ -106,7 +111,7 @@ impl RsKafka {
     }
 }
 
-impl Records for RsKafka {
+impl Appends for RsKafka {
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Outcome<()> {
         // Of now, or the server soon deletes it as too old.
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
@@ -121,7 +126,9 @@ impl Records for RsKafka {
         self.leader(to).await?.produce(records, Compression::NoCompression).await?;
         Ok(())
     }
+}
 
+impl Records for RsKafka {
     async fn read(&self, partitions: &[Partition], count: usize) -> Outcome<Duration> {
         let start = Instant::now();
         let reads = partitions.iter().map(|partition| async move {
