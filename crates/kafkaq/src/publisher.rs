@@ -7,6 +7,7 @@ use crate::{
     once_per::{Window, refused},
     runtime::Home,
     stats::{CallCounter, CallStats},
+    sync::yield_once,
     telemetry::{PublishMeter, PublishSpans},
     topics::TaskTopic,
 };
@@ -16,12 +17,10 @@ use kafkaq_core::{
     partitioner,
 };
 use std::{
-    future::poll_fn,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::Poll,
     time::{Duration, Instant},
 };
 use uuid::Uuid;
@@ -125,9 +124,10 @@ impl Publisher {
     ///
     /// *Cancel-safety:* as of `publish`, for each task.
     pub async fn publish_many(&self, tasks: impl IntoIterator<Item = Task>) -> Vec<Result<TaskId>> {
-        let mut headers = BytesMut::with_capacity(HEADERS);
+        let tasks = tasks.into_iter();
+        let size = tasks.size_hint().0.saturating_mul(HEADER_SIZE).min(HEADERS_SIZE);
+        let mut headers = BytesMut::with_capacity(size);
         let tasks = tasks
-            .into_iter()
             .map(|task| self.inner.address(task, |envelope| envelope.encode_in(&mut headers)));
         self.inner.spans.of_many(self.push_all(tasks)).await
     }
@@ -187,19 +187,6 @@ impl Publisher {
     }
 }
 
-/// Gives way to whatever else is ready on this thread. It works outside of any runtime, and polls no driver.
-async fn yield_once() {
-    let mut yielded = false;
-    poll_fn(|cx| {
-        if std::mem::replace(&mut yielded, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
-}
-
 async fn outcome(id: TaskId, pushed: Pushed) -> Result<TaskId> {
     let gone = |_| Err(Error::unknown(ErrorKind::Closed, "publish"));
     match pushed.outcome.await.unwrap_or_else(gone) {
@@ -220,8 +207,10 @@ async fn outcome(id: TaskId, pushed: Pushed) -> Result<TaskId> {
     }
 }
 
-/// How many bytes of headers are allocated at once when many tasks are published.
-const HEADERS: usize = 4096;
+/// Most headers are shorter.
+const HEADER_SIZE: usize = 64;
+/// How many bytes of headers are allocated at once when many tasks are published. One record can keep all of it in memory.
+const HEADERS_SIZE: usize = 1024;
 
 /// A task's id, its partition and its record.
 type Addressed = (TaskId, i32, NewRecord);

@@ -1,6 +1,7 @@
 //! Sending what waits in a line, one request after the other, until it is empty.
 
 use super::{Appender, line::Line};
+use crate::sync::yield_once;
 use kafkaq_core::Result;
 use std::{
     future::Future,
@@ -10,10 +11,7 @@ use std::{
     task::{Context, Poll},
     time::{Duration, Instant},
 };
-use tokio::{
-    task::yield_now,
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LAST_BACKOFF: Duration = Duration::from_secs(1);
@@ -98,8 +96,10 @@ impl Flush {
             pause = self.settle(&sent, answers);
             if self.counts {
                 // Those that were answered may publish again at once, into one request.
-                yield_now().await;
-                self.go_on();
+                yield_once().await;
+                if self.go_on() {
+                    pause = None;
+                }
             }
         }
     }
@@ -133,14 +133,16 @@ impl Flush {
         }
     }
 
-    /// Goes over to what has gathered behind the request, if nothing is left to do here.
-    fn go_on(&mut self) {
-        let Some(gathered) = self.no_longer_counts() else { return };
-        if self.line.release_if_empty() {
-            self.line = gathered;
+    /// Has what gathers behind the request sent: here, if nothing is left to do. Returns whether it went over to it.
+    fn go_on(&mut self) -> bool {
+        let Some(gathered) = self.no_longer_counts() else { return false };
+        let goes_over = self.line.release_if_empty();
+        if goes_over {
+            (self.line, self.backoff) = (gathered, FIRST_BACKOFF);
         } else {
             Flush::of(&self.appender, &gathered).spawn(None, None);
         }
+        goes_over
     }
 
     /// Answers what is decided, and puts the rest back. Returns how long to wait then.

@@ -6,7 +6,7 @@
 
 use std::{
     sync::atomic::{AtomicI32, AtomicUsize, Ordering::SeqCst},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// So many requests are under way before tasks gather: a task rarely waits where few are published.
@@ -26,13 +26,16 @@ pub(super) struct Gathering {
     pub(super) patience: Duration,
 }
 
-impl Default for Gathering {
-    fn default() -> Self {
-        Gathering { under_way: AtomicUsize::default(), partition: AtomicI32::default(), patience: PATIENCE }
-    }
-}
-
 impl Gathering {
+    /// Somewhere: processes that begin together are not to begin with the same partition.
+    pub(super) fn begin(partitions: i32) -> Self {
+        Gathering {
+            under_way: AtomicUsize::default(),
+            partition: AtomicI32::new(fastrand::i32(0..partitions.max(1))),
+            patience: PATIENCE,
+        }
+    }
+
     pub(super) fn partition(&self) -> i32 {
         self.partition.load(SeqCst)
     }
@@ -47,9 +50,9 @@ impl Gathering {
         self.under_way.load(SeqCst) >= SIDE_BY_SIDE
     }
 
-    /// Whether a record that is in this line may stay there until a request has ended.
-    pub(super) fn holds_back(&self, index: i32) -> bool {
-        self.partition() == index && self.is_crowded()
+    /// Whether a record that is in this line may stay there until a request has ended. Not if its time is up soon.
+    pub(super) fn holds_back(&self, index: i32, until: Instant) -> bool {
+        until > Instant::now() + 2 * self.patience && self.partition() == index && self.is_crowded()
     }
 
     pub(super) fn enter(&self) {

@@ -303,8 +303,6 @@ impl Line {
             (std::mem::take(&mut state.sent), std::mem::take(&mut state.records))
         };
         let (mut again, mut settled) = (Vec::new(), Settled::default());
-        // Given back at once, since that takes a lock.
-        let mut room: Option<OwnedSemaphorePermit> = None;
         for ((mut waiting, answer), record) in sent.into_iter().zip(every_answer(answers)).zip(&*records) {
             let mut asked = None;
             if let Err(e) = &answer {
@@ -317,13 +315,11 @@ impl Line {
                 settled.asked = settled.asked.max(asked);
                 waiting.record = record.clone();
                 again.push(waiting);
-            } else if let Some(room) = &mut room {
-                room.merge(waiting.room);
             } else {
-                room = Some(waiting.room);
+                // Each by itself: a waker that panics keeps the others that it was to wake asleep.
+                quietly(|| drop(waiting.room));
             }
         }
-        quietly(|| drop(room));
         settled.again = !again.is_empty();
         self.put_back(again);
         settled

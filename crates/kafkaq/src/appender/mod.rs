@@ -84,7 +84,7 @@ impl Appender {
             log,
             lines: Lines::new(topic, tick),
             partitions: AtomicI32::new(partitions.max(1)),
-            gathering: Gathering::default(),
+            gathering: Gathering::begin(partitions),
             room: Room::new(buffer),
             timeout,
             home,
@@ -130,15 +130,16 @@ impl Appender {
         let (answer, outcome) = oneshot::channel();
         let (index, gathers) = match to {
             Destination::Partition(index) => (index, false),
-            Destination::Any(_) if self.gathering.is_crowded() => (self.gathering.partition(), true),
-            Destination::Any(index) => (index, true),
+            Destination::Any(own) => (self.gathers_in().unwrap_or(own), true),
         };
         let line = self.lines.line(index);
         match line.push(Waiting::new(record, size, until, answer, room), gathers) {
             // Whoever sends the line takes this record too.
             Queued::IsSent => {}
-            // Whoever ends a request sends the line.
-            Queued::Waits(n) if gathers && n < ENOUGH && self.gathering.holds_back(index) => {}
+            // Whoever ends a request sends the line, long before the record's time is up.
+            Queued::Waits(n) if gathers && n < ENOUGH && self.gathering.holds_back(index, until) => {
+                self.lines.keep_time(&self.home);
+            }
             Queued::Waits(_) => unsent.add(&line),
             Queued::IsWholeRequest => Flush::begin(self, &line, true),
         }
@@ -161,21 +162,28 @@ impl Appender {
         }
     }
 
+    /// Where single records gather now, if they do. Not in a line that is sent, which may hang: there they would be many,
+    /// and each in its own partition is no worse.
+    fn gathers_in(&self) -> Option<i32> {
+        let index = self.gathering.partition();
+        let gathers = self.gathering.is_crowded() && index < self.partitions() && self.lines.line(index).is_idle();
+        gathers.then_some(index)
+    }
+
     /// The line where single records gather.
     fn gathering_line(&self) -> Arc<Line> {
         self.lines.line(self.gathering.partition())
     }
 
-    /// Has what gathers in a line gather in the next that nobody sends.
+    /// Has what gathers in a line gather in the next that nobody sends, if there is one. Whoever sends the line does that.
     fn gather_elsewhere(&self, than: &Line) {
         let here = than.partition.index;
         if self.gathering.partition() != here {
             return;
         }
         let partitions = self.partitions();
-        let others = || (1..partitions).map(|n| here.wrapping_add(n).rem_euclid(partitions));
-        let idle = others().find(|index| self.lines.line(*index).is_idle());
-        if let Some(to) = idle.or_else(|| others().next()) {
+        let mut others = (1..partitions).map(|n| here.wrapping_add(n).rem_euclid(partitions));
+        if let Some(to) = others.find(|index| self.lines.line(*index).is_idle()) {
             self.gathering.move_on(here, to);
         }
     }

@@ -130,7 +130,7 @@ async fn what_comes_while_a_request_is_under_way_goes_into_the_next() {
 #[tokio::test]
 async fn single_records_spread_while_few_requests_are_under_way_and_gather_then() {
     let log = fake(0, []);
-    let a = gathering(&log, LONG);
+    let a = gathering(&log, LONG / 4);
     let mut gathered = vec![gather(&a, 0).await, gather(&a, 1).await];
     for n in 0..40 {
         let one = gather(&a, n % 6).await;
@@ -158,7 +158,7 @@ async fn single_records_spread_while_few_requests_are_under_way_and_gather_then(
 #[tokio::test]
 async fn what_gathers_goes_once_it_is_enough() {
     let log = fake(0, []);
-    let a = gathering(&log, LONG);
+    let a = gathering(&log, LONG / 4);
     let mut gathered = vec![gather(&a, 0).await, gather(&a, 1).await];
     for n in 1..=3 * ENOUGH {
         gathered.push(gather(&a, 0).await);
@@ -173,7 +173,7 @@ async fn what_gathers_goes_once_it_is_enough() {
 #[tokio::test]
 async fn a_record_of_a_certain_partition_gathers_nowhere() {
     let log = fake(0, []);
-    let a = gathering(&log, LONG);
+    let a = gathering(&log, LONG / 4);
     let mut pushed = vec![gather(&a, 0).await, gather(&a, 1).await];
     for index in 2..6 {
         pushed.push(push(&a, index, record(1)).await.unwrap());
@@ -188,7 +188,7 @@ async fn a_record_of_a_certain_partition_gathers_nowhere() {
 #[tokio::test]
 async fn nothing_gathers_behind_records_of_certain_partitions() {
     let log = fake(0, []);
-    let a = gathering(&log, LONG);
+    let a = gathering(&log, LONG / 4);
     let mut pushed = Vec::new();
     for index in 0..3 {
         pushed.push(push(&a, index, record(1)).await.unwrap());
@@ -209,6 +209,25 @@ async fn requests_that_hang_hold_up_no_record_of_another_partition() {
     let _hang = [gather(&a, 0).await, gather(&a, 1).await];
     for n in 0..100 {
         gather(&a, 2 + n % 4).await.outcome().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn nothing_gathers_behind_a_request_that_hangs() {
+    let log = fake(0, []);
+    log.hangs_below.store(1, Ordering::Relaxed);
+    let mut a = appender_of(3, &log, 1 << 20, LONG);
+    Arc::get_mut(&mut a).unwrap().gathering.patience = Duration::from_millis(1);
+    let _hangs = gather(&a, 0).await;
+    for _ in 0..30 {
+        let mut others = Vec::new();
+        for index in [1, 2, 1, 2, 1, 2] {
+            others.push(gather(&a, index).await);
+        }
+        log.gate.add_permits(6);
+        for one in others {
+            one.outcome().await.unwrap();
+        }
     }
 }
 
