@@ -2,6 +2,8 @@
 //!
 //! Such an id is a UUIDv7, `tttttttt-tttt-7x6b-nnnn-nnnnnnnnnnnn`: milliseconds since 1970, a random digit, the mark `6b`,
 //! and behind the two bits of the variant 62 bits of a number, which is one higher for each task of a publisher.
+//!
+//! The parts never change: by them stores lay out what they keep.
 
 use crate::Key;
 
@@ -13,6 +15,7 @@ const MARKED: std::ops::Range<usize> = 16..18;
 /// The key of a numbered task in parts. Few keys differ in [`own`](NumberedKey::own) alone: those that one publisher
 /// numbered with one of 256 numbers in a row, within 65 seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct NumberedKey<'a> {
     /// All but `own`: the part before the first of its pieces, and the part between the two.
     pub shared: [&'a str; 2],
@@ -27,7 +30,11 @@ impl Key {
         let key = self.as_str();
         let (space, id) = key.split_at_checked(key.len().checked_sub(LEN)?)?;
         let is_task = space.starts_with("t/") && space.ends_with('/');
-        let is_uuid = DASHES.iter().all(|at| id.as_bytes()[*at] == b'-') && id.as_bytes()[14] == b'7';
+        let is_uuid = id.as_bytes()[14] == b'7'
+            && id.bytes().enumerate().all(|(at, byte)| match byte {
+                b'-' => DASHES.contains(&at),
+                byte => matches!(byte, b'0'..=b'9' | b'a'..=b'f') && !DASHES.contains(&at),
+            });
         if !is_task || !is_uuid || id.get(MARKED) != Some("6b") {
             return None;
         }
@@ -85,7 +92,15 @@ mod tests {
     #[test]
     fn no_other_key_has_parts() {
         let id = "018bcfe5-6800-7e6b-8123-0000000123ab";
-        for other in [&id[1..], &format!("x{id}"), &id.replace("-7e", "-4e"), &id.replace("6b", "6c"), "a"] {
+        for other in [
+            &id[1..],
+            &format!("x{id}"),
+            &id.replace("-7e", "-4e"),
+            &id.replace("6b", "6c"),
+            "a",
+            &id.to_uppercase(),
+            &id.replace("ab", "zz"),
+        ] {
             assert_eq!(key(other).numbered(), None, "{other}");
         }
         assert_eq!(key(&id.replace('-', "0")).numbered(), None);

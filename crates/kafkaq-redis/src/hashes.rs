@@ -13,6 +13,7 @@ static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("swa
 /// Places of a batch whose values lie in hashes: those of one hash and kind together.
 pub(crate) struct Groups<'a, K>(BTreeMap<(Hash<'a>, K), Vec<Entry<'a>>>);
 
+#[derive(Clone)]
 struct Entry<'a> {
     place: usize,
     field: Field<'a>,
@@ -51,7 +52,12 @@ impl Groups<'_, Kind> {
     pub(crate) fn swap(self, prefix: &str, swaps: &[Swap], way: Way) -> Vec<(Cmd, Vec<usize>)> {
         let mut calls = Vec::<Vec<Group<'_>>>::new();
         let mut fields = 0;
-        for group in self.0 {
+        // A hash has few fields, unless its ids were chosen to be so.
+        let groups = self.0.into_iter().flat_map(|(hash, entries)| {
+            let chunks: Vec<_> = entries.chunks(CHUNK).map(<[_]>::to_vec).collect();
+            chunks.into_iter().map(move |entries| (hash, entries))
+        });
+        for group in groups {
             let more = group.1.len();
             match calls.last_mut() {
                 Some(call) if call.len() < way.keys_per_command && fields + more <= CHUNK => {

@@ -2,8 +2,9 @@
 
 use crate::{cluster::Cluster, failure, request};
 use futures_util::future::join_all;
-use kafkaq_core::{Result, connection::Call};
+use kafkaq_core::{Key, Result, connection::Call};
 use redis::{Pipeline, Value};
+use std::hash::{BuildHasher, RandomState};
 
 const OLDEST_TESTED: (u32, u32) = (6, 2);
 
@@ -40,6 +41,13 @@ pub(crate) async fn of_cluster(cluster: &Cluster, call: Call) -> Result<Vec<Stri
             .push(format!("{vacant} slots of the Redis Cluster have no node: leases that belong there fail"));
     }
     Ok(found)
+}
+
+/// Keys that nobody else has: of a value in a hash, and of one with a key of its own.
+pub(crate) fn probe_keys() -> Result<[Key; 2]> {
+    let random = RandomState::new().hash_one("probe");
+    let id = format!("{:08x}-0000-706b-8000-{:012x}", random >> 32, random & 0xffff_ffff);
+    Ok([Key::of(&["t", "kafkaq-check", "probe", &id])?, Key::of(&["kafkaq-check", &id])?])
 }
 
 /// Asked in this order by [`questions`], read in this order by [`warnings`].

@@ -3,6 +3,8 @@
 //! A key with a time to live costs Redis 180 bytes beside name and value, and each command on it microseconds. So the
 //! leases of up to 64 tasks that one publisher numbered in a row lie in one hash, which Redis keeps as a list as long as
 //! it is small. It lives as long as the longest of them may; with the time in its name it gets no new ones for ever.
+//!
+//! Never to be changed: processes with different layouts would not see each other's leases.
 
 use crate::slot;
 use kafkaq_core::{Key, NumberedKey};
@@ -23,7 +25,7 @@ impl<'a> Hash<'a> {
 
 /// The hash and the field of a key whose value has neighbours.
 pub(crate) fn in_hash(key: &Key) -> Option<(Hash<'_>, Field<'_>)> {
-    let NumberedKey { shared: [head, middle], own } = key.numbered()?;
+    let NumberedKey { shared: [head, middle], own, .. } = key.numbered()?;
     let group = match own[1].as_bytes().first()? {
         b'0'..=b'3' => "[0-3]*",
         b'4'..=b'7' => "[4-7]*",

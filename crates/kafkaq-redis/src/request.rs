@@ -202,7 +202,7 @@ fn run_script(prefix: &str, swaps: &[Swap], places: &[usize], how: How) -> Cmd {
     cmd
 }
 
-/// An answer for each of so many swaps: a script tells only of those that were not done.
+/// An answer for each of so many swaps: a script tells how many it has seen to, and of those that were not done.
 fn answers_of(answer: Value, swaps: usize) -> Result<Vec<Value>> {
     let told = match answer {
         Value::Array(told) => told,
@@ -211,6 +211,10 @@ fn answers_of(answer: Value, swaps: usize) -> Result<Vec<Value>> {
     };
     let mut answers = vec![Value::Nil; swaps];
     let mut told = told.into_iter();
+    // Silence must not pass for success.
+    if told.next() != i64::try_from(swaps).ok().map(Value::Int) {
+        return Err(failure::unexpected_response(failure::SWAP));
+    }
     while let Some(number) = told.next() {
         let place = match number {
             Value::Int(number) => usize::try_from(number).ok().and_then(|number| number.checked_sub(1)),
@@ -400,12 +404,19 @@ mod tests {
     }
 
     #[test]
-    fn a_script_tells_of_what_it_did_not_do() {
+    fn a_script_tells_how_many_it_has_seen_to_and_what_it_did_not_do() {
         let answers = |told: &[Value]| answers_of(Value::Array(told.to_vec()), 2).ok();
         let (int, text) = (Value::Int, Value::BulkString(b"a".to_vec()));
-        assert_eq!(answers(&[]), Some(vec![Value::Nil, Value::Nil]));
-        assert_eq!(answers(&[int(2), text.clone()]), Some(vec![Value::Nil, text.clone()]));
-        let nonsense = [vec![int(1)], vec![int(0), int(0)], vec![int(3), int(0)], vec![text.clone(), text]];
+        assert_eq!(answers(&[int(2)]), Some(vec![Value::Nil, Value::Nil]));
+        assert_eq!(answers(&[int(2), int(2), text.clone()]), Some(vec![Value::Nil, text.clone()]));
+        let nonsense = [
+            vec![],
+            vec![int(1)],
+            vec![int(2), int(1)],
+            vec![int(2), int(0), int(0)],
+            vec![int(2), int(3), int(0)],
+            vec![int(2), text.clone(), text],
+        ];
         assert!(nonsense.iter().all(|told| answers(told).is_none()));
         assert!(answers_of(Value::Nil, 2).is_err());
     }

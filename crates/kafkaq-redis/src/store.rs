@@ -156,6 +156,25 @@ async fn send<R: Request>(call: Call, share: Share, request: R) -> (Share, Resul
     (share, answers.map(|answers| (request, answers)))
 }
 
+impl RedisStore {
+    /// Runs all commands that leases need, on two values of its own: whoever may run only some of them would do half of a
+    /// swap.
+    async fn probe(&self) -> Result<()> {
+        let keys = health::probe_keys()?;
+        let steps = [
+            (None, Some("created"), None),
+            (Some("created"), Some("replaced"), Some(Duration::from_secs(4))),
+            (Some("replaced"), None, None),
+        ];
+        for (expect, new, ttl) in steps {
+            let value = |text: Option<&'static str>| text.map(|text| Bytes::from_static(text.as_bytes()));
+            let swaps = keys.clone().map(|key| Swap::new(key, value(expect), value(new), ttl));
+            self.swap(&swaps).await.into_iter().try_for_each(|outcome| outcome.map(drop))?;
+        }
+        self.get(&keys).await.into_iter().try_for_each(|outcome| outcome.map(drop))
+    }
+}
+
 #[async_trait]
 impl LeaseStore for RedisStore {
     async fn get(&self, keys: &[Key]) -> Vec<Result<Option<Bytes>>> {
@@ -169,13 +188,15 @@ impl LeaseStore for RedisStore {
     async fn check(&self) -> Result<Vec<String>> {
         let call = self.call(failure::CHECK);
         self.servers.ready(call).await?;
-        match &self.servers {
+        let warnings = match &self.servers {
             Servers::One(node) => {
                 let answers = node.send(call, &health::questions()).await?;
                 health::warnings(&answers, Place::Alone)
             }
             Servers::Cluster(cluster) => health::of_cluster(cluster, call).await,
-        }
+        }?;
+        self.probe().await?;
+        Ok(warnings)
     }
 
     async fn close(&self) -> Result<()> {

@@ -2,9 +2,10 @@
 --   what must be there: '' for nothing, else '=' and the value
 --   the new value
 --   how long it lives: milliseconds, '0' for ever, '-' to delete
--- Answers, for each key that was not swapped, its number and what was there: 0 for nothing, else the value, or the error.
+-- Answers how many keys it has seen to, and for each that was not swapped its number and what was there: 0 for nothing,
+-- else the value, or the error.
 -- pcall, so that an error belongs to its key and never leaves the batch half done and half unknown.
-local out = {}
+local out = { #KEYS }
 local function tell(number, what)
   out[#out + 1] = number
   out[#out + 1] = what

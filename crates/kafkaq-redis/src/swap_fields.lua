@@ -3,9 +3,10 @@
 --   what must be there: '' for nothing, '=' for values
 --   how many fields
 -- and then per field its name, the value that must be there if any, and the new one if any.
--- Answers, for each field that was not swapped, its number and what was there: 0 for nothing, else the value, or the error.
+-- Answers how many fields it has seen to, and for each that was not swapped its number and what was there: 0 for nothing,
+-- else the value, or the error.
 -- pcall, so that an error belongs to its hash and never leaves the batch half done and half unknown.
-local out, at, before = {}, 1, 0
+local out, at, before = { 0 }, 1, 0
 local function tell(number, what)
   out[#out + 1] = before + number
   out[#out + 1] = what
@@ -45,13 +46,14 @@ for i = 1, #KEYS do
     is = redis.pcall('HMGET', key, unpack(fields))
     refused = is.err and is
   end
-  local changes, number = {}, 0
+  local changes, changed, number = {}, {}, 0
   for name = first, refused and 0 or last, width do
     number = number + 1
     local there = is[number] or false
     if there ~= (expects and ARGV[name + 1]) then
       tell(number, there or 0)
     else
+      changed[#changed + 1] = number
       changes[#changes + 1] = ARGV[name]
       if sets then
         changes[#changes + 1] = ARGV[name + width - 1]
@@ -61,7 +63,9 @@ for i = 1, #KEYS do
   if #changes > 0 then
     local done = redis.pcall(sets and 'HSET' or 'HDEL', key, unpack(changes))
     if type(done) == 'table' then
-      refused = done
+      for _, refused_number in ipairs(changed) do
+        tell(refused_number, done)
+      end
     elseif sets and not pcall(keep, key, ttl, left, #changes / 2) then
       -- Nothing says what was done and what wasn't.
       error('HSET is allowed, and PEXPIRE, PERSIST or HLEN is not')
@@ -72,4 +76,5 @@ for i = 1, #KEYS do
   end
   at, before = last + 1, before + count
 end
+out[1] = before
 return out

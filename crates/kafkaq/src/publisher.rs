@@ -127,8 +127,7 @@ impl Publisher {
         let tasks = tasks.into_iter();
         let size = tasks.size_hint().0.saturating_mul(HEADER_SIZE).min(HEADERS_SIZE);
         let mut headers = BytesMut::with_capacity(size);
-        let tasks = tasks
-            .map(|task| self.inner.address(task, |envelope| envelope.encode_in(&mut headers)));
+        let tasks = tasks.map(|task| self.inner.address(task, |envelope| envelope.encode_in(&mut headers)));
         self.inner.spans.of_many(self.push_all(tasks)).await
     }
 

@@ -164,6 +164,7 @@ impl Machine {
             | SwapOp::Idle { .. }
             | SwapOp::Extend { .. }
             | SwapOp::Renew { .. }
+            | SwapOp::GiveBack
                 if is_over =>
             {
                 let error = unconfirmed(item.last_error.as_ref(), item.store.in_doubt);

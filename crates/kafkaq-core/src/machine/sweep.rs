@@ -69,7 +69,8 @@ impl Machine {
             return Some(Overdue::Answer);
         }
         let is_given_back = item.own().is_some_and(|own| own.ends <= now) && !item.is_with_driver();
-        if self.shutting_down && is_given_back && !has_command && item.append.is_none() {
+        let is_under_way = has_command || item.append.is_some() || item.store.is_sent();
+        if self.shutting_down && is_given_back && !is_under_way {
             return Some(Overdue::Shutdown);
         }
         let is_idle = item.store.is_idle();

@@ -166,7 +166,8 @@ impl Appender {
     /// and each in its own partition is no worse.
     fn gathers_in(&self) -> Option<i32> {
         let index = self.gathering.partition();
-        let gathers = self.gathering.is_crowded() && index < self.partitions() && self.lines.line(index).is_idle();
+        let gathers =
+            self.gathering.is_crowded() && index < self.partitions() && self.lines.line(index).is_idle();
         gathers.then_some(index)
     }
 
