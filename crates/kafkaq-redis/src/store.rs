@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use kafkaq_core::{
-    Error, Key, LeaseStore, Result, Swap, Swapped,
+    Error, ErrorKind, Key, LeaseStore, Result, Swap, Swapped,
     connection::{Call, Operation},
 };
 use redis::Value;
@@ -195,8 +195,11 @@ impl LeaseStore for RedisStore {
             }
             Servers::Cluster(cluster) => health::of_cluster(cluster, call).await,
         }?;
-        self.probe().await?;
-        Ok(warnings)
+        match self.probe().await {
+            // Whatever else it fails for is in the warnings, or passes.
+            Err(e) if matches!(e.kind(), ErrorKind::Denied | ErrorKind::Other) => Err(e),
+            _ => Ok(warnings),
+        }
     }
 
     async fn close(&self) -> Result<()> {

@@ -173,6 +173,7 @@ async fn the_documented_permissions_are_enough_and_fewer_are_denied() {
     let lives = Some(Duration::from_secs(1000));
     let e = one(&no_ends, Swap::new(numbered(1), None, value("a"), lives)).await.unwrap_err();
     assert_eq!(e.effect(), Effect::Unknown, "{e}");
+    assert!(no_ends.check().await.is_err(), "whoever starts with half of the permissions is told");
 
     let no_scripts = user("noscripts", &["+get", "+set", "+mget", "+ping"]);
     assert_eq!(no_scripts.check().await.unwrap_err().kind(), ErrorKind::Denied);
