@@ -18,8 +18,6 @@ const LATE_COMMAND: Duration = Duration::from_secs(10);
 enum Overdue {
     /// The answer to a command.
     Answer,
-    /// The end of a machine that shuts down: a lease that was to be given back has ended by itself.
-    Shutdown,
     /// A record that waited here is to be considered.
     Waiting,
     /// The job or the copy of a record that is still here.
@@ -41,7 +39,6 @@ impl Machine {
             match self.overdue(item) {
                 None => {}
                 Some(Overdue::Answer) => self.expire_command(r),
-                Some(Overdue::Shutdown) => self.remove(r),
                 Some(Overdue::Waiting) if self.is_ours(r) => {
                     if let Some(item) = self.items.get_mut(r) {
                         item.stage = Stage::Considered;
@@ -67,11 +64,6 @@ impl Machine {
         let has_expired = item.own().is_none_or(|own| answer_by(own.ends) <= now);
         if has_command && has_expired && !self.config.has_fault(Fault::CommandNeverExpires) {
             return Some(Overdue::Answer);
-        }
-        let is_given_back = item.own().is_some_and(|own| own.ends <= now) && !item.is_with_driver();
-        let is_under_way = has_command || item.append.is_some() || item.store.is_sent();
-        if self.shutting_down && is_given_back && !is_under_way {
-            return Some(Overdue::Shutdown);
         }
         let is_idle = item.store.is_idle();
         if let Stage::Waiting { until } = item.stage {
