@@ -13,6 +13,7 @@ mod outage_log;
 mod record;
 mod settings;
 mod store;
+mod uuids;
 
 pub use continuity::{Cursor, Mark, Standing, standing, standing_within};
 pub use error::{Effect, Error, ErrorKind, Result, Retry};

@@ -5,12 +5,11 @@
 //!
 //! The parts never change: by them stores lay out what they keep.
 
-use crate::Key;
+use crate::{Key, uuids::uuid_bytes};
 
 const LEN: usize = 36;
-const DASHES: [usize; 4] = [8, 13, 18, 23];
-/// The mark, behind the version and a random digit.
-const MARKED: std::ops::Range<usize> = 16..18;
+/// The byte behind the one with the version and a random digit.
+const MARK: u8 = 0x6b;
 
 /// The key of a numbered task in parts. Few keys differ in [`own`](NumberedKey::own) alone: those that one publisher
 /// numbered with one of 256 numbers in a row, within 65 seconds.
@@ -30,12 +29,8 @@ impl Key {
         let key = self.as_str();
         let (space, id) = key.split_at_checked(key.len().checked_sub(LEN)?)?;
         let is_task = space.starts_with("t/") && space.ends_with('/');
-        let is_uuid = id.as_bytes()[14] == b'7'
-            && id.bytes().enumerate().all(|(at, byte)| match byte {
-                b'-' => DASHES.contains(&at),
-                byte => matches!(byte, b'0'..=b'9' | b'a'..=b'f') && !DASHES.contains(&at),
-            });
-        if !is_task || !is_uuid || id.get(MARKED) != Some("6b") {
+        let is_marked = uuid_bytes(id).is_some_and(|uuid| uuid[6] >> 4 == 7 && uuid[7] == MARK);
+        if !is_task || !is_marked {
             return None;
         }
         let at = |place| space.len() + place;
@@ -54,9 +49,9 @@ impl crate::TaskId {
     pub fn numbered(at: crate::Wall, number: u128) -> Self {
         let mut id = ((u128::from(at.0) << 80) | (number & ((1 << 80) - 1))).to_be_bytes();
         id[6] = 0x70 | (id[6] & 0x0f);
-        id[7] = 0x6b;
+        id[7] = MARK;
         id[8] = 0x80 | (id[8] & 0x3f);
-        Self::from_parts(crate::envelope::uuid_text(id))
+        Self::from_parts(crate::uuids::uuid_text(id))
     }
 }
 
