@@ -13,7 +13,6 @@ static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("swa
 /// Places of a batch whose values lie in hashes: those of one hash and kind together.
 pub(crate) struct Groups<'a, K>(BTreeMap<(Hash<'a>, K), Vec<Entry<'a>>>);
 
-#[derive(Clone)]
 struct Entry<'a> {
     place: usize,
     field: Field<'a>,
@@ -32,7 +31,8 @@ impl Kind {
     }
 }
 
-type Group<'a> = ((Hash<'a>, Kind), Vec<Entry<'a>>);
+/// What one call of the script has of a hash.
+type Group<'a> = ((Hash<'a>, Kind), &'a [Entry<'a>]);
 
 impl<'a, K: Ord> Groups<'a, K> {
     pub(crate) fn new() -> Self {
@@ -49,14 +49,12 @@ impl<'a, K: Ord> Groups<'a, K> {
 
 impl Groups<'_, Kind> {
     /// Calls of the script, and the places of each in the order of its answers.
-    pub(crate) fn swap(self, prefix: &str, swaps: &[Swap], way: Way) -> Vec<(Cmd, Vec<usize>)> {
+    pub(crate) fn swap(&self, prefix: &str, swaps: &[Swap], way: Way) -> Vec<(Cmd, Vec<usize>)> {
         let mut calls = Vec::<Vec<Group<'_>>>::new();
         let mut fields = 0;
         // A hash has few fields, unless its ids were chosen to be so.
-        let groups = self.0.into_iter().flat_map(|(hash, entries)| {
-            let chunks: Vec<_> = entries.chunks(CHUNK).map(<[_]>::to_vec).collect();
-            chunks.into_iter().map(move |entries| (hash, entries))
-        });
+        let groups =
+            self.0.iter().flat_map(|(of, entries)| entries.chunks(CHUNK).map(move |chunk| (*of, chunk)));
         for group in groups {
             let more = group.1.len();
             match calls.last_mut() {
@@ -111,7 +109,7 @@ fn run_script(prefix: &str, swaps: &[Swap], call: &[Group<'_>], way: Way) -> Cmd
         }
         cmd.write_arg(if kind.expects { b"=" } else { b"" });
         cmd.write_arg_fmt(entries.len());
-        for Entry { place, field } in entries {
+        for Entry { place, field } in *entries {
             write_joined(&mut cmd, *field);
             let Swap { expect, new, .. } = &swaps[*place];
             expect.iter().chain(new).for_each(|value| cmd.write_arg(value));

@@ -175,7 +175,7 @@ pub(super) async fn release(shared: Arc<Shared>, active: Arc<Active>, job: Job) 
     end(&shared, &active, job, Verdict::Release).await;
 }
 
-/// Lets a job go that was lost before its execution began, or whose handler doesn't end.
+/// Lets a job go that was lost before its execution began.
 pub(super) fn lose(shared: &Shared, active: &Active, job: Job) {
     let _close = Close(shared, active);
     drop_lost(shared, active, job);

@@ -68,17 +68,16 @@ impl Watch {
         for partition in stats.partitions.iter().filter(|partition| partition.topic == *topic) {
             let was = before.remove(&partition.partition);
             let position = partition.position.filter(|_| partition.oldest.is_some());
-            let Some(mut standing) = was.filter(|was| {
-                Some(was.position) == position || {
-                    if was.is_told {
-                        told.push((Told::Moves(now - was.since), partition));
-                    }
-                    false
+            let mut standing = match was {
+                Some(was) if Some(was.position) == position => was,
+                was => {
+                    told.extend(
+                        was.filter(|was| was.is_told).map(|was| (Told::Moves(now - was.since), partition)),
+                    );
+                    let begun = position.map(|position| (partition.partition, self.begin(position, now)));
+                    self.partitions.extend(begun);
+                    continue;
                 }
-            }) else {
-                self.partitions
-                    .extend(position.map(|position| (partition.partition, self.begin(position, now))));
-                continue;
             };
             standing.asked += u32::from(stats.waiting > 0);
             let stands = now - standing.since;

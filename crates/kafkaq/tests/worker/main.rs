@@ -9,6 +9,8 @@ mod children;
 mod common;
 mod endurance;
 mod expiry;
+#[path = "../leased/mod.rs"]
+mod leased;
 mod leases;
 mod limits;
 mod outcomes;

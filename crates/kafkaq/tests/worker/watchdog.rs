@@ -1,14 +1,11 @@
 //! What the worker's log says of handlers that make no progress.
 
-use crate::common::PATIENCE;
-use async_trait::async_trait;
-use bytes::Bytes;
+use crate::{common::PATIENCE, leased::Store};
 use kafkaq::{
-    Error, ErrorKind, Queue,
-    memory::{MemoryLog, MemoryStore},
+    ErrorKind, Queue,
+    memory::MemoryLog,
     worker::{Ctx, Options, TaskType, Worker, WorkerHandle, WorkerReport},
 };
-use kafkaq_core::{Key, LeaseStore, Swap, Swapped};
 use serde::{Deserialize, Serialize};
 use std::{
     fmt,
@@ -176,48 +173,10 @@ async fn handlers_that_block_all_threads_are_named() {
     stop(running).await;
 }
 
-/// A store that fails while it is away.
-#[derive(Debug, Default)]
-struct Fails {
-    store: MemoryStore,
-    is_away: AtomicBool,
-}
-
-impl Fails {
-    fn failed(&self) -> Option<Error> {
-        self.is_away.load(SeqCst).then(|| Error::not_applied(ErrorKind::Unavailable, "call the store"))
-    }
-}
-
-#[async_trait]
-impl LeaseStore for Fails {
-    async fn get(&self, keys: &[Key]) -> Vec<kafkaq::Result<Option<Bytes>>> {
-        match self.failed() {
-            Some(e) => keys.iter().map(|_| Err(e.clone())).collect(),
-            None => self.store.get(keys).await,
-        }
-    }
-
-    async fn swap(&self, swaps: &[Swap]) -> Vec<kafkaq::Result<Swapped>> {
-        match self.failed() {
-            Some(e) => swaps.iter().map(|_| Err(e.clone())).collect(),
-            None => self.store.swap(swaps).await,
-        }
-    }
-
-    async fn check(&self) -> kafkaq::Result<Vec<String>> {
-        Ok(Vec::new())
-    }
-
-    async fn close(&self) -> kafkaq::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_partition_that_stands_still_is_named_and_so_is_its_going_on() {
     listen();
-    let store = Arc::new(Fails::default());
+    let store = Store::default();
     let builder = Queue::builder("standing")
         .broker(MemoryLog::new())
         .store(store.clone())
@@ -229,13 +188,13 @@ async fn a_partition_that_stands_still_is_named_and_so_is_its_going_on() {
     until("the first to be done", || running.report().done == 1).await;
     sleep(5 * MINUTE).await;
     assert!(lines(&["standing", "a partition"]).is_empty(), "nothing is left in it");
-    store.is_away.store(true, SeqCst);
+    store.set_away(true);
     queue.enqueue(Crawl(0)).await.unwrap();
     sleep(MINUTE).await;
     let told = lines(&["standing", "a partition stands still"]);
     let [line] = &told[..] else { panic!("{told:?}") };
     assert!(line.contains("partition=0 position=1 lag=1 "), "{line}");
-    store.is_away.store(false, SeqCst);
+    store.set_away(false);
     until("the other to be done", || running.report().done == 2).await;
     queue.enqueue(Crawl(0)).await.unwrap();
     until("it to be told", || lines(&["standing", "the partition moves again"]).len() == 1).await;
