@@ -122,8 +122,11 @@ pub async fn until_done(queue: &Queue, ids: impl IntoIterator<Item = TaskId>, to
             if now_ended > ended {
                 (since, ended) = (Instant::now(), now_ended);
             }
-            if queue.jobs().get(&id).await.is_ok_and(|info| info.status == JobStatus::Done) {
-                break;
+            let known = queue.jobs().get(&id).await;
+            match known.as_ref().map(|info| info.status) {
+                Ok(JobStatus::Done) => break,
+                Ok(JobStatus::Dead) => panic!("{id} is dead: {known:?}"),
+                _ => {}
             }
             assert!(since.elapsed() < PATIENCE, "{id} is lost: nothing has ended for {PATIENCE:?}");
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -3,7 +3,7 @@
 
 use crate::later::own_envelope;
 use crate::log::{Entry, Kind, Part};
-use crate::process::Job;
+use crate::process::{Job, Suspect};
 use crate::profile::{Plan, WorldFault};
 use crate::task::{Copied, Held, Task, TaskKind, TaskNo};
 use crate::trace::{MS, Us, short, token};
@@ -12,8 +12,8 @@ use crate::world::World;
 use bytes::Bytes;
 use kafkaq_core::machine::{Answer, Content, JobKey, Ready};
 use kafkaq_core::{
-    DecodeError, Effect, Envelope, HEADER, Key, Lease, LeaseState, LeaseToken, LostReason, NewRecord,
-    Position, Wall,
+    DecodeError, Effect, Envelope, HEADER, History, Key, Lease, LeaseState, LeaseToken, LostReason,
+    NewRecord, Position, Wall,
 };
 use std::collections::HashMap;
 use std::{fmt, time::Duration};
@@ -382,6 +382,7 @@ impl World {
                 self.check.fail("I2", format!("p{p} hands out t{n} while p{q} holds it"));
             }
         }
+        self.check_apart(p, ready);
         let started = self.now;
         let task = &mut self.check.tasks[n];
         let first_due = task.due.filter(|_| task.handed_out == 0);
@@ -417,6 +418,29 @@ impl World {
             held.running = None;
         }
         self.procs[p].jobs.remove(&job);
+    }
+
+    /// I6: what ends its process ends no neighbour's last chance with it, again and again. A task whose lease ran out is on
+    /// its last chance alone, unless the others of its kind have been running here for a while.
+    fn check_apart(&mut self, p: usize, ready: &Ready) {
+        let ran_out = |ready: &Ready| {
+            ready.history.entries().last().is_some_and(|f| f.reason == History::LEASE_RAN_OUT)
+        };
+        if !ran_out(ready) {
+            return;
+        }
+        let (lease, most) = (self.plan.settings.lease, self.plan.settings.max_failures);
+        let last_chance = ready.failures + 1 >= most;
+        let suspect = Suspect { since: self.procs[p].ready_at(ready.job), last_chance };
+        // The machine watches for a quarter of a lease, from a moment before it makes the job ready.
+        let watch = lease.as_micros() as Us / 8;
+        for other in self.procs[p].running_suspects() {
+            if suspect.since < other.since + watch && (last_chance || other.last_chance) {
+                let what = format!("p{p} begins {} beside another whose lease ran out", ready.content.id);
+                self.check.fail("I6", what);
+            }
+        }
+        self.procs[p].suspects.insert(ready.job, suspect);
     }
 
     /// I3: what is confirmed has been in the store, by this token.

@@ -235,6 +235,8 @@ impl World {
         tr!(self, P(p), "ready {} a{} {}", ready.content.id, ready.attempt, token(&ready.token));
         self.digest.ready(self.now, p, &ready);
         self.check_ready(p, &ready);
+        let now = self.now;
+        self.procs[p].ready_at.entry(ready.job).or_insert(now);
         let stale = Self::from_mono(p, ready.stale_at) + self.rng.below(300 * MS);
         let inc = self.procs[p].inc;
         self.at(stale, Ev::StaleScan(p, inc));

@@ -25,6 +25,14 @@ pub(crate) struct Job {
     pub(crate) deadline: Wall,
 }
 
+/// A job of a task whose lease ran out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Suspect {
+    /// When it became ready first.
+    pub(crate) since: Us,
+    pub(crate) last_chance: bool,
+}
+
 pub(crate) struct Process {
     pub(crate) machine: Option<Machine>,
     pub(crate) id: [u8; 16],
@@ -43,6 +51,9 @@ pub(crate) struct Process {
     pub(crate) ready: VecDeque<Ready>,
     /// Looked up, never iterated: its order is not the seed's.
     pub(crate) jobs: HashMap<JobKey, Job>,
+    /// When jobs became ready first, and which of those that workers had are suspects. Looked up, never iterated.
+    pub(crate) ready_at: HashMap<JobKey, Us>,
+    pub(crate) suspects: HashMap<JobKey, Suspect>,
     pub(crate) workers: Vec<Worker>,
     /// How many waiters the machine was told of last, and when it last knew of one.
     pub(crate) told: usize,
@@ -80,6 +91,8 @@ impl Process {
             stopping: false,
             ready: VecDeque::new(),
             jobs: HashMap::new(),
+            ready_at: HashMap::new(),
+            suspects: HashMap::new(),
             workers: vec![Worker::default(); workers],
             told: 0,
             waited_at: 0,
@@ -124,6 +137,16 @@ impl Process {
             self.works(),
             self.calls()
         )
+    }
+
+    pub(crate) fn ready_at(&self, job: JobKey) -> Us {
+        self.ready_at.get(&job).copied().unwrap_or(0)
+    }
+
+    /// Those whose workers have not said yet how it ends.
+    pub(crate) fn running_suspects(&self) -> Vec<Suspect> {
+        let running = self.workers.iter().filter_map(Worker::unended_job);
+        running.filter_map(|job| self.suspects.get(&job).copied()).collect()
     }
 
     pub(crate) fn waiting(&self) -> usize {

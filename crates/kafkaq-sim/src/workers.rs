@@ -61,6 +61,14 @@ impl Worker {
         matches!(self.state, State::Running(_))
     }
 
+    /// The job that it runs, until it has asked for its end.
+    pub(crate) fn unended_job(&self) -> Option<JobKey> {
+        match &self.state {
+            State::Running(run) if !run.ended => Some(run.job),
+            _ => None,
+        }
+    }
+
     pub(crate) fn is_waiting(&self) -> bool {
         matches!(self.state, State::Waiting)
     }

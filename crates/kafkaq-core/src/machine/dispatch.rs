@@ -1,6 +1,10 @@
 //! Who waits for a job, and which jobs wait for somebody.
 
-use super::{Mono, slab::Ref};
+use super::{
+    Mono,
+    slab::Ref,
+    suspects::{Suspect, Suspects},
+};
 use std::{collections::VecDeque, time::Duration};
 
 /// First attempts that may be taken for each redelivery while redeliveries wait.
@@ -16,6 +20,8 @@ pub(super) struct Dispatch {
     asked_at: Mono,
     /// Redeliveries that are taken as soon as somebody waits.
     on_demand: VecDeque<Ref>,
+    /// Those of them whose lease ran out.
+    suspects: Suspects,
     /// First attempts that may still be taken while redeliveries wait for demand: their guaranteed share.
     credit: usize,
     /// Ready jobs that the driver has not been given.
@@ -30,6 +36,7 @@ impl Dispatch {
             ready: 0,
             asked_at: now,
             on_demand: VecDeque::new(),
+            suspects: Suspects::default(),
             credit: 0,
             offers: VecDeque::new(),
             recall: false,
@@ -70,22 +77,31 @@ impl Dispatch {
         self.on_demand.push_back(r);
     }
 
-    /// The one that has waited longest, if `is` holds for it.
-    pub(super) fn pop_on_demand_if(&mut self, is: impl FnOnce(Ref) -> bool) -> Option<Ref> {
-        if self.on_demand.front().is_some_and(|r| is(*r)) { self.on_demand.pop_front() } else { None }
+    pub(super) fn push_suspect(&mut self, suspect: Suspect) {
+        self.suspects.push(suspect);
+    }
+
+    /// One that has waited longest, if `is` holds for it.
+    pub(super) fn pop_on_demand_if(&mut self, is: impl Fn(Ref) -> bool) -> Option<Ref> {
+        let first =
+            if self.on_demand.front().is_some_and(|r| is(*r)) { self.on_demand.pop_front() } else { None };
+        first.or_else(|| self.suspects.pop_if(is))
     }
 
     /// The next redelivery, for a caller. Some first attempts may follow it.
-    pub(super) fn redeliver(&mut self, prefetch: usize) -> Option<Ref> {
-        let next = self.on_demand.pop_front()?;
+    pub(super) fn redeliver(&mut self, prefetch: usize, is_watched: impl Fn(Ref) -> bool) -> Option<Ref> {
+        let next = match self.suspects.may_begin(is_watched) {
+            true => self.suspects.begin(),
+            false => self.on_demand.pop_front(),
+        }?;
         self.credit = (self.credit + FIRST_PER_REDELIVERY).min((2 * prefetch).max(FIRST_PER_REDELIVERY));
         Some(next)
     }
 
     /// Whether a first attempt may be taken: redeliveries wait for a caller, and first attempts that go on for ever would
     /// keep every caller from them.
-    pub(super) fn spend_credit(&mut self, unlimited: bool) -> bool {
-        if self.on_demand.is_empty() {
+    pub(super) fn spend_credit(&mut self, unlimited: bool, is_watched: impl Fn(Ref) -> bool) -> bool {
+        if self.on_demand.is_empty() && !self.suspects.may_begin(is_watched) {
             return true;
         }
         let may = self.credit > 0 || unlimited;
@@ -93,12 +109,18 @@ impl Dispatch {
         may
     }
 
+    /// The suspect for whose end the next one waits, if a caller would have that.
+    pub(super) fn held_back_by(&self) -> Option<Ref> {
+        self.suspects.held_back_by().filter(|_| self.waiting > 0)
+    }
+
     pub(super) fn waiting_on_demand(&self) -> usize {
-        self.on_demand.len()
+        self.on_demand.len() + self.suspects.len()
     }
 
     pub(super) fn retain_on_demand(&mut self, is_there: impl Fn(Ref) -> bool) {
         self.on_demand.retain(|r| is_there(*r));
+        self.suspects.retain(is_there);
     }
 
     // ---- ready jobs

@@ -71,6 +71,8 @@ pub enum Fault {
     ReleaseCharged,
     /// A take that failed still counts as under way.
     TakeNeverEnds,
+    /// Tasks whose lease ran out are begun beside each other until they are dead.
+    SuspectsTogether,
 }
 
 impl Fault {
@@ -110,5 +112,6 @@ impl Fault {
         Fault::NothingHandedOver,
         Fault::ReleaseCharged,
         Fault::TakeNeverEnds,
+        Fault::SuspectsTogether,
     ];
 }

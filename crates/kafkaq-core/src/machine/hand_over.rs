@@ -49,7 +49,7 @@ impl Machine {
             return;
         };
         if item.append.is_some() || !item.store.is_idle() || item.copies.not_before > now {
-            return self.dispatch.push_on_demand(r);
+            return self.wait_for_caller(r);
         }
         item.stage = Stage::Closing;
         self.start_first_copy(r, self.clock.wall(), true);

@@ -7,6 +7,7 @@ use super::{
     open::{self, Opened},
     rule::{self, Meta, ObservedLease, Take, Verdict},
     slab::Ref,
+    suspects::Suspect,
     window::Slot,
 };
 use crate::{History, LeaseState, Position, Wall};
@@ -87,7 +88,11 @@ impl Machine {
         loop {
             let takes = self.store.takes_begun();
             let for_caller = self.dispatch.missing(takes) > 0;
-            if for_caller && let Some(r) = self.dispatch.redeliver(prefetch) {
+            let (items, settings, now) = (&self.items, &self.config.settings, self.clock.mono());
+            let apart = !self.config.has_fault(Fault::SuspectsTogether);
+            let is_watched =
+                |r: Ref| apart && items.get(r).is_some_and(|item| item.is_watched(settings.lease, now));
+            if for_caller && let Some(r) = self.dispatch.redeliver(prefetch, is_watched) {
                 if let Some(Stage::OnDemand(take)) = self.items.get(r).map(|item| item.stage) {
                     self.take_for_job(r, take, Purpose::Caller);
                 }
@@ -95,7 +100,7 @@ impl Machine {
             }
             if !self.dispatch.wants_more(takes, ahead)
                 || self.store.reads_begun() >= MAX_READS
-                || !self.dispatch.spend_credit(self.config.has_fault(Fault::NoFairShare))
+                || !self.dispatch.spend_credit(self.config.has_fault(Fault::NoFairShare), is_watched)
             {
                 return;
             }
@@ -104,6 +109,18 @@ impl Machine {
                 Some(place) => self.open_record(place, Some(purpose)),
                 None => return,
             }
+        }
+    }
+
+    /// A redelivery is taken as soon as somebody waits.
+    pub(super) fn wait_for_caller(&mut self, r: Ref) {
+        let Some(item) = self.items.get(r) else { return };
+        let Stage::OnDemand(take) = item.stage else { return };
+        if take.ran_out || item.history.last() == Some(History::LEASE_RAN_OUT) {
+            let last_chance = take.failures + 1 >= self.config.limits.max_failures;
+            self.dispatch.push_suspect(Suspect { item: r, last_chance });
+        } else {
+            self.dispatch.push_on_demand(r);
         }
     }
 
@@ -199,7 +216,7 @@ impl Machine {
                 if let Some(item) = self.items.get_mut(r) {
                     item.stage = Stage::OnDemand(take);
                 }
-                self.dispatch.push_on_demand(r);
+                self.wait_for_caller(r);
             }
             Verdict::DeadLetter(take) => self.take(r, take, Purpose::DeadLetter),
         }

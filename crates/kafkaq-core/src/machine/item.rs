@@ -91,6 +91,8 @@ pub(super) struct OwnLease {
     pub(super) until: Wall,
     /// The same by the monotonic clock, which nobody sets.
     pub(super) ends: Mono,
+    /// When this process learnt that it has it.
+    pub(super) won_at: Mono,
 }
 
 // ---- operations in the store

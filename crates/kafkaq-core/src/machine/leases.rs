@@ -226,7 +226,8 @@ impl Machine {
         self.release_key(r);
         let Some(item) = self.items.get(r) else { return };
         let (until, ends) = self.end_of_own(item);
-        let lease = OwnLease { token, attempt: take.attempt, failures: take.failures, until, ends };
+        let Take { attempt, failures, .. } = take;
+        let lease = OwnLease { token, attempt, failures, until, ends, won_at: self.clock.mono() };
         let Some(item) = self.items.get_mut(r) else { return };
         item.stage = Stage::Held(Held { lease, with_driver: false, came_back: false });
         if purpose != Purpose::DeadLetter {

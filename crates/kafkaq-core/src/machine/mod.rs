@@ -34,7 +34,7 @@
 //! | `items.rs`, `item.rs` | records under consideration and jobs, and the order of a task's operations | `lifecycle.rs`, `sweep.rs` |
 //! | `store_ops.rs` | operations that wait for the store, and limits | `leases.rs` |
 //! | `appends.rs` | copies and dead letters on their way to the log | `copies.rs` |
-//! | `dispatch.rs` | callers, ready jobs, and redeliveries that wait for a caller | `intake.rs`, `commands.rs`, `hand_over.rs` |
+//! | `dispatch.rs`, `suspects.rs` | callers, ready jobs, and redeliveries that wait for a caller | `intake.rs`, `commands.rs`, `hand_over.rs` |
 //! | `notices.rs` | answers and alarms for the driver | |
 //!
 //! Invariants, numbered as in ARCHITECTURE.md:
@@ -73,6 +73,7 @@ mod rule;
 mod slab;
 mod stats;
 mod store_ops;
+mod suspects;
 mod sweep;
 #[cfg(test)]
 mod tests;

@@ -6,6 +6,7 @@ use super::{
     item::{Operation, Phase},
     leases::{lease_of, ttl},
     slab::Ref,
+    suspects::watched_until,
     window::Slot,
 };
 use crate::{Assignment, Commit, Key, NewRecord, Partition, Swap, lease};
@@ -163,6 +164,12 @@ impl Machine {
 
 // ---- time
 impl Machine {
+    /// When the next suspect may begin, if the one before it goes on.
+    fn suspect_may_begin_at(&self) -> Option<Mono> {
+        let own = self.items.get(self.dispatch.held_back_by()?)?.own()?;
+        Some(watched_until(own.won_at, self.config.settings.lease))
+    }
+
     /// When [`Machine::handle_timeout`] wants to be called; changes with every input, and with every other poll.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Mono> {
@@ -177,8 +184,13 @@ impl Machine {
                 wake = Some(wake.map_or(when, |earliest: Mono| earliest.min(when)));
             }
         };
-        let times =
-            [self.store.opens_at(now), self.appends.opens_at(now), self.appends.retry_at(), self.sweep_at()];
+        let times = [
+            self.store.opens_at(now),
+            self.appends.opens_at(now),
+            self.appends.retry_at(),
+            self.suspect_may_begin_at(),
+            self.sweep_at(),
+        ];
         times.into_iter().flatten().for_each(&mut at);
         if let Some(leaves) = self.lanes.next_at()
             && leaves > self.clock.wall()

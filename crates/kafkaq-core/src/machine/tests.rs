@@ -521,3 +521,4 @@ fn refused_copy_keeps_its_record_open_and_is_retried() {
 mod lanes;
 mod polls;
 mod refusals;
+mod suspects;

@@ -1,0 +1,95 @@
+//! Tasks whose lease ran out, and who is begun beside whom.
+
+use super::*;
+use crate::LeaseToken;
+
+const LEASE: Duration = Duration::from_secs(60);
+const WATCH: Duration = Duration::from_secs(5);
+
+/// A machine with these tasks, whose leases ran out in a process that ended with them.
+fn rig(max_failures: u32, tasks: &[(&str, u32)]) -> Rig {
+    let mut rig = Rig::new(|s| s.max_failures = max_failures);
+    let keyspace = crate::Keyspace::new("q", "g", "q").unwrap();
+    for (id, failures) in tasks {
+        let token = LeaseToken { process: [9; 16], number: 1 };
+        let live = Lease::new(LeaseState::Live, token, rig.now.wall, LEASE);
+        let lease = Lease { attempt: failures + 1, failures: *failures, ..live };
+        rig.store.insert(Key::task(&keyspace, &TaskId::new(*id).unwrap()), lease.encode());
+    }
+    rig.pass(2 * SEC);
+    rig.publish(&tasks.iter().map(|(id, _)| *id).collect::<Vec<_>>());
+    rig
+}
+
+fn id(job: Option<Ready>) -> Option<String> {
+    job.map(|job| job.content.id.to_string())
+}
+
+/// As many callers as there are tasks: what they get at once.
+fn get_jobs(rig: &mut Rig) -> Vec<Ready> {
+    rig.demand = 9;
+    rig.settle();
+    rig.demand -= rig.ready.len();
+    rig.settle();
+    std::mem::take(&mut rig.ready).into()
+}
+
+#[test]
+fn task_on_its_last_chance_is_begun_apart() {
+    let mut rig = rig(3, &[("a", 1), ("b", 1), ("c", 1)]);
+    for next in ["a", "b", "c"] {
+        let jobs = get_jobs(&mut rig);
+        assert_eq!(jobs.len(), 1, "one at a time, whoever waits");
+        assert_eq!(jobs[0].content.id.as_str(), next);
+        assert_eq!(jobs[0].failures, 2);
+        rig.ask(&jobs[0], Command::Done);
+    }
+}
+
+#[test]
+fn suspect_that_goes_on_holds_the_next_one_back_for_a_while_only() {
+    let mut rig = rig(3, &[("a", 1), ("b", 1)]);
+    assert_eq!(get_jobs(&mut rig).len(), 1);
+    rig.pass(WATCH - SEC);
+    assert!(rig.ready.is_empty());
+    assert_eq!(rig.m.poll_timeout(), Some(rig.now.mono.plus(SEC)), "it wakes up for the next one");
+    rig.pass(SEC);
+    assert_eq!(id(rig.ready.pop_front()).as_deref(), Some("b"));
+}
+
+#[test]
+fn tasks_with_more_chances_are_begun_together_but_not_beside_a_last_one() {
+    let mut rig = rig(4, &[("a", 1), ("b", 1), ("last", 2), ("c", 1)]);
+    let jobs = get_jobs(&mut rig);
+    assert_eq!(jobs.len(), 2, "a and b");
+    rig.ask(&jobs[0], Command::Done);
+    assert!(rig.ready.is_empty(), "b still runs");
+    rig.ask(&jobs[1], Command::Done);
+    let last = rig.ready.pop_front();
+    assert!(rig.ready.is_empty(), "c is not begun beside the last one");
+    rig.ask(last.as_ref().unwrap(), Command::Done);
+    assert_eq!(id(last).as_deref(), Some("last"));
+    assert_eq!(id(rig.ready.pop_front()).as_deref(), Some("c"));
+}
+
+#[test]
+fn other_tasks_pass_a_suspect_that_is_held_back() {
+    let mut rig = rig(3, &[("a", 1), ("b", 1)]);
+    assert_eq!(get_jobs(&mut rig).len(), 1);
+    rig.publish(&["new"]);
+    assert_eq!(id(rig.ready.pop_front()).as_deref(), Some("new"));
+}
+
+/// Nobody executes what was given back, so it is no reason to trust the task.
+#[test]
+fn task_stays_a_suspect_when_it_is_released() {
+    let mut rig = rig(3, &[("a", 1), ("b", 1)]);
+    let first = get_jobs(&mut rig).remove(0);
+    rig.ask(&first, Command::Release);
+    let second = rig.ready.pop_front().unwrap();
+    assert_eq!(second.content.id.as_str(), "b");
+    assert!(rig.ready.is_empty());
+    rig.ask(&second, Command::Done);
+    rig.deliver_copies();
+    assert_eq!(id(rig.ready.pop_front()).as_deref(), Some("a"));
+}
