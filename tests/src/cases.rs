@@ -1,6 +1,6 @@
 //! What must hold on every pair of a broker and a store: one list of cases, never one a backend.
 
-use crate::{PATIENCE, Pair, until_done};
+use crate::{Built, PATIENCE, Pair, until_done};
 use kafkaq::{CancelOutcome, Job, JobError, JobStatus, LostReason, Queue, QueueBuilder, Task, TaskId};
 use std::{
     collections::HashSet,
@@ -29,7 +29,7 @@ pub const CASES: &[Case] = &[
 ];
 
 async fn build(pair: &Pair) -> Queue {
-    pair.queue().build().await.unwrap_or_else(|e| panic!("{e}"))
+    pair.queue().built().await
 }
 
 /// For a case in which no lease may end, however busy the machine is.
@@ -38,7 +38,7 @@ fn unhurried(pair: &Pair) -> QueueBuilder {
 }
 
 async fn build_unhurried(pair: &Pair) -> Queue {
-    unhurried(pair).build().await.unwrap_or_else(|e| panic!("{e}"))
+    unhurried(pair).built().await
 }
 
 async fn next(queue: &Queue) -> Job {
@@ -110,7 +110,7 @@ async fn delayed_task_waits_its_time(pair: &Pair) {
 }
 
 async fn used_up_attempts_are_dead(pair: &Pair) {
-    let queue = unhurried(pair).max_failures(2).build().await.unwrap_or_else(|e| panic!("{e}"));
+    let queue = unhurried(pair).max_failures(2).built().await;
     let id = publish(&queue, Task::new("x")).await;
     for attempt in 1..=2 {
         let job = next(&queue).await;

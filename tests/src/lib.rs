@@ -5,6 +5,7 @@
 #![allow(clippy::missing_panics_doc, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 mod agent;
+mod built;
 mod cases;
 mod hold;
 mod pairs;
@@ -12,6 +13,7 @@ mod raw;
 mod rng;
 
 pub use agent::{Agent, HANDLE_FAILURES, Line};
+pub use built::Built;
 pub use cases::{CASES, Case};
 pub use hold::Hold;
 pub use pairs::{BrokerKind, Pair, StoreKind, not_asked_for};

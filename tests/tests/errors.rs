@@ -15,7 +15,7 @@ use kafkaq::{
     redis::RedisStore,
     rskafka::RsKafka,
 };
-use kafkaq_tests::{PATIENCE, kafka, own_server, queue, redis, unique};
+use kafkaq_tests::{Built, PATIENCE, kafka, own_server, queue, redis, unique};
 use std::time::Duration;
 use tokio::time::timeout;
 use xtask::services::Service;
@@ -42,9 +42,8 @@ async fn a_broker_that_goes_down_fails_publish_in_time() {
     let publisher = Queue::builder(unique("down"))
         .broker(broker)
         .publish_timeout(Duration::from_secs(4))
-        .build_publisher()
-        .await
-        .unwrap();
+        .built_publisher()
+        .await;
     publisher.publish(Task::new("while it is up")).await.unwrap();
     server.kill().unwrap();
     // By the publisher's limit, not by the client's.
@@ -61,7 +60,7 @@ async fn a_topic_that_cannot_be_made_is_an_error() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_above_the_limit_is_refused_and_one_at_the_limit_passes_through_every_topic() {
-    let queue = queue(&unique("large"), &redis()).max_failures(2).build().await.unwrap();
+    let queue = queue(&unique("large"), &redis()).max_failures(2).built().await;
     let error = queue.publish(Task::new(vec![0; 2_000_000])).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TooLarge);
     tells(&error);
@@ -97,7 +96,7 @@ async fn a_store_that_is_down_at_start_is_an_error() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wait_topic_that_would_lose_tasks_is_refused() {
     let name = unique("compacted");
-    let made = queue(&name, &redis()).partitions(2).build().await.unwrap();
+    let made = queue(&name, &redis()).partitions(2).built().await;
     made.shutdown(Duration::from_secs(5)).await.unwrap();
     // The task topic has two partitions, too few for the lanes.
     let error = queue(&unique("other"), &redis()).wait_topic(name).build().await.unwrap_err();

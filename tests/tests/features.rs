@@ -12,7 +12,7 @@ use kafkaq::{
     CancelOutcome, Job, JobError, JobStatus, LostReason, Queue, Task, TaskId,
     rdkafka::{GroupProtocol, RdKafka},
 };
-use kafkaq_tests::{Kafka, PATIENCE, committed_offsets, kafka, kcat, queue, redis, unique, until};
+use kafkaq_tests::{Built, Kafka, PATIENCE, committed_offsets, kafka, kcat, queue, redis, unique, until};
 use std::{
     collections::HashMap,
     sync::{
@@ -29,7 +29,7 @@ use tokio::{
 const SHORT: Duration = Duration::from_secs(5);
 
 async fn build(name: &str) -> Queue {
-    queue(name, &redis()).build().await.unwrap()
+    queue(name, &redis()).built().await
 }
 
 async fn nothing_more(queue: &Queue, within: Duration) {
@@ -94,7 +94,7 @@ async fn an_id_that_is_published_twice_is_run_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_last_attempt_goes_to_the_dead_letters_with_everything_it_had() {
     let name = unique("dead");
-    let queue = queue(&name, &redis()).max_failures(3).build().await.unwrap();
+    let queue = queue(&name, &redis()).max_failures(3).built().await;
     let task = Task::new("poison").with_key("k").with_header("trace", "abc").with_header("utf8", "ä");
     let id = queue.publish(task).await.unwrap();
     for attempt in 1..=3 {
@@ -143,7 +143,7 @@ async fn a_delay_of_three_seconds_is_three_seconds() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_task_is_extended_runs_once_and_does_not_hold_back_commits() {
     let name = unique("slow");
-    let queue = queue(&name, &redis()).partitions(1).build().await.unwrap();
+    let queue = queue(&name, &redis()).partitions(1).built().await;
     let slow = queue.publish(Task::new("slow")).await.unwrap();
     let job = queue.get_job().await.unwrap();
     assert_eq!(*job.id(), slow);

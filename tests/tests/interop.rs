@@ -13,7 +13,7 @@ use kafkaq::{
     backend::{FetchLimit, Partition, PartitionLog, Position},
     rskafka::RsKafka,
 };
-use kafkaq_tests::{BrokerKind, Kafka, PATIENCE, Pair, StoreKind, kafka, kcat, until_done};
+use kafkaq_tests::{BrokerKind, Built, Kafka, PATIENCE, Pair, StoreKind, kafka, kcat, until_done};
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     io::Write as _,
@@ -70,9 +70,9 @@ fn assert_full(job: &Job, attempt: u32) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_arrives_through_the_other_client_as_it_was_published() {
     each_way("arrives", async |from, to| {
-        let publisher = from.queue().build_publisher().await.unwrap();
+        let publisher = from.queue().built_publisher().await;
         publisher.publish(full_task()).await.unwrap();
-        let queue = to.queue().build().await.unwrap();
+        let queue = to.queue().built().await;
         let job = next(&queue).await;
         assert_full(&job, 1);
         job.done().await.unwrap();
@@ -91,8 +91,8 @@ async fn a_task_arrives_through_the_other_client_as_it_was_published() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delay_that_one_client_wrote_is_waited_for_by_the_other() {
     each_way("delays", async |from, to| {
-        let queue = to.queue().build().await.unwrap();
-        let publisher = from.queue().build_publisher().await.unwrap();
+        let queue = to.queue().built().await;
+        let publisher = from.queue().built_publisher().await;
         let start = Instant::now();
         publisher.publish(full_task().with_delay(Duration::from_secs(3))).await.unwrap();
         let job = next(&queue).await;
@@ -107,13 +107,13 @@ async fn a_delay_that_one_client_wrote_is_waited_for_by_the_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_that_one_client_made_is_executed_by_the_other() {
     each_way("copies", async |from, to| {
-        let queue = from.queue().build().await.unwrap();
+        let queue = from.queue().built().await;
         queue.publish(full_task()).await.unwrap();
         let job = next(&queue).await;
         job.retry(Duration::from_secs(2), "not now").await.unwrap();
         queue.shutdown(SHORT).await.unwrap();
 
-        let queue = to.queue().build().await.unwrap();
+        let queue = to.queue().built().await;
         let job = next(&queue).await;
         assert_full(&job, 2);
         job.done().await.unwrap();
@@ -126,8 +126,8 @@ async fn a_copy_that_one_client_made_is_executed_by_the_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_letter_is_the_same_to_both_clients_whichever_wrote_it() {
     each_way("letters", async |from, to| {
-        let queue = to.queue().build().await.unwrap();
-        from.queue().build_publisher().await.unwrap().publish(full_task()).await.unwrap();
+        let queue = to.queue().built().await;
+        from.queue().built_publisher().await.publish(full_task()).await.unwrap();
         let job = next(&queue).await;
         job.reject("no use").await.unwrap();
         queue.shutdown(SHORT).await.unwrap();
@@ -166,9 +166,8 @@ async fn letter_by_rskafka(topic: &str) -> Letter {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_id_is_one_task_through_both_clients() {
     each_way("ids", async |from, to| {
-        let queue = to.queue().build().await.unwrap();
-        let publishers =
-            [from.queue().build_publisher().await.unwrap(), to.queue().build_publisher().await.unwrap()];
+        let queue = to.queue().built().await;
+        let publishers = [from.queue().built_publisher().await, to.queue().built_publisher().await];
         for publisher in &publishers {
             publisher.publish(full_task()).await.unwrap();
         }
@@ -181,7 +180,7 @@ async fn an_id_is_one_task_through_both_clients() {
         nothing_more(&queue).await;
         queue.shutdown(SHORT).await.unwrap();
         // Each client keeps its place in the log by itself, and the other's begins at the first record.
-        let other = from.queue().build().await.unwrap();
+        let other = from.queue().built().await;
         skips_what_is_done(&other, KEY).await;
         assert_eq!(other.jobs().get(&id("full")).await.unwrap().status, JobStatus::Done);
         other.shutdown(SHORT).await.unwrap();
@@ -208,14 +207,14 @@ async fn a_queue_moves_from_one_client_to_the_other_and_no_task_is_lost_or_ended
                 });
             }
         };
-        let old = from.queue().build().await.unwrap();
+        let old = from.queue().built().await;
         work(&old);
         let (before, after) = ids.split_at(TASKS / 2);
         for id in before {
             old.publish(Task::new("x").with_id(id.clone())).await.unwrap();
         }
         // For a while both execute.
-        let new = to.queue().build().await.unwrap();
+        let new = to.queue().built().await;
         work(&new);
         for id in after {
             new.publish(Task::new("x").with_id(id.clone())).await.unwrap();
@@ -252,7 +251,7 @@ async fn a_key_lands_where_the_java_client_puts_it() {
     each_way("keys", async |from, to| {
         let (keys, topic) = (keys(), from.name());
         for (client, pair) in [("first", &from), ("second", &to)] {
-            let publisher = pair.queue().partitions(PARTITIONS).build_publisher().await.unwrap();
+            let publisher = pair.queue().partitions(PARTITIONS).built_publisher().await;
             let tasks = keys.iter().map(|key| Task::new(client).with_key(key.clone()));
             publisher.publish_many(tasks).await.into_iter().for_each(|outcome| drop(outcome.unwrap()));
         }
@@ -300,7 +299,7 @@ fn publish_by_java(topic: &str, lines: &str) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_of_another_program_is_one_task_to_both_clients() {
     each_way("foreign", async |from, to| {
-        let one = from.queue().build().await.unwrap();
+        let one = from.queue().built().await;
         let options = ["-K", "\t", "-H", "trace=abc", "-X", "partitioner=murmur2_random"];
         kcat(from.name(), &options, "key\tone\nkey\ttwo\n");
         let mut ids = BTreeSet::new();
@@ -314,7 +313,7 @@ async fn a_record_of_another_program_is_one_task_to_both_clients() {
         assert_eq!(ids.len(), 2);
         one.shutdown(SHORT).await.unwrap();
         // It reads them too, and gives them the same ids.
-        let other = to.queue().build().await.unwrap();
+        let other = to.queue().built().await;
         skips_what_is_done(&other, b"key").await;
         other.shutdown(SHORT).await.unwrap();
     })
@@ -325,7 +324,7 @@ async fn a_record_of_another_program_is_one_task_to_both_clients() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_task_that_another_program_has_compressed_is_copied() {
     each_way("compressed", async |pair, _| {
-        let queue = pair.queue().partitions(1).build().await.unwrap();
+        let queue = pair.queue().partitions(1).built().await;
         let payload = "x".repeat(3_000_000);
         kcat(pair.name(), &["-z", "zstd", "-X", "message.max.bytes=8000000"], &format!("{payload}\n"));
         let job = next(&queue).await;

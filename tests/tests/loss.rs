@@ -13,8 +13,8 @@ use kafkaq::{
     backend::{Swap, Swapped},
 };
 use kafkaq_tests::{
-    Agent, BrokerKind, Line, PATIENCE, Pair, StoreKind, admin, delete_topic, flush_redis, own_server, queue,
-    unique, until, until_done,
+    Agent, BrokerKind, Built, Line, PATIENCE, Pair, StoreKind, admin, delete_topic, flush_redis, own_server,
+    queue, unique, until, until_done,
 };
 use rdkafka::admin::AdminOptions;
 use std::{
@@ -71,7 +71,7 @@ fn any_number() -> Arc<Semaphore> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flushed_store_and_every_tenth_attempt_abandoned_lose_nothing() {
     let server = own_server(Service::Redis);
-    let queue = queue(&unique("flushed"), &server.url()).build().await.unwrap();
+    let queue = queue(&unique("flushed"), &server.url()).built().await;
     publish(&queue, 5_000).await;
     let tenth = |job: &Job| job.attempt() > 1 || !job.id().as_str().ends_with('7');
     let ended = workers(&queue, 50, &any_number(), tenth);
@@ -84,7 +84,7 @@ async fn a_flushed_store_and_every_tenth_attempt_abandoned_lose_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_gone_for_ten_seconds_and_back_empty_loses_nothing() {
     let mut server = own_server(Service::Redis);
-    let queue = queue(&unique("gone"), &server.url()).build().await.unwrap();
+    let queue = queue(&unique("gone"), &server.url()).built().await;
     publish(&queue, 5_000).await;
     // So that it is in mid-run.
     let allowed = Arc::new(Semaphore::new(2_000));
@@ -104,7 +104,7 @@ async fn a_worker_that_is_killed_loses_nothing() {
     let agent = env!("CARGO_BIN_EXE_agent");
     let pair = Pair::new(BrokerKind::RdKafka, StoreKind::Redis, "killed");
     let victim = Agent::work(agent, &pair, 20, Duration::from_millis(5));
-    let survivor = pair.queue().build().await.unwrap();
+    let survivor = pair.queue().built().await;
     publish(&survivor, 3_000).await;
     until("the victim runs", || victim.runs() >= 200).await;
     victim.signal("KILL");
@@ -118,11 +118,11 @@ async fn a_stopped_worker_that_goes_on_past_its_lease_learns_that_it_is_lost() {
     let agent = env!("CARGO_BIN_EXE_agent");
     let pair = Pair::new(BrokerKind::RdKafka, StoreKind::Redis, "zombie");
     let zombie = Agent::work(agent, &pair, 1, Duration::from_secs(2));
-    let publisher = pair.queue().build_publisher().await.unwrap();
+    let publisher = pair.queue().built_publisher().await;
     let stolen = publisher.publish(Task::new("x")).await.unwrap();
     until("the zombie holds it", || zombie.runs() > 0).await;
     zombie.signal("STOP");
-    let queue = pair.queue().build().await.unwrap();
+    let queue = pair.queue().built().await;
     let again = tokio::time::timeout(PATIENCE, queue.get_job()).await.expect("taken over").unwrap();
     assert_eq!(*again.id(), stolen);
     assert_eq!(again.attempt(), 2);
@@ -138,7 +138,7 @@ async fn a_stopped_worker_that_goes_on_past_its_lease_learns_that_it_is_lost() {
 async fn done_tasks_are_not_executed_again_without_offsets(broker: BrokerKind) {
     const TASKS: usize = 200;
     let pair = Pair::new(broker, StoreKind::Redis, "forgotten");
-    let queue = pair.queue().build().await.unwrap();
+    let queue = pair.queue().built().await;
     publish(&queue, TASKS).await;
     let ended = workers(&queue, 20, &any_number(), |_| true);
     until_done(&queue, ids(TASKS), &ended).await;
@@ -147,7 +147,7 @@ async fn done_tasks_are_not_executed_again_without_offsets(broker: BrokerKind) {
 
     forget_offsets(&pair, broker).await;
     assert_eq!(pair.committed(PARTITIONS).await, 0);
-    let queue = pair.queue().build().await.unwrap();
+    let queue = pair.queue().built().await;
     let last = queue.publish(Task::new("x")).await.unwrap();
     let executed = Arc::new(Mutex::new(Vec::new()));
     let seen = executed.clone();

@@ -10,7 +10,7 @@
 
 use kafkaq::{Publisher, Queue, Task, TaskId};
 use kafkaq_core::partitioner;
-use kafkaq_tests::{Agent, BrokerKind, Line, Pair, Rng, StoreKind, until, until_done};
+use kafkaq_tests::{Agent, BrokerKind, Built, Line, Pair, Rng, StoreKind, until, until_done};
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::{
@@ -48,7 +48,7 @@ impl Own {
                 self.done.lock().unwrap().insert(id(&done));
             }
         }
-        let queue = pair.queue().build().await.unwrap();
+        let queue = pair.queue().built().await;
         let workers: JoinSet<()> = (0..8).map(|_| self.clone().work(queue.clone())).collect();
         until_done(&queue, ids.map(|text| id(text)), &self.done).await;
         queue.shutdown(Duration::from_secs(5)).await.unwrap();
@@ -158,7 +158,7 @@ struct TakenOver {
 async fn one_of_two_is_killed(pair: &Pair) -> TakenOver {
     const PARTITIONS: i32 = 6;
     const BOTH: Duration = Duration::from_secs(2);
-    let publisher = pair.queue().partitions(PARTITIONS).build_publisher().await.unwrap();
+    let publisher = pair.queue().partitions(PARTITIONS).built_publisher().await;
     let stream = Stream::start(publisher, Duration::from_millis(100), to_each_partition(PARTITIONS));
     // Long enough that the victim dies with some; and so many workers that what has gathered in one partition doesn't
     // stand before what is in the next.
@@ -301,7 +301,7 @@ async fn a_group_of_five_comes_and_goes_and_every_task_is_executed_and_no_two_fi
     let length = std::env::var("KAFKAQ_TEST_CHURN_SECS").map_or(60, |s| s.parse().unwrap());
     let mut rng = Rng::seeded();
     let pair = pair("churn").with_member_timeout(Duration::from_secs(2));
-    let publisher = pair.queue().partitions(12).build_publisher().await.unwrap();
+    let publisher = pair.queue().partitions(12).built_publisher().await;
     let mut count = 0;
     let stream = Stream::start(publisher, Duration::from_millis(100), move || {
         count += 20;

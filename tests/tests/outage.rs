@@ -9,7 +9,9 @@
 
 use kafkaq::{Queue, Task, TaskId};
 use kafkaq_conformance::{Outage, Proxy};
-use kafkaq_tests::{BrokerKind, Pair, StoreKind, not_asked_for, own_server, run, unique, until, until_done};
+use kafkaq_tests::{
+    BrokerKind, Built, Pair, StoreKind, not_asked_for, own_server, run, unique, until, until_done,
+};
 use libtest_mimic::{Arguments, Completion, Trial};
 use std::{
     collections::HashSet,
@@ -157,7 +159,7 @@ struct Process {
 
 impl Process {
     async fn start(pair: &Pair, told: &Arc<Mutex<HashSet<TaskId>>>) -> Process {
-        let queue = pair.queue().build().await.unwrap();
+        let queue = pair.queue().built().await;
         let count = Arc::new(AtomicUsize::new(0));
         for _ in 0..25 {
             let (queue, count, told) = (queue.clone(), count.clone(), told.clone());

@@ -13,7 +13,7 @@ use kafkaq::{
     backend::{Partition, PartitionLog},
     rskafka::RsKafka,
 };
-use kafkaq_tests::{BrokerKind, PATIENCE, Pair, StoreKind, admin, kafka};
+use kafkaq_tests::{BrokerKind, Built, PATIENCE, Pair, StoreKind, admin, kafka};
 use rdkafka::admin::{AdminOptions, NewPartitions};
 use std::{collections::HashSet, thread, time::Instant};
 use tokio::runtime::{Builder, Runtime};
@@ -92,7 +92,7 @@ fn a_publisher_outlives_the_runtime_that_it_was_built_on() {
 async fn a_running_publisher_uses_partitions_that_are_added() {
     for broker in CLIENTS {
         let pair = pair(broker, "grows");
-        let publisher = pair.queue().partitions(1).build_publisher().await.unwrap();
+        let publisher = pair.queue().partitions(1).built_publisher().await;
         publisher.publish(Task::new("before")).await.unwrap();
         let admin = admin(&kafka()).unwrap();
         let grown = [NewPartitions::new(pair.name(), 4)];

@@ -12,7 +12,7 @@ use kafkaq::{
     JobStatus, Task, TaskId,
     worker::{Backoff, Ctx, Failure, Options, ResultExt, Worker},
 };
-use kafkaq_tests::{Agent, BrokerKind, Hold, Line, PATIENCE, Pair, Rng, StoreKind, until, until_done};
+use kafkaq_tests::{Agent, BrokerKind, Built, Hold, Line, PATIENCE, Pair, Rng, StoreKind, until, until_done};
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::{
@@ -37,7 +37,7 @@ static CHILDREN: Mutex<Vec<TaskId>> = Mutex::new(Vec::new());
 async fn each_outcome_reaches_log_and_store() {
     for (broker, store) in PAIRS {
         let pair = Pair::new(broker, store, "outcomes");
-        let queue = pair.queue().build().await.unwrap();
+        let queue = pair.queue().built().await;
         // What a task does is its number of milliseconds.
         let handler = async |ctx: Ctx, task: Hold| -> Result<(), Failure> {
             match (task.ms, ctx.attempt()) {
@@ -95,7 +95,7 @@ async fn each_outcome_reaches_log_and_store() {
 fn publish(pair: &Pair, until: &Arc<AtomicBool>) -> JoinHandle<HashMap<String, Instant>> {
     let (builder, until) = (pair.queue(), until.clone());
     tokio::spawn(async move {
-        let publisher = builder.build_publisher().await.unwrap();
+        let publisher = builder.built_publisher().await;
         let (mut published, mut rng) = (HashMap::new(), Rng::seeded());
         let mut tick = tokio::time::interval(Duration::from_millis(50));
         while !until.load(Relaxed) {
@@ -121,7 +121,7 @@ struct Replaced {
 
 /// Three processes work, and are replaced one by one, each by a signal when its successor works.
 async fn replaced(pair: &Pair, signal: &str) -> Replaced {
-    let queue = pair.queue().build().await.unwrap();
+    let queue = pair.queue().built().await;
     let ended = Arc::new(AtomicBool::new(false));
     let publishing = publish(pair, &ended);
     let start = || Agent::handle(AGENT, pair, CONCURRENCY, Duration::from_millis(10 * LONGEST_MS));

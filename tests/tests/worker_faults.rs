@@ -7,7 +7,8 @@ use kafkaq::{
     worker::{Ctx, Worker},
 };
 use kafkaq_tests::{
-    Agent, BrokerKind, HANDLE_FAILURES, Hold, Line, PATIENCE, Pair, Rng, StoreKind, own_server, until_done,
+    Agent, BrokerKind, Built, HANDLE_FAILURES, Hold, Line, PATIENCE, Pair, Rng, StoreKind, own_server,
+    until_done,
 };
 use std::{
     collections::HashSet,
@@ -64,7 +65,7 @@ impl Said {
 async fn a_task_that_ends_its_process_is_dead_after_its_failures_and_charges_no_neighbour() {
     for (broker, store, _) in PAIRS {
         let pair = Pair::new(broker, store, "poison");
-        let queue = pair.queue().build().await.unwrap();
+        let queue = pair.queue().built().await;
         let start = || Agent::handle(AGENT, &pair, CONCURRENCY, SECOND);
         let mut agents = vec![start(), start()];
         let poison = queue.enqueue(Hold::POISON).await.unwrap();
@@ -118,7 +119,7 @@ async fn a_handler_of_three_leases_runs_once_though_the_store_is_away_for_half_a
     for (broker, store, service) in PAIRS {
         let server = own_server(service);
         let pair = Pair::new(broker, store, "away").with_store(server.url());
-        let queue = pair.queue().lease_duration(LEASE).build().await.unwrap();
+        let queue = pair.queue().lease_duration(LEASE).built().await;
         let runs = Arc::new(AtomicUsize::new(0));
         let count = runs.clone();
         let handler = move |_: Ctx, _: Hold| {

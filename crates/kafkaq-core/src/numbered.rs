@@ -29,8 +29,7 @@ impl Key {
         let key = self.as_str();
         let (space, id) = key.split_at_checked(key.len().checked_sub(LEN)?)?;
         let is_task = space.starts_with("t/") && space.ends_with('/');
-        let is_marked = uuid_bytes(id).is_some_and(|uuid| uuid[6] >> 4 == 7 && uuid[7] == MARK);
-        if !is_task || !is_marked {
+        if !is_task || !is_numbered(id) {
             return None;
         }
         let at = |place| space.len() + place;
@@ -41,8 +40,17 @@ impl Key {
     }
 }
 
+fn is_numbered(id: &str) -> bool {
+    uuid_bytes(id).is_some_and(|uuid| uuid[6] >> 4 == 7 && uuid[7] == MARK)
+}
+
 #[cfg(feature = "machine")]
 impl crate::TaskId {
+    /// Whether a publisher numbered it. It is no other task's, then.
+    pub(crate) fn is_numbered(&self) -> bool {
+        is_numbered(self.as_str())
+    }
+
     /// The id of a publisher's task. Of the number, the lowest 62 bits count and four more tell publishers apart.
     #[doc(hidden)]
     #[must_use]

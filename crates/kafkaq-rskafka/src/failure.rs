@@ -95,6 +95,12 @@ impl Failure {
             .because("no leader is there just now")
     }
 
+    /// Not every broker knows of a topic that was just created.
+    pub(crate) fn too_new() -> Self {
+        Failure { again: true, answered: true, ..Failure::new(ErrorKind::Unavailable) }
+            .because("the topic is new, and a broker does not know of it yet")
+    }
+
     /// Other requests took all the time.
     pub(crate) fn crowded() -> Self {
         Failure::new(ErrorKind::Timeout).because("other requests of this process were waited for")

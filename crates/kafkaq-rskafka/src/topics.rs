@@ -22,7 +22,11 @@ pub(crate) async fn ensure(link: &Link, specs: &[TopicSpec]) -> Result<Vec<Topic
         for ((spec, there), created) in specs.iter().zip(there).zip(&mut created) {
             *created = there.is_none() && create(link, spec, limits).await?;
         }
-        settled(link, &names, limits).await
+        settled(link, &names, limits).await.map_err(|failure| match failure.kind {
+            // They are there: the broker that was asked has not heard of it.
+            ErrorKind::NotFound => Failure::too_new(),
+            _ => failure,
+        })
     };
     let mut infos = match ensured.await {
         Ok(infos) => infos,

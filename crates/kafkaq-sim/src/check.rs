@@ -122,9 +122,12 @@ impl Checker {
         }
     }
 
-    /// Nothing keeps this record open any more.
-    pub(crate) fn is_finished(&self, entry: &Entry) -> bool {
+    /// Nothing keeps this record open any more. `epoch` is its partition's.
+    pub(crate) fn is_finished(&self, entry: &Entry, epoch: u64) -> bool {
         let task = &self.tasks[entry.task];
+        if entry.cover == 0 && task.held.iter().any(|h| h.done_unleased == Some(epoch)) {
+            return true;
+        }
         // A record that was forwarded as it is lies in the wait topic with the number that it has.
         task.is_covered(entry.cover) || task.forwarded.contains(&entry.cover)
     }
@@ -151,7 +154,7 @@ impl Checker {
         }
         for n in part.committed..offset {
             if let Some(entry) = &part.entries[n as usize]
-                && !self.is_finished(entry)
+                && !self.is_finished(entry, part.epoch)
             {
                 let Entry { task, cover, .. } = entry;
                 let what = format!(
@@ -174,7 +177,10 @@ impl Checker {
     pub(crate) fn unfinished(&self) -> Option<String> {
         self.tasks.iter().find_map(|t| {
             let promised = !t.acknowledged_at.is_empty() && !t.deleted;
-            let open = if t.kind.is_undecodable() { t.dead_records == 0 } else { !t.is_terminal() };
+            let open = match t.kind.is_undecodable() {
+                true => t.dead_records == 0,
+                false => !t.is_terminal() && !t.is_executed(),
+            };
             if promised && open {
                 return Some(format!("t{} ({:?}) was published and is not finished", t.n, t.kind));
             }
@@ -335,6 +341,15 @@ impl World {
             self.check.fail("I6", format!("p{p} has more than {most} ready jobs"));
         }
         let (max_wall, broken) = (self.procs[p].max_wall, self.check.clocks_broken);
+        if self.check.tasks[n].holder(ready.token).is_none() {
+            match self.may_be_unleased(n, ready) {
+                Ok(()) => {
+                    self.stats.unleased += 1;
+                    self.check.tasks[n].hold(ready.token, ready.attempt, ready.deadline, true);
+                }
+                Err(why) => self.check.fail("I2", format!("p{p} makes t{n} ready without a lease: {why}")),
+            }
+        }
         let task = &mut self.check.tasks[n];
         let (kind, due, key) = (task.kind, task.due, task.key.clone());
         let what = match task.holder(ready.token) {
@@ -360,7 +375,45 @@ impl World {
         self.check.fail("I2", format!("p{p} makes t{n} ready {what}"));
     }
 
-    /// I2: nobody else's lease holds while a worker starts.
+    /// I2: what is begun without a lease is a first attempt, and lies where no earlier owner of its partition has begun
+    /// anything so.
+    fn may_be_unleased(&self, n: TaskNo, ready: &Ready) -> Result<(), &'static str> {
+        let (task, settings, stats) = (&self.check.tasks[n], &self.plan.settings, &self.stats);
+        let origin = &ready.content.origin;
+        let committed = self.log.part(&origin.partition).map_or(0, |part| self.log.parts[part].committed);
+        let moved_back = stats.logs_cut + stats.topics_recreated + stats.offsets_forgotten > 0;
+        if settings.track_after.is_none() {
+            Err("it was never in the store")
+        } else if task.kind != TaskKind::Fresh || (ready.attempt, ready.failures) != (1, 0) {
+            Err("it is none that may be begun so")
+        } else if origin.offset >= committed + settings.unleased_span && !moved_back {
+            Err("the next owner would believe that nobody has begun it")
+        } else if task.held.iter().any(|h| h.began_unleased && h.handed)
+            && self.log.records(n) == 1
+            && !moved_back
+        {
+            Err("it was begun so before")
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The store hears of every job that goes on for long.
+    pub(crate) fn check_leased(&mut self, p: usize, job: JobKey) {
+        let Some(after) = self.plan.settings.track_after else { return };
+        let rates = &self.plan.rates;
+        let slow =
+            rates.swap_refused + rates.swap_applied + rates.swap_lost + rates.slow_call + rates.late_timer;
+        let excused = slow > 0 || rates.outage + rates.pause > 0 || self.check.clocks_broken;
+        let until = self.procs[p].ready_at(job) + after.as_micros() as Us + 2000 * MS;
+        let Some((n, held)) = self.held(p, job) else { return };
+        if held.unleased && held.done_unleased.is_none() && !excused && until < self.now {
+            self.check.fail("I2", format!("p{p} still executes t{n} without a lease"));
+        }
+    }
+
+    /// I2: nobody else's lease holds while a worker starts. A job that the store was not told of is not seen by others,
+    /// nor sees them.
     pub(crate) fn check_taken(&mut self, p: usize, ready: &Ready) -> Option<TaskNo> {
         let n = numbered(ready.content.payload.as_ref())?;
         let now = self.clocks(p);
@@ -370,12 +423,13 @@ impl World {
         }
         // A lease that the store lost since it was won is not seen by others, nor sees them.
         let damage = self.check.tasks[n].damage;
-        let intact = self.check.tasks[n].holder(ready.token).is_some_and(|h| h.damage == damage);
+        let intact =
+            self.check.tasks[n].holder(ready.token).is_some_and(|h| h.damage == damage && !h.unleased);
         let broken = self.check.clocks_broken || !intact;
         for i in 0..self.check.tasks[n].held.len() {
             let other = &self.check.tasks[n].held[i];
             let Some(q) = other.running.filter(|_| other.token != ready.token) else { continue };
-            let (job, excused) = (other.job, other.damage != damage || broken);
+            let (job, excused) = (other.job, other.damage != damage || other.unleased || broken);
             let wall = self.clocks(q).wall;
             let holds = job.and_then(|j| self.procs[q].jobs.get(&j)).is_some_and(|j| j.deadline > wall);
             if holds && !excused {
@@ -399,7 +453,15 @@ impl World {
     }
 
     pub(crate) fn check_ends(&mut self, p: usize, job: JobKey, end: End) {
+        self.check_leased(p, job);
+        let inc = self.procs[p].inc;
+        let origin = self.procs[p].jobs.get(&job).map(|job| job.origin.partition.clone());
+        let epoch = origin.and_then(|at| self.log.epoch(&at, p, inc));
         let Some((n, held)) = self.held(p, job) else { return };
+        if held.unleased && end == End::Done {
+            // There is no epoch 0: it may have lost the partition, and not know.
+            held.done_unleased = Some(epoch.unwrap_or(0));
+        }
         held.asked_done |= end == End::Done;
         held.asked_reject |= end == End::Reject;
         let failed = matches!(end, End::Retry(_) | End::Reject);
@@ -457,8 +519,9 @@ impl World {
             }
         }
         let Some((n, held)) = self.held(p, job) else { return };
+        let held_done = held.done;
         let fine = match (answer, end) {
-            (Answer::Ok, Some(End::Done)) => held.done,
+            (Answer::Ok, Some(End::Done)) => held.done || held.done_unleased.is_some(),
             (Answer::Ok, Some(End::Retry(_) | End::Snooze(_) | End::Release)) => held.idle,
             (Answer::DeadLettered, Some(End::Retry(_))) => held.dead,
             (Answer::DeadLettered, _) => false,
@@ -476,6 +539,8 @@ impl World {
             let what = format!("p{p} is told {answer:?} for {end:?} of t{n}, which the store never held so");
             self.check.fail("I3", what);
         }
+        let unleased = matches!(answer, Answer::Ok) && end == Some(End::Done) && !held_done;
+        self.stats.done_unleased += u64::from(unleased);
         match (answer, end) {
             (Answer::Ok, Some(End::Done)) => self.stats.done_ok += 1,
             (Answer::Ok, Some(End::Retry(_))) => self.stats.retry_ok += 1,

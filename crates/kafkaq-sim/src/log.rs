@@ -113,6 +113,18 @@ impl Log {
         (self.task_partitions + index) as usize
     }
 
+    /// How often it was published, as far as the log has taken it.
+    pub(crate) fn records(&self, task: TaskNo) -> usize {
+        let records = self.parts.iter().filter(|p| p.kind == Kind::Task).flat_map(|p| &p.entries);
+        records.flatten().filter(|e| e.task == task).count()
+    }
+
+    /// The epoch under which a process reads a partition.
+    pub(crate) fn epoch(&self, partition: &Partition, p: usize, inc: u32) -> Option<u64> {
+        let owner = self.parts[self.part(partition)?].owner.as_ref()?;
+        ((owner.p, owner.inc) == (p, inc)).then_some(owner.epoch)
+    }
+
     /// The fewest attempts that a record of the task knows of, among those that are not committed.
     pub(crate) fn fewest_attempts(&self, task: TaskNo) -> Option<u32> {
         let open = |p: &Part| p.kind != Kind::Dead;
@@ -354,7 +366,7 @@ impl Part {
     fn open_records(&self, check: &Checker) -> usize {
         let Some(o) = &self.owner else { return 0 };
         let range = self.committed.min(o.pos) as usize..o.pos as usize;
-        self.entries[range].iter().flatten().filter(|e| !check.is_finished(e)).count()
+        self.entries[range].iter().flatten().filter(|e| !check.is_finished(e, self.epoch)).count()
     }
 }
 

@@ -1,6 +1,7 @@
 //! The hostile consumer group: who has which partition, and what it takes from whom.
 
 use crate::log::{Owner, Part};
+use crate::task::Held;
 use crate::trace::{MS, P, SEC, Us, tr};
 use crate::world::{Ev, World};
 use kafkaq_core::machine::Ready;
@@ -28,6 +29,7 @@ impl World {
             let hold = self.plan.settings.release_hold.as_micros() as Us;
             if self.now < asked_at + hold {
                 self.check_given_back(p, part);
+                self.check_all_leased(p, part);
             }
             self.free(part);
         }
@@ -45,6 +47,24 @@ impl World {
         if let Some(r) = self.procs[p].ready.iter().find(kept) {
             let what = format!("p{p} releases {} and keeps {} ready", this.partition, r.content.id);
             self.check.fail("I5", what);
+        }
+    }
+
+    /// The next owner can know of what goes on, unless that took too long.
+    fn check_all_leased(&mut self, p: usize, part: usize) {
+        let Part { partition, epoch, .. } = &self.log.parts[part];
+        let process = &self.procs[p];
+        let unknown = process.running().filter_map(|job| process.jobs.get(&job)).find(|job| {
+            let task = &self.check.tasks[job.task];
+            let of_task = |h: &Held| h.token == job.token && h.unleased;
+            // Of one that was cancelled or published twice, the store knows something else.
+            let is_known = task.cancelled || self.log.records(job.task) > 1;
+            let is_here = job.origin.partition == *partition && job.epoch == Some(*epoch);
+            is_here && !is_known && task.held.iter().any(of_task)
+        });
+        if let Some(job) = unknown {
+            let what = format!("p{p} releases {partition}, and nobody can know of t{}", job.task);
+            self.check.fail("I2", what);
         }
     }
 

@@ -5,7 +5,7 @@ use crate::workers::Worker;
 use crate::world::{Ev, World};
 use bytes::Bytes;
 use kafkaq_core::machine::{JobKey, Machine, OpId, Ready};
-use kafkaq_core::{Commit, Event, Key, LeaseToken, Result, Swapped, Wall};
+use kafkaq_core::{Commit, Event, Key, LeaseToken, Position, Result, Swapped, Wall};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 #[derive(Debug)]
@@ -23,6 +23,9 @@ pub(crate) struct Job {
     pub(crate) task: usize,
     pub(crate) token: LeaseToken,
     pub(crate) deadline: Wall,
+    pub(crate) origin: Position,
+    /// Of that partition, when the job was handed out.
+    pub(crate) epoch: Option<u64>,
 }
 
 /// A job of a task whose lease ran out.
@@ -143,10 +146,13 @@ impl Process {
         self.ready_at.get(&job).copied().unwrap_or(0)
     }
 
-    /// Those whose workers have not said yet how it ends.
+    /// The jobs whose workers have not said yet how it ends.
+    pub(crate) fn running(&self) -> impl Iterator<Item = JobKey> + '_ {
+        self.workers.iter().filter_map(Worker::unended_job)
+    }
+
     pub(crate) fn running_suspects(&self) -> Vec<Suspect> {
-        let running = self.workers.iter().filter_map(Worker::unended_job);
-        running.filter_map(|job| self.suspects.get(&job).copied()).collect()
+        self.running().filter_map(|job| self.suspects.get(&job).copied()).collect()
     }
 
     pub(crate) fn waiting(&self) -> usize {

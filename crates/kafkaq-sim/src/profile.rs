@@ -189,6 +189,8 @@ impl Plan {
             process: [0; 16],
             lease: ms(lease),
             park_after: ms(lease * rng.between(10, 80) / 100),
+            track_after: rng.chance(400).then(|| ms(lease * rng.between(1, 9) / 100)),
+            unleased_span: rng.between(1, 6) as i64,
             done_retention: ms(if rng.chance(150) { 2_000 } else { 120_000 }),
             max_overdue: ms(if rng.chance(100) { 10_000 } else { 300_000 }),
             clock_skew: ms(rng.between(100, 800)),

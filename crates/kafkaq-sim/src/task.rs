@@ -1,6 +1,6 @@
 //! A task and its whole history, as the log and the store have seen it.
 
-use crate::trace::Us;
+use crate::trace::{Us, WALL};
 use bytes::Bytes;
 use kafkaq_core::machine::JobKey;
 use kafkaq_core::{Key, Keyspace, Lease, LeaseToken, TaskId, Wall};
@@ -51,6 +51,11 @@ pub(crate) struct Held {
     pub(crate) job: Option<JobKey>,
     /// The process whose worker has it.
     pub(crate) running: Option<usize>,
+    /// It was ready before the store was told, which it has not been yet.
+    pub(crate) began_unleased: bool,
+    pub(crate) unleased: bool,
+    /// Its worker has said so that it is done, under this epoch of the record's partition.
+    pub(crate) done_unleased: Option<u64>,
 }
 
 /// A copy in the wait topic.
@@ -114,6 +119,8 @@ impl Task {
     ) -> Task {
         let id = match kind {
             TaskKind::Foreign | TaskKind::Damaged => None,
+            // Only of such ids it is known that nobody has chosen them.
+            TaskKind::Fresh => Some(TaskId::numbered(Wall(WALL), n as u128)),
             _ => TaskId::new(format!("task-{n}")).ok(),
         };
         Task {
@@ -150,6 +157,11 @@ impl Task {
         }
     }
 
+    /// Executed to its end, though the store may not know.
+    pub(crate) fn is_executed(&self) -> bool {
+        self.held.iter().any(|h| h.done_unleased.is_some())
+    }
+
     /// Done, cancelled or dead at some time.
     pub(crate) fn is_terminal(&self) -> bool {
         self.done || self.cancelled || self.dead
@@ -168,11 +180,15 @@ impl Task {
     }
 
     pub(crate) fn win(&mut self, lease: &Lease) {
+        self.hold(lease.token, lease.attempt, lease.deadline, false);
+    }
+
+    pub(crate) fn hold(&mut self, token: LeaseToken, attempt: u32, deadline: Wall, unleased: bool) {
         self.held.push(Held {
-            token: lease.token,
-            attempt: lease.attempt,
+            token,
+            attempt,
             damage: self.damage,
-            deadline: lease.deadline,
+            deadline,
             idle: false,
             done: false,
             dead: false,
@@ -182,6 +198,9 @@ impl Task {
             handed: false,
             job: None,
             running: None,
+            began_unleased: unleased,
+            unleased,
+            done_unleased: None,
         });
     }
 }

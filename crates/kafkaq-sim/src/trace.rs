@@ -120,6 +120,12 @@ stats! { Stats:
     takeovers,
     /// Idle leases taken.
     idle_taken,
+    /// Jobs that were ready before the store was told.
+    unleased,
+    /// Those of which it was told later.
+    leased_late,
+    /// Those that were done before.
+    done_unleased,
     /// Leases renewed by their holder.
     renewals,
     /// Leases given back unused.

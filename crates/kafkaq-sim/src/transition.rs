@@ -187,7 +187,15 @@ impl World {
         if !by.owns(new.token) {
             return Err(("I2", "a lease is taken for somebody else"));
         }
-        let known = task.attempt.max(old.map_or(0, |o| o.attempt));
+        let begun = u32::from(task.held.iter().any(|h| h.began_unleased && h.handed));
+        let known = task.attempt.max(old.map_or(0, |o| o.attempt)).max(begun);
+        if old.is_none()
+            && let Some(h) = task.holder(new.token).filter(|h| h.unleased)
+        {
+            (h.unleased, h.deadline) = (false, h.deadline.max(new.deadline));
+            self.stats.leased_late += 1;
+            return Ok(());
+        }
         let again = task.holder(new.token).map(|h| h.damage);
         if let Some(then) = again {
             if then == damage {
@@ -241,10 +249,10 @@ impl World {
         let damage = task.damage;
         let Some(old) = old else {
             match task.holder(new.token) {
-                Some(h) if h.damage == damage => {
+                Some(h) if h.damage == damage && !h.unleased => {
                     return Err(("I3", "nothing was there, and nothing was lost"));
                 }
-                Some(h) => h.idle = true,
+                Some(h) => (h.idle, h.unleased) = (true, false),
                 None => {
                     task.announced = task.announced.max(new.attempt);
                     self.stats.idle_made += 1;
@@ -295,7 +303,7 @@ impl World {
         if !held.asked_done {
             return Err(("I3", "its worker has not said so"));
         }
-        let excused = held.damage != damage;
+        let excused = held.damage != damage || held.unleased;
         (held.done, task.done) = (true, true);
         match old {
             None if !excused => Err(("I3", "nothing was there, and nothing was lost")),

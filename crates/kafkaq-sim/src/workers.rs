@@ -197,7 +197,9 @@ impl World {
             waits: false,
         };
         let next = if extend_every > 0 { self.now + extend_every } else { run.until };
-        let job = Job { task, token: ready.token, deadline: ready.deadline };
+        let origin = ready.content.origin.clone();
+        let epoch = self.log.epoch(&origin.partition, p, self.procs[p].inc);
+        let job = Job { task, token: ready.token, deadline: ready.deadline, origin, epoch };
         self.procs[p].jobs.insert(ready.job, job);
         self.procs[p].workers[w].state = State::Running(run);
         self.worker_at(p, w, next);

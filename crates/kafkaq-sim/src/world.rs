@@ -367,6 +367,10 @@ impl World {
             // A due time that a wrong clock has set is believed up to the longest delay.
             self.give_up_at += s.max_delay.as_micros() as Us;
         }
+        if self.plan.deserted {
+            // What it has read goes to others bit by bit.
+            self.give_up_at += self.plan.tasks as u64 * s.hand_over_after.as_micros() as Us;
+        }
         self.at(self.give_up_at, Ev::Tick);
         self.after(200 * MS, Ev::Tick);
     }

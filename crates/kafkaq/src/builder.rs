@@ -2,7 +2,7 @@
 
 use crate::{
     DeadLetters, JobController, KeyLocks, LeasedGroup, Publisher, Queue,
-    config::Config,
+    config::{Config, Tracking},
     driver::{Clock, Driver, Limits, Plan, Shared},
     jobs::Retention,
     memory::{MemoryLog, MemoryStore},
@@ -126,6 +126,18 @@ impl QueueBuilder {
     /// wait topic. At least 1 ms, and shorter than `lease_duration`. Default: half of that, 10 s at most.
     pub fn park_after(self, duration: Duration) -> Self {
         self.with(|c| c.park_after = Some(duration))
+    }
+
+    /// Which jobs the store is told of. [`Tracking::Slow`] spares it the quick ones, and says what that costs. Default:
+    /// [`Tracking::Every`].
+    pub fn tracking(self, tracking: Tracking) -> Self {
+        self.with(|c| c.tracking = tracking)
+    }
+
+    /// With [`Tracking::Slow`], how long a job may take before it gets a lease; it may be a second, or a sixteenth of a
+    /// lease if that is less, late. From 1 ms to `park_after`. Default: 1 s, or `park_after` if that is less.
+    pub fn track_after(self, duration: Duration) -> Self {
+        self.with(|c| c.track_after = Some(duration))
     }
 
     /// How long at least it is remembered that a task has ended, so that publishing its id again adds nothing; it is

@@ -31,6 +31,32 @@ const MAX_TASK_BYTES: RangeInclusive<usize> = 1..=32 << 20;
 /// A semaphore counts them.
 const MAX_PUBLISH_BUFFER: usize = u32::MAX as usize;
 
+/// Which jobs the store is told of: [`QueueBuilder::tracking`](crate::QueueBuilder::tracking).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Tracking {
+    /// Every job has a lease before it is handed out: no two workers have a task at once, and what became of it is
+    /// remembered.
+    #[default]
+    Every,
+    /// A job gets a lease when it takes longer than [`track_after`](crate::QueueBuilder::track_after). A quick one costs
+    /// the store one read, in a batch with others, and no write.
+    ///
+    /// At least once holds as ever. What is given up, for tasks whose id was left to `publish`:
+    ///
+    /// - After a crash, when a partition is lost, or when a publisher's client has appended a record twice, a young job
+    ///   may run twice, also at the same time.
+    /// - Nothing remembers quick tasks: [`JobController::get`](crate::JobController::get) does not know them, and when
+    ///   the group's offsets are set back they run again.
+    /// - Cancelling a quick task while it runs says that it took effect, and the job's `done` says so, too.
+    /// - A task that ends its process at once is counted from the second time on.
+    ///
+    /// These get a lease before they are handed out all the same: ids that the caller chose, foreign records, tasks with
+    /// a delay, redeliveries; and in each partition the first 8,192 records after it was assigned, which an earlier owner
+    /// may have begun.
+    Slow,
+}
+
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) queue: Arc<str>,
@@ -42,6 +68,9 @@ pub(crate) struct Config {
     pub(crate) replication: Option<i16>,
     pub(crate) lease: Duration,
     pub(crate) park_after: Option<Duration>,
+    pub(crate) tracking: Tracking,
+    /// `None`: a second, or less if tasks are parked earlier.
+    pub(crate) track_after: Option<Duration>,
     pub(crate) done_retention: Duration,
     pub(crate) max_overdue: Duration,
     /// `None`: a week, or longer if workers may be behind by more.
@@ -76,6 +105,8 @@ impl Config {
             replication: None,
             lease: machine.lease,
             park_after: None,
+            tracking: Tracking::Every,
+            track_after: None,
             done_retention: machine.done_retention,
             max_overdue: machine.max_overdue,
             task_retention: None,
@@ -122,6 +153,10 @@ impl Config {
         self.park_after.unwrap_or_else(|| (self.lease / 2).min(Duration::from_secs(10)))
     }
 
+    fn track_after(&self) -> Duration {
+        self.track_after.unwrap_or_else(|| SECOND.min(self.park_after()))
+    }
+
     pub(crate) fn task_retention(&self) -> Duration {
         self.task_retention.unwrap_or(7 * DAY).max(self.max_overdue)
     }
@@ -154,6 +189,7 @@ impl Config {
             process,
             lease: self.lease,
             park_after: self.park_after(),
+            track_after: (self.tracking == Tracking::Slow).then(|| self.track_after()),
             done_retention: self.done_retention,
             max_overdue: self.max_overdue,
             clock_skew: self.clock_skew,
@@ -200,6 +236,7 @@ impl Config {
                 format!("It has to be shorter than lease_duration, which is {:?}", self.lease),
             );
         }
+        within("track_after", self.track_after(), MILLISECOND..=self.park_after())?;
         within("done_retention", self.done_retention, REMEMBERED)?;
         within("max_overdue", self.max_overdue, REMEMBERED)?;
         within("max_delay", self.max_delay, MAX_DELAY)?;
@@ -282,7 +319,7 @@ mod tests {
 
     #[test]
     fn every_setting_that_makes_no_sense_is_refused_by_its_own_name_and_limits() {
-        let wrong: [(&str, Change); 36] = [
+        let wrong: [(&str, Change); 38] = [
             ("queue", |c| c.queue = "a b".into()),
             ("group", |c| c.group = "a.b".into()),
             ("topic", |c| c.task_topic = Some("a/b".into())),
@@ -292,6 +329,8 @@ mod tests {
             ("lease_duration", |c| c.lease = Duration::MAX),
             ("park_after 0ns: invalid. It is 1ms", |c| c.park_after = Some(Duration::ZERO)),
             ("park_after", |c| c.park_after = Some(Duration::MAX)),
+            ("track_after 0ns: invalid. It is 1ms to 10s", |c| c.track_after = Some(Duration::ZERO)),
+            ("track_after 11s", |c| c.track_after = Some(11 * SECOND)),
             ("done_retention", |c| c.done_retention = Duration::MAX),
             ("max_overdue", |c| c.max_overdue = Duration::MAX),
             ("max_delay", |c| c.max_delay = Duration::MAX),

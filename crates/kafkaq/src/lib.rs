@@ -118,6 +118,7 @@ mod topics;
 pub mod worker;
 
 pub use builder::QueueBuilder;
+pub use config::Tracking;
 pub use dead_letters::{DeadLetter, DeadLetters};
 pub use job::{Job, JobError, JobView, RetryOutcome};
 pub use jobs::{CancelOutcome, JobController, JobInfo, JobStatus};

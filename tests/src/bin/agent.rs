@@ -9,7 +9,7 @@ use kafkaq::{
     Queue, Task, TaskId,
     worker::{Ctx, Worker},
 };
-use kafkaq_tests::{HANDLE_FAILURES, Hold, Pair};
+use kafkaq_tests::{Built, HANDLE_FAILURES, Hold, Pair};
 use std::{error::Error, io::Read, time::Duration};
 use tokio::task::JoinSet;
 
@@ -37,7 +37,7 @@ fn pair_of(words: &[&str]) -> Result<Pair, Box<dyn Error>> {
 }
 
 async fn publish(pair: Pair, from: usize, count: usize) -> Result<(), Box<dyn Error>> {
-    let publisher = pair.queue().build_publisher().await?;
+    let publisher = pair.queue().built_publisher().await;
     for start in (from..from + count).step_by(1000) {
         let ids = start..(start + 1000).min(from + count);
         let tasks = ids.map(|i| Ok(Task::new(vec![b'x'; 100]).with_id(TaskId::new(format!("t{i}"))?)));
@@ -50,7 +50,7 @@ async fn publish(pair: Pair, from: usize, count: usize) -> Result<(), Box<dyn Er
 }
 
 async fn work(pair: Pair, workers: usize, hold: u64) -> Result<(), Box<dyn Error>> {
-    let queue = pair.queue().build().await?;
+    let queue = pair.queue().built().await;
     let mut running = JoinSet::new();
     for _ in 0..workers {
         running.spawn(run(queue.clone(), Duration::from_millis(hold)));
@@ -83,7 +83,7 @@ async fn run(queue: Queue, hold: Duration) {
 }
 
 async fn handle(pair: Pair, concurrency: usize, limit: Duration) -> Result<(), Box<dyn Error>> {
-    let queue = pair.queue().max_failures(HANDLE_FAILURES).build().await?;
+    let queue = pair.queue().max_failures(HANDLE_FAILURES).built().await;
     let worker = Worker::builder(queue).concurrency(concurrency).shutdown_limit(limit);
     let report = worker.on(hold).run().await?;
     eprintln!("{report}");

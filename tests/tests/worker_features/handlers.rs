@@ -5,7 +5,7 @@ use kafkaq::{
     JobStatus,
     worker::{Ctx, Options, Outcome},
 };
-use kafkaq_tests::{Case, Pair, until};
+use kafkaq_tests::{Built, Case, Pair, until};
 use std::{
     sync::{
         Arc, Mutex,
@@ -54,7 +54,7 @@ async fn batch(pair: &Pair) {
 /// For longer than a lease. Handlers that block all threads for those that don't are in `watchdog`.
 async fn blocking(pair: &Pair) {
     const LEASE: Duration = Duration::from_secs(10);
-    let queue = pair.queue().lease_duration(LEASE).build().await.unwrap();
+    let queue = pair.queue().lease_duration(LEASE).built().await;
     let runs = Runs::default();
     let noted = runs.clone();
     let running = worker(&queue)

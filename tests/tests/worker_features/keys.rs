@@ -5,7 +5,7 @@ use kafkaq::{
     JobStatus, Queue,
     worker::{Ctx, Options, WorkerHandle},
 };
-use kafkaq_tests::{Case, PATIENCE, Pair};
+use kafkaq_tests::{Built, Case, PATIENCE, Pair};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
@@ -113,7 +113,7 @@ async fn key_locks(pair: &Pair) {
 async fn once_per(pair: &Pair) {
     const WINDOW: Duration = Duration::from_secs(4);
     let queue = build(pair).await;
-    let elsewhere = pair.queue().build_publisher().await.unwrap();
+    let elsewhere = pair.queue().built_publisher().await;
     let runs = Runs::default();
     let running = worker(&queue).on(runs.handler::<Number>()).start().unwrap();
     let begun = Instant::now();

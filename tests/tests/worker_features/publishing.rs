@@ -6,7 +6,7 @@ use kafkaq::{
     dead_letters::Filter,
     worker::{BoxError, Ctx, Failure, Format, TaskType},
 };
-use kafkaq_tests::{Case, Pair};
+use kafkaq_tests::{Built, Case, Pair};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashSet,
@@ -29,7 +29,7 @@ impl TaskType for Text {
 
 async fn enqueue_many(pair: &Pair) {
     const TOO_LARGE: usize = 7;
-    let queue = unhurried(pair).max_task_bytes(1000).build().await.unwrap();
+    let queue = unhurried(pair).max_task_bytes(1000).built().await;
     let seen = Arc::new(Mutex::new(Vec::new()));
     let told = seen.clone();
     let running = worker(&queue)

@@ -4,7 +4,7 @@ use kafkaq::{
     JobStatus, Queue, QueueBuilder, TaskId,
     worker::{Backoff, Ctx, TaskType, Worker, WorkerBuilder, WorkerHandle, WorkerReport},
 };
-use kafkaq_tests::{PATIENCE, Pair};
+use kafkaq_tests::{Built, PATIENCE, Pair};
 use serde::{Deserialize, Serialize};
 use std::{
     future::{Ready, ready},
@@ -49,7 +49,7 @@ pub(crate) fn unhurried(pair: &Pair) -> QueueBuilder {
 }
 
 pub(crate) async fn build(pair: &Pair) -> Queue {
-    unhurried(pair).build().await.unwrap()
+    unhurried(pair).built().await
 }
 
 /// A worker that tries again after a second.

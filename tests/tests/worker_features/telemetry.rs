@@ -9,7 +9,7 @@ use kafkaq::{
     worker::{Ctx, Failure, Options, WorkerReport},
 };
 use kafkaq_opentelemetry::OpenTelemetry;
-use kafkaq_tests::{Case, Pair, until};
+use kafkaq_tests::{Built, Case, Pair, until};
 use opentelemetry::{
     Value,
     trace::{SpanKind, TracerProvider},
@@ -159,8 +159,8 @@ async fn spans(name: &str, n: usize) -> Vec<SpanData> {
 }
 
 async fn trace_over_a_retry(pair: &Pair) {
-    let publisher = pair.queue().propagator(OpenTelemetry::new()).build_publisher().await.unwrap();
-    let queue = unhurried(pair).propagator(OpenTelemetry::new()).build().await.unwrap();
+    let publisher = pair.queue().propagator(OpenTelemetry::new()).built_publisher().await;
+    let queue = unhurried(pair).propagator(OpenTelemetry::new()).built().await;
     let running = worker(&queue)
         .on(async |ctx: Ctx, _: Number| match ctx.attempt() {
             1 | 2 => Err(Failure::retry("the server is busy")),
@@ -201,7 +201,7 @@ async fn trace_over_a_retry(pair: &Pair) {
 async fn watchdog(pair: &Pair) {
     const LEASE: Duration = Duration::from_secs(10);
     const THREADS: usize = 2;
-    let queue = pair.queue().lease_duration(LEASE).build().await.unwrap();
+    let queue = pair.queue().lease_duration(LEASE).built().await;
     let (runs, is_over) = (Runs::default(), Arc::new(AtomicBool::new(false)));
     let (noted, over) = (runs.clone(), is_over.clone());
     let running = worker(&queue)

@@ -84,6 +84,12 @@ pub struct Settings {
     /// A record that isn't finished this long after its turn is parked, so that it doesn't hold back the commit.
     /// Shorter than `lease`.
     pub park_after: Duration,
+    /// If set, a first attempt of a task whose id its publisher numbered gets a lease only when it takes longer than this.
+    /// Not longer than `park_after`.
+    pub track_after: Option<Duration>,
+    /// How far beyond the committed offset of its partition a record may lie that is begun without a lease. The same for
+    /// all processes of a queue.
+    pub unleased_span: i64,
     /// How long the store remembers that a task has ended.
     pub done_retention: Duration,
     /// How long after its due time a record still finds its lease in the store.
@@ -122,6 +128,8 @@ impl Default for Settings {
             process: [0; 16],
             lease: Duration::from_secs(60),
             park_after: Duration::from_secs(10),
+            track_after: None,
+            unleased_span: 8192,
             done_retention: Duration::from_secs(3600),
             max_overdue: Duration::from_secs(3600),
             clock_skew: Duration::from_secs(1),

@@ -39,6 +39,12 @@ impl Machine {
         let command = pending.command.clone();
         item.commands.begin(pending);
         match command {
+            // I1: executed to its end here, and its record is still this process's.
+            Command::Done if item.is_unleased() && item.place().is_some() => {
+                self.finish_record(r);
+                self.answer(r, Answer::Ok);
+                self.close(r);
+            }
             Command::Done => self.start_swap(r, SwapOp::Done),
             Command::Retry(length, reason) => {
                 let Some(failures) = self.count_failure(r, Some(&reason)) else { return };

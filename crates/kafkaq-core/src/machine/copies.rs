@@ -43,6 +43,9 @@ impl Machine {
             && item.append.is_none()
             && item.commands.current().is_none()
             && item.copies.not_before <= self.clock.mono();
+        if parks && item.is_unleased() {
+            return self.lease_unleased(r);
+        }
         let Some(lease) = item.observed.lease().filter(|_| parks) else { return };
         let mut due = rule::end(lease, self.clock.wall(), self.config.limits);
         if self.config.has_fault(Fault::ParkWithoutSkew) {

@@ -73,6 +73,14 @@ pub enum Fault {
     TakeNeverEnds,
     /// Tasks whose lease ran out are begun beside each other until they are dead.
     SuspectsTogether,
+    /// A new owner begins tasks without a lease that an earlier one may have begun.
+    UnleasedFromTheStart,
+    /// Tasks are begun without a lease however far they lie beyond the committed offset.
+    UnleasedAnyDistance,
+    /// A job that was begun without a lease never gets one.
+    NeverLeased,
+    /// A partition moves although nobody can know of the jobs that go on.
+    MovedUnleased,
 }
 
 impl Fault {
@@ -113,5 +121,9 @@ impl Fault {
         Fault::ReleaseCharged,
         Fault::TakeNeverEnds,
         Fault::SuspectsTogether,
+        Fault::UnleasedFromTheStart,
+        Fault::UnleasedAnyDistance,
+        Fault::NeverLeased,
+        Fault::MovedUnleased,
     ];
 }

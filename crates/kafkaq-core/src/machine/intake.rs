@@ -152,6 +152,13 @@ impl Machine {
                 let (content, copies) = (Arc::new(content), Copies::default());
                 let r = self.insert_item(NewItem { content, meta, history, place, at, copies });
                 match take {
+                    Some(purpose) if meta == Meta::NONE && self.may_begin_unleased(r) => {
+                        self.begin_take(r);
+                        if let Some(item) = self.items.get_mut(r) {
+                            item.stage = Stage::Looked(purpose);
+                        }
+                        self.start_read(r);
+                    }
                     Some(purpose) if meta == Meta::NONE => {
                         let first = Take { attempt: 1, failures: 0, ran_out: false };
                         self.take_for_job(r, first, purpose);
@@ -160,6 +167,19 @@ impl Machine {
                 }
             }
         }
+    }
+
+    /// Whether the record's first attempt may begin before the store has been told of a lease.
+    fn may_begin_unleased(&self, r: Ref) -> bool {
+        let settings = &self.config.settings;
+        let Some(item) = self.items.get(r).filter(|_| settings.track_after.is_some()) else { return false };
+        let Some(window) = item.place().and_then(|place| self.windows.get(place.window)) else {
+            return false;
+        };
+        let faults =
+            [Fault::UnleasedFromTheStart, Fault::UnleasedAnyDistance].map(|f| self.config.has_fault(f));
+        item.content.id.is_numbered()
+            && window.may_begin_unleased(item.at.offset, settings.unleased_span, faults)
     }
 
     /// An item for a record that this process can't read, to be passed on as it is.

@@ -60,6 +60,8 @@ pub(super) enum RecordState {
 pub(super) enum Stage {
     /// The record rule is being applied.
     Considered,
+    /// If the store knows nothing of its task, it becomes a job without a lease.
+    Looked(Purpose),
     /// It is taken as soon as somebody waits for a job.
     OnDemand(Take),
     /// Its lease is ours: the job is ready or handed out.
@@ -78,8 +80,19 @@ pub(super) struct Held {
     pub(super) lease: OwnLease,
     /// It was given to the driver: somebody may have it and send commands.
     pub(super) with_driver: bool,
+    /// When it was given to the driver last.
+    pub(super) offered_at: Option<Mono>,
     /// It came back untaken while an operation was under way, and is renewed or given back after that.
     pub(super) came_back: bool,
+    /// The store has not been told of the lease: what protects the task is that its record is this process's.
+    pub(super) unleased: Option<Purpose>,
+}
+
+impl Held {
+    /// Of a lease that was just won.
+    pub(super) fn new(lease: OwnLease) -> Self {
+        Held { lease, with_driver: false, offered_at: None, came_back: false, unleased: None }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -91,8 +104,6 @@ pub(super) struct OwnLease {
     pub(super) until: Wall,
     /// The same by the monotonic clock, which nobody sets.
     pub(super) ends: Mono,
-    /// When this process learnt that it has it.
-    pub(super) won_at: Mono,
 }
 
 // ---- operations in the store
@@ -134,6 +145,8 @@ pub(super) enum SwapOp {
     Raise { cover: u32 },
     /// Give a delayed task its idle lease, once a copy of it is durable.
     Announce { cover: u32, due: Wall, length: Duration, token: LeaseToken },
+    /// Tell the store of a lease that it has not been told of.
+    Lease,
     /// Own lease to done.
     Done,
     /// Own lease to idle for this long. `released`: the record itself is considered again, if it still is here.
@@ -369,6 +382,11 @@ impl Item {
 
     pub(super) fn is_held(&self) -> bool {
         matches!(self.stage, Stage::Held(_))
+    }
+
+    /// Its job is ready or handed out, and the store has not been told.
+    pub(super) fn is_unleased(&self) -> bool {
+        self.held().is_some_and(|held| held.unleased.is_some())
     }
 
     pub(super) fn is_dead_lettering(&self) -> bool {

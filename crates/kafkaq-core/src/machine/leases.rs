@@ -89,9 +89,13 @@ impl Machine {
         match outcome {
             Ok(value) => {
                 item.observe(ObservedLease::of(value));
+                let stage = item.stage;
                 self.store.read_ends();
                 self.store.succeeded();
-                self.apply_rule(r);
+                match stage {
+                    Stage::Looked(purpose) => self.looked(r, purpose),
+                    _ => self.apply_rule(r),
+                }
             }
             Err(error) => {
                 self.store_failed(r, error);
@@ -120,6 +124,9 @@ impl Machine {
             Err(error) => self.swap_failed(r, op, error),
             Ok(Swapped::Done) => {
                 item.observe(ObservedLease::Lease(written));
+                if let Some(held) = item.held_mut() {
+                    held.unleased = None;
+                }
                 self.store.succeeded();
                 self.end_take(r);
                 self.swap_succeeded(r, op);
@@ -162,6 +169,7 @@ impl Machine {
             SwapOp::Done
             | SwapOp::Dead
             | SwapOp::Idle { .. }
+            | SwapOp::Lease
             | SwapOp::Extend { .. }
             | SwapOp::Renew { .. }
             | SwapOp::GiveBack
@@ -200,10 +208,10 @@ impl Machine {
                 self.close(r);
             }
             SwapOp::Idle { released, .. } => self.became_idle(r, released),
-            SwapOp::Extend { .. } => {
+            SwapOp::Lease | SwapOp::Extend { .. } => {
                 self.release_key(r);
                 let until = self.hold_until_observed(r);
-                // Nobody waits for it any more if the lease had ended before.
+                // Nobody waits for it: it was the machine's own, or the lease had ended before.
                 if self.items.get(r).is_some_and(|item| item.commands.current().is_some()) {
                     self.answer(r, Answer::Extended(until));
                 }
@@ -226,10 +234,9 @@ impl Machine {
         self.release_key(r);
         let Some(item) = self.items.get(r) else { return };
         let (until, ends) = self.end_of_own(item);
-        let Take { attempt, failures, .. } = take;
-        let lease = OwnLease { token, attempt, failures, until, ends, won_at: self.clock.mono() };
+        let lease = OwnLease { token, attempt: take.attempt, failures: take.failures, until, ends };
         let Some(item) = self.items.get_mut(r) else { return };
-        item.stage = Stage::Held(Held { lease, with_driver: false, came_back: false });
+        item.stage = Stage::Held(Held::new(lease));
         if purpose != Purpose::DeadLetter {
             if self.config.has_fault(Fault::CommitBeforeCover) {
                 self.finish_record(r);
@@ -247,6 +254,35 @@ impl Machine {
             self.dead_letter(r, reason, why);
         } else {
             self.start_swap(r, SwapOp::GiveBack);
+        }
+    }
+
+    /// The store was asked for the lease of a first attempt. If it knows of none, the job is ready.
+    fn looked(&mut self, r: Ref, purpose: Purpose) {
+        let token = self.store.new_token();
+        let (now, wall, length) = (self.clock.mono(), self.clock.wall(), self.config.settings.lease);
+        let ours = self.is_ours(r);
+        let Some(item) = self.items.get_mut(r) else { return };
+        item.stage = Stage::Considered;
+        let is_new = item.has_no_lease() && ours;
+        if is_new {
+            let (until, ends) = (wall.plus(length), now.plus(length));
+            let lease = OwnLease { token, attempt: 1, failures: 0, until, ends };
+            item.stage = Stage::Held(Held { unleased: Some(purpose), ..Held::new(lease) });
+        }
+        self.end_take(r);
+        if !is_new {
+            return self.apply_rule(r);
+        }
+        self.release_key(r);
+        self.renew_or_offer(r, false);
+    }
+
+    /// A job goes on whose task nothing but its place protects, or will not much longer.
+    pub(super) fn lease_unleased(&mut self, r: Ref) {
+        let Some(item) = self.items.get(r) else { return };
+        if item.is_unleased() && item.store.is_idle() && item.commands.is_empty() {
+            self.start_swap(r, SwapOp::Lease);
         }
     }
 
@@ -309,14 +345,17 @@ impl Machine {
             self.shutting_down || (self.has_no_callers() && self.partition_elsewhere(None).is_some());
         let Some(item) = self.items.get_mut(r) else { return };
         let (is_idle, is_parked) = (item.store.is_idle(), item.record == RecordState::Finished);
-        let left = item.observed.lease().map_or(Duration::ZERO, |l| l.deadline.since(self.clock.wall()));
         let Some(held) = item.held_mut() else { return self.advance(r) };
+        let (left, unleased) = (held.lease.until.since(self.clock.wall()), held.unleased.is_some());
         held.with_driver = false;
         if !is_idle {
             held.came_back = true;
             return self.begin_take(r);
         }
         if unwanted || !(ours || is_parked) {
+            if unleased {
+                return self.given_back(r);
+            }
             return self.start_swap(r, SwapOp::GiveBack);
         }
         let length = self.config.settings.lease;
@@ -324,7 +363,7 @@ impl Machine {
             self.begin_take(r);
             return self.start_swap(r, SwapOp::Renew { length });
         }
-        held.with_driver = true;
+        (held.with_driver, held.offered_at) = (true, Some(self.clock.mono()));
         self.dispatch.offer(r);
     }
 
@@ -363,7 +402,7 @@ impl Machine {
             SwapOp::Done => self.resolve(r, op, Intent::Done),
             SwapOp::Idle { .. } | SwapOp::GiveBack => self.resolve(r, op, Intent::Idle),
             SwapOp::Dead => self.resolve(r, op, Intent::Dead),
-            SwapOp::Extend { .. } | SwapOp::Renew { .. } => self.resolve(r, op, Intent::Keep),
+            SwapOp::Lease | SwapOp::Extend { .. } | SwapOp::Renew { .. } => self.resolve(r, op, Intent::Keep),
         }
     }
 
@@ -371,7 +410,7 @@ impl Machine {
         let Some(item) = self.items.get(r) else { return };
         let Some(own) = item.own() else { return self.close(r) };
         let mut means = conflict(item, own, intent);
-        let keeps = matches!(op, SwapOp::Extend { .. } | SwapOp::Renew { .. });
+        let keeps = matches!(op, SwapOp::Lease | SwapOp::Extend { .. } | SwapOp::Renew { .. });
         let goes_on = keeps && may_be_done_over(item, own);
         if intent == Intent::Done && self.config.has_fault(Fault::DoneWithoutToken) {
             means = Conflict::Again;
@@ -448,14 +487,20 @@ pub(super) fn lease_of(item: &Item, op: SwapOp, config: &Config, now: Wall) -> O
             length,
             ..write(LeaseState::Idle, (token, item.meta.attempt, item.meta.failures), Duration::ZERO)
         },
+        // Until when it was promised to its holder.
+        SwapOp::Lease => Lease {
+            prefetched: is_prefetched(item),
+            deadline: item.own()?.until,
+            length: settings.lease,
+            ..write(LeaseState::Live, own?, Duration::ZERO)
+        },
         // Nobody asks any more why it failed before.
         SwapOp::Done => Lease { history: History::new(), ..write(LeaseState::Done, own?, Duration::ZERO) },
         SwapOp::Dead => write(LeaseState::Dead, own?, Duration::ZERO),
         SwapOp::Idle { length, .. } => write(LeaseState::Idle, own?, length),
-        SwapOp::Extend { length } | SwapOp::Renew { length } => Lease {
-            prefetched: !item.handed_out && observed.is_some_and(|l| l.prefetched),
-            ..write(LeaseState::Live, own?, length)
-        },
+        SwapOp::Extend { length } | SwapOp::Renew { length } => {
+            Lease { prefetched: is_prefetched(item), ..write(LeaseState::Live, own?, length) }
+        }
         SwapOp::GiveBack => {
             let (token, attempt, failures) = own?;
             let counts = config.has_fault(Fault::GiveBackCounts);
@@ -463,6 +508,15 @@ pub(super) fn lease_of(item: &Item, op: SwapOp, config: &Config, now: Wall) -> O
             write(LeaseState::Idle, (token, attempt, failures), Duration::ZERO)
         }
     })
+}
+
+/// Whether nobody has the job, as far as is known.
+fn is_prefetched(item: &Item) -> bool {
+    let ahead = match item.held().and_then(|held| held.unleased) {
+        Some(purpose) => purpose == Purpose::Prefetch,
+        None => item.observed.lease().is_some_and(|l| l.prefetched),
+    };
+    ahead && !item.handed_out
 }
 
 /// How long the store remembers a lease: longer than any copy that may still be under way.

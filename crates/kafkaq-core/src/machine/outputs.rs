@@ -62,9 +62,11 @@ impl Machine {
     /// At most one commit per assignment; call it when no earlier commit call is under way.
     pub fn poll_commits(&mut self, out: &mut Vec<Commit>) {
         self.process_inputs();
+        let settings = &self.config.settings;
+        let span = settings.track_after.map(|_| settings.unleased_span);
         for i in 0..self.windows.len() {
             let Some(window) = self.windows.nth(i).and_then(|w| self.windows.get_mut(w)) else { continue };
-            if let Some(mut offset) = window.begin_commit(self.clock.mono(), self.shutting_down) {
+            if let Some(mut offset) = window.begin_commit(self.clock.mono(), self.shutting_down, span) {
                 let assignment = window.assignment.clone();
                 if self.config.has_fault(Fault::PrefixOffByOne) {
                     offset += 1;
@@ -97,7 +99,9 @@ impl Machine {
         let Some(window) = self.windows.get(w) else { return false };
         let Some(by) = window.release_by() else { return false };
         let is_idle = |slot: &Slot| match slot {
-            Slot::Open(r) => self.items.get(*r).is_none_or(|item| item.store.is_idle()),
+            Slot::Open(r) => {
+                self.items.get(*r).is_none_or(|item| item.store.is_idle() && !item.is_unleased())
+            }
             _ => true,
         };
         let is_settled = !self.dispatch.is_recalling()
@@ -166,8 +170,8 @@ impl Machine {
 impl Machine {
     /// When the next suspect may begin, if the one before it goes on.
     fn suspect_may_begin_at(&self) -> Option<Mono> {
-        let own = self.items.get(self.dispatch.held_back_by()?)?.own()?;
-        Some(watched_until(own.won_at, self.config.settings.lease))
+        let begun = self.items.get(self.dispatch.held_back_by()?)?.held()?.offered_at?;
+        Some(watched_until(begun, self.config.settings.lease))
     }
 
     /// When [`Machine::handle_timeout`] wants to be called; changes with every input, and with every other poll.

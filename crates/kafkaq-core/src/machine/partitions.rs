@@ -81,6 +81,19 @@ impl Machine {
         self.lanes.remove_window(w);
         self.drop_unstarted(Some(w));
         self.recall_ready();
+        self.lease_all_unleased(w);
+    }
+
+    /// The next owner has to know of what runs here.
+    fn lease_all_unleased(&mut self, w: Ref) {
+        if self.config.has_fault(Fault::MovedUnleased) {
+            return;
+        }
+        for r in self.items.refs() {
+            if self.items.get(r).and_then(|item| item.place()).is_some_and(|place| place.window == w) {
+                self.lease_unleased(r);
+            }
+        }
     }
 
     /// Ready jobs that nobody has taken come back, to be given back or to become ready again.
@@ -103,7 +116,9 @@ impl Machine {
             }
             match item.stage {
                 Stage::OnDemand(_) | Stage::Waiting { .. } => self.remove(r),
-                Stage::Considered if !item.store.is_sent() && item.append.is_none() => self.remove(r),
+                Stage::Considered | Stage::Looked(_) if !item.store.is_sent() && item.append.is_none() => {
+                    self.remove(r);
+                }
                 Stage::Held(_) => self.advance(r),
                 _ => {}
             }
@@ -117,6 +132,7 @@ impl Machine {
         if self.windows.remove(w).is_none() {
             return;
         }
+        self.lease_all_unleased(w);
         self.lanes.remove_window(w);
         self.drop_unstarted(Some(w));
         for r in self.items.refs() {

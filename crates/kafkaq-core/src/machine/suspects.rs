@@ -73,13 +73,13 @@ impl Item {
     pub(super) fn is_watched(&self, lease: Duration, now: Mono) -> bool {
         match self.stage {
             Stage::Considered => true,
-            Stage::Held(held) => now < watched_until(held.lease.won_at, lease),
+            Stage::Held(held) => held.offered_at.is_none_or(|begun| now < watched_until(begun, lease)),
             _ => false,
         }
     }
 }
 
-/// Until when a suspect is watched that was begun at `won_at`.
-pub(super) fn watched_until(won_at: Mono, lease: Duration) -> Mono {
-    won_at.plus((lease / 4).min(LONGEST_WATCH))
+/// Until when a suspect is watched that was begun then.
+pub(super) fn watched_until(begun: Mono, lease: Duration) -> Mono {
+    begun.plus((lease / 4).min(LONGEST_WATCH))
 }

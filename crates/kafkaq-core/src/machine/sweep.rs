@@ -3,7 +3,7 @@
 
 use super::{
     Fault, Machine, Mono,
-    item::{Item, Stage},
+    item::{Held, Item, Stage},
     slab::Ref,
 };
 use std::time::Duration;
@@ -24,6 +24,8 @@ enum Overdue {
     Record,
     /// The copy of a held job.
     Park,
+    /// The lease of a job that was begun without one.
+    Lease,
 }
 
 impl Machine {
@@ -49,6 +51,7 @@ impl Machine {
                 Some(Overdue::Record) if self.is_ours(r) => self.reconsider_at(r, now),
                 Some(Overdue::Record) => {}
                 Some(Overdue::Park) => self.park_held(r),
+                Some(Overdue::Lease) => self.lease_unleased(r),
             }
         }
     }
@@ -68,6 +71,12 @@ impl Machine {
         let is_idle = item.store.is_idle();
         if let Stage::Waiting { until } = item.stage {
             return (until <= now && is_idle).then_some(Overdue::Waiting);
+        }
+        if let Stage::Held(Held { offered_at: Some(since), unleased: Some(_), .. }) = item.stage
+            && let Some(after) = self.config.settings.track_after
+            && !self.config.has_fault(Fault::NeverLeased)
+        {
+            return (since.plus(after) <= now).then_some(Overdue::Lease);
         }
         let place = item.place()?;
         // A copy that is not acknowledged when it comes to its turn helps nobody: the record itself is here.

@@ -522,3 +522,4 @@ mod lanes;
 mod polls;
 mod refusals;
 mod suspects;
+mod unleased;

@@ -56,6 +56,8 @@ enum Topic {
 struct Commits {
     /// The last offset that was committed.
     committed: Option<i64>,
+    /// The last of which the log has said that it is.
+    confirmed: Option<i64>,
     under_way: bool,
     /// When the next one is due at the earliest.
     not_before: Mono,
@@ -73,6 +75,8 @@ pub(super) struct Window {
     finished: usize,
     /// Bytes of the unfinished records.
     bytes: usize,
+    /// The offset of the first record that came.
+    first: Option<i64>,
     /// Where reading goes on.
     next: i64,
     /// The end of the log, as reported last.
@@ -94,10 +98,17 @@ impl Window {
             base: 0,
             finished: 0,
             bytes: 0,
+            first: None,
             next: i64::MIN,
             end: None,
             prefix: i64::MIN,
-            commits: Commits { committed: None, under_way: false, not_before: now, failed: false },
+            commits: Commits {
+                committed: None,
+                confirmed: None,
+                under_way: false,
+                not_before: now,
+                failed: false,
+            },
             paused: false,
             release_by: None,
         }
@@ -123,6 +134,7 @@ impl Window {
         if self.prefix == i64::MIN {
             self.prefix = record.offset;
         }
+        self.first.get_or_insert(record.offset);
         self.next = record.offset + 1;
         let bytes = record.size();
         self.bytes += bytes;
@@ -227,6 +239,23 @@ impl Window {
 
     // ---- what is finished, and its commit
 
+    /// Whether the record at this offset may be begun without a lease, so that nothing but its place tells others of it.
+    ///
+    /// Nobody begins one so that lies `span` or more beyond the committed offset. Therefore whoever gets the partition next
+    /// knows that what lies that far beyond its own start has not been begun at all, and takes leases for the rest: a
+    /// task that ends its process is counted from the second time on.
+    pub(super) fn may_begin_unleased(&self, offset: i64, span: i64, faults: [bool; 2]) -> bool {
+        let Some(first) = self.first else { return false };
+        let committed = self.commits.confirmed.unwrap_or(first).max(first);
+        let [from_start, any_distance] = faults;
+        (from_start || offset >= first + span) && (any_distance || offset < committed + span)
+    }
+
+    /// So much is finished and not committed that it is time, whatever the time.
+    fn is_behind(&self, span: i64) -> bool {
+        self.prefix.saturating_sub(self.commits.confirmed.or(self.first).unwrap_or(self.prefix)) >= span / 4
+    }
+
     /// Marks a record as finished and advances the prefix.
     pub(super) fn finish(&mut self, seq: Seq) {
         let Some(i) = self.index(seq) else { return };
@@ -259,9 +288,10 @@ impl Window {
     }
 
     /// Begins a commit, if one is due, and returns its offset. `urgent`: don't wait for its time, unless the last one
-    /// failed.
-    pub(super) fn begin_commit(&mut self, now: Mono, urgent: bool) -> Option<i64> {
-        let urgent = (urgent || self.is_revoked()) && !self.commits.failed;
+    /// failed. `span`: don't wait either if a quarter of it is finished since.
+    pub(super) fn begin_commit(&mut self, now: Mono, urgent: bool, span: Option<i64>) -> Option<i64> {
+        let is_behind = span.is_some_and(|span| self.is_behind(span));
+        let urgent = (urgent || is_behind || self.is_revoked()) && !self.commits.failed;
         let offset = self.to_commit().filter(|_| urgent || self.commits.not_before <= now)?;
         self.commits.under_way = true;
         Some(offset)
@@ -272,7 +302,10 @@ impl Window {
         let commits = &mut self.commits;
         (commits.under_way, commits.not_before) = (false, not_before);
         match outcome {
-            Ok(()) => commits.failed = false,
+            Ok(()) => {
+                commits.failed = false;
+                commits.confirmed = commits.confirmed.max(Some(offset));
+            }
             // It isn't ours under this epoch: whoever owns it commits.
             Err(e) if e.kind() == ErrorKind::NotOwner => {}
             Err(_) => {
