@@ -81,7 +81,7 @@ async fn a_task_above_the_limit_is_refused_and_one_at_the_limit_passes_through_e
         queue.get_job().await.unwrap().retry(Duration::ZERO, "not now").await.unwrap();
     }
     assert_eq!(queue.jobs().get(&id).await.unwrap().status, kafkaq::JobStatus::Dead);
-    queue.shutdown(Duration::from_secs(5)).await.unwrap();
+    queue.shutdown(PATIENCE).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,7 +97,7 @@ async fn a_store_that_is_down_at_start_is_an_error() {
 async fn a_wait_topic_that_would_lose_tasks_is_refused() {
     let name = unique("compacted");
     let made = queue(&name, &redis()).partitions(2).built().await;
-    made.shutdown(Duration::from_secs(5)).await.unwrap();
+    made.shutdown(PATIENCE).await.unwrap();
     // The task topic has two partitions, too few for the lanes.
     let error = queue(&unique("other"), &redis()).wait_topic(name).build().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Misconfigured);

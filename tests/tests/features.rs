@@ -26,8 +26,6 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-const SHORT: Duration = Duration::from_secs(5);
-
 async fn build(name: &str) -> Queue {
     queue(name, &redis()).built().await
 }
@@ -52,7 +50,7 @@ async fn a_record_of_kcat_is_a_task() {
     }
     payloads.sort();
     assert_eq!(payloads, ["hello", "world"]);
-    queue.shutdown(SHORT).await.unwrap();
+    queue.shutdown(PATIENCE).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -73,7 +71,7 @@ async fn what_is_cancelled_is_not_run_and_a_running_job_learns_of_it() {
     for id in [delayed, running] {
         assert_eq!(queue.jobs().get(&id).await.unwrap().status, JobStatus::Cancelled);
     }
-    queue.shutdown(SHORT).await.unwrap();
+    queue.shutdown(PATIENCE).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -88,7 +86,7 @@ async fn an_id_that_is_published_twice_is_run_once() {
     nothing_more(&queue, Duration::from_secs(4)).await;
     let info = queue.jobs().get(&id).await.unwrap();
     assert_eq!((info.status, info.attempts), (JobStatus::Done, 1));
-    queue.shutdown(SHORT).await.unwrap();
+    queue.shutdown(PATIENCE).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -112,7 +110,7 @@ async fn the_last_attempt_goes_to_the_dead_letters_with_everything_it_had() {
     assert_eq!(dead.headers["kafkaq-attempts"], b"3");
     let info = queue.jobs().get(&id).await.unwrap();
     assert_eq!((info.status, info.attempts), (JobStatus::Dead, 3));
-    queue.shutdown(SHORT).await.unwrap();
+    queue.shutdown(PATIENCE).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -135,9 +133,9 @@ async fn a_delay_of_three_seconds_is_three_seconds() {
     waited.sort();
     println!("handed out after {waited:?}");
     assert!(waited[0] >= DELAY, "{waited:?}");
-    // A busy machine can make some late, but not all by as much as the delay itself.
-    assert!(waited[0] < 2 * DELAY, "{waited:?}");
-    queue.shutdown(SHORT).await.unwrap();
+    // How late they come is tested in virtual time; here, that none waits for a longer lane's turn.
+    assert!(waited[0] < 10 * DELAY, "{waited:?}");
+    queue.shutdown(PATIENCE).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -166,7 +164,7 @@ async fn a_slow_task_is_extended_runs_once_and_does_not_hold_back_commits() {
     stop.send(()).unwrap();
     extending.await.unwrap().done().await.unwrap();
     nothing_more(&queue, Duration::from_secs(5)).await;
-    queue.shutdown(SHORT).await.unwrap();
+    queue.shutdown(PATIENCE).await.unwrap();
 }
 
 /// Keeps a job until it is told to stop.
@@ -203,7 +201,7 @@ async fn what_was_not_done_at_shutdown_is_handed_out_to_the_next() {
     let held = first.get_job().await.unwrap();
     let id = held.id().clone();
     drop(held);
-    first.shutdown(SHORT).await.unwrap();
+    first.shutdown(PATIENCE).await.unwrap();
     let start = Instant::now();
     let second = build(&name).await;
     let mut attempts = 0;
@@ -218,7 +216,7 @@ async fn what_was_not_done_at_shutdown_is_handed_out_to_the_next() {
     println!("all 20 ran {:?} after the second queue began", start.elapsed());
     assert_eq!(attempts, 2);
     until_committed(&name, 20).await;
-    second.shutdown(SHORT).await.unwrap();
+    second.shutdown(PATIENCE).await.unwrap();
 }
 
 /// Kafka's `uniform` assignor and the clients' `cooperative-sticky` even out the number of partitions over all topics:
@@ -263,7 +261,7 @@ async fn two_processes_share_the_tasks() {
             assert!(start.elapsed() < PATIENCE, "{protocol:?}: {one_did} and {two_did} of the last 600");
             sleep(Duration::from_millis(500)).await;
         }
-        one.shutdown(SHORT).await.unwrap();
-        two.shutdown(SHORT).await.unwrap();
+        one.shutdown(PATIENCE).await.unwrap();
+        two.shutdown(PATIENCE).await.unwrap();
     }
 }

@@ -83,7 +83,7 @@ async fn a_task_arrives_through_the_other_client_as_it_was_published() {
         assert!(job.headers().is_empty());
         assert!(job.published().elapsed().unwrap() < PATIENCE);
         job.done().await.unwrap();
-        queue.shutdown(SHORT).await.unwrap();
+        queue.shutdown(PATIENCE).await.unwrap();
     })
     .await;
 }
@@ -99,7 +99,7 @@ async fn a_delay_that_one_client_wrote_is_waited_for_by_the_other() {
         assert!(start.elapsed() >= Duration::from_secs(3), "{:?}", start.elapsed());
         assert_full(&job, 1);
         job.done().await.unwrap();
-        queue.shutdown(SHORT).await.unwrap();
+        queue.shutdown(PATIENCE).await.unwrap();
     })
     .await;
 }
@@ -111,14 +111,14 @@ async fn a_copy_that_one_client_made_is_executed_by_the_other() {
         queue.publish(full_task()).await.unwrap();
         let job = next(&queue).await;
         job.retry(Duration::from_secs(2), "not now").await.unwrap();
-        queue.shutdown(SHORT).await.unwrap();
+        queue.shutdown(PATIENCE).await.unwrap();
 
         let queue = to.queue().built().await;
         let job = next(&queue).await;
         assert_full(&job, 2);
         job.done().await.unwrap();
         nothing_more(&queue).await;
-        queue.shutdown(SHORT).await.unwrap();
+        queue.shutdown(PATIENCE).await.unwrap();
     })
     .await;
 }
@@ -130,7 +130,7 @@ async fn a_dead_letter_is_the_same_to_both_clients_whichever_wrote_it() {
         from.queue().built_publisher().await.publish(full_task()).await.unwrap();
         let job = next(&queue).await;
         job.reject("no use").await.unwrap();
-        queue.shutdown(SHORT).await.unwrap();
+        queue.shutdown(PATIENCE).await.unwrap();
 
         let topic = format!("{}.kafkaq.dead", from.name());
         let [by_rdkafka, by_rskafka] = [letter_by_rdkafka(&topic), letter_by_rskafka(&topic).await];
@@ -178,12 +178,12 @@ async fn an_id_is_one_task_through_both_clients() {
             publisher.publish(full_task()).await.unwrap();
         }
         nothing_more(&queue).await;
-        queue.shutdown(SHORT).await.unwrap();
+        queue.shutdown(PATIENCE).await.unwrap();
         // Each client keeps its place in the log by itself, and the other's begins at the first record.
         let other = from.queue().built().await;
         skips_what_is_done(&other, KEY).await;
         assert_eq!(other.jobs().get(&id("full")).await.unwrap().status, JobStatus::Done);
-        other.shutdown(SHORT).await.unwrap();
+        other.shutdown(PATIENCE).await.unwrap();
     })
     .await;
 }
@@ -219,10 +219,10 @@ async fn a_queue_moves_from_one_client_to_the_other_and_no_task_is_lost_or_ended
         for id in after {
             new.publish(Task::new("x").with_id(id.clone())).await.unwrap();
         }
-        old.shutdown(SHORT).await.unwrap();
+        old.shutdown(PATIENCE).await.unwrap();
         until_done(&new, ids, &ended).await;
         assert!(twice.lock().unwrap().is_empty(), "{:?}", twice.lock().unwrap());
-        new.shutdown(SHORT).await.unwrap();
+        new.shutdown(PATIENCE).await.unwrap();
     })
     .await;
 }
@@ -311,11 +311,11 @@ async fn a_record_of_another_program_is_one_task_to_both_clients() {
             job.done().await.unwrap();
         }
         assert_eq!(ids.len(), 2);
-        one.shutdown(SHORT).await.unwrap();
+        one.shutdown(PATIENCE).await.unwrap();
         // It reads them too, and gives them the same ids.
         let other = to.queue().built().await;
         skips_what_is_done(&other, b"key").await;
-        other.shutdown(SHORT).await.unwrap();
+        other.shutdown(PATIENCE).await.unwrap();
     })
     .await;
 }
@@ -335,7 +335,7 @@ async fn a_large_task_that_another_program_has_compressed_is_copied() {
             assert!(begun.elapsed() < patience, "it holds the commit while it waits");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        queue.shutdown(SHORT).await.unwrap();
+        queue.shutdown(PATIENCE).await.unwrap();
     })
     .await;
 }

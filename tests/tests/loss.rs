@@ -78,7 +78,7 @@ async fn a_flushed_store_and_every_tenth_attempt_abandoned_lose_nothing() {
     until("half are done", || ended.lock().unwrap().len() >= 2_000).await;
     flush_redis(&server.url());
     until_done(&queue, ids(5_000), &ended).await;
-    queue.shutdown(Duration::from_secs(5)).await.unwrap();
+    queue.shutdown(PATIENCE).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -96,7 +96,7 @@ async fn redis_gone_for_ten_seconds_and_back_empty_loses_nothing() {
     tokio::time::sleep(Duration::from_secs(10)).await;
     server.start_again_empty().unwrap();
     until_done(&queue, ids(5_000), &ended).await;
-    queue.shutdown(Duration::from_secs(5)).await.unwrap();
+    queue.shutdown(PATIENCE).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -110,7 +110,7 @@ async fn a_worker_that_is_killed_loses_nothing() {
     victim.signal("KILL");
     let ended = workers(&survivor, 20, &any_number(), |_| true);
     until_done(&survivor, ids(3_000), &ended).await;
-    survivor.shutdown(Duration::from_secs(5)).await.unwrap();
+    survivor.shutdown(PATIENCE).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -130,7 +130,7 @@ async fn a_stopped_worker_that_goes_on_past_its_lease_learns_that_it_is_lost() {
     zombie.signal("CONT");
     let lost = |line: &Line| matches!(line, Line::Failed { id, why, .. } if id == stolen.as_str() && why == "LeaseLost(TakenOver)");
     until("the zombie learns it", || zombie.said().iter().any(lost)).await;
-    queue.shutdown(Duration::from_secs(5)).await.unwrap();
+    queue.shutdown(PATIENCE).await.unwrap();
 }
 
 /// An operator deletes what a group has committed, while nobody runs: all tasks are read again, and none is executed
@@ -143,7 +143,7 @@ async fn done_tasks_are_not_executed_again_without_offsets(broker: BrokerKind) {
     let ended = workers(&queue, 20, &any_number(), |_| true);
     until_done(&queue, ids(TASKS), &ended).await;
     until_committed(&pair, TASKS).await;
-    queue.shutdown(Duration::from_secs(5)).await.unwrap();
+    queue.shutdown(PATIENCE).await.unwrap();
 
     forget_offsets(&pair, broker).await;
     assert_eq!(pair.committed(PARTITIONS).await, 0);
@@ -158,7 +158,7 @@ async fn done_tasks_are_not_executed_again_without_offsets(broker: BrokerKind) {
     until_done(&queue, [last.clone()], &ended).await;
     // Then nothing is left that could still be executed.
     until_committed(&pair, TASKS + 1).await;
-    queue.shutdown(Duration::from_secs(5)).await.unwrap();
+    queue.shutdown(PATIENCE).await.unwrap();
     assert_eq!(*executed.lock().unwrap(), [last]);
 }
 

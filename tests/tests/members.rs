@@ -10,7 +10,7 @@
 
 use kafkaq::{Publisher, Queue, Task, TaskId};
 use kafkaq_core::partitioner;
-use kafkaq_tests::{Agent, BrokerKind, Built, Line, Pair, Rng, StoreKind, until, until_done};
+use kafkaq_tests::{Agent, BrokerKind, Built, Line, PATIENCE, Pair, Rng, StoreKind, until, until_done};
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::{
@@ -51,7 +51,7 @@ impl Own {
         let queue = pair.queue().built().await;
         let workers: JoinSet<()> = (0..8).map(|_| self.clone().work(queue.clone())).collect();
         until_done(&queue, ids.map(|text| id(text)), &self.done).await;
-        queue.shutdown(Duration::from_secs(5)).await.unwrap();
+        queue.shutdown(PATIENCE).await.unwrap();
         workers.join_all().await;
     }
 

@@ -10,7 +10,7 @@
 use kafkaq::{Queue, Task, TaskId};
 use kafkaq_conformance::{Outage, Proxy};
 use kafkaq_tests::{
-    BrokerKind, Built, Pair, StoreKind, not_asked_for, own_server, run, unique, until, until_done,
+    BrokerKind, Built, PATIENCE, Pair, StoreKind, not_asked_for, own_server, run, unique, until, until_done,
 };
 use libtest_mimic::{Arguments, Completion, Trial};
 use std::{
@@ -246,6 +246,6 @@ async fn recovers(name: &str, pair: &Pair, mut away: Away, victim: Victim) {
     }
     assert!(both < RECOVERY, "{both:?}");
     for Process { queue, .. } in processes {
-        queue.shutdown(Duration::from_secs(5)).await.unwrap();
+        queue.shutdown(PATIENCE).await.unwrap();
     }
 }

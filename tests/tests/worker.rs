@@ -87,7 +87,8 @@ async fn each_outcome_reaches_log_and_store() {
         let report = running.stopped().await.unwrap();
         println!("{} with {}: {report}", broker.name(), store.name());
         assert_eq!((report.done, report.dead_lettered, report.snoozed), (7, 3, 1), "{report}");
-        assert_eq!((report.panicked, report.timed_out), (1, 1), "{report}");
+        // On a busy machine, enqueueing a child may take too long, too.
+        assert!(report.panicked == 1 && report.timed_out >= 1, "{report}");
     }
 }
 

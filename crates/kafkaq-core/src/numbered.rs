@@ -46,8 +46,10 @@ fn is_numbered(id: &str) -> bool {
 
 #[cfg(feature = "machine")]
 impl crate::TaskId {
-    /// Whether a publisher numbered it. It is no other task's, then.
-    pub(crate) fn is_numbered(&self) -> bool {
+    /// Whether it looks like one that a publisher numbered. One UUIDv7 of 256 does, whoever has made it.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn is_numbered(&self) -> bool {
         is_numbered(self.as_str())
     }
 

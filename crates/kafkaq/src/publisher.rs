@@ -206,6 +206,8 @@ async fn outcome(id: TaskId, pushed: Pushed) -> Result<TaskId> {
     }
 }
 
+/// When a task is due whose chosen id looks like a numbered one: a task that has a time is never begun without a lease.
+const LONG_AGO: Wall = Wall(1);
 /// Most headers are shorter.
 const HEADER_SIZE: usize = 64;
 /// How many bytes of headers are allocated at once when many tasks are published. One record can keep all of it in memory.
@@ -220,7 +222,10 @@ impl Inner {
         let now = wall_now();
         let number = self.seed.wrapping_add(self.count.fetch_add(1, Ordering::Relaxed).into());
         let (id, due) = match (task.id(), task.once_per()) {
-            (Some(id), _) => (id.clone(), self.due(id, task.delay(), now)?),
+            (Some(id), _) => {
+                let due = self.due(id, task.delay(), now)?;
+                (id.clone(), due.or_else(|| id.is_numbered().then_some(LONG_AGO)))
+            }
             (None, Some((key, window))) => self.once_per(&task, key, window, now)?,
             (None, None) => (TaskId::numbered(now, number), due_after(task.delay(), now)),
         };

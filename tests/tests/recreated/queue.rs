@@ -179,7 +179,7 @@ impl Worker {
     }
 
     pub(crate) async fn end(self) {
-        self.queue.shutdown(Duration::from_secs(10)).await.unwrap();
+        self.queue.shutdown(PATIENCE).await.unwrap();
         self.workers.join_all().await;
     }
 }

@@ -20,8 +20,10 @@ pub(super) struct Dispatch {
     asked_at: Mono,
     /// Redeliveries that are taken as soon as somebody waits.
     on_demand: VecDeque<Ref>,
-    /// Those of them whose lease ran out.
+    /// Redeliveries whose lease ran out.
     suspects: Suspects,
+    /// The last redelivery was one of them.
+    was_suspect: bool,
     /// First attempts that may still be taken while redeliveries wait for demand: their guaranteed share.
     credit: usize,
     /// Ready jobs that the driver has not been given.
@@ -37,6 +39,7 @@ impl Dispatch {
             asked_at: now,
             on_demand: VecDeque::new(),
             suspects: Suspects::default(),
+            was_suspect: false,
             credit: 0,
             offers: VecDeque::new(),
             recall: false,
@@ -90,10 +93,9 @@ impl Dispatch {
 
     /// The next redelivery, for a caller. Some first attempts may follow it.
     pub(super) fn redeliver(&mut self, prefetch: usize, is_watched: impl Fn(Ref) -> bool) -> Option<Ref> {
-        let next = match self.suspects.may_begin(is_watched) {
-            true => self.suspects.begin(),
-            false => self.on_demand.pop_front(),
-        }?;
+        let is_their_turn = self.on_demand.is_empty() || !self.was_suspect;
+        self.was_suspect = is_their_turn && self.suspects.may_begin(is_watched);
+        let next = if self.was_suspect { self.suspects.begin() } else { self.on_demand.pop_front() }?;
         self.credit = (self.credit + FIRST_PER_REDELIVERY).min((2 * prefetch).max(FIRST_PER_REDELIVERY));
         Some(next)
     }
@@ -109,13 +111,18 @@ impl Dispatch {
         may
     }
 
-    /// The suspect for whose end the next one waits, if a caller would have that.
+    /// The suspect for whose end the next one may wait, if a caller would have that.
     pub(super) fn held_back_by(&self) -> Option<Ref> {
         self.suspects.held_back_by().filter(|_| self.waiting > 0)
     }
 
+    pub(super) fn has_suspects(&self) -> bool {
+        self.suspects.len() > 0
+    }
+
+    /// Suspects and other redeliveries have limits of their own: those that are held back hold back no others.
     pub(super) fn waiting_on_demand(&self) -> usize {
-        self.on_demand.len() + self.suspects.len()
+        self.on_demand.len().max(self.suspects.len())
     }
 
     pub(super) fn retain_on_demand(&mut self, is_there: impl Fn(Ref) -> bool) {

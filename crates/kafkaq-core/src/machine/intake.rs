@@ -10,7 +10,7 @@ use super::{
     suspects::Suspect,
     window::Slot,
 };
-use crate::{History, LeaseState, Position, Wall};
+use crate::{History, ID_HEADER, LeaseState, Position, Wall};
 use std::sync::Arc;
 
 /// Reads of leases that are under way at once.
@@ -41,6 +41,9 @@ impl Machine {
     /// no further.
     fn tend_window(&mut self, w: Ref) {
         self.windows.control_flow(w, &self.config, self.clock.wall());
+        if self.config.settings.track_after.is_some() {
+            self.settle_before_it_moves(w);
+        }
         let Some(window) = self.windows.get(w).filter(|window| !window.is_revoked()) else { return };
         let is_blocked = window.is_blocked_by_head();
         let mut late = Vec::new();
@@ -64,6 +67,26 @@ impl Machine {
         }
     }
 
+    /// Another process is about to have the partition. What goes on here gets a lease; and where jobs that are done lie
+    /// behind it, of which the store has not been told, also a copy, so that they are committed.
+    fn settle_before_it_moves(&mut self, w: Ref) {
+        let Some(window) = self.windows.get(w).filter(|window| self.shutting_down || window.is_revoked())
+        else {
+            return;
+        };
+        if self.config.has_fault(Fault::MovedUnleased) {
+            return;
+        }
+        let last = window.last_held_back();
+        let open = window.unfinished().filter_map(|(seq, slot)| match slot {
+            Slot::Open(r) => Some((*r, last.is_some_and(|last| seq < last))),
+            _ => None,
+        });
+        for (r, is_in_the_way) in open.collect::<Vec<_>>() {
+            if is_in_the_way { self.park_held(r) } else { self.lease_unleased(r) }
+        }
+    }
+
     /// Its record would hold back the commit for too long.
     pub(super) fn is_late(&self, item: &Item) -> bool {
         item.since.plus(self.config.settings.park_after) <= self.clock.mono()
@@ -84,7 +107,8 @@ impl Machine {
     /// Leases for those who wait, and a bounded number ahead of them.
     fn start_takes(&mut self) {
         let prefetch = self.config.settings.prefetch;
-        let ahead = if self.has_no_callers() { 0 } else { prefetch };
+        // Jobs that are taken ahead would keep callers from a suspect when its turn comes.
+        let ahead = if self.has_no_callers() || self.dispatch.has_suspects() { 0 } else { prefetch };
         loop {
             let takes = self.store.takes_begun();
             let for_caller = self.dispatch.missing(takes) > 0;
@@ -130,6 +154,7 @@ impl Machine {
         let Some(record) = window.take_queued(place.seq) else { return };
         let partition = window.assignment.partition.clone();
         let at = Position { partition, offset: record.offset };
+        let is_named = self.config.settings.track_after.is_some() && record.headers.get(ID_HEADER).is_some();
         match open::open(&self.config.layout, &at, record) {
             Opened::Newer(record, version, origin) => {
                 self.alarm(Alarm::Newer { at: at.clone(), version });
@@ -152,10 +177,10 @@ impl Machine {
                 let (content, copies) = (Arc::new(content), Copies::default());
                 let r = self.insert_item(NewItem { content, meta, history, place, at, copies });
                 match take {
-                    Some(purpose) if meta == Meta::NONE && self.may_begin_unleased(r) => {
+                    Some(purpose) if meta == Meta::NONE && !is_named && self.may_begin_unleased(r) => {
                         self.begin_take(r);
                         if let Some(item) = self.items.get_mut(r) {
-                            item.stage = Stage::Looked(purpose);
+                            item.stage = Stage::Looking(purpose);
                         }
                         self.start_read(r);
                     }
@@ -176,10 +201,10 @@ impl Machine {
         let Some(window) = item.place().and_then(|place| self.windows.get(place.window)) else {
             return false;
         };
-        let faults =
-            [Fault::UnleasedFromTheStart, Fault::UnleasedAnyDistance].map(|f| self.config.has_fault(f));
-        item.content.id.is_numbered()
-            && window.may_begin_unleased(item.at.offset, settings.unleased_span, faults)
+        let range = window.unleased(settings.unleased_span);
+        let is_far = range.start <= item.at.offset || self.config.has_fault(Fault::UnleasedFromTheStart);
+        let is_near = item.at.offset < range.end || self.config.has_fault(Fault::UnleasedAnyDistance);
+        is_far && is_near && item.content.id.is_numbered()
     }
 
     /// An item for a record that this process can't read, to be passed on as it is.

@@ -61,7 +61,7 @@ pub(super) enum Stage {
     /// The record rule is being applied.
     Considered,
     /// If the store knows nothing of its task, it becomes a job without a lease.
-    Looked(Purpose),
+    Looking(Purpose),
     /// It is taken as soon as somebody waits for a job.
     OnDemand(Take),
     /// Its lease is ours: the job is ready or handed out.
@@ -74,7 +74,7 @@ pub(super) enum Stage {
     Waiting { until: Mono },
 }
 
-/// A lease that this process has won, and who has its job.
+/// A lease that is this process's, and who has its job.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Held {
     pub(super) lease: OwnLease,
@@ -387,6 +387,13 @@ impl Item {
     /// Its job is ready or handed out, and the store has not been told.
     pub(super) fn is_unleased(&self) -> bool {
         self.held().is_some_and(|held| held.unleased.is_some())
+    }
+
+    /// The store has been told of the lease, or may have been.
+    pub(super) fn may_be_leased(&mut self) {
+        if let Some(held) = self.held_mut() {
+            held.unleased = None;
+        }
     }
 
     pub(super) fn is_dead_lettering(&self) -> bool {

@@ -93,7 +93,7 @@ impl Machine {
                 self.store.read_ends();
                 self.store.succeeded();
                 match stage {
-                    Stage::Looked(purpose) => self.looked(r, purpose),
+                    Stage::Looking(purpose) => self.looked(r, purpose),
                     _ => self.apply_rule(r),
                 }
             }
@@ -124,15 +124,16 @@ impl Machine {
             Err(error) => self.swap_failed(r, op, error),
             Ok(Swapped::Done) => {
                 item.observe(ObservedLease::Lease(written));
-                if let Some(held) = item.held_mut() {
-                    held.unleased = None;
-                }
+                item.may_be_leased();
                 self.store.succeeded();
                 self.end_take(r);
                 self.swap_succeeded(r, op);
             }
             Ok(Swapped::Conflict(found)) => {
                 item.observe(ObservedLease::of(found));
+                if item.own().is_some_and(|own| item.observed.lease().is_some_and(|l| l.token == own.token)) {
+                    item.may_be_leased();
+                }
                 self.store.succeeded();
                 self.swap_conflicted(r, op);
             }
@@ -157,6 +158,9 @@ impl Machine {
         let forgets_doubt = self.config.has_fault(Fault::DoubtForgotten);
         let Some(item) = self.items.get_mut(r) else { return };
         item.store.in_doubt |= error.effect() == Effect::Unknown && !forgets_doubt;
+        if item.store.in_doubt {
+            item.may_be_leased();
+        }
         item.last_error = Some(error);
         let is_over = item.own().is_some_and(|own| own.until <= self.clock.wall());
         match op {
@@ -169,7 +173,6 @@ impl Machine {
             SwapOp::Done
             | SwapOp::Dead
             | SwapOp::Idle { .. }
-            | SwapOp::Lease
             | SwapOp::Extend { .. }
             | SwapOp::Renew { .. }
             | SwapOp::GiveBack
@@ -182,6 +185,12 @@ impl Machine {
                 self.release_key(r);
                 self.answer(r, Answer::Failed(error));
                 if covered { self.close(r) } else { self.reconsider(r) }
+            }
+            // Whoever has the job may still end it.
+            SwapOp::Lease if is_over => {
+                let is_left = ours && item.commands.is_empty();
+                self.release_key(r);
+                if is_left { self.reconsider_at(r, self.clock.mono()) } else { self.advance(r) }
             }
             op => self.swap_again(r, op),
         }
@@ -229,7 +238,7 @@ impl Machine {
         }
     }
 
-    /// I2: only here a job becomes ready, after its lease was won.
+    /// I2: a job becomes ready here, after its lease was won, or in [`Machine::looked`].
     fn lease_taken(&mut self, r: Ref, token: LeaseToken, take: Take, purpose: Purpose) {
         self.release_key(r);
         let Some(item) = self.items.get(r) else { return };
@@ -281,7 +290,8 @@ impl Machine {
     /// A job goes on whose task nothing but its place protects, or will not much longer.
     pub(super) fn lease_unleased(&mut self, r: Ref) {
         let Some(item) = self.items.get(r) else { return };
-        if item.is_unleased() && item.store.is_idle() && item.commands.is_empty() {
+        let goes_on = item.is_held() && item.append.is_none() && item.commands.is_empty();
+        if goes_on && item.is_unleased() && item.store.is_idle() {
             self.start_swap(r, SwapOp::Lease);
         }
     }

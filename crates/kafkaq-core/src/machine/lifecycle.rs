@@ -66,7 +66,9 @@ impl Machine {
         let place = item.place()?;
         item.record = RecordState::Elsewhere;
         // What nobody has had may have been given back meanwhile, with its attempt: then the lease tells.
-        let attempt = if item.handed_out { item.attempt() } else { item.meta.attempt };
+        // Of one without a lease, nothing tells.
+        let may_run = item.handed_out || (item.is_unleased() && item.is_with_driver());
+        let attempt = if may_run { item.attempt() } else { item.meta.attempt };
         let meta = Meta { attempt, failures: item.failures(), ..item.meta };
         // The number of a copy that may yet become durable is not given to another.
         let highest = item.copies.highest.max(item.copy().map_or(0, |copy| copy.cover));

@@ -7,7 +7,7 @@ use super::{
     leases::{lease_of, ttl},
     slab::Ref,
     suspects::watched_until,
-    window::Slot,
+    window::{Slot, Window},
 };
 use crate::{Assignment, Commit, Key, NewRecord, Partition, Swap, lease};
 use bytes::BytesMut;
@@ -99,15 +99,26 @@ impl Machine {
         let Some(window) = self.windows.get(w) else { return false };
         let Some(by) = window.release_by() else { return false };
         let is_idle = |slot: &Slot| match slot {
-            Slot::Open(r) => {
-                self.items.get(*r).is_none_or(|item| item.store.is_idle() && !item.is_unleased())
-            }
+            Slot::Open(r) => self.items.get(*r).is_none_or(|item| item.store.is_idle()),
             _ => true,
         };
         let is_settled = !self.dispatch.is_recalling()
+            && (self.config.settings.track_after.is_none() || self.may_move(window))
             && window.is_committed_or_failed()
             && window.unfinished().all(|(_, slot)| is_idle(slot));
         is_settled || by <= self.clock.mono()
+    }
+
+    /// The next owner can know of what goes on here, and finds committed what only this process knows to be done.
+    fn may_move(&self, window: &Window) -> bool {
+        let (last, now) = (window.last_held_back(), self.clock.mono());
+        window.unfinished().all(|(seq, slot)| {
+            let Slot::Open(r) = slot else { return true };
+            let Some(item) = self.items.get(*r).filter(|item| item.is_held()) else { return true };
+            // A copy that the log has refused is not waited for.
+            let is_in_the_way = last.is_some_and(|last| seq < last) && item.copies.not_before <= now;
+            !item.is_unleased() && !is_in_the_way
+        })
     }
 
     /// Assignments to give up and take again: their log is another one.

@@ -81,7 +81,6 @@ impl Machine {
         self.lanes.remove_window(w);
         self.drop_unstarted(Some(w));
         self.recall_ready();
-        self.lease_all_unleased(w);
     }
 
     /// The next owner has to know of what runs here.
@@ -116,7 +115,7 @@ impl Machine {
             }
             match item.stage {
                 Stage::OnDemand(_) | Stage::Waiting { .. } => self.remove(r),
-                Stage::Considered | Stage::Looked(_) if !item.store.is_sent() && item.append.is_none() => {
+                Stage::Considered | Stage::Looking(_) if !item.store.is_sent() && item.append.is_none() => {
                     self.remove(r);
                 }
                 Stage::Held(_) => self.advance(r),

@@ -2,7 +2,7 @@
 
 use super::{FlowControl, Mono, config::Config, slab::Ref};
 use crate::{Assignment, ErrorKind, Record, Result, Wall};
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, ops::Range, time::Duration};
 
 /// A lane that was read far enough is read on when it isn't by so much.
 const FURTHER: Duration = Duration::from_secs(2);
@@ -239,21 +239,30 @@ impl Window {
 
     // ---- what is finished, and its commit
 
-    /// Whether the record at this offset may be begun without a lease, so that nothing but its place tells others of it.
+    /// The offsets of records that may be begun without a lease, so that nothing but their place tells others of them.
     ///
     /// Nobody begins one so that lies `span` or more beyond the committed offset. Therefore whoever gets the partition next
-    /// knows that what lies that far beyond its own start has not been begun at all, and takes leases for the rest: a
-    /// task that ends its process is counted from the second time on.
-    pub(super) fn may_begin_unleased(&self, offset: i64, span: i64, faults: [bool; 2]) -> bool {
-        let Some(first) = self.first else { return false };
+    /// knows that what lies that far beyond its own start has not been begun at all, and takes leases for the rest.
+    pub(super) fn unleased(&self, span: i64) -> Range<i64> {
+        let Some(first) = self.first else { return 0..0 };
         let committed = self.commits.confirmed.unwrap_or(first).max(first);
-        let [from_start, any_distance] = faults;
-        (from_start || offset >= first + span) && (any_distance || offset < committed + span)
+        first + span..committed + span
+    }
+
+    /// The last finished record that an unfinished one keeps from being committed.
+    pub(super) fn last_held_back(&self) -> Option<Seq> {
+        if self.finished == 0 {
+            return None;
+        }
+        let last = self.entries.iter().rposition(|e| matches!(e.slot, Slot::Finished))?;
+        Some(self.base + last as u64)
     }
 
     /// So much is finished and not committed that it is time, whatever the time.
     fn is_behind(&self, span: i64) -> bool {
-        self.prefix.saturating_sub(self.commits.confirmed.or(self.first).unwrap_or(self.prefix)) >= span / 4
+        !self.is_lane()
+            && self.prefix.saturating_sub(self.commits.confirmed.or(self.first).unwrap_or(self.prefix))
+                >= span / 4
     }
 
     /// Marks a record as finished and advances the prefix.

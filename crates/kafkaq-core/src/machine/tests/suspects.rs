@@ -93,3 +93,31 @@ fn task_stays_a_suspect_when_it_is_released() {
     rig.deliver_copies();
     assert_eq!(id(rig.ready.pop_front()).as_deref(), Some("a"));
 }
+
+/// Jobs that are taken ahead would be handed out first.
+#[test]
+fn suspect_comes_to_its_turn_before_a_backlog() {
+    let mut rig = rig(3, &[("a", 1), ("b", 1)]);
+    let first = get_jobs(&mut rig).remove(0);
+    rig.demand = 0;
+    let many: Vec<String> = (0..50).map(|i| format!("t{i}")).collect();
+    rig.publish(&many.iter().map(String::as_str).collect::<Vec<_>>());
+    rig.ask(&first, Command::Done);
+    let next: Vec<_> = (0..3).map(|_| id(rig.get_job()).unwrap()).collect();
+    assert!(next.contains(&"b".to_owned()), "{next:?}");
+}
+
+#[test]
+fn suspects_and_other_redeliveries_take_turns() {
+    let mut rig = rig(9, &[("a", 1), ("b", 1), ("c", 1)]);
+    for id in ["x", "y"] {
+        rig.publish(&[id]);
+        rig.demand = 0;
+    }
+    rig.settle();
+    while let Some(job) = rig.ready.pop_front() {
+        rig.ask(&job, Command::Release);
+    }
+    let order: Vec<_> = (0..4).map(|_| id(rig.get_job()).unwrap()).collect();
+    assert_eq!(order.iter().filter(|id| ["x", "y"].contains(&id.as_str())).count(), 2, "{order:?}");
+}

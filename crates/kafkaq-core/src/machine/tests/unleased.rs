@@ -156,16 +156,79 @@ fn done_after_the_partition_was_lost_is_decided_by_the_store() {
     }
 }
 
+/// Nothing in the store tells the next owner of what is done.
 #[test]
-fn shutdown_leaves_no_trace_of_what_nobody_had() {
+fn what_is_done_behind_a_running_job_is_committed_before_the_partition_moves() {
+    for is_shutdown in [false, true] {
+        let mut rig = rig();
+        let running = job(&mut rig, 1);
+        for n in 2..4 {
+            let job = job(&mut rig, n);
+            rig.ask(&job, Command::Done);
+        }
+        assert_eq!(rig.committed(), Some(SPAN));
+        match is_shutdown {
+            true => rig.m.handle_shutdown(rig.now),
+            false => rig.m.handle_event(rig.now, Event::Revoking(vec![assignment("q", 0)])),
+        }
+        rig.settle();
+        assert_eq!((rig.wait.len(), rig.committed()), (1, Some(SPAN + 3)));
+        assert_eq!(rig.released.len(), usize::from(!is_shutdown));
+        assert!(matches!(rig.ask(&running, Command::Done), Some(Answer::Ok)));
+        assert_eq!(rig.lease(&numbered(1)).unwrap().state, LeaseState::Done);
+    }
+}
+
+/// Its only operation is the swap that follows its dead letter.
+#[test]
+fn dead_letter_under_way_when_the_partition_moves_needs_no_lease() {
+    let mut rig = rig();
+    rig.hanging = &["d"];
+    let job = job(&mut rig, 1);
+    rig.m.handle_command(rig.now, job.job, CommandId(1), Command::Reject("no".into()));
+    rig.pass(61 * SEC);
+    rig.pass(SEC);
+    rig.m.handle_event(rig.now, Event::Lost(vec![assignment("q", 0)]));
+    rig.settle();
+    assert_eq!(rig.lease(&numbered(1)), None);
+}
+
+#[test]
+fn foreign_record_gets_a_lease_whatever_its_id() {
+    let mut rig = rig();
+    rig.publish_record(Headers::from_iter([(Bytes::from(crate::ID_HEADER), Some(numbered(1).into()))]));
+    rig.get_job().unwrap();
+    assert!(rig.lease(&numbered(1)).is_some());
+}
+
+#[test]
+fn attempt_that_may_still_run_is_not_given_again() {
+    let mut rig = rig();
+    let _first = job(&mut rig, 1);
+    let away = || crate::Error::not_applied(crate::ErrorKind::Unavailable, "swap");
+    rig.store_errors = std::iter::repeat_with(away).take(200).collect();
+    for _ in 0..62 {
+        rig.pass(SEC);
+    }
+    rig.store_errors.clear();
+    for _ in 0..3 {
+        rig.pass(SEC);
+    }
+    assert_eq!(rig.get_job().unwrap().attempt, 2);
+}
+
+#[test]
+fn shutdown_gives_back_what_nobody_had_and_tells_of_what_runs() {
     let mut rig = rig();
     rig.publish(&[&numbered(1), &numbered(2)]);
     let running = rig.get_job().unwrap();
     rig.m.handle_shutdown(rig.now);
     rig.settle();
-    assert!(rig.store.is_empty() && !rig.m.is_drained());
+    assert_eq!(rig.lease(&numbered(1)).unwrap().state, LeaseState::Live);
+    assert!(rig.lease(&numbered(2)).is_none_or(|lease| lease.state == LeaseState::Idle));
+    assert!(!rig.m.is_drained());
     assert!(matches!(rig.ask(&running, Command::Done), Some(Answer::Ok)));
-    assert!(rig.m.is_drained() && rig.store.is_empty());
+    assert!(rig.m.is_drained());
     assert_eq!(rig.committed(), Some(SPAN + 1));
 }
 
