@@ -23,8 +23,9 @@ cargo xtask test [--quick | --backend NAMES | --only NAME] [--kafka redpanda]
     else; the end of the output says what it was, how to repeat it alone, and where the logs are.
     --quick     no servers, no documentation: what to run before each commit
     --only      one test binary, or of it one test, for example: --only kafkaq-tests::outage
-                or one of the other checks: format, rust-version, blocks (of Rust in documents),
-                packages, licences, clippy, features, documentation, quickstart
+                or one of the other checks: format, rust-version, architecture (what its document names
+                exists), blocks (of Rust in documents), packages, licences, clippy, features,
+                documentation, quickstart
     --backend   only the matrix, and of it the pairs of these, for example: --backend rskafka,etcd
                 brokers: memory, rdkafka, rskafka; stores: memory, redis, redis-cluster, etcd, zookeeper.
                 With no broker named it is all of them, and with no store all stores. Starts only the

@@ -9,10 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use super::sources;
-
-/// Neither is written by people.
-const NOT_OURS: &[&str] = &["target", ".services", ".git"];
+use super::sources::{self, NOT_OURS};
 
 /// # Errors
 /// Names the documents with blocks that nobody compiles.

@@ -4,6 +4,7 @@
 //! All steps that build the workspace choose the same features and the same profile, so that the C library and the
 //! dependencies are built once.
 
+mod architecture;
 mod blocks;
 mod built;
 mod features;

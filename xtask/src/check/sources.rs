@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+/// Folders whose files are generated.
+pub(super) const NOT_OURS: &[&str] = &["target", ".services", ".git"];
+
 /// All files with an extension below a folder, but not in folders of these names.
 pub(super) fn below(folder: &Path, extension: &str, but: &[&str]) -> Result<BTreeSet<PathBuf>> {
     let mut found = BTreeSet::new();

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use xtask::command::run;
 
 use super::suites::{Kind, Suite};
-use super::{blocks, features, licences, metadata, packages, workspace};
+use super::{architecture, blocks, features, licences, metadata, packages, workspace};
 use crate::cargo;
 
 /// A check by itself: `cargo xtask test --only clippy`.
@@ -15,6 +15,7 @@ use crate::cargo;
 pub(crate) enum Step {
     Format,
     RustVersion,
+    Architecture,
     Blocks,
     Packages,
     Licences,
@@ -25,9 +26,10 @@ pub(crate) enum Step {
 }
 
 impl Step {
-    const ALL: [Step; 9] = [
+    const ALL: [Step; 10] = [
         Step::Format,
         Step::RustVersion,
+        Step::Architecture,
         Step::Blocks,
         Step::Packages,
         Step::Licences,
@@ -38,8 +40,8 @@ impl Step {
     ];
 
     /// They take no time.
-    pub(super) const SHORT: [Step; 5] =
-        [Step::Format, Step::RustVersion, Step::Blocks, Step::Packages, Step::Licences];
+    pub(super) const SHORT: [Step; 6] =
+        [Step::Format, Step::RustVersion, Step::Architecture, Step::Blocks, Step::Packages, Step::Licences];
 
     /// They keep the processor busy for a while.
     pub(super) const LONG: [Step; 4] = [Step::Clippy, Step::Features, Step::Documentation, Step::Quickstart];
@@ -48,6 +50,7 @@ impl Step {
         match self {
             Step::Format => "format",
             Step::RustVersion => "rust-version",
+            Step::Architecture => "architecture",
             Step::Blocks => "blocks",
             Step::Packages => "packages",
             Step::Licences => "licences",
@@ -66,6 +69,7 @@ impl Step {
         match self {
             Step::Format => run(&mut cargo(&["fmt", "--all", "--check"])),
             Step::RustVersion => metadata::check_rust_version(),
+            Step::Architecture => architecture::check(),
             Step::Blocks => blocks::check(),
             Step::Packages => packages::check(),
             Step::Licences => licences::find()?.check(),
