@@ -33,7 +33,7 @@ fn picture_and_its_source_have_the_same_labels() {
 #[test]
 fn lines_of_the_log_that_the_guide_explains_are_in_the_sources() {
     let guide = include_str!("../docs/operations.md");
-    let table = guide.split("## What a line in the log means").nth(1).unwrap().split("\n## ").next().unwrap();
+    let table = guide.split("## What log messages mean").nth(1).unwrap().split("\n## ").next().unwrap();
     let rows =
         table.lines().filter(|row| ["| error |", "| warn |", "| info |"].iter().any(|l| row.starts_with(l)));
     let mut lines = Vec::new();

@@ -167,7 +167,7 @@ impl Ticker {
     /// Nothing would be gained by another attempt.
     fn refused(&mut self, tick: Wall, e: &Error) {
         let (task, at) = (&*self.task.name, tick.0);
-        tracing::error!(target: "kafkaq", task, tick = at, "the task of a tick is refused: {e}");
+        tracing::error!(target: "kafkaq", task, tick = at, "the task of a tick was refused: {e}");
         self.cursor.handled(tick);
     }
 

@@ -239,7 +239,7 @@ fn tell(active: &Active, verdict: &Verdict) {
         }
         Verdict::Expired(_) => tracing::info!(target: "kafkaq", %task, kind, "a task has expired"),
         Verdict::Lost => {
-            tracing::info!(target: "kafkaq", %task, kind, attempt, "an execution has lost its lease or its key");
+            tracing::info!(target: "kafkaq", %task, kind, attempt, "an execution lost its lease or its key");
         }
         Verdict::Outcome(_) | Verdict::Release => {}
     }
@@ -286,13 +286,13 @@ async fn end(shared: &Shared, active: &Active, job: Job, verdict: Verdict) {
 fn backoff(active: &Active, failure: u32, reason: &str) -> Option<Duration> {
     let kind = &active.kind;
     panics::caught_blocking(|| kind.backoff.after(failure, reason)).unwrap_or_else(|told| {
-        tracing::error!(target: "kafkaq", kind = kind.name, told, "a backoff has panicked; the default is used");
+        tracing::error!(target: "kafkaq", kind = kind.name, told, "a backoff function panicked; the default is used");
         Backoff::default().after(failure, reason)
     })
 }
 
 fn confirmed(id: &TaskId, asked: Result<(), JobError>, ending: Ending) -> Ending {
     let Err(error) = asked else { return ending };
-    tracing::warn!(target: "kafkaq", task = %id, %error, "the end of an execution was not confirmed");
+    tracing::warn!(target: "kafkaq", task = %id, %error, "the outcome of an execution was not confirmed");
     if matches!(error, JobError::LeaseLost(_)) { Ending::Lost } else { Ending::Unconfirmed }
 }

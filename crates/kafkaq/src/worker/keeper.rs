@@ -183,7 +183,7 @@ pub(super) async fn keep(shared: Arc<Shared>) -> Infallible {
 fn tell_slow(shared: &Shared, active: &Active, ran: Duration) {
     let (execution, queue) = (&active.execution, &*shared.source(active).name);
     let (task, kind, attempt) = (execution.job.id(), &*active.kind.name, execution.job.attempt());
-    tracing::warn!(target: "kafkaq", queue, kind, %task, attempt, ?ran, "a handler runs for long");
+    tracing::warn!(target: "kafkaq", queue, kind, %task, attempt, ?ran, "a handler has been running for a long time");
 }
 
 async fn renew(shared: Arc<Shared>, active: Arc<Active>, mut job: Job) {
@@ -211,7 +211,7 @@ async fn end_stuck(shared: Arc<Shared>, active: Arc<Active>, job: Job) {
     let reason = active.execution.stop_reason();
     tracing::warn!(
         target: "kafkaq", kind = active.kind.name, task = %active.execution.job.id(), ?reason,
-        "a handler blocks its thread and can't be stopped; its lease is let go"
+        "a handler blocks its thread and can't be stopped; its lease is no longer renewed"
     );
     if shared.settings.free_stuck_slots {
         shared.free(&active);

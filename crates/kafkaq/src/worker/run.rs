@@ -282,7 +282,7 @@ impl Dispatcher {
             (None, Err(error)) if error.kind() != ErrorKind::Timeout => Err(error),
             (None, shut_down) => {
                 if let Err(error) = shut_down {
-                    tracing::warn!(target: "kafkaq", %error, "the worker has stopped before all was confirmed");
+                    tracing::warn!(target: "kafkaq", %error, "the worker stopped before everything was confirmed");
                 }
                 Ok(shared.report())
             }

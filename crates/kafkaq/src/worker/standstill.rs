@@ -25,10 +25,10 @@ pub(super) async fn watch(queue: Queue) -> Infallible {
             match told {
                 Told::Stands(duration) => tracing::warn!(
                     target: "kafkaq", queue, %topic, partition, position, lag, ?oldest, queued, in_flight, ?duration,
-                    "a partition stands still although jobs are asked for"
+                    "a partition makes no progress although jobs are requested"
                 ),
                 Told::Moves(duration) => tracing::info!(
-                    target: "kafkaq", queue, %topic, partition, ?duration, "the partition moves again"
+                    target: "kafkaq", queue, %topic, partition, ?duration, "the partition makes progress again"
                 ),
             }
         }

@@ -18,12 +18,12 @@ pub(super) async fn watch(shared: Arc<Shared>) {
             let (blocked, handlers) = (begun.elapsed(), shared.keeper.on_threads());
             tracing::warn!(
                 target: "kafkaq", ?blocked, handlers,
-                "handlers block all threads of the worker, so that no other makes progress"
+                "handlers block all threads of the worker, so no other makes progress"
             );
             patience = blocked;
         }
         if begun.elapsed() >= PATIENCE {
-            tracing::info!(target: "kafkaq", blocked = ?begun.elapsed(), "the threads of the worker run again");
+            tracing::info!(target: "kafkaq", blocked = ?begun.elapsed(), "the worker's threads are free again");
         }
     }
 }

@@ -113,7 +113,7 @@ async fn a_handler_that_runs_for_long_is_named_more_and_more_seldom() {
     let id = queue.enqueue(Crawl(1000)).await.unwrap();
     until("the long one", || running.report().done == 2).await;
     stop(running).await;
-    let told = lines(&["a handler runs for long", "queue=\"slow\""]);
+    let told = lines(&["a handler has been running for a long time", "queue=\"slow\""]);
     // After 10, 20, 40, 80, 160, 320 and 640 s.
     assert_eq!(told.len(), 7, "{told:?}");
     let parts = ["kind=\"crawl\"", "attempt=1", &format!("task={id}")];
@@ -197,6 +197,6 @@ async fn a_partition_that_stands_still_is_named_and_so_is_its_going_on() {
     store.set_away(false);
     until("the other to be done", || running.report().done == 2).await;
     queue.enqueue(Crawl(0)).await.unwrap();
-    until("it to be told", || lines(&["standing", "the partition moves again"]).len() == 1).await;
+    until("it to be told", || lines(&["standing", "the partition makes progress again"]).len() == 1).await;
     stop(running).await;
 }
