@@ -23,7 +23,7 @@ use std::sync::Arc;
 pub mod guide {
     #[doc = include_str!("../docs/write-your-own-store.md")]
     ///
-    /// # The whole store
+    /// # The complete store
     ///
     /// `examples/file_store.rs` of this crate:
     ///
@@ -40,7 +40,7 @@ pub mod guide {
 
     #[doc = include_str!("../docs/write-your-own-log.md")]
     ///
-    /// # The whole log
+    /// # The complete log
     ///
     /// `examples/file_log.rs` of this crate:
     ///
