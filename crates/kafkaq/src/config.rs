@@ -1,19 +1,19 @@
-//! Everything that can be set on a queue, and whether it makes sense together.
+//! All settings of a queue, and their validation.
 
 use kafkaq_core::{Error, ErrorKind, Keyspace, Result, machine};
 use std::{borrow::Cow, fmt, ops::RangeInclusive, sync::Arc, time::Duration};
 
-/// Bytes that kafkaq may add to a task in its own headers, over all of a task's life.
+/// Bytes that kafkaq's own headers may add to a task over its lifetime.
 pub(crate) const HEADROOM: usize = 64 << 10;
 pub(crate) const DAY: Duration = Duration::from_secs(24 * 3600);
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLISECOND: Duration = Duration::from_millis(1);
 const HOUR: Duration = Duration::from_secs(3600);
-/// Sums of a few of these are still far from what a duration, a clock or a server can hold.
+/// Sums of a few of these still fit easily into durations, clocks and servers.
 const TEN_YEARS: Duration = Duration::from_secs(3650 * 24 * 3600);
 
-// What each setting may be. The builder's documentation says the same.
+// The range of each setting, as documented in the builder.
 const LEASE: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(30 * 24 * 3600);
 const PARK_AFTER: RangeInclusive<Duration> = MILLISECOND..=Duration::from_secs(30 * 24 * 3600);
 const REMEMBERED: RangeInclusive<Duration> = Duration::ZERO..=TEN_YEARS;
@@ -161,16 +161,16 @@ impl Config {
         self.task_retention.unwrap_or(7 * DAY).max(self.max_overdue)
     }
 
-    /// For how long after the earliest time at which some process may have published a task it can be published once
-    /// more, and is still known when that record is read. A task ends after it was published, its id is remembered for
-    /// `done_retention` and `max_overdue`, and the second record is read within `max_overdue`. The first process's clock
-    /// may be ahead of this one's, and the second record is appended within `publish_timeout`.
+    /// How long after the earliest time at which some process may have published a task it can be published again and
+    /// is still remembered when that record is read. A task ends after it was published, its id is remembered for
+    /// `done_retention` and `max_overdue`, and the second record is read within `max_overdue`. The first process's
+    /// clock may be ahead of this one's, and the second record is appended within `publish_timeout`.
     pub(crate) fn id_window(&self) -> Duration {
         self.done_retention.saturating_sub(self.clock_skew + self.publish_timeout)
     }
 
-    /// How long a process may be silent before others take its partitions. Whoever waits for a lease of that process
-    /// waits for the lease to end in any case; but longer than by Kafka's default no partition should stand still.
+    /// How long a process may be silent before others take its partitions. Tasks wait for that process's leases to
+    /// expire in any case, but no partition should stop for longer than by Kafka's default.
     pub(crate) fn session_timeout(&self) -> Duration {
         self.member_timeout.unwrap_or_else(|| self.lease.clamp(10 * SECOND, 45 * SECOND))
     }
@@ -201,7 +201,7 @@ impl Config {
         }
     }
 
-    /// Where the leases lie, if everything makes sense together.
+    /// Validates the settings, and returns the keyspace of the leases.
     ///
     /// # Errors
     /// `Invalid`, with the setting's name.
@@ -268,7 +268,7 @@ impl Config {
         Ok(keyspace)
     }
 
-    /// How long the wait topic keeps records if it is made here: generous, since a consumer may be away.
+    /// How long the wait topic keeps records if it is created here: generous, since consumers may be down.
     pub(crate) fn wait_retention(&self, longest_stay: Duration) -> Duration {
         longest_stay + self.max_overdue.max(7 * DAY)
     }
@@ -384,7 +384,7 @@ mod tests {
             let mut c = config();
             change(&mut c);
             c.check().unwrap();
-            // The largest sums that the settings take part in.
+            // The largest sums of settings.
             let _ = c.wait_retention(TEN_YEARS) + c.done_retention + c.longest_park() + c.session_timeout();
         }
     }
