@@ -176,7 +176,7 @@ const ALL: &[Metric] = &[
     WAITING_SECONDS,
 ];
 
-/// Tells the recorder what all metrics mean.
+/// Describes all metrics to the recorder.
 pub(super) fn describe() {
     metrics::with_recorder(|recorder| {
         for Metric { name, of, unit, meaning } in ALL {
