@@ -1,4 +1,4 @@
-//! When a member of a KIP-848 group asks for changes, which is more often than the servers want it to.
+//! When a member of a KIP-848 group polls for changes, which is more often than the servers require.
 //!
 //! A member learns what changed from the answer to its next heartbeat. The interval is the servers', 5 s by default, and a
 //! partition that moves takes several heartbeats, one after the other. librdkafka sends one at once whenever it is
