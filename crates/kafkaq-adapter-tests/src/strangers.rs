@@ -1,4 +1,4 @@
-//! What a call says of an address where something else answers.
+//! Errors of calls to an address with some other server.
 
 use crate::{Adapter, create, key, one};
 use kafkaq_core::{Effect, ErrorKind};

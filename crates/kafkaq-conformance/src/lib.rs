@@ -56,13 +56,13 @@ pub mod guide {
     pub mod write_your_own_log {}
 }
 
-/// Whatever kept a client from being made. Every error converts into it by `?`.
+/// Any error that prevents a client from being created. `?` converts every error into it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The rules of a [`LeaseStore`].
 ///
-/// Each call of `make` answers a new client of the same store, as another process would have one. It is called
-/// within a tokio runtime that lasts as long as one case.
+/// Each call of `make` returns a new client of the same store, as in another process. It is called within a tokio
+/// runtime that lasts as long as one case.
 pub fn store<S, F>(
     name: impl Into<String>,
     make: impl Fn() -> F + Send + Sync + 'static,

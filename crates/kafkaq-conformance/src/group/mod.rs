@@ -1,4 +1,4 @@
-//! The rules of a broker's groups, and what their cases have in common.
+//! The rules of a broker's groups, and helpers of their cases.
 
 mod commits;
 mod failures;
