@@ -39,11 +39,11 @@ impl Step {
         Step::Quickstart,
     ];
 
-    /// They take no time.
+    /// Fast steps.
     pub(super) const SHORT: [Step; 6] =
         [Step::Format, Step::RustVersion, Step::Architecture, Step::Blocks, Step::Packages, Step::Licences];
 
-    /// They keep the processor busy for a while.
+    /// CPU-bound steps that take a while.
     pub(super) const LONG: [Step; 4] = [Step::Clippy, Step::Features, Step::Documentation, Step::Quickstart];
 
     pub(super) fn name(self) -> &'static str {
@@ -61,10 +61,10 @@ impl Step {
         }
     }
 
-    /// Runs it here and now.
+    /// Runs it in this process.
     ///
     /// # Errors
-    /// When what it checks doesn't hold.
+    /// If the check fails.
     pub(super) fn run(self) -> Result<()> {
         match self {
             Step::Format => run(&mut cargo(&["fmt", "--all", "--check"])),
@@ -83,10 +83,10 @@ impl Step {
         }
     }
 
-    /// The same as a process of its own, to run beside others.
+    /// The same as a separate process, to run in parallel with others.
     ///
     /// # Errors
-    /// When the system doesn't say which program this is.
+    /// If the path of this program can't be determined.
     pub(super) fn suite(self) -> Result<Suite> {
         let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
         command.args(["test", "--only", self.name()]).current_dir(xtask::root());
