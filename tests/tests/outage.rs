@@ -178,7 +178,7 @@ impl Process {
     }
 }
 
-/// Publishes up to a hundred tasks a second, also while a server is away.
+/// Publishes up to a hundred tasks per second, even while a server is down.
 struct Publishing {
     stop: Arc<AtomicBool>,
     publishers: JoinSet<Vec<TaskId>>,

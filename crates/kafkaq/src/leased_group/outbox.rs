@@ -352,7 +352,7 @@ mod tests {
         std::iter::from_fn(|| next(outbox)).filter_map(Result::err).map(|e| e.op()).collect()
     }
 
-    /// A hundred readers that fail once a second for two minutes.
+    /// A hundred readers that fail once per second for two minutes.
     #[tokio::test(start_paused = true)]
     async fn a_failure_is_told_once_a_minute_however_many_have_it() {
         let mut outbox = Outbox::default();
