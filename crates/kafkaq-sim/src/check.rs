@@ -1,5 +1,5 @@
-//! What must hold, checked from outside: by what the log and the store held at every moment. Written from the
-//! design's promise and invariants, not from the machine.
+//! The invariants, checked from outside: by what the log and the store contained at every moment. Written from the
+//! promise and the design, not from the machine.
 
 use crate::later::own_envelope;
 use crate::log::{Entry, Kind, Part};

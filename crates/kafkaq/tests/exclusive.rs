@@ -1,4 +1,4 @@
-//! One task at a time per key, over several workers.
+//! One task at a time per key, across several workers.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

@@ -1,4 +1,4 @@
-//! The guides and their picture, held against what they speak of.
+//! Checks the guides and their picture against the code.
 
 #![allow(clippy::unwrap_used)]
 
@@ -8,12 +8,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What stands between `open` and the next `close`, each time.
+/// Every text between `open` and the next `close`.
 fn between<'a>(text: &'a str, open: &'a str, close: &'a str) -> impl Iterator<Item = &'a str> {
     text.split(open).skip(1).filter_map(move |rest| Some(rest.split_once(close)?.0))
 }
 
-/// What stands between two marks of a pair.
+/// Every text between a pair of marks.
 fn quoted(text: &str, mark: char) -> impl Iterator<Item = &str> {
     text.split(mark).skip(1).step_by(2)
 }

@@ -1,5 +1,5 @@
-//! A consumer group over a log without one, when topics are deleted, recreated, cut, and lose their beginning. Whatever
-//! is in the log that is there is read, and the operator is told once.
+//! A consumer group over a log without one, when topics are deleted, recreated, truncated, and lose their beginning.
+//! Whatever is in the log that is there is read, and the operator is told once.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod leased;
