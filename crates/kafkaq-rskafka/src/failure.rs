@@ -291,7 +291,7 @@ impl Failure {
             ErrorKind::Unavailable => format!(
                 "Check that a broker responds at {bootstrap}, that its advertised.listeners can be reached \
                  from \
-                 here, and whether it wants TLS or SASL"
+                 here, and whether it requires TLS or SASL"
             )
             .into(),
             ErrorKind::Timeout => format!(

@@ -76,6 +76,6 @@ fn descriptors_that_are_used_up_are_called_so() {
             (ErrorKind::Unavailable, Effect::NotApplied, Retry::Yes)
         );
         assert!(e.advice().unwrap().contains("ulimit -n"), "{e}");
-        assert!(!e.to_string().contains("a broker answers"), "{e}");
+        assert!(!e.to_string().contains("a broker responds"), "{e}");
     }
 }
