@@ -59,7 +59,8 @@ impl RedisStoreBuilder {
         RedisStoreBuilder { request_timeout: limit, ..self }
     }
 
-    /// How many connections to use, per node in a cluster: 1 to 64. Each is served by one task, hence by one core at a time. Default: 2.
+    /// How many connections to use, per node in a cluster: 1 to 64. Each is served by one task, hence by one core at a
+    /// time. Default: 2.
     pub fn connections(self, n: usize) -> Self {
         RedisStoreBuilder { connections: n, ..self }
     }

@@ -156,8 +156,8 @@ async fn send<R: Request>(call: Call, share: Share, request: R) -> (Share, Resul
 }
 
 impl RedisStore {
-    /// Runs all commands that leases need, on two values of its own: whoever may run only some of them would do half of a
-    /// swap.
+    /// Runs all commands that leases need, on two values of its own: whoever may run only some of them would do half of
+    /// a swap.
     async fn probe(&self) -> Result<()> {
         let keys = health::probe_keys()?;
         let steps = [

@@ -17,8 +17,8 @@ use kafkaq_core::{
 use std::{sync::Arc, time::Duration};
 use tokio::runtime::Handle;
 
-/// Sets up a [`Queue`], a [`Publisher`], a [`JobController`] or [`DeadLetters`]. Every setting has a safe default, and the order doesn't
-/// matter.
+/// Sets up a [`Queue`], a [`Publisher`], a [`JobController`] or [`DeadLetters`]. Every setting has a safe default, and
+/// the order doesn't matter.
 ///
 /// All processes of a queue should have the same settings; only `prefetch` and the `publish_*` settings may differ
 /// between processes.

@@ -1,7 +1,7 @@
 //! Checks that what ARCHITECTURE.md names exists: the document is only useful if it can be followed in the editor.
 //!
-//! In backticks, `name()` is a function, which a row of a table places in one of the files that it names; a word with `/` or
-//! an extension is a path, shortened from the left; every other identifier occurs in the sources.
+//! In backticks, `name()` is a function, which a row of a table places in one of the files that it names; a word with
+//! `/` or an extension is a path, shortened from the left; every other identifier occurs in the sources.
 
 use std::collections::HashMap;
 use std::fs;

@@ -9,7 +9,9 @@
 //!   │◀── the counter stood still for member_timeout ─┘                                   │
 //!   └──────────────────────── the owner is cleared by a swap ◀───────────────────────────┘
 //! ```
-//! - An owner renews by incrementing the value's counter, ten times per `member_timeout`. A member that sees no change of the counter for `member_timeout`, by its own monotonic clock, takes the partition. The owner stops earlier than that by its own clock, counted from when the last renewal was sent: no two clocks are compared.
+//! - An owner renews by incrementing the value's counter, ten times per `member_timeout`. A member that sees no change
+//!   of the counter for `member_timeout`, by its own monotonic clock, takes the partition. The owner stops earlier than
+//!   that by its own clock, counted from when the last renewal was sent: no two clocks are compared.
 //! - A commit is a swap too, so only the owner can make it, and it is also a renewal.
 //! - A member with too few partitions asks the one with the most for one of them, by writing its name into the value.
 //!   The owner finds it at its next renewal, releases it in two phases, and the partition is reserved for the asker for

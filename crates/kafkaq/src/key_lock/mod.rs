@@ -55,7 +55,10 @@ const LOOK: Duration = Duration::from_secs(1);
 /// ```
 ///
 /// # What is guaranteed
-/// Two guards of one key never hold it at the same time, and the key of a dead holder can be acquired after [`lease_duration`](crate::QueueBuilder::lease_duration), twice [`clock_skew`](crate::QueueBuilder::clock_skew) and the second or two until somebody tries again. This holds while the store keeps its data, and while the processes' clocks differ by no more than `clock_skew`.
+/// Two guards of one key never hold it at the same time, and the key of a dead holder can be acquired after
+/// [`lease_duration`](crate::QueueBuilder::lease_duration), twice [`clock_skew`](crate::QueueBuilder::clock_skew) and
+/// the second or two until somebody tries again. This holds while the store keeps its data, and while the processes'
+/// clocks differ by no more than `clock_skew`.
 ///
 /// It does not hold
 /// - when the store is wiped, or comes back with old data: for up to one lease, two may hold the key. After that, the
@@ -70,8 +73,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// 1. the holder starts by *claiming* the target: it writes its token there, over any other token, and checks whether
 ///    its guard [is lost](KeyGuard::is_lost);
 /// 2. then it reads what it needs;
-/// 3. each later write is conditional on its token being there still: `UPDATE .. WHERE id = .. AND holder = <its token>`. If
-///    that changes nothing, another has claimed the target, and it ends.
+/// 3. each later write is conditional on its token being there still:
+///    `UPDATE .. WHERE id = .. AND holder = <its token>`. If that changes nothing, another has claimed the target, and
+///    it ends.
 ///
 /// So only the last one to claim the target can write. If that is an earlier holder that resumed, the later one fails
 /// and has to start again, but their writes never mix. In a worker the token is that of the execution,

@@ -287,8 +287,8 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
 
     /// Starts the worker in the background. Requires a tokio runtime, preferably the one that the queue was built on.
     ///
-    /// Leases are renewed there. If other code may block all threads of that runtime for as long as a lease, build the queue
-    /// and start the worker on a runtime of their own.
+    /// Leases are renewed there. If other code may block all threads of that runtime for as long as a lease, build the
+    /// queue and start the worker on a runtime of their own.
     ///
     /// # Errors
     /// `Invalid` names the invalid setting; `Unavailable` if the system can't start threads.

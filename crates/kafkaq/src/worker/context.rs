@@ -163,7 +163,10 @@ impl<S> Ctx<S> {
         &self.stop
     }
 
-    /// Publishes a follow-up task to the queue that this one came from. Its id is derived from this task's id, its kind and its payload, so a handler that runs twice publishes it once, as long as the id is [remembered](crate::QueueBuilder::done_retention). Several equal ones are numbered, so they remain several tasks.
+    /// Publishes a follow-up task to the queue that this one came from. Its id is derived from this task's id, its kind
+    /// and its payload, so a handler that runs twice publishes it once, as long as the id is
+    /// [remembered](crate::QueueBuilder::done_retention). Several equal ones are numbered, so they remain several
+    /// tasks.
     ///
     /// A handler that continues by [snoozing](super::Outcome::Snooze) or retrying, and publishes the same again each
     /// time, has to set a different [`id`](Enqueue::id).
