@@ -128,14 +128,15 @@ impl QueueBuilder {
         self.with(|c| c.park_after = Some(duration))
     }
 
-    /// Which jobs the store is told of. [`Tracking::Slow`] spares it the quick ones, and says what that costs. Default:
-    /// [`Tracking::Every`].
+    /// Which jobs get a lease in the store. [`Tracking::Slow`] saves the store the quick ones; its documentation says at
+    /// what cost. Default: [`Tracking::Every`].
     pub fn tracking(self, tracking: Tracking) -> Self {
         self.with(|c| c.tracking = tracking)
     }
 
-    /// With [`Tracking::Slow`], how long a job may take before it gets a lease; it may be a second, or a sixteenth of a
-    /// lease if that is less, late. From 1 ms to `park_after`. Default: 1 s, or `park_after` if that is less.
+    /// With [`Tracking::Slow`], how long a job may run without a lease. The lease may come late by a second, or by a
+    /// sixteenth of its duration if that is less. From 1 ms to `park_after`. Default: 1 s, or `park_after` if that is
+    /// less.
     pub fn track_after(self, duration: Duration) -> Self {
         self.with(|c| c.track_after = Some(duration))
     }

@@ -31,29 +31,29 @@ const MAX_TASK_BYTES: RangeInclusive<usize> = 1..=32 << 20;
 /// A semaphore counts them.
 const MAX_PUBLISH_BUFFER: usize = u32::MAX as usize;
 
-/// Which jobs the store is told of: [`QueueBuilder::tracking`](crate::QueueBuilder::tracking).
+/// Which jobs get a lease in the store: [`QueueBuilder::tracking`](crate::QueueBuilder::tracking).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Tracking {
-    /// Every job has a lease before it is handed out: no two workers have a task at once, and what became of it is
+    /// Every job has a lease before it is handed out: no two workers have a task at once, and its outcome is
     /// remembered.
     #[default]
     Every,
     /// A job gets a lease when it takes longer than [`track_after`](crate::QueueBuilder::track_after). A quick one costs
-    /// the store one read, in a batch with others, and no write.
+    /// the store one read, batched with others, and no write.
     ///
-    /// At least once holds as ever. What is given up, for tasks whose id was left to `publish`:
+    /// Tasks are still executed at least once. What you give up, for tasks whose id was left to `publish`:
     ///
-    /// - After a crash, when a partition is lost, or when a publisher's client has appended a record twice, a young job
-    ///   may run twice, also at the same time.
-    /// - Nothing remembers quick tasks: [`JobController::get`](crate::JobController::get) does not know them, and when
-    ///   the group's offsets are set back they run again.
-    /// - Cancelling a quick task while it runs says that it took effect, and the job's `done` says so, too.
-    /// - A task that ends its process at once is counted from the second time on.
+    /// - After a crash, when a partition is lost, or when a publisher's client has appended a record twice, a job that has
+    ///   just started may run again, possibly while the first one is still running.
+    /// - Quick tasks are not remembered: [`JobController::get`](crate::JobController::get) does not know them, and they
+    ///   run again if the group's offsets are reset.
+    /// - Cancelling a quick task while it runs reports success, and so does the job's `done`.
+    /// - A task that kills its process at once is counted only from the second time on.
     ///
-    /// These get a lease before they are handed out all the same: ids that the caller chose, foreign records, tasks with
-    /// a delay, redeliveries; and in each partition the first 8,192 records after it was assigned, which an earlier owner
-    /// may have begun.
+    /// These still get a lease before they are handed out: ids that the caller chose, foreign records, delayed tasks,
+    /// redeliveries, and in each partition the first 8,192 records after its assignment, which the previous owner may
+    /// have started.
     Slow,
 }
 
