@@ -1,4 +1,4 @@
-//! The conformance kit on the logs: `rdkafka::appended_offsets_ascend`. Each store goes through it in its own crate.
+//! The conformance kit on the logs: `rdkafka::appended_offsets_ascend`. Each store runs it in its own crate.
 //!
 //! So that the kit can cut it off, each has a Kafka of its own behind a proxy: Kafka tells its clients where to connect.
 

@@ -1,4 +1,4 @@
-//! What can't work says so, and says what to do.
+//! Errors of what can't work say so, and what to do.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,4 @@
-//! One queue, two clients: what is written through rdkafka is read through rskafka, and the other way round.
+//! One queue, two clients: what is written through rdkafka is read through rskafka, and vice versa.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,4 @@
-//! What fails, fails without losing a task.
+//! Failures lose no task.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,4 @@
-//! Members of a group that is kept in a store: they die, hang, leave and join, and their partitions go on.
+//! Members of a group that is kept in a store: they die, hang, leave and join, and others take over their partitions.
 
 #![allow(
     clippy::unwrap_used,

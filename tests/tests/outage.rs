@@ -1,4 +1,4 @@
-//! A server that is away for ten seconds in mid-run: nothing is lost, nobody restarts anything, and every process of
+//! A server that is down for ten seconds during a run: nothing is lost, nothing is restarted, and every process of
 //! the queue goes on soon after the server is back. `rskafka_etcd::the_store_is_cut_off`.
 //!
 //! It stands still (connections stay open and nothing is answered), or it is cut off: connections break and new ones
@@ -178,7 +178,7 @@ impl Process {
     }
 }
 
-/// Publishes up to a hundred tasks a second, also while a server is away.
+/// Publishes up to a hundred tasks per second, even while a server is down.
 struct Publishing {
     stop: Arc<AtomicBool>,
     publishers: JoinSet<Vec<TaskId>>,

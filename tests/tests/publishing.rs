@@ -1,4 +1,4 @@
-//! Publishing through real clients from wherever callers are, and while the topic grows.
+//! Publishing through real clients from any kind of runtime, and while the topic grows.
 
 #![allow(
     clippy::unwrap_used,

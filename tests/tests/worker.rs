@@ -1,4 +1,4 @@
-//! Workers on real servers: every outcome, and processes that are replaced under load.
+//! Workers on real servers: every outcome, and processes replaced under load.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,4 @@
-//! Which pairs of the matrix to run, and which servers that takes.
+//! Selects the pairs of the matrix to run, and the servers they need.
 
 use std::str::FromStr;
 
@@ -23,14 +23,14 @@ const STORES: [(&str, Option<Service>); 5] = [
 pub(crate) struct Backends(String);
 
 impl Backends {
-    /// How the matrix is told.
+    /// The environment variable that tells the matrix.
     pub(crate) const ENV_VAR: &str = "KAFKAQ_TEST_BACKENDS";
 
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// What to start. Where a side has no name in the list, all of that side is meant.
+    /// The servers to start. If a side has no name in the list, all of that side are meant.
     pub(crate) fn services(&self) -> Vec<Service> {
         let needed = [self.side(&BROKERS), self.side(&STORES)].concat();
         Service::ALL.iter().copied().filter(|service| needed.contains(service)).collect()

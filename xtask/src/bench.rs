@@ -93,10 +93,10 @@ impl Options {
     }
 }
 
-/// Builds, starts servers of its own, measures, and ends them whatever happens.
+/// Builds, starts its own servers, measures, and stops them whatever happens.
 ///
 /// # Errors
-/// When something can't be built or started; never because of a figure.
+/// If something can't be built or started; never because of a figure.
 pub(crate) fn measure(options: &Options) -> Result<()> {
     let mut parts: Vec<_> =
         Part::ALL.into_iter().filter(|p| options.parts.is_empty() || options.parts.contains(p)).collect();
@@ -132,7 +132,7 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
 }
 
 fn on_servers(services: &Services, wanted: &[Service], parts: &[Part], options: &Options) -> Result<()> {
-    // What a killed run may have left.
+    // Left over from a killed run.
     services.down(Service::ALL)?;
     let urls = services.up(wanted)?;
     let mut bench = options.cargo("run");

@@ -1,4 +1,4 @@
-//! Running other programs so that an interrupt ends them too, and the caller still gets to tidy up.
+//! Runs other programs such that an interrupt ends them too, and the caller can still clean up.
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
@@ -18,10 +18,10 @@ const POLL: Duration = Duration::from_millis(20);
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// From now on Ctrl-C and SIGTERM no longer end this process: they end the program that [`run`] waits for, and
-/// make [`run`] and [`check_interrupt`] fail, so that the caller unwinds and tidies up.
+/// make [`run`] and [`check_interrupt`] fail, so that the caller unwinds and cleans up.
 ///
 /// # Errors
-/// When called twice.
+/// If called twice.
 pub fn catch_interrupts() -> Result<()> {
     ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed)).context("cannot listen for Ctrl-C")
 }
@@ -35,7 +35,7 @@ pub fn interrupted() -> bool {
 /// A point in a waiting loop where an interrupt takes effect.
 ///
 /// # Errors
-/// When an interrupt has arrived.
+/// If an interrupt has arrived.
 pub fn check_interrupt() -> Result<()> {
     ensure!(!interrupted(), "interrupted");
     Ok(())
@@ -51,7 +51,7 @@ pub fn run(command: &mut Command) -> Result<()> {
     finish(command, &mut child, Duration::MAX).1
 }
 
-/// Like [`run`], for a program that is ended when it takes longer than `limit`.
+/// Like [`run`], for a program that is killed if it takes longer than `limit`.
 ///
 /// # Errors
 /// As [`run`], and when the program had to be ended.
@@ -61,7 +61,7 @@ pub fn run_within(command: &mut Command, limit: Duration) -> Result<()> {
     finish(command, &mut child, limit).1
 }
 
-/// How a program ended, and what it took.
+/// How a program ended, and its resource usage.
 #[derive(Debug)]
 pub struct Ended {
     /// The process id that it had.
@@ -70,7 +70,7 @@ pub struct Ended {
     pub result: Result<()>,
     /// From its start to its end.
     pub took: Duration,
-    /// Of the processor, by it and by those of its children that it waited for. Zero where the system doesn't say.
+    /// CPU time of it and of the children that it waited for. Zero if unknown.
     pub cpu: Duration,
 }
 
@@ -108,7 +108,7 @@ pub fn quoted(word: &str) -> String {
     }
 }
 
-/// Runs a short program and returns what it printed. An interrupt does not end it, so it suits tidying up.
+/// Runs a short program and returns what it printed. An interrupt does not end it, so it is suitable for cleanup.
 ///
 /// # Errors
 /// When it cannot be started or does not succeed; the error has the end of what it printed.
@@ -152,7 +152,7 @@ fn finish(command: &Command, child: &mut Child, limit: Duration) -> (Duration, R
     (cpu, result)
 }
 
-/// Ends the program, in good order if it can, as soon as `enough` says so.
+/// Ends the program, gracefully if possible, as soon as `enough` returns `true`.
 fn wait(child: &mut Child, enough: &mut dyn FnMut(u32) -> bool) -> Result<ExitStatus> {
     let group = Pid::from_raw(i32::try_from(child.id())?);
     let mut asked: Option<Instant> = None;

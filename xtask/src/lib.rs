@@ -1,4 +1,4 @@
-//! The parts of `cargo xtask` that the integration tests use too: real servers, started and ended by need.
+//! The parts of `cargo xtask` that the integration tests use too: real servers, started and stopped on demand.
 //!
 //! [`services`] starts brokers and stores, [`prerequisites`] installs what they need, and [`command`] runs other
 //! programs so that an interrupt ends them as well.

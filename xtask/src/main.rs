@@ -1,4 +1,4 @@
-//! `cargo xtask`: the project's one tool. Without arguments it tells what it can do.
+//! `cargo xtask`: the project's tool. Without arguments it prints its help.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is this tool's job")]
 
@@ -15,41 +15,42 @@ use xtask::command::{catch_interrupts, interrupted};
 use xtask::services::{Service, Services, are_containers};
 
 const HELP: &str = "\
-The tool of the kafkaq project. It needs Rust; whatever else is missing it installs, or says how to.
+The tool of the kafkaq project. It needs Rust; it installs what else is missing, or says how to.
 
 cargo xtask test [--quick | --backend NAMES | --only NAME] [--kafka redpanda]
     Checks everything: format, lints, documentation, licences, packages, and all tests, those on real
-    servers too. The servers are its own, and are ended again whatever happens. What fails stops nothing
-    else; the end of the output says what it was, how to repeat it alone, and where the logs are.
+    servers too. It starts its own servers, and always stops them again. A failure stops nothing
+    else; the end of the output lists failures, how to repeat them alone, and where the logs are.
     --quick     no servers, no documentation: what to run before each commit
     --only      one test binary, or of it one test, for example: --only kafkaq-tests::outage
-                or one of the other checks: format, rust-version, blocks (of Rust in documents),
-                packages, licences, clippy, features, documentation, quickstart
+                or one of the other checks: format, rust-version, architecture (what its document names
+                exists), blocks (of Rust in documents), packages, licences, clippy, features,
+                documentation, quickstart
     --backend   only the matrix, and of it the pairs of these, for example: --backend rskafka,etcd
                 brokers: memory, rdkafka, rskafka; stores: memory, redis, redis-cluster, etcd, zookeeper.
                 With no broker named it is all of them, and with no store all stores. Starts only the
                 servers that they need.
-    --kafka     redpanda: in Kafka's place, where a Docker engine answers
+    --kafka     redpanda: in Kafka's place, if a Docker engine responds
 
 cargo xtask bench [pairs] [stores] [logs] [delays] [idle] [worker] [crowd] [seeds] [--backend NAMES]
                   [--mimalloc] [--observed]
-    Figures of an optimized build on this machine, as Markdown: of everything, or of these parts.
-    It judges nothing. Takes about twenty minutes. The servers are its own, as with `test`.
+    Figures of an optimized build on this machine, as Markdown: for everything, or for these parts.
+    It judges nothing. Takes about twenty minutes. It starts its own servers, as `test` does.
     pairs       every broker with every store: publish rate, drain rate, pick-up latency
-    stores      swaps a second, beside the store's client alone
-    logs        records a second, beside the log's client alone
-    delays      how late tasks come when a million of them wait for up to two minutes
-    idle        what sixty queues cost that have nothing to do
-    worker      tasks a second of a worker, beside loops around `get_job`
-    crowd       how soon fresh tasks are begun beside ten thousand that fail
-    seeds       how many seeds a second the simulation does
+    stores      swaps per second, compared with the store's bare client
+    logs        records per second, compared with the log's bare client
+    delays      the lateness of a million tasks that are delayed by up to two minutes
+    idle        the cost of sixty idle queues
+    worker      tasks per second of a worker, compared with loops around `get_job`
+    crowd       how soon new tasks start next to ten thousand that fail
+    seeds       seeds per second of the simulation
     --backend   only these, as with `test`
-    --mimalloc  with that allocator instead of the system's
+    --mimalloc  with mimalloc instead of the system's
     --observed  with metrics and spans
 
 cargo xtask services up [--only NAMES | --all] [--env]
     Starts Kafka and Redis on free ports of 127.0.0.1 and leaves them running: as containers where a
-    Docker engine answers, else as processes. (KAFKAQ_SERVICES=docker or =native decides by hand.)
+    Docker engine responds, otherwise as processes. (KAFKAQ_SERVICES=docker or =native overrides it.)
     --only    others, for example: --only kafka,etcd
               There are kafka, redis, redis-cluster, etcd and zookeeper; and redpanda in Kafka's place,
               as a container only.
@@ -57,10 +58,10 @@ cargo xtask services up [--only NAMES | --all] [--env]
     --env     prints nothing but the variables that the tests read: eval \"$(cargo xtask services up --env)\"
 
 cargo xtask services down [--only NAMES]
-    Ends them and removes their data.
+    Stops them and removes their data.
 
 cargo xtask services status
-    What runs, and where.
+    Lists what runs, and where.
 ";
 
 fn main() -> ExitCode {

@@ -1,4 +1,4 @@
-//! Programs that building and testing need: found, installed where we may, or named exactly where we may not.
+//! Programs that building and testing need: finds them, installs them if allowed, or says exactly what is missing.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,10 +8,10 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::command::{capture, run};
 
-/// A program, and the Debian package that has it.
+/// A program, and its Debian package.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tool {
-    /// Its name, or a whole path where the package puts it out of `PATH`.
+    /// Its name, or its full path if the package puts it outside of `PATH`.
     program: &'static str,
     package: &'static str,
     /// Kafka 4 runs on Java 17 and later.
@@ -27,7 +27,7 @@ const C_BUILD: &[Tool] = &[tool("cc", "gcc"), tool("c++", "g++"), tool("make", "
 /// What compiles the protocol of etcd. Debian has the files that come with the compiler in a package of their own.
 const PROTOC: Tool = tool("protoc", "protobuf-compiler");
 const PROTOC_FILES: Tool = tool("/usr/include/google/protobuf/empty.proto", "libprotobuf-dev");
-/// A Kafka client that knows nothing of kafkaq, for the tests of foreign records.
+/// A Kafka client that knows nothing about kafkaq, for tests of foreign records.
 pub const KCAT: Tool = tool("kcat", "kcat");
 /// Runs Kafka without a container.
 pub const JAVA: Tool = Tool { program: "java", package: "default-jre-headless", java: true };
@@ -40,10 +40,10 @@ pub const ETCD: Tool = tool("etcd", "etcd-server");
 /// ZooKeeper without a container. Debian keeps its script out of `PATH`.
 pub const ZOOKEEPER: Tool = tool("/usr/share/zookeeper/bin/zkServer.sh", "zookeeper");
 
-/// Below this a linker or a server will soon stop in the middle, with a message that names another cause.
+/// With less, a linker or a server will soon fail with a misleading message.
 const LEAST_SPACE_GB: f64 = 2.0;
 
-/// Sees to it that there is space to build in.
+/// Checks that there is enough disk space to build.
 ///
 /// # Errors
 /// When there is next to none, with what a run from scratch takes.
@@ -84,7 +84,7 @@ impl Tool {
     }
 }
 
-/// Sees to it that all `tools` are there. As root on a Debian system it installs what is missing.
+/// Ensures that all `tools` are present. As root on a Debian system it installs missing ones.
 ///
 /// # Errors
 /// When something is missing that we may not install, with the command that would; when the installation fails.

@@ -1,4 +1,4 @@
-//! A certificate made for the occasion. Needs the `openssl` program.
+//! A temporary certificate. Requires the `openssl` program.
 
 use std::{
     path::PathBuf,
@@ -6,7 +6,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-/// For `localhost`, signed by itself. Its files go with it.
+/// For `localhost`, self-signed. Its files are deleted with it.
 #[derive(Debug)]
 pub struct Certificate {
     folder: PathBuf,

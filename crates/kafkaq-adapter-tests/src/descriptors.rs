@@ -1,4 +1,4 @@
-//! What a call says in a process that has used up its file descriptors.
+//! The error of a call in a process that has exhausted its file descriptors.
 
 use crate::{Adapter, create, key, one};
 use kafkaq_core::{Effect, ErrorKind, Retry};

@@ -1,4 +1,4 @@
-//! Keys, swaps and values of few words.
+//! Short constructors for keys, swaps and values.
 
 use bytes::Bytes;
 use kafkaq_core::{Key, LeaseStore, Result, Swap, Swapped};
@@ -43,7 +43,7 @@ pub fn remove(key: &Key, expect: &'static str) -> Swap {
     Swap::new(key.clone(), value(expect), None, None)
 }
 
-/// What becomes of one swap alone.
+/// Returns the outcome of a single swap.
 ///
 /// # Errors
 /// The store's.
@@ -51,7 +51,7 @@ pub async fn one(store: &dyn LeaseStore, swap: Swap) -> Result<Swapped> {
     store.swap(&[swap]).await.pop().unwrap()
 }
 
-/// What is there.
+/// Returns the stored value.
 ///
 /// # Errors
 /// The store's.
@@ -59,7 +59,7 @@ pub async fn read(store: &dyn LeaseStore, key: &Key) -> Result<Option<Bytes>> {
     store.get(std::slice::from_ref(key)).await.pop().unwrap()
 }
 
-/// Waits until `check` says yes.
+/// Waits until `check` returns `true`.
 pub async fn until(what: &str, mut check: impl AsyncFnMut() -> bool) {
     let begin = Instant::now();
     while !check().await {

@@ -1,5 +1,5 @@
-//! What the tests of kafkaq's stores have in common, beyond the rules that the conformance kit checks: how a client
-//! fails, reconnects and closes, on a server that stops, hangs and comes back.
+//! Tests shared by kafkaq's stores, beyond the rules that the conformance kit checks: how a client fails, reconnects
+//! and closes, with a server that stops, hangs and comes back.
 //!
 //! An adapter implements [`Adapter`] and lists the cases with [`cases!`](crate::cases).
 
@@ -15,12 +15,12 @@ mod certificate;
 pub mod descriptors;
 mod fixtures;
 mod log;
-#[allow(missing_docs, reason = "a case says what it is about by its name")]
+#[allow(missing_docs, reason = "the name of a case describes it")]
 pub mod outages;
-#[allow(missing_docs, reason = "a case says what it is about by its name")]
+#[allow(missing_docs, reason = "the name of a case describes it")]
 pub mod reconnecting;
 mod stopwatch;
-#[allow(missing_docs, reason = "a case says what it is about by its name")]
+#[allow(missing_docs, reason = "the name of a case describes it")]
 pub mod strangers;
 
 pub use certificate::Certificate;

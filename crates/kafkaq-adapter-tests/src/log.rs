@@ -1,4 +1,4 @@
-//! What an operator would read.
+//! Captures what an operator would read in the log.
 
 use std::{
     fmt,

@@ -1,4 +1,4 @@
-//! What an operator reads while a server is away.
+//! What an operator reads while a server is down.
 
 use crate::{Adapter, Log, create, key, one, read, until};
 use std::time::Duration;

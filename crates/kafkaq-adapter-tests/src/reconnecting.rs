@@ -1,4 +1,4 @@
-//! What a call says when the server or the network fails, and that the next call finds its way back.
+//! Errors of calls when the server or the network fails, and recovery at the next call.
 
 use crate::{Adapter, Stopwatch, create, key, keys, one, read, until, value};
 use futures_util::future::join_all;

@@ -1,4 +1,4 @@
-//! Time for limits that hold on a busy machine as well.
+//! Measures time for limits that also hold on a busy machine.
 
 use std::{
     sync::{

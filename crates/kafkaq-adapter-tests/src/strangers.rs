@@ -1,4 +1,4 @@
-//! What a call says of an address where something else answers.
+//! Errors of calls to an address with some other server.
 
 use crate::{Adapter, create, key, one};
 use kafkaq_core::{Effect, ErrorKind};
@@ -36,7 +36,7 @@ pub async fn another_kind_of_server_is_taken_for_what_it_is<A: Adapter>() {
         let error = one(&A::at(addr, LIMIT), create(&key("a"), "a")).await.unwrap_err();
         assert_eq!((error.kind(), error.effect()), (ErrorKind::Unavailable, Effect::NotApplied), "{error}");
         let advice = error.advice().unwrap();
-        assert!(advice.contains("something else") && advice.contains(&addr.to_string()), "{error}");
+        assert!(advice.contains("something other than") && advice.contains(&addr.to_string()), "{error}");
         assert!(!error.to_string().contains('\n'), "{error}");
     }
 }

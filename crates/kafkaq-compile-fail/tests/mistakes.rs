@@ -1,4 +1,4 @@
-//! The errors that the usual mistakes of a first handler lead to, word by word.
+//! The compiler errors for common mistakes in a first handler, word by word.
 //!
 //! `TRYBUILD=overwrite cargo test -p kafkaq-compile-fail` writes them anew; read what has changed.
 

@@ -1,7 +1,8 @@
-//! A log on the files of Unix: a directory for each topic, and in it a file for each partition.
+//! A log on Unix files: one directory per topic, with one file per partition.
 //!
-//! Any number of processes may share it. What was answered survives processes that are killed at any point, and a loss
-//! of power. Nothing is ever deleted, and a client keeps eight bytes in memory for each record of the partitions it uses.
+//! Any number of processes may share it. Acknowledged records survive processes that are killed at any point, and a
+//! power failure. Nothing is ever deleted, and a client keeps eight bytes in memory for each record of the partitions
+//! it uses.
 //!
 //! ```text
 //! topics/emails/0    head, then frame after frame
@@ -28,9 +29,9 @@ use tokio::sync::Semaphore;
 
 /// No call waits longer for a lock, and none longer for its turn than four such calls take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often a fetch that waits looks again: processes can't wake one another.
+/// How often a waiting fetch checks for records: processes can't wake one another.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// Calls at a time, each on a thread of its own.
+/// How many calls run at a time, each on a thread of its own.
 const MAX_CALLS: u32 = 16;
 /// Bytes before the first frame, and before a frame's payload.
 const HEAD: u64 = 24;
@@ -40,7 +41,7 @@ const FRAME: u64 = 16;
 #[derive(Debug)]
 pub struct FileLog {
     directory: Arc<Directory>,
-    /// One for each call under way. `close` takes all of them.
+    /// One for each call in flight. `close` takes all of them.
     permits: Arc<Semaphore>,
 }
 
@@ -50,7 +51,7 @@ struct Directory {
     indexes: Mutex<HashMap<Partition, Arc<Mutex<Index>>>>,
 }
 
-/// What this client knows of a partition's file.
+/// What this client knows about a partition's file.
 #[derive(Debug, Default)]
 struct Index {
     topic: u64,
@@ -59,7 +60,7 @@ struct Index {
     ends: Vec<u64>,
 }
 
-/// What an error says of a call, and how long the call may wait for a lock.
+/// A call's name in errors, and how long it may wait for a lock.
 #[derive(Clone, Copy)]
 struct Call {
     op: &'static str,
@@ -73,7 +74,7 @@ impl FileLog {
         FileLog { directory: Arc::new(directory), permits: Arc::new(Semaphore::new(MAX_CALLS as usize)) }
     }
 
-    /// Runs `work` on a thread that may block. It goes on if the caller is dropped.
+    /// Runs `work` on a thread that may block. It continues if the caller is dropped.
     async fn run<T: Send + 'static>(
         &self,
         op: &'static str,
@@ -94,7 +95,7 @@ impl FileLog {
 }
 
 impl Call {
-    /// The error of something that certainly changed nothing.
+    /// The error of an operation that certainly changed nothing.
     fn failed(self, e: io::Error) -> Error {
         let (kind, advice) = match e.kind() {
             io::ErrorKind::NotFound => (ErrorKind::NotFound, "Create the topic, with enough partitions"),
@@ -129,7 +130,7 @@ impl Directory {
         valid.then(|| self.root.join("topics").join(name)).ok_or_else(|| io::ErrorKind::InvalidInput.into())
     }
 
-    /// The lock of all who look at topics, create or delete them.
+    /// The lock for reading, creating and deleting topics.
     fn lock_topics(&self, call: Call) -> Result<File> {
         fs::create_dir_all(self.root.join("topics")).map_err(|e| call.failed(e))?;
         let lock = File::create(self.root.join("lock")).map_err(|e| call.failed(e))?;
@@ -195,7 +196,7 @@ impl Directory {
             for record in records {
                 if record.size() as u64 > limit {
                     let error = Error::not_applied(ErrorKind::TooLarge, call.op).on(to);
-                    outcomes.push(Err(error.with_advice(format!("The topic takes {limit} bytes"))));
+                    outcomes.push(Err(error.with_advice(format!("The topic accepts {limit} bytes"))));
                     continue;
                 }
                 outcomes.push(Ok((index.ends.len() + ends.len()) as i64));

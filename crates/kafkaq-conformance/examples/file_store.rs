@@ -1,4 +1,4 @@
-//! Leases in one file, for a few thousand tasks at a time: each batch of swaps rewrites it.
+//! Leases in a single file, for a few thousand tasks at a time: each batch of swaps rewrites it.
 //!
 //! Clients of any number of processes may share the file. It survives processes that are killed at any point.
 
@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 const TURN_TIMEOUT: Duration = Duration::from_secs(20);
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A client that blocks, behind calls that don't. One call uses it at a time; `None`: it is closed.
+/// A blocking client behind calls that don't block. One call uses it at a time; `None`: it is closed.
 #[derive(Debug)]
 struct Blocking<C>(Arc<Mutex<Option<C>>>);
 
@@ -26,7 +26,7 @@ impl<C: Send + 'static> Blocking<C> {
         Blocking(Arc::new(Mutex::new(Some(client))))
     }
 
-    /// Runs `work` on a thread that may block. If the caller is dropped it goes on, and the next call waits for it.
+    /// Runs `work` on a thread that may block. It continues if the caller is dropped, and the next call waits for it.
     async fn run<T: Send + 'static>(
         &self,
         op: &'static str,
@@ -42,7 +42,7 @@ impl<C: Send + 'static> Blocking<C> {
         working.await.unwrap_or_else(|e| Err(Error::unknown(ErrorKind::Other, op).with_source(e)))
     }
 
-    /// Waits for the call that is under way.
+    /// Waits for the call in flight.
     async fn close(&self) {
         *self.0.lock().await = None;
     }
@@ -119,7 +119,7 @@ fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
-/// The error of something that certainly changed nothing.
+/// The error of an operation that certainly changed nothing.
 fn not_applied(op: &'static str, e: io::Error) -> Error {
     let kind = match e.kind() {
         io::ErrorKind::PermissionDenied => ErrorKind::Denied,

@@ -1,4 +1,4 @@
-//! A case: the check of one rule, and what it is given.
+//! A case: the check of one rule, and its context.
 
 use crate::{
     Outage,
@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-/// What a backend, or the place where it is tested, may not have. See [`Kit::without`](crate::Kit::without).
+/// What a backend, or its test environment, may lack. See [`Kit::without`](crate::Kit::without).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Capability {
@@ -25,11 +25,11 @@ pub enum Capability {
     TopicDeletion,
     /// Two clients at once. Without it the cases run one after another.
     SecondClient,
-    /// A log that carries several headers of one name, in their order.
+    /// A log that keeps several headers with the same name, in order.
     RepeatedHeaders,
-    /// A log that tells a header with a null value from one with an empty value.
+    /// A log that distinguishes a null header value from an empty one.
     NullHeaders,
-    /// A log that limits a record's size by topic.
+    /// A log that limits the size of records per topic.
     RecordLimit,
 }
 
@@ -58,7 +58,7 @@ pub(crate) fn last_segment(path: &'static str) -> &'static str {
     path.rsplit("::").next().unwrap_or(path).trim()
 }
 
-/// A name that no other case or run has: no two of them meet in one server.
+/// A name that no other case or run uses, so that they can share a server.
 pub(crate) fn unique() -> String {
     // Keyed anew by the system and with each call.
     format!("kit-{:016x}", RandomState::new().hash_one(0))
@@ -77,7 +77,7 @@ pub(crate) async fn give_up(call: impl Future, turn: u64) {
     }
 }
 
-/// What a case works with: clients that end with it, and names that nobody else uses.
+/// The context of a case: clients that end with it, and names that nobody else uses.
 pub(crate) struct Context<T: ?Sized> {
     setup: Arc<Setup<T>>,
     space: String,
@@ -94,14 +94,14 @@ impl<T: ?Sized + Send + Sync + 'static> Context<T> {
         let made = tokio::time::timeout(self.setup.answers_within, (self.setup.make)()).await;
         let client = match made {
             Ok(Ok(client)) => client,
-            Ok(Err(error)) => return Err(Failed(format!("no client could be made: {error}"))),
-            Err(_) => return Err(Failed("no client could be made in time".into())),
+            Ok(Err(error)) => return Err(Failed(format!("no client could be created: {error}"))),
+            Err(_) => return Err(Failed("no client could be created in time".into())),
         };
         self.clients.lock().unwrap_or_else(PoisonError::into_inner).push(client.clone());
         Ok(client)
     }
 
-    /// Another client where there may be two, or the same once more.
+    /// Another client if two are possible, otherwise the same again.
     pub(crate) async fn other_client(&self, first: &Arc<T>) -> Checked<Arc<T>> {
         if self.setup.lacks(Capability::SecondClient) {
             return Ok(first.clone());
@@ -109,7 +109,7 @@ impl<T: ?Sized + Send + Sync + 'static> Context<T> {
         self.client().await
     }
 
-    /// Names what a case makes: unique to this run of it.
+    /// A name for what a case creates, unique to this run.
     pub(crate) fn space(&self) -> &str {
         &self.space
     }
@@ -139,7 +139,7 @@ impl<T: ?Sized + Send + Sync + 'static> Context<T> {
         self.setup.outage.as_deref().ok_or_else(|| Failed("there is no way to cut off the server".into()))
     }
 
-    /// Ends every client of the case. What a close answers is the business of the cases that are about it.
+    /// Closes every client of the case. The outcome of close is checked by its own cases.
     pub(crate) async fn end(&self) {
         if let Some(outage) = &self.setup.outage {
             let _ = outage.restore().await;

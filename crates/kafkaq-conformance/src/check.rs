@@ -1,4 +1,4 @@
-//! How a case says that a rule was broken.
+//! How a case reports that a rule was broken.
 
 use std::fmt;
 
@@ -15,7 +15,7 @@ impl<E: fmt::Display> From<E> for Failed {
     }
 }
 
-/// Goes on only if the condition holds.
+/// Continues only if the condition holds.
 macro_rules! ensure {
     ($condition:expr, $($why:tt)+) => {
         if !$condition {
@@ -24,7 +24,7 @@ macro_rules! ensure {
     };
 }
 
-/// Goes on only if both are equal.
+/// Continues only if both are equal.
 macro_rules! ensure_eq {
     ($left:expr, $right:expr, $($why:tt)+) => {{
         let (left, right) = (&$left, &$right);

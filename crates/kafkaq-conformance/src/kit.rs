@@ -1,4 +1,4 @@
-//! The kit: a backend, what its place of test has to offer, and the cases that it goes through.
+//! The kit: a backend, the capabilities of its test environment, and its cases.
 
 use crate::{
     BoxError, Outage,
@@ -29,7 +29,7 @@ const CASE_LIMIT: Duration = Duration::from_secs(30);
 /// Cases wait more than they work: so many run at a time, whatever the number of cores.
 const AT_A_TIME: usize = 8;
 
-/// How a backend is reached and what may be asked of it.
+/// How a backend is reached, and its capabilities.
 pub(crate) struct Setup<T: ?Sized> {
     pub(crate) make: Make<T>,
     pub(crate) close: Close<T>,
@@ -63,7 +63,7 @@ impl<T: ?Sized> Setup<T> {
     }
 }
 
-/// A backend under test. Made by [`store`](crate::store), [`log`](crate::log) and [`broker`](crate::broker).
+/// A backend under test. Created by [`store`](crate::store), [`log`](crate::log) and [`broker`](crate::broker).
 #[must_use = "a kit does nothing until it is run"]
 pub struct Kit<T: ?Sized> {
     name: String,
@@ -95,14 +95,14 @@ impl<T: ?Sized + Send + Sync + 'static> Kit<T> {
         Kit { name, setup, cases }
     }
 
-    /// Lets the kit take the server away. Without it the cases about that are ignored.
+    /// Lets the kit take the server away. Without it, those cases are ignored.
     pub fn with_outage(mut self, outage: impl Outage) -> Self {
         self.setup.outage = Some(Arc::new(outage));
         self
     }
 
-    /// Lets the kit delete a topic of the log by its name, as an operator does. When it returns, the topic is gone.
-    /// Without it the cases about topics that are recreated are ignored.
+    /// Lets the kit delete a topic of the log by name, as an operator does. When it returns, the topic is gone. Without
+    /// it, the cases about recreated topics are ignored.
     pub fn with_topic_deletion<F>(mut self, delete: impl Fn(String) -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = Result<(), BoxError>> + Send + 'static,
@@ -111,22 +111,21 @@ impl<T: ?Sized + Send + Sync + 'static> Kit<T> {
         self
     }
 
-    /// Says that something can't be had and why. Cases that need it are ignored, with that reason.
+    /// Declares a missing capability, with the reason. Cases that need it are ignored with that reason.
     pub fn without(mut self, capability: Capability, reason: impl Into<String>) -> Self {
         self.setup.lacking.push((capability, reason.into()));
         self
     }
 
-    /// The longest that any call may take, with or without a server: the backend's own request timeout, and some
-    /// room. 30 s unless set.
+    /// The longest that a call may take, with or without a server: the backend's own request timeout plus a margin.
+    /// Default: 30 s.
     pub fn answers_within(mut self, limit: Duration) -> Self {
         self.setup.answers_within = limit;
         self
     }
 
-    /// Runs the cases under tokio's paused clock, one after another and each on one thread: for a backend in memory
-    /// that waits by tokio's clock alone. What a case waits for takes no time then, and no limit depends on how busy
-    /// the machine is.
+    /// Runs the cases under tokio's paused clock, one after another and each on one thread: for an in-memory backend
+    /// that only waits by tokio's clock. Waits then take no time, and no limit depends on the load of the machine.
     pub fn with_paused_clock(mut self) -> Self {
         self.setup.paused_clock = true;
         self
@@ -144,10 +143,10 @@ impl<T: ?Sized + Send + Sync + 'static> Kit<T> {
     }
 }
 
-/// What became of a case.
+/// The outcome of a case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The rule holds, as far as a test can tell.
+    /// The rule holds, as far as a test can show.
     Passed,
     /// A capability wasn't provided; says which and why.
     Ignored(String),
@@ -160,7 +159,7 @@ pub enum Outcome {
 pub struct Report {
     /// `backend::case`.
     pub name: String,
-    /// What became of it.
+    /// Its outcome.
     pub outcome: Outcome,
 }
 
@@ -215,7 +214,7 @@ impl Suite {
         libtest_mimic::run(&arguments, trials).exit_code()
     }
 
-    /// Runs all cases at once, each on a thread of its own, and answers their outcomes in the order of the cases.
+    /// Runs all cases concurrently, each on its own thread, and returns their outcomes in the order of the cases.
     #[must_use]
     pub fn results(self) -> Vec<Report> {
         let start = |case: Bound| (case.name, thread::spawn(case.run));

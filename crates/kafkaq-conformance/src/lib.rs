@@ -23,7 +23,7 @@ use std::sync::Arc;
 pub mod guide {
     #[doc = include_str!("../docs/write-your-own-store.md")]
     ///
-    /// # The whole store
+    /// # The complete store
     ///
     /// `examples/file_store.rs` of this crate:
     ///
@@ -40,7 +40,7 @@ pub mod guide {
 
     #[doc = include_str!("../docs/write-your-own-log.md")]
     ///
-    /// # The whole log
+    /// # The complete log
     ///
     /// `examples/file_log.rs` of this crate:
     ///
@@ -56,13 +56,13 @@ pub mod guide {
     pub mod write_your_own_log {}
 }
 
-/// Whatever kept a client from being made. Every error converts into it by `?`.
+/// Any error that prevents a client from being created. `?` converts every error into it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The rules of a [`LeaseStore`].
 ///
-/// Each call of `make` answers a new client of the same store, as another process would have one. It is called
-/// within a tokio runtime that lasts as long as one case.
+/// Each call of `make` returns a new client of the same store, as in another process. It is called within a tokio
+/// runtime that lasts as long as one case.
 pub fn store<S, F>(
     name: impl Into<String>,
     make: impl Fn() -> F + Send + Sync + 'static,

@@ -1,4 +1,4 @@
-//! An [`Outage`] for every server that is reached by TCP: a proxy that goes silent.
+//! An [`Outage`] for every server that is reached over TCP: a proxy that goes silent.
 
 use crate::{BoxError, Outage};
 use async_trait::async_trait;
@@ -13,9 +13,9 @@ use std::{
     thread,
 };
 
-/// Stands between clients and a server on this machine. While the server is cut off, requests still reach it but
-/// no answer comes back, which is the outage that is hardest to tell from success. Restoring breaks the connections
-/// that missed an answer.
+/// Sits between clients and a server on this machine. While the server is cut off, requests still reach it but no
+/// response comes back, which is the outage that is hardest to distinguish from success. Restoring breaks the
+/// connections that missed a response.
 ///
 /// Let the clients connect to [`Proxy::addr`], and give the kit a clone with
 /// [`Kit::with_outage`](crate::Kit::with_outage).

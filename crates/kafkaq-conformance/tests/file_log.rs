@@ -1,4 +1,4 @@
-//! The guide's log keeps every rule, also while another process sits on its locks, and so does a group over it.
+//! The guide's log keeps every rule, even while another process holds its locks, and so does a group over it.
 
 #[path = "../examples/file_log.rs"]
 #[allow(unreachable_pub)]

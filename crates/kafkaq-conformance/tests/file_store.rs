@@ -1,4 +1,4 @@
-//! The guide's store keeps every rule, also while another process sits on its lock.
+//! The guide's store keeps every rule, even while another process holds its lock.
 
 #[path = "../examples/file_store.rs"]
 #[allow(unreachable_pub)]

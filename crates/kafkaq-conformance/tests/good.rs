@@ -1,4 +1,5 @@
-//! The pair in memory keeps every rule, and so does a group that is kept in the store. Also what the kit looks like from outside: `cargo test --test good -- --list`.
+//! The pair in memory keeps every rule, and so does a group that is kept in the store. Also what the kit looks like
+//! from outside: `cargo test --test good -- --list`.
 
 use kafkaq::{
     LeasedGroup,

@@ -1,4 +1,4 @@
-//! Each guide's first sections, copied into an empty crate as a reader copies them, compile and pass.
+//! Each guide's first sections, copied into an empty crate as a reader would, compile and pass.
 
 #![allow(clippy::unwrap_used)]
 

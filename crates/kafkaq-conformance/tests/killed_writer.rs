@@ -1,4 +1,4 @@
-//! The guide's log keeps what it has answered when its writers are killed at any point.
+//! The guide's log keeps acknowledged records when its writers are killed at any point.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 

@@ -1,4 +1,4 @@
-//! A connection to a server that the calls of a store share: made when it is needed, and again after it broke.
+//! A shared connection to a server for the calls of a store: opened on demand, and reopened when it breaks.
 //!
 //! ```text
 //!  Down ──connect──> Up ──timeout, broken──> Down        close ──> Closed, for ever
@@ -6,9 +6,9 @@
 //! Calls that wait for a connection share one attempt and its outcome. Failed attempts are spaced by a backoff, so any
 //! number of callers means one attempt at a time.
 //!
-//! A server may hang up on an idle connection, and a firewall may forget it without a word. So a connection that was
-//! idle for a while is asked for a sign of life before it carries a request. And a request that certainly had no effect
-//! when its connection broke is sent once more, over a new connection.
+//! A server may close an idle connection, and a firewall may silently forget it. So a connection that was idle for a
+//! while is pinged before it carries a request. And a request that certainly had no effect when its connection broke is
+//! sent once more, over a new connection.
 //!
 //! For kafkaq's own stores. This module promises no stability.
 
@@ -37,13 +37,13 @@ const LAST_BACKOFF: Duration = Duration::from_millis(500);
 /// A connection that was silent for this long is pinged before it is used.
 pub const IDLE: Duration = Duration::from_secs(10);
 
-/// The ping may take this part of the call's time, so that enough is left for a new connection.
+/// The ping may take this fraction of the call's time, so that enough is left for a new connection.
 const PING_SHARE: u32 = 4;
 
-/// Calls of a connection under way at a time. More wait.
+/// The maximum number of calls in flight per connection. More wait.
 const MAX_CALLS: u32 = 1 << 16;
 
-/// An operation as its errors name it.
+/// An operation, as named in errors.
 #[derive(Clone, Copy, Debug)]
 pub struct Operation {
     name: &'static str,
@@ -51,19 +51,19 @@ pub struct Operation {
 }
 
 impl Operation {
-    /// One that changes nothing: however it fails, it had no effect.
+    /// A read: however it fails, it had no effect.
     #[must_use]
     pub const fn read(name: &'static str) -> Self {
         Operation { name, changes: false }
     }
 
-    /// One that changes something.
+    /// A write.
     #[must_use]
     pub const fn write(name: &'static str) -> Self {
         Operation { name, changes: true }
     }
 
-    /// What its errors call it.
+    /// Its name in errors.
     #[must_use]
     pub const fn name(self) -> &'static str {
         self.name
@@ -91,21 +91,21 @@ impl Operation {
 /// An operation with the time by which it has to end.
 #[derive(Clone, Copy, Debug)]
 pub struct Call {
-    /// What is done.
+    /// The operation.
     pub operation: Operation,
-    /// How long it may take.
+    /// The longest that it may take.
     pub limit: Duration,
     started: Instant,
 }
 
 impl Call {
-    /// Begins now.
+    /// Starts now.
     #[must_use]
     pub fn new(operation: Operation, limit: Duration) -> Self {
         Call { operation, limit, started: Instant::now() }
     }
 
-    /// A part of this call that has a name of its own.
+    /// A part of this call with a name of its own.
     #[must_use]
     pub fn part(self, operation: Operation) -> Self {
         Call { operation, ..self }
@@ -136,7 +136,7 @@ impl Call {
     }
 }
 
-/// The error of an attempt to connect to this server; without a cause it was not there in time.
+/// The error of an attempt to connect to this server; without a cause it was not reached in time.
 #[must_use]
 pub fn unreachable(
     operation: Operation,
@@ -151,7 +151,7 @@ pub fn unreachable(
     operation.not_applied(ErrorKind::Unavailable).with_source(cause).with_advice(advice)
 }
 
-/// What to do if an error comes from file descriptors that are used up. The server is innocent then.
+/// What to do about an error that is due to exhausted file descriptors, not to the server.
 #[must_use]
 pub fn out_of_descriptors(error: &(dyn StdError + 'static)) -> Option<&'static str> {
     // EMFILE and ENFILE, on every Unix.
@@ -177,22 +177,22 @@ pub fn out_of_descriptors(error: &(dyn StdError + 'static)) -> Option<&'static s
 
 /// How to connect to a server.
 pub trait Connect: Send + Sync + 'static {
-    /// What errors of connecting call it.
+    /// The name of the operation in errors of connecting.
     const OPERATION: Operation;
 
     /// A handle that is cheap to clone.
     type Connection: Clone + Send + Sync + 'static;
 
-    /// Makes a connection. Called once at a time.
+    /// Opens a connection. Never called concurrently.
     ///
     /// # Errors
     /// `NotApplied`, with advice. They are shared by all callers that wait.
     fn connect(&self, call: Call) -> impl Future<Output = Result<Self::Connection>> + Send;
 
-    /// Asks whether the connection still stands.
+    /// Checks whether the connection is still alive.
     ///
     /// # Errors
-    /// If it doesn't. They are not shown to anybody.
+    /// If it isn't. They are not reported.
     fn ping(&self, connection: &Self::Connection, call: Call) -> impl Future<Output = Result<()>> + Send;
 
     /// Whether it is known to be lost.
@@ -200,16 +200,16 @@ pub trait Connect: Send + Sync + 'static {
         false
     }
 
-    /// The name of the server in errors and in the log: `Redis at 127.0.0.1:6379`. Without a connection, of all that
-    /// are tried.
+    /// The name of the server in errors and log messages: `Redis at 127.0.0.1:6379`. Without a connection, of all
+    /// servers that are tried.
     fn server(&self, connection: Option<&Self::Connection>) -> String;
 }
 
-/// A connection that calls share.
+/// A connection shared by calls.
 pub struct SharedConnection<C: Connect> {
     connect: C,
     state: Mutex<State<C::Connection>>,
-    /// While the server is known to be away, one call tries to connect and all others fail at once.
+    /// While the server is known to be down, one call tries to connect and all others fail at once.
     impatient: bool,
     away: AtomicBool,
     /// Held while connecting.
@@ -223,7 +223,7 @@ enum State<T> {
     Closed,
 }
 
-/// A connection that was made at some time.
+/// A connection and its history.
 #[derive(Clone, Debug)]
 pub struct Up<T> {
     connection: T,
@@ -242,7 +242,7 @@ impl<T> Up<T> {
         &self.connection
     }
 
-    /// It has shown that it stands.
+    /// It has proven to be alive.
     pub fn answered(&self) {
         *lock(&self.last_answer) = Instant::now();
     }
@@ -251,7 +251,7 @@ impl<T> Up<T> {
         lock(&self.last_answer).elapsed() >= IDLE
     }
 
-    /// Which connection it is, so that a late failure of an old one can't tear down its successor.
+    /// Identifies the connection, so that a late failure of an old one can't tear down its successor.
     fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.last_answer, &other.last_answer)
     }
@@ -272,17 +272,17 @@ impl Dial {
     }
 }
 
-/// What came of a request, and whether its connection is used again.
+/// The outcome of a request, and whether its connection is kept.
 #[derive(Debug)]
 pub enum Reply<T> {
-    /// The connection is sound.
+    /// The connection is healthy.
     Keep(Result<T>),
-    /// Another connection, perhaps to another server, promises more.
+    /// Another connection, perhaps to another server, is preferable.
     Leave(Result<T>),
 }
 
 impl<C: Connect> SharedConnection<C> {
-    /// Nothing connects before the first call.
+    /// Doesn't connect before the first call.
     pub fn new(connect: C) -> Self {
         SharedConnection {
             connect,
@@ -294,8 +294,8 @@ impl<C: Connect> SharedConnection<C> {
         }
     }
 
-    /// Fails at once while its server is known to be away: for callers that have other servers to go to. One call at a
-    /// time finds out whether it is back.
+    /// Fails at once while its server is known to be down: for callers that can use other servers. One call at a time
+    /// finds out whether it is back.
     #[must_use]
     pub fn impatient(self) -> Self {
         SharedConnection { impatient: true, ..self }
@@ -306,11 +306,11 @@ impl<C: Connect> SharedConnection<C> {
         &self.connect
     }
 
-    /// Sends a request and returns its answer, within the call's time. A request that certainly had no effect when its
-    /// connection broke is sent once more, over a new one. Dropping the future drops that of the request.
+    /// Sends a request and returns its response, within the call's time. A request that certainly had no effect when
+    /// its connection broke is sent once more, over a new one. Dropping the future drops that of the request.
     ///
     /// # Errors
-    /// Those of the request, of connecting, of a time that is over, and `Closed`.
+    /// Those of the request, of connecting, of a timeout, and `Closed`.
     pub async fn send<T, F>(&self, call: Call, mut request: impl FnMut(C::Connection) -> F) -> Result<T>
     where
         F: Future<Output = Reply<T>>,
@@ -326,20 +326,20 @@ impl<C: Connect> SharedConnection<C> {
         outcome
     }
 
-    /// Counts a call as under way until the permit is dropped: [`SharedConnection::close`] waits for it.
+    /// Counts a call as in flight until the permit is dropped: [`SharedConnection::close`] waits for it.
     ///
     /// # Errors
     /// `Closed`.
     pub fn begin(&self, call: Call) -> Result<Option<OwnedSemaphorePermit>> {
         self.current(call)?;
-        // None is left only with more callers than anybody has; they are not waited for.
+        // Permits run out only with an absurd number of callers; the excess is not waited for.
         Ok(self.calls.clone().try_acquire_owned().ok())
     }
 
     /// Whether a call that failed with this error over this connection can be sent again over a new one.
     pub fn is_worth_another(&self, call: Call, up: &Up<C::Connection>, error: &Error) -> bool {
         let had_no_effect = (error.effect(), error.retry()) == (Effect::NotApplied, Retry::Yes);
-        // A connection that was made for this call tells of the server, not of a time when nobody looked.
+        // A connection that was opened for this call reflects the server, not an idle period.
         had_no_effect && up.made < call.started && Instant::now() < call.deadline()
     }
 
@@ -359,7 +359,7 @@ impl<C: Connect> SharedConnection<C> {
             Ok(reply) => reply,
             Err(_elapsed) => {
                 self.away.store(true, Relaxed);
-                // Nobody can tell a slow server from one that has vanished behind an open connection.
+                // A slow server can't be told from one that has vanished behind an open connection.
                 Reply::Leave(Err(call.timed_out(self.connect.server(Some(&up.connection)))))
             }
         };
@@ -371,7 +371,7 @@ impl<C: Connect> SharedConnection<C> {
         reply
     }
 
-    /// The connection, which is made if there is none.
+    /// Returns the connection, which is opened if there is none.
     ///
     /// # Errors
     /// Those of connecting, and `Closed`.
@@ -392,7 +392,7 @@ impl<C: Connect> SharedConnection<C> {
         self.make(call).await
     }
 
-    /// Leaves a connection, unless a newer one has taken its place.
+    /// Drops a connection, unless a newer one has replaced it.
     pub fn leave(&self, up: &Up<C::Connection>, why: impl fmt::Display) {
         let mut state = lock(&self.state);
         if matches!(&*state, State::Up(current) if current.is_same(up)) {
@@ -402,8 +402,8 @@ impl<C: Connect> SharedConnection<C> {
         }
     }
 
-    /// Ends the connection. Calls that are under way have ended when it returns, by their answers or their timeouts.
-    /// The connection that stood until now is returned.
+    /// Closes the connection. When it returns, calls in flight have ended, by their responses or their timeouts.
+    /// Returns the last connection.
     pub async fn close(&self) -> Option<C::Connection> {
         let before = std::mem::replace(&mut *lock(&self.state), State::Closed);
         let _all = self.calls.acquire_many(MAX_CALLS).await;
@@ -474,7 +474,7 @@ impl<C: Connect> fmt::Debug for SharedConnection<C> {
     }
 }
 
-/// What a panic left behind is still whole: every change is a single assignment.
+/// State is consistent even after a panic: every change is a single assignment.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

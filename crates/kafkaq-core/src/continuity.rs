@@ -1,13 +1,13 @@
-//! Whether a partition still is the log that was read before: a topic that was cut, or deleted and recreated, has
-//! other records at the same offsets, and a position in the earlier one would skip them.
+//! Detects whether a partition is still the log that was read before: a topic that was truncated, or deleted and
+//! recreated, has other records at the same offsets, and a position in the earlier one would skip them.
 //!
-//! A position is kept together with two marks. `mark` is the last record below it: it tells that the log was cut and
-//! grew again. `anchor` is an earlier record that was seen in its place *after* it had been read on from: as long as
-//! it still is there, everything that was read after it is of the same topic, however long a recreated one may be.
+//! A position is kept with two marks. `mark` is the last record below it: it shows that the log was truncated and grew
+//! again. `anchor` is an earlier record that was seen in its place *after* later records had been read: as long as it
+//! is still there, everything that was read after it is of the same topic, however long a recreated one may be.
 //!
 //! A reader compares its position with the log ([`standing`]) at least every ten seconds, after each failure and after
-//! each gap, and commits both marks. So a commit that was made before a change of the topic was noticed carries an
-//! anchor that the new topic doesn't have, and counts for nothing.
+//! each gap, and commits both marks. So a commit that was made before a change of the topic was noticed has an anchor
+//! that the new topic doesn't have, and is ignored.
 
 use crate::{
     Error, ErrorKind, FetchLimit, Offsets, Partition, PartitionLog, Position, Record, Result, Retry,
@@ -15,19 +15,19 @@ use crate::{
 };
 use std::time::Duration;
 
-/// Identifies a record well enough to notice that its topic was cut or recreated.
+/// Identifies a record well enough to notice that its topic was truncated or recreated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
     /// The record's offset.
     pub offset: i64,
     /// The log's time for it.
     pub timestamp_ms: i64,
-    /// Hash of its key and the beginning of its payload, with their sizes.
+    /// A hash of its key and the beginning of its payload, with their sizes.
     pub hash: u64,
 }
 
 impl Mark {
-    /// Returns the mark of a record. Costs the same for a large record as for a small one.
+    /// Returns the mark of a record. The cost doesn't depend on the record's size.
     #[must_use]
     pub fn of(record: &Record) -> Mark {
         const ENOUGH: usize = 256;
@@ -50,25 +50,25 @@ impl Mark {
     }
 }
 
-/// How far a group has read a partition.
+/// A group's position in a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
     /// The offset of the next record to read.
     pub offset: i64,
-    /// The last record below it, where one was seen.
+    /// The last record below it, if one was seen.
     pub mark: Option<Mark>,
     /// A record at or below `mark` from which on the topic is known to have been the same.
     pub anchor: Option<Mark>,
 }
 
 impl Cursor {
-    /// A position of which nothing else is known.
+    /// A position without marks.
     #[must_use]
     pub fn new(offset: i64) -> Self {
         Cursor { offset, mark: None, anchor: None }
     }
 
-    /// Writes the cursor behind a version byte of the caller's.
+    /// Encodes the cursor after the caller's version byte.
     pub(crate) fn encode_into(self, out: &mut Vec<u8>) {
         out.extend(self.offset.to_be_bytes());
         for mark in [self.mark, self.anchor] {
@@ -95,7 +95,7 @@ impl Cursor {
     }
 
     /// Restores the marks of a committed offset. Metadata that isn't ours, or belongs to another offset (an operator
-    /// has moved the group), says nothing: then the offset is believed as it is.
+    /// has moved the group), is ignored: then the offset is used as it is.
     #[must_use]
     pub fn committed(offset: i64, metadata: &str) -> Cursor {
         let read = || {
@@ -133,25 +133,25 @@ fn optional_mark(bytes: &[u8]) -> Option<(Option<Mark>, &[u8])> {
     }
 }
 
-/// How a cursor stands to the log that is there now.
+/// How a cursor relates to the current log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// Reading goes on at the cursor.
+    /// Reading continues at the cursor.
     Intact,
     /// Records from the cursor on were deleted before they were read; `first` is the first one that is there.
     DeletedUnread {
-        /// Where reading goes on.
+        /// Where reading continues.
         first: i64,
     },
-    /// The log was cut, or its topic was deleted and recreated: nothing of the cursor holds.
+    /// The log was truncated, or its topic was deleted and recreated: the cursor is invalid.
     Replaced {
-        /// The first record of the log that is there now.
+        /// The first record of the current log.
         first: i64,
     },
 }
 
 impl Standing {
-    /// What the operator has to know, as an event after which reading goes on; `None` if the log is intact.
+    /// An alarm for the operator, as an event after which reading continues; `None` if the log is intact.
     #[must_use]
     pub fn alarm(self, of: &Partition, cursor: &Cursor) -> Option<Error> {
         let offset = cursor.offset;
@@ -181,14 +181,14 @@ impl Standing {
     }
 }
 
-/// Compares a cursor with the log. A mark that retention has deleted proves nothing, and the cursor is believed. `floor`:
-/// where the log began when it was first looked at, for a reader that has no record to tell it by. A log never gets back
-/// what retention has deleted, so one with earlier records is another.
+/// Compares a cursor with the log. If retention has deleted a mark, it proves nothing, and the cursor is accepted.
+/// `floor`: where the log began when it was first read, for a reader without a record to recognize it by. A log never
+/// regains records that retention has deleted, so one with earlier records is another.
 ///
 /// *Cancel-safety:* safe, it only reads.
 ///
 /// # Errors
-/// The log's own, and `Unavailable` if it doesn't show a record that has to be there: an empty answer is no proof.
+/// The log's own, and `Unavailable` if it doesn't return a record that must be there: an empty response is no proof.
 pub async fn standing(
     log: &dyn PartitionLog,
     of: &Partition,
@@ -199,7 +199,7 @@ pub async fn standing(
     standing_within(log, of, ends, cursor, floor).await
 }
 
-/// As [`standing`], for a caller that has just asked for the log's ends.
+/// As [`standing`], for a caller that has just read the log's ends.
 ///
 /// *Cancel-safety:* safe, it only reads.
 ///
@@ -220,8 +220,8 @@ pub async fn standing_within(
         if mark.offset < ends.first || is_there(log, of, ends, mark).await? {
             continue;
         }
-        // Retention may have passed the mark between the two looks. And if it has not, the log that is there now may
-        // begin elsewhere than the one that was there a moment ago.
+        // Retention may have passed the mark in between. If not, the current log may begin elsewhere than the one a
+        // moment ago.
         ends = offsets(log, of).await?;
         if mark.offset >= ends.first {
             return Ok(Standing::Replaced { first: ends.first });

@@ -11,30 +11,30 @@ use std::{fmt, time::Duration};
 /// The name of the header of a record that was forwarded unread: only a later version can read it.
 pub(crate) const FORWARD_HEADER: &str = "kafkaq-forward";
 
-/// What kafkaq knows of a record beside the user's payload, key and headers.
+/// What kafkaq knows about a record besides the user's payload, key and headers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope {
-    /// Whose record this is.
+    /// The task's id.
     pub id: TaskId,
-    /// When the task was published first.
+    /// When the task was first published.
     pub published: Wall,
     /// The task is not considered before this.
     pub due: Wall,
-    /// How far ahead `due` was set: one further away than this was written by a clock that is wrong.
+    /// How far ahead `due` was set: if it is further away than this, it was set by a wrong clock.
     pub ahead: Duration,
     /// How many times the task had been handed out when this copy was made.
     pub attempt: u32,
     /// How many of these count against the limit.
     pub failures: u32,
-    /// 0 for what was published; a copy's is higher than that of the record it covers.
+    /// 0 for the published record; higher for a copy than for the record it covers.
     pub cover: u32,
-    /// The copy was made while a worker had the task: if no lease tells what became of it, that attempt has failed.
+    /// The copy was made while a worker had the task: without a lease, that attempt counts as failed.
     pub running: bool,
-    /// This copy leaves its lane of the wait topic at this time, to run or to hop on.
+    /// When this copy leaves its lane of the wait topic, to run or to move on.
     pub lane_due: Wall,
-    /// Where the task's first record lies; only copies say so.
+    /// The position of the task's first record; only in copies.
     pub origin: Option<Position>,
-    /// The last failures, and what a later version has added.
+    /// The last failures, and fields of later versions.
     pub history: History,
     /// The highest version that has written it, and the oldest that may read it.
     pub versions: [u8; 2],
@@ -45,7 +45,7 @@ pub struct Envelope {
 pub enum DecodeError {
     /// Only a later kafkaq may read it: the version that wrote it.
     Newer(u8),
-    /// It has no mark of kafkaq's.
+    /// It lacks kafkaq's marker.
     Foreign,
     /// Damaged since it was written; says what is wrong.
     Damaged(&'static str),
@@ -65,7 +65,7 @@ impl fmt::Display for DecodeError {
 
 impl std::error::Error for DecodeError {}
 
-/// Begins each of kafkaq's headers, so that a header of somebody else's by the same name is told from ours. Not UTF-8.
+/// The prefix of each of kafkaq's headers, which distinguishes them from other headers with the same name. Not UTF-8.
 pub(crate) const MARKER: [u8; 3] = [0xab, b'k', b'q'];
 pub(crate) const VERSION: u8 = 2;
 
@@ -75,7 +75,7 @@ const COPY: u8 = 0x04;
 const RUNNING: u8 = 0x08;
 
 impl Envelope {
-    /// Of a task that is published now and may run at once.
+    /// The envelope of a task that is published now and may run at once.
     #[must_use]
     pub fn new(id: TaskId, published: Wall) -> Self {
         Envelope {
@@ -94,7 +94,7 @@ impl Envelope {
         }
     }
 
-    /// The header's value.
+    /// Encodes the header's value.
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let mut out = Vec::with_capacity(self.room());
@@ -102,7 +102,7 @@ impl Envelope {
         out.into()
     }
 
-    /// The same, as a part of a buffer that many share.
+    /// The same, as part of a shared buffer.
     #[doc(hidden)]
     #[must_use]
     pub fn encode_in(&self, buffer: &mut BytesMut) -> Bytes {
@@ -111,14 +111,14 @@ impl Envelope {
         buffer.split().freeze()
     }
 
-    /// About as much as its encoding takes.
+    /// The approximate size of its encoding.
     fn room(&self) -> usize {
         64 + self.history.len()
     }
 
     fn write(&self, out: &mut impl BufMut) {
         out.put_slice(&MARKER);
-        // What this version adds, it alone answers for.
+        // What this version adds can only be written by itself.
         out.put_slice(&[self.versions[0].max(VERSION), self.versions[1]]);
         let uuid = uuid_bytes(self.id.as_str());
         let flag = |set: bool, flag: u8| if set { flag } else { 0 };

@@ -2,27 +2,27 @@
 
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
-/// What went wrong, in the words that decide what happens next.
+/// What went wrong, as far as it decides what happens next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The server could not be reached, or said that it can't serve just now.
+    /// The server could not be reached, or is temporarily unable to serve.
     Unavailable,
-    /// No answer came within the limit.
+    /// There was no response within the limit.
     Timeout,
     /// The server asks for fewer requests.
     Throttled,
-    /// A topic, a partition or a key that has to exist does not.
+    /// A topic, a partition or a key doesn't exist.
     NotFound,
     /// Authentication or authorization failed.
     Denied,
     /// Larger than the server or the topic allows.
     TooLarge,
-    /// The caller's input makes no sense.
+    /// The caller's input is invalid.
     Invalid,
-    /// The server is set up in a way that breaks a promise.
+    /// The server's configuration breaks a promise.
     Misconfigured,
-    /// The partition is not, or no longer, assigned under that epoch.
+    /// The partition is not, or no longer, assigned under this epoch.
     NotOwner,
     /// Bytes that can't be decoded.
     Corrupt,
@@ -30,7 +30,7 @@ pub enum ErrorKind {
     Unsupported,
     /// The handle was closed.
     Closed,
-    /// None of the above; the source says more.
+    /// None of the above; see the source.
     Other,
 }
 
@@ -54,7 +54,7 @@ impl ErrorKind {
     }
 }
 
-/// Did the operation take effect? There is no third answer and no default.
+/// Whether the operation took effect. There is no third value and no default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
     /// It certainly did not happen, and won't happen later.
@@ -63,7 +63,7 @@ pub enum Effect {
     Unknown,
 }
 
-/// Does it help to try again?
+/// Whether a retry helps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Retry {
@@ -77,8 +77,8 @@ pub enum Retry {
 
 /// The error of every backend call.
 ///
-/// It is one word wide and cheap to clone, because one failed batch answers a thousand waiters.
-/// An adapter names the operation; whoever fans the answer out adds the topic, partition or key with [`Error::on`].
+/// It is one word wide and cheap to clone, because one failed batch may be reported to a thousand callers. An adapter
+/// names the operation; the code that distributes the error adds the topic, partition or key with [`Error::on`].
 #[derive(Clone)]
 pub struct Error(Arc<Inner>);
 
@@ -122,8 +122,8 @@ impl Error {
         self
     }
 
-    /// Adds what it failed on: a topic, a partition, a key, an address. Context accumulates, the outermost first:
-    /// an address that an adapter has named stays when the driver adds the partition.
+    /// Adds what the operation failed on: a topic, a partition, a key, an address. Context accumulates, outermost
+    /// first: an address from the adapter stays when the driver adds the partition.
     #[must_use]
     pub fn on(self, what: impl fmt::Display) -> Self {
         self.edit(|i| {
@@ -134,19 +134,19 @@ impl Error {
         })
     }
 
-    /// Says what the reader can do about it. A full sentence without the full stop.
+    /// Adds advice on what to do about it. A full sentence without the period.
     #[must_use]
     pub fn with_advice(self, advice: impl Into<Cow<'static, str>>) -> Self {
         self.edit(|i| i.advice = Some(advice.into()))
     }
 
-    /// Overrides whether a retry helps; by default only `Unavailable`, `Timeout` and `Throttled` say yes.
+    /// Overrides whether a retry helps; by default it does for `Unavailable`, `Timeout` and `Throttled` only.
     #[must_use]
     pub fn with_retry(self, retry: Retry) -> Self {
         self.edit(|i| i.retry = retry)
     }
 
-    /// The client library's error beneath.
+    /// Sets the client library's error.
     #[must_use]
     pub fn with_source(self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         let source: Box<dyn std::error::Error + Send + Sync> = source.into();
@@ -177,14 +177,14 @@ impl Error {
         self.0.op
     }
 
-    /// The client library's error beneath, if there is one: to downcast it. Its text is part of this error's own, so
-    /// [`source`](std::error::Error::source) begins below it, as in [`std::io::Error`].
+    /// The client library's error, if there is one: to downcast it. Its text is part of this error's text, so
+    /// [`source`](std::error::Error::source) starts below it, as in [`std::io::Error`].
     #[must_use]
     pub fn cause(&self) -> Option<&(dyn std::error::Error + Send + Sync + 'static)> {
         self.0.source.as_deref()
     }
 
-    /// What to do about it, where the backend knows.
+    /// What to do about it, if known.
     #[must_use]
     pub fn advice(&self) -> Option<&str> {
         self.0.advice.as_deref()
@@ -220,7 +220,7 @@ impl fmt::Debug for Error {
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        // `Display` prints the cause, so a chain that is walked must not meet it again.
+        // `Display` prints the cause, so the source chain must not contain it again.
         self.0.source.as_deref().and_then(|cause| cause.source())
     }
 }

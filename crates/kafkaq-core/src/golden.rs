@@ -1,4 +1,4 @@
-//! The vectors of `docs/format.md`, against what this version writes and reads.
+//! Tests the vectors of `docs/format.md` against what this version writes and reads.
 
 use crate::group::Value;
 use crate::{Cursor, Envelope, Lease, LeaseState, LeaseToken, Mark, Partition, Position, TaskId, Wall};

@@ -1,18 +1,18 @@
-//! FNV-1a: stable over versions and machines, which std's hasher does not promise.
+//! FNV-1a: stable across versions and machines, which std's hasher does not promise.
 
 /// The hash of the bytes that were added.
 #[derive(Debug)]
 pub struct Fnv(pub u64);
 
 impl Fnv {
-    /// Of no bytes.
+    /// The hash of no bytes.
     #[allow(clippy::new_without_default, reason = "a hash of nothing is no useful default")]
     #[must_use]
     pub fn new() -> Self {
         Fnv(0xcbf2_9ce4_8422_2325)
     }
 
-    /// Adds bytes. It makes no difference how they are split.
+    /// Adds bytes. It doesn't matter how they are split.
     pub fn add(&mut self, bytes: &[u8]) {
         for b in bytes {
             self.0 = (self.0 ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3);

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 /// The name of kafkaq's own header.
 pub const HEADER: &str = "kafkaq";
-/// A header that any other producer may set to name its task.
+/// The header with which other producers can set the task's id.
 pub const ID_HEADER: &str = "kafkaq-id";
 
 /// A record's headers: in order, names may repeat, values may be null.
@@ -18,50 +18,50 @@ impl Headers {
         Headers(Vec::new())
     }
 
-    /// Adds one at the end.
+    /// Appends a header.
     pub fn push(&mut self, name: impl Into<Bytes>, value: Option<Bytes>) {
-        // Most records have one, and a vector would make room for four.
+        // Most records have one, and a vector would allocate space for four.
         if self.0.capacity() == 0 {
             self.0.reserve_exact(1);
         }
         self.0.push((name.into(), value));
     }
 
-    /// The value of the last header of that name, as Kafka's clients look it up. `None` for a null value too.
+    /// The value of the last header with this name, as Kafka's clients look it up. `None` for a null value, too.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Bytes> {
         self.find(name).flatten()
     }
 
-    /// The last header of that name: `Some(None)` if its value is null.
+    /// The last header with this name: `Some(None)` if its value is null.
     pub(crate) fn find(&self, name: &str) -> Option<Option<&Bytes>> {
         self.0.iter().rev().find(|(n, _)| n == name.as_bytes()).map(|(_, v)| v.as_ref())
     }
 
-    /// Keeps the headers for which `keep` says so.
+    /// Keeps the headers for which `keep` returns `true`.
     #[cfg(feature = "machine")]
     pub(crate) fn retain(&mut self, keep: impl Fn(&[u8], Option<&Bytes>) -> bool) {
         self.0.retain(|(n, v)| keep(n, v.as_ref()));
     }
 
-    /// All of them, in order.
+    /// Iterates over all headers, in order.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (&Bytes, Option<&Bytes>)> + ExactSizeIterator {
         self.0.iter().map(|(n, v)| (n, v.as_ref()))
     }
 
-    /// How many.
+    /// The number of headers.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no headers.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Bytes of names and values.
+    /// The size of names and values in bytes.
     #[must_use]
     pub fn size(&self) -> usize {
         self.0.iter().map(|(n, v)| n.len() + v.as_ref().map_or(0, Bytes::len)).sum()

@@ -1,4 +1,4 @@
-//! The last failures of a task, as they travel with its copies and its lease.
+//! The last failures of a task, which are stored in its copies and its lease.
 
 use crate::{
     DecodeError, Wall,
@@ -7,20 +7,20 @@ use crate::{
 use bytes::{BufMut, Bytes};
 use std::time::{Duration, SystemTime};
 
-/// Why an execution of a task failed.
+/// A failed execution of a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FailureRecord {
-    /// When, by the clock of the process that recorded it.
+    /// When it failed, by the clock of the process that recorded it.
     pub at: SystemTime,
-    /// Which hand-out it was.
+    /// The number of the hand-out.
     pub attempt: u32,
-    /// What its holder said, or that its lease ran out. At most 512 bytes.
+    /// The holder's reason, or that its lease expired. At most 512 bytes.
     pub reason: String,
 }
 
-/// The extension fields of a lease or an envelope: tag, length, bytes, each. Failures are one kind of field. Fields of
-/// a later version are kept as they are and passed on.
+/// The extension fields of a lease or an envelope, each with tag, length and bytes. Failures are one kind of field.
+/// Fields of a later version are kept and passed on unchanged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct History(Bytes);
 
@@ -29,10 +29,10 @@ const FAILURE: u64 = 1;
 impl History {
     /// How many failures are kept.
     pub const KEPT: usize = 5;
-    /// The longest reason in bytes; a longer one is cut.
+    /// The maximum length of a reason in bytes; a longer one is truncated.
     pub const REASON_BYTES: usize = 512;
 
-    /// The reason of a failure that nobody has reported.
+    /// The reason of a failure that nobody reported.
     pub const LEASE_RAN_OUT: &str = "its lease ran out";
 
     /// Nothing has failed.
@@ -41,7 +41,7 @@ impl History {
         History(Bytes::new())
     }
 
-    /// Reads what is left of an encoding.
+    /// Decodes the rest of an encoding.
     pub(crate) fn decode(rest: &[u8]) -> Result<Self, DecodeError> {
         let mut reader = Reader(rest);
         while !reader.0.is_empty() {
@@ -81,7 +81,7 @@ impl History {
         self.failures().map(record).collect()
     }
 
-    /// Why it failed last.
+    /// The last reason.
     pub(crate) fn last(&self) -> Option<&str> {
         self.failures().last().map(|(_, _, reason)| reason)
     }
@@ -94,7 +94,7 @@ impl History {
         self.failures().map(line).collect::<Vec<_>>().join("\n")
     }
 
-    /// With one more failure; the oldest beyond [`History::KEPT`] go. An attempt fails once: what is known of it stays.
+    /// Adds a failure; the oldest beyond [`History::KEPT`] are dropped. An attempt fails once: an existing entry stays.
     #[must_use]
     pub fn with(&self, at: Wall, attempt: u32, reason: &str) -> Self {
         let known: Vec<_> = self.failures().collect();
@@ -119,7 +119,7 @@ impl History {
         History(out.into())
     }
 
-    /// Of two histories of one task, the one that knows of the later attempt.
+    /// Of two histories of one task, returns the one with the later attempt.
     #[must_use]
     pub fn later<'a>(&'a self, other: &'a History) -> &'a History {
         let last = |h: &History| h.failures().map(|(_, attempt, _)| attempt).max();
@@ -134,7 +134,7 @@ fn failure(field: &[u8]) -> Result<(Wall, u32, &str), DecodeError> {
     Ok((at, attempt, reason))
 }
 
-/// The beginning of a reason that is too long, at a character's boundary.
+/// Truncates a reason that is too long, at a character boundary.
 #[must_use]
 pub(crate) fn cut(reason: &str) -> &str {
     let mut end = reason.len().min(History::REASON_BYTES);

@@ -3,18 +3,18 @@
 use crate::{Error, ErrorKind, Partition, Result};
 use std::{fmt, sync::Arc};
 
-/// A key of the store. kafkaq makes them; [`Key::of`] is for tests and tools.
+/// A key of the store. kafkaq creates them; [`Key::of`] is for tests and tools.
 ///
 /// Every byte is one of `A-Z a-z 0-9 . _ ~ - / %`; `/` separates the segments, none of which is empty, `.` or
-/// `..`. It has at most [`Key::MAX_LEN`] bytes. A store may put a prefix of its own in front.
+/// `..`. It has at most [`Key::MAX_LEN`] bytes. A store may add a prefix of its own.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key(pub(crate) Arc<str>);
 
 impl Key {
-    /// No key is longer, in bytes.
+    /// The maximum length of a key, in bytes.
     pub const MAX_LEN: usize = 840;
 
-    /// A key of these segments; what may not stand in a key is escaped.
+    /// Creates a key from segments; characters that are not allowed in a key are escaped.
     ///
     /// # Errors
     /// `Invalid` if a segment is empty or there is none, and if the key is too long.
@@ -31,7 +31,7 @@ impl Key {
         Ok(Key(key.into()))
     }
 
-    /// `p/<group>/<topic>/<n>`: who reads a partition, and how far.
+    /// `p/<group>/<topic>/<n>`: who reads a partition, and its cursor.
     #[must_use]
     pub fn partition(group: &str, partition: &Partition) -> Key {
         let mut key = String::from("p/");
@@ -61,7 +61,7 @@ impl fmt::Display for Key {
     }
 }
 
-/// Percent-escapes one segment. `.` and `..` are escaped too: in a tree of paths they mean something else.
+/// Percent-escapes one segment. `.` and `..` are escaped too, since they have a meaning in paths.
 pub(crate) fn escape_into(out: &mut String, segment: &[u8]) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
     let dots = segment == b"." || segment == b"..";

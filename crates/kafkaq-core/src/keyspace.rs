@@ -3,21 +3,21 @@
 use crate::{Error, ErrorKind, Key, Result, TaskId, key::escape_into};
 use std::{cell::RefCell, sync::Arc};
 
-/// Where the leases of one queue and group lie.
+/// The keys of the leases of one queue and group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keyspace(Arc<str>);
 
 impl Keyspace {
-    /// The longest queue name, in bytes: leaves room for `.<group>.wait` in a topic's 249.
+    /// The maximum length of a queue name, in bytes: leaves room for `.<group>.wait` in a topic's 249.
     pub const MAX_QUEUE: usize = 120;
-    /// The longest group name, in bytes.
+    /// The maximum length of a group name, in bytes.
     pub const MAX_GROUP: usize = 60;
 
-    /// The task topic is part of it: queues of one name over different topics have tasks of their own.
+    /// The task topic is part of it: queues with the same name and different topics have separate tasks.
     ///
     /// # Errors
     /// `Invalid` if a name is empty, too long, or has a character that a topic's name can't have; a group's name
-    /// has no dot, so that queue `a` with group `b.c` can't meet queue `a.b` with group `c`.
+    /// has no dot, so that queue `a` with group `b.c` can't collide with queue `a.b` with group `c`.
     pub fn new(queue: &str, group: &str, task_topic: &str) -> Result<Self> {
         let topic_char = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         let invalid = |what: String| Err(Error::not_applied(ErrorKind::Invalid, "check the names").on(what));
@@ -49,8 +49,8 @@ impl Keyspace {
 }
 
 impl Key {
-    /// `t/<queue>/<group>/<id>`, or `t/<queue>%40<topic>/…` where the task topic has a name of its own: the lease of a
-    /// task.
+    /// `t/<queue>/<group>/<id>`, or `t/<queue>%40<topic>/…` if the task topic's name differs from the queue's: the
+    /// lease of a task.
     #[must_use]
     pub fn task(space: &Keyspace, id: &TaskId) -> Key {
         // One allocation instead of two: there is a key for every task.
@@ -63,11 +63,11 @@ impl Key {
         })
     }
 
-    /// The longest that [`Key::lock`] takes, in bytes.
+    /// The maximum length of a name for [`Key::lock`], in bytes.
     pub const MAX_LOCK: usize = 64;
 
-    /// `x/<queue>/<group>/<name>`, with the task topic where it has a name of its own: the lock of what the tasks of one
-    /// queue and group share.
+    /// `x/<queue>/<group>/<name>`, with the task topic if its name differs from the queue's: a lock shared by the tasks
+    /// of one queue and group.
     ///
     /// # Errors
     /// `Invalid` unless it has 1 to [`Key::MAX_LOCK`] bytes.

@@ -1,4 +1,4 @@
-//! The state of a task in the store, and how it is written there.
+//! The state of a task in the store, and its encoding.
 
 use crate::{
     DecodeError, History,
@@ -13,7 +13,7 @@ use std::{fmt, time::Duration};
 pub struct Wall(pub u64);
 
 impl Wall {
-    /// This long after `self`; stops at the end of time.
+    /// This long after `self`; saturates.
     #[must_use]
     pub fn plus(self, d: Duration) -> Wall {
         Wall(self.0.saturating_add(millis(d)))
@@ -31,12 +31,13 @@ fn millis(d: Duration) -> u64 {
     u64::try_from(d.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
-/// Names one hold of a task's lease: never used twice, so a system that the handler writes to can tell holders apart.
+/// Identifies one hold of a task's lease. It is never reused, so a system that the handler writes to can tell holders
+/// apart.
 ///
-/// Unlike a fencing token it has no order: a later holder's token is not greater. What orders the executions of one task is
-/// the attempt, so store the pair of attempt and token, and refuse a write whose attempt is lower than the stored one.
-/// Nothing orders those of different tasks, such as tasks of one key: let each claim what it writes to by its token first,
-/// and make its later writes conditional on that token.
+/// Unlike a fencing token it has no order: a later holder's token is not greater. The executions of one task are
+/// ordered by the attempt, so store the pair of attempt and token, and refuse a write whose attempt is lower than the
+/// stored one. Executions of different tasks, such as tasks with the same key, have no order: let each first claim what
+/// it writes to with its token, and make its later writes conditional on that token.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LeaseToken {
     /// Random, new at each start of a process.
@@ -60,23 +61,23 @@ impl fmt::Debug for LeaseToken {
     }
 }
 
-/// What a lease says of its task.
+/// The state of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LeaseState {
     /// Somebody holds it until the deadline.
     Live,
     /// Nobody holds it before the deadline.
     Idle,
-    /// It ran to its end.
+    /// The task is done.
     Done,
     /// It was cancelled.
     Cancelled,
-    /// It went to the dead letters.
+    /// It was dead-lettered.
     Dead,
 }
 
 impl LeaseState {
-    /// Done, cancelled or dead: no record of the task is executed any more.
+    /// Done, cancelled or dead: the task is never executed again.
     #[must_use]
     pub fn is_terminal(self) -> bool {
         matches!(self, LeaseState::Done | LeaseState::Cancelled | LeaseState::Dead)
@@ -86,11 +87,12 @@ impl LeaseState {
 /// The state of a task in the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// What it says.
+    /// Its state.
     pub state: LeaseState,
-    /// It was taken before anybody asked for a job. If it runs out, its task has not failed: nobody may have begun.
+    /// It was taken before anybody asked for a job. If it expires, that doesn't count as a failure: perhaps nobody has
+    /// started.
     pub prefetched: bool,
-    /// Whose it is, or was.
+    /// The token of its current or last holder.
     pub token: LeaseToken,
     /// How many times the task was handed out.
     pub attempt: u32,
@@ -100,9 +102,9 @@ pub struct Lease {
     pub cover: u32,
     /// Live: until when it is held. Idle: when the task is due. Terminal: when it ended.
     pub deadline: Wall,
-    /// How far ahead the deadline was set: a deadline further away than this was written by a clock that is wrong.
+    /// How far ahead the deadline was set: if it is further away than this, it was set by a wrong clock.
     pub length: Duration,
-    /// The last failures, and what a later version has added.
+    /// The last failures, and fields of later versions.
     pub history: History,
     /// The version that wrote it and the oldest that may read it, a nibble each.
     pub versions: u8,
@@ -112,11 +114,11 @@ pub struct Lease {
 const VERSIONS: u8 = VERSION << 4 | VERSION;
 const VERSION: u8 = 2;
 const PREFETCHED: u8 = 0x08;
-/// About the size of one without failures.
+/// The approximate size without failures.
 pub(crate) const SIZE: usize = 40;
 
 impl Lease {
-    /// A lease that nobody has had before.
+    /// A new lease.
     #[must_use]
     pub fn new(state: LeaseState, token: LeaseToken, deadline: Wall, length: Duration) -> Self {
         Lease {
@@ -139,7 +141,7 @@ impl Lease {
         self.encode_in(&mut BytesMut::with_capacity(SIZE + self.history.len()))
     }
 
-    /// The value for the store, cut from an arena: a batch of leases needs one allocation.
+    /// The value for the store, allocated from an arena: a batch of leases needs one allocation.
     pub(crate) fn encode_in(&self, arena: &mut BytesMut) -> Bytes {
         arena.put_u8(self.versions);
         let state = match self.state {
@@ -162,7 +164,7 @@ impl Lease {
     }
 
     /// # Errors
-    /// `Newer` for a lease that only a later kafkaq understands, `Damaged` for anything else that `encode` didn't
+    /// `Newer` for a lease that only a later kafkaq can read, `Damaged` for anything else that `encode` didn't
     /// write.
     pub fn decode(value: &[u8]) -> Result<Lease, DecodeError> {
         let mut rest = Reader(value);

@@ -1,5 +1,5 @@
-//! The log's side of the contract: [`Log`] for every log, [`Broker`] for one with consumer groups,
-//! [`PartitionLog`] for one without.
+//! The contract of logs: [`Log`] for every log, [`Broker`] for one with consumer groups, [`PartitionLog`] for one
+//! without.
 //!
 //! A Kafka user's "broker" is a node of the cluster; kafkaq's [`Broker`] is a client's view of the whole log.
 
@@ -8,23 +8,23 @@ use async_trait::async_trait;
 use futures_core::Stream;
 use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
-/// A topic that has to exist, and how it is made if it does not. `None` leaves a setting to the server.
+/// A topic that has to exist, and how to create it if it doesn't. `None` leaves a setting to the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TopicSpec {
     /// Its name.
     pub name: Arc<str>,
-    /// How many partitions it is made with.
+    /// The number of partitions.
     pub partitions: Option<i32>,
     /// The replication factor.
     pub replication: Option<i16>,
-    /// How long records are kept (`retention.ms`); `Duration::MAX` is for ever.
+    /// How long records are kept (`retention.ms`); `Duration::MAX` is forever.
     pub retention: Option<Duration>,
     /// No limit by size (`retention.bytes=-1`), whatever the server's default.
     pub unlimited_bytes: bool,
-    /// The largest record that can be appended (`max.message.bytes`).
+    /// The maximum size of a record (`max.message.bytes`).
     pub max_record_bytes: Option<usize>,
-    /// Records get the log's time at append, not the client's (`message.timestamp.type=LogAppendTime`).
+    /// Records get the log's time of the append, not the client's (`message.timestamp.type=LogAppendTime`).
     pub append_time: bool,
     /// Only the last record of a key is kept (`cleanup.policy=compact`).
     pub compacted: bool,
@@ -46,7 +46,7 @@ impl TopicSpec {
     }
 }
 
-/// A topic that is there. An adapter fills in what it can learn; `None` means that it can't tell.
+/// An existing topic. An adapter fills in what it can find out; `None` means unknown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TopicInfo {
@@ -54,23 +54,23 @@ pub struct TopicInfo {
     pub name: Arc<str>,
     /// How many partitions it has.
     pub partitions: i32,
-    /// Whether this call made it.
+    /// Whether this call created it.
     pub created: bool,
-    /// How long records are kept; `Duration::MAX` is for ever. A log that deletes nothing reports what was asked for,
-    /// or `None`.
+    /// How long records are kept; `Duration::MAX` is forever. A log that deletes nothing reports the requested time, or
+    /// `None`.
     pub retention: Option<Duration>,
-    /// The limit by size a partition; -1 is none.
+    /// The size limit per partition; -1 is none.
     pub retention_bytes: Option<i64>,
     /// Whether it is compacted.
     pub compacted: Option<bool>,
-    /// The largest record that can be appended.
+    /// The maximum size of a record.
     pub max_record_bytes: Option<usize>,
     /// Whether records get the log's time.
     pub append_time: Option<bool>,
 }
 
 impl TopicInfo {
-    /// A topic of which only the partitions are known.
+    /// A topic of which only the number of partitions is known.
     pub fn new(name: impl Into<Arc<str>>, partitions: i32) -> Self {
         TopicInfo {
             name: name.into(),
@@ -85,83 +85,84 @@ impl TopicInfo {
     }
 }
 
-/// What every log can do, with or without consumer groups.
+/// A log, with or without consumer groups.
 ///
-/// One handle serves a whole process: calls come from many tasks at once and must not wait for one another
-/// longer than the server makes them.
+/// One handle serves a whole process: many tasks make calls concurrently, and these must not wait for each other longer
+/// than the server requires.
 #[async_trait]
 pub trait Log: Send + Sync + fmt::Debug + 'static {
-    /// Creates the topics that are missing. Returns what is there: one info per spec, in the same order.
+    /// Creates missing topics. Returns one [`TopicInfo`] per spec, in the same order.
     ///
-    /// It does not change a topic that exists and does not judge it: the core does. Two processes that create the
-    /// same topic at once must both succeed. When it returns, an append to every partition works. Where the server
-    /// lacks a setting that a spec asks for, the topic is created without it and its info says so.
+    /// It doesn't change existing topics and doesn't judge them: kafkaq does. Two processes that create the same topic
+    /// concurrently must both succeed. When it returns, appends to every partition work. If the server lacks a setting
+    /// that a spec asks for, the topic is created without it and its info says so.
     async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<TopicInfo>>;
 
-    /// Looks at topics, and never creates one: a running group notices by it that partitions were added, or that a topic
-    /// is gone. Returns one outcome per name, in the same order: `None` for a topic that does not exist.
+    /// Describes topics, without creating any: a running group uses it to notice added partitions and deleted topics.
+    /// Returns one outcome per name, in the same order: `None` for a topic that doesn't exist.
     ///
     /// # Errors
-    /// When the log can't be reached or refuses.
+    /// If the log can't be reached or refuses.
     async fn describe_topics(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>>;
 
     /// Appends to one partition, in the order given. Returns one outcome per record, in the same order: its offset,
-    /// which is higher than that of every record before it, whichever client has appended that. Up to 1,000 records
-    /// per call. Calls side by side have no order among them.
+    /// which is higher than that of every earlier record, whichever client appended that. Up to 1,000 records per call.
+    /// Concurrent calls have no order.
     ///
-    /// *Durability:* `Ok` means that it survives whatever the log promises to survive (Kafka: `acks=all`).
-    /// *Errors:* `NotApplied` only if the record certainly is not and will not be in the log; after a timeout or a
-    /// broken connection it is `Unknown`, and the caller appends again. Records of one call may have different
-    /// outcomes. Too few answers count as `Unknown` for the rest. A record that is too large is refused alone, with
-    /// `TooLarge`. A topic or partition that doesn't exist is `NotFound`, and isn't created.
-    /// *Bounds:* it answers within the adapter's own request timeout, also when no server is there.
-    /// *Cancel-safety:* a dropped future may or may not have appended.
+    /// *Durability:* `Ok` means that it survives whatever the log promises to survive (Kafka: `acks=all`). *Errors:*
+    /// `NotApplied` only if the record certainly is not and will not be in the log; after a timeout or a broken
+    /// connection it is `Unknown`, and the caller appends again. Records of one call may have different outcomes. If
+    /// outcomes are missing, they count as `Unknown`. A record that is too large is refused on its own, with
+    /// `TooLarge`. A topic or partition that doesn't exist is `NotFound`, and isn't created. *Bounds:* it returns
+    /// within the adapter's own request timeout, even without a server. *Cancel-safety:* a dropped future may or may
+    /// not have appended.
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>>;
 
-    /// Stops. When it returns, no thread, task or connection of this handle runs on; what was still under way has
-    /// been answered, and fetches that waited have ended. Members that joined through this handle have left. Idempotent.
-    /// Calls after it fail with `Closed`.
+    /// Closes the handle. When it returns, none of its threads, tasks or connections remain; calls in flight have
+    /// returned, and waiting fetches have ended. Members that joined through this handle have left. Idempotent. Later
+    /// calls fail with `Closed`.
     async fn close(&self) -> Result<()>;
 }
 
 /// A log with consumer groups: Kafka's own, or a group built over a [`PartitionLog`].
 #[async_trait]
 pub trait Broker: Log {
-    /// Joins the group. Reading starts at the group's committed offsets; where there is none, at the first record
-    /// (never at the end: a partition that is added later would lose its first records). A committed offset below the
-    /// first record that is still there is reported by an `Err` event, and reading starts at that record.
+    /// Joins the group. Reading starts at the group's committed offsets; without one, at the first record (never at the
+    /// end: a partition that is added later would lose its first records). A committed offset below the first record
+    /// that is still there is reported by an `Err` event, and reading starts at that record.
     async fn join(&self, request: JoinRequest) -> Result<Consumer>;
 }
 
-/// A log without groups: whoever reads says from where.
+/// A log without groups: the reader specifies the offset.
 ///
-/// A record comes back the same each time that it is read, its time included: by that kafkaq tells a topic that was cut
-/// or recreated. Records become visible in the order of their offsets, and not before they are as durable as
-/// [`Log::append`] says: a reader that has seen one never looks below it again.
+/// A record is the same each time it is read, including its time: this is how kafkaq recognizes a truncated or
+/// recreated topic. Records become visible in the order of their offsets, and not before they are as durable as
+/// [`Log::append`] says: a reader that has seen one never reads below it again.
 #[async_trait]
 pub trait PartitionLog: Log {
-    /// Records from an offset on. Waits up to `limit.max_wait` for the first one; an empty batch is a good answer.
+    /// Returns records from an offset on. Waits up to `limit.max_wait` for the first one; an empty batch is a valid
+    /// result.
     ///
-    /// At least one record is returned if there is one, even if it is larger than `limit.max_bytes`.
-    /// Behind these [`Batch::next`] passes over offsets that hold no record and never will, and over no others; at the
-    /// log's end it is where the fetch began. Below the first record that is still there, a fetch starts at that record or fails with
+    /// At least one record is returned if there is one, even if it is larger than `limit.max_bytes`. After these,
+    /// [`Batch::next`] skips offsets that have no record and never will, and no others; at the log's end it is where
+    /// the fetch started. Below the first record that is still there, a fetch starts at that record or fails with
     /// `Invalid`; beyond the log's end it fails with `Invalid`. A topic or partition that doesn't exist is `NotFound`.
-    /// *Bounds:* `limit.max_wait` and the adapter's own request timeout. While it waits it holds up no other call.
-    /// *Cancel-safety:* safe, it holds no position.
+    /// *Bounds:* `limit.max_wait` plus the adapter's own request timeout. While it waits, it blocks no other call.
+    /// *Cancel-safety:* safe, it keeps no position.
     async fn fetch(&self, from: &Position, limit: FetchLimit) -> Result<Batch>;
 
-    /// The first and the next offset of each partition: one outcome per partition, in the same order. A topic or
-    /// partition that doesn't exist is `NotFound`.
+    /// Returns the first and the next offset of each partition: one outcome per partition, in the same order. A topic
+    /// or partition that doesn't exist is `NotFound`.
     async fn offsets(&self, of: &[Partition]) -> Vec<Result<Offsets>>;
 }
 
-/// How much one fetch may bring, and how long it may wait.
+/// How much a fetch may return, and how long it may wait.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct FetchLimit {
     /// How long to wait for the first record.
     pub max_wait: Duration,
-    /// About how many bytes at most.
+    /// The approximate maximum number of bytes.
     pub max_bytes: usize,
 }
 
@@ -176,13 +177,13 @@ impl FetchLimit {
 /// The ends of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offsets {
-    /// The first record that is still there; where there is none, as `next`.
+    /// The first record that is still there; if there is none, the same as `next`.
     pub first: i64,
-    /// The offset behind the last record that can be read: a fetch from here waits for the next one.
+    /// The offset after the last readable record: a fetch from here waits for the next one.
     pub next: i64,
 }
 
-/// How a member joins.
+/// The parameters of a member that joins.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct JoinRequest {
@@ -190,14 +191,14 @@ pub struct JoinRequest {
     pub group: Arc<str>,
     /// The topics it reads.
     pub topics: Vec<Arc<str>>,
-    /// Names this member; new at every start of a process.
+    /// Identifies this member; new at every start of a process.
     pub member: [u8; 16],
     /// The most records in one [`Event::Records`].
     pub max_batch: usize,
-    /// How long a revoked partition may be held before the adapter lets it go by itself.
+    /// How long a revoked partition may be held before the adapter releases it by itself.
     pub release_limit: Duration,
     /// How long a member may be silent before its partitions go to others. A broker that can't set it for the group
-    /// says so in its log.
+    /// logs a message.
     pub session_timeout: Duration,
 }
 
@@ -215,13 +216,13 @@ impl JoinRequest {
     }
 }
 
-/// What happens to a member, in order.
+/// The events of a member, in order.
 pub type EventStream = Pin<Box<dyn Stream<Item = Result<Event>> + Send>>;
 
 /// A member of a group in two halves, so that a commit can run while events are being polled, and so that a
 /// dropped `next()` loses nothing: the state is in the stream, not in a future.
 pub struct Consumer {
-    /// The events. An `Err` with `Retry::No` is fatal and the last item; any other is reported and reading goes on.
+    /// The events. An `Err` with `Retry::No` is fatal and the last item; any other is reported and reading continues.
     /// The stream ends after [`Member::leave`]. Dropping it leaves the group too, in the background.
     pub events: EventStream,
     /// Everything else.
@@ -234,8 +235,8 @@ impl fmt::Debug for Consumer {
     }
 }
 
-/// A partition under an epoch. A partition that is taken away and comes back comes back under a higher one, so a
-/// late commit for the earlier time can't be mistaken for one of now.
+/// A partition under an epoch. A partition that is lost and comes back has a higher epoch, so a late commit for the
+/// earlier assignment can't be mistaken for a current one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Assignment {
     /// The partition.
@@ -250,17 +251,17 @@ impl fmt::Display for Assignment {
     }
 }
 
-/// What a member learns.
+/// An event of a member.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {
-    /// These are ours now. Records of them follow, from the committed offset on.
+    /// These partitions are ours now. Their records follow, from the committed offset on.
     Assigned(Vec<Assignment>),
-    /// Records of one assignment, in order, without gaps between batches. A log whose offsets went back, or that is
-    /// another one than before, is a new assignment: the adapter reports the old one lost first.
+    /// Records of one assignment, in order, without gaps between batches. If a log's offsets went back, or it is not
+    /// the same log, that is a new assignment: the adapter first reports the old one lost.
     Records(Assignment, Batch),
     /// Still ours until [`Member::release`], or until `release_limit` has passed: commit what is finished, then
-    /// release. No records of them follow.
+    /// release. No more of their records follow.
     Revoking(Vec<Assignment>),
     /// No longer ours; a commit would be refused. Also follows a release that came too late.
     Lost(Vec<Assignment>),
@@ -269,7 +270,7 @@ pub enum Event {
 /// Everything below `offset` is finished.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Commit {
-    /// Whose.
+    /// The assignment.
     pub assignment: Assignment,
     /// The offset of the next record that the group should read.
     pub offset: i64,
@@ -278,31 +279,31 @@ pub struct Commit {
 /// A member's handle. No call of it may need the event stream to be polled in order to end.
 #[async_trait]
 pub trait Member: Send + Sync + 'static {
-    /// Commits. Returns one outcome per commit, in the same order. `Ok` means that whoever gets the partition next
+    /// Commits. Returns one outcome per commit, in the same order. `Ok` means that the next owner of the partition
     /// starts there.
     ///
-    /// An assignment of another epoch than the current one fails with `NotOwner`, `NotApplied`. It works between
+    /// For an assignment other than the current one it fails with `NotOwner`, `NotApplied`. It works between
     /// [`Event::Revoking`] and the release.
     async fn commit(&self, offsets: &[Commit]) -> Vec<Result<()>>;
 
-    /// Asks for no more records. A hint that never waits; at most one more batch an assignment may still arrive,
-    /// and nothing that was prefetched is thrown away. Unknown or old assignments are ignored, here and below.
+    /// Pauses reading. A hint that never waits; at most one more batch per assignment may still arrive, and prefetched
+    /// records are not discarded. Unknown or old assignments are ignored, here and below.
     fn pause(&self, assignments: &[Assignment]);
 
-    /// Asks for records again. Never waits.
+    /// Resumes reading. Never waits.
     fn resume(&self, assignments: &[Assignment]);
 
-    /// Lets go of what was announced by [`Event::Revoking`]. Never waits.
+    /// Releases what was announced by [`Event::Revoking`]. Never waits.
     fn release(&self, assignments: &[Assignment]);
 
-    /// Gives assignments up and takes them again where that is possible, because their records don't fit what was read
-    /// before: the topic may have been cut, or deleted and recreated. For each, [`Event::Lost`] follows, and then
-    /// [`Event::Assigned`] under a higher epoch if the partition still is this member's; reading starts where a new
-    /// owner would start. Never waits.
+    /// Gives up assignments and takes them again if possible, because their records don't fit what was read before: the
+    /// topic may have been truncated, or deleted and recreated. For each, [`Event::Lost`] follows, and then
+    /// [`Event::Assigned`] under a higher epoch if the partition still belongs to this member; reading starts where a
+    /// new owner would start. Never waits.
     fn reassign(&self, assignments: &[Assignment]);
 
-    /// Leaves the group, so that the partitions go to others at once. The stream ends after it. Idempotent, and
-    /// bounded in time also when no server is there.
+    /// Leaves the group, so that the partitions go to others at once. The stream ends after it. Idempotent, and bounded
+    /// in time even without a server.
     async fn leave(&self) -> Result<()>;
 }
 

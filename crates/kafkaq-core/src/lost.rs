@@ -4,12 +4,12 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LostReason {
-    /// It ran out, and another worker has the task or has finished it.
+    /// It expired, and another worker has the task or has finished it.
     TakenOver,
     /// The task was cancelled.
     Cancelled,
-    /// The task went to the dead letters.
+    /// The task was dead-lettered.
     Dead,
-    /// The job is over: it was done, retried, snoozed, released or rejected with this handle.
+    /// The job is over: it was done, retried, snoozed, released or rejected through this handle.
     Over,
 }

@@ -1,18 +1,18 @@
-//! Ids that a publisher numbers, and how a store tells their keys: those of neighbours can lie together.
+//! Ids that a publisher numbers, and how a store recognizes their keys, so that it can keep neighbours together.
 //!
-//! Such an id is a UUIDv7, `tttttttt-tttt-7x6b-nnnn-nnnnnnnnnnnn`: milliseconds since 1970, a random digit, the mark `6b`,
-//! and behind the two bits of the variant 62 bits of a number, which is one higher for each task of a publisher.
+//! Such an id is a UUIDv7, `tttttttt-tttt-7x6b-nnnn-nnnnnnnnnnnn`: milliseconds since 1970, a random digit, the mark
+//! `6b`, and after the two bits of the variant a number of 62 bits, which is incremented for each task of a publisher.
 //!
-//! The parts never change: by them stores lay out what they keep.
+//! The parts never change, since stores' layouts depend on them.
 
 use crate::{Key, uuids::uuid_bytes};
 
 const LEN: usize = 36;
-/// The byte behind the one with the version and a random digit.
+/// The byte after the one with the version and a random digit.
 const MARK: u8 = 0x6b;
 
-/// The key of a numbered task in parts. Few keys differ in [`own`](NumberedKey::own) alone: those that one publisher
-/// numbered with one of 256 numbers in a row, within 65 seconds.
+/// The key of a numbered task in parts. Only few keys differ in nothing but [`own`](NumberedKey::own): those that one
+/// publisher numbered with one of 256 consecutive numbers, within 65 seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NumberedKey<'a> {
@@ -23,7 +23,7 @@ pub struct NumberedKey<'a> {
 }
 
 impl Key {
-    /// The parts, if this is the lease of a task whose id a publisher numbered.
+    /// Returns the parts, if this is the lease of a task whose id a publisher numbered.
     #[must_use]
     pub fn numbered(&self) -> Option<NumberedKey<'_>> {
         let key = self.as_str();
@@ -53,7 +53,7 @@ impl crate::TaskId {
         is_numbered(self.as_str())
     }
 
-    /// The id of a publisher's task. Of the number, the lowest 62 bits count and four more tell publishers apart.
+    /// The id of a publisher's task. The lowest 62 bits of the number count, and four more distinguish publishers.
     #[doc(hidden)]
     #[must_use]
     pub fn numbered(at: crate::Wall, number: u128) -> Self {

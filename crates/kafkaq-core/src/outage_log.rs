@@ -1,4 +1,4 @@
-//! How an adapter tells an operator about an outage without flooding the log.
+//! Reports an adapter's outages to operators without flooding the log.
 
 use crate::{Error, ErrorKind, Result};
 use std::{
@@ -10,20 +10,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// While an outage lasts it is mentioned this often.
+/// How often an ongoing outage is reported.
 const REMIND: Duration = Duration::from_secs(60);
 
-/// An outage is over when nothing has failed for this long. So calls that succeed and fail in turn are one outage.
+/// An outage is over when nothing has failed for this long. So alternating successes and failures are one outage.
 const CALM: Duration = Duration::from_secs(10);
 
-/// Without a failure for this long an outage is over, whatever failed in it: it may never be tried again.
+/// Without a failure for this long an outage is over, whatever failed in it: the failed operation may never be tried
+/// again.
 const FORGET: Duration = Duration::from_secs(300);
 
-/// Logs the outages of one server: a warning when one begins, another each minute while it lasts, and a line when it is
-/// over. Each warning has the latest error, with its advice.
+/// Logs the outages of one server: a warning at the beginning, another per minute while it lasts, and a message at the
+/// end. Each warning has the latest error, with its advice.
 ///
-/// Pass it the outcome of every call. It goes by these alone and has no timer. The lines are events of
-/// [`tracing`](https://docs.rs/tracing) with the target `kafkaq`.
+/// Pass it the outcome of every call. It depends only on these and has no timer. The messages are
+/// [`tracing`](https://docs.rs/tracing) events with the target `kafkaq`.
 ///
 /// ```
 /// use kafkaq_core::{Error, ErrorKind, OutageLog, Result};
@@ -35,7 +36,7 @@ const FORGET: Duration = Duration::from_secs(300);
 #[derive(Debug)]
 pub struct OutageLog {
     server: String,
-    /// Spares calls that succeed the lock.
+    /// Lets successful calls avoid the lock.
     ongoing: AtomicBool,
     outage: Mutex<Option<Outage>>,
 }
@@ -60,13 +61,13 @@ enum Line {
 }
 
 impl OutageLog {
-    /// For the server of this name, as the lines begin with it: `Redis at 127.0.0.1:6379`.
+    /// Creates a log for the server with this name, with which messages start: `Redis at 127.0.0.1:6379`.
     #[must_use]
     pub fn new(server: impl Into<String>) -> Self {
         OutageLog { server: server.into(), ongoing: AtomicBool::new(false), outage: Mutex::new(None) }
     }
 
-    /// Takes note of the outcomes of one call of an operation. One failure makes it a failed call.
+    /// Records the outcomes of one call of an operation. One failure makes it a failed call.
     pub fn observe<'a, T: 'a>(
         &self,
         operation: &'static str,
@@ -85,7 +86,7 @@ impl OutageLog {
         }
     }
 
-    /// Takes note of a failure. Errors that are about the request and not about the server don't count.
+    /// Records a failure. Errors about the request rather than the server don't count.
     pub fn failed(&self, operation: &'static str, error: &Error) {
         if is_of_the_server(error.kind())
             && let Some(line) = self.failed_at(Instant::now(), operation)
@@ -94,7 +95,7 @@ impl OutageLog {
         }
     }
 
-    /// Takes note of a success.
+    /// Records a success.
     pub fn succeeded(&self, operation: &'static str) {
         if self.ongoing.load(Relaxed)
             && let Some(line) = self.succeeded_at(Instant::now(), operation)
@@ -144,7 +145,7 @@ impl OutageLog {
     }
 }
 
-/// Not about what was asked for.
+/// Whether the error is about the server, not the request.
 fn is_of_the_server(kind: ErrorKind) -> bool {
     use ErrorKind::{Denied, Misconfigured, Other, Throttled, Timeout, Unavailable, Unsupported};
     matches!(kind, Unavailable | Timeout | Throttled | Denied | Misconfigured | Unsupported | Other)

@@ -1,4 +1,4 @@
-//! Which partition a key belongs to: the same as Kafka's Java client chooses.
+//! Chooses the partition of a key, like Kafka's Java client.
 
 /// The partition of a key among `partitions`, as `DefaultPartitioner` computes it (Kafka's `Utils.murmur2`, made
 /// positive by masking the sign). `partitions` of 0 counts as 1.

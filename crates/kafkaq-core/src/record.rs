@@ -1,4 +1,4 @@
-//! Records of a log, and where they lie.
+//! Records of a log, and their positions.
 
 use crate::Headers;
 use bytes::Bytes;
@@ -26,7 +26,7 @@ impl fmt::Display for Partition {
     }
 }
 
-/// A place in a partition.
+/// A position in a partition.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Position {
     /// The partition.
@@ -35,7 +35,7 @@ pub struct Position {
     pub offset: i64,
 }
 
-/// What is appended. The core builds it, an adapter reads it.
+/// A record to be appended. The core builds it, an adapter reads it.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct NewRecord {
@@ -45,12 +45,12 @@ pub struct NewRecord {
     pub value: Option<Bytes>,
     /// The user's headers and kafkaq's own.
     pub headers: Headers,
-    /// `None` lets the log or the client set the time of now.
+    /// `None` lets the log or the client set the current time.
     pub timestamp: Option<SystemTime>,
 }
 
 impl NewRecord {
-    /// A record with the time of now.
+    /// A record with the current time.
     #[must_use]
     pub fn new(key: Option<Bytes>, value: Option<Bytes>, headers: Headers) -> Self {
         NewRecord { key, value, headers, timestamp: None }
@@ -64,13 +64,13 @@ impl NewRecord {
     }
 }
 
-/// What was read. An adapter builds it.
+/// A record that was read. An adapter builds it.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Record {
     /// Its offset in the partition. Offsets ascend, with gaps.
     pub offset: i64,
-    /// Milliseconds since the epoch; -1 where the log has none.
+    /// Milliseconds since the epoch; -1 if the log has none.
     pub timestamp_ms: i64,
     /// The key.
     pub key: Option<Bytes>,
@@ -81,7 +81,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// A record with everything that a log knows of it.
+    /// A record with everything that a log knows about it.
     #[must_use]
     pub fn new(
         offset: i64,
@@ -107,9 +107,9 @@ impl Record {
 pub struct Batch {
     /// May be empty while `next` has moved on.
     pub records: Vec<Record>,
-    /// Where reading goes on: beyond the last record, and further where control batches or compacted holes follow.
+    /// Where reading continues: after the last record, and further if control batches or compacted gaps follow.
     pub next: i64,
-    /// The log's end as the server told it with this batch, where it did. `end - next` is the lag.
+    /// The log's end as the server reported it with this batch, if it did. `end - next` is the lag.
     pub end: Option<i64>,
 }
 

@@ -1,4 +1,4 @@
-//! A topic's settings by Kafka's names, for the adapters of Kafka.
+//! Topic configs with Kafka's names, for Kafka's adapters.
 
 use crate::{TopicInfo, TopicSpec};
 use std::time::Duration;
@@ -15,7 +15,7 @@ const SEGMENT: &str = "segment.ms";
 const COMPACTED_SEGMENT: Duration = Duration::from_secs(3600);
 
 impl TopicSpec {
-    /// The settings to make it with, by Kafka's names. What is left to the server is not among them.
+    /// The configs to create it with, with Kafka's names. Those left to the server are not included.
     #[must_use]
     pub fn settings(&self) -> Vec<(&'static str, String)> {
         let settings = [
@@ -31,7 +31,7 @@ impl TopicSpec {
 }
 
 impl TopicInfo {
-    /// Takes in one of its settings, by Kafka's name. Others than those that an info has are passed over.
+    /// Applies one of its configs, by Kafka's name. Unknown ones are ignored.
     pub fn learn(&mut self, setting: &str, value: &str) {
         match setting {
             CLEANUP => self.compacted = Some(value.split(',').any(|policy| policy.trim() == "compact")),
@@ -44,7 +44,7 @@ impl TopicInfo {
     }
 }
 
-/// -1 is for ever.
+/// -1 is forever.
 fn millis(duration: Duration) -> i64 {
     if duration == Duration::MAX { -1 } else { i64::try_from(duration.as_millis()).unwrap_or(-1) }
 }

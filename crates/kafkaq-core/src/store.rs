@@ -1,21 +1,21 @@
-//! The store's side of the contract.
+//! The contract of stores.
 
 use crate::{Key, Result};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::{fmt, time::Duration};
 
-/// Replace one value by another, if it is still what the caller saw.
+/// Replaces a value with another, if it is still what the caller saw.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Swap {
-    /// Whose value.
+    /// The key.
     pub key: Key,
-    /// What must be there, byte for byte; `None`: nothing.
+    /// The expected value, byte for byte; `None`: no value.
     pub expect: Option<Bytes>,
-    /// What is there afterwards; `None`: nothing.
+    /// The new value; `None`: no value.
     pub new: Option<Bytes>,
-    /// How long the new value lives, replacing any earlier limit; `None`: for ever. It may live longer, since
+    /// How long the new value lives, replacing any earlier limit; `None`: forever. It may live longer, since
     /// it only keeps the store small, but never shorter.
     pub ttl: Option<Duration>,
 }
@@ -28,47 +28,45 @@ impl Swap {
     }
 }
 
-/// What became of a swap.
+/// The outcome of a swap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Swapped {
-    /// The new value is there.
+    /// The value was replaced.
     Done,
-    /// Nothing was changed, because this was there instead of `expect`. It was read at or after the comparison,
-    /// so it may even equal `expect` again: the caller tries once more.
+    /// Nothing was changed, because this value was there instead of `expect`. It was read at or after the comparison,
+    /// so it may even equal `expect` again: the caller retries.
     Conflict(Option<Bytes>),
 }
 
 /// A key-value store with compare-and-swap and times to live.
 ///
-/// kafkaq keeps work exclusive with it and remembers what is done. It is no source of truth: a store that loses
-/// data costs a second execution, never a task. What it must never do is let two swaps of one key with the same
-/// `expect` both succeed.
+/// kafkaq uses it to keep executions exclusive and to remember what is done. It is not a source of truth: a store that
+/// loses data costs a second execution, never a task. But it must never let two swaps of one key with the same `expect`
+/// both succeed.
 ///
-/// *Atomicity:* each swap is atomic for its key; a batch is not. Compare values, not versions: a ZooKeeper
-/// version starts anew after delete and create and fences nobody.
-/// *Ordering:* a swap that has been answered is seen by every later `get` and `swap` of the key, by any client.
-/// *Cancel-safety:* a dropped future may or may not have taken effect.
-/// *Bounds:* every call answers within the adapter's own request timeout, also when no server is there, and the
-/// adapter reconnects by itself.
-/// *Repeats:* an adapter may repeat a read, or a swap that certainly had no effect; never one of unknown effect.
-/// *Errors:* `NotApplied` only if the swap certainly had no effect and won't have one later; a timeout or a
-/// broken connection after sending is `Unknown`. Too few answers count as `Unknown` for the rest.
+/// *Atomicity:* each swap is atomic for its key; a batch is not. Compare values, not versions: a ZooKeeper version
+/// starts over after delete and create and protects nothing. *Ordering:* a swap that has returned is seen by every
+/// later `get` and `swap` of the key, by any client. *Cancel-safety:* a dropped future may or may not have taken
+/// effect. *Bounds:* every call returns within the adapter's own request timeout, even without a server, and the
+/// adapter reconnects by itself. *Retries:* an adapter may retry a read, or a swap that certainly had no effect; never
+/// one of unknown effect. *Errors:* `NotApplied` only if the swap certainly had no effect and won't have one later; a
+/// timeout or a broken connection after sending is `Unknown`. If outcomes are missing, they count as `Unknown`.
 #[async_trait]
 pub trait LeaseStore: Send + Sync + fmt::Debug + 'static {
-    /// The values of the keys: one outcome per key, in the same order. Up to 1,000 keys per call.
+    /// Returns the values of the keys: one outcome per key, in the same order. Up to 1,000 keys per call.
     async fn get(&self, keys: &[Key]) -> Vec<Result<Option<Bytes>>>;
 
     /// Returns one outcome per swap, in the same order. Up to 1,000 swaps per call, whose keys are distinct.
     async fn swap(&self, swaps: &[Swap]) -> Vec<Result<Swapped>>;
 
-    /// What an operator must know at start: an eviction policy that drops leases, no persistence, an old version.
-    /// One sentence each, empty when there is nothing to say.
+    /// Returns what an operator must know at startup: an eviction policy that drops leases, no persistence, an old
+    /// version. One sentence each.
     ///
     /// # Errors
-    /// When the store can't be reached or refuses the credentials.
+    /// If the store can't be reached or refuses the credentials.
     async fn check(&self) -> Result<Vec<String>>;
 
-    /// Refuses further calls with `Closed`, waits for those that are under way, and ends everything of this handle.
+    /// Refuses further calls with `Closed`, waits for those in flight, and releases all resources of this handle.
     /// Idempotent.
     async fn close(&self) -> Result<()>;
 }

@@ -1,18 +1,18 @@
-//! What a client publishes.
+//! Tasks, as clients publish them.
 
 use crate::{Error, ErrorKind, Headers, NewRecord, Result};
 use bytes::Bytes;
 use std::{fmt, sync::Arc, time::Duration};
 
-/// Names one task for good: 1 to 128 bytes of UTF-8.
+/// The permanent id of one task: 1 to 128 bytes of UTF-8.
 ///
-/// Publishing an id again while it is remembered adds nothing. To have the work done again, use another id, such as
+/// Publishing an id again while it is remembered adds nothing. To run the work again, use another id, such as
 /// `report-2026-11-24`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TaskId(Arc<str>);
 
 impl TaskId {
-    /// The longest id, in bytes.
+    /// The maximum length of an id, in bytes.
     pub const MAX_LEN: usize = 128;
 
     /// # Errors
@@ -27,7 +27,7 @@ impl TaskId {
         Ok(TaskId(id))
     }
 
-    /// An id that kafkaq has made and knows to be short enough.
+    /// An id that kafkaq generated and knows to be short enough.
     #[doc(hidden)]
     #[must_use]
     pub fn from_parts(id: String) -> Self {
@@ -35,7 +35,7 @@ impl TaskId {
         TaskId(id.into())
     }
 
-    /// The id.
+    /// The id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -81,7 +81,7 @@ impl TryFrom<String> for TaskId {
     }
 }
 
-/// Work to be done: a payload, and what goes with it.
+/// A task to be published: a payload, and its attributes.
 ///
 /// ```
 /// # use kafkaq_core::{Task, TaskId};
@@ -101,50 +101,51 @@ pub struct Task {
     delay: Option<Duration>,
 }
 
-/// How a task comes by its id.
+/// How a task gets its id.
 #[derive(Clone, Debug, Default, PartialEq)]
 enum Name {
-    /// `publish` makes one.
+    /// `publish` generates one.
     #[default]
     Made,
     Chosen(TaskId),
-    /// `publish` makes it of a key and the present window of that length.
+    /// `publish` derives it from a key and the current window of this length.
     OncePer(Bytes, Duration),
 }
 
 impl Task {
-    /// A task with a payload and nothing else.
+    /// Creates a task with just a payload.
     pub fn new(payload: impl Into<Bytes>) -> Self {
         Task { payload: payload.into(), ..Task::default() }
     }
 
-    /// Tasks of one key go to one partition, the one that Kafka's Java client would choose. It does not order them.
+    /// Sets the key. Tasks with the same key go to one partition, the one that Kafka's Java client would choose. This
+    /// does not order them.
     #[must_use]
     pub fn with_key(mut self, key: impl Into<Bytes>) -> Self {
         self.key = Some(key.into());
         self
     }
 
-    /// Publishing the same id again while it is remembered adds nothing. Without one, `publish` makes a UUIDv7. The id that
-    /// [`with_once_per`](Task::with_once_per) leads to stands for that window, also if it is chosen.
+    /// Sets the id. Publishing the same id again while it is remembered adds nothing. By default, `publish` generates a
+    /// UUIDv7. An id from [`with_once_per`](Task::with_once_per) stands for its window, even if it is set here.
     #[must_use]
     pub fn with_id(mut self, id: TaskId) -> Self {
         self.name = Name::Chosen(id);
         self
     }
 
-    /// Of all tasks that are published with this key within a window of time, in any process, one is executed, at the
-    /// window's end. It takes the place of an id and of a delay. It is the task's [key](Task::with_key), too, unless that
-    /// is set.
+    /// Executes one of all tasks that are published with this key within a time window, in any process, at the end of
+    /// the window. This replaces an id and a delay. It is also the task's [key](Task::with_key), unless that is set.
     ///
-    /// No change is missed: if you change something and publish after it, an execution follows that begins after the
-    /// change. It is due one window after the call at the latest, and the queue's `clock_skew` twice, which has to cover how
-    /// far the clocks of publishers and workers are apart. Windows follow each other without a gap, and those of different
-    /// keys end at different times. An execution that takes longer than a window may overlap with the next one.
+    /// No change is missed: if you change something and then publish, an execution follows that starts after the
+    /// change. It is due at the latest one window plus twice the queue's `clock_skew` after the call; `clock_skew` has
+    /// to cover the difference between the clocks of publishers and workers. Windows follow each other without a gap,
+    /// and those of different keys end at different times. An execution that takes longer than a window may overlap
+    /// with the next one.
     ///
-    /// If their payloads differ, any of them may be the one. All publishers must give the same window. It is in whole
-    /// milliseconds, and with the queue's `clock_skew` it is no longer than its `max_delay`; `publish` refuses others. If
-    /// `publish` fails, publish the task again as it is.
+    /// If the payloads differ, any of them may be executed. All publishers must use the same window. It has to be in
+    /// whole milliseconds and, plus the queue's `clock_skew`, no longer than its `max_delay`; `publish` refuses others.
+    /// If `publish` fails, publish the task again as it is.
     ///
     /// ```
     /// # use kafkaq_core::Task;
@@ -159,7 +160,7 @@ impl Task {
         self
     }
 
-    /// Adds a header. Names that begin with `kafkaq` are kafkaq's own and are refused by `publish`.
+    /// Adds a header. Names that start with `kafkaq` are reserved and refused by `publish`.
     #[must_use]
     pub fn with_header(mut self, name: impl Into<Bytes>, value: impl Into<Bytes>) -> Self {
         self.headers.push(name, Some(value.into()));
@@ -173,14 +174,14 @@ impl Task {
         self
     }
 
-    /// Is not executed before this long after `publish`.
+    /// Sets a delay: the task is not executed before this long after `publish`.
     #[must_use]
     pub fn with_delay(mut self, delay: Duration) -> Self {
         self.delay = Some(delay);
         self
     }
 
-    /// The record that carries it, still without kafkaq's own header.
+    /// The task's record, without kafkaq's own header.
     #[doc(hidden)]
     #[must_use]
     pub fn into_record(self) -> NewRecord {
@@ -199,7 +200,7 @@ impl Task {
         self.key.as_ref()
     }
 
-    /// The id, where the caller chose one.
+    /// The id, if the caller chose one.
     #[must_use]
     pub fn id(&self) -> Option<&TaskId> {
         match &self.name {
@@ -208,7 +209,7 @@ impl Task {
         }
     }
 
-    /// The key and the window of which one task is executed, where the caller chose that.
+    /// The key and the window of [`with_once_per`](Task::with_once_per), if set.
     #[must_use]
     pub fn once_per(&self) -> Option<(&Bytes, Duration)> {
         match &self.name {

@@ -1,6 +1,6 @@
-//! UUIDs in their usual form, as sixteen bytes and back.
+//! Converts UUIDs between their usual form and sixteen bytes.
 
-/// The bytes of an id that is a UUID in its usual form, which all are that `publish` makes.
+/// The bytes of an id that is a UUID in its usual form, as are all ids that `publish` generates.
 pub(crate) fn uuid_bytes(id: &str) -> Option<[u8; 16]> {
     const DASHES: [usize; 4] = [8, 13, 18, 23];
     /// Where the digits of each byte begin.

@@ -1,5 +1,5 @@
-//! The small encodings that leases and envelopes share. Numbers have seven bits per byte, low ones first (LEB128), in
-//! their shortest form: what is decoded encodes to the same bytes again, which compare-and-swap depends on.
+//! Encodings shared by leases and envelopes. Numbers are LEB128 in the shortest form: a decoded value encodes to the
+//! same bytes again, which compare-and-swap depends on.
 
 use crate::DecodeError;
 

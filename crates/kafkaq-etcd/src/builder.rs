@@ -1,4 +1,4 @@
-//! From endpoints to a store. Nothing connects here.
+//! Builds a store from endpoints, without connecting.
 
 use crate::{
     EtcdStore,
@@ -14,11 +14,11 @@ use tonic::transport::{Endpoint, Uri};
 
 const OP: &str = "set up the etcd store";
 
-/// Idle connections are probed this often, or firewalls and load balancers forget them without a word.
+/// How often idle connections are probed: firewalls and load balancers silently forget them otherwise.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 
-/// While requests wait, whether the other side is still there is asked this often. etcd hangs up on who asks more
-/// than once in 5 s, or without a request that waits.
+/// How often the server is pinged while requests are in flight. etcd disconnects clients that ping more than once in 5
+/// s, or without a request in flight.
 const PING: Duration = Duration::from_secs(10);
 
 const HOW_TO_WRITE: &str = "An endpoint looks like host:2379, http://host:2379 or https://host:2379; a user goes \
@@ -52,18 +52,18 @@ impl EtcdStoreBuilder {
         }
     }
 
-    /// What every key begins with: 1 to 200 bytes. Two prefixes are two stores. Default: `kafkaq/`.
+    /// The prefix of every key: 1 to 200 bytes. Two prefixes are two stores. Default: `kafkaq/`.
     pub fn prefix(self, prefix: impl Into<String>) -> Self {
         EtcdStoreBuilder { prefix: prefix.into(), ..self }
     }
 
-    /// How long a call may take, connecting included: 1 ms to 1 h. Default: 2 s.
+    /// How long a call may take, including connecting: 1 ms to 1 h. Default: 2 s.
     pub fn request_timeout(self, limit: Duration) -> Self {
         EtcdStoreBuilder { request_timeout: limit, ..self }
     }
 
-    /// The user of etcd and the password. Default: none. An etcd from before the releases of March 2026 doesn't hold
-    /// users to their keys: see [the crate's page](crate#connecting).
+    /// The user of etcd and the password. Default: none. An etcd from before the releases of March 2026 doesn't enforce
+    /// permissions on keys: see [the crate's page](crate#connecting).
     pub fn user(self, name: impl Into<String>, password: impl Into<String>) -> Self {
         EtcdStoreBuilder { user: Some((name.into(), password.into())), ..self }
     }
@@ -74,16 +74,16 @@ impl EtcdStoreBuilder {
         EtcdStoreBuilder { root_certificates: Some(pem.into()), ..self }
     }
 
-    /// The certificate and its key, in PEM, by which this client proves who it is.
+    /// The client certificate and its key, in PEM.
     #[cfg(feature = "tls")]
     pub fn client_certificate(self, certificate: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
         EtcdStoreBuilder { client_certificate: Some((certificate.into(), key.into())), ..self }
     }
 
-    /// Makes the store. It needs no server: the first call connects.
+    /// Builds the store. It needs no server: the first call connects.
     ///
     /// # Errors
-    /// `Invalid` if there is no endpoint or one can't be read or needs TLS that isn't compiled in, if a certificate
+    /// `Invalid` if there is no endpoint or one can't be parsed or needs TLS that isn't compiled in, if a certificate
     /// can't be read, or if the timeout, the prefix or the user is out of range.
     pub fn build(self) -> Result<EtcdStore> {
         if !REQUEST_TIMEOUT.contains(&self.request_timeout) {
@@ -96,7 +96,7 @@ impl EtcdStoreBuilder {
             return Err(invalid("A user has a name and a password"));
         }
         if self.endpoints.is_empty() {
-            return Err(invalid("Give at least one endpoint, such as 127.0.0.1:2379"));
+            return Err(invalid("Set at least one endpoint, such as 127.0.0.1:2379"));
         }
         let members = self.endpoints.iter().map(|text| self.member(text)).collect::<Result<_>>()?;
         let mut options = ConnectOptions::new().with_require_leader(true).with_auto_token_refresh(true);
@@ -115,7 +115,7 @@ impl EtcdStoreBuilder {
         let scheme = if self.wants_tls() { "https" } else { "http" };
         let url = if text.contains("://") { text.to_owned() } else { format!("{scheme}://{text}") };
         let uri: Uri = url.parse().map_err(|e| invalid(HOW_TO_WRITE).with_source(e))?;
-        // Without what the text says: it may hold a password.
+        // Without the text itself: it may contain a password.
         let address = uri.authority().filter(|authority| is_address(authority.as_str()));
         let is_bare = uri.path() == "/" && !text.contains(['?', '#']);
         let Some(address) = address.filter(|_| is_bare).map(ToString::to_string) else {
@@ -124,7 +124,7 @@ impl EtcdStoreBuilder {
         let endpoint = match uri.scheme_str() {
             Some("http") if !self.wants_tls() => Endpoint::from(uri),
             Some("http") => {
-                return Err(invalid("Certificates are given, but an endpoint begins with http://"));
+                return Err(invalid("Certificates are set, but an endpoint starts with http://"));
             }
             Some("https") => self.secure(Endpoint::from(uri))?,
             _ => return Err(invalid(HOW_TO_WRITE)),
@@ -168,7 +168,7 @@ impl EtcdStoreBuilder {
     }
 }
 
-/// The client takes a file without any for a list of none.
+/// The client accepts a file without certificates as an empty list.
 #[cfg(feature = "tls")]
 fn has_certificate(pem: &[u8]) -> bool {
     const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";

@@ -1,4 +1,4 @@
-//! What a failure means: which kind, whether it took effect, what to do.
+//! Classifies failures: their kind, their effect, and what to do.
 
 use crate::link::Members;
 use kafkaq_core::{
@@ -11,10 +11,10 @@ use tonic::{Code, ConnectError, Status};
 pub(crate) const SWAP: Operation = Operation::write("swap in etcd");
 pub(crate) const READ: Operation = Operation::read("read from etcd");
 pub(crate) const CHECK: Operation = Operation::read("check etcd");
-/// An etcd lease that nobody uses runs out by itself.
+/// An etcd lease that nobody uses expires by itself.
 pub(crate) const GRANT: Operation = Operation::read("get a lease from etcd");
 
-/// The server in errors and in the log.
+/// The server's name in errors and log messages.
 pub(crate) fn server(address: &str) -> String {
     format!("etcd at {address}")
 }
@@ -32,26 +32,27 @@ fn not_reached(operation: Operation, address: &str, e: &(dyn std::error::Error +
     }
 }
 
-/// An answer that this crate does not understand.
+/// A response that this crate does not understand.
 pub(crate) fn unexpected_response(operation: Operation) -> Error {
     operation
         .after_sending(ErrorKind::Other)
-        .with_advice("The answer makes no sense: is there something other than etcd at this address?")
+        .with_advice("The response makes no sense: is there something other than etcd at this address?")
 }
 
-/// What the client said about a request that was handed to it.
+/// The client's error about a request that was passed to it.
 pub(crate) fn failed(operation: Operation, address: &str, e: &etcd_client::Error) -> Error {
     let etcd_client::Error::GRpcStatus(status) = e else {
         return operation.after_sending(ErrorKind::Other).on(address).with_source(e.to_string());
     };
     if status.source().is_some() {
-        // Of the client's own making: there was no answer.
+        // Created by the client: there was no response.
         if is_connect_error(status) {
             return not_reached(operation, address, status);
         }
         let advice = match operation.name() == Members::OPERATION.name() {
             true => format!(
-                "Check the address, and whether it wants TLS: something else than etcd may answer at {address}"
+                "Check the address, and whether it requires TLS: something other than etcd may be at \
+                 {address}"
             ),
             false => format!("The connection to etcd at {address} broke"),
         };
@@ -64,7 +65,7 @@ pub(crate) fn failed(operation: Operation, address: &str, e: &etcd_client::Error
     if advice.is_empty() { error } else { error.with_advice(advice) }
 }
 
-/// Whether another connection, perhaps to another member, promises more.
+/// Whether another connection, perhaps to another member, is preferable.
 pub(crate) fn is_of_connection(e: &etcd_client::Error) -> bool {
     let etcd_client::Error::GRpcStatus(status) = e else { return true };
     let says = |words| status.message().contains(words);
@@ -83,20 +84,20 @@ fn chain<'a>(
     std::iter::successors(Some(e), |&e| e.source())
 }
 
-/// The innermost cause says most: those around it say `transport error`.
+/// The innermost cause is the most specific: the outer ones say `transport error`.
 fn root(e: &(dyn std::error::Error + 'static)) -> String {
     chain(e).last().map(ToString::to_string).unwrap_or_default()
 }
 
 struct Meaning {
     kind: ErrorKind,
-    /// etcd answered so instead of applying the request. Only where its source is certain of that; a timeout or a
-    /// change of leader is not.
+    /// etcd returned this instead of applying the request. Only errors for which its source code is certain of that; a
+    /// timeout or a change of leader is not.
     refused: bool,
     advice: &'static str,
 }
 
-/// etcd's errors are told apart by their words: codes are shared by several.
+/// etcd's errors are distinguished by their text: several share a code.
 fn meaning(status: &Status) -> Meaning {
     use ErrorKind::{
         Denied, Invalid, Misconfigured, NotFound, Other, Throttled, Timeout, TooLarge, Unavailable,
@@ -105,26 +106,29 @@ fn meaning(status: &Status) -> Meaning {
     let says = |words| status.message().contains(words);
     let (kind, refused, advice) = match status.code() {
         _ if says("requested lease not found") => {
-            (NotFound, true, "A lease of etcd has vanished twice: does somebody else revoke them?")
+            (NotFound, true, "An etcd lease has vanished twice: does somebody else revoke them?")
         }
         _ if says("request is too large") || says("received message larger than max") => {
-            (TooLarge, true, "etcd takes 1.5 MiB a request, unless --max-request-bytes says otherwise")
+            (TooLarge, true, "etcd accepts 1.5 MiB per request, unless --max-request-bytes says otherwise")
         }
         _ if says("too many operations in txn") => {
             (Misconfigured, true, "kafkaq needs etcd's --max-txn-ops to be 128, the default, or more")
         }
         _ if says("duplicate key given") => (Invalid, true, "The keys of one call have to be distinct"),
         _ if says("too many requests") => (Throttled, true, ""),
-        // The request that fills the space is applied, and answered like those after it.
+        // The request that fills the space is applied, but gets the same response as later ones.
         _ if says("database space exceeded") => (
             Unavailable,
             false,
             "etcd is full: compact and defragment it, or raise --quota-backend-bytes, then `etcdctl alarm disarm`; \
              --auto-compaction-retention keeps it from happening again",
         ),
-        _ if says("corrupt cluster") => {
-            (Unavailable, false, "etcd has found its members to differ and serves nobody; its log says more")
-        }
+        _ if says("corrupt cluster") => (
+            Unavailable,
+            false,
+            "etcd has found that its members differ, and refuses requests; its log \
+                                  says more",
+        ),
         _ if says("no leader") => {
             (Unavailable, true, "This member of etcd sees no leader: is there a majority?")
         }
@@ -133,12 +137,12 @@ fn meaning(status: &Status) -> Meaning {
         _ if says("permission denied") => {
             (Denied, true, "The user needs a role with readwrite on the keys of the prefix")
         }
-        _ if says("user name is empty") => (Denied, true, "etcd wants a user and a password"),
+        _ if says("user name is empty") => (Denied, true, "etcd requires a user and a password"),
         _ if says("authentication failed") || says("invalid auth token") => {
             (Denied, true, "Check the user and the password")
         }
         _ if says("authentication is not enabled") => {
-            (Misconfigured, true, "A user is given, but etcd knows no users: see `etcdctl auth enable`")
+            (Misconfigured, true, "A user is set, but etcd has no users: see `etcdctl auth enable`")
         }
         _ if says("revision of auth store is old") => (Unavailable, true, ""),
         Code::Unauthenticated | Code::PermissionDenied => (Denied, true, "Check the user and the password"),

@@ -1,4 +1,4 @@
-//! What an operator must know: questions to the member that is connected, and its answers as sentences.
+//! Checks the connected member for what an operator must know.
 
 use crate::link::{self, Link};
 use etcd_client::{Error, GetOptions, StatusResponse};
@@ -7,10 +7,10 @@ use tonic::Code;
 
 const OLDEST_TESTED: (u32, u32) = (3, 4);
 
-/// What `--quota-backend-bytes` is unless set.
+/// The default of `--quota-backend-bytes`.
 const DEFAULT_QUOTA: i64 = 2 * 1024 * 1024 * 1024;
 
-/// A history this long that was never compacted won't be compacted tomorrow either.
+/// A history this long that was never compacted won't be compacted soon.
 const LONG_HISTORY: i64 = 10_000;
 
 /// # Errors
@@ -29,10 +29,10 @@ pub(crate) async fn warnings(call: Call, link: &Link) -> Result<Vec<String>> {
     let uncompacted = uncompacted.await?;
     let status = link::send(link, call, |to| async move { to.maintenance.clone().status().await }).await;
     let status = match status {
-        // As of 3.6 only root may ask.
+        // As of 3.6 only root may query it.
         Err(e) if e.kind() == ErrorKind::Denied => {
             let unasked =
-                "This user may not ask for the status of etcd, so neither alarms nor space could be checked";
+                "This user may not query the status of etcd, so neither alarms nor space could be checked";
             return Ok(history(uncompacted).into_iter().chain([unasked.to_owned()]).collect());
         }
         status => status?,
@@ -40,7 +40,7 @@ pub(crate) async fn warnings(call: Call, link: &Link) -> Result<Vec<String>> {
     Ok(history(uncompacted).into_iter().chain(Facts::of(&status).warnings()).collect())
 }
 
-/// Of so many revisions that were never compacted.
+/// Warns of this many revisions that were never compacted.
 fn history(uncompacted: i64) -> Option<String> {
     (uncompacted > LONG_HISTORY).then(|| {
         format!(
@@ -53,11 +53,11 @@ fn history(uncompacted: i64) -> Option<String> {
 struct Facts<'a> {
     version: &'a str,
     is_learner: bool,
-    /// Of the database, in bytes.
+    /// The size of the database, in bytes.
     size: i64,
-    /// Its limit, in bytes; 0 if this etcd doesn't tell.
+    /// Its limit, in bytes; 0 if this etcd doesn't report it.
     quota: i64,
-    /// Alarms and other trouble in etcd's own words.
+    /// Alarms and other problems, as etcd reports them.
     trouble: &'a [String],
 }
 

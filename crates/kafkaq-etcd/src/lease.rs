@@ -1,9 +1,9 @@
-//! Times to live, by leases of etcd that many keys share.
+//! Times to live, with etcd leases that many keys share.
 //!
-//! To etcd a lease is a thing to agree on, twice: once to grant it and once to revoke it. One a key would cost more
-//! than the keys themselves. But a time to live may be exceeded, so a key takes any open lease that ends soon enough
-//! after it should. "Soon enough" is a twentieth of the time to live: however these differ from swap to swap, a few
-//! hundred leases serve them all.
+//! etcd needs consensus twice per lease: to grant and to revoke it. One lease per key would cost more than the keys
+//! themselves. But a time to live may be exceeded, so a key uses any open lease that ends soon enough after it should.
+//! "Soon enough" is a twentieth of the time to live: however these differ between swaps, a few hundred leases serve
+//! them all.
 //!
 //! A lease is never renewed. So its end is known when it is granted, and no stale leader can end it earlier.
 
@@ -26,23 +26,23 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// etcd deletes the keys of a lease that ends in one go, during which it serves nobody.
+/// etcd deletes all keys of an expiring lease at once, during which it serves nobody.
 const KEYS_PER_LEASE: usize = 1000;
 
-/// With so few places left the next lease is got. Early, because the driver has two calls of 500 swaps under way: one
-/// takes half of a lease at once, and the other may take the rest before the first is answered.
+/// With this few places left, the next lease is requested. Early, because the driver has two calls of 500 swaps in
+/// flight: one takes half of a lease at once, and the other may take the rest before the first returns.
 const FEW_LEFT: usize = KEYS_PER_LEASE * 3 / 4;
 
-/// Leases kept at hand. With more, those that end first are forgotten, and end by themselves.
+/// The maximum number of open leases. Beyond that, those that end first are forgotten, and expire by themselves.
 const MAX_OPEN: usize = 1024;
 
-/// So that short times to live don't need a lease for each request either.
+/// So that short times to live don't need one lease per request either.
 const MIN_SLACK: Duration = Duration::from_secs(5);
 
-/// Longer means for ever: etcd takes no more than 285 years.
+/// Longer means forever: etcd accepts at most 285 years.
 const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
-/// A time to live that etcd has to see to.
+/// A time to live that etcd has to enforce.
 fn finite(swap: &Swap) -> Option<Duration> {
     swap.ttl.filter(|ttl| swap.new.is_some() && *ttl < FOR_EVER)
 }
@@ -50,7 +50,7 @@ fn finite(swap: &Swap) -> Option<Duration> {
 /// The open leases.
 pub(crate) struct Leases {
     open: Mutex<Open>,
-    /// Held while one is granted, so that callers that need one wait for it instead of getting one each.
+    /// Held while one is granted, so that callers that need one wait for it instead of each requesting one.
     granting: tokio::sync::Mutex<()>,
     request_timeout: Duration,
 }
@@ -60,10 +60,10 @@ impl Leases {
         Leases { open: Mutex::default(), granting: tokio::sync::Mutex::default(), request_timeout }
     }
 
-    /// A lease for each swap.
+    /// Returns a lease for each swap.
     ///
     /// # Errors
-    /// If one had to be granted and was not; then nothing has changed.
+    /// If one had to be granted and was not; nothing has changed then.
     pub(crate) async fn attach(&self, call: Call, link: &Link, swaps: &[Swap]) -> Result<Attached> {
         let mut attached = Attached { leases: Vec::with_capacity(swaps.len()), runs_short: None };
         for swap in swaps {
@@ -84,17 +84,17 @@ impl Leases {
         Ok(attached)
     }
 
-    /// Gets the next lease before it is missed, while the swaps that used up the last one are on their way.
+    /// Requests the next lease before it is needed, while the swaps that used up the last one are in flight.
     pub(crate) async fn prepare(&self, call: Call, link: &Link, runs_short: Option<Span>) {
         let Some(span) = runs_short else { return };
         let granted = async {
             let _turn = self.turn(call, link).await?;
-            // Who was even quicker to use it up has seen to it.
+            // A faster caller that used it up has requested the next.
             let is_seen_to = self.open().has_plenty(Instant::now(), span);
             if is_seen_to { Ok(()) } else { self.grant(call, link, span).await.map(drop) }
         };
         if let Err(error) = granted.await {
-            // Whoever misses it tries again.
+            // A caller that needs it tries again.
             tracing::debug!(%error, "no lease in advance");
         }
     }
@@ -117,7 +117,7 @@ impl Leases {
         turn.map_err(|_elapsed| call.part(failure::GRANT).not_sent(link.connect().server(None)))
     }
 
-    /// One that others have got meanwhile, or else a new one.
+    /// Returns one that others have obtained meanwhile, or a new one.
     async fn get(&self, call: Call, link: &Link, span: Span) -> Result<i64> {
         let _turn = self.turn(call, link).await?;
         match self.take(span) {
@@ -140,15 +140,15 @@ impl Leases {
     }
 }
 
-/// What [`Leases::attach`] has found.
+/// The result of [`Leases::attach`].
 pub(crate) struct Attached {
-    /// One a swap, 0 for none.
+    /// One per swap, 0 for none.
     pub(crate) leases: Vec<i64>,
-    /// Some lease will soon be used up: of which kind.
+    /// The kind of lease that will soon be used up.
     pub(crate) runs_short: Option<Span>,
 }
 
-/// Between which ends, from now, a lease serves a time to live.
+/// The range of ends, from now, in which a lease serves a time to live.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Span {
     earliest: Duration,
@@ -157,13 +157,13 @@ pub(crate) struct Span {
 
 impl Span {
     fn of(ttl: Duration, request_timeout: Duration) -> Span {
-        // The value lives from when it is written, which may be as late as the request takes; and no two clocks run
-        // equally fast.
+        // The value's life starts when it is written, which may be as late as the end of the request; and no two clocks
+        // run equally fast.
         let earliest = ttl + request_timeout + ttl / 1000;
         Span { earliest, latest: earliest + (ttl / 20).max(MIN_SLACK) }
     }
 
-    /// As long as it may be, so that it serves for as long as it can.
+    /// As long as allowed, so that it can be used as long as possible.
     fn whole_seconds(self) -> i64 {
         i64::try_from(self.latest.as_secs()).unwrap_or(i64::MAX)
     }
@@ -176,7 +176,7 @@ struct Open(BTreeMap<(Instant, i64), usize>);
 #[derive(Debug, PartialEq)]
 struct Taken {
     lease: i64,
-    /// True once a lease: time to get the next one.
+    /// True once per lease: time to request the next one.
     runs_short: bool,
 }
 

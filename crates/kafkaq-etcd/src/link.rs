@@ -1,8 +1,8 @@
-//! How to connect to a member of etcd: to the next one after each failure.
+//! Connects to a member of etcd: to the next one after each failure.
 //!
-//! The client's own balancer isn't used: it spreads requests over all members, also those that are down, and each
-//! such request fails. A connection is tried with a read before it carries the first swap. So whatever fails until
-//! then had certainly no effect.
+//! The client's own balancer isn't used: it spreads requests over all members, including those that are down, and each
+//! such request fails. A connection is tested with a read before it carries the first swap. So whatever fails until
+//! then certainly had no effect.
 
 use crate::failure;
 use etcd_client::{Channel, Client, ConnectOptions, GetOptions, KvClient, LeaseClient, MaintenanceClient};
@@ -17,8 +17,8 @@ use std::sync::{
 use tokio::time::{Instant, timeout};
 use tonic::transport::Endpoint;
 
-/// The most that one answer may take, in bytes: as many values as one request asks for, each as large as etcd
-/// stores by default.
+/// The maximum size of a response, in bytes: as many values as one request asks for, each as large as etcd stores by
+/// default.
 const MAX_ANSWER: usize = crate::request::MAX_OPS * 3 * 512 * 1024;
 
 /// The connection of a store.
@@ -42,7 +42,7 @@ pub(crate) struct Clients {
 pub(crate) struct Members {
     all: Box<[Member]>,
     options: ConnectOptions,
-    /// Read to try a connection: a key that doesn't exist and may be read.
+    /// Read to test a connection: a key that doesn't exist and may be read.
     probe: String,
     /// The member to try first.
     next: AtomicUsize,
@@ -79,7 +79,7 @@ impl Members {
         Ok(clients)
     }
 
-    /// Needs a majority: a member that is cut off from the others fails here.
+    /// Needs a majority: a member that is partitioned from the others fails here.
     async fn read_probe(&self, clients: &Clients) -> Result<(), etcd_client::Error> {
         let no_values = GetOptions::new().with_count_only();
         clients.kv.clone().get(self.probe.as_str(), Some(no_values)).await.map(drop)
@@ -125,7 +125,7 @@ impl Connect for Members {
     }
 }
 
-/// Sends one request. Dropping the future, or the timeout, cancels its stream; the connection stays in step.
+/// Sends one request. Dropping the future, or the timeout, cancels its stream; the connection stays usable.
 pub(crate) async fn send<T, F>(link: &Link, call: Call, request: impl Fn(Arc<Clients>) -> F) -> Result<T>
 where
     F: Future<Output = Result<T, etcd_client::Error>>,

@@ -1,23 +1,24 @@
-//! Swaps and reads as transactions of etcd, and their answers as outcomes. Nothing here does I/O.
+//! Encodes swaps and reads as etcd transactions, and decodes responses into outcomes. No I/O.
 //!
-//! A batch is one transaction without a condition that holds a transaction for each key: one request, one entry of
-//! the Raft log, one sync to the disk. The outer one always succeeds; each inner one compares and puts, or reads.
+//! A batch is one unconditional transaction that contains one transaction per key: one request, one entry of the Raft
+//! log, one sync to disk. The outer one always succeeds; each inner one compares and puts, or reads.
 
 use crate::failure;
 use bytes::Bytes;
 use etcd_client::{Compare, CompareOp, GetResponse, PutOptions, Txn, TxnOp, TxnOpResponse, TxnResponse};
 use kafkaq_core::{Key, Result, Swap, Swapped, connection::Operation};
 
-/// etcd takes 128 operations a transaction, of which the inner ones need one: 127. A thousand are eight of 125.
+/// etcd allows 128 operations per transaction, of which the inner ones need one: 127. A thousand swaps are eight
+/// transactions of 125.
 pub(crate) const MAX_OPS: usize = 125;
 
-/// Well below the 1.5 MiB that etcd takes. A single swap may be larger: whether it fits is for the server to say.
+/// Well below etcd's limit of 1.5 MiB. A single swap may be larger: the server decides whether it fits.
 const MAX_BYTES: usize = 1024 * 1024;
 
 /// What protobuf adds to a swap, rounded up generously.
 const FRAMING: usize = 96;
 
-/// Cuts a batch so that each part makes one request.
+/// Splits a batch so that each part fits into one request.
 pub(crate) fn chunks<'a>(prefix: &str, mut swaps: &'a [Swap]) -> Vec<&'a [Swap]> {
     let mut chunks = Vec::with_capacity(swaps.len().div_ceil(MAX_OPS));
     while !swaps.is_empty() {
@@ -33,7 +34,7 @@ pub(crate) fn chunks<'a>(prefix: &str, mut swaps: &'a [Swap]) -> Vec<&'a [Swap]>
     chunks
 }
 
-/// The key stands in the comparison and in both branches.
+/// The key is in the comparison and in both branches.
 fn size(prefix: &str, swap: &Swap) -> usize {
     let bytes = |b: &Option<Bytes>| b.as_ref().map_or(0, Bytes::len);
     3 * (prefix.len() + swap.key.as_str().len()) + bytes(&swap.expect) + bytes(&swap.new) + FRAMING
@@ -98,7 +99,7 @@ fn value(mut answer: GetResponse) -> Option<Bytes> {
     answer.take_kvs().pop().map(|kv| kv.into_key_value().1.into())
 }
 
-/// As many as were asked for, whatever came.
+/// Exactly as many as requested, whatever the response contains.
 fn complete<T>(
     outcomes: impl Iterator<Item = Result<T>>,
     count: usize,

@@ -1,4 +1,4 @@
-//! The store: the calls of the contract over one link.
+//! The store: the contract's calls over one link.
 
 use crate::{
     EtcdStoreBuilder, failure, health,
@@ -15,13 +15,13 @@ use kafkaq_core::{
 };
 use std::{fmt, time::Duration};
 
-/// Requests of one call under way at a time. One gives etcd little to sync at once; more wait for the disk in turn.
+/// How many requests of one call are in flight. With one, etcd has little to sync at once; more only wait for the disk.
 const AT_ONCE: usize = 4;
 
 /// kafkaq's leases in etcd.
 ///
-/// It connects when it is first used, and again, to the next endpoint, whenever a connection breaks, hangs, or leads
-/// to a member that is cut off from the others.
+/// It connects when it is first used, and again, to the next endpoint, whenever a connection breaks, hangs, or leads to
+/// a member that is partitioned from the others.
 pub struct EtcdStore {
     prefix: String,
     request_timeout: Duration,
@@ -32,7 +32,7 @@ pub struct EtcdStore {
 
 impl EtcdStore {
     /// Settings for the etcd at these endpoints: `host:port`, `http://host:port`, or `https://host:port` with the
-    /// feature `tls`. One is used at a time, the first as long as it serves.
+    /// feature `tls`. One is used at a time, the first as long as it works.
     pub fn builder<E: Into<String>>(endpoints: impl IntoIterator<Item = E>) -> EtcdStoreBuilder {
         EtcdStoreBuilder::new(endpoints.into_iter().map(Into::into).collect())
     }
@@ -56,7 +56,7 @@ impl EtcdStore {
             let preparing = self.leases.prepare(call, &self.link, runs_short);
             match future::join(swapping, preparing).await.0 {
                 Ok(answer) => return request::swapped(swaps.len(), &answer),
-                // Nothing of it was done, and others may have lost theirs too: once more, with new ones.
+                // Nothing was applied, and other leases may be gone too: retry with new ones.
                 Err(e) if e.kind() == ErrorKind::NotFound && !leases_were_lost => {
                     leases_were_lost = true;
                     self.leases.forget(&leases);

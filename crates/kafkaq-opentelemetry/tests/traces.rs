@@ -44,8 +44,8 @@ struct Traces {
 
 impl Traces {
     fn record() -> Self {
-        // While there is only one subscriber, `tracing` asks the thread that is first in a place whether anybody wants to
-        // hear of it, and on a thread of another test nobody does. So here is another subscriber, for good.
+        // While there is only one subscriber, `tracing` asks the thread that is first in a place whether anybody wants
+        // to hear of it, and on a thread of another test nobody does. So here is another subscriber, for good.
         static ANOTHER: OnceLock<Dispatch> = OnceLock::new();
         ANOTHER.get_or_init(|| Dispatch::new(tracing_subscriber::registry()));
         let exporter = InMemorySpanExporter::default();

@@ -1,4 +1,4 @@
-//! From the client's messages to a [`Batch`]: one copy, into memory that the whole batch shares.
+//! Converts the client's messages to a [`Batch`]: one copy, into memory that the whole batch shares.
 
 use crate::group::Callbacks;
 use bytes::{Bytes, BytesMut};
@@ -14,15 +14,15 @@ use std::{
     time::Duration,
 };
 
-/// A job that is held keeps its piece of this alive, so a piece is never larger.
+/// A held job keeps its chunk alive, so chunks are never larger.
 const CHUNK: usize = 64 * 1024;
-/// From here on a value has memory of its own.
+/// A value of this size or more gets its own allocation.
 const LARGE: usize = CHUNK / 4;
-/// A batch ends after this many bytes, whatever the number of records.
+/// The maximum size of a batch, whatever the number of records.
 const MAX_BYTES: usize = 1024 * 1024;
-/// Name and value of a header, about: what is wrong with it costs an allocation, no more.
+/// The approximate size of a header's name and value: a wrong estimate only costs an allocation.
 const HEADER_GUESS: usize = 96;
-/// Stands for a header whose name the client can't hand over.
+/// Replaces a header whose name the client can't pass on.
 const UNREADABLE: &[u8] = b"kafkaq-unreadable-header";
 
 /// What was waiting in a partition's queue.
@@ -33,7 +33,7 @@ pub(crate) struct Taken {
     pub(crate) error: Option<KafkaError>,
 }
 
-/// Takes what is there, up to `max` records. Never waits.
+/// Takes available messages, up to `max` records. Never waits.
 pub(crate) fn take(queue: &PartitionQueue<Callbacks>, max: usize) -> Taken {
     let mut messages: Vec<BorrowedMessage<'_>> = Vec::new();
     let (mut bytes, mut error) = (0, None);
@@ -56,13 +56,13 @@ pub(crate) fn take(queue: &PartitionQueue<Callbacks>, max: usize) -> Taken {
     Taken { records: records(&messages, bytes), more, error }
 }
 
-/// About how much of an [`Arena`] it takes.
+/// The approximate space that it takes in an [`Arena`].
 pub(crate) fn size(message: &BorrowedMessage<'_>) -> usize {
     let headers = message.headers().map_or(0, |h| h.count());
     message.key_len() + message.payload_len() + headers * HEADER_GUESS
 }
 
-/// Copies messages of that size in all.
+/// Copies messages with this total size.
 pub(crate) fn records(messages: &[BorrowedMessage<'_>], size: usize) -> Vec<Record> {
     let mut arena = Arena::new(size);
     messages.iter().map(|m| record(m, &mut arena)).collect()
@@ -79,8 +79,8 @@ fn record(message: &BorrowedMessage<'_>, arena: &mut Arena) -> Record {
     )
 }
 
-/// The client panics over a name that is not UTF-8, and offers no other way to it. The record must not be lost for
-/// that: the header gets another name, and its value is gone.
+/// The client panics on a name that is not UTF-8, and offers no other access. The record must not be lost because of
+/// that: the header gets another name, and its value is dropped.
 fn headers(from: &BorrowedHeaders, message: &BorrowedMessage<'_>, arena: &mut Arena) -> Headers {
     (0..from.count())
         .map(|i| match catch_unwind(AssertUnwindSafe(|| from.try_get(i))) {
@@ -104,10 +104,10 @@ fn headers(from: &BorrowedHeaders, message: &BorrowedMessage<'_>, arena: &mut Ar
         .collect()
 }
 
-/// Cuts [`Bytes`] from pieces of at most [`CHUNK`] bytes.
+/// Allocates [`Bytes`] from chunks of at most [`CHUNK`] bytes.
 struct Arena {
     piece: BytesMut,
-    /// How much is still to come, so that a small batch takes only what it needs.
+    /// The expected remaining size, so that a small batch takes only what it needs.
     expected: usize,
 }
 

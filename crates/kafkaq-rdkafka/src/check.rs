@@ -1,7 +1,8 @@
-//! Whether the log still is the one that was read before: asked at every assignment, where it decides where reading
-//! begins, and every few seconds while a partition is being read.
+//! Checks whether the log is still the one that was read before: at every assignment, where it decides where reading
+//! starts, and every few seconds while a partition is being read.
 //!
-//! A check asks the servers, so it runs as a task, a bounded number at a time, and tells the poll thread the outcome.
+//! A check queries the servers, so it runs as a task, a bounded number at a time, and reports the outcome to the poll
+//! thread.
 
 use crate::{
     error,
@@ -28,47 +29,47 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// Partitions of a member that are compared at a time.
+/// How many partitions of a member are compared at a time.
 const AT_ONCE: usize = 8;
 /// Outcomes that wait for the poll thread.
 const OUTCOMES: usize = 64;
-/// The log answers within its own limits. This is for one that doesn't.
+/// The log returns within its own limits. This is for one that doesn't.
 const LIMIT: Duration = Duration::from_secs(60);
 /// Doubles with each failure in a row, up to `MAX_BACKOFF`.
 const BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
-/// A failure that is mended within this time is not reported.
+/// A failure that is resolved within this time is not reported.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// How long the first question for committed offsets waits, which nothing can interrupt. The next waits longer.
+/// The timeout of the first query for committed offsets, which can't be interrupted. The next ones are longer.
 const FIRST_LIMIT: Duration = Duration::from_secs(1);
 
-/// What a check tells the poll thread.
+/// The outcome of a check, for the poll thread.
 pub(crate) enum Outcome {
-    /// Reading begins there.
+    /// Reading starts there.
     Begin(Arc<Slot>, Start),
-    /// The log was the same when that was compared, with that end.
+    /// The log was the same when this was compared, with this end.
     Intact(Arc<Slot>, Checked, i64),
-    /// It is another one, with that first offset.
+    /// It is another log, with this first offset.
     Replaced(Arc<Slot>, i64),
     /// There is no record from the one offset up to the other.
     Nothing(Arc<Slot>, i64, i64),
-    /// There are records that the consumer doesn't bring.
+    /// There are records that the consumer doesn't return.
     Stalled(Arc<Slot>),
-    /// Something that a person should know.
+    /// A message for the operator.
     Alarm(Error),
-    /// Whether the group has the session timeout that was asked for.
+    /// Whether the group has the requested session timeout.
     Agreed(Agreed),
-    /// It could not be asked; where that matters, it will be asked again.
+    /// It could not be queried; where that matters, it is retried.
     Failed(Error),
 }
 
-/// Where an assignment begins, and what is to be said about that.
+/// Where an assignment starts, and a message about that.
 #[derive(Debug)]
 pub(crate) struct Start {
     pub(crate) at: Cursor,
     /// Where the log begins.
     pub(crate) first: i64,
-    /// It is another log than what was committed or read before.
+    /// It is not the log that was committed or read before.
     pub(crate) is_replaced: bool,
     pub(crate) alarm: Option<Error>,
 }
@@ -94,7 +95,7 @@ impl Checker {
         (Checker { log, shared, runtime, outcomes, permits: Arc::new(Semaphore::new(AT_ONCE)) }, told)
     }
 
-    /// Has the group's session timeout set, for KIP-848.
+    /// Sets the group's session timeout, for KIP-848.
     pub(crate) fn agree(&self, group: Arc<str>, topic: Arc<str>, session: Duration) {
         let this = self.clone();
         self.spawn(async move {
@@ -105,7 +106,7 @@ impl Checker {
         });
     }
 
-    /// Finds out where reading begins.
+    /// Finds out where reading starts.
     pub(crate) fn locate(&self, consumer: Weak<Client>, slots: Vec<Arc<Slot>>) {
         let checker = self.clone();
         self.spawn(async move {
@@ -134,7 +135,7 @@ impl Checker {
         });
     }
 
-    /// Compares what was read with the log. A check that fails is left to the next one.
+    /// Compares what was read with the log. A failed check is left to the next one.
     pub(crate) fn compare<'a>(&self, slots: impl Iterator<Item = &'a Arc<Slot>>) {
         let checked = |slot: &Arc<Slot>| {
             let checked = locked(&slot.trail).to_check()?;
@@ -173,7 +174,7 @@ impl Checker {
         };
         slot.comparing.store(false, SeqCst);
         match found {
-            // What the consumer doesn't report by itself.
+            // Problems that the consumer doesn't report by itself.
             Err(e) if e.retry() == Retry::No => self.tell(Outcome::Failed(e)).await,
             Err(_) => {}
             Ok((Standing::Replaced { first }, _)) => self.tell(Outcome::Replaced(slot.clone(), first)).await,
@@ -186,7 +187,7 @@ impl Checker {
         }
     }
 
-    /// Finds out whether there is a record from `next` on: the log's end may lie behind markers of transactions.
+    /// Finds out whether there is a record from `next` on: the log's end may be after transaction markers.
     pub(crate) fn prove(&self, slot: &Arc<Slot>, next: i64) {
         let (this, slot) = (self.clone(), slot.clone());
         self.spawn(async move {
@@ -207,7 +208,7 @@ impl Checker {
         });
     }
 
-    /// Until it succeeds, with backoff; `None` when nobody needs it any more.
+    /// Retries until it succeeds, with backoff; `None` when nobody needs it anymore.
     async fn repeated<T, F: Future<Output = Result<T>>>(
         &self,
         slots: Option<&[Arc<Slot>]>,
@@ -291,8 +292,8 @@ async fn in_time<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
     timeout(LIMIT, call).await.unwrap_or_else(late)
 }
 
-/// Where reading begins: at the committed offset, if that belongs to the log that is there. `parted` is how far this
-/// member has read the partition before.
+/// Where reading starts: at the committed offset, if that belongs to the current log. `parted` is this member's earlier
+/// position in the partition.
 async fn begin(
     log: &dyn PartitionLog,
     of: &Partition,
@@ -304,14 +305,14 @@ async fn begin(
     let ends = ends(log, of).await?;
     let replaced = |first| Start { at: Cursor::new(first), first, is_replaced: true, alarm: None };
     let goes_on = |at, first, alarm| Start { at, first, is_replaced: false, alarm };
-    // Once the records didn't fit, an offset that nothing speaks for may be of the earlier log.
+    // Once the records didn't fit, an offset without evidence may be of the earlier log.
     let proven = |at: &Cursor| at.mark.is_some() || at.anchor.is_some();
     let Some(at) = committed.filter(|at| !doubted || proven(at)) else {
         let first = ends.first;
         if doubted {
             return Ok(replaced(first));
         }
-        // What a group has committed goes with its topic. Then only what was read tells that it was recreated.
+        // Committed offsets are deleted with their topic. Then only what was read shows that it was recreated.
         let found = match &parted {
             Some(parted) => standing_within(log, of, ends, parted, None).await?,
             None => Standing::Intact,
@@ -335,7 +336,7 @@ async fn ends(log: &dyn PartitionLog, of: &Partition) -> Result<Offsets> {
     answer.unwrap_or_else(|| Err(Error::unknown(ErrorKind::Other, "offsets").on(of)))
 }
 
-/// The log begins behind a gap that was stepped over: what was in it was deleted.
+/// The log starts after a gap that was skipped: the records in it were deleted.
 fn deleted_within(of: &Partition, gap: Gap, found: Standing) -> Option<Error> {
     match found {
         Standing::DeletedUnread { first } if first >= gap.to => Some(deleted_unread(of, gap.from, gap.to)),
@@ -358,7 +359,7 @@ fn deleted_unread(of: &Partition, from: i64, to: i64) -> Error {
     )
 }
 
-/// What is said once of a partition that is of another log.
+/// The message about a partition whose log was replaced.
 pub(crate) fn replaced(of: &Partition, first: i64) -> Error {
     let what = format!(
         "the log is not the one that was read before: its topic was deleted and recreated, or its records were \

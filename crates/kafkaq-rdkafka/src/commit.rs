@@ -1,5 +1,5 @@
-//! Commits. Each carries the marks of what was read, so that whoever gets the partition next can tell whether it still
-//! is the same log.
+//! Commits. Each carries marks of what was read, so that the next owner of the partition can check whether it is still
+//! the same log.
 
 use crate::{error, group::Client, locked, member::Shared, slot::Slot};
 use kafkaq_core::{Assignment, Commit, Error, ErrorKind, Partition, Result, Retry};
@@ -22,14 +22,15 @@ use std::{
 use tokio::{sync::oneshot, time::Instant};
 
 const COMMIT: &str = "commit";
-/// Commits that wait for the one under way. The driver has one at a time; more pile up only when no server answers.
+/// How many commits may wait for the one in flight. The driver makes one at a time; more pile up only when no server
+/// responds.
 const COMMITS: usize = 32;
 
-/// The part of a commit that one consumer makes, of one topic.
+/// The part of a commit for one consumer, with one topic.
 struct Request {
     consumer: Weak<Client>,
     topic: Arc<str>,
-    /// Which of the commits these are.
+    /// The indices of these commits.
     items: Vec<usize>,
     highest: HashMap<Partition, (i64, Arc<Slot>)>,
     under_way: UnderWay,
@@ -46,7 +47,7 @@ impl Request {
         }
     }
 
-    /// The client gives one outcome for all of a request, so a topic that is gone must not decide for another.
+    /// The client returns one outcome for a whole request, so a deleted topic must not affect another.
     fn is_for(&self, slot: &Slot) -> bool {
         self.consumer.ptr_eq(&slot.consumer) && self.topic == slot.assignment.partition.topic
     }
@@ -70,7 +71,7 @@ impl Request {
     }
 }
 
-/// Keeps the partitions of a commit from being given away until it has ended, also if nobody waits for it any more.
+/// Keeps the partitions of a commit from being released until it has ended, even if nobody waits for it anymore.
 struct UnderWay {
     shared: Arc<Shared>,
     slots: Vec<Arc<Slot>>,
@@ -89,7 +90,7 @@ impl Drop for UnderWay {
 type Made = Option<KafkaResult<()>>;
 type Answer = oneshot::Receiver<Made>;
 
-/// A commit on its way to the committer.
+/// A commit for the committer.
 pub(crate) struct Job {
     consumer: Arc<Client>,
     list: TopicPartitionList,
@@ -112,7 +113,7 @@ impl Shared {
             }));
         }
         let deadline = Instant::now() + self.settings.request_timeout();
-        // All are on their way before the first is waited for.
+        // All are sent before the first is waited for.
         let sent: Vec<_> =
             requests.into_iter().map(|mut r| (std::mem::take(&mut r.items), self.send(r))).collect();
         for (items, answer) in sent {
@@ -125,7 +126,7 @@ impl Shared {
         outcomes
     }
 
-    /// The slot of a commit that may be made, counted as under way.
+    /// The slot of a commit that is allowed, counted as in flight.
     fn admit(&self, commit: &Commit) -> Result<Arc<Slot>> {
         if commit.offset < 0 {
             return Err(Error::not_applied(ErrorKind::Invalid, COMMIT).with_advice("Offsets start at 0"));
@@ -170,8 +171,8 @@ impl Shared {
         }
     }
 
-    /// In a rebalance the group's count runs ahead of the member's for a moment, and a commit is refused although the
-    /// partition stays here. If it does not stay, an event says so.
+    /// During a rebalance the group's epoch is briefly ahead of the member's, and a commit is refused although the
+    /// partition stays here. If it doesn't stay, an event says so.
     fn judge(&self, e: &Error, of: &Assignment) -> Error {
         if e.kind() == ErrorKind::NotOwner && current(&locked(&self.owned), of).is_some() {
             return Error::not_applied(ErrorKind::Unavailable, COMMIT)
@@ -195,7 +196,7 @@ impl Shared {
         }
     }
 
-    /// The committer: the client's asynchronous commit never reports, and its synchronous one blocks, with no server
+    /// The committer: the client's asynchronous commit never reports, and its synchronous one blocks, without a server
     /// for as long as the session timeout. So it has a thread of its own, which no runtime waits for.
     pub(crate) fn start_committer(&self) -> io::Result<()> {
         let (tx, jobs) = sync_channel::<Job>(COMMITS);
@@ -212,7 +213,7 @@ impl Shared {
         Ok(())
     }
 
-    /// No commit is taken any more; the committer ends after those it has.
+    /// Accepts no more commits; the committer ends after those it has.
     pub(crate) fn end_commits(&self) {
         locked(&self.commits).take();
     }
@@ -220,8 +221,8 @@ impl Shared {
 
 pub(crate) type Commits = SyncSender<Job>;
 
-/// The slot of an assignment that may commit. Released is given away: whoever has it next may have read the committed
-/// offset already. And what was read of a log that is another one by now doesn't count.
+/// The slot of an assignment that may commit. A released one may not: the next owner may already have read the
+/// committed offset. And records of a log that was replaced don't count.
 fn current<'a>(owned: &'a HashMap<Partition, Arc<Slot>>, of: &Assignment) -> Option<&'a Arc<Slot>> {
     owned.get(&of.partition).filter(|s| s.assignment.epoch == of.epoch && !s.has_let_go())
 }

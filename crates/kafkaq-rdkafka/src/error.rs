@@ -1,4 +1,4 @@
-//! librdkafka's error codes in the contract's words.
+//! Maps librdkafka's error codes to the contract.
 
 use crate::settings::Settings;
 use kafkaq_core::{Error, ErrorKind, Retry};
@@ -9,7 +9,7 @@ const CREDENTIALS: &str = "Check `security.protocol`, `sasl.mechanism`, the user
 const DESCRIPTORS: &str = "This process, or the system, has no file descriptors left: raise `ulimit -n`, or let queues \
                            share one RdKafka";
 
-/// What the code means for the caller, whatever the operation.
+/// The kind of a code, whatever the operation.
 pub(crate) fn kind(code: Code) -> ErrorKind {
     use Code::*;
     match code {
@@ -74,20 +74,22 @@ pub(crate) fn kind(code: Code) -> ErrorKind {
     }
 }
 
-/// What to do about it, where that does not depend on the operation.
+/// What to do about it, if that doesn't depend on the operation.
 pub(crate) fn advice(code: Code, bootstrap: &str) -> Option<String> {
     Some(match kind(code) {
-        ErrorKind::Unavailable | ErrorKind::Timeout => format!(
-            "Check that a broker answers at {bootstrap}, and that `security.protocol` is what it speaks"
-        ),
+        ErrorKind::Unavailable | ErrorKind::Timeout => {
+            format!("Check that a broker responds at {bootstrap}, and that `security.protocol` matches it")
+        }
         ErrorKind::NotFound => {
-            "Make the topic first, or let ensure_topics do it; check its name and number of partitions".into()
+            "Create the topic first, or let ensure_topics do it; check its name and number of \
+             partitions"
+                .into()
         }
         ErrorKind::Denied => match code {
             Code::TopicAuthorizationFailed => "Allow this user Read, Write and Describe on the topic".into(),
             Code::GroupAuthorizationFailed => "Allow this user Read on the consumer group".into(),
             Code::ClusterAuthorizationFailed => {
-                "Allow this user IdempotentWrite on the cluster, and Create to make topics".into()
+                "Allow this user IdempotentWrite on the cluster, and Create to create topics".into()
             }
             _ => CREDENTIALS.into(),
         },
@@ -103,9 +105,9 @@ pub(crate) fn advice(code: Code, bootstrap: &str) -> Option<String> {
         }
         _ => match code {
             Code::InvalidReplicationFactor => {
-                "The cluster has fewer brokers than replicas asked for: ask for fewer".into()
+                "The cluster has fewer brokers than the requested replicas: request fewer".into()
             }
-            Code::InvalidRecord => "A compacted topic takes only records with a key".into(),
+            Code::InvalidRecord => "A compacted topic only accepts records with a key".into(),
             Code::InvalidTimestamp => {
                 "The record's time is further from now than the topic's `message.timestamp.before.max.ms` \
                  and `message.timestamp.after.max.ms` allow"
@@ -133,8 +135,8 @@ pub(crate) fn uncertain(code: Code, op: &'static str, bootstrap: &str) -> Error 
     dress(Error::unknown(kind(code), op), code, bootstrap)
 }
 
-/// What the consumer says of a partition that it can't go on to read, or nothing if it mends that by itself. `reason`
-/// is what its error event said.
+/// The error of a partition that the consumer can't read further, or none if it recovers by itself. `reason` is from
+/// its error event.
 pub(crate) fn unreadable(code: Code, reason: &str, op: &'static str, bootstrap: &str) -> Option<Error> {
     let error = match kind(code) {
         ErrorKind::NotFound
@@ -152,7 +154,8 @@ pub(crate) fn unreadable(code: Code, reason: &str, op: &'static str, bootstrap: 
              feature `{codec}` of the crate kafkaq-rdkafka, and reading goes on from there"
         )),
         _ if matches!(kind(code), ErrorKind::Corrupt | ErrorKind::Unsupported) => error.with_advice(
-            "Reading stops there: delete the records up to there, or read on with a client that can decode them",
+            "Reading stops there: delete the records up to there, or continue with a client that can \
+             decode them",
         ),
         _ => error,
     })
@@ -171,23 +174,23 @@ fn codec(reason: &str) -> Option<&'static str> {
     }
 }
 
-/// Nothing came back to a question, which changes nothing.
+/// A query, which changes nothing, got no response.
 pub(crate) fn no_answer(op: &'static str, settings: &Settings) -> Error {
     overdue(settings, "No answer", |kind| Error::not_applied(kind, op))
 }
 
-/// Nothing came back in time: says why, as far as the connections tell.
+/// There was no response in time: gives the reason, if the connections reported one.
 pub(crate) fn overdue(settings: &Settings, what: &str, error: impl Fn(ErrorKind) -> Error) -> Error {
     let (limit, bootstrap) = (settings.request_timeout(), settings.bootstrap());
-    let check = format!("{what} within {limit:?}: check that a broker answers at {bootstrap}");
+    let check = format!("{what} within {limit:?}: check that a broker responds at {bootstrap}");
     match settings.trouble().within(limit) {
         Some((kind, reason)) => {
             let advice = match kind {
                 _ if reason.contains("Too many open files") => DESCRIPTORS.into(),
                 ErrorKind::Denied => CREDENTIALS.into(),
-                _ => format!("{check}, and that `security.protocol` is what it speaks"),
+                _ => format!("{check}, and that `security.protocol` matches it"),
             };
-            // It may be mended, and the next call finds out.
+            // It may be fixed meanwhile, which the next call finds out.
             error(kind).with_source(reason).with_advice(advice).with_retry(Retry::Yes)
         }
         None => error(ErrorKind::Timeout).with_advice(check),

@@ -1,4 +1,4 @@
-//! Fetches and offsets, for whoever reads without a group.
+//! Fetches and offsets, for reading without a group.
 
 use crate::{
     error, locked,
@@ -12,34 +12,34 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// More than anybody waits; also keeps instants from overflowing.
+/// Longer than anybody waits; also keeps instants from overflowing.
 const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
-/// After how long without a sign of life a partition is asked for, and after how long more the consumer is replaced.
+/// After how long without a sign of life a partition is queried, and after how much longer the consumer is replaced.
 const DOUBT: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_millis(100);
-/// How old an end may be that a batch tells, and how long a batch waits for one.
+/// How old the end in a batch may be, and how long a batch waits for one.
 const FRESH: Duration = Duration::from_secs(1);
-/// Of so many partitions.
+/// For this many partitions.
 const ENDS: usize = 4096;
 
 impl Reader {
-    /// Records from an offset on. An empty batch is answered only when the client has reached the log's end without
-    /// a record; what the log's end was before that is then where reading goes on: what lies below it is transactions'
-    /// markers and what compaction has left.
+    /// Returns records from an offset on. The batch is empty only if the client has reached the log's end without a
+    /// record; reading then continues at what the log's end was before: below it are only transaction markers and what
+    /// compaction has left.
     pub(crate) async fn fetch(&self, from: &Position, limit: FetchLimit) -> Result<Batch> {
         let partition = &from.partition;
         let until = Instant::now() + limit.max_wait.min(LONGEST_WAIT);
         let last = until + self.settings.request_timeout();
         let mut offset = from.offset.max(0);
-        // Known before the fetch that it is compared with.
+        // Read before the fetch that it is compared with.
         let mut end = None;
         let (mut doubt, mut silent) = (Instant::now() + DOUBT, 0);
         loop {
             let found =
                 self.ask(partition, offset, limit.max_bytes, end.is_some(), [doubt, until, last]).await;
             let found = match found {
-                // A consumer may remember a topic as missing that has just been made.
+                // A consumer may remember a topic as missing that has just been created.
                 Err(e) if e.kind() == ErrorKind::NotFound && Instant::now() < last => {
                     self.offsets_of(FETCH, partition).await?;
                     tokio::time::sleep(AGAIN).await;
@@ -70,10 +70,10 @@ impl Reader {
                         return Ok(Batch::new(Vec::new(), offset, Some(known)));
                     }
                 }
-                // The client waits for a partition that is not there as for one whose leader is away.
+                // The client waits for a missing partition as for one without a leader.
                 Found::Silence => {
                     self.offsets_of(FETCH, partition).await?;
-                    // It is there, so it can be read.
+                    // It exists, so it can be read.
                     if silent == 1 {
                         self.renew();
                     }
@@ -85,7 +85,7 @@ impl Reader {
                     match offset {
                         _ if offset < first => offset = first,
                         _ if offset > next => return Err(beyond(offset, next)),
-                        // The log has changed between the two answers.
+                        // The log has changed between the two responses.
                         _ if Instant::now() >= last => return Err(self.overdue(FETCH)),
                         _ => tokio::time::sleep(AGAIN).await,
                     }
@@ -109,7 +109,7 @@ impl Reader {
         found.await.unwrap_or_else(|_| Err(error::closed(FETCH)))
     }
 
-    /// The log's end as it was a moment ago, if that can be had soon.
+    /// The log's recent end, if it can be determined soon.
     async fn known_end(&self, partition: &Partition, next: i64) -> Option<i64> {
         let known = match self.ends.of(partition) {
             Some(end) => Some(end),
@@ -124,11 +124,11 @@ impl Reader {
 
 fn beyond(offset: i64, next: i64) -> Error {
     Error::not_applied(ErrorKind::Invalid, FETCH).with_advice(format!(
-        "Offset {offset} is beyond the log's end, {next}: the topic was cut or recreated"
+        "Offset {offset} is beyond the log's end, {next}: the topic was truncated or recreated"
     ))
 }
 
-/// The logs' ends of a moment ago, so that not each batch asks for them.
+/// Recent ends of logs, so that not every batch queries them.
 #[derive(Default)]
 pub(crate) struct Ends(Mutex<HashMap<Partition, (i64, Instant)>>);
 

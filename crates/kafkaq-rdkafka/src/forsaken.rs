@@ -1,31 +1,31 @@
-//! A client that connects to no broker any more.
+//! Detects a client that no longer connects to any broker.
 
 use rdkafka::{Statistics, statistics::Broker};
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
-/// It is between two brokers for a moment while it starts over from the addresses that it was given.
+/// It has no broker for a moment while it starts over from its bootstrap addresses.
 const IN_A_ROW: u32 = 2;
-/// Microseconds. A broker that is of any use to a client without connections is connected to much sooner.
+/// Microseconds. A client without connections connects to a usable broker much sooner.
 const UNUSED: i64 = 8_000_000;
 
-/// Said of such a client.
+/// The message about such a client.
 pub(crate) const WHY: &str = "the client has forgotten all brokers, and connects to none any more";
 
-/// Whether a client has forgotten all its brokers. librdkafka drops those that the cluster's answer doesn't name, and a
-/// broker that has just started, or that stood still, may name none, itself included. The client may then be left with
-/// nobody, or with one that it has dropped and still counts, so that it drops every other one, too.
+/// Whether a client has forgotten all its brokers. librdkafka drops those that a metadata response doesn't contain, and
+/// a broker that has just started, or was suspended, may list none, not even itself. The client may then be left with
+/// no broker, or with one that it has dropped and still counts, so that it drops every other one, too.
 #[derive(Debug, Default)]
 pub(crate) struct Forsaken(AtomicU32);
 
 impl Forsaken {
     pub(crate) fn look_at(&self, statistics: &Statistics) {
-        // The others have no address of their own, such as the group's coordinator.
+        // Others, such as the group's coordinator, have no address of their own.
         let has_address = |broker: &&Broker| matches!(&*broker.source, "configured" | "learned");
         let brokers = statistics.brokers.values().filter(has_address);
         self.learn(brokers.map(|broker| (&*broker.state, broker.stateage)));
     }
 
-    /// The state of each broker, and since when it is in it.
+    /// The state of each broker, and since when.
     fn learn<'a>(&self, brokers: impl Iterator<Item = (&'a str, i64)>) {
         let is_unused = |(state, age)| state == "INIT" && age >= UNUSED;
         let (mut known, mut used) = (false, false);

@@ -1,7 +1,7 @@
-//! Our part in the consumer group: what is assigned to us, and how a rebalance is answered.
+//! Our member of the consumer group: its assignments, and how it handles rebalances.
 //!
-//! A revoke is answered in two steps. librdkafka is told that the partitions are gone only when the driver has
-//! released them, or when the limit has passed; until then they are ours and a commit of them counts.
+//! A revoke is handled in two steps. librdkafka is told that the partitions are gone only when the driver has released
+//! them, or when the limit has passed; until then they are ours, and commits count.
 
 use crate::{
     check::{Checker, Start},
@@ -34,14 +34,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often closing looks whether it is done; nothing rings then.
+/// How often closing checks whether it is done; there is no notification for that.
 const CLOSING: Duration = Duration::from_millis(10);
 
-/// A client that doesn't do what it is asked for at once is asked again after this long.
+/// How soon to ask a client again that doesn't comply at once.
 const AGAIN: Duration = Duration::from_millis(50);
 /// How long it may take to do so.
 const ASKED: Duration = Duration::from_secs(1);
-/// Who has lived so long has not failed at once.
+/// A consumer that has lived this long has not failed immediately.
 const HEALTHY: Duration = Duration::from_secs(60);
 
 pub(crate) type Client = BaseConsumer<Callbacks>;
@@ -49,20 +49,20 @@ pub(crate) type Client = BaseConsumer<Callbacks>;
 /// The consumer's context. Callbacks only note what happened: they run inside `poll`, on the poll thread.
 pub(crate) struct Callbacks {
     noted: Mutex<VecDeque<(Change, TopicPartitionList)>>,
-    /// From now on rebalances are answered on the spot: closing polls by itself, and would wait for ever.
+    /// From now on rebalances are handled immediately: closing polls by itself, and would wait forever.
     closing: AtomicBool,
-    /// Held while a commit is made, and when closing begins. librdkafka ends the whole process over a commit that
-    /// reaches a consumer on its last steps.
+    /// Held during a commit, and when closing starts. librdkafka aborts the process if a commit reaches a consumer that
+    /// is almost closed.
     commits: Mutex<()>,
     served: AtomicU64,
     trouble: Arc<Trouble>,
     forsaken: Forsaken,
-    /// What the last error event said. Whoever polled it takes it from here.
+    /// The text of the last error event. The poller takes it from here.
     reason: Mutex<String>,
     ends: Mutex<HashMap<Partition, i64>>,
-    /// When an answer of the group was lost that may have said what is this member's.
+    /// When a response of the group was lost that may have contained this member's assignment.
     unsure: Mutex<Option<Instant>>,
-    /// The group has refused a commit, because this is no member of it any more.
+    /// The group has refused a commit, because this is no longer a member.
     expelled: AtomicBool,
 }
 
@@ -83,7 +83,7 @@ impl Callbacks {
     }
 
     fn note(&self, change: Change, partitions: TopicPartitionList) {
-        // The group has said all of it.
+        // The group has sent all of it.
         *locked(&self.unsure) = None;
         locked(&self.noted).push_back((change, partitions));
     }
@@ -99,7 +99,7 @@ impl Callbacks {
         made
     }
 
-    /// Waits for the commit that is under way, and lets no other pass.
+    /// Waits for the commit in flight, and blocks others.
     fn close(&self) {
         self.closing.store(true, SeqCst);
         drop(locked(&self.commits));
@@ -109,12 +109,12 @@ impl Callbacks {
         std::mem::take(&mut *locked(&self.reason))
     }
 
-    /// The log's end as it was seconds ago; librdkafka tells it from time to time.
+    /// The log's end as of seconds ago; librdkafka reports it from time to time.
     pub(crate) fn end_of(&self, partition: &Partition) -> Option<i64> {
         locked(&self.ends).get(partition).copied()
     }
 
-    /// Counts callbacks: a poll that returned nothing may still have taken something off the queue.
+    /// Counts callbacks: a poll that returned nothing may still have consumed something from the queue.
     pub(crate) fn served(&self) -> u64 {
         self.served.load(SeqCst)
     }
@@ -176,7 +176,7 @@ impl ConsumerContext for Callbacks {
     }
 }
 
-/// Tells librdkafka that we have taken note; until then the group waits.
+/// Acknowledges it to librdkafka; until then the group waits.
 fn answer(consumer: &Client, change: Change, list: &TopicPartitionList) -> KafkaResult<()> {
     let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
     match (change, cooperative) {
@@ -207,19 +207,20 @@ struct Held {
     until: Instant,
 }
 
-/// By KIP-848 the group says once what is a member's. librdkafka 2.12 asks again after a heartbeat without an answer,
-/// but not for that: what the answer took away is never given back, and what it gave is never read.
+/// With KIP-848 the group sends an assignment once. librdkafka 2.12 retries a heartbeat without a response, but doesn't
+/// request the assignment again: partitions that the lost response revoked are never released, and those that it
+/// assigned are never read.
 fn is_lost_answer(facility: &str, line: &str) -> bool {
     facility == "REQTMOUT" && line.contains("ConsumerGroupHeartbeatRequest in flight")
 }
 
-/// What a consumer is built for.
+/// What a consumer is built from.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Plan {
     pub(crate) topics: Vec<Arc<str>>,
-    /// Topics that turned out to be others than before: it is built anew because of them.
+    /// Topics that were recreated: the consumer is rebuilt because of them.
     pub(crate) replaced: HashSet<Arc<str>>,
-    /// How many consumers in a row have failed before it.
+    /// How many consecutive consumers have failed before it.
     pub(crate) failures: u32,
 }
 
@@ -232,8 +233,8 @@ impl Plan {
 
 /// One consumer of the group. Lives on the poll thread.
 ///
-/// A partition is assigned to the client at offset 0 and paused, and stays so until the log was compared with what was
-/// committed: then the client is told where to begin. It never chooses a position by itself.
+/// A partition is assigned to the client at offset 0 and paused until the log was compared with what was committed:
+/// then the client is told where to start. It never chooses a position by itself.
 pub(crate) struct Group {
     // Before the consumer: they are views into it.
     pub(crate) queues: Vec<(Arc<Slot>, PartitionQueue<Callbacks>)>,
@@ -243,12 +244,12 @@ pub(crate) struct Group {
     checker: Checker,
     held: Option<Held>,
     release_limit: Duration,
-    /// Where partitions are to begin, and from when on the client may be told.
+    /// Where partitions are to start, and when the client may be told.
     beginning: Vec<(Arc<Slot>, Start, Instant)>,
-    /// The client has not taken an answer: it and the group no longer agree.
+    /// The client has not accepted a response: it and the group are out of sync.
     broken: Option<KafkaError>,
     born: Instant,
-    /// `None` by the classic protocol, whose interval is the member's own.
+    /// `None` with the classic protocol, in which the member sets its own interval.
     heartbeat: Option<Heartbeat>,
 }
 
@@ -271,7 +272,7 @@ impl Group {
         let now = Instant::now();
         let heartbeat = (protocol != GroupProtocol::Classic).then(|| Heartbeat::begin(&mut config, now));
         if let (GroupProtocol::Classic, Some(instance)) = (protocol, config.get("group.instance.id")) {
-            // No two consumers of a group may have the same.
+            // Must be unique in the group.
             let instance = format!("{instance}-{}", plan.topics.concat());
             config.set("group.instance.id", instance);
         }
@@ -296,7 +297,7 @@ impl Group {
         })
     }
 
-    /// Asks the group for changes, if it is time to.
+    /// Polls the group for changes, if it is time to.
     pub(crate) fn ask(&mut self, now: Instant) {
         if self.heartbeat.as_mut().is_some_and(|heartbeat| heartbeat.take(now))
             && let Err(error) = self.from.subscribe(&self.consumer)
@@ -305,12 +306,12 @@ impl Group {
         }
     }
 
-    /// Whether the group may have said something that the client has not heard, and will not say it again.
+    /// Whether the client may have missed something that the group won't send again.
     pub(crate) fn is_unsure(&self, patience: Duration) -> bool {
         locked(&self.consumer.context().unsure).is_some_and(|since| since.elapsed() >= patience)
     }
 
-    /// For the consumer after this one.
+    /// The plan of the next consumer.
     pub(crate) fn plan(&self) -> Plan {
         let failures = if self.born.elapsed() >= HEALTHY { 0 } else { self.from.failures };
         Plan { failures, ..self.from.clone() }
@@ -325,14 +326,14 @@ impl Group {
         self.queues.iter().any(|(s, _)| Arc::ptr_eq(s, slot))
     }
 
-    /// When there is something to do although nothing rings.
+    /// When there is something to do without a notification.
     pub(crate) fn due(&self) -> Option<Instant> {
         let beginning = self.beginning.iter().map(|(.., at)| *at);
         let heartbeat = self.heartbeat.as_ref().map(Heartbeat::due);
         self.held.iter().map(|h| h.until).chain(beginning).chain(heartbeat).min()
     }
 
-    /// Why the consumer is of no more use, if it isn't.
+    /// Why the consumer is unusable, if it is.
     pub(crate) fn broken(&self) -> Option<(Code, String)> {
         let broken = self.broken.as_ref();
         let broken = broken.map(|e| (code_of(e), format!("the client could not take up a rebalance: {e}")));
@@ -340,11 +341,11 @@ impl Group {
         broken.or(is_forsaken.then(|| (Code::BrokerTransportFailure, forsaken::WHY.into())))
     }
 
-    /// Answers what can be answered and tells the driver. An assignment is taken up only when the driver has heard
-    /// of everything before it, so what it has not heard of is bounded.
+    /// Handles what can be handled and tells the driver. An assignment is accepted only when the driver has received
+    /// everything before it, so what is pending is bounded.
     pub(crate) fn rebalance(&mut self, has_heard: bool, tell: &mut dyn FnMut(Event)) {
         if let Some(held) = self.held.take() {
-            // That it was expelled librdkafka finds out only when this is answered.
+            // librdkafka finds out only now that it was expelled.
             let lost = self.consumer.assignment_lost() || self.consumer.context().expelled.load(SeqCst);
             let over = held.slots.iter().all(|s| s.has_let_go() && s.committing.load(SeqCst) == 0);
             if !lost && !over && Instant::now() < held.until {
@@ -378,13 +379,13 @@ impl Group {
         let mut slots = Vec::new();
         for element in list.elements() {
             let partition = Partition::new(element.topic(), element.partition());
-            // The old view goes before the new one is made: going, it silences the queue they share.
+            // The old view is dropped before the new one is created: dropping it silences the queue that they share.
             self.queues.retain(|(s, _)| s.assignment.partition != partition);
             let doubt =
                 if self.from.replaced.contains(&partition.topic) { Doubt::Log } else { Doubt::Nothing };
             let slot = new_slot(&self.shared, &self.consumer, partition, doubt);
             let Partition { topic, index } = &slot.assignment.partition;
-            // Split before the assignment: no record ever comes by the main queue, out of order with the rest.
+            // Split before the assignment: no record ever arrives through the main queue, out of order with the rest.
             let Some(mut queue) = self.consumer.split_partition_queue(topic, *index) else { continue };
             wake_by(&self.shared, &slot, &mut queue);
             self.queues.push((slot.clone(), queue));
@@ -409,7 +410,7 @@ impl Group {
         self.checker.locate(Arc::downgrade(&self.consumer), slots);
     }
 
-    /// Gives partitions up whose records don't fit what was read, and takes them again under a new epoch.
+    /// Gives up partitions whose records don't fit what was read, and takes them again under a new epoch.
     pub(crate) fn reassign(&mut self, tell: &mut dyn FnMut(Event)) {
         let (mut old, mut new) = (Vec::new(), Vec::new());
         let mut list = TopicPartitionList::new();
@@ -424,7 +425,7 @@ impl Group {
         if new.is_empty() {
             return;
         }
-        // It throws away what was read ahead.
+        // This discards what was read ahead.
         if let Err(e) = self.consumer.pause(&list) {
             self.broken = Some(e);
         }
@@ -442,25 +443,25 @@ impl Group {
         self.checker.locate(Arc::downgrade(&self.consumer), new);
     }
 
-    /// It was found out where a partition begins.
+    /// The start of a partition was determined.
     pub(crate) fn begin(&mut self, slot: Arc<Slot>, start: Start) {
         self.beginning.push((slot, start, Instant::now()));
     }
 
-    /// Tells the client where to begin, and answers what is to be said about that.
+    /// Tells the client where to start, and returns messages about that.
     pub(crate) fn begin_reading(&mut self) -> Vec<Error> {
         let (mut alarms, began) = (Vec::new(), Instant::now());
         for (slot, start, due) in std::mem::take(&mut self.beginning) {
             if slot.gone.load(SeqCst) || !self.has(&slot) {
                 continue;
             }
-            // A client that is slow to answer must be polled in between.
+            // A client that is slow to respond must be polled in between.
             if due > Instant::now() || began.elapsed() >= ASKED {
                 self.beginning.push((slot, start, due));
                 continue;
             }
             if let Err(error) = self.seek(&slot, start.at.offset) {
-                // It still ends what the partition was assigned for before.
+                // It is still ending the partition's earlier assignment.
                 tracing::debug!(%error, partition = %slot.assignment, "the client can't begin to read yet");
                 self.beginning.push((slot, start, Instant::now() + AGAIN));
                 continue;
@@ -479,8 +480,8 @@ impl Group {
         let mut list = TopicPartitionList::new();
         list.add_partition(topic, *index);
         self.consumer.resume(&list)?;
-        // A resume doesn't wake the thread that fetches, which may sleep for a second. A seek does, but in librdkafka 2.12
-        // not one to offset 0. It must not fail any more, so nobody waits for it.
+        // A resume doesn't wake the fetching thread, which may sleep for a second. A seek does, but in librdkafka 2.12
+        // not one to offset 0. It can't fail anymore, so nobody waits for it.
         let offset = if offset == 0 { Offset::Beginning } else { Offset::Offset(offset) };
         if let Err(error) = self.consumer.seek(topic, *index, offset, Duration::ZERO) {
             tracing::debug!(%error, partition = %slot.assignment, "reading may begin a second later");
@@ -507,7 +508,7 @@ impl Group {
         });
     }
 
-    /// Gives partitions back to the group. First no commit of ours may pass any more.
+    /// Gives partitions back to the group. Before that, our commits must be blocked.
     fn give_back(
         &mut self,
         list: &TopicPartitionList,
@@ -549,7 +550,7 @@ impl Group {
     }
 }
 
-/// Leaving is dropping, so that it also happens when the poll thread panics.
+/// Leaving happens on drop, so that it also happens when the poll thread panics.
 impl Drop for Group {
     fn drop(&mut self) {
         let context = self.consumer.context();
@@ -565,7 +566,7 @@ impl Drop for Group {
                 tracing::debug!(%error, "a rebalance could not be answered while closing");
             }
         }
-        // Here and not in the consumer's own drop, which may happen where a commit ends.
+        // Here and not in the consumer's own drop, which may happen at the end of a commit.
         match self.consumer.close_queue() {
             Ok(()) => {
                 while !self.consumer.closed() {

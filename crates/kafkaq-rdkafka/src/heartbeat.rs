@@ -1,8 +1,8 @@
-//! When a member of a KIP-848 group asks for changes, which is more often than the servers want it to.
+//! When a member of a KIP-848 group polls for changes, which is more often than the servers require.
 //!
-//! A member learns what changed from the answer to its next heartbeat. The interval is the servers', 5 s by default, and a
-//! partition that moves takes several heartbeats, one after the other. librdkafka sends one at once whenever it is
-//! subscribed, also to what it is subscribed to already; to the group that is a heartbeat like any other.
+//! A member learns what changed from the answer to its next heartbeat. The interval is the servers', 5 s by default,
+//! and a partition that moves takes several heartbeats, one after the other. librdkafka sends one at once whenever it
+//! is subscribed, also to what it is subscribed to already; to the group that is a heartbeat like any other.
 
 use rdkafka::ClientConfig;
 use std::time::{Duration, Instant};
@@ -12,8 +12,8 @@ const STEADY: Duration = Duration::from_secs(1);
 const MOVING: Duration = Duration::from_millis(250);
 /// How long they may move after a change.
 const SETTLED: Duration = Duration::from_secs(10);
-/// After heartbeats that fail librdkafka waits for as long, at the most, before each. Whoever asks sooner begins that wait
-/// anew each time, and no heartbeat is ever sent.
+/// After heartbeats that fail librdkafka waits for as long, at the most, before each. Whoever asks sooner begins that
+/// wait anew each time, and no heartbeat is ever sent.
 const LONGEST_WAIT: &str = "retry.backoff.max.ms";
 const SHORT_WAIT: Duration = Duration::from_millis(200);
 

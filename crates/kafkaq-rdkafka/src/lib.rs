@@ -36,8 +36,8 @@ use std::{
 
 pub use settings::{Builder, GroupProtocol};
 
-/// Kafka, or a server that speaks its protocol, by librdkafka. Share it in an `Arc`: one producer serves the
-/// process, and each [`join`](Broker::join) has a consumer and a thread of its own.
+/// Kafka, or a compatible server, through librdkafka. Share it in an `Arc`: one producer serves the process, and each
+/// [`join`](Broker::join) has its own consumer and thread.
 pub struct RdKafka {
     settings: Arc<settings::Settings>,
     appender: Arc<producer::Appender>,
@@ -58,7 +58,7 @@ impl RdKafka {
         Ok(RdKafka { settings, appender, reader, members: Mutex::default() })
     }
 
-    /// The same producer and reader for somebody inside: a member that looks at its own topics.
+    /// The same producer and reader for internal use: a member that checks its own topics.
     fn share(&self) -> RdKafka {
         let (appender, reader) = (self.appender.clone(), self.reader.clone());
         RdKafka { settings: self.settings.clone(), appender, reader, members: Mutex::default() }
@@ -109,7 +109,7 @@ impl Broker for RdKafka {
         let mut members = locked(&self.members);
         members.retain(|m| m.strong_count() > 0);
         members.push(Arc::downgrade(&shared));
-        // Whoever closed meanwhile has not seen it.
+        // A concurrent close has not seen it.
         self.appender.check_open("join").inspect_err(|_| shared.ask_to_leave())?;
         Ok(consumer)
     }
@@ -128,13 +128,13 @@ impl PartitionLog for RdKafka {
     }
 }
 
-/// A panic elsewhere must not take the queue down with it: what these locks guard is whole between statements.
+/// A panic elsewhere must not affect the queue: what these locks guard is consistent between statements.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Drops a client where that keeps nobody waiting: it can last, and librdkafka may never come to the end of it. If no
-/// thread can be had, it happens here.
+/// Drops a client in the background: it can take long, and librdkafka may never finish. If no thread can be started, it
+/// happens here.
 fn aside<T: Send + 'static>(client: T) -> Option<JoinHandle<()>> {
     thread::Builder::new().name("kafkaq-close".into()).spawn(move || drop(client)).ok()
 }

@@ -1,4 +1,4 @@
-//! librdkafka's log lines and troubles: the lines go to `tracing`, the last trouble into errors.
+//! librdkafka's log lines and connection problems: the lines go to `tracing`, the last problem into errors.
 
 use crate::{error, locked};
 use kafkaq_core::{Error, ErrorKind, OutageLog};
@@ -9,8 +9,8 @@ use std::{
 };
 use tracing::level_filters::LevelFilter;
 
-/// What librdkafka has to tell at all, so that nothing is formatted only to be thrown away. Of some troubles there is
-/// nothing but a line of information.
+/// The log level of librdkafka, so that nothing is formatted only to be discarded. Some problems are only reported at
+/// level info.
 pub(crate) fn level() -> RDKafkaLogLevel {
     match LevelFilter::current() {
         LevelFilter::OFF | LevelFilter::ERROR | LevelFilter::WARN | LevelFilter::INFO => {
@@ -20,13 +20,13 @@ pub(crate) fn level() -> RDKafkaLogLevel {
     }
 }
 
-/// What each client writes again and again while it has no connection. [`Trouble`] tells it once, for all of them.
+/// Lines that each client repeats while it has no connection. [`Trouble`] reports it once, for all of them.
 const CONNECTIONS: &[&str] = &["ERROR", "FAIL", "GETPID", "METADATA", "REQTMOUT", "SESSTMOUT"];
 
 fn forward(level: RDKafkaLogLevel, facility: &str, line: &str) {
     use RDKafkaLogLevel::*;
     match level {
-        // A setting that is given to both sides and concerns one: by design.
+        // A setting that is passed to both sides but applies to one: by design.
         _ if facility == "CONFWARN" || CONNECTIONS.contains(&facility) => {
             tracing::debug!(target: "librdkafka", facility, "{line}");
         }
@@ -37,7 +37,7 @@ fn forward(level: RDKafkaLogLevel, facility: &str, line: &str) {
     }
 }
 
-/// Whether a connection was closed as soon as it was used: as a listener does that wants credentials.
+/// Whether a connection was closed as soon as it was used, as by a listener that requires credentials.
 fn is_turned_away(line: &str) -> bool {
     let duration = line.split_once("(after ").and_then(|(_, rest)| rest.split_once("ms in state UP"));
     let is_short = duration.and_then(|(ms, _)| ms.parse::<u64>().ok()).is_some_and(|ms| ms < 1000);
@@ -46,12 +46,12 @@ fn is_turned_away(line: &str) -> bool {
     was_closed.iter().any(|how| line.contains(how)) && (is_short || line.contains("security.protocol"))
 }
 
-/// librdkafka repeats an error that stays the same every 30 s: after so long without one it is over.
+/// librdkafka repeats an unchanged error every 30 s: after this long without one, it is over.
 const FORGOTTEN: Duration = Duration::from_secs(90);
 const CONNECT: &str = "connect";
 
-/// What goes wrong with the connections of all clients of a handle: told in the log while it lasts, and in the error of
-/// whatever ran out of time for it.
+/// Connection problems of all clients of a handle: logged while they last, and included in the errors of calls that
+/// timed out.
 #[derive(Debug)]
 pub(crate) struct Trouble {
     outages: OutageLog,
@@ -98,7 +98,7 @@ impl Trouble {
         }
     }
 
-    /// A broker has answered.
+    /// A broker has responded.
     pub(crate) fn is_over(&self) {
         let all_is_well = locked(&self.known).answers();
         if all_is_well {
@@ -115,7 +115,7 @@ impl Trouble {
         }
     }
 
-    /// The last one, if it was seen within that time or lasts.
+    /// The last problem, if it was seen within this time or persists.
     pub(crate) fn within(&self, limit: Duration) -> Option<(ErrorKind, String)> {
         locked(&self.known).last(Instant::now(), limit)
     }
@@ -124,9 +124,9 @@ impl Trouble {
 #[derive(Debug, Default)]
 struct Known {
     current: Option<Current>,
-    /// Some broker has answered at some time.
+    /// Some broker has responded at some time.
     answered: bool,
-    /// The last trouble was one of some brokers only, of which the answers of others say nothing.
+    /// The last problem affected only some brokers, so responses of others don't resolve it.
     is_partial: bool,
 }
 
@@ -135,7 +135,7 @@ struct Current {
     seen: Instant,
     kind: ErrorKind,
     reason: String,
-    /// No broker can be reached, as far as one of the clients knows.
+    /// One of the clients reports that no broker can be reached.
     is_total: bool,
 }
 
@@ -146,12 +146,12 @@ impl Known {
             Some(current) if now.saturating_duration_since(current.seen) < FORGOTTEN => {
                 current.seen = now;
                 current.is_total |= is_total;
-                // That all brokers are down says less than why one of them is.
+                // That all brokers are down is less specific than why one of them is.
                 if !is_total {
                     (current.kind, current.reason) = (kind, reason.to_owned());
                 }
             }
-            // A connection that was idle and is closed can be the last one. If more is wrong, a reason follows.
+            // The last connection may just have been closed while idle. If more is wrong, a reason follows.
             _ if is_total => return false,
             none => *none = Some(Current { seen: now, kind, reason: reason.to_owned(), is_total }),
         }
@@ -166,7 +166,7 @@ impl Known {
         !self.is_partial
     }
 
-    /// Takes in names of brokers and how they are. Returns whether one of them answers.
+    /// Applies the states of brokers. Returns whether one of them responds.
     fn look_at<'a>(&mut self, now: Instant, brokers: impl Iterator<Item = (&'a str, &'a str)>) -> bool {
         let mut some_answer = false;
         for (name, state) in brokers {

@@ -1,5 +1,5 @@
-//! A member's two halves as the driver sees them: the handle and the stream of events. Both talk to the poll thread
-//! (see `poller`) through what is shared here. Only a commit and the leave wait, and neither for the other.
+//! A member's two halves as the driver sees them: the handle and the event stream. Both communicate with the poll
+//! thread (see `poller`) through shared state. Only a commit and the leave wait, and neither for the other.
 
 use crate::{commit::Commits, locked, parted::Parted, settings::Settings, slot::Slot};
 use async_trait::async_trait;
@@ -18,10 +18,10 @@ use std::{
 };
 use tokio::sync::{mpsc, watch};
 
-/// What the handle, the stream and the poll thread share.
+/// Shared by the handle, the stream and the poll thread.
 pub(crate) struct Shared {
     pub(crate) settings: Arc<Settings>,
-    /// What is ours. The poll thread puts in and takes out; a commit is checked against it under the lock.
+    /// Our partitions. The poll thread adds and removes them; a commit is checked against them under the lock.
     pub(crate) owned: Mutex<HashMap<Partition, Arc<Slot>>>,
     pub(crate) parted: Parted,
     epochs: AtomicU64,
@@ -33,7 +33,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Also the sender by which the poll thread tells that it is gone.
+    /// Also has the sender whose end shows that the poll thread is gone.
     pub(crate) fn new(settings: Arc<Settings>) -> (Arc<Self>, watch::Sender<bool>) {
         let (tx, left) = watch::channel(false);
         let shared = Shared {
@@ -49,12 +49,12 @@ impl Shared {
         (Arc::new(shared), tx)
     }
 
-    /// Called once, by the poll thread, before it first looks around.
+    /// Called once, by the poll thread, before its first iteration.
     pub(crate) fn polled_here(&self) {
         let _ = self.poll_thread.set(std::thread::current());
     }
 
-    /// Wakes the poll thread. It is called with librdkafka's locks held, so it must do no more than this.
+    /// Wakes the poll thread. It is called with librdkafka's locks held, so it must do nothing else.
     pub(crate) fn ring(&self) {
         if let Some(thread) = self.poll_thread.get() {
             thread.unpark();
@@ -82,7 +82,7 @@ impl Shared {
     pub(crate) async fn left(&self, limit: Duration) -> Result<()> {
         let mut left = self.left.clone();
         match tokio::time::timeout(limit, left.wait_for(|gone| *gone)).await {
-            // A sender that is gone has gone with its thread.
+            // The sender is dropped with its thread.
             Ok(_) => Ok(()),
             Err(_) => Err(Error::unknown(ErrorKind::Timeout, "leave").with_advice(
                 "The group was not told in time; it will notice by itself after the session timeout. Leaving \
@@ -136,7 +136,7 @@ impl Member for Handle {
     }
 }
 
-/// An event on its way to the driver, with the slot of the records in it.
+/// An event for the driver, with the slot of its records.
 pub(crate) type Item = (Result<Event>, Option<Arc<Slot>>);
 
 /// The stream. Its state is the channel, so a dropped `next()` loses nothing.
@@ -150,7 +150,7 @@ impl Stream for Events {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if self.shared.is_leaving() {
-            // What still waits here is no longer ours.
+            // Events that are still waiting are no longer ours.
             return Poll::Ready(None);
         }
         let item = std::task::ready!(self.items.poll_recv(cx));

@@ -1,4 +1,4 @@
-//! Where logs begin and end.
+//! The first and last offsets of logs.
 
 use crate::{error, reader::Reader};
 use futures_util::{StreamExt, stream};
@@ -14,16 +14,16 @@ use std::{collections::HashMap, time::Duration};
 use tokio::task::spawn_blocking;
 
 const OFFSETS: &str = "offsets";
-/// Partitions in one request to their servers.
+/// How many partitions are in one request to their servers.
 const TOGETHER: usize = 500;
-/// How long it may take at most, and of the request timeout: a server that doesn't answer spoils it for all.
+/// How long it may take at most, and as a part of the request timeout: one server that doesn't respond blocks all.
 const PATIENCE: Duration = Duration::from_secs(2);
 const SHARE: u32 = 4;
-/// Partitions that are asked for one by one, at once.
+/// How many partitions are queried individually at a time.
 const AT_ONCE: usize = 8;
 
 impl Reader {
-    /// The first and the next offset of each partition: asked for together, and one by one if that fails.
+    /// The first and the next offset of each partition: queried together, and individually if that fails.
     pub(crate) async fn offsets(&self, of: &[Partition]) -> Vec<Result<Offsets>> {
         let mut all = Vec::with_capacity(of.len());
         for some in of.chunks(TOGETHER) {
@@ -48,7 +48,7 @@ impl Reader {
         all
     }
 
-    /// While somebody's transaction is open, `next` is where that begins.
+    /// While a transaction is open, `next` is where it starts.
     pub(crate) async fn offsets_of(&self, op: &'static str, of: &Partition) -> Result<Offsets> {
         let (client, active) = self.client(op)?;
         let (Partition { topic, index }, limit) = (of.clone(), self.settings.request_timeout());
@@ -58,8 +58,8 @@ impl Reader {
             let is_missing = |answer: &KafkaResult<_>| {
                 answer.as_ref().is_err_and(|e| error::kind(error::code_of(e)) == ErrorKind::NotFound)
             };
-            // The client remembers the topic as it was, and takes a server that is away for a partition that is not
-            // there. What is asked for makes it look.
+            // The client caches the topic, and takes a server that is down for a missing partition. This query makes it
+            // refresh.
             if is_missing(&answer)
                 && exists(client.fetch_metadata(Some(&topic), limit).as_ref().ok(), &topic, index)
                     != Some(false)
@@ -79,13 +79,13 @@ impl Reader {
     }
 
     /// # Errors
-    /// If any server doesn't answer.
+    /// If any server doesn't respond.
     async fn offsets_together(&self, of: &[Partition]) -> Result<Vec<Result<Offsets>>> {
         let (client, active) = self.client(OFFSETS)?;
         let limit = PATIENCE.min(self.settings.request_timeout() / SHARE);
         let asked = of.to_vec();
         let ask = move || {
-            // By their places, which are no times: the protocol asks for both in the same way.
+            // Special offsets, not times: the protocol queries both in the same way.
             let ask = |place| client.offsets_for_times(list(&asked, place)?, limit);
             let answers = ask(Offset::Beginning).and_then(|first| Ok((first, ask(Offset::End)?)));
             drop((client, active));
@@ -114,7 +114,7 @@ impl Reader {
     }
 }
 
-/// Whether the servers have the partition; `None` if none tells.
+/// Whether the servers have the partition; `None` if unknown.
 pub(crate) fn exists(found: Option<&Metadata>, topic: &str, index: i32) -> Option<bool> {
     let Some(found) = found?.topics().iter().find(|found| found.name() == topic) else { return Some(false) };
     match found.error().map(Code::from) {
@@ -126,7 +126,7 @@ pub(crate) fn exists(found: Option<&Metadata>, topic: &str, index: i32) -> Optio
 fn list(of: &[Partition], place: Offset) -> KafkaResult<TopicPartitionList> {
     let mut list = TopicPartitionList::with_capacity(of.len());
     for Partition { topic, index } in of {
-        // One that is asked for twice gets the same answer.
+        // A partition that is queried twice gets the same result.
         if list.find_partition(topic, *index).is_none() {
             list.add_partition_offset(topic, *index, place)?;
         }

@@ -1,16 +1,16 @@
-//! How far partitions were read under earlier epochs: what a group has committed goes with its topic, and then only this
-//! tells that a partition which comes back is of another log.
+//! Positions of partitions under earlier epochs: committed offsets are deleted with their topic, and then only this
+//! shows that a partition that comes back is of another log.
 
 use crate::{locked, slot::Slot};
 use kafkaq_core::{Cursor, Partition};
 use std::{collections::HashMap, sync::Mutex};
 
-/// One entry a partition that this member has read.
+/// One entry per partition that this member has read.
 #[derive(Debug, Default)]
 pub(crate) struct Parted(Mutex<HashMap<Partition, Cursor>>);
 
 impl Parted {
-    /// An epoch ends. One without a record to tell the log by knows nothing better than the one before it.
+    /// An epoch ends. Without a record that identifies the log, it knows no more than the previous one.
     pub(crate) fn leave(&self, slot: &Slot) {
         if let Some(reached) = locked(&slot.trail).reached() {
             locked(&self.0).insert(slot.assignment.partition.clone(), reached);
@@ -21,7 +21,7 @@ impl Parted {
         locked(&self.0).get(partition).copied()
     }
 
-    /// That it is another log was passed on. Before that, an assignment that ends early would take it along.
+    /// The replacement of the log was reported. Before that, an assignment that ends early would lose it.
     pub(crate) fn is_told(&self, partition: &Partition) {
         locked(&self.0).remove(partition);
     }

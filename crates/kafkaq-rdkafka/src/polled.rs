@@ -1,5 +1,5 @@
-//! A producer with a thread that polls it while something is under way. rdkafka's own such thread polls ten times a
-//! second for ever, and the last millisecond of each time without rest.
+//! A producer with a thread that polls it while something is in flight. rdkafka's own polling thread polls ten times
+//! per second forever, busy-waiting for the last millisecond of each.
 
 use rdkafka::{
     config::{ClientConfig, FromClientConfigAndContext},
@@ -17,9 +17,9 @@ use std::{
     time::Duration,
 };
 
-/// How long it polls at a time while something is under way; what comes in ends no wait, but is handed on at once.
+/// How long it polls at a time while something is in flight; events don't end the wait, but are passed on at once.
 const BUSY: Duration = Duration::from_millis(100);
-/// How often it looks for logs and errors while nothing is.
+/// How often it polls for logs and errors while nothing is.
 const IDLE: Duration = Duration::from_secs(5);
 
 pub(crate) struct Polled<C: ProducerContext + 'static> {
@@ -40,10 +40,10 @@ impl<C: ProducerContext + 'static> Polled<C> {
         let (producer, stop) = (Arc::new(producer), Arc::new(AtomicBool::new(false)));
         let (polled, stopping) = (producer.clone(), stop.clone());
         let poll = move || {
-            // With a wait, the last millisecond of a poll is spent without rest.
+            // With a timeout, the last millisecond of a poll is busy-waiting.
             let mut wait = Duration::ZERO;
             while !stopping.load(SeqCst) {
-                // Events that nobody has taken yet, and records without a report.
+                // Unprocessed events, and records without a report.
                 while polled.in_flight_count() > 0 && !stopping.load(SeqCst) {
                     polled.poll(wait);
                     wait = BUSY;

@@ -5,9 +5,9 @@
 //!              ── errors, logs ──────────────────┼─> pending ─┬─> channel ─> Events
 //!              ── a queue a partition ── batches ─────────────┘
 //! ```
-//! It parks when there is nothing to do and is rung by librdkafka (a queue is no longer empty), by the handle, by the
-//! stream and by checks. A queue rings only when it was empty, so whatever is left in one is remembered in
-//! `Slot::ready`. Such a ring can be lost, so all queues are looked into every [`SWEEP`].
+//! It parks when there is nothing to do and is woken by librdkafka (a queue is no longer empty), by the handle, by the
+//! stream and by checks. A queue notifies only when it was empty, so leftovers are remembered in `Slot::ready`.
+//! Notifications can be lost, so all queues are checked every [`SWEEP`].
 
 use crate::{
     aside, batch,
@@ -37,26 +37,26 @@ use tokio::{
 };
 
 const READ: &str = "read";
-/// Batches that wait in the stream, of all partitions.
+/// How many batches may wait in the stream, over all partitions.
 const CHANNEL: usize = 32;
-/// How often all queues are looked into. It also keeps `max.poll.interval.ms`.
+/// How often all queues are checked. This also satisfies `max.poll.interval.ms`.
 const SWEEP: Duration = Duration::from_secs(1);
 /// The shortest sleep.
 const SHORT: Duration = Duration::from_millis(10);
 /// How often what was read is compared with the log, and how soon again after an error.
 const CHECK_EVERY: Duration = Duration::from_secs(9);
 const CHECK_AGAIN: Duration = Duration::from_secs(1);
-/// The same error is reported once in this time.
+/// The same error is reported once per this time.
 const QUIET: Duration = Duration::from_secs(60);
-/// How long after a lost answer of the group it joins anew, unless the group has spoken again.
+/// How long after a lost response of the group it rejoins, unless the group has responded again.
 const UNSURE: Duration = Duration::from_secs(4);
-/// A consumer that has failed is built anew after this, and after twice as long each time until one lives on.
+/// How soon a failed consumer is rebuilt; doubles each time until one survives.
 const REBUILD: Duration = Duration::from_millis(250);
 const MAX_REBUILD: Duration = Duration::from_secs(30);
-/// How long it waits for the one that has failed to close. For one that leaves: beyond its session.
+/// How long it waits for the failed one to close. For one that leaves: beyond its session.
 const CLOSING: Duration = Duration::from_secs(5);
 
-/// Joins the group: answers when the consumer is there, not when the group has given it partitions.
+/// Joins the group: returns when the consumer exists, not when the group has assigned partitions.
 pub(crate) async fn start(
     settings: Arc<Settings>,
     log: Arc<dyn PartitionLog>,
@@ -91,16 +91,16 @@ pub(crate) async fn start(
     Ok((consumer, shared))
 }
 
-/// A consumer that has failed and is built anew.
+/// A failed consumer that is being rebuilt.
 struct Rebuild {
     plan: Plan,
-    /// Of the one that has failed, if there is one. The other consumers go on meanwhile.
+    /// Of the failed one, if there is one. The other consumers continue meanwhile.
     closing: Option<JoinHandle<()>>,
     due: Instant,
 }
 
 struct Poller<'a> {
-    // Before the groups: the stream ends before a consumer takes its leave, which can last.
+    // Before the groups: the stream ends before a consumer leaves, which can take long.
     tx: mpsc::Sender<Item>,
     groups: Vec<Group>,
     rebuilds: Vec<Rebuild>,
@@ -108,15 +108,15 @@ struct Poller<'a> {
     shared: &'a Arc<Shared>,
     request: &'a JoinRequest,
     protocol: GroupProtocol,
-    /// The protocol was our choice, and the server may turn out not to have it.
+    /// The protocol was our choice, and the server may turn out not to support it.
     may_change: bool,
     checker: Checker,
     outcomes: mpsc::Receiver<Outcome>,
-    /// What is not a batch and found the channel full. `Group::rebalance` bounds it.
+    /// Events other than batches that found the channel full. `Group::rebalance` bounds it.
     pending: VecDeque<Item>,
-    /// The queue to look at first, so that a busy partition does not starve the others.
+    /// The queue to start with, so that a busy partition does not starve the others.
     first: usize,
-    /// What was reported, of which partition, and when.
+    /// Reported errors, by partition, with their times.
     reported: Vec<(Code, Option<Partition>, Instant)>,
     swept: Instant,
     checked: Instant,
@@ -153,10 +153,10 @@ impl<'a> Poller<'a> {
         }
     }
 
-    /// The thread's life.
+    /// The thread's main function.
     fn live(mut self, opened: oneshot::Sender<Result<()>>) {
-        // KIP-848 leaves the session timeout to the servers. Whether they allow what is asked for decides, if we may
-        // choose: a member that has died keeps its partitions for so long.
+        // KIP-848 leaves the session timeout to the servers. If we may choose the protocol, it depends on whether they
+        // allow the requested one: a dead member keeps its partitions for that long.
         if self.protocol != GroupProtocol::Classic {
             let topic = self.request.topics.first().cloned().unwrap_or_default();
             self.checker.agree(self.request.group.clone(), topic, self.request.session_timeout);
@@ -168,14 +168,14 @@ impl<'a> Poller<'a> {
             self.end_with(e);
         }
         let Poller { tx, groups, checker, mut outcomes, request, .. } = self;
-        // The stream ends now, not when the consumers have taken their leave. That can last for seconds where a
-        // rebalance is under way, so they do it side by side.
+        // The stream ends now, not when the consumers have left. That can take seconds during a rebalance, so they
+        // leave concurrently.
         drop(tx);
-        // Those that were of no more use are not waited for: they may never end.
+        // Unusable ones are not waited for: they may never end.
         let closing: Vec<_> = groups.into_iter().map(aside).collect();
         drop(checker);
-        // Closing waits for the commit that is under way. librdkafka never answers one that it has queued for a
-        // coordinator which went away then, for as long as that is away: it retries what was never sent without limit.
+        // Closing waits for the commit in flight. If a coordinator went down, librdkafka never completes a commit that
+        // is queued for it while it is down: it retries unsent ones without limit.
         let until = Instant::now() + request.session_timeout + CLOSING;
         while !closing.iter().flatten().all(JoinHandle::is_finished) {
             if Instant::now() > until {
@@ -188,7 +188,7 @@ impl<'a> Poller<'a> {
         while outcomes.blocking_recv().is_some() {}
     }
 
-    /// Joins by another protocol than so far.
+    /// Switches to another protocol.
     fn change_to(&mut self, protocol: GroupProtocol, why: &str) {
         tracing::info!(group = %self.request.group, ?protocol, "{why}");
         self.protocol = protocol;
@@ -206,7 +206,7 @@ impl<'a> Poller<'a> {
         Ok(())
     }
 
-    /// A client that can't be made now may be made later: threads and descriptors may be used up for a moment.
+    /// A client that can't be created now may succeed later: threads and descriptors may be exhausted for a moment.
     fn join_or_retry(&mut self, plan: Plan) {
         match self.join_as_one(plan.clone()) {
             Ok(group) => self.groups.push(group),
@@ -216,9 +216,9 @@ impl<'a> Poller<'a> {
 
     fn plans(&self) -> Vec<Plan> {
         let topics = &self.request.topics;
-        // By the classic protocol one consumer for each topic. Its `cooperative-sticky` assignor evens out the sum
-        // over all topics of a consumer: whoever joins second may get all of one topic and nothing of the other. Its
-        // `range` shares each topic, and stops everybody at every change.
+        // With the classic protocol, one consumer per topic. Its `cooperative-sticky` assignor balances the total over
+        // all topics of a consumer: the second member may get all of one topic and nothing of the other. Its `range`
+        // shares each topic, but interrupts everybody at every change.
         let share = if self.protocol == GroupProtocol::Classic { 1 } else { topics.len().max(1) };
         topics.chunks(share).map(|topics| Plan { topics: topics.to_vec(), ..Plan::default() }).collect()
     }
@@ -227,7 +227,7 @@ impl<'a> Poller<'a> {
         Group::join(self.request, plan, self.shared, &self.checker, &self.trouble, self.protocol)
     }
 
-    /// Until the member leaves, or until a person has to mend something.
+    /// Runs until the member leaves, or until somebody has to fix something.
     fn run(&mut self) -> Result<()> {
         while !self.shared.is_leaving() {
             if let Some((at, code, reason)) = self.serve_main_queues() {
@@ -251,11 +251,11 @@ impl<'a> Poller<'a> {
         let due = self.groups.iter().filter_map(Group::due).chain(rebuilds);
         let check = self.pending.is_empty().then_some(self.check_at);
         let due = due.chain(check).min().unwrap_or(self.swept + SWEEP).min(self.swept + SWEEP);
-        // What is due may still have to wait for something that rings nobody.
+        // What is due may still have to wait for something without a notification.
         thread::park_timeout(due.saturating_duration_since(Instant::now()).max(SHORT));
     }
 
-    /// A queue whose ring was lost waits no longer than this for the next look, however busy the others are.
+    /// A queue whose notification was lost waits at most this long for the next check, however busy the others are.
     fn sweep(&mut self) {
         if self.swept.elapsed() >= SWEEP {
             self.swept = Instant::now();
@@ -265,7 +265,8 @@ impl<'a> Poller<'a> {
         }
     }
 
-    /// Rebalances (noted), errors (reported) and logs (written). Answers the error that a group doesn't survive.
+    /// Handles rebalances (recorded), errors (reported) and logs (written). Returns an error that a group doesn't
+    /// survive.
     fn serve_main_queues(&mut self) -> Option<(usize, Code, String)> {
         let mut at = 0;
         while let Some(Group { consumer, .. }) = self.groups.get(at) {
@@ -278,7 +279,7 @@ impl<'a> Poller<'a> {
                     let reason = consumer.context().take_reason();
                     self.report(&e, &reason, None);
                 }
-                // Every partition is split off before it is assigned, so no records come this way.
+                // Every partition is split off before it is assigned, so no records arrive here.
                 Some(Ok(_)) => {}
                 None if served == consumer.context().served() => at += 1,
                 None => {}
@@ -312,7 +313,7 @@ impl<'a> Poller<'a> {
                 Outcome::Replaced(slot, first) => self.replaced(&slot, first),
                 Outcome::Nothing(slot, from, next) => locked(&slot.trail).nothing_until(from, next),
                 Outcome::Stalled(slot) => {
-                    // While it gives partitions back the client reads none.
+                    // While it gives partitions back, the client doesn't read.
                     if let Some(at) = self.group_of(&slot).filter(|at| !self.groups[*at].is_holding()) {
                         let e = Error::not_applied(ErrorKind::Other, "read").on(&slot.assignment.partition);
                         let e = e.with_source("the client brings none of the records that are there");
@@ -340,7 +341,7 @@ impl<'a> Poller<'a> {
         Ok(())
     }
 
-    /// A member that dies keeps its partitions for longer than was asked for.
+    /// A dead member keeps its partitions for longer than requested.
     fn slow_to_notice(&self, why: String) -> Error {
         let wanted = self.request.session_timeout;
         Error::not_applied(ErrorKind::Misconfigured, "join")
@@ -359,13 +360,13 @@ impl<'a> Poller<'a> {
         self.groups.iter().position(|group| group.has(slot))
     }
 
-    /// What a client knows of a topic can be out of date for good once that was recreated: librdkafka takes its leader
-    /// for an old one, because it counts its epochs from the beginning, and never reads it. So the consumer is built
-    /// anew. It is said here, since the partition may come back to another member, who doesn't know.
+    /// A client's metadata of a topic can be permanently stale once that was recreated: librdkafka takes its leader for
+    /// an old one, because its epochs start over, and never reads it. So the consumer is rebuilt. It is reported here,
+    /// since the partition may go to another member, which doesn't know.
     fn replaced(&mut self, slot: &Arc<Slot>, first: i64) {
         if let Some(at) = self.group_of(slot) {
             let of = &slot.assignment.partition;
-            tracing::info!(partition = %slot.assignment, "the log is another one; building the consumer anew");
+            tracing::info!(partition = %slot.assignment, "the log was replaced; rebuilding the consumer");
             self.rebuild(at, None, Some(of.topic.clone()));
             self.shared.parted.is_told(of);
             self.pending.push_back((Err(check::replaced(of, first)), None));
@@ -385,12 +386,12 @@ impl<'a> Poller<'a> {
         }
     }
 
-    /// The group says what is a member's to whoever joins.
+    /// The group sends the assignment to a member that joins.
     fn join_anew(&mut self) {
-        // Not all members at once: they have lost their answers together.
+        // Not all members at once: they lost their responses together.
         let patience = UNSURE + Duration::from_secs(u64::from(self.request.member[0] % 8));
         if let Some(at) = self.groups.iter().position(|group| group.is_unsure(patience)) {
-            tracing::info!(group = %self.request.group, "an answer of the group was lost; joining anew");
+            tracing::info!(group = %self.request.group, "a response of the group was lost; rejoining");
             self.rebuild(at, None, None);
         }
     }
@@ -413,7 +414,8 @@ impl<'a> Poller<'a> {
         }
     }
 
-    /// One batch of each partition that has some and whose last one was taken. Answers whether to look again.
+    /// Delivers one batch per partition that has records and whose last batch was taken. Returns whether to check
+    /// again.
     fn deliver(&mut self) -> bool {
         let (mut again, mut check_soon, mut errors) = (false, false, Vec::new());
         let queues = self.groups.iter().flat_map(|group| {
@@ -423,7 +425,7 @@ impl<'a> Poller<'a> {
         let n = queues.clone().count();
         self.first = if n == 0 { 0 } else { (self.first + 1) % n };
         for ((slot, queue), context) in queues.cycle().skip(self.first).take(n) {
-            // What is pending goes first, or records would come before their assignment.
+            // Pending events go first, or records would arrive before their assignment.
             if !self.pending.is_empty() || self.tx.capacity() == 0 {
                 break;
             }
@@ -453,7 +455,7 @@ impl<'a> Poller<'a> {
             slot.queued.store(true, SeqCst);
             let end = context.end_of(of).map(|end| end.max(next));
             let event = Event::Records(slot.assignment.clone(), Batch::new(taken.records, next, end));
-            // There is room; it fails only when the stream is gone, and then the member leaves.
+            // There is room; this only fails if the stream is gone, and then the member leaves.
             let _ = self.tx.try_send((Ok(event), Some(slot.clone())));
         }
         if check_soon || !errors.is_empty() {
@@ -463,8 +465,8 @@ impl<'a> Poller<'a> {
         again
     }
 
-    /// An error that reading survives, or that stops a partition. What librdkafka mends by itself is left to its log, and
-    /// an outage to that of the connections; but whoever joins hears of it.
+    /// Reports an error that reading survives, or that stops a partition. What librdkafka recovers from is left to its
+    /// log, and an outage to that of the connections; but a joining caller is told.
     fn report(&mut self, e: &KafkaError, reason: &str, of: Option<&Partition>) {
         let (code, settings) = (error::code_of(e), &self.shared.settings);
         let e = match error::unreadable(code, reason, READ, settings.bootstrap()) {
@@ -480,7 +482,7 @@ impl<'a> Poller<'a> {
         self.warn(code, of, e.on(format_args!("group {}", self.request.group)));
     }
 
-    /// Passes an error on unless it was passed on a short time ago.
+    /// Passes an error on unless the same was passed on recently.
     fn warn(&mut self, code: Code, of: Option<&Partition>, e: Error) {
         self.reported.retain(|(.., at)| at.elapsed() < QUIET);
         let again = self.reported.iter().any(|(c, p, _)| *c == code && p.as_ref() == of);
@@ -492,7 +494,7 @@ impl<'a> Poller<'a> {
         self.pending.push_back((Err(e.with_retry(Retry::Yes)), None));
     }
 
-    /// A consumer has failed for good. It is built anew, unless a person has to mend something first.
+    /// A consumer has failed permanently. It is rebuilt, unless somebody has to fix something first.
     fn fail(&mut self, at: usize, code: Code, reason: String) -> Result<()> {
         let is_lacking = matches!(code, Code::UnsupportedFeature | Code::UnsupportedVersion);
         if is_lacking && self.may_change && locked(&self.shared.owned).is_empty() {
@@ -511,7 +513,7 @@ impl<'a> Poller<'a> {
         Ok(())
     }
 
-    /// A consumer is of no more use: what it had is lost, and comes back to another one.
+    /// Replaces an unusable consumer: its partitions are lost, and come back with the next one.
     fn rebuild(&mut self, at: usize, why: Option<(Code, Error)>, replaced: Option<Arc<str>>) {
         let mut group = self.groups.remove(at);
         let pending = &mut self.pending;
@@ -525,16 +527,16 @@ impl<'a> Poller<'a> {
         }
     }
 
-    /// After a failure: later each time.
+    /// Retries after a failure, with backoff.
     fn retry(&mut self, mut plan: Plan, closing: Option<JoinHandle<()>>, code: Code, e: Error) {
         let wait = (REBUILD * 2_u32.pow(plan.failures.min(10))).min(MAX_REBUILD);
         plan.failures += 1;
-        self.warn(code, None, e.with_advice(format!("The consumer is built anew in {wait:?}")));
+        self.warn(code, None, e.with_advice(format!("The consumer is rebuilt in {wait:?}")));
         self.rebuilds.push(Rebuild { plan, closing, due: Instant::now() + wait });
     }
 
-    /// Builds what has failed anew, once that has been closed: no two of a group should have the same instance id. But
-    /// one that can't reach a server may take long.
+    /// Rebuilds a failed consumer, once that has been closed: instance ids in a group should be unique. But closing may
+    /// take long without a server.
     fn build(&mut self) {
         let now = Instant::now();
         let is_closed = |r: &Rebuild| r.closing.as_ref().is_none_or(JoinHandle::is_finished);
@@ -543,7 +545,7 @@ impl<'a> Poller<'a> {
         due.into_iter().for_each(|rebuild| self.join_or_retry(rebuild.plan));
     }
 
-    /// The last item, once the driver has taken what is before it.
+    /// Sends the last item, once the driver has taken what precedes it.
     fn end_with(&mut self, e: Error) {
         let pending = &mut self.pending;
         for group in &mut self.groups {
@@ -557,7 +559,7 @@ impl<'a> Poller<'a> {
         }
     }
 
-    /// Reading changes nothing, so nothing took effect.
+    /// Reads change nothing, so nothing took effect.
     fn error(&self, code: Code) -> Error {
         error::rejected(code, READ, self.settings().bootstrap())
             .on(format_args!("group {}", self.request.group))
@@ -568,10 +570,10 @@ impl<'a> Poller<'a> {
     }
 }
 
-/// Whether an error comes again whatever a new consumer does.
+/// Whether an error would recur with a new consumer.
 fn takes_a_person(code: Code) -> bool {
     match code {
-        // The group's answer to a member that it doesn't know any more.
+        // The group's response to a member that it no longer knows.
         Code::InvalidRequest => false,
         _ => matches!(
             error::kind(code),

@@ -1,5 +1,5 @@
-//! Appends: one idempotent producer for the process, one outcome a record. A second one compresses what is too large as
-//! it is, and is there only when something was.
+//! Appends: one idempotent producer for the process, one outcome per record. A second one compresses records that are
+//! otherwise too large, and exists only once there was one.
 
 use crate::{
     aside, error,
@@ -33,11 +33,11 @@ type Client = Polled<Reports>;
 pub(crate) struct Appender {
     settings: Arc<Settings>,
     plain: Line,
-    /// A copy must find room where the record did, which another client may have compressed.
+    /// A copy must fit where the record did, which another client may have compressed.
     compressing: Line,
 }
 
-/// A producer, and those that come after it.
+/// A producer, and its successors.
 struct Line {
     settings: Arc<Settings>,
     config: ClientConfig,
@@ -68,8 +68,8 @@ impl Appender {
     pub(crate) async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
         let deadline = Instant::now() + self.settings.request_timeout();
         let mut outcomes = self.plain.send(to, records.iter().enumerate(), records.len(), deadline).await;
-        // A topic's limit is for a whole batch on the wire, and refuses all of it. What was refused goes again in
-        // smaller and smaller shares, until only what is too large by itself is left.
+        // A topic's limit applies to a whole batch on the wire, which is refused as a whole. What was refused is sent
+        // again in smaller and smaller pieces, until only records are left that are too large by themselves.
         let mut share = records.len();
         while share > 1 && outcomes.iter().any(is_too_large) && Instant::now() < deadline {
             share = share.div_ceil(2);
@@ -87,7 +87,7 @@ impl Appender {
         outcomes
     }
 
-    /// Sends what is queued, within the request timeout, and answers the rest.
+    /// Sends what is queued, within the request timeout, and fails the rest.
     pub(crate) async fn close(&self) -> Result<()> {
         let (plain, compressing) = tokio::join!(self.plain.close(), self.compressing.close());
         plain.and(compressing)
@@ -109,7 +109,7 @@ impl Line {
         }
     }
 
-    /// Hands the records over to the client and waits for its reports.
+    /// Passes the records to the client and waits for its reports.
     async fn send(
         &self,
         to: &Partition,
@@ -126,7 +126,7 @@ impl Line {
         };
         let context = client.client().context().clone();
         let (call, answered) = Call::open(n);
-        // Whether the servers have the partition, once that was asked.
+        // Whether the servers have the partition, once that was queried.
         let mut there = None;
         for (index, record) in records {
             let mut receipt = Box::new(Receipt { call: call.clone(), index });
@@ -140,7 +140,7 @@ impl Line {
                         receipt = back;
                         tokio::time::sleep(FULL).await;
                     }
-                    // The client looks at the topic every few minutes; the partition may have been added since.
+                    // The client refreshes the topic every few minutes; the partition may have been added since.
                     Err((Code::UnknownPartition, back)) => {
                         if there.is_none() {
                             there = Some(exists(&client, to, deadline).await);
@@ -161,13 +161,13 @@ impl Line {
                 }
             }
         }
-        // Whoever closes waits for the answers, not for this handle.
+        // Closing waits for the outcomes, not for this handle.
         drop(client);
         let _ = tokio::time::timeout_at(deadline, answered).await;
         call.outcomes(&context.overdue())
     }
 
-    /// The producer, or a new one in place of one that has failed for good.
+    /// The producer, or a new one if it has failed permanently.
     fn client(&self) -> Result<Arc<Client>> {
         if let Slot::Open(client) = &*self.client.read().unwrap_or_else(PoisonError::into_inner)
             && is_lost(client).is_none()
@@ -180,7 +180,11 @@ impl Line {
             Slot::Unused => {}
             Slot::Open(client) => match is_lost(client) {
                 None => return Ok(client.clone()),
-                Some(reason) => tracing::warn!(reason, "the producer has failed for good; starting another"),
+                Some(reason) => tracing::warn!(
+                    reason,
+                    "the producer has failed permanently; starting \
+                                                        another"
+                ),
             },
         }
         let client = Arc::new(connect(&self.settings, &self.config)?);
@@ -267,7 +271,7 @@ fn too_large(outcomes: &[Result<i64>]) -> Vec<usize> {
     (0..outcomes.len()).filter(|i| is_too_large(&outcomes[*i])).collect()
 }
 
-/// The headers in the client's form; `Err` for a name that it can't carry.
+/// The headers in the client's form; `Err` for a name that it doesn't support.
 fn headers(record: &NewRecord) -> Result<Option<OwnedHeaders>, ()> {
     if record.headers.is_empty() {
         return Ok(None);
@@ -283,7 +287,7 @@ fn headers(record: &NewRecord) -> Result<Option<OwnedHeaders>, ()> {
     Ok(Some(out))
 }
 
-/// Looks whether the servers have the partition, which also tells the client; `None` if none answers.
+/// Checks whether the servers have the partition, which also refreshes the client; `None` if none responds.
 async fn exists(client: &Arc<Client>, of: &Partition, deadline: Instant) -> Option<bool> {
     let (client, of) = (client.clone(), of.clone());
     let limit = deadline.saturating_duration_since(Instant::now()).min(Duration::from_secs(5));
@@ -294,7 +298,7 @@ async fn exists(client: &Arc<Client>, of: &Partition, deadline: Instant) -> Opti
     tokio::task::spawn_blocking(look).await.ok().flatten()
 }
 
-/// Why nothing can be appended by it any more.
+/// Why it can no longer append.
 fn is_lost(client: &Client) -> Option<String> {
     let fatal = client.client().fatal_error().map(|(code, reason)| format!("{code}: {reason}"));
     let forsaken = || client.client().context().forsaken.is_certain().then(|| forsaken::WHY.into());
@@ -317,7 +321,7 @@ impl Reports {
                 "The client's queue stayed full: the server takes less than is appended; publish more slowly, \
                  or raise `queue.buffering.max.messages` and `queue.buffering.max.kbytes`",
             ),
-            // It has failed for good; the next call gets a new one.
+            // It has failed permanently; the next call gets a new one.
             Code::Fatal => e.with_retry(Retry::Yes),
             _ => e,
         }
@@ -328,7 +332,7 @@ impl Reports {
         let bootstrap = self.settings.bootstrap();
         match code {
             Code::MessageTimedOut => self.overdue(),
-            // A permanent answer of the server, or the client's own before anything was sent.
+            // A permanent error of the server, or of the client before anything was sent.
             Code::MessageSizeTooLarge
             | Code::MessageBatchTooLarge
             | Code::InvalidMessageSize
@@ -344,14 +348,14 @@ impl Reports {
             | Code::UnsupportedCompressionType
             | Code::UnsupportedForMessageFormat
             | Code::PolicyViolation => error::rejected(code, APPEND, bootstrap),
-            // Its producer was replaced. It may have been sent before, and be there for another try.
+            // Its producer was replaced. It may have been sent, and another try may have succeeded.
             Code::PurgeQueue | Code::PurgeInflight => Error::unknown(ErrorKind::Unavailable, APPEND)
                 .with_source("the producer failed before it was acknowledged"),
             _ => error::uncertain(code, APPEND, bootstrap),
         }
     }
 
-    /// No report in time. The client does not tell whether the record was sent, so it may have been.
+    /// No report in time. The client doesn't say whether the record was sent, so it may have been.
     fn overdue(&self) -> Error {
         let e = error::overdue(&self.settings, "No acknowledgement", |kind| Error::unknown(kind, APPEND));
         match (e.kind(), e.advice()) {
@@ -388,7 +392,7 @@ impl ProducerContext for Reports {
         }
         receipt.settle(match result {
             Ok(message) if message.offset() >= 0 => Ok(message.offset()),
-            // A repeated request that the server no longer knows the offset of: it is there, but where?
+            // A repeated request whose offset the server no longer knows: it was appended, but where is unknown.
             Ok(_) => Err(Error::unknown(ErrorKind::Unavailable, APPEND)
                 .with_source("appended, but the server did not say where")),
             Err((e, _)) => Err(self.reported(error::code_of(e))),
@@ -408,7 +412,7 @@ impl Receipt {
     }
 }
 
-/// The outcomes of one call, as they come in.
+/// The outcomes of one call, as they arrive.
 struct Call(Mutex<Outcomes>);
 
 struct Outcomes {

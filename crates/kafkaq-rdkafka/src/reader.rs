@@ -1,10 +1,10 @@
-//! Reading without a group: one thread and a few consumers, which are assigned what is being read.
+//! Reads without a group: one thread and a few consumers, which are assigned the partitions that are being read.
 //!
 //! ```text
 //!   fetch ── Request ──> inbox ──> Lane (a consumer) ──> Cursor (a partition at an offset) ── Found ──> fetch
 //! ```
-//! A consumer has a partition once, so readers that are at different offsets of one partition take a lane each. A
-//! cursor that nobody asks for is given up after [`lane::LINGER`]; the thread and its consumers end after [`IDLE`].
+//! A consumer can have a partition only once, so readers at different offsets of one partition take one lane each. An
+//! unused cursor is dropped after [`lane::LINGER`]; the thread and its consumers end after [`IDLE`].
 
 use crate::{
     aside, error, fetch::Ends, forsaken::Forsaken, lane, lane::Lane, locked, settings, settings::Settings,
@@ -30,9 +30,9 @@ use tokio::sync::{oneshot, watch};
 pub(crate) const FETCH: &str = "fetch";
 /// After so long without a fetch the consumers are closed and the thread ends.
 const IDLE: Duration = Duration::from_secs(30);
-/// How often a queue is looked into that somebody waits for: its wake-up can get lost.
+/// How often a queue is checked that somebody waits for: its notification can get lost.
 pub(crate) const SWEEP: Duration = Duration::from_millis(250);
-/// Fetches at that many offsets of one partition go side by side, for each kind of lane.
+/// How many offsets of one partition can be fetched concurrently, per kind of lane.
 const LANES: usize = 4;
 /// A fetch of up to so many bytes reads nothing ahead.
 const SMALL: usize = 16 * 1024;
@@ -44,9 +44,9 @@ pub(crate) type Client = BaseConsumer<Callbacks>;
 /// The consumers' context.
 pub(crate) struct Callbacks {
     settings: Arc<Settings>,
-    /// Counts callbacks: a poll that returned nothing may still have taken something off the queue.
+    /// Counts callbacks: a poll that returned nothing may still have consumed something from the queue.
     pub(crate) served: AtomicU64,
-    /// What the last error event said. Whoever polled it takes it from here.
+    /// The text of the last error event. The poller takes it from here.
     pub(crate) reason: Mutex<String>,
     pub(crate) forsaken: Forsaken,
 }
@@ -72,24 +72,24 @@ impl ClientContext for Callbacks {
 
 impl ConsumerContext for Callbacks {}
 
-/// What one fetch asks for.
+/// One fetch.
 pub(crate) struct Request {
     pub(crate) partition: Partition,
     pub(crate) offset: i64,
     pub(crate) max_bytes: usize,
-    /// Reads from the log, not from what was read ahead: what it finds is younger than the request.
+    /// Reads from the log, not from what was read ahead: what it finds is newer than the request.
     pub(crate) anew: bool,
-    /// From when on it is answered if the partition has not shown any sign of life.
+    /// When it returns if the partition has shown no sign of life.
     pub(crate) doubt: Instant,
-    /// From when on it is answered if there is nothing to read.
+    /// When it returns if there is nothing to read.
     pub(crate) until: Instant,
-    /// From when on it is answered in any case.
+    /// When it returns in any case.
     pub(crate) last: Instant,
     pub(crate) answer: oneshot::Sender<Result<Found>>,
 }
 
 impl Request {
-    /// When it is answered if no record comes.
+    /// When it returns if no record arrives.
     pub(crate) fn due(&self, is_alive: bool, at_end: bool) -> Instant {
         match (is_alive, at_end) {
             (_, true) => self.until,
@@ -98,7 +98,7 @@ impl Request {
         }
     }
 
-    /// To somebody who may have gone.
+    /// The receiver may be gone.
     pub(crate) fn answer(self, found: Result<Found>) {
         let _ = self.answer.send(found);
     }
@@ -110,7 +110,7 @@ pub(crate) enum Found {
     Records(Vec<Record>),
     /// The end of the log was reached without a record.
     Nothing,
-    /// Nothing has come back yet: the partition may not be there.
+    /// There was no response yet: the partition may not exist.
     Silence,
     /// The offset is not within the log.
     OutOfRange,
@@ -133,9 +133,9 @@ struct State {
     requests: VecDeque<Request>,
     /// The thread that takes them, and serves all consumers.
     thread: Option<Thread>,
-    /// Answers questions about offsets, and is the first lane of small fetches.
+    /// Serves offset queries, and is the first lane of small fetches.
     client: Option<Arc<Client>>,
-    /// When something was last asked for.
+    /// When it was last used.
     used: Instant,
     /// The consumers are to be replaced.
     renew: bool,
@@ -172,7 +172,7 @@ impl Reader {
         Reader { settings, ends: Ends::default(), inbox }
     }
 
-    /// Hands a request to the thread, which always answers it.
+    /// Passes a request to the thread, which always completes it.
     pub(crate) fn send(&self, request: Request) -> Result<()> {
         let mut state = locked(&self.inbox.state);
         let thread = self.started(&mut state, FETCH)?;
@@ -181,8 +181,8 @@ impl Reader {
         Ok(())
     }
 
-    /// Has the consumers replaced: what they know of a topic can be out of date for good. librdkafka takes the leader
-    /// of a recreated topic for an old one, because it counts its epochs from the beginning, and never reads it.
+    /// Replaces the consumers: their metadata of a topic can be permanently stale. librdkafka takes the leader of a
+    /// recreated topic for an old one, because its epochs start over, and never reads it.
     pub(crate) fn renew(&self) {
         let mut state = locked(&self.inbox.state);
         state.renew = true;
@@ -191,7 +191,7 @@ impl Reader {
         }
     }
 
-    /// A consumer to ask about offsets. Whoever has it may block, and drops it before `Active`.
+    /// A consumer for offset queries. Its holder may block, and drops it before `Active`.
     pub(crate) fn client(&self, op: &'static str) -> Result<(Arc<Client>, Active)> {
         let mut state = locked(&self.inbox.state);
         let thread = self.started(&mut state, op)?;
@@ -317,7 +317,7 @@ impl Lanes {
         !waiting && self.lanes.is_empty() && state.used.elapsed() >= IDLE
     }
 
-    /// Does what there is to do. Returns how long there will be nothing.
+    /// Does the work that is due. Returns how long there will be none.
     fn turn(&mut self) -> Duration {
         let (requests, client, over) = {
             let mut state = locked(&self.inbox.state);
@@ -327,7 +327,7 @@ impl Lanes {
             self.lanes.iter_mut().for_each(|lane| lane.is_retired |= is_over(lane.client()));
             (std::mem::take(&mut state.requests), state.client.clone(), over)
         };
-        // Closing a consumer can last, or never end.
+        // Closing a consumer can take long, or never end.
         over.map(aside);
         if let Some(client) = client {
             lane::serve_main_queue(&client);

@@ -1,7 +1,7 @@
-//! How long a member may be silent, or keep what it is asked to give back, before its partitions go to others.
+//! How long a member may be silent, or hold revoked partitions, before they go to others.
 //!
-//! By the classic protocol each member says so when it joins. By KIP-848 it is a setting of the group, 45 s unless
-//! somebody changes it, and the servers' settings say how short it may be: 45 s as well, unless they are changed.
+//! In the classic protocol each member states it when it joins. In KIP-848 it is a setting of the group, 45 s by
+//! default, and the servers' settings limit how short it may be: 45 s as well, by default.
 
 use crate::{error, settings, settings::Settings};
 use kafkaq_core::{Error, ErrorKind, JoinRequest, Result};
@@ -20,13 +20,13 @@ const SESSION: &str = "consumer.session.timeout.ms";
 const HEARTBEAT: &str = "consumer.heartbeat.interval.ms";
 /// What servers allow by default (`group.min.session.timeout.ms` and `group.max.session.timeout.ms`).
 const CLASSIC: RangeInclusive<Duration> = Duration::from_secs(6)..=Duration::from_secs(1800);
-/// The client's name for it. A poll thread that stands still for so long counts as dead, too.
+/// The client's name for it. A poll thread that is blocked for this long counts as dead, too.
 const REBALANCE: &str = "max.poll.interval.ms";
 /// For what happens before and after the release, on a busy machine.
 const MARGIN: Duration = Duration::from_secs(10);
 /// What the client allows. Also keeps instants from overflowing.
 pub(crate) const MAX_REBALANCE: Duration = Duration::from_secs(24 * 3600);
-/// A member hears of a change with its next heartbeat.
+/// A member learns of a change with its next heartbeat.
 const MAX_HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// Sets it for the classic protocol, unless the user has.
@@ -46,10 +46,10 @@ pub(crate) fn set_classic(config: &mut ClientConfig, session: Duration) {
     set(REBALANCE, session.max(Duration::from_secs(300)));
 }
 
-/// Sets how long a member of a KIP-848 group may keep what it is asked to give back, unless the user has.
+/// Sets how long a member of a KIP-848 group may hold revoked partitions, unless the user has.
 ///
-/// The group asks once. If that answer is lost, librdkafka 2.12 never hears of it: the member goes on with all it has,
-/// the others wait, and the group has it join anew only after this time, which is 5 minutes by default.
+/// The group revokes once. If that response is lost, librdkafka 2.12 never learns of it: the member continues with all
+/// its partitions, the others wait, and the group makes it rejoin only after this time, which is 5 minutes by default.
 pub(crate) fn set_rebalance_limit(config: &mut ClientConfig, request: &JoinRequest) {
     if config.get(REBALANCE).is_none() {
         let limit = request.release_limit.saturating_add(MARGIN);
@@ -57,7 +57,7 @@ pub(crate) fn set_rebalance_limit(config: &mut ClientConfig, request: &JoinReque
     }
 }
 
-/// Whether a KIP-848 group has the session timeout that was asked for, or a shorter one.
+/// Whether a KIP-848 group has the requested session timeout, or a shorter one.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Agreed {
     Yes,
@@ -68,7 +68,7 @@ pub(crate) enum Agreed {
 /// Sets it for a KIP-848 group, where that is allowed.
 ///
 /// # Errors
-/// If no server answers.
+/// If no server responds.
 pub(crate) async fn agree(
     settings: &Settings,
     group: &str,
@@ -95,14 +95,14 @@ pub(crate) async fn agree(
 struct Admin<'a> {
     client: &'a AdminClient<DefaultClientContext>,
     group: &'a str,
-    /// Any that can be asked for.
+    /// Any broker.
     topic: &'a str,
     limit: Duration,
 }
 
 /// What the group's settings are.
 enum Found {
-    /// There are some of its own, which the client library can't show.
+    /// It has settings of its own, which the client library can't show.
     Own,
     Inherited {
         session: Duration,
@@ -114,7 +114,7 @@ enum Found {
 impl Admin<'_> {
     async fn agree(&self, wanted: Duration) -> KafkaResult<Agreed> {
         let heartbeat = match self.look().await? {
-            // Ours, of another process or an earlier time; or a person's, and they know best.
+            // Set by kafkaq, in another process or earlier; or by an operator, whose choice is respected.
             Found::Own => return Ok(Agreed::Yes),
             Found::None(why) => return Ok(Agreed::No(why)),
             Found::Inherited { session, .. } if session <= wanted => return Ok(Agreed::Yes),
@@ -125,7 +125,7 @@ impl Admin<'_> {
         if heartbeat.is_some_and(|heartbeat| heartbeat > wanted / 2) {
             change = change.set(HEARTBEAT, &beat);
         }
-        // The client library doesn't tell whether a server has refused it.
+        // The client library doesn't report whether a server has refused it.
         self.client.alter_configs([&change], &self.options()).await?;
         Ok(match self.look().await? {
             Found::Own => Agreed::Yes,
@@ -142,25 +142,25 @@ impl Admin<'_> {
     async fn look(&self) -> KafkaResult<Found> {
         let group = ResourceSpecifier::Group(self.group);
         let mut found = self.client.describe_configs([&group], &self.options()).await;
-        // One broker that is slow for once is not to decide on the protocol.
+        // A single slow response should not decide on the protocol.
         if found.as_ref().is_err_and(is_away) {
             found = self.client.describe_configs([&group], &self.options()).await;
         }
         let found = match found {
-            // It stumbles over the source of a setting that is the group's own.
+            // It fails on the source of a setting that is the group's own.
             Err(KafkaError::AdminOpCreation(said)) if said.contains("GROUP_CONFIG") => return Ok(Found::Own),
             found => found,
         };
         match found {
             Ok(found) => Ok(inherited(found.iter().flatten())),
-            // Servers that don't know the question may leave it unanswered.
+            // Servers that don't know the request may not respond.
             Err(e)
                 if is_away(&e)
                     && self.client.inner().fetch_metadata(Some(self.topic), self.limit).is_err() =>
             {
                 Err(e)
             }
-            Err(e) => Ok(Found::None(format!("the servers don't tell the group's settings: {e}"))),
+            Err(e) => Ok(Found::None(format!("the servers don't return the group's settings: {e}"))),
         }
     }
 
@@ -181,7 +181,7 @@ fn inherited<'a>(found: impl Iterator<Item = &'a ConfigResource>) -> Found {
     };
     match of(SESSION) {
         Some(session) => Found::Inherited { session, heartbeat: of(HEARTBEAT) },
-        None => Found::None("the servers don't tell the group's session timeout".into()),
+        None => Found::None("the servers don't return the group's session timeout".into()),
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the user may set, what kafkaq sets, and what is refused because it would break the promise.
+//! Settings of the user, kafkaq's defaults, and settings that are refused because they would break the promise.
 
 use crate::{RdKafka, log, log::Trouble};
 use kafkaq_core::{Error, ErrorKind, Result};
@@ -14,18 +14,18 @@ use std::{fmt, net::Ipv6Addr, ops::RangeInclusive, sync::Arc, time::Duration};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GroupProtocol {
-    /// KIP-848 where the server has it and lets the group have the session timeout that is asked for, else the classic
-    /// protocol.
+    /// KIP-848 if the server supports it and allows the requested session timeout, otherwise the classic protocol.
     #[default]
     Auto,
     /// KIP-848 (`group.protocol=consumer`): Kafka 4.0 and later.
     Consumer,
-    /// The classic protocol, with the cooperative-sticky assignor unless another is set. Each topic has a consumer of
-    /// its own in the group, so that every member gets its share of each topic.
+    /// The classic protocol, with the cooperative-sticky assignor unless another is set. Each topic has its own
+    /// consumer in the group, so that every member gets its share of each topic.
     Classic,
 }
 
-/// Makes an [`RdKafka`]. The order of calls does not matter, except that a later value of a setting wins.
+/// Builds an [`RdKafka`]. The order of calls does not matter, except that a later value of a setting overrides an
+/// earlier one.
 #[derive(Clone)]
 #[must_use]
 pub struct Builder {
@@ -53,27 +53,27 @@ impl fmt::Debug for Builder {
 }
 
 const DEFAULTS: &[(&str, &str)] = &[
-    // A topic that is missing is an error to report, not a topic to make with the server's defaults.
+    // A missing topic is an error to report, not a topic to create with the server's defaults.
     ("allow.auto.create.topics", "false"),
     // The client's default of 10 s is as long as our own request timeout.
     ("reconnect.backoff.max.ms", "1000"),
-    // Tells that a connection is there again, and where the logs end.
+    // Shows that a connection is back, and where the logs end.
     ("statistics.interval.ms", "10000"),
 ];
 
-/// The largest record that the producer lets pass. A topic's own limit decides; but a server closes the connection over
-/// a request above 100 MB (`socket.request.max.bytes`), and a consumer over such an answer.
+/// The largest record that the producer allows. The topic's own limit decides; but a server closes the connection on a
+/// request above 100 MB (`socket.request.max.bytes`), and a consumer on such a response.
 const MAX_RECORD_BYTES: usize = 64 << 20;
 const MESSAGE_MAX_BYTES: &str = "message.max.bytes";
-/// One setting by two names.
+/// One setting with two names.
 const COMPRESSION: [&str; 2] = ["compression.type", "compression.codec"];
 
-/// Longer than any server answers, and short enough for every clock.
+/// Longer than any server takes, and short enough for every clock.
 const REQUEST_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
 
 const PRODUCER_DEFAULTS: &[(&str, &str)] = &[
     ("enable.idempotence", "true"),
-    // Batches are made above. Any wait at all costs a single publish a millisecond.
+    // The queue does the batching. Any wait at all costs a single publish a millisecond.
     ("linger.ms", "0"),
 ];
 
@@ -82,26 +82,26 @@ const CONSUMER_DEFAULTS: &[(&str, &str)] = &[
     ("enable.auto.offset.store", "false"),
     ("auto.offset.reset", "earliest"),
     ("fetch.queue.backoff.ms", "10"),
-    // By the classic protocol this is how late a partition is read that was added. The client's default is 5 minutes.
+    // With the classic protocol this is how late an added partition is read. The client's default is 5 minutes.
     ("topic.metadata.refresh.interval.ms", "30000"),
-    // A server answers one fetch at a time. One that waits for news of the idle partitions holds back those that
-    // were full when it was sent, or that are new here.
+    // A server answers one fetch at a time. One that waits for idle partitions delays those that were full when it was
+    // sent, or that are new here.
     ("fetch.wait.max.ms", "100"),
     // Both count per partition here, because each has a queue of its own. A paused partition holds this much.
     ("queued.min.messages", "10000"),
     ("queued.max.messages.kbytes", "16384"),
 ];
 
-/// What reading without a group needs, whatever is set.
+/// Required for reading without a group, whatever is set.
 const READER: &[(&str, &str)] = &[
     // Never joined. librdkafka assigns partitions only to a consumer that has one.
     ("group.id", "kafkaq-reader"),
     ("group.protocol", "classic"),
-    // An offset that is not there is the caller's affair.
+    // An offset that doesn't exist is up to the caller.
     ("auto.offset.reset", "error"),
-    // Says that all records up to the log's end have been read.
+    // Reports that all records up to the log's end have been read.
     ("enable.partition.eof", "true"),
-    // The time that a topic has to become known before it counts as missing.
+    // How long a topic may be unknown before it counts as missing.
     ("topic.metadata.propagation.max.ms", "1000"),
     ("fetch.error.backoff.ms", "100"),
     ("max.poll.interval.ms", "86400000"),
@@ -111,7 +111,7 @@ const READER: &[(&str, &str)] = &[
 const CLASSIC_ONLY: &[&str] =
     &["session.timeout.ms", "heartbeat.interval.ms", "partition.assignment.strategy", "group.protocol.type"];
 
-/// Name, the values that are allowed (none: never), and why.
+/// Name, allowed values (none: never), and the reason.
 const GUARDED: &[(&str, &[&str], &str)] = &[
     (
         "auto.offset.reset",
@@ -143,7 +143,7 @@ impl Builder {
         }
     }
 
-    /// Sets any setting of librdkafka, for the producer and the consumer, over kafkaq's own defaults.
+    /// Sets any setting of librdkafka, for the producer and the consumer, overriding kafkaq's defaults.
     pub fn set(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.both.push((name.into(), value.into()));
         self
@@ -161,8 +161,8 @@ impl Builder {
         self
     }
 
-    /// How long any one call may take: 10 s unless set; 100 ms to 1 hour. Appends give up inside the client a fifth earlier
-    /// (`message.timeout.ms`), so that its own answer is there in time.
+    /// How long a call may take: 10 s by default; 100 ms to 1 hour. Inside the client, appends time out a fifth earlier
+    /// (`message.timeout.ms`), so that its own report arrives in time.
     pub fn request_timeout(mut self, limit: Duration) -> Self {
         self.request_timeout = limit;
         self
@@ -174,7 +174,7 @@ impl Builder {
         self
     }
 
-    /// Checks the settings and starts the producer. It connects in the background: a server that is down shows at
+    /// Checks the settings and starts the producer. It connects in the background: a server that is down is noticed at
     /// the first call.
     ///
     /// # Errors
@@ -230,14 +230,14 @@ impl Settings {
         };
         for protocol in protocols {
             let mut config = settings.consumer("", [0; 16], *protocol);
-            // Whether settings fit each other shows when a client is made; without a group it is soon gone again.
+            // Conflicting settings are detected when a client is created; without a group it is soon gone again.
             config.remove("group.id");
             BaseConsumer::<DefaultConsumerContext>::from_config(&config).map_err(|e| broken(&e))?;
         }
         Ok(settings)
     }
 
-    /// For what is too large as it is. Unless a codec was chosen already, by the one that every client reads.
+    /// For records that are otherwise too large. Unless a codec was chosen, uses the one that every client can read.
     pub(crate) fn compressing_producer(&self) -> ClientConfig {
         const CODEC: &str = if cfg!(feature = "gzip") { "gzip" } else { "lz4" };
         let mut config = self.producer();
@@ -247,7 +247,7 @@ impl Settings {
         config
     }
 
-    /// The largest record that an append takes, whatever the topic does.
+    /// The largest record that an append accepts, whatever the topic's limit.
     pub(crate) fn max_record_bytes(&self) -> usize {
         self.producer()
             .get(MESSAGE_MAX_BYTES)
@@ -263,7 +263,7 @@ impl Settings {
         self.builder.request_timeout
     }
 
-    /// What goes wrong with the connections of all clients that these settings make.
+    /// Connection problems of all clients that are created from these settings.
     pub(crate) fn trouble(&self) -> &Arc<Trouble> {
         &self.trouble
     }
@@ -281,7 +281,7 @@ impl Settings {
         self.over(config, &self.builder.producer)
     }
 
-    /// For one-off questions and for making topics: a producer's handle that produces nothing.
+    /// For one-off queries and for creating topics: a producer's handle that produces nothing.
     pub(crate) fn admin(&self) -> ClientConfig {
         self.over(self.client(&[]), &[])
     }
@@ -291,8 +291,8 @@ impl Settings {
         if protocol == GroupProtocol::Classic {
             config.set("partition.assignment.strategy", "cooperative-sticky");
         } else {
-            // Kafka's own default, `uniform`, evens out the number of partitions over all topics: of two members one
-            // may get the whole task topic. `range` shares each topic.
+            // Kafka's default, `uniform`, balances the number of partitions over all topics: of two members, one may
+            // get the whole task topic. `range` shares each topic.
             config.set("group.remote.assignor", "range");
         }
         let name: String = member.iter().take(4).map(|b| format!("{b:02x}")).collect();
@@ -310,7 +310,7 @@ impl Settings {
         config
     }
 
-    /// For reading without a group. `readahead` is in KiB and counts for each partition; 0 reads one batch a fetch.
+    /// For reading without a group. `readahead` is in KiB per partition; 0 reads one batch per fetch.
     pub(crate) fn reader(&self, readahead: usize) -> ClientConfig {
         let mut config = self.over(self.client(CONSUMER_DEFAULTS), &self.builder.consumer);
         for name in ["group.instance.id", "group.remote.assignor", "session.timeout.ms"] {
@@ -344,15 +344,15 @@ impl Settings {
     }
 }
 
-/// The addresses as librdkafka takes them: `host:port`, or `host` for port 9092, with a security protocol before it or
-/// not.
+/// The addresses as librdkafka accepts them: `host:port`, or `host` for port 9092, optionally with a security protocol
+/// in front.
 ///
 /// # Errors
-/// `Misconfigured`, with the address that is none.
+/// `Misconfigured`, with the invalid address.
 fn addresses(bootstrap: &str) -> Result<String> {
     let list: Vec<&str> = bootstrap.split(',').map(str::trim).filter(|address| !address.is_empty()).collect();
     if list.is_empty() {
-        return Err(refused("bootstrap").with_advice("Give one or more addresses: host:port,host:port"));
+        return Err(refused("bootstrap").with_advice("Use one or more addresses: host:port,host:port"));
     }
     match list.iter().find(|address| !is_address(address)) {
         Some(wrong) => Err(refused("bootstrap").with_advice(format!(

@@ -1,4 +1,4 @@
-//! A partition while it is ours, under one epoch.
+//! A partition while it is assigned to us, under one epoch.
 
 use crate::group::Client;
 use kafkaq_core::{Assignment, Cursor, Mark, Record};
@@ -10,44 +10,46 @@ use std::{
     },
 };
 
-/// More marks than records that a window holds. Beyond it the oldest go, which makes a commit's mark older, not wrong.
+/// More marks than records in a window. Beyond that the oldest are dropped, which makes a commit's mark older, not
+/// wrong.
 const MAX_MARKS: usize = 1 << 17;
-/// A client that brings nothing is doubted after so many checks. A slow or throttled server isn't to be taken for that.
+/// After this many checks a client that returns nothing is considered stuck. A slow or throttled server must not count
+/// as that.
 const STALLED: u32 = 3;
 
-/// What is known against the partition's earlier time here.
+/// What went wrong with the partition's earlier assignment here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Doubt {
     Nothing,
     /// Its records didn't fit what was read before.
     Records,
-    /// It was another log; the consumer has been built anew since.
+    /// It was another log; the consumer has been rebuilt since.
     Log,
 }
 
 pub(crate) struct Slot {
     pub(crate) assignment: Assignment,
     pub(crate) doubt: Doubt,
-    /// Whom the group gave it to. The poll thread owns the consumer; a commit borrows it.
+    /// The consumer to which the group assigned it. The poll thread owns it; a commit borrows it.
     pub(crate) consumer: Weak<Client>,
     /// Its queue in the client may hold records.
     pub(crate) ready: AtomicBool,
-    /// The driver wants no more of them.
+    /// The driver has paused it.
     pub(crate) paused: AtomicBool,
-    /// A batch of it waits in the stream. There is never a second, so that a pause takes effect.
+    /// One of its batches waits in the stream. There is never a second, so that a pause takes effect.
     pub(crate) queued: AtomicBool,
-    /// The driver has let go.
+    /// The driver has released it.
     pub(crate) released: AtomicBool,
     /// Its records don't fit what was read before: it is given up and assigned again.
     pub(crate) doubted: AtomicBool,
     /// It is no longer ours under this epoch.
     pub(crate) gone: AtomicBool,
-    /// A check of what was read is under way.
+    /// A check of what was read is in progress.
     pub(crate) comparing: AtomicBool,
-    /// Commits under way: the partition is not given away under them.
+    /// Commits in flight: the partition is not released during them.
     pub(crate) committing: AtomicUsize,
     pub(crate) trail: Mutex<Trail>,
-    /// Rings for it get lost.
+    /// Its notifications get lost.
     #[cfg(test)]
     pub(crate) is_deaf: AtomicBool,
 }
@@ -81,45 +83,44 @@ impl Slot {
         self.ready.store(true, SeqCst);
     }
 
-    /// Whether nothing keeps a partition that is being revoked: the driver has released it, or doesn't want it.
+    /// Whether nothing holds a revoked partition: the driver has released it, or doesn't want it.
     pub(crate) fn has_let_go(&self) -> bool {
         self.released.load(SeqCst) || self.doubted.load(SeqCst)
     }
 }
 
-/// What was read under one epoch, as far as a commit and the next check of the log need it.
+/// What was read under one epoch, as far as commits and checks of the log need it.
 #[derive(Debug, Default)]
 pub(crate) struct Trail {
-    /// Where reading goes on; `None` until it has been found out where it begins.
+    /// Where reading continues; `None` until its start is known.
     next: Option<i64>,
-    /// Of records that were read and may not be committed yet, and of the last one below them.
+    /// Marks of records that were read and may not be committed yet, and of the last one below them.
     marks: VecDeque<Mark>,
     /// Since this record was read, the log is known to have been the same up to the last check.
     anchor: Option<Mark>,
-    /// Where the log began, if no record told which log it was and something was missing before it.
+    /// Where the log began, if no record identified it and something was missing before it.
     floor: Option<i64>,
-    /// What was read is not known to be of the log in which reading began: a commit would vouch for it.
+    /// What was read may not be of the log in which reading started: a commit would vouch for it.
     is_unproven: bool,
-    /// Offsets that were stepped over since the last check.
+    /// Offsets that were skipped since the last check.
     gap: Option<Gap>,
-    /// How many checks in a row have found records that the client did not bring.
+    /// How many consecutive checks have found records that the client did not return.
     stalled: u32,
 }
 
-/// Offsets without a record: transactions leave them, and so does retention that is faster than reading.
+/// Offsets without a record: left by transactions, and by retention that overtakes reading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Gap {
     pub(crate) from: i64,
     pub(crate) to: i64,
 }
 
-/// What was read goes back in the log, or a batch is out of order.
+/// Records went back in the log, or a batch is out of order.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct WentBack;
 
 impl Trail {
-    /// Reading begins at the cursor, whose marks were found in their places, in a log that has `first` as its first
-    /// offset.
+    /// Reading starts at the cursor, whose marks were found in their places, in a log whose first offset is `first`.
     pub(crate) fn begin(&mut self, at: Cursor, first: i64) {
         let (marks, anchor) = (at.mark.into_iter().collect(), at.mark.or(at.anchor));
         let floor = Some(first).filter(|first| anchor.is_none() && *first > 0);
@@ -132,7 +133,7 @@ impl Trail {
         self.is_unproven
     }
 
-    /// Leaves out what was read already. A rebalance makes librdkafka fetch again what it is about to hand over.
+    /// Drops records that were already read. A rebalance makes librdkafka fetch again what it is about to return.
     pub(crate) fn leave_out_repeated(&self, records: &mut Vec<Record>) {
         let Some(next) = self.next else { return };
         let is_known = |record: &Record| {
@@ -143,8 +144,8 @@ impl Trail {
         records.drain(..repeated);
     }
 
-    /// Takes note of what is about to be delivered. Returns whether a gap was stepped over that is larger than what
-    /// the end of a transaction leaves.
+    /// Records what is about to be delivered. Returns whether a gap was skipped that is larger than the end of a
+    /// transaction.
     pub(crate) fn read(&mut self, records: &[Record]) -> Result<bool, WentBack> {
         let Some(mut next) = self.next else { return Err(WentBack) };
         let mut stepped_over = false;
@@ -166,12 +167,12 @@ impl Trail {
         Ok(stepped_over)
     }
 
-    /// What a commit of that offset carries.
+    /// The cursor for a commit of this offset.
     pub(crate) fn cursor(&mut self, offset: i64) -> Cursor {
         let below = self.marks.partition_point(|mark| mark.offset < offset);
         self.marks.drain(..below.saturating_sub(1));
         let mark = self.marks.front().copied().filter(|mark| mark.offset < offset);
-        // What was read up to the anchor is of one log. So the commit's own mark stands for all of that.
+        // Everything read up to the anchor is of one log. So the commit's own mark stands for all of it.
         let anchor = match (self.anchor, mark) {
             (Some(anchor), Some(mark)) if anchor.offset > mark.offset => Some(mark),
             (anchor, _) => anchor,
@@ -179,13 +180,13 @@ impl Trail {
         Cursor { offset, mark, anchor }
     }
 
-    /// How far it was read; `None` if nothing tells which log that was.
+    /// Its position; `None` if nothing identifies the log.
     pub(crate) fn reached(&self) -> Option<Cursor> {
         let mark = Some(*self.marks.back()?);
         Some(Cursor { offset: self.next?, mark, anchor: self.anchor })
     }
 
-    /// What is to be compared with the log.
+    /// Returns what to compare with the log.
     pub(crate) fn to_check(&self) -> Option<Checked> {
         let next = self.next?;
         let offset = self.gap.map_or(next, |gap| gap.from);
@@ -194,7 +195,7 @@ impl Trail {
         Some(Checked { cursor, floor: self.floor, next, last, gap: self.gap })
     }
 
-    /// The log was found to be the same, with that end. `is_empty`: the client has nothing more of it. Returns from
+    /// The log was found to be the same, with this end. `is_empty`: the client has no more records of it. Returns from
     /// where on the client seems to have missed records.
     pub(crate) fn is_intact(&mut self, checked: &Checked, end: i64, is_empty: bool) -> Option<i64> {
         self.anchor = checked.last.or(self.anchor);
@@ -216,11 +217,11 @@ impl Trail {
 /// What a check compares.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Checked {
-    /// Where reading goes on, or the first gap since the last check; with the anchor.
+    /// Where reading continues, or the first gap since the last check; with the anchor.
     pub(crate) cursor: Cursor,
     /// The log can't have earlier records.
     pub(crate) floor: Option<i64>,
-    /// Where reading goes on.
+    /// Where reading continues.
     next: i64,
     /// The last record that was read before. It becomes the anchor.
     last: Option<Mark>,

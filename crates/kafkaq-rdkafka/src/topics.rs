@@ -1,4 +1,4 @@
-//! Topics: make what is missing, tell what is there, return when an append works.
+//! Topics: creates missing ones, describes existing ones, and waits until appends work.
 
 use crate::{
     error,
@@ -24,10 +24,10 @@ use tokio::runtime::Handle;
 
 const ENSURE: &str = "ensure topics";
 const DESCRIBE: &str = "describe topics";
-/// A new topic's leaders are there after some of these.
+/// A new topic has leaders after a few of these.
 const LOOK_AGAIN: Duration = Duration::from_millis(30);
 
-/// The client's metadata calls block, so all of it runs on a thread for that.
+/// The client's metadata calls block, so all of it runs on a thread for blocking work.
 pub(crate) async fn ensure(reader: Arc<Reader>, specs: Vec<TopicSpec>) -> Result<Vec<TopicInfo>> {
     let runtime = Handle::current();
     tokio::task::spawn_blocking(move || Admin::open(ENSURE, &reader, runtime)?.ensure(&specs))
@@ -35,7 +35,7 @@ pub(crate) async fn ensure(reader: Arc<Reader>, specs: Vec<TopicSpec>) -> Result
         .unwrap_or_else(|e| Err(Error::unknown(ErrorKind::Other, ENSURE).with_source(e)))
 }
 
-/// Looks, and creates nothing.
+/// Describes topics, without creating any.
 pub(crate) async fn describe(reader: Arc<Reader>, names: Vec<Arc<str>>) -> Result<Vec<Option<TopicInfo>>> {
     let runtime = Handle::current();
     tokio::task::spawn_blocking(move || Admin::open(DESCRIBE, &reader, runtime)?.look_at(&names))
@@ -46,17 +46,17 @@ pub(crate) async fn describe(reader: Arc<Reader>, names: Vec<Arc<str>>) -> Resul
 struct Admin<'a> {
     op: &'static str,
     settings: &'a Settings,
-    /// For what can be asked without a right to administer.
+    /// For queries that need no admin rights.
     client: Arc<Client>,
     _active: Active,
     runtime: Handle,
     deadline: Instant,
 }
 
-/// What the metadata says of a topic.
+/// A topic's state in the metadata.
 enum Seen {
     Missing,
-    /// It is being made, or has lost a leader.
+    /// It is being created, or has lost a leader.
     NotReady,
     Ready {
         partitions: i32,
@@ -101,7 +101,7 @@ impl<'a> Admin<'a> {
         Ok(names.iter().map(of).collect())
     }
 
-    /// A topic that takes larger records than the producer lets pass would promise too much.
+    /// A topic that accepts larger records than the producer allows would promise too much.
     fn check(&self, spec: &TopicSpec) -> Result<()> {
         let limit = self.settings.max_record_bytes();
         match spec.max_record_bytes {
@@ -144,13 +144,14 @@ impl<'a> Admin<'a> {
             if self.left().is_zero() {
                 return Err(Error::not_applied(ErrorKind::Timeout, self.op)
                     .on(topic)
-                    .with_advice("The topic is there, but not each of its partitions has a leader yet"));
+                    .with_advice("The topic exists, but not all of its partitions have a leader yet"));
             }
             std::thread::sleep(LOOK_AGAIN);
         }
     }
 
-    /// The names of those that this call made. Another process may make the same at once: that is as good.
+    /// Returns the names of those that this call created. Another process may create the same concurrently: that is
+    /// fine.
     fn create<'s>(&self, specs: &[&'s TopicSpec]) -> Result<Vec<&'s str>> {
         if specs.is_empty() {
             return Ok(Vec::new());
@@ -167,7 +168,7 @@ impl<'a> Admin<'a> {
             .collect();
         let client = self.administer()?;
         let results = self.wait(client.create_topics(&topics, &self.options()));
-        // It may have been on its way when the time was up.
+        // It may have been in progress when the time was up.
         let results = results.map_err(|code| self.failed_with(code, Error::unknown))?;
         let mut created = Vec::new();
         for (spec, result) in specs.iter().zip(results) {
@@ -180,7 +181,8 @@ impl<'a> Admin<'a> {
         Ok(created)
     }
 
-    /// Fills in what the server tells. Not every user may ask, and not every server answers: then it stays open.
+    /// Fills in what the server reports. Not every user is allowed to query it, and not every server responds: then it
+    /// stays unknown.
     fn describe(&self, infos: &mut [TopicInfo]) {
         let names: Vec<_> = infos.iter().map(|i| i.name.clone()).collect();
         let topics: Vec<_> = names.iter().map(|n| ResourceSpecifier::Topic(n)).collect();
@@ -206,7 +208,7 @@ impl<'a> Admin<'a> {
     }
 
     fn wait<T>(&self, call: impl Future<Output = Result<T, KafkaError>>) -> Result<T, Code> {
-        // The client answers within its own timeout; ours is the second lock on the door.
+        // The client returns within its own timeout; ours is a safeguard.
         let limit = self.left() + Duration::from_millis(500);
         match self.runtime.block_on(async { tokio::time::timeout(limit, call).await }) {
             Ok(answer) => answer.map_err(|e| error::code_of(&e)),
@@ -223,7 +225,7 @@ impl<'a> Admin<'a> {
         self.deadline.saturating_duration_since(Instant::now())
     }
 
-    /// What only looked has changed nothing, and what the server has refused neither.
+    /// A query changes nothing, and neither does what the server refused.
     fn failed(&self, code: Code, topic: &str) -> Error {
         self.failed_with(code, Error::not_applied).on(topic)
     }
@@ -239,7 +241,7 @@ impl<'a> Admin<'a> {
                 if matches!(code, Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed) =>
             {
                 error::rejected(code, self.op, bootstrap).with_advice(
-                    "Allow this user Create and Describe on the topic, or have someone make it beforehand",
+                    "Allow this user Create and Describe on the topic, or have someone create it beforehand",
                 )
             }
             _ => error::rejected(code, self.op, bootstrap),

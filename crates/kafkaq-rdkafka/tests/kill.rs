@@ -1,4 +1,4 @@
-//! How soon the partitions of a process that was killed come to another one.
+//! How soon another process gets the partitions of a killed one.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test")]
 
 mod common;

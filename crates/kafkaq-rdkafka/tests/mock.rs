@@ -1,4 +1,4 @@
-//! What only a mock cluster can be told to do wrong.
+//! Faults that only a mock cluster can produce.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test")]
 
 use futures_util::{StreamExt, future::join_all};

@@ -1,4 +1,4 @@
-//! What is said while no broker can be reached.
+//! Log messages and errors while no broker can be reached.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test")]
 
 mod common;

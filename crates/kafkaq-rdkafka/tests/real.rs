@@ -180,7 +180,8 @@ async fn every_member_gets_its_share_of_each_topic_and_commits_both_at_once() {
     .await;
 }
 
-/// The servers ask for a heartbeat every half an hour, so whatever happens sooner happens because a member asks by itself.
+/// The servers ask for a heartbeat every half an hour, so whatever happens sooner happens because a member asks by
+/// itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_hears_of_changes_before_its_next_heartbeat_is_due() {
     on_each_real_site("heartbeat", async |site| {

@@ -1,4 +1,4 @@
-//! Consumers that fail for good, and partitions that are added.
+//! Consumers that fail permanently, and partitions that are added.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test")]
 
 mod common;

@@ -1,4 +1,4 @@
-//! What is told of topics and of their ends, on the server that `KAFKAQ_TEST_KAFKA=host:port` names.
+//! Descriptions of topics and of their ends, on the server that `KAFKAQ_TEST_KAFKA=host:port` names.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test")]
 
 mod common;

@@ -1,4 +1,4 @@
-//! From a URL to a store. Nothing connects here.
+//! Builds a store from a URL, without connecting.
 
 use crate::{RedisStore, cluster::Cluster, node::Node, servers::Servers};
 use kafkaq_core::{
@@ -16,7 +16,7 @@ const OP: &str = "set up the Redis store";
 /// More connections only cost memory: Redis executes on one core.
 const MAX_CONNECTIONS: usize = 64;
 
-/// Idle connections are probed this often, or firewalls and load balancers forget them without a word.
+/// How often idle connections are probed: firewalls and load balancers silently forget them otherwise.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// Settings of a [`RedisStore`]. From [`RedisStore::builder`] or [`RedisStore::cluster`].
@@ -49,17 +49,18 @@ impl RedisStoreBuilder {
         }
     }
 
-    /// What every key begins with: 1 to 200 bytes. Two prefixes are two stores. Default: `kafkaq/`.
+    /// The prefix of every key: 1 to 200 bytes. Two prefixes are two stores. Default: `kafkaq/`.
     pub fn prefix(self, prefix: impl Into<String>) -> Self {
         RedisStoreBuilder { prefix: prefix.into(), ..self }
     }
 
-    /// How long a call may take, connecting included: 1 ms to 1 h. Default: 2 s.
+    /// How long a call may take, including connecting: 1 ms to 1 h. Default: 2 s.
     pub fn request_timeout(self, limit: Duration) -> Self {
         RedisStoreBuilder { request_timeout: limit, ..self }
     }
 
-    /// How many connections to use, of a cluster to each node: 1 to 64. Each is served by one task, hence by one core at a time. Default: 2.
+    /// How many connections to use, per node in a cluster: 1 to 64. Each is served by one task, hence by one core at a
+    /// time. Default: 2.
     pub fn connections(self, n: usize) -> Self {
         RedisStoreBuilder { connections: n, ..self }
     }
@@ -70,18 +71,18 @@ impl RedisStoreBuilder {
         RedisStoreBuilder { root_certificates: Some(pem.into()), ..self }
     }
 
-    /// The certificate and its key, in PEM, by which this client proves who it is.
+    /// The client certificate and its key, in PEM.
     #[cfg(feature = "tls")]
     pub fn client_certificate(self, certificate: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
         RedisStoreBuilder { client_certificate: Some((certificate.into(), key.into())), ..self }
     }
 
-    /// Makes the store. It needs no server: the first call connects.
+    /// Builds the store. It needs no server: the first call connects.
     ///
     /// # Errors
-    /// `Invalid` if the URL can't be read, leads nowhere or needs TLS that isn't compiled in, if a certificate can't be
-    /// read, or if the timeout, the number of connections or the prefix is out of range. For a cluster also if there is no URL, if one
-    /// names a socket or another database than 0, or if the prefix has a brace.
+    /// `Invalid` if the URL can't be parsed, is incomplete or needs TLS that isn't compiled in, if a certificate can't
+    /// be read, or if the timeout, the number of connections or the prefix is out of range. For a cluster also if there
+    /// is no URL, if one names a socket or a database other than 0, or if the prefix has a brace.
     pub fn build(self) -> Result<RedisStore> {
         if !REQUEST_TIMEOUT.contains(&self.request_timeout) {
             return Err(invalid(format!("request_timeout is {:?}: use 1 ms to 1 h", self.request_timeout)));
@@ -112,7 +113,7 @@ impl RedisStoreBuilder {
             return Err(invalid("A URL of a Redis Cluster has a host, and no database other than 0"));
         }
         Cluster::new(clients, self.connections)
-            .ok_or_else(|| invalid("Give the URL of at least one node of the Redis Cluster"))
+            .ok_or_else(|| invalid("Set the URL of at least one node of the Redis Cluster"))
     }
 
     fn client(&self, url: &str) -> Result<Client> {
@@ -128,7 +129,7 @@ impl RedisStoreBuilder {
                 )
                     .into());
             }
-            // One dialect, whatever the URL says: every server has it, and its answers are read by hand.
+            // One protocol version, whatever the URL says: every server has it, and its responses are parsed by hand.
             let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP2);
             self.open(info.set_tcp_settings(tcp).set_redis_settings(redis))
         };
@@ -152,8 +153,8 @@ impl RedisStoreBuilder {
         if !certificates && !matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
             return Client::open(info);
         }
-        // The redis crate takes the provider of the process. rustls finds it by itself only if no dependency has
-        // compiled in a second one, and panics otherwise. If the application has chosen one, that one stays.
+        // The redis crate uses the process's default crypto provider. rustls finds it by itself only if no dependency
+        // has compiled in a second one, and panics otherwise. If the application has installed one, it stays.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client_tls = self
             .client_certificate

@@ -1,7 +1,7 @@
-//! A Redis Cluster: which node has which slots, learnt from the nodes and from their redirects.
+//! A Redis Cluster: which node has which slots, learned from the nodes and from their redirects.
 //!
-//! The map is asked for when there is none, and again after anything that casts doubt on it: a redirect, or a node
-//! that fails. All nodes are asked at once and the first answer counts, so one that is away costs no time.
+//! The map is fetched when there is none, and again after anything that casts doubt on it: a redirect, or a failing
+//! node. All nodes are asked concurrently and the first response counts, so a node that is down costs no time.
 
 use crate::{failure, node::Node, slot::SLOTS};
 use futures_util::future::{join_all, select_ok};
@@ -17,22 +17,22 @@ use std::{
 };
 use tokio::time::{Instant, timeout_at};
 
-/// Nobody is asked more often than this: until a failed node has a successor, every call doubts the map.
+/// The map is not fetched more often than this: until a failed node has a successor, every call casts doubt on it.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// In place of the owner of a slot that has none.
 const NOBODY: usize = usize::MAX;
 
 pub(crate) struct Cluster {
-    /// Where to begin, and where to return when no other node answers.
+    /// The nodes to start with, and to fall back to when no other node responds.
     seeds: Vec<Arc<Node>>,
     /// How to reach any node: everything but the address.
     template: Client,
     connections: usize,
     map: Mutex<Map>,
-    /// Held while asking for the map.
+    /// Held while fetching the map.
     looking: tokio::sync::Mutex<()>,
-    /// What is wrong with more than one node.
+    /// Outages of more than one node.
     pub(crate) outages: OutageLog,
 }
 
@@ -49,13 +49,13 @@ struct Map {
 #[derive(Clone, Copy, PartialEq)]
 enum Need {
     Nothing,
-    /// The map that is there serves meanwhile.
+    /// The current map is used meanwhile.
     Another,
     First,
 }
 
 impl Cluster {
-    /// Begins at these nodes: one at least. What they have besides their addresses goes for all nodes.
+    /// Starts with these nodes: at least one. Their settings other than the address apply to all nodes.
     pub(crate) fn new(clients: &[Client], connections: usize) -> Option<Self> {
         let seed = |client| Arc::new(Node::new(client, connections, true));
         let seeds: Vec<_> = clients.iter().map(seed).collect();
@@ -74,27 +74,27 @@ impl Cluster {
         &self.seeds
     }
 
-    /// The nodes that are known to have slots, or had some.
+    /// The nodes that are known to have slots, or to have had some.
     pub(crate) fn nodes(&self) -> Vec<Arc<Node>> {
         self.map().nodes.clone()
     }
 
-    /// Who has the slot, as far as is known.
+    /// The known owner of the slot.
     pub(crate) fn owner(&self, slot: u16) -> Option<Arc<Node>> {
         let map = self.map();
         let place = *map.owners.get(usize::from(slot))?;
         map.nodes.get(place).cloned()
     }
 
-    /// How many slots nobody has.
+    /// The number of slots without an owner.
     pub(crate) fn vacant(&self) -> usize {
         self.map().owners.iter().filter(|owner| **owner == NOBODY).count()
     }
 
-    /// Sees to it that there is a map, and that one in doubt is asked for anew.
+    /// Ensures that there is a map, and refreshes one in doubt.
     ///
     /// # Errors
-    /// If there is none, and nobody tells one in time.
+    /// If there is none, and no node returns one in time.
     pub(crate) async fn look(&self, call: Call) -> Result<()> {
         let call = call.part(failure::SLOTS);
         let _looking = match self.need()? {
@@ -107,7 +107,7 @@ impl Cluster {
                 .await
                 .map_err(|_elapsed| unreachable(failure::SLOTS, self.name(), None))?,
         };
-        // Somebody may have looked while this waited.
+        // Somebody may have fetched it while this waited.
         let need = self.need()?;
         if need == Need::Nothing {
             return Ok(());
@@ -125,13 +125,13 @@ impl Cluster {
         Ok(())
     }
 
-    /// Something failed that a new map may explain.
+    /// Marks the map as doubtful: something failed that a new map may explain.
     pub(crate) fn mark_stale(&self) {
         self.map().stale = true;
     }
 
-    /// The node that a refused command goes to instead, if it is only this command. If it is all of the slot, the
-    /// map is changed.
+    /// The node that a refused command goes to instead, if only this command does. If the whole slot has moved, the map
+    /// is changed.
     pub(crate) fn redirect(&self, from: &Node, refusal: &ServerError) -> Option<Arc<Node>> {
         let (slot, to) = refusal.details()?.split_once(' ')?;
         // Without a host it is another port of the same.
@@ -192,7 +192,7 @@ impl Cluster {
         (map.nodes, map.owners, map.stale) = (nodes, owners, false);
     }
 
-    /// The node at this address: one that is known, or a new one. Nothing connects here.
+    /// The node at this address: a known one, or a new one. Doesn't connect.
     fn node(&self, known: &[Arc<Node>], address: &str) -> Option<Arc<Node>> {
         if let Some(node) = find(known, address).or_else(|| find(&self.seeds, address)) {
             return Some(node);
@@ -209,7 +209,7 @@ impl Cluster {
         Some(Arc::new(Node::new(&client, self.connections, true)))
     }
 
-    /// As errors and the log have it.
+    /// As shown in errors and log messages.
     fn name(&self) -> String {
         name(&self.seeds)
     }
@@ -233,7 +233,7 @@ fn host(address: &str) -> &str {
     address.rsplit_once(':').map_or(address, |(host, _)| host)
 }
 
-/// Slots in a row, and who has them.
+/// A range of slots, and their owner.
 #[derive(Debug, PartialEq)]
 struct Range {
     slots: RangeInclusive<u16>,
@@ -247,7 +247,7 @@ async fn ask(node: &Node, call: Call) -> Result<Vec<Range>> {
         Some(Value::ServerError(e)) => Err(failure::refused(failure::SLOTS, &e)),
         Some(answer) => match ranges(&answer, host(node.address())) {
             Some(ranges) if !ranges.is_empty() => Ok(ranges),
-            // A node that has not met the others yet.
+            // A node that has not joined the others yet.
             Some(_) => Err(failure::unassigned(failure::SLOTS)),
             None => Err(failure::unexpected_response(failure::SLOTS)),
         },

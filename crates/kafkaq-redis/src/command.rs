@@ -1,14 +1,14 @@
-//! What commands are made of.
+//! Building blocks of commands.
 
 use redis::{Cmd, RedisWrite};
 use std::{io::Write, time::Duration};
 
-/// Values that a script or an `MGET` handles at once: half a millisecond during which Redis serves nobody else.
+/// How many values a script or an `MGET` handles at once: half a millisecond during which Redis serves nobody else.
 pub(crate) const CHUNK: usize = 128;
 
 /// Milliseconds, at least one, rounded up: a value may live longer, never shorter.
 pub(crate) fn millis(ttl: Duration) -> u64 {
-    // Redis adds the time of now and refuses what overflows.
+    // Redis adds the current time and refuses what overflows.
     const MOST: u128 = 1 << 62;
     let millis = ttl.as_nanos().div_ceil(1_000_000).clamp(1, MOST);
     u64::try_from(millis).unwrap_or(u64::MAX)
@@ -43,7 +43,7 @@ impl Script {
         Script { text, hash: redis::Script::new(text).get_hash().to_owned() }
     }
 
-    /// The beginning of a call: so many keys come next, and then arguments.
+    /// The start of a call: this many keys follow, and then arguments.
     pub(crate) fn call(&self, how: How, keys: usize, args: usize, bytes: usize) -> Cmd {
         let (command, script) = match how {
             How::ByText => ("EVAL", self.text),

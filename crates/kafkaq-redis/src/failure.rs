@@ -1,4 +1,4 @@
-//! What a failure means: which kind, whether it took effect, what to do.
+//! Classifies failures: their kind, their effect, and what to do.
 
 use crate::link::Dialer;
 use kafkaq_core::{
@@ -15,14 +15,14 @@ pub(crate) const CHECK: Operation = Operation::read("check Redis");
 /// No connection, so nothing was sent.
 pub(crate) fn not_connected(address: &str, source: RedisError) -> Error {
     use redis::ErrorKind::{AuthenticationFailed, InvalidClientConfig, Parse};
-    // The redis crate folds what the server said to AUTH and SELECT into errors of its own.
+    // The redis crate wraps the server's responses to AUTH and SELECT in errors of its own.
     let says = |words| source.detail().is_some_and(|text| text.contains(words));
     let (kind, advice) = match source.kind() {
         AuthenticationFailed => {
             (ErrorKind::Denied, format!("Check the user and the password for Redis at {address}"))
         }
         _ if says("Authentication required") => {
-            (ErrorKind::Denied, format!("Redis at {address} wants a password: put it into the URL"))
+            (ErrorKind::Denied, format!("Redis at {address} requires a password: put it into the URL"))
         }
         InvalidClientConfig => (ErrorKind::Misconfigured, format!("Check the URL of Redis at {address}")),
         _ if says("DB index") || says("cluster mode") => {
@@ -37,10 +37,11 @@ pub(crate) fn not_connected(address: &str, source: RedisError) -> Error {
     Dialer::OPERATION.not_applied(kind).with_source(source).with_advice(advice)
 }
 
-/// The client's own words for it take several lines.
+/// The client's own message takes several lines.
 fn not_redis(error: Error, address: &str) -> Error {
-    error.with_source("the answer is not in the protocol of Redis").with_advice(format!(
-        "Check the address, and whether it wants TLS: something else than Redis or Valkey may answer at {address}"
+    error.with_source("the response is not in the Redis protocol").with_advice(format!(
+        "Check the address, and whether it requires TLS: something other than Redis or Valkey may be at \
+         {address}"
     ))
 }
 
@@ -53,18 +54,18 @@ pub(crate) fn broken(operation: Operation, address: &str, source: RedisError) ->
     error.with_source(source).with_advice(format!("The connection to Redis at {address} broke"))
 }
 
-/// An answer that this crate does not understand.
+/// A response that this crate does not understand.
 pub(crate) fn unexpected_response(operation: Operation) -> Error {
     operation.after_sending(ErrorKind::Other).with_advice(
-        "The answer makes no sense: is there something other than Redis or Valkey at this address?",
+        "The response makes no sense: is there something other than Redis or Valkey at this address?",
     )
 }
 
-/// The key has no node that takes it: slots on the move, or a cluster that is not whole.
+/// No node serves the key: slots are being moved, or the cluster is incomplete.
 pub(crate) fn unassigned(operation: Operation) -> Error {
     operation
         .not_applied(ErrorKind::Unavailable)
-        .with_advice("No node of the Redis Cluster serves the slot at this moment; CLUSTER SHARDS tells more")
+        .with_advice("No node of the Redis Cluster serves the slot at this moment; CLUSTER SHARDS shows more")
 }
 
 /// The server refused one command, which therefore had no effect.
@@ -74,8 +75,8 @@ pub(crate) fn refused(operation: Operation, e: &ServerError) -> Error {
     if advice.is_empty() { error } else { error.with_advice(advice) }
 }
 
-/// The server answered a script with one error instead of an answer a key. Errors that are decided before a script
-/// starts are known by their code; after any other it may have run halfway.
+/// The server answered a script with one error instead of one response per key. Errors that occur before a script
+/// starts are known by their code; after any other it may have run partially.
 pub(crate) fn script_refused(operation: Operation, e: &ServerError) -> Error {
     match meaning(e) {
         (ErrorKind::Other, _) => operation.after_sending(ErrorKind::Other).with_source(e.clone()),
@@ -88,12 +89,12 @@ pub(crate) fn is_readonly(e: &ServerError) -> bool {
     code(e) == "READONLY"
 }
 
-/// The command goes to another server: this one is a replica, or has not, or soon won't have, the slot of the key.
+/// The command goes to another server: this one is a replica, or doesn't have the slot of the key, or soon won't.
 pub(crate) fn is_for_another(e: &ServerError) -> bool {
     code(e) == "MOVED" || is_ask(e) || is_readonly(e)
 }
 
-/// The other node gets this command only.
+/// Only this command goes to the other node.
 pub(crate) fn is_ask(e: &ServerError) -> bool {
     code(e) == "ASK"
 }
@@ -103,7 +104,7 @@ pub(crate) fn is_unknown_script(e: &ServerError) -> bool {
     code(e) == "NOSCRIPT"
 }
 
-/// How Redis before 7.0 answers `SET` with `NX` and `GET`.
+/// How Redis before 7.0 responds to `SET` with `NX` and `GET`.
 pub(crate) fn is_syntax_error(e: &ServerError) -> bool {
     code(e) == "ERR" && e.details() == Some("syntax error")
 }
@@ -126,23 +127,27 @@ fn meaning(e: &ServerError) -> (ErrorKind, &'static str) {
     match code(e) {
         "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" => (Unavailable, ""),
         "BUSY" => (Unavailable, "A script blocks Redis; SCRIPT KILL ends it"),
-        "NOREPLICAS" => (Unavailable, "Redis wants more replicas than are connected (min-replicas-to-write)"),
+        "NOREPLICAS" => (
+            Unavailable,
+            "Redis requires more replicas than are connected \
+         (min-replicas-to-write)",
+        ),
         "MISCONF" => (Unavailable, "Redis can't save to disk and refuses writes; its log says why"),
         "OOM" => (Unavailable, "Redis has reached maxmemory: raise it, or shorten done_retention"),
         "READONLY" => {
             (Unavailable, "This server is a replica: after a failover a retry finds the new primary")
         }
-        "NOAUTH" => (Denied, "Redis wants a password: put it into the URL"),
+        "NOAUTH" => (Denied, "Redis requires a password: put it into the URL"),
         "WRONGPASS" => (Denied, "Check the user and the password"),
         "NOPERM" => (Denied, PERMISSIONS),
         "WRONGTYPE" => (Corrupt, "Something else writes under this prefix: choose another prefix"),
         "MOVED" | "ASK" | "CROSSSLOT" => {
             (Unsupported, "This is a node of a Redis Cluster: use RedisStore::cluster")
         }
-        // These have no code of their own; Redis and Valkey word the first differently.
+        // These have no code of their own; Redis and Valkey phrase the first differently.
         _ if says("user executing the script") || says("ACL failure in script") => (Denied, PERMISSIONS),
         _ if says("cluster support disabled") => {
-            (Misconfigured, "This Redis is no node of a cluster: use RedisStore::builder")
+            (Misconfigured, "This Redis is not a node of a cluster: use RedisStore::builder")
         }
         _ if says("unknown command") => (
             Unsupported,

@@ -1,4 +1,4 @@
-//! Commands for values that lie in hashes: swaps by a script, reads by `HMGET`, each for many fields of a hash at once.
+//! Commands for values in hashes: swaps with a script, reads with `HMGET`, each for many fields of a hash at once.
 
 use crate::{
     command::{CHUNK, Script, Way, millis, write_joined},
@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, sync::LazyLock, time::Duration};
 
 static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("swap_fields.lua")));
 
-/// Places of a batch whose values lie in hashes: those of one hash and kind together.
+/// Places of a batch whose values are in hashes, grouped by hash and kind.
 pub(crate) struct Groups<'a, K>(BTreeMap<(Hash<'a>, K), Vec<Entry<'a>>>);
 
 struct Entry<'a> {
@@ -18,7 +18,7 @@ struct Entry<'a> {
     field: Field<'a>,
 }
 
-/// Swaps of a hash for which the script gets the same arguments.
+/// Swaps of a hash that share the script's arguments.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Kind {
     expects: bool,
@@ -31,7 +31,7 @@ impl Kind {
     }
 }
 
-/// What one call of the script has of a hash.
+/// A hash's part of one call of the script.
 type Group<'a> = ((Hash<'a>, Kind), &'a [Entry<'a>]);
 
 impl<'a, K: Ord> Groups<'a, K> {
@@ -39,7 +39,7 @@ impl<'a, K: Ord> Groups<'a, K> {
         Groups(BTreeMap::new())
     }
 
-    /// False if the key's value doesn't lie in a hash.
+    /// Returns false if the key's value isn't in a hash.
     pub(crate) fn add(&mut self, key: &'a Key, kind: K, place: usize) -> bool {
         let Some((hash, field)) = in_hash(key) else { return false };
         self.0.entry((hash, kind)).or_default().push(Entry { place, field });
@@ -48,11 +48,11 @@ impl<'a, K: Ord> Groups<'a, K> {
 }
 
 impl Groups<'_, Kind> {
-    /// Calls of the script, and the places of each in the order of its answers.
+    /// Calls of the script, and the places of each in the order of its responses.
     pub(crate) fn swap(&self, prefix: &str, swaps: &[Swap], way: Way) -> Vec<(Cmd, Vec<usize>)> {
         let mut calls = Vec::<Vec<Group<'_>>>::new();
         let mut fields = 0;
-        // A hash has few fields, unless its ids were chosen to be so.
+        // A hash has few fields, unless ids are chosen to collide.
         let groups =
             self.0.iter().flat_map(|(of, entries)| entries.chunks(CHUNK).map(move |chunk| (*of, chunk)));
         for group in groups {
@@ -74,7 +74,7 @@ impl Groups<'_, Kind> {
 }
 
 impl Groups<'_, ()> {
-    /// A command for each hash, and the places of each in the order of its answers.
+    /// One command per hash, and the places of each in the order of its responses.
     pub(crate) fn get(&self, prefix: &str) -> Vec<(Cmd, Vec<usize>)> {
         let get = |((hash, ()), entries): (&(Hash<'_>, ()), &Vec<Entry<'_>>)| {
             let mut cmd = Cmd::with_capacity(2 + entries.len(), prefix.len() + 64 + 8 * entries.len());
@@ -118,7 +118,7 @@ fn run_script(prefix: &str, swaps: &[Swap], call: &[Group<'_>], way: Way) -> Cmd
     cmd
 }
 
-/// `None`: for ever.
+/// `None`: forever.
 fn longest(swaps: &[Swap], entries: &[Entry<'_>]) -> Option<Duration> {
     places(entries).try_fold(Duration::ZERO, |longest, place| Some(longest.max(swaps[place].ttl?)))
 }

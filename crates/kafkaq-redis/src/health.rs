@@ -1,4 +1,4 @@
-//! What an operator must know: questions to the server, and its answers as sentences.
+//! Checks the server for what an operator must know.
 
 use crate::{cluster::Cluster, failure, request};
 use futures_util::future::join_all;
@@ -15,7 +15,7 @@ pub(crate) enum Place {
     InCluster,
 }
 
-/// Of all nodes. One that is away is a warning, unless nobody is there.
+/// Checks all nodes. A node that is down is a warning, unless all are.
 pub(crate) async fn of_cluster(cluster: &Cluster, call: Call) -> Result<Vec<String>> {
     let nodes = cluster.nodes();
     let questions = questions();
@@ -37,13 +37,12 @@ pub(crate) async fn of_cluster(cluster: &Cluster, call: Call) -> Result<Vec<Stri
     found.extend(unheard.into_iter().map(|(warning, _)| warning));
     let vacant = cluster.vacant();
     if vacant > 0 {
-        found
-            .push(format!("{vacant} slots of the Redis Cluster have no node: leases that belong there fail"));
+        found.push(format!("{vacant} slots of the Redis Cluster have no node: calls for their leases fail"));
     }
     Ok(found)
 }
 
-/// Keys that nobody else has: of a value in a hash, and of one with a key of its own.
+/// Unique keys: one of a value in a hash, and one of a value with a key of its own.
 pub(crate) fn probe_keys() -> Result<[Key; 2]> {
     let random = RandomState::new().hash_one("probe");
     let id = format!("{:08x}-0000-706b-8000-{:012x}", random >> 32, random & 0xffff_ffff);
@@ -146,7 +145,7 @@ impl Info<'_> {
     }
 }
 
-/// `None` if the server doesn't tell.
+/// `None` if the server doesn't report it.
 fn saves_snapshots(answer: &Value) -> Option<bool> {
     match answer {
         Value::Array(pair) => match pair.as_slice() {

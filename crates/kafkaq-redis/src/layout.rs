@@ -1,16 +1,17 @@
-//! Where values lie: under a key of their own, or with their neighbours in a hash.
+//! The layout of values: under a key of their own, or with their neighbours in a hash.
 //!
-//! A key with a time to live costs Redis 180 bytes beside name and value, and each command on it microseconds. So the
-//! leases of up to 64 tasks that one publisher numbered in a row lie in one hash, which Redis keeps as a list as long as
-//! it is small. It lives as long as the longest of them may; with the time in its name it gets no new ones for ever.
+//! A key with a time to live costs Redis 180 bytes besides name and value, and each command on it takes microseconds.
+//! So the leases of up to 64 tasks that one publisher numbered consecutively share one hash, which Redis stores as a
+//! list while it is small. It lives as long as the longest of them may; since its name contains the time, it doesn't
+//! get new ones forever.
 //!
-//! Never to be changed: processes with different layouts would not see each other's leases.
+//! This must never change: processes with different layouts would not see each other's leases.
 
 use crate::slot;
 use kafkaq_core::{Key, NumberedKey};
 
-/// A hash, behind the store's prefix: a pattern of the keys whose values it has, as `t/q/g/018bcfe5-*-7e6b-8123-0000000123[8-b]*`.
-/// No key has such characters.
+/// The name of a hash, after the store's prefix: a pattern of the keys whose values it has, such as
+/// `t/q/g/018bcfe5-*-7e6b-8123-0000000123[8-b]*`. No key has such characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Hash<'a>([&'a str; 4]);
 
@@ -36,7 +37,7 @@ pub(crate) fn in_hash(key: &Key) -> Option<(Hash<'_>, Field<'_>)> {
     Some((Hash([head, "*", middle, group]), own))
 }
 
-/// The slot of whatever has this key's value.
+/// The slot of the Redis key that has this key's value.
 pub(crate) fn slot(prefix: &str, key: &Key) -> u16 {
     let parts = match in_hash(key) {
         Some((hash, _)) => hash.parts(),

@@ -1,4 +1,4 @@
-//! How to connect to one server.
+//! Connects to one server.
 
 use crate::failure;
 use kafkaq_core::{
@@ -7,7 +7,7 @@ use kafkaq_core::{
 };
 use redis::{AsyncConnectionConfig, Client, Pipeline, Value, aio::MultiplexedConnection};
 
-/// Requests that wait to be written. One request is a whole batch.
+/// How many requests may wait to be written. One request is a whole batch.
 const SEND_QUEUE: usize = 256;
 /// So that a batch is written at once, in bytes.
 const WRITE_BUFFER: usize = 256 * 1024;
@@ -24,7 +24,7 @@ pub(crate) struct Dialer {
 impl Dialer {
     pub(crate) fn new(client: Client) -> Self {
         let address = client.get_connection_info().addr().to_string();
-        // The limits of the redis crate don't know of the other half of the call, so ours stand around both.
+        // The redis crate's limits don't cover the other half of the call, so ours cover both.
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(None)
             .set_response_timeout(None)
@@ -48,7 +48,7 @@ impl Connect for Dialer {
     }
 
     async fn ping(&self, connection: &MultiplexedConnection, call: Call) -> Result<()> {
-        // A server that refuses it is there, too.
+        // A server that refuses the ping is alive, too.
         let answer = connection.clone().send_packed_command(&redis::cmd("PING")).await;
         answer.map(drop).map_err(|e| failure::broken(call.operation, &self.address, e))
     }
@@ -58,10 +58,10 @@ impl Connect for Dialer {
     }
 }
 
-/// Sends commands and returns one answer each; server errors are among the answers.
+/// Sends commands and returns one response each, including server errors.
 ///
-/// Dropping the future, or the timeout, leaves the connection in step: the redis crate keeps its place in the queue of
-/// expected answers and throws the answer away.
+/// Dropping the future, or the timeout, leaves the connection in sync: the redis crate keeps the request's place in the
+/// queue of expected responses and discards the response.
 pub(crate) async fn send(link: &Link, call: Call, commands: &Pipeline) -> Result<Vec<Value>> {
     link.send(call, |mut connection| async move {
         match connection.send_packed_commands(commands, 0, commands.len()).await {

@@ -1,4 +1,4 @@
-//! One server, over a few links that take turns.
+//! One server, over a few links that are used in turn.
 
 use crate::link::{self, Dialer, Link};
 use futures_util::future::join_all;
@@ -13,8 +13,8 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// With at least one connection. A node of a cluster is impatient: while it is away, what a call has for other
-    /// nodes needn't wait.
+    /// Has at least one connection. A cluster node fails fast while it is down, so that a call's parts for other nodes
+    /// needn't wait.
     pub(crate) fn new(client: &Client, connections: usize, impatient: bool) -> Self {
         let link = |_| {
             let link = Link::new(Dialer::new(client.clone()));

@@ -1,10 +1,10 @@
-//! Swaps and reads as Redis commands, and their answers as outcomes. Nothing here does I/O.
+//! Encodes swaps and reads as Redis commands, and decodes responses into outcomes. No I/O.
 //!
-//! Of a value with a key of its own, a swap that expects nothing is one `SET NX GET`, which costs Redis half as much as the
-//! script. All others go through scripts, many keys a call; what lies in hashes has one of its own, in `hashes.rs`.
-//! Everything of one batch is one pipeline: one write, one wait.
+//! For a value with a key of its own, a swap that expects nothing is one `SET NX GET`, which costs Redis half as much
+//! as the script. All others use scripts, with many keys per call; values in hashes have a separate script, in
+//! `hashes.rs`. A batch is one pipeline: one write, one wait.
 //!
-//! In a cluster a command is for one slot, and keys seldom share one: there each key or hash has a command of its own.
+//! In a cluster a command is for one slot, and keys rarely share one: there each key or hash has a command of its own.
 
 use crate::{
     command::{How, Script, Way, millis, write_joined},
@@ -18,7 +18,7 @@ use std::{sync::LazyLock, time::Duration};
 
 static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("swap.lua")));
 
-/// A key behind the store's prefix.
+/// A key with the store's prefix.
 struct Prefixed<'a>(&'a str, &'a Key);
 
 impl ToRedisArgs for Prefixed<'_> {
@@ -29,9 +29,9 @@ impl ToRedisArgs for Prefixed<'_> {
 
 /// A part of a batch on its way to one server.
 pub(crate) trait Request: Sized + Send + Sync {
-    /// What the caller's batch consists of.
+    /// An item of the caller's batch.
     type Item: Sync;
-    /// What becomes of one.
+    /// The outcome of an item.
     type Outcome: Clone + Send;
     const OPERATION: Operation;
 
@@ -42,35 +42,35 @@ pub(crate) trait Request: Sized + Send + Sync {
 
     fn commands(&self) -> &Pipeline;
 
-    /// Writes the outcomes to their places. A place without one was not answered, or is among what is left.
+    /// Writes the outcomes to their places. A place without one got no response, or is left over.
     fn settle(self, answers: Vec<Value>, outcomes: &mut [Option<Result<Self::Outcome>>]) -> Leftover;
 }
 
-/// What a command of the pipeline carries: places in the caller's batch.
+/// The places in the caller's batch that a command of the pipeline covers.
 enum Part {
     Create(usize),
     Script(Vec<usize>),
 }
 
-/// Swaps on their way.
+/// Swaps in flight.
 pub(crate) struct Swaps {
     commands: Pipeline,
     parts: Vec<Part>,
 }
 
-/// Reads on their way.
+/// Reads in flight.
 pub(crate) struct Reads {
     commands: Pipeline,
-    /// Places in the caller's batch, a command each.
+    /// Places in the caller's batch, one command each.
     parts: Vec<Vec<usize>>,
 }
 
-/// What the answers leave to do.
+/// What the responses leave to do.
 #[derive(Default)]
 pub(crate) struct Leftover {
     /// Swaps that certainly did not happen and need the script's text.
     pub(crate) again: Vec<usize>,
-    /// What certainly did not happen because another server has the key or takes writes, as the refusal tells.
+    /// What certainly did not happen because, as the refusal says, another server has the key or accepts writes.
     pub(crate) elsewhere: Vec<(usize, ServerError)>,
     /// The server does not know `SET NX GET`.
     pub(crate) old_server: bool,
@@ -202,7 +202,7 @@ fn run_script(prefix: &str, swaps: &[Swap], places: &[usize], how: How) -> Cmd {
     cmd
 }
 
-/// An answer for each of so many swaps: a script tells how many it has seen to, and of those that were not done.
+/// One response per swap: a script returns how many it has processed, and details of those that were not done.
 fn answers_of(answer: Value, swaps: usize) -> Result<Vec<Value>> {
     let told = match answer {
         Value::Array(told) => told,
@@ -211,7 +211,7 @@ fn answers_of(answer: Value, swaps: usize) -> Result<Vec<Value>> {
     };
     let mut answers = vec![Value::Nil; swaps];
     let mut told = told.into_iter();
-    // Silence must not pass for success.
+    // A missing response must not count as success.
     if told.next() != i64::try_from(swaps).ok().map(Value::Int) {
         return Err(failure::unexpected_response(failure::SWAP));
     }
@@ -238,7 +238,7 @@ fn swapped(answer: Value) -> Result<Swapped> {
     }
 }
 
-/// The script over no keys: does nothing, but needs the permission to run it.
+/// The script without keys: does nothing, but needs the permission to run it.
 pub(crate) fn try_script() -> Cmd {
     run_script("", &[], &[], How::ByText)
 }

@@ -1,4 +1,4 @@
-//! One server or a cluster: who gets which part of a batch.
+//! One server or a cluster: distributes the parts of a batch.
 
 use crate::{cluster::Cluster, node::Node};
 use kafkaq_core::{OutageLog, Result, connection::Call};
@@ -13,7 +13,7 @@ pub(crate) enum Servers {
 /// A part of a batch that goes to one node, as places in the batch.
 pub(crate) struct Share {
     pub(crate) node: Arc<Node>,
-    /// These are keys of a slot that the node is about to get.
+    /// The keys belong to a slot that the node is about to get.
     asking: bool,
     pub(crate) places: Vec<usize>,
 }
@@ -28,7 +28,7 @@ impl Share {
     }
 }
 
-/// What of a batch has still to be done.
+/// The open part of a batch.
 #[derive(Default)]
 pub(crate) struct Open {
     pub(crate) places: Vec<usize>,
@@ -52,7 +52,7 @@ impl Open {
 
 impl Servers {
     /// # Errors
-    /// If there is nobody to send anything to.
+    /// If there is no server to send anything to.
     pub(crate) async fn ready(&self, call: Call) -> Result<()> {
         match self {
             Servers::One(_) => Ok(()),
@@ -60,7 +60,7 @@ impl Servers {
         }
     }
 
-    /// Who gets what, and what nobody gets.
+    /// Returns what each node gets, and what none does.
     pub(crate) fn share(&self, open: Open, slot: impl Fn(usize) -> u16) -> (Vec<Share>, Vec<usize>) {
         let cluster = match self {
             Servers::One(node) => {
@@ -90,7 +90,7 @@ impl Servers {
         (shares, unassigned)
     }
 
-    /// Notes where a refused command goes instead. False if it goes nowhere: a single server has no others.
+    /// Records where a refused command goes instead. Returns false if it goes nowhere: a single server has no others.
     pub(crate) fn redirect(&self, from: &Node, place: usize, refusal: &ServerError, open: &mut Open) -> bool {
         let Servers::Cluster(cluster) = self else { return false };
         match cluster.redirect(from, refusal) {
@@ -115,7 +115,7 @@ impl Servers {
         }
     }
 
-    /// Where to find them, for people.
+    /// Their addresses, for messages.
     pub(crate) fn addresses(&self) -> Vec<&str> {
         match self {
             Servers::One(node) => vec![node.address()],
@@ -123,7 +123,7 @@ impl Servers {
         }
     }
 
-    /// Of what concerns more than one node.
+    /// Outages of more than one node.
     pub(crate) fn outages(&self) -> Option<&OutageLog> {
         match self {
             Servers::One(_) => None,

@@ -1,4 +1,4 @@
-//! Which of a cluster's slots a key belongs to: a function of its name that all clients and servers share.
+//! The cluster slot of a key: a function of its name that all clients and servers share.
 
 pub(crate) const SLOTS: u16 = 16_384;
 
@@ -19,8 +19,8 @@ const TABLE: [u16; 256] = {
     table
 };
 
-/// The slot of the name that consists of these parts. None has a brace: between braces the server would look at nothing
-/// else, and the names are to spread.
+/// The slot of the name that consists of these parts. No name has a brace: the server would only hash what is in
+/// braces, and names are supposed to spread.
 pub(crate) fn slot<'a>(parts: impl IntoIterator<Item = &'a str>) -> u16 {
     let bytes = parts.into_iter().flat_map(str::bytes);
     let crc = bytes.fold(0_u16, |crc, byte| (crc << 8) ^ TABLE[usize::from((crc >> 8) ^ u16::from(byte))]);

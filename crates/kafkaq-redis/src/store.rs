@@ -1,4 +1,4 @@
-//! The store: the calls of the contract over one server or a cluster.
+//! The store: the contract's calls over one server or a cluster.
 
 use crate::{
     RedisStoreBuilder,
@@ -23,20 +23,19 @@ use std::{
     time::Duration,
 };
 
-/// How often a batch, or what is left of it, is sent: once as a rule, again with the script's text, again after a
-/// redirect. A key that is still redirected then is not done.
+/// How often a batch, or the rest of it, is sent: normally once, again with the script's text, again after a redirect.
+/// A key that is still redirected then fails.
 const MAX_ROUNDS: usize = 6;
 
 /// kafkaq's leases in Redis or Valkey: one server, or a Redis Cluster.
 ///
-/// It connects when it is first used and again whenever a connection breaks, hangs, or turns out to lead to a
-/// replica. In a cluster it follows slots to wherever they move; while a node is away, calls for its slots fail and
-/// all others go on.
+/// It connects when it is first used and again whenever a connection breaks, hangs, or turns out to lead to a replica.
+/// In a cluster it follows slots as they move; while a node is down, calls for its slots fail and all others succeed.
 pub struct RedisStore {
     prefix: String,
     request_timeout: Duration,
     servers: Servers,
-    /// Since a server does not know `SET NX GET`. Stays on: the script works everywhere.
+    /// Set when a server does not know `SET NX GET`. Stays on: the script works everywhere.
     by_script: AtomicBool,
 }
 
@@ -47,8 +46,8 @@ impl RedisStore {
     }
 
     /// Settings for the Redis Cluster that these nodes belong to: `redis://`, or `rediss://` with the feature `tls`.
-    /// One suffices, more are for the case that it is away. User, password and certificates of the first are used
-    /// for all nodes that the cluster names.
+    /// One suffices; more help if it is down. User, password and certificates of the first one are used for all nodes
+    /// that the cluster reports.
     pub fn cluster(urls: impl IntoIterator<Item = impl Into<String>>) -> RedisStoreBuilder {
         RedisStoreBuilder::new(urls.into_iter().map(Into::into).collect(), true)
     }
@@ -61,7 +60,7 @@ impl RedisStore {
         Call::new(operation, self.request_timeout)
     }
 
-    /// Sends a batch to whom it concerns, all parts at once, and what must be sent again until it is done.
+    /// Sends the parts of a batch to their nodes concurrently, and retries what must be sent again.
     async fn run<R: Request>(&self, items: &[R::Item]) -> Vec<Result<R::Outcome>> {
         let call = self.call(R::OPERATION);
         let mut outcomes = vec![None; items.len()];
@@ -99,7 +98,7 @@ impl RedisStore {
                 let told = share.places.iter().filter_map(|&place| outcomes[place].as_ref());
                 share.node.outages.observe(R::OPERATION.name(), told);
             }
-            // What is sent again needs the script's text, or can't be harmed by it.
+            // What is sent again needs the script's text, or isn't harmed by it.
             how = How::ByText;
         }
         self.fail::<R>(open.into_places(), &failure::unassigned(R::OPERATION), &mut outcomes);
@@ -107,7 +106,7 @@ impl RedisStore {
         outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(missing)).collect()
     }
 
-    /// Nobody was asked for these: not the failure of one node.
+    /// These were not sent to any node: not the failure of one node.
     fn fail<R: Request>(
         &self,
         places: impl IntoIterator<Item = usize>,
@@ -127,7 +126,7 @@ impl RedisStore {
         }
     }
 
-    /// What the answers of a share leave to do.
+    /// Handles what the responses of a share leave to do.
     fn take<R: Request>(
         &self,
         left: Leftover,
@@ -141,7 +140,7 @@ impl RedisStore {
         }
         open.places.extend(left.again);
         for (place, refusal) in left.elsewhere {
-            // The connection to a replica was left, and a new one may lead to the primary.
+            // The connection to a replica was dropped, and a new one may lead to the primary.
             if failure::is_readonly(&refusal) && first {
                 open.places.push(place);
             } else if !self.servers.redirect(&share.node, place, &refusal, open) {
@@ -157,8 +156,8 @@ async fn send<R: Request>(call: Call, share: Share, request: R) -> (Share, Resul
 }
 
 impl RedisStore {
-    /// Runs all commands that leases need, on two values of its own: whoever may run only some of them would do half of a
-    /// swap.
+    /// Runs all commands that leases need, on two values of its own: whoever may run only some of them would do half of
+    /// a swap.
     async fn probe(&self) -> Result<()> {
         let keys = health::probe_keys()?;
         let steps = [
@@ -196,7 +195,7 @@ impl LeaseStore for RedisStore {
             Servers::Cluster(cluster) => health::of_cluster(cluster, call).await,
         }?;
         match self.probe().await {
-            // Whatever else it fails for is in the warnings, or passes.
+            // Any other failure is in the warnings, or temporary.
             Err(e) if matches!(e.kind(), ErrorKind::Denied | ErrorKind::Other) => Err(e),
             _ => Ok(warnings),
         }

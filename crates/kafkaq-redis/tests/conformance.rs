@@ -1,4 +1,5 @@
-//! The rules of every store, on a server and on a cluster: over the keys of the cases, and over keys that are neighbours.
+//! The rules of every store, on a server and on a cluster: over the keys of the cases, and over keys that are
+//! neighbours.
 
 use async_trait::async_trait;
 use bytes::Bytes;

@@ -15,29 +15,29 @@ use rskafka::{
 };
 use std::{ops::Range, time::SystemTime};
 
-/// A topic's limit is for a whole batch on the wire: by default 1 MiB, and a bit.
+/// A topic's limit applies to a whole batch on the wire: by default slightly more than 1 MiB.
 const BATCH: usize = 1 << 20;
 /// The library's limit for a server on this machine. It writes a request of more than 8 KiB in two pieces to a socket
-/// that delays small ones (Nagle), and the loopback's packets are so large that the second piece is a small one: it
-/// would wait 40 ms for the acknowledgement of the first. Over a network, whose packets are smaller, it mostly does not.
+/// with Nagle's algorithm, and the loopback's packets are so large that the second piece counts as small: it would wait
+/// 40 ms for the acknowledgement of the first. On a network with smaller packets it usually doesn't.
 const LOCAL_BATCH: usize = 7 << 10;
-/// What the log's framing adds to a record and to each of its headers, at most.
+/// The maximum that the log's framing adds to a record and to each of its headers.
 const FRAME: usize = 32;
 const HEADER_FRAME: usize = 10;
 
-/// By whom records are appended.
+/// How records are appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ProducePath {
-    /// By rskafka, which has a map for headers, if it has a connection to spare.
+    /// By rskafka, which keeps headers in a map, if it has a connection to spare.
     RsKafka,
     /// Over our own connections: headers that a map can't hold.
     Wire,
-    /// Likewise, compressed: what is too large for the topic as it is.
+    /// Likewise, compressed: for records that are otherwise too large for the topic.
     Compressed,
 }
 
 impl ProducePath {
-    /// One for all, so that a mixture is not torn to pieces.
+    /// One path for all, so that a mixture is not split up.
     fn of(records: &[NewRecord]) -> Self {
         match records.iter().all(|record| survive_a_map(&record.headers)) {
             true => ProducePath::RsKafka,
@@ -53,7 +53,7 @@ impl ProducePath {
     }
 }
 
-/// Whether a map of texts would hand out the headers as they are: by the order of their names.
+/// Whether a map of strings preserves the headers: sorted by name.
 fn survive_a_map(headers: &Headers) -> bool {
     let mut last: Option<&[u8]> = None;
     headers.iter().all(|(name, value)| {
@@ -63,9 +63,9 @@ fn survive_a_map(headers: &Headers) -> bool {
     })
 }
 
-/// Appends in order and answers in order. A batch that the server refuses as too large, or because of one of its
-/// records, goes again in halves, so that only the culprit fails. If that is too large, it goes again compressed: a copy
-/// must find room where the record did, which another client may have compressed.
+/// Appends in order and returns outcomes in order. A batch that the server refuses as too large, or because of one of
+/// its records, is sent again in halves, so that only the offending record fails. If that is too large, it is sent
+/// again compressed: a copy must fit where the record did, which another client may have compressed.
 pub(crate) async fn append(
     link: &Link,
     to: &Partition,
@@ -140,7 +140,7 @@ async fn send_once(
     };
     appended.inspect_err(|failure| {
         if failure.again {
-            // Somebody else may lead it by now.
+            // It may have another leader by now.
             link.cluster.invalidate(&to.topic);
         }
     })
@@ -166,7 +166,7 @@ async fn send_over_wire(
     Ok((first..).take(records.len()).collect())
 }
 
-/// Whether it may be the fault of one record, and the others would pass.
+/// Whether one record may be the cause, and the others would succeed.
 fn is_for_one(failure: &Failure) -> bool {
     use ProtocolError::{InvalidRecord, InvalidTimestamp, MessageTooLarge, RecordListTooLarge};
     !failure.sent
@@ -176,7 +176,7 @@ fn is_for_one(failure: &Failure) -> bool {
         )
 }
 
-/// Whether it may pass when it is compressed.
+/// Whether it may succeed when compressed.
 fn is_too_large(failure: &Failure) -> bool {
     use ProtocolError::{MessageTooLarge, RecordListTooLarge};
     cfg!(feature = "gzip")
@@ -220,7 +220,7 @@ fn to_library(record: &NewRecord) -> Record {
 }
 
 fn timestamp(time: SystemTime) -> DateTime<Utc> {
-    // What is beyond the calendar becomes its end.
+    // Times beyond the calendar are clamped.
     DateTime::from_timestamp_millis(batch::millis(time)).unwrap_or(DateTime::<Utc>::MAX_UTC)
 }
 

@@ -1,4 +1,4 @@
-//! From addresses to a log. Nothing connects here.
+//! Builds a log from addresses, without connecting.
 
 use crate::{RsKafka, link::Settings};
 use kafkaq_core::{Error, ErrorKind, Result};
@@ -9,7 +9,7 @@ const OP: &str = "set up the Kafka client";
 
 const MIN_TIMEOUT: Duration = Duration::from_millis(100);
 const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
-/// Room for one batch of Kafka's default size and for the metadata of a cluster with some thousand topics.
+/// Enough for one batch of Kafka's default size and for the metadata of a cluster with a few thousand topics.
 const MIN_MESSAGE: usize = 2 << 20;
 /// Names of hosts have no more.
 const MAX_NAME: usize = 255;
@@ -42,14 +42,14 @@ impl Builder {
         }
     }
 
-    /// How long a call may take, connecting and attempts included: 100 ms to 1 h. A fetch may take its `max_wait`
-    /// on top. Default: 10 s.
+    /// How long a call may take, including connecting and retries: 100 ms to 1 h. A fetch may take its `max_wait` in
+    /// addition. Default: 10 s.
     pub fn request_timeout(self, limit: Duration) -> Self {
         Builder { request_timeout: limit, ..self }
     }
 
-    /// The largest record to send and the largest answer to accept: 2 MiB to 1 GiB. Default: 64 MiB. The server has
-    /// its own limits; this one bounds this process's memory.
+    /// The largest record to send and the largest response to accept: 2 MiB to 1 GiB. Default: 64 MiB. The server has
+    /// its own limits; this one limits this process's memory.
     pub fn max_message_bytes(self, limit: usize) -> Self {
         Builder { max_message_bytes: limit, ..self }
     }
@@ -59,26 +59,26 @@ impl Builder {
         Builder { client_id: name.into(), ..self }
     }
 
-    /// Signs in with SASL PLAIN, which sends the password: use it over TLS only. A user and a password have 1 to 255
-    /// bytes.
+    /// Authenticates with SASL PLAIN, which sends the password: use it over TLS only. User and password have 1 to 255
+    /// bytes each.
     pub fn sasl_plain(self, user: impl Into<String>, password: impl Into<String>) -> Self {
         let sasl = SaslConfig::Plain(Credentials::new(user.into(), password.into()));
         Builder { sasl: Some(sasl), ..self }
     }
 
-    /// Signs in with SASL SCRAM-SHA-256.
+    /// Authenticates with SASL SCRAM-SHA-256.
     pub fn sasl_scram_sha_256(self, user: impl Into<String>, password: impl Into<String>) -> Self {
         let sasl = SaslConfig::ScramSha256(Credentials::new(user.into(), password.into()));
         Builder { sasl: Some(sasl), ..self }
     }
 
-    /// Signs in with SASL SCRAM-SHA-512.
+    /// Authenticates with SASL SCRAM-SHA-512.
     pub fn sasl_scram_sha_512(self, user: impl Into<String>, password: impl Into<String>) -> Self {
         let sasl = SaslConfig::ScramSha512(Credentials::new(user.into(), password.into()));
         Builder { sasl: Some(sasl), ..self }
     }
 
-    /// Encrypts the connections, and trusts the system's certificates unless others are given.
+    /// Encrypts the connections, and trusts the system's certificates unless others are set.
     #[cfg(feature = "tls")]
     pub fn tls(mut self) -> Self {
         self.tls.get_or_insert_default();
@@ -92,14 +92,14 @@ impl Builder {
         self
     }
 
-    /// The certificate and its key, in PEM, by which this client proves who it is. Implies [`tls`](Self::tls).
+    /// The client certificate and its key, in PEM. Implies [`tls`](Self::tls).
     #[cfg(feature = "tls")]
     pub fn client_certificate(mut self, certificate: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
         self.tls.get_or_insert_default().identity = Some((certificate.into(), key.into()));
         self
     }
 
-    /// Makes the log. It needs no server: the first call connects.
+    /// Builds the log. It needs no server: the first call connects.
     ///
     /// # Errors
     /// `Invalid` if an address is not `host:port`, a certificate can't be read, or a setting is out of its range.

@@ -1,4 +1,4 @@
-//! Which brokers there are and which of them leads a partition, as the cluster has told it within the last ten seconds.
+//! The brokers and the leaders of partitions, as reported by the cluster within the last ten seconds.
 
 use crate::{
     failure::Failure,
@@ -18,23 +18,23 @@ use std::{
 };
 use tokio::time::{Instant, timeout_at};
 
-/// A leader is looked up again after this: so are partitions that were added, and topics that were recreated.
+/// Leaders are looked up again after this, which also finds added partitions and recreated topics.
 const MAX_AGE: Duration = Duration::from_secs(10);
 /// Topics that were used within this are looked up together.
 const IN_USE: Duration = Duration::from_secs(60);
-/// A topic that nobody has used for so long is forgotten.
+/// A topic that has not been used for this long is forgotten.
 const FORGOTTEN: Duration = Duration::from_secs(3600);
-/// Ends of fetches that are remembered of a partition: there are few that read it at once.
+/// How many ends of fetches are remembered per partition: only few readers read it at once.
 const READERS: usize = 4;
-/// Known brokers that are asked before the addresses that were configured.
+/// How many known brokers are tried before the configured addresses.
 const KNOWN: usize = 3;
 
 #[derive(Default)]
 pub(crate) struct Cluster {
     view: Mutex<View>,
-    /// Held while somebody asks: the others wait for that. How it failed last, and when.
+    /// Held during a lookup: others wait for it. How it failed last, and when.
     asking: tokio::sync::Mutex<Option<(Instant, Failure)>>,
-    /// Every question begins with another broker.
+    /// Every request starts with another broker.
     turn: AtomicUsize,
 }
 
@@ -57,16 +57,16 @@ struct Topic {
     used: Instant,
 }
 
-/// How far the readers of a partition have come.
+/// The positions of a partition's readers.
 struct Read {
     /// The topic's id then.
     id: TopicId,
-    /// Where the last fetches have ended, with the leader's epoch of the record before: a log that was cut has another
-    /// one there.
+    /// Where the last fetches have ended, with the leader epoch of the record before: a truncated log has another one
+    /// there.
     ends: VecDeque<(i64, i32)>,
 }
 
-/// Whom to ask for a partition.
+/// The broker to contact for a partition.
 #[derive(Clone, Debug)]
 pub(crate) struct Leader {
     pub(crate) address: Arc<str>,
@@ -74,7 +74,7 @@ pub(crate) struct Leader {
 }
 
 impl Cluster {
-    /// Who leads a partition.
+    /// The leader of a partition.
     pub(crate) async fn leader(
         &self,
         connections: &Connections,
@@ -87,7 +87,7 @@ impl Cluster {
         }
     }
 
-    /// Who leads a partition now.
+    /// The current leader of a partition.
     pub(crate) async fn look_up(
         &self,
         connections: &Connections,
@@ -97,7 +97,7 @@ impl Cluster {
         let since = Instant::now();
         let asking = timeout_at(deadline, self.asking.lock()).await;
         let mut failed = asking.map_err(|_| Failure::not_connected())?;
-        // Whoever had the lock may have asked for this one too, or have failed for all.
+        // The previous holder of the lock may have looked up this one too, or failed for all.
         if let Some((at, failure)) = &*failed
             && *at >= since
         {
@@ -112,7 +112,7 @@ impl Cluster {
         self.leader_in_view(of)
     }
 
-    /// Asks for topics, and never creates one. One outcome per name, in the same order.
+    /// Looks up topics, without creating any. Returns one outcome per name, in the same order.
     pub(crate) async fn topics(
         &self,
         connections: &Connections,
@@ -145,14 +145,14 @@ impl Cluster {
         locked(&self.view).controller.clone().ok_or_else(Failure::no_leader)
     }
 
-    /// What is known of a topic no longer holds.
+    /// Invalidates what is known about a topic.
     pub(crate) fn invalidate(&self, topic: &str) {
         if let Some(topic) = locked(&self.view).topics.get_mut(topic) {
             topic.asked = None;
         }
     }
 
-    /// Notes that a partition is being read under that id. Fails, once, if it was read under another one before.
+    /// Records that a partition is being read under this id. Fails, once, if it was read under another one before.
     pub(crate) fn reads(&self, partition: &Partition, id: Option<TopicId>) -> Result<(), Failure> {
         let Some(id) = id else { return Ok(()) };
         let mut view = locked(&self.view);
@@ -166,7 +166,7 @@ impl Cluster {
         Err(Failure::recreated())
     }
 
-    /// Notes where a fetch has ended, and the leader's epoch of the record before that.
+    /// Records where a fetch has ended, and the leader epoch of the record before that.
     pub(crate) fn has_read(&self, partition: &Partition, next: i64, epoch: Option<i32>) {
         let Some(epoch) = epoch else { return };
         self.with_ends(partition, |ends| {
@@ -176,7 +176,7 @@ impl Cluster {
         });
     }
 
-    /// The leader's epoch of the record before an offset, if a fetch has ended there.
+    /// The leader epoch of the record before an offset, if a fetch has ended there.
     pub(crate) fn epoch_below(&self, partition: &Partition, offset: i64) -> Option<i32> {
         let of = |ends: &mut VecDeque<(i64, i32)>| ends.iter().find(|(end, _)| *end == offset).copied();
         self.with_ends(partition, of).flatten().map(|(_, epoch)| epoch)
@@ -262,7 +262,7 @@ impl Cluster {
             };
             let topic = view.topics.entry(name.clone()).or_insert_with(fresh);
             topic.asked = Some(asked);
-            // One that is gone keeps its id: the next one of that name will be told from it.
+            // A deleted topic keeps its id, to distinguish it from the next one with that name.
             topic.leaders.clear();
             if let Some(found) = found {
                 topic.code = found.code;
@@ -275,7 +275,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Asks one broker after the other, until one answers.
+    /// Tries one broker after another, until one responds.
     pub(crate) async fn ask_anybody<R: Request>(
         &self,
         connections: &Connections,
@@ -296,7 +296,7 @@ impl Cluster {
         Err(last.not_reached())
     }
 
-    /// Those to whom there is a connection, a few that are known, and those that were configured.
+    /// Brokers with a connection, a few known ones, and the configured ones.
     fn candidates(&self, connections: &Connections) -> Vec<Arc<str>> {
         let mut known: Vec<_> = locked(&self.view).brokers.values().cloned().collect();
         known.sort_unstable();

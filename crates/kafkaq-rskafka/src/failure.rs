@@ -1,4 +1,4 @@
-//! What a failed attempt means: which kind it is, whether it may have taken effect, whether it is worth another.
+//! Classifies failed attempts: their kind, their effect, and whether a retry helps.
 
 use kafkaq_core::{Error, ErrorKind, Partition};
 use rskafka::{
@@ -9,19 +9,19 @@ use std::{borrow::Cow, fmt, io, sync::Arc, time::Duration};
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
 
-/// Why one attempt did not succeed. One failed request may answer many calls.
+/// Why one attempt failed. One failed request may fail many calls.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(crate) kind: ErrorKind,
-    /// Whether the request may have been carried out.
+    /// Whether the request may have been executed.
     pub(crate) sent: bool,
-    /// Whether the next attempt may do better.
+    /// Whether another attempt may succeed.
     pub(crate) again: bool,
-    /// Whether the connection did its work: the server has answered, and is the one to ask.
+    /// Whether the connection worked: the server has responded, and is the right one.
     pub(crate) answered: bool,
-    /// The server's code, where it was the server that refused.
+    /// The server's code, if the server refused.
     pub(crate) code: Option<ProtocolError>,
-    /// The server that was asked.
+    /// The server that was contacted.
     address: Option<Arc<str>>,
     source: Option<Arc<dyn std::error::Error + Send + Sync>>,
     advice: Option<Cow<'static, str>>,
@@ -80,7 +80,7 @@ impl Failure {
         Failure { again: true, ..Failure::new(ErrorKind::Unavailable) }.because(NotInTime)
     }
 
-    /// What to tell of several attempts: if the last one only had too little time, why an earlier one failed.
+    /// What to report for several attempts: if the last one only ran out of time, why an earlier one failed.
     pub(crate) fn after(self, earlier: Option<Failure>) -> Self {
         let says_nothing = self.source.as_ref().is_some_and(|source| source.is::<NotInTime>());
         match earlier {
@@ -89,7 +89,7 @@ impl Failure {
         }
     }
 
-    /// The cluster has told of no leader for a partition: it is being chosen.
+    /// The cluster reports no leader for a partition: it is being elected.
     pub(crate) fn no_leader() -> Self {
         Failure { again: true, answered: true, ..Failure::new(ErrorKind::Unavailable) }
             .because("no leader is there just now")
@@ -101,12 +101,12 @@ impl Failure {
             .because("the topic is new, and a broker does not know of it yet")
     }
 
-    /// Other requests took all the time.
+    /// Other requests used up the time.
     pub(crate) fn crowded() -> Self {
-        Failure::new(ErrorKind::Timeout).because("other requests of this process were waited for")
+        Failure::new(ErrorKind::Timeout).because("it waited for other requests of this process")
     }
 
-    /// Whoever shared a request with this call has gone, and the request with it.
+    /// The task that sent the shared request is gone, and the request with it.
     pub(crate) fn abandoned() -> Self {
         Failure { again: true, ..Failure::new(ErrorKind::Unavailable) }.because("the request was dropped")
     }
@@ -123,12 +123,12 @@ impl Failure {
         Failure { kind: ErrorKind::Unavailable, sent: false, again: true, source, ..self }
     }
 
-    /// Sent, and no answer came.
+    /// Sent, without a response.
     pub(crate) fn silence() -> Self {
         Failure { sent: true, ..Failure::new(ErrorKind::Timeout) }
     }
 
-    /// Whether no answer came in time.
+    /// Whether there was no response in time.
     pub(crate) fn is_silence(&self) -> bool {
         self.kind == ErrorKind::Timeout && !self.answered
     }
@@ -143,7 +143,7 @@ impl Failure {
         Failure { again: true, answered: true, ..Failure::new(ErrorKind::NotFound) }
     }
 
-    /// The topic is another one than the one that was read until now.
+    /// The topic is not the one that was read until now.
     pub(crate) fn recreated() -> Self {
         Failure::refused(
             ErrorKind::Invalid,
@@ -185,12 +185,12 @@ impl Failure {
         }
     }
 
-    /// The user, the password or the way to prove them is not right.
+    /// The user, the password or the SASL mechanism is wrong.
     pub(crate) fn denied(e: impl Into<Source>) -> Self {
         Failure { answered: true, ..Failure::new(ErrorKind::Denied) }.because(e)
     }
 
-    /// A server's code for how a request went, and what else it `said`.
+    /// A server's error code for a request, and its message.
     pub(crate) fn of_code(code: i16, said: impl FnOnce() -> String) -> Result<(), Self> {
         match ProtocolError::new(code) {
             None => Ok(()),
@@ -204,19 +204,19 @@ impl Failure {
         }
     }
 
-    /// What this process was asked to do can't be done.
+    /// The request can't be executed.
     pub(crate) fn refused(kind: ErrorKind, advice: impl Into<Cow<'static, str>>) -> Self {
         Failure { answered: true, advice: Some(advice.into()), ..Failure::new(kind) }
     }
 
-    /// What the client library reports of a request that it was given.
+    /// The client library's error for a request.
     pub(crate) fn of(e: ClientError) -> Self {
         let found = match &e {
             ClientError::ServerError { protocol_error, is_virtual, .. } => {
                 let verdict = of_server(*protocol_error);
                 Failure { sent: verdict.sent && !is_virtual, code: Some(*protocol_error), ..verdict }
             }
-            // It wraps what failed once it gives up, which here is at once.
+            // It wraps the failure when it gives up, which here is immediately.
             ClientError::RetryFailed(_) => return unwrapped(e),
             ClientError::Connection(e) => of_connection(e),
             ClientError::Request(e) => of_request(e),
@@ -236,12 +236,12 @@ impl Failure {
         Failure { source: Some(source.into()), ..self }
     }
 
-    /// With better advice than can be given in general.
+    /// With more specific advice than the general one.
     pub(crate) fn advise(self, advice: impl Into<Cow<'static, str>>) -> Self {
         Failure { advice: Some(advice.into()), ..self }
     }
 
-    /// The same, of a certain server.
+    /// The same, for a specific server.
     pub(crate) fn at(self, address: &Arc<str>) -> Self {
         Failure { address: Some(address.clone()), ..self }
     }
@@ -289,8 +289,9 @@ impl Failure {
         let Place { bootstrap, limit, .. } = place;
         Some(match self.kind {
             ErrorKind::Unavailable => format!(
-                "Check that a broker answers at {bootstrap}, that its advertised.listeners can be reached from \
-                 here, and whether it wants TLS or SASL"
+                "Check that a broker responds at {bootstrap}, that its advertised.listeners can be reached \
+                 from \
+                 here, and whether it requires TLS or SASL"
             )
             .into(),
             ErrorKind::Timeout => format!(
@@ -299,37 +300,38 @@ impl Failure {
             )
             .into(),
             ErrorKind::NotFound => {
-                "Make the topic first, or let ensure_topics do it; check its name and number of partitions".into()
+                "Create the topic first, or let ensure_topics do it; check its name and number of \
+                 partitions".into()
             }
             ErrorKind::Denied => match self.code {
                 Some(ProtocolError::TopicAuthorizationFailed) => {
                     "Allow this user Read, Write and Describe on the topic".into()
                 }
                 Some(ProtocolError::ClusterAuthorizationFailed) => {
-                    "Allow this user Create on the cluster, or make the topics beforehand".into()
+                    "Allow this user Create on the cluster, or create the topics beforehand".into()
                 }
                 _ => format!("Check the user, the password and the SASL mechanism for {bootstrap}").into(),
             },
             ErrorKind::TooLarge => "The record, with its headers, must fit the topic's max.message.bytes: make the \
                                     record smaller or raise the limit"
                 .into(),
-            ErrorKind::Closed => "The log was closed: make another".into(),
+            ErrorKind::Closed => "The log was closed: build another".into(),
             _ => match self.code? {
                 ProtocolError::InvalidReplicationFactor => {
-                    "The cluster has fewer brokers than replicas asked for: ask for fewer".into()
+                    "The cluster has fewer brokers than the requested replicas: request fewer".into()
                 }
-                ProtocolError::InvalidRecord => "A compacted topic takes only records with a key".into(),
+                ProtocolError::InvalidRecord => "A compacted topic only accepts records with a key".into(),
                 _ => return None,
             },
         })
     }
 }
 
-/// An operation as its errors name it.
+/// An operation, as named in errors.
 #[derive(Clone, Copy)]
 pub(crate) struct Op {
     name: &'static str,
-    /// One that only reads has certainly had no effect, however it fails.
+    /// A read has certainly had no effect, however it fails.
     changes: bool,
 }
 
@@ -370,7 +372,7 @@ fn unwrapped(e: ClientError) -> Failure {
 
 /// Nothing was sent: the client was still connecting.
 fn of_connection(e: &ConnectionError) -> Failure {
-    // Where several addresses were tried, the library keeps only the text of why each failed.
+    // If several addresses were tried, the library keeps only the text of each failure.
     let denied =
         matches!(e, ConnectionError::SaslFailed(_)) || e.to_string().contains("Sasl handshake failed");
     if denied {
@@ -385,7 +387,7 @@ fn of_connection(e: &ConnectionError) -> Failure {
 fn of_request(e: &RequestError) -> Failure {
     match e {
         RequestError::Poisoned(e) => of_request(e),
-        // The library does not let its type be named, and has no other reason than this and a broken connection.
+        // The library's type is private, and it has no other reason than this and a broken connection.
         RequestError::ReadFramedMessageError(e) if e.to_string().starts_with("Message too large") => {
             Failure::oversized()
         }
@@ -396,7 +398,7 @@ fn of_request(e: &RequestError) -> Failure {
         }
         RequestError::NoVersionMatch { .. } => Failure::new(ErrorKind::Unsupported),
         RequestError::WriteError(_) => Failure::new(ErrorKind::Invalid),
-        // The whole answer came in and can't be read; the connection is at the next one.
+        // The response is complete but can't be parsed; the connection is in sync.
         _ => Failure { sent: true, answered: true, ..Failure::new(ErrorKind::Corrupt) },
     }
 }
@@ -421,7 +423,7 @@ fn of_server(code: ProtocolError) -> Failure {
         | InvalidReplicaAssignment
         | PolicyViolation
         | OffsetOutOfRange => certain(ErrorKind::Invalid),
-        // Also what a server answers that has not met enough of the others yet.
+        // A server that has not joined enough of the others yet also returns this.
         InvalidReplicationFactor => Failure { again: true, ..certain(ErrorKind::Invalid) },
         InvalidRequiredAcks => certain(ErrorKind::Misconfigured),
         UnsupportedVersion | UnsupportedForMessageFormat | UnsupportedCompressionType => {
@@ -433,8 +435,8 @@ fn of_server(code: ProtocolError) -> Failure {
         | NotEnoughReplicas | NotController | BrokerNotAvailable | ReplicaNotAvailable => {
             Failure { again: true, ..Failure::new(ErrorKind::Unavailable) }
         }
-        // A leader that steps down while it waits for the replicas answers so too, and the record may have got
-        // through; so it may after the others.
+        // A leader that steps down while it waits for the replicas returns this too, and the record may have been
+        // written; likewise for the others.
         NotLeaderOrFollower | NotEnoughReplicasAfterAppend | KafkaStorageError | NetworkException => {
             Failure { sent: true, again: true, ..Failure::new(ErrorKind::Unavailable) }
         }

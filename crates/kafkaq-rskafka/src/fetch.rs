@@ -19,11 +19,11 @@ use std::{
 };
 use tokio::time::{Instant, timeout_at};
 
-/// More than any server waits; also keeps instants from overflowing.
+/// Longer than any server waits; also keeps instants from overflowing.
 const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
 
-/// Records from an offset on. Reading goes on behind the last batch that was seen: without one it stays where it is, and
-/// an empty response proves nothing.
+/// Returns records from an offset on. Reading continues after the last batch that was seen: without one it stays where
+/// it is, and an empty response proves nothing.
 pub(crate) async fn fetch(link: &Link, from: &Position, limit: FetchLimit) -> Result<Batch, Failure> {
     let Position { partition, offset } = from;
     let max_wait = limit.max_wait.min(LONGEST_WAIT);
@@ -83,7 +83,7 @@ async fn once(
         Ok(fetched) => return Ok(fetched),
         Err(failure) => failure,
     };
-    // What is known of the leader, or of the topic, may be out of date.
+    // Cached information about the leader, or the topic, may be stale.
     link.cluster.invalidate(&partition.topic);
     match failure.code {
         Some(ProtocolError::OffsetOutOfRange) => {
@@ -93,7 +93,7 @@ async fn once(
         Some(ProtocolError::UnknownTopicId | ProtocolError::InconsistentTopicId) => {
             let now = link.cluster.look_up(&link.connections, partition, limits.deadline).await?;
             link.cluster.reads(partition, now.topic)?;
-            // The broker has not heard of it yet.
+            // The broker doesn't know it yet.
             Err(failure)
         }
         _ => Err(failure),
@@ -157,7 +157,7 @@ pub(crate) async fn offsets(link: &Link, of: &[Partition], limits: Limits) -> Ve
             outcomes[at] = outcome;
         }
         left.retain(|at| outcomes[*at].as_ref().is_err_and(|failure| failure.again));
-        // One that takes longer to settle decides for all.
+        // The one that takes longest decides for all.
         let failures = left.iter().filter_map(|at| outcomes[*at].as_ref().err());
         let Some(failure) = failures.min_by_key(|failure| failure.kind == ErrorKind::NotFound) else { break };
         let failure = failure.clone();
@@ -176,7 +176,7 @@ async fn offsets_once(
     limits: Limits,
 ) -> Vec<(usize, Result<Offsets, Failure>)> {
     let mut answers = Vec::with_capacity(places.len());
-    // A partition may be asked for twice; a server refuses that.
+    // A partition may be requested twice; a server refuses that.
     let mut by_broker: HashMap<Arc<str>, BTreeMap<&Partition, Vec<usize>>> = HashMap::new();
     for &at in places {
         match link.cluster.leader(&link.connections, &of[at], limits.deadline).await {

@@ -33,9 +33,9 @@ use std::{
 
 pub use builder::Builder;
 
-/// Kafka, or a server that speaks its protocol, built on rskafka. Share it in an `Arc`: one handle serves the process.
+/// Kafka, or a compatible server, through rskafka. Share it in an `Arc`: one handle serves the process.
 ///
-/// It connects when it is first used. Connections are shared: all fetches that wait at a broker go in one request, and
+/// It connects when it is first used. Connections are shared: all fetches that wait at a broker share one request, and
 /// no broker gets more than four such requests at a time.
 pub struct RsKafka {
     link: Link,
@@ -62,7 +62,7 @@ impl fmt::Debug for RsKafka {
 
 #[async_trait]
 impl Log for RsKafka {
-    /// A user who may not read the settings of a topic is warned of it, and the info has none of them.
+    /// If the user may not read the settings of a topic, a warning is logged, and the info has none of them.
     async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<TopicInfo>> {
         let ensure = async {
             let _under_way = self.link.enter()?;
@@ -110,7 +110,7 @@ impl PartitionLog for RsKafka {
         fetch.await.map_err(|failure| self.link.error(Op::FETCH, Some(&from.partition), failure))
     }
 
-    /// While somebody's transaction is open, `next` is where that begins.
+    /// While a transaction is open, `next` is where it starts.
     async fn offsets(&self, of: &[Partition]) -> Vec<Result<Offsets>> {
         let outcomes = match self.link.enter() {
             Ok(_under_way) => fetch::offsets(&self.link, of, self.link.limits(Duration::ZERO)).await,
@@ -123,7 +123,7 @@ impl PartitionLog for RsKafka {
     }
 }
 
-/// A panic elsewhere must not take the log down with it: what these locks guard is whole between statements.
+/// A panic elsewhere must not affect the log: what these locks guard is consistent between statements.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

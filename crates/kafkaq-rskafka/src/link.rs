@@ -1,4 +1,4 @@
-//! The cluster as calls see it: who leads what, the connections, and the attempts of a call.
+//! The cluster as calls see it: leaders, connections, and retries.
 
 use crate::{
     cluster::Cluster,
@@ -16,10 +16,10 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-/// Between attempts: doubled each time.
+/// The pause between attempts; doubles each time.
 const PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
-/// A topic that was just created may be unknown for so long to the node that is asked.
+/// How long a new topic may be unknown to a node.
 const SETTLING: Duration = Duration::from_millis(500);
 
 pub(crate) struct Settings {
@@ -61,10 +61,10 @@ pub(crate) struct Link {
     pub(crate) cluster: Cluster,
     pub(crate) polls: LongPolls,
     pub(crate) producers: Producers,
-    /// Partitions at whose head is a batch that can't be read.
+    /// Partitions whose next batch can't be read.
     pub(crate) unreadable: OncePerMinute<Partition>,
     closed: watch::Sender<bool>,
-    /// Read by every call that is under way, written by who closes.
+    /// Read-locked by every call in flight, write-locked by close.
     calls: Arc<RwLock<()>>,
 }
 
@@ -88,7 +88,7 @@ impl Link {
         failure.error(op, &Place { bootstrap, partition: on, limit: *request_timeout })
     }
 
-    /// Held by a call from its begin to its end.
+    /// Held by a call from start to end.
     pub(crate) fn enter(&self) -> Result<RwLockReadGuard<'_, ()>, Failure> {
         match self.calls.try_read() {
             Ok(entered) if !self.is_closed() => Ok(entered),
@@ -106,7 +106,7 @@ impl Link {
         let _ = self.closed.subscribe().wait_for(|closed| *closed).await;
     }
 
-    /// Lets nobody in, waits until everybody is out, and drops every connection.
+    /// Refuses new calls, waits for those in flight, and drops every connection.
     pub(crate) async fn close(&self) {
         self.closed.send_replace(true);
         let _everybody_is_out = self.calls.write().await;
@@ -114,20 +114,20 @@ impl Link {
         self.producers.close().await;
     }
 
-    /// The limits of a call that begins now and may take `extra` beyond the request timeout.
+    /// The limits of a call that starts now and may take `extra` beyond the request timeout.
     pub(crate) fn limits(&self, extra: Duration) -> Limits {
         let now = Instant::now();
         let deadline = now + self.connections.settings.request_timeout + extra;
         Limits { deadline, settled: deadline.min(now + SETTLING) }
     }
 
-    /// As long as a topic that has just been created may take to be known everywhere.
+    /// As long as a new topic may take to be known everywhere.
     pub(crate) fn patient(&self) -> Limits {
         let limits = self.limits(Duration::ZERO);
         Limits { settled: limits.deadline, ..limits }
     }
 
-    /// Attempts until one succeeds, or no other may.
+    /// Retries until an attempt succeeds, or no other may.
     pub(crate) async fn repeat<T, Fut>(&self, limits: Limits, once: impl Fn() -> Fut) -> Result<T, Failure>
     where
         Fut: Future<Output = Result<T, Failure>>,
@@ -145,7 +145,7 @@ impl Link {
 /// The attempts of one call.
 pub(crate) struct Attempts {
     pause: Duration,
-    /// What one of them may have done stays possible, however the last one ends.
+    /// If one of them may have had an effect, that stays so, however the last one ends.
     sent: bool,
     last: Option<Failure>,
 }
@@ -157,7 +157,7 @@ impl Default for Attempts {
 }
 
 impl Attempts {
-    /// Returns when it is time for another attempt; with the call's failure if there is to be none.
+    /// Returns when it is time for another attempt; with the call's failure if there won't be one.
     pub(crate) async fn another(
         &mut self,
         link: &Link,

@@ -1,5 +1,5 @@
-//! What the log says of brokers that can't be reached: a line when it begins, one a minute, and one when it ends,
-//! however many calls fail meanwhile.
+//! Logs outages of brokers: one message at the beginning, one per minute, and one at the end, however many calls fail
+//! meanwhile.
 
 use crate::{failure::Failure, locked};
 use std::{
@@ -50,7 +50,7 @@ impl Outages {
         }
     }
 
-    /// A broker has answered.
+    /// A broker has responded.
     pub(crate) fn ended(&self, address: &Arc<str>) {
         if let Some(outage) = locked(&self.0).remove(address) {
             let after = outage.began.elapsed().as_secs();
@@ -59,7 +59,7 @@ impl Outages {
     }
 }
 
-/// What is reported at most once a minute.
+/// Reports at most once per minute.
 pub(crate) struct OncePerMinute<K>(Mutex<HashMap<K, Instant>>);
 
 impl<K> Default for OncePerMinute<K> {

@@ -1,8 +1,8 @@
-//! Long polls: all fetches that wait at a broker go in one request.
+//! Long polls: all fetches that wait at a broker share one request.
 //!
-//! A request that waits can't be changed, so a fetch that comes later takes another connection. All requests end their
-//! wait at the same instants, and a fetch that would not outlast the next wait is answered then, too. So those who read
-//! on and on soon do so in one request: a broker that has nothing for anybody is asked twice a second.
+//! A waiting request can't be changed, so a later fetch takes another connection. All requests end their wait at the
+//! same instants, and a fetch that would not outlast the next wait returns then, too. So continuous readers soon share
+//! one request: a broker without new records gets two requests per second.
 
 use crate::{
     failure::Failure,
@@ -20,20 +20,20 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// Requests under way at a time to one broker.
+/// The maximum number of requests in flight per broker.
 const MAX_REQUESTS: usize = 4;
-/// Waits end at multiples of this: the longest that a fetch can be kept from its request.
+/// Waits end at multiples of this: the longest that a fetch waits to join a request.
 const SLICE: Duration = Duration::from_millis(500);
-/// A fetch that waits for so long may end a bit earlier, with all the others.
+/// A fetch that waits at least this long may end slightly earlier, with all the others.
 const PATIENT: Duration = Duration::from_millis(450);
-/// Whoever has got records comes back for more, and the next request waits for them, but no longer than this.
+/// Readers that got records come back for more, and the next request waits for them, but no longer than this.
 const GATHER_WINDOW: Duration = Duration::from_millis(1);
-/// Between requests that a server answers at once, with nothing: doubled each time.
+/// The pause between requests that a server answers at once with nothing; doubles each time.
 const PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
-/// What one response may bring, unless a fetch wants more for itself.
+/// The maximum size of one response, unless a single fetch wants more.
 const MAX_BYTES: usize = 16 << 20;
-/// Brokers that are remembered without need.
+/// How many idle brokers are remembered.
 const MAX_BROKERS: usize = 100;
 
 pub(crate) struct LongPolls {
@@ -46,7 +46,7 @@ struct Shared {
     begin: Instant,
     /// Ends the requests when the handle is closed.
     closed: watch::Receiver<bool>,
-    /// Read by what is under way, written by who closes.
+    /// Read-locked by requests in flight, write-locked by close.
     calls: Arc<RwLock<()>>,
 }
 
@@ -59,18 +59,18 @@ struct Broker {
 #[derive(Default)]
 struct Queue {
     waiting: VecDeque<PendingFetch>,
-    /// Under way, or about to begin.
+    /// In flight, or about to start.
     requests: usize,
-    /// Of them, those that wait for whoever is expected back.
+    /// Of them, those that wait for returning readers.
     gathering: usize,
     expected: Vec<From>,
 }
 
-/// A fetch until it is answered.
+/// A pending fetch.
 struct PendingFetch {
     from: From,
     until: Instant,
-    /// It has time for about a whole slice, and may end with one.
+    /// It may wait for about a whole slice, and may end with one.
     is_patient: bool,
     /// It gets a request of its own.
     alone: bool,
@@ -87,7 +87,7 @@ impl LongPolls {
         LongPolls { brokers: Mutex::default(), shared: Arc::new(shared) }
     }
 
-    /// Waits for records of one partition, until something is there or the time is over.
+    /// Waits for records of one partition, until there are some or the time is up.
     pub(crate) async fn fetch(
         &self,
         address: &Arc<str>,
@@ -115,7 +115,7 @@ impl LongPolls {
 }
 
 impl Broker {
-    /// Whether a request has to begin for it.
+    /// Whether a request has to start for it.
     fn queue(&self, waiting: PendingFetch) -> bool {
         let mut queue = locked(&self.queue);
         if let Some(at) = queue.expected.iter().position(|from| from.is_same_partition(&waiting.from)) {
@@ -130,7 +130,7 @@ impl Broker {
 }
 
 impl Queue {
-    /// Whether there is room for another request, which then begins.
+    /// Whether there is room for another request, which then starts.
     fn begins_request(&mut self) -> bool {
         let begins = self.requests < MAX_REQUESTS;
         self.requests += usize::from(begins);
@@ -143,10 +143,10 @@ impl Queue {
         let mut left = VecDeque::new();
         for waiting in self.waiting.drain(..) {
             if waiting.reply.is_closed() {
-                // Whoever asked has gone.
+                // The caller is gone.
                 continue;
             }
-            // A server looks at a partition once per request.
+            // A server reads a partition once per request.
             let is_there = || taken.iter().any(|other| other.from.is_same_partition(&waiting.from));
             let fits = taken.first().is_none_or(|first| !first.alone && !waiting.alone) && !is_there();
             match fits {
@@ -159,17 +159,17 @@ impl Queue {
     }
 }
 
-/// Permission for one of the requests under way.
+/// Permission for one of the requests in flight.
 struct RequestPermit {
     broker: Arc<Broker>,
-    /// Not yet given back.
+    /// Not yet returned.
     is_held: bool,
 }
 
 impl Drop for RequestPermit {
     fn drop(&mut self) {
         if self.is_held {
-            // The task was dropped, with its runtime perhaps: nobody must wait for it.
+            // The task was dropped, perhaps with its runtime: nobody must wait for it.
             let mut queue = locked(&self.broker.queue);
             queue.requests -= 1;
             queue.waiting.clear();
@@ -200,7 +200,7 @@ impl Drop for GatherGuard<'_> {
     }
 }
 
-/// One request after the other, as long as somebody waits.
+/// Sends one request after another, as long as somebody is waiting.
 #[derive(Clone)]
 struct RequestLoop {
     shared: Arc<Shared>,
@@ -210,7 +210,7 @@ struct RequestLoop {
 
 impl RequestLoop {
     fn spawn(self) {
-        // Made here, so that the permit is given back even if the task never runs.
+        // Created here, so that the permit is returned even if the task never runs.
         let permit = RequestPermit { broker: self.broker.clone(), is_held: true };
         let mut closed = self.shared.closed.clone();
         let Ok(under_way) = self.shared.calls.clone().try_read_owned() else { return };
@@ -256,7 +256,7 @@ impl RequestLoop {
     async fn gather(&self, expected: Vec<From>) {
         let gathered = self.broker.gathered.notified();
         let _gathering = GatherGuard::begin(&self.broker, expected);
-        // If they don't come, the request goes without them.
+        // If they don't come back, the request goes without them.
         let _ = timeout(GATHER_WINDOW, gathered).await;
     }
 
@@ -285,14 +285,14 @@ impl RequestLoop {
                 }
             }
             Err(failure) if failure.is_oversized() && fetches.len() > 1 => {
-                // Let it be seen whose fault it is.
+                // Separates them, to find out which one is at fault.
                 let alone = fetches.into_iter().map(|waiting| PendingFetch { alone: true, ..waiting });
                 locked(&self.broker.queue).waiting.extend(alone);
                 Outcome::TimedOut
             }
             Err(failure) => {
                 for waiting in fetches {
-                    // Whoever asked may have gone meanwhile.
+                    // The caller may be gone by now.
                     let _ = waiting.reply.send(Err(failure.clone()));
                 }
                 Outcome::Answered(Vec::new())
@@ -300,7 +300,7 @@ impl RequestLoop {
         }
     }
 
-    /// Hands out what has come, and lets wait on who has time. Returns who was answered.
+    /// Distributes a response, and keeps fetches waiting that have time. Returns which were completed.
     fn answer(&self, fetches: Vec<PendingFetch>, fetched: Vec<Option<Fetched>>, slice: &Slice) -> Vec<From> {
         let now = Instant::now();
         let (mut behind, mut at_the_end, mut answered) = (Vec::new(), Vec::new(), Vec::new());
@@ -313,14 +313,14 @@ impl RequestLoop {
                 }
                 fetched => {
                     let none = || Failure::unreadable("no word of the partition").unsent();
-                    // Whoever asked may have gone meanwhile.
+                    // The caller may be gone by now.
                     let _ = waiting.reply.send(fetched.ok_or_else(none));
                     answered.push(waiting.from);
                 }
             }
         }
         let mut queue = locked(&self.broker.queue);
-        // Those for which there was no room come first, and so get a whole batch next time.
+        // Those for which there was no room come first next time, and so get a whole batch.
         behind.into_iter().rev().for_each(|waiting| queue.waiting.push_front(waiting));
         queue.waiting.extend(at_the_end);
         answered
@@ -344,9 +344,9 @@ impl Slice {
     }
 }
 
-/// What came of a request.
+/// The outcome of a request.
 enum Outcome {
-    /// Something to tell, which was told to these.
+    /// It completed these fetches.
     Answered(Vec<From>),
     /// Nothing, and the wait is over.
     TimedOut,

@@ -1,11 +1,11 @@
-//! Appends by rskafka.
+//! Appends through rskafka.
 //!
-//! The library has a connection for each partition, so there is a limit to them. Whoever finds none goes over the
-//! connections that all calls share.
+//! The library needs one connection per partition, so they are limited. Appends that get none use the connections that
+//! all calls share.
 //!
-//! The library neither limits the time of a request nor, by default, the number of its attempts, and may stay with a
-//! leader that is none any more. So it gets one attempt, within a limit; whatever did not end well costs the connection
-//! and the client that it was made by. A client has an epoch, so that many calls that fail together replace it once.
+//! The library doesn't limit the duration of a request nor, by default, the number of attempts, and may stay with a
+//! stale leader. So it gets one attempt, within a time limit; after a failure, the connection and its client are
+//! dropped. A client has an epoch, so that many calls that fail together replace it once.
 
 use crate::{
     failure::Failure,
@@ -34,16 +34,16 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// Partitions that the library is connected to at a time.
+/// To how many partitions the library is connected at a time.
 const MAX_CONNECTIONS: usize = 8;
-/// A connection that nobody has used for so long makes room for another partition.
+/// A connection that was idle for this long makes room for another partition.
 const MAX_IDLE: Duration = Duration::from_secs(5);
 
 pub(crate) struct Producers {
-    /// Locked while somebody connects: the others wait for that.
+    /// Locked while somebody connects: others wait for that.
     client: tokio::sync::Mutex<Option<(u64, Arc<Client>)>>,
     epochs: AtomicU64,
-    /// Clients up to this epoch have failed somebody.
+    /// Clients up to this epoch have failed.
     distrusted: AtomicU64,
     idle: Mutex<HashMap<Partition, Vec<(Instant, Connection)>>>,
     room: Arc<Semaphore>,
@@ -94,7 +94,7 @@ impl Producers {
             Ok(Err(e)) => Failure::of(e),
             Err(_) => Failure::silence(),
         };
-        // Never to be used again: to find the leader anew, the library would let the server create the topic.
+        // Never reused: to look up the leader again, the library would let the server create the topic.
         if !failure.answered {
             self.distrusted.fetch_max(connection.epoch, Relaxed);
             locked(&self.idle).remove(to);
@@ -109,16 +109,16 @@ impl Producers {
         permit: OwnedSemaphorePermit,
         limits: Limits,
     ) -> Result<Connection, Failure> {
-        // The library looks for a leader in a way that lets the server create the topic. So it is asked for here first;
-        // and the library is only sent where somebody answers.
+        // The library looks up a leader in a way that lets the server create the topic. So we look it up first, and
+        // only use the library if there is one.
         let leader = link.cluster.look_up(&link.connections, to, limits.deadline).await?;
         let settings = &link.connections.settings;
         let connecting = async {
             let (epoch, client) = self.client(settings, &leader.address).await?;
             let leader = client.partition_client(&*to.topic, to.index, UnknownTopicHandling::Error).await;
             let client = leader.map_err(Failure::connecting).inspect_err(|_| {
-                // The partition is there, as was just seen. The library remembers for good what a topic has when it
-                // first looks, so to a client of earlier than that, a partition that was added never exists.
+                // The partition exists, as was just seen. The library permanently caches the partitions of a topic at
+                // its first lookup, so for an earlier client an added partition never exists.
                 self.distrusted.fetch_max(epoch, Relaxed);
             })?;
             Ok(Connection { client, epoch, _permit: permit })

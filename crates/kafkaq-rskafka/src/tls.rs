@@ -1,4 +1,4 @@
-//! What is trusted, and who this client is.
+//! Trusted certificates, and the client's certificate.
 
 use crate::builder::invalid;
 use kafkaq_core::Result;
@@ -30,9 +30,9 @@ impl Tls {
             }
         }
         if roots.is_empty() {
-            return Err(invalid("There is no certificate to trust: install the system's, or give some"));
+            return Err(invalid("There is no certificate to trust: install the system's, or set some"));
         }
-        // Named here: the process may have another provider, or two, and then there is no default.
+        // Set explicitly: the process may have another provider, or two, and then there is no default.
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(unreadable)?
@@ -53,7 +53,7 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>> {
 }
 
 fn unreadable(e: impl std::error::Error + Send + Sync + 'static) -> kafkaq_core::Error {
-    invalid("Certificates and their keys are given in PEM").with_source(e)
+    invalid("Certificates and their keys must be in PEM").with_source(e)
 }
 
 #[cfg(test)]

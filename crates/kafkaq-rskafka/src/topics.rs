@@ -1,4 +1,4 @@
-//! Topics: what is missing is created, what is there is described.
+//! Topics: creates missing ones, describes existing ones.
 
 use crate::{
     failure::Failure,
@@ -30,7 +30,7 @@ pub(crate) async fn ensure(link: &Link, specs: &[TopicSpec]) -> Result<Vec<Topic
     };
     let mut infos = match ensured.await {
         Ok(infos) => infos,
-        // One that is there by now stays there.
+        // An existing one stays.
         Err(failure) if created.contains(&true) => return Err(failure.half_done()),
         Err(failure) => return Err(failure),
     };
@@ -40,7 +40,7 @@ pub(crate) async fn ensure(link: &Link, specs: &[TopicSpec]) -> Result<Vec<Topic
     Ok(infos)
 }
 
-/// Topics that are there, as soon as all of their partitions serve.
+/// Waits until all partitions of the topics are available.
 async fn settled(link: &Link, names: &[Arc<str>], limits: Limits) -> Result<Vec<TopicInfo>, Failure> {
     let mut infos = link
         .repeat(limits, || async {
@@ -53,7 +53,7 @@ async fn settled(link: &Link, names: &[Arc<str>], limits: Limits) -> Result<Vec<
         })
         .await?;
     learn(link, infos.iter_mut().collect(), limits).await?;
-    // A leader is chosen first and serves a moment later.
+    // A leader is elected first and available a moment later.
     let all = infos.iter().flat_map(|t| (0..t.partitions).map(|n| Partition::new(t.name.clone(), n)));
     let serves = fetch::offsets(link, &all.collect::<Vec<_>>(), limits).await;
     serves.into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -69,27 +69,27 @@ pub(crate) async fn describe(link: &Link, names: &[Arc<str>]) -> Result<Vec<Opti
     Ok(infos)
 }
 
-/// How many partitions each topic has, if it is there.
+/// How many partitions each topic has, if it exists.
 async fn partitions(link: &Link, names: &[Arc<str>], limits: Limits) -> Result<Vec<Option<i32>>, Failure> {
     let found = link.cluster.topics(&link.connections, names, limits.deadline).await?;
     let count = |found: Result<DescribedTopic, Failure>| match found {
         Ok(topic) => Ok(Some(i32::try_from(topic.partitions.len()).unwrap_or(i32::MAX))),
         Err(Failure { kind: ErrorKind::NotFound, .. }) => Ok(None),
-        // Its name is none that a topic can have, or it may not be looked at.
+        // Its name is invalid, or it may not be described.
         Err(failure) => Err(failure),
     };
     found.into_iter().map(count).collect()
 }
 
-/// Creates a topic, waits until every node knows of it, and returns whether this call has created it: it may be there
-/// already.
+/// Creates a topic, waits until every node knows it, and returns whether this call has created it: it may already
+/// exist.
 async fn create(link: &Link, spec: &TopicSpec, limits: Limits) -> Result<bool, Failure> {
     let wait = link.connections.settings.request_timeout;
     let once = || async {
         let controller = link.cluster.controller(&link.connections, limits.deadline).await?;
         link.connections.send(&controller, &CreateTopic { spec, wait }, limits.deadline).await
     };
-    // What is invalid stays so; a broker that is not the controller any more sends us to another one.
+    // Invalid requests stay invalid; a broker that is no longer the controller redirects us to another one.
     let once = || async {
         once().await.map_err(|failure| match failure.kind {
             ErrorKind::Invalid => failure.for_good(),
@@ -143,7 +143,7 @@ async fn learn(link: &Link, infos: Vec<&mut TopicInfo>, limits: Limits) -> Resul
     Ok(())
 }
 
-/// Whoever set up the cluster may have created the topics with care, and allowed no more than is needed.
+/// The operator may have created the topics with care, and granted no more than needed.
 fn is_withheld(failure: &Failure) -> bool {
     matches!(failure.kind, ErrorKind::Denied | ErrorKind::Unsupported)
 }

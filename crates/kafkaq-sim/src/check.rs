@@ -1,5 +1,5 @@
-//! What must hold, checked from outside: by what the log and the store held at every moment. Written from the
-//! design's promise and invariants, not from the machine.
+//! The invariants, checked from outside: by what the log and the store contained at every moment. Written from the
+//! promise and the design, not from the machine.
 
 use crate::later::own_envelope;
 use crate::log::{Entry, Kind, Part};
@@ -482,8 +482,8 @@ impl World {
         self.procs[p].jobs.remove(&job);
     }
 
-    /// I6: what ends its process ends no neighbour's last chance with it, again and again. A task whose lease ran out is on
-    /// its last chance alone, unless the others of its kind have been running here for a while.
+    /// I6: what ends its process ends no neighbour's last chance with it, again and again. A task whose lease ran out
+    /// is on its last chance alone, unless the others of its kind have been running here for a while.
     fn check_apart(&mut self, p: usize, ready: &Ready) {
         let ran_out = |ready: &Ready| {
             ready.history.entries().last().is_some_and(|f| f.reason == History::LEASE_RAN_OUT)

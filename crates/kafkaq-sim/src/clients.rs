@@ -1,4 +1,4 @@
-//! The clients: they publish tasks, again if they don't know what became of it, and cancel some.
+//! The clients: they publish tasks, again if the outcome is unknown, and cancel some.
 
 use crate::later::own_envelope;
 use crate::log::{Entry, Kind};

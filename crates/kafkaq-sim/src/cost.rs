@@ -1,4 +1,5 @@
-//! What the machine alone costs: tasks go through one machine whose store and log answer at once and remember nothing.
+//! The cost of the machine alone: tasks go through one machine whose store and log respond immediately and store
+//! nothing.
 
 use bytes::Bytes;
 use kafkaq_core::{

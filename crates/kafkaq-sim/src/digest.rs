@@ -1,5 +1,5 @@
-//! A number that stands for everything that the machines of a run have wanted done, and when: two builds whose machines
-//! behave alike have the same digests.
+//! A digest of all outputs of a run's machines, and their times: two builds whose machines behave alike have the same
+//! digests.
 
 use crate::trace::Us;
 use kafkaq_core::{NewRecord, Swap, machine::Ready};

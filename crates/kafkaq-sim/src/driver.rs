@@ -1,5 +1,5 @@
-//! The driver of a process, as far as a machine can tell: it feeds answers in, fetches what is to be done as far as
-//! calls are free, and wakes the machine when it asked for it, sometimes late.
+//! The driver of a process, as a machine sees it: it passes outcomes in, polls outputs as far as calls are free, and
+//! calls the machine at its timeouts, sometimes late.
 
 use crate::process::Input;
 use crate::trace::{MS, P, SEC, Us, WALL, token, tr};

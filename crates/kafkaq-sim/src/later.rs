@@ -1,5 +1,5 @@
-//! A fleet in the middle of an upgrade: some processes are of a later version, "version 3". They are the same machine;
-//! what they write is rewritten here, to what a later version might write, and back for them when they read it.
+//! A fleet during an upgrade: some processes are of a later version, "version 3". They run the same machine; what they
+//! write is rewritten here to what a later version might write, and back when they read it.
 
 use crate::world::World;
 use bytes::Bytes;

@@ -5,9 +5,9 @@
 //!  clients ──publish──> log ──events──> process ──jobs──> workers
 //!     └──cancel──> store <──swaps, gets──┘ └──appends, commits──> log
 //! ```
-//! A run has a hostile phase, with faults drawn from the seed, and then a calm one, in which everything has to come
-//! to its end. The checks ([`Violation`]) look at what the log and the store hold at every moment, and know the
-//! machine only from outside.
+//! A run has a hostile phase, with faults drawn from the seed, and then a calm one, in which everything has to
+//! complete. The checks ([`Violation`]) see what the log and the store contain at every moment, and the machine only
+//! from outside.
 
 mod check;
 mod clients;
@@ -42,7 +42,7 @@ pub use trace::Stats;
 
 use kafkaq_core::machine::Fault;
 
-/// What a run came to.
+/// The outcome of a run.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     /// The first broken rule.

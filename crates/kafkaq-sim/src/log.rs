@@ -1,4 +1,4 @@
-//! The hostile log: what is appended, fetched, committed, cut and recreated.
+//! The hostile log: appends, fetches, commits, truncation and recreation.
 
 use crate::check::Checker;
 use crate::later::read_later;

@@ -1,4 +1,4 @@
-//! From addresses to a store. Nothing connects here.
+//! Builds a store from addresses, without connecting.
 
 use crate::{ZooKeeperStore, nodes::Nodes};
 use kafkaq_core::{
@@ -20,7 +20,7 @@ const SWEEP_EVERY: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration:
 const MAX_CLOCK_SKEW: Duration = HOUR;
 const MAX_LINGER: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// What all sessions share.
+/// Settings shared by all sessions.
 pub(crate) struct Settings {
     /// `host:port` each.
     pub(crate) servers: Vec<String>,
@@ -80,24 +80,24 @@ impl ZooKeeperStoreBuilder {
         }
     }
 
-    /// The node below which everything lies, within the chroot. It may have several segments, and is made if it is
-    /// missing. Two prefixes are two stores. Default: `kafkaq`.
+    /// The parent node of everything, within the chroot. It may have several segments, and is created if it is missing.
+    /// Two prefixes are two stores. Default: `kafkaq`.
     pub fn prefix(self, prefix: impl Into<String>) -> Self {
         ZooKeeperStoreBuilder { prefix: prefix.into(), ..self }
     }
 
-    /// Who this client is, in the scheme `digest`. The nodes that it makes belong to this user alone. The password is
-    /// sent as it is: there is no TLS.
+    /// The client's user, in the scheme `digest`. Nodes that it creates belong to this user alone. The password is sent
+    /// unencrypted: there is no TLS.
     pub fn digest(self, user: impl Into<String>, password: impl Into<String>) -> Self {
         ZooKeeperStoreBuilder { digest: Some((user.into(), password.into())), ..self }
     }
 
-    /// How long a call may take, connecting included: 1 ms to 1 h. Default: 2 s.
+    /// How long a call may take, including connecting: 1 ms to 1 h. Default: 2 s.
     pub fn request_timeout(self, limit: Duration) -> Self {
         ZooKeeperStoreBuilder { request_timeout: limit, ..self }
     }
 
-    /// When servers forget a client that is silent, 1 s to 1 h; they shorten or lengthen it to what they allow.
+    /// How long a client may be silent before its session expires, 1 s to 1 h; servers adjust it to their limits.
     /// Default: 10 s.
     pub fn session_timeout(self, limit: Duration) -> Self {
         ZooKeeperStoreBuilder { session_timeout: limit, ..self }
@@ -108,8 +108,8 @@ impl ZooKeeperStoreBuilder {
         ZooKeeperStoreBuilder { sessions: n, ..self }
     }
 
-    /// By how much the clocks of the machines that use the store may differ: values live that much longer, so that
-    /// none expires early. Up to 1 h. Default: 10 s.
+    /// How much the clocks of the machines that use the store may differ: values live that much longer, so that none
+    /// expires early. Up to 1 h. Default: 10 s.
     pub fn clock_skew(self, skew: Duration) -> Self {
         ZooKeeperStoreBuilder { clock_skew: skew, ..self }
     }
@@ -120,17 +120,17 @@ impl ZooKeeperStoreBuilder {
         ZooKeeperStoreBuilder { sweep_every: interval, ..self }
     }
 
-    /// How long the nodes of removed and expired values are kept. **This must be longer than the longest session
-    /// that the servers allow (`maxSessionTimeout`, 40 s by default) together with the longest request timeout**: a
-    /// process that wakes up after that can't do any harm. Up to 30 days. Default: 10 min.
+    /// How long the nodes of removed and expired values are kept. **This must be longer than the longest session that
+    /// the servers allow (`maxSessionTimeout`, 40 s by default) together with the longest request timeout**: a process
+    /// that resumes after that can do no harm. Up to 30 days. Default: 10 min.
     pub fn linger(self, time: Duration) -> Self {
         ZooKeeperStoreBuilder { linger: time, ..self }
     }
 
-    /// Makes the store. It needs no server: the first call connects.
+    /// Builds the store. It needs no server: the first call connects.
     ///
     /// # Errors
-    /// `Invalid` if the addresses, the prefix or the user can't be read, or if a number is out of range.
+    /// `Invalid` if the addresses, the prefix or the user are malformed, or if a number is out of range.
     pub fn build(self) -> Result<ZooKeeperStore> {
         let (servers, chroot) = match self.addresses.split_once('/') {
             Some((servers, chroot)) => (servers, chroot),
@@ -189,7 +189,8 @@ impl ZooKeeperStoreBuilder {
     }
 }
 
-/// ZooKeeper refuses control characters and what is beyond the basic plane; nobody needs more than this.
+/// ZooKeeper refuses control characters and everything beyond the basic multilingual plane; nobody needs more than
+/// this.
 fn is_segment(segment: &str) -> bool {
     let plain = |c: char| c.is_ascii_graphic() || c == ' ';
     !segment.is_empty() && segment != "." && segment != ".." && segment.chars().all(plain)

@@ -1,4 +1,4 @@
-//! What a failure means: which kind, whether it took effect, what to do.
+//! Classifies failures: their kind, their effect, and what to do.
 
 use kafkaq_core::{
     Error, ErrorKind,
@@ -10,12 +10,12 @@ pub(crate) const SWAP: Operation = Operation::write("swap in ZooKeeper");
 pub(crate) const READ: Operation = Operation::read("read from ZooKeeper");
 pub(crate) const CHECK: Operation = Operation::read("check ZooKeeper");
 
-/// The server in errors and in the log.
+/// The server's name in errors and log messages.
 pub(crate) fn server(address: &str) -> String {
     format!("ZooKeeper at {address}")
 }
 
-/// `sent`: a write was on its way when it failed.
+/// `sent`: a write was in flight when it failed.
 fn error(operation: Operation, kind: ErrorKind, sent: bool) -> Error {
     if sent { operation.after_sending(kind) } else { operation.not_applied(kind) }
 }
@@ -23,10 +23,10 @@ fn error(operation: Operation, kind: ErrorKind, sent: bool) -> Error {
 /// Why there is no session.
 #[derive(Debug)]
 pub(crate) enum ConnectError {
-    /// No server's name leads to an address.
+    /// No server's name could be resolved.
     Resolve(String),
     ZooKeeper(ZkError),
-    /// Of the machine, not of a server.
+    /// A problem of this machine, not of a server.
     Io(std::io::Error),
     Lost,
     Late,
@@ -49,7 +49,7 @@ pub(crate) fn not_connected(operation: Operation, address: &str, why: ConnectErr
     }
 }
 
-/// The session broke or expired under the request.
+/// The session broke or expired during the request.
 pub(crate) fn lost(operation: Operation, address: &str, sent: bool) -> Error {
     error(operation, ErrorKind::Unavailable, sent)
         .with_source("the session is lost")
@@ -66,19 +66,19 @@ pub(crate) fn too_large(operation: Operation) -> Error {
         .with_advice("ZooKeeper closes connections on requests of 1 MiB and more; keep values below that")
 }
 
-/// The node holds something that this crate has not written.
+/// The node contains something that this crate has not written.
 pub(crate) fn corrupt(operation: Operation) -> Error {
     error(operation, ErrorKind::Corrupt, false)
         .with_advice("Something else, or a later version, writes under this prefix: choose another prefix")
 }
 
-/// Others changed the value in each of many rounds.
+/// Others changed the value in every one of many rounds.
 pub(crate) fn contended(operation: Operation) -> Error {
     error(operation, ErrorKind::Throttled, false)
         .with_advice("Too many writers change this key at the same time")
 }
 
-/// What the client library answered to a read, or, with `write`, to a write.
+/// The client library's error for a read or, with `write`, for a write.
 pub(crate) fn of(operation: Operation, e: ZkError, write: bool) -> Error {
     use ErrorKind::{Denied, Other, Unavailable};
     let (kind, advice) = match e {
@@ -87,18 +87,18 @@ pub(crate) fn of(operation: Operation, e: ZkError, write: bool) -> Error {
             "The nodes under this prefix belong to another user: check the user and the password of `digest`",
         ),
         ZkError::InvalidACL => {
-            (Denied, "ZooKeeper takes no digest users here: check its authProvider settings")
+            (Denied, "ZooKeeper accepts no digest users here: check its authProvider settings")
         }
         ZkError::ConnectionLoss | ZkError::OperationTimeout => (Unavailable, ""),
         ZkError::SessionExpired | ZkError::SessionMoved | ZkError::NotReadOnly => (Unavailable, ""),
         ZkError::Unimplemented => (
             Other,
-            "ZooKeeper gave a reason that the client does not know, such as a quota: its log says more",
+            "ZooKeeper reported an error that the client does not know, such as a quota: its log says more",
         ),
         _ => (Other, ""),
     };
-    // The server's refusals have codes up to -100; what lies above happened on the way, and may have happened after
-    // the server did its part. The client makes `Unimplemented` of every code that it does not know.
+    // The server's refusals have codes up to -100; higher ones happened in transit, perhaps after the server executed
+    // the request. The client maps every unknown code to `Unimplemented`.
     let refused = (e as i32) <= ZkError::APIError as i32;
     let error = error(operation, kind, write && !refused).with_source(e);
     if advice.is_empty() { error } else { error.with_advice(advice) }

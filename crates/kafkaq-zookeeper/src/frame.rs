@@ -1,4 +1,4 @@
-//! What a node holds: one byte of format, one that tells values from removed ones, when it expires, the value.
+//! The content of a node: one byte of format, one that marks values and removed ones, the expiry time, the value.
 
 use bytes::Bytes;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -8,7 +8,7 @@ const GONE: u8 = 0;
 const VALUE: u8 = 1;
 const HEAD: usize = 10;
 
-/// For ever.
+/// Forever.
 const NEVER: u64 = 0;
 
 /// A value and the wall clock's milliseconds after which it counts as missing.
@@ -20,14 +20,14 @@ pub(crate) fn value(value: &[u8], expires_at: Option<u64>) -> Vec<u8> {
     frame
 }
 
-/// Removed. The node stays for a while, or its version would begin anew under somebody who has just read it.
+/// Removed. The node stays for a while, or its version would start over while somebody has just read it.
 pub(crate) fn gone() -> Vec<u8> {
     let mut frame = vec![FORMAT, GONE];
     frame.extend(NEVER.to_be_bytes());
     frame
 }
 
-/// What is there at this time. `Err`: these bytes are nothing that this version writes.
+/// Returns the value at this time. `Err`: these bytes weren't written by this version.
 pub(crate) fn read(frame: Vec<u8>, now: u64) -> Result<Option<Bytes>, ()> {
     let (head, _) = frame.split_first_chunk::<HEAD>().ok_or(())?;
     let [FORMAT, kind, expires @ ..] = *head else { return Err(()) };
@@ -46,7 +46,7 @@ pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis)
 }
 
-/// When something ends that begins now. Rounded up: never early.
+/// When a time to live that starts now ends. Rounded up: never early.
 pub(crate) fn after(now: u64, ttl: Duration, clock_skew: Duration) -> u64 {
     now.saturating_add(millis(ttl.saturating_add(clock_skew))).saturating_add(1)
 }

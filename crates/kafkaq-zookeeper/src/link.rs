@@ -1,4 +1,4 @@
-//! A place for one session.
+//! A slot for one session.
 
 use crate::{
     builder::Settings,
@@ -25,7 +25,7 @@ pub(crate) struct Link {
 /// How to open a session.
 struct Sessions {
     settings: Arc<Settings>,
-    /// Which of the store's links it is. The first looks after old nodes.
+    /// The number of the link within the store. The first one sweeps old nodes.
     number: usize,
     /// Of all times.
     attempts: AtomicUsize,
@@ -63,19 +63,19 @@ impl Link {
         Link { shared: SharedConnection::new(sessions), calls: AtomicUsize::new(0) }
     }
 
-    /// One call more, until this is dropped: also when the call's future is.
+    /// Counts a call until this is dropped, which also happens when the call's future is dropped.
     pub(crate) fn count(&self) -> Counted<'_> {
         self.calls.fetch_add(1, Relaxed);
         Counted(&self.calls)
     }
 
-    /// How many calls it has under way.
+    /// How many calls it has in flight.
     pub(crate) fn calls(&self) -> usize {
         self.calls.load(Relaxed)
     }
 
-    /// One outcome for each of what is asked, in the same order, within the request timeout. What certainly had no
-    /// effect when its session was lost is done once more, in a new session.
+    /// Returns one outcome per item, in the same order, within the request timeout. What certainly had no effect when
+    /// its session was lost is retried once, in a new session.
     pub(crate) async fn each<Q, A, W, F>(&self, operation: Operation, asks: Vec<Q>, work: W) -> Vec<Result<A>>
     where
         Q: Send + Sync + 'static,
@@ -136,14 +136,14 @@ impl Link {
         let broken =
             outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).find(|e| is_broken(e.kind()));
         match broken {
-            // Nobody can tell a slow server from one that has vanished behind an open connection.
+            // A slow server can't be told from one that has vanished behind an open connection.
             Some(error) => self.shared.leave(up, error),
             None => up.answered(),
         }
         outcomes
     }
 
-    /// Calls that are under way have got their answers, or their timeouts, when it returns.
+    /// When it returns, calls in flight have ended, by their responses or their timeouts.
     pub(crate) async fn close(&self) {
         if let Some(session) = self.shared.close().await {
             session.close().await;
@@ -163,7 +163,7 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// What a panic left behind is still whole: every change is a single assignment.
+/// State is consistent even after a panic: every change is a single assignment.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

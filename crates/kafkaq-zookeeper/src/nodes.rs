@@ -1,14 +1,14 @@
-//! The tree of nodes, and how one key is read and swapped in it.
+//! The tree of nodes, and reads and swaps of single keys in it.
 //!
 //! ```text
 //!  /<prefix>/<shard: 00 to ff>/<key, its slashes written as colons>
 //! ```
 //! ZooKeeper compares versions, the contract compares values: a swap reads, compares, and writes if the version is
-//! still the one that it has read. A version begins anew when a node is deleted and created, so nobody deletes one
-//! but the sweeper, and only long after its last change: see `sweeper.rs`.
+//! still the one it has read. A version starts over when a node is deleted and created, so only the sweeper deletes
+//! nodes, and only long after their last change: see `sweeper.rs`.
 //!
-//! Servers answer reads from what they have seen so far. A session sees everything up to its own latest write, also
-//! one that failed; so what was read before any is only a guess, and is not answered.
+//! Servers answer reads from what they have seen so far. A session sees everything up to its own latest write, even one
+//! that failed; so what was read before any write is only a guess, and is not returned.
 
 use crate::{failure, frame, session::Requests};
 use bytes::Bytes;
@@ -21,23 +21,23 @@ use zookeeper_async::{Acl, CreateMode, ZkError, ZkResult, ZooKeeper};
 
 pub(crate) const SHARDS: usize = 256;
 
-/// Each round that fails means that somebody else's write has succeeded.
+/// Each failed round means that somebody else's write has succeeded.
 const ROUNDS: usize = 32;
 
 /// ZooKeeper's `jute.maxbuffer`, less what a request holds beside path and data.
 const MAX_REQUEST: usize = 0xf_ffff - 256;
 
-/// Where the nodes are and what is written with them.
+/// The location of the nodes, and their access rights.
 #[derive(Clone, Debug)]
 pub(crate) struct Nodes {
     /// With a slash in front and none at the end.
     pub(crate) root: String,
     pub(crate) acl: Vec<Acl>,
-    /// By how much the clocks of writers and readers may differ.
+    /// How much the clocks of writers and readers may differ.
     pub(crate) clock_skew: Duration,
 }
 
-/// What a key's node looked like.
+/// A key's node, as it was read.
 #[derive(Default)]
 struct Seen {
     value: Option<Bytes>,
@@ -66,10 +66,10 @@ impl Nodes {
         Ok(look(&requests.zk, &self.path(key), failure::READ).await?.value)
     }
 
-    /// Brings the session up to date with everything that any client was answered before.
+    /// Brings the session up to date with everything that was acknowledged to any client before.
     ///
-    /// The client library has no `sync`. A write does more, and the write that changes nothing is deleting what is
-    /// never there.
+    /// The client library has no `sync`. A write does more; deleting a node that never exists is a write that changes
+    /// nothing.
     pub(crate) async fn barrier(&self, zk: &ZooKeeper, operation: Operation) -> Result<()> {
         match zk.delete(&format!("{}/never", self.root), None).await {
             Ok(()) | Err(ZkError::NoNode | ZkError::NoAuth) => Ok(()),
@@ -77,14 +77,14 @@ impl Nodes {
         }
     }
 
-    /// `sent` is true while a write is on its way whose outcome isn't known.
+    /// `sent` is true while a write is in flight whose outcome isn't known.
     pub(crate) async fn swap(&self, requests: &Requests, swap: &Swap, sent: &AtomicBool) -> Result<Swapped> {
         let zk = &*requests.zk;
         let path = self.path(&swap.key);
         if path.len() + swap.new.as_ref().map_or(0, Bytes::len) > MAX_REQUEST {
             return Err(failure::too_large(failure::SWAP));
         }
-        // Most that is expected to be missing is missing.
+        // Most nodes that are expected to be missing are missing.
         let creates = swap.expect.is_none() && swap.new.is_some();
         let mut guess = creates.then(Seen::default);
         let mut up_to_date = false;
@@ -142,7 +142,7 @@ impl Nodes {
     pub(crate) async fn make_parents(&self, zk: &ZooKeeper, path: &str) -> ZkResult<()> {
         for (end, _) in path.match_indices('/').skip(1) {
             let parent = &path[..end];
-            // Asked first: who may not create in the root may still use what is there.
+            // Checked first: a user who may not create nodes in the root may still use existing ones.
             if zk.exists(parent, false).await?.is_none() {
                 match zk.create(parent, Vec::new(), self.acl.clone(), CreateMode::Persistent).await {
                     Ok(_) | Err(ZkError::NodeExists) => {}
@@ -165,7 +165,7 @@ async fn look(zk: &ZooKeeper, path: &str, operation: Operation) -> Result<Seen> 
     }
 }
 
-/// FNV-1a, folded to a byte. Written in stone: every process must find the same node.
+/// FNV-1a, folded to a byte. It must never change: every process must find the same node.
 fn shard_of(key: &str) -> usize {
     let hash = key
         .bytes()

@@ -1,11 +1,11 @@
 //! One session: a connection, and a thread for it that can be ended.
 //!
-//! The client library reconnects by itself: without end while no server is there, with a new session and no
-//! credentials when the old one has expired, and with requests that still wait. Nothing but its runtime can stop
-//! it. So each session has a runtime of one thread, which ends as soon as the connection is lost.
+//! The client library reconnects by itself: endlessly while there is no server, with a new session and no credentials
+//! when the old one has expired, and with requests that are still waiting. Only its runtime can stop it. So each
+//! session has a runtime of one thread, which ends as soon as the connection is lost.
 //!
 //! What is read in a session is used only in the same session, and a write of an expired session has no effect.
-//! That bounds how long a process may sleep between reading a version and writing to it: see `sweeper.rs`.
+//! That limits how long a process may be suspended between reading a version and writing to it: see `sweeper.rs`.
 
 use crate::{builder::Settings, failure::ConnectError, link::lock, nodes::Nodes, sweeper};
 use futures_util::{StreamExt, stream};
@@ -28,13 +28,13 @@ use tokio::{
 use tracing::{Dispatch, dispatcher::DefaultGuard};
 use zookeeper_async::{WatchedEvent, Watcher, ZkError, ZkState, ZooKeeper};
 
-/// Requests of one call on their way at the same time.
+/// How many requests of one call are in flight.
 const IN_FLIGHT: usize = 256;
 
-/// The client library waits this long before it tries the next server, and would not wait at all by itself.
+/// How long the client library waits before it tries the next server; by default it doesn't wait at all.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// For a session's thread that is kept from running.
+/// For a session's thread that doesn't get to run.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 const CLOSING: Duration = Duration::from_millis(300);
@@ -56,7 +56,7 @@ struct Ending(Option<Runtime>);
 
 impl Ending {
     fn end(&mut self) {
-        // Doesn't wait, so it may be called from anywhere, also from the runtime itself.
+        // Doesn't wait, so it may be called from anywhere, including the runtime itself.
         if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
         }
@@ -85,8 +85,8 @@ impl Thread {
     }
 }
 
-/// The client library logs each attempt of each session as an error. What an operator has to know, the store's
-/// [`OutageLog`](kafkaq_core::OutageLog) says on other threads; what is said on this one is for debugging.
+/// The client library logs each attempt of each session as an error. The store's [`OutageLog`](kafkaq_core::OutageLog)
+/// reports what an operator has to know, on other threads; messages of this thread are for debugging.
 fn log_nothing() {
     thread_local! {
         static SILENCE: RefCell<Option<DefaultGuard>> = const { RefCell::new(None) };
@@ -104,19 +104,19 @@ impl Watcher for NoWatch {
 /// The requests of one call in one session.
 pub(crate) struct Requests {
     pub(crate) zk: Arc<ZooKeeper>,
-    /// The session is up to date with what was answered before the call.
+    /// The session is up to date with what was acknowledged before the call.
     up_to_date: OnceCell<()>,
 }
 
 impl Requests {
-    /// Brings the session up to date, once for all items of the call, whoever comes first. What another session has
-    /// seen means nothing here: it may have been on another server.
+    /// Brings the session up to date, once for all items of the call. What another session has seen doesn't count: it
+    /// may have been on another server.
     pub(crate) async fn bring_up_to_date(&self, nodes: &Nodes, operation: Operation) -> Result<()> {
         self.up_to_date.get_or_try_init(|| nodes.barrier(&self.zk, operation)).await.copied()
     }
 }
 
-/// What one item of a call asks, and whether a write for it is on its way.
+/// One item of a call, and whether a write for it is in flight.
 pub(crate) struct Item<Q> {
     pub(crate) ask: Q,
     pub(crate) sent: AtomicBool,
@@ -130,10 +130,10 @@ pub(crate) enum Cut {
 }
 
 impl Session {
-    /// Connects, and returns when a server has accepted the session. When dropped, nothing of it is left.
+    /// Connects, and returns when a server has accepted the session. Dropping the future leaves nothing behind.
     ///
-    /// `first`: with which server to begin. One that accepts connections and then says nothing takes all the time
-    /// that there is, so the next attempt must begin with another.
+    /// `first`: the server to start with. One that accepts connections and then hangs uses up all the time, so the next
+    /// attempt must start with another.
     pub(crate) async fn open(
         settings: Arc<Settings>,
         first: usize,
@@ -160,7 +160,7 @@ impl Session {
                     }
                 }
             });
-            // What is sent earlier can be answered earlier, and the client would take it for the session.
+            // An earlier request could get an earlier response, which the client would take for the session.
             connected.notified().await;
             if let Some((user, password)) = &settings.digest {
                 let credentials = format!("{user}:{password}").into_bytes();
@@ -175,7 +175,7 @@ impl Session {
         match timeout_at(deadline, connecting).await {
             Ok(Ok(connected)) => Ok(Session { zk: connected?, thread }),
             Ok(Err(_ended)) => Err(ConnectError::Lost),
-            // The client library doesn't tell why it could not connect. If no socket can be had, that is why.
+            // The client library doesn't say why it could not connect. If no socket can be opened, that is why.
             Err(_elapsed) => Err(TcpSocket::new_v4().err().map_or(ConnectError::Late, ConnectError::Io)),
         }
     }
@@ -184,8 +184,8 @@ impl Session {
         self.thread.has_ended()
     }
 
-    /// Works on all items at the same time, up to a limit. In the end nothing of it runs on, and each item has its
-    /// outcome or none; `Some`: why some have none.
+    /// Processes all items concurrently, up to a limit. When it returns, nothing of it is running, and each item has
+    /// its outcome or none; `Some`: why some have none.
     pub(crate) async fn each<Q, A, W, F>(
         &self,
         deadline: Instant,
@@ -236,7 +236,7 @@ impl Session {
     }
 }
 
-/// Every address of every server. The client library would look the names up on the thread, one address a name.
+/// Every address of every server. The client library would resolve names on its thread, with one address per name.
 async fn resolve(servers: &[String], first: usize) -> Result<String, ConnectError> {
     let mut addresses: Vec<String> = Vec::new();
     let mut failure = None;

@@ -1,4 +1,4 @@
-//! The store: the calls of the contract over a few sessions.
+//! The store: the contract's calls over a few sessions.
 
 use crate::{
     ZooKeeperStoreBuilder,
@@ -23,7 +23,7 @@ use zookeeper_async::{CreateMode, ZooKeeper};
 
 /// kafkaq's leases in ZooKeeper.
 ///
-/// It connects when it is first used, and again whenever a session is lost or doesn't answer. It is tested on a single
+/// It connects when it is first used, and again whenever a session is lost or doesn't respond. It is tested on a single
 /// server, not on an ensemble.
 pub struct ZooKeeperStore {
     settings: Arc<Settings>,
@@ -45,8 +45,8 @@ impl ZooKeeperStore {
         ZooKeeperStore { settings, links, next_link: AtomicUsize::new(0), outages }
     }
 
-    /// The one with the least to do. The client library delays small packets, so what is sent while an answer is
-    /// awaited waits for that answer, too. If several are idle they take turns.
+    /// The session with the least to do. The client library delays small packets, so a request that is sent while a
+    /// response is outstanding waits for that response, too. If several are idle, they are used in turn.
     fn link(&self) -> &Link {
         let first = self.next_link.fetch_add(1, Relaxed) % self.links.len();
         let (before, rest) = self.links.split_at(first);
@@ -107,13 +107,13 @@ impl LeaseStore for ZooKeeperStore {
     }
 }
 
-/// Does what swaps do, on a node of its own, and tells how far the clocks differ.
+/// Does what swaps do, on a node of its own, and returns how much the clocks differ.
 async fn probe(zk: &ZooKeeper, settings: &Settings) -> Result<Duration> {
     let refused = |e| failure::of(failure::CHECK, e, false);
     let nodes = &settings.nodes;
     nodes.make_parents(zk, &format!("{}/probe", nodes.root)).await.map_err(refused)?;
     let before = frame::now();
-    // Others may check at the same moment: the server makes the name.
+    // Others may check at the same time: the server chooses the name.
     let path = format!("{}/probe-", nodes.root);
     let probed = zk.create(&path, Vec::new(), nodes.acl.clone(), CreateMode::EphemeralSequential).await;
     let path = probed.map_err(refused)?;
@@ -121,7 +121,7 @@ async fn probe(zk: &ZooKeeper, settings: &Settings) -> Result<Duration> {
     let after = frame::now();
     zk.delete(&path, None).await.map_err(refused)?;
     let server = u64::try_from(stat.mtime).unwrap_or(0);
-    // In between is no difference: it may have been any time of the request.
+    // A time within the request counts as no difference: it may have been at any moment of it.
     Ok(Duration::from_millis(before.saturating_sub(server).max(server.saturating_sub(after))))
 }
 

@@ -1,28 +1,28 @@
-//! Takes away what is removed or expired, slowly, one shard at a time.
+//! Deletes removed and expired nodes, slowly, one shard at a time.
 //!
-//! It is the only one that deletes nodes, since a version says nothing across incarnations: if a process reads a
-//! node at version 3, and somebody deletes the node, creates it anew and changes it three times, the process would
-//! overwrite a value that it has never compared. So a node stays until it was left alone for `linger`, by the
-//! server's clock. That is longer than a call lasts, and longer than a session outlives its process's sleep: a write
-//! that comes later is a write of a session that has expired, and has no effect.
+//! Nothing else deletes nodes, since versions are meaningless across incarnations: if a process reads a node at version
+//! 3, and somebody deletes the node, recreates it and changes it three times, the process would overwrite a value that
+//! it has never compared. So a node stays until it was unchanged for `linger`, by the server's clock. That is longer
+//! than a call lasts, and longer than a session survives while its process is suspended: a later write is from an
+//! expired session, and has no effect.
 //!
-//! Nodes with a time to live of their own (TTL nodes) are not used: theirs is fixed when they are created, while a
-//! swap replaces it or makes the value live for ever, and without `multi` a node can't be exchanged in one step.
+//! Nodes with a time to live of their own (TTL nodes) are not used: theirs is fixed when they are created, while a swap
+//! replaces it or makes the value live forever, and without `multi` a node can't be exchanged in one step.
 //!
-//! A shard's own node tells when it was last swept, so that the work doesn't grow with the number of processes.
+//! A shard's own node records when it was last swept, so that the work doesn't grow with the number of processes.
 
 use crate::{builder::Settings, frame, nodes::SHARDS};
 use futures_util::{StreamExt, stream};
 use std::{hash::BuildHasher, sync::Arc};
 use zookeeper_async::{ZkError, ZkResult, ZooKeeper};
 
-/// Few, so that it is hardly felt by the calls of the same session.
+/// Few, so that it hardly affects the calls of the same session.
 const IN_FLIGHT: usize = 16;
 
 /// Never ends; it is dropped with its session.
 pub(crate) async fn run(zk: Arc<ZooKeeper>, settings: Arc<Settings>) {
     let pause = settings.sweep_every / SHARDS as u32;
-    // Processes that start together begin in different places.
+    // Processes that start together start with different shards.
     let mut shard = std::hash::RandomState::new().hash_one(frame::now()) as usize % SHARDS;
     loop {
         tokio::time::sleep(pause).await;
@@ -35,14 +35,14 @@ pub(crate) async fn run(zk: Arc<ZooKeeper>, settings: Arc<Settings>) {
     }
 }
 
-/// How many nodes it has taken away.
+/// Returns how many nodes it has deleted.
 ///
 /// # Errors
-/// `NoNode` and `BadVersion` are no trouble: there is nothing to sweep, or somebody else does it.
+/// `NoNode` and `BadVersion` are harmless: there is nothing to sweep, or somebody else does it.
 async fn sweep(zk: &ZooKeeper, settings: &Settings, shard: usize) -> ZkResult<usize> {
     let parent = settings.nodes.shard(shard);
     let (_, last) = zk.get_data(&parent, false).await?;
-    // Clocks that differ make this earlier or later, which does no harm.
+    // Clocks that differ make this earlier or later, which is harmless.
     if frame::now() < millis(last.mtime).saturating_add(frame::millis(settings.sweep_every) / 2) {
         return Ok(0);
     }

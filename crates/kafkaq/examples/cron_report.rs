@@ -1,4 +1,4 @@
-//! A periodic task. Two schedulers stand for two processes: both publish every tick, and each tick is one task. Ticks
+//! A periodic task. Two schedulers represent two processes: both publish every tick, and each tick is one task. Ticks
 //! follow the wall clock, so this takes a few seconds. In memory, with nothing installed:
 //! ```text
 //! cargo run --example cron_report --features cron
@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Report {
-    /// Which period it is about: from the tick, not from the clock of whoever executes it.
+    /// The period that it is about: from the tick, not from the clock of the process that executes it.
     second: u64,
 }
 
@@ -36,10 +36,10 @@ async fn report(ctx: Ctx<mpsc::Sender<u64>>, report: Report) -> Result<(), Failu
     Ok(ctx.state().send(report.second).await?)
 }
 
-/// Runs a report each second, three times.
+/// Runs a report every second, three times.
 ///
 /// # Errors
-/// When the queue fails.
+/// If the queue fails.
 pub(crate) async fn run_three() -> Result<(), Box<dyn Error>> {
     let weekdays = Schedule::cron("30 6 * * MON-FRI")?.time_zone("Europe/Berlin")?;
     let next = weekdays.next_after(SystemTime::now()).ok_or("no such time")?;
@@ -62,7 +62,7 @@ pub(crate) async fn run_three() -> Result<(), Box<dyn Error>> {
     schedulers.abort_all();
     worker.stop();
     println!("{}", worker.stopped().await?);
-    // What ran while the worker stopped.
+    // Executions while the worker was stopping.
     while let Ok(second) = reports.try_recv() {
         seconds.push(second);
     }

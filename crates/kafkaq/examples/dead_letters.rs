@@ -1,5 +1,5 @@
-//! What to do about dead letters: count them by their reason, see by a dry run what a redrive would do, redrive one as a
-//! canary and then the rest, and discard what nobody needs. In memory, with nothing installed:
+//! Dealing with dead letters: count them by reason, try a redrive with a dry run, redrive one as a canary and then the
+//! rest, and discard what nobody needs. In memory, with nothing installed:
 //! ```text
 //! cargo run --example dead_letters
 //! ```
@@ -30,7 +30,7 @@ impl TaskType for Invoice {
     const KIND: &'static str = "invoice";
 }
 
-/// Every tenth customer has left. Of the others the address is unknown until somebody mends that.
+/// Every tenth customer has left. The addresses of the others are unknown until somebody fixes that.
 async fn send_invoice(ctx: Ctx<Arc<AtomicBool>>, Invoice { customer }: Invoice) -> Result<(), Failure> {
     if customer.is_multiple_of(10) {
         return Err(Failure::reject(format!("customer {customer} has left")));
@@ -41,10 +41,10 @@ async fn send_invoice(ctx: Ctx<Arc<AtomicBool>>, Invoice { customer }: Invoice) 
     Ok(())
 }
 
-/// Lets thirty tasks die, and deals with them.
+/// Dead-letters thirty tasks, and deals with them.
 ///
 /// # Errors
-/// When the queue fails.
+/// If the queue fails.
 pub(crate) async fn redrive() -> Result<(), Box<dyn Error>> {
     let (log, is_mended) = (Arc::new(MemoryLog::new()), Arc::new(AtomicBool::new(false)));
     let builder = Queue::builder("invoices");
@@ -54,7 +54,7 @@ pub(crate) async fn redrive() -> Result<(), Box<dyn Error>> {
         until(&queue, &id?, JobStatus::Dead).await?;
     }
 
-    // The process of an operator needs the log alone.
+    // An operator's process only needs the log.
     let dead = builder.build_dead_letters(log).await?;
     for group in dead.groups(Filter::new()).await?.groups {
         println!("{:>2} {}", group.count, group.fingerprint);

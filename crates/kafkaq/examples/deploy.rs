@@ -1,5 +1,5 @@
-//! A graceful deploy under load: two workers are replaced by two others, one after the other. Nothing is lost, no task
-//! is executed twice, and none is charged a failure. In memory, with nothing installed:
+//! A graceful deploy under load: two workers are replaced with two others, one after the other. Nothing is lost, no
+//! task is executed twice, and no failure is counted. In memory, with nothing installed:
 //! ```text
 //! cargo run --example deploy
 //! ```
@@ -39,7 +39,7 @@ async fn work(ctx: Ctx<(&'static str, Executed)>, work: Work) {
     executed.lock().unwrap_or_else(PoisonError::into_inner).entry(work.number).or_default().push(*process);
 }
 
-/// As a process of its own would: a queue over the same log and store, and a worker.
+/// As in a separate process: a queue over the same log and store, and a worker.
 async fn start(
     process: &'static str,
     log: &MemoryLog,
@@ -50,7 +50,7 @@ async fn start(
     Worker::builder(queue).state((process, executed.clone())).concurrency(8).on(work).start()
 }
 
-/// What SIGTERM does to `Worker::run`.
+/// The effect of SIGTERM on `Worker::run`.
 async fn stop(process: &'static str, mut worker: WorkerHandle) -> kafkaq::Result<()> {
     worker.stop();
     let report = worker.stopped().await?;
@@ -70,7 +70,7 @@ async fn publish(clients: Publisher) -> kafkaq::Result<()> {
 /// Publishes 400 tasks, and replaces the workers meanwhile.
 ///
 /// # Errors
-/// When the queue fails.
+/// If the queue fails.
 pub(crate) async fn replace_both() -> Result<(), Box<dyn Error>> {
     let (log, store, executed) = (MemoryLog::new(), MemoryStore::new(), Executed::default());
     let (first, second) =

@@ -1,6 +1,6 @@
-//! An axum server that enqueues. It answers `202 Accepted` once the task is durable, and takes the client's idempotency
-//! key as the task's id, so a request that is repeated sends no second e-mail. The example sends itself two requests over
-//! the loopback. In memory, with nothing installed:
+//! An axum server that enqueues tasks. It responds with `202 Accepted` once the task is durable, and uses the client's
+//! idempotency key as the task id, so a repeated request sends no second e-mail. The example sends itself two requests
+//! over the loopback interface. In memory, with nothing installed:
 //! ```text
 //! cargo run --example email_axum
 //! ```
@@ -39,14 +39,14 @@ impl TaskType for SendEmail {
     const KIND: &'static str = "send_email";
 }
 
-/// Stands for a mail server.
+/// A fake mail server.
 type Outbox = Arc<Mutex<Vec<String>>>;
 
 async fn send_email(ctx: Ctx<Outbox>, email: SendEmail) {
     ctx.state().lock().unwrap_or_else(PoisonError::into_inner).push(email.to);
 }
 
-/// `POST /emails`. A client that got no answer repeats the request with the same key.
+/// `POST /emails`. A client that got no response repeats the request with the same key.
 async fn enqueue(
     State(emails): State<Publisher>,
     headers: HeaderMap,
@@ -68,7 +68,7 @@ async fn enqueue(
 /// Runs the server and a worker, and sends the same request twice.
 ///
 /// # Errors
-/// When the loopback or the queue fails.
+/// If the loopback interface or the queue fails.
 pub(crate) async fn post_twice() -> Result<(), Box<dyn Error>> {
     let queue = Queue::builder("emails").build().await?;
     let outbox = Outbox::default();

@@ -1,5 +1,5 @@
-//! A handler that charges twice if it is crashed at the wrong moment, and one that doesn't. `torture` tells them apart.
-//! In memory, with nothing installed:
+//! A handler that charges twice if it is crashed at the wrong moment, and one that doesn't. `torture` finds the
+//! difference. In memory, with nothing installed:
 //! ```text
 //! cargo run --example idempotency --features testing
 //! ```
@@ -28,7 +28,7 @@ impl TaskType for Charge {
 }
 
 /// A fake database: accounts, and the ids of tasks that were executed. The real one is awaited, so its fake is as well,
-/// before each effect and behind it.
+/// before and after each effect.
 #[derive(Default)]
 struct Database(Mutex<Tables>);
 
@@ -62,7 +62,7 @@ impl Database {
         await_point().await;
     }
 
-    /// One transaction: a charge, and the id that it is for. The id is unique, so a second one adds nothing.
+    /// One transaction: a charge, and its id. The id is unique, so a second one adds nothing.
     async fn charge_once(&self, id: &TaskId, task: &Charge) {
         await_point().await;
         {
@@ -79,7 +79,7 @@ impl Database {
     }
 }
 
-/// Looks well considered, and charges twice if it crashes between the charge and the note of it.
+/// Looks careful, but charges twice if it crashes between the charge and the record of it.
 async fn charge_and_remember(ctx: Ctx<Database>, task: Charge) -> Result<(), Failure> {
     if ctx.state().was_executed(ctx.id()).await {
         return Ok(());
@@ -94,10 +94,10 @@ async fn charge_once(ctx: Ctx<Database>, task: Charge) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Tortures both handlers.
+/// Tests both handlers with `torture`.
 ///
 /// # Errors
-/// When something doesn't come out as it is said here.
+/// If a result differs from what is described here.
 pub(crate) async fn torture_both() -> Result<(), Box<dyn Error>> {
     let task = Charge { customer: "ada".to_owned(), cents: 500 };
 

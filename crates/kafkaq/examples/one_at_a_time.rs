@@ -1,5 +1,5 @@
-//! Many changes of a few customers, one recalculation per customer and second, and never two of a customer at once, over
-//! three workers. In memory, with nothing installed:
+//! Many changes of a few customers, one recalculation per customer and second, and never two of one customer
+//! concurrently, across three workers. In memory, with nothing installed:
 //! ```text
 //! cargo run --example one_at_a_time
 //! ```
@@ -63,17 +63,17 @@ async fn recalculate(ctx: Ctx<Database>, Recalculate { customer }: Recalculate) 
         tables.recalculations += 1;
         tables.orders.get(&customer).copied().unwrap_or_default()
     };
-    // Longer than a window, so without `one_at_a_time` the next one would begin meanwhile.
+    // Longer than a window, so without `one_at_a_time` the next one would start meanwhile.
     sleep(WINDOW * 3 / 2).await;
     let mut tables = ctx.state().tables();
     tables.totals.insert(customer, orders);
     tables.recalculating.remove(&customer);
 }
 
-/// Two customers order a hundred times a second, for three seconds.
+/// Two customers order a hundred times per second, for three seconds.
 ///
 /// # Errors
-/// When something doesn't come out as it is said here.
+/// If a result differs from what is described here.
 pub(crate) async fn order_and_recalculate() -> Result<(), Box<dyn Error>> {
     let (log, store, database) = (MemoryLog::new(), MemoryStore::new(), Database::default());
     let queue = || Queue::builder("orders").broker(log.clone()).store(store.clone()).build();

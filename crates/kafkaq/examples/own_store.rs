@@ -1,5 +1,5 @@
-//! A lease store of one's own, over a map: four methods, of which `swap` is the one that matters. What makes a store fit
-//! for production is in the guide of `kafkaq-conformance`, whose kit tests it. With nothing installed:
+//! A custom lease store, over a map: four methods, of which `swap` is the one that matters. See the guide of
+//! `kafkaq-conformance` for what a production store needs; its kit tests it. With nothing installed:
 //! ```text
 //! cargo run --example own_store
 //! ```
@@ -23,7 +23,7 @@ use tokio::time::Instant;
 #[derive(Debug)]
 struct MapStore(Mutex<Option<Leases>>);
 
-/// Values, and when they may go.
+/// Values, and when they expire.
 type Leases = HashMap<Key, (Bytes, Option<Instant>)>;
 
 impl MapStore {
@@ -61,12 +61,12 @@ impl LeaseStore for MapStore {
     async fn swap(&self, swaps: &[Swap]) -> Vec<Result<Swapped>> {
         self.each("swap", swaps, |leases, swap| {
             let found = alive(leases, &swap.key);
-            // Values are compared, byte for byte. This and what follows must be one step for everybody else.
+            // Values are compared byte for byte. This and what follows must be atomic.
             if found != swap.expect {
                 return Swapped::Conflict(found);
             }
             match &swap.new {
-                // A time that can't be added is for ever: a value may live longer, never shorter.
+                // A time that overflows means forever: a value may live longer, never shorter.
                 Some(new) => {
                     let ends = swap.ttl.and_then(|ttl| Instant::now().checked_add(ttl));
                     leases.insert(swap.key.clone(), (new.clone(), ends));
@@ -87,10 +87,10 @@ impl LeaseStore for MapStore {
     }
 }
 
-/// Executes a task on the store, and finds that the queue remembers it.
+/// Executes a task with the store, and shows that the queue remembers it.
 ///
 /// # Errors
-/// When the queue fails.
+/// If the queue fails.
 pub(crate) async fn use_it() -> std::result::Result<(), Box<dyn Error>> {
     let queue = Queue::builder("emails").broker(MemoryLog::new()).store(MapStore::new()).build().await?;
     let welcome = Task::new("hello").with_id(TaskId::new("welcome-17")?).with_key("one partition");
@@ -100,7 +100,7 @@ pub(crate) async fn use_it() -> std::result::Result<(), Box<dyn Error>> {
     job.done().await?;
     assert_eq!(queue.jobs().get(&id).await?.status, JobStatus::Done);
 
-    // The store remembers that it is done, so of these two only the second is handed out.
+    // The store remembers that it is done, so only the second of these two is handed out.
     queue.publish(welcome).await?;
     let next = Task::new("again").with_id(TaskId::new("welcome-18")?).with_key("one partition");
     let next = queue.publish(next).await?;

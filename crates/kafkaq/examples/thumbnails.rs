@@ -1,5 +1,5 @@
-//! Work that keeps a processor busy. `on_blocking` runs it on threads that may block, two at a time here; the leases are
-//! renewed meanwhile, and async handlers aren't held up. In memory, with nothing installed:
+//! CPU-bound work. `on_blocking` runs it on threads that may block, two at a time here; leases are renewed meanwhile,
+//! and async handlers aren't delayed. In memory, with nothing installed:
 //! ```text
 //! cargo run --example thumbnails
 //! ```
@@ -33,7 +33,7 @@ impl TaskType for Thumbnail {
 /// Rows of grey pixels. A square, for simplicity.
 type Image = Vec<Vec<u8>>;
 
-/// Stands for a bucket with photos and their thumbnails.
+/// A fake bucket with photos and their thumbnails.
 #[derive(Default)]
 struct Bucket {
     thumbnails: Mutex<BTreeMap<String, Image>>,
@@ -62,7 +62,7 @@ fn thumbnail(ctx: Ctx<Arc<Bucket>>, task: Thumbnail) -> Result<(), Failure> {
         };
         let mut small = Image::new();
         for row in 0..task.width {
-            // Nobody can stop a thread from outside, so it has to look.
+            // A thread can't be stopped from outside, so it has to check.
             if let Some(reason) = ctx.stop().reason() {
                 return Err(Failure::retry(format!("stopped: {reason:?}")));
             }
@@ -76,10 +76,10 @@ fn thumbnail(ctx: Ctx<Arc<Bucket>>, task: Thumbnail) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Makes twenty thumbnails, and fails to make one of a photo that isn't there.
+/// Creates twenty thumbnails, and fails to create one of a photo that doesn't exist.
 ///
 /// # Errors
-/// When the queue fails.
+/// If the queue fails.
 pub(crate) async fn make_twenty() -> Result<(), Box<dyn Error>> {
     let queue = Queue::builder("photos").build().await?;
     let bucket = Arc::new(Bucket::default());

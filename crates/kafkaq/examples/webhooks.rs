@@ -1,6 +1,6 @@
-//! Deliveries to somebody else's server. A 429 snoozes the task, which counts as no failure; a 503 is tried again later
-//! than other errors; a 410 is final. The clock is tokio's paused one, so the minutes take no time. In memory, with
-//! nothing installed:
+//! Webhook deliveries. A 429 snoozes the task, which doesn't count as a failure; a 503 is retried later than other
+//! errors; a 410 is permanent. tokio's clock is paused, so the minutes pass instantly. In memory, with nothing
+//! installed:
 //! ```text
 //! cargo run --example webhooks
 //! ```
@@ -28,10 +28,10 @@ impl TaskType for Webhook {
     const KIND: &'static str = "webhook";
 }
 
-/// A fake of the receivers. Notes when it was called, and with how many failures before.
+/// A fake of the receivers. Records when it was called, and after how many failures.
 type Calls = Arc<Mutex<Vec<(Duration, u32)>>>;
 
-/// Answers with a status and, for 429, the seconds of `Retry-After`.
+/// Responds with a status and, for 429, the seconds of `Retry-After`.
 fn post(url: &str, attempt: u32) -> (u16, u64) {
     match (url, attempt) {
         ("https://gone.example.org", _) => (410, 0),
@@ -45,7 +45,7 @@ fn post(url: &str, attempt: u32) -> (u16, u64) {
 async fn deliver(ctx: Ctx<(Instant, Calls)>, hook: Webhook) -> Result<(), Failure> {
     let (began, calls) = ctx.state();
     calls.lock().unwrap_or_else(PoisonError::into_inner).push((began.elapsed(), ctx.failures()));
-    // A real one would send the task's id along, by which the receiver knows a second delivery.
+    // A real one would include the task's id, so that the receiver can recognize a repeated delivery.
     let (status, retry_after) = post(&hook.url, ctx.attempt());
     println!("{:>4} s, {} to {}: {status}", began.elapsed().as_secs(), hook.event, hook.url);
     match status {
@@ -56,7 +56,7 @@ async fn deliver(ctx: Ctx<(Instant, Calls)>, hook: Webhook) -> Result<(), Failur
     }
 }
 
-/// Ten minutes for a server that is down, and for any other error a second that doubles up to an hour.
+/// Ten minutes for a server that is down; for any other error one second, doubling up to an hour.
 fn policy(failure: u32, reason: &str) -> Duration {
     match reason {
         "503" => Duration::from_secs(600),
@@ -64,10 +64,10 @@ fn policy(failure: u32, reason: &str) -> Duration {
     }
 }
 
-/// Delivers to a receiver that is difficult, and to one that is gone.
+/// Delivers to a difficult receiver, and to one that is gone.
 ///
 /// # Errors
-/// When the queue fails.
+/// If the queue fails.
 pub(crate) async fn deliver_two() -> Result<(), Box<dyn Error>> {
     let queue = Queue::builder("webhooks").build().await?;
     let (began, calls) = (Instant::now(), Calls::default());

@@ -1,4 +1,4 @@
-//! Handlers with retries, a dead letter, and its redrive once the cause is mended. In memory, with nothing installed:
+//! Handlers with retries, a dead letter, and its redrive once the cause is fixed. In memory, with nothing installed:
 //! ```text
 //! cargo run --example worker
 //! ```
@@ -29,7 +29,7 @@ impl TaskType for SendEmail {
     const KIND: &'static str = "send_email";
 }
 
-/// What all handlers share: here, a mail server that knows nobody at first.
+/// State shared by all handlers: here, a mail server that knows nobody at first.
 #[derive(Clone, Default)]
 struct MailServer {
     knows_grace: Arc<AtomicBool>,
@@ -56,10 +56,10 @@ async fn send_email(ctx: Ctx<MailServer>, email: SendEmail) -> Result<(), Failur
     Ok(delivered?)
 }
 
-/// Sends three mails: one arrives, one arrives in the end, and one is a dead letter until its address is known.
+/// Sends three mails: one arrives, one arrives eventually, and one is a dead letter until its address is known.
 ///
 /// # Errors
-/// When something doesn't come out as it is said here.
+/// If a result differs from what is described here.
 pub(crate) async fn send_three() -> Result<(), Box<dyn Error>> {
     let (log, store) = (Arc::new(MemoryLog::new()), MemoryStore::new());
     let queue = Queue::builder("emails").broker(log.clone()).store(store).build().await?;

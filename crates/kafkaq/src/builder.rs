@@ -1,4 +1,4 @@
-//! How a queue is set up.
+//! Builds queues and other handles from settings.
 
 use crate::{
     DeadLetters, JobController, KeyLocks, LeasedGroup, Publisher, Queue,
@@ -17,11 +17,11 @@ use kafkaq_core::{
 use std::{sync::Arc, time::Duration};
 use tokio::runtime::Handle;
 
-/// Sets up a [`Queue`], a [`Publisher`], a [`JobController`] or [`DeadLetters`]. Every setting has a safe default, and the order doesn't
-/// matter.
+/// Sets up a [`Queue`], a [`Publisher`], a [`JobController`] or [`DeadLetters`]. Every setting has a safe default, and
+/// the order doesn't matter.
 ///
-/// All processes of a queue should have the same settings; only `prefetch` and the `publish_*` ones are a process's
-/// own business.
+/// All processes of a queue should have the same settings; only `prefetch` and the `publish_*` settings may differ
+/// between processes.
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until it is built"]
 pub struct QueueBuilder {
@@ -69,7 +69,7 @@ impl QueueBuilder {
 
     /// The group of processes that share the tasks; each group of a queue executes every task. 1 to 60 of
     /// `A-Z a-z 0-9 _ -`. Default: `kafkaq`. In the log the consumer group is called `<queue>.<group>`, or
-    /// `<queue>.<task topic>.<group>` where the task topic has another name than the queue.
+    /// `<queue>.<task topic>.<group>` if the task topic's name differs from the queue's.
     pub fn group(self, name: impl Into<Arc<str>>) -> Self {
         self.with(|c| c.group = name.into())
     }
@@ -79,18 +79,18 @@ impl QueueBuilder {
         self.with(|c| c.task_topic = Some(name.into()))
     }
 
-    /// The topic of the tasks that wait. Default: the name of the consumer group and `.wait`.
+    /// The topic of waiting tasks. Default: the name of the consumer group plus `.wait`.
     pub fn wait_topic(self, name: impl Into<Arc<str>>) -> Self {
         self.with(|c| c.wait_topic = Some(name.into()))
     }
 
-    /// The topic of the tasks that were given up. Default: the name of the consumer group and `.dead`.
+    /// The topic of dead letters. Default: the name of the consumer group plus `.dead`.
     pub fn dead_topic(self, name: impl Into<Arc<str>>) -> Self {
         self.with(|c| c.dead_topic = Some(name.into()))
     }
 
-    /// How many partitions the task topic is created with: no more processes than this read it, and others get only
-    /// what busy processes hand over. An existing topic stays as it is. 1 to 10,000. Default: 6.
+    /// How many partitions the task topic is created with: at most this many processes read it, and the rest get only
+    /// what busy processes hand over. An existing topic is left as it is. 1 to 10,000. Default: 6.
     pub fn partitions(self, partitions: i32) -> Self {
         self.with(|c| c.partitions = partitions)
     }
@@ -100,18 +100,18 @@ impl QueueBuilder {
         self.with(|c| c.replication = Some(factor))
     }
 
-    /// How long the task topic keeps its records, if it is created here; `Duration::MAX` is for ever. The log deletes
-    /// tasks that are older, also those that nobody has executed, so it should be longer than any time for which all
-    /// workers may be away. An existing topic that keeps its records for less is warned of, or refused if it is less
-    /// than [`max_overdue`](QueueBuilder::max_overdue). From there to ten years. Default: 7 days, or `max_overdue` if
-    /// that is longer.
+    /// How long the task topic keeps its records if it is created here; `Duration::MAX` is forever. The log deletes
+    /// older tasks, even those that nobody has executed, so this should be longer than all workers may ever be down. An
+    /// existing topic with a shorter retention causes a warning, or is refused if it is below
+    /// [`max_overdue`](QueueBuilder::max_overdue). From that to ten years. Default: 7 days, or `max_overdue` if that is
+    /// longer.
     pub fn task_retention(self, duration: Duration) -> Self {
         self.with(|c| c.task_retention = Some(duration))
     }
 
-    /// How long the dead-letter topic keeps its records, if it is created here; `Duration::MAX` is for ever. An
-    /// existing topic that keeps them for less is warned of. From [`max_overdue`](QueueBuilder::max_overdue) to ten
-    /// years. Default: for ever.
+    /// How long the dead-letter topic keeps its records if it is created here; `Duration::MAX` is forever. An existing
+    /// topic with a shorter retention causes a warning. From [`max_overdue`](QueueBuilder::max_overdue) to ten years.
+    /// Default: forever.
     pub fn dead_retention(self, duration: Duration) -> Self {
         self.with(|c| c.dead_retention = duration)
     }
@@ -128,27 +128,28 @@ impl QueueBuilder {
         self.with(|c| c.park_after = Some(duration))
     }
 
-    /// Which jobs the store is told of. [`Tracking::Slow`] spares it the quick ones, and says what that costs. Default:
-    /// [`Tracking::Every`].
+    /// Which jobs get a lease in the store. [`Tracking::Slow`] saves the store the quick ones; its documentation says at
+    /// what cost. Default: [`Tracking::Every`].
     pub fn tracking(self, tracking: Tracking) -> Self {
         self.with(|c| c.tracking = tracking)
     }
 
-    /// With [`Tracking::Slow`], how long a job may take before it gets a lease; it may be a second, or a sixteenth of a
-    /// lease if that is less, late. From 1 ms to `park_after`. Default: 1 s, or `park_after` if that is less.
+    /// With [`Tracking::Slow`], how long a job may run without a lease. The lease may come late by a second, or by a
+    /// sixteenth of its duration if that is less. From 1 ms to `park_after`. Default: 1 s, or `park_after` if that is
+    /// less.
     pub fn track_after(self, duration: Duration) -> Self {
         self.with(|c| c.track_after = Some(duration))
     }
 
-    /// How long at least it is remembered that a task has ended, so that publishing its id again adds nothing; it is
-    /// forgotten after [`max_overdue`](QueueBuilder::max_overdue) more, when no copy of it can be left. At most ten
-    /// years. Default: 1 h.
+    /// The minimum time for which an ended task is remembered, so that publishing its id again adds nothing. It is
+    /// forgotten [`max_overdue`](QueueBuilder::max_overdue) later, when no copy of it can be left. At most ten years.
+    /// Default: 1 h.
     pub fn done_retention(self, duration: Duration) -> Self {
         self.with(|c| c.done_retention = duration)
     }
 
-    /// The longest that a task may wait beyond its time, while all workers are away or behind, and still be
-    /// remembered. At most ten years. Default: 1 h.
+    /// The longest time that a task may be overdue, because all workers are down or behind, and still be remembered. At
+    /// most ten years. Default: 1 h.
     pub fn max_overdue(self, duration: Duration) -> Self {
         self.with(|c| c.max_overdue = duration)
     }
@@ -160,20 +161,20 @@ impl QueueBuilder {
         self.with(|c| c.max_delay = duration)
     }
 
-    /// How far the processes' clocks may be apart. Another process's lease counts as ended only this long after
-    /// its deadline; more can cost a second execution. At most 1 h. Default: 1 s.
+    /// How far the processes' clocks may differ. Another process's lease counts as expired only this long after its
+    /// deadline; a larger difference can cost a second execution. At most 1 h. Default: 1 s.
     pub fn clock_skew(self, skew: Duration) -> Self {
         self.with(|c| c.clock_skew = skew)
     }
 
-    /// After how many failures a task goes to the dead-letter topic. A retry is a failure, and so is a lease that runs
-    /// out; a snooze, a release and a partition that moves are none. 1 to 1,000,000. Default: 25.
+    /// The number of failures after which a task is dead-lettered. A retry counts as a failure, and so does an expired
+    /// lease; a snooze, a release and a moved partition don't. 1 to 1,000,000. Default: 25.
     pub fn max_failures(self, failures: u32) -> Self {
         self.with(|c| c.max_failures = failures)
     }
 
-    /// After how many hand-outs a task goes to the dead-letter topic, whatever became of them: against tasks that are
-    /// snoozed for ever. From `max_failures` to 1,000,000. Default: 1,000.
+    /// The number of hand-outs after which a task is dead-lettered, whatever their outcome: it limits tasks that are
+    /// snoozed forever. From `max_failures` to 1,000,000. Default: 1,000.
     pub fn max_handouts(self, handouts: u32) -> Self {
         self.with(|c| c.max_handouts = handouts)
     }
@@ -183,20 +184,20 @@ impl QueueBuilder {
         self.with(|c| c.prefetch = jobs)
     }
 
-    /// The largest payload, key and headers of a task together, in bytes. The topics take 64 KiB more, for
+    /// The maximum size of a task's payload, key and headers together, in bytes. The topics accept 64 KiB more, for
     /// kafkaq's own headers. 1 to 33,554,432 (32 MiB). Default: 934,464.
     pub fn max_task_bytes(self, bytes: usize) -> Self {
         self.with(|c| c.max_task_bytes = bytes)
     }
 
-    /// How long a `publish` takes at most, waiting for room in the buffer included. A task that the log hasn't taken by
-    /// then fails with the effect `NotApplied` if it was never sent, and otherwise `Unknown`. 1 ms to 24 h. Default:
-    /// 30 s.
+    /// The longest that a `publish` takes, including waiting for buffer space. A task that the log hasn't accepted by
+    /// then fails with the effect `NotApplied` if it was never sent, and `Unknown` otherwise. 1 ms to 24 h. Default: 30
+    /// s.
     pub fn publish_timeout(self, timeout: Duration) -> Self {
         self.with(|c| c.publish_timeout = timeout)
     }
 
-    /// How many bytes of tasks may be under way before `publish` waits for room: from `max_task_bytes` to
+    /// How many bytes of tasks may be in flight before `publish` waits for buffer space: from `max_task_bytes` to
     /// 4,294,967,295. Default: 64 MiB.
     pub fn publish_buffer(self, bytes: usize) -> Self {
         self.with(|c| c.publish_buffer = bytes)
@@ -205,8 +206,8 @@ impl QueueBuilder {
     /// How long a process may be silent before the others take over what it reads. 1 s to 1 h. Default: as long as a
     /// lease, but at least 10 s and at most 45 s.
     ///
-    /// Shorter, and the tasks of a process that died are picked up sooner; longer, and a server that is slow or away
-    /// for a moment doesn't cost a healthy process its partitions. With a [`log`](QueueBuilder::log) it should be at
+    /// If it is shorter, the tasks of a dead process are picked up sooner; if it is longer, a healthy process doesn't
+    /// lose its partitions because a server is briefly slow or down. With a [`log`](QueueBuilder::log) it should be at
     /// least three times the store's request timeout: see [`LeasedGroup::with_member_timeout`]. A Kafka broker has
     /// limits of its own (`group.min.session.timeout.ms` and `group.max.session.timeout.ms`).
     pub fn member_timeout(self, timeout: Duration) -> Self {
@@ -219,25 +220,25 @@ impl QueueBuilder {
         self.with(|c| c.metrics_interval = interval)
     }
 
-    /// What carries the trace context of a publisher to the executions of its tasks. Default: nothing does.
+    /// Carries the trace context of a publisher to the executions of its tasks. Default: none.
     #[cfg(feature = "spans")]
     pub fn propagator(self, propagator: impl crate::Propagator) -> Self {
         self.with(|c| c.propagator = Some(Arc::new(propagator)))
     }
 
-    /// Checks the settings and the store, creates the topics that are missing, and checks those that are there. Needs
-    /// a tokio runtime, which the queue then lives on.
+    /// Checks the settings and the store, creates missing topics, and checks existing ones. Requires a tokio runtime,
+    /// which the queue then runs on.
     ///
-    /// The queue joins its group the first time a job is requested. One that is used only to publish and to look at jobs
-    /// never does, so it takes no share of the work.
+    /// The queue joins its group the first time a job is requested. A queue that is only used to publish and to look at
+    /// jobs never does, so it takes no share of the work.
     ///
     /// # Errors
-    /// `Invalid` names the setting that makes no sense; `Misconfigured` says what is wrong with a topic and how to
-    /// mend it; otherwise the backend's own.
+    /// `Invalid` names the setting that is out of range or conflicts with another; `Misconfigured` says what is wrong
+    /// with a topic and how to fix it; otherwise errors of the backends.
     pub async fn build(self) -> Result<Queue> {
         let keyspace = self.check()?;
         if Handle::try_current().is_err() {
-            return Err(refused("this thread", "A queue lives on a tokio runtime: build it inside one"));
+            return Err(refused("this thread", "A queue runs on a tokio runtime: build it inside one"));
         }
         let home = Home::find()?;
         let QueueBuilder { config, broker, log, store } = self;
@@ -289,8 +290,8 @@ impl QueueBuilder {
         Ok(queue)
     }
 
-    /// Builds a handle that only publishes: it joins no group and needs no store, and neither creates nor looks at
-    /// topics other than the one for tasks. Needs no runtime.
+    /// Builds a handle that only publishes: it joins no group, needs no store, and neither creates nor checks any topic
+    /// other than the task topic. Requires no runtime.
     ///
     /// # Errors
     /// As [`build`](QueueBuilder::build), and `Invalid` without a broker.
@@ -300,11 +301,10 @@ impl QueueBuilder {
             (Some(broker), _) => broker,
             (None, Some(log)) => log,
             (None, None) => {
-                return Err(refused("no broker", "Give the broker or the log that the workers have"));
+                return Err(refused("no broker", "Set the broker or the log that the workers use"));
             }
         };
-        // The client's connections must not belong to the caller's runtime, which may be gone when the next one
-        // publishes.
+        // The client's connections must not belong to the caller's runtime, which may be gone at the next publish.
         let home = Home::find()?;
         let (ensured, config) = (log.clone(), self.config.clone());
         let topic = home
@@ -314,25 +314,25 @@ impl QueueBuilder {
         Ok(Publisher::new(log, &self.config, topic, home))
     }
 
-    /// Builds a handle that looks at jobs and cancels them: it joins no group and needs no broker. The name of the
-    /// queue, the group and the task topic say whose jobs.
+    /// Builds a handle that looks at jobs and cancels them: it joins no group and needs no broker. The names of the
+    /// queue, the group and the task topic identify the jobs.
     ///
     /// # Errors
     /// As [`build`](QueueBuilder::build), and `Invalid` without a store.
     pub async fn build_jobs(self) -> Result<JobController> {
         let keyspace = self.check()?;
         let Some(store) = self.store else {
-            return Err(refused("no store", "Give the store that the workers have"));
+            return Err(refused("no store", "Set the store that the workers use"));
         };
         check_store(&*store, &self.config).await?;
         Ok(JobController::new(store, keyspace, retention(&self.config)))
     }
 
-    /// Builds a handle that browses, redrives and discards the dead letters of the group. It joins no group and needs no
-    /// store, and creates no topic until letters are marked. The log is the one that the workers' broker or log is a
-    /// client of: `RdKafka`, `RsKafka` and [`MemoryLog`] all are a [`PartitionLog`], also in an [`Arc`]. Any
-    /// [`broker`](QueueBuilder::broker), `log` or `store` that was set is not used. Needs a tokio runtime with time
-    /// enabled.
+    /// Builds a handle that browses, redrives and discards the dead letters of the group. It joins no group, needs no
+    /// store, and creates no topic until letters are marked. Pass the log that the workers' broker or log is a client
+    /// of: `RdKafka`, `RsKafka` and [`MemoryLog`] all implement [`PartitionLog`], also in an [`Arc`]. The
+    /// [`broker`](QueueBuilder::broker), `log` and `store` of the builder are not used. Requires a tokio runtime with
+    /// time enabled.
     ///
     /// # Errors
     /// As [`build`](QueueBuilder::build), and `NotFound` if the dead-letter topic or the task topic is missing.
@@ -345,7 +345,7 @@ impl QueueBuilder {
         if self.broker.is_some() && self.log.is_some() {
             return Err(refused(
                 "a broker and a log",
-                "Give one of them: a broker has consumer groups of its own, a log has none",
+                "Set one of them: a broker has consumer groups of its own, a log has none",
             ));
         }
         self.config.check()
@@ -353,7 +353,7 @@ impl QueueBuilder {
 }
 
 const BOTH: &str =
-    "Give both, since processes that share a log must share a store; the memory module has one of each";
+    "Set both, since processes that share a log must share a store; the memory module has one of each";
 
 fn refused(what: &str, advice: &'static str) -> Error {
     Error::not_applied(ErrorKind::Invalid, "build a queue").on(what).with_advice(advice)

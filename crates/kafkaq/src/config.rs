@@ -1,19 +1,19 @@
-//! Everything that can be set on a queue, and whether it makes sense together.
+//! All settings of a queue, and their validation.
 
 use kafkaq_core::{Error, ErrorKind, Keyspace, Result, machine};
 use std::{borrow::Cow, fmt, ops::RangeInclusive, sync::Arc, time::Duration};
 
-/// Bytes that kafkaq may add to a task in its own headers, over all of a task's life.
+/// Bytes that kafkaq's own headers may add to a task over its lifetime.
 pub(crate) const HEADROOM: usize = 64 << 10;
 pub(crate) const DAY: Duration = Duration::from_secs(24 * 3600);
 
 const SECOND: Duration = Duration::from_secs(1);
 const MILLISECOND: Duration = Duration::from_millis(1);
 const HOUR: Duration = Duration::from_secs(3600);
-/// Sums of a few of these are still far from what a duration, a clock or a server can hold.
+/// Sums of a few of these still fit easily into durations, clocks and servers.
 const TEN_YEARS: Duration = Duration::from_secs(3650 * 24 * 3600);
 
-// What each setting may be. The builder's documentation says the same.
+// The range of each setting, as documented in the builder.
 const LEASE: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(30 * 24 * 3600);
 const PARK_AFTER: RangeInclusive<Duration> = MILLISECOND..=Duration::from_secs(30 * 24 * 3600);
 const REMEMBERED: RangeInclusive<Duration> = Duration::ZERO..=TEN_YEARS;
@@ -31,29 +31,29 @@ const MAX_TASK_BYTES: RangeInclusive<usize> = 1..=32 << 20;
 /// A semaphore counts them.
 const MAX_PUBLISH_BUFFER: usize = u32::MAX as usize;
 
-/// Which jobs the store is told of: [`QueueBuilder::tracking`](crate::QueueBuilder::tracking).
+/// Which jobs get a lease in the store: [`QueueBuilder::tracking`](crate::QueueBuilder::tracking).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Tracking {
-    /// Every job has a lease before it is handed out: no two workers have a task at once, and what became of it is
+    /// Every job has a lease before it is handed out: no two workers have a task at once, and its outcome is
     /// remembered.
     #[default]
     Every,
     /// A job gets a lease when it takes longer than [`track_after`](crate::QueueBuilder::track_after). A quick one costs
-    /// the store one read, in a batch with others, and no write.
+    /// the store one read, batched with others, and no write.
     ///
-    /// At least once holds as ever. What is given up, for tasks whose id was left to `publish`:
+    /// Tasks are still executed at least once. What you give up, for tasks whose id was left to `publish`:
     ///
-    /// - After a crash, when a partition is lost, or when a publisher's client has appended a record twice, a young job
-    ///   may run twice, also at the same time.
-    /// - Nothing remembers quick tasks: [`JobController::get`](crate::JobController::get) does not know them, and when
-    ///   the group's offsets are set back they run again.
-    /// - Cancelling a quick task while it runs says that it took effect, and the job's `done` says so, too.
-    /// - A task that ends its process at once is counted from the second time on.
+    /// - After a crash, when a partition is lost, or when a publisher's client has appended a record twice, a job that has
+    ///   just started may run again, possibly while the first one is still running.
+    /// - Quick tasks are not remembered: [`JobController::get`](crate::JobController::get) does not know them, and they
+    ///   run again if the group's offsets are reset.
+    /// - Cancelling a quick task while it runs reports success, and so does the job's `done`.
+    /// - A task that kills its process at once is counted only from the second time on.
     ///
-    /// These get a lease before they are handed out all the same: ids that the caller chose, foreign records, tasks with
-    /// a delay, redeliveries; and in each partition the first 8,192 records after it was assigned, which an earlier owner
-    /// may have begun.
+    /// These still get a lease before they are handed out: ids that the caller chose, foreign records, delayed tasks,
+    /// redeliveries, and in each partition the first 8,192 records after its assignment, which the previous owner may
+    /// have started.
     Slow,
 }
 
@@ -161,16 +161,16 @@ impl Config {
         self.task_retention.unwrap_or(7 * DAY).max(self.max_overdue)
     }
 
-    /// For how long after the earliest time at which some process may have published a task it can be published once
-    /// more, and is still known when that record is read. A task ends after it was published, its id is remembered for
-    /// `done_retention` and `max_overdue`, and the second record is read within `max_overdue`. The first process's clock
-    /// may be ahead of this one's, and the second record is appended within `publish_timeout`.
+    /// How long after the earliest time at which some process may have published a task it can be published again and
+    /// is still remembered when that record is read. A task ends after it was published, its id is remembered for
+    /// `done_retention` and `max_overdue`, and the second record is read within `max_overdue`. The first process's
+    /// clock may be ahead of this one's, and the second record is appended within `publish_timeout`.
     pub(crate) fn id_window(&self) -> Duration {
         self.done_retention.saturating_sub(self.clock_skew + self.publish_timeout)
     }
 
-    /// How long a process may be silent before others take its partitions. Whoever waits for a lease of that process
-    /// waits for the lease to end in any case; but longer than by Kafka's default no partition should stand still.
+    /// How long a process may be silent before others take its partitions. Tasks wait for that process's leases to
+    /// expire in any case, but no partition should stop for longer than by Kafka's default.
     pub(crate) fn session_timeout(&self) -> Duration {
         self.member_timeout.unwrap_or_else(|| self.lease.clamp(10 * SECOND, 45 * SECOND))
     }
@@ -201,7 +201,7 @@ impl Config {
         }
     }
 
-    /// Where the leases lie, if everything makes sense together.
+    /// Validates the settings, and returns the keyspace of the leases.
     ///
     /// # Errors
     /// `Invalid`, with the setting's name.
@@ -268,7 +268,7 @@ impl Config {
         Ok(keyspace)
     }
 
-    /// How long the wait topic keeps records if it is made here: generous, since a consumer may be away.
+    /// How long the wait topic keeps records if it is created here: generous, since consumers may be down.
     pub(crate) fn wait_retention(&self, longest_stay: Duration) -> Duration {
         longest_stay + self.max_overdue.max(7 * DAY)
     }
@@ -384,7 +384,7 @@ mod tests {
             let mut c = config();
             change(&mut c);
             c.check().unwrap();
-            // The largest sums that the settings take part in.
+            // The largest sums of settings.
             let _ = c.wait_retention(TEN_YEARS) + c.done_retention + c.longest_park() + c.session_timeout();
         }
     }

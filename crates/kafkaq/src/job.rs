@@ -13,23 +13,23 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// A task under a lease: this process has it alone until [`deadline`](Job::deadline). What it is says [`JobView`].
+/// A task under a lease: this process holds it exclusively until its [`deadline`](Job::deadline). See [`JobView`] for
+/// its content.
 ///
 /// [`done`](Job::done), [`retry`](Job::retry), [`snooze`](Job::snooze), [`release`](Job::release) and
-/// [`reject`](Job::reject) end it. A job that is dropped instead keeps its lease until the deadline; then its attempt
-/// has failed and its task is handed out again.
-///
-/// *Cancel-safety:* once the future of one of these has been polled it takes effect, even if it is dropped then.
-#[must_use = "a job that is dropped is handed out again when its lease ends"]
+/// [`reject`](Job::reject) end it. If a job is dropped instead, its lease stays until the deadline; then the attempt
+/// counts as failed, and the task is handed out again. *Cancel-safety:* once the future of one of these has been
+/// polled, it takes effect even if it is dropped.
+#[must_use = "a dropped job is handed out again when its lease expires"]
 pub struct Job {
     view: JobView,
     shared: Arc<Shared>,
     deadline: Wall,
-    /// It was ended, so that dropping it means nothing.
+    /// It was ended, so dropping it has no effect.
     ended: bool,
 }
 
-/// What is known of a job, also for whoever does not hold it. Cheap to clone.
+/// A read-only view of a job, which doesn't hold it. Cheap to clone.
 #[derive(Clone)]
 pub struct JobView(Arc<Slot>);
 
@@ -44,9 +44,8 @@ impl JobView {
         &self.content().id
     }
 
-    /// The payload. Empty for a foreign record that has none.
-    ///
-    /// It may be a slice of the batch that it was read with, and keeps that in memory while it lives.
+    /// The payload. Empty for a foreign record without one. It may be a slice of the batch that it was read with, and
+    /// then keeps the whole batch in memory.
     #[must_use]
     pub fn payload(&self) -> &Bytes {
         static NOTHING: Bytes = Bytes::new();
@@ -65,7 +64,7 @@ impl JobView {
         &self.content().headers
     }
 
-    /// The task as it was published, without its delay. One of a window has the window's id, which is over.
+    /// The task as it was published, without its delay. A task of a window has the id of that window, which has ended.
     #[must_use]
     pub fn task(&self) -> Task {
         let task =
@@ -76,58 +75,58 @@ impl JobView {
         }
     }
 
-    /// When the task was published first.
+    /// When the task was first published.
     #[must_use]
     pub fn published(&self) -> SystemTime {
         system_time(self.content().published)
     }
 
-    /// Which hand-out of the task this is, from 1. It names this execution: two of a task never share one, unless the
-    /// store lost its data.
+    /// The number of this hand-out of the task, from 1. It identifies the execution: no two executions of a task share
+    /// it, unless the store lost its data.
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.0.ready.attempt
     }
 
     /// How many earlier attempts count against the queue's `max_failures`: those that were retried, and those whose
-    /// lease ran out.
+    /// lease expired.
     #[must_use]
     pub fn failures(&self) -> u32 {
         self.0.ready.failures
     }
 
-    /// The last of these failures, oldest first: five at the most.
+    /// The last of these failures, oldest first: at most five.
     #[must_use]
     pub fn history(&self) -> Vec<FailureRecord> {
         self.0.ready.history.entries()
     }
 
-    /// The lease's token: never used twice, so a system that the handler writes to can tell holders apart. It has no
-    /// order; see [`LeaseToken`] for what to store with it.
+    /// The lease's token. It is never reused, so a system that the handler writes to can tell holders apart. Tokens
+    /// have no order; see [`LeaseToken`] for what to store.
     #[must_use]
     pub fn token(&self) -> LeaseToken {
         self.0.ready.token
     }
 
-    /// Whether the lease is known to be lost. `false` is no promise: the store may know more.
+    /// Whether the lease is known to be lost. `false` is no guarantee: this process may not have noticed yet.
     #[must_use]
     pub fn is_lost(&self) -> bool {
         self.loss().is_some()
     }
 
-    /// Waits until the lease is known to be lost, for ever if it never is. Cancel-safe; made for a `select!` beside
+    /// Waits until the lease is known to be lost, forever if it never is. Cancel-safe; meant for a `select!` next to
     /// the work.
     pub async fn lost(&self) -> LostReason {
         self.0.dialogue.until_lost().await
     }
 
-    /// Why the lease is lost; `None` while nothing is known of that, also after the job has ended.
+    /// Why the lease is lost; `None` as long as it isn't known to be, also after the job has ended.
     #[must_use]
     pub fn loss(&self) -> Option<LostReason> {
         self.0.dialogue.lost()
     }
 
-    /// The first execution of a task that no queue has handed out.
+    /// A view for the first execution of a task that no queue has handed out.
     #[cfg(feature = "testing")]
     pub(crate) fn made_up(ready: kafkaq_core::machine::Ready) -> Self {
         JobView(Arc::new(Slot::new(ready)))
@@ -158,35 +157,35 @@ impl Job {
         Job { view: JobView(slot), shared, deadline, ended: false }
     }
 
-    /// Returns what is known of it, for whoever does not hold it.
+    /// Returns a view that doesn't hold the job.
     #[must_use]
     pub fn view(&self) -> JobView {
         self.view.clone()
     }
 
-    /// Until when the lease holds, as far as this handle knows.
+    /// When the lease expires, as far as this handle knows.
     #[must_use]
     pub fn deadline(&self) -> SystemTime {
         system_time(self.deadline)
     }
 
-    /// The task ran to its end and is never handed out again. Returns when the store has confirmed it; the driver
-    /// tries again until the lease ends.
+    /// Marks the task as done: it is never handed out again. Returns when the store has confirmed it; failed calls are
+    /// retried until the lease expires.
     ///
     /// # Errors
     /// [`JobError::LeaseLost`] if somebody else has the task by now, [`JobError::Unconfirmed`] if the store did not
-    /// answer: the task may be executed once more.
+    /// respond: the task may be executed again.
     pub async fn done(self) -> Result<(), JobError> {
         self.end(Command::Done).await.map(drop)
     }
 
-    /// The attempt has failed: hands the task out again, not before `delay` has passed. The reason is kept with the
-    /// task, cut to 512 bytes. After the queue's `max_failures` the task goes to the dead letters instead, and the
+    /// Reports a failed attempt: the task is handed out again after `delay`, at the earliest. The reason is kept with
+    /// the task, truncated to 512 bytes. After the queue's `max_failures` the task is dead-lettered instead, and the
     /// outcome says so. Returns when it is durable.
     ///
     /// # Errors
     /// As [`done`](Job::done); [`JobError::Refused`] for a delay beyond the queue's `max_delay`: the task is then
-    /// handed out again when its lease ends.
+    /// handed out again when its lease expires.
     pub async fn retry(self, delay: Duration, reason: impl Into<String>) -> Result<RetryOutcome, JobError> {
         refuse_beyond(self.shared.limits.delay, delay, "retry")?;
         match self.end(Command::Retry(delay, reason.into())).await? {
@@ -195,8 +194,8 @@ impl Job {
         }
     }
 
-    /// The task's time has not come: hands it out again, not before `delay` has passed. That is no failure. Returns
-    /// when it is durable.
+    /// Postpones the task: it is handed out again after `delay`, at the earliest. This doesn't count as a failure.
+    /// Returns when it is durable.
     ///
     /// # Errors
     /// As [`retry`](Job::retry).
@@ -205,7 +204,7 @@ impl Job {
         self.end(Command::Snooze(delay)).await.map(drop)
     }
 
-    /// Gives the task back at once: whoever asks next may have it. That is no failure.
+    /// Gives the task back: it is handed out again at once. This doesn't count as a failure.
     ///
     /// # Errors
     /// As [`done`](Job::done).
@@ -213,8 +212,8 @@ impl Job {
         self.end(Command::Release).await.map(drop)
     }
 
-    /// Never hands the task out again: it goes to the dead-letter topic, with its payload, key, headers and
-    /// `reason`, cut to 512 bytes. Returns when that is durable.
+    /// Dead-letters the task: it is never handed out again. The dead letter has its payload, key, headers and the
+    /// `reason`, truncated to 512 bytes. Returns when that is durable.
     ///
     /// # Errors
     /// As [`done`](Job::done).
@@ -236,11 +235,11 @@ impl Job {
         }
     }
 
-    /// Holds the task for `duration` from now, instead of until the present deadline.
+    /// Extends the lease to `duration` from now, replacing the current deadline.
     ///
     /// # Errors
-    /// After [`JobError::LeaseLost`] and [`JobError::Unconfirmed`] stop working on it: the job is over.
-    /// [`JobError::Refused`] for longer than `max_delay` and `lease_duration`: the lease is as it was.
+    /// After [`JobError::LeaseLost`] and [`JobError::Unconfirmed`], stop working on the task: the job is over.
+    /// [`JobError::Refused`] for a duration longer than both `max_delay` and `lease_duration`: the lease is unchanged.
     pub async fn extend(&mut self, duration: Duration) -> Result<(), JobError> {
         refuse_beyond(self.shared.limits.extension, duration, "extend")?;
         self.shared.ask(&self.view.0, Command::Extend(duration));
@@ -256,18 +255,18 @@ impl Job {
     }
 }
 
-/// How a job came to its end.
+/// How a job ended.
 enum Ended {
     Done,
     DeadLettered,
 }
 
-/// What became of a task whose attempt has failed.
+/// The outcome of [`Job::retry`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetryOutcome {
-    /// It is handed out again after the delay.
+    /// The task is handed out again after the delay.
     Scheduled,
-    /// That was its last failure: it is in the dead-letter topic.
+    /// That was its last failure: the task is in the dead-letter topic.
     DeadLettered,
 }
 
@@ -302,12 +301,12 @@ impl fmt::Debug for Job {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum JobError {
-    /// The job is somebody else's, or over. What this holder did may be done again, or was done by another.
+    /// Somebody else holds the job, or it is over. What this holder did may be done again, or has been done by another.
     LeaseLost(LostReason),
-    /// It was not confirmed, and the error says why: the store or the log didn't answer before the lease ended, or
-    /// refused it. Its effect says whether it may have happened; if it has not, the task is handed out again.
+    /// It was not confirmed, and the error says why: the store or the log didn't respond before the lease expired, or
+    /// refused it. The error's effect says whether it may have happened; if it has not, the task is handed out again.
     Unconfirmed(Error),
-    /// The input makes no sense. Nothing was changed.
+    /// The argument is invalid. Nothing was changed.
     Refused(Error),
 }
 
@@ -318,7 +317,7 @@ impl fmt::Display for JobError {
                 f,
                 "the lease is lost: {}",
                 match why {
-                    LostReason::TakenOver => "it ran out, and the task was handed out again",
+                    LostReason::TakenOver => "it expired, and the task was handed out again",
                     LostReason::Cancelled => "the task was cancelled",
                     LostReason::Dead => "the task went to the dead letters",
                     LostReason::Over => "the job has ended before",

@@ -1,4 +1,4 @@
-//! Looking at tasks from outside, and cancelling them.
+//! Queries tasks and cancels them.
 
 use crate::driver::{system_time, wall_now};
 use kafkaq_core::{
@@ -11,17 +11,17 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// How often a cancel that was overtaken looks again.
+/// How many times a cancel retries after a conflict.
 const MOST_CONFLICTS: usize = 16;
-/// Calls that fail for reasons that may pass are tried again: so often, and no longer than this. A server that has
-/// closed connections while they were idle may have closed several.
+/// How often, and for how long, calls are retried after transient errors. A server that closes idle connections may
+/// have closed several.
 const TRIES: u32 = 10;
 const TRY_FOR: Duration = Duration::from_secs(2);
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 
-/// Tells what became of tasks, and cancels them. Cheap to clone; works from any process that shares the store.
+/// Queries tasks and cancels them. Cheap to clone; works in any process that shares the store.
 ///
-/// A queue has one ([`Queue::jobs`](crate::Queue::jobs)); a process that does nothing else makes one with
+/// A queue has one ([`Queue::jobs`](crate::Queue::jobs)); a process that does nothing else creates one with
 /// [`QueueBuilder::build_jobs`](crate::QueueBuilder::build_jobs).
 #[derive(Clone, Debug)]
 pub struct JobController {
@@ -33,14 +33,14 @@ pub struct JobController {
 /// How long the end of a task is remembered.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Retention {
-    /// After everything of the task has come to its turn.
+    /// Counted from when all records of the task have been considered.
     pub(crate) ended: Duration,
-    /// The longest that something of it can be under way if nothing is known.
+    /// The longest that a record of an unknown task can be in flight.
     pub(crate) max_delay: Duration,
     pub(crate) clock_skew: Duration,
 }
 
-/// Whether a call that has failed is tried again.
+/// Whether a failed call is retried.
 pub(crate) struct Attempts {
     since: Instant,
     failed: u32,
@@ -51,13 +51,13 @@ impl Attempts {
         Attempts { since: Instant::now(), failed: 0 }
     }
 
-    /// Waits a little if another try may help; otherwise returns the error.
+    /// Waits a little if another attempt may help; otherwise returns the error.
     pub(crate) async fn again_after(&mut self, e: Error) -> Result<()> {
         self.failed += 1;
         if e.retry() == Retry::No || self.failed >= TRIES || self.since.elapsed() >= TRY_FOR {
             return Err(e);
         }
-        // The first time at once: a connection that was closed while it was idle is all that it takes.
+        // The first retry is immediate: a connection that was closed while idle is reason enough.
         if self.failed > 1 && tokio::runtime::Handle::try_current().is_ok() {
             tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(self.failed.min(6))).await;
         }
@@ -70,7 +70,7 @@ impl JobController {
         JobController { store, keyspace, retention }
     }
 
-    /// Returns what the store knows of a task. Cancel-safe.
+    /// Returns what the store knows about a task. Cancel-safe.
     ///
     /// # Errors
     /// The store's own, or `Unsupported` if a later kafkaq wrote what is there.
@@ -86,13 +86,12 @@ impl JobController {
         Ok(JobInfo::of(lease.as_ref(), self.retention.clock_skew))
     }
 
-    /// Prevents further executions of a task. A job that runs is not stopped: it learns of it when it ends or is
-    /// extended, or from [`JobView::lost`](crate::JobView::lost).
-    ///
-    /// A task that the store doesn't know, because nobody has taken it yet or because there is no such task, is
-    /// remembered as cancelled, for at least as long as a delayed task can be under way. A cancellation is as
-    /// durable as the store. The id of a task that is executed [once per window](crate::Task::with_once_per) is that of all
-    /// who publish it in the window: they are cancelled with it, also those that come later.
+    /// Prevents further executions of a task. A running job is not stopped: its holder learns of it when it ends or
+    /// extends the job, or from [`JobView::lost`](crate::JobView::lost). If the store doesn't know the task, because
+    /// nobody has taken it yet or because it doesn't exist, it is remembered as cancelled, for at least as long as a
+    /// delayed task can be in flight. A cancellation is as durable as the store. A task that is executed [once per
+    /// window](crate::Task::with_once_per) shares its id with everything published in that window: all of it is
+    /// cancelled, including what is published later.
     ///
     /// *Cancel-safety:* a dropped future may or may not have cancelled the task; calling it again is safe.
     ///
@@ -111,7 +110,7 @@ impl JobController {
 
     async fn try_to_cancel(&self, id: &TaskId, in_doubt: &mut bool) -> Result<CancelOutcome> {
         let key = Key::task(&self.keyspace, id);
-        // Ours alone, so that a swap whose answer was lost can be told from somebody else's.
+        // Unique, so that our own swap can be recognized if its response was lost.
         let token = LeaseToken { process: uuid::Uuid::new_v4().into_bytes(), number: 0 };
         let mut before = JobInfo::of(None, Duration::ZERO);
         let mut attempts = Attempts::begin();
@@ -142,10 +141,10 @@ impl JobController {
         }
         Err(Error::not_applied(ErrorKind::Unavailable, "cancel")
             .on(&key)
-            .with_advice("The task's state changed all the time; try again"))
+            .with_advice("The task's state kept changing; try again"))
     }
 
-    /// A copy of the record may be under way until the lease's deadline, and must still find this.
+    /// A copy of the record may be in flight until the lease's deadline, and must still find this.
     fn cancelled(&self, token: LeaseToken, lease: Option<&Lease>) -> (Lease, Duration) {
         let now = wall_now();
         let under_way =
@@ -158,7 +157,7 @@ impl JobController {
         (new, under_way.saturating_add(self.retention.ended))
     }
 
-    /// The value as it is, and what it says; damaged counts as missing.
+    /// The raw value and the decoded lease; a damaged one counts as missing.
     async fn read(&self, key: &Key) -> Result<(Option<bytes::Bytes>, Option<Lease>)> {
         let answer = self.store.get(std::slice::from_ref(key)).await.into_iter().next();
         let value = answer.unwrap_or_else(|| Err(unanswered())).map_err(|e| e.on(key))?;
@@ -184,19 +183,19 @@ fn unanswered() -> Error {
     Error::unknown(ErrorKind::Other, "call the store").with_advice("The backend gave no answer")
 }
 
-/// What is known of a task.
+/// What the store knows about a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct JobInfo {
-    /// Where it stands.
+    /// Its status.
     pub status: JobStatus,
     /// How many times it was handed out.
     pub attempts: u32,
     /// How many of these count against the queue's `max_failures`.
     pub failures: u32,
-    /// The last failures that the store knows of, oldest first. Of a task that is done it knows none.
+    /// The last failures that the store knows of, oldest first. They are not kept for a task that is done.
     pub history: Vec<FailureRecord>,
-    /// When it is handed out next: for one that is processed, if it is not done by then. It may be later.
+    /// When it is handed out next, at the earliest. For a task that is being processed: if it is not done by then.
     pub next_execution: Option<SystemTime>,
 }
 
@@ -217,7 +216,7 @@ impl JobInfo {
         };
         let status = match lease.state {
             LeaseState::Live if wall_now() <= turn => JobStatus::Processing,
-            // Its holder has not been heard of.
+            // Its lease has expired.
             LeaseState::Live | LeaseState::Idle => JobStatus::Waiting,
             LeaseState::Done => JobStatus::Done,
             LeaseState::Cancelled => JobStatus::Cancelled,
@@ -234,17 +233,17 @@ impl JobInfo {
     }
 }
 
-/// Where a task stands.
+/// The status of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum JobStatus {
-    /// The store has nothing: the task was not handed out yet, or it ended long ago, or there is none of that id.
+    /// The store has no lease: the task was not handed out yet, it ended long ago, or no task has that id.
     Unknown,
-    /// A process holds it, to run it now or in a moment.
+    /// A process holds it and is running it, or is about to.
     Processing,
-    /// Its time will come: it was published with a delay, or was handed out before and will be again.
+    /// It is waiting: it was published with a delay, or it was handed out before and will be again.
     Waiting,
-    /// It ran to its end.
+    /// It is done.
     Done,
     /// It was cancelled.
     Cancelled,
@@ -252,15 +251,15 @@ pub enum JobStatus {
     Dead,
 }
 
-/// The answer to [`JobController::cancel`].
+/// The outcome of [`JobController::cancel`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CancelOutcome {
-    /// It is cancelled; says how it stood before. A job that was processed may still run to its end.
+    /// It is cancelled; contains its previous state. A job that was being processed may still run to completion.
     Known(JobInfo),
-    /// The store knew no such task. It is remembered as cancelled, in case the task comes.
+    /// The store didn't know the task. It is remembered as cancelled, in case the task appears.
     Unknown,
-    /// It had ended before, and nothing was changed.
+    /// It had already ended, and nothing was changed.
     TooLate(JobInfo),
 }
 

@@ -3,7 +3,7 @@
 //!
 //! > Once `publish` has returned, the task is executed at least once, whatever the key-value store does: if it is
 //! > slow, dies, is wiped, evicts keys, or comes back with old data. The log is the only source of truth. The store
-//! > keeps work exclusive and remembers what is done; losing it can cost a second execution, never a task.
+//! > keeps executions exclusive and remembers what is done; losing it can cost a second execution, never a task.
 //!
 //! ```
 //! use kafkaq::{Queue, Task};

@@ -1,17 +1,16 @@
-//! Tasks of which one is executed per window of time.
-//!
-//! The id is made of the key and the window, so publishing needs no store: the queue executes an id once. The task is due
-//! when the window has ended by every clock, so whatever was published under the id came before the execution.
+//! Tasks that are executed once per time window. The id is derived from the key and the window, so publishing needs no
+//! store: the queue executes an id once. The task is due when the window has ended by every clock, so whatever was
+//! published under the id came before the execution.
 
 use crate::timed_id::timed_id;
 use kafkaq_core::{Error, ErrorKind, Result, TaskId, Wall};
 use std::time::Duration;
 use uuid::Uuid;
 
-/// What the ids begin with.
+/// The prefix of the ids.
 const PREFIX: &str = "once/";
 
-/// A key's present window.
+/// A key's current window.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Window {
     /// The id of its task.
@@ -31,7 +30,7 @@ impl Window {
             return Err(refused(length).with_advice("A window is at least 1 ms, in whole milliseconds"));
         }
         let name = Uuid::new_v5(&Uuid::NAMESPACE_OID, key);
-        // Else the windows of all keys would end at once.
+        // Otherwise the windows of all keys would end at once.
         let shift = name.as_u64_pair().1 % ms;
         let begun = now.0.saturating_add(shift) / ms;
         let end = Wall((begun + 1).saturating_mul(ms) - shift);

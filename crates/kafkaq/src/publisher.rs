@@ -25,13 +25,12 @@ use std::{
 };
 use uuid::Uuid;
 
-/// Publishes tasks. Cheap to clone; a clone shares batches and limits with the other.
+/// Publishes tasks. Cheap to clone; clones share batches and limits.
 ///
-/// A queue has one ([`Queue::publisher`](crate::Queue::publisher)); a process that only publishes makes one with
-/// [`QueueBuilder::build_publisher`](crate::QueueBuilder::build_publisher): it joins no group and needs no store.
-///
-/// It can be used from any number of runtimes at once, and outside of any. Its requests run on the runtime that it was
-/// built on, if that is multi-threaded; otherwise, and when that runtime is gone, on a thread of kafkaq's own, one per
+/// A queue has one ([`Queue::publisher`](crate::Queue::publisher)); a process that only publishes creates one with
+/// [`QueueBuilder::build_publisher`](crate::QueueBuilder::build_publisher): it joins no group and needs no store. It
+/// can be used from any number of runtimes at once, and outside of any. Its requests run on the runtime that it was
+/// built on if that is multi-threaded; otherwise, and once that runtime is gone, on a thread of kafkaq's own, one per
 /// process. When partitions are added to the topic, a publisher in use notices within about ten seconds.
 #[derive(Clone, Debug)]
 pub struct Publisher {
@@ -45,12 +44,12 @@ struct Inner {
     spans: PublishSpans,
     max_delay: Duration,
     max_bytes: usize,
-    /// For how long after its time a task can be published once more without being executed twice.
+    /// How long after its time a task can be published again without being executed twice.
     id_window: Duration,
     clock_skew: Duration,
-    /// Counts tasks: the next one without a key goes to the next partition, the next id is one higher.
+    /// Counts tasks: the next task without a key goes to the next partition, and ids are numbered.
     count: AtomicU64,
-    /// Random, chosen anew for each publisher.
+    /// Random, per publisher.
     seed: u128,
 }
 
@@ -74,21 +73,19 @@ impl Publisher {
         }
     }
 
-    /// Publishes one task. When it returns an id, the task is durable in the log and is executed at least once.
-    ///
-    /// Calls under way at the same time share requests: for throughput, make many at once or use
-    /// [`publish_many`](Publisher::publish_many). That spreads tasks without a key evenly over the partitions; of those that
-    /// are published by many calls at once, up to 64 may go to the same one. What the log refuses for a while is tried
-    /// again. The call returns within the queue's [`publish_timeout`](crate::QueueBuilder::publish_timeout), whatever the
-    /// log does.
+    /// Publishes one task. When it returns an id, the task is durable in the log and will be executed at least once.
+    /// Concurrent calls share requests: for throughput, make many at once or use
+    /// [`publish_many`](Publisher::publish_many). The latter spreads tasks without a key evenly over the partitions;
+    /// with many concurrent calls, up to 64 may go to the same one. Temporary failures are retried. The call returns
+    /// within the queue's [`publish_timeout`](crate::QueueBuilder::publish_timeout), whatever the log does.
     ///
     /// *Cancel-safety:* a future that is dropped after its first poll may or may not have published the task.
     ///
     /// # Errors
     /// Nothing was published if the error's [`effect`](Error::effect) is `NotApplied`; otherwise it may have been, or
     /// may still be. Publishing the same task again is safe either way: with the same id, or
-    /// [once per window](Task::with_once_per) as it was. `Invalid` and `TooLarge` say
-    /// what is wrong with the task; `Timeout` on a full buffer, that more is published than the log takes.
+    /// [once per window](Task::with_once_per) as it was. `Invalid` and `TooLarge` say what is wrong with the task;
+    /// `Timeout` on a full buffer means that tasks are published faster than the log accepts them.
     pub async fn publish(&self, task: Task) -> Result<TaskId> {
         let outcome = self.inner.spans.of_one(self.push_one(task)).await;
         self.inner.meter.published(std::slice::from_ref(&outcome));
@@ -108,7 +105,7 @@ impl Publisher {
             };
             let pushed = tasks.push(to, record, until, &mut unsent).await?;
             if !unsent.is_empty() {
-                // Lets the tasks that are about to publish come into the same request.
+                // Lets other callers that are about to publish join the request.
                 yield_once().await;
             }
             (id, pushed)
@@ -117,12 +114,9 @@ impl Publisher {
         outcome(id, pushed).await
     }
 
-    /// Publishes tasks in few requests. Returns one outcome per task, in the same order, each as
-    /// [`publish`](Publisher::publish) gives it.
-    ///
-    /// The `publish_timeout` is for the whole call: what the log hasn't taken by then fails with `NotApplied`.
-    ///
-    /// *Cancel-safety:* as of `publish`, for each task.
+    /// Publishes tasks in few requests. Returns one outcome per task, in the same order, as
+    /// [`publish`](Publisher::publish) would. The `publish_timeout` applies to the whole call: tasks that haven't been
+    /// sent by then fail with `NotApplied`. *Cancel-safety:* as for `publish`, per task.
     pub async fn publish_many(&self, tasks: impl IntoIterator<Item = Task>) -> Vec<Result<TaskId>> {
         let tasks = tasks.into_iter();
         let size = tasks.size_hint().0.saturating_mul(HEADER_SIZE).min(HEADERS_SIZE);
@@ -131,8 +125,8 @@ impl Publisher {
         self.inner.spans.of_many(self.push_all(tasks)).await
     }
 
-    /// Publishes tasks that were accepted before, each under the id given for it. Kafkaq and its users may have added
-    /// headers since, so their names and sizes are not checked.
+    /// Publishes tasks that were accepted before, each under the given id. kafkaq and its users may have added headers
+    /// since, so names and sizes are not checked.
     pub(crate) async fn publish_again(&self, tasks: Vec<(TaskId, NewRecord)>) -> Vec<Result<TaskId>> {
         self.push_all(tasks.into_iter().map(|(id, record)| Ok(self.inner.address_again(id, record)))).await
     }
@@ -197,8 +191,7 @@ async fn outcome(id: TaskId, pushed: Pushed) -> Result<TaskId> {
                 return Err(e);
             }
             Err(e.with_advice(if Window::end_of(&id).is_some() {
-                "Publish the task again as it is, once per window: an execution follows in any case"
-                    .to_owned()
+                "Publish the task again as it is, once per window: it is executed in any case".to_owned()
             } else {
                 format!("Publishing the task again with id {id} is safe: it stays one task")
             }))
@@ -210,7 +203,8 @@ async fn outcome(id: TaskId, pushed: Pushed) -> Result<TaskId> {
 const LONG_AGO: Wall = Wall(1);
 /// Most headers are shorter.
 const HEADER_SIZE: usize = 64;
-/// How many bytes of headers are allocated at once when many tasks are published. One record can keep all of it in memory.
+/// How many bytes of headers are allocated at once when many tasks are published. A single record can keep all of them
+/// in memory.
 const HEADERS_SIZE: usize = 1024;
 
 /// A task's id, its partition and its record.
@@ -230,7 +224,7 @@ impl Inner {
             (None, None) => (TaskId::numbered(now, number), due_after(task.delay(), now)),
         };
         let mut envelope = Envelope::new(id, now);
-        // Each group parks it in its own wait topic when it comes to the record.
+        // Each group parks it in its own wait topic when it reads the record.
         if let Some(due) = due {
             envelope.due = due;
             envelope.ahead = due.since(now);
@@ -242,8 +236,8 @@ impl Inner {
         Ok((envelope.id, partition, record))
     }
 
-    /// When a task with a chosen id is due. The id of a window keeps it: executed sooner, it would be done, and what is
-    /// published for the window later would not be executed.
+    /// When a task with a chosen id is due. One with a window's id waits for its end: executed sooner, it would be
+    /// done, and what is published in the window later would not be executed.
     fn due(&self, id: &TaskId, delay: Option<Duration>, now: Wall) -> Result<Option<Wall>> {
         let delayed = due_after(delay, now);
         let Some(end) = Window::end_of(id).map(|end| end.plus(self.clock_skew)).filter(|end| *end > now)
@@ -260,8 +254,8 @@ impl Inner {
         Ok(delayed.max(Some(end)))
     }
 
-    /// The id of a task that is executed once per window, and when it is due. Read from the clock at the time of the call,
-    /// so that what the caller has changed before lies in this window or an earlier one.
+    /// The id of a task that is executed once per window, and when it is due. Read from the clock at the time of the
+    /// call, so that the caller's earlier changes are in this window or an earlier one.
     fn once_per(
         &self,
         task: &Task,
@@ -327,7 +321,7 @@ impl Inner {
     }
 }
 
-/// Why an id can't stand for a time.
+/// Why the queue can't rely on ids.
 pub(crate) const FORGETS_IDS: &str = "Set the queue's done_retention to more than clock_skew and publish_timeout \
                                       together: an id that is forgotten sooner can be executed twice";
 

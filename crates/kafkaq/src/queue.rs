@@ -7,10 +7,8 @@ use crate::{
 use kafkaq_core::{Result, Task, TaskId};
 use std::{fmt, sync::Arc, time::Duration};
 
-/// A task queue, as one process takes part in it. Cheap to clone; all clones are one member of the group.
-///
-/// When the last clone is dropped it leaves the group in the background; use [`shutdown`](Queue::shutdown) to wait
-/// for that.
+/// A process's handle to a task queue. Cheap to clone; all clones are one member of the group. When the last clone is
+/// dropped, it leaves the group in the background; use [`shutdown`](Queue::shutdown) to wait for that.
 #[derive(Clone)]
 pub struct Queue {
     inner: Arc<Inner>,
@@ -26,7 +24,7 @@ struct Inner {
 }
 
 impl Queue {
-    /// Begins to set up the queue of that name: 1 to 120 of `A-Z a-z 0-9 . _ -`.
+    /// Returns a builder for the queue with this name: 1 to 120 of `A-Z a-z 0-9 . _ -`.
     pub fn builder(name: impl Into<Arc<str>>) -> QueueBuilder {
         QueueBuilder::new(name.into())
     }
@@ -42,7 +40,7 @@ impl Queue {
         Queue { inner: Arc::new(Inner { name, publisher, jobs, locks, shared, driver }) }
     }
 
-    /// Its name.
+    /// Returns the queue's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.inner.name
@@ -53,14 +51,14 @@ impl Queue {
         self.inner.name.clone()
     }
 
-    /// How long a job may be held without being extended: see
+    /// Returns how long a job may be held without being extended: see
     /// [`lease_duration`](QueueBuilder::lease_duration).
     #[must_use]
     pub fn lease_duration(&self) -> Duration {
         self.inner.driver.lease()
     }
 
-    /// The longest delay of a task: see [`max_delay`](QueueBuilder::max_delay).
+    /// Returns the longest delay of a task: see [`max_delay`](QueueBuilder::max_delay).
     #[must_use]
     pub fn max_delay(&self) -> Duration {
         self.inner.shared.limits.delay
@@ -84,35 +82,32 @@ impl Queue {
         self.inner.publisher.publish_many(tasks).await
     }
 
-    /// A handle that only publishes. It goes on to work when the queue is shut down.
+    /// Returns a handle that only publishes. It keeps working after the queue has shut down.
     #[must_use]
     pub fn publisher(&self) -> Publisher {
         self.inner.publisher.clone()
     }
 
-    /// Waits for a job. Callers are served in the order in which they began to wait.
-    ///
-    /// The first call makes the queue join its group. While that fails for reasons that may pass, the call waits and
-    /// the log of the process says why.
-    ///
-    /// *Cancel-safety:* safe. A future that is dropped has taken no job and keeps nobody else from one.
+    /// Waits for a job. Callers are served in the order in which they began to wait. The first call makes the queue
+    /// join its group. While that fails for temporary reasons, the call waits, and the reason is logged.
+    /// *Cancel-safety:* safe. A dropped future has taken no job and blocks nobody else.
     ///
     /// # Errors
-    /// `Closed` once the queue is shut down; otherwise what has ended the reading of the log for good, or has kept the
-    /// queue from joining its group.
+    /// `Closed` once the queue is shut down; otherwise the error that stopped reading the log permanently, or that
+    /// keeps the queue from joining its group.
     pub async fn get_job(&self) -> Result<Job> {
         self.wait_for_job(1).await
     }
 
-    /// As [`get_job`](Queue::get_job), for a caller that would like `wanted`.
+    /// As [`get_job`](Queue::get_job), for a caller that wants `wanted` jobs.
     pub(crate) async fn wait_for_job(&self, wanted: usize) -> Result<Job> {
         self.inner.driver.want();
         let slot = self.inner.shared.take(wanted).await?;
         Ok(self.job(slot))
     }
 
-    /// Takes a job if one is ready, and never waits. `None` says that there is none yet: a queue that has just joined
-    /// its group, or whose tasks were all handed out, needs a moment to lease the next ones, which this call asks for.
+    /// Takes a job if one is ready, without waiting. `None` means that there is none yet: a queue that has just joined
+    /// its group, or that has handed out all its jobs, needs a moment to lease the next ones, which this call requests.
     ///
     /// # Errors
     /// As [`get_job`](Queue::get_job).
@@ -125,15 +120,14 @@ impl Queue {
         Ok(ready)
     }
 
-    /// A job that is ready.
+    /// Returns a ready job.
     pub(crate) fn ready_job(&self) -> Result<Option<Job>> {
         let ready = self.inner.shared.try_take()?;
         Ok(ready.map(|slot| self.job(slot)))
     }
 
-    /// Waits for a job, then takes those that are ready as well, `max` in all. `max` of zero returns none, at once.
-    ///
-    /// *Cancel-safety:* as of [`get_job`](Queue::get_job).
+    /// Waits for a job, then takes others that are ready, up to `max` in total. A `max` of zero returns none
+    /// immediately. *Cancel-safety:* as for [`get_job`](Queue::get_job).
     ///
     /// # Errors
     /// As [`get_job`](Queue::get_job).
@@ -141,7 +135,7 @@ impl Queue {
         if max == 0 {
             return Ok(Vec::new());
         }
-        // Nothing is awaited from then on, so a dropped future has taken nothing.
+        // Nothing is awaited after this, so a dropped future has taken nothing.
         let mut jobs = vec![self.wait_for_job(max).await?];
         while jobs.len() < max
             && let Ok(Some(job)) = self.ready_job()
@@ -156,8 +150,8 @@ impl Queue {
         Job::new(slot, self.inner.shared.clone())
     }
 
-    /// Returns what this process's part of the queue is doing. It looks at every record that is read and not finished:
-    /// a few times per minute is cheap. Cancel-safe.
+    /// Returns statistics of this process's share of the queue. It visits every unfinished record that was read:
+    /// calling it a few times per minute is cheap. Cancel-safe.
     pub async fn stats(&self) -> QueueStats {
         let shared = &self.inner.shared;
         let machine = shared.machine_stats().await;
@@ -165,29 +159,29 @@ impl Queue {
         QueueStats::new(machine, &shared.counters, publishes, shared.counter.demand())
     }
 
-    /// Looks at tasks and cancels them.
+    /// Returns a handle to query and cancel tasks.
     #[must_use]
     pub fn jobs(&self) -> JobController {
         self.inner.jobs.clone()
     }
 
-    /// Locks of keys, over all processes of the queue and its group. They don't end with the queue.
+    /// Returns locks per key, across all processes of the queue and its group. They outlive the queue.
     #[must_use]
     pub fn key_locks(&self) -> KeyLocks {
         self.inner.locks.clone()
     }
 
-    /// Stops taking tasks, gives back what nobody has got yet, waits for running jobs until `limit` has passed, and
-    /// leaves the group. Every `get_job` fails with `Closed` from now on. Calling it again is harmless; the shortest
-    /// limit counts.
+    /// Stops taking tasks, gives back what was not handed out, waits for running jobs until `limit` has passed, and
+    /// leaves the group. From now on, `get_job` fails with `Closed`. Calling it again is harmless; the shortest limit
+    /// counts.
     ///
     /// The broker and the store are not closed, since other queues may share them.
     ///
     /// *Cancel-safety:* once polled, the queue shuts down, even if the future is dropped.
     ///
     /// # Errors
-    /// `Timeout` if jobs were still running: their tasks are handed out again when their leases end. Otherwise
-    /// what has ended the reading of the log before.
+    /// `Timeout` if jobs were still running: their tasks are handed out again when their leases expire. Otherwise the
+    /// error that stopped reading the log before.
     pub async fn shutdown(&self, limit: Duration) -> Result<()> {
         self.inner.driver.stop(limit).await
     }

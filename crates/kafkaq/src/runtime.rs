@@ -1,9 +1,9 @@
-//! Where publishing runs.
+//! The runtime for publishing.
 //!
-//! The callers of a publisher share its lines and the client's connections, while their own runtimes come and go,
-//! stand still between two calls, or don't exist. So nothing that they share may depend on the caller's runtime. It
-//! lives on the runtime that the publisher was built on, if that has threads of its own, and when that is gone, or has
-//! none, on a thread that belongs to the process.
+//! The callers of a publisher share its lines and the client's connections, while their own runtimes come and go, are
+//! idle between two calls, or don't exist. So nothing that they share may depend on the caller's runtime. It runs on
+//! the runtime that the publisher was built on if that has threads of its own; if it has none, or is gone, on a thread
+//! that belongs to the process.
 
 use crate::sync::lock;
 use kafkaq_core::{Error, ErrorKind, Result};
@@ -41,10 +41,10 @@ fn own() -> Result<Handle> {
     Ok(handle)
 }
 
-/// Where a publisher's requests run.
+/// The runtime for a publisher's requests.
 #[derive(Debug)]
 pub(crate) struct Home {
-    /// The runtime that the publisher was built on, if it runs by itself: no thread hands over to another then.
+    /// The runtime that the publisher was built on, if it runs by itself: that avoids a thread change.
     built_on: Option<(Handle, AbortHandle)>,
     gone: Arc<AtomicBool>,
     own: Handle,
@@ -68,12 +68,12 @@ impl Drop for Home {
 }
 
 impl Home {
-    /// Finds one for a publisher that is built here.
+    /// Finds a home for a publisher that is built here.
     ///
     /// # Errors
-    /// `Unavailable` when the system gives no thread.
+    /// `Unavailable` if the system can't start a thread.
     pub(crate) fn find() -> Result<Self> {
-        // A current-thread runtime stands still whenever nobody blocks on it.
+        // A current-thread runtime makes no progress unless somebody blocks on it.
         let runs_by_itself = |handle: &Handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread;
         let (own, gone) = (own()?, Arc::new(AtomicBool::new(false)));
         let built_on = Handle::try_current().ok().filter(runs_by_itself).map(|handle| {
@@ -94,7 +94,7 @@ impl Home {
         }
     }
 
-    /// Whether it has threads beside the caller's for requests.
+    /// Whether requests can run on threads other than the caller's.
     pub(crate) fn has_threads(&self) -> bool {
         self.built_on.is_some() && !self.gone.load(Ordering::Relaxed)
     }
@@ -105,24 +105,24 @@ impl Home {
     }
 
     /// Polls a future once on the caller's thread, but in the context of the home, so that its timers and connections
-    /// belong there. What needs no waiting, such as a log in memory, is done by that, without a change of threads; and
-    /// under the paused clock of a test without the time going on.
+    /// belong there. What doesn't have to wait, such as a log in memory, is done with that, without a thread change,
+    /// and without advancing a test's paused clock.
     pub(crate) fn poll_here<F: Future + ?Sized>(&self, future: Pin<&mut F>) -> Poll<F::Output> {
         let _context = self.handle().enter();
         future.poll(&mut Context::from_waker(Waker::noop()))
     }
 
-    /// Runs a future in the background, whatever becomes of the caller. It is dropped if the home goes away.
+    /// Runs a future in the background, independently of the caller. It is dropped if the home goes away.
     pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
         drop(self.handle().spawn(future));
     }
 
-    /// Runs a future in the background, whatever becomes of any other runtime.
+    /// Runs a future in the background, independently of any other runtime.
     pub(crate) fn spawn_apart(&self, future: impl Future<Output = ()> + Send + 'static) {
         drop(self.own.spawn(future));
     }
 
-    /// Runs a future at home and returns its output. When it is dropped, the future runs on.
+    /// Runs a future at home and returns its output. If this is dropped, the future continues.
     ///
     /// # Errors
     /// When the future panics, or the home goes away.

@@ -1,4 +1,4 @@
-//! What a queue is doing, in figures.
+//! Statistics of a queue.
 
 use crate::{driver::wall_now, telemetry::CallMeter};
 use kafkaq_core::{Wall, machine};
@@ -10,33 +10,33 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What this process's part of a queue is doing: by [`Queue::stats`](crate::Queue::stats).
+/// Statistics of this process's share of a queue, returned by [`Queue::stats`](crate::Queue::stats).
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct QueueStats {
     /// The partitions that this process reads, of the task topic and of the wait topic.
     pub partitions: Vec<PartitionStats>,
-    /// Jobs that callers of `get_job` and `get_jobs` wait for.
+    /// Jobs that callers of `get_job` and `get_jobs` are waiting for.
     pub waiting: usize,
-    /// Jobs that are leased and that nobody has taken yet.
+    /// Jobs that are leased but not handed out yet.
     pub ready: usize,
-    /// Jobs that were taken and have not ended.
+    /// Jobs that were handed out and have not ended.
     pub held: usize,
-    /// Tasks that were handed out before and that are leased again when somebody asks for a job.
+    /// Tasks that were handed out before and are leased again once somebody asks for a job.
     pub redeliveries: usize,
-    /// Copies and dead letters that are to be appended to the log.
+    /// Copies and dead letters that wait to be appended to the log.
     pub appending: usize,
-    /// Leases that were read from the store.
+    /// Reads of leases from the store.
     pub store_reads: CallStats,
-    /// Leases that were written to the store.
+    /// Writes of leases to the store.
     pub store_swaps: CallStats,
-    /// Locks of keys that were taken, renewed and given back.
+    /// Key locks that were taken, renewed and released.
     pub lock_swaps: CallStats,
-    /// Records that this process has published.
+    /// Records that this process published.
     pub publishes: CallStats,
-    /// Copies of tasks that wait or run, and dead letters, that were appended to the log.
+    /// Copies of waiting and running tasks, and dead letters, that were appended to the log.
     pub copies: CallStats,
-    /// Offsets that were committed.
+    /// Committed offsets.
     pub commits: CallStats,
 }
 
@@ -44,23 +44,24 @@ pub struct QueueStats {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct PartitionStats {
-    /// Its topic: the task topic, or the wait topic, where most records wait for their time.
+    /// Its topic: the task topic, or the wait topic, where most records are waiting for their time.
     pub topic: Arc<str>,
     /// Its number.
     pub partition: i32,
     /// The offset of the oldest record that is not finished, or of the next one to read. `None` until some were read.
     pub position: Option<i64>,
     /// How many records are not finished, including those that are not read yet. `None` until some were read, or if the
-    /// log doesn't tell where it ends; it is told with the records, so the figure is as old as the last of them.
+    /// log doesn't report where it ends; that is reported with the records, so the figure is as old as the last of
+    /// them.
     pub lag: Option<u64>,
-    /// How long ago the oldest record was appended that was read and is not finished.
+    /// The age of the oldest unfinished record that was read.
     pub oldest: Option<Duration>,
     /// Records that were read and whose turn has not come.
     pub queued: usize,
-    /// Records that are being considered, or whose jobs are ready or run.
+    /// Records that are being considered, or whose jobs are ready or running.
     pub in_flight: usize,
-    /// Whether no more is read for now: too much is not finished, or what follows in the wait topic is not due soon. The
-    /// lag is then as old as what was read last.
+    /// Whether reading is paused: too much is unfinished, or what follows in the wait topic is not due soon. The lag is
+    /// then as old as the last record that was read.
     pub paused: bool,
 }
 
@@ -114,11 +115,11 @@ pub struct CallStats {
     pub under_way: usize,
     /// Calls that have returned.
     pub calls: u64,
-    /// What these were about: leases, records, partitions.
+    /// Their items: leases, records, partitions.
     pub items: u64,
-    /// The items among them that have failed. Most are tried again.
+    /// The items among them that failed. Most are retried.
     pub failed: u64,
-    /// How long these calls took, all together.
+    /// The total duration of these calls.
     pub time: Duration,
 }
 
@@ -134,7 +135,7 @@ pub(crate) struct CallCounter {
 }
 
 impl CallCounter {
-    /// Counts what metrics know as `call`.
+    /// Counts calls with this value of the metrics label `call`.
     pub(crate) fn new(queue: &str, call: &'static str) -> Self {
         CallCounter {
             under_way: AtomicUsize::default(),
@@ -146,7 +147,7 @@ impl CallCounter {
         }
     }
 
-    /// A call begins. Returns when, for [`CallCounter::ended`].
+    /// Starts a call. Returns the time, for [`CallCounter::ended`].
     pub(crate) fn begun(&self) -> Instant {
         self.under_way.fetch_add(1, Ordering::Relaxed);
         Instant::now()

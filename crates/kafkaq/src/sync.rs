@@ -1,4 +1,4 @@
-//! Locking and giving way, in one place.
+//! Locking and yielding.
 
 use std::{
     future::poll_fn,
@@ -6,14 +6,14 @@ use std::{
     task::Poll,
 };
 
-/// Locks even if a thread has panicked while it held the lock: no critical section of this crate leaves a value half
-/// changed.
+/// Locks even if a thread panicked while holding the lock: no critical section of this crate leaves a value in an
+/// inconsistent state.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Gives way to whatever else is ready on this thread. It works outside of any runtime, polls no driver, and leaves the task
-/// where another thread may take it.
+/// Yields to whatever else is ready on this thread. It works outside of any runtime, polls no driver, and allows
+/// another thread to take the task.
 pub(crate) async fn yield_once() {
     let mut yielded = false;
     poll_fn(|cx| {

@@ -1,4 +1,4 @@
-//! Ids that every process makes alike, of a name and a time.
+//! Ids that every process derives in the same way from a name and a time.
 
 use kafkaq_core::{Result, TaskId, Wall};
 

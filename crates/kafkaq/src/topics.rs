@@ -1,4 +1,4 @@
-//! The three topics of a queue: how they are made, and whether what is there keeps the promise.
+//! The three topics of a queue: creates missing ones, and checks that existing ones keep the promise.
 
 use crate::config::{Config, HEADROOM};
 use kafkaq_core::{Error, ErrorKind, Log, Result, TopicInfo, TopicSpec, machine::Ladder};
@@ -21,8 +21,8 @@ pub(crate) struct Topics {
     pub(crate) dead_partitions: i32,
 }
 
-/// Creates the task topic if it is missing, and judges it. That is all that a publisher needs: what waits and what is
-/// dead belongs to a group.
+/// Creates the task topic if it is missing, and checks it. A publisher needs no other: waiting tasks and dead letters
+/// belong to a group.
 ///
 /// # Errors
 /// The log's own, and `Misconfigured` for a topic that would lose tasks.
@@ -31,12 +31,12 @@ pub(crate) async fn ensure_task(log: &dyn Log, config: &Config) -> Result<TaskTo
     Ok(TaskTopic { name: task.name, partitions: task.partitions })
 }
 
-/// Creates a group's topics where they are missing, and judges them.
+/// Creates missing topics of a group, and checks all of them.
 ///
 /// # Errors
 /// The log's own, and `Misconfigured` for a topic that would lose tasks or let them wait too long.
 pub(crate) async fn ensure(log: &dyn Log, config: &Config) -> Result<Topics> {
-    // The task topic first: the others have to take larger records than it does.
+    // The task topic first: the others have to accept larger records than it does.
     let task = task(log, config).await?;
     let record = task.max_record_bytes.unwrap_or_default().max(config.max_task_bytes + HEADROOM);
     let mut others =
@@ -91,8 +91,8 @@ fn task_spec(config: &Config) -> TopicSpec {
     spec
 }
 
-/// `record` is the largest record of the task topic. A copy is larger, by its headers. Retention must not delete what
-/// waits, by time or by size, and the time of a copy counts from when it was made.
+/// `record` is the largest record of the task topic. A copy is larger because of its headers. Retention must not delete
+/// what waits, by time or by size, and the time of a copy counts from when it was made.
 fn wait_spec(config: &Config, record: usize) -> TopicSpec {
     let lanes = Ladder::lanes(config.max_delay);
     let mut spec = TopicSpec::new(config.wait_topic());
@@ -130,19 +130,18 @@ fn judge_any(topic: &TopicInfo) -> Result<()> {
     Ok(())
 }
 
-/// An operator may want a bounded topic, so a short retention is only warned of; but not one that is shorter than the
-/// workers may be away, which no operator can want.
+/// An operator may want a bounded topic, so a short retention only causes a warning; but one that is shorter than
+/// workers may be down can't be intended.
 fn judge_task(config: &Config, task: &TopicInfo) -> Result<Vec<String>> {
     if let Some(limit) = task.max_record_bytes {
         let needs = config.max_task_bytes + HEADROOM;
         if limit < needs {
-            return Err(misconfigured(task, &format!("takes records of {limit} bytes at most")).with_advice(
-                format!(
+            return Err(misconfigured(task, &format!("accepts records of at most {limit} bytes"))
+                .with_advice(format!(
                     "Set max.message.bytes={needs} or more ({}), or a max_task_bytes of {} or less",
                     alter(task, &format!("max.message.bytes={needs}")),
                     limit.saturating_sub(HEADROOM)
-                ),
-            ));
+                )));
         }
     }
     let mut warnings = Vec::new();
@@ -186,7 +185,7 @@ fn judge_size_of_copies(task: &TopicInfo, copies: &TopicInfo) -> Result<()> {
         return Ok(());
     }
     let what = format!(
-        "takes records of {limit} bytes at most, so that not every task of {} can be copied to it",
+        "accepts records of at most {limit} bytes, so not every task of {} can be copied to it",
         task.name
     );
     wrong(copies, &what, &format!("max.message.bytes={needs}"))
@@ -244,7 +243,7 @@ fn judge_dead(config: &Config, dead: &TopicInfo) -> Vec<String> {
     warnings
 }
 
-/// As Kafka writes it: -1 is for ever.
+/// As Kafka writes it: -1 is forever.
 fn millis(retention: Duration) -> i64 {
     if retention == Duration::MAX { -1 } else { i64::try_from(retention.as_millis()).unwrap_or(-1) }
 }
@@ -272,7 +271,7 @@ mod tests {
     use async_trait::async_trait;
     use kafkaq_core::{NewRecord, Partition};
 
-    /// Makes every topic exactly as specified, except for what the test changes.
+    /// Creates every topic exactly as specified, except for what the test changes.
     #[derive(Debug)]
     struct Fake(fn(&mut TopicInfo));
 
@@ -379,7 +378,7 @@ mod tests {
                     t.partitions -= 1;
                 }
             }),
-            // A copy is larger than its record, so as much as the task topic takes is not enough.
+            // A copy is larger than its record, so the task topic's limit is not enough.
             ("max.message.bytes=1065536", |t| {
                 if of(".wait", t) {
                     t.max_record_bytes = Some(1_000_000);

@@ -1,4 +1,4 @@
-//! What users see when a broker breaks down: an error that says so, and nobody who waits for ever.
+//! What users see when a broker fails: an error that says so, and no caller that waits forever.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 

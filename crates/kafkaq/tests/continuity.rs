@@ -1,5 +1,5 @@
-//! How a cursor stands to a log that was cut, recreated, or has lost its beginning: on the log in memory, also when it
-//! answers with nothing, or changes between two looks at it.
+//! How a cursor relates to a log that was truncated, recreated, or has lost its beginning: on the log in memory, also
+//! when it answers with nothing, or changes between two looks at it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use async_trait::async_trait;

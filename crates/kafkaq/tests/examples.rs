@@ -1,4 +1,4 @@
-//! The examples that end by themselves.
+//! Runs the examples that end by themselves.
 
 #![allow(clippy::unwrap_used, dead_code)]
 

@@ -1,4 +1,4 @@
-//! One task at a time per key, over several workers.
+//! One task at a time per key, across several workers.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -240,8 +240,8 @@ async fn task_without_a_key_is_executed_as_ever() {
     drop(worker);
 }
 
-/// However long a key is busy: it costs its tasks no failure and, with so few hand-outs, no life; and those of other keys
-/// are executed meanwhile.
+/// However long a key is busy: it costs its tasks no failure and, with so few hand-outs, no life; and those of other
+/// keys are executed meanwhile.
 #[tokio::test(start_paused = true)]
 async fn key_that_is_busy_for_a_day_kills_no_task_and_stops_no_other() {
     let (servers, seen) = (Servers::default(), Seen::default());

@@ -1,4 +1,4 @@
-//! The guides and their picture, held against what they speak of.
+//! Checks the guides and their picture against the code.
 
 #![allow(clippy::unwrap_used)]
 
@@ -8,12 +8,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What stands between `open` and the next `close`, each time.
+/// Every text between `open` and the next `close`.
 fn between<'a>(text: &'a str, open: &'a str, close: &'a str) -> impl Iterator<Item = &'a str> {
     text.split(open).skip(1).filter_map(move |rest| Some(rest.split_once(close)?.0))
 }
 
-/// What stands between two marks of a pair.
+/// Every text between a pair of marks.
 fn quoted(text: &str, mark: char) -> impl Iterator<Item = &str> {
     text.split(mark).skip(1).step_by(2)
 }
@@ -33,7 +33,7 @@ fn picture_and_its_source_have_the_same_labels() {
 #[test]
 fn lines_of_the_log_that_the_guide_explains_are_in_the_sources() {
     let guide = include_str!("../docs/operations.md");
-    let table = guide.split("## What a line in the log means").nth(1).unwrap().split("\n## ").next().unwrap();
+    let table = guide.split("## What log messages mean").nth(1).unwrap().split("\n## ").next().unwrap();
     let rows =
         table.lines().filter(|row| ["| error |", "| warn |", "| info |"].iter().any(|l| row.starts_with(l)));
     let mut lines = Vec::new();

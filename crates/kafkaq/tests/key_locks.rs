@@ -1,4 +1,4 @@
-//! Locks of keys over several processes, in virtual time.
+//! Key locks across several processes, in virtual time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

@@ -1,4 +1,4 @@
-//! Layers of tower around the handlers of a worker.
+//! Tower layers around the handlers of a worker.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 

@@ -1,5 +1,5 @@
-//! A consumer group over a log without one, when topics are deleted, recreated, cut, and lose their beginning. Whatever
-//! is in the log that is there is read, and the operator is told once.
+//! A consumer group over a log without one, when topics are deleted, recreated, truncated, and lose their beginning.
+//! Whatever is in the log that is there is read, and the operator is told once.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod leased;
@@ -262,7 +262,7 @@ async fn a_deleted_topic_is_reported_and_not_made_again_and_read_when_it_is_back
     within(SEC * 12, "its partitions are lost", || view.held() == 0).await;
     assert_eq!(view.told("The topic was deleted"), 1, "{:?}", view.0.lock().unwrap().errors);
     sleep(SEC * 121).await;
-    assert_eq!(view.told("The topic was deleted"), 3, "once a minute");
+    assert_eq!(view.told("The topic was deleted"), 3, "once per minute");
     assert!(log.now().describe_topics(&["t".into()]).await.unwrap()[0].is_none(), "nobody has made it");
     assert!(log.made.lock().unwrap().iter().all(|topic| **topic == *"g.cursors"));
     create(&log.now(), 3).await;

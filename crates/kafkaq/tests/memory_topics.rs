@@ -1,4 +1,4 @@
-//! What the log in memory and its groups do when a topic is deleted and recreated, cut, or loses its beginning.
+//! The in-memory log and its groups when a topic is deleted and recreated, truncated, or loses its beginning.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use futures_util::{FutureExt, StreamExt};

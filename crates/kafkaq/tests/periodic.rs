@@ -1,4 +1,4 @@
-//! Periodic tasks over several processes, in virtual time.
+//! Periodic tasks across several processes, in virtual time.
 
 #![cfg(feature = "cron")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]

@@ -1,4 +1,4 @@
-//! Publishing from wherever callers are: runtimes that come and go or stand still, and no runtime at all.
+//! Publishing from any kind of caller: runtimes that come and go or are idle, and no runtime at all.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

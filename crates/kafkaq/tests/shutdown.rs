@@ -1,4 +1,4 @@
-//! What a queue that shuts down waits for.
+//! What a shutdown waits for.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

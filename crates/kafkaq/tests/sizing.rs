@@ -1,4 +1,4 @@
-//! The formulas and tables of `docs/sizing.md`, held against the queue.
+//! Checks the formulas and tables of `docs/sizing.md` against the queue.
 
 #![allow(clippy::unwrap_used)]
 

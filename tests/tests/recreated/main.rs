@@ -1,4 +1,4 @@
-//! A task topic that becomes another under the queue's processes: deleted and recreated while tasks are published, or
+//! A task topic that is replaced under the queue's processes: deleted and recreated while tasks are published, or
 //! with the end of its log cut off while the broker is down. Whatever the log has afterwards is executed.
 
 #![allow(

@@ -1,4 +1,4 @@
-//! What the worker can do, each on two pairs of real servers: `rdkafka_redis::batch`.
+//! The worker's features, each on two pairs of real servers: `rdkafka_redis::batch`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 

@@ -223,7 +223,7 @@ async fn watchdog(pair: &Pair) {
     until("its line", || is_logged(&["handlers block all threads", "2 of `number`"])).await;
     until("the ends of their first leases", || begun.elapsed() >= LEASE + 2 * SECOND).await;
     is_over.store(true, SeqCst);
-    until("the line that follows", || is_logged(&["threads of the worker run again"])).await;
+    until("the line that follows", || is_logged(&["threads are free again"])).await;
     for id in ids {
         until_status(&queue, &id.unwrap(), JobStatus::Done).await;
     }

@@ -1,7 +1,7 @@
-//! Whether every block of Rust in a document is compiled by the tests: what isn't drifts.
+//! Checks that every block of Rust in a document is compiled by the tests, or it would become stale.
 //!
-//! Rustdoc takes the blocks of a document for tests where a crate includes it as documentation. Blocks that it ignores
-//! are somebody else's: of a test that includes the document, to build what a reader would build from it.
+//! Rustdoc turns the blocks of a document into tests if a crate includes it as documentation. Blocks that it ignores
+//! belong to a test that includes the document, to build what a reader would build from it.
 
 use std::collections::HashSet;
 use std::fs;
@@ -9,10 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use super::sources;
-
-/// Neither is written by people.
-const NOT_OURS: &[&str] = &["target", ".services", ".git"];
+use super::sources::{self, NOT_OURS};
 
 /// # Errors
 /// Names the documents with blocks that nobody compiles.

@@ -1,4 +1,4 @@
-//! What cargo has built to be run: the test binaries, and the quickstart.
+//! Executables that cargo has built: the test binaries, and the quickstart.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -12,10 +12,10 @@ use xtask::command::run;
 use super::metadata::packages;
 use super::suites::{Kind, Suite};
 
-/// librdkafka 2.12.1 reads memory that it has not written when partitions without a leader are told of beside others:
-/// while a topic is recreated or a broker comes back (confluentinc/librdkafka#5280). Filled like this, it is a
-/// partition number that no topic has, which the client ignores; as it was left by others, it ends the process. The
-/// small blocks that glibc keeps for each thread are not filled, and this one is larger.
+/// librdkafka 2.12.1 reads uninitialized memory when a response contains partitions both with and without a leader:
+/// while a topic is recreated or a broker comes back (confluentinc/librdkafka#5280). With this filling, it reads a
+/// partition number that no topic has, which the client ignores; otherwise it may crash the process. The small blocks
+/// that glibc caches per thread are not filled, but this one is larger.
 const FILLED_MEMORY: (&str, &str) =
     ("GLIBC_TUNABLES", "glibc.malloc.tcache_max=256:glibc.malloc.perturb=128");
 

@@ -1,9 +1,9 @@
-//! Whether each feature of each crate compiles alone, as `cargo hack --each-feature` would see it.
+//! Checks that each feature of each crate compiles alone, like `cargo hack --each-feature`.
 //!
-//! Of the published crates: nobody depends on the others, and the lints see all of their features. A feature is checked
-//! with its own crate's dependencies only: beside others it would find what it forgot to ask for.
-//! So most dependencies are checked with several sets of features, and this step costs what it costs. It shares the
-//! profile, the target folder and all compiled C code with the lints, and what it knows already it doesn't check again.
+//! Only for published crates: nobody depends on the others, and the lints cover all of their features. A feature is
+//! checked only with its own crate's dependencies: with others it would find what it forgot to request. So most
+//! dependencies are checked with several sets of features, which takes a while. It shares the profile, the target
+//! folder and all compiled C code with the lints, and doesn't repeat what is up to date.
 
 use anyhow::{Result, bail};
 use serde_json::Value;
@@ -12,7 +12,7 @@ use xtask::command::{run, shown};
 use super::metadata::packages;
 use crate::cargo;
 
-/// Ways to build librdkafka that are rdkafka's own to check, and need libraries that are not everywhere.
+/// Ways to build librdkafka that are up to rdkafka to check, and need libraries that may be missing.
 const NATIVE: &[&str] = &[
     "cmake-build",
     "dynamic-linking",
@@ -28,7 +28,7 @@ const NATIVE: &[&str] = &[
 /// Checks every published crate without features and with each one alone.
 ///
 /// # Errors
-/// Names all that don't compile, with the command that shows it.
+/// Lists all that don't compile, with the command that shows it.
 pub(super) fn check_each() -> Result<()> {
     let mut failed = Vec::new();
     for (package, feature) in alone(&packages("--no-deps")?) {
@@ -43,7 +43,7 @@ pub(super) fn check_each() -> Result<()> {
     if failed.is_empty() { Ok(()) } else { bail!("these fail:\n{}", failed.join("\n")) }
 }
 
-/// What there is to check: a package, and a feature or none.
+/// An item to check: a package, and a feature or none.
 fn alone(packages: &[Value]) -> Vec<(String, Option<String>)> {
     packages
         .iter()

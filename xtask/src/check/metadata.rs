@@ -8,10 +8,10 @@ use xtask::command::capture;
 
 use crate::cargo;
 
-/// Sees to it that no dependency asks for a newer Rust than the workspace states: else its statement is untrue.
+/// Checks that no dependency requires a newer Rust than the workspace states.
 ///
 /// # Errors
-/// Names the dependencies that ask for more.
+/// Lists the dependencies that require more.
 pub(super) fn check_rust_version() -> Result<()> {
     let too_new = too_new(&packages("--all-features")?)?;
     ensure!(too_new.is_empty(), "these need a newer Rust than rust-version states: {}", too_new.join(", "));

@@ -1,9 +1,10 @@
-//! `cargo xtask test`: everything that must hold. What fails is noted and told at the end, with the command that
-//! repeats it; what doesn't depend on it is still run, and the servers are always ended.
+//! `cargo xtask test`: all checks. Failures are reported at the end, with the command that repeats them; what doesn't
+//! depend on them still runs, and the servers are always stopped.
 //!
 //! All steps that build the workspace choose the same features and the same profile, so that the C library and the
 //! dependencies are built once.
 
+mod architecture;
 mod blocks;
 mod built;
 mod features;
@@ -37,10 +38,10 @@ use suites::{Kind, Place, Suite};
 const FEATURES: &str = "kafkaq/full,kafkaq/cron,kafkaq/metrics,kafkaq/msgpack,kafkaq/spans,kafkaq/testing,\
      kafkaq/tower,kafkaq-etcd/tls,kafkaq-redis/tls,kafkaq-rskafka/tls,kafkaq-tests/mimalloc";
 
-/// What starts containers is built for the tests only where we start them, since so do they. Looked at it is always.
+/// The code that starts containers is built for the tests only if we start them too. It is always linted.
 const CONTAINERS: &str = "xtask/containers";
 
-/// Packages of which no test meets a server.
+/// Packages whose tests need no server.
 const WITHOUT_SERVERS: &[&str] = &[
     "kafkaq",
     "kafkaq-compile-fail",
@@ -71,11 +72,11 @@ fn tests(command: &[&str]) -> Command {
 pub(crate) struct Options {
     /// No servers, no documentation.
     pub(crate) quick: bool,
-    /// Nothing but this test binary, or of it this test.
+    /// Only this test binary, or one test of it.
     pub(crate) only: Option<Only>,
-    /// Nothing but the matrix, and of it the pairs of these.
+    /// Only the matrix, and only the pairs of these backends.
     pub(crate) backends: Option<Backends>,
-    /// What runs in Kafka's place: itself, or Redpanda.
+    /// Kafka, or Redpanda in its place.
     pub(crate) kafka: Service,
 }
 
@@ -85,7 +86,7 @@ impl Default for Options {
     }
 }
 
-/// A part of all that is checked, as a failure is told.
+/// A part of the checks, as named in failures.
 #[derive(Debug)]
 pub(crate) enum Only {
     Step(Step),
@@ -124,10 +125,10 @@ impl std::str::FromStr for Only {
     }
 }
 
-/// Runs every check, or those that were asked for.
+/// Runs all checks, or the requested ones.
 ///
 /// # Errors
-/// When one fails, or at an interrupt; by then the servers are down again.
+/// If one fails, or on an interrupt; by then the servers are down again.
 pub(crate) fn everything(options: &Options) -> Result<()> {
     if let Some(Only::Step(step)) = options.only {
         prerequisites::ensure(&prerequisites::build_tools())?;
@@ -142,7 +143,7 @@ pub(crate) fn everything(options: &Options) -> Result<()> {
     prerequisites::ensure_space(target.as_deref().unwrap_or(xtask::root()))?;
 
     let mut check = Check { report: Report::default(), options, dir };
-    // Without them nothing says anything about the project.
+    // Without them no check is meaningful.
     if check.report.step("prerequisites", || prerequisites(options)) {
         check.all();
     }
@@ -150,11 +151,11 @@ pub(crate) fn everything(options: &Options) -> Result<()> {
     check.report.verdict()
 }
 
-/// A run under way.
+/// A run in progress.
 struct Check<'a> {
     report: Report,
     options: &'a Options,
-    /// Where its servers live, and what it leaves to read.
+    /// The folder of its servers and output.
     dir: PathBuf,
 }
 
@@ -198,7 +199,7 @@ impl Check<'_> {
         self.report.step(step.name(), || step.run());
     }
 
-    /// All unit tests, and what else the crates have that meet no server.
+    /// All unit tests, and all other tests of the crates that need no server.
     fn quick_tests(&mut self) {
         let mut which = vec!["--lib".to_owned(), "--bins".to_owned()];
         let integration = metadata::integration_tests(WITHOUT_SERVERS).unwrap_or_default();
@@ -212,7 +213,7 @@ impl Check<'_> {
         self.run("tests", suites, &[], &[]);
     }
 
-    /// Tests on servers of their own: all, or of what these options of cargo build that which was asked for.
+    /// Runs tests on their own servers: all, or the requested ones of what these cargo options build.
     fn on_servers(&mut self, which: &[String], services: &[Service], env: &[(&'static str, String)]) {
         let mut suites = self.built(which);
         let quickstart = self.put_aside(suites.quickstart.take());
@@ -225,7 +226,7 @@ impl Check<'_> {
         }
         let all = which.is_empty();
         if all {
-            // They keep busy whatever the tests leave idle.
+            // They use the CPU time that the tests leave idle.
             for step in Step::LONG {
                 match step.suite() {
                     Ok(suite) => suites.push(suite),
@@ -256,7 +257,7 @@ impl Check<'_> {
     }
 
     fn built(&mut self, which: &[String]) -> Built {
-        // The first builds what the second does, but what doesn't compile keeps nothing else from being built.
+        // The first builds the same as the second, but a compile error doesn't stop the rest.
         let all: &[&str] = &["build", "--workspace", "--tests", "--examples", "--keep-going"];
         let mut cargo = tests(if which.is_empty() { all } else { &["test", "--workspace", "--no-run"] });
         cargo.args(which);
@@ -266,7 +267,7 @@ impl Check<'_> {
         built
     }
 
-    /// What is built later without features has the same name.
+    /// A later build without features has the same name.
     fn put_aside(&mut self, quickstart: Option<PathBuf>) -> Option<PathBuf> {
         let aside = self.dir.join("quickstart");
         match fs::copy(quickstart?, &aside) {
@@ -278,7 +279,7 @@ impl Check<'_> {
         }
     }
 
-    /// Starts servers afresh, and puts into `env` where they are. The one in Kafka's place goes by its name.
+    /// Starts new servers, and puts their addresses into `env`. The one in Kafka's place uses its name.
     fn up(&mut self, own: &Services, services: &[Service], env: &mut Vec<(&'static str, String)>) -> bool {
         let started = services.iter().map(|&service| self.in_place_of(service)).collect::<Vec<_>>();
         self.report.step("services up", || {
@@ -313,7 +314,7 @@ impl Check<'_> {
 
     /// As the README has it, but built with everything else.
     fn quickstart(&mut self, program: Option<PathBuf>, env: &[(&'static str, String)]) {
-        // Else its build has failed, which was told.
+        // Otherwise its build has failed, which was reported.
         let Some(program) = program else { return };
         self.report.step("quickstart on Kafka and Redis", || {
             let mut quickstart = Command::new(program);
@@ -327,7 +328,7 @@ impl Check<'_> {
     }
 }
 
-/// The blocks of Rust in documents and comments; cargo builds and runs them. None meets a server.
+/// The blocks of Rust in documents and comments, which cargo builds and runs. None needs a server.
 fn documents() -> Suite {
     let command = tests(&["test", "--doc", "--workspace", "--no-fail-fast"]);
     Suite { name: "documents".to_owned(), kind: Kind::Documents, command }
@@ -341,7 +342,7 @@ fn prerequisites(options: &Options) -> Result<()> {
     let mut tools = prerequisites::build_tools();
     if !options.quick {
         tools.push(KCAT);
-        // What tests start with options of their own is a process, also where the others are containers.
+        // Servers that tests start with custom options are processes, even if the others are containers.
         tools.extend([prerequisites::REDIS, prerequisites::ETCD]);
         tools.extend(Service::ALL.iter().flat_map(|service| service.tools()));
     }

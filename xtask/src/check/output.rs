@@ -1,8 +1,8 @@
-//! What test binaries print at their end.
+//! Parses the final output of test binaries.
 
 use std::time::Duration;
 
-/// How many tests did what.
+/// Counts of test outcomes.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Tally {
     pub(super) passed: u64,
@@ -31,7 +31,7 @@ impl Tally {
         self.ignored += other.ignored;
     }
 
-    /// As a test binary says it.
+    /// As a test binary prints it.
     pub(super) fn line(self, all_well: bool, took: Duration) -> String {
         let Self { passed, failed, ignored } = self;
         let word = if all_well { "ok" } else { "FAILED" };

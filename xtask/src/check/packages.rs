@@ -1,9 +1,9 @@
-//! What the published crates consist of.
+//! Checks the contents of the published packages.
 //!
-//! Every crate that is published is packed as `cargo publish` would, in order and without a network, and what is in the
-//! packages is looked at. They are not compiled from there (`--no-verify`): that would build every dependency with yet
-//! other features, for minutes, and what it could find beyond `each feature alone` is a file that is missing, which
-//! is looked for here.
+//! Every published crate is packed as by `cargo publish`, in order and without a network, and the contents of the
+//! packages are checked. They are not compiled (`--no-verify`): that would build every dependency with yet other
+//! features, for minutes, and would only find missing files beyond what the features check finds; those are checked
+//! here.
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};
@@ -18,12 +18,12 @@ use super::metadata::{self, packages};
 use super::sources;
 use crate::cargo;
 
-/// What every package has, and whose text it is if it is the same in all.
+/// Files that every package has, and their source if they are the same in all.
 const REQUIRED: &[(&str, Option<&str>)] =
     &[("README.md", None), ("LICENSE-MIT", Some("LICENSE-MIT")), ("LICENSE-APACHE", Some("LICENSE-APACHE"))];
 
 /// # Errors
-/// When a crate can't be packed, or its package lacks something.
+/// If a crate can't be packed, or its package lacks something.
 pub(super) fn check() -> Result<()> {
     let packages = packages("--no-deps")?;
     let published: Vec<_> = packages.iter().filter(|package| is_published(package)).collect();

@@ -1,4 +1,4 @@
-//! What each step came to, what it took, and how to repeat what failed.
+//! The outcome and duration of each step, and how to repeat failures.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use super::suites::{Outcome, Tally};
 /// How many of the slowest test binaries the summary names.
 const SLOWEST: usize = 10;
 
-/// Grows with each step; what fails is noted and the next step goes on.
+/// Grows with each step; failures are recorded, and the next step continues.
 #[derive(Debug, Default)]
 pub(super) struct Report {
     steps: Vec<Step>,
@@ -35,29 +35,28 @@ enum CameTo {
         took: Duration,
         cpu: Duration,
     },
-    /// It is missing from the summary's judgement, and the reason is told.
+    /// It was skipped, for this reason.
     Skipped(String),
 }
 
-/// Something that failed, as a person needs it to look further.
+/// A failure, with what is needed to investigate it.
 #[derive(Debug)]
 pub(super) struct Failure {
     pub(super) what: String,
     pub(super) why: String,
     /// The commands that repeat it alone.
     pub(super) again: Vec<String>,
-    /// What there is to read: output, and the folders of servers.
+    /// Files to read: output, and the folders of servers.
     pub(super) read: Vec<PathBuf>,
 }
 
 impl Report {
-    /// Runs a step. Returns whether it passed, for those that make no sense without it. After an interrupt nothing is
-    /// begun any more.
+    /// Runs a step. Returns whether it passed, for steps that depend on it. After an interrupt no step is started.
     pub(super) fn step(&mut self, name: &'static str, step: impl FnOnce() -> Result<()>) -> bool {
         check_interrupt().is_ok() && self.step_always(name, step)
     }
 
-    /// The same also after an interrupt: what tidies up.
+    /// The same, but also after an interrupt: for cleanup.
     pub(super) fn step_always(&mut self, name: &'static str, step: impl FnOnce() -> Result<()>) -> bool {
         let mut result = Ok(());
         self.measured(name, |_| {
@@ -72,7 +71,7 @@ impl Report {
         true
     }
 
-    /// Notes a failure outside of any step.
+    /// Records a failure outside of any step.
     pub(super) fn check(&mut self, holds: bool, why: impl FnOnce() -> String) {
         if !holds {
             let what = "test binary".to_owned();
@@ -80,7 +79,7 @@ impl Report {
         }
     }
 
-    /// Runs test binaries: `run` says what came of each. Returns whether all passed.
+    /// Runs test binaries: `run` returns their outcomes. Returns whether all passed.
     pub(super) fn suites(&mut self, name: &'static str, run: impl FnOnce() -> Vec<Outcome>) -> bool {
         check_interrupt().is_ok()
             && self.measured(name, |report| {
@@ -125,7 +124,7 @@ impl Report {
                 CameTo::Skipped(why) => println!("{name:<30}skipped: {why}"),
             }
         }
-        // What was ended has not failed by itself.
+        // What was interrupted has not failed by itself.
         if check_interrupt().is_ok() {
             self.print_suites();
             self.failures().for_each(Failure::print);
@@ -155,7 +154,7 @@ impl Report {
     }
 
     /// # Errors
-    /// When anything failed, and after an interrupt.
+    /// If anything failed, and after an interrupt.
     pub(super) fn verdict(&self) -> Result<()> {
         check_interrupt()?;
         let failed: Vec<_> = self.failures().map(|failure| failure.what.as_str()).collect();
@@ -198,7 +197,7 @@ pub(super) fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
 }
 
-/// What programs that have ended took of the processor.
+/// CPU time of programs that have ended.
 fn cpu_of_children() -> Duration {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN);
     let micros = usage.map_or(0, |usage| (usage.user_time() + usage.system_time()).num_microseconds());

@@ -1,4 +1,4 @@
-//! The files of the workspace, and what they include.
+//! The files of the workspace, and their includes.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// All files with an extension below a folder, but not in folders of these names.
+/// Folders whose files are generated.
+pub(super) const NOT_OURS: &[&str] = &["target", ".services", ".git"];
+
+/// Returns all files with an extension below a folder, except in folders with these names.
 pub(super) fn below(folder: &Path, extension: &str, but: &[&str]) -> Result<BTreeSet<PathBuf>> {
     let mut found = BTreeSet::new();
     let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;

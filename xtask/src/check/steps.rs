@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use xtask::command::run;
 
 use super::suites::{Kind, Suite};
-use super::{blocks, features, licences, metadata, packages, workspace};
+use super::{architecture, blocks, features, licences, metadata, packages, workspace};
 use crate::cargo;
 
 /// A check by itself: `cargo xtask test --only clippy`.
@@ -15,6 +15,7 @@ use crate::cargo;
 pub(crate) enum Step {
     Format,
     RustVersion,
+    Architecture,
     Blocks,
     Packages,
     Licences,
@@ -25,9 +26,10 @@ pub(crate) enum Step {
 }
 
 impl Step {
-    const ALL: [Step; 9] = [
+    const ALL: [Step; 10] = [
         Step::Format,
         Step::RustVersion,
+        Step::Architecture,
         Step::Blocks,
         Step::Packages,
         Step::Licences,
@@ -37,17 +39,18 @@ impl Step {
         Step::Quickstart,
     ];
 
-    /// They take no time.
-    pub(super) const SHORT: [Step; 5] =
-        [Step::Format, Step::RustVersion, Step::Blocks, Step::Packages, Step::Licences];
+    /// Fast steps.
+    pub(super) const SHORT: [Step; 6] =
+        [Step::Format, Step::RustVersion, Step::Architecture, Step::Blocks, Step::Packages, Step::Licences];
 
-    /// They keep the processor busy for a while.
+    /// CPU-bound steps that take a while.
     pub(super) const LONG: [Step; 4] = [Step::Clippy, Step::Features, Step::Documentation, Step::Quickstart];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Step::Format => "format",
             Step::RustVersion => "rust-version",
+            Step::Architecture => "architecture",
             Step::Blocks => "blocks",
             Step::Packages => "packages",
             Step::Licences => "licences",
@@ -58,14 +61,15 @@ impl Step {
         }
     }
 
-    /// Runs it here and now.
+    /// Runs it in this process.
     ///
     /// # Errors
-    /// When what it checks doesn't hold.
+    /// If the check fails.
     pub(super) fn run(self) -> Result<()> {
         match self {
             Step::Format => run(&mut cargo(&["fmt", "--all", "--check"])),
             Step::RustVersion => metadata::check_rust_version(),
+            Step::Architecture => architecture::check(),
             Step::Blocks => blocks::check(),
             Step::Packages => packages::check(),
             Step::Licences => licences::find()?.check(),
@@ -79,10 +83,10 @@ impl Step {
         }
     }
 
-    /// The same as a process of its own, to run beside others.
+    /// The same as a separate process, to run in parallel with others.
     ///
     /// # Errors
-    /// When the system doesn't say which program this is.
+    /// If the path of this program can't be determined.
     pub(super) fn suite(self) -> Result<Suite> {
         let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
         command.args(["test", "--only", self.name()]).current_dir(xtask::root());

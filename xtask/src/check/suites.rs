@@ -1,7 +1,7 @@
-//! The test binaries: built by cargo, run side by side, and what came of each.
+//! Runs test binaries in parallel, and collects their outcomes.
 //!
-//! Most of them wait for servers and leases most of the time, so on two cores some of them together take hardly longer
-//! than the longest.
+//! Most of them wait for servers and leases most of the time, so even on two cores several take hardly longer than the
+//! longest.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -19,13 +19,13 @@ use super::output;
 pub(super) use super::output::Tally;
 use super::report::{Failure, seconds, word};
 
-/// No test binary takes a quarter of this. One that hangs is ended, and the others still get their turn.
+/// No test binary takes a quarter of this. One that hangs is killed, and the others still run.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 
-/// Packages whose tests are told where the servers are that all of them share. The others start their own.
+/// Packages whose tests use shared servers. The others start their own.
 const SHARERS: &[&str] = &["kafkaq-tests", "kafkaq-rdkafka"];
 
-/// Something that is run beside others, and says at its end what came of it.
+/// A program that is run in parallel with others and prints its outcome at the end.
 #[derive(Debug)]
 pub(super) struct Suite {
     /// `kafkaq-tests::outage`.
@@ -39,7 +39,7 @@ pub(super) enum Kind {
     /// A test binary.
     Tests {
         package: String,
-        /// Whether the tests stand beside the code.
+        /// Whether these are unit tests.
         unit: bool,
     },
     /// The blocks of Rust in documents and comments, which cargo runs.
@@ -68,7 +68,7 @@ impl Suite {
         }
     }
 
-    /// What is typed to repeat it, or one of its tests.
+    /// The command that repeats it, or one of its tests.
     fn again(&self, test: Option<&str>, place: &Place) -> String {
         let test = test.map(quoted);
         if self.kind == Kind::Documents {
@@ -96,7 +96,7 @@ pub(super) struct Place {
     pub(super) again: String,
 }
 
-/// What came of a suite.
+/// The outcome of a suite.
 #[derive(Debug)]
 pub(super) struct Outcome {
     pub(super) name: String,
@@ -120,7 +120,7 @@ pub(super) fn run(suites: Vec<Suite>, place: &Place) -> Vec<Outcome> {
                 scope.spawn(move || {
                     while let Some(suite) = next(lane) {
                         let (outcome, output) = run_one(suite, *nice, place);
-                        // It is received for as long as anybody sends.
+                        // It receives as long as there are senders.
                         let _ = sender.send((outcome, output));
                     }
                 });
@@ -178,7 +178,7 @@ fn failure(suite: &Suite, said: &str, error: &anyhow::Error, read: Vec<PathBuf>,
     Failure { what: suite.name.clone(), why, again, read }
 }
 
-/// The same, but it leaves the processor to whoever else wants it.
+/// The same, at a lower priority.
 fn niced(command: &Command) -> Command {
     let mut niced = Command::new("nice");
     niced.arg("-n10").arg(command.get_program()).args(command.get_args());

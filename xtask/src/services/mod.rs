@@ -83,12 +83,12 @@ pub enum Service {
     Redpanda,
 }
 
-/// What tells one kind of server from another; each has a module of its own.
+/// The differences between kinds of servers; each has its own module.
 #[derive(Debug)]
 struct Kind {
     name: &'static str,
     env_var: &'static str,
-    /// What clients write before the address of a node.
+    /// The URL scheme.
     scheme: &'static str,
     /// How many nodes are one server.
     nodes: usize,
@@ -143,7 +143,7 @@ impl Service {
         if docker::is_used() { Vec::new() } else { (self.kind().tools)() }
     }
 
-    /// Starts a server that keeps its data under `dir`, and waits until it answers. Without a `port` it takes a
+    /// Starts a server that keeps its data under `dir`, and waits until it responds. Without a `port` it takes a
     /// free one; the further nodes of a cluster always do.
     ///
     /// A folder is for one server at a time: one that an earlier run left there is ended first, and its data

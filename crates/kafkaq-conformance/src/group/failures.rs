@@ -1,4 +1,4 @@
-//! What becomes of a member while the server is away.
+//! Members while the server is down.
 
 use super::{Cx, stage};
 use crate::check::{Checked, Failed};

@@ -1,4 +1,4 @@
-//! How a partition changes hands, and how a member ends.
+//! How partitions move between members, and how a member ends.
 
 use super::{Cx, Reader, settle, stage};
 use crate::check::{Checked, Failed, ensure, ensure_eq};

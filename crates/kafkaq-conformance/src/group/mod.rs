@@ -1,4 +1,4 @@
-//! The rules of a broker's groups, and what their cases have in common.
+//! The rules of a broker's groups, and helpers of their cases.
 
 mod commits;
 mod failures;
@@ -143,8 +143,8 @@ impl Reader {
             Event::Assigned(mine) => {
                 self.mine.extend(mine.iter().map(|a| (a.partition.clone(), a.clone())));
             }
-            // A broker that hasn't heard of a member for a while, on a busy machine, takes everything from it and gives it
-            // back later. Reading begins again at the commit then.
+            // A broker that hasn't heard of a member for a while, on a busy machine, takes everything from it and gives
+            // it back later. Reading begins again at the commit then.
             Event::Lost(lost) => {
                 for assignment in lost {
                     self.forget(assignment);

@@ -1,5 +1,5 @@
-//! What becomes of a partition whose records don't fit what was read before, because its topic was recreated or because
-//! the member says so.
+//! Partitions whose records don't fit what was read before, because the topic was recreated or because the member says
+//! so.
 
 use super::{Cx, Reader, Stage, stage};
 use crate::check::{Checked, Failed, ensure, ensure_eq};

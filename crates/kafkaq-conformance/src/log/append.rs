@@ -1,4 +1,4 @@
-//! Appending: offsets, order, outcomes, and the end of it.
+//! Appends: offsets, order, outcomes, and close.
 
 use super::{AnyLog, append, record, records, text, topic};
 use crate::{

@@ -1,4 +1,4 @@
-//! What happens while the log is away, and after.
+//! The log during and after an outage.
 
 use super::{AnyLog, append, record, text, topic};
 use crate::{

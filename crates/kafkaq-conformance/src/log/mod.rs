@@ -1,4 +1,4 @@
-//! The rules of every log and those of a log without groups, and what their cases have in common.
+//! The rules of every log and those of a log without groups, and helpers of their cases.
 
 mod append;
 mod bytes;
@@ -155,7 +155,7 @@ fn text(record: &Record) -> String {
     String::from_utf8_lossy(record.value.as_deref().unwrap_or_default()).into_owned()
 }
 
-/// Appends what has to succeed, and answers the offsets.
+/// Appends what has to succeed, and returns the offsets.
 async fn append<L: Log + ?Sized>(log: &L, to: &Partition, records: &[NewRecord]) -> Checked<Vec<i64>> {
     let outcomes = log.append(to, records).await;
     if outcomes.len() != records.len() {

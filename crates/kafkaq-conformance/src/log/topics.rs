@@ -1,4 +1,4 @@
-//! Topics: made where missing, left alone where not.
+//! Topics: missing ones are created, existing ones are left alone.
 
 use super::{AnyLog, append, made, record, topic};
 use crate::{

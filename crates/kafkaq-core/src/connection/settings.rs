@@ -1,20 +1,20 @@
-//! Checks of what a store is set up with. What they refuse could only fail later, with a worse error.
+//! Validates the settings of a store. What they refuse would fail later, with a worse error.
 
 use std::{net::IpAddr, ops::RangeInclusive, time::Duration};
 
-/// How long a call may take. Beyond these limits it is a mistake.
+/// How long a call may take. Anything outside is a mistake.
 pub const REQUEST_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
 
-/// The longest name that all keys may begin with.
+/// The maximum length of a prefix.
 pub const MAX_PREFIX: usize = 200;
 
-/// Whether all keys may begin with this: it is there, short enough, and can be typed.
+/// Whether this is a valid prefix: not empty, short enough, and printable.
 #[must_use]
 pub fn is_prefix(text: &str) -> bool {
     (1..=MAX_PREFIX).contains(&text.len()) && !text.chars().any(|c| c.is_control() || c.is_whitespace())
 }
 
-/// Whether this can be the name of a host, or an IP address; one of version 6 in brackets or without.
+/// Whether this can be a host name or an IP address; IPv6 with or without brackets.
 #[must_use]
 pub fn is_host(text: &str) -> bool {
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
@@ -32,7 +32,7 @@ pub fn is_address(text: &str) -> bool {
     let is_port =
         |port: &str| port.bytes().all(|b| b.is_ascii_digit()) && port.parse().is_ok_and(|port: u16| port > 0);
     text.rsplit_once(':').is_some_and(|(host, port)| {
-        // Without brackets nobody can tell where an address of version 6 ends.
+        // Without brackets the end of an IPv6 address is ambiguous.
         is_port(port) && is_host(host) && (!host.contains(':') || host.starts_with('['))
     })
 }

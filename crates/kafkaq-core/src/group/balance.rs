@@ -1,6 +1,6 @@
-//! Who should have how much. Nothing is agreed on: every member reads the owners off the partitions and moves at
-//! most one partition at a time towards balance, first within a topic and then over all topics. Each such move makes
-//! the sum of the squares smaller, so it comes to rest.
+//! Balances partitions among members, without agreement: every member sees the owners of all partitions and moves at
+//! most one partition at a time towards balance, first within a topic and then over all topics. Each move reduces the
+//! sum of squares, so this terminates.
 
 use super::{MemberId, slot::Slot};
 use std::{collections::BTreeMap, sync::Arc};
@@ -19,7 +19,7 @@ struct Load {
 }
 
 impl Loads {
-    /// `holder` answers who has a partition, or is promised it, and is alive.
+    /// `holder` returns the live member that has a partition or is promised it.
     pub(super) fn new(slots: &[Slot], me: MemberId, holder: impl Fn(&Slot) -> Option<MemberId>) -> Self {
         let mut loads = Loads::default();
         loads.total.insert(me, 0);
@@ -48,7 +48,8 @@ impl Loads {
         *self.total.entry(member).or_default() += 1;
     }
 
-    /// From whom, in which topic, a partition should come to `me`. `anyway`: even if that helps nothing.
+    /// From which member, in which topic, a partition should move to `me`. `anyway`: even if that doesn't improve
+    /// balance.
     pub(super) fn victim(&self, me: MemberId, anyway: bool) -> Option<(Arc<str>, MemberId)> {
         let mine = self.total(me);
         let cases =

@@ -1,11 +1,11 @@
-//! Deliberate bugs, each a rule taken out, for the simulation to find.
+//! Deliberate bugs, each of which removes one rule, for the simulation to find.
 
-/// A rule that is taken out of the group's machine.
+/// A rule that is removed from the group's machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum GroupFault {
     /// A partition is taken although its owner is alive.
     TakesFromTheLiving,
-    /// A member that could not renew goes on.
+    /// A member that could not renew continues.
     NeverStops,
     /// A new owner keeps the epoch of the last one.
     EpochKept,
@@ -13,49 +13,49 @@ pub enum GroupFault {
     CursorGoesBack,
     /// A commit is confirmed when it is sent, whatever the store answers.
     CommitUnconfirmed,
-    /// What the store holds of an earlier topic confirms commits of this one.
+    /// A stored cursor of an earlier topic confirms commits of this one.
     StaleStoredConfirms,
-    /// The cursor is believed although its topic was made anew.
+    /// The cursor is trusted although its topic was recreated.
     MarkIgnored,
-    /// The log's checkpoint is not looked at.
+    /// The log's checkpoint is ignored.
     CheckpointIgnored,
-    /// The log's checkpoint is not looked at if the store has a cursor, which may be an old one.
+    /// The log's checkpoint is ignored if the store has a cursor, which may be an old one.
     StoreBelieved,
-    /// Who leaves puts no checkpoint into the log.
+    /// A leaving member writes no checkpoint to the log.
     LeaveForgets,
     /// A conflict is overwritten, whoever owns the partition now.
     ConflictOverwritten,
-    /// After a loss of the store an owner writes over what another has committed since.
+    /// After the store lost data, an owner overwrites what another has committed since.
     OwnCursorKept,
     /// Nobody asks for a partition, so the first member keeps all.
     NoBalance,
-    /// A partition is asked for although that makes nothing more equal.
+    /// A partition is asked for although that doesn't improve balance.
     StealsForNothing,
-    /// What is revoked may be held for ever.
+    /// A revoked partition may be held forever.
     NoReleaseLimit,
     /// A dead member's partitions are never taken.
     NoExpiry,
-    /// A member looks after the others once in a timeout.
+    /// A member checks the others only once per timeout.
     LooksSeldom,
-    /// A call that names a hold which is over is taken for the present one.
+    /// A call for an earlier hold is applied to the current one.
     OldEpochTaken,
     /// The anchor is not compared with the log.
     AnchorIgnored,
-    /// Until the first check commits carry no anchor.
+    /// Commits carry no anchor until the first check.
     NoFirstAnchor,
     /// A reader compares nothing with the log.
     NeverChecks,
-    /// A reader goes on after a failure or a gap as if nothing had been.
+    /// A reader continues after a failure or a gap without a check.
     GapsIgnored,
-    /// A log that doesn't show a record is taken for another one.
+    /// A log that doesn't return a record is taken for another one.
     EmptyIsProof,
-    /// An answer without records moves the position.
+    /// An empty response moves the position.
     EmptyMovesOn,
-    /// A batch from below the position is passed over as a repeat.
+    /// A batch from below the position is skipped as a repeat.
     RepeatsPassed,
-    /// A partition that is found broken is held on to.
+    /// A partition that is found broken is kept.
     BrokenKept,
-    /// A topic that is missing is held on to.
+    /// A missing topic is kept.
     MissingKept,
 }
 

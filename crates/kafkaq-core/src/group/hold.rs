@@ -1,4 +1,4 @@
-//! What happens to a partition while it is held: where it starts, what is committed, what the log remembers of it.
+//! A partition while it is held: where it starts, its commits, its checkpoints in the log.
 
 use super::{
     Change, CommitOutcome, Group, RETRY, planted,
@@ -10,14 +10,14 @@ use crate::{Assignment, Cursor, machine::Mono};
 use super::GroupFault;
 
 impl Group {
-    /// The slot of a hold that is not over. Whatever else a caller names is late.
+    /// The slot of a current hold. Anything else that a caller names is late.
     fn held(&self, assignment: &Assignment) -> Option<usize> {
         let i = *self.by_partition.get(&assignment.partition)?;
         let own = self.slots[i].own.as_ref()?;
         (own.epoch == assignment.epoch || planted!(self, OldEpochTaken)).then_some(i)
     }
 
-    /// Partitions whose start has to be found: the cursor that the store holds, if any.
+    /// Returns partitions whose start has to be found, with the store's cursor, if any.
     pub fn poll_locate(&mut self, now: Mono) -> Option<(Assignment, Option<Cursor>)> {
         let ready = |own: &Own| matches!(own.phase, Phase::Locating(Some(at)) if now >= at);
         let slot = self.slots.iter_mut().find(|s| s.own.as_ref().is_some_and(ready))?;
@@ -27,8 +27,8 @@ impl Group {
         Some((slot.assignment(epoch), cursor))
     }
 
-    /// Where reading starts; `None` if it could not be found out. That is tried again, more and more seldom, and after
-    /// the member timeout the partition is let go of, so that another member can try.
+    /// Where reading starts; `None` if it could not be found out. That is retried, with a backoff, and after the member
+    /// timeout the partition is released, so that another member can try.
     pub fn handle_located(&mut self, assignment: &Assignment, cursor: Option<Cursor>, now: Mono) {
         let (timeout, tick) = (self.config.member_timeout, self.tick());
         let believed = planted!(self, StaleStoredConfirms);
@@ -46,14 +46,14 @@ impl Group {
         };
         own.phase = Phase::Held;
         own.located = true;
-        // Without a mark it would be believed in a topic made anew.
+        // Without a mark it would be trusted in a recreated topic.
         own.cursor = Some(cursor).filter(|c| c.mark.is_some());
         // A cursor of an earlier topic confirms no commit of this one.
         own.stored = own.stored.filter(|s| own.cursor == Some(*s) || believed);
         self.changes.push_back(Change::Assigned(assignment.clone(), cursor));
     }
 
-    /// Everything below the cursor is finished. Answered by [`Group::poll_answers`] under `id`.
+    /// Commits: everything below the cursor is finished. The outcome is returned by [`Group::poll_answers`] under `id`.
     pub fn handle_commit(&mut self, id: u64, assignment: &Assignment, cursor: Cursor, now: Mono) {
         self.handle_time(now);
         let back = planted!(self, CursorGoesBack);
@@ -69,7 +69,7 @@ impl Group {
         own.answer_stored(&mut self.answers);
     }
 
-    /// The member lets go of what was being revoked.
+    /// The member releases a revoked partition.
     pub fn handle_release(&mut self, assignment: &Assignment) {
         if let Some(i) = self.held(assignment)
             && let Some(own) = &mut self.slots[i].own
@@ -79,8 +79,8 @@ impl Group {
         }
     }
 
-    /// Reading can't go on where it was: the log is another one than was read, or its records don't fit. The partition
-    /// is lost and won again, with a fresh look at where to start; not at once, since it may be broken again.
+    /// Reading can't continue from its position: the log was replaced, or its records don't fit. The partition is lost
+    /// and taken again, and its start is determined again; not immediately, since it may be broken again.
     pub fn handle_broken(&mut self, assignment: &Assignment, now: Mono) {
         if let Some(i) = self.held(assignment).filter(|_| !planted!(self, BrokenKept)) {
             self.lose(i, CommitOutcome::Unknown);
@@ -88,8 +88,8 @@ impl Group {
         }
     }
 
-    /// The cursors to be put into the log now: if one is due, all that the log lacks, up to `max`, so that they are one
-    /// append.
+    /// Returns the cursors to write to the log now: if one is due, all that the log lacks, up to `max`, so that they
+    /// are one append.
     pub fn poll_checkpoints(&mut self, now: Mono, max: usize, out: &mut Vec<(Assignment, Cursor)>) {
         let unkept: Vec<_> =
             self.slots.iter().map(|s| s.own.as_ref().and_then(|own| self.unkept(own))).collect();
@@ -107,7 +107,7 @@ impl Group {
         }
     }
 
-    /// The cursor that the log lacks, and from when on it should have it.
+    /// The cursor that the log lacks, and when it is due.
     pub(super) fn unkept(&self, own: &Own) -> Option<(Cursor, Mono)> {
         let (cursor, at) = match self.leaving {
             false => (own.stored, own.checkpoint_at),
@@ -117,13 +117,13 @@ impl Group {
         cursor.filter(|c| !own.checkpointing && own.checkpointed != Some(*c)).map(|c| (c, at))
     }
 
-    /// Whether a member that leaves has to put its cursor into the log first: there may be nobody after it.
+    /// Whether a leaving member has to write its cursor to the log first: it may be the last member.
     pub(super) fn owes_checkpoint(&self, own: &Own) -> bool {
         let forgets = planted!(self, LeaveForgets);
         self.leaving && own.located && own.cursor.is_some() && own.checkpointed != own.cursor && !forgets
     }
 
-    /// Whether the log has it. Who leaves tries once.
+    /// Whether the log has it. A leaving member tries once.
     pub fn handle_checkpointed(&mut self, assignment: &Assignment, cursor: Cursor, ok: bool, now: Mono) {
         let (next, enough) = (now.plus(self.config.checkpoint_every), ok || self.leaving);
         if let Some(i) = self.held(assignment)

@@ -1,5 +1,5 @@
-//! A consumer group for a log without one, as a pure machine: who reads which partition, how far, and how a partition
-//! changes hands, all by compare-and-swap on one value a partition.
+//! A consumer group for a log without one, as a pure machine: owners of partitions, their cursors, and rebalancing, all
+//! with compare-and-swap on one value per partition.
 //!
 //! ```text
 //!         swap won            start found        wanted by another       released, or time is up
@@ -9,19 +9,20 @@
 //!   │◀── the counter stood still for member_timeout ─┘                                   │
 //!   └──────────────────────── the owner is cleared by a swap ◀───────────────────────────┘
 //! ```
-//! - An owner renews by raising the value's counter, ten times in `member_timeout`. Whoever sees the counter stand still for `member_timeout`, by its
-//!   own monotonic clock, takes the partition. The owner stops earlier than that by its own clock, counted from when
-//!   the last renewal was sent: no two clocks are compared.
-//! - A commit is a swap too, so only the owner wins it, and it is a renewal at the same time.
-//! - A member with too little asks the one with the most for one partition, by writing its name into the value. The
-//!   owner finds it at its next renewal, lets go in two phases, and the partition is kept for the asker for a while.
-//! - The store may forget: an owner that finds nothing, or an earlier state that is no further than its own, writes its
-//!   own again. Where reading starts, the log's own checkpoint counts as much as the store's cursor.
-//! - A topic may be cut, or deleted and recreated: a cursor of an earlier log counts for nothing where reading starts, and
-//!   whoever finds that the log is another one than was read loses the partition and wins it again.
-//! - Who leaves puts its cursors into the log first, and then lets go.
+//! - An owner renews by incrementing the value's counter, ten times per `member_timeout`. A member that sees no change
+//!   of the counter for `member_timeout`, by its own monotonic clock, takes the partition. The owner stops earlier than
+//!   that by its own clock, counted from when the last renewal was sent: no two clocks are compared.
+//! - A commit is a swap too, so only the owner can make it, and it is also a renewal.
+//! - A member with too few partitions asks the one with the most for one of them, by writing its name into the value.
+//!   The owner finds it at its next renewal, releases it in two phases, and the partition is reserved for the asker for
+//!   a while.
+//! - The store may lose data: an owner that finds nothing, or an earlier state that is no further than its own, writes
+//!   its own again. To decide where reading starts, the log's checkpoint counts as much as the store's cursor.
+//! - A topic may be truncated, or deleted and recreated: a cursor of an earlier log is ignored when reading starts, and
+//!   a member that finds its log replaced loses the partition and takes it again.
+//! - A leaving member checkpoints its cursors first, and then releases its partitions.
 //!
-//! No async, no clock, no random number, no I/O: inputs are `handle_*`, outputs are `poll_*`.
+//! No async, no clock, no randomness, no I/O: inputs are `handle_*`, outputs are `poll_*`.
 
 mod balance;
 #[cfg(feature = "planted-faults")]
@@ -52,10 +53,10 @@ use std::{
     time::Duration,
 };
 
-/// Names a member.
+/// Identifies a member.
 pub type MemberId = [u8; 16];
 
-/// How a member behaves. The same for all members of a group.
+/// The configuration of a member. The same for all members of a group.
 #[derive(Clone, Debug)]
 pub struct GroupConfig {
     /// The group's name.
@@ -66,14 +67,14 @@ pub struct GroupConfig {
     pub member_timeout: Duration,
     /// How long a revoked partition may be held.
     pub release_limit: Duration,
-    /// How often a cursor is put into the log.
+    /// How often a cursor is written to the log.
     pub checkpoint_every: Duration,
 }
 
-/// What the member is told.
+/// A change of the member's assignment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// Ours now; reading starts there.
+    /// Ours now; reading starts here.
     Assigned(Assignment, Cursor),
     /// To be released.
     Revoking(Assignment),
@@ -81,22 +82,22 @@ pub enum Change {
     Lost(Assignment),
 }
 
-/// What became of a commit.
+/// The outcome of a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommitOutcome {
-    /// The store holds it.
+    /// The store has it.
     Done,
-    /// The partition is another's.
+    /// Another member owns the partition.
     NotOwner,
-    /// The partition was lost while the commit was under way.
+    /// The partition was lost while the commit was in flight.
     Unknown,
 }
 
-/// Names the swap that an answer belongs to.
+/// Identifies the swap of an outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SwapToken(usize);
 
-/// Names what a read was for.
+/// Identifies the read of an outcome.
 #[derive(Clone, Debug)]
 pub struct ReadToken(Vec<(usize, u64)>);
 
@@ -107,7 +108,7 @@ pub struct Group {
     slots: Vec<Slot>,
     by_partition: HashMap<Partition, usize>,
     next_read: Mono,
-    /// The slot that the next read begins with: one read may not be enough for all.
+    /// The slot that the next read starts with: one read may not be enough for all.
     read_from: usize,
     reading: bool,
     leaving: bool,
@@ -117,7 +118,7 @@ pub struct Group {
     fault: Option<GroupFault>,
 }
 
-/// A rule of the machine, unless the simulation has taken it out.
+/// Whether the simulation has removed this rule.
 macro_rules! planted {
     ($group:expr, $fault:ident) => {{
         #[cfg(feature = "planted-faults")]
@@ -130,11 +131,11 @@ macro_rules! planted {
 
 use planted;
 
-/// How soon a failed call is made again.
+/// How soon a failed call is retried.
 const RETRY: Duration = Duration::from_millis(100);
 
 impl Group {
-    /// A member that knows no partition yet.
+    /// Creates a member that knows no partitions yet.
     #[must_use]
     pub fn new(config: GroupConfig) -> Self {
         Group {
@@ -152,7 +153,7 @@ impl Group {
         }
     }
 
-    /// Takes a rule out.
+    /// Removes a rule.
     #[cfg(feature = "planted-faults")]
     pub fn plant(&mut self, fault: Option<GroupFault>) {
         self.fault = fault;
@@ -168,7 +169,7 @@ impl Group {
         self.config.member_timeout - self.tick()
     }
 
-    /// The partitions that there are, all of them. What is no longer among them is lost.
+    /// Sets all existing partitions. Those that are no longer among them are lost.
     pub fn handle_partitions(&mut self, partitions: impl IntoIterator<Item = Partition>) {
         let mut there = vec![false; self.slots.len()];
         for partition in partitions {
@@ -190,7 +191,7 @@ impl Group {
         }
     }
 
-    /// Time passes: what could not be renewed is lost, what isn't released in time is let go.
+    /// Advances time: partitions that could not be renewed are lost, revoked ones are released at their limit.
     pub fn handle_time(&mut self, now: Mono) {
         let limit = self.own_limit();
         for i in 0..self.slots.len() {
@@ -217,36 +218,36 @@ impl Group {
         }
     }
 
-    /// Takes nothing more, and lets go of everything.
+    /// Takes no more partitions, and releases all.
     pub fn handle_leave(&mut self) {
         self.leaving = true;
         self.slots.iter_mut().filter_map(|s| s.own.as_mut()).for_each(|own| own.phase = Phase::Releasing);
     }
 
-    /// Whether nothing is left to let go of.
+    /// Whether everything is released.
     #[must_use]
     pub fn has_left(&self) -> bool {
         let is_over = |s: &Slot| s.own.is_none() && s.sent.is_none() && !self.is_left_behind(s);
         self.leaving && self.slots.iter().all(is_over)
     }
 
-    /// Whether the store still names this member as the owner of what it has lost. It would have taken that again; and
-    /// while it leaves nobody else may, before the name has stood there for the member timeout.
+    /// Whether the store still names this member as the owner of a lost partition. It would have taken that again; as
+    /// it leaves, others would have to wait for the member timeout.
     fn is_left_behind(&self, slot: &Slot) -> bool {
         slot.own.is_none() && slot.owner() == Some(self.config.member) && !slot.newer
     }
 
-    /// What the member is told next.
+    /// Returns the member's next change.
     pub fn poll_change(&mut self) -> Option<Change> {
         self.changes.pop_front()
     }
 
-    /// Commits that have come to their end.
+    /// Returns the outcomes of commits.
     pub fn poll_answers(&mut self) -> Vec<(u64, CommitOutcome)> {
         std::mem::take(&mut self.answers)
     }
 
-    /// When to come back, if nothing happens before.
+    /// Returns when to call [`Group::handle_time`] next, if nothing happens before.
     #[must_use]
     pub fn next_time(&self, now: Mono) -> Option<Mono> {
         let read = (!self.reading && !self.leaving).then_some(self.next_read);

@@ -1,5 +1,5 @@
-//! Rules of the machine that hold whatever happens: a few members and a store that is a map, driven by a drawn script of
-//! steps, delays, failed calls and losses of data. A failing script shrinks to a short one.
+//! Properties of the machine that hold whatever happens: a few members and a store that is a map, driven by a random
+//! script of steps, delays, failed calls and losses of data. A failing script shrinks to a short one.
 
 use super::{tests::*, *};
 use crate::{Error, ErrorKind, Swap, Swapped};
@@ -13,11 +13,11 @@ const MEMBERS: u8 = 3;
 /// One step of a script.
 #[derive(Clone, Debug)]
 enum Step {
-    /// Time passes for all, in tenths of a second.
+    /// Time passes for all members, in tenths of a second.
     Wait(u64),
-    /// A member does what it wants to; its swaps come to this.
+    /// A member runs; its swaps have this outcome.
     Run(u8, Fate),
-    /// A member finishes so many records more of a partition, and commits.
+    /// A member finishes this many more records of a partition, and commits.
     Commit(u8, i32, i64),
     Leave(u8),
 }
@@ -25,7 +25,7 @@ enum Step {
 #[derive(Clone, Copy, Debug)]
 enum Fate {
     Answered,
-    /// It took effect, but no answer came.
+    /// It took effect, but there was no response.
     Silent,
     /// It had no effect.
     Failed,

@@ -1,4 +1,4 @@
-//! What a member knows of one partition.
+//! What a member knows about one partition.
 
 use super::{CommitOutcome, MemberId, Value};
 use crate::{Assignment, Cursor, DecodeError, Key, Partition, machine::Mono};
@@ -8,7 +8,7 @@ use bytes::Bytes;
 pub(super) struct Slot {
     pub(super) partition: Partition,
     pub(super) key: Key,
-    /// What the store held when it was last seen; a swap expects it.
+    /// The value in the store when last seen; a swap expects it.
     pub(super) raw: Option<Bytes>,
     /// `raw`, decoded. A damaged value counts as none.
     pub(super) value: Option<Value>,
@@ -18,19 +18,19 @@ pub(super) struct Slot {
     pub(super) newer: bool,
     /// The topic no longer has this partition.
     pub(super) gone: bool,
-    /// When the value last showed a sign of life, by this observer's clock.
+    /// When the value last changed, by this observer's clock.
     pub(super) changed: Mono,
     /// The highest epoch ever seen.
     pub(super) epoch: u64,
-    /// The highest counter ever sent: no two values of this member are alike.
+    /// The highest counter ever sent: no two values of this member are equal.
     pub(super) counter: u64,
     pub(super) own: Option<Own>,
-    /// The swap under way; there is never a second one of the same key.
+    /// The swap in flight; there is never a second one for the same key.
     pub(super) sent: Option<Sent>,
     pub(super) retry_at: Mono,
-    /// Others come first until then: this member could not find out where to start.
+    /// Other members have priority until then: this member could not find out where to start.
     pub(super) avoid_until: Mono,
-    /// Grows with every swap, so that a read that began before it is recognised as old.
+    /// Grows with every swap, so that a read that started before it is recognized as stale.
     pub(super) version: u64,
 }
 
@@ -39,7 +39,7 @@ pub(super) struct Sent {
     pub(super) new: Value,
     pub(super) raw: Bytes,
     pub(super) at: Mono,
-    /// Whether it begins a hold.
+    /// Whether it starts a hold.
     pub(super) take: bool,
     /// Whether its cursor is one of this hold.
     pub(super) located: bool,
@@ -50,18 +50,18 @@ pub(super) struct Sent {
 pub(super) struct Own {
     pub(super) epoch: u64,
     pub(super) phase: Phase,
-    /// When it was won.
+    /// When it was taken.
     pub(super) taken: Mono,
     /// How often finding the start has failed.
     pub(super) failures: u32,
-    /// Whether the start was found: the cursor is this hold's own, and not what the last owner left.
+    /// Whether the start was found: the cursor is this hold's own, not the last owner's.
     pub(super) located: bool,
-    /// When the last renewal that took effect was sent: its own clock starts before any observer's.
+    /// When the last successful renewal was sent: the owner's timer starts before any observer's.
     pub(super) renewed: Mono,
-    /// When the last swap was sent; `None`: the next is due.
+    /// When the last swap was sent; `None`: the next one is due.
     pub(super) beat: Option<Mono>,
     pub(super) cursor: Option<Cursor>,
-    /// The cursor that the store is known to hold.
+    /// The cursor that the store is known to have.
     pub(super) stored: Option<Cursor>,
     pub(super) commits: Vec<(u64, i64)>,
     pub(super) checkpointed: Option<Cursor>,
@@ -71,10 +71,10 @@ pub(super) struct Own {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// Won; where to start is not known yet. Asked again from then on, unless it is being asked.
+    /// Taken; its start is unknown. To be determined again from then on, unless that is in progress.
     Locating(Option<Mono>),
     Held,
-    /// To be released by then at the latest.
+    /// To be released by then.
     Revoking(Mono),
     /// The owner is being cleared.
     Releasing,
@@ -101,7 +101,7 @@ impl Slot {
         }
     }
 
-    /// The store held this, at `now` or before.
+    /// Records that the store had this value, at `now` or before.
     pub(super) fn observe(&mut self, raw: Option<Bytes>, now: Mono) {
         let value = raw.as_deref().map(Value::decode);
         self.newer = matches!(value, Some(Err(DecodeError::Newer(_))));
@@ -129,7 +129,7 @@ impl Slot {
         Assignment { partition: self.partition.clone(), epoch }
     }
 
-    /// What it holds is to be written again without waiting for the next renewal.
+    /// Writes the value again without waiting for the next renewal.
     pub(super) fn write_at_once(&mut self) {
         if let Some(own) = &mut self.own {
             own.beat = None;
@@ -156,7 +156,7 @@ impl Own {
         }
     }
 
-    /// Answers the commits that the store holds by now.
+    /// Reports the commits that the store has by now.
     pub(super) fn answer_stored(&mut self, answers: &mut Vec<(u64, CommitOutcome)>) {
         let Some(stored) = self.stored else { return };
         self.commits.retain(|(id, offset)| {

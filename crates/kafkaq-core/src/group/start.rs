@@ -1,15 +1,14 @@
-//! Where reading starts once a partition was won.
+//! Decides where reading starts after a partition was taken.
 
 use crate::{Cursor, Standing};
 
-/// Where reading starts, and what the operator has to know: at the furthest of the known cursors that belongs to the log
-/// that is there, else at its first record, never at the end, since whoever comes later must find what was published
-/// before.
+/// Where reading starts, and an alarm for the operator: at the furthest known cursor that belongs to the current log,
+/// otherwise at its first record. Never at the end, since a later member must find what was published before.
 ///
-/// Every cursor was once finished up to, so the furthest is right, whichever of the store and the log has it: a store
-/// that went back in time doesn't make the group go back with it. One without a mark had no record below it, and would
-/// be believed in whatever log: nothing is repeated by leaving it out. The first of them is the one that was believed most:
-/// if it is of an earlier log, somebody has to know.
+/// Everything below each cursor was finished once, so the furthest is right, whether it is from the store or the log: a
+/// store that was rolled back doesn't take the group back with it. A cursor without a mark had no record below it and
+/// would fit any log: ignoring it repeats nothing. The first cursor is the most trusted one: if it is of an earlier
+/// log, the operator has to know.
 #[must_use]
 pub fn start(first: i64, known: &[(Cursor, Standing)]) -> (Cursor, Option<(Cursor, Standing)>) {
     let marked = known.iter().filter(|(cursor, _)| cursor.mark.is_some());
@@ -20,7 +19,7 @@ pub fn start(first: i64, known: &[(Cursor, Standing)]) -> (Cursor, Option<(Curso
         }
         Standing::Replaced { .. } => None,
     });
-    // Of two that come to the same, the one that lost nothing on the way.
+    // Of two equal ones, the one without lost records.
     let furthest = usable.max_by_key(|(cursor, deleted)| (cursor.offset, deleted.is_none()));
     let (at, deleted) = furthest.unwrap_or((Cursor::new(first), None));
     let replaced = known.first().copied().filter(|(_, s)| matches!(s, Standing::Replaced { .. }));

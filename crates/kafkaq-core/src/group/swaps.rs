@@ -1,4 +1,4 @@
-//! What goes to the store and comes back: reads of what others hold, renewals, takes and requests.
+//! Store operations and their outcomes: reads of other members' partitions, renewals, takes and requests.
 
 use super::{
     Change, CommitOutcome, Group, RETRY, ReadToken, SwapToken, Value,
@@ -13,7 +13,8 @@ use bytes::Bytes;
 use super::GroupFault;
 
 impl Group {
-    /// The keys to read now, if it is time. What this member holds isn't read: its renewals tell.
+    /// Returns the keys to read now, if it is time. Partitions that this member holds aren't read: its renewals show
+    /// their state.
     ///
     /// All others are read twice as often as their owners renew, so that the time from a member's last sign of life to
     /// the moment when it is noticed adds little to the member timeout.
@@ -40,21 +41,21 @@ impl Group {
         self.reading.then_some((ReadToken(token), keys))
     }
 
-    /// What a read found.
+    /// The outcome of a read.
     pub fn handle_read(&mut self, token: ReadToken, outcomes: Vec<Result<Option<Bytes>>>, now: Mono) {
         self.reading = false;
         for ((i, version), outcome) in token.0.into_iter().zip(outcomes) {
             let slot = &mut self.slots[i];
             match outcome {
                 Ok(raw) if slot.version == version => slot.observe(raw, now),
-                // Nobody can show a sign of life through a store that doesn't answer.
+                // No member can show a sign of life through a store that doesn't respond.
                 Err(_) if slot.owner().is_some() => slot.changed = now,
                 _ => {}
             }
         }
     }
 
-    /// Swaps to make now, at most one a key at a time.
+    /// Returns the swaps to send now, at most one per key at a time.
     pub fn poll_swaps(&mut self, now: Mono, max: usize, out: &mut Vec<(SwapToken, Swap)>) {
         self.handle_time(now);
         for i in 0..self.slots.len() {
@@ -69,7 +70,7 @@ impl Group {
         }
         let me = self.config.member;
         let mut loads = Loads::new(&self.slots, me, |slot| self.holder(slot, now));
-        // Everybody begins somewhere else, so that two members rarely want the same one.
+        // Every member starts somewhere else, so that two rarely want the same one.
         let begin = usize::from(me[15]);
         for n in 0..self.slots.len() {
             let i = (begin + n) % self.slots.len();
@@ -86,7 +87,8 @@ impl Group {
         }
     }
 
-    /// When a hold is to be written next: at once if there is something to tell, else a tick after the last time.
+    /// When a hold is to be written next: at once if there is something to write, otherwise one tick after the last
+    /// time.
     pub(super) fn write_at(&self, slot: &Slot, own: &Own) -> Mono {
         let news = self.lets_go(own) || own.cursor != own.stored;
         let at = own.beat.filter(|_| !news).map_or(Mono(0), |beat| beat.plus(self.tick()));
@@ -97,7 +99,7 @@ impl Group {
         own.phase == Phase::Releasing && !self.owes_checkpoint(own)
     }
 
-    /// What an owner writes next, if there is anything to write.
+    /// The value that an owner writes next, if any.
     fn renewal(&self, i: usize, now: Mono) -> Option<Value> {
         let slot = &self.slots[i];
         let own = slot.own.as_ref().filter(|own| slot.sent.is_none() && now >= self.write_at(slot, own))?;
@@ -110,11 +112,12 @@ impl Group {
         })
     }
 
-    /// What a member that leaves writes over its name in what it has lost.
+    /// The value with which a leaving member replaces its name in a lost partition.
     fn farewell(&self, i: usize, now: Mono) -> Option<Value> {
         let slot = &self.slots[i];
         let is_due = self.leaving && slot.sent.is_none() && now >= slot.retry_at && self.is_left_behind(slot);
-        // As if it took it again and let go at once: what stands there may be older than what the last hold has written.
+        // As if it took it again and released it at once: the stored value may be older than what the last hold has
+        // written.
         let epoch = slot.epoch + 1;
         Some(Value { owner: None, epoch, ..slot.value.clone().filter(|_| is_due)? })
     }
@@ -141,7 +144,7 @@ impl Group {
         }
     }
 
-    /// What became of a swap.
+    /// The outcome of a swap.
     pub fn handle_swapped(&mut self, token: SwapToken, outcome: Result<Swapped>, now: Mono) {
         let slot = &mut self.slots[token.0];
         let Some(sent) = slot.sent.take() else { return };
@@ -184,7 +187,7 @@ impl Group {
                 }
                 slot.own = Some(own);
             }
-            // A renewal that is answered after its assignment was lost wins nothing.
+            // A renewal that succeeds after its assignment was lost has no effect.
             Some(_) | None => {}
         }
     }
@@ -211,10 +214,10 @@ impl Group {
         }
     }
 
-    /// Whether an owner that found this in the store instead of its own writes over it.
+    /// Whether an owner that found this value instead of its own overwrites it.
     fn is_ours(&self, slot: &Slot, own: &Own) -> bool {
         let Some(found) = &slot.value else { return !slot.newer };
-        // The answer to an earlier swap was lost, or somebody asks.
+        // The response to an earlier swap was lost, or somebody asks.
         let mine = found.owner == Some(self.config.member);
         // The store went back in time; what was committed since stays. That is what lies further on, or is of a later
         // topic, which this owner has not noticed yet. Who yields for nothing loses a moment, and no record.

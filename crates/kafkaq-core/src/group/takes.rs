@@ -1,4 +1,4 @@
-//! Which partitions a member takes, and which it asks for.
+//! Decides which partitions a member takes, and which it asks for.
 
 use super::{Group, MemberId, Value, balance::Loads, planted, slot::Slot};
 use crate::machine::Mono;
@@ -7,16 +7,16 @@ use crate::machine::Mono;
 use super::GroupFault;
 
 impl Group {
-    /// The next free partition that this member takes; it counts it in.
+    /// The next free partition that this member takes; it is added to `loads`.
     pub(super) fn take(&self, i: usize, loads: &mut Loads, now: Mono) -> Option<Value> {
         let (me, slot) = (self.config.member, &self.slots[i]);
         if !self.is_free(slot, now) {
             return None;
         }
         let promised = slot.wanted_by() == Some(me);
-        // Lost while the store was away: it is nobody else's for as long as the store has the name.
+        // Lost while the store was down: nobody else can have it as long as the store has this member's name.
         let still_ours = slot.owner() == Some(me);
-        // A partition that nobody wants although it is free goes to anybody.
+        // A free partition that nobody wants goes to anybody.
         let left_over = now >= slot.changed.plus(self.config.member_timeout + self.tick() * 3);
         if !promised && !still_ours && !left_over && !loads.has_room(&slot.partition.topic, me) {
             return None;
@@ -42,7 +42,7 @@ impl Group {
             return false;
         }
         match (slot.owner(), slot.wanted_by()) {
-            // Its own from before it was lost, or from a swap whose answer never came.
+            // Its own value from before it was lost, or from a swap whose response never came.
             (Some(owner), _) if owner == self.config.member => true,
             (Some(_), _) => self.is_expired(slot, now),
             (None, Some(by)) if by != self.config.member => now >= slot.changed.plus(self.tick() * 3),
@@ -50,7 +50,7 @@ impl Group {
         }
     }
 
-    /// Who has it, or is promised it, and is alive.
+    /// The live member that has it or is promised it.
     pub(super) fn holder(&self, slot: &Slot, now: Mono) -> Option<MemberId> {
         let me = self.config.member;
         let taking = slot.sent.as_ref().is_some_and(|s| s.new.owner == Some(me));

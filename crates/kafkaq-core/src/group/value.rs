@@ -1,19 +1,19 @@
-//! What stands in the store under a partition's key, and in the log as its checkpoint. Both begin with a version.
+//! The value of a partition in the store, and its checkpoint in the log. Both start with a version.
 
 use super::MemberId;
 use crate::{Cursor, DecodeError};
 use bytes::Bytes;
 
-/// Who reads a partition, and how far.
+/// The owner of a partition, and its cursor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Value {
-    /// Who holds it; `None`: it is free.
+    /// The owner; `None`: it is free.
     pub owner: Option<MemberId>,
-    /// Counts the owner's renewals. An observer who sees it stand still for long enough knows that the owner is gone.
+    /// Counts the owner's renewals. An observer that sees no change for long enough knows that the owner is gone.
     pub counter: u64,
-    /// Grows with every change of hands.
+    /// Grows with every change of owner.
     pub epoch: u64,
-    /// Who asks the owner to hand it over.
+    /// The member that asks the owner to hand it over.
     pub wanted_by: Option<MemberId>,
     /// `None`: nothing was ever committed here.
     pub cursor: Option<Cursor>,
@@ -36,7 +36,7 @@ impl Value {
     }
 
     /// # Errors
-    /// When the bytes are damaged, or of a later version.
+    /// If the bytes are damaged, or of a later version.
     pub fn decode(bytes: &[u8]) -> Result<Value, DecodeError> {
         let mut rest = Reader(versioned(bytes)?);
         let value = Value {
@@ -69,7 +69,7 @@ impl Cursor {
     }
 
     /// # Errors
-    /// When the bytes are damaged, or of a later version.
+    /// If the bytes are damaged, or of a later version.
     pub fn decode(bytes: &[u8]) -> Result<Cursor, DecodeError> {
         let mut rest = Reader(versioned(bytes)?);
         let cursor = rest.cursor()?;

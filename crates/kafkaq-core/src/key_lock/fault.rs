@@ -1,43 +1,43 @@
-//! Deliberate bugs, each a rule taken out, for the simulation to find.
+//! Deliberate bugs, each of which removes one rule, for the simulation to find.
 
-/// A rule that is taken out of the lock of a key.
+/// A rule that is removed from the lock of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum KeyLockFault {
-    /// A lock is taken although its holder's time is not up.
+    /// A lock is taken although its holder's lease has not expired.
     TakesFromTheLiving,
-    /// The clocks are taken to show the same time.
+    /// The clocks are assumed to agree.
     SkewIgnored,
-    /// A holder that could not renew goes on.
+    /// A holder that could not renew continues.
     NeverExpires,
-    /// The lease is counted from the answer, not from the call.
+    /// The lease is counted from the response, not from the call.
     CountsFromAnswer,
     /// A take of unknown effect counts as done.
     UnknownIsTaken,
     /// A renewal of unknown effect counts as done.
     UnknownIsRenewed,
-    /// What another holder wrote passes for one's own.
+    /// Another holder's value is taken for this one's.
     OthersTakenForOwn,
-    /// A holder that finds another's value writes over it.
+    /// A holder that finds another's value overwrites it.
     OverwritesOthers,
-    /// Whoever releases removes what is there, whosever it is.
+    /// A release removes the value, whoever wrote it.
     ReleasesOthers,
-    /// A release of unknown effect is not repeated.
+    /// A release of unknown effect is not retried.
     ReleaseNotRepeated,
-    /// A take that was given up is not undone.
+    /// An abandoned take is not undone.
     TakeNotUndone,
-    /// What a dead holder left is waited for until the store forgets it.
+    /// The lease of a dead holder is waited for until the store forgets it.
     NoTakeover,
-    /// A renewal whose answer was lost is found in the store, and taken for another's.
+    /// A renewal whose response was lost is found in the store, and taken for another holder's.
     OwnRenewalForeign,
-    /// A lock that the store has lost is given up, though its time is not over.
+    /// A lock that the store has lost is given up, although its lease has not expired.
     LossGivesUp,
-    /// A write of one's own that came late and was found is left when the taking is given up.
+    /// A late write of this holder that was found is left when the take is abandoned.
     LateOwnLeft,
-    /// A machine that was suspended goes by its monotonic clock alone.
+    /// A suspended machine relies on its monotonic clock alone.
     WallIgnored,
-    /// The store is to keep a lock for the lease alone.
+    /// The store keeps a lock only for the lease, without the clock skew.
     TtlWithoutSkew,
-    /// A holder that renews its lock is taken for one that has not.
+    /// A renewed lock is taken for one that was not renewed.
     RenewalOverlooked,
 }
 

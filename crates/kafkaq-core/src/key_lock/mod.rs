@@ -1,4 +1,4 @@
-//! The lock of one key, as one process wants it: a pure machine, without a clock of its own.
+//! The lock of one key, in one process: a pure machine, without a clock of its own.
 //!
 //! ```text
 //!             ┌── conflict: another's, until its end ──┐
@@ -8,13 +8,13 @@
 //!             │              └── its time is over, or another has it ──▶ lost
 //!             └──────── release ──▶ releasing ──▶ over ◀── release ───────┘
 //! ```
-//! The value in the store is a live [`Lease`], under a token that belongs to this taking alone. A lock counts as held from
-//! the answer until one lease after the *call* that wrote it, so nobody else can take it meanwhile: neither by its
-//! deadline nor because the store has aged it out. It ends by whichever clock comes to it first: the monotonic clock of a
-//! machine that is suspended stands still, and the wall clock may be set back.
+//! The value in the store is a live [`Lease`], under a token that is unique to this acquisition. A lock counts as held
+//! from the response until one lease after the *call* that wrote it, so nobody else can take it meanwhile: neither
+//! because of its deadline nor because it expired from the store. It ends by whichever clock gets there first: the
+//! monotonic clock of a suspended machine stops, and the wall clock may be set back.
 //!
-//! To be driven like this: after each call of [`KeyLock::handle_swapped`] and [`KeyLock::release`], and at
-//! [`KeyLock::poll_timeout`], ask [`KeyLock::poll_swap`] for what is to be sent. Only one swap is under way at a time.
+//! How to drive it: after each call of [`KeyLock::handle_swapped`] and [`KeyLock::release`], and at
+//! [`KeyLock::poll_timeout`], call [`KeyLock::poll_swap`] for the swap to send. Only one swap is in flight at a time.
 
 #[cfg(feature = "planted-faults")]
 mod fault;
@@ -32,7 +32,7 @@ use std::time::Duration;
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// What all locks of a queue have in common.
+/// The configuration of all locks of a queue.
 #[derive(Clone, Copy, Debug)]
 pub struct KeyLockSettings {
     /// How long a lock is held without being renewed.
@@ -56,44 +56,44 @@ impl KeyLockSettings {
         }
     }
 
-    /// The longest pause between two looks at a lock that another process holds.
+    /// The longest pause between two checks of a lock that another process holds.
     #[must_use]
     pub fn longest_pause(&self) -> Duration {
         LONGEST_PAUSE.min(self.lease / 6)
     }
 }
 
-/// Where a lock stands.
+/// The state of a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// It is not this process's yet.
     Taking,
-    /// It is this process's, until either clock shows that if it isn't renewed.
+    /// This process holds it, until either clock shows this time, if it isn't renewed.
     Held(Now),
-    /// It was this process's, and may be another's. What it stood for has to end.
+    /// This process has lost it, and another may have it. The work that it protects must stop.
     Lost,
-    /// It is to be given back.
+    /// It is being released.
     Releasing,
-    /// It is given back, or was never taken, or is another's.
+    /// It is released, or was never taken, or another process has it.
     Over,
 }
 
-/// One taking of a key's lock.
+/// One acquisition of a key's lock.
 #[derive(Debug)]
 pub struct KeyLock {
     key: Key,
     token: LeaseToken,
     settings: KeyLockSettings,
     standing: Standing,
-    /// What is in the store, as far as this process knows.
+    /// The value in the store, as last seen.
     seen: Option<Bytes>,
-    /// The swap that is under way: what it writes, and when it was sent.
+    /// The swap in flight: what it writes, and when it was sent.
     under_way: Option<(Option<Bytes>, Now)>,
-    /// What this taking has written last that may be in the store, and when that was sent.
+    /// The last value of this acquisition that may be in the store, and when it was sent.
     written: Option<(Bytes, Mono)>,
-    /// What another has written, and since when it is known to be there.
+    /// Another holder's value, and since when it is known to be there.
     watched: Option<(Bytes, Mono)>,
-    /// Nothing is sent before.
+    /// Nothing is sent before this.
     not_before: Mono,
     pause: Duration,
 }
@@ -109,7 +109,7 @@ macro_rules! planted {
 }
 
 impl KeyLock {
-    /// Begins to take the lock. The token must be new.
+    /// Starts to acquire the lock. The token must be new.
     #[must_use]
     pub fn new(key: Key, token: LeaseToken, settings: KeyLockSettings) -> Self {
         KeyLock {
@@ -126,7 +126,7 @@ impl KeyLock {
         }
     }
 
-    /// Returns where it stands.
+    /// Returns its state.
     pub fn standing(&mut self, now: Now) -> Standing {
         if let Standing::Held(until) = self.standing
             && self.is_over(until, now)
@@ -141,7 +141,7 @@ impl KeyLock {
         now.mono >= until.mono || (now.wall >= until.wall && !planted!(self, WallIgnored))
     }
 
-    /// Gives it back. What it stood for must have ended.
+    /// Releases it. The work that it protects must have ended.
     pub fn release(&mut self, now: Mono) {
         if self.standing != Standing::Over {
             self.standing = Standing::Releasing;
@@ -150,7 +150,7 @@ impl KeyLock {
         }
     }
 
-    /// Returns what is to be sent to the store now.
+    /// Returns the swap to send now.
     pub fn poll_swap(&mut self, now: Now) -> Option<Swap> {
         if self.under_way.is_some() || now.mono < self.not_before {
             return None;
@@ -170,7 +170,7 @@ impl KeyLock {
         Some(Swap::new(self.key.clone(), expect, new, ttl))
     }
 
-    /// Returns when to look again at the latest: something is to be sent then, or the lock is lost.
+    /// Returns when to check again at the latest: something has to be sent then, or the lock is lost.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Mono> {
         let send = self.under_way.is_none().then_some(self.not_before);
@@ -181,7 +181,7 @@ impl KeyLock {
         }
     }
 
-    /// Takes in what became of the swap that was sent.
+    /// Applies the outcome of the swap that was sent.
     pub fn handle_swapped(&mut self, outcome: Result<Swapped>, now: Now) {
         let Some((new, sent)) = self.under_way.take() else { return };
         let standing = self.standing(now);
@@ -202,7 +202,7 @@ impl KeyLock {
         let counted = if planted!(self, CountsFromAnswer) { now } else { sent };
         let lease = self.settings.lease;
         let until = Now { mono: counted.mono.plus(lease), wall: counted.wall.plus(lease) };
-        // One whose answer took as long is written once more.
+        // One whose response took too long is written again.
         if matches!(standing, Standing::Taking | Standing::Held(_)) && !self.is_over(until, now) {
             self.standing = Standing::Held(until);
             self.not_before = sent.mono.plus(lease / 3);
@@ -217,7 +217,7 @@ impl KeyLock {
         }
         let nobody = match &lease {
             None => true,
-            // Bytes that nobody can read are as good as nothing; what a later version wrote is not.
+            // Unreadable bytes count as missing; a value of a later version doesn't.
             Some(Err(e)) => !matches!(e, DecodeError::Newer(_)),
             Some(Ok(_)) => false,
         };
@@ -236,7 +236,7 @@ impl KeyLock {
             Some(Ok(lease)) => {
                 let skew =
                     if planted!(self, SkewIgnored) { Duration::ZERO } else { self.settings.clock_skew };
-                // Or its holder has not renewed it for all of its length, and the clock that set the deadline is wrong.
+                // Or its holder has not renewed it for its whole length, and the clock that set the deadline is wrong.
                 now.wall >= lease.deadline.plus(skew) || now.mono >= since.plus(lease.length + skew)
             }
             _ => nobody,
@@ -244,7 +244,7 @@ impl KeyLock {
         self.seen.clone_from(&found);
         self.not_before = now.mono;
         self.written = match (self.written.take(), found) {
-            // One's own may have come late, when nothing was known of it any more.
+            // This holder's own write may have arrived late, after it was forgotten.
             (written, Some(found)) if own && (written.is_some() || !planted!(self, LateOwnLeft)) => {
                 Some((found, written.map_or(now.mono, |(_, sent)| sent)))
             }
@@ -254,13 +254,13 @@ impl KeyLock {
         match standing {
             Standing::Taking if own || free => {}
             Standing::Taking => {
-                // It must not be written over: the next try fails while it is there.
+                // It must not be overwritten: the next try fails while it is there.
                 self.seen = None;
                 self.pause(now.mono);
             }
             Standing::Held(_) if own && planted!(self, OwnRenewalForeign) => self.standing = Standing::Lost,
             Standing::Held(_) if nobody && planted!(self, LossGivesUp) => self.standing = Standing::Lost,
-            // A try before, whose answer was lost. Or the store was wiped, and nobody has taken it since.
+            // An earlier try whose response was lost. Or the store was wiped, and nobody has taken it since.
             Standing::Held(_) if own || nobody => {}
             Standing::Held(_) if planted!(self, OverwritesOthers) => {}
             Standing::Held(_) => self.standing = Standing::Lost,
@@ -289,7 +289,7 @@ impl KeyLock {
         }
     }
 
-    /// Whether nothing of this taking can be in the store any more that keeps others from the key.
+    /// Whether no write of this acquisition can still be in the store and block the key.
     fn end_if_released(&mut self, now: Mono) {
         let KeyLockSettings { lease, clock_skew, .. } = self.settings;
         let gone = self.written.as_ref().is_none_or(|(_, sent)| now >= sent.plus(lease + clock_skew));

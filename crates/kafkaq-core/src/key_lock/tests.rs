@@ -1,4 +1,4 @@
-//! One lock against what a store can answer.
+//! One lock against all possible outcomes of a store.
 
 use super::*;
 use crate::{ErrorKind, Wall};

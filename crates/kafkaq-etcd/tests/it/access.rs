@@ -63,7 +63,7 @@ async fn the_documented_permission_is_enough_and_none_is_denied() {
     let enough = login(&server, "kafkaq", SECRET);
     // As of 3.6 the status is for root alone, and the user is told so.
     let warnings = enough.check().await.unwrap();
-    assert!(warnings.iter().all(|w| w.contains("may not ask")), "{warnings:?}");
+    assert!(warnings.iter().all(|w| w.contains("may not query")), "{warnings:?}");
     assert_eq!(one(&enough, create(&k, "a")).await.unwrap(), Swapped::Done);
 
     let builder = EtcdStore::builder([server.url()]).user("kafkaq", SECRET);

@@ -125,8 +125,8 @@ pub(crate) async fn on_each_real_site(test: &str, run: impl AsyncFn(Site)) {
     on_all(sites, run).await;
 }
 
-/// Without the mock cluster's classic group. Before it shares partitions out anew it waits until a second before it would
-/// expel its members, so on a busy machine it does.
+/// Without the mock cluster's classic group. Before it shares partitions out anew it waits until a second before it
+/// would expel its members, so on a busy machine it does.
 pub(crate) async fn on_each_site_that_keeps_members(test: &str, run: impl AsyncFn(Site)) {
     let keeps = |site: &Site| site.mock.is_none() || site.protocol != GroupProtocol::Classic;
     on_all(sites(test).into_iter().filter(keeps).collect(), run).await;

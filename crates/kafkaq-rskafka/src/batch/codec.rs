@@ -1,4 +1,4 @@
-//! What producers compress with. Each codec is a feature, and all are there by default: none needs C code.
+//! Compression codecs. Each is a feature that is on by default: none needs C code.
 
 use super::Unreadable;
 use std::io::{self, Read};
@@ -6,7 +6,8 @@ use std::io::{self, Read};
 /// The codecs by their numbers, named as their features are.
 const NAMES: [&str; 5] = ["none", "gzip", "snappy", "lz4", "zstd"];
 
-/// Decompresses the records of a batch. More than `limit` bytes are refused, so that a small batch can't fill the memory.
+/// Decompresses the records of a batch. More than `limit` bytes are refused, so that a small batch can't exhaust
+/// memory.
 pub(super) fn decompress(codec: i16, bytes: &[u8], limit: usize) -> Result<Vec<u8>, Unreadable> {
     let name = usize::try_from(codec).ok().and_then(|n| NAMES.get(n)).copied();
     let name = name.ok_or(Unreadable::UnknownCodec(codec))?;
@@ -21,8 +22,8 @@ pub(super) fn decompress(codec: i16, bytes: &[u8], limit: usize) -> Result<Vec<u
     }
 }
 
-/// The codec's number, and the records compressed by it; `None` where it is left out. Only one is written: every client
-/// reads it.
+/// The codec's number, and the compressed records; `None` if it is left out of the build. Only one codec is used for
+/// writing: every client can read it.
 pub(super) fn compress(records: &[u8]) -> Option<(i16, Vec<u8>)> {
     #[cfg(feature = "gzip")]
     {

@@ -1,4 +1,4 @@
-//! Batches to records.
+//! Decodes batches to records.
 
 use super::{
     APPEND_TIME, BEFORE_ATTRIBUTES, BEFORE_SIZE, CODEC, CONTROL, FORMAT, HEADER, TRANSACTIONAL, codec,
@@ -7,30 +7,30 @@ use bytes::{Buf, Bytes};
 use kafkaq_core::{Headers, Record};
 use std::{collections::HashSet, fmt};
 
-/// Records are copied out of the response in pieces of this size, so that one that is held for long does not keep a
-/// whole response of many megabytes.
+/// Records are copied out of the response in chunks of this size, so that holding one does not keep a whole response of
+/// many megabytes in memory.
 const PIECE: usize = 64 << 10;
 
-/// What a fetch has brought.
+/// The records of a fetch.
 #[derive(Debug)]
 pub(crate) struct Decoded {
     pub(crate) records: Vec<Record>,
-    /// Where reading goes on: behind the last batch that was seen. Whatever lies between two batches is not there.
+    /// Where reading continues: after the last batch that was seen. There is nothing between two batches.
     pub(crate) next: i64,
     /// The leader's epoch of that batch.
     pub(crate) epoch: Option<i32>,
-    /// Why nothing behind `next` was read.
+    /// Why nothing after `next` was read.
     pub(crate) unreadable: Option<Unreadable>,
-    /// The size of the first batch, if not all of it has come.
+    /// The size of the first batch, if it is incomplete.
     pub(crate) needs: Option<usize>,
 }
 
 /// Why a batch can't be read.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Unreadable {
-    /// It is compressed by a codec that is left out of this build.
+    /// It is compressed with a codec that is left out of this build.
     MissingCodec(&'static str),
-    /// It is compressed by a codec that nobody knew yet.
+    /// It is compressed with an unknown codec.
     UnknownCodec(i16),
     /// It is in the format of Kafka before 0.11.
     OldFormat,
@@ -51,8 +51,8 @@ impl fmt::Display for Unreadable {
     }
 }
 
-/// Records from an offset on, without those that were rolled back by the producers in `aborted`, each from an offset on.
-/// A batch that is decompressed to more than `limit` bytes can't be read.
+/// Returns records from an offset on, without those that the producers in `aborted` rolled back, each from an offset
+/// on. A batch that decompresses to more than `limit` bytes can't be read.
 pub(crate) fn decode(mut bytes: Bytes, from: i64, aborted: &[(i64, i64)], limit: usize) -> Decoded {
     let mut decoded = Decoded { records: Vec::new(), next: from, epoch: None, unreadable: None, needs: None };
     let mut rollbacks = Rollbacks::new(aborted);
@@ -120,7 +120,7 @@ fn decode_batch(
     };
     let context = Context { base_offset, first_time, append_time: None };
     if attributes & CONTROL != 0 {
-        // A marker, and no record: a transaction of its producer ends here.
+        // A marker, not a record: a transaction of its producer ends here.
         rollbacks.end(producer);
     } else if attributes & TRANSACTIONAL == 0 || !rollbacks.has(producer) {
         let append_time = (attributes & APPEND_TIME != 0).then_some(latest_time);
@@ -131,7 +131,7 @@ fn decode_batch(
     Ok(())
 }
 
-/// The transactions that were rolled back, while reading passes by.
+/// The aborted transactions, as reading advances.
 struct Rollbacks {
     /// By offset, the last first.
     ahead: Vec<(i64, i64)>,

@@ -1,4 +1,4 @@
-//! Records to a batch.
+//! Encodes records to a batch.
 
 use super::{BEFORE_ATTRIBUTES, BEFORE_SIZE, FORMAT, HEADER, codec};
 use crate::failure::Failure;
@@ -6,7 +6,7 @@ use bytes::{BufMut, Bytes};
 use kafkaq_core::{ErrorKind, NewRecord};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// One batch of at least one record, uncompressed. The server gives the offsets.
+/// One batch of at least one record, uncompressed. The server assigns the offsets.
 pub(crate) fn encode(records: &[NewRecord]) -> Result<Vec<u8>, Failure> {
     let now = SystemTime::now();
     let times: Vec<i64> = records.iter().map(|record| millis(record.timestamp.unwrap_or(now))).collect();
@@ -54,7 +54,7 @@ pub(crate) fn compress(batch: &[u8]) -> Option<Result<Vec<u8>, Failure>> {
     Some(seal(&mut out).map(|()| out))
 }
 
-/// Puts in what depends on all of it.
+/// Fills in what depends on the whole batch.
 fn seal(batch: &mut [u8]) -> Result<(), Failure> {
     let size = i32::try_from(batch.len() - BEFORE_SIZE).map_err(|_| too_large())?;
     batch[8..BEFORE_SIZE].copy_from_slice(&size.to_be_bytes());

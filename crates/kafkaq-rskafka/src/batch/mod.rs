@@ -1,7 +1,7 @@
 //! Record batches as the log has them (format 2, since Kafka 0.11).
 //!
-//! A codec of our own, since those of the libraries keep headers in maps: repeated names and null values would be lost,
-//! or the batch refused.
+//! Our own encoder and decoder, since those of the libraries keep headers in maps: repeated names and null values would
+//! be lost, or the batch refused.
 
 mod codec;
 mod decode;

@@ -14,13 +14,13 @@ use std::{sync::Arc, time::Duration};
 const BY_ID: Api = Api::flexible(1, 13, "Fetch");
 const BY_NAME: Api = Api::new(1, 11, "Fetch");
 
-/// The field that a response has if the log has another record than was read before the offset.
+/// The field that a response has if the record before the offset is not the one that was read.
 const DIVERGING_EPOCH: u32 = 0;
 
-/// Only what transactions have committed.
+/// Only committed records of transactions.
 const READ_COMMITTED: i8 = 1;
 
-/// Where reading goes on in one partition.
+/// Where reading continues in one partition.
 #[derive(Clone, Debug)]
 pub(crate) struct From {
     pub(crate) topic: Arc<str>,
@@ -28,7 +28,7 @@ pub(crate) struct From {
     pub(crate) id: Option<TopicId>,
     pub(crate) index: i32,
     pub(crate) offset: i64,
-    /// The leader's epoch of the record before that, if it was read.
+    /// The leader epoch of the record before that, if it was read.
     pub(crate) epoch_below: Option<i32>,
     pub(crate) max_bytes: i32,
 }
@@ -51,16 +51,16 @@ pub(crate) struct Fetch<'a> {
 pub(crate) struct Fetched {
     pub(crate) code: i16,
     pub(crate) end: i64,
-    /// The log was cut below the offset since the record before it was read.
+    /// The log was truncated below the offset since the record before it was read.
     pub(crate) is_cut: bool,
-    /// Producers whose records are rolled back from an offset on.
+    /// Producers whose records are aborted from an offset on.
     pub(crate) aborted: Vec<(i64, i64)>,
     /// Record batches.
     pub(crate) records: Bytes,
 }
 
 impl Request for Fetch<'_> {
-    /// In the order of `from`; `None` where the server said nothing.
+    /// In the order of `from`; `None` if the server returned nothing.
     type Response = Vec<Option<Fetched>>;
 
     fn versions(&self) -> &'static [Api] {
@@ -74,7 +74,7 @@ impl Request for Fetch<'_> {
         let by_id = *api == BY_ID;
         // We are no replica.
         body.int32(-1);
-        // Rounded up, or the answer is there before the wait is over.
+        // Rounded up, or the response would arrive before the wait is over.
         body.int32(i32::try_from(self.max_wait.as_micros().div_ceil(1000)).unwrap_or(i32::MAX));
         // The first byte ends the wait.
         body.int32(1);
@@ -98,7 +98,7 @@ impl Request for Fetch<'_> {
             if by_id {
                 body.int32(from.epoch_below.unwrap_or(-1));
             }
-            // The begin of a follower's log.
+            // The start of a follower's log.
             body.int64(-1);
             body.int32(from.max_bytes);
             body.end();

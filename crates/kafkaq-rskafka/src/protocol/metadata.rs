@@ -1,4 +1,4 @@
-//! Which brokers, topics and leaders there are. It never makes the server create a topic.
+//! Brokers, topics and leaders. It never makes the server create a topic.
 
 use crate::{
     failure::Failure,
@@ -12,7 +12,7 @@ use std::sync::Arc;
 /// The first version with usable topic ids, and the one for servers that have none.
 const VERSIONS: [Api; 2] = [Api::flexible(3, 12, "Metadata"), Api::new(3, 7, "Metadata")];
 
-/// Of these topics; of none is a question for the brokers alone.
+/// For these topics; an empty list only queries the brokers.
 pub(crate) struct Metadata {
     pub(crate) topics: Vec<Arc<str>>,
 }

@@ -1,5 +1,4 @@
-//! The requests that go over our own connections, each in versions that every Kafka from 2.4 on knows and that no later
-//! one has dropped.
+//! The requests on our own connections, each in versions that every Kafka from 2.4 on supports.
 
 pub(crate) mod fetch;
 pub(crate) mod metadata;

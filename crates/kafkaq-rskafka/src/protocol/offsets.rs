@@ -1,4 +1,4 @@
-//! The first offsets of partitions, or the next ones.
+//! The first or the next offsets of partitions.
 
 use crate::{
     failure::Failure,
@@ -27,7 +27,7 @@ pub(crate) struct ListOffsets<'a> {
 }
 
 impl Request for ListOffsets<'_> {
-    /// Code and offset, in the order of `of`; `None` where the server said nothing.
+    /// Code and offset, in the order of `of`; `None` if the server returned nothing.
     type Response = Vec<Option<(i16, i64)>>;
 
     fn versions(&self) -> &'static [Api] {

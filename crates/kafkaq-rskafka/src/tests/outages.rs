@@ -14,7 +14,7 @@ async fn an_outage_is_a_line_when_it_begins_one_a_minute_and_one_when_it_ends() 
     let refused = || Failure::io(std::io::Error::from_raw_os_error(111));
     outages.ended(&one);
     assert!(lines.all().is_empty());
-    // For 150 s, ten times a second, of one of two.
+    // For 150 s, ten times per second, from one of two.
     for _ in 0..1500 {
         outages.began(&one, &refused());
         outages.ended(&other);
@@ -76,6 +76,6 @@ fn descriptors_that_are_used_up_are_called_so() {
             (ErrorKind::Unavailable, Effect::NotApplied, Retry::Yes)
         );
         assert!(e.advice().unwrap().contains("ulimit -n"), "{e}");
-        assert!(!e.to_string().contains("a broker answers"), "{e}");
+        assert!(!e.to_string().contains("a broker responds"), "{e}");
     }
 }

@@ -37,10 +37,10 @@ impl Api {
 /// A kind of request, and how its response reads.
 pub(crate) trait Request: Sync {
     type Response: Send;
-    /// Whether it changes something: then a failure after it was sent may have had an effect.
+    /// Whether it is a write: then it may have had an effect if it fails after it was sent.
     const CHANGES: bool = false;
 
-    /// The versions it can be sent in, the best first.
+    /// The versions in which it can be sent, best first.
     fn versions(&self) -> &'static [Api];
     fn encode(&self, api: &Api, body: &mut Writer) -> Result<(), Failure>;
     fn decode(&self, api: &Api, body: &mut Reader) -> Result<Self::Response, Failure>;
@@ -55,13 +55,13 @@ pub(crate) struct Connection {
     stream: Box<dyn Stream>,
     client_id: String,
     max_response: usize,
-    /// What the server knows of each kind of request.
+    /// The versions that the server supports, per kind of request.
     versions: HashMap<i16, RangeInclusive<i16>>,
     correlation: i32,
 }
 
 impl Connection {
-    /// Connects and signs in.
+    /// Connects and authenticates.
     pub(super) async fn open(settings: &Settings, address: &str) -> Result<Self, Failure> {
         let stream = connect(settings, address).await.map_err(Failure::io)?;
         let (client_id, max_response) = (settings.client_id.clone(), settings.max_message_bytes);
@@ -88,7 +88,7 @@ impl Connection {
         let mut body = Writer::new(api.flexible);
         request.encode(api, &mut body)?;
         let mut response = self.exchange(api, body).await?;
-        // What was carried out was, even if its answer can't be read.
+        // The request was executed, even if its response can't be read.
         request.decode(api, &mut response)
     }
 
@@ -119,7 +119,7 @@ impl Connection {
         frame.bytes.extend(body.bytes);
         let size = i32::try_from(frame.bytes.len() - 4).map_err(Failure::unreadable)?;
         frame.bytes[..4].copy_from_slice(&size.to_be_bytes());
-        // In one write: the second packet of two would wait for the acknowledgement of the first.
+        // In one write: a second packet would wait for the acknowledgement of the first.
         self.stream.write_all(&frame.bytes).await.map_err(Failure::io)?;
         self.stream.flush().await.map_err(Failure::io)?;
         let bytes = self.frame().await?;

@@ -5,12 +5,12 @@ use crate::failure::Failure;
 use bytes::{Buf, BufMut, Bytes};
 use kafkaq_core::ErrorKind;
 
-/// The id of a topic: another one after the topic was deleted and recreated.
+/// The id of a topic: it changes when the topic is deleted and recreated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TopicId(pub(crate) [u8; 16]);
 
 impl TopicId {
-    /// What a server without topic ids has in their place.
+    /// The value that stands for the lack of an id.
     const NONE: TopicId = TopicId([0; 16]);
 }
 
@@ -158,18 +158,18 @@ impl Reader {
         Ok(Some(text))
     }
 
-    /// Null is as good as empty wherever this is used.
+    /// Null is equivalent to empty wherever this is used.
     pub(crate) fn byte_array(&mut self) -> Result<Bytes, Failure> {
         let len = self.len()?;
         self.take(len)
     }
 
-    /// The entries of an array, each as `read` reads it. Null is as good as empty.
+    /// The entries of an array, each decoded by `read`. Null is equivalent to empty.
     pub(crate) fn array<T>(
         &mut self,
         mut read: impl FnMut(&mut Reader) -> Result<T, Failure>,
     ) -> Result<Vec<T>, Failure> {
-        // However many are announced, no more come than there are bytes for.
+        // Whatever number is announced, there can't be more than the bytes allow.
         (0..self.len()?).map(|_| read(self)).collect()
     }
 

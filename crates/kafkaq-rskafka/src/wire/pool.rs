@@ -1,7 +1,7 @@
-//! Connections to the brokers, shared by all calls: taken for one request and put back when the server has answered.
+//! Connections to the brokers, shared by all calls: taken for one request and returned after the response.
 //!
-//! Kafka works on one request of a connection at a time, so a request that waits for another would wait for a long poll,
-//! too. How many there are is bounded by how many requests may be under way.
+//! Kafka processes one request of a connection at a time, so a request behind another would also wait for a long poll.
+//! The number of connections is bounded by the number of requests in flight.
 
 use super::connection::{Connection, Request};
 use crate::{failure::Failure, link::Settings, locked, outage::Outages};
@@ -15,13 +15,13 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// Requests to one broker under way at a time that change something, and as many that ask; long polls aside.
+/// The maximum number of writes in flight per broker, and the same number of reads; except for long polls.
 const MAX_REQUESTS: usize = 4;
-/// Brokers that are remembered without need.
+/// How many idle brokers are remembered.
 const MAX_BROKERS: usize = 100;
-/// A connection that nobody has used for so long is closed.
+/// A connection that was idle for this long is closed.
 const MAX_IDLE: Duration = Duration::from_secs(30);
-/// Connecting may take this part of the request timeout: one address that swallows packets must leave time for others.
+/// Connecting may take this fraction of the request timeout: an address that drops packets must leave time for others.
 pub(crate) const CONNECT_SHARE: u32 = 3;
 
 pub(crate) struct Connections {
@@ -31,7 +31,7 @@ pub(crate) struct Connections {
 }
 
 struct Broker {
-    /// The last one was used last, and is the first to be used again, so that those that are not needed grow old.
+    /// The most recently used one is last and is reused first, so that surplus connections expire.
     idle: Vec<Idle>,
     changes: Arc<Semaphore>,
     questions: Arc<Semaphore>,
@@ -100,7 +100,7 @@ impl Connections {
         };
         match failure.answered {
             true => self.put_back(address, connection),
-            // The others to that broker were cut off with it, or hang like it.
+            // Other connections to that broker were cut off as well, or hang too.
             false => self.forget(address),
         }
         if failure.is_silence() {

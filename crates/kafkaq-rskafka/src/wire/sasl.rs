@@ -1,4 +1,4 @@
-//! Signing in.
+//! SASL authentication.
 
 use super::{
     connection::{Api, Connection},
@@ -37,7 +37,7 @@ pub(super) async fn sign_in(connection: &mut Connection, sasl: &SaslConfig) -> R
     let mut heard = None;
     loop {
         let mut said = Vec::new();
-        // Its last step is ours: that the server knows the password, too.
+        // The last step is ours: verifying that the server knows the password, too.
         let state = session.step(heard.as_deref(), &mut said).map_err(Failure::denied)?;
         if state.has_sent_message() {
             let mut token = Writer::default();

@@ -1,4 +1,4 @@
-//! The rules. Each looks at what the store and the members do, and knows the machine only from outside.
+//! The rules, checked from outside: by what the store and the members do.
 //!
 //! The store may forget: it is wiped, loses a key, or goes back in time. What has to hold all the same, and what only
 //! while it remembers:

@@ -7,8 +7,8 @@
 //! ```
 //! A run has a hostile phase: calls that take effect late or without an answer, calls that name a hold which is over, a
 //! store that is away or forgets, members that stop, wake, crash, join and leave, topics that are replaced by others
-//! unseen. Then a calm one, with a topic that is recreated, a crash, a leave, a join and a new partition of its own, after
-//! each of which everything has to be in its place in time.
+//! unseen. Then a calm one, with a topic that is recreated, a crash, a leave, a join and a new partition of its own,
+//! after each of which everything has to be in its place in time.
 
 mod check;
 mod member;

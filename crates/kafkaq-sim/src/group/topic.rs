@@ -1,4 +1,4 @@
-//! A partition's log: it grows, is cut, is recreated, loses its beginning, and answers with nothing now and then.
+//! A partition's log: it grows, is truncated, is recreated, loses its beginning, and sometimes returns nothing.
 
 use async_trait::async_trait;
 use kafkaq_core::{

@@ -1,4 +1,4 @@
-//! What goes wrong: by chance in the hostile phase, by the clock in the calm one.
+//! Disturbances: at random in the hostile phase, scheduled in the calm one.
 
 use super::member::{LOOK_EVERY, Proc, gap};
 use super::topic::Topic;

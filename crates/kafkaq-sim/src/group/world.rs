@@ -1,4 +1,4 @@
-//! The store, the topics and the calls under way.
+//! The store, the topics and the calls in flight.
 
 use super::{GroupOutcome, GroupStats, check::Check, member::Proc, topic::Topic};
 use crate::rng::Rng;

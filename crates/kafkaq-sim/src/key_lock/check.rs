@@ -1,4 +1,4 @@
-//! The rules. They look at what the processes believe and the store holds, and know the machine only from outside.
+//! The rules, checked from outside: by what the processes believe and the store contains.
 //!
 //! | rule | when |
 //! |---|---|

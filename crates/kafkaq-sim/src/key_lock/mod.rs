@@ -1,9 +1,10 @@
 //! Processes that take the locks of keys ([`kafkaq_core::key_lock::KeyLock`]) in a hostile store, in virtual time, from
 //! one seed.
 //!
-//! A run has a hostile phase: calls that are refused, take effect late, or are answered late or not at all, a store that
-//! is away, ages values out late or is wiped, processes that stand still, with their monotonic clock or without, and die at
-//! any step, clocks that are apart by up to the skew and are set. Then a calm one, in which a holder dies once and the store is wiped once.
+//! A run has a hostile phase: calls that are refused, take effect late, or are answered late or not at all, a store
+//! that is away, ages values out late or is wiped, processes that stand still, with their monotonic clock or without,
+//! and die at any step, clocks that are apart by up to the skew and are set. Then a calm one, in which a holder dies
+//! once and the store is wiped once.
 
 mod check;
 mod world;

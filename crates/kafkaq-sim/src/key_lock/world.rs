@@ -1,4 +1,4 @@
-//! The processes, the store, and the calls under way.
+//! The processes, the store, and the calls in flight.
 
 use super::{
     KeyLockOutcome, KeyLockStats,

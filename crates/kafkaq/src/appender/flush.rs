@@ -1,4 +1,4 @@
-//! Sending what waits in a line, one request after the other, until it is empty.
+//! Sends the records of a line, one request after another, until it is empty.
 
 use super::{Appender, line::Line};
 use crate::sync::yield_once;
@@ -16,17 +16,17 @@ use tokio::time::{sleep, timeout};
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LAST_BACKOFF: Duration = Duration::from_secs(1);
 
-/// Whoever has claimed a line. If it is dropped, because its runtime is, it hands the line on.
+/// The sender that has claimed a line. If it is dropped, because its runtime is, it passes the line on.
 pub(super) struct Flush {
     appender: Arc<Appender>,
     line: Arc<Line>,
     backoff: Duration,
     claims: bool,
-    /// The request under way is one that single tasks without a key gather behind.
+    /// Single tasks without a key gather behind the request in flight.
     counts: bool,
 }
 
-/// One request under way.
+/// A request in flight.
 struct Request {
     append: Append,
     records: usize,
@@ -34,9 +34,9 @@ struct Request {
 }
 
 impl Flush {
-    /// Begins to send what waits in a line, unless there is nothing or somebody does so already. If the caller has
-    /// more to do, another thread builds the request where there is one; otherwise it begins on the caller's. What
-    /// takes longer goes on in the background.
+    /// Starts sending the records of a line, unless it is empty or claimed. If the caller has more to do and there is
+    /// another thread, that builds the request; otherwise it starts on the caller's. What doesn't finish at once
+    /// continues in the background.
     pub(super) fn begin(appender: &Arc<Appender>, line: &Arc<Line>, more_to_do: bool) {
         if !line.claim() {
             return;
@@ -49,7 +49,7 @@ impl Flush {
         match appender.home.poll_here(Pin::new(&mut request.append)) {
             Poll::Pending => flush.spawn(Some(request), None),
             Poll::Ready(answers) => {
-                // Others may have pushed meanwhile. Whoever publishes isn't kept busy with their records.
+                // Others may have pushed meanwhile. The caller is not kept busy with their records.
                 let pause = flush.settle(&request, answers);
                 flush.let_through();
                 if pause.is_none() && line.release_if_empty() {
@@ -71,7 +71,7 @@ impl Flush {
         }
     }
 
-    /// Goes on in the background.
+    /// Continues in the background.
     fn spawn(self, begun: Option<Request>, pause: Option<Duration>) {
         let appender = self.appender.clone();
         appender.lines.keep_time(&appender.home);
@@ -95,7 +95,7 @@ impl Flush {
             };
             pause = self.settle(&sent, answers);
             if self.counts {
-                // Those that were answered may publish again at once, into one request.
+                // Callers that just got their outcomes may publish again at once, into one request.
                 yield_once().await;
                 if self.go_on() {
                     pause = None;
@@ -104,7 +104,7 @@ impl Flush {
         }
     }
 
-    /// The next request; without one, the line is idle.
+    /// Returns the next request; without one, the line is idle.
     fn next(&mut self) -> Option<Request> {
         let Some((records, gathered)) = self.line.next_batch(Instant::now()) else {
             self.claims = false;
@@ -120,20 +120,22 @@ impl Flush {
         Some(Request { append, records: count, begun: self.appender.counter.begun() })
     }
 
-    /// Nothing gathers behind the request any more. Returns the line of what has gathered, claimed, if that may go now.
+    /// Stops tasks from gathering behind the request. If the gathered ones may be sent now, returns their line,
+    /// claimed.
     fn no_longer_counts(&mut self) -> Option<Arc<Line>> {
         let may_go = std::mem::take(&mut self.counts) && self.appender.gathering.leave();
         may_go.then(|| self.appender.gathering_line()).filter(|line| line.claim())
     }
 
-    /// Has what gathers behind the request sent by another flush.
+    /// Lets another flush send what gathers behind the request.
     fn let_through(&mut self) {
         if let Some(gathered) = self.no_longer_counts() {
             Flush::of(&self.appender, &gathered).spawn(None, None);
         }
     }
 
-    /// Has what gathers behind the request sent: here, if nothing is left to do. Returns whether it went over to it.
+    /// Sends what gathers behind the request: here, if nothing else is left to do, otherwise by another flush. Returns
+    /// whether it switched to it.
     fn go_on(&mut self) -> bool {
         let Some(gathered) = self.no_longer_counts() else { return false };
         let goes_over = self.line.release_if_empty();
@@ -145,7 +147,7 @@ impl Flush {
         goes_over
     }
 
-    /// Answers what is decided, and puts the rest back. Returns how long to wait then.
+    /// Reports decided outcomes, and puts the rest back. Returns how long to wait before the next try.
     fn settle(&mut self, request: &Request, answers: Answers) -> Option<Duration> {
         let settled = self.line.settle(answers, Instant::now());
         self.appender.counter.ended(request.begun, request.records, settled.failed);
@@ -173,7 +175,7 @@ impl Drop for Flush {
 /// The outcomes of an append, or how it panicked.
 pub(super) type Answers = Result<Vec<Result<i64>>, String>;
 
-/// An append whose adapter may panic: that is an unknown effect and no stuck line.
+/// An append whose adapter may panic: that counts as an unknown effect and doesn't block the line.
 struct Append(Pin<Box<dyn Future<Output = Vec<Result<i64>>> + Send>>);
 
 impl Future for Append {

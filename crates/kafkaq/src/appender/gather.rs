@@ -1,33 +1,34 @@
-//! Where single tasks without a key go: each to another partition, or several into one request.
+//! Decides where single tasks without a key go: each to another partition, or several into one request.
 //!
-//! A request costs the server and the client far more than a record. So of those that carry single tasks without a key, only
-//! a few are under way at a time. What comes meanwhile gathers in one line, and goes when one of them has ended, or when it
-//! is enough for a request that costs little per record. The next line is then another one.
+//! A request costs the server and the client far more than a record. So only a few requests with single tasks without a
+//! key are in flight at a time. Tasks that arrive meanwhile gather in one line, which is sent when one of the requests
+//! has ended, or when it is large enough for the request to cost little per record. Then tasks gather in another line.
 
 use std::{
     sync::atomic::{AtomicI32, AtomicUsize, Ordering::SeqCst},
     time::{Duration, Instant},
 };
 
-/// So many requests are under way before tasks gather: a task rarely waits where few are published.
+/// How many requests are in flight before tasks gather: at low rates, a task rarely waits.
 const SIDE_BY_SIDE: usize = 2;
-/// So many records gather at most.
+/// How many records gather at most.
 pub(super) const ENOUGH: usize = 64;
-/// A request that takes longer holds up nothing that gathers: its partition may be without a leader.
+/// A request that takes longer doesn't hold back gathered tasks: its partition may be without a leader.
 const PATIENCE: Duration = Duration::from_millis(5);
 
-/// A record that is held back is sent by whoever ends a request, so that one must see it: a record is put into its line
-/// before the partition is compared, and that before the count; the count is lowered before the line is looked up.
+/// A record that is held back is sent by whoever ends a request, which therefore must see it: the record is put into
+/// its line before the partition is compared, and that before the count is; the count is decremented before the line is
+/// looked up.
 #[derive(Debug)]
 pub(super) struct Gathering {
-    /// Requests with single tasks that were begun and are not too old.
+    /// Requests with single tasks that were started and are not too old.
     under_way: AtomicUsize,
     partition: AtomicI32,
     pub(super) patience: Duration,
 }
 
 impl Gathering {
-    /// Somewhere: processes that begin together are not to begin with the same partition.
+    /// Random: processes that start together should not start with the same partition.
     pub(super) fn begin(partitions: i32) -> Self {
         Gathering {
             under_way: AtomicUsize::default(),
@@ -40,17 +41,17 @@ impl Gathering {
         self.partition.load(SeqCst)
     }
 
-    /// Where to gather now, unless that is in the other partition already.
+    /// Moves gathering from one partition to another, unless it has already moved.
     pub(super) fn move_on(&self, from: i32, to: i32) {
         let _ = self.partition.compare_exchange(from, to, SeqCst, SeqCst);
     }
 
-    /// Whether there is something to wait for.
+    /// Whether enough requests are in flight to wait for.
     pub(super) fn is_crowded(&self) -> bool {
         self.under_way.load(SeqCst) >= SIDE_BY_SIDE
     }
 
-    /// Whether a record that is in this line may stay there until a request has ended. Not if its time is up soon.
+    /// Whether a record in this line may wait there until a request has ended. Not if its time is up soon.
     pub(super) fn holds_back(&self, index: i32, until: Instant) -> bool {
         until > Instant::now() + 2 * self.patience && self.partition() == index && self.is_crowded()
     }
@@ -59,7 +60,7 @@ impl Gathering {
         self.under_way.fetch_add(1, SeqCst);
     }
 
-    /// Whether what has gathered may go now.
+    /// Whether the gathered records may be sent now.
     pub(super) fn leave(&self) -> bool {
         self.under_way.fetch_sub(1, SeqCst) == SIDE_BY_SIDE
     }

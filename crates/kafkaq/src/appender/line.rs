@@ -1,4 +1,4 @@
-//! The records of one partition that wait to be appended.
+//! The records of one partition that are waiting to be appended.
 
 use super::flush::Answers;
 use crate::{driver::every_answer, runtime::Home, sync::lock};
@@ -14,11 +14,11 @@ use std::{
 };
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-/// The most records and about the most bytes of one request.
+/// The maximum records and, approximately, bytes of one request.
 pub(crate) const MAX_RECORDS: usize = 1000;
 pub(crate) const MAX_BYTES: usize = 900_000;
 
-/// After so many ticks without a request nobody keeps the time any more.
+/// After this many ticks without a request, the timer task ends.
 const IDLE_TICKS: u32 = 8;
 
 #[derive(Debug)]
@@ -30,16 +30,16 @@ pub(crate) struct Line {
 #[derive(Debug, Default)]
 struct State {
     waiting: VecDeque<Waiting>,
-    /// What these records take of a request.
+    /// The size of these records in a request.
     bytes: usize,
-    /// The request under way, whose records are with the log.
+    /// The request in flight, whose records are with the log.
     sent: Vec<Waiting>,
     records: Arc<[NewRecord]>,
-    /// Nothing here has to be answered before this.
+    /// No outcome is due before this.
     earliest: Option<Instant>,
-    /// Somebody sends what waits.
+    /// Somebody is sending the line.
     flushing: bool,
-    /// Single tasks without a key are among what waits.
+    /// Single tasks without a key are among the waiting records.
     gathered: bool,
 }
 
@@ -64,39 +64,39 @@ impl State {
     }
 }
 
-/// A record that was put into a line.
+/// The result of putting a record into a line.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Queued {
-    /// Somebody sends the line.
+    /// Somebody is sending the line.
     IsSent,
-    /// Nobody does yet; so many records wait.
+    /// Nobody is yet; this many records are waiting.
     Waits(usize),
-    /// Nobody does, although as much waits as a request can have.
+    /// Nobody is, although there is enough for a full request.
     IsWholeRequest,
 }
 
-/// What became of a request.
+/// The outcome of a request.
 #[derive(Debug, Default)]
 pub(super) struct Settled {
     pub(super) failed: usize,
-    /// Some of it is to be tried again.
+    /// Some of it is to be retried.
     pub(super) again: bool,
-    /// How long the log asked to wait before.
+    /// The pause that the log asked for.
     pub(super) asked: Option<Duration>,
 }
 
-/// One record on its way.
+/// A record that is waiting or in flight.
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub(super) record: NewRecord,
     pub(super) size: usize,
-    /// When it has to be answered.
+    /// When its outcome is due.
     pub(super) until: Instant,
     /// Why the last try failed.
     failed: Option<Error>,
     /// An earlier try may have taken effect, so the outcome is unknown even if the last one certainly had none.
     in_doubt: bool,
-    /// `None`: it was answered.
+    /// `None`: its outcome was reported.
     answer: Option<oneshot::Sender<Result<i64>>>,
     room: OwnedSemaphorePermit,
 }
@@ -112,7 +112,7 @@ impl Waiting {
         Waiting { record, size, until, failed: None, in_doubt: false, answer: Some(answer), room }
     }
 
-    /// Takes in the outcome of a try. Whether it was answered; otherwise it is to be tried again.
+    /// Applies the outcome of a try. Returns whether it is final; otherwise the record is to be retried.
     fn is_settled_by(&mut self, outcome: Result<i64>, now: Instant) -> bool {
         let outcome = match outcome {
             Err(e) if self.answer.is_some() && may_help(&e) && now < self.until => {
@@ -129,7 +129,7 @@ impl Waiting {
         true
     }
 
-    /// Its time is up, before or while it is `sent`. Returns what to say.
+    /// Its time is up, before it was sent or while it is `sent`. Returns the outcome to report.
     fn give_up(&mut self, sent: bool) -> Option<Answer> {
         let to = self.answer.take()?;
         let unknown = sent || self.in_doubt;
@@ -146,18 +146,17 @@ impl Waiting {
     }
 }
 
-/// An answer to whoever waits for a record. It is never given under the lock of a line.
+/// The outcome for the caller that waits for a record. It is never sent under the lock of a line.
 struct Answer(oneshot::Sender<Result<i64>>, Result<i64>);
 
 impl Answer {
     fn send(self) {
-        // A receiver that is gone doesn't want to know.
+        // The receiver may be gone.
         quietly(|| drop(self.0.send(self.1)));
     }
 }
 
-/// To answer, or to make room, runs the waker of whoever waits, which is foreign code: if it panics, that is its
-/// owner's trouble.
+/// Sending an outcome, or freeing buffer space, runs a caller's waker, which is foreign code. Its panics are ignored.
 fn quietly(f: impl FnOnce()) {
     let _ = catch_unwind(AssertUnwindSafe(f));
 }
@@ -175,14 +174,14 @@ fn failed(e: Error, in_doubt: bool) -> Error {
     new.with_retry(e.retry()).with_source(e)
 }
 
-/// The lines of a topic. They grow with it; a line is there once it is used.
+/// The lines of a topic. A line is created at its first use.
 #[derive(Debug)]
 pub(super) struct Lines {
     topic: Arc<str>,
     lines: RwLock<Vec<Arc<Line>>>,
-    /// How often what waits is compared with the clock.
+    /// How often deadlines are checked.
     tick: Duration,
-    /// Somebody does so.
+    /// The timer task is running.
     keeping_time: AtomicBool,
 }
 
@@ -208,7 +207,7 @@ impl Lines {
         lines[index].clone()
     }
 
-    /// Sees to it that everything is answered in time, on a thread that no other runtime can stop.
+    /// Ensures that outcomes are reported in time, on a thread that no other runtime can stop.
     pub(super) fn keep_time(self: &Arc<Self>, home: &Home) {
         if self.keeping_time.load(Ordering::Relaxed) || self.keeping_time.swap(true, Ordering::AcqRel) {
             return;
@@ -223,7 +222,7 @@ impl Lines {
                     continue;
                 }
                 lines.keeping_time.store(false, Ordering::Release);
-                // A flush may have begun that saw somebody here.
+                // A flush may have started meanwhile that saw the timer task running.
                 if !lines.expire() || lines.keeping_time.swap(true, Ordering::AcqRel) {
                     return;
                 }
@@ -231,7 +230,7 @@ impl Lines {
         });
     }
 
-    /// Answers what has to be answered by now. Whether anything is under way.
+    /// Reports the outcomes that are due. Returns whether anything is in flight.
     fn expire(&self) -> bool {
         let lines = self.lines.read().unwrap_or_else(PoisonError::into_inner).clone();
         let now = Instant::now();
@@ -259,7 +258,7 @@ impl Line {
         }
     }
 
-    /// Makes the caller the one who sends, if there is something to send and nobody else does.
+    /// Makes the caller the sender, if there is something to send and nobody else is sending.
     pub(super) fn claim(&self) -> bool {
         let mut state = lock(&self.state);
         let claimed = !state.flushing && !state.waiting.is_empty();
@@ -267,8 +266,8 @@ impl Line {
         claimed
     }
 
-    /// The records of the next request, for whoever has claimed the line, and whether single tasks without a key are among
-    /// them. Without any, the claim has ended.
+    /// Returns the records of the next request, for the sender that has claimed the line, and whether single tasks
+    /// without a key are among them. If there are none, the claim has ended.
     pub(super) fn next_batch(&self, now: Instant) -> Option<(Arc<[NewRecord]>, bool)> {
         let mut expired = Vec::new();
         let (records, gathered) = {
@@ -296,7 +295,7 @@ impl Line {
         (!records.is_empty()).then_some((records, gathered))
     }
 
-    /// Takes in what became of the request under way: answers what is decided, and puts the rest before all others.
+    /// Applies the outcome of the request in flight: reports what is decided, and puts the rest in front of all others.
     pub(super) fn settle(&self, answers: Answers, now: Instant) -> Settled {
         let (sent, records) = {
             let mut state = lock(&self.state);
@@ -316,7 +315,7 @@ impl Line {
                 waiting.record = record.clone();
                 again.push(waiting);
             } else {
-                // Each by itself: a waker that panics keeps the others that it was to wake asleep.
+                // Each separately: a waker that panics would keep others from being woken.
                 quietly(|| drop(waiting.room));
             }
         }
@@ -325,7 +324,7 @@ impl Line {
         settled
     }
 
-    /// Nobody will tell what became of the request under way: it may have taken effect, and is to be sent again.
+    /// The outcome of the request in flight will never be known: it may have taken effect, and is to be sent again.
     pub(super) fn put_back_sent(&self) {
         let (sent, records) = {
             let mut state = lock(&self.state);
@@ -347,19 +346,19 @@ impl Line {
         again.into_iter().rev().for_each(|w| state.push(w, true));
     }
 
-    /// Whether nobody sends it.
+    /// Whether nobody is sending it.
     pub(super) fn is_idle(&self) -> bool {
         !lock(&self.state).flushing
     }
 
-    /// Ends the claim if nothing waits.
+    /// Ends the claim if the line is empty.
     pub(super) fn release_if_empty(&self) -> bool {
         let mut state = lock(&self.state);
         state.flushing = !state.waiting.is_empty();
         !state.flushing
     }
 
-    /// Answers those whose time is up. What the log makes of a request under way isn't waited for then.
+    /// Reports an outcome for records whose time is up, without waiting for a request in flight.
     fn expire(&self, now: Instant) {
         let (mut expired, mut answers) = (Vec::new(), Vec::new());
         {

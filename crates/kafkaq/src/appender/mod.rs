@@ -1,11 +1,11 @@
-//! Appending with natural batching: what is pushed while a request is under way goes into the next.
+//! Appends with natural batching: what is pushed while a request is in flight goes into the next one.
 //!
-//! Each partition has a line. Whoever pushes into an idle line begins its flush, which runs at the publisher's
-//! [home](crate::runtime), so that a caller that goes away, or whose runtime does, stops nobody. The flush ends when
-//! the line is empty, so an idle partition costs nothing.
+//! Each partition has a line. Whoever pushes into an idle line starts its flush, which runs at the publisher's
+//! [home](crate::runtime), so that a caller that goes away, or whose runtime does, affects nobody else. The flush ends
+//! when the line is empty, so an idle partition costs nothing.
 //!
-//! Everything that was pushed is answered when its time is up, whatever the log does: what waits was certainly not
-//! appended; what is under way may have been.
+//! Every pushed record gets an outcome when its time is up, whatever the log does: a waiting record was certainly not
+//! appended, one in flight may have been.
 
 mod flush;
 mod gather;
@@ -40,7 +40,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 pub(crate) struct Appender {
     log: Arc<dyn Log>,
     lines: Arc<Lines>,
-    /// How many partitions the topic has, as far as is known.
+    /// How many partitions the topic has, as last seen.
     partitions: AtomicI32,
     gathering: Gathering,
     room: Room,
@@ -48,7 +48,7 @@ pub(crate) struct Appender {
     home: Home,
     counter: CallCounter,
     started: Instant,
-    /// When the last look at the topic began, in milliseconds from the start.
+    /// When the topic was last described, in milliseconds from the start.
     looked: AtomicU64,
 }
 
@@ -57,7 +57,8 @@ pub(crate) struct Appender {
 pub(crate) enum Destination {
     /// To this partition.
     Partition(i32),
-    /// A single one: to this partition as long as few of its like are under way, and otherwise to where they gather.
+    /// A single task without a key: to this partition while few such requests are in flight, and otherwise to the
+    /// partition where they gather.
     Any(i32),
 }
 
@@ -69,7 +70,7 @@ pub(crate) struct Pushed {
 }
 
 impl Appender {
-    /// `buffer` is how many bytes may wait or be under way, `timeout` the longest that a record is tried.
+    /// `buffer` is how many bytes may be waiting or in flight, `timeout` how long a record is tried.
     pub(crate) fn new(
         log: Arc<dyn Log>,
         topic: Arc<str>,
@@ -94,7 +95,7 @@ impl Appender {
         })
     }
 
-    /// When a record has to be answered that is published now.
+    /// When the outcome of a record that is published now is due.
     pub(crate) fn deadline(&self, now: Instant) -> Instant {
         now + self.timeout
     }
@@ -112,12 +113,12 @@ impl Appender {
         self.counter.stats()
     }
 
-    /// Puts a record into a line, once there is room. It is sent when `unsent` is dropped, at the latest, or gathers with
-    /// others; from then on it is appended even if nobody waits for the outcome. Dropped before it returns, it has done
-    /// nothing.
+    /// Puts a record into a line, once there is buffer space. It is sent when `unsent` is dropped, at the latest, or
+    /// gathers with others; from then on it is appended even if nobody waits for the outcome. If the future is dropped
+    /// before it returns, it has done nothing.
     ///
     /// # Errors
-    /// `Timeout` when there is no room in time.
+    /// `Timeout` if there is no buffer space in time.
     pub(crate) async fn push(
         self: &Arc<Self>,
         to: Destination,
@@ -146,7 +147,7 @@ impl Appender {
         Ok(Pushed { line, outcome })
     }
 
-    /// Takes room for a record, once there is some.
+    /// Acquires buffer space for a record, once there is some.
     async fn room(
         &self,
         size: usize,
@@ -162,8 +163,8 @@ impl Appender {
         }
     }
 
-    /// Where single records gather now, if they do. Not in a line that is sent, which may hang: there they would be many,
-    /// and each in its own partition is no worse.
+    /// Where single records gather now, if they do. Not in a line that is being sent, which may hang with many records
+    /// in it; spreading them is no worse then.
     fn gathers_in(&self) -> Option<i32> {
         let index = self.gathering.partition();
         let gathers =
@@ -176,7 +177,8 @@ impl Appender {
         self.lines.line(self.gathering.partition())
     }
 
-    /// Has what gathers in a line gather in the next that nobody sends, if there is one. Whoever sends the line does that.
+    /// Moves gathering from a line to the next one that nobody is sending, if there is one. Called by the sender of the
+    /// line.
     fn gather_elsewhere(&self, than: &Line) {
         let here = than.partition.index;
         if self.gathering.partition() != here {
@@ -189,7 +191,7 @@ impl Appender {
         }
     }
 
-    /// Looks for new partitions in the background, if the last look was a while ago.
+    /// Looks for new partitions in the background, if that was a while ago.
     pub(crate) fn look(self: &Arc<Self>, now: Instant) {
         let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         let now = millis(now.saturating_duration_since(self.started));
@@ -207,7 +209,7 @@ impl Appender {
                 Ok(Ok(Some(info))) if info.partitions > 0 => {
                     appender.partitions.store(info.partitions, Ordering::Relaxed);
                 }
-                // Appends tell whether something is wrong.
+                // If something is wrong, appends report it.
                 other => tracing::debug!(target: "kafkaq", topic = &*names[0], ?other, "could not look for partitions"),
             }
         });
@@ -215,7 +217,7 @@ impl Appender {
 }
 
 /// The lines that a caller has pushed into and that are still to be sent. Sends them when it is dropped, so that a
-/// caller that goes away leaves nothing behind.
+/// caller that goes away leaves no unsent records.
 #[derive(Debug)]
 pub(crate) struct Unsent<'a> {
     appender: &'a Arc<Appender>,

@@ -1,11 +1,11 @@
-//! A bound on the bytes that wait or are under way.
+//! A limit on the bytes that are waiting or in flight.
 
 use crate::runtime::Home;
 use kafkaq_core::{Error, ErrorKind, Result};
 use std::{sync::Arc, time::Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// What a record costs beside its own bytes, so that many small ones are bounded too.
+/// What a record costs besides its own bytes, so that many small ones are limited too.
 pub(crate) const OVERHEAD: usize = 256;
 
 #[derive(Debug)]
@@ -20,17 +20,17 @@ impl Room {
         Room { bytes: Arc::new(Semaphore::new(limit as usize)), limit }
     }
 
-    /// A record larger than all of the room takes all of it.
+    /// A record larger than the buffer takes all of it.
     fn share(&self, bytes: usize) -> u32 {
         u32::try_from(bytes).unwrap_or(u32::MAX).min(self.limit)
     }
 
-    /// Takes room if there is enough and nobody waits for it.
+    /// Acquires space if there is enough and nobody is waiting for it.
     pub(super) fn try_take(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         self.bytes.clone().try_acquire_many_owned(self.share(bytes)).ok()
     }
 
-    /// Waits for room, in order.
+    /// Waits for space, in order.
     pub(super) async fn take(
         &self,
         bytes: usize,

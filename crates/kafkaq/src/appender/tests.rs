@@ -8,8 +8,8 @@ use std::{
 };
 use tokio::sync::Semaphore;
 
-/// Fails as it is told, one error per record, and remembers each request. It waits for `gate`, and in partitions that hang
-/// for ever.
+/// Fails as it is told, one error per record, and remembers each request. It waits for `gate`, and in partitions that
+/// hang for ever.
 #[derive(Debug)]
 struct Fake {
     begun: AtomicUsize,

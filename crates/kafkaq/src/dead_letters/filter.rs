@@ -1,11 +1,10 @@
-//! Which dead letters are meant.
+//! Selects dead letters.
 
 use super::{DeadLetter, Fingerprint, Place};
 use kafkaq_core::TaskId;
 use std::{collections::HashSet, time::SystemTime};
 
-/// Selects dead letters. Without a condition it selects all that nothing was done about yet; a letter has to meet
-/// every condition that is set.
+/// Selects dead letters. By default it selects all unhandled letters; a letter has to meet every condition that is set.
 ///
 /// ```
 /// use kafkaq::dead_letters::{Filter, Fingerprint};
@@ -28,7 +27,7 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Selects all that nothing was done about yet.
+    /// Selects all unhandled letters.
     pub fn new() -> Self {
         Self::default()
     }
@@ -51,13 +50,13 @@ impl Filter {
         self
     }
 
-    /// Selects letters that were written at that time or later.
+    /// Selects letters that were written at or after this time.
     pub fn since(mut self, time: SystemTime) -> Self {
         self.since = Some(time);
         self
     }
 
-    /// Selects letters that were written before that time.
+    /// Selects letters that were written before this time.
     pub fn before(mut self, time: SystemTime) -> Self {
         self.before = Some(time);
         self
@@ -69,31 +68,31 @@ impl Filter {
         self
     }
 
-    /// Selects the letters in these places.
+    /// Selects the letters at these places.
     pub fn places(mut self, places: impl IntoIterator<Item = Place>) -> Self {
         self.places = Some(places.into_iter().collect());
         self
     }
 
-    /// Begins behind this place, in the order by partition and offset: to go on where an earlier page has ended.
+    /// Starts after this place, in order of partition and offset: continues after an earlier page.
     pub fn after(mut self, place: Place) -> Self {
         self.after = Some(place);
         self
     }
 
-    /// Selects also letters that were redriven or discarded.
+    /// Also selects letters that were redriven or discarded.
     pub fn include_handled(mut self) -> Self {
         self.handled = true;
         self
     }
 
-    /// The first place that can be meant.
+    /// The first place that can be selected.
     pub(super) fn start(&self) -> Option<Place> {
         let behind = self.after.map(|p| Place { offset: p.offset.saturating_add(1), ..p });
         behind.max(self.places.as_ref().and_then(|places| places.iter().min().copied()))
     }
 
-    /// The last place that can be meant.
+    /// The last place that can be selected.
     pub(super) fn end(&self) -> Option<Place> {
         self.places.as_ref()?.iter().max().copied()
     }

@@ -1,4 +1,4 @@
-//! What the reasons of similar failures have in common.
+//! Normalizes the reasons of similar failures.
 
 use std::{borrow::Cow, fmt};
 
@@ -10,8 +10,8 @@ const HEX_LEN: usize = 8;
 const ID_LEN: usize = 16;
 const ID_DIGITS: usize = 3;
 
-/// A reason without what differs between similar failures: `user 17 not found` and `user 18 not found` have the same
-/// fingerprint, `user # not found`.
+/// A reason without the parts that differ between similar failures: `user 17 not found` and `user 18 not found` have
+/// the same fingerprint, `user # not found`.
 ///
 /// Numbers, UUIDs, hexadecimal and other long ids, quoted text, URLs and mail addresses become `#`, and white space
 /// becomes single spaces. A fingerprint's own fingerprint is itself.
@@ -79,7 +79,7 @@ fn is_part(c: char) -> bool {
     is_word(c) || c == PLACEHOLDER
 }
 
-/// What follows the quotation that `text` begins with, if it does.
+/// Returns what follows the quotation that `text` starts with, if it does.
 fn quoted(text: &str, quote: char) -> Option<&str> {
     if !matches!(quote, '"' | '`' | '\'') {
         return None;
@@ -88,7 +88,7 @@ fn quoted(text: &str, quote: char) -> Option<&str> {
     closing.map(|(at, _)| &text[at + 1..]).find(|after| !after.starts_with(is_part))
 }
 
-/// What stands for the word that `text` begins with, and what follows it.
+/// Returns the replacement of the word that `text` starts with, and what follows it.
 fn word(text: &str) -> (Cow<'_, str>, &str) {
     let split = |inside: fn(char) -> bool| text.split_at(text.find(|c| !inside(c)).unwrap_or(text.len()));
     let (token, _) = split(|c| !c.is_whitespace() && !"\"'`<>()[]{},;".contains(c));

@@ -3,20 +3,20 @@
 use super::{DeadLetter, Fingerprint, Place};
 use std::{collections::HashMap, time::SystemTime};
 
-/// No more groups are told apart.
+/// The maximum number of groups.
 pub(super) const MAX_GROUPS: usize = 1000;
 
 /// Dead letters of one kind whose reasons have one fingerprint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Group {
-    /// The tasks' kind, where they have one.
+    /// The tasks' kind, if they have one.
     pub kind: Option<String>,
-    /// What the reasons have in common.
+    /// The fingerprint of the reasons.
     pub fingerprint: Fingerprint,
     /// The reason of one of the letters.
     pub example: Option<String>,
-    /// Where that letter lies.
+    /// The place of that letter.
     pub place: Place,
     /// How many letters there are.
     pub count: u64,
@@ -32,7 +32,7 @@ pub struct Group {
 pub struct Groups {
     /// The groups, the largest first. At most 1,000.
     pub groups: Vec<Group>,
-    /// How many letters are in none of them, because there were too many groups.
+    /// The number of letters that are in none of them, because there were too many groups.
     pub ungrouped: u64,
 }
 

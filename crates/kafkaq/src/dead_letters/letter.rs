@@ -11,8 +11,8 @@ use std::{fmt, str::FromStr, time::SystemTime};
 
 /// The header that names the kind of a task. It is the user's own.
 pub(super) const KIND: &str = "task-kind";
-/// The header that counts how many times a task was redriven. It is a user's header, so that it stays with the task
-/// whatever becomes of it.
+/// The header that counts how many times a task was redriven. It is a user header, so that it always stays with the
+/// task.
 pub(super) const REDRIVES: &str = "task-redrives";
 
 const DEAD: &str = "kafkaq-dead";
@@ -25,7 +25,7 @@ const ORIGIN: &str = "kafkaq-origin";
 /// What kafkaq adds to a dead letter.
 const ADDED: [&str; 8] = [DEAD, ID, ATTEMPTS, FAILURES, PUBLISHED, "kafkaq-history", REASON, ORIGIN];
 
-/// Where a dead letter lies in its topic. As text it is `<partition>/<offset>`.
+/// The place of a dead letter in its topic. As text it is `<partition>/<offset>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Place {
     /// The partition of the dead-letter topic.
@@ -60,18 +60,18 @@ impl FromStr for Place {
 
 /// A record of the dead-letter topic.
 ///
-/// What it doesn't say, or says in a way that can't be read, is `None`: a record that could not be read as a task has
-/// no id, and a record of another producer may have nothing but a payload.
+/// Fields that are missing or unreadable are `None`: a record that could not be read as a task has no id, and a record
+/// of another producer may have nothing but a payload.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct DeadLetter {
-    /// Where it lies.
+    /// Its place.
     pub place: Place,
     /// The task's id.
     pub id: Option<TaskId>,
     /// The task's header `task-kind`.
     pub kind: Option<String>,
-    /// Why the task was given up.
+    /// Why the task was dead-lettered.
     pub reason: Option<String>,
     /// The last failures, oldest first.
     pub history: Vec<FailureRecord>,
@@ -83,7 +83,7 @@ pub struct DeadLetter {
     pub published: Option<SystemTime>,
     /// When the record was appended to the dead-letter topic.
     pub died: Option<SystemTime>,
-    /// Where the task's first record lies.
+    /// The position of the task's first record.
     pub origin: Option<Position>,
     /// The task's key.
     pub key: Option<Bytes>,
@@ -93,9 +93,9 @@ pub struct DeadLetter {
     pub headers: Headers,
     /// How many times the task was redriven before: its header `task-redrives`.
     pub redrives: u32,
-    /// What was done about it.
+    /// What was done with it.
     pub handled: Option<Handled>,
-    /// Tells the record from one that lies in the same place of a recreated topic.
+    /// Distinguishes the record from one at the same place of a recreated topic.
     pub(super) hash: u64,
     published_ms: Option<u64>,
 }
@@ -130,14 +130,14 @@ impl DeadLetter {
         }
     }
 
-    /// Returns what its reason has in common with similar ones.
+    /// Returns the fingerprint of its reason.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         Fingerprint::new(self.reason.as_deref().unwrap_or_default())
     }
 
-    /// Returns the id that a redrive gives the task. It depends on the task alone, so that a task that is redriven
-    /// twice, or that has two dead letters because an append was repeated, is one new task.
+    /// Returns the id that a redrive gives the task. It depends only on the task, so a task that is redriven twice, or
+    /// that has two dead letters because an append was repeated, becomes one new task.
     #[must_use]
     pub fn redrive_id(&self) -> TaskId {
         // An id may be used again when it is forgotten; the time of publication tells these tasks apart.
@@ -161,7 +161,7 @@ impl DeadLetter {
         self.id.is_none()
     }
 
-    /// About the bytes that it takes.
+    /// Its approximate size in bytes.
     pub(super) fn size(&self) -> usize {
         let len = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
         len(&self.key) + len(&self.payload) + self.headers.size()
@@ -179,7 +179,7 @@ impl DeadLetter {
 /// `~` and 16 digits.
 const SUFFIX_LEN: usize = 17;
 
-/// An id that a redrive has made, without what was added then.
+/// An id from a redrive, without its suffix.
 fn without_suffix(id: &str) -> &str {
     let is_suffix =
         |suffix: &&str| suffix.len() == SUFFIX_LEN - 1 && suffix.chars().all(|c| c.is_ascii_hexdigit());
@@ -189,7 +189,7 @@ fn without_suffix(id: &str) -> &str {
     }
 }
 
-/// The headers of the task. A record that could not be read still has those that made it a task, or should have.
+/// The headers of the task. An unreadable record still has the headers that made it a task, or should have.
 fn users(headers: &Headers) -> Headers {
     let is_users = |name: &Bytes, value: Option<&Bytes>| {
         let envelope = name == HEADER.as_bytes()
@@ -215,7 +215,7 @@ fn hash(record: &Record) -> u64 {
     hash_of(body.into_iter().chain(headers))
 }
 
-/// The hash over fields with their lengths, so that none runs into the next. It is stored.
+/// A hash of fields with their lengths, so that none runs into the next. It is stored.
 fn hash_of<'a>(fields: impl IntoIterator<Item = &'a [u8]>) -> u64 {
     let mut hash = Fnv::new();
     for field in fields {

@@ -1,4 +1,4 @@
-//! What was done about dead letters: a topic beside theirs, since a record of a log can't be deleted.
+//! Marks of handled dead letters: a separate topic, since a record of a log can't be deleted.
 
 use super::{DeadLetter, Place, scan::Scan};
 use crate::{config::HEADROOM, jobs::Attempts};
@@ -7,7 +7,7 @@ use kafkaq_core::{
 };
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-/// Is appended to the name of the dead-letter topic.
+/// The suffix of the dead-letter topic's name.
 pub(super) const SUFFIX: &str = ".handled";
 
 const HANDLED: &str = "kafkaq-handled";
@@ -15,7 +15,7 @@ const LETTER: &str = "kafkaq-letter";
 const HASH: &str = "kafkaq-letter-hash";
 const REDRIVEN_AS: &str = "kafkaq-redriven-as";
 
-/// What was done about a dead letter last.
+/// What was last done with a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Handled {
@@ -59,7 +59,7 @@ impl Marks {
     }
 }
 
-/// What other programs have written there, or a later version, is no mark.
+/// Records of other programs, or of a later version, are not marks.
 fn read(record: &Record) -> Option<(Place, u64, Handled)> {
     let text = |name| record.headers.get(name).and_then(|value| std::str::from_utf8(value).ok());
     let handled = match text(HANDLED)? {
@@ -82,7 +82,7 @@ fn mark(letter: &DeadLetter, handled: Handled) -> NewRecord {
     NewRecord::new(Some(letter.place.to_string().into()), None, headers)
 }
 
-/// Creates the topic if it is missing. It keeps its records for as long as the letters are kept.
+/// Creates the topic if it is missing. It keeps its records as long as the letters are kept.
 pub(super) async fn ensure(log: &dyn Log, mut spec: TopicSpec, retention: Duration) -> Result<()> {
     spec.partitions = Some(1);
     spec.retention = Some(retention);
@@ -127,7 +127,7 @@ pub(super) async fn append<'a>(
             }
         });
         if let Some(e) = failed {
-            // A mark that is there twice says the same.
+            // A duplicate mark does no harm.
             attempts.again_after(e.on(&partition)).await?;
         }
     }

@@ -1,4 +1,4 @@
-//! Dead letters: what to do about tasks that were given up.
+//! Dead letters: tasks that were given up.
 //!
 //! [`DeadLetters`] browses, counts and groups them, redrives them (publishes their tasks again), and discards them.
 //!
@@ -29,23 +29,23 @@
 //! ```
 //!
 //! # Marks
-//! A record of a log can't be deleted, so a letter that was redriven or discarded is marked, by a record in a topic
-//! beside the dead-letter topic, whose name ends in `.handled`. It is created by the first redrive or discard. A marked
-//! letter is not selected any more, unless [`Filter::include_handled`] asks for it. Its payload stays in the log until
-//! the dead-letter topic's retention deletes it.
+//! A record of a log can't be deleted, so a letter that was redriven or discarded is marked by a record in another
+//! topic, which has the name of the dead-letter topic plus `.handled`. The first redrive or discard creates it. A
+//! marked letter is no longer selected, unless [`Filter::include_handled`] asks for it. Its payload stays in the log
+//! until the dead-letter topic's retention deletes it.
 //!
 //! # Redriving
-//! A dead task has ended under its id, so a redrive publishes it under another one: [`DeadLetter::redrive_id`], always
-//! the same for the same task. A letter is published first and marked then, so one that was published when a redrive
-//! was interrupted is published again by the next one. Under the same id that adds nothing while the id is remembered:
-//! for at least [`done_retention`](crate::QueueBuilder::done_retention) after the task has ended.
+//! A dead task has ended under its id, so a redrive publishes it under another one: [`DeadLetter::redrive_id`], which
+//! is always the same for the same task. A letter is first published and then marked, so if a redrive is interrupted in
+//! between, the next one publishes it again. Under the same id that adds nothing while the id is remembered: for at
+//! least [`done_retention`](crate::QueueBuilder::done_retention) after the task has ended.
 //!
-//! It is a new task: attempts and failures begin anew, and it is published without a delay. The header `task-redrives`
+//! It is a new task: attempts and failures start over, and it is published without a delay. The header `task-redrives`
 //! counts how often it was redriven, and a task that was redriven too often is skipped
 //! ([`Redrive::max_redrives`]).
 //!
-//! The task goes to the task topic, which all groups of the queue read. So where a queue has several groups, each of
-//! them executes it, also those in which it had not failed.
+//! The task goes to the task topic, which all groups of the queue read. So if a queue has several groups, each of them
+//! executes it, including those in which it had not failed.
 
 mod filter;
 mod fingerprint;
@@ -76,14 +76,14 @@ use std::{
     time::Duration,
 };
 
-/// Letters that are marked as discarded at once.
+/// How many letters are marked as discarded in one call.
 const DISCARD_BATCH: usize = 500;
 
 /// The dead letters of a queue's group: see the [module](self). Cheap to clone.
 ///
-/// [`QueueBuilder::build_dead_letters`](crate::QueueBuilder::build_dead_letters) makes one. It can be used while workers
-/// run, and doesn't affect them. Every call reads the topic from its beginning, about 1 MiB at a time, and first the
-/// marks; they are made for operators, not for every request of a service.
+/// [`QueueBuilder::build_dead_letters`](crate::QueueBuilder::build_dead_letters) creates one. It can be used while
+/// workers run, and doesn't affect them. Every call reads the marks and then the topic from its beginning, about 1 MiB
+/// at a time: the calls are meant for operators, not for every request of a service.
 #[derive(Clone, Debug)]
 pub struct DeadLetters {
     inner: Arc<Inner>,
@@ -95,7 +95,7 @@ struct Inner {
     topic: Arc<str>,
     marks: TopicSpec,
     retention: Duration,
-    /// The topic of the marks is there.
+    /// The topic of marks exists.
     ensured: AtomicBool,
     publisher: Publisher,
 }
@@ -138,7 +138,7 @@ impl DeadLetters {
         })
     }
 
-    /// Browses the letters that are there now. Memory is bounded, however many there are.
+    /// Browses the letters that are there now. Memory use is bounded, however many there are.
     ///
     /// *Cancel-safety:* safe, and so are the calls below that only read.
     ///
@@ -150,7 +150,7 @@ impl DeadLetters {
         Ok(Letters::new(scan, filter, marks))
     }
 
-    /// Returns the letter in this place, whatever was done about it. `None` if there is no record.
+    /// Returns the letter at this place, handled or not. `None` if there is no record.
     ///
     /// # Errors
     /// The log's own.
@@ -171,7 +171,7 @@ impl DeadLetters {
         Ok(count)
     }
 
-    /// Groups letters by kind and by the fingerprint of their reason: at most 1,000 groups, those that are met first.
+    /// Groups letters by kind and by the fingerprint of their reason: at most 1,000 groups, those found first.
     ///
     /// # Errors
     /// The log's own.
@@ -184,13 +184,13 @@ impl DeadLetters {
         Ok(grouping.finish())
     }
 
-    /// Begins to publish the tasks of letters again. Nothing happens until [`Redrive::run`] is called.
+    /// Prepares to publish the tasks of letters again. Nothing happens until [`Redrive::run`] is called.
     pub fn redrive(&self, filter: Filter) -> Redrive {
         Redrive::new(self.clone(), filter)
     }
 
-    /// Marks letters as discarded, so that they are neither selected nor redriven any more. Returns how many.
-    /// [`count`](DeadLetters::count) says beforehand how many there are.
+    /// Marks letters as discarded, so that they are no longer selected or redriven. Returns how many. Use
+    /// [`count`](DeadLetters::count) to find out beforehand how many there are.
     ///
     /// *Cancel-safety:* safe. What was marked before the future was dropped stays marked; calling it again marks the
     /// rest.

@@ -1,11 +1,11 @@
-//! Publishing the tasks of dead letters again.
+//! Publishes the tasks of dead letters again.
 
 use super::{DeadLetter, DeadLetters, Filter, Handled, Letters};
 use kafkaq_core::{Effect, Error, ErrorKind, NewRecord, Result, Retry, TaskId};
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
-/// What is published at once, at most. An interruption leaves so many tasks in doubt.
+/// The maximum number of tasks that are published at once. An interruption leaves that many in doubt.
 const BATCH: usize = 100;
 const BATCH_BYTES: usize = 4 << 20;
 const DEFAULT_RATE: u32 = 100;
@@ -38,19 +38,19 @@ pub struct Redrive {
     include_unreadable: bool,
 
     letters: Option<Letters>,
-    /// Admitted, and not known to be published and marked.
+    /// Accepted, and not known to be published and marked.
     batch: Vec<DeadLetter>,
-    /// When the next batch may go.
+    /// When the next batch may be published.
     next: Option<Instant>,
     canary_ids: Vec<TaskId>,
     report: RedriveReport,
 }
 
-/// What a [`Redrive`] has done.
+/// The progress of a [`Redrive`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RedriveReport {
-    /// How far it is.
+    /// Its state.
     pub state: RedriveState,
     /// How many letters were redriven, or would be in a dry run.
     pub redriven: u64,
@@ -59,22 +59,22 @@ pub struct RedriveReport {
     pub looping: u64,
     /// How many were skipped because they could not be read as tasks.
     pub unreadable: u64,
-    /// How many the log has refused for good, because they are too large for the task topic.
+    /// How many the log has refused permanently, because they are too large for the task topic.
     pub refused: u64,
 }
 
-/// How far a [`Redrive`] is.
+/// The state of a [`Redrive`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RedriveState {
-    /// It has not come to any other state: it was not run yet, was interrupted, or failed.
+    /// It has not reached any other state: it was not run yet, was interrupted, or failed.
     #[default]
     Running,
     /// The canary is redriven. The next run redrives the rest.
     Canary,
-    /// It has redriven as many as the limit allows.
+    /// It has redriven as many letters as the limit allows.
     Limit,
-    /// It has seen every letter that was there when it began.
+    /// It has processed every letter that was there when it started.
     Complete,
 }
 
@@ -109,41 +109,41 @@ impl Redrive {
         self
     }
 
-    /// Redrives so many letters first, and pauses: [`run`](Redrive::run) returns, and the next call goes on. Default: no
-    /// canary.
+    /// Redrives this many letters first, and pauses: [`run`](Redrive::run) returns, and the next call continues.
+    /// Default: no canary.
     pub fn canary(mut self, letters: u64) -> Self {
         self.canary = letters;
         self
     }
 
-    /// Redrives no more letters than that, the canary included.
+    /// Redrives at most this many letters, including the canary.
     pub fn limit(mut self, letters: u64) -> Self {
         self.limit = letters;
         self
     }
 
-    /// Skips tasks that were redriven so many times before. Default: 3.
+    /// Skips tasks that were already redriven this many times. Default: 3.
     pub fn max_redrives(mut self, redrives: u32) -> Self {
         self.max_redrives = redrives;
         self
     }
 
-    /// Redrives also records that could not be read as tasks: payload, key and other headers become a new task.
+    /// Also redrives records that could not be read as tasks: payload, key and other headers become a new task.
     pub fn include_unreadable(mut self) -> Self {
         self.include_unreadable = true;
         self
     }
 
-    /// Redrives until the canary, the limit, or the last letter. Returns what was done by all runs so far.
+    /// Redrives up to the canary, the limit, or the last letter. Returns the progress of all runs so far.
     ///
-    /// It takes the letters that were there at the first run, without those that die later.
+    /// It covers the letters that were there at the first run, not later ones.
     ///
     /// *Cancel-safety:* safe. The next call, or another redrive, publishes again what is in doubt: at most 100 tasks,
-    /// under the same ids, so that each runs once while its id is remembered.
+    /// under the same ids, so each runs once while its id is remembered.
     ///
     /// # Errors
-    /// The log's own, and `Invalid` for a rate of 0. What was done until then is in [`report`](Redrive::report), and
-    /// another call goes on.
+    /// The log's own, and `Invalid` for a rate of 0. The progress until then is in [`report`](Redrive::report), and
+    /// another call continues.
     pub async fn run(&mut self) -> Result<RedriveReport> {
         if self.rate == 0 {
             let e = Error::not_applied(ErrorKind::Invalid, "redrive dead letters").on("a rate of 0");
@@ -177,13 +177,13 @@ impl Redrive {
         }
     }
 
-    /// Returns what was done so far, also after an error.
+    /// Returns the progress so far, also after an error.
     #[must_use]
     pub fn report(&self) -> RedriveReport {
         self.report
     }
 
-    /// Returns the new ids of the tasks of the canary, to look at by [`JobController::get`](crate::JobController::get).
+    /// Returns the new ids of the canary's tasks, for [`JobController::get`](crate::JobController::get).
     #[must_use]
     pub fn canary_ids(&self) -> &[TaskId] {
         &self.canary_ids

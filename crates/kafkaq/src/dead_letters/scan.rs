@@ -1,14 +1,14 @@
-//! Reading a topic once, from its beginning to where it ended when the reading began.
+//! Reads a topic once, from its beginning to where it ended at the start of the scan.
 
 use super::{DeadLetter, Filter, Marks};
 use crate::jobs::Attempts;
 use kafkaq_core::{Error, ErrorKind, FetchLimit, Offsets, Partition, PartitionLog, Position, Record, Result};
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-/// What one fetch asks for: so much is held in memory, or one record if that is larger.
+/// The size of one fetch: this much is held in memory, or one record if that is larger.
 const FETCH_BYTES: usize = 1 << 20;
 const FETCH_WAIT: Duration = Duration::from_secs(1);
-/// So often in a row a partition may have nothing although it has not ended.
+/// How many times in a row a partition may return nothing although it has not ended.
 const MOST_IDLE: u32 = 10;
 
 /// Records of a topic, partition by partition, by offset.
@@ -16,13 +16,13 @@ const MOST_IDLE: u32 = 10;
 pub(super) struct Scan {
     log: Arc<dyn PartitionLog>,
     topic: Arc<str>,
-    /// What is still to be read of each partition that is not finished; the first is being read.
+    /// What remains to be read of each unfinished partition; the first is being read.
     rest: VecDeque<(i32, Offsets)>,
     read: VecDeque<Record>,
 }
 
 impl Scan {
-    /// Looks at the partitions' ends. A topic that is missing is empty.
+    /// Reads the partitions' ends. A missing topic counts as empty.
     pub(super) async fn new(log: &Arc<dyn PartitionLog>, topic: &Arc<str>) -> Result<Self> {
         let mut attempts = Attempts::begin();
         let rest = loop {
@@ -39,7 +39,7 @@ impl Scan {
         self.rest.iter().map(|(index, offsets)| (*index, offsets.first))
     }
 
-    /// Leaves out what is before one place and behind another.
+    /// Leaves out what is before one place and after another.
     pub(super) fn narrow(&mut self, filter: &Filter) {
         let (start, end) = (filter.start(), filter.end());
         self.rest.retain_mut(|(index, offsets)| {
@@ -55,7 +55,7 @@ impl Scan {
         });
     }
 
-    /// The next record and its partition. It can be called again after an error, and after it was dropped.
+    /// Returns the next record and its partition. It can be called again after an error, and after it was dropped.
     pub(super) async fn next(&mut self) -> Result<Option<(i32, Record)>> {
         let mut attempts = Attempts::begin();
         let mut idle = 0;
@@ -80,14 +80,14 @@ impl Scan {
         }
     }
 
-    /// Reads on in the first partition. Says whether it came any further.
+    /// Continues reading the first partition. Returns whether it made progress.
     async fn fetch(&mut self, index: i32, offsets: Offsets) -> Result<bool> {
         let partition = self.partition(index);
         let from = Position { partition: partition.clone(), offset: offsets.first };
         let fetched = self.log.fetch(&from, FetchLimit::new(FETCH_WAIT, FETCH_BYTES)).await;
         let (records, next) = match fetched {
             Ok(batch) if batch.next > offsets.first => (batch.records, batch.next),
-            // Retention may have deleted what comes next; a topic that was cut ends earlier.
+            // Retention may have deleted what comes next; a truncated topic ends earlier.
             Err(e) if e.kind() != ErrorKind::Invalid => return Err(e.on(partition)),
             unmoved => {
                 let now = offsets_of(&*self.log, std::slice::from_ref(&partition)).await.remove(0)?;
@@ -151,12 +151,12 @@ impl Letters {
         Letters { scan, filter, marks }
     }
 
-    /// Returns the next letter, and `None` behind the last one that was there when the browsing began.
+    /// Returns the next letter, and `None` after the last one that was there when browsing started.
     ///
-    /// *Cancel-safety:* safe. A future that is dropped has skipped no letter.
+    /// *Cancel-safety:* safe. A dropped future has skipped no letter.
     ///
     /// # Errors
-    /// The log's own. Calling it again goes on with the same letter.
+    /// The log's own. Calling it again continues with the same letter.
     pub async fn next(&mut self) -> Result<Option<DeadLetter>> {
         while let Some((partition, record)) = self.scan.next().await? {
             let mut letter = DeadLetter::new(partition, record);
@@ -168,14 +168,14 @@ impl Letters {
         Ok(None)
     }
 
-    /// Returns the next letters, at most `max`; fewer, or none, behind the last one.
+    /// Returns the next letters, at most `max`; fewer, or none, at the end.
     ///
-    /// *Cancel-safety:* not safe: letters that were read are lost with the future. Go on behind the last one seen by
-    /// [`Filter::after`].
+    /// *Cancel-safety:* not safe: letters that were read are lost with the future. Continue after the last one seen
+    /// with [`Filter::after`].
     ///
     /// # Errors
     /// As [`next`](Letters::next), if there is one before the first letter. A later one ends the page, and the next
-    /// call returns it if it lasts.
+    /// call returns it if it persists.
     pub async fn next_page(&mut self, max: usize) -> Result<Vec<DeadLetter>> {
         let mut page = Vec::new();
         while page.len() < max {

@@ -1,5 +1,5 @@
-//! Those in one process who want the same key: one task takes its lock in the store, renews it, and hands it from one of
-//! them to the next.
+//! The callers of one process that want the same key: one task acquires the lock in the store, renews it, and passes it
+//! from one caller to the next.
 
 use super::{Inner, KeyGuard, Until, Waiter, turns::Turn};
 use crate::{
@@ -22,7 +22,7 @@ use tokio::{
 pub(super) struct Line {
     inner: Arc<Inner>,
     key: Key,
-    /// The last time that the key was this process's.
+    /// When this process last held the key.
     turn: Option<Turn>,
     ended: bool,
 }
@@ -33,7 +33,7 @@ impl Line {
         Line { inner, key, turn, ended: false }
     }
 
-    /// Serves those who wait, until nobody does.
+    /// Serves waiting callers until there are none.
     pub(super) async fn tend(mut self) {
         while !self.inner.end(&self.key, self.turn) {
             if let Some(first) = self.inner.next(&self.key) {
@@ -43,7 +43,7 @@ impl Line {
         self.ended = true;
     }
 
-    /// Takes the lock once, for the first who waits and those behind. Returns the turn in which they had it.
+    /// Acquires the lock once, for the first waiting caller and those behind it. Returns the turn in which they had it.
     async fn serve(&self, first: Waiter) -> Option<Turn> {
         let settings = &self.inner.settings;
         if let Some(turn) = self.turn {
@@ -57,7 +57,7 @@ impl Line {
                 Ok((waiter, until)) => {
                     let since = *since.get_or_insert_with(Instant::now);
                     held.hand_over(waiter, until).await;
-                    // Other processes wait as well.
+                    // Other processes are waiting as well.
                     if held.is_held() && since.elapsed() < settings.lease {
                         next = self.inner.next(&self.key);
                     }
@@ -67,7 +67,7 @@ impl Line {
                 Err(NotTaken::Lost(waiter)) => self.inner.put_back(&self.key, waiter),
             }
         }
-        // If another has it, that has come to it.
+        // If another process has it, it had its turn.
         let is_held = held.is_held();
         held.give_back().await;
         let since = since.filter(|_| is_held)?;
@@ -76,7 +76,7 @@ impl Line {
 }
 
 impl Drop for Line {
-    /// Also when the runtime ends: nobody may wait for ever.
+    /// Also when the runtime ends: nobody may wait forever.
     fn drop(&mut self) {
         if !self.ended {
             lock(&self.inner.lines).waiting.remove(&self.key);
@@ -84,24 +84,24 @@ impl Drop for Line {
     }
 }
 
-/// Why somebody who waited has not got the lock.
+/// Why a waiting caller didn't get the lock.
 enum NotTaken {
-    /// It doesn't wait any more.
+    /// It stopped waiting.
     Gone,
-    /// The store refuses, and it was told.
+    /// The store refuses, and the caller was told.
     Refused(Error),
-    /// The lock was lost before it came to it. It still waits.
+    /// The lock was lost before its turn. It is still waiting.
     Lost(Waiter),
 }
 
-/// One taking of the lock in the store.
+/// One acquisition of the lock in the store.
 struct Held<'a> {
     inner: &'a Inner,
     lock: KeyLock,
-    /// When it began, and its answer.
+    /// When it started, and its outcome.
     call: Option<(SystemInstant, JoinHandle<Vec<Result<Swapped>>>)>,
-    /// Tells the last who got it until when it is held. It is dropped when another has it or it is free, for those who wait
-    /// for that.
+    /// Tells the last holder until when it is held. It is dropped when another process has it or it is free, for those
+    /// who wait for that.
     holder: Option<watch::Sender<Option<Until>>>,
 }
 
@@ -123,7 +123,7 @@ impl<'a> Held<'a> {
         Until { mono: self.inner.clock.at(until.mono), wall: until.wall }
     }
 
-    /// Until it is held, for somebody who waits.
+    /// Waits until it is held, for a waiting caller.
     async fn take(&mut self, mut waiter: Waiter) -> Result<(Waiter, Until), NotTaken> {
         loop {
             match self.standing() {
@@ -144,7 +144,7 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// Gives it to somebody, and waits until it is given back or dropped.
+    /// Passes it to a caller, and waits until it is given back or dropped.
     async fn hand_over(&mut self, waiter: Waiter, until: Until) {
         let (tell, held) = watch::channel(Some(until));
         let (give_back, mut given_back) = oneshot::channel();
@@ -161,7 +161,7 @@ impl<'a> Held<'a> {
                 _ = self.step() => {}
             }
         }
-        // In this process nobody else gets it before its holder has ended.
+        // Nobody else in this process gets it before its holder has ended.
         self.tell(None);
         let _ = given_back.await;
     }
@@ -179,8 +179,8 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// Sends what is to be sent, and waits for its answer or for the machine's time. Cancel-safe. Returns why the call has
-    /// failed.
+    /// Sends the machine's next call, and waits for its outcome or for the machine's timeout. Cancel-safe. Returns why
+    /// the call failed.
     async fn step(&mut self) -> Option<Error> {
         let clock = self.inner.clock;
         if self.call.is_none()
@@ -189,7 +189,7 @@ impl<'a> Held<'a> {
             self.call = Some((self.inner.calls.begun(), self.send(swap)));
         }
         if self.call.is_none() && self.lock.poll_timeout().is_none() {
-            // It has come to its end while it was looked at.
+            // It ended in the meantime.
             return None;
         }
         let wake = self.wake_at();
@@ -214,11 +214,11 @@ impl<'a> Held<'a> {
 
     fn send(&self, swap: Swap) -> JoinHandle<Vec<Result<Swapped>>> {
         let store = self.inner.store.clone();
-        // A task of its own, so that a store which panics is an unknown effect.
+        // A task of its own, so that a panic of the store counts as an unknown effect.
         tokio::spawn(async move { store.swap(std::slice::from_ref(&swap)).await })
     }
 
-    /// When to look again. Those who wait for the same lock must not look at it at the same times.
+    /// When to try again. Waiting processes must not all try at the same time.
     fn wake_at(&mut self) -> Instant {
         let now = Instant::now();
         let at = self.lock.poll_timeout().map_or(now + FAR, |at| self.inner.clock.at(at));
@@ -238,7 +238,7 @@ mod tests {
     use std::time::Duration;
     use tokio::{runtime::Handle, time::timeout};
 
-    /// Its holder was served just before, and the process has stood still since.
+    /// Its holder was served just before, and the process was suspended since.
     #[tokio::test(start_paused = true)]
     async fn lock_that_is_lost_when_it_comes_to_the_next_is_not_waited_for() {
         let settings = KeyLockSettings::new(Duration::from_secs(60), Duration::from_secs(1));

@@ -1,4 +1,4 @@
-//! Locks of keys, over all processes of a queue.
+//! Locks per key, across all processes of a queue.
 
 mod line;
 mod turns;
@@ -32,14 +32,14 @@ use tokio::{
 };
 use uuid::Uuid;
 
-/// How often somebody who waits for the loss of a lock looks at the clocks.
+/// How often a caller that waits for the loss of a lock checks the clocks.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Locks by key: each has one holder at a time, over all processes of a queue and group. Cheap to clone.
+/// Locks by key: each has one holder at a time, across all processes of a queue and group. Cheap to clone.
 ///
 /// A lock is a lease in the queue's store, which is renewed in the background for as long as its [`KeyGuard`] lives.
-/// [`worker::Options::one_at_a_time`](crate::worker::Options::one_at_a_time) uses the same locks, so whoever holds one here
-/// keeps the worker's tasks of that key from running.
+/// [`worker::Options::one_at_a_time`](crate::worker::Options::one_at_a_time) uses the same locks, so holding one here
+/// keeps the worker's tasks with that key from running.
 ///
 /// ```
 /// # async fn example(queue: kafkaq::Queue) -> kafkaq::Result<()> {
@@ -55,35 +55,38 @@ const LOOK: Duration = Duration::from_secs(1);
 /// ```
 ///
 /// # What is guaranteed
-/// Two guards of one key never hold at once, and a key whose holder has died can be had after
-/// [`lease_duration`](crate::QueueBuilder::lease_duration), twice [`clock_skew`](crate::QueueBuilder::clock_skew) and the
-/// second or two until somebody looks again. That is so while the store keeps its data, and while the processes' clocks are apart by no more than
-/// `clock_skew`.
+/// Two guards of one key never hold it at the same time, and the key of a dead holder can be acquired after
+/// [`lease_duration`](crate::QueueBuilder::lease_duration), twice [`clock_skew`](crate::QueueBuilder::clock_skew) and
+/// the second or two until somebody tries again. This holds while the store keeps its data, and while the processes'
+/// clocks differ by no more than `clock_skew`.
 ///
-/// It is not so
-/// - when the store is wiped, or comes back with old data: for up to a lease two may hold the key. Then the earlier holder
-///   has found it out, or its lease is over;
-/// - for what a holder does after its guard is [lost](KeyGuard::lost). A process that stands still longer than a lease, in a
-///   paused virtual machine for example, learns of the loss only when it goes on, and may write something before.
+/// It does not hold
+/// - when the store is wiped, or comes back with old data: for up to one lease, two may hold the key. After that, the
+///   earlier holder has noticed, or its lease has expired;
+/// - for what a holder does after its guard is [lost](KeyGuard::lost). A process that is suspended for longer than a
+///   lease, for example in a paused virtual machine, learns of the loss only when it resumes, and may write something
+///   before that.
 ///
 /// # Writes of a holder that has lost the lock
-/// Only the system that is written to can refuse them. A [token](KeyGuard::token) has no order, so it is of no use to refuse
+/// Only the target system can refuse them. A [token](KeyGuard::token) has no order, so it can't be used to refuse
 /// "lower" ones. Instead
-/// 1. the holder begins by *claiming* the target: it writes its token there, over whatever token is there, and looks
-///    whether its guard [is lost](KeyGuard::is_lost);
+/// 1. the holder starts by *claiming* the target: it writes its token there, over any other token, and checks whether
+///    its guard [is lost](KeyGuard::is_lost);
 /// 2. then it reads what it needs;
-/// 3. each later write is conditional on its token being there still: `UPDATE .. WHERE id = .. AND holder = <its token>`. If
-///    that changes nothing, another has claimed the target, and it ends.
+/// 3. each later write is conditional on its token being there still:
+///    `UPDATE .. WHERE id = .. AND holder = <its token>`. If that changes nothing, another has claimed the target, and
+///    it ends.
 ///
-/// So whoever has claimed last is the only one who can write. If that is an earlier holder that went on, the later one fails
-/// and has to begin again, but their writes never mix. In a worker the token is that of the execution,
+/// So only the last one to claim the target can write. If that is an earlier holder that resumed, the later one fails
+/// and has to start again, but their writes never mix. In a worker the token is that of the execution,
 /// [`Ctx::token`](crate::worker::Ctx::token).
 ///
 /// # What it costs
-/// Two swaps of the store, one to take and one to give back, and one more per third of a lease. Within a process those who
-/// want the same key wait in line, first come, first served, and the lock is handed on without asking the store; a process
-/// that has had it for a lease's time, if with gaps in which nobody else came to it, leaves it to others for a second or two.
-/// Between processes there is no order: each looks again after a pause that grows from 20 ms to 1 s.
+/// Two swaps in the store, one to acquire and one to release, and one more per third of a lease. Within a process,
+/// callers that want the same key wait in line, first come, first served, and the lock is passed on without contacting
+/// the store; a process that has had it for the duration of a lease, even with gaps in which nobody else got it, leaves
+/// it to others for a second or two. Between processes there is no order: each tries again after a pause that grows
+/// from 20 ms to 1 s.
 #[derive(Clone)]
 pub struct KeyLocks {
     inner: Arc<Inner>,
@@ -94,7 +97,7 @@ struct Inner {
     keyspace: Keyspace,
     settings: KeyLockSettings,
     clock: Clock,
-    /// Where locks are renewed, whatever the holders' threads do.
+    /// The runtime that renews locks, whatever the holders' threads do.
     runtime: Handle,
     calls: Arc<CallCounter>,
     process: [u8; 16],
@@ -104,7 +107,7 @@ struct Inner {
 
 #[derive(Default)]
 struct Lines {
-    /// Keys that are held or wanted here. Each has a task that tends it.
+    /// Keys that are held or wanted here. Each has a task that manages it.
     waiting: HashMap<Key, VecDeque<Waiter>>,
     turns: Turns,
 }
@@ -137,13 +140,14 @@ impl KeyLocks {
         }
     }
 
-    /// Waits for the lock of a key, as long as it takes; a `timeout` around it sets a limit. Any bytes are a key. One that
-    /// is empty or longer than 64 bytes stands for its hash.
+    /// Waits for the lock of a key, without a time limit; wrap it in a `timeout` to set one. Any bytes are a key. A key
+    /// that is empty or longer than 64 bytes is replaced by its hash.
     ///
-    /// *Cancel-safety:* safe. A future that is dropped leaves the line, and gives back what it has just got.
+    /// *Cancel-safety:* safe. A dropped future leaves the line, and releases a lock that it has just acquired.
     ///
     /// # Errors
-    /// The store's own, if it refuses the request for good. `Closed` when the runtime that the queue was built on is gone.
+    /// The store's own, if it refuses the request permanently. `Closed` if the runtime that the queue was built on is
+    /// gone.
     pub async fn acquire(&self, key: impl AsRef<[u8]>) -> Result<KeyGuard> {
         let key = Key::lock(&self.inner.keyspace, &name(key.as_ref()))?;
         let (tell, told) = oneshot::channel();
@@ -165,7 +169,7 @@ fn name(key: &[u8]) -> Cow<'_, [u8]> {
     if (1..=Key::MAX_LOCK).contains(&key.len()) {
         return Cow::Borrowed(key);
     }
-    // Two keys that meet here only wait for each other.
+    // Two keys that collide here only wait for each other.
     Cow::Owned(Uuid::new_v5(&Uuid::NAMESPACE_OID, key).simple().to_string().into_bytes())
 }
 
@@ -174,7 +178,7 @@ impl Inner {
         LeaseToken { process: self.process, number: self.count.fetch_add(1, Ordering::Relaxed) }
     }
 
-    /// The next who waits for the key.
+    /// The next caller that waits for the key.
     fn next(&self, key: &Key) -> Option<Waiter> {
         let mut lines = lock(&self.lines);
         let waiting = lines.waiting.get_mut(key)?;
@@ -186,12 +190,12 @@ impl Inner {
         None
     }
 
-    /// Lets somebody be the next again.
+    /// Puts a caller back in first place.
     fn put_back(&self, key: &Key, waiter: Waiter) {
         lock(&self.lines).waiting.entry(key.clone()).or_default().push_front(waiter);
     }
 
-    /// Tells all who wait for the key what the store says.
+    /// Reports the store's error to all who wait for the key.
     fn refuse(&self, key: &Key, e: &Error) {
         let waiting = lock(&self.lines).waiting.get_mut(key).map(std::mem::take);
         for waiter in waiting.into_iter().flatten() {
@@ -220,7 +224,7 @@ impl fmt::Debug for KeyLocks {
     }
 }
 
-/// Until when a lock is held if it isn't renewed: its end comes by whichever clock is there first.
+/// Until when a lock is held if it isn't renewed: by whichever clock gets there first.
 #[derive(Clone, Copy, Debug)]
 struct Until {
     mono: Instant,
@@ -233,9 +237,9 @@ impl Until {
     }
 }
 
-/// Holds the lock of a key, and gives it back when it is dropped.
+/// Holds the lock of a key, and releases it when dropped.
 #[derive(Debug)]
-#[must_use = "the lock is given back when this is dropped"]
+#[must_use = "the lock is released when this is dropped"]
 pub struct KeyGuard {
     token: LeaseToken,
     /// `None` once it is lost.
@@ -244,35 +248,37 @@ pub struct KeyGuard {
 }
 
 impl KeyGuard {
-    /// Names this hold of the lock. It is never used twice, neither by another process nor by the next holder in this one.
+    /// Identifies this hold of the lock. It is never reused, neither by another process nor by the next holder in this
+    /// one.
     ///
-    /// A system that the holder writes to can refuse by it what an earlier holder writes late:
+    /// With it, a system that the holder writes to can refuse late writes of an earlier holder:
     /// see [`KeyLocks`](KeyLocks#writes-of-a-holder-that-has-lost-the-lock).
     #[must_use]
     pub fn token(&self) -> LeaseToken {
         self.token
     }
 
-    /// Whether the lock is lost: it could not be renewed in time, or the store has forgotten it and another has taken it.
-    /// What it protects has to end. It looks at the clocks, so it knows also when nothing else has run for a while.
+    /// Whether the lock is lost: it could not be renewed in time, or the store has forgotten it and another has taken
+    /// it. The work that it protects must stop. It checks the clocks, so it also notices when nothing else has run for
+    /// a while.
     #[must_use]
     pub fn is_lost(&self) -> bool {
         self.held.has_changed().is_err() || self.held.borrow().is_none_or(Until::is_over)
     }
 
-    /// Gives the lock back and waits until that is done: for a program that ends, since a lock that is given back by being
-    /// dropped may outlive it, and keep others from the key for a lease. Waits for a lease and the clock skew at the most, if
-    /// the store doesn't answer.
+    /// Releases the lock and waits until that is done: for a program that is about to exit, since releasing by drop may
+    /// not complete, which would block the key for a lease. Waits for at most a lease and the clock skew, if the store
+    /// doesn't respond.
     ///
-    /// *Cancel-safety:* it is given back also if the future is dropped.
+    /// *Cancel-safety:* it is released even if the future is dropped.
     pub async fn release(self) {
         let KeyGuard { mut held, given_back, .. } = self;
         drop(given_back);
         while held.changed().await.is_ok() {}
     }
 
-    /// Waits until the lock is lost, for ever if it never is. Needs a tokio runtime with a timer, which need not be the
-    /// queue's. Cancel-safe; made for a `select!` beside the work.
+    /// Waits until the lock is lost, forever if it never is. Requires a tokio runtime with time enabled, which need not
+    /// be the queue's. Cancel-safe; meant for a `select!` next to the work.
     pub async fn lost(&self) {
         lost(self.held.clone()).await;
     }
@@ -288,10 +294,10 @@ async fn lost(mut held: watch::Receiver<Option<Until>>) {
     loop {
         let until = *held.borrow_and_update();
         let Some(until) = until.filter(|until| !until.is_over()) else { return };
-        // Sooner than its end, since the clock that this sleeps by may have stood still.
+        // Sooner than its end, since the clock that this sleeps by may have stopped for a while.
         let look = until.mono.min(Instant::now() + LOOK);
         tokio::select! {
-            // Whoever renewed it may be gone, and then it is lost too.
+            // The task that renews it may be gone, and then it is lost too.
             changed = held.changed() => if changed.is_err() { return },
             () = sleep_until(look) => {}
         }

@@ -1,10 +1,10 @@
-//! How long a process has had a key: after a lease's time it lets other processes come to it.
+//! How long a process has had a key: after the duration of a lease, it gives other processes a chance.
 
 use kafkaq_core::{Key, key_lock::KeyLockSettings};
 use std::collections::HashMap;
 use tokio::time::Instant;
 
-/// A time in which a key was this process's, with pauses in which another has hardly looked.
+/// A period in which this process held a key, with pauses too short for other processes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Turn {
     pub(super) since: Instant,
@@ -12,24 +12,24 @@ pub(super) struct Turn {
 }
 
 impl Turn {
-    /// When every process that wants the key has looked since it was given back.
+    /// By when every process that wants the key has tried since it was released.
     fn seen_by_all(&self, settings: &KeyLockSettings) -> Instant {
         self.given_back + settings.longest_pause().mul_f64(1.5)
     }
 
-    /// When the key may be taken again: at once, unless others have waited for a lease.
+    /// When the key may be acquired again: at once, unless others have waited for a lease.
     pub(super) fn again(&self, settings: &KeyLockSettings) -> Instant {
         let is_over = self.given_back.duration_since(self.since) >= settings.lease;
         if is_over { self.seen_by_all(settings) } else { self.given_back }
     }
 
-    /// Whether the next taking goes on with it.
+    /// Whether the next acquisition continues it.
     pub(super) fn goes_on(&self, settings: &KeyLockSettings) -> bool {
         Instant::now() < self.seen_by_all(settings)
     }
 }
 
-/// The turns of keys that nobody here holds or wants. It has no more than twice those of the last seconds.
+/// The turns of keys that nobody here holds or wants. It has at most twice those of the last seconds.
 #[derive(Default)]
 pub(super) struct Turns {
     by_key: HashMap<Key, Turn>,

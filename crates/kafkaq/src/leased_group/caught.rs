@@ -1,4 +1,4 @@
-//! A backend that panics or never answers: an error like any other, and nobody waits for ever.
+//! Turns panics and hangs of a backend into errors, so that nobody waits forever.
 
 use kafkaq_core::{Error, ErrorKind, Result, Retry};
 use std::{
@@ -10,10 +10,10 @@ use std::{
 };
 use tokio::time::timeout;
 
-/// A backend answers within its own limits. This is for one that doesn't.
+/// Backends return within their own limits. This is for one that doesn't.
 const CALL_LIMIT: Duration = Duration::from_secs(60);
 
-/// What `call` comes to, within the limit of one call.
+/// Returns the outcome of `call`, within the limit of one call.
 pub(super) async fn in_time<T>(op: &'static str, call: impl Future<Output = Result<T>>) -> Result<T> {
     within(CALL_LIMIT, op, call).await
 }
@@ -27,7 +27,7 @@ pub(super) async fn within<T>(
     timeout(limit, call).await.unwrap_or_else(late)
 }
 
-/// What `call` comes to; if it panics, an error of unknown effect. It is not polled again then.
+/// Returns the outcome of `call`; if it panics, an error of unknown effect, and it is not polled again.
 pub(super) async fn caught<T>(op: &'static str, call: impl Future<Output = T>) -> Result<T> {
     let mut call = pin!(call);
     poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx))) {

@@ -1,12 +1,12 @@
-//! The small topic that remembers how far the group has read when the store forgets.
+//! The small topic that keeps the group's cursors in case the store loses them.
 //!
 //! ```text
 //!   first              begin ──at──▶ from                 to      next
 //!     │  not read yet    │  a part   │        read        │  new   │
 //! ```
-//! It has one key a partition and is compacted, but a log is compacted late: there may be millions of records, of
-//! which the last few tell nearly everything. So it is read from the end on, in parts that double, each part
-//! forwards; and once for all partitions of a member, wherever a search was interrupted.
+//! It has one key per partition and is compacted, but compaction is late: there may be millions of records, of which
+//! the last few contain nearly everything. So it is read from the end, in parts that double in size, each part
+//! forwards; and once for all partitions of a member, even if a search is interrupted.
 
 use super::caught::in_time;
 use kafkaq_core::{
@@ -16,9 +16,9 @@ use kafkaq_core::{
 use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::sync::Mutex;
 
-/// How many offsets the first part has. Where the store has a cursor, which may be an old one, no more is looked at.
+/// How many offsets the first part has. If the store has a cursor, which may be an old one, only this part is read.
 const FIRST_PART: i64 = 1000;
-/// Empty answers in a row, where there have to be records, until that is an error.
+/// How many consecutive empty responses, where there must be records, count as an error.
 const EMPTY_LIMIT: u32 = 10;
 const MAX_BYTES: usize = 1 << 20;
 
@@ -33,13 +33,13 @@ pub(super) fn checkpoint_topic(group: &str) -> TopicSpec {
 
 pub(super) struct Checkpoints {
     topic: Partition,
-    /// Those that the member reads: nothing else is kept in memory.
+    /// The member's topics: nothing else is kept in memory.
     topics: Vec<Arc<str>>,
-    /// Locked by whoever searches; the others wait, and find what was found.
+    /// Locked by the searching task; others wait and use its results.
     search: Mutex<Search>,
 }
 
-/// The last checkpoint of each partition, as far as is known.
+/// The last known checkpoint of each partition.
 type Found = HashMap<Partition, Cursor>;
 
 #[derive(Default)]
@@ -66,7 +66,7 @@ impl Checkpoints {
         Checkpoints { topic, topics: topics.to_vec(), search: Mutex::default() }
     }
 
-    /// Remembers cursors in the log. One outcome each.
+    /// Stores cursors in the log. Returns one outcome each.
     pub(super) async fn append(
         &self,
         log: &dyn PartitionLog,
@@ -80,7 +80,8 @@ impl Checkpoints {
         outcomes.into_iter().map(|outcome| outcome.map(drop)).collect()
     }
 
-    /// The last one of a partition. `thorough`: wherever it lies; otherwise only if it is one of the last.
+    /// Returns the last checkpoint of a partition. `thorough`: wherever it is; otherwise only if it is among the last
+    /// records.
     ///
     /// *Cancel-safety:* what was read is not read again.
     pub(super) async fn last(
@@ -124,8 +125,8 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Notes what a batch says below `until`. What can't be read is left out: an earlier checkpoint costs repetition,
-    /// never a record.
+    /// Records the checkpoints of a batch below `until`. Unreadable ones are skipped: an earlier checkpoint costs
+    /// repetition, never a record.
     fn take(&self, batch: &Batch, until: i64, found: &mut Found) {
         for record in batch.records.iter().take_while(|record| record.offset < until) {
             let key = record.key.as_deref().and_then(|key| std::str::from_utf8(key).ok());
@@ -138,7 +139,7 @@ impl Checkpoints {
         }
     }
 
-    /// The next records, where there are some.
+    /// Returns the next records, where there must be some.
     async fn fetch(&self, log: &dyn PartitionLog, offset: i64) -> Result<Batch> {
         let from = Position { partition: self.topic.clone(), offset };
         for _ in 0..EMPTY_LIMIT {
@@ -161,8 +162,8 @@ impl Checkpoints {
 }
 
 impl Search {
-    /// Goes on where it was, unless the topic is another one, or more was added than has been read: then it is less
-    /// work to begin at the new end.
+    /// Continues where it was, unless the topic was recreated, or more was added than has been read: then it is cheaper
+    /// to start at the new end.
     fn begin(&mut self, ends: Offsets) {
         let (added, read) = (ends.next - self.to, self.to - self.from);
         if added < 0 || added > read.max(FIRST_PART) || self.to < ends.first || self.size == 0 {

@@ -17,10 +17,10 @@ use std::{
 };
 use tokio::sync::{Notify, oneshot, watch};
 
-/// The most commits that wait for the store at a time; more are refused.
+/// The maximum number of commits that wait for the store; more are refused.
 const MAX_WAITING: usize = 10_000;
 
-/// What the loop, the readers and both halves share.
+/// Shared by the loop, the readers and both halves.
 pub(super) struct Shared {
     pub(super) log: Arc<dyn PartitionLog>,
     pub(super) store: Arc<dyn LeaseStore>,
@@ -30,20 +30,20 @@ pub(super) struct Shared {
     pub(super) checkpoints: Checkpoints,
     pub(super) max_batch: usize,
     pub(super) group: Mutex<Group>,
-    /// Of what the group itself needs the log for.
+    /// Of the group's own calls to the log.
     pub(super) outages: OutageLog,
     pub(super) outbox: Mutex<Outbox>,
     pub(super) waiting: Mutex<Waiting>,
-    /// Something was asked of the machine.
+    /// The machine has new input.
     pub(super) wake: Notify,
     /// A topic may be missing.
     pub(super) look: Notify,
     pub(super) leaving: watch::Sender<bool>,
-    /// How it ended: whether everything was let go of.
+    /// How it ended: whether everything was released.
     pub(super) ended: watch::Sender<Option<bool>>,
 }
 
-/// Who waits for a commit. Once the loop has ended nobody may.
+/// Callers that wait for a commit. Once the loop has ended, there are none.
 #[derive(Default)]
 pub(super) struct Waiting {
     pub(super) last: u64,
@@ -64,7 +64,7 @@ impl Shared {
         }
         Err(Error::unknown(ErrorKind::Timeout, "leave the group")
             .on(&self.checkpoint_topic.name)
-            .with_advice("The store didn't answer; others take the partitions after the member timeout"))
+            .with_advice("The store didn't respond; others take the partitions after the member timeout"))
     }
 
     fn commit(&self, commit: &Commit) -> Result<oneshot::Receiver<CommitOutcome>> {
@@ -119,7 +119,7 @@ impl Member for Handle {
                     Ok(CommitOutcome::Done) => Ok(()),
                     Ok(CommitOutcome::Unknown) => Err(Error::unknown(ErrorKind::Timeout, "commit")),
                     Ok(CommitOutcome::NotOwner) => Err(Error::not_applied(ErrorKind::NotOwner, "commit")),
-                    // The member has ended, and the swap may have been under way.
+                    // The member has ended, and the swap may have been in flight.
                     Err(_) => Err(Error::unknown(ErrorKind::NotOwner, "commit")),
                 },
                 Err(refused) => Err(refused),

@@ -38,17 +38,17 @@ use topics::Topics;
 
 const TIMES: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(3600);
 
-/// Makes a [`Broker`] of a [`PartitionLog`] and a [`LeaseStore`].
+/// Turns a [`PartitionLog`] and a [`LeaseStore`] into a [`Broker`].
 ///
 /// The members of a group share the partitions through the store, and take over from a member that is gone after
-/// [`member_timeout`](LeasedGroup::with_member_timeout). The store remembers how far the group has read; every few
-/// seconds, and when a member leaves, the log remembers it too, in the compacted topic `<group>.cursors`, so that a
-/// store that was wiped or has gone back in time doesn't make the group start from the beginning.
+/// [`member_timeout`](LeasedGroup::with_member_timeout). The store keeps the group's position; every few seconds, and
+/// when a member leaves, it is also written to the log, to the compacted topic `<group>.cursors`, so that the group
+/// doesn't start from the beginning if the store is wiped or rolled back.
 ///
-/// Every member looks for new partitions every ten seconds. It never makes a topic that it reads: one that was deleted
-/// is reported and its partitions are lost, and they are taken again when it is back. Whether a partition's log still
-/// is the one that was read is checked as often, at every assignment and after every failure; if not, it is read again
-/// from the beginning of what is there, and the operator is told by an `Err` event.
+/// Every member looks for new partitions every ten seconds. It never creates a topic that it reads: a deleted one is
+/// reported and its partitions are lost, and they are taken again when it is back. Equally often, at every assignment
+/// and after every failure, it checks whether a partition's log is still the one that was read; if not, it is read
+/// again from its first record, and an `Err` event tells the operator.
 pub struct LeasedGroup {
     log: Arc<dyn PartitionLog>,
     store: Arc<dyn LeaseStore>,
@@ -58,7 +58,7 @@ pub struct LeasedGroup {
 }
 
 impl LeasedGroup {
-    /// A group over the log, with its state in the store. What others use too comes in an `Arc`.
+    /// Creates a group over the log, with its state in the store. Pass an `Arc` to share either.
     pub fn new(log: impl PartitionLog, store: impl LeaseStore) -> Self {
         LeasedGroup {
             log: Arc::new(log),
@@ -69,18 +69,18 @@ impl LeasedGroup {
         }
     }
 
-    /// How long a member may be silent before others take its partitions. The same for all members; at least three
-    /// times the store's request timeout, so that one call that hangs doesn't cost a member its partitions. It is a
-    /// trade: a member that dies leaves its partitions unread for that long and 5 % more, while each member writes
-    /// every partition it holds ten times in it and reads the others twenty times. A store that is away for longer
-    /// stops the group. 10 ms to an hour. Default: [`JoinRequest::session_timeout`].
+    /// How long a member may be silent before others take its partitions. It must be the same for all members, and at
+    /// least three times the store's request timeout, so that a single hanging call doesn't cost a member its
+    /// partitions. It is a trade-off: the partitions of a dead member are unread for that long plus 5 %, while each
+    /// member writes every partition that it holds ten times per timeout and reads the others twenty times. If the
+    /// store is down for longer, the group stops. 10 ms to an hour. Default: [`JoinRequest::session_timeout`].
     #[must_use]
     pub fn with_member_timeout(mut self, timeout: Duration) -> Self {
         self.member_timeout = Some(timeout);
         self
     }
 
-    /// How often the log remembers how far the group has read, if that has changed. 10 ms to an hour. Default: 5 s.
+    /// How often the group's position is written to the log, if it has changed. 10 ms to an hour. Default: 5 s.
     #[must_use]
     pub fn with_checkpoint_every(mut self, every: Duration) -> Self {
         self.checkpoint_every = every;
@@ -109,13 +109,13 @@ impl Log for LeasedGroup {
         self.log.append(to, records).await
     }
 
-    /// Leaves with every member that joined through this handle, then closes the log. The store stays open: it is
-    /// its owner's to close.
+    /// Leaves with every member that joined through this handle, then closes the log. The store stays open: closing it
+    /// is up to its owner.
     async fn close(&self) -> Result<()> {
         let members: Vec<_> = lock(&self.members).drain(..).filter_map(|m| m.upgrade()).collect();
         members.iter().for_each(|m| m.leave());
         for member in members {
-            // What can't be let go of runs out by itself.
+            // What can't be released expires by itself.
             let _ = member.left().await;
         }
         self.log.close().await

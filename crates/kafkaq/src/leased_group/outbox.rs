@@ -1,10 +1,10 @@
-//! What waits for the event stream to be polled: alarms and changes first, then at most one batch a partition.
+//! Events that wait for the stream to be polled: alarms and changes first, then at most one batch per partition.
 //!
-//! It is bounded although nobody may poll: a partition has at most one batch and one alarm here, a change that is
-//! overtaken by a later one before anybody saw it is left out, and the same failure is told once a minute.
+//! It is bounded even if nobody polls: a partition has at most one batch and one alarm, a change that is superseded
+//! before anybody saw it is left out, and the same failure is reported once per minute.
 //!
-//! Whatever names an assignment is of the present one or counts for nothing: a reader that was aborted may still be
-//! running, and a caller may be late.
+//! Anything that names an assignment other than the current one is ignored: an aborted reader may still be running, and
+//! a caller may be late.
 
 use crate::sync::lock;
 use kafkaq_core::{
@@ -21,9 +21,9 @@ use tokio::{sync::Notify, task::AbortHandle, time::Instant};
 #[derive(Default)]
 pub(super) struct Outbox {
     changes: VecDeque<Event>,
-    /// What the operator has to know: the last of each partition, or of a topic, whose index is -1.
+    /// Alarms for the operator: the last per partition, or per topic, with index -1.
     alarms: BTreeMap<Partition, Error>,
-    /// Partitions whose reader has told that their log is another one: it is not told again where reading starts anew.
+    /// Partitions whose reader has reported another log: this is not reported again where reading starts over.
     replaced: HashSet<Partition>,
     failures: HashMap<Failure, Told>,
     ready: VecDeque<Partition>,
@@ -32,10 +32,10 @@ pub(super) struct Outbox {
     waker: Option<Waker>,
 }
 
-/// How often the same failure is told.
+/// How often the same failure is reported.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
-/// What failed, and how; and on which partition, unless it is the server that is away, which fails all alike.
+/// What failed, and how; and on which partition, unless the server is down, which affects all of them.
 type Failure = (&'static str, ErrorKind, Option<Partition>);
 
 struct Told {
@@ -44,10 +44,10 @@ struct Told {
     error: Option<Error>,
 }
 
-/// What the operator has to know of a partition's log.
+/// An alarm about a partition's log.
 pub(super) struct Alarm {
     pub(super) error: Error,
-    /// Whether it says that the log is another one than was read.
+    /// Whether it says that the log is not the one that was read.
     pub(super) replaced: bool,
 }
 
@@ -89,7 +89,7 @@ impl Outbox {
         self.readers.get_mut(&of.partition).filter(|reader| reader.epoch == of.epoch)
     }
 
-    /// Reading ends; commits go on until the partition is lost.
+    /// Reading ends; commits continue until the partition is lost.
     pub(super) fn revoking(&mut self, assignment: Assignment) {
         self.stop(&assignment);
         self.changes.push_back(Event::Revoking(vec![assignment]));
@@ -157,7 +157,7 @@ impl Outbox {
         }
     }
 
-    /// A new start was found, and perhaps what there is to tell about it.
+    /// A new start was found, perhaps with an alarm.
     pub(super) fn start_alarm(&mut self, of: &Partition, alarm: Option<Alarm>) {
         let told = self.replaced.remove(of);
         if let Some(alarm) = alarm.filter(|alarm| !(told && alarm.replaced)) {
@@ -165,7 +165,7 @@ impl Outbox {
         }
     }
 
-    /// Puts a batch in, unless the last one is still there; then it comes back.
+    /// Adds a batch, unless the last one is still there; then it is returned.
     pub(super) fn put(&mut self, assignment: &Assignment, batch: Batch) -> Option<Batch> {
         let reader = self.reader(assignment)?;
         if reader.batch.is_some() {
@@ -177,7 +177,7 @@ impl Outbox {
         None
     }
 
-    /// What to commit if everything below `offset` is finished.
+    /// Returns the cursor to commit if everything below `offset` is finished.
     pub(super) fn below(&mut self, assignment: &Assignment, offset: i64) -> Cursor {
         let reader = self.reader(assignment);
         reader.map_or(Cursor::new(offset), |reader| lock(&reader.trail).below(offset))
@@ -352,7 +352,7 @@ mod tests {
         std::iter::from_fn(|| next(outbox)).filter_map(Result::err).map(|e| e.op()).collect()
     }
 
-    /// A hundred readers that fail once a second for two minutes.
+    /// A hundred readers that fail once per second for two minutes.
     #[tokio::test(start_paused = true)]
     async fn a_failure_is_told_once_a_minute_however_many_have_it() {
         let mut outbox = Outbox::default();

@@ -1,4 +1,4 @@
-//! Reads one partition by long polls, so that a record is picked up when it is appended.
+//! Reads one partition with long polls, so that a record is picked up when it is appended.
 
 use super::{
     caught::{caught, in_time},
@@ -24,8 +24,8 @@ const MAX_BYTES: usize = 1 << 20;
 /// Doubles with each failure in a row, up to `MAX_BACKOFF`.
 const BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
-/// How often it makes sure that the log is still the one that was read. Also after every failure, and when it hasn't
-/// read for longer than `GAP`, or a fetch took that much longer than it should: the log may be another one since.
+/// How often it checks that the log is still the one that was read. Also after every failure, and if it hasn't read for
+/// longer than `GAP`, or a fetch took that much longer than it should: the log may have been replaced meanwhile.
 const CHECK_EVERY: Duration = Duration::from_secs(10);
 const GAP: Duration = Duration::from_millis(250);
 
@@ -36,7 +36,7 @@ pub(super) struct Reader {
     taken: Arc<Notify>,
     trail: Arc<Mutex<Trail>>,
     check_at: Instant,
-    /// In a row.
+    /// Consecutive failures.
     failures: u32,
 }
 
@@ -51,8 +51,8 @@ impl Reader {
         Reader { shared, assignment, taken, trail, check_at, failures: 0 }
     }
 
-    /// Runs until it is aborted, which ends its assignment, or until reading can't go on where it is; then the
-    /// partition is lost, and won again where it can.
+    /// Runs until it is aborted, which ends its assignment, or until reading can't continue from its position; then the
+    /// partition is lost, and taken again where reading can start.
     pub(super) async fn run(mut self) {
         loop {
             match caught("read", self.step()).await {
@@ -60,7 +60,7 @@ impl Reader {
                 Ok(Ok(false)) => break,
                 Ok(Err(error)) => self.failed(error).await,
                 Err(panic) => {
-                    // Who knows what was handed over.
+                    // It is unknown what was handed over.
                     self.failed(panic).await;
                     break;
                 }
@@ -70,7 +70,7 @@ impl Reader {
         self.shared.wake.notify_one();
     }
 
-    /// One fetch, and whether reading goes on. One batch waits in the outbox while the next is fetched.
+    /// Fetches once. Returns whether reading continues. One batch waits in the outbox while the next is fetched.
     async fn step(&mut self) -> Result<bool> {
         if Instant::now() >= self.check_at && !self.check(i64::MAX).await? {
             return Ok(false);
@@ -81,7 +81,7 @@ impl Reader {
         let fetch = self.shared.log.fetch(&from, FetchLimit::new(MAX_WAIT, MAX_BYTES));
         let batch = in_time("fetch", fetch).await?;
         let begin = batch.records.first().map_or(batch.next, |record| record.offset);
-        // Whatever happened meanwhile, these records count only if what was read before them is still there.
+        // These records count only if what was read before them is still there.
         let late = begun.elapsed() > MAX_WAIT + GAP;
         if (late || lock(&self.trail).is_doubtful(&batch)) && !self.check(begin).await? {
             return Ok(false);
@@ -94,8 +94,8 @@ impl Reader {
         if batch.next == at { Ok(true) } else { self.hand_over(batch).await }
     }
 
-    /// Whether the log still is the one that was read. What was deleted unread is passed over, up to `begin`, where
-    /// records were read that are gone by now.
+    /// Checks whether the log is still the one that was read. Records that were deleted unread are skipped, up to
+    /// `begin`, where records were read that are gone by now.
     async fn check(&mut self, begin: i64) -> Result<bool> {
         let (position, floor) = {
             let trail = lock(&self.trail);
@@ -146,8 +146,8 @@ impl Reader {
         lock(&self.shared.outbox).reader_failed(&self.assignment, error);
     }
 
-    /// Puts a batch into the outbox as there is room, and looks after the log while there is none. Returns whether
-    /// reading goes on.
+    /// Puts a batch into the outbox once there is room, and checks the log while there is none. Returns whether reading
+    /// continues.
     async fn hand_over(&mut self, batch: Batch) -> Result<bool> {
         let begun = Instant::now();
         for part in split(batch, self.shared.max_batch) {
@@ -159,7 +159,7 @@ impl Reader {
                     match self.check(i64::MAX).await {
                         Ok(true) => {}
                         Ok(false) => return Ok(false),
-                        // What waits here was read, so it must not be forgotten.
+                        // The waiting batch was read, so it must not be lost.
                         Err(error) => {
                             self.tell(error);
                             self.check_at = Instant::now() + MAX_BACKOFF;

@@ -1,5 +1,5 @@
-//! The loop of a member: the only place where the group's machine meets the traits. Nothing in it waits for a call;
-//! each runs as a task, a bounded number at a time, and what gathers meanwhile is the next batch.
+//! The loop of a member: the only place where the group's machine meets the traits. It never waits for a call: calls
+//! run as tasks, a bounded number at a time, and what accumulates meanwhile is the next batch.
 
 use super::{
     caught::{caught, within},
@@ -27,24 +27,23 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// What the log is asked for, as an outage of it is told.
+/// The name of the operation in reports of an outage of the log.
 const LOOK: &str = "look for partitions";
 const CHECKPOINT: &str = "append checkpoints";
-/// Calls under way at a time, of all kinds together.
+/// The maximum number of calls in flight, of all kinds together.
 const MAX_CALLS: usize = 16;
 const MAX_ITEMS: usize = 1000;
-/// How many of them may be waited for to find out where to start, and how many to put checkpoints into the log as well:
-/// the rest is for the store.
+/// How many of them may find out where to start, and how many may write checkpoints to the log as well: the rest is for
+/// the store.
 const MAX_LOCATES: usize = 8;
 const MAX_LOG_CALLS: usize = 12;
-/// How often the topics are looked at, for partitions that were added and topics that are gone; and how often while one
-/// is missing.
+/// How often the topics are checked for added partitions and deleted topics; and how often while one is missing.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// How long a leaving member tries to clear its name.
+/// How long a leaving member tries to release its partitions.
 const LEAVE_LIMIT: Duration = Duration::from_secs(5);
-/// A backend answers within its own limits. These are for one that doesn't: nothing waits for ever, and a log that
-/// hangs doesn't keep a member from leaving.
+/// Backends return within their own limits. These are for one that doesn't: nothing waits forever, and a hanging log
+/// doesn't keep a member from leaving.
 const LOOK_LIMIT: Duration = Duration::from_secs(30);
 const CHECKPOINT_LIMIT: Duration = Duration::from_secs(3);
 
@@ -56,7 +55,7 @@ enum Done {
     Looked(Result<Vec<Option<TopicInfo>>>),
 }
 
-/// One info a topic, or `None` for one that is missing.
+/// One `TopicInfo` per topic, or `None` for a missing one.
 pub(super) async fn look(log: &dyn PartitionLog, topics: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
     let infos = log.describe_topics(topics).await?;
     if infos.len() == topics.len() {
@@ -69,7 +68,7 @@ pub(super) async fn look(log: &dyn PartitionLog, topics: &[Arc<str>]) -> Result<
     )))
 }
 
-/// The same for all that a member needs. Makes the topic for the checkpoints if it is gone, and no other.
+/// The same for all topics that a member needs. Recreates the checkpoint topic if it is gone, and no other.
 async fn look_at_all(shared: &Shared) -> Result<Vec<Option<TopicInfo>>> {
     let names: Vec<_> = shared.topics.iter().chain([&shared.checkpoint_topic.name]).cloned().collect();
     let mut infos = look(&*shared.log, &names).await?;
@@ -105,7 +104,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut topics: Topics) {
             break;
         }
         let next = lock(&shared.group).next_time(now);
-        // A machine that wants to be asked at once has been asked just now.
+        // A machine that wants to be called immediately has just been called.
         let soon = Instant::now() + Duration::from_millis(1);
         let next = next.map(|at| shared.clock.at(at).max(soon));
         let next = [next, look_at, leave_by].into_iter().flatten().min();
@@ -142,7 +141,7 @@ fn looked(shared: &Shared, topics: &mut Topics, found: Result<Vec<Option<TopicIn
     }
 }
 
-/// Ends the stream and tells everybody who waits, also if the loop panics or is aborted.
+/// Ends the stream and notifies all waiting callers, also if the loop panics or is aborted.
 struct End {
     shared: Arc<Shared>,
     clean: bool,
@@ -151,7 +150,7 @@ struct End {
 impl Drop for End {
     fn drop(&mut self) {
         lock(&self.shared.outbox).end();
-        // Under the lock, so that no commit begins to wait after the last was told.
+        // Under the lock, so that no commit starts to wait after the last one was notified.
         let mut waiting = lock(&self.shared.waiting);
         self.shared.ended.send_replace(Some(self.clean));
         waiting.by_id.clear();
@@ -161,7 +160,7 @@ impl Drop for End {
 fn start_calls(shared: &Arc<Shared>, calls: &mut JoinSet<Done>, now: Mono) {
     let mut group = lock(&shared.group);
     group.handle_time(now);
-    // Swaps first: a commit and a renewal are never kept waiting by a scan.
+    // Swaps first: commits and renewals never wait for a scan.
     let mut swaps = Vec::new();
     if calls.len() < MAX_CALLS {
         group.poll_swaps(now, MAX_ITEMS, &mut swaps);
@@ -213,12 +212,12 @@ fn spawn<F: Future<Output = Done> + Send + 'static>(
     calls.spawn(call(shared.clone()));
 }
 
-/// An outcome in time, whatever the adapter does.
+/// Returns an outcome in time, whatever the adapter does.
 async fn guarded<T>(op: &'static str, limit: Duration, call: impl Future<Output = Result<T>>) -> Result<T> {
     within(limit, op, async { caught(op, call).await? }).await
 }
 
-/// An outcome for each item, whatever the adapter does, panic included.
+/// Returns an outcome for each item, whatever the adapter does, even if it panics.
 async fn every<T>(call: JoinHandle<Vec<Result<T>>>, n: usize) -> Vec<Result<T>> {
     every_answer(call.await).take(n).collect()
 }
@@ -266,7 +265,7 @@ fn finish(shared: &Shared, done: Done) {
     }
 }
 
-/// Passes on what the machine has to say.
+/// Passes on the machine's outputs.
 fn tell(shared: &Arc<Shared>, readers: &mut JoinSet<()>) {
     loop {
         let change = lock(&shared.group).poll_change();
@@ -287,7 +286,7 @@ fn tell(shared: &Arc<Shared>, readers: &mut JoinSet<()>) {
     let mut waiting = lock(&shared.waiting);
     for (id, outcome) in answers {
         if let Some(tell) = waiting.by_id.remove(&id) {
-            // Nobody listens any more if the caller's future was dropped.
+            // Nobody is listening if the caller's future was dropped.
             let _ = tell.send(outcome);
         }
     }

@@ -1,12 +1,12 @@
-//! Which partitions there are: what a look at the topics tells the group, and what the operator has to know.
+//! Tracks which partitions exist, for the group, and what the operator has to know.
 
 use kafkaq_core::{Error, ErrorKind, Partition, Retry, TopicInfo};
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
-/// How often an operator is told that a topic still is missing.
+/// How often a topic that is still missing is reported.
 const TELL_EVERY: Duration = Duration::from_secs(60);
-/// How often in a row a topic has to be missing. A broker that has just started may not know all of them.
+/// How many consecutive checks a topic has to be missing. A broker that has just started may not know all of them.
 const CERTAIN: u32 = 2;
 
 /// The topics that a member reads.
@@ -27,7 +27,7 @@ impl Topics {
         Topics(names.iter().map(topic).collect())
     }
 
-    /// Takes in a look, one info a topic in their order. Returns what to tell, by topic.
+    /// Applies a check, one `TopicInfo` per topic, in order. Returns what to report, by topic.
     pub(super) fn observe(&mut self, infos: &[Option<TopicInfo>], now: Instant) -> Vec<(Partition, Error)> {
         let mut alarms = Vec::new();
         for (topic, info) in self.0.iter_mut().zip(infos) {
@@ -36,7 +36,7 @@ impl Topics {
                 continue;
             }
             topic.missing = topic.missing.saturating_add(1);
-            // A member that has just come has nothing to lose.
+            // A member that has just joined has nothing to lose.
             if topic.missing < CERTAIN && topic.partitions > 0 {
                 continue;
             }
@@ -59,7 +59,7 @@ impl Topics {
         self.0.iter().flat_map(of)
     }
 
-    /// Whether one of them is not there, as far as the last look tells.
+    /// Whether one of them was missing at the last check.
     pub(super) fn is_incomplete(&self) -> bool {
         self.0.iter().any(|topic| topic.missing > 0)
     }

@@ -1,4 +1,4 @@
-//! The two halves of a member: its event stream and its handle. Both only lock and ask the group.
+//! The two halves of a member: its event stream and its handle. Both only lock the group and call it.
 
 use super::group::MemberId;
 use super::state::Shared;
@@ -21,8 +21,8 @@ struct Events {
     shared: Arc<Shared>,
     group: usize,
     member: MemberId,
-    /// Runs while a partition of the group is being revoked, of whichever member: the member that doesn't release
-    /// in time may be the one that doesn't poll either, so the others look after it.
+    /// Runs while any partition of the group is being revoked: a member that doesn't release in time may not poll
+    /// either, so the others enforce the limit.
     timer: Option<Pin<Box<Sleep>>>,
 }
 

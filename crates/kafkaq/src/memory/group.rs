@@ -1,4 +1,4 @@
-//! A consumer group in memory: who reads which partition, how far, and how a partition changes hands.
+//! An in-memory consumer group: who reads which partition, its offsets, and how partitions move.
 //!
 //! ```text
 //!             poll tells            a better plan          poll tells
@@ -6,8 +6,8 @@
 //!      │ a better plan, or leave    leave │     release, leave, or the time is up │
 //!      └──────────────────────────────────┴───▶ free ◀────────────────────────────┘
 //! ```
-//! A partition that is free goes to whoever the plan names, under a new epoch. Nothing is queued: what a member
-//! has to be told is read off the phases when it polls, so a member that never polls costs no memory.
+//! A free partition goes to the member that the plan names, under a new epoch. Nothing is queued: a member's events are
+//! derived from the phases when it polls, so a member that never polls costs no memory.
 
 use kafkaq_core::{
     Assignment, Commit, Cursor, Error, ErrorKind, Event, JoinRequest, Partition, Result, Retry, Standing,
@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use super::state::{Idle, Records};
 
-/// To be woken when the log's lock is free again: a waker may run foreign code.
+/// To be woken after the log's lock is released: a waker may run foreign code.
 pub(super) type Wakers = Vec<Waker>;
 
 /// Names a member within its log.
@@ -32,11 +32,11 @@ pub(super) type MemberId = u64;
 pub(super) struct Group {
     pub(super) name: Arc<str>,
     members: BTreeMap<MemberId, Seat>,
-    /// Every partition that a member has asked for, by its number in the log.
+    /// Every partition of the members' topics, by its number in the log.
     slots: BTreeMap<usize, Slot>,
     /// The last epoch given out.
     epoch: u64,
-    /// When the next revoked partition is taken away.
+    /// When the next revoked partition is lost.
     deadline: Option<Instant>,
 }
 
@@ -46,12 +46,12 @@ struct Seat {
     topics: Vec<Arc<str>>,
     max_batch: usize,
     release_limit: Duration,
-    /// The partition that was read last; the others come first.
+    /// The partition that was read last; others have priority.
     last: usize,
-    /// What its operator has to know.
+    /// Alarms for its operator.
     alarms: Vec<Error>,
     lost: Vec<Assignment>,
-    /// Whether there may be something to tell.
+    /// Whether there may be an event.
     news: bool,
     waker: Option<Waker>,
 }
@@ -75,10 +75,10 @@ struct Owner {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Assigned, and the member doesn't know yet.
+    /// Assigned, but the member hasn't been told yet.
     Granted,
     Held,
-    /// To be released, and the member doesn't know yet.
+    /// To be released, but the member hasn't been told yet.
     Recalled,
     Revoking,
 }
@@ -95,7 +95,7 @@ impl Slot {
         Assignment { partition: self.partition.clone(), epoch }
     }
 
-    /// Whether the member may read it, and is not at the end yet.
+    /// Whether the member may read it and is not at the end yet.
     fn has_records(&self, member: MemberId, log: &Records) -> bool {
         let reads = |o: &Owner| o.member == member && o.phase == Phase::Held && !o.paused;
         self.owner.as_ref().is_some_and(|o| reads(o) && o.position.unwrap_or(log.first()) < log.next())
@@ -113,7 +113,7 @@ impl Group {
         Group { name, members: BTreeMap::new(), slots: BTreeMap::new(), epoch: 0, deadline: None }
     }
 
-    /// Takes a member in. A call of [`Group::rebalance`] has to follow, here and at everything that says so.
+    /// Adds a member. A call of [`Group::rebalance`] must follow, here and wherever a rebalance is said to be needed.
     pub(super) fn join(&mut self, id: MemberId, client: u64, request: JoinRequest) {
         let seat = Seat {
             client,
@@ -137,7 +137,7 @@ impl Group {
         topics
     }
 
-    /// Makes a partition known. Needs a rebalance.
+    /// Adds a partition. Needs a rebalance.
     pub(super) fn add(&mut self, number: usize, partition: &Partition) {
         self.slots.entry(number).or_insert_with(|| Slot {
             partition: partition.clone(),
@@ -158,8 +158,8 @@ impl Group {
         }
     }
 
-    /// The log ends earlier than before. Whoever has read beyond that end begins again there, under a new epoch. Needs
-    /// a rebalance.
+    /// The log was truncated. A member that has read beyond the new end starts again there, under a new epoch. Needs a
+    /// rebalance.
     pub(super) fn cut(&mut self, number: usize, end: i64) {
         let Some(slot) = self.slots.get_mut(&number) else { return };
         slot.committed = slot.committed.map(|offset| offset.min(end));
@@ -172,7 +172,7 @@ impl Group {
         }
     }
 
-    /// Ends an assignment whatever its phase, and tells why.
+    /// Ends an assignment in any phase, with a reason.
     fn take_away(&mut self, number: usize, why: Error) {
         if let Some(slot) = self.slots.get_mut(&number)
             && let Some(owner) = slot.owner.take()
@@ -184,7 +184,7 @@ impl Group {
         }
     }
 
-    /// Lets members go, and what they held. Idempotent.
+    /// Removes members and releases what they held. Idempotent.
     pub(super) fn leave(&mut self, who: impl Fn(MemberId, u64) -> bool, wake: &mut Wakers) {
         let before = self.members.len();
         self.members.retain(|id, seat| {
@@ -203,7 +203,7 @@ impl Group {
         self.rebalance(wake);
     }
 
-    /// Takes away what was revoked and not released in time.
+    /// Ends assignments that were revoked and not released in time.
     pub(super) fn expire(&mut self, wake: &mut Wakers) {
         let Some(deadline) = self.deadline else { return };
         let now = Instant::now();
@@ -221,7 +221,7 @@ impl Group {
         self.rebalance(wake);
     }
 
-    /// Gives out what is free, asks back what should go elsewhere, and wakes everybody.
+    /// Assigns free partitions, revokes those that should move, and wakes everybody.
     pub(super) fn rebalance(&mut self, wake: &mut Wakers) {
         let plan = self.plan();
         let now = Instant::now();
@@ -248,8 +248,8 @@ impl Group {
         }
     }
 
-    /// Who should read what: whoever has a partition keeps it, as long as no topic is spread by more than one
-    /// partition unevenly, nor all of them together where that can be helped.
+    /// The target assignment: members keep their partitions as long as the counts per topic differ by at most one, and,
+    /// where possible, the totals too.
     fn plan(&self) -> BTreeMap<usize, MemberId> {
         let mut plan = BTreeMap::new();
         let mut loads = Loads::default();
@@ -267,7 +267,8 @@ impl Group {
                 loads.add(to, &slot.partition.topic);
             }
         }
-        // Ends, because each move makes the topics more even, or leaves them so and makes the sums more even.
+        // Terminates, because each move makes the topics more even, or keeps them as even and makes the totals more
+        // even.
         loop {
             let mut moved = false;
             for (number, slot) in &self.slots {
@@ -290,13 +291,13 @@ impl Group {
         }
     }
 
-    /// The member that reads the topic and has least to do.
+    /// The member of the topic with the fewest partitions.
     fn idlest(&self, topic: &Arc<str>, loads: &Loads) -> Option<MemberId> {
         let readers = self.members.iter().filter(|(_, seat)| seat.topics.contains(topic)).map(|(id, _)| *id);
         readers.min_by_key(|id| loads.of(*id, topic))
     }
 
-    /// What a member has to be told next.
+    /// A member's next event.
     pub(super) fn news(&mut self, member: MemberId) -> Option<Result<Event>> {
         let seat = self.members.get_mut(&member).filter(|seat| seat.news)?;
         if let Some(alarm) = seat.alarms.pop() {
@@ -328,7 +329,7 @@ impl Group {
         told
     }
 
-    /// The next records of a member, of each of its partitions in turn.
+    /// The next records of a member, from its partitions in turn.
     pub(super) fn read(&mut self, member: MemberId, log: &[Records]) -> Option<Result<Event>> {
         let seat = self.members.get_mut(&member)?;
         let mut in_turn = self.slots.range(seat.last + 1..).chain(self.slots.range(..=seat.last));
@@ -349,12 +350,12 @@ impl Group {
         Some(Ok(Event::Records(slot.assignment(epoch), batch)))
     }
 
-    /// Whether it is a member still.
+    /// Whether it is still a member.
     pub(super) fn has(&self, member: MemberId) -> bool {
         self.members.contains_key(&member)
     }
 
-    /// Wakes the member when there is something for it.
+    /// Registers a waker for the member's next event.
     pub(super) fn wait(&mut self, member: MemberId, waker: &Waker) -> Idle {
         let slot = self.members.get_mut(&member).map(|seat| &mut seat.waker);
         let old = match slot {
@@ -393,7 +394,7 @@ impl Group {
         self.slots.get_mut(&number).filter(|slot| slot.owner.as_ref().is_some_and(is))
     }
 
-    /// Up to where the group is done with a partition; `None` if it doesn't read it.
+    /// The group's committed offset of a partition; `None` if it doesn't read it.
     pub(super) fn committed(&self, number: usize) -> Option<i64> {
         self.slots.get(&number).map(|slot| slot.committed.unwrap_or(0))
     }
@@ -412,7 +413,8 @@ impl Group {
         }
     }
 
-    /// Takes a partition away, so that the next rebalance grants it under a new epoch; if it did, a rebalance is needed.
+    /// Ends an assignment, so that the next rebalance assigns the partition under a new epoch; if it did, a rebalance
+    /// is needed.
     pub(super) fn reassign(&mut self, member: MemberId, number: usize, epoch: u64) -> bool {
         let Some(slot) = self.owned(member, number, epoch) else { return false };
         let told = slot.owner.take().is_some_and(|owner| owner.phase != Phase::Granted);
@@ -434,7 +436,7 @@ pub(super) fn not_owner(assignment: &Assignment) -> Error {
     Error::not_applied(ErrorKind::NotOwner, "commit").on(assignment)
 }
 
-/// How many partitions the members have.
+/// The partition counts of the members.
 #[derive(Default)]
 struct Loads<'a> {
     of_topic: HashMap<(MemberId, &'a str), usize>,

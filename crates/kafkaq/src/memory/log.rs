@@ -1,4 +1,4 @@
-//! The log in memory: one client's handle.
+//! The in-memory log: one client's handle.
 
 use super::{
     consumer::consumer,
@@ -21,13 +21,13 @@ use tokio::{sync::Notify, time::Instant};
 
 const DEFAULT_PARTITIONS: i32 = 6;
 
-/// A log in memory with consumer groups, which is a [`Broker`] and a [`PartitionLog`] at once.
+/// An in-memory log with consumer groups: both a [`Broker`] and a [`PartitionLog`].
 ///
 /// A clone is another client of the same topics and groups; [`Log::close`] closes one client only, and takes the
 /// members that joined through it out of their groups. When members come or go, only the partitions that have to
-/// move are revoked. The event stream has to be polled within a tokio runtime that has time enabled.
+/// move are revoked. The event stream has to be polled within a tokio runtime with time enabled.
 ///
-/// It keeps every record, whatever the topic's retention, unless [`MemoryLog::forget_committed`] is asked for.
+/// It keeps every record, whatever the topic's retention, unless [`MemoryLog::forget_committed`] is used.
 pub struct MemoryLog {
     shared: Arc<Shared>,
     client: u64,
@@ -37,29 +37,28 @@ pub struct MemoryLog {
 }
 
 impl MemoryLog {
-    /// A log without topics, which makes them with 6 partitions unless their spec says otherwise.
+    /// Creates a log without topics. New topics get 6 partitions unless their spec says otherwise.
     #[must_use]
     pub fn new() -> Self {
         Self::with_partitions(DEFAULT_PARTITIONS)
     }
 
-    /// A log without topics, which makes them with that many partitions, at least one, unless their spec says
+    /// Creates a log without topics. New topics get this many partitions, at least one, unless their spec says
     /// otherwise.
     #[must_use]
     pub fn with_partitions(default: i32) -> Self {
         Self::client_of(Arc::default(), default.max(1))
     }
 
-    /// Drops the records that every group which reads the topic has committed, so that a long run doesn't fill the
-    /// memory. A group that joins later starts at what is left.
+    /// Drops records that every group of the topic has committed, so that a long run doesn't fill the memory. A group
+    /// that joins later starts at what is left.
     #[must_use]
     pub fn forget_committed(self) -> Self {
         self.shared.with(|state| state.forget_committed = true);
         self
     }
 
-    /// Deletes a topic, and with it what every group has committed of it: for tests of what happens then. Made again,
-    /// it is another topic, whose offsets begin at 0.
+    /// Deletes a topic and its committed offsets: for tests. Recreated, it is another topic whose offsets start at 0.
     ///
     /// # Errors
     /// `NotFound`, and `Closed`.
@@ -69,8 +68,8 @@ impl MemoryLog {
         Ok(())
     }
 
-    /// Deletes the records of a partition from `end` on, as an unclean election of a leader does: for tests of what
-    /// happens then. Their offsets are given again.
+    /// Deletes the records of a partition from `end` on, as an unclean leader election does: for tests. Their offsets
+    /// are reused.
     ///
     /// # Errors
     /// `NotFound`, and `Closed`.
@@ -78,7 +77,7 @@ impl MemoryLog {
         self.with("truncate", |state| state.truncate(partition, end))
     }
 
-    /// Deletes the records of a partition below `first`, as retention does: for tests of what happens then.
+    /// Deletes the records of a partition below `first`, as retention does: for tests.
     ///
     /// # Errors
     /// `NotFound`, and `Closed`.
@@ -182,7 +181,7 @@ impl PartitionLog for MemoryLog {
         let Position { partition, offset } = from;
         let deadline = Instant::now().checked_add(limit.max_wait);
         loop {
-            // Made before the look at the records, so that nothing is missed between the two.
+            // Created before reading the records, so that nothing is missed in between.
             let closing = self.closing.notified();
             let (batch, grown) =
                 self.with("fetch", |state| state.fetch(partition, *offset, limit.max_bytes))?;
@@ -209,7 +208,7 @@ async fn sleep_until(deadline: Option<Instant>) {
     }
 }
 
-/// As strict as Kafka, so that what works here works there.
+/// As strict as Kafka, so that what works here works with Kafka.
 fn check(spec: &TopicSpec) -> Result<()> {
     let invalid = |advice| {
         let error = Error::not_applied(ErrorKind::Invalid, "ensure_topics");

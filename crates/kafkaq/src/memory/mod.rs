@@ -1,8 +1,8 @@
-//! A log and a store in memory: the defaults, and what tests are written with. They need no server and no disk,
-//! keep everything that the contract of `kafkaq-core` asks for, and forget all of it with the process.
+//! A log and a store in memory: the defaults, meant for tests. They need no server and no disk, keep the whole contract
+//! of `kafkaq-core`, and lose everything when the process ends.
 //!
 //! A clone of [`MemoryLog`] or [`MemoryStore`] is another client of the same data, as a second process would be.
-//! Each is closed on its own, so a test can close a queue and start it anew over what is left.
+//! Each is closed separately, so a test can close a queue and start it again on the remaining data.
 //!
 //! ```
 //! use futures_util::StreamExt;

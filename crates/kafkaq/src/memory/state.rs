@@ -1,7 +1,6 @@
-//! What all clients of a log in memory share: topics, records and groups, under one lock.
+//! The shared state of all clients of an in-memory log: topics, records and groups, under one lock.
 //!
-//! One lock is enough: it is held for the copying of one batch, and makes a commit and a rebalance exclude each
-//! other without further thought.
+//! One lock is enough: it is held while one batch is copied, and makes a commit and a rebalance mutually exclusive.
 
 use super::{
     group::{Group, MemberId, Wakers, not_owner},
@@ -23,18 +22,18 @@ use tokio::{
     time::Instant,
 };
 
-/// Nothing to tell: a waker that was replaced, to be dropped outside of the lock, and when to come back in any case.
+/// No event: the replaced waker, to be dropped outside of the lock, and when to poll again in any case.
 pub(super) type Idle = (Option<Waker>, Option<Instant>);
 
-/// The largest record of a topic that was made without a limit: the same as Kafka's.
+/// The maximum record size of a topic that was created without a limit: the same as Kafka's.
 const MAX_RECORD_BYTES: usize = 1_048_588;
 
 #[derive(Default)]
 pub(super) struct Shared(Mutex<State>);
 
 impl Shared {
-    /// Runs `f` under the lock, then wakes whom it wants to be woken. Nobody is woken under the lock: a waker may
-    /// drop a stream, which needs the lock.
+    /// Runs `f` under the lock, then wakes the tasks that it returns. Nobody is woken under the lock: a waker may drop
+    /// a stream, which needs the lock.
     pub(super) fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
         let (result, wake) = {
             let mut state = lock(&self.0);
@@ -51,7 +50,7 @@ pub(super) struct State {
     partitions: Vec<Records>,
     groups: Vec<Group>,
     wake: Wakers,
-    /// The last number given to a client or a member.
+    /// The last number assigned to a client or a member.
     last_id: u64,
     pub(super) forget_committed: bool,
 }
@@ -84,7 +83,7 @@ impl Records {
         }
     }
 
-    /// Gives the record its offset.
+    /// Assigns the record's offset.
     fn append(&mut self, mut record: Record, now_ms: i64) -> Result<i64> {
         let (size, limit) = (record.size(), self.max_record_bytes);
         if size > limit {
@@ -109,7 +108,7 @@ impl Records {
         self.first + self.records.len() as i64
     }
 
-    /// At least one record from `from` on, if there is one.
+    /// Returns at least one record from `from` on, if there is one.
     pub(super) fn read(&self, from: i64, max_records: usize, max_bytes: usize) -> Batch {
         let from = from.max(self.first);
         let skip = usize::try_from(from - self.first).unwrap_or(usize::MAX).min(self.records.len());
@@ -146,7 +145,7 @@ impl State {
         names.iter().map(|name| self.topics.get(name).map(|topic| topic.info.clone())).collect()
     }
 
-    /// Makes what is missing. The specs are valid.
+    /// Creates missing topics. The specs are valid.
     pub(super) fn ensure_topics(&mut self, specs: &[TopicSpec], default_partitions: i32) -> Vec<TopicInfo> {
         let mut infos = Vec::with_capacity(specs.len());
         let mut made = false;
@@ -171,8 +170,7 @@ impl State {
         infos
     }
 
-    /// Deletes a topic. Its partitions' numbers are never given again, so nothing that names one can mean those of a
-    /// later topic.
+    /// Deletes a topic. The numbers of its partitions are never reused, so they can't refer to those of a later topic.
     pub(super) fn delete_topic(&mut self, name: &str) -> Result<Vec<Arc<Notify>>> {
         let Some(topic) = self.topics.remove(name) else {
             return Err(Error::not_applied(ErrorKind::NotFound, "delete_topic").on(name));
@@ -218,14 +216,14 @@ impl State {
     fn find(&self, partition: &Partition, op: &'static str) -> Result<usize> {
         self.number(partition).ok_or_else(|| {
             let advice = match self.topics.get(&partition.topic) {
-                None => "Make the topic with ensure_topics first".into(),
+                None => "Create the topic with ensure_topics first".into(),
                 Some(topic) => format!("The topic has partitions 0 to {}", topic.info.partitions - 1),
             };
             Error::not_applied(ErrorKind::NotFound, op).on(partition).with_advice(advice)
         })
     }
 
-    /// Appends records whose offsets are not set yet. Answers whom to tell that the partition has grown.
+    /// Appends records whose offsets are not set yet. Returns whom to notify that the partition has grown.
     pub(super) fn append(
         &mut self,
         to: &Partition,
@@ -241,7 +239,7 @@ impl State {
         Ok((outcomes, log.grown.clone()))
     }
 
-    /// What there is to read, and what ends when there is more.
+    /// Returns the records to read, and a future that ends when there are more.
     pub(super) fn fetch(
         &self,
         partition: &Partition,
@@ -262,7 +260,7 @@ impl State {
         Ok(Offsets { first: log.first, next: log.next() })
     }
 
-    /// Answers the number of the group and the member's name in it.
+    /// Returns the number of the group and the member's name in it.
     pub(super) fn join(&mut self, client: u64, request: JoinRequest) -> (usize, MemberId) {
         let known = self.groups.iter().position(|g| g.name == request.group);
         let group = known.unwrap_or_else(|| {
@@ -285,7 +283,7 @@ impl State {
         group.rebalance(&mut self.wake);
     }
 
-    /// A client goes, and with it all its members.
+    /// Removes a client and all its members.
     pub(super) fn close(&mut self, client: u64) {
         for group in &mut self.groups {
             group.leave(|_, of| of == client, &mut self.wake);

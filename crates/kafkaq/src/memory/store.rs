@@ -1,4 +1,4 @@
-//! The store in memory: sharded maps, whose entries expire when they are looked at.
+//! The in-memory store: sharded maps, whose entries expire when they are accessed.
 
 use super::lock;
 use async_trait::async_trait;
@@ -15,16 +15,16 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// Many, so that a shard that grows or is swept holds up nobody for long.
+/// Many, so that growing or sweeping a shard blocks nobody for long.
 const SHARDS: usize = 64;
 /// A smaller shard is not worth sweeping.
 const SWEEP_FROM: usize = 64;
 
 /// A [`LeaseStore`] in memory.
 ///
-/// A clone is another client of the same entries; [`LeaseStore::close`] closes one client only. Times to live
-/// follow tokio's clock, so `tokio::time::pause` works. Expired entries are swept as new ones come in: there are a
-/// few thousand of them at most, or about as many as were alive at the last sweep.
+/// A clone is another client of the same entries; [`LeaseStore::close`] closes one client only. Times to live follow
+/// tokio's clock, so `tokio::time::pause` works. Expired entries are swept as new ones are added: at most a few
+/// thousand of them remain, or about as many as were alive at the last sweep.
 pub struct MemoryStore {
     shards: Arc<Shards>,
     closed: AtomicBool,
@@ -37,7 +37,7 @@ struct Shards {
 
 struct Shard {
     values: HashMap<Hashed, Value, BuildHasherDefault<Same>>,
-    /// The number of values at which it is swept next.
+    /// The number of values at which the next sweep happens.
     sweep_at: usize,
 }
 
@@ -47,8 +47,8 @@ struct Value {
     expires: Option<Instant>,
 }
 
-/// A key with its hash, so that a map that grows need not fetch every key from memory. Measured with a million
-/// leases: a new one costs half of what it costs without.
+/// A key with its hash, so that a growing map need not fetch every key from memory. Measured with a million leases,
+/// this halves the cost of adding one.
 #[derive(PartialEq, Eq)]
 struct Hashed {
     hash: u64,
@@ -86,21 +86,21 @@ impl MemoryStore {
         MemoryStore { shards: Arc::new(Shards::new()), closed: AtomicBool::new(false) }
     }
 
-    /// Forgets everything, as a store does that lost its disk. For tests of what happens then.
+    /// Forgets everything, like a store that lost its disk. For tests.
     pub fn clear(&self) {
         for shard in &self.shards.shards {
             lock(shard).values.clear();
         }
     }
 
-    /// Forgets one key, as a store that evicts does, and returns what was there. For tests of what happens then.
+    /// Forgets one key, like an evicting store, and returns its value. For tests.
     pub fn remove(&self, key: &Key) -> Option<Bytes> {
         let (shard, key) = self.shards.find(key);
         let value = lock(shard).values.remove(&key)?;
         value.is_alive(Instant::now()).then_some(value.bytes)
     }
 
-    /// How many keys have a value. It looks at all of them.
+    /// Returns how many keys have a value. It visits all of them.
     #[must_use]
     pub fn len(&self) -> usize {
         let now = Instant::now();
@@ -141,7 +141,7 @@ impl fmt::Debug for MemoryStore {
 
 impl Shards {
     fn new() -> Self {
-        // Each is swept at a size of its own, so that they don't all do it at once.
+        // Each is swept at a different size, so that they don't all sweep at once.
         let sizes = (0..SHARDS).map(|n| SWEEP_FROM + n * SWEEP_FROM / SHARDS);
         let shard = |sweep_at| Mutex::new(Shard { values: HashMap::default(), sweep_at });
         Shards { hasher: RandomState::new(), shards: sizes.map(shard).collect() }
@@ -172,7 +172,7 @@ impl Shard {
         }
         match (&swap.new, entry) {
             (Some(bytes), entry) => {
-                // A limit beyond the end of time is none.
+                // A limit that overflows counts as none.
                 let expires = swap.ttl.and_then(|ttl| now.checked_add(ttl));
                 entry.insert_entry(Value { bytes: bytes.clone(), expires });
                 self.sweep(now);
@@ -183,7 +183,7 @@ impl Shard {
         Swapped::Done
     }
 
-    /// Drops what has expired, each time the number of values has doubled: a constant cost a swap, on average.
+    /// Drops expired entries each time the number of values has doubled: an amortized constant cost per swap.
     fn sweep(&mut self, now: Instant) {
         if self.values.len() > self.sweep_at {
             self.values.retain(|_, value| value.is_alive(now));

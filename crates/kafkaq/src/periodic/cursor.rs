@@ -1,4 +1,4 @@
-//! Which ticks of a schedule this process has yet to publish.
+//! Tracks which ticks of a schedule this process has yet to publish.
 
 use super::{Missed, Schedule};
 use kafkaq_core::Wall;
@@ -13,20 +13,20 @@ const BATCH: usize = 100;
 #[derive(Debug)]
 pub(super) struct Cursor {
     schedule: Schedule,
-    /// The oldest ticks that are published are this old.
+    /// The maximum age of published ticks.
     reach: Duration,
     /// Of several ticks that are due, only the last is published.
     only_last: bool,
-    /// Ticks up to here are published or given up. `None` before the first look.
+    /// Ticks up to here are published or skipped. `None` at first.
     after: Option<Wall>,
 }
 
-/// What is to be done at one time.
+/// What to do at one time.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Due {
     /// To be published now, oldest first.
     pub(super) ticks: Vec<Wall>,
-    /// The first of those that were given up since the last look.
+    /// The first of those that were skipped since the last call.
     pub(super) skipped: Option<Wall>,
     /// If none is to be published now: the next one.
     pub(super) next: Option<Wall>,
@@ -45,7 +45,7 @@ impl Cursor {
     pub(super) fn due(&mut self, now: Wall) -> Due {
         let mut due = Due::default();
         let horizon = Wall(now.0.saturating_sub(u64::try_from(self.reach.as_millis()).unwrap_or(u64::MAX)));
-        // A clock that was set back comes to its ticks again.
+        // A clock that was set back reaches its ticks again.
         let mut after = self.after.unwrap_or(horizon).min(now);
         if after < horizon {
             due.skipped = self.schedule.next_tick(after).filter(|tick| *tick <= horizon);
@@ -75,7 +75,7 @@ impl Cursor {
         due
     }
 
-    /// Ticks up to this one need no more work.
+    /// Ticks up to this one are finished.
     pub(super) fn handled(&mut self, tick: Wall) {
         self.after = self.after.max(Some(tick));
     }

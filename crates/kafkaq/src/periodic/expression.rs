@@ -1,4 +1,4 @@
-//! Cron expressions: what they say, and which local times they match. No time zones here.
+//! Cron expressions: parsing, and which local times they match. No time zones here.
 
 use croner::{
     Cron,
@@ -26,12 +26,12 @@ const NICKNAMES: [(&str, &str); 6] = [
     ("@YEARLY", "0 0 1 1 *"),
     ("@ANNUALLY", "0 0 1 1 *"),
 ];
-/// No expression is as long.
+/// No valid expression is longer.
 const MAX_LEN: usize = 512;
 
 #[derive(Debug)]
 pub(super) struct Expression {
-    /// In capitals, with single spaces.
+    /// In upper case, with single spaces.
     text: String,
     cron: Cron,
     names_hours: bool,
@@ -96,7 +96,7 @@ impl Expression {
         &self.text
     }
 
-    /// Whether its hours are listed, so that each stands for a time of day, and not for "every so often".
+    /// Whether its hours are listed, so that each is a time of day rather than "every so often".
     pub(super) fn names_hours(&self) -> bool {
         self.names_hours
     }
@@ -111,8 +111,8 @@ fn parse(fields: &str) -> std::result::Result<Cron, CronError> {
     CronParser::builder().year(Year::Disallowed).build().parse(fields)
 }
 
-/// Says what is wrong with a field. The crate that reads expressions doesn't say in which one it found an error, and
-/// takes names of months and days anywhere.
+/// Describes what is wrong with a field. The crate that parses expressions doesn't report the field of an error, and
+/// accepts names of months and days in any field.
 fn check_field(place: usize, field: &str) -> std::result::Result<(), String> {
     if field.split(',').any(str::is_empty) {
         return Err("An item of the list is empty".into());

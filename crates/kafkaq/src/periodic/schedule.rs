@@ -1,4 +1,4 @@
-//! When the ticks are.
+//! Schedules: the times of the ticks.
 
 use super::{expression::Expression, zone};
 use crate::driver::{system_time, wall};
@@ -47,9 +47,9 @@ static ZONES: LazyLock<TimeZoneDatabase> = LazyLock::new(TimeZoneDatabase::bundl
 /// | month | 1–12 or `JAN`–`DEC` | |
 /// | day of week | 0–7 or `SUN`–`SAT`; 0 and 7 are Sunday | `FRIL`, the last Friday of the month; `MON#2`, the second Monday |
 ///
-/// Each field takes `*`, ranges (`9-17`), steps (`*/15`, `9-17/2`) and lists (`0,30`). If both the day of month and the
-/// day of week are restricted, a day has to match one of them, or both if the day of week begins with `+`. `@hourly`,
-/// `@daily`, `@weekly`, `@monthly` and `@yearly` stand for the expressions that Vixie cron gives them.
+/// Each field accepts `*`, ranges (`9-17`), steps (`*/15`, `9-17/2`) and lists (`0,30`). If both the day of month and
+/// the day of week are restricted, a day has to match one of them, or both if the day of week begins with `+`.
+/// `@hourly`, `@daily`, `@weekly`, `@monthly` and `@yearly` stand for the expressions that Vixie cron gives them.
 ///
 /// # When the clocks change
 /// - **If the hour field lists hours** (`9`, `9-17`, `2,14`), each matching local time is one tick per day. A time that
@@ -113,7 +113,7 @@ impl Schedule {
         };
         let zone = ZONES.get(name).map_err(|_| {
             invalid(format!("`{}`, time zone `{name}`", expression.as_str()))
-                .with_advice("Give a name of the IANA database, such as `Europe/Berlin`")
+                .with_advice("Use a name of the IANA database, such as `Europe/Berlin`")
         })?;
         Ok(Schedule { kind: Kind::Cron(expression, zone) })
     }

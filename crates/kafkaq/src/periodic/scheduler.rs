@@ -1,4 +1,4 @@
-//! Publishing the ticks when they are due.
+//! Publishes ticks when they are due.
 
 use super::{Missed, PeriodicTask, cursor::Cursor, task::invalid};
 use crate::{Publisher, driver::wall_now, publisher::FORGETS_IDS};
@@ -62,10 +62,10 @@ impl Scheduler {
         Ok(self)
     }
 
-    /// Publishes the ticks of all tasks, each at its time. Needs a tokio runtime. Never returns `Ok`.
+    /// Publishes the ticks of all tasks, each at its time. Requires a tokio runtime. Never returns `Ok`.
     ///
-    /// A tick that the log doesn't take is tried again for as long as its [`Missed`] policy allows, and a warning says
-    /// why. No schedule waits for another.
+    /// If the log doesn't accept a tick, publishing is retried as long as its [`Missed`] policy allows, and a warning
+    /// says why. Schedules don't wait for each other.
     ///
     /// *Cancel-safety:* drop the future to stop. A tick that was being published then may or may not be in the log.
     /// Another process publishes it, or the next one to start if the policy allows.
@@ -91,7 +91,7 @@ impl Scheduler {
         match running.join_next().await {
             Some(Ok(e)) => Err(e),
             Some(Err(e)) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
-            // There is nothing to do, or the runtime is going away.
+            // There are no tasks, or the runtime is shutting down.
             Some(Err(_)) | None => pending().await,
         }
     }
@@ -114,7 +114,7 @@ struct Ticker {
 }
 
 impl Ticker {
-    /// Returns when nothing can be published any more.
+    /// Returns when nothing can be published anymore.
     async fn run(mut self) -> Error {
         loop {
             let now = (self.clock)();
@@ -136,7 +136,7 @@ impl Ticker {
         }
     }
 
-    /// Publishes ticks in their order, up to the first that has to be tried again.
+    /// Publishes ticks in order, up to the first that has to be retried.
     async fn publish(&mut self, ticks: Vec<Wall>) -> Result<()> {
         let mut tasks = Vec::with_capacity(ticks.len());
         for tick in &ticks {
@@ -167,7 +167,7 @@ impl Ticker {
     /// Nothing would be gained by another attempt.
     fn refused(&mut self, tick: Wall, e: &Error) {
         let (task, at) = (&*self.task.name, tick.0);
-        tracing::error!(target: "kafkaq", task, tick = at, "the task of a tick is refused: {e}");
+        tracing::error!(target: "kafkaq", task, tick = at, "the task of a tick was refused: {e}");
         self.cursor.handled(tick);
     }
 
@@ -183,7 +183,7 @@ impl Ticker {
     }
 }
 
-/// Whether the task itself is at fault, so that it would be refused again.
+/// Whether the task itself is invalid, so that it would be refused again.
 fn is_refused(e: &Error) -> bool {
     matches!(e.kind(), ErrorKind::Invalid | ErrorKind::TooLarge) && e.effect() == Effect::NotApplied
 }

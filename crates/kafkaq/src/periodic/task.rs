@@ -1,4 +1,4 @@
-//! What is published at the ticks.
+//! Periodic tasks: what is published at the ticks.
 
 use super::Schedule;
 use crate::{driver::system_time, timed_id::timed_id};
@@ -26,8 +26,9 @@ pub struct PeriodicTask {
 }
 
 impl PeriodicTask {
-    /// Creates a periodic task of that name: 1 to 100 of `A-Z a-z 0-9 . _ -`, which [`Scheduler::add`](super::Scheduler::add)
-    /// checks. The name is part of the tasks' ids, so it must be unique in the queue.
+    /// Creates a periodic task with this name: 1 to 100 of `A-Z a-z 0-9 . _ -`, which
+    /// [`Scheduler::add`](super::Scheduler::add) checks. The name is part of the tasks' ids, so it must be unique in
+    /// the queue.
     ///
     /// `make` returns the task of a tick. It is called in every process, and again if publishing fails, so it should
     /// return the same task for the same tick. The task's id is replaced. A [delay](Task::with_delay) is counted from
@@ -40,7 +41,7 @@ impl PeriodicTask {
         Self::made_by(name.into(), schedule, Arc::new(move |tick| Ok(make(tick))))
     }
 
-    /// Creates a periodic task whose tasks have a type: otherwise as [`new`](PeriodicTask::new).
+    /// Creates a periodic task of a task type: otherwise as [`new`](PeriodicTask::new).
     #[cfg(feature = "worker")]
     pub fn typed<T: crate::worker::TaskType>(
         name: impl Into<Arc<str>>,
@@ -62,9 +63,9 @@ impl PeriodicTask {
 
     /// The version of the definition, which is part of the tasks' ids. Default: 1.
     ///
-    /// It doesn't have to change with the schedule: ticks have different ids unless they are at the same time. Raise it
-    /// if a tick that the earlier definition has published must be published by the new one as well. While processes of
-    /// both versions run side by side, such a tick is executed once for each.
+    /// It doesn't have to change with the schedule: ticks have different ids unless they are at the same time.
+    /// Increment it if the new definition must also publish ticks that the earlier one has published. While processes
+    /// of both versions are running, such a tick is executed once for each.
     pub fn version(mut self, version: u32) -> Self {
         self.version = version;
         self
@@ -122,14 +123,13 @@ impl Tick {
         &self.name
     }
 
-    /// The time of the tick, which may have passed by more than the moment that publishing takes. Whole milliseconds.
+    /// The time of the tick, in whole milliseconds. It may be well in the past.
     #[must_use]
     pub fn time(&self) -> SystemTime {
         system_time(self.time)
     }
 
-    /// The id of its task, by which [`JobController`](crate::JobController) finds it: `<name>@<version>.<Unix time in
-    /// ms>`.
+    /// The id of its task, for [`JobController`](crate::JobController): `<name>@<version>.<Unix time in ms>`.
     #[must_use]
     pub fn id(&self) -> &TaskId {
         &self.id
@@ -141,15 +141,16 @@ impl Tick {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Missed {
-    /// They are skipped. Only the latest tick is published, and only if it is less than a minute old. So of a schedule
-    /// with several ticks per minute, earlier ones are skipped once the next is due.
+    /// They are skipped. Only the latest tick is published, and only if it is less than a minute old. With several
+    /// ticks per minute, earlier ones are skipped once the next is due.
     #[default]
     Skip,
     /// The latest of them is published, if it is within the window.
     RunLast,
     /// All of them are published, oldest first.
     RunAll {
-        /// The oldest that are published. At most the window: [`Scheduler::add`](super::Scheduler::add) refuses more.
+        /// The maximum age of published ticks. At most the window: [`Scheduler::add`](super::Scheduler::add) refuses
+        /// more.
         within: Duration,
     },
 }

@@ -1,4 +1,4 @@
-//! Gauges: what a queue holds, told every few seconds for as long as it lives.
+//! Gauges: the state of a queue, published every few seconds as long as it lives.
 
 use super::names;
 use crate::{Queue, QueueStats, queue::WeakQueue};
@@ -6,10 +6,10 @@ use metrics::{Gauge, IntoF64};
 use std::{cell::Cell, sync::Arc, time::Duration};
 use tokio::time::sleep;
 
-/// How often it is looked for a recorder at least.
+/// The longest interval between checks for a recorder.
 const RARELY: Duration = Duration::from_secs(3600);
 
-/// Begins to publish the gauges of a queue. Needs a tokio runtime.
+/// Starts publishing the gauges of a queue. Requires a tokio runtime.
 pub(crate) fn publish_gauges(queue: &Queue, group: Arc<str>, wait_topic: Arc<str>, interval: Duration) {
     let (name, queue) = (Arc::<str>::from(queue.name()), queue.downgrade());
     let in_time = Gauges::new(&name, &group).are_recorded();
@@ -27,7 +27,7 @@ async fn publish(
     let mut pause = interval;
     loop {
         sleep(pause).await;
-        // Anew each time: a recorder may have come.
+        // Created each time, since a recorder may have been installed.
         let gauges = Gauges::new(&name, &group);
         let Some(queue) = queue.upgrade() else {
             return gauges.set(&QueueStats::default(), &wait_topic);
@@ -63,7 +63,7 @@ struct Gauges {
 
 impl Gauges {
     fn new(queue: &str, group: &str) -> Self {
-        // Queues of one name and several groups would overwrite each other's.
+        // Otherwise queues with the same name and different groups would overwrite each other's.
         let labels = &[("group", group)];
         Gauges {
             in_flight: names::JOBS_IN_FLIGHT.gauge(queue, labels),
@@ -90,7 +90,7 @@ impl Gauges {
         self.oldest.set(of(false).filter_map(|p| p.oldest).max().unwrap_or_default());
     }
 
-    /// Whether a recorder wants any of them. Without one it isn't worth looking at the queue.
+    /// Whether a recorder wants any of them. Without one, statistics aren't collected.
     fn are_recorded(&self) -> bool {
         let Gauges { in_flight, ready, waiting, redeliveries, appending, lag, parked, oldest } = self;
         [in_flight, ready, waiting, redeliveries, appending, lag, parked, oldest].into_iter().any(|gauge| {
@@ -101,7 +101,7 @@ impl Gauges {
     }
 }
 
-/// A zero that tells whether somebody looks at it: a handle without a recorder never does.
+/// A zero that detects whether it is read: a handle without a recorder never reads it.
 struct Nothing<'a>(&'a Cell<bool>);
 
 impl IntoF64 for Nothing<'_> {

@@ -1,4 +1,4 @@
-//! Counters and histograms. Their handles are made once, by the recorder that is installed then.
+//! Counters and histograms. Their handles are created once, with the recorder that is installed then.
 
 use super::{names, names::Metric};
 use kafkaq_core::{
@@ -8,7 +8,7 @@ use kafkaq_core::{
 use metrics::{Counter, Histogram};
 use std::time::Duration;
 
-/// Counts what is published.
+/// Counts published tasks.
 #[derive(Debug)]
 pub(crate) struct PublishMeter {
     published: Counter,
@@ -80,7 +80,7 @@ impl<const N: usize> Family<N> {
     }
 }
 
-/// How a job came to its end, as far as its holder knows.
+/// How a job ended, as far as its holder knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum JobEnding {
     Done,
@@ -93,7 +93,7 @@ pub(crate) enum JobEnding {
     Dropped,
 }
 
-/// Counts what becomes of jobs.
+/// Counts the outcomes of jobs.
 #[derive(Debug)]
 pub(crate) struct JobMeter {
     handed_out: Counter,
@@ -144,7 +144,7 @@ impl JobMeter {
         }
     }
 
-    /// How a job ends with this command, if that is confirmed.
+    /// How a job ends with this command, if it is confirmed.
     pub(crate) fn asked(&self, command: &Command) -> JobEnding {
         match command {
             Command::Retry(..) => JobEnding::Retried,
@@ -178,7 +178,7 @@ impl JobMeter {
             LostReason::TakenOver => self.lost.count(0),
             LostReason::Cancelled => self.lost.count(1),
             LostReason::Dead => self.lost.count(2),
-            // The job had ended before, so no lease was lost.
+            // The job had already ended, so no lease was lost.
             _ => {}
         }
     }
@@ -246,7 +246,7 @@ mod executions {
             }))
         }
 
-        /// A handler is about to run. `published` is when its task was, if it never ran before.
+        /// A handler is about to run. `published` is the publish time of its task, if it never ran before.
         pub(crate) fn begin(&self, published: Option<SystemTime>) -> RunningMeter {
             if let Some(published) = published {
                 // Clocks may differ.
@@ -283,7 +283,7 @@ mod executions {
         }
     }
 
-    /// Measures one execution until it is dropped, which is also what becomes of one that is given up.
+    /// Measures one execution until it is dropped, which also covers one that is given up.
     #[derive(Debug)]
     pub(crate) struct RunningMeter {
         handles: Arc<Handles>,

@@ -1,7 +1,6 @@
-//! What a queue tells of itself: metrics, and spans with the trace context of a task.
+//! Telemetry: metrics, and spans with the trace context of a task.
 //!
-//! Where a feature is off, its types are empty and their methods do nothing, so that those who call them need no `cfg`
-//! and cost nothing.
+//! If a feature is off, its types are empty and their methods do nothing, so callers need no `cfg` and pay nothing.
 
 #[cfg(feature = "metrics")]
 mod gauges;

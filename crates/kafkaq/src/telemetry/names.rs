@@ -31,90 +31,90 @@ const fn seconds(name: &'static str, meaning: &'static str) -> Metric {
 }
 
 pub(super) const PUBLISHED: Metric =
-    counter("kafkaq_published_total", "Tasks that were published, and dead letters that were redriven.");
+    counter("kafkaq_published_total", "Published tasks and redriven dead letters.");
 pub(super) const PUBLISH_ERRORS: Metric = counter(
     "kafkaq_publish_errors_total",
-    "Tasks whose publishing failed: `not_applied`, or `unknown` if they may have been published.",
+    "Tasks that could not be published: `not_applied`, or `unknown` if they may have been published.",
 );
-pub(super) const HANDED_OUT: Metric = counter(
-    "kafkaq_handed_out_total",
-    "Jobs that were handed out to callers of `get_job` and to the worker.",
-);
+pub(super) const HANDED_OUT: Metric =
+    counter("kafkaq_handed_out_total", "Jobs handed out to callers of `get_job` and to the worker.");
 pub(super) const REDELIVERED: Metric = counter(
     "kafkaq_redelivered_total",
-    "Jobs among them that were handed out before: the last time the holder reported a failure (`failed`), its lease \
-     ran out (`lease_expired`), or it cost no failure, as after a snooze or a release (`given_back`).",
+    "Jobs among them that had been handed out before: the previous attempt failed (`failed`), its lease \
+     expired (`lease_expired`), or no failure was counted, as after a snooze or a release (`given_back`).",
 );
 pub(super) const JOBS_ENDED: Metric = counter(
     "kafkaq_jobs_ended_total",
-    "Jobs that have ended: `done`, `retried`, `snoozed`, `released`, `dead_lettered`, `lost` (somebody else has the \
-     task), `unconfirmed` (neither the store nor the log answered in time), `dropped` (by its holder, without a word).",
+    "Ended jobs: `done`, `retried`, `snoozed`, `released`, `dead_lettered`, `lost` (somebody else has the \
+     task), `unconfirmed` (the store or the log did not respond in time), `dropped` (the `Job` was dropped \
+     without an outcome).",
 );
 pub(super) const LEASES_LOST: Metric = counter(
     "kafkaq_leases_lost_total",
-    "Leases of held jobs that were lost: `taken_over` after they ran out, `cancelled`, or `dead`, which is one that \
-     others have dead-lettered.",
+    "Lost leases of held jobs: `taken_over` after they expired, `cancelled`, or `dead` if somebody else \
+     dead-lettered the task.",
 );
 pub(super) const DEAD_LETTERS: Metric = counter(
     "kafkaq_dead_letters_total",
-    "Dead letters that were written: `rejected` by the holder, `failures` or `handouts` used up, `unreadable` records.",
+    "Dead letters written: `rejected` by the holder, `failures` or `handouts` used up, `unreadable` records.",
 );
 pub(super) const CALL_SECONDS: Metric = seconds(
     "kafkaq_call_seconds",
-    "Round trips to the store (`store_read`, `store_swap`, and `lock_swap` for the locks of keys) and the log (`publish`, `copy`, `commit`); its count is \
-     the number of calls. Copies include dead letters.",
+    "Duration of calls to the store (`store_read`, `store_swap`, and `lock_swap` for key locks) and to the \
+     log (`publish`, `copy`, `commit`). Copies include dead letters.",
 );
 pub(super) const CALL_ITEMS: Metric =
-    counter("kafkaq_call_items_total", "Leases, locks, records and partitions that these calls were about.");
+    counter("kafkaq_call_items_total", "Leases, locks, records and partitions in these calls.");
 pub(super) const CALL_ERRORS: Metric =
-    counter("kafkaq_call_errors_total", "Items among them that failed. Most are tried again.");
+    counter("kafkaq_call_errors_total", "Items among them that failed. Most are retried.");
 
 pub(super) const JOBS_IN_FLIGHT: Metric =
-    gauge("kafkaq_jobs_in_flight", Unit::Count, "Jobs that were handed out and have not ended.");
+    gauge("kafkaq_jobs_in_flight", Unit::Count, "Jobs that have been handed out and have not ended.");
 pub(super) const JOBS_READY: Metric =
-    gauge("kafkaq_jobs_ready", Unit::Count, "Jobs that are leased and that nobody has taken yet.");
+    gauge("kafkaq_jobs_ready", Unit::Count, "Jobs that are leased but not handed out yet.");
 pub(super) const CALLERS_WAITING: Metric = gauge(
     "kafkaq_callers_waiting",
     Unit::Count,
-    "Jobs that callers of `get_job` and free places of the worker wait for.",
+    "Jobs that callers of `get_job` and free slots of the worker are waiting for.",
 );
 pub(super) const REDELIVERIES_READY: Metric = gauge(
     "kafkaq_redeliveries_ready",
     Unit::Count,
-    "Tasks that were handed out before and that are leased again when somebody asks for a job.",
+    "Tasks that have been handed out before and are leased again once somebody asks for a job.",
 );
 pub(super) const APPENDS_WAITING: Metric = gauge(
     "kafkaq_appends_waiting",
     Unit::Count,
-    "Copies and dead letters that are to be appended to the log.",
+    "Copies and dead letters that wait to be appended to the log.",
 );
 pub(super) const LAG: Metric = gauge(
     "kafkaq_lag_records",
     Unit::Count,
-    "Records of the task topic that are not finished, in the partitions that this process reads.",
+    "Unfinished records of the task topic, in the partitions that this process reads.",
 );
 pub(super) const PARKED: Metric = gauge(
     "kafkaq_parked_records",
     Unit::Count,
-    "Records of the wait topic that are not finished, in the partitions that this process reads: tasks with a delay, \
-     tasks to be retried, and copies of tasks that run for long.",
+    "Unfinished records of the wait topic, in the partitions that this process reads: delayed tasks, tasks \
+     to be retried, and copies of long-running tasks.",
 );
 pub(super) const OLDEST: Metric = gauge(
     "kafkaq_oldest_unfinished_seconds",
     Unit::Seconds,
-    "How long ago the oldest record was appended that was read from the task topic and is not finished.",
+    "Age of the oldest unfinished record that was read from the task topic.",
 );
 
 #[cfg(feature = "worker")]
 pub(super) const EXECUTIONS: Metric = counter(
     "kafkaq_executions_total",
-    "Executions that have ended in the worker: `done`, `retried`, `snoozed`, `dead_lettered`, `expired`, `released`, \
+    "Executions that ended in the worker: `done`, `retried`, `snoozed`, `dead_lettered`, `expired`, \
+     `released`, \
      `lost`, `unconfirmed`.",
 );
 #[cfg(feature = "worker")]
 pub(super) const EXPIRED: Metric = counter(
     "kafkaq_expired_total",
-    "Tasks that were not started because they had expired, and were `dropped` or `dead_lettered`.",
+    "Tasks that were not started because they had expired: `dropped` or `dead_lettered`.",
 );
 #[cfg(feature = "worker")]
 pub(super) const PANICS: Metric = counter("kafkaq_panics_total", "Executions that panicked.");
@@ -123,7 +123,7 @@ pub(super) const TIMEOUTS: Metric =
     counter("kafkaq_timeouts_total", "Executions that took longer than their timeout.");
 #[cfg(feature = "worker")]
 pub(super) const EXECUTIONS_RUNNING: Metric =
-    gauge("kafkaq_executions_running", Unit::Count, "Handlers that run.");
+    gauge("kafkaq_executions_running", Unit::Count, "Handlers that are running.");
 #[cfg(feature = "worker")]
 pub(super) const EXECUTIONS_SLOW: Metric = gauge(
     "kafkaq_executions_slow",
@@ -132,11 +132,11 @@ pub(super) const EXECUTIONS_SLOW: Metric = gauge(
 );
 #[cfg(feature = "worker")]
 pub(super) const EXECUTION_SECONDS: Metric =
-    seconds("kafkaq_execution_seconds", "How long handlers ran, layers included.");
+    seconds("kafkaq_execution_seconds", "How long handlers ran, including layers.");
 #[cfg(feature = "worker")]
 pub(super) const WAITING_SECONDS: Metric = seconds(
     "kafkaq_waiting_seconds",
-    "How long tasks waited from being published until their first execution began, their delay included.",
+    "Time from publishing a task to the start of its first execution, including its delay.",
 );
 
 const ALL: &[Metric] = &[
@@ -176,7 +176,7 @@ const ALL: &[Metric] = &[
     WAITING_SECONDS,
 ];
 
-/// Tells the recorder what all metrics mean.
+/// Describes all metrics to the recorder.
 pub(super) fn describe() {
     metrics::with_recorder(|recorder| {
         for Metric { name, of, unit, meaning } in ALL {

@@ -1,4 +1,4 @@
-//! Spans, with the fields of OpenTelemetry's conventions for messaging.
+//! Spans, with the fields of OpenTelemetry's messaging conventions.
 
 use super::Propagator;
 use crate::config::Config;
@@ -95,7 +95,7 @@ mod executions {
             ExecutionSpans { queue, kind: kind.into(), propagator }
         }
 
-        /// The span of an execution that is about to begin.
+        /// The span of an execution that is about to start.
         pub(crate) fn begin<S>(&self, ctx: &Ctx<S>) -> Span {
             let span = tracing::info_span!(
                 target: "kafkaq",
@@ -121,7 +121,7 @@ mod executions {
             span
         }
 
-        /// What the handler made of it, and why it failed.
+        /// The handler's outcome, and why it failed.
         pub(crate) fn ended(span: &Span, outcome: &'static str, why: Option<&str>) {
             span.record("kafkaq.outcome", outcome);
             if let Some(why) = why {

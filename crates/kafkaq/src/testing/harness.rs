@@ -1,4 +1,4 @@
-//! A worker on a queue in memory, run until it is idle.
+//! Runs a worker on an in-memory queue until it is idle.
 
 use super::{
     published::Published,
@@ -22,10 +22,10 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-/// How soon it is looked again whether all tasks have ended if no execution ends.
+/// How often to check whether all tasks have ended if no execution ends.
 const SOON: Duration = Duration::from_millis(20);
 const LATE: Duration = Duration::from_secs(3600);
-/// How long a run may take unless something else is said.
+/// The default limit of a run.
 const LIMIT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// A worker on a queue in memory.
@@ -70,8 +70,8 @@ const LIMIT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// # }
 /// ```
 ///
-/// On a runtime whose clock is not paused it works as well, but delays and retries take the time that they say. On one
-/// with several threads the order of executions is not the same each time.
+/// It also works on a runtime whose clock is not paused, but then delays and retries take real time. On a
+/// multi-threaded runtime the order of executions is not deterministic.
 pub struct Harness {
     queue: Queue,
     running: WorkerHandle,
@@ -81,7 +81,7 @@ pub struct Harness {
     limit: Duration,
 }
 
-/// What executions came to.
+/// The outcomes of executions.
 #[derive(Default)]
 struct Seen {
     events: Mutex<HashMap<TaskId, Vec<Event>>>,
@@ -107,7 +107,7 @@ impl Seen {
     fn add(&self, id: TaskId, event: Event) {
         let mut events = lock(&self.events);
         let events = events.entry(id).or_default();
-        // The store may tell of a death before the execution does.
+        // The store may show a dead letter before the execution reports it.
         if !(matches!(event, Event::Dead { .. }) && matches!(events.last(), Some(Event::Dead { .. }))) {
             events.push(event);
         }
@@ -123,7 +123,7 @@ impl Seen {
 }
 
 impl Harness {
-    /// Builds a queue in memory, and starts the worker that `worker` makes for it. The builder's settings hold, but
+    /// Builds an in-memory queue, and starts the worker that `worker` returns for it. The builder's settings apply, but
     /// its backends are replaced, and the task topic has one partition, so that tasks are executed in order.
     ///
     /// # Errors
@@ -144,7 +144,7 @@ impl Harness {
         Ok(Harness { queue, running, seen, published, dead: (builder, log), limit: LIMIT })
     }
 
-    /// How long [`run_until_idle`](Harness::run_until_idle) goes on at most, by tokio's clock. Default: 7 days.
+    /// The longest that [`run_until_idle`](Harness::run_until_idle) runs, by tokio's clock. Default: 7 days.
     #[must_use]
     pub fn limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
@@ -157,14 +157,14 @@ impl Harness {
         &self.queue
     }
 
-    /// Waits until no task waits, is delayed or runs, and returns what became of them. Tasks can be published and the
-    /// harness be run again afterwards.
+    /// Runs until no task is waiting, delayed or running, and returns their outcomes. Afterwards, more tasks can be
+    /// published and the harness can be run again.
     ///
-    /// *Cancel-safety:* safe; the worker goes on.
+    /// *Cancel-safety:* safe; the worker continues.
     ///
     /// # Errors
-    /// `Timeout` names the tasks that have not ended within the [`limit`](Harness::limit). Otherwise what has ended the
-    /// queue.
+    /// `Timeout` names the tasks that have not ended within the [`limit`](Harness::limit). Otherwise the error that has
+    /// stopped the queue.
     pub async fn run_until_idle(&mut self) -> Result<Report> {
         let begun = Instant::now();
         let mut pause = SOON;
@@ -198,12 +198,12 @@ impl Harness {
             }
             match self.queue.jobs().get(id).await?.status {
                 JobStatus::Cancelled => self.seen.add(id.clone(), Event::Cancelled),
-                // By the queue, without an execution.
+                // Dead-lettered by the queue, without an execution.
                 JobStatus::Dead => {
                     let reason = self.reason(id).await?;
                     self.seen.add(id.clone(), Event::Dead { reason });
                 }
-                // Whoever confirmed that tells it in a moment.
+                // The execution that confirmed it will report it shortly.
                 _ => open.push(id.clone()),
             }
         }
@@ -229,7 +229,7 @@ impl Harness {
             .with_advice(format!("They have not ended within {:?}. Raise the harness's limit", self.limit))
     }
 
-    /// Returns what became of the tasks that were published until now.
+    /// Returns the outcomes of the tasks published so far.
     ///
     /// # Errors
     /// `Closed` once the queue's log is closed.
@@ -247,7 +247,7 @@ impl Harness {
     /// Stops the worker and the queue.
     ///
     /// # Errors
-    /// What has ended the queue for good.
+    /// The error that has stopped the queue permanently.
     pub async fn stop(mut self) -> Result<WorkerReport> {
         self.running.stop();
         self.running.stopped().await

@@ -13,10 +13,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// How long made-up leases last.
+/// The duration of made-up leases.
 const LEASE: Duration = Duration::from_secs(60);
 
-/// What an execution would get from its job.
+/// The job data of an execution.
 #[derive(Clone, Debug)]
 pub(crate) struct MadeUp {
     pub(crate) task: Task,

@@ -1,9 +1,9 @@
-//! Helpers for tests of handlers. Nothing here needs a server.
+//! Helpers for testing handlers. Nothing here needs a server.
 //!
 //! - [`perform`] executes one task and returns its outcome.
-//! - [`Harness`] runs a worker on a queue in memory until it is idle, and reports what became of each task.
-//! - [`torture`] crashes a handler at each of its await points, runs it twice at once and takes its lease away, and finds
-//!   the effects that this doubles.
+//! - [`Harness`] runs a worker on an in-memory queue until it is idle, and reports the outcome of each task.
+//! - [`torture`] crashes a handler at each await point, runs it twice concurrently and takes its lease away, and finds
+//!   effects that are duplicated.
 //!
 //! ```
 //! use kafkaq::{testing::torture, worker::{Ctx, Failure, TaskType}};
@@ -39,10 +39,10 @@
 //! ```
 //!
 //! # Time
-//! Write `#[tokio::test(start_paused = true)]`, with tokio's feature `test-util`. On a paused clock delays, retries and
-//! timeouts of hours take no time. Without it everything here works as well, but takes the time that it says. A handler
-//! that talks to a real server needs a clock that runs: a paused one skips to the next timeout while the answer is still
-//! on its way.
+//! Use `#[tokio::test(start_paused = true)]`, with tokio's feature `test-util`. With a paused clock, delays, retries
+//! and timeouts of hours pass instantly. Without it everything here works as well, but takes real time. A handler that
+//! talks to a real server needs a running clock: a paused one skips to the next timeout while the response is still on
+//! its way.
 
 mod harness;
 mod made_up;
@@ -63,16 +63,16 @@ use std::{
     task::Poll,
 };
 
-/// Returns control to the runtime once, as a call to a server would. For fakes: one that returns at once gives
-/// [`torture`] no place to crash its caller. A fake is best with one before its effect and one behind it, since both
-/// requests and responses are lost. Reports name the file and the line of the call.
+/// Returns control to the runtime once, as a call to a server would. For fakes: one that returns immediately gives
+/// [`torture`] no point to crash its caller. A fake should have one before and one after its effect, since both
+/// requests and responses can be lost. Reports name the file and the line of the call.
 #[track_caller]
 pub fn await_point() -> impl Future<Output = ()> + Send + 'static {
     let place = Location::caller();
     suspend(move || format!("{}:{}", place.file(), place.line()))
 }
 
-/// Returns control to the runtime once, in this place.
+/// Returns control to the runtime once, at this location.
 pub(crate) async fn suspend(place: impl FnOnce() -> String) {
     let mut place = Some(place);
     poll_fn(|cx| {
@@ -84,7 +84,7 @@ pub(crate) async fn suspend(place: impl FnOnce() -> String) {
     .await;
 }
 
-/// Fails the test that called.
+/// Fails the calling test.
 #[track_caller]
 #[expect(clippy::panic, reason = "that is how tests fail")]
 fn fail(why: impl std::fmt::Display) -> ! {

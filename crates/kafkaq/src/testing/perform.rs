@@ -1,4 +1,4 @@
-//! Executing one task.
+//! Executes one task.
 
 use super::{MadeUp, fail};
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
 use bytes::Bytes;
 use std::{fmt, future::Future, marker::PhantomData, sync::Arc};
 
-/// Begins to execute one task without a queue, as its first attempt.
+/// Prepares to execute one task without a queue, as its first attempt.
 ///
 /// ```
 /// use kafkaq::{testing::perform, worker::{Ctx, Failure, Outcome, TaskType}};
@@ -50,7 +50,7 @@ pub fn perform<T: TaskType>(task: T) -> Perform<T> {
     Perform { made_up: MadeUp::new(task), failures: None, stop: None, state: Arc::new(()), of: PhantomData }
 }
 
-/// One execution that is about to begin: see [`perform`].
+/// One execution that is about to start: see [`perform`].
 #[must_use = "nothing is executed until `run` is called"]
 pub struct Perform<T, S = ()> {
     made_up: MadeUp,
@@ -61,7 +61,7 @@ pub struct Perform<T, S = ()> {
 }
 
 impl<T: TaskType> Perform<T> {
-    /// What the handler gets by [`Ctx::state`].
+    /// The state that the handler gets through [`Ctx::state`].
     pub fn state<S: Send + Sync + 'static>(self, state: S) -> Perform<T, S> {
         Perform {
             made_up: self.made_up,
@@ -74,7 +74,7 @@ impl<T: TaskType> Perform<T> {
 }
 
 impl<T: TaskType, S: Send + Sync + 'static> Perform<T, S> {
-    /// Which hand-out of the task this is. Default: 1.
+    /// The number of this hand-out of the task. Default: 1.
     pub fn attempt(mut self, attempt: u32) -> Self {
         self.made_up.attempt = attempt;
         self
@@ -110,13 +110,13 @@ impl<T: TaskType, S: Send + Sync + 'static> Perform<T, S> {
         self
     }
 
-    /// Tells the handler from the beginning to end its execution, for this reason.
+    /// Tells the handler from the start to end its execution, for this reason.
     pub fn stop(mut self, reason: StopReason) -> Self {
         self.stop = Some(reason);
         self
     }
 
-    /// Executes the task: encoded, decoded and handled, as a worker would. There is no timeout, and a panic of the
+    /// Executes the task as a worker would: it is encoded, decoded and handled. There is no timeout, and a panic of the
     /// handler is a [`Retry`](Outcome::Retry), as in a worker.
     pub async fn run<F, Fut>(mut self, handler: F) -> Performed<S>
     where
@@ -144,20 +144,20 @@ impl<T, S> fmt::Debug for Perform<T, S> {
     }
 }
 
-/// What an execution has come to.
+/// The result of an execution.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Performed<S = ()> {
-    /// What is to become of the task.
+    /// The outcome for the task.
     pub outcome: Outcome,
-    /// What the handler has enqueued by [`Ctx::enqueue`], in order, with ids.
+    /// The tasks that the handler enqueued with [`Ctx::enqueue`], in order, with ids.
     pub enqueued: Vec<Task>,
-    /// What the handler has left of its state.
+    /// The state as the handler left it.
     pub state: Arc<S>,
 }
 
 impl<S> Performed<S> {
-    /// Returns the payloads of the tasks of one type that were enqueued.
+    /// Returns the payloads of the enqueued tasks of one type.
     ///
     /// # Panics
     /// If a payload of that type can't be decoded.

@@ -4,7 +4,7 @@ use crate::{memory::MemoryLog, worker::direct::kind};
 use kafkaq_core::{Envelope, FetchLimit, HEADER, Partition, PartitionLog, Position, Result, TaskId};
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-/// What one fetch asks for.
+/// The size of one fetch.
 const FETCH_BYTES: usize = 1 << 20;
 
 /// Reads the task topic of a queue. It has one partition, so that tasks have an order.
@@ -23,7 +23,7 @@ impl Published {
         Published { log, next, ids: HashSet::new(), tasks: Vec::new() }
     }
 
-    /// Reads what was published since. Says whether there was anything.
+    /// Reads what was published since. Returns whether there was anything.
     pub(super) async fn read(&mut self) -> Result<bool> {
         let before = self.tasks.len();
         loop {

@@ -1,4 +1,4 @@
-//! What became of the tasks of a test.
+//! The outcomes of the tasks of a test.
 
 use super::fail;
 use crate::{TaskId, worker::TaskType};
@@ -8,16 +8,16 @@ use std::fmt;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
-    /// An execution has ended the task.
+    /// An execution completed the task.
     Done,
-    /// An execution has failed, and the task was to be executed again.
+    /// An execution failed, and the task was retried.
     Retried {
         /// Why it failed.
         reason: String,
     },
-    /// An execution has put the task off.
+    /// An execution snoozed the task.
     Snoozed,
-    /// The task went to the dead letters.
+    /// The task was dead-lettered.
     Dead {
         /// Why.
         reason: String,
@@ -26,11 +26,11 @@ pub enum Event {
     Expired,
     /// The task was cancelled.
     Cancelled,
-    /// An execution has lost its lease.
+    /// An execution lost its lease.
     Lost,
-    /// The task was given back by a worker that stopped.
+    /// A stopping worker gave the task back.
     Released,
-    /// The end of an execution was not confirmed.
+    /// The outcome of an execution was not confirmed.
     Unconfirmed,
 }
 
@@ -67,7 +67,7 @@ impl TaskReport {
         self.events.iter().any(is_it)
     }
 
-    /// Why the task went to the dead letters, if it did.
+    /// Why the task was dead-lettered, if it was.
     fn death(&self) -> Option<&str> {
         self.events.iter().find_map(|event| match event {
             Event::Dead { reason } => Some(&**reason),
@@ -83,7 +83,7 @@ impl fmt::Display for TaskReport {
     }
 }
 
-/// What became of the tasks of a [`Harness`](super::Harness), from its start on. As text it has a line per task.
+/// The outcomes of the tasks of a [`Harness`](super::Harness) since its start. As text it has one line per task.
 ///
 /// The asserts panic with the whole report.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,13 +114,13 @@ impl Report {
         self.with(|_| true)
     }
 
-    /// Returns the tasks that were published of one type.
+    /// Returns the published tasks of one type.
     #[must_use]
     pub fn published_of<T: TaskType>(&self) -> Vec<&TaskId> {
         self.with(|task| task.kind.as_deref() == Some(T::KIND))
     }
 
-    /// Returns the tasks that an execution has ended.
+    /// Returns the tasks that an execution completed.
     #[must_use]
     pub fn done(&self) -> Vec<&TaskId> {
         self.with(|task| task.has(|event| *event == Event::Done))
@@ -138,7 +138,7 @@ impl Report {
         self.with(|task| task.has(|event| *event == Event::Snoozed))
     }
 
-    /// Returns the tasks that went to the dead letters, with the reasons.
+    /// Returns the dead-lettered tasks, with the reasons.
     #[must_use]
     pub fn dead(&self) -> Vec<(&TaskId, &str)> {
         self.tasks.iter().filter_map(|task| Some((&task.id, task.death()?))).collect()
@@ -148,7 +148,7 @@ impl Report {
         self.tasks.iter().filter(|task| is_it(task)).map(|task| &task.id).collect()
     }
 
-    /// Asserts that every task that was published is done.
+    /// Asserts that every published task is done.
     ///
     /// # Panics
     /// If one is not.
@@ -187,7 +187,7 @@ impl Report {
         self.check(snoozed == times, || format!("the task {id} was snoozed {snoozed} times, not {times}"));
     }
 
-    /// Asserts that a task went to the dead letters, for a reason that contains this text.
+    /// Asserts that a task was dead-lettered for a reason that contains this text.
     ///
     /// # Panics
     /// If it did not, or for another reason.

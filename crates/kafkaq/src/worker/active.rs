@@ -1,5 +1,5 @@
-//! One execution, between the dispatcher, the threads of the handlers and the lease keeper. Whoever takes its job decides
-//! what becomes of the task.
+//! One execution, shared by the dispatcher, the handler threads and the lease keeper. Whoever takes its job decides the
+//! outcome of the task.
 
 use super::{
     context::Execution,
@@ -32,7 +32,7 @@ pub(super) struct Active {
     /// Its place in the keeper's table.
     pub(super) slot: usize,
     state: Mutex<State>,
-    /// The job is wanted back from its renewal.
+    /// Somebody waits for the job to return from its renewal.
     wanted: Notify,
     /// It is back.
     back: Notify,
@@ -43,12 +43,12 @@ struct State {
     phase: Phase,
     /// It counts as running.
     has_place: bool,
-    /// When its handler has to start at the latest, until it does.
+    /// The latest time for its handler to start, until it does.
     start_by: Option<Instant>,
     renew_at: Instant,
     handler: Option<Handler>,
     time_is_up: Option<Instant>,
-    /// The reason why it is to end that was seen last, and when.
+    /// The last reason to end that was seen, and when.
     told: Option<(StopReason, Instant)>,
     dropped_at: Option<Instant>,
 }
@@ -56,11 +56,11 @@ struct State {
 /// A handler that has started.
 struct Handler {
     since: Instant,
-    /// It is on a thread that is there to be blocked.
+    /// It runs on a thread for blocking work.
     blocks: bool,
-    /// When it is said next that it runs for long.
+    /// When to warn next that it has been running for a long time.
     warn_at: Instant,
-    /// That was said.
+    /// A warning was logged.
     is_slow: bool,
 }
 
@@ -74,14 +74,14 @@ enum Held {
 enum Phase {
     Waiting,
     Running,
-    /// The handler has ended. The job is kept until its end can be confirmed.
+    /// The handler has ended. The job is held until its outcome can be confirmed.
     Ended,
 }
 
-/// What the keeper has to do.
+/// What the keeper must do.
 pub(super) enum Due {
     Renew(Job),
-    /// The handler has been running for so long.
+    /// Warn: the handler has been running for this long.
     Slow(Duration),
     /// The handler doesn't end.
     Stuck(Job),
@@ -91,10 +91,10 @@ pub(super) enum Due {
     LostInLine(Job),
 }
 
-/// The times that a worker keeps.
+/// The time limits of a worker.
 pub(super) struct Times {
     pub(super) now: Instant,
-    /// Until when handlers may go on, once the worker stops.
+    /// Until when handlers may continue, once the worker stops.
     pub(super) stopping: Option<Instant>,
     pub(super) grace: Duration,
 }
@@ -138,15 +138,15 @@ impl Active {
         &self.kind.observe[self.execution.source]
     }
 
-    /// Its turn has come, and it counts as running.
+    /// Its turn has come; it counts as running now.
     pub(super) fn begin(&self, start_by: Instant) {
         let state = &mut *lock(&self.state);
         (state.phase, state.has_place) = (Phase::Running, true);
         state.start_by = Some(start_by);
     }
 
-    /// Its handler starts, and from now on its time runs. Returns whether it does, since it may have been given up
-    /// meanwhile, and when to look at it, if that is before its lease is due.
+    /// Starts its handler's time limit. Returns whether the handler may start, since it may have been given up
+    /// meanwhile, and when to check it, if that is before its lease is due.
     pub(super) fn handler_starts(&self, warn_after: Duration, blocks: bool) -> (bool, Option<Instant>) {
         let since = Instant::now();
         let warn_at = since + warn_after.min(FAR);
@@ -161,14 +161,14 @@ impl Active {
         (true, state.time_is_up.into_iter().chain([warn_at]).min().filter(|at| *at < state.renew_at))
     }
 
-    /// Since when a handler of its kind has been on one of the threads for those that don't block.
+    /// Since when its handler has been on one of the threads for async handlers.
     pub(super) fn on_thread_since(&self) -> Option<Instant> {
         let state = lock(&self.state);
         let handler = state.handler.as_ref().filter(|_| state.phase == Phase::Running);
         handler.filter(|handler| !handler.blocks).map(|handler| handler.since)
     }
 
-    /// Whether it was said that its handler runs for long. It won't be any more.
+    /// Returns whether its handler was reported as long-running, and stops such reports.
     pub(super) fn leave_slow(&self) -> bool {
         lock(&self.state).handler.take().is_some_and(|handler| handler.is_slow)
     }
@@ -182,7 +182,7 @@ impl Active {
         lock(&self.state).phase = Phase::Ended;
     }
 
-    /// Whether it had a place, which is free from now on.
+    /// Frees its slot. Returns whether it had one.
     pub(super) fn leave_place(&self) -> bool {
         std::mem::take(&mut lock(&self.state).has_place)
     }
@@ -192,11 +192,11 @@ impl Active {
         matches!(lock(&self.state).job, Held::Gone)
     }
 
-    /// Takes the job, once it is back from its renewal. `None` if somebody has taken it before.
+    /// Takes the job, once it is back from its renewal. `None` if somebody else has taken it.
     pub(super) async fn take(&self) -> Option<Job> {
         loop {
             let mut back = pin!(self.back.notified());
-            // Listens before it looks, so that nothing is missed in between.
+            // Listens before checking, so that nothing is missed in between.
             back.as_mut().enable();
             {
                 let state = &mut *lock(&self.state);
@@ -210,7 +210,7 @@ impl Active {
         }
     }
 
-    /// Waits until a job that is being renewed is wanted back.
+    /// Waits until somebody wants a job back that is being renewed.
     pub(super) async fn wanted(&self) {
         loop {
             let mut wanted = pin!(self.wanted.notified());
@@ -231,19 +231,19 @@ impl Active {
         self.back.notify_waiters();
     }
 
-    /// Nobody keeps it any more: whoever has it is to end it.
+    /// The keeper has forgotten it: whoever has the job must end it.
     pub(super) fn abandon(&self) {
         self.execution.tell(StopReason::ShuttingDown);
         self.execution.drop_handler();
         let state = &mut *lock(&self.state);
         if matches!(state.job, Held::Renewing { .. }) {
-            // Whoever renewed it is gone as well.
+            // The task that renewed it is gone as well.
             state.job = Held::Gone;
             self.back.notify_waiters();
         }
     }
 
-    /// Returns what is due by now, and when to look again.
+    /// Returns what is due by now, and when to check again.
     pub(super) fn look(&self, times: &Times) -> (Option<Due>, Instant) {
         let state = &mut *lock(&self.state);
         let never = times.now + FAR;
@@ -285,7 +285,7 @@ impl Active {
         self.look_at_lease(state, times, never)
     }
 
-    /// For how long the handler has been running, if it is time to say so: from now on after twice as long each time.
+    /// Returns how long the handler has been running if a warning is due; the interval doubles each time.
     fn look_at_age(&self, state: &mut State, now: Instant) -> Option<Duration> {
         let handler = state.handler.as_mut().filter(|handler| handler.warn_at <= now)?;
         let ran = now - handler.since;
@@ -296,8 +296,8 @@ impl Active {
         Some(ran)
     }
 
-    /// Tells the handler to end, and drops it when it hasn't in time. Returns when to look again; in the past if it is
-    /// stuck.
+    /// Tells the handler to end, and drops it if it doesn't in time. Returns when to check again; a time in the past if
+    /// it is stuck.
     fn look_at_handler(&self, state: &mut State, times: &Times) -> Option<Instant> {
         if state.time_is_up.is_some_and(|at| at <= times.now) {
             self.execution.tell(StopReason::TimedOut);
@@ -311,7 +311,7 @@ impl Active {
             _ => times.now,
         };
         state.told = Some((reason, since));
-        // When only the worker stops it may go on until the worker's limit, unless something worse comes.
+        // If only the worker stops, it may continue until the worker's limit, unless something more urgent happens.
         let grace = (reason != StopReason::ShuttingDown).then(|| since + times.grace.min(FAR));
         let limit = [grace, times.stopping].into_iter().flatten().min()?;
         if limit > times.now {

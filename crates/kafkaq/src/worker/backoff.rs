@@ -1,11 +1,11 @@
-//! When a task that has failed is tried again.
+//! When a failed task is retried.
 
 use std::{fmt, ops::RangeInclusive, sync::Arc, time::Duration};
 
-/// By the number of the failure and its reason.
+/// Computed from the number of the failure and its reason.
 type Delay = dyn Fn(u32, &str) -> Duration + Send + Sync;
 
-/// When a task that has failed is tried again, and how often.
+/// When a failed task is retried, and how often.
 ///
 /// The default doubles from 1 s to 1 h, with jitter, and leaves the number of failures to the queue's
 /// [`max_failures`](crate::QueueBuilder::max_failures).
@@ -33,35 +33,35 @@ impl Backoff {
         })
     }
 
-    /// Waits as long after each failure.
+    /// Waits equally long after each failure.
     #[must_use]
     pub fn fixed(delay: Duration) -> Self {
         Backoff::custom(move |_, _| delay)
     }
 
-    /// Asks a function, which gets the number of the failure, from 1, and its reason. It must not block: until it returns
-    /// nothing of the worker is confirmed.
+    /// Calls a function with the number of the failure, from 1, and its reason. It must not block: the worker confirms
+    /// nothing until it returns.
     #[must_use]
     pub fn custom(delay: impl Fn(u32, &str) -> Duration + Send + Sync + 'static) -> Self {
         Backoff { delay: Arc::new(delay), jitter: true, max_failures: None }
     }
 
-    /// Whether a delay is a random one of half to all of what was computed, so that tasks which failed together are not
-    /// tried again together. On unless it is turned off.
+    /// Whether a delay is randomized between half and all of the computed value, so that tasks that failed together are
+    /// not retried together. Default: on.
     #[must_use]
     pub fn jitter(mut self, jitter: bool) -> Self {
         self.jitter = jitter;
         self
     }
 
-    /// Sends a task to the dead letters with its `n`th failure. The queue's own limit holds as well.
+    /// Dead-letters a task at its `n`th failure. The queue's own limit applies as well.
     #[must_use]
     pub fn max_failures(mut self, n: u32) -> Self {
         self.max_failures = Some(n);
         self
     }
 
-    /// How long to wait after the failure of that number, from 1; `None` if it was the last.
+    /// Returns how long to wait after this failure, counted from 1; `None` if it was the last.
     pub(super) fn after(&self, failure: u32, reason: &str) -> Option<Duration> {
         if self.max_failures.is_some_and(|max| failure >= max) {
             return None;

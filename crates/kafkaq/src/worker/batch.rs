@@ -1,4 +1,4 @@
-//! Handlers of several tasks at once. Each execution hands its task over to whoever collects, and waits for its outcome.
+//! Batch handlers. Each execution passes its task to a collector, and waits for its outcome.
 
 use super::{
     context::Ctx,
@@ -43,7 +43,7 @@ impl<S, T> Default for Batch<S, T> {
     }
 }
 
-/// Each execution of a batch has it. When the last has been given up, the handler is dropped.
+/// Shared by the executions of a batch. When the last one is given up, the handler is dropped.
 #[derive(Default)]
 struct Running(OnceLock<AbortHandle>);
 
@@ -84,7 +84,7 @@ impl<S: Send + Sync + 'static, T: Send + 'static> Batches<S, T> {
         if is_full {
             self.begin(number);
         } else if is_first {
-            // On a task of its own, so that an execution that is given up takes no other with it.
+            // In a task of its own, so that an execution that is given up doesn't affect the others.
             let this = self.clone();
             tokio::spawn(async move {
                 tokio::time::sleep(this.wait).await;
@@ -95,7 +95,7 @@ impl<S: Send + Sync + 'static, T: Send + 'static> Batches<S, T> {
             biased;
             ended = &mut told => ended,
             _ = execution.stop_requested(|reason| reason == StopReason::ShuttingDown) => {
-                // Nothing more may come.
+                // The batch is complete.
                 self.begin(number);
                 told.await
             }
@@ -103,7 +103,7 @@ impl<S: Send + Sync + 'static, T: Send + 'static> Batches<S, T> {
         ended.unwrap_or_else(|_| Ended::Panicked("the batch handler was dropped".to_owned()))
     }
 
-    /// Has the batch of that number handled, if it is still being collected.
+    /// Starts the batch with this number, if it is still being collected.
     fn begin(&self, number: u64) {
         let batch = {
             let collected = &mut *lock(&self.collected);
@@ -114,7 +114,7 @@ impl<S: Send + Sync + 'static, T: Send + 'static> Batches<S, T> {
             std::mem::take(&mut collected.batch)
         };
         let Batch { tasks, waiting, running } = batch;
-        // What was given up meanwhile, or is about to be, is executed again elsewhere.
+        // Executions that were given up meanwhile, or are about to be, are executed again elsewhere.
         let (mut wanted, mut tellers) = (Vec::with_capacity(tasks.len()), Vec::with_capacity(tasks.len()));
         for ((ctx, task), tell) in tasks.into_iter().zip(waiting) {
             match ctx.stop().reason() {
@@ -149,7 +149,7 @@ async fn run<S, T>(handler: Arc<Run<S, T>>, tasks: Vec<(Ctx<S>, T)>, waiting: Ve
                 let _ = tell.send(Ended::Returned(outcome));
             }
         }
-        // Which belongs to which is not known.
+        // It is unknown which outcome belongs to which task.
         Ok(outcomes) => {
             let reason = format!("the batch handler returned {} outcomes for {n} tasks", outcomes.len());
             tell_all(waiting, &|| Ended::Returned(Outcome::Retry { delay: None, reason: reason.clone() }));

@@ -1,4 +1,4 @@
-//! Setting up a worker.
+//! Builds a worker.
 
 use super::{
     Backoff, Options, WorkerReport,
@@ -25,7 +25,7 @@ use std::{
     time::Duration,
 };
 
-/// Names the tasks that no handler is for, where a kind is named.
+/// Names the tasks without a handler of their own, in place of a kind.
 const OTHERWISE: &str = "otherwise";
 const MAX_CONCURRENCY: usize = 100_000;
 /// Per second.
@@ -74,7 +74,7 @@ impl WorkerBuilder {
         }
     }
 
-    /// Sets what handlers get by [`Ctx::state`]. Handlers that were added before it have none.
+    /// Sets the state that handlers get through [`Ctx::state`]. Handlers that were added before have none.
     pub fn state<S: Send + Sync + 'static>(self, state: S) -> WorkerBuilder<S> {
         let stateless = |(handler, options): (Handler<()>, Options)| {
             let handler: Handler<S> = Arc::new(move |ctx: Ctx<S>, version| handler(ctx.stateless(), version));
@@ -98,7 +98,7 @@ impl WorkerBuilder {
 }
 
 impl<S: Send + Sync + 'static> WorkerBuilder<S> {
-    /// Handles the tasks of a type by an async function.
+    /// Handles tasks of a type with an async function.
     pub fn on<T, F, Fut>(self, handler: F) -> Self
     where
         T: TaskType,
@@ -120,8 +120,8 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         self.add::<T>(handlers::typed(handler), options)
     }
 
-    /// Handles the tasks of a type by a function that blocks its thread. It runs on threads that are there for that. It
-    /// can't be stopped from outside: look at [`Ctx::stop`] from time to time. One that goes on counts as stuck: see
+    /// Handles tasks of a type with a function that blocks its thread. It runs on threads for blocking work. It can't
+    /// be stopped from outside: check [`Ctx::stop`] from time to time. One that doesn't stop counts as stuck: see
     /// [`free_stuck_slots`](WorkerBuilder::free_stuck_slots).
     pub fn on_blocking<T, F, R>(self, handler: F, options: Options) -> Self
     where
@@ -132,9 +132,10 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         self.add::<T>(handlers::blocking(handler), options)
     }
 
-    /// Handles the tasks of a type several at a time: up to `max`, or those that came within `wait` of the first. The
-    /// function returns one outcome per task, in their order; if it returns more or fewer, all of them are retried. The
-    /// concurrency of the worker and of the kind bounds a batch, too, and a timeout counts from when a task is collected.
+    /// Handles tasks of a type in batches: up to `max` tasks, or those that arrive within `wait` of the first. The
+    /// function returns one outcome per task, in order; if it returns more or fewer, all of them are retried. The
+    /// concurrency of the worker and of the kind also limits a batch, and a timeout counts from when a task is
+    /// collected.
     pub fn on_batch<T, F, Fut, R>(mut self, max: usize, wait: Duration, handler: F, options: Options) -> Self
     where
         T: TaskType,
@@ -148,8 +149,8 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         self.add::<T>(handlers::batch(max, wait, handler), options)
     }
 
-    /// Handles all tasks that no other handler is for: records of other programs, and unknown kinds. Without it they go
-    /// to the dead letters.
+    /// Handles all tasks without a handler of their own: records of other programs, and unknown kinds. Without it they
+    /// are dead-lettered.
     pub fn otherwise<F, Fut>(mut self, handler: F) -> Self
     where
         F: Fn(Ctx<S>) -> Fut + Send + Sync + 'static,
@@ -167,13 +168,13 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         self
     }
 
-    /// Takes tasks from another queue as well. Handlers are for all queues of the worker; [`Ctx::queue`] tells which one a
-    /// task came from. While there are fewer tasks than places, any queue gets as many as it has tasks; otherwise they are
-    /// shared out by the [`Share`] of each.
+    /// Takes tasks from another queue as well. Handlers serve all queues of the worker; [`Ctx::queue`] returns the one
+    /// that a task came from. While there are fewer tasks than slots, every queue gets as many as it has tasks;
+    /// otherwise slots are divided by the [`Share`] of each.
     ///
-    /// Leases, delays and limits of attempts are each queue's own, and so are [locks of keys](super#one-at-a-time-per-key).
-    /// The worker takes each queue for itself. When one of them ends, since its log or its store has failed for good, the
-    /// worker stops with that error: otherwise its tasks would wait unnoticed.
+    /// Leases, delays and limits of attempts are per queue, and so are [key locks](super#one-at-a-time-per-key). The
+    /// worker takes ownership of each queue. If one of them fails, because its log or its store has failed permanently,
+    /// the worker stops with that error: otherwise its tasks would wait unnoticed.
     ///
     /// ```
     /// use kafkaq::{Queue, worker::{Ctx, Share, Worker}};
@@ -197,7 +198,8 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         self
     }
 
-    /// The share of the queue that the worker was [begun](super::Worker::builder) with. Default: `Share::weight(1)`.
+    /// The share of the queue that was passed to [`Worker::builder`](super::Worker::builder). Default:
+    /// `Share::weight(1)`.
     pub fn share(mut self, share: Share) -> Self {
         if let Some((_, first)) = self.queues.first_mut() {
             *first = share;
@@ -205,103 +207,103 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         self
     }
 
-    /// How many tasks are executed at once, of all queues. Default: 64.
+    /// How many tasks are executed concurrently, of all queues. Default: 64.
     pub fn concurrency(mut self, n: usize) -> Self {
         self.settings.concurrency = n;
         self
     }
 
-    /// How many tasks are started per second, of all kinds and queues, evenly spaced. Those beyond it stay in their queues,
-    /// where other workers can take them. Default: no limit.
+    /// How many tasks are started per second, of all kinds and queues, evenly spaced. Excess tasks stay in their
+    /// queues, where other workers can take them. Default: no limit.
     pub fn rate(mut self, per_second: f64) -> Self {
         self.settings.per_second = Some(per_second);
         self
     }
 
-    /// When a task that has failed is tried again. Default: [`Backoff::default`].
+    /// When a failed task is retried. Default: [`Backoff::default`].
     pub fn retry(mut self, backoff: Backoff) -> Self {
         self.backoff = backoff;
         self
     }
 
-    /// How long a handler may run, from its start. Default: as long as it likes, since its lease is renewed.
+    /// How long a handler may run, from its start. Default: no limit, since its lease is renewed.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
     }
 
-    /// How long a handler may go on when its execution is to end, because its time is over, its task was cancelled or its
-    /// lease is lost. Then it is dropped at its next await. Default: 5 s.
+    /// How long a handler may continue after it was told to end, because of its timeout, a cancelled task or a lost
+    /// lease. Then it is dropped at its next await. Default: 5 s.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.settings.grace = grace;
         self
     }
 
-    /// How long running handlers may go on when the worker stops. Then they are dropped and their tasks given back, which
-    /// counts as no failure. Default: 30 s.
+    /// How long running handlers may continue when the worker stops. Then they are dropped and their tasks given back,
+    /// which doesn't count as a failure. Default: 30 s.
     pub fn shutdown_limit(mut self, limit: Duration) -> Self {
         self.settings.shutdown_limit = limit;
         self
     }
 
-    /// Whether the slot of a handler that can't be stopped, since it blocks its thread, is free for another one. The
-    /// thread is not. Default: `false`; the slot is taken until the handler returns.
+    /// Whether to free the slot of a handler that can't be stopped because it blocks its thread. The thread stays
+    /// blocked. Default: `false`; the slot is taken until the handler returns.
     pub fn free_stuck_slots(mut self, free: bool) -> Self {
         self.settings.free_stuck_slots = free;
         self
     }
 
-    /// After how long a running handler is named in the log, with its kind, task and attempt, and then each time that it has
-    /// been running for twice as long. It goes on; [`timeout`](WorkerBuilder::timeout) is what ends it. Default: ten
-    /// [leases](crate::QueueBuilder::lease_duration) of its queue, so ten minutes.
+    /// After how long a running handler is logged, with its kind, task and attempt; this is repeated each time the
+    /// duration has doubled. The handler continues; use [`timeout`](WorkerBuilder::timeout) to end it. Default: ten
+    /// [leases](crate::QueueBuilder::lease_duration) of its queue, that is ten minutes.
     pub fn warn_after(mut self, warn_after: Duration) -> Self {
         self.settings.warn_after = Some(warn_after);
         self
     }
 
-    /// How many threads handlers run on. Default: as many as the machine has processors.
+    /// How many threads handlers run on. Default: the number of processors.
     ///
-    /// They are the worker's own, so that a handler which blocks them all doesn't keep the queue from renewing its lease.
-    /// What a handler spawns lives on them too, and ends with the worker: build pools of connections before it starts.
-    /// On a current-thread runtime, as in tests, there are none, and handlers run where the worker does.
+    /// They belong to the worker, so that a handler that blocks all of them doesn't keep the queue from renewing its
+    /// lease. What a handler spawns runs on them too, and ends with the worker: create connection pools before it
+    /// starts. On a current-thread runtime, as in tests, there are none, and handlers run where the worker does.
     pub fn threads(mut self, n: usize) -> Self {
         self.threads = Some(n);
         self
     }
 
-    /// Returns what pauses kinds of task while the worker runs, and resumes them. For whoever calls
+    /// Returns a control that pauses and resumes kinds of task while the worker runs. For callers of
     /// [`run`](WorkerBuilder::run).
     #[must_use]
     pub fn control(&self) -> WorkerControl {
         self.control.clone()
     }
 
-    /// Is told of each execution that has ended, beside the report.
+    /// Called for each execution that has ended, in addition to the report.
     #[cfg(feature = "testing")]
     pub(crate) fn observer(mut self, observer: super::report::Observer) -> Self {
         self.settings.observer = Some(observer);
         self
     }
 
-    /// Starts the worker in the background. Needs a tokio runtime, best the one that the queue was built on.
+    /// Starts the worker in the background. Requires a tokio runtime, preferably the one that the queue was built on.
     ///
-    /// Leases are renewed there. If other code may block all threads of that runtime for as long as a lease, build the queue
-    /// and start the worker on a runtime of their own.
+    /// Leases are renewed there. If other code may block all threads of that runtime for as long as a lease, build the
+    /// queue and start the worker on a runtime of their own.
     ///
     /// # Errors
-    /// `Invalid` names the setting that makes no sense; `Unavailable` when the system gives no threads.
+    /// `Invalid` names the invalid setting; `Unavailable` if the system can't start threads.
     pub fn start(mut self) -> Result<WorkerHandle> {
         let kinds = self.check()?;
         run::start(self.queues, kinds, self.settings, self.threads, self.control)
     }
 
-    /// Runs the worker until the process gets SIGINT or SIGTERM (elsewhere than on Unix: Ctrl-C). A second signal stops
-    /// it at once. Its queues are shut down with it.
+    /// Runs the worker until the process receives SIGINT or SIGTERM (on other systems than Unix: Ctrl-C). A second
+    /// signal stops it at once. Its queues are shut down with it.
     ///
-    /// *Cancel-safety:* when the future is dropped the worker stops in the background, as at a signal.
+    /// *Cancel-safety:* if the future is dropped, the worker stops in the background, as on a signal.
     ///
     /// # Errors
-    /// As [`start`](WorkerBuilder::start), and what has ended the queue for good.
+    /// As [`start`](WorkerBuilder::start), and the error that has stopped a queue permanently.
     pub async fn run(self) -> Result<WorkerReport> {
         let running = self.start()?;
         signals::obey(running).await
@@ -320,7 +322,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
             if !names.insert(queue.name()) {
                 return refused(
                     format!("two queues named `{}`", queue.name()),
-                    "Give each queue a name of its own",
+                    "Each queue needs a name of its own",
                 );
             }
         }
@@ -332,7 +334,11 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
             Err(Error::not_applied(ErrorKind::Invalid, "start a worker").on(what).with_advice(advice))
         };
         if let Some(kind) = self.twice {
-            return refused(format!("two handlers for `{kind}`"), "Give each kind of task one handler");
+            return refused(
+                format!("two handlers for `{kind}`"),
+                "Each kind of task needs exactly one \
+                                    handler",
+            );
         }
         if let Some(kind) = self.exclusive_batch {
             let advice = "One of a batch may end before the others, and its key is not free before all have: handle \
@@ -340,7 +346,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
             return refused(format!("`{kind}`, batches that are exclusive by key"), advice);
         }
         self.check_queues()?;
-        // Of several that have a first task at once, the higher priority is looked at first.
+        // If several get their first task at the same time, the higher priority comes first.
         self.queues.sort_by_key(|(_, share)| share.by_priority());
         if self.kinds.is_empty() && self.otherwise.is_none() {
             return refused("no handler".into(), "Add one: `.on(handler)`");
@@ -350,7 +356,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
             return refused(what, "A worker executes 1 to 100,000 tasks at a time");
         }
         if self.settings.warn_after == Some(Duration::ZERO) {
-            return refused("a warn_after of 0".into(), "Every handler would be named in the log");
+            return refused("a warn_after of 0".into(), "Every handler would be logged");
         }
         if self.settings.per_second.is_some_and(|rate| !RATES.contains(&rate)) {
             return refused("the worker".into(), "Its rate must be 0.001 to 1,000,000 per second");
@@ -364,7 +370,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
                 return refused(format!("`{kind}`"), "Its concurrency is 0, so it would never be executed");
             }
             if let Some(what) = options.exclusive.as_ref().and_then(|by| by.check(kind)) {
-                return refused(what, "Give `exclusive_by` a function of the type that the handler takes");
+                return refused(what, "`exclusive_by` needs a function of the type that the handler takes");
             }
             let max_delay = self.queues.iter().map(|(queue, _)| queue.max_delay()).min().unwrap_or_default();
             if options.exclusive.is_some() && max_delay < LONGEST_SNOOZE {
@@ -382,7 +388,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         }
         self.control.know(&names)?;
         let layered = std::mem::replace(&mut self.layers, Layers::new()).build();
-        // Half of all places at most wait for keys, over all queues.
+        // At most half of all slots wait for keys, over all queues.
         let places = self.settings.concurrency / self.queues.len();
         let exclusive =
             self.queues.iter().map(|(queue, _)| Arc::new(Exclusive::new(queue, places))).collect::<Arc<_>>();
@@ -394,7 +400,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
             let handler = move |execution: Arc<Execution>, version| {
                 let (observer, exclusive) = (&observers[execution.source], &exclusive[execution.source]);
                 let ctx = Ctx::new(execution, state.clone());
-                // Layers run inside the span, as the handler does. Neither begins before the task has its key.
+                // Layers run inside the span, as the handler does. Neither starts before the task has its key.
                 let execute =
                     |ctx| observer.around(ctx, |ctx| layered.around(ctx, |ctx| handler(ctx, version)));
                 match &by {

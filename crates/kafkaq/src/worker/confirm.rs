@@ -1,5 +1,5 @@
-//! Confirms the ends of executions, in one task where the queue lives: handlers may block their own threads, and a task or
-//! a thread woken per execution would cost more than a short handler.
+//! Confirms the outcomes of executions, in one task on the queue's runtime: handlers may block their own threads, and
+//! waking a task or a thread per execution would cost more than a short handler.
 
 use super::{
     active::Active,
@@ -16,10 +16,10 @@ use std::{
 };
 use tokio::{sync::Notify, task::yield_now};
 
-/// Then the other tasks of the runtime have their turn.
+/// After that, other tasks of the runtime get a chance.
 const AT_A_TIME: usize = 128;
 
-/// Executions that have ended and whose turn to be confirmed has not come. Each still has its place.
+/// Executions that have ended and wait to be confirmed. Each still has its slot.
 #[derive(Default)]
 pub(super) struct Confirmer {
     ended: Mutex<VecDeque<(Arc<Active>, Fate)>>,
@@ -27,7 +27,7 @@ pub(super) struct Confirmer {
 }
 
 impl Confirmer {
-    /// Has the queue told what becomes of the task.
+    /// Queues the outcome of a task for confirmation.
     pub(super) fn push(&self, active: Arc<Active>, fate: Fate) {
         let is_first = {
             let mut ended = lock(&self.ended);
@@ -49,14 +49,14 @@ impl Confirmer {
     }
 }
 
-/// Confirms at most `limit` at once. The leases of the others are renewed until their turn has come.
+/// Confirms at most `limit` at once. The leases of the others are renewed until it is their turn.
 pub(super) async fn confirm(shared: Arc<Shared>, limit: usize) -> Infallible {
     let (mut confirming, mut ended) = (FuturesUnordered::new(), VecDeque::new());
     loop {
         shared.confirmer.take(limit - confirming.len(), &mut ended);
         for (active, fate) in ended.drain(..) {
             shared.free(&active);
-            // What panics, like an observer of the user's, has been reported by the panic hook.
+            // A panic, for example of a user's observer, has been reported by the panic hook.
             let end = execute::confirm(shared.clone(), active, fate);
             confirming.push(AssertUnwindSafe(end).catch_unwind());
         }

@@ -1,4 +1,4 @@
-//! What a handler knows of its execution.
+//! The context of an execution, for its handler.
 
 use super::{
     enqueue::{Enqueue, Target},
@@ -28,13 +28,13 @@ pub(super) struct Execution {
     pub(super) job: JobView,
     /// The queue's name.
     queue: Arc<str>,
-    /// In milliseconds since 1970. Renewals move it.
+    /// In milliseconds since 1970. Renewals extend it.
     deadline: AtomicU64,
     pub(super) signal: Signal,
     /// The number of the queue that the task came from.
     pub(super) source: usize,
     target: Target,
-    /// How many tasks of each content the handler has enqueued.
+    /// How many tasks with each content the handler has enqueued.
     children: Mutex<HashMap<Uuid, u32>>,
 }
 
@@ -85,7 +85,7 @@ impl<S> Ctx<S> {
         &self.execution().job
     }
 
-    /// What was given to [`WorkerBuilder::state`](super::WorkerBuilder::state).
+    /// The state that was passed to [`WorkerBuilder::state`](super::WorkerBuilder::state).
     #[must_use]
     pub fn state(&self) -> &S {
         &self.state
@@ -121,7 +121,7 @@ impl<S> Ctx<S> {
         self.job().headers()
     }
 
-    /// Which hand-out of the task this is, from 1: see [`JobView::attempt`].
+    /// The number of this hand-out of the task, from 1: see [`JobView::attempt`].
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.job().attempt()
@@ -133,7 +133,7 @@ impl<S> Ctx<S> {
         self.job().failures()
     }
 
-    /// The last of these failures, oldest first: five at the most.
+    /// The last of these failures, oldest first: at most five.
     #[must_use]
     pub fn history(&self) -> Vec<FailureRecord> {
         self.job().history()
@@ -145,30 +145,31 @@ impl<S> Ctx<S> {
         self.job().token()
     }
 
-    /// When the task was published first.
+    /// When the task was first published.
     #[must_use]
     pub fn published(&self) -> SystemTime {
         self.job().published()
     }
 
-    /// Until when the lease holds. The worker renews it while the handler runs.
+    /// When the lease expires. The worker renews it while the handler runs.
     #[must_use]
     pub fn deadline(&self) -> SystemTime {
         UNIX_EPOCH + Duration::from_millis(self.execution().deadline.load(Relaxed))
     }
 
-    /// Tells when the execution is to end, and why.
+    /// Signals when the execution is to end, and why.
     #[must_use]
     pub fn stop(&self) -> &Stop {
         &self.stop
     }
 
-    /// Begins to publish a task that follows from this one, to the queue that this one came from. Its id is made of this task's id, its kind and its payload, so
-    /// a handler that runs twice publishes it once, for as long as an id is [remembered](crate::QueueBuilder::done_retention).
-    /// Several that are equal are counted, so they are several.
+    /// Publishes a follow-up task to the queue that this one came from. Its id is derived from this task's id, its kind
+    /// and its payload, so a handler that runs twice publishes it once, as long as the id is
+    /// [remembered](crate::QueueBuilder::done_retention). Several equal ones are numbered, so they remain several
+    /// tasks.
     ///
-    /// A handler that goes on by [snoozing](super::Outcome::Snooze) or retrying, and publishes the same again each time,
-    /// has to give it another [`id`](Enqueue::id).
+    /// A handler that continues by [snoozing](super::Outcome::Snooze) or retrying, and publishes the same again each
+    /// time, has to set a different [`id`](Enqueue::id).
     pub fn enqueue<T: TaskType>(&self, value: T) -> Enqueue {
         let enqueue = Enqueue::new(self.execution().target.clone(), &value);
         match enqueue.payload().and_then(|payload| self.execution().child_id(T::KIND, payload)) {
@@ -202,7 +203,7 @@ fn content_hash(parts: &[&[u8]]) -> Uuid {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, &all)
 }
 
-/// The id of the `n`th child with that content.
+/// The id of the `n`th child with this content.
 fn child_id(parent: &TaskId, content: Uuid, n: u32) -> Option<TaskId> {
     let own = format!("{}-{n}", content.simple());
     let readable = format!("{parent}/{own}");

@@ -1,4 +1,4 @@
-//! Pausing kinds of task while a worker runs.
+//! Pauses kinds of task while a worker runs.
 
 use crate::{Error, ErrorKind, Result, sync::lock};
 use std::{
@@ -9,31 +9,32 @@ use std::{
 };
 use tokio::{sync::Notify, time::Instant};
 
-/// A task of a paused kind is put off for half as long as the kind has been paused, but at least and at most so long.
+/// A task of a paused kind is snoozed for half as long as the kind has been paused, within these limits.
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(300);
-/// For so long once it has used up half of its hand-outs, so that the rest lasts for months.
+/// The limit once it has used up half of its hand-outs, so that the rest lasts for months.
 const SPARING: Duration = Duration::from_secs(6 * 3600);
 
-/// Pauses kinds of task of one worker, and resumes them. Cheap to clone; from
+/// Pauses and resumes kinds of task of one worker. Cheap to clone; from
 /// [`WorkerBuilder::control`](super::WorkerBuilder::control) or [`WorkerHandle::control`](super::WorkerHandle::control).
 ///
-/// While a kind is paused, no handler of it begins; those that run go on. The worker still takes the kind's tasks from the
-/// queue, since others come after them, and puts each off: it is snoozed, which is no failure. So they take no place of the
-/// worker's, hold no lease, and keep no other kind waiting.
+/// While a kind is paused, none of its handlers start; running ones continue. The worker still takes the kind's tasks
+/// from the queue, since other tasks come after them, and snoozes each, which doesn't count as a failure. So they take
+/// no slots of the worker, hold no leases, and don't delay other kinds.
 ///
-/// - **It is about this worker.** Other processes of the queue go on to execute the kind, and also get the tasks that this
-///   one puts off. Pause it in each of them. A process that starts again has forgotten it.
-/// - **Resuming takes effect at once for tasks that come**; those that were put off come back by themselves. A task is put
-///   off for up to half the time that the kind has been paused so far, at least 1 s and at most 5 min. So after a pause of
-///   a minute all are back within half a minute, and after a long one within five minutes.
-/// - **It costs** a hand-out per task each time: two swaps in the store and a copy or more in the log. A million paused tasks
-///   are some five thousand hand-outs per second. To pause a whole queue, stop its workers: that costs nothing.
-/// - **Hand-outs**: a task that has used up half of the queue's [`max_handouts`](crate::QueueBuilder::max_handouts) is put
-///   off for up to 6 h each time. With the default of 1,000 a pause may last three months before tasks go to the dead
-///   letters.
-/// - **Expiry** is looked at when a task is handed out first. One that was put off doesn't
-///   [expire](super::Enqueue::expires) any more.
+/// - **It affects only this worker.** Other processes of the queue continue to execute the kind, and also get the tasks
+///   that this one snoozes. Pause it in each of them. A restart forgets the pause.
+/// - **Resuming takes effect at once for new tasks**; snoozed ones come back by themselves. A task is snoozed for up to
+///   half of the time that the kind has been paused so far, at least 1 s and at most 5 min. So after a pause of a
+///   minute all are back within half a minute, and after a long one within five minutes.
+/// - **Cost:** one hand-out per task each time: two swaps in the store and one or more copies in the log. A million
+///   paused tasks cause about five thousand hand-outs per second. To pause a whole queue, stop its workers: that costs
+///   nothing.
+/// - **Hand-outs**: a task that has used up half of the queue's [`max_handouts`](crate::QueueBuilder::max_handouts) is
+///   snoozed for up to 6 h each time. With the default of 1,000, a pause may last three months before tasks are
+///   dead-lettered.
+/// - **Expiry** is checked when a task is first handed out. A snoozed task no longer
+///   [expires](super::Enqueue::expires).
 ///
 /// ```
 /// use kafkaq::{Queue, worker::{Ctx, TaskType, Worker}};
@@ -55,14 +56,14 @@ const SPARING: Duration = Duration::from_secs(6 * 3600);
 #[derive(Clone, Default)]
 pub struct WorkerControl {
     switches: Arc<Mutex<Switches>>,
-    /// Of the worker: tasks that wait in line are put off, too.
+    /// Wakes the worker: tasks that wait in line are snoozed, too.
     pub(super) room: Arc<Notify>,
 }
 
 #[derive(Default)]
 struct Switches {
     of: HashMap<String, Arc<Switch>>,
-    /// The worker has started: there will be no other kinds.
+    /// The worker has started: the kinds are fixed.
     all_known: bool,
 }
 
@@ -71,8 +72,8 @@ struct Switches {
 pub(super) struct Switch(Mutex<Option<Instant>>);
 
 impl WorkerControl {
-    /// Pauses the kind of that name ([`TaskType::KIND`](super::TaskType::KIND)), or with `otherwise` the tasks that
-    /// [`WorkerBuilder::otherwise`](super::WorkerBuilder::otherwise) is for. Before the worker has started, it starts with
+    /// Pauses a kind by its name ([`TaskType::KIND`](super::TaskType::KIND)); `otherwise` stands for the tasks of
+    /// [`WorkerBuilder::otherwise`](super::WorkerBuilder::otherwise). If the worker hasn't started yet, it starts with
     /// the kind paused. Calling it again is harmless.
     ///
     /// # Errors
@@ -90,7 +91,7 @@ impl WorkerControl {
         Ok(())
     }
 
-    /// Resumes a kind. Calling it for one that isn't paused is harmless.
+    /// Resumes a kind. Does nothing if it isn't paused.
     ///
     /// # Errors
     /// As [`pause`](WorkerControl::pause).
@@ -121,10 +122,10 @@ impl WorkerControl {
         }
     }
 
-    /// The worker has these kinds, and no others from now on.
+    /// Sets the worker's kinds, which are fixed from now on.
     ///
     /// # Errors
-    /// `Invalid` if a kind is paused that isn't there.
+    /// `Invalid` if an unknown kind is paused.
     pub(super) fn know(&self, kinds: &[&str]) -> Result<()> {
         let switches = &mut *lock(&self.switches);
         if let Some(unknown_kind) = switches.of.keys().find(|kind| !kinds.contains(&kind.as_str())) {
@@ -137,7 +138,7 @@ impl WorkerControl {
         Ok(())
     }
 
-    /// The switch of a kind. One that isn't known is never paused.
+    /// The switch of a kind. An unknown kind is never paused.
     pub(super) fn switch(&self, kind: &str) -> Arc<Switch> {
         lock(&self.switches).of.get(kind).cloned().unwrap_or_default()
     }
@@ -154,7 +155,7 @@ impl Switch {
         lock(&self.0).is_some()
     }
 
-    /// For how long a task of that hand-out is put off; `None` unless the kind is paused.
+    /// Returns how long to snooze a task at this hand-out; `None` unless the kind is paused.
     pub(super) fn put_off(&self, attempt: u32, max_handouts: u32, now: Instant) -> Option<Duration> {
         let since = (*lock(&self.0))?;
         let longest = if attempt > max_handouts / 2 {

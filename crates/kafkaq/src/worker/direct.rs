@@ -1,4 +1,4 @@
-//! Executions without a queue, for [`testing`](crate::testing).
+//! Executes tasks without a queue, for [`testing`](crate::testing).
 
 use super::{
     context::{Ctx, Execution},
@@ -23,7 +23,7 @@ use std::{
     time::Duration,
 };
 
-/// The tasks that executions have enqueued. As in a log, one that was enqueued stays, whatever becomes of its execution.
+/// The tasks that executions have enqueued. As in a log, they stay, whatever the outcome of the execution.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Collected(Arc<Mutex<Vec<Task>>>);
 
@@ -48,13 +48,13 @@ impl Collected {
         Ok(id)
     }
 
-    /// The tasks, in the order in which they were enqueued. Each has an id of its own.
+    /// The tasks, in the order in which they were enqueued. Each has its own id.
     pub(crate) fn tasks(&self) -> Vec<Task> {
         lock(&self.0).clone()
     }
 }
 
-/// A handler of typed tasks. Its panics are failures.
+/// A handler of typed tasks. Its panics count as failures.
 pub(crate) struct Handler<S>(handlers::Handler<S>, u16);
 
 pub(crate) type Handling = Pin<Box<dyn Future<Output = Outcome> + Send>>;
@@ -90,7 +90,7 @@ impl<S: Send + Sync + 'static> Handler<S> {
     }
 }
 
-/// The kind of a task that has one.
+/// The kind of a task, if it has one.
 pub(crate) fn kind(headers: &Headers) -> Option<&str> {
     headers::kind(headers).map(|(kind, _)| kind)
 }

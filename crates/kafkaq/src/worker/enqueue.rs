@@ -1,4 +1,4 @@
-//! Publishing tasks with a type.
+//! Publishes typed tasks.
 
 use super::{
     headers::{DEAD, EXPIRED_HEADER, EXPIRES_HEADER, KIND_HEADER},
@@ -23,7 +23,7 @@ pub(super) enum Target {
 
 /// A task that is about to be published. Await it to publish it.
 ///
-/// *Cancel-safety:* as of [`Publisher::publish`].
+/// *Cancel-safety:* as for [`Publisher::publish`].
 #[derive(Debug)]
 #[must_use = "nothing is published until this is awaited"]
 pub struct Enqueue {
@@ -45,13 +45,13 @@ impl Enqueue {
         self
     }
 
-    /// Names the task: publishing the same id again while it is remembered adds nothing.
+    /// Sets the task's id: publishing the same id again while it is remembered adds nothing.
     pub fn id(self, id: TaskId) -> Self {
         self.with(|task| task.with_id(id))
     }
 
-    /// Executes one of all the tasks of this kind that are enqueued with this key within a window of time, at its end: see
-    /// [`Task::with_once_per`]. For work that brings something up to date, which many changes ask for.
+    /// Of all tasks of this kind that are enqueued with this key within a time window, executes one, at the end of the
+    /// window: see [`Task::with_once_per`]. Useful for work that refreshes something after many changes.
     ///
     /// ```
     /// # #[derive(serde::Serialize, serde::Deserialize)]
@@ -64,15 +64,15 @@ impl Enqueue {
     /// # }
     /// ```
     ///
-    /// It saves executions, not publishing: each call costs as much as a task with a delay. That is a record, and while it
-    /// waits in the log a copy of it, a read and a swap of the store, up to three times per power of four seconds; measured
-    /// with windows of 10 s to 10 min, one to eight times. The window is the one in which the task is published, and whose
-    /// payload of several that differ is executed is not said.
+    /// It saves executions, not publishing: each call costs as much as a delayed task. That is a record and, while it
+    /// waits in the log, a copy of it plus a read and a swap in the store, up to three times per power of four seconds;
+    /// measured with windows of 10 s to 10 min, one to eight times. The window is the one in which the task is
+    /// published. If payloads differ, it is unspecified which one is executed.
     pub fn once_per(self, key: impl Into<Bytes>, window: Duration) -> Self {
         let key = key.into();
         self.with(|task| {
             let kind = task.headers().get(KIND_HEADER).cloned().unwrap_or_default();
-            // With its length, so that no kind runs into a key.
+            // With its length, so that kind and key can't be confused.
             let mut both = (kind.len() as u64).to_be_bytes().to_vec();
             both.extend_from_slice(&kind);
             both.extend_from_slice(&key);
@@ -96,19 +96,19 @@ impl Enqueue {
         self.with(|task| task.with_delay(delay))
     }
 
-    /// Executes it no earlier than at this time, by the clock of this machine. A time that has passed is now.
+    /// Executes it no earlier than at this time, by the clock of this machine. A time in the past means now.
     pub fn at(self, at: SystemTime) -> Self {
         self.delay(at.duration_since(system_now()).unwrap_or_default())
     }
 
-    /// Drops the task, as done, if it is handed out for the first time after this time, by the worker's clock. One that
-    /// was handed out before is executed again whenever that is due. Only a [`Worker`](super::Worker) looks at it.
+    /// Drops the task, as done, if it is first handed out after this time, by the worker's clock. A task that was
+    /// handed out before is still executed again when due. Only a [`Worker`](super::Worker) checks this.
     pub fn expires(self, at: SystemTime) -> Self {
         let ms = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         self.header(EXPIRES_HEADER, ms.to_string())
     }
 
-    /// As [`expires`](Enqueue::expires), but the task goes to the dead letters then.
+    /// As [`expires`](Enqueue::expires), but the task is dead-lettered.
     pub fn expires_to_dead_letter(self, at: SystemTime) -> Self {
         self.expires(at).header(EXPIRED_HEADER, DEAD)
     }
@@ -116,7 +116,7 @@ impl Enqueue {
     /// The task as it would be published, for [`Publisher::publish_many`].
     ///
     /// # Errors
-    /// `Invalid` when the value can't be encoded.
+    /// `Invalid` if the value can't be encoded.
     pub fn into_task(self) -> Result<Task> {
         self.task
     }
@@ -138,7 +138,7 @@ impl IntoFuture for Enqueue {
 }
 
 impl Publisher {
-    /// Begins to publish a task with a type.
+    /// Publishes a typed task.
     ///
     /// ```
     /// use kafkaq::{Queue, TaskId, worker::TaskType};
@@ -169,7 +169,7 @@ impl Publisher {
 
     /// Publishes tasks of one type in few requests. Returns one outcome per task, in the same order.
     ///
-    /// *Cancel-safety:* as of [`publish_many`](Publisher::publish_many).
+    /// *Cancel-safety:* as for [`publish_many`](Publisher::publish_many).
     pub async fn enqueue_many<T: TaskType>(
         &self,
         values: impl IntoIterator<Item = T>,
@@ -195,7 +195,7 @@ impl Publisher {
 }
 
 impl Queue {
-    /// Begins to publish a task with a type: see [`Publisher::enqueue`].
+    /// Publishes a typed task: see [`Publisher::enqueue`].
     pub fn enqueue<T: TaskType>(&self, value: T) -> Enqueue {
         Enqueue::new(Target::Publisher(self.publisher()), &value)
     }

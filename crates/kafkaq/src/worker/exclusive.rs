@@ -1,8 +1,8 @@
-//! Tasks of which one is executed at a time per key.
+//! Executes one task at a time per key.
 //!
-//! An execution takes its key's lock before its layers and its handler begin, and gives it back when they have ended. The
-//! task's end is confirmed after that, so handlers of one key never overlap, while a confirmation may overlap with the next
-//! handler.
+//! An execution acquires its key's lock before its layers and its handler start, and releases it when they have ended.
+//! The task's outcome is confirmed after that, so handlers of one key never overlap, while a confirmation may overlap
+//! with the next handler.
 
 use super::{
     Ctx, Outcome, StopReason, TaskType,
@@ -19,22 +19,22 @@ use std::{
 };
 use tokio::{runtime::Handle, time::sleep};
 
-/// How long an execution waits for its key, with its place in the worker, before it is snoozed.
+/// How long an execution waits for its key, occupying its slot in the worker, before it is snoozed.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// It is snoozed for so long the first time, then for twice as long each time, up to the longest.
+/// The first snooze; it doubles each time, up to the longest.
 const FIRST_SNOOZE: Duration = Duration::from_millis(250);
 pub(super) const LONGEST_SNOOZE: Duration = Duration::from_secs(30);
 
 /// Where the key of a task comes from.
 #[derive(Clone)]
 pub(super) enum KeyOf {
-    /// It is the key that it was published with.
+    /// It is the task's own key.
     Task,
-    /// A function gets it from the payload, of that kind.
+    /// A function derives it from the payload, for this kind.
     Payload(&'static str, Arc<FromPayload>),
 }
 
-/// From the version of the payload and the job. `None` if they can't be decoded.
+/// From the version of the payload and the job. `None` if the payload can't be decoded.
 type FromPayload = dyn Fn(u16, &JobView) -> Option<Bytes> + Send + Sync;
 
 impl KeyOf {
@@ -46,7 +46,7 @@ impl KeyOf {
         KeyOf::Payload(T::KIND, Arc::new(key))
     }
 
-    /// What is wrong with it, for a handler of that kind.
+    /// Returns what is wrong with it for a handler of this kind.
     pub(super) fn check(&self, kind: &str) -> Option<String> {
         match self {
             KeyOf::Payload(of, _) if *of != kind => Some(format!("`{kind}`, exclusive by a key of `{of}`")),
@@ -67,8 +67,8 @@ impl fmt::Debug for KeyOf {
 /// What the exclusive kinds of a worker share.
 pub(super) struct Exclusive {
     locks: KeyLocks,
-    /// From this hand-out on a task waits for its key, however long it takes: each snooze costs a hand-out, and there is a
-    /// limit of them.
+    /// From this hand-out on, a task waits for its key without a limit: each snooze costs a hand-out, and those are
+    /// limited.
     last_snooze: u32,
     /// How many may wait for one key, and for all.
     limits: (usize, usize),
@@ -92,7 +92,7 @@ impl Exclusive {
         }
     }
 
-    /// Lets an execution wait for its key. Until it has it, nothing of `execute` runs.
+    /// Makes an execution wait for its key. Until it has it, nothing of `execute` runs.
     pub(super) fn around<S>(
         self: &Arc<Self>,
         by: &KeyOf,
@@ -112,7 +112,7 @@ impl Exclusive {
                     Ok(Some(turn)) => turn,
                     Err(ended) => return ended,
                 };
-                // If this is dropped, the handler goes before its lock.
+                // If this is dropped, the handler is dropped before its lock.
                 let mut run = run;
                 tokio::select! {
                     biased;
@@ -139,7 +139,7 @@ impl Exclusive {
         }
     }
 
-    /// Waits for the key of a task. `None` if it has none.
+    /// Waits for the lock of a task's key. `None` if it has no key.
     async fn begin<S>(self: Arc<Self>, ctx: Ctx<S>, version: u16, by: KeyOf) -> Result<Option<Turn>, Ended> {
         let key = match &by {
             KeyOf::Task => ctx.key().cloned(),
@@ -154,7 +154,7 @@ impl Exclusive {
         let Some(mut place) = Place::take(&self, &key, !may_snooze) else { return snooze() };
         tokio::select! {
             biased;
-            // Not begun, so it is given back, which counts as no failure.
+            // Not started, so it is given back, which doesn't count as a failure.
             reason = ctx.stop().requested() => match reason {
                 StopReason::ShuttingDown => {
                     let reason = "the worker stops".to_owned();
@@ -177,7 +177,7 @@ impl Exclusive {
     }
 }
 
-/// A random time of half to all of what is due after so many snoozes.
+/// Returns a random delay between half and all of what is due after this many snoozes.
 fn pause(snoozed: u32) -> Duration {
     let factor = 1_u32.checked_shl(snoozed.saturating_sub(1)).unwrap_or(u32::MAX);
     let pause = FIRST_SNOOZE.saturating_mul(factor).min(LONGEST_SNOOZE);
@@ -190,7 +190,7 @@ struct Turn {
     _place: Place,
 }
 
-/// A place among those that have a key or wait for it.
+/// A slot among those that have a key or wait for it.
 struct Place {
     exclusive: Arc<Exclusive>,
     key: Bytes,
@@ -198,7 +198,7 @@ struct Place {
 }
 
 impl Place {
-    /// `None` if there are enough that wait. The first of a key waits for nobody in this process.
+    /// `None` if enough are waiting. The first one for a key waits for nobody in this process.
     fn take(exclusive: &Arc<Exclusive>, key: &Bytes, always: bool) -> Option<Self> {
         let (per_key, in_all) = exclusive.limits;
         let mut inside = lock(&exclusive.inside);

@@ -1,4 +1,4 @@
-//! One execution: its handler runs on the threads of the handlers, and then the queue is told what became of the task.
+//! One execution: its handler runs on the handler threads, and then the outcome is reported to the queue.
 
 use super::{
     Backoff,
@@ -21,29 +21,29 @@ use tokio::time::Instant;
 /// The reason of the dead letter.
 const EXPIRED: &str = "expired before it was started";
 
-/// A handler runs for long after so many leases.
+/// A handler counts as long-running after this many leases.
 const SLOW_LEASES: u32 = 10;
 
-/// How an execution has ended.
+/// How an execution ended.
 pub(super) enum Fate {
-    /// Its handler has; `None` if it was dropped.
+    /// Its handler ended; `None` if it was dropped.
     Handler(Option<Ended>),
-    /// It has none, or it was not started.
+    /// It has no handler, or the handler was not started.
     Verdict(Verdict),
 }
 
-/// What is to become of the task.
+/// What to do with the task.
 pub(super) enum Verdict {
     Outcome(Outcome),
     Expired(Expired),
     /// It is given back.
     Release,
-    /// It is somebody else's.
+    /// Somebody else has it.
     Lost,
 }
 
 impl Verdict {
-    /// Why the execution has failed.
+    /// Why the execution failed.
     fn reason(&self) -> Option<String> {
         match self {
             Verdict::Outcome(Outcome::Retry { reason, .. } | Outcome::Reject(reason)) => Some(reason.clone()),
@@ -65,7 +65,7 @@ impl Begun {
         Begun { shared, active, has_ended: false }
     }
 
-    /// Runs the handler, and has the queue told what became of the task.
+    /// Runs the handler, and has the outcome reported to the queue.
     pub(super) async fn run(self) {
         let execution = &self.active.execution;
         let version = match &self.active.version {
@@ -75,7 +75,7 @@ impl Begun {
                 return self.end(Fate::Verdict(reject));
             }
         };
-        // Once it was handed out it may have been started.
+        // If it was handed out before, it may have been started.
         if execution.job.attempt() == 1
             && let Some(expired) = headers::expired(execution.job.headers(), system_now())
         {
@@ -92,7 +92,7 @@ impl Begun {
                         () = execution.dropped() => return,
                         _ = execution.stop_requested(StopReason::means_lost) => {}
                     }
-                    // From now on the handler has its grace.
+                    // The handler's grace period starts now.
                     self.shared.keeper.look_at(Instant::now());
                     execution.dropped().await;
                 };
@@ -112,7 +112,7 @@ impl Begun {
         }
     }
 
-    /// Has the task executed later, since its kind is paused.
+    /// Snoozes the task, since its kind is paused.
     pub(super) fn put_off(self, delay: Duration) {
         self.end(Fate::Verdict(Verdict::Outcome(Outcome::Snooze(delay))));
     }
@@ -135,7 +135,7 @@ impl Begun {
     }
 }
 
-/// Its handler has panicked when it was dropped.
+/// Its handler panicked when it was dropped.
 impl Drop for Begun {
     fn drop(&mut self) {
         if !self.has_ended {
@@ -146,9 +146,9 @@ impl Drop for Begun {
     }
 }
 
-/// Tells the queue what becomes of the task.
+/// Reports the outcome to the queue.
 pub(super) async fn confirm(shared: Arc<Shared>, active: Arc<Active>, fate: Fate) {
-    // Otherwise the keeper has given it up before.
+    // Otherwise the keeper has already given it up.
     if let Some(job) = active.take().await {
         let _close = Close(&shared, &active);
         let verdict = match fate {
@@ -163,19 +163,19 @@ pub(super) async fn confirm(shared: Arc<Shared>, active: Arc<Active>, fate: Fate
 pub(super) async fn end_unfinished(shared: &Shared, active: &Active, job: Job) {
     let _close = Close(shared, active);
     match judge(shared, active, None) {
-        // Nobody else should have it before its lease ends.
+        // Nobody else should get it before its lease expires.
         Verdict::Lost => drop_lost(shared, active, job),
         verdict => end(shared, active, job, verdict).await,
     }
 }
 
-/// Gives a task back whose handler has not started.
+/// Gives back a task whose handler has not started.
 pub(super) async fn release(shared: Arc<Shared>, active: Arc<Active>, job: Job) {
     let _close = Close(&shared, &active);
     end(&shared, &active, job, Verdict::Release).await;
 }
 
-/// Lets a job go that was lost before its execution began.
+/// Drops a job that was lost before its execution started.
 pub(super) fn lose(shared: &Shared, active: &Active, job: Job) {
     let _close = Close(shared, active);
     drop_lost(shared, active, job);
@@ -187,7 +187,7 @@ fn drop_lost(shared: &Shared, active: &Active, job: Job) {
     shared.count(active, Ending::Lost, None);
 }
 
-/// The keeper forgets an execution when this is dropped, whatever panics before. Whoever has taken the job makes one.
+/// Makes the keeper forget an execution when dropped, even after a panic. Whoever takes the job creates one.
 struct Close<'a>(&'a Shared, &'a Active);
 
 impl Drop for Close<'_> {
@@ -196,7 +196,7 @@ impl Drop for Close<'_> {
     }
 }
 
-/// What becomes of a task whose handler has ended like this; `None` if it was dropped, or doesn't end.
+/// Decides the outcome of a task from how its handler ended; `None` if it was dropped, or doesn't end.
 fn judge(shared: &Shared, active: &Active, ended: Option<Ended>) -> Verdict {
     let told = active.execution.stop_reason();
     if told == Some(StopReason::TimedOut) {
@@ -226,7 +226,7 @@ fn judge(shared: &Shared, active: &Active, ended: Option<Ended>) -> Verdict {
     }
 }
 
-/// What an operator should see.
+/// Logs what an operator should see.
 fn tell(active: &Active, verdict: &Verdict) {
     let job = &active.execution.job;
     let (task, kind, attempt) = (job.id(), &*active.kind.name, job.attempt());
@@ -239,13 +239,13 @@ fn tell(active: &Active, verdict: &Verdict) {
         }
         Verdict::Expired(_) => tracing::info!(target: "kafkaq", %task, kind, "a task has expired"),
         Verdict::Lost => {
-            tracing::info!(target: "kafkaq", %task, kind, attempt, "an execution has lost its lease or its key");
+            tracing::info!(target: "kafkaq", %task, kind, attempt, "an execution lost its lease or its key");
         }
         Verdict::Outcome(_) | Verdict::Release => {}
     }
 }
 
-/// Whoever calls it has the keeper forget the execution.
+/// The caller makes the keeper forget the execution.
 async fn end(shared: &Shared, active: &Active, job: Job, verdict: Verdict) {
     tell(active, &verdict);
     let max_delay = shared.source(active).max_delay;
@@ -255,7 +255,7 @@ async fn end(shared: &Shared, active: &Active, job: Job, verdict: Verdict) {
             drop(job);
             (Ok(()), Ending::Lost)
         }
-        // It may be the lock of its key that was lost, and the job is held still.
+        // Perhaps the lock of its key was lost, and the job is still held.
         Verdict::Lost => match job.release().await {
             Err(JobError::LeaseLost(_)) => (Ok(()), Ending::Lost),
             released => (released, Ending::Released),
@@ -282,17 +282,17 @@ async fn end(shared: &Shared, active: &Active, job: Job, verdict: Verdict) {
     shared.count(active, confirmed(active.execution.job.id(), asked, ending), reason);
 }
 
-/// A backoff of the user's own may panic.
+/// A user's backoff function may panic.
 fn backoff(active: &Active, failure: u32, reason: &str) -> Option<Duration> {
     let kind = &active.kind;
     panics::caught_blocking(|| kind.backoff.after(failure, reason)).unwrap_or_else(|told| {
-        tracing::error!(target: "kafkaq", kind = kind.name, told, "a backoff has panicked; the default is used");
+        tracing::error!(target: "kafkaq", kind = kind.name, told, "a backoff function panicked; the default is used");
         Backoff::default().after(failure, reason)
     })
 }
 
 fn confirmed(id: &TaskId, asked: Result<(), JobError>, ending: Ending) -> Ending {
     let Err(error) = asked else { return ending };
-    tracing::warn!(target: "kafkaq", task = %id, %error, "the end of an execution was not confirmed");
+    tracing::warn!(target: "kafkaq", task = %id, %error, "the outcome of an execution was not confirmed");
     if matches!(error, JobError::LeaseLost(_)) { Ending::Lost } else { Ending::Unconfirmed }
 }

@@ -1,36 +1,36 @@
-//! What a handler says about its execution.
+//! Outcomes and failures that handlers return.
 
 use std::{error::Error as StdError, fmt, time::Duration};
 
-/// Any error, as handlers meet them.
+/// Any error, as handlers encounter them.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// What becomes of a task after an execution.
+/// What happens to a task after an execution.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// The task ran to its end and is never executed again.
+    /// The task is done and is never executed again.
     Done,
     /// The execution failed. The task is executed again after `delay`, or when the worker's
-    /// [`Backoff`](super::Backoff) says so. After the last attempt it goes to the dead letters.
+    /// [`Backoff`](super::Backoff) says so. After the last attempt it is dead-lettered.
     Retry {
         /// How long to wait; `None` leaves it to the worker's backoff.
         delay: Option<Duration>,
         /// Why it failed, for people. The last five reasons travel with the task.
         reason: String,
     },
-    /// The task's time has not come: it is executed again after this long. That counts as no failure, but as one of the
+    /// The task is postponed: it is executed again after this long. This doesn't count as a failure, but as one of the
     /// queue's [`max_handouts`](crate::QueueBuilder::max_handouts).
     Snooze(Duration),
-    /// The task can't succeed: it goes to the dead letters, with this reason.
+    /// The task can't succeed: it is dead-lettered with this reason.
     Reject(String),
 }
 
-/// Why an execution did not end its task, and what is to become of it.
+/// Why an execution did not complete its task, and what to do with it.
 ///
-/// Any error becomes one through `?`, and is retried by the worker's backoff with its text, and that of its sources, as
-/// the reason. [`ResultExt`] says something else about an error. It implements no `Error` itself, so that `?` can
-/// convert every error into it.
+/// `?` converts any error into one that is retried with the worker's backoff; the reason is its text and that of its
+/// sources. Use [`ResultExt`] for something else. It doesn't implement `Error` itself, so that `?` can convert every
+/// error into it.
 #[derive(Debug)]
 pub struct Failure(Outcome);
 
@@ -51,12 +51,12 @@ impl Failure {
         Failure(Outcome::Snooze(delay))
     }
 
-    /// Sends the task to the dead letters.
+    /// Dead-letters the task.
     pub fn reject(reason: impl fmt::Display) -> Self {
         Failure(Outcome::Reject(reason.to_string()))
     }
 
-    /// What becomes of the task.
+    /// What happens to the task.
     #[must_use]
     pub fn outcome(&self) -> &Outcome {
         &self.0
@@ -71,7 +71,7 @@ impl<E: Into<BoxError>> From<E> for Failure {
 
 /// Decides what an error means for the task. Without it, `?` makes it a retry.
 pub trait ResultExt<T> {
-    /// The error is final: the task goes to the dead letters.
+    /// The error is permanent: the task is dead-lettered.
     ///
     /// # Errors
     /// The error, as a [`Failure`] that rejects the task.
@@ -83,7 +83,7 @@ pub trait ResultExt<T> {
     /// The error, as a [`Failure`] with that delay.
     fn retry_in(self, delay: Duration) -> Result<T, Failure>;
 
-    /// The error is a sign that the task's time has not come: it counts as no failure.
+    /// The error means that it is too early for the task: it doesn't count as a failure.
     ///
     /// # Errors
     /// A [`Failure`] that snoozes the task.
@@ -104,7 +104,7 @@ impl<T, E: Into<BoxError>> ResultExt<T> for Result<T, E> {
     }
 }
 
-/// An error with its sources. Many errors print their source themselves, and it is not said twice.
+/// An error with its sources. Many errors print their source themselves; it is not repeated.
 pub(super) fn chain(error: &(dyn StdError + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();

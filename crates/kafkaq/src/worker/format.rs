@@ -4,15 +4,15 @@ use super::BoxError;
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
-/// How the payload of a [`TaskType`](super::TaskType) is written. Its [name](Format::name) stands in the task's header
-/// `task-format`, unless it is JSON; a worker that expects another one sends the task to the dead letters, and says so.
+/// How the payload of a [`TaskType`](super::TaskType) is encoded. Its [name](Format::name) is in the task's header
+/// `task-format`, unless it is JSON; a worker that expects another format dead-letters the task with that reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Format {
     /// JSON.
     Json,
-    /// [MessagePack](https://msgpack.org), structs as maps by the names of their fields: so fields may be added, as with
-    /// JSON. It takes less space and time, above all for bytes (`serde_bytes`) and numbers.
+    /// [MessagePack](https://msgpack.org), with structs as maps by field name, so fields can be added, as with JSON. It
+    /// takes less space and time, above all for bytes (`serde_bytes`) and numbers.
     ///
     /// ```
     /// use kafkaq::worker::{Format, TaskType};
@@ -30,13 +30,13 @@ pub enum Format {
     /// ```
     #[cfg(feature = "msgpack")]
     MessagePack,
-    /// A format of your own, by its name, for a type that implements [`encode`](super::TaskType::encode) and
+    /// A custom format, by its name, for a type that implements [`encode`](super::TaskType::encode) and
     /// [`decode`](super::TaskType::decode).
     Custom(&'static str),
 }
 
 impl Format {
-    /// Returns its name: `json`, `msgpack`, or that of your own.
+    /// Returns its name: `json`, `msgpack`, or that of the custom format.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -47,10 +47,10 @@ impl Format {
         }
     }
 
-    /// Writes a value.
+    /// Encodes a value.
     ///
     /// # Errors
-    /// What the encoder says; for a custom format, that there is none.
+    /// The encoder's error; for a custom format, that there is no encoder.
     pub fn encode<T: Serialize>(self, value: &T) -> Result<Bytes, BoxError> {
         match self {
             Format::Json => Ok(serde_json::to_vec(value)?.into()),
@@ -62,10 +62,10 @@ impl Format {
         }
     }
 
-    /// Reads a value, for instance one of an earlier version in [`upgrade`](super::TaskType::upgrade).
+    /// Decodes a value, for instance of an earlier version in [`upgrade`](super::TaskType::upgrade).
     ///
     /// # Errors
-    /// What the decoder says, also if bytes are left; for a custom format, that there is none.
+    /// The decoder's error, also if bytes are left over; for a custom format, that there is no decoder.
     pub fn decode<T: DeserializeOwned>(self, payload: &[u8]) -> Result<T, BoxError> {
         match self {
             Format::Json => Ok(serde_json::from_slice(payload)?),

@@ -1,4 +1,4 @@
-//! Handlers of every form behind one.
+//! One interface for all kinds of handlers.
 
 use super::{
     batch,
@@ -9,24 +9,24 @@ use super::{
 };
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
-/// An execution that has not begun.
+/// An execution that has not started.
 pub(super) enum Executing {
     Async(Pin<Box<dyn Future<Output = Ended> + Send>>),
     /// It blocks its thread.
     Blocking(Box<dyn FnOnce() -> Ended + Send>),
 }
 
-/// How a handler came back.
+/// How a handler returned.
 #[derive(Debug)]
 pub(super) enum Ended {
     Returned(Outcome),
     Panicked(String),
 }
 
-/// Executes a task whose payload has that version.
+/// Executes a task whose payload has this version.
 pub(super) type Handler<S> = Arc<dyn Fn(Ctx<S>, u16) -> Executing + Send + Sync>;
 
-/// The handler of typed tasks, on the threads of the worker.
+/// An async handler of typed tasks, on the worker's threads.
 pub(super) fn typed<S, T, F, Fut>(handler: F) -> Handler<S>
 where
     S: Send + Sync + 'static,
@@ -47,7 +47,7 @@ where
     })
 }
 
-/// The handler of tasks that have no type here.
+/// The handler of tasks without a known type.
 pub(super) fn untyped<S, F, Fut>(handler: F) -> Handler<S>
 where
     S: Send + Sync + 'static,
@@ -72,7 +72,7 @@ impl From<Result<Outcome, String>> for Ended {
     }
 }
 
-/// The handler of typed tasks that blocks its thread, which is one of those that the runtime has for that.
+/// A blocking handler of typed tasks, on the runtime's threads for blocking work.
 pub(super) fn blocking<S, T, F, R>(handler: F) -> Handler<S>
 where
     S: Send + Sync + 'static,
@@ -93,7 +93,7 @@ where
     })
 }
 
-/// The handler of several tasks at once.
+/// A batch handler.
 pub(super) fn batch<S, T, F, Fut, R>(max: usize, wait: Duration, handler: F) -> Handler<S>
 where
     S: Send + Sync + 'static,

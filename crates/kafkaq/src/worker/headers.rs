@@ -9,9 +9,9 @@ pub(super) const KIND_HEADER: &str = "task-kind";
 pub(super) const VERSION_HEADER: &str = "task-version";
 /// The format of its payload: [`Format::name`](super::Format::name); `json` if it is missing.
 pub(super) const FORMAT_HEADER: &str = "task-format";
-/// After which time it is not started any more, in milliseconds since 1970.
+/// The time after which it is no longer started, in milliseconds since 1970.
 pub(super) const EXPIRES_HEADER: &str = "task-expires-ms";
-/// What becomes of it then: `dead` sends it to the dead letters; otherwise it is dropped.
+/// What happens then: `dead` dead-letters it; otherwise it is dropped.
 pub(super) const EXPIRED_HEADER: &str = "task-when-expired";
 pub(super) const DEAD: &str = "dead";
 
@@ -19,7 +19,7 @@ fn text<'a>(headers: &'a Headers, name: &str) -> Option<&'a str> {
     std::str::from_utf8(headers.get(name)?).ok()
 }
 
-/// The kind and the version of a task that has one.
+/// The kind and the version of a task, if it has a kind.
 pub(super) fn kind(headers: &Headers) -> Option<(&str, Result<u16, &str>)> {
     let kind = text(headers, KIND_HEADER)?;
     let version = match text(headers, VERSION_HEADER) {
@@ -34,14 +34,14 @@ pub(super) fn format(headers: &Headers) -> &str {
     text(headers, FORMAT_HEADER).unwrap_or(super::Format::Json.name())
 }
 
-/// What becomes of a task that was not started in time.
+/// What happens to a task that was not started in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Expired {
     Dropped,
     Dead,
 }
 
-/// Whether the task is not to be started any more.
+/// Whether the task must no longer be started.
 pub(super) fn expired(headers: &Headers, now: SystemTime) -> Option<Expired> {
     let at = text(headers, EXPIRES_HEADER)?.parse().ok()?;
     let is_over = now.duration_since(UNIX_EPOCH).unwrap_or_default() >= Duration::from_millis(at);

@@ -1,5 +1,5 @@
-//! The lease keeper. On the queue's runtime, so whatever handlers do to their threads, it renews leases, tells handlers
-//! when to end, and ends executions whose handlers don't.
+//! The lease keeper. It renews leases, tells handlers when to end, and ends executions whose handlers don't. It is on
+//! the queue's runtime, so it works whatever handlers do to their threads.
 
 use super::{
     active::{Active, Due, Times},
@@ -21,7 +21,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// Between two looks at all executions, and for so many times as long as a look takes.
+/// The minimum time between two checks of all executions, also as a multiple of how long a check takes.
 const PAUSE: Duration = Duration::from_millis(5);
 const SHARE: u32 = 10;
 
@@ -29,7 +29,7 @@ const SHARE: u32 = 10;
 #[derive(Default)]
 pub(super) struct Keeper {
     open: Mutex<Open>,
-    /// Somebody has to be looked at sooner than was planned.
+    /// Signals that an execution has to be checked sooner than planned.
     sooner: Notify,
     closed: Notify,
 }
@@ -37,7 +37,7 @@ pub(super) struct Keeper {
 #[derive(Default)]
 struct Open {
     all: Slab<Arc<Active>>,
-    /// When they are looked at next. `None` before the first look.
+    /// The time of the next check. `None` before the first.
     planned: Option<Instant>,
 }
 
@@ -53,7 +53,7 @@ impl Open {
 }
 
 impl Keeper {
-    /// Keeps an execution, and looks at it when its lease is due. `make` gets its slot.
+    /// Adds an execution, and checks it when its lease is due. `make` gets its slot.
     pub(super) fn open(&self, make: impl FnOnce(usize) -> Active) -> Arc<Active> {
         let open = &mut *lock(&self.open);
         let entry = open.all.vacant_entry();
@@ -65,7 +65,7 @@ impl Keeper {
         active
     }
 
-    /// Forgets an execution. Only whoever has taken its job does that, so it is done once.
+    /// Removes an execution. Only whoever has taken its job does that, so it happens once.
     pub(super) fn close(&self, active: &Active) {
         let is_empty = {
             let all = &mut lock(&self.open).all;
@@ -77,7 +77,7 @@ impl Keeper {
         }
     }
 
-    /// Looks at all executions at that time at the latest.
+    /// Schedules a check of all executions at this time, at the latest.
     pub(super) fn look_at(&self, at: Instant) {
         if lock(&self.open).plan(at) {
             self.sooner.notify_one();
@@ -96,7 +96,7 @@ impl Keeper {
         }
     }
 
-    /// Plans the next look. Returns what is due by now.
+    /// Schedules the next check. Returns what is due by now.
     fn look(&self, times: &Times) -> Vec<(Arc<Active>, Due)> {
         let open = &mut *lock(&self.open);
         let (mut all_due, mut next) = (Vec::new(), times.now + FAR);
@@ -110,7 +110,7 @@ impl Keeper {
         all_due
     }
 
-    /// The handlers on the threads for those that don't block, for people.
+    /// Describes the handlers that occupy the threads for async handlers.
     pub(super) fn on_threads(&self) -> String {
         let mut kinds = BTreeMap::<String, (usize, Instant)>::new();
         for (_, active) in &lock(&self.open).all {
@@ -130,7 +130,7 @@ impl Keeper {
     }
 }
 
-/// When the queue's runtime ends before the worker, nobody renews leases any more.
+/// If the queue's runtime ends before the worker, nobody renews leases anymore.
 struct Abandon<'a>(&'a Keeper);
 
 impl Drop for Abandon<'_> {
@@ -158,7 +158,7 @@ pub(super) async fn keep(shared: Arc<Shared>) -> Infallible {
                 Due::NotStarted(job) => {
                     tracing::warn!(
                         target: "kafkaq", kind = active.kind.name, task = %active.execution.job.id(),
-                        "all threads of the handlers are blocked; a task that could not start is given back"
+                        "all handler threads are blocked; a task that could not start is given back"
                     );
                     drop(tokio::spawn(execute::release(shared, active, job)));
                 }
@@ -183,7 +183,7 @@ pub(super) async fn keep(shared: Arc<Shared>) -> Infallible {
 fn tell_slow(shared: &Shared, active: &Active, ran: Duration) {
     let (execution, queue) = (&active.execution, &*shared.source(active).name);
     let (task, kind, attempt) = (execution.job.id(), &*active.kind.name, execution.job.attempt());
-    tracing::warn!(target: "kafkaq", queue, kind, %task, attempt, ?ran, "a handler runs for long");
+    tracing::warn!(target: "kafkaq", queue, kind, %task, attempt, ?ran, "a handler has been running for a long time");
 }
 
 async fn renew(shared: Arc<Shared>, active: Arc<Active>, mut job: Job) {
@@ -191,7 +191,7 @@ async fn renew(shared: Arc<Shared>, active: Arc<Active>, mut job: Job) {
     let next = Instant::now() + lease / 3;
     tokio::select! {
         biased;
-        // Its end comes first.
+        // Ending it takes precedence.
         () = active.wanted() => {}
         renewed = job.extend(lease) => match renewed {
             Ok(()) => active.execution.renewed(job.deadline()),
@@ -203,7 +203,7 @@ async fn renew(shared: Arc<Shared>, active: Arc<Active>, mut job: Job) {
         }
     }
     active.bring_back(job, next);
-    // Also to see what it was told.
+    // Also to see what the job was told.
     shared.keeper.look_at(next.min(Instant::now() + PAUSE));
 }
 
@@ -211,7 +211,7 @@ async fn end_stuck(shared: Arc<Shared>, active: Arc<Active>, job: Job) {
     let reason = active.execution.stop_reason();
     tracing::warn!(
         target: "kafkaq", kind = active.kind.name, task = %active.execution.job.id(), ?reason,
-        "a handler blocks its thread and can't be stopped; its lease is let go"
+        "a handler blocks its thread and can't be stopped; its lease is no longer renewed"
     );
     if shared.settings.free_stuck_slots {
         shared.free(&active);

@@ -1,4 +1,4 @@
-//! The kinds of task that a worker knows, and how many of each it executes.
+//! The kinds of task that a worker knows, and their limits.
 
 use super::{
     Backoff, Options, active::Active, context::Execution, control::Switch, handlers::Executing,
@@ -52,7 +52,7 @@ impl Kind {
         }
     }
 
-    /// An execution begins, whatever the limits are.
+    /// Counts an execution as running, whatever the limits are.
     pub(super) fn begin(&self) {
         self.running.fetch_add(1, SeqCst);
     }
@@ -69,7 +69,7 @@ impl fmt::Debug for Kind {
     }
 }
 
-/// A kind, and those of its executions that wait for their turn.
+/// A kind, and its executions that wait for their turn.
 pub(super) struct Line {
     kind: Arc<Kind>,
     pace: Pace,
@@ -86,7 +86,7 @@ impl Line {
         &self.kind
     }
 
-    /// Whether an execution may begin at once. It counts as running then.
+    /// Whether an execution may start at once. It then counts as running.
     pub(super) fn begin(&mut self, now: Instant) -> bool {
         let begins = self.waiting.is_empty() && self.has_room(now);
         if begins {
@@ -95,7 +95,7 @@ impl Line {
         begins
     }
 
-    /// Has an execution wait for its turn.
+    /// Queues an execution until its turn.
     pub(super) fn push(&mut self, active: Arc<Active>) {
         self.waiting.push_back(active);
     }
@@ -110,7 +110,7 @@ impl Line {
         self.pace.started(1, now);
     }
 
-    /// The next execution whose turn it is. It counts as running.
+    /// Returns the next execution whose turn it is. It then counts as running.
     pub(super) fn advance(&mut self, now: Instant) -> Option<Arc<Active>> {
         while self.has_room(now)
             && let Some(active) = self.waiting.pop_front()
@@ -132,7 +132,7 @@ impl Line {
         self.waiting.len()
     }
 
-    /// When to look again at the latest, whatever ends meanwhile.
+    /// When to check again at the latest, whatever ends meanwhile.
     pub(super) fn next(&self, now: Instant) -> Option<Instant> {
         self.pace.next(now).filter(|_| !self.waiting.is_empty())
     }
@@ -148,13 +148,13 @@ pub(super) struct Kinds {
     pub(super) lines: Vec<Line>,
     /// Where the line of each kind is.
     pub(super) named: HashMap<String, usize>,
-    /// Of those that no other is for, with a handler or without.
+    /// The line of all other tasks, with or without a handler.
     pub(super) otherwise: usize,
     pub(super) has_otherwise: bool,
 }
 
 impl Kinds {
-    /// The line of a task, and the version of its payload, or why nobody executes it.
+    /// The line of a task, and the version of its payload, or why it can't be executed.
     pub(super) fn of(&mut self, headers: &Headers) -> (&mut Line, Result<u16, String>) {
         let has_otherwise = self.has_otherwise;
         let otherwise = |why: String| if has_otherwise { Ok(1) } else { Err(why) };

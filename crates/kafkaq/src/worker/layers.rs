@@ -1,4 +1,4 @@
-//! Layers of tower around the handlers.
+//! Tower layers around the handlers.
 
 use super::{
     builder::WorkerBuilder,
@@ -23,15 +23,15 @@ use tokio::runtime::Handle;
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// An execution as layers see it: a [`Ctx`] without the worker's state, and the handler that it is for. It is no clone of
-/// anything: a layer passes it on at most once.
+/// An execution as layers see it: a [`Ctx`] without the worker's state, and its handler. It can't be cloned: a layer
+/// passes it on at most once.
 pub struct BoxContext {
     ctx: Ctx,
     handler: Executing,
     progress: Arc<Progress>,
 }
 
-/// What has become of the handler within the layers.
+/// What happened to the handler inside the layers.
 #[derive(Default)]
 struct Progress {
     begun: AtomicBool,
@@ -62,9 +62,9 @@ impl fmt::Debug for BoxContext {
 
 type Handling = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 
-/// What a layer is put around: the handlers, with the layers that were added later. Cheap to clone.
+/// The service that a layer wraps: the handlers, with the layers that were added later. Cheap to clone.
 pub struct BoxHandler {
-    /// Of this clone: readiness, such as a permit, belongs to one execution.
+    /// For this clone: readiness, such as a permit, belongs to one execution.
     service: Box<dyn CloneService>,
 }
 
@@ -143,7 +143,7 @@ impl fmt::Debug for BoxHandling {
     }
 }
 
-/// Inside of all layers: runs the handler that comes with the execution.
+/// The innermost service: runs the handler that comes with the execution.
 #[derive(Clone)]
 struct Innermost;
 
@@ -206,18 +206,19 @@ impl Layers {
 }
 
 impl<S> WorkerBuilder<S> {
-    /// Puts a layer of tower around all handlers: a service whose request is a [`BoxContext`](super::BoxContext), whose
-    /// response is an [`Outcome`](super::Outcome), and which can't fail. Each layer is applied once per worker, so what it
-    /// limits or counts, it limits or counts for all kinds. The layer that was added first is the outermost, as with tower's
+    /// Adds a tower layer around all handlers: a service whose request is a [`BoxContext`](super::BoxContext), whose
+    /// response is an [`Outcome`](super::Outcome), and which can't fail. Each layer is applied once per worker, so its
+    /// limits and counts apply to all kinds together. The layer that was added first is the outermost, as with tower's
     /// `ServiceBuilder`.
     ///
-    /// Layers run where the handler runs, inside its span, and within its time limit. A layer that doesn't call the service
-    /// within decides the outcome by itself. A panic of the handler reaches the layers as an [`Outcome::Retry`] with its
-    /// message; a panic of a layer is a failure of the task, like a handler's.
+    /// Layers run where the handler runs, inside its span, and within its time limit. A layer that doesn't call the
+    /// service within decides the outcome by itself. Layers see a panic of the handler as an [`Outcome::Retry`] with
+    /// its message; a panic of a layer counts as a failure of the task, like a handler's.
     ///
     /// - Around a **blocking** handler they run on the thread that it blocks.
-    /// - A task that is executed [one at a time](super::Options::one_at_a_time) comes to them once it has its key.
-    /// - Of a **batch** each task goes through the layers by itself: they see it wait for its batch, and its own outcome.
+    /// - A task that is executed [one at a time](super::Options::one_at_a_time) reaches them once it has its key.
+    /// - Each task of a **batch** passes through the layers separately: they see it wait for its batch, and its own
+    ///   outcome.
     ///
     /// [`Outcome::Retry`]: super::Outcome::Retry
     ///
@@ -272,7 +273,7 @@ impl<S> WorkerBuilder<S> {
 pub(super) struct Layered(Option<BoxHandler>);
 
 impl Layered {
-    /// Lets an execution go through the layers.
+    /// Passes an execution through the layers.
     pub(super) fn around<S>(&self, ctx: Ctx<S>, execute: impl FnOnce(Ctx<S>) -> Executing) -> Executing {
         let Some(service) = self.0.clone() else { return execute(ctx) };
         let stop = ctx.stop().clone();
@@ -283,7 +284,7 @@ impl Layered {
         let inside = progress.clone();
         let run = async move {
             match panics::caught(handle(service, ctx)).await.into() {
-                // Of the handler, unless a layer has made something else of it.
+                // The handler's outcome, unless a layer changed it.
                 Ended::Returned(Outcome::Retry { delay: None, reason }) if inside.panicked.load(Relaxed) => {
                     Ended::Panicked(reason)
                 }
@@ -293,8 +294,8 @@ impl Layered {
         if !blocks {
             return Executing::Async(Box::pin(run));
         }
-        // All of it on the thread that the handler blocks, which can't be stopped from outside. Who waits in a layer before
-        // the handler has begun looks by itself.
+        // All on the thread that the handler blocks, which can't be stopped from outside. While waiting in a layer
+        // before the handler has started, check for the end here.
         Executing::Blocking(Box::new(move || {
             let before_it_began = async {
                 stop.requested().await;

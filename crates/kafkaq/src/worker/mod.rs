@@ -51,39 +51,39 @@
 //! ```
 //!
 //! # What a handler can rely on
-//! - It runs **at least once**. It runs again when it fails, when its process dies, and when the store loses its data: make
-//!   it idempotent, by [`Ctx::id`] or with what [`LeaseToken`](crate::LeaseToken) says.
-//! - Its lease is renewed while it runs, also when it blocks the thread that it runs on: on a multi-threaded runtime
-//!   handlers have threads of their own.
+//! - It runs **at least once**. It runs again when it fails, when its process dies, and when the store loses its data:
+//!   make it idempotent, with [`Ctx::id`] or as described at [`LeaseToken`](crate::LeaseToken).
+//! - Its lease is renewed while it runs, even if it blocks its thread: on a multi-threaded runtime, handlers have their
+//!   own threads.
 //! - It is [told](Ctx::stop) when it should end. If it doesn't, it is dropped at its next await.
-//! - A panic is a failure, with its message and place as the reason.
-//! - What it [enqueues](Ctx::enqueue) is one task, also if it runs twice, while that task's id is remembered.
+//! - A panic counts as a failure, with its message and location as the reason.
+//! - What it [enqueues](Ctx::enqueue) is one task, even if it runs twice, while that task's id is remembered.
 //! - Failures, dead letters and lost leases are events of [`tracing`](https://docs.rs/tracing) with the target `kafkaq`.
 //!
 //! # One at a time per key
-//! [`Options::one_at_a_time`] and [`Options::exclusive_by`] take the [lock](crate::KeyLocks) of the task's key before the
-//! handler begins, and give it back when the handler has ended. So handlers of one key never run at once in any worker of
-//! the queue, under the conditions that [`KeyLocks`](crate::KeyLocks) names. A handler whose lock is lost is told
-//! [`StopReason::LeaseLost`], and when it has ended, other than by being done, its task is given back, which is no failure.
-//! One that goes on all the same, because its process stood still or the store was wiped, may
-//! overlap with the next. Against that helps only a claim at the system that it writes to, by [`Ctx::token`]: see
-//! [`KeyLocks`](crate::KeyLocks#writes-of-a-holder-that-has-lost-the-lock). The end of a task is confirmed after its key was
-//! given back.
+//! [`Options::one_at_a_time`] and [`Options::exclusive_by`] acquire the [lock](crate::KeyLocks) of the task's key
+//! before the handler starts, and release it when the handler has ended. So handlers of one key never run concurrently
+//! in any worker of the queue, under the conditions described at [`KeyLocks`](crate::KeyLocks). A handler whose lock is
+//! lost is told [`StopReason::LeaseLost`], and unless it ends as done, its task is given back, which doesn't count as a
+//! failure. One that continues nevertheless, because its process was suspended or the store was wiped, may overlap with
+//! the next. The only protection against that is to claim the target system with [`Ctx::token`]: see
+//! [`KeyLocks`](crate::KeyLocks#writes-of-a-holder-that-has-lost-the-lock). The outcome of a task is confirmed after
+//! its key was released.
 //!
-//! - **Store calls.** Two more per task, and one more per third of a lease while it runs. Tasks of a key that follow each
-//!   other in one worker without a pause share the two.
-//! - **Latency.** One answer of the store before the handler begins. A task whose key is busy waits in the worker for up to
-//!   5 s; that takes a place of its [concurrency](WorkerBuilder::concurrency) and counts into its timeout. Then it is
-//!   snoozed, for 0.25 s the first time and up to 30 s later, which is no failure. It is snoozed at once if an eighth of the
-//!   concurrency waits in this worker for its key, or half of it for keys in all.
-//! - **Fairness.** In one worker first come, first served; between workers, and after a snooze, in no order. Tasks that were
-//!   published with one key lie in one partition, so most of them meet in one worker.
+//! - **Store calls.** Two more per task, and one more per third of a lease while it runs. Tasks with the same key that
+//!   follow each other in one worker without a pause share the two.
+//! - **Latency.** One store round trip before the handler starts. A task whose key is busy waits in the worker for up
+//!   to 5 s; that takes up one slot of its [concurrency](WorkerBuilder::concurrency) and counts towards its timeout.
+//!   Then it is snoozed, for 0.25 s the first time and up to 30 s later, which doesn't count as a failure. It is
+//!   snoozed at once if an eighth of the concurrency is waiting in this worker for its key, or half of it for any key.
+//! - **Fairness.** First come, first served within one worker; no order between workers, or after a snooze. Tasks that
+//!   were published with one key are in one partition, so most of them reach the same worker.
 //! - **Hand-outs.** Each snooze uses up one of the [`max_handouts`](crate::QueueBuilder::max_handouts). So that waiting
-//!   alone sends no task to the dead letters, one that has used up half of them is snoozed no more and waits in the worker
-//!   for as long as it takes. With the default of 1,000 that is after about three hours of waiting. However many of these
-//!   wait, each takes a place of the worker's concurrency.
-//! - **Expiry.** A task that was handed out and snoozed for its key counts as one that may have been started, so it
-//!   [expires](Enqueue::expires) no more.
+//!   alone never dead-letters a task, one that has used up half of them is no longer snoozed and waits in the worker as
+//!   long as it takes. With the default of 1,000 that is after about three hours of waiting. Each of these takes up a
+//!   slot of the worker's concurrency, however many there are.
+//! - **Expiry.** A task that was handed out and snoozed for its key counts as possibly started, so it no longer
+//!   [expires](Enqueue::expires).
 
 mod active;
 mod backoff;
@@ -144,13 +144,13 @@ pub(crate) use report::Finished;
 
 use crate::Queue;
 
-/// Executes the tasks of one or more queues by handlers: see the [module](self).
+/// Executes the tasks of one or more queues with handlers: see the [module](self).
 #[derive(Debug)]
 pub struct Worker(());
 
 impl Worker {
-    /// Begins to set up a worker. It takes the queue for itself: when the worker stops, the queue is shut down. It may take
-    /// [others](WorkerBuilder::queue), too.
+    /// Returns a builder for a worker. The worker takes ownership of the queue: when it stops, the queue is shut down.
+    /// More queues can be [added](WorkerBuilder::queue).
     pub fn builder(queue: Queue) -> WorkerBuilder {
         WorkerBuilder::new(queue)
     }

@@ -1,4 +1,4 @@
-//! What the worker tells of its executions: metrics and spans.
+//! Metrics and spans of the worker's executions.
 
 use super::{context::Ctx, handlers::Executing, headers::Expired, report::Ending};
 use crate::{
@@ -30,7 +30,7 @@ impl Observe {
         self.meter.expired(then == Expired::Dead);
     }
 
-    /// An execution runs for long.
+    /// An execution is running for a long time.
     pub(super) fn slow(&self) {
         self.meter.slow();
     }
@@ -48,13 +48,13 @@ impl Observe {
         self.meter.panicked();
     }
 
-    /// Observes an execution that is about to begin.
+    /// Observes an execution that is about to start.
     #[cfg(not(any(feature = "metrics", feature = "spans")))]
     pub(super) fn around<S>(&self, ctx: Ctx<S>, execute: impl FnOnce(Ctx<S>) -> Executing) -> Executing {
         execute(ctx)
     }
 
-    /// Observes an execution that is about to begin.
+    /// Observes an execution that is about to start.
     #[cfg(any(feature = "metrics", feature = "spans"))]
     pub(super) fn around<S>(&self, ctx: Ctx<S>, execute: impl FnOnce(Ctx<S>) -> Executing) -> Executing
     where
@@ -70,7 +70,7 @@ mod observed {
     use super::{Ctx, Executing, Observe};
     use crate::{telemetry::RunningMeter, worker::handlers::Ended};
 
-    /// Observes the execution from when it is run, which may be later than when it was made: it may wait for its key.
+    /// Observes the execution from when it runs, which may be later than when it was created: it may wait for its key.
     pub(super) fn around<S>(observe: Observe, ctx: Ctx<S>, executing: Executing) -> Executing
     where
         S: Send + Sync + 'static,

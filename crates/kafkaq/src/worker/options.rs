@@ -1,10 +1,10 @@
-//! Settings of a kind of task.
+//! Settings per kind of task.
 
 use super::{Backoff, TaskType, exclusive::KeyOf};
 use bytes::Bytes;
 use std::time::Duration;
 
-/// Settings of one kind of task, where they differ from the worker's.
+/// Settings of one kind of task that override the worker's.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     pub(super) backoff: Option<Backoff>,
@@ -21,24 +21,24 @@ impl Options {
         Options::default()
     }
 
-    /// How long a handler may run, from its start. Then it is [told](super::Stop), and after the worker's
-    /// [grace period](super::WorkerBuilder::grace) it is dropped. It has failed.
+    /// How long a handler may run, from its start. Then it is [told](super::Stop) to end, and dropped after the
+    /// worker's [grace period](super::WorkerBuilder::grace). This counts as a failure.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
     }
 
-    /// How many tasks of the kind are executed at once in this worker. Tasks beyond it wait in the worker, under their
-    /// leases. When as many wait as the worker executes at once, it takes no more tasks of any kind: give a kind that
-    /// is slow by intent a queue of its own.
+    /// How many tasks of the kind are executed concurrently in this worker. Excess tasks wait in the worker, under
+    /// their leases. When as many wait as the worker executes concurrently, it takes no more tasks of any kind: use a
+    /// separate queue for a kind that is intentionally slow.
     #[must_use]
     pub fn concurrency(mut self, n: usize) -> Self {
         self.concurrency = Some(n);
         self
     }
 
-    /// How many tasks of the kind are started per second in this worker, evenly spaced. Tasks beyond it wait as with
+    /// How many tasks of the kind are started per second in this worker, evenly spaced. Excess tasks wait as with
     /// [`concurrency`](Options::concurrency).
     #[must_use]
     pub fn rate(mut self, per_second: f64) -> Self {
@@ -46,9 +46,10 @@ impl Options {
         self
     }
 
-    /// Executes one task at a time of those with the same [key](crate::Task::with_key), over all workers of the queue and its
-    /// group, and over all kinds that say so. A task without a key is executed as ever. In no order, and not for
-    /// [batches](super::WorkerBuilder::on_batch). The queue's `max_delay` must be 30 s or more. See
+    /// Executes tasks with the same [key](crate::Task::with_key) one at a time, across all workers of the queue and its
+    /// group, and across all kinds with this option. Tasks without a key are unaffected. There is no order, and it
+    /// isn't available for [batches](super::WorkerBuilder::on_batch). The queue's `max_delay` must be at least 30 s.
+    /// See
     /// [one at a time per key](super#one-at-a-time-per-key) for what is guaranteed and what it costs.
     #[must_use]
     pub fn one_at_a_time(mut self) -> Self {
@@ -56,8 +57,9 @@ impl Options {
         self
     }
 
-    /// As [`one_at_a_time`](Options::one_at_a_time), by a key that is made of the task. The payload is decoded once more for
-    /// it. Kinds whose keys are equal exclude each other: put the kind into the key if they should not.
+    /// As [`one_at_a_time`](Options::one_at_a_time), with a key derived from the task. The payload is decoded an
+    /// additional time for it. Kinds with equal keys exclude each other: include the kind in the key if they should
+    /// not.
     #[must_use]
     pub fn exclusive_by<T: TaskType, K: Into<Bytes>>(
         mut self,
@@ -67,7 +69,7 @@ impl Options {
         self
     }
 
-    /// When a task of the kind that has failed is tried again.
+    /// When a failed task of the kind is retried.
     #[must_use]
     pub fn retry(mut self, backoff: Backoff) -> Self {
         self.backoff = Some(backoff);

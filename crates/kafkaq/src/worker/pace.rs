@@ -1,9 +1,9 @@
-//! Starts that are evenly spaced in time.
+//! Spaces starts evenly in time.
 
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How far behind its rate something may be and still come up with it: timers are late.
+/// How far behind its rate something may fall and still catch up: timers are late.
 const LATE: Duration = Duration::from_millis(100);
 
 pub(super) struct Pace {
@@ -29,7 +29,7 @@ impl Pace {
         }
     }
 
-    /// So many have started.
+    /// Records that this many have started.
     pub(super) fn started(&mut self, n: usize, now: Instant) {
         let late = now.checked_sub(LATE).unwrap_or(now);
         let n = u32::try_from(n).unwrap_or(u32::MAX);

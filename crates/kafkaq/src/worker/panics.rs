@@ -1,4 +1,4 @@
-//! A handler that panics has failed, and the reason says where.
+//! Turns panics of handlers into failures whose reason says where.
 
 use std::{any::Any, cell::RefCell, panic, sync::Once};
 
@@ -6,7 +6,8 @@ tokio::task_local! {
     static WHERE: RefCell<Option<String>>;
 }
 
-/// Remembers where the code that a worker runs has panicked. The hook that was there is called as well. Once per process.
+/// Installs a panic hook, once per process, that remembers where a worker's code panicked. The previous hook is called
+/// as well.
 pub(super) fn remember_places() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -19,7 +20,7 @@ pub(super) fn remember_places() {
     });
 }
 
-/// Runs a handler. `Err` is the message of its panic, with its place.
+/// Runs a handler. `Err` is the message of its panic, with its location.
 pub(super) async fn caught<T>(handler: impl Future<Output = T>) -> Result<T, String> {
     let mut handler = std::pin::pin!(handler);
     let run = std::future::poll_fn(move |cx| {
@@ -35,7 +36,7 @@ pub(super) async fn caught<T>(handler: impl Future<Output = T>) -> Result<T, Str
     WHERE.scope(RefCell::default(), run).await
 }
 
-/// The same for a handler that blocks.
+/// The same for a blocking handler.
 pub(super) fn caught_blocking<T>(handler: impl FnOnce() -> T) -> Result<T, String> {
     WHERE.sync_scope(RefCell::default(), || {
         panic::catch_unwind(panic::AssertUnwindSafe(handler))

@@ -1,4 +1,4 @@
-//! The queues of a worker: taking jobs from them by their shares.
+//! The queues of a worker: takes jobs from them by their shares.
 
 use super::share::{Set, Share, Turn, Turns};
 use crate::{Job, Publisher, Queue, Result};
@@ -32,7 +32,7 @@ impl Source {
     }
 }
 
-/// A job, and the number of the queue that it is of.
+/// A job, and the number of its queue.
 pub(super) struct Taken {
     pub(super) source: usize,
     pub(super) job: Job,
@@ -53,12 +53,12 @@ impl Queues {
         self.all
     }
 
-    /// Waits for a job, then takes those that are ready as well, `max` in all. Cancel-safe.
+    /// Waits for a job, then takes others that are ready, up to `max` in total. Cancel-safe.
     ///
     /// # Errors
-    /// What has ended one of the queues. Jobs may have been taken before.
+    /// The error that has stopped one of the queues. Jobs may have been taken before.
     pub(super) async fn take(&mut self, max: usize, taken: &mut Vec<Taken>) -> Result<()> {
-        // Of several, the one whose turn it is comes before the one that was ready first.
+        // The queue whose turn it is takes precedence over the one that was ready first.
         if self.all.len() > 1 {
             self.take_ready(max, taken)?;
             if !taken.is_empty() {

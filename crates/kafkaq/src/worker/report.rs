@@ -1,4 +1,4 @@
-//! What a worker has done.
+//! The report of a worker.
 
 use crate::TaskId;
 use std::{
@@ -63,21 +63,20 @@ pub(crate) struct Finished {
     pub(crate) reason: Option<String>,
 }
 
-/// Is told of each execution that has ended.
+/// Called for each execution that has ended.
 pub(crate) type Observer = Arc<dyn Fn(Finished) + Send + Sync>;
 
-/// What a worker has done while it ran. Each execution is counted once in the first group of fields, up to
-/// `unconfirmed`.
+/// Counts of a worker's executions. Each execution is counted once in the first group of fields, up to `unconfirmed`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WorkerReport {
-    /// Executions that ended their task.
+    /// Executions that completed their task.
     pub done: u64,
     /// Failed executions whose task is executed again.
     pub retried: u64,
     /// Executions whose task is executed again, without a failure.
     pub snoozed: u64,
-    /// Executions after which the task went to the dead letters.
+    /// Executions after which the task was dead-lettered.
     pub dead_lettered: u64,
     /// Tasks that were dropped because they had expired.
     pub expired: u64,
@@ -85,7 +84,7 @@ pub struct WorkerReport {
     pub released: u64,
     /// Executions whose lease was lost, or whose task was cancelled.
     pub lost: u64,
-    /// Executions whose end the store or the log did not confirm: some of these tasks are executed again.
+    /// Executions whose outcome the store or the log did not confirm: some of these tasks are executed again.
     pub unconfirmed: u64,
     /// Executions that panicked.
     pub panicked: u64,

@@ -1,4 +1,4 @@
-//! A running worker: it takes jobs as there is room, and lets each be executed.
+//! A running worker: it takes jobs as slots become free, and has each executed.
 
 use super::{
     active::Active,
@@ -33,11 +33,12 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// Jobs that are taken at once.
+/// How many jobs are taken at once.
 const BATCH: usize = 256;
-/// Executions whose end is being confirmed, beside those that run: as many again, but at least this many.
+/// How many executions may be confirmed concurrently, in addition to those that run: as many again, but at least this
+/// many.
 const CONFIRMING: usize = 64;
-/// How long executions may take to be confirmed when the worker has stopped.
+/// How long confirmations may take after the worker has stopped.
 const AFTERWARDS: Duration = Duration::from_secs(6);
 
 pub(super) struct Settings {
@@ -59,12 +60,12 @@ pub(super) struct Shared {
     sources: Vec<Source>,
     pub(super) counters: Counters,
     pub(super) threads: Threads,
-    /// Until when handlers may go on, once the worker stops.
+    /// Until when handlers may continue, once the worker stops.
     pub(super) stopping: watch::Sender<Option<Instant>>,
     pub(super) keeper: Keeper,
-    /// Executions that run.
+    /// Executions that are running.
     running: AtomicUsize,
-    /// One fewer runs or waits, or a kind was paused.
+    /// Signals that fewer are running or waiting, or that a kind was paused.
     pub(super) room: Arc<Notify>,
     pub(super) lost_in_line: AtomicBool,
     pub(super) confirmer: Confirmer,
@@ -79,7 +80,7 @@ impl Shared {
         &self.sources[active.execution.source]
     }
 
-    /// An execution runs no more.
+    /// An execution has stopped running.
     pub(super) fn free(&self, active: &Active) {
         if active.leave_place() {
             active.kind.end();
@@ -88,7 +89,7 @@ impl Shared {
         }
     }
 
-    /// The end of an execution is confirmed, or will never be.
+    /// The outcome of an execution is confirmed, or never will be.
     pub(super) fn count(&self, active: &Active, ending: Ending, reason: Option<String>) {
         active.observe().ended(ending);
         if active.leave_slow() {
@@ -101,7 +102,7 @@ impl Shared {
     }
 }
 
-/// Where handlers run.
+/// The threads for handlers.
 pub(super) struct Threads {
     own: Option<Runtime>,
     here: Handle,
@@ -118,7 +119,7 @@ impl Threads {
             return Ok(Threads { own: None, here });
         }
         let mut builder = Builder::new_multi_thread();
-        // None that blocks waits for a thread, nor do those that were given up and block on.
+        // Enough that no blocking handler waits for a thread, even if handlers that were given up still block theirs.
         builder.thread_name("kafkaq-worker").enable_all().max_blocking_threads(2 * concurrency + 64);
         if let Some(n) = n {
             builder.worker_threads(n);
@@ -129,12 +130,12 @@ impl Threads {
         Ok(Threads { own: Some(own), here })
     }
 
-    /// Threads that are there for handlers alone.
+    /// The worker's own threads, if it has any.
     pub(super) fn own(&self) -> Option<&Handle> {
         self.own.as_ref().map(Runtime::handle)
     }
 
-    /// Has executions run. Several go over at once, since waking a thread costs more than a short handler.
+    /// Runs executions. Several are passed on at once, since waking a thread costs more than a short handler.
     fn run(&self, mut begun: Vec<Begun>) {
         let handle = self.own().unwrap_or(&self.here);
         match begun.len() {
@@ -149,14 +150,14 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        // A handler that blocks its thread for ever must not keep anybody waiting.
+        // A handler that blocks its thread forever must not keep anybody waiting.
         if let Some(own) = self.own.take() {
             own.shutdown_background();
         }
     }
 }
 
-/// A worker that runs in the background. When this is dropped the worker stops, as by [`stop`](WorkerHandle::stop).
+/// A handle to a worker that runs in the background. Dropping it stops the worker, like [`stop`](WorkerHandle::stop).
 #[must_use = "the worker stops when this is dropped"]
 pub struct WorkerHandle {
     shared: Arc<Shared>,
@@ -165,24 +166,24 @@ pub struct WorkerHandle {
 }
 
 impl WorkerHandle {
-    /// Stops the worker: it takes no more tasks, gives back what it has not begun, tells its handlers, and waits for
-    /// them for as long as [`shutdown_limit`](super::WorkerBuilder::shutdown_limit) says. Returns at once.
+    /// Stops the worker: it takes no more tasks, gives back those that it has not started, tells its handlers, and
+    /// waits for them for up to [`shutdown_limit`](super::WorkerBuilder::shutdown_limit). Returns immediately.
     pub fn stop(&self) {
         stop_within(&self.shared.stopping, self.shared.settings.shutdown_limit);
     }
 
-    /// Stops the worker without waiting for its handlers. Their tasks are given back. Returns at once.
+    /// Stops the worker without waiting for its handlers. Their tasks are given back. Returns immediately.
     pub fn stop_now(&self) {
         stop_within(&self.shared.stopping, Duration::ZERO);
     }
 
-    /// Returns what pauses kinds of task.
+    /// Returns a control that pauses and resumes kinds of task.
     #[must_use]
     pub fn control(&self) -> WorkerControl {
         self.control.clone()
     }
 
-    /// Returns what the worker has done so far.
+    /// Returns the worker's counts so far.
     #[must_use]
     pub fn report(&self) -> WorkerReport {
         self.shared.report()
@@ -191,7 +192,7 @@ impl WorkerHandle {
     /// Waits until the worker has stopped. Cancel-safe.
     ///
     /// # Errors
-    /// What has ended the queue for good.
+    /// The error that has stopped a queue permanently.
     pub async fn stopped(&mut self) -> Result<WorkerReport> {
         match self.outcome.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(outcome)) => outcome.clone(),
@@ -268,7 +269,7 @@ impl Dispatcher {
         let mut stopping = self.shared.stopping.subscribe();
         let failed = self.take_jobs(&mut stopping).await.err();
         let Dispatcher { queues, mut kinds, shared, .. } = self;
-        // Some may have begun since the keeper has told all to end.
+        // Some may have started since the keeper told all to end.
         shared.keeper.look_at(Instant::now());
         if failed.is_some() {
             stop_within(&shared.stopping, shared.settings.shutdown_limit);
@@ -282,25 +283,25 @@ impl Dispatcher {
             (None, Err(error)) if error.kind() != ErrorKind::Timeout => Err(error),
             (None, shut_down) => {
                 if let Err(error) = shut_down {
-                    tracing::warn!(target: "kafkaq", %error, "the worker has stopped before all was confirmed");
+                    tracing::warn!(target: "kafkaq", %error, "the worker stopped before everything was confirmed");
                 }
                 Ok(shared.report())
             }
         }
     }
 
-    /// Until the worker stops, or a queue has ended.
+    /// Takes jobs until the worker stops, or a queue has ended.
     async fn take_jobs(&mut self, stopping: &mut watch::Receiver<Option<Instant>>) -> Result<()> {
         let mut taken = Vec::new();
         loop {
             let (mut begun, concurrency) = (Vec::new(), self.shared.settings.concurrency);
             let (waiting, next) = self.advance(&mut begun);
             self.shared.threads.run(begun);
-            // When as many wait as may run, whoever is taken next would most likely wait as well.
+            // If as many are waiting as may run, the next one would most likely wait as well.
             let room = if waiting < concurrency { self.room() } else { 0 };
             let now = Instant::now();
             let room = room.min(self.pace.allows(now));
-            // With room and nobody in line it makes no difference how many run.
+            // With free slots and an empty line, it doesn't matter how many are running.
             let all_alike = room > 0 && waiting == 0;
             let next = [next, self.pace.next(now)].into_iter().flatten().min();
             tokio::select! {
@@ -321,7 +322,7 @@ impl Dispatcher {
         self.shared.settings.concurrency.saturating_sub(self.shared.running.load(SeqCst))
     }
 
-    /// Lets those begin whose turn it is. Returns how many wait on, and when the next may begin.
+    /// Starts the executions whose turn it is. Returns how many are still waiting, and when the next may start.
     fn advance(&mut self, begun: &mut Vec<Begun>) -> (usize, Option<Instant>) {
         let (shared, now) = (&self.shared, Instant::now());
         let (mut room, mut waiting, mut next) = (self.room(), 0, None);
@@ -371,7 +372,7 @@ fn begin(shared: &Arc<Shared>, active: Arc<Active>, now: Instant) -> Begun {
     Begun::new(shared.clone(), active)
 }
 
-/// Puts a task off if its kind is paused. Meanwhile it has a place, so that no more are under way than may run.
+/// Snoozes a task if its kind is paused. Meanwhile it occupies a slot, so that no more are in flight than may run.
 fn put_off(shared: &Arc<Shared>, active: &Arc<Active>, now: Instant) -> bool {
     let (kind, max_handouts) = (&active.kind, shared.source(active).max_handouts);
     let Some(delay) = kind.switch.put_off(active.execution.job.attempt(), max_handouts, now) else {
@@ -382,7 +383,7 @@ fn put_off(shared: &Arc<Shared>, active: &Arc<Active>, now: Instant) -> bool {
     true
 }
 
-/// Shuts all queues down at once. Returns the worst of what has ended them.
+/// Shuts all queues down concurrently. Returns the worst of their errors.
 async fn shut_down_all(queues: Queues, stopping: watch::Receiver<Option<Instant>>) -> Result<()> {
     let shut_down = |queue| tokio::spawn(shut_down(queue, stopping.clone()));
     let shutting_down: Vec<_> = queues.into_all().into_iter().map(shut_down).collect();
@@ -399,7 +400,7 @@ async fn shut_down_all(queues: Queues, stopping: watch::Receiver<Option<Instant>
     outcome
 }
 
-/// Shuts a queue down, sooner if the worker is told to stop sooner. What is given back at the end needs its time, too.
+/// Shuts a queue down, sooner if the worker is told to stop sooner. Giving tasks back at the end takes time, too.
 async fn shut_down(queue: Queue, mut stopping: watch::Receiver<Option<Instant>>) -> Result<()> {
     loop {
         let until = stopping.borrow_and_update().unwrap_or_else(Instant::now);

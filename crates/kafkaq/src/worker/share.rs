@@ -1,4 +1,4 @@
-//! Which of several queues gets the next free place of a worker.
+//! Decides which of several queues gets the next free slot of a worker.
 
 use crate::{Error, ErrorKind, Result};
 use std::{cmp::Reverse, ops::RangeInclusive, time::Duration};
@@ -7,11 +7,11 @@ use tokio::time::Instant;
 const WEIGHTS: RangeInclusive<u32> = 1..=1000;
 const MAX_WAITS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(24 * 3600);
 const MAX_WAIT: Duration = Duration::from_secs(10);
-/// How far a queue of weight 1 moves with each task. Divided by any weight it is still precise.
+/// How far a queue with weight 1 advances with each task. It is still precise when divided by any weight.
 const STRIDE: u64 = 1 << 20;
 
-/// A queue's share of its worker's places, while more tasks are there than places. A queue that has no tasks leaves its
-/// share to the others, and saves nothing up.
+/// A queue's share of its worker's slots, while there are more tasks than slots. A queue without tasks leaves its share
+/// to the others, and doesn't accumulate credit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
     priority: u8,
@@ -20,23 +20,22 @@ pub struct Share {
 }
 
 impl Share {
-    /// Places in proportion to the weights of all queues with a weight, 1 to 1,000: of two with 3 and 1, the first gets
+    /// Slots in proportion to the weights of all weighted queues, 1 to 1,000: with weights 3 and 1, the first gets
     /// three of four. Their priority is 0.
     #[must_use]
     pub fn weight(weight: u32) -> Self {
         Share { priority: 0, weight, max_wait: MAX_WAIT }
     }
 
-    /// All places that no queue of a higher priority wants, and one at least each [`max_wait`](Share::max_wait). Queues of
-    /// the same priority share them evenly.
+    /// All slots that no queue with a higher priority wants, and at least one per [`max_wait`](Share::max_wait). Queues
+    /// with the same priority share them evenly.
     #[must_use]
     pub fn priority(priority: u8) -> Self {
         Share { priority, ..Share::weight(1) }
     }
 
-    /// How long a queue is kept waiting by those of a higher priority, 0.1 s to a day. Then its next task gets the next place
-    /// that becomes free, or the one after that: whatever the queues below may be owed, every second place is given away by
-    /// priority. Default: 10 s.
+    /// The longest that queues with a higher priority keep a queue waiting, 0.1 s to a day. After that its next task
+    /// gets the next free slot, or the one after: every second slot is always assigned by priority. Default: 10 s.
     #[must_use]
     pub fn max_wait(mut self, max_wait: Duration) -> Self {
         self.max_wait = max_wait;
@@ -44,7 +43,7 @@ impl Share {
     }
 
     /// # Errors
-    /// `Invalid` says what makes no sense, about the queue of that name.
+    /// `Invalid` says what is wrong with the share of this queue.
     pub(super) fn check(&self, queue: &str) -> Result<()> {
         let refused = |what, advice| {
             let e = Error::not_applied(ErrorKind::Invalid, "start a worker");
@@ -64,7 +63,7 @@ impl Share {
     }
 }
 
-/// Decides by the shares whose turn it is: start-time fair queueing within a priority.
+/// Decides whose turn it is: start-time fair queueing within a priority.
 #[derive(Debug)]
 pub(super) struct Turns {
     queues: Vec<Standing>,
@@ -74,7 +73,7 @@ pub(super) struct Turns {
 #[derive(Debug)]
 struct Standing {
     share: Share,
-    /// What it has got, divided by its weight.
+    /// The service it has received, divided by its weight.
     got: u64,
     last_turn: Instant,
 }
@@ -93,7 +92,7 @@ impl Turn {
     }
 }
 
-/// Some queues, as bits.
+/// A set of queues, as bits.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Set(u64);
 
@@ -115,7 +114,7 @@ impl Turns {
         Turns { queues: shares.into_iter().map(standing).collect(), was_overdue: false }
     }
 
-    /// Whose turn it is, of those that are not known to be empty.
+    /// Returns whose turn it is, among those that are not known to be empty.
     pub(super) fn next(&self, empty: Set, now: Instant) -> Option<Turn> {
         let candidates = || self.queues.iter().enumerate().filter(move |(queue, _)| !empty.contains(*queue));
         let (first, highest) =
@@ -131,7 +130,7 @@ impl Turns {
         Some(overdue.map_or(regular, |(queue, _)| Turn { queue, overdue: true }))
     }
 
-    /// The queue had a task for its turn.
+    /// The queue had a task in its turn.
     pub(super) fn taken(&mut self, turn: Turn, now: Instant) {
         let standing = &mut self.queues[turn.queue];
         let (priority, began_at) = (standing.share.priority, standing.got);
@@ -141,7 +140,7 @@ impl Turns {
         if turn.overdue {
             return;
         }
-        // Whoever has got less was empty, and saves nothing up.
+        // A queue that received less was empty, and accumulates no credit.
         for other in self.queues.iter_mut().filter(|other| other.share.priority == priority) {
             other.got = other.got.max(began_at);
         }

@@ -1,9 +1,9 @@
-//! Stopping at a signal.
+//! Stops a worker on a signal.
 
 use super::{WorkerHandle, WorkerReport};
 use crate::Result;
 
-/// Until the worker has stopped: by the first signal in order, by the second at once.
+/// Runs until the worker has stopped: gracefully on the first signal, immediately on the second.
 pub(super) async fn obey(mut running: WorkerHandle) -> Result<WorkerReport> {
     let mut signals = match Signals::listen() {
         Ok(signals) => signals,

@@ -1,17 +1,17 @@
-//! Notices partitions that don't move although jobs are asked for.
+//! Notices partitions that make no progress although jobs are requested.
 
 use crate::{PartitionStats, Queue, QueueStats};
 use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 
-/// Looking costs the more, the more records are not finished.
+/// Checks are more expensive the more records are unfinished.
 const EVERY: Duration = Duration::from_secs(10);
-/// What is handed out is parked or done long before, whatever its handler does.
+/// Whatever its handler does, a task that was handed out is parked or done long before.
 const LEASES: u32 = 3;
-/// At so many looks jobs were asked for. Where all places are taken, a partition may wait for a long time.
+/// How many checks found that jobs were requested. If all slots are taken, a partition may wait for a long time.
 const ASKED: u32 = 3;
 
-/// Looks after the queue's part of the task topic, until it is aborted. In the wait topic records stay until they are
+/// Watches the queue's partitions of the task topic until it is aborted. In the wait topic, records stay until they are
 /// due.
 pub(super) async fn watch(queue: Queue) -> Infallible {
     let topic = queue.publisher().topic();
@@ -25,10 +25,10 @@ pub(super) async fn watch(queue: Queue) -> Infallible {
             match told {
                 Told::Stands(duration) => tracing::warn!(
                     target: "kafkaq", queue, %topic, partition, position, lag, ?oldest, queued, in_flight, ?duration,
-                    "a partition stands still although jobs are asked for"
+                    "a partition makes no progress although jobs are requested"
                 ),
                 Told::Moves(duration) => tracing::info!(
-                    target: "kafkaq", queue, %topic, partition, ?duration, "the partition moves again"
+                    target: "kafkaq", queue, %topic, partition, ?duration, "the partition makes progress again"
                 ),
             }
         }
@@ -40,7 +40,7 @@ struct Watch {
     partitions: HashMap<i32, Standing>,
 }
 
-/// A partition with an oldest record that is not finished.
+/// A partition with an unfinished oldest record.
 struct Standing {
     position: i64,
     since: Instant,
@@ -51,9 +51,9 @@ struct Standing {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Told {
-    /// For so long. Said again after twice as long each time.
+    /// For this long. Repeated each time the duration has doubled.
     Stands(Duration),
-    /// After so long.
+    /// After this long.
     Moves(Duration),
 }
 

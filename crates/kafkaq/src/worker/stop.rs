@@ -1,4 +1,4 @@
-//! How a handler is told that its execution is to end.
+//! Tells a handler that its execution is to end.
 
 use super::context::Execution;
 use crate::LostReason;
@@ -16,14 +16,14 @@ use tokio::sync::Notify;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StopReason {
-    /// The lease is lost: somebody else executes the task, or will. Whatever is done from now on may be done twice.
+    /// The lease is lost: somebody else executes the task, or will. Anything done from now on may be done twice.
     LeaseLost,
     /// The task was cancelled.
     Cancelled,
-    /// The time that an execution may take is over.
+    /// The execution's timeout has passed.
     TimedOut,
-    /// The worker stops. A handler that ends in time ends its task as ever; one that doesn't is given back, which
-    /// counts as no failure.
+    /// The worker is stopping. If the handler ends in time, its outcome counts as usual; otherwise the task is given
+    /// back, which doesn't count as a failure.
     ShuttingDown,
 }
 
@@ -40,7 +40,7 @@ impl StopReason {
     }
 }
 
-/// What an execution has been told. Its job tells when the lease is lost, to whoever looks.
+/// What an execution has been told. The loss of the lease is read from its job.
 #[derive(Debug, Default)]
 pub(super) struct Signal {
     told: AtomicU8,
@@ -49,7 +49,7 @@ pub(super) struct Signal {
 
 const REASONS: [StopReason; 4] =
     [StopReason::ShuttingDown, StopReason::TimedOut, StopReason::Cancelled, StopReason::LeaseLost];
-/// Beside the reason, counted from 1.
+/// Besides the reason, counted from 1.
 const DROPPED: u8 = 0x80;
 
 impl Signal {
@@ -59,7 +59,7 @@ impl Signal {
     }
 }
 
-/// Tells a handler to end its execution. Cheap to clone, and to be handed on to whatever the handler starts.
+/// Signals a handler to end its execution. Cheap to clone; pass it on to whatever the handler starts.
 #[derive(Clone)]
 pub struct Stop(Arc<Execution>);
 
@@ -77,7 +77,7 @@ impl Stop {
         self.0.tell(reason);
     }
 
-    /// Returns why the execution is to end; `None` while it may go on.
+    /// Returns why the execution is to end; `None` while it may continue.
     #[must_use]
     pub fn reason(&self) -> Option<StopReason> {
         self.0.stop_reason()
@@ -89,7 +89,7 @@ impl Stop {
         self.reason().is_some()
     }
 
-    /// Waits until the execution is to end, and returns why. Cancel-safe; made for a `select!` beside the work.
+    /// Waits until the execution is to end, and returns why. Cancel-safe; meant for a `select!` next to the work.
     pub async fn requested(&self) -> StopReason {
         self.0.stop_requested(|_| true).await
     }
@@ -102,7 +102,7 @@ impl fmt::Debug for Stop {
 }
 
 impl Execution {
-    /// The first reason stays, but that the worker stops is less than all others.
+    /// The first reason stays, except that any other reason replaces the worker's stop.
     pub(super) fn tell(&self, reason: StopReason) {
         let code = REASONS.iter().zip(1..).find_map(|(r, code)| (*r == reason).then_some(code)).unwrap_or(1);
         let news = self.signal.told.fetch_update(SeqCst, SeqCst, |told| {
@@ -126,7 +126,7 @@ impl Execution {
         told
     }
 
-    /// Has the handler dropped at its next await.
+    /// Makes the handler be dropped at its next await.
     pub(super) fn drop_handler(&self) {
         self.signal.told.fetch_or(DROPPED, SeqCst);
         self.signal.news.notify_waiters();
@@ -140,7 +140,7 @@ impl Execution {
     pub(super) async fn dropped(&self) {
         loop {
             let mut news = pin!(self.signal.news.notified());
-            // Listens before it looks, so that nothing is missed in between.
+            // Listens before checking, so that nothing is missed in between.
             news.as_mut().enable();
             if self.is_dropped() {
                 return;

@@ -1,4 +1,4 @@
-//! Tasks with a type.
+//! Typed tasks.
 
 use super::{
     BoxError, Format,
@@ -9,11 +9,11 @@ use crate::{Error, ErrorKind, JobView, Result, Task};
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
-/// A type of task: what the payload means, and by which name workers know it.
+/// A type of task: its payload, and the name by which workers know it.
 ///
-/// The payload is JSON unless [`FORMAT`](TaskType::FORMAT) says otherwise. Kind, version and format stand in the headers
-/// `task-kind`, `task-version` and `task-format` as text, so that programs in other languages can publish the same tasks.
-/// Without a version it is 1, and without a format `json`.
+/// The payload is JSON unless [`FORMAT`](TaskType::FORMAT) says otherwise. Kind, version and format are text headers,
+/// `task-kind`, `task-version` and `task-format`, so that programs in other languages can publish the same tasks.
+/// A missing version means 1, a missing format `json`.
 ///
 /// ```
 /// use kafkaq::worker::TaskType;
@@ -29,9 +29,9 @@ use serde::{Serialize, de::DeserializeOwned};
 /// ```
 ///
 /// # Changing a type
-/// A field that older payloads lack needs `#[serde(default)]` and no new version. For any other change raise
-/// [`VERSION`](TaskType::VERSION) and write [`upgrade`](TaskType::upgrade), then deploy all workers before the first
-/// publisher: a worker rejects tasks of a newer version than its own. Another format is such a change:
+/// A field that older payloads lack needs `#[serde(default)]` and no new version. For any other change increment
+/// [`VERSION`](TaskType::VERSION) and implement [`upgrade`](TaskType::upgrade), then deploy all workers before the
+/// first publisher: a worker rejects tasks of a newer version than its own. A change of format is such a change:
 ///
 /// ```
 /// use kafkaq::worker::{BoxError, Format, TaskType};
@@ -65,26 +65,26 @@ use serde::{Serialize, de::DeserializeOwned};
             `Serialize` and `Deserialize`"
 )]
 pub trait TaskType: Serialize + DeserializeOwned + Send + 'static {
-    /// Names the type for good, in every program that publishes or executes it.
+    /// The permanent name of the type, in every program that publishes or executes it.
     const KIND: &'static str;
     /// Counts the incompatible changes of the payload.
     const VERSION: u16 = 1;
     /// The format of the payload.
     const FORMAT: Format = Format::Json;
 
-    /// Returns the payload.
+    /// Encodes the payload.
     ///
     /// # Errors
-    /// What the encoder says; nothing is published then.
+    /// The encoder's error; nothing is published then.
     fn encode(&self) -> std::result::Result<Bytes, BoxError> {
         Self::FORMAT.encode(self)
     }
 
-    /// Returns the task: payload and headers. For whatever publishes a [`Task`]; others
+    /// Returns the task: payload and headers. For code that publishes a [`Task`]; otherwise
     /// [`enqueue`](crate::Queue::enqueue) the value.
     ///
     /// # Errors
-    /// `Invalid` when the value can't be encoded.
+    /// `Invalid` if the value can't be encoded.
     fn to_task(&self) -> Result<Task> {
         let payload = self.encode().map_err(|e| {
             Error::not_applied(ErrorKind::Invalid, "encode a task").on(Self::KIND).with_source(e)
@@ -98,28 +98,28 @@ pub trait TaskType: Serialize + DeserializeOwned + Send + 'static {
         })
     }
 
-    /// Reads a payload of the present version.
+    /// Decodes a payload of the current version.
     ///
     /// # Errors
-    /// What the decoder says. The task goes to the dead letters with it.
+    /// The decoder's error, with which the task is dead-lettered.
     fn decode(payload: &[u8]) -> std::result::Result<Self, BoxError> {
         Self::FORMAT.decode(payload)
     }
 
-    /// Reads a payload of an earlier version.
+    /// Decodes a payload of an earlier version.
     ///
     /// # Errors
-    /// Unless it is implemented, that there is no way to read it. The task goes to the dead letters with it.
+    /// Unless it is implemented, that such payloads can't be read. The task is dead-lettered with it.
     fn upgrade(from: u16, payload: &[u8]) -> std::result::Result<Self, BoxError> {
         let _ = payload;
         Err(format!("version {from} of `{}` can't be read any more", Self::KIND).into())
     }
 }
 
-/// Reads the payload of a task of this type.
+/// Decodes the payload of a task of this type.
 ///
 /// # Errors
-/// Why it can't be read, for the dead letter.
+/// Why it can't be decoded, for the dead letter.
 pub(super) fn decode<T: TaskType>(version: u16, job: &JobView) -> std::result::Result<T, String> {
     let (payload, format) = (job.payload(), headers::format(job.headers()));
     let decoded = match version {

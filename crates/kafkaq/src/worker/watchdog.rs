@@ -1,13 +1,13 @@
-//! Notices that the threads of the handlers run nothing, since handlers block all of them.
+//! Notices that handlers block all handler threads.
 
 use super::run::Shared;
 use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep, timeout};
 
-/// How often the threads get something to run, and how long that may take.
+/// How often the threads are probed with an empty task, and how long that may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Until it is aborted. Handlers that have no threads of their own would block this, too.
+/// Runs until it is aborted. If handlers have no threads of their own, they would block this, too.
 pub(super) async fn watch(shared: Arc<Shared>) {
     let Some(threads) = shared.threads.own() else { return };
     loop {
@@ -18,12 +18,12 @@ pub(super) async fn watch(shared: Arc<Shared>) {
             let (blocked, handlers) = (begun.elapsed(), shared.keeper.on_threads());
             tracing::warn!(
                 target: "kafkaq", ?blocked, handlers,
-                "handlers block all threads of the worker, so that no other makes progress"
+                "handlers block all threads of the worker, so no other makes progress"
             );
             patience = blocked;
         }
         if begun.elapsed() >= PATIENCE {
-            tracing::info!(target: "kafkaq", blocked = ?begun.elapsed(), "the threads of the worker run again");
+            tracing::info!(target: "kafkaq", blocked = ?begun.elapsed(), "the worker's threads are free again");
         }
     }
 }

@@ -1,6 +1,6 @@
-//! What the tests of a group in a store share: backends that fail, forget, panic, hang and change, and a member that notes
-//! what it sees. Time is tokio's and stands still while anybody has something to do, so limits are exact and no machine
-//! is too slow for them.
+//! What the tests of a group in a store share: backends that fail, forget, panic, hang and change, and a member that
+//! notes what it sees. Time is tokio's and stands still while anybody has something to do, so limits are exact and no
+//! machine is too slow for them.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use async_trait::async_trait;

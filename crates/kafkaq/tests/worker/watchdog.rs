@@ -113,7 +113,7 @@ async fn a_handler_that_runs_for_long_is_named_more_and_more_seldom() {
     let id = queue.enqueue(Crawl(1000)).await.unwrap();
     until("the long one", || running.report().done == 2).await;
     stop(running).await;
-    let told = lines(&["a handler runs for long", "queue=\"slow\""]);
+    let told = lines(&["a handler has been running for a long time", "queue=\"slow\""]);
     // After 10, 20, 40, 80, 160, 320 and 640 s.
     assert_eq!(told.len(), 7, "{told:?}");
     let parts = ["kind=\"crawl\"", "attempt=1", &format!("task={id}")];
@@ -131,8 +131,8 @@ async fn without_a_setting_it_is_ten_leases() {
     let slow = queue.enqueue(Crawl(305)).await.unwrap();
     until("both", || running.report().done == 2).await;
     stop(running).await;
-    assert!(lines(&["runs for long", &format!("task={fast}")]).is_empty());
-    assert_eq!(lines(&["runs for long", &format!("task={slow}")]).len(), 1);
+    assert!(lines(&["running for a long time", &format!("task={fast}")]).is_empty());
+    assert_eq!(lines(&["running for a long time", &format!("task={slow}")]).len(), 1);
 
     let queue = Queue::builder("default").build().await.unwrap();
     let worker = Worker::builder(queue).warn_after(Duration::ZERO).on(async |_: Ctx, _: Crawl| {});
@@ -168,7 +168,7 @@ async fn handlers_that_block_all_threads_are_named() {
     let told = lines(&["block all threads"]);
     assert!(told.iter().all(|line| !line.contains("crawl")), "it is on a thread for that: {told:?}");
     released.store(true, SeqCst);
-    until("the threads", || !lines(&["run again"]).is_empty()).await;
+    until("the threads", || !lines(&["are free again"]).is_empty()).await;
     until("the handlers", || running.report().done == 3).await;
     stop(running).await;
 }
@@ -191,12 +191,12 @@ async fn a_partition_that_stands_still_is_named_and_so_is_its_going_on() {
     store.set_away(true);
     queue.enqueue(Crawl(0)).await.unwrap();
     sleep(MINUTE).await;
-    let told = lines(&["standing", "a partition stands still"]);
+    let told = lines(&["standing", "a partition makes no progress"]);
     let [line] = &told[..] else { panic!("{told:?}") };
     assert!(line.contains("partition=0 position=1 lag=1 "), "{line}");
     store.set_away(false);
     until("the other to be done", || running.report().done == 2).await;
     queue.enqueue(Crawl(0)).await.unwrap();
-    until("it to be told", || lines(&["standing", "the partition moves again"]).len() == 1).await;
+    until("it to be told", || lines(&["standing", "the partition makes progress again"]).len() == 1).await;
     stop(running).await;
 }

@@ -1,4 +1,4 @@
-//! How many records a second each log appends and reads, beside its client library alone.
+//! Records per second that each log appends and reads, compared with its bare client library.
 //!
 //! 100-byte records in batches of 500, one on its way to each of 6 partitions; then all of it is read. The sides take
 //! turns, each with a topic of its own; each figure, the share too, is the median of the rounds.

@@ -1,9 +1,9 @@
 //! How fast tasks are published, by one caller in bulk and by many who wait for one task at a time, beside the client
 //! library alone in bulk.
 //!
-//! 100-byte tasks without keys, 6 partitions, the settings that users get; no worker runs. The client alone appends records
-//! of 100 bytes in batches of 500, one on its way to each partition, as in the part `logs`; in memory it is the log itself.
-//! The sides take turns; each figure, the shares too, is the median of the rounds.
+//! 100-byte tasks without keys, 6 partitions, the settings that users get; no worker runs. The client alone appends
+//! records of 100 bytes in batches of 500, one on its way to each partition, as in the part `logs`; in memory it is the
+//! log itself. The sides take turns; each figure, the shares too, is the median of the rounds.
 
 use crate::{
     Outcome, attempt,

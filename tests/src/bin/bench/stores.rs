@@ -1,11 +1,12 @@
 //! How many leases a second each store swaps, beside its client library alone.
 //!
-//! Both sides get the same batches, made beforehand: keys and values as long as the driver's, two batches under way,
-//! as the driver has them. They take turns on one server, in rounds so short that whatever else the machine does
-//! slows down both; each figure, the share too, is the median of the rounds. What the client alone does says [`crate::raw`].
+//! Both sides get the same batches, made beforehand: keys and values as long as the driver's, two batches under way, as
+//! the driver has them. They take turns on one server, in rounds so short that whatever else the machine does slows
+//! down both; each figure, the share too, is the median of the rounds. What the client alone does says [`crate::raw`].
 //!
-//! Redis also tells what it costs the server: time of its processor per swap, and memory per finished lease. Its store keeps
-//! leases of ids that a publisher numbers otherwise than those of ids that somebody chose, so it has rows for both.
+//! Redis also tells what it costs the server: time of its processor per swap, and memory per finished lease. Its store
+//! keeps leases of ids that a publisher numbers otherwise than those of ids that somebody chose, so it has rows for
+//! both.
 
 use crate::{
     Outcome, attempt,

@@ -1,4 +1,4 @@
-//! An execution that goes on only when it is told to.
+//! An execution that only advances when told to.
 
 use crate::{
     sync::lock,
@@ -21,22 +21,23 @@ thread_local! {
     static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// An execution is about to be suspended in this place.
+/// An execution is about to be suspended at this location.
 pub(in crate::testing) fn suspended(place: String) {
     PLACE.set(Some(place));
 }
 
 pub(super) struct Execution {
-    /// Without tokio's budget, whose end would look like an await point.
+    /// Without tokio's budget, whose exhaustion would look like an await point.
     handling: Unconstrained<Handling>,
     waking: Arc<Waking>,
     pub(super) stop: Stop,
-    /// The await points that it has passed, with their places where they are known.
+    /// The await points that it has passed, with their locations if they are known.
     pub(super) points: Vec<Option<String>>,
     pub(super) outcome: Option<Outcome>,
 }
 
-/// Remembers whether an execution can go on, so that it is not polled, and no await point counted, for another reason.
+/// Remembers whether an execution was woken, so that it is not polled, and no await point is counted, for another
+/// reason.
 struct Waking {
     woken: AtomicBool,
     waiting: Mutex<Option<Waker>>,
@@ -64,7 +65,7 @@ impl Execution {
         }
     }
 
-    /// Runs it to its next await point or its end, as soon as it can go on. Cancel-safe.
+    /// Runs it to its next await point or its end, as soon as it is woken. Cancel-safe.
     pub(super) async fn step(&mut self) {
         poll_fn(|cx| {
             *lock(&self.waking.waiting) = Some(cx.waker().clone());

@@ -16,7 +16,7 @@ use report::Problem;
 use run::{End, Run};
 use std::{fmt, future::Future, time::Duration};
 
-/// Begins a test of whether a handler is idempotent: whether a task has the same effects when its execution is
+/// Prepares a test of whether a handler is idempotent: whether a task has the same effects when its execution is
 /// disturbed and it is executed again.
 ///
 /// ```
@@ -56,25 +56,25 @@ use std::{fmt, future::Future, time::Duration};
 /// ```
 ///
 /// # What it does
-/// It executes the task without a disturbance, and looks at the effects. Then, each time with a new state, it
+/// It executes the task undisturbed, and records the effects. Then, each time with a new state, it
 /// - drops the handler at each await point, and after it has returned, as a crash would, and executes the task again;
 /// - tells the handler at each await point that its lease is lost, lets it end, and executes the task again;
-/// - tells it at each await point that the worker stops, and executes the task again unless the handler is done;
-/// - stops the handler at each await point, executes the task again up to each of its await points, and lets the first
-///   execution go on then, as when a lease runs out unnoticed; and lets the two take turns.
+/// - tells it at each await point that the worker is stopping, and executes the task again unless the handler is done;
+/// - suspends the handler at each await point, executes the task again up to each of its await points, and then resumes
+///   the first execution, as when a lease expires unnoticed; and lets the two take turns.
 ///
 /// A second execution has the same id, the next [`attempt`](Ctx::attempt) and another [`token`](Ctx::token). It is
-/// retried until the task has ended. Then the effects have to be the same as without a disturbance, and so have the tasks
+/// retried until the task has ended. Then the effects have to be the same as undisturbed, and so have the tasks
 /// that were [enqueued](Ctx::enqueue), each id once.
 ///
 /// # What it can't see
-/// - An await that never suspends the handler is no await point. Fakes need [`await_point`](super::await_point).
-/// - What the handler has spawned is not dropped with it.
+/// - An await that never suspends the handler doesn't count. Fakes need [`await_point`](super::await_point).
+/// - Tasks that the handler has spawned are not dropped with it.
 /// - The tests are as deterministic as the handler: random decisions and real servers make them less so.
 ///
 /// # Time
-/// Use a paused clock: see [`testing`](super). Where the second execution waits for the first, for example for a mutex
-/// that the first holds, it is given a [minute](Torture::patience) of tokio's time; then the first goes on after all.
+/// Use a paused clock: see [`testing`](super). If the second execution waits for the first, for example for a mutex
+/// that the first holds, it gets a [minute](Torture::patience) of tokio's time; then the first is resumed after all.
 pub fn torture<S, T, F, Fut>(handler: F, task: T) -> Torture<S>
 where
     S: Send + Sync + 'static,
@@ -92,7 +92,7 @@ where
     }
 }
 
-/// A test of idempotency that is about to begin: see [`torture`].
+/// A test of idempotency that is about to start: see [`torture`].
 #[must_use = "nothing is executed until `run` is called"]
 pub struct Torture<S> {
     handler: Handler<S>,
@@ -109,25 +109,25 @@ impl<S: Send + Sync + 'static> Torture<S> {
         self
     }
 
-    /// How many disturbances of each kind are tried at most. If there are more, they are chosen evenly. Default: 500.
+    /// The maximum number of disturbances of each kind. If there are more, they are sampled evenly. Default: 500.
     pub fn limit(mut self, n: usize) -> Self {
         self.limit = n;
         self
     }
 
-    /// How long a handler may be suspended, by tokio's clock. After that it counts as one that waits for the other
-    /// execution, or for ever. Default: 60 s.
+    /// How long a handler may be suspended, by tokio's clock. After that it is assumed to wait for the other execution,
+    /// or forever. Default: 60 s.
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
     }
 
-    /// Runs the test. `state` makes what the handler gets by [`Ctx::state`], new for each disturbance; `effects` reads
-    /// from it what the task has brought about: anything that can be compared and printed.
+    /// Runs the test. `state` creates the state that the handler gets through [`Ctx::state`], for each disturbance;
+    /// `effects` extracts the effects of the task from it: anything that can be compared and printed.
     ///
     /// # Errors
-    /// Tells which disturbances have changed the effects, with both; or that the task does not end without a
-    /// disturbance.
+    /// Lists the disturbances that changed the effects, with both versions; or reports that the task does not end
+    /// undisturbed.
     pub async fn run<E>(
         self,
         state: impl Fn() -> S,
@@ -179,7 +179,7 @@ impl<S: Send + Sync + 'static> Torture<S> {
         all.chain(overlaps).chain([Disturbance::InTurns]).collect()
     }
 
-    /// Of so many disturbances, as many as are wanted.
+    /// Samples the wanted number of disturbances.
     fn some(
         &self,
         of: usize,

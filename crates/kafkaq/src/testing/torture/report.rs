@@ -1,9 +1,9 @@
-//! What torture has found.
+//! The result of a torture test.
 
 use std::{error::Error, fmt};
 
-/// How an execution was disturbed. Await points are counted from 1, in the execution that is disturbed: one is passed
-/// each time that the handler is suspended.
+/// How an execution was disturbed. Await points are counted from 1, in the disturbed execution: one is passed each time
+/// the handler is suspended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Disturbance {
@@ -19,19 +19,19 @@ pub enum Disturbance {
         /// The await point at which it was told.
         at: usize,
     },
-    /// The handler was told that the worker stops, and ended. If it was not done, the task was executed again.
+    /// The handler was told that the worker is stopping, and ended. If it was not done, the task was executed again.
     ShuttingDown {
         /// The await point at which it was told.
         at: usize,
     },
-    /// The handler stood still for longer than its lease, and went on while the task was executed again.
+    /// The handler was suspended for longer than its lease, and resumed while the task was executed again.
     Overlap {
-        /// The await point at which the first execution stood still; 0 is before it began.
+        /// The await point at which the first execution was suspended; 0 is before it started.
         first: usize,
-        /// The await point of the second execution at which the first went on; `usize::MAX` is after it had returned.
+        /// The await point of the second execution at which the first resumed; `usize::MAX` is after it had returned.
         second: usize,
     },
-    /// Two executions ran at once, in turns from one await point to the next.
+    /// Two executions ran concurrently, taking turns from one await point to the next.
     InTurns,
 }
 
@@ -70,13 +70,13 @@ impl fmt::Display for Disturbance {
     }
 }
 
-/// A disturbance that has changed what the task brings about.
+/// A disturbance that changed the effects of the task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Difference {
     /// What was done.
     pub disturbance: Disturbance,
-    /// Where the await point is: known of [`await_point`](crate::testing::await_point) and of
+    /// The location of the await point: known for [`await_point`](crate::testing::await_point) and
     /// [`Ctx::enqueue`](crate::worker::Ctx::enqueue).
     pub place: Option<String>,
     /// The effects without a disturbance.
@@ -96,11 +96,11 @@ impl fmt::Display for Difference {
     }
 }
 
-/// What a handler has stood.
+/// The disturbances that a handler has passed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TortureReport {
-    /// How many times the handler is suspended when nothing disturbs it.
+    /// How many times the handler is suspended when undisturbed.
     pub await_points: usize,
     /// How many disturbances were tried.
     pub disturbances: usize,
@@ -113,7 +113,7 @@ impl fmt::Display for TortureReport {
     }
 }
 
-/// Why a handler has not stood its torture. [`Debug`] prints the same as [`Display`](fmt::Display), for `unwrap`.
+/// Why a handler has failed the test. [`Debug`] prints the same as [`Display`](fmt::Display), for `unwrap`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct TortureError(pub(super) Problem);
 
@@ -125,7 +125,7 @@ pub(super) enum Problem {
 }
 
 impl TortureError {
-    /// Returns the disturbances that have changed the effects. None if the handler fails without any.
+    /// Returns the disturbances that changed the effects. None if the handler fails undisturbed.
     #[must_use]
     pub fn differences(&self) -> &[Difference] {
         match &self.0 {
@@ -150,7 +150,7 @@ impl fmt::Display for TortureError {
              ({await_points} await points)",
             differences.len()
         )?;
-        // The first of each kind: the others mostly say the same.
+        // The first of each kind: the others are mostly similar.
         let kind = |difference: &Difference| std::mem::discriminant(&difference.disturbance);
         for (n, difference) in differences.iter().enumerate() {
             if differences[..n].iter().any(|earlier| kind(earlier) == kind(difference)) {

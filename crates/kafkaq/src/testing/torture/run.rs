@@ -1,4 +1,4 @@
-//! One run: a fresh state, and executions of one task that are disturbed.
+//! One run: a new state, and disturbed executions of one task.
 
 use super::{super::MadeUp, Disturbance, Torture, execution::Execution};
 use crate::{
@@ -11,11 +11,11 @@ use crate::{
 use std::{fmt, sync::Arc, time::Duration};
 use tokio::time::{sleep, timeout};
 
-/// After so many attempts a task that has not ended never does.
+/// A task that has not ended after this many attempts never does.
 const MOST_ATTEMPTS: u32 = 20;
-/// A handler that goes on for longer than this is one that doesn't end.
+/// A handler that runs for longer than this doesn't end.
 const MOST_POINTS: usize = 100_000;
-/// After so many await points an execution waits for the other, if there is one, by looking again and again.
+/// After this many await points, an execution is assumed to wait for the other, if there is one, by polling.
 const PATIENT_POINTS: usize = 10_000;
 
 pub(super) struct Run<'a, S> {
@@ -27,7 +27,7 @@ pub(super) struct Run<'a, S> {
     failures: u32,
 }
 
-/// How a task has ended.
+/// How a task ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum End {
     Done,
@@ -36,12 +36,12 @@ pub(super) enum End {
     Never(String),
 }
 
-/// What a run has brought about.
+/// The result of a run.
 #[derive(Debug, PartialEq)]
 pub(super) struct Found<E> {
     pub(super) end: End,
     effects: E,
-    /// Tasks, without their ids: those of an id that is random are not the same each time.
+    /// Tasks without their ids, since random ids differ each time.
     enqueued: Vec<String>,
 }
 
@@ -65,7 +65,7 @@ impl<'a, S: Send + Sync + 'static> Run<'a, S> {
         Run { torture, task, state: Arc::new(state), enqueued, attempts: 0, failures: 0 }
     }
 
-    /// Without a disturbance. Returns the await points of the first execution.
+    /// Runs undisturbed. Returns the await points of the first execution.
     pub(super) async fn undisturbed(&mut self) -> (Vec<Option<String>>, End) {
         let mut execution = self.begin();
         let end = self.finish(&mut execution, None).await;
@@ -148,7 +148,8 @@ impl<'a, S: Send + Sync + 'static> Run<'a, S> {
         Execution::new(self.torture.handler.execute(made_up, self.state.clone(), self.enqueued.clone()))
     }
 
-    /// Runs an execution to an await point or to its end. When it can't go on, `other` may. Says whether it got there.
+    /// Runs an execution to an await point or to its end. If it is blocked, `other` may advance. Returns whether it got
+    /// there.
     async fn advance(
         &self,
         execution: &mut Execution,
@@ -177,8 +178,7 @@ impl<'a, S: Send + Sync + 'static> Run<'a, S> {
         timeout(self.torture.patience, execution.step()).await.is_ok()
     }
 
-    /// Runs an execution to its end, and those that follow from it, until the task has ended. `other` goes on when the
-    /// first of them has returned.
+    /// Runs an execution and its retries until the task has ended. `other` resumes when the first of them has returned.
     async fn finish(&mut self, first: &mut Execution, mut other: Option<&mut Execution>) -> End {
         let mut next = None;
         loop {
@@ -210,7 +210,7 @@ impl<'a, S: Send + Sync + 'static> Run<'a, S> {
         }
     }
 
-    /// Looks at the effects.
+    /// Reads the effects.
     pub(super) fn found<E>(&self, end: End, effects: &impl Fn(&S) -> E) -> Found<E> {
         let describe = |task: Task| {
             let key = task.key().map(|key| format!(" of {}", String::from_utf8_lossy(key)));

@@ -1,9 +1,9 @@
 //! The `redis` crate: a connection a caller, and a pipeline a batch.
 //!
 //! A creation is one `SET NX GET PX`. Replacements are a script that compares and sets, over as many keys as kafkaq's
-//! store gives to its own. Each lease has a key of its own: that neighbours can lie together is what the store knows. In a
-//! cluster a command has one key, and each node gets its part of a batch as a pipeline; which node that is is found out
-//! beforehand.
+//! store gives to its own. Each lease has a key of its own: that neighbours can lie together is what the store knows.
+//! In a cluster a command has one key, and each node gets its part of a batch as a pipeline; which node that is is
+//! found out beforehand.
 
 use super::{Swaps, Used, all_done, full};
 use crate::{
