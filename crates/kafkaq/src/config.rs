@@ -44,16 +44,20 @@ pub enum Tracking {
     ///
     /// Tasks are still executed at least once. What you give up, for tasks whose id was left to `publish`:
     ///
-    /// - After a crash, when a partition is lost, or when a publisher's client has appended a record twice, a job that has
-    ///   just started may run again, possibly while the first one is still running.
-    /// - Quick tasks are not remembered: [`JobController::get`](crate::JobController::get) does not know them, and they
-    ///   run again if the group's offsets are reset.
-    /// - Cancelling a quick task while it runs reports success, and so does the job's `done`.
-    /// - A task that kills its process at once is counted only from the second time on.
+    /// - After a crash or the loss of a partition, what was done since the last commit is executed again, up to 8,192
+    ///   tasks per partition; it may also run a second time while the first execution goes on. A deploy and a rebalance
+    ///   commit first, so they repeat nothing unless Kafka or the store is slow.
+    /// - Quick tasks are not remembered: [`JobController::get`](crate::JobController::get) does not know them, a second
+    ///   record of the same task is executed too, and so is everything if the group's offsets are reset. So choose the id
+    ///   yourself if you want to repeat a failed `publish`.
+    /// - [`JobController::cancel`](crate::JobController::cancel) cannot tell a quick task that is running, or done, from
+    ///   one that nobody has started.
+    /// - A crash is not counted as the task's failure, and the next execution has the same
+    ///   [`attempt`](crate::Job::attempt). So a task that kills its process gets one or two more tries.
     ///
     /// These still get a lease before they are handed out: ids that the caller chose, foreign records, delayed tasks,
     /// redeliveries, and in each partition the first 8,192 records after its assignment, which the previous owner may
-    /// have started.
+    /// have started. A job that nobody takes within `track_after` gets one, too.
     Slow,
 }
 

@@ -38,8 +38,10 @@
 //! | `notices.rs` | answers and alarms for the driver | |
 //!
 //! Invariants, numbered as in ARCHITECTURE.md:
-//! - **I1 cover** a record is finished only when the lease is terminal or a copy with a higher number is durable.
-//! - **I2 exclusive** no job is handed out without a live lease that this process has just won.
+//! - **I1 cover** a record is finished only when the lease is terminal, a copy with a higher number is durable, or a job
+//!   without a lease was done while its record was this process's.
+//! - **I2 exclusive** no job is handed out without a live lease that this process has just won; with `track_after`, a first
+//!   attempt may be that nobody else has begun, as far as its record's place tells.
 //! - **I3 fenced** only the holder of the current token finishes, extends, retries or rejects.
 //! - **I4 prefix** the committed offset never passes an unfinished record and never goes back.
 //! - **I5 liveness** when faults stop, every task becomes terminal.
