@@ -2,7 +2,7 @@
 
 use crate::committed_offsets;
 use kafkaq::{
-    DeadLetters, Queue, QueueBuilder,
+    DeadLetters, Queue, QueueBuilder, Tracking,
     backend::{Key, LeaseStore, Partition},
     etcd::EtcdStore,
     memory::{MemoryLog, MemoryStore},
@@ -91,6 +91,9 @@ pub fn not_asked_for(broker: BrokerKind, store: StoreKind) -> Option<String> {
     (!is_asked).then(|| format!("KAFKAQ_TEST_BACKENDS is {asked}"))
 }
 
+/// The word for [`Tracking::Slow`].
+const SLOW: &str = "slow";
+
 /// A broker and a store for one case: all its queues share them.
 #[derive(Clone, Debug)]
 pub struct Pair {
@@ -100,6 +103,7 @@ pub struct Pair {
     leases: MemoryStore,
     name: String,
     member_timeout: Option<Duration>,
+    tracking: Tracking,
     kafka_at: Option<String>,
     store_at: Option<String>,
 }
@@ -122,6 +126,7 @@ impl Pair {
             leases,
             name: name.into(),
             member_timeout: None,
+            tracking: Tracking::Every,
             kafka_at: None,
             store_at: None,
         }
@@ -132,6 +137,12 @@ impl Pair {
     pub fn with_member_timeout(mut self, timeout: Duration) -> Pair {
         self.member_timeout = Some(timeout);
         self
+    }
+
+    /// The same pair, which tells the store only of jobs that take long.
+    #[must_use]
+    pub fn with_slow_tracking(self) -> Pair {
+        Pair { tracking: Tracking::Slow, ..self }
     }
 
     /// A queue of another name on the same servers.
@@ -151,21 +162,20 @@ impl Pair {
     pub fn words(&self) -> Vec<String> {
         let timeout = self.member_timeout.map(|t| t.as_millis().to_string());
         let words = [self.broker.name(), self.store.name(), &self.name].map(str::to_owned);
-        words.into_iter().chain(timeout).collect()
+        let slow = (self.tracking == Tracking::Slow).then(|| SLOW.to_owned());
+        words.into_iter().chain(slow).chain(timeout).collect()
     }
 
     /// The pair that another process has told of.
     #[must_use]
     pub fn of_words(words: &[&str]) -> Option<Pair> {
-        let [broker, store, name, timeout @ ..] = words else { return None };
+        let [broker, store, name, more @ ..] = words else { return None };
         let broker = BrokerKind::ALL.iter().find(|b| b.name() == *broker)?;
         let store = StoreKind::ALL.iter().find(|s| s.name() == *store)?;
-        let pair = Pair::named(*broker, *store, *name);
-        match timeout {
-            [] => Some(pair),
-            [timeout] => Some(pair.with_member_timeout(Duration::from_millis(timeout.parse().ok()?))),
-            _ => None,
-        }
+        more.iter().try_fold(Pair::named(*broker, *store, *name), |pair, word| match *word {
+            SLOW => Some(pair.with_slow_tracking()),
+            timeout => Some(pair.with_member_timeout(Duration::from_millis(timeout.parse().ok()?))),
+        })
     }
 
     /// The same pair with another Kafka than the shared one.
@@ -190,7 +200,8 @@ impl Pair {
 
     /// One more process of the case's queue, with the times that users get.
     pub fn usual_queue(&self) -> QueueBuilder {
-        let builder = Queue::builder(self.name.as_str()).partitions(6).store(self.store());
+        let builder =
+            Queue::builder(self.name.as_str()).partitions(6).store(self.store()).tracking(self.tracking);
         match self.broker {
             BrokerKind::Memory => builder.broker(self.log.clone()),
             BrokerKind::RdKafka => builder.broker(RdKafka::builder(self.kafka()).build().expect("settings")),
