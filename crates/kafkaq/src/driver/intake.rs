@@ -9,7 +9,6 @@ use std::{
     collections::HashMap,
     fmt,
     future::poll_fn,
-    hash::{BuildHasherDefault, Hasher},
     pin::pin,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -52,7 +51,7 @@ pub(super) struct Intake {
     appends: Calls<OpId, i64>,
     commits: Calls<Commit, ()>,
     /// Jobs that are ready or held, until their holder can ask nothing more.
-    slots: HashMap<JobKey, Arc<Slot>, BuildHasherDefault<JobHasher>>,
+    slots: HashMap<JobKey, Arc<Slot>, foldhash::fast::RandomState>,
     inbox: Inbox,
     ready: Vec<Ready>,
     offers: Vec<Arc<Slot>>,
@@ -417,25 +416,5 @@ fn report(alarm: &Alarm) {
             "a record that can't be understood went to the dead-letter topic"
         ),
         other => tracing::warn!(target: "kafkaq", alarm = ?other, "alarm"),
-    }
-}
-
-/// Job keys count up: a multiplication spreads them well enough, and costs a tenth of the default hasher.
-#[derive(Default)]
-struct JobHasher(u64);
-
-impl Hasher for JobHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for b in bytes {
-            self.write_u64(u64::from(*b));
-        }
-    }
-
-    fn write_u64(&mut self, n: u64) {
-        self.0 = (self.0.rotate_left(5) ^ n).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     }
 }
