@@ -3,7 +3,7 @@
 use super::{FAR, Shared, calls::Calls, shared::Inbox, slot::Slot, start::shut_down};
 use kafkaq_core::{
     Commit, Consumer, Error, ErrorKind, Event, LeaseStore, Log, LostReason, Result, Retry, Swapped,
-    machine::{Alarm, Answer, Command, FlowControl, JobKey, Machine, Notice, OpId, Ready},
+    machine::{Alarm, Answer, Command, FlowControl, JobKey, Machine, Notice, Now, OpId, Ready},
 };
 use std::{
     collections::HashMap,
@@ -194,7 +194,7 @@ impl Intake {
             }
         }
         if offered {
-            self.tell_demand();
+            self.tell_demand(self.shared.clock.now());
         }
     }
 
@@ -224,9 +224,9 @@ impl Intake {
         }
     }
 
-    fn tell_demand(&mut self) {
+    fn tell_demand(&mut self, now: Now) {
         let (waiting, ready) = self.shared.counter.demand();
-        self.machine.handle_demand(self.shared.clock.now(), waiting, ready);
+        self.machine.handle_demand(now, waiting, ready);
     }
 
     /// What the machine has for the backends, as far as there is room.
@@ -343,7 +343,7 @@ impl Intake {
         for caller in self.inbox.curious.drain(..) {
             let _ = caller.send(self.machine.stats());
         }
-        self.tell_demand();
+        self.tell_demand(now);
     }
 
     fn begin_to_stop(&mut self) {
