@@ -25,7 +25,7 @@ cargo xtask test [--quick | --backend NAMES | --only NAME] [--kafka redpanda]
     --only      one test binary, or of it one test, for example: --only kafkaq-tests::outage
                 or one of the other checks: format, rust-version, architecture (what its document names
                 exists), blocks (of Rust in documents), packages, licences, clippy, features,
-                documentation, quickstart
+                documentation, quickstart, cost (instructions per task)
     --backend   only the matrix, and of it the pairs of these, for example: --backend rskafka,etcd
                 brokers: memory, rdkafka, rskafka; stores: memory, redis, redis-cluster, etcd, zookeeper.
                 With no broker named it is all of them, and with no store all stores. Starts only the

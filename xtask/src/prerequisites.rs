@@ -29,6 +29,8 @@ const PROTOC: Tool = tool("protoc", "protobuf-compiler");
 const PROTOC_FILES: Tool = tool("/usr/include/google/protobuf/empty.proto", "libprotobuf-dev");
 /// A Kafka client that knows nothing about kafkaq, for tests of foreign records.
 pub const KCAT: Tool = tool("kcat", "kcat");
+/// Counts instructions.
+pub const VALGRIND: Tool = tool("valgrind", "valgrind");
 /// Runs Kafka without a container.
 pub const JAVA: Tool = Tool { program: "java", package: "default-jre-headless", java: true };
 /// Fetches Kafka.

@@ -2,7 +2,7 @@
 
 use crate::{
     History, Partition, Position, TaskId, Wall,
-    uuids::{uuid_bytes, uuid_text},
+    uuids::uuid_bytes,
     wire::{Reader, put, put_bytes},
 };
 use bytes::{BufMut, Bytes, BytesMut};
@@ -158,7 +158,7 @@ impl Envelope {
         }
         let id = match flags & UUID {
             0 => TaskId::new(rest.text()?).map_err(|_| DecodeError::Damaged("an id of the wrong size"))?,
-            _ => TaskId::from_parts(uuid_text(rest.array()?)),
+            _ => TaskId::of_uuid(rest.array()?),
         };
         let mut envelope = Envelope::new(id, Wall(rest.number()?));
         envelope.versions = versions;
@@ -207,13 +207,15 @@ pub(crate) fn position(rest: &mut Reader<'_>) -> Result<Position, DecodeError> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use uuid::Uuid;
 
     fn envelope() -> impl Strategy<Value = Envelope> {
         let origin = proptest::option::of(("[a-z.]{1,20}", 0..i32::MAX, -1..i64::MAX));
         let id = prop_oneof![
             "\\PC{1,30}",
-            any::<u128>().prop_map(|n| uuid_text(n.to_be_bytes())),
-            any::<u128>().prop_map(|n| uuid_text(n.to_be_bytes()).to_uppercase()),
+            any::<u128>().prop_map(|n| Uuid::from_u128(n).to_string()),
+            any::<u128>().prop_map(|n| Uuid::from_u128(n).to_string().to_uppercase()),
+            any::<u128>().prop_map(|n| Uuid::from_u128(n).simple().to_string()),
         ];
         (id, any::<(u32, u32, u32, u64, u64, u64, u64, bool)>(), origin, proptest::option::of("\\PC{0,9}"))
             .prop_map(|(id, (attempt, failures, cover, due, ahead, lane, published, running), at, reason)| {

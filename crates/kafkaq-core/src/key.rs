@@ -64,9 +64,15 @@ impl fmt::Display for Key {
 /// Percent-escapes one segment. `.` and `..` are escaped too, since they have a meaning in paths.
 pub(crate) fn escape_into(out: &mut String, segment: &[u8]) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() | matches!(b, b'_' | b'~' | b'-' | b'.');
     let dots = segment == b"." || segment == b"..";
+    // Nearly every segment stands as it is. Without an early end, many bytes are looked at together.
+    let stands = !dots && segment.iter().fold(true, |all, b| all & is_plain(*b));
+    if stands && let Ok(segment) = std::str::from_utf8(segment) {
+        return out.push_str(segment);
+    }
     for &b in segment {
-        if b.is_ascii_alphanumeric() || b"_~-".contains(&b) || (b == b'.' && !dots) {
+        if is_plain(b) && !dots {
             out.push(b as char);
         } else {
             out.push('%');

@@ -28,7 +28,8 @@ impl Wall {
 
 /// Whole milliseconds, rounded up, so that nothing becomes due too early.
 fn millis(d: Duration) -> u64 {
-    u64::try_from(d.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+    let rest = u64::from(d.subsec_nanos().div_ceil(1_000_000));
+    d.as_secs().saturating_mul(1000).saturating_add(rest)
 }
 
 /// Identifies one hold of a task's lease. It is never reused, so a system that the handler writes to can tell holders

@@ -61,7 +61,7 @@ impl crate::TaskId {
         id[6] = 0x70 | (id[6] & 0x0f);
         id[7] = MARK;
         id[8] = 0x80 | (id[8] & 0x3f);
-        Self::from_parts(crate::uuids::uuid_text(id))
+        Self::of_uuid(id)
     }
 }
 

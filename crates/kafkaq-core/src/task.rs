@@ -30,9 +30,10 @@ impl TaskId {
     /// An id that kafkaq generated and knows to be short enough.
     #[doc(hidden)]
     #[must_use]
-    pub fn from_parts(id: String) -> Self {
+    pub fn from_parts(id: impl Into<Arc<str>>) -> Self {
+        let id = id.into();
         debug_assert!(!id.is_empty() && id.len() <= Self::MAX_LEN);
-        TaskId(id.into())
+        TaskId(id)
     }
 
     /// The id as text.

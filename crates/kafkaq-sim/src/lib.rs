@@ -11,7 +11,6 @@
 
 mod check;
 mod clients;
-mod cost;
 mod digest;
 mod driver;
 mod group;
@@ -31,7 +30,6 @@ mod workers;
 mod world;
 
 pub use check::Violation;
-pub use cost::cost;
 pub use group::{GroupFound, GroupOutcome, GroupStats, run_group, search_group, trace_group};
 pub use key_lock::{
     KeyLockFound, KeyLockOutcome, KeyLockStats, run_key_lock, search_key_lock, trace_key_lock,

@@ -10,10 +10,8 @@ const USAGE: &str =
     "usage: kafkaq-sim [group | key-lock] seeds [--from N] [--count N] [--fault NAME] [--only TROUBLE,..]
        kafkaq-sim [group | key-lock] faults [--count N]
        kafkaq-sim [group | key-lock] replay SEED [--fault NAME] [--only TROUBLE,..]
-       kafkaq-sim cost [--count N]
 
-`seeds` prints a digest of everything that the machines wanted done, to compare two builds. `cost` takes tasks through
-one machine and prints what each takes; `perf stat -e instructions:u` around it counts exactly.
+`seeds` prints a digest of everything that the machines wanted done, to compare two builds.
 With `group` it is the consumer group for a log without one, with `key-lock` the lock of a key. They have no --only.";
 
 fn main() -> Result<(), String> {
@@ -71,14 +69,6 @@ fn of_the_machine(args: &Args) -> Result<(), String> {
             report(count, begin, &found.violations, &found.stats.list())
         }
         Some("faults") => faults(args.number("--count", 2_000)?),
-        Some("cost") => {
-            let (tasks, worked) = kafkaq_sim::cost(args.number("--count", 100_000)?);
-            println!(
-                "{tasks} tasks: {} ns of the machine per task",
-                worked.as_nanos() / u128::from(tasks.max(1))
-            );
-            Ok(())
-        }
         Some("replay") => {
             let seed = args.seed()?;
             let (outcome, lines) = kafkaq_sim::trace(seed, &profile, fault);

@@ -292,7 +292,7 @@ impl Inner {
         let partitions = self.tasks.partitions();
         match key {
             Some(key) => partitioner::for_key(key, partitions),
-            None => (number % partitions.unsigned_abs() as u128) as i32,
+            None => (number as u64 % u64::from(partitions.unsigned_abs())) as i32,
         }
     }
 

@@ -11,6 +11,7 @@ const BUSY: &[&str] = &[
     "features",
     "documentation",
     "quickstart",
+    "cost",
     "documents",
     "kafkaq-sim::group",
     "kafkaq-sim::key_lock",

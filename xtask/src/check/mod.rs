@@ -7,6 +7,7 @@
 mod architecture;
 mod blocks;
 mod built;
+mod cost;
 mod features;
 mod lanes;
 mod licences;
@@ -24,7 +25,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, anyhow};
 use xtask::command::{capture, run};
-use xtask::prerequisites::{self, KCAT};
+use xtask::prerequisites::{self, KCAT, VALGRIND};
 use xtask::services::{Service, Services};
 
 use crate::backends::Backends;
@@ -173,7 +174,9 @@ impl Check<'_> {
             }
             _ => {
                 for step in Step::SHORT {
-                    self.short(step);
+                    if self.applies(step) {
+                        self.report.step(step.name(), || step.run());
+                    }
                 }
                 if *quick {
                     self.report.step("clippy", || Step::Clippy.run());
@@ -186,17 +189,14 @@ impl Check<'_> {
         }
     }
 
-    fn short(&mut self, step: Step) {
-        if step == Step::Licences
-            && let Err(error) = licences::find()
-        {
-            // A convenience: nobody has to install it.
-            let advice = "to have it: cargo install --locked cargo-deny";
-            return self
-                .report
-                .skip(step.name(), format!("the licences were not checked. {error:#}; {advice}"));
+    /// Whether a step is to be run. That it isn't stands in the summary.
+    fn applies(&mut self, step: Step) -> bool {
+        let why_not = step.why_not();
+        let applies = why_not.is_none();
+        if let Some(why) = why_not {
+            self.report.skip(step.name(), why);
         }
-        self.report.step(step.name(), || step.run());
+        applies
     }
 
     /// All unit tests, and all other tests of the crates that need no server.
@@ -228,6 +228,9 @@ impl Check<'_> {
         if all {
             // They use the CPU time that the tests leave idle.
             for step in Step::LONG {
+                if !self.applies(step) {
+                    continue;
+                }
                 match step.suite() {
                     Ok(suite) => suites.push(suite),
                     Err(error) => self.report.check(false, || format!("{error:#}")),
@@ -342,6 +345,9 @@ fn prerequisites(options: &Options) -> Result<()> {
     let mut tools = prerequisites::build_tools();
     if !options.quick {
         tools.push(KCAT);
+        if Step::Cost.why_not().is_none() {
+            tools.push(VALGRIND);
+        }
         // Servers that tests start with custom options are processes, even if the others are containers.
         tools.extend([prerequisites::REDIS, prerequisites::ETCD]);
         tools.extend(Service::ALL.iter().flat_map(|service| service.tools()));

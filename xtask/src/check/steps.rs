@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use xtask::command::run;
 
 use super::suites::{Kind, Suite};
-use super::{architecture, blocks, features, licences, metadata, packages, workspace};
+use super::{architecture, blocks, cost, features, licences, metadata, packages, workspace};
 use crate::cargo;
 
 /// A check by itself: `cargo xtask test --only clippy`.
@@ -23,10 +23,11 @@ pub(crate) enum Step {
     Features,
     Documentation,
     Quickstart,
+    Cost,
 }
 
 impl Step {
-    const ALL: [Step; 10] = [
+    const ALL: [Step; 11] = [
         Step::Format,
         Step::RustVersion,
         Step::Architecture,
@@ -37,6 +38,7 @@ impl Step {
         Step::Features,
         Step::Documentation,
         Step::Quickstart,
+        Step::Cost,
     ];
 
     /// Fast steps.
@@ -44,7 +46,8 @@ impl Step {
         [Step::Format, Step::RustVersion, Step::Architecture, Step::Blocks, Step::Packages, Step::Licences];
 
     /// CPU-bound steps that take a while.
-    pub(super) const LONG: [Step; 4] = [Step::Clippy, Step::Features, Step::Documentation, Step::Quickstart];
+    pub(super) const LONG: [Step; 5] =
+        [Step::Clippy, Step::Features, Step::Documentation, Step::Quickstart, Step::Cost];
 
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -58,6 +61,20 @@ impl Step {
             Step::Features => "features",
             Step::Documentation => "documentation",
             Step::Quickstart => "quickstart",
+            Step::Cost => "cost",
+        }
+    }
+
+    /// Why it is left out here, which is no failure.
+    pub(super) fn why_not(self) -> Option<String> {
+        match self {
+            // A convenience: nobody has to install it.
+            Step::Licences => licences::find().err().map(|error| {
+                let advice = "to have it: cargo install --locked cargo-deny";
+                format!("the licences were not checked. {error:#}; {advice}")
+            }),
+            Step::Cost => cost::incomparable(),
+            _ => None,
         }
     }
 
@@ -80,6 +97,7 @@ impl Step {
             Step::Documentation => run(workspace("doc").arg("--no-deps").env("RUSTDOCFLAGS", "-D warnings")),
             // As the README has it: nothing but Rust.
             Step::Quickstart => run(&mut cargo(&["run", "--example", "quickstart"])),
+            Step::Cost => cost::check(),
         }
     }
 

@@ -7,6 +7,7 @@ use super::{
     slab::{Ref, Slab},
 };
 use crate::{History, Key, Keyspace, Position, TaskId};
+use foldhash::fast::RandomState;
 use std::{
     collections::{HashMap, VecDeque, hash_map},
     sync::Arc,
@@ -16,7 +17,7 @@ use std::{
 pub(super) struct Items {
     items: Slab<Item>,
     tasks: Slab<TaskEntry>,
-    by_id: HashMap<TaskId, Ref>,
+    by_id: HashMap<TaskId, Ref, RandomState>,
 }
 
 /// All items of one task in this process.
@@ -47,7 +48,7 @@ pub(super) struct NewItem {
 
 impl Items {
     pub(super) fn new() -> Self {
-        Items { items: Slab::new(), tasks: Slab::new(), by_id: HashMap::new() }
+        Items { items: Slab::new(), tasks: Slab::new(), by_id: HashMap::default() }
     }
 
     pub(super) fn insert(&mut self, new: NewItem, keyspace: &Keyspace, now: Mono) -> Ref {

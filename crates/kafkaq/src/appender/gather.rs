@@ -53,7 +53,7 @@ impl Gathering {
 
     /// Whether a record in this line may wait there until a request has ended. Not if its time is up soon.
     pub(super) fn holds_back(&self, index: i32, until: Instant) -> bool {
-        until > Instant::now() + 2 * self.patience && self.partition() == index && self.is_crowded()
+        self.partition() == index && self.is_crowded() && until > Instant::now() + 2 * self.patience
     }
 
     pub(super) fn enter(&self) {

@@ -3,13 +3,12 @@
 use super::{FAR, Shared, calls::Calls, shared::Inbox, slot::Slot, start::shut_down};
 use kafkaq_core::{
     Commit, Consumer, Error, ErrorKind, Event, LeaseStore, Log, LostReason, Result, Retry, Swapped,
-    machine::{Alarm, Answer, Command, FlowControl, JobKey, Machine, Notice, OpId, Ready},
+    machine::{Alarm, Answer, Command, FlowControl, JobKey, Machine, Notice, Now, OpId, Ready},
 };
 use std::{
     collections::HashMap,
     fmt,
     future::poll_fn,
-    hash::{BuildHasherDefault, Hasher},
     pin::pin,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -52,7 +51,7 @@ pub(super) struct Intake {
     appends: Calls<OpId, i64>,
     commits: Calls<Commit, ()>,
     /// Jobs that are ready or held, until their holder can ask nothing more.
-    slots: HashMap<JobKey, Arc<Slot>, BuildHasherDefault<JobHasher>>,
+    slots: HashMap<JobKey, Arc<Slot>, foldhash::fast::RandomState>,
     inbox: Inbox,
     ready: Vec<Ready>,
     offers: Vec<Arc<Slot>>,
@@ -195,7 +194,7 @@ impl Intake {
             }
         }
         if offered {
-            self.tell_demand();
+            self.tell_demand(self.shared.clock.now());
         }
     }
 
@@ -225,9 +224,9 @@ impl Intake {
         }
     }
 
-    fn tell_demand(&mut self) {
+    fn tell_demand(&mut self, now: Now) {
         let (waiting, ready) = self.shared.counter.demand();
-        self.machine.handle_demand(self.shared.clock.now(), waiting, ready);
+        self.machine.handle_demand(now, waiting, ready);
     }
 
     /// What the machine has for the backends, as far as there is room.
@@ -344,7 +343,7 @@ impl Intake {
         for caller in self.inbox.curious.drain(..) {
             let _ = caller.send(self.machine.stats());
         }
-        self.tell_demand();
+        self.tell_demand(now);
     }
 
     fn begin_to_stop(&mut self) {
@@ -417,25 +416,5 @@ fn report(alarm: &Alarm) {
             "a record that can't be understood went to the dead-letter topic"
         ),
         other => tracing::warn!(target: "kafkaq", alarm = ?other, "alarm"),
-    }
-}
-
-/// Job keys count up: a multiplication spreads them well enough, and costs a tenth of the default hasher.
-#[derive(Default)]
-struct JobHasher(u64);
-
-impl Hasher for JobHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for b in bytes {
-            self.write_u64(u64::from(*b));
-        }
-    }
-
-    fn write_u64(&mut self, n: u64) {
-        self.0 = (self.0.rotate_left(5) ^ n).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     }
 }

@@ -45,36 +45,47 @@ impl Clock {
     }
 
     pub(crate) fn now(self) -> machine::Now {
-        machine::Now { mono: self.mono(), wall: wall_now() }
+        let (monotonic, system) = clocks();
+        machine::Now { mono: self.mono_of(monotonic), wall: wall(system) }
     }
 
     pub(crate) fn mono(self) -> machine::Mono {
-        machine::Mono::default().plus(self.0.elapsed())
+        self.mono_of(Instant::now())
+    }
+
+    fn mono_of(self, at: Instant) -> machine::Mono {
+        machine::Mono::default().plus(at.saturating_duration_since(self.0))
     }
 
     pub(crate) fn at(self, mono: machine::Mono) -> Instant {
         // A time too far away to be told stays far away.
-        self.0 + Duration::from_nanos(mono.0).min(self.0.elapsed() + FAR)
+        let at = self.0.checked_add(Duration::from_nanos(mono.0));
+        at.unwrap_or_else(|| Instant::now() + FAR)
     }
 }
 
 /// The wall clock's time. Where a test has paused tokio's clock, or advanced it, the wall clock moves with that, so that
 /// delays and leases take virtual time too.
 pub(crate) fn system_now() -> SystemTime {
+    clocks().1
+}
+
+/// The time by tokio's clock and by the wall clock.
+fn clocks() -> (Instant, SystemTime) {
     /// The same moment by both of the system's clocks.
     static MOMENT: OnceLock<(SystemInstant, SystemTime)> = OnceLock::new();
     let moment = *MOMENT.get_or_init(|| (SystemInstant::now(), SystemTime::now()));
-    let mut tokio = moment.0;
+    let mut tokio = Instant::from_std(moment.0);
     // Some machines' clocks go back by a tick for once.
     for _ in 0..3 {
         let before = SystemInstant::now();
-        tokio = Instant::now().into_std();
+        tokio = Instant::now();
         // A clock that runs shows a time between two looks at the system's, however long they took.
-        if (before..=SystemInstant::now()).contains(&tokio) {
-            return SystemTime::now();
+        if (before..=SystemInstant::now()).contains(&tokio.into_std()) {
+            return (tokio, SystemTime::now());
         }
     }
-    virtual_time(tokio, moment)
+    (tokio, virtual_time(tokio.into_std(), moment))
 }
 
 /// A function of tokio's clock alone: how long the thread is away between two looks must not move it.

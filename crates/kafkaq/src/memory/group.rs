@@ -53,6 +53,8 @@ struct Seat {
     lost: Vec<Assignment>,
     /// Whether there may be an event.
     news: bool,
+    /// Whether there may be records to read.
+    records: bool,
     waker: Option<Waker>,
 }
 
@@ -124,6 +126,7 @@ impl Group {
             alarms: Vec::new(),
             lost: Vec::new(),
             news: true,
+            records: true,
             waker: None,
         };
         self.members.insert(id, seat);
@@ -243,7 +246,7 @@ impl Group {
         let leaving = self.slots.values().filter_map(|s| s.owner.as_ref()).filter(|o| o.is_leaving());
         self.deadline = leaving.filter_map(|o| o.release_by).min();
         for seat in self.members.values_mut() {
-            seat.news = true;
+            (seat.news, seat.records) = (true, true);
             wake.extend(seat.waker.take());
         }
     }
@@ -331,9 +334,11 @@ impl Group {
 
     /// The next records of a member, from its partitions in turn.
     pub(super) fn read(&mut self, member: MemberId, log: &[Records]) -> Option<Result<Event>> {
-        let seat = self.members.get_mut(&member)?;
+        let seat = self.members.get_mut(&member).filter(|seat| seat.records)?;
         let mut in_turn = self.slots.range(seat.last + 1..).chain(self.slots.range(..=seat.last));
-        let number = *in_turn.find(|(number, slot)| slot.has_records(member, &log[**number]))?.0;
+        let next = in_turn.find(|(number, slot)| slot.has_records(member, &log[**number]));
+        seat.records = next.is_some();
+        let number = *next?.0;
         let slot = self.slots.get_mut(&number)?;
         let owner = slot.owner.as_mut()?;
         let first = log[number].first();
@@ -372,6 +377,7 @@ impl Group {
         if let Some(owner) = owner.filter(|o| !o.paused && o.phase == Phase::Held)
             && let Some(seat) = self.members.get_mut(&owner.member)
         {
+            seat.records = true;
             wake.extend(seat.waker.take());
         }
     }

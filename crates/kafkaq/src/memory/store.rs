@@ -3,11 +3,12 @@
 use super::lock;
 use async_trait::async_trait;
 use bytes::Bytes;
+use foldhash::quality::RandomState;
 use kafkaq_core::{Error, ErrorKind, Key, LeaseStore, Result, Swap, Swapped};
 use std::{
     collections::{HashMap, hash_map::Entry},
     fmt,
-    hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState},
+    hash::{BuildHasher, BuildHasherDefault, Hash, Hasher},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -144,7 +145,7 @@ impl Shards {
         // Each is swept at a different size, so that they don't all sweep at once.
         let sizes = (0..SHARDS).map(|n| SWEEP_FROM + n * SWEEP_FROM / SHARDS);
         let shard = |sweep_at| Mutex::new(Shard { values: HashMap::default(), sweep_at });
-        Shards { hasher: RandomState::new(), shards: sizes.map(shard).collect() }
+        Shards { hasher: RandomState::default(), shards: sizes.map(shard).collect() }
     }
 
     fn find(&self, key: &Key) -> (&Mutex<Shard>, Hashed) {
