@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: figures, side by side in one run.
 
+use std::ffi::OsString;
 use std::process::Command;
 use std::str::FromStr;
 
@@ -129,6 +130,18 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
         run(&mut cargo(&seeds))?;
     }
     Ok(())
+}
+
+/// Runs the parts `compare` and `growth`, which are a program of their own and read their words themselves.
+///
+/// # Errors
+/// When a tool is missing, or something can't be built or started.
+pub(crate) fn apart(words: &[OsString]) -> Result<()> {
+    let servers = Service::QUICKSTART.iter().flat_map(|service| service.tools());
+    prerequisites::ensure(&prerequisites::build_tools().into_iter().chain(servers).collect::<Vec<_>>())?;
+    let mut bench = cargo(&["run", "--release", "--quiet", "--package", "kafkaq-bench", "--"]);
+    // It reads from the system what each process has used.
+    run(bench.args(words).env("KAFKAQ_SERVICES", "native"))
 }
 
 fn on_servers(services: &Services, wanted: &[Service], parts: &[Part], options: &Options) -> Result<()> {

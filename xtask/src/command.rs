@@ -179,8 +179,10 @@ fn wait(child: &mut Child, enough: &mut dyn FnMut(u32) -> bool) -> Result<ExitSt
     Ok(status)
 }
 
-/// What a process and the children it waited for have taken of the processor.
-fn cpu_of(pid: u32) -> Option<Duration> {
+/// What a process, with all its threads and the children it waited for, has taken of the processor. None where the
+/// system doesn't say.
+#[must_use]
+pub fn cpu_of(pid: u32) -> Option<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the name in parentheses, which may contain anything; the 14th to the 17th are the times.
     let (_, rest) = stat.rsplit_once(") ")?;

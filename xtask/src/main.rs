@@ -48,6 +48,15 @@ cargo xtask bench [pairs] [stores] [logs] [delays] [idle] [worker] [crowd] [seed
     --mimalloc  with mimalloc instead of the system's
     --observed  with metrics and spans
 
+cargo xtask bench compare [OPTIONS]
+    kafkaq beside Kafka's share groups, asynq, apalis and BullMQ, on the same servers and in turns. It
+    takes go, node, npm, mvn and javac, and most of an hour; `cargo xtask bench compare --help` says how
+    to do with less.
+
+cargo xtask bench growth [OPTIONS]
+    kafkaq alone with large backlogs, many waiting tasks, more jobs at once, processes and partitions. The
+    same page says how far.
+
 cargo xtask services up [--only NAMES | --all] [--env]
     Starts Kafka and Redis on free ports of 127.0.0.1 and leaves them running: as containers where a
     Docker engine responds, otherwise as processes. (KAFKAQ_SERVICES=docker or =native overrides it.)
@@ -88,7 +97,7 @@ fn dispatch() -> Result<()> {
             Ok(())
         }
         Some("test") => check::everything(&check_options(args)?),
-        Some("bench") => bench::measure(&bench_options(args)?),
+        Some("bench") => bench(args),
         Some("services") => services(args),
         Some(other) => bail!("`{other}` is no command; `cargo xtask` lists them"),
     }
@@ -137,6 +146,14 @@ fn check_options(mut args: Parser) -> Result<check::Options> {
         bail!("--quick starts no servers, and --backend and --kafka are about nothing else");
     }
     Ok(options)
+}
+
+fn bench(mut args: Parser) -> Result<()> {
+    let words: Vec<_> = args.raw_args()?.collect();
+    if words.first().is_some_and(|word| word == "compare" || word == "growth") {
+        return bench::apart(&words);
+    }
+    bench::measure(&bench_options(Parser::from_args(words))?)
 }
 
 fn bench_options(mut args: Parser) -> Result<bench::Options> {

@@ -27,7 +27,8 @@ pub(super) static KIND: Kind = Kind {
     join: |_| Ok(()),
 };
 
-const VERSION: &str = "4.3.1";
+/// The version of Kafka that runs without a container.
+pub const VERSION: &str = "4.3.1";
 const IMAGE: &str = "apache/kafka:4.3.1";
 /// Sixteen bytes in base64, "kafkaq-test-only": each node is a cluster of its own, so the id need not be unique.
 const CLUSTER_ID: &str = "a2Fma2FxLXRlc3Qtb25seQ";

@@ -49,9 +49,10 @@ use anyhow::Result;
 
 use crate::prerequisites::Tool;
 pub use docker::is_used as are_containers;
-pub use kafka::program as kafka_program;
+pub use kafka::{VERSION as KAFKA_VERSION, program as kafka_program};
 use ports::Ports;
 pub use ports::free_port;
+pub use redis::answer as redis_answer;
 pub use server::Server;
 pub use set::Services;
 

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -26,6 +27,7 @@ pub(super) static KIND: Kind = Kind {
 };
 
 const IMAGE: &str = "redis:7.4.9";
+const BUSY_LIMIT: Duration = Duration::from_secs(30);
 
 fn args(port: u16) -> Vec<String> {
     ["--port", &port.to_string(), "--save", "", "--appendonly", "no"].map(str::to_owned).into()
@@ -53,8 +55,20 @@ pub(super) fn answers(port: u16) -> Result<bool> {
 
 /// What the server answers to a command of one line.
 pub(super) fn ask(port: u16, command: &str) -> Result<String> {
-    let mut stream = TcpStream::connect_timeout(&loopback(port), ASK_LIMIT)?;
-    stream.set_read_timeout(Some(ASK_LIMIT))?;
+    ask_within(ASK_LIMIT, port, command)
+}
+
+/// What a Redis on this port of this machine answers to a command of one line, even if it is busy.
+///
+/// # Errors
+/// When it can't be reached or doesn't answer.
+pub fn answer(port: u16, command: &str) -> Result<String> {
+    ask_within(BUSY_LIMIT, port, command)
+}
+
+fn ask_within(limit: Duration, port: u16, command: &str) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&loopback(port), limit)?;
+    stream.set_read_timeout(Some(limit))?;
     // The server hangs up after its answers, the last of which is to QUIT.
     stream.write_all(format!("{command}\r\nQUIT\r\n").as_bytes())?;
     let mut answer = String::new();

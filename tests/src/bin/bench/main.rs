@@ -6,6 +6,7 @@
 
 mod crowd;
 mod delays;
+mod drive;
 mod idle;
 mod logs;
 #[cfg(feature = "observed")]
@@ -37,10 +38,13 @@ fn typical_pairs() -> impl Iterator<Item = (BrokerKind, StoreKind)> {
     pairs.into_iter().filter(|(broker, store)| not_asked_for(*broker, *store).is_none())
 }
 
-/// Runs the parts that are named, or all.
+/// Runs the parts that are named, or all; or is one process of a comparison.
 #[tokio::main]
 async fn main() -> Outcome<()> {
     let named: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(("drive", words)) = named.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        return drive::run(words).await;
+    }
     let wanted = |part: &str| named.is_empty() || named.iter().any(|name| name == part);
     #[cfg(feature = "observed")]
     observed::install()?;
