@@ -52,6 +52,8 @@ pub(crate) fn sides(rivals: &[Rival]) -> Vec<Side> {
     let kafkaq = [
         kafkaq("kafkaq-rdkafka-500", "kafkaq, rdkafka + Redis, 500 jobs", "rdkafka,redis", 500),
         kafkaq("kafkaq-rdkafka-50", "kafkaq, rdkafka + Redis, 50 jobs", "rdkafka,redis", 50),
+        kafkaq("kafkaq-slow-500", "kafkaq, rdkafka + Redis, Slow, 500 jobs", "rdkafka,redis,slow", 500),
+        kafkaq("kafkaq-slow-50", "kafkaq, rdkafka + Redis, Slow, 50 jobs", "rdkafka,redis,slow", 50),
         kafkaq("kafkaq-rskafka-500", "kafkaq, rskafka + Redis, 500 jobs", "rskafka,redis", 500),
         kafkaq("kafkaq-rskafka-50", "kafkaq, rskafka + Redis, 50 jobs", "rskafka,redis", 50),
         kafkaq("kafkaq-memory-50", "kafkaq, in memory, 50 jobs", "memory,memory", 50),
@@ -69,7 +71,7 @@ fn kafkaq(key: &'static str, title: &'static str, backends: &'static str, jobs: 
         uses_kafka: !in_memory,
         uses_redis: !in_memory,
         publishes_in_bulk: true,
-        is_held: jobs == HELD_JOBS || in_memory,
+        is_held: (jobs == HELD_JOBS || in_memory) && !backends.ends_with("slow"),
         largest_backlog: None,
     }
 }
@@ -104,9 +106,16 @@ const KAFKAQ: Guarantees = Guarantees {
     duplicates: "a task id is executed once, also if it is published again within an hour",
 };
 
+const SLOW: Guarantees = Guarantees {
+    system: "kafkaq, Slow",
+    after_crash: "as soon as Kafka moves the partition; long jobs when the lease ends",
+    duplicates: "only chosen ids are executed once; others again after a crash, if done since the last commit",
+    ..KAFKAQ
+};
+
 /// Of kafkaq and these rivals.
 pub(crate) fn guarantees(rivals: &[Rival]) -> Vec<Guarantees> {
-    let mut all = vec![KAFKAQ];
+    let mut all = vec![KAFKAQ, SLOW];
     all.extend(rivals.iter().map(|rival| match rival {
         Rival::ShareGroups => Guarantees {
             system: "Kafka share group",
@@ -152,6 +161,6 @@ mod tests {
         let picked = sides(&[Rival::Asynq]);
         let rivals: Vec<_> = picked.iter().filter(|s| matches!(s.player, Player::Rival(_))).collect();
         assert_eq!(rivals.len(), 1);
-        assert_eq!(guarantees(&[Rival::Asynq])[1].system, "asynq");
+        assert_eq!(guarantees(&[Rival::Asynq])[2].system, "asynq");
     }
 }

@@ -8,7 +8,7 @@ mod growth;
 
 use crate::Outcome;
 use executions::{Executions, work};
-use kafkaq::{Publisher, QueueBuilder, Task};
+use kafkaq::{Publisher, QueueBuilder, Task, Tracking};
 use kafkaq_tests::{BrokerKind, Pair, StoreKind};
 use std::{
     io::Read,
@@ -70,6 +70,7 @@ impl Side {
 fn set(builder: QueueBuilder, setting: &str) -> Outcome<QueueBuilder> {
     match setting.split_once('=').unwrap_or((setting, "")) {
         ("partitions", number) => Ok(builder.partitions(number.parse()?)),
+        ("slow", "") => Ok(builder.tracking(Tracking::Slow)),
         _ => Err(format!("no setting of a queue: {setting}").into()),
     }
 }
