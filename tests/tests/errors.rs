@@ -9,7 +9,7 @@
 )]
 
 use kafkaq::{
-    Error, ErrorKind, Queue, Task,
+    Error, ErrorKind, Queue, Retry, Task,
     backend::{Log, TopicSpec},
     rdkafka::RdKafka,
     redis::RedisStore,
@@ -56,6 +56,19 @@ async fn a_broker_that_goes_down_fails_publish_in_time() {
 async fn a_topic_that_cannot_be_made_is_an_error() {
     let error = queue(&unique("copies"), &redis()).replication(3).build().await.unwrap_err();
     tells(&error);
+}
+
+/// A server that has not joined enough of the others yet may have by the next try.
+#[tokio::test(flavor = "multi_thread")]
+async fn too_few_brokers_for_the_servers_own_default_are_worth_another_try() {
+    let server = Service::Kafka.own_with(None, &["--override", "default.replication.factor=3"]).unwrap();
+    let rdkafka = Queue::builder(unique("few")).broker(RdKafka::builder(server.url()).build().unwrap());
+    let rskafka = Queue::builder(unique("few")).log(RsKafka::builder(server.url()).build().unwrap());
+    for builder in [rdkafka, rskafka] {
+        let error = builder.build_publisher().await.unwrap_err();
+        assert_eq!((error.kind(), error.retry()), (ErrorKind::Unavailable, Retry::Yes), "{error}");
+        tells(&error);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -175,6 +175,14 @@ impl<'a> Admin<'a> {
             match result {
                 Ok(_) => created.push(&*spec.name),
                 Err((_, Code::TopicAlreadyExists)) => {}
+                // By its own default it should have them: some have not joined yet, or are away.
+                Err((_, Code::InvalidReplicationFactor)) if spec.replication.is_none() => {
+                    let error = Error::not_applied(ErrorKind::Unavailable, self.op).on(&spec.name);
+                    return Err(error.with_advice(
+                        "Fewer brokers are available than the server's default.replication.factor: wait for them, or \
+                         set the replication factor of the queue",
+                    ));
+                }
                 Err((_, code)) => return Err(self.failed(code, &spec.name)),
             }
         }

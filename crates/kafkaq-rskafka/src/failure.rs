@@ -95,6 +95,13 @@ impl Failure {
             .because("no leader is there just now")
     }
 
+    /// The same failure of a topic whose replication is the server's own default.
+    pub(crate) fn few_brokers(self) -> Self {
+        let advice = "Fewer brokers are available than the server's default.replication.factor: wait for them, or set \
+                      the replication factor of the queue";
+        Failure { kind: ErrorKind::Unavailable, advice: Some(advice.into()), ..self }
+    }
+
     /// Not every broker knows of a topic that was just created.
     pub(crate) fn too_new() -> Self {
         Failure { again: true, answered: true, ..Failure::new(ErrorKind::Unavailable) }

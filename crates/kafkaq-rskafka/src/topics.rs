@@ -100,6 +100,13 @@ async fn create(link: &Link, spec: &TopicSpec, limits: Limits) -> Result<bool, F
         Ok(()) => Ok(true),
         // Somebody else was as fast.
         Err(failure) if failure.code == Some(ProtocolError::TopicAlreadyExists) => Ok(false),
+        // By its own default it should have them: some have not joined yet, or are away.
+        Err(failure)
+            if failure.code == Some(ProtocolError::InvalidReplicationFactor)
+                && spec.replication.is_none() =>
+        {
+            Err(failure.few_brokers())
+        }
         Err(failure) if failure.kind == ErrorKind::Denied => {
             let topic = &spec.name;
             let advice = format!("Allow this user Create on the topic {topic}, or create it beforehand");
