@@ -33,6 +33,8 @@ pub use store::{LeaseStore, Swap, Swapped};
 // What backends never see: the machines, what they write to the log and to the store, and tasks.
 #[cfg(feature = "machine")]
 mod envelope;
+#[cfg(feature = "planted-faults")]
+mod faults;
 #[cfg(feature = "machine")]
 #[cfg(test)]
 mod golden;

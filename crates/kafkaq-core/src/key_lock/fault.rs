@@ -1,8 +1,8 @@
-//! Deliberate bugs, each a rule taken out, for the simulation to find.
+//! Deliberate bugs of the lock of a key, for the simulation to find.
 
-/// A rule that is taken out of the lock of a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum KeyLockFault {
+crate::faults::faults! {
+    /// A rule that is taken out of the lock of a key.
+    KeyLockFault:
     /// A lock is taken although its holder's time is not up.
     TakesFromTheLiving,
     /// The clocks are taken to show the same time.
@@ -39,28 +39,4 @@ pub enum KeyLockFault {
     TtlWithoutSkew,
     /// A holder that renews its lock is taken for one that has not.
     RenewalOverlooked,
-}
-
-impl KeyLockFault {
-    /// All of them.
-    pub const ALL: &[KeyLockFault] = &[
-        KeyLockFault::TakesFromTheLiving,
-        KeyLockFault::SkewIgnored,
-        KeyLockFault::NeverExpires,
-        KeyLockFault::CountsFromAnswer,
-        KeyLockFault::UnknownIsTaken,
-        KeyLockFault::UnknownIsRenewed,
-        KeyLockFault::OthersTakenForOwn,
-        KeyLockFault::OverwritesOthers,
-        KeyLockFault::ReleasesOthers,
-        KeyLockFault::ReleaseNotRepeated,
-        KeyLockFault::TakeNotUndone,
-        KeyLockFault::NoTakeover,
-        KeyLockFault::OwnRenewalForeign,
-        KeyLockFault::LossGivesUp,
-        KeyLockFault::LateOwnLeft,
-        KeyLockFault::WallIgnored,
-        KeyLockFault::TtlWithoutSkew,
-        KeyLockFault::RenewalOverlooked,
-    ];
 }
