@@ -1,10 +1,12 @@
-//! Which ports servers get.
+//! Which ports servers get, and what they answer there.
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 
 use anyhow::{Context, Result, bail};
+
+use super::ASK_LIMIT;
 
 /// The ports to choose from; see [`free_port`].
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
@@ -77,6 +79,16 @@ fn next_number() -> Result<u16> {
 
 pub(super) fn loopback(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
+}
+
+/// What the server on this port answers until it hangs up.
+pub(super) fn ask(port: u16, question: &str) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&loopback(port), ASK_LIMIT)?;
+    stream.set_read_timeout(Some(ASK_LIMIT))?;
+    stream.write_all(question.as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 #[cfg(test)]

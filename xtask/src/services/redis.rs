@@ -1,16 +1,14 @@
 //! Redis: a cache that forgets everything when it ends, which is what the tests want of it.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::Result;
 
+use super::Kind;
 use super::docker::Recipe;
 use super::node::data;
-use super::ports::{Ports, loopback};
-use super::{ASK_LIMIT, Kind};
+use super::ports::{self, Ports};
 use crate::prerequisites;
 
 pub(super) static KIND: Kind = Kind {
@@ -53,12 +51,8 @@ pub(super) fn answers(port: u16) -> Result<bool> {
 
 /// What the server answers to a command of one line.
 pub(super) fn ask(port: u16, command: &str) -> Result<String> {
-    let mut stream = TcpStream::connect_timeout(&loopback(port), ASK_LIMIT)?;
-    stream.set_read_timeout(Some(ASK_LIMIT))?;
     // The server hangs up after its answers, the last of which is to QUIT.
-    stream.write_all(format!("{command}\r\nQUIT\r\n").as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
+    let answer = ports::ask(port, &format!("{command}\r\nQUIT\r\n"))?;
     let answer = answer.trim_end();
     Ok(answer.strip_suffix("+OK").unwrap_or(answer).trim_end().to_owned())
 }
