@@ -3,7 +3,7 @@
 use crate::committed_offsets;
 use kafkaq::{
     DeadLetters, Queue, QueueBuilder, Tracking,
-    backend::{Key, LeaseStore, Partition},
+    backend::{Key, LeaseStore, Partition, PartitionLog},
     etcd::EtcdStore,
     memory::{MemoryLog, MemoryStore},
     rdkafka::RdKafka,
@@ -217,19 +217,12 @@ impl Pair {
 
     /// The dead letters of the case's queue, as another process opens them. The queue must have been built.
     pub async fn dead_letters(&self) -> DeadLetters {
-        let builder = self.queue();
-        let opened = match self.broker {
-            BrokerKind::Memory => builder.build_dead_letters(self.log.clone()).await,
-            BrokerKind::RdKafka => {
-                let kafka = RdKafka::builder(self.kafka()).build().expect("settings");
-                builder.build_dead_letters(kafka).await
-            }
-            BrokerKind::RsKafka => {
-                let kafka = RsKafka::builder(self.kafka()).build().expect("settings");
-                builder.build_dead_letters(kafka).await
-            }
+        let log: Arc<dyn PartitionLog> = match self.broker {
+            BrokerKind::Memory => Arc::new(self.log.clone()),
+            BrokerKind::RdKafka => Arc::new(RdKafka::builder(self.kafka()).build().expect("settings")),
+            BrokerKind::RsKafka => Arc::new(RsKafka::builder(self.kafka()).build().expect("settings")),
         };
-        opened.expect("the queue is there")
+        self.queue().build_dead_letters(log).await.expect("the queue is there")
     }
 
     /// The address of its Kafka.

@@ -1,12 +1,6 @@
 //! Errors of what can't work say so, and what to do.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "these are tests"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 use kafkaq::{
     Error, ErrorKind, Queue, Retry, Task,

@@ -1,12 +1,6 @@
 //! What a queue can do, on real servers.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "these are tests"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 use kafkaq::{
     CancelOutcome, Job, JobError, JobStatus, LostReason, Queue, Task, TaskId,

@@ -1,12 +1,6 @@
 //! One queue, two clients: what is written through rdkafka is read through rskafka, and vice versa.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "these are tests"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 use kafkaq::{
     Job, JobStatus, Queue, Task, TaskId,

@@ -1,12 +1,6 @@
 //! Members of a group that is kept in a store: they die, hang, leave and join, and others take over their partitions.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "these are tests"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 use kafkaq::{Publisher, Queue, Task, TaskId};
 use kafkaq_core::partitioner;

@@ -1,12 +1,6 @@
 //! Publishing through real clients from any kind of runtime, and while the topic grows.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "these are tests"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 use kafkaq::{
     Publisher, Task,

@@ -1,12 +1,6 @@
 //! A hundred thousand tasks, published by two processes and executed by two others.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "these are tests"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 use kafkaq_tests::{Agent, BrokerKind, Line, PATIENCE, Pair, StoreKind, until};
 use std::{

@@ -1,12 +1,6 @@
 //! Workers on real servers: every outcome, and processes replaced under load.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::print_stdout,
-    reason = "these are tests"
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 use kafkaq::{
     JobStatus, Task, TaskId,

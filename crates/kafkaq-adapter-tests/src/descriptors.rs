@@ -6,9 +6,9 @@ use std::{env, fs::File, net::SocketAddr, process::Command, time::Duration};
 
 const SERVER: &str = "KAFKAQ_TEST_SERVER_FOR_FEW_DESCRIPTORS";
 
-/// Runs the test of this name, which has called this, once more in a process that may open few files.
-pub async fn are_named<A: Adapter>(test: &str) {
-    let Ok(addr) = env::var(SERVER) else { return run_again::<A>(test) };
+/// The test runs once more, in a process that may open few files.
+pub async fn used_up_descriptors_are_named<A: Adapter>() {
+    let Ok(addr) = env::var(SERVER) else { return run_again::<A>() };
     let store = A::at(addr.parse::<SocketAddr>().unwrap(), Duration::from_secs(10));
     let mut all = Vec::new();
     while let Ok(file) = File::open("/dev/null") {
@@ -22,12 +22,12 @@ pub async fn are_named<A: Adapter>(test: &str) {
     one(&store, create(&key("a"), "a")).await.unwrap();
 }
 
-fn run_again<A: Adapter>(test: &str) {
+fn run_again<A: Adapter>() {
     let server = A::SERVICE.shared().unwrap();
     let output = Command::new("sh")
         .args(["-c", "ulimit -n 100 && exec \"$@\"", "sh"])
         .arg(env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
+        .args(["used_up_descriptors_are_named", "--nocapture"])
         .env(SERVER, server.addr().to_string())
         .output()
         .unwrap();

@@ -4,12 +4,7 @@ use std::{
     fmt,
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
-use tracing::{
-    Dispatch, Event, Level, Metadata, Subscriber,
-    field::{Field, Visit},
-    span,
-    subscriber::DefaultGuard,
-};
+use tracing::{Dispatch, Event, Level, Metadata, Subscriber, field::Field, span, subscriber::DefaultGuard};
 
 /// Keeps the lines that are logged, from INFO on, with level and target in front.
 #[derive(Debug)]
@@ -43,12 +38,19 @@ impl Log {
     pub fn lines(&self) -> Vec<String> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+
+    /// Of these, warnings and errors, if lines have no thread's name in front.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let is_loud = |line: &String| line.starts_with("WARN ") || line.starts_with("ERROR ");
+        self.lines().into_iter().filter(is_loud).collect()
+    }
 }
 
-/// To be called before a subscriber is set for one thread. While there is only one subscriber, `tracing` asks the thread
+/// Has to come before a subscriber is set for one thread. While there is only one subscriber, `tracing` asks the thread
 /// that is first in a place whether anybody wants to hear of it. On a thread of another test nobody does, and the place
 /// is silent from then on. So here is another subscriber, for good.
-pub fn silence_no_place() {
+fn silence_no_place() {
     static ANOTHER: OnceLock<Dispatch> = OnceLock::new();
     ANOTHER.get_or_init(|| Dispatch::new(Lines { kept: Arc::default(), with_thread: false }));
 }
@@ -67,7 +69,7 @@ impl Subscriber for Lines {
         let thread = std::thread::current();
         let thread = if self.with_thread { thread.name().unwrap_or_default() } else { "" };
         let mut line = format!("{thread}{} {}:", event.metadata().level(), event.metadata().target());
-        event.record(&mut Words(&mut line));
+        event.record(&mut |_: &Field, value: &dyn fmt::Debug| line.push_str(&format!(" {value:?}")));
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).push(line);
     }
 
@@ -79,12 +81,4 @@ impl Subscriber for Lines {
     fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
     fn enter(&self, _: &span::Id) {}
     fn exit(&self, _: &span::Id) {}
-}
-
-struct Words<'a>(&'a mut String);
-
-impl Visit for Words<'_> {
-    fn record_debug(&mut self, _: &Field, value: &dyn fmt::Debug) {
-        self.0.push_str(&format!(" {value:?}"));
-    }
 }

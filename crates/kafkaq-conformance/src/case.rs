@@ -13,6 +13,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
+use tokio::time::{Instant, sleep};
 
 /// What a backend, or its test environment, may lack. See [`Kit::without`](crate::Kit::without).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -133,6 +134,20 @@ impl<T: ?Sized + Send + Sync + 'static> Context<T> {
         };
         let deleted = self.in_time("the deletion of a topic", delete(name.into())).await?;
         deleted.map_err(|error| Failed(format!("the topic could not be deleted: {error}")))
+    }
+
+    /// What a call answers once the client has found its way back after an outage.
+    pub(crate) async fn recovered<R>(&self, mut call: impl AsyncFnMut() -> Checked<R>) -> Checked<R> {
+        let limit = Instant::now() + 4 * self.answers_within();
+        loop {
+            match call().await {
+                Err(Failed(why)) if Instant::now() > limit => {
+                    return Err(Failed(format!("the server is back and the client isn't: {why}")));
+                }
+                Err(_) => sleep(Duration::from_millis(100)).await,
+                answered => return answered,
+            }
+        }
     }
 
     pub(crate) fn outage(&self) -> Checked<&dyn Outage> {

@@ -34,6 +34,8 @@ pub use store::{LeaseStore, Swap, Swapped};
 #[cfg(feature = "machine")]
 mod envelope;
 #[cfg(feature = "machine")]
+mod faults;
+#[cfg(feature = "machine")]
 #[cfg(test)]
 mod golden;
 #[cfg(feature = "machine")]

@@ -5,77 +5,28 @@ mod common;
 
 use common::*;
 use futures_util::StreamExt;
+use kafkaq_adapter_tests::Log;
 use kafkaq_core::*;
 use kafkaq_rdkafka::RdKafka;
 use std::{
-    fmt::{self, Write as _},
     net::TcpListener,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
-use tracing::{
-    Event as TracingEvent, Level, Metadata, Subscriber,
-    field::{Field, Visit},
-    span::{Attributes, Id, Record as SpanRecord},
-};
 
-/// Keeps what people would read: information, warnings and errors.
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<String>>>);
-
-impl Lines {
-    fn all(&self) -> Vec<String> {
-        self.0.lock().unwrap().clone()
+/// Waits for a line after the first so many.
+async fn wait_for(log: &Log, what: &str, of: &str, after: usize) {
+    let limit = Instant::now() + LONG;
+    while !log.lines().iter().skip(after).any(|line| line.contains(what) && line.contains(of)) {
+        assert!(Instant::now() < limit, "no line with `{what}`: {:#?}", log.lines());
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
-
-    /// After the first so many lines.
-    async fn wait_for(&self, what: &str, of: &str, after: usize) {
-        let limit = Instant::now() + LONG;
-        while !self.all().iter().skip(after).any(|line| line.contains(what) && line.contains(of)) {
-            assert!(Instant::now() < limit, "no line with `{what}`: {:#?}", self.all());
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-}
-
-struct Text(String);
-
-impl Visit for Text {
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        if field.name() == "message" {
-            write!(self.0, "{value:?}").unwrap();
-        } else {
-            write!(self.0, " {}={value:?}", field.name()).unwrap();
-        }
-    }
-}
-
-impl Subscriber for Lines {
-    fn enabled(&self, of: &Metadata<'_>) -> bool {
-        *of.level() <= Level::INFO
-    }
-
-    fn event(&self, event: &TracingEvent<'_>) {
-        let mut text = Text(format!("{} {}: ", event.metadata().level(), event.metadata().target()));
-        event.record(&mut text);
-        self.0.lock().unwrap().push(text.0);
-    }
-
-    fn new_span(&self, _: &Attributes<'_>) -> Id {
-        Id::from_u64(1)
-    }
-
-    fn record(&self, _: &Id, _: &SpanRecord<'_>) {}
-    fn record_follows_from(&self, _: &Id, _: &Id) {}
-    fn enter(&self, _: &Id) {}
-    fn exit(&self, _: &Id) {}
 }
 
 /// The subscriber is that of the process, so this is the only test here that looks at lines.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_is_one_line_when_it_begins_and_one_when_it_ends() {
-    let lines = Lines::default();
-    tracing::subscriber::set_global_default(lines.clone()).unwrap();
+    let log = Log::capture_all_threads();
     let mock = Mock::new(1).unwrap();
     mock.create_topic("t", 4, 1).unwrap();
     let limit = Duration::from_secs(4);
@@ -96,7 +47,7 @@ async fn an_outage_is_one_line_when_it_begins_and_one_when_it_ends() {
     });
     let from = Position { partition: of.clone(), offset: 1 };
     // On a busy machine there may have been an outage before this one.
-    let before = lines.all().len();
+    let before = log.lines().len();
     mock.broker_down(1).unwrap();
     for _ in 0..3 {
         // All that a process does, from all of its clients.
@@ -112,10 +63,10 @@ async fn an_outage_is_one_line_when_it_begins_and_one_when_it_ends() {
         assert!(described.to_string().contains("refused"), "{described}");
     }
     mock.broker_up(1).unwrap();
-    lines.wait_for("works again", &mock.bootstrap_servers(), before).await;
+    wait_for(&log, "works again", &mock.bootstrap_servers(), before).await;
     kafka.close().await.unwrap();
     events.await.unwrap();
-    let mut told: Vec<_> = lines.all().split_off(before);
+    let mut told: Vec<_> = log.lines().split_off(before);
     // Not those of other tests.
     told.retain(|line| line.contains(&mock.bootstrap_servers()));
     println!("{told:#?}");

@@ -103,11 +103,7 @@ async fn a_revoke_waits_for_the_release_and_a_commit_in_between_counts() {
         let of_a = assigned(&mut a, 4).await;
         let other = site.kafka();
         let mut b = other.join(site.request("g")).await.unwrap();
-        let revoking = loop {
-            if let Event::Revoking(r) = next(&mut a).await {
-                break r;
-            }
-        };
+        let revoking = revoking(&mut a).await;
         assert!(!revoking.is_empty() && revoking.iter().all(|r| of_a.contains(r)));
         let commits: Vec<_> = revoking.iter().map(|r| Commit { assignment: r.clone(), offset: 7 }).collect();
         commit(&*a.member, &commits).await;
@@ -201,11 +197,7 @@ async fn a_member_hears_of_changes_before_its_next_heartbeat_is_due() {
         assigned(&mut a, 4).await;
         let other = site.kafka();
         let mut b = other.join(site.request("g")).await.unwrap();
-        let revoking = loop {
-            if let Event::Revoking(r) = next(&mut a).await {
-                break r;
-            }
-        };
+        let revoking = revoking(&mut a).await;
         a.member.release(&revoking);
         assigned(&mut b, revoking.len()).await;
         b.member.leave().await.unwrap();
@@ -227,17 +219,9 @@ async fn a_revoke_that_is_not_released_ends_at_the_limit_with_lost() {
         assigned(&mut a, 2).await;
         let other = site.kafka();
         let mut b = other.join(site.request("g")).await.unwrap();
-        let revoking = loop {
-            if let Event::Revoking(r) = next(&mut a).await {
-                break r;
-            }
-        };
+        let revoking = revoking(&mut a).await;
         let (held, watch) = (Instant::now(), Stopwatch::start());
-        let lost = loop {
-            if let Event::Lost(l) = next(&mut a).await {
-                break l;
-            }
-        };
+        let lost = lost(&mut a).await;
         assert_eq!(revoking, lost);
         let (least, most) = (Duration::from_millis(1800), Duration::from_secs(4));
         assert!(held.elapsed() > least && watch.elapsed() < most, "{:?}", held.elapsed());

@@ -23,6 +23,7 @@ mod profile;
 mod rng;
 mod search;
 mod store;
+mod subject;
 mod task;
 mod trace;
 mod transition;
@@ -30,13 +31,12 @@ mod workers;
 mod world;
 
 pub use check::Violation;
-pub use group::{GroupFound, GroupOutcome, GroupStats, run_group, search_group, trace_group};
-pub use key_lock::{
-    KeyLockFound, KeyLockOutcome, KeyLockStats, run_key_lock, search_key_lock, trace_key_lock,
-};
+pub use group::{GroupSim, GroupStats};
+pub use key_lock::{KeyLockSim, KeyLockStats};
 pub use profile::{Profile, Trouble, WorldFault};
 pub use search::{Found, Search, find, search};
-pub use trace::Stats;
+pub use subject::{Played, Searched, Subject};
+pub use trace::{Counts, Stats};
 
 use kafkaq_core::machine::Fault;
 

@@ -1,8 +1,8 @@
 //! Runs seeds, looks for planted faults, and replays a seed as a readable trace.
 #![allow(clippy::print_stdout)]
 
-use kafkaq_core::{group::GroupFault, key_lock::KeyLockFault, machine::Fault};
-use kafkaq_sim::{Profile, Search, Trouble, WorldFault};
+use kafkaq_core::machine::Fault;
+use kafkaq_sim::{Counts, GroupSim, KeyLockSim, Profile, Search, Subject, Trouble, WorldFault};
 use std::fmt::{Debug, Display};
 use std::time::Instant;
 
@@ -17,8 +17,8 @@ With `group` it is the consumer group for a log without one, with `key-lock` the
 fn main() -> Result<(), String> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.split_first() {
-        Some((group, rest)) if group == "group" => of_the_group(&Args(rest)),
-        Some((key_lock, rest)) if key_lock == "key-lock" => of_the_key_lock(&Args(rest)),
+        Some((group, rest)) if group == "group" => of::<GroupSim>(&Args(rest)),
+        Some((key_lock, rest)) if key_lock == "key-lock" => of::<KeyLockSim>(&Args(rest)),
         _ => of_the_machine(&Args(&args)),
     }
 }
@@ -79,50 +79,24 @@ fn of_the_machine(args: &Args) -> Result<(), String> {
     }
 }
 
-fn of_the_group(args: &Args) -> Result<(), String> {
-    let fault = args.fault(GroupFault::ALL)?;
+fn of<S: Subject>(args: &Args) -> Result<(), String> {
+    let fault = args.fault(S::FAULTS)?;
     match args.command() {
         Some("seeds") => {
             let (from, count) = (args.number("--from", 0)?, args.number("--count", 10_000)?);
             let begin = Instant::now();
-            let found = kafkaq_sim::search_group(from, count, fault, false);
+            let found = S::search(from, count, fault, false);
             report(count, begin, &found.violations, &found.stats.list())
         }
         Some("faults") => {
             let count = args.number("--count", 5_000)?;
-            each_fault(GroupFault::ALL, |fault| {
-                kafkaq_sim::search_group(0, count, Some(fault), true).violations.into_iter().next()
-            })
+            let find = |fault| S::search(0, count, Some(fault), true).violations.into_iter().next();
+            each_fault(S::FAULTS, find)
         }
         Some("replay") => {
             let seed = args.seed()?;
-            let (outcome, lines) = kafkaq_sim::trace_group(seed, fault);
-            replay(seed, &lines, outcome.violation);
-            Ok(())
-        }
-        _ => Err(USAGE.into()),
-    }
-}
-
-fn of_the_key_lock(args: &Args) -> Result<(), String> {
-    let fault = args.fault(KeyLockFault::ALL)?;
-    match args.command() {
-        Some("seeds") => {
-            let (from, count) = (args.number("--from", 0)?, args.number("--count", 10_000)?);
-            let begin = Instant::now();
-            let found = kafkaq_sim::search_key_lock(from, count, fault, false);
-            report(count, begin, &found.violations, &found.stats.list())
-        }
-        Some("faults") => {
-            let count = args.number("--count", 5_000)?;
-            each_fault(KeyLockFault::ALL, |fault| {
-                kafkaq_sim::search_key_lock(0, count, Some(fault), true).violations.into_iter().next()
-            })
-        }
-        Some("replay") => {
-            let seed = args.seed()?;
-            let (outcome, lines) = kafkaq_sim::trace_key_lock(seed, fault);
-            replay(seed, &lines, outcome.violation);
+            let (played, lines) = S::play(seed, fault, true);
+            replay(seed, &lines, played.violation);
             Ok(())
         }
         _ => Err(USAGE.into()),

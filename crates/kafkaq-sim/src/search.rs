@@ -1,6 +1,6 @@
 //! Many seeds on all cores.
 
-use crate::{Profile, Stats, Trouble, Violation};
+use crate::{Counts, Profile, Stats, Trouble, Violation};
 use kafkaq_core::machine::Fault;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;

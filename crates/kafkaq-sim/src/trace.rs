@@ -79,6 +79,16 @@ pub(crate) fn lease(value: Option<&Bytes>) -> String {
     }
 }
 
+/// How often each thing happened.
+pub trait Counts: Default + Send {
+    /// Adds another run's counts.
+    fn add(&mut self, other: &Self);
+
+    /// Names and counts.
+    #[must_use]
+    fn list(&self) -> Vec<(&'static str, u64)>;
+}
+
 macro_rules! stats {
     ($stats:ident: $($(#[$doc:meta])* $name:ident),* $(,)?) => {
         /// How often each thing happened: a simulation that never reaches a rule proves nothing.
@@ -86,13 +96,10 @@ macro_rules! stats {
         #[non_exhaustive]
         pub struct $stats { $($(#[$doc])* pub $name: u64),* }
 
-        impl $stats {
-            /// Adds another run's counts.
-            pub fn add(&mut self, other: &$stats) { $(self.$name += other.$name;)* }
+        impl $crate::trace::Counts for $stats {
+            fn add(&mut self, other: &$stats) { $(self.$name += other.$name;)* }
 
-            /// Names and counts.
-            #[must_use]
-            pub fn list(&self) -> Vec<(&'static str, u64)> { vec![$((stringify!($name), self.$name)),*] }
+            fn list(&self) -> Vec<(&'static str, u64)> { vec![$((stringify!($name), self.$name)),*] }
         }
     };
 }

@@ -1,7 +1,7 @@
 //! The machine keeps its promise in every seed, and the simulation notices when a rule is taken out of it.
 
 use kafkaq_core::machine::Fault;
-use kafkaq_sim::{Profile, Search, Trouble, WorldFault, search};
+use kafkaq_sim::{Counts, Profile, Search, Trouble, WorldFault, search};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 const SEEDS: u64 = 10_000;

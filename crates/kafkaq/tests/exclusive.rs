@@ -6,12 +6,12 @@ mod common;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use common::PATIENCE;
+use common::{stop, until};
 use kafkaq::{
     Error, ErrorKind, JobStatus, Queue, QueueBuilder, Result, TaskId,
     backend::{Key, LeaseStore, Swap, Swapped},
     memory::{MemoryLog, MemoryStore},
-    worker::{Backoff, Ctx, Options, Outcome, StopReason, TaskType, Worker, WorkerHandle, WorkerReport},
+    worker::{Backoff, Ctx, Options, Outcome, StopReason, TaskType, Worker, WorkerHandle},
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -150,19 +150,6 @@ fn worker(queue: Queue, seen: &Seen, time: Duration, options: Options) -> Worker
 async fn enqueue(queue: &Queue, customer: u32) -> TaskId {
     let task = queue.enqueue(Recalculate { customer });
     task.key(format!("customer-{customer}")).await.unwrap()
-}
-
-async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begun = std::time::Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < PATIENCE, "waited for {what}");
-        sleep(Duration::from_millis(20)).await;
-    }
-}
-
-async fn stop(mut running: WorkerHandle) -> WorkerReport {
-    running.stop();
-    running.stopped().await.unwrap()
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{LEASE, ms, next, none_within, quick, records, soon, wall_now};
+use common::{LEASE, ms, next, none_within, patience, quick, records, soon, wall_now};
 use kafkaq::{
     CancelOutcome, ErrorKind, Headers, Job, JobError, JobStatus, LostReason, Queue, Result, RetryOutcome,
     Task, TaskId,
@@ -419,12 +419,6 @@ async fn get_jobs_is_cancel_safe() -> Result<()> {
         .map(|n| {
             let (queue, done) = (queue.clone(), done.clone());
             tokio::spawn(async move {
-                let patience = n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 60;
-                let give_up = async {
-                    for _ in 0..patience {
-                        tokio::task::yield_now().await;
-                    }
-                };
                 tokio::select! {
                     jobs = queue.get_jobs(3) => {
                         for job in jobs.unwrap() {
@@ -432,7 +426,7 @@ async fn get_jobs_is_cancel_safe() -> Result<()> {
                             done.fetch_add(1, Ordering::Relaxed);
                         }
                     }
-                    () = give_up => {}
+                    () = patience(n) => {}
                 }
             })
         })

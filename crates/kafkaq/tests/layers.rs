@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::PATIENCE;
+use common::{stop, until};
 use kafkaq::{
     Queue,
     worker::{
@@ -116,19 +116,10 @@ fn worker(queue: &Queue) -> WorkerBuilder {
     Worker::builder(queue.clone()).retry(Backoff::fixed(SECOND).jitter(false).max_failures(3))
 }
 
-async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begun = std::time::Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < PATIENCE, "waited for {what}");
-        sleep(Duration::from_millis(20)).await;
-    }
-}
-
 /// Stops the worker when so many tasks are done.
-async fn finish(mut running: WorkerHandle, done: u64) -> WorkerReport {
+async fn finish(running: WorkerHandle, done: u64) -> WorkerReport {
     until("tasks to be done", || running.report().done >= done).await;
-    running.stop();
-    running.stopped().await.unwrap()
+    stop(running).await
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,40 +1,22 @@
 //! The rules of a consumer group over a log without one, on the log and the store in memory.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod leased;
+
 use futures_util::StreamExt;
 use kafkaq::{
     LeasedGroup, Queue, Task,
     memory::{MemoryLog, MemoryStore},
 };
 use kafkaq_core::{
-    Assignment, Broker, Commit, Consumer, ErrorKind, Event, Headers, JoinRequest, Key, LeaseStore, Log,
-    NewRecord, Partition, Retry, Swap, TopicSpec,
+    Broker, Commit, Consumer, ErrorKind, Event, JoinRequest, Key, LeaseStore, Log, Partition, Swap,
 };
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use leased::{View, append, join, memory_log};
+use std::{collections::BTreeSet, time::Duration};
 use tokio::time::{Instant, sleep, timeout};
 
 const TIMEOUT: Duration = Duration::from_millis(1000);
 const PATIENCE: Duration = Duration::from_secs(90);
-
-async fn log(partitions: i32) -> MemoryLog {
-    let log = MemoryLog::new();
-    let mut spec = TopicSpec::new("t");
-    spec.partitions = Some(partitions);
-    log.ensure_topics(&[spec]).await.unwrap();
-    log
-}
-
-async fn append(log: &MemoryLog, index: i32, values: impl IntoIterator<Item = usize>) {
-    let record = |n: usize| NewRecord::new(None, Some(n.to_string().into()), Headers::new());
-    let records: Vec<_> = values.into_iter().map(record).collect();
-    for outcome in log.append(&Partition::new("t", index), &records).await {
-        outcome.unwrap();
-    }
-}
 
 fn group(log: &MemoryLog, store: &MemoryStore) -> LeasedGroup {
     LeasedGroup::new(log.clone(), store.clone())
@@ -42,66 +24,8 @@ fn group(log: &MemoryLog, store: &MemoryStore) -> LeasedGroup {
         .with_checkpoint_every(Duration::from_millis(100))
 }
 
-async fn join(group: &LeasedGroup, member: u8) -> Consumer {
-    group.join(JoinRequest::new("g", vec!["t".into()], [member; 16])).await.unwrap()
-}
-
 async fn next(consumer: &mut Consumer) -> Event {
     timeout(PATIENCE, consumer.events.next()).await.expect("it hangs").expect("it has ended").unwrap()
-}
-
-/// What a member that is polled all the time has and has seen; it commits what it reads.
-#[derive(Default)]
-struct Seen {
-    held: BTreeMap<i32, Assignment>,
-    values: Vec<(i32, usize)>,
-    at: Option<Instant>,
-}
-
-type View = Arc<Mutex<Seen>>;
-
-/// Runs a member until it is aborted (a crash) or has left.
-fn run(mut consumer: Consumer) -> (View, tokio::task::JoinHandle<()>) {
-    let view = View::default();
-    let seen = view.clone();
-    let task = tokio::spawn(async move {
-        while let Some(event) = consumer.events.next().await {
-            let event = match event {
-                Err(alarm) if alarm.retry() == Retry::Yes => continue,
-                event => event.unwrap(),
-            };
-            match event {
-                Event::Assigned(mine) => {
-                    seen.lock().unwrap().held.extend(mine.into_iter().map(|a| (a.partition.index, a)));
-                }
-                Event::Records(assignment, batch) => {
-                    {
-                        let mut seen = seen.lock().unwrap();
-                        seen.at = Some(Instant::now());
-                        let value = |r: &kafkaq_core::Record| {
-                            std::str::from_utf8(r.value.as_ref().unwrap()).unwrap().parse().unwrap()
-                        };
-                        let index = assignment.partition.index;
-                        seen.values.extend(batch.records.iter().map(|r| (index, value(r))));
-                    }
-                    consumer.member.commit(&[Commit { assignment, offset: batch.next }]).await;
-                }
-                Event::Revoking(gone) => {
-                    consumer.member.release(&gone);
-                    gone.iter().for_each(|a| drop(seen.lock().unwrap().held.remove(&a.partition.index)));
-                }
-                Event::Lost(gone) => {
-                    gone.iter().for_each(|a| drop(seen.lock().unwrap().held.remove(&a.partition.index)));
-                }
-                other => panic!("{other:?}"),
-            }
-        }
-    });
-    (view, task)
-}
-
-fn load(view: &View) -> usize {
-    view.lock().unwrap().held.len()
 }
 
 /// Returns how long it took, in steps that this task has slept: a machine that stands still takes one of them.
@@ -118,22 +42,20 @@ async fn until(what: &str, check: impl Fn() -> bool) -> Duration {
 
 #[tokio::test(start_paused = true)]
 async fn members_share_the_partitions_and_a_record_is_picked_up_at_once() {
-    let (log, store) = (log(6).await, MemoryStore::new());
+    let (log, store) = (memory_log(6).await, MemoryStore::new());
     let group = group(&log, &store);
-    let (a, _a) = run(join(&group, 1).await);
-    until("the first member has all", || load(&a) == 6).await;
-    let (b, _b) = run(join(&group, 2).await);
-    let (c, _c) = run(join(&group, 3).await);
-    until("an equal share", || [&a, &b, &c].map(load) == [2, 2, 2]).await;
+    let a = View::watch(join(&group, 1).await);
+    until("the first member has all", || a.held() == 6).await;
+    let b = View::watch(join(&group, 2).await);
+    let c = View::watch(join(&group, 3).await);
+    until("an equal share", || [&a, &b, &c].map(View::held) == [2, 2, 2]).await;
     sleep(Duration::from_millis(700)).await;
     for index in 0..6 {
         let begin = Instant::now();
-        append(&log, index, [7]).await;
-        let views = [&a, &b, &c];
-        let has = |v: &View| v.lock().unwrap().values.contains(&(index, 7));
-        until("the record arrives", || views.iter().any(|v| has(v))).await;
-        let holder = views.iter().find(|v| has(v)).unwrap();
-        let latency = holder.lock().unwrap().at.unwrap() - begin;
+        append(&log, index, [index as u64]).await;
+        let arrived = || [&a, &b, &c].into_iter().find_map(|view| view.read_at(index as u64));
+        until("the record arrives", || arrived().is_some()).await;
+        let latency = arrived().unwrap() - begin;
         assert!(latency < Duration::from_millis(20), "{latency:?}");
     }
 }
@@ -145,33 +67,32 @@ fn a_killed_member_is_replaced_within_the_timeout_and_nothing_is_lost() {
         || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (mine, theirs) = (runtime(), runtime());
     mine.block_on(async {
-        let (log, store) = (log(4).await, MemoryStore::new());
+        let (log, store) = (memory_log(4).await, MemoryStore::new());
         let (there, its_log, its_store) = (theirs.handle().clone(), log.clone(), store.clone());
-        let (a, _) =
-            there.spawn(async move { run(join(&group(&its_log, &its_store), 1).await) }).await.unwrap();
-        let (b, _b) = run(join(&group(&log, &store), 2).await);
-        until("an equal share", || [&a, &b].map(load) == [2, 2]).await;
+        let dying = async move { View::watch(join(&group(&its_log, &its_store), 1).await) };
+        let a = there.spawn(dying).await.unwrap();
+        let b = View::watch(join(&group(&log, &store), 2).await);
+        until("an equal share", || [&a, &b].map(View::held) == [2, 2]).await;
+        // Each value is that of one record of one partition.
+        let values = |index: u64, of: std::ops::Range<u64>| of.map(move |n| 100 * index + n);
         for index in 0..4 {
-            append(&log, index, 0..10).await;
+            append(&log, index as i32, values(index, 0..10)).await;
         }
         theirs.shutdown_background();
         for index in 0..4 {
-            append(&log, index, 10..20).await;
+            append(&log, index as i32, values(index, 10..20)).await;
         }
-        let took = until("the other takes over", || load(&b) == 4).await;
+        let took = until("the other takes over", || b.held() == 4).await;
         assert!(took < TIMEOUT + Duration::from_secs(1), "{took:?}");
-        let all: BTreeSet<_> = (0..4).flat_map(|p| (0..20).map(move |n| (p, n))).collect();
-        let seen = || {
-            let both = [&a, &b].map(|v| v.lock().unwrap().values.clone()).concat();
-            both.into_iter().collect::<BTreeSet<_>>()
-        };
+        let all: BTreeSet<_> = (0..4).flat_map(|index| values(index, 0..20)).collect();
+        let seen = || BTreeSet::from_iter([&a, &b].map(View::values).concat());
         until("everything is read", || seen() == all).await;
     });
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_leaves_is_replaced_at_once_and_reading_goes_on_at_its_commit() {
-    let (log, store) = (log(1).await, MemoryStore::new());
+    let (log, store) = (memory_log(1).await, MemoryStore::new());
     let group = group(&log, &store);
     append(&log, 0, 0..5).await;
     let mut a = join(&group, 1).await;
@@ -194,11 +115,11 @@ async fn who_leaves_is_replaced_at_once_and_reading_goes_on_at_its_commit() {
 
 #[tokio::test(start_paused = true)]
 async fn a_wiped_store_makes_nobody_start_from_the_beginning() {
-    let (log, store) = (log(1).await, MemoryStore::new());
+    let (log, store) = (memory_log(1).await, MemoryStore::new());
     append(&log, 0, 0..5).await;
     let old = group(&log, &store);
-    let (a, _a) = run(join(&old, 1).await);
-    until("all is read", || a.lock().unwrap().values.len() == 5).await;
+    let a = View::watch(join(&old, 1).await);
+    until("all is read", || a.values().len() == 5).await;
     sleep(Duration::from_millis(400)).await;
     old.close().await.unwrap();
     // Another store: nothing of the old one is left.
@@ -211,10 +132,10 @@ async fn a_wiped_store_makes_nobody_start_from_the_beginning() {
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_is_wiped_under_way_is_written_again() {
-    let (log, store) = (log(1).await, MemoryStore::new());
+    let (log, store) = (memory_log(1).await, MemoryStore::new());
     append(&log, 0, 0..5).await;
-    let (a, _a) = run(join(&group(&log, &store), 1).await);
-    until("all is read", || a.lock().unwrap().values.len() == 5).await;
+    let a = View::watch(join(&group(&log, &store), 1).await);
+    until("all is read", || a.values().len() == 5).await;
     let key = Key::partition("g", &Partition::new("t", 0));
     loop {
         let there = store.get(std::slice::from_ref(&key)).await.remove(0).unwrap();
@@ -225,28 +146,28 @@ async fn a_store_that_is_wiped_under_way_is_written_again() {
     }
     sleep(TIMEOUT * 2).await;
     append(&log, 0, 5..7).await;
-    until("reading goes on", || a.lock().unwrap().values.len() == 7).await;
+    until("reading goes on", || a.values().len() == 7).await;
     let there = store.get(std::slice::from_ref(&key)).await.remove(0).unwrap();
     assert!(there.is_some());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_topic_made_anew_is_read_from_its_first_record() {
-    let (old, store) = (log(1).await, MemoryStore::new());
+    let (old, store) = (memory_log(1).await, MemoryStore::new());
     append(&old, 0, 0..5).await;
     let first = group(&old, &store);
-    let (a, _a) = run(join(&first, 1).await);
-    until("all is read", || a.lock().unwrap().values.len() == 5).await;
+    let a = View::watch(join(&first, 1).await);
+    until("all is read", || a.values().len() == 5).await;
     first.close().await.unwrap();
-    let new = log(1).await;
+    let new = memory_log(1).await;
     append(&new, 0, 100..110).await;
-    let (b, _b) = run(join(&group(&new, &store), 2).await);
-    until("all of the new topic is read", || b.lock().unwrap().values.len() == 10).await;
+    let b = View::watch(join(&group(&new, &store), 2).await);
+    until("all of the new topic is read", || b.values().len() == 10).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_paused_partition_gives_nothing_and_goes_on_where_it_was() {
-    let (log, store) = (log(1).await, MemoryStore::new());
+    let (log, store) = (memory_log(1).await, MemoryStore::new());
     let mut a = join(&group(&log, &store), 1).await;
     let Event::Assigned(mine) = next(&mut a).await else { panic!("not assigned") };
     a.member.pause(&mine);
@@ -259,7 +180,7 @@ async fn a_paused_partition_gives_nothing_and_goes_on_where_it_was() {
 
 #[tokio::test(start_paused = true)]
 async fn a_batch_has_no_more_records_than_asked_for() {
-    let (log, store) = (log(1).await, MemoryStore::new());
+    let (log, store) = (memory_log(1).await, MemoryStore::new());
     append(&log, 0, 0..10).await;
     let mut request = JoinRequest::new("g", vec!["t".into()], [1; 16]);
     request.max_batch = 4;
@@ -275,7 +196,7 @@ async fn a_batch_has_no_more_records_than_asked_for() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_is_dropped_leaves() {
-    let (log, store) = (log(1).await, MemoryStore::new());
+    let (log, store) = (memory_log(1).await, MemoryStore::new());
     let group = group(&log, &store);
     let mut a = join(&group, 1).await;
     assert!(matches!(next(&mut a).await, Event::Assigned(_)));

@@ -7,7 +7,7 @@ mod recorder;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use common::{PATIENCE, next};
+use common::{next, until};
 use kafkaq::{
     LostReason, Queue, QueueBuilder, Result, Task,
     backend::{Key, LeaseStore, Swap, Swapped},
@@ -31,15 +31,6 @@ fn builder() -> QueueBuilder {
 
 async fn queue() -> Queue {
     builder().build().await.unwrap()
-}
-
-/// By the test's clock, which may be paused.
-async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begun = std::time::Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < PATIENCE, "waited for {what}");
-        sleep(Duration::from_millis(50)).await;
-    }
 }
 
 /// An execution's outcome is in its payload.

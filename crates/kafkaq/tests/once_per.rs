@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{next, none_within, quick, soon, wall_now};
+use common::{Random, next, none_within, quick, soon, wall_now};
 use kafkaq::{
     Error, ErrorKind, Queue, QueueBuilder, Task, TaskId,
     memory::{MemoryLog, MemoryStore},
@@ -34,16 +34,6 @@ fn recalculate(key: &str) -> Task {
 
 fn pair() -> QueueBuilder {
     quick(&MemoryLog::new(), &MemoryStore::new())
-}
-
-/// A small generator, so that a failure can be repeated.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % n
-    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,7 +6,7 @@
 mod common;
 
 use async_trait::async_trait;
-use common::{none_within, quick, soon};
+use common::{Random, none_within, quick, soon};
 use kafkaq::{
     Error, ErrorKind, Job, JobStatus, Publisher, Queue, QueueBuilder, Result, Retry, Task, TaskId,
     backend::{Broker, Consumer, JoinRequest, Log, NewRecord, Partition, TopicInfo, TopicSpec},
@@ -58,16 +58,6 @@ impl PayloadSeconds for Job {
 
 fn start(publisher: Publisher, task: PeriodicTask) -> AbortHandle {
     tokio::spawn(Scheduler::new(publisher).add(task).unwrap().run()).abort_handle()
-}
-
-/// A small generator, so that a failure can be repeated.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % n
-    }
 }
 
 /// Ids are forgotten 70 seconds after their tasks have ended, so that what is published too late is executed twice.

@@ -5,7 +5,7 @@
 mod common;
 
 use bytes::Bytes;
-use common::{LEASE, ms, next, none_within, quick, soon};
+use common::{LEASE, ms, next, none_within, patience, quick, soon};
 use kafkaq::{
     Effect, ErrorKind, JobError, JobStatus, Queue, QueueStats, Result, Task, TaskId,
     backend::{Broker, HEADER, LeaseStore, Log, NewRecord, Partition, TopicSpec},
@@ -383,18 +383,12 @@ async fn get_job_is_cancel_safe() -> Result<()> {
         .map(|n| {
             let (queue, done) = (queue.clone(), done.clone());
             tokio::spawn(async move {
-                let patience = n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 60;
-                let give_up = async {
-                    for _ in 0..patience {
-                        tokio::task::yield_now().await;
-                    }
-                };
                 tokio::select! {
                     job = queue.get_job() => {
                         job.unwrap().done().await.unwrap();
                         done.fetch_add(1, Ordering::Relaxed);
                     }
-                    () = give_up => {}
+                    () = patience(n) => {}
                 }
             })
         })

@@ -1,7 +1,5 @@
 //! etcd as a single member.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 
@@ -9,7 +7,7 @@ use anyhow::Result;
 
 use super::docker::Recipe;
 use super::node::data;
-use super::ports::{Ports, loopback};
+use super::ports::{Ports, ask};
 use super::{ASK_LIMIT, Kind};
 use crate::prerequisites;
 
@@ -55,10 +53,5 @@ fn container(ports: Ports) -> Recipe {
 }
 
 fn answers(port: u16) -> Result<bool> {
-    let mut stream = TcpStream::connect_timeout(&loopback(port), ASK_LIMIT)?;
-    stream.set_read_timeout(Some(ASK_LIMIT))?;
-    stream.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer.contains("\"health\":\"true\""))
+    Ok(ask(ASK_LIMIT, port, "GET /health HTTP/1.0\r\n\r\n")?.contains("\"health\":\"true\""))
 }

@@ -1,8 +1,9 @@
-//! Which ports servers get.
+//! Which ports servers get, and what they answer there.
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -77,6 +78,16 @@ fn next_number() -> Result<u16> {
 
 pub(super) fn loopback(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
+}
+
+/// What the server on this port answers until it hangs up.
+pub(super) fn ask(limit: Duration, port: u16, question: &str) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&loopback(port), limit)?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.write_all(question.as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 #[cfg(test)]

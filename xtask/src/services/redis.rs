@@ -1,7 +1,5 @@
 //! Redis: a cache that forgets everything when it ends, which is what the tests want of it.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -10,7 +8,7 @@ use anyhow::Result;
 
 use super::docker::Recipe;
 use super::node::data;
-use super::ports::{Ports, loopback};
+use super::ports::{self, Ports};
 use super::{ASK_LIMIT, Kind};
 use crate::prerequisites;
 
@@ -67,12 +65,8 @@ pub fn answer(port: u16, command: &str) -> Result<String> {
 }
 
 fn ask_within(limit: Duration, port: u16, command: &str) -> Result<String> {
-    let mut stream = TcpStream::connect_timeout(&loopback(port), limit)?;
-    stream.set_read_timeout(Some(limit))?;
     // The server hangs up after its answers, the last of which is to QUIT.
-    stream.write_all(format!("{command}\r\nQUIT\r\n").as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
+    let answer = ports::ask(limit, port, &format!("{command}\r\nQUIT\r\n"))?;
     let answer = answer.trim_end();
     Ok(answer.strip_suffix("+OK").unwrap_or(answer).trim_end().to_owned())
 }

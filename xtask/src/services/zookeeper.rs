@@ -1,8 +1,6 @@
 //! Apache ZooKeeper as a single server.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 
@@ -10,7 +8,7 @@ use anyhow::Result;
 
 use super::docker::Recipe;
 use super::node::data;
-use super::ports::{Ports, loopback};
+use super::ports::{Ports, ask};
 use super::{ASK_LIMIT, Kind};
 use crate::prerequisites::{self, ZOOKEEPER};
 
@@ -61,11 +59,6 @@ fn container(ports: Ports) -> Recipe {
 }
 
 fn answers(port: u16) -> Result<bool> {
-    let mut stream = TcpStream::connect_timeout(&loopback(port), ASK_LIMIT)?;
-    stream.set_read_timeout(Some(ASK_LIMIT))?;
-    stream.write_all(b"srvr")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
     // While it starts: "This ZooKeeper instance is not currently serving requests".
-    Ok(answer.starts_with("Zookeeper version"))
+    Ok(ask(ASK_LIMIT, port, "srvr")?.starts_with("Zookeeper version"))
 }

@@ -1,9 +1,8 @@
 //! Members while the server is down.
 
 use super::{Cx, stage};
-use crate::check::{Checked, Failed};
+use crate::check::Checked;
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
 
 pub(super) async fn a_member_goes_on_after_an_outage(cx: &Cx) -> Checked {
     let (stage, outage) = (stage(cx, 1, 10).await?, cx.outage()?);
@@ -14,13 +13,7 @@ pub(super) async fn a_member_goes_on_after_an_outage(cx: &Cx) -> Checked {
     // Errors that a retry helps against are no end: the reader passes them over.
     reader.during(Duration::from_secs(2)).await?;
     outage.restore().await?;
-    let limit = Instant::now() + 4 * cx.answers_within();
-    while let Err(Failed(why)) = stage.append(0, [10]).await {
-        if Instant::now() > limit {
-            return Err(Failed(format!("the server is back and no append succeeds: {why}")));
-        }
-        sleep(Duration::from_millis(100)).await;
-    }
+    cx.recovered(async || stage.append(0, [10]).await).await?;
     let new = reader.until(cx, "the record of after the outage", |event| match event {
         kafkaq_core::Event::Records(_, batch) => {
             batch.records.iter().find(|r| r.value.as_deref() == Some(b"10")).map(drop)

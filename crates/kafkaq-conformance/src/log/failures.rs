@@ -3,14 +3,11 @@
 use super::{AnyLog, append, record, text, topic};
 use crate::{
     case::Context,
-    check::{Checked, Failed, ensure, ensure_eq},
+    check::{Checked, ensure, ensure_eq},
 };
 use kafkaq_core::{Effect, Partition, Result, TopicSpec};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
-use tokio::{
-    task::JoinSet,
-    time::{Instant, sleep},
-};
+use tokio::{task::JoinSet, time::sleep};
 
 /// Appends numbered records until the log ends it by an error, and answers what was told for each.
 async fn append_until_an_error<L: AnyLog + ?Sized>(
@@ -31,20 +28,6 @@ async fn append_until_an_error<L: AnyLog + ?Sized>(
         sleep(Duration::from_millis(2)).await;
     }
     told
-}
-
-/// Appends this record until that works again.
-async fn recovered<L: AnyLog + ?Sized>(cx: &Context<L>, log: &L, to: &Partition, what: &str) -> Checked {
-    let limit = Instant::now() + 4 * cx.answers_within();
-    loop {
-        match append(log, to, &[record(what)]).await {
-            Ok(_) => return Ok(()),
-            Err(Failed(why)) if Instant::now() > limit => {
-                return Err(Failed(format!("the server is back and the client isn't: {why}")));
-            }
-            Err(_) => sleep(Duration::from_millis(100)).await,
-        }
-    }
 }
 
 /// Everything in the partition up to the first record of that value.
@@ -78,10 +61,10 @@ pub(super) async fn an_append_of_unknown_effect_is_reported_as_unknown<L: AnyLog
     outage.cut().await?;
     let told = cx.in_time("appends without a server", writers.join_all()).await?;
     outage.restore().await?;
-    recovered(cx, &*log, &to, "back").await?;
+    cx.recovered(async || append(&*log, &to, &[record("back")]).await).await?;
     // What was sent before the cut may still be carried out after it.
     sleep(Duration::from_secs(1)).await;
-    recovered(cx, &*log, &to, "last").await?;
+    cx.recovered(async || append(&*log, &to, &[record("last")]).await).await?;
     let there = read_up_to(&*log, &to, "last", cx.answers_within()).await?;
     let mut cut_off = 0;
     for (name, outcome) in told.into_iter().flatten() {
@@ -126,7 +109,7 @@ pub(super) async fn it_reconnects_by_itself<L: AnyLog + ?Sized>(cx: &Context<L>)
         outage.cut().await?;
         cx.in_time("an append without a server", log.append(&to, &[record("during")])).await?;
         outage.restore().await?;
-        recovered(cx, &*log, &to, "after").await?;
+        cx.recovered(async || append(&*log, &to, &[record("after")]).await).await?;
     }
     let there = read_up_to(&*log, &to, "after", cx.answers_within()).await?;
     ensure!(there.contains_key("before"), "what was there before the outage is gone");

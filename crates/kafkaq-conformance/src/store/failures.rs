@@ -8,10 +8,7 @@ use futures_util::{
 };
 use kafkaq_core::{Effect, Key, LeaseStore, Result, Swap, Swapped};
 use std::{pin::pin, sync::Arc, time::Duration};
-use tokio::{
-    task::JoinSet,
-    time::{Instant, sleep},
-};
+use tokio::{task::JoinSet, time::sleep};
 
 /// Swaps one key after another until it is told otherwise by an error, and answers what it was told for each.
 async fn create_until_an_error(
@@ -32,20 +29,6 @@ async fn create_until_an_error(
     told
 }
 
-/// Reading works again, after some calls that have still to notice.
-async fn recovered(cx: &Cx, store: &dyn LeaseStore, key: &Key) -> Checked<Option<bytes::Bytes>> {
-    let limit = Instant::now() + 4 * cx.answers_within();
-    loop {
-        match get(store, key).await {
-            Ok(value) => return Ok(value),
-            Err(Failed(why)) if Instant::now() > limit => {
-                return Err(Failed(format!("the server is back and the client isn't: {why}")));
-            }
-            Err(_) => sleep(Duration::from_millis(100)).await,
-        }
-    }
-}
-
 pub(super) async fn an_effect_that_is_not_known_is_reported_as_unknown(cx: &Cx) -> Checked {
     const WRITERS: usize = 8;
     const EACH: usize = 10_000;
@@ -59,7 +42,8 @@ pub(super) async fn an_effect_that_is_not_known_is_reported_as_unknown(cx: &Cx) 
     outage.cut().await?;
     let told = cx.in_time("swaps without a server", writers.join_all()).await?;
     outage.restore().await?;
-    recovered(cx, &*store, &key(cx, "none")?).await?;
+    let none = key(cx, "none")?;
+    cx.recovered(async || get(&*store, &none).await).await?;
     // What was sent before the cut may still be carried out after it.
     sleep(Duration::from_secs(1)).await;
     let mut cut_off = 0;
@@ -119,7 +103,8 @@ pub(super) async fn it_reconnects_by_itself(cx: &Cx) -> Checked {
         outage.cut().await?;
         cx.in_time("a get without a server", store.get(std::slice::from_ref(&key))).await?;
         outage.restore().await?;
-        ensure_eq!(recovered(cx, &*store, &key).await?, value(1), "what was there before the outage");
+        let there = cx.recovered(async || get(&*store, &key).await).await?;
+        ensure_eq!(there, value(1), "what was there before the outage");
         put(&*store, &key, value(1), value(2), None).await?;
         put(&*store, &key, value(2), value(1), None).await?;
     }

@@ -1,7 +1,8 @@
 //! In virtual time, against a server that does as it is told.
 
 use super::*;
-use std::sync::atomic::AtomicUsize;
+use crate::ErrorKind;
+use std::{io, sync::atomic::AtomicUsize};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const SWAP: Operation = Operation::write("swap");

@@ -1,8 +1,8 @@
-//! Deliberate bugs, each of which removes one rule, for the simulation to find.
+//! Deliberate bugs of the group's machine, for the simulation to find.
 
-/// A rule that is removed from the group's machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum GroupFault {
+crate::faults::faults! {
+    /// A rule that is removed from the group's machine.
+    GroupFault:
     /// A partition is taken although its owner is alive.
     TakesFromTheLiving,
     /// A member that could not renew continues.
@@ -57,37 +57,4 @@ pub enum GroupFault {
     BrokenKept,
     /// A missing topic is kept.
     MissingKept,
-}
-
-impl GroupFault {
-    /// All of them.
-    pub const ALL: &[GroupFault] = &[
-        GroupFault::TakesFromTheLiving,
-        GroupFault::NeverStops,
-        GroupFault::EpochKept,
-        GroupFault::CursorGoesBack,
-        GroupFault::CommitUnconfirmed,
-        GroupFault::StaleStoredConfirms,
-        GroupFault::MarkIgnored,
-        GroupFault::CheckpointIgnored,
-        GroupFault::StoreBelieved,
-        GroupFault::LeaveForgets,
-        GroupFault::ConflictOverwritten,
-        GroupFault::OwnCursorKept,
-        GroupFault::NoBalance,
-        GroupFault::StealsForNothing,
-        GroupFault::NoReleaseLimit,
-        GroupFault::NoExpiry,
-        GroupFault::LooksSeldom,
-        GroupFault::OldEpochTaken,
-        GroupFault::AnchorIgnored,
-        GroupFault::NoFirstAnchor,
-        GroupFault::NeverChecks,
-        GroupFault::GapsIgnored,
-        GroupFault::EmptyIsProof,
-        GroupFault::EmptyMovesOn,
-        GroupFault::RepeatsPassed,
-        GroupFault::BrokenKept,
-        GroupFault::MissingKept,
-    ];
 }

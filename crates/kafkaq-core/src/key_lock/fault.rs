@@ -1,8 +1,8 @@
-//! Deliberate bugs, each of which removes one rule, for the simulation to find.
+//! Deliberate bugs of the lock of a key, for the simulation to find.
 
-/// A rule that is removed from the lock of a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum KeyLockFault {
+crate::faults::faults! {
+    /// A rule that is removed from the lock of a key.
+    KeyLockFault:
     /// A lock is taken although its holder's lease has not expired.
     TakesFromTheLiving,
     /// The clocks are assumed to agree.
@@ -39,28 +39,4 @@ pub enum KeyLockFault {
     TtlWithoutSkew,
     /// A renewed lock is taken for one that was not renewed.
     RenewalOverlooked,
-}
-
-impl KeyLockFault {
-    /// All of them.
-    pub const ALL: &[KeyLockFault] = &[
-        KeyLockFault::TakesFromTheLiving,
-        KeyLockFault::SkewIgnored,
-        KeyLockFault::NeverExpires,
-        KeyLockFault::CountsFromAnswer,
-        KeyLockFault::UnknownIsTaken,
-        KeyLockFault::UnknownIsRenewed,
-        KeyLockFault::OthersTakenForOwn,
-        KeyLockFault::OverwritesOthers,
-        KeyLockFault::ReleasesOthers,
-        KeyLockFault::ReleaseNotRepeated,
-        KeyLockFault::TakeNotUndone,
-        KeyLockFault::NoTakeover,
-        KeyLockFault::OwnRenewalForeign,
-        KeyLockFault::LossGivesUp,
-        KeyLockFault::LateOwnLeft,
-        KeyLockFault::WallIgnored,
-        KeyLockFault::TtlWithoutSkew,
-        KeyLockFault::RenewalOverlooked,
-    ];
 }

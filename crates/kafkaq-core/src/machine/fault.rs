@@ -1,8 +1,8 @@
 //! Deliberate bugs, each of which removes one rule, for the simulation to find.
 
-/// A rule that is removed from the machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Fault {
+crate::faults::faults! {
+    /// A rule that is removed from the machine.
+    Fault:
     /// A record is finished as soon as its lease is taken.
     CommitBeforeCover,
     /// A missing lease counts as done.
@@ -81,49 +81,4 @@ pub enum Fault {
     NeverLeased,
     /// A partition moves although nobody can know of the jobs that go on.
     MovedUnleased,
-}
-
-impl Fault {
-    /// All faults.
-    pub const ALL: &[Fault] = &[
-        Fault::CommitBeforeCover,
-        Fault::MissingIsDone,
-        Fault::DoneWithoutToken,
-        Fault::FinishBeforeAck,
-        Fault::RetryFinishesAtSwap,
-        Fault::RaiseBeforeAck,
-        Fault::UnknownIsApplied,
-        Fault::PrefixOffByOne,
-        Fault::ConflictFinishes,
-        Fault::LateAttemptPrefetched,
-        Fault::ParkWithoutSkew,
-        Fault::RaiseForLater,
-        Fault::CoverIgnored,
-        Fault::DeadlineBelieved,
-        Fault::LostWakeup,
-        Fault::TerminalIgnored,
-        Fault::GiveBackCounts,
-        Fault::NoRecall,
-        Fault::DeadLetterUnchecked,
-        Fault::AttemptsForgotten,
-        Fault::RefusedCopyForgotten,
-        Fault::CommandNeverExpires,
-        Fault::NewerStays,
-        Fault::OtherLogIgnored,
-        Fault::RunOutUncounted,
-        Fault::DoubtForgotten,
-        Fault::LossAtRaiseIgnored,
-        Fault::DoneOverLowerRefused,
-        Fault::NoFairShare,
-        Fault::ClockBackIgnored,
-        Fault::DueBelieved,
-        Fault::NothingHandedOver,
-        Fault::ReleaseCharged,
-        Fault::TakeNeverEnds,
-        Fault::SuspectsTogether,
-        Fault::UnleasedFromTheStart,
-        Fault::UnleasedAnyDistance,
-        Fault::NeverLeased,
-        Fault::MovedUnleased,
-    ];
 }

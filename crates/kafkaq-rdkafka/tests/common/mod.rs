@@ -180,6 +180,22 @@ pub(crate) async fn assigned(consumer: &mut Consumer, n: usize) -> Vec<Assignmen
     all
 }
 
+pub(crate) async fn revoking(consumer: &mut Consumer) -> Vec<Assignment> {
+    loop {
+        if let Event::Revoking(asked) = next(consumer).await {
+            break asked;
+        }
+    }
+}
+
+pub(crate) async fn lost(consumer: &mut Consumer) -> Vec<Assignment> {
+    loop {
+        if let Event::Lost(lost) = next(consumer).await {
+            break lost;
+        }
+    }
+}
+
 /// Commits as the driver does: what the group refuses only because it is in the middle of a rebalance goes again.
 pub(crate) async fn commit(member: &dyn Member, commits: &[Commit]) {
     let mut refused = None;

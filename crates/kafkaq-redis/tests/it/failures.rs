@@ -1,36 +1,13 @@
 //! What a server that refuses, and one that comes back, mean for a call.
 
 use crate::{Redis, ask, store, try_ask};
-use kafkaq_adapter_tests::{Log, cases, create, descriptors, key, one, read, replace, until, value};
+use kafkaq_adapter_tests::{Log, all_cases, create, key, one, read, replace, until, value};
 use kafkaq_conformance::Proxy;
 use kafkaq_core::{Effect, Error, ErrorKind, LeaseStore, Retry, Swapped};
 use kafkaq_redis::RedisStore;
 use xtask::services::Service;
 
-cases! { reconnecting for Redis:
-    without_a_server_a_swap_is_not_applied_and_returns_soon,
-    an_address_that_never_answers_is_not_applied_within_the_limit,
-    a_frozen_server_is_a_timeout_of_unknown_effect_and_a_new_connection_later,
-    a_connection_that_breaks_before_the_answer_is_unknown_and_the_swap_is_there,
-    a_read_that_fails_had_no_effect,
-    a_read_over_a_connection_that_the_server_closed_succeeds,
-    a_swap_over_an_idle_connection_that_the_server_closed_succeeds,
-    an_idle_connection_that_was_forgotten_is_replaced,
-    a_killed_server_breaks_one_call_at_most_and_then_nothing_is_applied,
-    a_late_failure_of_an_old_connection_spares_the_new_one,
-    many_callers_share_one_new_connection,
-    many_callers_of_a_server_that_fails_share_its_failure,
-    attempts_to_connect_are_spaced_even_for_a_caller_in_a_hurry,
-    close_leaves_no_connection_behind,
-}
-
-cases! { strangers for Redis: another_kind_of_server_is_taken_for_what_it_is }
-cases! { outages for Redis: a_server_that_stands_still_is_logged_once_and_so_is_its_return }
-
-#[tokio::test]
-async fn used_up_descriptors_are_named() {
-    descriptors::are_named::<Redis>("failures::used_up_descriptors_are_named").await;
-}
+all_cases!(Redis);
 
 fn assert_refused(e: &Error) {
     let facts = (e.kind(), e.effect(), e.retry());

@@ -3,17 +3,15 @@
 use super::*;
 use crate::{failure::Failure, outage::Outages};
 use futures_util::future::join_all;
-use tracing::Level;
+use kafkaq_adapter_tests::Log;
 
 #[tokio::test(start_paused = true)]
 async fn an_outage_is_a_line_when_it_begins_one_a_minute_and_one_when_it_ends() {
-    let lines = Lines::default();
-    kafkaq_adapter_tests::silence_no_place();
-    let _logging = tracing::subscriber::set_default(lines.clone());
+    let log = Log::capture();
     let (outages, one, other) = (Outages::default(), Arc::from("kafka-1:9092"), Arc::from("kafka-2:9092"));
     let refused = || Failure::io(std::io::Error::from_raw_os_error(111));
     outages.ended(&one);
-    assert!(lines.all().is_empty());
+    assert!(log.lines().is_empty());
     // For 150 s, ten times per second, from one of two.
     for _ in 0..1500 {
         outages.began(&one, &refused());
@@ -23,18 +21,16 @@ async fn an_outage_is_a_line_when_it_begins_one_a_minute_and_one_when_it_ends() 
     for _ in 0..10 {
         outages.ended(&one);
     }
-    let lines = lines.all();
-    let levels: Vec<_> = lines.iter().map(|(level, _)| *level).collect();
-    assert_eq!(levels, [Level::WARN, Level::WARN, Level::WARN, Level::INFO], "{lines:#?}");
-    assert!(lines[0].1.contains("refused") && lines[2].1.contains("for 120 s"), "{lines:#?}");
-    assert!(lines.iter().all(|(_, text)| text.contains("kafka-1:9092")), "{lines:#?}");
+    let lines = log.lines();
+    let levels: Vec<_> = lines.iter().map(|line| line.split(' ').next().unwrap()).collect();
+    assert_eq!(levels, ["WARN", "WARN", "WARN", "INFO"], "{lines:#?}");
+    assert!(lines[0].contains("refused") && lines[2].contains("for 120 s"), "{lines:#?}");
+    assert!(lines.iter().all(|line| line.contains("kafka-1:9092")), "{lines:#?}");
 }
 
 #[tokio::test(flavor = "current_thread")]
 async fn many_calls_to_a_broker_that_is_away_are_one_line() {
-    let lines = Lines::default();
-    kafkaq_adapter_tests::silence_no_place();
-    let _logging = tracing::subscriber::set_default(lines.clone());
+    let log = Log::capture();
     let broker = Broker::of_fetches(|fetch| vec![Part::of(batch(0, 1)); fetch.parts.len()]).await;
     let kafka = RsKafka::builder(&broker.address).request_timeout(millis(800)).build().unwrap();
     fetch(&kafka, 0, 0, PATIENCE).await.unwrap();
@@ -54,15 +50,12 @@ async fn many_calls_to_a_broker_that_is_away_are_one_line() {
             assert!(e.to_string().contains(&broker.address), "{e}");
         }
     }
-    let loud =
-        |lines: Vec<(Level, String)>| lines.into_iter().filter(|(level, _)| *level <= Level::WARN).collect();
-    let said: Vec<_> = loud(lines.all());
-    assert_eq!(said.len(), 1, "{said:#?}");
+    assert_eq!(log.warnings().len(), 1, "{:#?}", log.lines());
     broker.state.refuse(false);
     fetch(&kafka, 0, 0, PATIENCE).await.unwrap();
-    let last = lines.all().pop().unwrap();
-    assert!(last.0 == Level::INFO && last.1.contains("answers again"), "{last:?}");
-    assert_eq!(loud(lines.all()).len(), 1);
+    let last = log.lines().pop().unwrap();
+    assert!(last.starts_with("INFO") && last.contains("answers again"), "{last}");
+    assert_eq!(log.warnings().len(), 1);
 }
 
 #[test]

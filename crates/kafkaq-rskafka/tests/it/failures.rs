@@ -1,6 +1,7 @@
 //! Servers that are away, freeze and come back; handles that are closed.
 
 use crate::*;
+use kafkaq_adapter_tests::Log;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_no_server_every_call_ends_in_time_and_names_the_address() {
@@ -176,40 +177,10 @@ async fn close_ends_what_waits_finishes_what_is_sent_and_refuses_the_rest() {
     site.kafka.close().await.unwrap();
 }
 
-/// Counts what is logged loudly in the name of this crate and of its library.
-#[derive(Clone, Default)]
-struct Loud(Arc<std::sync::Mutex<Vec<String>>>);
-
-impl tracing::Subscriber for Loud {
-    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        let target = metadata.target();
-        *metadata.level() <= tracing::Level::WARN
-            && (target.starts_with("kafkaq") || target.starts_with("rskafka"))
-    }
-
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-
-    fn event(&self, event: &tracing::Event<'_>) {
-        self.0.lock().unwrap().push(format!("{event:?}"));
-    }
-
-    fn enter(&self, _: &tracing::span::Id) {}
-
-    fn exit(&self, _: &tracing::span::Id) {}
-}
-
 #[tokio::test(flavor = "current_thread")]
 async fn an_outage_is_one_line_of_ours_and_none_of_the_library() {
     let site = Site::on(Arc::new(own_server()), 3).await;
-    let loud = Loud::default();
-    kafkaq_adapter_tests::silence_no_place();
-    let _logging = tracing::subscriber::set_default(loud.clone());
+    let log = Log::capture();
     let kafka = RsKafka::builder(site.server.url()).request_timeout(millis(1000)).build().unwrap();
     let to: Vec<_> = (0..3).map(|index| site.partition(index)).collect();
     for partition in &to {
@@ -217,7 +188,7 @@ async fn an_outage_is_one_line_of_ours_and_none_of_the_library() {
     }
     let mut server = Arc::into_inner(site.server).unwrap();
     // While a server starts on a busy machine there may be outages as well, and so when it is back.
-    let before = loud.0.lock().unwrap().len();
+    let before = log.warnings().len();
     let mut server = tokio::task::spawn_blocking(move || {
         server.kill().unwrap();
         server
@@ -234,7 +205,7 @@ async fn an_outage_is_one_line_of_ours_and_none_of_the_library() {
         });
         failed += futures_util::future::join_all(calls).await.into_iter().sum::<usize>();
     }
-    let lines = loud.0.lock().unwrap().split_off(before);
+    let lines = log.warnings().split_off(before);
     println!("{failed} calls failed: {lines:#?}");
     let minutes = began.elapsed().as_secs() / 60;
     assert!((1..=1 + minutes).contains(&(lines.len() as u64)), "{failed} calls failed: {lines:#?}");
@@ -247,6 +218,6 @@ async fn an_outage_is_one_line_of_ours_and_none_of_the_library() {
     for partition in &to {
         until_appended(&kafka, partition, "y").await;
     }
-    let lines = loud.0.lock().unwrap().clone();
+    let lines = log.warnings();
     assert!(lines.iter().all(|line| line.contains("can't be reached")), "{lines:#?}");
 }

@@ -16,7 +16,10 @@ mod topic;
 mod trouble;
 mod world;
 
-use crate::{search::on_all_cores, trace::stats};
+use crate::{
+    subject::{Played, Subject},
+    trace::stats,
+};
 use kafkaq_core::group::GroupFault;
 use world::World;
 
@@ -103,51 +106,16 @@ stats! { GroupStats:
     partitions_added,
 }
 
-/// What a run came to.
-#[derive(Clone, Debug)]
-pub struct GroupOutcome {
-    /// The first broken rule.
-    pub violation: Option<String>,
-    /// What happened, how often.
-    pub stats: GroupStats,
-}
+/// The group, simulated.
+#[derive(Debug)]
+pub enum GroupSim {}
 
-/// What many runs came to.
-#[derive(Clone, Debug, Default)]
-pub struct GroupFound {
-    /// Seeds that broke a rule, ascending.
-    pub violations: Vec<(u64, String)>,
-    /// All runs' counts.
-    pub stats: GroupStats,
-}
+impl Subject for GroupSim {
+    type Fault = GroupFault;
+    type Stats = GroupStats;
+    const FAULTS: &'static [GroupFault] = GroupFault::ALL;
 
-/// Runs a seed.
-#[must_use]
-pub fn run_group(seed: u64, fault: Option<GroupFault>) -> GroupOutcome {
-    World::new(seed, fault, false).run().0
-}
-
-/// Runs a seed and tells every event, a line each.
-#[must_use]
-pub fn trace_group(seed: u64, fault: Option<GroupFault>) -> (GroupOutcome, Vec<String>) {
-    World::new(seed, fault, true).run()
-}
-
-/// Runs many seeds on all cores. With `stop_at_first` the first violation is the lowest seed's that has one.
-#[must_use]
-pub fn search_group(from: u64, count: u64, fault: Option<GroupFault>, stop_at_first: bool) -> GroupFound {
-    let run = |seed, found: &mut GroupFound| {
-        let outcome = run_group(seed, fault);
-        found.stats.add(&outcome.stats);
-        let broken = outcome.violation.is_some();
-        found.violations.extend(outcome.violation.map(|v| (seed, v)));
-        broken && stop_at_first
-    };
-    let mut all = GroupFound::default();
-    for found in on_all_cores(from, count, run) {
-        all.stats.add(&found.stats);
-        all.violations.extend(found.violations);
+    fn play(seed: u64, fault: Option<GroupFault>, traced: bool) -> (Played<GroupStats>, Vec<String>) {
+        World::new(seed, fault, traced).run()
     }
-    all.violations.sort_by_key(|(seed, _)| *seed);
-    all
 }

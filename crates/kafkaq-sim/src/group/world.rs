@@ -1,7 +1,8 @@
 //! The store, the topics and the calls in flight.
 
-use super::{GroupOutcome, GroupStats, check::Check, member::Proc, topic::Topic};
+use super::{GroupStats, check::Check, member::Proc, topic::Topic};
 use crate::rng::Rng;
+use crate::subject::Played;
 use crate::trace::{MS, SEC, Trace, Us, tr};
 use bytes::Bytes;
 use kafkaq_core::group::{GroupFault, ReadToken, SwapToken, Value};
@@ -84,7 +85,7 @@ impl World {
         world
     }
 
-    pub(super) fn run(mut self) -> (GroupOutcome, Vec<String>) {
+    pub(super) fn run(mut self) -> (Played<GroupStats>, Vec<String>) {
         while self.now < END && self.check.violation.is_none() {
             self.step();
         }
@@ -94,7 +95,7 @@ impl World {
         if let Some(broken) = &self.check.violation {
             tr!(self, "check", "{broken}");
         }
-        (GroupOutcome { violation: self.check.violation, stats: self.stats }, self.trace.lines)
+        (Played { violation: self.check.violation, stats: self.stats }, self.trace.lines)
     }
 
     pub(super) fn mono(&self) -> Mono {

@@ -9,7 +9,10 @@
 mod check;
 mod world;
 
-use crate::{search::on_all_cores, trace::stats};
+use crate::{
+    subject::{Played, Subject},
+    trace::stats,
+};
 use kafkaq_core::key_lock::KeyLockFault;
 use world::World;
 
@@ -58,56 +61,16 @@ stats! { KeyLockStats:
     clocks_set,
 }
 
-/// What a run came to.
-#[derive(Clone, Debug)]
-pub struct KeyLockOutcome {
-    /// The first broken rule.
-    pub violation: Option<String>,
-    /// What happened, how often.
-    pub stats: KeyLockStats,
-}
+/// The lock of a key, simulated.
+#[derive(Debug)]
+pub enum KeyLockSim {}
 
-/// What many runs came to.
-#[derive(Clone, Debug, Default)]
-pub struct KeyLockFound {
-    /// Seeds that broke a rule, ascending.
-    pub violations: Vec<(u64, String)>,
-    /// All runs' counts.
-    pub stats: KeyLockStats,
-}
+impl Subject for KeyLockSim {
+    type Fault = KeyLockFault;
+    type Stats = KeyLockStats;
+    const FAULTS: &'static [KeyLockFault] = KeyLockFault::ALL;
 
-/// Runs a seed.
-#[must_use]
-pub fn run_key_lock(seed: u64, fault: Option<KeyLockFault>) -> KeyLockOutcome {
-    World::new(seed, fault, false).run().0
-}
-
-/// Runs a seed and tells every event, a line each.
-#[must_use]
-pub fn trace_key_lock(seed: u64, fault: Option<KeyLockFault>) -> (KeyLockOutcome, Vec<String>) {
-    World::new(seed, fault, true).run()
-}
-
-/// Runs many seeds on all cores. With `stop_at_first` the first violation is the lowest seed's that has one.
-#[must_use]
-pub fn search_key_lock(
-    from: u64,
-    count: u64,
-    fault: Option<KeyLockFault>,
-    stop_at_first: bool,
-) -> KeyLockFound {
-    let run = |seed, found: &mut KeyLockFound| {
-        let outcome = run_key_lock(seed, fault);
-        found.stats.add(&outcome.stats);
-        let broken = outcome.violation.is_some();
-        found.violations.extend(outcome.violation.map(|v| (seed, v)));
-        broken && stop_at_first
-    };
-    let mut all = KeyLockFound::default();
-    for found in on_all_cores(from, count, run) {
-        all.stats.add(&found.stats);
-        all.violations.extend(found.violations);
+    fn play(seed: u64, fault: Option<KeyLockFault>, traced: bool) -> (Played<KeyLockStats>, Vec<String>) {
+        World::new(seed, fault, traced).run()
     }
-    all.violations.sort_by_key(|(seed, _)| *seed);
-    all
 }

@@ -1,10 +1,11 @@
 //! The processes, the store, and the calls in flight.
 
 use super::{
-    KeyLockOutcome, KeyLockStats,
+    KeyLockStats,
     check::{Check, token},
 };
 use crate::rng::Rng;
+use crate::subject::Played;
 use crate::trace::{MS, P, SEC, Trace, Us, lease, tr, true_wall};
 use bytes::Bytes;
 use kafkaq_core::key_lock::{KeyLock, KeyLockFault, KeyLockSettings, Standing};
@@ -155,7 +156,7 @@ impl World {
         Now { mono: mono(self.now.saturating_sub(slept).max(least)), wall: true_wall(self.now + ahead) }
     }
 
-    pub(super) fn run(mut self) -> (KeyLockOutcome, Vec<String>) {
+    pub(super) fn run(mut self) -> (Played<KeyLockStats>, Vec<String>) {
         let (mut crash, mut wipe) = (false, false);
         while self.now < END && self.check.violation.is_none() {
             self.now = self.next().max(self.now).min(END);
@@ -179,7 +180,7 @@ impl World {
             }
             self.check_all();
         }
-        (KeyLockOutcome { violation: self.check.violation, stats: self.stats }, self.trace.lines)
+        (Played { violation: self.check.violation, stats: self.stats }, self.trace.lines)
     }
 
     /// When something happens next.

@@ -1,9 +1,7 @@
 //! What a call says when the server fails, and that the next call finds its way back.
 
 use crate::{Zk, builder, client, nodes, shared};
-use kafkaq_adapter_tests::{
-    Log, Stopwatch, cases, create, descriptors, key, one, read, replace, until, value,
-};
+use kafkaq_adapter_tests::{Log, Stopwatch, cases, create, key, one, read, replace, until, value};
 use kafkaq_conformance::{Outage, Proxy};
 use kafkaq_core::{Effect, Error, ErrorKind, Retry, Swapped};
 use kafkaq_zookeeper::ZooKeeperStore;
@@ -28,11 +26,7 @@ cases! { reconnecting for Zk:
 }
 
 cases! { outages for Zk: a_server_that_stands_still_is_logged_once_and_so_is_its_return }
-
-#[tokio::test]
-async fn used_up_descriptors_are_named() {
-    descriptors::are_named::<Zk>("failures::used_up_descriptors_are_named").await;
-}
+cases! { descriptors for Zk: used_up_descriptors_are_named }
 
 const LIMIT: Duration = Duration::from_secs(2);
 

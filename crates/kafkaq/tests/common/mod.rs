@@ -51,6 +51,38 @@ pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, what).await.expect("it hangs")
 }
 
+/// Waits until `is_so` says yes, by the test's clock, which may be paused.
+pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = SystemInstant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < PATIENCE, "waited for {what}");
+        tokio::time::sleep(ms(20)).await;
+    }
+}
+
+#[cfg(feature = "worker")]
+pub(crate) async fn stop(mut running: kafkaq::worker::WorkerHandle) -> kafkaq::worker::WorkerReport {
+    running.stop();
+    running.stopped().await.expect("the worker ends in good order")
+}
+
+/// Ends after as many polls, up to 15, as chance wants for this number.
+pub(crate) async fn patience(of: u64) {
+    for _ in 0..of.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 60 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// A small generator, so that a failure can be repeated.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % n
+    }
+}
+
 pub(crate) async fn next(queue: &Queue) -> Job {
     soon(queue.get_job()).await.expect("a job")
 }

@@ -303,6 +303,10 @@ impl View {
         self.0.lock().unwrap().values.iter().map(|(v, _)| *v).collect()
     }
 
+    pub(crate) fn read_at(&self, value: u64) -> Option<Instant> {
+        self.0.lock().unwrap().values.iter().find(|(v, _)| *v == value).map(|(_, at)| *at)
+    }
+
     pub(crate) fn has(&self, value: u64) -> bool {
         self.values().contains(&value)
     }

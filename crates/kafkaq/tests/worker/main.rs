@@ -21,9 +21,10 @@ mod stops;
 mod watchdog;
 
 use common::PATIENCE;
+pub(crate) use common::{stop, until};
 use kafkaq::{
     JobStatus, Queue, TaskId,
-    worker::{BoxError, Ctx, TaskType, Worker, WorkerBuilder, WorkerHandle, WorkerReport},
+    worker::{BoxError, Ctx, TaskType, Worker, WorkerBuilder},
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -82,14 +83,6 @@ impl Seen {
     }
 }
 
-pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begun = std::time::Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < PATIENCE, "waited for {what}");
-        sleep(Duration::from_millis(20)).await;
-    }
-}
-
 pub(crate) async fn queue() -> Queue {
     Queue::builder("greetings").lease_duration(LEASE).build().await.unwrap()
 }
@@ -104,11 +97,6 @@ pub(crate) async fn until_status(queue: &Queue, id: &TaskId, wanted: JobStatus) 
         assert!(begun.elapsed() < PATIENCE, "{id} is {:?}", status(queue, id).await);
         sleep(Duration::from_millis(50)).await;
     }
-}
-
-pub(crate) async fn stop(mut running: WorkerHandle) -> WorkerReport {
-    running.stop();
-    running.stopped().await.unwrap()
 }
 
 pub(crate) fn worker(queue: &Queue) -> WorkerBuilder {

@@ -1,9 +1,9 @@
 //! Pausing kinds of task in a running worker, in virtual time.
 
-use crate::common::PATIENCE;
+use crate::{SECOND, status, stop, until};
 use kafkaq::{
-    JobStatus, Queue, TaskId,
-    worker::{Ctx, Options, TaskType, Worker, WorkerHandle, WorkerReport},
+    JobStatus, Queue,
+    worker::{Ctx, Options, TaskType, Worker},
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -18,7 +18,6 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 
 #[derive(Serialize, Deserialize)]
@@ -53,23 +52,6 @@ async fn bill(ctx: Ctx<Called>, _: Bill) {
 
 async fn queue() -> Queue {
     Queue::builder("post").lease_duration(30 * SECOND).build().await.unwrap()
-}
-
-async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begun = std::time::Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < PATIENCE, "waited for {what}");
-        sleep(Duration::from_millis(20)).await;
-    }
-}
-
-async fn status(queue: &Queue, id: &TaskId) -> JobStatus {
-    queue.jobs().get(id).await.unwrap().status
-}
-
-async fn stop(mut running: WorkerHandle) -> WorkerReport {
-    running.stop();
-    running.stopped().await.unwrap()
 }
 
 #[tokio::test(start_paused = true)]

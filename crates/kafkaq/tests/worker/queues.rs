@@ -1,9 +1,9 @@
 //! A worker of several queues, in virtual time.
 
-use crate::common::{PATIENCE, soon};
+use crate::{SECOND, common::soon, stop, until};
 use kafkaq::{
     ErrorKind, JobStatus, Queue, Task,
-    worker::{Ctx, Options, Share, TaskType, Worker, WorkerBuilder, WorkerHandle, WorkerReport},
+    worker::{Ctx, Options, Share, TaskType, Worker, WorkerBuilder},
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -12,8 +12,6 @@ use std::{
     time::Duration,
 };
 use tokio::time::{Instant, sleep};
-
-const SECOND: Duration = Duration::from_secs(1);
 
 #[derive(Serialize, Deserialize)]
 struct Work(u32);
@@ -53,14 +51,6 @@ impl Begun {
     }
 }
 
-async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begun = std::time::Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < PATIENCE, "waited for {what}");
-        sleep(Duration::from_millis(20)).await;
-    }
-}
-
 async fn queue(name: &str) -> Queue {
     Queue::builder(name).lease_duration(30 * SECOND).build().await.unwrap()
 }
@@ -77,11 +67,6 @@ fn worker(queue: &Queue, begun: &Begun, takes: Duration) -> WorkerBuilder<Begun>
         ctx.state().note(&ctx);
         sleep(takes).await;
     })
-}
-
-async fn stop(mut running: WorkerHandle) -> WorkerReport {
-    running.stop();
-    running.stopped().await.unwrap()
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,10 +1,10 @@
 //! What the worker's log says of handlers that make no progress.
 
-use crate::{common::PATIENCE, leased::Store};
+use crate::{SECOND, leased::Store, stop, until};
 use kafkaq::{
     ErrorKind, Queue,
     memory::MemoryLog,
-    worker::{Ctx, Options, TaskType, Worker, WorkerHandle, WorkerReport},
+    worker::{Ctx, Options, TaskType, Worker},
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -18,11 +18,10 @@ use std::{
 use tokio::time::sleep;
 use tracing::{
     Event, Metadata, Subscriber,
-    field::{Field, Visit},
+    field::Field,
     span::{Attributes, Id, Record},
 };
 
-const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// The lines of the whole process: tests tell theirs by the name of the queue or the kind.
@@ -44,22 +43,14 @@ impl Subscriber for Lines {
     fn record_follows_from(&self, _: &Id, _: &Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        let mut line = Line(String::new());
-        event.record(&mut line);
-        LINES.lock().unwrap().push(line.0);
+        let mut line = String::new();
+        event.record(&mut |field: &Field, value: &dyn fmt::Debug| line += &format!("{field}={value:?} "));
+        LINES.lock().unwrap().push(line);
     }
 
     fn enter(&self, _: &Id) {}
 
     fn exit(&self, _: &Id) {}
-}
-
-struct Line(String);
-
-impl Visit for Line {
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.0 += &format!("{}={value:?} ", field.name());
-    }
 }
 
 fn listen() {
@@ -84,19 +75,6 @@ struct Spin(u32);
 
 impl TaskType for Spin {
     const KIND: &'static str = "spin";
-}
-
-async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begun = std::time::Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < PATIENCE, "waited for {what}: {:?}", LINES.lock().unwrap());
-        sleep(Duration::from_millis(20)).await;
-    }
-}
-
-async fn stop(mut running: WorkerHandle) -> WorkerReport {
-    running.stop();
-    running.stopped().await.unwrap()
 }
 
 #[tokio::test(start_paused = true)]
