@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use futures_util::StreamExt;
 use kafkaq_adapter_tests::Log;
-use kafkaq_core::*;
+use kafkaq_core::{Log as _, *};
 use kafkaq_rdkafka::RdKafka;
 use std::{
     net::TcpListener,

@@ -4,6 +4,7 @@ use super::*;
 use crate::{failure::Failure, outage::Outages};
 use futures_util::future::join_all;
 use kafkaq_adapter_tests::Log;
+use kafkaq_core::Log as _;
 
 #[tokio::test(start_paused = true)]
 async fn an_outage_is_a_line_when_it_begins_one_a_minute_and_one_when_it_ends() {

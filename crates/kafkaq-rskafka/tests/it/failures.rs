@@ -2,6 +2,7 @@
 
 use crate::*;
 use kafkaq_adapter_tests::Log;
+use kafkaq_core::Log as _;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_no_server_every_call_ends_in_time_and_names_the_address() {
