@@ -22,11 +22,18 @@ fn pair(broker: BrokerKind, case: &str) -> Pair {
     Pair::new(broker, StoreKind::Memory, case)
 }
 
-/// The ends of a topic's partitions.
+/// The ends of a topic's partitions. Those that were just added may not be known to the broker yet.
 async fn ends(topic: &str, partitions: i32) -> Vec<i64> {
     let log = RsKafka::builder(kafka()).build().unwrap();
     let all: Vec<_> = (0..partitions).map(|n| Partition::new(topic, n)).collect();
-    log.offsets(&all).await.into_iter().map(|offsets| offsets.unwrap().next).collect()
+    let began = Instant::now();
+    loop {
+        let ends: Result<Vec<_>, _> = log.offsets(&all).await.into_iter().collect();
+        match ends {
+            Ok(ends) => return ends.into_iter().map(|offsets| offsets.next).collect(),
+            Err(e) => assert!(began.elapsed() < PATIENCE, "{e}"),
+        }
+    }
 }
 
 fn publish_from_runtimes(
