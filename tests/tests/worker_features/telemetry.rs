@@ -121,7 +121,8 @@ async fn metrics(pair: &Pair) {
     let number = [("kind", "number")];
     assert_eq!(count("kafkaq_panics_total", &number), report.panicked);
     assert_eq!(count("kafkaq_timeouts_total", &number), report.timed_out);
-    assert_eq!((report.panicked, report.timed_out), (1, 1), "{report}");
+    // A handler that a busy machine doesn't let run for two seconds has timed out, too, whatever it returns then.
+    assert!(report.panicked == 1 && report.timed_out >= 1, "{report}");
     let executions: u64 = outcomes.iter().map(|(_, n)| n).sum();
     assert_eq!(count("kafkaq_handed_out_total", &[]), executions);
     assert_eq!(count("kafkaq_published_total", &[]), 11);
