@@ -57,7 +57,7 @@ async fn a_killed_process_loses_no_task_of_which_the_store_was_not_told() {
             assert!(since.elapsed() < PATIENCE, "{begun} are begun");
         }
         victim.signal("KILL");
-        let next = Agent::work(AGENT, &pair, WORKERS, Duration::ZERO);
+        let mut next = Agent::work(AGENT, &pair, WORKERS, Duration::ZERO);
         until_executed(&[&victim, &next], &ids).await;
 
         let jobs = pair.queue().build_jobs().await.unwrap();
@@ -69,6 +69,7 @@ async fn a_killed_process_loses_no_task_of_which_the_store_was_not_told() {
                 other => panic!("{id} is {other:?}"),
             }
         }
+        next.end();
         let mut runs: HashMap<String, usize> = HashMap::new();
         for line in victim.last_words().into_iter().chain(next.last_words()) {
             if let Line::Run { id, .. } = line {
