@@ -17,9 +17,11 @@ const AGENT: &str = env!("CARGO_BIN_EXE_agent");
 const SPAN: usize = 8192;
 const WORKERS: usize = 20;
 
+/// What these have executed: their handlers do no more than say so. What is done may be committed before a process that is
+/// killed has said that, too, and then nobody else knows.
 fn executed(agents: &[&Agent]) -> HashSet<String> {
     let said = agents.iter().flat_map(|agent| agent.said());
-    said.filter_map(|line| if let Line::Done { id, .. } = line { Some(id) } else { None }).collect()
+    said.filter_map(|line| if let Line::Run { id, .. } = line { Some(id) } else { None }).collect()
 }
 
 /// Waits until all of them are executed: as long as some are, a busy machine has its time.

@@ -6,6 +6,7 @@ use crate::{
     kit::Setup,
 };
 use futures_util::FutureExt;
+use kafkaq_core::{Log, Retry, TopicInfo, TopicSpec};
 use std::{
     fmt,
     hash::{BuildHasher, RandomState},
@@ -118,6 +119,23 @@ impl<T: ?Sized + Send + Sync + 'static> Context<T> {
     /// How long any one call may take.
     pub(crate) fn answers_within(&self) -> Duration {
         self.setup.answers_within
+    }
+
+    /// Creates a topic that a case needs. What a busy server had no time for is tried again: it isn't what the case is about.
+    pub(crate) async fn create_topic<L: Log + ?Sized>(
+        &self,
+        log: &L,
+        spec: TopicSpec,
+    ) -> Checked<Vec<TopicInfo>> {
+        let until = Instant::now() + 2 * self.answers_within();
+        loop {
+            match log.ensure_topics(std::slice::from_ref(&spec)).await {
+                Err(e) if e.retry() != Retry::No && Instant::now() < until => {
+                    sleep(Duration::from_millis(100)).await;
+                }
+                outcome => return Ok(outcome?),
+            }
+        }
     }
 
     /// Waits for what must come.

@@ -68,7 +68,7 @@ async fn stage(cx: &Cx, partitions: i32, records: usize) -> Checked<Stage> {
     let broker = cx.client().await?;
     let mut spec = TopicSpec::new(cx.space());
     spec.partitions = Some(partitions);
-    broker.ensure_topics(&[spec]).await?;
+    cx.create_topic(&*broker, spec).await?;
     let stage = Stage { limit: cx.answers_within(), broker, topic: cx.space().into(), partitions };
     for index in 0..partitions {
         stage.append(index, 0..records).await?;

@@ -130,7 +130,7 @@ impl AnyLog for dyn Broker {
 async fn topic<L: AnyLog + ?Sized>(cx: &Context<L>, log: &L, partitions: i32) -> Checked<Arc<str>> {
     let mut spec = TopicSpec::new(cx.space());
     spec.partitions = Some(partitions);
-    made(log.ensure_topics(&[spec]).await?, &[(cx.space(), partitions)])?;
+    made(cx.create_topic(log, spec).await?, &[(cx.space(), partitions)])?;
     Ok(cx.space().into())
 }
 

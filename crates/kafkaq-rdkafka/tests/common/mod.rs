@@ -16,7 +16,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 pub(crate) type Mock = MockCluster<'static, rdkafka::producer::DefaultProducerContext>;
@@ -66,7 +66,15 @@ impl Site {
         let mut spec = TopicSpec::new(topic);
         spec.partitions = Some(partitions);
         let kafka = self.kafka();
-        assert_eq!(kafka.ensure_topics(&[spec]).await.unwrap()[0].partitions, partitions);
+        // A busy server may take longer than a call waits.
+        let began = Instant::now();
+        let created = loop {
+            match kafka.ensure_topics(std::slice::from_ref(&spec)).await {
+                Err(e) => assert!(e.retry() != Retry::No && began.elapsed() < LONG, "{e}"),
+                Ok(created) => break created,
+            }
+        };
+        assert_eq!(created[0].partitions, partitions);
         kafka.close().await.unwrap();
         self
     }
