@@ -53,7 +53,7 @@ pub enum Tracking {
     /// - [`JobController::cancel`](crate::JobController::cancel) cannot tell a quick task that is running, or done, from
     ///   one that nobody has started.
     /// - A crash is not counted as the task's failure, and the next execution has the same
-    ///   [`attempt`](crate::Job::attempt). So a task that kills its process gets one or two more tries.
+    ///   [`attempt`](crate::JobView::attempt). So a task that kills its process gets one or two more tries.
     ///
     /// These still get a lease before they are handed out: ids that the caller chose, foreign records, delayed tasks,
     /// redeliveries, and in each partition the first 8,192 records after its assignment, which the previous owner may
