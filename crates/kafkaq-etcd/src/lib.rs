@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod builder;
+mod connector;
 mod failure;
 mod health;
 mod lease;

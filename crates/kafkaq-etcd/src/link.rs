@@ -4,7 +4,7 @@
 //! such request fails. A connection is tested with a read before it carries the first swap. So whatever fails until
 //! then certainly had no effect.
 
-use crate::failure;
+use crate::{connector::Connector, failure};
 use etcd_client::{Channel, Client, ConnectOptions, GetOptions, KvClient, LeaseClient, MaintenanceClient};
 use kafkaq_core::{
     ErrorKind, Result,
@@ -64,8 +64,8 @@ impl Members {
     async fn open(&self, member: &Member) -> Result<Clients> {
         let address = &member.address;
         let failed = |e| failure::failed(Self::OPERATION, address, &e);
-        let channel =
-            member.endpoint.connect().await.map_err(|e| failure::refused_connection(address, &e))?;
+        let connecting = member.endpoint.connect_with_connector(Connector::of(&member.endpoint));
+        let channel = connecting.await.map_err(|e| failure::refused_connection(address, &e))?;
         let client = Client::from_channel(Channel::Tonic(channel), Some(self.options.clone()))
             .await
             .map_err(failed)?;

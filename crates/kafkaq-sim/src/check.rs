@@ -440,11 +440,13 @@ impl World {
         let started = self.now;
         let task = &mut self.check.tasks[n];
         let first_due = task.due.filter(|_| task.handed_out == 0);
+        let is_again = task.held.iter().any(|h| h.began_unleased && h.handed);
         task.handed_out += 1;
         task.started_at = started;
         if let Some(h) = task.holder(ready.token) {
             (h.handed, h.running) = (true, Some(p));
         }
+        self.stats.unleased_again += u64::from(is_again);
         if let Some(due) = first_due {
             self.check.delayed += 1;
             self.check.late += u32::from(now.wall.since(due) > LATE);

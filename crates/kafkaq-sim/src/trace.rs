@@ -133,6 +133,8 @@ stats! { Stats:
     leased_late,
     /// Those that were done before.
     done_unleased,
+    /// Jobs that a worker took after one of the same task of which the store was perhaps not told.
+    unleased_again,
     /// Leases renewed by their holder.
     renewals,
     /// Leases given back unused.

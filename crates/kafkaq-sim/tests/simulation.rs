@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 const SEEDS: u64 = 10_000;
 /// A planted fault that has not been found by then counts as missed.
-const ENOUGH: u64 = 2_000;
+const ENOUGH: u64 = 10_000;
 
 #[test]
 fn no_seed_breaks_a_rule() {
@@ -74,7 +74,8 @@ fn without_trouble_every_task_runs_exactly_once() {
     let found = search(&Search { count: 500, profile: Profile::only(&[]), ..Search::default() });
     assert!(found.violations.is_empty(), "{:?}", found.violations.first());
     let s = found.stats;
-    // Once its lease has aged out, an id is free for another task.
-    assert_eq!(s.handed_out + s.undecodable, s.published - s.published_again + s.expired);
+    // Once its lease has aged out, an id is free for another task. An execution of which the store was not told does
+    // not keep a second publication from being executed.
+    assert_eq!(s.handed_out + s.undecodable, s.published - s.published_again + s.expired + s.unleased_again);
     assert_eq!(s.takeovers + s.lost_taken_over + s.ask_failed, 0);
 }

@@ -2,8 +2,10 @@
 
 use super::suites::Suite;
 
-/// How many of those that mostly wait run concurrently.
+/// How many of those that mostly wait run concurrently, as long as the machine is not busy.
 const WAITING: usize = 5;
+/// How many do so even then.
+pub(super) const ALWAYS: usize = 2;
 
 /// CPU-bound suites: one at a time, beside those that wait, at a lower priority.
 const BUSY: &[&str] = &[

@@ -11,6 +11,7 @@ mod cost;
 mod features;
 mod lanes;
 mod licences;
+mod load;
 mod metadata;
 mod output;
 mod packages;

@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 use xtask::command::{Ended, interrupted, last_lines, quoted, run_into, shown};
 
 use super::lanes::{self, Lane};
+use super::load;
 use super::output;
 pub(super) use super::output::Tally;
 use super::report::{Failure, seconds, word};
@@ -115,10 +116,10 @@ pub(super) fn run(suites: Vec<Suite>, place: &Place) -> Vec<Outcome> {
     let (sender, ended) = mpsc::channel();
     thread::scope(|scope| {
         for (lane, width, nice) in &lanes {
-            for _ in 0..*width {
+            for place_in_lane in 0..*width {
                 let sender = sender.clone();
                 scope.spawn(move || {
-                    while let Some(suite) = next(lane) {
+                    while let Some(suite) = next(lane, place_in_lane) {
                         let (outcome, output) = run_one(suite, *nice, place);
                         // It receives as long as there are senders.
                         let _ = sender.send((outcome, output));
@@ -131,8 +132,12 @@ pub(super) fn run(suites: Vec<Suite>, place: &Place) -> Vec<Outcome> {
     })
 }
 
-fn next(lane: &Mutex<VecDeque<Suite>>) -> Option<Suite> {
-    let next = lane.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+fn next(lane: &Mutex<VecDeque<Suite>>, place_in_lane: usize) -> Option<Suite> {
+    let locked = || lane.lock().unwrap_or_else(PoisonError::into_inner);
+    if place_in_lane >= lanes::ALWAYS {
+        load::wait_until_low(|| locked().is_empty() || interrupted());
+    }
+    let next = locked().pop_front();
     next.filter(|_| !interrupted())
 }
 

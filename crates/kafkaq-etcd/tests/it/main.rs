@@ -22,7 +22,7 @@ struct Etcd;
 impl Adapter for Etcd {
     type Store = EtcdStore;
     const SERVICE: Service = Service::Etcd;
-    /// Four on an idle machine. tonic connects again as often as it sees that a connection has ended before it used it.
+    /// tonic connects again as often as it sees that a connection has ended before it used it; how often, chance decides.
     const KNOCKS: usize = 12;
 
     fn at(addr: SocketAddr, limit: Duration) -> EtcdStore {
