@@ -1,7 +1,8 @@
 //! Which tasks have been executed, and the loops that execute them.
 
 use super::{number_of, say_begin};
-use kafkaq::Queue;
+use futures_util::future::join_all;
+use kafkaq::{Job, Queue};
 use std::{
     sync::{
         Arc, OnceLock,
@@ -11,25 +12,48 @@ use std::{
 };
 use tokio::{sync::Notify, time::sleep};
 
-/// Starts loops that execute tasks, each of which takes as long as `hold`.
-pub(super) fn work(queue: &Queue, executions: Executions, jobs: usize, hold: Duration) -> Arc<Executions> {
+/// How a side takes jobs.
+#[derive(Clone, Copy)]
+pub(super) struct Work {
+    /// At once.
+    pub(super) jobs: usize,
+    /// That one call takes at most.
+    pub(super) batch: usize,
+    /// How long each task takes.
+    pub(super) hold: Duration,
+}
+
+/// Starts loops that execute tasks.
+pub(super) fn work(queue: &Queue, executions: Executions, work: Work) -> Arc<Executions> {
     let executions = Arc::new(executions);
-    for _ in 0..jobs {
+    for _ in 0..work.jobs.div_ceil(work.batch) {
         let (queue, executions) = (queue.clone(), executions.clone());
-        tokio::spawn(async move {
-            while let Ok(job) = queue.get_job().await {
-                let Ok(number) = number_of(job.payload()) else { continue };
-                executions.begin(number);
-                if !hold.is_zero() {
-                    sleep(hold).await;
+        if work.batch == 1 {
+            tokio::spawn(async move {
+                while let Ok(job) = queue.get_job().await {
+                    execute(job, &executions, work.hold).await;
                 }
-                // A task whose `done` fails is executed again.
-                let _ = job.done().await;
-                executions.end(number);
-            }
-        });
+            });
+        } else {
+            tokio::spawn(async move {
+                while let Ok(jobs) = queue.get_jobs(work.batch).await {
+                    join_all(jobs.into_iter().map(|job| execute(job, &executions, work.hold))).await;
+                }
+            });
+        }
     }
     executions
+}
+
+async fn execute(job: Job, executions: &Executions, hold: Duration) {
+    let Ok(number) = number_of(job.payload()) else { return };
+    executions.begin(number);
+    if !hold.is_zero() {
+        sleep(hold).await;
+    }
+    // A task whose `done` fails is executed again.
+    let _ = job.done().await;
+    executions.end(number);
 }
 
 /// Which tasks have been executed.

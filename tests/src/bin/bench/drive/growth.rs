@@ -14,8 +14,9 @@ use tokio::time::interval;
 
 /// One of several processes that share a backlog. It tells how much of it was its own until its input ends.
 pub(super) async fn work_on(side: Side, jobs: usize) -> Outcome<()> {
+    let work_as = side.work(jobs);
     let queue = side.builder.build().await?;
-    let executions = work(&queue, Executions::new(0, false), jobs, Duration::ZERO);
+    let executions = work(&queue, Executions::new(0, false), work_as);
     tokio::spawn(async move {
         let (mut tick, mut said) = (interval(Duration::from_millis(20)), 0);
         loop {
@@ -43,8 +44,9 @@ pub(super) async fn delay(side: Side, tasks: usize, seconds: usize) -> Outcome<(
 
 /// Works until so many tasks that aren't due have been copied to the wait topic.
 pub(super) async fn park(side: Side, tasks: usize) -> Outcome<()> {
+    let work_as = side.work(1);
     let queue = side.builder.build().await?;
-    work(&queue, Executions::new(0, false), 1, Duration::ZERO);
+    work(&queue, Executions::new(0, false), work_as);
     let (mut tick, mut start) = (interval(Duration::from_millis(20)), None);
     loop {
         tick.tick().await;

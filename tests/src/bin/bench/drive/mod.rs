@@ -7,7 +7,7 @@ mod executions;
 mod growth;
 
 use crate::Outcome;
-use executions::{Executions, work};
+use executions::{Executions, Work, work};
 use kafkaq::{Publisher, QueueBuilder, Task, Tracking};
 use kafkaq_tests::{BrokerKind, Pair, StoreKind};
 use std::{
@@ -50,6 +50,8 @@ pub(crate) async fn run(words: &[String]) -> Outcome<()> {
 struct Side {
     builder: QueueBuilder,
     in_memory: bool,
+    /// Jobs that a loop takes at once.
+    batch: usize,
 }
 
 impl Side {
@@ -61,17 +63,23 @@ impl Side {
         let (Some(broker), Some(store)) = (broker, store) else {
             return Err(format!("no pair of backends: {side}").into());
         };
-        let builder = words.try_fold(Pair::named(broker, store, queue).usual_queue(), set)?;
-        Ok(Side { builder, in_memory: broker == BrokerKind::Memory })
+        let builder = Pair::named(broker, store, queue).usual_queue();
+        let side = Side { builder, in_memory: broker == BrokerKind::Memory, batch: 1 };
+        words.try_fold(side, Side::set)
     }
-}
 
-/// Each setting that a side may name has a line here.
-fn set(builder: QueueBuilder, setting: &str) -> Outcome<QueueBuilder> {
-    match setting.split_once('=').unwrap_or((setting, "")) {
-        ("partitions", number) => Ok(builder.partitions(number.parse()?)),
-        ("slow", "") => Ok(builder.tracking(Tracking::Slow)),
-        _ => Err(format!("no setting of a queue: {setting}").into()),
+    /// Each setting that a side may name has a line here.
+    fn set(self, setting: &str) -> Outcome<Side> {
+        match setting.split_once('=').unwrap_or((setting, "")) {
+            ("batch", number) => Ok(Side { batch: number.parse::<usize>()?.max(1), ..self }),
+            ("partitions", number) => Ok(Side { builder: self.builder.partitions(number.parse()?), ..self }),
+            ("slow", "") => Ok(Side { builder: self.builder.tracking(Tracking::Slow), ..self }),
+            _ => Err(format!("no setting of a queue: {setting}").into()),
+        }
+    }
+
+    fn work(&self, jobs: usize) -> Work {
+        Work { jobs, batch: self.batch, hold: Duration::ZERO }
     }
 }
 
@@ -149,21 +157,23 @@ async fn call(side: Side, tasks: usize, callers: usize) -> Outcome<()> {
 }
 
 async fn drain(side: Side, tasks: usize, jobs: usize, hold_ms: usize) -> Outcome<()> {
+    let work_as = Work { hold: Duration::from_millis(hold_ms as u64), ..side.work(jobs) };
     let queue = side.builder.build().await?;
     if side.in_memory {
         // Nobody else could have.
         publish(&queue.publisher(), 0, tasks).await?;
     }
-    let executions = work(&queue, Executions::new(tasks, false), jobs, Duration::from_millis(hold_ms as u64));
+    let executions = work(&queue, Executions::new(tasks, false), work_as);
     let executed = executions.all().await;
     say_end(tasks, executed.took, &format!(r#","executions":{}"#, executed.executions));
     Ok(())
 }
 
 async fn pace(side: Side, rate: usize, uncounted: usize, counted: usize, jobs: usize) -> Outcome<()> {
+    let work_as = side.work(jobs);
     let queue = side.builder.build().await?;
     let tasks = uncounted + counted;
-    let executions = work(&queue, Executions::new(tasks, true), jobs, Duration::ZERO);
+    let executions = work(&queue, Executions::new(tasks, true), work_as);
     let sent = publish_at(rate, tasks, &queue.publisher(), executions.epoch).await?;
     let executed = executions.all().await;
     let late = executions.begun.iter().zip(&sent).skip(uncounted);
