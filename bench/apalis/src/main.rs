@@ -176,8 +176,10 @@ fn work(storage: Storage, tasks: usize, jobs: usize, hold: Duration) -> Arc<Exec
         .parallelize(tokio::spawn)
         .data((executions.clone(), hold))
         .build(execute);
-    tokio::spawn(async move {
-        let ended = worker.run().await;
+    let runtime = tokio::runtime::Handle::current();
+    // Its future can't be spawned: the compiler doesn't see that it is `Send`.
+    std::thread::spawn(move || {
+        let ended = runtime.block_on(worker.run());
         eprintln!("the worker stopped: {ended:?}");
         exit(1);
     });
@@ -185,7 +187,7 @@ fn work(storage: Storage, tasks: usize, jobs: usize, hold: Duration) -> Arc<Exec
 }
 
 async fn execute(payload: String, data: Data<(Arc<Executions>, Duration)>) -> Result<(), BoxDynError> {
-    data.0.execute(&payload, data.1).await;
+    data.0.0.execute(&payload, data.1).await;
     Ok(())
 }
 

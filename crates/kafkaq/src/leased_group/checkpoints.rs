@@ -316,7 +316,7 @@ mod tests {
         assert_eq!(last(&log, &checkpoints, 0, false).await, (Some(9), 2));
         assert_eq!(last(&log, &checkpoints, 2, true).await, (Some(3), 0));
         // And if it is more than was ever read, only the last of it.
-        let many = vec![(partition(1), cursor(5)); 3 * MANY as usize];
+        let many = vec![(partition(1), cursor(5)); MANY as usize + BATCH];
         append(&log, &checkpoints, &many).await;
         let (found, read) = last(&log, &checkpoints, 1, false).await;
         assert!(found == Some(5) && read <= 1000, "{found:?} of {read}");
