@@ -166,6 +166,7 @@ impl Measured<'_> {
         figures.add("memory_mib", used.client_peak / MIB);
         if uses_redis {
             figures.add("redis_commands", all.redis_commands / drained.tasks);
+            figures.add("redis_requests", all.redis_requests / drained.tasks);
             figures.add("redis_bytes", all.redis_bytes / drained.tasks);
         }
         if uses_kafka {

@@ -15,7 +15,7 @@ cargo xtask bench compare [--rivals NAMES] [--rounds N] [--backlog N] [--calls N
     to the folder, target/bench-compare by default. It takes their tools: go, node, npm, mvn and javac.
     --rivals    of share-groups, asynq, apalis and bullmq only these, with commas between; `none` for kafkaq alone
     --rounds    3 by default; the median and the range of them is told
-    --backlog   tasks to drain: 100,000 by default
+    --backlog   tasks to drain: 400,000 by default
     --calls     tasks that 64 callers publish: 32,000 by default
     --seconds   for which pick-up is measured at each pace, after a warm-up of 2 s: 5 by default
 
@@ -48,7 +48,7 @@ impl Compare {
         let mut options = Compare {
             rivals: Rival::ALL.to_vec(),
             rounds: 3,
-            backlog: 100_000,
+            backlog: 400_000,
             calls: 32_000,
             seconds: 5,
             out: xtask::root().join(OUT),

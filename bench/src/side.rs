@@ -19,7 +19,7 @@ pub(crate) struct Side {
     pub(crate) publishes_in_bulk: bool,
     /// Whether handlers that take a while are measured; not of two sides that would do the same.
     pub(crate) is_held: bool,
-    /// It stops working if more tasks are waiting.
+    /// More would make it stop, or take minutes.
     pub(crate) largest_backlog: Option<usize>,
 }
 
@@ -99,8 +99,12 @@ fn rival_side(rival: Rival) -> Side {
         uses_redis: !uses_kafka,
         publishes_in_bulk: rival != Rival::Asynq,
         is_held: true,
-        // All tasks that are due are unpacked onto the stack of a script, which takes some 8,000.
-        largest_backlog: (rival == Rival::Apalis).then_some(7_000),
+        largest_backlog: match rival {
+            Rival::ShareGroups => None,
+            Rival::Asynq | Rival::BullMq => Some(100_000),
+            // All tasks that are due are unpacked onto the stack of a script, which takes some 8,000.
+            Rival::Apalis => Some(7_000),
+        },
     }
 }
 

@@ -140,9 +140,10 @@ public final class ShareGroups {
 
     private static void pace(String queue, int rate, int uncounted, int counted, int jobs) throws Exception {
         int tasks = uncounted + counted;
-        var executions = new Executions(tasks);
+        var executions = new Executions(tasks + PARTITIONS);
         work(queue, jobs, 0, executions);
         var producer = producer();
+        awaitPartitions(queue, tasks, producer, executions);
         long[] sent = new long[tasks];
         long start = System.nanoTime();
         for (int number = 0; number < tasks; ) {
@@ -163,6 +164,22 @@ public final class ShareGroups {
                 .mapToObj(Long::toString)
                 .collect(Collectors.joining(","));
         sayEnd(tasks, executions.took(), ",\"executions\":" + executions.count.get() + ",\"late_us\":[" + late + "]");
+    }
+
+    /** The group gives its members their partitions some seconds after they joined. */
+    private static void awaitPartitions(
+            String queue, int first, KafkaProducer<byte[], byte[]> producer, Executions executions)
+            throws Exception {
+        for (int partition = 0; partition < PARTITIONS; partition++) {
+            byte[] payload = task(queue, first + partition).value();
+            producer.send(new ProducerRecord<>(queue, partition, null, payload)).get();
+        }
+        for (int partition = 0; partition < PARTITIONS; partition++) {
+            while (executions.begun.get(first + partition) == 0) {
+                Thread.sleep(10);
+            }
+        }
+        executions.first.set(System.nanoTime());
     }
 
     /** Which tasks have been executed. */
