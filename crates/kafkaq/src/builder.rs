@@ -2,8 +2,9 @@
 
 use crate::{
     DeadLetters, JobController, KeyLocks, LeasedGroup, Publisher, Queue,
+    clock::Clock,
     config::{Config, Tracking},
-    driver::{Clock, Driver, Limits, Plan, Shared},
+    driver::{Driver, Limits, Plan, Shared},
     jobs::Retention,
     memory::{MemoryLog, MemoryStore},
     runtime::Home,

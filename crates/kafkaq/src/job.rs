@@ -1,6 +1,7 @@
 //! A task that was handed out, and what its holder can do with it.
 
-use crate::driver::{Shared, Slot, system_time};
+use crate::clock::system_time;
+use crate::driver::{JobSlot, Shared};
 use bytes::Bytes;
 use kafkaq_core::{
     Error, ErrorKind, FailureRecord, Headers, LeaseToken, LostReason, Task, TaskId, Wall,
@@ -31,7 +32,7 @@ pub struct Job {
 
 /// A read-only view of a job, which doesn't hold it. Cheap to clone.
 #[derive(Clone)]
-pub struct JobView(Arc<Slot>);
+pub struct JobView(Arc<JobSlot>);
 
 impl JobView {
     fn content(&self) -> &Content {
@@ -129,7 +130,7 @@ impl JobView {
     /// A view for the first execution of a task that no queue has handed out.
     #[cfg(feature = "testing")]
     pub(crate) fn made_up(ready: kafkaq_core::machine::Ready) -> Self {
-        JobView(Arc::new(Slot::new(ready)))
+        JobView(Arc::new(JobSlot::new(ready)))
     }
 }
 
@@ -152,7 +153,7 @@ impl Deref for Job {
 }
 
 impl Job {
-    pub(crate) fn new(slot: Arc<Slot>, shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(slot: Arc<JobSlot>, shared: Arc<Shared>) -> Self {
         let deadline = slot.ready.deadline;
         Job { view: JobView(slot), shared, deadline, ended: false }
     }

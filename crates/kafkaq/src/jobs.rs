@@ -1,6 +1,6 @@
 //! Queries tasks and cancels them.
 
-use crate::driver::{system_time, wall_now};
+use crate::clock::{system_time, wall_now};
 use kafkaq_core::{
     DecodeError, Effect, Error, ErrorKind, FailureRecord, Key, Keyspace, Lease, LeaseState, LeaseStore,
     LeaseToken, Result, Retry, Swap, Swapped, TaskId,
@@ -276,7 +276,7 @@ impl CancelOutcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::driver::wall;
+    use crate::clock::wall;
     use async_trait::async_trait;
     use bytes::Bytes;
     use std::sync::{

@@ -93,6 +93,7 @@
 
 mod appender;
 mod builder;
+mod clock;
 mod config;
 pub mod dead_letters;
 mod driver;

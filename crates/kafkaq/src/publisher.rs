@@ -2,8 +2,8 @@
 
 use crate::{
     appender::{Appender, Destination, Pushed, Unsent},
+    clock::wall_now,
     config::Config,
-    driver::wall_now,
     once_per::{Window, refused},
     runtime::Home,
     stats::{CallCounter, CallStats},
@@ -186,7 +186,7 @@ async fn outcome(id: TaskId, pushed: Pushed) -> Result<TaskId> {
         Ok(_offset) => Ok(id),
         Err(e) => {
             let again = e.retry() != Retry::No || e.effect() == Effect::Unknown;
-            let e = e.on(format!("{}, task {id}", pushed.line.partition));
+            let e = e.on(format!("{}, task {id}", pushed.queue.partition));
             if !again {
                 return Err(e);
             }

@@ -2,7 +2,7 @@
 
 use crate::{
     Job, JobController, KeyLocks, Publisher, QueueBuilder, QueueStats,
-    driver::{Driver, Shared, Slot},
+    driver::{Driver, JobSlot, Shared},
 };
 use kafkaq_core::{Result, Task, TaskId};
 use std::{fmt, sync::Arc, time::Duration};
@@ -115,7 +115,7 @@ impl Queue {
         self.inner.driver.want();
         let ready = self.ready_job()?;
         if ready.is_none() {
-            self.inner.shared.counter.miss();
+            self.inner.shared.ready.miss();
         }
         Ok(ready)
     }
@@ -145,7 +145,7 @@ impl Queue {
         Ok(jobs)
     }
 
-    fn job(&self, slot: Arc<Slot>) -> Job {
+    fn job(&self, slot: Arc<JobSlot>) -> Job {
         self.inner.shared.meter.handed_out(&slot.ready);
         Job::new(slot, self.inner.shared.clone())
     }
@@ -156,7 +156,7 @@ impl Queue {
         let shared = &self.inner.shared;
         let machine = shared.machine_stats().await;
         let publishes = self.inner.publisher.stats();
-        QueueStats::new(machine, &shared.counters, publishes, shared.counter.demand())
+        QueueStats::new(machine, &shared.counters, publishes, shared.ready.demand())
     }
 
     /// Returns a handle to query and cancel tasks.

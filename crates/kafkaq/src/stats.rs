@@ -1,6 +1,6 @@
 //! Statistics of a queue.
 
-use crate::{driver::wall_now, telemetry::CallMeter};
+use crate::{clock::wall_now, telemetry::CallMeter};
 use kafkaq_core::{Wall, machine};
 use std::{
     sync::{

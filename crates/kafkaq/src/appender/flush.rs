@@ -1,6 +1,6 @@
-//! Sends the records of a line, one request after another, until it is empty.
+//! Sends the records of a queue, one request after another, until it is empty.
 
-use super::{Appender, line::Line};
+use super::{Appender, queue::PartitionQueue};
 use crate::sync::yield_once;
 use kafkaq_core::Result;
 use std::{
@@ -16,10 +16,10 @@ use tokio::time::{sleep, timeout};
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LAST_BACKOFF: Duration = Duration::from_secs(1);
 
-/// The sender that has claimed a line. If it is dropped, because its runtime is, it passes the line on.
+/// The sender that has claimed a queue. If it is dropped, because its runtime is, it passes the queue on.
 pub(super) struct Flush {
     appender: Arc<Appender>,
-    line: Arc<Line>,
+    queue: Arc<PartitionQueue>,
     backoff: Duration,
     claims: bool,
     /// Single tasks without a key gather behind the request in flight.
@@ -34,17 +34,17 @@ struct Request {
 }
 
 impl Flush {
-    /// Starts sending the records of a line, unless it is empty or claimed. If the caller has more to do and there is
+    /// Starts sending the records of a queue, unless it is empty or claimed. If the caller has more to do and there is
     /// another thread, that builds the request; otherwise it starts on the caller's. What doesn't finish at once
     /// continues in the background.
-    pub(super) fn begin(appender: &Arc<Appender>, line: &Arc<Line>, more_to_do: bool) {
-        if !line.claim() {
+    pub(super) fn begin(appender: &Arc<Appender>, queue: &Arc<PartitionQueue>, more_to_do: bool) {
+        if !queue.claim() {
             return;
         }
         if more_to_do && appender.home.has_threads() {
-            return Flush::of(appender, line).spawn(None, None);
+            return Flush::of(appender, queue).spawn(None, None);
         }
-        let mut flush = Flush::of(appender, line);
+        let mut flush = Flush::of(appender, queue);
         let Some(mut request) = flush.next() else { return };
         match appender.home.poll_here(Pin::new(&mut request.append)) {
             Poll::Pending => flush.spawn(Some(request), None),
@@ -52,7 +52,7 @@ impl Flush {
                 // Others may have pushed meanwhile. The caller is not kept busy with their records.
                 let pause = flush.settle(&request, answers);
                 flush.let_through();
-                if pause.is_none() && line.release_if_empty() {
+                if pause.is_none() && queue.release_if_empty() {
                     flush.claims = false;
                 } else {
                     flush.spawn(None, pause);
@@ -61,10 +61,10 @@ impl Flush {
         }
     }
 
-    fn of(appender: &Arc<Appender>, line: &Arc<Line>) -> Self {
+    fn of(appender: &Arc<Appender>, queue: &Arc<PartitionQueue>) -> Self {
         Flush {
             appender: appender.clone(),
-            line: line.clone(),
+            queue: queue.clone(),
             backoff: FIRST_BACKOFF,
             claims: true,
             counts: false,
@@ -74,7 +74,7 @@ impl Flush {
     /// Continues in the background.
     fn spawn(self, begun: Option<Request>, pause: Option<Duration>) {
         let appender = self.appender.clone();
-        appender.lines.keep_time(&appender.home);
+        appender.queues.keep_time(&appender.home);
         appender.home.spawn(self.run(begun, pause));
     }
 
@@ -88,7 +88,7 @@ impl Flush {
             let answers = match timeout(self.appender.gathering.patience, &mut sent.append).await {
                 Ok(answers) => answers,
                 Err(_late) => {
-                    self.appender.gather_elsewhere(&self.line);
+                    self.appender.gather_elsewhere(&self.queue);
                     self.let_through();
                     (&mut sent.append).await
                 }
@@ -104,9 +104,9 @@ impl Flush {
         }
     }
 
-    /// Returns the next request; without one, the line is idle.
+    /// Returns the next request; without one, the queue is idle.
     fn next(&mut self) -> Option<Request> {
-        let Some((records, gathered)) = self.line.next_batch(Instant::now()) else {
+        let Some((records, gathered)) = self.queue.next_batch(Instant::now()) else {
             self.claims = false;
             return None;
         };
@@ -114,17 +114,18 @@ impl Flush {
             self.counts = true;
             self.appender.gathering.enter();
         }
-        self.appender.gather_elsewhere(&self.line);
-        let (log, partition, count) = (self.appender.log.clone(), self.line.partition.clone(), records.len());
+        self.appender.gather_elsewhere(&self.queue);
+        let (log, partition, count) =
+            (self.appender.log.clone(), self.queue.partition.clone(), records.len());
         let append = Append(Box::pin(async move { log.append(&partition, &records).await }));
         Some(Request { append, records: count, begun: self.appender.counter.begun() })
     }
 
-    /// Stops tasks from gathering behind the request. If the gathered ones may be sent now, returns their line,
+    /// Stops tasks from gathering behind the request. If the gathered ones may be sent now, returns their queue,
     /// claimed.
-    fn no_longer_counts(&mut self) -> Option<Arc<Line>> {
+    fn no_longer_counts(&mut self) -> Option<Arc<PartitionQueue>> {
         let may_go = std::mem::take(&mut self.counts) && self.appender.gathering.leave();
-        may_go.then(|| self.appender.gathering_line()).filter(|line| line.claim())
+        may_go.then(|| self.appender.gathering_line()).filter(|queue| queue.claim())
     }
 
     /// Lets another flush send what gathers behind the request.
@@ -138,9 +139,9 @@ impl Flush {
     /// whether it switched to it.
     fn go_on(&mut self) -> bool {
         let Some(gathered) = self.no_longer_counts() else { return false };
-        let goes_over = self.line.release_if_empty();
+        let goes_over = self.queue.release_if_empty();
         if goes_over {
-            (self.line, self.backoff) = (gathered, FIRST_BACKOFF);
+            (self.queue, self.backoff) = (gathered, FIRST_BACKOFF);
         } else {
             Flush::of(&self.appender, &gathered).spawn(None, None);
         }
@@ -149,7 +150,7 @@ impl Flush {
 
     /// Reports decided outcomes, and puts the rest back. Returns how long to wait before the next try.
     fn settle(&mut self, request: &Request, answers: Answers) -> Option<Duration> {
-        let settled = self.line.settle(answers, Instant::now());
+        let settled = self.queue.settle(answers, Instant::now());
         self.appender.counter.ended(request.begun, request.records, settled.failed);
         if !settled.again {
             self.backoff = FIRST_BACKOFF;
@@ -165,9 +166,9 @@ impl Drop for Flush {
     fn drop(&mut self) {
         self.let_through();
         if self.claims {
-            self.line.put_back_sent();
+            self.queue.put_back_sent();
             self.appender.home.leave();
-            Flush::of(&self.appender, &self.line).spawn(None, Some(FIRST_BACKOFF));
+            Flush::of(&self.appender, &self.queue).spawn(None, Some(FIRST_BACKOFF));
         }
     }
 }
@@ -175,7 +176,7 @@ impl Drop for Flush {
 /// The outcomes of an append, or how it panicked.
 pub(super) type Answers = Result<Vec<Result<i64>>, String>;
 
-/// An append whose adapter may panic: that counts as an unknown effect and doesn't block the line.
+/// An append whose adapter may panic: that counts as an unknown effect and doesn't block the queue.
 struct Append(Pin<Box<dyn Future<Output = Vec<Result<i64>>> + Send>>);
 
 impl Future for Append {

@@ -1,8 +1,8 @@
 //! Decides where single tasks without a key go: each to another partition, or several into one request.
 //!
 //! A request costs the server and the client far more than a record. So only a few requests with single tasks without a
-//! key are in flight at a time. Tasks that arrive meanwhile gather in one line, which is sent when one of the requests
-//! has ended, or when it is large enough for the request to cost little per record. Then tasks gather in another line.
+//! key are in flight at a time. Tasks that arrive meanwhile gather in one queue, which is sent when one of the requests
+//! has ended, or when it is large enough for the request to cost little per record. Then tasks gather in another queue.
 
 use std::{
     sync::atomic::{AtomicI32, AtomicUsize, Ordering::SeqCst},
@@ -17,7 +17,7 @@ pub(super) const ENOUGH: usize = 64;
 const PATIENCE: Duration = Duration::from_millis(5);
 
 /// A record that is held back is sent by whoever ends a request, which therefore must see it: the record is put into
-/// its line before the partition is compared, and that before the count is; the count is decremented before the line is
+/// its queue before the partition is compared, and that before the count is; the count is decremented before the queue is
 /// looked up.
 #[derive(Debug)]
 pub(super) struct Gathering {
@@ -51,7 +51,7 @@ impl Gathering {
         self.under_way.load(SeqCst) >= SIDE_BY_SIDE
     }
 
-    /// Whether a record in this line may wait there until a request has ended. Not if its time is up soon.
+    /// Whether a record in this queue may wait there until a request has ended. Not if its time is up soon.
     pub(super) fn holds_back(&self, index: i32, until: Instant) -> bool {
         self.partition() == index && self.is_crowded() && until > Instant::now() + 2 * self.patience
     }

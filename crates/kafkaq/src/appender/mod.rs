@@ -1,16 +1,16 @@
 //! Appends with natural batching: what is pushed while a request is in flight goes into the next one.
 //!
-//! Each partition has a line. Whoever pushes into an idle line starts its flush, which runs at the publisher's
+//! Each partition has a queue. Whoever pushes into an idle queue starts its flush, which runs at the publisher's
 //! [home](crate::runtime), so that a caller that goes away, or whose runtime does, affects nobody else. The flush ends
-//! when the line is empty, so an idle partition costs nothing.
+//! when the queue is empty, so an idle partition costs nothing.
 //!
 //! Every pushed record gets an outcome when its time is up, whatever the log does: a waiting record was certainly not
 //! appended, one in flight may have been.
 
 mod flush;
 mod gather;
-mod line;
-mod room;
+mod queue;
+mod space;
 #[cfg(test)]
 mod tests;
 
@@ -21,8 +21,8 @@ use crate::{
 use flush::Flush;
 use gather::{ENOUGH, Gathering};
 use kafkaq_core::{Log, NewRecord, Result};
-use line::{Line, Lines, Queued, Waiting};
-use room::{OVERHEAD, Room};
+use queue::{PartitionQueue, PartitionQueues, Queued, Waiting};
+use space::{BufferSpace, OVERHEAD};
 use std::{
     sync::{
         Arc,
@@ -35,15 +35,15 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 /// How often a publisher looks for partitions that were added.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
-/// The lines of one topic.
+/// The queues of one topic.
 #[derive(Debug)]
 pub(crate) struct Appender {
     log: Arc<dyn Log>,
-    lines: Arc<Lines>,
+    queues: Arc<PartitionQueues>,
     /// How many partitions the topic has, as last seen.
     partitions: AtomicI32,
     gathering: Gathering,
-    room: Room,
+    space: BufferSpace,
     timeout: Duration,
     home: Home,
     counter: CallCounter,
@@ -64,7 +64,7 @@ pub(crate) enum Destination {
 
 /// A record that was pushed.
 pub(crate) struct Pushed {
-    pub(crate) line: Arc<Line>,
+    pub(crate) queue: Arc<PartitionQueue>,
     /// Its offset.
     pub(crate) outcome: oneshot::Receiver<Result<i64>>,
 }
@@ -83,10 +83,10 @@ impl Appender {
         let tick = (timeout / 64).clamp(Duration::from_millis(1), Duration::from_secs(1));
         Arc::new(Appender {
             log,
-            lines: Lines::new(topic, tick),
+            queues: PartitionQueues::new(topic, tick),
             partitions: AtomicI32::new(partitions.max(1)),
             gathering: Gathering::begin(partitions),
-            room: Room::new(buffer),
+            space: BufferSpace::new(buffer),
             timeout,
             home,
             counter,
@@ -106,14 +106,14 @@ impl Appender {
 
     #[cfg(feature = "worker")]
     pub(crate) fn topic(&self) -> Arc<str> {
-        self.lines.topic().clone()
+        self.queues.topic().clone()
     }
 
     pub(crate) fn stats(&self) -> CallStats {
         self.counter.stats()
     }
 
-    /// Puts a record into a line, once there is buffer space. It is sent when `unsent` is dropped, at the latest, or
+    /// Puts a record into a queue, once there is buffer space. It is sent when `unsent` is dropped, at the latest, or
     /// gathers with others; from then on it is appended even if nobody waits for the outcome. If the future is dropped
     /// before it returns, it has done nothing.
     ///
@@ -127,66 +127,66 @@ impl Appender {
         unsent: &mut Unsent<'_>,
     ) -> Result<Pushed> {
         let size = record.size() + OVERHEAD;
-        let room = self.room(size, until, unsent).await?;
+        let space = self.space(size, until, unsent).await?;
         let (answer, outcome) = oneshot::channel();
         let (index, gathers) = match to {
             Destination::Partition(index) => (index, false),
             Destination::Any(own) => (self.gathers_in().unwrap_or(own), true),
         };
-        let line = self.lines.line(index);
-        match line.push(Waiting::new(record, size, until, answer, room), gathers) {
-            // Whoever sends the line takes this record too.
+        let queue = self.queues.queue(index);
+        match queue.push(Waiting::new(record, size, until, answer, space), gathers) {
+            // Whoever sends the queue takes this record too.
             Queued::IsSent => {}
-            // Whoever ends a request sends the line, long before the record's time is up.
+            // Whoever ends a request sends the queue, long before the record's time is up.
             Queued::Waits(n) if gathers && n < ENOUGH && self.gathering.holds_back(index, until) => {
-                self.lines.keep_time(&self.home);
+                self.queues.keep_time(&self.home);
             }
-            Queued::Waits(_) => unsent.add(&line),
-            Queued::IsWholeRequest => Flush::begin(self, &line, true),
+            Queued::Waits(_) => unsent.add(&queue),
+            Queued::IsWholeRequest => Flush::begin(self, &queue, true),
         }
-        Ok(Pushed { line, outcome })
+        Ok(Pushed { queue, outcome })
     }
 
     /// Acquires buffer space for a record, once there is some.
-    async fn room(
+    async fn space(
         &self,
         size: usize,
         until: Instant,
         unsent: &mut Unsent<'_>,
     ) -> Result<OwnedSemaphorePermit> {
-        match self.room.try_take(size) {
-            Some(room) => Ok(room),
+        match self.space.try_take(size) {
+            Some(space) => Ok(space),
             None => {
                 unsent.flush();
-                self.room.take(size, until, &self.home).await
+                self.space.take(size, until, &self.home).await
             }
         }
     }
 
-    /// Where single records gather now, if they do. Not in a line that is being sent, which may hang with many records
+    /// Where single records gather now, if they do. Not in a queue that is being sent, which may hang with many records
     /// in it; spreading them is no worse then.
     fn gathers_in(&self) -> Option<i32> {
         let index = self.gathering.partition();
         let gathers =
-            self.gathering.is_crowded() && index < self.partitions() && self.lines.line(index).is_idle();
+            self.gathering.is_crowded() && index < self.partitions() && self.queues.queue(index).is_idle();
         gathers.then_some(index)
     }
 
-    /// The line where single records gather.
-    fn gathering_line(&self) -> Arc<Line> {
-        self.lines.line(self.gathering.partition())
+    /// The queue where single records gather.
+    fn gathering_line(&self) -> Arc<PartitionQueue> {
+        self.queues.queue(self.gathering.partition())
     }
 
-    /// Moves gathering from a line to the next one that nobody is sending, if there is one. Called by the sender of the
-    /// line.
-    fn gather_elsewhere(&self, than: &Line) {
+    /// Moves gathering from a queue to the next one that nobody is sending, if there is one. Called by the sender of the
+    /// queue.
+    fn gather_elsewhere(&self, than: &PartitionQueue) {
         let here = than.partition.index;
         if self.gathering.partition() != here {
             return;
         }
         let partitions = self.partitions();
         let mut others = (1..partitions).map(|n| here.wrapping_add(n).rem_euclid(partitions));
-        if let Some(to) = others.find(|index| self.lines.line(*index).is_idle()) {
+        if let Some(to) = others.find(|index| self.queues.queue(*index).is_idle()) {
             self.gathering.move_on(here, to);
         }
     }
@@ -203,7 +203,7 @@ impl Appender {
         }
         let appender = self.clone();
         self.home.spawn(async move {
-            let names = [appender.lines.topic().clone()];
+            let names = [appender.queues.topic().clone()];
             let look = appender.log.describe_topics(&names);
             match tokio::time::timeout(LOOK_EVERY, look).await.map(|r| r.map(|mut infos| infos.pop().flatten())) {
                 Ok(Ok(Some(info))) if info.partitions > 0 => {
@@ -216,32 +216,32 @@ impl Appender {
     }
 }
 
-/// The lines that a caller has pushed into and that are still to be sent. Sends them when it is dropped, so that a
+/// The queues that a caller has pushed into and that are still to be sent. Sends them when it is dropped, so that a
 /// caller that goes away leaves no unsent records.
 #[derive(Debug)]
 pub(crate) struct Unsent<'a> {
     appender: &'a Arc<Appender>,
-    lines: Vec<Arc<Line>>,
+    queues: Vec<Arc<PartitionQueue>>,
 }
 
 impl<'a> Unsent<'a> {
     pub(crate) fn new(appender: &'a Arc<Appender>) -> Self {
-        Unsent { appender, lines: Vec::new() }
+        Unsent { appender, queues: Vec::new() }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.lines.is_empty()
+        self.queues.is_empty()
     }
 
-    fn add(&mut self, line: &Arc<Line>) {
-        if !self.lines.iter().any(|l| Arc::ptr_eq(l, line)) {
-            self.lines.push(line.clone());
+    fn add(&mut self, queue: &Arc<PartitionQueue>) {
+        if !self.queues.iter().any(|l| Arc::ptr_eq(l, queue)) {
+            self.queues.push(queue.clone());
         }
     }
 
     fn flush(&mut self) {
-        let several = self.lines.len() > 1;
-        self.lines.drain(..).for_each(|line| Flush::begin(self.appender, &line, several));
+        let several = self.queues.len() > 1;
+        self.queues.drain(..).for_each(|queue| Flush::begin(self.appender, &queue, several));
     }
 }
 

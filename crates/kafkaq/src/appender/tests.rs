@@ -1,4 +1,4 @@
-use super::{line::MAX_RECORDS, *};
+use super::{queue::MAX_RECORDS, *};
 use async_trait::async_trait;
 use bytes::Bytes;
 use kafkaq_core::{Effect, Error, ErrorKind, Headers, Partition, TopicInfo, TopicSpec};
@@ -68,16 +68,16 @@ fn fake(open: usize, errors: impl IntoIterator<Item = Error>) -> Arc<Fake> {
     })
 }
 
-fn appender(log: &Arc<Fake>, room: usize, timeout: Duration) -> Arc<Appender> {
-    appender_of(2, log, room, timeout)
+fn appender(log: &Arc<Fake>, space: usize, timeout: Duration) -> Arc<Appender> {
+    appender_of(2, log, space, timeout)
 }
 
-fn appender_of(partitions: i32, log: &Arc<Fake>, room: usize, timeout: Duration) -> Arc<Appender> {
+fn appender_of(partitions: i32, log: &Arc<Fake>, space: usize, timeout: Duration) -> Arc<Appender> {
     Appender::new(
         log.clone(),
         "t".into(),
         partitions,
-        room,
+        space,
         timeout,
         Home::find().unwrap(),
         CallCounter::new("q", "publish"),
@@ -390,7 +390,7 @@ async fn whoever_waits_for_room_has_sent_what_it_pushed() {
             a.push(Destination::Partition(0), record(100), Instant::now() + LONG, &mut unsent),
         )
         .await
-        .expect("its own records take the room")
+        .expect("its own records take the space")
         .unwrap();
     }
 }

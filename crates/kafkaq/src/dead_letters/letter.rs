@@ -1,7 +1,7 @@
 //! A dead letter, read from its record.
 
 use super::{Fingerprint, Handled};
-use crate::driver::system_time;
+use crate::clock::system_time;
 use bytes::Bytes;
 use kafkaq_core::{
     DecodeError, Envelope, FailureRecord, Fnv, HEADER, Headers, ID_HEADER, Partition, Position, Record,

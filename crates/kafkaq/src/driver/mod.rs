@@ -1,143 +1,26 @@
 //! The driver: the only place where the pure machine meets the backends.
 //!
 //! ```text
-//!  get_job ──── Handout ◄──┐                       ┌──► store.swap, store.get
-//!  done, retry, … Slot ──► Shared ◄──► Intake ◄────┼──► log.append
-//!                                      (Machine)   ├──► member.commit
-//!                                          ▲       │
-//!                                          └───────┴─── events
+//!  get_job ───────── ReadyQueue ◄──┐                          ┌──► store.swap, store.get
+//!  done, retry, … ── JobSlot ──► Shared ◄──► EventLoop ◄──────┼──► log.append
+//!                                            (Machine)        ├──► member.commit
+//!                                                ▲            │
+//!                                                └────────────┴─── events
 //! ```
-//! One task, [`Driver`], joins the group when a job is wanted first, and then is the `Intake`, which owns the machine. It never awaits a call: it starts calls, a bounded number of each kind,
-//! and selects over their ends, the events, the bell and the machine's timer. What can't be started gathers in the
-//! machine and makes the next batch.
+//! One task, [`Driver`], joins the group when a job is wanted first, and then runs the `EventLoop`, which owns the
+//! machine. It never awaits a call: it starts calls, a bounded number of each kind, and selects over their ends, the
+//! events, the bell and the machine's timer. What can't be started gathers in the machine and makes the next batch.
 
 mod calls;
-mod handout;
-mod intake;
+mod event_loop;
+mod job_slot;
+mod ready_queue;
 mod shared;
-mod slot;
 mod start;
 
 pub(crate) use calls::every_answer;
+pub(crate) use job_slot::JobSlot;
 pub(crate) use shared::{Limits, Shared};
-pub(crate) use slot::Slot;
 #[cfg(feature = "worker")]
 pub(crate) use start::stop_within;
 pub(crate) use start::{Driver, Plan};
-
-use kafkaq_core::{Wall, machine};
-use std::{
-    sync::OnceLock,
-    time::{Duration, Instant as SystemInstant, SystemTime},
-};
-use tokio::time::Instant;
-
-/// Later than anything, and near enough for every clock.
-pub(crate) const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
-
-/// The process's two clocks. The monotonic one is tokio's, so that tests can run it as fast as they like.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Clock(Instant);
-
-impl Clock {
-    pub(crate) fn start() -> Self {
-        Clock(Instant::now())
-    }
-
-    pub(crate) fn now(self) -> machine::Now {
-        let (monotonic, system) = clocks();
-        machine::Now { mono: self.mono_of(monotonic), wall: wall(system) }
-    }
-
-    pub(crate) fn mono(self) -> machine::Mono {
-        self.mono_of(Instant::now())
-    }
-
-    fn mono_of(self, at: Instant) -> machine::Mono {
-        machine::Mono::default().plus(at.saturating_duration_since(self.0))
-    }
-
-    pub(crate) fn at(self, mono: machine::Mono) -> Instant {
-        // A time too far away to be told stays far away.
-        let at = self.0.checked_add(Duration::from_nanos(mono.0));
-        at.unwrap_or_else(|| Instant::now() + FAR)
-    }
-}
-
-/// The wall clock's time. Where a test has paused tokio's clock, or advanced it, the wall clock moves with that, so that
-/// delays and leases take virtual time too.
-pub(crate) fn system_now() -> SystemTime {
-    clocks().1
-}
-
-/// The time by tokio's clock and by the wall clock.
-fn clocks() -> (Instant, SystemTime) {
-    /// The same moment by both of the system's clocks.
-    static MOMENT: OnceLock<(SystemInstant, SystemTime)> = OnceLock::new();
-    let moment = *MOMENT.get_or_init(|| (SystemInstant::now(), SystemTime::now()));
-    let mut tokio = Instant::from_std(moment.0);
-    // Some machines' clocks go back by a tick for once.
-    for _ in 0..3 {
-        let before = SystemInstant::now();
-        tokio = Instant::now();
-        // A clock that runs shows a time between two looks at the system's, however long they took.
-        if (before..=SystemInstant::now()).contains(&tokio.into_std()) {
-            return (tokio, SystemTime::now());
-        }
-    }
-    (tokio, virtual_time(tokio.into_std(), moment))
-}
-
-/// A function of tokio's clock alone: how long the thread is away between two looks must not move it.
-fn virtual_time(tokio: SystemInstant, (instant, time): (SystemInstant, SystemTime)) -> SystemTime {
-    let virtual_time = match tokio.checked_duration_since(instant) {
-        Some(later) => time.checked_add(later),
-        None => time.checked_sub(instant - tokio),
-    };
-    virtual_time.unwrap_or(time)
-}
-
-pub(crate) fn wall_now() -> Wall {
-    wall(system_now())
-}
-
-pub(crate) fn wall(at: SystemTime) -> Wall {
-    Wall::default().plus(at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
-}
-
-pub(crate) fn system_time(at: Wall) -> SystemTime {
-    SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(at.0)).unwrap_or(SystemTime::UNIX_EPOCH)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MS: Duration = Duration::from_millis(1);
-
-    #[test]
-    fn virtual_time_is_as_far_from_a_known_moment_as_tokios_clock() {
-        let known =
-            (SystemInstant::now() + 1000 * MS, SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000));
-        assert_eq!(virtual_time(known.0, known), known.1);
-        assert_eq!(virtual_time(known.0 - 100 * MS, known), known.1 - 100 * MS);
-        assert_eq!(virtual_time(known.0 + 100 * MS, known), known.1 + 100 * MS);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn virtual_time_moves_the_wall_clock_and_nothing_else_does() {
-        let wall = wall_now();
-        std::thread::sleep(50 * MS);
-        assert_eq!(wall_now(), wall);
-        let day = Duration::from_secs(86_400);
-        tokio::time::sleep(day).await;
-        let moved = wall_now().since(wall);
-        assert!((day..day + 2 * MS).contains(&moved), "timers have milliseconds: {moved:?}");
-    }
-
-    #[tokio::test]
-    async fn a_clock_that_runs_shows_the_systems_time() {
-        let (before, wall_time, after) = (SystemTime::now(), system_now(), SystemTime::now());
-        assert!(before <= wall_time && wall_time <= after);
-    }
-}

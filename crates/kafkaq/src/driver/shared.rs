@@ -1,11 +1,10 @@
-//! What the users' tasks and the intake share.
+//! What the users' tasks and the event loop share.
 
 use super::{
-    Clock,
-    handout::{Closed, Handout},
-    slot::Slot,
+    job_slot::JobSlot,
+    ready_queue::{Closed, ReadyQueue},
 };
-use crate::{stats::DriverCounters, sync::lock, telemetry::JobMeter};
+use crate::{clock::Clock, stats::DriverCounters, sync::lock, telemetry::JobMeter};
 use kafkaq_core::{
     Error, ErrorKind, Result,
     machine::{Answer, Command, MachineStats},
@@ -21,7 +20,7 @@ use tokio::sync::{Notify, oneshot};
 
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) counter: Handout<Arc<Slot>>,
+    pub(crate) ready: ReadyQueue<Arc<JobSlot>>,
     inbox: Mutex<Inbox>,
     /// Rung when the inbox is no longer empty, or when the demand has grown.
     pub(super) bell: Arc<Notify>,
@@ -30,7 +29,7 @@ pub(crate) struct Shared {
     pub(crate) counters: Arc<DriverCounters>,
     pub(crate) meter: JobMeter,
     closed: OnceLock<Error>,
-    /// The intake reads the inbox.
+    /// The event loop reads the inbox.
     running: AtomicBool,
 }
 
@@ -46,13 +45,13 @@ pub(crate) struct Limits {
     pub(crate) handouts: u32,
 }
 
-/// What the intake has to look at. Bounded by the number of jobs that are handed out.
+/// What the event loop has to look at. Bounded by the number of jobs that are handed out.
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
     /// Jobs whose holder asks something.
-    pub(super) asking: Vec<Arc<Slot>>,
+    pub(super) asking: Vec<Arc<JobSlot>>,
     /// Jobs that were not handed out, because they had been ready for too long, or were lost meanwhile.
-    pub(super) stale: Vec<Arc<Slot>>,
+    pub(super) stale: Vec<Arc<JobSlot>>,
     /// Callers that want to know what the machine holds.
     pub(super) curious: Vec<oneshot::Sender<MachineStats>>,
     ended: bool,
@@ -63,7 +62,7 @@ impl Shared {
     pub(crate) fn new(queue: &str, prefetch: usize, limits: Limits, clock: Clock) -> Self {
         let bell = Arc::new(Notify::new());
         Shared {
-            counter: Handout::new(prefetch / 2, bell.clone()),
+            ready: ReadyQueue::new(prefetch / 2, bell.clone()),
             inbox: Mutex::default(),
             bell,
             clock,
@@ -79,8 +78,8 @@ impl Shared {
     ///
     /// # Errors
     /// Why the queue gives no more jobs.
-    pub(crate) async fn take(&self, wanted: usize) -> Result<Arc<Slot>> {
-        while let Some(slot) = self.counter.take(wanted).await {
+    pub(crate) async fn take(&self, wanted: usize) -> Result<Arc<JobSlot>> {
+        while let Some(slot) = self.ready.take(wanted).await {
             if let Some(slot) = self.unless_stale(slot) {
                 return Ok(slot);
             }
@@ -92,8 +91,8 @@ impl Shared {
     ///
     /// # Errors
     /// As [`Shared::take`].
-    pub(crate) fn try_take(&self) -> Result<Option<Arc<Slot>>> {
-        while let Some(slot) = self.counter.try_take().map_err(|Closed| self.why_closed())? {
+    pub(crate) fn try_take(&self) -> Result<Option<Arc<JobSlot>>> {
+        while let Some(slot) = self.ready.try_take().map_err(|Closed| self.why_closed())? {
             if let Some(slot) = self.unless_stale(slot) {
                 return Ok(Some(slot));
             }
@@ -102,7 +101,7 @@ impl Shared {
     }
 
     /// Gives a job back that has been ready for too long, or that was lost meanwhile.
-    fn unless_stale(&self, slot: Arc<Slot>) -> Option<Arc<Slot>> {
+    fn unless_stale(&self, slot: Arc<JobSlot>) -> Option<Arc<JobSlot>> {
         if self.clock.mono() < slot.ready.stale_at && slot.dialogue.lost().is_none() {
             return Some(slot);
         }
@@ -122,7 +121,7 @@ impl Shared {
     }
 
     /// Passes an ask on. Never waits and never fails, so that a `Drop` can call it.
-    pub(crate) fn ask(&self, slot: &Arc<Slot>, ask: Command) {
+    pub(crate) fn ask(&self, slot: &Arc<JobSlot>, ask: Command) {
         if !slot.dialogue.ask(ask) {
             return;
         }
@@ -170,11 +169,11 @@ impl Shared {
     /// No job is handed out from now on, for this reason; the first reason stays.
     pub(super) fn close(&self, why: Error) {
         let _ = self.closed.set(why);
-        self.counter.close();
+        self.ready.close();
     }
 
     /// Nobody reads the inbox any more: every ask is answered with a failure, also later ones.
-    pub(super) fn end(&self, held: impl Iterator<Item = Arc<Slot>>) {
+    pub(super) fn end(&self, held: impl Iterator<Item = Arc<JobSlot>>) {
         self.close(gone("get a job"));
         let left = {
             let mut inbox = lock(&self.inbox);

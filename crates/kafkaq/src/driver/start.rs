@@ -1,9 +1,10 @@
-//! The driver's task: it waits until somebody wants a job, joins the group, and runs the intake.
+//! The driver's task: it waits until somebody wants a job, joins the group, and runs the event loop.
 
 use super::{
-    FAR, Shared,
-    intake::{Intake, Parts},
+    Shared,
+    event_loop::{EventLoop, Parts},
 };
+use crate::clock::FAR;
 use kafkaq_core::{
     Broker, Consumer, Error, ErrorKind, JoinRequest, LeaseStore, Result, Retry, machine::Machine,
 };
@@ -112,7 +113,7 @@ async fn drive(plan: Plan, wanted: &Notify, mut stop: watch::Receiver<Option<Ins
     };
     match consumer {
         Ok(consumer) => {
-            Intake::new(Parts { machine, consumer, log: broker, store, shared }, stop).run().await
+            EventLoop::new(Parts { machine, consumer, log: broker, store, shared }, stop).run().await
         }
         Err(e) => {
             tracing::error!(target: "kafkaq", error = %e, "the queue can't join its group and gives no jobs");

@@ -2,10 +2,7 @@
 //! from one caller to the next.
 
 use super::{Inner, KeyGuard, Until, Waiter, turns::Turn};
-use crate::{
-    driver::{FAR, every_answer},
-    sync::lock,
-};
+use crate::{clock::FAR, driver::every_answer, sync::lock};
 use kafkaq_core::{
     Error, Key, Result, Retry, Swap, Swapped,
     key_lock::{KeyLock, Standing},
@@ -233,7 +230,7 @@ impl<'a> Held<'a> {
 #[cfg(test)]
 mod tests {
     use super::{super::KeyLocks, *};
-    use crate::{driver::Clock, memory::MemoryStore, stats::CallCounter};
+    use crate::{clock::Clock, memory::MemoryStore, stats::CallCounter};
     use kafkaq_core::{Keyspace, key_lock::KeyLockSettings};
     use std::time::Duration;
     use tokio::{runtime::Handle, time::timeout};

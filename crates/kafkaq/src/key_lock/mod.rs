@@ -8,7 +8,7 @@ use self::{
     turns::{Turn, Turns},
 };
 use crate::{
-    driver::{Clock, wall_now},
+    clock::{Clock, wall_now},
     stats::CallCounter,
     sync::lock,
 };

@@ -1,7 +1,7 @@
 //! The two halves of a member: its event stream and its handle.
 
 use super::{checkpoints::Checkpoints, outbox::Outbox};
-use crate::{driver::Clock, sync::lock};
+use crate::{clock::Clock, sync::lock};
 use async_trait::async_trait;
 use futures_core::Stream;
 use kafkaq_core::{

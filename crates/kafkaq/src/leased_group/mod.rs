@@ -15,7 +15,7 @@ mod reader;
 mod run;
 mod topics;
 
-use crate::{driver::Clock, sync::lock};
+use crate::{clock::Clock, sync::lock};
 use async_trait::async_trait;
 use checkpoints::Checkpoints;
 use kafkaq_core::{

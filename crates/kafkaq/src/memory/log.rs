@@ -139,7 +139,7 @@ impl Log for MemoryLog {
     }
 
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
-        let now_ms = millis(crate::driver::system_now());
+        let now_ms = millis(crate::clock::system_now());
         // Copied before the lock is taken.
         let copies = records.iter().map(|record| copy(record, now_ms)).collect();
         match self.with("append", |state| state.append(to, copies, now_ms)) {

@@ -1,7 +1,7 @@
 //! Schedules: the times of the ticks.
 
 use super::{expression::Expression, zone};
-use crate::driver::{system_time, wall};
+use crate::clock::{system_time, wall};
 use jiff::{
     Timestamp,
     tz::{TimeZone, TimeZoneDatabase},

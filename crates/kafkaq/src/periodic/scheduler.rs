@@ -1,7 +1,7 @@
 //! Publishes ticks when they are due.
 
 use super::{Missed, PeriodicTask, cursor::Cursor, task::invalid};
-use crate::{Publisher, driver::wall_now, publisher::FORGETS_IDS};
+use crate::{Publisher, clock::wall_now, publisher::FORGETS_IDS};
 use kafkaq_core::{Effect, Error, ErrorKind, Result, Retry, Wall};
 use std::{convert::Infallible, fmt, future::pending, sync::Arc, time::Duration};
 use tokio::{task::JoinSet, time::sleep};

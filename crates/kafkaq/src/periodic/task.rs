@@ -1,7 +1,7 @@
 //! Periodic tasks: what is published at the ticks.
 
 use super::Schedule;
-use crate::{driver::system_time, timed_id::timed_id};
+use crate::{clock::system_time, timed_id::timed_id};
 use kafkaq_core::{Error, ErrorKind, Result, Task, TaskId, Wall};
 use std::{
     fmt,

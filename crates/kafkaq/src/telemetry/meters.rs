@@ -194,7 +194,7 @@ pub(crate) use executions::{ExecutionMeter, RunningMeter};
 #[cfg(feature = "worker")]
 mod executions {
     use super::{Family, names};
-    use crate::{driver::system_now, worker::Ending};
+    use crate::{clock::system_now, worker::Ending};
     use metrics::{Counter, Gauge, Histogram};
     use std::{
         sync::Arc,

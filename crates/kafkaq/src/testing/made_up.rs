@@ -2,7 +2,7 @@
 
 use crate::{
     JobView, LeaseToken, Task, TaskId,
-    driver::{system_time, wall_now},
+    clock::{system_time, wall_now},
 };
 use kafkaq_core::{
     History, Partition, Position, Wall,

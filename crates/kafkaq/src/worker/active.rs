@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     Job,
-    driver::{FAR, system_now},
+    clock::{FAR, system_now},
     sync::lock,
 };
 use std::{

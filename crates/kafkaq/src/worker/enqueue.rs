@@ -4,7 +4,7 @@ use super::{
     headers::{DEAD, EXPIRED_HEADER, EXPIRES_HEADER, KIND_HEADER},
     typed::TaskType,
 };
-use crate::{Error, ErrorKind, Publisher, Queue, Result, Task, TaskId, driver::system_now};
+use crate::{Error, ErrorKind, Publisher, Queue, Result, Task, TaskId, clock::system_now};
 use bytes::Bytes;
 use std::{
     future::{Future, IntoFuture},

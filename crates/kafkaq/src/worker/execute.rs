@@ -11,7 +11,7 @@ use super::{
     run::Shared,
     stop::StopReason,
 };
-use crate::{Job, JobError, RetryOutcome, TaskId, driver::system_now};
+use crate::{Job, JobError, RetryOutcome, TaskId, clock::system_now};
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,

@@ -7,7 +7,7 @@ use super::{
     run::Shared,
     stop::StopReason,
 };
-use crate::{Job, JobError, driver::FAR, sync::lock};
+use crate::{Job, JobError, clock::FAR, sync::lock};
 use slab::Slab;
 use std::{
     collections::BTreeMap,

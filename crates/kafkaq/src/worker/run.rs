@@ -14,10 +14,7 @@ use super::{
     share::Share,
     standstill, watchdog,
 };
-use crate::{
-    Error, ErrorKind, Queue, Result,
-    driver::{FAR, stop_within},
-};
+use crate::{Error, ErrorKind, Queue, Result, clock::FAR, driver::stop_within};
 use std::{
     fmt,
     sync::{

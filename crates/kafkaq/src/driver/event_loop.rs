@@ -1,6 +1,7 @@
-//! The intake: one task that owns the machine, starts its calls and tells it what happened.
+//! The event loop: one task that owns the machine, starts its calls and tells it what happened.
 
-use super::{FAR, Shared, calls::Calls, shared::Inbox, slot::Slot, start::shut_down};
+use super::{Shared, calls::Calls, job_slot::JobSlot, shared::Inbox, start::shut_down};
+use crate::clock::FAR;
 use kafkaq_core::{
     Commit, Consumer, Error, ErrorKind, Event, LeaseStore, Log, LostReason, Result, Retry, Swapped,
     machine::{Alarm, Answer, Command, FlowControl, JobKey, Machine, Notice, Now, OpId, Ready},
@@ -30,7 +31,7 @@ const APPEND_CALLS: usize = 8;
 /// How long jobs may still run when the queue stops, before it leaves the group: nobody takes new tasks meanwhile.
 const LEAVE_AFTER: Duration = Duration::from_millis(300);
 
-/// What an intake is made of.
+/// What an event loop is made of.
 pub(super) struct Parts {
     pub(super) machine: Machine,
     pub(super) consumer: Consumer,
@@ -39,7 +40,7 @@ pub(super) struct Parts {
     pub(super) shared: Arc<Shared>,
 }
 
-pub(super) struct Intake {
+pub(super) struct EventLoop {
     machine: Machine,
     consumer: Consumer,
     log: Arc<dyn Log>,
@@ -51,10 +52,10 @@ pub(super) struct Intake {
     appends: Calls<OpId, i64>,
     commits: Calls<Commit, ()>,
     /// Jobs that are ready or held, until their holder can ask nothing more.
-    slots: HashMap<JobKey, Arc<Slot>, foldhash::fast::RandomState>,
+    slots: HashMap<JobKey, Arc<JobSlot>, foldhash::fast::RandomState>,
     inbox: Inbox,
     ready: Vec<Ready>,
-    offers: Vec<Arc<Slot>>,
+    offers: Vec<Arc<JobSlot>>,
     stopping: Option<Instant>,
     /// When it leaves the group, although jobs still run: their partitions are wanted elsewhere.
     leave_at: Option<Instant>,
@@ -63,11 +64,11 @@ pub(super) struct Intake {
     outcome: Result<()>,
 }
 
-impl Intake {
+impl EventLoop {
     pub(super) fn new(parts: Parts, stop: watch::Receiver<Option<Instant>>) -> Self {
         let counters = parts.shared.counters.clone();
         parts.shared.run();
-        Intake {
+        EventLoop {
             machine: parts.machine,
             consumer: parts.consumer,
             log: parts.log,
@@ -176,11 +177,11 @@ impl Intake {
         let offered = !self.ready.is_empty();
         if offered {
             for ready in self.ready.drain(..) {
-                let (job, slot) = (ready.job, Arc::new(Slot::new(ready)));
+                let (job, slot) = (ready.job, Arc::new(JobSlot::new(ready)));
                 self.slots.insert(job, slot.clone());
                 self.offers.push(slot);
             }
-            self.shared.counter.offer(self.offers.drain(..));
+            self.shared.ready.offer(self.offers.drain(..));
         }
         while let Some(notice) = self.machine.poll_notice() {
             self.pass_on(notice);
@@ -188,7 +189,7 @@ impl Intake {
         // Once it stops, nobody takes what becomes ready.
         if self.machine.poll_recall() || self.stopping.is_some() {
             let now = self.shared.clock.now();
-            for slot in self.shared.counter.recall() {
+            for slot in self.shared.ready.recall() {
                 self.slots.remove(&slot.ready.job);
                 self.machine.handle_untaken(now, slot.ready.job);
             }
@@ -225,7 +226,7 @@ impl Intake {
     }
 
     fn tell_demand(&mut self, now: Now) {
-        let (waiting, ready) = self.shared.counter.demand();
+        let (waiting, ready) = self.shared.ready.demand();
         self.machine.handle_demand(now, waiting, ready);
     }
 
@@ -373,7 +374,7 @@ impl Intake {
     }
 }
 
-impl Drop for Intake {
+impl Drop for EventLoop {
     /// Also when it panics or is aborted: nobody may wait for ever.
     fn drop(&mut self) {
         self.shared.end(self.slots.drain().map(|(_, slot)| slot));

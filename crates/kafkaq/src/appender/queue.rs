@@ -22,7 +22,7 @@ pub(crate) const MAX_BYTES: usize = 900_000;
 const IDLE_TICKS: u32 = 8;
 
 #[derive(Debug)]
-pub(crate) struct Line {
+pub(crate) struct PartitionQueue {
     pub(crate) partition: Partition,
     state: Mutex<State>,
 }
@@ -37,7 +37,7 @@ struct State {
     records: Arc<[NewRecord]>,
     /// No outcome is due before this.
     earliest: Option<Instant>,
-    /// Somebody is sending the line.
+    /// Somebody is sending the queue.
     flushing: bool,
     /// Single tasks without a key are among the waiting records.
     gathered: bool,
@@ -64,10 +64,10 @@ impl State {
     }
 }
 
-/// The result of putting a record into a line.
+/// The result of putting a record into a queue.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Queued {
-    /// Somebody is sending the line.
+    /// Somebody is sending the queue.
     IsSent,
     /// Nobody is yet; this many records are waiting.
     Waits(usize),
@@ -98,7 +98,7 @@ pub(super) struct Waiting {
     in_doubt: bool,
     /// `None`: its outcome was reported.
     answer: Option<oneshot::Sender<Result<i64>>>,
-    room: OwnedSemaphorePermit,
+    space: OwnedSemaphorePermit,
 }
 
 impl Waiting {
@@ -107,9 +107,9 @@ impl Waiting {
         size: usize,
         until: Instant,
         answer: oneshot::Sender<Result<i64>>,
-        room: OwnedSemaphorePermit,
+        space: OwnedSemaphorePermit,
     ) -> Self {
-        Waiting { record, size, until, failed: None, in_doubt: false, answer: Some(answer), room }
+        Waiting { record, size, until, failed: None, in_doubt: false, answer: Some(answer), space }
     }
 
     /// Applies the outcome of a try. Returns whether it is final; otherwise the record is to be retried.
@@ -146,7 +146,7 @@ impl Waiting {
     }
 }
 
-/// The outcome for the caller that waits for a record. It is never sent under the lock of a line.
+/// The outcome for the caller that waits for a record. It is never sent under the lock of a queue.
 struct Answer(oneshot::Sender<Result<i64>>, Result<i64>);
 
 impl Answer {
@@ -174,37 +174,42 @@ fn failed(e: Error, in_doubt: bool) -> Error {
     new.with_retry(e.retry()).with_source(e)
 }
 
-/// The lines of a topic. A line is created at its first use.
+/// The queues of a topic. A queue is created at its first use.
 #[derive(Debug)]
-pub(super) struct Lines {
+pub(super) struct PartitionQueues {
     topic: Arc<str>,
-    lines: RwLock<Vec<Arc<Line>>>,
+    queues: RwLock<Vec<Arc<PartitionQueue>>>,
     /// How often deadlines are checked.
     tick: Duration,
     /// The timer task is running.
     keeping_time: AtomicBool,
 }
 
-impl Lines {
+impl PartitionQueues {
     pub(super) fn new(topic: Arc<str>, tick: Duration) -> Arc<Self> {
-        Arc::new(Lines { topic, lines: RwLock::default(), tick, keeping_time: AtomicBool::new(false) })
+        Arc::new(PartitionQueues {
+            topic,
+            queues: RwLock::default(),
+            tick,
+            keeping_time: AtomicBool::new(false),
+        })
     }
 
     pub(super) fn topic(&self) -> &Arc<str> {
         &self.topic
     }
 
-    pub(super) fn line(&self, index: i32) -> Arc<Line> {
+    pub(super) fn queue(&self, index: i32) -> Arc<PartitionQueue> {
         let index = index.unsigned_abs() as usize;
-        if let Some(line) = self.lines.read().unwrap_or_else(PoisonError::into_inner).get(index) {
-            return line.clone();
+        if let Some(queue) = self.queues.read().unwrap_or_else(PoisonError::into_inner).get(index) {
+            return queue.clone();
         }
-        let mut lines = self.lines.write().unwrap_or_else(PoisonError::into_inner);
-        while lines.len() <= index {
-            let partition = Partition::new(self.topic.clone(), lines.len() as i32);
-            lines.push(Arc::new(Line::new(partition)));
+        let mut queues = self.queues.write().unwrap_or_else(PoisonError::into_inner);
+        while queues.len() <= index {
+            let partition = Partition::new(self.topic.clone(), queues.len() as i32);
+            queues.push(Arc::new(PartitionQueue::new(partition)));
         }
-        lines[index].clone()
+        queues[index].clone()
     }
 
     /// Ensures that outcomes are reported in time, on a thread that no other runtime can stop.
@@ -212,18 +217,18 @@ impl Lines {
         if self.keeping_time.load(Ordering::Relaxed) || self.keeping_time.swap(true, Ordering::AcqRel) {
             return;
         }
-        let lines = self.clone();
+        let queues = self.clone();
         home.spawn_apart(async move {
             let mut idle = 0;
             loop {
-                tokio::time::sleep(lines.tick).await;
-                idle = if lines.expire() { 0 } else { idle + 1 };
+                tokio::time::sleep(queues.tick).await;
+                idle = if queues.expire() { 0 } else { idle + 1 };
                 if idle < IDLE_TICKS {
                     continue;
                 }
-                lines.keeping_time.store(false, Ordering::Release);
+                queues.keeping_time.store(false, Ordering::Release);
                 // A flush may have started meanwhile that saw the timer task running.
-                if !lines.expire() || lines.keeping_time.swap(true, Ordering::AcqRel) {
+                if !queues.expire() || queues.keeping_time.swap(true, Ordering::AcqRel) {
                     return;
                 }
             }
@@ -232,16 +237,16 @@ impl Lines {
 
     /// Reports the outcomes that are due. Returns whether anything is in flight.
     fn expire(&self) -> bool {
-        let lines = self.lines.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let queues = self.queues.read().unwrap_or_else(PoisonError::into_inner).clone();
         let now = Instant::now();
-        lines.iter().for_each(|line| line.expire(now));
-        lines.iter().any(|line| !line.is_idle())
+        queues.iter().for_each(|queue| queue.expire(now));
+        queues.iter().any(|queue| !queue.is_idle())
     }
 }
 
-impl Line {
+impl PartitionQueue {
     fn new(partition: Partition) -> Self {
-        Line { partition, state: Mutex::default() }
+        PartitionQueue { partition, state: Mutex::default() }
     }
 
     /// `gathers`: it is a single task without a key.
@@ -266,7 +271,7 @@ impl Line {
         claimed
     }
 
-    /// Returns the records of the next request, for the sender that has claimed the line, and whether single tasks
+    /// Returns the records of the next request, for the sender that has claimed the queue, and whether single tasks
     /// without a key are among them. If there are none, the claim has ended.
     pub(super) fn next_batch(&self, now: Instant) -> Option<(Arc<[NewRecord]>, bool)> {
         let mut expired = Vec::new();
@@ -316,7 +321,7 @@ impl Line {
                 again.push(waiting);
             } else {
                 // Each separately: a waker that panics would keep others from being woken.
-                quietly(|| drop(waiting.room));
+                quietly(|| drop(waiting.space));
             }
         }
         settled.again = !again.is_empty();
@@ -351,7 +356,7 @@ impl Line {
         !lock(&self.state).flushing
     }
 
-    /// Ends the claim if the line is empty.
+    /// Ends the claim if the queue is empty.
     pub(super) fn release_if_empty(&self) -> bool {
         let mut state = lock(&self.state);
         state.flushing = !state.waiting.is_empty();

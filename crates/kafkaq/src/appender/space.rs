@@ -9,15 +9,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub(crate) const OVERHEAD: usize = 256;
 
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct BufferSpace {
     bytes: Arc<Semaphore>,
     limit: u32,
 }
 
-impl Room {
+impl BufferSpace {
     pub(super) fn new(bytes: usize) -> Self {
         let limit = u32::try_from(bytes.min(Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
-        Room { bytes: Arc::new(Semaphore::new(limit as usize)), limit }
+        BufferSpace { bytes: Arc::new(Semaphore::new(limit as usize)), limit }
     }
 
     /// A record larger than the buffer takes all of it.

@@ -15,14 +15,14 @@ use tokio::sync::Notify;
 
 /// One allocation a job.
 #[derive(Debug)]
-pub(crate) struct Slot {
+pub(crate) struct JobSlot {
     pub(crate) ready: Ready,
     pub(crate) dialogue: Dialogue,
 }
 
-impl Slot {
+impl JobSlot {
     pub(crate) fn new(ready: Ready) -> Self {
-        Slot { ready, dialogue: Dialogue::default() }
+        JobSlot { ready, dialogue: Dialogue::default() }
     }
 }
 

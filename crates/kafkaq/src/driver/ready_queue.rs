@@ -1,4 +1,4 @@
-//! The counter at which waiting `get_job` calls meet jobs that are ready.
+//! Jobs that are ready, and the `get_job` calls that wait for them.
 //!
 //! A semaphore has one permit for each ready job, so that waiting, being woken in order and passing a dropped
 //! waiter's wake on are the semaphore's business. A permit is no more than a hint: whoever has one and finds the
@@ -18,7 +18,7 @@ use tokio::sync::{Notify, Semaphore, TryAcquireError};
 const MOST_WANTED: usize = 1000;
 
 #[derive(Debug)]
-pub(crate) struct Handout<T> {
+pub(crate) struct ReadyQueue<T> {
     ready: Mutex<VecDeque<T>>,
     permits: Semaphore,
     /// How many jobs callers wait for.
@@ -30,9 +30,9 @@ pub(crate) struct Handout<T> {
     low: usize,
 }
 
-impl<T> Handout<T> {
+impl<T> ReadyQueue<T> {
     pub(crate) fn new(low: usize, bell: Arc<Notify>) -> Self {
-        Handout {
+        ReadyQueue {
             ready: Mutex::default(),
             permits: Semaphore::new(0),
             waiting: AtomicUsize::new(0),
@@ -42,7 +42,7 @@ impl<T> Handout<T> {
         }
     }
 
-    /// The next one, or `None` once the counter is closed; the caller would like `wanted`. Cancel-safe: it leaves the
+    /// The next one, or `None` once the queue is closed; the caller would like `wanted`. Cancel-safe: it leaves the
     /// queue in the poll that returns it.
     pub(crate) async fn take(&self, wanted: usize) -> Option<T> {
         loop {
@@ -64,7 +64,7 @@ impl<T> Handout<T> {
     /// One that is ready.
     ///
     /// # Errors
-    /// Once the counter is closed.
+    /// Once the queue is closed.
     pub(crate) fn try_take(&self) -> Result<Option<T>, Closed> {
         loop {
             match self.permits.try_acquire() {
@@ -102,7 +102,7 @@ impl<T> Handout<T> {
         Waiting(&self.waiting, wanted)
     }
 
-    /// Puts all of `batch` on the counter; whoever has waited longest gets the first.
+    /// Adds all of `batch`; whoever has waited longest gets the first.
     pub(crate) fn offer(&self, batch: impl Iterator<Item = T>) {
         let added = {
             let mut ready = lock(&self.ready);
@@ -136,7 +136,7 @@ impl<T> Handout<T> {
     }
 }
 
-/// The counter is closed.
+/// The queue is closed.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Closed;
 
@@ -155,8 +155,8 @@ mod tests {
     use futures_util::future::{Either, select};
     use std::{pin::pin, sync::atomic::AtomicU64, time::Duration};
 
-    fn counter() -> Arc<Handout<u64>> {
-        Arc::new(Handout::new(2, Arc::new(Notify::new())))
+    fn queue() -> Arc<ReadyQueue<u64>> {
+        Arc::new(ReadyQueue::new(2, Arc::new(Notify::new())))
     }
 
     /// A small generator, so that a failing run can be repeated.
@@ -172,104 +172,104 @@ mod tests {
 
     #[tokio::test]
     async fn the_first_to_wait_is_the_first_to_get() {
-        let c = counter();
-        let (mut a, mut b) = (Box::pin(c.take(1)), Box::pin(c.take(1)));
+        let q = queue();
+        let (mut a, mut b) = (Box::pin(q.take(1)), Box::pin(q.take(1)));
         assert!(futures_util::poll!(&mut a).is_pending());
         assert!(futures_util::poll!(&mut b).is_pending());
-        assert_eq!(c.demand(), (2, 0));
-        c.offer([1, 2].into_iter());
+        assert_eq!(q.demand(), (2, 0));
+        q.offer([1, 2].into_iter());
         assert_eq!((a.await, b.await), (Some(1), Some(2)));
-        assert_eq!(c.demand(), (0, 0));
+        assert_eq!(q.demand(), (0, 0));
     }
 
     #[tokio::test]
     async fn a_dropped_waiter_passes_its_wake_on() {
-        let c = counter();
-        let (mut a, mut b) = (Box::pin(c.take(1)), Box::pin(c.take(1)));
+        let q = queue();
+        let (mut a, mut b) = (Box::pin(q.take(1)), Box::pin(q.take(1)));
         assert!(futures_util::poll!(&mut a).is_pending());
         assert!(futures_util::poll!(&mut b).is_pending());
-        c.offer([7].into_iter());
+        q.offer([7].into_iter());
         drop(a);
         assert_eq!(tokio::time::timeout(Duration::from_secs(5), b).await, Ok(Some(7)));
     }
 
     #[tokio::test]
     async fn what_is_recalled_is_not_handed_out_and_its_waiter_waits_on() {
-        let c = counter();
-        let mut a = Box::pin(c.take(1));
+        let q = queue();
+        let mut a = Box::pin(q.take(1));
         assert!(futures_util::poll!(&mut a).is_pending());
-        c.offer([1, 2, 3].into_iter());
-        assert_eq!(c.recall(), [1, 2, 3]);
+        q.offer([1, 2, 3].into_iter());
+        assert_eq!(q.recall(), [1, 2, 3]);
         assert!(futures_util::poll!(&mut a).is_pending());
-        c.offer([4].into_iter());
+        q.offer([4].into_iter());
         assert_eq!(a.await, Some(4));
     }
 
     #[tokio::test]
-    async fn a_closed_counter_gives_nothing_and_can_be_recalled() {
-        let c = counter();
-        let mut a = Box::pin(c.take(1));
+    async fn a_closed_queue_gives_nothing_and_can_be_recalled() {
+        let q = queue();
+        let mut a = Box::pin(q.take(1));
         assert!(futures_util::poll!(&mut a).is_pending());
-        c.offer([1, 2].into_iter());
-        c.close();
-        assert_eq!((a.await, c.take(1).await), (None, None));
-        assert_eq!(c.recall(), [1, 2]);
+        q.offer([1, 2].into_iter());
+        q.close();
+        assert_eq!((a.await, q.take(1).await), (None, None));
+        assert_eq!(q.recall(), [1, 2]);
     }
 
     #[tokio::test]
     async fn the_bell_rings_for_a_new_waiter_and_when_few_are_left() {
         let bell = Arc::new(Notify::new());
-        let c = Handout::new(2, bell.clone());
+        let q = ReadyQueue::new(2, bell.clone());
         let rung = async || tokio::time::timeout(Duration::ZERO, bell.notified()).await.is_ok();
-        c.offer(1..=4);
-        c.take(1).await;
+        q.offer(1..=4);
+        q.take(1).await;
         assert!(!rung().await);
-        c.take(1).await;
+        q.take(1).await;
         assert!(rung().await, "two are left");
-        c.take(1).await;
+        q.take(1).await;
         assert!(!rung().await);
-        c.take(1).await;
+        q.take(1).await;
         assert!(rung().await, "none are left");
-        let mut waiter = Box::pin(c.take(1));
+        let mut waiter = Box::pin(q.take(1));
         assert!(futures_util::poll!(&mut waiter).is_pending());
         assert!(rung().await, "somebody waits");
     }
 
     #[tokio::test]
     async fn whoever_finds_none_counts_until_the_next_offer() {
-        let c = counter();
-        assert_eq!(c.try_take(), Ok(None));
-        assert_eq!(c.demand(), (0, 0), "not by itself");
-        c.miss();
-        c.miss();
-        assert_eq!(c.demand(), (1, 0));
-        c.offer([1, 2].into_iter());
-        assert_eq!(c.demand(), (0, 2));
-        assert_eq!((c.try_take(), c.try_take(), c.try_take()), (Ok(Some(1)), Ok(Some(2)), Ok(None)));
-        c.close();
-        assert_eq!(c.try_take(), Err(Closed));
+        let q = queue();
+        assert_eq!(q.try_take(), Ok(None));
+        assert_eq!(q.demand(), (0, 0), "not by itself");
+        q.miss();
+        q.miss();
+        assert_eq!(q.demand(), (1, 0));
+        q.offer([1, 2].into_iter());
+        assert_eq!(q.demand(), (0, 2));
+        assert_eq!((q.try_take(), q.try_take(), q.try_take()), (Ok(Some(1)), Ok(Some(2)), Ok(None)));
+        q.close();
+        assert_eq!(q.try_take(), Err(Closed));
     }
 
     #[tokio::test]
     async fn whoever_would_like_many_counts_as_many_while_it_waits() {
-        let c = counter();
-        let mut a = Box::pin(c.take(7));
+        let q = queue();
+        let mut a = Box::pin(q.take(7));
         assert!(futures_util::poll!(&mut a).is_pending());
-        assert_eq!(c.demand(), (7, 0));
-        let mut b = Box::pin(c.take(usize::MAX));
+        assert_eq!(q.demand(), (7, 0));
+        let mut b = Box::pin(q.take(usize::MAX));
         assert!(futures_util::poll!(&mut b).is_pending());
-        assert_eq!(c.demand(), (7 + MOST_WANTED, 0));
+        assert_eq!(q.demand(), (7 + MOST_WANTED, 0));
         drop((a, b));
-        assert_eq!(c.demand(), (0, 0));
+        assert_eq!(q.demand(), (0, 0));
     }
 
     #[tokio::test]
     async fn whoever_does_not_wait_takes_nothing_from_those_who_do() {
-        let c = counter();
-        let mut a = Box::pin(c.take(1));
+        let q = queue();
+        let mut a = Box::pin(q.take(1));
         assert!(futures_util::poll!(&mut a).is_pending());
-        c.offer([1].into_iter());
-        assert_eq!(c.try_take(), Ok(None));
+        q.offer([1].into_iter());
+        assert_eq!(q.try_take(), Ok(None));
         assert_eq!(a.await, Some(1));
     }
 
@@ -277,10 +277,10 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn nothing_is_lost_when_ten_thousand_waiters_give_up() {
         const ITEMS: u64 = 20_000;
-        let (c, sum, seen) = (counter(), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let (q, sum, seen) = (queue(), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let mut tasks = Vec::new();
         for n in 1..=10_000_u64 {
-            let (c, sum, seen) = (c.clone(), sum.clone(), seen.clone());
+            let (q, sum, seen) = (q.clone(), sum.clone(), seen.clone());
             tasks.push(tokio::spawn(async move {
                 let mut dice = Dice(n.wrapping_mul(0x9E37_79B9_7F4A_7C15));
                 let patience = dice.roll(8);
@@ -289,23 +289,23 @@ mod tests {
                         tokio::task::yield_now().await;
                     }
                 });
-                if let Either::Left((Some(got), _)) = select(pin!(c.take(1)), give_up).await {
+                if let Either::Left((Some(got), _)) = select(pin!(q.take(1)), give_up).await {
                     sum.fetch_add(got, Ordering::Relaxed);
                     seen.fetch_add(1, Ordering::Relaxed);
                 }
             }));
         }
         let feeder = tokio::spawn({
-            let c = c.clone();
+            let q = q.clone();
             async move {
                 let (mut next, mut dice) = (1, Dice(42));
                 while next <= ITEMS {
                     let n = (next + dice.roll(50)).min(ITEMS);
-                    c.offer(next..=n);
+                    q.offer(next..=n);
                     next = n + 1;
                     if dice.roll(4) == 0 {
-                        let again = c.recall();
-                        c.offer(again.into_iter());
+                        let again = q.recall();
+                        q.offer(again.into_iter());
                     }
                     tokio::task::yield_now().await;
                 }
@@ -317,11 +317,11 @@ mod tests {
         feeder.await.unwrap();
         // Whoever asks now gets all that is left: no wake-up was lost, and nothing twice.
         while seen.load(Ordering::Relaxed) < ITEMS {
-            let got = tokio::time::timeout(Duration::from_secs(10), c.take(1)).await.unwrap().unwrap();
+            let got = tokio::time::timeout(Duration::from_secs(10), q.take(1)).await.unwrap().unwrap();
             sum.fetch_add(got, Ordering::Relaxed);
             seen.fetch_add(1, Ordering::Relaxed);
         }
         assert_eq!(sum.load(Ordering::Relaxed), ITEMS * (ITEMS + 1) / 2);
-        assert_eq!(c.demand(), (0, 0));
+        assert_eq!(q.demand(), (0, 0));
     }
 }
