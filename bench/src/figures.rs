@@ -73,6 +73,7 @@ impl Summary {
 /// Three digits are more than such figures are worth.
 pub(crate) fn significant(n: f64) -> String {
     match n {
+        n if n > 0.0 && n < 0.1 => format!("{n:.3}"),
         n if n < 10.0 => format!("{n:.2}"),
         n if n < 100.0 => format!("{n:.1}"),
         n => format!("{n:.0}"),

@@ -26,8 +26,9 @@ pub(crate) fn column(name: impl Into<String>, title: impl Into<String>, unit: f6
 pub(crate) fn print(options: &Compare, entries: &[Entry]) {
     println!("{}", machine());
     println!(
-        "\n100-byte tasks; a backlog of {} (asynq and BullMQ: at most 100,000; apalis: 7,000, as with more its worker stops); Kafka {KAFKA_VERSION} with 6 \
-         partitions, Redis without persistence; the median of {} rounds, and in brackets the range.",
+        "\n100-byte tasks; a backlog of {} (at most 100,000 for asynq and BullMQ, and 7,000 for apalis, whose worker \
+         stops if there are more); Kafka {KAFKA_VERSION} with 6 partitions, Redis without persistence; the median of {} \
+         rounds, and in brackets the range.",
         options.backlog, options.rounds
     );
     print_guarantees(options);
@@ -62,11 +63,12 @@ fn tables() -> Vec<(String, Vec<Column>)> {
         column("bulk_cpu_client", "CPU to publish in bulk, µs: client", 1.0),
         column("bulk_cpu_kafka", "Kafka", 1.0),
         column("bulk_cpu_redis", "Redis", 1.0),
-        column("drain_cpu_client", "CPU to execute, µs: client", 1.0),
+        column("drain_cpu_all", "CPU to execute, µs: all", 1.0),
+        column("drain_cpu_client", "client", 1.0),
         column("drain_cpu_kafka", "Kafka", 1.0),
         column("drain_cpu_redis", "Redis", 1.0),
         column("redis_commands", "commands in Redis", 1.0),
-        column("redis_requests", "requests to Redis", 1.0),
+        column("redis_reads", "reads by Redis", 1.0),
         column("redis_bytes", "bytes to Redis", 1.0),
         column("kafka_bytes", "bytes in Kafka's logs", 1.0),
         column("memory_mib", "client's memory at most, MiB", 1.0),

@@ -19,7 +19,7 @@ pub(crate) struct Side {
     pub(crate) publishes_in_bulk: bool,
     /// Whether handlers that take a while are measured; not of two sides that would do the same.
     pub(crate) is_held: bool,
-    /// More would make it stop, or take minutes.
+    /// With more tasks it would stop, or take minutes.
     pub(crate) largest_backlog: Option<usize>,
 }
 

@@ -25,8 +25,9 @@ pub(crate) struct Usage {
     pub(crate) redis_cpu: Duration,
     /// Executed by Redis, those of scripts too.
     pub(crate) redis_commands: f64,
-    /// How often Redis has read from a connection: a batch of commands is one.
-    pub(crate) redis_requests: f64,
+    /// How often Redis has read from a connection: about 16 KiB at most, so a large request is several, and small ones that
+    /// arrive together are one.
+    pub(crate) redis_reads: f64,
     /// Sent to Redis.
     pub(crate) redis_bytes: f64,
     /// In the logs of all topics.
@@ -42,7 +43,7 @@ impl Usage {
             kafka_cpu: self.kafka_cpu.saturating_sub(earlier.kafka_cpu),
             redis_cpu: self.redis_cpu.saturating_sub(earlier.redis_cpu),
             redis_commands: self.redis_commands - earlier.redis_commands,
-            redis_requests: self.redis_requests - earlier.redis_requests,
+            redis_reads: self.redis_reads - earlier.redis_reads,
             redis_bytes: self.redis_bytes - earlier.redis_bytes,
             kafka_bytes: self.kafka_bytes - earlier.kafka_bytes,
         }
@@ -60,7 +61,7 @@ impl Servers {
             kafka_cpu: cpu(self.kafka.pid()),
             redis_cpu: cpu(self.redis.pid()),
             redis_commands: calls(&info),
-            redis_requests: field(&info, "total_reads_processed").unwrap_or(0.0),
+            redis_reads: field(&info, "total_reads_processed").unwrap_or(0.0),
             redis_bytes: field(&info, "total_net_input_bytes").unwrap_or(0.0),
             kafka_bytes: log_bytes(&self.kafka.data())? as f64,
         })

@@ -190,8 +190,8 @@ impl Pair {
         Pair { store_at: Some(url), ..self }
     }
 
-    /// One more process of the case's queue. Its times are short, unless it tells the store only of jobs that take long:
-    /// on a busy machine, quick ones would be among them. A server that isn't there fails the test.
+    /// One more process of the case's queue. Its times are short, except with `Tracking::Slow`: on a busy machine even
+    /// quick jobs would then count as slow. A server that isn't there fails the test.
     pub fn queue(&self) -> QueueBuilder {
         if self.tracking == Tracking::Slow {
             return self.usual_queue().track_after(Duration::from_secs(10));

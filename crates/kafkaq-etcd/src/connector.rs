@@ -34,6 +34,8 @@ impl Connector {
         tcp.enforce_http(false);
         tcp.set_nodelay(endpoint.get_tcp_nodelay());
         tcp.set_keepalive(endpoint.get_tcp_keepalive());
+        tcp.set_keepalive_interval(endpoint.get_tcp_keepalive_interval());
+        tcp.set_keepalive_retries(endpoint.get_tcp_keepalive_retries());
         Connector { tcp, pace: Arc::default() }
     }
 }
@@ -96,5 +98,19 @@ mod tests {
         assert_eq!(hasty, [0, 20, 60, 140, 300, 620, 1_260, 2_260, 3_260]);
         assert_eq!(since(4_300), 4_300, "the last one lasted a second");
         assert_eq!(since(4_301), 4_320);
+    }
+
+    #[tokio::test]
+    async fn a_channel_connects_in_its_pace_to_one_that_hangs_up() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri: Uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let hanging_up = tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+        let mut connector = Connector::of(&Endpoint::from(uri.clone()));
+        let begun = Instant::now();
+        for _ in 0..5 {
+            connector.call(uri.clone()).await.unwrap();
+        }
+        assert!(begun.elapsed() >= Duration::from_millis(300), "{:?}", begun.elapsed());
+        hanging_up.abort();
     }
 }

@@ -120,7 +120,15 @@ async fn work(
         }
     }
     commit_all(&*member, &mut owned).await;
-    seen.lock().unwrap().lose(owned);
+    // Only an event says that the group has expelled the member: a refusal without one is a fault.
+    owned.retain(|_, at| at.committed < at.next);
+    while !owned.is_empty() {
+        match event(&mut c).await {
+            Event::Lost(list) => seen.lock().unwrap().lose(take(&mut owned, &list)),
+            Event::Revoking(list) => member.release(&list),
+            _ => {}
+        }
+    }
     kafka.close().await.unwrap();
 }
 

@@ -440,7 +440,8 @@ impl World {
         let started = self.now;
         let task = &mut self.check.tasks[n];
         let first_due = task.due.filter(|_| task.handed_out == 0);
-        let is_again = task.held.iter().any(|h| h.began_unleased && h.handed);
+        let is_again =
+            task.handed_out < task.publications && task.held.iter().any(|h| h.began_unleased && h.handed);
         task.handed_out += 1;
         task.started_at = started;
         if let Some(h) = task.holder(ready.token) {

@@ -133,7 +133,7 @@ stats! { Stats:
     leased_late,
     /// Those that were done before.
     done_unleased,
-    /// Jobs that a worker took after one of the same task of which the store was perhaps not told.
+    /// Jobs that a worker took again, because an id was published again and its first execution had no lease.
     unleased_again,
     /// Leases renewed by their holder.
     renewals,

@@ -115,7 +115,7 @@ impl Queue {
         self.inner.driver.want();
         let ready = self.ready_job()?;
         if ready.is_none() {
-            self.inner.shared.ready.miss();
+            self.inner.shared.ready_queue.miss();
         }
         Ok(ready)
     }
@@ -156,7 +156,7 @@ impl Queue {
         let shared = &self.inner.shared;
         let machine = shared.machine_stats().await;
         let publishes = self.inner.publisher.stats();
-        QueueStats::new(machine, &shared.counters, publishes, shared.ready.demand())
+        QueueStats::new(machine, &shared.counters, publishes, shared.ready_queue.demand())
     }
 
     /// Returns a handle to query and cancel tasks.

@@ -1,6 +1,6 @@
 //! The runtime for publishing.
 //!
-//! The callers of a publisher share its lines and the client's connections, while their own runtimes come and go, are
+//! The callers of a publisher share its queues and the client's connections, while their own runtimes come and go, are
 //! idle between two calls, or don't exist. So nothing that they share may depend on the caller's runtime. It runs on
 //! the runtime that the publisher was built on if that has threads of its own; if it has none, or is gone, on a thread
 //! that belongs to the process.

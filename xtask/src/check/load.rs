@@ -1,6 +1,7 @@
 //! How busy the machine is.
 
 use std::fs;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -13,12 +14,14 @@ const SAMPLE: Duration = Duration::from_secs(2);
 
 /// Waits until some CPU time is free, or `is_over`. Doesn't wait where it can't be measured.
 pub(super) fn wait_until_low(is_over: impl Fn() -> bool) {
-    let mut before = Times::now();
+    // One at a time, so that each sees what the one before it has started.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(mut before) = Times::now() else { return };
     while !is_over() {
         thread::sleep(SAMPLE);
-        let now = Times::now();
-        let free = before.zip(now).map(|(before, now)| now.free_since(before));
-        if free.is_none_or(|free| free >= ENOUGH) {
+        let Some(now) = Times::now() else { return };
+        if now.free_since(before) >= ENOUGH {
             return;
         }
         before = now;
@@ -50,13 +53,16 @@ impl Times {
 
     #[expect(clippy::cast_precision_loss, reason = "a share")]
     fn free_since(self, before: Self) -> f64 {
-        (self.free - before.free) as f64 / (self.all - before.all).max(1) as f64
+        // The time of waiting for disks may go back.
+        let (free, all) = (self.free.saturating_sub(before.free), self.all.saturating_sub(before.all));
+        free as f64 / all.max(1) as f64
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Instant;
 
     #[test]
     fn what_is_idle_or_of_a_low_priority_is_free() {
@@ -65,11 +71,15 @@ mod tests {
         assert_eq!(before, Times { free: 1_030, all: 1_166 });
         let now = at("cpu  160 30 50 1005 15 1 2 3 99 99");
         assert!((now.free_since(before) - 0.2).abs() < 1e-9);
+        let disks_went_back = at("cpu  260 30 50 1000 5 1 2 3 99 99");
+        assert_eq!(disks_went_back.free_since(now), 0.0);
         assert_eq!(Times::parse("intr 1 2 3"), None);
     }
 
     #[test]
     fn nobody_waits_for_what_is_over() {
+        let begun = Instant::now();
         wait_until_low(|| true);
+        assert!(begun.elapsed() < SAMPLE);
     }
 }

@@ -79,6 +79,7 @@ crate::faults::faults! {
     UnleasedAnyDistance,
     /// A job that was begun without a lease never gets one.
     NeverLeased,
-    /// A partition moves although nobody can know of the jobs that go on.
+    /// A partition moves although nobody can know of the jobs that go on. Takes out the leases, the copies and the wait
+    /// for both: what is left of them hides the loss of one.
     MovedUnleased,
 }

@@ -22,7 +22,8 @@ struct Etcd;
 impl Adapter for Etcd {
     type Store = EtcdStore;
     const SERVICE: Service = Service::Etcd;
-    /// tonic connects again as often as it sees that a connection has ended before it used it; how often, chance decides.
+    /// Whether tonic sees that a connection has ended before it used it is chance. Then it connects again, at the pace of
+    /// `connector.rs`.
     const KNOCKS: usize = 12;
 
     fn at(addr: SocketAddr, limit: Duration) -> EtcdStore {

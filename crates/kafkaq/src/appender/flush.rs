@@ -125,7 +125,7 @@ impl Flush {
     /// claimed.
     fn no_longer_counts(&mut self) -> Option<Arc<PartitionQueue>> {
         let may_go = std::mem::take(&mut self.counts) && self.appender.gathering.leave();
-        may_go.then(|| self.appender.gathering_line()).filter(|queue| queue.claim())
+        may_go.then(|| self.appender.gathering_queue()).filter(|queue| queue.claim())
     }
 
     /// Lets another flush send what gathers behind the request.

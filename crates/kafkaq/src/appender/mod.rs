@@ -173,7 +173,7 @@ impl Appender {
     }
 
     /// The queue where single records gather.
-    fn gathering_line(&self) -> Arc<PartitionQueue> {
+    fn gathering_queue(&self) -> Arc<PartitionQueue> {
         self.queues.queue(self.gathering.partition())
     }
 
@@ -234,7 +234,7 @@ impl<'a> Unsent<'a> {
     }
 
     fn add(&mut self, queue: &Arc<PartitionQueue>) {
-        if !self.queues.iter().any(|l| Arc::ptr_eq(l, queue)) {
+        if !self.queues.iter().any(|other| Arc::ptr_eq(other, queue)) {
             self.queues.push(queue.clone());
         }
     }

@@ -380,7 +380,7 @@ async fn the_buffer_is_bounded() {
 }
 
 #[tokio::test]
-async fn whoever_waits_for_room_has_sent_what_it_pushed() {
+async fn whoever_waits_for_space_has_sent_what_it_pushed() {
     let log = fake(99, []);
     let a = appender(&log, 2 * (OVERHEAD + 100), LONG);
     let mut unsent = Unsent::new(&a);

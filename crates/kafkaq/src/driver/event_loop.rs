@@ -181,7 +181,7 @@ impl EventLoop {
                 self.slots.insert(job, slot.clone());
                 self.offers.push(slot);
             }
-            self.shared.ready.offer(self.offers.drain(..));
+            self.shared.ready_queue.offer(self.offers.drain(..));
         }
         while let Some(notice) = self.machine.poll_notice() {
             self.pass_on(notice);
@@ -189,7 +189,7 @@ impl EventLoop {
         // Once it stops, nobody takes what becomes ready.
         if self.machine.poll_recall() || self.stopping.is_some() {
             let now = self.shared.clock.now();
-            for slot in self.shared.ready.recall() {
+            for slot in self.shared.ready_queue.recall() {
                 self.slots.remove(&slot.ready.job);
                 self.machine.handle_untaken(now, slot.ready.job);
             }
@@ -226,7 +226,7 @@ impl EventLoop {
     }
 
     fn tell_demand(&mut self, now: Now) {
-        let (waiting, ready) = self.shared.ready.demand();
+        let (waiting, ready) = self.shared.ready_queue.demand();
         self.machine.handle_demand(now, waiting, ready);
     }
 

@@ -7,7 +7,7 @@
 //!                                                ▲            │
 //!                                                └────────────┴─── events
 //! ```
-//! One task, [`Driver`], joins the group when a job is wanted first, and then runs the `EventLoop`, which owns the
+//! One task, [`Driver`], joins the group when a job is first wanted, and then runs the `EventLoop`, which owns the
 //! machine. It never awaits a call: it starts calls, a bounded number of each kind, and selects over their ends, the
 //! events, the bell and the machine's timer. What can't be started gathers in the machine and makes the next batch.
 

@@ -20,7 +20,7 @@ use tokio::sync::{Notify, oneshot};
 
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) ready: ReadyQueue<Arc<JobSlot>>,
+    pub(crate) ready_queue: ReadyQueue<Arc<JobSlot>>,
     inbox: Mutex<Inbox>,
     /// Rung when the inbox is no longer empty, or when the demand has grown.
     pub(super) bell: Arc<Notify>,
@@ -62,7 +62,7 @@ impl Shared {
     pub(crate) fn new(queue: &str, prefetch: usize, limits: Limits, clock: Clock) -> Self {
         let bell = Arc::new(Notify::new());
         Shared {
-            ready: ReadyQueue::new(prefetch / 2, bell.clone()),
+            ready_queue: ReadyQueue::new(prefetch / 2, bell.clone()),
             inbox: Mutex::default(),
             bell,
             clock,
@@ -79,7 +79,7 @@ impl Shared {
     /// # Errors
     /// Why the queue gives no more jobs.
     pub(crate) async fn take(&self, wanted: usize) -> Result<Arc<JobSlot>> {
-        while let Some(slot) = self.ready.take(wanted).await {
+        while let Some(slot) = self.ready_queue.take(wanted).await {
             if let Some(slot) = self.unless_stale(slot) {
                 return Ok(slot);
             }
@@ -92,7 +92,7 @@ impl Shared {
     /// # Errors
     /// As [`Shared::take`].
     pub(crate) fn try_take(&self) -> Result<Option<Arc<JobSlot>>> {
-        while let Some(slot) = self.ready.try_take().map_err(|Closed| self.why_closed())? {
+        while let Some(slot) = self.ready_queue.try_take().map_err(|Closed| self.why_closed())? {
             if let Some(slot) = self.unless_stale(slot) {
                 return Ok(Some(slot));
             }
@@ -169,7 +169,7 @@ impl Shared {
     /// No job is handed out from now on, for this reason; the first reason stays.
     pub(super) fn close(&self, why: Error) {
         let _ = self.closed.set(why);
-        self.ready.close();
+        self.ready_queue.close();
     }
 
     /// Nobody reads the inbox any more: every ask is answered with a failure, also later ones.

@@ -15,11 +15,11 @@ use tokio::{sync::Notify, time::sleep};
 /// How a side takes jobs.
 #[derive(Clone, Copy)]
 pub(super) struct Work {
-    /// At once.
+    /// How many jobs run at once.
     pub(super) jobs: usize,
-    /// That one call takes at most.
+    /// The most jobs that one call takes.
     pub(super) batch: usize,
-    /// How long each task takes.
+    /// How long each takes.
     pub(super) hold: Duration,
 }
 
