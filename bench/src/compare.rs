@@ -167,13 +167,9 @@ impl Measured<'_> {
         let side = &self.entry.side;
         let (uses_kafka, uses_redis) = (side.uses_kafka, side.uses_redis);
         self.add_cpu("drain", used, drained.tasks);
-        let all_cpu = used.client_cpu
-            + if uses_kafka { used.kafka_cpu } else { Duration::ZERO }
-            + if uses_redis { used.redis_cpu } else { Duration::ZERO };
         let figures = &mut self.entry.figures;
         figures.add("drain", rate);
         figures.add("executed_again", again);
-        figures.add("drain_cpu_all", all_cpu.as_secs_f64() * 1e6 / drained.tasks);
         figures.add("memory_mib", used.client_peak / MIB);
         if uses_redis {
             figures.add("redis_commands", all.redis_commands / drained.tasks);
@@ -233,9 +229,13 @@ impl Measured<'_> {
             ("kafka", used.kafka_cpu, side.uses_kafka),
             ("redis", used.redis_cpu, side.uses_redis),
         ];
+        let mut all = 0.0;
         for (process, cpu, _) in processes.into_iter().filter(|(_, _, is_used)| *is_used) {
-            self.entry.figures.add(format!("{what}_cpu_{process}"), cpu.as_secs_f64() * 1e6 / tasks);
+            let cpu = cpu.as_secs_f64() * 1e6 / tasks;
+            self.entry.figures.add(format!("{what}_cpu_{process}"), cpu);
+            all += cpu;
         }
+        self.entry.figures.add(format!("{what}_cpu_all"), all);
     }
 
     fn backlog(&self) -> usize {

@@ -15,8 +15,8 @@ use super::suites::{self, Kind, Suite};
 /// librdkafka 2.12.1 reads uninitialized memory when a response contains partitions both with and without a leader:
 /// while a topic is recreated or a broker comes back (confluentinc/librdkafka#5280). With this filling, it reads a
 /// partition number that no topic has, which the client ignores; otherwise it may crash the process. The small blocks
-/// that glibc caches per thread are not filled, but this one is larger. It is set only for packages that use librdkafka: it makes
-/// growing vectors slow, since all free memory behind them may be filled each time.
+/// that glibc caches per thread are not filled, but this one is larger. It is set only for packages that use librdkafka:
+/// it makes growing vectors slow, since all free memory behind them may be filled each time.
 const FILLED_MEMORY: (&str, &str) =
     ("GLIBC_TUNABLES", "glibc.malloc.tcache_max=256:glibc.malloc.perturb=128");
 
