@@ -102,6 +102,7 @@ mod jobs;
 mod key_lock;
 mod leased_group;
 pub mod memory;
+mod numbers;
 mod once_per;
 #[cfg(feature = "cron")]
 pub mod periodic;

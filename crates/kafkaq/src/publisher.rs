@@ -4,6 +4,7 @@ use crate::{
     appender::{Appender, Destination, Pushed, Unsent},
     clock::wall_now,
     config::Config,
+    numbers::{Lane, Numbers},
     once_per::{Window, refused},
     runtime::Home,
     stats::{CallCounter, CallStats},
@@ -47,10 +48,9 @@ struct Inner {
     /// How long after its time a task can be published again without being executed twice.
     id_window: Duration,
     clock_skew: Duration,
-    /// Counts tasks: the next task without a key goes to the next partition, and ids are numbered.
-    count: AtomicU64,
-    /// Random, per publisher.
-    seed: u128,
+    /// The next task without a key goes to the next partition.
+    turn: AtomicU64,
+    numbers: Numbers,
 }
 
 impl Publisher {
@@ -58,6 +58,7 @@ impl Publisher {
         let TaskTopic { name, partitions } = topic;
         let (buffer, timeout) = (config.publish_buffer, config.publish_timeout);
         let counter = CallCounter::new(&config.queue, "publish");
+        let seed = Uuid::new_v4().as_u128();
         Publisher {
             inner: Arc::new(Inner {
                 tasks: Appender::new(log, name, partitions, buffer, timeout, home, counter),
@@ -67,8 +68,9 @@ impl Publisher {
                 max_bytes: config.max_task_bytes,
                 id_window: config.id_window(),
                 clock_skew: config.clock_skew,
-                count: AtomicU64::default(),
-                seed: Uuid::new_v4().as_u128(),
+                // Publishers begin with different partitions.
+                turn: AtomicU64::new(seed as u64),
+                numbers: Numbers::new(seed),
             }),
         }
     }
@@ -97,12 +99,13 @@ impl Publisher {
         let (id, pushed) = {
             let tasks = &self.inner.tasks;
             let mut unsent = Unsent::new(tasks);
-            let (id, partition, record) = self.inner.address(task, Envelope::encode)?;
-            let until = tasks.deadline(now);
-            let to = match record.key {
-                Some(_) => Destination::Partition(partition),
-                None => Destination::Any(partition),
+            let partition = self.inner.choose(task.key());
+            let (to, lane) = match task.key() {
+                Some(_) => (Destination::Partition(partition), Lane::Partition(partition)),
+                None => (Destination::Any(partition), Lane::Single),
             };
+            let (id, record) = self.inner.address(task, lane, Envelope::encode)?;
+            let until = tasks.deadline(now);
             let pushed = tasks.push(to, record, until, &mut unsent).await?;
             if !unsent.is_empty() {
                 // Lets other callers that are about to publish join the request.
@@ -121,7 +124,12 @@ impl Publisher {
         let tasks = tasks.into_iter();
         let size = tasks.size_hint().0.saturating_mul(HEADER_SIZE).min(HEADERS_SIZE);
         let mut headers = BytesMut::with_capacity(size);
-        let tasks = tasks.map(|task| self.inner.address(task, |envelope| envelope.encode_in(&mut headers)));
+        let tasks = tasks.map(|task| {
+            let partition = self.inner.choose(task.key());
+            let encode = |envelope: &Envelope| envelope.encode_in(&mut headers);
+            let (id, record) = self.inner.address(task, Lane::Partition(partition), encode)?;
+            Ok((id, partition, record))
+        });
         self.inner.spans.of_many(self.push_all(tasks)).await
     }
 
@@ -211,17 +219,22 @@ const HEADERS_SIZE: usize = 1024;
 type Addressed = (TaskId, i32, NewRecord);
 
 impl Inner {
-    fn address(&self, task: Task, encode: impl FnOnce(&Envelope) -> Bytes) -> Result<Addressed> {
+    /// A task's id, and its record for the partition that was chosen.
+    fn address(
+        &self,
+        task: Task,
+        lane: Lane,
+        encode: impl FnOnce(&Envelope) -> Bytes,
+    ) -> Result<(TaskId, NewRecord)> {
         self.check(&task)?;
         let now = wall_now();
-        let number = self.seed.wrapping_add(self.count.fetch_add(1, Ordering::Relaxed).into());
         let (id, due) = match (task.id(), task.once_per()) {
             (Some(id), _) => {
                 let due = self.due(id, task.delay(), now)?;
                 (id.clone(), due.or_else(|| id.is_numbered().then_some(LONG_AGO)))
             }
             (None, Some((key, window))) => self.once_per(&task, key, window, now)?,
-            (None, None) => (TaskId::numbered(now, number), due_after(task.delay(), now)),
+            (None, None) => (TaskId::numbered(now, self.numbers.next(lane)), due_after(task.delay(), now)),
         };
         let mut envelope = Envelope::new(id, now);
         // Each group parks it in its own wait topic when it reads the record.
@@ -232,8 +245,7 @@ impl Inner {
         let mut record = task.into_record();
         self.spans.inject(&mut record.headers);
         record.headers.push(HEADER, Some(encode(&envelope)));
-        let partition = self.choose(record.key.as_ref(), number);
-        Ok((envelope.id, partition, record))
+        Ok((envelope.id, record))
     }
 
     /// When a task with a chosen id is due. One with a window's id waits for its end: executed sooner, it would be
@@ -281,18 +293,20 @@ impl Inner {
     }
 
     fn address_again(&self, id: TaskId, mut record: NewRecord) -> Addressed {
-        let number = self.count.fetch_add(1, Ordering::Relaxed).into();
-        let partition = self.choose(record.key.as_ref(), number);
+        let partition = self.choose(record.key.as_ref());
         let envelope = Envelope::new(id, wall_now());
         record.headers.push(HEADER, Some(envelope.encode()));
         (envelope.id, partition, record)
     }
 
-    fn choose(&self, key: Option<&Bytes>, number: u128) -> i32 {
+    fn choose(&self, key: Option<&Bytes>) -> i32 {
         let partitions = self.tasks.partitions();
         match key {
             Some(key) => partitioner::for_key(key, partitions),
-            None => (number as u64 % u64::from(partitions.unsigned_abs())) as i32,
+            None => {
+                let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+                (turn % u64::from(partitions.unsigned_abs())) as i32
+            }
         }
     }
 

@@ -7,7 +7,7 @@ mod common;
 use async_trait::async_trait;
 use common::{PATIENCE, ms};
 use kafkaq::{
-    Effect, Error, ErrorKind, Publisher, Queue, QueueBuilder, Result, Task,
+    Effect, Error, ErrorKind, Publisher, Queue, QueueBuilder, Result, Task, TaskId,
     backend::{Broker, Consumer, JoinRequest, Log, NewRecord, Partition, TopicInfo, TopicSpec},
     memory::MemoryLog,
 };
@@ -310,4 +310,29 @@ fn waiting_for_room_counts() {
     let last = outcomes.last().unwrap().as_ref().unwrap_err();
     assert_eq!((last.kind(), last.effect()), (ErrorKind::Timeout, Effect::NotApplied), "{last}");
     assert!(last.to_string().contains("publish_buffer"), "{last}");
+}
+
+/// The last twelve digits of an id.
+fn number(id: &TaskId) -> u64 {
+    u64::from_str_radix(&id.as_str()[24..], 16).unwrap()
+}
+
+/// A store keeps neighbors together, and a worker takes the tasks of a partition one after another.
+#[tokio::test]
+async fn tasks_of_a_partition_are_neighbors_and_so_are_single_tasks_without_a_key() {
+    let publisher =
+        Queue::builder("emails").broker(MemoryLog::new()).partitions(4).build_publisher().await.unwrap();
+    let mut ids = [const { Vec::new() }; 3];
+    for _ in 0..10 {
+        // These keys belong to different partitions.
+        let keyed = (0..20).map(|n| Task::new("").with_key(["a", "c"][n % 2]));
+        for (n, id) in publisher.publish_many(keyed).await.into_iter().enumerate() {
+            ids[n % 2].push(number(&id.unwrap()));
+        }
+        ids[0].push(number(&publisher.publish(Task::new("").with_key("a")).await.unwrap()));
+        ids[2].push(number(&publisher.publish(Task::new("")).await.unwrap()));
+    }
+    for numbers in ids {
+        assert!(numbers.is_sorted_by(|a, b| a + 1 == *b), "{numbers:x?}");
+    }
 }
