@@ -4,15 +4,16 @@
 
 use kafkaq::{
     Error, ErrorKind, Queue, Retry, Task,
-    backend::{Log, TopicSpec},
+    backend::{Log, Partition, PartitionLog, TopicSpec},
     rdkafka::RdKafka,
     redis::RedisStore,
     rskafka::RsKafka,
 };
-use kafkaq_tests::{Built, PATIENCE, kafka, own_server, queue, redis, unique};
+use kafkaq_conformance::Proxy;
+use kafkaq_tests::{Built, PATIENCE, kafka, own_kafka_behind, own_server, queue, redis, unique};
 use std::time::Duration;
 use tokio::time::timeout;
-use xtask::services::Service;
+use xtask::services::{Service, free_port};
 
 fn tells(error: &Error) {
     println!("{error}");
@@ -133,5 +134,28 @@ async fn a_wait_topic_with_too_short_a_retention_is_refused_through_either_clien
             error.advice().unwrap().contains(&format!("--entity-name {wait} --add-config retention.ms="))
         );
         tells(&error);
+    }
+}
+
+/// As when a firewall has forgotten the connection: nothing ends it, and no response comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn offsets_are_learnt_although_a_connection_is_dead() {
+    let port = free_port().unwrap();
+    let proxy = Proxy::to(("127.0.0.1", port)).unwrap();
+    let _server = own_kafka_behind(proxy.addr().port(), port);
+    // Of which a part is spent on the dead connection.
+    let (limit, server) = (Duration::from_secs(24), proxy.addr().to_string());
+    let rdkafka = RdKafka::builder(&server).request_timeout(limit).build().unwrap();
+    let rskafka = RsKafka::builder(&server).request_timeout(limit).build().unwrap();
+    let clients: [&dyn PartitionLog; 2] = [&rdkafka, &rskafka];
+    let mut spec = TopicSpec::new("t");
+    spec.partitions = Some(1);
+    for client in clients {
+        client.ensure_topics(std::slice::from_ref(&spec)).await.unwrap();
+        let of = [Partition::new("t", 0)];
+        client.offsets(&of).await.remove(0).unwrap();
+        proxy.mute();
+        let ends = client.offsets(&of).await.remove(0).unwrap();
+        assert_eq!((ends.first, ends.next), (0, 0));
     }
 }

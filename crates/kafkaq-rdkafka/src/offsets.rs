@@ -16,8 +16,10 @@ use tokio::task::spawn_blocking;
 const OFFSETS: &str = "offsets";
 /// How many partitions are in one request to their servers.
 const TOGETHER: usize = 500;
-/// How long it may take at most, and as a part of the request timeout: one server that doesn't respond blocks all.
+/// How long it may take at most: one server that doesn't respond blocks all.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// The first query may take this part of the request timeout. If its connection is dead, the client notices only by
+/// the missing response, and makes a new one for the second query.
 const SHARE: u32 = 4;
 /// How many partitions are queried individually at a time.
 const AT_ONCE: usize = 8;
@@ -53,19 +55,22 @@ impl Reader {
         let (client, active) = self.client(op)?;
         let (Partition { topic, index }, limit) = (of.clone(), self.settings.request_timeout());
         let ask = move || {
-            let ask = || client.fetch_watermarks(&topic, index, limit);
-            let mut answer = ask();
-            let is_missing = |answer: &KafkaResult<_>| {
-                answer.as_ref().is_err_and(|e| error::kind(error::code_of(e)) == ErrorKind::NotFound)
+            let ask = |limit| client.fetch_watermarks(&topic, index, limit);
+            let fails = |answer: &KafkaResult<_>, kind| {
+                answer.as_ref().is_err_and(|e| error::kind(error::code_of(e)) == kind)
             };
+            let mut answer = ask(limit / SHARE);
+            if fails(&answer, ErrorKind::Timeout) {
+                answer = ask(limit - limit / SHARE);
+            }
             // The client caches the topic, and takes a server that is down for a missing partition. This query makes it
             // refresh.
-            if is_missing(&answer)
+            if fails(&answer, ErrorKind::NotFound)
                 && exists(client.fetch_metadata(Some(&topic), limit).as_ref().ok(), &topic, index)
                     != Some(false)
             {
-                answer = ask();
-                if is_missing(&answer) {
+                answer = ask(limit);
+                if fails(&answer, ErrorKind::NotFound) {
                     answer = Err(KafkaError::OffsetFetch(Code::LeaderNotAvailable));
                 }
             }

@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use futures_util::StreamExt;
 use kafkaq_core::{
     Broker, Event, FetchLimit, Headers, JoinRequest, Log, NewRecord, Partition, PartitionLog, Position,
-    Record, TopicInfo, TopicSpec,
+    Record, Retry, TopicInfo, TopicSpec,
 };
 use std::{fmt, sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -116,8 +116,9 @@ impl AnyLog for dyn Broker {
                 Ok(Some(Ok(Event::Records(from, batch)))) if from.partition == *of => {
                     records.extend(batch.records);
                 }
-                Ok(Some(Ok(_))) => {}
-                Ok(Some(Err(error))) => return Err(error.into()),
+                Ok(Some(Err(error))) if error.retry() == Retry::No => return Err(error.into()),
+                // Reading continues after any other error.
+                Ok(Some(_)) => {}
                 Ok(None) | Err(_) => return Err(too_few(of, records.len(), count)),
             }
         }

@@ -23,6 +23,8 @@ const MAX_BROKERS: usize = 100;
 const MAX_IDLE: Duration = Duration::from_secs(30);
 /// Connecting may take this fraction of the request timeout: an address that drops packets must leave time for others.
 pub(crate) const CONNECT_SHARE: u32 = 3;
+/// The first attempt of a read may take this fraction: an idle connection can be dead without a sign.
+const READ_SHARE: u32 = 4;
 
 pub(crate) struct Connections {
     pub(crate) settings: Settings,
@@ -65,7 +67,8 @@ impl Connections {
         Connections { settings, brokers: Mutex::default(), outages: Outages::default() }
     }
 
-    /// Sends a request to a broker, when there is room for it.
+    /// Sends a request to a broker, when there is room for it; a read that gets no response once more, on another
+    /// connection.
     pub(crate) async fn send<R: Request>(
         &self,
         address: &Arc<str>,
@@ -79,6 +82,13 @@ impl Connections {
         let permit = timeout_at(deadline, room.acquire()).await;
         // It is never closed.
         let Ok(Ok(_permit)) = permit else { return Err(Failure::crowded()) };
+        if !R::CHANGES {
+            let share = Instant::now() + self.settings.request_timeout / READ_SHARE;
+            match self.exchange(address, request, share.min(deadline)).await {
+                Err(failure) if failure.is_silence() && Instant::now() < deadline => {}
+                outcome => return outcome,
+            }
+        }
         self.exchange(address, request, deadline).await
     }
 
