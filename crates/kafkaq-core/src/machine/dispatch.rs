@@ -65,9 +65,9 @@ impl Dispatch {
         self.waiting.saturating_sub(self.supply(takes))
     }
 
-    /// Whether one more lease is wanted for callers, or `ahead` of them.
-    pub(super) fn wants_more(&self, takes: usize, ahead: usize) -> bool {
-        self.supply(takes) < self.waiting + ahead
+    /// How many more leases are wanted for callers, and `ahead` of them.
+    pub(super) fn wanted(&self, takes: usize, ahead: usize) -> usize {
+        (self.waiting + ahead).saturating_sub(self.supply(takes))
     }
 
     fn supply(&self, takes: usize) -> usize {

@@ -36,7 +36,7 @@ impl Machine {
                 continue;
             }
             // Looked at first: it may be finished, or somebody else's.
-            match self.windows.next_queued() {
+            match self.windows.next_queued(1) {
                 Some(place) => self.open_record(place, None),
                 None => break,
             }

@@ -15,6 +15,9 @@ use std::sync::Arc;
 
 /// Reads of leases that are under way at once.
 const MAX_READS: usize = 1024;
+/// Neighbors cost a store less together. No more than that, and no more than are wanted at once, so that no partition
+/// waits for long.
+const MAX_RUN: usize = 128;
 /// Redeliveries that wait for a caller, or whose leases are being read.
 pub(super) const MAX_ON_DEMAND: usize = 4096;
 
@@ -109,6 +112,7 @@ impl Machine {
         let prefetch = self.config.settings.prefetch;
         // Jobs that are taken ahead would keep callers from a suspect when its turn comes.
         let ahead = if self.has_no_callers() || self.dispatch.has_suspects() { 0 } else { prefetch };
+        let run = self.dispatch.wanted(self.store.takes_begun(), ahead).clamp(1, MAX_RUN);
         loop {
             let takes = self.store.takes_begun();
             let for_caller = self.dispatch.missing(takes) > 0;
@@ -122,14 +126,14 @@ impl Machine {
                 }
                 continue;
             }
-            if !self.dispatch.wants_more(takes, ahead)
+            if self.dispatch.wanted(takes, ahead) == 0
                 || self.store.reads_begun() >= MAX_READS
                 || !self.dispatch.spend_credit(self.config.has_fault(Fault::NoFairShare), is_watched)
             {
                 return;
             }
             let purpose = if for_caller { Purpose::Caller } else { Purpose::Prefetch };
-            match self.windows.next_queued() {
+            match self.windows.next_queued(run) {
                 Some(place) => self.open_record(place, Some(purpose)),
                 None => return,
             }

@@ -522,4 +522,5 @@ mod lanes;
 mod polls;
 mod refusals;
 mod suspects;
+mod turns;
 mod unleased;

@@ -16,8 +16,9 @@ pub(super) struct Windows {
     by_assignment: HashMap<Assignment, Ref>,
     /// All windows, in the order in which they were assigned.
     order: Vec<Ref>,
-    /// The index in `order` from which a record was last taken.
+    /// The index in `order` from which records were last taken, and how many one after another.
     last_read: usize,
+    taken: usize,
     flow: VecDeque<(Assignment, FlowControl)>,
     reassigns: Vec<Assignment>,
 }
@@ -29,6 +30,7 @@ impl Windows {
             by_assignment: HashMap::new(),
             order: Vec::new(),
             last_read: 0,
+            taken: 0,
             flow: VecDeque::new(),
             reassigns: Vec::new(),
         }
@@ -82,12 +84,15 @@ impl Windows {
         self.order.iter().filter_map(|w| self.slab.get(*w))
     }
 
-    /// The next queued record of the task topic, round-robin over its partitions.
-    pub(super) fn next_queued(&mut self) -> Option<Place> {
-        for _ in 0..self.order.len() {
-            self.last_read = (self.last_read + 1) % self.order.len();
-            let window = self.order[self.last_read];
+    /// The next queued record of the task topic: round-robin over its partitions, up to `run` of one at a time.
+    pub(super) fn next_queued(&mut self, run: usize) -> Option<Place> {
+        let first = usize::from(self.taken >= run);
+        for step in first..self.order.len() + first {
+            let index = (self.last_read + step) % self.order.len();
+            let window = self.order[index];
             if let Some(seq) = self.slab.get_mut(window).and_then(Window::next_queued) {
+                self.taken = if step == 0 { self.taken + 1 } else { 1 };
+                self.last_read = index;
                 return Some(Place { window, seq });
             }
         }
