@@ -32,19 +32,19 @@ type Client = Polled<Reports>;
 
 pub(crate) struct Appender {
     settings: Arc<Settings>,
-    plain: Line,
+    plain: ReplaceableProducer,
     /// A copy must fit where the record did, which another client may have compressed.
-    compressing: Line,
+    compressing: ReplaceableProducer,
 }
 
 /// A producer, and its successors.
-struct Line {
+struct ReplaceableProducer {
     settings: Arc<Settings>,
     config: ClientConfig,
-    client: RwLock<Slot>,
+    client: RwLock<State>,
 }
 
-enum Slot {
+enum State {
     Unused,
     Open(Arc<Client>),
     Closed,
@@ -52,16 +52,20 @@ enum Slot {
 
 impl Appender {
     pub(crate) fn open(settings: Arc<Settings>) -> Result<Self> {
-        let line = |config| Line { settings: settings.clone(), config, client: RwLock::new(Slot::Unused) };
-        let (plain, compressing) = (line(settings.producer()), line(settings.compressing_producer()));
+        let producer = |config| ReplaceableProducer {
+            settings: settings.clone(),
+            config,
+            client: RwLock::new(State::Unused),
+        };
+        let (plain, compressing) = (producer(settings.producer()), producer(settings.compressing_producer()));
         plain.client()?;
         Ok(Appender { settings, plain, compressing })
     }
 
     pub(crate) fn check_open(&self, op: &'static str) -> Result<()> {
         match *self.plain.client.read().unwrap_or_else(PoisonError::into_inner) {
-            Slot::Closed => Err(error::closed(op)),
-            Slot::Unused | Slot::Open(_) => Ok(()),
+            State::Closed => Err(error::closed(op)),
+            State::Unused | State::Open(_) => Ok(()),
         }
     }
 
@@ -94,7 +98,7 @@ impl Appender {
     }
 }
 
-impl Line {
+impl ReplaceableProducer {
     async fn send_again(
         &self,
         to: &Partition,
@@ -169,16 +173,16 @@ impl Line {
 
     /// The producer, or a new one if it has failed permanently.
     fn client(&self) -> Result<Arc<Client>> {
-        if let Slot::Open(client) = &*self.client.read().unwrap_or_else(PoisonError::into_inner)
+        if let State::Open(client) = &*self.client.read().unwrap_or_else(PoisonError::into_inner)
             && is_lost(client).is_none()
         {
             return Ok(client.clone());
         }
-        let mut slot = self.client.write().unwrap_or_else(PoisonError::into_inner);
-        match &*slot {
-            Slot::Closed => return Err(error::closed(APPEND)),
-            Slot::Unused => {}
-            Slot::Open(client) => match is_lost(client) {
+        let mut state = self.client.write().unwrap_or_else(PoisonError::into_inner);
+        match &*state {
+            State::Closed => return Err(error::closed(APPEND)),
+            State::Unused => {}
+            State::Open(client) => match is_lost(client) {
                 None => return Ok(client.clone()),
                 Some(reason) => tracing::warn!(
                     reason,
@@ -188,7 +192,7 @@ impl Line {
             },
         }
         let client = Arc::new(connect(&self.settings, &self.config)?);
-        if let Slot::Open(lost) = std::mem::replace(&mut *slot, Slot::Open(client.clone())) {
+        if let State::Open(lost) = std::mem::replace(&mut *state, State::Open(client.clone())) {
             retire(lost);
         }
         Ok(client)
@@ -219,10 +223,10 @@ impl Line {
     }
 
     async fn close(&self) -> Result<()> {
-        let closed = Slot::Closed;
-        let slot =
+        let closed = State::Closed;
+        let state =
             std::mem::replace(&mut *self.client.write().unwrap_or_else(PoisonError::into_inner), closed);
-        let Slot::Open(client) = slot else { return Ok(()) };
+        let State::Open(client) = state else { return Ok(()) };
         let limit = self.settings.request_timeout();
         let flushed = tokio::task::spawn_blocking(move || {
             let flushed = client.flush(limit);
@@ -241,10 +245,10 @@ impl Line {
 }
 
 /// Dropping a producer joins its thread, which takes up to 0.1 s: never on a thread that runs tasks.
-impl Drop for Line {
+impl Drop for ReplaceableProducer {
     fn drop(&mut self) {
-        let slot = self.client.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Slot::Open(client) = std::mem::replace(slot, Slot::Closed) {
+        let state = self.client.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let State::Open(client) = std::mem::replace(state, State::Closed) {
             retire(client);
         }
     }

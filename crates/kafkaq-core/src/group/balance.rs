@@ -2,7 +2,7 @@
 //! most one partition at a time towards balance, first within a topic and then over all topics. Each move reduces the
 //! sum of squares, so this terminates.
 
-use super::{MemberId, slot::Slot};
+use super::{MemberId, view::PartitionView};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// How many partitions each live member has or is about to get.
@@ -20,13 +20,17 @@ struct Load {
 
 impl Loads {
     /// `holder` returns the live member that has a partition or is promised it.
-    pub(super) fn new(slots: &[Slot], me: MemberId, holder: impl Fn(&Slot) -> Option<MemberId>) -> Self {
+    pub(super) fn new(
+        views: &[PartitionView],
+        me: MemberId,
+        holder: impl Fn(&PartitionView) -> Option<MemberId>,
+    ) -> Self {
         let mut loads = Loads::default();
         loads.total.insert(me, 0);
-        for slot in slots.iter().filter(|s| !s.gone) {
-            let topic = loads.topics.entry(slot.partition.topic.clone()).or_default();
+        for view in views.iter().filter(|s| !s.gone) {
+            let topic = loads.topics.entry(view.partition.topic.clone()).or_default();
             topic.partitions += 1;
-            if let Some(member) = holder(slot) {
+            if let Some(member) = holder(view) {
                 *topic.of.entry(member).or_default() += 1;
                 *loads.total.entry(member).or_default() += 1;
             }

@@ -2,7 +2,7 @@
 
 use super::{
     Change, CommitOutcome, Group, RETRY, planted,
-    slot::{Own, Phase},
+    view::{Own, Phase},
 };
 use crate::{Assignment, Cursor, machine::Mono};
 
@@ -10,21 +10,21 @@ use crate::{Assignment, Cursor, machine::Mono};
 use super::GroupFault;
 
 impl Group {
-    /// The slot of a current hold. Anything else that a caller names is late.
+    /// The view of a current hold. Anything else that a caller names is late.
     fn held(&self, assignment: &Assignment) -> Option<usize> {
         let i = *self.by_partition.get(&assignment.partition)?;
-        let own = self.slots[i].own.as_ref()?;
+        let own = self.views[i].own.as_ref()?;
         (own.epoch == assignment.epoch || planted!(self, OldEpochTaken)).then_some(i)
     }
 
     /// Returns partitions whose start has to be found, with the store's cursor, if any.
     pub fn poll_locate(&mut self, now: Mono) -> Option<(Assignment, Option<Cursor>)> {
         let ready = |own: &Own| matches!(own.phase, Phase::Locating(Some(at)) if now >= at);
-        let slot = self.slots.iter_mut().find(|s| s.own.as_ref().is_some_and(ready))?;
-        let own = slot.own.as_mut()?;
+        let view = self.views.iter_mut().find(|s| s.own.as_ref().is_some_and(ready))?;
+        let own = view.own.as_mut()?;
         own.phase = Phase::Locating(None);
         let (epoch, cursor) = (own.epoch, own.cursor);
-        Some((slot.assignment(epoch), cursor))
+        Some((view.assignment(epoch), cursor))
     }
 
     /// Where reading starts; `None` if it could not be found out. That is retried, with a backoff, and after the member
@@ -33,14 +33,14 @@ impl Group {
         let (timeout, tick) = (self.config.member_timeout, self.tick());
         let believed = planted!(self, StaleStoredConfirms);
         let Some(i) = self.held(assignment) else { return };
-        let slot = &mut self.slots[i];
-        let Some(own) = slot.own.as_mut().filter(|own| own.phase == Phase::Locating(None)) else { return };
+        let view = &mut self.views[i];
+        let Some(own) = view.own.as_mut().filter(|own| own.phase == Phase::Locating(None)) else { return };
         let Some(cursor) = cursor else {
             own.failures += 1;
             own.phase = Phase::Locating(Some(now.plus((RETRY * own.failures).min(tick))));
             if now >= own.taken.plus(timeout) {
                 own.phase = Phase::Releasing;
-                slot.avoid_until = now.plus(timeout);
+                view.avoid_until = now.plus(timeout);
             }
             return;
         };
@@ -58,7 +58,7 @@ impl Group {
         self.handle_time(now);
         let back = planted!(self, CursorGoesBack);
         let open = |own: &&mut Own| matches!(own.phase, Phase::Held | Phase::Revoking(_));
-        let held = self.held(assignment).and_then(|i| self.slots[i].own.as_mut()).filter(open);
+        let held = self.held(assignment).and_then(|i| self.views[i].own.as_mut()).filter(open);
         let Some(own) = held else { return self.answers.push((id, CommitOutcome::NotOwner)) };
         if back || own.cursor.is_none_or(|c| cursor.offset > c.offset) {
             // Older marks are worth more than none.
@@ -72,7 +72,7 @@ impl Group {
     /// The member releases a revoked partition.
     pub fn handle_release(&mut self, assignment: &Assignment) {
         if let Some(i) = self.held(assignment)
-            && let Some(own) = &mut self.slots[i].own
+            && let Some(own) = &mut self.views[i].own
             && matches!(own.phase, Phase::Revoking(_))
         {
             own.phase = Phase::Releasing;
@@ -84,7 +84,7 @@ impl Group {
     pub fn handle_broken(&mut self, assignment: &Assignment, now: Mono) {
         if let Some(i) = self.held(assignment).filter(|_| !planted!(self, BrokenKept)) {
             self.lose(i, CommitOutcome::Unknown);
-            self.slots[i].retry_at = now.plus(RETRY);
+            self.views[i].retry_at = now.plus(RETRY);
         }
     }
 
@@ -92,17 +92,17 @@ impl Group {
     /// are one append.
     pub fn poll_checkpoints(&mut self, now: Mono, max: usize, out: &mut Vec<(Assignment, Cursor)>) {
         let unkept: Vec<_> =
-            self.slots.iter().map(|s| s.own.as_ref().and_then(|own| self.unkept(own))).collect();
+            self.views.iter().map(|s| s.own.as_ref().and_then(|own| self.unkept(own))).collect();
         if !unkept.iter().flatten().any(|(_, at)| now >= *at) {
             return;
         }
-        for (slot, (cursor, _)) in
-            self.slots.iter_mut().zip(unkept).filter_map(|(s, u)| Some((s, u?))).take(max)
+        for (view, (cursor, _)) in
+            self.views.iter_mut().zip(unkept).filter_map(|(s, u)| Some((s, u?))).take(max)
         {
-            if let Some(own) = &mut slot.own {
+            if let Some(own) = &mut view.own {
                 own.checkpointing = true;
                 let epoch = own.epoch;
-                out.push((slot.assignment(epoch), cursor));
+                out.push((view.assignment(epoch), cursor));
             }
         }
     }
@@ -127,7 +127,7 @@ impl Group {
     pub fn handle_checkpointed(&mut self, assignment: &Assignment, cursor: Cursor, ok: bool, now: Mono) {
         let (next, enough) = (now.plus(self.config.checkpoint_every), ok || self.leaving);
         if let Some(i) = self.held(assignment)
-            && let Some(own) = &mut self.slots[i].own
+            && let Some(own) = &mut self.views[i].own
         {
             own.checkpointing = false;
             own.checkpoint_at = next;

@@ -30,7 +30,6 @@ mod fault;
 mod hold;
 #[cfg(test)]
 mod properties;
-mod slot;
 mod start;
 mod swaps;
 mod takes;
@@ -38,6 +37,7 @@ mod takes;
 mod tests;
 mod trail;
 mod value;
+mod view;
 
 #[cfg(feature = "planted-faults")]
 pub use fault::GroupFault;
@@ -46,12 +46,12 @@ pub use trail::Trail;
 pub use value::Value;
 
 use crate::{Assignment, Cursor, Key, Partition, machine::Mono};
-use slot::{Own, Phase, Slot};
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
+use view::{Own, PartitionView, Phase};
 
 /// Identifies a member.
 pub type MemberId = [u8; 16];
@@ -105,10 +105,10 @@ pub struct ReadToken(Vec<(usize, u64)>);
 #[derive(Debug)]
 pub struct Group {
     config: GroupConfig,
-    slots: Vec<Slot>,
+    views: Vec<PartitionView>,
     by_partition: HashMap<Partition, usize>,
     next_read: Mono,
-    /// The slot that the next read starts with: one read may not be enough for all.
+    /// The view that the next read starts with: one read may not be enough for all.
     read_from: usize,
     reading: bool,
     leaving: bool,
@@ -140,7 +140,7 @@ impl Group {
     pub fn new(config: GroupConfig) -> Self {
         Group {
             config,
-            slots: Vec::new(),
+            views: Vec::new(),
             by_partition: HashMap::new(),
             next_read: Mono(0),
             read_from: 0,
@@ -171,20 +171,20 @@ impl Group {
 
     /// Sets all existing partitions. Those that are no longer among them are lost.
     pub fn handle_partitions(&mut self, partitions: impl IntoIterator<Item = Partition>) {
-        let mut there = vec![false; self.slots.len()];
+        let mut there = vec![false; self.views.len()];
         for partition in partitions {
             if let Some(i) = self.by_partition.get(&partition) {
                 there[*i] = true;
                 continue;
             }
             there.push(true);
-            self.by_partition.insert(partition.clone(), self.slots.len());
-            self.slots.push(Slot::new(Key::partition(&self.config.group, &partition), partition));
+            self.by_partition.insert(partition.clone(), self.views.len());
+            self.views.push(PartitionView::new(Key::partition(&self.config.group, &partition), partition));
             self.next_read = Mono(0);
         }
         for (i, there) in there.into_iter().enumerate() {
             let gone = !there && !planted!(self, MissingKept);
-            self.slots[i].gone = gone;
+            self.views[i].gone = gone;
             if gone {
                 self.lose(i, CommitOutcome::Unknown);
             }
@@ -194,26 +194,26 @@ impl Group {
     /// Advances time: partitions that could not be renewed are lost, revoked ones are released at their limit.
     pub fn handle_time(&mut self, now: Mono) {
         let limit = self.own_limit();
-        for i in 0..self.slots.len() {
-            let slot = &mut self.slots[i];
-            let Some(own) = &mut slot.own else { continue };
+        for i in 0..self.views.len() {
+            let view = &mut self.views[i];
+            let Some(own) = &mut view.own else { continue };
             let revoked = matches!(own.phase, Phase::Revoking(by) if now >= by);
             if now >= own.renewed.plus(limit) && !planted!(self, NeverStops) {
                 self.lose(i, CommitOutcome::Unknown);
             } else if revoked && !planted!(self, NoReleaseLimit) {
                 own.phase = Phase::Releasing;
-                let (epoch, slot) = (own.epoch, &self.slots[i]);
-                self.changes.push_back(Change::Lost(slot.assignment(epoch)));
+                let (epoch, view) = (own.epoch, &self.views[i]);
+                self.changes.push_back(Change::Lost(view.assignment(epoch)));
             }
         }
     }
 
     fn lose(&mut self, i: usize, why: CommitOutcome) {
-        let slot = &mut self.slots[i];
-        if let Some(own) = slot.own.take() {
+        let view = &mut self.views[i];
+        if let Some(own) = view.own.take() {
             self.answers.extend(own.commits.iter().map(|(id, _)| (*id, why)));
             if matches!(own.phase, Phase::Held | Phase::Revoking(_)) {
-                self.changes.push_back(Change::Lost(slot.assignment(own.epoch)));
+                self.changes.push_back(Change::Lost(view.assignment(own.epoch)));
             }
         }
     }
@@ -221,20 +221,20 @@ impl Group {
     /// Takes no more partitions, and releases all.
     pub fn handle_leave(&mut self) {
         self.leaving = true;
-        self.slots.iter_mut().filter_map(|s| s.own.as_mut()).for_each(|own| own.phase = Phase::Releasing);
+        self.views.iter_mut().filter_map(|s| s.own.as_mut()).for_each(|own| own.phase = Phase::Releasing);
     }
 
     /// Whether everything is released.
     #[must_use]
     pub fn has_left(&self) -> bool {
-        let is_over = |s: &Slot| s.own.is_none() && s.sent.is_none() && !self.is_left_behind(s);
-        self.leaving && self.slots.iter().all(is_over)
+        let is_over = |s: &PartitionView| s.own.is_none() && s.sent.is_none() && !self.is_left_behind(s);
+        self.leaving && self.views.iter().all(is_over)
     }
 
     /// Whether the store still names this member as the owner of a lost partition. It would have taken that again; as
     /// it leaves, others would have to wait for the member timeout.
-    fn is_left_behind(&self, slot: &Slot) -> bool {
-        slot.own.is_none() && slot.owner() == Some(self.config.member) && !slot.newer
+    fn is_left_behind(&self, view: &PartitionView) -> bool {
+        view.own.is_none() && view.owner() == Some(self.config.member) && !view.newer
     }
 
     /// Returns the member's next change.
@@ -252,23 +252,23 @@ impl Group {
     pub fn next_time(&self, now: Mono) -> Option<Mono> {
         let read = (!self.reading && !self.leaving).then_some(self.next_read);
         let later = |at: &Mono| *at > now;
-        let slots = self.slots.iter().filter_map(|slot| match &slot.own {
-            Some(own) => Some(self.next_of_own(slot, own)),
-            None if slot.gone || slot.sent.is_some() => None,
-            None => slot
+        let views = self.views.iter().filter_map(|view| match &view.own {
+            Some(own) => Some(self.next_of_own(view, own)),
+            None if view.gone || view.sent.is_some() => None,
+            None => view
                 .owner()
                 .map(|owner| match owner == self.config.member {
-                    true => slot.retry_at,
-                    false => slot.changed.plus(self.config.member_timeout).max(slot.retry_at),
+                    true => view.retry_at,
+                    false => view.changed.plus(self.config.member_timeout).max(view.retry_at),
                 })
                 .filter(later),
         });
-        read.into_iter().chain(slots).min()
+        read.into_iter().chain(views).min()
     }
 
-    fn next_of_own(&self, slot: &Slot, own: &Own) -> Mono {
+    fn next_of_own(&self, view: &PartitionView, own: &Own) -> Mono {
         let lost = own.renewed.plus(self.own_limit());
-        let written = slot.sent.is_none().then(|| self.write_at(slot, own));
+        let written = view.sent.is_none().then(|| self.write_at(view, own));
         let phase = match own.phase {
             Phase::Revoking(by) => Some(by),
             Phase::Locating(at) => at,

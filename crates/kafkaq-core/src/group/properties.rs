@@ -231,8 +231,8 @@ proptest! {
                 prop_assert!(tenth < 600 || changes.is_empty(), "it moves on: {:?}", changes);
             }
         }
-        let loads = |of: &dyn Fn(&Slot) -> bool| -> Vec<usize> {
-            group.iter().map(|g| g.slots.iter().filter(|s| s.own.is_some() && of(s)).count()).collect()
+        let loads = |of: &dyn Fn(&PartitionView) -> bool| -> Vec<usize> {
+            group.iter().map(|g| g.views.iter().filter(|s| s.own.is_some() && of(s)).count()).collect()
         };
         let spread = |loads: &[usize]| loads.iter().max().unwrap() - loads.iter().min().unwrap();
         let all = loads(&|_| true);
@@ -269,7 +269,7 @@ proptest! {
         };
         tenths(&mut group, &mut store, 0, dies_at);
         let dead = group.remove(victim);
-        let orphans = dead.slots.iter().filter(|s| s.own.is_some()).map(|s| &s.partition);
+        let orphans = dead.views.iter().filter(|s| s.own.is_some()).map(|s| &s.partition);
         let taken = tenths(&mut group, &mut store, dies_at, dies_at + 110);
         for orphan in orphans {
             prop_assert!(taken.contains(orphan), "{} is not taken over", orphan);

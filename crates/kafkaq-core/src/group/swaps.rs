@@ -4,7 +4,7 @@ use super::{
     Change, CommitOutcome, Group, RETRY, ReadToken, SwapToken, Value,
     balance::Loads,
     planted,
-    slot::{Own, Phase, Sent, Slot},
+    view::{Own, PartitionView, Phase, Sent},
 };
 use crate::{Cursor, Key, Result, Swap, Swapped, machine::Mono};
 use bytes::Bytes;
@@ -22,8 +22,8 @@ impl Group {
         if self.reading || self.leaving || now < self.next_read {
             return None;
         }
-        let others = |s: &Slot| s.own.is_none() && s.sent.is_none() && !s.gone;
-        let mut rest = self.slots.iter().enumerate().skip(self.read_from).filter(|(_, s)| others(s));
+        let others = |s: &PartitionView| s.own.is_none() && s.sent.is_none() && !s.gone;
+        let mut rest = self.views.iter().enumerate().skip(self.read_from).filter(|(_, s)| others(s));
         let (token, keys): (Vec<_>, Vec<_>) =
             rest.by_ref().take(max).map(|(i, s)| ((i, s.version), s.key.clone())).unzip();
         match rest.next() {
@@ -31,7 +31,7 @@ impl Group {
             None => {
                 self.read_from = 0;
                 let asks =
-                    self.slots.iter().any(|s| s.wanted_by() == Some(self.config.member) && s.own.is_none());
+                    self.views.iter().any(|s| s.wanted_by() == Some(self.config.member) && s.own.is_none());
                 let often =
                     if planted!(self, LooksSeldom) { self.config.member_timeout } else { self.tick() / 2 };
                 self.next_read = now.plus(if asks { self.tick() / 5 } else { often });
@@ -45,11 +45,11 @@ impl Group {
     pub fn handle_read(&mut self, token: ReadToken, outcomes: Vec<Result<Option<Bytes>>>, now: Mono) {
         self.reading = false;
         for ((i, version), outcome) in token.0.into_iter().zip(outcomes) {
-            let slot = &mut self.slots[i];
+            let view = &mut self.views[i];
             match outcome {
-                Ok(raw) if slot.version == version => slot.observe(raw, now),
+                Ok(raw) if view.version == version => view.observe(raw, now),
                 // No member can show a sign of life through a store that doesn't respond.
-                Err(_) if slot.owner().is_some() => slot.changed = now,
+                Err(_) if view.owner().is_some() => view.changed = now,
                 _ => {}
             }
         }
@@ -58,7 +58,7 @@ impl Group {
     /// Returns the swaps to send now, at most one per key at a time.
     pub fn poll_swaps(&mut self, now: Mono, max: usize, out: &mut Vec<(SwapToken, Swap)>) {
         self.handle_time(now);
-        for i in 0..self.slots.len() {
+        for i in 0..self.views.len() {
             if out.len() < max
                 && let Some(new) = self.renewal(i, now).or_else(|| self.farewell(i, now))
             {
@@ -69,11 +69,11 @@ impl Group {
             return;
         }
         let me = self.config.member;
-        let mut loads = Loads::new(&self.slots, me, |slot| self.holder(slot, now));
+        let mut loads = Loads::new(&self.views, me, |view| self.holder(view, now));
         // Every member starts somewhere else, so that two rarely want the same one.
         let begin = usize::from(me[15]);
-        for n in 0..self.slots.len() {
-            let i = (begin + n) % self.slots.len();
+        for n in 0..self.views.len() {
+            let i = (begin + n) % self.views.len();
             if out.len() < max
                 && let Some(new) = self.take(i, &mut loads, now)
             {
@@ -89,10 +89,10 @@ impl Group {
 
     /// When a hold is to be written next: at once if there is something to write, otherwise one tick after the last
     /// time.
-    pub(super) fn write_at(&self, slot: &Slot, own: &Own) -> Mono {
+    pub(super) fn write_at(&self, view: &PartitionView, own: &Own) -> Mono {
         let news = self.lets_go(own) || own.cursor != own.stored;
         let at = own.beat.filter(|_| !news).map_or(Mono(0), |beat| beat.plus(self.tick()));
-        at.max(slot.retry_at)
+        at.max(view.retry_at)
     }
 
     fn lets_go(&self, own: &Own) -> bool {
@@ -101,44 +101,44 @@ impl Group {
 
     /// The value that an owner writes next, if any.
     fn renewal(&self, i: usize, now: Mono) -> Option<Value> {
-        let slot = &self.slots[i];
-        let own = slot.own.as_ref().filter(|own| slot.sent.is_none() && now >= self.write_at(slot, own))?;
+        let view = &self.views[i];
+        let own = view.own.as_ref().filter(|own| view.sent.is_none() && now >= self.write_at(view, own))?;
         Some(Value {
             owner: (!self.lets_go(own)).then_some(self.config.member),
             counter: 0,
             epoch: own.epoch,
-            wanted_by: slot.wanted_by().filter(|m| *m != self.config.member),
+            wanted_by: view.wanted_by().filter(|m| *m != self.config.member),
             cursor: own.cursor,
         })
     }
 
     /// The value with which a leaving member replaces its name in a lost partition.
     fn farewell(&self, i: usize, now: Mono) -> Option<Value> {
-        let slot = &self.slots[i];
-        let is_due = self.leaving && slot.sent.is_none() && now >= slot.retry_at && self.is_left_behind(slot);
+        let view = &self.views[i];
+        let is_due = self.leaving && view.sent.is_none() && now >= view.retry_at && self.is_left_behind(view);
         // As if it took it again and released it at once: the stored value may be older than what the last hold has
         // written.
-        let epoch = slot.epoch + 1;
-        Some(Value { owner: None, epoch, ..slot.value.clone().filter(|_| is_due)? })
+        let epoch = view.epoch + 1;
+        Some(Value { owner: None, epoch, ..view.value.clone().filter(|_| is_due)? })
     }
 
     fn send(&mut self, i: usize, mut new: Value, now: Mono, out: &mut Vec<(SwapToken, Swap)>) {
-        let slot = &mut self.slots[i];
-        if new.owner == Some(self.config.member) || slot.own.is_some() {
-            slot.counter = slot.counter.max(slot.value.as_ref().map_or(0, |v| v.counter)) + 1;
-            new.counter = slot.counter;
+        let view = &mut self.views[i];
+        if new.owner == Some(self.config.member) || view.own.is_some() {
+            view.counter = view.counter.max(view.value.as_ref().map_or(0, |v| v.counter)) + 1;
+            new.counter = view.counter;
         }
-        slot.version += 1;
-        if let Some(own) = &mut slot.own {
+        view.version += 1;
+        if let Some(own) = &mut view.own {
             own.beat = Some(now);
         }
-        let take = slot.own.is_none() && new.owner == Some(self.config.member);
-        let located = slot.own.as_ref().is_some_and(|own| own.located);
+        let take = view.own.is_none() && new.owner == Some(self.config.member);
+        let located = view.own.as_ref().is_some_and(|own| own.located);
         let raw = new.encode();
-        out.push((SwapToken(i), Swap::new(slot.key.clone(), slot.raw.clone(), Some(raw.clone()), None)));
-        slot.sent = Some(Sent { new, raw, at: now, take, located });
+        out.push((SwapToken(i), Swap::new(view.key.clone(), view.raw.clone(), Some(raw.clone()), None)));
+        view.sent = Some(Sent { new, raw, at: now, take, located });
         if planted!(self, CommitUnconfirmed)
-            && let Some(own) = &mut self.slots[i].own
+            && let Some(own) = &mut self.views[i].own
         {
             self.answers.extend(own.commits.drain(..).map(|(id, _)| (id, CommitOutcome::Done)));
         }
@@ -146,29 +146,29 @@ impl Group {
 
     /// The outcome of a swap.
     pub fn handle_swapped(&mut self, token: SwapToken, outcome: Result<Swapped>, now: Mono) {
-        let slot = &mut self.slots[token.0];
-        let Some(sent) = slot.sent.take() else { return };
-        slot.version += 1;
+        let view = &mut self.views[token.0];
+        let Some(sent) = view.sent.take() else { return };
+        view.version += 1;
         match outcome {
             Err(_) => {
-                slot.retry_at = now.plus(RETRY);
-                slot.write_at_once();
+                view.retry_at = now.plus(RETRY);
+                view.write_at_once();
             }
             Ok(Swapped::Done) => {
-                slot.observe(Some(sent.raw.clone()), now);
+                view.observe(Some(sent.raw.clone()), now);
                 self.swap_done(token.0, &sent);
             }
             Ok(Swapped::Conflict(current)) => {
-                slot.observe(current, now);
+                view.observe(current, now);
                 self.swap_lost(token.0, now);
             }
         }
     }
 
     fn swap_done(&mut self, i: usize, sent: &Sent) {
-        let slot = &mut self.slots[i];
+        let view = &mut self.views[i];
         let won = sent.new.owner == Some(self.config.member);
-        match &mut slot.own {
+        match &mut view.own {
             Some(own) if own.epoch == sent.new.epoch => {
                 own.renewed = sent.at;
                 if sent.located {
@@ -185,7 +185,7 @@ impl Group {
                 if self.leaving {
                     own.phase = Phase::Releasing;
                 }
-                slot.own = Some(own);
+                view.own = Some(own);
             }
             // A renewal that succeeds after its assignment was lost has no effect.
             Some(_) | None => {}
@@ -194,20 +194,20 @@ impl Group {
 
     fn swap_lost(&mut self, i: usize, now: Mono) {
         let release_by = now.plus(self.config.release_limit);
-        let Some(own) = &self.slots[i].own else { return };
-        if !self.is_ours(&self.slots[i], own) {
+        let Some(own) = &self.views[i].own else { return };
+        if !self.is_ours(&self.views[i], own) {
             return self.lose(i, CommitOutcome::NotOwner);
         }
         let me = self.config.member;
-        let slot = &mut self.slots[i];
-        let wanted = slot.wanted_by().is_some_and(|m| m != me);
-        slot.write_at_once();
-        let Some(own) = slot.own.as_mut().filter(|_| wanted) else { return };
+        let view = &mut self.views[i];
+        let wanted = view.wanted_by().is_some_and(|m| m != me);
+        view.write_at_once();
+        let Some(own) = view.own.as_mut().filter(|_| wanted) else { return };
         match own.phase {
             Phase::Held => {
                 own.phase = Phase::Revoking(release_by);
                 let epoch = own.epoch;
-                self.changes.push_back(Change::Revoking(slot.assignment(epoch)));
+                self.changes.push_back(Change::Revoking(view.assignment(epoch)));
             }
             Phase::Locating(_) => own.phase = Phase::Releasing,
             Phase::Revoking(_) | Phase::Releasing => {}
@@ -215,8 +215,8 @@ impl Group {
     }
 
     /// Whether an owner that found this value instead of its own overwrites it.
-    fn is_ours(&self, slot: &Slot, own: &Own) -> bool {
-        let Some(found) = &slot.value else { return !slot.newer };
+    fn is_ours(&self, view: &PartitionView, own: &Own) -> bool {
+        let Some(found) = &view.value else { return !view.newer };
         // The response to an earlier swap was lost, or somebody asks.
         let mine = found.owner == Some(self.config.member);
         // The store went back in time; what was committed since stays. That is what lies further on, or is of a later

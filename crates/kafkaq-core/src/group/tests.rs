@@ -72,7 +72,7 @@ fn checkpoints(group: &mut Group, now: Mono) -> Vec<(Assignment, Cursor)> {
 }
 
 pub(super) fn owned(group: &Group) -> usize {
-    group.slots.iter().filter(|s| s.own.is_some()).count()
+    group.views.iter().filter(|s| s.own.is_some()).count()
 }
 
 pub(super) fn run(members: &mut [Group], store: &mut Store, from: u64, to: u64) {
@@ -436,7 +436,7 @@ fn more_partitions_than_one_read_can_take_are_all_read() {
         now += 1;
     }
     assert!(a.poll_read(Mono(now), 10).is_none());
-    assert!(a.slots.iter().all(|s| s.known));
+    assert!(a.views.iter().all(|s| s.known));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Pending appends: a line per partition with one call under way at a time, so that a partition without a leader
+//! Pending appends: a queue per partition with one call under way at a time, so that a partition without a leader
 //! doesn't delay the others or use up their calls.
 
 use super::{Mono, OpId, gate::Gate, slab::Ref};
@@ -13,17 +13,17 @@ const MOST_FAILING: usize = 4;
 
 #[derive(Debug, Default)]
 pub(super) struct Appends {
-    lines: Vec<Line>,
-    /// The line that was called last, so that a busy partition doesn't starve the others.
+    queues: Vec<AppendQueue>,
+    /// The queue that was called last, so that a busy partition doesn't starve the others.
     turn: usize,
-    /// The lines of the records that are under way.
+    /// The queues of the records that are under way.
     under_way: HashMap<Ref, usize>,
     /// What the log refuses for now, by when it is tried again.
     refused: BinaryHeap<Reverse<(Mono, Ref)>>,
 }
 
 #[derive(Debug)]
-struct Line {
+struct AppendQueue {
     to: Partition,
     waiting: VecDeque<Ref>,
     /// Unanswered records of the call under way.
@@ -31,7 +31,7 @@ struct Line {
     gate: Gate,
 }
 
-impl Line {
+impl AppendQueue {
     fn is_ready(&self, now: Mono) -> bool {
         !self.waiting.is_empty() && self.under_way == 0 && self.gate.is_open(now)
     }
@@ -40,11 +40,16 @@ impl Line {
 impl Appends {
     /// Queues an append.
     pub(super) fn push(&mut self, to: Partition, r: Ref) {
-        let line = self.lines.iter().position(|l| l.to == to).unwrap_or_else(|| {
-            self.lines.push(Line { to, waiting: VecDeque::new(), under_way: 0, gate: Gate::default() });
-            self.lines.len() - 1
+        let queue = self.queues.iter().position(|q| q.to == to).unwrap_or_else(|| {
+            self.queues.push(AppendQueue {
+                to,
+                waiting: VecDeque::new(),
+                under_way: 0,
+                gate: Gate::default(),
+            });
+            self.queues.len() - 1
         });
-        self.lines[line].waiting.push_back(r);
+        self.queues[queue].waiting.push_back(r);
     }
 
     /// The next call: its partition, and the records that `record` still has for what waits there.
@@ -55,15 +60,15 @@ impl Appends {
         out: &mut Vec<(OpId, T)>,
         record: impl Fn(Ref) -> Option<T>,
     ) -> Option<Partition> {
-        let failing = self.lines.iter().filter(|l| l.under_way > 0 && l.gate.is_failing()).count();
-        for _ in 0..self.lines.len() {
-            self.turn = (self.turn + 1) % self.lines.len();
-            let line = &mut self.lines[self.turn];
-            if !line.is_ready(now) || (line.gate.is_failing() && failing >= MOST_FAILING) {
+        let failing = self.queues.iter().filter(|q| q.under_way > 0 && q.gate.is_failing()).count();
+        for _ in 0..self.queues.len() {
+            self.turn = (self.turn + 1) % self.queues.len();
+            let queue = &mut self.queues[self.turn];
+            if !queue.is_ready(now) || (queue.gate.is_failing() && failing >= MOST_FAILING) {
                 continue;
             }
             while out.len() < max
-                && let Some(r) = line.waiting.pop_front()
+                && let Some(r) = queue.waiting.pop_front()
             {
                 if let Some(record) = record(r) {
                     out.push((r.into(), record));
@@ -71,8 +76,8 @@ impl Appends {
                 }
             }
             if !out.is_empty() {
-                line.under_way = out.len();
-                return Some(line.to.clone());
+                queue.under_way = out.len();
+                return Some(queue.to.clone());
             }
         }
         None
@@ -80,27 +85,29 @@ impl Appends {
 
     /// A record was answered.
     pub(super) fn answered(&mut self, r: Ref, now: Mono, worked: bool) {
-        let Some(line) = self.under_way.remove(&r).and_then(|line| self.lines.get_mut(line)) else { return };
-        line.under_way = line.under_way.saturating_sub(1);
-        if worked { line.gate.worked() } else { line.gate.failed(now) }
+        let Some(queue) = self.under_way.remove(&r).and_then(|queue| self.queues.get_mut(queue)) else {
+            return;
+        };
+        queue.under_way = queue.under_way.saturating_sub(1);
+        if worked { queue.gate.worked() } else { queue.gate.failed(now) }
     }
 
     /// When the first gate opens that holds something back.
     pub(super) fn opens_at(&self, now: Mono) -> Option<Mono> {
-        let closed = |l: &&Line| !l.waiting.is_empty() && l.under_way == 0 && !l.gate.is_open(now);
-        self.lines.iter().filter(closed).map(|l| l.gate.opens_at()).min()
+        let closed = |q: &&AppendQueue| !q.waiting.is_empty() && q.under_way == 0 && !q.gate.is_open(now);
+        self.queues.iter().filter(closed).map(|q| q.gate.opens_at()).min()
     }
 
-    /// Takes an append out of its line. Returns whether that could be done: not if it is under way.
+    /// Removes an append from its queue. Returns whether that was possible: not if it is under way.
     pub(super) fn cancel(&mut self, r: Ref) -> bool {
         if self.under_way.contains_key(&r) {
             return false;
         }
-        self.lines.iter_mut().for_each(|line| line.waiting.retain(|waiting| *waiting != r));
+        self.queues.iter_mut().for_each(|queue| queue.waiting.retain(|waiting| *waiting != r));
         true
     }
 
-    /// The log refuses it: it is put into its line again `at` this time.
+    /// The log refuses it: it is queued again `at` this time.
     pub(super) fn retry(&mut self, r: Ref, at: Mono) {
         self.refused.push(Reverse((at, r)));
     }
@@ -116,6 +123,6 @@ impl Appends {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.lines.iter().map(|l| l.waiting.len() + l.under_way).sum()
+        self.queues.iter().map(|q| q.waiting.len() + q.under_way).sum()
     }
 }

@@ -1,10 +1,10 @@
 //! Locks per key, across all processes of a queue.
 
-mod line;
+mod key_queue;
 mod turns;
 
 use self::{
-    line::Line,
+    key_queue::KeyQueue,
     turns::{Turn, Turns},
 };
 use crate::{
@@ -83,7 +83,7 @@ const LOOK: Duration = Duration::from_secs(1);
 ///
 /// # What it costs
 /// Two swaps in the store, one to acquire and one to release, and one more per third of a lease. Within a process,
-/// callers that want the same key wait in line, first come, first served, and the lock is passed on without contacting
+/// callers that want the same key wait in a queue, first come, first served, and the lock is passed on without contacting
 /// the store; a process that has had it for the duration of a lease, even with gaps in which nobody else got it, leaves
 /// it to others for a second or two. Between processes there is no order: each tries again after a pause that grows
 /// from 20 ms to 1 s.
@@ -102,11 +102,11 @@ struct Inner {
     calls: Arc<CallCounter>,
     process: [u8; 16],
     count: AtomicU64,
-    lines: Mutex<Lines>,
+    queues: Mutex<Queues>,
 }
 
 #[derive(Default)]
-struct Lines {
+struct Queues {
     /// Keys that are held or wanted here. Each has a task that manages it.
     waiting: HashMap<Key, VecDeque<Waiter>>,
     turns: Turns,
@@ -124,7 +124,7 @@ impl KeyLocks {
         calls: Arc<CallCounter>,
     ) -> Self {
         let process = Uuid::new_v4().into_bytes();
-        let (count, lines) = (AtomicU64::default(), Mutex::default());
+        let (count, queues) = (AtomicU64::default(), Mutex::default());
         KeyLocks {
             inner: Arc::new(Inner {
                 store,
@@ -135,7 +135,7 @@ impl KeyLocks {
                 calls,
                 process,
                 count,
-                lines,
+                queues,
             }),
         }
     }
@@ -143,7 +143,7 @@ impl KeyLocks {
     /// Waits for the lock of a key, without a time limit; wrap it in a `timeout` to set one. Any bytes are a key. A key
     /// that is empty or longer than 64 bytes is replaced by its hash.
     ///
-    /// *Cancel-safety:* safe. A dropped future leaves the line, and releases a lock that it has just acquired.
+    /// *Cancel-safety:* safe. A dropped future leaves the queue, and releases a lock that it has just acquired.
     ///
     /// # Errors
     /// The store's own, if it refuses the request permanently. `Closed` if the runtime that the queue was built on is
@@ -152,13 +152,13 @@ impl KeyLocks {
         let key = Key::lock(&self.inner.keyspace, &name(key.as_ref()))?;
         let (tell, told) = oneshot::channel();
         let is_first = {
-            let waiting = &mut lock(&self.inner.lines).waiting;
+            let waiting = &mut lock(&self.inner.queues).waiting;
             let is_first = !waiting.contains_key(&key);
             waiting.entry(key.clone()).or_default().push_back(tell);
             is_first
         };
         if is_first {
-            self.inner.runtime.spawn(Line::new(self.inner.clone(), key.clone()).tend());
+            self.inner.runtime.spawn(KeyQueue::new(self.inner.clone(), key.clone()).tend());
         }
         told.await.unwrap_or_else(|_| Err(Error::not_applied(ErrorKind::Closed, "lock a key").on(key)))
     }
@@ -180,8 +180,8 @@ impl Inner {
 
     /// The next caller that waits for the key.
     fn next(&self, key: &Key) -> Option<Waiter> {
-        let mut lines = lock(&self.lines);
-        let waiting = lines.waiting.get_mut(key)?;
+        let mut queues = lock(&self.queues);
+        let waiting = queues.waiting.get_mut(key)?;
         while let Some(waiter) = waiting.pop_front() {
             if !waiter.is_closed() {
                 return Some(waiter);
@@ -192,26 +192,26 @@ impl Inner {
 
     /// Puts a caller back in first place.
     fn put_back(&self, key: &Key, waiter: Waiter) {
-        lock(&self.lines).waiting.entry(key.clone()).or_default().push_front(waiter);
+        lock(&self.queues).waiting.entry(key.clone()).or_default().push_front(waiter);
     }
 
     /// Reports the store's error to all who wait for the key.
     fn refuse(&self, key: &Key, e: &Error) {
-        let waiting = lock(&self.lines).waiting.get_mut(key).map(std::mem::take);
+        let waiting = lock(&self.queues).waiting.get_mut(key).map(std::mem::take);
         for waiter in waiting.into_iter().flatten() {
             // It may have gone away.
             let _ = waiter.send(Err(e.clone()));
         }
     }
 
-    /// Ends the line if nobody waits. Returns whether it has ended.
+    /// Ends the queue if nobody waits. Returns whether it has ended.
     fn end(&self, key: &Key, turn: Option<Turn>) -> bool {
-        let mut lines = lock(&self.lines);
-        let ended = lines.waiting.get(key).is_none_or(VecDeque::is_empty);
+        let mut queues = lock(&self.queues);
+        let ended = queues.waiting.get(key).is_none_or(VecDeque::is_empty);
         if ended {
-            lines.waiting.remove(key);
+            queues.waiting.remove(key);
             if let Some(turn) = turn {
-                lines.turns.keep(key, turn, &self.settings);
+                queues.turns.keep(key, turn, &self.settings);
             }
         }
         ended

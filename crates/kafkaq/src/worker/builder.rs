@@ -7,7 +7,7 @@ use super::{
     exclusive::{Exclusive, LONGEST_SNOOZE},
     failure::IntoOutcome,
     handlers::{self, Handler},
-    kinds::{Kind, Kinds, Line},
+    kinds::{Kind, KindQueue, Kinds},
     layers::Layers,
     observe::Observe,
     run::{self, Settings, WorkerHandle},
@@ -392,7 +392,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         let places = self.settings.concurrency / self.queues.len();
         let exclusive =
             self.queues.iter().map(|(queue, _)| Arc::new(Exclusive::new(queue, places))).collect::<Arc<_>>();
-        let line = |name: &str, (handler, options): &(Handler<S>, Options)| {
+        let queue = |name: &str, (handler, options): &(Handler<S>, Options)| {
             let (handler, state) = (handler.clone(), self.state.clone());
             let observe: Arc<_> = self.queues.iter().map(|(queue, _)| Observe::new(queue, name)).collect();
             let (observers, layered) = (observe.clone(), layered.clone());
@@ -412,15 +412,15 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
             let timeout = options.timeout.or(self.timeout);
             let switch = self.control.switch(name);
             let kind = Kind::new(name, Box::new(handler), backoff, timeout, options, observe, switch);
-            Line::new(kind, options.per_second)
+            KindQueue::new(kind, options.per_second)
         };
         let nobody = (handlers::untyped(|_: Ctx<S>| async {}), Options::new());
-        let mut lines: Vec<_> = self.kinds.iter().map(|(name, entry)| line(name, entry)).collect();
-        lines.push(line(OTHERWISE, self.otherwise.as_ref().unwrap_or(&nobody)));
+        let mut queues: Vec<_> = self.kinds.iter().map(|(name, entry)| queue(name, entry)).collect();
+        queues.push(queue(OTHERWISE, self.otherwise.as_ref().unwrap_or(&nobody)));
         Ok(Kinds {
             named: self.kinds.keys().cloned().zip(0..).collect(),
-            otherwise: lines.len() - 1,
-            lines,
+            otherwise: queues.len() - 1,
+            queues,
             has_otherwise: self.otherwise.is_some(),
         })
     }

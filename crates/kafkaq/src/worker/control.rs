@@ -56,7 +56,7 @@ const SPARING: Duration = Duration::from_secs(6 * 3600);
 #[derive(Clone, Default)]
 pub struct WorkerControl {
     switches: Arc<Mutex<Switches>>,
-    /// Wakes the worker: tasks that wait in line are snoozed, too.
+    /// Wakes the worker: queued tasks are snoozed, too.
     pub(super) room: Arc<Notify>,
 }
 

@@ -164,7 +164,7 @@ pub(super) async fn keep(shared: Arc<Shared>) -> Infallible {
                 }
                 Due::LostInLine(job) => {
                     execute::lose(&shared, &active, job);
-                    shared.lost_in_line.store(true, SeqCst);
+                    shared.lost_while_queued.store(true, SeqCst);
                     shared.room.notify_one();
                 }
             }

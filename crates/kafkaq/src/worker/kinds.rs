@@ -70,16 +70,16 @@ impl fmt::Debug for Kind {
 }
 
 /// A kind, and its executions that wait for their turn.
-pub(super) struct Line {
+pub(super) struct KindQueue {
     kind: Arc<Kind>,
     pace: Pace,
     /// Oldest first.
     waiting: VecDeque<Arc<Active>>,
 }
 
-impl Line {
+impl KindQueue {
     pub(super) fn new(kind: Kind, per_second: Option<f64>) -> Self {
-        Line { kind: Arc::new(kind), pace: Pace::new(per_second), waiting: VecDeque::new() }
+        KindQueue { kind: Arc::new(kind), pace: Pace::new(per_second), waiting: VecDeque::new() }
     }
 
     pub(super) fn kind(&self) -> &Arc<Kind> {
@@ -123,7 +123,7 @@ impl Line {
         None
     }
 
-    /// Keeps those in line that it says.
+    /// Keeps those for which it holds.
     pub(super) fn retain(&mut self, keep: impl FnMut(&Arc<Active>) -> bool) {
         self.waiting.retain(keep);
     }
@@ -143,31 +143,31 @@ impl Line {
     }
 }
 
-/// The lines of all kinds.
+/// The kinds and their queues.
 pub(super) struct Kinds {
-    pub(super) lines: Vec<Line>,
-    /// Where the line of each kind is.
+    pub(super) queues: Vec<KindQueue>,
+    /// Where the queue of each kind is.
     pub(super) named: HashMap<String, usize>,
-    /// The line of all other tasks, with or without a handler.
+    /// The queue of all other tasks, with or without a handler.
     pub(super) otherwise: usize,
     pub(super) has_otherwise: bool,
 }
 
 impl Kinds {
-    /// The line of a task, and the version of its payload, or why it can't be executed.
-    pub(super) fn of(&mut self, headers: &Headers) -> (&mut Line, Result<u16, String>) {
+    /// The queue of a task, and the version of its payload, or why it can't be executed.
+    pub(super) fn of(&mut self, headers: &Headers) -> (&mut KindQueue, Result<u16, String>) {
         let has_otherwise = self.has_otherwise;
         let otherwise = |why: String| if has_otherwise { Ok(1) } else { Err(why) };
-        let (line, version) = match super::headers::kind(headers) {
+        let (queue, version) = match super::headers::kind(headers) {
             None => (None, otherwise("the task has no kind, and the worker no handler for such".into())),
             Some((name, version)) => match self.named.get(name) {
                 None => (None, otherwise(format!("the worker has no handler for `{name}`"))),
-                Some(line) => {
+                Some(queue) => {
                     let unreadable = |version| format!("`{version}` is not the version of a `{name}`");
-                    (Some(*line), version.map_err(unreadable))
+                    (Some(*queue), version.map_err(unreadable))
                 }
             },
         };
-        (&mut self.lines[line.unwrap_or(self.otherwise)], version)
+        (&mut self.queues[queue.unwrap_or(self.otherwise)], version)
     }
 }

@@ -64,7 +64,7 @@ pub(super) struct Shared {
     running: AtomicUsize,
     /// Signals that fewer are running or waiting, or that a kind was paused.
     pub(super) room: Arc<Notify>,
-    pub(super) lost_in_line: AtomicBool,
+    pub(super) lost_while_queued: AtomicBool,
     pub(super) confirmer: Confirmer,
 }
 
@@ -229,7 +229,7 @@ pub(super) fn start(
         keeper: Keeper::default(),
         running: AtomicUsize::new(0),
         room: control.room.clone(),
-        lost_in_line: AtomicBool::new(false),
+        lost_while_queued: AtomicBool::new(false),
         confirmer: Confirmer::default(),
         settings,
     });
@@ -271,8 +271,8 @@ impl Dispatcher {
         if failed.is_some() {
             stop_within(&shared.stopping, shared.settings.shutdown_limit);
         }
-        for line in &mut kinds.lines {
-            line.drain().for_each(|active| shared.confirmer.push(active, Fate::Verdict(Verdict::Release)));
+        for queue in &mut kinds.queues {
+            queue.drain().for_each(|active| shared.confirmer.push(active, Fate::Verdict(Verdict::Release)));
         }
         let (shut_down, ()) = tokio::join!(shut_down_all(queues, stopping), shared.keeper.all_closed());
         match (failed, shut_down) {
@@ -298,7 +298,7 @@ impl Dispatcher {
             let room = if waiting < concurrency { self.room() } else { 0 };
             let now = Instant::now();
             let room = room.min(self.pace.allows(now));
-            // With free slots and an empty line, it doesn't matter how many are running.
+            // With free slots and empty queues, it doesn't matter how many are running.
             let all_alike = room > 0 && waiting == 0;
             let next = [next, self.pace.next(now)].into_iter().flatten().min();
             tokio::select! {
@@ -323,21 +323,21 @@ impl Dispatcher {
     fn advance(&mut self, begun: &mut Vec<Begun>) -> (usize, Option<Instant>) {
         let (shared, now) = (&self.shared, Instant::now());
         let (mut room, mut waiting, mut next) = (self.room(), 0, None);
-        if shared.lost_in_line.swap(false, SeqCst) {
-            self.kinds.lines.iter_mut().for_each(|line| line.retain(|active| !active.is_over()));
+        if shared.lost_while_queued.swap(false, SeqCst) {
+            self.kinds.queues.iter_mut().for_each(|queue| queue.retain(|active| !active.is_over()));
         }
-        for line in self.kinds.lines.iter_mut().filter(|line| line.waiting() > 0) {
-            if line.kind().switch.is_paused() {
-                line.retain(|active| !put_off(shared, active, now));
+        for queue in self.kinds.queues.iter_mut().filter(|queue| queue.waiting() > 0) {
+            if queue.kind().switch.is_paused() {
+                queue.retain(|active| !put_off(shared, active, now));
             }
             while room > 0
-                && let Some(active) = line.advance(now)
+                && let Some(active) = queue.advance(now)
             {
                 room -= 1;
                 begun.push(begin(shared, active, now));
             }
-            waiting += line.waiting();
-            next = [next, line.next(now)].into_iter().flatten().min();
+            waiting += queue.waiting();
+            next = [next, queue.next(now)].into_iter().flatten().min();
         }
         (waiting, next)
     }
@@ -346,16 +346,16 @@ impl Dispatcher {
         let (shared, now) = (&self.shared, Instant::now());
         let mut begun = Vec::with_capacity(taken.len());
         for one in taken.drain(..) {
-            let (line, version) = self.kinds.of(one.job.headers());
-            let (source, kind) = (&shared.sources[one.source], line.kind().clone());
+            let (queue, version) = self.kinds.of(one.job.headers());
+            let (source, kind) = (&shared.sources[one.source], queue.kind().clone());
             let active = shared.keeper.open(|slot| Active::new(one, source, kind, version, slot));
             if put_off(shared, &active, now) {
                 continue;
             }
-            if line.begin(now) {
+            if queue.begin(now) {
                 begun.push(begin(shared, active, now));
             } else {
-                line.push(active);
+                queue.push(active);
             }
         }
         shared.threads.run(begun);

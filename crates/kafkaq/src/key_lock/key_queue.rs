@@ -15,8 +15,8 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// The line of a key.
-pub(super) struct Line {
+/// The callers that wait for a key.
+pub(super) struct KeyQueue {
     inner: Arc<Inner>,
     key: Key,
     /// When this process last held the key.
@@ -24,10 +24,10 @@ pub(super) struct Line {
     ended: bool,
 }
 
-impl Line {
+impl KeyQueue {
     pub(super) fn new(inner: Arc<Inner>, key: Key) -> Self {
-        let turn = lock(&inner.lines).turns.take(&key);
-        Line { inner, key, turn, ended: false }
+        let turn = lock(&inner.queues).turns.take(&key);
+        KeyQueue { inner, key, turn, ended: false }
     }
 
     /// Serves waiting callers until there are none.
@@ -72,11 +72,11 @@ impl Line {
     }
 }
 
-impl Drop for Line {
+impl Drop for KeyQueue {
     /// Also when the runtime ends: nobody may wait forever.
     fn drop(&mut self) {
         if !self.ended {
-            lock(&self.inner.lines).waiting.remove(&self.key);
+            lock(&self.inner.queues).waiting.remove(&self.key);
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::{Assignment, Cursor, DecodeError, Key, Partition, machine::Mono};
 use bytes::Bytes;
 
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(super) struct PartitionView {
     pub(super) partition: Partition,
     pub(super) key: Key,
     /// The value in the store when last seen; a swap expects it.
@@ -80,9 +80,9 @@ pub(super) enum Phase {
     Releasing,
 }
 
-impl Slot {
+impl PartitionView {
     pub(super) fn new(key: Key, partition: Partition) -> Self {
-        Slot {
+        PartitionView {
             partition,
             key,
             raw: None,
