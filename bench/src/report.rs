@@ -31,6 +31,10 @@ pub(crate) fn print(options: &Compare, entries: &[Entry]) {
          rounds, and in brackets the range.",
         options.backlog, options.rounds
     );
+    let platforms: Vec<_> = options.rivals.iter().filter_map(|rival| rival.platform()).collect();
+    if !platforms.is_empty() {
+        println!("The others run on {}.", platforms.join(", "));
+    }
     print_guarantees(options);
     for (title, columns) in tables() {
         let rows = entries.iter().map(|entry| (entry.side.title.to_owned(), &entry.figures));

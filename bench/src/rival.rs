@@ -50,6 +50,18 @@ impl Rival {
         }
     }
 
+    /// What it runs on, as that names itself.
+    pub(crate) fn platform(self) -> Option<String> {
+        let (program, argument) = match self {
+            Rival::ShareGroups => ("java", "--version"),
+            Rival::Asynq => ("go", "version"),
+            Rival::BullMq => ("node", "--version"),
+            Rival::Apalis => return None,
+        };
+        let said = capture(Command::new(program).arg(argument)).ok()?;
+        Some(format!("{program} ({})", said.lines().next()?.trim()))
+    }
+
     /// Builds the program in a folder, and returns how it is started.
     pub(crate) fn build(self, below: &Path) -> Result<Program> {
         self.try_build(&below.join(self.name())).with_context(|| {
