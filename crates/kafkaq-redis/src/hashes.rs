@@ -111,8 +111,10 @@ fn run_script(prefix: &str, swaps: &[Swap], call: &[Group<'_>], way: Way) -> Cmd
         cmd.write_arg_fmt(entries.len());
         for Entry { place, field } in *entries {
             write_joined(&mut cmd, *field);
-            let Swap { expect, new, .. } = &swaps[*place];
-            expect.iter().chain(new).for_each(|value| cmd.write_arg(value));
+            swaps[*place].new.iter().for_each(|value| cmd.write_arg(value));
+        }
+        for Entry { place, .. } in *entries {
+            swaps[*place].expect.iter().for_each(|value| cmd.write_arg(value));
         }
     }
     cmd

@@ -2,10 +2,11 @@
 --   how long the new values live: milliseconds, '0' for ever, '-' to delete
 --   what must be there: '' for nothing, '=' for values
 --   how many fields
--- and then per field its name, the value that must be there if any, and the new one if any.
+-- then per field its name, and the new value if any; and then per field the value that must be there, if any.
 -- Answers how many fields it has seen to, and for each that was not swapped its number and what was there: 0 for nothing,
 -- else the value, or the error.
--- pcall, so that an error belongs to its hash and never leaves the batch half done and half unknown.
+-- redis.pcall, so that an error belongs to its hash and never leaves the batch half done and half unknown.
+local keys, argv, try = KEYS, ARGV, redis.pcall
 local out, at, before = { 0 }, 1, 0
 local function tell(number, what)
   out[#out + 1] = before + number
@@ -29,52 +30,57 @@ local function keep(key, ttl, left, fields)
     end
   end
 end
-for i = 1, #KEYS do
-  local key, ttl, expects, count = KEYS[i], ARGV[at], ARGV[at + 1] == '=', tonumber(ARGV[at + 2])
+for i = 1, #keys do
+  local key, ttl, expects, count = keys[i], argv[at], argv[at + 1] == '=', tonumber(argv[at + 2])
   local sets = ttl ~= '-'
-  local width = 1 + (expects and 1 or 0) + (sets and 1 or 0)
+  local width = sets and 2 or 1
   local first, last = at + 3, at + 2 + width * count
   -- -2 if there is no hash.
-  local left, is, refused = redis.pcall('PTTL', key), {}, nil
+  local left, is, refused = try('PTTL', key), {}, nil
   if type(left) == 'table' then
     refused = left
   elseif left ~= -2 then
-    local fields = {}
-    for name = first, last, width do
-      fields[#fields + 1] = ARGV[name]
+    local names = {}
+    for n = 1, count do
+      names[n] = argv[first + width * (n - 1)]
     end
-    is = redis.pcall('HMGET', key, unpack(fields))
+    is = try('HMGET', key, unpack(names))
     refused = is.err and is
   end
-  local changes, changed, number = {}, {}, 0
-  for name = first, refused and 0 or last, width do
-    number = number + 1
-    local there = is[number] or false
-    if there ~= (expects and ARGV[name + 1]) then
-      tell(number, there or 0)
-    else
-      changed[#changed + 1] = number
-      changes[#changes + 1] = ARGV[name]
-      if sets then
-        changes[#changes + 1] = ARGV[name + width - 1]
-      end
+  -- The numbers of fields that are not swapped.
+  local kept, fields = {}, count
+  for n = 1, count do
+    local there = refused or is[n] or false
+    if there ~= (expects and argv[last + n]) then
+      tell(n, there or 0)
+      kept[n], fields = true, fields - 1
     end
   end
-  if #changes > 0 then
-    local done = redis.pcall(sets and 'HSET' or 'HDEL', key, unpack(changes))
-    if type(done) == 'table' then
-      for _, refused_number in ipairs(changed) do
-        tell(refused_number, done)
+  if fields > 0 then
+    local command, done = sets and 'HSET' or 'HDEL', nil
+    if fields == count then
+      done = try(command, key, unpack(argv, first, last))
+    else
+      local changes = {}
+      for name = first, last do
+        if not kept[1 + math.floor((name - first) / width)] then
+          changes[#changes + 1] = argv[name]
+        end
       end
-    elseif sets and not pcall(keep, key, ttl, left, #changes / 2) then
+      done = try(command, key, unpack(changes))
+    end
+    if type(done) == 'table' then
+      for n = 1, count do
+        if not kept[n] then
+          tell(n, done)
+        end
+      end
+    elseif sets and not pcall(keep, key, ttl, left, fields) then
       -- Nothing says what was done and what wasn't.
       error('HSET is allowed, and PEXPIRE, PERSIST or HLEN is not')
     end
   end
-  for n = 1, refused and count or 0 do
-    tell(n, refused)
-  end
-  at, before = last + 1, before + count
+  at, before = last + (expects and count or 0) + 1, before + count
 end
 out[1] = before
 return out

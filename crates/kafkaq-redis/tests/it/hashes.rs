@@ -153,6 +153,13 @@ async fn a_full_server_refuses_without_effect() {
         let e = outcome.unwrap_err();
         assert_eq!((e.kind(), e.effect()), (ErrorKind::Unavailable, Effect::NotApplied), "{e}");
     }
+    // A conflict beside it is still one.
+    let [conflict, refused] = &store.swap(&[create(&numbered(1), "b"), create(&numbered(2), "a")]).await[..]
+    else {
+        panic!("two outcomes")
+    };
+    assert_eq!(conflict.as_ref().unwrap(), &Swapped::Conflict(value("a")));
+    assert_eq!(refused.as_ref().unwrap_err().kind(), ErrorKind::Unavailable);
     assert_eq!(read(&store, &numbered(1)).await.unwrap(), value("a"));
     assert_eq!(one(&store, remove(&numbered(1), "a")).await.unwrap(), Swapped::Done);
 }
