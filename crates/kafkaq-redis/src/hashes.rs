@@ -11,7 +11,18 @@ use std::{collections::BTreeMap, sync::LazyLock, time::Duration};
 static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("swap_fields.lua")));
 
 /// Places of a batch whose values are in hashes, grouped by hash and kind.
-pub(crate) struct Groups<'a, K>(BTreeMap<(Hash<'a>, K), Vec<Entry<'a>>>);
+pub(crate) struct Groups<'a, K> {
+    groups: Vec<Group<'a, K>>,
+    /// Where each group is.
+    index: BTreeMap<(Hash<'a>, K), usize>,
+    /// Where the last place went: the next one mostly follows it.
+    last: usize,
+}
+
+struct Group<'a, K> {
+    of: (Hash<'a>, K),
+    entries: Vec<Entry<'a>>,
+}
 
 struct Entry<'a> {
     place: usize,
@@ -32,17 +43,24 @@ impl Kind {
 }
 
 /// A hash's part of one call of the script.
-type Group<'a> = ((Hash<'a>, Kind), &'a [Entry<'a>]);
+type Part<'a> = ((Hash<'a>, Kind), &'a [Entry<'a>]);
 
-impl<'a, K: Ord> Groups<'a, K> {
+impl<'a, K: Copy + Ord> Groups<'a, K> {
     pub(crate) fn new() -> Self {
-        Groups(BTreeMap::new())
+        Groups { groups: Vec::new(), index: BTreeMap::new(), last: 0 }
     }
 
     /// Returns false if the key's value isn't in a hash.
     pub(crate) fn add(&mut self, key: &'a Key, kind: K, place: usize) -> bool {
         let Some((hash, field)) = in_hash(key) else { return false };
-        self.0.entry((hash, kind)).or_default().push(Entry { place, field });
+        let of = (hash, kind);
+        if self.groups.get(self.last).is_none_or(|group| group.of != of) {
+            self.last = *self.index.entry(of).or_insert_with(|| {
+                self.groups.push(Group { of, entries: Vec::new() });
+                self.groups.len() - 1
+            });
+        }
+        self.groups[self.last].entries.push(Entry { place, field });
         true
     }
 }
@@ -50,25 +68,27 @@ impl<'a, K: Ord> Groups<'a, K> {
 impl Groups<'_, Kind> {
     /// Calls of the script, and the places of each in the order of its responses.
     pub(crate) fn swap(&self, prefix: &str, swaps: &[Swap], way: Way) -> Vec<(Cmd, Vec<usize>)> {
-        let mut calls = Vec::<Vec<Group<'_>>>::new();
+        let mut calls = Vec::<Vec<Part<'_>>>::new();
         let mut fields = 0;
         // A hash has few fields, unless ids are chosen to collide.
-        let groups =
-            self.0.iter().flat_map(|(of, entries)| entries.chunks(CHUNK).map(move |chunk| (*of, chunk)));
-        for group in groups {
-            let more = group.1.len();
+        let parts = self
+            .groups
+            .iter()
+            .flat_map(|Group { of, entries }| entries.chunks(CHUNK).map(move |chunk| (*of, chunk)));
+        for part in parts {
+            let more = part.1.len();
             match calls.last_mut() {
                 Some(call) if call.len() < way.keys_per_command && fields + more <= CHUNK => {
-                    call.push(group);
+                    call.push(part);
                     fields += more;
                 }
                 _ => {
-                    calls.push(vec![group]);
+                    calls.push(vec![part]);
                     fields = more;
                 }
             }
         }
-        let places = |call: &[Group<'_>]| call.iter().flat_map(|(_, entries)| places(entries)).collect();
+        let places = |call: &[Part<'_>]| call.iter().flat_map(|(_, entries)| places(entries)).collect();
         calls.iter().map(|call| (run_script(prefix, swaps, call, way), places(call))).collect()
     }
 }
@@ -76,14 +96,14 @@ impl Groups<'_, Kind> {
 impl Groups<'_, ()> {
     /// One command per hash, and the places of each in the order of its responses.
     pub(crate) fn get(&self, prefix: &str) -> Vec<(Cmd, Vec<usize>)> {
-        let get = |((hash, ()), entries): (&(Hash<'_>, ()), &Vec<Entry<'_>>)| {
+        let get = |Group { of: (hash, ()), entries }: &Group<'_, ()>| {
             let mut cmd = Cmd::with_capacity(2 + entries.len(), prefix.len() + 64 + 8 * entries.len());
             cmd.arg("HMGET");
             write_name(&mut cmd, prefix, *hash);
             entries.iter().for_each(|entry| write_joined(&mut cmd, entry.field));
             (cmd, places(entries).collect())
         };
-        self.0.iter().map(get).collect()
+        self.groups.iter().map(get).collect()
     }
 }
 
@@ -96,7 +116,7 @@ fn write_name(cmd: &mut Cmd, prefix: &str, hash: Hash<'_>) {
 }
 
 /// Encoded as `swap_fields.lua` says.
-fn run_script(prefix: &str, swaps: &[Swap], call: &[Group<'_>], way: Way) -> Cmd {
+fn run_script(prefix: &str, swaps: &[Swap], call: &[Part<'_>], way: Way) -> Cmd {
     let fields = call.iter().map(|(_, entries)| entries.len()).sum::<usize>();
     let args = 3 * (call.len() + fields);
     let mut cmd = SCRIPT.call(way.how, call.len(), args, call.len() * (prefix.len() + 80) + fields * 100);

@@ -375,7 +375,7 @@ mod tests {
         let calls = Swaps::new("k/", &batch, &[0, 1, 2, 3], way(CHUNK)).commands;
         let hash = |digits| format!("k/t/q/g/018bcfe5-*-7e6b-8123-0000000123[{digits}]*");
         let arguments = format!(
-            "3 {low} {low} {high} 2000  2 000000 a 000001 c 3000 = 1 000002 e d - = 1 000040 b",
+            "3 {low} {high} {low} 2000  2 000000 a 000001 c - = 1 000040 b 3000 = 1 000002 e d",
             low = hash("0-3"),
             high = hash("4-7")
         );
