@@ -28,7 +28,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep_until, timeout, timeout_at},
 };
 
@@ -76,14 +76,20 @@ pub trait Connect: Send + Sync + 'static {
 
 /// A connection shared by calls.
 pub struct SharedConnection<C: Connect> {
+    line: Arc<Line<C>>,
+    /// While the server is known to be down, calls fail at once, and an attempt to connect is made in the background.
+    impatient: bool,
+    calls: Arc<Semaphore>,
+}
+
+/// The connection to a server, or how to get one.
+struct Line<C: Connect> {
     connect: C,
     state: Mutex<State<C::Connection>>,
-    /// While the server is known to be down, one call tries to connect and all others fail at once.
-    impatient: bool,
+    /// The server is known to be down.
     away: AtomicBool,
     /// Held while connecting.
-    dial: tokio::sync::Mutex<Dial>,
-    calls: Arc<Semaphore>,
+    dial: Arc<tokio::sync::Mutex<Dial>>,
 }
 
 enum State<T> {
@@ -153,18 +159,18 @@ pub enum Reply<T> {
 impl<C: Connect> SharedConnection<C> {
     /// Doesn't connect before the first call.
     pub fn new(connect: C) -> Self {
-        SharedConnection {
+        let line = Line {
             connect,
             state: Mutex::new(State::Down),
-            impatient: false,
             away: AtomicBool::new(false),
-            dial: tokio::sync::Mutex::default(),
-            calls: Arc::new(Semaphore::new(MAX_CALLS as usize)),
-        }
+            dial: Arc::default(),
+        };
+        let calls = Arc::new(Semaphore::new(MAX_CALLS as usize));
+        SharedConnection { line: Arc::new(line), impatient: false, calls }
     }
 
-    /// Fails at once while its server is known to be down: for callers that can use other servers. One call at a time
-    /// finds out whether it is back.
+    /// Fails at once while its server is known to be down: for callers that can use other servers, whose part of a call
+    /// must not wait. Calls start attempts to connect, which go on in the background.
     #[must_use]
     pub fn impatient(self) -> Self {
         SharedConnection { impatient: true, ..self }
@@ -172,7 +178,7 @@ impl<C: Connect> SharedConnection<C> {
 
     /// How it connects.
     pub fn connect(&self) -> &C {
-        &self.connect
+        &self.line.connect
     }
 
     /// Sends a request and returns its response, within the call's time. A request that certainly had no effect when
@@ -222,14 +228,14 @@ impl<C: Connect> SharedConnection<C> {
         F: Future<Output = Reply<T>>,
     {
         if Instant::now() >= call.deadline() {
-            return Reply::Keep(Err(call.not_sent(self.connect.server(Some(&up.connection)))));
+            return Reply::Keep(Err(call.not_sent(self.connect().server(Some(&up.connection)))));
         }
         let reply = match timeout_at(call.deadline(), request(up.connection.clone())).await {
             Ok(reply) => reply,
             Err(_elapsed) => {
-                self.away.store(true, Relaxed);
+                self.line.away.store(true, Relaxed);
                 // A slow server can't be told from one that has vanished behind an open connection.
-                Reply::Leave(Err(call.timed_out(self.connect.server(Some(&up.connection)))))
+                Reply::Leave(Err(call.timed_out(self.connect().server(Some(&up.connection)))))
             }
         };
         match &reply {
@@ -250,7 +256,7 @@ impl<C: Connect> SharedConnection<C> {
             return Ok(up);
         }
         let limit = call.deadline().saturating_duration_since(Instant::now()) / PING_SHARE;
-        match timeout(limit, self.connect.ping(&up.connection, call)).await {
+        match timeout(limit, self.connect().ping(&up.connection, call)).await {
             Ok(Ok(())) => {
                 up.answered();
                 return Ok(up);
@@ -263,9 +269,9 @@ impl<C: Connect> SharedConnection<C> {
 
     /// Drops a connection, unless a newer one has replaced it.
     pub fn leave(&self, up: &Up<C::Connection>, why: impl fmt::Display) {
-        let mut state = lock(&self.state);
+        let mut state = lock(&self.line.state);
         if matches!(&*state, State::Up(current) if current.is_same(up)) {
-            let server = self.connect.server(Some(&up.connection));
+            let server = self.connect().server(Some(&up.connection));
             tracing::debug!(target: "kafkaq", "leaving the connection to {server}: {why}");
             *state = State::Down;
         }
@@ -274,7 +280,7 @@ impl<C: Connect> SharedConnection<C> {
     /// Closes the connection. When it returns, calls in flight have ended, by their responses or their timeouts.
     /// Returns the last connection.
     pub async fn close(&self) -> Option<C::Connection> {
-        let before = std::mem::replace(&mut *lock(&self.state), State::Closed);
+        let before = std::mem::replace(&mut *lock(&self.line.state), State::Closed);
         let _all = self.calls.acquire_many(MAX_CALLS).await;
         match before {
             State::Up(up) => Some(up.connection),
@@ -283,46 +289,61 @@ impl<C: Connect> SharedConnection<C> {
     }
 
     fn current(&self, call: Call) -> Result<Option<Up<C::Connection>>> {
-        match &*lock(&self.state) {
-            State::Up(up) if !self.connect.is_lost(&up.connection) => Ok(Some(up.clone())),
+        match &*lock(&self.line.state) {
+            State::Up(up) if !self.connect().is_lost(&up.connection) => Ok(Some(up.clone())),
             State::Up(_) | State::Down => Ok(None),
             State::Closed => Err(call.operation.closed()),
         }
     }
 
     async fn make(&self, call: Call) -> Result<Up<C::Connection>> {
-        let unreachable = || unreachable(C::OPERATION, self.connect.server(None), None);
+        let unreachable = || unreachable(C::OPERATION, self.connect().server(None), None);
         let late = |_elapsed| unreachable();
-        let hurry = self.impatient && self.away.load(Relaxed);
-        let mut dial = match self.dial.try_lock() {
+        let hurry = self.impatient && self.line.away.load(Relaxed);
+        let dial = match self.line.dial.clone().try_lock_owned() {
             Ok(dial) => dial,
             Err(_) if hurry => return Err(unreachable()),
-            Err(_) => timeout_at(call.deadline(), self.dial.lock()).await.map_err(late)?,
+            Err(_) => timeout_at(call.deadline(), self.line.dial.clone().lock_owned()).await.map_err(late)?,
         };
         if let Some(up) = self.current(call)? {
             return Ok(up);
         }
         let not_before = dial.not_before().filter(|moment| *moment > Instant::now());
-        let is_told = |at: Instant| at > call.started || (hurry && not_before.is_some());
-        if let Some((_, error)) = dial.last_failure.as_ref().filter(|(at, _)| is_told(*at)) {
+        let last = dial.last_failure.as_ref();
+        if hurry {
+            let error = last.map_or_else(unreachable, |(_, error)| error.clone());
+            if not_before.is_none() {
+                let (line, call) = (self.line.clone(), Call::new(call.operation, call.limit));
+                tokio::spawn(async move { line.attempt(call, dial).await.map(drop) });
+            }
+            return Err(error);
+        }
+        if let Some((_, error)) = last.filter(|(at, _)| *at > call.started) {
             return Err(error.clone());
         }
         if let Some(not_before) = not_before {
             timeout_at(call.deadline(), sleep_until(not_before)).await.map_err(late)?;
         }
-        let connected = timeout_at(call.deadline(), self.connect.connect(call)).await;
-        let error = match connected.unwrap_or_else(|elapsed| Err(late(elapsed))) {
+        self.line.attempt(call, dial).await
+    }
+}
+
+impl<C: Connect> Line<C> {
+    async fn attempt(&self, call: Call, mut dial: OwnedMutexGuard<Dial>) -> Result<Up<C::Connection>> {
+        let unreachable = |_elapsed| Err(unreachable(C::OPERATION, self.connect.server(None), None));
+        match timeout_at(call.deadline(), self.connect.connect(call)).await.unwrap_or_else(unreachable) {
             Ok(connection) => {
                 self.away.store(false, Relaxed);
                 *dial = Dial::default();
-                return self.put_up(call, Up::new(connection));
+                self.put_up(call, Up::new(connection))
             }
-            Err(error) => error,
-        };
-        self.away.store(true, Relaxed);
-        dial.failures = dial.failures.saturating_add(1);
-        dial.last_failure = Some((Instant::now(), error.clone()));
-        Err(error)
+            Err(error) => {
+                self.away.store(true, Relaxed);
+                dial.failures = dial.failures.saturating_add(1);
+                dial.last_failure = Some((Instant::now(), error.clone()));
+                Err(error)
+            }
+        }
     }
 
     /// Unless it was closed meanwhile.
@@ -339,7 +360,7 @@ impl<C: Connect> SharedConnection<C> {
 
 impl<C: Connect> fmt::Debug for SharedConnection<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("SharedConnection").field(&self.connect.server(None)).finish()
+        f.debug_tuple("SharedConnection").field(&self.connect().server(None)).finish()
     }
 }
 

@@ -14,6 +14,8 @@ struct Fake {
     attempts: AtomicUsize,
     pings: AtomicUsize,
     is_down: AtomicBool,
+    /// Connecting doesn't end.
+    hangs: AtomicBool,
     /// The connections up to this one don't answer.
     broken: AtomicUsize,
 }
@@ -36,6 +38,9 @@ impl Connect for Arc<Fake> {
         let number = self.attempts.fetch_add(1, Relaxed) + 1;
         // Long enough for others to come and wait.
         tokio::time::sleep(Duration::from_millis(1)).await;
+        if self.hangs.load(Relaxed) {
+            std::future::pending::<()>().await;
+        }
         match self.is_down.load(Relaxed) {
             true => Err(unreachable(Self::OPERATION, self.server(None), None)),
             false => Ok(number),
@@ -175,7 +180,32 @@ async fn an_impatient_one_fails_at_once_while_its_server_is_away() {
     assert_eq!((begin.elapsed(), fake.attempts()), (Duration::ZERO, 1));
     tokio::time::advance(Duration::from_secs(1)).await;
     fake.is_down.store(false, Relaxed);
-    assert_eq!(ask(&fake, &shared, SWAP).await.unwrap(), 2);
+    ask(&fake, &shared, SWAP).await.unwrap_err();
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    assert_eq!(ask(&fake, &shared, SWAP).await.unwrap(), 2, "an attempt was made in the background");
+}
+
+/// Such as a process that was stopped: the system accepts connections for it.
+#[tokio::test(start_paused = true)]
+async fn no_call_of_an_impatient_one_waits_for_a_server_that_lets_connect_and_says_nothing() {
+    let (fake, shared) = pair();
+    let shared = shared.impatient();
+    ask(&fake, &shared, SWAP).await.unwrap();
+    fake.hangs.store(true, Relaxed);
+    let request = |_| std::future::pending::<Reply<usize>>();
+    shared.send(Call::new(SWAP, LIMIT), request).await.unwrap_err();
+    for _ in 0..1000 {
+        let begin = Instant::now();
+        ask(&fake, &shared, SWAP).await.unwrap_err();
+        assert_eq!(begin.elapsed(), Duration::ZERO);
+        tokio::time::advance(Duration::from_millis(200)).await;
+    }
+    assert!((3..=5).contains(&fake.attempts()), "{} attempts in 200 s", fake.attempts());
+    fake.hangs.store(false, Relaxed);
+    tokio::time::advance(LIMIT).await;
+    while ask(&fake, &shared, SWAP).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

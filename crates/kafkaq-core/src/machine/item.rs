@@ -70,7 +70,7 @@ pub(super) enum Stage {
     DeadLettering(Held),
     /// What is left is an append, or the swap that tells the lease of it.
     Closing,
-    /// The log has refused its copy, so it is considered again here.
+    /// It is considered again then: the log has refused its copy, or the store has failed.
     Waiting { until: Mono },
 }
 

@@ -14,6 +14,9 @@ use crate::{
 use bytes::Bytes;
 use std::time::Duration;
 
+/// How soon a record is considered again at which the store has failed.
+const PUT_OFF: Duration = Duration::from_millis(250);
+
 impl Machine {
     pub(super) fn start_read(&mut self, r: Ref) {
         if self.items.get(r).is_some() {
@@ -98,15 +101,9 @@ impl Machine {
                 }
             }
             Err(error) => {
+                self.store.read_ends();
                 self.store_failed(r, error);
-                if !self.is_ours(r) {
-                    self.store.read_ends();
-                    return self.remove(r);
-                }
-                if let Some(item) = self.items.get_mut(r) {
-                    item.store.operation = Some(Operation::Read(Phase::Queued));
-                    self.store.push_read(r);
-                }
+                if self.is_ours(r) { self.put_off(r) } else { self.remove(r) }
             }
         }
     }
@@ -170,6 +167,9 @@ impl Machine {
                 self.advance(r);
             }
             SwapOp::Take { .. } | SwapOp::Reset if !ours => self.remove(r),
+            SwapOp::Take { purpose: Purpose::Caller | Purpose::Prefetch, .. } if !item.store.in_doubt => {
+                self.put_off(r);
+            }
             SwapOp::Done
             | SwapOp::Dead
             | SwapOp::Idle { .. }
@@ -193,6 +193,17 @@ impl Machine {
                 if is_left { self.reconsider_at(r, self.clock.mono()) } else { self.advance(r) }
             }
             op => self.swap_again(r, op),
+        }
+    }
+
+    /// The store has failed before anything was done for the record. It is considered again in a while, and meanwhile
+    /// takes nothing from others: their leases may lie in a part of the store that works.
+    fn put_off(&mut self, r: Ref) {
+        self.end_take(r);
+        self.release_key(r);
+        let until = self.clock.mono().plus(PUT_OFF);
+        if let Some(item) = self.items.get_mut(r) {
+            item.stage = Stage::Waiting { until };
         }
     }
 
