@@ -241,7 +241,12 @@ async fn recovers(name: &str, pair: &Pair, mut away: Away, victim: Victim) {
         published.len()
     );
     match victim {
-        Victim::Node => assert_ne!(halfway, before, "the other nodes' share of the work goes on meanwhile"),
+        // Two thirds of the tasks are others', and some hundred are published meanwhile.
+        Victim::Node => {
+            let meanwhile = before.iter().sum::<usize>() - halfway.iter().sum::<usize>();
+            println!("{name}: {meanwhile} tasks were done in the second half of the outage");
+            assert!(meanwhile >= 20, "the other nodes' share of the work goes on meanwhile: {meanwhile}");
+        }
         _ => assert_eq!(halfway, before, "it was away in mid-run"),
     }
     assert!(both < RECOVERY, "{both:?}");
