@@ -159,7 +159,8 @@ struct Process {
 
 impl Process {
     async fn start(pair: &Pair, told: &Arc<Mutex<HashSet<TaskId>>>) -> Process {
-        let queue = pair.queue().built().await;
+        // Little enough to be used up by tasks whose leases can't be taken.
+        let queue = pair.queue().prefetch(8).built().await;
         let count = Arc::new(AtomicUsize::new(0));
         for _ in 0..25 {
             let (queue, count, told) = (queue.clone(), count.clone(), told.clone());
@@ -245,7 +246,7 @@ async fn recovers(name: &str, pair: &Pair, mut away: Away, victim: Victim) {
         Victim::Node => {
             let meanwhile = before.iter().sum::<usize>() - halfway.iter().sum::<usize>();
             println!("{name}: {meanwhile} tasks were done in the second half of the outage");
-            assert!(meanwhile >= 20, "the other nodes' share of the work goes on meanwhile: {meanwhile}");
+            assert!(meanwhile >= 50, "the other nodes' share of the work goes on meanwhile: {meanwhile}");
         }
         _ => assert_eq!(halfway, before, "it was away in mid-run"),
     }

@@ -88,8 +88,15 @@ struct Line<C: Connect> {
     state: Mutex<State<C::Connection>>,
     /// The server is known to be down.
     away: AtomicBool,
+    dial: Mutex<Dialing>,
+}
+
+#[derive(Default)]
+struct Dialing {
     /// Held while connecting.
     dial: Arc<tokio::sync::Mutex<Dial>>,
+    /// When the last attempt in the background has to be over.
+    until: Option<Instant>,
 }
 
 enum State<T> {
@@ -163,7 +170,7 @@ impl<C: Connect> SharedConnection<C> {
             connect,
             state: Mutex::new(State::Down),
             away: AtomicBool::new(false),
-            dial: Arc::default(),
+            dial: Mutex::default(),
         };
         let calls = Arc::new(Semaphore::new(MAX_CALLS as usize));
         SharedConnection { line: Arc::new(line), impatient: false, calls }
@@ -300,10 +307,14 @@ impl<C: Connect> SharedConnection<C> {
         let unreachable = || unreachable(C::OPERATION, self.connect().server(None), None);
         let late = |_elapsed| unreachable();
         let hurry = self.impatient && self.line.away.load(Relaxed);
-        let dial = match self.line.dial.clone().try_lock_owned() {
+        let dial = lock(&self.line.dial).dial.clone();
+        let dial = match dial.clone().try_lock_owned() {
             Ok(dial) => dial,
-            Err(_) if hurry => return Err(unreachable()),
-            Err(_) => timeout_at(call.deadline(), self.line.dial.clone().lock_owned()).await.map_err(late)?,
+            Err(_) if hurry => {
+                self.line.give_up_overdue_attempt();
+                return Err(unreachable());
+            }
+            Err(_) => timeout_at(call.deadline(), dial.lock_owned()).await.map_err(late)?,
         };
         if let Some(up) = self.current(call)? {
             return Ok(up);
@@ -314,6 +325,7 @@ impl<C: Connect> SharedConnection<C> {
             let error = last.map_or_else(unreachable, |(_, error)| error.clone());
             if not_before.is_none() {
                 let (line, call) = (self.line.clone(), Call::new(call.operation, call.limit));
+                lock(&line.dial).until = Some(call.deadline());
                 tokio::spawn(async move { line.attempt(call, dial).await.map(drop) });
             }
             return Err(error);
@@ -329,6 +341,14 @@ impl<C: Connect> SharedConnection<C> {
 }
 
 impl<C: Connect> Line<C> {
+    /// The runtime of an attempt in the background may be one that nobody drives any more: then others may try.
+    fn give_up_overdue_attempt(&self) {
+        let mut dialing = lock(&self.dial);
+        if dialing.until.is_some_and(|until| until < Instant::now()) {
+            *dialing = Dialing::default();
+        }
+    }
+
     async fn attempt(&self, call: Call, mut dial: OwnedMutexGuard<Dial>) -> Result<Up<C::Connection>> {
         let unreachable = |_elapsed| Err(unreachable(C::OPERATION, self.connect.server(None), None));
         match timeout_at(call.deadline(), self.connect.connect(call)).await.unwrap_or_else(unreachable) {

@@ -208,6 +208,29 @@ async fn no_call_of_an_impatient_one_waits_for_a_server_that_lets_connect_and_sa
     }
 }
 
+/// As that of a program that blocks on single calls.
+#[test]
+fn an_attempt_on_a_runtime_that_nobody_drives_keeps_no_others_from_connecting() {
+    const SHORT: Duration = Duration::from_millis(50);
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let (fake, shared) = pair();
+    let shared = shared.impatient();
+    let request = |n: usize| async move { Reply::Keep(Ok(n)) };
+    let ask = async || shared.send(Call::new(SWAP, SHORT), request).await;
+    fake.hangs.store(true, Relaxed);
+    let idle = runtime();
+    idle.block_on(ask()).unwrap_err();
+    std::thread::sleep(2 * SHORT);
+    idle.block_on(ask()).unwrap_err();
+    assert!(lock(&shared.line.dial).until.is_some(), "an attempt has begun");
+    fake.hangs.store(false, Relaxed);
+    runtime().block_on(async {
+        while ask().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+}
+
 #[tokio::test(start_paused = true)]
 async fn close_waits_for_calls_under_way_and_nothing_is_sent_after_it() {
     let (fake, shared) = pair();

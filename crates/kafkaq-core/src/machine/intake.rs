@@ -14,7 +14,7 @@ use crate::{History, ID_HEADER, LeaseState, Position, Wall};
 use std::sync::Arc;
 
 /// Reads of leases that are under way at once.
-pub(super) const MAX_READS: usize = 1024;
+const MAX_READS: usize = 1024;
 /// Neighbors cost a store less together. No more than that, and no more than are wanted at once, so that no partition
 /// waits for long.
 const MAX_RUN: usize = 128;

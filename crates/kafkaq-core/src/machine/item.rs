@@ -70,7 +70,7 @@ pub(super) enum Stage {
     DeadLettering(Held),
     /// What is left is an append, or the swap that tells the lease of it.
     Closing,
-    /// It is considered again then: the log has refused its copy, or the store has failed.
+    /// The log has refused its copy, so it is considered again here.
     Waiting { until: Mono },
 }
 
@@ -114,6 +114,9 @@ pub(super) struct StoreState {
     pub(super) operation: Option<Operation>,
     /// Counted among the takes that are under way.
     pub(super) is_counted: bool,
+    /// The last try failed: of the take that is counted, and of the read that has begun.
+    pub(super) take_fails: bool,
+    pub(super) read_fails: bool,
     /// An earlier try of the last operation may have taken effect.
     pub(super) in_doubt: bool,
 }

@@ -14,9 +14,6 @@ use crate::{
 use bytes::Bytes;
 use std::time::Duration;
 
-/// How soon a record is considered again at which the store has failed.
-const PUT_OFF: Duration = Duration::from_millis(250);
-
 impl Machine {
     pub(super) fn start_read(&mut self, r: Ref) {
         if self.items.get(r).is_some() {
@@ -78,7 +75,7 @@ impl Machine {
         if let Some(item) = self.items.get_mut(r)
             && std::mem::take(&mut item.store.is_counted)
         {
-            self.store.take_ends();
+            self.store.take_ends(std::mem::take(&mut item.store.take_fails));
         }
     }
 
@@ -93,7 +90,7 @@ impl Machine {
             Ok(value) => {
                 item.observe(ObservedLease::of(value));
                 let stage = item.stage;
-                self.store.read_ends();
+                self.store.read_ends(std::mem::take(&mut item.store.read_fails));
                 self.store.succeeded();
                 match stage {
                     Stage::Looking(purpose) => self.looked(r, purpose),
@@ -101,9 +98,15 @@ impl Machine {
                 }
             }
             Err(error) => {
-                self.store.read_ends();
                 self.store_failed(r, error);
-                if self.is_ours(r) { self.put_off(r) } else { self.remove(r) }
+                if !self.is_ours(r) {
+                    return self.remove(r);
+                }
+                if let Some(item) = self.items.get_mut(r) {
+                    item.store.operation = Some(Operation::Read(Phase::Queued));
+                    self.store.push_read(r);
+                }
+                self.count_as_failing(r);
             }
         }
     }
@@ -167,9 +170,6 @@ impl Machine {
                 self.advance(r);
             }
             SwapOp::Take { .. } | SwapOp::Reset if !ours => self.remove(r),
-            SwapOp::Take { purpose: Purpose::Caller | Purpose::Prefetch, .. } if !item.store.in_doubt => {
-                self.put_off(r);
-            }
             SwapOp::Done
             | SwapOp::Dead
             | SwapOp::Idle { .. }
@@ -192,18 +192,22 @@ impl Machine {
                 self.release_key(r);
                 if is_left { self.reconsider_at(r, self.clock.mono()) } else { self.advance(r) }
             }
-            op => self.swap_again(r, op),
+            op => {
+                self.swap_again(r, op);
+                self.count_as_failing(r);
+            }
         }
     }
 
-    /// The store has failed before anything was done for the record. It is considered again in a while, and meanwhile
-    /// takes nothing from others: their leases may lie in a part of the store that works.
-    fn put_off(&mut self, r: Ref) {
-        self.end_take(r);
-        self.release_key(r);
-        let until = self.clock.mono().plus(PUT_OFF);
-        if let Some(item) = self.items.get_mut(r) {
-            item.stage = Stage::Waiting { until };
+    /// Its operation, which is sent again, keeps no others from beginning: they may be of a part of the store that works.
+    fn count_as_failing(&mut self, r: Ref) {
+        let Some(item) = self.items.get_mut(r) else { return };
+        let is_read = matches!(item.store.operation, Some(Operation::Read(_)));
+        if is_read && !std::mem::replace(&mut item.store.read_fails, true) {
+            self.store.read_fails();
+        }
+        if item.store.is_counted && !std::mem::replace(&mut item.store.take_fails, true) {
+            self.store.take_fails();
         }
     }
 

@@ -23,7 +23,7 @@ impl Machine {
     pub(super) fn remove(&mut self, r: Ref) {
         let Some(item) = self.items.get_mut(r) else { return };
         if let Some(Operation::Read(_)) = item.store.operation.take() {
-            self.store.read_ends();
+            self.store.read_ends(item.store.read_fails);
         }
         self.end_take(r);
         self.release_key(r);

@@ -10,11 +10,37 @@ pub(super) struct StoreOps {
     reads: VecDeque<Ref>,
     gate: Gate,
     /// Reads that have begun, also those that wait for another item of their task.
-    reads_begun: usize,
+    reads_begun: Begun,
     /// Takes and renewals whose jobs will be ready.
-    takes_begun: usize,
+    takes_begun: Begun,
+    /// How often the store has worked since something began to fail.
+    worked: usize,
     process: [u8; 16],
     tokens: u64,
+}
+
+/// The most operations that fail and don't count: those of a part of the store that is away. Once it is back, as many
+/// succeed at once that nobody may wait for.
+const MAX_FAILING: usize = 4096;
+
+/// Operations that have begun.
+#[derive(Debug, Default)]
+struct Begun {
+    all: usize,
+    /// Those whose last try failed.
+    failing: usize,
+}
+
+impl Begun {
+    fn ends(&mut self, fails: bool) {
+        self.all -= 1;
+        self.failing -= usize::from(fails);
+    }
+
+    /// All but those that fail where others work.
+    fn counted(&self, worked: usize) -> usize {
+        self.all - self.failing.min(worked).min(MAX_FAILING)
+    }
 }
 
 impl StoreOps {
@@ -23,8 +49,9 @@ impl StoreOps {
             swaps: VecDeque::new(),
             reads: VecDeque::new(),
             gate: Gate::default(),
-            reads_begun: 0,
-            takes_begun: 0,
+            reads_begun: Begun::default(),
+            takes_begun: Begun::default(),
+            worked: 0,
             process,
             tokens: 0,
         }
@@ -55,6 +82,8 @@ impl StoreOps {
 
     pub(super) fn succeeded(&mut self) {
         self.gate.worked();
+        let is_partial = self.takes_begun.failing + self.reads_begun.failing > 0;
+        self.worked = if is_partial { self.worked.saturating_add(1) } else { 0 };
     }
 
     /// Closes the gate. Returns whether it was open: failures that were under way together count as one.
@@ -71,27 +100,37 @@ impl StoreOps {
     }
 
     pub(super) fn read_begins(&mut self) {
-        self.reads_begun += 1;
+        self.reads_begun.all += 1;
     }
 
-    pub(super) fn read_ends(&mut self) {
-        self.reads_begun -= 1;
+    /// The last try of a read has failed, and the one before had not.
+    pub(super) fn read_fails(&mut self) {
+        self.reads_begun.failing += 1;
+    }
+
+    pub(super) fn read_ends(&mut self, fails: bool) {
+        self.reads_begun.ends(fails);
     }
 
     pub(super) fn reads_begun(&self) -> usize {
-        self.reads_begun
+        self.reads_begun.counted(self.worked)
     }
 
     pub(super) fn take_begins(&mut self) {
-        self.takes_begun += 1;
+        self.takes_begun.all += 1;
     }
 
-    pub(super) fn take_ends(&mut self) {
-        self.takes_begun -= 1;
+    /// The last try of a take has failed, and the one before had not.
+    pub(super) fn take_fails(&mut self) {
+        self.takes_begun.failing += 1;
+    }
+
+    pub(super) fn take_ends(&mut self, fails: bool) {
+        self.takes_begun.ends(fails);
     }
 
     pub(super) fn takes_begun(&self) -> usize {
-        self.takes_begun
+        self.takes_begun.counted(self.worked)
     }
 
     pub(super) fn new_token(&mut self) -> LeaseToken {

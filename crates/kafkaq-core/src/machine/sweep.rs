@@ -3,7 +3,6 @@
 
 use super::{
     Fault, Machine, Mono,
-    intake::MAX_READS,
     item::{Held, Item, Stage},
     slab::Ref,
 };
@@ -42,8 +41,6 @@ impl Machine {
             match self.overdue(item) {
                 None => {}
                 Some(Overdue::Answer) => self.expire_command(r),
-                // Few at a time: if the store fails again, reads must be left for others.
-                Some(Overdue::Waiting) if self.store.reads_begun() >= MAX_READS / 2 => {}
                 Some(Overdue::Waiting) if self.is_ours(r) => {
                     if let Some(item) = self.items.get_mut(r) {
                         item.stage = Stage::Considered;

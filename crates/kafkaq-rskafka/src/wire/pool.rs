@@ -23,7 +23,7 @@ const MAX_BROKERS: usize = 100;
 const MAX_IDLE: Duration = Duration::from_secs(30);
 /// Connecting may take this fraction of the request timeout: an address that drops packets must leave time for others.
 pub(crate) const CONNECT_SHARE: u32 = 3;
-/// The first attempt of a read may take this fraction: an idle connection can be dead without a sign.
+/// A read over an idle connection may take this fraction: the connection can be dead without a sign.
 const READ_SHARE: u32 = 4;
 
 pub(crate) struct Connections {
@@ -67,8 +67,8 @@ impl Connections {
         Connections { settings, brokers: Mutex::default(), outages: Outages::default() }
     }
 
-    /// Sends a request to a broker, when there is room for it; a read that gets no response once more, on another
-    /// connection.
+    /// Sends a request to a broker, when there is room for it. A read that gets no response over an idle connection is
+    /// sent once more, over a new one.
     pub(crate) async fn send<R: Request>(
         &self,
         address: &Arc<str>,
@@ -82,9 +82,11 @@ impl Connections {
         let permit = timeout_at(deadline, room.acquire()).await;
         // It is never closed.
         let Ok(Ok(_permit)) = permit else { return Err(Failure::crowded()) };
-        if !R::CHANGES {
+        if !R::CHANGES
+            && let Some(connection) = self.take_alive(address)
+        {
             let share = Instant::now() + self.settings.request_timeout / READ_SHARE;
-            match self.exchange(address, request, share.min(deadline)).await {
+            match self.exchange_over(connection, address, request, share.min(deadline)).await {
                 Err(failure) if failure.is_silence() && Instant::now() < deadline => {}
                 outcome => return outcome,
             }
@@ -99,7 +101,20 @@ impl Connections {
         request: &R,
         deadline: Instant,
     ) -> Result<R::Response, Failure> {
-        let mut connection = self.connect(address, deadline).await?;
+        let connection = match self.take_alive(address) {
+            Some(connection) => connection,
+            None => self.open(address, deadline).await?,
+        };
+        self.exchange_over(connection, address, request, deadline).await
+    }
+
+    async fn exchange_over<R: Request>(
+        &self,
+        mut connection: Connection,
+        address: &Arc<str>,
+        request: &R,
+        deadline: Instant,
+    ) -> Result<R::Response, Failure> {
         let response = timeout_at(deadline, connection.send(request)).await;
         let failure = match response.unwrap_or_else(|_| Err(Failure::silence())) {
             Ok(response) => {
@@ -120,14 +135,14 @@ impl Connections {
         Err(failure.at(address))
     }
 
-    /// An idle connection, or a new one.
-    async fn connect(&self, address: &Arc<str>, deadline: Instant) -> Result<Connection, Failure> {
+    /// An idle connection that the server has not ended.
+    fn take_alive(&self, address: &Arc<str>) -> Option<Connection> {
         while let Some(mut idle) = self.take(address) {
             if idle.is_alive() {
-                return Ok(idle);
+                return Some(idle);
             }
         }
-        self.open(address, deadline).await
+        None
     }
 
     async fn open(&self, address: &Arc<str>, deadline: Instant) -> Result<Connection, Failure> {

@@ -8,14 +8,14 @@ const CALLERS: usize = 5;
 
 /// Lets time pass and answers everything, as the store does while `is_away` holds for some of its keys. Returns how
 /// many jobs were finished.
-fn work(rig: &mut Rig, rounds: usize, is_away: impl Fn(&Key) -> bool) -> usize {
+fn work(rig: &mut Rig, rounds: usize, error: &Error, is_away: impl Fn(&Key) -> bool) -> usize {
     let mut finished = 0;
     for _ in 0..rounds {
         rig.m.handle_demand(rig.now, CALLERS, 0);
         let (mut swaps, mut gets) = (vec![], vec![]);
         rig.m.poll_swaps(100, &mut swaps);
         rig.m.poll_gets(100, &mut gets);
-        let away = || Error::not_applied(ErrorKind::Unavailable, "call");
+        let away = || error.clone();
         for (op, swap) in swaps {
             let outcome = if is_away(&swap.key) { Err(away()) } else { Ok(Swapped::Done) };
             rig.m.handle_swapped(rig.now, op, outcome);
@@ -37,14 +37,22 @@ fn work(rig: &mut Rig, rounds: usize, is_away: impl Fn(&Key) -> bool) -> usize {
     finished
 }
 
+fn errors() -> [Error; 2] {
+    [Error::not_applied(ErrorKind::Unavailable, "call"), Error::unknown(ErrorKind::Timeout, "call")]
+}
+
 #[test]
 fn tasks_of_a_part_that_is_away_do_not_keep_callers_from_the_others() {
-    for prefetch in [0, 5] {
+    for (prefetch, error) in [0, 5].into_iter().flat_map(|n| errors().map(|e| (n, e))) {
         let mut rig = Rig::new(|s| s.prefetch = prefetch);
         let ids: Vec<_> = (0..300).map(|n| format!("{}{n}", ["away", "here", "here"][n % 3])).collect();
         rig.record(&ids.iter().map(String::as_str).collect::<Vec<_>>());
-        assert_eq!(work(&mut rig, 300, |key| key.as_str().contains("away")), 200, "prefetch {prefetch}");
-        assert_eq!(work(&mut rig, 300, |_| false), 100, "and once it is back");
+        assert_eq!(
+            work(&mut rig, 300, &error, |key| key.as_str().contains("away")),
+            200,
+            "prefetch {prefetch}"
+        );
+        assert_eq!(work(&mut rig, 300, &error, |_| false), 100, "and once it is back");
     }
 }
 
@@ -53,7 +61,7 @@ fn while_the_whole_store_is_away_no_more_are_taken_than_are_wanted() {
     let mut rig = Rig::new(|s| s.prefetch = 5);
     let ids: Vec<_> = (0..300).map(|n| format!("t{n}")).collect();
     rig.record(&ids.iter().map(String::as_str).collect::<Vec<_>>());
-    assert_eq!(work(&mut rig, 100, |_| true), 0);
+    assert_eq!(work(&mut rig, 100, &errors()[0], |_| true), 0);
     let mut swaps = vec![];
     rig.now = Now { mono: rig.now.mono.plus(SEC), wall: rig.now.wall.plus(SEC) };
     rig.m.poll_swaps(1000, &mut swaps);
