@@ -2,7 +2,11 @@
 //! here has asked for within a while is copied to a partition of the wait topic that another process reads, due at once.
 //! The copy covers the record, like any other. Alone, a process keeps what it has.
 
-use super::{Fault, Machine, item::Stage, slab::Ref};
+use super::{
+    Fault, Machine,
+    item::{Operation, Stage},
+    slab::Ref,
+};
 use crate::{Partition, TaskId, partitioner};
 
 /// Records that are handed over per sweep. In a fleet that is busy all over, they come back at this rate.
@@ -35,11 +39,24 @@ impl Machine {
                 self.copy_elsewhere(r);
                 continue;
             }
+            if let Some(r) = self.store.pop_failed_take() {
+                self.look_instead(r);
+                continue;
+            }
             // Looked at first: it may be finished, or somebody else's.
             match self.windows.next_queued(1) {
                 Some(place) => self.open_record(place, None),
                 None => break,
             }
+        }
+    }
+
+    /// Reads the lease of a record whose take has failed: then it is handed over like those of later attempts.
+    fn look_instead(&mut self, r: Ref) {
+        let Some(item) = self.items.get_mut(r) else { return };
+        if item.store.operation.as_ref().is_some_and(Operation::has_failed) {
+            (item.store.operation, item.stage) = (None, Stage::Considered);
+            self.start_read(r);
         }
     }
 

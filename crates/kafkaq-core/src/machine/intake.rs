@@ -35,6 +35,7 @@ impl Machine {
             }
         }
         if !self.shutting_down {
+            self.retry_reads();
             self.leave_lanes();
             self.start_takes();
         }
@@ -95,12 +96,22 @@ impl Machine {
         item.since.plus(self.config.settings.park_after) <= self.clock.mono()
     }
 
+    /// Reads that have failed leave room for others.
+    fn retry_reads(&mut self) {
+        while self.store.reads_begun() < MAX_READS / 2
+            && let Some(r) = self.store.pop_failed_read()
+        {
+            self.retry(r, false);
+        }
+    }
+
     /// Records of the wait topic whose time in their lane has passed. Those that wait for a caller are bounded, since they
     /// take more memory than records that wait for their time. Everything else in the lanes comes later than they, so it
     /// waits with them.
     fn leave_lanes(&mut self) {
         while self.store.reads_begun() < MAX_READS
-            && self.store.reads_begun() + self.dispatch.waiting_on_demand() < MAX_ON_DEMAND
+            && self.store.reads_begun() + self.store.failed_reads() + self.dispatch.waiting_on_demand()
+                < MAX_ON_DEMAND
             && let Some(place) = self.lanes.pop(self.clock.wall())
         {
             self.open_record(place, None);
@@ -126,16 +137,21 @@ impl Machine {
                 }
                 continue;
             }
-            if self.dispatch.wanted(takes, ahead) == 0
-                || self.store.reads_begun() >= MAX_READS
-                || !self.dispatch.spend_credit(self.config.has_fault(Fault::NoFairShare), is_watched)
-            {
+            if self.dispatch.wanted(takes, ahead) == 0 || self.store.reads_begun() >= MAX_READS {
                 return;
             }
-            let purpose = if for_caller { Purpose::Caller } else { Purpose::Prefetch };
-            match self.windows.next_queued(run) {
-                Some(place) => self.open_record(place, Some(purpose)),
-                None => return,
+            if let Some(r) = self.store.pop_failed_take_in_turn() {
+                self.retry(r, true);
+                continue;
+            }
+            let may_begin = self.dispatch.spend_credit(self.config.has_fault(Fault::NoFairShare), is_watched);
+            if let Some(place) = may_begin.then(|| self.windows.next_queued(run)).flatten() {
+                let purpose = if for_caller { Purpose::Caller } else { Purpose::Prefetch };
+                self.open_record(place, Some(purpose));
+            } else if let Some(r) = self.store.pop_failed_take() {
+                self.retry(r, true);
+            } else {
+                return;
             }
         }
     }
@@ -189,8 +205,7 @@ impl Machine {
                         self.start_read(r);
                     }
                     Some(purpose) if meta == Meta::NONE => {
-                        let first = Take { attempt: 1, failures: 0, ran_out: false };
-                        self.take_for_job(r, first, purpose);
+                        self.take_for_job(r, Take::FIRST, purpose);
                     }
                     _ => self.start_read(r),
                 }

@@ -114,9 +114,6 @@ pub(super) struct StoreState {
     pub(super) operation: Option<Operation>,
     /// Counted among the takes that are under way.
     pub(super) is_counted: bool,
-    /// The last try failed: of the take that is counted, and of the read that has begun.
-    pub(super) take_fails: bool,
-    pub(super) read_fails: bool,
     /// An earlier try of the last operation may have taken effect.
     pub(super) in_doubt: bool,
 }
@@ -135,6 +132,8 @@ pub(super) enum Phase<T> {
     WaitsForKey,
     /// To be sent.
     Queued,
+    /// The last try failed, and others may go first. It doesn't count as begun.
+    Failed,
     Sent(T),
 }
 
@@ -349,6 +348,10 @@ impl Operation {
             Operation::Read(phase) => *phase = Phase::Queued,
             Operation::Swap(_, phase) => *phase = Phase::Queued,
         }
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        matches!(self, Operation::Read(Phase::Failed) | Operation::Swap(_, Phase::Failed))
     }
 }
 

@@ -75,7 +75,7 @@ impl Machine {
         if let Some(item) = self.items.get_mut(r)
             && std::mem::take(&mut item.store.is_counted)
         {
-            self.store.take_ends(std::mem::take(&mut item.store.take_fails));
+            self.store.take_ends();
         }
     }
 
@@ -90,7 +90,7 @@ impl Machine {
             Ok(value) => {
                 item.observe(ObservedLease::of(value));
                 let stage = item.stage;
-                self.store.read_ends(std::mem::take(&mut item.store.read_fails));
+                self.store.read_ends();
                 self.store.succeeded();
                 match stage {
                     Stage::Looking(purpose) => self.looked(r, purpose),
@@ -98,15 +98,20 @@ impl Machine {
                 }
             }
             Err(error) => {
+                self.store.read_ends();
                 self.store_failed(r, error);
                 if !self.is_ours(r) {
                     return self.remove(r);
                 }
-                if let Some(item) = self.items.get_mut(r) {
-                    item.store.operation = Some(Operation::Read(Phase::Queued));
-                    self.store.push_read(r);
+                let Some(item) = self.items.get_mut(r) else { return };
+                item.store.operation = Some(Operation::Read(Phase::Failed));
+                match item.stage {
+                    Stage::Looking(_) => self.take_failed(r),
+                    _ => {
+                        self.release_key(r);
+                        self.store.push_failed_read(r);
+                    }
                 }
-                self.count_as_failing(r);
             }
         }
     }
@@ -192,22 +197,45 @@ impl Machine {
                 self.release_key(r);
                 if is_left { self.reconsider_at(r, self.clock.mono()) } else { self.advance(r) }
             }
-            op => {
-                self.swap_again(r, op);
-                self.count_as_failing(r);
+            SwapOp::Take { take, purpose: Purpose::Caller | Purpose::Prefetch, .. }
+                if take == Take::FIRST =>
+            {
+                item.store.operation = Some(Operation::Swap(op, Phase::Failed));
+                self.take_failed(r);
             }
+            SwapOp::Take { take, purpose: Purpose::Caller, .. } if !item.store.in_doubt => {
+                item.stage = Stage::OnDemand(take);
+                self.end_take(r);
+                self.release_key(r);
+                self.wait_for_caller(r);
+            }
+            op => self.swap_again(r, op),
         }
     }
 
-    /// Its operation, which is sent again, keeps no others from beginning: they may be of a part of the store that works.
-    fn count_as_failing(&mut self, r: Ref) {
+    /// It is sent again when a job is wanted, and others have their turn: what failed may be of a part of the store that
+    /// is away. Meanwhile the task's other items have theirs.
+    fn take_failed(&mut self, r: Ref) {
+        self.end_take(r);
+        self.release_key(r);
+        self.store.push_failed_take(r);
+    }
+
+    /// Begins an operation again whose last try failed. Whether it is in doubt stays as it is.
+    pub(super) fn retry(&mut self, r: Ref, is_take: bool) {
         let Some(item) = self.items.get_mut(r) else { return };
-        let is_read = matches!(item.store.operation, Some(Operation::Read(_)));
-        if is_read && !std::mem::replace(&mut item.store.read_fails, true) {
-            self.store.read_fails();
+        let Some(mut operation) = item.store.operation.take_if(|operation| operation.has_failed()) else {
+            return;
+        };
+        operation.set_queued();
+        if matches!(operation, Operation::Read(_)) {
+            self.store.read_begins();
         }
-        if item.store.is_counted && !std::mem::replace(&mut item.store.take_fails, true) {
-            self.store.take_fails();
+        if is_take {
+            self.begin_take(r);
+        }
+        if self.items.begin(r, operation) {
+            self.queue(r);
         }
     }
 

@@ -22,8 +22,9 @@ impl Machine {
     /// The item goes; its record stays as it is in the window.
     pub(super) fn remove(&mut self, r: Ref) {
         let Some(item) = self.items.get_mut(r) else { return };
-        if let Some(Operation::Read(_)) = item.store.operation.take() {
-            self.store.read_ends(item.store.read_fails);
+        let operation = item.store.operation.take();
+        if let Some(Operation::Read(_)) = operation.filter(|operation| !operation.has_failed()) {
+            self.store.read_ends();
         }
         self.end_take(r);
         self.release_key(r);

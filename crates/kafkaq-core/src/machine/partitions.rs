@@ -124,6 +124,7 @@ impl Machine {
         }
         let items = &self.items;
         self.dispatch.retain_on_demand(|r| items.get(r).is_some());
+        self.store.retain_failed(|r| items.get(r).is_some());
     }
 
     /// The partition is another member's now. Running jobs may finish, their records are the next owner's.

@@ -91,6 +91,11 @@ pub(super) struct Take {
     pub(super) ran_out: bool,
 }
 
+impl Take {
+    /// Of a task that nobody is known to have had.
+    pub(super) const FIRST: Take = Take { attempt: 1, failures: 0, ran_out: false };
+}
+
 /// The settings that the rule depends on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {

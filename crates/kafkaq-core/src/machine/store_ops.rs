@@ -8,39 +8,18 @@ use std::collections::VecDeque;
 pub(super) struct StoreOps {
     swaps: VecDeque<Ref>,
     reads: VecDeque<Ref>,
+    /// Those whose last try failed, oldest first: takes of jobs, and all other reads.
+    failed_takes: VecDeque<Ref>,
+    failed_reads: VecDeque<Ref>,
+    /// It is a failed take's turn.
+    is_retry_next: bool,
     gate: Gate,
     /// Reads that have begun, also those that wait for another item of their task.
-    reads_begun: Begun,
+    reads_begun: usize,
     /// Takes and renewals whose jobs will be ready.
-    takes_begun: Begun,
-    /// How often the store has worked since something began to fail.
-    worked: usize,
+    takes_begun: usize,
     process: [u8; 16],
     tokens: u64,
-}
-
-/// The most operations that fail and don't count: those of a part of the store that is away. Once it is back, as many
-/// succeed at once that nobody may wait for.
-const MAX_FAILING: usize = 4096;
-
-/// Operations that have begun.
-#[derive(Debug, Default)]
-struct Begun {
-    all: usize,
-    /// Those whose last try failed.
-    failing: usize,
-}
-
-impl Begun {
-    fn ends(&mut self, fails: bool) {
-        self.all -= 1;
-        self.failing -= usize::from(fails);
-    }
-
-    /// All but those that fail where others work.
-    fn counted(&self, worked: usize) -> usize {
-        self.all - self.failing.min(worked).min(MAX_FAILING)
-    }
 }
 
 impl StoreOps {
@@ -48,10 +27,12 @@ impl StoreOps {
         StoreOps {
             swaps: VecDeque::new(),
             reads: VecDeque::new(),
+            failed_takes: VecDeque::new(),
+            failed_reads: VecDeque::new(),
+            is_retry_next: false,
             gate: Gate::default(),
-            reads_begun: Begun::default(),
-            takes_begun: Begun::default(),
-            worked: 0,
+            reads_begun: 0,
+            takes_begun: 0,
             process,
             tokens: 0,
         }
@@ -75,6 +56,37 @@ impl StoreOps {
         if self.gate.is_open(now) { self.reads.pop_front() } else { None }
     }
 
+    pub(super) fn push_failed_take(&mut self, r: Ref) {
+        self.failed_takes.push_back(r);
+    }
+
+    pub(super) fn push_failed_read(&mut self, r: Ref) {
+        self.failed_reads.push_back(r);
+    }
+
+    pub(super) fn pop_failed_take(&mut self) -> Option<Ref> {
+        self.failed_takes.pop_front()
+    }
+
+    /// Every other time: a job of another task may be taken in between.
+    pub(super) fn pop_failed_take_in_turn(&mut self) -> Option<Ref> {
+        self.is_retry_next = !self.is_retry_next;
+        if self.is_retry_next { self.pop_failed_take() } else { None }
+    }
+
+    pub(super) fn pop_failed_read(&mut self) -> Option<Ref> {
+        self.failed_reads.pop_front()
+    }
+
+    pub(super) fn failed_reads(&self) -> usize {
+        self.failed_reads.len()
+    }
+
+    pub(super) fn retain_failed(&mut self, is_there: impl Fn(Ref) -> bool) {
+        self.failed_takes.retain(|r| is_there(*r));
+        self.failed_reads.retain(|r| is_there(*r));
+    }
+
     /// At the most: some may not have to be sent any more.
     pub(super) fn swaps_waiting(&self) -> usize {
         self.swaps.len()
@@ -82,8 +94,6 @@ impl StoreOps {
 
     pub(super) fn succeeded(&mut self) {
         self.gate.worked();
-        let is_partial = self.takes_begun.failing + self.reads_begun.failing > 0;
-        self.worked = if is_partial { self.worked.saturating_add(1) } else { 0 };
     }
 
     /// Closes the gate. Returns whether it was open: failures that were under way together count as one.
@@ -100,37 +110,27 @@ impl StoreOps {
     }
 
     pub(super) fn read_begins(&mut self) {
-        self.reads_begun.all += 1;
+        self.reads_begun += 1;
     }
 
-    /// The last try of a read has failed, and the one before had not.
-    pub(super) fn read_fails(&mut self) {
-        self.reads_begun.failing += 1;
-    }
-
-    pub(super) fn read_ends(&mut self, fails: bool) {
-        self.reads_begun.ends(fails);
+    pub(super) fn read_ends(&mut self) {
+        self.reads_begun -= 1;
     }
 
     pub(super) fn reads_begun(&self) -> usize {
-        self.reads_begun.counted(self.worked)
+        self.reads_begun
     }
 
     pub(super) fn take_begins(&mut self) {
-        self.takes_begun.all += 1;
+        self.takes_begun += 1;
     }
 
-    /// The last try of a take has failed, and the one before had not.
-    pub(super) fn take_fails(&mut self) {
-        self.takes_begun.failing += 1;
-    }
-
-    pub(super) fn take_ends(&mut self, fails: bool) {
-        self.takes_begun.ends(fails);
+    pub(super) fn take_ends(&mut self) {
+        self.takes_begun -= 1;
     }
 
     pub(super) fn takes_begun(&self) -> usize {
-        self.takes_begun.counted(self.worked)
+        self.takes_begun
     }
 
     pub(super) fn new_token(&mut self) -> LeaseToken {
