@@ -76,14 +76,14 @@ pub trait Connect: Send + Sync + 'static {
 
 /// A connection shared by calls.
 pub struct SharedConnection<C: Connect> {
-    line: Arc<Line<C>>,
+    endpoint: Arc<Endpoint<C>>,
     /// While the server is known to be down, calls fail at once, and an attempt to connect is made in the background.
     impatient: bool,
     calls: Arc<Semaphore>,
 }
 
 /// The connection to a server, or how to get one.
-struct Line<C: Connect> {
+struct Endpoint<C: Connect> {
     connect: C,
     state: Mutex<State<C::Connection>>,
     /// The server is known to be down.
@@ -166,14 +166,14 @@ pub enum Reply<T> {
 impl<C: Connect> SharedConnection<C> {
     /// Doesn't connect before the first call.
     pub fn new(connect: C) -> Self {
-        let line = Line {
+        let endpoint = Endpoint {
             connect,
             state: Mutex::new(State::Down),
             away: AtomicBool::new(false),
             dial: Mutex::default(),
         };
         let calls = Arc::new(Semaphore::new(MAX_CALLS as usize));
-        SharedConnection { line: Arc::new(line), impatient: false, calls }
+        SharedConnection { endpoint: Arc::new(endpoint), impatient: false, calls }
     }
 
     /// Fails at once while its server is known to be down: for callers that can use other servers, whose part of a call
@@ -185,7 +185,7 @@ impl<C: Connect> SharedConnection<C> {
 
     /// How it connects.
     pub fn connect(&self) -> &C {
-        &self.line.connect
+        &self.endpoint.connect
     }
 
     /// Sends a request and returns its response, within the call's time. A request that certainly had no effect when
@@ -240,7 +240,7 @@ impl<C: Connect> SharedConnection<C> {
         let reply = match timeout_at(call.deadline(), request(up.connection.clone())).await {
             Ok(reply) => reply,
             Err(_elapsed) => {
-                self.line.away.store(true, Relaxed);
+                self.endpoint.away.store(true, Relaxed);
                 // A slow server can't be told from one that has vanished behind an open connection.
                 Reply::Leave(Err(call.timed_out(self.connect().server(Some(&up.connection)))))
             }
@@ -276,7 +276,7 @@ impl<C: Connect> SharedConnection<C> {
 
     /// Drops a connection, unless a newer one has replaced it.
     pub fn leave(&self, up: &Up<C::Connection>, why: impl fmt::Display) {
-        let mut state = lock(&self.line.state);
+        let mut state = lock(&self.endpoint.state);
         if matches!(&*state, State::Up(current) if current.is_same(up)) {
             let server = self.connect().server(Some(&up.connection));
             tracing::debug!(target: "kafkaq", "leaving the connection to {server}: {why}");
@@ -287,7 +287,7 @@ impl<C: Connect> SharedConnection<C> {
     /// Closes the connection. When it returns, calls in flight have ended, by their responses or their timeouts.
     /// Returns the last connection.
     pub async fn close(&self) -> Option<C::Connection> {
-        let before = std::mem::replace(&mut *lock(&self.line.state), State::Closed);
+        let before = std::mem::replace(&mut *lock(&self.endpoint.state), State::Closed);
         let _all = self.calls.acquire_many(MAX_CALLS).await;
         match before {
             State::Up(up) => Some(up.connection),
@@ -296,7 +296,7 @@ impl<C: Connect> SharedConnection<C> {
     }
 
     fn current(&self, call: Call) -> Result<Option<Up<C::Connection>>> {
-        match &*lock(&self.line.state) {
+        match &*lock(&self.endpoint.state) {
             State::Up(up) if !self.connect().is_lost(&up.connection) => Ok(Some(up.clone())),
             State::Up(_) | State::Down => Ok(None),
             State::Closed => Err(call.operation.closed()),
@@ -306,12 +306,12 @@ impl<C: Connect> SharedConnection<C> {
     async fn make(&self, call: Call) -> Result<Up<C::Connection>> {
         let unreachable = || unreachable(C::OPERATION, self.connect().server(None), None);
         let late = |_elapsed| unreachable();
-        let hurry = self.impatient && self.line.away.load(Relaxed);
-        let dial = lock(&self.line.dial).dial.clone();
+        let hurry = self.impatient && self.endpoint.away.load(Relaxed);
+        let dial = lock(&self.endpoint.dial).dial.clone();
         let dial = match dial.clone().try_lock_owned() {
             Ok(dial) => dial,
             Err(_) if hurry => {
-                self.line.give_up_overdue_attempt();
+                self.endpoint.give_up_overdue_attempt();
                 return Err(unreachable());
             }
             Err(_) => timeout_at(call.deadline(), dial.lock_owned()).await.map_err(late)?,
@@ -324,9 +324,9 @@ impl<C: Connect> SharedConnection<C> {
         if hurry {
             let error = last.map_or_else(unreachable, |(_, error)| error.clone());
             if not_before.is_none() {
-                let (line, call) = (self.line.clone(), Call::new(call.operation, call.limit));
-                lock(&line.dial).until = Some(call.deadline());
-                tokio::spawn(async move { line.attempt(call, dial).await.map(drop) });
+                let (endpoint, call) = (self.endpoint.clone(), Call::new(call.operation, call.limit));
+                lock(&endpoint.dial).until = Some(call.deadline());
+                tokio::spawn(async move { endpoint.attempt(call, dial).await.map(drop) });
             }
             return Err(error);
         }
@@ -336,11 +336,11 @@ impl<C: Connect> SharedConnection<C> {
         if let Some(not_before) = not_before {
             timeout_at(call.deadline(), sleep_until(not_before)).await.map_err(late)?;
         }
-        self.line.attempt(call, dial).await
+        self.endpoint.attempt(call, dial).await
     }
 }
 
-impl<C: Connect> Line<C> {
+impl<C: Connect> Endpoint<C> {
     /// The runtime of an attempt in the background may be one that nobody drives any more: then others may try.
     fn give_up_overdue_attempt(&self) {
         let mut dialing = lock(&self.dial);

@@ -222,7 +222,7 @@ fn an_attempt_on_a_runtime_that_nobody_drives_keeps_no_others_from_connecting() 
     idle.block_on(ask()).unwrap_err();
     std::thread::sleep(2 * SHORT);
     idle.block_on(ask()).unwrap_err();
-    assert!(lock(&shared.line.dial).until.is_some(), "an attempt has begun");
+    assert!(lock(&shared.endpoint.dial).until.is_some(), "an attempt has begun");
     fake.hangs.store(false, Relaxed);
     runtime().block_on(async {
         while ask().await.is_err() {
