@@ -60,12 +60,7 @@ impl Dispatch {
         self.waiting == 0 && self.asked_at.plus(after) <= now
     }
 
-    /// How many more leases callers wait for, if `takes` are under way.
-    pub(super) fn missing(&self, takes: usize) -> usize {
-        self.waiting.saturating_sub(self.supply(takes))
-    }
-
-    /// How many more leases are wanted for callers, and `ahead` of them.
+    /// How many more leases are wanted for callers, and `ahead` of them, if `takes` are under way.
     pub(super) fn wanted(&self, takes: usize, ahead: usize) -> usize {
         (self.waiting + ahead).saturating_sub(self.supply(takes))
     }

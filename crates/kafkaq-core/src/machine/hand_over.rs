@@ -2,11 +2,7 @@
 //! here has asked for within a while is copied to a partition of the wait topic that another process reads, due at once.
 //! The copy covers the record, like any other. Alone, a process keeps what it has.
 
-use super::{
-    Fault, Machine,
-    item::{Operation, Stage},
-    slab::Ref,
-};
+use super::{Fault, Machine, item::Stage, slab::Ref};
 use crate::{Partition, TaskId, partitioner};
 
 /// Records that are handed over per sweep. In a fleet that is busy all over, they come back at this rate.
@@ -53,11 +49,9 @@ impl Machine {
 
     /// Reads the lease of a record whose take has failed: then it is handed over like those of later attempts.
     fn look_instead(&mut self, r: Ref) {
-        let Some(item) = self.items.get_mut(r) else { return };
-        if item.store.operation.as_ref().is_some_and(Operation::has_failed) {
-            (item.store.operation, item.stage) = (None, Stage::Considered);
-            self.start_read(r);
-        }
+        let Some(item) = self.items.get_mut(r).filter(|item| item.store.has_failed()) else { return };
+        (item.store.operation, item.stage) = (None, Stage::Considered);
+        self.start_read(r);
     }
 
     fn copy_elsewhere(&mut self, r: Ref) {

@@ -101,7 +101,7 @@ impl Machine {
         while self.store.reads_begun() < MAX_READS / 2
             && let Some(r) = self.store.pop_failed_read()
         {
-            self.retry(r, false);
+            self.retry(r);
         }
     }
 
@@ -126,7 +126,7 @@ impl Machine {
         let run = self.dispatch.wanted(self.store.takes_begun(), ahead).clamp(1, MAX_RUN);
         loop {
             let takes = self.store.takes_begun();
-            let for_caller = self.dispatch.missing(takes) > 0;
+            let for_caller = self.dispatch.wanted(takes, 0) > 0;
             let (items, settings, now) = (&self.items, &self.config.settings, self.clock.mono());
             let apart = !self.config.has_fault(Fault::SuspectsTogether);
             let is_watched =
@@ -141,7 +141,7 @@ impl Machine {
                 return;
             }
             if let Some(r) = self.store.pop_failed_take_in_turn() {
-                self.retry(r, true);
+                self.retry(r);
                 continue;
             }
             let may_begin = self.dispatch.spend_credit(self.config.has_fault(Fault::NoFairShare), is_watched);
@@ -149,7 +149,7 @@ impl Machine {
                 let purpose = if for_caller { Purpose::Caller } else { Purpose::Prefetch };
                 self.open_record(place, Some(purpose));
             } else if let Some(r) = self.store.pop_failed_take() {
-                self.retry(r, true);
+                self.retry(r);
             } else {
                 return;
             }

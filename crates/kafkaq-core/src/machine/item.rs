@@ -310,6 +310,11 @@ impl StoreState {
         matches!(&self.operation, Some(Operation::Read(Phase::Sent(())) | Operation::Swap(_, Phase::Sent(_))))
     }
 
+    /// Its last try failed, and it waits to be sent again.
+    pub(super) fn has_failed(&self) -> bool {
+        matches!(&self.operation, Some(Operation::Read(Phase::Failed) | Operation::Swap(_, Phase::Failed)))
+    }
+
     /// Ends the read that was sent. Returns whether there is one.
     pub(super) fn end_read(&mut self) -> bool {
         let sent = matches!(&self.operation, Some(Operation::Read(Phase::Sent(()))));
@@ -348,10 +353,6 @@ impl Operation {
             Operation::Read(phase) => *phase = Phase::Queued,
             Operation::Swap(_, phase) => *phase = Phase::Queued,
         }
-    }
-
-    pub(super) fn has_failed(&self) -> bool {
-        matches!(self, Operation::Read(Phase::Failed) | Operation::Swap(_, Phase::Failed))
     }
 }
 

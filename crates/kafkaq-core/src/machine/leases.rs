@@ -105,13 +105,7 @@ impl Machine {
                 }
                 let Some(item) = self.items.get_mut(r) else { return };
                 item.store.operation = Some(Operation::Read(Phase::Failed));
-                match item.stage {
-                    Stage::Looking(_) => self.take_failed(r),
-                    _ => {
-                        self.release_key(r);
-                        self.store.push_failed_read(r);
-                    }
-                }
+                self.wait_for_retry(r);
             }
         }
     }
@@ -201,7 +195,7 @@ impl Machine {
                 if take == Take::FIRST =>
             {
                 item.store.operation = Some(Operation::Swap(op, Phase::Failed));
-                self.take_failed(r);
+                self.wait_for_retry(r);
             }
             SwapOp::Take { take, purpose: Purpose::Caller, .. } if !item.store.in_doubt => {
                 item.stage = Stage::OnDemand(take);
@@ -213,20 +207,22 @@ impl Machine {
         }
     }
 
-    /// It is sent again when a job is wanted, and others have their turn: what failed may be of a part of the store that
-    /// is away. Meanwhile the task's other items have theirs.
-    fn take_failed(&mut self, r: Ref) {
+    /// What has failed is sent again in turn with others, a take only when a job is wanted: it may be of a part of the
+    /// store that is away. Meanwhile the task's other items have their turn.
+    fn wait_for_retry(&mut self, r: Ref) {
         self.end_take(r);
         self.release_key(r);
-        self.store.push_failed_take(r);
+        match self.items.get(r) {
+            Some(item) if is_take(item) => self.store.push_failed_take(r),
+            _ => self.store.push_failed_read(r),
+        }
     }
 
     /// Begins an operation again whose last try failed. Whether it is in doubt stays as it is.
-    pub(super) fn retry(&mut self, r: Ref, is_take: bool) {
-        let Some(item) = self.items.get_mut(r) else { return };
-        let Some(mut operation) = item.store.operation.take_if(|operation| operation.has_failed()) else {
-            return;
-        };
+    pub(super) fn retry(&mut self, r: Ref) {
+        let Some(item) = self.items.get_mut(r).filter(|item| item.store.has_failed()) else { return };
+        let is_take = is_take(item);
+        let Some(mut operation) = item.store.operation.take() else { return };
         operation.set_queued();
         if matches!(operation, Operation::Read(_)) {
             self.store.read_begins();
@@ -561,6 +557,11 @@ pub(super) fn lease_of(item: &Item, op: SwapOp, config: &Config, now: Wall) -> O
             write(LeaseState::Idle, (token, attempt, failures), Duration::ZERO)
         }
     })
+}
+
+/// Whether what has failed was to win a job: no other swap waits for a retry.
+fn is_take(item: &Item) -> bool {
+    matches!(item.stage, Stage::Looking(_)) || matches!(item.store.operation, Some(Operation::Swap(..)))
 }
 
 /// Whether nobody has the job, as far as is known.

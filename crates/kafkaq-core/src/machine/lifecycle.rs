@@ -22,8 +22,10 @@ impl Machine {
     /// The item goes; its record stays as it is in the window.
     pub(super) fn remove(&mut self, r: Ref) {
         let Some(item) = self.items.get_mut(r) else { return };
-        let operation = item.store.operation.take();
-        if let Some(Operation::Read(_)) = operation.filter(|operation| !operation.has_failed()) {
+        let has_begun = !item.store.has_failed();
+        if let Some(Operation::Read(_)) = item.store.operation.take()
+            && has_begun
+        {
             self.store.read_ends();
         }
         self.end_take(r);

@@ -42,6 +42,13 @@ fn assignment(topic: &str, index: i32) -> Assignment {
     Assignment { partition: Partition::new(topic, index), epoch: 1 }
 }
 
+/// As it was published now.
+fn task_record(id: &str, offset: i64, now: Wall) -> Record {
+    let envelope = Envelope::new(TaskId::new(id).unwrap(), now);
+    let headers = Headers::from_iter([(Bytes::from(HEADER), Some(envelope.encode()))]);
+    Record::new(offset, 0, Some("key".into()), Some("payload".into()), headers)
+}
+
 impl Rig {
     fn new(change: impl FnOnce(&mut Settings)) -> Rig {
         let mut settings = Settings { process: [1; 16], prefetch: 4, ..Settings::default() };
@@ -88,10 +95,8 @@ impl Rig {
     /// Records of the task topic arrive.
     fn record(&mut self, ids: &[&str]) {
         let records = ids.iter().map(|id| {
-            let envelope = Envelope::new(TaskId::new(*id).unwrap(), self.now.wall);
-            let headers = Headers::from_iter([(Bytes::from(HEADER), Some(envelope.encode()))]);
             self.next_offset += 1;
-            Record::new(self.next_offset - 1, 0, Some("key".into()), Some("payload".into()), headers)
+            task_record(id, self.next_offset - 1, self.now.wall)
         });
         let records: Vec<_> = records.collect();
         let next = self.next_offset;

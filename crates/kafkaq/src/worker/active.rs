@@ -88,7 +88,7 @@ pub(super) enum Due {
     /// The handler doesn't start: all threads are taken by others.
     NotStarted(Job),
     /// The lease was lost before the execution began.
-    LostInLine(Job),
+    LostWhileQueued(Job),
 }
 
 /// The time limits of a worker.
@@ -254,7 +254,7 @@ impl Active {
                 if self.execution.stop_reason().is_some_and(StopReason::means_lost)
                     && let Some(job) = state.take()
                 {
-                    return (Some(Due::LostInLine(job)), never);
+                    return (Some(Due::LostWhileQueued(job)), never);
                 }
             }
             Phase::Running => {

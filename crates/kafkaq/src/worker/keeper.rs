@@ -162,7 +162,7 @@ pub(super) async fn keep(shared: Arc<Shared>) -> Infallible {
                     );
                     drop(tokio::spawn(execute::release(shared, active, job)));
                 }
-                Due::LostInLine(job) => {
+                Due::LostWhileQueued(job) => {
                     execute::lose(&shared, &active, job);
                     shared.lost_while_queued.store(true, SeqCst);
                     shared.room.notify_one();

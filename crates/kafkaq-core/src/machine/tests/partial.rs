@@ -15,13 +15,12 @@ fn work(rig: &mut Rig, rounds: usize, error: &Error, is_away: impl Fn(&Key) -> b
         let (mut swaps, mut gets) = (vec![], vec![]);
         rig.m.poll_swaps(100, &mut swaps);
         rig.m.poll_gets(100, &mut gets);
-        let away = || error.clone();
         for (op, swap) in swaps {
-            let outcome = if is_away(&swap.key) { Err(away()) } else { Ok(Swapped::Done) };
+            let outcome = if is_away(&swap.key) { Err(error.clone()) } else { Ok(Swapped::Done) };
             rig.m.handle_swapped(rig.now, op, outcome);
         }
         for (op, key) in gets {
-            rig.m.handle_got(rig.now, op, if is_away(&key) { Err(away()) } else { Ok(None) });
+            rig.m.handle_got(rig.now, op, if is_away(&key) { Err(error.clone()) } else { Ok(None) });
         }
         let mut ready = vec![];
         rig.m.poll_ready(&mut ready);

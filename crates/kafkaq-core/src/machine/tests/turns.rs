@@ -23,12 +23,7 @@ fn partitions_take_turns_that_are_as_long_as_jobs_are_wanted_at_once() {
         Event::Assigned(others.clone().map(|(_, index)| assignment("q", index)).collect()),
     );
     for (name, index) in others.chain([("a", 0)]) {
-        let record = |n: i64| {
-            let id = TaskId::new(format!("{name}{n}")).unwrap();
-            let headers =
-                Headers::from_iter([(Bytes::from(HEADER), Some(Envelope::new(id, rig.now.wall).encode()))]);
-            Record::new(n, 0, None, Some("payload".into()), headers)
-        };
+        let record = |n: i64| task_record(&format!("{name}{n}"), n, rig.now.wall);
         let batch = Batch::new((0..300).map(record).collect(), 300, None);
         rig.m.handle_event(rig.now, Event::Records(assignment("q", index), batch));
     }
