@@ -41,6 +41,10 @@ pub const IDLE: Duration = Duration::from_secs(10);
 /// The ping may take this fraction of the call's time, so that enough is left for a new connection.
 const PING_SHARE: u32 = 4;
 
+/// An impatient call waits for the attempt that it starts, but only this fraction of its time: a server that is back
+/// takes less.
+const IMPATIENCE: u32 = 16;
+
 /// The maximum number of calls in flight per connection. More wait.
 const MAX_CALLS: u32 = 1 << 16;
 
@@ -86,9 +90,25 @@ pub struct SharedConnection<C: Connect> {
 struct Endpoint<C: Connect> {
     connect: C,
     state: Mutex<State<C::Connection>>,
-    /// The server is known to be down.
-    away: AtomicBool,
+    away: Away,
     dial: Mutex<Dialing>,
+}
+
+/// Whether a server is known to be down: learned by any of its connections, and known to all that share this.
+#[derive(Clone, Debug, Default)]
+pub struct Away(Arc<AtomicBool>);
+
+impl Away {
+    fn is_known(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+
+    fn set(&self, away: bool) {
+        // With every response: written only if it changes.
+        if self.is_known() != away {
+            self.0.store(away, Relaxed);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -166,21 +186,21 @@ pub enum Reply<T> {
 impl<C: Connect> SharedConnection<C> {
     /// Doesn't connect before the first call.
     pub fn new(connect: C) -> Self {
-        let endpoint = Endpoint {
-            connect,
-            state: Mutex::new(State::Down),
-            away: AtomicBool::new(false),
-            dial: Mutex::default(),
-        };
-        let calls = Arc::new(Semaphore::new(MAX_CALLS as usize));
-        SharedConnection { endpoint: Arc::new(endpoint), impatient: false, calls }
+        Self::build(connect, Away::default(), false)
     }
 
-    /// Fails at once while its server is known to be down: for callers that can use other servers, whose part of a call
-    /// must not wait. Calls start attempts to connect, which go on in the background.
-    #[must_use]
-    pub fn impatient(self) -> Self {
-        SharedConnection { impatient: true, ..self }
+    /// As [`SharedConnection::new`], but fails at once while its server is known to be down: for callers that can use
+    /// other servers, whose part of a call must not wait. Now and then a call starts an attempt to connect, and waits
+    /// for it a moment; the attempt goes on in the background. All connections to one server share what is known of it,
+    /// so that none fails a call when another has just seen the server's return.
+    pub fn impatient(connect: C, away: &Away) -> Self {
+        Self::build(connect, away.clone(), true)
+    }
+
+    fn build(connect: C, away: Away, impatient: bool) -> Self {
+        let endpoint = Endpoint { connect, state: Mutex::new(State::Down), away, dial: Mutex::default() };
+        let calls = Arc::new(Semaphore::new(MAX_CALLS as usize));
+        SharedConnection { endpoint: Arc::new(endpoint), impatient, calls }
     }
 
     /// How it connects.
@@ -240,13 +260,16 @@ impl<C: Connect> SharedConnection<C> {
         let reply = match timeout_at(call.deadline(), request(up.connection.clone())).await {
             Ok(reply) => reply,
             Err(_elapsed) => {
-                self.endpoint.away.store(true, Relaxed);
+                self.endpoint.away.set(true);
                 // A slow server can't be told from one that has vanished behind an open connection.
                 Reply::Leave(Err(call.timed_out(self.connect().server(Some(&up.connection)))))
             }
         };
         match &reply {
-            Reply::Keep(_) => up.answered(),
+            Reply::Keep(_) => {
+                up.answered();
+                self.endpoint.away.set(false);
+            }
             Reply::Leave(Err(error)) => self.leave(up, error),
             Reply::Leave(Ok(_)) => self.leave(up, "its answer asks for another"),
         }
@@ -305,16 +328,16 @@ impl<C: Connect> SharedConnection<C> {
 
     async fn make(&self, call: Call) -> Result<Up<C::Connection>> {
         let unreachable = || unreachable(C::OPERATION, self.connect().server(None), None);
-        let late = |_elapsed| unreachable();
-        let hurry = self.impatient && self.endpoint.away.load(Relaxed);
+        let hurry = self.impatient && self.endpoint.away.is_known();
         let dial = lock(&self.endpoint.dial).dial.clone();
         let dial = match dial.clone().try_lock_owned() {
-            Ok(dial) => dial,
-            Err(_) if hurry => {
-                self.endpoint.give_up_overdue_attempt();
-                return Err(unreachable());
-            }
-            Err(_) => timeout_at(call.deadline(), dial.lock_owned()).await.map_err(late)?,
+            Ok(dial) => Some(dial),
+            Err(_) if hurry => None,
+            Err(_) => timeout_at(call.deadline(), dial.lock_owned()).await.ok(),
+        };
+        let Some(dial) = dial else {
+            self.endpoint.give_up_overdue_attempt();
+            return Err(unreachable());
         };
         if let Some(up) = self.current(call)? {
             return Ok(up);
@@ -323,18 +346,22 @@ impl<C: Connect> SharedConnection<C> {
         let last = dial.last_failure.as_ref();
         if hurry {
             let error = last.map_or_else(unreachable, |(_, error)| error.clone());
-            if not_before.is_none() {
-                let (endpoint, call) = (self.endpoint.clone(), Call::new(call.operation, call.limit));
-                lock(&endpoint.dial).until = Some(call.deadline());
-                tokio::spawn(async move { endpoint.attempt(call, dial).await.map(drop) });
+            if not_before.is_some() {
+                return Err(error);
             }
-            return Err(error);
+            let (endpoint, call) = (self.endpoint.clone(), Call::new(call.operation, call.limit));
+            lock(&endpoint.dial).until = Some(call.deadline());
+            let attempt = tokio::spawn(async move { endpoint.attempt(call, dial).await });
+            return match timeout(call.limit / IMPATIENCE, attempt).await {
+                Ok(Ok(outcome)) => outcome,
+                Ok(Err(_)) | Err(_) => Err(error),
+            };
         }
         if let Some((_, error)) = last.filter(|(at, _)| *at > call.started) {
             return Err(error.clone());
         }
         if let Some(not_before) = not_before {
-            timeout_at(call.deadline(), sleep_until(not_before)).await.map_err(late)?;
+            timeout_at(call.deadline(), sleep_until(not_before)).await.map_err(|_elapsed| unreachable())?;
         }
         self.endpoint.attempt(call, dial).await
     }
@@ -353,12 +380,12 @@ impl<C: Connect> Endpoint<C> {
         let unreachable = |_elapsed| Err(unreachable(C::OPERATION, self.connect.server(None), None));
         match timeout_at(call.deadline(), self.connect.connect(call)).await.unwrap_or_else(unreachable) {
             Ok(connection) => {
-                self.away.store(false, Relaxed);
+                self.away.set(false);
                 *dial = Dial::default();
                 self.put_up(call, Up::new(connection))
             }
             Err(error) => {
-                self.away.store(true, Relaxed);
+                self.away.set(true);
                 dial.failures = dial.failures.saturating_add(1);
                 dial.last_failure = Some((Instant::now(), error.clone()));
                 Err(error)

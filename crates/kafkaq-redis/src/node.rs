@@ -2,7 +2,10 @@
 
 use crate::link::{self, Dialer, Link};
 use futures_util::future::join_all;
-use kafkaq_core::{OutageLog, Result, connection::Call};
+use kafkaq_core::{
+    OutageLog, Result,
+    connection::{Away, Call},
+};
 use redis::{Client, Cmd, Pipeline, Value};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -16,9 +19,10 @@ impl Node {
     /// Has at least one connection. A cluster node fails fast while it is down, so that a call's parts for other nodes
     /// needn't wait.
     pub(crate) fn new(client: &Client, connections: usize, impatient: bool) -> Self {
+        let away = Away::default();
         let link = |_| {
-            let link = Link::new(Dialer::new(client.clone()));
-            if impatient { link.impatient() } else { link }
+            let dialer = Dialer::new(client.clone());
+            if impatient { Link::impatient(dialer, &away) } else { Link::new(dialer) }
         };
         let address = client.get_connection_info().addr().to_string();
         Node {

@@ -66,6 +66,11 @@ fn pair() -> (Arc<Fake>, SharedConnection<Arc<Fake>>) {
     (fake.clone(), SharedConnection::new(fake))
 }
 
+fn impatient_pair() -> (Arc<Fake>, SharedConnection<Arc<Fake>>) {
+    let fake = Arc::new(Fake::default());
+    (fake.clone(), SharedConnection::impatient(fake, &Away::default()))
+}
+
 /// Sends a request that a broken connection answers with an error, and returns the number of the connection.
 async fn ask(fake: &Arc<Fake>, shared: &SharedConnection<Arc<Fake>>, operation: Operation) -> Result<usize> {
     let request = |connection: usize| {
@@ -170,9 +175,8 @@ async fn callers_share_one_attempt_and_its_failure_and_attempts_are_spaced() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_impatient_one_fails_at_once_while_its_server_is_away() {
-    let (fake, shared) = pair();
-    let shared = shared.impatient();
+async fn an_impatient_one_fails_at_once_while_its_server_is_away_and_finds_it_when_it_is_back() {
+    let (fake, shared) = impatient_pair();
     fake.is_down.store(true, Relaxed);
     ask(&fake, &shared, SWAP).await.unwrap_err();
     let begin = Instant::now();
@@ -180,27 +184,27 @@ async fn an_impatient_one_fails_at_once_while_its_server_is_away() {
     assert_eq!((begin.elapsed(), fake.attempts()), (Duration::ZERO, 1));
     tokio::time::advance(Duration::from_secs(1)).await;
     fake.is_down.store(false, Relaxed);
-    ask(&fake, &shared, SWAP).await.unwrap_err();
-    tokio::time::sleep(Duration::from_millis(2)).await;
-    assert_eq!(ask(&fake, &shared, SWAP).await.unwrap(), 2, "an attempt was made in the background");
+    assert_eq!(ask(&fake, &shared, SWAP).await.unwrap(), 2, "the first call after its return finds it");
 }
 
 /// Such as a process that was stopped: the system accepts connections for it.
 #[tokio::test(start_paused = true)]
-async fn no_call_of_an_impatient_one_waits_for_a_server_that_lets_connect_and_says_nothing() {
-    let (fake, shared) = pair();
-    let shared = shared.impatient();
+async fn an_impatient_one_hardly_waits_for_a_server_that_lets_connect_and_says_nothing() {
+    let (fake, shared) = impatient_pair();
     ask(&fake, &shared, SWAP).await.unwrap();
     fake.hangs.store(true, Relaxed);
     let request = |_| std::future::pending::<Reply<usize>>();
     shared.send(Call::new(SWAP, LIMIT), request).await.unwrap_err();
+    let mut waited = Duration::ZERO;
     for _ in 0..1000 {
         let begin = Instant::now();
         ask(&fake, &shared, SWAP).await.unwrap_err();
-        assert_eq!(begin.elapsed(), Duration::ZERO);
+        waited += begin.elapsed();
         tokio::time::advance(Duration::from_millis(200)).await;
     }
-    assert!((3..=5).contains(&fake.attempts()), "{} attempts in 200 s", fake.attempts());
+    let tried = fake.attempts() - 1;
+    assert!((2..=4).contains(&tried), "{tried} attempts in 200 s");
+    assert!(waited <= (LIMIT / IMPATIENCE + Duration::from_millis(1)) * 4, "the calls waited for {waited:?}");
     fake.hangs.store(false, Relaxed);
     tokio::time::advance(LIMIT).await;
     while ask(&fake, &shared, SWAP).await.is_err() {
@@ -208,13 +212,41 @@ async fn no_call_of_an_impatient_one_waits_for_a_server_that_lets_connect_and_sa
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_one_connection_sees_of_a_server_all_its_impatient_ones_know() {
+    let (fake, away) = (Arc::new(Fake::default()), Away::default());
+    let [one, other] = [(); 2].map(|()| SharedConnection::impatient(fake.clone(), &away));
+    fake.hangs.store(true, Relaxed);
+    ask(&fake, &one, SWAP).await.unwrap_err();
+    let begin = Instant::now();
+    ask(&fake, &other, SWAP).await.unwrap_err();
+    assert!(begin.elapsed() < LIMIT / 2, "the server is known to be away");
+    tokio::time::sleep(LIMIT).await;
+    fake.hangs.store(false, Relaxed);
+    while ask(&fake, &one, SWAP).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    ask(&fake, &other, SWAP).await.expect("the server is known to be back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_response_over_a_standing_connection_shows_that_the_server_is_back() {
+    let (fake, away) = (Arc::new(Fake::default()), Away::default());
+    let [one, other] = [(); 2].map(|()| SharedConnection::impatient(fake.clone(), &away));
+    ask(&fake, &one, SWAP).await.unwrap();
+    fake.is_down.store(true, Relaxed);
+    ask(&fake, &other, SWAP).await.unwrap_err();
+    fake.is_down.store(false, Relaxed);
+    assert_eq!(ask(&fake, &one, SWAP).await.unwrap(), 1);
+    ask(&fake, &other, SWAP).await.expect("the server is known to be back");
+}
+
 /// As that of a program that blocks on single calls.
 #[test]
 fn an_attempt_on_a_runtime_that_nobody_drives_keeps_no_others_from_connecting() {
     const SHORT: Duration = Duration::from_millis(50);
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    let (fake, shared) = pair();
-    let shared = shared.impatient();
+    let (fake, shared) = impatient_pair();
     let request = |n: usize| async move { Reply::Keep(Ok(n)) };
     let ask = async || shared.send(Call::new(SWAP, SHORT), request).await;
     fake.hangs.store(true, Relaxed);
