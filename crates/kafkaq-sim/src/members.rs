@@ -52,11 +52,13 @@ impl World {
 
     /// The next owner can know of what goes on, unless that took too long.
     fn check_all_leased(&mut self, p: usize, part: usize) {
+        let now = self.clocks(p).wall;
         let Part { partition, epoch, .. } = &self.log.parts[part];
         let process = &self.procs[p];
         let unknown = process.running().filter_map(|job| process.jobs.get(&job)).find(|job| {
             let task = &self.check.tasks[job.task];
-            let of_task = |h: &Held| h.token == job.token && h.unleased;
+            // One that has outlived the lease which the store could not be told of is over for everybody but its worker.
+            let of_task = |h: &Held| h.token == job.token && h.unleased && h.deadline > now;
             // Of one that was cancelled or published twice, the store knows something else.
             let is_known = task.cancelled || self.log.records(job.task) > 1;
             let is_here = job.origin.partition == *partition && job.epoch == Some(*epoch);

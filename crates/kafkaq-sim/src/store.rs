@@ -19,6 +19,16 @@ pub(crate) struct Store {
     values: BTreeMap<Key, Value>,
     snapshot: BTreeMap<Key, Value>,
     pub(crate) away_until: Us,
+    /// Of a store with several servers, the one that is away. Otherwise all of it is.
+    away_node: Option<u64>,
+}
+
+/// The servers of a store that loses only one of them.
+const NODES: u64 = 3;
+
+/// The server that has the key.
+fn node(key: &Key) -> u64 {
+    key.as_str().bytes().fold(0, |sum, byte| sum + u64::from(byte)) % NODES
 }
 
 impl World {
@@ -61,8 +71,9 @@ impl World {
         Swapped::Done
     }
 
-    fn is_away(&mut self) -> bool {
-        !self.calm && self.now < self.store.away_until
+    fn is_away(&self, key: &Key) -> bool {
+        let hit = self.store.away_node.is_none_or(|away| away == node(key));
+        hit && !self.calm && self.now < self.store.away_until
     }
 
     fn swap_once(&mut self, p: usize, swap: &Swap) -> Result<Swapped> {
@@ -70,11 +81,12 @@ impl World {
         let fine = 1000 - r.swap_refused - r.swap_applied - r.swap_lost - r.swap_late;
         let weights = [fine, r.swap_refused, r.swap_applied, r.swap_lost, r.swap_late];
         let mut pick = if self.calm { 0 } else { self.rng.weighted(&weights) };
-        if self.is_away() {
+        if self.is_away(&swap.key) {
             pick = if self.rng.chance(500) { 1 } else { 3 };
         }
         self.check.faults += u64::from(pick > 0);
         self.check_attempts_kept(p, swap);
+        self.lease_sent(swap);
         let unknown = Err(Error::unknown(ErrorKind::Timeout, "swap"));
         match pick {
             0 => Ok(self.swap_effect(Some(p), swap)),
@@ -119,7 +131,7 @@ impl World {
     pub(crate) fn gets(&mut self, p: usize, inc: u32, gets: Vec<(OpId, Key)>) {
         let mut answers = Vec::with_capacity(gets.len());
         for (op, key) in gets {
-            let fails = self.is_away() || self.trouble(self.plan.rates.get_error);
+            let fails = self.is_away(&key) || self.trouble(self.plan.rates.get_error);
             let outcome = if fails {
                 Err(Error::not_applied(ErrorKind::Unavailable, "get"))
             } else {
@@ -182,9 +194,18 @@ impl World {
                 }
             }
             Chaos::Outage => {
-                self.stats.outages += 1;
                 self.store.away_until = self.now + self.rng.between(200 * MS, 4 * SEC);
-                tr!(self, "store", "is away for a while");
+                self.store.away_node = self.rng.chance(500).then(|| self.rng.below(NODES));
+                match self.store.away_node {
+                    Some(node) => {
+                        self.stats.partial_outages += 1;
+                        tr!(self, "store", "its node {node} is away for a while");
+                    }
+                    None => {
+                        self.stats.outages += 1;
+                        tr!(self, "store", "is away for a while");
+                    }
+                }
             }
             _ => {}
         }
@@ -208,7 +229,7 @@ impl World {
     /// A client cancels, as a `JobController` does: read, then swap what was read.
     pub(crate) fn cancel(&mut self, task: usize) {
         let Some(key) = self.check.key(task) else { return };
-        if self.is_away() {
+        if self.is_away(&key) {
             return;
         }
         let seen = self.value(&key);

@@ -54,6 +54,8 @@ pub(crate) struct Held {
     /// It was ready before the store was told, which it has not been yet.
     pub(crate) began_unleased: bool,
     pub(crate) unleased: bool,
+    /// The store was asked to hold it, whether it answered or not.
+    pub(crate) sent: bool,
     /// Its worker has said so that it is done, under this epoch of the record's partition.
     pub(crate) done_unleased: Option<u64>,
 }
@@ -200,6 +202,7 @@ impl Task {
             running: None,
             began_unleased: unleased,
             unleased,
+            sent: false,
             done_unleased: None,
         });
     }

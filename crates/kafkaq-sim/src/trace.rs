@@ -217,6 +217,8 @@ stats! { Stats:
     expired,
     /// Times the store was away.
     outages,
+    /// Times one node of the store was away.
+    partial_outages,
     /// Partitions taken from a member that was asked.
     revocations,
     /// Revoked partitions that the member released.

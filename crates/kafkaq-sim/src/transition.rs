@@ -86,6 +86,15 @@ impl World {
         }
     }
 
+    /// The store is asked to hold a lease.
+    pub(crate) fn lease_sent(&mut self, swap: &Swap) {
+        let (Some(n), Some(new)) = (self.check.task_of(&swap.key), &swap.new) else { return };
+        let Ok(new) = Lease::decode(new) else { return };
+        if let Some(held) = self.check.tasks[n].holder(new.token) {
+            held.sent = true;
+        }
+    }
+
     /// The swap takes effect.
     pub(crate) fn checked_transition(&mut self, who: Option<usize>, swap: &Swap, old: Option<&Bytes>) {
         let Some(n) = self.check.task_of(&swap.key) else {
