@@ -196,7 +196,8 @@ impl World {
         if !by.owns(new.token) {
             return Err(("I2", "a lease is taken for somebody else"));
         }
-        let begun = u32::from(task.held.iter().any(|h| h.began_unleased && h.handed));
+        // Whether anybody has had it may not be known yet when its record is considered anew: then its attempt counts.
+        let begun = u32::from(task.held.iter().any(|h| h.began_unleased));
         let known = task.attempt.max(old.map_or(0, |o| o.attempt)).max(begun);
         if old.is_none()
             && let Some(h) = task.holder(new.token).filter(|h| h.unleased)
