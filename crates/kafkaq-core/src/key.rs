@@ -22,7 +22,7 @@ impl Key {
         let mut key = String::new();
         for segment in segments {
             key.push_str(if key.is_empty() { "" } else { "/" });
-            escape_into(&mut key, segment.as_bytes());
+            escape_text_into(&mut key, segment);
         }
         if segments.is_empty() || segments.contains(&"") || key.len() > Key::MAX_LEN {
             let e = Error::not_applied(ErrorKind::Invalid, "make a key").on(format!("{segments:?}"));
@@ -35,9 +35,9 @@ impl Key {
     #[must_use]
     pub fn partition(group: &str, partition: &Partition) -> Key {
         let mut key = String::from("p/");
-        escape_into(&mut key, group.as_bytes());
+        escape_text_into(&mut key, group);
         key.push('/');
-        escape_into(&mut key, partition.topic.as_bytes());
+        escape_text_into(&mut key, &partition.topic);
         key.push_str(&format!("/{}", partition.index));
         Key(key.into())
     }
@@ -64,13 +64,7 @@ impl fmt::Display for Key {
 /// Percent-escapes one segment. `.` and `..` are escaped too, since they have a meaning in paths.
 pub(crate) fn escape_into(out: &mut String, segment: &[u8]) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    let is_plain = |b: u8| b.is_ascii_alphanumeric() | matches!(b, b'_' | b'~' | b'-' | b'.');
-    let dots = segment == b"." || segment == b"..";
-    // Nearly every segment stands as it is. Without an early end, many bytes are looked at together.
-    let stands = !dots && segment.iter().fold(true, |all, b| all & is_plain(*b));
-    if stands && let Ok(segment) = std::str::from_utf8(segment) {
-        return out.push_str(segment);
-    }
+    let dots = is_dots(segment);
     for &b in segment {
         if is_plain(b) && !dots {
             out.push(b as char);
@@ -80,6 +74,22 @@ pub(crate) fn escape_into(out: &mut String, segment: &[u8]) {
             out.push(HEX[usize::from(b & 15)] as char);
         }
     }
+}
+
+/// As [`escape_into`], for a text, which nearly always stands as it is.
+pub(crate) fn escape_text_into(out: &mut String, segment: &str) {
+    let bytes = segment.as_bytes();
+    // Without an early end, many bytes are looked at together.
+    let stands = bytes.iter().fold(true, |all, b| all & is_plain(*b));
+    if stands && !is_dots(bytes) { out.push_str(segment) } else { escape_into(out, bytes) }
+}
+
+fn is_plain(b: u8) -> bool {
+    b.is_ascii_alphanumeric() | matches!(b, b'_' | b'~' | b'-' | b'.')
+}
+
+fn is_dots(segment: &[u8]) -> bool {
+    matches!(segment, b"." | b"..")
 }
 
 #[cfg(test)]

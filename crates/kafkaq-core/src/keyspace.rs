@@ -1,6 +1,9 @@
 //! The keys of leases.
 
-use crate::{Error, ErrorKind, Key, Result, TaskId, key::escape_into};
+use crate::{
+    Error, ErrorKind, Key, Result, TaskId,
+    key::{escape_into, escape_text_into},
+};
 use std::{cell::RefCell, sync::Arc};
 
 /// The keys of the leases of one queue and group.
@@ -35,14 +38,14 @@ impl Keyspace {
             ));
         }
         let mut space = String::from("t/");
-        escape_into(&mut space, queue.as_bytes());
+        escape_text_into(&mut space, queue);
         if task_topic != queue {
             // An escaped `@`: no name has one.
             space.push_str("%40");
-            escape_into(&mut space, task_topic.as_bytes());
+            escape_text_into(&mut space, task_topic);
         }
         space.push('/');
-        escape_into(&mut space, group.as_bytes());
+        escape_text_into(&mut space, group);
         space.push('/');
         Ok(Keyspace(space.into()))
     }
@@ -58,7 +61,7 @@ impl Key {
         SCRATCH.with_borrow_mut(|key| {
             key.clear();
             key.push_str(&space.0);
-            escape_into(key, id.as_str().as_bytes());
+            escape_text_into(key, id.as_str());
             Key(key.as_str().into())
         })
     }

@@ -5,12 +5,25 @@ use crate::DecodeError;
 
 pub(crate) const CUT_SHORT: DecodeError = DecodeError::Damaged("it is cut short");
 
-pub(crate) fn put(out: &mut impl bytes::BufMut, mut n: u64) {
-    while n >= 0x80 {
-        out.put_u8(n as u8 | 0x80);
+/// The maximum size of a number.
+pub(crate) const NUMBER: usize = 10;
+
+/// Writes a number to the front, and returns its size.
+pub(crate) fn number(out: &mut [u8; NUMBER], mut n: u64) -> usize {
+    let mut last = 0;
+    while n >= 0x80 && last < NUMBER - 1 {
+        out[last] = n as u8 | 0x80;
         n >>= 7;
+        last += 1;
     }
-    out.put_u8(n as u8);
+    out[last] = n as u8;
+    last + 1
+}
+
+pub(crate) fn put(out: &mut impl bytes::BufMut, n: u64) {
+    let mut bytes = [0; NUMBER];
+    let len = number(&mut bytes, n);
+    out.put_slice(&bytes[..len]);
 }
 
 pub(crate) fn put_bytes(out: &mut impl bytes::BufMut, bytes: &[u8]) {

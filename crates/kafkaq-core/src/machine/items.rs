@@ -86,13 +86,13 @@ impl Items {
 
     /// Its key is released before.
     pub(super) fn remove(&mut self, r: Ref) {
-        let Some(item) = self.items.remove(r) else { return };
-        if let Some(entry) = self.tasks.get_mut(item.task) {
+        let Some(task) = self.items.get(r).map(|item| item.task) else { return };
+        self.items.discard(r);
+        if let Some(entry) = self.tasks.get_mut(task) {
             entry.items -= 1;
-            if entry.items == 0
-                && let Some(entry) = self.tasks.remove(item.task)
-            {
+            if entry.items == 0 {
                 self.by_id.remove(&entry.id);
+                self.tasks.discard(task);
             }
         }
     }
@@ -118,6 +118,7 @@ impl Items {
         self.items.refs().filter_map(|r| self.items.get(r))
     }
 
+    #[inline]
     /// Begins an operation. Returns whether it may be sent: otherwise it waits for the task's other items.
     pub(super) fn begin(&mut self, r: Ref, mut operation: Operation) -> bool {
         let Some(item) = self.items.get_mut(r) else { return false };

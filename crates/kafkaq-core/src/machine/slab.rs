@@ -46,6 +46,17 @@ impl<T> Slab<T> {
         Some(value)
     }
 
+    /// As [`Slab::remove`], but drops the value where it lies: a big one isn't moved.
+    pub(super) fn discard(&mut self, at: Ref) {
+        if let Some(place) = self.places.get_mut(at.index as usize)
+            && place.0 == at.generation
+            && place.1.is_some()
+        {
+            *place = (place.0.wrapping_add(1), None);
+            self.free.push(at.index);
+        }
+    }
+
     pub(super) fn get(&self, at: Ref) -> Option<&T> {
         self.places.get(at.index as usize).filter(|p| p.0 == at.generation)?.1.as_ref()
     }
