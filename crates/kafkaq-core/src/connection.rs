@@ -29,6 +29,7 @@ use std::{
 };
 use tokio::{
     sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore},
+    task::JoinHandle,
     time::{Instant, sleep_until, timeout, timeout_at},
 };
 
@@ -41,9 +42,11 @@ pub const IDLE: Duration = Duration::from_secs(10);
 /// The ping may take this fraction of the call's time, so that enough is left for a new connection.
 const PING_SHARE: u32 = 4;
 
-/// An impatient call waits for the attempt that it starts, but only this fraction of its time: a server that is back
-/// takes less.
-const IMPATIENCE: u32 = 16;
+/// An impatient call waits this long for the attempt that it starts: a server that is back takes less.
+const MOMENT: Duration = Duration::from_millis(100);
+
+/// An attempt that has not ended so long after its time will never end: nobody drives its runtime.
+const OVERDUE: Duration = Duration::from_secs(1);
 
 /// The maximum number of calls in flight per connection. More wait.
 const MAX_CALLS: u32 = 1 << 16;
@@ -90,33 +93,23 @@ pub struct SharedConnection<C: Connect> {
 struct Endpoint<C: Connect> {
     connect: C,
     state: Mutex<State<C::Connection>>,
-    away: Away,
-    dial: Mutex<Dialing>,
-}
-
-/// Whether a server is known to be down: learned by any of its connections, and known to all that share this.
-#[derive(Clone, Debug, Default)]
-pub struct Away(Arc<AtomicBool>);
-
-impl Away {
-    fn is_known(&self) -> bool {
-        self.0.load(Relaxed)
-    }
-
-    fn set(&self, away: bool) {
-        // With every response: written only if it changes.
-        if self.is_known() != away {
-            self.0.store(away, Relaxed);
-        }
-    }
+    /// The server is known to be down.
+    away: AtomicBool,
+    dialing: Mutex<Dialing>,
 }
 
 #[derive(Default)]
 struct Dialing {
     /// Held while connecting.
     dial: Arc<tokio::sync::Mutex<Dial>>,
-    /// When the last attempt in the background has to be over.
-    until: Option<Instant>,
+    /// When the attempt under way counts as abandoned.
+    overdue: Option<Instant>,
+}
+
+/// Another attempt is under way.
+struct Busy {
+    dial: Arc<tokio::sync::Mutex<Dial>>,
+    overdue: Option<Instant>,
 }
 
 enum State<T> {
@@ -172,6 +165,10 @@ impl Dial {
         let backoff = FIRST_BACKOFF.saturating_mul(1 << self.failures.saturating_sub(1).min(8));
         Some(*at + backoff.min(LAST_BACKOFF))
     }
+
+    fn is_too_soon(&self) -> bool {
+        self.not_before().is_some_and(|moment| moment > Instant::now())
+    }
 }
 
 /// The outcome of a request, and whether its connection is kept.
@@ -186,21 +183,22 @@ pub enum Reply<T> {
 impl<C: Connect> SharedConnection<C> {
     /// Doesn't connect before the first call.
     pub fn new(connect: C) -> Self {
-        Self::build(connect, Away::default(), false)
-    }
-
-    /// As [`SharedConnection::new`], but fails at once while its server is known to be down: for callers that can use
-    /// other servers, whose part of a call must not wait. Now and then a call starts an attempt to connect, and waits
-    /// for it a moment; the attempt goes on in the background. All connections to one server share what is known of it,
-    /// so that none fails a call when another has just seen the server's return.
-    pub fn impatient(connect: C, away: &Away) -> Self {
-        Self::build(connect, away.clone(), true)
-    }
-
-    fn build(connect: C, away: Away, impatient: bool) -> Self {
-        let endpoint = Endpoint { connect, state: Mutex::new(State::Down), away, dial: Mutex::default() };
+        let endpoint = Endpoint {
+            connect,
+            state: Mutex::new(State::Down),
+            away: AtomicBool::new(false),
+            dialing: Mutex::default(),
+        };
         let calls = Arc::new(Semaphore::new(MAX_CALLS as usize));
-        SharedConnection { endpoint: Arc::new(endpoint), impatient, calls }
+        SharedConnection { endpoint: Arc::new(endpoint), impatient: false, calls }
+    }
+
+    /// Fails at once while its server is known to be down: for callers that can use other servers, whose part of a call
+    /// must not wait. Now and then a call starts an attempt to connect, and waits for it a moment; the attempt goes on
+    /// in the background.
+    #[must_use]
+    pub fn impatient(self) -> Self {
+        SharedConnection { impatient: true, ..self }
     }
 
     /// How it connects.
@@ -260,16 +258,13 @@ impl<C: Connect> SharedConnection<C> {
         let reply = match timeout_at(call.deadline(), request(up.connection.clone())).await {
             Ok(reply) => reply,
             Err(_elapsed) => {
-                self.endpoint.away.set(true);
+                self.endpoint.away.store(true, Relaxed);
                 // A slow server can't be told from one that has vanished behind an open connection.
                 Reply::Leave(Err(call.timed_out(self.connect().server(Some(&up.connection)))))
             }
         };
         match &reply {
-            Reply::Keep(_) => {
-                up.answered();
-                self.endpoint.away.set(false);
-            }
+            Reply::Keep(_) => up.answered(),
             Reply::Leave(Err(error)) => self.leave(up, error),
             Reply::Leave(Ok(_)) => self.leave(up, "its answer asks for another"),
         }
@@ -318,6 +313,21 @@ impl<C: Connect> SharedConnection<C> {
         }
     }
 
+    /// Whether there is a connection, as far as is known.
+    pub fn is_up(&self) -> bool {
+        matches!(&*lock(&self.endpoint.state), State::Up(up) if !self.connect().is_lost(&up.connection))
+    }
+
+    /// Connects in the background, unless that is under way or too soon.
+    pub fn wake(&self, call: Call) {
+        if let Ok(dial) = self.endpoint.try_dial(call)
+            && !dial.is_too_soon()
+            && self.current(call).is_ok_and(|up| up.is_none())
+        {
+            self.endpoint.clone().start_attempt(call, dial);
+        }
+    }
+
     fn current(&self, call: Call) -> Result<Option<Up<C::Connection>>> {
         match &*lock(&self.endpoint.state) {
             State::Up(up) if !self.connect().is_lost(&up.connection) => Ok(Some(up.clone())),
@@ -328,31 +338,19 @@ impl<C: Connect> SharedConnection<C> {
 
     async fn make(&self, call: Call) -> Result<Up<C::Connection>> {
         let unreachable = || unreachable(C::OPERATION, self.connect().server(None), None);
-        let hurry = self.impatient && self.endpoint.away.is_known();
-        let dial = lock(&self.endpoint.dial).dial.clone();
-        let dial = match dial.clone().try_lock_owned() {
-            Ok(dial) => Some(dial),
-            Err(_) if hurry => None,
-            Err(_) => timeout_at(call.deadline(), dial.lock_owned()).await.ok(),
-        };
-        let Some(dial) = dial else {
-            self.endpoint.give_up_overdue_attempt();
-            return Err(unreachable());
-        };
+        let hurry = self.impatient && self.endpoint.away.load(Relaxed);
+        let Some(dial) = self.endpoint.dial(call, hurry).await else { return Err(unreachable()) };
         if let Some(up) = self.current(call)? {
             return Ok(up);
         }
-        let not_before = dial.not_before().filter(|moment| *moment > Instant::now());
         let last = dial.last_failure.as_ref();
         if hurry {
             let error = last.map_or_else(unreachable, |(_, error)| error.clone());
-            if not_before.is_some() {
+            if dial.is_too_soon() {
                 return Err(error);
             }
-            let (endpoint, call) = (self.endpoint.clone(), Call::new(call.operation, call.limit));
-            lock(&endpoint.dial).until = Some(call.deadline());
-            let attempt = tokio::spawn(async move { endpoint.attempt(call, dial).await });
-            return match timeout(call.limit / IMPATIENCE, attempt).await {
+            let until = call.deadline().min(Instant::now() + MOMENT);
+            return match timeout_at(until, self.endpoint.clone().start_attempt(call, dial)).await {
                 Ok(Ok(outcome)) => outcome,
                 Ok(Err(_)) | Err(_) => Err(error),
             };
@@ -360,7 +358,7 @@ impl<C: Connect> SharedConnection<C> {
         if let Some((_, error)) = last.filter(|(at, _)| *at > call.started) {
             return Err(error.clone());
         }
-        if let Some(not_before) = not_before {
+        if let Some(not_before) = dial.not_before() {
             timeout_at(call.deadline(), sleep_until(not_before)).await.map_err(|_elapsed| unreachable())?;
         }
         self.endpoint.attempt(call, dial).await
@@ -368,28 +366,76 @@ impl<C: Connect> SharedConnection<C> {
 }
 
 impl<C: Connect> Endpoint<C> {
-    /// The runtime of an attempt in the background may be one that nobody drives any more: then others may try.
-    fn give_up_overdue_attempt(&self) {
-        let mut dialing = lock(&self.dial);
-        if dialing.until.is_some_and(|until| until < Instant::now()) {
+    /// Waits until no other attempt is under way: not at all in a hurry.
+    async fn dial(&self, call: Call, hurry: bool) -> Option<OwnedMutexGuard<Dial>> {
+        while Instant::now() < call.deadline() {
+            let Busy { dial, overdue } = match self.try_dial(call) {
+                Ok(dial) => return Some(dial),
+                Err(_) if hurry => return None,
+                Err(busy) => busy,
+            };
+            let until = overdue.map_or(call.deadline(), |overdue| overdue.min(call.deadline()));
+            if let Ok(dial) = timeout_at(until, dial.lock_owned()).await {
+                self.note(&dial, Some(call.deadline() + OVERDUE));
+                return Some(dial);
+            }
+        }
+        None
+    }
+
+    /// The right to connect, if nobody has it. An overdue attempt is given up.
+    fn try_dial(&self, call: Call) -> Result<OwnedMutexGuard<Dial>, Busy> {
+        let mut dialing = lock(&self.dialing);
+        if dialing.overdue.is_some_and(|overdue| overdue <= Instant::now())
+            && dialing.dial.try_lock().is_err()
+        {
             *dialing = Dialing::default();
         }
+        match dialing.dial.clone().try_lock_owned() {
+            Ok(dial) => {
+                dialing.overdue = Some(call.deadline() + OVERDUE);
+                Ok(dial)
+            }
+            Err(_) => Err(Busy { dial: dialing.dial.clone(), overdue: dialing.overdue }),
+        }
+    }
+
+    /// In the background, with all the time that a call has.
+    fn start_attempt(
+        self: Arc<Self>,
+        call: Call,
+        dial: OwnedMutexGuard<Dial>,
+    ) -> JoinHandle<Result<Up<C::Connection>>> {
+        let call = Call::new(call.operation, call.limit);
+        tokio::spawn(async move { self.attempt(call, dial).await })
     }
 
     async fn attempt(&self, call: Call, mut dial: OwnedMutexGuard<Dial>) -> Result<Up<C::Connection>> {
         let unreachable = |_elapsed| Err(unreachable(C::OPERATION, self.connect.server(None), None));
-        match timeout_at(call.deadline(), self.connect.connect(call)).await.unwrap_or_else(unreachable) {
+        self.note(&dial, Some(call.deadline() + OVERDUE));
+        let outcome =
+            timeout_at(call.deadline(), self.connect.connect(call)).await.unwrap_or_else(unreachable);
+        self.note(&dial, None);
+        match outcome {
             Ok(connection) => {
-                self.away.set(false);
+                self.away.store(false, Relaxed);
                 *dial = Dial::default();
                 self.put_up(call, Up::new(connection))
             }
             Err(error) => {
-                self.away.set(true);
+                self.away.store(true, Relaxed);
                 dial.failures = dial.failures.saturating_add(1);
                 dial.last_failure = Some((Instant::now(), error.clone()));
                 Err(error)
             }
+        }
+    }
+
+    /// Notes when the attempt is overdue, unless others have given it up.
+    fn note(&self, dial: &OwnedMutexGuard<Dial>, overdue: Option<Instant>) {
+        let mut dialing = lock(&self.dialing);
+        if Arc::ptr_eq(OwnedMutexGuard::mutex(dial), &dialing.dial) {
+            dialing.overdue = overdue;
         }
     }
 

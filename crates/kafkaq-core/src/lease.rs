@@ -119,8 +119,10 @@ const PREFETCHED: u8 = 0x08;
 pub(crate) const SIZE: usize = 40;
 /// The versions, the state, and the process.
 const HEAD: usize = 18;
-/// The maximum size without failures.
-const FIXED: usize = HEAD + 6 * NUMBER;
+/// How many numbers follow.
+const NUMBERS: usize = 6;
+/// The maximum size of all that.
+const FIXED: usize = HEAD + NUMBERS * NUMBER;
 
 impl Lease {
     /// A new lease.
@@ -162,8 +164,9 @@ impl Lease {
         fixed[2..HEAD].copy_from_slice(&self.token.process);
         let mut len = HEAD;
         let [attempt, failures, cover] = [self.attempt, self.failures, self.cover].map(u64::from);
-        let length = millis(self.length);
-        for n in [self.token.number, attempt, failures, cover, self.deadline.0, length] {
+        let numbers: [u64; NUMBERS] =
+            [self.token.number, attempt, failures, cover, self.deadline.0, millis(self.length)];
+        for n in numbers {
             if let Some(room) = fixed[len..].first_chunk_mut() {
                 len += number(room, n);
             }

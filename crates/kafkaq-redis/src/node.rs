@@ -2,10 +2,7 @@
 
 use crate::link::{self, Dialer, Link};
 use futures_util::future::join_all;
-use kafkaq_core::{
-    OutageLog, Result,
-    connection::{Away, Call},
-};
+use kafkaq_core::{OutageLog, Result, connection::Call};
 use redis::{Client, Cmd, Pipeline, Value};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -19,10 +16,9 @@ impl Node {
     /// Has at least one connection. A cluster node fails fast while it is down, so that a call's parts for other nodes
     /// needn't wait.
     pub(crate) fn new(client: &Client, connections: usize, impatient: bool) -> Self {
-        let away = Away::default();
         let link = |_| {
-            let dialer = Dialer::new(client.clone());
-            if impatient { Link::impatient(dialer, &away) } else { Link::new(dialer) }
+            let link = Link::new(Dialer::new(client.clone()));
+            if impatient { link.impatient() } else { link }
         };
         let address = client.get_connection_info().addr().to_string();
         Node {
@@ -39,8 +35,20 @@ impl Node {
 
     /// As [`link::send`].
     pub(crate) async fn send(&self, call: Call, commands: &Pipeline) -> Result<Vec<Value>> {
-        let link = &self.links[self.next_link.fetch_add(1, Relaxed) % self.links.len()];
-        link::send(link, call, commands).await
+        link::send(self.link(call), call, commands).await
+    }
+
+    /// The next link. One that is down connects in the background while another is up.
+    fn link(&self, call: Call) -> &Link {
+        let next = self.next_link.fetch_add(1, Relaxed) % self.links.len();
+        let (before, from) = self.links.split_at(next);
+        let link = &self.links[next];
+        if link.is_up() {
+            return link;
+        }
+        let Some(other) = from.iter().chain(before).find(|other| other.is_up()) else { return link };
+        link.wake(call);
+        other
     }
 
     /// As [`Node::send`], to a node that doesn't own the slots of these commands yet.

@@ -6,7 +6,7 @@ use crate::log::{Entry, Kind, Part};
 use crate::process::{Job, Suspect};
 use crate::profile::{Plan, WorldFault};
 use crate::task::{Copied, Held, Task, TaskKind, TaskNo};
-use crate::trace::{MS, Us, short, token};
+use crate::trace::{MS, SEC, Us, short, token};
 use crate::workers::End;
 use crate::world::World;
 use bytes::Bytes;
@@ -320,7 +320,7 @@ impl World {
 
 // ---- jobs
 impl World {
-    fn held(&mut self, p: usize, job: JobKey) -> Option<(TaskNo, &mut Held)> {
+    pub(crate) fn held(&mut self, p: usize, job: JobKey) -> Option<(TaskNo, &mut Held)> {
         let Job { task, token, .. } = self.procs[p].jobs.get(&job)?.clone();
         self.check.tasks[task].holder(token).map(|h| (task, h))
     }
@@ -402,7 +402,9 @@ impl World {
     pub(crate) fn check_leased(&mut self, p: usize, job: JobKey) {
         let Some(after) = self.plan.settings.track_after else { return };
         let excused = self.plan.rates.pause > 0 || self.check.clocks_broken;
-        let until = self.procs[p].ready_at(job) + after.as_micros() as Us + 2000 * MS;
+        // All calls of the store that may be under way at once can be slow.
+        let patience = if self.plan.rates.slow_call > 0 { 8 * SEC } else { 2 * SEC };
+        let until = self.procs[p].ready_at(job) + after.as_micros() as Us + patience;
         let Some((n, held)) = self.held(p, job) else { return };
         if held.unleased && !held.sent && held.done_unleased.is_none() && !excused && until < self.now {
             self.check.fail("I2", format!("p{p} still executes t{n} without a lease"));

@@ -247,6 +247,9 @@ impl World {
         self.stats.untaken += 1;
         tr!(self, P(p), "untaken {}", ready.content.id);
         let job = ready.job;
+        if let Some((_, held)) = self.held(p, job) {
+            held.returned = true;
+        }
         self.tell(p, |m, now| m.handle_untaken(now, job));
     }
 

@@ -52,13 +52,14 @@ impl World {
 
     /// The next owner can know of what goes on, unless that took too long.
     fn check_all_leased(&mut self, p: usize, part: usize) {
-        let now = self.clocks(p).wall;
+        let (now, pauses) = (self.clocks(p).wall, self.plan.rates.pause > 0);
         let Part { partition, epoch, .. } = &self.log.parts[part];
         let process = &self.procs[p];
         let unknown = process.running().filter_map(|job| process.jobs.get(&job)).find(|job| {
             let task = &self.check.tasks[job.task];
-            // One that has outlived the lease which the store could not be told of is over for everybody but its worker.
-            let of_task = |h: &Held| h.token == job.token && h.unleased && h.deadline > now;
+            // One that has outlived a lease of which the store could not be told matters to nobody but its worker.
+            let goes_on = |h: &Held| h.deadline > now || !(h.sent || pauses);
+            let of_task = |h: &Held| h.token == job.token && h.unleased && goes_on(h);
             // Of one that was cancelled or published twice, the store knows something else.
             let is_known = task.cancelled || self.log.records(job.task) > 1;
             let is_here = job.origin.partition == *partition && job.epoch == Some(*epoch);

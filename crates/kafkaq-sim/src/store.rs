@@ -19,14 +19,14 @@ pub(crate) struct Store {
     values: BTreeMap<Key, Value>,
     snapshot: BTreeMap<Key, Value>,
     pub(crate) away_until: Us,
-    /// Of a store with several servers, the one that is away. Otherwise all of it is.
+    /// The node that is away. Otherwise all of the store is.
     away_node: Option<u64>,
 }
 
-/// The servers of a store that loses only one of them.
+/// How many nodes a store has that loses one of them.
 const NODES: u64 = 3;
 
-/// The server that has the key.
+/// The node that has the key.
 fn node(key: &Key) -> u64 {
     key.as_str().bytes().fold(0, |sum, byte| sum + u64::from(byte)) % NODES
 }
@@ -86,7 +86,6 @@ impl World {
         }
         self.check.faults += u64::from(pick > 0);
         self.check_attempts_kept(p, swap);
-        self.lease_sent(swap);
         let unknown = Err(Error::unknown(ErrorKind::Timeout, "swap"));
         match pick {
             0 => Ok(self.swap_effect(Some(p), swap)),

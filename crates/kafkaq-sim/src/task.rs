@@ -54,8 +54,10 @@ pub(crate) struct Held {
     /// It was ready before the store was told, which it has not been yet.
     pub(crate) began_unleased: bool,
     pub(crate) unleased: bool,
-    /// The store was asked to hold it, whether it answered or not.
+    /// The machine wanted a swap under its token sent since it was ready.
     pub(crate) sent: bool,
+    /// It came back from the driver untaken.
+    pub(crate) returned: bool,
     /// Its worker has said so that it is done, under this epoch of the record's partition.
     pub(crate) done_unleased: Option<u64>,
 }
@@ -203,6 +205,7 @@ impl Task {
             began_unleased: unleased,
             unleased,
             sent: false,
+            returned: false,
             done_unleased: None,
         });
     }

@@ -1,7 +1,7 @@
 //! Which swap may replace which value: the record rule, as the store sees it.
 
 use crate::later::own_lease;
-use crate::task::{Copied, Task, TaskNo};
+use crate::task::{Copied, Held, Task, TaskNo};
 use crate::trace::{SEC, Us, lease, tr};
 use crate::world::World;
 use bytes::Bytes;
@@ -40,6 +40,9 @@ impl World {
         else {
             return;
         };
+        if let Some(held) = self.check.tasks[n].holder(new.token) {
+            held.sent = true;
+        }
         // What is sent again was decided earlier.
         let held = self.procs[p].polled.contains(&new.token.number);
         let old = swap.expect.as_ref().and_then(|v| Lease::decode(v).ok());
@@ -83,15 +86,6 @@ impl World {
         if new.state == LeaseState::Live && !own && new.attempt <= known {
             let what = format!("p{p} takes attempt {} of t{n}, whose records know of {known}", new.attempt);
             self.check.fail("I6", what);
-        }
-    }
-
-    /// The store is asked to hold a lease.
-    pub(crate) fn lease_sent(&mut self, swap: &Swap) {
-        let (Some(n), Some(new)) = (self.check.task_of(&swap.key), &swap.new) else { return };
-        let Ok(new) = Lease::decode(new) else { return };
-        if let Some(held) = self.check.tasks[n].holder(new.token) {
-            held.sent = true;
         }
     }
 
@@ -196,8 +190,10 @@ impl World {
         if !by.owns(new.token) {
             return Err(("I2", "a lease is taken for somebody else"));
         }
-        // Whether anybody has had it may not be known yet when its record is considered anew: then its attempt counts.
-        let begun = u32::from(task.held.iter().any(|h| h.began_unleased));
+        // The attempt of one that is still with its driver when its record is considered anew counts, even if it then
+        // turns out that nobody has had it.
+        let counts = |h: &Held| h.began_unleased && (h.handed || h.sent || !h.returned);
+        let begun = u32::from(task.held.iter().any(counts));
         let known = task.attempt.max(old.map_or(0, |o| o.attempt)).max(begun);
         if old.is_none()
             && let Some(h) = task.holder(new.token).filter(|h| h.unleased)

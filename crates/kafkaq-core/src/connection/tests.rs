@@ -2,7 +2,10 @@
 
 use super::*;
 use crate::ErrorKind;
-use std::{io, sync::atomic::AtomicUsize};
+use std::{
+    io,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const SWAP: Operation = Operation::write("swap");
@@ -68,7 +71,7 @@ fn pair() -> (Arc<Fake>, SharedConnection<Arc<Fake>>) {
 
 fn impatient_pair() -> (Arc<Fake>, SharedConnection<Arc<Fake>>) {
     let fake = Arc::new(Fake::default());
-    (fake.clone(), SharedConnection::impatient(fake, &Away::default()))
+    (fake.clone(), SharedConnection::new(fake).impatient())
 }
 
 /// Sends a request that a broken connection answers with an error, and returns the number of the connection.
@@ -203,8 +206,8 @@ async fn an_impatient_one_hardly_waits_for_a_server_that_lets_connect_and_says_n
         tokio::time::advance(Duration::from_millis(200)).await;
     }
     let tried = fake.attempts() - 1;
-    assert!((2..=4).contains(&tried), "{tried} attempts in 200 s");
-    assert!(waited <= (LIMIT / IMPATIENCE + Duration::from_millis(1)) * 4, "the calls waited for {waited:?}");
+    assert!((2..=5).contains(&tried), "{tried} attempts in 200 s");
+    assert!(waited <= (MOMENT + Duration::from_millis(1)) * 5, "the calls waited for {waited:?}");
     fake.hangs.store(false, Relaxed);
     tokio::time::advance(LIMIT).await;
     while ask(&fake, &shared, SWAP).await.is_err() {
@@ -213,32 +216,32 @@ async fn an_impatient_one_hardly_waits_for_a_server_that_lets_connect_and_says_n
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_one_connection_sees_of_a_server_all_its_impatient_ones_know() {
-    let (fake, away) = (Arc::new(Fake::default()), Away::default());
-    let [one, other] = [(); 2].map(|()| SharedConnection::impatient(fake.clone(), &away));
-    fake.hangs.store(true, Relaxed);
-    ask(&fake, &one, SWAP).await.unwrap_err();
-    let begin = Instant::now();
-    ask(&fake, &other, SWAP).await.unwrap_err();
-    assert!(begin.elapsed() < LIMIT / 2, "the server is known to be away");
-    tokio::time::sleep(LIMIT).await;
-    fake.hangs.store(false, Relaxed);
-    while ask(&fake, &one, SWAP).await.is_err() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    ask(&fake, &other, SWAP).await.expect("the server is known to be back");
+async fn one_that_is_woken_connects_without_a_call() {
+    let (fake, shared) = impatient_pair();
+    let call = || Call::new(SWAP, LIMIT);
+    assert!(!shared.is_up());
+    (0..3).for_each(|_| shared.wake(call()));
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    assert!(shared.is_up());
+    shared.wake(call());
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    assert_eq!(fake.attempts(), 1, "it has a connection");
+    shared.close().await;
+    shared.wake(call());
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    assert_eq!((fake.attempts(), shared.is_up()), (1, false));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_response_over_a_standing_connection_shows_that_the_server_is_back() {
-    let (fake, away) = (Arc::new(Fake::default()), Away::default());
-    let [one, other] = [(); 2].map(|()| SharedConnection::impatient(fake.clone(), &away));
-    ask(&fake, &one, SWAP).await.unwrap();
-    fake.is_down.store(true, Relaxed);
-    ask(&fake, &other, SWAP).await.unwrap_err();
-    fake.is_down.store(false, Relaxed);
-    assert_eq!(ask(&fake, &one, SWAP).await.unwrap(), 1);
-    ask(&fake, &other, SWAP).await.expect("the server is known to be back");
+async fn a_call_that_is_almost_over_waits_no_moment() {
+    let (fake, shared) = impatient_pair();
+    fake.hangs.store(true, Relaxed);
+    ask(&fake, &shared, SWAP).await.unwrap_err();
+    tokio::time::sleep(LIMIT).await;
+    let call = Call::new(SWAP, LIMIT);
+    tokio::time::sleep(LIMIT - MOMENT / 4).await;
+    shared.up(call).await.unwrap_err();
+    assert!(Instant::now() <= call.deadline() + Duration::from_millis(1));
 }
 
 /// As that of a program that blocks on single calls.
@@ -254,13 +257,33 @@ fn an_attempt_on_a_runtime_that_nobody_drives_keeps_no_others_from_connecting() 
     idle.block_on(ask()).unwrap_err();
     std::thread::sleep(2 * SHORT);
     idle.block_on(ask()).unwrap_err();
-    assert!(lock(&shared.endpoint.dial).until.is_some(), "an attempt has begun");
+    assert!(lock(&shared.endpoint.dialing).overdue.is_some(), "an attempt has begun");
     fake.hangs.store(false, Relaxed);
     runtime().block_on(async {
         while ask().await.is_err() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     });
+}
+
+#[test]
+fn an_abandoned_attempt_is_given_up_by_patient_calls_too() {
+    const SHORT: Duration = Duration::from_millis(50);
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let (fake, shared) = pair();
+    fake.hangs.store(true, Relaxed);
+    let idle = runtime();
+    idle.block_on(async {
+        let shared = shared.endpoint.clone();
+        let dial = shared.dial(Call::new(SWAP, SHORT), false).await.unwrap();
+        let attempt =
+            tokio::spawn(async move { shared.attempt(Call::new(SWAP, SHORT), dial).await.map(drop) });
+        tokio::time::sleep(SHORT / 5).await;
+        drop(attempt);
+    });
+    fake.hangs.store(false, Relaxed);
+    let request = |n: usize| async move { Reply::Keep(Ok(n)) };
+    runtime().block_on(async { shared.send(Call::new(SWAP, LIMIT), request).await.unwrap() });
 }
 
 #[tokio::test(start_paused = true)]

@@ -118,8 +118,8 @@ impl Items {
         self.items.refs().filter_map(|r| self.items.get(r))
     }
 
-    #[inline]
     /// Begins an operation. Returns whether it may be sent: otherwise it waits for the task's other items.
+    #[inline]
     pub(super) fn begin(&mut self, r: Ref, mut operation: Operation) -> bool {
         let Some(item) = self.items.get_mut(r) else { return false };
         let Some(task) = self.tasks.get_mut(item.task) else { return false };

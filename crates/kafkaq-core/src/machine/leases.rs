@@ -26,8 +26,8 @@ impl Machine {
         self.start(r, Operation::swap(op));
     }
 
-    #[inline]
     /// Begins an operation, at once or when the task's other items have ended theirs.
+    #[inline]
     fn start(&mut self, r: Ref, operation: Operation) {
         if let Some(item) = self.items.get_mut(r) {
             item.store.in_doubt = false;

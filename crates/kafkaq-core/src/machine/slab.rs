@@ -90,6 +90,13 @@ mod tests {
         assert_eq!((slab.get(a), slab.get(b)), (None, Some(&"b")));
         assert_eq!(slab.remove(a), None);
         assert_eq!(Ref::from_bits(b.to_bits()), b);
+        slab.discard(a);
+        assert_eq!(slab.get(b), Some(&"b"));
+        slab.discard(b);
+        slab.discard(b);
+        assert!(slab.is_empty());
+        let c = slab.insert("c");
+        assert_eq!((slab.get(b), slab.get(c)), (None, Some(&"c")));
         assert!(!slab.is_empty());
     }
 }
