@@ -98,17 +98,11 @@ struct Endpoint<C: Connect> {
     dialing: Mutex<Dialing>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Dialing {
     /// Held while connecting.
     dial: Arc<tokio::sync::Mutex<Dial>>,
-    /// When the attempt under way counts as abandoned.
-    overdue: Option<Instant>,
-}
-
-/// Another attempt is under way.
-struct Busy {
-    dial: Arc<tokio::sync::Mutex<Dial>>,
+    /// When the attempt under way counts as abandoned. Set by whoever takes `dial`.
     overdue: Option<Instant>,
 }
 
@@ -369,35 +363,31 @@ impl<C: Connect> Endpoint<C> {
     /// Waits until no other attempt is under way: not at all in a hurry.
     async fn dial(&self, call: Call, hurry: bool) -> Option<OwnedMutexGuard<Dial>> {
         while Instant::now() < call.deadline() {
-            let Busy { dial, overdue } = match self.try_dial(call) {
+            let Dialing { dial, overdue } = match self.try_dial(call) {
                 Ok(dial) => return Some(dial),
                 Err(_) if hurry => return None,
-                Err(busy) => busy,
+                Err(under_way) => under_way,
             };
             let until = overdue.map_or(call.deadline(), |overdue| overdue.min(call.deadline()));
             if let Ok(dial) = timeout_at(until, dial.lock_owned()).await {
-                self.note(&dial, Some(call.deadline() + OVERDUE));
+                self.note(&dial, call);
                 return Some(dial);
             }
         }
         None
     }
 
-    /// The right to connect, if nobody has it. An overdue attempt is given up.
-    fn try_dial(&self, call: Call) -> Result<OwnedMutexGuard<Dial>, Busy> {
+    /// The right to connect, or the attempt under way. An overdue one is given up.
+    fn try_dial(&self, call: Call) -> Result<OwnedMutexGuard<Dial>, Dialing> {
         let mut dialing = lock(&self.dialing);
-        if dialing.overdue.is_some_and(|overdue| overdue <= Instant::now())
-            && dialing.dial.try_lock().is_err()
-        {
+        let mut dial = dialing.dial.clone().try_lock_owned();
+        if dial.is_err() && dialing.overdue.is_some_and(|overdue| overdue <= Instant::now()) {
             *dialing = Dialing::default();
+            dial = dialing.dial.clone().try_lock_owned();
         }
-        match dialing.dial.clone().try_lock_owned() {
-            Ok(dial) => {
-                dialing.overdue = Some(call.deadline() + OVERDUE);
-                Ok(dial)
-            }
-            Err(_) => Err(Busy { dial: dialing.dial.clone(), overdue: dialing.overdue }),
-        }
+        let dial = dial.map_err(|_| dialing.clone())?;
+        dialing.overdue = Some(call.deadline() + OVERDUE);
+        Ok(dial)
     }
 
     /// In the background, with all the time that a call has.
@@ -407,16 +397,13 @@ impl<C: Connect> Endpoint<C> {
         dial: OwnedMutexGuard<Dial>,
     ) -> JoinHandle<Result<Up<C::Connection>>> {
         let call = Call::new(call.operation, call.limit);
+        self.note(&dial, call);
         tokio::spawn(async move { self.attempt(call, dial).await })
     }
 
     async fn attempt(&self, call: Call, mut dial: OwnedMutexGuard<Dial>) -> Result<Up<C::Connection>> {
         let unreachable = |_elapsed| Err(unreachable(C::OPERATION, self.connect.server(None), None));
-        self.note(&dial, Some(call.deadline() + OVERDUE));
-        let outcome =
-            timeout_at(call.deadline(), self.connect.connect(call)).await.unwrap_or_else(unreachable);
-        self.note(&dial, None);
-        match outcome {
+        match timeout_at(call.deadline(), self.connect.connect(call)).await.unwrap_or_else(unreachable) {
             Ok(connection) => {
                 self.away.store(false, Relaxed);
                 *dial = Dial::default();
@@ -431,11 +418,11 @@ impl<C: Connect> Endpoint<C> {
         }
     }
 
-    /// Notes when the attempt is overdue, unless others have given it up.
-    fn note(&self, dial: &OwnedMutexGuard<Dial>, overdue: Option<Instant>) {
+    /// Notes when the attempt of this call is overdue, unless others have given it up.
+    fn note(&self, dial: &OwnedMutexGuard<Dial>, call: Call) {
         let mut dialing = lock(&self.dialing);
         if Arc::ptr_eq(OwnedMutexGuard::mutex(dial), &dialing.dial) {
-            dialing.overdue = overdue;
+            dialing.overdue = Some(call.deadline() + OVERDUE);
         }
     }
 

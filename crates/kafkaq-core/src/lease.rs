@@ -2,7 +2,7 @@
 
 use crate::{
     DecodeError, History,
-    wire::{NUMBER, Reader, number},
+    wire::{NUMBER, Reader, write_number},
 };
 use bytes::{BufMut, Bytes, BytesMut};
 use std::{fmt, time::Duration};
@@ -168,7 +168,7 @@ impl Lease {
             [self.token.number, attempt, failures, cover, self.deadline.0, millis(self.length)];
         for n in numbers {
             if let Some(room) = fixed[len..].first_chunk_mut() {
-                len += number(room, n);
+                len += write_number(room, n);
             }
         }
         arena.put_slice(&fixed[..len]);

@@ -9,7 +9,7 @@ pub(crate) const CUT_SHORT: DecodeError = DecodeError::Damaged("it is cut short"
 pub(crate) const NUMBER: usize = 10;
 
 /// Writes a number to the front, and returns its size.
-pub(crate) fn number(out: &mut [u8; NUMBER], mut n: u64) -> usize {
+pub(crate) fn write_number(out: &mut [u8; NUMBER], mut n: u64) -> usize {
     let mut last = 0;
     while n >= 0x80 && last < NUMBER - 1 {
         out[last] = n as u8 | 0x80;
@@ -22,7 +22,7 @@ pub(crate) fn number(out: &mut [u8; NUMBER], mut n: u64) -> usize {
 
 pub(crate) fn put(out: &mut impl bytes::BufMut, n: u64) {
     let mut bytes = [0; NUMBER];
-    let len = number(&mut bytes, n);
+    let len = write_number(&mut bytes, n);
     out.put_slice(&bytes[..len]);
 }
 

@@ -12,7 +12,7 @@ use tokio::runtime::{Builder, Runtime};
 const AT_ONCE: u64 = 500;
 
 pub(crate) fn publish(tasks: u64) -> Outcome {
-    let (runtime, queue) = begin(&mut Builder::new_current_thread())?;
+    let (runtime, queue) = begin(false)?;
     counted_on(&runtime, async {
         for _ in 0..tasks {
             queue.publish(task()).await?;
@@ -22,14 +22,14 @@ pub(crate) fn publish(tasks: u64) -> Outcome {
 }
 
 pub(crate) fn publish_many(tasks: u64) -> Outcome {
-    let (runtime, queue) = begin(&mut Builder::new_current_thread())?;
+    let (runtime, queue) = begin(false)?;
     counted_on(&runtime, publish_all(&queue, tasks))
 }
 
 /// From records to jobs that are done: what so many callers of `get_job` take.
 pub(crate) fn drain(tasks: u64, workers: usize) -> Outcome {
     // With a clock that goes on, periodic work would make a task dearer on a slower machine.
-    let (runtime, queue) = begin(Builder::new_current_thread().start_paused(true))?;
+    let (runtime, queue) = begin(true)?;
     runtime.block_on(publish_all(&queue, tasks))?;
     counted_on(&runtime, async {
         let left = Arc::new(AtomicU64::new(tasks));
@@ -66,8 +66,8 @@ fn task() -> Task {
     Task::new(vec![b'x'; 100])
 }
 
-fn begin(runtime: &mut Builder) -> Outcome<(Runtime, Queue)> {
-    let runtime = runtime.enable_time().build()?;
+fn begin(paused: bool) -> Outcome<(Runtime, Queue)> {
+    let runtime = Builder::new_current_thread().enable_time().start_paused(paused).build()?;
     let queue = runtime.block_on(Queue::builder("cost").build())?;
     Ok((runtime, queue))
 }

@@ -39,22 +39,23 @@ impl<T> Slab<T> {
     }
 
     pub(super) fn remove(&mut self, at: Ref) -> Option<T> {
-        let place = self.places.get_mut(at.index as usize).filter(|p| p.0 == at.generation)?;
-        let value = place.1.take()?;
-        place.0 = place.0.wrapping_add(1);
-        self.free.push(at.index);
-        Some(value)
+        self.vacate(at)?.take()
     }
 
     /// As [`Slab::remove`], but drops the value where it lies: a big one isn't moved.
     pub(super) fn discard(&mut self, at: Ref) {
-        if let Some(place) = self.places.get_mut(at.index as usize)
-            && place.0 == at.generation
-            && place.1.is_some()
-        {
-            *place = (place.0.wrapping_add(1), None);
-            self.free.push(at.index);
+        if let Some(value) = self.vacate(at) {
+            *value = None;
         }
+    }
+
+    /// Invalidates the reference. The caller empties the place.
+    fn vacate(&mut self, at: Ref) -> Option<&mut Option<T>> {
+        let is_there = |p: &&mut (u32, Option<T>)| p.0 == at.generation && p.1.is_some();
+        let place = self.places.get_mut(at.index as usize).filter(is_there)?;
+        place.0 = place.0.wrapping_add(1);
+        self.free.push(at.index);
+        Some(&mut place.1)
     }
 
     pub(super) fn get(&self, at: Ref) -> Option<&T> {
