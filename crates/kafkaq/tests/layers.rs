@@ -296,7 +296,9 @@ async fn blocking_execution_that_waits_in_a_layer_ends_when_it_is_told_to() {
         .unwrap();
     queue.enqueue(Act(1)).await.unwrap();
     let report = finish(running, 1).await;
-    assert_eq!((report.timed_out, report.retried, seen.all().len()), (1, 1, 1), "{report}");
+    // On a busy machine a later attempt may time out, too.
+    assert!(report.timed_out >= 1, "{report}");
+    assert_eq!((report.retried, seen.all().len()), (report.timed_out, 1), "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

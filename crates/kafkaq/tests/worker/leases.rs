@@ -1,6 +1,6 @@
 //! Leases of handlers that take long, or never end.
 
-use crate::{Count, Greet, LEASE, Seen, greet, queue, stop, until_status, worker};
+use crate::{Count, Greet, LEASE, SECOND, Seen, greet, queue, stop, until_status, worker};
 use kafkaq::{
     JobStatus, Queue,
     worker::{Backoff, Ctx, Options, WorkerHandle},
@@ -68,7 +68,12 @@ async fn handlers_that_block_all_their_threads_keep_their_leases() {
     assert_eq!((report.done, report.lost), (4, 0), "{report}");
 }
 
-/// A worker with one slot, whose handler blocks on the task `stuck` until it is released.
+/// The time and the attempts that a task has which gets stuck.
+fn brief() -> Options {
+    Options::new().timeout(SECOND).retry(Backoff::fixed(Duration::ZERO).max_failures(1))
+}
+
+/// A worker with one slot, whose handler of [`Greet`] blocks until it is released.
 async fn keeps_its_slot(
     queue: &Queue,
     running: WorkerHandle,
@@ -77,7 +82,7 @@ async fn keeps_its_slot(
 ) {
     let stuck = queue.enqueue(greet("stuck")).await.unwrap();
     until_status(queue, &stuck, JobStatus::Dead).await;
-    let next = queue.enqueue(greet("next")).await.unwrap();
+    let next = queue.enqueue(Count(1)).await.unwrap();
     sleep(Duration::from_millis(300)).await;
     assert_eq!(seen.all(), ["stuck"], "its slot is taken");
     release.send(()).unwrap();
@@ -95,18 +100,18 @@ async fn a_handler_that_can_not_be_stopped_lets_its_lease_go_and_keeps_its_place
         .state(seen.clone())
         .threads(2)
         .concurrency(1)
-        .timeout(Duration::from_millis(100))
         .grace(Duration::from_millis(100))
-        .retry(Backoff::fixed(Duration::ZERO).max_failures(1))
-        .on(move |ctx: Ctx<Seen>, task: Greet| {
-            let blocked = blocked.clone();
-            async move {
-                ctx.state().note(task.name.clone());
-                if task.name == "stuck" {
+        .on_with(
+            move |ctx: Ctx<Seen>, task: Greet| {
+                let blocked = blocked.clone();
+                async move {
+                    ctx.state().note(task.name);
                     let _ = blocked.lock().unwrap().recv();
                 }
-            }
-        })
+            },
+            brief(),
+        )
+        .on(async |ctx: Ctx<Seen>, _: Count| ctx.state().note("next"))
         .start()
         .unwrap();
     keeps_its_slot(&queue, running, &seen, &release).await;
@@ -122,18 +127,15 @@ async fn a_blocking_handler_that_goes_on_keeps_its_slot() {
     let running = worker(&queue)
         .state(seen.clone())
         .concurrency(1)
-        .timeout(Duration::from_millis(100))
         .grace(Duration::ZERO)
-        .retry(Backoff::fixed(Duration::ZERO).max_failures(1))
         .on_blocking(
             move |ctx: Ctx<Seen>, task: Greet| {
-                ctx.state().note(task.name.clone());
-                if task.name == "stuck" {
-                    let _ = blocked.lock().unwrap().recv();
-                }
+                ctx.state().note(task.name);
+                let _ = blocked.lock().unwrap().recv();
             },
-            Options::new(),
+            brief(),
         )
+        .on(async |ctx: Ctx<Seen>, _: Count| ctx.state().note("next"))
         .start()
         .unwrap();
     keeps_its_slot(&queue, running, &seen, &release).await;
