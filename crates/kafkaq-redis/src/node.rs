@@ -64,3 +64,72 @@ impl Node {
         join_all(self.links.iter().map(Link::close)).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kafkaq_core::connection::Operation;
+    use std::time::Duration;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+        task::yield_now,
+        time::timeout,
+    };
+
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    fn call() -> Call {
+        Call::new(Operation::read("test"), LIMIT)
+    }
+
+    /// Accepts one connection and confirms every command that comes over it.
+    async fn accept(listener: &TcpListener) {
+        let (stream, _) = timeout(LIMIT, listener.accept()).await.expect("it connects").unwrap();
+        tokio::spawn(serve(stream));
+    }
+
+    async fn serve(mut stream: TcpStream) {
+        let mut received = [0; 4096];
+        while let Ok(n @ 1..) = stream.read(&mut received).await {
+            let commands = received[..n].iter().filter(|byte| **byte == b'*').count();
+            stream.write_all("+OK\r\n".repeat(commands).as_bytes()).await.unwrap();
+        }
+    }
+
+    async fn connected(link: &Link) {
+        let is_up = async {
+            while !link.is_up() {
+                yield_now().await;
+            }
+        };
+        timeout(LIMIT, is_up).await.expect("it connects");
+    }
+
+    #[tokio::test]
+    async fn a_link_that_is_down_is_passed_over_and_connects_in_the_background() {
+        let mut ping = Pipeline::new();
+        ping.cmd("PING");
+        for impatient in [false, true] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let client = Client::open(format!("redis://{}", listener.local_addr().unwrap())).unwrap();
+            let node = Node::new(&client, 2, impatient);
+            for link in &node.links {
+                let (answers, ()) = tokio::join!(node.send(call(), &ping), accept(&listener));
+                answers.unwrap();
+                connected(link).await;
+            }
+
+            let lost = &node.links[0];
+            lost.leave(&lost.up(call()).await.unwrap(), "it is cut off");
+            // The server accepts nobody now: a call that waited for the lost link would take all its time.
+            for _ in 0..4 {
+                timeout(LIMIT / 2, node.send(call(), &ping)).await.expect("it doesn't wait").unwrap();
+            }
+            assert!(!lost.is_up() && node.links[1].is_up());
+
+            accept(&listener).await;
+            connected(lost).await;
+        }
+    }
+}
