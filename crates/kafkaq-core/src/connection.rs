@@ -45,7 +45,7 @@ const PING_SHARE: u32 = 4;
 /// An impatient call waits this long for the attempt that it starts: a server that is back takes less.
 const MOMENT: Duration = Duration::from_millis(100);
 
-/// An attempt that has not ended so long after its time will never end: nobody drives its runtime.
+/// What has not ended so long after its time will never end: nobody drives its runtime, or polls its future.
 const OVERDUE: Duration = Duration::from_secs(1);
 
 /// The maximum number of calls in flight per connection. More wait.
@@ -87,6 +87,8 @@ pub struct SharedConnection<C: Connect> {
     /// While the server is known to be down, calls fail at once, and an attempt to connect is made in the background.
     impatient: bool,
     calls: Arc<Semaphore>,
+    /// When the last of the calls so far has to be over.
+    over_at: Mutex<Option<Instant>>,
 }
 
 /// The connection to a server, or how to get one.
@@ -184,7 +186,7 @@ impl<C: Connect> SharedConnection<C> {
             dialing: Mutex::default(),
         };
         let calls = Arc::new(Semaphore::new(MAX_CALLS as usize));
-        SharedConnection { endpoint: Arc::new(endpoint), impatient: false, calls }
+        SharedConnection { endpoint: Arc::new(endpoint), impatient: false, calls, over_at: Mutex::default() }
     }
 
     /// Fails at once while its server is known to be down: for callers that can use other servers, whose part of a call
@@ -226,6 +228,10 @@ impl<C: Connect> SharedConnection<C> {
     /// `Closed`.
     pub fn begin(&self, call: Call) -> Result<Option<OwnedSemaphorePermit>> {
         self.current(call)?;
+        {
+            let mut over_at = lock(&self.over_at);
+            *over_at = (*over_at).max(Some(call.deadline()));
+        }
         // Permits run out only with an absurd number of callers; the excess is not waited for.
         Ok(self.calls.clone().try_acquire_owned().ok())
     }
@@ -296,11 +302,14 @@ impl<C: Connect> SharedConnection<C> {
         }
     }
 
-    /// Closes the connection. When it returns, calls in flight have ended, by their responses or their timeouts.
-    /// Returns the last connection.
+    /// Closes the connection. When it returns, calls in flight have ended, by their responses or their timeouts; one that
+    /// nobody polls is not waited for beyond its time. Returns the last connection.
     pub async fn close(&self) -> Option<C::Connection> {
         let before = std::mem::replace(&mut *lock(&self.endpoint.state), State::Closed);
-        let _all = self.calls.acquire_many(MAX_CALLS).await;
+        let over_at = *lock(&self.over_at);
+        if let Some(over_at) = over_at {
+            let _all = timeout_at(over_at + OVERDUE, self.calls.acquire_many(MAX_CALLS)).await;
+        }
         match before {
             State::Up(up) => Some(up.connection),
             State::Down | State::Closed => None,

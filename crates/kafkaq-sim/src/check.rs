@@ -345,7 +345,8 @@ impl World {
             match self.may_be_unleased(n, ready) {
                 Ok(()) => {
                     self.stats.unleased += 1;
-                    self.check.tasks[n].hold(ready.token, ready.attempt, ready.deadline, true);
+                    let faults = self.check.faults;
+                    self.check.tasks[n].hold(ready.token, ready.attempt, ready.deadline, true, faults);
                 }
                 Err(why) => self.check.fail("I2", format!("p{p} makes t{n} ready without a lease: {why}")),
             }
@@ -466,12 +467,18 @@ impl World {
         }
         held.asked_done |= end == End::Done;
         held.asked_reject |= end == End::Reject;
+        let is_first = end == End::Reject && held.letters.is_none();
         let failed = matches!(end, End::Retry(_) | End::Reject);
         let first = failed && !held.asked_fail;
         held.asked_fail |= failed;
         // It has said its last word: from here on the store may know it before the worker does.
         held.running = None;
+        let token = held.token;
         let task = &mut self.check.tasks[n];
+        let letters = task.dead_records;
+        if is_first && let Some(held) = task.holder(token) {
+            held.letters = Some(letters);
+        }
         task.rejected |= end == End::Reject;
         task.failures += u32::from(first);
         task.retries += u64::from(!matches!(end, End::Done | End::Reject | End::Silent));
@@ -521,6 +528,10 @@ impl World {
             }
         }
         let Some((n, held)) = self.held(p, job) else { return };
+        let token = held.token;
+        let task = &mut self.check.tasks[n];
+        let letters = task.dead_records;
+        let Some(held) = task.holder(token) else { return };
         let held_done = held.done;
         let fine = match (answer, end) {
             (Answer::Ok, Some(End::Done)) => held.done || held.done_unleased.is_some(),
@@ -534,6 +545,9 @@ impl World {
             (Answer::Failed(e), Some(End::Done)) if e.effect() == Effect::NotApplied => !held.done,
             (Answer::Failed(e), Some(End::Retry(_) | End::Snooze(_))) if e.effect() == Effect::NotApplied => {
                 !held.idle && !held.dead
+            }
+            (Answer::Failed(e), Some(End::Reject)) if e.effect() == Effect::NotApplied => {
+                !held.dead && held.letters.is_none_or(|before| before == letters)
             }
             (Answer::Lost(_) | Answer::Failed(_), _) => true,
         };

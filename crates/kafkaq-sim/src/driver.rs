@@ -6,7 +6,6 @@ use crate::trace::{MS, P, SEC, Us, WALL, token, tr};
 use crate::world::{Ev, World};
 use kafkaq_core::machine::{Answer, CommandId, FlowControl, Machine, Mono, Notice, Now, Ready};
 use kafkaq_core::{Event, LostReason, Wall};
-use std::collections::VecDeque;
 
 /// Calls under way at the most, of each kind.
 const SWAP_CALLS: usize = 2;
@@ -237,9 +236,6 @@ impl World {
         self.check_ready(p, &ready);
         let now = self.now;
         self.procs[p].ready_at.entry(ready.job).or_insert(now);
-        let stale = Self::from_mono(p, ready.stale_at) + self.rng.below(300 * MS);
-        let inc = self.procs[p].inc;
-        self.at(stale, Ev::StaleScan(p, inc));
         self.procs[p].ready.push_back(ready);
     }
 
@@ -251,17 +247,6 @@ impl World {
             held.returned = true;
         }
         self.tell(p, |m, now| m.handle_untaken(now, job));
-    }
-
-    pub(crate) fn stale_scan(&mut self, p: usize) {
-        let now = self.clocks(p);
-        let ready = std::mem::take(&mut self.procs[p].ready);
-        let (stale, fresh): (VecDeque<_>, _) = ready.into_iter().partition(|r| r.stale_at <= now.mono);
-        self.procs[p].ready = fresh;
-        if !stale.is_empty() {
-            stale.iter().for_each(|r| self.untaken(p, r));
-            self.pump(p);
-        }
     }
 
     fn set_timer(&mut self, p: usize) {

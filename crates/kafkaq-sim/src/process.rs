@@ -44,6 +44,7 @@ pub(crate) struct Process {
     pub(crate) out: bool,
     pub(crate) paused: bool,
     pub(crate) paused_at: Us,
+    pub(crate) woke_at: Us,
     pub(crate) stash: Vec<Ev>,
     pub(crate) skew: i64,
     /// The latest that its wall clock has shown, in all incarnations.
@@ -87,6 +88,7 @@ impl Process {
             out: false,
             paused: false,
             paused_at: 0,
+            woke_at: 0,
             stash: Vec::new(),
             skew: 0,
             max_wall: Wall(0),
@@ -227,10 +229,16 @@ impl World {
         if self.procs[p].inc != inc || !self.procs[p].paused {
             return;
         }
+        // What is on its way to it comes after what has gathered.
+        let events_at = self.procs[p].events_at;
+        if events_at > self.now {
+            return self.at(events_at + 1, Ev::Wake(p, inc));
+        }
         tr!(self, P(p), "wakes up");
         self.joined();
+        let now = self.now;
         let process = &mut self.procs[p];
-        (process.paused, process.out) = (false, false);
+        (process.paused, process.out, process.woke_at) = (false, false, now);
         let stash = std::mem::take(&mut process.stash);
         let (mut events, mut others): (VecDeque<Ev>, Vec<Ev>) = (VecDeque::new(), Vec::new());
         for ev in stash {

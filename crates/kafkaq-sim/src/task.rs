@@ -39,11 +39,15 @@ pub(crate) struct Held {
     pub(crate) damage: u32,
     /// The latest deadline that was in the store.
     pub(crate) deadline: Wall,
+    /// How many calls had met a fault when it was written there.
+    pub(crate) faults: u64,
     pub(crate) idle: bool,
     pub(crate) done: bool,
     pub(crate) dead: bool,
     pub(crate) asked_done: bool,
     pub(crate) asked_reject: bool,
+    /// How many dead letters of its task there were when it was rejected.
+    pub(crate) letters: Option<u32>,
     /// Its worker has said that it failed.
     pub(crate) asked_fail: bool,
     /// A worker has had it.
@@ -183,21 +187,30 @@ impl Task {
         self.held.iter_mut().find(|h| h.token == token)
     }
 
-    pub(crate) fn win(&mut self, lease: &Lease) {
-        self.hold(lease.token, lease.attempt, lease.deadline, false);
+    pub(crate) fn win(&mut self, lease: &Lease, faults: u64) {
+        self.hold(lease.token, lease.attempt, lease.deadline, false, faults);
     }
 
-    pub(crate) fn hold(&mut self, token: LeaseToken, attempt: u32, deadline: Wall, unleased: bool) {
+    pub(crate) fn hold(
+        &mut self,
+        token: LeaseToken,
+        attempt: u32,
+        deadline: Wall,
+        unleased: bool,
+        faults: u64,
+    ) {
         self.held.push(Held {
             token,
             attempt,
             damage: self.damage,
             deadline,
+            faults,
             idle: false,
             done: false,
             dead: false,
             asked_done: false,
             asked_reject: false,
+            letters: None,
             asked_fail: false,
             handed: false,
             job: None,

@@ -56,7 +56,8 @@ impl World {
         let charged = new.attempt > 1 && new.failures < s.max_failures && new.attempt <= s.max_handouts;
         // It may have waited for another operation of the task since it was decided.
         let patience = 4 * SEC + 2 * self.plan.settings.lease.as_micros() as Us;
-        if take && charged && self.procs[p].waited_at + patience < self.now {
+        let waited_at = self.procs[p].waited_at.max(self.procs[p].woke_at);
+        if take && charged && waited_at + patience < self.now {
             self.check.fail("I6", format!("p{p} takes attempt {} of t{n} and nobody waits", new.attempt));
         }
     }
@@ -154,7 +155,8 @@ impl World {
 
     fn becomes_live(&mut self, n: TaskNo, by: &By, old: Option<&Lease>, new: &Lease) -> Broken {
         let skew = self.plan.settings.clock_skew;
-        let clocks_broken = self.check.clocks_broken;
+        let (clocks_broken, faults) = (self.check.clocks_broken, self.check.faults);
+        let was_kept = old.is_some_and(|old| self.was_kept(n, old));
         let task = &mut self.check.tasks[n];
         let damage = task.damage;
         if let Some(old) = old.filter(|o| o.token == new.token) {
@@ -180,10 +182,10 @@ impl World {
                 }
             }
             if let Some(h) = task.holder(new.token) {
-                h.deadline = h.deadline.max(new.deadline);
+                (h.deadline, h.faults) = (h.deadline.max(new.deadline), faults);
             } else {
                 // A rollback or a late swap has brought a lease that this history does not know.
-                task.win(new);
+                task.win(new, faults);
             }
             return Ok(());
         }
@@ -211,6 +213,12 @@ impl World {
             return Err(("I6", "attempts are skipped"));
         }
         let ran_out = old.is_some_and(|o| o.state == LeaseState::Live && !o.prefetched);
+        if ran_out && was_kept {
+            return Err((
+                "I6",
+                "a process lets the lease of a job end that nobody was given, and it counts as a failure",
+            ));
+        }
         if ran_out {
             self.stats.ran_out += 1;
             task.failures += 1;
@@ -239,7 +247,7 @@ impl World {
         }
         self.stats.takes += 1;
         match again {
-            None => task.win(new),
+            None => task.win(new, faults),
             Some(_) => {
                 if let Some(h) = task.holder(new.token) {
                     h.deadline = h.deadline.max(new.deadline);
@@ -247,6 +255,18 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// A process that runs has not given the job of this lease to anybody, although nothing kept it from renewing it.
+    fn was_kept(&self, n: TaskNo, lease: &Lease) -> bool {
+        let s = &self.stats;
+        let moved = s.pauses + s.partitions_lost + s.logs_cut + s.topics_recreated > 0;
+        let excused = moved || self.check.clocks_broken || self.plan.mixed || self.plan.rates.slow_call > 0;
+        let runs =
+            self.procs.iter().any(|p| p.id == lease.token.process && p.machine.is_some() && !p.stopping);
+        let task = &self.check.tasks[n];
+        let held = task.held.iter().find(|h| h.token == lease.token && h.damage == task.damage);
+        !excused && runs && held.is_some_and(|h| !h.handed && h.faults == self.check.faults)
     }
 
     fn becomes_idle(&mut self, n: TaskNo, by: &By, old: Option<&Lease>, new: &Lease) -> Broken {

@@ -131,7 +131,10 @@ impl World {
                     self.tell_demand(p);
                     self.pump(p);
                 }
-                self.worker_later(p, w, 1500 * MS);
+                // What it had asked for is ready, and nobody else may want it.
+                let lease = self.plan.settings.lease.as_micros() as Us;
+                let away = if self.rng.chance(250) { 4 * lease } else { 1500 * MS };
+                self.worker_later(p, w, away);
             }
             State::Running(run) => self.work(p, w, run),
         }
@@ -198,7 +201,9 @@ impl World {
         };
         let next = if extend_every > 0 { self.now + extend_every } else { run.until };
         let origin = ready.content.origin.clone();
-        let epoch = self.log.epoch(&origin.partition, p, self.procs[p].inc);
+        // While the process has yet to hear of something, it may mean an earlier epoch.
+        let knows = self.procs[p].events_at <= self.now;
+        let epoch = self.log.epoch(&origin.partition, p, self.procs[p].inc).filter(|_| knows);
         let job = Job { task, token: ready.token, deadline: ready.deadline, origin, epoch };
         self.procs[p].jobs.insert(ready.job, job);
         self.procs[p].workers[w].state = State::Running(run);
@@ -305,6 +310,8 @@ impl World {
 
     /// Some workers stop when they hear of it; others go on and find out when they command.
     pub(crate) fn lease_lost(&mut self, p: usize, job: JobKey) {
+        // The machine watches it no longer.
+        self.procs[p].suspects.remove(&job);
         let Some(w) = self.procs[p].workers.iter().position(|w| w.runs(job).is_some_and(|r| !r.ended)) else {
             return;
         };

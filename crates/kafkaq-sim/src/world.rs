@@ -26,7 +26,6 @@ pub(crate) enum Ev {
     Worker(usize, u32, usize, u64),
     /// A command has to be answered by now.
     Overdue(usize, u32, Overdue),
-    StaleScan(usize, u32),
     /// A call reaches the store or the log.
     Swaps(usize, u32, Vec<(OpId, Swap)>),
     Gets(usize, u32, Vec<(OpId, Key)>),
@@ -227,8 +226,7 @@ impl World {
         | Ev::Pump(p, inc)
         | Ev::Timer(p, inc, _)
         | Ev::Worker(p, inc, ..)
-        | Ev::Overdue(p, inc, _)
-        | Ev::StaleScan(p, inc) = &ev
+        | Ev::Overdue(p, inc, _) = &ev
         {
             let process = &mut self.procs[*p];
             if process.inc != *inc || process.machine.is_none() {
@@ -245,7 +243,6 @@ impl World {
             Ev::Timer(p, _, generation) => self.timer(p, generation),
             Ev::Worker(p, _, w, generation) => self.worker(p, w, generation),
             Ev::Overdue(p, _, overdue) => self.overdue(p, overdue),
-            Ev::StaleScan(p, _) => self.stale_scan(p),
             Ev::Swaps(p, inc, swaps) => self.swaps(p, inc, swaps),
             Ev::Gets(p, inc, gets) => self.gets(p, inc, gets),
             Ev::Appends(p, inc, part, records) => self.appends(p, inc, part, records),

@@ -352,7 +352,7 @@ async fn a_job_can_be_taken_without_waiting() -> Result<()> {
     assert!(queue.try_get_job()?.is_none());
     let id = queue.publish(Task::new("x")).await?;
     let job = try_until_ready(&queue).await;
-    assert_eq!((job.id(), job.attempt()), (&id, 1));
+    assert_eq!((job.id(), job.attempt(), job.failures()), (&id, 1, 0));
     // A redelivery is leased only when somebody asks for it, and trying is asking.
     soon(job.retry(Duration::ZERO, "not now")).await.unwrap();
     let again = try_until_ready(&queue).await;
@@ -361,6 +361,36 @@ async fn a_job_can_be_taken_without_waiting() -> Result<()> {
     soon(queue.shutdown(Duration::from_secs(5))).await?;
     assert_eq!(queue.try_get_job().unwrap_err().kind(), ErrorKind::Closed);
     Ok(())
+}
+
+/// The caller for whom the job was leased has gone.
+#[tokio::test(start_paused = true)]
+async fn a_job_that_waits_for_hours_is_charged_no_failure() -> Result<()> {
+    let queue = quick(&MemoryLog::new(), &MemoryStore::new()).max_failures(1).build().await?;
+    assert!(tokio::time::timeout(ms(100), queue.get_job()).await.is_err());
+    assert!(queue.try_get_job()?.is_none());
+    let id = queue.publish(Task::new("x")).await?;
+    tokio::time::sleep(Duration::from_secs(7_200)).await;
+    let job = soon(queue.get_job()).await?;
+    assert_eq!((job.id(), job.attempt()), (&id, 1));
+    soon(job.done()).await.unwrap();
+    soon(queue.shutdown(Duration::from_secs(5))).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_tries_once_a_minute_gets_a_job() -> Result<()> {
+    let (queue, _) = queue().await;
+    for attempt in 1..=3 {
+        if attempt == 1 {
+            queue.publish(Task::new("x")).await?;
+        }
+        assert!(queue.try_get_job()?.is_none(), "it has to be leased first");
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let job = queue.try_get_job()?.expect("it is ready");
+        assert_eq!(job.attempt(), attempt);
+        soon(job.retry(Duration::ZERO, "not now")).await.unwrap();
+    }
+    soon(queue.shutdown(Duration::from_secs(5))).await
 }
 
 async fn try_until_ready(queue: &Queue) -> Job {

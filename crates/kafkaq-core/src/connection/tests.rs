@@ -311,6 +311,17 @@ async fn close_waits_for_calls_under_way_and_nothing_is_sent_after_it() {
     assert_eq!(shared.close().await, None);
 }
 
+#[tokio::test(start_paused = true)]
+async fn close_does_not_wait_for_a_call_that_nobody_polls() {
+    let (_fake, shared) = pair();
+    let mut forgotten =
+        Box::pin(shared.send(Call::new(SWAP, LIMIT), |_| std::future::pending::<Reply<()>>()));
+    assert!(futures_util::FutureExt::now_or_never(&mut forgotten).is_none());
+    let begin = Instant::now();
+    tokio::time::timeout(10 * LIMIT, shared.close()).await.expect("it returns");
+    assert_eq!(begin.elapsed(), LIMIT + OVERDUE);
+}
+
 #[test]
 fn used_up_descriptors_are_named_however_deep_they_lie() {
     let used_up = io::Error::other(io::Error::from_raw_os_error(24));

@@ -110,6 +110,15 @@ impl Machine {
         self.notices.push(Notice::Answered(job, answered.id, answer));
     }
 
+    /// What was done for the command under way may have taken effect.
+    pub(super) fn doubt(&mut self, r: Ref) {
+        if !self.config.has_fault(Fault::DoubtForgotten)
+            && let Some(item) = self.items.get_mut(r)
+        {
+            item.commands.doubt();
+        }
+    }
+
     /// Answers the command that is under way, and leaves the one behind it.
     pub(super) fn answer_current(&mut self, r: Ref, answer: Answer) {
         if let Some(answered) = self.items.get_mut(r).and_then(|item| item.commands.end_current()) {

@@ -160,7 +160,11 @@ impl Machine {
             Err(error) if is_refusal(&error) => self.append_refused(r, error),
             // An append of unknown effect is repeated with the same number.
             Err(error) => {
+                let in_doubt = error.effect() == Effect::Unknown;
                 item.last_error = Some(error);
+                if in_doubt {
+                    self.doubt(r);
+                }
                 self.queue_append(r);
             }
         }
@@ -171,6 +175,7 @@ impl Machine {
             AppendOp::Copy(copy) => self.copied(r, copy),
             AppendOp::DeadLetter { why, .. } => {
                 self.notices.push(Notice::DeadLettered(why));
+                self.doubt(r);
                 self.start_swap(r, SwapOp::Dead);
             }
             AppendOp::Unreadable { reason, .. } => {
@@ -230,6 +235,7 @@ impl Machine {
                 if self.config.has_fault(Fault::DeadLetterUnchecked) {
                     return self.start_swap(r, SwapOp::Dead);
                 }
+                let error = if item.commands.is_in_doubt() { may_be_dead(error) } else { error };
                 // It is not finished in any other way: it comes back after a lease.
                 self.answer(r, Answer::Failed(error));
                 let length = self.config.settings.lease;
@@ -260,6 +266,13 @@ impl Machine {
             !l.state.is_terminal() && l.cover < raise.cover && in_time
         })
     }
+}
+
+/// The last try was refused, an earlier one may have been taken.
+fn may_be_dead(refusal: Error) -> Error {
+    Error::unknown(refusal.kind(), "append the dead letter").with_source(refusal).with_advice(
+        "An earlier try may have reached the log, so the task may be among the dead letters and run again",
+    )
 }
 
 /// What is appended for an item.

@@ -49,7 +49,7 @@ impl Dispatch {
     // ---- demand
 
     pub(super) fn set_demand(&mut self, now: Mono, waiting: usize, ready: usize) {
-        if waiting > 0 || ready < self.ready {
+        if waiting + self.waiting > 0 || ready < self.ready {
             self.asked_at = now;
         }
         (self.waiting, self.ready) = (waiting, ready);

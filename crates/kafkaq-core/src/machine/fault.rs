@@ -39,6 +39,8 @@ crate::faults::faults! {
     GiveBackCounts,
     /// Ready jobs of a revoked partition are not recalled.
     NoRecall,
+    /// Ready jobs whose leases become short are not recalled.
+    ReadyForgotten,
     /// A refused dead letter finishes the task all the same.
     DeadLetterUnchecked,
     /// The record's count of attempts is ignored, so that a wiped store restarts it.
@@ -53,7 +55,7 @@ crate::faults::faults! {
     OtherLogIgnored,
     /// An expired lease doesn't count as a failure.
     RunOutUncounted,
-    /// Only the last try of a swap decides whether it may have taken effect.
+    /// Only the last try decides whether a command may have taken effect.
     DoubtForgotten,
     /// The loss of a lease is ignored when raising its cover number finds it.
     LossAtRaiseIgnored,

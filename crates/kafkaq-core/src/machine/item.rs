@@ -82,6 +82,9 @@ pub(super) struct Held {
     pub(super) with_driver: bool,
     /// When it was given to the driver last.
     pub(super) offered_at: Option<Mono>,
+    /// If nobody has taken it, it is renewed from this time on, and from `stale_at` on it is not handed out.
+    pub(super) renew_at: Mono,
+    pub(super) stale_at: Mono,
     /// It came back untaken while an operation was under way, and is renewed or given back after that.
     pub(super) came_back: bool,
     /// The store has not been told of the lease: what protects the task is that its record is this process's.
@@ -91,7 +94,16 @@ pub(super) struct Held {
 impl Held {
     /// Of a lease that was just won.
     pub(super) fn new(lease: OwnLease) -> Self {
-        Held { lease, with_driver: false, offered_at: None, came_back: false, unleased: None }
+        let (renew_at, stale_at) = (lease.ends, lease.ends);
+        Held {
+            lease,
+            with_driver: false,
+            offered_at: None,
+            renew_at,
+            stale_at,
+            came_back: false,
+            unleased: None,
+        }
     }
 }
 
@@ -157,8 +169,8 @@ pub(super) enum SwapOp {
     Dead,
     /// Own lease to a later deadline, because its holder wants that.
     Extend { length: Duration },
-    /// Own lease to a later deadline, since nobody has taken the job yet.
-    Renew { length: Duration },
+    /// Own lease to a later deadline, since nobody has taken the job yet. `ahead`: nor does anybody wait for it.
+    Renew { ahead: bool },
     /// Own lease to idle at once, with the attempt taken back: nobody has had the job.
     GiveBack,
 }
@@ -239,6 +251,8 @@ pub(super) struct Commands {
     next: Option<PendingCommand>,
     /// When the last one came.
     last_at: Mono,
+    /// What was done for the one under way may have taken effect, whatever comes of the rest.
+    in_doubt: bool,
 }
 
 impl Commands {
@@ -258,7 +272,15 @@ impl Commands {
     }
 
     pub(super) fn begin(&mut self, command: PendingCommand) {
-        self.current = Some(command);
+        (self.current, self.in_doubt) = (Some(command), false);
+    }
+
+    pub(super) fn doubt(&mut self) {
+        self.in_doubt = true;
+    }
+
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.in_doubt
     }
 
     pub(super) fn end_current(&mut self) -> Option<PendingCommand> {
@@ -447,6 +469,6 @@ impl Item {
     /// The number of the next copy.
     pub(super) fn next_cover(&self) -> u32 {
         let lease = self.observed.lease().map_or(0, |l| l.cover);
-        self.meta.cover.max(lease).max(self.copies.highest) + 1
+        self.meta.cover.max(lease).max(self.copies.highest).saturating_add(1)
     }
 }

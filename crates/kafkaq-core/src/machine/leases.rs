@@ -178,7 +178,8 @@ impl Machine {
             | SwapOp::GiveBack
                 if is_over =>
             {
-                let error = unconfirmed(item.last_error.as_ref(), item.store.in_doubt);
+                let in_doubt = item.store.in_doubt || item.commands.is_in_doubt();
+                let error = unconfirmed(item.last_error.as_ref(), in_doubt);
                 // A copy that is under way covers the record.
                 let covered = item.copy().is_some();
                 self.end_take(r);
@@ -408,12 +409,17 @@ impl Machine {
             }
             return self.start_swap(r, SwapOp::GiveBack);
         }
-        let length = self.config.settings.lease;
-        if left <= length / 2 && (!renewed || left.is_zero()) {
+        if left <= self.config.settings.lease / 2 && (!renewed || left.is_zero()) {
+            // If the process dies, a first attempt that nobody has had is charged no failure.
+            let ahead = held.lease.attempt == 1 && self.dispatch.wanted(self.store.takes_begun(), 0) == 0;
             self.begin_take(r);
-            return self.start_swap(r, SwapOp::Renew { length });
+            return self.start_swap(r, SwapOp::Renew { ahead });
         }
-        (held.with_driver, held.offered_at) = (true, Some(self.clock.mono()));
+        let now = self.clock.mono();
+        (held.with_driver, held.offered_at) = (true, Some(now));
+        // Short already when a slow store has confirmed it: then most of what is left is for a caller.
+        held.renew_at = now.plus(left.saturating_sub(self.config.settings.lease / 2).max(left / 8));
+        held.stale_at = held.renew_at.plus(left / 8);
         self.dispatch.offer(r);
     }
 
@@ -548,9 +554,13 @@ pub(super) fn lease_of(item: &Item, op: SwapOp, config: &Config, now: Wall) -> O
         SwapOp::Done => Lease { history: History::new(), ..write(LeaseState::Done, own?, Duration::ZERO) },
         SwapOp::Dead => write(LeaseState::Dead, own?, Duration::ZERO),
         SwapOp::Idle { length, .. } => write(LeaseState::Idle, own?, length),
-        SwapOp::Extend { length } | SwapOp::Renew { length } => {
+        SwapOp::Extend { length } => {
             Lease { prefetched: is_prefetched(item), ..write(LeaseState::Live, own?, length) }
         }
+        SwapOp::Renew { ahead } => Lease {
+            prefetched: ahead || is_prefetched(item),
+            ..write(LeaseState::Live, own?, settings.lease)
+        },
         SwapOp::GiveBack => {
             let (token, attempt, failures) = own?;
             let counts = config.has_fault(Fault::GiveBackCounts);

@@ -142,11 +142,10 @@ impl Machine {
     /// Jobs to hand out.
     pub fn poll_ready(&mut self, out: &mut Vec<Ready>) {
         self.process_inputs();
-        let now = self.clock.mono();
         while let Some(r) = self.dispatch.pop_offer() {
             let Some(item) = self.items.get(r) else { continue };
-            let Some(own) = item.own() else { continue };
-            let left = own.until.since(self.clock.wall());
+            let Some(held) = item.held() else { continue };
+            let own = held.lease;
             out.push(Ready {
                 job: r.into(),
                 content: item.content.clone(),
@@ -155,8 +154,7 @@ impl Machine {
                 history: item.history.clone(),
                 token: own.token,
                 deadline: own.until,
-                // Short already when a slow store has confirmed it: then most of what is left is for a caller.
-                stale_at: now.plus(left.saturating_sub(self.config.settings.lease / 2).max(left / 4)),
+                stale_at: held.stale_at,
             });
             self.dispatch.given_to_driver();
         }

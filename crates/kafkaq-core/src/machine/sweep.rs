@@ -11,6 +11,7 @@ use std::time::Duration;
 /// Nothing is late by more than this.
 const LONGEST: Duration = Duration::from_secs(1);
 const SHORTEST: Duration = Duration::from_millis(20);
+const NEVER: Mono = Mono(u64::MAX);
 /// How long a command may take that came after the end of its lease.
 const LATE_COMMAND: Duration = Duration::from_secs(10);
 
@@ -28,6 +29,12 @@ enum Overdue {
     Lease,
 }
 
+/// The driver has its job, which is to be renewed if it is still ready. Only the driver knows whether it is.
+fn may_need_renewal(item: &Item, now: Mono) -> bool {
+    let is_untouched = !item.handed_out && item.is_held();
+    is_untouched && item.held().is_some_and(|held| held.with_driver && held.renew_at <= now)
+}
+
 impl Machine {
     pub(super) fn sweep(&mut self) {
         let now = self.clock.mono();
@@ -36,7 +43,15 @@ impl Machine {
         }
         self.next_sweep = now.plus((self.config.settings.lease / 16).clamp(SHORTEST, LONGEST));
         self.hand_over();
+        let has_ready = self.dispatch.has_ready() && !self.config.has_fault(Fault::ReadyForgotten);
+        let mut renews = false;
         for r in self.items.refs() {
+            let Some(item) = self.items.get_mut(r) else { continue };
+            if has_ready && may_need_renewal(item, now) {
+                renews = true;
+                // What doesn't come back is with somebody.
+                item.held_mut().into_iter().for_each(|held| held.renew_at = NEVER);
+            }
             let Some(item) = self.items.get(r) else { continue };
             match self.overdue(item) {
                 None => {}
@@ -53,6 +68,10 @@ impl Machine {
                 Some(Overdue::Park) => self.park_held(r),
                 Some(Overdue::Lease) => self.lease_unleased(r),
             }
+        }
+        // An expired lease would count as a failure of somebody who has had the job.
+        if renews {
+            self.recall_ready();
         }
     }
 

@@ -433,7 +433,7 @@ fn stale_ready_job_is_renewed_before_hand_out() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a"]);
     let first = rig.ready[0].clone();
-    rig.pass(31 * SEC);
+    rig.now = Now { mono: rig.now.mono.plus(38 * SEC), wall: rig.now.wall.plus(38 * SEC) };
     let stale = rig.ready.pop_front().unwrap();
     assert!(stale.stale_at <= rig.now.mono);
     rig.m.handle_untaken(rig.now, stale.job);

@@ -25,7 +25,7 @@ pub(crate) struct ReadyQueue<T> {
     waiting: AtomicUsize,
     /// A caller that doesn't wait has found none since the last offer.
     missed: AtomicBool,
-    /// Rung when a caller begins to wait or has found none, and when `low` or none are left.
+    /// Rung when a caller begins to wait, gives up, or has found none, and when `low` or none are left.
     bell: Arc<Notify>,
     low: usize,
 }
@@ -50,8 +50,10 @@ impl<T> ReadyQueue<T> {
                 Ok(permit) => permit,
                 Err(TryAcquireError::Closed) => return None,
                 Err(TryAcquireError::NoPermits) => {
-                    let _waiting = self.begin_to_wait(wanted.clamp(1, MOST_WANTED));
-                    self.permits.acquire().await.ok()?
+                    let waiting = self.begin_to_wait(wanted.clamp(1, MOST_WANTED));
+                    let permit = self.permits.acquire().await;
+                    waiting.end();
+                    permit.ok()?
                 }
             };
             permit.forget();
@@ -99,7 +101,7 @@ impl<T> ReadyQueue<T> {
     fn begin_to_wait(&self, wanted: usize) -> Waiting<'_> {
         self.waiting.fetch_add(wanted, Ordering::Relaxed);
         self.bell.notify_one();
-        Waiting(&self.waiting, wanted)
+        Waiting { count: &self.waiting, wanted, bell: Some(&self.bell) }
     }
 
     /// Adds all of `batch`; whoever has waited longest gets the first.
@@ -141,11 +143,25 @@ impl<T> ReadyQueue<T> {
 pub(crate) struct Closed;
 
 /// Counts what a caller wants for as long as it waits.
-struct Waiting<'a>(&'a AtomicUsize, usize);
+struct Waiting<'a> {
+    count: &'a AtomicUsize,
+    wanted: usize,
+    bell: Option<&'a Notify>,
+}
+
+impl Waiting<'_> {
+    fn end(mut self) {
+        self.bell = None;
+    }
+}
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(self.1, Ordering::Relaxed);
+        self.count.fetch_sub(self.wanted, Ordering::Relaxed);
+        // The caller has given up: nothing is to be kept for it.
+        if let Some(bell) = self.bell {
+            bell.notify_one();
+        }
     }
 }
 
@@ -233,6 +249,14 @@ mod tests {
         let mut waiter = Box::pin(q.take(1));
         assert!(futures_util::poll!(&mut waiter).is_pending());
         assert!(rung().await, "somebody waits");
+        drop(waiter);
+        assert!(rung().await, "and gives up");
+        let mut waiter = Box::pin(q.take(1));
+        assert!(futures_util::poll!(&mut waiter).is_pending());
+        assert!(rung().await);
+        q.offer([5, 6, 7, 8].into_iter());
+        assert_eq!(waiter.await, Some(5));
+        assert!(!rung().await, "it has got one");
     }
 
     #[tokio::test]

@@ -197,6 +197,33 @@ fn foreign_header_with_our_name_is_a_user_header() {
     assert_eq!((rig.committed(), rig.alarms), (Some(1), 0));
 }
 
+/// No kafkaq gets that far, but anybody can write such a header.
+#[test]
+fn task_whose_copy_has_the_highest_number_goes_on() {
+    let mut rig = Rig::new(|_| {});
+    rig.publish(&["a"]);
+    let job = rig.get_job().unwrap();
+    rig.ask(&job, Command::Retry(Duration::ZERO, "no".into()));
+    let (_, record) = &mut rig.wait[0];
+    let header = |(name, value): (&Bytes, Option<&Bytes>)| {
+        let mut envelope = Envelope::decode(value?).ok()?;
+        envelope.cover = u32::MAX;
+        Some((name.clone(), Some(envelope.encode())))
+    };
+    let others = record.headers.iter().filter(|(name, _)| *name != HEADER);
+    let changed = record.headers.iter().filter_map(header);
+    record.headers = others.map(|(name, value)| (name.clone(), value.cloned())).chain(changed).collect();
+    rig.deliver_copies();
+    for attempt in 2..4 {
+        let job = rig.get_job().unwrap();
+        assert_eq!((job.attempt, rig.lease("a").unwrap().cover), (attempt, u32::MAX));
+        if attempt == 2 {
+            rig.ask(&job, Command::Retry(Duration::ZERO, "no".into()));
+            rig.deliver_copies();
+        }
+    }
+}
+
 #[test]
 fn unknown_effect_of_one_try_outlasts_later_tries() {
     let mut rig = Rig::new(|_| {});
@@ -214,6 +241,45 @@ fn unknown_effect_of_one_try_outlasts_later_tries() {
         (ErrorKind::Unavailable, Effect::Unknown),
         "the first may have arrived"
     );
+}
+
+/// The dead letter is durable. The store, which is told of it, refuses until the lease has ended.
+#[test]
+fn reject_whose_dead_letter_is_in_the_log_is_in_doubt() {
+    for end in [Command::Reject("no".into()), Command::Retry(SEC, "no".into())] {
+        let mut rig = Rig::new(|s| s.max_failures = 1);
+        rig.publish(&["a"]);
+        let job = rig.get_job().unwrap();
+        rig.m.handle_command(rig.now, job.job, CommandId(1), end);
+        let (mut appends, mut swaps) = (vec![], vec![]);
+        rig.m.poll_appends(1, &mut appends).unwrap();
+        rig.m.handle_appended(rig.now, appends[0].0, Ok(0));
+        rig.m.poll_swaps(1, &mut swaps);
+        rig.now = Now { mono: rig.now.mono.plus(60 * SEC), wall: rig.now.wall.plus(60 * SEC) };
+        rig.m.handle_swapped(rig.now, swaps[0].0, Err(Error::not_applied(ErrorKind::Unavailable, "swap")));
+        rig.settle();
+        let Some(Answer::Failed(e)) = rig.answers.pop() else { panic!("not answered so") };
+        assert_eq!((e.kind(), e.effect()), (ErrorKind::Unavailable, Effect::Unknown));
+    }
+}
+
+/// The first try may have reached the log, the second one is refused.
+#[test]
+fn refused_dead_letter_is_in_doubt_if_an_earlier_try_is() {
+    let mut rig = Rig::new(|_| {});
+    rig.publish(&["a"]);
+    let job = rig.get_job().unwrap();
+    rig.m.handle_command(rig.now, job.job, CommandId(1), Command::Reject("no".into()));
+    let mut appends = vec![];
+    rig.m.poll_appends(1, &mut appends).unwrap();
+    let lost = Error::unknown(ErrorKind::Timeout, "append");
+    rig.m.handle_appended(rig.now, appends[0].0, Err(lost));
+    rig.refusing = &["d"];
+    rig.pass(SEC);
+    rig.pass(10 * SEC);
+    let Some(Answer::Failed(e)) = rig.answers.pop() else { panic!("not answered so: {:?}", rig.answers) };
+    assert_eq!((e.kind(), e.effect()), (ErrorKind::TooLarge, Effect::Unknown));
+    assert_eq!(rig.lease("a").unwrap().state, LeaseState::Idle, "it comes back");
 }
 
 #[test]
@@ -285,6 +351,59 @@ fn expired_lease_counts_as_a_failure_unless_it_was_prefetched() {
     let ran_out = of("asked for");
     assert_eq!((ran_out.failures, history(ran_out)), (1, vec![(1, "its lease ran out".into())]));
     assert_eq!((of("prefetched").failures, of("prefetched").attempt), (0, 2));
+}
+
+/// Its caller has gone before it was ready. The process is alone, so it keeps the job.
+#[test]
+fn ready_job_that_nobody_takes_is_charged_no_failure() {
+    for park_after in [10 * SEC, 3600 * SEC] {
+        let mut rig = Rig::new(|s| (s.max_failures, s.park_after) = (1, park_after));
+        rig.demand = 1;
+        rig.publish(&["a"]);
+        rig.demand = 0;
+        for _ in 0..600 {
+            rig.pass(SEC);
+            rig.deliver_copies();
+        }
+        assert_eq!(rig.dead_reasons, []);
+        let job = rig.get_job().unwrap();
+        assert_eq!((job.attempt, job.failures), (1, 0));
+        assert!(job.stale_at > rig.now.mono && job.deadline > rig.now.wall);
+        assert!(matches!(rig.ask(&job, Command::Done), Some(Answer::Ok)));
+    }
+}
+
+#[test]
+fn redelivery_that_nobody_takes_is_charged_no_failure() {
+    let mut rig = Rig::new(|s| s.max_failures = 2);
+    rig.publish(&["a"]);
+    let job = rig.get_job().unwrap();
+    rig.ask(&job, Command::Retry(Duration::ZERO, "no".into()));
+    rig.demand = 1;
+    rig.deliver_copies();
+    rig.demand = 0;
+    assert_eq!(rig.ready.len(), 1);
+    for _ in 0..600 {
+        rig.pass(SEC);
+        rig.deliver_copies();
+    }
+    assert_eq!(rig.dead_reasons, []);
+    let job = rig.get_job().unwrap();
+    assert_eq!((job.attempt, job.failures), (2, 1));
+}
+
+/// The process crashes later: nobody has had the job.
+#[test]
+fn first_attempt_that_nobody_took_counts_as_prefetched_once_it_is_renewed() {
+    let mut rig = Rig::new(|_| {});
+    rig.demand = 1;
+    rig.publish(&["a"]);
+    assert!(!rig.lease("a").unwrap().prefetched);
+    rig.demand = 0;
+    for _ in 0..40 {
+        rig.pass(SEC);
+    }
+    assert!(rig.lease("a").unwrap().prefetched);
 }
 
 #[test]
