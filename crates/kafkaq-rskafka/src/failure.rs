@@ -118,6 +118,13 @@ impl Failure {
         Failure { again: true, ..Failure::new(ErrorKind::Unavailable) }.because("the request was dropped")
     }
 
+    /// The system can't start the thread that a call needs.
+    pub(crate) fn no_thread(e: io::Error) -> Self {
+        Failure::io(e)
+            .unsent()
+            .advise("Raise this process's limits of threads and of open files (ulimit -u, ulimit -n)")
+    }
+
     /// Whether a response was larger than this process accepts.
     pub(crate) fn is_oversized(&self) -> bool {
         self.kind == ErrorKind::TooLarge && self.code.is_none()

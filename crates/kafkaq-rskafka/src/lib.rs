@@ -3,9 +3,11 @@
 mod append;
 mod batch;
 mod builder;
+mod calls;
 mod cluster;
 mod failure;
 mod fetch;
+mod home;
 mod link;
 mod outage;
 mod poll;
@@ -28,7 +30,6 @@ use link::{Link, Settings};
 use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 pub use builder::Builder;
@@ -37,8 +38,11 @@ pub use builder::Builder;
 ///
 /// It connects when it is first used. Connections are shared: all fetches that wait at a broker share one request, and
 /// no broker gets more than four such requests at a time.
+///
+/// It can be called from any runtime, and from none. Calls stay on a multi-thread runtime of tokio; all others run on a
+/// thread that belongs to the process, since a runtime that nobody drives would hold up the other callers.
 pub struct RsKafka {
-    link: Link,
+    link: Arc<Link>,
 }
 
 impl RsKafka {
@@ -48,7 +52,7 @@ impl RsKafka {
     }
 
     fn new(settings: Settings) -> Self {
-        RsKafka { link: Link::new(settings) }
+        RsKafka { link: Arc::new(Link::new(settings)) }
     }
 }
 
@@ -64,30 +68,36 @@ impl fmt::Debug for RsKafka {
 impl Log for RsKafka {
     /// If the user may not read the settings of a topic, a warning is logged, and the info has none of them.
     async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<TopicInfo>> {
-        let ensure = async {
-            let _under_way = self.link.enter()?;
-            topics::ensure(&self.link, topics).await
-        };
-        ensure.await.map_err(|failure| self.link.error(Op::ENSURE, None, failure))
+        let (link, topics) = (self.link.clone(), topics.to_vec());
+        let ensured = home::run(async move { calls::ensure_topics(&link, &topics).await }).await;
+        ensured.map_err(|failure| self.link.error(Op::ENSURE, None, failure))
     }
 
     async fn describe_topics(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
-        let describe = async {
-            let _under_way = self.link.enter()?;
-            topics::describe(&self.link, names).await
-        };
-        describe.await.map_err(|failure| self.link.error(Op::DESCRIBE, None, failure))
+        let (link, names) = (self.link.clone(), names.to_vec());
+        let described = home::run(async move { calls::describe_topics(&link, &names).await }).await;
+        described.map_err(|failure| self.link.error(Op::DESCRIBE, None, failure))
     }
 
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
-        match self.link.enter() {
-            Ok(_under_way) => append::append(&self.link, to, records, self.link.limits(Duration::ZERO)).await,
-            Err(failure) => vec![Err(self.link.error(Op::APPEND, Some(to), failure)); records.len()],
-        }
+        let appended = match home::runs_by_itself() {
+            // Which spares a copy of the records.
+            true => calls::append(&self.link, to, records).await,
+            false => {
+                let (link, to, records) = (self.link.clone(), to.clone(), records.to_vec());
+                home::run(async move { calls::append(&link, &to, &records).await }).await
+            }
+        };
+        let error = |failure| Err(self.link.error(Op::APPEND, Some(to), failure));
+        appended.unwrap_or_else(|failure| vec![error(failure); records.len()])
     }
 
     async fn close(&self) -> Result<()> {
-        self.link.close().await;
+        let link = self.link.clone();
+        if home::run(async move { calls::close(&link).await }).await.is_err() {
+            // Without a thread, here.
+            self.link.close().await;
+        }
         Ok(())
     }
 }
@@ -96,26 +106,16 @@ impl Log for RsKafka {
 impl PartitionLog for RsKafka {
     /// An offset that is not within the log, before the first record or beyond the end, is `Invalid`.
     async fn fetch(&self, from: &Position, limit: FetchLimit) -> Result<Batch> {
-        let fetch = async {
-            let _under_way = self.link.enter()?;
-            // A handle that only reads keeps no connections to append on.
-            self.link.producers.close_idle();
-            tokio::select! {
-                // First, since a fetch fails when the request that it shares is closed.
-                biased;
-                () = self.link.closing() => Err(Failure::closed()),
-                batch = fetch::fetch(&self.link, from, limit) => batch,
-            }
-        };
-        fetch.await.map_err(|failure| self.link.error(Op::FETCH, Some(&from.partition), failure))
+        let (link, position) = (self.link.clone(), from.clone());
+        let fetched = home::run(async move { calls::fetch(&link, &position, limit).await }).await;
+        fetched.map_err(|failure| self.link.error(Op::FETCH, Some(&from.partition), failure))
     }
 
     /// While a transaction is open, `next` is where it starts.
     async fn offsets(&self, of: &[Partition]) -> Vec<Result<Offsets>> {
-        let outcomes = match self.link.enter() {
-            Ok(_under_way) => fetch::offsets(&self.link, of, self.link.limits(Duration::ZERO)).await,
-            Err(failure) => of.iter().map(|_| Err(failure.clone())).collect(),
-        };
+        let (link, partitions) = (self.link.clone(), of.to_vec());
+        let found = home::run(async move { calls::offsets(&link, &partitions).await }).await;
+        let outcomes = found.unwrap_or_else(|failure| vec![Err(failure); of.len()]);
         let error = |(partition, outcome): (&Partition, std::result::Result<Offsets, Failure>)| {
             outcome.map_err(|failure| self.link.error(Op::OFFSETS, Some(partition), failure))
         };

@@ -6,7 +6,7 @@
 
 use crate::{
     failure::Failure,
-    locked,
+    home, locked,
     protocol::fetch::{Fetch, Fetched, From},
     wire::Connections,
 };
@@ -124,6 +124,10 @@ impl Broker {
                 self.gathered.notify_waiters();
             }
         }
+        if queue.waiting.len() == queue.waiting.capacity() {
+            // Before it grows: a request, which would drop them too, may be far away.
+            queue.waiting.retain(|waiting| !waiting.reply.is_closed());
+        }
         queue.waiting.push_back(waiting);
         queue.gathering == 0 && queue.begins_request()
     }
@@ -214,7 +218,7 @@ impl RequestLoop {
         let permit = RequestPermit { broker: self.broker.clone(), is_held: true };
         let mut closed = self.shared.closed.clone();
         let Ok(under_way) = self.shared.calls.clone().try_read_owned() else { return };
-        tokio::spawn(async move {
+        home::spawn(async move {
             tokio::select! {
                 () = self.run(permit) => {}
                 _ = closed.wait_for(|closed| *closed) => {}
@@ -352,4 +356,29 @@ enum Outcome {
     TimedOut,
     /// Nothing, although there was time.
     EmptyAtOnce,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fetches_that_nobody_waits_for_do_not_accumulate() {
+        let broker = Broker::default();
+        let fetch = |offset| {
+            let from =
+                From { topic: "t".into(), id: None, index: 0, offset, epoch_below: None, max_bytes: 1 };
+            let (reply, answer) = oneshot::channel();
+            let until = Instant::now();
+            broker.queue(PendingFetch { from, until, is_patient: false, alone: false, reply });
+            answer
+        };
+        let waiting: Vec<_> = (0..100).map(fetch).collect();
+        // No request ends meanwhile.
+        (100..100_000).for_each(|offset| drop(fetch(offset)));
+        let mut queue = locked(&broker.queue);
+        assert!(queue.waiting.len() < 1000, "{}", queue.waiting.len());
+        queue.waiting.retain(|waiting| !waiting.reply.is_closed());
+        assert_eq!(queue.waiting.len(), waiting.len());
+    }
 }

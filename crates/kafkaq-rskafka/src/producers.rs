@@ -9,6 +9,7 @@
 
 use crate::{
     failure::Failure,
+    home::Lifetime,
     link::{Limits, Link, Settings},
     locked,
 };
@@ -53,6 +54,8 @@ pub(crate) struct Producers {
 struct Connection {
     client: PartitionClient,
     epoch: u64,
+    /// The library reads responses in a task. When that is dropped with its runtime, the library doesn't notice.
+    reads: Lifetime,
     /// Room for one connection.
     _permit: OwnedSemaphorePermit,
 }
@@ -78,7 +81,7 @@ impl Producers {
         records: impl FnOnce() -> Vec<Record>,
         limits: Limits,
     ) -> Result<Option<Vec<i64>>, Failure> {
-        let connection = match self.take(to) {
+        let mut connection = match self.take(to) {
             Some(connection) => connection,
             None => match self.room.clone().try_acquire_owned() {
                 Ok(permit) => self.connect(link, to, permit, limits).await?,
@@ -86,12 +89,17 @@ impl Producers {
             },
         };
         let produced = connection.client.produce(records(), Compression::NoCompression);
-        let failure = match timeout_at(limits.deadline, produced).await {
+        let produced = tokio::select! {
+            biased;
+            produced = timeout_at(limits.deadline, produced) => produced.map(|produced| produced.map_err(Failure::of)),
+            () = connection.reads.ended() => Ok(Err(Failure::abandoned().half_done())),
+        };
+        let failure = match produced {
             Ok(Ok(offsets)) => {
                 self.put_back(to, connection);
                 return Ok(Some(offsets));
             }
-            Ok(Err(e)) => Failure::of(e),
+            Ok(Err(failure)) => failure,
             Err(_) => Failure::silence(),
         };
         // Never reused: to look up the leader again, the library would let the server create the topic.
@@ -121,7 +129,7 @@ impl Producers {
                 // its first lookup, so for an earlier client an added partition never exists.
                 self.distrusted.fetch_max(epoch, Relaxed);
             })?;
-            Ok(Connection { client, epoch, _permit: permit })
+            Ok(Connection { client, epoch, reads: Lifetime::begin(), _permit: permit })
         };
         let share = Instant::now() + settings.request_timeout / crate::wire::CONNECT_SHARE;
         match timeout_at(share.min(limits.deadline), connecting).await {

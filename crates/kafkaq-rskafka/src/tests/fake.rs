@@ -15,6 +15,7 @@ use tokio::{
     sync::watch,
 };
 
+pub(super) const PRODUCE: i16 = 0;
 pub(super) const FETCH: i16 = 1;
 pub(super) const LIST_OFFSETS: i16 = 2;
 pub(super) const METADATA: i16 = 3;
@@ -100,7 +101,7 @@ impl Broker {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let knows = [
-            (0, (3, 9)),
+            (PRODUCE, (3, 9)),
             (FETCH, (4, 13)),
             (LIST_OFFSETS, (1, 7)),
             (METADATA, (0, 12)),
@@ -206,6 +207,14 @@ async fn serve(mut client: TcpStream, state: &State, answer: &(impl Fn(&mut Aske
 fn by_default(asked: &mut Asked, state: &State) -> Option<Reply> {
     let mut body = asked.writer();
     match asked.key {
+        // Newer than it knows: the client asks again.
+        API_VERSIONS if asked.version > 0 => {
+            body.int16(35);
+            match asked.version {
+                3 => body.bytes.extend([0; 6]),
+                _ => body.bytes.extend([0; 8]),
+            }
+        }
         API_VERSIONS => {
             let knows = crate::locked(&state.knows);
             body.int16(0);
@@ -218,6 +227,7 @@ fn by_default(asked: &mut Asked, state: &State) -> Option<Reply> {
         }
         METADATA => metadata(asked, &mut body, &crate::locked(&state.topic)),
         LIST_OFFSETS => offsets(asked, &mut body),
+        PRODUCE => produced(asked, &mut body),
         _ => return None,
     }
     Some(Reply::Body(body))
@@ -237,7 +247,9 @@ fn metadata(asked: &mut Asked, body: &mut Writer, topic: &Topic) {
             Ok(name.unwrap_or_default())
         })
         .unwrap();
-    assert_eq!(asked.body.int8().unwrap(), 0, "nobody is asked to create a topic");
+    // Of versions that only rskafka sends.
+    let is_library = asked.version < 7;
+    assert!(asked.body.int8().unwrap() == 0 || is_library, "nobody is asked to create a topic");
     let (host, port) = topic.controller.rsplit_once(':').unwrap();
     body.int32(0);
     body.array(1).unwrap();
@@ -262,8 +274,10 @@ fn metadata(asked: &mut Asked, body: &mut Writer, topic: &Topic) {
             body.int16(0);
             body.int32(index);
             body.int32(7);
-            body.int32(3);
-            for _ in 0..3 {
+            if !is_library {
+                body.int32(3);
+            }
+            for _ in 0..if is_library { 2 } else { 3 } {
                 body.array(1).unwrap();
                 body.int32(7);
             }
@@ -297,6 +311,33 @@ fn offsets(asked: &mut Asked, body: &mut Writer) {
             body.int64(if end == -2 { 5 } else { 9 });
         }
     }
+}
+
+/// Every batch is at offset 5.
+fn produced(asked: &mut Asked, body: &mut Writer) {
+    assert_eq!(asked.version, 7);
+    let (_transaction, _acks, _wait) =
+        (asked.body.string().unwrap(), asked.body.int16().unwrap(), asked.body.int32().unwrap());
+    let topics = asked
+        .body
+        .array(|topic| {
+            let partition = |part: &mut Reader| Ok((part.int32()?, part.byte_array()?).0);
+            Ok((topic.string()?.unwrap_or_default(), topic.array(partition)?))
+        })
+        .unwrap();
+    body.array(topics.len()).unwrap();
+    for (name, partitions) in topics {
+        body.string(&name).unwrap();
+        body.array(partitions.len()).unwrap();
+        for index in partitions {
+            body.int32(index);
+            body.int16(0);
+            body.int64(5);
+            body.int64(-1);
+            body.int64(0);
+        }
+    }
+    body.int32(0);
 }
 
 /// A fetch as it was asked for.

@@ -7,6 +7,10 @@ use std::{
     collections::HashSet,
     sync::atomic::{AtomicBool, Ordering::SeqCst},
 };
+use tokio::{
+    runtime::{Builder, Runtime},
+    time::timeout,
+};
 
 #[tokio::test]
 async fn fetches_of_many_partitions_wait_in_one_request_over_one_connection() {
@@ -137,10 +141,22 @@ async fn a_fetch_that_is_dropped_leaves_the_others_and_the_connections() {
     assert!(broker.state.open() <= 5, "{} connections", broker.state.open());
 }
 
-#[test]
-fn a_runtime_that_ends_takes_no_fetch_of_another_with_it() {
-    let servers = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+fn current_thread() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+fn multi_thread() -> Runtime {
+    Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+}
+
+/// Without clock and network.
+fn bare() -> Runtime {
+    Builder::new_current_thread().build().unwrap()
+}
+
+/// Partition 1 has records at every offset, the others have none.
+fn broker_elsewhere() -> (Runtime, Broker) {
+    let servers = multi_thread();
     let broker = servers.block_on(Broker::of_fetches(|fetch| {
         let answer = |asked: &fake::PartAsked| match asked.index {
             1 => Part::of(batch(asked.offset, 1)),
@@ -148,25 +164,191 @@ fn a_runtime_that_ends_takes_no_fetch_of_another_with_it() {
         };
         fetch.parts.iter().map(answer).collect()
     }));
+    (servers, broker)
+}
+
+/// Two runtimes of each kind call in turns. Nobody drives the one while the other calls.
+fn in_turns(call: impl AsyncFn(&RsKafka, i64)) {
+    let (_servers, broker) = broker_elsewhere();
+    let kinds: [fn() -> Runtime; 3] = [current_thread, multi_thread, bare];
+    for (first, second) in kinds.iter().flat_map(|first| kinds.map(|second| (first, second))) {
+        let kafka = kafka(&broker);
+        let (one, two) = (first(), second());
+        let at = Instant::now();
+        for n in 0..3 {
+            one.block_on(call(&kafka, 2 * n));
+            two.block_on(call(&kafka, 2 * n + 1));
+        }
+        assert!(at.elapsed() < SOON, "{:?}", at.elapsed());
+    }
+}
+
+async fn append(kafka: &RsKafka, headers: Headers) -> Result<i64> {
+    let record = NewRecord::new(None, Some("x".into()), headers);
+    kafka.append(&Partition::new("t", 1), &[record]).await.remove(0)
+}
+
+#[test]
+fn fetches_go_on_while_nobody_drives_the_runtime_that_made_the_first() {
+    in_turns(async |kafka, n| assert_eq!(fetch(kafka, 1, n, PATIENCE).await.unwrap().next, n + 1));
+}
+
+#[test]
+fn appends_by_the_library_go_on_while_nobody_drives_the_runtime_that_made_the_first() {
+    in_turns(async |kafka, _| assert_eq!(append(kafka, Headers::new()).await.unwrap(), 5));
+}
+
+#[test]
+fn appends_over_shared_connections_go_on_while_nobody_drives_the_runtime_that_made_the_first() {
+    // Null, which the library can't append.
+    let headers = || [(Bytes::from("a"), None)].into_iter().collect();
+    in_turns(async |kafka, _| assert_eq!(append(kafka, headers()).await.unwrap(), 5));
+}
+
+#[test]
+fn offsets_are_found_while_nobody_drives_the_runtime_that_asked_first() {
+    in_turns(async |kafka, _| {
+        let offsets = kafka.offsets(&[Partition::new("t", 0)]).await.remove(0).unwrap();
+        assert_eq!(offsets, Offsets { first: 5, next: 9 });
+    });
+}
+
+#[test]
+fn a_call_that_nobody_drives_keeps_nobody_from_calling_and_closing() {
+    let (_servers, broker) = broker_elsewhere();
     let kafka = Arc::new(kafka(&broker));
-    // Every request of this one ends with it.
-    let one = runtime();
+    let (one, two) = (current_thread(), current_thread());
+    one.spawn({
+        let kafka = kafka.clone();
+        async move { fetch(&kafka, 0, 0, PATIENCE).await }
+    });
+    // Its lookup is under way.
+    one.block_on(async {
+        while broker.state.asked(fake::METADATA) == 0 {
+            tokio::time::sleep(millis(1)).await;
+        }
+    });
+    let at = Instant::now();
+    two.block_on(async {
+        assert_eq!(fetch(&kafka, 1, 1, PATIENCE).await.unwrap().next, 2);
+        timeout(PATIENCE, kafka.close()).await.unwrap().unwrap();
+        while broker.state.open() > 0 {
+            assert!(at.elapsed() < SOON, "{} connections", broker.state.open());
+            tokio::time::sleep(millis(1)).await;
+        }
+    });
+    assert!(at.elapsed() < SOON, "{:?}", at.elapsed());
+}
+
+#[test]
+fn a_close_that_nobody_drives_keeps_nobody_from_closing() {
+    let (goes, go) = tokio::sync::watch::channel(false);
+    let servers = multi_thread();
+    let broker = servers.block_on(Broker::new(move |asked| {
+        let mut body = asked.writer();
+        body.int32(0);
+        body.int32(0);
+        (asked.key == fake::LIST_OFFSETS).then_some(Reply::Once(go.clone(), body))
+    }));
+    let kafka = Arc::new(kafka(&broker));
+    let (one, two) = (current_thread(), multi_thread());
+    // Closing waits for this.
+    let under_way = two.spawn({
+        let kafka = kafka.clone();
+        async move { kafka.offsets(&[Partition::new("t", 0)]).await }
+    });
+    while broker.state.asked(fake::LIST_OFFSETS) < 2 {
+        std::thread::sleep(millis(1));
+    }
+    one.spawn({
+        let kafka = kafka.clone();
+        async move { kafka.close().await }
+    });
+    one.block_on(kafka.link.closing());
+    goes.send_replace(true);
+    let _ = two.block_on(under_way).unwrap();
+    two.block_on(async { timeout(PATIENCE, kafka.close()).await }).unwrap().unwrap();
+}
+
+#[test]
+fn a_call_that_is_dropped_ends_wherever_it_runs() {
+    let servers = multi_thread();
+    let broker =
+        servers.block_on(Broker::new(|asked| (asked.key == fake::LIST_OFFSETS).then_some(Reply::Silence)));
+    for runtime in [current_thread(), multi_thread()] {
+        let kafka = kafka(&broker);
+        let at = Instant::now();
+        runtime.block_on(async {
+            let of = [Partition::new("t", 0)];
+            let before = broker.state.asked(fake::LIST_OFFSETS);
+            let asked = async {
+                while broker.state.asked(fake::LIST_OFFSETS) == before {
+                    tokio::time::sleep(millis(1)).await;
+                }
+            };
+            tokio::select! {
+                _ = kafka.offsets(&of) => unreachable!(),
+                () = asked => {}
+            }
+            // It waits for the calls in flight.
+            kafka.close().await.unwrap();
+        });
+        assert!(at.elapsed() < SOON, "{:?}", at.elapsed());
+    }
+}
+
+#[test]
+fn a_runtime_that_ends_takes_no_fetch_of_another_with_it() {
+    for one in [current_thread(), multi_thread()] {
+        ends_amid_fetches(one);
+    }
+}
+
+fn ends_amid_fetches(one: Runtime) {
+    let (_servers, broker) = broker_elsewhere();
+    let kafka = Arc::new(kafka(&broker));
     one.block_on(async {
         let waiting = (0..10).map(|_| fetch(&kafka, 0, 0, PATIENCE));
         let _ = tokio::time::timeout(millis(50), join_all(waiting)).await;
     });
     let two = {
         let kafka = kafka.clone();
-        std::thread::spawn(move || runtime().block_on(fetch(&kafka, 0, 0, millis(1500))))
+        std::thread::spawn(move || current_thread().block_on(fetch(&kafka, 0, 0, millis(1500))))
     };
     std::thread::sleep(millis(100));
     drop(one);
     assert_eq!(two.join().unwrap().unwrap().next, 0);
-    assert_eq!(runtime().block_on(fetch(&kafka, 1, 3, PATIENCE)).unwrap().next, 4);
+    assert_eq!(current_thread().block_on(fetch(&kafka, 1, 3, PATIENCE)).unwrap().next, 4);
     // From a runtime for each call.
     for n in 0..10 {
-        assert_eq!(runtime().block_on(fetch(&kafka, 1, n, PATIENCE)).unwrap().next, n + 1);
+        assert_eq!(current_thread().block_on(fetch(&kafka, 1, n, PATIENCE)).unwrap().next, n + 1);
     }
+}
+
+#[test]
+fn a_runtime_that_ends_holds_up_no_append_of_another() {
+    let servers = multi_thread();
+    // The second request is answered too late; the third is the same one again.
+    let produced = Mutex::new(0);
+    let broker = servers.block_on(Broker::new(move |asked| {
+        *crate::locked(&produced) += usize::from(asked.key == fake::PRODUCE);
+        (asked.key == fake::PRODUCE && *crate::locked(&produced) == 2).then_some(Reply::Silence)
+    }));
+    let kafka = Arc::new(kafka(&broker));
+    let (one, two) = (multi_thread(), multi_thread());
+    // This one's connection serves the other, too.
+    one.block_on(append(&kafka, Headers::new())).unwrap();
+    let at = Instant::now();
+    let appended = two.spawn({
+        let kafka = kafka.clone();
+        async move { append(&kafka, Headers::new()).await }
+    });
+    while broker.state.asked(fake::PRODUCE) < 2 {
+        std::thread::sleep(millis(1));
+    }
+    drop(one);
+    assert_eq!(two.block_on(appended).unwrap().unwrap(), 5);
+    assert!(at.elapsed() < SOON, "{:?}", at.elapsed());
 }
 
 #[tokio::test]
