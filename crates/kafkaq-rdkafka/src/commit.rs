@@ -22,13 +22,13 @@ use std::{
 use tokio::{sync::oneshot, time::Instant};
 
 const COMMIT: &str = "commit";
-/// How many commits may wait for the one in flight. The driver makes one at a time; more pile up only when no server
-/// responds.
+/// How many commits may wait for the one in flight, per consumer. The driver makes one at a time; more pile up only when
+/// no server responds.
 const COMMITS: usize = 32;
 
 /// The part of a commit for one consumer, with one topic.
 struct Request {
-    consumer: Weak<Client>,
+    committer: Weak<Committer>,
     topic: Arc<str>,
     /// The indices of these commits.
     items: Vec<usize>,
@@ -39,7 +39,7 @@ struct Request {
 impl Request {
     fn new(shared: &Arc<Shared>, slot: &Slot) -> Self {
         Request {
-            consumer: slot.consumer.clone(),
+            committer: slot.committer.clone(),
             topic: slot.assignment.partition.topic.clone(),
             items: Vec::new(),
             highest: HashMap::new(),
@@ -49,7 +49,7 @@ impl Request {
 
     /// The client returns one outcome for a whole request, so a deleted topic must not affect another.
     fn is_for(&self, slot: &Slot) -> bool {
-        self.consumer.ptr_eq(&slot.consumer) && self.topic == slot.assignment.partition.topic
+        self.committer.ptr_eq(&slot.committer) && self.topic == slot.assignment.partition.topic
     }
 
     fn add(&mut self, item: usize, commit: &Commit, slot: Arc<Slot>) {
@@ -91,7 +91,7 @@ type Made = Option<KafkaResult<()>>;
 type Answer = oneshot::Receiver<Made>;
 
 /// A commit for the committer.
-pub(crate) struct Job {
+struct Job {
     consumer: Arc<Client>,
     list: TopicPartitionList,
     under_way: UnderWay,
@@ -147,16 +147,19 @@ impl Shared {
     }
 
     fn send(&self, request: Request) -> Result<Answer> {
-        let Some(consumer) = request.consumer.upgrade() else { return Err(error::closed(COMMIT)) };
+        let committer = request.committer.upgrade();
+        let consumer = committer.as_ref().and_then(|committer| committer.consumer.upgrade());
+        let (Some(committer), Some(consumer)) = (committer, consumer) else {
+            return Err(error::closed(COMMIT));
+        };
         let invalid = |e| Error::not_applied(ErrorKind::Invalid, COMMIT).with_source(e);
         let list = request.list().map_err(invalid)?;
         let (answer, answered) = oneshot::channel();
-        let job = Job { consumer, list, under_way: request.under_way, answer };
-        match locked(&self.commits).as_ref().map(|c| c.try_send(job)) {
-            Some(Ok(())) => Ok(answered),
-            Some(Err(TrySendError::Full(_))) => Err(Error::not_applied(ErrorKind::Unavailable, COMMIT)
+        match committer.jobs.try_send(Job { consumer, list, under_way: request.under_way, answer }) {
+            Ok(()) => Ok(answered),
+            Err(TrySendError::Full(_)) => Err(Error::not_applied(ErrorKind::Unavailable, COMMIT)
                 .with_advice("Earlier commits still wait for the group's coordinator")),
-            Some(Err(TrySendError::Disconnected(_))) | None => Err(error::closed(COMMIT)),
+            Err(TrySendError::Disconnected(_)) => Err(error::closed(COMMIT)),
         }
     }
 
@@ -195,10 +198,21 @@ impl Shared {
             _ => error::uncertain(code, COMMIT, bootstrap).with_retry(Retry::Yes),
         }
     }
+}
 
-    /// The committer: the client's asynchronous commit never reports, and its synchronous one blocks, without a server
-    /// for as long as the session timeout. So it has a thread of its own, which no runtime waits for.
-    pub(crate) fn start_committer(&self) -> io::Result<()> {
+/// Makes the commits of one consumer: the client's asynchronous commit never reports, and its synchronous one blocks,
+/// without a server for as long as the session timeout. So it has a thread of its own, which no runtime waits for.
+///
+/// It ends with the consumer, after the commits that it has. With a client that never completes a commit it never ends,
+/// but holds up none of the next consumer: such a client costs a thread more than its own, and only one that was
+/// assigned partitions can get there.
+pub(crate) struct Committer {
+    pub(crate) consumer: Weak<Client>,
+    jobs: SyncSender<Job>,
+}
+
+impl Committer {
+    pub(crate) fn start(consumer: &Arc<Client>) -> io::Result<Arc<Self>> {
         let (tx, jobs) = sync_channel::<Job>(COMMITS);
         let work = move || {
             for Job { consumer, list, under_way, answer } in jobs {
@@ -209,17 +223,9 @@ impl Shared {
             }
         };
         thread::Builder::new().name("kafkaq-commit".into()).spawn(work)?;
-        *locked(&self.commits) = Some(tx);
-        Ok(())
-    }
-
-    /// Accepts no more commits; the committer ends after those it has.
-    pub(crate) fn end_commits(&self) {
-        locked(&self.commits).take();
+        Ok(Arc::new(Committer { consumer: Arc::downgrade(consumer), jobs: tx }))
     }
 }
-
-pub(crate) type Commits = SyncSender<Job>;
 
 /// The slot of an assignment that may commit. A released one may not: the next owner may already have read the
 /// committed offset. And records of a log that was replaced don't count.

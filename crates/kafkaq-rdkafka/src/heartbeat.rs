@@ -57,6 +57,13 @@ impl Heartbeat {
     }
 }
 
+/// With KIP-848 the group sends an assignment once. librdkafka 2.12 retries a heartbeat without a response, but doesn't
+/// request the assignment again: partitions that the lost response revoked are never released, and those that it
+/// assigned are never read.
+pub(crate) fn is_lost_answer(facility: &str, line: &str) -> bool {
+    facility == "REQTMOUT" && line.contains("ConsumerGroupHeartbeatRequest in flight")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,5 +105,19 @@ mod tests {
         assert_eq!(taken(&mut heartbeat, begin, 0, 20_000), 4);
         heartbeat.changed(begin + Duration::from_secs(20));
         assert_eq!(taken(&mut heartbeat, begin, 20_000, 40_000), 4);
+    }
+
+    /// As librdkafka 2.12.1 writes them.
+    #[test]
+    fn only_a_heartbeat_that_was_sent_is_a_lost_answer() {
+        let lost = "[thrd:GroupCoordinator]: GroupCoordinator/1: Timed out ConsumerGroupHeartbeatRequest in flight \
+                    (after 593ms, timeout #0)";
+        assert!(is_lost_answer("REQTMOUT", lost));
+        assert!(
+            !is_lost_answer("REQTMOUT", &lost.replace("in flight", "in output queue")),
+            "it was not asked"
+        );
+        assert!(!is_lost_answer("REQTMOUT", &lost.replace("ConsumerGroupHeartbeat", "OffsetCommit")));
+        assert!(!is_lost_answer("FAIL", lost));
     }
 }

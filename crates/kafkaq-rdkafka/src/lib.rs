@@ -3,6 +3,7 @@
 mod batch;
 mod check;
 mod commit;
+mod doubt;
 mod error;
 mod fetch;
 mod forsaken;

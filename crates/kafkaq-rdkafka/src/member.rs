@@ -1,7 +1,7 @@
 //! A member's two halves as the driver sees them: the handle and the event stream. Both communicate with the poll
 //! thread (see `poller`) through shared state. Only a commit and the leave wait, and neither for the other.
 
-use crate::{commit::Commits, locked, parted::Parted, settings::Settings, slot::Slot};
+use crate::{locked, parted::Parted, settings::Settings, slot::Slot};
 use async_trait::async_trait;
 use futures_core::Stream;
 use kafkaq_core::{Assignment, Commit, Error, ErrorKind, Event, Member, Partition, Result};
@@ -25,8 +25,6 @@ pub(crate) struct Shared {
     pub(crate) owned: Mutex<HashMap<Partition, Arc<Slot>>>,
     pub(crate) parted: Parted,
     epochs: AtomicU64,
-    /// To the committer; `None` when the member has left.
-    pub(crate) commits: Mutex<Option<Commits>>,
     poll_thread: OnceLock<Thread>,
     pub(crate) leaving: watch::Sender<bool>,
     left: watch::Receiver<bool>,
@@ -41,7 +39,6 @@ impl Shared {
             owned: Mutex::default(),
             parted: Parted::default(),
             epochs: AtomicU64::new(0),
-            commits: Mutex::default(),
             poll_thread: OnceLock::new(),
             leaving: watch::Sender::new(false),
             left,

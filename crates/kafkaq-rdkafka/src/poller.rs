@@ -72,15 +72,7 @@ pub(crate) async fn start(
     let member = shared.clone();
     let life = move || {
         member.polled_here();
-        match member.start_committer() {
-            Ok(()) => {
-                Poller::new(&request, &member, log, runtime, tx).live(opened);
-                member.end_commits();
-            }
-            Err(e) => {
-                let _ = opened.send(Err(Error::not_applied(ErrorKind::Other, "join").with_source(e)));
-            }
-        }
+        Poller::new(&request, &member, log, runtime, tx).live(opened);
         gone.send_replace(true);
     };
     let failed = |e| Error::not_applied(ErrorKind::Other, "join").with_source(e);

@@ -2,14 +2,16 @@
 //! otherwise too large, and exists only once there was one.
 
 use crate::{
-    aside, error,
+    aside,
+    doubt::Doubts,
+    error,
     forsaken::{self, Forsaken},
     locked, offsets,
     polled::{Failed, Polled},
     settings,
     settings::Settings,
 };
-use kafkaq_core::{Error, ErrorKind, NewRecord, Partition, Result, Retry};
+use kafkaq_core::{Effect, Error, ErrorKind, NewRecord, Partition, Result, Retry};
 use rdkafka::{
     ClientContext, Message, Statistics,
     config::{ClientConfig, RDKafkaLogLevel},
@@ -109,7 +111,12 @@ impl ReplaceableProducer {
     ) {
         let again = which.iter().map(|i| &records[*i]).enumerate();
         for (i, outcome) in which.iter().zip(self.send(to, again, which.len(), deadline).await) {
-            outcomes[*i] = outcome;
+            // What may have happened before is not undone by a refusal now.
+            let keeps_doubt = effect(&outcomes[*i]) == Some(Effect::Unknown)
+                && effect(&outcome) == Some(Effect::NotApplied);
+            if !keeps_doubt {
+                outcomes[*i] = outcome;
+            }
         }
     }
 
@@ -133,7 +140,8 @@ impl ReplaceableProducer {
         // Whether the servers have the partition, once that was queried.
         let mut there = None;
         for (index, record) in records {
-            let mut receipt = Box::new(Receipt { call: call.clone(), index });
+            let mut receipt =
+                Box::new(Receipt { call: call.clone(), index, doubts: context.doubts.so_far() });
             loop {
                 match self.enqueue(&client, to, record, receipt) {
                     Ok(()) => {
@@ -259,12 +267,21 @@ fn retire(client: Arc<Client>) {
 }
 
 fn connect(settings: &Arc<Settings>, config: &ClientConfig) -> Result<Client> {
-    Client::open(config, Reports { settings: settings.clone(), forsaken: Forsaken::default() }).map_err(
-        |failed| match failed {
-            Failed::Client(e) => settings::broken(&e),
-            Failed::Thread(e) => Error::not_applied(ErrorKind::Other, "start the producer").with_source(e),
-        },
-    )
+    let context = Reports {
+        settings: settings.clone(),
+        shows_debug: settings.shows_debug(),
+        forsaken: Forsaken::default(),
+        doubts: Doubts::default(),
+    };
+    Client::open(config, context).map_err(|failed| match failed {
+        Failed::Client(e) => settings::broken(&e),
+        Failed::Thread(e) => Error::not_applied(ErrorKind::Other, "start the producer").with_source(e),
+    })
+}
+
+/// The effect of a failed append.
+fn effect(outcome: &Result<i64>) -> Option<Effect> {
+    outcome.as_ref().err().map(Error::effect)
 }
 
 fn is_too_large(outcome: &Result<i64>) -> bool {
@@ -312,7 +329,9 @@ fn is_lost(client: &Client) -> Option<String> {
 /// The producer's context: receives the delivery reports.
 struct Reports {
     settings: Arc<Settings>,
+    shows_debug: bool,
     forsaken: Forsaken,
+    doubts: Doubts,
 }
 
 impl Reports {
@@ -331,11 +350,15 @@ impl Reports {
         }
     }
 
-    /// The client's report on a record that was queued.
-    fn reported(&self, code: Code) -> Error {
+    /// The client's report on a record that was queued. `may_be_there`: an earlier try may have appended it.
+    fn reported(&self, code: Code, may_be_there: bool) -> Error {
         let bootstrap = self.settings.bootstrap();
         match code {
             Code::MessageTimedOut => self.overdue(),
+            // Its producer was replaced. It may have been sent, and another try may have succeeded.
+            Code::PurgeQueue | Code::PurgeInflight => Error::unknown(ErrorKind::Unavailable, APPEND)
+                .with_source("the producer failed before it was acknowledged"),
+            _ if may_be_there => error::uncertain(code, APPEND, bootstrap),
             // A permanent error of the server, or of the client before anything was sent.
             Code::MessageSizeTooLarge
             | Code::MessageBatchTooLarge
@@ -352,9 +375,6 @@ impl Reports {
             | Code::UnsupportedCompressionType
             | Code::UnsupportedForMessageFormat
             | Code::PolicyViolation => error::rejected(code, APPEND, bootstrap),
-            // Its producer was replaced. It may have been sent, and another try may have succeeded.
-            Code::PurgeQueue | Code::PurgeInflight => Error::unknown(ErrorKind::Unavailable, APPEND)
-                .with_source("the producer failed before it was acknowledged"),
             _ => error::uncertain(code, APPEND, bootstrap),
         }
     }
@@ -374,7 +394,10 @@ impl Reports {
 
 impl ClientContext for Reports {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
-        self.settings.trouble().log(level, facility, line);
+        self.doubts.log(facility, line);
+        if self.shows_debug || !matches!(level, RDKafkaLogLevel::Debug) {
+            self.settings.trouble().log(level, facility, line);
+        }
     }
 
     fn stats(&self, statistics: Statistics) {
@@ -399,7 +422,10 @@ impl ProducerContext for Reports {
             // A repeated request whose offset the server no longer knows: it was appended, but where is unknown.
             Ok(_) => Err(Error::unknown(ErrorKind::Unavailable, APPEND)
                 .with_source("appended, but the server did not say where")),
-            Err((e, _)) => Err(self.reported(error::code_of(e))),
+            Err((e, _)) => {
+                let may_be_there = self.doubts.so_far() != receipt.doubts;
+                Err(self.reported(error::code_of(e), may_be_there))
+            }
         });
     }
 }
@@ -408,6 +434,8 @@ impl ProducerContext for Reports {
 struct Receipt {
     call: Arc<Call>,
     index: usize,
+    /// How many doubts the client had before it got the record.
+    doubts: u64,
 }
 
 impl Receipt {

@@ -1,10 +1,10 @@
 //! Settings of the user, kafkaq's defaults, and settings that are refused because they would break the promise.
 
-use crate::{RdKafka, log, log::Trouble};
+use crate::{RdKafka, doubt, log, log::Trouble};
 use kafkaq_core::{Error, ErrorKind, Result};
 use rdkafka::{
     ClientConfig,
-    config::FromClientConfig,
+    config::{FromClientConfig, RDKafkaLogLevel},
     consumer::{BaseConsumer, DefaultConsumerContext},
     error::KafkaError,
 };
@@ -65,6 +65,7 @@ const DEFAULTS: &[(&str, &str)] = &[
 /// request above 100 MB (`socket.request.max.bytes`), and a consumer on such a response.
 const MAX_RECORD_BYTES: usize = 64 << 20;
 const MESSAGE_MAX_BYTES: &str = "message.max.bytes";
+const DEBUG: &str = "debug";
 /// One setting with two names.
 const COMPRESSION: [&str; 2] = ["compression.type", "compression.codec"];
 
@@ -278,7 +279,17 @@ impl Settings {
         config.set(MESSAGE_MAX_BYTES, MAX_RECORD_BYTES.to_string());
         config.set("message.timeout.ms", (limit * 4 / 5).as_millis().to_string());
         config.set("topic.metadata.propagation.max.ms", (limit / 2).as_millis().to_string());
-        self.over(config, &self.builder.producer)
+        let mut config = self.over(config, &self.builder.producer);
+        let contexts =
+            config.get(DEBUG).map_or(doubt::CONTEXT.into(), |own| format!("{own},{}", doubt::CONTEXT));
+        config.set(DEBUG, contexts).set_log_level(RDKafkaLogLevel::Debug);
+        config
+    }
+
+    /// Whether the producer's lines at level debug are wanted for more than its doubts.
+    pub(crate) fn shows_debug(&self) -> bool {
+        let mut set = self.builder.both.iter().chain(&self.builder.producer);
+        matches!(log::level(), RDKafkaLogLevel::Debug) && set.any(|(name, _)| name == DEBUG)
     }
 
     /// For one-off queries and for creating topics: a producer's handle that produces nothing.
@@ -513,6 +524,15 @@ mod tests {
         assert!(e.to_string().contains("no.such.setting") && !e.to_string().contains("s3cret"), "{e}");
         let e = build("linger.ms", "s3cret").unwrap_err();
         assert!(e.to_string().contains("linger.ms") && !e.to_string().contains("s3cret"), "{e}");
+    }
+
+    /// Or no doubt about an append would be heard of.
+    #[test]
+    fn a_users_debug_setting_adds_to_the_lines_that_the_producer_needs() {
+        let settings = build("debug", "msg,eos").unwrap();
+        assert_eq!(settings.producer().get("debug"), Some("msg,eos,broker"));
+        assert_eq!(settings.reader(1).get("debug"), Some("msg,eos"));
+        assert_eq!(build("linger.ms", "0").unwrap().producer().get("debug"), Some("broker"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A partition while it is assigned to us, under one epoch.
 
-use crate::group::Client;
+use crate::commit::Committer;
 use kafkaq_core::{Assignment, Cursor, Mark, Record};
 use std::{
     collections::VecDeque,
@@ -30,8 +30,8 @@ pub(crate) enum Doubt {
 pub(crate) struct Slot {
     pub(crate) assignment: Assignment,
     pub(crate) doubt: Doubt,
-    /// The consumer to which the group assigned it. The poll thread owns it; a commit borrows it.
-    pub(crate) consumer: Weak<Client>,
+    /// Of the consumer to which the group assigned it. The poll thread owns both; a commit borrows them.
+    pub(crate) committer: Weak<Committer>,
     /// Its queue in the client may hold records.
     pub(crate) ready: AtomicBool,
     /// The driver has paused it.
@@ -55,11 +55,11 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    pub(crate) fn new(assignment: Assignment, doubt: Doubt, consumer: Weak<Client>) -> Self {
+    pub(crate) fn new(assignment: Assignment, doubt: Doubt, committer: Weak<Committer>) -> Self {
         Slot {
             assignment,
             doubt,
-            consumer,
+            committer,
             ready: AtomicBool::new(true),
             paused: AtomicBool::new(false),
             queued: AtomicBool::new(false),

@@ -64,6 +64,61 @@ async fn a_queue_that_stays_full_is_an_error_in_time() {
     }
 }
 
+/// The client retries by itself, and reports only how the last try ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_does_not_deny_an_earlier_try_that_may_have_appended() {
+    let (mock, builder) = cluster();
+    let to = Partition::new("t", 0);
+    let outcome = async |kafka: &RdKafka, tries: &[Resp]| {
+        mock.request_errors(RDKafkaApiKey::Produce, tries);
+        let e = kafka.append(&to, &records(1)).await.remove(0).unwrap_err();
+        assert!(e.retry() == Retry::No && e.advice().is_some() == (e.kind() == ErrorKind::Denied), "{e}");
+        (e.kind(), e.effect())
+    };
+    let forbidden = Resp::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
+    let invalid = Resp::RD_KAFKA_RESP_ERR_POLICY_VIOLATION;
+    for maybe in [
+        Resp::RD_KAFKA_RESP_ERR__TRANSPORT,
+        Resp::RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT,
+        Resp::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+        // Also of a leader that steps down while it waits for the replicas.
+        Resp::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
+    ] {
+        // A client that was forbidden a topic asks for a while no more.
+        let kafka = builder.clone().build().unwrap();
+        kafka.append(&to, &records(1)).await.remove(0).unwrap();
+        let plain = outcome(&kafka, &[invalid]).await;
+        assert_eq!(plain, (ErrorKind::Invalid, Effect::NotApplied));
+        let doubtful = outcome(&kafka, &[maybe, invalid]).await;
+        assert_eq!(doubtful, (ErrorKind::Invalid, Effect::Unknown), "{maybe:?}");
+        assert_eq!(outcome(&kafka, &[invalid]).await, plain, "that was another record");
+        let doubtful = outcome(&kafka, &[maybe, forbidden]).await;
+        assert_eq!(doubtful, (ErrorKind::Denied, Effect::Unknown), "{maybe:?}");
+        let kafka = builder.clone().build().unwrap();
+        kafka.append(&to, &records(1)).await.remove(0).unwrap();
+        let plain = outcome(&kafka, &[forbidden]).await;
+        assert_eq!(plain, (ErrorKind::Denied, Effect::NotApplied));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_is_too_large_but_in_doubt_goes_again_compressed_and_stays_in_doubt() {
+    let (mock, builder) = cluster();
+    let kafka = builder.build().unwrap();
+    let to = Partition::new("t", 0);
+    kafka.append(&to, &records(1)).await.remove(0).unwrap();
+    let (maybe, refused) =
+        (Resp::RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT, Resp::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE);
+    mock.request_errors(RDKafkaApiKey::Produce, &[maybe, refused, refused]);
+    let e = kafka.append(&to, &records(1)).await.remove(0).unwrap_err();
+    assert_eq!((e.kind(), e.effect()), (ErrorKind::TooLarge, Effect::Unknown), "{e}");
+    mock.request_errors(RDKafkaApiKey::Produce, &[refused, refused]);
+    let e = kafka.append(&to, &records(1)).await.remove(0).unwrap_err();
+    assert_eq!((e.kind(), e.effect()), (ErrorKind::TooLarge, Effect::NotApplied), "{e}");
+    mock.request_errors(RDKafkaApiKey::Produce, &[maybe, refused]);
+    kafka.append(&to, &records(1)).await.remove(0).unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_that_is_refused_for_its_size_goes_again_in_smaller_shares() {
     let (mock, builder) = cluster();

@@ -1,8 +1,11 @@
 use super::*;
 use crate::{RdKafka, settings};
 use futures_util::StreamExt;
-use kafkaq_core::{Headers, Log, NewRecord};
-use rdkafka::mocking::MockCluster;
+use kafkaq_core::{Assignment, Commit, Effect, Headers, Log, NewRecord};
+use rdkafka::{
+    mocking::MockCluster,
+    types::{RDKafkaApiKey, RDKafkaRespErr as Fault},
+};
 use std::sync::atomic::AtomicBool;
 
 #[test]
@@ -69,5 +72,77 @@ async fn a_lost_ring_is_made_good_however_busy_the_thread_is() -> Result<()> {
     stop.store(true, SeqCst);
     let _ = load.await;
     assert!(sought, "the record was read");
+    kafka.close().await
+}
+
+fn failed(e: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::unknown(ErrorKind::Other, "test").with_source(e)
+}
+
+/// librdkafka may never complete a commit whose coordinator went down, and such a client is also never closed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_hangs_in_a_consumer_holds_up_no_commit_of_the_next_one() -> Result<()> {
+    let mock = MockCluster::new(1).map_err(|e| settings::broken(&e))?;
+    mock.create_topic("t", 1, 1).map_err(|e| settings::broken(&e))?;
+    let builder = RdKafka::builder(mock.bootstrap_servers()).set("group.protocol", "classic");
+    let builder = builder.set_consumer("group.instance.id", "one").set("heartbeat.interval.ms", "300");
+    let kafka = Arc::new(builder.request_timeout(Duration::from_secs(120)).build()?);
+    let request = JoinRequest::new("g", vec!["t".into()], [1; 16]);
+    let (mut c, shared) = start(kafka.settings.clone(), kafka.clone(), request).await?;
+    let record = NewRecord::new(None, Some("x".into()), Headers::new());
+    kafka.append(&Partition::new("t", 0), &[record]).await.remove(0)?;
+    let mut read = async || {
+        loop {
+            match c.events.next().await {
+                Some(Ok(Event::Records(of, _))) => break of,
+                Some(_) => {}
+                None => panic!("the stream has ended"),
+            }
+        }
+    };
+    let commit = |assignment: Assignment| {
+        let shared = shared.clone();
+        tokio::spawn(async move { shared.commit(&[Commit { assignment, offset: 1 }]).await.remove(0) })
+    };
+    let hang = async |of: &Assignment| {
+        let slot = locked(&shared.owned)[&of.partition].clone();
+        let committer = slot.committer.upgrade();
+        let client = committer.and_then(|of| of.consumer.upgrade()).ok_or_else(|| error::closed("commit"))?;
+        let (end, hangs) = oneshot::channel::<()>();
+        let (hang, is_hanging) = oneshot::channel();
+        let hanging = thread::spawn(move || {
+            client.context().unless_closing(|| {
+                let _ = (hang.send(()), hangs.blocking_recv());
+                Ok(())
+            })
+        });
+        is_hanging.await.map_err(failed)?;
+        Ok::<_, Error>((end, hanging, slot))
+    };
+    let first = read().await;
+    let (end, hanging, slot) = hang(&first).await?;
+    let behind = commit(first);
+    while slot.committing.load(SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    mock.request_errors(RDKafkaApiKey::Heartbeat, &[Fault::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID]);
+    let second = read().await;
+    commit(second.clone()).await.map_err(failed)??;
+    // The consumer was closed before it was its turn.
+    drop(end);
+    assert!(hanging.join().is_ok_and(|made| made.is_some()));
+    let e = behind.await.map_err(failed)?.map(|()| "committed").unwrap_err();
+    assert_eq!((e.kind(), e.effect()), (ErrorKind::NotOwner, Effect::NotApplied), "{e}");
+    // Nor does a member that leaves keep a caller waiting.
+    let (end, ..) = hang(&second).await?;
+    shared.ask_to_leave();
+    let until = Instant::now() + Duration::from_secs(60);
+    while !locked(&shared.owned).is_empty() {
+        assert!(Instant::now() < until, "it takes commits as if it could make them");
+        tokio::time::sleep(SHORT).await;
+    }
+    let e = commit(second).await.map_err(failed)?.map(|()| "committed").unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Closed, "{e}");
+    drop(end);
     kafka.close().await
 }

@@ -1,0 +1,62 @@
+//! Whether an earlier try may have appended a record that was refused in the end.
+//!
+//! librdkafka retries by itself, and reports only how the last try ended. Its own notion (`rd_kafka_message_status`) is
+//! out of reach without `unsafe`, and doesn't doubt a leader that stepped down. But it logs each try that fails, and
+//! that line precedes the record's report in the queue that a client is polled by.
+
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+/// The part of the log that has these lines. It has none about what succeeds.
+pub(crate) const CONTEXT: &str = "broker";
+
+/// How the line of a try goes on that leaves no doubt: the record is reported with this very error, or was resent
+/// because it came out of order; or it was refused before anything was written.
+const CERTAIN: [&str; 2] = ["actions Permanent", "failed: Broker: Unknown topic or partition:"];
+
+/// Counts tries of a client that failed without saying that they changed nothing, of whatever record.
+#[derive(Debug, Default)]
+pub(crate) struct Doubts(AtomicU64);
+
+impl Doubts {
+    /// A line of the client's log.
+    pub(crate) fn log(&self, facility: &str, line: &str) {
+        if leaves_doubt(facility, line) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+
+    pub(crate) fn so_far(&self) -> u64 {
+        self.0.load(SeqCst)
+    }
+}
+
+fn leaves_doubt(facility: &str, line: &str) -> bool {
+    facility == "REQERR"
+        && line.contains("ProduceRequest failed:")
+        && !CERTAIN.iter().any(|how| line.contains(how))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As librdkafka 2.12.1 writes them.
+    #[test]
+    fn only_a_try_that_certainly_changed_nothing_leaves_no_doubt() {
+        let line = |request: &str, error: &str, actions: &str| {
+            format!("[thrd:k:9092/1]: k:9092/1: {request}Request failed: {error}: {actions}")
+        };
+        for (error, actions, doubtful) in [
+            ("Broker: Topic authorization failed", "explicit actions Permanent,MsgNotPersisted", false),
+            ("Broker: Message size too large", "actions Permanent,MsgNotPersisted", false),
+            ("Broker: Unknown topic or partition", "explicit actions Refresh,MsgNotPersisted", false),
+            ("Broker: Not leader for partition", "actions Refresh,MsgNotPersisted", true),
+            ("Broker: Request timed out", "actions Retry,MsgPossiblyPersisted", true),
+            ("Local: Timed out", "explicit actions Retry,MsgPossiblyPersisted", true),
+            ("Local: Broker transport failure", "explicit actions Refresh,MsgPossiblyPersisted", true),
+        ] {
+            assert_eq!(leaves_doubt("REQERR", &line("Produce", error, actions)), doubtful, "{error}");
+            assert!(!leaves_doubt("REQERR", &line("Metadata", error, actions)), "{error}");
+        }
+    }
+}
