@@ -53,10 +53,10 @@ fn a_seed_replays_exactly() {
 /// A simulation that never reaches a rule proves nothing about it.
 #[test]
 fn everything_happens() {
-    let found = search(&Search { count: 2_000, ..Search::default() });
+    let found = search(&Search { count: 8_000, ..Search::default() });
     let never: Vec<&str> =
         found.stats.list().into_iter().filter(|(_, n)| *n == 0).map(|(name, _)| name).collect();
-    assert!(never.is_empty(), "never happened in 2,000 seeds: {never:?}");
+    assert!(never.is_empty(), "never happened in 8,000 seeds: {never:?}");
 }
 
 #[test]
