@@ -82,9 +82,8 @@ pub(super) struct Held {
     pub(super) with_driver: bool,
     /// When it was given to the driver last.
     pub(super) offered_at: Option<Mono>,
-    /// If nobody has taken it, it is renewed from this time on, and from `stale_at` on it is not handed out.
+    /// If nobody has taken it, it is renewed from this time on.
     pub(super) renew_at: Mono,
-    pub(super) stale_at: Mono,
     /// It came back untaken while an operation was under way, and is renewed or given back after that.
     pub(super) came_back: bool,
     /// The store has not been told of the lease: what protects the task is that its record is this process's.
@@ -94,16 +93,13 @@ pub(super) struct Held {
 impl Held {
     /// Of a lease that was just won.
     pub(super) fn new(lease: OwnLease) -> Self {
-        let (renew_at, stale_at) = (lease.ends, lease.ends);
-        Held {
-            lease,
-            with_driver: false,
-            offered_at: None,
-            renew_at,
-            stale_at,
-            came_back: false,
-            unleased: None,
-        }
+        let renew_at = lease.ends;
+        Held { lease, with_driver: false, offered_at: None, renew_at, came_back: false, unleased: None }
+    }
+
+    /// When its job is no longer handed out: its renewal takes some time, and most of the rest is for a caller.
+    pub(super) fn stale_at(&self) -> Mono {
+        Mono(self.renew_at.0 + self.lease.ends.0.saturating_sub(self.renew_at.0) / 4)
     }
 }
 

@@ -409,7 +409,8 @@ impl Machine {
             }
             return self.start_swap(r, SwapOp::GiveBack);
         }
-        if left <= self.config.settings.lease / 2 && (!renewed || left.is_zero()) {
+        let fresh = left.saturating_sub(self.config.settings.lease / 2);
+        if fresh.is_zero() && (!renewed || left.is_zero()) {
             // If the process dies, a first attempt that nobody has had is charged no failure.
             let ahead = held.lease.attempt == 1 && self.dispatch.wanted(self.store.takes_begun(), 0) == 0;
             self.begin_take(r);
@@ -418,8 +419,7 @@ impl Machine {
         let now = self.clock.mono();
         (held.with_driver, held.offered_at) = (true, Some(now));
         // Short already when a slow store has confirmed it: then most of what is left is for a caller.
-        held.renew_at = now.plus(left.saturating_sub(self.config.settings.lease / 2).max(left / 8));
-        held.stale_at = held.renew_at.plus(left / 8);
+        held.renew_at = now.plus(fresh.max(left / 8));
         self.dispatch.offer(r);
     }
 

@@ -154,7 +154,7 @@ impl Machine {
                 history: item.history.clone(),
                 token: own.token,
                 deadline: own.until,
-                stale_at: held.stale_at,
+                stale_at: held.stale_at(),
             });
             self.dispatch.given_to_driver();
         }
