@@ -19,8 +19,9 @@ impl Keyspace {
     /// The task topic is part of it: queues with the same name and different topics have separate tasks.
     ///
     /// # Errors
-    /// `Invalid` if a name is empty, too long, or has a character that a topic's name can't have; a group's name
-    /// has no dot, so that queue `a` with group `b.c` can't collide with queue `a.b` with group `c`.
+    /// `Invalid` if a name is empty, too long, or has a character that a topic's name can't have. A group's name has no
+    /// dot, so that queue `a` with group `b.c` can't collide with queue `a.b` with group `c`. A queue's name has no two
+    /// dots in a row and none at its end, since consumer groups are called `<queue>..<topic>.<group>`.
     pub fn new(queue: &str, group: &str, task_topic: &str) -> Result<Self> {
         let topic_char = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         let invalid = |what: String| Err(Error::not_applied(ErrorKind::Invalid, "check the names").on(what));
@@ -29,6 +30,9 @@ impl Keyspace {
                 "queue `{queue}`: a name has 1 to {} of A-Z a-z 0-9 . _ -",
                 Self::MAX_QUEUE
             ));
+        }
+        if queue.contains("..") || queue.ends_with('.') {
+            return invalid(format!("queue `{queue}`: a name has no two dots in a row, and none at its end"));
         }
         let group_char = |c: char| topic_char(c) && c != '.';
         if group.is_empty() || group.len() > Self::MAX_GROUP || !group.chars().all(group_char) {

@@ -70,7 +70,7 @@ impl QueueBuilder {
 
     /// The group of processes that share the tasks; each group of a queue executes every task. 1 to 60 of
     /// `A-Z a-z 0-9 _ -`. Default: `kafkaq`. In the log the consumer group is called `<queue>.<group>`, or
-    /// `<queue>.<task topic>.<group>` if the task topic's name differs from the queue's.
+    /// `<queue>..<task topic>.<group>` if the task topic's name differs from the queue's.
     pub fn group(self, name: impl Into<Arc<str>>) -> Self {
         self.with(|c| c.group = name.into())
     }

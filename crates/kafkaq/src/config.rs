@@ -145,11 +145,12 @@ impl Config {
     }
 
     /// The name of the consumer group in the log. Its members read the same topics, so it names them all: two
-    /// environments that differ in the task topic alone share neither a group nor what waits.
+    /// environments that differ in the task topic alone share neither a group nor what waits. Queues' names have no two
+    /// dots in a row, so that queue `a` over topic `b.c` can't collide with queue `a.b` over topic `c`.
     pub(crate) fn consumer_group(&self) -> Arc<str> {
         match self.task_topic() {
             topic if topic == self.queue => format!("{topic}.{}", self.group).into(),
-            topic => format!("{}.{topic}.{}", self.queue, self.group).into(),
+            topic => format!("{}..{topic}.{}", self.queue, self.group).into(),
         }
     }
 
@@ -303,9 +304,24 @@ mod tests {
         c.check().unwrap();
         assert_eq!((&*c.wait_topic(), &*c.dead_topic()), ("emails.kafkaq.wait", "emails.kafkaq.dead"));
         c.task_topic = Some("emails-test".into());
-        assert_eq!(&*c.consumer_group(), "emails.emails-test.kafkaq");
-        assert_eq!(&*c.wait_topic(), "emails.emails-test.kafkaq.wait");
+        assert_eq!(&*c.consumer_group(), "emails..emails-test.kafkaq");
+        assert_eq!(&*c.wait_topic(), "emails..emails-test.kafkaq.wait");
         assert_eq!(c.park_after(), Duration::from_secs(10));
+    }
+
+    #[test]
+    fn queues_that_differ_share_no_group() {
+        let mut groups = std::collections::HashMap::new();
+        let names = ["a", "a.b", "a.b.c", "b", "b.c", "c", ".a", "a..b", "a.", "."];
+        for (queue, topic) in names.iter().flat_map(|queue| names.map(|topic| (*queue, topic))) {
+            let mut c = Config::new(queue.into());
+            c.task_topic = Some(topic.into());
+            if c.check().is_ok() {
+                let of = groups.entry(c.consumer_group()).or_insert((queue, topic));
+                assert_eq!(*of, (queue, topic), "both are group {}", c.consumer_group());
+            }
+        }
+        assert!(groups.len() > 50);
     }
 
     #[test]

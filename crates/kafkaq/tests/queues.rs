@@ -265,6 +265,38 @@ async fn queues_share_a_broker_and_a_store() -> Result<()> {
     Ok(())
 }
 
+/// A copy of one queue's task would be a dead letter to the other.
+#[tokio::test(start_paused = true)]
+async fn queues_with_similar_names_and_topics_share_no_wait_topic() -> Result<()> {
+    let broker: Arc<dyn Broker> = Arc::new(MemoryLog::new());
+    let store: Arc<dyn LeaseStore> = Arc::new(MemoryStore::new());
+    let build = |name, topic| {
+        Queue::builder(name).broker(broker.clone()).store(store.clone()).task_topic(topic).build()
+    };
+    let (one, other) = (build("emails", "test").await?, build("emails.test", "emails.test").await?);
+    assert!(other.try_get_job()?.is_none(), "which makes it join");
+    for n in 0..8 {
+        one.publish(Task::new(format!("{n}")).with_delay(SECOND)).await?;
+    }
+    for _ in 0..8 {
+        soon(next(&one).await.done()).await.unwrap();
+    }
+    none_within(&other, SECOND).await;
+    soon(one.shutdown(SECOND)).await?;
+    soon(other.shutdown(SECOND)).await
+}
+
+/// The driver was never polled.
+#[test]
+fn a_queue_whose_runtime_ends_at_once_keeps_nobody_waiting() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let queue = runtime().block_on(Queue::builder("emails").build()).unwrap();
+    let limit = Duration::from_secs(60);
+    let got = runtime().block_on(async { tokio::time::timeout(limit, queue.get_job()).await });
+    assert_eq!(got.expect("it doesn't wait").unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(queue.try_get_job().unwrap_err().kind(), ErrorKind::Closed);
+}
+
 #[tokio::test(start_paused = true)]
 async fn shutdown_gives_back_what_nobody_has_got() -> Result<()> {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());

@@ -53,7 +53,10 @@ impl Driver {
         let lease = plan.machine.settings().lease;
         let wanted = Arc::new(Notify::new());
         let first = wanted.clone();
+        // Also when the task is aborted, even before it has begun: nobody may wait for ever.
+        let ends = Ends(plan.shared.clone());
         tokio::spawn(async move {
+            let _ends = ends;
             let outcome = drive(plan, &first, told_to_stop).await;
             ended.send_replace(Some(outcome));
         });
@@ -98,8 +101,6 @@ impl Drop for Driver {
 
 async fn drive(plan: Plan, wanted: &Notify, mut stop: watch::Receiver<Option<Instant>>) -> Result<()> {
     let Plan { machine, join, broker, store, shared } = plan;
-    // Also when it is aborted: nobody may wait for ever.
-    let _ends = Ends(shared.clone());
     let joined = async {
         wanted.notified().await;
         join_group(&*broker, join).await
