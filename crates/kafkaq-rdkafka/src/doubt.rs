@@ -2,7 +2,7 @@
 //!
 //! librdkafka retries by itself, and reports only how the last try ended. Its own notion (`rd_kafka_message_status`) is
 //! out of reach without `unsafe`, and doesn't doubt a leader that stepped down. But it logs each try that fails, and
-//! that line precedes the record's report in the queue that a client is polled by.
+//! that line precedes the record's report in the queue that a client is polled by, which one thread does at a time.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 

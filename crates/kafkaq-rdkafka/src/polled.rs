@@ -57,6 +57,15 @@ impl<C: ProducerContext + 'static> Polled<C> {
         Ok(Polled { producer, stop, thread: Some(thread) })
     }
 
+    /// Ends the thread, so that the caller alone polls. Blocks for up to a tenth of a second.
+    pub(crate) fn poll_alone(&self) {
+        self.stop.store(true, SeqCst);
+        self.wake();
+        while self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// After something was sent.
     pub(crate) fn wake(&self) {
         if let Some(thread) = &self.thread {

@@ -112,11 +112,8 @@ impl ReplaceableProducer {
         let again = which.iter().map(|i| &records[*i]).enumerate();
         for (i, outcome) in which.iter().zip(self.send(to, again, which.len(), deadline).await) {
             // What may have happened before is not undone by a refusal now.
-            let keeps_doubt = effect(&outcomes[*i]) == Some(Effect::Unknown)
-                && effect(&outcome) == Some(Effect::NotApplied);
-            if !keeps_doubt {
-                outcomes[*i] = outcome;
-            }
+            let in_doubt = outcomes[*i].as_ref().is_err_and(|before| before.effect() == Effect::Unknown);
+            outcomes[*i] = if in_doubt { outcome.map_err(doubted) } else { outcome };
         }
     }
 
@@ -237,6 +234,7 @@ impl ReplaceableProducer {
         let State::Open(client) = state else { return Ok(()) };
         let limit = self.settings.request_timeout();
         let flushed = tokio::task::spawn_blocking(move || {
+            client.poll_alone();
             let flushed = client.flush(limit);
             client.purge(PurgeConfig::default().queue().inflight());
             let _ = client.flush(Duration::from_millis(500));
@@ -279,9 +277,12 @@ fn connect(settings: &Arc<Settings>, config: &ClientConfig) -> Result<Client> {
     })
 }
 
-/// The effect of a failed append.
-fn effect(outcome: &Result<i64>) -> Option<Effect> {
-    outcome.as_ref().err().map(Error::effect)
+/// The same error of an append that an earlier try may have made.
+fn doubted(error: Error) -> Error {
+    match error.effect() {
+        Effect::Unknown => error,
+        _ => Error::unknown(error.kind(), APPEND).with_retry(error.retry()).with_source(error),
+    }
 }
 
 fn is_too_large(outcome: &Result<i64>) -> bool {

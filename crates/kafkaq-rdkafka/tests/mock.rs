@@ -117,6 +117,13 @@ async fn a_record_that_is_too_large_but_in_doubt_goes_again_compressed_and_stays
     assert_eq!((e.kind(), e.effect()), (ErrorKind::TooLarge, Effect::NotApplied), "{e}");
     mock.request_errors(RDKafkaApiKey::Produce, &[maybe, refused]);
     kafka.append(&to, &records(1)).await.remove(0).unwrap();
+    // The last refusal says why it is not taken.
+    mock.request_errors(
+        RDKafkaApiKey::Produce,
+        &[maybe, refused, Resp::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED],
+    );
+    let e = kafka.append(&to, &records(1)).await.remove(0).unwrap_err();
+    assert_eq!((e.kind(), e.effect()), (ErrorKind::Denied, Effect::Unknown), "{e}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

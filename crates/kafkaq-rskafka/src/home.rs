@@ -6,7 +6,13 @@
 //! hold up everybody who shares something with it. So its calls run on a thread of the process.
 
 use crate::{failure::Failure, locked};
-use std::{future::pending, io, panic::resume_unwind, sync::Mutex, thread::Builder as Thread};
+use std::{
+    future::pending,
+    io,
+    panic::resume_unwind,
+    sync::{Arc, Mutex},
+    thread::Builder as Thread,
+};
 use tokio::{
     runtime::{Builder, Handle, RuntimeFlavor},
     task::{JoinError, JoinHandle},
@@ -21,9 +27,16 @@ fn own() -> io::Result<Handle> {
     if let Some(handle) = &*own {
         return Ok(handle.clone());
     }
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    let handle = runtime.handle().clone();
-    Thread::new().name("kafkaq-rskafka".into()).spawn(move || runtime.block_on(pending::<()>()))?;
+    let runtime = Arc::new(Builder::new_current_thread().enable_all().build()?);
+    let (handle, driven) = (runtime.handle().clone(), runtime.clone());
+    let started = Thread::new().name("kafkaq-rskafka".into()).spawn(move || driven.block_on(pending::<()>()));
+    if let Err(e) = started {
+        // Dropping a runtime blocks, which panics on a thread of another runtime.
+        if let Some(runtime) = Arc::into_inner(runtime) {
+            runtime.shutdown_background();
+        }
+        return Err(e);
+    }
     *own = Some(handle.clone());
     Ok(handle)
 }

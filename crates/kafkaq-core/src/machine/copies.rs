@@ -160,7 +160,8 @@ impl Machine {
             Err(error) if is_refusal(&error) => self.append_refused(r, error),
             // An append of unknown effect is repeated with the same number.
             Err(error) => {
-                let in_doubt = error.effect() == Effect::Unknown;
+                let is_letter = matches!(item.append, Some(AppendOp::DeadLetter { .. }));
+                let in_doubt = is_letter && error.effect() == Effect::Unknown;
                 item.last_error = Some(error);
                 if in_doubt {
                     self.doubt(r);

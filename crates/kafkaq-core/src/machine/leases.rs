@@ -397,7 +397,9 @@ impl Machine {
         let Some(item) = self.items.get_mut(r) else { return };
         let (is_idle, is_parked) = (item.store.is_idle(), item.record == RecordState::Finished);
         let Some(held) = item.held_mut() else { return self.advance(r) };
-        let (left, unleased) = (held.lease.until.since(self.clock.wall()), held.unleased.is_some());
+        // The wall clock may have been set back since.
+        let left = held.lease.until.since(self.clock.wall()).min(held.lease.ends.since(self.clock.mono()));
+        let unleased = held.unleased.is_some();
         held.with_driver = false;
         if !is_idle {
             held.came_back = true;

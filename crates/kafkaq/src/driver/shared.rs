@@ -22,7 +22,7 @@ use tokio::sync::{Notify, oneshot};
 pub(crate) struct Shared {
     pub(crate) ready_queue: ReadyQueue<Arc<JobSlot>>,
     inbox: Mutex<Inbox>,
-    /// Rung when the inbox is no longer empty, or when the demand has grown.
+    /// Rung when the inbox is no longer empty, or when the demand has changed.
     pub(super) bell: Arc<Notify>,
     pub(super) clock: Clock,
     pub(crate) limits: Limits,

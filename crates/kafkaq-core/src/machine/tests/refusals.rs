@@ -263,6 +263,28 @@ fn reject_whose_dead_letter_is_in_the_log_is_in_doubt() {
     }
 }
 
+/// The copy of a job that takes long may have reached the log. That is no doubt of what its holder wants.
+#[test]
+fn doubt_of_a_copy_is_none_of_a_command() {
+    let mut rig = Rig::new(|_| {});
+    rig.publish(&["a"]);
+    let job = rig.get_job().unwrap();
+    rig.now = Now { mono: rig.now.mono.plus(30 * SEC), wall: rig.now.wall.plus(30 * SEC) };
+    let mut appends = vec![];
+    rig.m.handle_timeout(rig.now);
+    assert_eq!(&*rig.m.poll_appends(1, &mut appends).unwrap().topic, "w");
+    rig.store_errors.extend((0..999).map(|_| Error::not_applied(ErrorKind::Unavailable, "swap")));
+    rig.m.handle_command(rig.now, job.job, CommandId(1), Command::Done);
+    let mut swaps = vec![];
+    rig.m.poll_swaps(1, &mut swaps);
+    rig.m.handle_appended(rig.now, appends[0].0, Err(Error::unknown(ErrorKind::Timeout, "append")));
+    rig.now = Now { mono: rig.now.mono.plus(30 * SEC), wall: rig.now.wall.plus(30 * SEC) };
+    rig.m.handle_swapped(rig.now, swaps[0].0, Err(Error::not_applied(ErrorKind::Unavailable, "swap")));
+    rig.settle();
+    let Some(Answer::Failed(e)) = rig.answers.pop() else { panic!("not answered so: {:?}", rig.answers) };
+    assert_eq!(e.effect(), Effect::NotApplied);
+}
+
 /// The first try may have reached the log, the second one is refused.
 #[test]
 fn refused_dead_letter_is_in_doubt_if_an_earlier_try_is() {
@@ -390,6 +412,25 @@ fn redelivery_that_nobody_takes_is_charged_no_failure() {
     assert_eq!(rig.dead_reasons, []);
     let job = rig.get_job().unwrap();
     assert_eq!((job.attempt, job.failures), (2, 1));
+}
+
+/// The wall clock goes back: the lease seems longer than it is, and ends all the same.
+#[test]
+fn ready_job_is_renewed_in_time_however_the_wall_clock_is_set() {
+    let mut rig = Rig::new(|s| s.max_failures = 1);
+    rig.demand = 1;
+    rig.publish(&["a"]);
+    rig.demand = 0;
+    rig.now.wall = Wall(rig.now.wall.0 - 900_000);
+    for _ in 0..3600 {
+        rig.pass(SEC);
+        rig.deliver_copies();
+        assert!(rig.ready.iter().all(|job| rig.now.mono < job.stale_at.plus(SEC)), "it was renewed before");
+        assert!(rig.ready.iter().all(|job| job.stale_at < rig.now.mono.plus(60 * SEC)));
+    }
+    assert_eq!(rig.dead_reasons, []);
+    let job = rig.get_job().unwrap();
+    assert_eq!((job.attempt, job.failures), (1, 0));
 }
 
 /// The process crashes later: nobody has had the job.
