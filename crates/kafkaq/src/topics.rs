@@ -1,4 +1,4 @@
-//! The three topics of a queue: creates missing ones, and checks that existing ones keep the promise.
+//! The topics of a queue: creates missing ones, and checks that existing ones keep the promise.
 
 use crate::config::{Config, HEADROOM};
 use kafkaq_core::{Error, ErrorKind, Log, Result, TopicInfo, TopicSpec, machine::Ladder};
@@ -60,6 +60,18 @@ pub(crate) async fn ensure(log: &dyn Log, config: &Config) -> Result<Topics> {
     })
 }
 
+/// Creates the topic of marks if it is missing, and checks it.
+///
+/// # Errors
+/// The log's own, and `Misconfigured` for a topic that would lose marks.
+pub(crate) async fn ensure_marks(log: &dyn Log, spec: &TopicSpec) -> Result<()> {
+    let made = log.ensure_topics(std::slice::from_ref(spec)).await?;
+    let marks = made.into_iter().next().ok_or_else(unanswered)?;
+    judge_any(&marks)?;
+    report(&judge_marks(&marks));
+    Ok(())
+}
+
 async fn task(log: &dyn Log, config: &Config) -> Result<TopicInfo> {
     let made = log.ensure_topics(&[task_spec(config)]).await?;
     let task = made.into_iter().next().ok_or_else(unanswered)?;
@@ -115,6 +127,18 @@ fn dead_spec(config: &Config, record: usize) -> TopicSpec {
     spec
 }
 
+/// Marks are small, and a letter that outlives its mark is redriven again. Even with the same retention it may: Kafka
+/// deletes a segment when its last record is old enough.
+pub(crate) fn marks_spec(config: &Config, name: String) -> TopicSpec {
+    let mut spec = TopicSpec::new(name);
+    spec.partitions = Some(1);
+    spec.replication = config.replication;
+    spec.retention = Some(Duration::MAX);
+    spec.unlimited_bytes = true;
+    spec.max_record_bytes = Some(HEADROOM);
+    spec
+}
+
 fn longest_stay(config: &Config, partitions: i32) -> Duration {
     let ladder = config.ladder(partitions);
     (0..partitions).map(|p| ladder.longest_stay(p)).max().unwrap_or_default()
@@ -122,7 +146,7 @@ fn longest_stay(config: &Config, partitions: i32) -> Duration {
 
 fn judge_any(topic: &TopicInfo) -> Result<()> {
     if topic.compacted == Some(true) {
-        return wrong(topic, "is compacted, which deletes tasks", "cleanup.policy=delete");
+        return wrong(topic, "is compacted, which deletes records", "cleanup.policy=delete");
     }
     if topic.partitions < 1 {
         return Err(misconfigured(topic, "has no partitions"));
@@ -239,6 +263,25 @@ fn judge_dead(config: &Config, dead: &TopicInfo) -> Vec<String> {
     }
     if let Some(bytes) = dead.retention_bytes.filter(|bytes| *bytes >= 0) {
         deletes(format!("deletes what is beyond {bytes} bytes per partition"), "retention.bytes=-1");
+    }
+    warnings
+}
+
+fn judge_marks(marks: &TopicInfo) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let mut forgets = |when: String, setting: &str| {
+        warnings.push(format!(
+            "topic {} forgets {when} which dead letters were redriven or discarded, and a later redrive may select them \
+             again. Set {setting}: {}",
+            marks.name,
+            alter(marks, setting)
+        ));
+    };
+    if let Some(retention) = marks.retention.filter(|r| *r < Duration::MAX) {
+        forgets(format!("after {retention:?}"), "retention.ms=-1");
+    }
+    if let Some(bytes) = marks.retention_bytes.filter(|bytes| *bytes >= 0) {
+        forgets(format!("beyond {bytes} bytes"), "retention.bytes=-1");
     }
     warnings
 }
@@ -420,6 +463,18 @@ mod tests {
             assert_eq!(e.kind(), ErrorKind::Misconfigured, "{e}");
             assert!(e.to_string().contains(mend), "{mend}: {e}");
         }
+    }
+
+    #[tokio::test]
+    async fn marks_that_may_be_forgotten_before_their_letters_are_warned_of() {
+        let spec = marks_spec(&config(), "t".into());
+        let mut marks = Fake(|_| {}).ensure_topics(&[spec]).await.unwrap().remove(0);
+        assert!(judge_marks(&marks).is_empty(), "as it is created");
+        (marks.retention, marks.retention_bytes) = (Some(3650 * DAY), Some(1 << 30));
+        let warnings = judge_marks(&marks);
+        let [time, size] = &warnings[..] else { panic!("{warnings:?}") };
+        assert!(time.contains("--entity-name t --add-config retention.ms=-1"), "{time}");
+        assert!(size.contains("retention.bytes=-1") && size.contains("1073741824"), "{size}");
     }
 
     #[test]
