@@ -123,6 +123,7 @@ fn dead_spec(config: &Config, record: usize) -> TopicSpec {
     spec.replication = config.replication;
     spec.retention = Some(config.dead_retention);
     spec.unlimited_bytes = true;
+    spec.append_time = true;
     spec.max_record_bytes = Some(record + HEADROOM);
     spec
 }
@@ -198,6 +199,7 @@ fn judge_task(config: &Config, task: &TopicInfo) -> Result<Vec<String>> {
             alter(task, "retention.bytes=-1")
         ));
     }
+    warnings.extend(judge_clock(task));
     Ok(warnings)
 }
 
@@ -235,17 +237,7 @@ fn judge_wait(config: &Config, wait: &TopicInfo) -> Result<Vec<String>> {
     if wait.retention_bytes.is_some_and(|bytes| bytes >= 0) {
         return wrong(wait, "is limited by size, which deletes tasks that wait", "retention.bytes=-1");
     }
-    let mut warnings = Vec::new();
-    if wait.append_time == Some(false) {
-        let setting = "message.timestamp.type=LogAppendTime";
-        warnings.push(format!(
-            "topic {} takes the time of its records from clients, so that a wrong clock can have them deleted early. Set \
-             {setting}: {}",
-            wait.name,
-            alter(wait, setting)
-        ));
-    }
-    Ok(warnings)
+    Ok(judge_clock(wait).into_iter().collect())
 }
 
 fn judge_dead(config: &Config, dead: &TopicInfo) -> Vec<String> {
@@ -264,7 +256,22 @@ fn judge_dead(config: &Config, dead: &TopicInfo) -> Vec<String> {
     if let Some(bytes) = dead.retention_bytes.filter(|bytes| *bytes >= 0) {
         deletes(format!("deletes what is beyond {bytes} bytes per partition"), "retention.bytes=-1");
     }
+    warnings.extend(judge_clock(dead));
     warnings
+}
+
+/// Kafka's default. It is fine as long as all clocks are right, so it only causes a warning.
+fn judge_clock(topic: &TopicInfo) -> Option<String> {
+    let retention = topic.retention.filter(|r| *r < Duration::MAX)?;
+    let setting = "message.timestamp.type=LogAppendTime";
+    (topic.append_time == Some(false)).then(|| {
+        format!(
+            "topic {} takes the time of its records from clients, and deletes them after {retention:?}: those of a client \
+             whose clock is behind go early. To have Kafka's own clock count, set {setting}: {}",
+            topic.name,
+            alter(topic, setting)
+        )
+    })
 }
 
 fn judge_marks(marks: &TopicInfo) -> Vec<String> {
@@ -370,6 +377,7 @@ mod tests {
         assert!(judge_dead(&config(), dead).is_empty());
         assert_eq!((dead.retention, dead.retention_bytes), (Some(Duration::MAX), Some(-1)), "kept for ever");
         assert_eq!((task.retention, task.retention_bytes), (Some(7 * DAY), Some(-1)));
+        assert!(infos.iter().all(|info| info.append_time == Some(true)), "by the log's clock");
     }
 
     #[tokio::test]
@@ -462,6 +470,30 @@ mod tests {
             let e = with(change).await.unwrap_err();
             assert_eq!(e.kind(), ErrorKind::Misconfigured, "{e}");
             assert!(e.to_string().contains(mend), "{mend}: {e}");
+        }
+    }
+
+    #[test]
+    fn a_topic_whose_retention_counts_by_the_clocks_of_clients_is_warned_of() {
+        let warnings = |topic: &TopicInfo| {
+            let task = judge_task(&config(), topic).unwrap();
+            [task, judge_wait(&config(), topic).unwrap(), judge_dead(&config(), topic)]
+        };
+        let mut topic = TopicInfo::new("t", Ladder::lanes(config().max_delay));
+        let clock = "--entity-name t --add-config message.timestamp.type=LogAppendTime";
+        for (retention, by_clients, warned) in [
+            (Some(60 * DAY), Some(true), true),
+            (Some(60 * DAY), Some(false), false),
+            (Some(60 * DAY), None, false),
+            // Nothing is deleted by time.
+            (Some(Duration::MAX), Some(true), false),
+            (None, Some(true), false),
+        ] {
+            (topic.retention, topic.append_time) = (retention, by_clients.map(|by_clients| !by_clients));
+            for warnings in warnings(&topic) {
+                let found = warnings.iter().filter(|warning| warning.contains(clock)).count();
+                assert_eq!(found, usize::from(warned), "{retention:?} {by_clients:?}: {warnings:?}");
+            }
         }
     }
 
