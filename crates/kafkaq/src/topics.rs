@@ -4,6 +4,9 @@ use crate::config::{Config, HEADROOM};
 use kafkaq_core::{Error, ErrorKind, Log, Result, TopicInfo, TopicSpec, machine::Ladder};
 use std::{sync::Arc, time::Duration};
 
+/// Kafka's `max.message.bytes` has four bytes.
+const MAX_RECORD_BYTES: usize = i32::MAX as usize;
+
 /// The topic that tasks are published to, as it is.
 #[derive(Clone, Debug)]
 pub(crate) struct TaskTopic {
@@ -113,7 +116,7 @@ fn wait_spec(config: &Config, record: usize) -> TopicSpec {
     spec.retention = Some(config.wait_retention(longest_stay(config, lanes)));
     spec.unlimited_bytes = true;
     spec.append_time = true;
-    spec.max_record_bytes = Some(record + HEADROOM);
+    spec.max_record_bytes = Some(copy_of(record));
     spec
 }
 
@@ -124,7 +127,7 @@ fn dead_spec(config: &Config, record: usize) -> TopicSpec {
     spec.retention = Some(config.dead_retention);
     spec.unlimited_bytes = true;
     spec.append_time = true;
-    spec.max_record_bytes = Some(record + HEADROOM);
+    spec.max_record_bytes = Some(copy_of(record));
     spec
 }
 
@@ -138,6 +141,11 @@ pub(crate) fn marks_spec(config: &Config, name: String) -> TopicSpec {
     spec.unlimited_bytes = true;
     spec.max_record_bytes = Some(HEADROOM);
     spec
+}
+
+/// The largest copy of a record, as far as a topic can be set to take it.
+fn copy_of(record: usize) -> usize {
+    record.saturating_add(HEADROOM).min(MAX_RECORD_BYTES)
 }
 
 fn longest_stay(config: &Config, partitions: i32) -> Duration {
@@ -206,7 +214,7 @@ fn judge_task(config: &Config, task: &TopicInfo) -> Result<Vec<String>> {
 /// Every record of the task topic must fit into the others, together with what a copy adds.
 fn judge_size_of_copies(task: &TopicInfo, copies: &TopicInfo) -> Result<()> {
     let (Some(record), Some(limit)) = (task.max_record_bytes, copies.max_record_bytes) else { return Ok(()) };
-    let needs = record + HEADROOM;
+    let needs = copy_of(record);
     if limit >= needs {
         return Ok(());
     }
@@ -329,6 +337,7 @@ mod tests {
     impl Log for Fake {
         async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<TopicInfo>> {
             let made = topics.iter().map(|spec| {
+                assert!(spec.max_record_bytes.is_none_or(|limit| i32::try_from(limit).is_ok()), "{spec:?}");
                 let mut info = TopicInfo::new(spec.name.clone(), spec.partitions.unwrap_or(1));
                 info.created = true;
                 info.retention = spec.retention;
@@ -389,6 +398,24 @@ mod tests {
         })
         .await
         .unwrap();
+    }
+
+    /// A copy of a record that large doesn't fit, but no setting would let it.
+    #[tokio::test]
+    async fn a_task_topic_without_a_limit_of_size_is_accepted_and_copies_need_no_more_than_can_be_set() {
+        fn unlimited(topic: &mut TopicInfo) {
+            topic.max_record_bytes = Some(2_147_483_647);
+        }
+        with(unlimited).await.unwrap();
+        let e = with(|t| {
+            unlimited(t);
+            if t.name.ends_with(".wait") {
+                t.max_record_bytes = Some(1 << 20);
+            }
+        })
+        .await
+        .unwrap_err();
+        assert!(e.to_string().contains("--add-config max.message.bytes=2147483647"), "{e}");
     }
 
     #[tokio::test]
