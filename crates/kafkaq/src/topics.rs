@@ -133,8 +133,8 @@ fn dead_spec(config: &Config, record: usize) -> TopicSpec {
 
 /// Marks are small, and a letter that outlives its mark is redriven again. Even with the same retention it may: Kafka
 /// deletes a segment when its last record is old enough.
-pub(crate) fn marks_spec(config: &Config, name: String) -> TopicSpec {
-    let mut spec = TopicSpec::new(name);
+pub(crate) fn marks_spec(config: &Config) -> TopicSpec {
+    let mut spec = TopicSpec::new(config.marks_topic());
     spec.partitions = Some(1);
     spec.replication = config.replication;
     spec.retention = Some(Duration::MAX);
@@ -526,13 +526,13 @@ mod tests {
 
     #[tokio::test]
     async fn marks_that_may_be_forgotten_before_their_letters_are_warned_of() {
-        let spec = marks_spec(&config(), "t".into());
+        let spec = marks_spec(&config());
         let mut marks = Fake(|_| {}).ensure_topics(&[spec]).await.unwrap().remove(0);
         assert!(judge_marks(&marks).is_empty(), "as it is created");
         (marks.retention, marks.retention_bytes) = (Some(3650 * DAY), Some(1 << 30));
         let warnings = judge_marks(&marks);
         let [time, size] = &warnings[..] else { panic!("{warnings:?}") };
-        assert!(time.contains("--entity-name t --add-config retention.ms=-1"), "{time}");
+        assert!(time.contains("--entity-name q.kafkaq.dead.handled --add-config retention.ms=-1"), "{time}");
         assert!(size.contains("retention.bytes=-1") && size.contains("1073741824"), "{size}");
     }
 

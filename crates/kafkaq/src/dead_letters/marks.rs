@@ -5,9 +5,6 @@ use crate::jobs::Attempts;
 use kafkaq_core::{Error, ErrorKind, Headers, Log, NewRecord, Partition, PartitionLog, Record, Result};
 use std::{collections::HashMap, sync::Arc};
 
-/// The suffix of the dead-letter topic's name.
-pub(super) const SUFFIX: &str = ".handled";
-
 const HANDLED: &str = "kafkaq-handled";
 const LETTER: &str = "kafkaq-letter";
 const HASH: &str = "kafkaq-letter-hash";

@@ -105,15 +105,6 @@ struct Inner {
 impl DeadLetters {
     pub(crate) async fn new(log: Arc<dyn PartitionLog>, config: &Config) -> Result<Self> {
         let (topic, task) = (config.dead_topic(), config.task_topic());
-        let marks = format!("{topic}{}", marks::SUFFIX);
-        if marks.len() > 249 || marks == *task || marks == *config.wait_topic() {
-            let e = Error::not_applied(ErrorKind::Invalid, "open the dead letters")
-                .on(format!("topic `{marks}`"));
-            return Err(e.with_advice(
-                "The marks of dead letters need a topic of their own, whose name has 249 characters at most: choose \
-                 another dead_topic",
-            ));
-        }
         let names = [topic.clone(), task.clone()];
         let found = log.describe_topics(&names).await?;
         let missing = |name| {
@@ -130,7 +121,7 @@ impl DeadLetters {
             inner: Arc::new(Inner {
                 log,
                 topic,
-                marks: topics::marks_spec(config, marks),
+                marks: topics::marks_spec(config),
                 ensured: AtomicBool::new(false),
                 publisher,
             }),
