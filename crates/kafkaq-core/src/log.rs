@@ -26,7 +26,8 @@ pub struct TopicSpec {
     pub max_record_bytes: Option<usize>,
     /// Records get the log's time of the append, not the client's (`message.timestamp.type=LogAppendTime`).
     pub append_time: bool,
-    /// Only the last record of a key is kept (`cleanup.policy=compact`).
+    /// Only the last record of a key is kept (`cleanup.policy=compact`). Otherwise all are (`delete`), whatever the
+    /// server's default.
     pub compacted: bool,
 }
 

@@ -15,7 +15,8 @@ const SEGMENT: &str = "segment.ms";
 const COMPACTED_SEGMENT: Duration = Duration::from_secs(3600);
 
 impl TopicSpec {
-    /// The configs to create it with, with Kafka's names. Those left to the server are not included.
+    /// The configs to create it with, with Kafka's names. Those left to the server are not included. How it is cleaned
+    /// up is never left to it: a server that compacts by default would delete what was asked to be kept.
     #[must_use]
     pub fn settings(&self) -> Vec<(&'static str, String)> {
         let settings = [
@@ -23,7 +24,7 @@ impl TopicSpec {
             self.unlimited_bytes.then(|| (RETENTION_BYTES, "-1".into())),
             self.max_record_bytes.map(|limit| (MAX_RECORD_BYTES, limit.to_string())),
             self.append_time.then(|| (TIMESTAMPS, APPEND_TIME.into())),
-            self.compacted.then(|| (CLEANUP, "compact".into())),
+            Some((CLEANUP, if self.compacted { "compact" } else { "delete" }.into())),
             self.compacted.then(|| (SEGMENT, millis(COMPACTED_SEGMENT).to_string())),
         ];
         settings.into_iter().flatten().collect()
@@ -59,7 +60,8 @@ mod tests {
 
     #[test]
     fn a_spec_becomes_the_settings_that_it_names_and_nothing_else() {
-        assert_eq!(TopicSpec::new("t").settings(), []);
+        // A server's default may be to compact, which deletes records that have a key.
+        assert_eq!(TopicSpec::new("t").settings(), [("cleanup.policy", "delete".to_owned())]);
         let mut spec = TopicSpec::new("t");
         spec.retention = Some(Duration::MAX);
         spec.unlimited_bytes = true;
@@ -97,7 +99,7 @@ mod tests {
         info.learn("segment.ms", "1");
         assert_eq!((info.retention, info.retention_bytes), (spec.retention, Some(-1)));
         assert_eq!((info.max_record_bytes, info.append_time), (spec.max_record_bytes, Some(true)));
-        assert_eq!(info.compacted, None, "nothing was said of it");
+        assert_eq!(info.compacted, Some(false));
         for (policy, compacted) in [("delete", false), ("delete, compact", true)] {
             info.learn("cleanup.policy", policy);
             info.learn("retention.ms", "-1");

@@ -65,6 +65,8 @@ const DEFAULTS: &[(&str, &str)] = &[
 /// request above 100 MB (`socket.request.max.bytes`), and a consumer on such a response.
 const MAX_RECORD_BYTES: usize = 64 << 20;
 const MESSAGE_MAX_BYTES: &str = "message.max.bytes";
+/// The highest value of `message.max.bytes` that librdkafka accepts.
+pub(crate) const MOST_MESSAGE_BYTES: usize = 1_000_000_000;
 const DEBUG: &str = "debug";
 /// One setting with two names.
 const COMPRESSION: [&str; 2] = ["compression.type", "compression.codec"];

@@ -104,15 +104,16 @@ impl<'a> Admin<'a> {
     /// A topic that accepts larger records than the producer allows would promise too much.
     fn check(&self, spec: &TopicSpec) -> Result<()> {
         let limit = self.settings.max_record_bytes();
-        match spec.max_record_bytes {
-            Some(needs) if needs > limit => {
-                Err(Error::not_applied(ErrorKind::Invalid, self.op).on(&spec.name).with_advice(format!(
-                    "Its records may have {needs} bytes, and this client sends {limit} at most: lower max_task_bytes, \
-                     or the max.message.bytes of the topics, or set `message.max.bytes` of the client to {needs}"
-                )))
-            }
-            _ => Ok(()),
-        }
+        let Some(needs) = spec.max_record_bytes.filter(|needs| *needs > limit) else { return Ok(()) };
+        let client = if needs > settings::MOST_MESSAGE_BYTES {
+            format!(". librdkafka's own limit is {}", settings::MOST_MESSAGE_BYTES)
+        } else {
+            format!(", or set `message.max.bytes` of the client to {needs}")
+        };
+        Err(Error::not_applied(ErrorKind::Invalid, self.op).on(&spec.name).with_advice(format!(
+            "Its records may have {needs} bytes, and this client sends {limit} at most: lower max_task_bytes, or the \
+             max.message.bytes of the topics{client}"
+        )))
     }
 
     fn look(&self, topic: &str) -> Result<Seen> {

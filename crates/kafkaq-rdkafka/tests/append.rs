@@ -53,6 +53,23 @@ async fn topics_that_take_more_than_the_client_sends_are_refused_with_the_settin
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_client_is_not_to_be_given_a_limit_that_it_refuses() {
+    const MOST: usize = 1_000_000_000;
+    let builder = |limit: usize| RdKafka::builder("127.0.0.1:1").set("message.max.bytes", limit.to_string());
+    builder(MOST).build().unwrap().close().await.unwrap();
+    builder(MOST + 1).build().unwrap_err();
+    let kafka = RdKafka::builder("127.0.0.1:1").build().unwrap();
+    for (needs, is_possible) in [(MOST, true), (MOST + 1, false), (i32::MAX as usize, false)] {
+        let mut spec = TopicSpec::new("large");
+        spec.max_record_bytes = Some(needs);
+        let e = kafka.ensure_topics(&[spec]).await.unwrap_err();
+        assert_eq!(e.to_string().contains("set `message.max.bytes`"), is_possible, "{e}");
+        assert!(e.to_string().contains("max.message.bytes of the topics"), "{e}");
+    }
+    kafka.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn five_thousand_records_are_answered_within_the_timeout_with_the_log_down() {
     for limit in [Duration::from_millis(200), Duration::from_secs(2)] {
         let mock = Mock::new(1).unwrap();

@@ -349,7 +349,7 @@ impl QueueBuilder {
                 "Set one of them: a broker has consumer groups of its own, a log has none",
             ));
         }
-        self.config.check()
+        if self.log.is_some() { self.config.check_for_log() } else { self.config.check() }
     }
 }
 

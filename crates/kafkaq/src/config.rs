@@ -5,6 +5,11 @@ use std::{borrow::Cow, fmt, ops::RangeInclusive, sync::Arc, time::Duration};
 
 /// Bytes that kafkaq's own headers may add to a task over its lifetime.
 pub(crate) const HEADROOM: usize = 64 << 10;
+/// Suffixes: the topic of marks of handled letters has the dead-letter topic's name, that of cursors the group's.
+pub(crate) const MARKS: &str = ".handled";
+pub(crate) const CURSORS: &str = ".cursors";
+/// Of a topic's name.
+const MAX_NAME: usize = 249;
 pub(crate) const DAY: Duration = Duration::from_secs(24 * 3600);
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -216,7 +221,7 @@ impl Config {
         for topic in &topics {
             let clean = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
             if topic.is_empty()
-                || topic.len() > 249
+                || topic.len() > MAX_NAME
                 || !topic.chars().all(clean)
                 || &**topic == "."
                 || &**topic == ".."
@@ -233,6 +238,7 @@ impl Config {
                 "Tasks, waiting tasks and dead letters need a topic each",
             );
         }
+        self.check_derived(self.marks_topic(), "the marks of dead letters", "dead_topic")?;
         within("lease_duration", self.lease, LEASE)?;
         within("park_after", self.park_after(), PARK_AFTER)?;
         if self.park_after() >= self.lease {
@@ -271,6 +277,46 @@ impl Config {
             }
         }
         Ok(keyspace)
+    }
+
+    /// Also validates the name that a group in a log without groups needs.
+    ///
+    /// # Errors
+    /// As [`check`](Config::check).
+    pub(crate) fn check_for_log(&self) -> Result<Keyspace> {
+        let keyspace = self.check()?;
+        let cursors = format!("{}{CURSORS}", self.consumer_group());
+        self.check_derived(cursors, "the group's cursors", "task_topic, queue or group")?;
+        Ok(keyspace)
+    }
+
+    pub(crate) fn marks_topic(&self) -> String {
+        format!("{}{MARKS}", self.dead_topic())
+    }
+
+    /// `settings` are those that make up the name.
+    fn check_derived(&self, name: String, whose: &str, settings: &str) -> Result<()> {
+        let named = [
+            ("task_topic", self.task_topic()),
+            ("wait_topic", self.wait_topic()),
+            ("dead_topic", self.dead_topic()),
+        ];
+        if let Some((setting, _)) = named.iter().find(|(_, topic)| **topic == *name) {
+            return invalid(
+                format!("{setting} `{name}`"),
+                format!("{whose} are in the topic of that name: choose another"),
+            );
+        }
+        if name.len() > MAX_NAME {
+            return invalid(
+                format!("topic `{name}` for {whose}"),
+                format!(
+                    "It has {} characters and may have {MAX_NAME}: choose a shorter {settings}",
+                    name.len()
+                ),
+            );
+        }
+        Ok(())
     }
 
     /// How long the wait topic keeps records if it is created here: generous, since consumers may be down.
@@ -384,6 +430,38 @@ mod tests {
             change(&mut c);
             let e = c.check().unwrap_err();
             assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains(says), "{says}: {e}");
+        }
+    }
+
+    #[test]
+    fn topics_whose_names_are_derived_are_refused_by_the_setting_that_makes_them_too_long_or_takes_them() {
+        let name = |length| Some("n".repeat(length).into());
+        let custom = || {
+            let mut c = config();
+            (c.task_topic, c.wait_topic, c.dead_topic) = (name(226), Some("wait".into()), name(241));
+            c
+        };
+        // The group is `emails.<task_topic>.kafkaq`.
+        custom().check_for_log().unwrap();
+        let mut long_letters = custom();
+        long_letters.dead_topic = name(242);
+        let mut long_group = custom();
+        long_group.task_topic = name(228);
+        long_group.check().unwrap();
+        let mut taken_by_wait = config();
+        taken_by_wait.wait_topic = Some("emails.kafkaq.dead.handled".into());
+        let mut taken_by_dead = config();
+        taken_by_dead.dead_topic = Some("emails.kafkaq.cursors".into());
+        taken_by_dead.check().unwrap();
+        for (c, says) in [
+            (long_letters, ["marks of dead letters", "250 characters", "shorter dead_topic"]),
+            (long_group, ["group's cursors", "250 characters", "shorter task_topic, queue or group"]),
+            (taken_by_wait, ["marks of dead letters", "wait_topic `emails.kafkaq.dead.handled`", "another"]),
+            (taken_by_dead, ["group's cursors", "dead_topic `emails.kafkaq.cursors`", "another"]),
+        ] {
+            let e = c.check_for_log().unwrap_err();
+            assert_eq!(e.kind(), ErrorKind::Invalid, "{e}");
+            assert!(says.iter().all(|part| e.to_string().contains(part)), "{says:?}: {e}");
         }
     }
 

@@ -1,8 +1,11 @@
-//! The three topics of a queue: creates missing ones, and checks that existing ones keep the promise.
+//! The topics of a queue: creates missing ones, and checks that existing ones keep the promise.
 
 use crate::config::{Config, HEADROOM};
 use kafkaq_core::{Error, ErrorKind, Log, Result, TopicInfo, TopicSpec, machine::Ladder};
 use std::{sync::Arc, time::Duration};
+
+/// Kafka's `max.message.bytes` has four bytes.
+const MAX_RECORD_BYTES: usize = i32::MAX as usize;
 
 /// The topic that tasks are published to, as it is.
 #[derive(Clone, Debug)]
@@ -60,6 +63,18 @@ pub(crate) async fn ensure(log: &dyn Log, config: &Config) -> Result<Topics> {
     })
 }
 
+/// Creates the topic of marks if it is missing, and checks it.
+///
+/// # Errors
+/// The log's own, and `Misconfigured` for a topic that would lose marks.
+pub(crate) async fn ensure_marks(log: &dyn Log, spec: &TopicSpec) -> Result<()> {
+    let made = log.ensure_topics(std::slice::from_ref(spec)).await?;
+    let marks = made.into_iter().next().ok_or_else(unanswered)?;
+    judge_any(&marks)?;
+    report(&judge_marks(&marks));
+    Ok(())
+}
+
 async fn task(log: &dyn Log, config: &Config) -> Result<TopicInfo> {
     let made = log.ensure_topics(&[task_spec(config)]).await?;
     let task = made.into_iter().next().ok_or_else(unanswered)?;
@@ -101,7 +116,7 @@ fn wait_spec(config: &Config, record: usize) -> TopicSpec {
     spec.retention = Some(config.wait_retention(longest_stay(config, lanes)));
     spec.unlimited_bytes = true;
     spec.append_time = true;
-    spec.max_record_bytes = Some(record + HEADROOM);
+    spec.max_record_bytes = Some(copy_of(record));
     spec
 }
 
@@ -111,8 +126,26 @@ fn dead_spec(config: &Config, record: usize) -> TopicSpec {
     spec.replication = config.replication;
     spec.retention = Some(config.dead_retention);
     spec.unlimited_bytes = true;
-    spec.max_record_bytes = Some(record + HEADROOM);
+    spec.append_time = true;
+    spec.max_record_bytes = Some(copy_of(record));
     spec
+}
+
+/// Marks are small, and a letter that outlives its mark is redriven again. Even with the same retention it may: Kafka
+/// deletes a segment when its last record is old enough.
+pub(crate) fn marks_spec(config: &Config) -> TopicSpec {
+    let mut spec = TopicSpec::new(config.marks_topic());
+    spec.partitions = Some(1);
+    spec.replication = config.replication;
+    spec.retention = Some(Duration::MAX);
+    spec.unlimited_bytes = true;
+    spec.max_record_bytes = Some(HEADROOM);
+    spec
+}
+
+/// The largest copy of a record, as far as a topic can be set to take it.
+fn copy_of(record: usize) -> usize {
+    record.saturating_add(HEADROOM).min(MAX_RECORD_BYTES)
 }
 
 fn longest_stay(config: &Config, partitions: i32) -> Duration {
@@ -122,7 +155,7 @@ fn longest_stay(config: &Config, partitions: i32) -> Duration {
 
 fn judge_any(topic: &TopicInfo) -> Result<()> {
     if topic.compacted == Some(true) {
-        return wrong(topic, "is compacted, which deletes tasks", "cleanup.policy=delete");
+        return wrong(topic, "is compacted, which deletes records", "cleanup.policy=delete");
     }
     if topic.partitions < 1 {
         return Err(misconfigured(topic, "has no partitions"));
@@ -174,13 +207,14 @@ fn judge_task(config: &Config, task: &TopicInfo) -> Result<Vec<String>> {
             alter(task, "retention.bytes=-1")
         ));
     }
+    warnings.extend(judge_clock(task));
     Ok(warnings)
 }
 
 /// Every record of the task topic must fit into the others, together with what a copy adds.
 fn judge_size_of_copies(task: &TopicInfo, copies: &TopicInfo) -> Result<()> {
     let (Some(record), Some(limit)) = (task.max_record_bytes, copies.max_record_bytes) else { return Ok(()) };
-    let needs = record + HEADROOM;
+    let needs = copy_of(record);
     if limit >= needs {
         return Ok(());
     }
@@ -211,17 +245,7 @@ fn judge_wait(config: &Config, wait: &TopicInfo) -> Result<Vec<String>> {
     if wait.retention_bytes.is_some_and(|bytes| bytes >= 0) {
         return wrong(wait, "is limited by size, which deletes tasks that wait", "retention.bytes=-1");
     }
-    let mut warnings = Vec::new();
-    if wait.append_time == Some(false) {
-        let setting = "message.timestamp.type=LogAppendTime";
-        warnings.push(format!(
-            "topic {} takes the time of its records from clients, so that a wrong clock can have them deleted early. Set \
-             {setting}: {}",
-            wait.name,
-            alter(wait, setting)
-        ));
-    }
-    Ok(warnings)
+    Ok(judge_clock(wait).into_iter().collect())
 }
 
 fn judge_dead(config: &Config, dead: &TopicInfo) -> Vec<String> {
@@ -239,6 +263,40 @@ fn judge_dead(config: &Config, dead: &TopicInfo) -> Vec<String> {
     }
     if let Some(bytes) = dead.retention_bytes.filter(|bytes| *bytes >= 0) {
         deletes(format!("deletes what is beyond {bytes} bytes per partition"), "retention.bytes=-1");
+    }
+    warnings.extend(judge_clock(dead));
+    warnings
+}
+
+/// Kafka's default. It is fine as long as all clocks are right, so it only causes a warning.
+fn judge_clock(topic: &TopicInfo) -> Option<String> {
+    let retention = topic.retention.filter(|r| *r < Duration::MAX)?;
+    let setting = "message.timestamp.type=LogAppendTime";
+    (topic.append_time == Some(false)).then(|| {
+        format!(
+            "topic {} takes the time of its records from clients, and deletes them after {retention:?}: those of a client \
+             whose clock is behind go early. To have Kafka's own clock count, set {setting}: {}",
+            topic.name,
+            alter(topic, setting)
+        )
+    })
+}
+
+fn judge_marks(marks: &TopicInfo) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let mut forgets = |when: String, setting: &str| {
+        warnings.push(format!(
+            "topic {} forgets {when} which dead letters were redriven or discarded, and a later redrive may select them \
+             again. Set {setting}: {}",
+            marks.name,
+            alter(marks, setting)
+        ));
+    };
+    if let Some(retention) = marks.retention.filter(|r| *r < Duration::MAX) {
+        forgets(format!("after {retention:?}"), "retention.ms=-1");
+    }
+    if let Some(bytes) = marks.retention_bytes.filter(|bytes| *bytes >= 0) {
+        forgets(format!("beyond {bytes} bytes"), "retention.bytes=-1");
     }
     warnings
 }
@@ -279,6 +337,7 @@ mod tests {
     impl Log for Fake {
         async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<TopicInfo>> {
             let made = topics.iter().map(|spec| {
+                assert!(spec.max_record_bytes.is_none_or(|limit| i32::try_from(limit).is_ok()), "{spec:?}");
                 let mut info = TopicInfo::new(spec.name.clone(), spec.partitions.unwrap_or(1));
                 info.created = true;
                 info.retention = spec.retention;
@@ -327,6 +386,7 @@ mod tests {
         assert!(judge_dead(&config(), dead).is_empty());
         assert_eq!((dead.retention, dead.retention_bytes), (Some(Duration::MAX), Some(-1)), "kept for ever");
         assert_eq!((task.retention, task.retention_bytes), (Some(7 * DAY), Some(-1)));
+        assert!(infos.iter().all(|info| info.append_time == Some(true)), "by the log's clock");
     }
 
     #[tokio::test]
@@ -338,6 +398,24 @@ mod tests {
         })
         .await
         .unwrap();
+    }
+
+    /// A copy of a record that large doesn't fit, but no setting would let it.
+    #[tokio::test]
+    async fn a_task_topic_without_a_limit_of_size_is_accepted_and_copies_need_no_more_than_can_be_set() {
+        fn unlimited(topic: &mut TopicInfo) {
+            topic.max_record_bytes = Some(2_147_483_647);
+        }
+        with(unlimited).await.unwrap();
+        let e = with(|t| {
+            unlimited(t);
+            if t.name.ends_with(".wait") {
+                t.max_record_bytes = Some(1 << 20);
+            }
+        })
+        .await
+        .unwrap_err();
+        assert!(e.to_string().contains("--add-config max.message.bytes=2147483647"), "{e}");
     }
 
     #[tokio::test]
@@ -420,6 +498,42 @@ mod tests {
             assert_eq!(e.kind(), ErrorKind::Misconfigured, "{e}");
             assert!(e.to_string().contains(mend), "{mend}: {e}");
         }
+    }
+
+    #[test]
+    fn a_topic_whose_retention_counts_by_the_clocks_of_clients_is_warned_of() {
+        let warnings = |topic: &TopicInfo| {
+            let task = judge_task(&config(), topic).unwrap();
+            [task, judge_wait(&config(), topic).unwrap(), judge_dead(&config(), topic)]
+        };
+        let mut topic = TopicInfo::new("t", Ladder::lanes(config().max_delay));
+        let clock = "--entity-name t --add-config message.timestamp.type=LogAppendTime";
+        for (retention, by_clients, warned) in [
+            (Some(60 * DAY), Some(true), true),
+            (Some(60 * DAY), Some(false), false),
+            (Some(60 * DAY), None, false),
+            // Nothing is deleted by time.
+            (Some(Duration::MAX), Some(true), false),
+            (None, Some(true), false),
+        ] {
+            (topic.retention, topic.append_time) = (retention, by_clients.map(|by_clients| !by_clients));
+            for warnings in warnings(&topic) {
+                let found = warnings.iter().filter(|warning| warning.contains(clock)).count();
+                assert_eq!(found, usize::from(warned), "{retention:?} {by_clients:?}: {warnings:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn marks_that_may_be_forgotten_before_their_letters_are_warned_of() {
+        let spec = marks_spec(&config());
+        let mut marks = Fake(|_| {}).ensure_topics(&[spec]).await.unwrap().remove(0);
+        assert!(judge_marks(&marks).is_empty(), "as it is created");
+        (marks.retention, marks.retention_bytes) = (Some(3650 * DAY), Some(1 << 30));
+        let warnings = judge_marks(&marks);
+        let [time, size] = &warnings[..] else { panic!("{warnings:?}") };
+        assert!(time.contains("--entity-name q.kafkaq.dead.handled --add-config retention.ms=-1"), "{time}");
+        assert!(size.contains("retention.bytes=-1") && size.contains("1073741824"), "{size}");
     }
 
     #[test]

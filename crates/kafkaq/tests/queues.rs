@@ -45,6 +45,19 @@ async fn settings_that_make_no_sense_are_refused() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_group_whose_cursors_have_no_topic_name_is_refused_where_it_needs_one() {
+    let builder = || {
+        let names =
+            Queue::builder("emails").task_topic("t".repeat(230)).wait_topic("wait").dead_topic("dead");
+        names.store(MemoryStore::new())
+    };
+    builder().broker(MemoryLog::new()).build().await.unwrap();
+    let e = builder().log(MemoryLog::new()).build().await.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Invalid, "{e}");
+    assert!(e.to_string().contains("kafkaq.cursors") && e.to_string().contains("shorter task_topic"), "{e}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_wait_topic_that_would_lose_tasks_is_refused() -> Result<()> {
     let log = MemoryLog::new();
     let mut spec = TopicSpec::new("emails.kafkaq.wait");

@@ -1,14 +1,9 @@
 //! Marks of handled dead letters: a separate topic, since a record of a log can't be deleted.
 
 use super::{DeadLetter, Place, scan::Scan};
-use crate::{config::HEADROOM, jobs::Attempts};
-use kafkaq_core::{
-    Error, ErrorKind, Headers, Log, NewRecord, Partition, PartitionLog, Record, Result, TopicSpec,
-};
-use std::{collections::HashMap, sync::Arc, time::Duration};
-
-/// The suffix of the dead-letter topic's name.
-pub(super) const SUFFIX: &str = ".handled";
+use crate::jobs::Attempts;
+use kafkaq_core::{Error, ErrorKind, Headers, Log, NewRecord, Partition, PartitionLog, Record, Result};
+use std::{collections::HashMap, sync::Arc};
 
 const HANDLED: &str = "kafkaq-handled";
 const LETTER: &str = "kafkaq-letter";
@@ -39,14 +34,15 @@ impl Handled {
 pub(super) struct Marks(HashMap<Place, (u64, Handled)>);
 
 impl Marks {
-    /// Reads the marks of the letters that `letters` is about to read.
+    /// Reads the marks of the letters that `letters` is about to read. No others are kept in memory: marks outlive their
+    /// letters, and those of an earlier topic of this name may be of letters that this one doesn't have.
     pub(super) async fn read(log: &Arc<dyn PartitionLog>, topic: &Arc<str>, letters: &Scan) -> Result<Self> {
-        let first: HashMap<_, _> = letters.first_offsets().collect();
+        let there: HashMap<_, _> = letters.ranges().collect();
         let mut scan = Scan::new(log, topic).await?;
         let mut marks = HashMap::new();
         while let Some((_, record)) = scan.next().await? {
             if let Some((place, hash, handled)) = read(&record)
-                && first.get(&place.partition).is_some_and(|first| *first <= place.offset)
+                && there.get(&place.partition).is_some_and(|range| range.contains(&place.offset))
             {
                 marks.insert(place, (hash, handled));
             }
@@ -79,27 +75,9 @@ fn mark(letter: &DeadLetter, handled: Handled) -> NewRecord {
     if handled == Handled::Redriven {
         add(REDRIVEN_AS, letter.redrive_id().as_str().to_owned());
     }
-    NewRecord::new(Some(letter.place.to_string().into()), None, headers)
-}
-
-/// Creates the topic if it is missing. It keeps its records as long as the letters are kept.
-pub(super) async fn ensure(log: &dyn Log, mut spec: TopicSpec, retention: Duration) -> Result<()> {
-    spec.partitions = Some(1);
-    spec.retention = Some(retention);
-    spec.unlimited_bytes = true;
-    spec.max_record_bytes = Some(HEADROOM);
-    let info = log.ensure_topics(&[spec]).await?.into_iter().next();
-    if let Some(info) = info
-        && info.retention.is_some_and(|kept| kept < retention)
-    {
-        tracing::warn!(
-            target: "kafkaq",
-            "topic {} forgets after {:?} which dead letters were redriven or discarded. Set its retention.ms to that of \
-             the dead-letter topic",
-            info.name, info.retention.unwrap_or_default()
-        );
-    }
-    Ok(())
+    // Only the headers are read. But a record with a key and no value is a tombstone, which compaction deletes.
+    let value = handled.word().into();
+    NewRecord::new(Some(letter.place.to_string().into()), Some(value), headers)
 }
 
 /// Marks letters. When it returns, the marks are durable.
@@ -132,4 +110,40 @@ pub(super) async fn append<'a>(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::MemoryLog;
+    use kafkaq_core::TopicSpec;
+
+    #[tokio::test]
+    async fn only_marks_of_letters_that_are_there_are_held_in_memory() {
+        let log = MemoryLog::new();
+        let specs = ["dead", "marks"].map(|name| {
+            let mut spec = TopicSpec::new(name);
+            spec.partitions = Some(1);
+            spec
+        });
+        log.ensure_topics(&specs).await.unwrap();
+        let dead = Partition::new("dead", 0);
+        for outcome in log.append(&dead, &vec![NewRecord::new(None, None, Headers::new()); 5]).await {
+            outcome.unwrap();
+        }
+        log.delete_records(&dead, 2).unwrap();
+        let marks = (0..9).map(|offset| {
+            let record = Record::new(offset, 0, None, None, Headers::new());
+            mark(&DeadLetter::new(0, record), Handled::Redriven)
+        });
+        for outcome in log.append(&Partition::new("marks", 0), &marks.collect::<Vec<_>>()).await {
+            outcome.unwrap();
+        }
+        let log: Arc<dyn PartitionLog> = Arc::new(log);
+        let scan = Scan::new(&log, &"dead".into()).await.unwrap();
+        let marks = Marks::read(&log, &"marks".into(), &scan).await.unwrap();
+        let mut kept: Vec<_> = marks.0.keys().map(|place| place.offset).collect();
+        kept.sort_unstable();
+        assert_eq!(kept, [2, 3, 4]);
+    }
 }

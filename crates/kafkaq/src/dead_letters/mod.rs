@@ -30,9 +30,10 @@
 //!
 //! # Marks
 //! A record of a log can't be deleted, so a letter that was redriven or discarded is marked by a record in another
-//! topic, which has the name of the dead-letter topic plus `.handled`. The first redrive or discard creates it. A
-//! marked letter is no longer selected, unless [`Filter::include_handled`] asks for it. Its payload stays in the log
-//! until the dead-letter topic's retention deletes it.
+//! topic, which has the name of the dead-letter topic plus `.handled`. The first redrive or discard creates it. It keeps
+//! its records forever, since a letter without its mark would be redriven again. A marked letter is no longer selected,
+//! unless [`Filter::include_handled`] asks for it. Its payload stays in the log until the dead-letter topic's retention
+//! deletes it.
 //!
 //! # Redriving
 //! A dead task has ended under its id, so a redrive publishes it under another one: [`DeadLetter::redrive_id`], which
@@ -63,17 +64,19 @@ pub use marks::Handled;
 pub use redrive::{Redrive, RedriveReport, RedriveState};
 pub use scan::Letters;
 
-use crate::{Publisher, config::Config, runtime::Home, topics::TaskTopic};
+use crate::{
+    Publisher,
+    config::Config,
+    runtime::Home,
+    topics::{self, TaskTopic},
+};
 use groups::Grouping;
 use kafkaq_core::{Error, ErrorKind, PartitionLog, Result, TopicSpec};
 use marks::Marks;
 use scan::Scan;
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 /// How many letters are marked as discarded in one call.
@@ -94,7 +97,6 @@ struct Inner {
     log: Arc<dyn PartitionLog>,
     topic: Arc<str>,
     marks: TopicSpec,
-    retention: Duration,
     /// The topic of marks exists.
     ensured: AtomicBool,
     publisher: Publisher,
@@ -103,15 +105,6 @@ struct Inner {
 impl DeadLetters {
     pub(crate) async fn new(log: Arc<dyn PartitionLog>, config: &Config) -> Result<Self> {
         let (topic, task) = (config.dead_topic(), config.task_topic());
-        let marks = format!("{topic}{}", marks::SUFFIX);
-        if marks.len() > 249 || marks == *task || marks == *config.wait_topic() {
-            let e = Error::not_applied(ErrorKind::Invalid, "open the dead letters")
-                .on(format!("topic `{marks}`"));
-            return Err(e.with_advice(
-                "The marks of dead letters need a topic of their own, whose name has 249 characters at most: choose \
-                 another dead_topic",
-            ));
-        }
         let names = [topic.clone(), task.clone()];
         let found = log.describe_topics(&names).await?;
         let missing = |name| {
@@ -123,15 +116,12 @@ impl DeadLetters {
         let mut next = || found.next().and_then(|(name, info)| Some((name, info?.partitions)));
         next().ok_or_else(|| missing(topic.clone()))?;
         let (name, partitions) = next().ok_or_else(|| missing(task))?;
-        let mut spec = TopicSpec::new(marks);
-        spec.replication = config.replication;
         let publisher = Publisher::new(log.clone(), config, TaskTopic { name, partitions }, Home::find()?);
         Ok(DeadLetters {
             inner: Arc::new(Inner {
                 log,
                 topic,
-                marks: spec,
-                retention: config.dead_retention,
+                marks: topics::marks_spec(config),
                 ensured: AtomicBool::new(false),
                 publisher,
             }),
@@ -227,7 +217,7 @@ impl DeadLetters {
     async fn ensure_marks(&self) -> Result<()> {
         let inner = &*self.inner;
         if !inner.ensured.load(Ordering::Relaxed) {
-            marks::ensure(&*inner.log, inner.marks.clone(), inner.retention).await?;
+            topics::ensure_marks(&*inner.log, &inner.marks).await?;
             inner.ensured.store(true, Ordering::Relaxed);
         }
         Ok(())

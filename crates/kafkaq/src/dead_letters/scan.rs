@@ -3,7 +3,7 @@
 use super::{DeadLetter, Filter, Marks};
 use crate::jobs::Attempts;
 use kafkaq_core::{Error, ErrorKind, FetchLimit, Offsets, Partition, PartitionLog, Position, Record, Result};
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
 
 /// The size of one fetch: this much is held in memory, or one record if that is larger.
 const FETCH_BYTES: usize = 1 << 20;
@@ -34,9 +34,9 @@ impl Scan {
         Ok(Scan { log: log.clone(), topic: topic.clone(), rest, read: VecDeque::new() })
     }
 
-    /// The first offset that is still there, of each partition.
-    pub(super) fn first_offsets(&self) -> impl Iterator<Item = (i32, i64)> {
-        self.rest.iter().map(|(index, offsets)| (*index, offsets.first))
+    /// The offsets that remain to be read, of each partition.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = (i32, Range<i64>)> {
+        self.rest.iter().map(|(index, offsets)| (*index, offsets.first..offsets.next))
     }
 
     /// Leaves out what is before one place and after another.

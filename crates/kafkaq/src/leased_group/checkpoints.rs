@@ -9,6 +9,7 @@
 //! forwards; and once for all partitions of a member, even if a search is interrupted.
 
 use super::caught::in_time;
+use crate::config::CURSORS;
 use kafkaq_core::{
     Batch, Cursor, Error, ErrorKind, FetchLimit, Headers, NewRecord, Offsets, Partition, PartitionLog,
     Position, Result, TopicSpec,
@@ -24,7 +25,7 @@ const MAX_BYTES: usize = 1 << 20;
 
 /// The topic with the group's checkpoints.
 pub(super) fn checkpoint_topic(group: &str) -> TopicSpec {
-    let mut spec = TopicSpec::new(format!("{group}.cursors"));
+    let mut spec = TopicSpec::new(format!("{group}{CURSORS}"));
     spec.partitions = Some(1);
     spec.compacted = true;
     spec.unlimited_bytes = true;

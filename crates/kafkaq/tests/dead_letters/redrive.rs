@@ -8,12 +8,14 @@ use crate::{
 };
 use kafkaq::{
     Error, ErrorKind, Headers, JobStatus, Result, Task, TaskId,
-    backend::{ID_HEADER, Log, NewRecord},
+    backend::{ID_HEADER, Log, NewRecord, TopicSpec},
     dead_letters::{Filter, Handled, Place, RedriveState},
     memory::{MemoryLog, MemoryStore},
 };
 use std::{collections::BTreeSet, time::Duration};
 use tokio::time::Instant;
+
+const MARKS: &str = "emails.kafkaq.dead.handled";
 
 #[tokio::test(start_paused = true)]
 async fn letters_that_cannot_be_read_are_shown_and_redriven_only_on_request() -> Result<()> {
@@ -142,6 +144,60 @@ async fn a_dry_run_counts_and_changes_nothing() -> Result<()> {
     assert_eq!(rig.dead.count(Filter::new()).await?, 3);
     assert_eq!(rig.log.describe_topics(&[format!("{DEAD}.handled").into()]).await?, [None]);
     none_within(&rig.queue, 2 * LEASE).await;
+    Ok(())
+}
+
+/// The letters may be kept for longer than `dead_retention` says: their topic may be older than the setting.
+#[tokio::test(start_paused = true)]
+async fn marks_are_kept_for_ever_whatever_the_letters_retention() -> Result<()> {
+    let rig = Rig::new().await;
+    rig.kill_many(1).await;
+    let builder = quick(&rig.log, &rig.store).dead_retention(Duration::from_secs(2 * 24 * 3600));
+    let dead = builder.build_dead_letters(rig.log.clone()).await?;
+    assert_eq!(dead.redrive(Filter::new()).run().await?.redriven, 1);
+    let marks = rig.log.describe_topics(&[MARKS.into()]).await?.remove(0).unwrap();
+    assert_eq!((marks.retention, marks.retention_bytes), (Some(Duration::MAX), Some(-1)));
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_compacted_topic_of_marks_is_refused_before_anything_is_done() -> Result<()> {
+    let rig = Rig::new().await;
+    rig.kill_many(1).await;
+    let mut spec = TopicSpec::new(MARKS);
+    (spec.partitions, spec.compacted) = (Some(1), true);
+    rig.log.ensure_topics(&[spec]).await?;
+    let redriven = rig.dead.redrive(Filter::new()).run().await.map(|report| report.redriven);
+    for refused in [redriven, rig.dead.discard(Filter::new()).await] {
+        let e = refused.unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Misconfigured, "{e}");
+        let mend = format!("--entity-name {MARKS} --add-config cleanup.policy=delete");
+        assert!(e.to_string().contains(&mend), "{e}");
+    }
+    assert_eq!(rig.dead.count(Filter::new()).await?, 1);
+    none_within(&rig.queue, 2 * LEASE).await;
+    Ok(())
+}
+
+/// A keyed record without a value is a tombstone, which compaction deletes after a day.
+#[tokio::test(start_paused = true)]
+async fn a_mark_has_a_value_and_one_of_an_earlier_version_without_counts_too() -> Result<()> {
+    let rig = Rig::new().await;
+    rig.kill_many(2).await;
+    rig.dead.redrive(Filter::new().kind("even")).run().await?;
+    rig.dead.discard(Filter::new().kind("odd")).await?;
+    let marks = records(&rig.log, MARKS, 2).await;
+    let values: Vec<_> = marks.iter().map(|mark| mark.value.as_deref()).collect();
+    assert_eq!(values, [Some(&b"redriven"[..]), Some(&b"discarded"[..])]);
+
+    rig.log.delete_topic(MARKS)?;
+    let mut spec = TopicSpec::new(MARKS);
+    spec.partitions = Some(1);
+    rig.log.ensure_topics(&[spec]).await?;
+    for mark in marks {
+        append(&rig.log, MARKS, NewRecord::new(mark.key, None, mark.headers)).await;
+    }
+    assert_eq!(rig.dead.count(Filter::new()).await?, 0);
     Ok(())
 }
 
