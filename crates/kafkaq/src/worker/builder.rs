@@ -4,7 +4,7 @@ use super::{
     Backoff, Options, WorkerReport,
     context::{Ctx, Execution},
     control::WorkerControl,
-    exclusive::{Exclusive, LONGEST_SNOOZE},
+    exclusive::Exclusive,
     failure::IntoOutcome,
     handlers::{self, Handler},
     kinds::{Kind, KindQueue, Kinds},
@@ -371,12 +371,6 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
             }
             if let Some(what) = options.exclusive.as_ref().and_then(|by| by.check(kind)) {
                 return refused(what, "`exclusive_by` needs a function of the type that the handler takes");
-            }
-            let max_delay = self.queues.iter().map(|(queue, _)| queue.max_delay()).min().unwrap_or_default();
-            if options.exclusive.is_some() && max_delay < LONGEST_SNOOZE {
-                let what = format!("`{kind}`, one at a time per key, with a max_delay of {max_delay:?}");
-                let advice = "A task whose key is busy is snoozed for up to 30 s: the queue's max_delay must be no less";
-                return refused(what, advice);
             }
             if options.per_second.is_some_and(|rate| !RATES.contains(&rate)) {
                 return refused(format!("`{kind}`"), "Its rate must be 0.001 to 1,000,000 per second");

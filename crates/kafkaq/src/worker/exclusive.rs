@@ -5,7 +5,7 @@
 //! with the next handler.
 
 use super::{
-    Ctx, Outcome, StopReason, TaskType,
+    Ctx, StopReason, TaskType,
     handlers::{Ended, Executing},
     panics, typed,
 };
@@ -23,7 +23,7 @@ use tokio::{runtime::Handle, time::sleep};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The first snooze; it doubles each time, up to the longest.
 const FIRST_SNOOZE: Duration = Duration::from_millis(250);
-pub(super) const LONGEST_SNOOZE: Duration = Duration::from_secs(30);
+const LONGEST_SNOOZE: Duration = Duration::from_secs(30);
 
 /// Where the key of a task comes from.
 #[derive(Clone)]
@@ -149,17 +149,13 @@ impl Exclusive {
         };
         let Some(key) = key else { return Ok(None) };
         let snoozed = ctx.attempt().saturating_sub(ctx.failures());
-        let snooze = || Err(Ended::Returned(Outcome::Snooze(pause(snoozed))));
+        let snooze = || Err(Ended::NotStarted(Some(pause(snoozed))));
         let may_snooze = ctx.attempt() <= self.last_snooze;
         let Some(mut place) = Place::take(&self, &key, !may_snooze) else { return snooze() };
         tokio::select! {
             biased;
-            // Not started, so it is given back, which doesn't count as a failure.
             reason = ctx.stop().requested() => match reason {
-                StopReason::ShuttingDown => {
-                    let reason = "the worker stops".to_owned();
-                    Err(Ended::Returned(Outcome::Retry { delay: None, reason }))
-                }
+                StopReason::ShuttingDown => Err(Ended::NotStarted(None)),
                 _ => snooze(),
             },
             guard = self.locks.acquire(&key) => match guard {

@@ -21,6 +21,8 @@ pub(super) enum Executing {
 pub(super) enum Ended {
     Returned(Outcome),
     Panicked(String),
+    /// It has not started, which is never a failure. The task is put off for so long, or given back.
+    NotStarted(Option<Duration>),
 }
 
 /// Executes a task whose payload has this version.

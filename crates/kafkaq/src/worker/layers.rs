@@ -171,6 +171,7 @@ impl Service<BoxContext> for Innermost {
                     progress.panicked.store(true, Relaxed);
                     Outcome::Retry { delay: None, reason }
                 }
+                Ended::NotStarted(delay) => Outcome::Snooze(delay.unwrap_or_default()),
             }
         }))
     }
