@@ -53,6 +53,7 @@ struct Store {
     leases: Arc<AtomicUsize>,
     locks: Arc<AtomicUsize>,
     locks_fail: Arc<AtomicBool>,
+    locks_refused: Arc<AtomicBool>,
 }
 
 #[async_trait]
@@ -67,6 +68,9 @@ impl LeaseStore for Store {
         self.leases.fetch_add(swaps.len() - locks, SeqCst);
         if locks > 0 && self.locks_fail.load(SeqCst) {
             return vec![Err(Error::unknown(ErrorKind::Timeout, "swap")); swaps.len()];
+        }
+        if locks > 0 && self.locks_refused.load(SeqCst) {
+            return vec![Err(Error::not_applied(ErrorKind::Denied, "swap")); swaps.len()];
         }
         self.inner.swap(swaps).await
     }
@@ -235,6 +239,11 @@ async fn key_that_is_busy_for_a_day_kills_no_task_and_stops_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn key_that_is_busy_for_a_day_kills_no_task_with_a_timeout() {
+    busy_for_a_day(|builder| builder, Options::new().one_at_a_time().timeout(2 * SECOND)).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn key_that_is_busy_for_a_day_kills_no_task_whatever_the_longest_delay() {
     busy_for_a_day(|builder| builder.max_delay(Duration::ZERO), Options::new().one_at_a_time()).await;
 }
@@ -274,6 +283,29 @@ async fn busy_for_a_day(with: fn(QueueBuilder) -> QueueBuilder, options: Options
     assert_eq!(seen.0.lock().unwrap().failures, 0);
     let report = stop(running).await;
     assert_eq!((report.retried, report.dead_lettered, report.lost), (0, 0, 0), "{report}");
+    assert_eq!(report.timed_out, 0, "{report}");
+}
+
+/// Its tasks come back until the store takes the lock, and those that need none are executed meanwhile.
+#[tokio::test(start_paused = true)]
+async fn store_that_refuses_locks_for_hours_kills_no_task_and_stops_no_other() {
+    let (servers, seen) = (Servers::default(), Seen::default());
+    let queue = servers.builder().max_failures(25).max_handouts(25).build().await.unwrap();
+    servers.store.locks_refused.store(true, SeqCst);
+    let running = worker(queue.clone(), &seen, SECOND, Options::new().one_at_a_time());
+    // More than the worker executes at once.
+    for customer in 0..40 {
+        enqueue(&queue, customer).await;
+    }
+    sleep(12 * HOUR).await;
+    let begun = Instant::now();
+    queue.enqueue(Recalculate { customer: 100 }).await.unwrap();
+    until("the one without a key", || seen.executed() == 1).await;
+    assert!(begun.elapsed() < 60 * SECOND, "{:?}", begun.elapsed());
+    servers.store.locks_refused.store(false, SeqCst);
+    until("all", || running.report().done == 41 || begun.elapsed() > 7 * HOUR).await;
+    let report = stop(running).await;
+    assert_eq!((report.done, report.retried, report.dead_lettered), (41, 0, 0), "{report}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -402,7 +434,28 @@ async fn timeout_that_ends_while_a_task_waits_is_no_failure() {
     drop(guard);
     until("it to be executed", || seen.executed() == 1).await;
     assert_eq!(seen.0.lock().unwrap().failures, 0);
-    assert!(stop(running).await.snoozed > 1);
+    let report = stop(running).await;
+    assert!(report.snoozed > 1 && report.timed_out == 0, "{report}");
+}
+
+/// The time limit counts from when it has its key.
+#[tokio::test(start_paused = true)]
+async fn task_that_has_waited_for_its_key_has_its_time_and_no_more() {
+    let (servers, seen) = (Servers::default(), Seen::default());
+    let queue = servers.queue().await;
+    for (time, timed_out) in [(Duration::from_millis(1900), 0), (HOUR, 1)] {
+        let guard = servers.queue().await.key_locks().acquire("customer-1").await.unwrap();
+        let options = Options::new().one_at_a_time().timeout(2 * SECOND);
+        let running = worker(servers.queue().await, &seen, time, options);
+        enqueue(&queue, 1).await;
+        sleep(3 * SECOND).await;
+        drop(guard);
+        let begun = Instant::now();
+        until("it to end", || running.report().done + running.report().dead_lettered == 1).await;
+        let grace = if timed_out == 1 { 10 * SECOND } else { Duration::ZERO };
+        assert!(begun.elapsed() < 4 * SECOND + grace, "{:?}", begun.elapsed());
+        assert_eq!(stop(running).await.timed_out, timed_out);
+    }
 }
 
 #[tokio::test(start_paused = true)]

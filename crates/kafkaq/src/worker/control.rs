@@ -13,7 +13,7 @@ use tokio::{sync::Notify, time::Instant};
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(300);
 /// The limit once it has used up half of its hand-outs, so that the rest lasts for months.
-const SPARING: Duration = Duration::from_secs(6 * 3600);
+pub(super) const SPARING: Duration = Duration::from_secs(6 * 3600);
 
 /// Pauses and resumes kinds of task of one worker. Cheap to clone; from
 /// [`WorkerBuilder::control`](super::WorkerBuilder::control) or [`WorkerHandle::control`](super::WorkerHandle::control).
@@ -165,8 +165,13 @@ impl Switch {
         } else {
             (now.saturating_duration_since(since) / 2).clamp(SHORTEST, LONGEST)
         };
-        Some(longest.mul_f64(0.5 + 0.5 * fastrand::f64()))
+        Some(jittered(longest))
     }
+}
+
+/// Returns a random delay between half and all of this.
+pub(super) fn jittered(longest: Duration) -> Duration {
+    longest.mul_f64(0.5 + 0.5 * fastrand::f64())
 }
 
 impl fmt::Debug for WorkerControl {
