@@ -131,13 +131,11 @@ impl<S: Send + Sync + 'static, T: Send + 'static> Batches<S, T> {
         for ((ctx, task), tell) in tasks.into_iter().zip(waiting) {
             match ctx.stop().reason() {
                 None | Some(StopReason::ShuttingDown) if !tell.is_closed() => {
+                    ctx.execution().time_begins();
                     wanted.push((ctx, task));
                     tellers.push(tell);
                 }
-                _ => {
-                    let reason = "its execution was to end before its batch began".to_owned();
-                    let _ = tell.send(Ended::Returned(Outcome::Retry { delay: None, reason }));
-                }
+                _ => drop(tell.send(Ended::NotStarted(None))),
             }
         }
         if wanted.is_empty() {

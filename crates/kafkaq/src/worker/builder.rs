@@ -134,8 +134,8 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
 
     /// Handles tasks of a type in batches: up to `max` tasks, or those that arrive within `wait` of the first. The
     /// function returns one outcome per task, in order; if it returns more or fewer, all of them are retried. The
-    /// concurrency of the worker and of the kind also limits a batch, and a timeout counts from when a task is
-    /// collected.
+    /// concurrency of the worker and of the kind also limits a batch. A timeout counts from when the batch
+    /// is complete.
     pub fn on_batch<T, F, Fut, R>(mut self, max: usize, wait: Duration, handler: F, options: Options) -> Self
     where
         T: TaskType,
