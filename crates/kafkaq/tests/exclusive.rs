@@ -248,6 +248,23 @@ async fn key_that_is_busy_for_a_day_kills_no_task_whatever_the_longest_delay() {
     busy_for_a_day(|builder| builder.max_delay(Duration::ZERO), Options::new().one_at_a_time()).await;
 }
 
+/// More than may wait in the worker, so that the others are snoozed at once.
+#[tokio::test(start_paused = true)]
+async fn tasks_of_a_busy_key_are_not_snoozed_more_often_with_a_short_longest_delay() {
+    let (servers, seen) = (Servers::default(), Seen::default());
+    let queue = servers.builder().max_delay(Duration::ZERO).build().await.unwrap();
+    let guard = queue.key_locks().acquire("customer-1").await.unwrap();
+    let running = worker(queue.clone(), &seen, SECOND, Options::new().one_at_a_time());
+    for _ in 0..20 {
+        enqueue(&queue, 1).await;
+    }
+    sleep(600 * SECOND).await;
+    let report = stop(running).await;
+    // For up to half a minute each time.
+    assert!((20 * 15..20 * 60).contains(&report.snoozed), "{report}");
+    drop(guard);
+}
+
 async fn busy_for_a_day(with: fn(QueueBuilder) -> QueueBuilder, options: Options) {
     let (servers, seen) = (Servers::default(), Seen::default());
     let queue = with(servers.builder()).max_failures(25).max_handouts(25).build().await.unwrap();

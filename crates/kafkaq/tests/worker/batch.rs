@@ -125,7 +125,8 @@ async fn a_timeout_counts_from_when_the_batch_is_complete() {
     assert_eq!((running.report().done, running.report().timed_out), (3, 0));
     let begun = Instant::now();
     let hangs = queue.enqueue(Count(99)).await.unwrap();
-    until_status(&queue, &hangs, JobStatus::Dead).await;
+    until("its end", || running.report().done + running.report().dead_lettered == 4).await;
+    assert_eq!(queue.jobs().get(&hangs).await.unwrap().status, JobStatus::Dead);
     assert!((7 * SECOND..9 * SECOND).contains(&begun.elapsed()), "{:?}", begun.elapsed());
     assert_eq!(stop(running).await.timed_out, 1);
 }
