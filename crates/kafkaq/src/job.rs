@@ -205,6 +205,13 @@ impl Job {
         self.end(Command::Snooze(delay)).await.map(drop)
     }
 
+    /// As [`snooze`](Job::snooze), whatever the queue's `max_delay`: that says how many lanes there are, and a longer
+    /// delay only goes through the longest of them several times.
+    #[cfg(feature = "worker")]
+    pub(crate) async fn put_off(self, delay: Duration) -> Result<(), JobError> {
+        self.end(Command::Snooze(delay)).await.map(drop)
+    }
+
     /// Gives the task back: it is handed out again at once. This doesn't count as a failure.
     ///
     /// # Errors

@@ -53,6 +53,7 @@ struct Store {
     leases: Arc<AtomicUsize>,
     locks: Arc<AtomicUsize>,
     locks_fail: Arc<AtomicBool>,
+    locks_refused: Arc<AtomicBool>,
 }
 
 #[async_trait]
@@ -67,6 +68,9 @@ impl LeaseStore for Store {
         self.leases.fetch_add(swaps.len() - locks, SeqCst);
         if locks > 0 && self.locks_fail.load(SeqCst) {
             return vec![Err(Error::unknown(ErrorKind::Timeout, "swap")); swaps.len()];
+        }
+        if locks > 0 && self.locks_refused.load(SeqCst) {
+            return vec![Err(Error::not_applied(ErrorKind::Denied, "swap")); swaps.len()];
         }
         self.inner.swap(swaps).await
     }
@@ -231,10 +235,42 @@ async fn task_without_a_key_is_executed_as_ever() {
 /// keys are executed meanwhile.
 #[tokio::test(start_paused = true)]
 async fn key_that_is_busy_for_a_day_kills_no_task_and_stops_no_other() {
+    busy_for_a_day(|builder| builder, Options::new().one_at_a_time()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn key_that_is_busy_for_a_day_kills_no_task_with_a_timeout() {
+    busy_for_a_day(|builder| builder, Options::new().one_at_a_time().timeout(2 * SECOND)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn key_that_is_busy_for_a_day_kills_no_task_whatever_the_longest_delay() {
+    busy_for_a_day(|builder| builder.max_delay(Duration::ZERO), Options::new().one_at_a_time()).await;
+}
+
+/// More than may wait in the worker, so that the others are snoozed at once.
+#[tokio::test(start_paused = true)]
+async fn tasks_of_a_busy_key_are_not_snoozed_more_often_with_a_short_longest_delay() {
     let (servers, seen) = (Servers::default(), Seen::default());
-    let queue = servers.builder().max_failures(25).max_handouts(25).build().await.unwrap();
-    let guard = servers.queue().await.key_locks().acquire("customer-1").await.unwrap();
+    let queue = servers.builder().max_delay(Duration::ZERO).build().await.unwrap();
+    let guard = queue.key_locks().acquire("customer-1").await.unwrap();
     let running = worker(queue.clone(), &seen, SECOND, Options::new().one_at_a_time());
+    for _ in 0..20 {
+        enqueue(&queue, 1).await;
+    }
+    sleep(600 * SECOND).await;
+    let report = stop(running).await;
+    // For up to half a minute each time.
+    assert!((20 * 15..20 * 60).contains(&report.snoozed), "{report}");
+    drop(guard);
+}
+
+async fn busy_for_a_day(with: fn(QueueBuilder) -> QueueBuilder, options: Options) {
+    let (servers, seen) = (Servers::default(), Seen::default());
+    let queue = with(servers.builder()).max_failures(25).max_handouts(25).build().await.unwrap();
+    let locks = with(servers.builder()).build().await.unwrap().key_locks();
+    let guard = locks.acquire("customer-1").await.unwrap();
+    let running = worker(queue.clone(), &seen, SECOND, options);
     let mut waiting = Vec::new();
     for _ in 0..4 {
         waiting.push(enqueue(&queue, 1).await);
@@ -247,6 +283,10 @@ async fn key_that_is_busy_for_a_day_kills_no_task_and_stops_no_other() {
         sleep(HOUR).await;
     }
     assert!(!guard.is_lost());
+    for id in &waiting {
+        let info = queue.jobs().get(id).await.unwrap();
+        assert!(info.status != JobStatus::Dead, "{info:?}");
+    }
     drop(guard);
     until("those that waited", || seen.executed() == 28).await;
     for id in waiting {
@@ -260,6 +300,29 @@ async fn key_that_is_busy_for_a_day_kills_no_task_and_stops_no_other() {
     assert_eq!(seen.0.lock().unwrap().failures, 0);
     let report = stop(running).await;
     assert_eq!((report.retried, report.dead_lettered, report.lost), (0, 0, 0), "{report}");
+    assert_eq!(report.timed_out, 0, "{report}");
+}
+
+/// Its tasks come back until the store takes the lock, and those that need none are executed meanwhile.
+#[tokio::test(start_paused = true)]
+async fn store_that_refuses_locks_for_hours_kills_no_task_and_stops_no_other() {
+    let (servers, seen) = (Servers::default(), Seen::default());
+    let queue = servers.builder().max_failures(25).max_handouts(25).build().await.unwrap();
+    servers.store.locks_refused.store(true, SeqCst);
+    let running = worker(queue.clone(), &seen, SECOND, Options::new().one_at_a_time());
+    // More than the worker executes at once.
+    for customer in 0..40 {
+        enqueue(&queue, customer).await;
+    }
+    sleep(12 * HOUR).await;
+    let begun = Instant::now();
+    queue.enqueue(Recalculate { customer: 100 }).await.unwrap();
+    until("the one without a key", || seen.executed() == 1).await;
+    assert!(begun.elapsed() < 60 * SECOND, "{:?}", begun.elapsed());
+    servers.store.locks_refused.store(false, SeqCst);
+    until("all", || running.report().done == 41 || begun.elapsed() > 7 * HOUR).await;
+    let report = stop(running).await;
+    assert_eq!((report.done, report.retried, report.dead_lettered), (41, 0, 0), "{report}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -388,7 +451,28 @@ async fn timeout_that_ends_while_a_task_waits_is_no_failure() {
     drop(guard);
     until("it to be executed", || seen.executed() == 1).await;
     assert_eq!(seen.0.lock().unwrap().failures, 0);
-    assert!(stop(running).await.snoozed > 1);
+    let report = stop(running).await;
+    assert!(report.snoozed > 1 && report.timed_out == 0, "{report}");
+}
+
+/// The time limit counts from when it has its key.
+#[tokio::test(start_paused = true)]
+async fn task_that_has_waited_for_its_key_has_its_time_and_no_more() {
+    let (servers, seen) = (Servers::default(), Seen::default());
+    let queue = servers.queue().await;
+    for (time, timed_out) in [(Duration::from_millis(1900), 0), (HOUR, 1)] {
+        let guard = servers.queue().await.key_locks().acquire("customer-1").await.unwrap();
+        let options = Options::new().one_at_a_time().timeout(2 * SECOND);
+        let running = worker(servers.queue().await, &seen, time, options);
+        enqueue(&queue, 1).await;
+        sleep(3 * SECOND).await;
+        drop(guard);
+        let begun = Instant::now();
+        until("it to end", || running.report().done + running.report().dead_lettered == 1).await;
+        let grace = if timed_out == 1 { 10 * SECOND } else { Duration::ZERO };
+        assert!(begun.elapsed() < 4 * SECOND + grace, "{:?}", begun.elapsed());
+        assert_eq!(stop(running).await.timed_out, timed_out);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -410,7 +494,6 @@ async fn key_function_that_panics_is_a_failure() {
 #[tokio::test(start_paused = true)]
 async fn settings_that_make_no_sense_are_refused() {
     let queue = Servers::default().queue().await;
-    let short = Queue::builder("q").max_delay(29 * SECOND).build().await.unwrap();
     let by_bill = Options::new().exclusive_by(|task: &Bill| task.customer.to_string());
     let refused = [
         Worker::builder(queue.clone()).on_with(async |_: Ctx, _: Recalculate| {}, by_bill),
@@ -420,9 +503,8 @@ async fn settings_that_make_no_sense_are_refused() {
             async |tasks: Vec<(Ctx, Recalculate)>| tasks.iter().map(|_| ()).collect::<Vec<_>>(),
             Options::new().one_at_a_time(),
         ),
-        Worker::builder(short).on_with(async |_: Ctx, _: Recalculate| {}, Options::new().one_at_a_time()),
     ];
-    for (worker, says) in refused.into_iter().zip(["a key of `bill`", "batches", "max_delay"]) {
+    for (worker, says) in refused.into_iter().zip(["a key of `bill`", "batches"]) {
         let e = worker.start().unwrap_err();
         assert!(e.kind() == ErrorKind::Invalid && e.to_string().contains(says), "{e}");
     }

@@ -23,6 +23,8 @@ use tokio::{sync::Notify, time::Instant};
 
 /// How long an async handler that is dropped may take to reach its next await before it counts as stuck.
 const DROPPED: Duration = Duration::from_secs(1);
+/// A time limit is at least this.
+const SHORTEST: Duration = Duration::from_millis(1);
 
 pub(super) struct Active {
     pub(super) execution: Arc<Execution>,
@@ -47,7 +49,6 @@ struct State {
     start_by: Option<Instant>,
     renew_at: Instant,
     handler: Option<Handler>,
-    time_is_up: Option<Instant>,
     /// The last reason to end that was seen, and when.
     told: Option<(StopReason, Instant)>,
     dropped_at: Option<Instant>,
@@ -119,7 +120,6 @@ impl Active {
             start_by: None,
             renew_at: Instant::now() + (of.lease / 3).min(left.saturating_sub(of.lease * 2 / 3)),
             handler: None,
-            time_is_up: None,
             told: None,
             dropped_at: None,
         };
@@ -145,8 +145,8 @@ impl Active {
         state.start_by = Some(start_by);
     }
 
-    /// Starts its handler's time limit. Returns whether the handler may start, since it may have been given up
-    /// meanwhile, and when to check it, if that is before its lease is due.
+    /// Starts its handler's time limit, unless it is to wait first. Returns whether the handler may start, since it may
+    /// have been given up meanwhile, and when to check it, if that is before its lease is due.
     pub(super) fn handler_starts(&self, warn_after: Duration, blocks: bool) -> (bool, Option<Instant>) {
         let since = Instant::now();
         let warn_at = since + warn_after.min(FAR);
@@ -157,8 +157,15 @@ impl Active {
             return (false, None);
         }
         state.handler = Some(Handler { since, blocks, warn_at, is_slow: false });
-        state.time_is_up = self.kind.timeout.map(|timeout| since + timeout.min(FAR));
-        (true, state.time_is_up.into_iter().chain([warn_at]).min().filter(|at| *at < state.renew_at))
+        self.execution.starts(since);
+        (true, self.time_is_up(since).into_iter().chain([warn_at]).min().filter(|at| *at < state.renew_at))
+    }
+
+    /// When its time is up. While it waits, the earliest that this may be: the keeper looks again then, so nobody has to
+    /// tell it when the time begins.
+    fn time_is_up(&self, now: Instant) -> Option<Instant> {
+        let timeout = self.kind.timeout?.clamp(SHORTEST, FAR);
+        Some(self.execution.time_since().unwrap_or(now) + timeout)
     }
 
     /// Since when its handler has been on one of the threads for async handlers.
@@ -299,13 +306,14 @@ impl Active {
     /// Tells the handler to end, and drops it if it doesn't in time. Returns when to check again; a time in the past if
     /// it is stuck.
     fn look_at_handler(&self, state: &mut State, times: &Times) -> Option<Instant> {
-        if state.time_is_up.is_some_and(|at| at <= times.now) {
+        let time_is_up = self.time_is_up(times.now);
+        if time_is_up.is_some_and(|at| at <= times.now) {
             self.execution.tell(StopReason::TimedOut);
         }
         if times.stopping.is_some() {
             self.execution.tell(StopReason::ShuttingDown);
         }
-        let Some(reason) = self.execution.stop_reason() else { return state.time_is_up };
+        let Some(reason) = self.execution.stop_reason() else { return time_is_up };
         let since = match state.told {
             Some((told, since)) if told == reason => since,
             _ => times.now,
@@ -315,7 +323,7 @@ impl Active {
         let grace = (reason != StopReason::ShuttingDown).then(|| since + times.grace.min(FAR));
         let limit = [grace, times.stopping].into_iter().flatten().min()?;
         if limit > times.now {
-            let time_is_up = state.time_is_up.filter(|at| *at > times.now);
+            let time_is_up = time_is_up.filter(|at| *at > times.now);
             return [Some(limit), time_is_up].into_iter().flatten().min();
         }
         let dropped_at = *state.dropped_at.get_or_insert(times.now);

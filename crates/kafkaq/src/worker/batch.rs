@@ -55,6 +55,14 @@ impl Drop for Running {
     }
 }
 
+impl<S, T> Collected<S, T> {
+    /// Takes the batch that is being collected: the next task comes into another.
+    fn take(&mut self) -> Batch<S, T> {
+        self.number += 1;
+        std::mem::take(&mut self.batch)
+    }
+}
+
 impl<S: Send + Sync + 'static, T: Send + 'static> Batches<S, T> {
     pub(super) fn new<F, Fut, R>(max: usize, wait: Duration, handler: F) -> Self
     where
@@ -74,21 +82,23 @@ impl<S: Send + Sync + 'static, T: Send + 'static> Batches<S, T> {
     pub(super) async fn execute(self: Arc<Self>, ctx: Ctx<S>, task: T) -> Ended {
         let execution = ctx.stop().execution().clone();
         let (tell, mut told) = oneshot::channel();
-        let (number, is_first, is_full, _running) = {
+        let (number, is_first, full, _running) = {
             let collected = &mut *lock(&self.collected);
+            let (number, running) = (collected.number, collected.batch.running.clone());
             collected.batch.tasks.push((ctx, task));
             collected.batch.waiting.push(tell);
             let n = collected.batch.tasks.len();
-            (collected.number, n == 1, n >= self.max, collected.batch.running.clone())
+            // Under the same lock, or others would be added to it.
+            (number, n == 1, (n >= self.max).then(|| collected.take()), running)
         };
-        if is_full {
-            self.begin(number);
+        if let Some(batch) = full {
+            self.begin(batch);
         } else if is_first {
             // In a task of its own, so that an execution that is given up doesn't affect the others.
             let this = self.clone();
             tokio::spawn(async move {
                 tokio::time::sleep(this.wait).await;
-                this.begin(number);
+                this.complete(number);
             });
         }
         let ended = tokio::select! {
@@ -96,7 +106,7 @@ impl<S: Send + Sync + 'static, T: Send + 'static> Batches<S, T> {
             ended = &mut told => ended,
             _ = execution.stop_requested(|reason| reason == StopReason::ShuttingDown) => {
                 // The batch is complete.
-                self.begin(number);
+                self.complete(number);
                 told.await
             }
         };
@@ -104,28 +114,28 @@ impl<S: Send + Sync + 'static, T: Send + 'static> Batches<S, T> {
     }
 
     /// Starts the batch with this number, if it is still being collected.
-    fn begin(&self, number: u64) {
+    fn complete(&self, number: u64) {
         let batch = {
             let collected = &mut *lock(&self.collected);
-            if collected.number != number {
-                return;
-            }
-            collected.number += 1;
-            std::mem::take(&mut collected.batch)
+            (collected.number == number).then(|| collected.take())
         };
+        if let Some(batch) = batch {
+            self.begin(batch);
+        }
+    }
+
+    fn begin(&self, batch: Batch<S, T>) {
         let Batch { tasks, waiting, running } = batch;
         // Executions that were given up meanwhile, or are about to be, are executed again elsewhere.
         let (mut wanted, mut tellers) = (Vec::with_capacity(tasks.len()), Vec::with_capacity(tasks.len()));
         for ((ctx, task), tell) in tasks.into_iter().zip(waiting) {
             match ctx.stop().reason() {
                 None | Some(StopReason::ShuttingDown) if !tell.is_closed() => {
+                    ctx.execution().time_begins();
                     wanted.push((ctx, task));
                     tellers.push(tell);
                 }
-                _ => {
-                    let reason = "its execution was to end before its batch began".to_owned();
-                    let _ = tell.send(Ended::Returned(Outcome::Retry { delay: None, reason }));
-                }
+                _ => drop(tell.send(Ended::NotStarted(None))),
             }
         }
         if wanted.is_empty() {
@@ -155,5 +165,31 @@ async fn run<S, T>(handler: Arc<Run<S, T>>, tasks: Vec<(Ctx<S>, T)>, waiting: Ve
             tell_all(waiting, &|| Ended::Returned(Outcome::Retry { delay: None, reason: reason.clone() }));
         }
         Err(told) => tell_all(waiting, &|| Ended::Panicked(told.clone())),
+    }
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use super::{super::context::tests::execution, *};
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    use tokio::task::JoinSet;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn no_batch_has_more_tasks_than_it_may() {
+        let largest = Arc::new(AtomicUsize::new(0));
+        let seen = largest.clone();
+        let batches = Arc::new(Batches::new(2, Duration::from_secs(3600), move |tasks: Vec<(Ctx, ())>| {
+            seen.fetch_max(tasks.len(), SeqCst);
+            async move { vec![Outcome::Done; tasks.len()] }
+        }));
+        let mut executions = JoinSet::new();
+        for _ in 0..50_000 {
+            let ctx = Ctx::new(Arc::new(execution()), Arc::new(()));
+            executions.spawn(batches.clone().execute(ctx, ()));
+        }
+        while let Some(ended) = executions.join_next().await {
+            assert!(matches!(ended.unwrap(), Ended::Returned(Outcome::Done)));
+        }
+        assert_eq!(largest.load(SeqCst), 2);
     }
 }

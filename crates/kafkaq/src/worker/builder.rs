@@ -4,7 +4,7 @@ use super::{
     Backoff, Options, WorkerReport,
     context::{Ctx, Execution},
     control::WorkerControl,
-    exclusive::{Exclusive, LONGEST_SNOOZE},
+    exclusive::Exclusive,
     failure::IntoOutcome,
     handlers::{self, Handler},
     kinds::{Kind, KindQueue, Kinds},
@@ -134,8 +134,8 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
 
     /// Handles tasks of a type in batches: up to `max` tasks, or those that arrive within `wait` of the first. The
     /// function returns one outcome per task, in order; if it returns more or fewer, all of them are retried. The
-    /// concurrency of the worker and of the kind also limits a batch, and a timeout counts from when a task is
-    /// collected.
+    /// concurrency of the worker and of the kind also limits a batch. A timeout counts from when the batch
+    /// is complete.
     pub fn on_batch<T, F, Fut, R>(mut self, max: usize, wait: Duration, handler: F, options: Options) -> Self
     where
         T: TaskType,
@@ -371,12 +371,6 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
             }
             if let Some(what) = options.exclusive.as_ref().and_then(|by| by.check(kind)) {
                 return refused(what, "`exclusive_by` needs a function of the type that the handler takes");
-            }
-            let max_delay = self.queues.iter().map(|(queue, _)| queue.max_delay()).min().unwrap_or_default();
-            if options.exclusive.is_some() && max_delay < LONGEST_SNOOZE {
-                let what = format!("`{kind}`, one at a time per key, with a max_delay of {max_delay:?}");
-                let advice = "A task whose key is busy is snoozed for up to 30 s: the queue's max_delay must be no less";
-                return refused(what, advice);
             }
             if options.per_second.is_some_and(|rate| !RATES.contains(&rate)) {
                 return refused(format!("`{kind}`"), "Its rate must be 0.001 to 1,000,000 per second");

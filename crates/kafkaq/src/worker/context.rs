@@ -16,6 +16,7 @@ use std::{
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
+use tokio::time::Instant;
 use uuid::Uuid;
 
 /// An execution of a task, as its handler sees it, with the worker's state. Cheap to clone.
@@ -31,11 +32,20 @@ pub(super) struct Execution {
     /// In milliseconds since 1970. Renewals extend it.
     deadline: AtomicU64,
     pub(super) signal: Signal,
+    time: Mutex<Time>,
     /// The number of the queue that the task came from.
     pub(super) source: usize,
     target: Target,
     /// How many tasks with each content the handler has enqueued.
     children: Mutex<HashMap<Uuid, u32>>,
+}
+
+/// The time limit of an execution.
+#[derive(Default)]
+struct Time {
+    since: Option<Instant>,
+    /// For something else before its handler.
+    waits: bool,
 }
 
 impl Execution {
@@ -52,9 +62,33 @@ impl Execution {
             source,
             deadline: AtomicU64::new(millis(deadline)),
             signal: Signal::default(),
+            time: Mutex::default(),
             target,
             children: Mutex::default(),
         }
+    }
+
+    /// It is to wait before its handler starts, and its time limit doesn't count until [`Execution::time_begins`].
+    pub(super) fn waits_first(&self) {
+        lock(&self.time).waits = true;
+    }
+
+    /// It no longer waits.
+    pub(super) fn time_begins(&self) {
+        *lock(&self.time) = Time { since: Some(Instant::now()), waits: false };
+    }
+
+    /// It starts, perhaps to wait.
+    pub(super) fn starts(&self, now: Instant) {
+        let time = &mut *lock(&self.time);
+        if !time.waits && time.since.is_none() {
+            time.since = Some(now);
+        }
+    }
+
+    /// Since when its time limit counts.
+    pub(super) fn time_since(&self) -> Option<Instant> {
+        lock(&self.time).since
     }
 
     pub(super) fn renewed(&self, until: SystemTime) {

@@ -13,7 +13,7 @@ use tokio::{sync::Notify, time::Instant};
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(300);
 /// The limit once it has used up half of its hand-outs, so that the rest lasts for months.
-const SPARING: Duration = Duration::from_secs(6 * 3600);
+pub(super) const SPARING: Duration = Duration::from_secs(6 * 3600);
 
 /// Pauses and resumes kinds of task of one worker. Cheap to clone; from
 /// [`WorkerBuilder::control`](super::WorkerBuilder::control) or [`WorkerHandle::control`](super::WorkerHandle::control).
@@ -27,7 +27,9 @@ const SPARING: Duration = Duration::from_secs(6 * 3600);
 /// - **Resuming takes effect at once for new tasks**; snoozed ones come back by themselves. A task is snoozed for up to
 ///   half of the time that the kind has been paused so far, at least 1 s and at most 5 min. So after a pause of a
 ///   minute all are back within half a minute, and after a long one within five minutes.
-/// - **Cost:** one hand-out per task each time: two swaps in the store and one or more copies in the log. A million
+/// - **Cost:** one hand-out per task each time: two swaps in the store and one or more copies in the log. If the
+///   queue's [`max_delay`](crate::QueueBuilder::max_delay) is shorter than the snooze, it is read and copied several
+///   times per snooze, up to once per second. A million
 ///   paused tasks cause about five thousand hand-outs per second. To pause a whole queue, stop its workers: that costs
 ///   nothing.
 /// - **Hand-outs**: a task that has used up half of the queue's [`max_handouts`](crate::QueueBuilder::max_handouts) is
@@ -163,8 +165,13 @@ impl Switch {
         } else {
             (now.saturating_duration_since(since) / 2).clamp(SHORTEST, LONGEST)
         };
-        Some(longest.mul_f64(0.5 + 0.5 * fastrand::f64()))
+        Some(jittered(longest))
     }
+}
+
+/// Returns a random delay between half and all of this.
+pub(super) fn jittered(longest: Duration) -> Duration {
+    longest.mul_f64(0.5 + 0.5 * fastrand::f64())
 }
 
 impl fmt::Debug for WorkerControl {

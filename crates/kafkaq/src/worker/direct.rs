@@ -84,6 +84,7 @@ impl<S: Send + Sync + 'static> Handler<S> {
             match ended {
                 Ended::Returned(outcome) => outcome,
                 Ended::Panicked(reason) => Outcome::Retry { delay: None, reason },
+                Ended::NotStarted(delay) => Outcome::Snooze(delay.unwrap_or_default()),
             }
         });
         (handling, stop)

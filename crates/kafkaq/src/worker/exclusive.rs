@@ -5,7 +5,8 @@
 //! with the next handler.
 
 use super::{
-    Ctx, Outcome, StopReason, TaskType,
+    Ctx, StopReason, TaskType,
+    control::{SPARING, jittered},
     handlers::{Ended, Executing},
     panics, typed,
 };
@@ -23,7 +24,7 @@ use tokio::{runtime::Handle, time::sleep};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The first snooze; it doubles each time, up to the longest.
 const FIRST_SNOOZE: Duration = Duration::from_millis(250);
-pub(super) const LONGEST_SNOOZE: Duration = Duration::from_secs(30);
+const LONGEST_SNOOZE: Duration = Duration::from_secs(30);
 
 /// Where the key of a task comes from.
 #[derive(Clone)]
@@ -104,14 +105,16 @@ impl Exclusive {
         S: Send + Sync + 'static,
     {
         let stop = ctx.stop().clone();
+        ctx.execution().waits_first();
         let turn = self.clone().begin(ctx.clone(), version, by.clone());
         match execute(ctx) {
             Executing::Async(run) => Executing::Async(Box::pin(async move {
                 let turn = match turn.await {
-                    Ok(None) => return run.await,
-                    Ok(Some(turn)) => turn,
+                    Ok(turn) => turn,
                     Err(ended) => return ended,
                 };
+                stop.execution().time_begins();
+                let Some(turn) = turn else { return run.await };
                 // If this is dropped, the handler is dropped before its lock.
                 let mut run = run;
                 tokio::select! {
@@ -123,10 +126,11 @@ impl Exclusive {
             })),
             Executing::Blocking(run) => Executing::Blocking(Box::new(move || {
                 let turn = match Handle::current().block_on(turn) {
-                    Ok(None) => return run(),
-                    Ok(Some(turn)) => turn,
+                    Ok(turn) => turn,
                     Err(ended) => return ended,
                 };
+                stop.execution().time_begins();
+                let Some(turn) = turn else { return run() };
                 let loss = turn.guard.loss();
                 let tell = tokio::spawn(async move {
                     loss.await;
@@ -149,19 +153,13 @@ impl Exclusive {
         };
         let Some(key) = key else { return Ok(None) };
         let snoozed = ctx.attempt().saturating_sub(ctx.failures());
-        let snooze = || Err(Ended::Returned(Outcome::Snooze(pause(snoozed))));
+        let snooze = || Err(Ended::NotStarted(Some(pause(snoozed))));
         let may_snooze = ctx.attempt() <= self.last_snooze;
         let Some(mut place) = Place::take(&self, &key, !may_snooze) else { return snooze() };
         tokio::select! {
             biased;
-            // Not started, so it is given back, which doesn't count as a failure.
-            reason = ctx.stop().requested() => match reason {
-                StopReason::ShuttingDown => {
-                    let reason = "the worker stops".to_owned();
-                    Err(Ended::Returned(Outcome::Retry { delay: None, reason }))
-                }
-                _ => snooze(),
-            },
+            // The worker stops, or somebody else has the task.
+            _ = ctx.stop().requested() => Err(Ended::NotStarted(None)),
             guard = self.locks.acquire(&key) => match guard {
                 Ok(guard) => {
                     place.waits_no_more();
@@ -169,7 +167,8 @@ impl Exclusive {
                 }
                 Err(error) => {
                     tracing::warn!(target: "kafkaq", task = %ctx.id(), %error, "the key of a task can't be locked");
-                    snooze()
+                    // It would take a slot for as long as the store refuses it, and others like it the rest.
+                    if may_snooze { snooze() } else { Err(Ended::NotStarted(Some(jittered(SPARING)))) }
                 }
             },
             () = sleep(PATIENCE), if may_snooze => snooze(),
@@ -180,8 +179,7 @@ impl Exclusive {
 /// Returns a random delay between half and all of what is due after this many snoozes.
 fn pause(snoozed: u32) -> Duration {
     let factor = 1_u32.checked_shl(snoozed.saturating_sub(1)).unwrap_or(u32::MAX);
-    let pause = FIRST_SNOOZE.saturating_mul(factor).min(LONGEST_SNOOZE);
-    pause.mul_f64(0.5 + 0.5 * fastrand::f64())
+    jittered(FIRST_SNOOZE.saturating_mul(factor).min(LONGEST_SNOOZE))
 }
 
 /// An execution that has the lock of its key.

@@ -38,6 +38,9 @@ pub(super) enum Verdict {
     Expired(Expired),
     /// It is given back.
     Release,
+    /// It is snoozed by the worker itself, for as long as that takes: if `max_delay` cut it, waiting would use up the
+    /// hand-outs.
+    PutOff(Duration),
     /// Somebody else has it.
     Lost,
 }
@@ -114,7 +117,7 @@ impl Begun {
 
     /// Snoozes the task, since its kind is paused.
     pub(super) fn put_off(self, delay: Duration) {
-        self.end(Fate::Verdict(Verdict::Outcome(Outcome::Snooze(delay))));
+        self.end(Fate::Verdict(Verdict::PutOff(delay)));
     }
 
     /// Whether the handler may start.
@@ -212,6 +215,7 @@ fn judge(shared: &Shared, active: &Active, ended: Option<Ended>) -> Verdict {
             Verdict::Release
         }
         (Some(Ended::Returned(outcome)), _) => Verdict::Outcome(outcome),
+        (Some(Ended::NotStarted(delay)), _) => delay.map_or(Verdict::Release, Verdict::PutOff),
         (Some(Ended::Panicked(told)), _) => {
             shared.counters.panicked.fetch_add(1, Relaxed);
             active.observe().panicked();
@@ -241,7 +245,7 @@ fn tell(active: &Active, verdict: &Verdict) {
         Verdict::Lost => {
             tracing::info!(target: "kafkaq", %task, kind, attempt, "an execution lost its lease or its key");
         }
-        Verdict::Outcome(_) | Verdict::Release => {}
+        Verdict::Outcome(_) | Verdict::Release | Verdict::PutOff(_) => {}
     }
 }
 
@@ -261,6 +265,7 @@ async fn end(shared: &Shared, active: &Active, job: Job, verdict: Verdict) {
             released => (released, Ending::Released),
         },
         Verdict::Release => (job.release().await, Ending::Released),
+        Verdict::PutOff(delay) => (job.put_off(delay).await, Ending::Snoozed),
         Verdict::Expired(Expired::Dropped) => (job.done().await, Ending::Expired),
         Verdict::Expired(Expired::Dead) => (job.reject(EXPIRED).await, Ending::DeadLettered),
         Verdict::Outcome(Outcome::Done) => (job.done().await, Ending::Done),

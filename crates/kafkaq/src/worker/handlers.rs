@@ -21,6 +21,8 @@ pub(super) enum Executing {
 pub(super) enum Ended {
     Returned(Outcome),
     Panicked(String),
+    /// It has not started, which is never a failure. The task is put off for so long, or given back.
+    NotStarted(Option<Duration>),
 }
 
 /// Executes a task whose payload has this version.
@@ -105,6 +107,8 @@ where
     let batches = Arc::new(batch::Batches::new(max, wait, handler));
     Arc::new(move |ctx: Ctx<S>, version| {
         let batches = batches.clone();
+        // For others of its batch, which is no part of its time.
+        ctx.execution().waits_first();
         Executing::Async(Box::pin(async move {
             match panics::caught_blocking(|| typed::decode(version, &ctx.execution().job)) {
                 Ok(Ok(task)) => batches.execute(ctx, task).await,

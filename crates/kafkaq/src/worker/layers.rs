@@ -6,6 +6,7 @@ use super::{
     failure::Outcome,
     handlers::{Ended, Executing},
     headers, panics,
+    stop::StopReason,
 };
 use std::{
     convert::Infallible,
@@ -171,6 +172,7 @@ impl Service<BoxContext> for Innermost {
                     progress.panicked.store(true, Relaxed);
                     Outcome::Retry { delay: None, reason }
                 }
+                Ended::NotStarted(delay) => Outcome::Snooze(delay.unwrap_or_default()),
             }
         }))
     }
@@ -298,18 +300,23 @@ impl Layered {
         // before the handler has started, check for the end here.
         Executing::Blocking(Box::new(move || {
             let before_it_began = async {
-                stop.requested().await;
+                let reason = stop.requested().await;
                 if progress.begun.load(Relaxed) {
                     pending::<()>().await;
                 }
+                reason
             };
             Handle::current().block_on(async {
                 tokio::select! {
                     biased;
                     ended = run => ended,
-                    () = before_it_began => {
-                        let reason = "its execution was to end before its handler began".to_owned();
-                        Ended::Returned(Outcome::Retry { delay: None, reason })
+                    reason = before_it_began => match reason {
+                        // Layers run within the time limit.
+                        StopReason::TimedOut => {
+                            let reason = "timed out before its handler began".to_owned();
+                            Ended::Returned(Outcome::Retry { delay: None, reason })
+                        }
+                        _ => Ended::NotStarted(None),
                     }
                 }
             })

@@ -73,7 +73,7 @@
 //! - **Store calls.** Two more per task, and one more per third of a lease while it runs. Tasks with the same key that
 //!   follow each other in one worker without a pause share the two.
 //! - **Latency.** One store round trip before the handler starts. A task whose key is busy waits in the worker for up
-//!   to 5 s; that takes up one slot of its [concurrency](WorkerBuilder::concurrency) and counts towards its timeout.
+//!   to 5 s; that takes up one slot of its [concurrency](WorkerBuilder::concurrency), but none of its timeout.
 //!   Then it is snoozed, for 0.25 s the first time and up to 30 s later, which doesn't count as a failure. It is
 //!   snoozed at once if an eighth of the concurrency is waiting in this worker for its key, or half of it for any key.
 //! - **Fairness.** First come, first served within one worker; no order between workers, or after a snooze. Tasks that
@@ -81,7 +81,9 @@
 //! - **Hand-outs.** Each snooze uses up one of the [`max_handouts`](crate::QueueBuilder::max_handouts). So that waiting
 //!   alone never dead-letters a task, one that has used up half of them is no longer snoozed and waits in the worker as
 //!   long as it takes. With the default of 1,000 that is after about three hours of waiting. Each of these takes up a
-//!   slot of the worker's concurrency, however many there are.
+//!   slot of the worker's concurrency, however many there are. A task whose lock the store refuses, for instance because
+//!   it may not write the key, is snoozed for up to 6 h each time instead, so that the rest of its hand-outs lasts for
+//!   three months.
 //! - **Expiry.** A task that was handed out and snoozed for its key counts as possibly started, so it no longer
 //!   [expires](Enqueue::expires).
 

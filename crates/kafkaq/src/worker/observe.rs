@@ -119,6 +119,7 @@ mod observed {
                     Ended::Returned(Outcome::Retry { reason, .. }) => ("retry", Some(&**reason)),
                     Ended::Returned(Outcome::Reject(reason)) => ("reject", Some(&**reason)),
                     Ended::Panicked(told) => ("panic", Some(&**told)),
+                    Ended::NotStarted(_) => ("not started", None),
                 };
                 ExecutionSpans::ended(&self.span, outcome, why);
             }

@@ -97,6 +97,40 @@ async fn a_batch_leaves_out_what_was_given_up_and_is_dropped_with_its_last_execu
     stop(running).await;
 }
 
+/// A task that waits for others has not started, so its time limit doesn't count yet.
+#[tokio::test(start_paused = true)]
+async fn a_timeout_counts_from_when_the_batch_is_complete() {
+    let queue = queue().await;
+    let running = worker(&queue)
+        .grace(Duration::ZERO)
+        .retry(Backoff::fixed(SECOND).max_failures(1))
+        .on_batch(
+            100,
+            5 * SECOND,
+            async |tasks: Vec<(Ctx, Count)>| {
+                if tasks.iter().any(|(_, count)| count.0 == 99) {
+                    sleep(3600 * SECOND).await;
+                }
+                vec![Outcome::Done; tasks.len()]
+            },
+            Options::new().timeout(2 * SECOND),
+        )
+        .start()
+        .unwrap();
+    for n in 0..3 {
+        queue.enqueue(Count(n)).await.unwrap();
+        sleep(SECOND).await;
+    }
+    until("the batch", || running.report().done + running.report().dead_lettered == 3).await;
+    assert_eq!((running.report().done, running.report().timed_out), (3, 0));
+    let begun = Instant::now();
+    let hangs = queue.enqueue(Count(99)).await.unwrap();
+    until("its end", || running.report().done + running.report().dead_lettered == 4).await;
+    assert_eq!(queue.jobs().get(&hangs).await.unwrap().status, JobStatus::Dead);
+    assert!((7 * SECOND..9 * SECOND).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+    assert_eq!(stop(running).await.timed_out, 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_stop_does_not_wait_for_a_batch_to_be_full() {
     let queue = queue().await;

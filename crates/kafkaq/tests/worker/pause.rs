@@ -2,7 +2,7 @@
 
 use crate::{SECOND, status, stop, until};
 use kafkaq::{
-    JobStatus, Queue,
+    JobStatus, Queue, QueueBuilder,
     worker::{Ctx, Options, TaskType, Worker},
 };
 use serde::{Deserialize, Serialize};
@@ -132,7 +132,18 @@ async fn those_that_wait_in_line_are_put_off_and_those_that_run_go_on() {
 
 #[tokio::test(start_paused = true)]
 async fn a_long_pause_sends_nothing_to_the_dead_letters() {
-    let queue = Queue::builder("post").max_handouts(40).build().await.unwrap();
+    sends_nothing_to_the_dead_letters(Queue::builder("post")).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_pause_sends_nothing_to_the_dead_letters_whatever_the_longest_delay() {
+    for max_delay in [Duration::ZERO, MINUTE] {
+        sends_nothing_to_the_dead_letters(Queue::builder("post").max_delay(max_delay)).await;
+    }
+}
+
+async fn sends_nothing_to_the_dead_letters(builder: QueueBuilder) {
+    let queue = builder.max_handouts(40).build().await.unwrap();
     let called = Called::default();
     let worker = Worker::builder(queue.clone()).state(called.clone()).on(mail);
     let control = worker.control();
