@@ -4,7 +4,7 @@
 use crate::process::Input;
 use crate::trace::{MS, P, SEC, Us, WALL, token, tr};
 use crate::world::{Ev, World};
-use kafkaq_core::machine::{Answer, CommandId, FlowControl, Machine, Mono, Notice, Now, Ready};
+use kafkaq_core::machine::{Answer, CommandId, FlowControl, Machine, Mono, Notice, Now, Ready, Recall};
 use kafkaq_core::{Event, LostReason, Wall};
 
 /// Calls under way at the most, of each kind.
@@ -219,10 +219,22 @@ impl World {
             told = true;
             self.notice(p, notice);
         }
-        if recall {
+        if let Some(recall) = recall {
             self.digest.add(self.now, p, &recall);
             self.stats.recalls += 1;
+            let now = self.clocks(p).mono;
+            let to_renew = |ready: &Ready| ready.renew_at <= now;
+            let mut stay = match recall {
+                Recall::ToRenew => self.procs[p].ready.iter().filter(|ready| to_renew(ready)).count() / 2,
+                Recall::All => 0,
+            };
             for ready in std::mem::take(&mut self.procs[p].ready) {
+                let comes = recall == Recall::All || to_renew(&ready);
+                if !comes || stay > 0 {
+                    stay -= usize::from(comes);
+                    self.procs[p].ready.push_back(ready);
+                    continue;
+                }
                 told = true;
                 self.untaken(p, &ready);
             }

@@ -441,12 +441,12 @@ mod tests {
             (c.task_topic, c.wait_topic, c.dead_topic) = (name(226), Some("wait".into()), name(241));
             c
         };
-        // The group is `emails.<task_topic>.kafkaq`.
+        // The group is `emails..<task_topic>.kafkaq`.
         custom().check_for_log().unwrap();
         let mut long_letters = custom();
         long_letters.dead_topic = name(242);
         let mut long_group = custom();
-        long_group.task_topic = name(228);
+        long_group.task_topic = name(227);
         long_group.check().unwrap();
         let mut taken_by_wait = config();
         taken_by_wait.wait_topic = Some("emails.kafkaq.dead.handled".into());

@@ -34,6 +34,16 @@ pub struct Now {
     pub wall: Wall,
 }
 
+/// Ready jobs that are to come back if nobody has taken them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Recall {
+    /// Of those whose [`renew_at`](Ready::renew_at) has come, the half that would be handed out last, so that callers
+    /// find the others meanwhile. It is asked for again.
+    ToRenew,
+    /// All.
+    All,
+}
+
 /// Whether the records of a partition are read on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FlowControl {
@@ -206,6 +216,8 @@ pub struct Ready {
     pub token: LeaseToken,
     /// When the lease ends.
     pub deadline: Wall,
+    /// From this time on it comes back if [`Recall::ToRenew`] is asked for.
+    pub renew_at: Mono,
     /// From this time on the job is not handed out but returned to [`super::Machine::handle_untaken`], which renews it.
     pub stale_at: Mono,
 }

@@ -1,7 +1,7 @@
 //! Who waits for a job, and which jobs wait for somebody.
 
 use super::{
-    Mono,
+    Mono, Recall,
     slab::Ref,
     suspects::{Suspect, Suspects},
 };
@@ -28,7 +28,7 @@ pub(super) struct Dispatch {
     credit: usize,
     /// Ready jobs that the driver has not been given.
     offers: VecDeque<Ref>,
-    recall: bool,
+    recall: Option<Recall>,
 }
 
 impl Dispatch {
@@ -42,7 +42,7 @@ impl Dispatch {
             was_suspect: false,
             credit: 0,
             offers: VecDeque::new(),
-            recall: false,
+            recall: None,
         }
     }
 
@@ -154,15 +154,15 @@ impl Dispatch {
     }
 
     /// The driver's ready jobs are to come back.
-    pub(super) fn recall(&mut self) {
-        self.recall = true;
+    pub(super) fn recall(&mut self, which: Recall) {
+        self.recall = self.recall.max(Some(which));
     }
 
     pub(super) fn is_recalling(&self) -> bool {
-        self.recall
+        self.recall.is_some()
     }
 
-    pub(super) fn take_recall(&mut self) -> bool {
-        std::mem::take(&mut self.recall)
+    pub(super) fn take_recall(&mut self) -> Option<Recall> {
+        self.recall.take()
     }
 }

@@ -99,7 +99,7 @@ impl Held {
 
     /// When its job is no longer handed out: its renewal takes some time, and most of the rest is for a caller.
     pub(super) fn stale_at(&self) -> Mono {
-        Mono(self.renew_at.0 + self.lease.ends.0.saturating_sub(self.renew_at.0) / 4)
+        self.renew_at.plus(self.lease.ends.since(self.renew_at) / 3)
     }
 }
 

@@ -1,7 +1,7 @@
 //! All outputs, in the order in which they are to be polled: see the [module's](super) documentation.
 
 use super::{
-    Fault, FlowControl, Machine, Mono, News, Notice, OpId, Ready,
+    Fault, FlowControl, Machine, Mono, News, Notice, OpId, Ready, Recall,
     copies::record_of,
     item::{Operation, Phase},
     leases::{lease_of, ttl},
@@ -154,6 +154,7 @@ impl Machine {
                 history: item.history.clone(),
                 token: own.token,
                 deadline: own.until,
+                renew_at: held.renew_at,
                 stale_at: held.stale_at(),
             });
             self.dispatch.given_to_driver();
@@ -166,8 +167,8 @@ impl Machine {
         self.notices.pop()
     }
 
-    /// Whether all ready jobs that nobody has taken must come back through [`Machine::handle_untaken`].
-    pub fn poll_recall(&mut self) -> bool {
+    /// Which ready jobs that nobody has taken must come back through [`Machine::handle_untaken`].
+    pub fn poll_recall(&mut self) -> Option<Recall> {
         self.assert_processed();
         self.dispatch.take_recall()
     }

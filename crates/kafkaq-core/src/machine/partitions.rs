@@ -1,7 +1,7 @@
 //! What the consumer tells: assignments come and go, records arrive.
 
 use super::{
-    Alarm, Fault, Machine,
+    Alarm, Fault, Machine, Recall,
     item::{Place, RecordState, Stage},
     open,
     slab::Ref,
@@ -100,7 +100,7 @@ impl Machine {
         if self.config.has_fault(Fault::NoRecall) {
             return;
         }
-        self.dispatch.recall();
+        self.dispatch.recall(Recall::All);
         for r in self.dispatch.take_offers() {
             self.renew_or_offer(r, false);
         }

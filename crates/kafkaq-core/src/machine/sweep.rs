@@ -2,7 +2,7 @@
 //! their record still here, and records whose copy the log refuses.
 
 use super::{
-    Fault, Machine, Mono,
+    Fault, Machine, Mono, Recall,
     item::{Held, Item, Stage},
     slab::Ref,
 };
@@ -11,7 +11,6 @@ use std::time::Duration;
 /// Nothing is late by more than this.
 const LONGEST: Duration = Duration::from_secs(1);
 const SHORTEST: Duration = Duration::from_millis(20);
-const NEVER: Mono = Mono(u64::MAX);
 /// How long a command may take that came after the end of its lease.
 const LATE_COMMAND: Duration = Duration::from_secs(10);
 
@@ -46,13 +45,8 @@ impl Machine {
         let has_ready = self.dispatch.has_ready() && !self.config.has_fault(Fault::ReadyForgotten);
         let mut renews = false;
         for r in self.items.refs() {
-            let Some(item) = self.items.get_mut(r) else { continue };
-            if has_ready && may_need_renewal(item, now) {
-                renews = true;
-                // What doesn't come back is with somebody.
-                item.held_mut().into_iter().for_each(|held| held.renew_at = NEVER);
-            }
             let Some(item) = self.items.get(r) else { continue };
+            renews |= has_ready && may_need_renewal(item, now);
             match self.overdue(item) {
                 None => {}
                 Some(Overdue::Answer) => self.expire_command(r),
@@ -71,7 +65,7 @@ impl Machine {
         }
         // An expired lease would count as a failure of somebody who has had the job.
         if renews {
-            self.recall_ready();
+            self.dispatch.recall(Recall::ToRenew);
         }
     }
 

@@ -116,8 +116,12 @@ impl Rig {
             self.m.poll_ready(&mut ready);
             self.ready.extend(ready);
             let recall = self.m.poll_recall();
-            if recall {
-                for job in std::mem::take(&mut self.ready) {
+            if let Some(recall) = recall {
+                let comes = |job: &Ready| recall == Recall::All || job.renew_at <= self.now.mono;
+                let (back, stay): (VecDeque<_>, _) =
+                    std::mem::take(&mut self.ready).into_iter().partition(comes);
+                self.ready = stay;
+                for job in back {
                     self.m.handle_untaken(self.now, job.job);
                 }
             }
@@ -137,7 +141,7 @@ impl Rig {
                 && gets.is_empty()
                 && to.is_none()
                 && commits.is_empty()
-                && !recall
+                && recall.is_none()
                 && !noticed
             {
                 return;
@@ -433,7 +437,7 @@ fn stale_ready_job_is_renewed_before_hand_out() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a"]);
     let first = rig.ready[0].clone();
-    rig.now = Now { mono: rig.now.mono.plus(38 * SEC), wall: rig.now.wall.plus(38 * SEC) };
+    rig.now = Now { mono: rig.now.mono.plus(41 * SEC), wall: rig.now.wall.plus(41 * SEC) };
     let stale = rig.ready.pop_front().unwrap();
     assert!(stale.stale_at <= rig.now.mono);
     rig.m.handle_untaken(rig.now, stale.job);

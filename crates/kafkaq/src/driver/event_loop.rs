@@ -4,7 +4,7 @@ use super::{Shared, calls::Calls, job_slot::JobSlot, shared::Inbox, start::shut_
 use crate::clock::FAR;
 use kafkaq_core::{
     Commit, Consumer, Error, ErrorKind, Event, LeaseStore, Log, LostReason, Result, Retry, Swapped,
-    machine::{Alarm, Answer, Command, FlowControl, JobKey, Machine, Notice, Now, OpId, Ready},
+    machine::{Alarm, Answer, Command, FlowControl, JobKey, Machine, Notice, Now, OpId, Ready, Recall},
 };
 use std::{
     collections::HashMap,
@@ -187,9 +187,14 @@ impl EventLoop {
             self.pass_on(notice);
         }
         // Once it stops, nobody takes what becomes ready.
-        if self.machine.poll_recall() || self.stopping.is_some() {
-            let now = self.shared.clock.now();
-            for slot in self.shared.ready_queue.recall() {
+        let recall = self.machine.poll_recall().max(self.stopping.map(|_| Recall::All));
+        if let Some(recall) = recall {
+            let (queue, now) = (&self.shared.ready_queue, self.shared.clock.now());
+            let back = match recall {
+                Recall::ToRenew => queue.recall_half(|slot| slot.ready.renew_at <= now.mono),
+                Recall::All => queue.recall(),
+            };
+            for slot in back {
                 self.slots.remove(&slot.ready.job);
                 self.machine.handle_untaken(now, slot.ready.job);
             }

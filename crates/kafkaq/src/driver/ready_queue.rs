@@ -126,6 +126,27 @@ impl<T> ReadyQueue<T> {
         all
     }
 
+    /// Takes back half of those for which this holds: the ones that would be handed out last.
+    pub(crate) fn recall_half(&self, of: impl Fn(&T) -> bool) -> VecDeque<T> {
+        let mut ready = lock(&self.ready);
+        let mut stay = ready.iter().filter(|one| of(one)).count() / 2;
+        let (mut back, mut kept) = (VecDeque::new(), VecDeque::with_capacity(ready.len()));
+        for one in ready.drain(..) {
+            if !of(&one) {
+                kept.push_back(one);
+            } else if stay > 0 {
+                stay -= 1;
+                kept.push_back(one);
+            } else {
+                back.push_back(one);
+            }
+        }
+        *ready = kept;
+        drop(ready);
+        self.permits.forget_permits(back.len());
+        back
+    }
+
     /// How many jobs callers wait for, and how many are ready.
     pub(crate) fn demand(&self) -> (usize, usize) {
         let missed = usize::from(self.missed.load(Ordering::Relaxed));
@@ -219,6 +240,22 @@ mod tests {
         assert!(futures_util::poll!(&mut a).is_pending());
         q.offer([4].into_iter());
         assert_eq!(a.await, Some(4));
+    }
+
+    #[tokio::test]
+    async fn half_is_recalled_and_the_first_to_be_handed_out_stay() {
+        let q = queue();
+        q.offer(1..=7);
+        assert_eq!(q.recall_half(|n| n % 2 == 1), [5, 7]);
+        assert_eq!(q.demand(), (0, 5));
+        for n in [1, 2, 3, 4, 6] {
+            assert_eq!(q.try_take(), Ok(Some(n)));
+        }
+        assert_eq!(q.try_take(), Ok(None));
+        q.offer([8].into_iter());
+        assert!(q.recall_half(|_| false).is_empty());
+        assert_eq!(q.recall_half(|_| true), [8], "one is all there is");
+        assert_eq!((q.try_take(), q.demand()), (Ok(None), (0, 0)));
     }
 
     #[tokio::test]

@@ -68,6 +68,7 @@ impl MadeUp {
             history: History::new(),
             token: self.token,
             deadline: self.until(),
+            renew_at: Mono(0),
             stale_at: Mono(0),
         })
     }
