@@ -223,15 +223,15 @@ impl World {
             self.digest.add(self.now, p, &recall);
             self.stats.recalls += 1;
             let now = self.clocks(p).mono;
-            let to_renew = |ready: &Ready| ready.renew_at <= now;
+            let ages = |ready: &Ready| ready.renew_at <= now && now < ready.stale_at;
             let mut stay = match recall {
-                Recall::ToRenew => self.procs[p].ready.iter().filter(|ready| to_renew(ready)).count() / 2,
+                Recall::ToRenew => self.procs[p].ready.iter().filter(|ready| ages(ready)).count() / 2,
                 Recall::All => 0,
             };
             for ready in std::mem::take(&mut self.procs[p].ready) {
-                let comes = recall == Recall::All || to_renew(&ready);
-                if !comes || stay > 0 {
-                    stay -= usize::from(comes);
+                let is_young = recall == Recall::ToRenew && now < ready.renew_at;
+                if is_young || (ages(&ready) && stay > 0) {
+                    stay -= usize::from(!is_young);
                     self.procs[p].ready.push_back(ready);
                     continue;
                 }

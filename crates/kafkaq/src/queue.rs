@@ -24,7 +24,8 @@ struct Inner {
 }
 
 impl Queue {
-    /// Returns a builder for the queue with this name: 1 to 120 of `A-Z a-z 0-9 . _ -`.
+    /// Returns a builder for the queue with this name: 1 to 120 of `A-Z a-z 0-9 . _ -`, without
+    /// two dots in a row or one at its end.
     pub fn builder(name: impl Into<Arc<str>>) -> QueueBuilder {
         QueueBuilder::new(name.into())
     }

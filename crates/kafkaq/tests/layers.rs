@@ -301,6 +301,33 @@ async fn blocking_execution_that_waits_in_a_layer_ends_when_it_is_told_to() {
     assert_eq!((report.retried, seen.all().len()), (report.timed_out, 1), "{report}");
 }
 
+/// The time limit of a batch begins when it is complete, but layers have one before that.
+#[tokio::test(start_paused = true)]
+async fn task_of_a_batch_that_waits_in_a_layer_times_out() {
+    let queue = queue().await;
+    let waiting = wrap(|mut inner, ctx| {
+        Box::pin(async move {
+            if ctx.attempt() == 1 {
+                std::future::pending::<()>().await;
+            }
+            inner.call(ctx).await
+        })
+    });
+    let running = worker(&queue)
+        .layer(waiting)
+        .on_batch(
+            2,
+            60 * SECOND,
+            |tasks: Vec<(Ctx, Act)>| std::future::ready(vec![(); tasks.len()]),
+            Options::new().timeout(SECOND),
+        )
+        .start()
+        .unwrap();
+    queue.enqueue(Act(1)).await.unwrap();
+    let report = finish(running, 1).await;
+    assert_eq!((report.timed_out, report.retried), (1, 1), "{report}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn blocking_handlers_that_run_one_at_a_time_per_key_go_through_the_layers() {
     let (queue, seen) = (queue().await, Seen::default());

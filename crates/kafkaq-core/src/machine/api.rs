@@ -37,8 +37,8 @@ pub struct Now {
 /// Ready jobs that are to come back if nobody has taken them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Recall {
-    /// Of those whose [`renew_at`](Ready::renew_at) has come, the half that would be handed out last, so that callers
-    /// find the others meanwhile. It is asked for again.
+    /// Those whose [`stale_at`](Ready::stale_at) has come; and of those whose [`renew_at`](Ready::renew_at) has come, the
+    /// half that would be handed out last, so that callers find the others meanwhile. It is asked for again.
     ToRenew,
     /// All.
     All,
@@ -216,7 +216,7 @@ pub struct Ready {
     pub token: LeaseToken,
     /// When the lease ends.
     pub deadline: Wall,
-    /// From this time on it comes back if [`Recall::ToRenew`] is asked for.
+    /// From this time on it is to be renewed: see [`Recall::ToRenew`].
     pub renew_at: Mono,
     /// From this time on the job is not handed out but returned to [`super::Machine::handle_untaken`], which renews it.
     pub stale_at: Mono,

@@ -75,7 +75,8 @@ fn mark(letter: &DeadLetter, handled: Handled) -> NewRecord {
     if handled == Handled::Redriven {
         add(REDRIVEN_AS, letter.redrive_id().as_str().to_owned());
     }
-    // Only the headers are read. But a record with a key and no value is a tombstone, which compaction deletes.
+    // Only the headers are read. But a record with a key and no value is a tombstone, which compaction deletes, should
+    // somebody ask for that later.
     let value = handled.word().into();
     NewRecord::new(Some(letter.place.to_string().into()), Some(value), headers)
 }

@@ -1,10 +1,10 @@
 //! The event loop: one task that owns the machine, starts its calls and tells it what happened.
 
-use super::{Shared, calls::Calls, job_slot::JobSlot, shared::Inbox, start::shut_down};
+use super::{Shared, calls::Calls, job_slot::JobSlot, ready_queue::Age, shared::Inbox, start::shut_down};
 use crate::clock::FAR;
 use kafkaq_core::{
     Commit, Consumer, Error, ErrorKind, Event, LeaseStore, Log, LostReason, Result, Retry, Swapped,
-    machine::{Alarm, Answer, Command, FlowControl, JobKey, Machine, Notice, Now, OpId, Ready, Recall},
+    machine::{Alarm, Answer, Command, FlowControl, JobKey, Machine, Mono, Notice, Now, OpId, Ready, Recall},
 };
 use std::{
     collections::HashMap,
@@ -191,7 +191,7 @@ impl EventLoop {
         if let Some(recall) = recall {
             let (queue, now) = (&self.shared.ready_queue, self.shared.clock.now());
             let back = match recall {
-                Recall::ToRenew => queue.recall_half(|slot| slot.ready.renew_at <= now.mono),
+                Recall::ToRenew => queue.recall_old(|slot| age(&slot.ready, now.mono)),
                 Recall::All => queue.recall(),
             };
             for slot in back {
@@ -383,6 +383,16 @@ impl Drop for EventLoop {
     /// Also when it panics or is aborted: nobody may wait for ever.
     fn drop(&mut self) {
         self.shared.end(self.slots.drain().map(|(_, slot)| slot));
+    }
+}
+
+fn age(job: &Ready, now: Mono) -> Age {
+    if now >= job.stale_at {
+        Age::Old
+    } else if now >= job.renew_at {
+        Age::Aging
+    } else {
+        Age::Young
     }
 }
 

@@ -126,20 +126,25 @@ impl<T> ReadyQueue<T> {
         all
     }
 
-    /// Takes back half of those for which this holds: the ones that would be handed out last.
-    pub(crate) fn recall_half(&self, of: impl Fn(&T) -> bool) -> VecDeque<T> {
+    /// Takes back what is too old to be handed out, and half of what gets old: of that, what would be handed out last.
+    pub(crate) fn recall_old(&self, age: impl Fn(&T) -> Age) -> VecDeque<T> {
         let mut ready = lock(&self.ready);
-        let mut stay = ready.iter().filter(|one| of(one)).count() / 2;
-        let (mut back, mut kept) = (VecDeque::new(), VecDeque::with_capacity(ready.len()));
+        let old = ready.iter().filter(|one| age(one) > Age::Young).count();
+        if old == 0 {
+            return VecDeque::new();
+        }
+        let mut stay = ready.iter().filter(|one| age(one) == Age::Aging).count() / 2;
+        let (mut back, mut kept) = (VecDeque::with_capacity(old), VecDeque::with_capacity(ready.len()));
         for one in ready.drain(..) {
-            if !of(&one) {
-                kept.push_back(one);
-            } else if stay > 0 {
-                stay -= 1;
-                kept.push_back(one);
-            } else {
-                back.push_back(one);
-            }
+            let stays = match age(&one) {
+                Age::Young => true,
+                Age::Aging if stay > 0 => {
+                    stay -= 1;
+                    true
+                }
+                Age::Aging | Age::Old => false,
+            };
+            if stays { kept.push_back(one) } else { back.push_back(one) }
         }
         *ready = kept;
         drop(ready);
@@ -157,6 +162,16 @@ impl<T> ReadyQueue<T> {
     pub(crate) fn close(&self) {
         self.permits.close();
     }
+}
+
+/// How old what is ready is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Age {
+    Young,
+    /// It is to be taken back, and may be handed out meanwhile.
+    Aging,
+    /// It is not handed out any more.
+    Old,
 }
 
 /// The queue is closed.
@@ -243,18 +258,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn half_is_recalled_and_the_first_to_be_handed_out_stay() {
+    async fn the_old_are_recalled_and_of_the_aging_the_half_that_is_handed_out_last() {
         let q = queue();
+        let odd_age = |n: &u64| if n % 2 == 1 { Age::Aging } else { Age::Young };
         q.offer(1..=7);
-        assert_eq!(q.recall_half(|n| n % 2 == 1), [5, 7]);
+        assert_eq!(q.recall_old(odd_age), [5, 7]);
         assert_eq!(q.demand(), (0, 5));
-        for n in [1, 2, 3, 4, 6] {
+        let oldest = |n: &u64| if *n == 2 { Age::Old } else { odd_age(n) };
+        assert_eq!(q.recall_old(oldest), [2, 3]);
+        for n in [1, 4, 6] {
             assert_eq!(q.try_take(), Ok(Some(n)));
         }
         assert_eq!(q.try_take(), Ok(None));
         q.offer([8].into_iter());
-        assert!(q.recall_half(|_| false).is_empty());
-        assert_eq!(q.recall_half(|_| true), [8], "one is all there is");
+        assert!(q.recall_old(|_| Age::Young).is_empty());
+        assert_eq!(q.recall_old(|_| Age::Aging), [8], "one is all there is");
         assert_eq!((q.try_take(), q.demand()), (Ok(None), (0, 0)));
     }
 

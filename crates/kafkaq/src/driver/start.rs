@@ -53,7 +53,7 @@ impl Driver {
         let lease = plan.machine.settings().lease;
         let wanted = Arc::new(Notify::new());
         let first = wanted.clone();
-        // Also when the task is aborted, even before it has begun: nobody may wait for ever.
+        // Ends all waits, even if the task is aborted before it is first polled.
         let ends = Ends(plan.shared.clone());
         tokio::spawn(async move {
             let _ends = ends;

@@ -23,8 +23,8 @@ use tokio::{sync::Notify, time::Instant};
 
 /// How long an async handler that is dropped may take to reach its next await before it counts as stuck.
 const DROPPED: Duration = Duration::from_secs(1);
-/// A time limit is at least this.
-const SHORTEST: Duration = Duration::from_millis(1);
+/// Whether an execution still waits for its key or its batch is looked at no more often than this.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 pub(super) struct Active {
     pub(super) execution: Arc<Execution>,
@@ -161,11 +161,14 @@ impl Active {
         (true, self.time_is_up(since).into_iter().chain([warn_at]).min().filter(|at| *at < state.renew_at))
     }
 
-    /// When its time is up. While it waits, the earliest that this may be: the keeper looks again then, so nobody has to
-    /// tell it when the time begins.
+    /// When its time is up. While it waits, when to look again, so that nobody has to tell the keeper when the time
+    /// begins.
     fn time_is_up(&self, now: Instant) -> Option<Instant> {
-        let timeout = self.kind.timeout?.clamp(SHORTEST, FAR);
-        Some(self.execution.time_since().unwrap_or(now) + timeout)
+        let timeout = self.kind.timeout?.min(FAR);
+        Some(match self.execution.time_since() {
+            Some(since) => since + timeout,
+            None => now + timeout.max(LOOK_AGAIN),
+        })
     }
 
     /// Since when its handler has been on one of the threads for async handlers.

@@ -81,6 +81,7 @@ impl<S: Send + Sync + 'static, T: Send + 'static> Batches<S, T> {
 
     pub(super) async fn execute(self: Arc<Self>, ctx: Ctx<S>, task: T) -> Ended {
         let execution = ctx.stop().execution().clone();
+        execution.waits_first();
         let (tell, mut told) = oneshot::channel();
         let (number, is_first, full, _running) = {
             let collected = &mut *lock(&self.collected);
@@ -178,7 +179,7 @@ mod tests {
     async fn no_batch_has_more_tasks_than_it_may() {
         let largest = Arc::new(AtomicUsize::new(0));
         let seen = largest.clone();
-        let batches = Arc::new(Batches::new(2, Duration::from_secs(3600), move |tasks: Vec<(Ctx, ())>| {
+        let batches = Arc::new(Batches::new(2, Duration::from_millis(100), move |tasks: Vec<(Ctx, ())>| {
             seen.fetch_max(tasks.len(), SeqCst);
             async move { vec![Outcome::Done; tasks.len()] }
         }));

@@ -44,7 +44,7 @@ pub(super) struct Execution {
 #[derive(Default)]
 struct Time {
     since: Option<Instant>,
-    /// For something else before its handler.
+    /// It waits for its key or its batch, before its handler starts.
     waits: bool,
 }
 
@@ -68,9 +68,9 @@ impl Execution {
         }
     }
 
-    /// It is to wait before its handler starts, and its time limit doesn't count until [`Execution::time_begins`].
+    /// It is to wait, and its time limit doesn't count until [`Execution::time_begins`].
     pub(super) fn waits_first(&self) {
-        lock(&self.time).waits = true;
+        *lock(&self.time) = Time { since: None, waits: true };
     }
 
     /// It no longer waits.

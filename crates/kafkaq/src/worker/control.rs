@@ -29,9 +29,8 @@ pub(super) const SPARING: Duration = Duration::from_secs(6 * 3600);
 ///   minute all are back within half a minute, and after a long one within five minutes.
 /// - **Cost:** one hand-out per task each time: two swaps in the store and one or more copies in the log. If the
 ///   queue's [`max_delay`](crate::QueueBuilder::max_delay) is shorter than the snooze, it is read and copied several
-///   times per snooze, up to once per second. A million
-///   paused tasks cause about five thousand hand-outs per second. To pause a whole queue, stop its workers: that costs
-///   nothing.
+///   times per snooze, up to once per second. A million paused tasks cause about five thousand hand-outs per second. To
+///   pause a whole queue, stop its workers: that costs nothing.
 /// - **Hand-outs**: a task that has used up half of the queue's [`max_handouts`](crate::QueueBuilder::max_handouts) is
 ///   snoozed for up to 6 h each time. With the default of 1,000, a pause may last three months before tasks are
 ///   dead-lettered.

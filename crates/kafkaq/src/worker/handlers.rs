@@ -107,8 +107,6 @@ where
     let batches = Arc::new(batch::Batches::new(max, wait, handler));
     Arc::new(move |ctx: Ctx<S>, version| {
         let batches = batches.clone();
-        // For others of its batch, which is no part of its time.
-        ctx.execution().waits_first();
         Executing::Async(Box::pin(async move {
             match panics::caught_blocking(|| typed::decode(version, &ctx.execution().job)) {
                 Ok(Ok(task)) => batches.execute(ctx, task).await,

@@ -213,7 +213,8 @@ impl<S> WorkerBuilder<S> {
     /// limits and counts apply to all kinds together. The layer that was added first is the outermost, as with tower's
     /// `ServiceBuilder`.
     ///
-    /// Layers run where the handler runs, inside its span, and within its time limit. A layer that doesn't call the
+    /// Layers run where the handler runs, inside its span, and within its time limit, which begins anew when a batch is
+    /// complete. A layer that doesn't call the
     /// service within decides the outcome by itself. Layers see a panic of the handler as an [`Outcome::Retry`] with
     /// its message; a panic of a layer counts as a failure of the task, like a handler's.
     ///

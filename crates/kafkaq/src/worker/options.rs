@@ -48,8 +48,8 @@ impl Options {
 
     /// Executes tasks with the same [key](crate::Task::with_key) one at a time, across all workers of the queue and its
     /// group, and across all kinds with this option. Tasks without a key are unaffected. There is no order, and it
-    /// isn't available for [batches](super::WorkerBuilder::on_batch). See [one at a
-    /// time per key](super#one-at-a-time-per-key) for what is guaranteed and what it costs.
+    /// isn't available for [batches](super::WorkerBuilder::on_batch). See
+    /// [one at a time per key](super#one-at-a-time-per-key) for what is guaranteed and what it costs.
     #[must_use]
     pub fn one_at_a_time(mut self) -> Self {
         self.exclusive = Some(KeyOf::Task);

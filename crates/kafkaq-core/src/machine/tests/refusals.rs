@@ -395,6 +395,22 @@ fn ready_job_that_nobody_takes_is_charged_no_failure() {
     }
 }
 
+/// All that callers had asked for who have gone.
+#[test]
+fn many_ready_jobs_are_renewed_in_time() {
+    let mut rig = Rig::new(|s| (s.lease, s.park_after, s.max_failures) = (10 * SEC, SEC, 1));
+    rig.demand = 1000;
+    let many: Vec<String> = (0..1000).map(|i| format!("t{i}")).collect();
+    rig.publish(&many.iter().map(String::as_str).collect::<Vec<_>>());
+    rig.demand = 0;
+    for _ in 0..30 {
+        rig.pass(SEC);
+        rig.deliver_copies();
+    }
+    assert_eq!((rig.dead_reasons.len(), rig.ready.len()), (0, 1000));
+    assert!(rig.ready.iter().all(|job| (job.attempt, job.failures) == (1, 0)));
+}
+
 #[test]
 fn redelivery_that_nobody_takes_is_charged_no_failure() {
     let mut rig = Rig::new(|s| s.max_failures = 2);
