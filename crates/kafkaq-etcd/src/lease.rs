@@ -5,7 +5,8 @@
 //! "Soon enough" is a twentieth of the time to live: however these differ between swaps, a few hundred leases serve
 //! them all.
 //!
-//! A lease is never renewed. So its end is known when it is granted, and no stale leader can end it earlier.
+//! A lease is never renewed. So its end is known when it is granted, and no stale leader can end it earlier. But a
+//! machine that was suspended no longer knows how long its leases still live, since its monotonic clock has stood still.
 
 use crate::{
     failure,
@@ -19,13 +20,15 @@ use std::{
     collections::BTreeMap,
     ops::RangeInclusive,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tokio::{
     sync::MutexGuard,
     time::{Instant, timeout_at},
 };
 
+/// By so much the wall clock may be set forward without a doubt about the leases.
+const SUSPENDED: Duration = Duration::from_secs(1);
 /// etcd deletes all keys of an expiring lease at once, during which it serves nobody.
 const KEYS_PER_LEASE: usize = 1000;
 
@@ -90,7 +93,7 @@ impl Leases {
         let granted = async {
             let _turn = self.turn(call, link).await?;
             // A faster caller that used it up has requested the next.
-            let is_seen_to = self.open().has_plenty(Instant::now(), span);
+            let is_seen_to = self.up_to_date().has_plenty(Instant::now(), span);
             if is_seen_to { Ok(()) } else { self.grant(call, link, span).await.map(drop) }
         };
         if let Err(error) = granted.await {
@@ -101,15 +104,22 @@ impl Leases {
 
     /// At least one of them is gone: somebody has revoked it, or etcd was wiped.
     pub(crate) fn forget(&self, leases: &[i64]) {
-        self.open().0.retain(|(_, lease), _| !leases.contains(lease));
+        self.open().by_end.retain(|(_, lease), _| !leases.contains(lease));
     }
 
     fn open(&self) -> std::sync::MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Without leases whose ends are no longer known.
+    fn up_to_date(&self) -> std::sync::MutexGuard<'_, Open> {
+        let mut open = self.open();
+        open.observe(Instant::now(), SystemTime::now());
+        open
+    }
+
     fn take(&self, span: Span) -> Option<Taken> {
-        self.open().take(Instant::now(), span)
+        self.up_to_date().take(Instant::now(), span)
     }
 
     async fn turn(&self, call: Call, link: &Link) -> Result<MutexGuard<'_, ()>> {
@@ -169,9 +179,13 @@ impl Span {
     }
 }
 
-/// By their ends, each with the number of keys that it may still take.
 #[derive(Default)]
-struct Open(BTreeMap<(Instant, i64), usize>);
+struct Open {
+    /// By their ends, each with the number of keys that it may still take.
+    by_end: BTreeMap<(Instant, i64), usize>,
+    /// What both clocks showed last.
+    observed: Option<(Instant, SystemTime)>,
+}
 
 #[derive(Debug, PartialEq)]
 struct Taken {
@@ -181,31 +195,41 @@ struct Taken {
 }
 
 impl Open {
+    /// If the wall clock has gone ahead of the monotonic one, the machine may have been suspended: the leases end
+    /// earlier than noted.
+    fn observe(&mut self, now: Instant, wall: SystemTime) {
+        if let Some((then, wall_then)) = self.observed.replace((now, wall))
+            && wall.duration_since(wall_then).unwrap_or_default() > now.duration_since(then) + SUSPENDED
+        {
+            self.by_end.clear();
+        }
+    }
+
     fn ends(now: Instant, span: Span) -> RangeInclusive<(Instant, i64)> {
         (now + span.earliest, i64::MIN)..=(now + span.latest, i64::MAX)
     }
 
     fn has_plenty(&self, now: Instant, span: Span) -> bool {
-        self.0.range(Self::ends(now, span)).any(|(_, &room)| room > FEW_LEFT)
+        self.by_end.range(Self::ends(now, span)).any(|(_, &room)| room > FEW_LEFT)
     }
 
     fn take(&mut self, now: Instant, span: Span) -> Option<Taken> {
-        let (&place, room) = self.0.range_mut(Self::ends(now, span)).next()?;
+        let (&place, room) = self.by_end.range_mut(Self::ends(now, span)).next()?;
         *room -= 1;
         let runs_short = *room == FEW_LEFT;
         if *room == 0 {
-            self.0.remove(&place);
+            self.by_end.remove(&place);
         }
         Some(Taken { lease: place.1, runs_short })
     }
 
     /// The lease that has just been granted to one key.
     fn add(&mut self, begin: Instant, length: Duration, lease: i64) {
-        self.0 = self.0.split_off(&(begin, i64::MIN));
-        if self.0.len() >= MAX_OPEN {
-            self.0.pop_first();
+        self.by_end = self.by_end.split_off(&(begin, i64::MIN));
+        if self.by_end.len() >= MAX_OPEN {
+            self.by_end.pop_first();
         }
-        self.0.insert((begin + length, lease), KEYS_PER_LEASE - 1);
+        self.by_end.insert((begin + length, lease), KEYS_PER_LEASE - 1);
     }
 }
 
@@ -242,6 +266,29 @@ mod tests {
             assert!(span(ttl).earliest >= ttl + SECOND);
             assert!(slack <= (ttl / 20).max(5 * SECOND), "{ttl:?} lives too long");
         }
+    }
+
+    #[test]
+    fn no_lease_serves_that_was_granted_before_the_machine_was_suspended() {
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        for (later, by_the_wall, serves) in [
+            (SECOND, SECOND, true),
+            (SECOND, 61 * SECOND, false),
+            (30 * SECOND, 30 * SECOND, true),
+            // The wall clock was set a little.
+            (SECOND, 3 * SECOND / 2, true),
+        ] {
+            let mut open = Open::default();
+            open.observe(now, wall);
+            granted(&mut open, now, DAY, 7);
+            open.observe(now + later, wall + by_the_wall);
+            assert_eq!(taken(&mut open, now + later, DAY), serves.then_some(7), "{later:?} {by_the_wall:?}");
+        }
+        let mut open = Open::default();
+        open.observe(now, wall);
+        granted(&mut open, now, DAY, 7);
+        open.observe(now + SECOND, wall - 3600 * SECOND);
+        assert_eq!(taken(&mut open, now, DAY), Some(7), "set back");
     }
 
     #[test]
@@ -291,8 +338,8 @@ mod tests {
         for lease in 0..5000 {
             granted(&mut open, now + DAY, DAY, lease);
         }
-        assert_eq!(open.0.len(), MAX_OPEN);
+        assert_eq!(open.by_end.len(), MAX_OPEN);
         granted(&mut open, now + 4 * DAY, DAY, 1);
-        assert_eq!(open.0.len(), 1, "leases that have ended were kept");
+        assert_eq!(open.by_end.len(), 1, "leases that have ended were kept");
     }
 }

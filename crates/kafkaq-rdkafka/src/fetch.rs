@@ -32,12 +32,11 @@ impl Reader {
         let until = Instant::now() + limit.max_wait.min(LONGEST_WAIT);
         let last = until + self.settings.request_timeout();
         let mut offset = from.offset.max(0);
-        // Read before the fetch that it is compared with.
-        let mut end = None;
+        let mut gap: Option<Gap> = None;
         let (mut doubt, mut silent) = (Instant::now() + DOUBT, 0);
         loop {
             let found =
-                self.ask(partition, offset, limit.max_bytes, end.is_some(), [doubt, until, last]).await;
+                self.ask(partition, offset, limit.max_bytes, gap.is_some(), [doubt, until, last]).await;
             let found = match found {
                 // A consumer may remember a topic as missing that has just been created.
                 Err(e) if e.kind() == ErrorKind::NotFound && Instant::now() < last => {
@@ -54,18 +53,19 @@ impl Reader {
                     return Ok(Batch::new(records, next, end));
                 }
                 Found::Nothing => {
-                    let (known, looked) = match end.take() {
-                        Some(end) => (end, true),
-                        None => (self.offsets_of(FETCH, partition).await?.next, false),
+                    let certain = gap.filter(Gap::is_certain);
+                    let known = match certain {
+                        Some(gap) => gap.end,
+                        None => self.offsets_of(FETCH, partition).await?.next,
                     };
                     if known < offset {
                         return Err(beyond(offset, known));
                     }
-                    if known > offset && !looked {
-                        end = Some(known);
+                    if known > offset && certain.is_none() {
+                        gap = Some(Gap::looked(gap, known));
                         continue;
                     }
-                    offset = known;
+                    (offset, gap) = (known, None);
                     if Instant::now() >= until {
                         return Ok(Batch::new(Vec::new(), offset, Some(known)));
                     }
@@ -78,6 +78,7 @@ impl Reader {
                         self.renew();
                     }
                     silent += 1;
+                    gap = None;
                     doubt = if silent == 1 { Instant::now() + SILENCE } else { last };
                 }
                 Found::OutOfRange => {
@@ -89,7 +90,7 @@ impl Reader {
                         _ if Instant::now() >= last => return Err(self.overdue(FETCH)),
                         _ => tokio::time::sleep(AGAIN).await,
                     }
-                    end = None;
+                    gap = None;
                 }
             }
         }
@@ -119,6 +120,31 @@ impl Reader {
             },
         };
         known.map(|end| end.max(next))
+    }
+}
+
+/// Offsets without records, as it seems: the client has reached the log's end, and the leader says that it is further.
+///
+/// A server that has just become the leader may give an earlier end to a fetch, but tells its end, when asked for that,
+/// only once it knows how far the log goes (KIP-207). So the client has to reach the end again after each of two such
+/// answers.
+#[derive(Clone, Copy)]
+struct Gap {
+    /// The lowest that was told.
+    end: i64,
+    answers: u32,
+}
+
+impl Gap {
+    fn looked(before: Option<Gap>, end: i64) -> Self {
+        match before {
+            Some(gap) => Gap { end: gap.end.min(end), answers: gap.answers + 1 },
+            None => Gap { end, answers: 1 },
+        }
+    }
+
+    fn is_certain(&self) -> bool {
+        self.answers >= 2
     }
 }
 

@@ -326,7 +326,8 @@ impl Settings {
     /// For reading without a group. `readahead` is in KiB per partition; 0 reads one batch per fetch.
     pub(crate) fn reader(&self, readahead: usize) -> ClientConfig {
         let mut config = self.over(self.client(CONSUMER_DEFAULTS), &self.builder.consumer);
-        for name in ["group.instance.id", "group.remote.assignor", "session.timeout.ms"] {
+        // Ends of logs are those of leaders, and followers are behind.
+        for name in ["group.instance.id", "group.remote.assignor", "session.timeout.ms", "client.rack"] {
             config.remove(name);
         }
         for (name, value) in READER {
@@ -549,11 +550,13 @@ mod tests {
         let b = Builder::new("127.0.0.1:1".into())
             .set("reconnect.backoff.max.ms", "177")
             .set_producer("linger.ms", "9")
-            .set_consumer("fetch.wait.max.ms", "33");
+            .set_consumer("fetch.wait.max.ms", "33")
+            .set_consumer("client.rack", "a");
         let s = Settings::check(b).unwrap();
         let (p, c) = (s.producer(), s.consumer("g", [0; 16], GroupProtocol::Classic));
         assert_eq!((p.get("linger.ms"), c.get("linger.ms")), (Some("9"), None));
         assert_eq!((p.get("fetch.wait.max.ms"), c.get("fetch.wait.max.ms")), (None, Some("33")));
+        assert_eq!((c.get("client.rack"), s.reader(1).get("client.rack")), (Some("a"), None));
         assert_eq!(p.get("reconnect.backoff.max.ms"), Some("177"));
         assert_eq!(c.get("reconnect.backoff.max.ms"), Some("177"));
     }

@@ -2,7 +2,7 @@
 
 use crate::{cluster::Cluster, failure, request};
 use futures_util::future::join_all;
-use kafkaq_core::{Key, Result, connection::Call};
+use kafkaq_core::{Key, Result, Retry, connection::Call};
 use redis::{Pipeline, Value};
 use std::hash::{BuildHasher, RandomState};
 
@@ -20,25 +20,33 @@ pub(crate) async fn of_cluster(cluster: &Cluster, call: Call) -> Result<Vec<Stri
     let nodes = cluster.nodes();
     let questions = questions();
     let answers = join_all(nodes.iter().map(|node| node.send(call, &questions))).await;
-    let mut found = Vec::new();
-    let mut unheard = Vec::new();
-    for (node, answers) in nodes.iter().zip(answers) {
-        let at = |warning| format!("{}: {warning}", node.address());
-        match answers {
-            Ok(answers) => found.extend(warnings(&answers, Place::InCluster)?.into_iter().map(at)),
-            Err(e) => unheard.push((at(e.to_string()), e)),
-        }
-    }
-    if unheard.len() == nodes.len()
-        && let Some((_, e)) = unheard.pop()
-    {
-        return Err(e);
-    }
-    found.extend(unheard.into_iter().map(|(warning, _)| warning));
+    let mut found = of_nodes(nodes.iter().map(|node| node.address()).zip(answers))?;
     let vacant = cluster.vacant();
     if vacant > 0 {
         found.push(format!("{vacant} slots of the Redis Cluster have no node: calls for their leases fail"));
     }
+    Ok(found)
+}
+
+/// What the nodes with these addresses have answered. One that is still loading its data is down, too.
+fn of_nodes<'a>(nodes: impl Iterator<Item = (&'a str, Result<Vec<Value>>)>) -> Result<Vec<String>> {
+    let (mut found, mut unheard, mut is_heard) = (Vec::new(), Vec::new(), false);
+    for (address, answers) in nodes {
+        let at = |warning| format!("{address}: {warning}");
+        let answered = answers.is_ok();
+        match answers.and_then(|answers| warnings(&answers, Place::InCluster)) {
+            Ok(warnings) => {
+                is_heard = true;
+                found.extend(warnings.into_iter().map(at));
+            }
+            Err(e) if answered && e.retry() == Retry::No => return Err(e),
+            Err(e) => unheard.push((at(e.to_string()), e)),
+        }
+    }
+    if !is_heard && let Some((_, e)) = unheard.pop() {
+        return Err(e);
+    }
+    found.extend(unheard.into_iter().map(|(warning, _)| warning));
     Ok(found)
 }
 
@@ -159,6 +167,8 @@ fn saves_snapshots(answer: &Value) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kafkaq_core::{ErrorKind, connection::Operation};
+    use std::time::Duration;
 
     const NONE: [&str; 0] = [];
 
@@ -205,5 +215,28 @@ mod tests {
         }
         assert!(check(SOUND, saves(""))[0].contains("appendonly"));
         assert!(check(SOUND, Value::Nil)[0].contains("CONFIG"));
+    }
+
+    #[test]
+    fn a_node_that_is_down_or_loading_is_a_warning_unless_all_are() {
+        let sound = || {
+            let info = SOUND.replace("cluster_enabled:0", "cluster_enabled:1");
+            Ok(vec![Value::SimpleString("PONG".into()), Value::Array(vec![]), bulk(&info), saves("3600 1")])
+        };
+        let refused = |with: &str| {
+            let answer = redis::parse_redis_value(format!("-{with}\r\n").as_bytes()).unwrap();
+            Ok(vec![answer; 4])
+        };
+        let down = || Err(Call::new(Operation::read("check"), Duration::from_secs(1)).timed_out("a"));
+        for ill in
+            [refused("LOADING Redis is loading the dataset in memory"), refused("BUSY Redis is busy"), down()]
+        {
+            let found = of_nodes([("a", ill.clone()), ("b", sound())].into_iter()).unwrap();
+            assert!(found.len() == 1 && found[0].starts_with("a: "), "{found:?}");
+            assert!(of_nodes([("a", ill)].into_iter()).is_err(), "nobody is there");
+        }
+        let denied = refused("NOPERM this user has no permissions");
+        let e = of_nodes([("a", denied), ("b", sound())].into_iter()).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Denied, "{e}");
     }
 }
