@@ -34,7 +34,10 @@ pub(crate) async fn fetch(link: &Link, from: &Position, limit: FetchLimit) -> Re
         // First, since a fetch fails when the request that it shares is closed.
         biased;
         () = link.closing() => Err(Failure::closed()),
-        batch = fetch::fetch(link, from, limit) => batch,
+        // It may be closed while this is polled.
+        batch = fetch::fetch(link, from, limit) => {
+            batch.map_err(|failure| if link.is_closed() { Failure::closed() } else { failure })
+        }
     }
 }
 
