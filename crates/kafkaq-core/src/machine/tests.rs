@@ -538,6 +538,7 @@ fn refused_copy_keeps_its_record_open_and_is_retried() {
 mod lanes;
 mod partial;
 mod polls;
+mod ready;
 mod refusals;
 mod suspects;
 mod turns;

@@ -214,9 +214,9 @@ impl<S> WorkerBuilder<S> {
     /// `ServiceBuilder`.
     ///
     /// Layers run where the handler runs, inside its span, and within its time limit, which begins anew when a batch is
-    /// complete. A layer that doesn't call the
-    /// service within decides the outcome by itself. Layers see a panic of the handler as an [`Outcome::Retry`] with
-    /// its message; a panic of a layer counts as a failure of the task, like a handler's.
+    /// complete. A layer that doesn't call the service within decides the outcome by itself. Layers see a panic of the
+    /// handler as an [`Outcome::Retry`] with its message; a panic of a layer counts as a failure of the task, like a
+    /// handler's.
     ///
     /// - Around a **blocking** handler they run on the thread that it blocks.
     /// - A task that is executed [one at a time](super::Options::one_at_a_time) reaches them once it has its key.

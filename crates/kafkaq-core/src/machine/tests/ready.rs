@@ -1,0 +1,91 @@
+//! Ready jobs that nobody takes: their leases are renewed, and nothing is charged.
+
+use super::*;
+
+/// Its caller has gone before it was ready. The process is alone, so it keeps the job.
+#[test]
+fn ready_job_that_nobody_takes_is_charged_no_failure() {
+    for park_after in [10 * SEC, 3600 * SEC] {
+        let mut rig = Rig::new(|s| (s.max_failures, s.park_after) = (1, park_after));
+        rig.demand = 1;
+        rig.publish(&["a"]);
+        rig.demand = 0;
+        for _ in 0..600 {
+            rig.pass(SEC);
+            rig.deliver_copies();
+        }
+        assert_eq!(rig.dead_reasons, []);
+        let job = rig.get_job().unwrap();
+        assert_eq!((job.attempt, job.failures), (1, 0));
+        assert!(job.stale_at > rig.now.mono && job.deadline > rig.now.wall);
+        assert!(matches!(rig.ask(&job, Command::Done), Some(Answer::Ok)));
+    }
+}
+
+/// All that callers had asked for who have gone.
+#[test]
+fn many_ready_jobs_are_renewed_in_time() {
+    let mut rig = Rig::new(|s| (s.lease, s.park_after, s.max_failures) = (10 * SEC, SEC, 1));
+    rig.demand = 1000;
+    let many: Vec<String> = (0..1000).map(|i| format!("t{i}")).collect();
+    rig.publish(&many.iter().map(String::as_str).collect::<Vec<_>>());
+    rig.demand = 0;
+    for _ in 0..30 {
+        rig.pass(SEC);
+        rig.deliver_copies();
+    }
+    assert_eq!((rig.dead_reasons.len(), rig.ready.len()), (0, 1000));
+    assert!(rig.ready.iter().all(|job| (job.attempt, job.failures) == (1, 0)));
+}
+
+#[test]
+fn redelivery_that_nobody_takes_is_charged_no_failure() {
+    let mut rig = Rig::new(|s| s.max_failures = 2);
+    rig.publish(&["a"]);
+    let job = rig.get_job().unwrap();
+    rig.ask(&job, Command::Retry(Duration::ZERO, "no".into()));
+    rig.demand = 1;
+    rig.deliver_copies();
+    rig.demand = 0;
+    assert_eq!(rig.ready.len(), 1);
+    for _ in 0..600 {
+        rig.pass(SEC);
+        rig.deliver_copies();
+    }
+    assert_eq!(rig.dead_reasons, []);
+    let job = rig.get_job().unwrap();
+    assert_eq!((job.attempt, job.failures), (2, 1));
+}
+
+/// The wall clock goes back: the lease seems longer than it is, and ends all the same.
+#[test]
+fn ready_job_is_renewed_in_time_however_the_wall_clock_is_set() {
+    let mut rig = Rig::new(|s| s.max_failures = 1);
+    rig.demand = 1;
+    rig.publish(&["a"]);
+    rig.demand = 0;
+    rig.now.wall = Wall(rig.now.wall.0 - 900_000);
+    for _ in 0..3600 {
+        rig.pass(SEC);
+        rig.deliver_copies();
+        assert!(rig.ready.iter().all(|job| rig.now.mono < job.stale_at.plus(SEC)), "it was renewed before");
+        assert!(rig.ready.iter().all(|job| job.stale_at < rig.now.mono.plus(60 * SEC)));
+    }
+    assert_eq!(rig.dead_reasons, []);
+    let job = rig.get_job().unwrap();
+    assert_eq!((job.attempt, job.failures), (1, 0));
+}
+
+/// The process crashes later: nobody has had the job.
+#[test]
+fn first_attempt_that_nobody_took_counts_as_prefetched_once_it_is_renewed() {
+    let mut rig = Rig::new(|_| {});
+    rig.demand = 1;
+    rig.publish(&["a"]);
+    assert!(!rig.lease("a").unwrap().prefetched);
+    rig.demand = 0;
+    for _ in 0..40 {
+        rig.pass(SEC);
+    }
+    assert!(rig.lease("a").unwrap().prefetched);
+}
