@@ -4,7 +4,7 @@
 use crate::process::Input;
 use crate::trace::{MS, P, SEC, Us, WALL, token, tr};
 use crate::world::{Ev, World};
-use kafkaq_core::machine::{Answer, CommandId, FlowControl, Machine, Mono, Notice, Now, Ready, Recall};
+use kafkaq_core::machine::{Answer, CommandId, FlowControl, Machine, Mono, Notice, Now, Ready};
 use kafkaq_core::{Event, LostReason, Wall};
 
 /// Calls under way at the most, of each kind.
@@ -223,18 +223,7 @@ impl World {
             self.digest.add(self.now, p, &recall);
             self.stats.recalls += 1;
             let now = self.clocks(p).mono;
-            let ages = |ready: &Ready| ready.renew_at <= now && now < ready.stale_at;
-            let mut stay = match recall {
-                Recall::ToRenew => self.procs[p].ready.iter().filter(|ready| ages(ready)).count() / 2,
-                Recall::All => 0,
-            };
-            for ready in std::mem::take(&mut self.procs[p].ready) {
-                let is_young = recall == Recall::ToRenew && now < ready.renew_at;
-                if is_young || (ages(&ready) && stay > 0) {
-                    stay -= usize::from(!is_young);
-                    self.procs[p].ready.push_back(ready);
-                    continue;
-                }
+            for ready in recall.take_back(&mut self.procs[p].ready, now, |ready| ready) {
                 told = true;
                 self.untaken(p, &ready);
             }

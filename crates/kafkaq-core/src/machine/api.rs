@@ -34,16 +34,6 @@ pub struct Now {
     pub wall: Wall,
 }
 
-/// Ready jobs that are to come back if nobody has taken them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Recall {
-    /// Those whose [`stale_at`](Ready::stale_at) has come; and of those whose [`renew_at`](Ready::renew_at) has come, the
-    /// half that would be handed out last, so that callers find the others meanwhile. It is asked for again.
-    ToRenew,
-    /// All.
-    All,
-}
-
 /// Whether the records of a partition are read on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FlowControl {

@@ -71,6 +71,7 @@ mod notices;
 mod open;
 mod outputs;
 mod partitions;
+mod recall;
 mod rule;
 mod slab;
 mod stats;
@@ -85,6 +86,7 @@ mod windows;
 pub use api::*;
 pub use fault::Fault;
 pub use ladder::Ladder;
+pub use recall::Recall;
 
 use appends::Appends;
 use clock::Clock;

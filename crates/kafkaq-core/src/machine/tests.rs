@@ -117,20 +117,8 @@ impl Rig {
             self.ready.extend(ready);
             let recall = self.m.poll_recall();
             if let Some(recall) = recall {
-                let now = self.now.mono;
-                let ages = |job: &Ready| job.renew_at <= now && now < job.stale_at;
-                let mut stay = match recall {
-                    Recall::ToRenew => self.ready.iter().filter(|job| ages(job)).count() / 2,
-                    Recall::All => 0,
-                };
-                for job in std::mem::take(&mut self.ready) {
-                    let is_young = recall == Recall::ToRenew && now < job.renew_at;
-                    if is_young || (ages(&job) && stay > 0) {
-                        stay -= usize::from(!is_young);
-                        self.ready.push_back(job);
-                    } else {
-                        self.m.handle_untaken(self.now, job.job);
-                    }
+                for job in recall.take_back(&mut self.ready, self.now.mono, |job| job) {
+                    self.m.handle_untaken(self.now, job.job);
                 }
             }
             self.m.poll_releases(&mut self.released);

@@ -1,13 +1,13 @@
 //! The event loop: one task that owns the machine, starts its calls and tells it what happened.
 
-use super::{Shared, calls::Calls, job_slot::JobSlot, ready_queue::Age, shared::Inbox, start::shut_down};
+use super::{Shared, calls::Calls, job_slot::JobSlot, shared::Inbox, start::shut_down};
 use crate::clock::FAR;
 use kafkaq_core::{
     Commit, Consumer, Error, ErrorKind, Event, LeaseStore, Log, LostReason, Result, Retry, Swapped,
-    machine::{Alarm, Answer, Command, FlowControl, JobKey, Machine, Mono, Notice, Now, OpId, Ready, Recall},
+    machine::{Alarm, Answer, Command, FlowControl, JobKey, Machine, Notice, Now, OpId, Ready, Recall},
 };
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fmt,
     future::poll_fn,
     pin::pin,
@@ -189,11 +189,10 @@ impl EventLoop {
         // Once it stops, nobody takes what becomes ready.
         let recall = self.machine.poll_recall().max(self.stopping.map(|_| Recall::All));
         if let Some(recall) = recall {
-            let (queue, now) = (&self.shared.ready_queue, self.shared.clock.now());
-            let back = match recall {
-                Recall::ToRenew => queue.recall_old(|slot| age(&slot.ready, now.mono)),
-                Recall::All => queue.recall(),
-            };
+            let now = self.shared.clock.now();
+            let take =
+                |ready: &mut VecDeque<Arc<JobSlot>>| recall.take_back(ready, now.mono, |slot| &slot.ready);
+            let back = self.shared.ready_queue.recall(take);
             for slot in back {
                 self.slots.remove(&slot.ready.job);
                 self.machine.handle_untaken(now, slot.ready.job);
@@ -383,16 +382,6 @@ impl Drop for EventLoop {
     /// Also when it panics or is aborted: nobody may wait for ever.
     fn drop(&mut self) {
         self.shared.end(self.slots.drain().map(|(_, slot)| slot));
-    }
-}
-
-fn age(job: &Ready, now: Mono) -> Age {
-    if now >= job.stale_at {
-        Age::Old
-    } else if now >= job.renew_at {
-        Age::Aging
-    } else {
-        Age::Young
     }
 }
 

@@ -118,36 +118,10 @@ impl<T> ReadyQueue<T> {
         }
     }
 
-    /// Takes back all that nobody has taken.
-    pub(crate) fn recall(&self) -> VecDeque<T> {
-        let all = std::mem::take(&mut *lock(&self.ready));
+    /// Takes back what `take` takes of those that nobody has taken.
+    pub(crate) fn recall(&self, take: impl FnOnce(&mut VecDeque<T>) -> VecDeque<T>) -> VecDeque<T> {
+        let back = take(&mut *lock(&self.ready));
         // Permits that are already on their way to a waiter stay, and find nothing.
-        self.permits.forget_permits(all.len());
-        all
-    }
-
-    /// Takes back what is too old to be handed out, and half of what gets old: of that, what would be handed out last.
-    pub(crate) fn recall_old(&self, age: impl Fn(&T) -> Age) -> VecDeque<T> {
-        let mut ready = lock(&self.ready);
-        let old = ready.iter().filter(|one| age(one) > Age::Young).count();
-        if old == 0 {
-            return VecDeque::new();
-        }
-        let mut stay = ready.iter().filter(|one| age(one) == Age::Aging).count() / 2;
-        let (mut back, mut kept) = (VecDeque::with_capacity(old), VecDeque::with_capacity(ready.len()));
-        for one in ready.drain(..) {
-            let stays = match age(&one) {
-                Age::Young => true,
-                Age::Aging if stay > 0 => {
-                    stay -= 1;
-                    true
-                }
-                Age::Aging | Age::Old => false,
-            };
-            if stays { kept.push_back(one) } else { back.push_back(one) }
-        }
-        *ready = kept;
-        drop(ready);
         self.permits.forget_permits(back.len());
         back
     }
@@ -162,16 +136,6 @@ impl<T> ReadyQueue<T> {
     pub(crate) fn close(&self) {
         self.permits.close();
     }
-}
-
-/// How old what is ready is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Age {
-    Young,
-    /// It is to be taken back, and may be handed out meanwhile.
-    Aging,
-    /// It is not handed out any more.
-    Old,
 }
 
 /// The queue is closed.
@@ -205,7 +169,7 @@ impl Drop for Waiting<'_> {
 mod tests {
     use super::*;
     use futures_util::future::{Either, select};
-    use std::{pin::pin, sync::atomic::AtomicU64, time::Duration};
+    use std::{mem, pin::pin, sync::atomic::AtomicU64, time::Duration};
 
     fn queue() -> Arc<ReadyQueue<u64>> {
         Arc::new(ReadyQueue::new(2, Arc::new(Notify::new())))
@@ -251,29 +215,19 @@ mod tests {
         let mut a = Box::pin(q.take(1));
         assert!(futures_util::poll!(&mut a).is_pending());
         q.offer([1, 2, 3].into_iter());
-        assert_eq!(q.recall(), [1, 2, 3]);
+        assert_eq!(q.recall(mem::take), [1, 2, 3]);
         assert!(futures_util::poll!(&mut a).is_pending());
         q.offer([4].into_iter());
         assert_eq!(a.await, Some(4));
     }
 
     #[tokio::test]
-    async fn the_old_are_recalled_and_of_the_aging_the_half_that_is_handed_out_last() {
+    async fn what_stays_in_a_recall_is_handed_out() {
         let q = queue();
-        let odd_age = |n: &u64| if n % 2 == 1 { Age::Aging } else { Age::Young };
-        q.offer(1..=7);
-        assert_eq!(q.recall_old(odd_age), [5, 7]);
-        assert_eq!(q.demand(), (0, 5));
-        let oldest = |n: &u64| if *n == 2 { Age::Old } else { odd_age(n) };
-        assert_eq!(q.recall_old(oldest), [2, 3]);
-        for n in [1, 4, 6] {
-            assert_eq!(q.try_take(), Ok(Some(n)));
-        }
-        assert_eq!(q.try_take(), Ok(None));
-        q.offer([8].into_iter());
-        assert!(q.recall_old(|_| Age::Young).is_empty());
-        assert_eq!(q.recall_old(|_| Age::Aging), [8], "one is all there is");
-        assert_eq!((q.try_take(), q.demand()), (Ok(None), (0, 0)));
+        q.offer(1..=3);
+        assert_eq!(q.recall(|ready| ready.drain(1..).collect()), [2, 3]);
+        assert_eq!(q.demand(), (0, 1));
+        assert_eq!((q.try_take(), q.try_take()), (Ok(Some(1)), Ok(None)));
     }
 
     #[tokio::test]
@@ -284,7 +238,7 @@ mod tests {
         q.offer([1, 2].into_iter());
         q.close();
         assert_eq!((a.await, q.take(1).await), (None, None));
-        assert_eq!(q.recall(), [1, 2]);
+        assert_eq!(q.recall(mem::take), [1, 2]);
     }
 
     #[tokio::test]
@@ -383,7 +337,7 @@ mod tests {
                     q.offer(next..=n);
                     next = n + 1;
                     if dice.roll(4) == 0 {
-                        let again = q.recall();
+                        let again = q.recall(mem::take);
                         q.offer(again.into_iter());
                     }
                     tokio::task::yield_now().await;

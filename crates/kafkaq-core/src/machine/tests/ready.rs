@@ -89,3 +89,26 @@ fn first_attempt_that_nobody_took_counts_as_prefetched_once_it_is_renewed() {
     }
     assert!(rig.lease("a").unwrap().prefetched);
 }
+
+#[test]
+fn recall_takes_what_is_stale_and_of_what_is_to_be_renewed_the_half_that_is_handed_out_last() {
+    let mut rig = Rig::new(|_| {});
+    rig.demand = 8;
+    rig.publish(&["a", "b", "c", "d", "e", "f", "g", "h"]);
+    let ids = |jobs: &VecDeque<Ready>| jobs.iter().map(|job| job.content.id.to_string()).collect::<String>();
+    let mut ready = rig.ready.clone();
+    for (job, (renew_at, stale_at)) in ready.iter_mut().zip([(9, 20), (10, 20), (0, 10)].into_iter().cycle())
+    {
+        (job.renew_at, job.stale_at) = (Mono(renew_at), Mono(stale_at));
+    }
+    let mut recall = |recall: Recall, now| {
+        let back = recall.take_back(&mut ready, Mono(now), |job| job);
+        (ids(&back), ids(&ready))
+    };
+    let expected = |back: &str, stays: &str| (back.to_owned(), stays.to_owned());
+    assert_eq!(recall(Recall::ToRenew, 7), expected("f", "abcdegh"), "c and f are to be renewed");
+    assert_eq!(recall(Recall::ToRenew, 9), expected("dg", "abceh"), "and now a, d and g");
+    assert_eq!(recall(Recall::ToRenew, 10), expected("ceh", "ab"), "c is stale");
+    assert_eq!(recall(Recall::ToRenew, 10), expected("b", "a"));
+    assert_eq!(recall(Recall::All, 10), expected("a", ""));
+}

@@ -1,0 +1,44 @@
+//! Which ready jobs come back if nobody has taken them.
+
+use super::{Mono, Ready};
+use std::{collections::VecDeque, mem};
+
+/// Ready jobs that are to come back if nobody has taken them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Recall {
+    /// Those whose [`stale_at`](Ready::stale_at) has come; and of those whose [`renew_at`](Ready::renew_at) has come, the
+    /// half that would be handed out last, so that callers find the others meanwhile. It is asked for again.
+    ToRenew,
+    /// All.
+    All,
+}
+
+impl Recall {
+    /// Takes them out of `ready`, whose first is handed out next. Each is for [`super::Machine::handle_untaken`].
+    #[must_use]
+    pub fn take_back<T>(self, ready: &mut VecDeque<T>, now: Mono, job: impl Fn(&T) -> &Ready) -> VecDeque<T> {
+        if self == Recall::All {
+            return mem::take(ready);
+        }
+        let can_stay = |one: &T| now < job(one).stale_at;
+        let is_young = |one: &T| can_stay(one) && now < job(one).renew_at;
+        let old = ready.iter().filter(|one| !is_young(one)).count();
+        if old == 0 {
+            return VecDeque::new();
+        }
+        let mut stay = ready.iter().filter(|one| !is_young(one) && can_stay(one)).count() / 2;
+        let (mut back, mut kept) = (VecDeque::with_capacity(old), VecDeque::with_capacity(ready.len()));
+        for one in ready.drain(..) {
+            if is_young(&one) {
+                kept.push_back(one);
+            } else if can_stay(&one) && stay > 0 {
+                stay -= 1;
+                kept.push_back(one);
+            } else {
+                back.push_back(one);
+            }
+        }
+        *ready = kept;
+        back
+    }
+}
