@@ -3,7 +3,7 @@
 use crate::{
     failure::Failure,
     locked,
-    protocol::metadata::{Described, DescribedTopic, Metadata},
+    protocol::metadata::{Described, DescribedPartition, DescribedTopic, Metadata},
     wire::{CONNECT_SHARE, Connections, Request, format::TopicId},
 };
 use kafkaq_core::Partition;
@@ -51,6 +51,9 @@ struct Topic {
     code: i16,
     /// The broker that leads each partition.
     leaders: HashMap<i32, Option<i32>>,
+    /// The latest leadership of each partition under this id, its epoch first. A broker that is cut off from the others
+    /// reports earlier ones.
+    latest: HashMap<i32, (i32, Option<i32>)>,
     /// The partitions that were read through this handle.
     read: HashMap<i32, Read>,
     asked: Option<Instant>,
@@ -256,6 +259,7 @@ impl Cluster {
                 id: None,
                 code: 0,
                 leaders: HashMap::new(),
+                latest: HashMap::new(),
                 read: HashMap::new(),
                 asked: None,
                 used: Instant::now(),
@@ -266,9 +270,14 @@ impl Cluster {
             topic.leaders.clear();
             if let Some(found) = found {
                 topic.code = found.code;
-                let leader = |(index, leader): &(i32, i32)| (*index, (*leader >= 0).then_some(*leader));
-                topic.leaders = found.partitions.iter().map(leader).collect();
+                // Without ids, a lower epoch may be of a recreated topic.
+                if found.id.is_none() || topic.id != found.id {
+                    topic.latest.clear();
+                }
                 topic.id = found.id;
+                let latest = &mut topic.latest;
+                topic.leaders =
+                    found.partitions.iter().map(|found| (found.index, newer(latest, found))).collect();
             }
         }
         view.topics.retain(|_, topic| topic.used.elapsed() < FORGOTTEN);
@@ -314,5 +323,48 @@ impl Cluster {
             }
         }
         known
+    }
+}
+
+/// The leader of the later of two leaderships: the one that was just described, and the latest one so far.
+fn newer(latest: &mut HashMap<i32, (i32, Option<i32>)>, found: &DescribedPartition) -> Option<i32> {
+    let DescribedPartition { index, leader, epoch } = *found;
+    let known = latest.entry(index).or_insert((epoch, None));
+    if epoch < 0 || epoch >= known.0 {
+        *known = (epoch.max(known.0), (leader >= 0).then_some(leader));
+    }
+    known.1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const T: TopicId = TopicId([1; 16]);
+    const RECREATED: TopicId = TopicId([2; 16]);
+
+    #[test]
+    fn a_leader_of_an_earlier_epoch_is_ignored_unless_the_topic_is_another() {
+        let cluster = Cluster::default();
+        let of = Partition::new("t", 0);
+        let leader_after = |id, leader, epoch| {
+            let partition = DescribedPartition { index: 0, leader, epoch };
+            let topic = DescribedTopic { code: 0, name: "t".into(), id, partitions: vec![partition] };
+            let brokers = (1..=3).map(|n| (n, format!("broker-{n}:9092").into())).collect();
+            let described = Described { brokers, controller: 1, topics: vec![topic] };
+            cluster.learn(&["t".into()], &described, Instant::now()).unwrap();
+            cluster.leader_in_view(&of).map(|leader| leader.address.to_string()).unwrap_or_default()
+        };
+        assert_eq!(leader_after(Some(T), 2, 5), "broker-2:9092");
+        assert_eq!(leader_after(Some(T), 1, 4), "broker-2:9092", "1 is cut off from the others");
+        assert_eq!(leader_after(Some(T), -1, 4), "broker-2:9092");
+        assert_eq!(leader_after(Some(T), 3, -1), "broker-3:9092", "without an epoch");
+        assert_eq!(leader_after(Some(T), 1, 4), "broker-3:9092");
+        assert_eq!(leader_after(Some(T), -1, 6), "", "3 has failed");
+        assert_eq!(leader_after(Some(T), 3, 5), "");
+        assert_eq!(leader_after(Some(T), 3, 7), "broker-3:9092");
+        assert_eq!(leader_after(Some(RECREATED), 1, 0), "broker-1:9092");
+        assert_eq!(leader_after(None, 2, 3), "broker-2:9092");
+        assert_eq!(leader_after(None, 1, 0), "broker-1:9092", "recreated, of a server without ids");
     }
 }

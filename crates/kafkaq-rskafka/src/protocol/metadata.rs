@@ -30,8 +30,16 @@ pub(crate) struct DescribedTopic {
     pub(crate) code: i16,
     pub(crate) name: String,
     pub(crate) id: Option<TopicId>,
-    /// Number and leader, which is negative while there is none.
-    pub(crate) partitions: Vec<(i32, i32)>,
+    pub(crate) partitions: Vec<DescribedPartition>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DescribedPartition {
+    pub(crate) index: i32,
+    /// Negative while there is none.
+    pub(crate) leader: i32,
+    /// The number of that leadership, which grows; negative if the server has none.
+    pub(crate) epoch: i32,
 }
 
 impl Request for Metadata {
@@ -76,13 +84,13 @@ impl Request for Metadata {
             let id = if api.version >= 10 { topic.topic_id()? } else { None };
             let _internal = topic.int8()?;
             let partitions = topic.array(|partition| {
-                let (_code, index, leader, _epoch) =
+                let (_code, index, leader, epoch) =
                     (partition.int16()?, partition.int32()?, partition.int32()?, partition.int32()?);
                 for _replicas_in_sync_offline in 0..3 {
                     partition.array(Reader::int32)?;
                 }
                 partition.end()?;
-                Ok((index, leader))
+                Ok(DescribedPartition { index, leader, epoch })
             })?;
             if api.version >= 8 {
                 let _permissions = topic.int32()?;
