@@ -111,6 +111,7 @@ mod queue;
 mod runtime;
 mod stats;
 mod sync;
+mod task_headers;
 mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;

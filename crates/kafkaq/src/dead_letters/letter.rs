@@ -1,7 +1,10 @@
 //! A dead letter, read from its record.
 
 use super::{Fingerprint, Handled};
-use crate::clock::system_time;
+use crate::{
+    clock::system_time,
+    task_headers::{EXPIRED_HEADER, EXPIRES_HEADER, KIND_HEADER},
+};
 use bytes::Bytes;
 use kafkaq_core::{
     DecodeError, Envelope, FailureRecord, Fnv, HEADER, Headers, ID_HEADER, Partition, Position, Record,
@@ -9,8 +12,6 @@ use kafkaq_core::{
 };
 use std::{fmt, str::FromStr, time::SystemTime};
 
-/// The header that names the kind of a task. It is the user's own.
-pub(super) const KIND: &str = "task-kind";
 /// The header that counts how many times a task was redriven. It is a user header, so that it always stays with the
 /// task.
 pub(super) const REDRIVES: &str = "task-redrives";
@@ -112,7 +113,7 @@ impl DeadLetter {
         DeadLetter {
             place: Place { partition, offset: record.offset },
             id: text(ID).and_then(|t| TaskId::new(t).ok()),
-            kind: text(KIND),
+            kind: text(KIND_HEADER),
             reason: text(REASON),
             history: envelope.map_or_else(Vec::new, |e| e.history.entries()),
             attempts: text(ATTEMPTS).and_then(|t| t.parse().ok()),
@@ -167,9 +168,11 @@ impl DeadLetter {
         len(&self.key) + len(&self.payload) + self.headers.size()
     }
 
-    /// The task's headers, counting one more redrive.
+    /// The task's headers, counting one more redrive. It no longer expires: whoever redrives it wants it executed.
     pub(super) fn redriven_headers(&self) -> Headers {
-        let others = self.headers.iter().filter(|(name, _)| *name != REDRIVES.as_bytes());
+        let left_out = [REDRIVES, EXPIRES_HEADER, EXPIRED_HEADER];
+        let others =
+            self.headers.iter().filter(|(name, _)| left_out.iter().all(|out| *name != out.as_bytes()));
         let mut headers: Headers = others.map(|(name, value)| (name.clone(), value.cloned())).collect();
         headers.push(REDRIVES, Some(self.redrives.saturating_add(1).to_string().into()));
         headers

@@ -1,6 +1,9 @@
 //! Marks of handled dead letters: a separate topic, since a record of a log can't be deleted.
 
-use super::{DeadLetter, Place, scan::Scan};
+use super::{
+    DeadLetter, Place,
+    scan::{Ranges, Scan},
+};
 use crate::jobs::Attempts;
 use kafkaq_core::{Error, ErrorKind, Headers, Log, NewRecord, Partition, PartitionLog, Record, Result};
 use std::{collections::HashMap, sync::Arc};
@@ -34,15 +37,18 @@ impl Handled {
 pub(super) struct Marks(HashMap<Place, (u64, Handled)>);
 
 impl Marks {
-    /// Reads the marks of the letters that `letters` is about to read. No others are kept in memory: marks outlive their
-    /// letters, and those of an earlier topic of this name may be of letters that this one doesn't have.
-    pub(super) async fn read(log: &Arc<dyn PartitionLog>, topic: &Arc<str>, letters: &Scan) -> Result<Self> {
-        let there: HashMap<_, _> = letters.ranges().collect();
+    /// Reads the marks of the letters in these ranges. No others are kept in memory: marks outlive their letters, and
+    /// those of an earlier topic of this name may be of letters that this one doesn't have.
+    pub(super) async fn read(
+        log: &Arc<dyn PartitionLog>,
+        topic: &Arc<str>,
+        letters: &Ranges,
+    ) -> Result<Self> {
         let mut scan = Scan::new(log, topic).await?;
         let mut marks = HashMap::new();
         while let Some((_, record)) = scan.next().await? {
             if let Some((place, hash, handled)) = read(&record)
-                && there.get(&place.partition).is_some_and(|range| range.contains(&place.offset))
+                && letters.get(&place.partition).is_some_and(|range| range.contains(&place.offset))
             {
                 marks.insert(place, (hash, handled));
             }
@@ -142,7 +148,7 @@ mod tests {
         }
         let log: Arc<dyn PartitionLog> = Arc::new(log);
         let scan = Scan::new(&log, &"dead".into()).await.unwrap();
-        let marks = Marks::read(&log, &"marks".into(), &scan).await.unwrap();
+        let marks = Marks::read(&log, &"marks".into(), &scan.ranges()).await.unwrap();
         let mut kept: Vec<_> = marks.0.keys().map(|place| place.offset).collect();
         kept.sort_unstable();
         assert_eq!(kept, [2, 3, 4]);

@@ -73,7 +73,7 @@ use crate::{
 use groups::Grouping;
 use kafkaq_core::{Error, ErrorKind, PartitionLog, Result, TopicSpec};
 use marks::Marks;
-use scan::Scan;
+use scan::{Ranges, Scan};
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
@@ -136,8 +136,7 @@ impl DeadLetters {
     /// The log's own.
     pub async fn letters(&self, filter: Filter) -> Result<Letters> {
         let scan = Scan::new(&self.inner.log, &self.inner.topic).await?;
-        let marks = Marks::read(&self.inner.log, &self.inner.marks.name, &scan).await?;
-        Ok(Letters::new(scan, filter, marks))
+        Letters::new(self, scan, filter).await
     }
 
     /// Returns the letter at this place, handled or not. `None` if there is no record.
@@ -208,6 +207,10 @@ impl DeadLetters {
             self.mark(batch.iter(), Handled::Discarded).await?;
             discarded += batch.len() as u64;
         }
+    }
+
+    async fn marks_in(&self, ranges: &Ranges) -> Result<Marks> {
+        Marks::read(&self.inner.log, &self.inner.marks.name, ranges).await
     }
 
     fn publisher(&self) -> &Publisher {

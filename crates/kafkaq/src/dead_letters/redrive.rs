@@ -136,7 +136,8 @@ impl Redrive {
 
     /// Redrives up to the canary, the limit, or the last letter. Returns the progress of all runs so far.
     ///
-    /// It covers the letters that were there at the first run, not later ones.
+    /// It covers the letters that were there at the first run, not later ones, and of them those that nobody has handled
+    /// before this run.
     ///
     /// *Cancel-safety:* safe. The next call, or another redrive, publishes again what is in doubt: at most 100 tasks,
     /// under the same ids, so each runs once while its id is remembered.
@@ -149,8 +150,12 @@ impl Redrive {
             let e = Error::not_applied(ErrorKind::Invalid, "redrive dead letters").on("a rate of 0");
             return Err(e.with_advice("It is at least 1 per second"));
         }
-        if self.letters.is_none() {
-            self.letters = Some(self.dead.letters(self.filter.clone()).await?);
+        match &mut self.letters {
+            None => self.letters = Some(self.dead.letters(self.filter.clone()).await?),
+            Some(letters) => {
+                letters.update_marks(&self.dead).await?;
+                self.drop_handled();
+            }
         }
         let canary = self.canary_left() > 0;
         self.report.state = RedriveState::Running;
@@ -216,6 +221,26 @@ impl Redrive {
         Ok(!self.batch.is_empty())
     }
 
+    /// Drops what was handled since the last run, and counts what that one has redriven, as it seems.
+    fn drop_handled(&mut self) {
+        let Some(letters) = &self.letters else { return };
+        let (stay, handled): (Vec<_>, Vec<_>) = std::mem::take(&mut self.batch)
+            .into_iter()
+            .map(|letter| letters.judged(letter))
+            .partition(|letter| letters.selects(letter));
+        self.batch = stay;
+        for letter in handled.iter().filter(|letter| letter.handled == Some(Handled::Redriven)) {
+            self.count(letter.redrive_id());
+        }
+    }
+
+    fn count(&mut self, id: TaskId) {
+        self.report.redriven += 1;
+        if self.report.redriven <= self.canary {
+            self.canary_ids.push(id);
+        }
+    }
+
     async fn redrive_batch(&mut self) -> Result<()> {
         if let Some(next) = self.next {
             sleep_until(next).await;
@@ -234,28 +259,20 @@ impl Redrive {
 
         // Nothing is awaited from here on, so what is counted is no longer in the batch.
         let mut failed = None;
-        let mut outcomes = outcomes.into_iter();
         let in_doubt = self.batch.len();
-        let (report, canary_ids, canary) = (&mut self.report, &mut self.canary_ids, self.canary);
-        self.batch.retain(|letter| match outcomes.next() {
-            Some(Ok(id)) => {
-                report.redriven += 1;
-                if report.redriven <= canary {
-                    canary_ids.push(id);
+        for (letter, outcome) in std::mem::take(&mut self.batch).into_iter().zip(outcomes) {
+            match outcome {
+                Ok(id) => self.count(id),
+                Err(e) if is_refusal(&e) => {
+                    tracing::warn!(target: "kafkaq", place = %letter.place, "a dead letter can't be redriven: {e}");
+                    self.report.refused += 1;
                 }
-                false
+                Err(e) => {
+                    failed = Some(e);
+                    self.batch.push(letter);
+                }
             }
-            Some(Err(e)) if is_refusal(&e) => {
-                tracing::warn!(target: "kafkaq", place = %letter.place, "a dead letter can't be redriven: {e}");
-                report.refused += 1;
-                false
-            }
-            Some(Err(e)) => {
-                failed = Some(e);
-                true
-            }
-            None => true,
-        });
+        }
         let took = Duration::from_secs(1) * (in_doubt - self.batch.len()) as u32 / self.rate;
         self.next = Some(began + took);
         failed.map_or(Ok(()), Err)

@@ -1,15 +1,23 @@
 //! Reads a topic once, from its beginning to where it ended at the start of the scan.
 
-use super::{DeadLetter, Filter, Marks};
+use super::{DeadLetter, DeadLetters, Filter, Marks};
 use crate::jobs::Attempts;
 use kafkaq_core::{Error, ErrorKind, FetchLimit, Offsets, Partition, PartitionLog, Position, Record, Result};
-use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    ops::Range,
+    sync::Arc,
+    time::Duration,
+};
 
 /// The size of one fetch: this much is held in memory, or one record if that is larger.
 const FETCH_BYTES: usize = 1 << 20;
 const FETCH_WAIT: Duration = Duration::from_secs(1);
 /// How many times in a row a partition may return nothing although it has not ended.
 const MOST_IDLE: u32 = 10;
+
+/// Offsets of each partition.
+pub(super) type Ranges = HashMap<i32, Range<i64>>;
 
 /// Records of a topic, partition by partition, by offset.
 #[derive(Debug)]
@@ -35,8 +43,8 @@ impl Scan {
     }
 
     /// The offsets that remain to be read, of each partition.
-    pub(super) fn ranges(&self) -> impl Iterator<Item = (i32, Range<i64>)> {
-        self.rest.iter().map(|(index, offsets)| (*index, offsets.first..offsets.next))
+    pub(super) fn ranges(&self) -> Ranges {
+        self.rest.iter().map(|(index, offsets)| (*index, offsets.first..offsets.next)).collect()
     }
 
     /// Leaves out what is before one place and after another.
@@ -143,12 +151,33 @@ pub struct Letters {
     scan: Scan,
     filter: Filter,
     marks: Marks,
+    /// Those of the letters that were there when browsing started.
+    ranges: Ranges,
 }
 
 impl Letters {
-    pub(super) fn new(mut scan: Scan, filter: Filter, marks: Marks) -> Self {
+    /// What is at the places that the scan is about to read.
+    pub(super) async fn new(dead: &DeadLetters, mut scan: Scan, filter: Filter) -> Result<Self> {
+        let ranges = scan.ranges();
+        let marks = dead.marks_in(&ranges).await?;
         scan.narrow(&filter);
-        Letters { scan, filter, marks }
+        Ok(Letters { scan, filter, marks, ranges })
+    }
+
+    /// Reads the marks again: others may have handled letters since.
+    pub(super) async fn update_marks(&mut self, dead: &DeadLetters) -> Result<()> {
+        self.marks = dead.marks_in(&self.ranges).await?;
+        Ok(())
+    }
+
+    /// The letter, with what its mark says.
+    pub(super) fn judged(&self, mut letter: DeadLetter) -> DeadLetter {
+        letter.handled = self.marks.get(&letter);
+        letter
+    }
+
+    pub(super) fn selects(&self, letter: &DeadLetter) -> bool {
+        self.filter.selects(letter)
     }
 
     /// Returns the next letter, and `None` after the last one that was there when browsing started.
@@ -159,9 +188,8 @@ impl Letters {
     /// The log's own. Calling it again continues with the same letter.
     pub async fn next(&mut self) -> Result<Option<DeadLetter>> {
         while let Some((partition, record)) = self.scan.next().await? {
-            let mut letter = DeadLetter::new(partition, record);
-            letter.handled = self.marks.get(&letter);
-            if self.filter.selects(&letter) {
+            let letter = self.judged(DeadLetter::new(partition, record));
+            if self.selects(&letter) {
                 return Ok(Some(letter));
             }
         }

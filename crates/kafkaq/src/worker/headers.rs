@@ -1,18 +1,15 @@
 //! The headers of typed tasks. They are text, for people and for programs in other languages.
 
+pub(super) use crate::task_headers::{EXPIRED_HEADER, EXPIRES_HEADER, KIND_HEADER};
+
 use crate::Headers;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The kind of a task: [`TaskType::KIND`](super::TaskType::KIND).
-pub(super) const KIND_HEADER: &str = "task-kind";
 /// The version of its payload, in decimal digits; 1 if it is missing.
 pub(super) const VERSION_HEADER: &str = "task-version";
 /// The format of its payload: [`Format::name`](super::Format::name); `json` if it is missing.
 pub(super) const FORMAT_HEADER: &str = "task-format";
-/// The time after which it is no longer started, in milliseconds since 1970.
-pub(super) const EXPIRES_HEADER: &str = "task-expires-ms";
-/// What happens then: `dead` dead-letters it; otherwise it is dropped.
-pub(super) const EXPIRED_HEADER: &str = "task-when-expired";
+/// The value of [`EXPIRED_HEADER`] that dead-letters the task.
 pub(super) const DEAD: &str = "dead";
 
 fn text<'a>(headers: &'a Headers, name: &str) -> Option<&'a str> {
