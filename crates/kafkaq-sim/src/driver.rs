@@ -222,7 +222,7 @@ impl World {
         if let Some(recall) = recall {
             self.digest.add(self.now, p, &recall);
             self.stats.recalls += 1;
-            let now = self.clocks(p).mono;
+            let now = self.clocks(p);
             for ready in recall.take_back(&mut self.procs[p].ready, now, |ready| ready) {
                 told = true;
                 self.untaken(p, &ready);

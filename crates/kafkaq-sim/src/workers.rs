@@ -154,7 +154,7 @@ impl World {
         let (mut told, mut taken) = (false, false);
         while let Some(w) = self.procs[p].workers.iter().position(Worker::is_waiting) {
             let Some(ready) = self.procs[p].ready.pop_front() else { break };
-            if ready.stale_at <= self.clocks(p).mono {
+            if !ready.is_fresh(self.clocks(p)) {
                 told = true;
                 self.untaken(p, &ready);
                 continue;

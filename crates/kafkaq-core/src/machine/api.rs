@@ -208,8 +208,17 @@ pub struct Ready {
     pub deadline: Wall,
     /// From this time on it is to be renewed: see [`Recall::ToRenew`].
     pub renew_at: Mono,
-    /// From this time on the job is not handed out but returned to [`super::Machine::handle_untaken`], which renews it.
+    /// From this time on the job is not handed out ([`Ready::is_fresh`]) but returned to [`super::Machine::handle_untaken`], which renews it.
     pub stale_at: Mono,
+}
+
+impl Ready {
+    /// Whether the job may be handed out. By both clocks: the monotonic one stands still while the system is suspended,
+    /// and meanwhile the lease ends.
+    #[must_use]
+    pub fn is_fresh(&self, now: Now) -> bool {
+        now.mono < self.stale_at && now.wall < self.deadline
+    }
 }
 
 /// A command of a job's holder.

@@ -1,12 +1,12 @@
 //! Which ready jobs come back if nobody has taken them.
 
-use super::{Mono, Ready};
+use super::{Now, Ready};
 use std::{collections::VecDeque, mem};
 
 /// Ready jobs that are to come back if nobody has taken them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Recall {
-    /// Those whose [`stale_at`](Ready::stale_at) has come; and of those whose [`renew_at`](Ready::renew_at) has come, the
+    /// Those that are not [fresh](Ready::is_fresh); and of those whose [`renew_at`](Ready::renew_at) has come, the
     /// half that would be handed out last, so that callers find the others meanwhile. It is asked for again.
     ToRenew,
     /// All.
@@ -16,12 +16,12 @@ pub enum Recall {
 impl Recall {
     /// Takes them out of `ready`, whose first is handed out next. Each is for [`super::Machine::handle_untaken`].
     #[must_use]
-    pub fn take_back<T>(self, ready: &mut VecDeque<T>, now: Mono, job: impl Fn(&T) -> &Ready) -> VecDeque<T> {
+    pub fn take_back<T>(self, ready: &mut VecDeque<T>, now: Now, job: impl Fn(&T) -> &Ready) -> VecDeque<T> {
         if self == Recall::All {
             return mem::take(ready);
         }
-        let can_stay = |one: &T| now < job(one).stale_at;
-        let is_young = |one: &T| can_stay(one) && now < job(one).renew_at;
+        let can_stay = |one: &T| job(one).is_fresh(now);
+        let is_young = |one: &T| can_stay(one) && now.mono < job(one).renew_at;
         let old = ready.iter().filter(|one| !is_young(one)).count();
         if old == 0 {
             return VecDeque::new();

@@ -117,7 +117,7 @@ impl Rig {
             self.ready.extend(ready);
             let recall = self.m.poll_recall();
             if let Some(recall) = recall {
-                for job in recall.take_back(&mut self.ready, self.now.mono, |job| job) {
+                for job in recall.take_back(&mut self.ready, self.now, |job| job) {
                     self.m.handle_untaken(self.now, job.job);
                 }
             }

@@ -146,6 +146,8 @@ impl EventLoop {
                 }
             }
         }
+        // Leaving may take long, and nobody reads the inbox meanwhile.
+        self.shared.end(self.slots.drain().map(|(_, slot)| slot));
         self.leave();
         if let Some(left) = self.leaving.take() {
             let _ = left.await;
@@ -190,8 +192,7 @@ impl EventLoop {
         let recall = self.machine.poll_recall().max(self.stopping.map(|_| Recall::All));
         if let Some(recall) = recall {
             let now = self.shared.clock.now();
-            let take =
-                |ready: &mut VecDeque<Arc<JobSlot>>| recall.take_back(ready, now.mono, |slot| &slot.ready);
+            let take = |ready: &mut VecDeque<Arc<JobSlot>>| recall.take_back(ready, now, |slot| &slot.ready);
             let back = self.shared.ready_queue.recall(take);
             for slot in back {
                 self.slots.remove(&slot.ready.job);

@@ -102,7 +102,7 @@ impl Shared {
 
     /// Gives a job back that has been ready for too long, or that was lost meanwhile.
     fn unless_stale(&self, slot: Arc<JobSlot>) -> Option<Arc<JobSlot>> {
-        if self.clock.mono() < slot.ready.stale_at && slot.dialogue.lost().is_none() {
+        if slot.ready.is_fresh(self.clock.now()) && slot.dialogue.lost().is_none() {
             return Some(slot);
         }
         let first = {

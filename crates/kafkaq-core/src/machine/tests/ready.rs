@@ -102,7 +102,7 @@ fn recall_takes_what_is_stale_and_of_what_is_to_be_renewed_the_half_that_is_hand
         (job.renew_at, job.stale_at) = (Mono(renew_at), Mono(stale_at));
     }
     let mut recall = |recall: Recall, now| {
-        let back = recall.take_back(&mut ready, Mono(now), |job| job);
+        let back = recall.take_back(&mut ready, Now { mono: Mono(now), ..rig.now }, |job| job);
         (ids(&back), ids(&ready))
     };
     let expected = |back: &str, stays: &str| (back.to_owned(), stays.to_owned());
@@ -111,4 +111,17 @@ fn recall_takes_what_is_stale_and_of_what_is_to_be_renewed_the_half_that_is_hand
     assert_eq!(recall(Recall::ToRenew, 10), expected("ceh", "ab"), "c is stale");
     assert_eq!(recall(Recall::ToRenew, 10), expected("b", "a"));
     assert_eq!(recall(Recall::All, 10), expected("a", ""));
+}
+
+/// As after a suspension of the system: the monotonic clock has stood still.
+#[test]
+fn ready_job_whose_lease_has_ended_by_the_wall_clock_is_not_handed_out() {
+    let mut rig = Rig::new(|_| {});
+    rig.demand = 1;
+    rig.publish(&["a"]);
+    let job = rig.ready[0].clone();
+    assert!(job.is_fresh(rig.now));
+    let woken = Now { wall: job.deadline, ..rig.now };
+    assert!(!job.is_fresh(woken));
+    assert_eq!(Recall::ToRenew.take_back(&mut rig.ready, woken, |job| job).len(), 1);
 }
