@@ -9,6 +9,7 @@ use crate::{
     runtime::Home,
     stats::{CallCounter, CallStats},
     sync::yield_once,
+    task_headers::EXPIRES_HEADER,
     telemetry::{PublishMeter, PublishSpans},
     topics::TaskTopic,
 };
@@ -86,7 +87,8 @@ impl Publisher {
     /// # Errors
     /// Nothing was published if the error's [`effect`](Error::effect) is `NotApplied`; otherwise it may have been, or
     /// may still be. Publishing the same task again is safe either way: with the same id, or
-    /// [once per window](Task::with_once_per) as it was. `Invalid` and `TooLarge` say what is wrong with the task;
+    /// [once per window](Task::with_once_per) as it was; but to workers with [`Tracking::Slow`](crate::Tracking::Slow)
+    /// it may be a second task, unless its id was chosen by you from the start. `Invalid` and `TooLarge` say what is wrong with the task;
     /// `Timeout` on a full buffer means that tasks are published faster than the log accepts them.
     pub async fn publish(&self, task: Task) -> Result<TaskId> {
         let outcome = self.inner.spans.of_one(self.push_one(task)).await;
@@ -201,13 +203,16 @@ async fn outcome(id: TaskId, pushed: Pushed) -> Result<TaskId> {
             Err(e.with_advice(if Window::end_of(&id).is_some() {
                 "Publish the task again as it is, once per window: it is executed in any case".to_owned()
             } else {
-                format!("Publishing the task again with id {id} is safe: it stays one task")
+                format!(
+                    "Publishing the task again with id {id} is safe: it stays one task, unless the workers use \
+                     Tracking::Slow"
+                )
             }))
         }
     }
 }
 
-/// When a task is due whose chosen id looks like a numbered one: a task that has a time is never begun without a lease.
+/// When a task is due that must not be begun without a lease: one that has a time never is.
 const LONG_AGO: Wall = Wall(1);
 /// Most headers are shorter.
 const HEADER_SIZE: usize = 64;
@@ -234,7 +239,12 @@ impl Inner {
                 (id.clone(), due.or_else(|| id.is_numbered().then_some(LONG_AGO)))
             }
             (None, Some((key, window))) => self.once_per(&task, key, window, now)?,
-            (None, None) => (TaskId::numbered(now, self.numbers.next(lane)), due_after(task.delay(), now)),
+            (None, None) => {
+                let due = due_after(task.delay(), now);
+                // Its first attempt must be known for the first one, or it expires after it was begun.
+                let needs_lease = task.headers().get(EXPIRES_HEADER).is_some();
+                (TaskId::numbered(now, self.numbers.next(lane)), due.or(needs_lease.then_some(LONG_AGO)))
+            }
         };
         let mut envelope = Envelope::new(id, now);
         // Each group parks it in its own wait topic when it reads the record.

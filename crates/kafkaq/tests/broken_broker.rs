@@ -9,7 +9,10 @@ use common::{ms, next, quick, soon};
 use futures_util::StreamExt;
 use kafkaq::{
     Effect, Error, ErrorKind, JobError, Queue, Result, Task,
-    backend::{Broker, Consumer, Event, JoinRequest, Log, NewRecord, Partition, TopicInfo, TopicSpec},
+    backend::{
+        Assignment, Broker, Commit, Consumer, Event, JoinRequest, Log, Member, NewRecord, Partition,
+        TopicInfo, TopicSpec,
+    },
     memory::{MemoryLog, MemoryStore},
 };
 use std::{
@@ -33,6 +36,33 @@ struct Breaking {
     join_error: Option<Error>,
     /// Joining waits for it, if it is there.
     gate: Option<Arc<Semaphore>>,
+    /// Leaving never ends.
+    stays: bool,
+}
+
+/// A member that never gets away.
+struct Staying(Arc<dyn Member>);
+
+#[async_trait]
+impl Member for Staying {
+    async fn commit(&self, offsets: &[Commit]) -> Vec<Result<()>> {
+        self.0.commit(offsets).await
+    }
+    fn pause(&self, assignments: &[Assignment]) {
+        self.0.pause(assignments);
+    }
+    fn resume(&self, assignments: &[Assignment]) {
+        self.0.resume(assignments);
+    }
+    fn release(&self, assignments: &[Assignment]) {
+        self.0.release(assignments);
+    }
+    fn reassign(&self, assignments: &[Assignment]) {
+        self.0.reassign(assignments);
+    }
+    async fn leave(&self) -> Result<()> {
+        std::future::pending().await
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -87,7 +117,8 @@ impl Broker for Breaking {
         let events = futures_util::stream::select(good, end).take_while(|e| std::future::ready(e.is_some()));
         let events: std::pin::Pin<Box<dyn futures_util::Stream<Item = Result<Event>> + Send>> =
             Box::pin(events.filter_map(std::future::ready));
-        Ok(Consumer { events, member: inner.member })
+        let member = if self.stays { Arc::new(Staying(inner.member)) } else { inner.member };
+        Ok(Consumer { events, member })
     }
 }
 
@@ -218,4 +249,17 @@ async fn a_shutdown_does_not_wait_for_a_group_that_cannot_be_joined() {
     }
     soon(queue.shutdown(Duration::MAX)).await.unwrap();
     assert_eq!(soon(waiting).await.unwrap_err().kind(), ErrorKind::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn done_is_answered_while_the_queue_still_leaves_its_group() {
+    let (queue, _broker) = queue_over(Breaking { stays: true, ..Breaking::default() }).await;
+    queue.publish(Task::new("x")).await.unwrap();
+    let job = next(&queue).await;
+    let ending = tokio::spawn(async move { queue.shutdown(ms(500)).await });
+    // The limit has passed, and the group isn't left.
+    tokio::time::sleep(ms(1000)).await;
+    assert!(!ending.is_finished());
+    let e = soon(job.done()).await.unwrap_err();
+    assert!(matches!(&e, JobError::Unconfirmed(e) if e.kind() == ErrorKind::Closed), "{e}");
 }

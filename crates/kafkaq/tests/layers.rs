@@ -328,6 +328,33 @@ async fn task_of_a_batch_that_waits_in_a_layer_times_out() {
     assert_eq!((report.timed_out, report.retried), (1, 1), "{report}");
 }
 
+/// It came out of its layer too late, but before its grace period was over.
+#[tokio::test(start_paused = true)]
+async fn task_whose_time_was_up_before_its_batch_began_has_failed() {
+    let queue = queue().await;
+    let waiting = wrap(|mut inner, ctx| {
+        Box::pin(async move {
+            if ctx.attempt() == 1 {
+                sleep(2 * SECOND).await;
+            }
+            inner.call(ctx).await
+        })
+    });
+    let running = worker(&queue)
+        .layer(waiting)
+        .on_batch(
+            1,
+            SECOND,
+            |tasks: Vec<(Ctx, Act)>| std::future::ready(vec![(); tasks.len()]),
+            Options::new().timeout(SECOND),
+        )
+        .start()
+        .unwrap();
+    queue.enqueue(Act(1)).await.unwrap();
+    let report = finish(running, 1).await;
+    assert_eq!((report.timed_out, report.retried, report.snoozed), (1, 1, 0), "{report}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn blocking_handlers_that_run_one_at_a_time_per_key_go_through_the_layers() {
     let (queue, seen) = (queue().await, Seen::default());

@@ -58,6 +58,16 @@ async fn quick_task_that_fails_comes_again() {
     soon(again.done()).await.unwrap();
 }
 
+/// Or a crash before it is done would make it expire although it was begun.
+#[tokio::test(start_paused = true)]
+async fn task_that_can_expire_has_a_lease_from_its_first_attempt() {
+    let (queue, _) = after(FIRST + 100).await;
+    let id = queue.publish(Task::new("x").with_header("task-expires-ms", "9999999999999")).await.unwrap();
+    let job = next(&queue).await;
+    assert_eq!(queue.jobs().get(&id).await.unwrap().status, JobStatus::Processing);
+    soon(job.done()).await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn cancelled_task_is_not_executed() {
     let (queue, _) = after(FIRST + 100).await;

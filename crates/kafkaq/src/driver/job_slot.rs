@@ -77,14 +77,14 @@ impl Dialogue {
         over
     }
 
-    /// Answers whatever was asked last: the driver is gone.
+    /// Answers whatever was asked last: the driver is gone. If the job was lost before, that is the answer.
     pub(crate) fn answer_last(&self, answer: Answer) {
-        let no = {
+        let (no, lost) = {
             let mut s = lock(&self.state);
             s.asked = None;
-            CommandId(s.last)
+            (CommandId(s.last), s.lost)
         };
-        self.answer(no, answer);
+        self.answer(no, lost.map_or(answer, Answer::Lost));
     }
 
     /// The answer to the last ask. Cancel-safe: the answer stays here until it is returned.
@@ -184,6 +184,15 @@ mod tests {
         d.ask(Command::Done);
         let (no, _) = d.asked().unwrap();
         d.answer(no, Answer::Lost(LostReason::Over));
+        assert!(matches!(d.answered().await, Answer::Lost(LostReason::Cancelled)));
+    }
+
+    #[tokio::test]
+    async fn loss_that_is_known_is_what_is_told_once_the_driver_is_gone() {
+        let d = Dialogue::default();
+        d.lose(LostReason::Cancelled);
+        d.ask(Command::Done);
+        d.answer_last(Answer::Failed(kafkaq_core::Error::unknown(kafkaq_core::ErrorKind::Closed, "finish")));
         assert!(matches!(d.answered().await, Answer::Lost(LostReason::Cancelled)));
     }
 

@@ -229,20 +229,16 @@ impl<'a> Held<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::KeyLocks, *};
-    use crate::{clock::Clock, memory::MemoryStore, stats::CallCounter};
-    use kafkaq_core::{Keyspace, key_lock::KeyLockSettings};
+    use super::{super::tests::locks, *};
+    use kafkaq_core::key_lock::KeyLockSettings;
     use std::time::Duration;
-    use tokio::{runtime::Handle, time::timeout};
+    use tokio::time::timeout;
 
     /// Its holder was served just before, and the process was suspended since.
     #[tokio::test(start_paused = true)]
     async fn lock_that_is_lost_when_it_comes_to_the_next_is_not_waited_for() {
         let settings = KeyLockSettings::new(Duration::from_secs(60), Duration::from_secs(1));
-        let (store, clock) = (Arc::new(MemoryStore::new()), Clock::start());
-        let (keyspace, here) = (Keyspace::new("q", "g", "q").unwrap(), Handle::current());
-        let calls = Arc::new(CallCounter::new("q", "lock_swap"));
-        let locks = KeyLocks::new(store, keyspace, settings, clock, here, calls);
+        let locks = locks(settings);
         let key = Key::of(&["x", "q", "g", "k"]).unwrap();
         let mut held = Held::new(&locks.inner, &key);
         let ((first, _), (second, _waits)) = (oneshot::channel(), oneshot::channel());

@@ -154,7 +154,13 @@ impl KeyLocks {
         let is_first = {
             let waiting = &mut lock(&self.inner.queues).waiting;
             let is_first = !waiting.contains_key(&key);
-            waiting.entry(key.clone()).or_default().push_back(tell);
+            let waiting = waiting.entry(key.clone()).or_default();
+            // Those who have given up must not pile up behind a holder that stays.
+            if waiting.len() == waiting.capacity() {
+                waiting.retain(|waiter| !waiter.is_closed());
+                waiting.reserve(waiting.len());
+            }
+            waiting.push_back(tell);
             is_first
         };
         if is_first {
@@ -301,5 +307,34 @@ async fn lost(mut held: watch::Receiver<Option<Until>>) {
             changed = held.changed() => if changed.is_err() { return },
             () = sleep_until(look) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::MemoryStore;
+    use futures_util::poll;
+    use std::pin::pin;
+
+    pub(super) fn locks(settings: KeyLockSettings) -> KeyLocks {
+        let (keyspace, here) = (Keyspace::new("q", "g", "q").unwrap(), Handle::current());
+        let calls = Arc::new(CallCounter::new("q", "lock_swap"));
+        KeyLocks::new(Arc::new(MemoryStore::new()), keyspace, settings, Clock::start(), here, calls)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn callers_who_have_given_up_do_not_pile_up_behind_a_holder() {
+        let locks = locks(KeyLockSettings::new(Duration::from_secs(60), Duration::from_secs(1)));
+        let guard = locks.acquire("k").await.unwrap();
+        let mut stays = pin!(locks.acquire("k"));
+        assert!(poll!(&mut stays).is_pending());
+        for _ in 0..10_000 {
+            assert!(poll!(pin!(locks.acquire("k"))).is_pending());
+        }
+        let waiting: usize = lock(&locks.inner.queues).waiting.values().map(VecDeque::len).sum();
+        assert!(waiting < 100, "{waiting}");
+        drop(guard);
+        drop(stays.await.unwrap());
     }
 }

@@ -136,6 +136,11 @@ impl<S: Send + Sync + 'static, T: Send + 'static> Batches<S, T> {
                     wanted.push((ctx, task));
                     tellers.push(tell);
                 }
+                // In a layer, before it came here.
+                Some(StopReason::TimedOut) => {
+                    let reason = "timed out before its batch began".to_owned();
+                    let _ = tell.send(Ended::Returned(Outcome::Retry { delay: None, reason }));
+                }
                 _ => drop(tell.send(Ended::NotStarted(None))),
             }
         }
