@@ -278,7 +278,7 @@ impl World {
                 };
                 self.stats.copies += 1;
                 self.stats.hops += u64::from(e.lane_due < e.due);
-                task.copies.push(Copied { cover, due: e.due, at: now });
+                task.copies.push(Copied { cover, due: e.due, at: now, running: e.running });
                 if forwarded {
                     // As it was, by a process that can't read it.
                     self.stats.forwarded += 1;

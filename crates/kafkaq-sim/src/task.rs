@@ -72,6 +72,8 @@ pub(crate) struct Copied {
     pub(crate) cover: u32,
     pub(crate) due: Wall,
     pub(crate) at: Us,
+    /// It waits for the end of a job.
+    pub(crate) running: bool,
 }
 
 /// A task's whole history.

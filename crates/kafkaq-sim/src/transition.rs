@@ -119,7 +119,7 @@ impl World {
         };
         let old = old.as_ref();
         let by = &by.as_sent(&new);
-        self.check_ttl(by, &new, swap)?;
+        self.check_ttl(n, by, &new, swap)?;
         let task = &mut self.check.tasks[n];
         if new.state == LeaseState::Cancelled {
             task.cancelled = true;
@@ -141,13 +141,20 @@ impl World {
     }
 
     /// No lease ages out while a copy may still be under way.
-    fn check_ttl(&self, by: &By, new: &Lease, swap: &Swap) -> Broken {
+    fn check_ttl(&self, n: TaskNo, by: &By, new: &Lease, swap: &Swap) -> Broken {
         let s = &self.plan.settings;
         let ahead =
             if new.state.is_terminal() { Default::default() } else { new.deadline.since(by.max_wall) };
         match swap.ttl {
             Some(ttl) if by.process.is_some() && ttl < ahead + s.max_overdue + s.done_retention => {
                 Err(("I5", "it does not live long enough"))
+            }
+            Some(ttl) if by.process.is_some() && new.state.is_terminal() && !self.check.clocks_broken => {
+                let left = |copy: &Copied| copy.due.since(by.max_wall) + s.max_overdue;
+                match self.check.tasks[n].copies.iter().any(|copy| copy.running && ttl < left(copy)) {
+                    true => Err(("I5", "it is forgotten before a copy can find it")),
+                    false => Ok(()),
+                }
             }
             _ => Ok(()),
         }

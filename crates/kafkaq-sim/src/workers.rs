@@ -40,6 +40,7 @@ struct Run {
     no: u32,
     until: Us,
     extend_every: Us,
+    extend_by: Duration,
     end: End,
     /// The end has been asked for.
     ended: bool,
@@ -190,11 +191,13 @@ impl World {
             8 => (quick, 0, End::Release),
             _ => (quick, 0, End::Silent),
         };
+        let leases = if extend_every > 0 && self.rng.chance(200) { self.rng.between(2, 8) } else { 1 };
         let run = Run {
             job: ready.job,
             no: 0,
             until: self.now + takes,
             extend_every,
+            extend_by: self.plan.settings.lease * leases as u32,
             end,
             ended: false,
             waits: false,
@@ -217,11 +220,10 @@ impl World {
     fn work(&mut self, p: usize, w: usize, mut run: Run) {
         run.no += 1;
         run.waits = true;
-        let lease = self.plan.settings.lease;
         let command = if self.now < run.until && !self.calm {
             let next = (self.now + run.extend_every).min(run.until);
             self.worker_at(p, w, next);
-            Command::Extend(lease)
+            Command::Extend(run.extend_by)
         } else if run.ended {
             return;
         } else {
@@ -239,7 +241,7 @@ impl World {
                 End::Drop => Command::Abandoned,
                 End::Silent => {
                     // Until all faults stop it only sits there.
-                    self.worker_later(p, w, 2 * lease.as_micros() as Us);
+                    self.worker_later(p, w, 2 * self.plan.settings.lease.as_micros() as Us);
                     return;
                 }
             }

@@ -143,8 +143,8 @@ impl QueueBuilder {
     }
 
     /// The minimum time for which an ended task is remembered, so that publishing its id again adds nothing. It is
-    /// forgotten [`max_overdue`](QueueBuilder::max_overdue) later, when no copy of it can be left. At most ten years.
-    /// Default: 1 h.
+    /// forgotten [`max_overdue`](QueueBuilder::max_overdue) later, when no copy of it can be left. Less than a lease and
+    /// the clock skew counts as that much. At most ten years. Default: 1 h.
     pub fn done_retention(self, duration: Duration) -> Self {
         self.with(|c| c.done_retention = duration)
     }

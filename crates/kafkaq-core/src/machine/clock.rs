@@ -4,6 +4,8 @@ use super::{Mono, Now};
 use crate::Wall;
 use std::time::Duration;
 
+const ROUNDING: Duration = Duration::from_millis(10);
+
 #[derive(Debug)]
 pub(super) struct Clock {
     now: Now,
@@ -24,10 +26,11 @@ impl Clock {
         self.now.wall
     }
 
-    /// Takes the time of an input. Returns whether the wall clock was set back by more than `tolerance`.
+    /// Takes the time of an input. Returns whether the wall clock was set back by more than `tolerance`, or than what two
+    /// clocks of milliseconds may seem to differ by.
     pub(super) fn observe(&mut self, now: Now, tolerance: Duration) -> bool {
         self.now = now;
-        let lead = lead(now);
+        let (lead, tolerance) = (lead(now), tolerance.max(ROUNDING));
         let set_back = lead < self.lead.saturating_sub_unsigned(tolerance.as_millis() as u64);
         self.lead = if set_back { lead } else { self.lead.max(lead) };
         set_back
@@ -46,6 +49,13 @@ fn lead(now: Now) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rounding_to_milliseconds_does_not_set_a_clock_back() {
+        let at = |mono, wall| Now { mono: Mono(mono), wall: Wall(wall) };
+        let mut clock = Clock::new(at(900_000, 11));
+        assert!(!clock.observe(at(1_000_000, 11), Duration::ZERO));
+    }
 
     #[test]
     fn clock_set_back_is_detected_against_the_monotonic_clock() {

@@ -12,13 +12,15 @@ pub(super) struct Config {
 
 impl Config {
     pub(super) fn new(settings: Settings, layout: Layout) -> Self {
+        let longest_park = settings.lease + settings.clock_skew;
         let limits = Limits {
             lease: settings.lease,
             clock_skew: settings.clock_skew,
+            // Or each job that takes long would be looked at again and again.
+            remembered: settings.done_retention.max(longest_park),
             max_failures: settings.max_failures.max(1),
             max_handouts: settings.max_handouts.max(1),
         };
-        let longest_park = settings.lease + settings.clock_skew;
         let ladder = Ladder::new(longest_park, settings.max_delay, layout.wait_partitions);
         Config { settings, limits, layout, ladder }
     }

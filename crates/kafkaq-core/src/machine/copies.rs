@@ -47,9 +47,12 @@ impl Machine {
             return self.lease_unleased(r);
         }
         let Some(lease) = item.observed.lease().filter(|_| parks) else { return };
-        let mut due = rule::end(lease, self.clock.wall(), self.config.limits);
+        let mut due = rule::look_again(lease, self.clock.wall(), self.config.limits);
         if self.config.has_fault(Fault::ParkWithoutSkew) {
             due = lease.deadline;
+        }
+        if self.config.has_fault(Fault::ParkedTooLong) {
+            due = rule::end(lease, self.clock.wall(), self.config.limits);
         }
         self.start_copy(r, due);
     }
@@ -150,6 +153,9 @@ impl Machine {
         // A partition that refuses a record is there.
         let has_worked = outcome.as_ref().map_or_else(is_refusal, |_| true);
         self.appends.answered(r, self.clock.mono(), has_worked);
+        if outcome.is_err() && self.drop_pointless_append(r) {
+            return self.advance(r);
+        }
         let Some(item) = self.items.get_mut(r) else { return };
         match outcome {
             Ok(_) => {

@@ -25,6 +25,8 @@ crate::faults::faults! {
     LateAttemptPrefetched,
     /// A copy is due at the lease's deadline, without the clock skew.
     ParkWithoutSkew,
+    /// A copy waits for the end of a lease, however soon the end of its task may be forgotten.
+    ParkedTooLong,
     /// The cover number is raised for a copy that is due after the end of the lease.
     RaiseForLater,
     /// Cover numbers are ignored.

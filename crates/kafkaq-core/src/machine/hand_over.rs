@@ -4,9 +4,12 @@
 
 use super::{Fault, Machine, item::Stage, slab::Ref};
 use crate::{Partition, TaskId, partitioner};
+use std::time::Duration;
 
 /// Records that are handed over per sweep. In a fleet that is busy all over, they come back at this rate.
 const PER_SWEEP: usize = 100;
+/// What counts as a short stay in a lane: 64 s, and what may be spent beside.
+const A_MINUTE: Duration = Duration::from_secs(70);
 
 impl Machine {
     /// Nobody has asked for a job for a while.
@@ -50,6 +53,10 @@ impl Machine {
     /// Reads the lease of a record whose take has failed: then it is handed over like those of later attempts.
     fn look_instead(&mut self, r: Ref) {
         let Some(item) = self.items.get_mut(r).filter(|item| item.store.has_failed()) else { return };
+        // It may have the lease, and would take that for another's.
+        if item.store.in_doubt {
+            return self.retry(r);
+        }
         (item.store.operation, item.stage) = (None, Stage::Considered);
         self.start_read(r);
     }
@@ -66,20 +73,28 @@ impl Machine {
         self.start_first_copy(r, self.clock.wall(), true);
     }
 
-    /// A partition of the wait topic that isn't this process's. A long lane may not be read for a while, so every other
-    /// copy goes to one that is, if there is one; and every other one anywhere, since those may all belong to processes
-    /// without callers.
+    /// A partition of the wait topic that isn't this process's. A lane that is full is not read on until what it has is
+    /// about to leave, so every other copy goes to one that is always read, if there is one. Those may all belong to
+    /// processes without callers, so the others go to any whose records leave within about a minute, and only if there is
+    /// none to a longer lane.
     pub(super) fn partition_elsewhere(&self, of: Option<(&TaskId, u32)>) -> Option<i32> {
         let all = self.config.layout.wait_partitions;
         let (id, cover) = of.unzip();
         let first = id.map_or(0, |id| partitioner::for_key(id.as_str().as_bytes(), all));
+        let first = first.wrapping_add_unsigned(cover.unwrap_or(0)).rem_euclid(all);
         let is_other = |index: &i32| {
             let partition = Partition::new(self.config.layout.wait.clone(), *index);
             self.windows.of_partition(&partition).next().is_none()
         };
         let others = || (0..all).map(|n| (first + n) % all).filter(is_other);
-        let soon = || others().find(|index| self.config.ladder.is_read_soon(*index));
+        let ladder = &self.config.ladder;
+        let soon = || others().find(|index| ladder.is_read_soon(*index));
         let is_soon = cover.is_some_and(|cover| cover % 2 == 1);
-        is_soon.then(soon).flatten().or_else(|| others().next())
+        is_soon
+            .then(soon)
+            .flatten()
+            .or_else(|| others().find(|index| ladder.longest_stay(*index) <= A_MINUTE))
+            .or_else(soon)
+            .or_else(|| others().next())
     }
 }

@@ -320,6 +320,11 @@ impl Machine {
             {
                 Verdict::Park { due: lease.deadline }
             }
+            (Verdict::Park { .. }, Some(lease))
+                if broken(Fault::ParkedTooLong) && item.meta.due <= self.clock.wall() =>
+            {
+                Verdict::Park { due: rule::end(&lease, self.clock.wall(), self.config.limits) }
+            }
             _ => verdict,
         }
     }

@@ -375,6 +375,12 @@ impl Operation {
 }
 
 impl Item {
+    /// Whether a take of unknown effect may have won a lease that goes on: if it ran out, that would count as a failure
+    /// of a job that nobody was given.
+    pub(super) fn may_have_lease(&self, now: Mono, lease: Duration) -> bool {
+        matches!(self.stage, Stage::Considered) && self.store.in_doubt && now < self.since.plus(lease)
+    }
+
     pub(super) fn place(&self) -> Option<Place> {
         match self.record {
             RecordState::Here(place) => Some(place),

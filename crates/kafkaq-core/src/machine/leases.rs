@@ -1,7 +1,7 @@
 //! Operations on leases: one at a time for a task, each sent again until its effect is known.
 
 use super::{
-    Alarm, Answer, DeadReason, Fault, Machine, Mono, Notice, Settings,
+    Alarm, Answer, DeadReason, Fault, Machine, Mono, Notice,
     commands::unconfirmed,
     config::Config,
     item::{Held, Item, Operation, OwnLease, Phase, Purpose, RecordState, Stage, SwapOp},
@@ -163,12 +163,14 @@ impl Machine {
         }
         item.last_error = Some(error);
         let is_over = item.own().is_some_and(|own| own.until <= self.clock.wall());
+        let may_have_lease = item.may_have_lease(self.clock.mono(), self.config.settings.lease);
         match op {
             SwapOp::Raise { .. } | SwapOp::Announce { .. } => {
                 // They only spare copies; the next copy tries again.
                 self.release_key(r);
                 self.advance(r);
             }
+            SwapOp::Take { .. } if !ours && may_have_lease => self.swap_again(r, op),
             SwapOp::Take { .. } | SwapOp::Reset if !ours => self.remove(r),
             SwapOp::Done
             | SwapOp::Dead
@@ -587,8 +589,8 @@ fn is_prefetched(item: &Item) -> bool {
 }
 
 /// How long the store remembers a lease: longer than any copy that may still be under way.
-pub(super) fn ttl(lease: &Lease, settings: &Settings, now: Wall) -> Duration {
-    lease.deadline.since(now) + settings.max_overdue + settings.done_retention
+pub(super) fn ttl(lease: &Lease, config: &Config, now: Wall) -> Duration {
+    lease.deadline.since(now) + config.settings.max_overdue + config.limits.remembered
 }
 
 fn conflict(item: &Item, own: OwnLease, intent: Intent) -> Conflict {

@@ -85,7 +85,18 @@ impl Machine {
         if let Some(item) = self.items.get_mut(r) {
             item.stage = Stage::Closing;
         }
+        self.drop_pointless_append(r);
         self.advance(r);
+    }
+
+    /// A copy, or whatever else would finish a record, is pointless once that is finished or somebody else's. Returns
+    /// whether there was one, not under way.
+    pub(super) fn drop_pointless_append(&mut self, r: Ref) -> bool {
+        let is_under_way = self.appends.is_under_way(r);
+        let item = self.items.get_mut(r).filter(|item| {
+            item.is_closing() && !matches!(item.record, RecordState::Here(_)) && !is_under_way
+        });
+        item.and_then(|item| item.append.take()).is_some()
     }
 
     /// After an operation: the next one that waits for it, or the end.

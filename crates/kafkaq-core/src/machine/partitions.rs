@@ -108,6 +108,7 @@ impl Machine {
 
     /// Intake ends, of one window or of all: what has not been started is dropped.
     pub(super) fn drop_unstarted(&mut self, of: Option<Ref>) {
+        let (now, lease) = (self.clock.mono(), self.config.settings.lease);
         for r in self.items.refs() {
             let Some(item) = self.items.get(r) else { continue };
             if of.is_some() && item.place().map(|place| place.window) != of {
@@ -115,6 +116,7 @@ impl Machine {
             }
             match item.stage {
                 Stage::OnDemand(_) | Stage::Waiting { .. } => self.remove(r),
+                Stage::Considered if item.may_have_lease(now, lease) => self.retry(r),
                 Stage::Considered | Stage::Looking(_) if !item.store.is_sent() && item.append.is_none() => {
                     self.remove(r);
                 }
@@ -139,6 +141,7 @@ impl Machine {
             let Some(item) = self.items.get_mut(r) else { continue };
             if item.place().is_some_and(|place| place.window == w) {
                 item.record = RecordState::Elsewhere;
+                self.drop_pointless_append(r);
                 self.advance(r);
             }
         }

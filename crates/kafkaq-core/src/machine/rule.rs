@@ -101,6 +101,8 @@ impl Take {
 pub(super) struct Limits {
     pub(super) lease: Duration,
     pub(super) clock_skew: Duration,
+    /// How long the end of a task is remembered, and `max_overdue` more.
+    pub(super) remembered: Duration,
     pub(super) max_failures: u32,
     pub(super) max_handouts: u32,
 }
@@ -127,9 +129,8 @@ pub(super) fn consider(record: Meta, observed: &ObservedLease, now: Wall, limits
     }
     let end = end(lease, now, limits);
     // The lease may be gone by then, and then the copy's own time is all there is.
-    let due = end.max(record_due);
-    if due > now {
-        return Verdict::Park { due };
+    if end.max(record_due) > now {
+        return Verdict::Park { due: look_again(lease, now, limits).max(record_due) };
     }
     // A prefetched job may never have begun: another job may have crashed the process.
     let ran_out = lease.state == LeaseState::Live && !lease.prefetched;
@@ -146,6 +147,13 @@ fn deadline(lease: &Lease, now: Wall, limits: Limits) -> Wall {
 pub(super) fn end(lease: &Lease, now: Wall, limits: Limits) -> Wall {
     let deadline = deadline(lease, now, limits);
     if lease.state == LeaseState::Live { deadline.plus(limits.clock_skew) } else { deadline }
+}
+
+/// When a copy is considered again: when others may take the task, or earlier if the job can be done and forgotten by
+/// then. A copy that finds no lease executes its task.
+pub(super) fn look_again(lease: &Lease, now: Wall, limits: Limits) -> Wall {
+    let end = end(lease, now, limits);
+    if lease.state == LeaseState::Live { end.min(now.plus(limits.remembered)) } else { end }
 }
 
 fn hand_out(attempts: u32, failures: u32, ran_out: bool, limits: Limits) -> Verdict {
@@ -217,6 +225,7 @@ mod tests {
     const LIMITS: Limits = Limits {
         lease: Duration::from_secs(60),
         clock_skew: Duration::from_secs(1),
+        remembered: Duration::from_secs(3600),
         max_failures: 3,
         max_handouts: 9,
     };

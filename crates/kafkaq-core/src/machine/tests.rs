@@ -524,6 +524,7 @@ fn refused_copy_keeps_its_record_open_and_is_retried() {
 }
 
 mod lanes;
+mod leaving;
 mod partial;
 mod polls;
 mod ready;

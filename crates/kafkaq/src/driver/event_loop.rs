@@ -370,9 +370,12 @@ impl EventLoop {
 
     fn give_up(&mut self) {
         if self.outcome.is_ok() {
-            let left = self.slots.len();
+            let left = match self.slots.len() {
+                0 => "calls to the log or the store".to_owned(),
+                left => format!("{left} running jobs"),
+            };
             self.outcome = Err(Error::unknown(ErrorKind::Timeout, "shut down")
-                .on(format!("{left} running jobs"))
+                .on(left)
                 .with_retry(Retry::No)
                 .with_advice("Tasks that are not done are handed out again when their leases end"));
         }
