@@ -225,7 +225,8 @@ impl Plan {
     }
 }
 
-/// One consumer of the group. Lives on the poll thread.
+/// One consumer of the group. Lives on the poll thread, except that it may be dropped elsewhere, which may never end:
+/// so it holds nothing whose end the poll thread waits for, such as a [`Checker`].
 ///
 /// A partition is assigned to the client at offset 0 and paused until the log was compared with what was committed:
 /// then the client is told where to start. It never chooses a position by itself.
@@ -236,7 +237,6 @@ pub(crate) struct Group {
     committer: Arc<Committer>,
     from: Plan,
     shared: Arc<Shared>,
-    checker: Checker,
     held: Option<Held>,
     release_limit: Duration,
     /// Where partitions are to start, and when the client may be told.
@@ -253,7 +253,6 @@ impl Group {
         request: &JoinRequest,
         plan: Plan,
         shared: &Arc<Shared>,
-        checker: &Checker,
         trouble: &Arc<Trouble>,
         protocol: GroupProtocol,
     ) -> Result<Self> {
@@ -286,7 +285,6 @@ impl Group {
             committer,
             from: plan,
             shared: shared.clone(),
-            checker: checker.clone(),
             held: None,
             release_limit: request.release_limit,
             beginning: Vec::new(),
@@ -342,7 +340,7 @@ impl Group {
 
     /// Handles what can be handled and tells the driver. An assignment is accepted only when the driver has received
     /// everything before it, so what is pending is bounded.
-    pub(crate) fn rebalance(&mut self, has_heard: bool, tell: &mut dyn FnMut(Event)) {
+    pub(crate) fn rebalance(&mut self, has_heard: bool, checker: &Checker, tell: &mut dyn FnMut(Event)) {
         if let Some(held) = self.held.take() {
             // librdkafka finds out only now that it was expelled.
             let lost = self.consumer.assignment_lost() || self.consumer.context().expelled.load(SeqCst);
@@ -366,7 +364,7 @@ impl Group {
                 heartbeat.changed(Instant::now());
             }
             match change {
-                Some((Change::Assign, list)) => self.assigned(list, tell),
+                Some((Change::Assign, list)) => self.assigned(list, checker, tell),
                 Some((Change::Revoke, list)) => self.revoke(list, tell),
                 None => return,
             }
@@ -374,7 +372,7 @@ impl Group {
         }
     }
 
-    fn assigned(&mut self, mut list: TopicPartitionList, tell: &mut dyn FnMut(Event)) {
+    fn assigned(&mut self, mut list: TopicPartitionList, checker: &Checker, tell: &mut dyn FnMut(Event)) {
         let mut slots = Vec::new();
         for element in list.elements() {
             let partition = Partition::new(element.topic(), element.partition());
@@ -406,11 +404,11 @@ impl Group {
             let mut owned = locked(&self.shared.owned);
             owned.extend(slots.iter().map(|s| (s.assignment.partition.clone(), s.clone())));
         }
-        self.checker.locate(Arc::downgrade(&self.consumer), slots);
+        checker.locate(Arc::downgrade(&self.consumer), slots);
     }
 
     /// Gives up partitions whose records don't fit what was read, and takes them again under a new epoch.
-    pub(crate) fn reassign(&mut self, tell: &mut dyn FnMut(Event)) {
+    pub(crate) fn reassign(&mut self, checker: &Checker, tell: &mut dyn FnMut(Event)) {
         let (mut old, mut new) = (Vec::new(), Vec::new());
         let mut list = TopicPartitionList::new();
         for (was, queue) in self.queues.iter_mut().filter(|(slot, _)| slot.doubted.load(SeqCst)) {
@@ -439,7 +437,7 @@ impl Group {
         }
         tell(Event::Lost(assignments(&old)));
         tell(Event::Assigned(assignments(&new)));
-        self.checker.locate(Arc::downgrade(&self.consumer), new);
+        checker.locate(Arc::downgrade(&self.consumer), new);
     }
 
     /// The start of a partition was determined.

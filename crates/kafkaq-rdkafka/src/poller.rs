@@ -216,7 +216,7 @@ impl<'a> Poller<'a> {
     }
 
     fn join_as_one(&self, plan: Plan) -> Result<Group> {
-        Group::join(self.request, plan, self.shared, &self.checker, &self.trouble, self.protocol)
+        Group::join(self.request, plan, self.shared, &self.trouble, self.protocol)
     }
 
     /// Runs until the member leaves, or until somebody has to fix something.
@@ -369,9 +369,9 @@ impl<'a> Poller<'a> {
         for group in &mut self.groups {
             let has_heard = self.pending.is_empty();
             let pending = &mut self.pending;
-            group.rebalance(has_heard, &mut |event| pending.push_back((Ok(event), None)));
+            group.rebalance(has_heard, &self.checker, &mut |event| pending.push_back((Ok(event), None)));
             if pending.is_empty() {
-                group.reassign(&mut |event| pending.push_back((Ok(event), None)));
+                group.reassign(&self.checker, &mut |event| pending.push_back((Ok(event), None)));
             }
             pending.extend(group.begin_reading().into_iter().map(|alarm| (Err(alarm), None)));
             group.ask(Instant::now());

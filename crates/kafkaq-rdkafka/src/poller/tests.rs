@@ -3,7 +3,9 @@ use crate::{RdKafka, settings};
 use futures_util::StreamExt;
 use kafkaq_core::{Assignment, Commit, Effect, Headers, Log, NewRecord};
 use rdkafka::{
+    error::KafkaResult,
     mocking::MockCluster,
+    producer::DefaultProducerContext,
     types::{RDKafkaApiKey, RDKafkaRespErr as Fault},
 };
 use std::sync::atomic::AtomicBool;
@@ -79,62 +81,80 @@ fn failed(e: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::unknown(ErrorKind::Other, "test").with_source(e)
 }
 
-/// librdkafka may never complete a commit whose coordinator went down, and such a client is also never closed.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_commit_that_hangs_in_a_consumer_holds_up_no_commit_of_the_next_one() -> Result<()> {
+type Mock = MockCluster<'static, DefaultProducerContext>;
+
+/// A member whose calls may take this long, and that has a record to read.
+async fn joined(limit: Duration) -> Result<(Mock, Arc<RdKafka>, Consumer, Arc<Shared>)> {
     let mock = MockCluster::new(1).map_err(|e| settings::broken(&e))?;
     mock.create_topic("t", 1, 1).map_err(|e| settings::broken(&e))?;
     let builder = RdKafka::builder(mock.bootstrap_servers()).set("group.protocol", "classic");
     let builder = builder.set_consumer("group.instance.id", "one").set("heartbeat.interval.ms", "300");
-    let kafka = Arc::new(builder.request_timeout(Duration::from_secs(120)).build()?);
+    let kafka = Arc::new(builder.request_timeout(limit).build()?);
     let request = JoinRequest::new("g", vec!["t".into()], [1; 16]);
-    let (mut c, shared) = start(kafka.settings.clone(), kafka.clone(), request).await?;
+    let (c, shared) = start(kafka.settings.clone(), kafka.clone(), request).await?;
     let record = NewRecord::new(None, Some("x".into()), Headers::new());
     kafka.append(&Partition::new("t", 0), &[record]).await.remove(0)?;
-    let mut read = async || {
-        loop {
-            match c.events.next().await {
-                Some(Ok(Event::Records(of, _))) => break of,
-                Some(_) => {}
-                None => panic!("the stream has ended"),
-            }
+    Ok((mock, kafka, c, shared))
+}
+
+/// The assignment under which records are read next.
+async fn read(c: &mut Consumer) -> Assignment {
+    loop {
+        match c.events.next().await {
+            Some(Ok(Event::Records(of, _))) => break of,
+            Some(_) => {}
+            None => panic!("the stream has ended"),
         }
-    };
+    }
+}
+
+/// A commit that hangs in a consumer until its end is dropped: librdkafka may never complete one whose coordinator went
+/// down, and such a client is also never closed.
+struct Hanging {
+    end: oneshot::Sender<()>,
+    commit: JoinHandle<Option<KafkaResult<()>>>,
+    slot: Arc<Slot>,
+}
+
+async fn hang(shared: &Shared, of: &Assignment) -> Result<Hanging> {
+    let slot = locked(&shared.owned)[&of.partition].clone();
+    let committer = slot.committer.upgrade();
+    let client = committer.and_then(|of| of.consumer.upgrade()).ok_or_else(|| error::closed("commit"))?;
+    let (end, hangs) = oneshot::channel::<()>();
+    let (hang, is_hanging) = oneshot::channel();
+    let commit = thread::spawn(move || {
+        client.context().unless_closing(|| {
+            let _ = (hang.send(()), hangs.blocking_recv());
+            Ok(())
+        })
+    });
+    is_hanging.await.map_err(failed)?;
+    Ok(Hanging { end, commit, slot })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_hangs_in_a_consumer_holds_up_no_commit_of_the_next_one() -> Result<()> {
+    let (mock, kafka, mut c, shared) = joined(Duration::from_secs(120)).await?;
     let commit = |assignment: Assignment| {
         let shared = shared.clone();
         tokio::spawn(async move { shared.commit(&[Commit { assignment, offset: 1 }]).await.remove(0) })
     };
-    let hang = async |of: &Assignment| {
-        let slot = locked(&shared.owned)[&of.partition].clone();
-        let committer = slot.committer.upgrade();
-        let client = committer.and_then(|of| of.consumer.upgrade()).ok_or_else(|| error::closed("commit"))?;
-        let (end, hangs) = oneshot::channel::<()>();
-        let (hang, is_hanging) = oneshot::channel();
-        let hanging = thread::spawn(move || {
-            client.context().unless_closing(|| {
-                let _ = (hang.send(()), hangs.blocking_recv());
-                Ok(())
-            })
-        });
-        is_hanging.await.map_err(failed)?;
-        Ok::<_, Error>((end, hanging, slot))
-    };
-    let first = read().await;
-    let (end, hanging, slot) = hang(&first).await?;
+    let first = read(&mut c).await;
+    let hanging = hang(&shared, &first).await?;
     let behind = commit(first);
-    while slot.committing.load(SeqCst) == 0 {
+    while hanging.slot.committing.load(SeqCst) == 0 {
         tokio::task::yield_now().await;
     }
     mock.request_errors(RDKafkaApiKey::Heartbeat, &[Fault::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID]);
-    let second = read().await;
+    let second = read(&mut c).await;
     commit(second.clone()).await.map_err(failed)??;
     // The consumer was closed before it was its turn.
-    drop(end);
-    assert!(hanging.join().is_ok_and(|made| made.is_some()));
+    drop(hanging.end);
+    assert!(hanging.commit.join().is_ok_and(|made| made.is_some()));
     let e = behind.await.map_err(failed)?.map(|()| "committed").unwrap_err();
     assert_eq!((e.kind(), e.effect()), (ErrorKind::NotOwner, Effect::NotApplied), "{e}");
     // Nor does a member that leaves keep a caller waiting.
-    let (end, ..) = hang(&second).await?;
+    let hanging = hang(&shared, &second).await?;
     shared.ask_to_leave();
     let until = Instant::now() + Duration::from_secs(60);
     while !locked(&shared.owned).is_empty() {
@@ -143,6 +163,21 @@ async fn a_commit_that_hangs_in_a_consumer_holds_up_no_commit_of_the_next_one() 
     }
     let e = commit(second).await.map_err(failed)?.map(|()| "committed").unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Closed, "{e}");
-    drop(end);
+    drop(hanging.end);
+    kafka.close().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_leaves_at_once_though_an_earlier_consumer_of_it_is_never_closed() -> Result<()> {
+    let limit = Duration::from_secs(120);
+    let (mock, kafka, mut c, shared) = joined(limit).await?;
+    let first = read(&mut c).await;
+    let hanging = hang(&shared, &first).await?;
+    mock.request_errors(RDKafkaApiKey::Heartbeat, &[Fault::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID]);
+    read(&mut c).await;
+    let left = tokio::time::timeout(limit / 2, c.member.leave()).await;
+    assert!(matches!(left, Ok(Ok(()))), "{left:?}");
+    assert!(!hanging.commit.is_finished(), "the consumer was closed");
+    drop(hanging.end);
     kafka.close().await
 }
