@@ -52,13 +52,17 @@ impl fmt::Debug for Builder {
     }
 }
 
+const STATISTICS: &str = "statistics.interval.ms";
+/// Only its statistics show that a client has forgotten its brokers (see `forsaken`).
+const STATISTICS_MS: RangeInclusive<u32> = 1..=10_000;
+
 const DEFAULTS: &[(&str, &str)] = &[
     // A missing topic is an error to report, not a topic to create with the server's defaults.
     ("allow.auto.create.topics", "false"),
     // The client's default of 10 s is as long as our own request timeout.
     ("reconnect.backoff.max.ms", "1000"),
     // Shows that a connection is back, and where the logs end.
-    ("statistics.interval.ms", "10000"),
+    (STATISTICS, "10000"),
 ];
 
 /// The largest record that the producer allows. The topic's own limit decides; but a server closes the connection on a
@@ -206,6 +210,13 @@ impl Settings {
                     None => format!("{why}: leave it out"),
                 };
                 return Err(refused(name).with_advice(mend));
+            }
+            if name == STATISTICS && !value.trim().parse().is_ok_and(|ms| STATISTICS_MS.contains(&ms)) {
+                let (least, most) = (STATISTICS_MS.start(), STATISTICS_MS.end());
+                return Err(refused(name).with_advice(format!(
+                    "Statistics show that a client connects to no broker any more and has to be replaced: leave it out \
+                     or set it to {least} to {most}"
+                )));
             }
         }
         if !REQUEST_TIMEOUT.contains(&builder.request_timeout) {

@@ -17,6 +17,8 @@ fn a_setting_that_would_break_the_promise_is_refused_with_the_reason() {
         ("delivery.report.only.error", "true"),
         ("transactional.id", "t"),
         ("group.id", "g"),
+        ("statistics.interval.ms", "0"),
+        ("statistics.interval.ms", "10001"),
     ] {
         let e = build(name, value).expect_err(name);
         assert_eq!(e.kind(), ErrorKind::Misconfigured);
@@ -101,6 +103,8 @@ fn the_same_settings_with_a_safe_value_pass() {
         ("acks", "all"),
         ("acks", "-1"),
         ("enable.idempotence", "true"),
+        ("statistics.interval.ms", "1"),
+        ("statistics.interval.ms", "10000"),
     ] {
         build(name, value).expect(name);
     }
