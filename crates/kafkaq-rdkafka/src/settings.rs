@@ -72,8 +72,22 @@ const MESSAGE_MAX_BYTES: &str = "message.max.bytes";
 /// The highest value of `message.max.bytes` that librdkafka accepts.
 pub(crate) const MOST_MESSAGE_BYTES: usize = 1_000_000_000;
 const DEBUG: &str = "debug";
-/// One setting with two names.
 const COMPRESSION: [&str; 2] = ["compression.type", "compression.codec"];
+
+/// Settings with two names. librdkafka is given settings in random order, so only one of the names may be set, or
+/// either could win. Without `auto.commit.enable`: its other name is also a setting of its own.
+const ALIASES: &[[&str; 2]] = &[
+    COMPRESSION,
+    ["acks", "request.required.acks"],
+    ["delivery.timeout.ms", "message.timeout.ms"],
+    ["linger.ms", "queue.buffering.max.ms"],
+    ["max.in.flight", "max.in.flight.requests.per.connection"],
+    ["max.partition.fetch.bytes", "fetch.message.max.bytes"],
+    ["retries", "message.send.max.retries"],
+    ["sasl.mechanism", "sasl.mechanisms"],
+    ["sasl.oauthbearer.client.credentials.client.id", "sasl.oauthbearer.client.id"],
+    ["sasl.oauthbearer.client.credentials.client.secret", "sasl.oauthbearer.client.secret"],
+];
 
 /// Longer than any server takes, and short enough for every clock.
 const REQUEST_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
@@ -256,7 +270,7 @@ impl Settings {
         const CODEC: &str = if cfg!(feature = "gzip") { "gzip" } else { "lz4" };
         let mut config = self.producer();
         if COMPRESSION.iter().all(|name| config.get(name).is_none_or(|codec| codec == "none")) {
-            config.remove(COMPRESSION[1]).set(COMPRESSION[0], CODEC);
+            set(&mut config, COMPRESSION[0], CODEC);
         }
         config
     }
@@ -346,7 +360,8 @@ impl Settings {
         }
         config.set("queued.max.messages.kbytes", readahead.max(1).to_string());
         if readahead == 0 {
-            config.set("fetch.message.max.bytes", "1").set("queued.min.messages", "1");
+            set(&mut config, "fetch.message.max.bytes", "1");
+            config.set("queued.min.messages", "1");
         }
         config
     }
@@ -363,10 +378,18 @@ impl Settings {
 
     fn over(&self, mut config: ClientConfig, own: &[(String, String)]) -> ClientConfig {
         for (name, value) in self.builder.both.iter().chain(own) {
-            config.set(name, value);
+            set(&mut config, name, value);
         }
         config
     }
+}
+
+/// Overrides a setting, by whichever of its names it was set before.
+fn set(config: &mut ClientConfig, name: &str, value: &str) {
+    for alias in ALIASES.iter().filter(|names| names.contains(&name)).flatten() {
+        config.remove(alias);
+    }
+    config.set(name, value);
 }
 
 /// The addresses as librdkafka accepts them: `host:port`, or `host` for port 9092, optionally with a security protocol

@@ -150,6 +150,36 @@ fn a_users_setting_wins_over_the_default_and_stays_on_its_side() {
     assert_eq!(c.get("reconnect.backoff.max.ms"), Some("177"));
 }
 
+/// A client is given its settings in no particular order: of two names for one setting, either could win.
+#[test]
+fn a_setting_reaches_the_client_by_one_of_its_names_the_one_that_was_set_last() {
+    let builder = || Builder::new("127.0.0.1:1".into());
+    let both =
+        |config: &ClientConfig, names: [&str; 2]| names.map(|name| config.get(name).map(str::to_owned));
+    for (name, other) in [
+        ("linger.ms", "queue.buffering.max.ms"),
+        ("message.timeout.ms", "delivery.timeout.ms"),
+        ("retries", "message.send.max.retries"),
+    ] {
+        for names in [[name, other], [other, name]] {
+            let of = |builder| both(&Settings::check(builder).unwrap().producer(), names);
+            let one = [Some("9".to_owned()), None];
+            assert_eq!(of(builder().set(names[0], "9")), one, "not kafkaq's");
+            assert_eq!(of(builder().set(names[1], "7").set(names[0], "9")), one);
+            assert_eq!(of(builder().set(names[1], "7").set_producer(names[0], "9")), one);
+        }
+    }
+    let names = ["fetch.message.max.bytes", "max.partition.fetch.bytes"];
+    let settings = Settings::check(builder().set_consumer(names[1], "4096")).unwrap();
+    assert_eq!(both(&settings.reader(1), names), [None, Some("4096".into())]);
+    assert_eq!(both(&settings.reader(0), names), [Some("1".into()), None]);
+    let names = ["compression.type", "compression.codec"];
+    let settings = Settings::check(builder().set(names[1], "none")).unwrap();
+    assert!(matches!(both(&settings.compressing_producer(), names), [Some(_), None]));
+    let settings = Settings::check(builder().set(names[1], "lz4")).unwrap();
+    assert_eq!(both(&settings.compressing_producer(), names), [None, Some("lz4".into())]);
+}
+
 #[test]
 fn settings_of_the_classic_protocol_do_not_reach_the_new_one() {
     let b = Builder::new("127.0.0.1:1".into()).set("session.timeout.ms", "7000");
