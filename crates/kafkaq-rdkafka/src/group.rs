@@ -12,6 +12,7 @@ use crate::{
     locked,
     log::Trouble,
     member::Shared,
+    plan::Plan,
     session,
     settings::{self, GroupProtocol},
     slot::{Doubt, Slot},
@@ -27,7 +28,7 @@ use rdkafka::{
     types::{RDKafkaErrorCode as Code, RDKafkaRespErr},
 };
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
@@ -208,21 +209,9 @@ struct Held {
     until: Instant,
 }
 
-/// What a consumer is built from.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Plan {
-    pub(crate) topics: Vec<Arc<str>>,
-    /// Topics that were recreated: the consumer is rebuilt because of them.
-    pub(crate) replaced: HashSet<Arc<str>>,
-    /// How many consecutive consumers have failed before it.
-    pub(crate) failures: u32,
-}
-
-impl Plan {
-    fn subscribe(&self, consumer: &Client) -> KafkaResult<()> {
-        let names: Vec<&str> = self.topics.iter().map(|t| &**t).collect();
-        consumer.subscribe(&names)
-    }
+fn subscribe(consumer: &Client, plan: &Plan) -> KafkaResult<()> {
+    let names: Vec<&str> = plan.topics.iter().map(|t| &**t).collect();
+    consumer.subscribe(&names)
 }
 
 /// One consumer of the group. Lives on the poll thread, except that it may be dropped elsewhere, which may never end:
@@ -278,7 +267,7 @@ impl Group {
         let failed = |e| Error::not_applied(ErrorKind::Other, "join").with_source(e);
         let committer = Committer::start(&consumer).map_err(failed)?;
         let refused = |e| Error::not_applied(ErrorKind::Invalid, "join").with_source(e);
-        plan.subscribe(&consumer).map_err(refused)?;
+        subscribe(&consumer, &plan).map_err(refused)?;
         Ok(Group {
             queues: Vec::new(),
             consumer,
@@ -297,7 +286,7 @@ impl Group {
     /// Polls the group for changes, if it is time to.
     pub(crate) fn ask(&mut self, now: Instant) {
         if self.heartbeat.as_mut().is_some_and(|heartbeat| heartbeat.take(now))
-            && let Err(error) = self.from.subscribe(&self.consumer)
+            && let Err(error) = subscribe(&self.consumer, &self.from)
         {
             tracing::debug!(%error, "the group can't be asked for changes now");
         }
@@ -310,8 +299,11 @@ impl Group {
 
     /// The plan of the next consumer.
     pub(crate) fn plan(&self) -> Plan {
-        let failures = if self.born.elapsed() >= HEALTHY { 0 } else { self.from.failures };
-        Plan { failures, ..self.from.clone() }
+        let mut plan = self.from.clone();
+        if self.born.elapsed() >= HEALTHY {
+            plan.failures = 0;
+        }
+        plan
     }
 
     /// Whether a revoke waits for the driver.
@@ -378,8 +370,7 @@ impl Group {
             let partition = Partition::new(element.topic(), element.partition());
             // The old view is dropped before the new one is created: dropping it silences the queue that they share.
             self.queues.retain(|(s, _)| s.assignment.partition != partition);
-            let doubt =
-                if self.from.replaced.contains(&partition.topic) { Doubt::Log } else { Doubt::Nothing };
+            let doubt = self.from.doubt(&partition);
             let slot = new_slot(&self.shared, &self.committer, partition, doubt);
             let Partition { topic, index } = &slot.assignment.partition;
             // Split before the assignment: no record ever arrives through the main queue, out of order with the rest.
@@ -431,10 +422,7 @@ impl Group {
             owned.extend(new.iter().map(|s| (s.assignment.partition.clone(), s.clone())));
         }
         let assignments = |slots: &[Arc<Slot>]| slots.iter().map(|s| s.assignment.clone()).collect();
-        for slot in &old {
-            slot.gone.store(true, SeqCst);
-            self.shared.parted.leave(slot);
-        }
+        old.iter().for_each(|slot| self.part(slot));
         tell(Event::Lost(assignments(&old)));
         tell(Event::Assigned(assignments(&new)));
         checker.locate(Arc::downgrade(&self.consumer), new);
@@ -525,13 +513,20 @@ impl Group {
         }
     }
 
-    fn disown(&self, slots: &[Arc<Slot>]) {
-        let mut owned = locked(&self.shared.owned);
+    fn disown(&mut self, slots: &[Arc<Slot>]) {
+        let shared = self.shared.clone();
+        let mut owned = locked(&shared.owned);
         for slot in slots {
-            let of = &slot.assignment.partition;
-            slot.gone.store(true, SeqCst);
-            owned.remove(of);
-            self.shared.parted.leave(slot);
+            owned.remove(&slot.assignment.partition);
+            self.part(slot);
+        }
+    }
+
+    /// An epoch ends.
+    fn part(&mut self, slot: &Slot) {
+        slot.gone.store(true, SeqCst);
+        if self.shared.parted.leave(slot) {
+            self.from.was_read(&slot.assignment.partition);
         }
     }
 

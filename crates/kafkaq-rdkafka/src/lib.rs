@@ -14,6 +14,7 @@ mod log;
 mod member;
 mod offsets;
 mod parted;
+mod plan;
 mod polled;
 mod poller;
 mod producer;

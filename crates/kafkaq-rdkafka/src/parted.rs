@@ -10,11 +10,11 @@ use std::{collections::HashMap, sync::Mutex};
 pub(crate) struct Parted(Mutex<HashMap<Partition, Cursor>>);
 
 impl Parted {
-    /// An epoch ends. Without a record that identifies the log, it knows no more than the previous one.
-    pub(crate) fn leave(&self, slot: &Slot) {
-        if let Some(reached) = locked(&slot.trail).reached() {
-            locked(&self.0).insert(slot.assignment.partition.clone(), reached);
-        }
+    /// An epoch ends. Without a record that identifies the log, it knows no more than the previous one. Returns whether
+    /// there is one.
+    pub(crate) fn leave(&self, slot: &Slot) -> bool {
+        let reached = locked(&slot.trail).reached();
+        reached.map(|reached| locked(&self.0).insert(slot.assignment.partition.clone(), reached)).is_some()
     }
 
     pub(crate) fn of(&self, partition: &Partition) -> Option<Cursor> {
@@ -49,9 +49,9 @@ mod tests {
             let mark = Some(Mark::of(&record(next - 1)));
             Some(Cursor { offset: next, mark, anchor: Some(Mark::of(&record(0))) })
         };
-        parted.leave(&slot(&[]));
+        assert!(!parted.leave(&slot(&[])));
         assert_eq!(parted.of(&of), None);
-        parted.leave(&slot(&[0, 1, 2]));
+        assert!(parted.leave(&slot(&[0, 1, 2])));
         assert_eq!(parted.of(&of), reached(3));
         parted.leave(&slot(&[]));
         assert_eq!(parted.of(&of), reached(3), "an assignment that ended before anything was read under it");

@@ -13,10 +13,11 @@ use crate::{
     aside, batch,
     check::{self, Checker, Outcome},
     error,
-    group::{Group, Plan},
+    group::Group,
     locked,
     log::Trouble,
     member::{Events, Handle, Item, Shared},
+    plan::Plan,
     session::Agreed,
     settings::{GroupProtocol, Settings},
     slot::{Doubt, Slot, WentBack},
@@ -212,7 +213,7 @@ impl<'a> Poller<'a> {
         // all topics of a consumer: the second member may get all of one topic and nothing of the other. Its `range`
         // shares each topic, but interrupts everybody at every change.
         let share = if self.protocol == GroupProtocol::Classic { 1 } else { topics.len().max(1) };
-        topics.chunks(share).map(|topics| Plan { topics: topics.to_vec(), ..Plan::default() }).collect()
+        topics.chunks(share).map(Plan::new).collect()
     }
 
     fn join_as_one(&self, plan: Plan) -> Result<Group> {
@@ -511,7 +512,9 @@ impl<'a> Poller<'a> {
         let pending = &mut self.pending;
         group.lose_all(&mut |event| pending.push_back((Ok(event), None)));
         let mut plan = group.plan();
-        plan.replaced.extend(replaced);
+        if let Some(topic) = replaced {
+            plan.replaced(topic);
+        }
         let closing = aside(group);
         match why {
             Some((code, e)) => self.retry(plan, closing, code, e),

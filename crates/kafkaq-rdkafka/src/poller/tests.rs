@@ -1,14 +1,14 @@
 use super::*;
 use crate::{RdKafka, settings};
 use futures_util::StreamExt;
-use kafkaq_core::{Assignment, Commit, Effect, Headers, Log, NewRecord};
+use kafkaq_core::{Assignment, Commit, Cursor, Effect, Headers, Log, NewRecord, Record};
 use rdkafka::{
     error::KafkaResult,
     mocking::MockCluster,
     producer::DefaultProducerContext,
     types::{RDKafkaApiKey, RDKafkaRespErr as Fault},
 };
-use std::sync::atomic::AtomicBool;
+use std::sync::{Weak, atomic::AtomicBool};
 
 #[test]
 fn only_what_a_person_has_to_mend_ends_the_stream() {
@@ -36,6 +36,34 @@ fn only_what_a_person_has_to_mend_ends_the_stream() {
     ];
     assert!(ends.into_iter().all(takes_a_person));
     assert!(!goes_on.into_iter().any(takes_a_person));
+}
+
+#[test]
+fn the_next_consumer_knows_of_which_recreated_logs_something_was_read() -> Result<()> {
+    let kafka = RdKafka::builder("127.0.0.1:1").build()?;
+    let (shared, _gone) = Shared::new(kafka.settings.clone());
+    let request = JoinRequest::new("g", vec!["t".into()], [1; 16]);
+    let mut plan = Plan::new(&request.topics);
+    plan.replaced("t".into());
+    let trouble = kafka.settings.trouble();
+    let mut group = Group::join(&request, plan, &shared, trouble, GroupProtocol::Classic)?;
+    let of = [0, 1].map(|index| Partition::new("t", index));
+    let slots = of.clone().map(|partition| {
+        let doubt = group.plan().doubt(&partition);
+        assert_eq!(doubt, Doubt::Log);
+        Arc::new(Slot::new(Assignment { partition, epoch: 1 }, doubt, Weak::new()))
+    });
+    for slot in &slots {
+        let Partition { topic, index } = &slot.assignment.partition;
+        let queue = group.consumer.split_partition_queue(topic, *index);
+        group.queues.extend(queue.map(|queue| (slot.clone(), queue)));
+        locked(&slot.trail).begin(Cursor::new(0), 0);
+    }
+    let record = Record::new(0, 0, None, None, Headers::new());
+    assert_eq!(locked(&slots[0].trail).read(&[record]), Ok(false));
+    group.lose_all(&mut |_| {});
+    assert_eq!(of.map(|of| group.plan().doubt(&of)), [Doubt::Nothing, Doubt::Log]);
+    Ok(())
 }
 
 /// A ring that is lost while another partition keeps the thread busy.
