@@ -1,7 +1,7 @@
 //! Commits. Each carries marks of what was read, so that the next owner of the partition can check whether it is still
 //! the same log.
 
-use crate::{error, group::Client, locked, member::Shared, slot::Slot};
+use crate::{error, group::Client, locked, member::Shared, poller::QUIET, slot::Slot};
 use kafkaq_core::{Assignment, Commit, Error, ErrorKind, Partition, Result, Retry};
 use rdkafka::{
     Offset, TopicPartitionList,
@@ -13,7 +13,7 @@ use std::{
     collections::HashMap,
     io,
     sync::{
-        Arc, Weak,
+        Arc, Mutex, Weak,
         atomic::Ordering::SeqCst,
         mpsc::{SyncSender, TrySendError, sync_channel},
     },
@@ -194,7 +194,10 @@ impl Shared {
             | Code::StaleMemberEpoch
             | Code::FencedInstanceId
             | Code::RebalanceInProgress
-            | Code::GroupAuthorizationFailed => error::rejected(code, COMMIT, bootstrap),
+            | Code::GroupAuthorizationFailed
+            // Refused without marks, too.
+            | Code::OffsetMetadataTooLarge
+            | Code::InvalidCommitOffsetSize => error::rejected(code, COMMIT, bootstrap),
             _ => error::uncertain(code, COMMIT, bootstrap).with_retry(Retry::Yes),
         }
     }
@@ -216,7 +219,7 @@ impl Committer {
         let (tx, jobs) = sync_channel::<Job>(COMMITS);
         let work = move || {
             for Job { consumer, list, under_way, answer } in jobs {
-                let commit = || consumer.commit(&list, CommitMode::Sync);
+                let commit = || make(&consumer, &list, &under_way.shared);
                 let made = consumer.context().unless_closing(commit);
                 drop((consumer, under_way));
                 let _ = answer.send(made);
@@ -227,8 +230,77 @@ impl Committer {
     }
 }
 
+/// Makes a commit; without its marks, if the servers refuse these. Without any commit, every task would be executed again
+/// after each rebalance.
+fn make(client: &Client, list: &TopicPartitionList, shared: &Shared) -> KafkaResult<()> {
+    let commit = |list: &TopicPartitionList| client.commit(list, CommitMode::Sync);
+    let Err(refused) = commit(list) else { return Ok(()) };
+    let code = error::code_of(&refused);
+    let made = if error::is_of_offsets(code) { commit(&without_marks(list)?) } else { Err(refused) };
+    let code = made.as_ref().err().map_or(code, error::code_of);
+    if shared.failed_commits.is_due(Instant::now(), code) {
+        let error = shared.commit_failed(code);
+        let topic = list.elements().first().map(|element| element.topic().to_owned());
+        match &made {
+            Ok(()) => tracing::warn!(
+                topic, %error, "offsets are committed without marks: that the topic is recreated may go unnoticed"
+            ),
+            Err(_) => tracing::warn!(topic, %error, "offsets can't be committed"),
+        }
+    }
+    made
+}
+
+fn without_marks(list: &TopicPartitionList) -> KafkaResult<TopicPartitionList> {
+    let mut bare = TopicPartitionList::with_capacity(list.count());
+    for element in list.elements() {
+        bare.add_partition_offset(element.topic(), element.partition(), element.offset())?;
+    }
+    Ok(bare)
+}
+
+/// Failures of commits that were logged within the last minute.
+#[derive(Debug, Default)]
+pub(crate) struct FailedCommits(Mutex<Vec<(Code, Instant)>>);
+
+impl FailedCommits {
+    /// Whether to log a failure. An outage is logged by its connections, and a rebalance is none.
+    fn is_due(&self, now: Instant, code: Code) -> bool {
+        use ErrorKind::*;
+        if matches!(error::kind(code), Unavailable | Timeout | Throttled | NotOwner | Closed) {
+            return false;
+        }
+        let mut logged = locked(&self.0);
+        logged.retain(|(_, at)| now.duration_since(*at) < QUIET);
+        let is_due = logged.iter().all(|(of, _)| *of != code);
+        if is_due {
+            logged.push((code, now));
+        }
+        is_due
+    }
+}
+
 /// The slot of an assignment that may commit. A released one may not: the next owner may already have read the
 /// committed offset. And records of a log that was replaced don't count.
 fn current<'a>(owned: &'a HashMap<Partition, Arc<Slot>>, of: &Assignment) -> Option<&'a Arc<Slot>> {
     owned.get(&of.partition).filter(|s| s.assignment.epoch == of.epoch && !s.has_let_go())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_commit_that_fails_for_good_is_logged_once_per_minute_and_an_outage_is_not() {
+        let (failed, now) = (FailedCommits::default(), Instant::now());
+        let due = |after, code| failed.is_due(now + after, code);
+        let (at_once, later) = (Duration::ZERO, QUIET - Duration::from_millis(1));
+        assert!(due(at_once, Code::OffsetMetadataTooLarge) && due(at_once, Code::GroupAuthorizationFailed));
+        assert!(!due(at_once, Code::OffsetMetadataTooLarge) && !due(later, Code::GroupAuthorizationFailed));
+        assert!(due(QUIET, Code::OffsetMetadataTooLarge) && !due(QUIET, Code::OffsetMetadataTooLarge));
+        for code in [Code::CoordinatorNotAvailable, Code::OperationTimedOut, Code::RebalanceInProgress] {
+            assert!(!due(at_once, code), "{code:?}");
+        }
+    }
 }

@@ -47,7 +47,11 @@ pub(crate) fn kind(code: Code) -> ErrorKind {
         | SaslAuthenticationFailed
         | UnsupportedSASLMechanism
         | IllegalSASLState => ErrorKind::Denied,
-        MessageSizeTooLarge | MessageBatchTooLarge | InvalidMessageSize => ErrorKind::TooLarge,
+        MessageSizeTooLarge
+        | MessageBatchTooLarge
+        | InvalidMessageSize
+        | OffsetMetadataTooLarge
+        | InvalidCommitOffsetSize => ErrorKind::TooLarge,
         InvalidTopic
         | InvalidArgument
         | InvalidPartitions
@@ -93,6 +97,11 @@ pub(crate) fn advice(code: Code, bootstrap: &str) -> Option<String> {
             }
             _ => CREDENTIALS.into(),
         },
+        ErrorKind::TooLarge if is_of_offsets(code) => {
+            "A commit carries up to 200 bytes of metadata per partition: raise `offset.metadata.max.bytes` on the \
+             servers, and `max.message.bytes` of the topic `__consumer_offsets`"
+                .into()
+        }
         ErrorKind::TooLarge => {
             "The record, with its headers, must fit the topic's `max.message.bytes` and the client's \
              `message.max.bytes`: make the record smaller or raise them"
@@ -116,6 +125,11 @@ pub(crate) fn advice(code: Code, bootstrap: &str) -> Option<String> {
             _ => return None,
         },
     })
+}
+
+/// A commit is too large, with its metadata, for the servers' settings.
+pub(crate) fn is_of_offsets(code: Code) -> bool {
+    matches!(code, Code::OffsetMetadataTooLarge | Code::InvalidCommitOffsetSize)
 }
 
 pub(crate) fn code_of(error: &KafkaError) -> Code {

@@ -1,7 +1,7 @@
 //! A member's two halves as the driver sees them: the handle and the event stream. Both communicate with the poll
 //! thread (see `poller`) through shared state. Only a commit and the leave wait, and neither for the other.
 
-use crate::{locked, parted::Parted, settings::Settings, slot::Slot};
+use crate::{commit::FailedCommits, locked, parted::Parted, settings::Settings, slot::Slot};
 use async_trait::async_trait;
 use futures_core::Stream;
 use kafkaq_core::{Assignment, Commit, Error, ErrorKind, Event, Member, Partition, Result};
@@ -24,6 +24,7 @@ pub(crate) struct Shared {
     /// Our partitions. The poll thread adds and removes them; a commit is checked against them under the lock.
     pub(crate) owned: Mutex<HashMap<Partition, Arc<Slot>>>,
     pub(crate) parted: Parted,
+    pub(crate) failed_commits: FailedCommits,
     epochs: AtomicU64,
     poll_thread: OnceLock<Thread>,
     pub(crate) leaving: watch::Sender<bool>,
@@ -38,6 +39,7 @@ impl Shared {
             settings,
             owned: Mutex::default(),
             parted: Parted::default(),
+            failed_commits: FailedCommits::default(),
             epochs: AtomicU64::new(0),
             poll_thread: OnceLock::new(),
             leaving: watch::Sender::new(false),

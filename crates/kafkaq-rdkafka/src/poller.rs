@@ -48,7 +48,7 @@ const SHORT: Duration = Duration::from_millis(10);
 const CHECK_EVERY: Duration = Duration::from_secs(9);
 const CHECK_AGAIN: Duration = Duration::from_secs(1);
 /// The same error is reported once per this time.
-const QUIET: Duration = Duration::from_secs(60);
+pub(crate) const QUIET: Duration = Duration::from_secs(60);
 /// How long after a lost response of the group it rejoins, unless the group has responded again.
 const UNSURE: Duration = Duration::from_secs(4);
 /// How soon a failed consumer is rebuilt; doubles each time until one survives.

@@ -3,6 +3,7 @@ use crate::{RdKafka, settings};
 use futures_util::StreamExt;
 use kafkaq_core::{Assignment, Commit, Cursor, Effect, Headers, Log, NewRecord, Record};
 use rdkafka::{
+    Offset, TopicPartitionList,
     error::KafkaResult,
     mocking::MockCluster,
     producer::DefaultProducerContext,
@@ -207,5 +208,41 @@ async fn a_member_leaves_at_once_though_an_earlier_consumer_of_it_is_never_close
     assert!(matches!(left, Ok(Ok(()))), "{left:?}");
     assert!(!hanging.commit.is_finished(), "the consumer was closed");
     drop(hanging.end);
+    kafka.close().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn marks_that_the_servers_refuse_hold_up_no_commit() -> Result<()> {
+    let (mock, kafka, mut c, shared) = joined(Duration::from_secs(60)).await?;
+    let of = read(&mut c).await;
+    let commit = async || shared.commit(&[Commit { assignment: of.clone(), offset: 1 }]).await.remove(0);
+    let committed = async || {
+        let slot = locked(&shared.owned)[&of.partition].clone();
+        let committer = slot.committer.upgrade();
+        let client = committer.and_then(|of| of.consumer.upgrade()).ok_or_else(|| error::closed("commit"))?;
+        let mut list = TopicPartitionList::new();
+        list.add_partition(&of.partition.topic, of.partition.index);
+        let asked = move || client.committed_offsets(list, Duration::from_secs(60));
+        let list = tokio::task::spawn_blocking(asked).await.map_err(failed)?.map_err(failed)?;
+        let found = list.find_partition(&of.partition.topic, of.partition.index);
+        let found = found.map(|found| (found.offset(), found.metadata().to_owned()));
+        found.ok_or_else(|| error::closed("commit"))
+    };
+    let refuse = |codes: &[Fault]| mock.request_errors(RDKafkaApiKey::OffsetCommit, codes);
+    for code in [
+        Fault::RD_KAFKA_RESP_ERR_OFFSET_METADATA_TOO_LARGE,
+        Fault::RD_KAFKA_RESP_ERR_INVALID_COMMIT_OFFSET_SIZE,
+    ] {
+        commit().await?;
+        let (offset, marks) = committed().await?;
+        assert!(offset == Offset::Offset(1) && !marks.is_empty(), "{offset:?} {marks}");
+        refuse(&[code]);
+        commit().await?;
+        assert_eq!(committed().await?, (Offset::Offset(1), String::new()));
+        refuse(&[code, code]);
+        let e = commit().await.unwrap_err();
+        assert_eq!((e.kind(), e.effect()), (ErrorKind::TooLarge, Effect::NotApplied), "{e}");
+        assert!(e.advice().is_some_and(|advice| advice.contains("`offset.metadata.max.bytes`")), "{e}");
+    }
     kafka.close().await
 }
