@@ -18,7 +18,7 @@ use crate::{
     log::Trouble,
     member::{Events, Handle, Item, Shared},
     plan::Plan,
-    session::Agreed,
+    session::{Agreed, MAX_REBALANCE},
     settings::{GroupProtocol, Settings},
     slot::{Doubt, Slot, WentBack},
 };
@@ -63,6 +63,11 @@ pub(crate) async fn start(
     log: Arc<dyn PartitionLog>,
     request: JoinRequest,
 ) -> Result<(Consumer, Arc<Shared>)> {
+    if request.topics.is_empty() || request.max_batch == 0 {
+        return Err(Error::not_applied(ErrorKind::Invalid, "join")
+            .on(format_args!("group {}", request.group))
+            .with_advice("A member reads at least one topic, and at least one record at a time"));
+    }
     let runtime = Runtime::try_current().map_err(|e| {
         let e = Error::not_applied(ErrorKind::Invalid, "join").with_source(e);
         e.with_advice("Call it within a Tokio runtime")
@@ -169,7 +174,7 @@ impl<'a> Poller<'a> {
         drop(checker);
         // Closing waits for the commit in flight. If a coordinator went down, librdkafka never completes a commit that
         // is queued for it while it is down: it retries unsent ones without limit.
-        let until = Instant::now() + request.session_timeout + CLOSING;
+        let until = closed_by(Instant::now(), request.session_timeout);
         while !closing.iter().flatten().all(JoinHandle::is_finished) {
             if Instant::now() > until {
                 tracing::warn!(group = %request.group, "a consumer is closed in the background, since its coordinator is away");
@@ -563,6 +568,11 @@ impl<'a> Poller<'a> {
     fn settings(&self) -> &Settings {
         &self.shared.settings
     }
+}
+
+/// Until when a consumer that leaves is waited for.
+fn closed_by(now: Instant, session: Duration) -> Instant {
+    now + session.min(MAX_REBALANCE) + CLOSING
 }
 
 /// Whether an error would recur with a new consumer.

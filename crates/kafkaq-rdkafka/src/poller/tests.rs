@@ -39,6 +39,28 @@ fn only_what_a_person_has_to_mend_ends_the_stream() {
     assert!(!goes_on.into_iter().any(takes_a_person));
 }
 
+#[tokio::test]
+async fn a_request_that_could_not_be_served_is_refused() {
+    let kafka = Arc::new(RdKafka::builder("127.0.0.1:1").build().unwrap());
+    let refused = async |change: fn(&mut JoinRequest)| {
+        let mut request = JoinRequest::new("g", vec!["t".into()], [1; 16]);
+        change(&mut request);
+        let joined = start(kafka.settings.clone(), kafka.clone(), request).await;
+        let e = joined.map(|_| "joined").unwrap_err();
+        assert_eq!((e.kind(), e.effect()), (ErrorKind::Invalid, Effect::NotApplied), "{e}");
+        assert!(e.to_string().contains("group g") && e.advice().is_some(), "{e}");
+    };
+    refused(|request| request.topics.clear()).await;
+    refused(|request| request.max_batch = 0).await;
+}
+
+#[test]
+fn a_consumer_is_waited_for_until_a_time_that_the_clock_can_tell() {
+    let now = Instant::now();
+    assert_eq!(closed_by(now, Duration::from_secs(10)), now + Duration::from_secs(10) + CLOSING);
+    assert!(closed_by(now, Duration::MAX) > now + Duration::from_secs(3600));
+}
+
 #[test]
 fn the_next_consumer_knows_of_which_recreated_logs_something_was_read() -> Result<()> {
     let kafka = RdKafka::builder("127.0.0.1:1").build()?;
