@@ -1,6 +1,6 @@
 //! Builds a store from addresses, without connecting.
 
-use crate::{ZooKeeperStore, nodes::Nodes};
+use crate::{ZooKeeperStore, client::MAX_REQUESTS, nodes::Nodes};
 use kafkaq_core::{
     Error, ErrorKind, Result,
     connection::{MAX_PREFIX, REQUEST_TIMEOUT, is_address},
@@ -29,6 +29,8 @@ pub(crate) struct Settings {
     pub(crate) session_timeout: Duration,
     pub(crate) sweep_every: Duration,
     pub(crate) linger: Duration,
+    /// How many requests a session carries before another takes its place.
+    pub(crate) max_requests: u32,
     pub(crate) nodes: Nodes,
 }
 
@@ -183,6 +185,7 @@ impl ZooKeeperStoreBuilder {
             session_timeout: self.session_timeout,
             sweep_every: self.sweep_every,
             linger: self.linger,
+            max_requests: MAX_REQUESTS,
             nodes,
         };
         Ok(ZooKeeperStore::new(settings, self.sessions))

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod builder;
+mod client;
 mod failure;
 mod frame;
 mod link;

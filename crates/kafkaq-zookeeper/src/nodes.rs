@@ -10,14 +10,14 @@
 //! Servers answer reads from what they have seen so far. A session sees everything up to its own latest write, even one
 //! that failed; so what was read before any write is only a guess, and is not returned.
 
-use crate::{failure, frame, session::Requests};
+use crate::{client::Client, failure, frame, session::Requests};
 use bytes::Bytes;
 use kafkaq_core::{Key, Result, Swap, Swapped, connection::Operation};
 use std::{
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::Duration,
 };
-use zookeeper_async::{Acl, CreateMode, ZkError, ZkResult, ZooKeeper};
+use zookeeper_async::{Acl, CreateMode, ZkError, ZkResult};
 
 pub(crate) const SHARDS: usize = 256;
 
@@ -70,8 +70,8 @@ impl Nodes {
     ///
     /// The client library has no `sync`. A write does more; deleting a node that never exists is a write that changes
     /// nothing.
-    pub(crate) async fn barrier(&self, zk: &ZooKeeper, operation: Operation) -> Result<()> {
-        match zk.delete(&format!("{}/never", self.root), None).await {
+    pub(crate) async fn barrier(&self, zk: &Client, operation: Operation) -> Result<()> {
+        match zk.request().delete(&format!("{}/never", self.root), None).await {
             Ok(()) | Err(ZkError::NoNode | ZkError::NoAuth) => Ok(()),
             Err(e) => Err(failure::of(operation, e, false)),
         }
@@ -124,7 +124,7 @@ impl Nodes {
         Err(failure::contended(failure::SWAP))
     }
 
-    async fn write(&self, zk: &ZooKeeper, path: &str, version: Option<i32>, swap: &Swap) -> ZkResult<()> {
+    async fn write(&self, zk: &Client, path: &str, version: Option<i32>, swap: &Swap) -> ZkResult<()> {
         let data = match &swap.new {
             Some(new) => {
                 let expires_at = swap.ttl.map(|ttl| frame::after(frame::now(), ttl, self.clock_skew));
@@ -133,18 +133,19 @@ impl Nodes {
             None => frame::gone(),
         };
         match version {
-            Some(version) => zk.set_data(path, data, Some(version)).await.map(drop),
-            None => zk.create(path, data, self.acl.clone(), CreateMode::Persistent).await.map(drop),
+            Some(version) => zk.request().set_data(path, data, Some(version)).await.map(drop),
+            None => zk.request().create(path, data, self.acl.clone(), CreateMode::Persistent).await.map(drop),
         }
     }
 
     /// All nodes above this one.
-    pub(crate) async fn make_parents(&self, zk: &ZooKeeper, path: &str) -> ZkResult<()> {
+    pub(crate) async fn make_parents(&self, zk: &Client, path: &str) -> ZkResult<()> {
         for (end, _) in path.match_indices('/').skip(1) {
             let parent = &path[..end];
             // Checked first: a user who may not create nodes in the root may still use existing ones.
-            if zk.exists(parent, false).await?.is_none() {
-                match zk.create(parent, Vec::new(), self.acl.clone(), CreateMode::Persistent).await {
+            if zk.request().exists(parent, false).await?.is_none() {
+                match zk.request().create(parent, Vec::new(), self.acl.clone(), CreateMode::Persistent).await
+                {
                     Ok(_) | Err(ZkError::NodeExists) => {}
                     Err(e) => return Err(e),
                 }
@@ -154,8 +155,8 @@ impl Nodes {
     }
 }
 
-async fn look(zk: &ZooKeeper, path: &str, operation: Operation) -> Result<Seen> {
-    match zk.get_data(path, false).await {
+async fn look(zk: &Client, path: &str, operation: Operation) -> Result<Seen> {
+    match zk.request().get_data(path, false).await {
         Ok((data, stat)) => {
             let value = frame::read(data, frame::now()).map_err(|()| failure::corrupt(operation))?;
             Ok(Seen { value, version: Some(stat.version) })

@@ -7,7 +7,7 @@
 //! What is read in a session is used only in the same session, and a write of an expired session has no effect.
 //! That limits how long a process may be suspended between reading a version and writing to it: see `sweeper.rs`.
 
-use crate::{builder::Settings, failure::ConnectError, link::lock, nodes::Nodes, sweeper};
+use crate::{builder::Settings, client::Client, failure::ConnectError, link::lock, nodes::Nodes, sweeper};
 use futures_util::{StreamExt, stream};
 use kafkaq_core::{Result, connection::Operation};
 use std::{
@@ -40,7 +40,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const CLOSING: Duration = Duration::from_millis(300);
 
 pub(crate) struct Session {
-    zk: Arc<ZooKeeper>,
+    zk: Arc<Client>,
     thread: Thread,
 }
 
@@ -103,7 +103,7 @@ impl Watcher for NoWatch {
 
 /// The requests of one call in one session.
 pub(crate) struct Requests {
-    pub(crate) zk: Arc<ZooKeeper>,
+    pub(crate) zk: Arc<Client>,
     /// The session is up to date with what was acknowledged before the call.
     up_to_date: OnceCell<()>,
 }
@@ -166,7 +166,7 @@ impl Session {
                 let credentials = format!("{user}:{password}").into_bytes();
                 zk.add_auth("digest", credentials).await.map_err(ConnectError::ZooKeeper)?;
             }
-            let zk = Arc::new(zk);
+            let zk = Arc::new(Client::new(zk, settings.max_requests));
             if sweeps {
                 tokio::spawn(sweeper::run(zk.clone(), settings));
             }
@@ -180,8 +180,9 @@ impl Session {
         }
     }
 
+    /// It carries no further calls. Those in flight end in it.
     pub(crate) fn is_lost(&self) -> bool {
-        self.thread.has_ended()
+        self.thread.has_ended() || self.zk.is_used_up()
     }
 
     /// Processes all items concurrently, up to a limit. When it returns, nothing of it is running, and each item has
@@ -230,7 +231,7 @@ impl Session {
     /// Tells the server, so that it need not keep the session until it expires.
     pub(crate) async fn close(&self) {
         let zk = self.zk.clone();
-        let closing = self.thread.handle.spawn(async move { zk.close().await });
+        let closing = self.thread.handle.spawn(async move { zk.request().close().await });
         let _ = timeout_at(Instant::now() + CLOSING, closing).await;
         lock(&self.thread.runtime).end();
     }
@@ -264,5 +265,96 @@ impl<Q> Item<Q> {
 
     pub(crate) fn is_sent(&self) -> bool {
         self.sent.load(Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{failure, link::Link};
+    use kafkaq_core::Key;
+    use std::sync::atomic::AtomicUsize;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+        time::timeout,
+    };
+    use zookeeper_async::Acl;
+
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    /// Of a server that has no nodes. Counts the sessions.
+    async fn settings(max_requests: u32, sessions: Arc<AtomicUsize>) -> Arc<Settings> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                sessions.fetch_add(1, Relaxed);
+                tokio::spawn(serve(stream));
+            }
+        });
+        let nodes = Nodes { root: "/kafkaq".into(), acl: Acl::open_unsafe().clone(), clock_skew: LIMIT };
+        Arc::new(Settings {
+            servers: vec![server],
+            digest: None,
+            request_timeout: LIMIT,
+            session_timeout: LIMIT,
+            sweep_every: Duration::from_secs(1),
+            linger: LIMIT,
+            max_requests,
+            nodes,
+        })
+    }
+
+    /// Accepts the session, and answers each request with the error `NoNode`.
+    async fn serve(mut stream: TcpStream) -> std::io::Result<()> {
+        let accepted = [&[0; 4][..], &10_000_i32.to_be_bytes(), &[1; 8], &16_i32.to_be_bytes(), &[0; 17]];
+        let mut answer = accepted.concat();
+        loop {
+            let mut request = vec![0; stream.read_u32().await? as usize];
+            stream.read_exact(&mut request).await?;
+            if answer.is_empty() {
+                answer = [&request[..4], &1_i64.to_be_bytes(), &(-101_i32).to_be_bytes()].concat();
+            }
+            stream.write_u32(answer.len() as u32).await?;
+            stream.write_all(&answer).await?;
+            answer.clear();
+        }
+    }
+
+    async fn read(link: &Link, settings: &Arc<Settings>, keys: usize) {
+        let keys = (0..keys).map(|n| Key::of(&["t", &n.to_string()]).unwrap()).collect();
+        let settings = settings.clone();
+        let get = move |requests: Arc<Requests>, item: Arc<Item<Key>>| {
+            let settings = settings.clone();
+            async move { settings.nodes.get(&requests, &item.ask).await }
+        };
+        for outcome in link.each(failure::READ, keys, get).await {
+            assert_eq!(outcome.unwrap(), None);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_session_is_replaced_before_its_request_numbers_run_out() {
+        let sessions = Arc::new(AtomicUsize::new(0));
+        let settings = settings(4, sessions.clone()).await;
+        // The first link's sweeper sends requests, too.
+        let link = Link::new(settings.clone(), 1);
+        let mut after = Vec::new();
+        // With one request more than keys. A call stays in the session in which it has begun.
+        for keys in [1, 1, 1, 9, 1] {
+            read(&link, &settings, keys).await;
+            after.push(sessions.load(Relaxed));
+        }
+        assert_eq!(after, [1, 1, 2, 2, 3]);
+    }
+
+    #[tokio::test]
+    async fn a_sweeper_ends_with_the_requests_of_its_session() {
+        let settings = settings(4, Arc::default()).await;
+        let deadline = Instant::now() + LIMIT;
+        let session = Session::open(settings.clone(), 0, false, deadline).await.ok().unwrap();
+        timeout(LIMIT, sweeper::run(session.zk.clone(), settings)).await.expect("it ends");
+        assert!(session.is_lost());
     }
 }

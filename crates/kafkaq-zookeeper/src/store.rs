@@ -3,6 +3,7 @@
 use crate::{
     ZooKeeperStoreBuilder,
     builder::Settings,
+    client::Client,
     failure, frame,
     link::Link,
     session::{Item, Requests},
@@ -19,7 +20,7 @@ use std::{
     },
     time::Duration,
 };
-use zookeeper_async::{CreateMode, ZooKeeper};
+use zookeeper_async::CreateMode;
 
 /// kafkaq's leases in ZooKeeper.
 ///
@@ -108,18 +109,19 @@ impl LeaseStore for ZooKeeperStore {
 }
 
 /// Does what swaps do, on a node of its own, and returns how much the clocks differ.
-async fn probe(zk: &ZooKeeper, settings: &Settings) -> Result<Duration> {
+async fn probe(zk: &Client, settings: &Settings) -> Result<Duration> {
     let refused = |e| failure::of(failure::CHECK, e, false);
     let nodes = &settings.nodes;
     nodes.make_parents(zk, &format!("{}/probe", nodes.root)).await.map_err(refused)?;
     let before = frame::now();
     // Others may check at the same time: the server chooses the name.
     let path = format!("{}/probe-", nodes.root);
-    let probed = zk.create(&path, Vec::new(), nodes.acl.clone(), CreateMode::EphemeralSequential).await;
+    let probed =
+        zk.request().create(&path, Vec::new(), nodes.acl.clone(), CreateMode::EphemeralSequential).await;
     let path = probed.map_err(refused)?;
-    let stat = zk.set_data(&path, frame::gone(), None).await.map_err(refused)?;
+    let stat = zk.request().set_data(&path, frame::gone(), None).await.map_err(refused)?;
     let after = frame::now();
-    zk.delete(&path, None).await.map_err(refused)?;
+    zk.request().delete(&path, None).await.map_err(refused)?;
     let server = u64::try_from(stat.mtime).unwrap_or(0);
     // A time within the request counts as no difference: it may have been at any moment of it.
     Ok(Duration::from_millis(before.saturating_sub(server).max(server.saturating_sub(after))))

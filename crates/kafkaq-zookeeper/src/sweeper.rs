@@ -11,20 +11,20 @@
 //!
 //! A shard's own node records when it was last swept, so that the work doesn't grow with the number of processes.
 
-use crate::{builder::Settings, frame, nodes::SHARDS};
+use crate::{builder::Settings, client::Client, frame, nodes::SHARDS};
 use futures_util::{StreamExt, stream};
 use std::{hash::BuildHasher, sync::Arc};
-use zookeeper_async::{ZkError, ZkResult, ZooKeeper};
+use zookeeper_async::{ZkError, ZkResult};
 
 /// Few, so that it hardly affects the calls of the same session.
 const IN_FLIGHT: usize = 16;
 
-/// Never ends; it is dropped with its session.
-pub(crate) async fn run(zk: Arc<ZooKeeper>, settings: Arc<Settings>) {
+/// Ends when its session has sent too many requests, since the next one has a sweeper too. Is dropped with its session.
+pub(crate) async fn run(zk: Arc<Client>, settings: Arc<Settings>) {
     let pause = settings.sweep_every / SHARDS as u32;
     // Processes that start together start with different shards.
     let mut shard = std::hash::RandomState::new().hash_one(frame::now()) as usize % SHARDS;
-    loop {
+    while !zk.is_used_up() {
         tokio::time::sleep(pause).await;
         match sweep(&zk, &settings, shard).await {
             Ok(0) | Err(ZkError::NoNode | ZkError::BadVersion) => {}
@@ -39,16 +39,16 @@ pub(crate) async fn run(zk: Arc<ZooKeeper>, settings: Arc<Settings>) {
 ///
 /// # Errors
 /// `NoNode` and `BadVersion` are harmless: there is nothing to sweep, or somebody else does it.
-async fn sweep(zk: &ZooKeeper, settings: &Settings, shard: usize) -> ZkResult<usize> {
+async fn sweep(zk: &Client, settings: &Settings, shard: usize) -> ZkResult<usize> {
     let parent = settings.nodes.shard(shard);
-    let (_, last) = zk.get_data(&parent, false).await?;
+    let (_, last) = zk.request().get_data(&parent, false).await?;
     // Clocks that differ make this earlier or later, which is harmless.
     if frame::now() < millis(last.mtime).saturating_add(frame::millis(settings.sweep_every) / 2) {
         return Ok(0);
     }
-    let claimed = zk.set_data(&parent, Vec::new(), Some(last.version)).await?;
+    let claimed = zk.request().set_data(&parent, Vec::new(), Some(last.version)).await?;
     let before = millis(claimed.mtime).saturating_sub(frame::millis(settings.linger));
-    let names = zk.get_children(&parent, false).await?;
+    let names = zk.request().get_children(&parent, false).await?;
     let mut done = stream::iter(names)
         .map(|name| remove_if_old(zk, format!("{parent}/{name}"), before))
         .buffer_unordered(IN_FLIGHT);
@@ -64,13 +64,13 @@ async fn sweep(zk: &ZooKeeper, settings: &Settings, shard: usize) -> ZkResult<us
 }
 
 /// `before`: on the server's clock.
-async fn remove_if_old(zk: &ZooKeeper, path: String, before: u64) -> ZkResult<bool> {
-    let (data, stat) = zk.get_data(&path, false).await?;
+async fn remove_if_old(zk: &Client, path: String, before: u64) -> ZkResult<bool> {
+    let (data, stat) = zk.request().get_data(&path, false).await?;
     let missing = frame::read(data, frame::now()) == Ok(None);
     if !missing || millis(stat.mtime) > before {
         return Ok(false);
     }
-    zk.delete(&path, Some(stat.version)).await?;
+    zk.request().delete(&path, Some(stat.version)).await?;
     Ok(true)
 }
 

@@ -1,0 +1,34 @@
+//! The client library's handle of one session, which counts its requests.
+//!
+//! The client library numbers the requests of a session with 32 bits and lets them overflow. It takes a response with
+//! number -1 for an event and one with -2 for a ping; each later request would then get the response of another. So a
+//! session is left long before that.
+
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use zookeeper_async::ZooKeeper;
+
+/// Numbers up to here are positive, and so are those of the calls that are still in flight.
+pub(crate) const MAX_REQUESTS: u32 = 1 << 30;
+
+pub(crate) struct Client {
+    zk: ZooKeeper,
+    max_requests: u32,
+    requests: AtomicU32,
+}
+
+impl Client {
+    pub(crate) fn new(zk: ZooKeeper, max_requests: u32) -> Self {
+        Client { zk, max_requests, requests: AtomicU32::new(0) }
+    }
+
+    /// The handle, for one request.
+    pub(crate) fn request(&self) -> &ZooKeeper {
+        self.requests.fetch_add(1, Relaxed);
+        &self.zk
+    }
+
+    /// It is to carry no further calls.
+    pub(crate) fn is_used_up(&self) -> bool {
+        self.requests.load(Relaxed) >= self.max_requests
+    }
+}
