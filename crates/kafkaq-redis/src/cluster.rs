@@ -1,9 +1,10 @@
 //! A Redis Cluster: which node has which slots, learned from the nodes and from their redirects.
 //!
 //! The map is fetched when there is none, and again after anything that casts doubt on it: a redirect, or a failing
-//! node. All nodes are asked concurrently and the first response counts, so a node that is down costs no time.
+//! node. All nodes are asked concurrently and the first response counts, so a node that is down costs no time. One that
+//! doesn't serve its slots is asked last: cut off from the others, it still responds with the map of before.
 
-use crate::{failure, node::Node, slot::SLOTS};
+use crate::{failure, link::has_error, node::Node, slot::SLOTS};
 use futures_util::future::{join_all, select_ok};
 use kafkaq_core::{
     OutageLog, Result,
@@ -12,13 +13,16 @@ use kafkaq_core::{
 use redis::{Client, ConnectionAddr, Pipeline, ServerError, Value};
 use std::{
     ops::RangeInclusive,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
     time::Duration,
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// The map is not fetched more often than this: until a failed node has a successor, every call casts doubt on it.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// The nodes that serve their slots may take this fraction of the time that is left, if there are others to ask.
+const SERVING_SHARE: u32 = 2;
 
 /// In place of the owner of a slot that has none.
 const NOBODY: usize = usize::MAX;
@@ -112,22 +116,53 @@ impl Cluster {
         if need == Need::Nothing {
             return Ok(());
         }
-        let mut nodes = self.nodes();
-        nodes.extend(self.seeds.iter().filter(|seed| find(&self.nodes(), seed.address()).is_none()).cloned());
-        let answer = select_ok(nodes.iter().map(|node| Box::pin(ask(node, call)))).await;
+        let answer = self.ask_all(call).await;
         let mut map = self.map();
         map.looked = Some(Instant::now());
         match answer {
-            Ok((ranges, _others)) => self.learn(&mut map, &ranges),
+            Ok(ranges) => self.learn(&mut map, &ranges),
             Err(e) if need == Need::First => return Err(e),
             Err(e) => tracing::debug!(target: "kafkaq", error = %e, "no node tells who has which slots"),
         }
         Ok(())
     }
 
+    /// The map of any node.
+    async fn ask_all(&self, call: Call) -> Result<Vec<Range>> {
+        let nodes = self.nodes();
+        let is_new = |seed: &&Arc<Node>| find(&nodes, seed.address()).is_none();
+        let seeds: Vec<_> = self.seeds.iter().filter(is_new).cloned().collect();
+        let first_of = async |nodes: &[Arc<Node>]| {
+            let questions = nodes.iter().map(|node| Box::pin(ask(node, call)));
+            select_ok(questions).await.map(|(ranges, _others)| ranges)
+        };
+        let (doubtful, serving): (Vec<_>, Vec<_>) =
+            nodes.iter().cloned().partition(|node| node.out_of_service.load(Relaxed));
+        if doubtful.is_empty() {
+            return first_of(&[serving, seeds].concat()).await;
+        }
+        if !serving.is_empty() {
+            let limit = call.deadline().saturating_duration_since(Instant::now()) / SERVING_SHARE;
+            if let Ok(Ok(ranges)) = timeout(limit, first_of(&serving)).await {
+                return Ok(ranges);
+            }
+        }
+        // A seed may be one of them, by another name.
+        first_of(&[doubtful, seeds].concat()).await
+    }
+
     /// Marks the map as doubtful: something failed that a new map may explain.
     pub(crate) fn mark_stale(&self) {
         self.map().stale = true;
+    }
+
+    /// Casts doubt on the map if a node, by its responses, doesn't serve its slots: another may have taken them over.
+    pub(crate) fn observe(&self, node: &Node, answers: &[Value]) {
+        let out_of_service = has_error(answers, failure::is_out_of_service);
+        node.out_of_service.store(out_of_service, Relaxed);
+        if out_of_service {
+            self.mark_stale();
+        }
     }
 
     /// The node that a refused command goes to instead, if only this command does. If the whole slot has moved, the map
@@ -275,7 +310,17 @@ fn ranges(answer: &Value, asked: &str) -> Option<Vec<Range>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::RedisStore;
+    use kafkaq_core::{Key, LeaseStore};
     use redis::parse_redis_value;
+    use std::{net::SocketAddr, sync::atomic::AtomicBool};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+        time::sleep,
+    };
+
+    const LIMIT: Duration = Duration::from_secs(30);
 
     fn cluster() -> Cluster {
         Cluster::new(&[Client::open("redis://10.0.0.1:7000").unwrap()], 1).unwrap()
@@ -344,5 +389,84 @@ mod tests {
         assert_eq!(cluster.vacant(), 16_383);
         cluster.close().await;
         assert!(cluster.owner(0).is_none() && cluster.redirect(&from, &refusal("ASK 0 h:1")).is_none());
+    }
+
+    /// The old and the new primary of all slots but one, which is always the new one's.
+    struct Failover {
+        addresses: [SocketAddr; 2],
+        /// The old one is cut off, and the new one has taken over.
+        over: AtomicBool,
+    }
+
+    impl Failover {
+        async fn start() -> Arc<Self> {
+            let bind = async || TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let nodes = [bind().await, bind().await];
+            let addresses = nodes.each_ref().map(|node| node.local_addr().unwrap());
+            let failover = Arc::new(Failover { addresses, over: AtomicBool::new(false) });
+            for (number, listener) in nodes.into_iter().enumerate() {
+                let failover = failover.clone();
+                tokio::spawn(async move {
+                    while let Ok((stream, _)) = listener.accept().await {
+                        tokio::spawn(failover.clone().serve(number, stream));
+                    }
+                });
+            }
+            failover
+        }
+
+        async fn serve(self: Arc<Self>, number: usize, mut stream: TcpStream) -> std::io::Result<()> {
+            let mut received = [0; 4096];
+            loop {
+                let n = stream.read(&mut received).await?;
+                if n == 0 {
+                    return Ok(());
+                }
+                for command in String::from_utf8_lossy(&received[..n]).split('*').skip(1) {
+                    if number == 1 && command.contains("SLOTS") {
+                        // Not the first to answer.
+                        sleep(Duration::from_millis(100)).await;
+                    }
+                    stream.write_all(self.answer(number, command).as_bytes()).await?;
+                }
+            }
+        }
+
+        fn answer(&self, number: usize, command: &str) -> String {
+            let over = self.over.load(Relaxed);
+            if command.contains("SLOTS") {
+                let range = |slots: RangeInclusive<u16>, owner: usize| {
+                    let (first, last, port) = (slots.start(), slots.end(), self.addresses[owner].port());
+                    format!("*3\r\n:{first}\r\n:{last}\r\n*2\r\n$9\r\n127.0.0.1\r\n:{port}\r\n")
+                };
+                let most = range(0..=16_382, number * usize::from(over));
+                return format!("*2\r\n{most}{}", range(16_383..=16_383, 1));
+            }
+            let answer = match command.contains("MGET") {
+                true if number == 0 && over => "-CLUSTERDOWN The cluster is down",
+                true => "*1\r\n$-1",
+                false => "+OK",
+            };
+            format!("{answer}\r\n")
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_that_does_not_serve_its_slots_is_left_for_the_one_that_took_them_over() {
+        let failover = Failover::start().await;
+        // The old one has two names.
+        let [old, new] = failover.addresses;
+        let urls = [format!("redis://localhost:{}", old.port()), format!("redis://{new}")];
+        let store = RedisStore::cluster(urls).request_timeout(LIMIT).connections(1).build().unwrap();
+        let key = [Key::of(&["t", "a"]).unwrap()];
+        store.get(&key).await.remove(0).unwrap();
+        failover.over.store(true, Relaxed);
+        let finds_it = async {
+            while store.get(&key).await.remove(0).is_err() {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(LIMIT, finds_it).await.expect("it asks the other node");
+        store.close().await.unwrap();
     }
 }

@@ -94,6 +94,12 @@ pub(crate) fn is_for_another(e: &ServerError) -> bool {
     code(e) == "MOVED" || is_ask(e) || is_readonly(e)
 }
 
+/// The server as a whole serves no keys, or those of no slot: it is cut off from the others of its cluster, or has been
+/// replaced, or is still loading its data.
+pub(crate) fn is_out_of_service(e: &ServerError) -> bool {
+    matches!(code(e), "CLUSTERDOWN" | "MASTERDOWN" | "LOADING")
+}
+
 /// Only this command goes to the other node.
 pub(crate) fn is_ask(e: &ServerError) -> bool {
     code(e) == "ASK"

@@ -5,7 +5,7 @@ use kafkaq_core::{
     Result,
     connection::{Call, Connect, Operation, Reply, SharedConnection},
 };
-use redis::{AsyncConnectionConfig, Client, Pipeline, Value, aio::MultiplexedConnection};
+use redis::{AsyncConnectionConfig, Client, Pipeline, ServerError, Value, aio::MultiplexedConnection};
 
 /// How many requests may wait to be written. One request is a whole batch.
 const SEND_QUEUE: usize = 256;
@@ -66,7 +66,7 @@ pub(crate) async fn send(link: &Link, call: Call, commands: &Pipeline) -> Result
     link.send(call, |mut connection| async move {
         match connection.send_packed_commands(commands, 0, commands.len()).await {
             // The server is only a replica: another connection may lead to the primary.
-            Ok(answers) if answers.iter().any(is_readonly) => Reply::Leave(Ok(answers)),
+            Ok(answers) if has_error(&answers, failure::is_readonly) => Reply::Leave(Ok(answers)),
             Ok(answers) => Reply::Keep(Ok(answers)),
             Err(e) => Reply::Leave(Err(failure::broken(call.operation, link.connect().address(), e))),
         }
@@ -74,10 +74,11 @@ pub(crate) async fn send(link: &Link, call: Call, commands: &Pipeline) -> Result
     .await
 }
 
-fn is_readonly(answer: &Value) -> bool {
-    match answer {
-        Value::ServerError(e) => failure::is_readonly(e),
-        Value::Array(items) => items.iter().any(is_readonly),
+/// Also looks at the responses to the parts of a command.
+pub(crate) fn has_error(answers: &[Value], is_meant: fn(&ServerError) -> bool) -> bool {
+    answers.iter().any(|answer| match answer {
+        Value::ServerError(e) => is_meant(e),
+        Value::Array(items) => has_error(items, is_meant),
         _ => false,
-    }
+    })
 }

@@ -4,11 +4,13 @@ use crate::link::{self, Dialer, Link};
 use futures_util::future::join_all;
 use kafkaq_core::{OutageLog, Result, connection::Call};
 use redis::{Client, Cmd, Pipeline, Value};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 pub(crate) struct Node {
     links: Box<[Link]>,
     next_link: AtomicUsize,
+    /// In a cluster: it has responded that it doesn't serve its slots.
+    pub(crate) out_of_service: AtomicBool,
     pub(crate) outages: OutageLog,
 }
 
@@ -24,6 +26,7 @@ impl Node {
         Node {
             links: (0..connections.max(1)).map(link).collect(),
             next_link: AtomicUsize::new(0),
+            out_of_service: AtomicBool::new(false),
             outages: OutageLog::new(format!("Redis at {address}")),
         }
     }

@@ -100,6 +100,13 @@ impl Servers {
         true
     }
 
+    /// Takes note of what a node responded to its part of a batch.
+    pub(crate) fn observe(&self, node: &Node, answers: &[Value]) {
+        if let Servers::Cluster(cluster) = self {
+            cluster.observe(node, answers);
+        }
+    }
+
     /// A node failed.
     pub(crate) fn mark_stale(&self) {
         if let Servers::Cluster(cluster) = self {

@@ -87,6 +87,7 @@ impl RedisStore {
             for (share, answers) in join_all(requests.collect::<Vec<_>>()).await {
                 match answers {
                     Ok((request, answers)) => {
+                        self.servers.observe(&share.node, &answers);
                         let left = request.settle(answers, &mut outcomes);
                         self.take::<R>(left, &share, round == 0, &mut open, &mut outcomes);
                     }

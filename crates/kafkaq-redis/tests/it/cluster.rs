@@ -228,6 +228,23 @@ async fn a_replica_that_was_promoted_is_found() {
     replace_all(&store, &all, "0", "1").await;
 }
 
+/// As a node does that was replaced and comes back without its data: it answers, and has no slots.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_slots_of_a_node_that_knows_of_none_any_more_are_found_elsewhere() {
+    let target = Target::cluster();
+    let (store, all) = (target.store(), keys(90));
+    await_working(&store, &all).await;
+    let [lost, heir, other] = &target.nodes[..] else { panic!("three nodes") };
+    let lost_id = id(lost);
+    ask(lost, &["CLUSTER", "RESET", "HARD"]);
+    for node in [heir, other] {
+        ask(node, &["CLUSTER", "FORGET", &lost_id]);
+    }
+    ask(heir, &["CLUSTER", "ADDSLOTSRANGE", "0", "5460"]);
+    await_working(&store, &all).await;
+    fill(&store, &all, "a").await;
+}
+
 #[tokio::test]
 async fn without_any_node_a_swap_is_not_applied_and_returns_soon() {
     let urls = ["redis://127.0.0.1:1", "redis://127.0.0.1:2"];
