@@ -13,7 +13,7 @@ use kafkaq_core::{
 use redis::{Client, ConnectionAddr, Pipeline, ServerError, Value};
 use std::{
     ops::RangeInclusive,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering::Relaxed},
     time::Duration,
 };
 use tokio::time::{Instant, timeout, timeout_at};
@@ -45,6 +45,8 @@ struct Map {
     nodes: Vec<Arc<Node>>,
     /// For each slot the place of its owner in `nodes`, or `NOBODY`. Empty before the first answer.
     owners: Vec<usize>,
+    /// Nodes that have left the map and may still have calls in flight. No seeds, which are always there.
+    displaced: Vec<Weak<Node>>,
     stale: bool,
     looked: Option<Instant>,
     closed: bool,
@@ -187,7 +189,8 @@ impl Cluster {
 
     pub(crate) async fn close(&self) {
         let map = std::mem::replace(&mut *self.map(), Map { closed: true, ..Map::default() });
-        join_all(self.seeds.iter().chain(&map.nodes).map(|node| node.close())).await;
+        let displaced: Vec<_> = map.displaced.iter().filter_map(Weak::upgrade).collect();
+        join_all(self.seeds.iter().chain(&map.nodes).chain(&displaced).map(|node| node.close())).await;
     }
 
     fn need(&self) -> Result<Need> {
@@ -224,6 +227,9 @@ impl Cluster {
             }
         }
         tracing::debug!(target: "kafkaq", nodes = nodes.len(), "learnt who has which slots");
+        map.displaced.retain(|node| node.strong_count() > 0);
+        let stays = |old: &Arc<Node>| nodes.iter().chain(&self.seeds).any(|node| Arc::ptr_eq(node, old));
+        map.displaced.extend(map.nodes.iter().filter(|old| !stays(old)).map(Arc::downgrade));
         (map.nodes, map.owners, map.stale) = (nodes, owners, false);
     }
 
@@ -311,7 +317,7 @@ fn ranges(answer: &Value, asked: &str) -> Option<Vec<Range>> {
 mod tests {
     use super::*;
     use crate::RedisStore;
-    use kafkaq_core::{Key, LeaseStore};
+    use kafkaq_core::{ErrorKind, Key, LeaseStore};
     use redis::parse_redis_value;
     use std::{net::SocketAddr, sync::atomic::AtomicBool};
     use tokio::{
@@ -389,6 +395,24 @@ mod tests {
         assert_eq!(cluster.vacant(), 16_383);
         cluster.close().await;
         assert!(cluster.owner(0).is_none() && cluster.redirect(&from, &refusal("ASK 0 h:1")).is_none());
+    }
+
+    #[tokio::test]
+    async fn close_reaches_a_node_that_has_left_the_map_while_it_is_in_use() {
+        let cluster = cluster();
+        let range = |address: &str| Range { slots: 0..=16_383, address: address.to_owned() };
+        cluster.learn(&mut cluster.map(), &[range("127.0.0.1:1")]);
+        let in_use = cluster.owner(0).unwrap();
+        let seed = "10.0.0.1:7000";
+        for address in ["127.0.0.1:2", seed, "127.0.0.1:3", seed, "127.0.0.1:4"] {
+            cluster.learn(&mut cluster.map(), &[range(address)]);
+        }
+        assert!(cluster.map().displaced.len() <= 2, "those that nobody uses are forgotten");
+        cluster.close().await;
+        let mut ping = Pipeline::new();
+        ping.cmd("PING");
+        let e = in_use.send(Call::new(failure::READ, LIMIT), &ping).await.unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Closed, "{e}");
     }
 
     /// The old and the new primary of all slots but one, which is always the new one's.
