@@ -28,6 +28,7 @@ pub(crate) fn cases() -> Vec<Case<dyn LeaseStore>> {
         case!(swaps::a_swap_to_nothing_deletes),
         case!(swaps::of_concurrent_creates_one_wins),
         case!(swaps::swap_is_atomic_under_concurrency),
+        case!(swaps::a_value_is_deleted_only_once_under_concurrency),
         case!(batches::outcomes_come_in_order_of_the_swaps),
         case!(batches::values_come_in_order_of_the_keys),
         case!(batches::a_batch_may_be_empty_or_have_one_item),

@@ -4,7 +4,7 @@ use super::{Cx, get, key, only, put, swap, value};
 use crate::check::{Checked, ensure, ensure_eq};
 use bytes::Bytes;
 use kafkaq_core::{Key, LeaseStore, Swap, Swapped};
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 use tokio::task::JoinSet;
 
 pub(super) async fn a_swap_that_was_answered_is_seen(cx: &Cx) -> Checked {
@@ -167,4 +167,56 @@ async fn count_up(store: Arc<dyn LeaseStore>, key: Key, times: usize) -> Checked
         }
     }
     Ok(())
+}
+
+/// A store that compares versions which start over after a delete takes a new value for one that was read earlier, if it
+/// has been changed as often.
+pub(super) async fn a_value_is_deleted_only_once_under_concurrency(cx: &Cx) -> Checked {
+    const RACERS: usize = 8;
+    const EACH: usize = 40;
+    let (clients, key) = (racers(cx).await?, key(cx, "a")?);
+    let mut race = JoinSet::new();
+    for racer in 0..RACERS {
+        race.spawn(create_and_delete(clients[racer % 2].clone(), key.clone(), racer, EACH));
+    }
+    let (mut created, mut deleted) = (HashSet::new(), Vec::new());
+    for racer in race.join_all().await {
+        let (created_by_it, deleted_by_it) = racer?;
+        created.extend(created_by_it);
+        deleted.extend(deleted_by_it);
+    }
+    for value in deleted {
+        ensure!(created.remove(&value), "{value:?} was deleted more often than it was created");
+    }
+    let left: Vec<_> = created.into_iter().collect();
+    let there: Vec<_> = get(&*clients[0], &key).await?.into_iter().collect();
+    ensure_eq!(there, left, "what was created and not deleted is there");
+    Ok(())
+}
+
+/// Creates a value of its own, and deletes that or the one that it finds, `times` times. Returns the created and the
+/// deleted ones.
+async fn create_and_delete(
+    store: Arc<dyn LeaseStore>,
+    key: Key,
+    racer: usize,
+    times: usize,
+) -> Checked<(Vec<Bytes>, Vec<Bytes>)> {
+    let (mut created, mut deleted) = (Vec::new(), Vec::new());
+    for n in 0..times {
+        let mine = Bytes::from(format!("{racer}-{n}"));
+        let there = match swap(&*store, &key, None, Some(mine.clone())).await? {
+            Swapped::Done => {
+                created.push(mine.clone());
+                Some(mine)
+            }
+            Swapped::Conflict(there) => there,
+        };
+        if let Some(there) = there
+            && swap(&*store, &key, Some(there.clone()), None).await? == Swapped::Done
+        {
+            deleted.push(there);
+        }
+    }
+    Ok((created, deleted))
 }

@@ -13,7 +13,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -23,6 +23,7 @@ use tokio::{sync::RwLock, task::yield_now, time::Instant};
 enum Fault {
     None,
     GrantsTwice,
+    ComparesVersionsThatStartOver,
     IgnoresTheExpectedValue,
     ForgetsReplacements,
     SaysThatNothingIsThere,
@@ -79,7 +80,11 @@ struct Faulty {
     first_ttl: Mutex<HashMap<Key, Instant>>,
     /// Of all clients.
     checking: Arc<AtomicBool>,
+    /// Of all clients: how often each value was replaced since it was created.
+    versions: Arc<Mutex<HashMap<Key, usize>>>,
     made: Instant,
+    /// How many it was asked for.
+    swaps: AtomicUsize,
     written: Mutex<Vec<Key>>,
 }
 
@@ -88,6 +93,7 @@ fn kit(fault: Fault) -> Kit<dyn LeaseStore> {
     let (network, manners) =
         (gate.clone(), if let Fault::Network(manners) = fault { manners } else { Manners::Good });
     let checking = Arc::<AtomicBool>::default();
+    let versions = Arc::<Mutex<_>>::default();
     let make = move || {
         std::future::ready(Ok(Faulty {
             inner: shared.clone(),
@@ -101,7 +107,9 @@ fn kit(fault: Fault) -> Kit<dyn LeaseStore> {
             cache: Mutex::default(),
             first_ttl: Mutex::default(),
             checking: checking.clone(),
+            versions: versions.clone(),
             made: Instant::now(),
+            swaps: AtomicUsize::new(0),
             written: Mutex::default(),
         }))
     };
@@ -186,6 +194,27 @@ impl Faulty {
                 } else {
                     Ok(Swapped::Conflict(there))
                 };
+            }
+            Fault::ComparesVersionsThatStartOver => {
+                let version = || self.versions.lock().unwrap().get(&key).copied();
+                let (seen, there) = (version(), self.current(&key).await?);
+                // Requests take different times.
+                for _ in 0..self.swaps.fetch_add(1, SeqCst) % 7 {
+                    yield_now().await;
+                }
+                let now = self.current(&key).await?;
+                if there != expect || version() != seen {
+                    return Ok(Swapped::Conflict(now));
+                }
+                let outcome = self.raw(&key, now, new.clone(), ttl).await?;
+                if outcome == Swapped::Done {
+                    let mut versions = self.versions.lock().unwrap();
+                    match new {
+                        Some(_) => drop(versions.insert(key, seen.map_or(0, |seen| seen + 1))),
+                        None => drop(versions.remove(&key)),
+                    }
+                }
+                return Ok(outcome);
             }
             Fault::IgnoresTheExpectedValue => return self.force(&key, new, ttl).await,
             Fault::ForgetsReplacements if expect.is_some() && new.is_some() => {
@@ -371,6 +400,7 @@ fn each_fault_of_a_store_is_caught_by_the_case_that_names_the_rule() {
     use Fault::*;
     let table = [
         planted(GrantsTwice, "swap_is_atomic_under_concurrency", SHARED),
+        planted(ComparesVersionsThatStartOver, "a_value_is_deleted_only_once_under_concurrency", &[]),
         planted(
             IgnoresTheExpectedValue,
             "a_conflict_changes_nothing",
@@ -428,7 +458,11 @@ fn each_fault_of_a_store_is_caught_by_the_case_that_names_the_rule() {
         ),
         planted(ComparesPrefixes, "expected_values_are_compared_byte_for_byte", SHARED),
         planted(TakesEmptyForNothing, "an_empty_value_is_not_no_value", &["values_may_have_any_bytes"]),
-        planted(NeverDeletes, "a_swap_to_nothing_deletes", &["a_batch_may_have_a_thousand_items"]),
+        planted(
+            NeverDeletes,
+            "a_swap_to_nothing_deletes",
+            &["a_batch_may_have_a_thousand_items", "a_value_is_deleted_only_once_under_concurrency"],
+        ),
         planted(DeletesWhatIsNotThere, "a_conflict_answers_what_is_there", &[]),
         planted(TakesNoChangeForDone, "a_conflict_answers_what_is_there", &[]),
         planted(BringsBackWhatWasDeleted, "a_swap_to_nothing_deletes", &[]),
@@ -492,6 +526,7 @@ fn each_fault_of_a_store_is_caught_by_the_case_that_names_the_rule() {
                 "no_ttl_is_cut_short",
                 "of_concurrent_creates_one_wins",
                 "swap_is_atomic_under_concurrency",
+                "a_value_is_deleted_only_once_under_concurrency",
                 "concurrent_calls_get_their_own_answers",
                 "an_effect_that_is_not_known_is_reported_as_unknown",
             ],
