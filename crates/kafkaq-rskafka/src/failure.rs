@@ -2,7 +2,7 @@
 
 use kafkaq_core::{Error, ErrorKind, Partition};
 use rskafka::{
-    BackoffError, ConnectionError,
+    BackoffError, ConnectionError, SaslError,
     client::error::{Error as ClientError, ProtocolError, RequestError},
 };
 use std::{borrow::Cow, fmt, io, sync::Arc, time::Duration};
@@ -386,13 +386,16 @@ fn unwrapped(e: ClientError) -> Failure {
 
 /// Nothing was sent: the client was still connecting.
 fn of_connection(e: &ConnectionError) -> Failure {
+    // A connection that breaks meanwhile says nothing of the password.
+    if let ConnectionError::SaslFailed(SaslError::RequestError(e)) = e {
+        return of_request(e).unsent();
+    }
     // If several addresses were tried, the library keeps only the text of each failure.
-    let denied =
-        matches!(e, ConnectionError::SaslFailed(_)) || e.to_string().contains("Sasl handshake failed");
-    if denied {
+    let text = e.to_string();
+    let denials = text.matches("Sasl handshake failed: ").count();
+    if denials > text.matches("Sasl handshake failed: Request error: ").count() {
         return Failure { answered: true, ..Failure::new(ErrorKind::Denied) };
     }
-    let text = e.to_string();
     let advice = ["os error 23)", "os error 24)"].iter().any(|code| text.contains(code));
     let advice = (cfg!(unix) && advice).then_some(OUT_OF_DESCRIPTORS.into());
     Failure { again: true, advice, ..Failure::new(ErrorKind::Unavailable) }
@@ -530,6 +533,31 @@ mod tests {
             source: Box::new(server(ProtocolError::RequestTimedOut, false)),
         });
         assert_eq!(outcome(wrapped), (ErrorKind::Timeout, Effect::Unknown, Retry::Yes));
+    }
+
+    #[test]
+    fn a_connection_that_breaks_while_it_signs_in_says_nothing_of_the_password() {
+        let sasl = |e| ConnectionError::SaslFailed(e);
+        // As the library puts it if several addresses were tried.
+        let in_words = |e: ConnectionError| {
+            let source = Box::new(e);
+            ConnectionError::RetryFailed(BackoffError::DeadlineExceded { deadline: Duration::ZERO, source })
+        };
+        let cut = || {
+            let eof = io::Error::from(io::ErrorKind::UnexpectedEof);
+            SaslError::RequestError(RequestError::Poisoned(Arc::new(RequestError::IO(eof))))
+        };
+        let refused = || SaslError::UnsupportedSaslMechanism;
+        for (e, kind, retry) in [
+            (sasl(cut()), ErrorKind::Unavailable, Retry::Yes),
+            (in_words(sasl(cut())), ErrorKind::Unavailable, Retry::Yes),
+            (sasl(refused()), ErrorKind::Denied, Retry::No),
+            (in_words(sasl(refused())), ErrorKind::Denied, Retry::No),
+        ] {
+            let text = e.to_string();
+            let of = outcome(ClientError::Connection(e));
+            assert_eq!(of, (kind, Effect::NotApplied, retry), "{text}");
+        }
     }
 
     #[test]
