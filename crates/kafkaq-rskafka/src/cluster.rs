@@ -6,6 +6,7 @@ use crate::{
     protocol::metadata::{Described, DescribedPartition, DescribedTopic, Metadata},
     wire::{CONNECT_SHARE, Connections, Request, format::TopicId},
 };
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use kafkaq_core::Partition;
 use rskafka::client::error::ProtocolError;
 use std::{
@@ -16,7 +17,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 /// Leaders are looked up again after this, which also finds added partitions and recreated topics.
 const MAX_AGE: Duration = Duration::from_secs(10);
@@ -284,25 +285,38 @@ impl Cluster {
         Ok(())
     }
 
-    /// Tries one broker after another, until one responds.
+    /// Asks one broker after another, until one responds. The next one is asked when another has failed, or has had its
+    /// part of the time; those that were asked may still respond, since connecting to a distant broker takes longer.
     pub(crate) async fn ask_anybody<R: Request>(
         &self,
         connections: &Connections,
         request: &R,
         deadline: Instant,
     ) -> Result<R::Response, Failure> {
-        let candidates = self.candidates(connections);
+        let mut candidates = self.candidates(connections).into_iter();
         let share = connections.settings.request_timeout / CONNECT_SHARE;
         let each = share / u32::try_from(candidates.len()).unwrap_or(u32::MAX).max(1);
-        let mut last = Failure::not_connected();
-        for address in candidates {
-            match connections.exchange(&address, request, deadline.min(Instant::now() + each)).await {
-                Ok(described) => return Ok(described),
-                Err(failure) if failure.answered => return Err(failure),
-                Err(failure) => last = failure,
+        let (mut asked, mut last) = (FuturesUnordered::new(), Failure::not_connected());
+        let mut next_at = Instant::now();
+        loop {
+            if Instant::now() >= next_at
+                && let Some(address) = candidates.next()
+            {
+                next_at = Instant::now() + each;
+                let limit = deadline.min(Instant::now() + share);
+                asked.push(async move { connections.exchange(&address, request, limit).await });
+            }
+            tokio::select! {
+                biased;
+                outcome = asked.next() => match outcome {
+                    Some(Ok(response)) => return Ok(response),
+                    Some(Err(failure)) if failure.answered => return Err(failure),
+                    Some(Err(failure)) => (last, next_at) = (failure, Instant::now()),
+                    None => return Err(last.not_reached()),
+                },
+                () = sleep_until(next_at), if candidates.len() > 0 => {}
             }
         }
-        Err(last.not_reached())
     }
 
     /// Brokers with a connection, a few known ones, and the configured ones.

@@ -65,6 +65,8 @@ pub(super) struct State {
     pub(super) open: AtomicUsize,
     /// Every connection is cut.
     refuses: watch::Sender<bool>,
+    /// How long every answer takes.
+    pub(super) latency: Mutex<Duration>,
     /// How many of each kind were asked.
     pub(super) asked: Mutex<HashMap<i16, usize>>,
 }
@@ -74,6 +76,8 @@ pub(super) struct Topic {
     pub(super) id: Option<TopicId>,
     pub(super) partitions: i32,
     pub(super) controller: String,
+    /// The other nodes.
+    pub(super) others: Vec<String>,
 }
 
 impl State {
@@ -108,12 +112,14 @@ impl Broker {
             (CREATE_TOPICS, (2, 7)),
             (DESCRIBE_CONFIGS, (1, 4)),
         ];
-        let topic = Topic { id: Some(TopicId([1; 16])), partitions: 3, controller: address.clone() };
+        let (id, controller) = (Some(TopicId([1; 16])), address.clone());
+        let topic = Topic { id, partitions: 3, controller, others: Vec::new() };
         let state = Arc::new(State {
             knows: Mutex::new(knows.into()),
             topic: Mutex::new(topic),
             open: AtomicUsize::new(0),
             refuses: watch::Sender::new(false),
+            latency: Mutex::default(),
             asked: Mutex::default(),
         });
         let answer = Arc::new(answer);
@@ -183,6 +189,7 @@ async fn serve(mut client: TcpStream, state: &State, answer: &(impl Fn(&mut Aske
             Reply::Silence => std::future::pending().await,
             Reply::HangUp => return,
         };
+        let wait = wait + *crate::locked(&state.latency);
         let mut gone = [0];
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
@@ -233,7 +240,7 @@ fn by_default(asked: &mut Asked, state: &State) -> Option<Reply> {
     Some(Reply::Body(body))
 }
 
-/// A cluster of the node 7, which is the controller and leads all partitions.
+/// A cluster of the node 7, which is the controller and leads all partitions, and others.
 fn metadata(asked: &mut Asked, body: &mut Writer, topic: &Topic) {
     let by_id = asked.version >= 10;
     let names = asked
@@ -250,14 +257,16 @@ fn metadata(asked: &mut Asked, body: &mut Writer, topic: &Topic) {
     // Of versions that only rskafka sends.
     let is_library = asked.version < 7;
     assert!(asked.body.int8().unwrap() == 0 || is_library, "nobody is asked to create a topic");
-    let (host, port) = topic.controller.rsplit_once(':').unwrap();
     body.int32(0);
-    body.array(1).unwrap();
-    body.int32(7);
-    body.string(host).unwrap();
-    body.int32(port.parse().unwrap());
-    body.no_string();
-    body.end();
+    body.array(1 + topic.others.len()).unwrap();
+    for (node, address) in (7..).zip([&topic.controller].into_iter().chain(&topic.others)) {
+        let (host, port) = address.rsplit_once(':').unwrap();
+        body.int32(node);
+        body.string(host).unwrap();
+        body.int32(port.parse().unwrap());
+        body.no_string();
+        body.end();
+    }
     body.no_string();
     body.int32(7);
     body.array(names.len()).unwrap();

@@ -59,6 +59,29 @@ async fn many_calls_to_a_broker_that_is_away_are_one_line() {
     assert_eq!(log.warnings().len(), 1);
 }
 
+/// Half of the cluster is behind a firewall, and the rest is far away.
+#[tokio::test(flavor = "current_thread")]
+async fn a_slow_broker_is_reached_although_others_do_not_answer() {
+    let broker = Broker::new(|_| None).await;
+    let mut silent = Vec::new();
+    for _ in 0..3 {
+        silent.push(tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap());
+    }
+    let mut others: Vec<_> = silent.iter().map(|s| s.local_addr().unwrap().to_string()).collect();
+    broker.state.set_topic(|topic| (topic.controller, topic.others) = (others.remove(0), others));
+    *crate::locked(&broker.state.latency) = millis(1_100);
+    let limit = millis(24_000);
+    let kafka = RsKafka::builder(&broker.address).request_timeout(limit).build().unwrap();
+    let link = &kafka.link;
+    for round in 0..2 {
+        let deadline = tokio::time::Instant::now() + limit;
+        let found = link.cluster.topics(&link.connections, &["t".into()], deadline).await;
+        assert_eq!(found.unwrap().remove(0).unwrap().partitions.len(), 3, "{round}");
+        // The next round has to connect, and knows four addresses.
+        link.connections.close_idle();
+    }
+}
+
 #[test]
 fn descriptors_that_are_used_up_are_called_so() {
     let place = crate::failure::Place { bootstrap: "b:9092", partition: None, limit: SOON };
