@@ -249,6 +249,9 @@ impl QueueBuilder {
                 if let Some(timeout) = config.member_timeout {
                     group = group.with_member_timeout(timeout);
                 }
+                if let Some(factor) = config.replication {
+                    group = group.with_replication(factor);
+                }
                 Some(Arc::new(group) as Arc<dyn Broker>)
             }
             (None, Some(_), None) => return Err(refused("a log but no store", BOTH)),

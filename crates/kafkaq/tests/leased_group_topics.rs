@@ -5,7 +5,7 @@
 mod leased;
 
 use futures_util::StreamExt;
-use kafkaq::{LeasedGroup, memory::MemoryLog};
+use kafkaq::{LeasedGroup, Queue, memory::MemoryLog};
 use kafkaq_core::{Broker, Commit, ErrorKind, Event, JoinRequest, Log, Partition, Retry, TopicSpec};
 use leased::*;
 use std::{sync::atomic::Ordering::SeqCst, time::Duration};
@@ -264,7 +264,7 @@ async fn a_deleted_topic_is_reported_and_not_made_again_and_read_when_it_is_back
     sleep(SEC * 121).await;
     assert_eq!(view.told("The topic was deleted"), 3, "once per minute");
     assert!(log.now().describe_topics(&["t".into()]).await.unwrap()[0].is_none(), "nobody has made it");
-    assert!(log.made.lock().unwrap().iter().all(|topic| **topic == *"g.cursors"));
+    assert!(log.made.lock().unwrap().iter().all(|topic| *topic.name == *"g.cursors"));
     create(&log.now(), 3).await;
     append(&log, 2, [100]).await;
     within(SEC * 3, "it is back", || view.held() == 3 && view.has(100)).await;
@@ -301,6 +301,20 @@ async fn the_topic_of_the_checkpoints_is_made_again_when_it_is_missing() {
     assert_eq!(kept(&log).await, Some(6));
     let made = log.made.lock().unwrap().clone();
     assert_eq!(made.len(), 2, "at join, and again: {made:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_topics_of_a_queue_are_created_with_its_replication() {
+    let (log, store) = (Faulty::new(MemoryLog::new()), Store::default());
+    let queue = Queue::builder("q").log(log.clone()).store(store).replication(3).build().await.unwrap();
+    // It joins its group.
+    assert!(queue.try_get_job().unwrap().is_none());
+    let made = || log.made.lock().unwrap().iter().map(|t| t.name.to_string()).collect::<Vec<_>>();
+    within(SEC, "it joins", || made().iter().any(|name| name.ends_with(".cursors"))).await;
+    for topic in &*log.made.lock().unwrap() {
+        assert_eq!(topic.replication, Some(3), "{topic:?}");
+    }
+    queue.shutdown(SEC).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,9 +4,9 @@
 mod leased;
 
 use futures_util::StreamExt;
-use kafkaq_core::{Commit, ErrorKind, Event, Key, LeaseStore, Log, Swap};
+use kafkaq_core::{Commit, Consumer, ErrorKind, Event, Key, LeaseStore, Log, Swap};
 use leased::*;
-use std::time::Duration;
+use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 use tokio::time::{Instant, sleep};
 
 #[tokio::test(start_paused = true)]
@@ -187,6 +187,92 @@ async fn a_store_that_went_back_in_time_does_not_take_the_group_back() {
     let view = View::watch(join(&group(&log, &store), 2).await);
     within(TIMEOUT + SEC, "the next goes on", || view.has(50)).await;
     assert_eq!(view.values(), [50], "the log's checkpoint counts");
+}
+
+/// The group "g" with a cursor at 3 and a record beyond it, of a member that has left.
+async fn three_committed() -> (Faulty, Store) {
+    let (log, store) = (Faulty::new(memory_log(1).await), Store::default());
+    append(&log, 0, 0..3).await;
+    let first = group(&log, &store);
+    let view = View::watch(join(&first, 1).await);
+    within(SEC, "it reads", || view.values().len() == 3).await;
+    first.close().await.unwrap();
+    append(&log, 0, [3]).await;
+    (log, store)
+}
+
+#[tokio::test(start_paused = true)]
+async fn checkpoints_that_can_not_be_read_keep_no_member_from_joining_and_reading() {
+    let (log, store) = three_committed().await;
+    log.no_cursors.store(true, SeqCst);
+    let begin = Instant::now();
+    let view = View::watch(join(&group(&log, &store), 2).await);
+    assert!(begin.elapsed() < SEC, "joining waits for nothing: {:?}", begin.elapsed());
+    within(TIMEOUT * 2 / 3, "it reads", || view.has(3)).await;
+    assert_eq!(view.values(), [3], "from the store's cursor");
+    assert_eq!(view.told("start at the store's cursor"), 1, "{:?}", view.0.lock().unwrap().errors);
+    log.no_cursors.store(false, SeqCst);
+    sleep(SEC * 20).await;
+    assert_eq!(kept(&log).await, Some(4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_of_the_checkpoints_delays_many_partitions_as_little_as_one() {
+    let (log, store) = (Faulty::new(memory_log(100).await), Store::default());
+    for n in 0..100 {
+        append(&log, n, [n as u64]).await;
+    }
+    let first = group(&log, &store);
+    let view = View::watch(join(&first, 1).await);
+    within(SEC * 5, "it reads", || view.values().len() == 100).await;
+    first.close().await.unwrap();
+    log.no_cursors.store(true, SeqCst);
+    let view = View::watch(join(&group(&log, &store), 2).await);
+    within(TIMEOUT, "it has all", || view.held() == 100).await;
+    assert_eq!(view.told("start at the store's cursor"), 1, "not once per partition");
+}
+
+/// As above, but the checkpoints can't be read when reading starts.
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_that_was_not_read_is_not_overwritten_by_an_earlier_one() {
+    let (log, store) = three_committed().await;
+    let key = Key::partition("g", &partition(0));
+    let old = store.inner.get(std::slice::from_ref(&key)).await.remove(0).unwrap();
+    append(&log, 0, 4..50).await;
+    let second = group(&log, &store);
+    let view = View::watch(join(&second, 2).await);
+    within(SEC, "it reads", || view.has(49)).await;
+    second.close().await.unwrap();
+    assert_eq!(kept(&log).await, Some(50));
+    store.inner.clear();
+    store.inner.swap(&[Swap::new(key, None, old, None)]).await.remove(0).unwrap();
+    log.no_cursors.store(true, SeqCst);
+    let third = group(&log, &store);
+    let mut consumer = join(&third, 3).await;
+    let Some(Ok(Event::Assigned(mine))) = next_without_errors(&mut consumer).await else { panic!() };
+    log.no_cursors.store(false, SeqCst);
+    let commit = |offset| Commit { assignment: mine[0].clone(), offset };
+    let Some(Ok(Event::Records(_, batch))) = next_without_errors(&mut consumer).await else { panic!() };
+    assert_eq!(batch.records[0].offset, 3, "the store's cursor");
+    consumer.member.commit(&[commit(10)]).await.remove(0).unwrap();
+    sleep(SEC * 20).await;
+    assert_eq!(kept(&log).await, Some(50), "the further one stays");
+    append(&log, 0, 50..60).await;
+    while !matches!(next_without_errors(&mut consumer).await, Some(Ok(Event::Records(_, b))) if b.next == 60)
+    {
+    }
+    consumer.member.commit(&[commit(55)]).await.remove(0).unwrap();
+    sleep(SEC * 20).await;
+    assert_eq!(kept(&log).await, Some(55));
+}
+
+async fn next_without_errors(of: &mut Consumer) -> Option<kafkaq_core::Result<Event>> {
+    loop {
+        match of.events.next().await {
+            Some(Err(_)) => {}
+            event => return event,
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

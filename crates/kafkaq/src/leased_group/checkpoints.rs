@@ -9,13 +9,20 @@
 //! forwards; and once for all partitions of a member, even if a search is interrupted.
 
 use super::caught::in_time;
-use crate::config::CURSORS;
+use crate::{config::CURSORS, sync::lock};
 use kafkaq_core::{
     Batch, Cursor, Error, ErrorKind, FetchLimit, Headers, NewRecord, Offsets, Partition, PartitionLog,
     Position, Result, TopicSpec,
 };
-use std::{collections::HashMap, sync::Arc, time::Duration};
-use tokio::sync::Mutex;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout_at},
+};
 
 /// How many offsets the first part has. If the store has a cursor, which may be an old one, only this part is read.
 const FIRST_PART: i64 = 1000;
@@ -24,9 +31,10 @@ const EMPTY_LIMIT: u32 = 10;
 const MAX_BYTES: usize = 1 << 20;
 
 /// The topic with the group's checkpoints.
-pub(super) fn checkpoint_topic(group: &str) -> TopicSpec {
+pub(super) fn checkpoint_topic(group: &str, replication: Option<i16>) -> TopicSpec {
     let mut spec = TopicSpec::new(format!("{group}{CURSORS}"));
     spec.partitions = Some(1);
+    spec.replication = replication;
     spec.compacted = true;
     spec.unlimited_bytes = true;
     spec
@@ -38,6 +46,16 @@ pub(super) struct Checkpoints {
     topics: Vec<Arc<str>>,
     /// Locked by the searching task; others wait and use its results.
     search: Mutex<Search>,
+    unread: std::sync::Mutex<Unread>,
+}
+
+/// What is not known because the checkpoints can't be read.
+#[derive(Default)]
+struct Unread {
+    /// Since when no attempt has succeeded, and when the last one was made.
+    failing: Option<(Instant, Instant)>,
+    /// Reading has started without the checkpoints of these, which may be further.
+    partitions: HashSet<Partition>,
 }
 
 /// The last known checkpoint of each partition.
@@ -64,21 +82,90 @@ struct Part {
 impl Checkpoints {
     pub(super) fn new(topic: &TopicSpec, topics: &[Arc<str>]) -> Self {
         let topic = Partition::new(topic.name.clone(), 0);
-        Checkpoints { topic, topics: topics.to_vec(), search: Mutex::default() }
+        let (search, unread) = Default::default();
+        Checkpoints { topic, topics: topics.to_vec(), search, unread }
     }
 
-    /// Stores cursors in the log. Returns one outcome each.
+    /// Stores cursors in the log, unless it has a further one that was not read when reading started. Returns one
+    /// outcome each.
     pub(super) async fn append(
         &self,
         log: &dyn PartitionLog,
         cursors: &[(Partition, Cursor)],
     ) -> Vec<Result<()>> {
-        let record = |(of, at): &(Partition, Cursor)| {
-            NewRecord::new(Some(of.to_string().into()), Some(at.encode()), Headers::new())
+        let (mut records, mut passed) = (Vec::new(), Vec::new());
+        for (of, at) in cursors {
+            let is_passed = self.is_passed(log, of, at).await;
+            if let Ok(false) = is_passed {
+                let key = Some(of.to_string().into());
+                records.push(NewRecord::new(key, Some(at.encode()), Headers::new()));
+            }
+            passed.push(is_passed);
+        }
+        let mut appended = Vec::new().into_iter();
+        if !records.is_empty() {
+            appended = log.append(&self.topic, &records).await.into_iter();
+        }
+        let unanswered = || Err(Error::unknown(ErrorKind::Other, "append").on(&self.topic));
+        let outcomes = passed.into_iter().map(|passed| match passed? {
+            true => Ok(()),
+            false => appended.next().unwrap_or_else(unanswered).map(drop),
+        });
+        outcomes.collect()
+    }
+
+    /// Whether the log has a further checkpoint. Asks only if reading has started without it.
+    async fn is_passed(&self, log: &dyn PartitionLog, of: &Partition, at: &Cursor) -> Result<bool> {
+        if !lock(&self.unread).partitions.contains(of) {
+            return Ok(false);
+        }
+        // One of an earlier log may have a higher offset, but is older.
+        let time = |cursor: &Cursor| cursor.mark.map(|mark| mark.timestamp_ms);
+        let is_further = |kept: &Cursor| kept.offset > at.offset && time(kept) >= time(at);
+        let is_passed = self.search(log, of, false).await?.is_some_and(|kept| is_further(&kept));
+        if !is_passed {
+            lock(&self.unread).partitions.remove(of);
+        }
+        Ok(is_passed)
+    }
+
+    /// Returns the last checkpoint of a partition of which the store has a cursor, if it is among the last records.
+    /// `Ok(Err)`: no checkpoint could be read for `patience`, so reading starts without. From then on each partition
+    /// waits for a tenth of it.
+    pub(super) async fn last_if_readable(
+        &self,
+        log: &dyn PartitionLog,
+        of: &Partition,
+        patience: Duration,
+    ) -> Result<Result<Option<Cursor>>> {
+        let began = Instant::now();
+        let since = {
+            let mut unread = lock(&self.unread);
+            let outage = unread.failing.filter(|(_, last)| began <= *last + patience);
+            let (since, _) = *unread.failing.insert((outage.map_or(began, |(since, _)| since), began));
+            since
         };
-        let records: Vec<_> = cursors.iter().map(record).collect();
-        let outcomes = log.append(&self.topic, &records).await;
-        outcomes.into_iter().map(|outcome| outcome.map(drop)).collect()
+        let give_up_at = since + patience;
+        let late = |_| Err(Error::not_applied(ErrorKind::Timeout, "fetch").on(&self.topic));
+        let found = timeout_at(give_up_at.max(began + patience / 10), self.last(log, of, false)).await;
+        let found = found.unwrap_or_else(late);
+        let now = Instant::now();
+        let mut unread = lock(&self.unread);
+        match found {
+            Ok(found) => {
+                unread.failing = None;
+                unread.partitions.remove(of);
+                Ok(Ok(found))
+            }
+            Err(error) => {
+                unread.failing = Some((since, now));
+                if now < give_up_at {
+                    return Err(error);
+                }
+                unread.partitions.insert(of.clone());
+                Ok(Err(error))
+            }
+        }
     }
 
     /// Returns the last checkpoint of a partition. `thorough`: wherever it is; otherwise only if it is among the last
@@ -91,6 +178,14 @@ impl Checkpoints {
         of: &Partition,
         thorough: bool,
     ) -> Result<Option<Cursor>> {
+        match self.search(log, of, thorough).await {
+            // Somebody deleted the topic. It is recreated at the next check of the topics.
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            found => found,
+        }
+    }
+
+    async fn search(&self, log: &dyn PartitionLog, of: &Partition, thorough: bool) -> Result<Option<Cursor>> {
         let mut search = self.search.lock().await;
         let ends = self.ends(log).await?;
         search.begin(ends);
@@ -238,7 +333,7 @@ mod tests {
 
     /// A log in which partition 0 has `old` as its first checkpoint, partition 1 has many, and partition 2 none.
     async fn log(checkpoints: i64) -> (Counting, Checkpoints) {
-        let (log, topic) = (Counting::default(), checkpoint_topic("g"));
+        let (log, topic) = (Counting::default(), checkpoint_topic("g", None));
         log.limit.store(usize::MAX, SeqCst);
         log.ensure_topics(std::slice::from_ref(&topic)).await.unwrap();
         let checkpoints_of = Checkpoints::new(&topic, &["t".into()]);
@@ -329,7 +424,7 @@ mod tests {
         let (log, checkpoints) = log(5_000).await;
         assert_eq!(last(&log, &checkpoints, 0, true).await.0, Some(7));
         log.inner.delete_topic("g.cursors").unwrap();
-        log.ensure_topics(&[checkpoint_topic("g")]).await.unwrap();
+        log.ensure_topics(&[checkpoint_topic("g", None)]).await.unwrap();
         append(&log, &checkpoints, &[(partition(1), cursor(3))]).await;
         assert_eq!(last(&log, &checkpoints, 0, true).await, (None, 1));
         assert_eq!(last(&log, &checkpoints, 1, true).await.0, Some(3));

@@ -14,6 +14,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll},
+    time::Duration,
 };
 use tokio::sync::{Notify, oneshot, watch};
 
@@ -28,6 +29,8 @@ pub(super) struct Shared {
     pub(super) topics: Vec<Arc<str>>,
     pub(super) checkpoint_topic: TopicSpec,
     pub(super) checkpoints: Checkpoints,
+    /// How long reading waits for checkpoints, if the store has a cursor.
+    pub(super) locate_patience: Duration,
     pub(super) max_batch: usize,
     pub(super) group: Mutex<Group>,
     /// Of the group's own calls to the log.

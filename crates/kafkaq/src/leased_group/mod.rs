@@ -43,7 +43,8 @@ const TIMES: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::fr
 /// The members of a group share the partitions through the store, and take over from a member that is gone after
 /// [`member_timeout`](LeasedGroup::with_member_timeout). The store keeps the group's position; every few seconds, and
 /// when a member leaves, it is also written to the log, to the compacted topic `<group>.cursors`, so that the group
-/// doesn't start from the beginning if the store is wiped or rolled back.
+/// doesn't start from the beginning if the store is wiped or rolled back. If that topic can't be read for half of the
+/// member timeout, reading starts at the store's position, and an `Err` event tells the operator.
 ///
 /// Every member looks for new partitions every ten seconds. It never creates a topic that it reads: a deleted one is
 /// reported and its partitions are lost, and they are taken again when it is back. Equally often, at every assignment
@@ -54,6 +55,7 @@ pub struct LeasedGroup {
     store: Arc<dyn LeaseStore>,
     member_timeout: Option<Duration>,
     checkpoint_every: Duration,
+    replication: Option<i16>,
     members: Mutex<Vec<Weak<Shared>>>,
 }
 
@@ -65,6 +67,7 @@ impl LeasedGroup {
             store: Arc::new(store),
             member_timeout: None,
             checkpoint_every: Duration::from_secs(5),
+            replication: None,
             members: Mutex::default(),
         }
     }
@@ -84,6 +87,14 @@ impl LeasedGroup {
     #[must_use]
     pub fn with_checkpoint_every(mut self, every: Duration) -> Self {
         self.checkpoint_every = every;
+        self
+    }
+
+    /// The replication factor that the topic `<group>.cursors` is created with. Default: the server's. A queue with
+    /// [`log`](crate::QueueBuilder::log) passes its own.
+    #[must_use]
+    pub fn with_replication(mut self, factor: i16) -> Self {
+        self.replication = Some(factor);
         self
     }
 }
@@ -134,9 +145,8 @@ impl Broker for LeasedGroup {
             ));
         }
         let outages = OutageLog::new(format!("The log of group {}", request.group));
-        let checkpoint_topic = checkpoints::checkpoint_topic(&request.group);
-        self.log.ensure_topics(std::slice::from_ref(&checkpoint_topic)).await?;
-        let found = run::look(&*self.log, &request.topics).await?;
+        let checkpoint_topic = checkpoints::checkpoint_topic(&request.group, self.replication);
+        let found = run::look_at_all(&*self.log, &request.topics, &checkpoint_topic).await?;
         let (mut topics, mut outbox) = (Topics::new(&request.topics), Outbox::default());
         for (of, alarm) in topics.observe(&found, Instant::now()) {
             outbox.alarm(of, alarm);
@@ -154,6 +164,7 @@ impl Broker for LeasedGroup {
             store: self.store.clone(),
             clock: Clock::start(),
             checkpoints: Checkpoints::new(&checkpoint_topic, &request.topics),
+            locate_patience: member_timeout / 2,
             topics: request.topics,
             checkpoint_topic,
             max_batch: request.max_batch,

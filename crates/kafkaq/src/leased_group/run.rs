@@ -12,7 +12,7 @@ use super::{
 use crate::{driver::every_answer, sync::lock};
 use bytes::Bytes;
 use kafkaq_core::{
-    Assignment, Cursor, Error, ErrorKind, PartitionLog, Result, Retry, Swapped, TopicInfo,
+    Assignment, Cursor, Error, ErrorKind, PartitionLog, Result, Retry, Swapped, TopicInfo, TopicSpec,
     group::{Change, ReadToken, SwapToken, Trail},
     machine::Mono,
 };
@@ -56,7 +56,7 @@ enum Done {
 }
 
 /// One `TopicInfo` per topic, or `None` for a missing one.
-pub(super) async fn look(log: &dyn PartitionLog, topics: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
+async fn look(log: &dyn PartitionLog, topics: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
     let infos = log.describe_topics(topics).await?;
     if infos.len() == topics.len() {
         return Ok(infos);
@@ -68,12 +68,17 @@ pub(super) async fn look(log: &dyn PartitionLog, topics: &[Arc<str>]) -> Result<
     )))
 }
 
-/// The same for all topics that a member needs. Recreates the checkpoint topic if it is gone, and no other.
-async fn look_at_all(shared: &Shared) -> Result<Vec<Option<TopicInfo>>> {
-    let names: Vec<_> = shared.topics.iter().chain([&shared.checkpoint_topic.name]).cloned().collect();
-    let mut infos = look(&*shared.log, &names).await?;
+/// The same for all topics that a member needs. Creates the checkpoint topic if it is missing, and no other. One that is
+/// there may have no leader at the moment, and nobody waits for that.
+pub(super) async fn look_at_all(
+    log: &dyn PartitionLog,
+    topics: &[Arc<str>],
+    checkpoint_topic: &TopicSpec,
+) -> Result<Vec<Option<TopicInfo>>> {
+    let names: Vec<_> = topics.iter().chain([&checkpoint_topic.name]).cloned().collect();
+    let mut infos = look(log, &names).await?;
     if infos.pop().flatten().is_none() {
-        shared.log.ensure_topics(std::slice::from_ref(&shared.checkpoint_topic)).await?;
+        log.ensure_topics(std::slice::from_ref(checkpoint_topic)).await?;
     }
     Ok(infos)
 }
@@ -95,7 +100,8 @@ pub(super) async fn run(shared: Arc<Shared>, mut topics: Topics) {
         if look_at.is_some_and(|at| Instant::now() >= at) {
             look_at = None;
             spawn(&mut calls, &shared, |s| async move {
-                Done::Looked(guarded("look for partitions", LOOK_LIMIT, look_at_all(&s)).await)
+                let look = look_at_all(&*s.log, &s.topics, &s.checkpoint_topic);
+                Done::Looked(guarded("look for partitions", LOOK_LIMIT, look).await)
             });
         }
         tell(&shared, &mut readers);
@@ -197,7 +203,8 @@ fn start_calls(shared: &Arc<Shared>, calls: &mut JoinSet<Done>, now: Mono) {
         && let Some((assignment, stored)) = group.poll_locate(now)
     {
         spawn(calls, shared, |s| async move {
-            let start = locate::locate(&*s.log, &s.checkpoints, &assignment.partition, stored);
+            let of = &assignment.partition;
+            let start = locate::locate(&*s.log, &s.checkpoints, of, stored, s.locate_patience);
             let start = caught("find out where to start", start).await.flatten();
             Done::Located(assignment, start)
         });
@@ -242,6 +249,10 @@ fn finish(shared: &Shared, done: Done) {
             let at = match start {
                 Ok(start) => {
                     outbox.start_alarm(&assignment.partition, start.alarm);
+                    if let Some(error) = start.unread {
+                        let error = error.on(&shared.checkpoint_topic.name);
+                        outbox.failed(Some(&assignment.partition), error);
+                    }
                     Some(start.at)
                 }
                 Err(error) => {

@@ -105,7 +105,9 @@ pub(crate) struct Faulty {
     /// The next look at the topics finds none.
     pub(crate) forget_once: Arc<AtomicBool>,
     /// What it was asked to make.
-    pub(crate) made: Arc<Mutex<Vec<Arc<str>>>>,
+    pub(crate) made: Arc<Mutex<Vec<TopicSpec>>>,
+    /// The topic of the checkpoints has no leader.
+    pub(crate) no_cursors: Arc<AtomicBool>,
 }
 
 impl Faulty {
@@ -117,6 +119,7 @@ impl Faulty {
             empty: Arc::default(),
             forget_once: Arc::default(),
             made: Arc::default(),
+            no_cursors: Arc::default(),
         }
     }
 
@@ -142,6 +145,13 @@ impl Faulty {
         self.inner.lock().unwrap().clone()
     }
 
+    pub(crate) fn led(&self, op: &'static str, topic: &str) -> Result<()> {
+        match topic == "g.cursors" && self.no_cursors.load(Ordering::SeqCst) {
+            true => Err(Error::not_applied(ErrorKind::Unavailable, op)),
+            false => Ok(()),
+        }
+    }
+
     pub(crate) async fn call(&self, op: &'static str) -> Result<MemoryLog> {
         let planned = *self.trouble.lock().unwrap();
         if let Some((_, trouble)) = planned.filter(|(which, _)| *which == op)
@@ -160,7 +170,8 @@ impl Faulty {
 #[async_trait]
 impl Log for Faulty {
     async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<TopicInfo>> {
-        self.made.lock().unwrap().extend(topics.iter().map(|t| t.name.clone()));
+        self.made.lock().unwrap().extend(topics.iter().cloned());
+        topics.iter().try_for_each(|topic| self.led("ensure_topics", &topic.name))?;
         self.call("ensure_topics").await?.ensure_topics(topics).await
     }
 
@@ -173,6 +184,9 @@ impl Log for Faulty {
     }
 
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
+        if let Err(e) = self.led("append", &to.topic) {
+            return vec![Err(e); records.len()];
+        }
         match self.call("append").await {
             Ok(log) => log.append(to, records).await,
             Err(e) => vec![Err(e); records.len()],
@@ -187,6 +201,7 @@ impl Log for Faulty {
 #[async_trait]
 impl PartitionLog for Faulty {
     async fn fetch(&self, from: &Position, limit: FetchLimit) -> Result<Batch> {
+        self.led("fetch", &from.partition.topic)?;
         let log = self.call("fetch").await?;
         if self.empty.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok() {
             sleep(limit.max_wait).await;
@@ -196,10 +211,12 @@ impl PartitionLog for Faulty {
     }
 
     async fn offsets(&self, of: &[Partition]) -> Vec<Result<Offsets>> {
-        match self.call("offsets").await {
-            Ok(log) => log.offsets(of).await,
-            Err(e) => vec![Err(e); of.len()],
-        }
+        let log = match self.call("offsets").await {
+            Ok(log) => log,
+            Err(e) => return vec![Err(e); of.len()],
+        };
+        let led = |of: &Partition| self.led("offsets", &of.topic);
+        log.offsets(of).await.into_iter().zip(of).map(|(found, of)| led(of).and(found)).collect()
     }
 }
 
