@@ -21,6 +21,8 @@ crate::faults::faults! {
     CheckpointIgnored,
     /// The log's checkpoint is ignored if the store has a cursor, which may be an old one.
     StoreBelieved,
+    /// The store's cursor is written to the log before the start is found.
+    UnlocatedKept,
     /// A leaving member writes no checkpoint to the log.
     LeaveForgets,
     /// A conflict is overwritten, whoever owns the partition now.

@@ -107,10 +107,12 @@ impl Group {
         }
     }
 
-    /// The cursor that the log lacks, and when it is due.
+    /// The cursor that the log lacks, and when it is due. Not before the start is found: until then it is the store's,
+    /// which may have been rolled back, while the log has a later one.
     pub(super) fn unkept(&self, own: &Own) -> Option<(Cursor, Mono)> {
+        let is_own = own.located || planted!(self, UnlocatedKept);
         let (cursor, at) = match self.leaving {
-            false => (own.stored, own.checkpoint_at),
+            false => (own.stored.filter(|_| is_own), own.checkpoint_at),
             true if self.owes_checkpoint(own) => (own.cursor, Mono(0)),
             true => (None, Mono(0)),
         };

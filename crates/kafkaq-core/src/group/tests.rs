@@ -306,6 +306,32 @@ fn a_cursor_goes_to_the_log_every_few_seconds_if_it_has_moved() {
     assert_eq!(checkpoints(&mut a, Mono(50 * SEC)), []);
 }
 
+/// The store may have gone back in time: then the log's checkpoint is further.
+#[test]
+fn a_cursor_of_the_store_goes_to_the_log_only_once_the_start_is_found() {
+    let (mut store, mut old) = (Store::default(), member(1, 1));
+    let held = first(round(&mut old, &mut store, Mono(0)));
+    old.handle_commit(1, &held, cursor(5), Mono(1));
+    round(&mut old, &mut store, Mono(1));
+    old.handle_leave();
+    round(&mut old, &mut store, Mono(2));
+    let (mut new, mut asked) = (member(2, 1), None);
+    for s in 1..=8 {
+        let now = Mono(s * SEC);
+        if let Some((token, keys)) = new.poll_read(now, 9) {
+            new.handle_read(token, keys.iter().map(|k| Ok(store.0.get(k).cloned())).collect(), now);
+        }
+        swaps(&mut new, &mut store, now);
+        asked = asked.or(new.poll_locate(now));
+        assert_eq!(checkpoints(&mut new, now), [], "after {s} s");
+    }
+    let (assignment, stored) = asked.unwrap();
+    assert_eq!(stored, Some(cursor(5)));
+    new.handle_located(&assignment, Some(cursor(8)), Mono(9 * SEC));
+    swaps(&mut new, &mut store, Mono(9 * SEC));
+    assert_eq!(checkpoints(&mut new, Mono(9 * SEC)), [(assignment, cursor(8))]);
+}
+
 /// The store holds a cursor of a topic that was deleted and made anew, and it is beyond this topic's end.
 #[test]
 fn a_cursor_of_an_earlier_topic_confirms_no_commit() {

@@ -56,6 +56,8 @@ pub(super) struct Check {
     begun: HashSet<(Id, i32, u64)>,
     /// Holds in which reading has begun: only they have a cursor of their own.
     started: HashSet<(Id, i32, u64)>,
+    /// Values that were sent before: epoch and counter. Their cursor is what the last owner has left.
+    carried: HashSet<(Id, i32, u64, u64)>,
     committers: HashMap<(i32, u64), Id>,
     /// Partitions without a member: until when somebody else than the last one has to hold them.
     orphans: BTreeMap<i32, (Id, Us)>,
@@ -109,6 +111,9 @@ impl World {
     /// A member sends this value: to take a partition, to ask for one, or for its own hold.
     pub(super) fn check_sent(&mut self, id: Id, p: i32, new: &Value) {
         let own = self.check.started.contains(&(id, p, new.epoch)) && new.owner.is_none_or(|m| m == id);
+        if !own {
+            self.check.carried.insert((id, p, new.epoch, new.counter));
+        }
         let Some(at) = new.cursor.filter(|_| own) else { return };
         let before = self.check.sent.insert((id, p, new.epoch), at.offset);
         if before.is_some_and(|b| b > at.offset) {
@@ -154,13 +159,13 @@ impl World {
             // Of the log before it was cut: what lies below was overwritten.
             self.check.given.remove(&p);
         }
-        // A take carries what the last owner has left.
-        let same = Some(at) == old.and_then(|v| v.cursor);
-        if !same || self.check.started.contains(&hold) {
-            let had = self.check.had.entry(hold).or_insert(at.offset);
-            *had = (*had).max(at.offset);
+        // Also into a store that has forgotten it.
+        if self.check.carried.contains(&(id, p, new.epoch, new.counter)) {
+            return;
         }
-        if same {
+        let had = self.check.had.entry(hold).or_insert(at.offset);
+        *had = (*had).max(at.offset);
+        if Some(at) == old.and_then(|v| v.cursor) {
             return;
         }
         let has = self.check.has.entry(hold).or_insert(at.offset);
@@ -197,6 +202,14 @@ impl World {
         if owner && found.offset < given {
             let at = cursor(found);
             self.broken(format!("partition {p} is read from {at} although the store was given {given}"));
+        }
+    }
+
+    /// A member writes a cursor to the log. Before it knows where to start, it has none of its own.
+    pub(super) fn check_checkpoint(&mut self, id: Id, of: &Assignment) {
+        let p = of.partition.index;
+        if !self.check.started.contains(&(id, p, of.epoch)) {
+            self.broken(format!("a cursor of partition {p} goes to the log before the start is found"));
         }
     }
 

@@ -112,6 +112,7 @@ impl World {
         let mut checkpoints = Vec::new();
         self.procs[n].group.poll_checkpoints(now, 100, &mut checkpoints);
         for (assignment, cursor) in checkpoints {
+            self.check_checkpoint(id, &assignment);
             self.later(WAY, id, Call::Checkpoint(assignment, cursor));
         }
         self.told(n);
@@ -156,7 +157,8 @@ impl World {
     /// As the driver does it: the store's cursor and the log's checkpoint, and whether the records still say so.
     fn locate(&mut self, id: Id, of: &Assignment, stored: Option<Cursor>) -> Option<Cursor> {
         let p = of.partition.index;
-        if self.topics[&p].missing || (!self.calm() && self.rng.chance(50)) {
+        let is_away = self.now < self.log_away_until && !self.calm();
+        if self.topics[&p].missing || is_away || (!self.calm() && self.rng.chance(50)) {
             return None;
         }
         let kept = self.checkpoints.get(&p).copied().filter(|_| match self.fault {

@@ -72,6 +72,8 @@ stats! { GroupStats:
     rollbacks,
     /// Times the store was away.
     outages,
+    /// Times the log was away for those who look for a start.
+    log_outages,
     /// Members that joined.
     joins,
     /// Members that left.

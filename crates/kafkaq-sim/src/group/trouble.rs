@@ -62,6 +62,12 @@ impl World {
     }
 
     fn logs(&mut self) {
+        if self.rng.chance(4) {
+            self.stats.log_outages += 1;
+            let long = self.rng.between(1, TIMEOUT / MS) * MS;
+            self.log_away_until = self.now + long;
+            tr!(self, "log", "nobody finds a start for {} ms", long / MS);
+        }
         let p = self.rng.below(self.topics.len() as u64) as i32;
         if self.topics[&p].missing {
             return;

@@ -46,6 +46,8 @@ pub(super) struct World {
     pub(super) store: BTreeMap<Key, Bytes>,
     pub(super) snapshot: BTreeMap<Key, Bytes>,
     pub(super) away_until: Us,
+    /// Until then nobody finds out where to start.
+    pub(super) log_away_until: Us,
     pub(super) topics: BTreeMap<i32, Topic>,
     /// Topics that are deleted, and when they come back.
     pub(super) back_at: BTreeMap<i32, Us>,
@@ -69,6 +71,7 @@ impl World {
             store: BTreeMap::new(),
             snapshot: BTreeMap::new(),
             away_until: 0,
+            log_away_until: 0,
             back_at: BTreeMap::new(),
             topics: (0..partitions).map(|p| (p, Topic::default())).collect(),
             checkpoints: BTreeMap::new(),
