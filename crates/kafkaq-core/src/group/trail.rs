@@ -7,6 +7,8 @@ use std::collections::VecDeque;
 #[derive(Debug)]
 pub struct Trail {
     start: Cursor,
+    /// The log begins here, or later.
+    floor: i64,
     next: i64,
     /// Marks of the last record below the last commit, and of all records since.
     marks: VecDeque<Mark>,
@@ -22,7 +24,7 @@ impl Trail {
     #[must_use]
     pub fn new(start: Cursor) -> Self {
         let marks = start.mark.into_iter().collect();
-        Trail { start, next: start.offset, marks, anchor: start.mark.or(start.anchor) }
+        Trail { start, floor: start.offset, next: start.offset, marks, anchor: start.mark.or(start.anchor) }
     }
 
     /// Adds what was read next. Returns `false` if it doesn't follow what was read before: then it is of another log,
@@ -50,10 +52,11 @@ impl Trail {
         blind || Trail::begin(batch) > self.next
     }
 
-    /// Where the log began, if reading started at its first record: without a mark it can't have started elsewhere.
+    /// Where the log began when last seen, if reading started at its first record: without a mark it can't have started
+    /// elsewhere.
     #[must_use]
     pub fn floor(&self) -> Option<i64> {
-        self.start.mark.is_none().then_some(self.start.offset)
+        self.start.mark.is_none().then_some(self.floor)
     }
 
     fn begin(batch: &Batch) -> i64 {
@@ -71,9 +74,10 @@ impl Trail {
         self.anchor = position.mark.or(self.anchor);
     }
 
-    /// The records below `first` were deleted: reading continues there.
+    /// The records below `first` were deleted: reading continues there, and no log that begins earlier is this one.
     pub fn skip_to(&mut self, first: i64) {
         self.next = self.next.max(first);
+        self.floor = self.floor.max(first);
     }
 
     /// Returns the cursor to commit when everything below `offset` is finished. Offsets only ascend: marks below it are
@@ -86,5 +90,18 @@ impl Trail {
         // A mark that was read no later than the anchor is as good as that.
         let anchor = self.anchor.filter(|anchor| mark.is_some_and(|mark| mark.offset > anchor.offset));
         Cursor { offset, mark, anchor }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_whose_beginning_was_deleted_unread_is_recognized_by_its_new_beginning() {
+        let mut trail = Trail::new(Cursor::new(2));
+        assert_eq!(trail.floor(), Some(2));
+        trail.skip_to(9);
+        assert_eq!((trail.position(), trail.floor()), (Cursor::new(9), Some(9)));
     }
 }
