@@ -44,13 +44,13 @@ impl Group {
     /// The outcome of a read.
     pub fn handle_read(&mut self, token: ReadToken, outcomes: Vec<Result<Option<Bytes>>>, now: Mono) {
         self.reading = false;
+        let patience = self.tick() * 2;
         for ((i, version), outcome) in token.0.into_iter().zip(outcomes) {
             let view = &mut self.views[i];
             match outcome {
                 Ok(raw) if view.version == version => view.observe(raw, now),
-                // No member can show a sign of life through a store that doesn't respond.
-                Err(_) if view.owner().is_some() => view.changed = now,
-                _ => {}
+                Ok(_) => {}
+                Err(_) => view.not_heard(now, patience),
             }
         }
     }

@@ -117,6 +117,46 @@ fn a_dead_member_is_replaced_after_the_timeout_and_not_before() {
     assert_eq!(owned(&members[0]), 4);
 }
 
+/// How many tenths of a second after its last sign of life a dead member's partition is taken, if the reads in `fails`
+/// fail, of which each takes that long.
+fn taken_after(fails: impl Fn(u64) -> bool, takes: u64) -> u64 {
+    let (mut store, mut members) = (Store::default(), [member(1, 1), member(2, 1)]);
+    run(&mut members, &mut store, 0, 2);
+    let [dead, mut b] = members;
+    assert_eq!([owned(&dead), owned(&b)], [1, 0]);
+    let (mut reads, mut failed) = (0, None);
+    for tenth in 20..1000 {
+        let now = Mono(tenth * SEC / 10);
+        if let Some((token, keys)) = b.poll_read(now, 9) {
+            reads += 1;
+            if fails(reads) {
+                failed = Some((tenth + takes, token));
+            } else {
+                let found = keys.iter().map(|k| Ok(store.0.get(k).cloned())).collect();
+                b.handle_read(token, found, now);
+            }
+        }
+        if let Some((_, token)) = failed.take_if(|(at, _)| tenth >= *at) {
+            b.handle_read(token, vec![Err(Error::unknown(ErrorKind::Timeout, "test"))], now);
+        }
+        swaps(&mut b, &mut store, now);
+        if owned(&b) == 1 {
+            return tenth - 10;
+        }
+    }
+    panic!("never")
+}
+
+#[test]
+fn a_read_that_fails_does_not_begin_the_wait_for_a_dead_member_again() {
+    let tenth = |read: u64| read.is_multiple_of(10);
+    assert!((100..=110).contains(&taken_after(|_| false, 0)), "{}", taken_after(|_| false, 0));
+    assert!((100..=115).contains(&taken_after(tenth, 0)), "{}", taken_after(tenth, 0));
+    // A read that hangs as long as one may: of each six seconds, three show nothing.
+    let hang = taken_after(tenth, 33);
+    assert!((100..=220).contains(&hang), "{hang}");
+}
+
 /// One round of a member while the store is away. What it sends takes effect if `heard`, but no answer comes.
 fn round_without_answers(group: &mut Group, store: &mut Store, heard: bool, now: Mono) {
     let away = || Error::unknown(ErrorKind::Timeout, "test");

@@ -3,6 +3,7 @@
 use super::{CommitOutcome, MemberId, Value};
 use crate::{Assignment, Cursor, DecodeError, Key, Partition, machine::Mono};
 use bytes::Bytes;
+use std::time::Duration;
 
 #[derive(Debug)]
 pub(super) struct PartitionView {
@@ -18,8 +19,10 @@ pub(super) struct PartitionView {
     pub(super) newer: bool,
     /// The topic no longer has this partition.
     pub(super) gone: bool,
-    /// When the value last changed, by this observer's clock.
+    /// When the value last changed, by this observer's clock, without the time in which the store was down.
     pub(super) changed: Mono,
+    /// When the store last responded. The time until then counts as the owner's silence.
+    pub(super) heard: Mono,
     /// The highest epoch ever seen.
     pub(super) epoch: u64,
     /// The highest counter ever sent: no two values of this member are equal.
@@ -91,6 +94,7 @@ impl PartitionView {
             newer: false,
             gone: false,
             changed: Mono(0),
+            heard: Mono(0),
             epoch: 0,
             counter: 0,
             own: None,
@@ -110,11 +114,25 @@ impl PartitionView {
         if !self.known || life(&value) != life(&self.value) {
             self.changed = now;
         }
+        self.heard = now;
         self.known = true;
         if let Some(v) = &value {
             self.epoch = self.epoch.max(v.epoch);
         }
         (self.raw, self.value) = (raw, value);
+    }
+
+    /// Records that the store didn't respond. If it hasn't for longer than `patience`, no member could show a sign of
+    /// life, so that time doesn't count. A single failure changes nothing: an owner that lives renews before and after.
+    ///
+    /// This only decides how soon a member takes over. That there are never two owners is due to the owner's own clock:
+    /// it stops before anybody could have waited for the member timeout since its last successful renewal.
+    pub(super) fn not_heard(&mut self, now: Mono, patience: Duration) {
+        let silence = now.since(self.heard);
+        if silence > patience && self.owner().is_some() {
+            self.changed = self.changed.plus(silence);
+            self.heard = now;
+        }
     }
 
     pub(super) fn owner(&self) -> Option<MemberId> {
