@@ -98,6 +98,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_batch_from_below_the_position_is_of_another_log_and_is_not_added() {
+        let record = |offset| crate::Record::new(offset, 0, None, None, crate::Headers::new());
+        let mut trail = Trail::new(Cursor::new(5));
+        assert!(trail.read(&Batch::new(vec![record(5), record(6)], 7, None)));
+        let reached = trail.position();
+        for (from, next) in [(3, 4), (6, 9)] {
+            assert!(!trail.read(&Batch::new((from..next).map(record).collect(), next, None)));
+            assert_eq!(trail.position(), reached);
+        }
+    }
+
+    #[test]
     fn a_log_whose_beginning_was_deleted_unread_is_recognized_by_its_new_beginning() {
         let mut trail = Trail::new(Cursor::new(2));
         assert_eq!(trail.floor(), Some(2));
