@@ -213,6 +213,13 @@ impl World {
         }
     }
 
+    /// A member goes on although it was shown records that don't follow.
+    pub(super) fn check_passed(&mut self, p: i32, position: Cursor) {
+        if !self.topics[&p].made(position) {
+            self.broken(format!("a member goes on with partition {p} although it was shown another log"));
+        }
+    }
+
     pub(super) fn check_confirmed(&mut self, id: Id, of: &Assignment, to: Cursor) {
         let (p, epoch) = (of.partition.index, of.epoch);
         if self.check.had.get(&(id, p, epoch)).is_none_or(|at| *at < to.offset) {

@@ -274,7 +274,9 @@ impl World {
         }
         let held = self.procs[n].held.get_mut(&p)?;
         if !held.trail.read(&batch) {
-            return if fault == Some(GroupFault::RepeatsPassed) { Some(false) } else { None };
+            let position = held.trail.position();
+            let passed = fault == Some(GroupFault::RepeatsPassed);
+            return passed.then(|| self.check_passed(p, position)).map(|()| false);
         }
         if let Some(topic) = self.topics.get_mut(&p) {
             topic.mark_read(&batch);
