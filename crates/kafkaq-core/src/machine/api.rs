@@ -206,9 +206,10 @@ pub struct Ready {
     pub token: LeaseToken,
     /// When the lease ends.
     pub deadline: Wall,
-    /// From this time on it is to be renewed: see [`Recall::ToRenew`].
+    /// From this time on it is to be renewed: see [`Recall::ToRenew`](super::Recall::ToRenew).
     pub renew_at: Mono,
-    /// From this time on the job is not handed out ([`Ready::is_fresh`]) but returned to [`super::Machine::handle_untaken`], which renews it.
+    /// From this time on the job is not handed out ([`Ready::is_fresh`]) but returned to
+    /// [`super::Machine::handle_untaken`], which renews it.
     pub stale_at: Mono,
 }
 
