@@ -88,8 +88,8 @@ impl Publisher {
     /// Nothing was published if the error's [`effect`](Error::effect) is `NotApplied`; otherwise it may have been, or
     /// may still be. Publishing the same task again is safe either way: with the same id, or
     /// [once per window](Task::with_once_per) as it was; but to workers with [`Tracking::Slow`](crate::Tracking::Slow)
-    /// it may be a second task, unless its id was chosen by you from the start. `Invalid` and `TooLarge` say what is wrong with the task;
-    /// `Timeout` on a full buffer means that tasks are published faster than the log accepts them.
+    /// it may be a second task, unless its id was chosen by you from the start. `Invalid` and `TooLarge` say what is
+    /// wrong with the task; `Timeout` on a full buffer means that tasks are published faster than the log accepts them.
     pub async fn publish(&self, task: Task) -> Result<TaskId> {
         let outcome = self.inner.spans.of_one(self.push_one(task)).await;
         self.inner.meter.published(std::slice::from_ref(&outcome));
@@ -241,7 +241,7 @@ impl Inner {
             (None, Some((key, window))) => self.once_per(&task, key, window, now)?,
             (None, None) => {
                 let due = due_after(task.delay(), now);
-                // Its first attempt must be known for the first one, or it expires after it was begun.
+                // Begun without a lease and interrupted, it would come again as if for the first time, and might expire.
                 let needs_lease = task.headers().get(EXPIRES_HEADER).is_some();
                 (TaskId::numbered(now, self.numbers.next(lane)), due.or(needs_lease.then_some(LONG_AGO)))
             }

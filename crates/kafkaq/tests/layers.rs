@@ -301,6 +301,12 @@ async fn blocking_execution_that_waits_in_a_layer_ends_when_it_is_told_to() {
     assert_eq!((report.retried, seen.all().len()), (report.timed_out, 1), "{report}");
 }
 
+/// Executes in batches, with a time limit of a second.
+fn in_batches(worker: WorkerBuilder, max: usize, wait: Duration) -> WorkerHandle {
+    let handler = |tasks: Vec<(Ctx, Act)>| std::future::ready(vec![(); tasks.len()]);
+    worker.on_batch(max, wait, handler, Options::new().timeout(SECOND)).start().unwrap()
+}
+
 /// The time limit of a batch begins when it is complete, but layers have one before that.
 #[tokio::test(start_paused = true)]
 async fn task_of_a_batch_that_waits_in_a_layer_times_out() {
@@ -313,16 +319,7 @@ async fn task_of_a_batch_that_waits_in_a_layer_times_out() {
             inner.call(ctx).await
         })
     });
-    let running = worker(&queue)
-        .layer(waiting)
-        .on_batch(
-            2,
-            60 * SECOND,
-            |tasks: Vec<(Ctx, Act)>| std::future::ready(vec![(); tasks.len()]),
-            Options::new().timeout(SECOND),
-        )
-        .start()
-        .unwrap();
+    let running = in_batches(worker(&queue).layer(waiting), 2, 60 * SECOND);
     queue.enqueue(Act(1)).await.unwrap();
     let report = finish(running, 1).await;
     assert_eq!((report.timed_out, report.retried), (1, 1), "{report}");
@@ -340,16 +337,7 @@ async fn task_whose_time_was_up_before_its_batch_began_has_failed() {
             inner.call(ctx).await
         })
     });
-    let running = worker(&queue)
-        .layer(waiting)
-        .on_batch(
-            1,
-            SECOND,
-            |tasks: Vec<(Ctx, Act)>| std::future::ready(vec![(); tasks.len()]),
-            Options::new().timeout(SECOND),
-        )
-        .start()
-        .unwrap();
+    let running = in_batches(worker(&queue).layer(waiting), 1, SECOND);
     queue.enqueue(Act(1)).await.unwrap();
     let report = finish(running, 1).await;
     assert_eq!((report.timed_out, report.retried, report.snoozed), (1, 1, 0), "{report}");

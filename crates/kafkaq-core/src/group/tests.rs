@@ -43,10 +43,7 @@ pub(super) fn member(n: u8, partitions: i32) -> Group {
 /// One round of a member: reads, keeps checkpoints, swaps, finds its starts, and releases at once what is revoked.
 pub(super) fn round(group: &mut Group, store: &mut Store, now: Mono) -> Vec<Change> {
     let mut all = Vec::new();
-    if let Some((token, keys)) = group.poll_read(now, 100) {
-        let found = keys.iter().map(|k| Ok(store.0.get(k).cloned())).collect();
-        group.handle_read(token, found, now);
-    }
+    reads(group, store, now);
     for _ in 0..3 {
         for (assignment, cursor) in checkpoints(group, now) {
             group.handle_checkpointed(&assignment, cursor, true, now);
@@ -63,6 +60,13 @@ pub(super) fn round(group: &mut Group, store: &mut Store, now: Mono) -> Vec<Chan
         }
     }
     all
+}
+
+fn reads(group: &mut Group, store: &Store, now: Mono) {
+    if let Some((token, keys)) = group.poll_read(now, 100) {
+        let found = keys.iter().map(|k| Ok(store.0.get(k).cloned())).collect();
+        group.handle_read(token, found, now);
+    }
 }
 
 fn checkpoints(group: &mut Group, now: Mono) -> Vec<(Assignment, Cursor)> {
@@ -358,9 +362,7 @@ fn a_cursor_of_the_store_goes_to_the_log_only_once_the_start_is_found() {
     let (mut new, mut asked) = (member(2, 1), None);
     for s in 1..=8 {
         let now = Mono(s * SEC);
-        if let Some((token, keys)) = new.poll_read(now, 9) {
-            new.handle_read(token, keys.iter().map(|k| Ok(store.0.get(k).cloned())).collect(), now);
-        }
+        reads(&mut new, &store, now);
         swaps(&mut new, &mut store, now);
         asked = asked.or(new.poll_locate(now));
         assert_eq!(checkpoints(&mut new, now), [], "after {s} s");

@@ -92,10 +92,6 @@ impl Appends {
         if worked { queue.gate.worked() } else { queue.gate.failed(now) }
     }
 
-    pub(super) fn is_under_way(&self, r: Ref) -> bool {
-        self.under_way.contains_key(&r)
-    }
-
     /// When the first gate opens that holds something back.
     pub(super) fn opens_at(&self, now: Mono) -> Option<Mono> {
         let closed = |q: &&AppendQueue| !q.waiting.is_empty() && q.under_way == 0 && !q.gate.is_open(now);
@@ -104,7 +100,7 @@ impl Appends {
 
     /// Removes an append from its queue. Returns whether that was possible: not if it is under way.
     pub(super) fn cancel(&mut self, r: Ref) -> bool {
-        if self.is_under_way(r) {
+        if self.under_way.contains_key(&r) {
             return false;
         }
         self.queues.iter_mut().for_each(|queue| queue.waiting.retain(|waiting| *waiting != r));

@@ -4,6 +4,7 @@ use super::{Mono, Now};
 use crate::Wall;
 use std::time::Duration;
 
+/// By how much the difference of the clocks may seem to change, since it is told in milliseconds.
 const ROUNDING: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]

@@ -1,6 +1,8 @@
 //! What a machine is set to, and what follows from it. Never changes.
 
 use super::{Fault, Ladder, Layout, Settings, rule::Limits};
+use crate::{Lease, Wall};
+use std::time::Duration;
 
 #[derive(Debug)]
 pub(super) struct Config {
@@ -23,6 +25,11 @@ impl Config {
         };
         let ladder = Ladder::new(longest_park, settings.max_delay, layout.wait_partitions);
         Config { settings, limits, layout, ladder }
+    }
+
+    /// How long the store remembers a lease: longer than any copy that may still be under way.
+    pub(super) fn ttl(&self, lease: &Lease, now: Wall) -> Duration {
+        lease.deadline.since(now) + self.settings.max_overdue + self.limits.remembered
     }
 
     /// Whether this rule is taken out of the machine.

@@ -588,11 +588,6 @@ fn is_prefetched(item: &Item) -> bool {
     ahead && !item.handed_out
 }
 
-/// How long the store remembers a lease: longer than any copy that may still be under way.
-pub(super) fn ttl(lease: &Lease, config: &Config, now: Wall) -> Duration {
-    lease.deadline.since(now) + config.settings.max_overdue + config.limits.remembered
-}
-
 fn conflict(item: &Item, own: OwnLease, intent: Intent) -> Conflict {
     rule::conflict(own.token, own.attempt, intent, &item.observed)
 }

@@ -2,7 +2,7 @@
 
 use super::{
     Machine, News,
-    item::{Copies, Operation, Raise, RecordState, Stage, SwapOp},
+    item::{Copies, Item, Operation, Raise, RecordState, Stage, SwapOp},
     items::NewItem,
     rule::Meta,
     slab::Ref,
@@ -92,11 +92,18 @@ impl Machine {
     /// A copy, or whatever else would finish a record, is pointless once that is finished or somebody else's. Returns
     /// whether there was one, not under way.
     pub(super) fn drop_pointless_append(&mut self, r: Ref) -> bool {
-        let is_under_way = self.appends.is_under_way(r);
-        let item = self.items.get_mut(r).filter(|item| {
-            item.is_closing() && !matches!(item.record, RecordState::Here(_)) && !is_under_way
-        });
-        item.and_then(|item| item.append.take()).is_some()
+        let is_pointless = |item: &Item| item.is_closing() && item.place().is_none();
+        self.items.get(r).is_some_and(is_pointless) && self.cancel_append(r)
+    }
+
+    /// Takes an append back. Returns whether there was one, not under way.
+    pub(super) fn cancel_append(&mut self, r: Ref) -> bool {
+        let Some(item) = self.items.get_mut(r) else { return false };
+        let is_cancelled = item.append.is_some() && self.appends.cancel(r);
+        if is_cancelled {
+            item.append = None;
+        }
+        is_cancelled
     }
 
     /// After an operation: the next one that waits for it, or the end.

@@ -4,7 +4,7 @@ use super::{
     Fault, FlowControl, Machine, Mono, News, Notice, OpId, Ready, Recall,
     copies::record_of,
     item::{Operation, Phase},
-    leases::{lease_of, ttl},
+    leases::lease_of,
     slab::Ref,
     suspects::watched_until,
     window::{Slot, Window},
@@ -29,7 +29,7 @@ impl Machine {
             let Some(item) = self.items.get_mut(r) else { continue };
             let Some(Operation::Swap(op, Phase::Queued)) = item.store.operation else { continue };
             let Some(lease) = lease_of(item, op, &self.config, wall) else { continue };
-            let ttl = ttl(&lease, &self.config, wall);
+            let ttl = self.config.ttl(&lease, wall);
             let (expect, new) = (item.observed.value(&mut arena), lease.encode_in(&mut arena));
             out.push((r.into(), Swap::new(item.key.clone(), expect, Some(new), Some(ttl))));
             item.store.operation = Some(Operation::Swap(op, Phase::Sent(lease)));

@@ -127,10 +127,10 @@ pub(super) fn consider(record: Meta, observed: &ObservedLease, now: Wall, limits
     if deadline(lease, now, limits) != lease.deadline {
         return Verdict::Reset;
     }
-    let end = end(lease, now, limits);
     // The lease may be gone by then, and then the copy's own time is all there is.
-    if end.max(record_due) > now {
-        return Verdict::Park { due: look_again(lease, now, limits).max(record_due) };
+    let due = look_again(lease, now, limits).max(record_due);
+    if due > now {
+        return Verdict::Park { due };
     }
     // A prefetched job may never have begun: another job may have crashed the process.
     let ran_out = lease.state == LeaseState::Live && !lease.prefetched;

@@ -123,10 +123,8 @@ impl Machine {
         } else if let Some(item) = self.items.get_mut(fresh) {
             item.stage = Stage::Waiting { until: when };
         }
-        let Some(item) = self.items.get_mut(r) else { return };
-        if item.append.is_some() && self.appends.cancel(r) {
-            item.append = None;
-        }
+        self.cancel_append(r);
+        let Some(item) = self.items.get(r) else { return };
         // If nobody has had the job yet, it is given back, not renewed.
         if item.is_held() && item.is_with_driver() { self.advance(r) } else { self.close(r) }
     }

@@ -260,15 +260,16 @@ impl Redrive {
         // Nothing is awaited from here on, so what is counted is no longer in the batch.
         let mut failed = None;
         let in_doubt = self.batch.len();
-        for (letter, outcome) in std::mem::take(&mut self.batch).into_iter().zip(outcomes) {
-            match outcome {
-                Ok(id) => self.count(id),
-                Err(e) if is_refusal(&e) => {
+        let mut outcomes = outcomes.into_iter();
+        for letter in std::mem::take(&mut self.batch) {
+            match outcomes.next() {
+                Some(Ok(id)) => self.count(id),
+                Some(Err(e)) if is_refusal(&e) => {
                     tracing::warn!(target: "kafkaq", place = %letter.place, "a dead letter can't be redriven: {e}");
                     self.report.refused += 1;
                 }
-                Err(e) => {
-                    failed = Some(e);
+                unpublished => {
+                    failed = unpublished.and_then(Result::err).or(failed);
                     self.batch.push(letter);
                 }
             }

@@ -137,10 +137,7 @@ impl<S: Send + Sync + 'static, T: Send + 'static> Batches<S, T> {
                     tellers.push(tell);
                 }
                 // In a layer, before it came here.
-                Some(StopReason::TimedOut) => {
-                    let reason = "timed out before its batch began".to_owned();
-                    let _ = tell.send(Ended::Returned(Outcome::Retry { delay: None, reason }));
-                }
+                Some(StopReason::TimedOut) => drop(tell.send(Ended::timed_out_before("batch"))),
                 _ => drop(tell.send(Ended::NotStarted(None))),
             }
         }

@@ -25,6 +25,13 @@ pub(super) enum Ended {
     NotStarted(Option<Duration>),
 }
 
+impl Ended {
+    /// Its time was up before that began, which is a failure.
+    pub(super) fn timed_out_before(what: &str) -> Self {
+        Ended::Returned(Outcome::Retry { delay: None, reason: format!("timed out before its {what} began") })
+    }
+}
+
 /// Executes a task whose payload has this version.
 pub(super) type Handler<S> = Arc<dyn Fn(Ctx<S>, u16) -> Executing + Send + Sync>;
 

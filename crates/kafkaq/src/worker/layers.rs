@@ -313,10 +313,7 @@ impl Layered {
                     ended = run => ended,
                     reason = before_it_began => match reason {
                         // Layers run within the time limit.
-                        StopReason::TimedOut => {
-                            let reason = "timed out before its handler began".to_owned();
-                            Ended::Returned(Outcome::Retry { delay: None, reason })
-                        }
+                        StopReason::TimedOut => Ended::timed_out_before("handler"),
                         _ => Ended::NotStarted(None),
                     }
                 }

@@ -7,6 +7,21 @@ fn unavailable() -> Result<i64, Error> {
     Err(Error::not_applied(ErrorKind::Unavailable, "append"))
 }
 
+fn lost() -> Error {
+    Error::unknown(ErrorKind::Timeout, "swap")
+}
+
+/// The task `a` is taken, and the machine has yet to hear of it.
+fn taken_unknown(rig: &mut Rig) -> OpId {
+    rig.record(&["a"]);
+    rig.m.handle_demand(rig.now, 1, 0);
+    let mut swaps = vec![];
+    rig.m.poll_swaps(1, &mut swaps);
+    let (op, take) = swaps.remove(0);
+    rig.store.insert(take.key, take.new.unwrap());
+    op
+}
+
 /// The partition of the wait topic has no leader. The job is done, so its copy is of no use.
 #[test]
 fn shutdown_does_not_wait_for_a_copy_that_nobody_needs() {
@@ -48,15 +63,9 @@ fn shutdown_leaves_an_unreadable_record_to_the_next_owner() {
 /// Its lease would run out, and be counted as a failure of a job that nobody had.
 #[test]
 fn take_of_unknown_effect_is_given_back_when_its_partition_goes() {
-    let lost = || Error::unknown(ErrorKind::Timeout, "swap");
     for (is_shutdown, is_sent) in [(false, false), (false, true), (true, false), (true, true)] {
         let mut rig = Rig::new(|s| s.max_failures = 1);
-        rig.record(&["a"]);
-        rig.m.handle_demand(rig.now, 1, 0);
-        let mut swaps = vec![];
-        rig.m.poll_swaps(1, &mut swaps);
-        let (op, take) = swaps.remove(0);
-        rig.store.insert(take.key, take.new.unwrap());
+        let op = taken_unknown(&mut rig);
         let go = |rig: &mut Rig| {
             if is_shutdown {
                 rig.m.handle_shutdown(rig.now);
@@ -82,7 +91,7 @@ fn take_of_unknown_effect_is_given_back_when_its_partition_goes() {
 #[test]
 fn take_of_unknown_effect_keeps_a_shutdown_waiting_for_a_lease_at_most() {
     let mut rig = Rig::new(|_| {});
-    rig.store_errors.extend((0..999).map(|_| Error::unknown(ErrorKind::Timeout, "swap")));
+    rig.store_errors.extend((0..999).map(|_| lost()));
     rig.demand = 1;
     rig.publish(&["a"]);
     rig.m.handle_shutdown(rig.now);
@@ -99,13 +108,8 @@ fn take_of_unknown_effect_keeps_a_shutdown_waiting_for_a_lease_at_most() {
 fn take_of_unknown_effect_is_not_taken_for_another_process_when_it_is_handed_over() {
     let mut rig = Rig::new(|s| s.prefetch = 0);
     rig.m.handle_event(rig.now, Event::Lost(vec![assignment("w", 0)]));
-    rig.record(&["a"]);
-    rig.m.handle_demand(rig.now, 1, 0);
-    let mut swaps = vec![];
-    rig.m.poll_swaps(1, &mut swaps);
-    let (op, take) = swaps.remove(0);
-    rig.store.insert(take.key, take.new.unwrap());
-    rig.m.handle_swapped(rig.now, op, Err(Error::unknown(ErrorKind::Timeout, "swap")));
+    let op = taken_unknown(&mut rig);
+    rig.m.handle_swapped(rig.now, op, Err(lost()));
     for _ in 0..10 {
         rig.pass(SEC);
     }
