@@ -1,6 +1,28 @@
-//! What the lists of planted faults have in common.
+//! Deliberate bugs for the simulation to find, each of which removes one rule from a machine.
 
-/// Makes an enum of rules that can be taken out of a machine, and the list of all of them.
+/// The rule that is removed from a machine: none without the feature `planted-faults`, and then asking costs nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Planted<F>(Option<F>);
+
+impl<F> Planted<F> {
+    pub(crate) const NOTHING: Self = Planted(None);
+}
+
+impl<F: PartialEq> Planted<F> {
+    /// Whether it is this one.
+    pub(crate) fn is(&self, fault: F) -> bool {
+        cfg!(feature = "planted-faults") && self.0.as_ref() == Some(&fault)
+    }
+}
+
+#[cfg(feature = "planted-faults")]
+impl<F> From<Option<F>> for Planted<F> {
+    fn from(fault: Option<F>) -> Self {
+        Planted(fault)
+    }
+}
+
+/// Makes an enum of rules that can be removed from a machine, and the list of all of them.
 macro_rules! faults {
     ($(#[$doc:meta])* $faults:ident: $($(#[$rule:meta])* $fault:ident,)*) => {
         $(#[$doc])*

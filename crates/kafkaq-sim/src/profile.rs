@@ -204,7 +204,7 @@ impl Plan {
             window_bytes: if tight && rng.chance(200) { 256 } else { 1 << 20 },
             commit_interval: ms(rng.between(10, 200)),
             release_hold: ms(rng.between(100, 1000)),
-            planted: fault,
+            planted: fault.into(),
         };
         let mut plan = Plan {
             rates: rates(rng, &has),

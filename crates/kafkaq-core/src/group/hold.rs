@@ -1,20 +1,17 @@
 //! A partition while it is held: where it starts, its commits, its checkpoints in the log.
 
 use super::{
-    Change, CommitOutcome, Group, RETRY, planted,
+    Change, CommitOutcome, Group, GroupFault, RETRY,
     view::{Own, Phase},
 };
 use crate::{Assignment, Cursor, machine::Mono};
-
-#[cfg(feature = "planted-faults")]
-use super::GroupFault;
 
 impl Group {
     /// The view of a current hold. Anything else that a caller names is late.
     fn held(&self, assignment: &Assignment) -> Option<usize> {
         let i = *self.by_partition.get(&assignment.partition)?;
         let own = self.views[i].own.as_ref()?;
-        (own.epoch == assignment.epoch || planted!(self, OldEpochTaken)).then_some(i)
+        (own.epoch == assignment.epoch || self.planted.is(GroupFault::OldEpochTaken)).then_some(i)
     }
 
     /// Returns partitions whose start has to be found, with the store's cursor, if any.
@@ -31,7 +28,7 @@ impl Group {
     /// timeout the partition is released, so that another member can try.
     pub fn handle_located(&mut self, assignment: &Assignment, cursor: Option<Cursor>, now: Mono) {
         let (timeout, tick) = (self.config.member_timeout, self.tick());
-        let believed = planted!(self, StaleStoredConfirms);
+        let believed = self.planted.is(GroupFault::StaleStoredConfirms);
         let Some(i) = self.held(assignment) else { return };
         let view = &mut self.views[i];
         let Some(own) = view.own.as_mut().filter(|own| own.phase == Phase::Locating(None)) else { return };
@@ -56,7 +53,7 @@ impl Group {
     /// Commits: everything below the cursor is finished. The outcome is returned by [`Group::poll_answers`] under `id`.
     pub fn handle_commit(&mut self, id: u64, assignment: &Assignment, cursor: Cursor, now: Mono) {
         self.handle_time(now);
-        let back = planted!(self, CursorGoesBack);
+        let back = self.planted.is(GroupFault::CursorGoesBack);
         let open = |own: &&mut Own| matches!(own.phase, Phase::Held | Phase::Revoking(_));
         let held = self.held(assignment).and_then(|i| self.views[i].own.as_mut()).filter(open);
         let Some(own) = held else { return self.answers.push((id, CommitOutcome::NotOwner)) };
@@ -82,7 +79,7 @@ impl Group {
     /// Reading can't continue from its position: the log was replaced, or its records don't fit. The partition is lost
     /// and taken again, and its start is determined again; not immediately, since it may be broken again.
     pub fn handle_broken(&mut self, assignment: &Assignment, now: Mono) {
-        if let Some(i) = self.held(assignment).filter(|_| !planted!(self, BrokenKept)) {
+        if let Some(i) = self.held(assignment).filter(|_| !self.planted.is(GroupFault::BrokenKept)) {
             self.lose(i, CommitOutcome::Unknown);
             self.views[i].retry_at = now.plus(RETRY);
         }
@@ -110,7 +107,7 @@ impl Group {
     /// The cursor that the log lacks, and when it is due. Not before the start is found: until then it is the store's,
     /// which may have been rolled back, while the log has a later one.
     pub(super) fn unkept(&self, own: &Own) -> Option<(Cursor, Mono)> {
-        let is_own = own.located || planted!(self, UnlocatedKept);
+        let is_own = own.located || self.planted.is(GroupFault::UnlocatedKept);
         let (cursor, at) = match self.leaving {
             false => (own.stored.filter(|_| is_own), own.checkpoint_at),
             true if self.owes_checkpoint(own) => (own.cursor, Mono(0)),
@@ -121,7 +118,7 @@ impl Group {
 
     /// Whether a leaving member has to write its cursor to the log first: it may be the last member.
     pub(super) fn owes_checkpoint(&self, own: &Own) -> bool {
-        let forgets = planted!(self, LeaveForgets);
+        let forgets = self.planted.is(GroupFault::LeaveForgets);
         self.leaving && own.located && own.cursor.is_some() && own.checkpointed != own.cursor && !forgets
     }
 

@@ -25,7 +25,6 @@
 //! No async, no clock, no randomness, no I/O: inputs are `handle_*`, outputs are `poll_*`.
 
 mod balance;
-#[cfg(feature = "planted-faults")]
 mod fault;
 mod hold;
 #[cfg(test)]
@@ -39,13 +38,12 @@ mod trail;
 mod value;
 mod view;
 
-#[cfg(feature = "planted-faults")]
 pub use fault::GroupFault;
 pub use start::start;
 pub use trail::Trail;
 pub use value::Value;
 
-use crate::{Assignment, Cursor, Key, Partition, machine::Mono};
+use crate::{Assignment, Cursor, Key, Partition, faults::Planted, machine::Mono};
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
@@ -114,22 +112,8 @@ pub struct Group {
     leaving: bool,
     changes: VecDeque<Change>,
     answers: Vec<(u64, CommitOutcome)>,
-    #[cfg(feature = "planted-faults")]
-    fault: Option<GroupFault>,
+    planted: Planted<GroupFault>,
 }
-
-/// Whether the simulation has removed this rule.
-macro_rules! planted {
-    ($group:expr, $fault:ident) => {{
-        #[cfg(feature = "planted-faults")]
-        let planted = $group.fault == Some(GroupFault::$fault);
-        #[cfg(not(feature = "planted-faults"))]
-        let planted = false;
-        planted
-    }};
-}
-
-use planted;
 
 /// How soon a failed call is retried.
 const RETRY: Duration = Duration::from_millis(100);
@@ -148,15 +132,13 @@ impl Group {
             leaving: false,
             changes: VecDeque::new(),
             answers: Vec::new(),
-            #[cfg(feature = "planted-faults")]
-            fault: None,
+            planted: Planted::NOTHING,
         }
     }
 
     /// Removes a rule.
-    #[cfg(feature = "planted-faults")]
-    pub fn plant(&mut self, fault: Option<GroupFault>) {
-        self.fault = fault;
+    pub fn plant(&mut self, planted: Planted<GroupFault>) {
+        self.planted = planted;
     }
 
     /// How often an owner renews.
@@ -183,7 +165,7 @@ impl Group {
             self.next_read = Mono(0);
         }
         for (i, there) in there.into_iter().enumerate() {
-            let gone = !there && !planted!(self, MissingKept);
+            let gone = !there && !self.planted.is(GroupFault::MissingKept);
             self.views[i].gone = gone;
             if gone {
                 self.lose(i, CommitOutcome::Unknown);
@@ -198,9 +180,9 @@ impl Group {
             let view = &mut self.views[i];
             let Some(own) = &mut view.own else { continue };
             let revoked = matches!(own.phase, Phase::Revoking(by) if now >= by);
-            if now >= own.renewed.plus(limit) && !planted!(self, NeverStops) {
+            if now >= own.renewed.plus(limit) && !self.planted.is(GroupFault::NeverStops) {
                 self.lose(i, CommitOutcome::Unknown);
-            } else if revoked && !planted!(self, NoReleaseLimit) {
+            } else if revoked && !self.planted.is(GroupFault::NoReleaseLimit) {
                 own.phase = Phase::Releasing;
                 let (epoch, view) = (own.epoch, &self.views[i]);
                 self.changes.push_back(Change::Lost(view.assignment(epoch)));

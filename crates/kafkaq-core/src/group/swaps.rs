@@ -1,16 +1,12 @@
 //! Store operations and their outcomes: reads of other members' partitions, renewals, takes and requests.
 
 use super::{
-    Change, CommitOutcome, Group, RETRY, ReadToken, SwapToken, Value,
+    Change, CommitOutcome, Group, GroupFault, RETRY, ReadToken, SwapToken, Value,
     balance::Loads,
-    planted,
     view::{Own, PartitionView, Phase, Sent},
 };
 use crate::{Cursor, Key, Result, Swap, Swapped, machine::Mono};
 use bytes::Bytes;
-
-#[cfg(feature = "planted-faults")]
-use super::GroupFault;
 
 impl Group {
     /// Returns the keys to read now, if it is time. Partitions that this member holds aren't read: its renewals show
@@ -32,8 +28,11 @@ impl Group {
                 self.read_from = 0;
                 let asks =
                     self.views.iter().any(|s| s.wanted_by() == Some(self.config.member) && s.own.is_none());
-                let often =
-                    if planted!(self, LooksSeldom) { self.config.member_timeout } else { self.tick() / 2 };
+                let often = if self.planted.is(GroupFault::LooksSeldom) {
+                    self.config.member_timeout
+                } else {
+                    self.tick() / 2
+                };
                 self.next_read = now.plus(if asks { self.tick() / 5 } else { often });
             }
         }
@@ -137,7 +136,7 @@ impl Group {
         let raw = new.encode();
         out.push((SwapToken(i), Swap::new(view.key.clone(), view.raw.clone(), Some(raw.clone()), None)));
         view.sent = Some(Sent { new, raw, at: now, take, located });
-        if planted!(self, CommitUnconfirmed)
+        if self.planted.is(GroupFault::CommitUnconfirmed)
             && let Some(own) = &mut self.views[i].own
         {
             self.answers.extend(own.commits.drain(..).map(|(id, _)| (id, CommitOutcome::Done)));
@@ -222,8 +221,8 @@ impl Group {
         // The store went back in time; what was committed since stays. That is what lies further on, or is of a later
         // topic, which this owner has not noticed yet. Who yields for nothing loses a moment, and no record.
         let further = |c: Cursor| own.cursor.is_none_or(|o| c.offset > o.offset || c.time() > o.time());
-        let kept = !found.cursor.is_some_and(further) || planted!(self, OwnCursorKept);
+        let kept = !found.cursor.is_some_and(further) || self.planted.is(GroupFault::OwnCursorKept);
         let past = found.epoch < own.epoch && kept;
-        mine || past || planted!(self, ConflictOverwritten)
+        mine || past || self.planted.is(GroupFault::ConflictOverwritten)
     }
 }

@@ -1,10 +1,7 @@
 //! Decides which partitions a member takes, and which it asks for.
 
-use super::{Group, MemberId, Value, balance::Loads, planted, view::PartitionView};
+use super::{Group, GroupFault, MemberId, Value, balance::Loads, view::PartitionView};
 use crate::machine::Mono;
-
-#[cfg(feature = "planted-faults")]
-use super::GroupFault;
 
 impl Group {
     /// The next free partition that this member takes; it is added to `loads`.
@@ -25,15 +22,18 @@ impl Group {
             loads.add(&view.partition.topic, me);
         }
         let cursor = view.value.as_ref().and_then(|v| v.cursor);
-        let epoch = view.epoch + u64::from(!planted!(self, EpochKept));
+        let epoch = view.epoch + u64::from(!self.planted.is(GroupFault::EpochKept));
         Some(Value { owner: Some(me), counter: 0, epoch, wanted_by: None, cursor })
     }
 
     /// Whether the owner, if there is one, has shown no sign of life for too long.
     fn is_expired(&self, view: &PartitionView, now: Mono) -> bool {
-        let limit =
-            if planted!(self, TakesFromTheLiving) { self.tick() / 2 } else { self.config.member_timeout };
-        now >= view.changed.plus(limit) && !planted!(self, NoExpiry)
+        let limit = if self.planted.is(GroupFault::TakesFromTheLiving) {
+            self.tick() / 2
+        } else {
+            self.config.member_timeout
+        };
+        now >= view.changed.plus(limit) && !self.planted.is(GroupFault::NoExpiry)
     }
 
     fn is_free(&self, view: &PartitionView, now: Mono) -> bool {
@@ -69,10 +69,10 @@ impl Group {
                 && (s.wanted_by() == Some(me) || s.sent.as_ref().is_some_and(|s| s.new.wanted_by == Some(me)))
         };
         let waits = |s: &PartitionView| !s.gone && (asks(s) || !s.known);
-        if planted!(self, NoBalance) || self.views.iter().any(waits) {
+        if self.planted.is(GroupFault::NoBalance) || self.views.iter().any(waits) {
             return None;
         }
-        let (topic, victim) = loads.victim(me, planted!(self, StealsForNothing))?;
+        let (topic, victim) = loads.victim(me, self.planted.is(GroupFault::StealsForNothing))?;
         let i = self.views.iter().position(|s| {
             let open = s.sent.is_none() && s.own.is_none() && now >= s.retry_at && !s.newer && !s.gone;
             open && s.partition.topic == topic && s.owner() == Some(victim) && s.wanted_by().is_none()

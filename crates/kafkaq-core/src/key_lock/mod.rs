@@ -16,14 +16,13 @@
 //! How to drive it: after each call of [`KeyLock::handle_swapped`] and [`KeyLock::release`], and at
 //! [`KeyLock::poll_timeout`], call [`KeyLock::poll_swap`] for the swap to send. Only one swap is in flight at a time.
 
-#[cfg(feature = "planted-faults")]
 mod fault;
 
-#[cfg(feature = "planted-faults")]
 pub use fault::KeyLockFault;
 
 use crate::{
     DecodeError, Effect, Error, Key, Lease, LeaseState, LeaseToken, Result, Swap, Swapped,
+    faults::Planted,
     machine::{Mono, Now},
 };
 use bytes::Bytes;
@@ -39,21 +38,15 @@ pub struct KeyLockSettings {
     pub lease: Duration,
     /// Another process's deadline counts as past only this long after it.
     pub clock_skew: Duration,
-    /// A bug that the simulation has to find.
-    #[cfg(feature = "planted-faults")]
-    pub planted: Option<KeyLockFault>,
+    /// A deliberate bug that the simulation must find.
+    pub planted: Planted<KeyLockFault>,
 }
 
 impl KeyLockSettings {
     /// No planted bug.
     #[must_use]
     pub const fn new(lease: Duration, clock_skew: Duration) -> Self {
-        KeyLockSettings {
-            lease,
-            clock_skew,
-            #[cfg(feature = "planted-faults")]
-            planted: None,
-        }
+        KeyLockSettings { lease, clock_skew, planted: Planted::NOTHING }
     }
 
     /// The longest pause between two checks of a lock that another process holds.
@@ -98,16 +91,6 @@ pub struct KeyLock {
     pause: Duration,
 }
 
-macro_rules! planted {
-    ($lock:expr, $fault:ident) => {{
-        #[cfg(feature = "planted-faults")]
-        let planted = $lock.settings.planted == Some(KeyLockFault::$fault);
-        #[cfg(not(feature = "planted-faults"))]
-        let planted = false;
-        planted
-    }};
-}
-
 impl KeyLock {
     /// Starts to acquire the lock. The token must be new.
     #[must_use]
@@ -130,7 +113,7 @@ impl KeyLock {
     pub fn standing(&mut self, now: Now) -> Standing {
         if let Standing::Held(until) = self.standing
             && self.is_over(until, now)
-            && !planted!(self, NeverExpires)
+            && !self.settings.planted.is(KeyLockFault::NeverExpires)
         {
             self.standing = Standing::Lost;
         }
@@ -138,7 +121,8 @@ impl KeyLock {
     }
 
     fn is_over(&self, until: Now, now: Now) -> bool {
-        now.mono >= until.mono || (now.wall >= until.wall && !planted!(self, WallIgnored))
+        now.mono >= until.mono
+            || (now.wall >= until.wall && !self.settings.planted.is(KeyLockFault::WallIgnored))
     }
 
     /// Releases it. The work that it protects must have ended.
@@ -160,7 +144,11 @@ impl KeyLock {
         let (expect, new, ttl) = match self.standing(now) {
             Standing::Taking | Standing::Held(_) => {
                 let new = Lease::new(LeaseState::Live, self.token, now.wall.plus(lease), lease).encode();
-                let skew = if planted!(self, TtlWithoutSkew) { Duration::ZERO } else { clock_skew };
+                let skew = if self.settings.planted.is(KeyLockFault::TtlWithoutSkew) {
+                    Duration::ZERO
+                } else {
+                    clock_skew
+                };
                 (self.seen.clone(), Some(new), Some(lease + skew))
             }
             Standing::Releasing => (self.written.as_ref().map(|(value, _)| value.clone()), None, None),
@@ -199,7 +187,7 @@ impl KeyLock {
 
     fn wrote(&mut self, standing: Standing, sent: Now, now: Now) {
         (self.not_before, self.pause) = (now.mono, FIRST_PAUSE);
-        let counted = if planted!(self, CountsFromAnswer) { now } else { sent };
+        let counted = if self.settings.planted.is(KeyLockFault::CountsFromAnswer) { now } else { sent };
         let lease = self.settings.lease;
         let until = Now { mono: counted.mono.plus(lease), wall: counted.wall.plus(lease) };
         // One whose response took too long is written again.
@@ -212,7 +200,7 @@ impl KeyLock {
     fn conflict(&mut self, standing: Standing, found: Option<Bytes>, now: Now) {
         let lease = found.as_deref().map(Lease::decode);
         let mut own = matches!(&lease, Some(Ok(lease)) if lease.token == self.token);
-        if planted!(self, OthersTakenForOwn) {
+        if self.settings.planted.is(KeyLockFault::OthersTakenForOwn) {
             own = matches!(&lease, Some(Ok(_)));
         }
         let nobody = match &lease {
@@ -223,7 +211,7 @@ impl KeyLock {
         };
         let since = match (self.watched.take(), &found) {
             (Some((watched, since)), Some(found))
-                if watched == *found || planted!(self, RenewalOverlooked) =>
+                if watched == *found || self.settings.planted.is(KeyLockFault::RenewalOverlooked) =>
             {
                 since
             }
@@ -231,11 +219,14 @@ impl KeyLock {
         };
         self.watched = found.clone().map(|found| (found, since));
         let free = match &lease {
-            Some(Ok(_)) if planted!(self, TakesFromTheLiving) => true,
-            Some(Ok(_)) if planted!(self, NoTakeover) => false,
+            Some(Ok(_)) if self.settings.planted.is(KeyLockFault::TakesFromTheLiving) => true,
+            Some(Ok(_)) if self.settings.planted.is(KeyLockFault::NoTakeover) => false,
             Some(Ok(lease)) => {
-                let skew =
-                    if planted!(self, SkewIgnored) { Duration::ZERO } else { self.settings.clock_skew };
+                let skew = if self.settings.planted.is(KeyLockFault::SkewIgnored) {
+                    Duration::ZERO
+                } else {
+                    self.settings.clock_skew
+                };
                 // Or its holder has not renewed it for its whole length, and the clock that set the deadline is wrong.
                 now.wall >= lease.deadline.plus(skew) || now.mono >= since.plus(lease.length + skew)
             }
@@ -245,10 +236,14 @@ impl KeyLock {
         self.not_before = now.mono;
         self.written = match (self.written.take(), found) {
             // This holder's own write may have arrived late, after it was forgotten.
-            (written, Some(found)) if own && (written.is_some() || !planted!(self, LateOwnLeft)) => {
+            (written, Some(found))
+                if own && (written.is_some() || !self.settings.planted.is(KeyLockFault::LateOwnLeft)) =>
+            {
                 Some((found, written.map_or(now.mono, |(_, sent)| sent)))
             }
-            (Some((_, sent)), Some(found)) if planted!(self, ReleasesOthers) => Some((found, sent)),
+            (Some((_, sent)), Some(found)) if self.settings.planted.is(KeyLockFault::ReleasesOthers) => {
+                Some((found, sent))
+            }
             _ => None,
         };
         match standing {
@@ -258,11 +253,15 @@ impl KeyLock {
                 self.seen = None;
                 self.pause(now.mono);
             }
-            Standing::Held(_) if own && planted!(self, OwnRenewalForeign) => self.standing = Standing::Lost,
-            Standing::Held(_) if nobody && planted!(self, LossGivesUp) => self.standing = Standing::Lost,
+            Standing::Held(_) if own && self.settings.planted.is(KeyLockFault::OwnRenewalForeign) => {
+                self.standing = Standing::Lost
+            }
+            Standing::Held(_) if nobody && self.settings.planted.is(KeyLockFault::LossGivesUp) => {
+                self.standing = Standing::Lost
+            }
             // An earlier try whose response was lost. Or the store was wiped, and nobody has taken it since.
             Standing::Held(_) if own || nobody => {}
-            Standing::Held(_) if planted!(self, OverwritesOthers) => {}
+            Standing::Held(_) if self.settings.planted.is(KeyLockFault::OverwritesOthers) => {}
             Standing::Held(_) => self.standing = Standing::Lost,
             Standing::Releasing | Standing::Lost | Standing::Over => {}
         }
@@ -275,16 +274,18 @@ impl KeyLock {
         }
         match new {
             Some(new) => {
-                if !planted!(self, TakeNotUndone) {
+                if !self.settings.planted.is(KeyLockFault::TakeNotUndone) {
                     self.written = Some((new, sent.mono));
                 }
-                let taken = planted!(self, UnknownIsTaken) && standing == Standing::Taking;
-                let renewed = planted!(self, UnknownIsRenewed) && matches!(standing, Standing::Held(_));
+                let taken =
+                    self.settings.planted.is(KeyLockFault::UnknownIsTaken) && standing == Standing::Taking;
+                let renewed = self.settings.planted.is(KeyLockFault::UnknownIsRenewed)
+                    && matches!(standing, Standing::Held(_));
                 if taken || renewed {
                     self.wrote(standing, sent, now);
                 }
             }
-            None if planted!(self, ReleaseNotRepeated) => self.written = None,
+            None if self.settings.planted.is(KeyLockFault::ReleaseNotRepeated) => self.written = None,
             None => {}
         }
     }

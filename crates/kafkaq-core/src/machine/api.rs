@@ -1,8 +1,9 @@
 //! The types of the machine's surface.
 
-use super::slab::Ref;
+use super::{Fault, slab::Ref};
 use crate::{
     Assignment, Error, Headers, History, Keyspace, LeaseToken, LostReason, Partition, Position, TaskId, Wall,
+    faults::Planted,
 };
 use bytes::Bytes;
 use std::{sync::Arc, time::Duration};
@@ -124,8 +125,7 @@ pub struct Settings {
     /// The longest that a revoked partition is held for what is under way.
     pub release_hold: Duration,
     /// A deliberate bug that the simulation must find.
-    #[cfg(feature = "planted-faults")]
-    pub planted: Option<super::Fault>,
+    pub planted: Planted<Fault>,
 }
 
 impl Default for Settings {
@@ -149,8 +149,7 @@ impl Default for Settings {
             window_bytes: 16 << 20,
             commit_interval: Duration::from_millis(200),
             release_hold: Duration::from_secs(2),
-            #[cfg(feature = "planted-faults")]
-            planted: None,
+            planted: Planted::NOTHING,
         }
     }
 }

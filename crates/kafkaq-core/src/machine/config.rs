@@ -33,14 +33,7 @@ impl Config {
     }
 
     /// Whether this rule is taken out of the machine.
-    #[cfg(feature = "planted-faults")]
     pub(super) fn has_fault(&self, fault: Fault) -> bool {
-        self.settings.planted == Some(fault)
-    }
-
-    #[cfg(not(feature = "planted-faults"))]
-    #[allow(clippy::unused_self)]
-    pub(super) const fn has_fault(&self, _: Fault) -> bool {
-        false
+        self.settings.planted.is(fault)
     }
 }

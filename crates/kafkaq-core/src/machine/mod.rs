@@ -83,6 +83,7 @@ mod tests;
 mod window;
 mod windows;
 
+pub use crate::faults::Planted;
 pub use api::*;
 pub use fault::Fault;
 pub use ladder::Ladder;

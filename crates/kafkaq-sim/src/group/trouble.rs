@@ -33,7 +33,7 @@ impl World {
             release_limit: Duration::from_micros(RELEASE_LIMIT),
             checkpoint_every: Duration::from_secs(1),
         });
-        group.plant(self.fault);
+        group.plant(self.fault.into());
         group.handle_partitions(there);
         tr!(self, M(id), "joins");
         let slow = self.rng.chance(150);

@@ -263,7 +263,7 @@ impl World {
     fn want(&mut self, p: usize, k: usize) {
         let patience = if self.is_calm() { 1000 * SEC } else { self.rng.between(50, 8000) * MS };
         let (lease, skew) = (Duration::from_micros(LEASE), Duration::from_micros(self.skew));
-        let settings = KeyLockSettings { planted: self.fault, ..KeyLockSettings::new(lease, skew) };
+        let settings = KeyLockSettings { planted: self.fault.into(), ..KeyLockSettings::new(lease, skew) };
         let proc = &mut self.procs[p];
         proc.tokens += 1;
         let own = LeaseToken { process: proc.id, number: proc.tokens };
