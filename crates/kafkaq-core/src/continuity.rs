@@ -155,10 +155,9 @@ impl Standing {
     #[must_use]
     pub fn alarm(self, of: &Partition, cursor: &Cursor) -> Option<Error> {
         let offset = cursor.offset;
-        let (kind, what, advice) = match self {
+        let (what, advice) = match self {
             Standing::Intact => return None,
             Standing::DeletedUnread { first } => (
-                ErrorKind::NotFound,
                 format!(
                     "up to {} records were deleted unread, offsets {offset} to {}: their tasks can't be executed",
                     first.saturating_sub(offset),
@@ -167,7 +166,6 @@ impl Standing {
                 "Raise the topic's `retention.ms` and `retention.bytes`, or start enough workers to keep up with them",
             ),
             Standing::Replaced { .. } => (
-                ErrorKind::Other,
                 format!(
                     "the log is not the one that was read up to offset {offset}: its topic was recreated or cut. What \
                      was read of it doesn't count, and what is there now is read again"
@@ -176,7 +174,8 @@ impl Standing {
                  topics, and keep `unclean.leader.election.enable` off",
             ),
         };
-        let error = Error::not_applied(kind, "read").on(of).with_source(what).with_retry(Retry::Yes);
+        let error =
+            Error::not_applied(ErrorKind::DataLoss, "read").on(of).with_source(what).with_retry(Retry::Yes);
         Some(error.with_advice(advice))
     }
 }

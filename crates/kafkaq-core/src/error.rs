@@ -26,6 +26,8 @@ pub enum ErrorKind {
     NotOwner,
     /// Bytes that can't be decoded.
     Corrupt,
+    /// Records that the log had are gone, or were replaced by others.
+    DataLoss,
     /// The server or the backend can't do this.
     Unsupported,
     /// The handle was closed.
@@ -47,6 +49,7 @@ impl ErrorKind {
             ErrorKind::Misconfigured => "misconfigured",
             ErrorKind::NotOwner => "not the owner",
             ErrorKind::Corrupt => "corrupt",
+            ErrorKind::DataLoss => "data loss",
             ErrorKind::Unsupported => "unsupported",
             ErrorKind::Closed => "closed",
             ErrorKind::Other => "failed",

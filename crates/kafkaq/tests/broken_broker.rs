@@ -5,7 +5,10 @@
 mod common;
 
 use async_trait::async_trait;
-use common::{ms, next, quick, soon};
+use common::{
+    log_lines::{lines, listen},
+    ms, next, quick, soon, until,
+};
 use futures_util::StreamExt;
 use kafkaq::{
     Effect, Error, ErrorKind, JobError, Queue, Result, Task,
@@ -262,4 +265,28 @@ async fn done_is_answered_while_the_queue_still_leaves_its_group() {
     assert!(!ending.is_finished());
     let e = soon(job.done()).await.unwrap_err();
     assert!(matches!(&e, JobError::Unconfirmed(e) if e.kind() == ErrorKind::Closed), "{e}");
+}
+
+#[tokio::test]
+async fn records_that_are_gone_are_logged_as_an_error() {
+    listen();
+    let (log, store) = (MemoryLog::new(), MemoryStore::new());
+    let tasks = || (0..6).map(|_| Task::new("a"));
+    let queue = quick(&log, &store).build().await.unwrap();
+    queue.publisher().publish_many(tasks()).await.into_iter().for_each(|id| drop(id.unwrap()));
+    for _ in 0..6 {
+        next(&queue).await.done().await.unwrap();
+    }
+    queue.shutdown(ms(1_000)).await.unwrap();
+    let publisher = quick(&log, &store).build_publisher().await.unwrap();
+    publisher.publish_many(tasks()).await.into_iter().for_each(|id| drop(id.unwrap()));
+    // Each partition has two that were done, and two new ones.
+    log.delete_records(&Partition::new("emails", 0), 3).unwrap();
+    let queue = quick(&log, &store).build().await.unwrap();
+    let told =
+        || lines(&["level=ERROR", "the log has lost records", "emails/0", "1 records were deleted unread"]);
+    until("the loss to be logged", || !told().is_empty()).await;
+    for _ in 0..5 {
+        next(&queue).await.done().await.unwrap();
+    }
 }

@@ -50,7 +50,10 @@ fn assigned(of: &mut Consumer) -> Assignment {
 
 fn alarm(of: &mut Consumer) -> String {
     match next(of) {
-        Some(Err(alarm)) if alarm.retry() == Retry::Yes => alarm.to_string(),
+        Some(Err(alarm)) => {
+            assert_eq!((alarm.kind(), alarm.retry()), (ErrorKind::DataLoss, Retry::Yes), "{alarm}");
+            alarm.to_string()
+        }
         other => panic!("{other:?}"),
     }
 }

@@ -306,10 +306,11 @@ impl EventLoop {
     fn take_event(&mut self, event: Option<Result<Event>>) {
         match event {
             Some(Ok(event)) => self.machine.handle_event(self.shared.clock.now(), event),
-            Some(Err(e)) if e.retry() != Retry::No => {
-                tracing::warn!(target: "kafkaq", error = %e, "reading is disturbed");
+            Some(Err(e)) if e.retry() == Retry::No => self.fail(e),
+            Some(Err(e)) if e.kind() == ErrorKind::DataLoss => {
+                tracing::error!(target: "kafkaq", error = %e, "the log has lost records");
             }
-            Some(Err(e)) => self.fail(e),
+            Some(Err(e)) => tracing::warn!(target: "kafkaq", error = %e, "reading is disturbed"),
             None => {
                 self.events_ended = true;
                 if self.stopping.is_none() {

@@ -4,6 +4,8 @@
 
 #![allow(dead_code, clippy::expect_used, clippy::panic)]
 
+pub(crate) mod log_lines;
+
 use futures_util::StreamExt;
 use kafkaq::{
     Job, Queue, QueueBuilder,

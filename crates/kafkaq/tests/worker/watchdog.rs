@@ -1,6 +1,11 @@
 //! What the worker's log says of handlers that make no progress.
 
-use crate::{SECOND, leased::Store, stop, until};
+use crate::{
+    SECOND,
+    common::log_lines::{lines, listen},
+    leased::Store,
+    stop, until,
+};
 use kafkaq::{
     ErrorKind, Queue,
     memory::MemoryLog,
@@ -8,60 +13,15 @@ use kafkaq::{
 };
 use serde::{Deserialize, Serialize};
 use std::{
-    fmt,
     sync::{
-        Arc, Mutex, Once,
+        Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
     time::Duration,
 };
 use tokio::time::sleep;
-use tracing::{
-    Event, Metadata, Subscriber,
-    field::Field,
-    span::{Attributes, Id, Record},
-};
 
 const MINUTE: Duration = Duration::from_secs(60);
-
-/// The lines of the whole process: tests tell theirs by the name of the queue or the kind.
-static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
-
-struct Lines;
-
-impl Subscriber for Lines {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target() == "kafkaq" && metadata.is_event()
-    }
-
-    fn new_span(&self, _: &Attributes<'_>) -> Id {
-        Id::from_u64(1)
-    }
-
-    fn record(&self, _: &Id, _: &Record<'_>) {}
-
-    fn record_follows_from(&self, _: &Id, _: &Id) {}
-
-    fn event(&self, event: &Event<'_>) {
-        let mut line = String::new();
-        event.record(&mut |field: &Field, value: &dyn fmt::Debug| line += &format!("{field}={value:?} "));
-        LINES.lock().unwrap().push(line);
-    }
-
-    fn enter(&self, _: &Id) {}
-
-    fn exit(&self, _: &Id) {}
-}
-
-fn listen() {
-    static LISTEN: Once = Once::new();
-    LISTEN.call_once(|| tracing::subscriber::set_global_default(Lines).unwrap());
-}
-
-fn lines(with: &[&str]) -> Vec<String> {
-    let is_one = |line: &&String| with.iter().all(|part| line.contains(part));
-    LINES.lock().unwrap().iter().filter(is_one).cloned().collect()
-}
 
 #[derive(Serialize, Deserialize)]
 struct Crawl(u32);
