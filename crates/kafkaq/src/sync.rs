@@ -1,10 +1,14 @@
-//! Locking and yielding.
+//! Locking, yielding, waiting for news, and catching panics.
 
 use std::{
+    any::Any,
     future::poll_fn,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::{Mutex, MutexGuard, PoisonError},
     task::Poll,
 };
+use tokio::sync::Notify;
 
 /// Locks even if a thread panicked while holding the lock: no critical section of this crate leaves a value in an
 /// inconsistent state.
@@ -24,4 +28,33 @@ pub(crate) async fn yield_once() {
         Poll::Pending
     })
     .await;
+}
+
+/// Waits until `look` finds something. Whoever changes what it looks at notifies all waiters. Cancel-safe.
+pub(crate) async fn until<T>(news: &Notify, mut look: impl FnMut() -> Option<T>) -> T {
+    loop {
+        let mut told = pin!(news.notified());
+        // Listens before it looks, so that nothing is missed in between.
+        told.as_mut().enable();
+        if let Some(found) = look() {
+            return found;
+        }
+        told.await;
+    }
+}
+
+/// Returns the outcome of a call, or what it panicked with; then it is not polled again.
+pub(crate) async fn caught<T>(call: impl Future<Output = T>) -> Result<T, Box<dyn Any + Send>> {
+    let mut call = pin!(call);
+    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx))) {
+        Ok(poll) => poll.map(Ok),
+        Err(panicked) => Poll::Ready(Err(panicked)),
+    })
+    .await
+}
+
+/// The message of a panic, if it has one.
+pub(crate) fn panic_message(panicked: &(dyn Any + Send)) -> Option<&str> {
+    let message = panicked.downcast_ref::<&str>().copied();
+    message.or_else(|| panicked.downcast_ref::<String>().map(String::as_str))
 }

@@ -1,14 +1,12 @@
 //! Sends the records of a queue, one request after another, until it is empty.
 
 use super::{Appender, queue::PartitionQueue};
-use crate::sync::yield_once;
-use kafkaq_core::Result;
+use crate::sync::{caught, panic_message, yield_once};
+use kafkaq_core::{Log, NewRecord, Partition, Result};
 use std::{
-    future::Future,
-    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::Poll,
     time::{Duration, Instant},
 };
 use tokio::time::{sleep, timeout};
@@ -115,10 +113,9 @@ impl Flush {
             self.appender.gathering.enter();
         }
         self.appender.gather_elsewhere(&self.queue);
-        let (log, partition, count) =
-            (self.appender.log.clone(), self.queue.partition.clone(), records.len());
-        let append = Append(Box::pin(async move { log.append(&partition, &records).await }));
-        Some(Request { append, records: count, begun: self.appender.counter.begun() })
+        let count = records.len();
+        let append = append(self.appender.log.clone(), self.queue.partition.clone(), records);
+        Some(Request { append: Box::pin(append), records: count, begun: self.appender.counter.begun() })
     }
 
     /// Stops tasks from gathering behind the request. If the gathered ones may be sent now, returns their queue,
@@ -176,20 +173,10 @@ impl Drop for Flush {
 /// The outcomes of an append, or how it panicked.
 pub(super) type Answers = Result<Vec<Result<i64>>, String>;
 
-/// An append whose adapter may panic: that counts as an unknown effect and doesn't block the queue.
-struct Append(Pin<Box<dyn Future<Output = Vec<Result<i64>>> + Send>>);
+type Append = Pin<Box<dyn Future<Output = Answers> + Send>>;
 
-impl Future for Append {
-    type Output = Answers;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(cx))) {
-            Ok(polled) => polled.map(Ok),
-            Err(panic) => {
-                let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-                let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-                Poll::Ready(Err(format!("it panicked: {}", text.unwrap_or_default())))
-            }
-        }
-    }
+/// Appends. A panic of the adapter counts as an unknown effect, and doesn't block the queue.
+async fn append(log: Arc<dyn Log>, to: Partition, records: Vec<NewRecord>) -> Answers {
+    let outcomes = caught(async { log.append(&to, &records).await }).await;
+    outcomes.map_err(|panicked| format!("it panicked: {}", panic_message(&*panicked).unwrap_or_default()))
 }

@@ -1,13 +1,12 @@
 //! One job between its holder and the driver: what the holder asks, what the driver answers.
 
-use crate::sync::lock;
+use crate::sync::{lock, until};
 use kafkaq_core::{
     LostReason,
     machine::{Answer, Command, CommandId, Ready},
 };
 use std::{
     future::poll_fn,
-    pin::pin,
     sync::Mutex,
     task::{Poll, Waker},
 };
@@ -127,15 +126,7 @@ impl Dialogue {
 
     /// Waits for [`Dialogue::lose`]. Cancel-safe.
     pub(crate) async fn until_lost(&self) -> LostReason {
-        loop {
-            let mut told = pin!(self.lost.notified());
-            // Listens before it looks, so that nothing is missed in between.
-            told.as_mut().enable();
-            if let Some(why) = self.lost() {
-                return why;
-            }
-            told.await;
-        }
+        until(&self.lost, || self.lost()).await
     }
 }
 
@@ -143,7 +134,7 @@ impl Dialogue {
 mod tests {
     use super::*;
     use kafkaq_core::Wall;
-    use std::time::Duration;
+    use std::{pin::pin, time::Duration};
 
     #[tokio::test]
     async fn the_answer_to_a_dropped_extend_cannot_pass_for_the_answer_to_done() {

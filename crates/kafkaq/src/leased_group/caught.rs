@@ -1,13 +1,8 @@
 //! Turns panics and hangs of a backend into errors, so that nobody waits forever.
 
+use crate::sync;
 use kafkaq_core::{Error, ErrorKind, Result, Retry};
-use std::{
-    future::{Future, poll_fn},
-    panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
-    task::Poll,
-    time::Duration,
-};
+use std::time::Duration;
 use tokio::time::timeout;
 
 /// Backends return within their own limits. This is for one that doesn't.
@@ -29,12 +24,9 @@ pub(super) async fn within<T>(
 
 /// Returns the outcome of `call`; if it panics, an error of unknown effect, and it is not polled again.
 pub(super) async fn caught<T>(op: &'static str, call: impl Future<Output = T>) -> Result<T> {
-    let mut call = pin!(call);
-    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx))) {
-        Ok(poll) => poll.map(Ok),
-        Err(_) => Poll::Ready(Err(Error::unknown(ErrorKind::Other, op)
-            .with_retry(Retry::Yes)
-            .with_source("the backend panicked"))),
-    })
-    .await
+    let panicked = |_| {
+        let e = Error::unknown(ErrorKind::Other, op).with_retry(Retry::Yes);
+        e.with_source("the backend panicked")
+    };
+    sync::caught(call).await.map_err(panicked)
 }

@@ -12,10 +12,9 @@ use super::{
 use crate::{
     Job,
     clock::{FAR, system_now},
-    sync::lock,
+    sync::{lock, until},
 };
 use std::{
-    pin::pin,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -204,32 +203,24 @@ impl Active {
 
     /// Takes the job, once it is back from its renewal. `None` if somebody else has taken it.
     pub(super) async fn take(&self) -> Option<Job> {
-        loop {
-            let mut back = pin!(self.back.notified());
-            // Listens before checking, so that nothing is missed in between.
-            back.as_mut().enable();
+        until(&self.back, || {
             {
                 let state = &mut *lock(&self.state);
                 match &mut state.job {
                     Held::Renewing { wanted } => *wanted = true,
-                    Held::Here(_) | Held::Gone => return state.take(),
+                    Held::Here(_) | Held::Gone => return Some(state.take()),
                 }
             }
             self.wanted.notify_waiters();
-            back.await;
-        }
+            None
+        })
+        .await
     }
 
     /// Waits until somebody wants a job back that is being renewed.
     pub(super) async fn wanted(&self) {
-        loop {
-            let mut wanted = pin!(self.wanted.notified());
-            wanted.as_mut().enable();
-            if matches!(lock(&self.state).job, Held::Renewing { wanted: true }) {
-                return;
-            }
-            wanted.await;
-        }
+        let is_wanted = || matches!(lock(&self.state).job, Held::Renewing { wanted: true });
+        until(&self.wanted, || is_wanted().then_some(())).await;
     }
 
     /// Brings the job back from its renewal.

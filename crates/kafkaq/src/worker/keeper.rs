@@ -7,12 +7,15 @@ use super::{
     run::Shared,
     stop::StopReason,
 };
-use crate::{Job, JobError, clock::FAR, sync::lock};
+use crate::{
+    Job, JobError,
+    clock::FAR,
+    sync::{lock, until},
+};
 use slab::Slab;
 use std::{
     collections::BTreeMap,
     convert::Infallible,
-    pin::pin,
     sync::{Arc, Mutex, atomic::Ordering::SeqCst},
     time::Duration,
 };
@@ -86,14 +89,7 @@ impl Keeper {
 
     /// Waits until all executions have ended.
     pub(super) async fn all_closed(&self) {
-        loop {
-            let mut closed = pin!(self.closed.notified());
-            closed.as_mut().enable();
-            if lock(&self.open).all.is_empty() {
-                return;
-            }
-            closed.await;
-        }
+        until(&self.closed, || lock(&self.open).all.is_empty().then_some(())).await;
     }
 
     /// Schedules the next check. Returns what is due by now.

@@ -1,5 +1,6 @@
 //! Turns panics of handlers into failures whose reason says where.
 
+use crate::sync;
 use std::{any::Any, cell::RefCell, panic, sync::Once};
 
 tokio::task_local! {
@@ -22,33 +23,22 @@ pub(super) fn remember_places() {
 
 /// Runs a handler. `Err` is the message of its panic, with its location.
 pub(super) async fn caught<T>(handler: impl Future<Output = T>) -> Result<T, String> {
-    let mut handler = std::pin::pin!(handler);
-    let run = std::future::poll_fn(move |cx| {
-        let poll = panic::catch_unwind(panic::AssertUnwindSafe(|| handler.as_mut().poll(cx)));
-        match poll {
-            Ok(poll) => poll.map(Ok),
-            Err(panicked) => {
-                let place = WHERE.try_with(RefCell::take).ok().flatten();
-                std::task::Poll::Ready(Err(describe(&*panicked, place)))
-            }
-        }
-    });
+    let run = async { sync::caught(handler).await.map_err(|panicked| describe(&*panicked)) };
     WHERE.scope(RefCell::default(), run).await
 }
 
 /// The same for a blocking handler.
 pub(super) fn caught_blocking<T>(handler: impl FnOnce() -> T) -> Result<T, String> {
     WHERE.sync_scope(RefCell::default(), || {
-        panic::catch_unwind(panic::AssertUnwindSafe(handler))
-            .map_err(|panicked| describe(&*panicked, WHERE.try_with(RefCell::take).ok().flatten()))
+        let outcome = panic::catch_unwind(panic::AssertUnwindSafe(handler));
+        outcome.map_err(|panicked| describe(&*panicked))
     })
 }
 
-fn describe(panicked: &(dyn Any + Send), place: Option<String>) -> String {
-    let message = panicked.downcast_ref::<&str>().copied();
-    let message = message.or_else(|| panicked.downcast_ref::<String>().map(String::as_str));
+fn describe(panicked: &(dyn Any + Send)) -> String {
+    let place = WHERE.try_with(RefCell::take).ok().flatten();
     let place = place.map(|place| format!(" at {place}")).unwrap_or_default();
-    format!("panicked{place}: {}", message.unwrap_or("no message"))
+    format!("panicked{place}: {}", sync::panic_message(panicked).unwrap_or("no message"))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Tells a handler that its execution is to end.
 
 use super::context::Execution;
-use crate::LostReason;
+use crate::{LostReason, sync::until};
 use std::{
     fmt,
     pin::pin,
@@ -138,15 +138,7 @@ impl Execution {
 
     /// Waits until the handler is to be dropped.
     pub(super) async fn dropped(&self) {
-        loop {
-            let mut news = pin!(self.signal.news.notified());
-            // Listens before checking, so that nothing is missed in between.
-            news.as_mut().enable();
-            if self.is_dropped() {
-                return;
-            }
-            news.await;
-        }
+        until(&self.signal.news, || self.is_dropped().then_some(())).await;
     }
 
     /// Waits for such a reason.
@@ -155,6 +147,7 @@ impl Execution {
         let mut is_lost = false;
         loop {
             let mut news = pin!(self.signal.news.notified());
+            // Listens before it looks, so that nothing is missed in between.
             news.as_mut().enable();
             if let Some(reason) = self.stop_reason().filter(|reason| is_it(*reason)) {
                 return reason;
