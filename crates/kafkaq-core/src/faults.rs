@@ -9,6 +9,10 @@ impl<F> Planted<F> {
 }
 
 impl<F: PartialEq> Planted<F> {
+    pub(crate) fn is_nothing(&self) -> bool {
+        !cfg!(feature = "planted-faults") || self.0.is_none()
+    }
+
     /// Whether it is this one.
     pub(crate) fn is(&self, fault: F) -> bool {
         cfg!(feature = "planted-faults") && self.0.as_ref() == Some(&fault)

@@ -40,7 +40,7 @@ impl fmt::Display for Violation {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Checker {
     pub(crate) tasks: Vec<Task>,
     /// Looked up, never iterated.
@@ -65,18 +65,10 @@ impl Checker {
     pub(crate) fn new(plan: &Plan) -> Checker {
         let s = &plan.settings;
         Checker {
-            tasks: Vec::new(),
-            by_key: HashMap::new(),
-            by_place: HashMap::new(),
-            violation: None,
-            clocks_broken: false,
-            latest_due: 0,
-            delayed: 0,
-            late: 0,
-            faults: 0,
             cancel_ttl: s.max_overdue + s.done_retention,
             max_delay: s.max_delay,
             world: plan.world,
+            ..Self::default()
         }
     }
 

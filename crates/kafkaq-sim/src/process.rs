@@ -36,6 +36,7 @@ pub(crate) struct Suspect {
     pub(crate) last_chance: bool,
 }
 
+#[derive(Default)]
 pub(crate) struct Process {
     pub(crate) machine: Option<Machine>,
     pub(crate) id: [u8; 16],
@@ -81,39 +82,7 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn new(workers: usize) -> Process {
-        Process {
-            machine: None,
-            id: [0; 16],
-            inc: 0,
-            out: false,
-            paused: false,
-            paused_at: 0,
-            woke_at: 0,
-            stash: Vec::new(),
-            skew: 0,
-            max_wall: Wall(0),
-            events_at: 0,
-            stopping: false,
-            ready: VecDeque::new(),
-            jobs: HashMap::new(),
-            ready_at: HashMap::new(),
-            suspects: HashMap::new(),
-            workers: vec![Worker::default(); workers],
-            told: 0,
-            waited_at: 0,
-            firsts: 0,
-            polled: BTreeSet::new(),
-            swap_calls: 0,
-            get_calls: 0,
-            append_calls: 0,
-            commit_calls: 0,
-            swapping: Vec::new(),
-            timer: None,
-            timer_generation: 0,
-            later: false,
-            second: 0,
-            inputs: 0,
-        }
+        Process { workers: vec![Worker::default(); workers], ..Self::default() }
     }
 
     fn calls(&self) -> usize {

@@ -10,7 +10,7 @@ use std::{collections::VecDeque, time::Duration};
 /// First attempts that may be taken for each redelivery while redeliveries wait.
 const FIRST_PER_REDELIVERY: usize = 3;
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Dispatch {
     /// Callers that wait, as the driver told last.
     waiting: usize,
@@ -33,17 +33,7 @@ pub(super) struct Dispatch {
 
 impl Dispatch {
     pub(super) fn new(now: Mono) -> Self {
-        Dispatch {
-            waiting: 0,
-            ready: 0,
-            asked_at: now,
-            on_demand: VecDeque::new(),
-            suspects: Suspects::default(),
-            was_suspect: false,
-            credit: 0,
-            offers: VecDeque::new(),
-            recall: None,
-        }
+        Dispatch { asked_at: now, ..Self::default() }
     }
 
     // ---- demand

@@ -1,5 +1,12 @@
 //! Deliberate bugs, each of which removes one rule, for the simulation to find.
 
+use super::{
+    Machine,
+    rule::{self, ObservedLease, Verdict},
+    slab::Ref,
+};
+use crate::{LeaseState, Wall};
+
 crate::faults::faults! {
     /// A rule that is removed from the machine.
     Fault:
@@ -86,4 +93,53 @@ crate::faults::faults! {
     /// A partition moves although nobody can know of the jobs that go on. Takes out the leases, the copies and the wait
     /// for both: what is left of them hides the loss of one.
     MovedUnleased,
+}
+
+impl Machine {
+    /// What the rule says if a row of it is taken out.
+    pub(super) fn break_verdict(&self, r: Ref, mut verdict: Verdict) -> Verdict {
+        if self.config.settings.planted.is_nothing() {
+            return verdict;
+        }
+        let Some(item) = self.items.get(r) else { return verdict };
+        let broken = |fault| self.config.has_fault(fault);
+        if broken(Fault::RunOutUncounted)
+            && let Verdict::Take(take) | Verdict::DeadLetter(take) = &mut verdict
+            && std::mem::take(&mut take.ran_out)
+        {
+            take.failures -= 1;
+        }
+        let lease = item.observed.lease().cloned();
+        let consider = |observed| rule::consider(item.meta, &observed, self.clock.wall(), self.config.limits);
+        match (verdict, lease) {
+            (Verdict::Take(_), None) if broken(Fault::MissingIsDone) => Verdict::Finish,
+            (Verdict::Finish, Some(mut lease))
+                if broken(Fault::TerminalIgnored) && lease.state == LeaseState::Done =>
+            {
+                lease.state = LeaseState::Idle;
+                consider(ObservedLease::Lease(lease))
+            }
+            (Verdict::Finish, Some(mut lease))
+                if broken(Fault::CoverIgnored) && !lease.state.is_terminal() =>
+            {
+                lease.cover = 0;
+                consider(ObservedLease::Lease(lease))
+            }
+            (Verdict::Reset, Some(mut lease)) if broken(Fault::DeadlineBelieved) => {
+                lease.length = lease.deadline.since(Wall(0));
+                consider(ObservedLease::Lease(lease))
+            }
+            (Verdict::Park { .. }, Some(lease))
+                if broken(Fault::ParkWithoutSkew) && item.meta.due <= self.clock.wall() =>
+            {
+                Verdict::Park { due: lease.deadline }
+            }
+            (Verdict::Park { .. }, Some(lease))
+                if broken(Fault::ParkedTooLong) && item.meta.due <= self.clock.wall() =>
+            {
+                Verdict::Park { due: rule::end(&lease, self.clock.wall(), self.config.limits) }
+            }
+            _ => verdict,
+        }
+    }
 }

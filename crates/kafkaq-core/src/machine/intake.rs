@@ -285,47 +285,4 @@ impl Machine {
             Verdict::DeadLetter(take) => self.take(r, take, Purpose::DeadLetter),
         }
     }
-
-    /// What the rule says if a row of it is taken out.
-    fn break_verdict(&self, r: Ref, mut verdict: Verdict) -> Verdict {
-        let Some(item) = self.items.get(r) else { return verdict };
-        let broken = |fault| self.config.has_fault(fault);
-        if broken(Fault::RunOutUncounted)
-            && let Verdict::Take(take) | Verdict::DeadLetter(take) = &mut verdict
-            && std::mem::take(&mut take.ran_out)
-        {
-            take.failures -= 1;
-        }
-        let lease = item.observed.lease().cloned();
-        let consider = |observed| rule::consider(item.meta, &observed, self.clock.wall(), self.config.limits);
-        match (verdict, lease) {
-            (Verdict::Take(_), None) if broken(Fault::MissingIsDone) => Verdict::Finish,
-            (Verdict::Finish, Some(mut lease)) if lease.state.is_terminal() => {
-                if broken(Fault::TerminalIgnored) && lease.state == LeaseState::Done {
-                    lease.state = LeaseState::Idle;
-                    return consider(ObservedLease::Lease(lease));
-                }
-                verdict
-            }
-            (Verdict::Finish, Some(mut lease)) if broken(Fault::CoverIgnored) => {
-                lease.cover = 0;
-                consider(ObservedLease::Lease(lease))
-            }
-            (Verdict::Reset, Some(mut lease)) if broken(Fault::DeadlineBelieved) => {
-                lease.length = lease.deadline.since(Wall(0));
-                consider(ObservedLease::Lease(lease))
-            }
-            (Verdict::Park { .. }, Some(lease))
-                if broken(Fault::ParkWithoutSkew) && item.meta.due <= self.clock.wall() =>
-            {
-                Verdict::Park { due: lease.deadline }
-            }
-            (Verdict::Park { .. }, Some(lease))
-                if broken(Fault::ParkedTooLong) && item.meta.due <= self.clock.wall() =>
-            {
-                Verdict::Park { due: rule::end(&lease, self.clock.wall(), self.config.limits) }
-            }
-            _ => verdict,
-        }
-    }
 }

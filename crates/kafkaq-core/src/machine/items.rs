@@ -13,7 +13,7 @@ use std::{
     sync::Arc,
 };
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Items {
     items: Slab<Item>,
     tasks: Slab<TaskEntry>,
@@ -47,10 +47,6 @@ pub(super) struct NewItem {
 }
 
 impl Items {
-    pub(super) fn new() -> Self {
-        Items { items: Slab::new(), tasks: Slab::new(), by_id: HashMap::default() }
-    }
-
     pub(super) fn insert(&mut self, new: NewItem, keyspace: &Keyspace, now: Mono) -> Ref {
         let NewItem { content, meta, history, place, at, copies } = new;
         let task = match self.by_id.entry(content.id.clone()) {

@@ -134,9 +134,9 @@ impl Machine {
         Machine {
             config: Config::new(settings, layout),
             clock: Clock::new(now),
-            windows: Windows::new(),
+            windows: Windows::default(),
             lanes: Lanes::default(),
-            items: Items::new(),
+            items: Items::default(),
             store,
             appends: Appends::default(),
             dispatch: Dispatch::new(now.mono),

@@ -23,11 +23,13 @@ pub(super) struct Slab<T> {
     free: Vec<u32>,
 }
 
-impl<T> Slab<T> {
-    pub(super) fn new() -> Self {
+impl<T> Default for Slab<T> {
+    fn default() -> Self {
         Slab { places: Vec::new(), free: Vec::new() }
     }
+}
 
+impl<T> Slab<T> {
     pub(super) fn insert(&mut self, value: T) -> Ref {
         let index = self.free.pop().unwrap_or_else(|| {
             self.places.push((0, None));

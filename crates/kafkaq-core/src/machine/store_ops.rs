@@ -4,7 +4,7 @@ use super::{Mono, gate::Gate, slab::Ref};
 use crate::LeaseToken;
 use std::collections::VecDeque;
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct StoreOps {
     swaps: VecDeque<Ref>,
     reads: VecDeque<Ref>,
@@ -24,18 +24,7 @@ pub(super) struct StoreOps {
 
 impl StoreOps {
     pub(super) fn new(process: [u8; 16]) -> Self {
-        StoreOps {
-            swaps: VecDeque::new(),
-            reads: VecDeque::new(),
-            failed_takes: VecDeque::new(),
-            failed_reads: VecDeque::new(),
-            is_retry_next: false,
-            gate: Gate::default(),
-            reads_begun: 0,
-            takes_begun: 0,
-            process,
-            tokens: 0,
-        }
+        StoreOps { process, ..Self::default() }
     }
 
     pub(super) fn push_swap(&mut self, r: Ref) {

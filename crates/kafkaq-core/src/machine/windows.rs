@@ -10,7 +10,7 @@ use super::{
 use crate::{Assignment, Partition, Wall};
 use std::collections::{HashMap, VecDeque};
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Windows {
     slab: Slab<Window>,
     by_assignment: HashMap<Assignment, Ref>,
@@ -24,18 +24,6 @@ pub(super) struct Windows {
 }
 
 impl Windows {
-    pub(super) fn new() -> Self {
-        Windows {
-            slab: Slab::new(),
-            by_assignment: HashMap::new(),
-            order: Vec::new(),
-            last_read: 0,
-            taken: 0,
-            flow: VecDeque::new(),
-            reassigns: Vec::new(),
-        }
-    }
-
     pub(super) fn insert(&mut self, assignment: Assignment, is_lane: bool, now: Mono) {
         let w = self.slab.insert(Window::new(assignment.clone(), is_lane, now));
         self.by_assignment.insert(assignment, w);
