@@ -32,13 +32,14 @@ cargo xtask test [--quick | --backend NAMES | --only NAME] [--kafka redpanda]
                 servers that they need.
     --kafka     redpanda: in Kafka's place, if a Docker engine responds
 
-cargo xtask bench [pairs] [stores] [logs] [delays] [idle] [worker] [crowd] [seeds] [--backend NAMES]
-                  [--mimalloc] [--observed]
+cargo xtask bench [pairs] [stores] [logs] [publish] [delays] [idle] [worker] [crowd] [seeds]
+                  [--backend NAMES] [--mimalloc] [--observed]
     Figures of an optimized build on this machine, as Markdown: for everything, or for these parts.
     It judges nothing. Takes about twenty minutes. It starts its own servers, as `test` does.
     pairs       every broker with every store: publish rate, drain rate, pick-up latency
     stores      swaps per second, compared with the store's bare client
     logs        records per second, compared with the log's bare client
+    publish     the publish rate in bulk and from 64 callers, compared with the log's bare client
     delays      the lateness of a million tasks that are delayed by up to two minutes
     idle        the cost of sixty idle queues
     worker      tasks per second of a worker, compared with loops around `get_job`

@@ -155,7 +155,8 @@ impl QueueBuilder {
         self.with(|c| c.max_overdue = duration)
     }
 
-    /// The longest delay of a task and of a retry. The wait topic gets a partition for each power of four seconds, and
+    /// The longest delay of a task, a retry and a snooze. A longer one is refused; a worker shortens those of its
+    /// handlers and of its backoff to this. The wait topic gets a partition for each power of four seconds, and
     /// one for leases. One that exists and has fewer is refused, so add partitions before you raise this. At most ten
     /// years. Default: 7 days.
     pub fn max_delay(self, duration: Duration) -> Self {

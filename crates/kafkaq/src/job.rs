@@ -83,7 +83,8 @@ impl JobView {
     }
 
     /// The number of this hand-out of the task, from 1. It identifies the execution: no two executions of a task share
-    /// it, unless the store lost its data.
+    /// it, unless the store lost its data, or a process crashed with [`Tracking::Slow`](crate::Tracking::Slow). The
+    /// [`token`](JobView::token) tells these apart.
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.0.ready.attempt

@@ -164,6 +164,7 @@ pub mod backend {
 /// - [`delivery`](guide::delivery): what is promised, when a task runs twice, and how a handler copes with that
 /// - [`sizing`](guide::sizing): memory, partitions, timeouts and retention, with formulas
 /// - [`operations`](guide::operations): what to watch, what a line in the log means, deploys, outages, permissions
+/// - [`metrics`](guide::metrics): their names, labels and meaning
 /// - [`dead_letters`](guide::dead_letters): what to do about tasks that were given up
 /// - [`upgrading`](guide::upgrading): a new kafkaq, a new version of a task, a setting of a queue that runs
 /// - [`migrating`](guide::migrating): from asynq, Celery and Sidekiq

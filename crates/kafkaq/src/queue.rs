@@ -172,17 +172,17 @@ impl Queue {
         self.inner.locks.clone()
     }
 
-    /// Stops taking tasks, gives back what was not handed out, waits for running jobs until `limit` has passed, and
-    /// leaves the group. From now on, `get_job` fails with `Closed`. Calling it again is harmless; the shortest limit
-    /// counts.
+    /// Stops taking tasks, gives back what was not handed out, leaves the group after 0.3 s, so that others take over
+    /// its partitions, and waits for running jobs until `limit` has passed. Their holders aren't notified. From now on,
+    /// `get_job` fails with `Closed`. Calling it again is harmless; the shortest limit counts.
     ///
     /// The broker and the store are not closed, since other queues may share them.
     ///
     /// *Cancel-safety:* once polled, the queue shuts down, even if the future is dropped.
     ///
     /// # Errors
-    /// `Timeout` if jobs were still running: their tasks are handed out again when their leases expire. Otherwise the
-    /// error that stopped reading the log before.
+    /// `Timeout` if jobs were still running: their tasks are handed out again when their leases expire, which counts as
+    /// a failure. Otherwise the error that stopped reading the log before.
     pub async fn shutdown(&self, limit: Duration) -> Result<()> {
         self.inner.driver.stop(limit).await
     }

@@ -8,7 +8,9 @@ type Delay = dyn Fn(u32, &str) -> Duration + Send + Sync;
 /// When a failed task is retried, and how often.
 ///
 /// The default doubles from 1 s to 1 h, with jitter, and leaves the number of failures to the queue's
-/// [`max_failures`](crate::QueueBuilder::max_failures).
+/// [`max_failures`](crate::QueueBuilder::max_failures). No delay is longer than the queue's
+/// [`max_delay`](crate::QueueBuilder::max_delay). No delay is longer than the queue's
+/// [`max_delay`](crate::QueueBuilder::max_delay).
 #[derive(Clone)]
 pub struct Backoff {
     delay: Arc<Delay>,

@@ -19,14 +19,16 @@ pub(super) const SPARING: Duration = Duration::from_secs(6 * 3600);
 /// [`WorkerBuilder::control`](super::WorkerBuilder::control) or [`WorkerHandle::control`](super::WorkerHandle::control).
 ///
 /// While a kind is paused, none of its handlers start; running ones continue. The worker still takes the kind's tasks
-/// from the queue, since other tasks come after them, and snoozes each, which doesn't count as a failure. So they take
-/// no slots of the worker, hold no leases, and don't delay other kinds.
+/// from the queue, since other tasks come after them, and snoozes each, which doesn't count as a failure. A task takes
+/// a slot of the worker until its snooze is confirmed, which is a call to the store; then it holds neither slot nor
+/// lease.
 ///
 /// - **It affects only this worker.** Other processes of the queue continue to execute the kind, and also get the tasks
 ///   that this one snoozes. Pause it in each of them. A restart forgets the pause.
 /// - **Resuming takes effect at once for new tasks**; snoozed ones come back by themselves. A task is snoozed for up to
 ///   half of the time that the kind has been paused so far, at least 1 s and at most 5 min. So after a pause of a
-///   minute all are back within half a minute, and after a long one within five minutes.
+///   minute all are back within half a minute, and after a long one within five minutes, unless they have used up half
+///   of their hand-outs (see below).
 /// - **Cost:** one hand-out per task each time: two swaps in the store and one or more copies in the log. If the
 ///   queue's [`max_delay`](crate::QueueBuilder::max_delay) is shorter than the snooze, it is read and copied several
 ///   times per snooze, up to once per second. A million paused tasks cause about five thousand hand-outs per second. To

@@ -12,15 +12,17 @@ pub enum Outcome {
     /// The task is done and is never executed again.
     Done,
     /// The execution failed. The task is executed again after `delay`, or when the worker's
-    /// [`Backoff`](super::Backoff) says so. After the last attempt it is dead-lettered.
+    /// [`Backoff`](super::Backoff) says so, in both cases after the queue's
+    /// [`max_delay`](crate::QueueBuilder::max_delay) at the latest. After the last attempt it is dead-lettered.
     Retry {
         /// How long to wait; `None` leaves it to the worker's backoff.
         delay: Option<Duration>,
         /// Why it failed, for people. The last five reasons travel with the task.
         reason: String,
     },
-    /// The task is postponed: it is executed again after this long. This doesn't count as a failure, but as one of the
-    /// queue's [`max_handouts`](crate::QueueBuilder::max_handouts).
+    /// The task is postponed: it is executed again after this long, or after the queue's
+    /// [`max_delay`](crate::QueueBuilder::max_delay) if that is shorter. This doesn't count as a failure, but as one of
+    /// the queue's [`max_handouts`](crate::QueueBuilder::max_handouts).
     Snooze(Duration),
     /// The task can't succeed: it is dead-lettered with this reason.
     Reject(String),
@@ -40,12 +42,13 @@ impl Failure {
         Failure(Outcome::Retry { delay: None, reason: reason.to_string() })
     }
 
-    /// Retries the task after this long.
+    /// Retries the task after this long, at most the queue's [`max_delay`](crate::QueueBuilder::max_delay).
     pub fn retry_in(delay: Duration, reason: impl fmt::Display) -> Self {
         Failure(Outcome::Retry { delay: Some(delay), reason: reason.to_string() })
     }
 
-    /// Executes the task again after this long, without counting a failure.
+    /// Executes the task again after this long, at most the queue's [`max_delay`](crate::QueueBuilder::max_delay),
+    /// without counting a failure.
     #[must_use]
     pub fn snooze(delay: Duration) -> Self {
         Failure(Outcome::Snooze(delay))
@@ -77,13 +80,15 @@ pub trait ResultExt<T> {
     /// The error, as a [`Failure`] that rejects the task.
     fn reject(self) -> Result<T, Failure>;
 
-    /// The task is retried after this long, whatever the worker's backoff says.
+    /// The task is retried after this long, at most the queue's [`max_delay`](crate::QueueBuilder::max_delay), whatever
+    /// delay the worker's backoff says.
     ///
     /// # Errors
     /// The error, as a [`Failure`] with that delay.
     fn retry_in(self, delay: Duration) -> Result<T, Failure>;
 
-    /// The error means that it is too early for the task: it doesn't count as a failure.
+    /// The error means that it is too early for the task: it is executed again after this long, at most the queue's
+    /// [`max_delay`](crate::QueueBuilder::max_delay), and it doesn't count as a failure.
     ///
     /// # Errors
     /// A [`Failure`] that snoozes the task.
