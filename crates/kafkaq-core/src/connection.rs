@@ -236,6 +236,11 @@ impl<C: Connect> SharedConnection<C> {
         Ok(self.calls.clone().try_acquire_owned().ok())
     }
 
+    /// How many calls are in flight.
+    pub fn calls(&self) -> usize {
+        MAX_CALLS as usize - self.calls.available_permits()
+    }
+
     /// Whether a call that failed with this error over this connection can be sent again over a new one.
     pub fn is_worth_another(&self, call: Call, up: &Up<C::Connection>, error: &Error) -> bool {
         let had_no_effect = (error.effect(), error.retry()) == (Effect::NotApplied, Retry::Yes);

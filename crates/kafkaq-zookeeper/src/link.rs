@@ -19,7 +19,6 @@ use std::{
 
 pub(crate) struct Link {
     shared: SharedConnection<Sessions>,
-    calls: AtomicUsize,
 }
 
 /// How to open a session.
@@ -60,18 +59,12 @@ impl Connect for Sessions {
 impl Link {
     pub(crate) fn new(settings: Arc<Settings>, number: usize) -> Self {
         let sessions = Sessions { settings, number, attempts: AtomicUsize::new(0) };
-        Link { shared: SharedConnection::new(sessions), calls: AtomicUsize::new(0) }
-    }
-
-    /// Counts a call until this is dropped, which also happens when the call's future is dropped.
-    pub(crate) fn count(&self) -> Counted<'_> {
-        self.calls.fetch_add(1, Relaxed);
-        Counted(&self.calls)
+        Link { shared: SharedConnection::new(sessions) }
     }
 
     /// How many calls it has in flight.
     pub(crate) fn calls(&self) -> usize {
-        self.calls.load(Relaxed)
+        self.shared.calls()
     }
 
     /// Returns one outcome per item, in the same order, within the request timeout. What certainly had no effect when
@@ -84,7 +77,6 @@ impl Link {
         F: Future<Output = Result<A>> + Send,
     {
         let call = Call::new(operation, self.shared.connect().settings.request_timeout);
-        let _counted = self.count();
         let items: Vec<_> = asks.into_iter().map(Item::new).collect();
         let open = async {
             let under_way = self.shared.begin(call)?;
@@ -153,14 +145,6 @@ impl Link {
 
 fn is_broken(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::Unavailable | ErrorKind::Timeout)
-}
-
-pub(crate) struct Counted<'a>(&'a AtomicUsize);
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
 }
 
 /// State is consistent even after a panic: every change is a single assignment.
