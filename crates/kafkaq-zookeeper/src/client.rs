@@ -4,7 +4,11 @@
 //! number -1 for an event and one with -2 for a ping; each later request would then get the response of another. So a
 //! session is left long before that.
 
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use crate::builder::Settings;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering::Relaxed},
+};
 use zookeeper_async::ZooKeeper;
 
 /// Numbers up to here are positive, and so are those of the calls that are still in flight.
@@ -12,13 +16,13 @@ pub(crate) const MAX_REQUESTS: u32 = 1 << 30;
 
 pub(crate) struct Client {
     zk: ZooKeeper,
-    max_requests: u32,
+    pub(crate) settings: Arc<Settings>,
     requests: AtomicU32,
 }
 
 impl Client {
-    pub(crate) fn new(zk: ZooKeeper, max_requests: u32) -> Self {
-        Client { zk, max_requests, requests: AtomicU32::new(0) }
+    pub(crate) fn new(zk: ZooKeeper, settings: Arc<Settings>) -> Self {
+        Client { zk, settings, requests: AtomicU32::new(0) }
     }
 
     /// The handle, for one request.
@@ -29,6 +33,6 @@ impl Client {
 
     /// It is to carry no further calls.
     pub(crate) fn is_used_up(&self) -> bool {
-        self.requests.load(Relaxed) >= self.max_requests
+        self.requests.load(Relaxed) >= self.settings.max_requests
     }
 }

@@ -62,7 +62,7 @@ impl Nodes {
 
     /// The value, as it is now or later.
     pub(crate) async fn get(&self, requests: &Requests, key: &Key) -> Result<Option<Bytes>> {
-        requests.bring_up_to_date(self, failure::READ).await?;
+        requests.bring_up_to_date(failure::READ).await?;
         Ok(look(&requests.zk, &self.path(key), failure::READ).await?.value)
     }
 
@@ -99,7 +99,7 @@ impl Nodes {
                 if up_to_date {
                     return Ok(if matches { Swapped::Done } else { Swapped::Conflict(seen.value) });
                 }
-                requests.bring_up_to_date(self, failure::SWAP).await?;
+                requests.bring_up_to_date(failure::SWAP).await?;
                 up_to_date = true;
                 continue;
             }

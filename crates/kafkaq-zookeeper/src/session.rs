@@ -111,8 +111,12 @@ pub(crate) struct Requests {
 impl Requests {
     /// Brings the session up to date, once for all items of the call. What another session has seen doesn't count: it
     /// may have been on another server.
-    pub(crate) async fn bring_up_to_date(&self, nodes: &Nodes, operation: Operation) -> Result<()> {
-        self.up_to_date.get_or_try_init(|| nodes.barrier(&self.zk, operation)).await.copied()
+    pub(crate) async fn bring_up_to_date(&self, operation: Operation) -> Result<()> {
+        self.up_to_date.get_or_try_init(|| self.nodes().barrier(&self.zk, operation)).await.copied()
+    }
+
+    pub(crate) fn nodes(&self) -> &Nodes {
+        &self.zk.settings.nodes
     }
 }
 
@@ -166,9 +170,9 @@ impl Session {
                 let credentials = format!("{user}:{password}").into_bytes();
                 zk.add_auth("digest", credentials).await.map_err(ConnectError::ZooKeeper)?;
             }
-            let zk = Arc::new(Client::new(zk, settings.max_requests));
+            let zk = Arc::new(Client::new(zk, settings));
             if sweeps {
-                tokio::spawn(sweeper::run(zk.clone(), settings));
+                tokio::spawn(sweeper::run(zk.clone()));
             }
             Ok(zk)
         });
@@ -322,12 +326,10 @@ mod tests {
         }
     }
 
-    async fn read(link: &Link, settings: &Arc<Settings>, keys: usize) {
+    async fn read(link: &Link, keys: usize) {
         let keys = (0..keys).map(|n| Key::of(&["t", &n.to_string()]).unwrap()).collect();
-        let settings = settings.clone();
-        let get = move |requests: Arc<Requests>, item: Arc<Item<Key>>| {
-            let settings = settings.clone();
-            async move { settings.nodes.get(&requests, &item.ask).await }
+        let get = |requests: Arc<Requests>, item: Arc<Item<Key>>| async move {
+            requests.nodes().get(&requests, &item.ask).await
         };
         for outcome in link.each(failure::READ, keys, get).await {
             assert_eq!(outcome.unwrap(), None);
@@ -339,11 +341,11 @@ mod tests {
         let sessions = Arc::new(AtomicUsize::new(0));
         let settings = settings(4, sessions.clone()).await;
         // The first link's sweeper sends requests, too.
-        let link = Link::new(settings.clone(), 1);
+        let link = Link::new(settings, 1);
         let mut after = Vec::new();
         // With one request more than keys. A call stays in the session in which it has begun.
         for keys in [1, 1, 1, 9, 1] {
-            read(&link, &settings, keys).await;
+            read(&link, keys).await;
             after.push(sessions.load(Relaxed));
         }
         assert_eq!(after, [1, 1, 2, 2, 3]);
@@ -353,8 +355,8 @@ mod tests {
     async fn a_sweeper_ends_with_the_requests_of_its_session() {
         let settings = settings(4, Arc::default()).await;
         let deadline = Instant::now() + LIMIT;
-        let session = Session::open(settings.clone(), 0, false, deadline).await.ok().unwrap();
-        timeout(LIMIT, sweeper::run(session.zk.clone(), settings)).await.expect("it ends");
+        let session = Session::open(settings, 0, false, deadline).await.ok().unwrap();
+        timeout(LIMIT, sweeper::run(session.zk.clone())).await.expect("it ends");
         assert!(session.is_lost());
     }
 }

@@ -61,10 +61,8 @@ impl LeaseStore for ZooKeeperStore {
         if keys.is_empty() {
             return Vec::new();
         }
-        let settings = self.settings.clone();
-        let read = move |requests: Arc<Requests>, item: Arc<Item<Key>>| {
-            let settings = settings.clone();
-            async move { settings.nodes.get(&requests, &item.ask).await }
+        let read = |requests: Arc<Requests>, item: Arc<Item<Key>>| async move {
+            requests.nodes().get(&requests, &item.ask).await
         };
         let outcomes = self.link().each(failure::READ, keys.to_vec(), read).await;
         self.outages.observe(failure::READ.name(), &outcomes);
@@ -75,10 +73,8 @@ impl LeaseStore for ZooKeeperStore {
         if swaps.is_empty() {
             return Vec::new();
         }
-        let settings = self.settings.clone();
-        let swap = move |requests: Arc<Requests>, item: Arc<Item<Swap>>| {
-            let settings = settings.clone();
-            async move { settings.nodes.swap(&requests, &item.ask, &item.sent).await }
+        let swap = |requests: Arc<Requests>, item: Arc<Item<Swap>>| async move {
+            requests.nodes().swap(&requests, &item.ask, &item.sent).await
         };
         let outcomes = self.link().each(failure::SWAP, swaps.to_vec(), swap).await;
         self.outages.observe(failure::SWAP.name(), &outcomes);
@@ -86,11 +82,7 @@ impl LeaseStore for ZooKeeperStore {
     }
 
     async fn check(&self) -> Result<Vec<String>> {
-        let settings = self.settings.clone();
-        let probe = move |requests: Arc<Requests>, _| {
-            let settings = settings.clone();
-            async move { probe(&requests.zk, &settings).await }
-        };
+        let probe = |requests: Arc<Requests>, _| async move { probe(&requests.zk).await };
         let mut outcomes = self.link().each(failure::CHECK, vec![()], probe).await;
         let clock_difference = outcomes.pop().unwrap_or_else(|| Err(failure::CHECK.closed()))?;
         let allowed = self.settings.nodes.clock_skew;
@@ -109,9 +101,9 @@ impl LeaseStore for ZooKeeperStore {
 }
 
 /// Does what swaps do, on a node of its own, and returns how much the clocks differ.
-async fn probe(zk: &Client, settings: &Settings) -> Result<Duration> {
+async fn probe(zk: &Client) -> Result<Duration> {
     let refused = |e| failure::of(failure::CHECK, e, false);
-    let nodes = &settings.nodes;
+    let nodes = &zk.settings.nodes;
     nodes.make_parents(zk, &format!("{}/probe", nodes.root)).await.map_err(refused)?;
     let before = frame::now();
     // Others may check at the same time: the server chooses the name.

@@ -11,7 +11,7 @@
 //!
 //! A shard's own node records when it was last swept, so that the work doesn't grow with the number of processes.
 
-use crate::{builder::Settings, client::Client, frame, nodes::SHARDS};
+use crate::{client::Client, frame, nodes::SHARDS};
 use futures_util::{StreamExt, stream};
 use std::{hash::BuildHasher, sync::Arc};
 use zookeeper_async::{ZkError, ZkResult};
@@ -20,13 +20,13 @@ use zookeeper_async::{ZkError, ZkResult};
 const IN_FLIGHT: usize = 16;
 
 /// Ends when its session has sent too many requests, since the next one has a sweeper too. Is dropped with its session.
-pub(crate) async fn run(zk: Arc<Client>, settings: Arc<Settings>) {
-    let pause = settings.sweep_every / SHARDS as u32;
+pub(crate) async fn run(zk: Arc<Client>) {
+    let pause = zk.settings.sweep_every / SHARDS as u32;
     // Processes that start together start with different shards.
     let mut shard = std::hash::RandomState::new().hash_one(frame::now()) as usize % SHARDS;
     while !zk.is_used_up() {
         tokio::time::sleep(pause).await;
-        match sweep(&zk, &settings, shard).await {
+        match sweep(&zk, shard).await {
             Ok(0) | Err(ZkError::NoNode | ZkError::BadVersion) => {}
             Ok(removed) => tracing::debug!(target: "kafkaq", shard, removed, "swept"),
             Err(error) => tracing::debug!(target: "kafkaq", shard, %error, "could not sweep"),
@@ -39,7 +39,8 @@ pub(crate) async fn run(zk: Arc<Client>, settings: Arc<Settings>) {
 ///
 /// # Errors
 /// `NoNode` and `BadVersion` are harmless: there is nothing to sweep, or somebody else does it.
-async fn sweep(zk: &Client, settings: &Settings, shard: usize) -> ZkResult<usize> {
+async fn sweep(zk: &Client, shard: usize) -> ZkResult<usize> {
+    let settings = &zk.settings;
     let parent = settings.nodes.shard(shard);
     let (_, last) = zk.request().get_data(&parent, false).await?;
     // Clocks that differ make this earlier or later, which is harmless.
