@@ -61,21 +61,21 @@ pub(crate) fn timed_out(call: Call, address: &str, sent: bool) -> Error {
     call.timed_out(server(address))
 }
 
-pub(crate) fn too_large(operation: Operation) -> Error {
-    error(operation, ErrorKind::TooLarge, false)
+pub(crate) fn too_large() -> Error {
+    SWAP.not_applied(ErrorKind::TooLarge)
         .with_advice("ZooKeeper closes connections on requests of 1 MiB and more; keep values below that")
 }
 
 /// The node contains something that this crate has not written.
 pub(crate) fn corrupt(operation: Operation) -> Error {
-    error(operation, ErrorKind::Corrupt, false)
+    operation
+        .not_applied(ErrorKind::Corrupt)
         .with_advice("Something else, or a later version, writes under this prefix: choose another prefix")
 }
 
 /// Others changed the value in every one of many rounds.
-pub(crate) fn contended(operation: Operation) -> Error {
-    error(operation, ErrorKind::Throttled, false)
-        .with_advice("Too many writers change this key at the same time")
+pub(crate) fn contended() -> Error {
+    SWAP.not_applied(ErrorKind::Throttled).with_advice("Too many writers change this key at the same time")
 }
 
 /// The client library's error for a read or, with `write`, for a write.

@@ -12,7 +12,7 @@
 
 use crate::{client::Client, failure, frame, session::Requests};
 use bytes::Bytes;
-use kafkaq_core::{Key, Result, Swap, Swapped, connection::Operation};
+use kafkaq_core::{Fnv, Key, Result, Swap, Swapped, connection::Operation};
 use std::{
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::Duration,
@@ -82,7 +82,7 @@ impl Nodes {
         let zk = &*requests.zk;
         let path = self.path(&swap.key);
         if path.len() + swap.new.as_ref().map_or(0, Bytes::len) > MAX_REQUEST {
-            return Err(failure::too_large(failure::SWAP));
+            return Err(failure::too_large());
         }
         // Most nodes that are expected to be missing are missing.
         let creates = swap.expect.is_none() && swap.new.is_some();
@@ -121,7 +121,7 @@ impl Nodes {
             }
             up_to_date = true;
         }
-        Err(failure::contended(failure::SWAP))
+        Err(failure::contended())
     }
 
     async fn write(&self, zk: &Client, path: &str, version: Option<i32>, swap: &Swap) -> ZkResult<()> {
@@ -168,10 +168,9 @@ async fn look(zk: &Client, path: &str, operation: Operation) -> Result<Seen> {
 
 /// FNV-1a, folded to a byte. It must never change: every process must find the same node.
 fn shard_of(key: &str) -> usize {
-    let hash = key
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, b| (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
-    hash.to_le_bytes().into_iter().fold(0, |shard, b| shard ^ usize::from(b))
+    let mut hash = Fnv::new();
+    hash.add(key.as_bytes());
+    hash.0.to_le_bytes().into_iter().fold(0, |shard, b| shard ^ usize::from(b))
 }
 
 #[cfg(test)]
