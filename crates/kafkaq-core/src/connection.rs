@@ -15,10 +15,10 @@
 mod call;
 mod settings;
 
-pub use call::{Call, Operation, out_of_descriptors, unreachable};
+pub use call::{Call, unreachable};
 pub use settings::{MAX_PREFIX, REQUEST_TIMEOUT, is_address, is_host, is_prefix};
 
-use crate::{Effect, Error, Result, Retry};
+use crate::{Effect, Error, Operation, Result, Retry};
 use std::{
     fmt,
     sync::{

@@ -3,12 +3,14 @@
 #[cfg(feature = "connection")]
 pub mod connection;
 mod continuity;
+mod descriptors;
 mod error;
 mod hash;
 mod headers;
 mod key;
 mod log;
 mod numbered;
+mod operation;
 mod outage_log;
 mod record;
 mod settings;
@@ -16,6 +18,8 @@ mod store;
 mod uuids;
 
 pub use continuity::{Cursor, Mark, Standing, standing, standing_within};
+#[doc(hidden)]
+pub use descriptors::out_of_descriptors;
 pub use error::{Effect, Error, ErrorKind, Result, Retry};
 #[doc(hidden)]
 pub use hash::Fnv;
@@ -26,6 +30,8 @@ pub use log::{
     PartitionLog, TopicInfo, TopicSpec,
 };
 pub use numbered::NumberedKey;
+#[doc(hidden)]
+pub use operation::Operation;
 pub use outage_log::OutageLog;
 pub use record::{Batch, NewRecord, Partition, Position, Record};
 pub use store::{LeaseStore, Swap, Swapped};

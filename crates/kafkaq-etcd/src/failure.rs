@@ -2,8 +2,9 @@
 
 use crate::link::Members;
 use kafkaq_core::{
-    Error, ErrorKind, Retry,
-    connection::{self, Connect, Operation},
+    Error, ErrorKind, Operation, Retry,
+    connection::{self, Connect},
+    out_of_descriptors,
 };
 use std::error::Error as _;
 use tonic::{Code, ConnectError, Status};
@@ -26,7 +27,7 @@ pub(crate) fn refused_connection(address: &str, e: &tonic::transport::Error) -> 
 
 fn not_reached(operation: Operation, address: &str, e: &(dyn std::error::Error + 'static)) -> Error {
     let error = connection::unreachable(operation, server(address), Some(root(e).into()));
-    match connection::out_of_descriptors(e) {
+    match out_of_descriptors(e) {
         Some(advice) => error.with_advice(advice),
         None => error,
     }

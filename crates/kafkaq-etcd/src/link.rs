@@ -7,8 +7,8 @@
 use crate::{connector::Connector, failure};
 use etcd_client::{Channel, Client, ConnectOptions, GetOptions, KvClient, LeaseClient, MaintenanceClient};
 use kafkaq_core::{
-    ErrorKind, Result,
-    connection::{Call, Connect, Operation, Reply, SharedConnection, unreachable},
+    ErrorKind, Operation, Result,
+    connection::{Call, Connect, Reply, SharedConnection, unreachable},
 };
 use std::sync::{
     Arc,

@@ -6,7 +6,7 @@
 use crate::failure;
 use bytes::Bytes;
 use etcd_client::{Compare, CompareOp, GetResponse, PutOptions, Txn, TxnOp, TxnOpResponse, TxnResponse};
-use kafkaq_core::{Key, Result, Swap, Swapped, connection::Operation};
+use kafkaq_core::{Key, Operation, Result, Swap, Swapped};
 
 /// etcd allows 128 operations per transaction, of which the inner ones need one: 127. A thousand swaps are eight
 /// transactions of 125.

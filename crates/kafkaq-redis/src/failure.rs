@@ -2,8 +2,8 @@
 
 use crate::link::Dialer;
 use kafkaq_core::{
-    Error, ErrorKind,
-    connection::{self, Connect, Operation},
+    Error, ErrorKind, Operation,
+    connection::{self, Connect},
 };
 use redis::{RedisError, ServerError};
 

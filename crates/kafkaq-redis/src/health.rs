@@ -167,7 +167,7 @@ fn saves_snapshots(answer: &Value) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kafkaq_core::{ErrorKind, connection::Operation};
+    use kafkaq_core::{ErrorKind, Operation};
     use std::time::Duration;
 
     const NONE: [&str; 0] = [];

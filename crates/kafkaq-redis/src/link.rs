@@ -2,8 +2,8 @@
 
 use crate::failure;
 use kafkaq_core::{
-    Result,
-    connection::{Call, Connect, Operation, Reply, SharedConnection},
+    Operation, Result,
+    connection::{Call, Connect, Reply, SharedConnection},
 };
 use redis::{AsyncConnectionConfig, Client, Pipeline, ServerError, Value, aio::MultiplexedConnection};
 

@@ -71,7 +71,7 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kafkaq_core::connection::Operation;
+    use kafkaq_core::Operation;
     use std::time::Duration;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},

@@ -12,7 +12,7 @@ use crate::{
     hashes::{Groups, Kind},
 };
 use bytes::Bytes;
-use kafkaq_core::{Key, Result, Swap, Swapped, connection::Operation};
+use kafkaq_core::{Key, Operation, Result, Swap, Swapped};
 use redis::{Cmd, Pipeline, RedisWrite, ServerError, ToRedisArgs, Value};
 use std::{sync::LazyLock, time::Duration};
 

@@ -12,10 +12,7 @@ use crate::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::join_all;
-use kafkaq_core::{
-    Error, ErrorKind, Key, LeaseStore, Result, Swap, Swapped,
-    connection::{Call, Operation},
-};
+use kafkaq_core::{Error, ErrorKind, Key, LeaseStore, Operation, Result, Swap, Swapped, connection::Call};
 use redis::Value;
 use std::{
     fmt,

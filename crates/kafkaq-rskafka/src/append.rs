@@ -2,7 +2,7 @@
 
 use crate::{
     batch,
-    failure::{Failure, Op},
+    failure::{self, Failure},
     link::{Limits, Link},
     protocol::produce::Produce,
 };
@@ -79,7 +79,7 @@ pub(crate) async fn append(
     while let Some(next) = records.get(outcomes.len()) {
         let start = outcomes.len();
         match refusal(next, max_message_bytes) {
-            Some(refused) => outcomes.push(Err(link.error(Op::APPEND, Some(to), refused))),
+            Some(refused) => outcomes.push(Err(link.error(failure::APPEND, Some(to), refused))),
             None => {
                 let batch = start..start + batch_len(&records[start..], limit, max_message_bytes);
                 send(link, to, records, batch, path, limits, &mut outcomes).await;
@@ -112,7 +112,7 @@ async fn send(
                 waiting.push((batch, ProducePath::Compressed));
             }
             Err(failure) => {
-                let error = link.error(Op::APPEND, Some(to), failure);
+                let error = link.error(failure::APPEND, Some(to), failure);
                 outcomes.extend(batch.map(|_| Err(error.clone())));
             }
         }

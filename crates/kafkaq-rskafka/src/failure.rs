@@ -1,11 +1,17 @@
 //! Classifies failed attempts: their kind, their effect, and whether a retry helps.
 
-use kafkaq_core::{Error, ErrorKind, Partition};
+use kafkaq_core::{Error, ErrorKind, Operation, Partition, out_of_descriptors};
 use rskafka::{
     BackoffError, ConnectionError, SaslError,
     client::error::{Error as ClientError, ProtocolError, RequestError},
 };
 use std::{borrow::Cow, fmt, io, sync::Arc, time::Duration};
+
+pub(crate) const ENSURE: Operation = Operation::write("ensure topics");
+pub(crate) const DESCRIBE: Operation = Operation::read("describe topics");
+pub(crate) const APPEND: Operation = Operation::write("append");
+pub(crate) const FETCH: Operation = Operation::read("fetch");
+pub(crate) const OFFSETS: Operation = Operation::read("offsets");
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
 
@@ -70,7 +76,7 @@ impl Failure {
 
     /// A connection that could not be made or broke.
     pub(crate) fn io(e: io::Error) -> Self {
-        let advice = is_out_of_descriptors(&e).then_some(OUT_OF_DESCRIPTORS.into());
+        let advice = out_of_descriptors(&e).map(Cow::Borrowed);
         let failure = Failure { sent: true, again: true, advice, ..Failure::new(ErrorKind::Unavailable) };
         failure.because(e)
     }
@@ -278,11 +284,11 @@ impl Failure {
     }
 
     /// The contract's error.
-    pub(crate) fn error(self, op: Op, place: &Place<'_>) -> Error {
+    pub(crate) fn error(self, operation: Operation, place: &Place<'_>) -> Error {
         let advice = self.advice.clone().or_else(|| self.general_advice(place));
-        let mut error = match self.sent && op.changes {
-            true => Error::unknown(self.kind, op.name),
-            false => Error::not_applied(self.kind, op.name),
+        let mut error = match self.sent {
+            true => operation.after_sending(self.kind),
+            false => operation.not_applied(self.kind),
         };
         if let Some(address) = self.address {
             error = error.on(address);
@@ -341,35 +347,11 @@ impl Failure {
     }
 }
 
-/// An operation, as named in errors.
-#[derive(Clone, Copy)]
-pub(crate) struct Op {
-    name: &'static str,
-    /// A read has certainly had no effect, however it fails.
-    changes: bool,
-}
-
-impl Op {
-    pub(crate) const ENSURE: Op = Op { name: "ensure topics", changes: true };
-    pub(crate) const DESCRIBE: Op = Op { name: "describe topics", changes: false };
-    pub(crate) const APPEND: Op = Op { name: "append", changes: true };
-    pub(crate) const FETCH: Op = Op { name: "fetch", changes: false };
-    pub(crate) const OFFSETS: Op = Op { name: "offsets", changes: false };
-}
-
 /// What an error is about, for its text.
 pub(crate) struct Place<'a> {
     pub(crate) bootstrap: &'a str,
     pub(crate) partition: Option<&'a Partition>,
     pub(crate) limit: Duration,
-}
-
-const OUT_OF_DESCRIPTORS: &str = "This process, or this machine, has no file descriptors left: raise its limit (ulimit \
-                                  -n), or let the queues of a process share one handle";
-
-fn is_out_of_descriptors(e: &io::Error) -> bool {
-    // EMFILE and ENFILE, on every Unix.
-    cfg!(unix) && matches!(e.raw_os_error(), Some(23 | 24))
 }
 
 fn unwrapped(e: ClientError) -> Failure {
@@ -396,9 +378,9 @@ fn of_connection(e: &ConnectionError) -> Failure {
     if denials > text.matches("Sasl handshake failed: Request error: ").count() {
         return Failure { answered: true, ..Failure::new(ErrorKind::Denied) };
     }
-    let advice = ["os error 23)", "os error 24)"].iter().any(|code| text.contains(code));
-    let advice = (cfg!(unix) && advice).then_some(OUT_OF_DESCRIPTORS.into());
-    Failure { again: true, advice, ..Failure::new(ErrorKind::Unavailable) }
+    let code = [23, 24].into_iter().find(|code| text.contains(&format!("os error {code})")));
+    let advice = code.and_then(|code| out_of_descriptors(&io::Error::from_raw_os_error(code)));
+    Failure { again: true, advice: advice.map(Cow::Borrowed), ..Failure::new(ErrorKind::Unavailable) }
 }
 
 fn of_request(e: &RequestError) -> Failure {
@@ -486,13 +468,13 @@ mod tests {
     }
 
     fn outcome(e: ClientError) -> (ErrorKind, Effect, Retry) {
-        let e = Failure::of(e).error(Op::APPEND, &PLACE);
+        let e = Failure::of(e).error(APPEND, &PLACE);
         (e.kind(), e.effect(), e.retry())
     }
 
     #[test]
     fn an_attempt_that_had_too_little_time_leaves_the_reason_of_an_earlier_one() {
-        let told = |failure: Failure| failure.error(Op::APPEND, &PLACE).to_string();
+        let told = |failure: Failure| failure.error(APPEND, &PLACE).to_string();
         let refused = || Failure::io(io::ErrorKind::ConnectionRefused.into());
         assert!(told(Failure::not_connected()).contains("no connection in time"));
         assert!(told(Failure::not_connected().after(Some(refused()))).contains("refused"));
@@ -562,7 +544,7 @@ mod tests {
 
     #[test]
     fn a_failed_read_had_no_effect_and_nothing_was_sent_without_a_connection() {
-        assert_eq!(Failure::of(broken()).error(Op::FETCH, &PLACE).effect(), Effect::NotApplied);
-        assert_eq!(Failure::connecting(broken()).error(Op::APPEND, &PLACE).effect(), Effect::NotApplied);
+        assert_eq!(Failure::of(broken()).error(FETCH, &PLACE).effect(), Effect::NotApplied);
+        assert_eq!(Failure::connecting(broken()).error(APPEND, &PLACE).effect(), Effect::NotApplied);
     }
 }

@@ -21,7 +21,7 @@ mod topics;
 mod wire;
 
 use async_trait::async_trait;
-use failure::{Failure, Op};
+use failure::Failure;
 use kafkaq_core::{
     Batch, FetchLimit, Log, NewRecord, Offsets, Partition, PartitionLog, Position, Result, TopicInfo,
     TopicSpec,
@@ -70,13 +70,13 @@ impl Log for RsKafka {
     async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<TopicInfo>> {
         let (link, topics) = (self.link.clone(), topics.to_vec());
         let ensured = home::run(async move { calls::ensure_topics(&link, &topics).await }).await;
-        ensured.map_err(|failure| self.link.error(Op::ENSURE, None, failure))
+        ensured.map_err(|failure| self.link.error(failure::ENSURE, None, failure))
     }
 
     async fn describe_topics(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
         let (link, names) = (self.link.clone(), names.to_vec());
         let described = home::run(async move { calls::describe_topics(&link, &names).await }).await;
-        described.map_err(|failure| self.link.error(Op::DESCRIBE, None, failure))
+        described.map_err(|failure| self.link.error(failure::DESCRIBE, None, failure))
     }
 
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
@@ -88,7 +88,7 @@ impl Log for RsKafka {
                 home::run(async move { calls::append(&link, &to, &records).await }).await
             }
         };
-        let error = |failure| Err(self.link.error(Op::APPEND, Some(to), failure));
+        let error = |failure| Err(self.link.error(failure::APPEND, Some(to), failure));
         appended.unwrap_or_else(|failure| vec![error(failure); records.len()])
     }
 
@@ -108,7 +108,7 @@ impl PartitionLog for RsKafka {
     async fn fetch(&self, from: &Position, limit: FetchLimit) -> Result<Batch> {
         let (link, position) = (self.link.clone(), from.clone());
         let fetched = home::run(async move { calls::fetch(&link, &position, limit).await }).await;
-        fetched.map_err(|failure| self.link.error(Op::FETCH, Some(&from.partition), failure))
+        fetched.map_err(|failure| self.link.error(failure::FETCH, Some(&from.partition), failure))
     }
 
     /// While a transaction is open, `next` is where it starts.
@@ -117,7 +117,7 @@ impl PartitionLog for RsKafka {
         let found = home::run(async move { calls::offsets(&link, &partitions).await }).await;
         let outcomes = found.unwrap_or_else(|failure| vec![Err(failure); of.len()]);
         let error = |(partition, outcome): (&Partition, std::result::Result<Offsets, Failure>)| {
-            outcome.map_err(|failure| self.link.error(Op::OFFSETS, Some(partition), failure))
+            outcome.map_err(|failure| self.link.error(failure::OFFSETS, Some(partition), failure))
         };
         of.iter().zip(outcomes).map(error).collect()
     }

@@ -2,13 +2,13 @@
 
 use crate::{
     cluster::Cluster,
-    failure::{Failure, Op, Place},
+    failure::{Failure, Place},
     outage::OncePerMinute,
     poll::LongPolls,
     producers::Producers,
     wire::Connections,
 };
-use kafkaq_core::{Error, ErrorKind, Partition};
+use kafkaq_core::{Error, ErrorKind, Operation, Partition};
 use rskafka::client::SaslConfig;
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -83,9 +83,9 @@ impl Link {
         }
     }
 
-    pub(crate) fn error(&self, op: Op, on: Option<&Partition>, failure: Failure) -> Error {
+    pub(crate) fn error(&self, operation: Operation, on: Option<&Partition>, failure: Failure) -> Error {
         let Settings { bootstrap, request_timeout, .. } = &self.connections.settings;
-        failure.error(op, &Place { bootstrap, partition: on, limit: *request_timeout })
+        failure.error(operation, &Place { bootstrap, partition: on, limit: *request_timeout })
     }
 
     /// Held by a call from start to end.

@@ -1,8 +1,8 @@
 //! Classifies failures: their kind, their effect, and what to do.
 
 use kafkaq_core::{
-    Error, ErrorKind,
-    connection::{self, Call, Operation},
+    Error, ErrorKind, Operation,
+    connection::{self, Call},
 };
 use zookeeper_async::ZkError;
 

@@ -6,8 +6,8 @@ use crate::{
     session::{Cut, Item, Requests, Session},
 };
 use kafkaq_core::{
-    Error, ErrorKind, Result,
-    connection::{Call, Connect, Operation, SharedConnection, Up},
+    Error, ErrorKind, Operation, Result,
+    connection::{Call, Connect, SharedConnection, Up},
 };
 use std::{
     future::Future,

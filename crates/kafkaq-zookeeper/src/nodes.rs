@@ -12,7 +12,7 @@
 
 use crate::{client::Client, failure, frame, session::Requests};
 use bytes::Bytes;
-use kafkaq_core::{Fnv, Key, Result, Swap, Swapped, connection::Operation};
+use kafkaq_core::{Fnv, Key, Operation, Result, Swap, Swapped};
 use std::{
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::Duration,

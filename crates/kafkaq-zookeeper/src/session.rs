@@ -9,7 +9,7 @@
 
 use crate::{builder::Settings, client::Client, failure::ConnectError, link::lock, nodes::Nodes, sweeper};
 use futures_util::{StreamExt, stream};
-use kafkaq_core::{Result, connection::Operation};
+use kafkaq_core::{Operation, Result};
 use std::{
     cell::RefCell,
     future::Future,

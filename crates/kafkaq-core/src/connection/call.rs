@@ -1,53 +1,8 @@
-//! A call: what it is named, how long it may take, and the errors of one that reached no server or got no answer.
+//! A call: how long it may take, and the errors of one that reached no server or got no answer.
 
-use crate::{Error, ErrorKind};
-use std::{error::Error as StdError, fmt, io, sync::Arc, time::Duration};
+use crate::{Error, ErrorKind, Operation, out_of_descriptors};
+use std::{error::Error as StdError, fmt, time::Duration};
 use tokio::time::Instant;
-
-/// An operation as its errors name it.
-#[derive(Clone, Copy, Debug)]
-pub struct Operation {
-    name: &'static str,
-    changes: bool,
-}
-
-impl Operation {
-    /// One that changes nothing: however it fails, it had no effect.
-    #[must_use]
-    pub const fn read(name: &'static str) -> Self {
-        Operation { name, changes: false }
-    }
-
-    /// One that changes something.
-    #[must_use]
-    pub const fn write(name: &'static str) -> Self {
-        Operation { name, changes: true }
-    }
-
-    /// What its errors call it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        self.name
-    }
-
-    /// An error of an operation that certainly had no effect.
-    #[must_use]
-    pub fn not_applied(self, kind: ErrorKind) -> Error {
-        Error::not_applied(kind, self.name)
-    }
-
-    /// An error of an operation that was sent.
-    #[must_use]
-    pub fn after_sending(self, kind: ErrorKind) -> Error {
-        if self.changes { Error::unknown(kind, self.name) } else { self.not_applied(kind) }
-    }
-
-    /// An error of an operation whose handle was closed.
-    #[must_use]
-    pub fn closed(self) -> Error {
-        self.not_applied(ErrorKind::Closed)
-    }
-}
 
 /// An operation with the time by which it has to end.
 #[derive(Clone, Copy, Debug)]
@@ -110,28 +65,4 @@ pub fn unreachable(
         None => format!("Check that {server} runs and can be reached from here"),
     };
     operation.not_applied(ErrorKind::Unavailable).with_source(cause).with_advice(advice)
-}
-
-/// What to do if an error comes from file descriptors that are used up. The server is innocent then.
-#[must_use]
-pub fn out_of_descriptors(error: &(dyn StdError + 'static)) -> Option<&'static str> {
-    // EMFILE and ENFILE, on every Unix.
-    const USED_UP: [i32; 2] = [24, 23];
-    let mut next = Some(error);
-    while let Some(error) = next {
-        next = error.source();
-        if let Some(error) = error.downcast_ref::<io::Error>() {
-            if error.raw_os_error().is_some_and(|code| USED_UP.contains(&code)) {
-                return Some(
-                    "This process has used up its file descriptors: raise its limit (ulimit -n, LimitNOFILE), or look \
-                     for what keeps them open",
-                );
-            }
-            // Its source begins below the error that it wraps, and so does that of an `Arc`.
-            next = error.get_ref().map(|inner| inner as &(dyn StdError + 'static)).or(next);
-        } else if let Some(error) = error.downcast_ref::<Arc<dyn StdError + Send + Sync>>() {
-            next = Some(&**error);
-        }
-    }
-    None
 }

@@ -87,7 +87,7 @@ fn descriptors_that_are_used_up_are_called_so() {
     let place = crate::failure::Place { bootstrap: "b:9092", partition: None, limit: SOON };
     for code in [23, 24] {
         let e = Failure::io(std::io::Error::from_raw_os_error(code)).unsent();
-        let e = e.error(crate::Op::APPEND, &place);
+        let e = e.error(crate::failure::APPEND, &place);
         assert_eq!(
             (e.kind(), e.effect(), e.retry()),
             (ErrorKind::Unavailable, Effect::NotApplied, Retry::Yes)
