@@ -16,7 +16,7 @@ mod call;
 mod settings;
 
 pub use call::{Call, unreachable};
-pub use settings::{MAX_PREFIX, REQUEST_TIMEOUT, is_address, is_host, is_prefix};
+pub use settings::{MAX_PREFIX, check_prefix, check_timeout, is_address, is_host, older_than};
 
 use crate::{Effect, Error, Operation, Result, Retry};
 use std::{

@@ -7,7 +7,7 @@ use crate::{
 use etcd_client::ConnectOptions;
 use kafkaq_core::{
     Error, ErrorKind, Result,
-    connection::{REQUEST_TIMEOUT, is_address, is_prefix},
+    connection::{check_prefix, check_timeout, is_address},
 };
 use std::{borrow::Cow, fmt, time::Duration};
 use tonic::transport::{Endpoint, Uri};
@@ -86,12 +86,8 @@ impl EtcdStoreBuilder {
     /// `Invalid` if there is no endpoint or one can't be parsed or needs TLS that isn't compiled in, if a certificate
     /// can't be read, or if the timeout, the prefix or the user is out of range.
     pub fn build(self) -> Result<EtcdStore> {
-        if !REQUEST_TIMEOUT.contains(&self.request_timeout) {
-            return Err(invalid(format!("request_timeout is {:?}: use 1 ms to 1 h", self.request_timeout)));
-        }
-        if !is_prefix(&self.prefix) {
-            return Err(invalid("A prefix has 1 to 200 bytes, no spaces and no control characters"));
-        }
+        check_timeout(OP, self.request_timeout)?;
+        check_prefix(OP, &self.prefix)?;
         if self.user.as_ref().is_some_and(|(name, password)| name.is_empty() || password.is_empty()) {
             return Err(invalid("A user has a name and a password"));
         }

@@ -2,7 +2,10 @@
 
 use crate::link::{self, Link};
 use etcd_client::{Error, GetOptions, StatusResponse};
-use kafkaq_core::{ErrorKind, Result, connection::Call};
+use kafkaq_core::{
+    ErrorKind, Result,
+    connection::{Call, older_than},
+};
 use tonic::Code;
 
 const OLDEST_TESTED: (u32, u32) = (3, 4);
@@ -74,7 +77,7 @@ impl<'a> Facts<'a> {
 
     fn warnings(&self) -> Vec<String> {
         let trouble = self.trouble.iter().map(|words| trouble(words));
-        let checks = [self.space(), self.learner(), self.version()];
+        let checks = [self.space(), self.learner(), older_than("etcd", self.version, OLDEST_TESTED)];
         trouble.chain(checks.into_iter().flatten()).collect()
     }
 
@@ -95,18 +98,6 @@ impl<'a> Facts<'a> {
     fn learner(&self) -> Option<String> {
         self.is_learner.then(|| {
             "This member of etcd is a learner and serves no swaps: give the address of a voting member".into()
-        })
-    }
-
-    fn version(&self) -> Option<String> {
-        let mut numbers = self.version.split('.').map_while(|n| n.parse().ok());
-        let found = (numbers.next()?, numbers.next().unwrap_or(0));
-        (found < OLDEST_TESTED).then(|| {
-            let (major, minor) = OLDEST_TESTED;
-            format!(
-                "etcd {} is older than {major}.{minor}, the oldest that kafkaq is tested with",
-                self.version
-            )
         })
     }
 }

@@ -3,7 +3,7 @@
 use crate::{RedisStore, cluster::Cluster, node::Node, servers::Servers};
 use kafkaq_core::{
     Error, ErrorKind, Result,
-    connection::{REQUEST_TIMEOUT, is_host, is_prefix},
+    connection::{check_prefix, check_timeout, is_host},
 };
 use redis::{
     Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion,
@@ -84,15 +84,11 @@ impl RedisStoreBuilder {
     /// be read, or if the timeout, the number of connections or the prefix is out of range. For a cluster also if there
     /// is no URL, if one names a socket or a database other than 0, or if the prefix has a brace.
     pub fn build(self) -> Result<RedisStore> {
-        if !REQUEST_TIMEOUT.contains(&self.request_timeout) {
-            return Err(invalid(format!("request_timeout is {:?}: use 1 ms to 1 h", self.request_timeout)));
-        }
+        check_timeout(OP, self.request_timeout)?;
         if !(1..=MAX_CONNECTIONS).contains(&self.connections) {
             return Err(invalid(format!("connections is {}: use 1 to {MAX_CONNECTIONS}", self.connections)));
         }
-        if !is_prefix(&self.prefix) {
-            return Err(invalid("A prefix has 1 to 200 bytes, no spaces and no control characters"));
-        }
+        check_prefix(OP, &self.prefix)?;
         let clients = self.urls.iter().map(|url| self.client(url)).collect::<Result<Vec<_>>>()?;
         let servers = match &clients[..] {
             [client] if !self.cluster => Servers::One(Arc::new(Node::new(client, self.connections, false))),

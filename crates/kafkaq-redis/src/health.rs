@@ -2,7 +2,10 @@
 
 use crate::{cluster::Cluster, failure, request};
 use futures_util::future::join_all;
-use kafkaq_core::{Key, Result, Retry, connection::Call};
+use kafkaq_core::{
+    Key, Result, Retry,
+    connection::{Call, older_than},
+};
 use redis::{Pipeline, Value};
 use std::hash::{BuildHasher, RandomState};
 
@@ -143,13 +146,7 @@ impl Info<'_> {
     }
 
     fn version(&self) -> Option<String> {
-        let version = self.get("redis_version")?;
-        let mut numbers = version.split('.').map_while(|n| n.parse().ok());
-        let found = (numbers.next()?, numbers.next().unwrap_or(0));
-        (found < OLDEST_TESTED).then(|| {
-            let (major, minor) = OLDEST_TESTED;
-            format!("Redis {version} is older than {major}.{minor}, the oldest that kafkaq is tested with")
-        })
+        older_than("Redis", self.get("redis_version")?, OLDEST_TESTED)
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::{ZooKeeperStore, client::MAX_REQUESTS, nodes::Nodes};
 use kafkaq_core::{
     Error, ErrorKind, Result,
-    connection::{MAX_PREFIX, REQUEST_TIMEOUT, is_address},
+    connection::{MAX_PREFIX, check_timeout, is_address},
 };
 use std::{borrow::Cow, fmt, ops::RangeInclusive, time::Duration};
 use zookeeper_async::Acl;
@@ -152,9 +152,7 @@ impl ZooKeeperStoreBuilder {
                  together at most 200 characters",
             ));
         }
-        if !REQUEST_TIMEOUT.contains(&self.request_timeout) {
-            return Err(invalid(format!("request_timeout is {:?}: use 1 ms to 1 h", self.request_timeout)));
-        }
+        check_timeout(OP, self.request_timeout)?;
         if !SESSION_TIMEOUT.contains(&self.session_timeout) {
             return Err(invalid(format!("session_timeout is {:?}: use 1 s to 1 h", self.session_timeout)));
         }

@@ -1,17 +1,48 @@
 //! Validates the settings of a store. What they refuse would fail later, with a worse error.
 
+use crate::{Error, ErrorKind, Result};
 use std::{net::IpAddr, ops::RangeInclusive, time::Duration};
 
 /// How long a call may take. Anything outside is a mistake.
-pub const REQUEST_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
+const REQUEST_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
 
 /// The maximum length of a prefix.
 pub const MAX_PREFIX: usize = 200;
 
-/// Whether this is a valid prefix: not empty, short enough, and printable.
+/// Checks the `request_timeout` of a store.
+///
+/// # Errors
+/// `Invalid` if a call may not take that long.
+pub fn check_timeout(operation: &'static str, limit: Duration) -> Result<()> {
+    if REQUEST_TIMEOUT.contains(&limit) {
+        return Ok(());
+    }
+    Err(Error::not_applied(ErrorKind::Invalid, operation)
+        .with_advice(format!("request_timeout is {limit:?}: use 1 ms to 1 h")))
+}
+
+/// Checks the prefix of a store's keys.
+///
+/// # Errors
+/// `Invalid` if it is empty, too long, or not printable.
+pub fn check_prefix(operation: &'static str, prefix: &str) -> Result<()> {
+    let is_printable = !prefix.chars().any(|c| c.is_control() || c.is_whitespace());
+    if is_printable && (1..=MAX_PREFIX).contains(&prefix.len()) {
+        return Ok(());
+    }
+    Err(Error::not_applied(ErrorKind::Invalid, operation)
+        .with_advice("A prefix has 1 to 200 bytes, no spaces and no control characters"))
+}
+
+/// A warning if a server's version is older than the oldest that is tested. What isn't a version is not judged.
 #[must_use]
-pub fn is_prefix(text: &str) -> bool {
-    (1..=MAX_PREFIX).contains(&text.len()) && !text.chars().any(|c| c.is_control() || c.is_whitespace())
+pub fn older_than(product: &str, version: &str, oldest: (u32, u32)) -> Option<String> {
+    let mut numbers = version.split('.').map_while(|n| n.parse().ok());
+    let found = (numbers.next()?, numbers.next().unwrap_or(0));
+    let (major, minor) = oldest;
+    (found < oldest).then(|| {
+        format!("{product} {version} is older than {major}.{minor}, the oldest that kafkaq is tested with")
+    })
 }
 
 /// Whether this can be a host name or an IP address; IPv6 with or without brackets.
@@ -77,6 +108,7 @@ mod tests {
 
     #[test]
     fn a_prefix_is_there_and_can_be_typed() {
+        let is_prefix = |text: &str| check_prefix("test", text).is_ok();
         assert!(is_prefix("kafkaq/") && is_prefix(&"x".repeat(200)) && is_prefix("größe:"));
         assert!(!["", " ", "a b", "a\n", "a\0"].into_iter().any(is_prefix) && !is_prefix(&"x".repeat(201)));
     }
