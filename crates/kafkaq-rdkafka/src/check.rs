@@ -322,11 +322,10 @@ async fn begin(
             _ => goes_on(Cursor::new(first), first, None),
         });
     };
-    Ok(match standing_within(log, of, ends, &at, None).await? {
+    let found = standing_within(log, of, ends, &at, None).await?;
+    Ok(match found {
         Standing::Intact => goes_on(at, ends.first, (doubt == Doubt::Records).then(|| cut(of, at.offset))),
-        Standing::DeletedUnread { first } => {
-            goes_on(Cursor::new(first), first, Some(deleted_unread(of, at.offset, first)))
-        }
+        Standing::DeletedUnread { first } => goes_on(Cursor::new(first), first, found.alarm(of, &at)),
         Standing::Replaced { first } => replaced(first),
     })
 }
@@ -339,24 +338,15 @@ async fn ends(log: &dyn PartitionLog, of: &Partition) -> Result<Offsets> {
 /// The log starts after a gap that was skipped: the records in it were deleted.
 fn deleted_within(of: &Partition, gap: Gap, found: Standing) -> Option<Error> {
     match found {
-        Standing::DeletedUnread { first } if first >= gap.to => Some(deleted_unread(of, gap.from, gap.to)),
+        Standing::DeletedUnread { first } if first >= gap.to => {
+            Standing::DeletedUnread { first: gap.to }.alarm(of, &Cursor::new(gap.from))
+        }
         _ => None,
     }
 }
 
-fn alarm(of: &Partition, kind: ErrorKind, what: String) -> Error {
-    Error::not_applied(kind, "read").on(of).with_source(what).with_retry(Retry::Yes)
-}
-
-fn deleted_unread(of: &Partition, from: i64, to: i64) -> Error {
-    let what = format!(
-        "up to {} records were deleted before they were read, offsets {from} to {}: their tasks can't be executed",
-        to - from,
-        to - 1
-    );
-    alarm(of, ErrorKind::NotFound, what).with_advice(
-        "Raise the topic's `retention.ms` and `retention.bytes`, or start enough workers to keep up with them",
-    )
+fn alarm(of: &Partition, what: String) -> Error {
+    Error::not_applied(ErrorKind::Other, "read").on(of).with_source(what).with_retry(Retry::Yes)
 }
 
 /// The message about a partition whose log was replaced.
@@ -365,8 +355,7 @@ pub(crate) fn replaced(of: &Partition, first: i64) -> Error {
         "the log is not the one that was read before: its topic was deleted and recreated, or its records were \
          cut off. What was committed for it doesn't count; reading begins at its first record, offset {first}"
     );
-    alarm(of, ErrorKind::Other, what)
-        .with_advice("Tasks of the earlier log that were not done yet have to be published again")
+    alarm(of, what).with_advice("Tasks of the earlier log that were not done yet have to be published again")
 }
 
 fn cut(of: &Partition, at: i64) -> Error {
@@ -374,7 +363,7 @@ fn cut(of: &Partition, at: i64) -> Error {
         "the log doesn't have the records that were read last: its end was cut off. Reading goes on at the \
          committed offset {at}"
     );
-    alarm(of, ErrorKind::Other, what).with_advice(
+    alarm(of, what).with_advice(
         "Turn `unclean.leader.election.enable` off, and set `min.insync.replicas` to 2 or more of 3 replicas",
     )
 }
