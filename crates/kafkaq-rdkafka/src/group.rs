@@ -48,6 +48,9 @@ const HEALTHY: Duration = Duration::from_secs(60);
 
 pub(crate) type Client = BaseConsumer<Callbacks>;
 
+/// Events other than batches that have not entered the stream yet. [`Group::rebalance`] bounds them.
+pub(crate) type Pending = VecDeque<Result<Event>>;
+
 /// The consumer's context. Callbacks only note what happened: they run inside `poll`, on the poll thread.
 pub(crate) struct Callbacks {
     noted: Mutex<VecDeque<(Change, TopicPartitionList)>>,
@@ -202,6 +205,10 @@ fn wake_by(shared: &Arc<Shared>, slot: &Arc<Slot>, queue: &mut PartitionQueue<Ca
     });
 }
 
+fn assignments<'a>(slots: impl IntoIterator<Item = &'a Arc<Slot>>) -> Vec<Assignment> {
+    slots.into_iter().map(|slot| slot.assignment.clone()).collect()
+}
+
 /// A revoke that waits for the driver.
 struct Held {
     list: TopicPartitionList,
@@ -332,7 +339,8 @@ impl Group {
 
     /// Handles what can be handled and tells the driver. An assignment is accepted only when the driver has received
     /// everything before it, so what is pending is bounded.
-    pub(crate) fn rebalance(&mut self, has_heard: bool, checker: &Checker, tell: &mut dyn FnMut(Event)) {
+    pub(crate) fn rebalance(&mut self, checker: &Checker, pending: &mut Pending) {
+        let mut has_heard = pending.is_empty();
         if let Some(held) = self.held.take() {
             // librdkafka finds out only now that it was expelled.
             let lost = self.consumer.assignment_lost() || self.consumer.context().expelled.load(SeqCst);
@@ -341,9 +349,8 @@ impl Group {
                 self.held = Some(held);
                 return;
             }
-            self.give_back(&held.list, &held.slots, lost, tell);
+            self.give_back(&held.list, &held.slots, lost, pending);
         }
-        let mut has_heard = has_heard;
         while self.held.is_none() {
             let change = {
                 let mut noted = locked(&self.consumer.context().noted);
@@ -356,15 +363,15 @@ impl Group {
                 heartbeat.changed(Instant::now());
             }
             match change {
-                Some((Change::Assign, list)) => self.assigned(list, checker, tell),
-                Some((Change::Revoke, list)) => self.revoke(list, tell),
+                Some((Change::Assign, list)) => self.assigned(list, checker, pending),
+                Some((Change::Revoke, list)) => self.revoke(list, pending),
                 None => return,
             }
             has_heard = false;
         }
     }
 
-    fn assigned(&mut self, mut list: TopicPartitionList, checker: &Checker, tell: &mut dyn FnMut(Event)) {
+    fn assigned(&mut self, mut list: TopicPartitionList, checker: &Checker, pending: &mut Pending) {
         let mut slots = Vec::new();
         for element in list.elements() {
             let partition = Partition::new(element.topic(), element.partition());
@@ -390,16 +397,13 @@ impl Group {
         if slots.is_empty() {
             return;
         }
-        tell(Event::Assigned(slots.iter().map(|s| s.assignment.clone()).collect()));
-        {
-            let mut owned = locked(&self.shared.owned);
-            owned.extend(slots.iter().map(|s| (s.assignment.partition.clone(), s.clone())));
-        }
+        pending.push_back(Ok(Event::Assigned(assignments(&slots))));
+        self.own(&slots);
         checker.locate(Arc::downgrade(&self.consumer), slots);
     }
 
     /// Gives up partitions whose records don't fit what was read, and takes them again under a new epoch.
-    pub(crate) fn reassign(&mut self, checker: &Checker, tell: &mut dyn FnMut(Event)) {
+    pub(crate) fn reassign(&mut self, checker: &Checker, pending: &mut Pending) {
         let (mut old, mut new) = (Vec::new(), Vec::new());
         let mut list = TopicPartitionList::new();
         for (was, queue) in self.queues.iter_mut().filter(|(slot, _)| slot.doubted.load(SeqCst)) {
@@ -417,14 +421,10 @@ impl Group {
         if let Err(e) = self.consumer.pause(&list) {
             self.broken = Some(e);
         }
-        {
-            let mut owned = locked(&self.shared.owned);
-            owned.extend(new.iter().map(|s| (s.assignment.partition.clone(), s.clone())));
-        }
-        let assignments = |slots: &[Arc<Slot>]| slots.iter().map(|s| s.assignment.clone()).collect();
+        self.own(&new);
         old.iter().for_each(|slot| self.part(slot));
-        tell(Event::Lost(assignments(&old)));
-        tell(Event::Assigned(assignments(&new)));
+        pending.push_back(Ok(Event::Lost(assignments(&old))));
+        pending.push_back(Ok(Event::Assigned(assignments(&new))));
         checker.locate(Arc::downgrade(&self.consumer), new);
     }
 
@@ -474,18 +474,18 @@ impl Group {
         Ok(())
     }
 
-    fn revoke(&mut self, list: TopicPartitionList, tell: &mut dyn FnMut(Event)) {
+    fn revoke(&mut self, list: TopicPartitionList, pending: &mut Pending) {
         let slots: Vec<Arc<Slot>> = {
             let owned = locked(&self.shared.owned);
             let of = |topic: &str, index| owned.get(&Partition::new(topic, index)).cloned();
             list.elements().iter().filter_map(|e| of(e.topic(), e.partition())).collect()
         };
         if slots.is_empty() || self.consumer.assignment_lost() {
-            return self.give_back(&list, &slots, true, tell);
+            return self.give_back(&list, &slots, true, pending);
         }
         self.queues.retain(|(slot, _)| !slots.iter().any(|s| Arc::ptr_eq(s, slot)));
         self.consumer.context().expelled.store(false, SeqCst);
-        tell(Event::Revoking(slots.iter().map(|s| s.assignment.clone()).collect()));
+        pending.push_back(Ok(Event::Revoking(assignments(&slots))));
         self.held = Some(Held {
             list,
             slots,
@@ -499,7 +499,7 @@ impl Group {
         list: &TopicPartitionList,
         slots: &[Arc<Slot>],
         lost: bool,
-        tell: &mut dyn FnMut(Event),
+        pending: &mut Pending,
     ) {
         self.disown(slots);
         self.queues.retain(|(slot, _)| !slots.iter().any(|s| Arc::ptr_eq(s, slot)));
@@ -507,10 +507,15 @@ impl Group {
             self.broken = Some(e);
         }
         let unreleased = slots.iter().filter(|s| lost || !s.released.load(SeqCst) || s.doubted.load(SeqCst));
-        let unreleased: Vec<_> = unreleased.map(|s| s.assignment.clone()).collect();
+        let unreleased = assignments(unreleased);
         if !unreleased.is_empty() {
-            tell(Event::Lost(unreleased));
+            pending.push_back(Ok(Event::Lost(unreleased)));
         }
+    }
+
+    fn own(&self, slots: &[Arc<Slot>]) {
+        let owned = slots.iter().map(|slot| (slot.assignment.partition.clone(), slot.clone()));
+        locked(&self.shared.owned).extend(owned);
     }
 
     fn disown(&mut self, slots: &[Arc<Slot>]) {
@@ -531,29 +536,30 @@ impl Group {
     }
 
     /// Everything is gone at once.
-    pub(crate) fn lose_all(&mut self, tell: &mut dyn FnMut(Event)) {
+    pub(crate) fn lose_all(&mut self, pending: &mut Pending) {
+        let lost = assignments(&self.disown_all());
+        if !lost.is_empty() {
+            pending.push_back(Ok(Event::Lost(lost)));
+        }
+    }
+
+    fn disown_all(&mut self) -> Vec<Arc<Slot>> {
         let held = self.held.iter().flat_map(|held| &held.slots);
         let slots: Vec<_> = self.queues.iter().map(|(slot, _)| slot).chain(held).cloned().collect();
         self.disown(&slots);
         self.queues.clear();
-        if !slots.is_empty() {
-            tell(Event::Lost(slots.iter().map(|slot| slot.assignment.clone()).collect()));
-        }
+        slots
     }
 }
 
 /// Leaving happens on drop, so that it also happens when the poll thread panics.
 impl Drop for Group {
     fn drop(&mut self) {
-        let held = self.held.take();
-        let of_held = held.iter().flat_map(|held| &held.slots);
-        let slots: Vec<_> = self.queues.iter().map(|(slot, _)| slot).chain(of_held).cloned().collect();
         // First, so that no more commits queue up behind one that may hang.
-        self.disown(&slots);
-        self.queues.clear();
+        self.disown_all();
         let context = self.consumer.context();
         context.close();
-        let held = held.map(|held| (Change::Revoke, held.list));
+        let held = self.held.take().map(|held| (Change::Revoke, held.list));
         for (change, list) in held.into_iter().chain(locked(&context.noted).drain(..)) {
             if let Err(error) = answer(&self.consumer, change, &list) {
                 tracing::debug!(%error, "a rebalance could not be answered while closing");

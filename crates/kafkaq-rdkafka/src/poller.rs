@@ -13,7 +13,7 @@ use crate::{
     aside, batch,
     check::{self, Checker, Outcome},
     error,
-    group::Group,
+    group::{Group, Pending},
     locked,
     log::Trouble,
     member::{Events, Handle, Item, Shared},
@@ -27,7 +27,6 @@ use kafkaq_core::{
 };
 use rdkafka::{consumer::Consumer as _, error::KafkaError, types::RDKafkaErrorCode as Code};
 use std::{
-    collections::VecDeque,
     sync::{Arc, atomic::Ordering::SeqCst},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -110,8 +109,7 @@ struct Poller<'a> {
     may_change: bool,
     checker: Checker,
     outcomes: mpsc::Receiver<Outcome>,
-    /// Events other than batches that found the channel full. `Group::rebalance` bounds it.
-    pending: VecDeque<Item>,
+    pending: Pending,
     /// The queue to start with, so that a busy partition does not starve the others.
     first: usize,
     /// Reported errors, by partition, with their times.
@@ -142,7 +140,7 @@ impl<'a> Poller<'a> {
             may_change: false,
             checker,
             outcomes,
-            pending: VecDeque::new(),
+            pending: Pending::new(),
             first: 0,
             reported: Vec::new(),
             swept: now,
@@ -318,7 +316,7 @@ impl<'a> Poller<'a> {
                         self.rebuild(at, Some((Code::Fail, e)), None);
                     }
                 }
-                Outcome::Alarm(e) => self.pending.push_back((Err(e), None)),
+                Outcome::Alarm(e) => self.pending.push_back(Err(e)),
                 Outcome::Failed(e) => self.warn(Code::Fail, None, e),
                 Outcome::Agreed(agreed) => match (agreed, self.protocol) {
                     (Agreed::Yes, GroupProtocol::Auto) => {
@@ -331,7 +329,7 @@ impl<'a> Poller<'a> {
                             &format!("joining by the classic protocol: {why}"),
                         );
                     }
-                    (Agreed::No(why), _) => self.pending.push_back((Err(self.slow_to_notice(why)), None)),
+                    (Agreed::No(why), _) => self.pending.push_back(Err(self.slow_to_notice(why))),
                     (Agreed::Yes, _) => {}
                 },
             }
@@ -367,19 +365,17 @@ impl<'a> Poller<'a> {
             tracing::info!(partition = %slot.assignment, "the log was replaced; rebuilding the consumer");
             self.rebuild(at, None, Some(of.topic.clone()));
             self.shared.parted.is_told(of);
-            self.pending.push_back((Err(check::replaced(of, first)), None));
+            self.pending.push_back(Err(check::replaced(of, first)));
         }
     }
 
     fn serve_groups(&mut self) {
         for group in &mut self.groups {
-            let has_heard = self.pending.is_empty();
-            let pending = &mut self.pending;
-            group.rebalance(has_heard, &self.checker, &mut |event| pending.push_back((Ok(event), None)));
-            if pending.is_empty() {
-                group.reassign(&self.checker, &mut |event| pending.push_back((Ok(event), None)));
+            group.rebalance(&self.checker, &mut self.pending);
+            if self.pending.is_empty() {
+                group.reassign(&self.checker, &mut self.pending);
             }
-            pending.extend(group.begin_reading().into_iter().map(|alarm| (Err(alarm), None)));
+            self.pending.extend(group.begin_reading().into_iter().map(Err));
             group.ask(Instant::now());
         }
     }
@@ -407,7 +403,7 @@ impl<'a> Poller<'a> {
         while !self.pending.is_empty() {
             let Ok(room) = self.tx.try_reserve() else { return };
             if let Some(item) = self.pending.pop_front() {
-                room.send(item);
+                room.send((item, None));
             }
         }
     }
@@ -489,7 +485,7 @@ impl<'a> Poller<'a> {
             return;
         }
         self.reported.push((code, of.cloned(), Instant::now()));
-        self.pending.push_back((Err(e.with_retry(Retry::Yes)), None));
+        self.pending.push_back(Err(e.with_retry(Retry::Yes)));
     }
 
     /// A consumer has failed permanently. It is rebuilt, unless somebody has to fix something first.
@@ -514,8 +510,7 @@ impl<'a> Poller<'a> {
     /// Replaces an unusable consumer: its partitions are lost, and come back with the next one.
     fn rebuild(&mut self, at: usize, why: Option<(Code, Error)>, replaced: Option<Arc<str>>) {
         let mut group = self.groups.remove(at);
-        let pending = &mut self.pending;
-        group.lose_all(&mut |event| pending.push_back((Ok(event), None)));
+        group.lose_all(&mut self.pending);
         let mut plan = group.plan();
         if let Some(topic) = replaced {
             plan.replaced(topic);
@@ -547,11 +542,8 @@ impl<'a> Poller<'a> {
 
     /// Sends the last item, once the driver has taken what precedes it.
     fn end_with(&mut self, e: Error) {
-        let pending = &mut self.pending;
-        for group in &mut self.groups {
-            group.lose_all(&mut |event| pending.push_back((Ok(event), None)));
-        }
-        self.pending.push_back((Err(e.with_retry(Retry::No)), None));
+        self.groups.iter_mut().for_each(|group| group.lose_all(&mut self.pending));
+        self.pending.push_back(Err(e.with_retry(Retry::No)));
         self.flush();
         while !self.pending.is_empty() && !self.shared.is_leaving() {
             thread::park_timeout(SWEEP);

@@ -84,7 +84,7 @@ fn the_next_consumer_knows_of_which_recreated_logs_something_was_read() -> Resul
     }
     let record = Record::new(0, 0, None, None, Headers::new());
     assert_eq!(locked(&slots[0].trail).read(&[record]), Ok(false));
-    group.lose_all(&mut |_| {});
+    group.lose_all(&mut Pending::new());
     assert_eq!(of.map(|of| group.plan().doubt(&of)), [Doubt::Nothing, Doubt::Log]);
     Ok(())
 }
