@@ -1,7 +1,7 @@
 //! The value of a partition in the store, and its checkpoint in the log. Both start with a version.
 
 use super::MemberId;
-use crate::{Cursor, DecodeError};
+use crate::{Cursor, DecodeError, wire::Reader};
 use bytes::Bytes;
 
 /// The owner of a partition, and its cursor.
@@ -90,22 +90,14 @@ fn versioned(bytes: &[u8]) -> Result<&[u8], DecodeError> {
     }
 }
 
-struct Reader<'a>(&'a [u8]);
-
 impl Reader<'_> {
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
-        let (head, rest) = self.0.split_first_chunk::<N>().ok_or(DAMAGED)?;
-        self.0 = rest;
-        Ok(*head)
-    }
-
     fn option<T>(
         &mut self,
         read: impl FnOnce(&mut Self) -> Result<T, DecodeError>,
     ) -> Result<Option<T>, DecodeError> {
-        match self.array()? {
-            [0] => Ok(None),
-            [1] => read(self).map(Some),
+        match self.byte()? {
+            0 => Ok(None),
+            1 => read(self).map(Some),
             _ => Err(DAMAGED),
         }
     }
