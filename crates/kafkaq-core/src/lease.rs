@@ -62,22 +62,25 @@ impl fmt::Debug for LeaseToken {
     }
 }
 
-/// The state of a lease.
+/// The state of a lease. The numbers are those of its encoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LeaseState {
     /// Somebody holds it until the deadline.
-    Live,
+    Live = 1,
     /// Nobody holds it before the deadline.
-    Idle,
+    Idle = 2,
     /// The task is done.
-    Done,
+    Done = 3,
     /// It was cancelled.
-    Cancelled,
+    Cancelled = 4,
     /// It was dead-lettered.
-    Dead,
+    Dead = 5,
 }
 
 impl LeaseState {
+    const ALL: [LeaseState; 5] =
+        [LeaseState::Live, LeaseState::Idle, LeaseState::Done, LeaseState::Cancelled, LeaseState::Dead];
+
     /// Done, cancelled or dead: the task is never executed again.
     #[must_use]
     pub fn is_terminal(self) -> bool {
@@ -150,13 +153,7 @@ impl Lease {
 
     /// The value for the store, allocated from an arena: a batch of leases needs one allocation.
     pub(crate) fn encode_in(&self, arena: &mut BytesMut) -> Bytes {
-        let state = match self.state {
-            LeaseState::Live => 1,
-            LeaseState::Idle => 2,
-            LeaseState::Done => 3,
-            LeaseState::Cancelled => 4,
-            LeaseState::Dead => 5,
-        };
+        let state = self.state as u8;
         // Put together here, since an arena looks for room with every piece.
         let mut fixed = [0; FIXED];
         fixed[0] = self.versions;
@@ -191,16 +188,10 @@ impl Lease {
         }
         let state = rest.byte()?;
         let prefetched = state & PREFETCHED != 0;
-        let state = match state & !PREFETCHED {
-            1 => LeaseState::Live,
-            2 => LeaseState::Idle,
-            3 => LeaseState::Done,
-            4 => LeaseState::Cancelled,
-            5 => LeaseState::Dead,
-            _ => return Err(DecodeError::Damaged("a lease of no state")),
-        };
+        let numbered = |of: &LeaseState| *of as u8 == state & !PREFETCHED;
+        let found = LeaseState::ALL.into_iter().find(numbered);
         Ok(Lease {
-            state,
+            state: found.ok_or(DecodeError::Damaged("a lease of no state"))?,
             prefetched,
             token: LeaseToken { process: rest.array()?, number: rest.number()? },
             attempt: rest.small()?,
@@ -220,13 +211,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn lease() -> impl Strategy<Value = Lease> {
-        let state = prop_oneof![
-            Just(LeaseState::Live),
-            Just(LeaseState::Idle),
-            Just(LeaseState::Done),
-            Just(LeaseState::Cancelled),
-            Just(LeaseState::Dead)
-        ];
+        let state = proptest::sample::select(&LeaseState::ALL[..]);
         let counts = any::<(u32, u32, u32, bool)>();
         (state, any::<([u8; 16], u64, u64, u64)>(), counts, proptest::option::of("\\PC{0,20}")).prop_map(
             |(state, (process, number, d, l), (attempt, failures, cover, prefetched), reason)| {
