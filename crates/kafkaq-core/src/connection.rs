@@ -18,11 +18,11 @@ mod settings;
 pub use call::{Call, unreachable};
 pub use settings::{MAX_PREFIX, check_prefix, check_timeout, is_address, is_host, older_than};
 
-use crate::{Effect, Error, Operation, Result, Retry};
+use crate::{Effect, Error, Operation, Result, Retry, lock};
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
@@ -456,11 +456,6 @@ impl<C: Connect> fmt::Debug for SharedConnection<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("SharedConnection").field(&self.connect().server(None)).finish()
     }
-}
-
-/// State is consistent even after a panic: every change is a single assignment.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ mod outage_log;
 mod record;
 mod settings;
 mod store;
+mod sync;
 mod uuids;
 
 pub use continuity::{Cursor, Mark, Standing, standing, standing_within};
@@ -35,6 +36,8 @@ pub use operation::Operation;
 pub use outage_log::OutageLog;
 pub use record::{Batch, NewRecord, Partition, Position, Record};
 pub use store::{LeaseStore, Swap, Swapped};
+#[doc(hidden)]
+pub use sync::lock;
 
 // What backends never see: the machines, what they write to the log and to the store, and tasks.
 #[cfg(feature = "machine")]

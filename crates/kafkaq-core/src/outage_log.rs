@@ -1,10 +1,10 @@
 //! Reports an adapter's outages to operators without flooding the log.
 
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, lock};
 use std::{
     fmt,
     sync::{
-        Mutex, PoisonError,
+        Mutex,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -105,7 +105,7 @@ impl OutageLog {
     }
 
     fn failed_at(&self, now: Instant, operation: &'static str) -> Option<Line> {
-        let mut current = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = lock(&self.outage);
         let Some(outage) = current.as_mut().filter(|outage| now < outage.last_failure + FORGET) else {
             *current = Some(Outage {
                 began: now,
@@ -130,7 +130,7 @@ impl OutageLog {
     }
 
     fn succeeded_at(&self, now: Instant, operation: &'static str) -> Option<Line> {
-        let mut current = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = lock(&self.outage);
         let outage = current.as_mut()?;
         outage.failing.retain(|failing| *failing != operation);
         let calm = if outage.failing.is_empty() { CALM } else { FORGET };

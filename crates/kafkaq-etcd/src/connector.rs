@@ -5,9 +5,10 @@
 //! speed for as long as the call lasts.
 
 use hyper_util::client::legacy::connect::HttpConnector;
+use kafkaq_core::lock;
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     task::{Context, Poll},
     time::Duration,
 };
@@ -53,7 +54,7 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let at = self.pace.lock().unwrap_or_else(PoisonError::into_inner).next(Instant::now());
+        let at = lock(&self.pace).next(Instant::now());
         let mut tcp = self.tcp.clone();
         Box::pin(async move {
             sleep_until(at).await;

@@ -15,11 +15,12 @@ use crate::{
 use kafkaq_core::{
     Result, Swap,
     connection::{Call, Connect},
+    lock,
 };
 use std::{
     collections::BTreeMap,
     ops::RangeInclusive,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
 use tokio::{
@@ -108,7 +109,7 @@ impl Leases {
     }
 
     fn open(&self) -> std::sync::MutexGuard<'_, Open> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.open)
     }
 
     /// Without leases whose ends are no longer known.

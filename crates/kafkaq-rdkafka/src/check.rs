@@ -7,14 +7,13 @@
 use crate::{
     error,
     group::Client,
-    locked,
     member::Shared,
     session::{self, Agreed},
     slot::{Checked, Doubt, Gap, Slot},
 };
 use kafkaq_core::{
     Cursor, Error, ErrorKind, FetchLimit, Offsets, Partition, PartitionLog, Position, Result, Retry,
-    Standing, standing_within,
+    Standing, lock, standing_within,
 };
 use rdkafka::{Offset, TopicPartitionList, consumer::Consumer as _};
 use std::{
@@ -138,7 +137,7 @@ impl Checker {
     /// Compares what was read with the log. A failed check is left to the next one.
     pub(crate) fn compare<'a>(&self, slots: impl Iterator<Item = &'a Arc<Slot>>) {
         let checked = |slot: &Arc<Slot>| {
-            let checked = locked(&slot.trail).to_check()?;
+            let checked = lock(&slot.trail).to_check()?;
             (!slot.comparing.swap(true, SeqCst)).then(|| (slot.clone(), checked))
         };
         let checked: Vec<_> = slots.filter_map(checked).collect();

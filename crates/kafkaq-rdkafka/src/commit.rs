@@ -1,8 +1,8 @@
 //! Commits. Each carries marks of what was read, so that the next owner of the partition can check whether it is still
 //! the same log.
 
-use crate::{error, group::Client, locked, member::Shared, poller::QUIET, slot::Slot};
-use kafkaq_core::{Assignment, Commit, Error, ErrorKind, Partition, Result, Retry};
+use crate::{error, group::Client, member::Shared, poller::QUIET, slot::Slot};
+use kafkaq_core::{Assignment, Commit, Error, ErrorKind, Partition, Result, Retry, lock};
 use rdkafka::{
     Offset, TopicPartitionList,
     consumer::{CommitMode, Consumer as _},
@@ -65,7 +65,7 @@ impl Request {
         for (partition, (offset, slot)) in &self.highest {
             let mut element = list.add_partition(&partition.topic, partition.index);
             element.set_offset(Offset::Offset(*offset))?;
-            element.set_metadata(locked(&slot.trail).cursor(*offset).metadata());
+            element.set_metadata(lock(&slot.trail).cursor(*offset).metadata());
         }
         Ok(list)
     }
@@ -131,9 +131,9 @@ impl Shared {
         if commit.offset < 0 {
             return Err(Error::not_applied(ErrorKind::Invalid, COMMIT).with_advice("Offsets start at 0"));
         }
-        let owned = locked(&self.owned);
+        let owned = lock(&self.owned);
         match current(&owned, &commit.assignment) {
-            Some(slot) if locked(&slot.trail).is_unproven() => {
+            Some(slot) if lock(&slot.trail).is_unproven() => {
                 Err(Error::not_applied(ErrorKind::Unavailable, COMMIT)
                     .with_source("what was read was not compared with the log yet"))
             }
@@ -177,7 +177,7 @@ impl Shared {
     /// During a rebalance the group's epoch is briefly ahead of the member's, and a commit is refused although the
     /// partition stays here. If it doesn't stay, an event says so.
     fn judge(&self, e: &Error, of: &Assignment) -> Error {
-        if e.kind() == ErrorKind::NotOwner && current(&locked(&self.owned), of).is_some() {
+        if e.kind() == ErrorKind::NotOwner && current(&lock(&self.owned), of).is_some() {
             return Error::not_applied(ErrorKind::Unavailable, COMMIT)
                 .with_source("the group is in the middle of a rebalance");
         }
@@ -270,7 +270,7 @@ impl FailedCommits {
         if matches!(error::kind(code), Unavailable | Timeout | Throttled | NotOwner | Closed) {
             return false;
         }
-        let mut logged = locked(&self.0);
+        let mut logged = lock(&self.0);
         logged.retain(|(_, at)| now.duration_since(*at) < QUIET);
         let is_due = logged.iter().all(|(of, _)| *of != code);
         if is_due {

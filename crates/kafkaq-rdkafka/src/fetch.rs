@@ -1,10 +1,10 @@
 //! Fetches and offsets, for reading without a group.
 
 use crate::{
-    error, locked,
+    error,
     reader::{FETCH, Found, Reader, Request},
 };
-use kafkaq_core::{Batch, Error, ErrorKind, FetchLimit, Offsets, Partition, Position, Result};
+use kafkaq_core::{Batch, Error, ErrorKind, FetchLimit, Offsets, Partition, Position, Result, lock};
 use std::{
     collections::HashMap,
     sync::Mutex,
@@ -160,7 +160,7 @@ pub(crate) struct Ends(Mutex<HashMap<Partition, (i64, Instant)>>);
 
 impl Ends {
     pub(crate) fn note(&self, partition: &Partition, end: i64) {
-        let mut ends = locked(&self.0);
+        let mut ends = lock(&self.0);
         if ends.len() >= ENDS {
             ends.retain(|_, (_, at)| at.elapsed() < FRESH);
         }
@@ -170,7 +170,7 @@ impl Ends {
     }
 
     fn of(&self, partition: &Partition) -> Option<i64> {
-        let ends = locked(&self.0);
+        let ends = lock(&self.0);
         ends.get(partition).filter(|(_, at)| at.elapsed() < FRESH).map(|(end, _)| *end)
     }
 }

@@ -9,7 +9,6 @@ use crate::{
     error::code_of,
     forsaken::{self, Forsaken},
     heartbeat::{Heartbeat, is_lost_answer},
-    locked,
     log::Trouble,
     member::Shared,
     plan::Plan,
@@ -17,7 +16,7 @@ use crate::{
     settings::{self, GroupProtocol},
     slot::{Doubt, Slot},
 };
-use kafkaq_core::{Assignment, Error, ErrorKind, Event, JoinRequest, Partition, Result};
+use kafkaq_core::{Assignment, Error, ErrorKind, Event, JoinRequest, Partition, Result, lock};
 use rdkafka::{
     ClientContext, Offset, Statistics, TopicPartitionList,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
@@ -89,13 +88,13 @@ impl Callbacks {
 
     fn note(&self, change: Change, partitions: TopicPartitionList) {
         // The group has sent all of it.
-        *locked(&self.unsure) = None;
-        locked(&self.noted).push_back((change, partitions));
+        *lock(&self.unsure) = None;
+        lock(&self.noted).push_back((change, partitions));
     }
 
     /// Makes a commit, unless the consumer is being closed.
     pub(crate) fn unless_closing(&self, commit: impl FnOnce() -> KafkaResult<()>) -> Option<KafkaResult<()>> {
-        let _commits = locked(&self.commits);
+        let _commits = lock(&self.commits);
         let made = (!self.closing.load(SeqCst)).then(commit);
         let code = made.as_ref().and_then(|made| made.as_ref().err()).map(code_of);
         if matches!(code, Some(Code::UnknownMemberId | Code::FencedMemberEpoch)) {
@@ -107,16 +106,16 @@ impl Callbacks {
     /// Waits for the commit in flight, and blocks others.
     fn close(&self) {
         self.closing.store(true, SeqCst);
-        drop(locked(&self.commits));
+        drop(lock(&self.commits));
     }
 
     pub(crate) fn take_reason(&self) -> String {
-        std::mem::take(&mut *locked(&self.reason))
+        std::mem::take(&mut *lock(&self.reason))
     }
 
     /// The log's end as of seconds ago; librdkafka reports it from time to time.
     pub(crate) fn end_of(&self, partition: &Partition) -> Option<i64> {
-        locked(&self.ends).get(partition).copied()
+        lock(&self.ends).get(partition).copied()
     }
 
     /// Counts callbacks: a poll that returned nothing may still have consumed something from the queue.
@@ -139,7 +138,7 @@ impl ClientContext for Callbacks {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         self.count();
         if is_lost_answer(facility, line) {
-            *locked(&self.unsure) = Some(Instant::now());
+            *lock(&self.unsure) = Some(Instant::now());
         }
         self.trouble.log(level, facility, line);
     }
@@ -154,12 +153,12 @@ impl ClientContext for Callbacks {
             let end = if of.ls_offset >= 0 { of.ls_offset } else { of.hi_offset };
             (of.fetch_state == "active" && end >= 0).then(|| (Partition::new(topic, of.partition), end))
         });
-        *locked(&self.ends) = ends.collect();
+        *lock(&self.ends) = ends.collect();
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.count();
-        reason.clone_into(&mut locked(&self.reason));
+        reason.clone_into(&mut lock(&self.reason));
         self.trouble.note(&error, reason);
     }
 }
@@ -301,7 +300,7 @@ impl Group {
 
     /// Whether the client may have missed something that the group won't send again.
     pub(crate) fn is_unsure(&self, patience: Duration) -> bool {
-        locked(&self.consumer.context().unsure).is_some_and(|since| since.elapsed() >= patience)
+        lock(&self.consumer.context().unsure).is_some_and(|since| since.elapsed() >= patience)
     }
 
     /// The plan of the next consumer.
@@ -353,7 +352,7 @@ impl Group {
         }
         while self.held.is_none() {
             let change = {
-                let mut noted = locked(&self.consumer.context().noted);
+                let mut noted = lock(&self.consumer.context().noted);
                 match noted.front() {
                     Some((Change::Assign, _)) if !has_heard => return,
                     _ => noted.pop_front(),
@@ -451,7 +450,7 @@ impl Group {
                 self.beginning.push((slot, start, Instant::now() + AGAIN));
                 continue;
             }
-            locked(&slot.trail).begin(start.at, start.first);
+            lock(&slot.trail).begin(start.at, start.first);
             slot.ready.store(true, SeqCst);
             alarms.extend(start.alarm);
         }
@@ -476,7 +475,7 @@ impl Group {
 
     fn revoke(&mut self, list: TopicPartitionList, pending: &mut Pending) {
         let slots: Vec<Arc<Slot>> = {
-            let owned = locked(&self.shared.owned);
+            let owned = lock(&self.shared.owned);
             let of = |topic: &str, index| owned.get(&Partition::new(topic, index)).cloned();
             list.elements().iter().filter_map(|e| of(e.topic(), e.partition())).collect()
         };
@@ -515,12 +514,12 @@ impl Group {
 
     fn own(&self, slots: &[Arc<Slot>]) {
         let owned = slots.iter().map(|slot| (slot.assignment.partition.clone(), slot.clone()));
-        locked(&self.shared.owned).extend(owned);
+        lock(&self.shared.owned).extend(owned);
     }
 
     fn disown(&mut self, slots: &[Arc<Slot>]) {
         let shared = self.shared.clone();
-        let mut owned = locked(&shared.owned);
+        let mut owned = lock(&shared.owned);
         for slot in slots {
             owned.remove(&slot.assignment.partition);
             self.part(slot);
@@ -560,7 +559,7 @@ impl Drop for Group {
         let context = self.consumer.context();
         context.close();
         let held = self.held.take().map(|held| (Change::Revoke, held.list));
-        for (change, list) in held.into_iter().chain(locked(&context.noted).drain(..)) {
+        for (change, list) in held.into_iter().chain(lock(&context.noted).drain(..)) {
             if let Err(error) = answer(&self.consumer, change, &list) {
                 tracing::debug!(%error, "a rebalance could not be answered while closing");
             }

@@ -1,11 +1,11 @@
 //! A consumer that is assigned what is being read, and its partitions.
 
 use crate::{
-    batch, error, locked,
+    batch, error,
     reader::{Callbacks, Client, FETCH, Found, Request, SWEEP},
     settings::Settings,
 };
-use kafkaq_core::{Error, ErrorKind, Partition, Record, Result};
+use kafkaq_core::{Error, ErrorKind, Partition, Record, Result, lock};
 use rdkafka::{
     Message, Offset, TopicPartitionList,
     consumer::{Consumer as _, base_consumer::PartitionQueue},
@@ -257,7 +257,7 @@ impl Cursor {
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => (*is_alive, *at_end) = (true, true),
                 Some(Err(e)) => {
-                    let reason = std::mem::take(&mut *locked(&callbacks.reason));
+                    let reason = std::mem::take(&mut *lock(&callbacks.reason));
                     tracing::debug!(target: "librdkafka", reason, "a partition can't be read");
                     if let Some(why) = verdict(error::code_of(&e), reason) {
                         break Until::Over(why);

@@ -27,11 +27,11 @@ mod topics;
 use async_trait::async_trait;
 use kafkaq_core::{
     Batch, Broker, Consumer, FetchLimit, JoinRequest, Log, NewRecord, Offsets, Partition, PartitionLog,
-    Position, Result, TopicInfo, TopicSpec,
+    Position, Result, TopicInfo, TopicSpec, lock,
 };
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, Weak},
     thread::{self, JoinHandle},
     time::Instant,
 };
@@ -90,7 +90,7 @@ impl Log for RdKafka {
     }
 
     async fn close(&self) -> Result<()> {
-        let members: Vec<_> = locked(&self.members).drain(..).filter_map(|m| m.upgrade()).collect();
+        let members: Vec<_> = lock(&self.members).drain(..).filter_map(|m| m.upgrade()).collect();
         members.iter().for_each(|m| m.ask_to_leave());
         let (appended, read) = tokio::join!(self.appender.close(), self.reader.close());
         let mut closed = appended.and(read);
@@ -108,7 +108,7 @@ impl Broker for RdKafka {
         self.appender.check_open("join")?;
         let (consumer, shared) =
             poller::start(self.settings.clone(), Arc::new(self.share()), request).await?;
-        let mut members = locked(&self.members);
+        let mut members = lock(&self.members);
         members.retain(|m| m.strong_count() > 0);
         members.push(Arc::downgrade(&shared));
         // A concurrent close has not seen it.
@@ -128,11 +128,6 @@ impl PartitionLog for RdKafka {
     async fn offsets(&self, of: &[Partition]) -> Vec<Result<Offsets>> {
         self.reader.offsets(of).await
     }
-}
-
-/// A panic elsewhere must not affect the queue: what these locks guard is consistent between statements.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Drops a client in the background: it can take long, and librdkafka may never finish. If no thread can be started, it

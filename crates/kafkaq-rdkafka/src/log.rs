@@ -1,7 +1,7 @@
 //! librdkafka's log lines and connection problems: the lines go to `tracing`, the last problem into errors.
 
-use crate::{error, locked};
-use kafkaq_core::{Error, ErrorKind, OutageLog};
+use crate::error;
+use kafkaq_core::{Error, ErrorKind, OutageLog, lock};
 use rdkafka::{Statistics, config::RDKafkaLogLevel, error::KafkaError, types::RDKafkaErrorCode as Code};
 use std::{
     sync::Mutex,
@@ -92,7 +92,7 @@ impl Trouble {
     }
 
     fn fails(&self, kind: ErrorKind, reason: &str, is_total: bool) {
-        let is_reason = locked(&self.known).fails(Instant::now(), kind, reason, is_total);
+        let is_reason = lock(&self.known).fails(Instant::now(), kind, reason, is_total);
         if is_reason {
             self.outages.failed(CONNECT, &Error::not_applied(kind, CONNECT).with_source(reason));
         }
@@ -100,7 +100,7 @@ impl Trouble {
 
     /// A broker has responded.
     pub(crate) fn is_over(&self) {
-        let all_is_well = locked(&self.known).answers();
+        let all_is_well = lock(&self.known).answers();
         if all_is_well {
             self.outages.succeeded(CONNECT);
         }
@@ -109,7 +109,7 @@ impl Trouble {
     /// A client's own view of its connections.
     pub(crate) fn look_at(&self, statistics: &Statistics) {
         let states = statistics.brokers.values().map(|broker| (&*broker.name, &*broker.state));
-        let some_answer = locked(&self.known).look_at(Instant::now(), states);
+        let some_answer = lock(&self.known).look_at(Instant::now(), states);
         if some_answer {
             self.is_over();
         }
@@ -117,7 +117,7 @@ impl Trouble {
 
     /// The last problem, if it was seen within this time or persists.
     pub(crate) fn within(&self, limit: Duration) -> Option<(ErrorKind, String)> {
-        locked(&self.known).last(Instant::now(), limit)
+        lock(&self.known).last(Instant::now(), limit)
     }
 }
 

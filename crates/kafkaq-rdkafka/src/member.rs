@@ -1,10 +1,10 @@
 //! A member's two halves as the driver sees them: the handle and the event stream. Both communicate with the poll
 //! thread (see `poller`) through shared state. Only a commit and the leave wait, and neither for the other.
 
-use crate::{commit::FailedCommits, locked, parted::Parted, settings::Settings, slot::Slot};
+use crate::{commit::FailedCommits, parted::Parted, settings::Settings, slot::Slot};
 use async_trait::async_trait;
 use futures_core::Stream;
-use kafkaq_core::{Assignment, Commit, Error, ErrorKind, Event, Member, Partition, Result};
+use kafkaq_core::{Assignment, Commit, Error, ErrorKind, Event, Member, Partition, Result, lock};
 use std::{
     collections::HashMap,
     pin::Pin,
@@ -91,7 +91,7 @@ impl Shared {
     }
 
     fn with(&self, assignments: &[Assignment], change: impl Fn(&Slot)) {
-        let owned = locked(&self.owned);
+        let owned = lock(&self.owned);
         for a in assignments {
             if let Some(slot) = owned.get(&a.partition)
                 && slot.assignment.epoch == a.epoch

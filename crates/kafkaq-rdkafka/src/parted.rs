@@ -1,8 +1,8 @@
 //! Positions of partitions under earlier epochs: committed offsets are deleted with their topic, and then only this
 //! shows that a partition that comes back is of another log.
 
-use crate::{locked, slot::Slot};
-use kafkaq_core::{Cursor, Partition};
+use crate::slot::Slot;
+use kafkaq_core::{Cursor, Partition, lock};
 use std::{collections::HashMap, sync::Mutex};
 
 /// One entry per partition that this member has read.
@@ -13,17 +13,17 @@ impl Parted {
     /// An epoch ends. Without a record that identifies the log, it knows no more than the previous one. Returns whether
     /// there is one.
     pub(crate) fn leave(&self, slot: &Slot) -> bool {
-        let reached = locked(&slot.trail).reached();
-        reached.map(|reached| locked(&self.0).insert(slot.assignment.partition.clone(), reached)).is_some()
+        let reached = lock(&slot.trail).reached();
+        reached.map(|reached| lock(&self.0).insert(slot.assignment.partition.clone(), reached)).is_some()
     }
 
     pub(crate) fn of(&self, partition: &Partition) -> Option<Cursor> {
-        locked(&self.0).get(partition).copied()
+        lock(&self.0).get(partition).copied()
     }
 
     /// The replacement of the log was reported. Before that, an assignment that ends early would lose it.
     pub(crate) fn is_told(&self, partition: &Partition) {
-        locked(&self.0).remove(partition);
+        lock(&self.0).remove(partition);
     }
 }
 
@@ -41,8 +41,8 @@ mod tests {
         let slot = |read: &[i64]| {
             let slot = Slot::new(Assignment { partition: of.clone(), epoch: 1 }, Doubt::Nothing, Weak::new());
             let records: Vec<_> = read.iter().map(|offset| record(*offset)).collect();
-            locked(&slot.trail).begin(Cursor::new(0), 0);
-            locked(&slot.trail).read(&records).unwrap();
+            lock(&slot.trail).begin(Cursor::new(0), 0);
+            lock(&slot.trail).read(&records).unwrap();
             slot
         };
         let reached = |next: i64| {

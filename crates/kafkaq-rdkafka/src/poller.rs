@@ -14,7 +14,6 @@ use crate::{
     check::{self, Checker, Outcome},
     error,
     group::{Group, Pending},
-    locked,
     log::Trouble,
     member::{Events, Handle, Item, Shared},
     plan::Plan,
@@ -23,7 +22,7 @@ use crate::{
     slot::{Doubt, Slot, WentBack},
 };
 use kafkaq_core::{
-    Batch, Consumer, Error, ErrorKind, Event, JoinRequest, Partition, PartitionLog, Result, Retry,
+    Batch, Consumer, Error, ErrorKind, Event, JoinRequest, Partition, PartitionLog, Result, Retry, lock,
 };
 use rdkafka::{consumer::Consumer as _, error::KafkaError, types::RDKafkaErrorCode as Code};
 use std::{
@@ -302,12 +301,12 @@ impl<'a> Poller<'a> {
                 Outcome::Intact(slot, checked, end) => {
                     let flags = [&slot.ready, &slot.paused, &slot.queued, &slot.doubted];
                     let is_empty = !flags.iter().any(|flag| flag.load(SeqCst));
-                    if let Some(next) = locked(&slot.trail).is_intact(&checked, end, is_empty) {
+                    if let Some(next) = lock(&slot.trail).is_intact(&checked, end, is_empty) {
                         self.checker.prove(&slot, next);
                     }
                 }
                 Outcome::Replaced(slot, first) => self.replaced(&slot, first),
-                Outcome::Nothing(slot, from, next) => locked(&slot.trail).nothing_until(from, next),
+                Outcome::Nothing(slot, from, next) => lock(&slot.trail).nothing_until(from, next),
                 Outcome::Stalled(slot) => {
                     // While it gives partitions back, the client doesn't read.
                     if let Some(at) = self.group_of(&slot).filter(|at| !self.groups[*at].is_holding()) {
@@ -434,7 +433,7 @@ impl<'a> Poller<'a> {
             }
             let of = &slot.assignment.partition;
             errors.extend(taken.error.map(|e| (e, context.take_reason(), of.clone())));
-            let mut trail = locked(&slot.trail);
+            let mut trail = lock(&slot.trail);
             trail.leave_out_repeated(&mut taken.records);
             let Some(last) = taken.records.last() else { continue };
             let next = last.offset + 1;
@@ -491,7 +490,7 @@ impl<'a> Poller<'a> {
     /// A consumer has failed permanently. It is rebuilt, unless somebody has to fix something first.
     fn fail(&mut self, at: usize, code: Code, reason: String) -> Result<()> {
         let is_lacking = matches!(code, Code::UnsupportedFeature | Code::UnsupportedVersion);
-        if is_lacking && self.may_change && locked(&self.shared.owned).is_empty() {
+        if is_lacking && self.may_change && lock(&self.shared.owned).is_empty() {
             self.may_change = false;
             self.change_to(
                 GroupProtocol::Classic,

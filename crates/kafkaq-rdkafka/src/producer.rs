@@ -6,12 +6,12 @@ use crate::{
     doubt::Doubts,
     error,
     forsaken::{self, Forsaken},
-    locked, offsets,
+    offsets,
     polled::{Failed, Polled},
     settings,
     settings::Settings,
 };
-use kafkaq_core::{Effect, Error, ErrorKind, NewRecord, Partition, Result, Retry};
+use kafkaq_core::{Effect, Error, ErrorKind, NewRecord, Partition, Result, Retry, lock};
 use rdkafka::{
     ClientContext, Message, Statistics,
     config::{ClientConfig, RDKafkaLogLevel},
@@ -462,7 +462,7 @@ impl Call {
     }
 
     fn settle(&self, index: usize, outcome: Result<i64>) {
-        let mut outcomes = locked(&self.0);
+        let mut outcomes = lock(&self.0);
         if let Some(slot @ None) = outcomes.of.get_mut(index) {
             *slot = Some(outcome);
             outcomes.missing -= 1;
@@ -475,7 +475,7 @@ impl Call {
     }
 
     fn outcomes(&self, missing: &Error) -> Vec<Result<i64>> {
-        let of = std::mem::take(&mut locked(&self.0).of);
+        let of = std::mem::take(&mut lock(&self.0).of);
         of.into_iter().map(|o| o.unwrap_or_else(|| Err(missing.clone()))).collect()
     }
 }

@@ -6,10 +6,8 @@
 //! A consumer can have a partition only once, so readers at different offsets of one partition take one lane each. An
 //! unused cursor is dropped after [`lane::LINGER`]; the thread and its consumers end after [`IDLE`].
 
-use crate::{
-    aside, error, fetch::Ends, forsaken::Forsaken, lane, lane::Lane, locked, settings, settings::Settings,
-};
-use kafkaq_core::{Error, ErrorKind, Partition, Record, Result};
+use crate::{aside, error, fetch::Ends, forsaken::Forsaken, lane, lane::Lane, settings, settings::Settings};
+use kafkaq_core::{Error, ErrorKind, Partition, Record, Result, lock};
 use rdkafka::{
     ClientContext, Statistics,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
@@ -65,7 +63,7 @@ impl ClientContext for Callbacks {
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.served.fetch_add(1, SeqCst);
-        *locked(&self.reason) = reason.to_owned();
+        *lock(&self.reason) = reason.to_owned();
         self.settings.trouble().note(&error, reason);
     }
 }
@@ -174,7 +172,7 @@ impl Reader {
 
     /// Passes a request to the thread, which always completes it.
     pub(crate) fn send(&self, request: Request) -> Result<()> {
-        let mut state = locked(&self.inbox.state);
+        let mut state = lock(&self.inbox.state);
         let thread = self.started(&mut state, FETCH)?;
         state.requests.push_back(request);
         thread.unpark();
@@ -184,7 +182,7 @@ impl Reader {
     /// Replaces the consumers: their metadata of a topic can be permanently stale. librdkafka takes the leader of a
     /// recreated topic for an old one, because its epochs start over, and never reads it.
     pub(crate) fn renew(&self) {
-        let mut state = locked(&self.inbox.state);
+        let mut state = lock(&self.inbox.state);
         state.renew = true;
         if let Some(thread) = &state.thread {
             thread.unpark();
@@ -193,7 +191,7 @@ impl Reader {
 
     /// A consumer for offset queries. Its holder may block, and drops it before `Active`.
     pub(crate) fn client(&self, op: &'static str) -> Result<(Arc<Client>, Active)> {
-        let mut state = locked(&self.inbox.state);
+        let mut state = lock(&self.inbox.state);
         let thread = self.started(&mut state, op)?;
         let client = match &state.client {
             Some(client) => client.clone(),
@@ -251,7 +249,7 @@ impl Reader {
     }
 
     fn end(&self) {
-        let mut state = locked(&self.inbox.state);
+        let mut state = lock(&self.inbox.state);
         state.closed = true;
         if let Some(thread) = &state.thread {
             thread.unpark();
@@ -293,7 +291,7 @@ impl Lanes {
         loop {
             let wait = self.turn();
             {
-                let mut state = locked(&self.inbox.state);
+                let mut state = lock(&self.inbox.state);
                 if state.closed || self.is_idle(&state) {
                     state.thread = None;
                     let client = state.client.take();
@@ -320,7 +318,7 @@ impl Lanes {
     /// Does the work that is due. Returns how long there will be none.
     fn turn(&mut self) -> Duration {
         let (requests, client, over) = {
-            let mut state = locked(&self.inbox.state);
+            let mut state = lock(&self.inbox.state);
             let all = std::mem::take(&mut state.renew);
             let is_over = |client: &Client| all || client.context().forsaken.is_certain();
             let over = state.client.take_if(|client| is_over(client));
@@ -390,7 +388,7 @@ impl Lanes {
         if readahead > 0 || self.lanes.iter().any(|lane| lane.readahead == 0 && !lane.is_retired) {
             return connect();
         }
-        let mut state = locked(&self.inbox.state);
+        let mut state = lock(&self.inbox.state);
         match &state.client {
             Some(client) => Ok(client.clone()),
             None => Ok(state.client.insert(connect()?).clone()),

@@ -9,11 +9,12 @@ use futures_util::future::{join_all, select_ok};
 use kafkaq_core::{
     OutageLog, Result,
     connection::{Call, unreachable},
+    lock,
 };
 use redis::{Client, ConnectionAddr, Pipeline, ServerError, Value};
 use std::{
     ops::RangeInclusive,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering::Relaxed},
+    sync::{Arc, Mutex, MutexGuard, Weak, atomic::Ordering::Relaxed},
     time::Duration,
 };
 use tokio::time::{Instant, timeout, timeout_at};
@@ -256,7 +257,7 @@ impl Cluster {
     }
 
     fn map(&self) -> MutexGuard<'_, Map> {
-        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.map)
     }
 }
 

@@ -2,12 +2,11 @@
 
 use crate::{
     failure::Failure,
-    locked,
     protocol::metadata::{Described, DescribedPartition, DescribedTopic, Metadata},
     wire::{CONNECT_SHARE, Connections, Request, format::TopicId},
 };
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use kafkaq_core::Partition;
+use kafkaq_core::{Partition, lock};
 use rskafka::client::error::ProtocolError;
 use std::{
     collections::{HashMap, VecDeque},
@@ -146,12 +145,12 @@ impl Cluster {
     ) -> Result<Arc<str>, Failure> {
         self.describe(connections, Vec::new(), deadline).await?;
         // It is being chosen.
-        locked(&self.view).controller.clone().ok_or_else(Failure::no_leader)
+        lock(&self.view).controller.clone().ok_or_else(Failure::no_leader)
     }
 
     /// Invalidates what is known about a topic.
     pub(crate) fn invalidate(&self, topic: &str) {
-        if let Some(topic) = locked(&self.view).topics.get_mut(topic) {
+        if let Some(topic) = lock(&self.view).topics.get_mut(topic) {
             topic.asked = None;
         }
     }
@@ -159,7 +158,7 @@ impl Cluster {
     /// Records that a partition is being read under this id. Fails, once, if it was read under another one before.
     pub(crate) fn reads(&self, partition: &Partition, id: Option<TopicId>) -> Result<(), Failure> {
         let Some(id) = id else { return Ok(()) };
-        let mut view = locked(&self.view);
+        let mut view = lock(&self.view);
         let Some(topic) = view.topics.get_mut(&partition.topic) else { return Ok(()) };
         let fresh = || Read { id, ends: VecDeque::new() };
         let read = topic.read.entry(partition.index).or_insert_with(fresh);
@@ -192,13 +191,13 @@ impl Cluster {
     }
 
     fn with_ends<T>(&self, of: &Partition, work: impl FnOnce(&mut VecDeque<(i64, i32)>) -> T) -> Option<T> {
-        let mut view = locked(&self.view);
+        let mut view = lock(&self.view);
         let read = view.topics.get_mut(&of.topic)?.read.get_mut(&of.index)?;
         Some(work(&mut read.ends))
     }
 
     fn known_leader(&self, of: &Partition) -> Option<Leader> {
-        let mut view = locked(&self.view);
+        let mut view = lock(&self.view);
         let topic = view.topics.get_mut(&of.topic)?;
         topic.used = Instant::now();
         if topic.asked.is_none_or(|at| at.elapsed() >= MAX_AGE) {
@@ -210,7 +209,7 @@ impl Cluster {
     }
 
     fn leader_in_view(&self, of: &Partition) -> Result<Leader, Failure> {
-        let view = locked(&self.view);
+        let view = lock(&self.view);
         let topic = view.topics.get(&of.topic).ok_or_else(Failure::not_found)?;
         if topic.leaders.is_empty() {
             Failure::of_code(topic.code, || format!("asked for the topic {}", of.topic))
@@ -222,13 +221,13 @@ impl Cluster {
     }
 
     fn was_asked(&self, topic: &str, since: Instant) -> bool {
-        let view = locked(&self.view);
+        let view = lock(&self.view);
         view.topics.get(topic).and_then(|topic| topic.asked).is_some_and(|at| at >= since)
     }
 
     /// The topic, and what else is read or written.
     fn in_use(&self, name: &Arc<str>) -> Vec<Arc<str>> {
-        let view = locked(&self.view);
+        let view = lock(&self.view);
         let others = view.topics.iter().filter(|(_, topic)| topic.used.elapsed() < IN_USE);
         let others = others.map(|(other, _)| other.clone()).filter(|other| other != name);
         std::iter::once(name.clone()).chain(others).collect()
@@ -248,7 +247,7 @@ impl Cluster {
     }
 
     fn learn(&self, names: &[Arc<str>], described: &Described, asked: Instant) -> Result<(), Failure> {
-        let mut view = locked(&self.view);
+        let mut view = lock(&self.view);
         if described.brokers.is_empty() {
             return Err(Failure::no_leader());
         }
@@ -321,7 +320,7 @@ impl Cluster {
 
     /// Brokers with a connection, a few known ones, and the configured ones.
     fn candidates(&self, connections: &Connections) -> Vec<Arc<str>> {
-        let mut known: Vec<_> = locked(&self.view).brokers.values().cloned().collect();
+        let mut known: Vec<_> = lock(&self.view).brokers.values().cloned().collect();
         known.sort_unstable();
         let turn = self.turn.fetch_add(1, Relaxed);
         if !known.is_empty() {

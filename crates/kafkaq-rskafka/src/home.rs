@@ -5,7 +5,8 @@
 //! the others notice. A current-thread runtime makes progress only while somebody blocks on it, and otherwise would
 //! hold up everybody who shares something with it. So its calls run on a thread of the process.
 
-use crate::{failure::Failure, locked};
+use crate::failure::Failure;
+use kafkaq_core::lock;
 use std::{
     future::pending,
     io,
@@ -23,7 +24,7 @@ use tracing::instrument::{Instrument, WithSubscriber};
 static OWN: Mutex<Option<Handle>> = Mutex::new(None);
 
 fn own() -> io::Result<Handle> {
-    let mut own = locked(&OWN);
+    let mut own = lock(&OWN);
     if let Some(handle) = &*own {
         return Ok(handle.clone());
     }

@@ -27,10 +27,7 @@ use kafkaq_core::{
     TopicSpec,
 };
 use link::{Link, Settings};
-use std::{
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{fmt, sync::Arc};
 
 pub use builder::Builder;
 
@@ -121,9 +118,4 @@ impl PartitionLog for RsKafka {
         };
         of.iter().zip(outcomes).map(error).collect()
     }
-}
-
-/// A panic elsewhere must not affect the log: what these locks guard is consistent between statements.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

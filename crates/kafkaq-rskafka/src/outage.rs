@@ -1,7 +1,8 @@
 //! Logs outages of brokers: one message at the beginning, one per minute, and one at the end, however many calls fail
 //! meanwhile.
 
-use crate::{failure::Failure, locked};
+use crate::failure::Failure;
+use kafkaq_core::lock;
 use std::{
     collections::HashMap,
     hash::Hash,
@@ -25,7 +26,7 @@ impl Outages {
     /// A broker can't be reached, again or still.
     pub(crate) fn began(&self, address: &Arc<str>, failure: &Failure) {
         let now = Instant::now();
-        let mut outages = locked(&self.0);
+        let mut outages = lock(&self.0);
         match outages.get_mut(address) {
             None => {
                 outages.insert(address.clone(), Outage { began: now, reported: now });
@@ -52,7 +53,7 @@ impl Outages {
 
     /// A broker has responded.
     pub(crate) fn ended(&self, address: &Arc<str>) {
-        if let Some(outage) = locked(&self.0).remove(address) {
+        if let Some(outage) = lock(&self.0).remove(address) {
             let after = outage.began.elapsed().as_secs();
             tracing::info!(target: "kafkaq", broker = &**address, "answers again, after {after} s");
         }
@@ -72,7 +73,7 @@ impl<K: Clone + Eq + Hash> OncePerMinute<K> {
     /// Whether it is time to report it.
     pub(crate) fn is_due(&self, what: &K) -> bool {
         let now = Instant::now();
-        let mut reported = locked(&self.0);
+        let mut reported = lock(&self.0);
         reported.retain(|_, at| now - *at < EVERY);
         let due = !reported.contains_key(what);
         if due {

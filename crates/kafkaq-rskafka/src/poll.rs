@@ -6,10 +6,11 @@
 
 use crate::{
     failure::Failure,
-    home, locked,
+    home,
     protocol::fetch::{Fetch, Fetched, From},
     wire::Connections,
 };
+use kafkaq_core::lock;
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, Mutex},
@@ -106,9 +107,9 @@ impl LongPolls {
     }
 
     fn broker(&self, address: &Arc<str>) -> Arc<Broker> {
-        let mut brokers = locked(&self.brokers);
+        let mut brokers = lock(&self.brokers);
         if brokers.len() > MAX_BROKERS {
-            brokers.retain(|_, broker| locked(&broker.queue).requests > 0);
+            brokers.retain(|_, broker| lock(&broker.queue).requests > 0);
         }
         brokers.entry(address.clone()).or_default().clone()
     }
@@ -117,7 +118,7 @@ impl LongPolls {
 impl Broker {
     /// Whether a request has to start for it.
     fn queue(&self, waiting: PendingFetch) -> bool {
-        let mut queue = locked(&self.queue);
+        let mut queue = lock(&self.queue);
         if let Some(at) = queue.expected.iter().position(|from| from.is_same_partition(&waiting.from)) {
             queue.expected.swap_remove(at);
             if queue.expected.is_empty() {
@@ -174,7 +175,7 @@ impl Drop for RequestPermit {
     fn drop(&mut self) {
         if self.is_held {
             // The task was dropped, perhaps with its runtime: nobody must wait for it.
-            let mut queue = locked(&self.broker.queue);
+            let mut queue = lock(&self.broker.queue);
             queue.requests -= 1;
             queue.waiting.clear();
         }
@@ -186,7 +187,7 @@ struct GatherGuard<'a>(&'a Broker);
 
 impl<'a> GatherGuard<'a> {
     fn begin(broker: &'a Broker, expected: Vec<From>) -> Self {
-        let mut queue = locked(&broker.queue);
+        let mut queue = lock(&broker.queue);
         queue.gathering += 1;
         queue.expected.extend(expected);
         drop(queue);
@@ -196,7 +197,7 @@ impl<'a> GatherGuard<'a> {
 
 impl Drop for GatherGuard<'_> {
     fn drop(&mut self) {
-        let mut queue = locked(&self.0.queue);
+        let mut queue = lock(&self.0.queue);
         queue.gathering -= 1;
         if queue.gathering == 0 {
             queue.expected.clear();
@@ -231,7 +232,7 @@ impl RequestLoop {
         let mut pause = PAUSE;
         loop {
             let (taken, leaves_some) = {
-                let mut queue = locked(&self.broker.queue);
+                let mut queue = lock(&self.broker.queue);
                 let taken = queue.take();
                 if taken.is_empty() {
                     queue.requests -= 1;
@@ -291,7 +292,7 @@ impl RequestLoop {
             Err(failure) if failure.is_oversized() && fetches.len() > 1 => {
                 // Separates them, to find out which one is at fault.
                 let alone = fetches.into_iter().map(|waiting| PendingFetch { alone: true, ..waiting });
-                locked(&self.broker.queue).waiting.extend(alone);
+                lock(&self.broker.queue).waiting.extend(alone);
                 Outcome::TimedOut
             }
             Err(failure) => {
@@ -323,7 +324,7 @@ impl RequestLoop {
                 }
             }
         }
-        let mut queue = locked(&self.broker.queue);
+        let mut queue = lock(&self.broker.queue);
         // Those for which there was no room come first next time, and so get a whole batch.
         behind.into_iter().rev().for_each(|waiting| queue.waiting.push_front(waiting));
         queue.waiting.extend(at_the_end);
@@ -376,7 +377,7 @@ mod tests {
         let waiting: Vec<_> = (0..100).map(fetch).collect();
         // No request ends meanwhile.
         (100..100_000).for_each(|offset| drop(fetch(offset)));
-        let mut queue = locked(&broker.queue);
+        let mut queue = lock(&broker.queue);
         assert!(queue.waiting.len() < 1000, "{}", queue.waiting.len());
         queue.waiting.retain(|waiting| !waiting.reply.is_closed());
         assert_eq!(queue.waiting.len(), waiting.len());

@@ -11,9 +11,8 @@ use crate::{
     failure::Failure,
     home::Lifetime,
     link::{Limits, Link, Settings},
-    locked,
 };
-use kafkaq_core::Partition;
+use kafkaq_core::{Partition, lock};
 use rskafka::{
     BackoffConfig,
     client::{
@@ -105,7 +104,7 @@ impl Producers {
         // Never reused: to look up the leader again, the library would let the server create the topic.
         if !failure.answered {
             self.distrusted.fetch_max(connection.epoch, Relaxed);
-            locked(&self.idle).remove(to);
+            lock(&self.idle).remove(to);
         }
         Err(failure)
     }
@@ -168,22 +167,22 @@ impl Producers {
     }
 
     fn take(&self, partition: &Partition) -> Option<Connection> {
-        let mut idle = locked(&self.idle);
+        let mut idle = lock(&self.idle);
         close_old(&mut idle);
         idle.get_mut(partition)?.pop().map(|(_, connection)| connection)
     }
 
     fn put_back(&self, partition: &Partition, connection: Connection) {
-        let mut idle = locked(&self.idle);
+        let mut idle = lock(&self.idle);
         idle.entry(partition.clone()).or_default().push((Instant::now(), connection));
     }
 
     pub(crate) fn close_idle(&self) {
-        close_old(&mut locked(&self.idle));
+        close_old(&mut lock(&self.idle));
     }
 
     pub(crate) async fn close(&self) {
-        locked(&self.idle).clear();
+        lock(&self.idle).clear();
         *self.client.lock().await = None;
     }
 }

@@ -7,9 +7,9 @@
 //! What is read in a session is used only in the same session, and a write of an expired session has no effect.
 //! That limits how long a process may be suspended between reading a version and writing to it: see `sweeper.rs`.
 
-use crate::{builder::Settings, client::Client, failure::ConnectError, link::lock, nodes::Nodes, sweeper};
+use crate::{builder::Settings, client::Client, failure::ConnectError, nodes::Nodes, sweeper};
 use futures_util::{StreamExt, stream};
-use kafkaq_core::{Operation, Result};
+use kafkaq_core::{Operation, Result, lock};
 use std::{
     cell::RefCell,
     future::Future,

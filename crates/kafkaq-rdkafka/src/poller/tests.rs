@@ -80,10 +80,10 @@ fn the_next_consumer_knows_of_which_recreated_logs_something_was_read() -> Resul
         let Partition { topic, index } = &slot.assignment.partition;
         let queue = group.consumer.split_partition_queue(topic, *index);
         group.queues.extend(queue.map(|queue| (slot.clone(), queue)));
-        locked(&slot.trail).begin(Cursor::new(0), 0);
+        lock(&slot.trail).begin(Cursor::new(0), 0);
     }
     let record = Record::new(0, 0, None, None, Headers::new());
-    assert_eq!(locked(&slots[0].trail).read(&[record]), Ok(false));
+    assert_eq!(lock(&slots[0].trail).read(&[record]), Ok(false));
     group.lose_all(&mut Pending::new());
     assert_eq!(of.map(|of| group.plan().doubt(&of)), [Doubt::Nothing, Doubt::Log]);
     Ok(())
@@ -112,7 +112,7 @@ async fn a_lost_ring_is_made_good_however_busy_the_thread_is() -> Result<()> {
     let until = tokio::time::Instant::now() + Duration::from_secs(25);
     let mut next = async || tokio::time::timeout_at(until, c.events.next()).await;
     while !matches!(next().await, Ok(Some(Ok(Event::Records(..))))) {}
-    let slot = locked(&shared.owned).get(&quiet).cloned();
+    let slot = lock(&shared.owned).get(&quiet).cloned();
     slot.iter().for_each(|slot| slot.is_deaf.store(true, SeqCst));
     let mut sought = false;
     kafka.append(&quiet, &[record()]).await.remove(0)?;
@@ -168,7 +168,7 @@ struct Hanging {
 }
 
 async fn hang(shared: &Shared, of: &Assignment) -> Result<Hanging> {
-    let slot = locked(&shared.owned)[&of.partition].clone();
+    let slot = lock(&shared.owned)[&of.partition].clone();
     let committer = slot.committer.upgrade();
     let client = committer.and_then(|of| of.consumer.upgrade()).ok_or_else(|| error::closed("commit"))?;
     let (end, hangs) = oneshot::channel::<()>();
@@ -208,7 +208,7 @@ async fn a_commit_that_hangs_in_a_consumer_holds_up_no_commit_of_the_next_one() 
     let hanging = hang(&shared, &second).await?;
     shared.ask_to_leave();
     let until = Instant::now() + Duration::from_secs(60);
-    while !locked(&shared.owned).is_empty() {
+    while !lock(&shared.owned).is_empty() {
         assert!(Instant::now() < until, "it takes commits as if it could make them");
         tokio::time::sleep(SHORT).await;
     }
@@ -239,7 +239,7 @@ async fn marks_that_the_servers_refuse_hold_up_no_commit() -> Result<()> {
     let of = read(&mut c).await;
     let commit = async || shared.commit(&[Commit { assignment: of.clone(), offset: 1 }]).await.remove(0);
     let committed = async || {
-        let slot = locked(&shared.owned)[&of.partition].clone();
+        let slot = lock(&shared.owned)[&of.partition].clone();
         let committer = slot.committer.upgrade();
         let client = committer.and_then(|of| of.consumer.upgrade()).ok_or_else(|| error::closed("commit"))?;
         let mut list = TopicPartitionList::new();

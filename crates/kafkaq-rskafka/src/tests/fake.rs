@@ -1,6 +1,7 @@
 //! The broker.
 
 use crate::wire::format::{Reader, TopicId, Writer};
+use kafkaq_core::lock;
 use std::{
     collections::HashMap,
     sync::{
@@ -82,7 +83,7 @@ pub(super) struct Topic {
 
 impl State {
     pub(super) fn asked(&self, key: i16) -> usize {
-        crate::locked(&self.asked).get(&key).copied().unwrap_or_default()
+        lock(&self.asked).get(&key).copied().unwrap_or_default()
     }
 
     pub(super) fn open(&self) -> usize {
@@ -95,7 +96,7 @@ impl State {
     }
 
     pub(super) fn set_topic(&self, edit: impl FnOnce(&mut Topic)) {
-        edit(&mut crate::locked(&self.topic));
+        edit(&mut lock(&self.topic));
     }
 }
 
@@ -177,7 +178,7 @@ async fn serve(mut client: TcpStream, state: &State, answer: &(impl Fn(&mut Aske
         let flexible = asked.flexible();
         asked.body = Reader::new(asked.body.bytes.clone(), flexible);
         asked.body.end().unwrap();
-        *crate::locked(&state.asked).entry(key).or_default() += 1;
+        *lock(&state.asked).entry(key).or_default() += 1;
         let reply = answer(&mut asked).or_else(|| by_default(&mut asked, state));
         let (wait, body) = match reply.unwrap_or(Reply::HangUp) {
             Reply::Body(body) => (Duration::ZERO, body),
@@ -189,7 +190,7 @@ async fn serve(mut client: TcpStream, state: &State, answer: &(impl Fn(&mut Aske
             Reply::Silence => std::future::pending().await,
             Reply::HangUp => return,
         };
-        let wait = wait + *crate::locked(&state.latency);
+        let wait = wait + *lock(&state.latency);
         let mut gone = [0];
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
@@ -223,7 +224,7 @@ fn by_default(asked: &mut Asked, state: &State) -> Option<Reply> {
             }
         }
         API_VERSIONS => {
-            let knows = crate::locked(&state.knows);
+            let knows = lock(&state.knows);
             body.int16(0);
             body.array(knows.len()).unwrap();
             for (key, (min, max)) in &*knows {
@@ -232,7 +233,7 @@ fn by_default(asked: &mut Asked, state: &State) -> Option<Reply> {
                 body.int16(*max);
             }
         }
-        METADATA => metadata(asked, &mut body, &crate::locked(&state.topic)),
+        METADATA => metadata(asked, &mut body, &lock(&state.topic)),
         LIST_OFFSETS => offsets(asked, &mut body),
         PRODUCE => produced(asked, &mut body),
         _ => return None,

@@ -26,7 +26,7 @@ async fn an_empty_response_moves_no_position() {
 async fn records_that_come_after_empty_responses_are_all_read() {
     let empty = Mutex::new(5);
     let broker = Broker::of_fetches(move |fetch| {
-        let mut empty = crate::locked(&empty);
+        let mut empty = lock(&empty);
         *empty -= 1;
         let answer = |asked: &fake::PartAsked| match *empty {
             0.. => Part::empty(1000),

@@ -12,8 +12,8 @@ async fn broker() -> Broker {
     let now: Arc<Mutex<Option<Arc<fake::State>>>> = Arc::default();
     let state = now.clone();
     let broker = Broker::of_fetches(move |fetch| {
-        let state = crate::locked(&state).clone().unwrap();
-        let id = crate::locked(&state.topic).id;
+        let state = lock(&state).clone().unwrap();
+        let id = lock(&state.topic).id;
         let answer = |asked: &fake::PartAsked| match asked.id == id {
             true => Part::of(batch(asked.offset, 100)),
             false => Part::failed(UNKNOWN_TOPIC_ID),
@@ -21,7 +21,7 @@ async fn broker() -> Broker {
         fetch.parts.iter().map(answer).collect()
     })
     .await;
-    *crate::locked(&now) = Some(broker.state.clone());
+    *lock(&now) = Some(broker.state.clone());
     broker
 }
 
@@ -133,7 +133,7 @@ async fn a_topic_that_is_gone_is_not_found_long_before_the_request_timeout() {
 async fn a_broker_that_has_not_heard_of_a_new_topic_is_asked_again() {
     let unknown = Mutex::new(3);
     let broker = Broker::of_fetches(move |fetch| {
-        let mut unknown = crate::locked(&unknown);
+        let mut unknown = lock(&unknown);
         *unknown -= 1;
         let part = if *unknown >= 0 { Part::failed(UNKNOWN_TOPIC_ID) } else { Part::of(batch(0, 1)) };
         vec![part; fetch.parts.len()]
@@ -153,11 +153,11 @@ async fn a_server_without_topic_ids_is_asked_by_name() {
     })
     .await;
     // Redpanda before 25.3.
-    crate::locked(&broker.state.knows).extend([(fake::FETCH, (4, 11)), (fake::METADATA, (0, 7))]);
+    lock(&broker.state.knows).extend([(fake::FETCH, (4, 11)), (fake::METADATA, (0, 7))]);
     let kafka = kafka(&broker);
     assert_eq!(fetch(&kafka, 0, 5, PATIENCE).await.unwrap().next, 7);
     // In the middle of an upgrade, one knows ids and the other does not.
-    crate::locked(&broker.state.knows).insert(fake::METADATA, (0, 12));
+    lock(&broker.state.knows).insert(fake::METADATA, (0, 12));
     let kafka = super::kafka(&broker);
     assert_eq!(fetch(&kafka, 0, 5, PATIENCE).await.unwrap().next, 7);
 }

@@ -69,7 +69,7 @@ async fn a_slow_broker_is_reached_although_others_do_not_answer() {
     }
     let mut others: Vec<_> = silent.iter().map(|s| s.local_addr().unwrap().to_string()).collect();
     broker.state.set_topic(|topic| (topic.controller, topic.others) = (others.remove(0), others));
-    *crate::locked(&broker.state.latency) = millis(1_100);
+    *lock(&broker.state.latency) = millis(1_100);
     let limit = millis(24_000);
     let kafka = RsKafka::builder(&broker.address).request_timeout(limit).build().unwrap();
     let link = &kafka.link;

@@ -17,7 +17,7 @@ async fn fetches_of_many_partitions_wait_in_one_request_over_one_connection() {
     let widest = Arc::new(Mutex::new(0));
     let seen = widest.clone();
     let broker = Broker::of_fetches(move |fetch| {
-        let mut widest = crate::locked(&seen);
+        let mut widest = lock(&seen);
         *widest = fetch.parts.len().max(*widest);
         fetch.parts.iter().map(|asked| Part::empty(asked.offset)).collect()
     })
@@ -35,7 +35,7 @@ async fn fetches_of_many_partitions_wait_in_one_request_over_one_connection() {
         }
     });
     let settled = async {
-        while *crate::locked(&widest) < 60 {
+        while *lock(&widest) < 60 {
             tokio::time::sleep(millis(10)).await;
         }
         let before = broker.state.asked(fake::FETCH);
@@ -107,7 +107,7 @@ async fn fetches_that_go_alone_go_at_the_same_time() {
             let parts = vec![Part::of(vec![0; 3 << 20]); fetch.parts.len()];
             return Some(Reply::Body(fetch.response(asked, &parts)));
         }
-        let mut alone = crate::locked(&alone);
+        let mut alone = lock(&alone);
         alone.insert(fetch.parts[0].index);
         together.send_replace(alone.len() == 3);
         let part = Part::of(batch(fetch.parts[0].offset, 1));
@@ -331,8 +331,8 @@ fn a_runtime_that_ends_holds_up_no_append_of_another() {
     // The second request is answered too late; the third is the same one again.
     let produced = Mutex::new(0);
     let broker = servers.block_on(Broker::new(move |asked| {
-        *crate::locked(&produced) += usize::from(asked.key == fake::PRODUCE);
-        (asked.key == fake::PRODUCE && *crate::locked(&produced) == 2).then_some(Reply::Silence)
+        *lock(&produced) += usize::from(asked.key == fake::PRODUCE);
+        (asked.key == fake::PRODUCE && *lock(&produced) == 2).then_some(Reply::Silence)
     }));
     let kafka = Arc::new(kafka(&broker));
     let (one, two) = (multi_thread(), multi_thread());

@@ -23,7 +23,7 @@ async fn creates_with(
         let mut body = asked.writer();
         match asked.key {
             CREATE_TOPICS => {
-                if let (Some(state), 0 | 36) = (&*crate::locked(&of_it), code) {
+                if let (Some(state), 0 | 36) = (&*lock(&of_it), code) {
                     state.set_topic(|topic| topic.partitions = 1);
                 }
                 outcome(&mut body, code);
@@ -35,7 +35,7 @@ async fn creates_with(
     })
     .await;
     broker.state.set_topic(|topic| topic.partitions = 0);
-    *crate::locked(&state) = Some(broker.state.clone());
+    *lock(&state) = Some(broker.state.clone());
     broker
 }
 
@@ -101,7 +101,7 @@ async fn who_may_not_create_a_topic_is_told_what_to_ask_for_and_what_the_server_
 #[tokio::test]
 async fn a_server_that_is_too_old_to_create_topics_so_says_it() {
     let broker = creates(0).await;
-    crate::locked(&broker.state.knows).remove(&CREATE_TOPICS);
+    lock(&broker.state.knows).remove(&CREATE_TOPICS);
     let e = ensure(&kafka(&broker)).await.unwrap_err();
     assert_eq!((e.kind(), e.effect()), (ErrorKind::Unsupported, Effect::NotApplied));
     assert!(e.to_string().contains("CreateTopics in version 4"), "{e}");
@@ -113,7 +113,7 @@ async fn settings_that_cannot_be_read_stay_open_and_fail_nothing() {
         let broker = creates(0).await;
         broker.state.set_topic(|topic| topic.partitions = 2);
         if is_old {
-            crate::locked(&broker.state.knows).remove(&DESCRIBE_CONFIGS);
+            lock(&broker.state.knows).remove(&DESCRIBE_CONFIGS);
         }
         assert_eq!(ensure(&kafka(&broker)).await.unwrap(), TopicInfo::new("t", 2));
     }

@@ -4,7 +4,8 @@
 //! The number of connections is bounded by the number of requests in flight.
 
 use super::connection::{Connection, Request};
-use crate::{failure::Failure, link::Settings, locked, outage::Outages};
+use crate::{failure::Failure, link::Settings, outage::Outages};
+use kafkaq_core::lock;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
@@ -163,7 +164,7 @@ impl Connections {
 
     /// The addresses to which there is an idle connection.
     pub(crate) fn connected(&self) -> Vec<Arc<str>> {
-        let brokers = locked(&self.brokers);
+        let brokers = lock(&self.brokers);
         let connected = brokers.iter().filter(|(_, broker)| !broker.idle.is_empty());
         connected.map(|(address, _)| address.clone()).collect()
     }
@@ -182,7 +183,7 @@ impl Connections {
     }
 
     fn with<T>(&self, address: &Arc<str>, then: impl FnOnce(&mut Broker) -> T) -> T {
-        let mut brokers = locked(&self.brokers);
+        let mut brokers = lock(&self.brokers);
         brokers.values_mut().for_each(Broker::close_old);
         if brokers.len() > MAX_BROKERS {
             brokers.retain(|_, broker| broker.is_in_use());
@@ -191,6 +192,6 @@ impl Connections {
     }
 
     pub(crate) fn close_idle(&self) {
-        locked(&self.brokers).clear();
+        lock(&self.brokers).clear();
     }
 }
