@@ -345,7 +345,7 @@ fn deleted_within(of: &Partition, gap: Gap, found: Standing) -> Option<Error> {
 }
 
 fn alarm(of: &Partition, what: String) -> Error {
-    Error::not_applied(ErrorKind::Other, "read").on(of).with_source(what).with_retry(Retry::Yes)
+    Error::not_applied(ErrorKind::DataLoss, "read").on(of).with_source(what).with_retry(Retry::Yes)
 }
 
 /// The message about a partition whose log was replaced.
