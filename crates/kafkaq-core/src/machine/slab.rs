@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn stale_ref_finds_nothing() {
-        let mut slab = Slab::new();
+        let mut slab = Slab::default();
         let a = slab.insert("a");
         assert_eq!(slab.remove(a), Some("a"));
         let b = slab.insert("b");

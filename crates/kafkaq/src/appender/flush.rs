@@ -176,7 +176,7 @@ pub(super) type Answers = Result<Vec<Result<i64>>, String>;
 type Append = Pin<Box<dyn Future<Output = Answers> + Send>>;
 
 /// Appends. A panic of the adapter counts as an unknown effect, and doesn't block the queue.
-async fn append(log: Arc<dyn Log>, to: Partition, records: Vec<NewRecord>) -> Answers {
+async fn append(log: Arc<dyn Log>, to: Partition, records: Arc<[NewRecord]>) -> Answers {
     let outcomes = caught(async { log.append(&to, &records).await }).await;
     outcomes.map_err(|panicked| format!("it panicked: {}", panic_message(&*panicked).unwrap_or_default()))
 }

@@ -466,7 +466,7 @@ fn expired_lease_makes_no_second_copy_while_one_is_under_way() {
 #[test]
 fn failing_partitions_leave_append_calls_to_the_others() {
     let mut appends = Appends::default();
-    let mut slab = Slab::new();
+    let mut slab = Slab::default();
     let mut push = |appends: &mut Appends, n| appends.push(Partition::new("t", n), slab.insert(()));
     (0..20).for_each(|n| push(&mut appends, n));
     let next = |appends: &mut Appends, now| {
