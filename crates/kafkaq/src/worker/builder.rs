@@ -38,8 +38,8 @@ pub struct WorkerBuilder<S = ()> {
     state: Arc<S>,
     kinds: HashMap<String, (Handler<S>, Options)>,
     otherwise: Option<(Handler<S>, Options)>,
-    twice: Option<&'static str>,
-    exclusive_batch: Option<&'static str>,
+    /// Why it can't be started: the first handler that was refused.
+    refused: Option<Error>,
     backoff: Backoff,
     timeout: Option<Duration>,
     threads: Option<usize>,
@@ -55,8 +55,7 @@ impl WorkerBuilder {
             state: Arc::new(()),
             kinds: HashMap::new(),
             otherwise: None,
-            twice: None,
-            exclusive_batch: None,
+            refused: None,
             backoff: Backoff::default(),
             timeout: None,
             threads: None,
@@ -85,8 +84,7 @@ impl WorkerBuilder {
             state: Arc::new(state),
             kinds: self.kinds.into_iter().map(|(kind, entry)| (kind, stateless(entry))).collect(),
             otherwise: self.otherwise.map(stateless),
-            twice: self.twice,
-            exclusive_batch: self.exclusive_batch,
+            refused: self.refused,
             backoff: self.backoff,
             timeout: self.timeout,
             threads: self.threads,
@@ -144,7 +142,10 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         R: IntoOutcome + Send + 'static,
     {
         if options.exclusive.is_some() {
-            self.exclusive_batch = Some(T::KIND);
+            let advice = "One of a batch may end before the others, and its key is not free before all have: handle \
+                          its tasks one by one";
+            let what = format!("`{}`, batches that are exclusive by key", T::KIND);
+            self.refused.get_or_insert(refused(what, advice));
         }
         self.add::<T>(handlers::batch(max, wait, handler), options)
     }
@@ -163,7 +164,8 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
 
     fn add<T: TaskType>(mut self, handler: Handler<S>, options: Options) -> Self {
         if self.kinds.insert(T::KIND.to_owned(), (handler, options)).is_some() {
-            self.twice = Some(T::KIND);
+            let what = format!("two handlers for `{}`", T::KIND);
+            self.refused.get_or_insert(refused(what, "Each kind of task needs exactly one handler"));
         }
         self
     }
@@ -293,7 +295,10 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
     /// # Errors
     /// `Invalid` names the invalid setting; `Unavailable` if the system can't start threads.
     pub fn start(mut self) -> Result<WorkerHandle> {
-        let kinds = self.check()?;
+        self.check()?;
+        // If several get their first task at the same time, the higher priority comes first.
+        self.queues.sort_by_key(|(_, share)| share.by_priority());
+        let kinds = self.kinds();
         run::start(self.queues, kinds, self.settings, self.threads, self.control)
     }
 
@@ -309,79 +314,65 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         signals::obey(running).await
     }
 
-    fn check_queues(&self) -> Result<()> {
-        let refused = |what: String, advice: &'static str| {
-            Err(Error::not_applied(ErrorKind::Invalid, "start a worker").on(what).with_advice(advice))
-        };
-        if self.queues.len() > Set::MAX {
-            return refused(format!("{} queues", self.queues.len()), "A worker takes 64 at most");
-        }
-        let mut names = HashSet::new();
-        for (queue, share) in &self.queues {
-            share.check(queue.name())?;
-            if !names.insert(queue.name()) {
-                return refused(
-                    format!("two queues named `{}`", queue.name()),
-                    "Each queue needs a name of its own",
-                );
-            }
-        }
-        Ok(())
-    }
-
-    fn check(&mut self) -> Result<Kinds> {
-        let refused = |what: String, advice: &'static str| {
-            Err(Error::not_applied(ErrorKind::Invalid, "start a worker").on(what).with_advice(advice))
-        };
-        if let Some(kind) = self.twice {
-            return refused(
-                format!("two handlers for `{kind}`"),
-                "Each kind of task needs exactly one \
-                                    handler",
-            );
-        }
-        if let Some(kind) = self.exclusive_batch {
-            let advice = "One of a batch may end before the others, and its key is not free before all have: handle \
-                          its tasks one by one";
-            return refused(format!("`{kind}`, batches that are exclusive by key"), advice);
+    fn check(&self) -> Result<()> {
+        if let Some(e) = &self.refused {
+            return Err(e.clone());
         }
         self.check_queues()?;
-        // If several get their first task at the same time, the higher priority comes first.
-        self.queues.sort_by_key(|(_, share)| share.by_priority());
         if self.kinds.is_empty() && self.otherwise.is_none() {
-            return refused("no handler".into(), "Add one: `.on(handler)`");
+            return Err(refused("no handler", "Add one: `.on(handler)`"));
         }
         if !(1..=MAX_CONCURRENCY).contains(&self.settings.concurrency) {
             let what = format!("a concurrency of {}", self.settings.concurrency);
-            return refused(what, "A worker executes 1 to 100,000 tasks at a time");
+            return Err(refused(what, "A worker executes 1 to 100,000 tasks at a time"));
         }
         if self.settings.warn_after == Some(Duration::ZERO) {
-            return refused("a warn_after of 0".into(), "Every handler would be logged");
+            return Err(refused("a warn_after of 0", "Every handler would be logged"));
         }
-        if self.settings.per_second.is_some_and(|rate| !RATES.contains(&rate)) {
-            return refused("the worker".into(), "Its rate must be 0.001 to 1,000,000 per second");
-        }
+        check_rate("the worker", self.settings.per_second)?;
         if self.threads == Some(0) {
-            return refused("0 threads".into(), "Handlers need at least one");
+            return Err(refused("0 threads", "Handlers need at least one"));
         }
-        let all = self.kinds.iter().map(|(kind, (_, options))| (kind.as_str(), options));
-        for (kind, options) in all {
+        for (kind, (_, options)) in &self.kinds {
             if options.concurrency == Some(0) {
-                return refused(format!("`{kind}`"), "Its concurrency is 0, so it would never be executed");
+                return Err(refused(
+                    format!("`{kind}`"),
+                    "Its concurrency is 0, so it would never be executed",
+                ));
             }
             if let Some(what) = options.exclusive.as_ref().and_then(|by| by.check(kind)) {
-                return refused(what, "`exclusive_by` needs a function of the type that the handler takes");
+                return Err(refused(
+                    what,
+                    "`exclusive_by` needs a function of the type that the handler takes",
+                ));
             }
-            if options.per_second.is_some_and(|rate| !RATES.contains(&rate)) {
-                return refused(format!("`{kind}`"), "Its rate must be 0.001 to 1,000,000 per second");
-            }
+            check_rate(&format!("`{kind}`"), options.per_second)?;
         }
         let mut names: Vec<_> = self.kinds.keys().map(String::as_str).collect();
         if self.otherwise.is_some() && !self.kinds.contains_key(OTHERWISE) {
             names.push(OTHERWISE);
         }
-        self.control.know(&names)?;
-        let layered = std::mem::replace(&mut self.layers, Layers::new()).build();
+        self.control.know(&names)
+    }
+
+    fn check_queues(&self) -> Result<()> {
+        if self.queues.len() > Set::MAX {
+            return Err(refused(format!("{} queues", self.queues.len()), "A worker takes 64 at most"));
+        }
+        let mut names = HashSet::new();
+        for (queue, share) in &self.queues {
+            share.check(queue.name())?;
+            if !names.insert(queue.name()) {
+                let what = format!("two queues named `{}`", queue.name());
+                return Err(refused(what, "Each queue needs a name of its own"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Wraps the handlers in what surrounds each of their executions.
+    fn kinds(&self) -> Kinds {
+        let layered = self.layers.build();
         // At most half of all slots wait for keys, over all queues.
         let places = self.settings.concurrency / self.queues.len();
         let exclusive =
@@ -411,13 +402,27 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         let nobody = (handlers::untyped(|_: Ctx<S>| async {}), Options::new());
         let mut queues: Vec<_> = self.kinds.iter().map(|(name, entry)| queue(name, entry)).collect();
         queues.push(queue(OTHERWISE, self.otherwise.as_ref().unwrap_or(&nobody)));
-        Ok(Kinds {
+        Kinds {
             named: self.kinds.keys().cloned().zip(0..).collect(),
             otherwise: queues.len() - 1,
             queues,
             has_otherwise: self.otherwise.is_some(),
-        })
+        }
     }
+}
+
+fn check_rate(of: &str, per_second: Option<f64>) -> Result<()> {
+    match per_second {
+        Some(rate) if !RATES.contains(&rate) => {
+            Err(refused(of, "Its rate must be 0.001 to 1,000,000 per second"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The error about a setting of a worker.
+pub(super) fn refused(what: impl fmt::Display, advice: &'static str) -> Error {
+    Error::not_applied(ErrorKind::Invalid, "start a worker").on(what).with_advice(advice)
 }
 
 impl<S> fmt::Debug for WorkerBuilder<S> {

@@ -178,7 +178,7 @@ impl Service<BoxContext> for Innermost {
     }
 }
 
-type Wrap = Box<dyn FnOnce(BoxHandler) -> BoxHandler + Send + Sync>;
+type Wrap = Box<dyn Fn(BoxHandler) -> BoxHandler + Send + Sync>;
 
 /// The layers of a worker, outermost first.
 pub(super) struct Layers(Vec<Wrap>);
@@ -199,10 +199,10 @@ impl Layers {
     }
 
     /// Puts them around the handlers.
-    pub(super) fn build(self) -> Layered {
+    pub(super) fn build(&self) -> Layered {
         let innermost = BoxHandler { service: Box::new(Innermost) };
         let is_any = !self.0.is_empty();
-        let service = self.0.into_iter().rev().fold(innermost, |inner, wrap| wrap(inner));
+        let service = self.0.iter().rev().fold(innermost, |inner, wrap| wrap(inner));
         Layered(is_any.then_some(service))
     }
 }

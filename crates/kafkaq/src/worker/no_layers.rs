@@ -9,7 +9,7 @@ impl Layers {
         Layers
     }
 
-    pub(super) fn build(self) -> Layered {
+    pub(super) fn build(&self) -> Layered {
         Layered
     }
 }

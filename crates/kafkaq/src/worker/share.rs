@@ -1,6 +1,7 @@
 //! Decides which of several queues gets the next free slot of a worker.
 
-use crate::{Error, ErrorKind, Result};
+use super::builder::refused;
+use crate::Result;
 use std::{cmp::Reverse, ops::RangeInclusive, time::Duration};
 use tokio::time::Instant;
 
@@ -45,15 +46,13 @@ impl Share {
     /// # Errors
     /// `Invalid` says what is wrong with the share of this queue.
     pub(super) fn check(&self, queue: &str) -> Result<()> {
-        let refused = |what, advice| {
-            let e = Error::not_applied(ErrorKind::Invalid, "start a worker");
-            Err(e.on(format!("{what} of the queue `{queue}`")).with_advice(advice))
-        };
         if !WEIGHTS.contains(&self.weight) {
-            return refused(format!("a weight of {}", self.weight), "It is 1 to 1,000");
+            let what = format!("a weight of {} of the queue `{queue}`", self.weight);
+            return Err(refused(what, "It is 1 to 1,000"));
         }
         if !MAX_WAITS.contains(&self.max_wait) {
-            return refused(format!("a max_wait of {:?}", self.max_wait), "It is 0.1 s to a day");
+            let what = format!("a max_wait of {:?} of the queue `{queue}`", self.max_wait);
+            return Err(refused(what, "It is 0.1 s to a day"));
         }
         Ok(())
     }
