@@ -134,19 +134,9 @@ pub(crate) fn figures_json(figures: &Figures) -> Value {
     json!({ "of": all, "missing": notes })
 }
 
-/// Processor, cores and memory.
+/// The machine, and what runs on it.
 pub(crate) fn machine() -> String {
-    let of = |file: &str, name: &str| {
-        let text = fs::read_to_string(file).ok()?;
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.split_once(':'))?;
-        Some(line.1.trim().to_owned())
-    };
-    let processor = of("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned());
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let memory = of("/proc/meminfo", "MemTotal")
-        .and_then(|kib| kib.trim_end_matches(" kB").parse::<u64>().ok())
-        .map_or_else(|| "memory unknown".to_owned(), |kib| format!("{} GiB", kib.div_ceil(1 << 20)));
-    format!("{processor}, {cores} cores, {memory}; servers and client on it")
+    format!("{}; servers and client on it", xtask::machine())
 }
 
 #[cfg(test)]

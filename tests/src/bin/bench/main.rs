@@ -76,21 +76,11 @@ async fn main() -> Outcome<()> {
     Ok(())
 }
 
-/// Processor, cores, memory, and whose allocator the clients have.
+/// The machine, and whose allocator the clients have.
 fn machine() -> String {
-    let of = |file: &str, name: &str| {
-        let text = std::fs::read_to_string(file).ok()?;
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.split_once(':'))?;
-        Some(line.1.trim().to_owned())
-    };
-    let processor = of("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned());
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let memory = of("/proc/meminfo", "MemTotal")
-        .and_then(|kib| kib.trim_end_matches(" kB").parse::<u64>().ok())
-        .map_or_else(|| "memory unknown".to_owned(), |kib| format!("{} GiB", kib.div_ceil(1 << 20)));
     let allocator = if cfg!(feature = "mimalloc") { "mimalloc" } else { "the system's allocator" };
     let observed = if cfg!(feature = "observed") { "; metrics and spans on" } else { "" };
-    format!("{processor}, {cores} cores, {memory}; all servers and clients on it; {allocator}{observed}")
+    format!("{}; all servers and clients on it; {allocator}{observed}", xtask::machine())
 }
 
 /// Runs something that may fail, panic or hang, and tells which in a few words.
