@@ -94,52 +94,46 @@ fn unanswered() -> Error {
         .with_advice("The backend returned fewer topics than it was asked for")
 }
 
-/// Retention must not count from a client's clock: with one that is behind, a task could be deleted at once.
 fn task_spec(config: &Config) -> TopicSpec {
-    let mut spec = TopicSpec::new(config.task_topic());
-    spec.partitions = Some(config.partitions);
-    spec.replication = config.replication;
-    spec.retention = Some(config.task_retention());
-    spec.unlimited_bytes = true;
-    spec.append_time = true;
-    spec.max_record_bytes = Some(config.max_task_bytes + HEADROOM);
-    spec
+    let record = config.max_task_bytes + HEADROOM;
+    spec(config, config.task_topic(), config.partitions, config.task_retention(), record)
 }
 
-/// `record` is the largest record of the task topic. A copy is larger because of its headers. Retention must not delete
-/// what waits, by time or by size, and the time of a copy counts from when it was made.
+/// `record` is the largest record of the task topic. A copy is larger because of its headers, and its time counts from
+/// when it was made.
 fn wait_spec(config: &Config, record: usize) -> TopicSpec {
     let lanes = Ladder::lanes(config.max_delay);
-    let mut spec = TopicSpec::new(config.wait_topic());
-    spec.partitions = Some(lanes);
-    spec.replication = config.replication;
-    spec.retention = Some(config.wait_retention(longest_stay(config, lanes)));
-    spec.unlimited_bytes = true;
-    spec.append_time = true;
-    spec.max_record_bytes = Some(copy_of(record));
-    spec
+    let retention = config.wait_retention(longest_stay(config, lanes));
+    spec(config, config.wait_topic(), lanes, retention, copy_of(record))
 }
 
 fn dead_spec(config: &Config, record: usize) -> TopicSpec {
-    let mut spec = TopicSpec::new(config.dead_topic());
-    spec.partitions = Some(1);
-    spec.replication = config.replication;
-    spec.retention = Some(config.dead_retention);
-    spec.unlimited_bytes = true;
-    spec.append_time = true;
-    spec.max_record_bytes = Some(copy_of(record));
-    spec
+    spec(config, config.dead_topic(), 1, config.dead_retention, copy_of(record))
 }
 
 /// Marks are small, and a letter that outlives its mark is redriven again. Even with the same retention it may: Kafka
-/// deletes a segment when its last record is old enough.
+/// deletes a segment when its last record is old enough. They are kept forever, so whose clock they have doesn't matter.
 pub(crate) fn marks_spec(config: &Config) -> TopicSpec {
-    let mut spec = TopicSpec::new(config.marks_topic());
-    spec.partitions = Some(1);
+    let mut spec = spec(config, config.marks_topic(), 1, Duration::MAX, HEADROOM);
+    spec.append_time = false;
+    spec
+}
+
+/// Retention must delete nothing early: not by size, and not by a client's clock, which may be behind.
+fn spec(
+    config: &Config,
+    name: impl Into<Arc<str>>,
+    partitions: i32,
+    retention: Duration,
+    max_record_bytes: usize,
+) -> TopicSpec {
+    let mut spec = TopicSpec::new(name);
+    spec.partitions = Some(partitions);
     spec.replication = config.replication;
-    spec.retention = Some(Duration::MAX);
+    spec.retention = Some(retention);
     spec.unlimited_bytes = true;
-    spec.max_record_bytes = Some(HEADROOM);
+    spec.append_time = true;
+    spec.max_record_bytes = Some(max_record_bytes);
     spec
 }
 
