@@ -4,9 +4,9 @@ use super::{
     DeadLetter, Place,
     scan::{Ranges, Scan},
 };
-use crate::jobs::Attempts;
-use kafkaq_core::{Error, ErrorKind, Headers, Log, NewRecord, Partition, PartitionLog, Record, Result};
-use std::{collections::HashMap, sync::Arc};
+use crate::{driver::every_answer, jobs::Attempts};
+use kafkaq_core::{Headers, Log, NewRecord, Partition, PartitionLog, Record, Result};
+use std::{collections::HashMap, convert::Infallible, sync::Arc};
 
 const HANDLED: &str = "kafkaq-handled";
 const LETTER: &str = "kafkaq-letter";
@@ -98,19 +98,13 @@ pub(super) async fn append<'a>(
     let mut marks: Vec<_> = letters.map(|letter| mark(letter, handled)).collect();
     let mut attempts = Attempts::begin();
     while !marks.is_empty() {
-        let mut outcomes = log.append(&partition, &marks).await.into_iter();
+        let outcomes = every_answer(Ok::<_, Infallible>(log.append(&partition, &marks).await));
         let mut failed = None;
-        marks.retain(|_| match outcomes.next() {
-            Some(Ok(_)) => false,
-            Some(Err(e)) => {
-                failed = Some(e);
-                true
-            }
-            None => {
-                failed = Some(Error::unknown(ErrorKind::Other, "mark dead letters"));
-                true
-            }
+        let unmarked = marks.into_iter().zip(outcomes).filter_map(|(mark, outcome)| {
+            failed = Some(outcome.err()?);
+            Some(mark)
         });
+        marks = unmarked.collect();
         if let Some(e) = failed {
             // A duplicate mark does no harm.
             attempts.again_after(e.on(&partition)).await?;

@@ -1,10 +1,11 @@
 //! Reads a topic once, from its beginning to where it ended at the start of the scan.
 
 use super::{DeadLetter, DeadLetters, Filter, Marks};
-use crate::jobs::Attempts;
+use crate::{driver::every_answer, jobs::Attempts};
 use kafkaq_core::{Error, ErrorKind, FetchLimit, Offsets, Partition, PartitionLog, Position, Record, Result};
 use std::{
     collections::{HashMap, VecDeque},
+    convert::Infallible,
     ops::Range,
     sync::Arc,
     time::Duration,
@@ -131,13 +132,9 @@ async fn ends(log: &dyn PartitionLog, topic: &Arc<str>) -> Result<VecDeque<(i32,
 
 /// One outcome per partition, whatever the log returns.
 async fn offsets_of(log: &dyn PartitionLog, partitions: &[Partition]) -> Vec<Result<Offsets>> {
-    let mut outcomes = log.offsets(partitions).await;
-    outcomes.resize_with(partitions.len(), || {
-        let e = Error::unknown(ErrorKind::Other, "read the ends of a topic");
-        Err(e.with_advice("The backend gave no answer"))
-    });
-    let named = outcomes.into_iter().zip(partitions);
-    named.map(|(outcome, partition)| outcome.map_err(|e| e.on(partition))).collect()
+    let outcomes = every_answer(Ok::<_, Infallible>(log.offsets(partitions).await));
+    let named = partitions.iter().zip(outcomes);
+    named.map(|(partition, outcome)| outcome.map_err(|e| e.on(partition))).collect()
 }
 
 /// Dead letters that a filter selects, by partition and offset: see [`DeadLetters::letters`].
