@@ -5,8 +5,13 @@ use super::{
     stop::{Signal, Stop},
     typed::TaskType,
 };
-use crate::{FailureRecord, Headers, JobView, LeaseToken, TaskId, sync::lock};
+use crate::{
+    FailureRecord, Headers, JobView, LeaseToken, TaskId,
+    clock::{system_time, wall},
+    sync::lock,
+};
 use bytes::Bytes;
+use kafkaq_core::Wall;
 use std::{
     collections::HashMap,
     fmt,
@@ -14,7 +19,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::SystemTime,
 };
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -60,7 +65,7 @@ impl Execution {
             job,
             queue,
             source,
-            deadline: AtomicU64::new(millis(deadline)),
+            deadline: AtomicU64::new(wall(deadline).0),
             signal: Signal::default(),
             time: Mutex::default(),
             target,
@@ -92,13 +97,8 @@ impl Execution {
     }
 
     pub(super) fn renewed(&self, until: SystemTime) {
-        self.deadline.store(millis(until), Relaxed);
+        self.deadline.store(wall(until).0, Relaxed);
     }
-}
-
-fn millis(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl<S> Ctx<S> {
@@ -188,7 +188,7 @@ impl<S> Ctx<S> {
     /// When the lease expires. The worker renews it while the handler runs.
     #[must_use]
     pub fn deadline(&self) -> SystemTime {
-        UNIX_EPOCH + Duration::from_millis(self.execution().deadline.load(Relaxed))
+        system_time(Wall(self.execution().deadline.load(Relaxed)))
     }
 
     /// Signals when the execution is to end, and why.
@@ -267,7 +267,7 @@ pub(super) mod tests {
     #[cfg(feature = "testing")]
     pub(in crate::worker) fn execution() -> Execution {
         let job = crate::testing::MadeUp::new(crate::Task::new("payload")).job();
-        Execution::new(job, UNIX_EPOCH, "queue".into(), 0, Target::Collected(Default::default()))
+        Execution::new(job, SystemTime::UNIX_EPOCH, "queue".into(), 0, Target::Collected(Default::default()))
     }
 
     #[test]
