@@ -62,6 +62,11 @@ impl State {
         self.bytes -= first.size;
         Some(first)
     }
+
+    /// Ends the request in flight. Returns what it consisted of.
+    fn take_sent(&mut self) -> (Vec<Waiting>, Arc<[NewRecord]>) {
+        (std::mem::take(&mut self.sent), std::mem::take(&mut self.records))
+    }
 }
 
 /// The result of putting a record into a queue.
@@ -302,10 +307,7 @@ impl PartitionQueue {
 
     /// Applies the outcome of the request in flight: reports what is decided, and puts the rest in front of all others.
     pub(super) fn settle(&self, answers: Answers, now: Instant) -> Settled {
-        let (sent, records) = {
-            let mut state = lock(&self.state);
-            (std::mem::take(&mut state.sent), std::mem::take(&mut state.records))
-        };
+        let (sent, records) = lock(&self.state).take_sent();
         let (mut again, mut settled) = (Vec::new(), Settled::default());
         for ((mut waiting, answer), record) in sent.into_iter().zip(every_answer(answers)).zip(&*records) {
             let mut asked = None;
@@ -331,10 +333,7 @@ impl PartitionQueue {
 
     /// The outcome of the request in flight will never be known: it may have taken effect, and is to be sent again.
     pub(super) fn put_back_sent(&self) {
-        let (sent, records) = {
-            let mut state = lock(&self.state);
-            (std::mem::take(&mut state.sent), std::mem::take(&mut state.records))
-        };
+        let (sent, records) = lock(&self.state).take_sent();
         let mut again = Vec::new();
         for (waiting, record) in sent.into_iter().zip(&*records) {
             if waiting.is_answered() {
