@@ -69,7 +69,7 @@ impl WorkerBuilder {
                 observer: None,
             },
             control: WorkerControl::default(),
-            layers: Layers::new(),
+            layers: Layers::default(),
         }
     }
 
@@ -334,11 +334,9 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
             return Err(refused("0 threads", "Handlers need at least one"));
         }
         for (kind, (_, options)) in &self.kinds {
+            let name = format!("`{kind}`");
             if options.concurrency == Some(0) {
-                return Err(refused(
-                    format!("`{kind}`"),
-                    "Its concurrency is 0, so it would never be executed",
-                ));
+                return Err(refused(name, "Its concurrency is 0, so it would never be executed"));
             }
             if let Some(what) = options.exclusive.as_ref().and_then(|by| by.check(kind)) {
                 return Err(refused(
@@ -346,7 +344,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
                     "`exclusive_by` needs a function of the type that the handler takes",
                 ));
             }
-            check_rate(&format!("`{kind}`"), options.per_second)?;
+            check_rate(&name, options.per_second)?;
         }
         let mut names: Vec<_> = self.kinds.keys().map(String::as_str).collect();
         if self.otherwise.is_some() && !self.kinds.contains_key(OTHERWISE) {

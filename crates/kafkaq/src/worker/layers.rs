@@ -181,23 +181,10 @@ impl Service<BoxContext> for Innermost {
 type Wrap = Box<dyn Fn(BoxHandler) -> BoxHandler + Send + Sync>;
 
 /// The layers of a worker, outermost first.
+#[derive(Default)]
 pub(super) struct Layers(Vec<Wrap>);
 
 impl Layers {
-    pub(super) fn new() -> Self {
-        Layers(Vec::new())
-    }
-
-    pub(super) fn push<L>(&mut self, layer: L)
-    where
-        L: Layer<BoxHandler> + Send + Sync + 'static,
-        L::Service:
-            Service<BoxContext, Response = Outcome, Error = Infallible> + Clone + Send + Sync + 'static,
-        <L::Service as Service<BoxContext>>::Future: Send + 'static,
-    {
-        self.0.push(Box::new(move |inner| BoxHandler { service: Box::new(layer.layer(inner)) }));
-    }
-
     /// Puts them around the handlers.
     pub(super) fn build(&self) -> Layered {
         let innermost = BoxHandler { service: Box::new(Innermost) };
@@ -266,7 +253,7 @@ impl<S> WorkerBuilder<S> {
             Service<BoxContext, Response = Outcome, Error = Infallible> + Clone + Send + Sync + 'static,
         <L::Service as Service<BoxContext>>::Future: Send + 'static,
     {
-        self.layers.push(layer);
+        self.layers.0.push(Box::new(move |inner| BoxHandler { service: Box::new(layer.layer(inner)) }));
         self
     }
 }

@@ -2,13 +2,10 @@
 
 use super::{context::Ctx, handlers::Executing};
 
+#[derive(Default)]
 pub(super) struct Layers;
 
 impl Layers {
-    pub(super) fn new() -> Self {
-        Layers
-    }
-
     pub(super) fn build(&self) -> Layered {
         Layered
     }
