@@ -6,16 +6,14 @@ mod common;
 
 use async_trait::async_trait;
 use common::{
+    forward,
     log_lines::{lines, listen},
     ms, next, quick, soon, until,
 };
 use futures_util::StreamExt;
 use kafkaq::{
     Effect, Error, ErrorKind, JobError, Queue, Result, Task,
-    backend::{
-        Assignment, Broker, Commit, Consumer, Event, JoinRequest, Log, Member, NewRecord, Partition,
-        TopicInfo, TopicSpec,
-    },
+    backend::{Assignment, Broker, Commit, Consumer, Event, JoinRequest, Member, NewRecord, Partition},
     memory::{MemoryLog, MemoryStore},
 };
 use std::{
@@ -76,24 +74,14 @@ enum How {
     Panics,
 }
 
-#[async_trait]
-impl Log for Breaking {
-    async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<TopicInfo>> {
-        self.log.ensure_topics(topics).await
-    }
-    async fn describe_topics(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
-        self.log.describe_topics(names).await
-    }
+forward!(impl Log for Breaking by log {
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
         let left =
             self.appends_to_panic.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
         assert!(left.is_err(), "the adapter has a bug");
         self.log.append(to, records).await
     }
-    async fn close(&self) -> Result<()> {
-        self.log.close().await
-    }
-}
+});
 
 #[async_trait]
 impl Broker for Breaking {

@@ -4,12 +4,11 @@
 
 mod common;
 
-use async_trait::async_trait;
 use bytes::Bytes;
-use common::{stop, until};
+use common::{forward, stop, until};
 use kafkaq::{
     Error, ErrorKind, JobStatus, Queue, QueueBuilder, Result, TaskId,
-    backend::{Key, LeaseStore, Swap, Swapped},
+    backend::{Swap, Swapped},
     memory::{MemoryLog, MemoryStore},
     worker::{Backoff, Ctx, Options, Outcome, StopReason, TaskType, Worker, WorkerHandle},
 };
@@ -56,12 +55,7 @@ struct Store {
     locks_refused: Arc<AtomicBool>,
 }
 
-#[async_trait]
-impl LeaseStore for Store {
-    async fn get(&self, keys: &[Key]) -> Vec<Result<Option<Bytes>>> {
-        self.inner.get(keys).await
-    }
-
+forward!(impl LeaseStore for Store by inner {
     async fn swap(&self, swaps: &[Swap]) -> Vec<Result<Swapped>> {
         let locks = swaps.iter().filter(|swap| swap.key.as_str().starts_with("x/")).count();
         self.locks.fetch_add(locks, SeqCst);
@@ -74,15 +68,7 @@ impl LeaseStore for Store {
         }
         self.inner.swap(swaps).await
     }
-
-    async fn check(&self) -> Result<Vec<String>> {
-        Ok(Vec::new())
-    }
-
-    async fn close(&self) -> Result<()> {
-        Ok(())
-    }
-}
+});
 
 /// A log and a store that processes share.
 #[derive(Default)]

@@ -4,12 +4,10 @@
 
 mod common;
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use common::{PATIENCE, quick, soon};
+use common::{PATIENCE, forward, quick, soon};
 use kafkaq::{
     Error, ErrorKind, KeyGuard, KeyLocks, Queue, Result,
-    backend::{Key, LeaseStore, Swap, Swapped},
+    backend::{Swap, Swapped},
     memory::{MemoryLog, MemoryStore},
 };
 use std::{
@@ -39,12 +37,7 @@ struct Store {
     way: Duration,
 }
 
-#[async_trait]
-impl LeaseStore for Store {
-    async fn get(&self, keys: &[Key]) -> Vec<Result<Option<Bytes>>> {
-        self.inner.get(keys).await
-    }
-
+forward!(impl LeaseStore for Store by inner {
     async fn swap(&self, swaps: &[Swap]) -> Vec<Result<Swapped>> {
         self.swaps.fetch_add(swaps.len(), SeqCst);
         sleep(self.way).await;
@@ -59,15 +52,7 @@ impl LeaseStore for Store {
         sleep(self.way).await;
         outcomes
     }
-
-    async fn check(&self) -> Result<Vec<String>> {
-        Ok(Vec::new())
-    }
-
-    async fn close(&self) -> Result<()> {
-        Ok(())
-    }
-}
+});
 
 /// Another process's locks.
 async fn locks(store: &Store) -> KeyLocks {

@@ -5,12 +5,10 @@
 mod common;
 mod recorder;
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use common::{next, until};
+use common::{forward, next, until};
 use kafkaq::{
     LostReason, Queue, QueueBuilder, Result, Task,
-    backend::{Key, LeaseStore, Swap, Swapped},
+    backend::{Swap, Swapped},
     memory::{MemoryLog, MemoryStore},
     worker::{Backoff, Ctx, Options, Outcome, Share, TaskType, Worker},
 };
@@ -171,25 +169,12 @@ async fn each_end_of_a_job_is_counted_with_its_cause() {
 #[derive(Clone, Debug, Default)]
 struct Slow(MemoryStore);
 
-#[async_trait]
-impl LeaseStore for Slow {
-    async fn get(&self, keys: &[Key]) -> Vec<Result<Option<Bytes>>> {
-        self.0.get(keys).await
-    }
-
+forward!(impl LeaseStore for Slow by 0 {
     async fn swap(&self, swaps: &[Swap]) -> Vec<Result<Swapped>> {
         sleep(SECOND).await;
         self.0.swap(swaps).await
     }
-
-    async fn check(&self) -> Result<Vec<String>> {
-        Ok(Vec::new())
-    }
-
-    async fn close(&self) -> Result<()> {
-        Ok(())
-    }
-}
+});
 
 #[tokio::test(start_paused = true)]
 async fn loss_of_a_lease_is_counted_once_although_it_answers_two_commands() {

@@ -5,11 +5,10 @@
 
 mod common;
 
-use async_trait::async_trait;
-use common::{Random, none_within, quick, soon};
+use common::{Random, forward, none_within, quick, soon};
 use kafkaq::{
     Error, ErrorKind, Job, JobStatus, Publisher, Queue, QueueBuilder, Result, Retry, Task, TaskId,
-    backend::{Broker, Consumer, JoinRequest, Log, NewRecord, Partition, TopicInfo, TopicSpec},
+    backend::{Log, NewRecord, Partition},
     memory::{MemoryLog, MemoryStore},
     periodic::{Missed, PeriodicTask, Schedule, Scheduler, Tick},
 };
@@ -354,14 +353,7 @@ struct Refusing {
     refuses: Arc<AtomicBool>,
 }
 
-#[async_trait]
-impl Log for Refusing {
-    async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<TopicInfo>> {
-        self.log.ensure_topics(topics).await
-    }
-    async fn describe_topics(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
-        self.log.describe_topics(names).await
-    }
+forward!(impl Log for Refusing by log {
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
         if self.refuses.load(Ordering::Relaxed) {
             // Final for the publisher, which does not try again: its time limit would be real.
@@ -370,17 +362,8 @@ impl Log for Refusing {
         }
         self.log.append(to, records).await
     }
-    async fn close(&self) -> Result<()> {
-        self.log.close().await
-    }
-}
-
-#[async_trait]
-impl Broker for Refusing {
-    async fn join(&self, request: JoinRequest) -> Result<Consumer> {
-        self.log.join(request).await
-    }
-}
+});
+forward!(impl Broker for Refusing by log);
 
 #[tokio::test(start_paused = true)]
 async fn ticks_that_the_log_refuses_are_tried_again_for_as_long_as_the_policy_says() -> Result<()> {

@@ -4,11 +4,10 @@
 
 mod common;
 
-use async_trait::async_trait;
-use common::{PATIENCE, ms};
+use common::{PATIENCE, forward, ms};
 use kafkaq::{
     Effect, Error, ErrorKind, Publisher, Queue, QueueBuilder, Result, Task, TaskId,
-    backend::{Broker, Consumer, JoinRequest, Log, NewRecord, Partition, TopicInfo, TopicSpec},
+    backend::{NewRecord, Partition},
     memory::MemoryLog,
 };
 use std::{
@@ -37,14 +36,7 @@ struct Gated {
     down: bool,
 }
 
-#[async_trait]
-impl Log for Gated {
-    async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<TopicInfo>> {
-        self.log.ensure_topics(topics).await
-    }
-    async fn describe_topics(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
-        self.log.describe_topics(names).await
-    }
+forward!(impl Log for Gated by log {
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
         // A real client needs the runtime that it was called on: for its timeouts, if nothing else.
         if tokio::time::timeout(PATIENCE, self.open.acquire())
@@ -58,17 +50,8 @@ impl Log for Gated {
         }
         self.log.append(to, records).await
     }
-    async fn close(&self) -> Result<()> {
-        self.log.close().await
-    }
-}
-
-#[async_trait]
-impl Broker for Gated {
-    async fn join(&self, request: JoinRequest) -> Result<Consumer> {
-        self.log.join(request).await
-    }
-}
+});
+forward!(impl Broker for Gated by log);
 
 fn gated(permits: usize, down: bool) -> Gated {
     Gated { log: MemoryLog::new(), open: Arc::new(Semaphore::new(permits)), down }

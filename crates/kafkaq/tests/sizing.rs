@@ -2,11 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-use async_trait::async_trait;
-use bytes::Bytes;
+mod common;
+
+use common::forward;
 use kafkaq::{
     Queue, Result, Task, TaskId,
-    backend::{Key, LeaseStore, Swap, Swapped},
+    backend::{Key, Swap, Swapped},
     memory::{MemoryLog, MemoryStore},
 };
 use kafkaq_core::{
@@ -36,12 +37,7 @@ impl Counting {
     }
 }
 
-#[async_trait]
-impl LeaseStore for Counting {
-    async fn get(&self, keys: &[Key]) -> Vec<Result<Option<Bytes>>> {
-        self.store.get(keys).await
-    }
-
+forward!(impl LeaseStore for Counting by store {
     async fn swap(&self, swaps: &[Swap]) -> Vec<Result<Swapped>> {
         let outcomes = self.store.swap(swaps).await;
         let mut bytes = self.bytes.lock().unwrap();
@@ -52,15 +48,7 @@ impl LeaseStore for Counting {
         }
         outcomes
     }
-
-    async fn check(&self) -> Result<Vec<String>> {
-        self.store.check().await
-    }
-
-    async fn close(&self) -> Result<()> {
-        self.store.close().await
-    }
-}
+});
 
 /// What the store keeps of 500 finished tasks, per task.
 async fn measured(queue: &str, group: &str, id: impl Fn(usize) -> String) -> f64 {

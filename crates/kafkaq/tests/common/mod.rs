@@ -2,7 +2,7 @@
 //!
 //! Where a test's clock is paused, leases and delays take no time and end no sooner because the machine is busy.
 
-#![allow(dead_code, clippy::expect_used, clippy::panic)]
+#![allow(dead_code, unused_imports, unused_macros, clippy::expect_used, clippy::panic)]
 
 pub(crate) mod log_lines;
 
@@ -17,6 +17,58 @@ use std::{
     time::{Duration, Instant as SystemInstant, SystemTime},
 };
 use tokio::time::Instant;
+
+/// Implements a trait of the backends by a field of the same trait. Only the method that differs is written out.
+macro_rules! forward {
+    (impl Log for $type:ident by $log:tt { $($append:tt)* }) => {
+        #[async_trait::async_trait]
+        impl kafkaq::backend::Log for $type {
+            async fn ensure_topics(
+                &self,
+                topics: &[kafkaq::backend::TopicSpec],
+            ) -> kafkaq::Result<Vec<kafkaq::backend::TopicInfo>> {
+                self.$log.ensure_topics(topics).await
+            }
+            async fn describe_topics(
+                &self,
+                names: &[std::sync::Arc<str>],
+            ) -> kafkaq::Result<Vec<Option<kafkaq::backend::TopicInfo>>> {
+                self.$log.describe_topics(names).await
+            }
+            $($append)*
+            async fn close(&self) -> kafkaq::Result<()> {
+                self.$log.close().await
+            }
+        }
+    };
+    (impl Broker for $type:ident by $log:tt) => {
+        #[async_trait::async_trait]
+        impl kafkaq::backend::Broker for $type {
+            async fn join(
+                &self,
+                request: kafkaq::backend::JoinRequest,
+            ) -> kafkaq::Result<kafkaq::backend::Consumer> {
+                self.$log.join(request).await
+            }
+        }
+    };
+    (impl LeaseStore for $type:ident by $store:tt { $($swap:tt)* }) => {
+        #[async_trait::async_trait]
+        impl kafkaq::backend::LeaseStore for $type {
+            async fn get(&self, keys: &[kafkaq::backend::Key]) -> Vec<kafkaq::Result<Option<bytes::Bytes>>> {
+                self.$store.get(keys).await
+            }
+            $($swap)*
+            async fn check(&self) -> kafkaq::Result<Vec<String>> {
+                self.$store.check().await
+            }
+            async fn close(&self) -> kafkaq::Result<()> {
+                self.$store.close().await
+            }
+        }
+    };
+}
+pub(crate) use forward;
 
 pub(crate) const LEASE: Duration = Duration::from_millis(400);
 /// Nothing in these tests takes as long, unless it hangs.

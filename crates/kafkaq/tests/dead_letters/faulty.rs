@@ -2,14 +2,12 @@
 
 use crate::{
     Rig,
-    common::{ms, quick},
+    common::{forward, ms, quick},
 };
 use async_trait::async_trait;
 use kafkaq::{
     DeadLetters, Error, ErrorKind, Result,
-    backend::{
-        Batch, FetchLimit, Log, NewRecord, Offsets, Partition, PartitionLog, Position, TopicInfo, TopicSpec,
-    },
+    backend::{Batch, FetchLimit, NewRecord, Offsets, Partition, PartitionLog, Position},
     memory::MemoryLog,
 };
 use std::sync::{Arc, Mutex};
@@ -30,14 +28,7 @@ impl Faulty {
     }
 }
 
-#[async_trait]
-impl Log for Faulty {
-    async fn ensure_topics(&self, topics: &[TopicSpec]) -> Result<Vec<TopicInfo>> {
-        self.log.ensure_topics(topics).await
-    }
-    async fn describe_topics(&self, names: &[Arc<str>]) -> Result<Vec<Option<TopicInfo>>> {
-        self.log.describe_topics(names).await
-    }
+forward!(impl Log for Faulty by log {
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
         let mut outcomes = Vec::new();
         for record in records {
@@ -48,10 +39,7 @@ impl Log for Faulty {
         }
         outcomes
     }
-    async fn close(&self) -> Result<()> {
-        self.log.close().await
-    }
-}
+});
 
 #[async_trait]
 impl PartitionLog for Faulty {

@@ -1,10 +1,12 @@
 //! How many tasks are executed at once, and how often.
 
-use crate::{Count, Greet, LEASE, SECOND, Seen, greet, handler, queue, stop, until, until_status, worker};
-use async_trait::async_trait;
+use crate::{
+    Count, Greet, LEASE, SECOND, Seen, common::forward, greet, handler, queue, stop, until, until_status,
+    worker,
+};
 use kafkaq::{
     JobStatus, Queue,
-    backend::{Broker, Consumer, JoinRequest, Log, NewRecord, Partition, TopicInfo, TopicSpec},
+    backend::{NewRecord, Partition},
     memory::{MemoryLog, MemoryStore},
     worker::{Ctx, Options},
 };
@@ -138,31 +140,15 @@ struct Gated {
     is_open: watch::Sender<bool>,
 }
 
-#[async_trait]
-impl Log for Gated {
-    async fn ensure_topics(&self, topics: &[TopicSpec]) -> kafkaq::Result<Vec<TopicInfo>> {
-        self.log.ensure_topics(topics).await
-    }
-    async fn describe_topics(&self, names: &[Arc<str>]) -> kafkaq::Result<Vec<Option<TopicInfo>>> {
-        self.log.describe_topics(names).await
-    }
+forward!(impl Log for Gated by log {
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<kafkaq::Result<i64>> {
         if to.topic.ends_with(".dead") {
             self.is_open.subscribe().wait_for(|is_open| *is_open).await.unwrap();
         }
         self.log.append(to, records).await
     }
-    async fn close(&self) -> kafkaq::Result<()> {
-        self.log.close().await
-    }
-}
-
-#[async_trait]
-impl Broker for Gated {
-    async fn join(&self, request: JoinRequest) -> kafkaq::Result<Consumer> {
-        self.log.join(request).await
-    }
-}
+});
+forward!(impl Broker for Gated by log);
 
 /// No handler runs for them, so nothing else would keep a worker from taking all that there are.
 #[tokio::test(start_paused = true)]
