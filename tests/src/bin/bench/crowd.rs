@@ -1,8 +1,8 @@
 //! How soon fresh tasks are begun beside ten thousand that fail again and again.
 
 use crate::{
-    Outcome, attempt,
-    table::{Table, significant},
+    Outcome, all, attempt,
+    table::{Table, percentiles, significant},
     typical_pairs,
 };
 use kafkaq::worker::{Backoff, Ctx, Failure, TaskType, Worker};
@@ -38,22 +38,13 @@ pub(crate) async fn measure() {
     let columns = ["broker", "store", "failures, per second", "begun after: p50, ms", "p99", "at most"];
     let mut table = Table::begin(&title, &columns);
     for (broker, store) in typical_pairs() {
-        let mut row = vec![broker.name().to_owned(), store.name().to_owned()];
-        match attempt(LIMIT, run(Pair::new(broker, store, "crowd"))).await {
-            Ok((failures, late)) => {
-                row.push(significant(failures));
-                let at = |percent: usize| late[(late.len() * percent / 100).min(late.len() - 1)];
-                row.extend([50, 99, 100].map(|percent| significant(at(percent).as_secs_f64() * 1000.0)));
-            }
-            Err(why) => row.push(table.failed(&format!("{} with {}", broker.name(), store.name()), &why)),
-        }
-        table.row(row);
+        table.pair(broker, store, attempt(LIMIT, run(Pair::new(broker, store, "crowd"))).await);
     }
     table.end();
 }
 
-/// How many fail per second, and how late each fresh task was begun, sorted.
-async fn run(pair: Pair) -> Outcome<(f64, Vec<Duration>)> {
+/// How many fail per second, and how late fresh tasks were begun.
+async fn run(pair: Pair) -> Outcome<Vec<String>> {
     let queue = pair.usual_queue().build().await?;
     let failed = Arc::new(AtomicUsize::new(0));
     let late = Arc::new(Mutex::new(Vec::with_capacity(FRESH)));
@@ -72,9 +63,7 @@ async fn run(pair: Pair) -> Outcome<(f64, Vec<Duration>)> {
             async {}
         })
         .start()?;
-    for outcome in queue.enqueue_many((0..CROWD).map(|_| Failing)).await {
-        outcome?;
-    }
+    all(queue.enqueue_many((0..CROWD).map(|_| Failing)).await)?;
     while failed.load(Relaxed) < CROWD {
         sleep(EVERY).await;
     }
@@ -90,7 +79,8 @@ async fn run(pair: Pair) -> Outcome<(f64, Vec<Duration>)> {
     }
     running.stop();
     running.stopped().await?;
-    let mut late = std::mem::take(&mut *late.lock().unwrap_or_else(PoisonError::into_inner));
-    late.sort_unstable();
-    Ok((failures, late))
+    let late = std::mem::take(&mut *late.lock().unwrap_or_else(PoisonError::into_inner));
+    let mut figures = vec![significant(failures)];
+    figures.extend(percentiles(late, [50, 99, 100]));
+    Ok(figures)
 }

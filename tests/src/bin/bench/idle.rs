@@ -1,7 +1,7 @@
 //! What many queues cost that have nothing to do: processor, descriptors and memory of the process.
 
 use crate::{
-    Outcome, attempt,
+    Outcome, all, attempt,
     table::{Table, significant},
     typical_pairs,
 };
@@ -12,6 +12,7 @@ const QUEUES: usize = 60;
 /// Until all have joined and looked around.
 const SETTLE: Duration = Duration::from_secs(20);
 const WATCHED: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(300);
 /// The kernel's unit of processor time.
 const TICKS_PER_SECOND: f64 = 100.0;
 
@@ -19,17 +20,12 @@ pub(crate) async fn measure() {
     let columns = ["broker", "store", "of a core, %", "descriptors", "memory, MiB"];
     let mut table = Table::begin(&format!("{QUEUES} idle queues, each with its own clients"), &columns);
     for (broker, store) in typical_pairs() {
-        let mut row = vec![broker.name().to_owned(), store.name().to_owned()];
-        match attempt(Duration::from_secs(300), idle(broker, store)).await {
-            Ok(figures) => row.extend(figures),
-            Err(why) => row.push(table.failed(&format!("{} with {}", broker.name(), store.name()), &why)),
-        }
-        table.row(row);
+        table.pair(broker, store, attempt(LIMIT, idle(broker, store)).await);
     }
     table.end();
 }
 
-async fn idle(broker: BrokerKind, store: StoreKind) -> Outcome<[String; 3]> {
+async fn idle(broker: BrokerKind, store: StoreKind) -> Outcome<Vec<String>> {
     let before = (descriptors()?, resident()?);
     let mut queues = Vec::new();
     for _ in 0..QUEUES {
@@ -44,10 +40,8 @@ async fn idle(broker: BrokerKind, store: StoreKind) -> Outcome<[String; 3]> {
     let busy = (ticks()? - begin) / TICKS_PER_SECOND / WATCHED.as_secs_f64();
     let (descriptors, resident) = (descriptors()? - before.0, resident()? - before.1);
     let leaving = queues.iter().map(|(queue, _)| queue.shutdown(Duration::from_secs(30)));
-    for outcome in futures_util::future::join_all(leaving).await {
-        outcome?;
-    }
-    Ok([significant(busy * 100.0), descriptors.to_string(), resident.to_string()])
+    all(futures_util::future::join_all(leaving).await)?;
+    Ok(vec![significant(busy * 100.0), descriptors.to_string(), resident.to_string()])
 }
 
 /// What this process has used of the processor, in all of its threads.

@@ -4,7 +4,7 @@
 //! turns, each with a topic of its own; each figure, the share too, is the median of the rounds.
 
 use crate::{
-    Outcome, attempt,
+    Outcome, all, asked_for, attempt,
     raw::kafka as raw,
     table::{Table, side_by_side},
 };
@@ -17,7 +17,7 @@ use kafkaq::{
     rdkafka::RdKafka,
     rskafka::RsKafka,
 };
-use kafkaq_tests::{BrokerKind, StoreKind, not_asked_for, unique};
+use kafkaq_tests::{BrokerKind, unique};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -47,7 +47,6 @@ pub(crate) trait Records: Appends {
 pub(crate) async fn measure() {
     let columns = ["log", "what", "client alone, K/s", "log, K/s", "log : client"];
     let mut table = Table::begin("Logs", &columns);
-    let asked_for = |broker| StoreKind::ALL.iter().any(|&store| not_asked_for(broker, store).is_none());
     for &kind in BrokerKind::ALL.iter().filter(|&&broker| asked_for(broker)) {
         let measured = match kind {
             // Nothing to compare it with, and its own figures are among the pairs'.
@@ -86,10 +85,7 @@ pub(crate) struct Ours<L>(pub(crate) L);
 
 impl<L: Log> Appends for Ours<L> {
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Outcome<()> {
-        for outcome in self.0.append(to, records).await {
-            outcome?;
-        }
-        Ok(())
+        all(self.0.append(to, records).await)
     }
 }
 

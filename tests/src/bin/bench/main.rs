@@ -6,6 +6,7 @@
 
 mod crowd;
 mod delays;
+mod drain;
 mod drive;
 mod idle;
 mod logs;
@@ -36,6 +37,19 @@ fn typical_pairs() -> impl Iterator<Item = (BrokerKind, StoreKind)> {
         (BrokerKind::RsKafka, StoreKind::Redis),
     ];
     pairs.into_iter().filter(|(broker, store)| not_asked_for(*broker, *store).is_none())
+}
+
+/// Whether a broker is asked for, with whatever store.
+fn asked_for(broker: BrokerKind) -> bool {
+    StoreKind::ALL.iter().any(|&store| not_asked_for(broker, store).is_none())
+}
+
+/// Fails if one of them has failed.
+fn all<T>(outcomes: Vec<kafkaq::Result<T>>) -> Outcome<()> {
+    for outcome in outcomes {
+        outcome?;
+    }
+    Ok(())
 }
 
 /// Runs the parts that are named, or all; or is one process of a comparison.

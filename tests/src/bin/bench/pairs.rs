@@ -4,19 +4,13 @@
 //! and a process's worth of backends of its own.
 
 use crate::{
-    Outcome, attempt,
-    table::{Table, significant, thousands},
+    Outcome, all, attempt, drain,
+    table::{Table, percentiles, thousands},
 };
-use kafkaq::{Queue, Task};
+use kafkaq::Queue;
 use kafkaq_tests::{BrokerKind, Pair, StoreKind, not_asked_for};
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::{Duration, Instant},
-};
-use tokio::{sync::Notify, task::JoinSet};
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
 
 const WORKERS: [usize; 2] = [50, 500];
 /// Tasks of the first round, which only warms up, and of the largest.
@@ -62,7 +56,7 @@ async fn one(table: &mut Table, broker: BrokerKind, store: StoreKind) {
     let name = format!("{} with {}", broker.name(), store.name());
     let mut drained = Vec::new();
     for workers in WORKERS {
-        drained.push(attempt(LIMIT, drain(Pair::new(broker, store, "bench"), workers)).await);
+        drained.push(attempt(LIMIT, drain_rounds(Pair::new(broker, store, "bench"), workers)).await);
     }
     let picked_up = attempt(LIMIT, pick_up(Pair::new(broker, store, "bench"))).await;
 
@@ -75,7 +69,7 @@ async fn one(table: &mut Table, broker: BrokerKind, store: StoreKind) {
         });
     }
     match picked_up {
-        Ok(percentiles) => row.extend(percentiles.map(|p| significant(p.as_secs_f64() * 1000.0))),
+        Ok(percentiles) => row.extend(percentiles),
         Err(why) => row.push(table.failed(&name, &why)),
     }
     table.row(row);
@@ -89,14 +83,14 @@ struct Rates {
 
 /// In rounds, each with more tasks, until one takes long enough to count. In a round everything is published first,
 /// then the workers begin.
-async fn drain(pair: Pair, workers: usize) -> Outcome<Rates> {
+async fn drain_rounds(pair: Pair, workers: usize) -> Outcome<Rates> {
     let queue = pair.usual_queue().build().await?;
     let mut tasks = WARM_UP;
     loop {
         let start = Instant::now();
         publish(&queue, tasks).await?;
         let publishing = start.elapsed();
-        let draining = drain_once(&queue, workers, tasks).await;
+        let draining = drain::drain(&queue, workers, tasks).await;
         if tasks > WARM_UP && (draining >= ENOUGH || tasks == MOST) {
             queue.shutdown(Duration::from_secs(10)).await?;
             let a_second = |took: Duration| tasks as f64 / took.as_secs_f64();
@@ -111,37 +105,14 @@ async fn publish(queue: &Queue, tasks: usize) -> Outcome<()> {
     let mut left = tasks;
     while left > 0 {
         let batch = left.min(PUBLISHED_AT_ONCE);
-        for outcome in queue.publish_many((0..batch).map(|_| Task::new(vec![b'x'; 100]))).await {
-            outcome?;
-        }
+        all(queue.publish_many((0..batch).map(|_| drain::task())).await)?;
         left -= batch;
     }
     Ok(())
 }
 
-async fn drain_once(queue: &Queue, workers: usize, tasks: usize) -> Duration {
-    let (done, all) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
-    let start = Instant::now();
-    let mut working = JoinSet::new();
-    for _ in 0..workers {
-        let (queue, done, all) = (queue.clone(), done.clone(), all.clone());
-        working.spawn(async move {
-            while let Ok(job) = queue.get_job().await {
-                if job.done().await.is_ok() && done.fetch_add(1, Ordering::Relaxed) + 1 == tasks {
-                    all.notify_one();
-                }
-            }
-        });
-    }
-    all.notified().await;
-    let took = start.elapsed();
-    // They wait for jobs by now, and a waiting worker that goes away takes none with it.
-    working.shutdown().await;
-    took
-}
-
 /// From just before `publish` to the moment when one of 50 workers has the job: the 50th, 95th and 99th of a hundred.
-async fn pick_up(pair: Pair) -> Outcome<[Duration; 3]> {
+async fn pick_up(pair: Pair) -> Outcome<[String; 3]> {
     let queue = pair.usual_queue().build().await?;
     let epoch = Instant::now();
     let (to, mut from) = tokio::sync::mpsc::channel(1024);
@@ -151,8 +122,8 @@ async fn pick_up(pair: Pair) -> Outcome<[Duration; 3]> {
         running.spawn(async move {
             while let Ok(job) = queue.get_job().await {
                 let now = epoch.elapsed();
-                let sent = job.payload().first_chunk().map_or(0, |b| u64::from_le_bytes(*b));
-                if job.done().await.is_err() || to.send(now - Duration::from_nanos(sent)).await.is_err() {
+                let sent = drain::stamp(job.payload());
+                if job.done().await.is_err() || to.send(now - sent).await.is_err() {
                     return;
                 }
             }
@@ -163,10 +134,8 @@ async fn pick_up(pair: Pair) -> Outcome<[Duration; 3]> {
         let mut tick = tokio::time::interval(Duration::from_secs(1) / RATE);
         for _ in 0..UNCOUNTED + COUNTED {
             tick.tick().await;
-            let publisher = publisher.clone();
-            let mut payload = vec![b'x'; 100];
-            payload[..8].copy_from_slice(&(epoch.elapsed().as_nanos() as u64).to_le_bytes());
-            tokio::spawn(async move { publisher.publish(Task::new(payload)).await });
+            let (publisher, task) = (publisher.clone(), drain::stamped(epoch.elapsed()));
+            tokio::spawn(async move { publisher.publish(task).await });
         }
     });
     let mut took = Vec::new();
@@ -178,6 +147,5 @@ async fn pick_up(pair: Pair) -> Outcome<[Duration; 3]> {
     }
     running.shutdown().await;
     queue.shutdown(Duration::from_secs(10)).await?;
-    took.sort_unstable();
-    Ok([50, 95, 99].map(|percent| took[took.len() * percent / 100]))
+    Ok(percentiles(took, [50, 95, 99]))
 }

@@ -6,19 +6,20 @@
 //! log itself. The sides take turns; each figure, the shares too, is the median of the rounds.
 
 use crate::{
-    Outcome, attempt,
+    Outcome, all, asked_for, attempt,
+    drain::task,
     logs::{self, Appends, Ours},
     raw::kafka as raw,
     table::{Table, median, significant, thousands},
 };
 use kafkaq::{
-    Queue, Task,
+    Queue,
     backend::{Log, Partition},
     memory::MemoryLog,
     rdkafka::RdKafka,
     rskafka::RsKafka,
 };
-use kafkaq_tests::{BrokerKind, Pair, StoreKind, not_asked_for};
+use kafkaq_tests::{BrokerKind, Pair, StoreKind};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -45,8 +46,6 @@ pub(crate) async fn measure() {
         "tasks per request",
     ];
     let mut table = Table::begin("Publishing", &columns);
-    // The store has no part in it.
-    let asked_for = |broker| StoreKind::ALL.iter().any(|&store| not_asked_for(broker, store).is_none());
     for &broker in BrokerKind::ALL.iter().filter(|&&broker| asked_for(broker)) {
         let measured = match broker {
             BrokerKind::Memory => attempt(LIMIT, in_memory()).await,
@@ -108,17 +107,11 @@ async fn beside(broker: BrokerKind, log: impl Log, alone: impl Appends) -> Outco
     ])
 }
 
-fn task() -> Task {
-    Task::new(vec![b'x'; 100])
-}
-
 /// Tasks per second by `publish_many`.
 async fn bulk(queue: &Queue) -> Outcome<f64> {
     let start = Instant::now();
     for _ in 0..logs::RECORDS / AT_ONCE {
-        for outcome in queue.publish_many((0..AT_ONCE).map(|_| task())).await {
-            outcome?;
-        }
+        all(queue.publish_many((0..AT_ONCE).map(|_| task())).await)?;
     }
     Ok(logs::RECORDS as f64 / start.elapsed().as_secs_f64())
 }

@@ -1,5 +1,8 @@
 //! A Markdown table that appears row by row, with room for what went wrong below it.
 
+use kafkaq_tests::{BrokerKind, StoreKind};
+use std::time::Duration;
+
 /// A table under way.
 pub(crate) struct Table {
     columns: usize,
@@ -18,6 +21,18 @@ impl Table {
     pub(crate) fn row(&self, mut cells: Vec<String>) {
         cells.resize(self.columns, String::new());
         println!("| {} |", cells.join(" | "));
+    }
+
+    /// The row of a pair: its figures, or why there are none.
+    pub(crate) fn pair(
+        &mut self,
+        broker: BrokerKind,
+        store: StoreKind,
+        figures: Result<Vec<String>, String>,
+    ) {
+        let names = [broker.name(), store.name()];
+        let figures = figures.unwrap_or_else(|why| vec![self.failed(&names.join(" with "), &why)]);
+        self.row([names.map(str::to_owned).to_vec(), figures].concat());
     }
 
     /// Keeps why a row has no figure, and answers what stands in its place.
@@ -52,6 +67,15 @@ pub(crate) fn significant(n: f64) -> String {
 pub(crate) fn side_by_side(client: Vec<f64>, ours: Vec<f64>) -> Vec<String> {
     let share = median(ours.iter().zip(&client).map(|(ours, client)| ours / client * 100.0).collect());
     vec![thousands(median(client)), thousands(median(ours)), format!("{share:.0} %")]
+}
+
+/// In milliseconds, what so many percent of them are not above.
+pub(crate) fn percentiles(mut of: Vec<Duration>, percents: [usize; 3]) -> [String; 3] {
+    of.sort_unstable();
+    percents.map(|percent| {
+        let one = of[(of.len() * percent / 100).min(of.len() - 1)];
+        significant(one.as_secs_f64() * 1000.0)
+    })
 }
 
 /// The one in the middle.

@@ -6,7 +6,7 @@
 mod executions;
 mod growth;
 
-use crate::Outcome;
+use crate::{Outcome, all};
 use executions::{Executions, Work, work};
 use kafkaq::{Publisher, QueueBuilder, Task, Tracking};
 use kafkaq_tests::{BrokerKind, Pair, StoreKind};
@@ -127,9 +127,7 @@ async fn publish_each(
     task: impl Fn(usize) -> Task,
 ) -> Outcome<()> {
     for first in (from..to).step_by(AT_ONCE) {
-        for outcome in publisher.publish_many((first..to.min(first + AT_ONCE)).map(&task)).await {
-            outcome?;
-        }
+        all(publisher.publish_many((first..to.min(first + AT_ONCE)).map(&task)).await)?;
     }
     Ok(())
 }
