@@ -5,12 +5,12 @@ use super::{
     item::{AppendOp, Copies, Item, Place, Purpose, Stage, SwapOp},
     items::NewItem,
     open::{self, Opened},
-    rule::{self, Meta, ObservedLease, Take, Verdict},
+    rule::{self, Meta, Take, Verdict},
     slab::Ref,
     suspects::Suspect,
     window::Slot,
 };
-use crate::{History, ID_HEADER, LeaseState, Position, Wall};
+use crate::{History, ID_HEADER, Position};
 use std::sync::Arc;
 
 /// Reads of leases that are under way at once.
