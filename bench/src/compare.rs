@@ -1,6 +1,6 @@
-//! kafkaq beside other queues: all sides in each round, one after the other.
+//! Compares kafkaq with other queues: all sides in each round, one after the other.
 //!
-//! 100-byte tasks, 6 partitions where there are any, handlers that do nothing unless it is said; one client process.
+//! 100-byte tasks, 6 partitions if there are any, handlers that do nothing unless stated; one client process.
 
 use std::fs;
 use std::path::Path;
@@ -26,11 +26,11 @@ pub(crate) const CALLERS: usize = 64;
 /// How long a task takes where handlers take a while.
 pub(crate) const HOLD_MS: usize = 5;
 const WARM_UP_SECONDS: usize = 2;
-/// A pace is kept if the last task is executed so much later than planned at most.
+/// A pace is kept if the run takes at most this many times as long as planned.
 const KEPT: f64 = 1.1;
-/// With `Tracking::Slow`, so many tasks at the start of a queue get a lease all the same.
+/// With `Tracking::Slow`, this many tasks at the start of a queue get a lease anyway.
 const LEASED_FIRST: usize = 6 * 8_192;
-/// For one figure.
+/// The time limit of one figure.
 const LIMIT: Duration = Duration::from_secs(300);
 pub(crate) const MIB: f64 = 1_048_576.0;
 
@@ -49,7 +49,7 @@ pub(crate) fn compare(options: &Compare) -> Result<()> {
 
     let stage = Stage::start(folder)?;
     for round in 0..options.rounds {
-        // Nobody is always first.
+        // No side is always first.
         let rotated = round * entries.len() / options.rounds;
         let (last, first) = entries.split_at_mut(rotated);
         for entry in first.iter_mut().chain(last) {
@@ -67,7 +67,7 @@ pub(crate) fn compare(options: &Compare) -> Result<()> {
     Ok(())
 }
 
-/// Builds what plays the sides.
+/// Builds the programs of the sides.
 fn entries(options: &Compare, folder: &Path) -> Result<Vec<Entry>> {
     let kafkaq = build_kafkaq()?;
     let mut built = Vec::new();
@@ -126,7 +126,7 @@ impl Measured<'_> {
         Ok(())
     }
 
-    /// A figure that can't be had is no reason to end; an interrupt is.
+    /// Records a missing figure instead of failing; an interrupt still fails.
     fn noted<T>(&mut self, name: &str, outcome: Result<T>) -> Result<Option<T>> {
         check_interrupt()?;
         match outcome {

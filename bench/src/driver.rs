@@ -1,4 +1,4 @@
-//! A program that plays the part of one queue, and what it says. `bench/README.md` describes both.
+//! A program that drives one queue, and its output. `bench/README.md` describes both.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -17,20 +17,20 @@ const POLL: Duration = Duration::from_millis(100);
 /// A line of a driver.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Event {
-    /// What is measured begins now.
+    /// The measured work begins now.
     Begin,
-    /// So many tasks have been executed by one of several that share them.
+    /// One of several drivers that share the tasks has executed this many.
     Executed(usize),
     /// It has ended.
     End(Outcome),
 }
 
-/// What a driver has measured itself.
+/// What a driver measures itself.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Outcome {
     pub(crate) tasks: f64,
     pub(crate) seconds: f64,
-    /// More than `tasks` where some were executed again.
+    /// More than `tasks` if some were executed again.
     pub(crate) executions: f64,
     /// From publishing a task to its execution, in microseconds.
     pub(crate) late_us: Vec<f64>,

@@ -1,8 +1,8 @@
-//! Figures of several rounds, and what is told of them.
+//! Figures of several rounds, and their summaries.
 
 use std::collections::BTreeMap;
 
-/// The figures of one side: of each name those of all rounds, and why some are missing.
+/// The figures of one side: by name, those of all rounds, and why some are missing.
 #[derive(Debug, Default)]
 pub(crate) struct Figures {
     of: BTreeMap<String, Vec<f64>>,
@@ -62,7 +62,7 @@ impl Summary {
         Summary { median: self.median / unit, least: self.least / unit, most: self.most / unit }
     }
 
-    /// In a table: the median, and the range if there is one.
+    /// Formats it for a table: the median, and the range if there is one.
     pub(crate) fn shown(&self) -> String {
         let (least, most) = (significant(self.least), significant(self.most));
         let median = significant(self.median);
@@ -80,7 +80,7 @@ pub(crate) fn significant(n: f64) -> String {
     }
 }
 
-/// The figure that `percent` of all are not above.
+/// Returns the percentile.
 pub(crate) fn percentile(sorted: &[f64], percent: f64) -> Option<f64> {
     let rank = (sorted.len() as f64 * percent / 100.0).ceil() as usize;
     sorted.get(rank.saturating_sub(1)).copied()

@@ -1,4 +1,4 @@
-//! kafkaq at sizes that grow: backlogs, waiting tasks, jobs at once, processes, partitions.
+//! kafkaq at growing sizes: backlogs, waiting tasks, jobs at once, processes, partitions.
 
 use std::fs;
 use std::path::Path;
@@ -61,7 +61,7 @@ pub(crate) fn growth(options: &Growth) -> Result<()> {
                 for &size in sizes {
                     check_interrupt()?;
                     eprintln!("{}: {backends}, {size}", part.title);
-                    // A later part must not have to do with what this one leaves.
+                    // A later part must not be affected by what this one leaves.
                     stage.servers.empty_redis()?;
                     let figures = one(backends, size).or_else(|error| {
                         check_interrupt()?;
@@ -174,13 +174,13 @@ fn backlog_of(stage: &Stage, kafkaq: &Program, queue: &str, tasks: usize) -> Res
     Ok(figures)
 }
 
-/// By crates/kafkaq/docs/sizing.md: what kafkaq keeps of a finished task, key and value.
+/// The size of a finished task's key and value, by crates/kafkaq/docs/sizing.md.
 fn finished_bytes(queue: &str) -> usize {
     let (group, id, token) = ("kafkaq".len(), 36, 3);
     32 + queue.len() + group + id + token
 }
 
-/// One command publishes the tasks, another puts them to wait.
+/// One command publishes the tasks, another parks them.
 fn waiting_tasks(
     stage: &Stage,
     kafkaq: &Program,

@@ -1,6 +1,8 @@
-//! `cargo xtask bench compare` and `growth`: kafkaq beside other queues and at sizes that grow, as Markdown, JSON and plots.
+//! `cargo xtask bench compare` and `growth`: kafkaq compared with other queues and at growing sizes, as Markdown, JSON
+//! and plots.
 //!
-//! It judges nothing and fails on no figure. Servers and clients share the machine, so compare only within one run.
+//! It has no thresholds and never fails because of a figure. Servers and clients share the machine, so compare only
+//! within one run.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "the figures are its purpose")]
 

@@ -78,7 +78,7 @@ pub(crate) struct Growth {
     pub(crate) jobs: Vec<usize>,
     pub(crate) processes: Vec<usize>,
     pub(crate) partitions: Vec<usize>,
-    /// As a driver takes them: `BROKER,STORE`.
+    /// In a driver's form: `BROKER,STORE`.
     pub(crate) backends: Vec<String>,
     pub(crate) out: PathBuf,
 }

@@ -9,7 +9,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use crate::compare::{Entry, pick_up};
 use crate::figures::{Summary, significant};
 
-/// File, title, figure, by what it is divided.
+/// File, title, figure, divisor.
 const PLOTS: [(&str, &str, &str, f64); 4] = [
     ("publish", "Published by 64 callers, thousand tasks per second", "publish_calls", 1000.0),
     ("drain", "Drained, thousand tasks per second", "drain", 1000.0),

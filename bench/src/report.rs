@@ -12,7 +12,7 @@ use crate::figures::Figures;
 use crate::options::Compare;
 use crate::side::{HELD_JOBS, guarantees};
 
-/// A column of figures: their name, the title, and by what they are divided.
+/// A column of figures: their name, the title, and the divisor.
 pub(crate) struct Column {
     pub(crate) name: String,
     title: String,

@@ -1,7 +1,7 @@
 //! The queues that kafkaq is compared with, and how the program of each is built.
 //!
-//! Its source is in a folder of the rival's name beside this package. It is copied and built in the target folder, so that
-//! what the builds leave behind lies there.
+//! Its source is in a folder of the rival's name beside this package. It is copied to the target folder and built
+//! there, so that build artifacts stay there.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -50,7 +50,7 @@ impl Rival {
         }
     }
 
-    /// What it runs on, as that names itself.
+    /// Returns the platform that it runs on, as reported by the platform.
     pub(crate) fn platform(self) -> Option<String> {
         let (program, argument) = match self {
             Rival::ShareGroups => ("java", "--version"),
@@ -118,7 +118,7 @@ impl FromStr for Rival {
 /// Checks that the tools of these rivals are there.
 ///
 /// # Errors
-/// Names what to install, and how to go without.
+/// Names what to install, and how to leave out the rival.
 pub(crate) fn ensure_tools(rivals: &[Rival]) -> Result<()> {
     refuse_missing(rivals, on_path)
 }
@@ -137,7 +137,7 @@ fn refuse_missing(rivals: &[Rival], is_there: impl Fn(&str) -> bool) -> Result<(
     Ok(())
 }
 
-/// Copies a folder of sources. What is there already and isn't among them stays: it is what an earlier build left.
+/// Copies a folder of sources. Other existing files stay: they are artifacts of an earlier build.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
@@ -146,7 +146,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         if entry.file_type()?.is_dir() {
             copy(&entry.path(), &to)?;
         } else if fs::read(entry.path())? != fs::read(&to).unwrap_or_default() {
-            // Only what has changed, or everything would be built again.
+            // Only what has changed: otherwise everything would be rebuilt.
             fs::copy(entry.path(), to)?;
         }
     }
@@ -176,7 +176,7 @@ mod tests {
         assert!(!error.contains("node for"), "{error}");
     }
 
-    /// A lock file names packages, and nobody's mirror.
+    /// A lock file names packages, but no mirrors.
     #[test]
     fn lock_files_name_no_address_but_the_public_ones() {
         for (lock, public) in [

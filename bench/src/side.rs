@@ -1,4 +1,4 @@
-//! What is compared: queues as they are set up for the comparison, and what each of them promises.
+//! What is compared: queues as they are configured for the comparison, and the guarantees of each.
 
 use crate::rival::Rival;
 
@@ -11,13 +11,13 @@ pub(crate) struct Side {
     pub(crate) key: &'static str,
     pub(crate) title: &'static str,
     pub(crate) player: Player,
-    /// At once. Where the system counts its jobs in another way, `title` says so.
+    /// The number of concurrent jobs. If the system counts jobs differently, `title` says so.
     pub(crate) jobs: usize,
     pub(crate) uses_kafka: bool,
     pub(crate) uses_redis: bool,
     /// Whether it can publish many tasks in one call.
     pub(crate) publishes_in_bulk: bool,
-    /// Whether handlers that take a while are measured; not of two sides that would do the same.
+    /// Whether handlers that take a while are measured, too: not for two sides that would behave alike.
     pub(crate) is_held: bool,
     /// With more tasks it would stop, or take minutes.
     pub(crate) largest_backlog: Option<usize>,
@@ -29,7 +29,7 @@ impl Side {
     }
 }
 
-/// Who plays a side's part.
+/// What drives a side.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Player {
     /// kafkaq, on these backends and with these settings: `BROKER,STORE[,SETTING…]`.
@@ -37,7 +37,7 @@ pub(crate) enum Player {
     Rival(Rival),
 }
 
-/// What the users of a system may rely on with its default settings.
+/// A system's guarantees with its default settings.
 #[derive(Debug)]
 pub(crate) struct Guarantees {
     pub(crate) system: &'static str,

@@ -1,4 +1,4 @@
-//! The servers of a run and the programs that play on them.
+//! The servers of a run and the programs that use them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// Starts the servers. They, and what drivers say, are in this folder.
+    /// Starts the servers. Their data and the drivers' output are in this folder.
     pub(crate) fn start(folder: &Path) -> Result<Stage> {
         let folder = folder.join("servers");
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -76,7 +76,7 @@ pub(crate) fn build_kafkaq() -> Result<impl Fn(&str) -> Program> {
     eprintln!("building kafkaq's driver");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let build = ["build", "--quiet", "--package", "kafkaq-tests", "--bin", "bench"];
-    // As this program was built, so that it lies beside it.
+    // With the profile of this program, so that it is in the same folder.
     let profile = (!cfg!(debug_assertions)).then_some("--release");
     run(Command::new(cargo).args(build).args(profile).current_dir(xtask::root()))?;
     let program = std::env::current_exe()?.with_file_name("bench").display().to_string();

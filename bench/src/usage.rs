@@ -1,4 +1,4 @@
-//! What processes and servers have used so far.
+//! The resource usage of processes and servers.
 
 use std::fs;
 use std::path::Path;
@@ -23,14 +23,14 @@ pub(crate) struct Usage {
     pub(crate) client_peak: f64,
     pub(crate) kafka_cpu: Duration,
     pub(crate) redis_cpu: Duration,
-    /// Executed by Redis, those of scripts too.
+    /// Commands executed by Redis, including those of scripts.
     pub(crate) redis_commands: f64,
     /// How often Redis has read from a connection: about 16 KiB at most, so a large request is several, and small ones that
     /// arrive together are one.
     pub(crate) redis_reads: f64,
-    /// Sent to Redis.
+    /// Bytes sent to Redis.
     pub(crate) redis_bytes: f64,
-    /// In the logs of all topics.
+    /// Bytes in the logs of all topics.
     pub(crate) kafka_bytes: f64,
 }
 
@@ -67,13 +67,13 @@ impl Servers {
         })
     }
 
-    /// The memory that Redis has for its data, in bytes.
+    /// Returns the memory that Redis uses for its data, in bytes.
     pub(crate) fn redis_memory(&self) -> Result<f64> {
         let info = redis_answer(self.redis.addr().port(), "INFO memory")?;
         field(&info, "used_memory").context("Redis doesn't say how much memory it has")
     }
 
-    /// So that no side has to do with what an earlier one left.
+    /// Empties Redis, so that no side is affected by an earlier one.
     pub(crate) fn empty_redis(&self) -> Result<()> {
         redis_answer(self.redis.addr().port(), "FLUSHALL ASYNC").map(drop)
     }
@@ -101,7 +101,7 @@ fn calls(info: &str) -> f64 {
     calls.sum()
 }
 
-/// The size of the records of all topics. Indexes are allocated in advance, so they say nothing.
+/// The size of the records of all topics. Indexes are preallocated, so they are not counted.
 fn log_bytes(data: &Path) -> Result<u64> {
     let mut bytes = 0;
     for partition in fs::read_dir(data).with_context(|| format!("cannot read {}", data.display()))? {

@@ -1,4 +1,4 @@
-//! A process of its own that publishes or works, and can be stopped, continued and killed.
+//! A separate process that publishes or works, and can be stopped, continued and killed.
 
 use crate::{PATIENCE, Pair};
 use std::{
@@ -9,17 +9,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// After so many failures a task that is executed by [`Agent::handle`] is dead.
+/// After this many failures a task that is executed by [`Agent::handle`] is dead-lettered.
 pub const HANDLE_FAILURES: u32 = 3;
 
-/// What an agent says.
+/// A line of an agent's output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Line {
     /// A handler began.
     Run {
         /// The task.
         id: String,
-        /// Which hand-out it is.
+        /// The number of the hand-out.
         attempt: u32,
         /// The job's token.
         token: String,
@@ -72,19 +72,20 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// One that publishes `count` tasks, `t<from>` and so on. `program` is `env!("CARGO_BIN_EXE_agent")`.
+    /// Starts an agent that publishes `count` tasks, `t<from>` and so on. `program` is `env!("CARGO_BIN_EXE_agent")`.
     #[must_use]
     pub fn publish(program: &str, pair: &Pair, from: usize, count: usize) -> Agent {
         Agent::start(program, "publish", pair, [from.to_string(), count.to_string()])
     }
 
-    /// One that executes tasks with so many workers, each of which takes so long for a task.
+    /// Starts an agent that executes tasks with this many workers, each of which holds a task for this long.
     #[must_use]
     pub fn work(program: &str, pair: &Pair, workers: usize, hold: Duration) -> Agent {
         Agent::start(program, "work", pair, [workers.to_string(), hold.as_millis().to_string()])
     }
 
-    /// One that executes [`Hold`](crate::Hold)s by a worker, so many at once. At SIGTERM they have `limit` to end.
+    /// Starts an agent that executes [`Hold`](crate::Hold)s with a worker, this many at once. At SIGTERM they have
+    /// `limit` to end.
     #[must_use]
     pub fn handle(program: &str, pair: &Pair, concurrency: usize, limit: Duration) -> Agent {
         Agent::start(program, "handle", pair, [concurrency.to_string(), limit.as_millis().to_string()])
@@ -111,19 +112,19 @@ impl Agent {
         Agent { input: child.stdin.take(), child, heard, listener: Some(listener) }
     }
 
-    /// Everything it has said so far, and when it was heard.
+    /// Returns its output so far, and when each line was read.
     #[must_use]
     pub fn heard(&self) -> Vec<(Instant, Line)> {
         self.heard.lock().expect("lock").clone()
     }
 
-    /// Everything it has said so far.
+    /// Returns its output so far.
     #[must_use]
     pub fn said(&self) -> Vec<Line> {
         self.heard().into_iter().map(|(_, line)| line).collect()
     }
 
-    /// How many handlers it began.
+    /// Returns how many handlers it has started.
     #[must_use]
     pub fn runs(&self) -> usize {
         self.heard.lock().expect("lock").iter().filter(|(_, l)| matches!(l, Line::Run { .. })).count()
@@ -140,20 +141,20 @@ impl Agent {
         assert!(sent.expect("kill runs").success());
     }
 
-    /// It drops its queue and what it holds, and lives on without.
+    /// Makes it drop its queue and the jobs it holds. The process continues without them.
     pub fn drop_queue(&mut self) {
         if let Some(input) = &mut self.input {
-            // One that has ended by itself holds nothing any more.
+            // If it has ended by itself, it holds nothing any more.
             let _ = input.write_all(b"drop\n");
         }
     }
 
-    /// It shuts its queue down and ends. Doesn't wait for that.
+    /// Makes it shut down its queue and end. Doesn't wait for that.
     pub fn end(&mut self) {
         self.input = None;
     }
 
-    /// All that it has said in its life. It must have been told to end, or have been killed.
+    /// Returns its whole output. It must have been told to end, or have been killed.
     #[must_use]
     pub fn last_words(self) -> Vec<Line> {
         self.all_heard().into_iter().map(|(_, line)| line).collect()

@@ -4,7 +4,7 @@ use crate::PATIENCE;
 use kafkaq::{Error, Publisher, Queue, QueueBuilder, Retry};
 use std::time::Instant;
 
-/// Builds what a test needs; what may pass is waited out.
+/// Builds what a test needs, retrying transient errors.
 pub trait Built: Sized {
     /// The queue.
     fn built(self) -> impl Future<Output = Queue> + Send;

@@ -1,4 +1,4 @@
-//! What must hold on every pair of a broker and a store: one list of cases, never one a backend.
+//! What must hold on every pair of a broker and a store: one list of cases for all backends.
 
 use crate::{Built, PATIENCE, Pair, until_done};
 use kafkaq::{CancelOutcome, Job, JobError, JobStatus, LostReason, Queue, QueueBuilder, Task, TaskId};
@@ -32,7 +32,7 @@ async fn build(pair: &Pair) -> Queue {
     pair.queue().built().await
 }
 
-/// For a case in which no lease may end, however busy the machine is.
+/// Returns a queue for cases in which no lease may expire, however busy the machine is.
 fn unhurried(pair: &Pair) -> QueueBuilder {
     pair.queue().lease_duration(Duration::from_secs(60))
 }
@@ -159,16 +159,16 @@ async fn members_come_and_go_and_nothing_is_lost(pair: &Pair) {
             work(&build(pair).await, &done);
         }
     }
-    // A process that goes away hands over what it has not done.
+    // A process that ends hands over what it has not done.
     end(first).await;
     let last = build(pair).await;
     work(&last, &done);
-    // Where the store needs longer than a lease, `done` may take effect although nobody could be told.
+    // If the store takes longer than a lease, `done` may take effect although its caller got an error.
     until_done(&last, ids, &done).await;
     end(last).await;
 }
 
-/// Some workers, of which every tenth forgets every tenth task the first time.
+/// Some workers, every tenth of which drops every tenth task the first time.
 fn work(queue: &Queue, done: &Arc<Mutex<HashSet<TaskId>>>) {
     for _ in 0..8 {
         let (queue, done) = (queue.clone(), done.clone());
@@ -187,7 +187,7 @@ fn work(queue: &Queue, done: &Arc<Mutex<HashSet<TaskId>>>) {
 }
 
 async fn the_next_process_goes_on(pair: &Pair) {
-    // Only what is given back comes again in time.
+    // Only tasks that are given back are redelivered in time.
     let first = build_unhurried(pair).await;
     for i in 0..20 {
         publish(&first, Task::new(i.to_string())).await;

@@ -1,9 +1,9 @@
-//! A task with a type, for workers.
+//! A typed task for workers.
 
 use kafkaq::worker::TaskType;
 use serde::{Deserialize, Serialize};
 
-/// A task that takes so many milliseconds.
+/// A task that takes this many milliseconds.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Hold {
     /// Milliseconds.

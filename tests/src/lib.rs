@@ -1,6 +1,6 @@
-//! What the tests on real servers share: where the servers are, queues of their own, processes that can be killed.
+//! Shared by the tests on real servers: the servers' addresses, queues with unique names, processes that can be killed.
 //!
-//! `cargo xtask test` starts the servers and tells where they are. A test whose server isn't there fails.
+//! `cargo xtask test` starts the servers and passes their addresses. A test whose server is missing fails.
 
 #![allow(clippy::missing_panics_doc, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
@@ -32,7 +32,7 @@ use xtask::services::{Server, Service};
 /// Generous: a loaded machine is slow, and a test that passes never waits this long.
 pub const PATIENCE: Duration = Duration::from_secs(240);
 
-/// Where a server is, as `cargo xtask` tells.
+/// Returns the address of a server, from the variable that `cargo xtask` sets.
 #[must_use]
 pub fn told(variable: &str) -> String {
     std::env::var(variable).unwrap_or_else(|_| {
@@ -87,7 +87,7 @@ pub fn queue(name: &str, redis_url: &str) -> QueueBuilder {
         .clock_skew(Duration::from_millis(200))
 }
 
-/// Runs a case in a runtime of its own, and answers what it panicked with.
+/// Runs a case in its own runtime, and returns its panic message.
 pub fn run(case: impl Future<Output = ()>) -> Result<(), String> {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(2).enable_all().build().map_err(|e| e.to_string())?;
@@ -99,7 +99,7 @@ pub fn run(case: impl Future<Output = ()>) -> Result<(), String> {
     })
 }
 
-/// Waits until `check` says yes.
+/// Waits until `check` returns `true`.
 pub async fn until(what: &str, mut check: impl FnMut() -> bool) {
     let start = Instant::now();
     while !check() {
@@ -108,8 +108,9 @@ pub async fn until(what: &str, mut check: impl FnMut() -> bool) {
     }
 }
 
-/// Waits until each task has ended: somebody was told, or the store says so. An answer may be lost, and a process may
-/// be killed between the store's answer and its word of it. As long as some task ends, a busy machine has its time.
+/// Waits until each task has ended: a worker reported it, or the store says so. A response may be lost, and a process
+/// may be killed between the store's response and its report. The patience restarts whenever a task ends, for busy
+/// machines.
 pub async fn until_done(queue: &Queue, ids: impl IntoIterator<Item = TaskId>, told: &Mutex<HashSet<TaskId>>) {
     let (mut since, mut ended) = (Instant::now(), 0);
     for id in ids {

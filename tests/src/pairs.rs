@@ -1,4 +1,4 @@
-//! Every broker with every store: what there is, what was asked for, and how a queue on a pair is built.
+//! Every broker with every store: which pairs exist, which were requested, and how a queue on a pair is built.
 
 use crate::committed_offsets;
 use kafkaq::{
@@ -20,7 +20,7 @@ use xtask::services::Service;
 pub enum BrokerKind {
     /// In this process.
     Memory,
-    /// Kafka's own groups, by librdkafka.
+    /// Kafka's own groups, through librdkafka.
     RdKafka,
     /// Kafka without groups of its own: the group is kept in the store.
     RsKafka,
@@ -79,8 +79,8 @@ impl StoreKind {
     }
 }
 
-/// Why a pair isn't tested: `KAFKAQ_TEST_BACKENDS` names others. Where it names no broker all brokers are asked for,
-/// and where it names no store all stores; `memory` is both. Without it every pair is.
+/// Returns why a pair isn't tested: `KAFKAQ_TEST_BACKENDS` names others. If it names no broker, all brokers are
+/// requested, and if it names no store, all stores; `memory` is both. Without the variable, every pair is.
 #[must_use]
 pub fn not_asked_for(broker: BrokerKind, store: StoreKind) -> Option<String> {
     let asked = std::env::var("KAFKAQ_TEST_BACKENDS").ok()?;
@@ -132,14 +132,14 @@ impl Pair {
         }
     }
 
-    /// Where the group is kept in the store, a member may be silent for so long. Without this it is as users get it.
+    /// Sets the member timeout of a group that is kept in the store. Default: the users' default.
     #[must_use]
     pub fn with_member_timeout(mut self, timeout: Duration) -> Pair {
         self.member_timeout = Some(timeout);
         self
     }
 
-    /// The same pair, which tells the store only of jobs that take long.
+    /// The same pair with `Tracking::Slow`.
     #[must_use]
     pub fn with_slow_tracking(self) -> Pair {
         Pair { tracking: Tracking::Slow, ..self }
@@ -157,7 +157,7 @@ impl Pair {
         &self.name
     }
 
-    /// How another process is told of it.
+    /// Returns the words that describe it to another process.
     #[must_use]
     pub fn words(&self) -> Vec<String> {
         let timeout = self.member_timeout.map(|t| t.as_millis().to_string());
@@ -166,7 +166,7 @@ impl Pair {
         words.into_iter().chain(slow).chain(timeout).collect()
     }
 
-    /// The pair that another process has told of.
+    /// Returns the pair that another process has described.
     #[must_use]
     pub fn of_words(words: &[&str]) -> Option<Pair> {
         let [broker, store, name, more @ ..] = words else { return None };
@@ -190,8 +190,8 @@ impl Pair {
         Pair { store_at: Some(url), ..self }
     }
 
-    /// One more process of the case's queue. Its times are short, except with `Tracking::Slow`: on a busy machine even
-    /// quick jobs would then count as slow. A server that isn't there fails the test.
+    /// Another process of the case's queue. Its times are short, except with `Tracking::Slow`: on a busy machine even
+    /// quick jobs would then count as slow. A missing server fails the test.
     pub fn queue(&self) -> QueueBuilder {
         if self.tracking == Tracking::Slow {
             return self.usual_queue().track_after(Duration::from_secs(10));
@@ -202,7 +202,7 @@ impl Pair {
             .clock_skew(Duration::from_millis(200))
     }
 
-    /// One more process of the case's queue, with the times that users get.
+    /// Another process of the case's queue, with the default times.
     pub fn usual_queue(&self) -> QueueBuilder {
         let builder =
             Queue::builder(self.name.as_str()).partitions(6).store(self.store()).tracking(self.tracking);
@@ -247,7 +247,7 @@ impl Pair {
         (0..partitions).map(|n| Key::partition(&self.group(), &Partition::new(&*self.name, n))).collect()
     }
 
-    /// What the group has committed in so many partitions of the task topic, added up.
+    /// Returns the sum of what the group has committed in this many partitions of the task topic.
     pub async fn committed(&self, partitions: i32) -> i64 {
         if self.broker == BrokerKind::RdKafka {
             let (kafka, queue) = (self.kafka(), self.name.clone());
@@ -260,7 +260,7 @@ impl Pair {
         cursors.map(|cursor| cursor.offset).sum()
     }
 
-    /// One more handle on its store.
+    /// Another handle on its store.
     #[must_use]
     pub fn store(&self) -> Arc<dyn LeaseStore> {
         let at = |service: Service| self.store_at.clone().unwrap_or_else(|| crate::told(service.env_var()));

@@ -23,7 +23,7 @@ const ANSWER: Duration = Duration::from_secs(30);
 /// A record as any consumer reads it.
 #[derive(Debug)]
 pub struct Kafka {
-    /// Where it lies.
+    /// Its partition.
     pub partition: i32,
     /// Its key.
     pub key: Option<Vec<u8>>,
@@ -40,7 +40,7 @@ impl Kafka {
         Kafka::read_from(&consumer(&crate::kafka(), &crate::unique("reader")), topic, count)
     }
 
-    /// Reads all that a topic of this Kafka holds now.
+    /// Reads everything that a topic of this Kafka contains now.
     #[must_use]
     pub fn read_all(kafka: &str, topic: &str) -> Vec<Kafka> {
         let consumer = consumer(kafka, &crate::unique("reader"));
@@ -89,7 +89,7 @@ fn partitions(consumer: &BaseConsumer, topic: &str) -> i32 {
     metadata.topics()[0].partitions().len() as i32
 }
 
-/// What a queue's group has committed in all partitions of its task topic, added up.
+/// Returns the sum of what a queue's group has committed in all partitions of its task topic.
 #[must_use]
 pub fn committed_offsets(kafka: &str, queue: &str) -> i64 {
     let topic = queue;
@@ -105,18 +105,18 @@ pub fn committed_offsets(kafka: &str, queue: &str) -> i64 {
         .sum()
 }
 
-/// What operators do with Kafka.
+/// Returns an admin client, for what operators do with Kafka.
 ///
 /// # Errors
-/// If the settings make no sense to the client.
+/// If the client refuses the settings.
 pub fn admin(kafka: &str) -> KafkaResult<AdminClient<DefaultClientContext>> {
     ClientConfig::new().set("bootstrap.servers", kafka).create()
 }
 
-/// Deletes a topic. When it returns, the server knows it no more.
+/// Deletes a topic. When it returns, the server no longer knows it.
 ///
 /// # Errors
-/// If the server refuses, or doesn't forget the topic.
+/// If the server refuses, or keeps the topic.
 pub async fn delete_topic(kafka: &str, topic: &str) -> KafkaResult<()> {
     let admin = admin(kafka)?;
     let deleted = admin.delete_topics(&[topic], &AdminOptions::new()).await?;
@@ -136,7 +136,7 @@ pub async fn delete_topic(kafka: &str, topic: &str) -> KafkaResult<()> {
     forgotten.await.unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// Appends lines as records, with the program that people use for it, and further options of that.
+/// Appends lines as records, with kcat and further options of it.
 pub fn kcat(topic: &str, options: &[&str], lines: &str) {
     let mut child = Command::new("kcat")
         .args(["-P", "-b", &crate::kafka(), "-t", topic])
@@ -148,7 +148,7 @@ pub fn kcat(topic: &str, options: &[&str], lines: &str) {
     assert!(child.wait().expect("kcat ends").success());
 }
 
-/// Forgets everything that this Redis holds.
+/// Deletes everything in this Redis.
 pub fn flush_redis(url: &str) {
     let mut connection = redis::Client::open(url).and_then(|c| c.get_connection()).expect("redis answers");
     redis::cmd("FLUSHALL").exec(&mut connection).expect("flushed");

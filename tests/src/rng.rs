@@ -1,11 +1,11 @@
-//! Chance that can be replayed.
+//! Replayable randomness.
 
 /// A seeded generator: splitmix64.
 #[derive(Debug)]
 pub struct Rng(u64);
 
 impl Rng {
-    /// From the seed in `KAFKAQ_TEST_SEED`, or else a new one, which is printed.
+    /// Creates a generator from the seed in `KAFKAQ_TEST_SEED`, or a new one, which is printed.
     #[must_use]
     #[allow(clippy::print_stdout, reason = "it is what a failure is replayed with")]
     pub fn seeded() -> Rng {

@@ -54,7 +54,7 @@ fn main() -> Result<ExitCode, BoxError> {
 
 type Deleting = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
 
-/// A Kafka of a kit's own, which sends its clients to the proxy. It starts when it is first asked for.
+/// A kit's own Kafka, which sends its clients to the proxy. It starts when it is first needed.
 struct OwnKafka {
     proxy: Proxy,
     port: u16,

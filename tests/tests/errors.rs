@@ -1,4 +1,4 @@
-//! Errors of what can't work say so, and what to do.
+//! Errors for what can't work give the reason and advice.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
@@ -41,7 +41,7 @@ async fn a_broker_that_goes_down_fails_publish_in_time() {
         .await;
     publisher.publish(Task::new("while it is up")).await.unwrap();
     server.kill().unwrap();
-    // By the publisher's limit, not by the client's.
+    // Within the publisher's limit, not the client's.
     let published = timeout(PATIENCE / 2, publisher.publish(Task::new("while it is down"))).await;
     let error = published.expect("in time").unwrap_err();
     tells(&error);
@@ -53,7 +53,7 @@ async fn a_topic_that_cannot_be_made_is_an_error() {
     tells(&error);
 }
 
-/// A server that has not joined enough of the others yet may have by the next try.
+/// A server that knows too few of the others yet may know enough at the next attempt.
 #[tokio::test(flavor = "multi_thread")]
 async fn too_few_brokers_for_the_servers_own_default_are_worth_another_try() {
     let server = Service::Kafka.own_with(None, &["--override", "default.replication.factor=3"]).unwrap();
@@ -72,7 +72,7 @@ async fn a_task_above_the_limit_is_refused_and_one_at_the_limit_passes_through_e
     let error = queue.publish(Task::new(vec![0; 2_000_000])).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TooLarge);
     tells(&error);
-    // What is let in must also fit when it is copied and buried.
+    // What is accepted must also fit when it is copied and dead-lettered.
     let largest = (500_000..1_100_000).rev().step_by(1000).map(|n| Task::new(vec![0; n]));
     let mut id = None;
     for task in largest {
@@ -137,13 +137,13 @@ async fn a_wait_topic_with_too_short_a_retention_is_refused_through_either_clien
     }
 }
 
-/// As when a firewall has forgotten the connection: nothing ends it, and no response comes.
+/// As when a firewall has forgotten the connection: nothing closes it, and no response arrives.
 #[tokio::test(flavor = "multi_thread")]
 async fn offsets_are_learnt_although_a_connection_is_dead() {
     let port = free_port().unwrap();
     let proxy = Proxy::to(("127.0.0.1", port)).unwrap();
     let _server = own_kafka_behind(proxy.addr().port(), port);
-    // Of which a part is spent on the dead connection.
+    // Part of it is spent on the dead connection.
     let (limit, server) = (Duration::from_secs(24), proxy.addr().to_string());
     let rdkafka = RdKafka::builder(&server).request_timeout(limit).build().unwrap();
     let rskafka = RsKafka::builder(&server).request_timeout(limit).build().unwrap();

@@ -1,4 +1,4 @@
-//! What a queue can do, on real servers.
+//! Features of a queue, on real servers.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
@@ -127,7 +127,7 @@ async fn a_delay_of_three_seconds_is_three_seconds() {
     waited.sort();
     println!("handed out after {waited:?}");
     assert!(waited[0] >= DELAY, "{waited:?}");
-    // How late they come is tested in virtual time; here, that none waits for a longer lane's turn.
+    // Their exact lateness is tested in virtual time; here, that none waits in a longer lane.
     assert!(waited[0] < 10 * DELAY, "{waited:?}");
     queue.shutdown(PATIENCE).await.unwrap();
 }
@@ -169,7 +169,7 @@ async fn extended(mut job: Job, mut stop: oneshot::Receiver<()>) -> Job {
     job
 }
 
-/// Waits until the group has committed so much of its task topic.
+/// Waits until the group has committed this many records of its task topic.
 async fn until_committed(queue: &str, count: i64) {
     let start = Instant::now();
     loop {
@@ -213,7 +213,7 @@ async fn what_was_not_done_at_shutdown_is_handed_out_to_the_next() {
     second.shutdown(PATIENCE).await.unwrap();
 }
 
-/// Kafka's `uniform` assignor and the clients' `cooperative-sticky` even out the number of partitions over all topics:
+/// Kafka's `uniform` assignor and the clients' `cooperative-sticky` balance the number of partitions over all topics:
 /// either may give one member all of the task topic and the other all of the wait topic.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_processes_share_the_tasks() {
@@ -241,7 +241,7 @@ async fn two_processes_share_the_tasks() {
         let (by_one, by_two) = (work(&one), work(&two));
         let done = || [&by_one, &by_two].map(|own| own.load(Ordering::Relaxed));
         let start = Instant::now();
-        // It takes a while until both have what the group gives them.
+        // It takes a while until both have their assignments.
         loop {
             let (before, target) = (done(), all.load(Ordering::Relaxed) + 600);
             for outcome in one.publish_many((0..600).map(|_| Task::new("x"))).await {

@@ -19,7 +19,7 @@ use std::{
 const KEY: &[u8] = b"\xffkey";
 const SHORT: Duration = Duration::from_secs(5);
 
-/// Runs a test on a queue that is used through one client and through the other, both ways round.
+/// Runs a test with a queue that is used through both clients, in both directions.
 async fn each_way(case: &str, test: impl AsyncFn(Pair, Pair)) {
     let [one, other] = [BrokerKind::RdKafka, BrokerKind::RsKafka];
     for (from, to) in [(one, other), (other, one)] {
@@ -39,7 +39,7 @@ async fn nothing_more(queue: &Queue) {
     }
 }
 
-/// A new task comes first, although those of the same key before it are read before it.
+/// A new task is handed out first, although earlier tasks with the same key are read before it.
 async fn skips_what_is_done(queue: &Queue, key: &'static [u8]) {
     let new = queue.publish(Task::new("new").with_key(key)).await.unwrap();
     let job = next(queue).await;
@@ -173,7 +173,7 @@ async fn an_id_is_one_task_through_both_clients() {
         }
         nothing_more(&queue).await;
         queue.shutdown(PATIENCE).await.unwrap();
-        // Each client keeps its place in the log by itself, and the other's begins at the first record.
+        // Each client has its own position in the log, and the other's starts at the first record.
         let other = from.queue().built().await;
         skips_what_is_done(&other, KEY).await;
         assert_eq!(other.jobs().get(&id("full")).await.unwrap().status, JobStatus::Done);
@@ -221,7 +221,7 @@ async fn a_queue_moves_from_one_client_to_the_other_and_no_task_is_lost_or_ended
     .await;
 }
 
-/// Hashes that Kafka's own tests have, and their keys.
+/// Keys from Kafka's own tests, with their hashes.
 const VECTORS: [(&str, i32); 6] = [
     ("21", -973_932_308),
     ("foobar", -790_332_482),
@@ -231,7 +231,7 @@ const VECTORS: [(&str, i32); 6] = [
     ("abc", 479_470_107),
 ];
 
-/// Of every length up to some words of the hash, and with bytes above 127.
+/// Keys of every length up to several words of the hash, and with bytes above 127.
 fn keys() -> Vec<String> {
     let of_length = (1..20).map(|n| "0123456789abcdefghij"[..n].to_owned());
     let others = ["ключ", "ключик", "ä", "鍵", "with a blank"].map(str::to_owned);
@@ -314,7 +314,8 @@ async fn a_record_of_another_program_is_one_task_to_both_clients() {
     .await;
 }
 
-/// Larger than the topics take, unless it is compressed. While it waits for its retry it must not hold back the commit.
+/// Larger than the topics accept, unless it is compressed. While it waits for its retry it must not hold back the
+/// commit.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_task_that_another_program_has_compressed_is_copied() {
     each_way("compressed", async |pair, _| {

@@ -29,8 +29,8 @@ async fn publish(queue: &Queue, count: usize) {
     }
 }
 
-/// Runs `workers` that let `keep` decide whether to finish a job; the set is of those whose `done` was answered. Each
-/// job takes a permit of those that are `allowed`.
+/// Runs `workers`, for which `keep` decides whether to finish a job; the set has the tasks whose `done` was confirmed.
+/// Each job takes one of the `allowed` permits.
 fn workers(
     queue: &Queue,
     workers: usize,
@@ -61,7 +61,7 @@ fn any_number() -> Arc<Semaphore> {
     Arc::new(Semaphore::new(Semaphore::MAX_PERMITS))
 }
 
-/// The Go original loses 500 of 5,000 here.
+/// The original Go library loses 500 of 5,000 tasks here.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flushed_store_and_every_tenth_attempt_abandoned_lose_nothing() {
     let server = own_server(Service::Redis);
@@ -80,7 +80,7 @@ async fn redis_gone_for_ten_seconds_and_back_empty_loses_nothing() {
     let mut server = own_server(Service::Redis);
     let queue = queue(&unique("gone"), &server.url()).built().await;
     publish(&queue, 5_000).await;
-    // So that it is in mid-run.
+    // So that the run is interrupted halfway.
     let allowed = Arc::new(Semaphore::new(2_000));
     let tenth = |job: &Job| job.attempt() > 1 || !job.id().as_str().ends_with('7');
     let ended = workers(&queue, 50, &allowed, tenth);
@@ -127,8 +127,8 @@ async fn a_stopped_worker_that_goes_on_past_its_lease_learns_that_it_is_lost() {
     queue.shutdown(PATIENCE).await.unwrap();
 }
 
-/// An operator deletes what a group has committed, while nobody runs: all tasks are read again, and none is executed
-/// again, because the store remembers them.
+/// An operator deletes a group's commits while no process runs: all tasks are read again, but none is executed again,
+/// because the store remembers them.
 async fn done_tasks_are_not_executed_again_without_offsets(broker: BrokerKind) {
     const TASKS: usize = 200;
     let pair = Pair::new(broker, StoreKind::Redis, "forgotten");
@@ -169,7 +169,7 @@ async fn until_committed(pair: &Pair, count: usize) {
     }
 }
 
-/// Deletes all that tells how far the group has read.
+/// Deletes everything that records how far the group has read.
 async fn forget_offsets(pair: &Pair, broker: BrokerKind) {
     let (kafka, group, begun) = (pair.kafka(), pair.group(), Instant::now());
     if broker == BrokerKind::RdKafka {

@@ -1,7 +1,7 @@
 //! Every case on every pair of a broker and a store: `rdkafka_redis::zombie_gets_lease_lost`.
 //!
-//! A case runs, is ignored because `KAFKAQ_TEST_BACKENDS` asks for others, or fails, also if its server isn't there.
-//! At the end there is a table of the pairs, the cases and their times.
+//! A case runs, is ignored because `KAFKAQ_TEST_BACKENDS` names other backends, or fails, also if its server is
+//! missing. At the end there is a table of the pairs, the cases and their times.
 
 #![allow(clippy::print_stdout, reason = "the table")]
 
@@ -54,7 +54,7 @@ fn trial(broker: BrokerKind, store: StoreKind, (name, case): Case, times: Times)
     })
 }
 
-/// Seconds, a line a pair and a column a case; `-` for what didn't pass or wasn't run.
+/// Prints seconds, one line per pair and one column per case; `-` for cases that failed or weren't run.
 fn print(times: &HashMap<String, Duration>) {
     for (n, (name, _)) in CASES.iter().enumerate() {
         println!("case {}: {name}", n + 1);

@@ -21,7 +21,7 @@ fn pair(case: &str) -> Pair {
     Pair::new(BrokerKind::RsKafka, StoreKind::Redis, case)
 }
 
-/// The test's own member: what it says, and the tasks that are known to be done.
+/// The test's own member: its output, and the tasks that are known to be done.
 #[derive(Clone, Default)]
 struct Own {
     said: Arc<Mutex<Vec<Line>>>,
@@ -66,7 +66,7 @@ impl Own {
     }
 }
 
-/// Publishes until it is told to end; remembers what, and when.
+/// Publishes until it is told to stop, and records what and when.
 struct Stream {
     stop: Arc<AtomicBool>,
     published: Arc<Mutex<HashMap<String, Instant>>>,
@@ -74,7 +74,7 @@ struct Stream {
 }
 
 impl Stream {
-    /// Publishes the tasks that `next` makes, all of them each time `every` has passed.
+    /// Publishes the tasks that `next` returns, every `every`.
     fn start(
         publisher: Publisher,
         every: Duration,
@@ -107,7 +107,7 @@ fn partition(id: &str) -> i32 {
     id.split_once('-').unwrap().0.parse().unwrap()
 }
 
-/// Makes one task for each partition at a time, which has its number in the id.
+/// Returns one task per partition at a time, with the partition's number in its id.
 fn to_each_partition(partitions: i32) -> impl FnMut() -> Vec<Task> + Send {
     let lands_in = |p| move |key: &String| partitioner::for_key(key.as_bytes(), partitions) == p;
     let key = |p| (0..).map(|n| format!("key{n}")).find(lands_in(p)).unwrap();
@@ -120,7 +120,7 @@ fn to_each_partition(partitions: i32) -> impl FnMut() -> Vec<Task> + Send {
     }
 }
 
-/// First hand-outs: whoever begins one reads the partition, since later ones come from the wait topic.
+/// First hand-outs: the process that starts one reads the partition, since later ones come from the wait topic.
 fn first_runs(agent: &Agent) -> impl Iterator<Item = (Instant, String)> {
     agent.heard().into_iter().filter_map(|(at, line)| match line {
         Line::Run { id, attempt: 1, .. } => Some((at, id)),
@@ -128,7 +128,7 @@ fn first_runs(agent: &Agent) -> impl Iterator<Item = (Instant, String)> {
     })
 }
 
-/// Of each partition, which of the agents was the last to begin a task.
+/// Returns for each partition which of the agents was the last to start a task.
 fn owners(agents: [&Agent; 2]) -> BTreeMap<i32, usize> {
     let mut last = BTreeMap::new();
     for (n, agent) in agents.into_iter().enumerate() {
@@ -140,22 +140,22 @@ fn owners(agents: [&Agent; 2]) -> BTreeMap<i32, usize> {
     last.into_iter().map(|(partition, (_, n))| (partition, n)).collect()
 }
 
-/// How long the partitions of a member that is killed stand still, and how long a task in one of them waits later.
+/// How long the partitions of a killed member are not read, and how long a task in one of them waits afterwards.
 struct TakenOver {
     /// From the kill until the last of them was read again.
     gap: Duration,
-    /// From publishing to execution, in the middle.
+    /// From publishing to execution, the median.
     wait: Duration,
 }
 
-/// Two members, of which one is killed.
+/// Two members, one of which is killed.
 async fn one_of_two_is_killed(pair: &Pair) -> TakenOver {
     const PARTITIONS: i32 = 6;
     const BOTH: Duration = Duration::from_secs(2);
     let publisher = pair.queue().partitions(PARTITIONS).built_publisher().await;
     let stream = Stream::start(publisher, Duration::from_millis(100), to_each_partition(PARTITIONS));
-    // Long enough that the victim dies with some; and so many workers that what has gathered in one partition doesn't
-    // stand before what is in the next.
+    // Long enough that the victim dies holding some; and enough workers that the backlog of one partition doesn't delay
+    // the others.
     let member = || Agent::work(AGENT, pair, 200, Duration::from_millis(200));
     let (survivor, victim) = (member(), member());
     let of_victim = || {
@@ -174,7 +174,7 @@ async fn one_of_two_is_killed(pair: &Pair) -> TakenOver {
     let killed = Instant::now();
     victim.signal("KILL");
     let orphans = of_victim();
-    // Of each orphan the tasks that were published later: when one was begun, and how long after that.
+    // For each orphaned partition, the tasks published later: when each started, and how long after publishing.
     let begun_since = |since: Instant| {
         let published = stream.published.lock().unwrap();
         let begun = first_runs(&survivor).filter_map(|(at, id)| {
@@ -193,7 +193,7 @@ async fn one_of_two_is_killed(pair: &Pair) -> TakenOver {
     .await;
     let taken_over = *first.values().max().unwrap();
 
-    // What was left behind has been worked off by then.
+    // The backlog has been drained by then.
     let calm = taken_over + Duration::from_secs(1);
     until("enough are begun to tell how long one waits", || begun_since(calm).len() > 60).await;
     let mut waits: Vec<_> = begun_since(calm).into_iter().map(|(.., wait)| wait).collect();
@@ -204,8 +204,8 @@ async fn one_of_two_is_killed(pair: &Pair) -> TakenOver {
     TakenOver { gap: taken_over - killed, wait: waits[waits.len() / 2] }
 }
 
-/// With room for a machine that is busy with something else: by itself it is the timeout and less than a second, and a
-/// few milliseconds. Both are printed.
+/// With a margin for a busy machine: on an idle one it takes the timeout plus less than a second, and then a few
+/// milliseconds. Both are printed.
 async fn is_taken_over(pair: &Pair, timeout: Duration) {
     let TakenOver { gap, wait } = one_of_two_is_killed(pair).await;
     println!("member timeout {timeout:?}: taken over {gap:?} after the kill, then a task waited {wait:?}");
@@ -224,7 +224,7 @@ async fn a_killed_members_partitions_are_taken_over_soon_after_the_timeout_that_
     is_taken_over(&pair("killed"), Duration::from_secs(10)).await;
 }
 
-/// How a member goes.
+/// How a member ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Way {
     /// It shuts its queue down.
@@ -233,14 +233,14 @@ enum Way {
     Dropped,
     /// SIGKILL.
     Killed,
-    /// SIGSTOP for longer than the member timeout and a lease; then it goes on, and shuts its queue down.
+    /// SIGSTOP for longer than the member timeout and a lease; then it resumes, and shuts down its queue.
     Stopped,
 }
 
 const WAYS: [Way; 4] = [Way::Goodbye, Way::Dropped, Way::Killed, Way::Stopped];
 const ASLEEP: Duration = Duration::from_secs(6);
 
-/// Five members come and go, and in the end they all go. All there ever were, and how they went.
+/// Five members come and go, and all leave in the end. Returns all members, and how each ended.
 async fn come_and_go(pair: &Pair, rng: &mut Rng, length: Duration) -> Vec<(Agent, Way)> {
     let join = || Some(Agent::work(AGENT, pair, 8, Duration::from_millis(100)));
     let mut members: Vec<Option<Agent>> = (0..5).map(|_| join()).collect();
@@ -282,14 +282,14 @@ async fn come_and_go(pair: &Pair, rng: &mut Rng, length: Duration) -> Vec<(Agent
     gone
 }
 
-/// Its jobs may be over by now, and it has to learn that.
+/// Resumes a stopped agent: its jobs may be over by now, which it has to learn.
 fn woken(mut agent: Agent) -> Agent {
     agent.signal("CONT");
     agent.end();
     agent
 }
 
-/// `KAFKAQ_TEST_CHURN_SECS` makes it longer, and `KAFKAQ_TEST_SEED` repeats the moves of an earlier run.
+/// `KAFKAQ_TEST_CHURN_SECS` makes it longer, and `KAFKAQ_TEST_SEED` replays an earlier run.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_of_five_comes_and_goes_and_every_task_is_executed_and_no_two_finish_one() {
     let length = std::env::var("KAFKAQ_TEST_CHURN_SECS").map_or(60, |s| s.parse().unwrap());
@@ -324,18 +324,18 @@ async fn a_group_of_five_comes_and_goes_and_every_task_is_executed_and_no_two_fi
     assert!(published.keys().all(|id| account.executed.contains(id)), "a task was not executed");
 }
 
-/// What all members did together.
+/// The combined executions of all members.
 #[derive(Default)]
 struct Account {
     runs: usize,
     executed: HashSet<String>,
-    /// Executions that did not end their task, by how the member went and how it learned of it.
+    /// Executions that did not end their task, by how the member ended and how it learned of it.
     in_vain: BTreeMap<String, usize>,
 }
 
 impl Account {
-    /// Panics if a token or an attempt was given twice, if two executions ended one task, or if one came to nothing
-    /// although its member lived on and was told nothing.
+    /// Panics if a token or an attempt was assigned twice, if two executions ended one task, or if one had no outcome
+    /// although its member ended regularly.
     fn of(lives: &[(Vec<Line>, Way)]) -> Account {
         let mut account = Account::default();
         let (mut fences, mut attempts, mut finished) = (HashSet::new(), HashSet::new(), HashSet::new());
@@ -352,7 +352,7 @@ impl Account {
                     }
                     Line::Done { id, token } => {
                         assert_eq!(open.remove(token), Some(id));
-                        // The store never forgot anything, so a task ends once, and so under one token.
+                        // The store never lost anything, so a task ends once, and under one token.
                         assert!(finished.insert(id), "{id} was ended twice");
                     }
                     Line::Failed { id, token, why } => {

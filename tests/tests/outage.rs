@@ -1,9 +1,9 @@
-//! A server that is down for ten seconds during a run: nothing is lost, nothing is restarted, and every process of
-//! the queue goes on soon after the server is back. `rskafka_etcd::the_store_is_cut_off`.
+//! A server that is down for ten seconds during a run: nothing is lost, nothing is restarted, and every process of the
+//! queue continues soon after the server is back. `rskafka_etcd::the_store_is_cut_off`.
 //!
-//! It stands still (connections stay open and nothing is answered), or it is cut off: connections break and new ones
-//! are refused. Between a client and a single store stands a proxy for that; Kafka and the nodes of a Redis Cluster
-//! tell clients their own addresses, so they are killed and started again on their data. (A Redis comes back empty.)
+//! It is frozen (connections stay open without responses), or it is cut off: connections break and new ones are
+//! refused. For that, a proxy is between the clients and a single store; Kafka and the nodes of a Redis Cluster give
+//! clients their own addresses, so they are killed and restarted with their data. (A Redis comes back empty.)
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "these are tests")]
 
@@ -25,10 +25,10 @@ use tokio::{task::JoinSet, time::sleep};
 use xtask::services::{Server, Service};
 
 const OUTAGE: Duration = Duration::from_secs(10);
-/// So many tasks have to be done in the second half of a node's outage.
+/// How many tasks have to be done in the second half of a node's outage.
 const SHARE: usize = 50;
-/// So much later at most, each process works again, also on a busy machine: it is less than whoever waits for the end
-/// of a session of Kafka's would take.
+/// The longest time until each process works again, even on a busy machine: less than waiting for a Kafka session to
+/// expire would take.
 const RECOVERY: Duration = Duration::from_secs(30);
 /// The cases mostly wait.
 const AT_ONCE: usize = 4;
@@ -97,10 +97,10 @@ fn trial(broker: BrokerKind, store: StoreKind, victim: Victim, way: Way) -> Tria
     })
 }
 
-/// A server that is there until it is taken away.
+/// A server that can be taken down and restored.
 struct Away {
     victim: Server,
-    /// Go on meanwhile.
+    /// Nodes that keep running meanwhile.
     others: Vec<Server>,
     proxy: Option<Proxy>,
     way: Way,
@@ -131,7 +131,7 @@ impl Away {
         if let Some(proxy) = &self.proxy {
             return self.victim.url().replace(&self.victim.addr().to_string(), &proxy.addr().to_string());
         }
-        // What a client begins with are nodes that stay.
+        // Clients bootstrap from nodes that stay up.
         let others: Vec<_> = self.others.iter().map(Server::url).collect();
         if others.is_empty() { self.victim.url() } else { others.join(",") }
     }
@@ -161,7 +161,7 @@ struct Process {
 
 impl Process {
     async fn start(pair: &Pair, told: &Arc<Mutex<HashSet<TaskId>>>) -> Process {
-        // Little enough to be used up by tasks whose leases can't be taken.
+        // Few enough to be used up by tasks whose leases can't be taken.
         let queue = pair.queue().prefetch(8).built().await;
         let count = Arc::new(AtomicUsize::new(0));
         for _ in 0..25 {
@@ -196,8 +196,8 @@ impl Publishing {
                 let mut ids = Vec::new();
                 while !stop.load(Relaxed) {
                     let id = TaskId::new(unique("t")).unwrap();
-                    // As the error advises: the same id stays one task. A slow Kafka may be away for longer than
-                    // publishing waits.
+                    // As the error advises: the same id stays one task. A slow Kafka may be down for longer than the
+                    // publish timeout.
                     while publisher.publish(Task::new("x").with_id(id.clone())).await.is_err() {}
                     ids.push(id);
                     sleep(Duration::from_millis(40)).await;
@@ -226,7 +226,8 @@ async fn recovers(name: &str, pair: &Pair, mut away: Away, victim: Victim) {
     let halfway = done();
     sleep(OUTAGE / 2).await;
     if let Victim::Node = victim {
-        // Two thirds of the tasks are others', and some hundred are published meanwhile. It lasts until then.
+        // Two thirds of the tasks belong to the other nodes, and some hundred are published meanwhile. The outage lasts
+        // until then.
         let meanwhile = || done().iter().sum::<usize>() - halfway.iter().sum::<usize>();
         until("the other nodes' share of the work goes on", || meanwhile() >= SHARE).await;
         println!("{name}: {} tasks were done in the second half of the outage", meanwhile());

@@ -49,7 +49,7 @@ fn publish_from_runtimes(
     threads.into_iter().for_each(|thread| thread.join().expect("every publish succeeds"));
 }
 
-/// Each call has a runtime that is dropped after it, or one that stands still until the next call.
+/// Each call has a runtime that is dropped after it, or one that is idle until the next call.
 #[test]
 fn a_publisher_works_from_runtimes_that_come_and_go_and_stand_still() {
     for broker in CLIENTS {

@@ -1,4 +1,4 @@
-//! Queues that tell the store only of jobs that take long, on real servers.
+//! Queues with `Tracking::Slow`, on real servers.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "these are tests")]
 
@@ -13,18 +13,18 @@ use tokio::time::sleep;
 const PAIRS: [(BrokerKind, StoreKind); 2] =
     [(BrokerKind::RdKafka, StoreKind::Redis), (BrokerKind::RsKafka, StoreKind::Etcd)];
 const AGENT: &str = env!("CARGO_BIN_EXE_agent");
-/// So many at the start of each assignment have a lease, and so many may be executed again after a crash.
+/// How many tasks at the start of each assignment have a lease, and how many may be executed again after a crash.
 const SPAN: usize = 8192;
 const WORKERS: usize = 20;
 
-/// What these have executed: their handlers do no more than say so. What is done may be committed before a process that is
-/// killed has said that, too, and then nobody else knows.
+/// Returns what these agents have executed, as reported at the start of each execution: a finished task may be
+/// committed before a killed process has reported that, and then nobody else knows of it.
 fn executed(agents: &[&Agent]) -> HashSet<String> {
     let said = agents.iter().flat_map(|agent| agent.said());
     said.filter_map(|line| if let Line::Run { id, .. } = line { Some(id) } else { None }).collect()
 }
 
-/// Waits until all of them are executed: as long as some are, a busy machine has its time.
+/// Waits until all of them are executed. The patience restarts with each progress, for busy machines.
 async fn until_executed(agents: &[&Agent], ids: &HashSet<String>) {
     let (mut since, mut ended) = (Instant::now(), 0);
     loop {

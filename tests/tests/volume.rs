@@ -9,7 +9,7 @@ use std::{
 };
 
 const TASKS: usize = 100_000;
-/// As many more at a time, until both workers have had some.
+/// How many more at a time, until both workers have executed some.
 const MORE: usize = 10_000;
 
 #[tokio::test]
@@ -20,11 +20,11 @@ async fn a_hundred_thousand_tasks_of_two_publishers_are_executed_by_two_workers(
         [Agent::publish(agent, &pair, 0, TASKS / 2), Agent::publish(agent, &pair, TASKS / 2, TASKS / 2)];
     let first = Agent::work(agent, &pair, 50, Duration::ZERO);
     until("the first worker runs", || first.runs() > 0).await;
-    // The second one joins in mid-run, so there is a rebalance under load.
+    // The second one joins during the run, so there is a rebalance under load.
     let second = Agent::work(agent, &pair, 50, Duration::ZERO);
     let published = || publishers.iter().all(|p| p.said() == [Line::Published(TASKS / 2)]);
     until("all are published", published).await;
-    // The first may have been done with them before the second had joined.
+    // The first may have finished them before the second had joined.
     let (mut tasks, start) = (TASKS, Instant::now());
     while second.runs() == 0 {
         assert!(start.elapsed() < PATIENCE, "the second worker gets nothing");

@@ -21,14 +21,14 @@ use tokio::{task::JoinHandle, time::sleep};
 const AGENT: &str = env!("CARGO_BIN_EXE_agent");
 const PAIRS: [(BrokerKind, StoreKind); 2] =
     [(BrokerKind::RdKafka, StoreKind::Redis), (BrokerKind::RsKafka, StoreKind::Etcd)];
-/// More at once than are published while the longest runs.
+/// More than are published while the longest task runs.
 const CONCURRENCY: usize = 64;
 const LONGEST_MS: u64 = 3000;
 const SECOND: Duration = Duration::from_secs(1);
 /// What the handler of [`each_outcome_reaches_log_and_store`] has enqueued.
 static CHILDREN: Mutex<Vec<TaskId>> = Mutex::new(Vec::new());
 
-/// The first attempt at it never ends.
+/// A task whose first attempt never ends.
 #[derive(Serialize, Deserialize)]
 struct Hang;
 
@@ -41,7 +41,7 @@ async fn each_outcome_reaches_log_and_store() {
     for (broker, store) in PAIRS {
         let pair = Pair::new(broker, store, "outcomes");
         let queue = pair.queue().built().await;
-        // What a task does is its number of milliseconds.
+        // The number of milliseconds decides what a task does.
         let handler = async |ctx: Ctx, task: Hold| -> Result<(), Failure> {
             match (task.ms, ctx.attempt()) {
                 (1, _) => "x".parse::<u32>().map(drop).reject(),
@@ -118,9 +118,9 @@ fn publish(pair: &Pair, until: &Arc<AtomicBool>) -> JoinHandle<HashMap<String, I
     })
 }
 
-/// What came of [`replaced`].
+/// The result of [`replaced`].
 struct Replaced {
-    /// From when on all three worked.
+    /// Since when all three work.
     since: Instant,
     /// When each task was published.
     published: HashMap<String, Instant>,
@@ -158,7 +158,7 @@ async fn replaced(pair: &Pair, signal: &str) -> Replaced {
 }
 
 impl Replaced {
-    /// How long the tasks of the deploy waited until they were begun first, from the shortest to the longest.
+    /// Returns how long the tasks of the deploy waited for their first execution, sorted.
     fn waits(&self) -> Vec<Duration> {
         let mut first = HashMap::new();
         for (at, line) in &self.heard {

@@ -27,15 +27,15 @@ const PAIRS: [(BrokerKind, StoreKind, Service); 2] = [
     (BrokerKind::RsKafka, StoreKind::Etcd, Service::Etcd),
 ];
 const SECOND: Duration = Duration::from_secs(1);
-/// Of each process.
+/// The concurrency of each process.
 const CONCURRENCY: usize = 4;
 
-/// What the processes of a test said, when they have ended.
+/// The output of a test's processes, after they have ended.
 #[derive(Default)]
 struct Said {
-    /// The tasks and tokens of handlers that were begun in processes which the poison has ended.
+    /// The tasks and tokens of handlers that were started in processes killed by the poison task.
     begun: HashSet<(String, String)>,
-    /// The tasks and tokens of executions that were told of an earlier failure.
+    /// The tasks and tokens of executions with an earlier failure.
     charged: Vec<(String, String)>,
 }
 
@@ -50,7 +50,7 @@ impl Said {
         }
     }
 
-    /// The tasks that were charged though no handler of theirs was ended before.
+    /// Returns the tasks that were charged a failure although none of their handlers was interrupted.
     fn charged_without_handler(&self) -> Vec<&str> {
         let was_begun = |id: &str, token: &str| self.begun.iter().any(|(i, t)| i == id && t != token);
         let wrongly = self.charged.iter().filter(|(id, token)| !was_begun(id, token));
@@ -58,9 +58,9 @@ impl Said {
     }
 }
 
-/// A failure is charged to the tasks whose handlers were begun in the process that ended, and to those that it had just
-/// taken for free places; to no other that it held. The first attempt of the poison may have been taken ahead, which
-/// charges it nothing.
+/// A failure is charged to the tasks whose handlers had started in the killed process, and to those that it had just
+/// taken for free slots, but to no others that it held. The first attempt of the poison task may have been prefetched,
+/// which isn't charged.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_that_ends_its_process_is_dead_after_its_failures_and_charges_no_neighbour() {
     for (broker, store, _) in PAIRS {
@@ -112,7 +112,7 @@ async fn a_task_that_ends_its_process_is_dead_after_its_failures_and_charges_no_
     }
 }
 
-/// A lease was renewed when two thirds of it were left, so it outlasts that.
+/// Leases are renewed when two thirds of them are left, so they outlast the outage.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handler_of_three_leases_runs_once_though_the_store_is_away_for_half_a_lease() {
     const LEASE: Duration = Duration::from_secs(10);

@@ -23,14 +23,14 @@ const STORES: [(&str, Option<Service>); 5] = [
 pub(crate) struct Backends(String);
 
 impl Backends {
-    /// The environment variable that tells the matrix.
+    /// The environment variable that configures the matrix.
     pub(crate) const ENV_VAR: &str = "KAFKAQ_TEST_BACKENDS";
 
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The servers to start. If a side has no name in the list, all of that side are meant.
+    /// The servers to start. If the list names no broker, or no store, all of them are meant.
     pub(crate) fn services(&self) -> Vec<Service> {
         let needed = [self.side(&BROKERS), self.side(&STORES)].concat();
         Service::ALL.iter().copied().filter(|service| needed.contains(service)).collect()

@@ -12,7 +12,7 @@ use xtask::services::{Service, Services};
 use crate::backends::Backends;
 use crate::cargo;
 
-/// What can be measured by itself.
+/// A part that can be measured by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
     Pairs,
@@ -72,7 +72,7 @@ impl FromStr for Part {
 pub(crate) struct Options {
     /// Everything if it is empty.
     pub(crate) parts: Vec<Part>,
-    /// Nothing but these backends.
+    /// Only these backends.
     pub(crate) backends: Option<Backends>,
     /// With that allocator instead of the system's.
     pub(crate) mimalloc: bool,
@@ -81,7 +81,7 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// `cargo build` or `cargo run` of what meets servers.
+    /// `cargo build` or `cargo run` of the parts that need servers.
     fn cargo(&self, subcommand: &str) -> Command {
         let mut cargo = cargo(&[subcommand, "--release", "--package", "kafkaq-tests", "--bin", "bench"]);
         if self.mimalloc {
@@ -132,7 +132,7 @@ pub(crate) fn measure(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Runs the parts `compare` and `growth`, which are a program of their own and read their words themselves.
+/// Runs the parts `compare` and `growth`, which are a separate program that parses its own arguments.
 ///
 /// # Errors
 /// When a tool is missing, or something can't be built or started.
@@ -140,7 +140,7 @@ pub(crate) fn apart(words: &[OsString]) -> Result<()> {
     let servers = Service::QUICKSTART.iter().flat_map(|service| service.tools());
     prerequisites::ensure(&prerequisites::build_tools().into_iter().chain(servers).collect::<Vec<_>>())?;
     let mut bench = cargo(&["run", "--release", "--quiet", "--package", "kafkaq-bench", "--"]);
-    // It reads from the system what each process has used.
+    // It reads each process's resource usage from the system.
     run(bench.args(words).env("KAFKAQ_SERVICES", "native"))
 }
 

@@ -44,7 +44,7 @@ pub fn check_interrupt() -> Result<()> {
 /// Runs a program to its end, its output going where ours goes.
 ///
 /// # Errors
-/// When it cannot be started, does not succeed, or an interrupt arrives.
+/// If it cannot be started, does not succeed, or an interrupt arrives.
 pub fn run(command: &mut Command) -> Result<()> {
     check_interrupt()?;
     let mut child = spawn(command)?;
@@ -54,7 +54,7 @@ pub fn run(command: &mut Command) -> Result<()> {
 /// Like [`run`], for a program that is killed if it takes longer than `limit`.
 ///
 /// # Errors
-/// As [`run`], and when the program had to be ended.
+/// Those of [`run`], and if the program had to be killed.
 pub fn run_within(command: &mut Command, limit: Duration) -> Result<()> {
     check_interrupt()?;
     let mut child = spawn(command)?;
@@ -66,7 +66,7 @@ pub fn run_within(command: &mut Command, limit: Duration) -> Result<()> {
 pub struct Ended {
     /// The process id that it had.
     pub pid: u32,
-    /// As [`run`] returns it.
+    /// The output, as returned by [`run`].
     pub result: Result<()>,
     /// From its start to its end.
     pub took: Duration,
@@ -179,8 +179,8 @@ fn wait(child: &mut Child, enough: &mut dyn FnMut(u32) -> bool) -> Result<ExitSt
     Ok(status)
 }
 
-/// What a process, with all its threads and the children it waited for, has taken of the processor. None where the
-/// system doesn't say.
+/// What a process, with all its threads and the children it waited for, has taken of the processor. `None` if the
+/// system doesn't report it.
 #[must_use]
 pub fn cpu_of(pid: u32) -> Option<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -271,7 +271,7 @@ mod tests {
         let busy = "i=0; while [ $i -lt 200000 ]; do i=$((i + 1)); done";
         let ended = run_into(&mut shell(busy), &file.1, Duration::MAX).unwrap();
         assert!(ended.cpu > Duration::ZERO && ended.cpu <= ended.took + POLL, "{ended:?}");
-        // The last word keeps the shell from becoming its child.
+        // The last command keeps the shell from replacing itself with its child.
         let child =
             run_into(&mut shell(&format!("sh -c '{busy}'; sleep 0.1")), &file.1, Duration::MAX).unwrap();
         assert!(child.cpu > Duration::ZERO, "{child:?}");

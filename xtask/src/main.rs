@@ -104,8 +104,8 @@ fn dispatch() -> Result<()> {
     }
 }
 
-/// The client of a Docker engine takes a while to compile, so it is only there where an engine answers: then this
-/// process becomes one that has it.
+/// The client of a Docker engine takes a while to compile, so it is built only if an engine responds: then this process
+/// is replaced by one that has it.
 fn be_able_to_start_containers() -> Result<()> {
     if cfg!(feature = "containers") || !are_containers() {
         return Ok(());
@@ -116,7 +116,7 @@ fn be_able_to_start_containers() -> Result<()> {
     Err(error).context("cannot start cargo")
 }
 
-/// The next word that is no option; none also for `--help`.
+/// Returns the next word that isn't an option; `None` also for `--help`.
 fn word(args: &mut Parser) -> Result<Option<String>> {
     match args.next()? {
         None | Some(Arg::Long("help") | Arg::Short('h')) => Ok(None),
@@ -208,7 +208,7 @@ fn services(mut args: Parser) -> Result<()> {
 fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args).current_dir(xtask::root());
-    // What is built once and thrown away is built sooner without.
+    // A build that is used only once is faster without incremental compilation.
     if std::env::var_os("CI").is_some() && std::env::var_os("CARGO_INCREMENTAL").is_none() {
         command.env("CARGO_INCREMENTAL", "0");
     }

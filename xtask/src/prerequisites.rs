@@ -22,9 +22,9 @@ const fn tool(program: &'static str, package: &'static str) -> Tool {
     Tool { program, package, java: false }
 }
 
-/// What compiles librdkafka.
+/// The tools to compile librdkafka.
 const C_BUILD: &[Tool] = &[tool("cc", "gcc"), tool("c++", "g++"), tool("make", "make")];
-/// What compiles the protocol of etcd. Debian has the files that come with the compiler in a package of their own.
+/// The compiler for etcd's protocol. Debian has the files that come with it in a separate package.
 const PROTOC: Tool = tool("protoc", "protobuf-compiler");
 const PROTOC_FILES: Tool = tool("/usr/include/google/protobuf/empty.proto", "libprotobuf-dev");
 /// A Kafka client that knows nothing about kafkaq, for tests of foreign records.
@@ -48,7 +48,7 @@ const LEAST_SPACE_GB: f64 = 2.0;
 /// Checks that there is enough disk space to build.
 ///
 /// # Errors
-/// When there is next to none, with what a run from scratch takes.
+/// If there is too little, with what a build from scratch takes.
 pub fn ensure_space(dir: &Path) -> Result<()> {
     let disk = nix::sys::statvfs::statvfs(dir).with_context(|| format!("ask how full {dir:?} is"))?;
     refuse_less(disk.blocks_available() as f64 * disk.fragment_size() as f64 / 1e9, dir)
@@ -75,7 +75,7 @@ pub fn build_tools() -> Vec<Tool> {
 }
 
 impl Tool {
-    /// What to start: the program's name if it is in `PATH`, and otherwise where the package puts it.
+    /// Returns what to start: the program's name if it is in `PATH`, and otherwise where the package puts it.
     pub(crate) fn program(self) -> &'static str {
         let name = self.program.rsplit('/').next().unwrap_or(self.program);
         if on_path(name) { name } else { self.program }
@@ -143,7 +143,7 @@ pub fn on_path(program: &str) -> bool {
 }
 
 fn java_version() -> Option<u32> {
-    // `java --version` prints to standard output; before Java 9 it is an error, which is just as well.
+    // `java --version` prints to standard output; before Java 9 it is an error, which has the same result.
     let said = capture(Command::new("java").arg("--version")).ok()?;
     parse_java_version(&said)
 }

@@ -1,4 +1,4 @@
-//! apalis with Redis as one side of the comparison. The commands stand in bench/README.md.
+//! apalis with Redis as one side of the comparison. bench/README.md describes the commands.
 
 use std::{
     error::Error,
@@ -23,11 +23,11 @@ type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 type Storage = RedisStorage<String>;
 
 const AT_ONCE: usize = 1000;
-/// Of a paced publisher: calls that are under way at most.
+/// The maximum number of concurrent calls of a paced publisher.
 const UNDER_WAY: usize = 1024;
 /// How many tasks a worker fetches at once: 10 by default.
 const BATCH: usize = 100;
-/// By default it looks for tasks at each heartbeat, which is every 30 s.
+/// By default it polls for tasks only at each heartbeat, every 30 s.
 const POLL: Duration = Duration::from_millis(10);
 
 #[tokio::main]

@@ -13,7 +13,7 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// Makes one.
+    /// Creates a certificate.
     #[must_use]
     pub fn for_localhost() -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);

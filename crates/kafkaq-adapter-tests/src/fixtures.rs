@@ -25,19 +25,19 @@ pub fn value(text: &'static str) -> Option<Bytes> {
     Some(Bytes::from_static(text.as_bytes()))
 }
 
-/// A swap of nothing.
+/// A swap of a missing value.
 #[must_use]
 pub fn create(key: &Key, new: &'static str) -> Swap {
     Swap::new(key.clone(), None, value(new), None)
 }
 
-/// A swap of one value by another.
+/// A swap of one value for another.
 #[must_use]
 pub fn replace(key: &Key, expect: &'static str, new: &'static str) -> Swap {
     Swap::new(key.clone(), value(expect), value(new), None)
 }
 
-/// A swap by nothing.
+/// A swap that removes a value.
 #[must_use]
 pub fn remove(key: &Key, expect: &'static str) -> Swap {
     Swap::new(key.clone(), value(expect), None, None)

@@ -1,8 +1,8 @@
 //! Tests shared by kafkaq's stores, beyond the rules that the conformance kit checks: how a client fails, reconnects
 //! and closes, with a server that stops, hangs and comes back.
 //!
-//! An adapter implements [`Adapter`] and takes the cases with [`all_cases!`](crate::all_cases), or names those that it can
-//! pass with [`cases!`](crate::cases).
+//! An adapter implements [`Adapter`] and includes all cases with [`all_cases!`](crate::all_cases), or selected ones
+//! with [`cases!`](crate::cases).
 
 #![allow(
     clippy::missing_panics_doc,
@@ -40,17 +40,17 @@ pub trait Adapter {
     /// The store.
     type Store: LeaseStore;
 
-    /// What it is a client of.
+    /// The service that it is a client of.
     const SERVICE: Service;
 
-    /// How many connections the client library makes at the most when it is asked for one.
+    /// How many connections the client library attempts at most when one is requested.
     const KNOCKS: usize;
 
-    /// A store that keeps one connection to this address and lets a call take so long.
+    /// A store with one connection to this address and this time limit per call.
     fn at(addr: SocketAddr, limit: Duration) -> Self::Store;
 }
 
-/// Makes a test of each case that is named: `cases! { reconnecting for Redis: first, second }`.
+/// Creates a test for each named case: `cases! { reconnecting for Redis: first, second }`.
 #[macro_export]
 macro_rules! cases {
     ($module:ident for $adapter:ty: $($case:ident),* $(,)?) => {
@@ -61,7 +61,7 @@ macro_rules! cases {
     };
 }
 
-/// Makes a test of each case there is: `all_cases!(Redis);`.
+/// Creates a test for each case: `all_cases!(Redis);`.
 #[macro_export]
 macro_rules! all_cases {
     ($adapter:ty) => {

@@ -6,7 +6,7 @@ use std::{
 };
 use tracing::{Dispatch, Event, Level, Metadata, Subscriber, field::Field, span, subscriber::DefaultGuard};
 
-/// Keeps the lines that are logged, from INFO on, with level and target in front.
+/// Keeps the logged lines, from INFO on, each with its level and target.
 #[derive(Debug)]
 pub struct Log {
     lines: Arc<Mutex<Vec<String>>>,
@@ -14,7 +14,7 @@ pub struct Log {
 }
 
 impl Log {
-    /// Of this thread.
+    /// Captures the lines of this thread.
     #[must_use]
     pub fn capture() -> Self {
         silence_no_place();
@@ -24,8 +24,8 @@ impl Log {
         Log { lines, _guard }
     }
 
-    /// Of all threads, with the thread's name in front, but for those whose lines are captured or held back by
-    /// themselves. Only once per process.
+    /// Captures the lines of all threads, each with the thread's name, except threads with a subscriber of their own.
+    /// Only once per process.
     #[must_use]
     pub fn capture_all_threads() -> Self {
         let lines = Arc::<Mutex<Vec<String>>>::default();
@@ -47,9 +47,9 @@ impl Log {
     }
 }
 
-/// Has to come before a subscriber is set for one thread. While there is only one subscriber, `tracing` asks the thread
-/// that is first in a place whether anybody wants to hear of it. On a thread of another test nobody does, and the place
-/// is silent from then on. So here is another subscriber, for good.
+/// Must be called before a subscriber is set for one thread. While there is only one subscriber, `tracing` caches a
+/// callsite's interest as seen by the first thread that reaches it. If that thread belongs to another test, nobody is
+/// interested, and the callsite stays disabled. So this adds another subscriber permanently.
 fn silence_no_place() {
     static ANOTHER: OnceLock<Dispatch> = OnceLock::new();
     ANOTHER.get_or_init(|| Dispatch::new(Lines { kept: Arc::default(), with_thread: false }));

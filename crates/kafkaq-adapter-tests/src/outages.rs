@@ -5,7 +5,7 @@ use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(1);
 
-/// Lines that say so, without those of other parts.
+/// Returns the lines about outages, without other messages.
 fn lines(log: &Log) -> Vec<String> {
     log.lines().into_iter().filter(|line| line.starts_with("WARN") || line.contains("works again")).collect()
 }
@@ -13,7 +13,7 @@ fn lines(log: &Log) -> Vec<String> {
 pub async fn a_server_that_stands_still_is_logged_once_and_so_is_its_return<A: Adapter>() {
     let server = A::SERVICE.own().unwrap();
     let (log, mut store) = (Log::capture(), A::at(server.addr(), LIMIT));
-    // A failure while the server was still busy starting would be the outage that is told of.
+    // A failure while the server is still starting would be reported as the outage.
     let mut before = 0;
     until("a store swaps and has never failed", async || {
         store = A::at(server.addr(), LIMIT);

@@ -18,9 +18,9 @@ use tokio::{
 };
 use xtask::services::Server;
 
-/// What a call may take where the case is about that.
+/// The time limit of a call in cases about time limits.
 const LIMIT: Duration = Duration::from_secs(1);
-/// And where it is not: never reached, even on a loaded machine.
+/// The limit in other cases: never reached, even on a loaded machine.
 const AMPLE: Duration = Duration::from_secs(60);
 const CALLERS: usize = 64;
 
@@ -38,7 +38,7 @@ async fn failed_swap(store: &dyn LeaseStore) -> Error {
     failed_create(store, &fresh()).await
 }
 
-/// What a call is told that didn't reach a server.
+/// Asserts the error of a call that didn't reach a server.
 fn assert_not_sent(e: &Error) {
     let facts = (e.kind(), e.effect(), e.retry());
     assert_eq!(facts, (ErrorKind::Unavailable, Effect::NotApplied, Retry::Yes), "{e}");
@@ -61,7 +61,7 @@ async fn until_it_works(store: &dyn LeaseStore) {
     until("the store works", async || works(store).await).await;
 }
 
-/// A proxy before a server, and a store that is connected and has found out about the server what it wants to know.
+/// A proxy in front of a server, and a store that is connected and has detected the server's features.
 struct Site<A: Adapter> {
     server: Arc<Server>,
     proxy: Proxy,
@@ -69,7 +69,7 @@ struct Site<A: Adapter> {
 }
 
 impl<A: Adapter> Site<A> {
-    /// Before the server that all cases share.
+    /// Creates one in front of the server that all cases share.
     async fn with(limit: Duration) -> Self {
         Self::before(A::SERVICE.shared().unwrap(), limit).await
     }
@@ -79,7 +79,7 @@ impl<A: Adapter> Site<A> {
         let store = Arc::new(A::at(proxy.addr(), limit));
         let warm = fresh();
         until("the store swaps", async || {
-            // Over nothing, and then over something.
+            // First over a missing value, then over an existing one.
             let is = read(&*store, &warm).await.ok().flatten();
             let swap = Swap::new(warm.clone(), is.clone(), value("a"), None);
             one(&*store, swap).await.is_ok() && is.is_some()
@@ -89,7 +89,7 @@ impl<A: Adapter> Site<A> {
     }
 }
 
-/// Where nobody listens: a connection is refused.
+/// An address where nobody listens: connections are refused.
 fn nobody() -> SocketAddr {
     (std::net::Ipv4Addr::LOCALHOST, xtask::services::free_port().unwrap()).into()
 }
@@ -108,7 +108,7 @@ pub async fn without_a_server_a_swap_is_not_applied_and_returns_soon<A: Adapter>
     assert_eq!((e.kind(), e.effect()), (ErrorKind::Unavailable, Effect::NotApplied));
 }
 
-/// A listener that accepts nothing: the connection stands, and nobody speaks.
+/// A listener that never accepts: the connection is established, but nothing is sent.
 pub async fn an_address_that_never_answers_is_not_applied_within_the_limit<A: Adapter>() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let store = A::at(silent.local_addr().unwrap(), LIMIT);
@@ -141,7 +141,7 @@ pub async fn a_connection_that_breaks_before_the_answer_is_unknown_and_the_swap_
         async move { failed_create(&*store, &key).await }
     });
     until("the swap is there", async || created(&direct, &key).await).await;
-    // Breaks what has missed an answer.
+    // Breaks the connections that have missed a response.
     proxy.restore().await.unwrap();
     let e = call.await.unwrap();
     let facts = (e.kind(), e.effect(), e.retry());
@@ -160,7 +160,7 @@ pub async fn a_read_that_fails_had_no_effect<A: Adapter>() {
     }
 }
 
-/// All that stand; new ones work.
+/// Breaks all open connections; new ones work.
 async fn break_connections(proxy: &Proxy) {
     proxy.refuse();
     proxy.restore().await.unwrap();
@@ -186,9 +186,9 @@ pub async fn a_swap_over_an_idle_connection_that_the_server_closed_succeeds<A: A
     one(&*store, create(&fresh(), "a")).await.unwrap();
 }
 
-/// As by a firewall: nobody hears of it.
+/// As by a firewall: neither side is notified.
 pub async fn an_idle_connection_that_was_forgotten_is_replaced<A: Adapter>() {
-    // Of which a part goes to the sign of life that doesn't come.
+    // Part of it is spent on waiting for the missing ping response.
     let limit = Duration::from_secs(40);
     let Site::<A> { server: _server, proxy, store } = Site::with(limit).await;
     proxy.mute();
@@ -227,7 +227,7 @@ pub async fn a_late_failure_of_an_old_connection_spares_the_new_one<A: Adapter>(
 
 pub async fn many_callers_share_one_new_connection<A: Adapter>() {
     let Site::<A> { server: _server, proxy, store } = Site::with(AMPLE).await;
-    // Breaks what there is.
+    // Breaks the open connections.
     proxy.cut().await.unwrap();
     proxy.restore().await.unwrap();
     let before = proxy.accepted();
@@ -245,7 +245,7 @@ pub async fn many_callers_share_one_new_connection<A: Adapter>() {
     assert!((1..=A::KNOCKS).contains(&new), "{new}");
 }
 
-/// Accepts and hangs up at once, and counts.
+/// A listener that counts connections and closes each at once.
 async fn slammed_door() -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -262,7 +262,7 @@ async fn slammed_door() -> (SocketAddr, Arc<AtomicUsize>) {
 pub async fn many_callers_of_a_server_that_fails_share_its_failure<A: Adapter>() {
     let (addr, knocks) = slammed_door().await;
     let store = A::at(addr, AMPLE);
-    // One task begins them all in one go; who comes after the first failure in spite of that makes one more attempt.
+    // One task starts them all at once; a call that starts after the first failure makes one more attempt.
     for e in join_all((0..CALLERS).map(|_| failed_swap(&store))).await {
         assert_not_sent(&e);
     }

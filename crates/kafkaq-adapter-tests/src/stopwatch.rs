@@ -11,9 +11,9 @@ use tokio::{task::AbortHandle, time::sleep};
 
 const STEP: Duration = Duration::from_millis(10);
 
-/// Measures how long something took at the most, in steps that a task of the same runtime has slept. If the machine
-/// stands still, or lets everybody wait for the processor, the steps are late as well: so what fails a limit has
-/// waited for something, and was not just kept waiting.
+/// Measures how long something took, in steps that a task of the same runtime has slept. If the machine stalls or is
+/// overloaded, the steps are late as well: so something that exceeds a limit has really waited, and was not just
+/// starved of CPU time.
 #[derive(Debug)]
 pub struct Stopwatch {
     steps: Arc<AtomicU32>,
@@ -21,7 +21,7 @@ pub struct Stopwatch {
 }
 
 impl Stopwatch {
-    /// From now on.
+    /// Starts now.
     #[must_use]
     pub fn start() -> Self {
         let steps = Arc::<AtomicU32>::default();
@@ -35,7 +35,7 @@ impl Stopwatch {
         Stopwatch { steps, task: task.abort_handle() }
     }
 
-    /// Never more than has passed by the clock.
+    /// Returns the time since the start, never more than by the clock.
     #[must_use]
     pub fn elapsed(&self) -> Duration {
         self.steps.load(Relaxed) * STEP

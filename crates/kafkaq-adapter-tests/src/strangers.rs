@@ -1,4 +1,4 @@
-//! Errors of calls to an address with some other server.
+//! Errors of calls to an address with a different kind of server.
 
 use crate::{Adapter, create, key, one};
 use kafkaq_core::{Effect, ErrorKind};
@@ -11,7 +11,7 @@ use std::{
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Says this to whatever it is told.
+/// A server that responds to everything with these bytes.
 fn says(answer: &'static [u8]) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();

@@ -1,11 +1,11 @@
-//! The compiler errors for common mistakes in a first handler, word by word.
+//! The compiler errors for common mistakes in a first handler, word for word.
 //!
-//! `TRYBUILD=overwrite cargo test -p kafkaq-compile-fail` writes them anew; read what has changed.
+//! `TRYBUILD=overwrite cargo test -p kafkaq-compile-fail` rewrites them; review the changes.
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use std::{env, process::Command};
 
-/// Each version of the compiler has words of its own. These are of this one.
+/// The wording differs between versions of the compiler. This is the expected one.
 const COMPILER: &str = "rustc 1.95.";
 
 fn main() {
@@ -16,14 +16,14 @@ fn main() {
                 "the errors are those of {COMPILER}*, this is {compiler}"
             )));
         }
-        // Panics when it is dropped if an error is another one.
+        // Panics when dropped if an error differs.
         trybuild::TestCases::new().compile_fail("tests/cases/*.rs");
         Ok(Completion::Completed)
     });
     libtest_mimic::run(&Arguments::from_args(), vec![trial]).exit();
 }
 
-/// The one that cargo uses.
+/// Returns the version of the compiler that cargo uses.
 fn compiler() -> Result<String, Failed> {
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let said = Command::new(rustc).arg("--version").output()?;

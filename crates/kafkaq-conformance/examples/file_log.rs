@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::Semaphore;
 
-/// No call waits longer for a lock, and none longer for its turn than four such calls take.
+/// The longest that a call waits for a lock. It waits for its turn at most as long as four such calls take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a waiting fetch checks for records: processes can't wake one another.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -89,7 +89,7 @@ impl FileLog {
             let _permit = permit;
             work(&directory, call)
         });
-        // It panicked, and nobody knows how far it had come.
+        // It panicked, and it is unknown how far it got.
         working.await.unwrap_or_else(|e| Err(Error::unknown(ErrorKind::Other, op).with_source(e)))
     }
 }
@@ -153,7 +153,7 @@ impl Directory {
         if let Some(info) = self.describe(&spec.name)? {
             return Ok(info);
         }
-        // As a whole: whoever is killed on the way has created none, and may leave this.
+        // Created as a whole: a process that is killed in between has created no topic, but may leave this directory.
         let new = self.root.join("new");
         let _ = fs::remove_dir_all(&new);
         fs::create_dir(&new)?;
@@ -205,17 +205,17 @@ impl Directory {
             }
             // A process that was killed may have left a part of a frame.
             file.set_len(end).map_err(|e| call.failed(e))?;
-            // After an error some frames may be there, and on the disk or not.
+            // After an error, some frames may have been written, and may be on the disk or not.
             let unknown = |e| Error::unknown(ErrorKind::Unavailable, call.op).on(to).with_source(e);
             file.write_all_at(&frames, end).and_then(|()| file.sync_data()).map_err(unknown)?;
             index.ends.extend(ends);
-            // The last of the head.
+            // The last field of the head.
             file.write_all_at(&(end + frames.len() as u64).to_le_bytes(), HEAD - 8).map_err(unknown)?;
             Ok(outcomes)
         })
     }
 
-    /// At least one record from there on, if there is one.
+    /// Returns at least one record from there on, if there is one.
     fn fetch(&self, call: Call, from: &Position, max_bytes: usize) -> Result<Batch> {
         let Position { partition, offset } = from;
         self.with(call, partition, |file, index| {
@@ -237,7 +237,7 @@ impl Index {
         n.checked_sub(1).map_or(HEAD, |before| self.ends[before])
     }
 
-    /// Looks for records that others have appended. The log ends where no whole frame follows.
+    /// Reads records that others have appended. The log ends where no complete frame follows.
     fn catch_up(&mut self, mut file: &File) -> io::Result<()> {
         let ([topic, max_record_bytes, answered], size) = (head(file)?, file.metadata()?.len());
         if topic != self.topic {
@@ -256,7 +256,7 @@ impl Index {
             return Err(io::ErrorKind::InvalidData.into());
         }
         if !found.is_empty() {
-            // Whoever wrote them may have been killed before they were on the disk.
+            // Their writer may have been killed before they were on the disk.
             file.sync_data()?;
         }
         self.ends.extend(found);
@@ -305,7 +305,7 @@ impl Log for FileLog {
     }
 
     async fn close(&self) -> Result<()> {
-        // An error says that it is closed already.
+        // An error means that it is already closed.
         if let Ok(_all) = self.permits.acquire_many(MAX_CALLS).await {
             self.permits.close();
         }
@@ -354,7 +354,7 @@ fn number(from: &mut impl Read) -> io::Result<u64> {
     Ok(u64::from_le_bytes(bytes))
 }
 
-/// The next frame's payload; `None` if what is left of the file is no whole frame.
+/// The next frame's payload; `None` if the rest of the file is not a complete frame.
 fn payload(from: &mut impl Read, left: u64) -> io::Result<Option<Bytes>> {
     let Some(left) = left.checked_sub(FRAME) else { return Ok(None) };
     let (length, sum) = (number(from)?, number(from)?);
@@ -366,7 +366,7 @@ fn payload(from: &mut impl Read, left: u64) -> io::Result<Option<Bytes>> {
     Ok((checksum(&payload) == sum).then(|| payload.into()))
 }
 
-/// FNV-1a: enough to tell what was written as a whole.
+/// FNV-1a: enough to detect incomplete writes.
 fn checksum(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, b| (hash ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3))
 }

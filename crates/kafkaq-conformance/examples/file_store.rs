@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::Mutex;
 
-/// No call waits longer for its turn, in a crowd on a slow disk, and then for the lock.
+/// The longest that a call waits for its turn, with many callers on a slow disk, and then for the lock.
 const TURN_TIMEOUT: Duration = Duration::from_secs(20);
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -38,7 +38,7 @@ impl<C: Send + 'static> Blocking<C> {
             Some(client) => work(client),
             None => Err(Error::not_applied(ErrorKind::Closed, op)),
         });
-        // It panicked, and nobody knows how far it had come.
+        // It panicked, and it is unknown how far it got.
         working.await.unwrap_or_else(|e| Err(Error::unknown(ErrorKind::Other, op).with_source(e)))
     }
 
@@ -66,7 +66,7 @@ impl FileStore {
 }
 
 impl Directory {
-    /// The lock that all processes share. It is unlocked when it is dropped, also by the end of the process.
+    /// The lock that all processes share. It is unlocked when it is dropped, and when the process ends.
     fn lock(&self, op: &'static str) -> Result<File> {
         let failed = |e: io::Error| not_applied(op, e).on(self.0.display());
         fs::create_dir_all(&self.0).map_err(failed)?;
@@ -94,7 +94,7 @@ impl Directory {
         Ok(leases)
     }
 
-    /// Replaces the file as a whole: whoever dies in the middle has changed nothing.
+    /// Replaces the file as a whole: a process that dies in the middle has changed nothing.
     fn write(&self, leases: &Leases) -> io::Result<()> {
         let mut bytes = Vec::new();
         for (key, (value, until)) in leases {

@@ -62,7 +62,7 @@ pub(crate) fn last_segment(path: &'static str) -> &'static str {
 
 /// A name that no other case or run uses, so that they can share a server.
 pub(crate) fn unique() -> String {
-    // Keyed anew by the system and with each call.
+    // The system provides new keys for each call.
     format!("kit-{:016x}", RandomState::new().hash_one(0))
 }
 
@@ -121,7 +121,7 @@ impl<T: ?Sized + Send + Sync + 'static> Context<T> {
         self.setup.answers_within
     }
 
-    /// Creates a topic that a case needs. What a busy server had no time for is tried again: it isn't what the case is about.
+    /// Creates a topic that a case needs. Timeouts of a busy server are retried, since the case isn't about them.
     pub(crate) async fn create_topic<L: Log + ?Sized>(
         &self,
         log: &L,
@@ -138,7 +138,7 @@ impl<T: ?Sized + Send + Sync + 'static> Context<T> {
         }
     }
 
-    /// Waits for what must come.
+    /// Waits for a future that must complete in time.
     pub(crate) async fn in_time<F: Future>(&self, what: impl fmt::Display, future: F) -> Checked<F::Output> {
         let limit = self.answers_within();
         let late = |_| Failed(format!("{what}: nothing within {limit:?}"));
@@ -154,7 +154,7 @@ impl<T: ?Sized + Send + Sync + 'static> Context<T> {
         deleted.map_err(|error| Failed(format!("the topic could not be deleted: {error}")))
     }
 
-    /// What a call answers once the client has found its way back after an outage.
+    /// Returns the result of a call once the client has recovered from an outage.
     pub(crate) async fn recovered<R>(&self, mut call: impl AsyncFnMut() -> Checked<R>) -> Checked<R> {
         let limit = Instant::now() + 4 * self.answers_within();
         loop {

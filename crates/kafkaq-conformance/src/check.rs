@@ -8,7 +8,7 @@ pub(crate) struct Failed(pub(crate) String);
 
 pub(crate) type Checked<T = ()> = Result<T, Failed>;
 
-// `Failed` itself is no `Display`, or this would meet the conversion of a type into itself.
+// `Failed` doesn't implement `Display`, since this would conflict with the conversion of a type into itself.
 impl<E: fmt::Display> From<E> for Failed {
     fn from(error: E) -> Self {
         Failed(error.to_string())

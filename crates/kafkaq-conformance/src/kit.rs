@@ -23,10 +23,10 @@ pub(crate) type Deleting = Pin<Box<dyn Future<Output = Result<(), BoxError>> + S
 type Delete = Box<dyn Fn(String) -> Deleting + Send + Sync>;
 type Close<T> = fn(Arc<T>) -> Pin<Box<dyn Future<Output = kafkaq_core::Result<()>> + Send>>;
 
-/// A case that takes longer than this, and than ten calls may take, has failed.
+/// A case fails if it takes longer than this and longer than ten calls may take.
 const CASE_LIMIT: Duration = Duration::from_secs(30);
 
-/// Cases wait more than they work: so many run at a time, whatever the number of cores.
+/// How many cases run at a time, whatever the number of cores: they mostly wait.
 const AT_A_TIME: usize = 8;
 
 /// How a backend is reached, and its capabilities.
@@ -38,7 +38,7 @@ pub(crate) struct Setup<T: ?Sized> {
     pub(crate) answers_within: Duration,
     paused_clock: bool,
     lacking: Vec<(Capability, String)>,
-    /// Written by whoever cuts off the server, or needs to be the only client; read by the others.
+    /// Write-locked by a case that cuts off the server or needs to be the only client, read-locked by the others.
     turn: RwLock<()>,
 }
 
@@ -95,7 +95,7 @@ impl<T: ?Sized + Send + Sync + 'static> Kit<T> {
         Kit { name, setup, cases }
     }
 
-    /// Lets the kit take the server away. Without it, those cases are ignored.
+    /// Lets the kit cut off the server. Without it, those cases are ignored.
     pub fn with_outage(mut self, outage: impl Outage) -> Self {
         self.setup.outage = Some(Arc::new(outage));
         self
@@ -232,7 +232,7 @@ fn run_case<T: ?Sized + Send + Sync + 'static>(setup: &Arc<Setup<T>>, case: &Cas
     if let Some(reason) = case.needs.iter().find_map(|need| setup.reason(*need)) {
         return Outcome::Ignored(reason);
     }
-    // Each paused clock has a time of its own, which two cases of one backend can't share.
+    // Each paused clock has its own time, so two cases of one backend can't run at once.
     let alone = case.needs.contains(&Capability::Outage)
         || setup.lacks(Capability::SecondClient)
         || setup.paused_clock;

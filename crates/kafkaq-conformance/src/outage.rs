@@ -3,7 +3,7 @@
 use crate::BoxError;
 use async_trait::async_trait;
 
-/// Takes the server away from its clients, and gives it back with all its data.
+/// Cuts off the server from its clients, and restores it with all its data.
 ///
 /// Implement it in any way: stop and continue the process, pause the container, or put a [`Proxy`](crate::Proxy) in
 /// between. Connections may hang, break or be refused meanwhile, as long as no response gets through. While a case has

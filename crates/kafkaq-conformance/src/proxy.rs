@@ -51,16 +51,16 @@ impl Proxy {
     /// Listens on a free port of 127.0.0.1, for as long as the process lives.
     ///
     /// # Errors
-    /// When the address means nothing, or no port is to be had.
+    /// If the address can't be resolved, or no port is free.
     pub fn to(server: impl ToSocketAddrs) -> io::Result<Self> {
         Self::rewriting(server, |_| {})
     }
 
-    /// Whatever clients send passes through `rewrite` first, piece by piece as it arrives: it may change bytes, but
-    /// not their number. So a test plays a server that is older than the one at hand.
+    /// Whatever clients send passes through `rewrite` first, piece by piece as it arrives: it may change bytes, but not
+    /// their number. So a test can simulate an older server than the available one.
     ///
     /// # Errors
-    /// As [`Proxy::to`].
+    /// The same as for [`Proxy::to`].
     pub fn rewriting(
         server: impl ToSocketAddrs,
         rewrite: impl Fn(&mut [u8]) + Send + Sync + 'static,
@@ -85,35 +85,34 @@ impl Proxy {
         Ok(proxy)
     }
 
-    /// Where clients connect.
+    /// Returns the address that clients connect to.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// How many connections clients have made so far.
+    /// Returns how many connections clients have made so far.
     #[must_use]
     pub fn accepted(&self) -> usize {
         self.shared.accepted.load(Ordering::SeqCst)
     }
 
-    /// How many of them stand.
+    /// Returns how many of them are open.
     #[must_use]
     pub fn open(&self) -> usize {
         self.shared.open().len()
     }
 
-    /// Lets no more answers through the connections that stand now, as when a firewall has forgotten them. New ones
+    /// Lets no more responses through the connections that are open now, as if a firewall had forgotten them. New ones
     /// work.
     pub fn mute(&self) {
         self.shared.open().iter().for_each(|connection| connection.muted.store(true, Ordering::SeqCst));
     }
 
-    /// Leads new connections to another server, as an address does after a failover. Those that stand stay where they
-    /// are.
+    /// Routes new connections to another server, as an address does after a failover. Open ones are not affected.
     ///
     /// # Errors
-    /// When the address means nothing.
+    /// If the address can't be resolved.
     pub fn lead_to(&self, server: impl ToSocketAddrs) -> io::Result<()> {
         *self.shared.server.lock().unwrap_or_else(PoisonError::into_inner) = first_address(server)?;
         Ok(())
@@ -162,7 +161,7 @@ impl Shared {
         connection.server.set_nodelay(true)?;
         {
             let mut open = self.open();
-            // Under the lock, so that whoever refuses finds every connection that was let in.
+            // Under the lock, so that `refuse` finds every connection that was accepted.
             if self.refusing.load(Ordering::SeqCst) {
                 return Ok(());
             }
@@ -186,7 +185,7 @@ impl Shared {
     }
 }
 
-/// Copies until one side ends; what doesn't pass is gone.
+/// Copies until one side ends; bytes that don't pass are dropped.
 fn pump(mut from: &TcpStream, mut to: &TcpStream, passes: impl Fn(&mut [u8]) -> bool) {
     let mut buffer = vec![0; 64 << 10];
     while let Ok(n @ 1..) = from.read(&mut buffer) {
@@ -205,7 +204,7 @@ impl Outage for Proxy {
 
     async fn restore(&self) -> Result<(), BoxError> {
         if self.shared.cut.load(Ordering::SeqCst) {
-            // Broken before answers pass again: half an answer would be worse than none.
+            // Broken before responses pass again: half a response would be worse than none.
             self.shared.end_all();
             self.shared.cut.store(false, Ordering::SeqCst);
         }
@@ -218,7 +217,7 @@ impl Outage for Proxy {
 mod tests {
     use super::*;
 
-    /// Says everything back, to whoever connects.
+    /// Starts a server that echoes everything.
     fn echo() -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
@@ -230,7 +229,7 @@ mod tests {
         addr
     }
 
-    /// Whether what is said comes back; the other end that hangs up is an error or the end of the stream.
+    /// Returns whether what is sent comes back; a closed connection is an error or the end of the stream.
     fn answers(mut to: &TcpStream) -> bool {
         let mut answer = [0];
         to.write_all(b"x").and_then(|()| to.read_exact(&mut answer)).is_ok()

@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-/// Five seconds for a lock, and some for the disk.
+/// Five seconds for a lock, plus some for the disk.
 const CALL: Duration = Duration::from_secs(12);
 /// A group settles in steps of a tenth of it.
 const MEMBER: Duration = Duration::from_secs(5);
@@ -60,7 +60,7 @@ fn lock(path: &Path) -> Result<File, BoxError> {
     Ok(file)
 }
 
-/// Deletes a topic under the lock of all who look at topics.
+/// Deletes a topic under the lock that everybody takes to access topics.
 fn delete(dir: &Path, topic: &str) -> Result<(), BoxError> {
     let _lock = lock(&dir.join("lock"))?;
     Ok(fs::remove_dir_all(dir.join("topics").join(topic))?)

@@ -21,8 +21,8 @@ fn files(guide: &'static str) -> Vec<(&'static str, &'static str)> {
     blocks.map(file).collect()
 }
 
-/// Follows a guide to the crate of that name, in whose run of the kit so many cases are ignored: in the guide's own
-/// word, and as a number.
+/// Follows a guide to the crate of that name, whose run of the kit ignores this many cases: as the guide's word, and as
+/// a number.
 fn follow(guide: &'static str, name: &str, (word, ignored): (&str, usize)) {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let lock = here.join("../../Cargo.lock");

@@ -37,7 +37,7 @@ async fn create(name: &str) -> (PathBuf, FileLog) {
     (dir, log)
 }
 
-/// Everything that is there, after which nothing comes.
+/// Reads everything, and checks that nothing follows.
 async fn read(log: &FileLog) -> Vec<Record> {
     let mut from = Position { partition: partition(), offset: 0 };
     let mut records = Vec::new();
@@ -69,7 +69,7 @@ async fn a_torn_end_is_no_record_and_is_written_over() {
     // Cut off anywhere, or complete but for its last byte, or nothing but zeros, as a file system may leave it.
     let torn = (1..frame.len()).map(|n| frame[..n].to_vec());
     let wrong = [&frame[..frame.len() - 1], b"?"].concat();
-    // What follows a torn frame must not come back when that is written over.
+    // What follows a torn frame must not reappear when that is overwritten.
     let followed = [&wrong, frame].concat();
     for end in torn.chain([wrong, followed, vec![0; 100]]) {
         fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(&end).unwrap();
@@ -107,7 +107,8 @@ async fn damage_stops_readers_and_writers() {
     fs::remove_dir_all(dir).unwrap();
 }
 
-/// What the other test kills: appends for ever, and prints the offset and the name of each record that was answered.
+/// The process that the other test kills: it appends forever, and prints the offset and the name of each acknowledged
+/// record.
 #[tokio::test]
 async fn writer() {
     let Ok(dir) = env::var(DIRECTORY) else { return };
@@ -143,7 +144,7 @@ async fn what_was_answered_survives_killed_writers() {
         std::thread::sleep(Duration::from_millis(round as u64));
         writer.kill().unwrap();
         writer.wait().unwrap();
-        // What it had said before.
+        // What it had printed before that.
         answered.extend(answers);
         let there = read(&log).await;
         assert!(there.iter().enumerate().all(|(n, record)| record.offset == n as i64));

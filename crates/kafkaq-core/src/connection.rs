@@ -1,7 +1,7 @@
 //! A shared connection to a server for the calls of a store: opened on demand, and reopened when it breaks.
 //!
 //! ```text
-//!  Down ──connect──> Up ──timeout, broken──> Down        close ──> Closed, for ever
+//!  Down ──connect──> Up ──timeout, broken──> Down        close ──> Closed, forever
 //! ```
 //! Calls that wait for a connection share one attempt and its outcome. Failed attempts are spaced by a backoff, so any
 //! number of callers means one attempt at a time.
@@ -42,10 +42,10 @@ pub const IDLE: Duration = Duration::from_secs(10);
 /// The ping may take this fraction of the call's time, so that enough is left for a new connection.
 const PING_SHARE: u32 = 4;
 
-/// An impatient call waits this long for the attempt that it starts: a server that is back takes less.
+/// How long an impatient call waits for the attempt that it starts: a server that has recovered accepts sooner.
 const MOMENT: Duration = Duration::from_millis(100);
 
-/// What has not ended so long after its time will never end: nobody drives its runtime, or polls its future.
+/// An attempt that is overdue by this much never ends: nobody drives its runtime or polls its future.
 const OVERDUE: Duration = Duration::from_secs(1);
 
 /// The maximum number of calls in flight per connection. More wait.
@@ -87,7 +87,7 @@ pub struct SharedConnection<C: Connect> {
     /// While the server is known to be down, calls fail at once, and an attempt to connect is made in the background.
     impatient: bool,
     calls: Arc<Semaphore>,
-    /// When the last of the calls so far has to be over.
+    /// The latest deadline of all calls so far.
     over_at: Mutex<Option<Instant>>,
 }
 
@@ -128,12 +128,12 @@ impl<T> Up<T> {
         Up { connection, made: now, last_answer: Arc::new(Mutex::new(now)) }
     }
 
-    /// The handle.
+    /// Returns the client library's connection.
     pub fn connection(&self) -> &T {
         &self.connection
     }
 
-    /// It has proven to be alive.
+    /// Records that the connection has proven to be alive.
     pub fn answered(&self) {
         *lock(&self.last_answer) = Instant::now();
     }
@@ -155,7 +155,7 @@ struct Dial {
 }
 
 impl Dial {
-    /// No attempt before this.
+    /// Returns the time before which no attempt is made.
     fn not_before(&self) -> Option<Instant> {
         let (at, _) = self.last_failure.as_ref()?;
         let backoff = FIRST_BACKOFF.saturating_mul(1 << self.failures.saturating_sub(1).min(8));
@@ -177,7 +177,7 @@ pub enum Reply<T> {
 }
 
 impl<C: Connect> SharedConnection<C> {
-    /// Doesn't connect before the first call.
+    /// Creates a connection that is opened by the first call.
     pub fn new(connect: C) -> Self {
         let endpoint = Endpoint {
             connect,
@@ -189,15 +189,15 @@ impl<C: Connect> SharedConnection<C> {
         SharedConnection { endpoint: Arc::new(endpoint), impatient: false, calls, over_at: Mutex::default() }
     }
 
-    /// Fails at once while its server is known to be down: for callers that can use other servers, whose part of a call
-    /// must not wait. Now and then a call starts an attempt to connect, and waits for it a moment; the attempt goes on
-    /// in the background.
+    /// Makes calls fail at once while the server is known to be down: for callers that can use other servers and must
+    /// not wait for this one. From time to time a call starts an attempt to connect and waits for it briefly; the
+    /// attempt continues in the background.
     #[must_use]
     pub fn impatient(self) -> Self {
         SharedConnection { impatient: true, ..self }
     }
 
-    /// How it connects.
+    /// Returns the connector.
     pub fn connect(&self) -> &C {
         &self.endpoint.connect
     }
@@ -307,8 +307,8 @@ impl<C: Connect> SharedConnection<C> {
         }
     }
 
-    /// Closes the connection. When it returns, calls in flight have ended, by their responses or their timeouts; one that
-    /// nobody polls is not waited for beyond its time. Returns the last connection.
+    /// Closes the connection. When it returns, calls in flight have completed or timed out; a call that nobody polls is
+    /// not waited for beyond its deadline. Returns the last connection.
     pub async fn close(&self) -> Option<C::Connection> {
         let before = std::mem::replace(&mut *lock(&self.endpoint.state), State::Closed);
         let over_at = *lock(&self.over_at);
@@ -326,7 +326,7 @@ impl<C: Connect> SharedConnection<C> {
         matches!(&*lock(&self.endpoint.state), State::Up(up) if !self.connect().is_lost(&up.connection))
     }
 
-    /// Connects in the background, unless that is under way or too soon.
+    /// Connects in the background, unless an attempt is in progress or it is too soon for one.
     pub fn wake(&self, call: Call) {
         if let Ok(dial) = self.endpoint.try_dial(call)
             && !dial.is_too_soon()
@@ -374,7 +374,7 @@ impl<C: Connect> SharedConnection<C> {
 }
 
 impl<C: Connect> Endpoint<C> {
-    /// Waits until no other attempt is under way: not at all in a hurry.
+    /// Waits until no other attempt is in progress. In a hurry, it returns `None` instead of waiting.
     async fn dial(&self, call: Call, hurry: bool) -> Option<OwnedMutexGuard<Dial>> {
         while Instant::now() < call.deadline() {
             let Dialing { dial, overdue } = match self.try_dial(call) {
@@ -391,7 +391,7 @@ impl<C: Connect> Endpoint<C> {
         None
     }
 
-    /// The right to connect, or the attempt under way. An overdue one is given up.
+    /// Returns the right to connect, or the attempt in progress. An overdue attempt is abandoned.
     fn try_dial(&self, call: Call) -> Result<OwnedMutexGuard<Dial>, Dialing> {
         let mut dialing = lock(&self.dialing);
         let mut dial = dialing.dial.clone().try_lock_owned();
@@ -404,7 +404,7 @@ impl<C: Connect> Endpoint<C> {
         Ok(dial)
     }
 
-    /// In the background, with all the time that a call has.
+    /// Starts an attempt in the background, with the whole time limit of a call.
     fn start_attempt(
         self: Arc<Self>,
         call: Call,
@@ -432,7 +432,7 @@ impl<C: Connect> Endpoint<C> {
         }
     }
 
-    /// Notes when the attempt of this call is overdue, unless others have given it up.
+    /// Notes when the attempt of this call is overdue, unless others have abandoned it.
     fn note(&self, dial: &OwnedMutexGuard<Dial>, call: Call) {
         let mut dialing = lock(&self.dialing);
         if Arc::ptr_eq(OwnedMutexGuard::mutex(dial), &dialing.dial) {
@@ -440,7 +440,7 @@ impl<C: Connect> Endpoint<C> {
         }
     }
 
-    /// Unless it was closed meanwhile.
+    /// Publishes the connection, unless the handle was closed meanwhile.
     fn put_up(&self, call: Call, up: Up<C::Connection>) -> Result<Up<C::Connection>> {
         let mut state = lock(&self.state);
         if matches!(*state, State::Closed) {

@@ -77,7 +77,7 @@ impl Cursor {
         }
     }
 
-    /// Reads what [`Cursor::encode_into`] wrote, and returns what follows it. `None` if the bytes are no cursor.
+    /// Reads what [`Cursor::encode_into`] wrote, and returns what follows it. `None` if the bytes aren't a cursor.
     pub(crate) fn decode_from(bytes: &[u8]) -> Option<(Cursor, &[u8])> {
         let (offset, rest) = number(bytes)?;
         let (mark, rest) = optional_mark(rest)?;
@@ -198,12 +198,12 @@ pub async fn standing(
     standing_within(log, of, ends, cursor, floor).await
 }
 
-/// As [`standing`], for a caller that has just read the log's ends.
+/// Like [`standing`], for a caller that has just read the log's ends.
 ///
 /// *Cancel-safety:* safe, it only reads.
 ///
 /// # Errors
-/// As [`standing`].
+/// The same as for [`standing`].
 pub async fn standing_within(
     log: &dyn PartitionLog,
     of: &Partition,
@@ -237,7 +237,7 @@ async fn offsets(log: &dyn PartitionLog, of: &Partition) -> Result<Offsets> {
     answer.unwrap_or_else(|| Err(Error::unknown(ErrorKind::Other, "offsets").on(of)))
 }
 
-/// Whether the record of a mark is where it was.
+/// Returns whether the record of a mark is still in its place.
 async fn is_there(log: &dyn PartitionLog, of: &Partition, ends: Offsets, mark: Mark) -> Result<bool> {
     const TRIES: usize = 10;
     if mark.offset >= ends.next {

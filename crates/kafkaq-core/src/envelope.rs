@@ -118,7 +118,8 @@ impl Envelope {
 
     fn write(&self, out: &mut impl BufMut) {
         out.put_slice(&MARKER);
-        // What this version adds can only be written by itself.
+        // An envelope of an earlier version is written as one of this version, since it may contain what this version
+        // adds.
         out.put_slice(&[self.versions[0].max(VERSION), self.versions[1]]);
         let uuid = uuid_bytes(self.id.as_str());
         let flag = |set: bool, flag: u8| if set { flag } else { 0 };
@@ -179,7 +180,7 @@ impl Envelope {
     }
 }
 
-/// The marker and the two versions of a header: whose it is, and whether this version may read it.
+/// Checks the marker of a header and whether this version may read it. Returns its two versions and the rest.
 pub(crate) fn versioned(value: &[u8]) -> Result<([u8; 2], Reader<'_>), DecodeError> {
     let mut rest = Reader(value.strip_prefix(&MARKER).ok_or(DecodeError::Foreign)?);
     let versions @ [writer, oldest_reader] = rest.array()?;

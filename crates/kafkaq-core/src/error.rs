@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
-/// What went wrong, as far as it decides what happens next.
+/// What went wrong, classified by how it is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -20,13 +20,13 @@ pub enum ErrorKind {
     TooLarge,
     /// The caller's input is invalid.
     Invalid,
-    /// The server's configuration breaks a promise.
+    /// The server's configuration breaks a guarantee.
     Misconfigured,
     /// The partition is not, or no longer, assigned under this epoch.
     NotOwner,
     /// Bytes that can't be decoded.
     Corrupt,
-    /// Records that the log had are gone, or were replaced by others.
+    /// Records that were in the log are gone or were replaced by others.
     DataLoss,
     /// The server or the backend can't do this.
     Unsupported,
@@ -96,7 +96,7 @@ struct Inner {
     source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
-/// The usual result.
+/// The result of a backend call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
@@ -137,7 +137,7 @@ impl Error {
         })
     }
 
-    /// Adds advice on what to do about it. A full sentence without the period.
+    /// Adds advice on what to do about it: a full sentence without the period.
     #[must_use]
     pub fn with_advice(self, advice: impl Into<Cow<'static, str>>) -> Self {
         self.edit(|i| i.advice = Some(advice.into()))
@@ -180,7 +180,7 @@ impl Error {
         self.0.op
     }
 
-    /// The client library's error, if there is one: to downcast it. Its text is part of this error's text, so
+    /// Returns the client library's error, if there is one, for downcasting. Its text is part of this error's text, so
     /// [`source`](std::error::Error::source) starts below it, as in [`std::io::Error`].
     #[must_use]
     pub fn cause(&self) -> Option<&(dyn std::error::Error + Send + Sync + 'static)> {

@@ -1,6 +1,7 @@
 //! Deliberate bugs for the simulation to find, each of which removes one rule from a machine.
 
-/// The rule that is removed from a machine: none without the feature `planted-faults`, and then asking costs nothing.
+/// The rule that is removed from a machine. Without the feature `planted-faults` it is always none, and the check costs
+/// nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct Planted<F>(Option<F>);
 
@@ -13,7 +14,7 @@ impl<F: PartialEq> Planted<F> {
         !cfg!(feature = "planted-faults") || self.0.is_none()
     }
 
-    /// Whether it is this one.
+    /// Whether this rule is removed.
     pub(crate) fn is(&self, fault: F) -> bool {
         cfg!(feature = "planted-faults") && self.0.as_ref() == Some(&fault)
     }
@@ -26,7 +27,7 @@ impl<F> From<Option<F>> for Planted<F> {
     }
 }
 
-/// Makes an enum of rules that can be removed from a machine, and the list of all of them.
+/// Defines an enum of the rules that can be removed from a machine, and a list of all of them.
 macro_rules! faults {
     ($(#[$doc:meta])* $faults:ident: $($(#[$rule:meta])* $fault:ident,)*) => {
         $(#[$doc])*

@@ -35,7 +35,7 @@ impl History {
     /// The reason of a failure that nobody reported.
     pub const LEASE_RAN_OUT: &str = "its lease ran out";
 
-    /// Nothing has failed.
+    /// Creates a history without failures.
     #[must_use]
     pub const fn new() -> Self {
         History(Bytes::new())

@@ -42,7 +42,7 @@ impl Key {
         Key(key.into())
     }
 
-    /// The whole key.
+    /// Returns the whole key.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -76,10 +76,10 @@ pub(crate) fn escape_into(out: &mut String, segment: &[u8]) {
     }
 }
 
-/// As [`escape_into`], for a text, which nearly always stands as it is.
+/// Like [`escape_into`], for text, which rarely needs escaping.
 pub(crate) fn escape_text_into(out: &mut String, segment: &str) {
     let bytes = segment.as_bytes();
-    // Without an early end, many bytes are looked at together.
+    // Without an early exit, many bytes are compared at once.
     let stands = bytes.iter().fold(true, |all, b| all & is_plain(*b));
     if stands && !is_dots(bytes) { out.push_str(segment) } else { escape_into(out, bytes) }
 }

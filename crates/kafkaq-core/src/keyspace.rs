@@ -44,7 +44,7 @@ impl Keyspace {
         let mut space = String::from("t/");
         escape_text_into(&mut space, queue);
         if task_topic != queue {
-            // An escaped `@`: no name has one.
+            // An escaped `@`: no name can contain one.
             space.push_str("%40");
             escape_text_into(&mut space, task_topic);
         }

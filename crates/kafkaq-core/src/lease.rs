@@ -154,7 +154,7 @@ impl Lease {
     /// The value for the store, allocated from an arena: a batch of leases needs one allocation.
     pub(crate) fn encode_in(&self, arena: &mut BytesMut) -> Bytes {
         let state = self.state as u8;
-        // Put together here, since an arena looks for room with every piece.
+        // Assembled here, since an arena checks its capacity at every write.
         let mut fixed = [0; FIXED];
         fixed[0] = self.versions;
         fixed[1] = if self.prefetched { state | PREFETCHED } else { state };

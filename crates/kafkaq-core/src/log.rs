@@ -168,7 +168,7 @@ pub struct FetchLimit {
 }
 
 impl FetchLimit {
-    /// A limit.
+    /// Creates a limit.
     #[must_use]
     pub fn new(max_wait: Duration, max_bytes: usize) -> Self {
         FetchLimit { max_wait, max_bytes }

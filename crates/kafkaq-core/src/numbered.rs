@@ -11,12 +11,12 @@ const LEN: usize = 36;
 /// The byte after the one with the version and a random digit.
 const MARK: u8 = 0x6b;
 
-/// The key of a numbered task in parts. Only few keys differ in nothing but [`own`](NumberedKey::own): those that one
-/// publisher numbered with one of 256 consecutive numbers, within 65 seconds.
+/// The key of a numbered task, in parts. Few keys differ only in [`own`](NumberedKey::own): those of tasks to which one
+/// publisher gave numbers of the same block of 256 within 65 seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NumberedKey<'a> {
-    /// All but `own`: the part before the first of its pieces, and the part between the two.
+    /// Everything but `own`: the part before its first piece, and the part between the two.
     pub shared: [&'a str; 2],
     /// Four digits of the time, and two of the number.
     pub own: [&'a str; 2],
@@ -46,7 +46,7 @@ fn is_numbered(id: &str) -> bool {
 
 #[cfg(feature = "machine")]
 impl crate::TaskId {
-    /// Whether it looks like one that a publisher numbered. One UUIDv7 of 256 does, whoever has made it.
+    /// Returns whether it looks like an id that a publisher numbered. One in 256 UUIDv7s does, whoever generated it.
     #[doc(hidden)]
     #[must_use]
     pub fn is_numbered(&self) -> bool {

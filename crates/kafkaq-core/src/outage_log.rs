@@ -172,7 +172,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Plays calls at these seconds; returns the lines with theirs.
+    /// Makes calls at these seconds; returns the log lines with the second of each.
     fn play(calls: impl IntoIterator<Item = (u32, &'static str, bool)>) -> Vec<(u32, String)> {
         let (log, start) = (OutageLog::new("x"), Instant::now());
         let line = |(second, operation, fails): (u32, &'static str, bool)| {

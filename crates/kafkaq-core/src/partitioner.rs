@@ -1,7 +1,7 @@
 //! Chooses the partition of a key, like Kafka's Java client.
 
-/// The partition of a key among `partitions`, as `DefaultPartitioner` computes it (Kafka's `Utils.murmur2`, made
-/// positive by masking the sign). `partitions` of 0 counts as 1.
+/// Returns the partition of a key among `partitions`, as `DefaultPartitioner` computes it (Kafka's `Utils.murmur2`,
+/// made positive by masking the sign). `partitions` of 0 counts as 1.
 #[must_use]
 pub fn for_key(key: &[u8], partitions: i32) -> i32 {
     ((murmur2(key) & 0x7fff_ffff) % partitions.max(1) as u32) as i32

@@ -10,13 +10,13 @@ const MAX_RECORD_BYTES: &str = "max.message.bytes";
 const TIMESTAMPS: &str = "message.timestamp.type";
 const APPEND_TIME: &str = "LogAppendTime";
 const SEGMENT: &str = "segment.ms";
-/// The segment that is being written is never compacted, and by default it lasts a week: a topic of a few keys would
-/// have millions of records to read through.
+/// The active segment is never compacted, and by default it lasts a week: a topic of a few keys would have millions of
+/// records to read through.
 const COMPACTED_SEGMENT: Duration = Duration::from_secs(3600);
 
 impl TopicSpec {
-    /// The configs to create it with, with Kafka's names. Those left to the server are not included. How it is cleaned
-    /// up is never left to it: a server that compacts by default would delete what was asked to be kept.
+    /// Returns the configs to create it with, under Kafka's names, except those left to the server. `cleanup.policy` is
+    /// never left to it: a server that compacts by default would delete records that have to be kept.
     #[must_use]
     pub fn settings(&self) -> Vec<(&'static str, String)> {
         let settings = [

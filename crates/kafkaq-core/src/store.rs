@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use std::{fmt, time::Duration};
 
-/// Replaces a value with another, if it is still what the caller saw.
+/// Replaces a value if it is still what the caller saw.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Swap {
@@ -21,7 +21,7 @@ pub struct Swap {
 }
 
 impl Swap {
-    /// A swap.
+    /// Creates a swap.
     #[must_use]
     pub fn new(key: Key, expect: Option<Bytes>, new: Option<Bytes>, ttl: Option<Duration>) -> Self {
         Swap { key, expect, new, ttl }

@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 /// The bytes of an id that is a UUID in its usual form, as are all ids that `publish` generates.
 pub(crate) fn uuid_bytes(id: &str) -> Option<[u8; 16]> {
-    // Other forms of a UUID are other ids. Without an early end, many bytes are looked at together.
+    // Other forms of a UUID are other ids. Without an early exit, many bytes are compared at once.
     let is_usual = id.len() == 36 && id.bytes().fold(true, |all, b| all & !b.is_ascii_uppercase());
     Uuid::try_parse(id).ok().filter(|_| is_usual).map(Uuid::into_bytes)
 }

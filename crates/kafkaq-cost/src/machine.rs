@@ -1,4 +1,5 @@
-//! What the machine alone costs: tasks go through one machine whose store and log answer at once and remember nothing.
+//! The cost of the machine alone: tasks go through one machine with a store and a log that respond at once and keep
+//! nothing.
 
 use crate::{Outcome, counted};
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use std::time::Duration;
 const BATCH: u64 = 500;
 const WAIT_PARTITIONS: i32 = 11;
 
-/// Takes so many tasks, rounded up to whole batches, from their records to the commit.
+/// Takes this many tasks, rounded up to whole batches, from their records to the commit.
 pub(crate) fn run(tasks: u64) -> Outcome {
     let keyspace = Keyspace::new("q", "g", "q")?;
     let layout = Layout {
@@ -66,7 +67,7 @@ fn work_through(machine: &mut Machine, now: Now, records: Event) {
 }
 
 fn record(n: u64, now: Wall) -> Record {
-    // An id as long as those that `publish` makes.
+    // An id as long as those that `publish` generates.
     let id = TaskId::from_parts(format!("01900000-0000-7000-8000-{n:012x}"));
     let headers = Headers::from_iter([(Bytes::from(HEADER), Some(Envelope::new(id, now).encode()))]);
     Record::new(n as i64, now.0 as i64, None, Some(Bytes::from_static(b"payload")), headers)

@@ -1,4 +1,4 @@
-//! What the whole client costs, with a log and a store in memory.
+//! The cost of the whole client, with a log and a store in memory.
 
 use crate::{Outcome, counted};
 use kafkaq::{Queue, Task};
@@ -26,9 +26,9 @@ pub(crate) fn publish_many(tasks: u64) -> Outcome {
     counted_on(&runtime, publish_all(&queue, tasks))
 }
 
-/// From records to jobs that are done: what so many callers of `get_job` take.
+/// Takes tasks from records to done jobs, with this many callers of `get_job`.
 pub(crate) fn drain(tasks: u64, workers: usize) -> Outcome {
-    // With a clock that goes on, periodic work would make a task dearer on a slower machine.
+    // With a running clock, periodic work would make a task more expensive on a slower machine.
     let (runtime, queue) = begin(true)?;
     runtime.block_on(publish_all(&queue, tasks))?;
     counted_on(&runtime, async {

@@ -1,8 +1,8 @@
 //! Opens the connections of a channel, with a pause between them.
 //!
-//! tonic's channel connects again, immediately and as often as it takes, when a connection ends before it carried a
-//! request. If the other side accepts and hangs up, as a load balancer without backends does, that is a loop at full
-//! speed for as long as the call lasts.
+//! When a connection ends before it carried a request, tonic's channel reconnects immediately and without limit. If the
+//! other side accepts and closes, as a load balancer without backends does, that is a busy loop for as long as the call
+//! lasts.
 
 use hyper_util::client::legacy::connect::HttpConnector;
 use kafkaq_core::lock;
@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use tonic::transport::{Endpoint, Uri};
 use tower_service::Service;
 
-/// Between the first two connections. Doubles from one to the next.
+/// The pause between the first two connections. Doubles from one to the next.
 const FIRST: Duration = Duration::from_millis(20);
 const LONGEST: Duration = Duration::from_secs(1);
 
@@ -28,7 +28,7 @@ pub(crate) struct Connector {
 }
 
 impl Connector {
-    /// With the options for TCP that an endpoint has.
+    /// Creates a connector with the TCP options of an endpoint.
     pub(crate) fn of(endpoint: &Endpoint) -> Self {
         let mut tcp = HttpConnector::new();
         // The channel itself adds TLS.

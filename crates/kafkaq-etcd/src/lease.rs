@@ -28,9 +28,10 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// By so much the wall clock may be set forward without a doubt about the leases.
+/// How far the wall clock may be set forward without casting doubt on the leases.
 const SUSPENDED: Duration = Duration::from_secs(1);
-/// etcd deletes all keys of an expiring lease at once, during which it serves nobody.
+/// The maximum number of keys per lease: etcd deletes all keys of an expiring lease at once, and serves nobody
+/// meanwhile.
 const KEYS_PER_LEASE: usize = 1000;
 
 /// With this few places left, the next lease is requested. Early, because the driver has two calls of 500 swaps in
@@ -40,7 +41,7 @@ const FEW_LEFT: usize = KEYS_PER_LEASE * 3 / 4;
 /// The maximum number of open leases. Beyond that, those that end first are forgotten, and expire by themselves.
 const MAX_OPEN: usize = 1024;
 
-/// So that short times to live don't need one lease per request either.
+/// The minimum slack, so that short times to live don't need one lease per request either.
 const MIN_SLACK: Duration = Duration::from_secs(5);
 
 /// Longer means forever: etcd accepts at most 285 years.
@@ -103,7 +104,7 @@ impl Leases {
         }
     }
 
-    /// At least one of them is gone: somebody has revoked it, or etcd was wiped.
+    /// Drops these leases, at least one of which is gone: it was revoked, or etcd was wiped.
     pub(crate) fn forget(&self, leases: &[i64]) {
         self.open().by_end.retain(|(_, lease), _| !leases.contains(lease));
     }
@@ -112,7 +113,7 @@ impl Leases {
         lock(&self.open)
     }
 
-    /// Without leases whose ends are no longer known.
+    /// Returns the open leases, without those whose ends are no longer known.
     fn up_to_date(&self) -> std::sync::MutexGuard<'_, Open> {
         let mut open = self.open();
         open.observe(Instant::now(), SystemTime::now());
@@ -137,7 +138,7 @@ impl Leases {
         }
     }
 
-    /// A new one, in which one place is taken.
+    /// Grants a new lease, in which one place is taken.
     async fn grant(&self, call: Call, link: &Link, span: Span) -> Result<i64> {
         // The lease begins when etcd grants it, which is not before this.
         let begin = Instant::now();
@@ -174,7 +175,7 @@ impl Span {
         Span { earliest, latest: earliest + (ttl / 20).max(MIN_SLACK) }
     }
 
-    /// As long as allowed, so that it can be used as long as possible.
+    /// Returns the longest allowed length, so that the lease can be used as long as possible.
     fn whole_seconds(self) -> i64 {
         i64::try_from(self.latest.as_secs()).unwrap_or(i64::MAX)
     }
@@ -184,14 +185,14 @@ impl Span {
 struct Open {
     /// By their ends, each with the number of keys that it may still take.
     by_end: BTreeMap<(Instant, i64), usize>,
-    /// What both clocks showed last.
+    /// The last reading of both clocks.
     observed: Option<(Instant, SystemTime)>,
 }
 
 #[derive(Debug, PartialEq)]
 struct Taken {
     lease: i64,
-    /// True once per lease: time to request the next one.
+    /// True once per lease: when it is time to request the next one.
     runs_short: bool,
 }
 
@@ -224,7 +225,7 @@ impl Open {
         Some(Taken { lease: place.1, runs_short })
     }
 
-    /// The lease that has just been granted to one key.
+    /// Adds a lease that has just been granted to one key.
     fn add(&mut self, begin: Instant, length: Duration, lease: i64) {
         self.by_end = self.by_end.split_off(&(begin, i64::MIN));
         if self.by_end.len() >= MAX_OPEN {
@@ -276,7 +277,7 @@ mod tests {
             (SECOND, SECOND, true),
             (SECOND, 61 * SECOND, false),
             (30 * SECOND, 30 * SECOND, true),
-            // The wall clock was set a little.
+            // The wall clock was adjusted slightly.
             (SECOND, 3 * SECOND / 2, true),
         ] {
             let mut open = Open::default();

@@ -90,7 +90,7 @@ impl Connect for Members {
     const OPERATION: Operation = Operation::read("connect to etcd");
     type Connection = Arc<Clients>;
 
-    /// One after the other, each with its share of the time that is left.
+    /// Tries the members one after the other, each with its share of the remaining time.
     async fn connect(&self, call: Call) -> Result<Arc<Clients>> {
         let first = self.next.load(Relaxed);
         let mut last_error = None;

@@ -53,7 +53,7 @@ pub(crate) fn swaps(prefix: &str, swaps: &[Swap], leases: &[i64]) -> Txn {
 fn one_swap(prefix: &str, swap: &Swap, lease: i64) -> Txn {
     let key = full(prefix, &swap.key);
     let is_expected = match &swap.expect {
-        // A missing key equals no value, not even the empty one.
+        // A missing key doesn't equal any value, not even the empty one.
         Some(value) => Compare::value(key.clone(), CompareOp::Equal, &value[..]),
         None => Compare::version(key.clone(), CompareOp::Equal, 0),
     };
@@ -99,7 +99,7 @@ fn value(mut answer: GetResponse) -> Option<Bytes> {
     answer.take_kvs().pop().map(|kv| kv.into_key_value().1.into())
 }
 
-/// Exactly as many as requested, whatever the response contains.
+/// Returns exactly as many outcomes as requested, whatever the response contains.
 fn complete<T>(
     outcomes: impl Iterator<Item = Result<T>>,
     count: usize,

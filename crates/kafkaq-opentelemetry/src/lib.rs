@@ -18,20 +18,20 @@ pub struct OpenTelemetry {
 }
 
 impl OpenTelemetry {
-    /// Writes and reads W3C's `traceparent` and `tracestate`. Executions are children of the publisher's span.
+    /// Creates a propagator of W3C's `traceparent` and `tracestate`. Executions are children of the publisher's span.
     #[must_use]
     pub fn new() -> Self {
         OpenTelemetry { propagator: Box::new(TraceContextPropagator::new()), links: false }
     }
 
-    /// Writes and reads other headers: of another format, or, with a composite propagator, baggage too.
+    /// Uses other headers: another format, or, with a composite propagator, also baggage.
     #[must_use]
     pub fn with_propagator(mut self, propagator: impl TextMapPropagator + Send + Sync + 'static) -> Self {
         self.propagator = Box::new(propagator);
         self
     }
 
-    /// Begins a trace of its own with each execution, with a link to the publisher's span.
+    /// Starts a separate trace with each execution, with a link to the publisher's span.
     #[must_use]
     pub fn with_links(mut self) -> Self {
         self.links = true;
@@ -47,13 +47,13 @@ impl Default for OpenTelemetry {
 
 impl Propagator for OpenTelemetry {
     fn inject(&self, headers: &mut Headers) {
-        // Whoever passes a context on by hand means that one.
+        // A context that was set explicitly takes precedence.
         if self.propagator.fields().any(|name| headers.get(name).is_some()) {
             return;
         }
         let mut context = Span::current().context();
         if !context.span().span_context().is_valid() {
-            // Of code that has spans of OpenTelemetry's own.
+            // The context of code that uses OpenTelemetry's own spans.
             context = Context::current();
         }
         self.propagator.inject_context(&context, &mut Inject(headers));
@@ -65,7 +65,7 @@ impl Propagator for OpenTelemetry {
         if self.links {
             span.add_link(publisher);
         } else if publisher.is_valid() {
-            // It fails only where no layer of OpenTelemetry sees the span.
+            // It fails only if no OpenTelemetry layer sees the span.
             let _ = span.set_parent(context);
         }
     }
@@ -75,7 +75,7 @@ struct Inject<'a>(&'a mut Headers);
 
 impl Injector for Inject<'_> {
     fn set(&mut self, name: &str, value: String) {
-        // An empty `tracestate` says nothing.
+        // An empty `tracestate` is omitted.
         if !value.is_empty() {
             self.0.push(name.to_owned(), Some(value.into()));
         }

@@ -21,7 +21,7 @@ use tracing::{Dispatch, Instrument, subscriber::DefaultGuard};
 use tracing_subscriber::layer::SubscriberExt;
 
 const SECOND: Duration = Duration::from_secs(1);
-/// Nothing in these tests takes as long, unless it hangs.
+/// Nothing in these tests takes this long, unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 #[derive(Serialize, Deserialize)]
@@ -35,7 +35,7 @@ impl TaskType for Mail {
     const KIND: &'static str = "mail";
 }
 
-/// What would be exported, of this thread: the tests' runtimes have no other.
+/// What would be exported by this thread: the tests' runtimes have no others.
 struct Traces {
     exporter: InMemorySpanExporter,
     provider: SdkTracerProvider,
@@ -44,8 +44,9 @@ struct Traces {
 
 impl Traces {
     fn record() -> Self {
-        // While there is only one subscriber, `tracing` asks the thread that is first in a place whether anybody wants
-        // to hear of it, and on a thread of another test nobody does. So here is another subscriber, for good.
+        // While there is only one subscriber, `tracing` caches a callsite's interest as seen by the first thread that
+        // reaches it, and on a thread of another test nobody is interested. So this adds another subscriber
+        // permanently.
         static ANOTHER: OnceLock<Dispatch> = OnceLock::new();
         ANOTHER.get_or_init(|| Dispatch::new(tracing_subscriber::registry()));
         let exporter = InMemorySpanExporter::default();
@@ -250,7 +251,7 @@ async fn context_that_a_task_has_already_stays() {
     assert_eq!((headers.len(), headers.get("traceparent").unwrap()), (1, &given.into()));
     drop(span);
 
-    // Where no span of tracing is current, one of OpenTelemetry's own counts.
+    // If no span of `tracing` is current, OpenTelemetry's own current span is used.
     let tracer = traces.provider.tracer("other");
     let context = opentelemetry::Context::new().with_span(tracer.start("plain"));
     let trace_id = context.span().span_context().trace_id().to_string();

@@ -28,7 +28,7 @@ const UNREADABLE: &[u8] = b"kafkaq-unreadable-header";
 /// What was waiting in a partition's queue.
 pub(crate) struct Taken {
     pub(crate) records: Vec<Record>,
-    /// There may be more.
+    /// Whether there may be more.
     pub(crate) more: bool,
     pub(crate) error: Option<KafkaError>,
 }
@@ -56,7 +56,7 @@ pub(crate) fn take(queue: &PartitionQueue<Callbacks>, max: usize) -> Taken {
     Taken { records: records(&messages, bytes), more, error }
 }
 
-/// The approximate space that it takes in an [`Arena`].
+/// Returns the approximate space that a message takes in an [`Arena`].
 pub(crate) fn size(message: &BorrowedMessage<'_>) -> usize {
     let headers = message.headers().map_or(0, |h| h.count());
     message.key_len() + message.payload_len() + headers * HEADER_GUESS

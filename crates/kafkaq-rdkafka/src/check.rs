@@ -134,7 +134,7 @@ impl Checker {
         });
     }
 
-    /// Compares what was read with the log. A failed check is left to the next one.
+    /// Compares what was read with the log. A failed check isn't retried before the next one.
     pub(crate) fn compare<'a>(&self, slots: impl Iterator<Item = &'a Arc<Slot>>) {
         let checked = |slot: &Arc<Slot>| {
             let checked = lock(&slot.trail).to_check()?;
@@ -201,7 +201,7 @@ impl Checker {
                     this.tell(Outcome::Nothing(slot.clone(), next, batch.next)).await;
                 }
                 Ok(_) => this.tell(Outcome::Stalled(slot.clone())).await,
-                // The next check comes here again.
+                // The next check tries again.
                 Err(_) => {}
             }
         });
@@ -304,7 +304,7 @@ async fn begin(
     let ends = ends(log, of).await?;
     let replaced = |first| Start { at: Cursor::new(first), first, is_replaced: true, alarm: None };
     let goes_on = |at, first, alarm| Start { at, first, is_replaced: false, alarm };
-    // Once the records didn't fit, an offset without evidence may be of the earlier log.
+    // If the records didn't fit, an offset without marks may belong to the earlier log.
     let proven = |at: &Cursor| at.mark.is_some() || at.anchor.is_some();
     let Some(at) = committed.filter(|at| !doubted || proven(at)) else {
         let first = ends.first;
@@ -422,7 +422,7 @@ mod tests {
         Stub { first, says, next }
     }
 
-    /// Where it begins, whether it is another log, and what is said.
+    /// Returns where it begins, whether it is another log, and the reported message.
     async fn begun(log: &Stub, committed: Option<Cursor>, doubt: Doubt) -> (Cursor, bool, String) {
         let start = begin(log, &Partition::new("t", 0), committed, None, doubt).await.unwrap();
         assert!(

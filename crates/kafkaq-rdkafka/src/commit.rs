@@ -86,7 +86,7 @@ impl Drop for UnderWay {
     }
 }
 
-/// `None`: it was not made.
+/// The outcome; `None` if it was not made.
 type Made = Option<KafkaResult<()>>;
 type Answer = oneshot::Receiver<Made>;
 
@@ -126,7 +126,7 @@ impl Shared {
         outcomes
     }
 
-    /// The slot of a commit that is allowed, counted as in flight.
+    /// Returns the slot of a commit that is allowed, and counts it as in flight.
     fn admit(&self, commit: &Commit) -> Result<Arc<Slot>> {
         if commit.offset < 0 {
             return Err(Error::not_applied(ErrorKind::Invalid, COMMIT).with_advice("Offsets start at 0"));
@@ -206,9 +206,9 @@ impl Shared {
 /// Makes the commits of one consumer: the client's asynchronous commit never reports, and its synchronous one blocks,
 /// without a server for as long as the session timeout. So it has a thread of its own, which no runtime waits for.
 ///
-/// It ends with the consumer, after the commits that it has. With a client that never completes a commit it never ends,
-/// but holds up none of the next consumer: such a client costs a thread more than its own, and only one that was
-/// assigned partitions can get there.
+/// It ends with the consumer, after its pending commits. With a client that never completes a commit it never ends, but
+/// it doesn't delay the next consumer's commits: such a client costs one more thread than its own, and only one that
+/// was assigned partitions can get into that state.
 pub(crate) struct Committer {
     pub(crate) consumer: Weak<Client>,
     jobs: SyncSender<Job>,
@@ -230,8 +230,8 @@ impl Committer {
     }
 }
 
-/// Makes a commit; without its marks, if the servers refuse these. Without any commit, every task would be executed again
-/// after each rebalance.
+/// Makes a commit, without its marks if the servers refuse these: without any commit, every task would be executed
+/// again after each rebalance.
 fn make(client: &Client, list: &TopicPartitionList, shared: &Shared) -> KafkaResult<()> {
     let commit = |list: &TopicPartitionList| client.commit(list, CommitMode::Sync);
     let Err(refused) = commit(list) else { return Ok(()) };
@@ -264,7 +264,8 @@ fn without_marks(list: &TopicPartitionList) -> KafkaResult<TopicPartitionList> {
 pub(crate) struct FailedCommits(Mutex<Vec<(Code, Instant)>>);
 
 impl FailedCommits {
-    /// Whether to log a failure. An outage is logged by its connections, and a rebalance is none.
+    /// Returns whether to log a failure. Outages are logged elsewhere, by their connections, and a rebalance is not a
+    /// failure.
     fn is_due(&self, now: Instant, code: Code) -> bool {
         use ErrorKind::*;
         if matches!(error::kind(code), Unavailable | Timeout | Throttled | NotOwner | Closed) {

@@ -1,24 +1,24 @@
-//! Whether an earlier try may have appended a record that was refused in the end.
+//! Whether an earlier attempt may have appended a record that was refused in the end.
 //!
-//! librdkafka retries by itself, and reports only how the last try ended. Its own notion (`rd_kafka_message_status`) is
-//! out of reach without `unsafe`, and doesn't doubt a leader that stepped down. But it logs each try that fails, and
-//! that line precedes the record's report in the queue that a client is polled by, which one thread does at a time.
+//! librdkafka retries by itself, and reports only how the last attempt ended. Its own view (`rd_kafka_message_status`)
+//! can't be read without `unsafe`, and trusts a leader that stepped down. But it logs each failed attempt, and in the
+//! queue from which a client is polled, by one thread at a time, that line precedes the record's report.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-/// The part of the log that has these lines. It has none about what succeeds.
+/// The debug context of these lines. It logs nothing about successes.
 pub(crate) const CONTEXT: &str = "broker";
 
-/// How the line of a try goes on that leaves no doubt: the record is reported with this very error, or was resent
-/// because it came out of order; or it was refused before anything was written.
+/// Parts of lines about attempts that certainly had no effect: the record is reported with this very error, or was
+/// resent because it was out of order; or it was refused before anything was written.
 const CERTAIN: [&str; 2] = ["actions Permanent", "failed: Broker: Unknown topic or partition:"];
 
-/// Counts tries of a client that failed without saying that they changed nothing, of whatever record.
+/// Counts a client's failed attempts, for any record, that may have had an effect.
 #[derive(Debug, Default)]
 pub(crate) struct Doubts(AtomicU64);
 
 impl Doubts {
-    /// A line of the client's log.
+    /// Processes a line of the client's log.
     pub(crate) fn log(&self, facility: &str, line: &str) {
         if leaves_doubt(facility, line) {
             self.0.fetch_add(1, SeqCst);
@@ -40,7 +40,7 @@ fn leaves_doubt(facility: &str, line: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// As librdkafka 2.12.1 writes them.
+    /// Copied from the log of librdkafka 2.12.1.
     #[test]
     fn only_a_try_that_certainly_changed_nothing_leaves_no_doubt() {
         let line = |request: &str, error: &str, actions: &str| {

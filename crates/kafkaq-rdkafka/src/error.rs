@@ -127,7 +127,7 @@ pub(crate) fn advice(code: Code, bootstrap: &str) -> Option<String> {
     })
 }
 
-/// A commit is too large, with its metadata, for the servers' settings.
+/// Returns whether a commit with its metadata is too large for the servers' settings.
 pub(crate) fn is_of_offsets(code: Code) -> bool {
     matches!(code, Code::OffsetMetadataTooLarge | Code::InvalidCommitOffsetSize)
 }
@@ -188,7 +188,7 @@ fn codec(reason: &str) -> Option<&'static str> {
     }
 }
 
-/// A query, which changes nothing, got no response.
+/// The error of a query, which changes nothing, that got no response.
 pub(crate) fn no_answer(op: &'static str, settings: &Settings) -> Error {
     overdue(settings, "No answer", |kind| Error::not_applied(kind, op))
 }
@@ -204,7 +204,7 @@ pub(crate) fn overdue(settings: &Settings, what: &str, error: impl Fn(ErrorKind)
                 ErrorKind::Denied => CREDENTIALS.into(),
                 _ => format!("{check}, and that `security.protocol` matches it"),
             };
-            // It may be fixed meanwhile, which the next call finds out.
+            // It may have been fixed meanwhile, which the next call finds out.
             error(kind).with_source(reason).with_advice(advice).with_retry(Retry::Yes)
         }
         None => error(ErrorKind::Timeout).with_advice(check),

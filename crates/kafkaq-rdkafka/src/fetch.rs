@@ -20,7 +20,7 @@ const SILENCE: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_millis(100);
 /// How old the end in a batch may be, and how long a batch waits for one.
 const FRESH: Duration = Duration::from_secs(1);
-/// For this many partitions.
+/// For how many partitions ends are remembered.
 const ENDS: usize = 4096;
 
 impl Reader {
@@ -123,14 +123,14 @@ impl Reader {
     }
 }
 
-/// Offsets without records, as it seems: the client has reached the log's end, and the leader says that it is further.
+/// Offsets that seem to have no records: the client has reached the log's end, but the leader reports a higher one.
 ///
-/// A server that has just become the leader may give an earlier end to a fetch, but tells its end, when asked for that,
+/// A server that has just become the leader may return an earlier end with a fetch, but answers a query for the end
 /// only once it knows how far the log goes (KIP-207). So the client has to reach the end again after each of two such
 /// answers.
 #[derive(Clone, Copy)]
 struct Gap {
-    /// The lowest that was told.
+    /// The lowest end that was reported.
     end: i64,
     answers: u32,
 }

@@ -3,7 +3,7 @@
 use rdkafka::{Statistics, statistics::Broker};
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
-/// It has no broker for a moment while it starts over from its bootstrap addresses.
+/// In how many reports in a row. A client has no broker for a moment while it starts over from its bootstrap addresses.
 const IN_A_ROW: u32 = 2;
 /// Microseconds. A client without connections connects to a usable broker much sooner.
 const UNUSED: i64 = 8_000_000;
@@ -41,7 +41,7 @@ impl Forsaken {
         }
     }
 
-    /// Only another client helps.
+    /// Returns whether the client has to be replaced.
     pub(crate) fn is_certain(&self) -> bool {
         self.0.load(SeqCst) >= IN_A_ROW
     }

@@ -38,9 +38,9 @@ use std::{
 /// How often closing checks whether it is done; there is no notification for that.
 const CLOSING: Duration = Duration::from_millis(10);
 
-/// How soon to ask a client again that doesn't comply at once.
+/// How soon to retry a request that the client doesn't fulfill at once.
 const AGAIN: Duration = Duration::from_millis(50);
-/// How long it may take to do so.
+/// How long the client may take to fulfill it.
 const ASKED: Duration = Duration::from_secs(1);
 /// A consumer that has lived this long has not failed immediately.
 const HEALTHY: Duration = Duration::from_secs(60);
@@ -87,7 +87,7 @@ impl Callbacks {
     }
 
     fn note(&self, change: Change, partitions: TopicPartitionList) {
-        // The group has sent all of it.
+        // The group has sent the whole assignment.
         *lock(&self.unsure) = None;
         lock(&self.noted).push_back((change, partitions));
     }
@@ -103,7 +103,7 @@ impl Callbacks {
         made
     }
 
-    /// Waits for the commit in flight, and blocks others.
+    /// Waits for the commit in flight, and prevents others.
     fn close(&self) {
         self.closing.store(true, SeqCst);
         drop(lock(&self.commits));
@@ -113,7 +113,7 @@ impl Callbacks {
         std::mem::take(&mut *lock(&self.reason))
     }
 
-    /// The log's end as of seconds ago; librdkafka reports it from time to time.
+    /// Returns the log's end as of some seconds ago; librdkafka reports it from time to time.
     pub(crate) fn end_of(&self, partition: &Partition) -> Option<i64> {
         lock(&self.ends).get(partition).copied()
     }
@@ -180,7 +180,7 @@ impl ConsumerContext for Callbacks {
     }
 }
 
-/// Acknowledges it to librdkafka; until then the group waits.
+/// Acknowledges a rebalance to librdkafka; until then the group waits.
 fn answer(consumer: &Client, change: Change, list: &TopicPartitionList) -> KafkaResult<()> {
     let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
     match (change, cooperative) {
@@ -220,8 +220,8 @@ fn subscribe(consumer: &Client, plan: &Plan) -> KafkaResult<()> {
     consumer.subscribe(&names)
 }
 
-/// One consumer of the group. Lives on the poll thread, except that it may be dropped elsewhere, which may never end:
-/// so it holds nothing whose end the poll thread waits for, such as a [`Checker`].
+/// One consumer of the group. Lives on the poll thread, but may be dropped elsewhere, and that drop may never return:
+/// so it owns nothing whose end the poll thread waits for, such as a [`Checker`].
 ///
 /// A partition is assigned to the client at offset 0 and paused until the log was compared with what was committed:
 /// then the client is told where to start. It never chooses a position by itself.
@@ -289,7 +289,7 @@ impl Group {
         })
     }
 
-    /// Polls the group for changes, if it is time to.
+    /// Polls the group for changes, if that is due.
     pub(crate) fn ask(&mut self, now: Instant) {
         if self.heartbeat.as_mut().is_some_and(|heartbeat| heartbeat.take(now))
             && let Err(error) = subscribe(&self.consumer, &self.from)
@@ -312,7 +312,7 @@ impl Group {
         plan
     }
 
-    /// Whether a revoke waits for the driver.
+    /// Returns whether a revoke waits for the driver.
     pub(crate) fn is_holding(&self) -> bool {
         self.held.is_some()
     }
@@ -457,7 +457,7 @@ impl Group {
         alarms
     }
 
-    /// While it is paused, or it would read from where it was assigned.
+    /// Only while it is paused: otherwise it would read from where it was assigned.
     fn seek(&self, slot: &Slot, offset: i64) -> KafkaResult<()> {
         let Partition { topic, index } = &slot.assignment.partition;
         self.consumer.seek(topic, *index, Offset::Offset(offset), ASKED)?;
@@ -526,7 +526,7 @@ impl Group {
         }
     }
 
-    /// An epoch ends.
+    /// Records the position of an epoch that ends.
     fn part(&mut self, slot: &Slot) {
         slot.gone.store(true, SeqCst);
         if self.shared.parted.leave(slot) {
@@ -534,7 +534,7 @@ impl Group {
         }
     }
 
-    /// Everything is gone at once.
+    /// Loses all partitions at once.
     pub(crate) fn lose_all(&mut self, pending: &mut Pending) {
         let lost = assignments(&self.disown_all());
         if !lost.is_empty() {

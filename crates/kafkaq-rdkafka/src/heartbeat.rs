@@ -1,19 +1,19 @@
 //! When a member of a KIP-848 group polls for changes, which is more often than the servers require.
 //!
-//! A member learns what changed from the answer to its next heartbeat. The interval is the servers', 5 s by default,
-//! and a partition that moves takes several heartbeats, one after the other. librdkafka sends one at once whenever it
-//! is subscribed, also to what it is subscribed to already; to the group that is a heartbeat like any other.
+//! A member learns of changes from the response to its next heartbeat. The servers set the interval, 5 s by default,
+//! and moving a partition takes several heartbeats, one after the other. librdkafka sends one at once whenever
+//! `subscribe` is called, even with the current topics; to the group that is a heartbeat like any other.
 
 use rdkafka::ClientConfig;
 use std::time::{Duration, Instant};
 
 const STEADY: Duration = Duration::from_secs(1);
-/// While partitions move.
+/// The interval while partitions move.
 const MOVING: Duration = Duration::from_millis(250);
-/// How long they may move after a change.
+/// How long partitions may keep moving after a change.
 const SETTLED: Duration = Duration::from_secs(10);
-/// After heartbeats that fail librdkafka waits for as long, at the most, before each. Whoever asks sooner begins that
-/// wait anew each time, and no heartbeat is ever sent.
+/// The longest time that librdkafka waits before a heartbeat after failed ones. A sooner poll would restart that wait
+/// each time, and no heartbeat would ever be sent.
 const LONGEST_WAIT: &str = "retry.backoff.max.ms";
 const SHORT_WAIT: Duration = Duration::from_millis(200);
 
@@ -25,7 +25,7 @@ pub(crate) struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// For a member with these settings, whose waits are made short, unless the user has set them.
+    /// Creates it for a member with these settings, and shortens the member's waits, unless the user has set them.
     pub(crate) fn begin(config: &mut ClientConfig, now: Instant) -> Self {
         let set = config.get(LONGEST_WAIT).and_then(|ms| ms.parse().ok()).map(Duration::from_millis);
         let wait = set.unwrap_or_else(|| {
@@ -36,7 +36,7 @@ impl Heartbeat {
         Heartbeat { next: now, changed: now, least: wait * 5 / 4 }
     }
 
-    /// The group has changed what is this member's.
+    /// Records that the group has changed this member's assignment.
     pub(crate) fn changed(&mut self, now: Instant) {
         self.changed = now;
         self.next = self.next.min(now + MOVING.max(self.least));
@@ -68,7 +68,7 @@ pub(crate) fn is_lost_answer(facility: &str, line: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// How many are taken from that millisecond on until the other.
+    /// Returns how many are taken from one millisecond to the other.
     fn taken(heartbeat: &mut Heartbeat, begin: Instant, from: u64, until: u64) -> u32 {
         let at = |ms| begin + Duration::from_millis(ms);
         let (mut now, mut count) = (at(from), 0);
@@ -107,7 +107,7 @@ mod tests {
         assert_eq!(taken(&mut heartbeat, begin, 20_000, 40_000), 4);
     }
 
-    /// As librdkafka 2.12.1 writes them.
+    /// Copied from the log of librdkafka 2.12.1.
     #[test]
     fn only_a_heartbeat_that_was_sent_is_a_lost_answer() {
         let lost = "[thrd:GroupCoordinator]: GroupCoordinator/1: Timed out ConsumerGroupHeartbeatRequest in flight \

@@ -1,4 +1,4 @@
-//! A consumer that is assigned what is being read, and its partitions.
+//! A consumer that is assigned the partitions that are being read.
 
 use crate::{
     batch, error,
@@ -23,9 +23,9 @@ use std::{
 
 /// How long a partition stays assigned after the last fetch, so that the next one finds what was read ahead.
 pub(crate) const LINGER: Duration = Duration::from_secs(2);
-/// Partitions that stay assigned for the next fetch.
+/// The maximum number of idle partitions that stay assigned for the next fetch.
 const LINGERING: usize = 64;
-/// A record counts as this much at least, so that the number in a batch is bounded too.
+/// A record counts as at least this many bytes, so that the number in a batch is bounded too.
 const SMALLEST: usize = 16;
 
 /// One consumer.
@@ -34,7 +34,7 @@ pub(crate) struct Lane {
     cursors: HashMap<Partition, Cursor>,
     client: Arc<Client>,
     pub(crate) readahead: usize,
-    /// It takes nothing more.
+    /// It takes no more requests.
     pub(crate) is_retired: bool,
     settings: Arc<Settings>,
     used: Instant,
@@ -53,23 +53,23 @@ impl Lane {
         self.cursors.is_empty() && self.used.elapsed() >= limit
     }
 
-    /// Whether nobody needs it any more.
+    /// Returns whether nobody needs it any more.
     pub(crate) fn is_over(&self) -> bool {
         self.is_retired && self.cursors.values().all(|cursor| cursor.waiting.is_empty())
     }
 
-    /// Whether somebody waits at that partition.
+    /// Returns whether a request waits at that partition.
     pub(crate) fn is_busy(&self, partition: &Partition) -> bool {
         self.cursors.get(partition).is_some_and(|cursor| !cursor.waiting.is_empty())
     }
 
-    /// Whether its queue goes on where the request wants to read.
+    /// Returns whether its queue continues where the request wants to read.
     pub(crate) fn goes_on(&self, request: &Request) -> bool {
         let at = self.cursors.get(&request.partition).map(|cursor| cursor.next);
         !request.anew && at == Some(request.offset)
     }
 
-    /// Takes a request that goes on, or whose partition is not busy.
+    /// Takes a request that continues a queue, or whose partition is not busy.
     pub(crate) fn take(&mut self, request: Request) {
         self.used = Instant::now();
         let partition = &request.partition;
@@ -89,7 +89,7 @@ impl Lane {
 
     fn open(&self, partition: &Partition, offset: i64) -> KafkaResult<Cursor> {
         let Partition { topic, index } = partition;
-        // Split before the assignment: no record ever comes by the main queue.
+        // Split before the assignment, so that no record ever arrives through the main queue.
         let split = self.client.split_partition_queue(topic, *index);
         let mut queue = split.ok_or(KafkaError::Subscription("not a partition".into()))?;
         let (ready, bell) = (Arc::new(AtomicBool::new(true)), std::thread::current());
@@ -122,7 +122,7 @@ impl Lane {
         if list.count() == 0 { Ok(()) } else { self.client.incremental_unassign(&list) }
     }
 
-    /// Answers what can be answered. Returns how long there will be nothing to do.
+    /// Answers the requests that can be answered. Returns how long there will be nothing to do.
     pub(crate) fn serve(&mut self, now: Instant, sweep: bool, overdue: &dyn Fn() -> Error) -> Duration {
         serve_main_queue(&self.client);
         let (mut wait, mut over, mut lingering) = (LINGER, Vec::new(), Vec::new());
@@ -151,7 +151,7 @@ impl Lane {
         wait
     }
 
-    /// Answers whoever still waits.
+    /// Answers all requests that still wait.
     pub(crate) fn end(&mut self) {
         for (_, mut cursor) in self.cursors.drain() {
             cursor.answer(&Err(error::closed(FETCH)));
@@ -163,7 +163,7 @@ impl Lane {
     }
 }
 
-/// What an error of a partition's queue tells its readers; nothing if the client mends it by itself.
+/// Returns what to report to a partition's readers for an error of its queue; nothing if the client recovers by itself.
 fn verdict(code: Code, reason: String, bootstrap: &str) -> Option<Result<Found>> {
     if matches!(code, Code::AutoOffsetReset | Code::OffsetOutOfRange) {
         return Some(Ok(Found::OutOfRange));
@@ -176,9 +176,9 @@ struct Cursor {
     queue: PartitionQueue<Callbacks>,
     /// The queue may hold something.
     ready: Arc<AtomicBool>,
-    /// Where its queue goes on.
+    /// Where its queue continues.
     next: i64,
-    /// Something has come back since the assignment.
+    /// Something has arrived since the assignment.
     is_alive: bool,
     /// All records up to the log's end, as it was at some time since the assignment, have been handed out.
     at_end: bool,
@@ -190,12 +190,12 @@ struct Cursor {
 enum Until {
     Empty,
     Enough,
-    /// Reading does not go on here.
+    /// Reading doesn't continue here.
     Over(Result<Found>),
 }
 
 impl Cursor {
-    /// Answers false if nothing can be read here any more.
+    /// Serves the requests at a partition. Returns `false` if nothing can be read here any more.
     fn serve(
         &mut self,
         now: Instant,
@@ -247,7 +247,7 @@ impl Cursor {
             }
             match queue.poll(Duration::ZERO) {
                 None => break Until::Empty,
-                // The log was cut, and the client goes on at its new end.
+                // The log was truncated, and the client continues at its new end.
                 Some(Ok(message)) if message.offset() < *next => break Until::Over(Ok(Found::OutOfRange)),
                 Some(Ok(message)) => {
                     (*next, *is_alive, *at_end) = (message.offset() + 1, true, false);
@@ -272,14 +272,14 @@ impl Cursor {
         self.waiting.drain(..).for_each(|request| request.answer(found.clone()));
     }
 
-    /// Until the first of them has waited long enough.
+    /// Returns the time until the first of them has waited long enough.
     fn wait(&self, now: Instant) -> Duration {
         let due = self.waiting.iter().map(|r| r.due(self.is_alive, self.at_end)).min();
         due.map_or(LINGER, |due| due.saturating_duration_since(now))
     }
 }
 
-/// Errors (noted) and logs (written). Records never come this way.
+/// Handles errors (noted) and logs (written). Records never arrive here.
 pub(crate) fn serve_main_queue(client: &Client) {
     let context = client.context();
     loop {

@@ -26,7 +26,7 @@ const CONNECTIONS: &[&str] = &["ERROR", "FAIL", "GETPID", "METADATA", "REQTMOUT"
 fn forward(level: RDKafkaLogLevel, facility: &str, line: &str) {
     use RDKafkaLogLevel::*;
     match level {
-        // A setting that is passed to both sides but applies to one: by design.
+        // A setting that is passed to producers and consumers but applies to one of them: by design.
         _ if facility == "CONFWARN" || CONNECTIONS.contains(&facility) => {
             tracing::debug!(target: "librdkafka", facility, "{line}");
         }
@@ -41,7 +41,7 @@ fn forward(level: RDKafkaLogLevel, facility: &str, line: &str) {
 fn is_turned_away(line: &str) -> bool {
     let duration = line.split_once("(after ").and_then(|(_, rest)| rest.split_once("ms in state UP"));
     let is_short = duration.and_then(|(ms, _)| ms.parse::<u64>().ok()).is_some_and(|ms| ms < 1000);
-    // The client may be writing still.
+    // The client may still be writing.
     let was_closed = ["Disconnected", "Send failed: Broken pipe", "Connection reset by peer"];
     was_closed.iter().any(|how| line.contains(how)) && (is_short || line.contains("security.protocol"))
 }
@@ -63,10 +63,10 @@ impl Trouble {
         Trouble { outages: OutageLog::new(format!("Kafka at {bootstrap}")), known: Mutex::default() }
     }
 
-    /// A line of a client's log.
+    /// Processes a line of a client's log.
     pub(crate) fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         forward(level, facility, line);
-        // Whoever hangs up may have reasons: librdkafka reports no error.
+        // The server may have closed the connection on purpose: librdkafka reports no error.
         if facility == "FAIL" && is_turned_away(line) {
             let reason = line.split_once("]: ").map_or(line, |(_, reason)| reason);
             self.fails(ErrorKind::Unavailable, reason, false);
@@ -140,7 +140,7 @@ struct Current {
 }
 
 impl Known {
-    /// Returns whether this says why.
+    /// Records a failure. Returns whether it contains the cause.
     fn fails(&mut self, now: Instant, kind: ErrorKind, reason: &str, is_total: bool) -> bool {
         match &mut self.current {
             Some(current) if now.saturating_duration_since(current.seen) < FORGOTTEN => {
@@ -159,7 +159,7 @@ impl Known {
         !is_total
     }
 
-    /// Returns whether nothing is known to fail.
+    /// Records a response. Returns whether nothing is known to fail any more.
     fn answers(&mut self) -> bool {
         self.answered = true;
         self.current.take_if(|current| current.is_total);

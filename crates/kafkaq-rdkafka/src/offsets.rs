@@ -63,8 +63,8 @@ impl Reader {
             if fails(&answer, ErrorKind::Timeout) {
                 answer = ask(limit - limit / SHARE);
             }
-            // The client caches the topic, and takes a server that is down for a missing partition. This query makes it
-            // refresh.
+            // The client caches the topic, and mistakes a server that is down for a missing partition. This query makes
+            // it refresh.
             if fails(&answer, ErrorKind::NotFound)
                 && exists(client.fetch_metadata(Some(&topic), limit).as_ref().ok(), &topic, index)
                     != Some(false)

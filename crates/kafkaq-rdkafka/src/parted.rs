@@ -1,5 +1,5 @@
-//! Positions of partitions under earlier epochs: committed offsets are deleted with their topic, and then only this
-//! shows that a partition that comes back is of another log.
+//! Positions of partitions under earlier epochs: committed offsets are deleted with their topic, and then only these
+//! positions show that a returning partition has another log.
 
 use crate::slot::Slot;
 use kafkaq_core::{Cursor, Partition, lock};
@@ -10,8 +10,8 @@ use std::{collections::HashMap, sync::Mutex};
 pub(crate) struct Parted(Mutex<HashMap<Partition, Cursor>>);
 
 impl Parted {
-    /// An epoch ends. Without a record that identifies the log, it knows no more than the previous one. Returns whether
-    /// there is one.
+    /// Records the position of an epoch that ends. Without a record that identifies the log, the previous epoch's
+    /// position stays. Returns whether there is one.
     pub(crate) fn leave(&self, slot: &Slot) -> bool {
         let reached = lock(&slot.trail).reached();
         reached.map(|reached| lock(&self.0).insert(slot.assignment.partition.clone(), reached)).is_some()
@@ -21,7 +21,8 @@ impl Parted {
         lock(&self.0).get(partition).copied()
     }
 
-    /// The replacement of the log was reported. Before that, an assignment that ends early would lose it.
+    /// Drops the position once the replacement of the log was reported. Earlier, the report could get lost with an
+    /// assignment that ends soon.
     pub(crate) fn is_told(&self, partition: &Partition) {
         lock(&self.0).remove(partition);
     }

@@ -10,8 +10,7 @@ use std::{
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Plan {
     pub(crate) topics: Vec<Arc<str>>,
-    /// Topics that were recreated: the consumer is rebuilt because of them. With the partitions of which something was
-    /// read since.
+    /// Recreated topics, for which the consumer is rebuilt, each with the partitions that were read since.
     replaced: HashMap<Arc<str>, HashSet<i32>>,
     /// How many consecutive consumers have failed before it.
     pub(crate) failures: u32,
@@ -26,14 +25,16 @@ impl Plan {
         self.replaced.insert(topic, HashSet::new());
     }
 
-    /// What was read shows from now on whether the partition is recreated once more.
+    /// Records that something of a partition was read. From now on, that shows whether the topic is recreated once
+    /// more.
     pub(crate) fn was_read(&mut self, of: &Partition) {
         if let Some(read) = self.replaced.get_mut(&of.topic) {
             read.insert(of.index);
         }
     }
 
-    /// Of a new assignment. Until something was read, what is committed may be of the earlier log, which is known.
+    /// Returns the doubt about a new assignment. Until something was read, the committed offset may be of the earlier
+    /// log, which is known.
     pub(crate) fn doubt(&self, of: &Partition) -> Doubt {
         match self.replaced.get(&of.topic) {
             Some(read) if !read.contains(&of.index) => Doubt::Log,

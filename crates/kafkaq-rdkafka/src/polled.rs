@@ -19,7 +19,7 @@ use std::{
 
 /// How long it polls at a time while something is in flight; events don't end the wait, but are passed on at once.
 const BUSY: Duration = Duration::from_millis(100);
-/// How often it polls for logs and errors while nothing is.
+/// How often it polls for logs and errors while nothing is in flight.
 const IDLE: Duration = Duration::from_secs(5);
 
 pub(crate) struct Polled<C: ProducerContext + 'static> {
@@ -28,7 +28,7 @@ pub(crate) struct Polled<C: ProducerContext + 'static> {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Why there is none.
+/// Why it could not be created.
 pub(crate) enum Failed {
     Client(KafkaError),
     Thread(io::Error),
@@ -66,7 +66,7 @@ impl<C: ProducerContext + 'static> Polled<C> {
         }
     }
 
-    /// After something was sent.
+    /// Wakes the thread after something was sent.
     pub(crate) fn wake(&self) {
         if let Some(thread) = &self.thread {
             thread.thread().unpark();
@@ -82,7 +82,7 @@ impl<C: ProducerContext + 'static> Deref for Polled<C> {
     }
 }
 
-/// Waits for the thread.
+/// Waits for the thread to end.
 impl<C: ProducerContext + 'static> Drop for Polled<C> {
     fn drop(&mut self) {
         self.stop.store(true, SeqCst);

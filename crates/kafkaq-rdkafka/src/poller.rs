@@ -45,7 +45,7 @@ const SHORT: Duration = Duration::from_millis(10);
 /// How often what was read is compared with the log, and how soon again after an error.
 const CHECK_EVERY: Duration = Duration::from_secs(9);
 const CHECK_AGAIN: Duration = Duration::from_secs(1);
-/// The same error is reported once per this time.
+/// The shortest time between two reports of the same error.
 pub(crate) const QUIET: Duration = Duration::from_secs(60);
 /// How long after a lost response of the group it rejoins, unless the group has responded again.
 const UNSURE: Duration = Duration::from_secs(4);
@@ -90,7 +90,7 @@ pub(crate) async fn start(
 /// A failed consumer that is being rebuilt.
 struct Rebuild {
     plan: Plan,
-    /// Of the failed one, if there is one. The other consumers continue meanwhile.
+    /// The thread that closes the failed one, if there was one. The other consumers continue meanwhile.
     closing: Option<JoinHandle<()>>,
     due: Instant,
 }
@@ -222,7 +222,7 @@ impl<'a> Poller<'a> {
         Group::join(self.request, plan, self.shared, &self.trouble, self.protocol)
     }
 
-    /// Runs until the member leaves, or until somebody has to fix something.
+    /// Runs until the member leaves, or until an error occurs that an operator has to fix.
     fn run(&mut self) -> Result<()> {
         while !self.shared.is_leaving() {
             if let Some((at, code, reason)) = self.serve_main_queues() {
@@ -336,7 +336,7 @@ impl<'a> Poller<'a> {
         Ok(())
     }
 
-    /// A dead member keeps its partitions for longer than requested.
+    /// The warning that a dead member keeps its partitions for longer than requested.
     fn slow_to_notice(&self, why: String) -> Error {
         let wanted = self.request.session_timeout;
         Error::not_applied(ErrorKind::Misconfigured, "join")
@@ -355,8 +355,8 @@ impl<'a> Poller<'a> {
         self.groups.iter().position(|group| group.has(slot))
     }
 
-    /// A client's metadata of a topic can be permanently stale once that was recreated: librdkafka takes its leader for
-    /// an old one, because its epochs start over, and never reads it. So the consumer is rebuilt. It is reported here,
+    /// A client's metadata of a topic can be permanently stale once that was recreated: librdkafka considers its leader
+    /// outdated, because its epochs start over, and never reads it. So the consumer is rebuilt. It is reported here,
     /// since the partition may go to another member, which doesn't know.
     fn replaced(&mut self, slot: &Arc<Slot>, first: i64) {
         if let Some(at) = self.group_of(slot) {
@@ -379,7 +379,7 @@ impl<'a> Poller<'a> {
         }
     }
 
-    /// The group sends the assignment to a member that joins.
+    /// Rejoins the group, which sends the assignment to a joining member.
     fn join_anew(&mut self) {
         // Not all members at once: they lost their responses together.
         let patience = UNSURE + Duration::from_secs(u64::from(self.request.member[0] % 8));
@@ -458,8 +458,8 @@ impl<'a> Poller<'a> {
         again
     }
 
-    /// Reports an error that reading survives, or that stops a partition. What librdkafka recovers from is left to its
-    /// log, and an outage to that of the connections; but a joining caller is told.
+    /// Reports an error that reading survives, or that stops a partition. Errors that librdkafka recovers from appear
+    /// only in its log, and outages only in the log of connections; but a caller that joins gets them.
     fn report(&mut self, e: &KafkaError, reason: &str, of: Option<&Partition>) {
         let (code, settings) = (error::code_of(e), &self.shared.settings);
         let e = match error::unreadable(code, reason, READ, settings.bootstrap()) {
@@ -487,7 +487,7 @@ impl<'a> Poller<'a> {
         self.pending.push_back(Err(e.with_retry(Retry::Yes)));
     }
 
-    /// A consumer has failed permanently. It is rebuilt, unless somebody has to fix something first.
+    /// Handles the permanent failure of a consumer. It is rebuilt, unless an operator has to fix something first.
     fn fail(&mut self, at: usize, code: Code, reason: String) -> Result<()> {
         let is_lacking = matches!(code, Code::UnsupportedFeature | Code::UnsupportedVersion);
         if is_lacking && self.may_change && lock(&self.shared.owned).is_empty() {

@@ -111,7 +111,7 @@ impl ReplaceableProducer {
     ) {
         let again = which.iter().map(|i| &records[*i]).enumerate();
         for (i, outcome) in which.iter().zip(self.send(to, again, which.len(), deadline).await) {
-            // What may have happened before is not undone by a refusal now.
+            // A refusal now doesn't undo an earlier attempt that may have succeeded.
             let in_doubt = outcomes[*i].as_ref().is_err_and(|before| before.effect() == Effect::Unknown);
             outcomes[*i] = if in_doubt { outcome.map_err(doubted) } else { outcome };
         }
@@ -277,7 +277,7 @@ fn connect(settings: &Arc<Settings>, config: &ClientConfig) -> Result<Client> {
     })
 }
 
-/// The same error of an append that an earlier try may have made.
+/// Returns the same error for an append that an earlier attempt may have made.
 fn doubted(error: Error) -> Error {
     match error.effect() {
         Effect::Unknown => error,
@@ -351,12 +351,12 @@ impl Reports {
         }
     }
 
-    /// The client's report on a record that was queued. `may_be_there`: an earlier try may have appended it.
+    /// The client's report on a record that was queued. `may_be_there`: an earlier attempt may have appended it.
     fn reported(&self, code: Code, may_be_there: bool) -> Error {
         let bootstrap = self.settings.bootstrap();
         match code {
             Code::MessageTimedOut => self.overdue(),
-            // Its producer was replaced. It may have been sent, and another try may have succeeded.
+            // Its producer was replaced. It may have been sent, and an earlier attempt may have succeeded.
             Code::PurgeQueue | Code::PurgeInflight => Error::unknown(ErrorKind::Unavailable, APPEND)
                 .with_source("the producer failed before it was acknowledged"),
             _ if may_be_there => error::uncertain(code, APPEND, bootstrap),
@@ -420,7 +420,8 @@ impl ProducerContext for Reports {
         }
         receipt.settle(match result {
             Ok(message) if message.offset() >= 0 => Ok(message.offset()),
-            // A repeated request whose offset the server no longer knows: it was appended, but where is unknown.
+            // A repeated request whose offset the server no longer knows: the record was appended, but at an unknown
+            // offset.
             Ok(_) => Err(Error::unknown(ErrorKind::Unavailable, APPEND)
                 .with_source("appended, but the server did not say where")),
             Err((e, _)) => {
@@ -435,7 +436,7 @@ impl ProducerContext for Reports {
 struct Receipt {
     call: Arc<Call>,
     index: usize,
-    /// How many doubts the client had before it got the record.
+    /// The client's count of doubts before it got the record.
     doubts: u64,
 }
 

@@ -26,15 +26,15 @@ use std::{
 use tokio::sync::{oneshot, watch};
 
 pub(crate) const FETCH: &str = "fetch";
-/// After so long without a fetch the consumers are closed and the thread ends.
+/// After this long without a fetch, the consumers are closed and the thread ends.
 const IDLE: Duration = Duration::from_secs(30);
 /// How often a queue is checked that somebody waits for: its notification can get lost.
 pub(crate) const SWEEP: Duration = Duration::from_millis(250);
 /// How many offsets of one partition can be fetched concurrently, per kind of lane.
 const LANES: usize = 4;
-/// A fetch of up to so many bytes reads nothing ahead.
+/// A fetch of up to this many bytes reads nothing ahead.
 const SMALL: usize = 16 * 1024;
-/// What is read ahead for a larger one, in KiB.
+/// How much is read ahead for a larger one, in KiB.
 const READAHEAD: usize = 1024;
 
 pub(crate) type Client = BaseConsumer<Callbacks>;
@@ -75,7 +75,7 @@ pub(crate) struct Request {
     pub(crate) partition: Partition,
     pub(crate) offset: i64,
     pub(crate) max_bytes: usize,
-    /// Reads from the log, not from what was read ahead: what it finds is newer than the request.
+    /// Read from the log and not from what was read ahead, so that the result is newer than the request.
     pub(crate) anew: bool,
     /// When it returns if the partition has shown no sign of life.
     pub(crate) doubt: Instant,
@@ -102,7 +102,7 @@ impl Request {
     }
 }
 
-/// What there was at an offset.
+/// What was found at an offset.
 #[derive(Clone)]
 pub(crate) enum Found {
     Records(Vec<Record>),
@@ -179,8 +179,8 @@ impl Reader {
         Ok(())
     }
 
-    /// Replaces the consumers: their metadata of a topic can be permanently stale. librdkafka takes the leader of a
-    /// recreated topic for an old one, because its epochs start over, and never reads it.
+    /// Replaces the consumers: their metadata of a topic can be permanently stale. librdkafka considers the leader of a
+    /// recreated topic outdated, because its epochs start over, and never reads it.
     pub(crate) fn renew(&self) {
         let mut state = lock(&self.inbox.state);
         state.renew = true;
@@ -204,7 +204,7 @@ impl Reader {
         error::no_answer(op, &self.settings)
     }
 
-    /// It only looked.
+    /// The error of a failed query. It had no effect.
     pub(crate) fn refused(&self, op: &'static str, e: &KafkaError) -> Error {
         let code = error::code_of(e);
         match error::kind(code) {
@@ -276,12 +276,12 @@ fn connect(settings: &Arc<Settings>, readahead: usize, thread: Thread) -> Result
     Ok(Arc::new(client))
 }
 
-/// What the thread has.
+/// The state of the thread.
 struct Lanes {
     settings: Arc<Settings>,
     inbox: Arc<Inbox>,
     lanes: Vec<Lane>,
-    /// Each lane has somebody else at their partition.
+    /// Requests whose partition is busy in every lane.
     unplaced: VecDeque<Request>,
     swept: Instant,
 }

@@ -22,7 +22,7 @@ const HEARTBEAT: &str = "consumer.heartbeat.interval.ms";
 const CLASSIC: RangeInclusive<Duration> = Duration::from_secs(6)..=Duration::from_secs(1800);
 /// The client's name for it. A poll thread that is blocked for this long counts as dead, too.
 const REBALANCE: &str = "max.poll.interval.ms";
-/// For what happens before and after the release, on a busy machine.
+/// Added to the release limit for what happens before and after the release, on a busy machine.
 const MARGIN: Duration = Duration::from_secs(10);
 /// What the client allows. Also keeps instants from overflowing.
 pub(crate) const MAX_REBALANCE: Duration = Duration::from_secs(24 * 3600);
@@ -61,7 +61,7 @@ pub(crate) fn set_rebalance_limit(config: &mut ClientConfig, request: &JoinReque
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Agreed {
     Yes,
-    /// And why not.
+    /// No, with the reason.
     No(String),
 }
 
@@ -77,7 +77,7 @@ pub(crate) async fn agree(
 ) -> Result<Agreed> {
     let (config, limit) = (settings.admin(), settings.request_timeout());
     let (name, topic, runtime) = (group.to_owned(), topic.to_owned(), Handle::current());
-    // The client ends a thread of its own when it is dropped, and waits for it.
+    // Dropping the client blocks: it waits for a thread of its own.
     let asked = spawn_blocking(move || {
         let client = AdminClient::from_config(&config).map_err(|e| settings::broken(&e))?;
         let agreed =
@@ -95,7 +95,7 @@ pub(crate) async fn agree(
 struct Admin<'a> {
     client: &'a AdminClient<DefaultClientContext>,
     group: &'a str,
-    /// Any broker.
+    /// Any existing topic, to find a broker.
     topic: &'a str,
     limit: Duration,
 }

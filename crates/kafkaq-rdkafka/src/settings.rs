@@ -1,4 +1,4 @@
-//! Settings of the user, kafkaq's defaults, and settings that are refused because they would break the promise.
+//! The user's settings, kafkaq's defaults, and settings that are refused because they would break a guarantee.
 
 use crate::{RdKafka, doubt, log, log::Trouble};
 use kafkaq_core::{Error, ErrorKind, Result};
@@ -199,8 +199,8 @@ impl Builder {
     /// the first call.
     ///
     /// # Errors
-    /// `Misconfigured` for a setting that librdkafka does not know or that would break kafkaq's promise, with the
-    /// reason in its text.
+    /// `Misconfigured` for a setting that librdkafka does not know or that would break one of kafkaq's guarantees, with
+    /// the reason in its text.
     pub fn build(self) -> Result<RdKafka> {
         RdKafka::open(Settings::check(self)?)
     }
@@ -313,7 +313,7 @@ impl Settings {
         config
     }
 
-    /// Whether the producer's lines at level debug are wanted for more than its doubts.
+    /// Whether the user wants the producer's debug lines, which are otherwise only used to detect doubts.
     pub(crate) fn shows_debug(&self) -> bool {
         let mut set = self.builder.both.iter().chain(&self.builder.producer);
         matches!(log::level(), RDKafkaLogLevel::Debug) && set.any(|(name, _)| name == DEBUG)
@@ -351,7 +351,7 @@ impl Settings {
     /// For reading without a group. `readahead` is in KiB per partition; 0 reads one batch per fetch.
     pub(crate) fn reader(&self, readahead: usize) -> ClientConfig {
         let mut config = self.over(self.client(CONSUMER_DEFAULTS), &self.builder.consumer);
-        // Ends of logs are those of leaders, and followers are behind.
+        // The end of a log is its leader's; followers lag behind.
         for name in ["group.instance.id", "group.remote.assignor", "session.timeout.ms", "client.rack"] {
             config.remove(name);
         }
@@ -422,7 +422,7 @@ fn is_address(address: &str) -> bool {
         None => rest.split_once(':').map_or((rest, None), |(host, port)| (host, Some(port))),
     };
     let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
-    // The brackets of an address of IPv6 have been taken off.
+    // The brackets of an IPv6 address have been removed.
     let is_host = |c: char| c.is_alphanumeric() || "-._:".contains(c);
     !host.is_empty() && host.chars().all(is_host) && port.is_none_or(is_port)
 }

@@ -10,8 +10,8 @@ use std::{
     },
 };
 
-/// More marks than records in a window. Beyond that the oldest are dropped, which makes a commit's mark older, not
-/// wrong.
+/// The maximum number of marks: more than a window has records. Beyond that the oldest are dropped, which makes a
+/// commit's mark older, not wrong.
 const MAX_MARKS: usize = 1 << 17;
 /// After this many checks a client that returns nothing is considered stuck. A slow or throttled server must not count
 /// as that.
@@ -30,7 +30,7 @@ pub(crate) enum Doubt {
 pub(crate) struct Slot {
     pub(crate) assignment: Assignment,
     pub(crate) doubt: Doubt,
-    /// Of the consumer to which the group assigned it. The poll thread owns both; a commit borrows them.
+    /// The committer of the consumer to which the group assigned it. The poll thread owns both; a commit borrows them.
     pub(crate) committer: Weak<Committer>,
     /// Its queue in the client may hold records.
     pub(crate) ready: AtomicBool,
@@ -49,7 +49,7 @@ pub(crate) struct Slot {
     /// Commits in flight: the partition is not released during them.
     pub(crate) committing: AtomicUsize,
     pub(crate) trail: Mutex<Trail>,
-    /// Its notifications get lost.
+    /// Its notifications are lost.
     #[cfg(test)]
     pub(crate) is_deaf: AtomicBool,
 }
@@ -74,7 +74,7 @@ impl Slot {
         }
     }
 
-    /// Its queue holds records.
+    /// Records that its queue holds records, and wakes the poll thread.
     pub(crate) fn ring(&self) {
         #[cfg(test)]
         if self.is_deaf.load(SeqCst) {
@@ -83,7 +83,7 @@ impl Slot {
         self.ready.store(true, SeqCst);
     }
 
-    /// Whether nothing holds a revoked partition: the driver has released it, or doesn't want it.
+    /// Returns whether a revoked partition can be given back: the driver has released it, or doesn't want it.
     pub(crate) fn has_let_go(&self) -> bool {
         self.released.load(SeqCst) || self.doubted.load(SeqCst)
     }
@@ -100,7 +100,7 @@ pub(crate) struct Trail {
     anchor: Option<Mark>,
     /// Where the log began, if no record identified it and something was missing before it.
     floor: Option<i64>,
-    /// What was read may not be of the log in which reading started: a commit would vouch for it.
+    /// What was read may not be of the log in which reading started: a commit would wrongly confirm it.
     is_unproven: bool,
     /// Offsets that were skipped since the last check.
     gap: Option<Gap>,
@@ -128,7 +128,7 @@ impl Trail {
         *self = Trail { next, marks, anchor, floor, is_unproven, gap: None, stalled: 0 };
     }
 
-    /// Whether nothing may be committed before the log was compared.
+    /// Returns whether nothing may be committed until the log has been compared.
     pub(crate) fn is_unproven(&self) -> bool {
         self.is_unproven
     }
@@ -172,7 +172,7 @@ impl Trail {
         let below = self.marks.partition_point(|mark| mark.offset < offset);
         self.marks.drain(..below.saturating_sub(1));
         let mark = self.marks.front().copied().filter(|mark| mark.offset < offset);
-        // Everything read up to the anchor is of one log. So the commit's own mark stands for all of it.
+        // Everything read up to the anchor is of one log. So the commit's own mark identifies all of it.
         let anchor = match (self.anchor, mark) {
             (Some(anchor), Some(mark)) if anchor.offset > mark.offset => Some(mark),
             (anchor, _) => anchor,
@@ -195,8 +195,8 @@ impl Trail {
         Some(Checked { cursor, floor: self.floor, next, last, gap: self.gap })
     }
 
-    /// The log was found to be the same, with this end. `is_empty`: the client has no more records of it. Returns from
-    /// where on the client seems to have missed records.
+    /// Records that the log was found to be the same, with this end. `is_empty`: the client has no more records of it.
+    /// Returns the offset from which on the client seems to have missed records.
     pub(crate) fn is_intact(&mut self, checked: &Checked, end: i64, is_empty: bool) -> Option<i64> {
         self.anchor = checked.last.or(self.anchor);
         self.is_unproven &= checked.last.is_none();
@@ -206,7 +206,7 @@ impl Trail {
         (self.stalled >= STALLED).then_some(checked.next)
     }
 
-    /// There is no record from `from` up to `next`.
+    /// Records that there is no record from `from` up to `next`.
     pub(crate) fn nothing_until(&mut self, from: i64, next: i64) {
         if self.next == Some(from) {
             self.next = Some(next.max(from));

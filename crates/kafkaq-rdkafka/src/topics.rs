@@ -101,7 +101,7 @@ impl<'a> Admin<'a> {
         Ok(names.iter().map(of).collect())
     }
 
-    /// A topic that accepts larger records than the producer allows would promise too much.
+    /// Refuses a topic that would accept larger records than the producer can send.
     fn check(&self, spec: &TopicSpec) -> Result<()> {
         let limit = self.settings.max_record_bytes();
         let Some(needs) = spec.max_record_bytes.filter(|needs| *needs > limit) else { return Ok(()) };
@@ -176,7 +176,7 @@ impl<'a> Admin<'a> {
             match result {
                 Ok(_) => created.push(&*spec.name),
                 Err((_, Code::TopicAlreadyExists)) => {}
-                // By its own default it should have them: some have not joined yet, or are away.
+                // By the server's default, enough brokers should exist: some have not joined yet, or are down.
                 Err((_, Code::InvalidReplicationFactor)) if spec.replication.is_none() => {
                     let error = Error::not_applied(ErrorKind::Unavailable, self.op).on(&spec.name);
                     return Err(error.with_advice(

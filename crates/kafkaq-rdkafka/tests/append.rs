@@ -78,14 +78,14 @@ async fn five_thousand_records_are_answered_within_the_timeout_with_the_log_down
         let partitions: Vec<_> = (0..8).map(|p| Partition::new("t", p)).collect();
         mock.broker_down(1).unwrap();
         let records: Vec<_> = (0..5000).map(|n| record(n.to_string())).collect();
-        // Whoever comes later finds the client's queue full of what is before.
+        // Later appends find the client's queue full of earlier records.
         for round in 0..3 {
             let watch = Stopwatch::start();
             let calls = partitions.iter().map(|to| kafka.append(to, &records));
             let outcomes = futures_util::future::join_all(calls).await;
             let took = watch.elapsed();
             println!("{limit:?}, round {round}: 40000 records without a server in {took:?}");
-            // Handing over so many takes its time on a busy machine.
+            // Handing over so many records takes a while on a busy machine.
             assert!(took < limit + Duration::from_secs(4), "{took:?}");
             for e in outcomes.into_iter().flatten().map(Result::unwrap_err) {
                 assert_eq!(e.retry(), Retry::Yes, "{e}");

@@ -23,7 +23,7 @@ struct Seen {
 }
 
 impl Seen {
-    /// A member was expelled with these.
+    /// Records that a member was expelled with these.
     fn lose(&mut self, owned: Owned) {
         let lost = owned.into_iter().filter(|(_, at)| at.committed < at.next);
         self.lost.extend(lost.map(|((partition, _), at)| (partition, at.committed..at.next)));
@@ -38,7 +38,7 @@ impl Seen {
     }
 }
 
-/// How far a member is in one assignment.
+/// A member's progress in one assignment.
 struct Progress {
     committed: i64,
     next: i64,
@@ -56,7 +56,7 @@ fn take(owned: &mut Owned, list: &[Assignment]) -> Owned {
     taken
 }
 
-/// Commits what was read. Answers whether another try may help.
+/// Commits what was read. Returns whether another attempt may help.
 async fn commit(member: &dyn Member, owned: &mut Owned) -> bool {
     let commits: Vec<_> =
         owned.iter().map(|(of, at)| Commit { assignment: assignment(of), offset: at.next }).collect();
@@ -70,7 +70,7 @@ async fn commit(member: &dyn Member, owned: &mut Owned) -> bool {
     may_help
 }
 
-/// The same, until it has happened or the group has expelled the member.
+/// Repeats that until it succeeds or the group has expelled the member.
 async fn commit_all(member: &dyn Member, owned: &mut Owned) {
     let end = Instant::now() + LONG;
     while commit(member, owned).await {
@@ -110,7 +110,7 @@ async fn work(
                     let mut revoked = take(&mut owned, &list);
                     commit_all(&*member, &mut revoked).await;
                     member.release(&list);
-                    // What could not be committed is lost, as an event will tell.
+                    // What could not be committed is lost, as an event will report.
                     revoked.retain(|_, at| at.committed < at.next);
                     owned.append(&mut revoked);
                 }

@@ -42,8 +42,8 @@ async fn what_a_killed_process_had_is_read_by_another_within_the_session_timeout
     on_each_real_site("killed", another_reads).await;
 }
 
-/// By KIP-848 the timeout is a setting of the group, and the servers' until somebody changes it. Where they don't let it
-/// be changed the member joins by the classic protocol.
+/// With KIP-848 the timeout is a setting of the group, which defaults to the servers' setting. Where they don't let it
+/// be changed, the member joins with the classic protocol.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_gets_its_session_timeout_from_servers_that_have_another() {
     let (usual, least) =
@@ -74,7 +74,7 @@ async fn another_reads(site: Site) {
     let request = JoinRequest::new(site.name.clone(), vec![site.topic()], [8; 16]);
     let session = request.session_timeout;
     let mut c = kafka.join(request).await.unwrap();
-    // Until it is a member itself: then all that is missing is the other's death.
+    // Until this process is a member itself, so that only the other's death is missing.
     tokio::time::sleep(Duration::from_secs(8)).await;
     child.kill().unwrap();
     let killed = Stopwatch::start();

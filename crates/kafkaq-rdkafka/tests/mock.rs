@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 type Mock = MockCluster<'static, DefaultProducerContext>;
 
-/// Longer than anything takes that ends at all, even on a loaded machine.
+/// Longer than anything takes that doesn't hang, even on a loaded machine.
 const LONG: Duration = Duration::from_secs(120);
 
 fn cluster() -> (Mock, Builder) {
@@ -64,7 +64,7 @@ async fn a_queue_that_stays_full_is_an_error_in_time() {
     }
 }
 
-/// The client retries by itself, and reports only how the last try ended.
+/// The client retries by itself, and reports only how the last attempt ended.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refusal_does_not_deny_an_earlier_try_that_may_have_appended() {
     let (mock, builder) = cluster();
@@ -84,7 +84,7 @@ async fn a_refusal_does_not_deny_an_earlier_try_that_may_have_appended() {
         // Also of a leader that steps down while it waits for the replicas.
         Resp::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
     ] {
-        // A client that was forbidden a topic asks for a while no more.
+        // A client that was denied a topic doesn't request it again for a while.
         let kafka = builder.clone().build().unwrap();
         kafka.append(&to, &records(1)).await.remove(0).unwrap();
         let plain = outcome(&kafka, &[invalid]).await;
@@ -117,7 +117,7 @@ async fn a_record_that_is_too_large_but_in_doubt_goes_again_compressed_and_stays
     assert_eq!((e.kind(), e.effect()), (ErrorKind::TooLarge, Effect::NotApplied), "{e}");
     mock.request_errors(RDKafkaApiKey::Produce, &[maybe, refused]);
     kafka.append(&to, &records(1)).await.remove(0).unwrap();
-    // The last refusal says why it is not taken.
+    // The last refusal gives the reason.
     mock.request_errors(
         RDKafkaApiKey::Produce,
         &[maybe, refused, Resp::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED],
@@ -157,7 +157,7 @@ async fn after_a_producer_has_failed_for_good_the_next_append_has_a_new_one() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_missing_topic_is_reported_and_reading_goes_on() {
     let (mock, builder) = cluster();
-    // By the new protocol the server, not the client, looks for the topic, and waits for it in silence.
+    // With the new protocol the server, not the client, looks for the topic, and waits for it silently.
     let kafka = builder.set("group.protocol", "classic").build().unwrap();
     mock.topic_error("late", Resp::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART).unwrap();
     let mut c = kafka.join(JoinRequest::new("g", vec!["late".into()], [1; 16])).await.unwrap();
@@ -172,7 +172,7 @@ async fn a_missing_topic_is_reported_and_reading_goes_on() {
 async fn with_nothing_under_way_leaving_is_prompt_also_when_the_broker_is_gone() {
     for protocol in ["classic", "consumer"] {
         let (mock, builder) = cluster();
-        // So long the close takes, in vain.
+        // Closing takes this long, in vain.
         let builder = builder.request_timeout(Duration::from_secs(10));
         let kafka = builder.set("group.protocol", protocol).build().unwrap();
         let mut c = kafka.join(JoinRequest::new("g", vec!["t".into()], [1; 16])).await.unwrap();
@@ -192,7 +192,7 @@ async fn with_nothing_under_way_leaving_is_prompt_also_when_the_broker_is_gone()
 async fn commits_that_wait_while_a_member_leaves_do_not_end_the_process() {
     const MEMBERS: usize = 40;
     let (mock, builder) = cluster();
-    // So long a commit waits for a server that is away.
+    // A commit waits this long for a server that is down.
     let builder = builder.set("group.protocol", "classic").set("session.timeout.ms", "3000");
     let builder = builder.set("heartbeat.interval.ms", "500").request_timeout(Duration::from_millis(200));
     let join = async |n: usize| {
@@ -208,7 +208,7 @@ async fn commits_that_wait_while_a_member_leaves_do_not_end_the_process() {
     let members = join_all((0..MEMBERS).map(join)).await;
     let leave = async |(kafka, c, mine): (RdKafka, Consumer, Vec<Assignment>)| {
         let commits = [Commit { assignment: mine[0].clone(), offset: 0 }];
-        // Some are made when the broker is away and the client doesn't know it yet: they are never answered.
+        // Some are made while the broker is down and the client doesn't know it yet: they never get a response.
         while c.member.commit(&commits).await[0].is_ok() {}
         for _ in 0..10 {
             assert!(c.member.commit(&commits).await[0].is_err());
@@ -259,8 +259,8 @@ async fn a_consumer_that_was_fenced_is_built_anew_and_reads_on_under_a_new_epoch
     kafka.close().await.unwrap();
 }
 
-/// The client notices that the group has expelled it only when it has given back what was revoked, and a driver that
-/// may take its time would work on it for nobody until then.
+/// The client notices that the group has expelled it only once it has given back the revoked partitions, and until then
+/// a driver that takes its time would work in vain.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_was_expelled_during_a_revoke_loses_it_at_once() {
     let (mock, builder) = cluster();

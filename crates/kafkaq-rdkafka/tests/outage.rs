@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Waits for a line after the first so many.
+/// Waits for a line beyond the first `after` ones.
 async fn wait_for(log: &Log, what: &str, of: &str, after: usize) {
     let limit = Instant::now() + LONG;
     while !log.lines().iter().skip(after).any(|line| line.contains(what) && line.contains(of)) {
@@ -23,7 +23,7 @@ async fn wait_for(log: &Log, what: &str, of: &str, after: usize) {
     }
 }
 
-/// The subscriber is that of the process, so this is the only test here that looks at lines.
+/// The subscriber is global to the process, so this is the only test here that checks log lines.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_is_one_line_when_it_begins_and_one_when_it_ends() {
     let log = Log::capture_all_threads();
@@ -50,7 +50,7 @@ async fn an_outage_is_one_line_when_it_begins_and_one_when_it_ends() {
     let before = log.lines().len();
     mock.broker_down(1).unwrap();
     for _ in 0..3 {
-        // All that a process does, from all of its clients.
+        // Everything that a process does, with all of its clients.
         let records = [record("x")];
         let (appended, fetched, described) = tokio::join!(
             kafka.append(&of, &records),
@@ -73,13 +73,13 @@ async fn an_outage_is_one_line_when_it_begins_and_one_when_it_ends() {
     let told = |what: &str| told.iter().filter(|line| line.contains(what)).count();
     assert_eq!(told(" is failing: "), 1);
     assert_eq!(told("works again"), 1);
-    // Of what came of it.
+    // Messages about the consequences.
     assert!(told("WARN") + told("ERROR") <= 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_only_looked_had_no_effect_when_nobody_answers() {
-    // It takes connections and says nothing.
+    // It accepts connections and never responds.
     let deaf = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = deaf.local_addr().unwrap();
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

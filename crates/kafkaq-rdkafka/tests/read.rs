@@ -31,7 +31,7 @@ async fn on_both(test: &str, run: impl AsyncFn(Site)) {
     }
 }
 
-/// What a mock cluster doesn't have.
+/// Runs a test only on the server, for what a mock cluster doesn't have.
 async fn on_the_server(test: &str, run: impl AsyncFn(Site)) {
     on_both(test, async |site| {
         if site.mock.is_none() {
@@ -192,7 +192,7 @@ async fn reading_goes_on_beyond_a_transactions_marker_at_the_end() {
             }
             other.flush(WAIT).unwrap();
             if value == "aborted" {
-                // Until then nobody knows.
+                // Until then it is unknown.
                 let batch = fetch(&kafka, &of, 4, Duration::ZERO, 1 << 20).await.unwrap();
                 assert_eq!((batch.records.len(), batch.next, batch.end), (0, 4, Some(4)));
                 other.abort_transaction(WAIT).unwrap();
@@ -327,7 +327,7 @@ async fn without_a_server_a_fetch_fails_in_time_and_changed_nothing() {
     let limit = Duration::from_secs(1);
     let kafka = RdKafka::builder(mock.bootstrap_servers()).request_timeout(limit).build().unwrap();
     let of = Partition::new("t", 0);
-    // By a handle that has time.
+    // With a handle that has a longer timeout.
     let patient = RdKafka::builder(mock.bootstrap_servers()).request_timeout(WAIT).build().unwrap();
     fill(&patient, &of, 0, 1).await;
     assert_eq!(fetch(&patient, &of, 0, WAIT, 1 << 20).await.unwrap().records.len(), 1);
@@ -407,7 +407,7 @@ async fn a_server_that_is_away_costs_only_its_own_partitions() {
     let limit = Duration::from_secs(4);
     let kafka = RdKafka::builder(mock.bootstrap_servers()).request_timeout(limit).build().unwrap();
     let all: Vec<_> = (0..6).map(|p| Partition::new("t", p)).collect();
-    // By a handle that has time.
+    // With a handle that has a longer timeout.
     let patient = RdKafka::builder(mock.bootstrap_servers()).request_timeout(WAIT).build().unwrap();
     for of in &all {
         fill(&patient, of, 0, 1 + usize::try_from(of.index).unwrap()).await;
@@ -434,7 +434,7 @@ async fn a_server_that_is_away_costs_only_its_own_partitions() {
     let _ = kafka.close().await;
 }
 
-/// What librdkafka doesn't know stands for what it was built without.
+/// A codec that librdkafka doesn't know stands for one that it was built without.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_record_that_can_not_be_decompressed_stops_its_partition_with_a_word() {
     const UNKNOWN: i16 = 7;
@@ -464,7 +464,7 @@ async fn a_record_that_can_not_be_decompressed_stops_its_partition_with_a_word()
     println!("{e}");
     assert_eq!((read, e.kind(), e.retry()), (1, ErrorKind::Unsupported, Retry::Yes), "{e}");
     assert!(e.to_string().contains("t/0") && e.advice().is_some(), "{e}");
-    // It is not told for each attempt.
+    // It isn't reported for each attempt.
     let more = tokio::time::timeout(Duration::from_secs(3), consumer.events.next()).await;
     assert!(more.is_err(), "{more:?}");
     kafka.close().await.unwrap();

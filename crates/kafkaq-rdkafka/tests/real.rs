@@ -124,7 +124,7 @@ async fn a_revoke_waits_for_the_release_and_a_commit_in_between_counts() {
         // B starts where A committed.
         assert!(of_b.first.values().all(|o| *o == 7), "{:?}", of_b.first);
         b.member.leave().await.unwrap();
-        // What comes back comes under a higher epoch, and the old one stays refused.
+        // Partitions that return have a higher epoch, and the old one stays refused.
         let back = assigned(&mut a, revoking.len()).await;
         let old = revoking.iter().map(|r| r.epoch).max().unwrap();
         assert!(back.iter().all(|n| n.epoch > old));
@@ -135,8 +135,8 @@ async fn a_revoke_waits_for_the_release_and_a_commit_in_between_counts() {
     .await;
 }
 
-/// Also to whoever joins late: an assignor that evens out the sum over all topics gives it half of all, and that may
-/// be everything of one topic.
+/// Even a member that joins late: an assignor that balances the total over all topics gives it half of all partitions,
+/// which may be all of one topic.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_member_gets_its_share_of_each_topic_and_commits_both_at_once() {
     on_each_site("share", async |site| {
@@ -176,7 +176,7 @@ async fn every_member_gets_its_share_of_each_topic_and_commits_both_at_once() {
     .await;
 }
 
-/// The servers ask for a heartbeat every half an hour, so whatever happens sooner happens because a member asks by
+/// The servers request a heartbeat every half hour, so whatever happens sooner happens because a member polls by
 /// itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_hears_of_changes_before_its_next_heartbeat_is_due() {
@@ -326,7 +326,8 @@ async fn an_idle_consumer_gets_a_record_without_waiting_for_a_tick() {
         }
         took.sort();
         println!("from append to event: median {:?}, worst {:?}", took[10], took[19]);
-        // A tick comes every second. The mock cluster answers a waiting fetch only at its end, half a second later.
+        // The poll thread ticks every second. The mock cluster responds to a waiting fetch only at its end, half a
+        // second later.
         let limit = if site.mock.is_some() { 900 } else { 300 };
         assert!(took[10] < Duration::from_millis(limit), "{took:?}");
         kafka.close().await.unwrap();
@@ -350,7 +351,7 @@ async fn what_is_there_is_read_as_soon_as_a_partition_is_assigned() {
         }
         took.sort();
         println!("from assignment to event: median {:?}, worst {:?}", took[3], took[6]);
-        // A thread of librdkafka that nobody wakes looks every second.
+        // A thread of librdkafka that is not woken checks every second.
         assert!(took[3] < Duration::from_millis(600), "{took:?}");
         kafka.close().await.unwrap();
     })

@@ -13,7 +13,7 @@ use rdkafka::{
 };
 use std::time::Instant;
 
-/// Two members with one instance id: by the classic protocol the second fences the first, by KIP-848 it is refused.
+/// Two members with one instance id: with the classic protocol the second fences the first, with KIP-848 it is refused.
 /// Either is fatal to librdkafka's consumer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_consumer_that_has_failed_for_good_is_built_anew_and_what_it_had_comes_back() {
@@ -50,7 +50,7 @@ async fn a_consumer_that_has_failed_for_good_is_built_anew_and_what_it_had_comes
                 Ok(event) => begun.take(&*b.member, event),
             }
         }
-        // The other one goes away, and everything comes to the second.
+        // The first one leaves, and the second gets everything.
         a.member.leave().await.unwrap();
         one.close().await.unwrap();
         let until = Instant::now() + 3 * LONG;
@@ -86,7 +86,7 @@ async fn a_partition_that_is_added_is_read_long_before_the_client_librarys_five_
         while kafka.append(&to, &[record("x")]).await[0].is_err() {
             assert!(added.elapsed() < LONG, "an append in time");
         }
-        // The client looks every 30 s, and then there is a rebalance.
+        // The client checks every 30 s, and then there is a rebalance.
         let until = added + LONG;
         loop {
             match tokio::time::timeout_at(until.into(), c.events.next()).await.expect("a record in time") {

@@ -24,7 +24,7 @@ const PARTITIONS: i32 = 2;
 /// A check comes every ten seconds; this is far more.
 const FOUND: Duration = Duration::from_secs(90);
 
-/// What was delivered, by its payload, and what was said.
+/// What was delivered, by payload, and the reported errors.
 #[derive(Default)]
 struct Seen {
     assigned: BTreeSet<Partition>,
@@ -32,7 +32,7 @@ struct Seen {
     said: Vec<String>,
 }
 
-/// Works as the driver does: everything that it reads is finished at once, commits are made all the time.
+/// Works as the driver does: finishes everything that it reads at once, and commits all the time.
 async fn work(
     kafka: RdKafka,
     request: JoinRequest,
@@ -139,7 +139,7 @@ async fn append(kafka: &RdKafka, to: &Partition, payloads: &[String]) {
     }
 }
 
-/// Whatever becomes of the topic meanwhile.
+/// Publishes all the time, whatever happens to the topic.
 async fn publish_all_the_time(kafka: RdKafka, topic: Arc<str>, mut stop: tokio::sync::watch::Receiver<bool>) {
     for n in 0.. {
         let to = Partition::new(topic.clone(), n % PARTITIONS);
@@ -151,7 +151,7 @@ async fn publish_all_the_time(kafka: RdKafka, topic: Arc<str>, mut stop: tokio::
     kafka.close().await.unwrap();
 }
 
-/// What the log has at this moment.
+/// Returns what the log contains at this moment.
 async fn content(kafka: &RdKafka, topic: &Arc<str>) -> BTreeSet<String> {
     // A client takes a while to notice that the topic is another one.
     let until = Instant::now() + LONG;
@@ -196,7 +196,7 @@ async fn all_delivered(kafka: &RdKafka, topic: &Arc<str>, seen: &Mutex<Seen>, ro
         while !missing().is_empty() && since.elapsed() < SOON {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        // The earlier log is served for a while, and what it has is gone with it.
+        // The earlier log is served for a while, and its records are gone with it.
         if !expected.is_subset(&content(kafka, topic).await) {
             continue;
         }
@@ -275,7 +275,7 @@ fn payloads(round: usize, index: i32, n: usize) -> Vec<String> {
     (0..n).map(|i| format!("{round}-{index}-{i}")).collect()
 }
 
-/// Retention has deleted all there was, so no record tells in which log the member began.
+/// Retention has deleted all records, so none shows in which log the member began.
 async fn begins_in_an_empty_log(site: Site) {
     const DELETED: usize = 300;
     let site = site.with_topic(PARTITIONS).await;
@@ -301,7 +301,8 @@ async fn begins_in_an_empty_log(site: Site) {
     create(&admin, &topic).await;
     for index in 0..PARTITIONS {
         let partition = Partition::new(topic.clone(), index);
-        // The controller has the new topic before the broker serves it, and what the earlier log takes is gone with it.
+        // The controller knows the new topic before the broker serves it, and records appended to the earlier log are
+        // gone with it.
         let begun = Instant::now();
         while !kafka.offsets(std::slice::from_ref(&partition)).await.remove(0).is_ok_and(|o| o.next == 0) {
             assert!(begun.elapsed() < FOUND, "the earlier log stays");

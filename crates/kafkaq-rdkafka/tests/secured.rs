@@ -1,5 +1,5 @@
-//! Listeners that require authentication. With a server of its own, where `KAFKAQ_TEST_KAFKA` says that there may be
-//! servers.
+//! Listeners that require authentication. Starts its own server, if `KAFKAQ_TEST_KAFKA` shows that servers are
+//! available.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test")]
 
 mod common;

@@ -52,7 +52,7 @@ async fn a_groups_batches_tell_how_far_behind_it_is() {
         let mine = assigned(&mut consumer, 1).await;
         consumer.member.pause(&mine);
         fill(&kafka, &of, 0, usize::try_from(ALL).unwrap()).await;
-        // Until the client has seen them, and told so.
+        // Until the client has seen and reported them.
         let limit = Instant::now() + LONG;
         loop {
             consumer.member.resume(&mine);

@@ -1,8 +1,8 @@
 //! A Redis Cluster: which node has which slots, learned from the nodes and from their redirects.
 //!
 //! The map is fetched when there is none, and again after anything that casts doubt on it: a redirect, or a failing
-//! node. All nodes are asked concurrently and the first response counts, so a node that is down costs no time. One that
-//! doesn't serve its slots is asked last: cut off from the others, it still responds with the map of before.
+//! node. All nodes are asked concurrently and the first response counts, so a node that is down costs no time. A node
+//! that doesn't serve its slots is asked last: cut off from the others, it still responds with its old map.
 
 use crate::{failure, link::has_error, node::Node, slot::SLOTS};
 use futures_util::future::{join_all, select_ok};
@@ -25,7 +25,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// The nodes that serve their slots may take this fraction of the time that is left, if there are others to ask.
 const SERVING_SHARE: u32 = 2;
 
-/// In place of the owner of a slot that has none.
+/// Stands for the owner of a slot that has none.
 const NOBODY: usize = usize::MAX;
 
 pub(crate) struct Cluster {
@@ -44,9 +44,9 @@ pub(crate) struct Cluster {
 #[derive(Default)]
 struct Map {
     nodes: Vec<Arc<Node>>,
-    /// For each slot the place of its owner in `nodes`, or `NOBODY`. Empty before the first answer.
+    /// For each slot the place of its owner in `nodes`, or `NOBODY`. Empty before the first response.
     owners: Vec<usize>,
-    /// Nodes that have left the map and may still have calls in flight. No seeds, which are always there.
+    /// Nodes that have left the map and may still have calls in flight. Without seeds, which are never dropped.
     displaced: Vec<Weak<Node>>,
     stale: bool,
     looked: Option<Instant>,
@@ -130,7 +130,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// The map of any node.
+    /// Fetches the map from any node.
     async fn ask_all(&self, call: Call) -> Result<Vec<Range>> {
         let nodes = self.nodes();
         let is_new = |seed: &&Arc<Node>| find(&nodes, seed.address()).is_none();
@@ -150,7 +150,7 @@ impl Cluster {
                 return Ok(ranges);
             }
         }
-        // A seed may be one of them, by another name.
+        // A seed may be one of them, under another name.
         first_of(&[doubtful, seeds].concat()).await
     }
 
@@ -172,7 +172,7 @@ impl Cluster {
     /// is changed.
     pub(crate) fn redirect(&self, from: &Node, refusal: &ServerError) -> Option<Arc<Node>> {
         let (slot, to) = refusal.details()?.split_once(' ')?;
-        // Without a host it is another port of the same.
+        // Without a host it is another port of the same host.
         let to = if to.starts_with(':') { [host(from.address()), to].concat() } else { to.to_owned() };
         let mut map = self.map();
         let node = self.node(&map.nodes, &to).filter(|_| !map.closed)?;
@@ -270,7 +270,7 @@ fn find(nodes: &[Arc<Node>], address: &str) -> Option<Arc<Node>> {
     nodes.iter().find(|node| node.address() == address).cloned()
 }
 
-/// Of `host:port`; an IPv6 address has more colons.
+/// Returns the host of `host:port`; an IPv6 address has more colons.
 fn host(address: &str) -> &str {
     address.rsplit_once(':').map_or(address, |(host, _)| host)
 }
@@ -289,7 +289,7 @@ async fn ask(node: &Node, call: Call) -> Result<Vec<Range>> {
         Some(Value::ServerError(e)) => Err(failure::refused(failure::SLOTS, &e)),
         Some(answer) => match ranges(&answer, host(node.address())) {
             Some(ranges) if !ranges.is_empty() => Ok(ranges),
-            // A node that has not joined the others yet.
+            // The node has not joined the others yet.
             Some(_) => Err(failure::unassigned(failure::SLOTS)),
             None => Err(failure::unexpected_response(failure::SLOTS)),
         },
@@ -416,7 +416,7 @@ mod tests {
         assert_eq!(e.kind(), ErrorKind::Closed, "{e}");
     }
 
-    /// The old and the new primary of all slots but one, which is always the new one's.
+    /// The old and the new primary of all slots but one, which always belongs to the new one.
     struct Failover {
         addresses: [SocketAddr; 2],
         /// The old one is cut off, and the new one has taken over.
@@ -449,7 +449,7 @@ mod tests {
                 }
                 for command in String::from_utf8_lossy(&received[..n]).split('*').skip(1) {
                     if number == 1 && command.contains("SLOTS") {
-                        // Not the first to answer.
+                        // Not the first to respond.
                         sleep(Duration::from_millis(100)).await;
                     }
                     stream.write_all(self.answer(number, command).as_bytes()).await?;

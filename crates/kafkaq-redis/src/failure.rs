@@ -89,18 +89,19 @@ pub(crate) fn is_readonly(e: &ServerError) -> bool {
     code(e) == "READONLY"
 }
 
-/// The command goes to another server: this one is a replica, or doesn't have the slot of the key, or soon won't.
+/// Returns whether the command has to go to another server: this one is a replica, or doesn't have the key's slot, or
+/// soon won't.
 pub(crate) fn is_for_another(e: &ServerError) -> bool {
     code(e) == "MOVED" || is_ask(e) || is_readonly(e)
 }
 
-/// The server as a whole serves no keys, or those of no slot: it is cut off from the others of its cluster, or has been
+/// Returns whether the server as a whole serves no keys: it is cut off from the others of its cluster, has been
 /// replaced, or is still loading its data.
 pub(crate) fn is_out_of_service(e: &ServerError) -> bool {
     matches!(code(e), "CLUSTERDOWN" | "MASTERDOWN" | "LOADING")
 }
 
-/// Only this command goes to the other node.
+/// Returns whether only this command goes to the other node.
 pub(crate) fn is_ask(e: &ServerError) -> bool {
     code(e) == "ASK"
 }

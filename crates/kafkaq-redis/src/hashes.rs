@@ -13,9 +13,9 @@ static SCRIPT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("swa
 /// Places of a batch whose values are in hashes, grouped by hash and kind.
 pub(crate) struct Groups<'a, K> {
     groups: Vec<Group<'a, K>>,
-    /// Where each group is.
+    /// The index of each group.
     index: BTreeMap<(Hash<'a>, K), usize>,
-    /// Where the last place went: the next one mostly follows it.
+    /// The group of the last place: the next one mostly joins it.
     last: usize,
 }
 
@@ -115,7 +115,7 @@ fn write_name(cmd: &mut Cmd, prefix: &str, hash: Hash<'_>) {
     write_joined(cmd, [prefix].into_iter().chain(hash.parts()));
 }
 
-/// Encoded as `swap_fields.lua` says.
+/// Encodes a call as `swap_fields.lua` documents it.
 fn run_script(prefix: &str, swaps: &[Swap], call: &[Part<'_>], way: Way) -> Cmd {
     let fields = call.iter().map(|(_, entries)| entries.len()).sum::<usize>();
     let args = 3 * (call.len() + fields);

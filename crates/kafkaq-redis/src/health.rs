@@ -11,7 +11,7 @@ use std::hash::{BuildHasher, RandomState};
 
 const OLDEST_TESTED: (u32, u32) = (6, 2);
 
-/// What a server is expected to be.
+/// Whether a server is expected to be a cluster node.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Place {
     Alone,
@@ -31,7 +31,7 @@ pub(crate) async fn of_cluster(cluster: &Cluster, call: Call) -> Result<Vec<Stri
     Ok(found)
 }
 
-/// What the nodes with these addresses have answered. One that is still loading its data is down, too.
+/// Evaluates the responses of the nodes with these addresses. A node that is still loading its data counts as down.
 fn of_nodes<'a>(nodes: impl Iterator<Item = (&'a str, Result<Vec<Value>>)>) -> Result<Vec<String>> {
     let (mut found, mut unheard, mut is_heard) = (Vec::new(), Vec::new(), false);
     for (address, answers) in nodes {

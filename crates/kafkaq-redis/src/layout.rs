@@ -1,8 +1,8 @@
-//! The layout of values: under a key of their own, or with their neighbours in a hash.
+//! The layout of values: under their own key, or with their neighbours in a hash.
 //!
 //! A key with a time to live costs Redis 180 bytes besides name and value, and each command on it takes microseconds.
 //! So the leases of up to 64 tasks that one publisher numbered consecutively share one hash, which Redis stores as a
-//! list while it is small. It lives as long as the longest of them may; since its name contains the time, it doesn't
+//! list while it is small. It lives as long as the longest-lived of them; since its name contains the time, it doesn't
 //! get new ones forever.
 //!
 //! This must never change: processes with different layouts would not see each other's leases.
@@ -24,7 +24,7 @@ impl<'a> Hash<'a> {
     }
 }
 
-/// The hash and the field of a key whose value has neighbours.
+/// Returns the hash and the field of a key whose value may have neighbours.
 pub(crate) fn in_hash(key: &Key) -> Option<(Hash<'_>, Field<'_>)> {
     let NumberedKey { shared: [head, middle], own, .. } = key.numbered()?;
     let group = match own[1].as_bytes().first()? {

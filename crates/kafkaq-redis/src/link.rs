@@ -9,7 +9,7 @@ use redis::{AsyncConnectionConfig, Client, Pipeline, ServerError, Value, aio::Mu
 
 /// How many requests may wait to be written. One request is a whole batch.
 const SEND_QUEUE: usize = 256;
-/// So that a batch is written at once, in bytes.
+/// The size of the write buffer, in bytes, so that a batch is written at once.
 const WRITE_BUFFER: usize = 256 * 1024;
 
 /// One connection to a server.
@@ -74,7 +74,7 @@ pub(crate) async fn send(link: &Link, call: Call, commands: &Pipeline) -> Result
     .await
 }
 
-/// Also looks at the responses to the parts of a command.
+/// Returns whether a response, or one to a part of a command, is such an error.
 pub(crate) fn has_error(answers: &[Value], is_meant: fn(&ServerError) -> bool) -> bool {
     answers.iter().any(|answer| match answer {
         Value::ServerError(e) => is_meant(e),

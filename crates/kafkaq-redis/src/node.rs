@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 pub(crate) struct Node {
     links: Box<[Link]>,
     next_link: AtomicUsize,
-    /// In a cluster: it has responded that it doesn't serve its slots.
+    /// In a cluster: whether it has responded that it doesn't serve its slots.
     pub(crate) out_of_service: AtomicBool,
     pub(crate) outages: OutageLog,
 }
@@ -36,7 +36,7 @@ impl Node {
         self.links[0].connect().address()
     }
 
-    /// As [`link::send`].
+    /// Like [`link::send`].
     pub(crate) async fn send(&self, call: Call, commands: &Pipeline) -> Result<Vec<Value>> {
         link::send(self.link(call), call, commands).await
     }
@@ -54,7 +54,7 @@ impl Node {
         other
     }
 
-    /// As [`Node::send`], to a node that doesn't own the slots of these commands yet.
+    /// Like [`Node::send`], to a node that doesn't own the slots of these commands yet.
     pub(crate) async fn send_asking(&self, call: Call, commands: &Pipeline) -> Result<Vec<Value>> {
         let mut both = Pipeline::with_capacity(2 * commands.len());
         for command in commands.cmd_iter() {
@@ -125,7 +125,7 @@ mod tests {
 
             let lost = &node.links[0];
             lost.leave(&lost.up(call()).await.unwrap(), "it is cut off");
-            // The server accepts nobody now: a call that waited for the lost link would take all its time.
+            // The server accepts no connection now: a call that waited for the lost link would time out.
             for _ in 0..4 {
                 timeout(LIMIT / 2, node.send(call(), &ping)).await.expect("it doesn't wait").unwrap();
             }

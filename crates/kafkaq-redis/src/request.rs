@@ -42,7 +42,7 @@ pub(crate) trait Request: Sized + Send + Sync {
 
     fn commands(&self) -> &Pipeline;
 
-    /// Writes the outcomes to their places. A place without one got no response, or is left over.
+    /// Writes the outcomes to their places. A place without one got no response, or is in the leftover.
     fn settle(self, answers: Vec<Value>, outcomes: &mut [Option<Result<Self::Outcome>>]) -> Leftover;
 }
 
@@ -65,7 +65,7 @@ pub(crate) struct Reads {
     parts: Vec<Vec<usize>>,
 }
 
-/// What the responses leave to do.
+/// What is left to do after the responses.
 #[derive(Default)]
 pub(crate) struct Leftover {
     /// Swaps that certainly did not happen and need the script's text.
@@ -174,7 +174,7 @@ fn created(answer: Value) -> Result<Swapped> {
     }
 }
 
-/// Encoded as `swap.lua` says.
+/// Encodes a call as `swap.lua` documents it.
 fn run_script(prefix: &str, swaps: &[Swap], places: &[usize], how: How) -> Cmd {
     let bytes = |b: &Option<Bytes>| b.as_ref().map_or(0, Bytes::len);
     let size = |&place: &usize| {
@@ -238,7 +238,7 @@ fn swapped(answer: Value) -> Result<Swapped> {
     }
 }
 
-/// The script without keys: does nothing, but needs the permission to run it.
+/// Calls the script without keys, which does nothing but requires the permission to run it.
 pub(crate) fn try_script() -> Cmd {
     run_script("", &[], &[], How::ByText)
 }

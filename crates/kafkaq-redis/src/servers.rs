@@ -32,7 +32,7 @@ impl Share {
 #[derive(Default)]
 pub(crate) struct Open {
     pub(crate) places: Vec<usize>,
-    /// Each with the node to ask.
+    /// Places to be sent with `ASKING`, each with its node.
     asks: Vec<(usize, Arc<Node>)>,
 }
 
@@ -100,14 +100,14 @@ impl Servers {
         true
     }
 
-    /// Takes note of what a node responded to its part of a batch.
+    /// Observes the responses of a node to its part of a batch.
     pub(crate) fn observe(&self, node: &Node, answers: &[Value]) {
         if let Servers::Cluster(cluster) = self {
             cluster.observe(node, answers);
         }
     }
 
-    /// A node failed.
+    /// Marks the map as stale, since a node failed.
     pub(crate) fn mark_stale(&self) {
         if let Servers::Cluster(cluster) = self {
             cluster.mark_stale();

@@ -104,7 +104,7 @@ impl RedisStore {
         outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(missing)).collect()
     }
 
-    /// These were not sent to any node: not the failure of one node.
+    /// Fails items that were not sent to any node, which is not the failure of one node.
     fn fail<R: Request>(
         &self,
         places: impl IntoIterator<Item = usize>,
@@ -154,8 +154,8 @@ async fn send<R: Request>(call: Call, share: Share, request: R) -> (Share, Resul
 }
 
 impl RedisStore {
-    /// Runs all commands that leases need, on two values of its own: whoever may run only some of them would do half of
-    /// a swap.
+    /// Runs all commands that leases need, on two values of its own: a user that may run only some of them would
+    /// execute half of a swap.
     async fn probe(&self) -> Result<()> {
         let keys = health::probe_keys()?;
         let steps = [

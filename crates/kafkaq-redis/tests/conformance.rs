@@ -24,7 +24,7 @@ fn main() -> Result<ExitCode, BoxError> {
     Ok(of("", &one, Ok)?.and(neighbours).run())
 }
 
-/// The suite of this server and of a cluster of its own, with a store over each.
+/// Returns the suite of this server and of its own cluster, with a store over each.
 fn of<S: LeaseStore>(
     name: &str,
     one: &Server,
@@ -42,7 +42,8 @@ fn of<S: LeaseStore>(
     Ok(Suite::from(single.with_outage(proxy)).and(cluster.with_outage(StandsStill(three))))
 }
 
-/// The nodes of a cluster tell clients their own addresses, so that no proxy can stand before them.
+/// Stops the server's process: the nodes of a cluster give clients their own addresses, so a proxy can't be put in
+/// front of them.
 struct StandsStill(Server);
 
 #[async_trait]
@@ -56,7 +57,7 @@ impl Outage for StandsStill {
     }
 }
 
-/// Whatever a case calls a key, here it is the next that a publisher numbers: so that 64 lie in one hash.
+/// Maps each key of a case to the next one that a publisher numbers, so that 64 are in one hash.
 #[derive(Debug)]
 struct Neighbours(RedisStore);
 

@@ -53,7 +53,7 @@ impl ProducePath {
     }
 }
 
-/// Whether a map of strings preserves the headers: sorted by name.
+/// Returns whether a map of strings preserves the headers: they are sorted by name.
 fn survive_a_map(headers: &Headers) -> bool {
     let mut last: Option<&[u8]> = None;
     headers.iter().all(|(name, value)| {
@@ -198,7 +198,7 @@ fn size(record: &NewRecord) -> usize {
     record.size() + FRAME + record.headers.len() * HEADER_FRAME
 }
 
-/// What can't be sent at all.
+/// Returns why a record can't be sent at all, if it can't.
 fn refusal(record: &NewRecord, max_message_bytes: usize) -> Option<Failure> {
     (size(record) > max_message_bytes).then(|| {
         let advice = format!("A record has at most max_message_bytes, which is {max_message_bytes}");

@@ -11,9 +11,9 @@ const MIN_TIMEOUT: Duration = Duration::from_millis(100);
 const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Enough for one batch of Kafka's default size and for the metadata of a cluster with a few thousand topics.
 const MIN_MESSAGE: usize = 2 << 20;
-/// Names of hosts have no more.
+/// The maximum length of a host name.
 const MAX_NAME: usize = 255;
-/// The protocol counts in 32 bits with a sign.
+/// The protocol uses signed 32-bit sizes.
 const MAX_MESSAGE: usize = 1 << 30;
 
 /// Settings of an [`RsKafka`]. From [`RsKafka::builder`].
@@ -140,7 +140,7 @@ impl Builder {
 fn is_address(address: &str) -> bool {
     let Some((host, port)) = address.rsplit_once(':') else { return false };
     let is_host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-        // Behind % stands the interface.
+        // After `%` comes the interface.
         Some(six) => six.split('%').next().is_some_and(|six| six.parse::<Ipv6Addr>().is_ok()),
         None => {
             let is_allowed = |c: char| c.is_alphanumeric() || matches!(c, '-' | '.' | '_');

@@ -32,7 +32,7 @@ const KNOWN: usize = 3;
 #[derive(Default)]
 pub(crate) struct Cluster {
     view: Mutex<View>,
-    /// Held during a lookup: others wait for it. How it failed last, and when.
+    /// Held during a lookup, so that others wait for it. Has the last failure and its time.
     asking: tokio::sync::Mutex<Option<(Instant, Failure)>>,
     /// Every request starts with another broker.
     turn: AtomicUsize,
@@ -126,7 +126,7 @@ impl Cluster {
         let outcomes = names.iter().map(|name| {
             let topic = described.iter().find(|topic| *topic.name == **name);
             let topic = topic.ok_or_else(Failure::not_found)?;
-            // A topic without a leader is there, too.
+            // A topic without a leader exists, too.
             match Failure::of_code(topic.code, || format!("asked for the topic {name}")) {
                 Err(failure) if failure.code != Some(ProtocolError::LeaderNotAvailable) => {
                     Err(failure.unsent())
@@ -144,7 +144,7 @@ impl Cluster {
         deadline: Instant,
     ) -> Result<Arc<str>, Failure> {
         self.describe(connections, Vec::new(), deadline).await?;
-        // It is being chosen.
+        // The controller is being elected.
         lock(&self.view).controller.clone().ok_or_else(Failure::no_leader)
     }
 
@@ -185,7 +185,7 @@ impl Cluster {
         self.with_ends(partition, of).flatten().map(|(_, epoch)| epoch)
     }
 
-    /// Its log is not the one that was read.
+    /// Forgets the epochs of a partition whose log was replaced.
     pub(crate) fn forget_epochs(&self, partition: &Partition) {
         self.with_ends(partition, VecDeque::clear);
     }
@@ -225,7 +225,7 @@ impl Cluster {
         view.topics.get(topic).and_then(|topic| topic.asked).is_some_and(|at| at >= since)
     }
 
-    /// The topic, and what else is read or written.
+    /// Returns the topic, and the others that are in use.
     fn in_use(&self, name: &Arc<str>) -> Vec<Arc<str>> {
         let view = lock(&self.view);
         let others = view.topics.iter().filter(|(_, topic)| topic.used.elapsed() < IN_USE);
@@ -339,7 +339,7 @@ impl Cluster {
     }
 }
 
-/// The leader of the later of two leaderships: the one that was just described, and the latest one so far.
+/// Returns the leader with the later epoch: the one that was just described, or the latest one so far.
 fn newer(latest: &mut HashMap<i32, (i32, Option<i32>)>, found: &DescribedPartition) -> Option<i32> {
     let DescribedPartition { index, leader, epoch } = *found;
     let known = latest.entry(index).or_insert((epoch, None));

@@ -64,12 +64,12 @@ impl Failure {
         Failure::of(e).unsent()
     }
 
-    /// The same failure, of something that changes nothing.
+    /// The same failure of an operation that changes nothing.
     pub(crate) fn unsent(self) -> Self {
         Failure { sent: false, ..self }
     }
 
-    /// The same failure, of something that has changed something by then.
+    /// The same failure of an operation that has already changed something.
     pub(crate) fn half_done(self) -> Self {
         Failure { sent: true, ..self }
     }
@@ -108,7 +108,7 @@ impl Failure {
         Failure { kind: ErrorKind::Unavailable, advice: Some(advice.into()), ..self }
     }
 
-    /// Not every broker knows of a topic that was just created.
+    /// Not every broker knows a topic that was just created.
     pub(crate) fn too_new() -> Self {
         Failure { again: true, answered: true, ..Failure::new(ErrorKind::Unavailable) }
             .because("the topic is new, and a broker does not know of it yet")
@@ -143,7 +143,7 @@ impl Failure {
         Failure { kind: ErrorKind::Unavailable, sent: false, again: true, source, ..self }
     }
 
-    /// Sent, without a response.
+    /// The request was sent, but there was no response.
     pub(crate) fn silence() -> Self {
         Failure { sent: true, ..Failure::new(ErrorKind::Timeout) }
     }
@@ -172,7 +172,7 @@ impl Failure {
         )
     }
 
-    /// The log has other records below that offset than were read.
+    /// The log has different records below that offset from those that were read.
     pub(crate) fn cut(offset: i64) -> Self {
         let advice = format!(
             "The log was cut below offset {offset} and has grown since: a position in what was cut off says nothing of \
@@ -266,12 +266,12 @@ impl Failure {
         Failure { address: Some(address.clone()), ..self }
     }
 
-    /// Another attempt won't change it.
+    /// The same failure, without another attempt: it would not help.
     pub(crate) fn for_good(self) -> Self {
         Failure { again: false, ..self }
     }
 
-    /// Why, in a few words.
+    /// Returns the reason in a few words.
     pub(crate) fn reason(&self) -> impl fmt::Display {
         let mut text = match &self.source {
             Some(source) => source.to_string(),
@@ -368,7 +368,7 @@ fn unwrapped(e: ClientError) -> Failure {
 
 /// Nothing was sent: the client was still connecting.
 fn of_connection(e: &ConnectionError) -> Failure {
-    // A connection that breaks meanwhile says nothing of the password.
+    // A connection that breaks meanwhile says nothing about the password.
     if let ConnectionError::SaslFailed(SaslError::RequestError(e)) = e {
         return of_request(e).unsent();
     }
@@ -422,7 +422,7 @@ fn of_server(code: ProtocolError) -> Failure {
         | InvalidReplicaAssignment
         | PolicyViolation
         | OffsetOutOfRange => certain(ErrorKind::Invalid),
-        // A server that has not joined enough of the others yet also returns this.
+        // A server that knows too few of the others yet also returns this.
         InvalidReplicationFactor => Failure { again: true, ..certain(ErrorKind::Invalid) },
         InvalidRequiredAcks => certain(ErrorKind::Misconfigured),
         UnsupportedVersion | UnsupportedForMessageFormat | UnsupportedCompressionType => {

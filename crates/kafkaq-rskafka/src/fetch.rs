@@ -44,7 +44,7 @@ pub(crate) async fn fetch(link: &Link, from: &Position, limit: FetchLimit) -> Re
             }
             Decoded { records, next, epoch, .. } => {
                 link.cluster.has_read(partition, next, epoch);
-                // A server may show a record before it counts it.
+                // A server may return a record before its reported end includes it.
                 return Ok(Batch::new(records, next, Some(end.max(next))));
             }
         }
@@ -157,7 +157,7 @@ pub(crate) async fn offsets(link: &Link, of: &[Partition], limits: Limits) -> Ve
             outcomes[at] = outcome;
         }
         left.retain(|at| outcomes[*at].as_ref().is_err_and(|failure| failure.again));
-        // The one that takes longest decides for all.
+        // The failure that takes longest to resolve decides for all.
         let failures = left.iter().filter_map(|at| outcomes[*at].as_ref().err());
         let Some(failure) = failures.min_by_key(|failure| failure.kind == ErrorKind::NotFound) else { break };
         let failure = failure.clone();

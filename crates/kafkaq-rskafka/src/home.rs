@@ -59,7 +59,7 @@ impl<T> Drop for AbortOnDrop<T> {
 /// Runs a call on a runtime that makes progress by itself.
 ///
 /// # Errors
-/// Those of the call; and if it takes a thread and the system can't start one.
+/// Those of the call, and if it needs a thread and the system can't start one.
 pub(crate) async fn run<T: Send + 'static>(
     call: impl Future<Output = Result<T, Failure>> + Send + 'static,
 ) -> Result<T, Failure> {

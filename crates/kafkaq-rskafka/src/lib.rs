@@ -37,7 +37,7 @@ pub use builder::Builder;
 /// no broker gets more than four such requests at a time.
 ///
 /// It can be called from any runtime, and from none. Calls stay on a multi-thread runtime of tokio; all others run on a
-/// thread that belongs to the process, since a runtime that nobody drives would hold up the other callers.
+/// thread that belongs to the process, since a runtime that nobody drives would block the other callers.
 pub struct RsKafka {
     link: Arc<Link>,
 }
@@ -78,7 +78,7 @@ impl Log for RsKafka {
 
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
         let appended = match home::runs_by_itself() {
-            // Which spares a copy of the records.
+            // This saves a copy of the records.
             true => calls::append(&self.link, to, records).await,
             false => {
                 let (link, to, records) = (self.link.clone(), to.clone(), records.to_vec());

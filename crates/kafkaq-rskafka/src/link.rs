@@ -42,13 +42,13 @@ impl Settings {
         self.addresses.iter().all(local)
     }
 
-    /// What a fetch may ask for: a response has more than records in it.
+    /// How many bytes a fetch may request: a response contains more than records.
     pub(crate) fn max_fetch_bytes(&self) -> usize {
         self.max_message_bytes - self.max_message_bytes / 8
     }
 }
 
-/// How long a call may go on.
+/// The time limits of a call.
 #[derive(Clone, Copy)]
 pub(crate) struct Limits {
     pub(crate) deadline: Instant,
@@ -121,13 +121,13 @@ impl Link {
         Limits { deadline, settled: deadline.min(now + SETTLING) }
     }
 
-    /// As long as a new topic may take to be known everywhere.
+    /// Returns limits that allow a new topic to become known everywhere.
     pub(crate) fn patient(&self) -> Limits {
         let limits = self.limits(Duration::ZERO);
         Limits { settled: limits.deadline, ..limits }
     }
 
-    /// Retries until an attempt succeeds, or no other may.
+    /// Retries until an attempt succeeds, or no further one can.
     pub(crate) async fn repeat<T, Fut>(&self, limits: Limits, once: impl Fn() -> Fut) -> Result<T, Failure>
     where
         Fut: Future<Output = Result<T, Failure>>,
@@ -145,7 +145,7 @@ impl Link {
 /// The attempts of one call.
 pub(crate) struct Attempts {
     pause: Duration,
-    /// If one of them may have had an effect, that stays so, however the last one ends.
+    /// Whether one of them may have had an effect, however the last one ends.
     sent: bool,
     last: Option<Failure>,
 }

@@ -62,7 +62,7 @@ struct Queue {
     waiting: VecDeque<PendingFetch>,
     /// In flight, or about to start.
     requests: usize,
-    /// Of them, those that wait for returning readers.
+    /// How many of them wait for returning readers.
     gathering: usize,
     expected: Vec<From>,
 }

@@ -23,14 +23,14 @@ pub(crate) async fn ensure(link: &Link, specs: &[TopicSpec]) -> Result<Vec<Topic
             *created = there.is_none() && create(link, spec, limits).await?;
         }
         settled(link, &names, limits).await.map_err(|failure| match failure.kind {
-            // They are there: the broker that was asked has not heard of it.
+            // They exist: the broker that was asked doesn't know them yet.
             ErrorKind::NotFound => Failure::too_new(),
             _ => failure,
         })
     };
     let mut infos = match ensured.await {
         Ok(infos) => infos,
-        // An existing one stays.
+        // A topic that was created stays.
         Err(failure) if created.contains(&true) => return Err(failure.half_done()),
         Err(failure) => return Err(failure),
     };
@@ -98,9 +98,9 @@ async fn create(link: &Link, spec: &TopicSpec, limits: Limits) -> Result<bool, F
     };
     match link.repeat(limits, once).await {
         Ok(()) => Ok(true),
-        // Somebody else was as fast.
+        // Another process has created it meanwhile.
         Err(failure) if failure.code == Some(ProtocolError::TopicAlreadyExists) => Ok(false),
-        // By its own default it should have them: some have not joined yet, or are away.
+        // By the server's default, enough brokers should exist: some have not joined yet, or are down.
         Err(failure)
             if failure.code == Some(ProtocolError::InvalidReplicationFactor)
                 && spec.replication.is_none() =>
@@ -150,7 +150,8 @@ async fn learn(link: &Link, infos: Vec<&mut TopicInfo>, limits: Limits) -> Resul
     Ok(())
 }
 
-/// The operator may have created the topics with care, and granted no more than needed.
+/// Whether access to the settings is denied: an operator may have created the topics carefully and granted only what is
+/// needed.
 fn is_withheld(failure: &Failure) -> bool {
     matches!(failure.kind, ErrorKind::Denied | ErrorKind::Unsupported)
 }

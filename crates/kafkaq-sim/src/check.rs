@@ -1,5 +1,5 @@
 //! The invariants, checked from outside: by what the log and the store contained at every moment. Written from the
-//! promise and the design, not from the machine.
+//! specification, not from the machine.
 
 use crate::later::own_envelope;
 use crate::log::{Entry, Kind, Part};
@@ -45,7 +45,7 @@ pub(crate) struct Checker {
     pub(crate) tasks: Vec<Task>,
     /// Looked up, never iterated.
     by_key: HashMap<Key, TaskNo>,
-    /// Foreign records by what their id has to begin with.
+    /// Foreign records, by the required beginning of their ids.
     by_place: HashMap<String, TaskNo>,
     pub(crate) violation: Option<Violation>,
     /// Clocks have been further apart than the settings allow.
@@ -54,7 +54,7 @@ pub(crate) struct Checker {
     /// Delayed tasks that a worker got, and those of them that it got late.
     delayed: u32,
     late: u32,
-    /// Faults that calls of the machines have met.
+    /// The number of faults that the machines' calls have met.
     pub(crate) faults: u64,
     cancel_ttl: Duration,
     max_delay: Duration,
@@ -83,7 +83,7 @@ impl Checker {
         self.tasks.push(task);
     }
 
-    /// The log takes no copy of the record's task.
+    /// Returns whether the log refuses copies of the record's task.
     pub(crate) fn is_refused(&self, record: &NewRecord) -> bool {
         numbered(record.value.as_ref()).and_then(|n| self.tasks.get(n)).is_some_and(|task| task.refused)
     }
@@ -96,7 +96,8 @@ impl Checker {
         self.tasks[task].store_key.clone()
     }
 
-    /// Whose lease lies under a key. The id of a foreign record begins with where and when it was appended.
+    /// Returns the task whose lease has this key. The id of a foreign record begins with where and when it was
+    /// appended.
     pub(crate) fn task_of(&mut self, key: &Key) -> Option<TaskNo> {
         if let Some(n) = self.by_key.get(key) {
             return Some(*n);
@@ -114,17 +115,17 @@ impl Checker {
         }
     }
 
-    /// Nothing keeps this record open any more. `epoch` is its partition's.
+    /// Returns whether nothing keeps this record open any more. `epoch` is its partition's.
     pub(crate) fn is_finished(&self, entry: &Entry, epoch: u64) -> bool {
         let task = &self.tasks[entry.task];
         if entry.cover == 0 && task.held.iter().any(|h| h.done_unleased == Some(epoch)) {
             return true;
         }
-        // A record that was forwarded as it is lies in the wait topic with the number that it has.
+        // A record that was forwarded unchanged is in the wait topic with its own cover number.
         task.is_covered(entry.cover) || task.forwarded.contains(&entry.cover)
     }
 
-    /// All there is of the task is what was published.
+    /// Returns whether the task has no records but the published ones.
     pub(crate) fn has_no_copy(&self, content: &Content) -> bool {
         numbered(content.payload.as_ref())
             .and_then(|n| self.tasks.get(n))
@@ -158,14 +159,14 @@ impl Checker {
         }
     }
 
-    /// Whoever deletes a topic gives up what is in it.
+    /// Gives up the tasks of deleted records: that is what deleting a topic means.
     pub(crate) fn deleted(&mut self, entries: &[Option<Entry>]) {
         for entry in entries.iter().flatten() {
             self.tasks[entry.task].deleted = true;
         }
     }
 
-    /// I5: what is still open.
+    /// I5: returns what is still unfinished.
     pub(crate) fn unfinished(&self) -> Option<String> {
         self.tasks.iter().find_map(|t| {
             let promised = !t.acknowledged_at.is_empty() && !t.deleted;
@@ -189,7 +190,7 @@ impl Checker {
         none.then(|| format!("all {} delayed tasks came more than {LATE:?} late", self.delayed))
     }
 
-    /// A process is over, and with it its workers.
+    /// Records that a process has ended, and its workers with it.
     pub(crate) fn process_over(&mut self, id: [u8; 16]) {
         for held in self.tasks.iter_mut().flat_map(|t| &mut t.held) {
             if held.token.process == id {
@@ -198,7 +199,7 @@ impl Checker {
         }
     }
 
-    /// What a client writes in order to cancel; `None` if there is nothing to cancel.
+    /// Returns what a client writes to cancel a task; `None` if there is nothing to cancel.
     pub(crate) fn cancelled_lease(&self, seen: Option<&Bytes>, now: Wall) -> Option<(Bytes, Duration)> {
         let (mut lease, ttl) = match seen.map(|v| Lease::decode(v)) {
             Some(Err(DecodeError::Newer(_))) => return None,
@@ -221,7 +222,7 @@ fn numbered(payload: Option<&Bytes>) -> Option<TaskNo> {
 
 // ---- appends
 impl World {
-    /// Whose record it is, its cover number and its attempt; checks what a machine appends.
+    /// Returns the task of a record, its cover number and its attempt. Checks what a machine appends.
     pub(crate) fn check_append(
         &mut self,
         kind: Kind,
@@ -285,7 +286,7 @@ impl World {
         Some((n, cover, attempt))
     }
 
-    /// I6: a task gets a few copies a lease, and some for every fault; not more and more of them.
+    /// I6: a task gets a few copies per lease, and some per fault; their number doesn't grow without bound.
     fn check_number_of_copies(&mut self, n: TaskNo) {
         let faults = self.check.faults;
         let moves =
@@ -298,8 +299,8 @@ impl World {
         };
         let damage = u64::from(task.damage);
         let allowed = 32 + damage + 2 * (self.now / lease) + 2 * task.retries + moves + faults;
-        // Two processes that disagree on the time push a copy to and fro; and over a lease of a later version no
-        // cover number can be raised.
+        // Two processes that disagree on the time send a copy back and forth; and no cover number can be raised in a
+        // lease of a later version.
         let excused = self.check.clocks_broken || self.stats.damaged > 0 || self.plan.mixed;
         let allowed = if excused { 3 * allowed } else { allowed };
         let (all, lately) = (task.copies.len() as u64, if excused { 0 } else { since(1000 * MS) });
@@ -368,8 +369,8 @@ impl World {
         self.check.fail("I2", format!("p{p} makes t{n} ready {what}"));
     }
 
-    /// I2: what is begun without a lease is a first attempt, and lies where no earlier owner of its partition has begun
-    /// anything so.
+    /// I2: a job that starts without a lease is a first attempt, at an offset where no earlier owner of the partition
+    /// has started one like this.
     fn may_be_unleased(&self, n: TaskNo, ready: &Ready) -> Result<(), &'static str> {
         let (task, settings, stats) = (&self.check.tasks[n], &self.plan.settings, &self.stats);
         let origin = &ready.content.origin;
@@ -391,11 +392,11 @@ impl World {
         }
     }
 
-    /// The store hears of every job that goes on for long.
+    /// Every job that runs for long gets a lease in the store.
     pub(crate) fn check_leased(&mut self, p: usize, job: JobKey) {
         let Some(after) = self.plan.settings.track_after else { return };
         let excused = self.plan.rates.pause > 0 || self.check.clocks_broken;
-        // All calls of the store that may be under way at once can be slow.
+        // All concurrent calls of the store may be slow.
         let patience = if self.plan.rates.slow_call > 0 { 8 * SEC } else { 2 * SEC };
         let until = self.procs[p].ready_at(job) + after.as_micros() as Us + patience;
         let Some((n, held)) = self.held(p, job) else { return };
@@ -404,8 +405,8 @@ impl World {
         }
     }
 
-    /// I2: nobody else's lease holds while a worker starts. A job that the store was not told of is not seen by others,
-    /// nor sees them.
+    /// I2: no other lease is live when a worker starts. A job without a lease in the store can't be seen by others, and
+    /// doesn't see theirs.
     pub(crate) fn check_taken(&mut self, p: usize, ready: &Ready) -> Option<TaskNo> {
         let n = numbered(ready.content.payload.as_ref())?;
         let now = self.clocks(p);
@@ -413,7 +414,7 @@ impl World {
         if ready.deadline <= now.wall && !self.check.clocks_broken {
             self.check.fail("I2", format!("p{p} hands out t{n} when its lease is over"));
         }
-        // A lease that the store lost since it was won is not seen by others, nor sees them.
+        // A lease that the store has lost since it was won can't be seen by others, and its holder doesn't see theirs.
         let damage = self.check.tasks[n].damage;
         let intact =
             self.check.tasks[n].holder(ready.token).is_some_and(|h| h.damage == damage && !h.unleased);
@@ -463,7 +464,7 @@ impl World {
         let failed = matches!(end, End::Retry(_) | End::Reject);
         let first = failed && !held.asked_fail;
         held.asked_fail |= failed;
-        // It has said its last word: from here on the store may know it before the worker does.
+        // Its worker has sent its last command: from here on the store may know the outcome before the worker does.
         held.running = None;
         let token = held.token;
         let task = &mut self.check.tasks[n];
@@ -483,8 +484,8 @@ impl World {
         self.procs[p].jobs.remove(&job);
     }
 
-    /// I6: what ends its process ends no neighbour's last chance with it, again and again. A task whose lease ran out
-    /// is on its last chance alone, unless the others of its kind have been running here for a while.
+    /// I6: a task that kills its process doesn't repeatedly use up its neighbors' last chances. A task whose lease
+    /// expired runs alone on its last chance, unless the other suspects have been running here for a while.
     fn check_apart(&mut self, p: usize, ready: &Ready) {
         let ran_out = |ready: &Ready| {
             ready.history.entries().last().is_some_and(|f| f.reason == History::LEASE_RAN_OUT)
@@ -511,7 +512,7 @@ impl World {
         let Some((n, held)) = self.held(p, job) else { return };
         if matches!((answer, end), (Answer::Lost(LostReason::TakenOver), Some(End::Done))) {
             let (token, attempt) = (held.token, held.attempt);
-            // A store that went back in time has a lower attempt, which gives way.
+            // A store that was rolled back has a lower attempt, which yields.
             let task = &self.check.tasks[n];
             let taken = task.held.iter().any(|h| h.token != token && h.attempt >= attempt);
             let excused = self.stats.damaged > 0 || self.plan.mixed || task.announced >= attempt;
@@ -533,7 +534,7 @@ impl World {
             (Answer::Ok, Some(End::Reject)) => held.dead,
             (Answer::Ok, _) => false,
             (Answer::Extended(until), _) => held.deadline >= *until,
-            // What says that it did not take effect has not.
+            // If the answer says that it did not take effect, it didn't.
             (Answer::Failed(e), Some(End::Done)) if e.effect() == Effect::NotApplied => !held.done,
             (Answer::Failed(e), Some(End::Retry(_) | End::Snooze(_))) if e.effect() == Effect::NotApplied => {
                 !held.idle && !held.dead

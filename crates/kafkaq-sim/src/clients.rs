@@ -1,4 +1,4 @@
-//! The clients: they publish tasks, again if the outcome is unknown, and cancel some.
+//! The clients: they publish tasks, repeat that if the outcome is unknown, and cancel some.
 
 use crate::later::own_envelope;
 use crate::log::{Entry, Kind};
@@ -11,7 +11,7 @@ use kafkaq_core::{
 use std::time::{Duration, SystemTime};
 
 impl World {
-    /// What will be published when.
+    /// Draws which tasks will be published when.
     pub(crate) fn draw_tasks(&mut self) {
         for n in 0..self.plan.tasks {
             let kind = match self.rng.weighted(&[55, 20, 15, 3, 2, 5]) {
@@ -83,7 +83,7 @@ impl World {
         let task = &mut self.check.tasks[n];
         let mut record = NewRecord::new(task.key.clone(), Some(task.payload.clone()), headers);
         if task.old && part < task_partitions {
-            // Some producers give a time of their own.
+            // Some producers set the timestamp themselves.
             let age = Duration::from_secs(30 * 24 * 3600);
             record.timestamp = Some(SystemTime::UNIX_EPOCH + Duration::from_millis(now.0) - age);
         }
@@ -91,7 +91,7 @@ impl World {
         if task.publications > 1 {
             self.stats.published_again += 1;
         }
-        // A record without an id is one more task each time that it is appended.
+        // A record without an id is a new task each time that it is appended.
         let outcome = if kind == TaskKind::Foreign {
             Ok(self.append_effect(part, &record, None))
         } else {
@@ -151,7 +151,7 @@ impl World {
         kept.then(|| Entry { record: record.clone(), timestamp, task, cover, attempt })
     }
 
-    /// A record as a person reads it.
+    /// Describes a record for the trace.
     pub(crate) fn describe(&self, record: &NewRecord) -> String {
         match record.headers.get(HEADER).map(|h| Envelope::decode(&own_envelope(h))) {
             None => "without a header".into(),

@@ -9,7 +9,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 pub(crate) struct Digest(DefaultHasher);
 
 impl Digest {
-    /// Something that process `p` wants at `now`. Names of operations and jobs are the machine's own and left out.
+    /// Adds an output of process `p` at `now`, without the ids of operations and jobs, which are internal to the
+    /// machine.
     pub(crate) fn add(&mut self, now: Us, p: usize, what: &impl Hash) {
         (now, p).hash(&mut self.0);
         what.hash(&mut self.0);

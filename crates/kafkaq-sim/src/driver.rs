@@ -7,7 +7,7 @@ use crate::world::{Ev, World};
 use kafkaq_core::machine::{Answer, CommandId, FlowControl, Machine, Mono, Notice, Now, Ready};
 use kafkaq_core::{Event, LostReason, Wall};
 
-/// Calls under way at the most, of each kind.
+/// The maximum number of concurrent calls of each kind.
 const SWAP_CALLS: usize = 2;
 const GET_CALLS: usize = 1;
 const APPEND_CALLS: usize = 4;
@@ -15,7 +15,7 @@ const APPEND_CALLS: usize = 4;
 const INPUTS_A_SECOND: u32 = 6_000;
 
 impl World {
-    /// What its clocks show.
+    /// Returns the time by a process's clocks.
     pub(crate) fn clocks(&mut self, p: usize) -> Now {
         let process = &mut self.procs[p];
         if process.told > 0 {
@@ -38,7 +38,7 @@ impl World {
         }
     }
 
-    /// An answer is on its way back.
+    /// Sends an answer back to a process.
     pub(crate) fn answer(&mut self, p: usize, inc: u32, input: Input) {
         let late = match &input {
             Input::Swapped(a) => a.iter().any(|a| a.2.is_err()),
@@ -76,7 +76,7 @@ impl World {
         match input {
             Input::Event(event) => {
                 if matches!(event, Event::Revoking(_) | Event::Lost(_)) {
-                    // What was taken is given back, and first attempts are taken anew.
+                    // Takes are given back, and first attempts are taken again.
                     process.firsts = 0;
                 }
                 m.handle_event(now, event);
@@ -121,7 +121,7 @@ impl World {
         }
     }
 
-    /// Does what the machine wants done, as far as calls are free.
+    /// Executes the machine's outputs, as far as calls are free.
     pub(crate) fn pump(&mut self, p: usize) {
         for _ in 0..100 {
             self.pump_calls(p);
@@ -273,7 +273,7 @@ impl World {
                 self.stats.alarms += 1;
                 tr!(self, P(p), "alarm {alarm:?}");
             }
-            // The log shows it.
+            // The checks see it in the log.
             Notice::DeadLettered(_) => {}
             Notice::LeaseLost(job, reason) => {
                 tr!(self, P(p), "lease lost {job:?} {reason:?}");

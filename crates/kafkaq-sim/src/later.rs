@@ -5,12 +5,12 @@ use crate::world::World;
 use bytes::Bytes;
 use kafkaq_core::{HEADER, Headers, Swap};
 
-/// Where the versions stand in an envelope: behind its marker.
+/// Where the versions are in an envelope: after its marker.
 const ENVELOPE: std::ops::Range<usize> = 3..5;
 /// A field that version 2 doesn't know: its tag, its length, its content.
 const ADDED: [u8; 5] = [99, 3, b'n', b'e', b'w'];
 
-/// What a later version makes of a value of ours: ours may read it, or may not.
+/// How a later version rewrites a value of ours: readable for ours, or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum As {
     Readable,
@@ -22,12 +22,12 @@ impl World {
         self.calm && self.plan.mixed || self.procs[p].later
     }
 
-    /// Most of what a later version writes, earlier ones can read.
+    /// Draws a rewrite. Earlier versions can read most of what a later one writes.
     fn draw_as(&mut self) -> As {
         if self.rng.chance(600) { As::Readable } else { As::Unreadable }
     }
 
-    /// What a process appends, as the log gets it.
+    /// Returns what a process appends, as the log gets it.
     pub(crate) fn as_appended(&mut self, who: Option<usize>, headers: &Headers) -> Headers {
         match who.filter(|p| self.is_later(*p)) {
             Some(_) => {

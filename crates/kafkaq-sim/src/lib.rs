@@ -45,9 +45,9 @@ use kafkaq_core::machine::Fault;
 pub struct Outcome {
     /// The first broken rule.
     pub violation: Option<Violation>,
-    /// What happened, how often.
+    /// How often each thing happened.
     pub stats: Stats,
-    /// Stands for everything that the machines wanted done, and when. It is comparable between builds by one compiler.
+    /// A digest of all outputs of the machines, and their times. It is comparable between builds by one compiler.
     pub digest: u64,
 }
 
@@ -57,7 +57,7 @@ pub fn run(seed: u64, profile: &Profile, fault: Option<Fault>) -> Outcome {
     world::World::new(seed, profile, fault, false).run().0
 }
 
-/// Runs a seed and tells every event, a line each.
+/// Runs a seed and returns its events, one line per event.
 #[must_use]
 pub fn trace(seed: u64, profile: &Profile, fault: Option<Fault>) -> (Outcome, Vec<String>) {
     world::World::new(seed, profile, fault, true).run()

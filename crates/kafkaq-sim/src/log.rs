@@ -40,14 +40,14 @@ pub(crate) struct Owner {
     pub(crate) pos: i64,
     /// Everything below was delivered.
     pub(crate) read: i64,
-    /// Its log was cut: what is committed before a time, or beyond what was delivered since, is of the earlier log.
+    /// Its log was truncated: commits before this time, or beyond what was delivered since, belong to the earlier log.
     pub(crate) cut: Option<(Us, i64)>,
     pub(crate) paused: bool,
     /// One more batch may arrive after a pause.
     pub(crate) one_more: bool,
     /// No fetch is scheduled.
     pub(crate) idle: bool,
-    /// Since when it is asked to let go.
+    /// Since when it is being revoked.
     pub(crate) revoking: Option<Us>,
 }
 
@@ -55,7 +55,7 @@ pub(crate) struct Owner {
 pub(crate) struct Part {
     pub(crate) partition: Partition,
     pub(crate) kind: Kind,
-    /// By offset; `None` is a hole.
+    /// By offset; `None` is a gap.
     pub(crate) entries: Vec<Option<Entry>>,
     pub(crate) committed: i64,
     pub(crate) epoch: u64,
@@ -113,7 +113,7 @@ impl Log {
         (self.task_partitions + index) as usize
     }
 
-    /// How often it was published, as far as the log has taken it.
+    /// Returns how many published records of a task the log has accepted.
     pub(crate) fn records(&self, task: TaskNo) -> usize {
         let records = self.parts.iter().filter(|p| p.kind == Kind::Task).flat_map(|p| &p.entries);
         records.flatten().filter(|e| e.task == task).count()
@@ -154,7 +154,7 @@ fn timeout(op: &'static str) -> Error {
 
 // ---- appends
 impl World {
-    /// The record is in the log from now on.
+    /// Puts the record into the log.
     pub(crate) fn append_effect(&mut self, part: usize, record: &NewRecord, who: Option<usize>) -> i64 {
         if self.plan.holes > 0 && self.rng.chance(self.plan.holes) {
             self.log.parts[part].entries.push(None);
@@ -284,7 +284,7 @@ impl World {
             return;
         }
         if empty {
-            // A broker may give nothing although there is something.
+            // A broker may return nothing although there is something.
             self.stats.empty_fetches += 1;
             let (p, at) = (o.p, o.pos);
             let assignment = Assignment { partition: this.partition.clone(), epoch };
@@ -352,7 +352,7 @@ impl World {
         let this = &mut self.log.parts[part];
         let Some(owner) = this.owned(p, inc, commit.assignment.epoch) else { return refused };
         if owner.cut.is_some_and(|(until, upto)| now < until || commit.offset > upto) {
-            // Its mark is of the earlier log: whoever starts there sees that.
+            // Its mark belongs to the earlier log, which the next owner will notice.
             return Ok(());
         }
         self.check.committed(this, commit.offset);
@@ -371,7 +371,7 @@ impl Part {
 }
 
 impl World {
-    /// A topic is cut, or deleted and recreated, and the adapter notices only that offsets went back.
+    /// Truncates a topic, or deletes and recreates it, such that the adapter notices only that offsets went back.
     pub(crate) fn cut(&mut self) {
         let part = self.rng.index(self.log.parts.len());
         let kept = self.rng.index(self.log.parts[part].entries.len() + 1);
@@ -404,7 +404,7 @@ impl World {
         }
     }
 
-    /// The group's offsets are gone; the store still knows what is done.
+    /// Deletes the group's offsets; the store still knows what is done.
     pub(crate) fn forget_offsets(&mut self) {
         let part = self.rng.index(self.log.parts.len());
         if self.log.parts[part].kind != Kind::Dead {
@@ -414,7 +414,7 @@ impl World {
         }
     }
 
-    /// The task topic is deleted and made anew, and with it what the group had committed.
+    /// Deletes and recreates the task topic; the group's commits are gone with it.
     pub(crate) fn recreate(&mut self) {
         self.stats.topics_recreated += 1;
         tr!(self, "log", "the task topic is deleted and made anew");

@@ -103,7 +103,7 @@ fn of<S: Subject>(args: &Args) -> Result<(), String> {
     }
 }
 
-/// The last line tells what was broken.
+/// Prints a trace. The last line says which rule was broken.
 fn replay(seed: u64, lines: &[String], violation: Option<impl Display>) {
     lines.iter().for_each(|line| println!("{line}"));
     match violation {

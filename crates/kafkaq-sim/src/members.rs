@@ -35,7 +35,7 @@ impl World {
         }
     }
 
-    /// What nobody has had goes back before the partition does, unless that took too long.
+    /// Checks that untaken jobs were given back before the partition, unless that took too long.
     fn check_given_back(&mut self, p: usize, part: usize) {
         let this = &self.log.parts[part];
         let kept = |r: &&Ready| {
@@ -50,17 +50,17 @@ impl World {
         }
     }
 
-    /// The next owner can know of what goes on, unless that took too long.
+    /// Checks that the next owner can know of running jobs, unless that took too long.
     fn check_all_leased(&mut self, p: usize, part: usize) {
         let (now, pauses) = (self.clocks(p).wall, self.plan.rates.pause > 0);
         let Part { partition, epoch, .. } = &self.log.parts[part];
         let process = &self.procs[p];
         let unknown = process.running().filter_map(|job| process.jobs.get(&job)).find(|job| {
             let task = &self.check.tasks[job.task];
-            // One that has outlived a lease of which the store could not be told matters to nobody but its worker.
+            // A job that has outlived a lease that could not be written to the store matters only to its worker.
             let goes_on = |h: &Held| h.deadline > now || !(h.sent || pauses);
             let of_task = |h: &Held| h.token == job.token && h.unleased && goes_on(h);
-            // Of one that was cancelled or published twice, the store knows something else.
+            // For a task that was cancelled or published twice, the store has something else.
             let is_known = task.cancelled || self.log.records(job.task) > 1;
             let is_here = job.origin.partition == *partition && job.epoch == Some(*epoch);
             is_here && !is_known && task.held.iter().any(of_task)
@@ -95,7 +95,7 @@ impl World {
         }
     }
 
-    /// The owner learns of it when it is too late.
+    /// Takes a partition from its owner, which learns of it too late.
     pub(crate) fn lose(&mut self, part: usize) {
         let this = &mut self.log.parts[part];
         let Some(o) = this.owner.take() else { return };
@@ -152,7 +152,7 @@ impl World {
         self.after(5 * MS, Ev::Fetch(part, epoch));
     }
 
-    /// Some partitions move: most are asked for, some are taken.
+    /// Moves some partitions: most are revoked, some are lost.
     pub(crate) fn rebalance(&mut self) {
         let all = self.rng.chance(300);
         for part in 0..self.log.parts.len() {
@@ -167,8 +167,8 @@ impl World {
         }
     }
 
-    /// A real group shares out what it has among those that are there. Here that matters to the process whose callers
-    /// are gone: alone it keeps everything.
+    /// A real group distributes its partitions among all members. Here that matters to the process whose callers are
+    /// gone: if it is the only one, it keeps everything.
     pub(crate) fn joined(&mut self) {
         if self.deserted.is_some() {
             self.after(SEC, Ev::Share);
@@ -191,7 +191,7 @@ impl World {
         self.after(self.plan.hold_limit, Ev::HoldLimit(part, epoch));
     }
 
-    /// A member is over: it died, stood still, or left.
+    /// Ends a membership: the member died, was paused, or left.
     pub(crate) fn member_over(&mut self, p: usize, inc: u32) {
         for part in 0..self.log.parts.len() {
             if self.log.parts[part].owner.as_ref().is_some_and(|o| (o.p, o.inc) == (p, inc)) {

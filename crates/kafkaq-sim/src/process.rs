@@ -1,4 +1,4 @@
-//! A process: one machine, its workers, and what its driver has under way; how it starts, dies, stands still.
+//! A process: one machine, its workers, and its driver's calls in flight; how it starts, dies, and pauses.
 
 use crate::trace::{MS, P, SEC, Us, tr};
 use crate::workers::Worker;
@@ -17,7 +17,7 @@ pub(crate) enum Input {
     Committed(Vec<(Commit, Result<()>)>),
 }
 
-/// What the simulation knows of a job.
+/// What the simulation knows about a job.
 #[derive(Clone, Debug)]
 pub(crate) struct Job {
     pub(crate) task: usize,
@@ -28,7 +28,7 @@ pub(crate) struct Job {
     pub(crate) epoch: Option<u64>,
 }
 
-/// A job of a task whose lease ran out.
+/// A job of a task whose lease expired.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Suspect {
     /// When it became ready first.
@@ -54,16 +54,16 @@ pub(crate) struct Process {
     pub(crate) events_at: Us,
     pub(crate) stopping: bool,
     pub(crate) ready: VecDeque<Ready>,
-    /// Looked up, never iterated: its order is not the seed's.
+    /// Looked up, never iterated: its order doesn't depend on the seed.
     pub(crate) jobs: HashMap<JobKey, Job>,
     /// When jobs became ready first, and which of those that workers had are suspects. Looked up, never iterated.
     pub(crate) ready_at: HashMap<JobKey, Us>,
     pub(crate) suspects: HashMap<JobKey, Suspect>,
     pub(crate) workers: Vec<Worker>,
-    /// How many waiters the machine was told of last, and when it last knew of one.
+    /// How many waiting callers were last reported to the machine, and when it last knew of one.
     pub(crate) told: usize,
     pub(crate) waited_at: Us,
-    /// First attempts that it has taken ahead of callers in a row, while redeliveries waited for one.
+    /// How many first attempts it has prefetched in a row, while redeliveries waited for a caller.
     pub(crate) firsts: usize,
     /// The numbers of the tokens that it has sent to the store.
     pub(crate) polled: BTreeSet<u64>,
@@ -89,7 +89,7 @@ impl Process {
         self.swap_calls + self.get_calls + self.append_calls + self.commit_calls
     }
 
-    /// Nothing is handed out or under way, and it is neither stopping nor down.
+    /// Returns whether nothing is handed out or in flight, and it is neither stopping nor down.
     pub(crate) fn is_quiet(&self) -> bool {
         self.machine.is_some()
             && !self.stopping
@@ -117,7 +117,7 @@ impl Process {
         self.ready_at.get(&job).copied().unwrap_or(0)
     }
 
-    /// The jobs whose workers have not said yet how it ends.
+    /// Returns the jobs whose workers have not reported an outcome yet.
     pub(crate) fn running(&self) -> impl Iterator<Item = JobKey> + '_ {
         self.workers.iter().filter_map(Worker::unended_job)
     }
@@ -170,7 +170,7 @@ impl World {
         self.after(self.plan.session, Ev::SessionOver(p, inc, 0));
     }
 
-    /// The machine is no more; it starts again later.
+    /// Drops the machine; it starts again later.
     fn gone(&mut self, p: usize) {
         let Process { inc, id, max_wall, .. } = self.procs[p];
         self.check.process_over(id);
@@ -193,12 +193,12 @@ impl World {
         self.after(self.plan.session, Ev::SessionOver(p, inc, now));
     }
 
-    /// Everything that gathered arrives at once: the group's events in order, all else in any.
+    /// Everything that accumulated arrives at once: the group's events in order, everything else in any order.
     pub(crate) fn wake(&mut self, p: usize, inc: u32) {
         if self.procs[p].inc != inc || !self.procs[p].paused {
             return;
         }
-        // What is on its way to it comes after what has gathered.
+        // What is still on its way arrives after what has accumulated.
         let events_at = self.procs[p].events_at;
         if events_at > self.now {
             return self.at(events_at + 1, Ev::Wake(p, inc));
@@ -247,7 +247,7 @@ impl World {
         self.pump(p);
     }
 
-    /// Its partitions are wanted elsewhere, although jobs still run here.
+    /// Leaves the group early, although jobs still run here, so that its partitions can be read elsewhere.
     pub(crate) fn leave(&mut self, p: usize, inc: u32) {
         let process = &mut self.procs[p];
         if process.inc != inc || process.machine.is_none() || process.paused || process.out {

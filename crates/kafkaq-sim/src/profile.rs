@@ -1,4 +1,4 @@
-//! What a run is like: settings, and which faults happen how often, all drawn from the seed.
+//! The profile of a run: settings, and which faults happen how often, all drawn from the seed.
 
 use crate::rng::Rng;
 use crate::trace::{MS, SEC, Us};
@@ -10,7 +10,7 @@ use std::time::Duration;
 pub enum Trouble {
     /// Store calls fail, with known and unknown effect.
     Store,
-    /// The store is wiped, rolled back, loses keys or goes away.
+    /// The store is wiped, rolled back, loses keys or is down.
     Amnesia,
     /// Appends fail, with known and unknown effect.
     Append,
@@ -20,7 +20,7 @@ pub enum Trouble {
     Rebalance,
     /// Processes die.
     Crash,
-    /// Processes stand still and wake up.
+    /// Processes are paused and resumed.
     Pause,
     /// Processes are shut down and started again.
     Shutdown,
@@ -32,15 +32,16 @@ pub enum Trouble {
     Poison,
     /// Tasks are cancelled.
     Cancel,
-    /// Few records fit, demand comes and goes.
+    /// Windows are small, and demand comes and goes.
     Tight,
-    /// Topics are deleted and made anew.
+    /// Topics are deleted and recreated.
     Recreate,
-    /// Topics are cut or made anew under an assignment, records arrive twice, fetches are empty, offsets are gone.
+    /// Topics are truncated or recreated under an assignment, records arrive twice, fetches are empty, offsets are
+    /// lost.
     Log,
     /// Some processes are of a later version.
     Mixed,
-    /// Some tasks' copies are refused for good.
+    /// Some tasks' copies are permanently refused.
     Refused,
 }
 
@@ -67,12 +68,12 @@ impl Trouble {
     ];
 }
 
-/// A rule outside of the machine that is taken out, to see that the world would notice.
+/// A rule outside of the machine that is removed, to check that the simulation notices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WorldFault {
-    /// A copy in the wait topic has its task's first timestamp, and retention deletes it (hole 11).
+    /// A copy in the wait topic has its task's first timestamp, so that retention deletes it while it waits.
     CopiesKeepTheirTime,
-    /// A second publication of an id is meant as a new task (hole 2).
+    /// A second publication of an id is meant as a new task, but is dropped as a duplicate.
     IdMeansNewTask,
 }
 
@@ -88,7 +89,7 @@ pub struct Profile {
     pub always: Vec<Trouble>,
     /// If set, a run has no others.
     pub only: bool,
-    /// A rule of the world that is taken out.
+    /// A rule of the world that is removed.
     pub world: Option<WorldFault>,
 }
 
@@ -134,7 +135,7 @@ pub(crate) struct Rates {
     pub(crate) shutdown: Us,
     pub(crate) jump: Us,
     pub(crate) recreate: Us,
-    /// The log under an assignment becomes another; it forgets what the group committed.
+    /// The log under an assignment is replaced; it loses the group's commits.
     pub(crate) cut: Us,
     pub(crate) forget: Us,
     pub(crate) repeated: u32,
@@ -157,7 +158,7 @@ pub(crate) struct Plan {
     pub(crate) session: Us,
     pub(crate) hold_limit: Us,
     pub(crate) holes: u32,
-    /// There is no trouble, and no single worker whose pace is everybody's.
+    /// There is no trouble, and more than one worker, so that delayed tasks have to be on time.
     pub(crate) is_punctual: bool,
     /// Processes of two versions.
     pub(crate) mixed: bool,

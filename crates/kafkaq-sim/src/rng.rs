@@ -1,4 +1,4 @@
-//! The only source of chance: splitmix64, so that a seed replays exactly.
+//! The only source of randomness: splitmix64, so that a seed replays exactly.
 
 /// A seeded generator.
 #[derive(Clone, Debug)]
@@ -7,7 +7,7 @@ pub(crate) struct Rng(u64);
 impl Rng {
     pub(crate) fn new(seed: u64) -> Self {
         let mut rng = Rng(seed ^ 0x6b61_666b_6171_5f31);
-        // Neighbouring seeds must not begin alike.
+        // Adjacent seeds must not start with similar values.
         rng.next();
         rng
     }
@@ -20,7 +20,7 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// From 0 to `n - 1`; 0 if `n` is 0.
+    /// Returns a number from 0 to `n - 1`; 0 if `n` is 0.
     pub(crate) fn below(&mut self, n: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
     }
@@ -30,7 +30,7 @@ impl Rng {
         low + self.below(high.saturating_sub(low) + 1)
     }
 
-    /// True this often in a thousand.
+    /// Returns `true` with a probability of `per_mille` in a thousand.
     pub(crate) fn chance(&mut self, per_mille: u32) -> bool {
         per_mille > 0 && self.below(1000) < u64::from(per_mille)
     }
@@ -40,7 +40,7 @@ impl Rng {
         self.below(n as u64) as usize
     }
 
-    /// An index, as often as its weight says.
+    /// Returns an index with a probability proportional to its weight.
     pub(crate) fn weighted(&mut self, weights: &[u32]) -> usize {
         let mut pick = self.below(weights.iter().map(|w| u64::from(*w)).sum());
         for (i, w) in weights.iter().enumerate() {

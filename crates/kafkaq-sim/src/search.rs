@@ -5,7 +5,7 @@ use kafkaq_core::machine::Fault;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-/// The first seeds of each profile that are looked at.
+/// How many seeds of each profile are tried first.
 const FEW: u64 = 64;
 
 /// Which seeds to run, and how.
@@ -15,9 +15,9 @@ pub struct Search {
     pub from: u64,
     /// How many.
     pub count: u64,
-    /// What the runs are like.
+    /// The profile of the runs.
     pub profile: Profile,
-    /// The rule that is taken out of the machine.
+    /// The rule that is removed from the machine.
     pub fault: Option<Fault>,
     /// Whether one violation is enough.
     pub stop_at_first: bool,
@@ -29,7 +29,7 @@ impl Default for Search {
     }
 }
 
-/// What a search came to.
+/// The result of a search.
 #[derive(Clone, Debug, Default)]
 pub struct Found {
     /// Seeds that broke a rule, ascending. With `stop_at_first` the first is the lowest that does.
@@ -40,7 +40,7 @@ pub struct Found {
     pub digest: u64,
 }
 
-/// Runs them.
+/// Runs a search.
 #[must_use]
 pub fn search(search: &Search) -> Found {
     let run = |seed, found: &mut Found| {
@@ -62,8 +62,8 @@ pub fn search(search: &Search) -> Found {
     all
 }
 
-/// Runs seeds in ascending order and answers what each core has gathered. No higher seed is begun once `run` has said
-/// that it is enough.
+/// Runs seeds in ascending order and returns what each core has collected. No higher seed is started once `run` has
+/// returned that it is enough.
 pub(crate) fn on_all_cores<T: Default + Send>(
     from: u64,
     count: u64,
@@ -90,8 +90,8 @@ pub(crate) fn on_all_cores<T: Default + Send>(
     })
 }
 
-/// Looks for a violation with every trouble there is, without any, and with the few troubles that bring out what is rare
-/// among many. Answers the profile that needed the fewest seeds, the seed, and what it broke.
+/// Searches for a violation with every trouble, with none, and with the few troubles that provoke what is rare among
+/// many. Returns the profile that needed the fewest seeds, the seed, and the violation.
 #[must_use]
 pub fn find(fault: Fault, count: u64) -> Option<(Profile, u64, Violation)> {
     let profiles = [
@@ -102,7 +102,7 @@ pub fn find(fault: Fault, count: u64) -> Option<(Profile, u64, Violation)> {
         Profile::only(&[Trouble::Refused, Trouble::Store, Trouble::Append, Trouble::Work]),
         Profile::only(&[Trouble::Mixed, Trouble::Log, Trouble::Clock, Trouble::Work, Trouble::Tight]),
     ];
-    // A few seeds of each come before many of one.
+    // A few seeds of each profile are tried before many of one.
     let (mut from, mut until) = (0, FEW.min(count));
     while from < count {
         let first = profiles.iter().filter_map(|profile| find_within(fault, profile, from, until));
@@ -118,7 +118,7 @@ fn find_within(fault: Fault, profile: &Profile, from: u64, until: u64) -> Option
     let count = until - from;
     let wanted = Search { from, count, profile: profile.clone(), fault: Some(fault), stop_at_first: true };
     let (seed, violation) = search(&wanted).violations.into_iter().next()?;
-    // What is broken without the fault proves nothing about it.
+    // A violation that occurs without the fault, too, proves nothing about it.
     let proves = crate::run(seed, profile, None).violation.is_none();
     proves.then(|| (profile.clone(), seed, violation))
 }

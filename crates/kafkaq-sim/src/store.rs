@@ -19,11 +19,11 @@ pub(crate) struct Store {
     values: BTreeMap<Key, Value>,
     snapshot: BTreeMap<Key, Value>,
     pub(crate) away_until: Us,
-    /// The node that is away. Otherwise all of the store is.
+    /// The node that is down; `None`: the whole store is.
     away_node: Option<u64>,
 }
 
-/// How many nodes a store has that loses one of them.
+/// The number of nodes of a store that loses one of them.
 const NODES: u64 = 3;
 
 /// The node that has the key.
@@ -32,7 +32,7 @@ fn node(key: &Key) -> u64 {
 }
 
 impl World {
-    /// What is there now.
+    /// Returns the current value.
     pub(crate) fn value(&mut self, key: &Key) -> Option<Bytes> {
         let v = self.store.values.get(key)?;
         if v.expires <= self.now {
@@ -49,7 +49,7 @@ impl World {
         self.check.damaged(key);
     }
 
-    /// The swap takes place now.
+    /// Applies a swap.
     pub(crate) fn swap_effect(&mut self, who: Option<usize>, swap: &Swap) -> Swapped {
         let current = self.value(&swap.key);
         let swap = &self.as_swapped(who, swap, current.as_ref());
@@ -215,7 +215,7 @@ impl World {
         self.store.values.keys().nth(n).cloned()
     }
 
-    /// The later version that wrote them is gone.
+    /// Removes the values of a later version that is gone.
     pub(crate) fn forget_newer_values(&mut self) {
         let newer = |v: &Value| v.bytes.first().is_some_and(|b| *b == 0x99);
         let keys: Vec<Key> =

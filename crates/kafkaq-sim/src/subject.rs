@@ -5,16 +5,16 @@ use std::fmt::Debug;
 
 /// A pure machine in a world of its own.
 pub trait Subject {
-    /// A rule that can be taken out of the machine.
+    /// A rule that can be removed from the machine.
     type Fault: Copy + Debug + Sync + 'static;
 
-    /// What happened in a run, how often.
+    /// How often each thing happened in a run.
     type Stats: Counts;
 
-    /// All rules that can be taken out.
+    /// All rules that can be removed.
     const FAULTS: &'static [Self::Fault];
 
-    /// Runs a seed. If it is `traced`, every event is told, a line each.
+    /// Runs a seed. If it is `traced`, returns its events, one line per event.
     fn play(seed: u64, fault: Option<Self::Fault>, traced: bool) -> (Played<Self::Stats>, Vec<String>);
 
     /// Runs many seeds on all cores. With `stop_at_first` the first violation is the lowest seed's that has one.
@@ -42,16 +42,16 @@ pub trait Subject {
     }
 }
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Clone, Debug)]
 pub struct Played<S> {
     /// The first broken rule.
     pub violation: Option<String>,
-    /// What happened, how often.
+    /// How often each thing happened.
     pub stats: S,
 }
 
-/// What many runs came to.
+/// The result of many runs.
 #[derive(Clone, Debug, Default)]
 pub struct Searched<S> {
     /// Seeds that broke a rule, ascending.

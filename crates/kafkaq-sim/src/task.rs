@@ -13,18 +13,18 @@ pub(crate) enum TaskKind {
     Fresh,
     /// Published with a delay.
     Delayed,
-    /// By another producer, without any header of kafkaq's.
+    /// Published by another producer, without any of kafkaq's headers.
     Foreign,
-    /// By another producer that names its task.
+    /// Published by another producer that sets the task's id.
     Named,
-    /// With a header that can't be decoded.
+    /// Published with a header that can't be decoded.
     Damaged,
-    /// A copy of another queue's, in the wait topic.
+    /// A copy of another queue's task, in the wait topic.
     Stranger,
 }
 
 impl TaskKind {
-    /// It goes to the dead letters and is never executed.
+    /// Returns whether it is dead-lettered and never executed.
     pub(crate) fn is_undecodable(self) -> bool {
         matches!(self, TaskKind::Damaged | TaskKind::Stranger)
     }
@@ -55,14 +55,14 @@ pub(crate) struct Held {
     pub(crate) job: Option<JobKey>,
     /// The process whose worker has it.
     pub(crate) running: Option<usize>,
-    /// It was ready before the store was told, which it has not been yet.
+    /// It was ready without a lease in the store, and still has none.
     pub(crate) began_unleased: bool,
     pub(crate) unleased: bool,
     /// The machine wanted a swap under its token sent since it was ready.
     pub(crate) sent: bool,
     /// It came back from the driver untaken.
     pub(crate) returned: bool,
-    /// Its worker has said so that it is done, under this epoch of the record's partition.
+    /// Its worker has finished it without a lease, under this epoch of the record's partition.
     pub(crate) done_unleased: Option<u64>,
 }
 
@@ -114,7 +114,7 @@ pub(crate) struct Task {
     pub(crate) damage: u32,
     pub(crate) held: Vec<Held>,
     pub(crate) retries: u64,
-    /// What may count against its limit: retries and rejections that were asked for, and leases that ran out.
+    /// How many failures may count against its limit: retries and rejections that were requested, and expired leases.
     pub(crate) failures: u32,
 }
 
@@ -129,7 +129,7 @@ impl Task {
     ) -> Task {
         let id = match kind {
             TaskKind::Foreign | TaskKind::Damaged => None,
-            // Only of such ids it is known that nobody has chosen them.
+            // Only such ids are known to be generated.
             TaskKind::Fresh => Some(TaskId::numbered(Wall(WALL), n as u128)),
             _ => TaskId::new(format!("task-{n}")).ok(),
         };
@@ -167,17 +167,17 @@ impl Task {
         }
     }
 
-    /// Executed to its end, though the store may not know.
+    /// Returns whether it was executed to its end, even if the store doesn't know.
     pub(crate) fn is_executed(&self) -> bool {
         self.held.iter().any(|h| h.done_unleased.is_some())
     }
 
-    /// Done, cancelled or dead at some time.
+    /// Returns whether it was done, cancelled or dead at some time.
     pub(crate) fn is_terminal(&self) -> bool {
         self.done || self.cancelled || self.dead
     }
 
-    /// I1: may a record of it with this cover number be finished?
+    /// I1: returns whether a record of it with this cover number may be finished.
     pub(crate) fn is_covered(&self, cover: u32) -> bool {
         if self.kind.is_undecodable() {
             return self.dead_records > 0;

@@ -1,4 +1,4 @@
-//! What a run leaves behind for people: a line an event, and a count of everything that happened.
+//! The human-readable output of a run: one line per event, and counts of everything that happened.
 
 use bytes::Bytes;
 use kafkaq_core::{DecodeError, Key, Lease, LeaseState, LeaseToken, Wall};
@@ -15,7 +15,7 @@ pub(crate) fn true_wall(now: Us) -> Wall {
     Wall(WALL + now / MS)
 }
 
-/// Lines are made only if somebody reads them.
+/// Lines are formatted only if they are read.
 #[derive(Debug, Default)]
 pub(crate) struct Trace {
     pub(crate) on: bool,
@@ -59,7 +59,7 @@ pub(crate) fn token(f: &LeaseToken) -> String {
     format!("p{}.{}#{}", f.process[0], f.process[1], f.number)
 }
 
-/// A lease as a person reads it.
+/// Describes a lease for the trace.
 pub(crate) fn lease(value: Option<&Bytes>) -> String {
     let Some(value) = value else { return "nothing".into() };
     match Lease::decode(&crate::later::own_lease(value)) {
@@ -123,15 +123,15 @@ stats! { Stats:
     handed_out,
     /// Leases taken by compare-and-swap.
     takes,
-    /// Leases taken over from another token that had run out.
+    /// Leases taken over from another token that had expired.
     takeovers,
     /// Idle leases taken.
     idle_taken,
-    /// Jobs that were ready before the store was told.
+    /// Jobs that were ready without a lease in the store.
     unleased,
-    /// Those of which it was told later.
+    /// Those that got a lease later.
     leased_late,
-    /// Those that were done before.
+    /// Those that were done before that.
     done_unleased,
     /// Jobs that a worker took again, because an id was published again and its first execution had no lease.
     unleased_again,
@@ -141,7 +141,7 @@ stats! { Stats:
     hand_backs,
     /// Leases made idle by a retry.
     retries_swapped,
-    /// Deadlines of a wrong clock brought back.
+    /// Deadlines set by a wrong clock that were corrected.
     brought_back,
     /// Cover numbers raised.
     covers_raised,
@@ -173,9 +173,9 @@ stats! { Stats:
     ask_failed,
     /// `snooze` and `release` answered with Ok.
     freed_ok,
-    /// Retries answered with the dead letters.
+    /// Retries after which the task was dead-lettered.
     retried_to_death,
-    /// Leases that ran out, with a failure counted.
+    /// Leases that expired, with a failure counted.
     ran_out,
     /// Copies in the wait topic.
     copies,
@@ -215,11 +215,11 @@ stats! { Stats:
     damaged,
     /// Values that reached the end of their time to live.
     expired,
-    /// Times the store was away.
+    /// Times the store was down.
     outages,
-    /// Times one node of the store was away.
+    /// Times one node of the store was down.
     partial_outages,
-    /// Partitions taken from a member that was asked.
+    /// Partitions revoked from a member.
     revocations,
     /// Revoked partitions that the member released.
     released,
@@ -229,9 +229,9 @@ stats! { Stats:
     partitions_lost,
     /// Processes that died.
     crashes,
-    /// Processes that stood still.
+    /// Processes that were paused.
     pauses,
-    /// Processes that stood still until their membership was over.
+    /// Processes that were paused until their membership was over.
     zombies,
     /// Processes that left the group while they were being shut down, before they were drained.
     left_early,
@@ -241,7 +241,7 @@ stats! { Stats:
     deserted,
     /// Clocks that went far ahead.
     clock_jumps,
-    /// Logs cut under an assignment.
+    /// Logs truncated under an assignment.
     logs_cut,
     /// Committed offsets that are gone.
     offsets_forgotten,
@@ -249,13 +249,13 @@ stats! { Stats:
     repeated,
     /// Fetches without a record although there is one.
     empty_fetches,
-    /// Copies refused for good.
+    /// Copies refused permanently.
     refused,
     /// Records forwarded because only a later version reads them.
     forwarded,
-    /// Assignments given up because their log is another.
+    /// Assignments given up because their log was replaced.
     reassigned,
-    /// Topics that were deleted and made anew.
+    /// Topics that were deleted and recreated.
     topics_recreated,
     /// Ready jobs that nobody took.
     untaken,

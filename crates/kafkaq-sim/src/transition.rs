@@ -10,7 +10,7 @@ use std::time::Duration;
 
 type Broken = Result<(), (&'static str, &'static str)>;
 
-/// Who swaps, and what it can know.
+/// The author of a swap, and what it can know.
 struct By {
     process: Option<[u8; 16]>,
     /// The latest that its wall clock has shown.
@@ -22,7 +22,7 @@ impl By {
         self.process == Some(token.process)
     }
 
-    /// A swap that a process sent before it died and was started anew belongs to the token that it names.
+    /// A swap that a process sent before it died and was restarted belongs to the token that it names.
     fn as_sent(&self, new: &Lease) -> By {
         let (f, max_wall) = (new.token.process, self.max_wall);
         By { process: self.process.map(|now| if f[0] == now[0] { f } else { now }), max_wall }
@@ -43,7 +43,7 @@ impl World {
         if let Some(held) = self.check.tasks[n].holder(new.token) {
             held.sent = true;
         }
-        // What is sent again was decided earlier.
+        // A resent swap was decided earlier.
         let held = self.procs[p].polled.contains(&new.token.number);
         let old = swap.expect.as_ref().and_then(|v| Lease::decode(v).ok());
         let take = new.state == LeaseState::Live && !held && old.is_none_or(|o| o.token != new.token);
@@ -51,7 +51,7 @@ impl World {
             self.procs[p].polled.insert(new.token.number);
             self.check_fair_share(p, new.prefetched);
         }
-        // After the last failure it is only taken to the dead letters.
+        // After the last failure it is taken only to be dead-lettered.
         let s = &self.plan.settings;
         let charged = new.attempt > 1 && new.failures < s.max_failures && new.attempt <= s.max_handouts;
         // It may have waited for another operation of the task since it was decided.
@@ -62,7 +62,7 @@ impl World {
         }
     }
 
-    /// I6: first attempts that go on for ever don't keep redeliveries from the callers.
+    /// I6: an endless stream of first attempts doesn't starve redeliveries.
     fn check_fair_share(&mut self, p: usize, prefetched: bool) {
         let process = &mut self.procs[p];
         let waiting = process.machine.as_ref().map_or(0, |m| m.stats().waiting_for_caller);
@@ -140,7 +140,7 @@ impl World {
         }
     }
 
-    /// No lease ages out while a copy may still be under way.
+    /// No lease expires from the store while a copy may still be waiting.
     fn check_ttl(&self, n: TaskNo, by: &By, new: &Lease, swap: &Swap) -> Broken {
         let s = &self.plan.settings;
         let ahead =
@@ -174,7 +174,7 @@ impl World {
                 return Err(("I2", "the attempt or its failures change under a token"));
             }
             let raised = new.cover > old.cover;
-            // A clock that is set right may take a little off.
+            // A corrected clock may shorten it a little.
             let back = new.deadline.plus(skew) < old.deadline;
             self.stats.covers_raised += u64::from(raised);
             if back {
@@ -191,7 +191,7 @@ impl World {
             if let Some(h) = task.holder(new.token) {
                 (h.deadline, h.faults) = (h.deadline.max(new.deadline), faults);
             } else {
-                // A rollback or a late swap has brought a lease that this history does not know.
+                // A rollback or a late swap has restored a lease that this history doesn't know.
                 task.win(new, faults);
             }
             return Ok(());
@@ -199,7 +199,7 @@ impl World {
         if !by.owns(new.token) {
             return Err(("I2", "a lease is taken for somebody else"));
         }
-        // The attempt of one that is still with its driver when its record is considered anew counts, even if it then
+        // If a job is still with its driver when its record is considered again, its attempt counts, even if it then
         // turns out that nobody has had it.
         let counts = |h: &Held| h.began_unleased && (h.handed || h.sent || !h.returned);
         let begun = u32::from(task.held.iter().any(counts));
@@ -380,8 +380,8 @@ impl World {
     }
 }
 
-/// I1: a lease's cover number is that of a durable copy. And it is raised only for a copy whose turn comes no later
-/// than the lease ends, or the task would wait for it.
+/// I1: a lease's cover number is that of a durable copy. It is raised only for a copy that is due no later than the
+/// lease ends, since otherwise the task would have to wait for the copy.
 fn cover(task: &Task, old: Option<&Lease>, new: &Lease, skew: Duration, now: Wall) -> Broken {
     let highest = task.copies.iter().map(|c| c.cover).max().unwrap_or(0);
     if new.cover > highest {

@@ -1,4 +1,4 @@
-//! The workers of a process: they wait for jobs, give up waiting, and do all that a worker can do with a job.
+//! The workers of a process: they wait for jobs, give up waiting, and do everything that a worker can do with a job.
 
 use crate::process::Job;
 use crate::trace::{MS, P, SEC, Us, tr};
@@ -30,7 +30,7 @@ pub(crate) enum End {
     Drop,
     Snooze(u64),
     Release,
-    /// It never says anything again.
+    /// It sends no more commands.
     Silent,
 }
 
@@ -42,7 +42,7 @@ struct Run {
     extend_every: Us,
     extend_by: Duration,
     end: End,
-    /// The end has been asked for.
+    /// Whether its outcome was reported.
     ended: bool,
     /// For an answer.
     waits: bool,
@@ -62,7 +62,7 @@ impl Worker {
         matches!(self.state, State::Running(_))
     }
 
-    /// The job that it runs, until it has asked for its end.
+    /// The job that it runs, until it has reported its outcome.
     pub(crate) fn unended_job(&self) -> Option<JobKey> {
         match &self.state {
             State::Running(run) if !run.ended => Some(run.job),
@@ -127,12 +127,12 @@ impl World {
             }
             State::Waiting => {
                 self.procs[p].workers[w].state = State::Idle;
-                // A caller that went away is not always told.
+                // A caller that went away is not always noticed.
                 if self.rng.chance(500) {
                     self.tell_demand(p);
                     self.pump(p);
                 }
-                // What it had asked for is ready, and nobody else may want it.
+                // The job that it requested is ready, and perhaps nobody else wants it.
                 let lease = self.plan.settings.lease.as_micros() as Us;
                 let away = if self.rng.chance(250) { 4 * lease } else { 1500 * MS };
                 self.worker_later(p, w, away);
@@ -150,7 +150,7 @@ impl World {
         self.tell(p, |m, now| m.handle_demand(now, waiting, ready));
     }
 
-    /// Ready jobs go to those who wait. Returns whether the machine was told anything.
+    /// Hands ready jobs to waiting workers. Returns whether the machine got an input.
     pub(crate) fn offer(&mut self, p: usize) -> bool {
         let (mut told, mut taken) = (false, false);
         while let Some(w) = self.procs[p].workers.iter().position(Worker::is_waiting) {
@@ -240,7 +240,7 @@ impl World {
                 End::Reject => Command::Reject("no".into()),
                 End::Drop => Command::Abandoned,
                 End::Silent => {
-                    // Until all faults stop it only sits there.
+                    // It hangs until all faults stop.
                     self.worker_later(p, w, 2 * self.plan.settings.lease.as_micros() as Us);
                     return;
                 }
@@ -285,7 +285,7 @@ impl World {
         self.after(left + 2 * SEC, Ev::Overdue(p, inc, Overdue { again: left == 0, ..overdue }));
     }
 
-    /// The worker is free; what it thinks of the job no longer counts.
+    /// Frees the worker; its further commands for the job no longer count.
     fn over(&mut self, p: usize, w: usize) {
         if let State::Running(run) = std::mem::take(&mut self.procs[p].workers[w].state) {
             self.check_over(p, run.job);
@@ -310,7 +310,7 @@ impl World {
         }
     }
 
-    /// Some workers stop when they hear of it; others go on and find out when they command.
+    /// Some workers stop when they learn of it; others continue and find out at their next command.
     pub(crate) fn lease_lost(&mut self, p: usize, job: JobKey) {
         // The machine watches it no longer.
         self.procs[p].suspects.remove(&job);

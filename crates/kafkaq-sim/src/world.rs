@@ -1,4 +1,4 @@
-//! The world: one queue of events in virtual time, and what happens when nobody asked for it.
+//! The world: one queue of events in virtual time, and spontaneous faults.
 
 use crate::Outcome;
 use crate::check::Checker;
@@ -53,7 +53,7 @@ pub(crate) enum Ev {
     Tick,
 }
 
-/// What goes wrong by itself, again and again while the run is hostile.
+/// What goes wrong repeatedly while the run is hostile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Chaos {
     Wipe,
@@ -193,12 +193,12 @@ impl World {
         self.at(self.now + d, ev);
     }
 
-    /// True this often in a thousand, while the run is hostile.
+    /// Returns `true` with a probability of `per_mille` in a thousand, while the run is hostile.
     pub(crate) fn trouble(&mut self, per_mille: u32) -> bool {
         !self.calm && self.rng.chance(per_mille)
     }
 
-    /// What it came to, and its trace.
+    /// Runs the world. Returns the outcome and the trace.
     pub(crate) fn run(mut self) -> (Outcome, Vec<String>) {
         while let Some(Entry { at, ev, .. }) = self.queue.pop() {
             self.now = at;
@@ -221,7 +221,7 @@ impl World {
     }
 
     pub(crate) fn dispatch(&mut self, ev: Ev) {
-        // What happens inside of a process waits while it stands still, and is forgotten when it dies.
+        // Inputs of a process wait while it is paused, and are dropped when it dies.
         if let Ev::Input(p, inc, _)
         | Ev::Pump(p, inc)
         | Ev::Timer(p, inc, _)
@@ -361,11 +361,11 @@ impl World {
         let due = self.check.latest_due.max(self.now);
         self.give_up_at = due + self.plan.session + 30 * SEC + 12 * lease;
         if self.check.clocks_broken {
-            // A due time that a wrong clock has set is believed up to the longest delay.
+            // A due time that was set by a wrong clock is accepted up to the longest delay.
             self.give_up_at += s.max_delay.as_micros() as Us;
         }
         if self.plan.deserted {
-            // What it has read goes to others bit by bit.
+            // The tasks it has read are handed over to others gradually.
             self.give_up_at += self.plan.tasks as u64 * s.hand_over_after.as_micros() as Us;
         }
         self.at(self.give_up_at, Ev::Tick);

@@ -1,4 +1,4 @@
-//! The group and the lock of a key keep their rules in every seed, and the simulation notices when one is taken out.
+//! The group and the lock of a key keep their rules in every seed, and the simulation notices when one is removed.
 
 use kafkaq_core::{group::GroupFault, key_lock::KeyLockFault};
 use kafkaq_sim::{Counts, GroupSim, KeyLockSim, Subject};

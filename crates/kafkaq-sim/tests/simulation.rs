@@ -1,11 +1,11 @@
-//! The machine keeps its promise in every seed, and the simulation notices when a rule is taken out of it.
+//! The machine keeps its guarantees in every seed, and the simulation notices when a rule is removed from it.
 
 use kafkaq_core::machine::Fault;
 use kafkaq_sim::{Counts, Profile, Search, Trouble, WorldFault, search};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 const SEEDS: u64 = 10_000;
-/// A planted fault that has not been found by then counts as missed.
+/// The number of seeds after which a planted fault counts as missed.
 const ENOUGH: u64 = 2_000;
 
 #[test]
@@ -23,7 +23,7 @@ fn every_planted_fault_is_found() {
     assert!(missed.is_empty(), "not found: {missed:?}");
 }
 
-/// Rules that lie outside of the machine: without them its promise does not hold.
+/// Rules outside of the machine: without them its guarantees don't hold.
 #[test]
 fn every_rule_of_the_world_is_needed() {
     for world in WorldFault::ALL {
@@ -74,8 +74,8 @@ fn without_trouble_every_task_runs_exactly_once() {
     let found = search(&Search { count: 500, profile: Profile::only(&[]), ..Search::default() });
     assert!(found.violations.is_empty(), "{:?}", found.violations.first());
     let s = found.stats;
-    // Once its lease has aged out, an id is free for another task. An execution of which the store was not told does
-    // not keep a second publication from being executed.
+    // Once its lease has expired, an id is free for another task. An execution without a lease does not keep a second
+    // publication from being executed.
     assert_eq!(s.handed_out + s.undecodable, s.published - s.published_again + s.expired + s.unleased_again);
     assert_eq!(s.takeovers + s.lost_taken_over + s.ask_failed, 0);
 }

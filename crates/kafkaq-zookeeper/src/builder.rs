@@ -190,8 +190,8 @@ impl ZooKeeperStoreBuilder {
     }
 }
 
-/// ZooKeeper refuses control characters and everything beyond the basic multilingual plane; nobody needs more than
-/// this.
+/// ZooKeeper refuses control characters and everything beyond the basic multilingual plane; the allowed characters are
+/// enough in practice.
 fn is_segment(segment: &str) -> bool {
     let plain = |c: char| c.is_ascii_graphic() || c == ' ';
     !segment.is_empty() && segment != "." && segment != ".." && segment.chars().all(plain)

@@ -1,8 +1,8 @@
 //! The client library's handle of one session, which counts its requests.
 //!
-//! The client library numbers the requests of a session with 32 bits and lets them overflow. It takes a response with
-//! number -1 for an event and one with -2 for a ping; each later request would then get the response of another. So a
-//! session is left long before that.
+//! The client library numbers the requests of a session with 32 bits and lets them overflow. It mistakes a response
+//! with number -1 for an event and one with -2 for a ping; from then on each request would get the response to another
+//! one. So a session is replaced long before that.
 
 use crate::builder::Settings;
 use std::sync::{
@@ -25,13 +25,13 @@ impl Client {
         Client { zk, settings, requests: AtomicU32::new(0) }
     }
 
-    /// The handle, for one request.
+    /// Returns the handle for one request, and counts it.
     pub(crate) fn request(&self) -> &ZooKeeper {
         self.requests.fetch_add(1, Relaxed);
         &self.zk
     }
 
-    /// It is to carry no further calls.
+    /// Returns whether it must not carry further calls.
     pub(crate) fn is_used_up(&self) -> bool {
         self.requests.load(Relaxed) >= self.settings.max_requests
     }

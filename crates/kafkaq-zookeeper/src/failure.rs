@@ -73,7 +73,7 @@ pub(crate) fn corrupt(operation: Operation) -> Error {
         .with_advice("Something else, or a later version, writes under this prefix: choose another prefix")
 }
 
-/// Others changed the value in every one of many rounds.
+/// The error if others changed the value in every round.
 pub(crate) fn contended() -> Error {
     SWAP.not_applied(ErrorKind::Throttled).with_advice("Too many writers change this key at the same time")
 }

@@ -1,4 +1,5 @@
-//! The content of a node: one byte of format, one that marks values and removed ones, the expiry time, the value.
+//! The content of a node: a format byte, a byte that distinguishes values from removed ones, the expiry time, the
+//! value.
 
 use bytes::Bytes;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -20,7 +21,8 @@ pub(crate) fn value(value: &[u8], expires_at: Option<u64>) -> Vec<u8> {
     frame
 }
 
-/// Removed. The node stays for a while, or its version would start over while somebody has just read it.
+/// The content of a removed value. The node stays for a while: otherwise its version could start over just after
+/// somebody has read it.
 pub(crate) fn gone() -> Vec<u8> {
     let mut frame = vec![FORMAT, GONE];
     frame.extend(NEVER.to_be_bytes());

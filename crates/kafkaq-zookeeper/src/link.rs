@@ -26,7 +26,7 @@ struct Sessions {
     settings: Arc<Settings>,
     /// The number of the link within the store. The first one sweeps old nodes.
     number: usize,
-    /// Of all times.
+    /// The number of attempts so far.
     attempts: AtomicUsize,
 }
 

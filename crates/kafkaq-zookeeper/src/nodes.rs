@@ -24,13 +24,13 @@ pub(crate) const SHARDS: usize = 256;
 /// Each failed round means that somebody else's write has succeeded.
 const ROUNDS: usize = 32;
 
-/// ZooKeeper's `jute.maxbuffer`, less what a request holds beside path and data.
+/// ZooKeeper's `jute.maxbuffer`, less what a request contains besides path and data.
 const MAX_REQUEST: usize = 0xf_ffff - 256;
 
 /// The location of the nodes, and their access rights.
 #[derive(Clone, Debug)]
 pub(crate) struct Nodes {
-    /// With a slash in front and none at the end.
+    /// With a leading slash and no trailing one.
     pub(crate) root: String,
     pub(crate) acl: Vec<Acl>,
     /// How much the clocks of writers and readers may differ.
@@ -84,7 +84,7 @@ impl Nodes {
         if path.len() + swap.new.as_ref().map_or(0, Bytes::len) > MAX_REQUEST {
             return Err(failure::too_large());
         }
-        // Most nodes that are expected to be missing are missing.
+        // A node that is expected to be missing usually is.
         let creates = swap.expect.is_none() && swap.new.is_some();
         let mut guess = creates.then(Seen::default);
         let mut up_to_date = false;
@@ -138,7 +138,7 @@ impl Nodes {
         }
     }
 
-    /// All nodes above this one.
+    /// Creates all nodes above this one.
     pub(crate) async fn make_parents(&self, zk: &Client, path: &str) -> ZkResult<()> {
         for (end, _) in path.match_indices('/').skip(1) {
             let parent = &path[..end];

@@ -34,7 +34,7 @@ const IN_FLIGHT: usize = 256;
 /// How long the client library waits before it tries the next server; by default it doesn't wait at all.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// For a session's thread that doesn't get to run.
+/// Extra time for a session's thread that isn't scheduled.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 const CLOSING: Duration = Duration::from_millis(300);
@@ -44,7 +44,7 @@ pub(crate) struct Session {
     thread: Thread,
 }
 
-/// Ends with the last reference, or when told to.
+/// The session's thread. It ends with the last reference, or when told to.
 #[derive(Clone)]
 struct Thread {
     handle: Handle,
@@ -85,8 +85,9 @@ impl Thread {
     }
 }
 
-/// The client library logs each attempt of each session as an error. The store's [`OutageLog`](kafkaq_core::OutageLog)
-/// reports what an operator has to know, on other threads; messages of this thread are for debugging.
+/// Suppresses the client library's messages: it logs each attempt of each session as an error. The store's
+/// [`OutageLog`](kafkaq_core::OutageLog) reports what an operator has to know, on other threads; messages of this
+/// thread are for debugging.
 fn log_nothing() {
     thread_local! {
         static SILENCE: RefCell<Option<DefaultGuard>> = const { RefCell::new(None) };
@@ -94,7 +95,7 @@ fn log_nothing() {
     SILENCE.set(Some(tracing::dispatcher::set_default(&Dispatch::none())));
 }
 
-/// Nobody sets watches here.
+/// A watcher that ignores events: no watches are set.
 struct NoWatch;
 
 impl Watcher for NoWatch {
@@ -184,7 +185,7 @@ impl Session {
         }
     }
 
-    /// It carries no further calls. Those in flight end in it.
+    /// Returns whether it carries no further calls. Those in flight end in it.
     pub(crate) fn is_lost(&self) -> bool {
         self.thread.has_ended() || self.zk.is_used_up()
     }
@@ -232,7 +233,7 @@ impl Session {
         (outcomes, cut)
     }
 
-    /// Tells the server, so that it need not keep the session until it expires.
+    /// Closes the session at the server, which otherwise keeps it until it expires.
     pub(crate) async fn close(&self) {
         let zk = self.zk.clone();
         let closing = self.thread.handle.spawn(async move { zk.request().close().await });
@@ -241,7 +242,8 @@ impl Session {
     }
 }
 
-/// Every address of every server. The client library would resolve names on its thread, with one address per name.
+/// Resolves every address of every server. The client library would resolve names on its thread, with one address per
+/// name.
 async fn resolve(servers: &[String], first: usize) -> Result<String, ConnectError> {
     let mut addresses: Vec<String> = Vec::new();
     let mut failure = None;
@@ -287,7 +289,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(30);
 
-    /// Of a server that has no nodes. Counts the sessions.
+    /// Returns settings for a server without nodes that counts its sessions.
     async fn settings(max_requests: u32, sessions: Arc<AtomicUsize>) -> Arc<Settings> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = listener.local_addr().unwrap().to_string();
@@ -343,7 +345,7 @@ mod tests {
         // The first link's sweeper sends requests, too.
         let link = Link::new(settings, 1);
         let mut after = Vec::new();
-        // With one request more than keys. A call stays in the session in which it has begun.
+        // With one more request than keys. A call stays in the session in which it started.
         for keys in [1, 1, 1, 9, 1] {
             read(&link, keys).await;
             after.push(sessions.load(Relaxed));

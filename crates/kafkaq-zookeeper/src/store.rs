@@ -115,7 +115,7 @@ async fn probe(zk: &Client) -> Result<Duration> {
     let after = frame::now();
     zk.request().delete(&path, None).await.map_err(refused)?;
     let server = u64::try_from(stat.mtime).unwrap_or(0);
-    // A time within the request counts as no difference: it may have been at any moment of it.
+    // A time within the duration of the request counts as no difference.
     Ok(Duration::from_millis(before.saturating_sub(server).max(server.saturating_sub(after))))
 }
 

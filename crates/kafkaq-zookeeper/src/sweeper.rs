@@ -19,7 +19,8 @@ use zookeeper_async::{ZkError, ZkResult};
 /// Few, so that it hardly affects the calls of the same session.
 const IN_FLIGHT: usize = 16;
 
-/// Ends when its session has sent too many requests, since the next one has a sweeper too. Is dropped with its session.
+/// Runs until its session has sent too many requests, since the next one has a sweeper, too. It is dropped with its
+/// session.
 pub(crate) async fn run(zk: Arc<Client>) {
     let pause = zk.settings.sweep_every / SHARDS as u32;
     // Processes that start together start with different shards.

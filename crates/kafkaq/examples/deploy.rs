@@ -39,7 +39,7 @@ async fn work(ctx: Ctx<(&'static str, Executed)>, work: Work) {
     executed.lock().unwrap_or_else(PoisonError::into_inner).entry(work.number).or_default().push(*process);
 }
 
-/// As in a separate process: a queue over the same log and store, and a worker.
+/// Stands for a separate process: a queue over the same log and store, and a worker.
 async fn start(
     process: &'static str,
     log: &MemoryLog,

@@ -163,8 +163,8 @@ impl QueueBuilder {
         self.with(|c| c.max_delay = duration)
     }
 
-    /// How far the processes' clocks may differ. Another process's lease counts as expired only this long after its
-    /// deadline; a larger difference can cost a second execution. At most 1 h. Default: 1 s.
+    /// The largest difference between the processes' clocks. Another process's lease counts as expired only this long
+    /// after its deadline; a larger difference can cost a second execution. At most 1 h. Default: 1 s.
     pub fn clock_skew(self, skew: Duration) -> Self {
         self.with(|c| c.clock_skew = skew)
     }
@@ -231,7 +231,7 @@ impl QueueBuilder {
     /// Checks the settings and the store, creates missing topics, and checks existing ones. Requires a tokio runtime,
     /// which the queue then runs on.
     ///
-    /// The queue joins its group the first time a job is requested. A queue that is only used to publish and to look at
+    /// The queue joins its group the first time a job is requested. A queue that is only used to publish and to query
     /// jobs never does, so it takes no share of the work.
     ///
     /// # Errors
@@ -299,7 +299,7 @@ impl QueueBuilder {
     /// other than the task topic. Requires no runtime.
     ///
     /// # Errors
-    /// As [`build`](QueueBuilder::build), and `Invalid` without a broker.
+    /// The same as for [`build`](QueueBuilder::build), and `Invalid` without a broker.
     pub async fn build_publisher(self) -> Result<Publisher> {
         self.check()?;
         let log: Arc<dyn Log> = match (self.broker, self.log) {
@@ -319,11 +319,11 @@ impl QueueBuilder {
         Ok(Publisher::new(log, &self.config, topic, home))
     }
 
-    /// Builds a handle that looks at jobs and cancels them: it joins no group and needs no broker. The names of the
-    /// queue, the group and the task topic identify the jobs.
+    /// Builds a handle that queries and cancels jobs: it joins no group and needs no broker. The names of the queue,
+    /// the group and the task topic identify the jobs.
     ///
     /// # Errors
-    /// As [`build`](QueueBuilder::build), and `Invalid` without a store.
+    /// The same as for [`build`](QueueBuilder::build), and `Invalid` without a store.
     pub async fn build_jobs(self) -> Result<JobController> {
         let keyspace = self.check()?;
         let Some(store) = self.store else {
@@ -340,7 +340,8 @@ impl QueueBuilder {
     /// time enabled.
     ///
     /// # Errors
-    /// As [`build`](QueueBuilder::build), and `NotFound` if the dead-letter topic or the task topic is missing.
+    /// The same as for [`build`](QueueBuilder::build), and `NotFound` if the dead-letter topic or the task topic is
+    /// missing.
     pub async fn build_dead_letters(self, log: impl PartitionLog) -> Result<DeadLetters> {
         self.config.check()?;
         DeadLetters::new(Arc::new(log), &self.config).await

@@ -7,7 +7,7 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// Later than anything, and near enough for every clock.
+/// Longer than anything lasts, and short enough for every clock.
 pub(crate) const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// The process's two clocks. The monotonic one is tokio's, so that tests can run it as fast as they like.
@@ -33,7 +33,7 @@ impl Clock {
     }
 
     pub(crate) fn at(self, mono: machine::Mono) -> Instant {
-        // A time too far away to be told stays far away.
+        // A time too far away to be represented stays far away.
         let at = self.0.checked_add(Duration::from_nanos(mono.0));
         at.unwrap_or_else(|| Instant::now() + FAR)
     }
@@ -51,11 +51,11 @@ fn clocks() -> (Instant, SystemTime) {
     static MOMENT: OnceLock<(SystemInstant, SystemTime)> = OnceLock::new();
     let moment = *MOMENT.get_or_init(|| (SystemInstant::now(), SystemTime::now()));
     let mut tokio = Instant::from_std(moment.0);
-    // Some machines' clocks go back by a tick for once.
+    // On some machines the clock goes back by a tick now and then.
     for _ in 0..3 {
         let before = SystemInstant::now();
         tokio = Instant::now();
-        // A clock that runs shows a time between two looks at the system's, however long they took.
+        // If tokio's clock isn't paused, it is between two readings of the system's, however far apart these are.
         if (before..=SystemInstant::now()).contains(&tokio.into_std()) {
             return (tokio, SystemTime::now());
         }
@@ -63,7 +63,7 @@ fn clocks() -> (Instant, SystemTime) {
     (tokio, virtual_time(tokio.into_std(), moment))
 }
 
-/// A function of tokio's clock alone: how long the thread is away between two looks must not move it.
+/// Depends on tokio's clock alone: a thread that is descheduled between two readings must not move it.
 fn virtual_time(tokio: SystemInstant, (instant, time): (SystemInstant, SystemTime)) -> SystemTime {
     let virtual_time = match tokio.checked_duration_since(instant) {
         Some(later) => time.checked_add(later),

@@ -8,7 +8,7 @@ pub(crate) const HEADROOM: usize = 64 << 10;
 /// Suffixes: the topic of marks of handled letters has the dead-letter topic's name, that of cursors the group's.
 pub(crate) const MARKS: &str = ".handled";
 pub(crate) const CURSORS: &str = ".cursors";
-/// Of a topic's name.
+/// The maximum length of a topic's name.
 const MAX_NAME: usize = 249;
 pub(crate) const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -33,7 +33,7 @@ const REPLICATION: RangeInclusive<i16> = 1..=1_000;
 const MAX_HANDOUTS: u32 = 1_000_000;
 const PREFETCH: RangeInclusive<usize> = 0..=100_000;
 const MAX_TASK_BYTES: RangeInclusive<usize> = 1..=32 << 20;
-/// A semaphore counts them.
+/// A semaphore counts these bytes in a `u32`.
 const MAX_PUBLISH_BUFFER: usize = u32::MAX as usize;
 
 /// Which jobs get a lease in the store: [`QueueBuilder::tracking`](crate::QueueBuilder::tracking).
@@ -50,8 +50,8 @@ pub enum Tracking {
     /// Tasks are still executed at least once. What you give up, for tasks whose id was left to `publish`:
     ///
     /// - After a crash or the loss of a partition, what was done since the last commit is executed again, up to 8,192
-    ///   tasks per partition; it may also run a second time while the first execution goes on. A deploy and a rebalance
-    ///   commit first, so they repeat nothing unless Kafka or the store is slow.
+    ///   tasks per partition; it may also run a second time while the first execution is still running. A deploy and a
+    ///   rebalance commit first, so they repeat nothing unless Kafka or the store is slow.
     /// - Quick tasks are not remembered: [`JobController::get`](crate::JobController::get) does not know them, a second
     ///   record of the same task is executed too, and so is everything if the group's offsets are reset. So choose the id
     ///   yourself if you want to repeat a failed `publish`.
@@ -171,10 +171,10 @@ impl Config {
         self.task_retention.unwrap_or(7 * DAY).max(self.max_overdue)
     }
 
-    /// How long after the earliest time at which some process may have published a task it can be published again and
-    /// is still remembered when that record is read. A task ends after it was published, its id is remembered for
-    /// `done_retention` and `max_overdue`, and the second record is read within `max_overdue`. The first process's
-    /// clock may be ahead of this one's, and the second record is appended within `publish_timeout`.
+    /// Returns for how long after a task may first have been published its id can be published again, such that the
+    /// task is still remembered when the second record is read. The task ends after it was published, its id is
+    /// remembered for `done_retention` and `max_overdue`, and the second record is read within `max_overdue`. The first
+    /// process's clock may be ahead of this one's, and the second record is appended within `publish_timeout`.
     pub(crate) fn id_window(&self) -> Duration {
         self.done_retention.saturating_sub(self.clock_skew + self.publish_timeout)
     }
@@ -282,7 +282,7 @@ impl Config {
     /// Also validates the name that a group in a log without groups needs.
     ///
     /// # Errors
-    /// As [`check`](Config::check).
+    /// The same as for [`check`](Config::check).
     pub(crate) fn check_for_log(&self) -> Result<Keyspace> {
         let keyspace = self.check()?;
         let cursors = format!("{}{CURSORS}", self.consumer_group());

@@ -186,8 +186,8 @@ impl Job {
     /// outcome says so. Returns when it is durable.
     ///
     /// # Errors
-    /// As [`done`](Job::done); [`JobError::Refused`] for a delay beyond the queue's `max_delay`: the task is then
-    /// handed out again when its lease expires.
+    /// The same as for [`done`](Job::done); [`JobError::Refused`] for a delay beyond the queue's `max_delay`: the task
+    /// is then handed out again when its lease expires.
     pub async fn retry(self, delay: Duration, reason: impl Into<String>) -> Result<RetryOutcome, JobError> {
         refuse_beyond(self.shared.limits.delay, delay, "retry")?;
         match self.end(Command::Retry(delay, reason.into())).await? {
@@ -200,14 +200,14 @@ impl Job {
     /// Returns when it is durable.
     ///
     /// # Errors
-    /// As [`retry`](Job::retry).
+    /// The same as for [`retry`](Job::retry).
     pub async fn snooze(self, delay: Duration) -> Result<(), JobError> {
         refuse_beyond(self.shared.limits.delay, delay, "snooze")?;
         self.end(Command::Snooze(delay)).await.map(drop)
     }
 
-    /// As [`snooze`](Job::snooze), whatever the queue's `max_delay`: that says how many lanes there are, and a longer
-    /// delay only goes through the longest of them several times.
+    /// Like [`snooze`](Job::snooze), but not limited by the queue's `max_delay`: that determines the number of lanes,
+    /// and a longer delay merely passes through the longest lane several times.
     #[cfg(feature = "worker")]
     pub(crate) async fn put_off(self, delay: Duration) -> Result<(), JobError> {
         self.end(Command::Snooze(delay)).await.map(drop)
@@ -216,7 +216,7 @@ impl Job {
     /// Gives the task back: it is handed out again at once. This doesn't count as a failure.
     ///
     /// # Errors
-    /// As [`done`](Job::done).
+    /// The same as for [`done`](Job::done).
     pub async fn release(self) -> Result<(), JobError> {
         self.end(Command::Release).await.map(drop)
     }
@@ -225,7 +225,7 @@ impl Job {
     /// `reason`, truncated to 512 bytes. Returns when that is durable.
     ///
     /// # Errors
-    /// As [`done`](Job::done).
+    /// The same as for [`done`](Job::done).
     pub async fn reject(self, reason: impl Into<String>) -> Result<(), JobError> {
         self.end(Command::Reject(reason.into())).await.map(drop)
     }
@@ -310,7 +310,8 @@ impl fmt::Debug for Job {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum JobError {
-    /// Somebody else holds the job, or it is over. What this holder did may be done again, or has been done by another.
+    /// Somebody else holds the job, or it is over. This holder's work may be repeated, or was already done by another
+    /// holder.
     LeaseLost(LostReason),
     /// It was not confirmed, and the error says why: the store or the log didn't respond before the lease expired, or
     /// refused it. The error's effect says whether it may have happened; if it has not, the task is handed out again.

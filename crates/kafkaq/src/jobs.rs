@@ -144,7 +144,8 @@ impl JobController {
             .with_advice("The task's state kept changing; try again"))
     }
 
-    /// A copy of the record may be in flight until the lease's deadline, and must still find this.
+    /// Returns the lease of a cancelled task, and how long it is kept: a copy of the record may be in flight until the
+    /// current lease's deadline, and must still find it.
     fn cancelled(&self, token: LeaseToken, lease: Option<&Lease>) -> (Lease, Duration) {
         let now = wall_now();
         let under_way =
@@ -290,7 +291,7 @@ mod tests {
         value: Mutex<Option<Bytes>>,
         ttl: Mutex<Option<Duration>>,
         lose_answers: Mutex<usize>,
-        /// Calls from the first on that fail before they take effect, of those that this many calls precede.
+        /// Which calls fail before they take effect.
         refuse: Mutex<Refuse>,
         calls: AtomicUsize,
     }

@@ -11,7 +11,7 @@
 //!
 //! # #[tokio::main]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! // Without a broker and a store it all lives in memory, which is what tests want.
+//! // Without a broker and a store, everything is kept in memory, which suits tests.
 //! let queue = Queue::builder("emails").lease_duration(Duration::from_secs(30)).build().await?;
 //!
 //! let id = queue.publish(Task::new("to: ada@example.org").with_key("customer-17")).await?; // durable by now
@@ -44,47 +44,47 @@
 //! ```
 //!
 //! # What to know
-//! - **An id names one task.** [`Task::with_id`] makes publishing repeatable: the same id again adds nothing, for at
+//! - **An id names one task.** [`Task::with_id`] makes publishing idempotent: the same id again adds nothing, for at
 //!   least [`done_retention`](QueueBuilder::done_retention) after the task ended.
-//! - **Executions can overlap** when a lease runs out while its holder still works. The holder learns of it:
-//!   [`JobError::LeaseLost`] from [`Job::done`], or at once by [`JobView::lost`]. [`JobView::token`] tells holders apart for
-//!   the systems that they write to.
+//! - **Executions can overlap** if a lease expires while its holder is still working. The holder learns of it:
+//!   [`JobError::LeaseLost`] from [`Job::done`], or at once by [`JobView::lost`]. [`JobView::token`] lets the systems
+//!   that they write to tell holders apart.
 //! - **A dropped [`Job`]** is handed out again when its lease ends, one that was [retried](Job::retry) after its
 //!   delay. After [`max_failures`](QueueBuilder::max_failures) a task goes to the dead-letter topic, which
 //!   [`DeadLetters`] browses, redrives and discards.
 //! - **Publishing** works from any number of runtimes, and outside of any. A queue that is used only to publish and to
-//!   look at jobs takes no share of the work: it joins its group when a job is asked for first.
+//!   query jobs takes no share of the work: it joins its group when a job is first requested.
 //! - **In tests**, a queue in memory follows tokio's paused clock: a delay of an hour takes no time. `kafkaq::testing`
 //!   has helpers for tests of handlers.
 //! - **Every error says** what failed, on what, whether it [took effect](Error::effect) and whether a
 //!   [retry](Error::retry) helps.
-//! - What an operator should see goes to [`tracing`](https://docs.rs/tracing), target `kafkaq`.
+//! - Warnings and errors for operators are [`tracing`](https://docs.rs/tracing) events with the target `kafkaq`.
 //!
 //! Most people want [`worker`](crate::worker): handlers for typed tasks, without a loop of their own.
 //!
 //! # Features
-//! Only `worker` is on by default: that, the in-memory pair and the traits of [`backend`] need nothing but Rust. One
-//! broker and one store make a queue on servers; any broker goes with any store.
+//! Only `worker` is on by default: it, the in-memory pair and the traits of [`backend`] need nothing but Rust. A queue
+//! on servers needs one broker and one store; any broker works with any store.
 //!
 //! | feature | adds | requires |
 //! |---|---|---|
-//! | `rdkafka` | `kafkaq::rdkafka::RdKafka`: Kafka and Redpanda by librdkafka, with Kafka's own consumer groups; for [`broker`](QueueBuilder::broker) | a C compiler and make |
+//! | `rdkafka` | `kafkaq::rdkafka::RdKafka`: Kafka and Redpanda through librdkafka, with Kafka's own consumer groups; for [`broker`](QueueBuilder::broker) | a C compiler and make |
 //! | `rskafka` | `kafkaq::rskafka::RsKafka`: Kafka and Redpanda in pure Rust; the consumer group is kept in the store ([`LeasedGroup`]); for [`log`](QueueBuilder::log) | |
 //! | `redis` | `kafkaq::redis::RedisStore`: Redis or Valkey, one server or a cluster; for [`store`](QueueBuilder::store) | |
 //! | `etcd` | `kafkaq::etcd::EtcdStore`, for [`store`](QueueBuilder::store) | `protoc` |
 //! | `zookeeper` | `kafkaq::zookeeper::ZooKeeperStore`, for [`store`](QueueBuilder::store) | |
 //! | `worker` (on by default) | `kafkaq::worker`: typed tasks, and a worker that runs their handlers | |
 //! | `cron` | `kafkaq::periodic`: tasks by cron expressions, with time zones, and by intervals | |
-//! | `testing` | `kafkaq::testing`: helpers for tests of handlers, and `torture`, which finds effects that are doubled | |
+//! | `testing` | `kafkaq::testing`: helpers for tests of handlers, and `torture`, which finds duplicated effects | |
 //! | `metrics` | `guide::metrics`: counters, gauges and histograms for whatever recorder of the `metrics` crate is installed | |
-//! | `spans` | spans of `tracing` around publishing and executing; with a `Propagator`, such as that of the crate `kafkaq-opentelemetry`, in one trace | |
-//! | `tower` | `WorkerBuilder::layer`: layers of tower around the handlers | |
+//! | `spans` | spans of `tracing` around publishing and executing; with a `Propagator`, such as the one in the crate `kafkaq-opentelemetry`, they form one trace | |
+//! | `tower` | `WorkerBuilder::layer`: tower layers around the handlers | |
 //! | `msgpack` | `worker::Format::MessagePack`: payloads of typed tasks in MessagePack | |
 //! | `full` | all backends | what they require |
-//! | `tls` | encrypted connections in those that are on: `rediss://` and `https://` URLs, Kafka by TLS. ZooKeeper has none | with `rdkafka`: OpenSSL's headers |
+//! | `tls` | encrypted connections in the enabled backends: `rediss://` and `https://` URLs, Kafka over TLS. ZooKeeper has none | with `rdkafka`: OpenSSL's headers |
 //!
-//! Each backend is a crate of its own too (`kafkaq-redis`, …), whose further features, such as librdkafka's ways to be
-//! built or Kafka's compressions, are turned on there.
+//! Each backend is a crate of its own too (`kafkaq-redis`, …), whose further features, such as librdkafka's build
+//! options or Kafka's compression codecs, are enabled there.
 //!
 //! # Guides
 //! [`guide`] has a tutorial, and pages on delivery, sizing, operations, upgrades and coming from other queues.
@@ -147,9 +147,9 @@ pub use kafkaq_rskafka as rskafka;
 #[cfg(feature = "zookeeper")]
 pub use kafkaq_zookeeper as zookeeper;
 
-/// What a backend of your own is made of: the traits of `kafkaq-core`, and the types that they speak of. The guides of
-/// [`kafkaq-conformance`](https://docs.rs/kafkaq-conformance), for stores and for logs, lead from an empty crate to one that
-/// passes.
+/// What you need to write a backend: the traits of `kafkaq-core`, and the types in their signatures. The guides of
+/// [`kafkaq-conformance`](https://docs.rs/kafkaq-conformance), for stores and for logs, lead from an empty crate to one
+/// that passes.
 pub mod backend {
     pub use kafkaq_core::{
         Assignment, Batch, Broker, Commit, Consumer, Event, EventStream, FetchLimit, HEADER, ID_HEADER,
@@ -158,19 +158,20 @@ pub mod backend {
     };
 }
 
-/// Longer texts, for users and operators of a queue.
+/// Guides for users and operators of a queue.
 ///
 /// - [`tutorial`](guide::tutorial): from an empty crate to production
-/// - [`delivery`](guide::delivery): what is promised, when a task runs twice, and how a handler copes with that
+/// - [`delivery`](guide::delivery): what is guaranteed, when a task runs twice, and how a handler copes with that
 /// - [`sizing`](guide::sizing): memory, partitions, timeouts and retention, with formulas
-/// - [`operations`](guide::operations): what to watch, what a line in the log means, deploys, outages, permissions
+/// - [`operations`](guide::operations): monitoring, log messages, deploys, outages, permissions
 /// - [`metrics`](guide::metrics): their names, labels and meaning
-/// - [`dead_letters`](guide::dead_letters): what to do about tasks that were given up
-/// - [`upgrading`](guide::upgrading): a new kafkaq, a new version of a task, a setting of a queue that runs
+/// - [`dead_letters`](guide::dead_letters): what to do about tasks that failed for good
+/// - [`upgrading`](guide::upgrading): a new version of kafkaq, a new version of a task, changing a setting of a running
+///   queue
 /// - [`migrating`](guide::migrating): from asynq, Celery and Sidekiq
 /// - [`coming_from_go`](guide::coming_from_go): from the Go library
 ///
-/// A guide whose examples need a feature is only here with that feature; docs.rs has them all.
+/// A guide whose examples need a feature is included only with that feature; docs.rs has them all.
 pub mod guide {
     #[doc = include_str!("../docs/coming-from-go.md")]
     pub mod coming_from_go {}
@@ -201,7 +202,7 @@ pub mod guide {
     pub mod upgrading {}
 }
 
-/// The blocks of the repository's README, and of this crate's.
+/// The code blocks of the README, as doctests.
 #[cfg(all(doctest, feature = "rdkafka", feature = "redis", feature = "worker"))]
 #[doc = include_str!("../README.md")]
 mod readme {}

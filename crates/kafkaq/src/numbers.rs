@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// As many as a store can recognize as neighbors.
+/// The number of tasks that a store can recognize as neighbors.
 const BLOCK: u64 = 256;
 /// Partitions beyond that many share blocks.
 const LANES: usize = 64;
@@ -23,7 +23,7 @@ pub(crate) enum Lane {
 pub(crate) struct Numbers {
     /// Random, per publisher.
     seed: u128,
-    /// What no lane has had yet; a multiple of `BLOCK`.
+    /// The first number that no lane has had yet; a multiple of `BLOCK`.
     rest: AtomicU64,
     /// The next number of each lane's block. A multiple of `BLOCK`: it has none, or has used it up.
     partitions: [AtomicU64; LANES],

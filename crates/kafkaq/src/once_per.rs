@@ -109,7 +109,7 @@ mod tests {
             let mut due = BTreeMap::new();
             for (at, publisher) in &calls {
                 let window = Window::at(clock(*at, *publisher), b"k", window, allowed).unwrap();
-                // By the true time.
+                // In true time.
                 let begins = window.due.0 - (clock(0, worker).0);
                 prop_assert!(begins >= *at, "called at {at}, executed at {begins}");
                 prop_assert!(begins <= at + length + 2 * skew, "called at {at}, executed at {begins}");

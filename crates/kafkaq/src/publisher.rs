@@ -212,7 +212,7 @@ async fn outcome(id: TaskId, pushed: Pushed) -> Result<TaskId> {
     }
 }
 
-/// When a task is due that must not be begun without a lease: one that has a time never is.
+/// The due time of a task that must not be started without a lease: a task with a due time never is.
 const LONG_AGO: Wall = Wall(1);
 /// Most headers are shorter.
 const HEADER_SIZE: usize = 64;
@@ -241,7 +241,8 @@ impl Inner {
             (None, Some((key, window))) => self.once_per(&task, key, window, now)?,
             (None, None) => {
                 let due = due_after(task.delay(), now);
-                // Begun without a lease and interrupted, it would come again as if for the first time, and might expire.
+                // If it were started without a lease and interrupted, it would be redelivered as a first attempt, and
+                // might expire.
                 let needs_lease = task.headers().get(EXPIRES_HEADER).is_some();
                 (TaskId::numbered(now, self.numbers.next(lane)), due.or(needs_lease.then_some(LONG_AGO)))
             }
@@ -345,7 +346,7 @@ impl Inner {
     }
 }
 
-/// Why the queue can't rely on ids.
+/// The advice if ids are not remembered for long enough.
 pub(crate) const FORGETS_IDS: &str = "Set the queue's done_retention to more than clock_skew and publish_timeout \
                                       together: an id that is forgotten sooner can be executed twice";
 

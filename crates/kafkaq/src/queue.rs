@@ -100,7 +100,7 @@ impl Queue {
         self.wait_for_job(1).await
     }
 
-    /// As [`get_job`](Queue::get_job), for a caller that wants `wanted` jobs.
+    /// Like [`get_job`](Queue::get_job), for a caller that wants `wanted` jobs.
     pub(crate) async fn wait_for_job(&self, wanted: usize) -> Result<Job> {
         self.inner.driver.want();
         let slot = self.inner.shared.take(wanted).await?;
@@ -111,7 +111,7 @@ impl Queue {
     /// its group, or that has handed out all its jobs, needs a moment to lease the next ones, which this call requests.
     ///
     /// # Errors
-    /// As [`get_job`](Queue::get_job).
+    /// The same as for [`get_job`](Queue::get_job).
     pub fn try_get_job(&self) -> Result<Option<Job>> {
         self.inner.driver.want();
         let ready = self.ready_job()?;
@@ -131,7 +131,7 @@ impl Queue {
     /// immediately. *Cancel-safety:* as for [`get_job`](Queue::get_job).
     ///
     /// # Errors
-    /// As [`get_job`](Queue::get_job).
+    /// The same as for [`get_job`](Queue::get_job).
     pub async fn get_jobs(&self, max: usize) -> Result<Vec<Job>> {
         if max == 0 {
             return Ok(Vec::new());

@@ -44,7 +44,7 @@ fn own() -> Result<Handle> {
 /// The runtime for a publisher's requests.
 #[derive(Debug)]
 pub(crate) struct Home {
-    /// The runtime that the publisher was built on, if it runs by itself: that avoids a thread change.
+    /// The runtime that the publisher was built on, if it runs by itself: that avoids a switch to another thread.
     built_on: Option<(Handle, AbortHandle)>,
     gone: Arc<AtomicBool>,
     own: Handle,
@@ -99,14 +99,14 @@ impl Home {
         self.built_on.is_some() && !self.gone.load(Ordering::Relaxed)
     }
 
-    /// The runtime that the publisher was built on is gone.
+    /// Records that the runtime that the publisher was built on is gone.
     pub(crate) fn leave(&self) {
         self.gone.store(true, Ordering::Relaxed);
     }
 
     /// Polls a future once on the caller's thread, but in the context of the home, so that its timers and connections
-    /// belong there. What doesn't have to wait, such as a log in memory, is done with that, without a thread change,
-    /// and without advancing a test's paused clock.
+    /// belong there. What doesn't have to wait, such as a log in memory, completes right there, without a switch to
+    /// another thread and without advancing a test's paused clock.
     pub(crate) fn poll_here<F: Future + ?Sized>(&self, future: Pin<&mut F>) -> Poll<F::Output> {
         let _context = self.handle().enter();
         future.poll(&mut Context::from_waker(Waker::noop()))
@@ -125,7 +125,7 @@ impl Home {
     /// Runs a future at home and returns its output. If this is dropped, the future continues.
     ///
     /// # Errors
-    /// When the future panics, or the home goes away.
+    /// If the future panics, or the home goes away.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         future: impl Future<Output = T> + Send + 'static,

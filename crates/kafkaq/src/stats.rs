@@ -22,7 +22,7 @@ pub struct QueueStats {
     pub ready: usize,
     /// Jobs that were handed out and have not ended.
     pub held: usize,
-    /// Tasks that were handed out before and are leased again once somebody asks for a job.
+    /// Tasks that were handed out before and are leased again once a job is requested.
     pub redeliveries: usize,
     /// Copies and dead letters that wait to be appended to the log.
     pub appending: usize,

@@ -1,4 +1,4 @@
-//! Locking, yielding, waiting for news, and catching panics.
+//! Locking, yielding, waiting for changes, and catching panics.
 
 use std::{
     any::Any,
@@ -30,11 +30,11 @@ pub(crate) async fn yield_once() {
     .await;
 }
 
-/// Waits until `look` finds something. Whoever changes what it looks at notifies all waiters. Cancel-safe.
+/// Waits until `look` returns something. Every change of what it reads must notify all waiters. Cancel-safe.
 pub(crate) async fn until<T>(news: &Notify, mut look: impl FnMut() -> Option<T>) -> T {
     loop {
         let mut told = pin!(news.notified());
-        // Listens before it looks, so that nothing is missed in between.
+        // Registers before it checks, so that no notification is missed in between.
         told.as_mut().enable();
         if let Some(found) = look() {
             return found;
@@ -43,7 +43,7 @@ pub(crate) async fn until<T>(news: &Notify, mut look: impl FnMut() -> Option<T>)
     }
 }
 
-/// Returns the outcome of a call, or what it panicked with; then it is not polled again.
+/// Returns the outcome of a call, or the payload of its panic, after which it must not be polled again.
 pub(crate) async fn caught<T>(call: impl Future<Output = T>) -> Result<T, Box<dyn Any + Send>> {
     let mut call = pin!(call);
     poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx))) {

@@ -1,4 +1,4 @@
-//! The topics of a queue: creates missing ones, and checks that existing ones keep the promise.
+//! The topics of a queue: creates missing ones, and checks that existing ones don't lose tasks.
 
 use crate::config::{Config, HEADROOM};
 use kafkaq_core::{Error, ErrorKind, Log, Result, TopicInfo, TopicSpec, machine::Ladder};
@@ -7,14 +7,14 @@ use std::{sync::Arc, time::Duration};
 /// Kafka's `max.message.bytes` has four bytes.
 const MAX_RECORD_BYTES: usize = i32::MAX as usize;
 
-/// The topic that tasks are published to, as it is.
+/// The topic that tasks are published to, as it exists.
 #[derive(Clone, Debug)]
 pub(crate) struct TaskTopic {
     pub(crate) name: Arc<str>,
     pub(crate) partitions: i32,
 }
 
-/// The topics of a group, as they are.
+/// The topics of a group, as they exist.
 #[derive(Clone, Debug)]
 pub(crate) struct Topics {
     pub(crate) task: TaskTopic,
@@ -137,7 +137,7 @@ fn spec(
     spec
 }
 
-/// The largest copy of a record, as far as a topic can be set to take it.
+/// The largest copy of a record, as far as a topic can be configured to accept it.
 fn copy_of(record: usize) -> usize {
     record.saturating_add(HEADROOM).min(MAX_RECORD_BYTES)
 }
@@ -295,7 +295,7 @@ fn judge_marks(marks: &TopicInfo) -> Vec<String> {
     warnings
 }
 
-/// As Kafka writes it: -1 is forever.
+/// In Kafka's notation: -1 means forever.
 fn millis(retention: Duration) -> i64 {
     if retention == Duration::MAX { -1 } else { i64::try_from(retention.as_millis()).unwrap_or(-1) }
 }

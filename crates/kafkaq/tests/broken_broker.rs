@@ -35,13 +35,13 @@ struct Breaking {
     joins: Arc<AtomicUsize>,
     joins_to_fail: Arc<AtomicUsize>,
     join_error: Option<Error>,
-    /// Joining waits for it, if it is there.
+    /// If set, joining waits for it.
     gate: Option<Arc<Semaphore>>,
     /// Leaving never ends.
     stays: bool,
 }
 
-/// A member that never gets away.
+/// A member whose `leave` never returns.
 struct Staying(Arc<dyn Member>);
 
 #[async_trait]
@@ -164,7 +164,7 @@ async fn nobody_waits_for_ever_when_the_driver_panics() {
     assert!(soon(queue.shutdown(ms(500))).await.is_err());
 }
 
-/// In real time: trying again is the business of another thread.
+/// In real time: another thread retries.
 #[tokio::test]
 async fn a_publish_whose_append_panics_is_tried_again() {
     let (queue, broker) = queue(How::Ends).await;
@@ -173,7 +173,7 @@ async fn a_publish_whose_append_panics_is_tried_again() {
     assert_eq!(next(&queue).await.id(), &id);
 }
 
-/// Under its id alone a task with a window would say nothing of what has changed since.
+/// With only its id, a task with a window would not cover changes made since then.
 #[tokio::test]
 async fn publish_of_unknown_effect_says_how_to_publish_again() {
     let broker = Breaking::default();

@@ -1,5 +1,5 @@
-//! How a cursor relates to a log that was truncated, recreated, or has lost its beginning: on the log in memory, also
-//! when it answers with nothing, or changes between two looks at it.
+//! How a cursor relates to a log that was truncated, recreated, or has lost its beginning: on the log in memory,
+//! including empty responses and changes between two reads.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use async_trait::async_trait;
@@ -15,8 +15,7 @@ use std::sync::{
 
 type Event = Box<dyn FnMut(&MemoryLog) + Send>;
 
-/// A log in memory that answers some fetches with nothing, and to which something happens after the first look at its
-/// ends.
+/// A log in memory that returns nothing for some fetches, and that changes after the first read of its ends.
 struct Sly {
     inner: MemoryLog,
     empty: AtomicU32,
@@ -167,8 +166,8 @@ async fn a_recreated_topic_is_noticed_whatever_its_length() {
     }
 }
 
-/// The reader has outrun its check: the record below its position is of the topic that is there, and still the records
-/// before that are not those that were read.
+/// The reader has outrun its check: the record below its position belongs to the new topic, although the records before
+/// it are not those that were read.
 #[tokio::test]
 async fn a_recreated_topic_that_was_read_on_in_is_noticed_by_the_anchor() {
     for confirmed in [false, true] {
@@ -213,7 +212,7 @@ async fn a_mark_that_retention_passes_between_two_looks_is_not_another_log() {
     assert_eq!(stands(&log, &trail.position()).await, Standing::Intact);
 }
 
-/// Otherwise reading would begin where the deleted topic began, and leave out what is before it.
+/// Otherwise reading would begin where the deleted topic began, and skip the records before that.
 #[tokio::test]
 async fn where_a_replaced_log_begins_is_told_of_the_log_that_is_there_now() {
     let (log, trail) = read_log(5).await;
@@ -231,7 +230,7 @@ async fn where_a_replaced_log_begins_is_told_of_the_log_that_is_there_now() {
     assert_eq!(stands(&log, &trail.position()).await, REPLACED);
 }
 
-/// Nothing was read yet, so no record can tell.
+/// Nothing was read yet, so no record can show it.
 #[tokio::test]
 async fn a_topic_that_is_recreated_before_anything_was_read_is_noticed_by_where_it_begins() {
     let (log, _) = read_log(5).await;

@@ -45,7 +45,7 @@ impl TaskType for Bill {
     const KIND: &'static str = "bill";
 }
 
-/// Counts the swaps of leases and of locks. Those of locks fail as it is told.
+/// Counts the swaps of leases and of locks. Swaps of locks fail on demand.
 #[derive(Clone, Debug, Default)]
 struct Store {
     inner: MemoryStore,
@@ -87,7 +87,7 @@ impl Servers {
     }
 }
 
-/// Which keys are worked on, and what was seen.
+/// Which keys are being worked on, and what was observed.
 #[derive(Clone, Default)]
 struct Seen(Arc<Mutex<Inside>>);
 
@@ -121,7 +121,7 @@ impl Seen {
     }
 }
 
-/// A worker whose handler takes so long.
+/// A worker whose handler takes this long.
 fn worker(queue: Queue, seen: &Seen, time: Duration, options: Options) -> WorkerHandle {
     Worker::builder(queue)
         .state(seen.clone())
@@ -217,8 +217,8 @@ async fn task_without_a_key_is_executed_as_ever() {
     drop(worker);
 }
 
-/// However long a key is busy: it costs its tasks no failure and, with so few hand-outs, no life; and those of other
-/// keys are executed meanwhile.
+/// However long a key is busy, its tasks aren't charged a failure and, even with so few hand-outs, aren't
+/// dead-lettered; and tasks with other keys are executed meanwhile.
 #[tokio::test(start_paused = true)]
 async fn key_that_is_busy_for_a_day_kills_no_task_and_stops_no_other() {
     busy_for_a_day(|builder| builder, Options::new().one_at_a_time()).await;
@@ -289,7 +289,7 @@ async fn busy_for_a_day(with: fn(QueueBuilder) -> QueueBuilder, options: Options
     assert_eq!(report.timed_out, 0, "{report}");
 }
 
-/// Its tasks come back until the store takes the lock, and those that need none are executed meanwhile.
+/// Its tasks are retried until the store accepts the lock, and tasks without a lock are executed meanwhile.
 #[tokio::test(start_paused = true)]
 async fn store_that_refuses_locks_for_hours_kills_no_task_and_stops_no_other() {
     let (servers, seen) = (Servers::default(), Seen::default());
@@ -342,7 +342,8 @@ async fn handler_whose_lock_is_lost_is_told_although_its_lease_is_kept() {
     stop(running).await;
 }
 
-/// Its own lease is fine, so it is given back: it costs no failure, and nobody waits for the lease to run out.
+/// The lease of the task is still held, so the task is given back: no failure is counted, and nobody waits for the
+/// lease to expire.
 #[tokio::test(start_paused = true)]
 async fn task_whose_lock_was_lost_is_executed_again_soon_and_has_not_failed() {
     let servers = Servers::default();
@@ -376,7 +377,7 @@ async fn task_whose_lock_was_lost_is_executed_again_soon_and_has_not_failed() {
     assert_eq!((report.lost, report.retried), (0, 0), "{report}");
 }
 
-/// On real threads: while the handler runs, its task is nobody else's, whatever was told it.
+/// On real threads: while the handler runs, nobody else gets its task, whatever the handler was told.
 #[tokio::test(flavor = "multi_thread")]
 async fn task_whose_lock_was_lost_is_not_given_back_while_its_handler_runs() {
     let servers = Servers::default();
@@ -498,7 +499,7 @@ async fn settings_that_make_no_sense_are_refused() {
     }
 }
 
-/// What the documentation of the worker says it costs.
+/// The cost that the worker's documentation states.
 #[tokio::test(start_paused = true)]
 async fn task_without_contention_costs_two_swaps_more() {
     let mut swaps = Vec::new();

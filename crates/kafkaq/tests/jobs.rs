@@ -171,7 +171,7 @@ async fn a_reason_of_any_length_is_cut() -> Result<()> {
     Ok(())
 }
 
-/// They may share all servers and differ in the task topic alone.
+/// They may share all servers and differ only in the task topic.
 #[tokio::test(start_paused = true)]
 async fn two_environments_on_one_log_and_store_keep_apart() -> Result<()> {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());
@@ -353,7 +353,7 @@ async fn a_job_can_be_taken_without_waiting() -> Result<()> {
     let id = queue.publish(Task::new("x")).await?;
     let job = try_until_ready(&queue).await;
     assert_eq!((job.id(), job.attempt(), job.failures()), (&id, 1, 0));
-    // A redelivery is leased only when somebody asks for it, and trying is asking.
+    // A redelivery is leased only when a job is requested, and `try_get_job` is a request.
     soon(job.retry(Duration::ZERO, "not now")).await.unwrap();
     let again = try_until_ready(&queue).await;
     assert_eq!((again.id(), again.attempt()), (&id, 2));
@@ -363,7 +363,7 @@ async fn a_job_can_be_taken_without_waiting() -> Result<()> {
     Ok(())
 }
 
-/// The caller for whom the job was leased has gone.
+/// The caller for whom the job was leased is gone.
 #[tokio::test(start_paused = true)]
 async fn a_job_that_waits_for_hours_is_charged_no_failure() -> Result<()> {
     let queue = quick(&MemoryLog::new(), &MemoryStore::new()).max_failures(1).build().await?;
@@ -478,7 +478,7 @@ async fn get_jobs_is_cancel_safe() -> Result<()> {
 async fn every_group_executes_a_delayed_task_whoever_has_published_it() -> Result<()> {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());
     let groups = [quick(&log, &store).build().await?, quick(&log, &store).group("audit").build().await?];
-    // Of no group that anybody reads.
+    // Its group has no members.
     let publisher = quick(&log, &store).group("nobody").build_publisher().await?;
     let published = Instant::now();
     let id = publisher.publish(Task::new("later").with_delay(ms(700))).await?;

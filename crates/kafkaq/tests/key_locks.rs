@@ -25,7 +25,7 @@ use tokio::{
 const SECOND: Duration = Duration::from_secs(1);
 const LEASE: Duration = Duration::from_secs(30);
 
-/// Counts the swaps, and fails as it is told.
+/// A store that counts swaps and fails on demand.
 #[derive(Clone, Debug, Default)]
 struct Store {
     inner: MemoryStore,
@@ -33,7 +33,7 @@ struct Store {
     away: Arc<AtomicBool>,
     refuses: Arc<AtomicBool>,
     panics: Arc<AtomicBool>,
-    /// How long a swap takes to get there, and its answer to come back.
+    /// How long a request takes to arrive, and its response to return.
     way: Duration,
 }
 
@@ -159,7 +159,7 @@ async fn process_whose_line_never_ends_lets_others_come_to_the_key() {
     }
 }
 
-/// As a worker does that executes one task at a time: the next comes while the key is given back, or just after that.
+/// As in a worker that executes one task at a time: the next one arrives while the key is released, or just after that.
 #[tokio::test(start_paused = true)]
 async fn key_that_nobody_else_wants_is_had_again_as_fast_as_the_store_is() {
     for gap in [0, 1, 5, 50].map(Duration::from_millis) {
@@ -219,7 +219,7 @@ async fn holder_that_can_not_renew_is_told_before_another_has_the_key() {
     drop(acquire(&one, "k").await);
 }
 
-/// In real time: the queue's runtime stands still, so nobody renews the lock, and nobody tells of its loss.
+/// In real time: the queue's runtime is blocked, so nobody renews the lock or reports its loss.
 #[test]
 fn holder_learns_of_the_loss_from_the_clock_alone() {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -94,7 +94,7 @@ impl Service<BoxContext> for Wrapped {
     }
 }
 
-/// A layer that says when it begins and what came of it.
+/// A layer that records its start and its outcome.
 fn noting(name: &'static str, seen: &Seen) -> Wrap {
     let seen = seen.clone();
     wrap(move |mut inner, ctx| {
@@ -288,7 +288,7 @@ async fn blocking_execution_that_waits_in_a_layer_ends_when_it_is_told_to() {
         })
     });
     let running = worker(&queue)
-        // One that stayed would keep the only slot.
+        // If it didn't end, it would keep the only slot.
         .concurrency(1)
         .layer(waiting)
         .on_blocking(|_: Ctx, _: Act| (), Options::new().timeout(Duration::from_millis(50)))

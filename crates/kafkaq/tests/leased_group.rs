@@ -28,7 +28,7 @@ async fn next(consumer: &mut Consumer) -> Event {
     timeout(PATIENCE, consumer.events.next()).await.expect("it hangs").expect("it has ended").unwrap()
 }
 
-/// Returns how long it took, in steps that this task has slept: a machine that stands still takes one of them.
+/// Returns how long it took, in steps that this task has slept: a machine that is suspended takes one of them.
 async fn until(what: &str, check: impl Fn() -> bool) -> Duration {
     const STEP: Duration = Duration::from_millis(5);
     let (begin, mut steps) = (Instant::now(), 0);
@@ -60,7 +60,7 @@ async fn members_share_the_partitions_and_a_record_is_picked_up_at_once() {
     }
 }
 
-/// A process that is killed answers nothing more: neither the store nor the log hears of it.
+/// A killed process says nothing more, neither to the store nor to the log.
 #[test]
 fn a_killed_member_is_replaced_within_the_timeout_and_nothing_is_lost() {
     let runtime =
@@ -122,7 +122,7 @@ async fn a_wiped_store_makes_nobody_start_from_the_beginning() {
     until("all is read", || a.values().len() == 5).await;
     sleep(Duration::from_millis(400)).await;
     old.close().await.unwrap();
-    // Another store: nothing of the old one is left.
+    // A new store: nothing of the old one is left.
     let mut b = join(&group(&log, &MemoryStore::new()), 2).await;
     assert!(matches!(next(&mut b).await, Event::Assigned(_)));
     append(&log, 0, [5]).await;
@@ -264,7 +264,7 @@ async fn a_member_timeout_makes_sense() {
     assert_eq!(refused.kind(), ErrorKind::Invalid);
 }
 
-/// The process that died is a task whose runtime is gone; the other must have its partitions as soon as that says.
+/// The dead process is a task whose runtime is gone; the other must take its partitions after exactly this timeout.
 #[test]
 fn the_member_timeout_of_a_queue_is_the_groups() {
     let runtime =
@@ -283,7 +283,7 @@ fn the_member_timeout_of_a_queue_is_the_groups() {
     theirs.block_on(dead.publish(Task::new("a"))).unwrap();
     theirs
         .block_on(async { timeout(PATIENCE, dead.get_job()).await.unwrap().unwrap().done().await.unwrap() });
-    // Its last sign of life is little older.
+    // Its last sign of life is only slightly older.
     let begin = Instant::now();
     theirs.shutdown_background();
     mine.block_on(async {

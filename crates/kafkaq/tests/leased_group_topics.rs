@@ -1,5 +1,5 @@
 //! A consumer group over a log without one, when topics are deleted, recreated, truncated, and lose their beginning.
-//! Whatever is in the log that is there is read, and the operator is told once.
+//! Everything in the current log is read, and the operator is alerted once.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod leased;
@@ -29,7 +29,7 @@ async fn five_read() -> (Faulty, Store, LeasedGroup, View) {
     (log, store, first, view)
 }
 
-/// How often another member is told that, and what it reads.
+/// Returns how often the next member reports this, and what it reads.
 async fn read_by_the_next(log: &Faulty, store: &Store, told: &str) -> (usize, Vec<u64>) {
     let next = group(log, store);
     let view = View::watch(join(&next, 2).await);
@@ -54,7 +54,7 @@ async fn a_recreated_topic_is_read_whole_whatever_its_length_and_however_long_it
             sleep(SEC * 30).await;
             append(&log, 0, [200]).await;
             within(SEC, &what, || view.has(200)).await;
-            // A reader that could not see it go reads some of it twice.
+            // A reader that could not notice the deletion reads some records twice.
             let twice = if gone == 0 { length.saturating_sub(5) } else { 0 };
             assert_eq!(view.values().len() as u64, 5 + length + twice + 1, "{what}: {:?}", view.values());
             assert_eq!(view.told("recreated or cut"), 1, "{what}: {:?}", view.0.lock().unwrap().errors);
@@ -62,7 +62,7 @@ async fn a_recreated_topic_is_read_whole_whatever_its_length_and_however_long_it
     }
 }
 
-/// Nothing fails and nothing pauses: the reader goes on in the new topic at the old position, until the next check.
+/// Nothing fails and nothing pauses: the reader continues in the new topic at the old position, until the next check.
 #[tokio::test(start_paused = true)]
 async fn a_recreated_topic_that_outruns_the_check_is_read_whole_after_it() {
     for checked in [false, true] {
@@ -80,7 +80,7 @@ async fn a_recreated_topic_that_outruns_the_check_is_read_whole_after_it() {
     }
 }
 
-/// What it has committed is of the new topic, as far as the record before it tells. The anchor tells better.
+/// Judging by the record before it, its commit belongs to the new topic. The anchor shows that it doesn't.
 #[tokio::test(start_paused = true)]
 async fn nothing_of_an_earlier_topic_counts_for_a_later_one_if_the_process_dies_before_its_check() {
     for checked in [false, true] {
@@ -107,7 +107,7 @@ async fn nothing_of_an_earlier_topic_counts_for_a_later_one_if_the_process_dies_
     }
 }
 
-/// There is no record that could tell, only where the log began.
+/// No record can show it, only where the log began.
 #[tokio::test(start_paused = true)]
 async fn a_topic_recreated_before_anything_of_it_was_read_is_read_whole() {
     let (log, store) = (Faulty::new(memory_log(1).await), Store::default());
@@ -359,7 +359,7 @@ async fn what_is_reassigned_is_lost_and_comes_again_from_the_commit_under_a_high
     assert!(again[0].partition == mine[0].partition && again[0].epoch > mine[0].epoch);
     let Some(Ok(Event::Records(of, batch))) = member.events.next().await else { panic!("no records") };
     assert_eq!((of, value(&batch.records[0])), (again[0].clone(), 3));
-    // A late call for the earlier one means nothing.
+    // A late call for the earlier assignment has no effect.
     member.member.reassign(&mine[..1]);
     member.member.pause(&mine[..1]);
     member.member.release(&mine[..1]);
@@ -397,7 +397,7 @@ async fn a_member_is_replaced_after_the_session_timeout_of_its_request() {
     }
 }
 
-/// It doesn't wait for the next check, after which nobody could tell any more.
+/// It doesn't wait for the next check: by then it could no longer be detected.
 #[tokio::test(start_paused = true)]
 async fn records_that_are_deleted_ahead_of_a_reader_that_keeps_up_are_told() {
     let (log, _store, _group, view) = five_read().await;

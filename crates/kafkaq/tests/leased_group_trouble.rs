@@ -18,7 +18,7 @@ async fn a_store_that_is_away_for_half_a_minute_stops_the_group_and_loses_nothin
     sleep(SEC * 5).await;
     store.set_away(true);
     let begin = Instant::now();
-    // Its lease still runs, so it goes on.
+    // Its lease is still live, so it continues.
     append(&log, 0, [5]).await;
     within(SEC, "it goes on", || view.has(5)).await;
     within(TIMEOUT, "it stops by its own clock", || view.held() == 0).await;
@@ -29,7 +29,7 @@ async fn a_store_that_is_away_for_half_a_minute_stops_the_group_and_loses_nothin
     assert!(!view.has(6), "nothing is handed out without a lease");
     store.set_away(false);
     within(SEC * 5, "it comes back by itself", || view.held() == 2 && view.has(6)).await;
-    // What it could not commit comes again; what it had committed does not.
+    // What it could not commit is read again; what it had committed is not.
     assert_eq!(view.values()[..6], [0, 1, 2, 3, 4, 5]);
     assert!(view.values()[6..].iter().all(|v| *v >= 5), "{:?}", view.values());
 }
@@ -123,7 +123,7 @@ async fn a_topic_made_anew_under_a_reader_is_read_from_its_first_record() {
     }
 }
 
-/// The worst case: nothing fails, and the new topic has just as many records.
+/// The worst case: nothing fails, and the new topic has exactly as many records.
 #[tokio::test(start_paused = true)]
 async fn a_topic_that_was_swapped_unseen_is_noticed_within_seconds() {
     let (log, store) = (Faulty::new(memory_log(1).await), Store::default());
@@ -232,7 +232,7 @@ async fn an_outage_of_the_checkpoints_delays_many_partitions_as_little_as_one() 
     assert_eq!(view.told("start at the store's cursor"), 1, "not once per partition");
 }
 
-/// As above, but the checkpoints can't be read when reading starts.
+/// Like the previous test, but the checkpoints can't be read when reading starts.
 #[tokio::test(start_paused = true)]
 async fn a_checkpoint_that_was_not_read_is_not_overwritten_by_an_earlier_one() {
     let (log, store) = three_committed().await;
@@ -289,7 +289,7 @@ async fn commits_that_wait_for_the_store_have_a_limit() {
     assert_eq!(outcomes[9_999].as_ref().unwrap_err().kind(), ErrorKind::Timeout);
 }
 
-/// No tick of anybody lies between: the long poll answers when the record is there.
+/// It waits for no timer: the long poll returns when the record is appended.
 #[tokio::test(start_paused = true)]
 async fn a_record_of_an_owned_partition_arrives_in_no_time() {
     let (log, store) = (Faulty::new(memory_log(3).await), Store::default());
@@ -306,7 +306,8 @@ async fn a_record_of_an_owned_partition_arrives_in_no_time() {
     }
 }
 
-/// From the release to the next owner's first record: a look at the store, which is due twenty times in a timeout.
+/// From the release to the next owner's first record it takes one read of the store, which happens twenty times per
+/// timeout.
 #[tokio::test(start_paused = true)]
 async fn after_a_change_of_hands_reading_begins_at_once() {
     let (log, store) = (Faulty::new(memory_log(2).await), Store::default());

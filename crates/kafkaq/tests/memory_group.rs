@@ -44,7 +44,7 @@ async fn join(log: &MemoryLog) -> Consumer {
     join_with(log, |_| {}).await
 }
 
-/// What is there for the member without waiting.
+/// Returns the member's next event if there is one now.
 fn now(of: &mut Consumer) -> Option<Event> {
     of.events.next().now_or_never().map(|item| item.expect("the stream has ended").unwrap())
 }
@@ -286,7 +286,7 @@ async fn a_member_that_leaves_or_is_dropped_hands_over_at_once() {
     }
 }
 
-/// What a member that waits in a task of its own gets when `act` is done: nobody but its waker can rouse it.
+/// Returns what a member that waits in its own task gets once `act` is done: only its waker can wake it.
 async fn roused_by(mut waiting: Consumer, act: impl Future) -> (Option<Event>, Consumer) {
     while now(&mut waiting).is_some() {}
     let task = tokio::spawn(async move { (waiting.events.next().await, waiting) });
@@ -492,7 +492,7 @@ async fn no_event_is_lost_when_a_poll_is_given_up_every_millisecond() {
     writer.await.unwrap();
 }
 
-/// Partition -> the epoch and the offset of its last commit.
+/// By partition: the epoch and the offset of the last commit.
 type Commits = Arc<Mutex<BTreeMap<Partition, (u64, i64)>>>;
 
 /// Reads for a while and commits what it has read at once. Forgets to release now and then, and may leave or be

@@ -279,7 +279,7 @@ async fn records_get_the_time_of_tokios_clock_which_a_test_may_run() {
         append(&log, 0, &["later"]).await;
         let batch = log.fetch(&at(0, 0), limit(0, usize::MAX)).await.unwrap();
         let between = batch.records[1].timestamp_ms - batch.records[0].timestamp_ms;
-        // The system's clock goes on while the test itself runs.
+        // The system's clock advances while the test itself runs.
         assert!((between - 3_600_000).abs() < 60_000, "{between}");
     }
 }

@@ -36,7 +36,7 @@ async fn join(log: &MemoryLog) -> Consumer {
     log.join(JoinRequest::new("g", vec!["t".into()], [0; 16])).await.unwrap()
 }
 
-/// What is there for the member without waiting.
+/// Returns the member's next event if there is one now.
 fn next(of: &mut Consumer) -> Option<Result<Event, Error>> {
     of.events.next().now_or_never().map(|item| item.expect("the stream has ended"))
 }
@@ -227,7 +227,7 @@ async fn a_fetch_that_waits_ends_when_its_topic_is_deleted_and_never_waits_for_a
         Err(ErrorKind::Invalid),
         "beyond the end of the new one"
     );
-    // Recreated before the waiting fetch could look: it goes on with the new topic, and is woken by its records.
+    // Recreated before the waiting fetch could notice: it continues with the new topic, and is woken by its records.
     append(&log, "new", 5).await;
     let again = async {
         log.delete_topic("t").unwrap();

@@ -165,7 +165,7 @@ async fn each_end_of_a_job_is_counted_with_its_cause() {
     }
 }
 
-/// A store whose swaps take a second to get there.
+/// A store whose swaps take a second to arrive.
 #[derive(Clone, Debug, Default)]
 struct Slow(MemoryStore);
 
@@ -212,7 +212,7 @@ async fn executions_are_counted_and_timed_by_kind() {
     for how in ["done", "retry", "snooze", "reject", "fail", "panic", "hang", "sleep"] {
         queue.enqueue(Act(how.into())).await.unwrap();
     }
-    // By the clock of the test, which stands still, what is past for the system may not have come.
+    // By the test's clock, which stands still, the system's past may still be in the future.
     let past = SystemTime::UNIX_EPOCH;
     queue.enqueue(Act("late".into())).expires(past).await.unwrap();
     queue.enqueue(Act("late".into())).expires_to_dead_letter(past).await.unwrap();

@@ -32,7 +32,7 @@ impl TaskType for Resize {
     }
 }
 
-/// As a program that was not changed yet has it.
+/// The type in a program that has not been changed yet.
 #[derive(Serialize, Deserialize)]
 struct InJson(u32);
 
@@ -106,7 +106,7 @@ async fn another_format_is_a_dead_letter_that_says_so() {
     let (packed, json) = (resize().encode().unwrap(), Format::Json.encode(&resize()).unwrap());
     let mut dead = Vec::new();
     for (task, wanted) in [
-        // A number is one in both formats, but another one.
+        // These bytes are a valid number in both formats, but a different one.
         (of("in_json", "1", Some("msgpack"), Format::MessagePack.encode(&55).unwrap()), "is `msgpack`, and"),
         (of("resize", "2", None, json), "its format is `json`, and this worker expects `msgpack`"),
         (of("resize", "2", Some("cbor"), packed.clone()), "its format is `cbor`"),

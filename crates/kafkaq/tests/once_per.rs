@@ -25,7 +25,7 @@ use tokio::{
 
 const SECOND: Duration = Duration::from_secs(1);
 const WINDOW: Duration = Duration::from_secs(10);
-/// What `quick` sets.
+/// The clock skew that `quick` sets.
 const SKEW: Duration = Duration::from_millis(20);
 
 fn recalculate(key: &str) -> Task {
@@ -169,7 +169,7 @@ async fn settings_under_which_an_execution_could_be_doubled_or_missed_are_refuse
     says(&refused(pair(), chosen).await, "max_delay");
 }
 
-/// What is published later in the window would find the id done, and its change would be missed.
+/// A task that is published later in the window would find the id done, and its change would be missed.
 #[tokio::test(start_paused = true)]
 async fn id_of_a_window_that_is_chosen_keeps_its_window() {
     let queue = pair().lease_duration(60 * SECOND).build().await.unwrap();

@@ -101,7 +101,7 @@ async fn a_thousand_ticks_over_three_crashing_processes_run_once_each() {
         });
     }
     while processes.join_next().await.transpose().unwrap().is_some() {}
-    // What was left undone.
+    // Publish and execute what was left.
     let task = PeriodicTask::new("tick", every(1), payload).missed(all);
     process(forgetful(&log, &store), task, 30 * SECOND, executed.clone()).await;
 
@@ -346,7 +346,7 @@ async fn a_panic_of_a_closure_ends_the_run_with_it() -> Result<()> {
     Ok(())
 }
 
-/// A log that refuses all records while it is told to.
+/// A log that refuses all records on demand.
 #[derive(Clone, Debug, Default)]
 struct Refusing {
     log: MemoryLog,
@@ -356,7 +356,7 @@ struct Refusing {
 forward!(impl Log for Refusing by log {
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Vec<Result<i64>> {
         if self.refuses.load(Ordering::Relaxed) {
-            // Final for the publisher, which does not try again: its time limit would be real.
+            // Permanent, so that the publisher doesn't retry: its timeout would run in real time.
             let e = Error::not_applied(ErrorKind::Denied, "append").with_retry(Retry::No);
             return records.iter().map(|_| Err(e.clone())).collect();
         }

@@ -57,7 +57,7 @@ fn gated(permits: usize, down: bool) -> Gated {
     Gated { log: MemoryLog::new(), open: Arc::new(Semaphore::new(permits)), down }
 }
 
-/// One partition, so that all callers share a line.
+/// One partition, so that all callers share a queue.
 fn builder(log: &Gated) -> QueueBuilder {
     Queue::builder("emails").broker(log.clone()).partitions(1)
 }
@@ -166,7 +166,7 @@ fn what_gathers_behind_requests_outlives_the_runtime_that_they_run_on() {
 fn a_runtime_whose_threads_are_all_taken_holds_up_no_answer() {
     let log = gated(9, false);
     let (publisher, home) = publisher_at_home(&log, ms(2000));
-    // Never dropped: that would wait for its threads, which may be taken for ever if this test fails.
+    // Never dropped: that would wait for its threads, which may be blocked forever if this test fails.
     let home = ManuallyDrop::new(home);
     let (free, taken) = (Arc::new(Barrier::new(3)), Arc::new(Barrier::new(3)));
     for _ in 0..2 {
@@ -183,7 +183,7 @@ fn a_runtime_whose_threads_are_all_taken_holds_up_no_answer() {
     free.wait();
     within_patience(move || {
         runtime().block_on(async {
-            // The line is free again once the first request has ended.
+            // The queue is free again once the first request has ended.
             while publisher.publish(Task::new("two")).await.is_err() {}
         });
     });
@@ -238,7 +238,7 @@ fn publishing_needs_no_runtime() {
     });
 }
 
-/// As an executor might whose threads have gone.
+/// As the waker of an executor might whose threads are gone.
 struct Panics(AtomicBool);
 
 impl Wake for Panics {

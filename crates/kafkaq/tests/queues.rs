@@ -186,7 +186,7 @@ async fn two_members_share_the_tasks_and_two_groups_get_each_all() -> Result<()>
     Ok(())
 }
 
-/// Leases are long here, so what is read by a process that asks for no job would be missed.
+/// Leases are long here, so tasks read by a process that requests no job would be missing.
 #[tokio::test(start_paused = true)]
 async fn a_queue_that_is_asked_for_no_job_takes_no_share() -> Result<()> {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());
@@ -313,7 +313,7 @@ fn a_queue_whose_runtime_ends_at_once_keeps_nobody_waiting() {
 #[tokio::test(start_paused = true)]
 async fn shutdown_gives_back_what_nobody_has_got() -> Result<()> {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());
-    // With leases this long only what is given back comes again in time.
+    // With leases this long, only tasks that are given back are redelivered in time.
     let long = || quick(&log, &store).lease_duration(Duration::from_secs(600)).park_after(SECOND);
     let one = long().build().await?;
     for outcome in one.publish_many((0..50).map(|n| Task::new(format!("{n}")))).await {
@@ -340,7 +340,7 @@ async fn shutdown_gives_back_what_nobody_has_got() -> Result<()> {
     soon(two.shutdown(SECOND)).await
 }
 
-/// As in a deploy: the new process must not wait for the longest job of the old one.
+/// Like a deploy: the new process must not wait for the longest job of the old one.
 #[tokio::test(start_paused = true)]
 async fn shutdown_leaves_the_group_before_the_last_job_has_ended() -> Result<()> {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 const LEASE: Duration = Duration::from_secs(3);
 
-/// Nobody has had them, and when their leases have ended there is nothing left to give back.
+/// Nobody has had them, and once their leases have ended nothing is left to give back.
 #[tokio::test(start_paused = true)]
 async fn jobs_that_nobody_has_taken_keep_a_shutdown_waiting_for_a_lease_at_most() -> Result<()> {
     let store = Store::default();

@@ -50,7 +50,7 @@ forward!(impl LeaseStore for Counting by store {
     }
 });
 
-/// What the store keeps of 500 finished tasks, per task.
+/// Returns how many bytes the store keeps per finished task, for 500 tasks.
 async fn measured(queue: &str, group: &str, id: impl Fn(usize) -> String) -> f64 {
     const TASKS: usize = 500;
     let store = Arc::new(Counting::default());

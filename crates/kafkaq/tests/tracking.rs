@@ -1,4 +1,4 @@
-//! Which jobs the store is told of.
+//! Which jobs are written to the store.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -10,10 +10,10 @@ use kafkaq::{
     memory::{MemoryLog, MemoryStore},
 };
 
-/// In each partition so many records have a lease from the first, whatever happens.
+/// In each partition this many records have a lease from the start in any case.
 const FIRST: usize = 8192;
 
-/// A queue of one partition, and the last of so many tasks that are done.
+/// Returns a queue of one partition, and the last of this many tasks, all done.
 async fn after(tasks: usize) -> (Queue, TaskId) {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());
     let builder = quick(&log, &store).partitions(1).tracking(Tracking::Slow).track_after(LEASE / 4);
@@ -58,7 +58,7 @@ async fn quick_task_that_fails_comes_again() {
     soon(again.done()).await.unwrap();
 }
 
-/// Or a crash before it is done would make it expire although it was begun.
+/// Otherwise a crash during its execution would make it expire although it was started.
 #[tokio::test(start_paused = true)]
 async fn task_that_can_expire_has_a_lease_from_its_first_attempt() {
     let (queue, _) = after(FIRST + 100).await;

@@ -22,7 +22,7 @@ fn paused(test: impl Future<Output = ()> + Send + 'static) {
     outcome.recv_timeout(PATIENCE).expect("it takes real time, hangs or has panicked");
 }
 
-/// Later by `time`, and by little more.
+/// Asserts that `time` has passed since then, and little more.
 fn is_after(since: Instant, time: Duration) {
     let elapsed = since.elapsed();
     assert!((time..time + Duration::from_secs(2)).contains(&elapsed), "{elapsed:?}");

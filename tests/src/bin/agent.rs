@@ -1,4 +1,4 @@
-//! A process that publishes, or works until its input ends. It says what it does, a line each, before it does it.
+//! A process that publishes, or works until its input ends. It prints each action on a line before executing it.
 //!
 //! `agent publish PAIR FROM COUNT`, `agent work PAIR WORKERS HOLD_MS`, and `agent handle PAIR CONCURRENCY LIMIT_MS` with
 //! a worker that obeys signals; a PAIR is the words of `Pair::words`.
@@ -59,7 +59,7 @@ async fn work(pair: Pair, workers: usize, hold: u64) -> Result<(), Box<dyn Error
     let said = tokio::task::spawn_blocking(|| std::io::stdin().lines().next()).await?;
     if said.transpose()?.is_none() {
         let ended = queue.shutdown(Duration::from_secs(5)).await;
-        // Each has one more thing to say.
+        // Each has one more line to print.
         running.join_all().await;
         return Ok(ended?);
     }

@@ -1,5 +1,5 @@
-//! The end of a topic's log is cut off while the broker is down, as a crash may do it that loses what was not on the
-//! disk yet.
+//! The end of a topic's log is truncated while the broker is down, as by a crash that loses what was not on the disk
+//! yet.
 
 use crate::{
     queue::{Client, HELD, Site, Worker, ids, publish},
@@ -20,8 +20,8 @@ use std::{
 use tokio::{task::spawn_blocking, time::sleep};
 use xtask::services::{Server, Service, free_port};
 
-/// Tasks that are finished, and that are handed out and not finished, when the broker goes down. Each is a batch of its
-/// own.
+/// How many tasks are finished, and how many are handed out but not finished, when the broker goes down. Each is in its
+/// own batch.
 const FINISHED: usize = 30;
 const UNFINISHED: usize = 12;
 
@@ -35,7 +35,7 @@ enum End {
     LastSegment,
 }
 
-/// How many tasks are published next, compared with what was cut off.
+/// How many tasks are published next, compared with the truncated part.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Regrown {
     Shorter,
@@ -60,7 +60,7 @@ const CASES: [(End, Regrown); 4] = [
     (End::LastSegment, Regrown::Equal),
 ];
 
-/// A queue for one case, with processes that go on while the broker is down.
+/// A queue for one case, with processes that keep running while the broker is down.
 struct Queue {
     site: Site,
     case: (End, Regrown),
@@ -80,7 +80,7 @@ impl Queue {
         Queue { site, case, name, log, publisher, worker }
     }
 
-    /// Has as much published, executed and committed as it takes. Returns where the log is to end, and where it does.
+    /// Publishes, executes and commits as much as needed. Returns where the log should end, and where it ends.
     async fn prepare(&self) -> (i64, i64) {
         let Queue { site, publisher, log, name, .. } = self;
         site.gate(false);
@@ -110,7 +110,7 @@ impl Queue {
         (new_end, site.log().await.len() as i64)
     }
 
-    /// Publishes from before the broker is back, and sees to it that all that the log has then is executed.
+    /// Starts to publish before the broker is back, and checks that everything in the log is executed.
     async fn recover(self, count: i64) {
         let Queue { site, name, publisher, worker, .. } = self;
         let (begun, tasks) = (Instant::now(), ids("task", count as usize));
@@ -125,7 +125,7 @@ impl Queue {
             log.len(),
             begun.elapsed()
         );
-        // Where the next process begins tells whether a position in the old end was committed over the new one.
+        // Where the next process starts shows whether a position in the old end was committed over the new one.
         worker.end().await;
         let few = ids("next", 3);
         publish(&publisher, &few).await;
@@ -184,8 +184,8 @@ pub(crate) async fn nothing_is_lost() {
     }
 }
 
-/// A Kafka on `plain` that sends its clients to a proxy, and others on `direct` back to there. Its logs soon have
-/// several segments.
+/// Starts a Kafka on `plain` that sends its clients to a proxy, and clients on `direct` back to `direct`. Its logs soon
+/// have several segments.
 fn start([plain, inner, direct]: [u16; 3], proxy: u16) -> Server {
     let settings = [
         "log.roll.ms=1000".to_owned(),
@@ -200,8 +200,8 @@ fn start([plain, inner, direct]: [u16; 3], proxy: u16) -> Server {
     Service::Kafka.own_with(Some(plain), &options).unwrap()
 }
 
-/// Waits until each partition has a leader. No client of the queues is let in earlier: librdkafka may end the process
-/// over a response in which some partitions have a leader and others have none (librdkafka#5280).
+/// Waits until each partition has a leader. No client of the queues may connect earlier: librdkafka may crash the
+/// process on a response in which some partitions have a leader and others have none (librdkafka#5280).
 fn until_led(kafka: &str) {
     let (begun, admin) = (Instant::now(), admin(kafka).unwrap());
     let is_led = || {
@@ -217,7 +217,7 @@ fn until_led(kafka: &str) {
     }
 }
 
-/// Where a handle has read a log to.
+/// Reads a log to its end. Returns the position.
 async fn read_to_the_end(log: &RsKafka, topic: &str) -> Position {
     let mut at = Position { partition: Partition::new(topic, 0), offset: 0 };
     loop {

@@ -1,5 +1,5 @@
-//! A task topic that is replaced under the queue's processes: deleted and recreated while tasks are published, or
-//! with the end of its log cut off while the broker is down. Whatever the log has afterwards is executed.
+//! A task topic that is replaced under the queue's processes: deleted and recreated while tasks are published, or with
+//! its log truncated while the broker is down. Everything in the log afterwards is executed.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 

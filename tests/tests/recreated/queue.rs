@@ -12,12 +12,12 @@ use std::{
 };
 use tokio::{sync::watch, task::JoinSet, time::sleep};
 
-/// What reads a queue's topic.
+/// How a queue's topic is read.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Client {
-    /// Kafka's groups by KIP-848.
+    /// Kafka's groups with KIP-848.
     Kip848,
-    /// Kafka's groups by the classic protocol.
+    /// Kafka's groups with the classic protocol.
     Classic,
     /// A group that is kept in the store.
     Leased,
@@ -72,7 +72,7 @@ impl Site {
         self.pair.name()
     }
 
-    /// As users get it, but nothing is parked, so that only the task topic matters.
+    /// Default settings, but nothing is parked, so that only the task topic matters.
     fn builder(&self) -> QueueBuilder {
         let builder = self.pair.usual_queue().partitions(self.partitions);
         let builder = builder.lease_duration(Duration::from_secs(300)).park_after(Duration::from_secs(120));
@@ -105,7 +105,7 @@ impl Site {
         self.gate.send_replace(is_open);
     }
 
-    /// The tasks of the records that the log has now, by a client that knows nothing of an earlier one.
+    /// Returns the tasks in the log now, read by a new client that never saw the earlier log.
     pub(crate) async fn log(&self) -> Vec<String> {
         let (kafka, topic) = (self.pair.kafka(), self.topic().to_owned());
         let read = tokio::task::spawn_blocking(move || Kafka::read_all(&kafka, &topic)).await.unwrap();
@@ -113,7 +113,7 @@ impl Site {
         read.into_iter().map(payload).collect()
     }
 
-    /// Waits until the group has committed exactly so much.
+    /// Waits until the group has committed exactly this many.
     pub(crate) async fn until_committed(&self, count: i64, when: &str) {
         let begun = Instant::now();
         loop {
@@ -170,7 +170,7 @@ impl Worker {
                     if is_held && gate.wait_for(|is_open| *is_open).await.is_err() {
                         return;
                     }
-                    // A server may be away. What is executed counts here, not what is confirmed.
+                    // The server may be down. What counts here is what is executed, not what is confirmed.
                     let _ = job.done().await;
                 }
             });
@@ -209,7 +209,7 @@ pub(crate) async fn publish(publisher: &Publisher, ids: &[String]) {
     }
 }
 
-/// Publishes all the time, whatever becomes of the topic, until the set is dropped.
+/// Publishes all the time, whatever happens to the topic, until the set is dropped.
 pub(crate) fn load(publisher: &Publisher) -> JoinSet<()> {
     let mut publishing = JoinSet::new();
     for _ in 0..4 {

@@ -1,7 +1,6 @@
 //! A partition's log in the data folder of a Kafka that is down.
 //!
-//! A segment is a file `<offset of its first record>.log` of record batches, and beside it are files of the same name
-//! that tell where in it something is.
+//! A segment is a file `<offset of its first record>.log` of record batches, next to index files of the same name.
 
 use std::{
     fs::{self, File},
@@ -16,16 +15,16 @@ const BODY: usize = 12;
 const LAST_DELTA: usize = 23;
 const HEAD: usize = 27;
 
-/// Where the last segment of a log begins.
+/// Returns where the last segment of a log begins.
 pub(crate) fn last_segment(log: &Path) -> io::Result<i64> {
     Ok(named(log, "log")?.last().map_or(0, |(offset, _)| *offset))
 }
 
 /// Cuts off every batch that reaches beyond `end`. Returns where the log ends now: a batch is never divided.
 ///
-/// What a crash without a sync to the disk takes away is the end of the log, and no more. So the epochs of leaders stay
-/// as they are, and the server drops those beyond the end. But what tells of places that are gone goes too: the server
-/// makes an index anew where there is none, and learns of producers from the records.
+/// A crash without a sync to the disk loses only the end of the log. So the leader epochs stay as they are, and the
+/// server drops those beyond the end. But the indexes of lost parts are deleted, too: the server rebuilds missing
+/// indexes, and learns of producers from the records.
 pub(crate) fn cut(log: &Path, end: i64) -> io::Result<i64> {
     let mut new_end = 0;
     for (offset, segment) in named(log, "log")? {
@@ -49,7 +48,7 @@ pub(crate) fn cut(log: &Path, end: i64) -> io::Result<i64> {
     Ok(new_end)
 }
 
-/// The files of a log whose names are offsets, in their order.
+/// Returns the files of a log whose names are offsets, in order.
 fn named(log: &Path, extension: &str) -> io::Result<Vec<(i64, PathBuf)>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(log)? {
@@ -62,7 +61,7 @@ fn named(log: &Path, extension: &str) -> io::Result<Vec<(i64, PathBuf)>> {
     Ok(files)
 }
 
-/// How many bytes of a segment are batches that end at `end` at most, and which offset follows them.
+/// Returns the size of the batches of a segment that end at or before `end`, and the offset after them.
 fn length(segment: &[u8], first: i64, end: i64) -> (u64, i64) {
     let (mut size, mut next) = (0, first);
     while let Some(head) = segment[size..].first_chunk::<HEAD>() {

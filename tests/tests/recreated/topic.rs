@@ -12,7 +12,7 @@ const PARTITIONS: i32 = 2;
 /// Tasks in the first log.
 const FIRST: usize = 300;
 
-/// How many tasks the new log gets at once, beside those under load, compared with all that the earlier one had.
+/// How many tasks the new log gets at once, besides the load, compared with the earlier log.
 #[derive(Clone, Copy, Debug)]
 enum Length {
     Shorter,
@@ -20,18 +20,18 @@ enum Length {
     Longer,
 }
 
-/// What becomes of the process that works.
+/// What happens to the worker process.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Process {
-    /// It goes on.
+    /// It continues.
     Stays,
-    /// Another one begins when the new log is there.
+    /// Another one starts when the new log exists.
     IsReplaced,
-    /// There is none while the topic is deleted and filled again.
+    /// There is none while the topic is deleted and refilled.
     IsAway,
 }
 
-/// With how long the topic is missing, in milliseconds.
+/// Each with the time for which the topic is missing, in milliseconds.
 const ROUNDS: [(Length, u64, Process); 10] = [
     (Length::Shorter, 0, Process::Stays),
     (Length::Equal, 0, Process::Stays),

@@ -1,4 +1,4 @@
-//! Forms of handlers, and how many of them run.
+//! Kinds of handlers, and how many of them run.
 
 use crate::shared::{Number, Other, Runs, SECOND, build, stop, until_status, worker};
 use kafkaq::{
@@ -76,7 +76,7 @@ async fn blocking(pair: &Pair) {
     assert_eq!((report.done, report.lost), (2, 0), "{report}");
 }
 
-/// How many handlers run now, and have run at once.
+/// How many handlers are running, and how many have run at once.
 #[derive(Default)]
 pub(crate) struct Load {
     now: AtomicUsize,
@@ -91,7 +91,7 @@ impl Load {
         while !is_enough() {
             sleep(Duration::from_millis(20)).await;
         }
-        // Whoever would run beside those that may has the time to begin.
+        // Time for an execution beyond the limit to start, if there is one.
         sleep(Duration::from_millis(200)).await;
         self.now.fetch_sub(1, SeqCst);
     }
@@ -144,7 +144,7 @@ async fn rate_of_a_kind(pair: &Pair) {
     for outcome in queue.enqueue_many((0..3).map(Other)).await {
         outcome.unwrap();
     }
-    // From now on only the rate is waited for.
+    // From now on only the rate limits the starts.
     let first = queue.enqueue(Number(9)).await.unwrap();
     until_status(&queue, &first, JobStatus::Done).await;
     let begun = Instant::now();
@@ -152,7 +152,7 @@ async fn rate_of_a_kind(pair: &Pair) {
         until_status(&queue, &id.unwrap(), JobStatus::Done).await;
     }
     let ninth = limited.all().iter().map(|run| run.at - begun).max().unwrap();
-    // A timer that is late is made up for, by a tenth of a second at most.
+    // A late timer is compensated for, by at most a tenth of a second.
     assert!(ninth >= 2 * SECOND - Duration::from_millis(100), "nine of four per second after {ninth:?}");
     until("the first of the other kind", || free.len() == 1).await;
     let report = stop(running).await;

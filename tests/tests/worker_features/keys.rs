@@ -27,13 +27,13 @@ struct Inside {
     running: HashMap<u32, u32>,
     most_of_a_key: u32,
     most_in_all: u32,
-    /// By each process.
+    /// How many each process has executed.
     executed: [usize; 2],
 }
 
 type Shared = Arc<Mutex<Inside>>;
 
-/// Runs until two of different keys have run at once.
+/// Runs until two tasks with different keys have run at once.
 async fn work(inside: &Shared, process: usize, key: u32) {
     {
         let inside = &mut *inside.lock().unwrap();
@@ -58,7 +58,7 @@ async fn process(pair: &Pair, inside: &Shared, process: usize) -> (Queue, Worker
         let inside = inside.clone();
         async move { work(&inside, process, task.0 % KEYS).await }
     };
-    // The tasks themselves have no key, so that those of one come to both processes.
+    // The tasks themselves have no key, so that those of one customer reach both processes.
     let options = Options::new().exclusive_by(|task: &Number| format!("customer-{}", task.0 % KEYS));
     let running = worker(&queue).on_with(handler, options).start().unwrap();
     (queue, running)
@@ -68,7 +68,7 @@ async fn one_at_a_time(pair: &Pair) {
     let inside = Shared::default();
     let (one, two) = tokio::join!(process(pair, &inside, 0), process(pair, &inside, 1));
     let (mut ids, begun) = (Vec::new(), Instant::now());
-    // It takes a while until both have what the group gives them.
+    // It takes a while until both have their assignments.
     while inside.lock().unwrap().executed.iter().any(|executed| *executed < 10) {
         let executed = inside.lock().unwrap().executed;
         assert!(begun.elapsed() < PATIENCE, "executed by each: {executed:?}");
@@ -89,7 +89,7 @@ async fn one_at_a_time(pair: &Pair) {
     assert_eq!((inside.lock().unwrap().most_of_a_key, failed), (1, 0));
 }
 
-/// Whoever has locked a key elsewhere keeps its tasks from running, and no others.
+/// A key that is locked elsewhere blocks its own tasks, and no others.
 async fn key_locks(pair: &Pair) {
     let (queue, elsewhere) = (build(pair).await, build(pair).await);
     let runs = Runs::default();
@@ -99,7 +99,7 @@ async fn key_locks(pair: &Pair) {
     let held = queue.enqueue(Number(0)).key("held").await.unwrap();
     let free = queue.enqueue(Number(1)).key("free").await.unwrap();
     until_status(&queue, &free, JobStatus::Done).await;
-    // It has waited for its key in the worker, and was put off.
+    // It has waited for its key in the worker, and was snoozed.
     until_status(&queue, &held, JobStatus::Waiting).await;
     assert_eq!((runs.numbers(), guard.is_lost()), (vec![1], false));
     guard.release().await;
@@ -117,7 +117,7 @@ async fn once_per(pair: &Pair) {
     let runs = Runs::default();
     let running = worker(&queue).on(runs.handler::<Number>()).start().unwrap();
     let begun = Instant::now();
-    // When each was asked for last.
+    // When each was last published.
     let mut asked = HashMap::new();
     for n in 0..60 {
         let publisher = if n % 2 == 0 { queue.publisher() } else { elsewhere.clone() };

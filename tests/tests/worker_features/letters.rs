@@ -1,4 +1,4 @@
-//! What is done about tasks that were given up.
+//! Handling of dead letters.
 
 use crate::shared::{Number, Runs, SECOND, build, stop, until_status};
 use kafkaq::{
@@ -78,7 +78,7 @@ async fn dead_letters(pair: &Pair) {
     assert_eq!((report.redriven, report.state), (6, RedriveState::Complete));
     until("the rest to be executed", || runs.len() >= 6).await;
 
-    // By a handle that another process has opened.
+    // With a handle that another process has opened.
     let other = pair.dead_letters().await;
     assert_eq!(other.redrive(of_users()).run().await.unwrap().redriven, 0);
     assert_eq!(other.discard(Filter::new()).await.unwrap(), 3);

@@ -1,4 +1,4 @@
-//! Publishing tasks with a type: several at once, by handlers, in an earlier version, and in MessagePack.
+//! Publishing typed tasks: several at once, by handlers, in an earlier version, and in MessagePack.
 
 use crate::shared::{Number, Other, Runs, build, stop, unhurried, until_all_finished, until_status, worker};
 use kafkaq::{

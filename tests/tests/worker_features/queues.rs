@@ -1,4 +1,4 @@
-//! Which tasks a worker takes: those of several queues by their shares, and none of a kind that is paused.
+//! Which tasks a worker takes: those of several queues by their shares, and none of a paused kind.
 
 use crate::shared::{Number, Other, Runs, build, stop, until_all_finished, until_status, worker};
 use kafkaq::{
@@ -21,7 +21,7 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 async fn several_queues(pair: &Pair) {
-    /// Of each queue.
+    /// The backlog of each queue.
     const BACKLOG: u32 = 240;
     const PLACES: usize = 4;
     const LOOKED_AT: usize = 160;
@@ -84,7 +84,7 @@ async fn pause_and_resume(pair: &Pair) {
     for id in &others {
         until_status(&queue, id, JobStatus::Done).await;
     }
-    // Once a task was handed out, it waits only if it was put off.
+    // A task that was handed out waits only if it was snoozed.
     for id in &waiting {
         until_status(&queue, id, JobStatus::Waiting).await;
     }

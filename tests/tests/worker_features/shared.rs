@@ -1,4 +1,4 @@
-//! What the cases share: tasks, queues without hurry, and what they wait for.
+//! Shared by the cases: tasks, queues with long leases, and waiting.
 
 use kafkaq::{
     JobStatus, Queue, QueueBuilder, TaskId,
@@ -15,7 +15,7 @@ use tokio::time::sleep;
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 
-/// What it means is up to the case.
+/// A task with a number, whose meaning is up to the case.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Number(pub(crate) u32);
 
@@ -43,7 +43,7 @@ impl From<Other> for u32 {
     }
 }
 
-/// For cases in which no lease may end, however busy the machine is.
+/// Returns a queue for cases in which no lease may expire, however busy the machine is.
 pub(crate) fn unhurried(pair: &Pair) -> QueueBuilder {
     pair.queue().lease_duration(60 * SECOND)
 }
@@ -52,7 +52,7 @@ pub(crate) async fn build(pair: &Pair) -> Queue {
     unhurried(pair).built().await
 }
 
-/// A worker that tries again after a second.
+/// A worker that retries after a second.
 pub(crate) fn worker(queue: &Queue) -> WorkerBuilder {
     Worker::builder(queue.clone()).retry(Backoff::fixed(SECOND).jitter(false))
 }
@@ -71,8 +71,8 @@ pub(crate) async fn until_status(queue: &Queue, id: &TaskId, wanted: JobStatus) 
     }
 }
 
-/// Waits until the group has finished every record that the publishers of these queues have appended. What is there
-/// twice has been looked at twice then.
+/// Waits until the group has finished every record that the publishers of these queues have appended. Then duplicate
+/// records have been considered as well.
 pub(crate) async fn until_all_finished(pair: &Pair, queues: &[&Queue]) {
     let begun = Instant::now();
     let mut published = 0;
@@ -126,7 +126,7 @@ impl Runs {
         self.0.lock().unwrap().len()
     }
 
-    /// In order.
+    /// Returns the numbers in order.
     pub(crate) fn numbers(&self) -> Vec<u32> {
         let mut numbers: Vec<_> = self.all().iter().map(|run| run.number).collect();
         numbers.sort_unstable();

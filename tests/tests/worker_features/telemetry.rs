@@ -1,4 +1,4 @@
-//! What metrics, traces and the log tell of a run.
+//! What metrics, traces and the log contain about a run.
 
 use crate::{
     recorder::TestRecorder,
@@ -37,10 +37,10 @@ pub(crate) const CASES: &[Case] = &[
     ("watchdog", |pair| Box::pin(watchdog(pair))),
 ];
 
-/// Of all cases: each has a queue of its own.
+/// Shared by all cases: each has its own queue.
 static RECORDER: OnceLock<Arc<TestRecorder>> = OnceLock::new();
 static SPANS: OnceLock<(InMemorySpanExporter, SdkTracerProvider)> = OnceLock::new();
-/// The log, with the runtime on which each line was written: each case has one of its own.
+/// The log, with the runtime on which each line was written: each case has its own.
 static LINES: Mutex<Vec<(runtime::Id, String)>> = Mutex::new(Vec::new());
 
 /// Keeps the log.
@@ -62,7 +62,7 @@ fn is_logged(parts: &[&str]) -> bool {
     LINES.lock().unwrap().iter().any(|(runtime, line)| *runtime == here && is_one(line))
 }
 
-/// Records whatever happens in this process from now on.
+/// Records metrics, spans and log lines of this process from now on.
 pub(crate) fn record() {
     let recorder = RECORDER.get_or_init(Arc::default);
     ::metrics::set_global_recorder(recorder.clone()).unwrap();

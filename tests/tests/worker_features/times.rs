@@ -40,7 +40,7 @@ async fn delay_and_at(pair: &Pair) {
     assert_eq!(runs.numbers(), [0, 1, 2]);
     for run in runs.all().iter().filter(|run| run.number < 2) {
         let waited = run.at - begun;
-        // The wall clock counts milliseconds.
+        // The wall clock has a resolution of 1 ms.
         assert!(waited + Duration::from_millis(5) >= DELAY, "{} after {waited:?}", run.number);
         assert_eq!(run.attempt, 1);
     }

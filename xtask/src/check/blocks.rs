@@ -1,4 +1,4 @@
-//! Checks that every block of Rust in a document is compiled by the tests, or it would become stale.
+//! Checks that every Rust block in a document is compiled by the tests, since otherwise it would become stale.
 //!
 //! Rustdoc turns the blocks of a document into tests if a crate includes it as documentation. Blocks that it ignores
 //! belong to a test that includes the document, to build what a reader would build from it.
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use super::sources::{self, NOT_OURS};
 
 /// # Errors
-/// Names the documents with blocks that nobody compiles.
+/// Names the documents with blocks that no test compiles.
 pub(super) fn check() -> Result<()> {
     let untried = untried(xtask::root())?;
     ensure!(untried.is_empty(), "blocks of Rust that no test compiles:\n{}", untried.join("\n"));
@@ -39,7 +39,7 @@ fn untried(root: &Path) -> Result<Vec<String>> {
     Ok(untried)
 }
 
-/// The first line of each block, and what it says of it.
+/// Returns the first line of each block, and its info string.
 fn blocks(text: &str) -> Vec<(usize, &str)> {
     let mut blocks = Vec::new();
     let mut inside = false;

@@ -27,12 +27,12 @@ pub(super) struct Built {
 }
 
 impl Built {
-    /// Builds what `cargo` says. Also of a build that fails there is what could be built.
+    /// Runs a cargo build. Even if it fails, what could be built is available.
     ///
     /// # Errors
-    /// When not everything could be.
+    /// If not everything could be built.
     pub(super) fn build(&mut self, cargo: &mut Command, messages: &Path) -> Result<()> {
-        // Into a file: whoever reads a pipe to its end waits for all that hold it.
+        // Into a file: reading a pipe to its end would wait for every process that holds it.
         let file = File::create(messages).with_context(|| format!("cannot write {}", messages.display()))?;
         let result = run(cargo.arg("--message-format=json-render-diagnostics").stdout(Stdio::from(file)));
         *self = Self::of(&fs::read_to_string(messages)?, &packages("--no-deps")?);
@@ -54,7 +54,7 @@ impl Built {
     }
 }
 
-/// The test binary that a message tells of.
+/// Returns the test binary that a message describes.
 fn suite(message: &Value, names: &HashMap<&str, &str>) -> Option<Suite> {
     if message["profile"]["test"] != true {
         return None;

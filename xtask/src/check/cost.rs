@@ -1,7 +1,7 @@
-//! What a task costs the client, counted by callgrind: a count is the same on an idle and on a busy machine.
+//! The client's cost per task, counted by callgrind: a count is the same on an idle and on a busy machine.
 //!
-//! The figures are those of one compiler, target and C library; elsewhere they are not compared. `COST=overwrite` writes
-//! them anew.
+//! The figures are those of one compiler, target and C library; elsewhere they are not compared. `COST=overwrite`
+//! rewrites them.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,20 +17,20 @@ use xtask::prerequisites::{self, VALGRIND};
 use super::metadata;
 use crate::cargo;
 
-/// What `kafkaq-cost` can do, and with how many tasks the counts repeat themselves.
+/// The parts of `kafkaq-cost`, each with a number of tasks for which the counts are stable.
 const PARTS: [(&str, u32); 5] =
     [("machine", 5000), ("publish", 2000), ("publish-many", 5000), ("one-worker", 1000), ("workers", 5000)];
 
 /// From run to run a count differs by less than half a percent.
 const MOST_RISE: f64 = 0.02;
-/// So that what was gained isn't lost again unnoticed.
+/// So that an improvement isn't lost again unnoticed.
 const MOST_FALL: f64 = 0.05;
 /// Some counts are next to nothing.
 const SLACK: f64 = 0.1;
 
 const OVERWRITE: &str = "COST=overwrite cargo xtask test --only cost";
 
-/// Why there is nothing here that the figures could be compared with.
+/// Returns why the figures can't be compared here.
 pub(super) fn incomparable() -> Option<String> {
     let comparable = || {
         let (known, here) = (Figures::read()?.environment, environment()?);
@@ -65,7 +65,7 @@ fn file() -> PathBuf {
     xtask::root().join("crates/kafkaq-cost/figures.txt")
 }
 
-/// What the counts depend on beside the code.
+/// What the counts depend on besides the code.
 fn environment() -> Result<String> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let said = capture(Command::new(rustc).arg("-vV"))?;
@@ -88,7 +88,7 @@ fn count(target: &Path, part: &str, tasks: u32) -> Result<Cost> {
     Cost::of(part, tasks, &fs::read_to_string(profile)?)
 }
 
-/// Of a part of the client, per task.
+/// The cost of a part of the client, per task.
 #[derive(Debug, PartialEq)]
 struct Cost {
     part: String,
@@ -99,12 +99,12 @@ struct Cost {
 const COUNTS: [&str; 3] = ["instructions", "allocations", "clock-reads"];
 
 impl Cost {
-    /// What a profile in callgrind's format says.
+    /// Parses a profile in callgrind's format.
     fn of(part: &str, tasks: u32, profile: &str) -> Result<Self> {
         let instructions = profile.lines().find_map(|line| line.strip_prefix("summary: "));
         let instructions: u64 = instructions.context("callgrind has not summed up")?.trim().parse()?;
         let (mut allocations, mut clock_reads) = (0, 0);
-        // Only where a function occurs first is there a name beside its number.
+        // Only the first occurrence of a function has a name next to its number.
         let (mut names, mut callee) = (HashMap::new(), "");
         for line in profile.lines() {
             if let Some((_, function)) = line.split_once("fn=(") {
@@ -126,7 +126,7 @@ impl Cost {
     }
 }
 
-/// What the file has, and what was counted.
+/// The figures of the file, or those that were counted.
 #[derive(Debug, PartialEq)]
 struct Figures {
     environment: String,
@@ -139,7 +139,7 @@ impl Figures {
         text.parse().with_context(|| format!("to write the figures anew: {OVERWRITE}"))
     }
 
-    /// What differs too much from what is known, a line each.
+    /// Returns the figures that differ too much from the known ones, one line each.
     fn changes(&self, counted: &Figures) -> Vec<String> {
         let mut changes = Vec::new();
         for Cost { part, counts } in &counted.costs {

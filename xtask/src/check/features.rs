@@ -12,7 +12,7 @@ use xtask::command::{run, shown};
 use super::metadata::packages;
 use crate::cargo;
 
-/// Ways to build librdkafka that are up to rdkafka to check, and need libraries that may be missing.
+/// Build options of librdkafka that rdkafka has to check, and that need libraries that may be missing.
 const NATIVE: &[&str] = &[
     "cmake-build",
     "dynamic-linking",
@@ -28,7 +28,7 @@ const NATIVE: &[&str] = &[
 /// Checks every published crate without features and with each one alone.
 ///
 /// # Errors
-/// Lists all that don't compile, with the command that shows it.
+/// Lists all that don't compile, with the command to reproduce each.
 pub(super) fn check_each() -> Result<()> {
     let mut failed = Vec::new();
     for (package, feature) in alone(&packages("--no-deps")?) {

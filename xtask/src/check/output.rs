@@ -43,19 +43,19 @@ impl Tally {
     }
 }
 
-/// The names of the tests that failed. A binary lists them once more behind the word `failures:`.
+/// The names of the tests that failed. A binary lists them again after the word `failures:`.
 pub(super) fn failed(said: &str) -> Vec<String> {
     let mut names = Vec::new();
     let mut lines = said.lines();
     while lines.any(|line| line == "failures:") {
-        // Before what the failed tests printed stands the same word, and then an empty line.
+        // The same word, followed by an empty line, also precedes the output of the failed tests.
         let listed = lines.by_ref().map_while(|line| line.strip_prefix("    "));
         names.extend(listed.map(|name| name.trim().to_owned()));
     }
     names
 }
 
-/// The variable that repeats what a test did by chance, as it printed it.
+/// Returns the variable that replays a test's random choices, as the test printed it.
 pub(super) fn seed(said: &str) -> Option<String> {
     let set = said.lines().rfind(|line| line.starts_with("KAFKAQ_TEST_SEED="))?;
     Some(set.trim_end().to_owned())

@@ -55,7 +55,7 @@ fn text(value: &Value) -> Result<&str> {
     value.as_str().context("`cargo metadata` in a new form")
 }
 
-/// What is wrong with an unpacked package.
+/// Returns what is wrong with an unpacked package.
 fn lacks(package: &Path, root: &Path) -> Result<Vec<String>> {
     let mut lacks = Vec::new();
     for (file, original) in REQUIRED {

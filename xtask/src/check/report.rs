@@ -124,7 +124,7 @@ impl Report {
                 CameTo::Skipped(why) => println!("{name:<30}skipped: {why}"),
             }
         }
-        // What was interrupted has not failed by itself.
+        // An interrupted step has not failed by itself.
         if check_interrupt().is_ok() {
             self.print_suites();
             self.failures().for_each(Failure::print);
@@ -177,7 +177,7 @@ impl Failure {
     }
 }
 
-/// A file itself; of a server's folder its log, or those of its nodes.
+/// Returns a file itself; for a server's folder, its log or those of its nodes.
 fn files(path: &Path) -> Vec<PathBuf> {
     if path.is_file() {
         return vec![path.to_owned()];

@@ -55,10 +55,10 @@ impl Step {
         }
     }
 
-    /// Why it is left out here, which is no failure.
+    /// Returns why it is skipped here, which is not a failure.
     pub(super) fn why_not(self) -> Option<String> {
         match self {
-            // A convenience: nobody has to install it.
+            // A convenience: it need not be installed.
             Step::Licences => licences::find().err().map(|error| {
                 let advice = "to have it: cargo install --locked cargo-deny";
                 format!("the licences were not checked. {error:#}; {advice}")
@@ -85,7 +85,7 @@ impl Step {
             }
             Step::Features => features::check_each(),
             Step::Documentation => run(workspace("doc").arg("--no-deps").env("RUSTDOCFLAGS", "-D warnings")),
-            // As the README has it: nothing but Rust.
+            // As in the README: with nothing but Rust.
             Step::Quickstart => run(&mut cargo(&["run", "--example", "quickstart"])),
             Step::Cost => cost::check(),
         }

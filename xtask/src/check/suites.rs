@@ -20,7 +20,7 @@ use super::output;
 pub(super) use super::output::Tally;
 use super::report::{Failure, seconds, word};
 
-/// No test binary takes a quarter of this. One that hangs is killed, and the others still run.
+/// No test binary takes even a quarter of this. One that hangs is killed, and the others still run.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// Packages whose tests use shared servers. The others start their own.
@@ -55,14 +55,14 @@ impl Suite {
         matches!(&self.kind, Kind::Tests { package, unit: false } if share_servers(package))
     }
 
-    /// Of its tests, only this one.
+    /// Runs only this one of its tests.
     pub(super) fn only(&mut self, test: Option<&str>) {
         if let Some(test) = test {
             self.command.args([test, "--exact"]);
         }
     }
 
-    /// These variables are in its environment.
+    /// Sets these variables in its environment.
     pub(super) fn set(&mut self, env: &[(&'static str, String)]) {
         if self.kind != Kind::Step {
             self.command.envs(env.iter().map(|(name, value)| (name, value)));
@@ -201,7 +201,7 @@ fn output_file(path: &Path) -> Result<File> {
     File::create(path).and_then(|_| File::options().append(true).open(path)).with_context(advice)
 }
 
-/// The folders of the servers that a test's process started for itself. Those of tests that passed are gone.
+/// Returns the folders of the servers that a test's process started. Those of passed tests no longer exist.
 fn own_servers(pid: u32) -> Vec<PathBuf> {
     let own = |name: &str| name.starts_with("kafkaq-") && name.contains(&format!("-{pid}-"));
     let folders = fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
@@ -215,7 +215,7 @@ fn own_servers(pid: u32) -> Vec<PathBuf> {
 mod tests {
     use super::*;
 
-    /// A suite that does what a shell is told to.
+    /// A suite that runs a shell script.
     fn suite(name: &str, script: &str) -> Suite {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
@@ -223,7 +223,7 @@ mod tests {
         Suite { name: name.to_owned(), kind, command }
     }
 
-    /// A place that is gone with this value.
+    /// A place that is removed when this is dropped.
     struct Scratch(Place);
 
     impl Scratch {

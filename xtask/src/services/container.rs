@@ -1,5 +1,5 @@
-//! A server's container. testcontainers makes it and starts it again; what testcontainers offers only for containers
-//! that the same process has made, is asked of the engine by the client that comes with it.
+//! A server's container. testcontainers creates and restarts it; for what it offers only for containers of the same
+//! process, the engine is called through testcontainers' own client.
 
 use std::pin::pin;
 use std::thread;
@@ -25,12 +25,12 @@ use crate::command::check_interrupt;
 
 type Request = ContainerRequest<GenericImage>;
 
-/// By its id. It outlives this value, and also the process.
+/// Identified by its id. It outlives this value and the process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Container(String);
 
 impl Container {
-    /// Starts the container of this name if there is one, and makes it otherwise.
+    /// Starts the container of this name if there is one, and creates it otherwise.
     pub(super) fn start(name: &str, recipe: &Recipe, network: &Network) -> Result<Self> {
         let request = request(name, recipe, network)?;
         wait(async || {
@@ -46,7 +46,7 @@ impl Container {
         Ok(Self(id.to_owned()))
     }
 
-    /// Removes the container of this name, running or not, with its data. One that is not there is no error.
+    /// Removes the container of this name, running or not, with its data. A missing one is not an error.
     pub(super) fn remove(name: &str) -> Result<()> {
         let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
         match ask(async |docker| docker.remove_container(name, Some(options)).await) {
@@ -76,7 +76,7 @@ impl Container {
         self.end(async |docker| docker.kill_container(&self.0, None::<KillContainerOptions>).await)
     }
 
-    /// Also ends a paused container. One that is no longer there is no error.
+    /// Also ends a paused container. A missing one is not an error.
     fn end(&self, how: impl AsyncFnOnce(Docker) -> Result<(), Error> + Send) -> Result<()> {
         if !self.is_running() {
             return Ok(());
@@ -104,7 +104,7 @@ impl Container {
     }
 }
 
-/// What testcontainers is asked for.
+/// Returns the request for testcontainers.
 fn request(name: &str, recipe: &Recipe, network: &Network) -> Result<Request> {
     let (image, tag) = recipe.image.rsplit_once(':').context("an image without a tag")?;
     let mut request = GenericImage::new(image, tag)
@@ -112,7 +112,7 @@ fn request(name: &str, recipe: &Recipe, network: &Network) -> Result<Request> {
         .with_container_name(name)
         // Names are looked up by a part of them, labels as a whole.
         .with_label("kafkaq", name)
-        // One that stopped is started again; and none is removed by a process that goes away.
+        // A stopped one is restarted, and none is removed when a process ends.
         .with_reuse(ReuseDirective::Always);
     for (name, value) in &recipe.env {
         request = request.with_env_var(name, value);
@@ -123,7 +123,7 @@ fn request(name: &str, recipe: &Recipe, network: &Network) -> Result<Request> {
             .fold(request, |request, port| request.with_mapped_port(*port, port.tcp()))
             .with_host_config_modifier(on_the_loopback),
         Network::Of(other) => {
-            // `with_network` would make a network of that name.
+            // `with_network` would create a network of that name.
             let network = format!("container:{other}");
             request.with_host_config_modifier(move |host| {
                 host.network_mode = Some(network.clone());
@@ -134,13 +134,13 @@ fn request(name: &str, recipe: &Recipe, network: &Network) -> Result<Request> {
     })
 }
 
-/// Else the ports would be open to the whole network.
+/// Otherwise the ports would be open to the whole network.
 fn on_the_loopback(host: &mut HostConfig) {
     let bindings = host.port_bindings.iter_mut().flat_map(|ports| ports.values_mut()).flatten().flatten();
     bindings.for_each(|binding| binding.host_ip = Some("127.0.0.1".to_owned()));
 }
 
-/// Fetches the image unless it is there. Apart from the start, since it takes long and may be interrupted.
+/// Fetches the image if it is missing. Separate from the start, since it takes long and may be interrupted.
 async fn with_image(image: &str, request: Request) -> Result<Request> {
     if docker_client_instance().await?.inspect_image(image).await.is_ok() {
         return Ok(request);
@@ -155,7 +155,7 @@ async fn with_image(image: &str, request: Request) -> Result<Request> {
     }
 }
 
-/// Asks the engine one thing.
+/// Sends one request to the engine.
 fn ask<T: Send>(call: impl AsyncFnOnce(Docker) -> Result<T, Error> + Send) -> Result<T> {
     wait(async || Ok(call(docker_client_instance().await?).await?))
 }
@@ -183,7 +183,7 @@ mod tests {
         Recipe { image: "quay.io/some/server:v1.2", env, args: vec!["server".to_owned(), "-p".to_owned()] }
     }
 
-    /// What the engine will be asked for, beginning with what testcontainers would ask for by itself.
+    /// Returns the host config that the engine will get, starting from what testcontainers sets by itself.
     fn host_config(request: &Request) -> HostConfig {
         let binding = |port: u16| PortBinding { host_ip: None, host_port: Some(port.to_string()) };
         let bindings = request.ports().into_iter().flatten();

@@ -1,4 +1,4 @@
-//! Whether there is a Docker engine, and what containers are made of. [`container`](super::container) makes them.
+//! Whether there is a Docker engine, and how containers are specified. [`container`](super::container) creates them.
 
 use std::env;
 use std::io::{Read, Write};
@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// An engine that hangs is none.
+/// An engine that doesn't respond in time counts as missing.
 const PING_LIMIT: Duration = Duration::from_secs(2);
 
-/// The version of the engine's API that testcontainers speaks, which it does not negotiate: that of Docker 29.
-/// Podman answers in whatever version it is asked.
+/// The version of the engine's API that testcontainers speaks, which it does not negotiate: that of Docker 29. Podman
+/// supports whatever version is requested.
 pub(super) const API: &str = "1.52";
 
-/// What to run: everything else is the same for all servers.
+/// What a container runs: everything else is the same for all servers.
 #[derive(Debug)]
 #[cfg_attr(not(feature = "containers"), allow(dead_code, reason = "nobody makes a container then"))]
 pub(super) struct Recipe {
@@ -25,8 +25,8 @@ pub(super) struct Recipe {
     pub(super) args: Vec<String>,
 }
 
-/// How a container is reached. It listens on the ports that it has outside, so that an address means the same on both
-/// sides; nodes of a cluster share one network, so that it means the same among them as well.
+/// How a container is reached. It listens on its published ports, so that an address is the same inside and outside;
+/// nodes of a cluster share one network, so that it is also the same among them.
 #[derive(Debug)]
 #[cfg_attr(not(feature = "containers"), allow(dead_code, reason = "nobody makes a container then"))]
 pub(super) enum Network {
@@ -50,8 +50,8 @@ pub fn is_used() -> bool {
     })
 }
 
-/// Where the engine listens, by the rules of testcontainers. Over a network there is none for us: its servers would be
-/// at another machine's loopback.
+/// Returns the engine's socket, by the rules of testcontainers. A remote engine doesn't count: its servers would be on
+/// another machine's loopback.
 fn socket() -> Option<PathBuf> {
     let below = |variable, path| env::var_os(variable).map(|folder| Path::new(&folder).join(path));
     let places = match env::var("DOCKER_HOST") {
@@ -66,7 +66,7 @@ fn socket() -> Option<PathBuf> {
     places.into_iter().flatten().find(|socket| socket.exists())
 }
 
-/// Asks for a sign of life in the version that will be spoken.
+/// Pings the engine with the API version that will be used.
 fn ping(socket: &Path) -> Result<()> {
     let ask = || {
         let mut stream = UnixStream::connect(socket)?;
@@ -96,7 +96,7 @@ mod tests {
 
     use super::*;
 
-    /// An engine that says one thing, and what was asked of it.
+    /// Pings an engine with a fixed response. Returns the result and the request.
     fn asked(answer: &'static str) -> (Result<()>, String) {
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);

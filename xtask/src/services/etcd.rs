@@ -35,7 +35,7 @@ fn args(listen: &str, data: &Path, ports: Ports) -> Vec<String> {
         format!("--listen-peer-urls={peer}"),
         format!("--initial-advertise-peer-urls={peer}"),
         format!("--initial-cluster=default={peer}"),
-        // Every swap makes a revision; without this they are kept for ever.
+        // Every swap creates a revision; without this they are kept forever.
         "--auto-compaction-retention=1h".to_owned(),
     ]
 }

@@ -1,5 +1,5 @@
-//! One running server: a process, or a container. It is known by more than a number that the system may use
-//! again, so nothing else is ever ended in its place.
+//! One running server: a process, or a container. It is identified by more than a process id, which the system may
+//! reuse, so no other process is ever ended by mistake.
 
 use std::fmt;
 use std::fs;
@@ -114,7 +114,7 @@ impl Process {
         false
     }
 
-    /// Nothing happens to a process that is no longer there, or to another with its number.
+    /// Sends a signal. Does nothing if the process no longer exists or its id was reused.
     fn signal(self, signal: Signal) -> Result<()> {
         if self.is_running() {
             kill(Pid::from_raw(self.pid), signal).with_context(|| format!("{signal} to {}", self.pid))?;
@@ -154,7 +154,7 @@ fn has_stopped(pid: i32) -> bool {
     fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|threads| threads.flatten().all(stopped))
 }
 
-/// What the system says of a process or a thread.
+/// What the system reports about a process or a thread.
 struct Found {
     state: char,
     threads: u32,
@@ -216,7 +216,7 @@ mod tests {
     use super::*;
 
     fn sleeper() -> Instance {
-        // Away from our output: whoever reads that should not wait for it.
+        // Not to our output, so that readers of that don't wait for it.
         Instance::spawn(Command::new("sleep").arg("100").stdout(Stdio::null()).stderr(Stdio::null())).unwrap()
     }
 

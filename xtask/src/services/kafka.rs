@@ -33,11 +33,11 @@ const IMAGE: &str = "apache/kafka:4.3.1";
 /// Sixteen bytes in base64, "kafkaq-test-only": each node is a cluster of its own, so the id need not be unique.
 const CLUSTER_ID: &str = "a2Fma2FxLXRlc3Qtb25seQ";
 const HEAP: [&str; 2] = ["-Xms512m", "-Xmx1g"];
-/// For a program that ends soon: nothing is compiled as if it were to run for days.
+/// For a short-lived program: skips expensive JIT compilation.
 const SOON: &str = "-XX:TieredStopAtLevel=1";
 
-/// What a single node needs, and what makes tests quick: groups settle at once, and a member that died may be
-/// noticed after a second if it asked for that.
+/// What a single node needs, and what makes tests fast: groups settle at once, and a session timeout may be as short as
+/// a second.
 const SETTINGS: &[(&str, &str)] = &[
     ("process.roles", "broker,controller"),
     ("node.id", "1"),
@@ -58,7 +58,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("group.consumer.session.timeout.ms", "6000"),
     ("group.consumer.min.heartbeat.interval.ms", "200"),
     ("group.consumer.heartbeat.interval.ms", "1000"),
-    // As long as a test likes.
+    // As long as a test wants.
     ("group.consumer.max.session.timeout.ms", "3600000"),
     ("group.consumer.max.heartbeat.interval.ms", "1800000"),
 ];
@@ -102,10 +102,10 @@ fn native(dir: &Path, ports: Ports) -> Result<Command> {
     Ok(command)
 }
 
-/// A program of Kafka's distribution, by its Java class. None where servers are containers: it is inside them then.
+/// A program of Kafka's distribution, by its Java class. `None` if servers are containers, which contain it.
 ///
 /// # Errors
-/// When Kafka has to be fetched first and that fails.
+/// If Kafka has to be fetched first and that fails.
 pub fn program(class: &str) -> Result<Option<Command>> {
     if docker::is_used() {
         return Ok(None);
@@ -133,7 +133,7 @@ fn container(ports: Ports) -> Recipe {
     Recipe { image: IMAGE, env, args: Vec::new() }
 }
 
-/// Where Kafka's libraries lie; one folder for all that is started in this workspace.
+/// The folder of Kafka's libraries, shared by everything that is started in this workspace.
 fn dist() -> PathBuf {
     crate::root().join(".services/dist").join(format!("kafka-{VERSION}"))
 }
@@ -173,7 +173,7 @@ fn fetch() -> Result<PathBuf> {
     Ok(libs)
 }
 
-/// Whether the node serves clients: it names itself in its metadata only when the controller has let it in.
+/// Returns whether the node serves clients: it lists itself in its metadata only once the controller has registered it.
 pub(super) fn answers(port: u16) -> Result<bool> {
     // Version 1 of a Metadata request without topics: api key, version, correlation id, client id, topics.
     const REQUEST: [u8; 19] = *b"\0\x03\0\x01\0\0\0\x07\0\x05xtask\0\0\0\0";
@@ -181,7 +181,7 @@ pub(super) fn answers(port: u16) -> Result<bool> {
     stream.set_read_timeout(Some(ASK_LIMIT))?;
     let size = u32::try_from(REQUEST.len())?.to_be_bytes();
     stream.write_all(&[&size[..], &REQUEST].concat())?;
-    // Of the answer: size, correlation id, number of brokers.
+    // The start of the response: size, correlation id, number of brokers.
     let mut head = [0; 12];
     stream.read_exact(&mut head)?;
     ensure!(head[4..8] == REQUEST[4..8], "the answer to another question");

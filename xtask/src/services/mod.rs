@@ -1,21 +1,21 @@
-//! Real servers for tests and trying out.
+//! Real servers for tests and experiments.
 //!
 //! ```no_run
 //! use xtask::services::Service;
 //!
 //! # fn main() -> anyhow::Result<()> {
 //! let mut redis = Service::Redis.start("/tmp/my-test/redis", None)?;
-//! redis.pause()?; // it hangs: connections stay open, nothing is answered
+//! redis.pause()?; // it hangs: connections stay open without responses
 //! redis.resume()?;
-//! redis.kill()?; // it is gone, without having tidied up
-//! redis.start_again_empty()?; // and back on the same port, remembering nothing
+//! redis.kill()?; // it is gone, without cleaning up
+//! redis.start_again_empty()?; // and back on the same port, without data
 //! # Ok(())
 //! # } // dropped: ended, and its data removed
 //! ```
 //!
-//! A server is a container where a Docker engine answers, and a plain process otherwise (Linux only). The
-//! environment variable `KAFKAQ_SERVICES` set to `docker` or `native` decides it by hand. Containers need the feature
-//! `containers`, which `cargo xtask` turns on by itself. A Redis Cluster is three of them, which live and die together.
+//! A server is a container if a Docker engine responds, and a plain process otherwise (Linux only). The environment
+//! variable `KAFKAQ_SERVICES`, set to `docker` or `native`, overrides this. Containers need the feature `containers`,
+//! which `cargo xtask` turns on by itself. A Redis Cluster is three of them, which live and die together.
 //!
 //! All of it listens on 127.0.0.1 only.
 
@@ -59,11 +59,11 @@ pub use set::Services;
 #[cfg(test)]
 pub(crate) use instance::is_running;
 
-/// How long a server may take until it answers.
+/// How long a server may take until it responds.
 const START_LIMIT: Duration = Duration::from_secs(240);
-/// How long a server may take to end in good order.
+/// How long a server may take to shut down.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
-/// How long one question to a server may take.
+/// How long one request to a server may take.
 const ASK_LIMIT: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(50);
 
@@ -93,22 +93,22 @@ struct Kind {
     scheme: &'static str,
     /// How many nodes are one server.
     nodes: usize,
-    /// What runs it without a container.
+    /// The programs that run it without a container.
     tools: fn() -> Vec<Tool>,
-    /// The process of a node in its folder. Data that is there stays.
+    /// The process of a node in its folder. Existing data is kept.
     native: fn(&Path, Ports) -> Result<Command>,
     container: fn(Ports) -> docker::Recipe,
     /// Whether the node on this port serves clients.
     answers: fn(u16) -> Result<bool>,
-    /// Makes one server of nodes that answer, unless they are one already.
+    /// Joins running nodes to one server, unless they already are.
     join: fn(&[Ports]) -> Result<()>,
 }
 
 impl Service {
-    /// All that the tests need, each in one kind.
+    /// Everything that the tests need, with one implementation each.
     pub const ALL: &[Self] = &[Self::Kafka, Self::Redis, Self::RedisCluster, Self::Etcd, Self::ZooKeeper];
 
-    /// Every kind there is: also what can stand in for another.
+    /// Every kind, including those that replace another.
     pub const KINDS: &[Self] =
         &[Self::Kafka, Self::Redis, Self::RedisCluster, Self::Etcd, Self::ZooKeeper, Self::Redpanda];
 
@@ -132,7 +132,7 @@ impl Service {
         self.kind().name
     }
 
-    /// The environment variable by which tests learn where the server is.
+    /// The environment variable that tells tests the server's address.
     #[must_use]
     pub fn env_var(self) -> &'static str {
         self.kind().env_var
@@ -147,9 +147,9 @@ impl Service {
     /// Starts a server that keeps its data under `dir`, and waits until it responds. Without a `port` it takes a
     /// free one; the further nodes of a cluster always do.
     ///
-    /// A folder is for one server at a time: one that an earlier run left there is ended first, and its data
-    /// removed. What the server needs must be there already (see [`ensure`](crate::prerequisites::ensure) and
-    /// [`Service::tools`]); Kafka itself is fetched once.
+    /// A folder is for one server at a time: one left by an earlier run is ended first, and its data removed. What the
+    /// server needs must be installed already (see [`ensure`](crate::prerequisites::ensure) and [`Service::tools`]);
+    /// Kafka itself is fetched once.
     ///
     /// # Errors
     /// When the server cannot be started or does not answer in time; the error has the end of its log.
@@ -170,6 +170,6 @@ impl fmt::Display for Service {
 enum Group {
     /// That of the process that starts it: a test that is interrupted leaves no server behind.
     Ours,
-    /// One of its own: it is to outlive the command that starts it. Perhaps only for tests.
+    /// One of its own: it outlives the command that starts it. `for_tests`: it is only for tests.
     Own { for_tests: bool },
 }

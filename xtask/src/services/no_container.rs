@@ -1,5 +1,5 @@
-//! In place of containers where xtask was built without them: there is no value of this type, and whoever asks for
-//! one is told what to do.
+//! Replaces containers if xtask was built without them: there is no value of this type, and trying to create one
+//! returns an error with advice.
 
 use std::time::Duration;
 

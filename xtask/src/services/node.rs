@@ -1,4 +1,4 @@
-//! One process or container of a server: its folder, its ports, its life.
+//! One process or container of a server: its folder, its ports, its lifecycle.
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
@@ -21,7 +21,7 @@ pub(super) struct Node {
     kind: &'static Kind,
     dir: PathBuf,
     pub(super) ports: Ports,
-    /// Of one that is a plain process, whatever else there is.
+    /// Extra options; such a node is always a plain process.
     options: Option<Vec<String>>,
     /// None when it was stopped.
     pub(super) instance: Option<Instance>,
@@ -72,7 +72,7 @@ impl Node {
     fn end(&mut self, how: impl FnOnce(&Instance) -> Result<()>) -> Result<()> {
         if let Some(instance) = &self.instance {
             if let Instance::Container(container) = instance {
-                // It goes with the container.
+                // It is removed with the container.
                 let _ = fs::write(self.log(), container.log());
             }
             how(instance).with_context(|| format!("cannot end {}", self.name()))?;
@@ -82,7 +82,7 @@ impl Node {
         Ok(())
     }
 
-    /// Starts it with the data that is there. `all` are the ports of its server, the first node's first.
+    /// Starts it with its existing data. `all` are the ports of its server, the first node's first.
     pub(super) fn start(&mut self, all: &[Ports], group: Group) -> Result<()> {
         fs::create_dir_all(self.data())?;
         let instance = if self.is_contained() {
@@ -100,13 +100,13 @@ impl Node {
             if matches!(group, Group::Own { .. }) {
                 command.process_group(0);
             }
-            // A test's server ends soon: what a Java machine spends on compiling well never pays.
+            // A test's server ends soon: a JVM's optimizing compilation never pays off.
             if group != (Group::Own { for_tests: false }) {
                 command.env("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC");
             }
             Instance::spawn(&mut command)?
         };
-        // Written before anybody waits, so that `down` also finds a server whose start was cut short.
+        // Written before waiting, so that `down` also finds a server whose start was interrupted.
         let Ports { client, peer, .. } = self.ports;
         fs::write(self.state_file(), format!("{instance} ports {client} {peer}\n"))?;
         self.instance = Some(instance);
@@ -182,7 +182,7 @@ pub(super) fn data(dir: &Path) -> PathBuf {
     dir.join("data")
 }
 
-/// Two containers can't share a name, and a port is taken once: so this is one name a node.
+/// Returns a unique name per node: containers can't share a name, and a port is used only once.
 fn container_name(kind: &Kind, ports: Ports) -> String {
     format!("kafkaq-{}-{}", kind.name, ports.client)
 }

@@ -1,4 +1,4 @@
-//! The servers of tests: each in a new folder, and gone with whoever holds it.
+//! The servers of tests: each in a new folder, and removed when its handle is dropped.
 
 use std::path::PathBuf;
 use std::process;
@@ -10,39 +10,39 @@ use anyhow::Result;
 use super::{Group, Server, Service};
 
 impl Service {
-    /// A server for one test alone, which may do to it what it likes.
+    /// Starts a server for one test, which may stop it or change its settings.
     ///
     /// # Errors
-    /// As [`start`](Self::start).
+    /// The same as for [`start`](Self::start).
     pub fn own(self) -> Result<Server> {
         self.start(self.new_folder(), None)
     }
 
-    /// As [`own`](Self::own), for a server that stands behind a proxy: it listens on `port`, and if it tells its
-    /// clients where to connect (as Kafka does), that is `proxy`.
+    /// Like [`own`](Self::own), for a server behind a proxy: it listens on `port`, and if it tells its clients where to
+    /// connect (as Kafka does), that is `proxy`.
     ///
     /// # Errors
-    /// As [`start`](Self::start).
+    /// The same as for [`start`](Self::start).
     pub fn own_behind(self, proxy: u16, port: u16) -> Result<Server> {
         Server::start(self, &self.new_folder(), Some((port, proxy)), Group::Ours, None)
     }
 
-    /// As [`own`](Self::own), with further options on each node's command line. It is always a plain process:
-    /// options may name files of this machine, and ports that no container publishes.
+    /// Like [`own`](Self::own), with further options on each node's command line. It is always a plain process: options
+    /// may name files of this machine, and ports that no container publishes.
     ///
     /// # Errors
-    /// As [`start`](Self::start).
+    /// The same as for [`start`](Self::start).
     pub fn own_with(self, port: Option<u16>, options: &[&str]) -> Result<Server> {
         let options = options.iter().map(|&option| option.to_owned()).collect();
         let ports = port.map(|port| (port, port));
         Server::start(self, &self.new_folder(), ports, Group::Ours, Some(options))
     }
 
-    /// The server of all tests of this process that leave it alone, each with names of its own. It ends with the
+    /// The server shared by all tests of this process that don't disturb it, each with unique names. It ends with the
     /// last of them.
     ///
     /// # Errors
-    /// As [`start`](Self::start).
+    /// The same as for [`start`](Self::start).
     pub fn shared(self) -> Result<Arc<Server>> {
         static SHARED: Mutex<Vec<(Service, Weak<Server>)>> = Mutex::new(Vec::new());
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! Which ports servers get, and what they answer there.
+//! The ports of servers, and simple requests to them.
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -15,14 +15,15 @@ const PORTS: std::ops::Range<u16> = 20_000..32_000;
 pub(super) struct Ports {
     /// For clients.
     pub(super) client: u16,
-    /// For what servers say to each other.
+    /// For communication between servers.
     pub(super) peer: u16,
-    /// Where clients are told to connect: to `client`, or to what stands before it.
+    /// Where clients are told to connect: to `client`, or to a proxy in front of it.
     pub(super) told: u16,
 }
 
 impl Ports {
-    /// Free ones, unless the caller has those for clients: where the node listens, and where they are told to connect.
+    /// Chooses free ports, unless the caller passes those for clients: where the node listens, and where clients are
+    /// told to connect.
     pub(super) fn choose(clients: Option<(u16, u16)>) -> Result<Self> {
         let (client, told) = match clients {
             Some(clients) => clients,
@@ -36,11 +37,11 @@ impl Ports {
     }
 }
 
-/// A port that nobody listens on, and that nobody else was given who asked here: it may take a while until a server
-/// listens on it, and the tests of several processes start many at once.
+/// Returns a port that nobody listens on and that was not returned to another caller: it may take a while until a
+/// server listens on it, and the tests of several processes start many at once.
 ///
-/// Not the kernel's choice: that is one of those which it also gives to outgoing connections. While a server is
-/// stopped, such a connection may take its port, or a client that reconnects to it may even meet itself.
+/// It isn't chosen by the kernel, which picks from the range of outgoing connections. While a server is stopped, such a
+/// connection could take its port, or a reconnecting client could even connect to itself.
 ///
 /// # Errors
 /// When there is none.
@@ -68,10 +69,10 @@ fn next_number() -> Result<u16> {
     file.lock()?;
     let mut text = String::new();
     file.read_to_string(&mut text)?;
-    // Whatever else is in it: a new beginning is as good as any.
+    // If it contains anything else, start over.
     let number = text.trim().parse::<u16>().unwrap_or_default();
     file.rewind()?;
-    // Always as many digits, so that nothing of a longer number is left.
+    // Always the same number of digits, so that nothing of a longer number is left.
     write!(file, "{:05}", number.wrapping_add(1))?;
     Ok(number)
 }
@@ -80,7 +81,7 @@ pub(super) fn loopback(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }
 
-/// What the server on this port answers until it hangs up.
+/// Returns the response of the server on this port, up to the end of the connection.
 pub(super) fn ask(limit: Duration, port: u16, question: &str) -> Result<String> {
     let mut stream = TcpStream::connect_timeout(&loopback(port), limit)?;
     stream.set_read_timeout(Some(limit))?;

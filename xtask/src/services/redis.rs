@@ -1,4 +1,4 @@
-//! Redis: a cache that forgets everything when it ends, which is what the tests want of it.
+//! Redis without persistence: it loses everything when it ends, as the tests need it.
 
 use std::path::Path;
 use std::process::Command;
@@ -40,32 +40,32 @@ pub(super) fn native(dir: &Path, ports: Ports) -> Result<Command> {
 pub(super) fn container(ports: Ports) -> Recipe {
     let mut command = vec!["redis-server".to_owned()];
     command.extend(args(ports.client));
-    // Inside, the published port is reached from another address than the loopback's.
+    // Inside a container, connections to the published port don't come from the loopback address.
     command.extend(["--protected-mode".to_owned(), "no".to_owned()]);
     Recipe { image: IMAGE, env: Vec::new(), args: command }
 }
 
 pub(super) fn answers(port: u16) -> Result<bool> {
     let answer = ask(port, "PING")?;
-    // One that wants a password serves those who have it.
+    // A server that requires a password is up, too.
     Ok(answer == "+PONG" || answer.starts_with("-NOAUTH"))
 }
 
-/// What the server answers to a command of one line.
+/// Returns the server's response to a one-line command.
 pub(super) fn ask(port: u16, command: &str) -> Result<String> {
     ask_within(ASK_LIMIT, port, command)
 }
 
-/// What a Redis on this port of this machine answers to a command of one line, even if it is busy.
+/// Returns the response of the Redis on this port to a one-line command, even if it is busy.
 ///
 /// # Errors
-/// When it can't be reached or doesn't answer.
+/// If it can't be reached or doesn't respond.
 pub fn answer(port: u16, command: &str) -> Result<String> {
     ask_within(BUSY_LIMIT, port, command)
 }
 
 fn ask_within(limit: Duration, port: u16, command: &str) -> Result<String> {
-    // The server hangs up after its answers, the last of which is to QUIT.
+    // The server closes the connection after its responses, the last of which is to QUIT.
     let answer = ports::ask(limit, port, &format!("{command}\r\nQUIT\r\n"))?;
     let answer = answer.trim_end();
     Ok(answer.strip_suffix("+OK").unwrap_or(answer).trim_end().to_owned())

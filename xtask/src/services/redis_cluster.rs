@@ -32,7 +32,7 @@ pub(super) static KIND: Kind = Kind {
 const SLOTS: usize = 16_384;
 
 fn args(ports: Ports) -> Vec<String> {
-    // Where one node is away, the others go on with their slots: the tests look at that.
+    // While one node is down, the others keep serving their slots: the tests check that.
     let peer = ports.peer.to_string();
     ["--cluster-enabled", "yes", "--cluster-port", &peer, "--cluster-require-full-coverage", "no"]
         .map(str::to_owned)
@@ -51,7 +51,7 @@ fn container(ports: Ports) -> Recipe {
     recipe
 }
 
-/// Nodes that have met before find each other by themselves.
+/// Joins the nodes. Nodes that have met before find each other by themselves.
 fn join(nodes: &[Ports]) -> Result<()> {
     if info(nodes[0], "cluster_slots_assigned")? == "0" {
         for (n, ports) in nodes.iter().enumerate() {

@@ -13,7 +13,7 @@ use super::ports::Ports;
 
 pub(super) static KIND: Kind = Kind {
     name: "redpanda",
-    // Whatever is tested on Kafka can be tested on this one.
+    // Everything that is tested on Kafka can be tested on it.
     env_var: kafka::KIND.env_var,
     scheme: kafka::KIND.scheme,
     nodes: 1,
@@ -26,7 +26,8 @@ pub(super) static KIND: Kind = Kind {
 
 const IMAGE: &str = "redpandadata/redpanda:v26.1.14";
 
-/// As Kafka's: groups settle at once, a member that died may be noticed after a second, and nobody else makes topics.
+/// Like Kafka's: groups settle at once, a session timeout may be as short as a second, and topics aren't created
+/// automatically.
 const SETTINGS: [&str; 3] = [
     "redpanda.group_initial_rebalance_delay=0",
     "redpanda.group_min_session_timeout_ms=1000",
@@ -39,7 +40,7 @@ fn native(_: &Path, _: Ports) -> Result<Command> {
 
 fn container(ports: Ports) -> Recipe {
     let Ports { client: port, told, .. } = ports;
-    // Small, beside others on the same machine; and it does not wait for the disk.
+    // Small, next to others on the same machine, and without waiting for the disk.
     let fixed = ["redpanda", "start", "--mode=dev-container", "--smp=1", "--memory=1G"];
     let mut args: Vec<_> = fixed.map(str::to_owned).into();
     args.push(format!("--kafka-addr=PLAINTEXT://0.0.0.0:{port}"));

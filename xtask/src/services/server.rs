@@ -11,16 +11,16 @@ use super::node::Node;
 use super::ports::Ports;
 use super::{Group, Service};
 
-/// A server on ports that it keeps over restarts. Dropping it ends the server and removes its folder; where a test
-/// has failed, the log stays.
+/// A server on ports that it keeps over restarts. Dropping it ends the server and removes its folder; if a test has
+/// failed, the log stays.
 ///
-/// What is done to a cluster is done to all its nodes.
+/// Operations on a cluster apply to all its nodes.
 #[derive(Debug)]
 pub struct Server {
     service: Service,
     /// At least one.
     nodes: Vec<Node>,
-    /// Not if the start or the end of a cluster was cut short.
+    /// `false` if the start or the end of a cluster was interrupted.
     complete: bool,
     group: Group,
     owned: bool,
@@ -64,7 +64,7 @@ impl Server {
         })
     }
 
-    /// `127.0.0.1` and the port; of a cluster, that of its first node.
+    /// Returns `127.0.0.1` and the port; for a cluster, that of its first node.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.nodes[0].ports.addr()
@@ -103,7 +103,7 @@ impl Server {
         self.complete && self.nodes.iter().all(Node::is_running)
     }
 
-    /// Ends the server in good order; one that takes longer than 10 s is killed. Its data stays.
+    /// Shuts the server down; one that takes longer than 10 s is killed. Its data stays.
     ///
     /// # Errors
     /// When it cannot be ended.
@@ -111,7 +111,7 @@ impl Server {
         first_error(self.nodes.iter_mut().map(Node::stop))
     }
 
-    /// Ends the server on the spot (SIGKILL). Its data stays as it was at that moment.
+    /// Kills the server (SIGKILL). Its data stays as it was at that moment.
     ///
     /// # Errors
     /// When it cannot be ended.
@@ -119,7 +119,7 @@ impl Server {
         first_error(self.nodes.iter_mut().map(Node::kill))
     }
 
-    /// Freezes the server (SIGSTOP): its connections stay open, and nothing is answered.
+    /// Freezes the server (SIGSTOP): its connections stay open without responses.
     ///
     /// # Errors
     /// When it does not run.
@@ -127,7 +127,7 @@ impl Server {
         first_error(self.nodes.iter().map(|node| node.running()?.pause()))
     }
 
-    /// Lets a paused server go on.
+    /// Resumes a paused server.
     ///
     /// # Errors
     /// When it does not run.
@@ -135,10 +135,10 @@ impl Server {
         first_error(self.nodes.iter().map(|node| node.running()?.resume()))
     }
 
-    /// Starts a stopped server again, on the same port and with the data that it left. (Redis leaves none.)
+    /// Restarts a stopped server, on the same port and with its data. (Redis keeps none.)
     ///
     /// # Errors
-    /// As [`Service::start`].
+    /// The same as for [`Service::start`].
     pub fn start_again(&mut self) -> Result<()> {
         self.kill()?;
         let all: Vec<Ports> = self.nodes.iter().map(|node| node.ports).collect();
@@ -149,17 +149,17 @@ impl Server {
         (self.service.kind().join)(&all)
     }
 
-    /// Ends the server if it runs, and starts it on the same port with nothing of its data.
+    /// Ends the server if it runs, and restarts it on the same port without its data.
     ///
     /// # Errors
-    /// As [`Service::start`].
+    /// The same as for [`Service::start`].
     pub fn start_again_empty(&mut self) -> Result<()> {
         self.kill()?;
         self.remove_data()?;
         self.start_again()
     }
 
-    /// The nodes of a cluster, each to be stopped and started by itself.
+    /// Splits a cluster into its nodes, which can be stopped and started separately.
     #[must_use]
     pub fn into_nodes(mut self) -> Vec<Self> {
         let Self { service, group, owned, .. } = self;
@@ -177,11 +177,11 @@ impl Server {
     }
 
     pub(super) fn remove_data(&self) -> Result<()> {
-        // The first node's container last: the others use its network, and Podman minds.
+        // The first node's container last: the others use its network, and Podman refuses otherwise.
         first_error(self.nodes.iter().rev().map(Node::remove_data))
     }
 
-    /// What there is to say about it.
+    /// Describes its state.
     pub(super) fn status(&self) -> String {
         let (url, log) = (self.url(), self.log());
         let instances: Vec<_> =
@@ -219,7 +219,7 @@ fn folders(service: Service, dir: &Path) -> Vec<PathBuf> {
     }
 }
 
-/// Of all nodes, then the first error: what fails with one must not leave the others undone.
+/// Returns the first error after running all: a failure of one node must not skip the others.
 fn first_error(results: impl Iterator<Item = Result<()>>) -> Result<()> {
     results.collect::<Vec<_>>().into_iter().collect()
 }

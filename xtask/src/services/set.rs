@@ -22,17 +22,17 @@ impl Services {
         Self { dir, for_tests: false }
     }
 
-    /// They are for tests only, and started to cost little.
+    /// Starts them for tests only, with cheaper settings.
     #[must_use]
     pub fn for_tests(self) -> Self {
         Self { for_tests: true, ..self }
     }
 
-    /// Starts those of `which` that do not answer yet, and returns where each is, in the same order. They go on
-    /// running when this process ends.
+    /// Starts those of `which` that do not answer yet, and returns where each is, in the same order. They keep running
+    /// when this process ends.
     ///
     /// # Errors
-    /// When something is missing that may not be installed, or a server does not start.
+    /// If something is missing that may not be installed, or a server does not start.
     pub fn up(&self, which: &[Service]) -> Result<Vec<String>> {
         let _lock = self.lock()?;
         prerequisites::ensure(&which.iter().flat_map(|service| service.tools()).collect::<Vec<_>>())?;
@@ -53,10 +53,10 @@ impl Services {
         Ok(url)
     }
 
-    /// Ends those of `which` that run, and removes their data. What was fetched to run them stays.
+    /// Ends those of `which` that run, and removes their data. Downloads stay.
     ///
     /// # Errors
-    /// When one cannot be ended; the others are ended all the same.
+    /// If one cannot be ended; the others are ended anyway.
     pub fn down(&self, which: &[Service]) -> Result<()> {
         let _lock = self.lock()?;
         let down = |service: &Service| match Server::find(*service, &self.dir.join(service.name())) {
@@ -67,7 +67,7 @@ impl Services {
         which.iter().map(down).collect::<Vec<_>>().into_iter().collect()
     }
 
-    /// What there is to say about each of `which`, in the same order.
+    /// Describes the state of each of `which`, in the same order.
     #[must_use]
     pub fn status(&self, which: &[Service]) -> Vec<String> {
         let status = |service: &Service| match Server::find(*service, &self.dir.join(service.name())) {

@@ -1,4 +1,4 @@
-//! A handler that is async, where one is wanted that blocks.
+//! An async handler where a blocking one is expected.
 
 use kafkaq::worker::*;
 use serde::{Deserialize, Serialize};

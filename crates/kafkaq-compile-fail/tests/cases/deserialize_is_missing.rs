@@ -1,4 +1,4 @@
-//! A type of task that can be written but not read.
+//! A task type that can be serialized but not deserialized.
 
 use kafkaq::worker::*;
 use serde::Serialize;

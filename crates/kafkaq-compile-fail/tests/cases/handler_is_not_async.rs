@@ -1,4 +1,4 @@
-//! A handler that is not async, where one is wanted.
+//! A handler that is not async where an async one is expected.
 
 use kafkaq::worker::*;
 use serde::{Deserialize, Serialize};

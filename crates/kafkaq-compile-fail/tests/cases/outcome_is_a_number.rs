@@ -1,4 +1,4 @@
-//! A handler that returns what is no outcome.
+//! A handler that returns something that isn't an outcome.
 
 use kafkaq::worker::*;
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,4 @@
-//! A `?` on what is no error.
+//! A `?` on something that isn't an error.
 
 use kafkaq::worker::*;
 

@@ -1,4 +1,4 @@
-//! A handler that wants a state which the worker has not.
+//! A handler that requires a state that the worker doesn't have.
 
 use kafkaq::worker::*;
 use serde::{Deserialize, Serialize};

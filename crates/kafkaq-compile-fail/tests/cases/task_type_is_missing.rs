@@ -1,4 +1,4 @@
-//! A handler of a type that is no task.
+//! A handler of a type that isn't a task type.
 
 use kafkaq::worker::*;
 use serde::{Deserialize, Serialize};

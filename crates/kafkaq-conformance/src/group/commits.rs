@@ -78,8 +78,7 @@ pub(super) async fn commit_outcomes_come_in_order(cx: &Cx) -> Checked {
     Ok(())
 }
 
-/// A member that is being asked for a partition by another one, having read the ten records of both. Answers what
-/// is asked back.
+/// A member that has read the ten records of both partitions, while another one joins. Returns what is revoked.
 async fn contested(cx: &Cx, stage: &Stage) -> Checked<(Reader, Reader, Vec<Assignment>)> {
     let mut one = stage.join_with("g", |request| request.release_limit = cx.answers_within()).await?;
     for index in 0..2 {
@@ -132,7 +131,7 @@ pub(super) async fn a_commit_of_an_older_epoch_is_refused(cx: &Cx) -> Checked {
     drop(two);
     let mut readers = [one];
     readers[0].read.remove(&gone.partition);
-    // Read again too: a member commits what it has read under that epoch.
+    // Read again, too: a member commits what it has read under that epoch.
     let back = |readers: &[Reader]| {
         let read = readers[0].read.get(&gone.partition);
         readers[0].mine.contains_key(&gone.partition) && read.is_some_and(|r| r.iter().any(|(_, v)| *v == 8))

@@ -10,7 +10,7 @@ pub(super) async fn a_member_goes_on_after_an_outage(cx: &Cx) -> Checked {
     let mut reader = stage.join("g").await?;
     reader.read(cx, &of, 10).await?;
     outage.cut().await?;
-    // Errors that a retry helps against are no end: the reader passes them over.
+    // Errors that are worth a retry don't end the stream: the reader skips them.
     reader.during(Duration::from_secs(2)).await?;
     outage.restore().await?;
     cx.recovered(async || stage.append(0, [10]).await).await?;
@@ -28,7 +28,7 @@ pub(super) async fn leave_ends_in_time_without_a_server(cx: &Cx) -> Checked {
     let mut reader = stage.join("g").await?;
     reader.read(cx, &stage.partition(0), 10).await?;
     outage.cut().await?;
-    // Whether it succeeds is the backend's affair.
+    // Whether it succeeds is up to the backend.
     let _ = cx.in_time("a leave without a server", reader.consumer.member.leave()).await?;
     Ok(())
 }

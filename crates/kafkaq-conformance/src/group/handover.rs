@@ -106,8 +106,8 @@ pub(super) async fn what_is_not_released_in_time_is_lost(cx: &Cx) -> Checked {
     settle(cx, "the other member gets what is lost", &mut readers, |r| !r[1].mine.is_empty()).await
 }
 
-/// One member has everything, or as good as; after what the caller does to it, the other one gets the rest: sooner
-/// than a silent member would be taken for dead.
+/// Two members share the partitions; after `end` is applied to one, the other gets all of them: sooner than a silent
+/// member would be considered dead.
 async fn takes_over(cx: &Cx, end: impl AsyncFnOnce(Reader) -> Checked<Option<Reader>>) -> Checked {
     let stage = stage(cx, 4, 0).await?;
     let mut one = stage.join("g").await?;

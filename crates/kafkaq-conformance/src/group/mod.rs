@@ -96,7 +96,7 @@ impl Stage {
 
     async fn join_with(&self, group: &str, change: impl FnOnce(&mut JoinRequest)) -> Checked<Reader> {
         let mut request = JoinRequest::new(group, vec![self.topic.clone()], member(&unique()));
-        // No case waits for it, and a server that can't keep up on a busy machine should expel nobody meanwhile.
+        // No case waits for it, and a server on a busy machine should not expel members meanwhile.
         request.session_timeout = 2 * self.limit;
         change(&mut request);
         Ok(Reader {
@@ -109,16 +109,16 @@ impl Stage {
     }
 }
 
-/// A member that notes what it was told.
+/// A member that records its events.
 struct Reader {
     /// How long a call may take.
     limit: Duration,
     consumer: Consumer,
-    /// What is assigned to it, also while it is being revoked.
+    /// What is assigned to it, including what is being revoked.
     mine: BTreeMap<Partition, Assignment>,
     /// The values that it read since it last lost the partition, in order, with their offsets.
     read: BTreeMap<Partition, Vec<(i64, usize)>>,
-    /// What it was told and went on after.
+    /// Errors after which it continued.
     warnings: Vec<Error>,
 }
 
@@ -143,8 +143,8 @@ impl Reader {
             Event::Assigned(mine) => {
                 self.mine.extend(mine.iter().map(|a| (a.partition.clone(), a.clone())));
             }
-            // A broker that hasn't heard of a member for a while, on a busy machine, takes everything from it and gives
-            // it back later. Reading begins again at the commit then.
+            // A broker that hasn't heard from a member for a while, on a busy machine, takes all its partitions and
+            // returns them later. Then reading begins again at the commit.
             Event::Lost(lost) => {
                 for assignment in lost {
                     self.forget(assignment);
@@ -169,7 +169,7 @@ impl Reader {
         }
     }
 
-    /// The first answer that `pick` gives to an event; the events before it are noted.
+    /// Returns the first result that `pick` returns for an event; the events before it are recorded.
     async fn until<T>(
         &mut self,
         cx: &Cx,
@@ -187,12 +187,12 @@ impl Reader {
         cx.in_time(what, find).await?
     }
 
-    /// Everything that comes within that time.
+    /// Returns all events within that time.
     async fn during(&mut self, time: Duration) -> Checked<Vec<Event>> {
         let (end, mut events) = (Instant::now() + time, Vec::new());
         while let Ok(event) = tokio::time::timeout_at(end, self.next()).await {
             events.extend(event?);
-            // A backend that is always ready must not keep the clock from being looked at.
+            // A backend that is always ready must not prevent checking the clock.
             if Instant::now() > end {
                 break;
             }
@@ -240,7 +240,7 @@ impl Reader {
     async fn commit(&self, assignment: &Assignment, offset: i64) -> Result<()> {
         let commit = Commit { assignment: assignment.clone(), offset };
         let answer = tokio::time::timeout(self.limit, self.consumer.member.commit(&[commit])).await;
-        // Too few answers, or none in time.
+        // Too few outcomes, or none in time.
         let unknown = || Err(Error::unknown(ErrorKind::Timeout, "commit"));
         answer.ok().and_then(|mut outcomes| outcomes.pop()).unwrap_or_else(unknown)
     }
@@ -251,7 +251,7 @@ impl Reader {
     }
 }
 
-/// Polls all members, and releases what is asked back at once, until `done`.
+/// Polls all members, releasing revoked partitions at once, until `done`.
 async fn settle(
     cx: &Cx,
     what: impl fmt::Display,

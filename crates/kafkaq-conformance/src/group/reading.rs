@@ -97,7 +97,7 @@ pub(super) async fn after_pause_comes_at_most_one_more_batch(cx: &Cx) -> Checked
         let before = reader.count(&paused);
         let mine = reader.mine[&paused].clone();
         reader.consumer.member.pause(std::slice::from_ref(&mine));
-        // Nothing is held back of the other partition.
+        // The other partition is not paused.
         reader.read(cx, &other, 200).await?;
         reader.during(A_WHILE).await?;
         // A pause ends with its assignment.

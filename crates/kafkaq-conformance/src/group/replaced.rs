@@ -1,5 +1,5 @@
-//! Partitions whose records don't fit what was read before, because the topic was recreated or because the member says
-//! so.
+//! Partitions whose records don't fit what was read before, because the topic was recreated or because the member
+//! reports it.
 
 use super::{Cx, Reader, Stage, stage};
 use crate::check::{Checked, Failed, ensure, ensure_eq};
@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 /// Long enough for an event that shouldn't come.
 const A_WHILE: Duration = Duration::from_millis(1500);
 
-/// A broker may look after the identity of a topic every ten seconds only.
+/// A broker may check the identity of a topic only every ten seconds.
 fn noticed_within(cx: &Cx) -> Duration {
     Duration::from_secs(15) + cx.answers_within()
 }
@@ -58,7 +58,7 @@ async fn recreate(cx: &Cx, stage: &Stage, records: usize) -> Checked {
     let mut spec = TopicSpec::new(stage.topic.clone());
     spec.partitions = Some(stage.partitions);
     let limit = Instant::now() + noticed_within(cx);
-    // A cluster may take a while to forget a topic everywhere.
+    // A cluster may take a while to delete a topic everywhere.
     while let Err(error) = stage.broker.ensure_topics(std::slice::from_ref(&spec)).await {
         ensure!(Instant::now() < limit, "the topic can't be created again: {error}");
         sleep(Duration::from_millis(100)).await;

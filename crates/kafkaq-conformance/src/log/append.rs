@@ -63,7 +63,7 @@ pub(super) async fn another_client_finds_what_was_appended<L: AnyLog + ?Sized>(c
     let log = cx.client().await?;
     let to = partition(cx, &*log).await?;
     let offsets = append(&*log, &to, &records(0..10)).await?;
-    // Nothing that only its buffers hold survives this.
+    // Nothing that is only in its buffers survives this.
     log.close().await?;
     let found = cx.client().await?.read(&to, 10, cx.answers_within()).await?;
     ensure_eq!(
@@ -83,7 +83,7 @@ pub(super) async fn clients_append_behind_one_another<L: AnyLog + ?Sized>(cx: &C
         told.push((offsets[0], n.to_string()));
     }
     one.close().await?;
-    // It begins where the others are, as a process that was started again.
+    // It starts from the current state, like a restarted process.
     let three = cx.client().await?;
     told.push((append(&*three, &to, &[record(10)]).await?[0], "10".into()));
     ensure!(told.is_sorted_by(|a, b| a.0 < b.0), "the offsets of three clients in turn are {told:?}");
@@ -126,7 +126,7 @@ pub(super) async fn a_reader_beside_writers_misses_nothing<L: AnyLog + ?Sized>(c
     Ok(())
 }
 
-/// Bytes that no compression makes much smaller.
+/// Returns incompressible bytes.
 pub fn noise(size: usize) -> Bytes {
     let mut state = 0x9e37_79b9_u32;
     let mut next = || {
@@ -196,7 +196,7 @@ pub(super) async fn a_dropped_append_leaves_the_others_right<L: AnyLog + ?Sized>
         give_up(log.append(&to, &dropped), n).await;
         told.extend(append(&*log, &to, &[record(n)]).await?);
     }
-    // How many of the dropped ones are there too, nobody knows; the last one stands at the end.
+    // It is unknown how many of the dropped ones are there as well; the last one is at the end.
     let (mut read, mut wanted) = (Vec::new(), told.len());
     while read.len() < told.len() {
         read = log.read(&to, wanted, cx.answers_within()).await?;

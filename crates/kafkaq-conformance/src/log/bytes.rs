@@ -1,4 +1,4 @@
-//! What is appended comes back as it was.
+//! Records are read as they were appended.
 
 use super::{AnyLog, append, topic};
 use crate::{

@@ -9,7 +9,7 @@ use kafkaq_core::{Effect, Partition, Result, TopicSpec};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{task::JoinSet, time::sleep};
 
-/// Appends numbered records until the log ends it by an error, and answers what was told for each.
+/// Appends numbered records until the log returns an error, and returns the outcome of each.
 async fn append_until_an_error<L: AnyLog + ?Sized>(
     log: Arc<L>,
     to: Partition,
@@ -62,7 +62,7 @@ pub(super) async fn an_append_of_unknown_effect_is_reported_as_unknown<L: AnyLog
     let told = cx.in_time("appends without a server", writers.join_all()).await?;
     outage.restore().await?;
     cx.recovered(async || append(&*log, &to, &[record("back")]).await).await?;
-    // What was sent before the cut may still be carried out after it.
+    // Requests that were sent before the cut may still be executed after it.
     sleep(Duration::from_secs(1)).await;
     cx.recovered(async || append(&*log, &to, &[record("last")]).await).await?;
     let there = read_up_to(&*log, &to, "last", cx.answers_within()).await?;
@@ -88,7 +88,7 @@ pub(super) async fn without_a_server_every_call_ends_in_time<L: AnyLog + ?Sized>
     let to = Partition::new(topic(cx, &*log, 1).await?, 0);
     append(&*log, &to, &[record(1)]).await?;
     outage.cut().await?;
-    // Twice: the first call may meet a connection that looks sound, the second must not.
+    // Twice: the first call may use a connection that looks intact, the second must not.
     for _ in 0..2 {
         let appended = cx.in_time("an append without a server", log.append(&to, &[record(2)])).await?;
         ensure!(appended.iter().all(Result::is_err), "an append without a server answered {appended:?}");
@@ -96,7 +96,7 @@ pub(super) async fn without_a_server_every_call_ends_in_time<L: AnyLog + ?Sized>
         let made = cx.in_time("ensure_topics without a server", log.ensure_topics(&new)).await?;
         ensure!(made.is_err(), "ensure_topics without a server answered {made:?}");
     }
-    // Whether it succeeds is the backend's affair.
+    // Whether it succeeds is up to the backend.
     let _ = cx.in_time("a close without a server", log.close()).await?;
     Ok(())
 }

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 type Cx = Context<dyn PartitionLog>;
 
-/// Far longer than a call may take that has nothing to wait for.
+/// Far longer than a call may take that doesn't have to wait.
 fn long_poll(cx: &Cx) -> Duration {
     2 * cx.answers_within()
 }
@@ -170,7 +170,7 @@ pub(super) async fn close_ends_a_waiting_fetch(cx: &Cx) -> Checked {
     sleep(Duration::from_millis(300)).await;
     let asked = Instant::now();
     log.close().await?;
-    // What it answers is the backend's affair, as long as it has ended.
+    // Its result is up to the backend, as long as it has ended.
     let _ = cx.in_time("a fetch that waits while the log is closed", waiting).await?;
     let took = asked.elapsed();
     ensure!(took < cx.answers_within(), "it took {took:?} to close a log beside a fetch that waits");

@@ -127,7 +127,7 @@ impl AnyLog for dyn Broker {
     }
 }
 
-/// Makes a topic of this case alone.
+/// Creates a topic for this case only.
 async fn topic<L: AnyLog + ?Sized>(cx: &Context<L>, log: &L, partitions: i32) -> Checked<Arc<str>> {
     let mut spec = TopicSpec::new(cx.space());
     spec.partitions = Some(partitions);
@@ -135,7 +135,7 @@ async fn topic<L: AnyLog + ?Sized>(cx: &Context<L>, log: &L, partitions: i32) ->
     Ok(cx.space().into())
 }
 
-/// The infos are those of these topics.
+/// Checks that the infos are those of these topics.
 fn made(infos: Vec<TopicInfo>, topics: &[(&str, i32)]) -> Checked<Vec<TopicInfo>> {
     let got: Vec<_> = infos.iter().map(|info| (&*info.name, info.partitions)).collect();
     if got != topics {

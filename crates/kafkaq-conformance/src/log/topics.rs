@@ -25,7 +25,7 @@ fn borrowed(named: &[(String, i32)]) -> Vec<(&str, i32)> {
 pub(super) async fn ensure_topics_answers_in_order<L: AnyLog + ?Sized>(cx: &Context<L>) -> Checked {
     let log = cx.client().await?;
     let (specs, named) = specs(cx.space(), &[3, 1, 5, 2]);
-    // One of them is there already, so that what was made and what was found mix.
+    // One of them already exists, so that created and existing topics mix.
     log.ensure_topics(&specs[1..2]).await?;
     let infos = made(log.ensure_topics(&specs).await?, &borrowed(&named))?;
     let created: Vec<_> = infos.iter().map(|info| info.created).collect();
@@ -60,11 +60,11 @@ pub(super) async fn a_topic_tells_the_settings_it_was_made_with<L: AnyLog + ?Siz
     spec.unlimited_bytes = true;
     spec.max_record_bytes = Some(1_500_000);
     spec.append_time = true;
-    // When it is made, and when it is there.
+    // When it is created, and when it exists.
     for _ in 0..2 {
         let infos = made(log.ensure_topics(std::slice::from_ref(&spec)).await?, &[(cx.space(), 1)])?;
         let info = &infos[0];
-        // A log may be unable to tell.
+        // A log may not know it.
         ensure_eq!(info.retention.or(spec.retention), spec.retention, "how long records are kept");
         ensure_eq!(info.retention_bytes.unwrap_or(-1), -1, "the limit by size");
         ensure_eq!(
@@ -99,7 +99,7 @@ pub(super) async fn describe_topics_answers_in_order_and_creates_nothing<L: AnyL
     log.ensure_topics(&specs).await?;
     let missing: Arc<str> = format!("{}.missing", cx.space()).into();
     let names = [specs[1].name.clone(), missing, specs[0].name.clone()];
-    // The first look must not create what the second finds.
+    // The first query must not create what the second finds.
     for _ in 0..2 {
         let infos = log.describe_topics(&names).await?;
         let found: Vec<_> =

@@ -20,14 +20,14 @@ async fn plant(store: &dyn LeaseStore, keys: &[Key]) -> Checked {
     Ok(())
 }
 
-/// Swaps of all kinds in turn over what was planted: what each must answer, and leave.
+/// Swaps of all kinds in turn over the seeded values, each with its expected outcome and final value.
 fn of_all_kinds(n: usize, key: &Key) -> (Swap, Swapped, Value) {
     let there = seed(n);
     let swap = |expect, new| Swap::new(key.clone(), expect, new, None);
     match (n % 4, &there) {
-        // Replaces what is there, or creates.
+        // Replaces a value or creates one.
         (0, _) => (swap(there, value(n)), Swapped::Done, value(n)),
-        // Deletes what is there, or leaves nothing as it is.
+        // Deletes a value, or leaves a missing one missing.
         (1, _) => (swap(there, None), Swapped::Done, None),
         (2, _) => (swap(value("stale"), value("x")), Swapped::Conflict(there.clone()), there),
         (_, None) => (swap(None, value(n)), Swapped::Done, value(n)),
@@ -90,8 +90,8 @@ pub(super) async fn a_batch_may_have_a_thousand_items(cx: &Cx) -> Checked {
     read_all(&*store, &keys, |n| of_all_kinds(n, &keys[n]).2).await
 }
 
-/// Of one request or transaction for each swap, a batch costs what single calls cost; otherwise it costs far less. Half
-/// is far from both, whatever else the machine has to do; and whatever is this fast is fast enough.
+/// With one request or transaction per swap, a batch costs as much as single calls; otherwise it costs far less. Half
+/// of that is far from both, however busy the machine is, and a batch below the absolute limit is fast enough anyway.
 pub(super) async fn a_batch_is_cheaper_than_its_swaps_one_by_one(cx: &Cx) -> Checked {
     const ROUNDS: usize = 3;
     const SINGLES: usize = 20;

@@ -12,7 +12,7 @@ pub(super) async fn another_client_sees_an_answered_swap_at_once(cx: &Cx) -> Che
     let (one, two, key) = (cx.client().await?, cx.client().await?, key(cx, "a")?);
     let mut there = None;
     for n in 0..100 {
-        // Each reads for a while without writing, so that a cache of its own would show.
+        // Each reads for a while without writing, so that a cache in the client would be noticed.
         let (writer, reader) = if n / 5 % 2 == 0 { (&one, &two) } else { (&two, &one) };
         put(&**writer, &key, there, value(n), None).await?;
         ensure_eq!(get(&**reader, &key).await?, value(n), "what the other client has just written");
@@ -56,7 +56,7 @@ pub(super) async fn a_dropped_call_leaves_the_others_right(cx: &Cx) -> Checked {
         ensure_eq!(get(&*store, &bystander).await?, value(n + 1), "a bystander after a dropped call");
         let mut seen = get(&*store, &dropped).await?;
         ensure!(seen.is_none() || seen == value(n), "a dropped swap left {seen:?}");
-        // It may still take effect: then the conflict says so, and the next try is over it.
+        // It may still take effect: then there is a conflict, and the next attempt overwrites it.
         for _ in 0..2 {
             match swap(&*store, &dropped, seen, value("next")).await? {
                 Swapped::Done => break,

@@ -1,4 +1,4 @@
-//! What happens while the server is away, and after.
+//! What happens during and after an outage.
 
 use super::{Cx, get, key, put, value};
 use crate::check::{Checked, Failed, ensure, ensure_eq};
@@ -10,7 +10,7 @@ use kafkaq_core::{Effect, Key, LeaseStore, Result, Swap, Swapped};
 use std::{pin::pin, sync::Arc, time::Duration};
 use tokio::{task::JoinSet, time::sleep};
 
-/// Swaps one key after another until it is told otherwise by an error, and answers what it was told for each.
+/// Creates one key after another until an error, and returns the outcome of each.
 async fn create_until_an_error(
     store: Arc<dyn LeaseStore>,
     keys: Vec<Key>,
@@ -45,12 +45,12 @@ pub(super) async fn an_effect_that_is_not_known_is_reported_as_unknown(cx: &Cx) 
     outage.restore().await?;
     let none = key(cx, "none")?;
     cx.recovered(async || get(&*store, &none).await).await?;
-    // What was sent before the cut may still be carried out after it.
+    // Requests that were sent before the cut may still be executed after it.
     sleep(Duration::from_secs(1)).await;
     let mut cut_off = 0;
     let (keys, outcomes): (Vec<_>, Vec<_>) = told.into_iter().flatten().unzip();
     let mut values = Vec::with_capacity(keys.len());
-    // A client of several servers finds its way back to each of them separately.
+    // A client of several servers reconnects to each of them separately.
     let first = keys.chunks(BATCH).next().unwrap_or_default();
     cx.recovered(async || Ok(store.get(first).await.into_iter().try_for_each(|value| value.map(drop))?))
         .await?;
@@ -63,14 +63,14 @@ pub(super) async fn an_effect_that_is_not_known_is_reported_as_unknown(cx: &Cx) 
         match outcome {
             Some(Ok(Swapped::Done)) => ensure!(there, "{key} was answered Done and is not there"),
             Some(Ok(Swapped::Conflict(seen))) => {
-                // Only a client that sends again by itself comes to this, and then it does not know.
+                // Only a client that resends by itself gets here, and then the effect is unknown.
                 return Err(Failed(format!("{key} was new and answered a conflict with {seen:?}")));
             }
             Some(Err(error)) if error.effect() == Effect::NotApplied => {
                 cut_off += 1;
                 ensure!(!there, "{key} is there, although `{error}` says that it certainly isn't");
             }
-            // Too few answers count as unknown.
+            // Missing outcomes count as unknown.
             Some(Err(_)) | None => cut_off += 1,
         }
     }
@@ -82,7 +82,7 @@ pub(super) async fn without_a_server_every_call_ends_in_time(cx: &Cx) -> Checked
     let (store, outage, key) = (cx.client().await?, cx.outage()?, key(cx, "a")?);
     put(&*store, &key, None, value(1), None).await?;
     outage.cut().await?;
-    // Twice: the first call may meet a connection that looks sound, the second must not.
+    // Twice: the first call may use a connection that looks intact, the second must not.
     for _ in 0..2 {
         let keys = [key.clone(), key.clone()];
         let swap = [Swap::new(key.clone(), value(1), value(2), None)];
@@ -96,7 +96,7 @@ pub(super) async fn without_a_server_every_call_ends_in_time(cx: &Cx) -> Checked
         ensure!(swapped.iter().all(Result::is_err), "a swap without a server answered {swapped:?}");
         ensure!(checked.is_err(), "a check without a server answered {checked:?}");
     }
-    // Whether it succeeds is the backend's affair.
+    // Whether it succeeds is up to the backend.
     let _ = cx.in_time("a close without a server", store.close()).await?;
     Ok(())
 }
@@ -117,8 +117,8 @@ pub(super) async fn it_reconnects_by_itself(cx: &Cx) -> Checked {
 }
 
 pub(super) async fn close_waits_for_calls_under_way(cx: &Cx) -> Checked {
-    /// A call that has ended is seen to have ended within so many looks of a hundredth of a second, and if the machine
-    /// stands still, then only one of them is lost.
+    /// How many checks, a hundredth of a second apart, it takes at most to see that a call has ended. If the machine
+    /// stalls, only one of them is lost.
     const LOOKS: usize = 50;
     let (store, outage, key) = (cx.client().await?, cx.outage()?, key(cx, "a")?);
     put(&*store, &key, None, value(1), None).await?;
@@ -126,7 +126,7 @@ pub(super) async fn close_waits_for_calls_under_way(cx: &Cx) -> Checked {
     let swap = [Swap::new(key, value(1), value(2), None)];
     let mut call = pin!(store.swap(&swap));
     if poll!(call.as_mut()).is_ready() {
-        // Nothing is under way where a call without a server fails at once.
+        // If a call without a server fails at once, nothing is in flight.
         return Ok(());
     }
     let close = pin!(store.close());

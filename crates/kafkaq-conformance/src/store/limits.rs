@@ -28,7 +28,7 @@ pub(super) async fn keys_that_look_alike_are_different(cx: &Cx) -> Checked {
         .into_iter()
         .map(|id| key(cx, id))
         .collect::<Checked<Vec<_>>>()?;
-    // They differ in their last byte, and only there.
+    // They differ only in their last byte.
     let long = |last| Key::partition(cx.space(), &Partition::new("y".repeat(500), last));
     keys.extend([long(1), long(2)]);
     create(&*store, &keys).await?;
@@ -50,7 +50,7 @@ async fn create(store: &dyn LeaseStore, keys: &[Key]) -> Checked {
 pub(super) async fn values_may_have_any_bytes(cx: &Cx) -> Checked {
     let (store, key) = (cx.client().await?, key(cx, "a")?);
     let all: Vec<u8> = (0..=255).collect();
-    // Some of them mean something to one protocol or another.
+    // Some of them have a special meaning in some protocol.
     let values: [&[u8]; 8] =
         [b"", b"\0", b"\r\n", b"\xff\xfe\0\0", b"nil", b"$1\r\n:1\r\n-ERR\r\n", b"=", &all];
     let mut there = None;

@@ -1,4 +1,4 @@
-//! The rules of a store, and what their cases have in common.
+//! The rules of a store, and helpers of their cases.
 
 mod batches;
 mod clients;
@@ -57,7 +57,7 @@ pub(crate) fn cases() -> Vec<Case<dyn LeaseStore>> {
     ]
 }
 
-/// A key of this case alone.
+/// Returns a key for this case only.
 fn key(cx: &Cx, id: impl ToString) -> Checked<Key> {
     Ok(Key::of(&["t", cx.space(), "kit", &id.to_string()])?)
 }
@@ -100,7 +100,7 @@ async fn swap(store: &dyn LeaseStore, key: &Key, expect: Value, new: Value) -> C
     swap_for(store, key, expect, new, None).await
 }
 
-/// Sets the stage: a swap that has to succeed.
+/// Sets up a value by a swap that has to succeed.
 async fn put(store: &dyn LeaseStore, key: &Key, expect: Value, new: Value, ttl: Option<Duration>) -> Checked {
     match swap_for(store, key, expect.clone(), new.clone(), ttl).await? {
         Swapped::Done => Ok(()),

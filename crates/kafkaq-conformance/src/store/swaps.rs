@@ -88,7 +88,7 @@ pub(super) async fn a_swap_to_nothing_deletes(cx: &Cx) -> Checked {
         let late = swap(&*store, &key, value(round), value("wrong")).await?;
         ensure_eq!(late, Swapped::Conflict(None), "the value that was deleted was expected");
     }
-    // A store that compares versions, which start anew after a delete, takes the old value for the new one.
+    // A store that compares versions, which start over after a delete, mistakes the old value for the new one.
     put(&*store, &key, None, value("second life"), None).await?;
     let outcome = swap(&*store, &key, value(0), value("wrong")).await?;
     ensure_eq!(
@@ -99,7 +99,7 @@ pub(super) async fn a_swap_to_nothing_deletes(cx: &Cx) -> Checked {
     Ok(())
 }
 
-/// Clients that race: two of them where that is possible.
+/// Clients that race: two of them if possible.
 async fn racers(cx: &Cx) -> Checked<[Arc<dyn LeaseStore>; 2]> {
     let one = cx.client().await?;
     let two = cx.other_client(&one).await?;
@@ -152,7 +152,7 @@ pub(super) async fn swap_is_atomic_under_concurrency(cx: &Cx) -> Checked {
     Ok(())
 }
 
-/// Adds one, `times` times, taking each conflict's value for the next try.
+/// Adds one, `times` times, using each conflict's value for the next attempt.
 async fn count_up(store: Arc<dyn LeaseStore>, key: Key, times: usize) -> Checked {
     for _ in 0..times {
         let mut seen = get(&*store, &key).await?;
@@ -169,8 +169,8 @@ async fn count_up(store: Arc<dyn LeaseStore>, key: Key, times: usize) -> Checked
     Ok(())
 }
 
-/// A store that compares versions which start over after a delete takes a new value for one that was read earlier, if it
-/// has been changed as often.
+/// A store that compares versions which start over after a delete mistakes a new value for one that was read earlier,
+/// if both were changed equally often.
 pub(super) async fn a_value_is_deleted_only_once_under_concurrency(cx: &Cx) -> Checked {
     const RACERS: usize = 8;
     const EACH: usize = 40;

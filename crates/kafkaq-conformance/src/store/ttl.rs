@@ -1,4 +1,4 @@
-//! How long values live: at least as long as they were told.
+//! How long values live: at least for their time to live.
 
 use super::{Cx, get, key, put, swap_for, value};
 use crate::check::{Checked, Failed, ensure, ensure_eq};
@@ -9,15 +9,15 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-/// No whole number of seconds: a store that counts in those must round up.
+/// Not a whole number of seconds: a store that counts in seconds must round up.
 const SHORT: Duration = Duration::from_millis(1500);
 const LONG: Duration = Duration::from_secs(60);
-/// When a value with `SHORT` would be gone in any store that honours it at all.
+/// When a value with `SHORT` is gone in any store that honors it at all.
 const AFTER_SHORT: Duration = Duration::from_millis(2600);
 
 pub(super) async fn no_ttl_is_cut_short(cx: &Cx) -> Checked {
-    /// A clock that is cut to whole seconds ends a value early by however much of a second had passed. So values begin
-    /// at different times of a second.
+    /// A store that truncates its clock to whole seconds ends a value early, by the fraction of the second that had
+    /// passed. So values start at different fractions of a second.
     const PHASES: u32 = 4;
     let store = cx.client().await?;
     let mut values = JoinSet::new();
@@ -32,7 +32,7 @@ pub(super) async fn no_ttl_is_cut_short(cx: &Cx) -> Checked {
                         break;
                     }
                 }
-                // Where all calls take longer than that nothing can be told.
+                // If all calls take longer than that, nothing can be concluded.
                 Ok::<_, Failed>(())
             });
         }
@@ -57,7 +57,7 @@ async fn is_read_before_its_end(
     let mut is_read = false;
     loop {
         let got = get(store, key).await?;
-        // The time to live began after the question, and this is after the answer: no slack is needed.
+        // The time to live started after the request, and this is after the response, so no slack is needed.
         let age = asked.elapsed();
         if age >= ttl {
             return Ok(is_read);
@@ -85,7 +85,7 @@ async fn replaced_in_time(cx: &Cx, store: &dyn LeaseStore, ttl: Option<Duration>
         let (key, begin) = (key(cx, format!("{ttl:?}-{n}"))?, Instant::now());
         put(store, &key, None, value(1), Some(SHORT)).await?;
         match put(store, &key, value(1), value(2), ttl).await {
-            // On a machine that stood still the value may have ended by now.
+            // On a machine that stalled, the value may have expired by now.
             Err(_) if begin.elapsed() >= SHORT => {}
             replaced => return replaced.map(|()| key),
         }

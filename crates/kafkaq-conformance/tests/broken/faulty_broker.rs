@@ -51,8 +51,8 @@ enum Fault {
     ReadsOnInARecreatedTopic,
     RecreatesInSilence,
     KeepsCommitsOfDeletedTopics,
-    /// No fault: a member loses all that it has after that many events, once, as when the broker hasn't heard of it for
-    /// its session, and gets it back.
+    /// Not a fault: after that many events a member loses everything once, as if the broker hadn't heard from it for a
+    /// session timeout, and gets it back.
     Expels(usize),
 }
 
@@ -65,7 +65,7 @@ struct Faulty {
     committed: Committed,
 }
 
-/// How far any group has committed, whatever has become of the topic since.
+/// How far any group has committed, whatever has happened to the topic since.
 type Committed = Arc<Mutex<HashMap<Partition, i64>>>;
 
 fn kit(fault: Fault) -> Kit<dyn Broker> {
@@ -200,7 +200,7 @@ impl State {
         told.iter().map(|assignment| self.real(assignment)).collect()
     }
 
-    /// The present assignments of the partitions, whatever their epochs.
+    /// The current assignments of the partitions, whatever their epochs.
     fn present(&self, assignments: &[Assignment]) -> Vec<Assignment> {
         let epochs = self.epochs.lock().unwrap();
         let present = |a: &Assignment| Some(Assignment { epoch: *epochs.get(&a.partition)?, ..a.clone() });
@@ -226,7 +226,7 @@ struct Events {
 }
 
 impl Events {
-    /// What becomes of an event; `None`: nothing.
+    /// Spoils an event; `None`: it is dropped.
     fn spoil(&mut self, mut event: Event) -> Option<Event> {
         match &mut event {
             Event::Assigned(of) | Event::Lost(of) | Event::Revoking(of) => {
@@ -310,7 +310,7 @@ impl Stream for Events {
     }
 }
 
-/// A stream that goes on when it is dropped.
+/// A stream that continues after it is dropped.
 struct Undying(Option<Pin<Box<Events>>>);
 
 impl Stream for Undying {
@@ -397,7 +397,7 @@ fn a_broker_without_a_fault_passes() {
     passes(kit(Fault::None).results());
 }
 
-/// The rules of reading hold for as long as a member has a partition, and begin anew when it has it again.
+/// The rules of reading hold for as long as a member has a partition, and start over when it gets the partition back.
 #[test]
 fn a_member_that_reads_may_be_expelled_and_come_back_at_any_time() {
     const READS: [&str; 7] = [

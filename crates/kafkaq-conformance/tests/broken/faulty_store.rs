@@ -74,16 +74,16 @@ struct Faulty {
     /// Read by calls that are under way, written by close.
     under_way: RwLock<()>,
     stalled: AtomicBool,
-    /// The answer that was last on its way.
+    /// The response that was last in flight.
     answer: Mutex<Option<Bytes>>,
     cache: Mutex<HashMap<Key, Option<Bytes>>>,
     first_ttl: Mutex<HashMap<Key, Instant>>,
-    /// Of all clients.
+    /// Shared by all clients.
     checking: Arc<AtomicBool>,
-    /// Of all clients: how often each value was replaced since it was created.
+    /// Shared by all clients: how often each value was replaced since it was created.
     versions: Arc<Mutex<HashMap<Key, usize>>>,
     made: Instant,
-    /// How many it was asked for.
+    /// How many swaps were requested.
     swaps: AtomicUsize,
     written: Mutex<Vec<Key>>,
 }
@@ -157,7 +157,7 @@ impl Faulty {
         match self.fault {
             Fault::ExpiresEarly => ttl.map(|ttl| ttl.saturating_sub(Duration::from_millis(150))),
             Fault::CountsWholeSeconds => ttl.map(|ttl| Duration::from_secs(ttl.as_secs())),
-            // It ends with a whole second, at or after `ttl` of the second that has begun.
+            // It expires at a whole second: `ttl` after the start of the current second, rounded up.
             Fault::CutsItsClock => ttl.map(|ttl| {
                 let seconds = Duration::from_secs(ttl.as_millis().div_ceil(1000) as u64);
                 seconds - Duration::from_nanos(self.made.elapsed().subsec_nanos().into())

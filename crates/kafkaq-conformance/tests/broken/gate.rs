@@ -1,4 +1,4 @@
-//! What stands for the network between a client and the backends in memory.
+//! Simulates the network between a client and the in-memory backends.
 
 use async_trait::async_trait;
 use kafkaq_conformance::{BoxError, Outage};
@@ -36,14 +36,14 @@ impl Outage for Gate {
     }
 }
 
-/// How a client's calls fare without a server.
+/// How a client's calls fail without a server.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Manners {
     Good,
     /// Says that nothing happened, although it did.
     Denies,
     Hangs,
-    /// Stays away after the first outage that it noticed.
+    /// Never reconnects after the first outage that it noticed.
     NeverComesBack,
 }
 
@@ -59,7 +59,7 @@ pub(crate) struct Way {
 /// What the caller does with its request while the server is away.
 pub(crate) enum Passage {
     Free,
-    /// It arrives and its answer does not: do it, and answer this.
+    /// The request arrives and its response doesn't: execute it, and return this error.
     Arrives(Error),
     /// It does not arrive.
     Lost(Error),

@@ -1,4 +1,4 @@
-//! The kit proves itself: each planted fault is caught by the case that names the rule it breaks.
+//! Tests of the kit: each planted fault is caught by the case that names the rule it breaks.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -17,7 +17,7 @@ fn failed(reports: &[Report]) -> BTreeSet<&str> {
     failed.filter_map(|report| Some(report.name.split_once("::")?.1)).collect()
 }
 
-/// A fault, the case that has to find it, and the cases that may stumble over it as well.
+/// A fault, the case that has to find it, and the cases that may fail because of it as well.
 struct Planted<F> {
     fault: F,
     caught_by: &'static str,
@@ -57,7 +57,7 @@ fn judge<F: fmt::Debug>(planted: &Planted<F>, reports: &[Report]) -> Option<Stri
     (!surprising.is_empty()).then(|| format!("{fault:?}: also caught by {surprising:?}"))
 }
 
-/// Without a fault nothing fails, and nothing is left out.
+/// Without a fault nothing fails, and nothing is ignored.
 fn passes(reports: Vec<Report>) {
     let bad: Vec<_> = reports.iter().filter(|report| report.outcome != Outcome::Passed).collect();
     assert!(bad.is_empty(), "{bad:#?}");

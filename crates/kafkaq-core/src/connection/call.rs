@@ -15,19 +15,19 @@ pub struct Call {
 }
 
 impl Call {
-    /// Begins now.
+    /// Starts a call now.
     #[must_use]
     pub fn new(operation: Operation, limit: Duration) -> Self {
         Call { operation, limit, started: Instant::now() }
     }
 
-    /// A part of this call that has a name of its own.
+    /// Returns a part of this call, under a name of its own.
     #[must_use]
     pub fn part(self, operation: Operation) -> Self {
         Call { operation, ..self }
     }
 
-    /// By when it has to end.
+    /// Returns when it has to end.
     #[must_use]
     pub fn deadline(&self) -> Instant {
         self.started + self.limit
@@ -42,7 +42,7 @@ impl Call {
         ))
     }
 
-    /// The error of a call whose time was over before anything was sent.
+    /// The error of a call that timed out before anything was sent.
     #[must_use]
     pub fn not_sent(&self, server: impl fmt::Display) -> Error {
         self.operation.not_applied(ErrorKind::Timeout).with_advice(format!(
@@ -52,7 +52,7 @@ impl Call {
     }
 }
 
-/// The error of an attempt to connect to this server; without a cause it was not there in time.
+/// The error of an attempt to connect to this server; without a cause, the attempt timed out.
 #[must_use]
 pub fn unreachable(
     operation: Operation,

@@ -1,4 +1,4 @@
-//! In virtual time, against a server that does as it is told.
+//! Tests in virtual time, against a scripted server.
 
 use super::*;
 use crate::ErrorKind;
@@ -11,15 +11,15 @@ const LIMIT: Duration = Duration::from_secs(60);
 const SWAP: Operation = Operation::write("swap");
 const READ: Operation = Operation::read("read");
 
-/// A server, and a connection to it: its number, and whether it stands.
+/// A fake server. A connection to it is a number, counted from 1.
 #[derive(Default)]
 struct Fake {
     attempts: AtomicUsize,
     pings: AtomicUsize,
     is_down: AtomicBool,
-    /// Connecting doesn't end.
+    /// Connecting never ends.
     hangs: AtomicBool,
-    /// The connections up to this one don't answer.
+    /// The connections up to this one don't respond.
     broken: AtomicUsize,
 }
 
@@ -190,7 +190,7 @@ async fn an_impatient_one_fails_at_once_while_its_server_is_away_and_finds_it_wh
     assert_eq!(ask(&fake, &shared, SWAP).await.unwrap(), 2, "the first call after its return finds it");
 }
 
-/// Such as a process that was stopped: the system accepts connections for it.
+/// As a stopped process does: the operating system still accepts connections for it.
 #[tokio::test(start_paused = true)]
 async fn an_impatient_one_hardly_waits_for_a_server_that_lets_connect_and_says_nothing() {
     let (fake, shared) = impatient_pair();
@@ -244,7 +244,7 @@ async fn a_call_that_is_almost_over_waits_no_moment() {
     assert!(Instant::now() <= call.deadline() + Duration::from_millis(1));
 }
 
-/// As that of a program that blocks on single calls.
+/// Such as the runtime of a program that blocks on single calls.
 #[test]
 fn an_attempt_on_a_runtime_that_nobody_drives_keeps_no_others_from_connecting() {
     const SHORT: Duration = Duration::from_millis(50);

@@ -49,7 +49,7 @@ crate::faults::faults! {
     NeverChecks,
     /// A reader continues after a failure or a gap without a check.
     GapsIgnored,
-    /// A log that doesn't return a record is taken for another one.
+    /// A log that doesn't return a record is mistaken for another one.
     EmptyIsProof,
     /// An empty response moves the position.
     EmptyMovesOn,

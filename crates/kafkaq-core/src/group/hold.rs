@@ -7,7 +7,7 @@ use super::{
 use crate::{Assignment, Cursor, machine::Mono};
 
 impl Group {
-    /// The view of a current hold. Anything else that a caller names is late.
+    /// Returns the view of an assignment that is still held; `None` if the assignment is outdated.
     fn held(&self, assignment: &Assignment) -> Option<usize> {
         let i = *self.by_partition.get(&assignment.partition)?;
         let own = self.views[i].own.as_ref()?;
@@ -58,7 +58,7 @@ impl Group {
         let held = self.held(assignment).and_then(|i| self.views[i].own.as_mut()).filter(open);
         let Some(own) = held else { return self.answers.push((id, CommitOutcome::NotOwner)) };
         if back || own.cursor.is_none_or(|c| cursor.offset > c.offset) {
-            // Older marks are worth more than none.
+            // Older marks are better than none.
             let marks = own.cursor.filter(|_| cursor.mark.is_none()).unwrap_or(cursor);
             own.cursor = Some(Cursor { offset: cursor.offset, ..marks });
         }
@@ -77,7 +77,7 @@ impl Group {
     }
 
     /// Reading can't continue from its position: the log was replaced, or its records don't fit. The partition is lost
-    /// and taken again, and its start is determined again; not immediately, since it may be broken again.
+    /// and taken again, and its start is determined again, after a pause, since it may be broken again.
     pub fn handle_broken(&mut self, assignment: &Assignment, now: Mono) {
         if let Some(i) = self.held(assignment).filter(|_| !self.planted.is(GroupFault::BrokenKept)) {
             self.lose(i, CommitOutcome::Unknown);
@@ -122,7 +122,7 @@ impl Group {
         self.leaving && own.located && own.cursor.is_some() && own.checkpointed != own.cursor && !forgets
     }
 
-    /// Whether the log has it. A leaving member tries once.
+    /// The outcome of writing a checkpoint. A leaving member tries only once.
     pub fn handle_checkpointed(&mut self, assignment: &Assignment, cursor: Cursor, ok: bool, now: Mono) {
         let (next, enough) = (now.plus(self.config.checkpoint_every), ok || self.leaving);
         if let Some(i) = self.held(assignment)

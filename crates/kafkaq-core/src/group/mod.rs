@@ -14,8 +14,8 @@
 //!   that by its own clock, counted from when the last renewal was sent: no two clocks are compared.
 //! - A commit is a swap too, so only the owner can make it, and it is also a renewal.
 //! - A member with too few partitions asks the one with the most for one of them, by writing its name into the value.
-//!   The owner finds it at its next renewal, releases it in two phases, and the partition is reserved for the asker for
-//!   a while.
+//!   The owner finds it at its next renewal, releases it in two phases, and the partition is reserved for the requester
+//!   for a while.
 //! - The store may lose data: an owner that finds nothing, or an earlier state that is no further than its own, writes
 //!   its own again. To decide where reading starts, the log's checkpoint counts as much as the store's cursor.
 //! - A topic may be truncated, or deleted and recreated: a cursor of an earlier log is ignored when reading starts, and
@@ -61,7 +61,7 @@ pub struct GroupConfig {
     pub group: Arc<str>,
     /// This member.
     pub member: MemberId,
-    /// After this long without a renewal a member counts as gone.
+    /// After this long without a renewal a member is considered dead.
     pub member_timeout: Duration,
     /// How long a revoked partition may be held.
     pub release_limit: Duration,
@@ -91,11 +91,11 @@ pub enum CommitOutcome {
     Unknown,
 }
 
-/// Identifies the swap of an outcome.
+/// Identifies the swap that an outcome belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SwapToken(usize);
 
-/// Identifies the read of an outcome.
+/// Identifies the read that an outcome belongs to.
 #[derive(Clone, Debug)]
 pub struct ReadToken(Vec<(usize, u64)>);
 
@@ -106,7 +106,7 @@ pub struct Group {
     views: Vec<PartitionView>,
     by_partition: HashMap<Partition, usize>,
     next_read: Mono,
-    /// The view that the next read starts with: one read may not be enough for all.
+    /// The view that the next read starts with: one read may not cover all of them.
     read_from: usize,
     reading: bool,
     leaving: bool,
@@ -200,7 +200,7 @@ impl Group {
         }
     }
 
-    /// Takes no more partitions, and releases all.
+    /// Stops taking partitions and releases all.
     pub fn handle_leave(&mut self) {
         self.leaving = true;
         self.views.iter_mut().filter_map(|s| s.own.as_mut()).for_each(|own| own.phase = Phase::Releasing);
@@ -213,8 +213,8 @@ impl Group {
         self.leaving && self.views.iter().all(is_over)
     }
 
-    /// Whether the store still names this member as the owner of a lost partition. It would have taken that again; as
-    /// it leaves, others would have to wait for the member timeout.
+    /// Whether the store still names this member as the owner of a lost partition. A member that stays would take it
+    /// again; if one leaves, the others would have to wait for the member timeout.
     fn is_left_behind(&self, view: &PartitionView) -> bool {
         view.own.is_none() && view.owner() == Some(self.config.member) && !view.newer
     }

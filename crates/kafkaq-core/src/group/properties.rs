@@ -41,7 +41,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The members, and all that was ever true of the store.
+/// The members, the store, and what the store has ever held.
 struct World {
     now: u64,
     store: Store,
@@ -167,7 +167,7 @@ impl World {
         Ok(())
     }
 
-    /// Nobody who runs holds what another may have taken.
+    /// No running member holds a partition that another may have taken.
     fn check_shared(&mut self) -> Result<(), TestCaseError> {
         let now = self.now();
         for m in 0..self.members.len() {
@@ -186,8 +186,8 @@ impl World {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
-    /// One owner an epoch; epochs and cursors only grow; a commit is confirmed only by the store; and a member that
-    /// could not renew has let go before another has it.
+    /// One owner per epoch; epochs and cursors only grow; a commit is confirmed only by the store; and a member that
+    /// could not renew gives its partition up before another takes it.
     #[test]
     fn a_store_that_remembers_keeps_one_owner_and_the_highest_commit(
         script in proptest::collection::vec(step(), 1..150),
@@ -201,11 +201,11 @@ proptest! {
 }
 
 proptest! {
-    // Each case is a minute and more in the life of a group.
+    // Each case simulates a minute or more of a group.
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Each topic is shared equally, all topics together too, nothing is left over, and then nothing moves any
-    /// more: no partition goes to and fro.
+    /// Each topic is balanced, and so are all topics together; no partition is left without an owner; and then nothing
+    /// moves any more.
     #[test]
     fn members_that_come_share_equally_and_come_to_rest(
         topics in proptest::collection::vec(1_i32..9, 1..4),
@@ -246,7 +246,7 @@ proptest! {
         prop_assert!(moves <= partitions.len() * 3, "{} moves of {} partitions", moves, partitions.len());
     }
 
-    /// Whoever dies, whenever: its partitions are held again before the member timeout and a second have passed.
+    /// Whichever member dies, and whenever: others hold its partitions within the member timeout plus one second.
     #[test]
     fn a_dead_member_is_replaced_within_the_timeout_and_a_second(
         partitions in 2_i32..9,
@@ -277,7 +277,7 @@ proptest! {
     }
 }
 
-/// One partition at a time, and only of a member that has more.
+/// Only one partition is requested at a time, and only from a member that has more.
 #[test]
 fn only_who_has_too_much_is_asked() {
     let (mut store, mut members) = (Store::default(), vec![member(1, 4), member(2, 4)]);

@@ -69,7 +69,7 @@ impl Group {
         }
         let me = self.config.member;
         let mut loads = Loads::new(&self.views, me, |view| self.holder(view, now));
-        // Every member starts somewhere else, so that two rarely want the same one.
+        // Each member starts at a different partition, so that two rarely want the same one.
         let begin = usize::from(me[15]);
         for n in 0..self.views.len() {
             let i = (begin + n) % self.views.len();
@@ -216,10 +216,10 @@ impl Group {
     /// Whether an owner that found this value instead of its own overwrites it.
     fn is_ours(&self, view: &PartitionView, own: &Own) -> bool {
         let Some(found) = &view.value else { return !view.newer };
-        // The response to an earlier swap was lost, or somebody asks.
+        // The response to an earlier swap was lost, or another member asks for the partition.
         let mine = found.owner == Some(self.config.member);
-        // The store went back in time; what was committed since stays. That is what lies further on, or is of a later
-        // topic, which this owner has not noticed yet. Who yields for nothing loses a moment, and no record.
+        // The store was rolled back. What was committed since must stay: a cursor that is further on, or of a later
+        // topic that this owner has not noticed yet. Yielding without need costs a moment, and no record.
         let further = |c: Cursor| own.cursor.is_none_or(|o| c.offset > o.offset || c.time() > o.time());
         let kept = !found.cursor.is_some_and(further) || self.planted.is(GroupFault::OwnCursorKept);
         let past = found.epoch < own.epoch && kept;

@@ -13,7 +13,7 @@ impl Group {
         let promised = view.wanted_by() == Some(me);
         // Lost while the store was down: nobody else can have it as long as the store has this member's name.
         let still_ours = view.owner() == Some(me);
-        // A free partition that nobody wants goes to anybody.
+        // A partition that stays free for too long may be taken by any member.
         let left_over = now >= view.changed.plus(self.config.member_timeout + self.tick() * 3);
         if !promised && !still_ours && !left_over && !loads.has_room(&view.partition.topic, me) {
             return None;

@@ -121,8 +121,8 @@ fn a_dead_member_is_replaced_after_the_timeout_and_not_before() {
     assert_eq!(owned(&members[0]), 4);
 }
 
-/// How many tenths of a second after its last sign of life a dead member's partition is taken, if the reads in `fails`
-/// fail, of which each takes that long.
+/// Returns after how many tenths of a second since its last sign of life a dead member's partition is taken, if the
+/// reads in `fails` fail, each after `takes` tenths.
 fn taken_after(fails: impl Fn(u64) -> bool, takes: u64) -> u64 {
     let (mut store, mut members) = (Store::default(), [member(1, 1), member(2, 1)]);
     run(&mut members, &mut store, 0, 2);
@@ -197,7 +197,7 @@ fn after_an_outage_of_the_store_each_member_goes_on_at_once_with_what_it_had() {
     for heard in [false, true] {
         for first in [0, 1] {
             let (mut store, mut members) = two_after_an_outage(heard);
-            // Silent or not, neither could hear the other.
+            // Whether its writes took effect or not, neither could read the other's.
             for n in [first, 1 - first] {
                 round(&mut members[n], &mut store, Mono(16 * SEC + SEC / 2));
                 round(&mut members[n], &mut store, Mono(16 * SEC + SEC * 3 / 4));
@@ -235,7 +235,7 @@ fn a_commit_of_an_earlier_epoch_or_after_a_takeover_is_refused() {
         round(&mut b, &mut store, Mono(s * SEC));
     }
     assert_eq!(owned(&b), 1);
-    // The zombie's clock stood still, so only the store can tell it.
+    // The zombie's clock stood still, so only the store can reject it.
     a.handle_commit(7, &old, cursor(5), Mono(SEC));
     assert_eq!(round(&mut a, &mut store, Mono(SEC)), [Change::Lost(old.clone())]);
     assert_eq!(a.poll_answers(), [(7, CommitOutcome::NotOwner)]);
@@ -374,7 +374,7 @@ fn a_cursor_of_the_store_goes_to_the_log_only_once_the_start_is_found() {
     assert_eq!(checkpoints(&mut new, Mono(9 * SEC)), [(assignment, cursor(8))]);
 }
 
-/// The store holds a cursor of a topic that was deleted and made anew, and it is beyond this topic's end.
+/// The store holds a cursor of a topic that was deleted and recreated, and it is beyond the end of the current one.
 #[test]
 fn a_cursor_of_an_earlier_topic_confirms_no_commit() {
     let (mut store, mut old) = (Store::default(), member(1, 1));
@@ -425,8 +425,8 @@ fn two_owners_after_a_wipe(committed: Cursor) -> (Store, [(Group, Assignment); 2
     (store, [(a, old), (b, new)])
 }
 
-/// After a loss of the store two members may hold a partition for a moment. Who committed further keeps it, whatever
-/// the epochs say: the store has forgotten those too.
+/// After a loss of the store two members may hold a partition for a moment. The one that committed further keeps it,
+/// whatever the epochs say: the store has lost those too.
 #[test]
 fn an_owner_does_not_write_over_what_was_committed_after_the_store_was_wiped() {
     let (mut store, [(mut a, old), (mut b, new)]) = two_owners_after_a_wipe(cursor(5));
@@ -439,7 +439,7 @@ fn an_owner_does_not_write_over_what_was_committed_after_the_store_was_wiped() {
     assert_eq!((stored.owner, stored.cursor), (Some([2; 16]), Some(cursor(8))));
 }
 
-/// The topic was made anew while the store was wiped, and its first commits are lower than the last of before.
+/// The topic was recreated while the store was wiped, and its first commits are lower than the last ones before.
 #[test]
 fn an_owner_does_not_write_the_cursor_of_an_earlier_topic_over_one_of_this() {
     let (mut store, [(mut a, old), (mut b, new)]) = two_owners_after_a_wipe(cursor(50));
@@ -532,7 +532,7 @@ fn a_commit_without_a_mark_keeps_the_last_one() {
     assert_eq!(stored.cursor, Some(Cursor { offset: 6, mark: cursor(5).mark, anchor: None }));
 }
 
-/// One append takes all that the log lacks, so that there are few and large ones.
+/// One append takes all cursors that the log lacks, so that appends are few and large.
 #[test]
 fn cursors_that_the_log_lacks_go_there_together() {
     let (mut store, mut a) = (Store::default(), member(1, 3));

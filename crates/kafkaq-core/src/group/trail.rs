@@ -1,4 +1,4 @@
-//! What a reader remembers of the records it has read: see the module on continuity.
+//! What a reader remembers of the records it has read: see `continuity.rs`.
 
 use crate::{Batch, Cursor, Mark};
 use std::collections::VecDeque;
@@ -15,8 +15,8 @@ pub struct Trail {
     anchor: Option<Mark>,
 }
 
-/// More marks than records in a window. Beyond that the oldest are dropped, which makes a cursor's mark older, not
-/// wrong.
+/// The maximum number of marks: more than a window has records. Beyond that the oldest are dropped, which makes a
+/// cursor's mark older, not wrong.
 const MAX_MARKS: usize = 1 << 17;
 
 impl Trail {

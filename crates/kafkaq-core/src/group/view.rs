@@ -125,8 +125,8 @@ impl PartitionView {
     /// Records that the store didn't respond. If it hasn't for longer than `patience`, no member could show a sign of
     /// life, so that time doesn't count. A single failure changes nothing: an owner that lives renews before and after.
     ///
-    /// This only decides how soon a member takes over. That there are never two owners is due to the owner's own clock:
-    /// it stops before anybody could have waited for the member timeout since its last successful renewal.
+    /// This only decides how soon a member takes over. That there are never two owners is ensured by the owner's own
+    /// clock: it stops before anybody could have waited for the member timeout since its last successful renewal.
     pub(super) fn not_heard(&mut self, now: Mono, patience: Duration) {
         let silence = now.since(self.heard);
         if silence > patience && self.owner().is_some() {

@@ -84,7 +84,7 @@ pub struct KeyLock {
     under_way: Option<(Option<Bytes>, Now)>,
     /// The last value of this acquisition that may be in the store, and when it was sent.
     written: Option<(Bytes, Mono)>,
-    /// Another holder's value, and since when it is known to be there.
+    /// Another holder's value, and when it was first seen.
     watched: Option<(Bytes, Mono)>,
     /// Nothing is sent before this.
     not_before: Mono,
@@ -249,7 +249,7 @@ impl KeyLock {
         match standing {
             Standing::Taking if own || free => {}
             Standing::Taking => {
-                // It must not be overwritten: the next try fails while it is there.
+                // It must not be overwritten: the next attempt fails while it is there.
                 self.seen = None;
                 self.pause(now.mono);
             }
@@ -259,7 +259,7 @@ impl KeyLock {
             Standing::Held(_) if nobody && self.settings.planted.is(KeyLockFault::LossGivesUp) => {
                 self.standing = Standing::Lost
             }
-            // An earlier try whose response was lost. Or the store was wiped, and nobody has taken it since.
+            // An earlier attempt whose response was lost. Or the store was wiped, and nobody has taken it since.
             Standing::Held(_) if own || nobody => {}
             Standing::Held(_) if self.settings.planted.is(KeyLockFault::OverwritesOthers) => {}
             Standing::Held(_) => self.standing = Standing::Lost,

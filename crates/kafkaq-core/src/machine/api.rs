@@ -35,12 +35,12 @@ pub struct Now {
     pub wall: Wall,
 }
 
-/// Whether the records of a partition are read on.
+/// Whether reading of a partition continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FlowControl {
-    /// No more for now.
+    /// Stop reading for now.
     Pause,
-    /// Read on.
+    /// Continue reading.
     Resume,
 }
 
@@ -94,7 +94,7 @@ pub struct Settings {
     /// If set, a first attempt of a task whose id its publisher numbered gets a lease only when it takes longer than this.
     /// Not longer than `park_after`.
     pub track_after: Option<Duration>,
-    /// How far beyond the committed offset of its partition a record may lie that is begun without a lease. The same for
+    /// How far beyond its partition's committed offset a record may lie whose job starts without a lease. The same for
     /// all processes of a queue.
     pub unleased_span: i64,
     /// How long the store remembers that a task has ended.
@@ -109,20 +109,20 @@ pub struct Settings {
     pub max_handouts: u32,
     /// The longest delay. It determines the number of lanes.
     pub max_delay: Duration,
-    /// Jobs that are leased ahead of callers.
+    /// The number of jobs that are leased before a caller asks for them.
     pub prefetch: usize,
     /// When nobody has asked for a job for this long, waiting tasks are copied to partitions that other processes read.
     pub hand_over_after: Duration,
     /// The most records of one partition that are read and not yet below the committed offset. A partition of the wait
     /// topic exceeds it, up to `lane_window`, for records that may be due soon.
     pub window: usize,
-    /// The most records of one partition of the wait topic, which leave it in another order than they came.
+    /// The most records of one partition of the wait topic, which leave it in a different order than they arrived.
     pub lane_window: usize,
     /// The most bytes of one partition's unfinished records.
     pub window_bytes: usize,
     /// The shortest time between two commits of one partition.
     pub commit_interval: Duration,
-    /// The longest that a revoked partition is held for what is under way.
+    /// The longest that a revoked partition is held to let operations in flight finish.
     pub release_hold: Duration,
     /// A deliberate bug that the simulation must find.
     pub planted: Planted<Fault>,
@@ -264,7 +264,7 @@ pub enum Notice {
     LeaseLost(JobKey, LostReason),
     /// A dead letter was written.
     DeadLettered(DeadReason),
-    /// An operator should know.
+    /// An alert for the operator.
     Alarm(Alarm),
 }
 
@@ -292,7 +292,7 @@ pub enum Alarm {
         /// Why.
         error: Error,
     },
-    /// The store refuses an operation for a reason that a retry doesn't help against. It is retried all the same.
+    /// The store refuses an operation for a reason that a retry doesn't fix. It is retried anyway.
     StoreRefuses {
         /// The record's position.
         at: Position,
@@ -306,8 +306,8 @@ pub enum Alarm {
         /// The version of the format.
         version: u8,
     },
-    /// A different record arrived at an offset that was read before: the topic was cut, or deleted and recreated. The
-    /// partition is read again from where a new owner would start.
+    /// A different record arrived at an offset that was read before: the topic was truncated, or deleted and recreated.
+    /// The partition is read again from where a new owner would start.
     LogReplaced {
         /// The assignment.
         assignment: Assignment,

@@ -18,7 +18,7 @@ pub(super) struct Appends {
     turn: usize,
     /// The queues of the records that are under way.
     under_way: HashMap<Ref, usize>,
-    /// What the log refuses for now, by when it is tried again.
+    /// Appends that the log has refused, by when they are tried again.
     refused: BinaryHeap<Reverse<(Mono, Ref)>>,
 }
 
@@ -52,7 +52,7 @@ impl Appends {
         self.queues[queue].waiting.push_back(r);
     }
 
-    /// The next call: its partition, and the records that `record` still has for what waits there.
+    /// Returns the next call: its partition, and the records that `record` still returns for the appends queued there.
     pub(super) fn next<T>(
         &mut self,
         now: Mono,
@@ -83,7 +83,7 @@ impl Appends {
         None
     }
 
-    /// A record was answered.
+    /// Records the outcome of one record.
     pub(super) fn answered(&mut self, r: Ref, now: Mono, worked: bool) {
         let Some(queue) = self.under_way.remove(&r).and_then(|queue| self.queues.get_mut(queue)) else {
             return;
@@ -92,7 +92,7 @@ impl Appends {
         if worked { queue.gate.worked() } else { queue.gate.failed(now) }
     }
 
-    /// When the first gate opens that holds something back.
+    /// Returns when the first closed gate opens that has appends queued behind it.
     pub(super) fn opens_at(&self, now: Mono) -> Option<Mono> {
         let closed = |q: &&AppendQueue| !q.waiting.is_empty() && q.under_way == 0 && !q.gate.is_open(now);
         self.queues.iter().filter(closed).map(|q| q.gate.opens_at()).min()
@@ -107,12 +107,12 @@ impl Appends {
         true
     }
 
-    /// The log refuses it: it is queued again `at` this time.
+    /// Queues a refused append again, at this time.
     pub(super) fn retry(&mut self, r: Ref, at: Mono) {
         self.refused.push(Reverse((at, r)));
     }
 
-    /// The next one that was refused and is to be tried again now.
+    /// Returns the next refused append that is to be tried again now.
     pub(super) fn pop_retry(&mut self, now: Mono) -> Option<Ref> {
         self.retry_at().filter(|at| *at <= now)?;
         self.refused.pop().map(|Reverse((_, r))| r)

@@ -4,13 +4,13 @@ use super::{Mono, Now};
 use crate::Wall;
 use std::time::Duration;
 
-/// By how much the difference of the clocks may seem to change, since it is told in milliseconds.
+/// By how much the difference of the clocks may seem to change, since both are rounded to milliseconds.
 const ROUNDING: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
 pub(super) struct Clock {
     now: Now,
-    /// The most that the wall clock has been ahead of the monotonic one, in ms; a fall tells that it was set back.
+    /// The most that the wall clock has been ahead of the monotonic one, in ms; a drop shows that it was set back.
     lead: i64,
 }
 
@@ -27,8 +27,8 @@ impl Clock {
         self.now.wall
     }
 
-    /// Takes the time of an input. Returns whether the wall clock was set back by more than `tolerance`, or than what two
-    /// clocks of milliseconds may seem to differ by.
+    /// Records the time of an input. Returns whether the wall clock was set back by more than `tolerance` and
+    /// [`ROUNDING`].
     pub(super) fn observe(&mut self, now: Now, tolerance: Duration) -> bool {
         self.now = now;
         let (lead, tolerance) = (lead(now), tolerance.max(ROUNDING));
@@ -37,7 +37,7 @@ impl Clock {
         set_back
     }
 
-    /// When `wall` comes by the monotonic clock, which nobody sets.
+    /// Converts a time of the wall clock to the monotonic clock, which nobody sets.
     pub(super) fn mono_at(&self, wall: Wall) -> Mono {
         self.now.mono.plus(wall.since(self.now.wall))
     }

@@ -1,4 +1,4 @@
-//! What the holder of a job does with it.
+//! The commands of job holders.
 
 use super::{
     Answer, Command, CommandId, DeadReason, Fault, JobKey, Machine, Notice,
@@ -13,7 +13,7 @@ impl Machine {
         let now = self.clock.mono();
         let is_abandoned = matches!(command, Command::Abandoned);
         let r = Ref::from(job);
-        // Only who has the job can command it.
+        // Only the holder of a job can send commands.
         let Some(item) = self.items.get_mut(r).filter(|item| item.is_with_driver()) else {
             if !is_abandoned {
                 self.notices.push(Notice::Answered(job, id, Answer::Lost(LostReason::Over)));
@@ -33,13 +33,13 @@ impl Machine {
         let Some(item) = self.items.get_mut(r) else { return };
         let appends = !matches!(pending.command, Command::Done | Command::Extend(_) | Command::Abandoned);
         if appends && item.append.is_some() {
-            // One append at a time; its acknowledgement goes on with this, or the end of the lease ends it.
+            // One append at a time: its acknowledgement resumes this command, or the end of the lease ends it.
             return item.commands.put_back(pending);
         }
         let command = pending.command.clone();
         item.commands.begin(pending);
         match command {
-            // I1: executed to its end here, and its record is still this process's.
+            // I1: executed to the end here, and its record is still assigned to this process.
             Command::Done if item.is_unleased() && item.place().is_some() => {
                 self.finish_record(r);
                 self.answer(r, Answer::Ok);
@@ -70,7 +70,7 @@ impl Machine {
         }
     }
 
-    /// The attempt has failed. Returns how many have.
+    /// Counts the attempt as failed. Returns the number of failures.
     fn count_failure(&mut self, r: Ref, reason: Option<&str>) -> Option<u32> {
         let item = self.items.get_mut(r)?;
         let own = &mut item.held_mut()?.lease;
@@ -82,14 +82,14 @@ impl Machine {
         Some(failures)
     }
 
-    /// The task is in the dead letters: a retry that was its last failure is told so.
+    /// Answers the command of a task that was dead-lettered. A retry that was its last failure learns of that.
     pub(super) fn answer_dead_lettered(&mut self, r: Ref) {
         let command = self.items.get(r).and_then(|item| item.commands.current());
         let is_retry = matches!(command, Some(Command::Retry(..)));
         self.answer(r, if is_retry { Answer::DeadLettered } else { Answer::Ok });
     }
 
-    /// Answers the command that is under way or waits, if there is one. Unless the job goes on, that is its end.
+    /// Answers the command that is in progress or waits, if there is one. Unless the job continues, this ends it.
     pub(super) fn answer(&mut self, r: Ref, answer: Answer) {
         let Some(item) = self.items.get_mut(r) else { return };
         let Some(answered) = item.commands.end_first() else { return };
@@ -110,7 +110,7 @@ impl Machine {
         self.notices.push(Notice::Answered(job, answered.id, answer));
     }
 
-    /// What was done for the command under way may have taken effect.
+    /// Notes that an operation for the current command may have taken effect.
     pub(super) fn doubt(&mut self, r: Ref) {
         if !self.config.has_fault(Fault::DoubtForgotten)
             && let Some(item) = self.items.get_mut(r)
@@ -119,14 +119,14 @@ impl Machine {
         }
     }
 
-    /// Answers the command that is under way, and leaves the one behind it.
+    /// Answers the current command, and leaves the one behind it.
     pub(super) fn answer_current(&mut self, r: Ref, answer: Answer) {
         if let Some(answered) = self.items.get_mut(r).and_then(|item| item.commands.end_current()) {
             self.notices.push(Notice::Answered(r.into(), answered.id, answer));
         }
     }
 
-    /// The lease has ended and the command is not confirmed: its caller learns now what is known of it.
+    /// Answers a command that is not confirmed although the lease has ended, with what is known of it.
     pub(super) fn expire_command(&mut self, r: Ref) {
         let Some(item) = self.items.get_mut(r) else { return };
         let has_begun = item.commands.current().is_some();
@@ -136,7 +136,7 @@ impl Machine {
     }
 }
 
-/// An error that says whether the whole of a command may have taken effect, not only its last try.
+/// Returns an error that says whether any attempt at the command may have taken effect, not only the last one.
 pub(super) fn unconfirmed(last: Option<&Error>, in_doubt: bool) -> Error {
     const OP: &str = "confirm a job";
     let kind = last.map_or(ErrorKind::Timeout, Error::kind);

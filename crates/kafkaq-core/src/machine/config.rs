@@ -1,4 +1,4 @@
-//! What a machine is set to, and what follows from it. Never changes.
+//! A machine's settings and the values derived from them. Immutable.
 
 use super::{Fault, Ladder, Layout, Settings, rule::Limits};
 use crate::{Lease, Wall};
@@ -18,7 +18,7 @@ impl Config {
         let limits = Limits {
             lease: settings.lease,
             clock_skew: settings.clock_skew,
-            // Or each job that takes long would be looked at again and again.
+            // Otherwise the record of each long-running job would be considered again and again.
             remembered: settings.done_retention.max(longest_park),
             max_failures: settings.max_failures.max(1),
             max_handouts: settings.max_handouts.max(1),
@@ -27,12 +27,12 @@ impl Config {
         Config { settings, limits, layout, ladder }
     }
 
-    /// How long the store remembers a lease: longer than any copy that may still be under way.
+    /// Returns how long the store remembers a lease: longer than any copy may still be waiting.
     pub(super) fn ttl(&self, lease: &Lease, now: Wall) -> Duration {
         lease.deadline.since(now) + self.settings.max_overdue + self.limits.remembered
     }
 
-    /// Whether this rule is taken out of the machine.
+    /// Returns whether this rule is removed from the machine.
     pub(super) fn has_fault(&self, fault: Fault) -> bool {
         self.settings.planted.is(fault)
     }

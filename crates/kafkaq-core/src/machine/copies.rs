@@ -1,4 +1,4 @@
-//! Copies and dead letters: what is appended, and what its acknowledgement allows.
+//! Copies and dead letters: what is appended, and what happens once it is acknowledged.
 
 use super::{
     Alarm, Answer, DeadReason, Fault, Machine, Notice,
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 /// How long a copy that is due may wait for its acknowledgement before its record is considered again.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a refused append waits before it is tried again: until then a person may have mended it.
+/// How long a refused append waits before it is tried again: by then an operator may have fixed the cause.
 const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 
 impl Machine {
@@ -29,10 +29,10 @@ impl Machine {
         self.start_first_copy(r, due, false);
     }
 
-    /// A job that takes long must not hold back the commit.
+    /// Parks the record of a long-running job, so that it doesn't hold back the commit.
     pub(super) fn park_held(&mut self, r: Ref) {
         let Some(item) = self.items.get(r) else { return };
-        // An end that nobody waits for any more may still be on its way to the store.
+        // A final command that nobody waits for any more may still be on its way to the store.
         let is_ending = matches!(
             item.store.swap(),
             Some(SwapOp::Done | SwapOp::Dead | SwapOp::Idle { .. } | SwapOp::GiveBack)
@@ -57,13 +57,13 @@ impl Machine {
         self.start_copy(r, due);
     }
 
-    /// A copy of a task that has a lease.
+    /// Starts a copy of a task that has a lease.
     pub(super) fn start_copy(&mut self, r: Ref, due: Wall) {
         self.append_copy(r, due, false, false);
     }
 
-    /// A copy of a task that may have none yet: then the copy's acknowledgement gives it one. `elsewhere`: to a partition
-    /// of another process.
+    /// Starts a copy of a task that may have no lease yet: then the copy's acknowledgement gives it one. `elsewhere`:
+    /// to a partition of another process.
     pub(super) fn start_first_copy(&mut self, r: Ref, due: Wall, elsewhere: bool) {
         let announce = self.items.get(r).is_some_and(Item::has_no_lease);
         self.append_copy(r, due, announce, elsewhere);
@@ -76,7 +76,7 @@ impl Machine {
         // Under a live lease the copy waits for its end; if the lease is gone by then, its attempt has failed.
         let lease = item.observed.lease().filter(|l| l.state == LeaseState::Live);
         let running = lease.is_some_and(|l| !l.prefetched);
-        // The log gets some time to acknowledge it, also if it is due at once.
+        // The log gets some time to acknowledge it, even if it is due at once.
         let patience = self.clock.mono().plus(self.config.settings.lease.min(PATIENCE));
         let give_up_at = self.clock.mono_at(due).max(patience);
         let copy = Copy { cover, due, ahead, leaves: due, give_up_at, announce, running, elsewhere };
@@ -92,7 +92,7 @@ impl Machine {
         }
     }
 
-    /// The task of a held lease goes to the dead letters.
+    /// Dead-letters the task of a held lease.
     pub(super) fn dead_letter(&mut self, r: Ref, reason: String, why: DeadReason) {
         if let Some(item) = self.items.get_mut(r)
             && let Stage::Held(held) = item.stage
@@ -102,7 +102,7 @@ impl Machine {
         self.start_append(r, AppendOp::DeadLetter { reason, why });
     }
 
-    /// A record that only a later version can read waits elsewhere, for a lease's time.
+    /// Forwards a record that only a later version can read to the wait topic, for one lease duration.
     pub(super) fn forward(&mut self, r: Ref, record: Record) {
         let due = self.clock.wall().plus(self.config.settings.lease);
         self.start_append(r, AppendOp::Forward { record: Box::new(record), due, leaves: due });
@@ -150,7 +150,7 @@ impl Machine {
 
     pub(super) fn append_ended(&mut self, r: Ref, outcome: Result<i64>) {
         let is_refusal = |e: &Error| e.effect() == Effect::NotApplied && e.retry() == Retry::No;
-        // A partition that refuses a record is there.
+        // A partition that refuses a record is available.
         let has_worked = outcome.as_ref().map_or_else(is_refusal, |_| true);
         self.appends.answered(r, self.clock.mono(), has_worked);
         if outcome.is_err() && self.drop_pointless_append(r) {
@@ -164,7 +164,7 @@ impl Machine {
                 }
             }
             Err(error) if is_refusal(&error) => self.append_refused(r, error),
-            // An append of unknown effect is repeated with the same number.
+            // An append of unknown effect is repeated with the same cover number.
             Err(error) => {
                 let is_letter = matches!(item.append, Some(AppendOp::DeadLetter { .. }));
                 let in_doubt = is_letter && error.effect() == Effect::Unknown;
@@ -201,7 +201,7 @@ impl Machine {
         }
     }
 
-    /// I1: the copy is durable.
+    /// Finishes the record of a copy. I1: the copy is durable.
     fn copied(&mut self, r: Ref, copy: Copy) {
         let Copy { cover, due, ahead: length, announce, .. } = copy;
         self.finish_record(r);
@@ -216,7 +216,8 @@ impl Machine {
         }
     }
 
-    /// The log takes the record at no time: too large, denied, no such topic. What it was for goes on without it.
+    /// The log will not accept the record: it is too large or denied, or there is no such topic. The item continues
+    /// without it.
     fn append_refused(&mut self, r: Ref, error: Error) {
         let Some(item) = self.items.get(r) else { return };
         let at = item.at.clone();
@@ -231,7 +232,7 @@ impl Machine {
                     item.append = Some(AppendOp::Copy(copy));
                     return;
                 }
-                // A held job is looked after by the sweep.
+                // The sweep takes care of a held job.
                 if item.is_held() {
                     return self.advance(r);
                 }
@@ -243,7 +244,7 @@ impl Machine {
                     return self.start_swap(r, SwapOp::Dead);
                 }
                 let error = if item.commands.is_in_doubt() { may_be_dead(error) } else { error };
-                // It is not finished in any other way: it comes back after a lease.
+                // It can't be finished in any other way, so it is considered again after a lease.
                 self.answer(r, Answer::Failed(error));
                 let length = self.config.settings.lease;
                 self.start_swap(r, SwapOp::Idle { length, released: false });
@@ -255,19 +256,20 @@ impl Machine {
         }
     }
 
-    /// What the log refused is tried again.
+    /// Retries appends that the log has refused.
     pub(super) fn retry_appends(&mut self) {
         while let Some(r) = self.appends.pop_retry(self.clock.mono()) {
             self.queue_append(r);
         }
     }
 
-    /// Only for a copy that comes to its turn no later than the lease ends: a later one must not displace an earlier.
+    /// Returns whether the cover number may be raised: only for a copy that is due no later than the lease ends, since
+    /// a later copy must not supersede an earlier one.
     pub(super) fn may_raise(&self, r: Ref, raise: Raise) -> bool {
         let lease = self.items.get(r).and_then(|item| item.observed.lease());
         lease.is_some_and(|l| {
             let now = self.clock.wall();
-            // One whose turn has come displaces nothing either.
+            // A copy that is already due supersedes nothing either.
             let in_time = raise.due <= rule::end(l, now, self.config.limits).max(now);
             let in_time = in_time || self.config.has_fault(Fault::RaiseForLater);
             !l.state.is_terminal() && l.cover < raise.cover && in_time
@@ -275,7 +277,7 @@ impl Machine {
     }
 }
 
-/// The last try was refused, an earlier one may have been taken.
+/// The error of a dead letter whose last attempt was refused, while an earlier one may have been appended.
 fn may_be_dead(refusal: Error) -> Error {
     Error::unknown(refusal.kind(), "append the dead letter").with_source(refusal).with_advice(
         "An earlier try may have reached the log, so the task may be among the dead letters and run again",
@@ -287,7 +289,7 @@ pub(super) fn record_of(item: &Item) -> Option<NewRecord> {
     Some(match item.append.as_ref()? {
         AppendOp::Copy(copy) => open::copy(item, copy),
         AppendOp::DeadLetter { reason, .. } => {
-            // A take that was only for the dead letters was no hand-out.
+            // A lease that was taken only to dead-letter the task doesn't count as a hand-out.
             let attempts =
                 item.own().map_or(0, |own| own.attempt).saturating_sub(u32::from(!item.handed_out));
             open::dead_letter(item, reason, attempts)

@@ -1,4 +1,4 @@
-//! Who waits for a job, and which jobs wait for somebody.
+//! Callers that wait for jobs, and jobs that wait for callers.
 
 use super::{
     Mono, Recall,
@@ -12,15 +12,15 @@ const FIRST_PER_REDELIVERY: usize = 3;
 
 #[derive(Debug, Default)]
 pub(super) struct Dispatch {
-    /// Callers that wait, as the driver told last.
+    /// Waiting callers, as last reported by the driver.
     waiting: usize,
-    /// Ready jobs that wait for a caller: what the driver told last, and what it was given since.
+    /// Ready jobs that wait for a caller: as last reported by the driver, plus those it was given since.
     ready: usize,
-    /// When somebody asked for a job last.
+    /// When a job was last requested.
     asked_at: Mono,
-    /// Redeliveries that are taken as soon as somebody waits.
+    /// Redeliveries that are taken as soon as a caller waits.
     on_demand: VecDeque<Ref>,
-    /// Redeliveries whose lease ran out.
+    /// Redeliveries whose lease expired.
     suspects: Suspects,
     /// The last redelivery was one of them.
     was_suspect: bool,
@@ -45,12 +45,13 @@ impl Dispatch {
         (self.waiting, self.ready) = (waiting, ready);
     }
 
-    /// Nobody has asked for a job for so long.
+    /// Returns whether nobody has asked for a job for this long.
     pub(super) fn is_deserted(&self, now: Mono, after: Duration) -> bool {
         self.waiting == 0 && self.asked_at.plus(after) <= now
     }
 
-    /// How many more leases are wanted for callers, and `ahead` of them, if `takes` are under way.
+    /// Returns how many more leases are wanted, for callers and for `ahead` jobs in advance, while `takes` are in
+    /// flight.
     pub(super) fn wanted(&self, takes: usize, ahead: usize) -> usize {
         (self.waiting + ahead).saturating_sub(self.supply(takes))
     }
@@ -76,7 +77,7 @@ impl Dispatch {
         first.or_else(|| self.suspects.pop_if(is))
     }
 
-    /// The next redelivery, for a caller. Some first attempts may follow it.
+    /// Returns the next redelivery for a caller, and grants some first attempts after it.
     pub(super) fn redeliver(&mut self, prefetch: usize, is_watched: impl Fn(Ref) -> bool) -> Option<Ref> {
         let is_their_turn = self.on_demand.is_empty() || !self.was_suspect;
         self.was_suspect = is_their_turn && self.suspects.may_begin(is_watched);
@@ -85,8 +86,8 @@ impl Dispatch {
         Some(next)
     }
 
-    /// Whether a first attempt may be taken: redeliveries wait for a caller, and first attempts that go on for ever would
-    /// keep every caller from them.
+    /// Returns whether a first attempt may be taken: while redeliveries wait for a caller, an endless stream of first
+    /// attempts would starve them.
     pub(super) fn spend_credit(&mut self, unlimited: bool, is_watched: impl Fn(Ref) -> bool) -> bool {
         if self.on_demand.is_empty() && !self.suspects.may_begin(is_watched) {
             return true;
@@ -96,7 +97,7 @@ impl Dispatch {
         may
     }
 
-    /// The suspect for whose end the next one may wait, if a caller would have that.
+    /// Returns the running suspect that the next one waits for, if there is a caller for the next one.
     pub(super) fn held_back_by(&self) -> Option<Ref> {
         self.suspects.held_back_by().filter(|_| self.waiting > 0)
     }
@@ -105,7 +106,7 @@ impl Dispatch {
         self.suspects.len() > 0
     }
 
-    /// Suspects and other redeliveries have limits of their own: those that are held back hold back no others.
+    /// Suspects and other redeliveries have separate limits: suspects that are held back don't hold back the others.
     pub(super) fn waiting_on_demand(&self) -> usize {
         self.on_demand.len().max(self.suspects.len())
     }
@@ -129,12 +130,12 @@ impl Dispatch {
         std::mem::take(&mut self.offers)
     }
 
-    /// The driver was given a ready job.
+    /// Records that the driver was given a ready job.
     pub(super) fn given_to_driver(&mut self) {
         self.ready += 1;
     }
 
-    /// It was not taken, so nobody has asked for it.
+    /// Records that a ready job came back untaken: nobody has asked for it.
     pub(super) fn came_back(&mut self) {
         self.ready = self.ready.saturating_sub(1);
     }
@@ -143,7 +144,7 @@ impl Dispatch {
         self.ready > 0 || !self.offers.is_empty()
     }
 
-    /// The driver's ready jobs are to come back.
+    /// Asks for the driver's ready jobs back.
     pub(super) fn recall(&mut self, which: Recall) {
         self.recall = self.recall.max(Some(which));
     }

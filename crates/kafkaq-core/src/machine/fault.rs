@@ -64,7 +64,7 @@ crate::faults::faults! {
     OtherLogIgnored,
     /// An expired lease doesn't count as a failure.
     RunOutUncounted,
-    /// Only the last try decides whether a command may have taken effect.
+    /// Only the last attempt decides whether a command may have taken effect.
     DoubtForgotten,
     /// The loss of a lease is ignored when raising its cover number finds it.
     LossAtRaiseIgnored,
@@ -82,21 +82,21 @@ crate::faults::faults! {
     ReleaseCharged,
     /// A take that failed still counts as under way.
     TakeNeverEnds,
-    /// Tasks whose lease ran out are begun beside each other until they are dead.
+    /// Suspects are started together until they are dead-lettered.
     SuspectsTogether,
-    /// A new owner begins tasks without a lease that an earlier one may have begun.
+    /// A new owner starts tasks without a lease that an earlier owner may have started.
     UnleasedFromTheStart,
-    /// Tasks are begun without a lease however far they lie beyond the committed offset.
+    /// Tasks are started without a lease however far they lie beyond the committed offset.
     UnleasedAnyDistance,
-    /// A job that was begun without a lease never gets one.
+    /// A job that was started without a lease never gets one.
     NeverLeased,
-    /// A partition moves although nobody can know of the jobs that go on. Takes out the leases, the copies and the wait
-    /// for both: what is left of them hides the loss of one.
+    /// A partition moves although its next owner can't know of the jobs that still run. Removes the leases, the copies,
+    /// and the wait for both, since each of them hides the loss of the others.
     MovedUnleased,
 }
 
 impl Machine {
-    /// What the rule says if a row of it is taken out.
+    /// Changes a verdict as if a row of the rule were removed.
     pub(super) fn break_verdict(&self, r: Ref, mut verdict: Verdict) -> Verdict {
         if self.config.settings.planted.is_nothing() {
             return verdict;

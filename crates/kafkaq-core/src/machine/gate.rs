@@ -13,7 +13,7 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    /// Failures that were under way together count as one.
+    /// Closes the gate. Failures of concurrent calls count as one.
     pub(super) fn failed(&mut self, now: Mono) {
         if now >= self.closed_until {
             self.pause = (self.pause * 2).clamp(FIRST, LONGEST);

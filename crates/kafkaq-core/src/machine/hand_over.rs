@@ -1,18 +1,18 @@
 //! A process whose callers are all busy, or that has none, must not keep its share of the tasks waiting: what nobody
-//! here has asked for within a while is copied to a partition of the wait topic that another process reads, due at once.
-//! The copy covers the record, like any other. Alone, a process keeps what it has.
+//! here has asked for within a while is copied to a partition of the wait topic that another process reads, due at
+//! once. The copy covers the record, like any other. The only process of a group keeps its tasks.
 
 use super::{Fault, Machine, item::Stage, slab::Ref};
 use crate::{Partition, TaskId, partitioner};
 use std::time::Duration;
 
-/// Records that are handed over per sweep. In a fleet that is busy all over, they come back at this rate.
+/// Records that are handed over per sweep. If the whole fleet is busy, they come back at this rate.
 const PER_SWEEP: usize = 100;
-/// What counts as a short stay in a lane: 64 s, and what may be spent beside.
+/// What counts as a short stay in a lane: 64 s, plus the slack.
 const A_MINUTE: Duration = Duration::from_secs(70);
 
 impl Machine {
-    /// Nobody has asked for a job for a while.
+    /// Returns whether nobody has asked for a job for a while.
     pub(super) fn has_no_callers(&self) -> bool {
         self.dispatch.is_deserted(self.clock.mono(), self.config.settings.hand_over_after)
     }
@@ -42,7 +42,7 @@ impl Machine {
                 self.look_instead(r);
                 continue;
             }
-            // Looked at first: it may be finished, or somebody else's.
+            // Its lease is read first: the task may be finished, or held by another process.
             match self.windows.next_queued(1) {
                 Some(place) => self.open_record(place, None),
                 None => break,
@@ -53,7 +53,7 @@ impl Machine {
     /// Reads the lease of a record whose take has failed: then it is handed over like those of later attempts.
     fn look_instead(&mut self, r: Ref) {
         let Some(item) = self.items.get_mut(r).filter(|item| item.store.has_failed()) else { return };
-        // It may have the lease, and would take that for another's.
+        // The take may have won the lease, and a read would mistake that for another process's.
         if item.store.in_doubt {
             return self.retry(r);
         }
@@ -73,10 +73,10 @@ impl Machine {
         self.start_first_copy(r, self.clock.wall(), true);
     }
 
-    /// A partition of the wait topic that isn't this process's. A lane that is full is not read on until what it has is
-    /// about to leave, so every other copy goes to one that is always read, if there is one. Those may all belong to
-    /// processes without callers, so the others go to any whose records leave within about a minute, and only if there is
-    /// none to a longer lane.
+    /// Returns a partition of the wait topic that another process reads. A full lane isn't read further until its
+    /// records are about to leave, so every other copy goes to a partition that is always read to its end, if there is
+    /// one. Those may all belong to processes without callers, so the remaining copies go to any partition whose
+    /// records leave within about a minute, and to a longer lane only if there is none.
     pub(super) fn partition_elsewhere(&self, of: Option<(&TaskId, u32)>) -> Option<i32> {
         let all = self.config.layout.wait_partitions;
         let (id, cover) = of.unzip();

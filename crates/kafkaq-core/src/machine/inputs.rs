@@ -1,11 +1,11 @@
-//! All inputs. Each takes the time, notes what happened, and leaves what follows from that to the next poll.
+//! All inputs. Each observes the time, records what happened, and leaves the consequences to the next poll.
 
 use super::{Command, CommandId, JobKey, Machine, News, Now, OpId};
 use crate::{Commit, Event, Result, Swapped};
 use bytes::Bytes;
 
 impl Machine {
-    /// What the consumer told: assignments come and go, records arrive.
+    /// An event of the consumer: assignments come and go, records arrive.
     pub fn handle_event(&mut self, now: Now, event: Event) {
         self.observe_time(now);
         match event {
@@ -50,14 +50,14 @@ impl Machine {
         }
     }
 
-    /// How many callers wait for a job, and how many ready jobs wait for a caller. Told whenever a caller begins to
-    /// wait or the ready ones have fallen below half of the prefetch.
+    /// How many callers wait for a job, and how many ready jobs wait for a caller. To be called whenever a caller
+    /// starts to wait or fewer jobs than half of the prefetch are ready.
     pub fn handle_demand(&mut self, now: Now, waiting: usize, ready: usize) {
         self.observe_time(now);
         self.dispatch.set_demand(now.mono, waiting, ready);
     }
 
-    /// The holder of a job wants something.
+    /// A command of a job's holder.
     pub fn handle_command(&mut self, now: Now, job: JobKey, id: CommandId, command: Command) {
         self.observe_time(now);
         self.command(job, id, command);
@@ -76,7 +76,7 @@ impl Machine {
         self.observe_time(now);
     }
 
-    /// No more intake; what was not handed out is given back; what runs may finish.
+    /// Stops intake and gives back jobs that were not handed out. Running jobs may finish.
     pub fn handle_shutdown(&mut self, now: Now) {
         self.observe_time(now);
         if !self.shutting_down {
@@ -87,7 +87,8 @@ impl Machine {
         }
     }
 
-    /// The process has left its group, or is about to: what it has read is the others'. What runs may finish.
+    /// The process has left its group or is about to: the records it has read now belong to other members. Running jobs
+    /// may finish.
     pub fn handle_left(&mut self, now: Now) {
         self.observe_time(now);
         for w in self.windows.refs() {

@@ -1,4 +1,4 @@
-//! Intake: which record comes to its turn, and what the record rule makes of it.
+//! Intake: which record is considered next, and what the record rule decides.
 
 use super::{
     Alarm, Content, Fault, Machine, News,
@@ -13,16 +13,17 @@ use super::{
 use crate::{History, ID_HEADER, Position};
 use std::sync::Arc;
 
-/// Reads of leases that are under way at once.
+/// The maximum number of concurrent lease reads.
 const MAX_READS: usize = 1024;
-/// Neighbors cost a store less together. No more than that, and no more than are wanted at once, so that no partition
-/// waits for long.
+/// The maximum number of consecutive records taken from one partition: a store handles neighbors more cheaply together.
+/// Bounded, also by the number of jobs wanted at once, so that no partition waits for long.
 const MAX_RUN: usize = 128;
 /// Redeliveries that wait for a caller, or whose leases are being read.
 pub(super) const MAX_ON_DEMAND: usize = 4096;
 
 impl Machine {
-    /// Does everything that inputs have made possible: once before outputs are polled, however many inputs came.
+    /// Does everything that inputs have made possible. Runs once before outputs are polled, however many inputs there
+    /// were.
     pub(super) fn process_inputs(&mut self) {
         if std::mem::replace(&mut self.news, News::Nothing) == News::Nothing {
             return;
@@ -41,8 +42,8 @@ impl Machine {
         }
     }
 
-    /// Keeps the flow within its limits, copies what takes too long, and makes room at the head of a window that is read
-    /// no further.
+    /// Applies flow control, copies records that take too long, and copies the head of a window that is paused because
+    /// of it.
     fn tend_window(&mut self, w: Ref) {
         self.windows.control_flow(w, &self.config, self.clock.wall());
         if self.config.settings.track_after.is_some() {
@@ -71,8 +72,8 @@ impl Machine {
         }
     }
 
-    /// Another process is about to have the partition. What goes on here gets a lease; and where jobs that are done lie
-    /// behind it, of which the store has not been told, also a copy, so that they are committed.
+    /// Prepares a partition to move to another process. Jobs that run here without a lease get one. If jobs behind them
+    /// are done without the store knowing, they also get a copy, so that the done ones can be committed.
     fn settle_before_it_moves(&mut self, w: Ref) {
         let Some(window) = self.windows.get(w).filter(|window| self.shutting_down || window.is_revoked())
         else {
@@ -91,12 +92,12 @@ impl Machine {
         }
     }
 
-    /// Its record would hold back the commit for too long.
+    /// Returns whether its record would hold back the commit for too long.
     pub(super) fn is_late(&self, item: &Item) -> bool {
         item.since.plus(self.config.settings.park_after) <= self.clock.mono()
     }
 
-    /// Reads that have failed leave room for others.
+    /// Retries failed reads. They take at most half of the limit, so that others have room.
     fn retry_reads(&mut self) {
         while self.store.reads_begun() < MAX_READS / 2
             && let Some(r) = self.store.pop_failed_read()
@@ -105,9 +106,9 @@ impl Machine {
         }
     }
 
-    /// Records of the wait topic whose time in their lane has passed. Those that wait for a caller are bounded, since they
-    /// take more memory than records that wait for their time. Everything else in the lanes comes later than they, so it
-    /// waits with them.
+    /// Opens records of the wait topic whose time in their lane has passed. Those that wait for a caller are bounded,
+    /// since they take more memory than records in a lane. At the bound, all lanes wait: whatever else is in them is
+    /// due later.
     fn leave_lanes(&mut self) {
         while self.store.reads_begun() < MAX_READS
             && self.store.reads_begun() + self.store.failed_reads() + self.dispatch.waiting_on_demand()
@@ -118,10 +119,10 @@ impl Machine {
         }
     }
 
-    /// Leases for those who wait, and a bounded number ahead of them.
+    /// Takes leases for waiting callers, and a bounded number in advance.
     fn start_takes(&mut self) {
         let prefetch = self.config.settings.prefetch;
-        // Jobs that are taken ahead would keep callers from a suspect when its turn comes.
+        // Prefetched jobs would delay a suspect that may be started.
         let ahead = if self.has_no_callers() || self.dispatch.has_suspects() { 0 } else { prefetch };
         let run = self.dispatch.wanted(self.store.takes_begun(), ahead).clamp(1, MAX_RUN);
         loop {
@@ -156,7 +157,7 @@ impl Machine {
         }
     }
 
-    /// A redelivery is taken as soon as somebody waits.
+    /// Queues a redelivery, which is taken as soon as a caller waits.
     pub(super) fn wait_for_caller(&mut self, r: Ref) {
         let Some(item) = self.items.get(r) else { return };
         let Stage::OnDemand(take) = item.stage else { return };
@@ -168,7 +169,7 @@ impl Machine {
         }
     }
 
-    /// A record comes to its turn. With a purpose, its first attempt may be taken at once, without reading the lease.
+    /// Starts to consider a record. With a purpose, its first attempt may be taken at once, without reading the lease.
     pub(super) fn open_record(&mut self, place: Place, take: Option<Purpose>) {
         let Some(window) = self.windows.get_mut(place.window) else { return };
         let Some(record) = window.take_queued(place.seq) else { return };
@@ -213,7 +214,7 @@ impl Machine {
         }
     }
 
-    /// Whether the record's first attempt may begin before the store has been told of a lease.
+    /// Returns whether the record's first attempt may start without a lease in the store.
     fn may_begin_unleased(&self, r: Ref) -> bool {
         let settings = &self.config.settings;
         let Some(item) = self.items.get(r).filter(|_| settings.track_after.is_some()) else { return false };
@@ -226,7 +227,7 @@ impl Machine {
         is_far && is_near && item.content.id.is_numbered()
     }
 
-    /// An item for a record that this process can't read, to be passed on as it is.
+    /// Inserts an item for a record that this process can't read and that is passed on unchanged.
     fn insert_opaque(&mut self, content: Content, place: Place, at: Position) -> Ref {
         let (content, meta, history, copies) =
             (Arc::new(content), Meta::NONE, History::new(), Copies::default());
@@ -237,7 +238,7 @@ impl Machine {
         r
     }
 
-    /// Its job will be ready, so it counts as supply from here on.
+    /// Takes the lease for a job. From here on it counts as supply.
     fn take_for_job(&mut self, r: Ref, take: Take, purpose: Purpose) {
         self.begin_take(r);
         self.take(r, take, purpose);
@@ -255,7 +256,7 @@ impl Machine {
         self.start_swap(r, SwapOp::Take { take, token, purpose });
     }
 
-    /// The record rule, over the lease as it was just observed.
+    /// Applies the record rule to the lease as it was just observed.
     pub(super) fn apply_rule(&mut self, r: Ref) {
         let Some(item) = self.items.get(r) else { return };
         let mut verdict = rule::consider(item.meta, &item.observed, self.clock.wall(), self.config.limits);

@@ -1,4 +1,4 @@
-//! An item: one record under consideration, or one job, and the operations that are under way for it.
+//! An item: one record under consideration, or one job, and its operations in flight.
 
 use super::{
     Command, CommandId, Content, DeadReason, Mono,
@@ -20,12 +20,12 @@ pub(super) struct Place {
 pub(super) struct Item {
     pub(super) content: Arc<Content>,
     pub(super) key: Key,
-    /// The entry of its task, which it shares with the task's other items.
+    /// The entry of its task, shared with the task's other items.
     pub(super) task: Ref,
     pub(super) meta: Meta,
-    /// Where the record lies, for operators.
+    /// The record's position, for alerts.
     pub(super) at: Position,
-    /// When the record came to its turn.
+    /// When the record's turn came.
     pub(super) since: Mono,
     pub(super) record: RecordState,
     pub(super) stage: Stage,
@@ -33,11 +33,11 @@ pub(super) struct Item {
     pub(super) observed: ObservedLease,
     /// The last failures, as the record and the observed leases know of them.
     pub(super) history: History,
-    /// The job has been handed out, so its attempt is not taken back.
+    /// The job has been handed out, so its attempt stays counted.
     pub(super) handed_out: bool,
     pub(super) store: StoreState,
     pub(super) append: Option<AppendOp>,
-    /// Why the last try of an operation or of an append failed.
+    /// Why the last attempt at an operation or an append failed.
     pub(super) last_error: Option<Error>,
     pub(super) copies: Copies,
     /// Waits until the item's other operation is over.
@@ -45,7 +45,7 @@ pub(super) struct Item {
     pub(super) commands: Commands,
 }
 
-/// What became of the item's record.
+/// The state of the item's record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RecordState {
     /// In this window, and not finished.
@@ -55,49 +55,50 @@ pub(super) enum RecordState {
     Elsewhere,
 }
 
-/// Where an item stands.
+/// The stage of an item.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Stage {
     /// The record rule is being applied.
     Considered,
-    /// If the store knows nothing of its task, it becomes a job without a lease.
+    /// Its lease is being read. If the store has none, it becomes a job without a lease.
     Looking(Purpose),
-    /// It is taken as soon as somebody waits for a job.
+    /// It is taken as soon as a caller waits for a job.
     OnDemand(Take),
     /// Its lease is ours: the job is ready or handed out.
     Held(Held),
-    /// Its lease is ours, and its task on its way to the dead letters.
+    /// Its lease is ours, and its task is being dead-lettered.
     DeadLettering(Held),
-    /// What is left is an append, or the swap that tells the lease of it.
+    /// Only an append is left, or the swap that records it in the lease.
     Closing,
     /// The log has refused its copy, so it is considered again here.
     Waiting { until: Mono },
 }
 
-/// A lease that is this process's, and who has its job.
+/// A lease of this process, and who has its job.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Held {
     pub(super) lease: OwnLease,
-    /// It was given to the driver: somebody may have it and send commands.
+    /// It was given to the driver: a caller may have it and send commands.
     pub(super) with_driver: bool,
-    /// When it was given to the driver last.
+    /// When it was last given to the driver.
     pub(super) offered_at: Option<Mono>,
     /// If nobody has taken it, it is renewed from this time on.
     pub(super) renew_at: Mono,
     /// It came back untaken while an operation was under way, and is renewed or given back after that.
     pub(super) came_back: bool,
-    /// The store has not been told of the lease: what protects the task is that its record is this process's.
+    /// The lease is not in the store: the task is protected only by its record's assignment to this process.
     pub(super) unleased: Option<Purpose>,
 }
 
 impl Held {
-    /// Of a lease that was just won.
+    /// Creates the state of a lease that was just won.
     pub(super) fn new(lease: OwnLease) -> Self {
         let renew_at = lease.ends;
         Held { lease, with_driver: false, offered_at: None, renew_at, came_back: false, unleased: None }
     }
 
-    /// When its job is no longer handed out: its renewal takes some time, and most of the rest is for a caller.
+    /// Returns when its job is no longer handed out: the renewal takes some time, and most of the rest is for the
+    /// caller.
     pub(super) fn stale_at(&self) -> Mono {
         self.renew_at.plus(self.lease.ends.since(self.renew_at) / 3)
     }
@@ -108,7 +109,7 @@ pub(super) struct OwnLease {
     pub(super) token: LeaseToken,
     pub(super) attempt: u32,
     pub(super) failures: u32,
-    /// Until when it holds, whatever the store remembers of it.
+    /// When it ends, by the wall clock, whatever the store says.
     pub(super) until: Wall,
     /// The same by the monotonic clock, which nobody sets.
     pub(super) ends: Mono,
@@ -116,13 +117,13 @@ pub(super) struct OwnLease {
 
 // ---- operations in the store
 
-/// The item's operation on the lease: one at a time, and one at a time for its task.
+/// The item's operation on the lease: one at a time per item and per task.
 #[derive(Debug, Default)]
 pub(super) struct StoreState {
     pub(super) operation: Option<Operation>,
-    /// Counted among the takes that are under way.
+    /// Whether it is counted among the takes in flight.
     pub(super) is_counted: bool,
-    /// An earlier try of the last operation may have taken effect.
+    /// An earlier attempt at the last operation may have taken effect.
     pub(super) in_doubt: bool,
 }
 
@@ -130,7 +131,7 @@ pub(super) struct StoreState {
 pub(super) enum Operation {
     /// Read the lease.
     Read(Phase<()>),
-    /// Replace it; what was sent is what the store then holds.
+    /// Replace it with the lease that was sent.
     Swap(SwapOp, Phase<Lease>),
 }
 
@@ -140,7 +141,7 @@ pub(super) enum Phase<T> {
     WaitsForKey,
     /// To be sent.
     Queued,
-    /// The last try failed, and others may go first. It doesn't count as begun.
+    /// The last attempt failed, and others may go first. It doesn't count as begun.
     Failed,
     Sent(T),
 }
@@ -149,23 +150,23 @@ pub(super) enum Phase<T> {
 pub(super) enum SwapOp {
     /// To live, under a new token.
     Take { take: Take, token: LeaseToken, purpose: Purpose },
-    /// Bring back a deadline that a wrong clock has set.
+    /// Correct a deadline that was set by a wrong clock.
     Reset,
-    /// Tell the lease of a durable copy.
+    /// Record a durable copy in the lease.
     Raise { cover: u32 },
     /// Give a delayed task its idle lease, once a copy of it is durable.
     Announce { cover: u32, due: Wall, length: Duration, token: LeaseToken },
-    /// Tell the store of a lease that it has not been told of.
+    /// Write to the store the lease of a job that was started without one.
     Lease,
     /// Own lease to done.
     Done,
-    /// Own lease to idle for this long. `released`: the record itself is considered again, if it still is here.
+    /// Own lease to idle for this long. `released`: the record itself is considered again, if it is still here.
     Idle { length: Duration, released: bool },
     /// Own lease to dead; the dead letter is durable.
     Dead,
     /// Own lease to a later deadline, because its holder wants that.
     Extend { length: Duration },
-    /// Own lease to a later deadline, since nobody has taken the job yet. `ahead`: nor does anybody wait for it.
+    /// Own lease to a later deadline, since nobody has taken the job yet. `ahead`: and nobody waits for it.
     Renew { ahead: bool },
     /// Own lease to idle at once, with the attempt taken back: nobody has had the job.
     GiveBack,
@@ -178,7 +179,7 @@ pub(super) enum Purpose {
     Caller,
     /// Ahead of callers.
     Prefetch,
-    /// Nobody runs it any more.
+    /// To dead-letter the task.
     DeadLetter,
 }
 
@@ -193,7 +194,8 @@ pub(super) enum AppendOp {
     DeadLetter { reason: String, why: DeadReason },
     /// A record that can't be read, whole, for the dead-letter topic.
     Unreadable { record: Box<Record>, reason: String },
-    /// A record that only a later version can read, whole, for the wait topic: it must not hold back those behind it.
+    /// A record that only a later version can read, whole, for the wait topic: it must not hold back the records behind
+    /// it.
     Forward { record: Box<Record>, due: Wall, leaves: Wall },
 }
 
@@ -219,13 +221,13 @@ pub(super) struct Copy {
 /// The copies of an item's record.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Copies {
-    /// The highest number that one was appended with.
+    /// The highest cover number that a copy was appended with.
     pub(super) highest: u32,
     /// The log has refused one: none is made before this.
     pub(super) not_before: Mono,
 }
 
-/// A durable copy that the lease is to be told of.
+/// A durable copy that is to be recorded in the lease.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Raise {
     pub(super) cover: u32,
@@ -240,29 +242,29 @@ pub(super) struct PendingCommand {
     pub(super) command: Command,
 }
 
-/// What the holder of the job wants: one command under way, and one that follows it.
+/// The commands of the job's holder: the current one, and one that follows it.
 #[derive(Debug, Default)]
 pub(super) struct Commands {
     current: Option<PendingCommand>,
     next: Option<PendingCommand>,
     /// When the last one came.
     last_at: Mono,
-    /// What was done for the one under way may have taken effect, whatever comes of the rest.
+    /// An operation for the current command may have taken effect, whatever becomes of the rest.
     in_doubt: bool,
 }
 
 impl Commands {
-    /// An earlier command that has not begun was dropped by its caller.
+    /// Queues a command. It replaces an earlier one that has not begun: its caller has dropped it.
     pub(super) fn push(&mut self, command: PendingCommand, now: Mono) {
         (self.next, self.last_at) = (Some(command), now);
     }
 
-    /// The next one, if none is under way.
+    /// Starts the next command, if none is in progress.
     pub(super) fn pop(&mut self) -> Option<PendingCommand> {
         if self.current.is_none() { self.next.take() } else { None }
     }
 
-    /// It can't begin yet.
+    /// Puts back a command that can't begin yet.
     pub(super) fn put_back(&mut self, command: PendingCommand) {
         self.next = Some(command);
     }
@@ -283,7 +285,7 @@ impl Commands {
         self.current.take()
     }
 
-    /// Ends the one that is under way, or else the one that waits.
+    /// Ends the current command, or else the one that waits.
     pub(super) fn end_first(&mut self) -> Option<PendingCommand> {
         self.current.take().or_else(|| self.next.take())
     }
@@ -304,7 +306,7 @@ impl Commands {
         self.last_at
     }
 
-    /// The last that the holder waits for is that the job is done.
+    /// Returns whether the holder's last command is `done`.
     pub(super) fn end_with_done(&self) -> bool {
         let last = self.next.as_ref().or(self.current.as_ref());
         last.is_some_and(|last| matches!(last.command, Command::Done))
@@ -323,12 +325,12 @@ impl StoreState {
         self.operation.is_none()
     }
 
-    /// It was sent and not answered.
+    /// Returns whether it was sent and not answered.
     pub(super) fn is_sent(&self) -> bool {
         matches!(&self.operation, Some(Operation::Read(Phase::Sent(())) | Operation::Swap(_, Phase::Sent(_))))
     }
 
-    /// Its last try failed, and it waits to be sent again.
+    /// Returns whether its last attempt failed and it waits to be sent again.
     pub(super) fn has_failed(&self) -> bool {
         matches!(&self.operation, Some(Operation::Read(Phase::Failed) | Operation::Swap(_, Phase::Failed)))
     }
@@ -375,8 +377,8 @@ impl Operation {
 }
 
 impl Item {
-    /// Whether a take of unknown effect may have won a lease that goes on: if it ran out, that would count as a failure
-    /// of a job that nobody was given.
+    /// Returns whether a take of unknown effect may have won a lease that is still live: if it expired, that would
+    /// count as a failure of a job that nobody was given.
     pub(super) fn may_have_lease(&self, now: Mono, lease: Duration) -> bool {
         matches!(self.stage, Stage::Considered) && self.store.in_doubt && now < self.since.plus(lease)
     }
@@ -406,7 +408,7 @@ impl Item {
         self.held().map(|held| held.lease)
     }
 
-    /// The driver has its job, ready or handed out.
+    /// Returns whether the driver has its job, ready or handed out.
     pub(super) fn is_with_driver(&self) -> bool {
         self.held().is_some_and(|held| held.with_driver)
     }
@@ -415,12 +417,12 @@ impl Item {
         matches!(self.stage, Stage::Held(_))
     }
 
-    /// Its job is ready or handed out, and the store has not been told.
+    /// Returns whether its job is ready or handed out without a lease in the store.
     pub(super) fn is_unleased(&self) -> bool {
         self.held().is_some_and(|held| held.unleased.is_some())
     }
 
-    /// The store has been told of the lease, or may have been.
+    /// Records that the lease is or may be in the store.
     pub(super) fn may_be_leased(&mut self) {
         if let Some(held) = self.held_mut() {
             held.unleased = None;
@@ -435,7 +437,7 @@ impl Item {
         matches!(self.stage, Stage::Closing)
     }
 
-    /// What the store holds was read, or written.
+    /// Records what the store holds, as read or written.
     pub(super) fn observe(&mut self, observed: ObservedLease) {
         if let Some(lease) = observed.lease()
             && lease.history.len() > 0
@@ -445,12 +447,12 @@ impl Item {
         self.observed = observed;
     }
 
-    /// Nothing is known to be in the store.
+    /// Returns whether no lease is known to be in the store.
     pub(super) fn has_no_lease(&self) -> bool {
         matches!(self.observed, ObservedLease::Missing)
     }
 
-    /// A copy of it is on its way.
+    /// Returns its copy that is being appended.
     pub(super) fn copy(&self) -> Option<&Copy> {
         match &self.append {
             Some(AppendOp::Copy(copy)) => Some(copy),
@@ -468,7 +470,7 @@ impl Item {
         self.meta.attempt.max(lease).max(self.own().map_or(0, |own| own.attempt))
     }
 
-    /// The number of the next copy.
+    /// Returns the cover number of the next copy.
     pub(super) fn next_cover(&self) -> u32 {
         let lease = self.observed.lease().map_or(0, |l| l.cover);
         self.meta.cover.max(lease).max(self.copies.highest).saturating_add(1)

@@ -1,4 +1,4 @@
-//! All items, and the tasks that they are of: the operations of a task's items follow one another.
+//! All items, grouped by task: a task's items take turns to operate on its lease.
 
 use super::{
     Content, Mono,
@@ -28,14 +28,14 @@ struct TaskEntry {
     key: TaskKey,
 }
 
-/// Which item may have an operation on the task's lease, and which ones wait for that.
+/// Which item may operate on the task's lease, and which ones wait for it.
 #[derive(Debug)]
 enum TaskKey {
     Free,
     Held { by: Ref, waiting: VecDeque<Ref> },
 }
 
-/// What an item begins with.
+/// The initial state of an item.
 #[derive(Debug)]
 pub(super) struct NewItem {
     pub(super) content: Arc<Content>,
@@ -80,7 +80,7 @@ impl Items {
         })
     }
 
-    /// Its key is released before.
+    /// Removes an item. Its key must have been released.
     pub(super) fn remove(&mut self, r: Ref) {
         let Some(task) = self.items.get(r).map(|item| item.task) else { return };
         self.items.discard(r);
@@ -105,7 +105,7 @@ impl Items {
         self.items.is_empty()
     }
 
-    /// The items of now, for a loop that changes them.
+    /// Returns a snapshot of all items, for a loop that changes them.
     pub(super) fn refs(&self) -> Vec<Ref> {
         self.items.refs().collect()
     }
@@ -136,7 +136,7 @@ impl Items {
         may_send
     }
 
-    /// The task's other items may begin an operation. Returns the one whose operation is to be sent now.
+    /// Lets the task's other items begin an operation. Returns the one whose operation is to be sent now.
     pub(super) fn release_key(&mut self, r: Ref) -> Option<Ref> {
         let task = self.tasks.get_mut(self.items.get(r)?.task)?;
         let TaskKey::Held { by, waiting } = &mut task.key else { return None };
@@ -155,7 +155,7 @@ impl Items {
         None
     }
 
-    /// No task is remembered that has no item.
+    /// Returns whether there is no task without an item.
     #[cfg(test)]
     pub(super) fn are_all_forgotten(&self) -> bool {
         self.items.is_empty() && self.tasks.is_empty() && self.by_id.is_empty()

@@ -4,10 +4,10 @@
 //! lane 0   lane 1   lane 2 ...            lane n-2        lane n-1
 //!  1 s      4 s      16 s                  4^(n-2) s       half a lease .. all of it, in one hop
 //! ```
-//! A record goes to the lane with the longest delay that is not longer than what remains, stays exactly that long,
-//! and hops on with the rest; if less than [`SLACK`] would remain, it stays for that as well. Because all records of a
-//! lane stay about equally long, they leave it nearly in order, and a long delay never blocks a short one: no partition
-//! belongs to two lanes. The last lane is for copies that wait for a lease to end: how long that takes differs, but
+//! A record goes to the lane with the longest delay that is not longer than what remains, stays exactly that long, and
+//! hops on with the remainder; if less than [`SLACK`] would remain, it stays for that as well. Because all records of a
+//! lane stay about equally long, they leave it nearly in order. No partition belongs to two lanes, so a long delay
+//! never blocks a short one. The last lane is for copies that wait for a lease to end: how long that takes differs, but
 //! there are no more of them than jobs.
 
 use crate::{TaskId, Wall};
@@ -56,7 +56,7 @@ impl Ladder {
         (self.partition(lane, id), now.plus(stay))
     }
 
-    /// Like [`Ladder::place`], for a copy that waits for a live lease to end.
+    /// Like [`Ladder::place`], for a copy that waits for a live lease to expire.
     #[must_use]
     pub fn place_park(&self, now: Wall, due: Wall, id: &TaskId) -> (i32, Wall) {
         let rest = due.since(now);
@@ -74,9 +74,8 @@ impl Ladder {
         if lane == self.steps { self.lease } else { step(lane) + SLACK }
     }
 
-    /// Returns how far a lane has to be read ahead. Behind a record of `partition` that leaves it later than that, none
-    /// leaves now, except one that was put there out of order or took long to be appended. `None`: they may leave in any
-    /// order.
+    /// Returns how far a lane has to be read ahead. Behind a record of `partition` that leaves it later than that, no
+    /// record leaves now, except one that was appended out of order or late. `None`: they may leave in any order.
     #[must_use]
     pub fn ahead(&self, partition: i32) -> Option<Duration> {
         let shared = self.partitions <= self.steps;

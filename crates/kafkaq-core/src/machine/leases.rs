@@ -1,4 +1,4 @@
-//! Operations on leases: one at a time for a task, each sent again until its effect is known.
+//! Operations on leases: one at a time per task, each sent again until its effect is known.
 
 use super::{
     Alarm, Answer, DeadReason, Fault, Machine, Mono, Notice,
@@ -45,7 +45,7 @@ impl Machine {
         }
     }
 
-    /// Sends a swap again. Whether it is in doubt stays as it is.
+    /// Sends a swap again. Whether an earlier attempt may have taken effect stays as it is.
     fn swap_again(&mut self, r: Ref, op: SwapOp) {
         if let Some(item) = self.items.get_mut(r) {
             item.store.operation = Some(Operation::swap(op));
@@ -53,14 +53,14 @@ impl Machine {
         }
     }
 
-    /// The task's next item may begin its operation.
+    /// Lets the task's next item begin its operation.
     pub(super) fn release_key(&mut self, r: Ref) {
         if let Some(next) = self.items.release_key(r) {
             self.queue(next);
         }
     }
 
-    /// The item counts among those whose jobs will be ready.
+    /// Counts the item among those whose jobs will be ready.
     pub(super) fn begin_take(&mut self, r: Ref) {
         if let Some(item) = self.items.get_mut(r)
             && !std::mem::replace(&mut item.store.is_counted, true)
@@ -140,7 +140,7 @@ impl Machine {
         }
     }
 
-    /// Closes the gate. An error that no retry helps against alarms the operator, once for each time it closes.
+    /// Closes the gate. An error that a retry doesn't fix raises an alarm, once for each time the gate closes.
     fn store_failed(&mut self, r: Ref, error: Error) {
         if self.store.failed(self.clock.mono())
             && error.retry() == Retry::No
@@ -151,7 +151,7 @@ impl Machine {
         }
     }
 
-    /// The same swap again, with the same token: if the first one took effect after all, the conflict says so.
+    /// Sends the same swap again, with the same token: if the first one took effect after all, the conflict shows it.
     fn swap_failed(&mut self, r: Ref, op: SwapOp, error: Error) {
         self.store_failed(r, error.clone());
         let ours = self.is_ours(r);
@@ -166,7 +166,7 @@ impl Machine {
         let may_have_lease = item.may_have_lease(self.clock.mono(), self.config.settings.lease);
         match op {
             SwapOp::Raise { .. } | SwapOp::Announce { .. } => {
-                // They only spare copies; the next copy tries again.
+                // They only save copies; the next copy tries again.
                 self.release_key(r);
                 self.advance(r);
             }
@@ -211,8 +211,8 @@ impl Machine {
         }
     }
 
-    /// What has failed is sent again in turn with others, a take only when a job is wanted: it may be of a part of the
-    /// store that is away. Meanwhile the task's other items have their turn.
+    /// Queues a failed operation to be sent again, in turn with others, and a take only when a job is wanted: it may
+    /// concern a part of the store that is down. Meanwhile the task's other items may go ahead.
     fn wait_for_retry(&mut self, r: Ref) {
         self.end_take(r);
         self.release_key(r);
@@ -222,7 +222,8 @@ impl Machine {
         }
     }
 
-    /// Begins an operation again whose last try failed. Whether it is in doubt stays as it is.
+    /// Begins an operation again whose last attempt failed. Whether an earlier one may have taken effect stays as it
+    /// is.
     pub(super) fn retry(&mut self, r: Ref) {
         let Some(item) = self.items.get_mut(r).filter(|item| item.store.has_failed()) else { return };
         let is_take = is_take(item);
@@ -309,7 +310,7 @@ impl Machine {
         }
     }
 
-    /// The store was asked for the lease of a first attempt. If it knows of none, the job is ready.
+    /// The lease of a first attempt was read. If the store has none, the job is ready.
     fn looked(&mut self, r: Ref, purpose: Purpose) {
         let token = self.store.new_token();
         let (now, wall, length) = (self.clock.mono(), self.clock.wall(), self.config.settings.lease);
@@ -330,7 +331,7 @@ impl Machine {
         self.renew_or_offer(r, false);
     }
 
-    /// A job goes on whose task nothing but its place protects, or will not much longer.
+    /// Writes the lease of a job that was started without one.
     pub(super) fn lease_unleased(&mut self, r: Ref) {
         let Some(item) = self.items.get(r) else { return };
         let goes_on = item.is_held() && item.append.is_none() && item.commands.is_empty();
@@ -339,7 +340,7 @@ impl Machine {
         }
     }
 
-    /// The holder has ended the job without an end of the task.
+    /// The holder has ended the job, but not the task.
     fn became_idle(&mut self, r: Ref, released: bool) {
         self.release_key(r);
         self.answer(r, Answer::Ok);
@@ -349,7 +350,7 @@ impl Machine {
         let Some(item) = self.items.get_mut(r) else { return };
         item.stage = Stage::Closing;
         if released && item.place().is_some() {
-            // The record is still here: whoever asks next may have it, without a copy.
+            // The record is still here: the next caller may have it, without a copy.
             return self.reconsider(r);
         }
         if let Some(lease) = item.observed.lease() {
@@ -358,7 +359,7 @@ impl Machine {
         }
     }
 
-    /// Nobody has had the job. Its record, if it still is here, is for whoever asks next.
+    /// Nobody has had the job. Its record, if it is still here, goes to the next caller.
     fn given_back(&mut self, r: Ref) {
         let ours = self.is_ours(r);
         let Some(item) = self.items.get_mut(r) else { return };
@@ -382,16 +383,16 @@ impl Machine {
         until
     }
 
-    /// When the lease ends that the store holds for us, by both clocks. The wall clock may have been set back since the
-    /// swap was sent, but a lease is no longer than its length.
+    /// Returns when our lease in the store ends, by both clocks. The wall clock may have been set back since the swap
+    /// was sent, but a lease is no longer than its length.
     fn end_of_own(&self, item: &Item) -> (Wall, Mono) {
         let now = self.clock.mono();
         let Some(lease) = item.observed.lease() else { return (Wall(0), now) };
         (lease.deadline, self.clock.mono_at(lease.deadline).min(now.plus(lease.length)))
     }
 
-    /// A held job that nobody has: ready, unless it is stale or has to be given back. `renewed`: just now; if its lease
-    /// is short all the same, the store is slow, and another renewal gains nothing.
+    /// Offers a held job that nobody has, unless it is stale or has to be given back. `renewed`: the lease was renewed
+    /// just now; if it is short nevertheless, the store is slow, and another renewal gains nothing.
     pub(super) fn renew_or_offer(&mut self, r: Ref, renewed: bool) {
         let ours = self.is_ours(r);
         let unwanted =
@@ -422,7 +423,7 @@ impl Machine {
         }
         let now = self.clock.mono();
         (held.with_driver, held.offered_at) = (true, Some(now));
-        // Short already when a slow store has confirmed it: then most of what is left is for a caller.
+        // A slow store confirmed it so late that it is short already: then most of what is left is for the caller.
         held.renew_at = now.plus(fresh.max(left / 8));
         self.dispatch.offer(r);
     }
@@ -445,13 +446,13 @@ impl Machine {
                     Conflict::Lost(reason) => Some(reason),
                     _ => None,
                 });
-                // What was found is not to be taken for the own lease by the next swap.
+                // The next swap must not mistake what was found for our own lease.
                 if let Some(reason) = lost
                     && !self.config.has_fault(Fault::LossAtRaiseIgnored)
                 {
                     return self.lease_lost(r, reason);
                 }
-                // It only spares copies; the next copy tries again.
+                // It only saves copies; the next copy tries again.
                 self.release_key(r);
                 self.advance(r);
             }
@@ -482,9 +483,9 @@ impl Machine {
             means = Conflict::Lost(LostReason::TakenOver);
         }
         match (means, op) {
-            // A store that forgot the lease needs no word of it.
+            // A store that has lost the lease needs no update.
             (Conflict::Again, SwapOp::GiveBack) if item.has_no_lease() => self.swap_succeeded(r, op),
-            // An earlier try may have taken effect and been lost with what the store lost.
+            // An earlier attempt may have taken effect and been lost with the store's data.
             (Conflict::Again, _) => self.swap_again(r, op),
             (Conflict::AlreadySo, _) => self.swap_succeeded(r, op),
             (Conflict::Lost(_), SwapOp::GiveBack) => self.swap_succeeded(r, op),
@@ -516,7 +517,7 @@ impl Machine {
     }
 }
 
-/// What a swap writes; `None` if it has become pointless.
+/// Returns what a swap writes; `None` if it has become pointless.
 #[inline]
 pub(super) fn lease_of(item: &Item, op: SwapOp, config: &Config, now: Wall) -> Option<Lease> {
     let settings = &config.settings;
@@ -554,7 +555,7 @@ pub(super) fn lease_of(item: &Item, op: SwapOp, config: &Config, now: Wall) -> O
             length: settings.lease,
             ..write(LeaseState::Live, own?, Duration::ZERO)
         },
-        // Nobody asks any more why it failed before.
+        // The reasons of earlier failures are no longer needed.
         SwapOp::Done => Lease { history: History::new(), ..write(LeaseState::Done, own?, Duration::ZERO) },
         SwapOp::Dead => write(LeaseState::Dead, own?, Duration::ZERO),
         SwapOp::Idle { length, .. } => write(LeaseState::Idle, own?, length),
@@ -574,7 +575,7 @@ pub(super) fn lease_of(item: &Item, op: SwapOp, config: &Config, now: Wall) -> O
     })
 }
 
-/// Whether what has failed was to win a job: no other swap waits for a retry.
+/// Returns whether a failed operation was a take for a job: no other swap waits for a retry.
 fn is_take(item: &Item) -> bool {
     matches!(item.stage, Stage::Looking(_)) || matches!(item.store.operation, Some(Operation::Swap(..)))
 }
@@ -592,7 +593,7 @@ fn conflict(item: &Item, own: OwnLease, intent: Intent) -> Conflict {
     rule::conflict(own.token, own.attempt, intent, &item.observed)
 }
 
-/// `done` waits, and may go over what ends other intents.
+/// Returns whether `done` waits: it may overwrite a lease that ends other intents.
 fn may_be_done_over(item: &Item, own: OwnLease) -> bool {
     item.commands.end_with_done() && conflict(item, own, Intent::Done) == Conflict::Again
 }

@@ -1,4 +1,4 @@
-//! How items begin, go on and end, and with them their records.
+//! How items begin, advance and end, and their records with them.
 
 use super::{
     Machine, News,
@@ -19,7 +19,7 @@ impl Machine {
         r
     }
 
-    /// The item goes; its record stays as it is in the window.
+    /// Removes the item; its record stays in the window as it is.
     pub(super) fn remove(&mut self, r: Ref) {
         let Some(item) = self.items.get_mut(r) else { return };
         let has_begun = !item.store.has_failed();
@@ -34,7 +34,7 @@ impl Machine {
         self.news = self.news.max(News::Ended);
     }
 
-    /// I1, I4: only here a record becomes finished.
+    /// Finishes the item's record. I1, I4: records are finished only here.
     pub(super) fn finish_record(&mut self, r: Ref) {
         let Some(item) = self.items.get_mut(r) else { return };
         let Some(place) = item.place() else { return };
@@ -45,14 +45,14 @@ impl Machine {
         self.news = self.news.max(News::Ended);
     }
 
-    /// Whether the item's record is this process's to consider.
+    /// Returns whether this process may consider the item's record.
     pub(super) fn is_ours(&self, r: Ref) -> bool {
         let place = self.items.get(r).and_then(|item| item.place());
         let window = place.and_then(|place| self.windows.get(place.window));
         !self.shutting_down && window.is_some_and(|window| !window.is_revoked())
     }
 
-    /// The record is considered afresh, by an item of its own: a handle of the old one must not reach the new job.
+    /// Considers the record again, with a new item: a handle of the old item must not reach the new job.
     pub(super) fn reconsider(&mut self, r: Ref) {
         if let Some(fresh) = self.detach(r) {
             self.start_read(fresh);
@@ -60,7 +60,7 @@ impl Machine {
         self.close(r);
     }
 
-    /// Gives the item's record to a fresh one, if it still is this process's to consider.
+    /// Moves the item's record to a new item, if this process may still consider it.
     pub(super) fn detach(&mut self, r: Ref) -> Option<Ref> {
         if !self.is_ours(r) {
             return None;
@@ -68,19 +68,19 @@ impl Machine {
         let item = self.items.get_mut(r)?;
         let place = item.place()?;
         item.record = RecordState::Elsewhere;
-        // What nobody has had may have been given back meanwhile, with its attempt: then the lease tells.
-        // Of one without a lease, nothing tells.
+        // A job that nobody has had may have been given back meanwhile, with its attempt: then the lease shows it. For
+        // a job without a lease, nothing does.
         let may_run = item.handed_out || (item.is_unleased() && item.is_with_driver());
         let attempt = if may_run { item.attempt() } else { item.meta.attempt };
         let meta = Meta { attempt, failures: item.failures(), ..item.meta };
-        // The number of a copy that may yet become durable is not given to another.
+        // The cover number of a copy that may yet become durable is not reused.
         let highest = item.copies.highest.max(item.copy().map_or(0, |copy| copy.cover));
         let copies = Copies { highest, ..item.copies };
         let (content, history, at) = (item.content.clone(), item.history.clone(), item.at.clone());
         Some(self.insert_item(NewItem { content, meta, history, place, at, copies }))
     }
 
-    /// Nothing is left to do but what is under way.
+    /// Closes the item: it only waits for its operations in flight.
     pub(super) fn close(&mut self, r: Ref) {
         if let Some(item) = self.items.get_mut(r) {
             item.stage = Stage::Closing;
@@ -89,14 +89,14 @@ impl Machine {
         self.advance(r);
     }
 
-    /// A copy, or whatever else would finish a record, is pointless once that is finished or somebody else's. Returns
-    /// whether there was one, not under way.
+    /// Drops a copy, or any other append that would finish the record, once that is finished or belongs to another
+    /// process. Returns whether there was one that was not in flight.
     pub(super) fn drop_pointless_append(&mut self, r: Ref) -> bool {
         let is_pointless = |item: &Item| item.is_closing() && item.place().is_none();
         self.items.get(r).is_some_and(is_pointless) && self.cancel_append(r)
     }
 
-    /// Takes an append back. Returns whether there was one, not under way.
+    /// Cancels an append. Returns whether there was one that was not in flight.
     pub(super) fn cancel_append(&mut self, r: Ref) -> bool {
         let Some(item) = self.items.get_mut(r) else { return false };
         let is_cancelled = item.append.is_some() && self.appends.cancel(r);
@@ -106,7 +106,7 @@ impl Machine {
         is_cancelled
     }
 
-    /// After an operation: the next one that waits for it, or the end.
+    /// Begins the next operation that waited for the last one, or ends the item.
     pub(super) fn advance(&mut self, r: Ref) {
         let Some(item) = self.items.get_mut(r) else { return };
         if !item.store.is_idle() {
@@ -136,7 +136,7 @@ impl Machine {
         }
     }
 
-    /// Tells the lease of a durable copy, if that is of use.
+    /// Records a durable copy in the lease, if that is of use.
     fn raise(&mut self, r: Ref, raise: Raise) {
         if self.may_raise(r, raise) {
             self.start_swap(r, SwapOp::Raise { cover: raise.cover });

@@ -16,7 +16,7 @@
 //!
 //! | | poll | why there |
 //! |---|---|---|
-//! | 1 | `poll_ready`, `poll_notice`, then `poll_recall` | a recall is for what was made ready before it, too |
+//! | 1 | `poll_ready`, `poll_notice`, then `poll_recall` | a recall also applies to jobs that were made ready before it |
 //! | 2 | `poll_swaps`, `poll_gets`, `poll_appends`, `poll_commits`, as far as calls are free | |
 //! | 3 | `poll_releases`, `poll_reassigns`, `poll_flow` | a partition that is released can't be committed any more |
 //! | 4 | `poll_timeout` | every other poll may change it |
@@ -40,8 +40,8 @@
 //! Invariants, numbered as in ARCHITECTURE.md:
 //! - **I1 cover** a record is finished only when the lease is terminal, a copy with a higher number is durable, or a job
 //!   without a lease was done while its record was this process's.
-//! - **I2 exclusive** no job is handed out without a live lease that this process has just won; with `track_after`, a first
-//!   attempt may be that nobody else has begun, as far as its record's place tells.
+//! - **I2 exclusive** no job is handed out without a live lease that this process has just won; with `track_after`, a
+//!   first attempt may be that nobody else has begun, as far as its record's place shows.
 //! - **I3 fenced** only the holder of the current token finishes, extends, retries or rejects.
 //! - **I4 prefix** the committed offset never passes an unfinished record and never goes back.
 //! - **I5 liveness** when faults stop, every task becomes terminal.
@@ -117,7 +117,7 @@ pub struct Machine {
     news: News,
 }
 
-/// What has happened since outputs were last worked out.
+/// What has happened since inputs were last processed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum News {
     Nothing,
@@ -127,7 +127,7 @@ enum News {
 }
 
 impl Machine {
-    /// A machine that has no partitions yet.
+    /// Creates a machine that has no partitions yet.
     #[must_use]
     pub fn new(settings: Settings, layout: Layout, now: Now) -> Self {
         let store = StoreOps::new(settings.process);
@@ -147,13 +147,14 @@ impl Machine {
         }
     }
 
-    /// How it is set.
+    /// Returns its settings.
     #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.config.settings
     }
 
-    /// After [`Machine::handle_shutdown`]: nothing is under way, no job is held, and what is finished is committed.
+    /// Returns whether, after [`Machine::handle_shutdown`], nothing is in flight, no job is held, and everything
+    /// finished is committed.
     #[must_use]
     pub fn is_drained(&self) -> bool {
         self.shutting_down
@@ -162,7 +163,7 @@ impl Machine {
             && self.windows.iter().all(Window::is_committed)
     }
 
-    /// Tells an operator.
+    /// Raises an alarm.
     fn alarm(&mut self, alarm: Alarm) {
         self.notices.alarm(alarm, self.clock.mono());
     }

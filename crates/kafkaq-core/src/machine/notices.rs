@@ -1,4 +1,4 @@
-//! What the driver passes on to others, and how often an operator is told of the same thing.
+//! Notices for the driver, and how often the same alarm is repeated.
 
 use super::{Alarm, Mono, Notice};
 use crate::Partition;
@@ -8,13 +8,13 @@ use std::{
     time::Duration,
 };
 
-/// An alarm of a kind is given at most this often for a partition.
+/// The shortest time between two alarms of one kind for one partition.
 const QUIET_FOR: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 pub(super) struct Notices {
     queue: VecDeque<Notice>,
-    /// When an alarm of a kind was last given for a partition.
+    /// When an alarm of a kind was last raised for a partition.
     alarmed: HashMap<(Discriminant<Alarm>, Partition), Mono>,
 }
 

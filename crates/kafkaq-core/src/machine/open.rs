@@ -31,7 +31,7 @@ const DEAD_HEADERS: [&str; 8] = [
 /// A decoded record.
 pub(super) enum Opened {
     Task(Content, Meta, History),
-    /// Not a task of this queue, for this reason.
+    /// Not a readable task of this queue, for this reason.
     Unreadable(Record, String),
     /// Readable only by this later version; with the position of its first record.
     Newer(Record, u8, Position),
@@ -69,7 +69,7 @@ fn is_ours(value: Option<&Bytes>) -> bool {
     value.is_some_and(|v| v.starts_with(&MARKER))
 }
 
-/// The last kafkaq header. A value without its marker under that name is a header of the user's.
+/// Returns the last kafkaq header. A header of that name without the marker belongs to the user.
 fn ours(headers: &Headers) -> Option<&Bytes> {
     let named = headers.iter().rev().filter(|(name, _)| *name == HEADER.as_bytes());
     named.filter_map(|(_, value)| value).find(|v| v.starts_with(&MARKER))
@@ -92,7 +92,7 @@ impl From<DecodeError> for Unreadable {
     }
 }
 
-/// What a record tells of its task.
+/// What a record says about its task.
 struct Read {
     id: TaskId,
     meta: Meta,
@@ -226,7 +226,7 @@ pub(super) fn dead_letter(item: &Item, reason: &str, attempts: u32) -> NewRecord
     NewRecord::new(item.content.key.clone(), item.content.payload.clone(), headers)
 }
 
-/// A dead letter of a record that can't be read, whole.
+/// The dead letter of a record that can't be read: the whole record.
 pub(super) fn whole(record: &Record, reason: &str, at: &Position) -> NewRecord {
     let mut headers = record.headers.clone();
     why(&mut headers, reason, at);
@@ -342,7 +342,7 @@ mod tests {
         let wait = Partition::new("q.g.wait", 0);
         let Opened::Newer(_, 3, again) = open(&layout(), &wait, there.clone()) else { panic!() };
         assert_eq!(again, Position { partition: at, offset: 5 }, "forwarded again, it keeps its place");
-        // By a process of that version it is read as what it is.
+        // A process of that version reads it.
         there.headers.retain(|name, _| name != HEADER.as_bytes());
         there.headers.push(HEADER, Some(envelope.encode()));
         let Opened::Task(content, meta, _) = open(&layout(), &wait, there) else { panic!() };

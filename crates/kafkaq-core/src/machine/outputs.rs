@@ -109,7 +109,8 @@ impl Machine {
         is_settled || by <= self.clock.mono()
     }
 
-    /// The next owner can know of what goes on here, and finds committed what only this process knows to be done.
+    /// Returns whether the next owner can know of the jobs that run here, and everything that only this process knows
+    /// to be done is committed.
     fn may_move(&self, window: &Window) -> bool {
         if self.config.has_fault(Fault::MovedUnleased) {
             return true;
@@ -124,13 +125,13 @@ impl Machine {
         })
     }
 
-    /// Assignments to give up and take again: their log is another one.
+    /// Assignments to give up and take again, because their log was replaced.
     pub fn poll_reassigns(&mut self, out: &mut Vec<Assignment>) {
         self.assert_processed();
         self.windows.take_reassigns(out);
     }
 
-    /// Partitions that are read no further for now, or read on.
+    /// Partitions to pause or to resume.
     pub fn poll_flow(&mut self) -> Option<(Assignment, FlowControl)> {
         self.process_inputs();
         self.windows.pop_flow()
@@ -173,7 +174,7 @@ impl Machine {
         self.dispatch.take_recall()
     }
 
-    /// Polled now, it would miss what the last inputs have made possible.
+    /// Panics if the last inputs were not processed yet: the result would be incomplete.
     fn assert_processed(&self) {
         debug_assert!(self.news != News::Input, "poll the calls or the ready jobs first");
     }
@@ -181,13 +182,13 @@ impl Machine {
 
 // ---- time
 impl Machine {
-    /// When the next suspect may begin, if the one before it goes on.
+    /// Returns when the next suspect may start if the one before it is still running.
     fn suspect_may_begin_at(&self) -> Option<Mono> {
         let begun = self.items.get(self.dispatch.held_back_by()?)?.held()?.offered_at?;
         Some(watched_until(begun, self.config.settings.lease))
     }
 
-    /// When [`Machine::handle_timeout`] wants to be called; changes with every input, and with every other poll.
+    /// Returns when to call [`Machine::handle_timeout`]. Changes with every input and every other poll.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Mono> {
         let now = self.clock.mono();
@@ -195,7 +196,7 @@ impl Machine {
             return Some(now);
         }
         let mut wake = None;
-        // What is possible already waits for the driver to have room, not for a time.
+        // Whatever could be done already waits for room in the driver, not for a time.
         let mut at = |when: Mono| {
             if when > now {
                 wake = Some(wake.map_or(when, |earliest: Mono| earliest.min(when)));

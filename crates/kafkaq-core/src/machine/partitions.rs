@@ -1,4 +1,4 @@
-//! What the consumer tells: assignments come and go, records arrive.
+//! The consumer's events: assignments come and go, records arrive.
 
 use super::{
     Alarm, Fault, Machine, Recall,
@@ -11,7 +11,7 @@ use crate::{Assignment, Batch, Wall};
 
 impl Machine {
     pub(super) fn assigned(&mut self, assignment: Assignment) {
-        // An adapter that forgot to tell of the loss does not leave two windows of one partition.
+        // Even if an adapter didn't report the loss, a partition never has two windows.
         let older: Vec<Ref> = self.windows.of_partition(&assignment.partition).collect();
         if !older.is_empty() {
             older.into_iter().for_each(|w| self.drop_window(w));
@@ -31,7 +31,8 @@ impl Machine {
             let offset = record.offset;
             match window.push(record) {
                 Pushed::New(seq) if window.is_lane() => {
-                    // What wasn't meant for this lane, or comes from a wrong clock, hops on after the longest stay.
+                    // A record that wasn't meant for this lane, or whose time was set by a wrong clock, hops on after
+                    // the longest stay.
                     let leaves = if has_fault(Fault::DueBelieved) { lane_due } else { lane_due.min(latest) };
                     if leaves == lane_due {
                         window.set_last_leaves(leaves);
@@ -46,7 +47,7 @@ impl Machine {
         window.read_on(batch.next, batch.end);
     }
 
-    /// The topic was cut, or deleted and recreated: nothing that was read before holds for what comes now.
+    /// The topic was truncated, or deleted and recreated: what was read before doesn't apply to what arrives now.
     fn log_replaced(&mut self, w: Ref, offset: i64) {
         let Some(window) = self.windows.get(w) else { return };
         let assignment = window.assignment.clone();
@@ -62,7 +63,7 @@ impl Machine {
         self.clock.wall().plus(longest).plus(self.config.settings.clock_skew)
     }
 
-    /// Times that were read while the clock was ahead may lie too far away now.
+    /// Limits due times that were read while the clock was ahead.
     pub(super) fn clock_was_set_back(&mut self) {
         if self.config.has_fault(Fault::ClockBackIgnored) {
             return;
@@ -83,7 +84,7 @@ impl Machine {
         self.recall_ready();
     }
 
-    /// The next owner has to know of what runs here.
+    /// Writes the leases of all jobs without one, since the next owner has to know of them.
     fn lease_all_unleased(&mut self, w: Ref) {
         if self.config.has_fault(Fault::MovedUnleased) {
             return;
@@ -95,7 +96,7 @@ impl Machine {
         }
     }
 
-    /// Ready jobs that nobody has taken come back, to be given back or to become ready again.
+    /// Recalls ready jobs that nobody has taken, to give them back or to make them ready again.
     pub(super) fn recall_ready(&mut self) {
         if self.config.has_fault(Fault::NoRecall) {
             return;
@@ -106,7 +107,7 @@ impl Machine {
         }
     }
 
-    /// Intake ends, of one window or of all: what has not been started is dropped.
+    /// Ends intake for one window or for all: drops what has not been started.
     pub(super) fn drop_unstarted(&mut self, of: Option<Ref>) {
         let (now, lease) = (self.clock.mono(), self.config.settings.lease);
         for r in self.items.refs() {
@@ -129,7 +130,8 @@ impl Machine {
         self.store.retain_failed(|r| items.get(r).is_some());
     }
 
-    /// The partition is another member's now. Running jobs may finish, their records are the next owner's.
+    /// Drops the window of a partition that belongs to another member now. Running jobs may finish; their records
+    /// belong to the next owner.
     pub(super) fn drop_window(&mut self, w: Ref) {
         if self.windows.remove(w).is_none() {
             return;

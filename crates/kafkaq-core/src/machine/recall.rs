@@ -1,4 +1,4 @@
-//! Which ready jobs come back if nobody has taken them.
+//! Recalls of ready jobs that nobody has taken.
 
 use super::{Now, Ready};
 use std::{collections::VecDeque, mem};
@@ -14,7 +14,7 @@ pub enum Recall {
 }
 
 impl Recall {
-    /// Takes them out of `ready`, whose first is handed out next. Each is for [`super::Machine::handle_untaken`].
+    /// Takes them out of `ready`, whose first job is handed out next. Pass each to [`super::Machine::handle_untaken`].
     #[must_use]
     pub fn take_back<T>(self, ready: &mut VecDeque<T>, now: Now, job: impl Fn(&T) -> &Ready) -> VecDeque<T> {
         if self == Recall::All {

@@ -4,13 +4,13 @@ use crate::{DecodeError, Lease, LeaseState, LeaseToken, LostReason, Wall};
 use bytes::{Bytes, BytesMut};
 use std::time::Duration;
 
-/// What a record tells of its task's past.
+/// What a record says about its task's past.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Meta {
     pub(super) attempt: u32,
     pub(super) failures: u32,
     pub(super) cover: u32,
-    /// A copy from while a worker had the task.
+    /// The copy was made while a worker had the task.
     pub(super) running: bool,
     /// Zero if the record can be considered at once.
     pub(super) due: Wall,
@@ -19,7 +19,7 @@ pub(super) struct Meta {
 }
 
 impl Meta {
-    /// Of a task as published, without a delay.
+    /// A task as published, without a delay.
     pub(super) const NONE: Meta =
         Meta { attempt: 0, failures: 0, cover: 0, running: false, due: Wall(0), ahead: Duration::ZERO };
 
@@ -33,7 +33,7 @@ impl Meta {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ObservedLease {
     Missing,
-    /// Bytes that are no lease. They count as nothing.
+    /// Bytes that aren't a lease. They count as missing.
     Unreadable(Bytes),
     Lease(Lease),
     /// Readable only by this later version.
@@ -92,7 +92,7 @@ pub(super) struct Take {
 }
 
 impl Take {
-    /// Of a task that nobody is known to have had.
+    /// The first attempt of a task.
     pub(super) const FIRST: Take = Take { attempt: 1, failures: 0, ran_out: false };
 }
 
@@ -107,7 +107,7 @@ pub(super) struct Limits {
     pub(super) max_handouts: u32,
 }
 
-/// The record rule: the first row that fits.
+/// Applies the record rule: the first matching row.
 pub(super) fn consider(record: Meta, observed: &ObservedLease, now: Wall, limits: Limits) -> Verdict {
     let record_due = record.due(now, limits.clock_skew);
     let lease = match observed {
@@ -187,12 +187,12 @@ pub(super) enum Intent {
 pub(super) enum Conflict {
     /// Nobody else has the task: swap again, over what was found.
     Again,
-    /// An earlier try took effect.
+    /// An earlier attempt took effect.
     AlreadySo,
     Lost(LostReason),
 }
 
-/// Decides what a conflict means by the value that was found.
+/// Decides from the value that was found what a conflict means.
 pub(super) fn conflict(own: LeaseToken, attempt: u32, intent: Intent, found: &ObservedLease) -> Conflict {
     let lease = match found {
         // The store was wiped or the lease has expired from it: nobody else holds the task.

@@ -44,7 +44,7 @@ impl<T> Slab<T> {
         self.vacate(at)?.take()
     }
 
-    /// As [`Slab::remove`], but drops the value where it lies: a big one isn't moved.
+    /// Like [`Slab::remove`], but drops the value in place, so that a large one isn't moved.
     pub(super) fn discard(&mut self, at: Ref) {
         if let Some(value) = self.vacate(at) {
             *value = None;

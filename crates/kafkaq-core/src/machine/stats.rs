@@ -1,9 +1,9 @@
-//! What the machine tells of itself.
+//! The machine's statistics.
 
 use super::{Machine, MachineStats, PartitionStats, item::Stage, window::Slot};
 
 impl Machine {
-    /// What it holds now. Looks at every record that is read and not finished.
+    /// Returns its current statistics. Visits every record that was read and isn't finished.
     #[must_use]
     pub fn stats(&self) -> MachineStats {
         let partitions = self.windows.iter().map(|window| {

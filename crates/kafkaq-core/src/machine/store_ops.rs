@@ -1,4 +1,4 @@
-//! Operations on leases: those that wait to be sent, limits on those that are under way, and the tokens that they use.
+//! Operations on leases: queues of those to be sent, counts of those in flight, and their tokens.
 
 use super::{Mono, gate::Gate, slab::Ref};
 use crate::LeaseToken;
@@ -8,13 +8,13 @@ use std::collections::VecDeque;
 pub(super) struct StoreOps {
     swaps: VecDeque<Ref>,
     reads: VecDeque<Ref>,
-    /// Those whose last try failed, oldest first: takes of jobs, and all other reads.
+    /// Operations whose last attempt failed, oldest first: takes of jobs, and all reads.
     failed_takes: VecDeque<Ref>,
     failed_reads: VecDeque<Ref>,
-    /// It is a failed take's turn.
+    /// Whether a failed take is next.
     is_retry_next: bool,
     gate: Gate,
-    /// Reads that have begun, also those that wait for another item of their task.
+    /// Reads that have begun, including those that wait for another item of their task.
     reads_begun: usize,
     /// Takes and renewals whose jobs will be ready.
     takes_begun: usize,
@@ -57,7 +57,7 @@ impl StoreOps {
         self.failed_takes.pop_front()
     }
 
-    /// Every other time: a job of another task may be taken in between.
+    /// Returns a failed take every other time, so that jobs of other tasks are taken in between.
     pub(super) fn pop_failed_take_in_turn(&mut self) -> Option<Ref> {
         self.is_retry_next = !self.is_retry_next;
         if self.is_retry_next { self.pop_failed_take() } else { None }
@@ -76,7 +76,7 @@ impl StoreOps {
         self.failed_reads.retain(|r| is_there(*r));
     }
 
-    /// At the most: some may not have to be sent any more.
+    /// An upper bound: some may not have to be sent any more.
     pub(super) fn swaps_waiting(&self) -> usize {
         self.swaps.len()
     }
@@ -92,7 +92,7 @@ impl StoreOps {
         was_open
     }
 
-    /// When the gate opens, if something waits before it.
+    /// Returns when the gate opens, if something waits behind it.
     pub(super) fn opens_at(&self, now: Mono) -> Option<Mono> {
         let waits = !self.swaps.is_empty() || !self.reads.is_empty();
         (waits && !self.gate.is_open(now)).then(|| self.gate.opens_at())

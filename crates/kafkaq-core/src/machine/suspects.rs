@@ -1,6 +1,6 @@
-//! Tasks whose lease ran out. One of them may have ended the process that had them all, and would end the next one in
-//! the same company, until each of them has failed too often. So a task on its last chance is begun apart: not while
-//! another suspect that was begun lately still runs here, and no other is begun beside it.
+//! Tasks whose lease expired. One of them may have killed the process that held them all, and started together again
+//! they would all fail with it until each is dead-lettered. So a task on its last chance is started in isolation: not
+//! while a recently started suspect still runs here, and no other suspect is started beside it.
 
 use super::{
     Mono,
@@ -9,21 +9,21 @@ use super::{
 };
 use std::{collections::VecDeque, time::Duration};
 
-/// What ends its process has done so by then, mostly.
+/// A task that kills its process has usually done so by then.
 const LONGEST_WATCH: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Suspect {
     pub(super) item: Ref,
-    /// If it fails once more, it is dead.
+    /// If it fails once more, it is dead-lettered.
     pub(super) last_chance: bool,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Suspects {
-    /// They wait for a caller, and for those that were begun before.
+    /// Suspects that wait for a caller and for the suspects started before them.
     waiting: VecDeque<Suspect>,
-    /// Begun and watched: any number that have more chances, or a single one that has not.
+    /// Started and watched: any number with more chances left, or a single one on its last chance.
     begun: VecDeque<Suspect>,
 }
 
@@ -32,7 +32,7 @@ impl Suspects {
         self.waiting.push_back(suspect);
     }
 
-    /// Whether the one that has waited longest may begin now.
+    /// Returns whether the suspect that has waited longest may start now.
     pub(super) fn may_begin(&mut self, is_watched: impl Fn(Ref) -> bool) -> bool {
         let Some(next) = self.waiting.front() else { return false };
         while self.begun.front().is_some_and(|begun| !is_watched(begun.item)) {
@@ -41,14 +41,14 @@ impl Suspects {
         self.begun.front().is_none_or(|begun| !begun.last_chance && !next.last_chance)
     }
 
-    /// The one that has waited longest begins.
+    /// Starts the suspect that has waited longest.
     pub(super) fn begin(&mut self) -> Option<Ref> {
         let next = self.waiting.pop_front()?;
         self.begun.push_back(next);
         Some(next.item)
     }
 
-    /// For whose end the next one waits.
+    /// Returns the suspect whose end the next one waits for.
     pub(super) fn held_back_by(&self) -> Option<Ref> {
         self.waiting.front().and(self.begun.front()).map(|begun| begun.item)
     }
@@ -69,7 +69,7 @@ impl Suspects {
 }
 
 impl Item {
-    /// Whether it was begun lately, if it was begun as a suspect.
+    /// Returns whether it was started recently, as a suspect.
     pub(super) fn is_watched(&self, lease: Duration, now: Mono) -> bool {
         match self.stage {
             Stage::Considered => true,
@@ -79,7 +79,7 @@ impl Item {
     }
 }
 
-/// Until when a suspect is watched that was begun then.
+/// Returns until when a suspect that was started at `begun` is watched.
 pub(super) fn watched_until(begun: Mono, lease: Duration) -> Mono {
     begun.plus((lease / 4).min(LONGEST_WATCH))
 }

@@ -1,5 +1,5 @@
-//! What is looked after by time, whatever else happens: commands whose lease has ended, jobs whose lease has ended with
-//! their record still here, and records whose copy the log refuses.
+//! Periodic checks, independent of other inputs: commands whose lease has ended, jobs whose lease has ended with their
+//! record still here, and records whose copy the log refuses.
 
 use super::{
     Fault, Machine, Mono, Recall,
@@ -8,13 +8,13 @@ use super::{
 };
 use std::time::Duration;
 
-/// Nothing is late by more than this.
+/// The longest time between two sweeps.
 const LONGEST: Duration = Duration::from_secs(1);
 const SHORTEST: Duration = Duration::from_millis(20);
-/// How long a command may take that came after the end of its lease.
+/// How long a command that came after the end of its lease may take.
 const LATE_COMMAND: Duration = Duration::from_secs(10);
 
-/// What is overdue of an item.
+/// What is overdue for an item.
 enum Overdue {
     /// The answer to a command.
     Answer,
@@ -24,11 +24,11 @@ enum Overdue {
     Record,
     /// The copy of a held job.
     Park,
-    /// The lease of a job that was begun without one.
+    /// The lease of a job that was started without one.
     Lease,
 }
 
-/// The driver has its job, which is to be renewed if it is still ready. Only the driver knows whether it is.
+/// Returns whether its job is due for renewal if it is still ready, which only the driver knows.
 fn may_need_renewal(item: &Item, now: Mono) -> bool {
     let is_untouched = !item.handed_out && item.is_held();
     is_untouched && item.held().is_some_and(|held| held.with_driver && held.renew_at <= now)
@@ -63,7 +63,7 @@ impl Machine {
                 Some(Overdue::Lease) => self.lease_unleased(r),
             }
         }
-        // An expired lease would count as a failure of somebody who has had the job.
+        // An expired lease would count as a failure, although nobody has had the job.
         if renews {
             self.dispatch.recall(Recall::ToRenew);
         }
@@ -92,7 +92,7 @@ impl Machine {
             return (since.plus(after) <= now).then_some(Overdue::Lease);
         }
         let place = item.place()?;
-        // A copy that is not acknowledged when it comes to its turn helps nobody: the record itself is here.
+        // A copy that is not acknowledged by the time it is due is useless: the record itself is here.
         if let Some(copy) = item.copy() {
             return (copy.give_up_at <= now && is_idle).then_some(Overdue::Record);
         }
@@ -103,19 +103,19 @@ impl Machine {
         if is_idle && held.lease.ends.plus(self.config.settings.clock_skew) <= now {
             return Some(Overdue::Record);
         }
-        // From its head on, a window of the task topic is looked after when inputs come.
+        // A window of the task topic is checked from its head whenever inputs arrive.
         let in_lane = self.windows.get(place.window).is_some_and(|window| window.is_lane());
         (in_lane && self.is_late(item) && item.copies.not_before <= now).then_some(Overdue::Park)
     }
 
-    /// When the sweep has to run, if there is anything to look after.
+    /// Returns when the sweep has to run, if there is anything to check.
     pub(super) fn sweep_at(&self) -> Option<Mono> {
         let is_needed = !self.items.is_empty() || self.windows.iter().any(|window| window.len() > 0);
         is_needed.then_some(self.next_sweep)
     }
 
-    /// The record is considered again at `when`, by an item of its own. Whoever holds the job may still end it, and an
-    /// append that is under way may still cover the record.
+    /// The record is considered again at `when`, by an item of its own. The holder of the job may still end it, and an
+    /// append in flight may still cover the record.
     pub(super) fn reconsider_at(&mut self, r: Ref, when: Mono) {
         let Some(fresh) = self.detach(r) else { return self.close(r) };
         if when <= self.clock.mono() {

@@ -1,4 +1,4 @@
-//! Scenarios of one machine with a store and a log that answer at once. The simulation does the rest.
+//! Scenarios of one machine with a store and a log that answer at once. The simulation covers the rest.
 
 use super::*;
 use crate::{
@@ -27,7 +27,7 @@ struct Rig {
     released: Vec<Assignment>,
     demand: usize,
     next_offset: i64,
-    /// Topics that take no record, for good.
+    /// Topics that refuse every record.
     refusing: &'static [&'static str],
     /// Topics that never answer.
     hanging: &'static [&'static str],
@@ -42,7 +42,7 @@ fn assignment(topic: &str, index: i32) -> Assignment {
     Assignment { partition: Partition::new(topic, index), epoch: 1 }
 }
 
-/// As it was published now.
+/// Returns the record of a task that is published now.
 fn task_record(id: &str, offset: i64, now: Wall) -> Record {
     let envelope = Envelope::new(TaskId::new(id).unwrap(), now);
     let headers = Headers::from_iter([(Bytes::from(HEADER), Some(envelope.encode()))]);
@@ -103,7 +103,7 @@ impl Rig {
         self.m.handle_event(self.now, Event::Records(assignment("q", 0), Batch::new(records, next, None)));
     }
 
-    /// Answers everything until nothing is asked any more.
+    /// Answers everything until nothing is left to answer.
     fn settle(&mut self) {
         loop {
             let (mut swaps, mut gets, mut appends, mut commits) = (vec![], vec![], vec![], vec![]);
@@ -324,7 +324,7 @@ fn retry_is_redelivered_after_its_delay() {
     assert_eq!(rig.get_job().unwrap().attempt, 2);
 }
 
-/// Appended first, the copy could come to its turn while the lease is still live, and would wait for all of it.
+/// If it were appended first, the copy could be due while the lease is still live, and would wait for all of it.
 #[test]
 fn retry_appends_its_copy_only_after_its_swap() {
     let mut rig = Rig::new(|_| {});

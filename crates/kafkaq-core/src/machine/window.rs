@@ -4,7 +4,7 @@ use super::{FlowControl, Mono, config::Config, slab::Ref};
 use crate::{Assignment, ErrorKind, Record, Result, Wall};
 use std::{collections::VecDeque, ops::Range, time::Duration};
 
-/// A lane that was read far enough is read on when it isn't by so much.
+/// How much less of a lane must be read ahead than needed before a paused one is resumed.
 const FURTHER: Duration = Duration::from_secs(2);
 
 /// Number of a record in its assignment, from 0 and without gaps.
@@ -41,13 +41,13 @@ pub(super) enum Pushed {
     OtherLog,
 }
 
-/// Which topic the records are of.
+/// The topic of the records.
 #[derive(Debug)]
 enum Topic {
-    /// The task topic. The first record whose turn may not have come; everything before it has had its turn.
+    /// The task topic. `cursor` is the first record that may not have been considered yet; all before it have been.
     Tasks { cursor: Seq },
-    /// The wait topic: records leave in another order than they came. When the record that was read last leaves its
-    /// lane, of those whose time can be believed.
+    /// The wait topic: records leave in a different order than they arrived. `last_leaves` is when the last record that
+    /// was read leaves its lane, of those with a plausible time.
     Lane { last_leaves: Wall },
 }
 
@@ -56,7 +56,7 @@ enum Topic {
 struct Commits {
     /// The last offset that was committed.
     committed: Option<i64>,
-    /// The last of which the log has said that it is.
+    /// The last one that the log has confirmed.
     confirmed: Option<i64>,
     under_way: bool,
     /// When the next one is due at the earliest.
@@ -75,11 +75,11 @@ pub(super) struct Window {
     finished: usize,
     /// Bytes of the unfinished records.
     bytes: usize,
-    /// The offset of the first record that came.
+    /// The offset of the first record that was read.
     first: Option<i64>,
-    /// Where reading goes on.
+    /// Where reading continues.
     next: i64,
-    /// The end of the log, as reported last.
+    /// The end of the log, as last reported.
     end: Option<i64>,
     /// Everything below is finished.
     prefix: i64,
@@ -143,14 +143,14 @@ impl Window {
         Pushed::New(self.base + self.entries.len() as u64 - 1)
     }
 
-    /// The record that was read last leaves its lane then.
+    /// Records when the last record that was read leaves its lane.
     pub(super) fn set_last_leaves(&mut self, leaves: Wall) {
         if let Topic::Lane { last_leaves } = &mut self.topic {
             *last_leaves = leaves;
         }
     }
 
-    /// Reading goes on at `next`, beyond the last record; the log ends at `end`, if that is known.
+    /// Records that reading continues at `next`, beyond the last record, and that the log ends at `end`, if known.
     pub(super) fn read_on(&mut self, next: i64, end: Option<i64>) {
         self.end = end.or(self.end);
         if next > self.next {
@@ -198,15 +198,15 @@ impl Window {
         self.index(seq).map(|_| seq)
     }
 
-    /// Whether to stop reading, or to go on.
+    /// Decides whether to pause or to resume reading.
     pub(super) fn control_flow(&mut self, config: &Config, now: Wall) -> Option<FlowControl> {
         if self.is_revoked() {
             return None;
         }
         let settings = &config.settings;
-        // A lane is read on as soon as an eighth is free: half of it may have left before its head, and is not to keep
-        // out what is due next. More of a lane than of the task topic is read only if it may be due soon. The sweep looks
-        // every second.
+        // Reading of a lane resumes as soon as an eighth of it is free: records behind its head may have left before
+        // it, and what is due next must not be kept out. More of a lane than of the task topic is read only if it may
+        // be due soon. The sweep checks this every second.
         let (most, part, ahead) = match self.topic {
             Topic::Tasks { .. } => (settings.window, 2, None),
             Topic::Lane { last_leaves } => {
@@ -239,17 +239,19 @@ impl Window {
 
     // ---- what is finished, and its commit
 
-    /// The offsets of records that may be begun without a lease, so that nothing but their place tells others of them.
+    /// Returns the offsets of records that may be started without a lease: only their offset shows others that they may
+    /// have been.
     ///
-    /// Nobody begins one so that lies `span` or more beyond the committed offset. Therefore whoever gets the partition next
-    /// knows that what lies that far beyond its own start has not been begun at all, and takes leases for the rest.
+    /// No record that is `span` or more beyond the committed offset is started like this. So the next owner of the
+    /// partition knows that records that far beyond its own start have not been started at all, and takes leases for
+    /// the rest.
     pub(super) fn unleased(&self, span: i64) -> Range<i64> {
         let Some(first) = self.first else { return 0..0 };
         let committed = self.commits.confirmed.unwrap_or(first).max(first);
         first + span..committed + span
     }
 
-    /// The last finished record that an unfinished one keeps from being committed.
+    /// Returns the last finished record that can't be committed because of an unfinished one before it.
     pub(super) fn last_held_back(&self) -> Option<Seq> {
         if self.finished == 0 {
             return None;
@@ -258,7 +260,7 @@ impl Window {
         Some(self.base + last as u64)
     }
 
-    /// So much is finished and not committed that it is time, whatever the time.
+    /// Returns whether so much is finished and not committed that a commit is due before its time.
     fn is_behind(&self, span: i64) -> bool {
         !self.is_lane()
             && self.prefix.saturating_sub(self.commits.confirmed.or(self.first).unwrap_or(self.prefix))
@@ -315,7 +317,7 @@ impl Window {
                 commits.failed = false;
                 commits.confirmed = commits.confirmed.max(Some(offset));
             }
-            // It isn't ours under this epoch: whoever owns it commits.
+            // It isn't ours under this epoch: its owner commits.
             Err(e) if e.kind() == ErrorKind::NotOwner => {}
             Err(_) => {
                 commits.failed = true;
@@ -337,7 +339,7 @@ impl Window {
 
     // ---- its end
 
-    /// Another member is to have it: it is released at `by` at the latest.
+    /// Marks it as revoked: it is released at `by` at the latest.
     pub(super) fn revoke(&mut self, by: Mono) {
         self.release_by.get_or_insert(by);
     }

@@ -1,4 +1,4 @@
-//! The windows of all assignments, and what the consumer is to do about them.
+//! The windows of all assignments, and the instructions to the consumer that follow from them.
 
 use super::{
     FlowControl, Mono,
@@ -16,7 +16,7 @@ pub(super) struct Windows {
     by_assignment: HashMap<Assignment, Ref>,
     /// All windows, in the order in which they were assigned.
     order: Vec<Ref>,
-    /// The index in `order` from which records were last taken, and how many one after another.
+    /// The index in `order` of the window from which records were last taken, and how many in a row.
     last_read: usize,
     taken: usize,
     flow: VecDeque<(Assignment, FlowControl)>,

@@ -1,4 +1,4 @@
-//! Endpoints, users, permissions, and what `check` tells an operator.
+//! Endpoints, users, permissions, and what `check` reports.
 
 use crate::{own, own_with, raw, store};
 use etcd_client::{AlarmAction, AlarmType, Permission, PutOptions};
@@ -61,7 +61,7 @@ async fn the_documented_permission_is_enough_and_none_is_denied() {
     let server = with_users().await;
     let k = key("a");
     let enough = login(&server, "kafkaq", SECRET);
-    // As of 3.6 the status is for root alone, and the user is told so.
+    // As of 3.6 only root may query the status, and a warning says so.
     let warnings = enough.check().await.unwrap();
     assert!(warnings.iter().all(|w| w.contains("may not query")), "{warnings:?}");
     assert_eq!(one(&enough, create(&k, "a")).await.unwrap(), Swapped::Done);
@@ -92,7 +92,7 @@ async fn a_token_that_is_no_longer_known_is_renewed_unnoticed() {
     let server = with_users().await;
     let store = login(&server, "kafkaq", SECRET);
     assert_eq!(one(&store, create(&key("a"), "a")).await.unwrap(), Swapped::Done);
-    // As after five minutes without a call, but sooner.
+    // As after five minutes without a call, but faster.
     let options = etcd_client::ConnectOptions::new().with_user("root", SECRET);
     let mut root = etcd_client::Client::connect([server.url()], Some(options)).await.unwrap();
     root.auth_disable().await.unwrap();
@@ -108,7 +108,7 @@ async fn a_change_of_the_users_is_survived() {
     let options = etcd_client::ConnectOptions::new().with_user("root", SECRET);
     let mut root = etcd_client::Client::connect([server.url()], Some(options)).await.unwrap();
     root.user_add("another", SECRET, None).await.unwrap();
-    // The token is of an older revision of the users: one call may be refused, without effect.
+    // The token belongs to an older revision of the users: one call may be refused, without effect.
     if let Err(e) = one(&store, replace(&key("a"), "0", "1")).await {
         assert_eq!((e.effect(), e.retry()), (Effect::NotApplied, Retry::Yes), "{e}");
         assert_eq!(one(&store, replace(&key("a"), "0", "1")).await.unwrap(), Swapped::Done);
@@ -217,7 +217,7 @@ async fn a_full_etcd_grants_no_lease_serves_reads_and_is_reported_and_logged() {
     let mut raw = raw(&server).await;
     let megabyte = vec![0; 1 << 20];
     while raw.put("filler", megabyte.clone(), Some(PutOptions::new())).await.is_ok() {}
-    // etcd itself lets nested transactions pass, but no new lease.
+    // etcd itself accepts nested transactions, but grants no new lease.
     let mortal = Swap::new(key("new"), None, value("a"), Some(Duration::from_secs(60)));
     let e = one(&store, mortal).await.unwrap_err();
     assert_eq!(
@@ -232,7 +232,7 @@ async fn a_full_etcd_grants_no_lease_serves_reads_and_is_reported_and_logged() {
         "{told:#?}"
     );
     assert_eq!(read(&store, &key("there")).await.unwrap(), value("a"));
-    // Those that tell their limit are reported for that, too.
+    // Versions that report their limit cause a warning about that, too.
     assert!(store.check().await.unwrap()[0].contains("NOSPACE"));
     assert_eq!(raw.alarm(AlarmAction::Get, AlarmType::None, None).await.unwrap().alarms().len(), 1);
 }

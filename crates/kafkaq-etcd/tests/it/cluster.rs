@@ -1,4 +1,4 @@
-//! Three members, of which one may go.
+//! Three members, one of which may fail.
 
 use crate::{own_with, raw};
 use bytes::Bytes;
@@ -11,9 +11,9 @@ use xtask::services::{Server, free_port};
 
 /// One member that two others join, one after the other.
 async fn three() -> Vec<Server> {
-    // Or each has to wait until the others have been connected for five seconds.
+    // Otherwise each has to wait until the others have been connected for five seconds.
     const AT_ONCE: &str = "--strict-reconfig-check=false";
-    // The defaults: a leader that is only slow keeps its office.
+    // The defaults: a leader that is only slow stays the leader.
     const PATIENT: [&str; 2] = ["--heartbeat-interval=100", "--election-timeout=1000"];
     let mut servers = vec![own_with(&[AT_ONCE, PATIENT[0], PATIENT[1]])];
     let mut client = raw(&servers[0]).await;
@@ -39,7 +39,7 @@ async fn three() -> Vec<Server> {
     servers
 }
 
-/// Counts up for a second, reading back whatever is in doubt, and returns how far it came.
+/// Counts up for a second, reading back whatever is in doubt, and returns how far it got.
 async fn count_for_a_second(store: &EtcdStore, mut is: u32) -> u32 {
     let k = key("counter");
     let bytes = |n: u32| Some(Bytes::from(n.to_string()));

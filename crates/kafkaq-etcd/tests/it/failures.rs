@@ -1,4 +1,4 @@
-//! What a call says when the server or the network fails, and the way to the next endpoint.
+//! Errors when the server or the network fails, and the switch to the next endpoint.
 
 use crate::{Etcd, own};
 use kafkaq_adapter_tests::{Stopwatch, all_cases, create, key, one, read, until};

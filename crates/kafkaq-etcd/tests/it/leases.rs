@@ -7,7 +7,7 @@ use kafkaq_etcd::EtcdStore;
 use std::time::Duration;
 use xtask::services::Server;
 
-/// Leases are longer than a time to live by as much as a request may take.
+/// Leases are longer than a time to live by the duration of a request.
 const LIMIT: Duration = Duration::from_secs(5);
 
 fn store(server: &Server) -> EtcdStore {
@@ -22,7 +22,7 @@ async fn leases(server: &Server) -> Vec<i64> {
     raw(server).await.leases().await.unwrap().leases().iter().map(etcd_client::LeaseStatus::id).collect()
 }
 
-/// How long the key will live, in seconds; `None`: for ever.
+/// Returns how long the key will live, in seconds; `None`: forever.
 async fn left(server: &Server, key: &Key) -> Option<i64> {
     let mut raw = raw(server).await;
     let lease = raw.get(format!("kafkaq/{key}"), None).await.unwrap().kvs()[0].lease();
@@ -49,7 +49,7 @@ async fn a_swap_replaces_the_ttl_and_none_means_for_ever() {
     one(&store, Swap::new(k.clone(), value("b"), value("c"), Some(Duration::MAX))).await.unwrap();
     assert_eq!(left(&server, &k).await, None);
     assert_eq!(read(&store, &k).await.unwrap(), value("c"));
-    // Nothing new needs no lease.
+    // A removal needs no lease.
     let before = leases(&server).await.len();
     one(&store, Swap::new(k, value("c"), None, ttl(1_000_000))).await.unwrap();
     assert_eq!(leases(&server).await.len(), before);
@@ -88,7 +88,7 @@ async fn many_keys_share_few_leases() {
     for call in calls {
         assert!(call.await.unwrap().into_iter().all(|o| o.unwrap() == Swapped::Done));
     }
-    // Perhaps one in advance.
+    // One may be requested in advance.
     assert!((5..=6).contains(&leases(&server).await.len()));
 }
 
@@ -101,7 +101,7 @@ async fn a_revoked_lease_is_replaced_and_the_batch_applied_once() {
     for lease in leases(&server).await {
         raw(&server).await.lease_revoke(lease).await.unwrap();
     }
-    // Those without a lease stand in the same request.
+    // Swaps without a lease are in the same request.
     let all = keys(100);
     let swap = |(n, k)| if n % 2 == 0 { create(k, "a") } else { mortal(k, hour) };
     let batch: Vec<_> = all.iter().enumerate().map(swap).collect();

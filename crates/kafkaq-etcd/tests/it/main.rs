@@ -22,8 +22,8 @@ struct Etcd;
 impl Adapter for Etcd {
     type Store = EtcdStore;
     const SERVICE: Service = Service::Etcd;
-    /// Whether tonic sees that a connection has ended before it used it is chance. Then it connects again, at the pace of
-    /// `connector.rs`.
+    /// Whether tonic notices that a connection has ended before it uses it is random. If it does, it reconnects, with
+    /// the pauses of `connector.rs`.
     const KNOCKS: usize = 12;
 
     fn at(addr: SocketAddr, limit: Duration) -> EtcdStore {
@@ -45,12 +45,12 @@ fn own_at(port: Option<u16>, options: &[&str]) -> Server {
     Service::Etcd.own_with(port, &[&soon, options].concat()).unwrap()
 }
 
-/// With a limit that is never reached, even on a loaded machine.
+/// A store with a limit that is never reached, even on a loaded machine.
 fn store(server: &Server) -> EtcdStore {
     EtcdStore::builder([server.url()]).request_timeout(Duration::from_secs(60)).build().unwrap()
 }
 
-/// A client without the store, for setting things up and for looking behind the scenes.
+/// A plain client, to set things up and to inspect the server.
 async fn raw(server: &Server) -> etcd_client::Client {
     etcd_client::Client::connect([server.url()], None).await.unwrap()
 }

@@ -40,7 +40,7 @@ async fn a_batch_of_large_values_is_spread_over_requests_and_read_back() {
     let large = Bytes::from(vec![7; 200 * 1024]);
     let fill: Vec<_> = all.iter().map(|k| Swap::new(k.clone(), None, Some(large.clone()), None)).collect();
     assert!(store.swap(&fill).await.into_iter().all(|o| o.unwrap() == Swapped::Done));
-    // Eight megabytes in one answer, twice what the client takes unless told otherwise.
+    // Eight megabytes in one response, twice the client's default limit.
     let values = store.get(&all).await;
     assert!(values.into_iter().all(|v| v.unwrap().as_ref() == Some(&large)));
     let again: Vec<_> = all.iter().map(|k| create(k, "no")).collect();

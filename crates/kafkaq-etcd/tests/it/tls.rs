@@ -1,4 +1,4 @@
-//! TLS with a certificate made for the occasion.
+//! TLS with a certificate created for the test.
 
 use crate::own_at;
 use kafkaq_adapter_tests::{Certificate, create, key, one};
@@ -6,7 +6,7 @@ use kafkaq_core::{Effect, ErrorKind, Swapped};
 use kafkaq_etcd::EtcdStore;
 use xtask::services::{Server, free_port};
 
-/// A server that speaks TLS on a second port, to everybody or to those who have the certificate too.
+/// A server that speaks TLS on a second port, to everybody or only to clients with the certificate.
 fn secure(certificate: &Certificate, asks_for_certificates: bool) -> (Server, String) {
     let [plain, port] = [(); 2].map(|()| free_port().unwrap());
     let url = format!("https://localhost:{port}");

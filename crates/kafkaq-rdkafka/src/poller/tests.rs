@@ -24,7 +24,7 @@ fn only_what_a_person_has_to_mend_ends_the_stream() {
         UnsupportedVersion,
         InvalidGroupId,
     ];
-    // GroupMaxSizeReached and UnreleasedInstanceId among what has no kind of its own.
+    // GroupMaxSizeReached and UnreleasedInstanceId are among the codes without a specific kind.
     let goes_on = [
         FencedInstanceId,
         UnreleasedInstanceId,
@@ -89,7 +89,7 @@ fn the_next_consumer_knows_of_which_recreated_logs_something_was_read() -> Resul
     Ok(())
 }
 
-/// A ring that is lost while another partition keeps the thread busy.
+/// A notification is lost while another partition keeps the thread busy.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_ring_is_made_good_however_busy_the_thread_is() -> Result<()> {
     let mock = MockCluster::new(1).map_err(|e| settings::broken(&e))?;
@@ -199,12 +199,12 @@ async fn a_commit_that_hangs_in_a_consumer_holds_up_no_commit_of_the_next_one() 
     mock.request_errors(RDKafkaApiKey::Heartbeat, &[Fault::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID]);
     let second = read(&mut c).await;
     commit(second.clone()).await.map_err(failed)??;
-    // The consumer was closed before it was its turn.
+    // The consumer was closed before the commit's turn.
     drop(hanging.end);
     assert!(hanging.commit.join().is_ok_and(|made| made.is_some()));
     let e = behind.await.map_err(failed)?.map(|()| "committed").unwrap_err();
     assert_eq!((e.kind(), e.effect()), (ErrorKind::NotOwner, Effect::NotApplied), "{e}");
-    // Nor does a member that leaves keep a caller waiting.
+    // A leaving member doesn't keep a caller waiting either.
     let hanging = hang(&shared, &second).await?;
     shared.ask_to_leave();
     let until = Instant::now() + Duration::from_secs(60);

@@ -118,7 +118,7 @@ fn an_unknown_setting_is_named_and_its_value_is_not_shown() {
     assert!(e.to_string().contains("linger.ms") && !e.to_string().contains("s3cret"), "{e}");
 }
 
-/// Or no doubt about an append would be heard of.
+/// Otherwise doubts about appends would go unnoticed.
 #[test]
 fn a_users_debug_setting_adds_to_the_lines_that_the_producer_needs() {
     let settings = build("debug", "msg,eos").unwrap();

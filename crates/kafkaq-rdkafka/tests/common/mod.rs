@@ -21,7 +21,7 @@ use std::{
 
 pub(crate) type Mock = MockCluster<'static, rdkafka::producer::DefaultProducerContext>;
 
-/// Longer than anything takes that ends at all, even on a loaded machine.
+/// Longer than anything takes that doesn't hang, even on a loaded machine.
 pub(crate) const LONG: Duration = Duration::from_secs(120);
 
 /// A server, and names of its own for one test.
@@ -47,7 +47,7 @@ impl Site {
         self.builder().build().unwrap()
     }
 
-    /// As a queue has: tasks, and what waits.
+    /// A second topic, like a queue's wait topic.
     pub(crate) fn wait_topic(&self) -> Arc<str> {
         format!("{}.wait", self.name).into()
     }
@@ -59,7 +59,7 @@ impl Site {
 
     pub(crate) async fn with(self, topic: Arc<str>, partitions: i32) -> Self {
         if let Some(mock) = &self.mock {
-            // It doesn't answer questions about a topic's settings, and those wait for their whole limit.
+            // It doesn't respond to queries for a topic's settings, so these take their whole time limit.
             mock.create_topic(&topic, partitions, 1).unwrap();
             return self;
         }
@@ -79,7 +79,7 @@ impl Site {
         self
     }
 
-    /// Of both topics.
+    /// Returns a request for both topics.
     pub(crate) fn request_for_both(&self, group: &str) -> JoinRequest {
         let mut request = self.request(group);
         request.topics.push(self.wait_topic());
@@ -103,7 +103,7 @@ pub(crate) fn sites(test: &str) -> Vec<Site> {
     let real = std::env::var("KAFKAQ_TEST_KAFKA").ok();
     for (on_mock, on_server) in [
         (GroupProtocol::Classic, GroupProtocol::Classic),
-        // The mock cluster doesn't answer questions about a group's settings, on which the choice depends.
+        // The mock cluster doesn't respond to queries for a group's settings, on which the choice depends.
         (GroupProtocol::Consumer, GroupProtocol::Auto),
     ] {
         let name = format!("{test}-{on_server:?}-{since}");
@@ -124,7 +124,7 @@ pub(crate) async fn on_each_site(test: &str, run: impl AsyncFn(Site)) {
     on_all(sites(test), run).await;
 }
 
-/// What a mock cluster can't do.
+/// Runs a test only on real servers, for what a mock cluster can't do.
 pub(crate) async fn on_each_real_site(test: &str, run: impl AsyncFn(Site)) {
     let sites: Vec<_> = sites(test).into_iter().filter(|site| site.mock.is_none()).collect();
     if sites.is_empty() {
@@ -133,8 +133,8 @@ pub(crate) async fn on_each_real_site(test: &str, run: impl AsyncFn(Site)) {
     on_all(sites, run).await;
 }
 
-/// Without the mock cluster's classic group. Before it shares partitions out anew it waits until a second before it
-/// would expel its members, so on a busy machine it does.
+/// Skips the mock cluster's classic group. It rebalances only a second before it would expel its members, so on a busy
+/// machine it expels them.
 pub(crate) async fn on_each_site_that_keeps_members(test: &str, run: impl AsyncFn(Site)) {
     let keeps = |site: &Site| site.mock.is_none() || site.protocol != GroupProtocol::Classic;
     on_all(sites(test).into_iter().filter(keeps).collect(), run).await;
@@ -160,7 +160,7 @@ pub(crate) async fn fill(kafka: &RdKafka, to: &Partition, from: usize, n: usize)
     }
 }
 
-/// The next event; what is reported and read on after is printed.
+/// Returns the next event. Reported errors after which reading continues are printed.
 pub(crate) async fn next(consumer: &mut Consumer) -> Event {
     tokio::time::timeout(LONG, event(consumer)).await.expect("an event in time")
 }
@@ -204,7 +204,7 @@ pub(crate) async fn lost(consumer: &mut Consumer) -> Vec<Assignment> {
     }
 }
 
-/// Commits as the driver does: what the group refuses only because it is in the middle of a rebalance goes again.
+/// Commits as the driver does: retries what the group refuses only because it is in the middle of a rebalance.
 pub(crate) async fn commit(member: &dyn Member, commits: &[Commit]) {
     let mut refused = None;
     let committed = async {
@@ -218,8 +218,8 @@ pub(crate) async fn commit(member: &dyn Member, commits: &[Commit]) {
     assert!(!is_late, "a commit was refused for {LONG:?}, at last because: {refused:?}");
 }
 
-/// What a member was given, and where it began to read. Records of one partition come while others still are shared
-/// out.
+/// What a member was assigned, and where it began to read. Records of one partition arrive while others are still being
+/// assigned.
 #[derive(Default)]
 pub(crate) struct Begun {
     pub(crate) assigned: Vec<Assignment>,
@@ -227,7 +227,7 @@ pub(crate) struct Begun {
 }
 
 impl Begun {
-    /// Whether `n` partitions were given and each has begun.
+    /// Returns whether `n` partitions were assigned and reading of each has begun.
     pub(crate) fn is_over(&self, n: usize) -> bool {
         self.assigned.len() == n && self.assigned.iter().all(|a| self.first.contains_key(&a.partition))
     }

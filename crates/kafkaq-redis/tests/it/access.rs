@@ -1,4 +1,4 @@
-//! URLs, passwords, permissions, and what `check` tells an operator.
+//! URLs, passwords, permissions, and what `check` reports.
 
 use crate::{ask, numbered, store};
 use kafkaq_adapter_tests::{create, key, one, read, replace, value};
@@ -168,7 +168,7 @@ async fn the_documented_permissions_are_enough_and_fewer_are_denied() {
     let warnings = enough.check().await.unwrap();
     assert!(warnings.len() == 1 && warnings[0].contains("CONFIG"), "{warnings:?}");
 
-    // Redis has done half of it: the value is there, and lives for ever.
+    // Redis has executed half of it: the value exists, and lives forever.
     let no_ends = user("noends", &[&by_key[..], &["+hmget", "+hset", "+pttl"]].concat());
     let lives = Some(Duration::from_secs(1000));
     let e = one(&no_ends, Swap::new(numbered(1), None, value("a"), lives)).await.unwrap_err();

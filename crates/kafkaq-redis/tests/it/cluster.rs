@@ -1,4 +1,4 @@
-//! What is peculiar to a cluster: slots that move, nodes that are away, and the others that go on.
+//! What is specific to a cluster: slots that move, and nodes that are down while the others continue.
 
 use crate::{ask, clients, hashes::HASH, number, numbered, target::Target, tell, try_ask};
 use kafkaq_adapter_tests::{Stopwatch, create, key, keys, one, replace, until, value};
@@ -7,14 +7,14 @@ use kafkaq_redis::RedisStore;
 use std::time::{Duration, Instant};
 use xtask::services::{Server, Service, free_port};
 
-/// What a call may take where a node is away; those of the others have to end within it.
+/// How long a call may take while a node is down; calls to the others have to end within it.
 const LIMIT: Duration = Duration::from_secs(3);
 
 fn impatient(target: &Target) -> RedisStore {
     target.builder().request_timeout(LIMIT).connections(1).build().unwrap()
 }
 
-/// What Redis calls whatever has the value.
+/// Returns the name of the Redis key that has the value.
 fn full_name(key: &Key) -> String {
     let neighbours = (0..64).any(|n| numbered(n) == *key);
     format!("kafkaq/{}", if neighbours { HASH.to_owned() } else { key.to_string() })
@@ -94,7 +94,7 @@ async fn is_followed(target: &Target, store: &RedisStore, others: &[Key], moving
     let all = [others, std::slice::from_ref(moving)].concat();
     fill(store, &all, "0").await;
 
-    // Its key is still here, and then it is already there.
+    // First its key is still at the source, then already at the target.
     let (from, to) = open_move(target, moving);
     replace_all(store, &all, "0", "1").await;
     move_key(from, to, moving);
@@ -124,7 +124,7 @@ async fn a_create_finds_what_has_moved_ahead() {
     assert_eq!(conflict, Swapped::Conflict(value("0")));
 }
 
-/// Keys of the node, and keys of the others.
+/// Returns keys of the node, and keys of the others.
 fn split(target: &Target, node: usize) -> (Vec<Key>, Vec<Key>) {
     keys(90).into_iter().partition(|k| target.owner(&full_name(k)) == node)
 }
@@ -158,7 +158,7 @@ async fn while_a_node_is_frozen_its_keys_are_unknown_in_time_and_the_others_go_o
             "{e}"
         );
     }
-    // One call at a time finds out whether it is back; the other is told at once that it isn't.
+    // One call at a time checks whether it is back; the other fails at once.
     let get = async || {
         let watch = Stopwatch::start();
         (store.get(&all).await, watch.elapsed())
@@ -172,7 +172,7 @@ async fn while_a_node_is_frozen_its_keys_are_unknown_in_time_and_the_others_go_o
     }
     target.nodes[1].resume().unwrap();
     await_working(&store, &all).await;
-    // It was frozen, not deaf.
+    // It was frozen, but still received the requests.
     assert_all(&store, &all, "2").await;
 }
 
@@ -202,7 +202,7 @@ async fn swaps_for_a_node_that_is_gone_are_not_applied_and_the_others_are() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_was_promoted_is_found() {
-    // A node that is only slow is not taken for a dead one.
+    // A node that is only slow is not considered dead.
     let timeout = ["--cluster-node-timeout", "5000"];
     let mut nodes = Service::RedisCluster.own_with(None, &timeout).unwrap().into_nodes();
     let bus = free_port().unwrap().to_string();
@@ -228,7 +228,7 @@ async fn a_replica_that_was_promoted_is_found() {
     replace_all(&store, &all, "0", "1").await;
 }
 
-/// As a node does that was replaced and comes back without its data: it answers, and has no slots.
+/// Like a node that was replaced and returns without its data: it responds, and has no slots.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_slots_of_a_node_that_knows_of_none_any_more_are_found_elsewhere() {
     let target = Target::cluster();

@@ -1,4 +1,4 @@
-//! What a server that refuses, and one that comes back, mean for a call.
+//! Calls to a server that refuses them, or that has restarted.
 
 use crate::{Redis, ask, store, try_ask};
 use kafkaq_adapter_tests::{Log, all_cases, create, key, one, read, replace, until, value};
@@ -34,7 +34,7 @@ async fn a_primary_that_becomes_a_replica_is_left() {
     let store = RedisStore::builder(format!("redis://{}", proxy.addr())).connections(1).build().unwrap();
     let k = key("a");
     one(&store, create(&k, "a")).await.unwrap();
-    // An address of nobody: it stays a replica without a primary. Reads go on.
+    // Nobody has this address: it stays a replica without a primary. Reads still work.
     ask(&server, &["REPLICAOF", "127.0.0.1", "1"]);
     for swap in [create(&key("b"), "b"), replace(&k, "a", "b")] {
         let before = proxy.accepted();

@@ -1,4 +1,4 @@
-//! Values that lie in a hash with their neighbours, on a single server as on a cluster.
+//! Values that share a hash with their neighbours, on a single server and on a cluster.
 
 use crate::{ask, number, numbered, on_both, store, target::Target, tell};
 use kafkaq_adapter_tests::{create, key, one, read, remove, replace, value};
@@ -16,7 +16,7 @@ on_both! {
     without_the_script_in_its_cache_it_gets_the_text,
 }
 
-/// Where the first 64 of [`numbered`] lie.
+/// The hash of the first 64 keys of [`numbered`].
 pub(crate) const HASH: &str = "t/emails/kafkaq/018bcfe5-*-706b-8000-0000000000[0-3]*";
 
 fn at(target: &Target, prefix: &str) -> RedisStore {
@@ -153,7 +153,7 @@ async fn a_full_server_refuses_without_effect() {
         let e = outcome.unwrap_err();
         assert_eq!((e.kind(), e.effect()), (ErrorKind::Unavailable, Effect::NotApplied), "{e}");
     }
-    // A conflict beside it is still one.
+    // A conflict next to it is still a conflict.
     let [conflict, refused] = &store.swap(&[create(&numbered(1), "b"), create(&numbered(2), "a")]).await[..]
     else {
         panic!("two outcomes")
@@ -167,7 +167,7 @@ async fn a_full_server_refuses_without_effect() {
 #[tokio::test]
 async fn a_finished_task_takes_less_than_80_bytes() {
     const TASKS: usize = 20_000;
-    /// As long as that of a task that is done.
+    /// As long as the lease of a task that is done.
     const LEASE: &str = "lease, of some 40 bytes, as one is long.";
     let server = Service::Redis.own().unwrap();
     let store = store(&server);

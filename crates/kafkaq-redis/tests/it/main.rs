@@ -29,13 +29,13 @@ impl Adapter for Redis {
     const KNOCKS: usize = 1;
 
     fn at(addr: SocketAddr, limit: Duration) -> RedisStore {
-        // With a login the client waits for an answer while it connects; a server without a password takes any.
+        // With a login the client waits for a response while it connects; a server without a password accepts any.
         let url = format!("redis://default:any@{addr}");
         RedisStore::builder(url).request_timeout(limit).connections(1).build().unwrap()
     }
 }
 
-/// Where a limit is not what a test is about: never reached, even on a loaded machine.
+/// A limit for tests that aren't about limits: never reached, even on a loaded machine.
 const AMPLE: Duration = Duration::from_secs(60);
 
 fn store(server: &Server) -> RedisStore {
@@ -57,7 +57,7 @@ fn try_ask(server: &Server, words: &[&str]) -> RedisResult<Value> {
     redis::cmd(words[0]).arg(&words[1..]).query(&mut connection)
 }
 
-/// The answer to a command that is answered by a text.
+/// Returns the text that a command returns.
 fn tell(server: &Server, words: &[&str]) -> String {
     match ask(server, words) {
         Value::BulkString(text) => String::from_utf8(text).unwrap(),
@@ -72,7 +72,7 @@ fn number(answer: Value) -> i64 {
     }
 }
 
-/// How many clients are connected, but for the one that asks.
+/// Returns how many clients are connected, except for this one.
 fn clients(server: &Server) -> usize {
     tell(server, &["CLIENT", "LIST", "TYPE", "normal"]).lines().count() - 1
 }

@@ -1,4 +1,4 @@
-//! How swaps come about: by a command or by the script, on a single server as on a cluster.
+//! How swaps are executed: by a command or by the script, on a single server and on a cluster.
 
 use crate::{number, on_both, target::Target};
 use kafkaq_adapter_tests::{create, key, keys, one, read, replace, value};

@@ -1,4 +1,4 @@
-//! What a case runs on: a server, or a cluster of three.
+//! The target of a case: a server, or a cluster of three.
 
 use crate::{AMPLE, ask, try_ask};
 use kafkaq_redis::{RedisStore, RedisStoreBuilder};
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use xtask::services::{Server, Service};
 
 pub(crate) struct Target {
-    /// One alone, or all of a cluster.
+    /// A single server, or all nodes of a cluster.
     pub(crate) nodes: Vec<Server>,
 }
 
@@ -16,13 +16,12 @@ impl Target {
         Target { nodes: vec![Service::Redis.own().unwrap()] }
     }
 
-    /// Three primaries. One that is away takes only its own slots along.
+    /// Three primaries. If one is down, only its own slots are unavailable.
     pub(crate) fn cluster() -> Target {
         Target { nodes: Service::RedisCluster.own().unwrap().into_nodes() }
     }
 
-    /// A cluster that all cases share which leave it as it is, each under a prefix of its own. It takes seconds to
-    /// start one.
+    /// A cluster shared by all cases that don't disturb it, each under its own prefix. Starting one takes seconds.
     pub(crate) fn shared_cluster() -> Arc<Target> {
         static SHARED: Mutex<Weak<Target>> = Mutex::new(Weak::new());
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -45,7 +44,7 @@ impl Target {
         self.builder().build().unwrap()
     }
 
-    /// One command, by whichever node takes it.
+    /// Sends a command to whichever node accepts it.
     pub(crate) fn ask(&self, words: &[&str]) -> Value {
         self.nodes.iter().find_map(|node| try_ask(node, words).ok()).unwrap()
     }

@@ -1,11 +1,11 @@
-//! TLS with a certificate made for the occasion.
+//! TLS with a certificate created for the test.
 
 use kafkaq_adapter_tests::{Certificate, create, key, one};
 use kafkaq_core::{Effect, ErrorKind, Swapped};
 use kafkaq_redis::RedisStore;
 use xtask::services::{Server, Service, free_port};
 
-/// A server that speaks TLS on a second port, to everybody or to those who have the certificate too.
+/// A server that speaks TLS on a second port, to everybody or only to clients with the certificate.
 fn secure(certificate: &Certificate, asks_for_certificates: bool) -> (Server, String) {
     let port = free_port().unwrap().to_string();
     let (file, key_file) = (certificate.file(), certificate.key_file());

@@ -40,7 +40,7 @@ pub(super) fn compress(records: &[u8]) -> Option<(i16, Vec<u8>)> {
     }
 }
 
-/// `None` for one that is left out.
+/// `None` for a codec that is left out of the build.
 #[cfg_attr(not(feature = "snappy"), expect(unused_variables))]
 fn decoder<'a>(name: &str, bytes: &'a [u8], limit: usize) -> io::Result<Option<Box<dyn Read + 'a>>> {
     Ok(match name {
@@ -56,7 +56,7 @@ fn decoder<'a>(name: &str, bytes: &'a [u8], limit: usize) -> io::Result<Option<B
     })
 }
 
-/// One frame after the other, as the format allows.
+/// Reads consecutive frames, as the format allows.
 #[cfg(feature = "zstd")]
 struct ZstdFrames<'a> {
     rest: &'a [u8],

@@ -75,7 +75,7 @@ pub(crate) fn decode(mut bytes: Bytes, from: i64, aborted: &[(i64, i64)], limit:
 /// The size of the first batch, as far as it is known.
 fn batch_size(bytes: &[u8]) -> usize {
     match bytes.get(8..).and_then(|rest| rest.first_chunk()) {
-        // Nonsense becomes the header alone, which can't be read either.
+        // Garbage is treated as a header alone, which can't be read either.
         Some(size) => usize::try_from(i32::from_be_bytes(*size)).unwrap_or(0).saturating_add(BEFORE_SIZE),
         None => HEADER,
     }
@@ -160,7 +160,7 @@ impl Rollbacks {
     }
 }
 
-/// What records are told relative to.
+/// What the fields of records are relative to.
 struct Context {
     base_offset: i64,
     first_time: i64,
@@ -196,7 +196,7 @@ fn decode_records(
             rest => Err(damaged(format!("{} bytes behind its last record", rest.len()))),
         }
     })();
-    // All of a batch or nothing.
+    // A batch is decoded completely or not at all.
     decoded.inspect_err(|_| into.truncate(read_before))
 }
 
@@ -240,7 +240,7 @@ fn nullable(bytes: &mut Bytes) -> Result<Option<Bytes>, Unreadable> {
     }
 }
 
-/// A size that is there.
+/// Reads a size that must not be null.
 fn len(bytes: &mut impl Buf) -> Result<usize, Unreadable> {
     let size = varint(bytes)?;
     usize::try_from(size).ok().filter(|size| *size <= bytes.remaining()).ok_or_else(cut)

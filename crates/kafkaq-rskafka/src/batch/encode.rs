@@ -16,18 +16,18 @@ pub(crate) fn encode(records: &[NewRecord]) -> Result<Vec<u8>, Failure> {
 
     let mut out = Vec::with_capacity(HEADER + records.iter().map(|record| record.size() + 32).sum::<usize>());
     out.put_i64(0);
-    // The size, when it is known.
+    // The size is filled in later.
     out.put_i32(0);
-    // Of no leader.
+    // No leader epoch.
     out.put_i32(-1);
     out.put_i8(FORMAT);
-    // The checksum, likewise.
+    // So is the checksum.
     out.put_u32(0);
     out.put_i16(0);
     out.put_i32(last);
     out.put_i64(first);
     out.put_i64(latest);
-    // Of no producer that has an id, an epoch and a sequence.
+    // No producer id, epoch and sequence.
     out.put_i64(-1);
     out.put_i16(-1);
     out.put_i32(-1);
@@ -64,7 +64,7 @@ fn seal(batch: &mut [u8]) -> Result<(), Failure> {
 }
 
 fn encode_record(out: &mut Vec<u8>, record: &NewRecord, time: i64, offset: i64) {
-    // No attribute has a meaning yet.
+    // No record attributes are defined yet.
     out.put_i8(0);
     put_varint(out, time);
     put_varint(out, offset);

@@ -17,7 +17,7 @@ pub(crate) use encode::{compress, encode, millis};
 const HEADER: usize = 61;
 /// The offset and the size are not part of what the size counts.
 const BEFORE_SIZE: usize = 12;
-/// The checksum covers everything behind it.
+/// The checksum covers everything after it.
 const BEFORE_ATTRIBUTES: usize = 21;
 const FORMAT: i8 = 2;
 

@@ -99,7 +99,7 @@ proptest! {
         }
     }
 
-    /// Whatever a server, or a producer with the right checksum, may send.
+    /// Arbitrary bytes that a server, or a producer that computes the checksum, may send.
     #[test]
     fn no_bytes_make_it_panic_or_skip(
         sent in records(),
@@ -116,7 +116,7 @@ proptest! {
         }
         bytes.truncate(cut.index(bytes.len() + 1));
         let decoded = decode(bytes.into(), 0, &[], LIMIT);
-        // Nothing is left out: the records that came end where it goes on, or everything is still to be read.
+        // Nothing is skipped: the decoded records end where reading continues, or everything is still to be read.
         prop_assert!(decoded.next == 0 || decoded.unreadable.is_none());
         prop_assert!(decoded.next > 0 || decoded.records.is_empty());
     }

@@ -10,7 +10,7 @@ use crate::{
 use bytes::Bytes;
 use std::{sync::Arc, time::Duration};
 
-/// By topic ids, so that a recreated topic can't be read by mistake.
+/// Identifies topics by id, so that a recreated topic can't be read by mistake.
 const BY_ID: Api = Api::flexible(1, 13, "Fetch");
 const BY_NAME: Api = Api::new(1, 11, "Fetch");
 
@@ -72,7 +72,7 @@ impl Request for Fetch<'_> {
 
     fn encode(&self, api: &Api, body: &mut Writer) -> Result<(), Failure> {
         let by_id = *api == BY_ID;
-        // We are no replica.
+        // We aren't a replica.
         body.int32(-1);
         // Rounded up, or the response would arrive before the wait is over.
         body.int32(i32::try_from(self.max_wait.as_micros().div_ceil(1000)).unwrap_or(i32::MAX));
@@ -80,10 +80,11 @@ impl Request for Fetch<'_> {
         body.int32(1);
         body.int32(self.max_bytes);
         body.int8(READ_COMMITTED);
-        // Without a session that would remember the partitions.
+        // No fetch session, which would remember the partitions.
         body.int32(0);
         body.int32(-1);
-        // Each partition by itself, in our order: the first one with records gets a whole batch, however large.
+        // Each partition in an entry of its own, in our order: the first one with records gets a whole batch, however
+        // large.
         body.array(self.from.len())?;
         for from in &self.from {
             match by_id {

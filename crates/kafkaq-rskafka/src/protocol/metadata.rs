@@ -12,7 +12,7 @@ use std::sync::Arc;
 /// The first version with usable topic ids, and the one for servers that have none.
 const VERSIONS: [Api; 2] = [Api::flexible(3, 12, "Metadata"), Api::new(3, 7, "Metadata")];
 
-/// For these topics; an empty list only queries the brokers.
+/// The topics to query; an empty list queries only the brokers.
 pub(crate) struct Metadata {
     pub(crate) topics: Vec<Arc<str>>,
 }
@@ -58,13 +58,13 @@ impl Request for Metadata {
             body.string(topic)?;
             body.end();
         }
-        // Not to create what is missing.
+        // Don't create missing topics.
         body.bool(false);
         if api.version < 11 {
-            // Without the permissions on the cluster.
+            // Don't include permissions on the cluster.
             body.bool(false);
         }
-        // Nor those on the topics.
+        // Nor permissions on the topics.
         body.bool(false);
         body.end();
         Ok(())

@@ -35,7 +35,7 @@ impl Request for ListOffsets<'_> {
     }
 
     fn encode(&self, _: &Api, body: &mut Writer) -> Result<(), Failure> {
-        // We are no replica.
+        // We aren't a replica.
         body.int32(-1);
         body.int8(READ_COMMITTED);
         body.array(self.of.len())?;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 const VERSIONS: [Api; 1] = [Api::new(0, 7, "Produce")];
 
-/// By every replica that is in sync.
+/// Acknowledged by all in-sync replicas.
 const ALL: i16 = -1;
 
 pub(crate) struct Produce<'a> {

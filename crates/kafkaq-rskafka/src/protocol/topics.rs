@@ -17,9 +17,9 @@ use std::{
 const CREATE_TOPICS: [Api; 1] = [Api::new(19, 4, "CreateTopics")];
 const DESCRIBE_CONFIGS: [Api; 1] = [Api::new(32, 1, "DescribeConfigs")];
 
-/// For the server's own number of partitions or replicas.
+/// The server's default number of partitions or replicas.
 const DEFAULT: i16 = -1;
-/// The kind of thing that has settings.
+/// The resource type of topics.
 const TOPIC: i8 = 2;
 
 pub(crate) struct CreateTopic<'a> {
@@ -42,7 +42,7 @@ impl Request for CreateTopic<'_> {
         body.string(&spec.name)?;
         body.int32(spec.partitions.unwrap_or(DEFAULT.into()));
         body.int16(spec.replication.unwrap_or(DEFAULT));
-        // No partition is given to certain nodes.
+        // No manual assignment of partitions to nodes.
         body.array(0)?;
         let settings = spec.settings();
         body.array(settings.len())?;
@@ -51,7 +51,7 @@ impl Request for CreateTopic<'_> {
             body.string(&value)?;
         }
         body.int32(i32::try_from(self.wait.as_millis()).unwrap_or(i32::MAX));
-        // Not only to see whether it could be created.
+        // Don't just validate the request.
         body.bool(false);
         Ok(())
     }
@@ -86,10 +86,10 @@ impl Request for DescribeConfigs<'_> {
         for topic in self.topics {
             body.int8(TOPIC);
             body.string(topic)?;
-            // No list of names is all of them.
+            // A null list of names requests all settings.
             body.no_array();
         }
-        // Without where each value comes from.
+        // Don't include the sources of values.
         body.bool(false);
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! The broker.
+//! The fake broker.
 
 use crate::wire::format::{Reader, TopicId, Writer};
 use kafkaq_core::lock;
@@ -26,11 +26,11 @@ pub(super) const DESCRIBE_CONFIGS: i16 = 32;
 
 pub(super) enum Reply {
     Body(Writer),
-    /// After a while.
+    /// Respond after this time.
     Late(Duration, Writer),
-    /// When that is so.
+    /// Respond once this is true.
     Once(watch::Receiver<bool>, Writer),
-    /// Never.
+    /// Never respond.
     Silence,
     HangUp,
 }
@@ -53,22 +53,22 @@ impl Asked {
     }
 }
 
-/// Answers what it is asked; the rest, and what `answer` leaves, is answered as by a broker of the topic `t`.
+/// A broker whose responses `answer` creates; what it leaves is answered as by a broker with the topic `t`.
 pub(super) struct Broker {
     pub(super) address: String,
     pub(super) state: Arc<State>,
 }
 
 pub(super) struct State {
-    /// Lowest and highest version of each request that it knows.
+    /// The lowest and the highest version that it supports of each request.
     pub(super) knows: Mutex<HashMap<i16, (i16, i16)>>,
     pub(super) topic: Mutex<Topic>,
     pub(super) open: AtomicUsize,
-    /// Every connection is cut.
+    /// Whether every connection is closed.
     refuses: watch::Sender<bool>,
     /// How long every answer takes.
     pub(super) latency: Mutex<Duration>,
-    /// How many of each kind were asked.
+    /// The number of requests of each kind.
     pub(super) asked: Mutex<HashMap<i16, usize>>,
 }
 
@@ -90,7 +90,7 @@ impl State {
         self.open.load(SeqCst)
     }
 
-    /// Cuts every connection, and every new one, or no longer.
+    /// Starts or stops closing all connections, including new ones.
     pub(super) fn refuse(&self, refuses: bool) {
         self.refuses.send_replace(refuses);
     }
@@ -101,7 +101,7 @@ impl State {
 }
 
 impl Broker {
-    /// With topic ids.
+    /// Creates a broker with topic ids.
     pub(super) async fn new(answer: impl Fn(&mut Asked) -> Option<Reply> + Send + Sync + 'static) -> Broker {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -143,7 +143,7 @@ impl Broker {
         broker
     }
 
-    /// That answers fetches only.
+    /// Creates a broker whose `answer` handles only fetches.
     pub(super) async fn of_fetches(
         answer: impl Fn(&FetchAsked) -> Vec<Part> + Send + Sync + 'static,
     ) -> Broker {
@@ -163,7 +163,7 @@ impl Broker {
     }
 }
 
-/// Until the client goes away.
+/// Serves a client until it disconnects.
 async fn serve(mut client: TcpStream, state: &State, answer: &(impl Fn(&mut Asked) -> Option<Reply> + Sync)) {
     while let Ok(len) = client.read_i32().await {
         let mut request = vec![0; len as usize];
@@ -215,7 +215,7 @@ async fn serve(mut client: TcpStream, state: &State, answer: &(impl Fn(&mut Aske
 fn by_default(asked: &mut Asked, state: &State) -> Option<Reply> {
     let mut body = asked.writer();
     match asked.key {
-        // Newer than it knows: the client asks again.
+        // Newer than supported: the client asks again.
         API_VERSIONS if asked.version > 0 => {
             body.int16(35);
             match asked.version {
@@ -241,7 +241,7 @@ fn by_default(asked: &mut Asked, state: &State) -> Option<Reply> {
     Some(Reply::Body(body))
 }
 
-/// A cluster of the node 7, which is the controller and leads all partitions, and others.
+/// Describes a cluster of node 7, which is the controller and leads all partitions, and other nodes.
 fn metadata(asked: &mut Asked, body: &mut Writer, topic: &Topic) {
     let by_id = asked.version >= 10;
     let names = asked
@@ -365,7 +365,7 @@ pub(super) struct PartAsked {
     pub(super) max_bytes: i32,
 }
 
-/// What is answered of one partition.
+/// The response for one partition.
 #[derive(Clone, Default)]
 pub(super) struct Part {
     pub(super) code: i16,

@@ -6,7 +6,7 @@ const OFFSET_OUT_OF_RANGE: i16 = 1;
 
 #[tokio::test]
 async fn an_empty_response_moves_no_position() {
-    // As remote storage or memory pressure make a broker answer: at once, with nothing, and its end.
+    // As a broker may respond with remote storage or under memory pressure: at once, with nothing, and its end.
     let broker = Broker::new(|asked| {
         let fetch = FetchAsked::read(asked)?;
         let parts: Vec<_> = fetch.parts.iter().map(|_| Part::empty(1000)).collect();
@@ -71,14 +71,14 @@ async fn a_batch_that_cannot_be_read_stops_its_partition_aloud_and_hides_nothing
     let log = kafkaq_adapter_tests::Log::capture();
     let broker = Broker::of_fetches(|fetch| {
         let bad = |index| match index {
-            // The checksum is another.
+            // A wrong checksum.
             0 => {
                 let mut bad = batch(3, 2);
                 let last = bad.len() - 1;
                 bad[last] ^= 1;
                 bad
             }
-            // A codec that is not there yet.
+            // A codec that doesn't exist yet.
             1 => edited(batch(3, 2), |covered| covered[1] = 5),
             // Kafka 0.10.
             _ => {
@@ -123,7 +123,7 @@ async fn a_batch_that_is_cut_off_is_asked_for_again_in_whole() {
     let broker = Broker::of_fetches(|fetch| {
         let answer = |asked: &fake::PartAsked| {
             let mut whole = batch(asked.offset, 1000);
-            // By the letter of the protocol: a server that fills up the room that there is.
+            // As the protocol allows: a server that uses up all the space.
             whole.truncate(asked.max_bytes as usize);
             Part::of(whole)
         };

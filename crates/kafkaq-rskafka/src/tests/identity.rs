@@ -7,7 +7,7 @@ const UNKNOWN_TOPIC_ID: i16 = 100;
 const OLD: TopicId = TopicId([1; 16]);
 const NEW: TopicId = TopicId([2; 16]);
 
-/// Has 100 records from the asked offset on, in the topic of the id that there is now.
+/// Returns 100 records from the requested offset on, if the topic id is the current one.
 async fn broker() -> Broker {
     let now: Arc<Mutex<Option<Arc<fake::State>>>> = Arc::default();
     let state = now.clone();
@@ -33,15 +33,15 @@ async fn a_topic_that_is_recreated_is_never_read_at_a_position_of_the_old_one() 
         assert_eq!(fetch(&kafka, index, 0, PATIENCE).await.unwrap().next, 100);
     }
     broker.state.set_topic(|topic| topic.id = Some(NEW));
-    // The one learns of it from the server, the other from what the handle has heard meanwhile.
+    // One learns of it from the server, the other from what the handle has learned meanwhile.
     for index in [0, 1] {
         let e = fetch(&kafka, index, 100, PATIENCE).await.unwrap_err();
         assert_eq!((e.kind(), e.retry()), (ErrorKind::Invalid, Retry::No), "{e}");
         assert!(e.to_string().contains("recreated"), "{e}");
-        // Whoever has heard that starts over.
+        // After that error, reading starts over.
         assert_eq!(fetch(&kafka, index, 0, PATIENCE).await.unwrap().next, 100);
     }
-    // One that nobody has read is no surprise.
+    // A partition that was not read before causes no error.
     assert_eq!(fetch(&kafka, 2, 0, PATIENCE).await.unwrap().next, 100);
 }
 
@@ -98,7 +98,7 @@ async fn a_log_that_was_cut_and_has_grown_again_is_not_read_on() {
     let kafka = kafka(&broker);
     assert_eq!(fetch(&kafka, 0, 0, PATIENCE).await.unwrap().next, 100);
     assert_eq!(fetch(&kafka, 0, 100, PATIENCE).await.unwrap().next, 200);
-    // Whoever looks at something else meanwhile changes nothing.
+    // Reading something else meanwhile changes nothing.
     for offset in [7, 8, 9] {
         assert_eq!(fetch(&kafka, 0, offset, PATIENCE).await.unwrap().next, offset + 100);
     }
@@ -108,7 +108,7 @@ async fn a_log_that_was_cut_and_has_grown_again_is_not_read_on() {
     assert_eq!((e.kind(), e.retry()), (ErrorKind::Invalid, Retry::No), "{e}");
     assert!(e.to_string().contains("cut below offset 200"), "{e}");
     assert!(at.elapsed() < SOON);
-    // Whoever has heard that looks for a place to go on from.
+    // After that error, reading continues from another position.
     assert_eq!(fetch(&kafka, 0, 200, PATIENCE).await.unwrap().next, 300);
     assert_eq!(fetch(&kafka, 0, 300, PATIENCE).await.unwrap().next, 400);
 }
@@ -123,7 +123,7 @@ async fn a_topic_that_is_gone_is_not_found_long_before_the_request_timeout() {
     let e = fetch(&kafka, 0, 100, millis(100)).await.unwrap_err();
     assert_eq!((e.kind(), e.retry()), (ErrorKind::NotFound, Retry::No), "{e}");
     assert!(at.elapsed() < SOON, "{:?}", at.elapsed());
-    // It comes back as another one.
+    // It is recreated.
     broker.state.set_topic(|topic| (topic.partitions, topic.id) = (3, Some(NEW)));
     let e = fetch(&kafka, 0, 100, PATIENCE).await.unwrap_err();
     assert!(e.to_string().contains("recreated"), "{e}");

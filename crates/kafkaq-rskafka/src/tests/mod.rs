@@ -1,4 +1,4 @@
-//! What no server does when it is asked to: a broker over loopback TCP that answers as each test tells it.
+//! What a real server can't be made to do: tests against a scripted broker over loopback TCP.
 
 mod fake;
 mod fetches;
@@ -16,9 +16,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Longer than anything takes that does not wait for it, also on a loaded machine.
+/// Longer than anything takes that doesn't wait for it, even on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(40);
-/// What ends before this has not waited for the end of its patience.
+/// Whatever ends before this has not waited for `PATIENCE` to run out.
 const SOON: Duration = Duration::from_secs(20);
 
 fn kafka(broker: &Broker) -> RsKafka {

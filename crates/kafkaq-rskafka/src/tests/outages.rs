@@ -1,4 +1,4 @@
-//! What the log says while a broker can't be reached.
+//! What is logged while a broker can't be reached.
 
 use super::*;
 use crate::{failure::Failure, outage::Outages};
@@ -13,7 +13,7 @@ async fn an_outage_is_a_line_when_it_begins_one_a_minute_and_one_when_it_ends() 
     let refused = || Failure::io(std::io::Error::from_raw_os_error(111));
     outages.ended(&one);
     assert!(log.lines().is_empty());
-    // For 150 s, ten times per second, from one of two.
+    // For 150 s, ten calls per second to one of two brokers.
     for _ in 0..1500 {
         outages.began(&one, &refused());
         outages.ended(&other);

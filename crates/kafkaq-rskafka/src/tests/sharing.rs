@@ -24,7 +24,7 @@ async fn fetches_of_many_partitions_wait_in_one_request_over_one_connection() {
     .await;
     broker.state.set_topic(|topic| topic.partitions = 60);
     let kafka = kafka(&broker);
-    // As a reader does: the next one follows at once. They don't begin together.
+    // Like readers: the next fetch follows at once. They start at different times.
     let readers = (0..60).map(|index| {
         let kafka = &kafka;
         async move {
@@ -76,7 +76,7 @@ async fn a_partition_that_two_read_has_one_place_in_a_request() {
 
 #[tokio::test]
 async fn readers_of_one_partition_wait_for_none_of_each_other() {
-    // Seven of them have nothing to read for long.
+    // Seven of them have nothing to read for a long time.
     let broker = Broker::of_fetches(|fetch| {
         let answer = |asked: &fake::PartAsked| match asked.offset {
             7 => Part::of(batch(7, 1)),
@@ -103,7 +103,7 @@ async fn fetches_that_go_alone_go_at_the_same_time() {
     let broker = Broker::new(move |asked| {
         let fetch = FetchAsked::read(asked)?;
         if fetch.parts.len() > 1 {
-            // More than the client takes, so that it asks for each by itself.
+            // More than the client accepts, so that it requests each separately.
             let parts = vec![Part::of(vec![0; 3 << 20]); fetch.parts.len()];
             return Some(Reply::Body(fetch.response(asked, &parts)));
         }
@@ -115,7 +115,7 @@ async fn fetches_that_go_alone_go_at_the_same_time() {
     })
     .await;
     let kafka = RsKafka::builder(&broker.address).max_message_bytes(2 << 20).build().unwrap();
-    // The metadata come first, so that the three meet.
+    // Metadata first, so that the three fetches share a request.
     kafka.offsets(&[Partition::new("t", 0)]).await.remove(0).unwrap();
     for fetched in join_all((0..3).map(|index| fetch(&kafka, index, 0, PATIENCE))).await {
         assert_eq!(fetched.unwrap().next, 1);
@@ -149,7 +149,7 @@ fn multi_thread() -> Runtime {
     Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
 }
 
-/// Without clock and network.
+/// A runtime without time and I/O enabled.
 fn bare() -> Runtime {
     Builder::new_current_thread().build().unwrap()
 }
@@ -167,7 +167,7 @@ fn broker_elsewhere() -> (Runtime, Broker) {
     (servers, broker)
 }
 
-/// Two runtimes of each kind call in turns. Nobody drives the one while the other calls.
+/// Two runtimes of each kind call alternately. Nobody drives one while the other calls.
 fn in_turns(call: impl AsyncFn(&RsKafka, i64)) {
     let (_servers, broker) = broker_elsewhere();
     let kinds: [fn() -> Runtime; 3] = [current_thread, multi_thread, bare];
@@ -200,7 +200,7 @@ fn appends_by_the_library_go_on_while_nobody_drives_the_runtime_that_made_the_fi
 
 #[test]
 fn appends_over_shared_connections_go_on_while_nobody_drives_the_runtime_that_made_the_first() {
-    // Null, which the library can't append.
+    // A null header, which the library can't append.
     let headers = || [(Bytes::from("a"), None)].into_iter().collect();
     in_turns(async |kafka, _| assert_eq!(append(kafka, headers()).await.unwrap(), 5));
 }
@@ -319,7 +319,7 @@ fn ends_amid_fetches(one: Runtime) {
     drop(one);
     assert_eq!(two.join().unwrap().unwrap().next, 0);
     assert_eq!(current_thread().block_on(fetch(&kafka, 1, 3, PATIENCE)).unwrap().next, 4);
-    // From a runtime for each call.
+    // With a new runtime for each call.
     for n in 0..10 {
         assert_eq!(current_thread().block_on(fetch(&kafka, 1, n, PATIENCE)).unwrap().next, n + 1);
     }

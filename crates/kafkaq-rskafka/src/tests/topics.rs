@@ -1,11 +1,11 @@
-//! A node that is not the controller, is too old, forbids.
+//! Nodes that aren't the controller, are too old, or deny access.
 
 use super::*;
 use crate::wire::format::Writer;
 use fake::{Asked, CREATE_TOPICS, DESCRIBE_CONFIGS};
 use tokio::net::TcpListener;
 
-/// A broker without topics, until it has created one as `code` says; its settings can't be read.
+/// A broker without topics until it has created one with the outcome `code`; its settings can't be read.
 async fn creates(code: i16) -> Broker {
     creates_with(code, |_| None).await
 }
@@ -48,7 +48,7 @@ fn outcome(body: &mut Writer, code: i16) {
     body.string("because").unwrap();
 }
 
-/// The settings of `t` are nobody's business.
+/// Denies access to the settings of `t`.
 fn denied(body: &mut Writer) {
     body.int32(0);
     body.array(1).unwrap();
@@ -126,7 +126,7 @@ async fn describing_looks_and_never_creates() {
     let names: Vec<Arc<str>> = vec!["t".into(), "other".into(), "t".into()];
     assert_eq!(kafka.describe_topics(&names).await.unwrap(), [None, None, None]);
     broker.state.set_topic(|topic| topic.partitions = 2);
-    // It does not believe what it has heard before.
+    // It doesn't rely on cached metadata.
     let there = Some(TopicInfo::new("t", 2));
     assert_eq!(kafka.describe_topics(&names).await.unwrap(), [there.clone(), None, there]);
     broker.state.set_topic(|topic| topic.partitions = 5);
@@ -139,7 +139,7 @@ async fn describing_looks_and_never_creates() {
 async fn what_may_have_created_a_topic_is_unknown_and_what_only_looked_is_not() {
     let looks = [(fake::METADATA, 0), (fake::LIST_OFFSETS, 2), (DESCRIBE_CONFIGS, 2)]
         .map(|look| (look, Effect::NotApplied));
-    // The second one was created, and then nothing more was heard.
+    // The second one was created, and then the server went silent.
     let creates = [(CREATE_TOPICS, 0), (fake::LIST_OFFSETS, 0)].map(|change| (change, Effect::Unknown));
     for ((silent, partitions), effect) in looks.into_iter().chain(creates) {
         for reply in [|| Reply::Silence, || Reply::HangUp] {

@@ -34,7 +34,7 @@ impl Api {
     }
 }
 
-/// A kind of request, and how its response reads.
+/// A kind of request, and how its response is decoded.
 pub(crate) trait Request: Sync {
     type Response: Send;
     /// Whether it is a write: then it may have had an effect if it fails after it was sent.
@@ -148,12 +148,12 @@ impl Connection {
 
 async fn connect(settings: &Settings, address: &str) -> io::Result<Box<dyn Stream>> {
     let tcp = TcpStream::connect(address).await?;
-    // Or a request of several packets waits for the acknowledgement of the first.
+    // Otherwise a request of several packets waits for the acknowledgement of the first.
     tcp.set_nodelay(true)?;
     #[cfg(feature = "tls")]
     if let Some(tls) = &settings.tls {
         let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-        // IPv6 has brackets in an address and none as a name.
+        // An IPv6 address has brackets, but a TLS server name has none.
         let host = host.trim_matches(['[', ']']).to_owned();
         let name = rustls::pki_types::ServerName::try_from(host).map_err(io::Error::other)?;
         return Ok(Box::new(tokio_rustls::TlsConnector::from(tls.clone()).connect(name, tcp).await?));

@@ -136,7 +136,7 @@ impl Connections {
         Err(failure.at(address))
     }
 
-    /// An idle connection that the server has not ended.
+    /// Takes an idle connection that the server has not closed.
     fn take_alive(&self, address: &Arc<str>) -> Option<Connection> {
         while let Some(mut idle) = self.take(address) {
             if idle.is_alive() {
@@ -162,7 +162,7 @@ impl Connections {
         Err(failure.at(address))
     }
 
-    /// The addresses to which there is an idle connection.
+    /// Returns the addresses that have an idle connection.
     pub(crate) fn connected(&self) -> Vec<Arc<str>> {
         let brokers = lock(&self.brokers);
         let connected = brokers.iter().filter(|(_, broker)| !broker.idle.is_empty());

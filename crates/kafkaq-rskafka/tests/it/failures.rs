@@ -1,4 +1,4 @@
-//! Servers that are away, freeze and come back; handles that are closed.
+//! Servers that are down, freeze and recover; handles that are closed.
 
 use crate::*;
 use kafkaq_adapter_tests::Log;
@@ -6,7 +6,7 @@ use kafkaq_core::Log as _;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_no_server_every_call_ends_in_time_and_names_the_address() {
-    // Nobody listens on a port that was just given back.
+    // Nobody listens on a port that was just released.
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let kafka = RsKafka::builder(&free).request_timeout(millis(1000)).build().unwrap();
     let to = Partition::new("t", 0);
@@ -109,7 +109,7 @@ fn impatient(server: &Server) -> RsKafka {
     RsKafka::builder(server.url()).request_timeout(millis(3000)).build().unwrap()
 }
 
-/// Appends a record, and again until it is known to be there.
+/// Appends a record, repeatedly until one append is acknowledged.
 async fn until_appended(kafka: &RsKafka, to: &Partition, value: &'static str) {
     let at = Instant::now();
     while let Err(e) = kafka.append(to, &[record(value)]).await.remove(0) {
@@ -188,7 +188,7 @@ async fn an_outage_is_one_line_of_ours_and_none_of_the_library() {
         until_appended(&kafka, partition, "x").await;
     }
     let mut server = Arc::into_inner(site.server).unwrap();
-    // While a server starts on a busy machine there may be outages as well, and so when it is back.
+    // There may be other outages on a busy machine, while a server starts or when it recovers.
     let before = log.warnings().len();
     let mut server = tokio::task::spawn_blocking(move || {
         server.kill().unwrap();

@@ -1,4 +1,4 @@
-//! Waiting for records, and what lies between them.
+//! Waiting for records, and gaps between them.
 
 use crate::*;
 const WAITS: [Duration; 2] = [Duration::ZERO, Duration::from_millis(400)];
@@ -134,7 +134,7 @@ async fn markers_of_transactions_are_passed_and_no_record_with_them() {
     // Two records, two markers.
     site.until_end(4).await;
     assert_eq!(site.read(0, 4).await.iter().map(|r| r.offset).collect::<Vec<_>>(), [0, 2]);
-    // The wait for what comes after a marker ends with what comes, and not at its end.
+    // A wait for the record after a marker ends when that record arrives, and not only at its time limit.
     let at = Instant::now();
     let batch = site.fetch(3, millis(300), 1 << 20).await.unwrap();
     assert_eq!((batch.records.len(), batch.next), (0, 4));

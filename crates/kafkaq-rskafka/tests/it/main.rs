@@ -23,17 +23,17 @@ use std::{
 };
 use xtask::services::{Server, Service};
 
-/// Longer than anything takes that does not wait for it, also on a loaded machine.
+/// Longer than anything takes that doesn't wait for it, even on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(40);
-/// What ends before this has not waited for the end of its patience.
+/// Whatever ends before this has not waited for `PATIENCE` to run out.
 const SOON: Duration = Duration::from_secs(20);
 
-/// The server of all tests that leave it alone.
+/// The server shared by all tests that don't disturb it.
 fn shared_server() -> Arc<Server> {
     Service::Kafka.shared().unwrap()
 }
 
-/// A server for one test, which may do to it what it likes.
+/// A server for one test, which may stop it or change its settings.
 fn own_server() -> Server {
     Service::Kafka.own().unwrap()
 }
@@ -108,7 +108,7 @@ impl Site {
     }
 }
 
-/// With a timeout that a loaded machine needs. A test about timeouts has a handle of its own.
+/// With a timeout that is long enough for a loaded machine. Tests of timeouts use handles of their own.
 fn kafka(server: &Server) -> RsKafka {
     RsKafka::builder(server.url()).request_timeout(PATIENCE).build().unwrap()
 }

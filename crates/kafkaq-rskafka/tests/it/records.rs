@@ -60,7 +60,7 @@ async fn batches_of_none_one_and_a_thousand_keep_their_order() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn appends_to_many_partitions_at_once_keep_the_order_of_each() {
-    // More of them than the library is connected to at a time.
+    // More partitions than the library connects to at a time.
     let site = Site::with(20).await;
     let appends = (0..20).map(|index| {
         let (site, to) = (&site, site.partition(index));
@@ -110,7 +110,7 @@ async fn a_record_that_is_too_large_fails_alone() {
     assert_eq!(read[2].value, records[4].value);
 }
 
-/// As other clients write it. A copy of it must find room, too.
+/// As other clients may have written it compressed. A copy of it must fit, too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_record_that_is_too_large_as_it_is_goes_compressed() {
     let site = Site::with(1).await;

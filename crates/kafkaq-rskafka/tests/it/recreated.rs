@@ -3,7 +3,7 @@
 use crate::*;
 use std::fs;
 
-/// Creates the topic again, until the server lets it.
+/// Recreates the topic, retrying until the server allows it.
 async fn create(kafka: &RsKafka, topic: &Arc<str>) {
     let mut spec = TopicSpec::new(topic.clone());
     spec.partitions = Some(1);
@@ -19,7 +19,7 @@ async fn delete(site: &Site) {
     tokio::task::spawn_blocking(move || wire::delete(&url, &topic)).await.unwrap();
 }
 
-/// Fetches from an offset of the old topic until that fails as it must. Nothing may be read meanwhile.
+/// Fetches from an offset of the old topic until that fails, as it must. Nothing may be read meanwhile.
 async fn until_told(site: &Site, offset: i64) {
     let at = Instant::now();
     loop {
@@ -96,7 +96,7 @@ async fn a_running_handle_creates_no_topic_that_was_deleted_even_if_the_server_l
             headers.headers.push("null", None);
             for record in [record("x"), headers] {
                 match site.kafka.append(partition, &[record]).await.remove(0) {
-                    // The server is still at it.
+                    // The server is still deleting it.
                     Ok(_) => refused = 0,
                     Err(e) => {
                         assert_eq!(e.kind(), ErrorKind::NotFound, "{e}");

@@ -1,4 +1,4 @@
-//! Listeners that want a user, or speak TLS, or both. Needs the `openssl` program, and a Kafka that is a process.
+//! Listeners that require a user, TLS, or both. Needs the `openssl` program, and a Kafka that runs as a process.
 
 use crate::*;
 use kafkaq_adapter_tests::Certificate;
@@ -9,7 +9,7 @@ use xtask::services::free_port;
 const USER: &str = "emails";
 const PASSWORD: &str = "secret";
 
-/// What a server stores of a password instead of it: PBKDF2 of `secret` with this salt, 4096 times.
+/// What a server stores instead of a password: PBKDF2 of `secret` with this salt and 4096 iterations.
 const SALT: &[u8] = b"of a test's user";
 const SHA_256: &str = "b2a04cf7291a7fbfd45db8aa376cce51df87fdd5ff5b0b5be6bd324b1d42e376";
 const SHA_512: &str = "4b6951829fc02691f5f204a1d6758db1c73a28b4cdbdfafe552e736b6874e8f7\
@@ -26,7 +26,7 @@ struct Secured {
     certificate: Vec<u8>,
 }
 
-/// None if the server is a container, whose settings are not in a file.
+/// `None` if the server is a container, whose settings are not in a file.
 fn secured() -> Option<Secured> {
     let dir = std::env::temp_dir().join(unique("kafkaq-rskafka-secured"));
     let mut server = Service::Kafka.start(&dir, None).unwrap();
@@ -95,7 +95,7 @@ fn bytes(hex: &str) -> Vec<u8> {
     (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
 }
 
-/// Whatever goes over the client library's connections, and over our own.
+/// Exercises the client library's connections and our own.
 async fn works(builder: Builder, how: &str) {
     let kafka = builder.request_timeout(PATIENCE).build().unwrap();
     let mut spec = TopicSpec::new(unique("secured"));
@@ -111,7 +111,7 @@ async fn works(builder: Builder, how: &str) {
     kafka.close().await.unwrap();
 }
 
-/// How it fails to make a topic.
+/// Returns the error of creating a topic.
 async fn fails(builder: Builder) -> Error {
     let kafka = builder.request_timeout(millis(12_000)).build().unwrap();
     let e = kafka.ensure_topics(&[TopicSpec::new(unique("refused"))]).await.unwrap_err();

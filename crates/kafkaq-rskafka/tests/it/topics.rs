@@ -1,4 +1,4 @@
-//! Topics that are made, by one or by two at once.
+//! Creation of topics, by one or by two clients at once.
 
 use crate::*;
 
@@ -18,7 +18,7 @@ async fn two_that_make_the_same_topics_both_succeed_and_one_has_made_each() {
         let (one, two) = (kafka(&server), kafka(&server));
         let (a, b) = tokio::join!(one.ensure_topics(&specs), two.ensure_topics(&specs));
         let (a, b) = (a.unwrap(), b.unwrap());
-        // The tests' server makes six by default.
+        // The test server creates six by default.
         assert_eq!(a.iter().map(|t| t.partitions).collect::<Vec<_>>(), [12, 6, 1]);
         for (a, b) in a.iter().zip(&b) {
             assert_eq!((&a.name, a.partitions), (&b.name, b.partitions));

@@ -1,4 +1,4 @@
-//! Requests that the library has no words for: headers that are not text or null, transactions, settings, users.
+//! Requests that the library doesn't support: headers that are not text or null, transactions, settings, users.
 
 use std::{
     io::*,
@@ -34,7 +34,7 @@ fn string(out: &mut Vec<u8>, text: &str) {
     out.extend(text.as_bytes());
 }
 
-/// Who writes in a transaction: its name, the id and the epoch that the server gave.
+/// A transactional producer: its name, and the id and the epoch that the server assigned.
 pub(crate) struct Producer<'a> {
     server: &'a str,
     name: &'a str,
@@ -58,7 +58,7 @@ fn request(server: &str, api: i16, version: i16, body: &[u8]) -> Vec<u8> {
     answer.split_off(4)
 }
 
-/// Makes a topic of one partition with a setting.
+/// Creates a topic of one partition with a setting.
 pub(crate) fn create(server: &str, topic: &str, setting: &str, value: &str) {
     let mut create = vec![];
     create.extend(1_i32.to_be_bytes());
@@ -100,7 +100,7 @@ pub(crate) fn delete_records(server: &str, topic: &str, up_to: i64) {
 
 /// Gives a user a password for SCRAM: the mechanism's number, and what is derived from the password.
 pub(crate) fn set_password(server: &str, user: &str, mechanism: u8, salt: &[u8], derived: &[u8]) {
-    // Of the compact form: no tagged fields, nobody to forget, one user.
+    // In the compact form: no tagged fields, no deletions, one user.
     let mut alter = vec![0, 1, 2];
     let compact = |out: &mut Vec<u8>, bytes: &[u8]| {
         out.push(bytes.len() as u8 + 1);
@@ -117,12 +117,12 @@ pub(crate) fn set_password(server: &str, user: &str, mechanism: u8, salt: &[u8],
     assert_eq!(answer[1 + 4 + 1 + 1 + user.len()..][..2], [0, 0], "the server took it: {answer:?}");
 }
 
-/// Appends one record to partition 0 and waits for the answer.
+/// Appends one record to partition 0 and waits for the response.
 pub(crate) fn produce(server: &str, topic: &str, headers: &[Header<'_>]) {
     append(server, topic, headers, None, 0, 0);
 }
 
-/// Appends what claims to be compressed by the codec of that number, to a server that doesn't look.
+/// Appends a batch that claims to be compressed with the codec of that number, to a server that doesn't check.
 #[allow(dead_code, reason = "only rdkafka's tests have such a server")]
 pub(crate) fn produce_compressed(server: &str, topic: &str, codec: i16) {
     append(server, topic, &[], None, 0, codec);
@@ -234,7 +234,7 @@ impl<'a> Producer<'a> {
         self.until_ok(26, &end, 4);
     }
 
-    /// The end of the transaction before may still be under way.
+    /// Retries while the end of the previous transaction is still in progress.
     fn until_ok(&self, api: i16, body: &[u8], error_at: usize) {
         for _ in 0..200 {
             let answer = request(self.server, api, 0, body);

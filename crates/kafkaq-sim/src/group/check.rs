@@ -1,7 +1,7 @@
 //! The rules, checked from outside: by what the store and the members do.
 //!
-//! The store may forget: it is wiped, loses a key, or goes back in time. What has to hold all the same, and what only
-//! while it remembers:
+//! The store may lose data: it is wiped, loses a key, or is rolled back. Some rules have to hold nevertheless, others
+//! only without a loss:
 //!
 //! | rule | across losses |
 //! |---|---|
@@ -16,17 +16,17 @@
 //! | nobody takes a partition from a member that has just renewed it | unless it forgot that |
 //! | a member that could not renew for the timeout holds nothing | yes |
 //! | two members never hold a partition at once | since two timeouts after it last forgot (2) |
-//! | who leaves in peace leaves its last commit in the log | yes |
-//! | what a dead member held is held again within the timeout and a second; after a leave, much sooner | in peace |
-//! | a topic that is missing is held by nobody who has looked | yes |
-//! | at rest all is shared equally, every record of each log was read, all is committed, and nothing moves | in peace |
+//! | a member that leaves in the calm phase leaves its last commit in the log | yes |
+//! | a dead member's partitions have a new owner within the timeout plus one second; after a leave, much sooner | in peace |
+//! | no member that has checked the topics holds a missing one | yes |
+//! | at rest, all partitions are balanced, every record of each log was read, everything is committed, and nothing moves | in peace |
 //!
-//! (1) A swap whose answer was lost may still be under way when the store goes back to the very value that it
-//! expects. It then takes effect after later ones: the store's past comes back a little newer. The owner finds its
-//! conflict at the next renewal and writes its own cursor over it; if it dies before, the log's checkpoint counts.
+//! (1) A swap whose response was lost may still be in flight when the store is rolled back to exactly the value that it
+//! expects. It then takes effect after later ones. The owner meets the conflict at its next renewal and overwrites it
+//! with its own cursor; if it dies before that, the log's checkpoint counts.
 //!
-//! (2) Somebody takes what the store has forgotten. The owner from before writes itself in again just before its own
-//! time is up, and the other one, cut off from the store, goes on until its time is up too.
+//! (2) Another member takes a partition that the store has lost. The previous owner writes itself in again just before
+//! its own time is up, and the other one, cut off from the store, continues until its time is up, too.
 
 use super::world::{Id, TIMEOUT, WAY, World, cursor, shown};
 use crate::trace::{MS, SEC, Us};
@@ -52,14 +52,14 @@ pub(super) struct Check {
     had: HashMap<Hold, i64>,
     /// The same, since the store last forgot.
     has: HashMap<Hold, i64>,
-    /// Holds that the store was given.
+    /// Holds that took effect in the store.
     begun: HashSet<(Id, i32, u64)>,
     /// Holds in which reading has begun: only they have a cursor of their own.
     started: HashSet<(Id, i32, u64)>,
     /// Values that were sent before: epoch and counter. Their cursor is what the last owner has left.
     carried: HashSet<(Id, i32, u64, u64)>,
     committers: HashMap<(i32, u64), Id>,
-    /// Partitions without a member: until when somebody else than the last one has to hold them.
+    /// Partitions without an owner: by when another member has to hold them.
     orphans: BTreeMap<i32, (Id, Us)>,
     /// Topics that are missing, and from when on nobody may hold them.
     missing: BTreeMap<i32, Us>,
@@ -73,12 +73,12 @@ impl Check {
         self.committers.clear();
     }
 
-    /// Whether it is so long ago that the store forgot that everybody has noticed.
+    /// Returns whether the last loss of data is so long ago that every member has noticed it.
     fn is_settled(&self, now: Us) -> bool {
         self.forgot.is_none_or(|at| now >= at + 2 * TIMEOUT + 3 * WAY * MS)
     }
 
-    /// The log of a partition is another one.
+    /// Records that the log of a partition was replaced.
     pub(super) fn replaced(&mut self, p: i32) {
         self.given.remove(&p);
     }
@@ -138,7 +138,7 @@ impl World {
         if let Some(was) = old.and_then(|v| v.owner).filter(|was| new.owner.is_some_and(|m| m != *was)) {
             self.stats.takeovers += u64::from(begins);
             let last = self.check.renewed.get(&(was, p)).copied().unwrap_or_default();
-            // An owner that finds an earlier one in a store that went back writes itself in again.
+            // An owner that finds an earlier one in a store that was rolled back writes itself in again.
             let forgot = self.check.forgot.is_some_and(|at| at >= last || !begins);
             if self.now < last + TIMEOUT && !forgot {
                 self.broken(format!("partition {p} was taken from a member that is alive"));
@@ -156,7 +156,7 @@ impl World {
             let given = self.check.given.entry(p).or_default();
             *given = (*given).max(at.offset);
         } else {
-            // Of the log before it was cut: what lies below was overwritten.
+            // A cursor of the log before it was truncated: the records below it were overwritten.
             self.check.given.remove(&p);
         }
         // Also into a store that has forgotten it.
@@ -196,7 +196,7 @@ impl World {
         if found.offset < kept {
             self.broken(format!("partition {p} is read from {} although the log has {kept}", found.offset));
         }
-        // Who was overtaken and doesn't know yet starts in vain.
+        // A member that was overtaken and doesn't know it yet starts in vain.
         let owner = self.stored(p).is_some_and(|v| v.owner == Some(id) && v.epoch == of.epoch);
         let given = self.check.given.get(&p).copied().unwrap_or_default();
         if owner && found.offset < given {
@@ -213,7 +213,7 @@ impl World {
         }
     }
 
-    /// A member goes on although it was shown records that don't follow.
+    /// A member continues although it was given records that don't follow.
     pub(super) fn check_passed(&mut self, p: i32, position: Cursor) {
         if !self.topics[&p].made(position) {
             self.broken(format!("a member goes on with partition {p} although it was shown another log"));
@@ -248,7 +248,7 @@ impl World {
         }
     }
 
-    /// Of all members that run.
+    /// Checks all running members.
     pub(super) fn check_shared(&mut self) {
         if let Some((p, _)) = self.check.orphans.iter().find(|(_, (_, until))| *until < self.now) {
             return self.broken(format!("partition {p} was not taken over in time"));
@@ -264,7 +264,7 @@ impl World {
         }
     }
 
-    /// Of those that have just left.
+    /// Checks the members that have just left.
     pub(super) fn check_left(&mut self) {
         if !self.check.is_settled(self.now) {
             return;

@@ -1,4 +1,4 @@
-//! A member: the driver's part in a few lines, a reader that finishes what it reads, and a user who commits.
+//! A member: a minimal driver, a reader that finishes what it reads, and a user that commits.
 
 use super::topic::at_once;
 use super::world::{Call, Id, M, WAY, World, cursor};
@@ -7,18 +7,18 @@ use kafkaq_core::group::{Change, CommitOutcome, Group, GroupFault, Trail, start}
 use kafkaq_core::{Assignment, Batch, Cursor, Error, ErrorKind, Partition, Standing, standing};
 use std::collections::{BTreeMap, HashMap};
 
-/// How often a reader makes sure that the log is still the one that was read.
+/// How often a reader checks that the log is still the one that was read.
 const CHECK_EVERY: Us = 3 * SEC;
-/// How often a member looks at the topics.
+/// How often a member checks the topics.
 pub(super) const LOOK_EVERY: Us = SEC;
 
 pub(super) struct Proc {
     pub(super) id: Id,
     pub(super) group: Group,
     pub(super) paused_until: Us,
-    /// What the member believes to hold.
+    /// What the member believes it holds.
     pub(super) held: BTreeMap<i32, Held>,
-    /// Holds that are over: a caller that is late names one.
+    /// Holds that are over, for calls that arrive late.
     past: Vec<Assignment>,
     commits: HashMap<u64, (Assignment, Cursor)>,
     /// Commits that named a hold which was over.
@@ -81,7 +81,7 @@ impl Proc {
     }
 }
 
-/// Assignments are told by their partitions' numbers.
+/// Returns an assignment; partitions are identified by number.
 fn assignment(p: i32, epoch: u64) -> Assignment {
     Assignment { partition: Partition::new("t", p), epoch }
 }
@@ -122,7 +122,7 @@ impl World {
         self.answers(n);
     }
 
-    /// Which partitions there are. Whoever comes or stood still looks a little later than the others.
+    /// Checks which partitions exist. A member that joins or was paused does so a little later than the others.
     fn look(&mut self, n: usize) {
         if self.now >= self.procs[n].look_at {
             self.procs[n].look_at = self.now + LOOK_EVERY;
@@ -131,7 +131,7 @@ impl World {
         }
     }
 
-    /// How a cursor stands to the log, by the rule's own code, and how often the log is asked in vain.
+    /// Compares a cursor with the log by the production code, with a random number of fetches that fail.
     fn standing(&mut self, p: i32, mut cursor: Cursor, floor: Option<i64>) -> Option<Standing> {
         match self.fault {
             Some(GroupFault::MarkIgnored) => (cursor.mark, cursor.anchor) = (None, None),
@@ -154,7 +154,7 @@ impl World {
         }
     }
 
-    /// As the driver does it: the store's cursor and the log's checkpoint, and whether the records still say so.
+    /// As the driver does it: the store's cursor and the log's checkpoint, each compared with the records.
     fn locate(&mut self, id: Id, of: &Assignment, stored: Option<Cursor>) -> Option<Cursor> {
         let p = of.partition.index;
         let is_away = self.now < self.log_away_until && !self.calm();
@@ -236,7 +236,7 @@ impl World {
         }
     }
 
-    /// Reads on, if there is something, and returns whether there was; `None` if the log is another one.
+    /// Reads further. Returns whether there was anything; `None` if the log was replaced.
     fn read(&mut self, n: usize, p: i32) -> Option<bool> {
         let (now, fault) = (self.now, self.fault);
         let held = self.procs[n].held.get(&p)?;
@@ -254,7 +254,7 @@ impl World {
                 let next = if fault == Some(GroupFault::EmptyMovesOn) { at + 1 } else { at };
                 Ok(Batch::new(Vec::new(), next, None))
             }
-            // A client that has gone back by itself.
+            // A client whose position went back by itself.
             Ok(_) if hostile && at > 0 && self.rng.chance(3) => {
                 self.stats.repeated += 1;
                 self.topics[&p].read(self.rng.below(at as u64) as i64, wanted)
@@ -287,7 +287,7 @@ impl World {
         Some(!batch.records.is_empty())
     }
 
-    /// Whether the log could be compared; `None` if it is another one.
+    /// Returns whether the log could be compared; `None` if it was replaced.
     fn check_log(&mut self, n: usize, p: i32) -> Option<bool> {
         if self.fault == Some(GroupFault::NeverChecks) {
             return Some(true);
@@ -373,7 +373,7 @@ impl World {
     }
 }
 
-/// A pause of a member, in which its readers read nothing, is a gap.
+/// Returns whether a pause, in which a member's readers read nothing, counts as a gap.
 pub(super) fn gap(long: Us) -> bool {
     long > 250 * MS
 }

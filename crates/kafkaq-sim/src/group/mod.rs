@@ -3,12 +3,12 @@
 //! ```text
 //!  topics ──records──> member ──read, swap──> store (late, silent, away, wiped, rolled back)
 //!     ▲                  └──────checkpoints──> log
-//!     └── grow, are cut, trimmed, deleted and recreated, answer with nothing, get partitions
+//!     └── grow, are truncated, trimmed, deleted and recreated, return nothing, get partitions
 //! ```
-//! A run has a hostile phase: calls that take effect late or without an answer, calls that name a hold which is over, a
-//! store that is away or forgets, members that stop, wake, crash, join and leave, topics that are replaced by others
-//! unseen. Then a calm one, with a topic that is recreated, a crash, a leave, a join and a new partition of its own,
-//! after each of which everything has to be in its place in time.
+//! A run has a hostile phase: calls that take effect late or without a response, calls that name a hold which is over,
+//! a store that is down or loses data, members that pause, resume, crash, join and leave, topics that are replaced
+//! unnoticed. Then a calm one, with one recreated topic, one crash, one leave, one join and one added partition, after
+//! each of which the group has to settle in time.
 
 mod check;
 mod member;
@@ -38,7 +38,7 @@ stats! { GroupStats:
     lost,
     /// Commits that the store confirmed.
     commits_done,
-    /// Commits that were refused, since the partition was another's.
+    /// Commits that were refused, since another member owned the partition.
     commits_refused,
     /// Commits that were lost with their partition.
     commits_unknown,
@@ -48,9 +48,9 @@ stats! { GroupStats:
     starts_kept,
     /// Starts at the first record.
     starts_first,
-    /// Starts with a cursor of an earlier log at hand.
+    /// Starts for which a cursor of an earlier log was known.
     starts_anew,
-    /// Starts behind records that were deleted unread.
+    /// Starts after records that were deleted unread.
     starts_after_deleted,
     /// Checkpoints in the log.
     checkpoints,
@@ -70,9 +70,9 @@ stats! { GroupStats:
     evictions,
     /// The store came back with older data.
     rollbacks,
-    /// Times the store was away.
+    /// Times the store was down.
     outages,
-    /// Times the log was away for those who look for a start.
+    /// Times the log was down for members that look for a start.
     log_outages,
     /// Members that joined.
     joins,
@@ -80,23 +80,23 @@ stats! { GroupStats:
     leaves,
     /// Members that died.
     crashes,
-    /// Members that stood still.
+    /// Members that were paused.
     pauses,
     /// Partitions that were recreated.
     recreated,
     /// Of these, partitions that were missing for a while.
     deleted,
-    /// Logs that lost their end.
+    /// Logs that were truncated at the end.
     cuts,
-    /// Logs that lost their beginning.
+    /// Logs that were trimmed at the beginning.
     trims,
     /// Records that were deleted before anybody had read them.
     deleted_unread,
-    /// Answers without a record although there was one.
+    /// Responses without a record although there was one.
     empty_answers,
     /// Fetches that failed.
     fetches_failed,
-    /// Fetches that brought what had been read.
+    /// Fetches that returned records that had been read.
     repeated,
     /// Fetches that began beyond the position.
     gaps,

@@ -15,7 +15,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-/// All records look alike, but for the generation in which they were appended: it is their timestamp.
+/// All records are equal, except for the generation in which they were appended, which is their timestamp.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     generation: u64,
@@ -25,14 +25,14 @@ struct Entry {
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Topic {
-    /// Grows with each time that offsets are given again.
+    /// Grows each time that offsets are reused.
     generation: u64,
     /// Whether it is another topic than the first.
     pub(super) recreated: bool,
     first: i64,
-    /// From offset 0 on, deleted ones included.
+    /// From offset 0 on, including deleted ones.
     entries: Vec<Entry>,
-    /// The topic is deleted, and not made again yet.
+    /// The topic is deleted, and not recreated yet.
     pub(super) missing: bool,
 }
 
@@ -57,21 +57,21 @@ impl Topic {
         self.grow(count);
     }
 
-    /// Deletes the records from `end` on; others take their places.
+    /// Deletes the records from `end` on and appends others in their place.
     pub(super) fn cut(&mut self, end: i64, count: u64) {
         self.entries.truncate(end.max(self.first) as usize);
         self.generation += 1;
         self.grow(count);
     }
 
-    /// Deletes the records below `first`. Returns how many of them nobody had read.
+    /// Deletes the records below `first`. Returns how many of them were unread.
     pub(super) fn trim(&mut self, first: i64) -> usize {
         let before = self.first;
         self.first = first.clamp(self.first, self.next());
         self.unread(before, self.first)
     }
 
-    /// How many records between two offsets nobody has read.
+    /// Returns how many records between two offsets are unread.
     pub(super) fn unread(&self, from: i64, to: i64) -> usize {
         let (from, to) = (from.max(0) as usize, to.clamp(0, self.next()) as usize);
         self.entries.get(from..to).map_or(0, |entries| entries.iter().filter(|e| !e.read).count())
@@ -90,8 +90,8 @@ impl Topic {
         Some(Record::new(offset, entry.generation as i64, None, Some("x".into()), Headers::new()))
     }
 
-    /// Whether the cursor was made in the log that is there now, as far as its records can tell. The simulation's own
-    /// judgement, which knows no empty answers.
+    /// Returns whether the cursor was made in the current log, as far as its records show. This is the simulation's own
+    /// check, which never gets empty responses.
     pub(super) fn made(&self, cursor: Cursor) -> bool {
         let there = |m: Mark| m.offset < self.first || self.record(m.offset).map(|r| Mark::of(&r)) == Some(m);
         cursor.offset <= self.next() && [cursor.mark, cursor.anchor].into_iter().flatten().all(there)
@@ -110,7 +110,7 @@ impl Topic {
         Ok(Batch::new((from..to).filter_map(|at| self.record(at)).collect(), to, Some(self.next())))
     }
 
-    /// The log as the rules' own code reads it. The next so many fetches bring nothing.
+    /// Returns the log as the production code reads it. The next `empty` fetches return nothing.
     pub(super) fn as_log(&self, empty: u32) -> Snapshot {
         Snapshot { topic: self.clone(), empty: AtomicU32::new(empty) }
     }
@@ -122,7 +122,7 @@ pub(super) struct Snapshot {
     empty: AtomicU32,
 }
 
-/// What a call comes to that never waits.
+/// Returns the outcome of a call that never waits.
 pub(super) fn at_once<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
     match pin!(call).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(outcome) => outcome,

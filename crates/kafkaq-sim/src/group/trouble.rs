@@ -15,7 +15,7 @@ const CRASH: Us = HOSTILE + 15 * SEC;
 const LEAVE: Us = HOSTILE + 27 * SEC;
 const JOIN: Us = HOSTILE + 32 * SEC;
 const GROW: Us = HOSTILE + 42 * SEC;
-/// After a leave nobody waits for a timeout.
+/// After a leave, no member waits for a timeout.
 const SOON: Us = TIMEOUT / 2;
 /// After this the members hold nothing of a topic that is missing.
 pub(super) const NOTICED: Us = 2 * LOOK_EVERY;
@@ -82,8 +82,8 @@ impl World {
         if self.rng.chance(2) {
             self.cut(p);
         }
-        // What is deleted is old, and a recreated topic has nothing old in a run as short as this one. (An anchor that
-        // retention has deleted tells nothing.)
+        // Retention deletes old records, and a recreated topic has none in a run as short as this one. (An anchor that
+        // retention has deleted proves nothing.)
         if self.rng.chance(10) && !self.topics[&p].recreated {
             self.trim(p);
         }
@@ -121,7 +121,7 @@ impl World {
                 self.stats.pauses += 1;
                 self.procs[n].paused_until = (self.now + long).min(HOSTILE);
                 let held: Vec<_> = self.procs[n].held.keys().copied().collect();
-                // Its own clock tells it how long it read nothing.
+                // Its own clock shows for how long it read nothing.
                 let (now, fault) = (self.now, self.fault);
                 held.into_iter().filter(|_| gap(long)).for_each(|p| self.procs[n].suspect(p, now, fault));
                 tr!(self, M(self.procs[n].id), "stands still for {} ms", long / MS);
@@ -153,7 +153,7 @@ impl World {
         }
     }
 
-    /// Nobody has to notice: no call fails, and the new topic may be longer than the old one.
+    /// It may go unnoticed: no call fails, and the new topic may be longer than the old one.
     fn recreate(&mut self, p: i32, count: u64) {
         self.stats.recreated += 1;
         self.topics.entry(p).or_default().recreate(count);
@@ -161,7 +161,7 @@ impl World {
         self.check.replaced(p);
     }
 
-    /// It stays away for a while.
+    /// Deletes a topic, which stays missing for a while.
     fn delete(&mut self, p: i32) {
         self.stats.deleted += 1;
         let away = self.rng.between(100, 8_000) * MS;
@@ -209,7 +209,7 @@ impl World {
         tr!(self, "log", "partition {p} is added");
     }
 
-    /// One thing after the other, and each has to be over in time.
+    /// One disturbance after the other, each of which has to be resolved in time.
     pub(super) fn drill(&mut self) {
         self.come_back();
         if self.procs.iter().all(|p| p.leaving) {

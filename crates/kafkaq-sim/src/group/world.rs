@@ -15,7 +15,7 @@ pub(super) const TIMEOUT: Us = 4 * SEC;
 pub(super) const RELEASE_LIMIT: Us = SEC;
 pub(super) const HOSTILE: Us = 60 * SEC;
 pub(super) const END: Us = HOSTILE + 70 * SEC;
-/// From then on nothing new happens: it has to come to rest.
+/// From then on nothing new happens: the group has to come to rest.
 pub(super) const REST: Us = HOSTILE + 55 * SEC;
 /// The longest that one way to the store takes.
 pub(super) const WAY: u64 = 100;
@@ -46,7 +46,7 @@ pub(super) struct World {
     pub(super) store: BTreeMap<Key, Bytes>,
     pub(super) snapshot: BTreeMap<Key, Bytes>,
     pub(super) away_until: Us,
-    /// Until then nobody finds out where to start.
+    /// Until then no member can find where to start.
     pub(super) log_away_until: Us,
     pub(super) topics: BTreeMap<i32, Topic>,
     /// Topics that are deleted, and when they come back.
@@ -207,7 +207,7 @@ impl World {
         Swapped::Done
     }
 
-    /// A member sends a swap, and chance decides what becomes of it.
+    /// A member sends a swap, whose fate is random.
     pub(super) fn send(&mut self, id: Id, token: SwapToken, swap: Swap, away: bool) {
         if let Some(Ok(new)) = swap.new.as_deref().map(Value::decode) {
             self.check_sent(id, Self::number(&swap.key), &new);
@@ -243,7 +243,7 @@ impl World {
     }
 }
 
-/// A value as a person reads it.
+/// Describes a value for the trace.
 pub(super) fn shown(value: &Value) -> String {
     let name = |m: Option<Id>| m.map_or("nobody".into(), |m| M(m).to_string());
     let wanted = value.wanted_by.map_or(String::new(), |m| format!(", wanted by {}", M(m)));

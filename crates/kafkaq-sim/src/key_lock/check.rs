@@ -3,10 +3,10 @@
 //! | rule | when |
 //! |---|---|
 //! | two processes never hold a key at once | unless the store forgot something within a lease |
-//! | a lock is lost before its time only if another taking's value is in the store | always |
-//! | whoever is through with a lock leaves nothing of it in the store that others have to wait for | unless that took effect after its answer, and it was not told |
+//! | a lock is lost early only if the value of another acquisition is in the store | always |
+//! | after a lock is over, nothing of it is left in the store that others have to wait for | unless a write took effect after its response, unknown to its process |
 //! | a key that is wanted is held again within a lease, the skew and a moment after its holder died | in peace |
-//! | a key that was given back and is wanted is held again in a moment | in peace |
+//! | a released key that is wanted is held again in a moment | in peace |
 
 use super::world::{Activity, HOSTILE, LEASE, SETTLED, WAY, World};
 use crate::trace::{MS, Us, true_wall};
@@ -14,7 +14,7 @@ use bytes::Bytes;
 use kafkaq_core::key_lock::Standing;
 use kafkaq_core::{Lease, LeaseToken};
 
-/// The longest pause between two looks, a late timer, and the ways to the store.
+/// The longest pause between two checks, a late timer, and the round trips to the store.
 const MOMENT: Us = LEASE / 6 + 100 * MS + 6 * WAY;
 
 pub(super) struct Check {
@@ -37,7 +37,7 @@ impl Check {
     }
 }
 
-/// Which taking wrote a value.
+/// Returns the token of the acquisition that wrote a value.
 pub(super) fn token(value: &Bytes) -> Option<LeaseToken> {
     Lease::decode(value).ok().map(|lease| lease.token)
 }
@@ -94,7 +94,7 @@ impl World {
         self.stats.lost += u64::from(after == Some(Standing::Lost));
     }
 
-    /// A process is through with a lock.
+    /// Checks a lock that is over for its process.
     pub(super) fn check_over(&mut self, p: usize, k: usize) {
         let (own, now) = (self.procs[p].id, true_wall(self.now));
         let left = self.value(k).and_then(|value| Lease::decode(&value).ok());

@@ -1,10 +1,10 @@
 //! Processes that take the locks of keys ([`kafkaq_core::key_lock::KeyLock`]) in a hostile store, in virtual time, from
 //! one seed.
 //!
-//! A run has a hostile phase: calls that are refused, take effect late, or are answered late or not at all, a store
-//! that is away, ages values out late or is wiped, processes that stand still, with their monotonic clock or without,
-//! and die at any step, clocks that are apart by up to the skew and are set. Then a calm one, in which a holder dies
-//! once and the store is wiped once.
+//! A run has a hostile phase: calls that are refused, take effect late, or get a late response or none, a store that is
+//! down, expires values late or is wiped, processes that are paused, with or without their monotonic clock, and die at
+//! any step, clocks that differ by up to the skew and are set. Then a calm one, in which a holder dies once and the
+//! store is wiped once.
 
 mod check;
 mod world;
@@ -25,7 +25,7 @@ stats! { KeyLockStats:
     renewals,
     /// Locks given back.
     releases,
-    /// Takes that were given up.
+    /// Takes that were abandoned.
     given_up,
     /// Locks that were lost.
     lost,
@@ -41,21 +41,21 @@ stats! { KeyLockStats:
     swap_unknown_lost,
     /// Swaps that took effect after their answer.
     swap_late,
-    /// Swaps whose answer took long.
+    /// Swaps whose response took long.
     answers_slow,
     /// Values that the store aged out.
     expired,
     /// The store lost everything.
     wipes,
-    /// Times the store was away.
+    /// Times the store was down.
     outages,
     /// Processes that died.
     crashes,
     /// Processes that died while they held a lock.
     crashed_holders,
-    /// Processes that stood still.
+    /// Processes that were paused.
     pauses,
-    /// Processes that stood still with their monotonic clock.
+    /// Processes that were paused together with their monotonic clock.
     suspended,
     /// Wall clocks that were set, within the skew.
     clocks_set,

@@ -40,7 +40,7 @@ pub(super) struct Work {
     pub(super) lock: Option<KeyLock>,
     pub(super) token: Option<LeaseToken>,
     pub(super) activity: Activity,
-    /// What the store told last.
+    /// The last value that the store reported.
     pub(super) conflict: Option<Bytes>,
     /// A timer may be late, as a driver's jitter makes it.
     late: Us,
@@ -55,14 +55,14 @@ pub(super) struct Proc {
     slept: Us,
     mono: Us,
     pub(super) works: Vec<Work>,
-    /// Dead or standing still until then.
+    /// Dead or paused until then.
     pub(super) away_until: Us,
 }
 
 struct Value {
     bytes: Bytes,
     forgotten: Us,
-    /// It came after its answer, and whoever wrote it was not told of it.
+    /// It took effect after its response, and its writer doesn't know.
     is_late: bool,
 }
 
@@ -87,7 +87,7 @@ pub(super) struct World {
     pub(super) now: Us,
     pub(super) skew: Us,
     fault: Option<KeyLockFault>,
-    /// How long the store may keep what is over.
+    /// How long the store may keep expired values.
     lag: Us,
     wipes: bool,
     store: Vec<Option<Value>>,
@@ -205,7 +205,7 @@ impl World {
         matches!(self.standing(p, k), Some(Standing::Held(_)))
     }
 
-    /// A process does what it wants with a key.
+    /// Lets a process act on a key.
     fn act(&mut self, p: usize, k: usize) {
         if self.now < self.procs[p].away_until {
             return;
@@ -347,7 +347,7 @@ impl World {
                     }
                 }
                 Event::Answer(outcome) if self.procs[p].id == id => {
-                    // One that stands still reads it when it wakes.
+                    // A suspended one reads it when it wakes up.
                     let away_until = self.procs[p].away_until;
                     if self.now < away_until {
                         self.calls.push(Call { at: away_until, p, k, id, event: Event::Answer(outcome) });
@@ -379,7 +379,7 @@ impl World {
         self.check_answered(p, k, before);
     }
 
-    /// A taking was told of a value. If it is its own, it knows now what it has left.
+    /// An acquisition has learned of a value. If it is its own, it knows now what it has left.
     fn told_of(&mut self, p: usize, k: usize, found: Option<&Bytes>) {
         let own = self.procs[p].works[k].token;
         if let (Some(value), Some(found)) = (&mut self.store[k], found)
@@ -390,7 +390,7 @@ impl World {
         }
     }
 
-    /// What the store has.
+    /// Returns the store's value.
     pub(super) fn value(&mut self, k: usize) -> Option<Bytes> {
         if self.store[k].as_ref().is_some_and(|value| value.forgotten <= self.now) {
             self.stats.expired += 1;

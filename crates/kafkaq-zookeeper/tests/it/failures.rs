@@ -1,4 +1,4 @@
-//! What a call says when the server fails, and that the next call finds its way back.
+//! Errors when the server fails, and recovery at the next call.
 
 use crate::{Zk, builder, client, nodes, shared};
 use kafkaq_adapter_tests::{Log, Stopwatch, cases, create, key, one, read, replace, until, value};
@@ -12,7 +12,7 @@ use std::{
 use tokio::time::sleep;
 use xtask::services::{Server, Service, free_port};
 
-// Not all: a swap may need several requests, and the client library tries again for as long as it may.
+// Not all: a swap may need several requests, and the client library retries for as long as it may.
 cases! { reconnecting for Zk:
     without_a_server_a_swap_is_not_applied_and_returns_soon,
     an_address_that_never_answers_is_not_applied_within_the_limit,
@@ -38,7 +38,7 @@ async fn until_it_works(store: &ZooKeeperStore) {
     until("it works", async || read(store, &key("any")).await.is_ok()).await;
 }
 
-/// So that its shard is there and a create is one request: what lies there is taken away behind the store's back.
+/// Creates the key's shard, so that a create is one request, and then deletes the key with a plain client.
 async fn prepare(store: &ZooKeeperStore, server: &Server) {
     until("it is created", async || one(store, create(&key("a"), "a")).await.is_ok()).await;
     let zk = client(server).await;
@@ -73,7 +73,7 @@ async fn a_frozen_server_is_a_timeout_of_unknown_effect_and_a_new_session_later(
     assert_eq!(e.effect(), Effect::NotApplied, "{e}");
     server.resume().unwrap();
     until_it_works(&store).await;
-    // It was frozen, not deaf: it gets to the old connection, too.
+    // It was frozen, but it processes the old connection when it resumes.
     until("it takes effect", async || read(&store, &key("a")).await.is_ok_and(|is| is == value("b"))).await;
 }
 
@@ -113,7 +113,7 @@ async fn after_a_restart_the_same_store_works_with_its_user_and_its_data() {
         .unwrap();
     until("it is created", async || one(&store, create(&key("a"), "a")).await.is_ok()).await;
     server.kill().unwrap();
-    // What notices it may have been on its way.
+    // The call that notices it may have been in flight.
     read(&store, &key("a")).await.unwrap_err();
     let e = one(&store, create(&key("a"), "a")).await.unwrap_err();
     assert_eq!(facts(&e), (ErrorKind::Unavailable, Effect::NotApplied, Retry::Yes), "{e}");
@@ -128,7 +128,7 @@ async fn after_a_restart_the_same_store_works_with_its_user_and_its_data() {
     assert_eq!(acl[0].scheme, "digest");
 }
 
-/// Each attempt of each session would be an error, by the dozen each second.
+/// Each attempt of each session would log an error, dozens per second.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_client_library_logs_of_the_stores_sessions_is_not_shown() {
     let log = Log::capture_all_threads();
@@ -159,7 +159,7 @@ async fn while_the_server_is_away_threads_do_not_gather() {
         || std::fs::read_dir("/proc/self/task").map(|all| all.filter_map(name).filter(is_ours).count());
     let address = format!("127.0.0.1:{}", free_port().unwrap());
     let store = ZooKeeperStore::builder(address).request_timeout(Duration::from_millis(50)).build().unwrap();
-    // Not on Linux: nothing to count.
+    // Not on Linux: threads can't be counted.
     let Ok(before) = threads() else { return };
     for _ in 0..30 {
         one(&store, create(&key("a"), "a")).await.unwrap_err();

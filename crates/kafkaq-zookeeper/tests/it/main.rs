@@ -27,12 +27,12 @@ impl Adapter for Zk {
     }
 }
 
-/// The server of all tests that leave it alone, each under a prefix of its own.
+/// The server shared by all tests that don't disturb it, each under its own prefix.
 fn shared() -> Arc<Server> {
     Service::ZooKeeper.shared().unwrap()
 }
 
-/// For a machine that has other things to do. Clocks don't differ here.
+/// Settings for a busy machine. Clocks don't differ here.
 fn builder(server: &Server, prefix: &str) -> ZooKeeperStoreBuilder {
     ZooKeeperStore::builder(server.url())
         .prefix(prefix)
@@ -45,7 +45,7 @@ impl Watcher for NoWatch {
     fn handle(&self, _: WatchedEvent) {}
 }
 
-/// The plain client, to look behind the store's back.
+/// A plain client, to inspect the server.
 async fn client(server: &Server) -> ZooKeeper {
     let wait = Duration::from_millis(100);
     ZooKeeper::connect_with_retry_time(&server.url(), Duration::from_secs(5), NoWatch, wait).await.unwrap()

@@ -1,4 +1,4 @@
-//! What is taken away, and what never.
+//! What is swept, and what isn't.
 
 use crate::{builder, client, nodes, shared};
 use kafkaq_adapter_tests::{create, key, one, read, remove, until, value};
@@ -45,6 +45,6 @@ async fn the_sweeper_takes_removed_and_expired_nodes_and_nothing_else() {
         nodes(&zk, "sweep").await.iter().map(|n| n.rsplit(':').next().unwrap().to_owned()).collect();
     left.sort();
     assert_eq!(left, ["lives", "stays"]);
-    // And what was taken away can be made anew.
+    // And what was swept can be created again.
     one(&store, create(&key("removed"), "b")).await.unwrap();
 }

@@ -1,4 +1,4 @@
-//! What lies in the nodes: versions, times to live, limits, and what somebody else has written.
+//! The content of nodes: versions, times to live, limits, and foreign content.
 
 use crate::{builder, client, nodes, shared};
 use kafkaq_adapter_tests::{create, key, one, read, remove, replace, value};

@@ -145,7 +145,7 @@ impl Flush {
         goes_over
     }
 
-    /// Reports decided outcomes, and puts the rest back. Returns how long to wait before the next try.
+    /// Reports decided outcomes, and puts the rest back. Returns how long to wait before the next attempt.
     fn settle(&mut self, request: &Request, answers: Answers) -> Option<Duration> {
         let settled = self.queue.settle(answers, Instant::now());
         self.appender.counter.ended(request.begun, request.records, settled.failed);

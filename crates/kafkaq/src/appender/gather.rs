@@ -16,9 +16,9 @@ pub(super) const ENOUGH: usize = 64;
 /// A request that takes longer doesn't hold back gathered tasks: its partition may be without a leader.
 const PATIENCE: Duration = Duration::from_millis(5);
 
-/// A record that is held back is sent by whoever ends a request, which therefore must see it: the record is put into
-/// its queue before the partition is compared, and that before the count is; the count is decremented before the queue is
-/// looked up.
+/// A record that is held back is sent by whoever ends a request, so that side must see it. Hence the order: a record is
+/// first put into its queue, then the partition is compared, then the count; and the count is decremented before the
+/// queue is looked up.
 #[derive(Debug)]
 pub(super) struct Gathering {
     /// Requests with single tasks that were started and are not too old.

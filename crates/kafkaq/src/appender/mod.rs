@@ -32,7 +32,7 @@ use std::{
 };
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-/// How often a publisher looks for partitions that were added.
+/// How often a publisher checks for added partitions.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// The queues of one topic.
@@ -191,7 +191,7 @@ impl Appender {
         }
     }
 
-    /// Looks for new partitions in the background, if that was a while ago.
+    /// Checks for added partitions in the background, if the last check was a while ago.
     pub(crate) fn look(self: &Arc<Self>, now: Instant) {
         let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         let now = millis(now.saturating_duration_since(self.started));

@@ -97,9 +97,9 @@ pub(super) struct Waiting {
     pub(super) size: usize,
     /// When its outcome is due.
     pub(super) until: Instant,
-    /// Why the last try failed.
+    /// Why the last attempt failed.
     failed: Option<Error>,
-    /// An earlier try may have taken effect, so the outcome is unknown even if the last one certainly had none.
+    /// An earlier attempt may have taken effect, so the outcome is unknown even if the last one certainly had none.
     in_doubt: bool,
     /// `None`: its outcome was reported.
     answer: Option<oneshot::Sender<Result<i64>>>,
@@ -117,7 +117,7 @@ impl Waiting {
         Waiting { record, size, until, failed: None, in_doubt: false, answer: Some(answer), space }
     }
 
-    /// Applies the outcome of a try. Returns whether it is final; otherwise the record is to be retried.
+    /// Applies the outcome of an attempt. Returns whether it is final; otherwise the record is to be retried.
     fn is_settled_by(&mut self, outcome: Result<i64>, now: Instant) -> bool {
         let outcome = match outcome {
             Err(e) if self.answer.is_some() && may_help(&e) && now < self.until => {
@@ -134,7 +134,7 @@ impl Waiting {
         true
     }
 
-    /// Its time is up, before it was sent or while it is `sent`. Returns the outcome to report.
+    /// Gives up on a record whose time is up, before it was sent or while it is `sent`. Returns the outcome to report.
     fn give_up(&mut self, sent: bool) -> Option<Answer> {
         let to = self.answer.take()?;
         let unknown = sent || self.in_doubt;
@@ -166,7 +166,8 @@ fn quietly(f: impl FnOnce()) {
     let _ = catch_unwind(AssertUnwindSafe(f));
 }
 
-/// The same record, with the same id, is one task however often it is appended.
+/// Whether another attempt may help. It does no harm: the same record, with the same id, is one task however often it
+/// is appended.
 fn may_help(e: &Error) -> bool {
     e.retry() != Retry::No || (e.effect() == Effect::Unknown && e.kind() != ErrorKind::Closed)
 }

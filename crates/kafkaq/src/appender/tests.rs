@@ -8,8 +8,8 @@ use std::{
 };
 use tokio::sync::Semaphore;
 
-/// Fails as it is told, one error per record, and remembers each request. It waits for `gate`, and in partitions that
-/// hang for ever.
+/// A log with scripted errors, one per record, that records each request. It waits for `gate`, and forever in the
+/// partitions that hang.
 #[derive(Debug)]
 struct Fake {
     begun: AtomicUsize,
@@ -95,7 +95,7 @@ async fn push(a: &Arc<Appender>, index: i32, record: NewRecord) -> Result<Pushed
     a.push(Destination::Partition(index), record, a.deadline(Instant::now()), &mut Unsent::new(a)).await
 }
 
-/// With six partitions, whose requests hold up what gathers behind them for so long.
+/// Returns an appender with six partitions, where a request holds back gathered records for at most `patience`.
 fn gathering(log: &Arc<Fake>, patience: Duration) -> Arc<Appender> {
     let mut appender = appender_of(6, log, 1 << 20, LONG);
     Arc::get_mut(&mut appender).unwrap().gathering.patience = patience;
@@ -134,7 +134,7 @@ async fn single_records_spread_while_few_requests_are_under_way_and_gather_then(
     let mut gathered = vec![gather(&a, 0).await, gather(&a, 1).await];
     for n in 0..40 {
         let one = gather(&a, n % 6).await;
-        // Nobody has to wait for it.
+        // Its caller may have gone away.
         if n % 2 == 0 {
             gathered.push(one);
         }
@@ -271,7 +271,7 @@ async fn a_request_is_bounded_in_records_and_in_bytes() {
     }
 }
 
-/// Whoever pushes many may take its time over it.
+/// A caller that pushes many records may take long.
 #[tokio::test]
 async fn a_whole_request_is_sent_before_its_caller_has_pushed_all() {
     let log = fake(9, []);
@@ -320,19 +320,19 @@ async fn trying_again_ends_with_the_timeout() {
     assert!(log.sizes().len() > 1);
 }
 
-/// Behind a request that never ends, and after a try whose effect is unknown.
+/// Behind a request that never ends, and after an attempt of unknown effect.
 #[tokio::test]
 async fn each_record_is_answered_at_its_own_time_with_what_is_known() {
     let log = fake(1, [Error::unknown(ErrorKind::Unavailable, "append")]);
     let a = appender(&log, 1 << 20, LONG);
-    // Not so soon that a busy machine takes as long to push.
+    // Late enough that even a busy machine has pushed everything by then.
     let soon = Instant::now() + Duration::from_secs(2);
     let (mut sent, mut behind) = (Vec::new(), Vec::new());
     {
         let mut unsent = Unsent::new(&a);
-        // Tried in vain, and then again, which takes for ever.
+        // Fails at the first attempt and hangs at the second.
         sent.push(a.push(Destination::Partition(0), record(1), soon, &mut unsent).await.unwrap());
-        // Under way for the first time, for ever.
+        // Hangs at the first attempt.
         sent.push(a.push(Destination::Partition(1), record(1), soon, &mut unsent).await.unwrap());
     }
     let later = push(&a, 1, record(1)).await.unwrap();
@@ -346,7 +346,7 @@ async fn each_record_is_answered_at_its_own_time_with_what_is_known() {
         let e = one.outcome().await.unwrap_err();
         assert_eq!((e.kind(), e.effect()), (ErrorKind::Timeout, Effect::NotApplied), "{e}");
     }
-    // What came before them, with more time, still waits and is still sent.
+    // A record that was pushed before them, with a later deadline, still waits and is still sent.
     log.gate.add_permits(9);
     later.outcome().await.unwrap();
 }

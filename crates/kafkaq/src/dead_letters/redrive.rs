@@ -19,7 +19,7 @@ const DEFAULT_MAX_REDRIVES: u32 = 3;
 /// let mut redrive = dead.redrive(Filter::new().kind("email")).canary(10).rate(50);
 /// let report = redrive.run().await?;
 /// if report.state == RedriveState::Canary {
-///     // Look at what became of `redrive.canary_ids()`, then go on.
+///     // Check the outcome of `redrive.canary_ids()`, then continue.
 ///     redrive.run().await?;
 /// }
 /// # Ok(())
@@ -136,8 +136,7 @@ impl Redrive {
 
     /// Redrives up to the canary, the limit, or the last letter. Returns the progress of all runs so far.
     ///
-    /// It covers the letters that were there at the first run, not later ones, and of them those that nobody has handled
-    /// before this run.
+    /// It covers the letters that existed at the first run, except those that were handled before this run.
     ///
     /// *Cancel-safety:* safe. The next call, or another redrive, publishes again what is in doubt: at most 100 tasks,
     /// under the same ids, so each runs once while its id is remembered.
@@ -182,7 +181,7 @@ impl Redrive {
         }
     }
 
-    /// Returns the progress so far, also after an error.
+    /// Returns the progress so far, even after an error.
     #[must_use]
     pub fn report(&self) -> RedriveReport {
         self.report
@@ -221,7 +220,7 @@ impl Redrive {
         Ok(!self.batch.is_empty())
     }
 
-    /// Drops what was handled since the last run, and counts what that one has redriven, as it seems.
+    /// Drops letters that were handled since the last run, and counts those that were redriven: presumably by that run.
     fn drop_handled(&mut self) {
         let Some(letters) = &self.letters else { return };
         let (stay, handled): (Vec<_>, Vec<_>) = std::mem::take(&mut self.batch)

@@ -148,12 +148,12 @@ pub struct Letters {
     scan: Scan,
     filter: Filter,
     marks: Marks,
-    /// Those of the letters that were there when browsing started.
+    /// The offsets of the letters that existed when browsing started.
     ranges: Ranges,
 }
 
 impl Letters {
-    /// What is at the places that the scan is about to read.
+    /// Creates an iterator over the letters that the scan is about to read, with their marks.
     pub(super) async fn new(dead: &DeadLetters, mut scan: Scan, filter: Filter) -> Result<Self> {
         let ranges = scan.ranges();
         let marks = dead.marks_in(&ranges).await?;
@@ -199,8 +199,8 @@ impl Letters {
     /// with [`Filter::after`].
     ///
     /// # Errors
-    /// As [`next`](Letters::next), if there is one before the first letter. A later one ends the page, and the next
-    /// call returns it if it persists.
+    /// The same as for [`next`](Letters::next), if an error precedes the first letter. A later one ends the page, and
+    /// the next call returns it if it persists.
     pub async fn next_page(&mut self, max: usize) -> Result<Vec<DeadLetter>> {
         let mut page = Vec::new();
         while page.len() < max {

@@ -1,4 +1,4 @@
-//! Calls of a backend that are under way.
+//! Backend calls in flight.
 
 use crate::stats::CallCounter;
 use kafkaq_core::{Error, ErrorKind, Result};
@@ -12,8 +12,8 @@ use std::{
 };
 use tokio::task::JoinHandle;
 
-/// Calls of one kind: a bounded number, each on a task of its own, so that encoding runs on another core and an
-/// adapter that panics is an unknown effect and no lost answer. `K` names one item of a call.
+/// Calls of one kind: a bounded number, each in its own task, so that encoding runs on another core and a panic of an
+/// adapter is an unknown effect instead of a lost outcome. `K` identifies one item of a call.
 #[derive(Debug)]
 pub(crate) struct Calls<K, T> {
     under_way: Vec<Call<K, T>>,
@@ -46,7 +46,8 @@ impl<K, T: Send + 'static> Calls<K, T> {
         self.under_way.push(Call { names, begun, task: tokio::spawn(call) });
     }
 
-    /// The next call that has ended, an outcome for each of its names. Cancel-safe; pends while nothing is under way.
+    /// Waits for the next call to end, and returns one outcome per item. Cancel-safe; pending while no call is in
+    /// flight.
     pub(crate) async fn ended(&mut self) -> impl Iterator<Item = (K, Result<T>)> + use<K, T> {
         poll_fn(|cx| self.poll_ended(cx)).await
     }
@@ -65,7 +66,7 @@ impl<K, T: Send + 'static> Calls<K, T> {
     }
 }
 
-/// The answers of one call, and `Unknown` for each that is missing: for all of them if the adapter panicked.
+/// Returns the outcomes of one call, with `Unknown` for each that is missing: for all of them if the adapter panicked.
 pub(crate) fn every_answer<T, E: fmt::Display>(
     call: Result<Vec<Result<T>>, E>,
 ) -> impl Iterator<Item = Result<T>> {

@@ -1,4 +1,4 @@
-//! The event loop: one task that owns the machine, starts its calls and tells it what happened.
+//! The event loop: one task that owns the machine, starts its calls, and passes events and outcomes to it.
 
 use super::{Shared, calls::Calls, job_slot::JobSlot, shared::Inbox, start::shut_down};
 use crate::clock::FAR;
@@ -20,18 +20,18 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// Items of one call of the store, and calls under way of each kind. For etcd 500 are four requests, each full.
+/// Items per call of the store, and concurrent calls of each kind. For etcd, 500 items are four full requests.
 const STORE_BATCH: usize = 500;
 const SWAP_CALLS: usize = 2;
 const GET_CALLS: usize = 2;
-/// Records of one append, and appends under way.
+/// Records per append, and concurrent appends.
 const APPEND_BATCH: usize = 1000;
 const APPEND_CALLS: usize = 8;
 
 /// How long jobs may still run when the queue stops, before it leaves the group: nobody takes new tasks meanwhile.
 const LEAVE_AFTER: Duration = Duration::from_millis(300);
 
-/// What an event loop is made of.
+/// What an event loop is created from.
 pub(super) struct Parts {
     pub(super) machine: Machine,
     pub(super) consumer: Consumer,
@@ -51,13 +51,13 @@ pub(super) struct EventLoop {
     gets: Calls<OpId, Option<bytes::Bytes>>,
     appends: Calls<OpId, i64>,
     commits: Calls<Commit, ()>,
-    /// Jobs that are ready or held, until their holder can ask nothing more.
+    /// Jobs that are ready or held, until their holder can send no more commands.
     slots: HashMap<JobKey, Arc<JobSlot>, foldhash::fast::RandomState>,
     inbox: Inbox,
     ready: Vec<Ready>,
     offers: Vec<Arc<JobSlot>>,
     stopping: Option<Instant>,
-    /// When it leaves the group, although jobs still run: their partitions are wanted elsewhere.
+    /// When it leaves the group even if jobs still run, so that others can take over their partitions.
     leave_at: Option<Instant>,
     leaving: Option<JoinHandle<()>>,
     events_ended: bool,
@@ -109,7 +109,7 @@ impl EventLoop {
                 timer.as_mut().reset(at);
             }
             let (limit, leave_at) = (self.stopping, self.leave_at);
-            // Every branch is cancel-safe, and inside one no call is awaited.
+            // Every branch is cancel-safe, and none awaits a call.
             tokio::select! {
                 ended = self.swaps.ended() => {
                     let now = clock.now();
@@ -131,7 +131,7 @@ impl EventLoop {
                     self.take_event(event);
                 }
                 () = shared.bell.notified() => {
-                    // Lets the tasks that are about to ask come into the same batch.
+                    // Lets tasks that are about to send a command join the same batch.
                     tokio::task::yield_now().await;
                     self.read_inbox();
                 }
@@ -173,7 +173,7 @@ impl EventLoop {
         });
     }
 
-    /// What the machine has for the users' tasks.
+    /// Passes the machine's jobs and answers to the users' tasks.
     fn hand_out(&mut self) {
         self.machine.poll_ready(&mut self.ready);
         let offered = !self.ready.is_empty();
@@ -188,7 +188,7 @@ impl EventLoop {
         while let Some(notice) = self.machine.poll_notice() {
             self.pass_on(notice);
         }
-        // Once it stops, nobody takes what becomes ready.
+        // Once it is stopping, nobody takes jobs that become ready.
         let recall = self.machine.poll_recall().max(self.stopping.map(|_| Recall::All));
         if let Some(recall) = recall {
             let now = self.shared.clock.now();
@@ -220,7 +220,7 @@ impl EventLoop {
         }
     }
 
-    /// A loss may answer several commands, and is one.
+    /// A loss may answer several commands, but counts as one.
     fn lease_lost(&self, job: JobKey, why: LostReason) {
         if why != LostReason::Over
             && let Some(slot) = self.slots.get(&job)
@@ -235,7 +235,7 @@ impl EventLoop {
         self.machine.handle_demand(now, waiting, ready);
     }
 
-    /// What the machine has for the backends, as far as there is room.
+    /// Starts the machine's calls to the backends, as far as there is room.
     fn start_calls(&mut self) {
         while self.swaps.has_room() {
             let mut batch = Vec::new();
@@ -323,7 +323,7 @@ impl EventLoop {
         }
     }
 
-    /// The broker gives nothing more. Jobs that are held may finish, for as long as a lease.
+    /// Stops, because the broker delivers nothing more. Held jobs may finish within one lease duration.
     fn fail(&mut self, e: Error) {
         tracing::error!(target: "kafkaq", error = %e, "the queue has failed and gives no more jobs");
         self.events_ended = true;
@@ -384,13 +384,13 @@ impl EventLoop {
 }
 
 impl Drop for EventLoop {
-    /// Also when it panics or is aborted: nobody may wait for ever.
+    /// Also when it panics or is aborted: nobody may wait forever.
     fn drop(&mut self) {
         self.shared.end(self.slots.drain().map(|(_, slot)| slot));
     }
 }
 
-/// Adds what a failed item was about, which an adapter leaves out.
+/// Adds to each error which item failed, which adapters leave out.
 fn named<T, N: fmt::Display>(mut outcomes: Vec<Result<T>>, names: impl Iterator<Item = N>) -> Vec<Result<T>> {
     for (outcome, name) in outcomes.iter_mut().zip(names) {
         if let Err(e) = outcome {

@@ -1,4 +1,4 @@
-//! One job between its holder and the driver: what the holder asks, what the driver answers.
+//! One job, shared by its holder and the driver: the holder's commands and the driver's answers.
 
 use crate::sync::{lock, until};
 use kafkaq_core::{
@@ -12,7 +12,7 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// One allocation a job.
+/// One allocation per job.
 #[derive(Debug)]
 pub(crate) struct JobSlot {
     pub(crate) ready: Ready,
@@ -25,8 +25,8 @@ impl JobSlot {
     }
 }
 
-/// The newest ask and its answer. An older ask that the driver hasn't seen is overtaken by a newer one, so a job
-/// never has more than one on the way; an answer to an older ask is dropped.
+/// The newest command and its answer. A newer command replaces an older one that the driver hasn't seen yet, so a job
+/// never has more than one pending; the answer to an older command is dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Dialogue {
     state: Mutex<State>,
@@ -44,7 +44,8 @@ struct State {
 }
 
 impl Dialogue {
-    /// Leaves an ask for the driver. Whether the driver has to be told: not if an earlier ask still waits for it.
+    /// Leaves a command for the driver. Returns whether the driver has to be notified: not if an earlier command is
+    /// still waiting for it.
     pub(crate) fn ask(&self, ask: Command) -> bool {
         let mut s = lock(&self.state);
         s.last = s.last.wrapping_add(1);
@@ -53,14 +54,15 @@ impl Dialogue {
         s.asked.replace(ask).is_none()
     }
 
-    /// The driver's side of [`Dialogue::ask`].
+    /// Takes the command that waits for the driver: its side of [`Dialogue::ask`].
     pub(crate) fn asked(&self) -> Option<(CommandId, Command)> {
         let mut s = lock(&self.state);
         let no = CommandId(s.last);
         s.asked.take().map(|ask| (no, ask))
     }
 
-    /// Answers ask number `no`. Whether the job is over, because its holder can ask nothing more.
+    /// Answers the command with this number. Returns whether the job is over, because its holder can send no more
+    /// commands.
     pub(crate) fn answer(&self, no: CommandId, answer: Answer) -> bool {
         let mut s = lock(&self.state);
         if s.last != no.0 || s.asked.is_some() {
@@ -76,7 +78,7 @@ impl Dialogue {
         over
     }
 
-    /// Answers whatever was asked last: the driver is gone. If the job was lost before, that is the answer.
+    /// Answers the last command, since the driver is gone. If the job is known to be lost, that is the answer.
     pub(crate) fn answer_last(&self, answer: Answer) {
         let (no, lost) = {
             let mut s = lock(&self.state);
@@ -86,12 +88,12 @@ impl Dialogue {
         self.answer(no, lost.map_or(answer, Answer::Lost));
     }
 
-    /// The answer to the last ask. Cancel-safe: the answer stays here until it is returned.
+    /// Waits for the answer to the last command. Cancel-safe: the answer stays here until it is returned.
     pub(crate) async fn answered(&self) -> Answer {
         poll_fn(|cx| {
             let mut s = lock(&self.state);
             match s.answer.take() {
-                // Whoever asks of a job that was lost before wants to know why, not that it is over.
+                // For a job that was already lost, return the reason of the loss, not that it is over.
                 Some(Answer::Lost(why)) => {
                     let why = *s.lost.get_or_insert(why);
                     drop(s);
@@ -108,7 +110,7 @@ impl Dialogue {
         .await
     }
 
-    /// The driver has learnt that the lease is lost. Whether it has not known it before.
+    /// Records that the lease is lost. Returns whether that wasn't known before.
     pub(crate) fn lose(&self, why: LostReason) -> bool {
         let is_news = {
             let lost = &mut lock(&self.state).lost;

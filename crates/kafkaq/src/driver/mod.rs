@@ -8,8 +8,9 @@
 //!                                                └────────────┴─── events
 //! ```
 //! One task, [`Driver`], joins the group when a job is first wanted, and then runs the `EventLoop`, which owns the
-//! machine. It never awaits a call: it starts calls, a bounded number of each kind, and selects over their ends, the
-//! events, the bell and the machine's timer. What can't be started gathers in the machine and makes the next batch.
+//! machine. It never awaits a call: it starts calls, a bounded number of each kind, and selects over their outcomes,
+//! the events, the bell and the machine's timer. What can't be started yet accumulates in the machine and forms the
+//! next batch.
 
 mod calls;
 mod event_loop;

@@ -1,8 +1,8 @@
 //! Jobs that are ready, and the `get_job` calls that wait for them.
 //!
-//! A semaphore has one permit for each ready job, so that waiting, being woken in order and passing a dropped
-//! waiter's wake on are the semaphore's business. A permit is no more than a hint: whoever has one and finds the
-//! queue empty, because it was recalled in between, waits again.
+//! A semaphore with one permit per ready job takes care of waiting, of waking callers in order, and of passing on the
+//! wake-up of a dropped waiter. A permit is only a hint: a caller that has one but finds the queue empty, because jobs
+//! were recalled in between, waits again.
 
 use crate::sync::lock;
 use std::{
@@ -14,7 +14,7 @@ use std::{
 };
 use tokio::sync::{Notify, Semaphore, TryAcquireError};
 
-/// The most jobs that one caller can be said to wait for.
+/// The most jobs that one caller can count as waiting for.
 const MOST_WANTED: usize = 1000;
 
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub(crate) struct ReadyQueue<T> {
     permits: Semaphore,
     /// How many jobs callers wait for.
     waiting: AtomicUsize,
-    /// A caller that doesn't wait has found none since the last offer.
+    /// A caller that doesn't wait has found no job since the last offer.
     missed: AtomicBool,
     /// Rung when a caller begins to wait, gives up, or has found none, and when `low` or none are left.
     bell: Arc<Notify>,
@@ -42,8 +42,8 @@ impl<T> ReadyQueue<T> {
         }
     }
 
-    /// The next one, or `None` once the queue is closed; the caller would like `wanted`. Cancel-safe: it leaves the
-    /// queue in the poll that returns it.
+    /// Waits for the next job; `None` once the queue is closed. The caller wants `wanted` jobs. Cancel-safe: a job
+    /// leaves the queue in the poll that returns it.
     pub(crate) async fn take(&self, wanted: usize) -> Option<T> {
         loop {
             let permit = match self.permits.try_acquire() {
@@ -63,7 +63,7 @@ impl<T> ReadyQueue<T> {
         }
     }
 
-    /// One that is ready.
+    /// Returns a job if one is ready.
     ///
     /// # Errors
     /// Once the queue is closed.
@@ -80,7 +80,7 @@ impl<T> ReadyQueue<T> {
         }
     }
 
-    /// Somebody found none and doesn't wait: counts as one who waits, until the next offer.
+    /// Records that a caller found no job and doesn't wait: it counts as waiting until the next offer.
     pub(crate) fn miss(&self) {
         if !self.missed.swap(true, Ordering::Relaxed) {
             self.bell.notify_one();
@@ -104,7 +104,7 @@ impl<T> ReadyQueue<T> {
         Waiting { count: &self.waiting, wanted, bell: Some(&self.bell) }
     }
 
-    /// Adds all of `batch`; whoever has waited longest gets the first.
+    /// Adds all of `batch`. The caller that has waited longest gets the first.
     pub(crate) fn offer(&self, batch: impl Iterator<Item = T>) {
         let added = {
             let mut ready = lock(&self.ready);
@@ -118,7 +118,7 @@ impl<T> ReadyQueue<T> {
         }
     }
 
-    /// Takes back what `take` takes of those that nobody has taken.
+    /// Takes back those of the waiting jobs that `take` selects.
     pub(crate) fn recall(&self, take: impl FnOnce(&mut VecDeque<T>) -> VecDeque<T>) -> VecDeque<T> {
         let back = take(&mut *lock(&self.ready));
         // Permits that are already on their way to a waiter stay, and find nothing.
@@ -132,7 +132,7 @@ impl<T> ReadyQueue<T> {
         (self.waiting.load(Ordering::Relaxed) + missed, lock(&self.ready).len())
     }
 
-    /// Nobody gets anything any more, and nobody waits any longer. What is ready can still be recalled.
+    /// Closes the queue: callers get no more jobs and stop waiting. Ready jobs can still be recalled.
     pub(crate) fn close(&self) {
         self.permits.close();
     }
@@ -175,7 +175,7 @@ mod tests {
         Arc::new(ReadyQueue::new(2, Arc::new(Notify::new())))
     }
 
-    /// A small generator, so that a failing run can be repeated.
+    /// A small pseudorandom generator, so that a failing run can be repeated.
     struct Dice(u64);
     impl Dice {
         fn roll(&mut self, sides: u64) -> u64 {

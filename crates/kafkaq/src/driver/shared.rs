@@ -1,4 +1,4 @@
-//! What the users' tasks and the event loop share.
+//! State shared by the users' tasks and the event loop.
 
 use super::{
     job_slot::JobSlot,
@@ -33,7 +33,7 @@ pub(crate) struct Shared {
     running: AtomicBool,
 }
 
-/// What a holder may ask for.
+/// Limits on the commands of a job's holder.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     /// The longest delay of a retry.
@@ -45,20 +45,20 @@ pub(crate) struct Limits {
     pub(crate) handouts: u32,
 }
 
-/// What the event loop has to look at. Bounded by the number of jobs that are handed out.
+/// What the event loop has to process. Bounded by the number of jobs that are handed out.
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
-    /// Jobs whose holder asks something.
+    /// Jobs whose holder has sent a command.
     pub(super) asking: Vec<Arc<JobSlot>>,
     /// Jobs that were not handed out, because they had been ready for too long, or were lost meanwhile.
     pub(super) stale: Vec<Arc<JobSlot>>,
-    /// Callers that want to know what the machine holds.
+    /// Callers that wait for statistics.
     pub(super) curious: Vec<oneshot::Sender<MachineStats>>,
     ended: bool,
 }
 
 impl Shared {
-    /// `prefetch` is how many jobs may be ready before somebody waits.
+    /// `prefetch` is how many jobs may be ready before a caller waits.
     pub(crate) fn new(queue: &str, prefetch: usize, limits: Limits, clock: Clock) -> Self {
         let bell = Arc::new(Notify::new());
         Shared {
@@ -74,10 +74,10 @@ impl Shared {
         }
     }
 
-    /// The next job, for a caller that wants so many. Cancel-safe.
+    /// Waits for the next job, for a caller that wants `wanted`. Cancel-safe.
     ///
     /// # Errors
-    /// Why the queue gives no more jobs.
+    /// Why the queue hands out no more jobs.
     pub(crate) async fn take(&self, wanted: usize) -> Result<Arc<JobSlot>> {
         while let Some(slot) = self.ready_queue.take(wanted).await {
             if let Some(slot) = self.unless_stale(slot) {
@@ -87,10 +87,10 @@ impl Shared {
         Err(self.why_closed())
     }
 
-    /// A job that is ready.
+    /// Returns a job if one is ready.
     ///
     /// # Errors
-    /// As [`Shared::take`].
+    /// The same as for [`Shared::take`].
     pub(crate) fn try_take(&self) -> Result<Option<Arc<JobSlot>>> {
         while let Some(slot) = self.ready_queue.try_take().map_err(|Closed| self.why_closed())? {
             if let Some(slot) = self.unless_stale(slot) {
@@ -120,7 +120,7 @@ impl Shared {
         self.closed.get().cloned().unwrap_or_else(|| gone("get a job"))
     }
 
-    /// Passes an ask on. Never waits and never fails, so that a `Drop` can call it.
+    /// Passes a command on. Never waits and never fails, so that a `Drop` can call it.
     pub(crate) fn ask(&self, slot: &Arc<JobSlot>, ask: Command) {
         if !slot.dialogue.ask(ask) {
             return;
@@ -139,7 +139,7 @@ impl Shared {
         }
     }
 
-    /// What the machine holds; nothing before the queue has joined its group and after it has left.
+    /// Returns the machine's statistics: empty before the queue has joined its group and after it has left.
     pub(crate) async fn machine_stats(&self) -> MachineStats {
         if !self.running.load(Ordering::Relaxed) {
             return MachineStats::default();
@@ -156,7 +156,7 @@ impl Shared {
         stats.await.unwrap_or_default()
     }
 
-    /// The inbox is read from now on.
+    /// Records that the inbox is read from now on.
     pub(super) fn run(&self) {
         self.running.store(true, Ordering::Relaxed);
     }
@@ -166,13 +166,13 @@ impl Shared {
         std::mem::swap(into, &mut lock(&self.inbox));
     }
 
-    /// No job is handed out from now on, for this reason; the first reason stays.
+    /// Stops handing out jobs, for this reason. The first reason stays.
     pub(super) fn close(&self, why: Error) {
         let _ = self.closed.set(why);
         self.ready_queue.close();
     }
 
-    /// Nobody reads the inbox any more: every ask is answered with a failure, also later ones.
+    /// Records that the inbox is no longer read: every command, including later ones, is answered with a failure.
     pub(super) fn end(&self, held: impl Iterator<Item = Arc<JobSlot>>) {
         self.close(gone("get a job"));
         let left = {

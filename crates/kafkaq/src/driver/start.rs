@@ -1,4 +1,4 @@
-//! The driver's task: it waits until somebody wants a job, joins the group, and runs the event loop.
+//! The driver's task: it waits until a job is wanted, joins the group, and runs the event loop.
 
 use super::{
     Shared,
@@ -22,7 +22,7 @@ use tokio::{
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LAST_BACKOFF: Duration = Duration::from_secs(5);
-/// How often it is said that the group can't be joined.
+/// How often it is logged that the group can't be joined.
 const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// What a driver needs.
@@ -45,8 +45,8 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    /// Starts the driver on the current runtime. It joins the group when it is [wanted](Driver::want) first: a queue
-    /// that is built only to publish and to look at jobs must not hold partitions that nobody here works on.
+    /// Starts the driver on the current runtime. It joins the group when a job is first [wanted](Driver::want): a queue
+    /// that is only used to publish and to query jobs must not hold partitions that nobody here works on.
     pub(crate) fn start(plan: Plan) -> Self {
         let (stop, told_to_stop) = watch::channel(None);
         let (ended, outcome) = watch::channel(None);
@@ -67,15 +67,15 @@ impl Driver {
         self.lease
     }
 
-    /// Somebody wants a job. Never waits.
+    /// Signals that a job is wanted. Never waits.
     pub(crate) fn want(&self) {
         if !self.is_wanted.load(Ordering::Relaxed) && !self.is_wanted.swap(true, Ordering::Relaxed) {
             self.wanted.notify_one();
         }
     }
 
-    /// Stops the driver and waits until it has ended, `limit` from now at the latest, and what the backend's own
-    /// limits add. Any number of callers, the shortest limit counts.
+    /// Stops the driver and waits until it has ended: at most for `limit`, plus the backend's own limits. Any number of
+    /// callers may do so; the shortest limit counts.
     pub(crate) async fn stop(&self, limit: Duration) -> Result<()> {
         stop_within(&self.stop, limit);
         match self.outcome.clone().wait_for(Option::is_some).await.as_deref() {
@@ -86,7 +86,7 @@ impl Driver {
     }
 }
 
-/// Tells whoever watches to stop within `limit`. The shortest limit counts.
+/// Tells all watchers to stop within `limit`. The shortest limit counts.
 pub(crate) fn stop_within(stop: &watch::Sender<Option<Instant>>, limit: Duration) {
     let until = Instant::now() + limit.min(FAR);
     stop.send_modify(|stop| *stop = Some(stop.map_or(until, |earlier| earlier.min(until))));
@@ -128,7 +128,7 @@ pub(super) fn shut_down() -> Error {
     Error::not_applied(ErrorKind::Closed, "get a job").with_advice("The queue was shut down")
 }
 
-/// Joins the group, and tries again for as long as that may help.
+/// Joins the group. Retries as long as that may help.
 async fn join_group(broker: &dyn Broker, request: JoinRequest) -> Result<Consumer> {
     let mut backoff = FIRST_BACKOFF;
     let mut said: Option<Instant> = None;

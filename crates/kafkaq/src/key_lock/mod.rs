@@ -73,9 +73,8 @@ const LOOK: Duration = Duration::from_secs(1);
 /// 1. the holder starts by *claiming* the target: it writes its token there, over any other token, and checks whether
 ///    its guard [is lost](KeyGuard::is_lost);
 /// 2. then it reads what it needs;
-/// 3. each later write is conditional on its token being there still:
-///    `UPDATE .. WHERE id = .. AND holder = <its token>`. If that changes nothing, another has claimed the target, and
-///    it ends.
+/// 3. each later write is conditional on its token still being there: `UPDATE .. WHERE id = .. AND holder = <its
+///    token>`. If that changes nothing, another holder has claimed the target, and it stops.
 ///
 /// So only the last one to claim the target can write. If that is an earlier holder that resumed, the later one fails
 /// and has to start again, but their writes never mix. In a worker the token is that of the execution,
@@ -289,7 +288,7 @@ impl KeyGuard {
         lost(self.held.clone()).await;
     }
 
-    /// As [`lost`](KeyGuard::lost), for a task that outlives the borrow.
+    /// Like [`lost`](KeyGuard::lost), for a task that outlives the borrow.
     #[cfg(feature = "worker")]
     pub(crate) fn loss(&self) -> impl Future<Output = ()> + Send + 'static {
         lost(self.held.clone())

@@ -87,7 +87,7 @@ impl Checkpoints {
     }
 
     /// Stores cursors in the log, unless it has a further one that was not read when reading started. Returns one
-    /// outcome each.
+    /// outcome per cursor.
     pub(super) async fn append(
         &self,
         log: &dyn PartitionLog,
@@ -277,7 +277,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
     use tokio::time::timeout;
 
-    /// Counts the records that are fetched, and stops answering at a limit.
+    /// Counts the records that are fetched, and stops responding at a limit.
     #[derive(Debug, Default)]
     struct Counting {
         inner: MemoryLog,
@@ -356,7 +356,7 @@ mod tests {
     }
 
     const MANY: i64 = 100_000;
-    /// What one fetch brings at most beyond what was asked for.
+    /// How many records one fetch returns beyond the requested ones, at most.
     const BATCH: usize = 20_000;
 
     #[tokio::test]
@@ -379,7 +379,7 @@ mod tests {
         let found = tokio::join!(all(0), all(2), all(1), all(3));
         assert_eq!(found, (Some(7), None, Some(MANY - 1), None));
         let read = log.read.load(SeqCst);
-        // Each part ends within a batch, whose rest is of the part that was read before.
+        // Each part ends within a batch, the rest of which belongs to the part that was read before.
         assert!(read <= MANY as usize + 10 * BATCH, "{read}");
         let (_, again) = last(&log, &checkpoints, 2, true).await;
         assert_eq!(again, 0);
@@ -411,7 +411,7 @@ mod tests {
         append(&log, &checkpoints, &[(partition(0), cursor(9)), (partition(2), cursor(3))]).await;
         assert_eq!(last(&log, &checkpoints, 0, false).await, (Some(9), 2));
         assert_eq!(last(&log, &checkpoints, 2, true).await, (Some(3), 0));
-        // And if it is more than was ever read, only the last of it.
+        // And if more was added than was ever read, only the end of it is read.
         let many = vec![(partition(1), cursor(5)); MANY as usize + BATCH];
         append(&log, &checkpoints, &many).await;
         let (found, read) = last(&log, &checkpoints, 1, false).await;

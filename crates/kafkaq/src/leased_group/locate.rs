@@ -4,7 +4,7 @@ use super::{caught::in_time, checkpoints::Checkpoints, outbox::Alarm};
 use kafkaq_core::{Cursor, Error, ErrorKind, Partition, PartitionLog, Result, Retry, group::start, standing};
 use std::time::Duration;
 
-/// Where reading starts, and what the operator has to know.
+/// Where reading starts, and alerts for the operator.
 pub(super) struct Start {
     pub(super) at: Cursor,
     pub(super) alarm: Option<Alarm>,
@@ -16,7 +16,7 @@ pub(super) struct Start {
 /// belongs to the current log, otherwise at the first record.
 ///
 /// A store that has a cursor may have been rolled back, so the last checkpoints are checked anyway. If it has none, all
-/// are. If they can't be read for `patience`, the store's cursor has to do: at worst, finished tasks are repeated.
+/// are. If they can't be read for `patience`, the store's cursor is used: at worst, finished tasks are repeated.
 pub(super) async fn locate(
     log: &dyn PartitionLog,
     checkpoints: &Checkpoints,
@@ -49,7 +49,7 @@ async fn examine(log: &dyn PartitionLog, partition: &Partition, cursors: Vec<Cur
     for cursor in cursors {
         known.push((cursor, standing(log, partition, &cursor, None).await?));
     }
-    // Read last, so that it is of the log that was found to be another one.
+    // Read last, so that they are the ends of the log that was found to be a different one.
     let ends = log.offsets(std::slice::from_ref(partition)).await.into_iter().next();
     let ends = ends.unwrap_or_else(|| Err(Error::unknown(ErrorKind::Other, "offsets").on(partition)))?;
     let (at, told) = start(ends.first, &known);

@@ -33,7 +33,7 @@ pub(super) struct Shared {
     pub(super) locate_patience: Duration,
     pub(super) max_batch: usize,
     pub(super) group: Mutex<Group>,
-    /// Of the group's own calls to the log.
+    /// Outages of the log, as seen by the group's own calls.
     pub(super) outages: OutageLog,
     pub(super) outbox: Mutex<Outbox>,
     pub(super) waiting: Mutex<Waiting>,

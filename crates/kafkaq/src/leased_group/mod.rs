@@ -44,12 +44,12 @@ const TIMES: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::fr
 /// [`member_timeout`](LeasedGroup::with_member_timeout). The store keeps the group's position; every few seconds, and
 /// when a member leaves, it is also written to the log, to the compacted topic `<group>.cursors`, so that the group
 /// doesn't start from the beginning if the store is wiped or rolled back. If that topic can't be read for half of the
-/// member timeout, reading starts at the store's position, and an `Err` event tells the operator.
+/// member timeout, reading starts at the store's position, and an `Err` event alerts the operator.
 ///
 /// Every member looks for new partitions every ten seconds. It never creates a topic that it reads: a deleted one is
 /// reported and its partitions are lost, and they are taken again when it is back. Equally often, at every assignment
 /// and after every failure, it checks whether a partition's log is still the one that was read; if not, it is read
-/// again from its first record, and an `Err` event tells the operator.
+/// again from its first record, and an `Err` event alerts the operator.
 pub struct LeasedGroup {
     log: Arc<dyn PartitionLog>,
     store: Arc<dyn LeaseStore>,

@@ -165,7 +165,7 @@ impl Outbox {
         }
     }
 
-    /// Adds a batch, unless the last one is still there; then it is returned.
+    /// Adds a batch. If the last one is still there, returns the batch instead.
     pub(super) fn put(&mut self, assignment: &Assignment, batch: Batch) -> Option<Batch> {
         let reader = self.reader(assignment)?;
         if reader.batch.is_some() {
@@ -268,7 +268,7 @@ mod tests {
         }
     }
 
-    /// A partition that comes and goes for a week, and nobody polls.
+    /// A partition is assigned and revoked for a week while nobody polls.
     #[tokio::test]
     async fn what_nobody_polls_has_a_limit() {
         let mut outbox = Outbox::default();
@@ -287,8 +287,7 @@ mod tests {
         assert_eq!((outbox.alarms.len(), outbox.replaced.len(), outbox.failures.len()), (1, 1, 1));
     }
 
-    /// A reader is aborted, which doesn't stop it where it stands: on another thread it may be about to hand over what
-    /// it has read.
+    /// Aborting a reader doesn't stop it at once: on another thread it may be about to hand over what it has read.
     #[tokio::test]
     async fn what_an_older_epoch_brings_counts_for_nothing() {
         let mut outbox = Outbox::default();

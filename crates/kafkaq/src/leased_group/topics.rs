@@ -1,4 +1,4 @@
-//! Tracks which partitions exist, for the group, and what the operator has to know.
+//! Tracks which partitions exist, for the group, and produces alerts for the operator.
 
 use kafkaq_core::{Error, ErrorKind, Partition, Retry, TopicInfo};
 use std::{sync::Arc, time::Duration};
@@ -6,7 +6,8 @@ use tokio::time::Instant;
 
 /// How often a topic that is still missing is reported.
 const TELL_EVERY: Duration = Duration::from_secs(60);
-/// How many consecutive checks a topic has to be missing. A broker that has just started may not know all of them.
+/// In how many consecutive checks a topic has to be missing. A broker that has just started may not know all topics
+/// yet.
 const CERTAIN: u32 = 2;
 
 /// The topics that a member reads.
@@ -14,9 +15,9 @@ pub(super) struct Topics(Vec<Topic>);
 
 struct Topic {
     name: Arc<str>,
-    /// As last seen.
+    /// The number of partitions, as last seen.
     partitions: i32,
-    /// In a row.
+    /// In how many checks in a row it was missing.
     missing: u32,
     told: Option<Instant>,
 }

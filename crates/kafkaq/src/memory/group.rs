@@ -140,7 +140,7 @@ impl Group {
         topics
     }
 
-    /// Adds a partition. Needs a rebalance.
+    /// Adds a partition. A rebalance must follow.
     pub(super) fn add(&mut self, number: usize, partition: &Partition) {
         self.slots.entry(number).or_insert_with(|| Slot {
             partition: partition.clone(),
@@ -149,7 +149,7 @@ impl Group {
         });
     }
 
-    /// The topic was deleted. Needs a rebalance.
+    /// Removes a partition of a deleted topic. A rebalance must follow.
     pub(super) fn remove(&mut self, number: usize) {
         let partition = self.slots.get(&number).map(|slot| slot.partition.clone());
         if let Some(partition) = partition {
@@ -161,8 +161,8 @@ impl Group {
         }
     }
 
-    /// The log was truncated. A member that has read beyond the new end starts again there, under a new epoch. Needs a
-    /// rebalance.
+    /// Handles the truncation of a log. A member that has read beyond the new end starts again there, under a new
+    /// epoch. A rebalance must follow.
     pub(super) fn cut(&mut self, number: usize, end: i64) {
         let Some(slot) = self.slots.get_mut(&number) else { return };
         slot.committed = slot.committed.map(|offset| offset.min(end));
@@ -294,7 +294,7 @@ impl Group {
         }
     }
 
-    /// The member of the topic with the fewest partitions.
+    /// The member that reads the topic and has the fewest partitions.
     fn idlest(&self, topic: &Arc<str>, loads: &Loads) -> Option<MemberId> {
         let readers = self.members.iter().filter(|(_, seat)| seat.topics.contains(topic)).map(|(id, _)| *id);
         readers.min_by_key(|id| loads.of(*id, topic))
@@ -371,7 +371,7 @@ impl Group {
         (old, self.deadline)
     }
 
-    /// There may be records to read in a partition.
+    /// Records that a partition may have records to read.
     pub(super) fn grown(&mut self, number: usize, wake: &mut Wakers) {
         let owner = self.slots.get(&number).and_then(|slot| slot.owner.as_ref());
         if let Some(owner) = owner.filter(|o| !o.paused && o.phase == Phase::Held)

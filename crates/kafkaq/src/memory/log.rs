@@ -208,7 +208,7 @@ async fn sleep_until(deadline: Option<Instant>) {
     }
 }
 
-/// As strict as Kafka, so that what works here works with Kafka.
+/// Checks a spec as strictly as Kafka does, so that what works here works with Kafka.
 fn check(spec: &TopicSpec) -> Result<()> {
     let invalid = |advice| {
         let error = Error::not_applied(ErrorKind::Invalid, "ensure_topics");

@@ -1,5 +1,5 @@
-//! A log and a store in memory: the defaults, meant for tests. They need no server and no disk, keep the whole contract
-//! of `kafkaq-core`, and lose everything when the process ends.
+//! A log and a store in memory: the defaults, meant for tests. They need no server and no disk, fulfill the whole
+//! contract of `kafkaq-core`, and lose everything when the process ends.
 //!
 //! A clone of [`MemoryLog`] or [`MemoryStore`] is another client of the same data, as a second process would be.
 //! Each is closed separately, so a test can close a queue and start it again on the remaining data.

@@ -223,7 +223,7 @@ impl State {
         })
     }
 
-    /// Appends records whose offsets are not set yet. Returns whom to notify that the partition has grown.
+    /// Appends records whose offsets are not set yet. Returns what to notify that the partition has grown.
     pub(super) fn append(
         &mut self,
         to: &Partition,

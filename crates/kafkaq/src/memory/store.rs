@@ -142,7 +142,7 @@ impl fmt::Debug for MemoryStore {
 
 impl Shards {
     fn new() -> Self {
-        // Each is swept at a different size, so that they don't all sweep at once.
+        // Each is swept at a different size, so that they aren't all swept at once.
         let sizes = (0..SHARDS).map(|n| SWEEP_FROM + n * SWEEP_FROM / SHARDS);
         let shard = |sweep_at| Mutex::new(Shard { values: HashMap::default(), sweep_at });
         Shards { hasher: RandomState::default(), shards: sizes.map(shard).collect() }

@@ -9,7 +9,7 @@ pub(super) const LATE: Duration = Duration::from_secs(60);
 /// How many ticks are published in one call.
 const BATCH: usize = 100;
 
-/// A schedule's place in time.
+/// A schedule's position in time.
 #[derive(Debug)]
 pub(super) struct Cursor {
     schedule: Schedule,

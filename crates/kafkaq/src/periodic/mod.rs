@@ -23,20 +23,19 @@
 //!
 //! # How a tick becomes one task
 //! Every process that runs the scheduler publishes every tick, under the id `<name>@<version>.<Unix time in ms>`. The
-//! queue executes an id once for as long as it remembers it, so any of the processes may crash, and no leader is
-//! elected. Each process's record costs one read of the store, so run the scheduler in a few processes, not in hundreds.
+//! queue executes an id once for as long as it remembers it, so any process may crash, and no leader election is
+//! needed. Each process's record costs one read of the store, so run the scheduler in a few processes, not in hundreds.
 //!
 //! A task without a key gets its id as the key, so that its records are in one partition, close to each other.
 //!
 //! # How far back a tick is published
-//! The queue remembers the id of an ended task for at least [`done_retention`](crate::QueueBuilder::done_retention).
-//! An older tick may have been executed and forgotten, and would be executed again. So no process publishes a
-//! tick that is older than its **window**: `done_retention`, less
-//! [`clock_skew`](crate::QueueBuilder::clock_skew) and [`publish_timeout`](crate::QueueBuilder::publish_timeout), since
-//! clocks may differ and a publish may take a while. With the defaults this is 59 min 29 s. These settings must be the
-//! same in all processes of the queue, also in those that only publish. As everywhere in kafkaq, a store that loses its
-//! memory, or workers that are further behind than [`max_overdue`](crate::QueueBuilder::max_overdue), can cost a second
-//! execution.
+//! The queue remembers the id of an ended task for at least [`done_retention`](crate::QueueBuilder::done_retention). An
+//! older tick may have been executed and forgotten, and would be executed again. So no process publishes a tick that is
+//! older than its **window**: `done_retention`, less [`clock_skew`](crate::QueueBuilder::clock_skew) and
+//! [`publish_timeout`](crate::QueueBuilder::publish_timeout), since clocks may differ and a publish may take a while.
+//! With the defaults this is 59 min 29 s. These settings must be the same in all processes of the queue, including
+//! those that only publish. As everywhere in kafkaq, a store that loses its memory, or workers that are further behind
+//! than [`max_overdue`](crate::QueueBuilder::max_overdue), can cost a second execution.
 //!
 //! # Missed ticks
 //! A tick is missed if it could not be published within a minute of its time, because no process was running or the log

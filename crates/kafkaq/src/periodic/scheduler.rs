@@ -146,7 +146,7 @@ impl Ticker {
                     self.refused(*tick, &e);
                     return Ok(());
                 }
-                // First those before it.
+                // The ticks before it go first.
                 Err(_) => break,
             }
         }
@@ -164,7 +164,7 @@ impl Ticker {
         Ok(())
     }
 
-    /// Nothing would be gained by another attempt.
+    /// Gives up on a tick: another attempt would not help.
     fn refused(&mut self, tick: Wall, e: &Error) {
         let (task, at) = (&*self.task.name, tick.0);
         tracing::error!(target: "kafkaq", task, tick = at, "the task of a tick was refused: {e}");

@@ -41,7 +41,7 @@ impl PeriodicTask {
         Self::made_by(name.into(), schedule, Arc::new(move |tick| Ok(make(tick))))
     }
 
-    /// Creates a periodic task of a task type: otherwise as [`new`](PeriodicTask::new).
+    /// Creates a periodic task of a task type; otherwise like [`new`](PeriodicTask::new).
     #[cfg(feature = "worker")]
     pub fn typed<T: crate::worker::TaskType>(
         name: impl Into<Arc<str>>,

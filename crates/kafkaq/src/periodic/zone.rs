@@ -190,7 +190,7 @@ mod tests {
         ticks("45 * * * *", "Australia/Lord_Howe", "2026-04-04T14:00:00Z", &late);
     }
 
-    /// Samoa skipped 2011-12-30 as a whole.
+    /// Samoa skipped all of 2011-12-30.
     #[test]
     fn a_day_that_never_was() {
         let noons = ["2011-12-29 12:00 -10:00", "2011-12-31 00:00 +14:00", "2011-12-31 12:00 +14:00"];

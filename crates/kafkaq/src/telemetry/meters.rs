@@ -144,7 +144,7 @@ impl JobMeter {
         }
     }
 
-    /// How a job ends with this command, if it is confirmed.
+    /// Returns how a job ends with this command, if it is confirmed.
     pub(crate) fn asked(&self, command: &Command) -> JobEnding {
         match command {
             Command::Retry(..) => JobEnding::Retried,
@@ -164,7 +164,7 @@ impl JobMeter {
         });
     }
 
-    /// A job was dropped by its holder.
+    /// Counts a job that was dropped by its holder.
     pub(crate) fn dropped(&self, is_lost: impl FnOnce() -> bool) {
         self.ended(if is_lost() { JobEnding::Lost } else { JobEnding::Dropped });
     }
@@ -246,7 +246,7 @@ mod executions {
             }))
         }
 
-        /// A handler is about to run. `published` is the publish time of its task, if it never ran before.
+        /// Records that a handler is about to run. `published` is the publish time of its task, if it never ran before.
         pub(crate) fn begin(&self, published: Option<SystemTime>) -> RunningMeter {
             if let Some(published) = published {
                 // Clocks may differ.

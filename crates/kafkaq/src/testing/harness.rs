@@ -127,7 +127,7 @@ impl Harness {
     /// its backends are replaced, and the task topic has one partition, so that tasks are executed in order.
     ///
     /// # Errors
-    /// As [`QueueBuilder::build`] and [`WorkerBuilder::start`].
+    /// The same as for [`QueueBuilder::build`] and [`WorkerBuilder::start`].
     pub async fn start<S: Send + Sync + 'static>(
         builder: QueueBuilder,
         worker: impl FnOnce(Queue) -> WorkerBuilder<S>,

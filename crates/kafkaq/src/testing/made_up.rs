@@ -1,4 +1,4 @@
-//! An execution that no queue has handed out.
+//! An execution whose job was not handed out by a queue.
 
 use crate::{
     JobView, LeaseToken, Task, TaskId,

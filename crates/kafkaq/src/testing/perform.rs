@@ -110,7 +110,7 @@ impl<T: TaskType, S: Send + Sync + 'static> Perform<T, S> {
         self
     }
 
-    /// Tells the handler from the start to end its execution, for this reason.
+    /// Asks the handler to stop from the start, for this reason.
     pub fn stop(mut self, reason: StopReason) -> Self {
         self.stop = Some(reason);
         self

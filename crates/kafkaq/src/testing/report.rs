@@ -85,7 +85,7 @@ impl fmt::Display for TaskReport {
 
 /// The outcomes of the tasks of a [`Harness`](super::Harness) since its start. As text it has one line per task.
 ///
-/// The asserts panic with the whole report.
+/// The assertions panic with the whole report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     tasks: Vec<TaskReport>,
@@ -190,7 +190,7 @@ impl Report {
     /// Asserts that a task was dead-lettered for a reason that contains this text.
     ///
     /// # Panics
-    /// If it did not, or for another reason.
+    /// If it was not, or for another reason.
     #[track_caller]
     pub fn assert_dead(&self, id: &TaskId, reason: &str) {
         let death = self.task(id).and_then(TaskReport::death);

@@ -22,7 +22,7 @@ use tokio::{sync::Notify, time::Instant};
 
 /// How long an async handler that is dropped may take to reach its next await before it counts as stuck.
 const DROPPED: Duration = Duration::from_secs(1);
-/// Whether an execution still waits for its key or its batch is looked at no more often than this.
+/// The shortest time between two checks of whether an execution still waits for its key or its batch.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 pub(super) struct Active {
@@ -33,9 +33,9 @@ pub(super) struct Active {
     /// Its place in the keeper's table.
     pub(super) slot: usize,
     state: Mutex<State>,
-    /// Somebody waits for the job to return from its renewal.
+    /// Notified when somebody waits for the job to return from its renewal.
     wanted: Notify,
-    /// It is back.
+    /// Notified when it is back.
     back: Notify,
 }
 
@@ -48,7 +48,7 @@ struct State {
     start_by: Option<Instant>,
     renew_at: Instant,
     handler: Option<Handler>,
-    /// The last reason to end that was seen, and when.
+    /// The last reason to stop that was seen, and when.
     told: Option<(StopReason, Instant)>,
     dropped_at: Option<Instant>,
 }
@@ -110,7 +110,7 @@ impl Active {
         let target = Target::Publisher(of.publisher.clone());
         let execution = Execution::new(job.view(), job.deadline(), of.name.clone(), source, target);
         let execution = Arc::new(execution);
-        // One that was read ahead has had its lease for a while.
+        // A prefetched job has had its lease for a while.
         let left = job.deadline().duration_since(system_now()).unwrap_or_default();
         let state = State {
             job: Held::Here(job),
@@ -137,7 +137,7 @@ impl Active {
         &self.kind.observe[self.execution.source]
     }
 
-    /// Its turn has come; it counts as running now.
+    /// Records that its turn has come: it counts as running now.
     pub(super) fn begin(&self, start_by: Instant) {
         let state = &mut *lock(&self.state);
         (state.phase, state.has_place) = (Phase::Running, true);
@@ -160,8 +160,8 @@ impl Active {
         (true, self.time_is_up(since).into_iter().chain([warn_at]).min().filter(|at| *at < state.renew_at))
     }
 
-    /// When its time is up. While it waits, when to look again, so that nobody has to tell the keeper when the time
-    /// begins.
+    /// Returns when its time is up. While it waits, returns when to check again, so that nobody has to notify the
+    /// keeper when the time starts to count.
     fn time_is_up(&self, now: Instant) -> Option<Instant> {
         let timeout = self.kind.timeout?.min(FAR);
         Some(match self.execution.time_since() {
@@ -297,7 +297,7 @@ impl Active {
         Some(ran)
     }
 
-    /// Tells the handler to end, and drops it if it doesn't in time. Returns when to check again; a time in the past if
+    /// Asks the handler to stop, and drops it if it doesn't in time. Returns when to check again; a time in the past if
     /// it is stuck.
     fn look_at_handler(&self, state: &mut State, times: &Times) -> Option<Instant> {
         let time_is_up = self.time_is_up(times.now);

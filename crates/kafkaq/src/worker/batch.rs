@@ -56,7 +56,7 @@ impl Drop for Running {
 }
 
 impl<S, T> Collected<S, T> {
-    /// Takes the batch that is being collected: the next task comes into another.
+    /// Takes the batch that is being collected: the next task starts another one.
     fn take(&mut self) -> Batch<S, T> {
         self.number += 1;
         std::mem::take(&mut self.batch)
@@ -89,7 +89,7 @@ impl<S: Send + Sync + 'static, T: Send + 'static> Batches<S, T> {
             collected.batch.tasks.push((ctx, task));
             collected.batch.waiting.push(tell);
             let n = collected.batch.tasks.len();
-            // Under the same lock, or others would be added to it.
+            // Under the same lock, since otherwise others could be added to it.
             (number, n == 1, (n >= self.max).then(|| collected.take()), running)
         };
         if let Some(batch) = full {
@@ -136,7 +136,7 @@ impl<S: Send + Sync + 'static, T: Send + 'static> Batches<S, T> {
                     wanted.push((ctx, task));
                     tellers.push(tell);
                 }
-                // In a layer, before it came here.
+                // Its time was up in a layer, before it got here.
                 Some(StopReason::TimedOut) => drop(tell.send(Ended::timed_out_before("batch"))),
                 _ => drop(tell.send(Ended::NotStarted(None))),
             }

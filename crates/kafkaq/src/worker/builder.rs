@@ -25,7 +25,7 @@ use std::{
     time::Duration,
 };
 
-/// Names the tasks without a handler of their own, in place of a kind.
+/// Stands for the kind of tasks that have no handler of their own.
 const OTHERWISE: &str = "otherwise";
 const MAX_CONCURRENCY: usize = 100_000;
 /// Per second.
@@ -107,7 +107,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         self.on_with(handler, Options::new())
     }
 
-    /// As [`on`](WorkerBuilder::on), with settings of its own.
+    /// Like [`on`](WorkerBuilder::on), with options for this kind.
     pub fn on_with<T, F, Fut>(self, handler: F, options: Options) -> Self
     where
         T: TaskType,
@@ -308,7 +308,7 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
     /// *Cancel-safety:* if the future is dropped, the worker stops in the background, as on a signal.
     ///
     /// # Errors
-    /// As [`start`](WorkerBuilder::start), and the error that has stopped a queue permanently.
+    /// The same as for [`start`](WorkerBuilder::start), and the error that has stopped a queue permanently.
     pub async fn run(self) -> Result<WorkerReport> {
         let running = self.start()?;
         signals::obey(running).await

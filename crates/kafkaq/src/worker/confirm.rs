@@ -16,7 +16,7 @@ use std::{
 };
 use tokio::{sync::Notify, task::yield_now};
 
-/// After that, other tasks of the runtime get a chance.
+/// How many are confirmed before other tasks of the runtime get a chance.
 const AT_A_TIME: usize = 128;
 
 /// Executions that have ended and wait to be confirmed. Each still has its slot.

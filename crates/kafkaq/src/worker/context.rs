@@ -49,7 +49,7 @@ pub(super) struct Execution {
 #[derive(Default)]
 struct Time {
     since: Option<Instant>,
-    /// It waits for its key or its batch, before its handler starts.
+    /// Whether it waits for its key or its batch, before its handler starts.
     waits: bool,
 }
 
@@ -73,17 +73,17 @@ impl Execution {
         }
     }
 
-    /// It is to wait, and its time limit doesn't count until [`Execution::time_begins`].
+    /// Records that it waits first: its time limit doesn't count until [`Execution::time_begins`].
     pub(super) fn waits_first(&self) {
         *lock(&self.time) = Time { since: None, waits: true };
     }
 
-    /// It no longer waits.
+    /// Records that it no longer waits.
     pub(super) fn time_begins(&self) {
         *lock(&self.time) = Time { since: Some(Instant::now()), waits: false };
     }
 
-    /// It starts, perhaps to wait.
+    /// Records that it starts, perhaps by waiting.
     pub(super) fn starts(&self, now: Instant) {
         let time = &mut *lock(&self.time);
         if !time.waits && time.since.is_none() {
@@ -191,7 +191,7 @@ impl<S> Ctx<S> {
         system_time(Wall(self.execution().deadline.load(Relaxed)))
     }
 
-    /// Signals when the execution is to end, and why.
+    /// Signals when the execution has to stop, and why.
     #[must_use]
     pub fn stop(&self) -> &Stop {
         &self.stop

@@ -12,7 +12,7 @@ use tokio::{sync::Notify, time::Instant};
 /// A task of a paused kind is snoozed for half as long as the kind has been paused, within these limits.
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(300);
-/// The limit once it has used up half of its hand-outs, so that the rest lasts for months.
+/// The limit for a task that has used up half of its hand-outs, so that the rest lasts for months.
 pub(super) const SPARING: Duration = Duration::from_secs(6 * 3600);
 
 /// Pauses and resumes kinds of task of one worker. Cheap to clone; from
@@ -47,7 +47,7 @@ pub(super) const SPARING: Duration = Duration::from_secs(6 * 3600);
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> kafkaq::Result<()> {
 /// let worker = Worker::builder(Queue::builder("emails").build().await?).on(async |_: Ctx, _: SendEmail| {});
-/// let control = worker.control(); // for the web server's route of operators
+/// let control = worker.control(); // for an admin endpoint, for example
 /// let running = worker.start()?;
 /// control.pause(SendEmail::KIND)?;
 /// assert_eq!(control.paused(), ["send_email"]);
@@ -66,7 +66,7 @@ pub struct WorkerControl {
 #[derive(Default)]
 struct Switches {
     of: HashMap<String, Arc<Switch>>,
-    /// The worker has started: the kinds are fixed.
+    /// Whether the worker has started: then the kinds are fixed.
     all_known: bool,
 }
 
@@ -97,7 +97,7 @@ impl WorkerControl {
     /// Resumes a kind. Does nothing if it isn't paused.
     ///
     /// # Errors
-    /// As [`pause`](WorkerControl::pause).
+    /// The same as for [`pause`](WorkerControl::pause).
     pub fn resume(&self, kind: &str) -> Result<()> {
         let switch = self.switch_of(kind, "resume a kind")?;
         if lock(&switch.0).take().is_some() {

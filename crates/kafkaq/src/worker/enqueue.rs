@@ -81,7 +81,7 @@ impl Enqueue {
         })
     }
 
-    /// Sends it to the partition of this key.
+    /// Sets the key: tasks with the same key go to the same partition.
     pub fn key(self, key: impl Into<Bytes>) -> Self {
         self.with(|task| task.with_key(key))
     }
@@ -108,7 +108,7 @@ impl Enqueue {
         self.header(EXPIRES_HEADER, ms.to_string())
     }
 
-    /// As [`expires`](Enqueue::expires), but the task is dead-lettered.
+    /// Like [`expires`](Enqueue::expires), but the task is dead-lettered.
     pub fn expires_to_dead_letter(self, at: SystemTime) -> Self {
         self.expires(at).header(EXPIRED_HEADER, DEAD)
     }

@@ -35,7 +35,7 @@ pub(super) enum KeyOf {
     Payload(&'static str, Arc<FromPayload>),
 }
 
-/// From the version of the payload and the job. `None` if the payload can't be decoded.
+/// Derives a key from the version of the payload and the job. `None` if the payload can't be decoded.
 type FromPayload = dyn Fn(u16, &JobView) -> Option<Bytes> + Send + Sync;
 
 impl KeyOf {
@@ -158,7 +158,7 @@ impl Exclusive {
         let Some(mut place) = Place::take(&self, &key, !may_snooze) else { return snooze() };
         tokio::select! {
             biased;
-            // The worker stops, or somebody else has the task.
+            // The worker is stopping, or another worker has the task.
             _ = ctx.stop().requested() => Err(Ended::NotStarted(None)),
             guard = self.locks.acquire(&key) => match guard {
                 Ok(guard) => {
@@ -167,7 +167,8 @@ impl Exclusive {
                 }
                 Err(error) => {
                     tracing::warn!(target: "kafkaq", task = %ctx.id(), %error, "the key of a task can't be locked");
-                    // It would take a slot for as long as the store refuses it, and others like it the rest.
+                    // It would occupy a slot for as long as the store refuses it, and others like it would occupy the
+                    // rest.
                     if may_snooze { snooze() } else { Err(Ended::NotStarted(Some(jittered(SPARING)))) }
                 }
             },

@@ -41,7 +41,7 @@ pub(super) enum Verdict {
     /// It is snoozed by the worker itself, for as long as that takes: if `max_delay` cut it, waiting would use up the
     /// hand-outs.
     PutOff(Duration),
-    /// Somebody else has it.
+    /// Another worker has it.
     Lost,
 }
 
@@ -166,7 +166,7 @@ pub(super) async fn confirm(shared: Arc<Shared>, active: Arc<Active>, fate: Fate
 pub(super) async fn end_unfinished(shared: &Shared, active: &Active, job: Job) {
     let _close = Close(shared, active);
     match judge(shared, active, None) {
-        // Nobody else should get it before its lease expires.
+        // Another worker should not get it before its lease expires.
         Verdict::Lost => drop_lost(shared, active, job),
         verdict => end(shared, active, job, verdict).await,
     }
@@ -230,7 +230,7 @@ fn judge(shared: &Shared, active: &Active, ended: Option<Ended>) -> Verdict {
     }
 }
 
-/// Logs what an operator should see.
+/// Logs failures for the operator.
 fn tell(active: &Active, verdict: &Verdict) {
     let job = &active.execution.job;
     let (task, kind, attempt) = (job.id(), &*active.kind.name, job.attempt());
@@ -249,7 +249,7 @@ fn tell(active: &Active, verdict: &Verdict) {
     }
 }
 
-/// The caller makes the keeper forget the execution.
+/// Ends the job with this verdict. The caller makes the keeper forget the execution.
 async fn end(shared: &Shared, active: &Active, job: Job, verdict: Verdict) {
     tell(active, &verdict);
     let max_delay = shared.source(active).max_delay;
@@ -287,7 +287,7 @@ async fn end(shared: &Shared, active: &Active, job: Job, verdict: Verdict) {
     shared.count(active, confirmed(active.execution.job.id(), asked, ending), reason);
 }
 
-/// A user's backoff function may panic.
+/// Calls the backoff function, which is the user's and may panic.
 fn backoff(active: &Active, failure: u32, reason: &str) -> Option<Duration> {
     let kind = &active.kind;
     panics::caught_blocking(|| kind.backoff.after(failure, reason)).unwrap_or_else(|told| {

@@ -65,7 +65,7 @@ impl Format {
     /// Decodes a value, for instance of an earlier version in [`upgrade`](super::TaskType::upgrade).
     ///
     /// # Errors
-    /// The decoder's error, also if bytes are left over; for a custom format, that there is no decoder.
+    /// The decoder's error, including one for leftover bytes; for a custom format, that there is no decoder.
     pub fn decode<T: DeserializeOwned>(self, payload: &[u8]) -> Result<T, BoxError> {
         match self {
             Format::Json => Ok(serde_json::from_slice(payload)?),

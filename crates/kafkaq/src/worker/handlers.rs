@@ -21,12 +21,12 @@ pub(super) enum Executing {
 pub(super) enum Ended {
     Returned(Outcome),
     Panicked(String),
-    /// It has not started, which is never a failure. The task is put off for so long, or given back.
+    /// It has not started, which is never a failure. The task is snoozed for this long, or given back.
     NotStarted(Option<Duration>),
 }
 
 impl Ended {
-    /// Its time was up before that began, which is a failure.
+    /// Returns the failure of an execution whose time was up before this began.
     pub(super) fn timed_out_before(what: &str) -> Self {
         Ended::Returned(Outcome::Retry { delay: None, reason: format!("timed out before its {what} began") })
     }

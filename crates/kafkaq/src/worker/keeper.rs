@@ -1,5 +1,5 @@
-//! The lease keeper. It renews leases, tells handlers when to end, and ends executions whose handlers don't. It is on
-//! the queue's runtime, so it works whatever handlers do to their threads.
+//! The lease keeper. It renews leases, tells handlers when to stop, and ends executions whose handlers don't. It runs
+//! on the queue's runtime, so it works whatever handlers do to their threads.
 
 use super::{
     active::{Active, Due, Times},
@@ -45,7 +45,7 @@ struct Open {
 }
 
 impl Open {
-    /// Whether that is sooner than was planned.
+    /// Plans a check. Returns whether it is sooner than what was planned.
     fn plan(&mut self, at: Instant) -> bool {
         let is_sooner = self.planned.is_some_and(|planned| planned > at);
         if is_sooner {
@@ -199,7 +199,7 @@ async fn renew(shared: Arc<Shared>, active: Arc<Active>, mut job: Job) {
         }
     }
     active.bring_back(job, next);
-    // Also to see what the job was told.
+    // Also to see what the job has learned.
     shared.keeper.look_at(next.min(Instant::now() + PAUSE));
 }
 

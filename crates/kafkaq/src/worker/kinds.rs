@@ -101,7 +101,7 @@ impl KindQueue {
     }
 
     fn has_room(&self, now: Instant) -> bool {
-        // Only the dispatcher makes it more.
+        // Only the dispatcher increments it.
         self.kind.running.load(SeqCst) < self.kind.concurrency && self.pace.allows(now) > 0
     }
 
@@ -123,7 +123,7 @@ impl KindQueue {
         None
     }
 
-    /// Keeps those for which it holds.
+    /// Keeps the waiting executions for which the predicate holds.
     pub(super) fn retain(&mut self, keep: impl FnMut(&Arc<Active>) -> bool) {
         self.waiting.retain(keep);
     }
@@ -137,7 +137,7 @@ impl KindQueue {
         self.pace.next(now).filter(|_| !self.waiting.is_empty())
     }
 
-    /// All that wait.
+    /// Removes and returns all that wait.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = Arc<Active>> {
         self.waiting.drain(..)
     }
@@ -146,7 +146,7 @@ impl KindQueue {
 /// The kinds and their queues.
 pub(super) struct Kinds {
     pub(super) queues: Vec<KindQueue>,
-    /// Where the queue of each kind is.
+    /// The index of each kind's queue.
     pub(super) named: HashMap<String, usize>,
     /// The queue of all other tasks, with or without a handler.
     pub(super) otherwise: usize,

@@ -163,7 +163,7 @@ impl Service<BoxContext> for Innermost {
             progress.begun.store(true, Relaxed);
             let ended = match handler {
                 Executing::Async(handler) => handler.await,
-                // On a thread for that: see `Layered::around`.
+                // On a thread for blocking work: see `Layered::around`.
                 Executing::Blocking(handler) => handler(),
             };
             match ended {
@@ -185,7 +185,7 @@ type Wrap = Box<dyn Fn(BoxHandler) -> BoxHandler + Send + Sync>;
 pub(super) struct Layers(Vec<Wrap>);
 
 impl Layers {
-    /// Puts them around the handlers.
+    /// Wraps the handlers in the layers.
     pub(super) fn build(&self) -> Layered {
         let innermost = BoxHandler { service: Box::new(Innermost) };
         let is_any = !self.0.is_empty();
@@ -200,8 +200,8 @@ impl<S> WorkerBuilder<S> {
     /// limits and counts apply to all kinds together. The layer that was added first is the outermost, as with tower's
     /// `ServiceBuilder`.
     ///
-    /// Layers run where the handler runs, inside its span, and within its time limit, which begins anew when a batch is
-    /// complete. A layer that doesn't call the service within decides the outcome by itself. Layers see a panic of the
+    /// Layers run where the handler runs, inside its span, and within its time limit, which starts over when a batch is
+    /// complete. A layer that doesn't call the inner service decides the outcome by itself. Layers see a panic of the
     /// handler as an [`Outcome::Retry`] with its message; a panic of a layer counts as a failure of the task, like a
     /// handler's.
     ///

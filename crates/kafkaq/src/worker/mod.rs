@@ -55,7 +55,7 @@
 //!   make it idempotent, with [`Ctx::id`] or as described at [`LeaseToken`](crate::LeaseToken).
 //! - Its lease is renewed while it runs, even if it blocks its thread: on a multi-threaded runtime, handlers have their
 //!   own threads.
-//! - It is [told](Ctx::stop) when it should end. If it doesn't, it is dropped at its next await.
+//! - It is [told](Ctx::stop) when it should stop. If it doesn't, it is dropped at its next await.
 //! - A panic counts as a failure, with its message and location as the reason.
 //! - What it [enqueues](Ctx::enqueue) is one task, even if it runs twice, while that task's id is remembered.
 //! - Failures, dead letters and lost leases are events of [`tracing`](https://docs.rs/tracing) with the target `kafkaq`.

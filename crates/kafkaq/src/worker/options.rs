@@ -15,13 +15,13 @@ pub struct Options {
 }
 
 impl Options {
-    /// The worker's settings.
+    /// Creates options that override nothing.
     #[must_use]
     pub fn new() -> Self {
         Options::default()
     }
 
-    /// How long a handler may run, from its start. Then it is [told](super::Stop) to end, and dropped after the
+    /// How long a handler may run, from its start. Then it is [told](super::Stop) to stop, and dropped after the
     /// worker's [grace period](super::WorkerBuilder::grace). This counts as a failure.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
@@ -56,7 +56,7 @@ impl Options {
         self
     }
 
-    /// As [`one_at_a_time`](Options::one_at_a_time), with a key derived from the task. The payload is decoded an
+    /// Like [`one_at_a_time`](Options::one_at_a_time), with a key derived from the task. The payload is decoded an
     /// additional time for it. Kinds with equal keys exclude each other: include the kind in the key if they should
     /// not.
     #[must_use]

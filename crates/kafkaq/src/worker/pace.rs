@@ -7,7 +7,7 @@ use tokio::time::Instant;
 const LATE: Duration = Duration::from_millis(100);
 
 pub(super) struct Pace {
-    /// Between two starts. `None`: there is no limit.
+    /// The time between two starts. `None`: there is no limit.
     spacing: Option<Duration>,
     next: Option<Instant>,
 }
@@ -17,7 +17,7 @@ impl Pace {
         Pace { spacing: per_second.map(|rate| Duration::from_secs_f64(1.0 / rate)), next: None }
     }
 
-    /// How many may start now.
+    /// Returns how many may start now.
     pub(super) fn allows(&self, now: Instant) -> usize {
         match (self.spacing, self.next) {
             (None, _) => usize::MAX,

@@ -1,4 +1,4 @@
-//! Turns panics of handlers into failures whose reason says where.
+//! Turns panics of handlers into failures whose reason contains the location.
 
 use crate::sync;
 use std::{any::Any, cell::RefCell, panic, sync::Once};

@@ -105,7 +105,7 @@ impl Queues {
             && let Some(turn) = self.turns.next(empty, now)
         {
             let source = turn.queue;
-            // A queue that has none is asked to lease one.
+            // A queue without a ready job is asked to lease one.
             match self.all[source].try_get_job()? {
                 Some(job) => {
                     self.turns.taken(turn, now);

@@ -44,7 +44,7 @@ pub(super) struct Settings {
     pub(super) grace: Duration,
     pub(super) shutdown_limit: Duration,
     pub(super) free_stuck_slots: bool,
-    /// By default some leases.
+    /// `None`: a few leases.
     pub(super) warn_after: Option<Duration>,
     pub(super) observer: Option<Observer>,
 }
@@ -77,7 +77,7 @@ impl Shared {
         &self.sources[active.execution.source]
     }
 
-    /// An execution has stopped running.
+    /// Records that an execution has stopped running.
     pub(super) fn free(&self, active: &Active) {
         if active.leave_place() {
             active.kind.end();
@@ -86,7 +86,7 @@ impl Shared {
         }
     }
 
-    /// The outcome of an execution is confirmed, or never will be.
+    /// Counts an execution whose outcome is confirmed, or never will be.
     pub(super) fn count(&self, active: &Active, ending: Ending, reason: Option<String>) {
         active.observe().ended(ending);
         if active.leave_slow() {
@@ -266,7 +266,7 @@ impl Dispatcher {
         let mut stopping = self.shared.stopping.subscribe();
         let failed = self.take_jobs(&mut stopping).await.err();
         let Dispatcher { queues, mut kinds, shared, .. } = self;
-        // Some may have started since the keeper told all to end.
+        // Some may have started since the keeper told all to stop.
         shared.keeper.look_at(Instant::now());
         if failed.is_some() {
             stop_within(&shared.stopping, shared.settings.shutdown_limit);

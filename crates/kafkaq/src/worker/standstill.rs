@@ -4,11 +4,11 @@ use crate::{PartitionStats, Queue, QueueStats};
 use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 
-/// Checks are more expensive the more records are unfinished.
+/// How often it checks. A check costs more the more records are unfinished.
 const EVERY: Duration = Duration::from_secs(10);
 /// Whatever its handler does, a task that was handed out is parked or done long before.
 const LEASES: u32 = 3;
-/// How many checks found that jobs were requested. If all slots are taken, a partition may wait for a long time.
+/// How many checks must have found requested jobs: while all slots are taken, a partition may wait for a long time.
 const ASKED: u32 = 3;
 
 /// Watches the queue's partitions of the task topic until it is aborted. In the wait topic, records stay until they are
@@ -112,7 +112,7 @@ mod tests {
             Site { watch, begun: Instant::now() }
         }
 
-        /// What is told of partition 0 at that second.
+        /// Returns what is logged about partition 0 at that second.
         fn look(&mut self, at: u32, position: Option<i64>, waiting: usize) -> Option<Told> {
             let of = |topic: &str, position: Option<i64>| PartitionStats {
                 topic: topic.into(),

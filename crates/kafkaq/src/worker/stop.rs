@@ -1,4 +1,4 @@
-//! Tells a handler that its execution is to end.
+//! Tells a handler that its execution has to stop.
 
 use super::context::Execution;
 use crate::{LostReason, sync::until};
@@ -12,11 +12,11 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// Why an execution is to end.
+/// Why an execution has to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StopReason {
-    /// The lease is lost: somebody else executes the task, or will. Anything done from now on may be done twice.
+    /// The lease is lost: another worker executes the task, or will. Anything done from now on may be done twice.
     LeaseLost,
     /// The task was cancelled.
     Cancelled,
@@ -49,7 +49,7 @@ pub(super) struct Signal {
 
 const REASONS: [StopReason; 4] =
     [StopReason::ShuttingDown, StopReason::TimedOut, StopReason::Cancelled, StopReason::LeaseLost];
-/// Besides the reason, counted from 1.
+/// A flag beside the reason, which is counted from 1.
 const DROPPED: u8 = 0x80;
 
 impl Signal {
@@ -77,19 +77,19 @@ impl Stop {
         self.0.tell(reason);
     }
 
-    /// Returns why the execution is to end; `None` while it may continue.
+    /// Returns why the execution has to stop; `None` while it may continue.
     #[must_use]
     pub fn reason(&self) -> Option<StopReason> {
         self.0.stop_reason()
     }
 
-    /// Whether the execution is to end.
+    /// Returns whether the execution has to stop.
     #[must_use]
     pub fn is_requested(&self) -> bool {
         self.reason().is_some()
     }
 
-    /// Waits until the execution is to end, and returns why. Cancel-safe; meant for a `select!` next to the work.
+    /// Waits until the execution has to stop, and returns why. Cancel-safe; meant for a `select!` next to the work.
     pub async fn requested(&self) -> StopReason {
         self.0.stop_requested(|_| true).await
     }

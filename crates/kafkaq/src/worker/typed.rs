@@ -109,7 +109,7 @@ pub trait TaskType: Serialize + DeserializeOwned + Send + 'static {
     /// Decodes a payload of an earlier version.
     ///
     /// # Errors
-    /// Unless it is implemented, that such payloads can't be read. The task is dead-lettered with it.
+    /// By default, that such payloads can't be read. The task is dead-lettered with the error.
     fn upgrade(from: u16, payload: &[u8]) -> std::result::Result<Self, BoxError> {
         let _ = payload;
         Err(format!("version {from} of `{}` can't be read any more", Self::KIND).into())

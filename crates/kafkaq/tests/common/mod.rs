@@ -1,4 +1,4 @@
-//! What the tests of the facade share: quick settings, and a look into the log.
+//! Shared by the tests of the facade: quick settings, and access to the log.
 //!
 //! Where a test's clock is paused, leases and delays take no time and end no sooner because the machine is busy.
 
@@ -71,15 +71,15 @@ macro_rules! forward {
 pub(crate) use forward;
 
 pub(crate) const LEASE: Duration = Duration::from_millis(400);
-/// Nothing in these tests takes as long, unless it hangs.
+/// Nothing in these tests takes this long, unless it hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 
 pub(crate) fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-/// The wall clock's time as the queue has it: as far behind or ahead of the system's as a paused clock is. A thread that
-/// is held up between its looks has a time that is too late, so the earliest of many counts.
+/// The wall clock's time as the queue sees it: as far behind or ahead of the system's as tokio's paused clock is. A
+/// thread that is delayed between its readings gets a time that is too late, so the earliest of many counts.
 pub(crate) fn wall_now() -> SystemTime {
     let look = || {
         let before = SystemInstant::now();
@@ -120,14 +120,14 @@ pub(crate) async fn stop(mut running: kafkaq::worker::WorkerHandle) -> kafkaq::w
     running.stopped().await.expect("the worker ends in good order")
 }
 
-/// Ends after as many polls, up to 15, as chance wants for this number.
+/// Ends after a pseudorandom number of polls, up to 15, derived from this number.
 pub(crate) async fn patience(of: u64) {
     for _ in 0..of.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 60 {
         tokio::task::yield_now().await;
     }
 }
 
-/// A small generator, so that a failure can be repeated.
+/// A small pseudorandom generator, so that a failure can be repeated.
 pub(crate) struct Random(pub(crate) u64);
 
 impl Random {

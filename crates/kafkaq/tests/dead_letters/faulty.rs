@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 /// What fails next: an append to a topic, of a payload, or a fetch.
 pub(crate) type Fails = fn(&str, Option<&[u8]>) -> Option<Error>;
 
-/// A log that fails as a test says, before it takes effect. It refuses to read below its first record.
+/// A log whose calls fail as a test says, before they take effect. It refuses to read below its first record.
 #[derive(Debug)]
 pub(crate) struct Faulty {
     log: MemoryLog,

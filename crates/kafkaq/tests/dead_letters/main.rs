@@ -1,4 +1,4 @@
-//! What can be done about tasks that were given up, on the in-memory pair.
+//! Handling of dead letters, on the in-memory pair.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 

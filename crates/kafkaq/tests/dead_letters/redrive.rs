@@ -126,7 +126,7 @@ async fn an_interrupted_redrive_goes_on_and_each_task_runs_once() -> Result<()> 
     let done = redrive.report().redriven;
     assert!((2..12).contains(&done), "{done}");
     assert_eq!(redrive.report().state, RedriveState::Running);
-    // Another process takes over, and the first one goes on too.
+    // Another process takes over, and the first one continues, too.
     let other = open(&rig.log, &rig.store).await.redrive(Filter::new()).run().await?;
     assert!(other.redriven <= 12 - done + 2, "{other:?} after {done}");
     assert_eq!(redrive.run().await?.state, RedriveState::Complete);
@@ -362,7 +362,7 @@ async fn a_redriven_task_no_longer_expires() -> Result<()> {
     Ok(())
 }
 
-/// One who looks at the canary and discards what is hopeless, before the rest is redriven.
+/// An operator inspects the canary and discards hopeless letters before the rest is redriven.
 #[tokio::test(start_paused = true)]
 async fn what_was_handled_during_the_canary_is_not_redriven() -> Result<()> {
     let rig = Rig::new().await;

@@ -1,6 +1,6 @@
-//! What the tests of a group in a store share: backends that fail, forget, panic, hang and change, and a member that
-//! notes what it sees. Time is tokio's and stands still while anybody has something to do, so limits are exact and no
-//! machine is too slow for them.
+//! Shared by the tests of groups that are kept in a store: backends that fail, lose data, panic, hang and change, and a
+//! member that records what it sees. Time is virtual and stands still while any task can run, so limits are exact on
+//! any machine.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use async_trait::async_trait;
@@ -33,7 +33,7 @@ pub(crate) fn unavailable(op: &'static str) -> Error {
     Error::unknown(ErrorKind::Timeout, op)
 }
 
-/// A store that can be away: then every call ends after the request timeout.
+/// A store that can be down: then every call fails after the request timeout.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Store {
     pub(crate) inner: MemoryStore,
@@ -94,17 +94,17 @@ pub(crate) enum Trouble {
 
 pub(crate) const TROUBLES: [Trouble; 3] = [Trouble::Fails, Trouble::Panics, Trouble::Hangs];
 
-/// A log whose next calls of one kind go wrong, and whose topics can be replaced by others.
+/// A log whose next calls of one kind fail, and whose topics can be replaced.
 #[derive(Clone, Debug)]
 pub(crate) struct Faulty {
     inner: Arc<Mutex<MemoryLog>>,
     trouble: Arc<Mutex<Option<(&'static str, Trouble)>>>,
     left: Arc<AtomicU32>,
-    /// Fetches that bring nothing, whatever is there.
+    /// The number of fetches that return nothing, whatever the log contains.
     pub(crate) empty: Arc<AtomicU32>,
-    /// The next look at the topics finds none.
+    /// The next check of the topics finds none.
     pub(crate) forget_once: Arc<AtomicBool>,
-    /// What it was asked to make.
+    /// The topics it was asked to create.
     pub(crate) made: Arc<Mutex<Vec<TopicSpec>>>,
     /// The topic of the checkpoints has no leader.
     pub(crate) no_cursors: Arc<AtomicBool>,
@@ -123,7 +123,7 @@ impl Faulty {
         }
     }
 
-    /// The same log for another process, with troubles of its own.
+    /// The same log for another process, with separate failures.
     pub(crate) fn other(&self) -> Self {
         Faulty { trouble: Arc::default(), left: Arc::default(), empty: Arc::default(), ..self.clone() }
     }
@@ -340,13 +340,13 @@ impl View {
         self.0.lock().unwrap().errors.len()
     }
 
-    /// How many errors say this.
+    /// Returns how many errors contain this text.
     pub(crate) fn told(&self, what: &str) -> usize {
         self.0.lock().unwrap().errors.iter().filter(|error| error.contains(what)).count()
     }
 }
 
-/// In tokio's time.
+/// Waits in tokio's time.
 pub(crate) async fn within(limit: Duration, what: &str, check: impl Fn() -> bool) {
     let poll = async {
         while !check() {
@@ -356,7 +356,7 @@ pub(crate) async fn within(limit: Duration, what: &str, check: impl Fn() -> bool
     timeout(limit, poll).await.unwrap_or_else(|_| panic!("{what}: not within {limit:?}"));
 }
 
-/// The log's last checkpoint has this offset.
+/// Returns the offset of the log's last checkpoint.
 pub(crate) async fn kept(log: &Faulty) -> Option<i64> {
     let topic = Position { partition: Partition::new("g.cursors", 0), offset: 0 };
     let log = log.inner.lock().unwrap().clone();

@@ -88,7 +88,7 @@ async fn harness_goes_on_with_what_is_published_later() {
     let mut harness = harness().await;
     publish(&harness, "one").await;
     harness.run_until_idle().await.unwrap().assert_all_done();
-    // Longer than the end of the first is remembered.
+    // For longer than the end of the first task is remembered.
     sleep(100 * 24 * HOUR).await;
     publish(&harness, "two").await;
     publish(&harness, "two").await;

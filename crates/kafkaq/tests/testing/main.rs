@@ -1,4 +1,4 @@
-//! The test helpers, on themselves.
+//! Tests of the test helpers.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -59,7 +59,7 @@ impl World {
         self.known.lock().unwrap().contains_key(id)
     }
 
-    /// Whether it is news.
+    /// Notes an id. Returns whether it is new.
     pub(crate) fn note(&self, id: &TaskId) -> bool {
         self.known.lock().unwrap().insert(id.clone(), 1).is_none()
     }

@@ -31,7 +31,7 @@ fn crashes(differences: &[Difference]) -> Vec<usize> {
     differences.iter().filter_map(at).collect()
 }
 
-/// Charges, and notes it then.
+/// Charges first, and notes it afterwards.
 async fn two_steps(ctx: Ctx<World>, task: Charge) -> Result<(), Failure> {
     await_point().await;
     if !ctx.state().is_known(ctx.id()) {
@@ -44,7 +44,7 @@ async fn two_steps(ctx: Ctx<World>, task: Charge) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Its mended twin.
+/// The fixed version of it.
 async fn one_step(ctx: Ctx<World>, task: Charge) -> Result<(), Failure> {
     await_point().await;
     if ctx.state().note(ctx.id()) {
@@ -103,7 +103,7 @@ async fn torture_crashes_a_handler_without_an_await_after_its_end() {
 
 #[tokio::test(start_paused = true)]
 async fn torture_finds_what_only_two_at_once_do() {
-    // A crash harms nothing: the charge and its note are one step. But it was looked for the note before.
+    // A crash does no harm: the charge and its note are one step. But the note was checked before that.
     let error = found(async |ctx: Ctx<World>, task: Charge| {
         if ctx.state().is_known(ctx.id()) {
             return Ok(());
@@ -132,7 +132,7 @@ async fn torture_finds_what_only_two_at_once_do() {
 
 #[tokio::test(start_paused = true)]
 async fn torture_tells_executions_to_end() {
-    // Takes back, when it is told to end, what may be another's by then.
+    // When told to stop, takes back what may belong to another execution by then.
     let on_stop = async |ctx: Ctx<World>, task: Charge, is_it: fn(StopReason) -> bool| {
         if ctx.state().note(ctx.id()) {
             ctx.state().charge(task.to);
@@ -284,7 +284,7 @@ async fn executions_that_wait_for_each_other_go_on() {
         |d: &&Difference| matches!(d.disturbance, Disturbance::Overlap { .. } | Disturbance::InTurns);
     assert_eq!(error.differences().iter().filter(at_once).count(), 0, "{error}");
 
-    // It looks again and again whether the other is done, which it never is after a crash.
+    // It polls whether the other is done, which it never is after a crash.
     let spinning = async |ctx: Ctx<World>, task: Charge| {
         while ctx.state().flag.swap(true, SeqCst) {
             await_point().await;

@@ -58,7 +58,7 @@ async fn a_batch_leaves_out_what_was_given_up_and_is_dropped_with_its_last_execu
         .retry(Backoff::fixed(3600 * SECOND).jitter(false))
         .on_batch(
             100,
-            // The cancelling is noticed when the lease is renewed, before the batch begins.
+            // The cancellation is noticed when the lease is renewed, before the batch starts.
             LEASE / 2,
             move |tasks: Vec<(Ctx, Count)>| {
                 let told = told.clone();

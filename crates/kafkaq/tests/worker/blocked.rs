@@ -1,4 +1,4 @@
-//! Handlers that block all threads of a worker. In real time: the threads are.
+//! Handlers that block all threads of a worker. In real time, since the threads are real.
 
 use crate::common::{PATIENCE, quick, soon};
 use kafkaq::{
@@ -88,7 +88,7 @@ impl Site {
 async fn what_has_ended_is_confirmed_and_a_stop_ends_though_all_threads_are_blocked() {
     for _ in 0..20 {
         let mut site = site().await;
-        // Whichever comes first: the end of one has to be confirmed while the other blocks the only thread.
+        // Whichever runs first: the end of one has to be confirmed while the other blocks the only thread.
         let pass = site.queue.enqueue(Pass).await.unwrap();
         site.queue.enqueue(Block).await.unwrap();
         site.until("the thread to be blocked", |site| site.blocked.load(SeqCst) == 1).await;

@@ -41,7 +41,7 @@ async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// Each deploy interrupts the task, and charges it nothing.
+/// Each deploy interrupts the task, and none counts as a failure.
 #[tokio::test(start_paused = true)]
 async fn a_long_task_outlives_thirty_deploys() {
     const DEPLOYS: u32 = 30;

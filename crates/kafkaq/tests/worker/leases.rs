@@ -31,7 +31,7 @@ async fn a_handler_that_takes_three_leases_runs_once() {
     assert_eq!((report.done, seen.all().len()), (1, 1), "{report}");
 }
 
-/// In real time: the threads are.
+/// In real time, since the threads are real.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn handlers_that_block_all_their_threads_keep_their_leases() {
     let lease = Duration::from_secs(2);
@@ -68,7 +68,7 @@ async fn handlers_that_block_all_their_threads_keep_their_leases() {
     assert_eq!((report.done, report.lost), (4, 0), "{report}");
 }
 
-/// The time and the attempts that a task has which gets stuck.
+/// The time limit and the attempts of a task that gets stuck.
 fn brief() -> Options {
     Options::new().timeout(SECOND).retry(Backoff::fixed(Duration::ZERO).max_failures(1))
 }

@@ -61,7 +61,7 @@ async fn concurrency_holds_for_the_worker_and_for_a_kind() {
         .start()
         .unwrap();
     let begun = Instant::now();
-    // Without the limit of their kind some three of them would run at once.
+    // Without the limit of their kind, about three of them would run at once.
     for outcome in queue.enqueue_many((0..18).map(|n| greet(&n.to_string()))).await {
         outcome.unwrap();
     }
@@ -96,7 +96,7 @@ async fn a_rate_spaces_the_starts_of_a_kind() {
     until("all to be started", || starts.lock().unwrap().len() == 9).await;
     let starts = starts.lock().unwrap().clone();
     let gaps: Vec<_> = starts.windows(2).map(|two| two[1] - two[0]).collect();
-    // The clock of the tests has milliseconds.
+    // The test clock has a resolution of 1 ms.
     assert!(gaps.iter().all(|gap| *gap >= Duration::from_millis(245)), "{gaps:?}");
     assert!(starts[8] - starts[0] < 3 * SECOND, "{gaps:?}");
     stop(running).await;
@@ -133,7 +133,7 @@ async fn what_waits_for_its_turn_and_goes_leaves_room_for_others() {
     stop(running).await;
 }
 
-/// A log that takes no dead letters until it is told to.
+/// A log that refuses dead letters until it is opened.
 #[derive(Clone, Debug)]
 struct Gated {
     log: MemoryLog,
@@ -150,7 +150,7 @@ forward!(impl Log for Gated by log {
 });
 forward!(impl Broker for Gated by log);
 
-/// No handler runs for them, so nothing else would keep a worker from taking all that there are.
+/// No handler runs for them, so nothing else would keep a worker from taking them all.
 #[tokio::test(start_paused = true)]
 async fn jobs_that_are_rejected_wait_in_a_bounded_number_for_their_end_to_be_confirmed() {
     const CONCURRENCY: usize = 8;
@@ -209,7 +209,7 @@ async fn a_rate_of_the_worker_spaces_the_starts_of_all_kinds() {
     until("all to be started", || starts.lock().unwrap().len() == 12).await;
     let starts = starts.lock().unwrap().clone();
     let gaps: Vec<_> = starts.windows(2).map(|two| two[1] - two[0]).collect();
-    // The clock of the tests has milliseconds.
+    // The test clock has a resolution of 1 ms.
     assert!(gaps.iter().all(|gap| *gap >= Duration::from_millis(245)), "{gaps:?}");
     assert!(starts[11] - starts[0] < 4 * SECOND, "{gaps:?}");
     stop(running).await;

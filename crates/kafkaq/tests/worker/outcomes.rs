@@ -1,4 +1,4 @@
-//! What becomes of tasks, by outcomes, errors and panics.
+//! What happens to tasks after outcomes, errors and panics.
 
 use crate::{
     Count, Greet, SECOND, Seen, common::quick, common::records, greet, handler, queue, stop, until_status,

@@ -61,7 +61,7 @@ async fn fill(queue: &Queue, n: u32) {
     }
 }
 
-/// A worker that needs so long for each task.
+/// A worker that takes this long for each task.
 fn worker(queue: &Queue, begun: &Begun, takes: Duration) -> WorkerBuilder<Begun> {
     Worker::builder(queue.clone()).state(begun.clone()).on(move |ctx: Ctx<Begun>, _: Work| async move {
         ctx.state().note(&ctx);
@@ -143,7 +143,7 @@ async fn what_a_handler_enqueues_goes_to_its_queue_under_the_settings_of_that() 
         .queue(b.clone(), Share::weight(1))
         .on(async |ctx: Ctx<Begun>, Work(left): Work| -> Result<(), kafkaq::worker::Failure> {
             ctx.state().note(&ctx);
-            // Far beyond the lease of `b`.
+            // Much longer than the lease of `b`.
             sleep(20 * SECOND).await;
             if left > 0 {
                 ctx.enqueue(Work(left - 1)).await?;

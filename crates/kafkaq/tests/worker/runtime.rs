@@ -1,4 +1,4 @@
-//! A queue and its worker on a runtime of their own, beside code that blocks the threads of another.
+//! A queue and its worker on a runtime of their own, next to code that blocks the threads of another.
 
 use crate::common::{LEASE, PATIENCE, quick};
 use kafkaq::{

@@ -1,4 +1,4 @@
-//! How executions are told to end, and what becomes of those that don't.
+//! How executions are told to stop, and what happens to those that don't.
 
 use crate::{
     Greet, LEASE, SECOND, Seen, common::quick, greet, handler, queue, stop, until, until_status, worker,
@@ -194,7 +194,7 @@ async fn without_grace_a_handler_is_dropped_when_its_time_is_up() {
                 async move {
                     let begun = Instant::now();
                     ctx.stop().requested().await;
-                    // It is told all the same, and may end before its next await.
+                    // It is told nevertheless, and may end before its next await.
                     ctx.state().note(format!("{} {:?}", task.name, begun.elapsed().as_secs()));
                     if task.name == "goes on" {
                         sleep(SECOND).await;

@@ -1,4 +1,4 @@
-//! What the worker's log says of handlers that make no progress.
+//! What the worker logs about handlers that make no progress.
 
 use crate::{
     SECOND,

@@ -1,4 +1,4 @@
-//! How soon fresh tasks are begun beside ten thousand that fail again and again.
+//! How soon new tasks start next to ten thousand that keep failing.
 
 use crate::{
     Outcome, all, attempt,

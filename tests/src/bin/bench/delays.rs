@@ -1,4 +1,4 @@
-//! A million tasks with delays of every length up to two minutes, and how late each comes.
+//! A million tasks with delays of every length up to two minutes, and how late each is executed.
 
 use crate::{
     Outcome, all, attempt,
@@ -18,8 +18,8 @@ const TASKS: usize = 1_000_000;
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(120);
 const WORKERS: usize = 500;
-/// Published at a steady pace: how many at once, and how often. Who publishes more than workers take in makes every task
-/// late, and `cargo xtask bench pairs` tells how many that is.
+/// Published at a steady rate: how many at once, and how often. Publishing faster than workers drain makes every task
+/// late; `cargo xtask bench pairs` shows how fast that is.
 const AT_ONCE: usize = 500;
 const EVERY: Duration = Duration::from_millis(50);
 const LIMIT: Duration = Duration::from_secs(600);
@@ -54,7 +54,7 @@ async fn run(pair: Pair) -> Outcome<Vec<String>> {
     Ok(figures)
 }
 
-/// The delays come in no order: each is drawn from a sequence that fills the range evenly.
+/// The delays are in no order: they are drawn from a sequence that fills the range evenly.
 async fn publish(queue: &Queue, epoch: Instant) -> Outcome<()> {
     const GOLDEN: f64 = 0.618_033_988_749_895;
     let mut pace = interval(EVERY);
@@ -70,7 +70,7 @@ async fn publish(queue: &Queue, epoch: Instant) -> Outcome<()> {
     Ok(())
 }
 
-/// By how much each of its jobs was late.
+/// Returns by how much each of its jobs was late.
 async fn work(queue: Queue, epoch: Instant, countdown: Arc<Countdown>) -> Vec<Duration> {
     let mut late = Vec::with_capacity(TASKS / WORKERS);
     while let Ok(job) = queue.get_job().await {

@@ -1,4 +1,4 @@
-//! What many queues cost that have nothing to do: processor, descriptors and memory of the process.
+//! The cost of many idle queues: CPU, file descriptors and memory of the process.
 
 use crate::{
     Outcome, all, attempt,
@@ -9,7 +9,7 @@ use kafkaq_tests::{BrokerKind, Pair, StoreKind};
 use std::{fs, time::Duration};
 
 const QUEUES: usize = 60;
-/// Until all have joined and looked around.
+/// How long it takes until all have joined and settled.
 const SETTLE: Duration = Duration::from_secs(20);
 const WATCHED: Duration = Duration::from_secs(30);
 const LIMIT: Duration = Duration::from_secs(300);
@@ -30,7 +30,7 @@ async fn idle(broker: BrokerKind, store: StoreKind) -> Outcome<Vec<String>> {
     let mut queues = Vec::new();
     for _ in 0..QUEUES {
         let queue = Pair::new(broker, store, "idle").usual_queue().build().await?;
-        // Whoever has asked for a job is a member.
+        // Requesting a job makes the queue a member of its group.
         let waiting = queue.clone();
         queues.push((queue, tokio::spawn(async move { waiting.get_job().await.map(drop) })));
     }
@@ -44,7 +44,7 @@ async fn idle(broker: BrokerKind, store: StoreKind) -> Outcome<Vec<String>> {
     Ok(vec![significant(busy * 100.0), descriptors.to_string(), resident.to_string()])
 }
 
-/// What this process has used of the processor, in all of its threads.
+/// Returns the CPU time of this process, over all its threads.
 fn ticks() -> Outcome<f64> {
     let stat = fs::read_to_string("/proc/self/stat")?;
     // The name before it may have spaces.
@@ -56,7 +56,7 @@ fn descriptors() -> Outcome<i64> {
     Ok(fs::read_dir("/proc/self/fd")?.count() as i64)
 }
 
-/// In MiB.
+/// Returns the resident memory in MiB.
 fn resident() -> Outcome<i64> {
     let statm = fs::read_to_string("/proc/self/statm")?;
     let pages: i64 = statm.split(' ').nth(1).ok_or("no such field")?.parse()?;

@@ -1,7 +1,7 @@
 //! Records per second that each log appends and reads, compared with its bare client library.
 //!
-//! 100-byte records in batches of 500, one on its way to each of 6 partitions; then all of it is read. The sides take
-//! turns, each with a topic of its own; each figure, the share too, is the median of the rounds.
+//! 100-byte records in batches of 500, one in flight to each of 6 partitions; then everything is read. The sides take
+//! turns, each with its own topic; each figure, including the ratio, is the median of the rounds.
 
 use crate::{
     Outcome, all, asked_for, attempt,
@@ -27,12 +27,12 @@ use tokio::task::JoinSet;
 const ROUNDS: usize = 7;
 const PARTITIONS: i32 = 6;
 const BATCH: usize = 500;
-/// To each partition.
+/// The number of batches per partition.
 const BATCHES: usize = 40;
 pub(crate) const RECORDS: usize = PARTITIONS as usize * BATCH * BATCHES;
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// One side of a comparison, as far as it appends.
+/// The appending half of one side of the comparison.
 pub(crate) trait Appends: Send + Sync + 'static {
     /// Fails if one of them fails.
     fn append(&self, to: &Partition, records: &[NewRecord]) -> impl Future<Output = Outcome<()>> + Send;
@@ -40,7 +40,7 @@ pub(crate) trait Appends: Send + Sync + 'static {
 
 /// One side of the comparison.
 pub(crate) trait Records: Appends {
-    /// Reads so many records, equally many of each partition, from the first on. Answers how long it took.
+    /// Reads this many records, equally many from each partition, from the first one on. Returns how long it took.
     fn read(&self, of: &[Partition], count: usize) -> impl Future<Output = Outcome<Duration>> + Send;
 }
 
@@ -49,7 +49,7 @@ pub(crate) async fn measure() {
     let mut table = Table::begin("Logs", &columns);
     for &kind in BrokerKind::ALL.iter().filter(|&&broker| asked_for(broker)) {
         let measured = match kind {
-            // Nothing to compare it with, and its own figures are among the pairs'.
+            // There is no client to compare it with, and its own figures are among those of the pairs.
             BrokerKind::Memory => continue,
             BrokerKind::RdKafka => attempt(LIMIT, by_rdkafka()).await,
             BrokerKind::RsKafka => attempt(LIMIT, by_rskafka()).await,
@@ -106,7 +106,7 @@ impl Records for Ours<RsKafka> {
 }
 
 impl Records for Ours<RdKafka> {
-    /// From the first record on, since joining takes its time.
+    /// Measures from the first record on, since joining takes a while.
     async fn read(&self, of: &[Partition], count: usize) -> Outcome<Duration> {
         let topics = of.first().map(|partition| partition.topic.clone()).into_iter().collect();
         let request = JoinRequest::new(unique("bench"), topics, *uuid::Uuid::new_v4().as_bytes());

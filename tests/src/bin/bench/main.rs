@@ -1,6 +1,7 @@
 //! Figures of one run on one machine, as Markdown tables: `cargo xtask bench` runs it.
 //!
-//! It judges nothing and fails on no figure. Servers and clients share the machine, so compare only within one run.
+//! It has no thresholds and never fails because of a figure. Servers and clients share the machine, so compare only
+//! within one run.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "the figures are its purpose")]
 
@@ -26,10 +27,10 @@ use std::{error::Error, time::Duration};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Backends fail for many reasons, and any reason is only printed.
+/// Backends fail for many reasons, all of which are only printed.
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// The pairs that are asked for, of those whose figures say what the others' would.
+/// The requested pairs among those that are representative of the others.
 fn typical_pairs() -> impl Iterator<Item = (BrokerKind, StoreKind)> {
     let pairs = [
         (BrokerKind::Memory, StoreKind::Memory),
@@ -52,7 +53,7 @@ fn all<T>(outcomes: Vec<kafkaq::Result<T>>) -> Outcome<()> {
     Ok(())
 }
 
-/// Runs the parts that are named, or all; or is one process of a comparison.
+/// Runs the named parts, or all; or acts as one process of a comparison.
 #[tokio::main]
 async fn main() -> Outcome<()> {
     let named: Vec<String> = std::env::args().skip(1).collect();
@@ -97,7 +98,7 @@ fn machine() -> String {
     format!("{}; all servers and clients on it; {allocator}{observed}", xtask::machine())
 }
 
-/// Runs something that may fail, panic or hang, and tells which in a few words.
+/// Runs something that may fail, panic or hang, and describes the problem in a few words.
 async fn attempt<T: Send + 'static>(
     limit: Duration,
     what: impl Future<Output = Outcome<T>> + Send + 'static,

@@ -1,5 +1,5 @@
-//! A recorder of metrics and a subscriber of spans that keep as little as they can: what observing costs, not what an
-//! exporter does.
+//! A recorder of metrics and a subscriber of spans that keep as little as possible: they measure the cost of
+//! instrumentation, not of an exporter.
 
 use crate::Outcome;
 use metrics::{Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit};
@@ -8,7 +8,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-/// From now on metrics are recorded and spans are kept.
+/// Installs both.
 pub(crate) fn install() -> Outcome<()> {
     metrics::set_global_recorder(Atomics)?;
     tracing::subscriber::set_global_default(tracing_subscriber::registry())?;

@@ -1,7 +1,7 @@
 //! Every broker with every store: how fast tasks are published and drained, and how soon one is picked up.
 //!
-//! 100-byte tasks, 6 partitions, a handler that does nothing, the settings that users get. Each figure is of a queue
-//! and a process's worth of backends of its own.
+//! 100-byte tasks, 6 partitions, a handler that does nothing, default settings. Each figure has its own queue and
+//! backends.
 
 use crate::{
     Outcome, all, attempt, drain,
@@ -16,18 +16,18 @@ const WORKERS: [usize; 2] = [50, 500];
 /// Tasks of the first round, which only warms up, and of the largest.
 const WARM_UP: usize = 2_000;
 const MOST: usize = 500_000;
-/// As long as a round of draining should take, and from when on it counts.
+/// How long a round of draining must take to count.
 const AIM: Duration = Duration::from_secs(4);
 const ENOUGH: Duration = Duration::from_secs(2);
 /// What is published at once.
 const PUBLISHED_AT_ONCE: usize = 10_000;
 
-/// Tasks a second whose pick-up is measured, those that warm up, and those that count.
+/// Tasks per second whose pick-up is measured, tasks that warm up, and tasks that count.
 const RATE: u32 = 200;
 const UNCOUNTED: usize = 2 * RATE as usize;
 const COUNTED: usize = 10 * RATE as usize;
 
-/// For one figure, all of its rounds.
+/// The time limit of one figure, for all of its rounds.
 const LIMIT: Duration = Duration::from_secs(60);
 
 pub(crate) async fn measure() {
@@ -75,14 +75,14 @@ async fn one(table: &mut Table, broker: BrokerKind, store: StoreKind) {
     table.row(row);
 }
 
-/// Tasks a second.
+/// Tasks per second.
 struct Rates {
     published: f64,
     drained: f64,
 }
 
-/// In rounds, each with more tasks, until one takes long enough to count. In a round everything is published first,
-/// then the workers begin.
+/// Drains in rounds, each with more tasks, until one takes long enough to count. In a round everything is published
+/// before the workers start.
 async fn drain_rounds(pair: Pair, workers: usize) -> Outcome<Rates> {
     let queue = pair.usual_queue().build().await?;
     let mut tasks = WARM_UP;
@@ -111,7 +111,7 @@ async fn publish(queue: &Queue, tasks: usize) -> Outcome<()> {
     Ok(())
 }
 
-/// From just before `publish` to the moment when one of 50 workers has the job: the 50th, 95th and 99th of a hundred.
+/// Measures from just before `publish` until one of 50 workers has the job: the 50th, 95th and 99th percentile.
 async fn pick_up(pair: Pair) -> Outcome<[String; 3]> {
     let queue = pair.usual_queue().build().await?;
     let epoch = Instant::now();

@@ -1,9 +1,9 @@
-//! How fast tasks are published, by one caller in bulk and by many who wait for one task at a time, beside the client
-//! library alone in bulk.
+//! How fast tasks are published, by one caller in bulk and by many callers that wait for one task at a time, compared
+//! with the bare client library in bulk.
 //!
-//! 100-byte tasks without keys, 6 partitions, the settings that users get; no worker runs. The client alone appends
-//! records of 100 bytes in batches of 500, one on its way to each partition, as in the part `logs`; in memory it is the
-//! log itself. The sides take turns; each figure, the shares too, is the median of the rounds.
+//! 100-byte tasks without keys, 6 partitions, default settings; no worker runs. The bare client appends records of 100
+//! bytes in batches of 500, one in flight to each partition, as in the part `logs`; in memory it is the log itself. The
+//! sides take turns; each figure, including the ratios, is the median of the rounds.
 
 use crate::{
     Outcome, all, asked_for, attempt,
@@ -27,10 +27,10 @@ use std::{
 use tokio::task::JoinSet;
 
 const ROUNDS: usize = 7;
-/// What one call publishes in bulk.
+/// How many tasks one bulk call publishes.
 const AT_ONCE: usize = 10_000;
 const CALLERS: usize = 64;
-/// By each of them.
+/// How many calls each of them makes.
 const CALLS: usize = 1_000;
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -75,7 +75,7 @@ async fn by_rskafka() -> Outcome<Vec<String>> {
     beside(BrokerKind::RsKafka, log, raw::RsKafka::connect(&address).await?).await
 }
 
-/// `log` makes the topics of the client alone.
+/// `log` creates the topics of the bare client.
 async fn beside(broker: BrokerKind, log: impl Log, alone: impl Appends) -> Outcome<Vec<String>> {
     let alone = Arc::new(alone);
     let queue = Pair::new(broker, StoreKind::Memory, "publish").usual_queue().build().await?;
@@ -107,7 +107,7 @@ async fn beside(broker: BrokerKind, log: impl Log, alone: impl Appends) -> Outco
     ])
 }
 
-/// Tasks per second by `publish_many`.
+/// Returns the tasks per second of `publish_many`.
 async fn bulk(queue: &Queue) -> Outcome<f64> {
     let start = Instant::now();
     for _ in 0..logs::RECORDS / AT_ONCE {
@@ -116,7 +116,7 @@ async fn bulk(queue: &Queue) -> Outcome<f64> {
     Ok(logs::RECORDS as f64 / start.elapsed().as_secs_f64())
 }
 
-/// Tasks per second by callers of `publish`.
+/// Returns the tasks per second of callers of `publish`.
 async fn calls(queue: &Queue) -> Outcome<f64> {
     let start = Instant::now();
     let mut callers = JoinSet::new();

@@ -1,12 +1,12 @@
-//! How many leases a second each store swaps, beside its client library alone.
+//! How many leases per second each store swaps, compared with its bare client library.
 //!
-//! Both sides get the same batches, made beforehand: keys and values as long as the driver's, two batches under way, as
-//! the driver has them. They take turns on one server, in rounds so short that whatever else the machine does slows
-//! down both; each figure, the share too, is the median of the rounds. What the client alone does says [`crate::raw`].
+//! Both sides get the same batches, prepared beforehand: keys and values as long as the driver's, and two batches in
+//! flight, like the driver. They take turns on one server, in rounds so short that other load on the machine slows down
+//! both; each figure, including the ratio, is the median of the rounds. [`crate::raw`] describes what the bare client
+//! does.
 //!
-//! Redis also tells what it costs the server: time of its processor per swap, and memory per finished lease. Its store
-//! keeps leases of ids that a publisher numbers otherwise than those of ids that somebody chose, so it has rows for
-//! both.
+//! For Redis, the cost to the server is measured as well: CPU time per swap, and memory per finished lease. Its store
+//! lays out the leases of generated ids differently from those of chosen ids, so it has rows for both.
 
 use crate::{
     Outcome, attempt,
@@ -32,18 +32,18 @@ use std::{
 };
 use tokio::task::JoinSet;
 
-/// Of one, as of a queue with little to do; and as large as the driver makes them.
+/// One swap, as in a queue with little load; and up to as many as the driver sends.
 const BATCHES: [usize; 3] = [1, 100, 500];
-/// Batches on their way at the same time: the driver's number of calls.
+/// Concurrent batches: the driver's number of calls.
 pub(crate) const UNDER_WAY: usize = 2;
 /// As long as a task's lease in the store.
 const VALUE: Bytes = Bytes::from_static(&[1; 40]);
 const NEXT: Bytes = Bytes::from_static(&[2; 40]);
-/// As a lease has it by default, roughly.
+/// Roughly a lease's default.
 pub(crate) const TTL: Duration = Duration::from_secs(2 * 3600);
 
 const ROUNDS: usize = 9;
-/// How long a side's turn at one kind of swap is to take.
+/// How long a side's turn with one kind of swap should take.
 const TURN: Duration = Duration::from_millis(250);
 const MOST_SWAPS_A_TURN: usize = 50_000;
 const LIMIT: Duration = Duration::from_secs(60);
@@ -145,19 +145,19 @@ impl Ids {
 /// Milliseconds since 1970, roughly.
 const NOW: u64 = 1_795_000_000_000;
 
-/// What a side did in a turn.
+/// A side's figures of one turn.
 struct Turn {
     create: Cost,
     finish: Cost,
-    /// Of the server's memory, per finished lease.
+    /// The server's memory per finished lease.
     bytes: Option<f64>,
 }
 
-/// Of one kind of swap.
+/// The figures of one kind of swap.
 struct Cost {
     /// Swaps per second.
     rate: f64,
-    /// Of the server's processor, in microseconds per swap.
+    /// The server's CPU time, in microseconds per swap.
     server: Option<f64>,
 }
 
@@ -192,7 +192,7 @@ fn figures(ours: &[Turn], raw: &[Turn], of: impl Fn(&Turn) -> &Cost) -> Vec<Stri
     figures
 }
 
-/// The median of a figure that not every server tells.
+/// Returns the median of a figure that not every server reports.
 fn known(side: &[Turn], of: impl Fn(&Turn) -> Option<f64>) -> String {
     match side.iter().map(of).collect::<Option<Vec<_>>>() {
         Some(figures) if !figures.is_empty() => significant(median(figures)),
@@ -200,7 +200,7 @@ fn known(side: &[Turn], of: impl Fn(&Turn) -> Option<f64>) -> String {
     }
 }
 
-/// What both sides did in each round.
+/// Returns the figures of both sides for each round.
 async fn rounds<S: LeaseStore, R: Swaps>(
     store: Arc<Store<S>>,
     raw: Option<Arc<R>>,
@@ -222,7 +222,7 @@ async fn rounds<S: LeaseStore, R: Swaps>(
     Ok((by_store, by_client))
 }
 
-/// With how many batches a turn takes about as long as it should. Warms up, too.
+/// Returns how many batches make a turn take about as long as it should. Warms up, too.
 async fn fitting<S: Swaps, R: Swaps>(
     side: &Arc<S>,
     server: Option<&R>,
@@ -241,7 +241,7 @@ async fn fitting<S: Swaps, R: Swaps>(
     }
 }
 
-/// Takes leases for new keys, and then finishes them. `server` tells what that costs it.
+/// Takes leases for new keys, and then finishes them. `server`: whether to measure the server's cost.
 async fn turn<S: Swaps, R: Swaps>(
     side: &Arc<S>,
     server: Option<&R>,
@@ -288,7 +288,7 @@ async fn used<R: Swaps>(server: Option<&R>) -> Outcome<Option<Used>> {
     }
 }
 
-/// How long it takes to swap all of it.
+/// Returns how long it takes to swap all batches.
 async fn time<S: Swaps>(side: &Arc<S>, batches: Vec<S::Batch>) -> Outcome<Duration> {
     let (batches, next) = (Arc::new(batches), Arc::new(AtomicUsize::new(0)));
     let start = Instant::now();

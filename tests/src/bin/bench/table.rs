@@ -1,9 +1,9 @@
-//! A Markdown table that appears row by row, with room for what went wrong below it.
+//! A Markdown table that is printed row by row, followed by the errors.
 
 use kafkaq_tests::{BrokerKind, StoreKind};
 use std::time::Duration;
 
-/// A table under way.
+/// A table that is being printed.
 pub(crate) struct Table {
     columns: usize,
     notes: Vec<String>,
@@ -17,7 +17,7 @@ impl Table {
         Table { columns: columns.len(), notes: Vec::new() }
     }
 
-    /// A row of what is known; the cells that are missing stay empty.
+    /// Prints a row; missing cells stay empty.
     pub(crate) fn row(&self, mut cells: Vec<String>) {
         cells.resize(self.columns, String::new());
         println!("| {} |", cells.join(" | "));
@@ -35,7 +35,7 @@ impl Table {
         self.row([names.map(str::to_owned).to_vec(), figures].concat());
     }
 
-    /// Keeps why a row has no figure, and answers what stands in its place.
+    /// Records why a row has no figure, and returns the placeholder for it.
     pub(crate) fn failed(&mut self, row: &str, why: &str) -> String {
         self.notes.push(format!("{row}: {why}"));
         format!("failed ({})", self.notes.len())
@@ -49,7 +49,7 @@ impl Table {
     }
 }
 
-/// In thousands, with three digits.
+/// Formats a rate in thousands, with three digits.
 pub(crate) fn thousands(a_second: f64) -> String {
     significant(a_second / 1000.0)
 }
@@ -63,7 +63,7 @@ pub(crate) fn significant(n: f64) -> String {
     }
 }
 
-/// The client's rate, ours, and what share ours is of the client's in the same round: a slow round slows down both.
+/// Returns the client's rate, ours, and the ratio within the same round, since a slow round slows down both.
 pub(crate) fn side_by_side(client: Vec<f64>, ours: Vec<f64>) -> Vec<String> {
     let share = median(ours.iter().zip(&client).map(|(ours, client)| ours / client * 100.0).collect());
     vec![thousands(median(client)), thousands(median(ours)), format!("{share:.0} %")]
@@ -78,7 +78,7 @@ pub(crate) fn percentiles(mut of: Vec<Duration>, percents: [usize; 3]) -> [Strin
     })
 }
 
-/// The one in the middle.
+/// Returns the median.
 pub(crate) fn median(mut of: Vec<f64>) -> f64 {
     of.sort_by(f64::total_cmp);
     of.get(of.len() / 2).copied().unwrap_or(f64::NAN)

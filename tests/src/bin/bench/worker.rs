@@ -1,4 +1,4 @@
-//! What the worker costs over a loop around `get_job`: the same tasks, drained by both in turn.
+//! The overhead of the worker over a loop around `get_job`: the same tasks, drained by both in turn.
 
 use crate::{
     Outcome, all, attempt,
@@ -14,7 +14,7 @@ const TASKS: usize = 100_000;
 const PUBLISHED_AT_ONCE: usize = 10_000;
 const ROUNDS: usize = 5;
 const AT_ONCE: usize = 64;
-/// For one round.
+/// The time limit of one round.
 const LIMIT: Duration = Duration::from_secs(120);
 
 pub(crate) async fn measure() {

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// As they lie in a lane: each to leave it after so long, counted from now.
+/// Returns records as they are in a lane, each of which leaves it after the given time from now.
 fn delayed(rig: &Rig, first: i64, stays: &[Duration]) -> Batch {
     let record = |(offset, stay): (i64, &Duration)| {
         let due = rig.now.wall.plus(*stay);
@@ -63,7 +63,7 @@ fn short_delay_does_not_wait_behind_thousands_of_longer_ones() {
     let mut rig = Rig::new(|_| {});
     let lane = assignment("w", 0);
     let (mut next, mut paused) = (0, false);
-    // What comes to a lane in four seconds if 8,000 tasks a second are due, and behind it one that is due soon.
+    // What arrives in a lane in four seconds if 8,000 tasks per second are due, and behind it one that is due soon.
     for _ in 0..32 {
         let batch = delayed(&rig, next, &[4 * SEC; 1000]);
         next += 1000;

@@ -1,4 +1,4 @@
-//! What becomes of work that nobody waits for when the process, or a partition, goes.
+//! What becomes of unclaimed work when the process leaves or a partition moves.
 
 use super::*;
 use crate::{Error, ErrorKind};
@@ -11,7 +11,7 @@ fn lost() -> Error {
     Error::unknown(ErrorKind::Timeout, "swap")
 }
 
-/// The task `a` is taken, and the machine has yet to hear of it.
+/// The task `a` is taken, but the machine doesn't know yet.
 fn taken_unknown(rig: &mut Rig) -> OpId {
     rig.record(&["a"]);
     rig.m.handle_demand(rig.now, 1, 0);
@@ -22,7 +22,7 @@ fn taken_unknown(rig: &mut Rig) -> OpId {
     op
 }
 
-/// The partition of the wait topic has no leader. The job is done, so its copy is of no use.
+/// The partition of the wait topic has no leader. The job is done, so its copy is useless.
 #[test]
 fn shutdown_does_not_wait_for_a_copy_that_nobody_needs() {
     let mut rig = Rig::new(|_| {});
@@ -60,7 +60,7 @@ fn shutdown_leaves_an_unreadable_record_to_the_next_owner() {
     assert_eq!(rig.committed(), None);
 }
 
-/// Its lease would run out, and be counted as a failure of a job that nobody had.
+/// Its lease would expire, and count as a failure of a job that nobody had.
 #[test]
 fn take_of_unknown_effect_is_given_back_when_its_partition_goes() {
     for (is_shutdown, is_sent) in [(false, false), (false, true), (true, false), (true, true)] {
@@ -87,7 +87,7 @@ fn take_of_unknown_effect_is_given_back_when_its_partition_goes() {
     }
 }
 
-/// The store is away for good.
+/// The store never comes back.
 #[test]
 fn take_of_unknown_effect_keeps_a_shutdown_waiting_for_a_lease_at_most() {
     let mut rig = Rig::new(|_| {});
@@ -132,7 +132,7 @@ fn what_is_handed_over_goes_where_it_is_read_within_a_minute() {
     assert_eq!(all.into_iter().collect::<Vec<_>>(), [1, 2, 3, 10]);
 }
 
-/// Or a copy would find nothing, and the task would be executed again.
+/// Otherwise a copy would find no lease, and the task would be executed again.
 #[test]
 fn copy_of_a_job_is_looked_at_before_its_end_is_forgotten() {
     for retention in [Duration::ZERO, 3600 * SEC] {

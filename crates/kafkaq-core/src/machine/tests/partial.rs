@@ -1,4 +1,4 @@
-//! A store of which a part doesn't respond: leases there can't be taken, those elsewhere can.
+//! A store with an unresponsive part: leases there can't be taken, others can.
 
 use super::*;
 use crate::{Error, ErrorKind};

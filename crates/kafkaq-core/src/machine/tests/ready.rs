@@ -1,8 +1,8 @@
-//! Ready jobs that nobody takes: their leases are renewed, and nothing is charged.
+//! Ready jobs that nobody takes: their leases are renewed, and no failure is counted.
 
 use super::*;
 
-/// Its caller has gone before it was ready. The process is alone, so it keeps the job.
+/// The caller is gone before the job is ready. The process is the only one, so it keeps the job.
 #[test]
 fn ready_job_that_nobody_takes_is_charged_no_failure() {
     for park_after in [10 * SEC, 3600 * SEC] {
@@ -22,7 +22,7 @@ fn ready_job_that_nobody_takes_is_charged_no_failure() {
     }
 }
 
-/// All that callers had asked for who have gone.
+/// As many jobs as were requested by callers that are gone now.
 #[test]
 fn many_ready_jobs_are_renewed_in_time() {
     let mut rig = Rig::new(|s| (s.lease, s.park_after, s.max_failures) = (10 * SEC, SEC, 1));
@@ -57,7 +57,7 @@ fn redelivery_that_nobody_takes_is_charged_no_failure() {
     assert_eq!((job.attempt, job.failures), (2, 1));
 }
 
-/// The wall clock goes back: the lease seems longer than it is, and ends all the same.
+/// The wall clock is set back: the lease seems longer than it is, and ends nevertheless.
 #[test]
 fn ready_job_is_renewed_in_time_however_the_wall_clock_is_set() {
     let mut rig = Rig::new(|s| s.max_failures = 1);
@@ -113,7 +113,7 @@ fn recall_takes_what_is_stale_and_of_what_is_to_be_renewed_the_half_that_is_hand
     assert_eq!(recall(Recall::All, 10), expected("a", ""));
 }
 
-/// As after a suspension of the system: the monotonic clock has stood still.
+/// As after the system was suspended: the monotonic clock has stood still.
 #[test]
 fn ready_job_whose_lease_has_ended_by_the_wall_clock_is_not_handed_out() {
     let mut rig = Rig::new(|_| {});

@@ -1,4 +1,5 @@
-//! What happens when the log or the store refuses, keeps silent, or shows another log; and what a job's end costs.
+//! What happens when the log or the store refuses, doesn't respond, or returns another log; and what counts as a
+//! failure.
 
 use super::*;
 use crate::{Effect, Error, ErrorKind};
@@ -78,7 +79,7 @@ fn lease_taken_while_the_clock_was_ahead_ends_after_its_length() {
     let job = rig.ready.pop_front().unwrap();
     rig.demand = 0;
     rig.ask(&job, Command::Abandoned);
-    // It is looked at after its length, and again after that, since its deadline in the store was brought back.
+    // It is considered after its length, and again after that, since its deadline in the store was corrected.
     for _ in 0..125 {
         rig.pass(SEC);
     }
@@ -243,7 +244,7 @@ fn unknown_effect_of_one_try_outlasts_later_tries() {
     );
 }
 
-/// The dead letter is durable. The store, which is told of it, refuses until the lease has ended.
+/// The dead letter is durable. The store refuses the swap that follows it until the lease has ended.
 #[test]
 fn reject_whose_dead_letter_is_in_the_log_is_in_doubt() {
     for end in [Command::Reject("no".into()), Command::Retry(SEC, "no".into())] {
@@ -263,7 +264,8 @@ fn reject_whose_dead_letter_is_in_the_log_is_in_doubt() {
     }
 }
 
-/// The copy of a job that takes long may have reached the log. That is no doubt of what its holder wants.
+/// The copy of a long-running job may have reached the log. That doesn't make the effect of the holder's command
+/// unknown.
 #[test]
 fn doubt_of_a_copy_is_none_of_a_command() {
     let mut rig = Rig::new(|_| {});
@@ -285,7 +287,7 @@ fn doubt_of_a_copy_is_none_of_a_command() {
     assert_eq!(e.effect(), Effect::NotApplied);
 }
 
-/// The first try may have reached the log, the second one is refused.
+/// The first attempt may have reached the log, the second one is refused.
 #[test]
 fn refused_dead_letter_is_in_doubt_if_an_earlier_try_is() {
     let mut rig = Rig::new(|_| {});
@@ -553,7 +555,7 @@ fn command_after_the_end_of_the_lease_has_time_to_be_confirmed() {
     let mut swaps = vec![];
     rig.m.poll_swaps(10, &mut swaps);
     let (op, _) = swaps.pop().unwrap();
-    // The store needs longer than a sweep.
+    // The store takes longer than the interval between sweeps.
     rig.now = Now { mono: rig.now.mono.plus(2 * SEC), wall: rig.now.wall.plus(2 * SEC) };
     rig.m.handle_timeout(rig.now);
     rig.m.poll_swaps(10, &mut swaps);

@@ -1,4 +1,4 @@
-//! Tasks whose lease ran out, and who is begun beside whom.
+//! Tasks whose lease expired, and which of them may run together.
 
 use super::*;
 use crate::LeaseToken;
@@ -6,7 +6,7 @@ use crate::LeaseToken;
 const LEASE: Duration = Duration::from_secs(60);
 const WATCH: Duration = Duration::from_secs(5);
 
-/// A machine with these tasks, whose leases ran out in a process that ended with them.
+/// Returns a machine with these tasks, whose leases expired when the process that held them died.
 fn rig(max_failures: u32, tasks: &[(&str, u32)]) -> Rig {
     let mut rig = Rig::new(|s| s.max_failures = max_failures);
     let keyspace = crate::Keyspace::new("q", "g", "q").unwrap();
@@ -25,7 +25,7 @@ fn id(job: Option<Ready>) -> Option<String> {
     job.map(|job| job.content.id.to_string())
 }
 
-/// As many callers as there are tasks: what they get at once.
+/// Returns the jobs that as many callers as there are tasks get at once.
 fn get_jobs(rig: &mut Rig) -> Vec<Ready> {
     rig.demand = 9;
     rig.settle();
@@ -80,7 +80,7 @@ fn other_tasks_pass_a_suspect_that_is_held_back() {
     assert_eq!(id(rig.ready.pop_front()).as_deref(), Some("new"));
 }
 
-/// Nobody executes what was given back, so it is no reason to trust the task.
+/// A task that was given back was not executed, so it isn't trusted any more than before.
 #[test]
 fn task_stays_a_suspect_when_it_is_released() {
     let mut rig = rig(3, &[("a", 1), ("b", 1)]);
@@ -94,7 +94,7 @@ fn task_stays_a_suspect_when_it_is_released() {
     assert_eq!(id(rig.ready.pop_front()).as_deref(), Some("a"));
 }
 
-/// Jobs that are taken ahead would be handed out first.
+/// Prefetched jobs would be handed out first.
 #[test]
 fn suspect_comes_to_its_turn_before_a_backlog() {
     let mut rig = rig(3, &[("a", 1), ("b", 1)]);

@@ -1,8 +1,8 @@
-//! Which partition's records come next.
+//! The order in which partitions take turns.
 
 use super::*;
 
-/// Partitions in the order in which the next so many jobs are taken from them, and how many from each.
+/// Returns the partitions from which the next `wanted` jobs are taken, in order, and how many from each.
 fn turns(rig: &mut Rig, wanted: usize) -> Vec<(char, usize)> {
     rig.demand += wanted;
     rig.m.handle_demand(rig.now, rig.demand, 0);
@@ -27,7 +27,7 @@ fn partitions_take_turns_that_are_as_long_as_jobs_are_wanted_at_once() {
         let batch = Batch::new((0..300).map(record).collect(), 300, None);
         rig.m.handle_event(rig.now, Event::Records(assignment("q", index), batch));
     }
-    // One at a time, each from another one.
+    // One at a time, each from a different partition.
     let single: Vec<_> = (0..6).flat_map(|_| turns(&mut rig, 1)).collect();
     assert_eq!(single.iter().collect::<std::collections::HashSet<_>>().len(), 3, "{single:?}");
     assert!(single.windows(2).all(|two| two[0] != two[1]), "{single:?}");

@@ -1,4 +1,4 @@
-//! First attempts that get a lease only when they take long.
+//! First attempts that get a lease only if they take long.
 
 use super::*;
 use crate::LeaseToken;
@@ -179,7 +179,7 @@ fn what_is_done_behind_a_running_job_is_committed_before_the_partition_moves() {
     }
 }
 
-/// Its only operation is the swap that follows its dead letter.
+/// The only operation left is the swap that follows the dead letter.
 #[test]
 fn dead_letter_under_way_when_the_partition_moves_needs_no_lease() {
     let mut rig = rig();

@@ -65,7 +65,7 @@ async fn ticks_run_once_over_both_clock_changes_of_a_time_zone() {
     assert_eq!(autumn, once(&["10-25 02:15 +02:00", "10-25 02:15 +01:00", "10-25 03:15 +01:00"]));
 }
 
-/// Without the look every few seconds it would sleep for a day.
+/// Without a check every few seconds it would sleep for a day.
 #[tokio::test(start_paused = true)]
 async fn a_wall_clock_that_is_set_is_noticed_within_seconds() {
     let log = MemoryLog::new();

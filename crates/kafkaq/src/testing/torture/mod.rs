@@ -74,7 +74,7 @@ use std::{fmt, future::Future, time::Duration};
 ///
 /// # Time
 /// Use a paused clock: see [`testing`](super). If the second execution waits for the first, for example for a mutex
-/// that the first holds, it gets a [minute](Torture::patience) of tokio's time; then the first is resumed after all.
+/// that the first holds, it gets a [minute](Torture::patience) of tokio's time; then the first is resumed anyway.
 pub fn torture<S, T, F, Fut>(handler: F, task: T) -> Torture<S>
 where
     S: Send + Sync + 'static,

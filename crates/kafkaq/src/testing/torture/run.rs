@@ -127,7 +127,7 @@ impl<'a, S: Send + Sync + 'static> Run<'a, S> {
         self.finish(&mut again, None).await
     }
 
-    /// Tells an execution at an await point to end. It may do so; then it is dropped. Returns its outcome.
+    /// Asks an execution at an await point to stop. It may do so; then it is dropped. Returns its outcome.
     async fn told(&mut self, reason: StopReason, at: usize) -> Option<Outcome> {
         let mut execution = self.begin();
         self.advance(&mut execution, at, None).await;

@@ -59,7 +59,7 @@ async fn execute(job: Job, executions: &Executions, hold: Duration) {
 /// Which tasks have been executed.
 pub(super) struct Executions {
     pub(super) epoch: Instant,
-    /// When the first execution of each task began, if somebody wants to know: it takes 16 MB per million tasks.
+    /// When the first execution of each task started, if it is needed: it takes 16 MB per million tasks.
     pub(super) begun: Vec<OnceLock<Duration>>,
     /// A bit for each task that has ended.
     ended: Vec<AtomicU64>,

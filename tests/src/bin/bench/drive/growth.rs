@@ -1,4 +1,4 @@
-//! The commands about sizes that grow. Only kafkaq has them.
+//! The commands of the growth benchmark, which only kafkaq has.
 
 use super::{
     Side,
@@ -12,7 +12,7 @@ use std::{
 };
 use tokio::time::interval;
 
-/// One of several processes that share a backlog. It tells how much of it was its own until its input ends.
+/// One of several processes that share a backlog. It prints how much of it it has executed, until its input ends.
 pub(super) async fn work_on(side: Side, jobs: usize) -> Outcome<()> {
     let work_as = side.work(jobs);
     let queue = side.builder.build().await?;
@@ -42,7 +42,7 @@ pub(super) async fn delay(side: Side, tasks: usize, seconds: usize) -> Outcome<(
     Ok(())
 }
 
-/// Works until so many tasks that aren't due have been copied to the wait topic.
+/// Works until this many tasks that aren't due have been copied to the wait topic.
 pub(super) async fn park(side: Side, tasks: usize) -> Outcome<()> {
     let work_as = side.work(1);
     let queue = side.builder.build().await?;
@@ -62,7 +62,7 @@ pub(super) async fn park(side: Side, tasks: usize) -> Outcome<()> {
     }
 }
 
-/// Begins every task once, and puts it off.
+/// Starts every task once, and snoozes it.
 pub(super) async fn snooze(side: Side, tasks: usize, jobs: usize, seconds: usize) -> Outcome<()> {
     let queue = side.builder.build().await?;
     let executions = Arc::new(Executions::new(tasks, false));

@@ -1,7 +1,7 @@
 //! One process of a comparison: `bench drive BROKER,STORE[,SETTING…] COMMAND QUEUE NUMBERS…`.
 //!
-//! It plays kafkaq's part, as other programs play that of other queues. The commands and what they print are common to
-//! all of them: `bench/README.md` describes both.
+//! It drives kafkaq, as other programs drive other queues. The commands and what they print are common to all of them:
+//! `bench/README.md` describes both.
 
 mod executions;
 mod growth;
@@ -20,10 +20,10 @@ use tokio::{sync::Semaphore, task::JoinSet, time::interval};
 
 /// Tasks per call when publishing in bulk.
 const AT_ONCE: usize = 10_000;
-/// Limits the calls of a paced publisher that are under way. A queue that is too slow then shows in the pace.
+/// The maximum number of concurrent calls of a paced publisher. A queue that is too slow then reduces the pace.
 const UNDER_WAY: usize = 1024;
 
-/// Runs the command, and ends the process once its input has ended: whoever started it looks at it until then.
+/// Runs the command, and ends the process once its input has ended: until then its resource usage is measured.
 pub(crate) async fn run(words: &[String]) -> Outcome<()> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let [side, command, queue, numbers @ ..] = &words[..] else {
@@ -68,7 +68,7 @@ impl Side {
         words.try_fold(side, Side::set)
     }
 
-    /// Each setting that a side may name has a line here.
+    /// Applies a setting of a side.
     fn set(self, setting: &str) -> Outcome<Side> {
         match setting.split_once('=').unwrap_or((setting, "")) {
             ("batch", number) => Ok(Side { batch: number.parse::<usize>()?.max(1), ..self }),
@@ -158,7 +158,7 @@ async fn drain(side: Side, tasks: usize, jobs: usize, hold_ms: usize) -> Outcome
     let work_as = Work { hold: Duration::from_millis(hold_ms as u64), ..side.work(jobs) };
     let queue = side.builder.build().await?;
     if side.in_memory {
-        // Nobody else could have.
+        // Not even published by another process.
         publish(&queue.publisher(), 0, tasks).await?;
     }
     let executions = work(&queue, Executions::new(tasks, false), work_as);

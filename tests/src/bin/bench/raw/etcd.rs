@@ -1,7 +1,7 @@
-//! `etcd-client`: one connection for all callers. A batch is as many requests at once as it takes, each a transaction
-//! with a transaction for each key in it, which compares, and puts or reads.
+//! `etcd-client`: one connection for all callers. A batch is sent as several concurrent requests, each a transaction
+//! with a nested one per key that compares, and puts or reads.
 //!
-//! All keys share one lease, which is granted beforehand; what kafkaq's store spends on leases is its own affair.
+//! All keys share one lease, which is granted beforehand; what kafkaq's store spends on leases counts as its overhead.
 
 use super::{Swaps, all_done, full};
 use crate::{Outcome, stores::TTL};
@@ -9,7 +9,7 @@ use etcd_client::{Client, Compare, CompareOp, KvClient, PutOptions, Txn, TxnOp, 
 use futures_util::future::try_join_all;
 use kafkaq::backend::Swap;
 
-/// As kafkaq's store: of 128 operations one is the outer transaction.
+/// The same as in kafkaq's store: of 128 operations, one is the outer transaction.
 const KEYS_A_REQUEST: usize = 125;
 
 pub(crate) struct Etcd {

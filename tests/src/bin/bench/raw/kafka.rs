@@ -1,5 +1,5 @@
-//! The libraries of Kafka alone: `rdkafka` with the settings that kafkaq's log has, and `rskafka` with a connection
-//! for each partition.
+//! The bare Kafka clients: `rdkafka` with the settings of kafkaq's log, and `rskafka` with one connection per
+//! partition.
 
 use crate::{
     Outcome,
@@ -57,7 +57,7 @@ impl Appends for RdKafka {
 }
 
 impl Records for RdKafka {
-    /// From the first record on, since a consumer takes its time to begin.
+    /// Measures from the first record on, since a consumer takes a while to start.
     async fn read(&self, partitions: &[Partition], count: usize) -> Outcome<Duration> {
         let consumer: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", &self.address)
@@ -113,7 +113,7 @@ impl RsKafka {
 
 impl Appends for RsKafka {
     async fn append(&self, to: &Partition, records: &[NewRecord]) -> Outcome<()> {
-        // Of now, or the server soon deletes it as too old.
+        // The current time: otherwise the server soon deletes it as too old.
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
         let timestamp = DateTime::from_timestamp_millis(now as i64).ok_or("a time that is too late")?;
         let record = |new: &NewRecord| Record {

@@ -1,8 +1,8 @@
-//! The client libraries alone: what a program would write that knows that nothing ever fails.
+//! The bare client libraries: as a program would use them that assumes that nothing ever fails.
 //!
-//! Each does the same work on the server as kafkaq's store, in the best way that its client has, and looks at every
-//! answer; but it takes every connection for granted, and knows that a batch is all creations or all replacements,
-//! with one time to live.
+//! Each does the same work on the server as kafkaq's store, in the best way that its client offers, and checks every
+//! response; but it assumes that connections don't fail, and that a batch is all creations or all replacements with one
+//! time to live.
 
 mod etcd;
 pub(crate) mod kafka;
@@ -21,16 +21,16 @@ use std::time::Duration;
 
 /// One side of the comparison.
 pub(crate) trait Swaps: Send + Sync + 'static {
-    /// A batch as this side wants it.
+    /// A batch in this side's form.
     type Batch: Send + Sync + 'static;
 
-    /// Isn't measured.
+    /// Prepares a batch. Not measured.
     fn prepare(&self, swaps: Vec<Swap>) -> impl Future<Output = Outcome<Self::Batch>> + Send;
 
-    /// Fails if one of them isn't done. `caller` tells those that call at the same time apart.
+    /// Fails if a swap isn't done. `caller` identifies concurrent callers.
     fn swap(&self, caller: usize, batch: &Self::Batch) -> impl Future<Output = Outcome<()>> + Send;
 
-    /// What the server has used so far, if it tells.
+    /// Returns what the server has used so far, if it reports it.
     fn used(&self) -> impl Future<Output = Outcome<Option<Used>>> + Send {
         std::future::ready(Ok(None))
     }
@@ -39,9 +39,9 @@ pub(crate) trait Swaps: Send + Sync + 'static {
 /// What a server has used since it started.
 #[derive(Clone, Copy)]
 pub(crate) struct Used {
-    /// Of its processor.
+    /// CPU time.
     pub(crate) cpu: Duration,
-    /// Of its memory, now.
+    /// Current memory.
     pub(crate) bytes: f64,
 }
 

@@ -1,9 +1,9 @@
-//! The `redis` crate: a connection a caller, and a pipeline a batch.
+//! The `redis` crate: one connection per caller, and one pipeline per batch.
 //!
 //! A creation is one `SET NX GET PX`. Replacements are a script that compares and sets, over as many keys as kafkaq's
-//! store gives to its own. Each lease has a key of its own: that neighbours can lie together is what the store knows.
-//! In a cluster a command has one key, and each node gets its part of a batch as a pipeline; which node that is is
-//! found out beforehand.
+//! store gives to its own. Each lease has its own key: sharing hashes among neighbours is an optimization of the store.
+//! In a cluster a command has one key, and each node gets its part of a batch as a pipeline; the nodes are looked up
+//! beforehand.
 
 use super::{Swaps, Used, all_done, full};
 use crate::{
@@ -31,7 +31,7 @@ const SCRIPT: &str = "
     return done";
 
 pub(crate) struct Redis {
-    /// One a caller.
+    /// One per caller.
     connections: Vec<MultiplexedConnection>,
     script: String,
 }
@@ -42,7 +42,7 @@ impl Redis {
         let client = Client::open(info)?;
         let mut connections = Vec::new();
         for _ in 0..UNDER_WAY {
-            // A machine that stands still for a moment is no failure.
+            // A machine that stalls for a moment is not a failure.
             let patient = AsyncConnectionConfig::new().set_response_timeout(None);
             connections.push(client.get_multiplexed_async_connection_with_config(&patient).await?);
         }

@@ -1,8 +1,8 @@
-//! `zookeeper-async`: a session a caller, and many requests of a batch on their way, since the client has no `multi`.
+//! `zookeeper-async`: one session per caller, and many requests of a batch in flight, since the client has no `multi`.
 //!
 //! A creation is a `create`. A replacement is a `get_data`, a comparison, and a `set_data` with the version that was
-//! read: ZooKeeper itself compares versions, which begin anew when a node is made anew, so whoever wants to replace a
-//! value has to read it.
+//! read: ZooKeeper itself compares versions, which start over when a node is recreated, so replacing a value requires
+//! reading it.
 
 use super::{Swaps, all_done};
 use crate::{Outcome, stores::UNDER_WAY};
@@ -11,11 +11,11 @@ use kafkaq::backend::{Key, Swap};
 use std::time::Duration;
 use zookeeper_async::{Acl, CreateMode, WatchedEvent, Watcher, ZkError, ZooKeeper as Client};
 
-/// As kafkaq's store.
+/// The same as in kafkaq's store.
 const IN_FLIGHT: usize = 256;
 
 pub(crate) struct ZooKeeper {
-    /// One a caller.
+    /// One per caller.
     sessions: Vec<Client>,
 }
 
