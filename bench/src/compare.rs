@@ -108,7 +108,7 @@ impl Measured<'_> {
         }
         for rate in RATES {
             if self.all_are_leased(rate) {
-                let why = "as without Slow: so few tasks get a lease all the same";
+                let why = "as without Slow: all of so few tasks get a lease anyway";
                 self.entry.figures.note(pick_up(rate, "p50"), why.to_owned());
                 continue;
             }

@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_is_there_until_it_is_dropped() {
+    fn driver_runs_until_it_is_dropped() {
         let errors = scratch("there");
         let says = r#"echo '{"event":"begin"}'; echo '{"event":"end","tasks":1,"seconds":1}'; read line"#;
         let mut driver = Driver::start(&mut shell(says), &errors, Duration::from_secs(60)).unwrap();
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_that_fails_is_told_with_its_reason_and_one_that_hangs_is_ended() {
+    fn failing_driver_is_reported_with_its_reason_and_a_hanging_one_is_killed() {
         let errors = scratch("fails");
         let mut failing =
             Driver::start(&mut shell("echo no such queue >&2"), &errors, Duration::from_secs(60)).unwrap();

@@ -46,12 +46,9 @@ pub(crate) fn growth(options: &Growth) -> Result<()> {
     let kafkaq = build_kafkaq()?;
     let stage = Stage::start(folder)?;
     println!("{}", machine());
-    println!("\n100-byte tasks, 6 partitions and {JOBS} jobs at once where nothing else is said.");
+    println!("\n100-byte tasks, 6 partitions and {JOBS} jobs at once unless stated otherwise.");
     let drained = || {
-        vec![
-            column("drain", "drained, K/s", 1000.0),
-            column("memory_mib", "worker's memory at most, MiB", 1.0),
-        ]
+        vec![column("drain", "drained, K/s", 1000.0), column("memory_mib", "worker's peak memory, MiB", 1.0)]
     };
     let mut parts = Vec::new();
     let mut measure =
@@ -80,7 +77,7 @@ pub(crate) fn growth(options: &Growth) -> Result<()> {
     let backlog = vec![
         column("publish_bulk", "published, K/s", 1000.0),
         column("drain", "drained, K/s", 1000.0),
-        column("memory_mib", "worker's memory at most, MiB", 1.0),
+        column("memory_mib", "worker's peak memory, MiB", 1.0),
         column("redis_bytes", "Redis's memory per finished task, bytes", 1.0),
         column("formula_bytes", "by the formula without Redis's own, bytes", 1.0),
     ];
@@ -89,8 +86,8 @@ pub(crate) fn growth(options: &Growth) -> Result<()> {
     })?;
     let waiting = || {
         vec![
-            column("wait", "put to wait, K/s", 1000.0),
-            column("memory_mib", "worker's memory at most, MiB", 1.0),
+            column("wait", "parked, K/s", 1000.0),
+            column("memory_mib", "worker's peak memory, MiB", 1.0),
             column("redis_bytes", "Redis's memory per task, bytes", 1.0),
             column("kafka_bytes", "bytes in Kafka's logs per task", 1.0),
         ]
@@ -108,7 +105,7 @@ pub(crate) fn growth(options: &Growth) -> Result<()> {
     })?;
     measure(
         "parked",
-        "Tasks that were begun and snoozed".into(),
+        "Tasks that were started and snoozed".into(),
         "tasks",
         waiting(),
         &options.waiting,

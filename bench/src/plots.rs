@@ -13,8 +13,8 @@ use crate::figures::{Summary, significant};
 const PLOTS: [(&str, &str, &str, f64); 4] = [
     ("publish", "Published by 64 callers, thousand tasks per second", "publish_calls", 1000.0),
     ("drain", "Drained, thousand tasks per second", "drain", 1000.0),
-    ("drain-cpu", "CPU of client and servers to execute a task, µs", "drain_cpu_all", 1.0),
-    ("memory", "Memory of the client at most, MiB", "memory_mib", 1.0),
+    ("drain-cpu", "CPU time of client and servers per executed task, µs", "drain_cpu_all", 1.0),
+    ("memory", "Peak memory of the client, MiB", "memory_mib", 1.0),
 ];
 
 const WIDTH: u32 = 860;

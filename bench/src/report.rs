@@ -43,7 +43,7 @@ pub(crate) fn print(options: &Compare, entries: &[Entry]) {
 }
 
 fn print_guarantees(options: &Compare) {
-    println!("\n## Promises with default settings\n");
+    println!("\n## Guarantees with default settings\n");
     println!(
         "| | published means | executed | after a crash executed again after | duplicates |\n|---|---|---|---|---|"
     );
@@ -75,7 +75,7 @@ fn tables() -> Vec<(String, Vec<Column>)> {
         column("redis_reads", "reads by Redis", 1.0),
         column("redis_bytes", "bytes to Redis", 1.0),
         column("kafka_bytes", "bytes in Kafka's logs", 1.0),
-        column("memory_mib", "client's memory at most, MiB", 1.0),
+        column("memory_mib", "client's peak memory, MiB", 1.0),
     ];
     let mut tables = vec![("Tasks, K/s".to_owned(), rates), ("Cost of a task".to_owned(), costs)];
     for rate in RATES {

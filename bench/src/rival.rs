@@ -110,7 +110,9 @@ impl FromStr for Rival {
     fn from_str(name: &str) -> Result<Self> {
         match Rival::ALL.into_iter().find(|rival| rival.name() == name) {
             Some(rival) => Ok(rival),
-            None => bail!("there is no rival `{name}`: it is {}", Rival::ALL.map(Rival::name).join(", ")),
+            None => {
+                bail!("there is no rival `{name}`: it must be {}", Rival::ALL.map(Rival::name).join(", "))
+            }
         }
     }
 }

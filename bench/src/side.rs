@@ -113,7 +113,7 @@ const KAFKAQ: Guarantees = Guarantees {
     published: "in Kafka's log, acks=all",
     executed: "at least once, whatever happens to the store",
     after_crash: "40 to 60 s, when the lease ends",
-    duplicates: "a task id is executed once, also if it is published again within an hour",
+    duplicates: "a task id is executed once, even if it is published again within an hour",
 };
 
 const SLOW: Guarantees = Guarantees {
@@ -146,7 +146,7 @@ pub(crate) fn guarantees(rivals: &[Rival]) -> Vec<Guarantees> {
             published: "in Redis's memory",
             executed: "at least once, unless Redis loses its memory",
             after_crash: "300 s",
-            duplicates: "a key is refused once it was used, if a task has one",
+            duplicates: "if a task has a key, a second task with that key is refused",
         },
         Rival::BullMq => Guarantees {
             system: "BullMQ",

@@ -226,7 +226,7 @@ impl Pair {
             BrokerKind::RdKafka => Arc::new(RdKafka::builder(self.kafka()).build().expect("settings")),
             BrokerKind::RsKafka => Arc::new(RsKafka::builder(self.kafka()).build().expect("settings")),
         };
-        self.queue().build_dead_letters(log).await.expect("the queue is there")
+        self.queue().build_dead_letters(log).await.expect("the queue exists")
     }
 
     /// The address of its Kafka.

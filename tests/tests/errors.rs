@@ -48,14 +48,14 @@ async fn a_broker_that_goes_down_fails_publish_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_topic_that_cannot_be_made_is_an_error() {
+async fn topic_that_can_not_be_created_is_an_error() {
     let error = queue(&unique("copies"), &redis()).replication(3).build().await.unwrap_err();
     tells(&error);
 }
 
 /// A server that knows too few of the others yet may know enough at the next attempt.
 #[tokio::test(flavor = "multi_thread")]
-async fn too_few_brokers_for_the_servers_own_default_are_worth_another_try() {
+async fn too_few_brokers_for_the_servers_default_is_retryable() {
     let server = Service::Kafka.own_with(None, &["--override", "default.replication.factor=3"]).unwrap();
     let rdkafka = Queue::builder(unique("few")).broker(RdKafka::builder(server.url()).build().unwrap());
     let rskafka = Queue::builder(unique("few")).log(RsKafka::builder(server.url()).build().unwrap());
@@ -139,7 +139,7 @@ async fn a_wait_topic_with_too_short_a_retention_is_refused_through_either_clien
 
 /// As when a firewall has forgotten the connection: nothing closes it, and no response arrives.
 #[tokio::test(flavor = "multi_thread")]
-async fn offsets_are_learnt_although_a_connection_is_dead() {
+async fn offsets_are_found_despite_a_dead_connection() {
     let port = free_port().unwrap();
     let proxy = Proxy::to(("127.0.0.1", port)).unwrap();
     let _server = own_kafka_behind(proxy.addr().port(), port);

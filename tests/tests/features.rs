@@ -48,7 +48,7 @@ async fn a_record_of_kcat_is_a_task() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_cancelled_is_not_run_and_a_running_job_learns_of_it() {
+async fn cancelled_task_is_not_run_and_a_running_job_learns_of_it() {
     let queue = build(&unique("cancel")).await;
     let delayed = queue.publish(Task::new("never").with_delay(Duration::from_secs(2))).await.unwrap();
     assert!(matches!(
@@ -84,7 +84,7 @@ async fn an_id_that_is_published_twice_is_run_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_last_attempt_goes_to_the_dead_letters_with_everything_it_had() {
+async fn last_failure_is_dead_lettered_with_all_data_of_the_task() {
     let name = unique("dead");
     let queue = queue(&name, &redis()).max_failures(3).built().await;
     let task = Task::new("poison").with_key("k").with_header("trace", "abc").with_header("utf8", "ä");
@@ -186,7 +186,7 @@ async fn until_committed(queue: &str, count: i64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_not_done_at_shutdown_is_handed_out_to_the_next() {
+async fn unfinished_tasks_are_handed_out_elsewhere_after_a_shutdown() {
     let name = unique("restart");
     let first = build(&name).await;
     for i in 0..20 {

@@ -83,7 +83,7 @@ async fn a_task_arrives_through_the_other_client_as_it_was_published() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_delay_that_one_client_wrote_is_waited_for_by_the_other() {
+async fn delay_written_by_one_client_is_respected_by_the_other() {
     each_way("delays", async |from, to| {
         let queue = to.queue().built().await;
         let publisher = from.queue().built_publisher().await;
@@ -240,7 +240,7 @@ fn keys() -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_lands_where_the_java_client_puts_it() {
+async fn keys_map_to_the_same_partitions_as_in_the_java_client() {
     const PARTITIONS: i32 = 7;
     each_way("keys", async |from, to| {
         let (keys, topic) = (keys(), from.name());
@@ -271,7 +271,7 @@ async fn a_key_lands_where_the_java_client_puts_it() {
             let partition = (hash & i32::MAX) % PARTITIONS;
             assert!(chosen[key].contains_key(&partition), "{key}: {:?} and not {partition}", chosen[key]);
         }
-        println!("{} keys, the same partition by {clients:?}", keys.len());
+        println!("{} keys, the same partition with {clients:?}", keys.len());
     })
     .await;
 }

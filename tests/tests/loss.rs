@@ -108,7 +108,7 @@ async fn a_worker_that_is_killed_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stopped_worker_that_goes_on_past_its_lease_learns_that_it_is_lost() {
+async fn worker_resumed_after_its_lease_learns_that_it_is_lost() {
     let agent = env!("CARGO_BIN_EXE_agent");
     let pair = Pair::new(BrokerKind::RdKafka, StoreKind::Redis, "zombie");
     let zombie = Agent::work(agent, &pair, 1, Duration::from_secs(2));

@@ -363,7 +363,7 @@ impl Account {
                     Line::Published(_) => {}
                 }
             }
-            assert!(open.is_empty() || *way != Way::Goodbye, "it left in good order, but left {open:?}");
+            assert!(open.is_empty() || *way != Way::Goodbye, "it ended regularly, but left {open:?}");
             if !open.is_empty() {
                 *account.in_vain.entry(format!("{way:?} in mid-run")).or_default() += open.len();
             }

@@ -229,7 +229,7 @@ async fn recovers(name: &str, pair: &Pair, mut away: Away, victim: Victim) {
         // Two thirds of the tasks belong to the other nodes, and some hundred are published meanwhile. The outage lasts
         // until then.
         let meanwhile = || done().iter().sum::<usize>() - halfway.iter().sum::<usize>();
-        until("the other nodes' share of the work goes on", || meanwhile() >= SHARE).await;
+        until("the other nodes' share of the work continues", || meanwhile() >= SHARE).await;
         println!("{name}: {} tasks were done in the second half of the outage", meanwhile());
     } else {
         assert_eq!(halfway, done(), "it was away in mid-run");
@@ -239,9 +239,9 @@ async fn recovers(name: &str, pair: &Pair, mut away: Away, victim: Victim) {
 
     let back = Instant::now();
     let went_on = || done().into_iter().zip(before).map(|(now, before)| now > before + 20);
-    until("work goes on", || went_on().any(|went_on| went_on)).await;
+    until("work continues", || went_on().any(|went_on| went_on)).await;
     let first = back.elapsed();
-    until("both processes go on", || went_on().all(|went_on| went_on)).await;
+    until("both processes continue", || went_on().all(|went_on| went_on)).await;
     let both = back.elapsed();
     let published = publishing.end().await;
     until_done(&processes[0].queue, published.iter().cloned(), &told).await;

@@ -51,7 +51,7 @@ fn publish_from_runtimes(
 
 /// Each call has a runtime that is dropped after it, or one that is idle until the next call.
 #[test]
-fn a_publisher_works_from_runtimes_that_come_and_go_and_stand_still() {
+fn publisher_works_from_short_lived_and_idle_runtimes() {
     for broker in CLIENTS {
         let pair = pair(broker, "runtimes");
         let publisher = runtime().block_on(pair.queue().build_publisher()).unwrap();

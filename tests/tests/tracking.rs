@@ -41,7 +41,7 @@ async fn until_executed(agents: &[&Agent], ids: &HashSet<String>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_process_loses_no_task_of_which_the_store_was_not_told() {
+async fn killed_process_loses_no_task_without_a_lease() {
     const TASKS: usize = SPAN + 10_000;
     for (broker, store) in PAIRS {
         let pair = Pair::new(broker, store, "tracking").with_slow_tracking();

@@ -47,10 +47,10 @@ async fn a_hundred_thousand_tasks_of_two_publishers_are_executed_by_two_workers(
     let more: usize = runs.values().map(|attempts| attempts.len() - 1).sum();
     let later = runs.values().flatten().filter(|attempt| **attempt > 1).count();
     println!(
-        "{tasks} tasks, {} by the first worker and {} by the second; {more} executions more than tasks, \
+        "{tasks} tasks, {} by the first worker and {} by the second; {more} more executions than tasks, \
          {later} of them because a lease had ended before `done` was confirmed",
         first.runs(),
         second.runs(),
     );
-    assert!(more < TASKS / 100, "{more} executions more than tasks");
+    assert!(more < TASKS / 100, "{more} more executions than tasks");
 }

@@ -62,7 +62,7 @@ impl Said {
 /// taken for free slots, but to no others that it held. The first attempt of the poison task may have been prefetched,
 /// which isn't charged.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_task_that_ends_its_process_is_dead_after_its_failures_and_charges_no_neighbour() {
+async fn poison_task_is_dead_lettered_and_its_neighbors_are_not_charged() {
     for (broker, store, _) in PAIRS {
         let pair = Pair::new(broker, store, "poison");
         let queue = pair.queue().built().await;
@@ -114,7 +114,7 @@ async fn a_task_that_ends_its_process_is_dead_after_its_failures_and_charges_no_
 
 /// Leases are renewed when two thirds of them are left, so they outlast the outage.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handler_of_three_leases_runs_once_though_the_store_is_away_for_half_a_lease() {
+async fn handler_of_three_leases_runs_once_despite_a_store_outage_of_half_a_lease() {
     const LEASE: Duration = Duration::from_secs(10);
     for (broker, store, service) in PAIRS {
         let server = own_server(service);

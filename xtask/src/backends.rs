@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn a_side_that_is_not_named_is_all_of_it() {
+    fn unnamed_side_means_all_its_backends() {
         assert_eq!(services("rdkafka"), Service::ALL);
         assert_eq!(services("redis,etcd"), [Service::Kafka, Service::Redis, Service::Etcd]);
     }

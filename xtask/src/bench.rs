@@ -61,7 +61,7 @@ impl FromStr for Part {
         match Part::ALL.into_iter().find(|part| part.name() == name) {
             Some(part) => Ok(part),
             None => bail!(
-                "bench {name}: it is pairs, stores, logs, publish, delays, idle, worker, crowd or seeds"
+                "bench {name}: it must be pairs, stores, logs, publish, delays, idle, worker, crowd or seeds"
             ),
         }
     }

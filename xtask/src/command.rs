@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_program_leaves_behind_is_ended() {
+    fn leftover_processes_are_killed() {
         let file = Scratch::new("leaving");
         let mut leaving = shell("sleep 1000 >/dev/null & echo $!");
         run_into(&mut leaving, &file.1, Duration::MAX).unwrap().result.unwrap();
@@ -266,7 +266,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn what_a_program_takes_of_the_processor_is_told_and_its_childrens_too() {
+    fn cpu_time_includes_children() {
         let file = Scratch::new("cpu");
         let busy = "i=0; while [ $i -lt 200000 ]; do i=$((i + 1)); done";
         let ended = run_into(&mut shell(busy), &file.1, Duration::MAX).unwrap();
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_captured_failure_says_what_the_program_said() {
+    fn captured_failure_contains_the_programs_output() {
         let error = capture(&mut shell("echo no such thing >&2; exit 1")).unwrap_err().to_string();
         assert!(error.contains("no such thing"), "{error}");
     }

@@ -3,7 +3,7 @@
 //! [`services`] starts brokers and stores, [`prerequisites`] installs what they need, and [`command`] runs other
 //! programs so that an interrupt ends them as well.
 
-#![allow(clippy::print_stderr, reason = "telling people what happens is this tool's job")]
+#![allow(clippy::print_stderr, reason = "reporting progress is this tool's job")]
 
 pub mod command;
 pub mod prerequisites;

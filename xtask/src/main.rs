@@ -65,7 +65,7 @@ cargo xtask services up [--only NAMES | --all] [--env]
               There are kafka, redis, redis-cluster, etcd and zookeeper; and redpanda in Kafka's place,
               as a container only.
     --all     all of them but redpanda
-    --env     prints nothing but the variables that the tests read: eval \"$(cargo xtask services up --env)\"
+    --env     prints only the variables that the tests read: eval \"$(cargo xtask services up --env)\"
 
 cargo xtask services down [--only NAMES]
     Stops them and removes their data.
@@ -100,7 +100,7 @@ fn dispatch() -> Result<()> {
         Some("test") => check::everything(&check_options(args)?),
         Some("bench") => bench(args),
         Some("services") => services(args),
-        Some(other) => bail!("`{other}` is no command; `cargo xtask` lists them"),
+        Some(other) => bail!("`{other}` is not a command; `cargo xtask` lists them"),
     }
 }
 
@@ -135,16 +135,16 @@ fn check_options(mut args: Parser) -> Result<check::Options> {
             Arg::Long("kafka") => match args.value()?.string()?.as_str() {
                 "kafka" => options.kafka = Service::Kafka,
                 "redpanda" => options.kafka = Service::Redpanda,
-                other => bail!("--kafka {other}: it is kafka or redpanda"),
+                other => bail!("--kafka {other}: it must be kafka or redpanda"),
             },
             other => return Err(other.unexpected().into()),
         }
     }
     if options.only.is_some() && (options.quick || options.backends.is_some()) {
-        bail!("--only is one check; --quick and --backend are others");
+        bail!("--only selects one check and can't be combined with --quick or --backend");
     }
     if options.quick && (options.backends.is_some() || options.kafka != Service::Kafka) {
-        bail!("--quick starts no servers, and --backend and --kafka are about nothing else");
+        bail!("--quick starts no servers, so it can't be combined with --backend or --kafka");
     }
     Ok(options)
 }
@@ -200,7 +200,7 @@ fn services(mut args: Parser) -> Result<()> {
             }
             Ok(())
         }
-        other => bail!("services {other}: it is up, down or status"),
+        other => bail!("services {other}: it must be up, down or status"),
     }
 }
 

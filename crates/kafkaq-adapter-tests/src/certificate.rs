@@ -27,7 +27,7 @@ impl Certificate {
             .args(["-keyout", &certificate.key_file(), "-out", &certificate.file()])
             .stderr(Stdio::null())
             .status()
-            .expect("the openssl program is not there: install it (Debian: apt-get install openssl)");
+            .expect("the openssl program is missing: install it (Debian: apt-get install openssl)");
         assert!(status.success());
         certificate
     }

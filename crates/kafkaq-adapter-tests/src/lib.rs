@@ -13,7 +13,7 @@
 )]
 
 mod certificate;
-#[allow(missing_docs, reason = "a case says what it is about by its name")]
+#[allow(missing_docs, reason = "the name of a case describes it")]
 pub mod descriptors;
 mod fixtures;
 mod log;

@@ -222,7 +222,7 @@ pub async fn a_late_failure_of_an_old_connection_spares_the_new_one<A: Adapter>(
     let with_the_new_one = proxy.accepted();
     late.await.unwrap();
     until_it_works(&*store).await;
-    assert_eq!(proxy.accepted(), with_the_new_one, "the new connection was left");
+    assert_eq!(proxy.accepted(), with_the_new_one, "the new connection was dropped");
 }
 
 pub async fn many_callers_share_one_new_connection<A: Adapter>() {

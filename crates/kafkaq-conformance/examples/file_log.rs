@@ -100,9 +100,9 @@ impl Call {
         let (kind, advice) = match e.kind() {
             io::ErrorKind::NotFound => (ErrorKind::NotFound, "Create the topic, with enough partitions"),
             io::ErrorKind::PermissionDenied => (ErrorKind::Denied, "Check who may read and write the files"),
-            io::ErrorKind::InvalidInput => (ErrorKind::Invalid, "A name has A-Z a-z 0-9 . _ - only"),
+            io::ErrorKind::InvalidInput => (ErrorKind::Invalid, "A name has only A-Z a-z 0-9 . _ -"),
             io::ErrorKind::InvalidData => (ErrorKind::Corrupt, "Check the disk"),
-            _ => (ErrorKind::Unavailable, "Check the disk, and the room on it"),
+            _ => (ErrorKind::Unavailable, "Check the disk and its free space"),
         };
         Error::not_applied(kind, self.op).with_source(e).with_advice(advice)
     }

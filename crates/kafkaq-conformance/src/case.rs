@@ -160,7 +160,7 @@ impl<T: ?Sized + Send + Sync + 'static> Context<T> {
         loop {
             match call().await {
                 Err(Failed(why)) if Instant::now() > limit => {
-                    return Err(Failed(format!("the server is back and the client isn't: {why}")));
+                    return Err(Failed(format!("the server has recovered but the client hasn't: {why}")));
                 }
                 Err(_) => sleep(Duration::from_millis(100)).await,
                 answered => return answered,

@@ -251,7 +251,8 @@ fn run_case<T: ?Sized + Send + Sync + 'static>(setup: &Arc<Setup<T>>, case: &Cas
         let limit = CASE_LIMIT.max(10 * setup.answers_within);
         let checked = tokio::time::timeout(limit, (case.run)(context.clone())).await;
         context.end().await;
-        checked.unwrap_or_else(|_| Err(Failed(format!("not finished after {limit:?}: a call does not end"))))
+        checked
+            .unwrap_or_else(|_| Err(Failed(format!("not finished after {limit:?}: a call doesn't return"))))
     };
     let outcome = match catch_unwind(AssertUnwindSafe(|| runtime.block_on(run))) {
         Ok(Ok(())) => Outcome::Passed,

@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_proxy_that_refuses_breaks_old_and_new_connections_until_it_is_restored() {
+    async fn refusing_proxy_breaks_old_and_new_connections_until_restored() {
         let proxy = Proxy::to(echo()).unwrap();
         let connect = || TcpStream::connect(proxy.addr()).unwrap();
         let old = connect();

@@ -56,7 +56,7 @@ fn text(record: &Record) -> String {
 }
 
 #[tokio::test]
-async fn a_torn_end_is_no_record_and_is_written_over() {
+async fn torn_end_is_not_a_record_and_is_overwritten() {
     let (dir, log) = create("torn").await;
     let path = dir.join("topics/t/0");
     let one = fs::metadata(&path).unwrap().len();
@@ -124,7 +124,7 @@ async fn writer() {
 }
 
 #[tokio::test]
-async fn what_was_answered_survives_killed_writers() {
+async fn acknowledged_records_survive_killed_writers() {
     let (dir, log) = create("killed").await;
     let mut answered = Vec::new();
     for round in 0..12 {

@@ -271,7 +271,7 @@ impl<C: Connect> SharedConnection<C> {
         match &reply {
             Reply::Keep(_) => up.answered(),
             Reply::Leave(Err(error)) => self.leave(up, error),
-            Reply::Leave(Ok(_)) => self.leave(up, "its answer asks for another"),
+            Reply::Leave(Ok(_)) => self.leave(up, "its response calls for another one"),
         }
         reply
     }
@@ -292,7 +292,7 @@ impl<C: Connect> SharedConnection<C> {
                 return Ok(up);
             }
             Ok(Err(error)) => self.leave(&up, error),
-            Err(_elapsed) => self.leave(&up, "it was idle, and a ping was not answered"),
+            Err(_elapsed) => self.leave(&up, "it was idle, and a ping got no response"),
         }
         self.make(call).await
     }
@@ -302,7 +302,7 @@ impl<C: Connect> SharedConnection<C> {
         let mut state = lock(&self.endpoint.state);
         if matches!(&*state, State::Up(current) if current.is_same(up)) {
             let server = self.connect().server(Some(&up.connection));
-            tracing::debug!(target: "kafkaq", "leaving the connection to {server}: {why}");
+            tracing::debug!(target: "kafkaq", "dropping the connection to {server}: {why}");
             *state = State::Down;
         }
     }

@@ -163,12 +163,12 @@ impl Standing {
                     first.saturating_sub(offset),
                     first.saturating_sub(1)
                 ),
-                "Raise the topic's `retention.ms` and `retention.bytes`, or start enough workers to keep up with them",
+                "Raise the topic's `retention.ms` and `retention.bytes`, or run enough workers to keep up",
             ),
             Standing::Replaced { .. } => (
                 format!(
-                    "the log is not the one that was read up to offset {offset}: its topic was recreated or cut. What \
-                     was read of it doesn't count, and what is there now is read again"
+                    "the log is not the one that was read up to offset {offset}: its topic was recreated or \
+                     truncated. What was read of it doesn't count, and what is there now is read again"
                 ),
                 "Tasks of the earlier log that were not done yet have to be published again. Find out who deletes \
                  topics, and keep `unclean.leader.election.enable` off",
@@ -255,7 +255,7 @@ async fn is_there(log: &dyn PartitionLog, of: &Partition, ends: Offsets, mark: M
     }
     Err(Error::not_applied(ErrorKind::Unavailable, "fetch")
         .on(of)
-        .with_advice("The broker answers without a record although there is one at that offset"))
+        .with_advice("The broker returns no record although there is one at that offset"))
 }
 
 #[cfg(test)]
@@ -282,7 +282,7 @@ mod tests {
         }
 
         #[test]
-        fn foreign_metadata_says_nothing(text in ".*") {
+        fn foreign_metadata_is_ignored(text in ".*") {
             prop_assert_eq!(Cursor::committed(7, &text), Cursor::new(7));
             prop_assert_eq!(Cursor::committed(7, &format!("kafkaq1:{text}")), Cursor::new(7));
         }

@@ -155,7 +155,7 @@ impl Envelope {
         let (versions, mut rest) = versioned(value)?;
         let flags = rest.byte()?;
         if flags & !(UUID | DUE | COPY | RUNNING) != 0 {
-            return Err(DecodeError::Damaged("flags that this version doesn't have"));
+            return Err(DecodeError::Damaged("flags that this version doesn't know"));
         }
         let id = match flags & UUID {
             0 => TaskId::new(rest.text()?).map_err(|_| DecodeError::Damaged("an id of the wrong size"))?,
@@ -236,12 +236,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(e in envelope()) {
+        fn encoding_round_trips(e in envelope()) {
             prop_assert_eq!(Envelope::decode(&e.encode()), Ok(e));
         }
 
         #[test]
-        fn any_bytes_are_read_without_a_panic(mut v in proptest::collection::vec(any::<u8>(), 0..80), ours: bool) {
+        fn decoding_arbitrary_bytes_never_panics(mut v in proptest::collection::vec(any::<u8>(), 0..80), ours: bool) {
             if ours && v.len() > 5 {
                 v[..5].copy_from_slice(&[MARKER[0], MARKER[1], MARKER[2], VERSION, VERSION]);
                 v[5] &= 0x0f;
@@ -250,7 +250,7 @@ mod tests {
         }
 
         #[test]
-        fn a_cut_is_noticed(e in envelope(), cut in 0_usize..200) {
+        fn truncation_is_detected(e in envelope(), cut in 0_usize..200) {
             let v = e.encode();
             let cut = cut % v.len();
             if let Ok(shorter) = Envelope::decode(&v[..cut]) {
@@ -271,13 +271,13 @@ mod tests {
         }
 
         #[test]
-        fn what_others_write_is_foreign(v in "\\PC{0,30}") {
+        fn headers_of_other_producers_are_foreign(v in "\\PC{0,30}") {
             prop_assert_eq!(Envelope::decode(v.as_bytes()), Err(DecodeError::Foreign));
         }
     }
 
     #[test]
-    fn a_published_record_carries_little() {
+    fn envelope_of_a_published_task_is_small() {
         let id = TaskId::new("01890a5d-ac96-774b-bcce-b302099a8057").unwrap();
         let e = Envelope::new(id, Wall(1_700_000_000_000));
         assert!(e.encode().len() <= 28, "{}", e.encode().len());

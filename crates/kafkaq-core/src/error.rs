@@ -40,7 +40,7 @@ impl ErrorKind {
     fn words(self) -> &'static str {
         match self {
             ErrorKind::Unavailable => "unavailable",
-            ErrorKind::Timeout => "no answer in time",
+            ErrorKind::Timeout => "no response in time",
             ErrorKind::Throttled => "throttled",
             ErrorKind::NotFound => "not found",
             ErrorKind::Denied => "denied",
@@ -233,13 +233,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_says_what_failed_on_what_and_what_to_do() {
+    fn display_has_operation_target_and_advice() {
         let e = Error::unknown(ErrorKind::Timeout, "append")
             .on("emails/3")
             .with_advice("Check that the broker is up");
         assert_eq!(
             e.to_string(),
-            "append on emails/3: no answer in time; it may have taken effect. Check that the broker is up"
+            "append on emails/3: no response in time; it may have taken effect. Check that the broker is up"
         );
         assert_eq!((e.effect(), e.retry()), (Effect::Unknown, Retry::Yes));
     }
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clone_that_is_edited_leaves_the_other_alone() {
+    fn editing_a_clone_does_not_change_the_original() {
         let one = Error::not_applied(ErrorKind::TooLarge, "append").on("a/0");
         let two = one.clone().on("b/1");
         assert!(one.to_string().contains("a/0") && two.to_string().contains("b/1"));

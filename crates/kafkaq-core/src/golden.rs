@@ -77,7 +77,7 @@ fn written() -> Vec<(&'static str, Written)> {
 }
 
 #[test]
-fn the_format_is_as_it_is_documented() {
+fn format_matches_its_documentation() {
     let page = include_str!("../docs/format.md");
     for (name, written) in written() {
         let hex: String = written.encode().iter().map(|b| format!("{b:02x}")).collect();

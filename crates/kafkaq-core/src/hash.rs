@@ -6,7 +6,7 @@ pub struct Fnv(pub u64);
 
 impl Fnv {
     /// The hash of no bytes.
-    #[allow(clippy::new_without_default, reason = "a hash of nothing is no useful default")]
+    #[allow(clippy::new_without_default, reason = "the hash of no bytes isn't a useful default")]
     #[must_use]
     pub fn new() -> Self {
         Fnv(0xcbf2_9ce4_8422_2325)

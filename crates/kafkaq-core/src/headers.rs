@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_of_a_name_counts_and_retain_leaves_the_rest_in_order() {
+    fn last_header_of_a_name_wins_and_retain_keeps_the_order() {
         let mut h = Headers::new();
         h.push("a", Some("1".into()));
         h.push("k", Some("old".into()));

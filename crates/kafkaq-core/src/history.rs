@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_reason_is_cut_at_a_character() {
+    fn long_reason_is_truncated_at_a_character_boundary() {
         let history = History::new().with(Wall(1), 1, &"é".repeat(1000));
         assert_eq!(history.entries()[0].reason, "é".repeat(256));
         let odd = History::new().with(Wall(1), 1, &format!("x{}", "é".repeat(1000)));

@@ -26,7 +26,10 @@ impl Key {
         }
         if segments.is_empty() || segments.contains(&"") || key.len() > Key::MAX_LEN {
             let e = Error::not_applied(ErrorKind::Invalid, "make a key").on(format!("{segments:?}"));
-            return Err(e.with_advice("It has segments, none of them empty, and at most Key::MAX_LEN bytes"));
+            return Err(e.with_advice(
+                "A key has at least one segment, none of them empty, and at most \
+                Key::MAX_LEN bytes",
+            ));
         }
         Ok(Key(key.into()))
     }

@@ -27,7 +27,7 @@ impl Keyspace {
         let invalid = |what: String| Err(Error::not_applied(ErrorKind::Invalid, "check the names").on(what));
         if queue.is_empty() || queue.len() > Self::MAX_QUEUE || !queue.chars().all(topic_char) {
             return invalid(format!(
-                "queue `{queue}`: a name has 1 to {} of A-Z a-z 0-9 . _ -",
+                "queue `{queue}`: a name has 1 to {} characters of A-Z a-z 0-9 . _ -",
                 Self::MAX_QUEUE
             ));
         }
@@ -37,7 +37,7 @@ impl Keyspace {
         let group_char = |c: char| topic_char(c) && c != '.';
         if group.is_empty() || group.len() > Self::MAX_GROUP || !group.chars().all(group_char) {
             return invalid(format!(
-                "group `{group}`: a name has 1 to {} of A-Z a-z 0-9 _ - and no dot",
+                "group `{group}`: a name has 1 to {} characters of A-Z a-z 0-9 _ - and no dot",
                 Self::MAX_GROUP
             ));
         }
@@ -81,7 +81,7 @@ impl Key {
     pub fn lock(space: &Keyspace, name: &[u8]) -> Result<Key> {
         if name.is_empty() || name.len() > Self::MAX_LOCK {
             let e = Error::not_applied(ErrorKind::Invalid, "lock a key").on(format!("{} bytes", name.len()));
-            return Err(e.with_advice(format!("It has 1 to {} bytes", Self::MAX_LOCK)));
+            return Err(e.with_advice(format!("The name of a lock has 1 to {} bytes", Self::MAX_LOCK)));
         }
         let mut key = String::from("x");
         key.push_str(&space.0[1..]);
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn queues_of_one_name_over_different_topics_have_leases_of_their_own() {
+    fn queues_with_one_name_and_different_topics_have_separate_leases() {
         let id = TaskId::new("report").unwrap();
         let key = |topic| Key::task(&Keyspace::new("emails", "g", topic).unwrap(), &id);
         assert_eq!(key("emails").as_str(), "t/emails/g/report");

@@ -191,7 +191,7 @@ impl Lease {
         let numbered = |of: &LeaseState| *of as u8 == state & !PREFETCHED;
         let found = LeaseState::ALL.into_iter().find(numbered);
         Ok(Lease {
-            state: found.ok_or(DecodeError::Damaged("a lease of no state"))?,
+            state: found.ok_or(DecodeError::Damaged("a lease with an unknown state"))?,
             prefetched,
             token: LeaseToken { process: rest.array()?, number: rest.number()? },
             attempt: rest.small()?,
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_of_format_1_is_unreadable_and_a_lease_is_small() {
+    fn format_1_is_unreadable_and_an_encoded_lease_is_small() {
         assert!(matches!(Lease::decode(&[1; 50]), Err(DecodeError::Damaged(_))));
         let token = LeaseToken { process: [7; 16], number: 100_000 };
         let lease = Lease::new(LeaseState::Live, token, Wall(1_790_000_000_000), Duration::from_secs(60));

@@ -115,7 +115,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_numbered_id_is_told_and_its_parts_are_all_of_it(at in 0..1_u64 << 48, number: u128) {
+        fn every_numbered_id_is_recognized_and_its_parts_are_complete(at in 0..1_u64 << 48, number: u128) {
             let key = key(TaskId::numbered(Wall(at), number).as_str());
             let NumberedKey { shared: [head, middle], own: [time, digits] } = key.numbered().unwrap();
             prop_assert_eq!([head, time, middle, digits].concat(), key.as_str());

@@ -222,12 +222,12 @@ mod tests {
     }
 
     #[test]
-    fn errors_about_the_request_are_no_outage() {
+    fn errors_about_the_request_are_not_an_outage() {
         let log = OutageLog::new("x");
         let error = |kind| Err::<(), _>(Error::not_applied(kind, "swap"));
         log.observe("swap", &[error(ErrorKind::TooLarge), error(ErrorKind::Closed), Ok(())]);
         assert!(!log.ongoing.load(Relaxed));
         log.observe("swap", &[Ok(()), error(ErrorKind::TooLarge), error(ErrorKind::Timeout)]);
-        assert!(log.ongoing.load(Relaxed), "one item of a batch has met an outage");
+        assert!(log.ongoing.load(Relaxed), "one item of a batch failed because of an outage");
     }
 }

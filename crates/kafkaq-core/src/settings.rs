@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_spec_becomes_the_settings_that_it_names_and_nothing_else() {
+    fn spec_becomes_exactly_the_settings_that_it_names() {
         // A server's default may be to compact, which deletes records that have a key.
         assert_eq!(TopicSpec::new("t").settings(), [("cleanup.policy", "delete".to_owned())]);
         let mut spec = TopicSpec::new("t");
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_topic_was_made_with_is_what_is_learned_of_it() {
+    fn learned_settings_equal_those_of_the_creation() {
         let mut spec = TopicSpec::new("t");
         spec.retention = Some(Duration::from_secs(60));
         spec.unlimited_bytes = true;

@@ -21,8 +21,8 @@ const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 /// s, or without a request in flight.
 const PING: Duration = Duration::from_secs(10);
 
-const HOW_TO_WRITE: &str = "An endpoint looks like host:2379, http://host:2379 or https://host:2379; a user goes \
-                            into `user`, and https needs the feature `tls`";
+const HOW_TO_WRITE: &str = "An endpoint looks like host:2379, http://host:2379 or https://host:2379; set a \
+                            user with `user`; https needs the feature `tls`";
 
 /// Settings of an [`EtcdStore`]. From [`EtcdStore::builder`].
 #[derive(Clone)]

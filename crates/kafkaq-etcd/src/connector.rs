@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_channel_connects_in_its_pace_to_one_that_hangs_up() {
+    async fn channel_reconnects_with_pauses_to_a_server_that_closes_connections() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let uri: Uri = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
         let hanging_up = tokio::spawn(async move { while listener.accept().await.is_ok() {} });

@@ -37,7 +37,7 @@ fn not_reached(operation: Operation, address: &str, e: &(dyn std::error::Error +
 pub(crate) fn unexpected_response(operation: Operation) -> Error {
     operation
         .after_sending(ErrorKind::Other)
-        .with_advice("The response makes no sense: is there something other than etcd at this address?")
+        .with_advice("The response is not understood: is there something other than etcd at this address?")
 }
 
 /// The client's error about a request that was passed to it.
@@ -113,7 +113,7 @@ fn meaning(status: &Status) -> Meaning {
             (TooLarge, true, "etcd accepts 1.5 MiB per request, unless --max-request-bytes says otherwise")
         }
         _ if says("too many operations in txn") => {
-            (Misconfigured, true, "kafkaq needs etcd's --max-txn-ops to be 128, the default, or more")
+            (Misconfigured, true, "kafkaq needs etcd's --max-txn-ops to be at least 128, the default")
         }
         _ if says("duplicate key given") => (Invalid, true, "The keys of one call have to be distinct"),
         _ if says("too many requests") => (Throttled, true, ""),
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_says_whether_it_took_effect_and_whether_a_retry_helps() {
+    fn errors_are_classified_by_effect_and_retry() {
         use Effect::{NotApplied, Unknown};
         use Retry::{No, Yes};
         for (code, text, kind, effect, retry) in [
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_that_is_cut_off_is_left_and_a_refusal_is_not() {
+    fn partitioned_member_is_left_but_not_one_that_refuses() {
         for (code, text, leave) in [
             (Code::Unavailable, "etcdserver: no leader", true),
             (Code::Unavailable, "etcdserver: request timed out", true),

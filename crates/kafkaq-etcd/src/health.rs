@@ -85,7 +85,7 @@ impl<'a> Facts<'a> {
         let (quota, of_what) = match self.quota {
             0 => (
                 DEFAULT_QUOTA,
-                "etcd's default limit of 2 GiB; if --quota-backend-bytes is higher, all is well",
+                "etcd's default limit of 2 GiB; ignore this if --quota-backend-bytes is higher",
             ),
             quota => (quota, "its limit, --quota-backend-bytes; beyond that, etcd refuses to write"),
         };
@@ -122,20 +122,20 @@ mod tests {
     }
 
     #[test]
-    fn a_sound_server_gives_no_warning() {
+    fn healthy_server_causes_no_warning() {
         assert_eq!(sound().warnings(), NONE);
         assert_eq!(Facts { version: "3.10.0", ..sound() }.warnings(), NONE);
         assert_eq!(Facts { size: 3 << 30, quota: 8 << 30, ..sound() }.warnings(), NONE);
     }
 
     #[test]
-    fn only_a_long_history_is_worth_a_word() {
+    fn only_a_long_history_causes_a_warning() {
         assert_eq!(history(10_000), None);
         assert!(history(10_001).unwrap().contains("--auto-compaction-retention"));
     }
 
     #[test]
-    fn each_trouble_has_its_sentence() {
+    fn each_problem_has_its_warning() {
         let alarm = ["memberID:1 alarm:NOSPACE ".to_owned()];
         let no_leader = ["etcdserver: no leader".to_owned()];
         for (facts, word) in [

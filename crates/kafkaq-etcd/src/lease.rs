@@ -100,7 +100,7 @@ impl Leases {
         };
         if let Err(error) = granted.await {
             // A caller that needs it tries again.
-            tracing::debug!(%error, "no lease in advance");
+            tracing::debug!(%error, "could not get a lease in advance");
         }
     }
 
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn no_lease_serves_that_was_granted_before_the_machine_was_suspended() {
+    fn leases_granted_before_a_suspension_are_not_used() {
         let (now, wall) = (Instant::now(), SystemTime::now());
         for (later, by_the_wall, serves) in [
             (SECOND, SECOND, true),
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_not_given_to_a_key_that_would_outlive_its_time_by_far() {
+    fn lease_is_not_used_for_a_much_shorter_time_to_live() {
         let now = Instant::now();
         let mut open = Open::default();
         granted(&mut open, now, DAY, 7);
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_takes_so_many_keys_and_warns_before_it_is_used_up() {
+    fn lease_has_a_limit_of_keys_and_warns_before_it_is_reached() {
         let now = Instant::now();
         let mut open = Open::default();
         granted(&mut open, now, DAY, 7);
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_at_hand_is_bounded() {
+    fn number_of_open_leases_is_bounded() {
         let now = Instant::now();
         let mut open = Open::default();
         for lease in 0..5000 {

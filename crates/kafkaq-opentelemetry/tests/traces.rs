@@ -192,7 +192,7 @@ async fn dead_letter_that_is_redriven_is_still_in_its_trace() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn linked_executions_have_traces_of_their_own() {
+async fn linked_executions_have_separate_traces() {
     let traces = Traces::record();
     let queue = queue(OpenTelemetry::new().with_links(), &MemoryLog::new(), 25).await;
     let running = work(&queue);
@@ -241,7 +241,7 @@ impl TaskType for Child {
 }
 
 #[tokio::test]
-async fn context_that_a_task_has_already_stays() {
+async fn existing_context_of_a_task_is_kept() {
     let traces = Traces::record();
     let given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let mut headers = Headers::new();

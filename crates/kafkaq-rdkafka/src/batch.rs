@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_put_in_comes_out_whatever_its_size() {
+    fn values_of_any_size_are_copied_unchanged() {
         let sizes =
             [0, 1, 100, LARGE - 1, LARGE, CHUNK, CHUNK + 1, 3, LARGE - 1, LARGE - 1, LARGE - 1, LARGE - 1];
         let values: Vec<Vec<u8>> = sizes.iter().zip(0u8..).map(|(n, b)| vec![b; *n]).collect();
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn one_small_record_takes_only_what_it_needs_and_many_share_a_piece() {
+    fn single_small_record_takes_only_what_it_needs_and_many_share_a_chunk() {
         let mut arena = Arena::new(100);
         let _one = arena.put(&[1; 100]);
         assert_eq!(arena.piece.capacity(), 0);

@@ -359,8 +359,8 @@ pub(crate) fn replaced(of: &Partition, first: i64) -> Error {
 
 fn cut(of: &Partition, at: i64) -> Error {
     let what = format!(
-        "the log doesn't have the records that were read last: its end was cut off. Reading goes on at the \
-         committed offset {at}"
+        "the log doesn't have the records that were read last: its end was truncated. Reading continues at \
+         the committed offset {at}"
     );
     alarm(of, what).with_advice(
         "Turn `unclean.leader.election.enable` off, and set `min.insync.replicas` to 2 or more of 3 replicas",
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_committed_counts_only_for_the_log_it_belongs_to() {
+    async fn commit_counts_only_for_the_log_it_belongs_to() {
         let was = log(0, "earlier", 100);
         let marked = Cursor { offset: 50, mark: was.mark(49), anchor: was.mark(40) };
         // The last commit was made after the topic had been recreated, and before anybody noticed.
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn of_another_log_it_is_said_where_reading_begins() {
+    fn alarm_about_another_log_says_where_reading_begins() {
         let e = replaced(&Partition::new("t", 3), 7);
         let said = e.to_string();
         assert!(
@@ -465,7 +465,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_committed_is_the_first_record_and_no_alarm() {
+    async fn without_a_commit_reading_begins_at_the_first_record_without_an_alarm() {
         assert_eq!(
             begun(&log(7, "now", 9), None, Doubt::Nothing).await,
             (Cursor::new(7), false, String::new())
@@ -473,7 +473,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_comes_back_as_another_log_is_told_though_nothing_was_committed() {
+    async fn replaced_log_is_reported_even_without_a_commit() {
         let of = Partition::new("t", 0);
         let read = Cursor { mark: log(0, "was", 9).mark(6), ..Cursor::new(7) };
         for (now, is_other) in [(log(0, "was", 9), false), (log(0, "now", 9), true), (log(0, "was", 3), true)]
@@ -493,14 +493,11 @@ mod tests {
         let gap = Gap { from: 400, to: 1000 };
         let within = |first| deleted_within(&Partition::new("t", 0), gap, Standing::DeletedUnread { first });
         assert!(within(1200).unwrap().to_string().contains("600 records"));
-        assert!(
-            within(999).is_none(),
-            "there still are records that were stepped over: a transaction was aborted"
-        );
+        assert!(within(999).is_none(), "the skipped records still exist: a transaction was aborted");
     }
 
     #[tokio::test]
-    async fn an_offset_without_marks_is_believed_unless_the_records_did_not_fit() {
+    async fn offset_without_marks_is_accepted_unless_the_records_did_not_fit() {
         let (log, bare) = (log(0, "now", 200), Cursor::new(50));
         assert_eq!(begun(&log, Some(bare), Doubt::Nothing).await, (bare, false, String::new()));
         for doubt in [Doubt::Records, Doubt::Log] {
@@ -509,7 +506,7 @@ mod tests {
             let marked = Cursor { offset: 50, mark: log.mark(49), anchor: None };
             let (at, is_replaced, said) = begun(&log, Some(marked), doubt).await;
             assert_eq!((at, is_replaced), (marked, false));
-            let is_cut = said.contains("cut off") && said.contains("50");
+            let is_cut = said.contains("truncated") && said.contains("50");
             assert_eq!(is_cut, doubt == Doubt::Records, "{said}");
         }
     }

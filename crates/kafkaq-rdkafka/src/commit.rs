@@ -135,7 +135,7 @@ impl Shared {
         match current(&owned, &commit.assignment) {
             Some(slot) if lock(&slot.trail).is_unproven() => {
                 Err(Error::not_applied(ErrorKind::Unavailable, COMMIT)
-                    .with_source("what was read was not compared with the log yet"))
+                    .with_source("what was read has not been compared with the log yet"))
             }
             Some(slot) => {
                 slot.committing.fetch_add(1, SeqCst);
@@ -243,7 +243,7 @@ fn make(client: &Client, list: &TopicPartitionList, shared: &Shared) -> KafkaRes
         let topic = list.elements().first().map(|element| element.topic().to_owned());
         match &made {
             Ok(()) => tracing::warn!(
-                topic, %error, "offsets are committed without marks: that the topic is recreated may go unnoticed"
+                topic, %error, "offsets are committed without marks: a recreated topic may go unnoticed"
             ),
             Err(_) => tracing::warn!(topic, %error, "offsets can't be committed"),
         }
@@ -293,7 +293,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn a_commit_that_fails_for_good_is_logged_once_per_minute_and_an_outage_is_not() {
+    fn permanently_failing_commit_is_logged_once_per_minute_and_an_outage_is_not() {
         let (failed, now) = (FailedCommits::default(), Instant::now());
         let due = |after, code| failed.is_due(now + after, code);
         let (at_once, later) = (Duration::ZERO, QUIET - Duration::from_millis(1));

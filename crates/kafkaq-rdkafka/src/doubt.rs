@@ -42,7 +42,7 @@ mod tests {
 
     /// Copied from the log of librdkafka 2.12.1.
     #[test]
-    fn only_a_try_that_certainly_changed_nothing_leaves_no_doubt() {
+    fn only_attempts_that_certainly_had_no_effect_leave_no_doubt() {
         let line = |request: &str, error: &str, actions: &str| {
             format!("[thrd:k:9092/1]: k:9092/1: {request}Request failed: {error}: {actions}")
         };

@@ -164,8 +164,8 @@ pub(crate) fn unreadable(code: Code, reason: &str, op: &'static str, bootstrap: 
     let error = if reason.is_empty() { error } else { error.with_source(reason) };
     Some(match codec(reason).filter(|_| code == Code::NotImplemented) {
         Some(codec @ ("gzip" | "zstd")) => error.with_advice(format!(
-            "The records there are compressed by {codec}, which was left out of this program: build it with the \
-             feature `{codec}` of the crate kafkaq-rdkafka, and reading goes on from there"
+            "The records there are compressed with {codec}, which was left out of this program: build it \
+             with the feature `{codec}` of the crate kafkaq-rdkafka, and reading continues from there"
         )),
         _ if matches!(kind(code), ErrorKind::Corrupt | ErrorKind::Unsupported) => error.with_advice(
             "Reading stops there: delete the records up to there, or continue with a client that can \
@@ -190,7 +190,7 @@ fn codec(reason: &str) -> Option<&'static str> {
 
 /// The error of a query, which changes nothing, that got no response.
 pub(crate) fn no_answer(op: &'static str, settings: &Settings) -> Error {
-    overdue(settings, "No answer", |kind| Error::not_applied(kind, op))
+    overdue(settings, "No response", |kind| Error::not_applied(kind, op))
 }
 
 /// There was no response in time: gives the reason, if the connections reported one.
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_codec_that_was_left_out_is_named_with_its_feature() {
+    fn missing_codec_is_named_with_its_feature() {
         for (number, name) in [(1, "gzip"), (4, "zstd")] {
             let e = unreadable(Code::NotImplemented, &reason(number), "read", "k:9092").unwrap();
             assert_eq!((e.kind(), e.effect()), (ErrorKind::Unsupported, kafkaq_core::Effect::NotApplied));
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_stops_a_partition_is_told_and_what_mends_itself_is_not() {
+    fn permanent_partition_errors_are_reported_and_transient_ones_are_not() {
         for code in
             [Code::BadCompression, Code::BadMessage, Code::TopicAuthorizationFailed, Code::UnknownTopic]
         {

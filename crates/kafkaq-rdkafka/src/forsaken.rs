@@ -9,7 +9,7 @@ const IN_A_ROW: u32 = 2;
 const UNUSED: i64 = 8_000_000;
 
 /// The message about such a client.
-pub(crate) const WHY: &str = "the client has forgotten all brokers, and connects to none any more";
+pub(crate) const WHY: &str = "the client has dropped all brokers and no longer connects to any";
 
 /// Whether a client has forgotten all its brokers. librdkafka drops those that a metadata response doesn't contain, and
 /// a broker that has just started, or was suspended, may list none, not even itself. The client may then be left with
@@ -72,7 +72,7 @@ mod tests {
     #[test]
     fn so_is_one_that_keeps_a_dropped_broker_and_never_connects_to_it() {
         let client = Forsaken::default();
-        assert!(!look(&client, &[("INIT", 6_083_620)]), "it may be about to");
+        assert!(!look(&client, &[("INIT", 6_083_620)]), "it may be about to connect");
         assert!(look(&client, &[("INIT", LONG)]));
         assert!(!look(&client, &[("INIT", LONG), ("TRY_CONNECT", LONG)]), "it tries another");
         assert!(!look(&client, &[("DOWN", LONG)]));

@@ -294,7 +294,7 @@ impl Group {
         if self.heartbeat.as_mut().is_some_and(|heartbeat| heartbeat.take(now))
             && let Err(error) = subscribe(&self.consumer, &self.from)
         {
-            tracing::debug!(%error, "the group can't be asked for changes now");
+            tracing::debug!(%error, "the group can't be polled for changes now");
         }
     }
 
@@ -331,7 +331,7 @@ impl Group {
     /// Why the consumer is unusable, if it is.
     pub(crate) fn broken(&self) -> Option<(Code, String)> {
         let broken = self.broken.as_ref();
-        let broken = broken.map(|e| (code_of(e), format!("the client could not take up a rebalance: {e}")));
+        let broken = broken.map(|e| (code_of(e), format!("the client could not handle a rebalance: {e}")));
         let is_forsaken = self.consumer.context().forsaken.is_certain();
         broken.or(is_forsaken.then(|| (Code::BrokerTransportFailure, forsaken::WHY.into())))
     }
@@ -571,7 +571,7 @@ impl Drop for Group {
                     self.consumer.poll(CLOSING);
                 }
             }
-            Err(error) => tracing::debug!(%error, "the consumer is closed without taking its leave"),
+            Err(error) => tracing::debug!(%error, "the consumer is closed without leaving its group"),
         }
     }
 }

@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_asks_often_for_some_seconds_after_each_change_and_every_second_otherwise() {
+    fn member_polls_often_for_some_seconds_after_a_change_and_every_second_otherwise() {
         let (begin, mut config) = (Instant::now(), ClientConfig::new());
         let mut heartbeat = Heartbeat::begin(&mut config, begin);
         assert_eq!(config.get(LONGEST_WAIT), Some("200"));
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_whose_failed_heartbeats_wait_for_long_asks_more_seldom_than_that() {
+    fn poll_interval_exceeds_the_longest_retry_backoff() {
         let (begin, mut config) = (Instant::now(), ClientConfig::new());
         config.set(LONGEST_WAIT, "4000");
         let mut heartbeat = Heartbeat::begin(&mut config, begin);
@@ -115,7 +115,7 @@ mod tests {
         assert!(is_lost_answer("REQTMOUT", lost));
         assert!(
             !is_lost_answer("REQTMOUT", &lost.replace("in flight", "in output queue")),
-            "it was not asked"
+            "it was not sent"
         );
         assert!(!is_lost_answer("REQTMOUT", &lost.replace("ConsumerGroupHeartbeat", "OffsetCommit")));
         assert!(!is_lost_answer("FAIL", lost));

@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_connection_that_is_closed_is_no_outage() {
+    fn closed_idle_connection_is_not_an_outage() {
         let (mut known, now) = (Known::default(), Instant::now());
         assert!(!refused(&mut known, now, true));
         assert_eq!(known.last(now, SECOND), None);
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_is_told_while_it_lasts_and_not_after() {
+    fn reason_is_reported_only_while_it_lasts() {
         let (mut known, now) = (Known::default(), Instant::now());
         assert_eq!(known.last(now, LIMIT), None);
         refused(&mut known, now, false);
@@ -225,13 +225,13 @@ mod tests {
 
         refused(&mut known, now, false);
         assert_eq!(known.last(now + 9 * SECOND, LIMIT), reason);
-        assert_eq!(known.last(now + 12 * SECOND, LIMIT), None, "of an earlier outage");
+        assert_eq!(known.last(now + 12 * SECOND, LIMIT), None, "from an earlier outage");
         refused(&mut known, now + 200 * SECOND, false);
         assert_eq!(known.last(now + 200 * SECOND, LIMIT), reason);
     }
 
     #[test]
-    fn a_listener_that_hangs_up_has_refused_unless_some_broker_has_ever_answered() {
+    fn disconnecting_listener_counts_as_a_refusal_unless_a_broker_has_ever_responded() {
         let now = Instant::now();
         let reason = "k:1/bootstrap: Disconnected: connection closed by peer (after 0ms in state UP)";
         assert!(!is_turned_away("k:1/1: Disconnected (after 600000ms in state UP)"), "it was idle");
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn one_broker_of_several_is_not_well_because_another_answers() {
+    fn response_of_one_broker_does_not_clear_the_failure_of_another() {
         let (mut known, now) = (Known::default(), Instant::now());
         refused(&mut known, now, false);
         assert!(!known.answers());
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_client_sees_of_a_broker_settles_whether_its_trouble_lasts() {
+    fn broker_states_decide_whether_a_failure_lasts() {
         let now = Instant::now();
         let later = now + 20 * SECOND;
         for (state, lasts) in [("TRY_CONNECT", true), ("CONNECT", true), ("UP", false), ("INIT", false)] {

@@ -84,8 +84,8 @@ impl Shared {
             // The sender is dropped with its thread.
             Ok(_) => Ok(()),
             Err(_) => Err(Error::unknown(ErrorKind::Timeout, "leave").with_advice(
-                "The group was not told in time; it will notice by itself after the session timeout. Leaving \
-                 goes on in the background",
+                "The group was not notified in time; it will notice after the session timeout. Leaving \
+                 continues in the background",
             )),
         }
     }

@@ -36,7 +36,7 @@ mod tests {
     use std::sync::Weak;
 
     #[test]
-    fn what_was_read_is_known_until_more_was_read_or_another_log_was_told_of() {
+    fn position_is_kept_until_more_is_read_or_a_replacement_is_reported() {
         let (parted, of) = (Parted::default(), Partition::new("t", 0));
         let record = |offset| Record::new(offset, 0, None, None, Headers::new());
         let slot = |read: &[i64]| {

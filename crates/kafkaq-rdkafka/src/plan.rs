@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_recreated_log_is_doubted_until_something_of_it_was_read() {
+    fn recreated_log_is_doubted_until_it_was_read_from() {
         let [one, two, other] =
             [("t", 0), ("t", 1), ("u", 0)].map(|(topic, index)| Partition::new(topic, index));
         let doubts = |plan: &Plan| [&one, &two, &other].map(|of| plan.doubt(of));

@@ -174,7 +174,8 @@ impl<'a> Poller<'a> {
         let until = closed_by(Instant::now(), request.session_timeout);
         while !closing.iter().flatten().all(JoinHandle::is_finished) {
             if Instant::now() > until {
-                tracing::warn!(group = %request.group, "a consumer is closed in the background, since its coordinator is away");
+                tracing::warn!(group = %request.group, "a consumer is closed in the background, since its \
+                    coordinator is down");
                 return;
             }
             thread::park_timeout(SHORT);
@@ -311,7 +312,7 @@ impl<'a> Poller<'a> {
                     // While it gives partitions back, the client doesn't read.
                     if let Some(at) = self.group_of(&slot).filter(|at| !self.groups[*at].is_holding()) {
                         let e = Error::not_applied(ErrorKind::Other, "read").on(&slot.assignment.partition);
-                        let e = e.with_source("the client brings none of the records that are there");
+                        let e = e.with_source("the client doesn't return the existing records");
                         self.rebuild(at, Some((Code::Fail, e)), None);
                     }
                 }
@@ -319,13 +320,13 @@ impl<'a> Poller<'a> {
                 Outcome::Failed(e) => self.warn(Code::Fail, None, e),
                 Outcome::Agreed(agreed) => match (agreed, self.protocol) {
                     (Agreed::Yes, GroupProtocol::Auto) => {
-                        self.change_to(GroupProtocol::Consumer, "joining by KIP-848");
+                        self.change_to(GroupProtocol::Consumer, "joining with KIP-848");
                         self.may_change = true;
                     }
                     (Agreed::No(why), GroupProtocol::Auto) => {
                         self.change_to(
                             GroupProtocol::Classic,
-                            &format!("joining by the classic protocol: {why}"),
+                            &format!("joining with the classic protocol: {why}"),
                         );
                     }
                     (Agreed::No(why), _) => self.pending.push_back(Err(self.slow_to_notice(why))),
@@ -494,7 +495,7 @@ impl<'a> Poller<'a> {
             self.may_change = false;
             self.change_to(
                 GroupProtocol::Classic,
-                "the server lacks KIP-848; joining by the classic protocol",
+                "the server doesn't support KIP-848; joining with the classic protocol",
             );
             return Ok(());
         }

@@ -342,8 +342,8 @@ impl Reports {
         match code {
             Code::InvalidArgument => e.with_advice("The names of headers must be UTF-8 without NUL"),
             Code::QueueFull => e.with_advice(
-                "The client's queue stayed full: the server takes less than is appended; publish more slowly, \
-                 or raise `queue.buffering.max.messages` and `queue.buffering.max.kbytes`",
+                "The client's queue stayed full: the server accepts less than is appended; publish more \
+                 slowly, or raise `queue.buffering.max.messages` and `queue.buffering.max.kbytes`",
             ),
             // It has failed permanently; the next call gets a new one.
             Code::Fatal => e.with_retry(Retry::Yes),

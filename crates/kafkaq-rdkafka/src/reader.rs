@@ -244,7 +244,7 @@ impl Reader {
         match tokio::time::timeout(self.settings.request_timeout(), active.wait_for(|n| *n == 0)).await {
             Ok(_) => Ok(()),
             Err(_) => Err(Error::unknown(ErrorKind::Timeout, "close")
-                .with_advice("The consumers that read without a group go on to close in the background")),
+                .with_advice("The consumers that read without a group continue to close in the background")),
         }
     }
 

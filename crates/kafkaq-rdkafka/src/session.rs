@@ -190,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_member_that_never_gives_back_what_it_is_asked_for_is_soon_taken_for_dead() {
+    fn member_that_never_releases_revoked_partitions_is_soon_considered_dead() {
         let limit = |release: u64, set: Option<&str>| {
             let mut request = JoinRequest::new("g", Vec::new(), [0; 16]);
             request.release_limit = Duration::from_secs(release);

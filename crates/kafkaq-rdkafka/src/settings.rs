@@ -228,8 +228,8 @@ impl Settings {
             if name == STATISTICS && !value.trim().parse().is_ok_and(|ms| STATISTICS_MS.contains(&ms)) {
                 let (least, most) = (STATISTICS_MS.start(), STATISTICS_MS.end());
                 return Err(refused(name).with_advice(format!(
-                    "Statistics show that a client connects to no broker any more and has to be replaced: leave it out \
-                     or set it to {least} to {most}"
+                    "Statistics show when a client no longer connects to any broker and has to be replaced: \
+                     leave it out or set it to {least} to {most}"
                 )));
             }
         }

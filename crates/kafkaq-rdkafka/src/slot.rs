@@ -258,13 +258,13 @@ mod tests {
         assert_eq!(trail.read(&records([5, 6])), Ok(false));
         for offsets in [[6, 7], [7, 7], [8, 7], [0, 1]] {
             assert_eq!(trail.read(&records(offsets)), Err(WentBack), "{offsets:?}");
-            assert_eq!(trail.next, Some(7), "and nothing of it counts");
+            assert_eq!(trail.next, Some(7), "and the batch is ignored as a whole");
         }
-        assert_eq!(Trail::default().read(&records([0])), Err(WentBack), "before it is known where to begin");
+        assert_eq!(Trail::default().read(&records([0])), Err(WentBack), "before the start is known");
     }
 
     #[test]
-    fn what_comes_again_is_left_out_if_it_is_the_same() {
+    fn identical_repeated_records_are_skipped() {
         let mut trail = begun(Cursor::new(5));
         trail.read(&records(5..10)).unwrap();
         let _ = trail.cursor(8);
@@ -275,7 +275,7 @@ mod tests {
         assert_eq!(left(records([8, 9, 10, 11])), [10, 11]);
         assert_eq!(left(records([9])), [0; 0]);
         assert_eq!(left(records([10, 9])), [10, 9], "only at the beginning");
-        assert_eq!(left(records([6, 7, 10])), [6, 7, 10], "it was committed, and is not known any more");
+        assert_eq!(left(records([6, 7, 10])), [6, 7, 10], "it was committed, and is no longer remembered");
         let other = |offset| Record::new(offset, offset + 1, None, None, Headers::new());
         assert_eq!(left(vec![other(9), record(10)]), [9, 10], "another log");
     }
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn what_begins_without_a_mark_is_told_by_where_its_log_began() {
+    fn log_without_a_mark_is_identified_by_its_beginning() {
         for (at, first, floor) in [
             (Cursor::new(500), 400, Some(400)),
             (Cursor::new(0), 0, None),
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_is_told_once_unless_it_is_only_the_end_of_a_transaction() {
+    fn gap_is_reported_once_unless_it_is_the_end_of_a_transaction() {
         let mut trail = begun(Cursor::new(0));
         assert_eq!(trail.read(&records([0, 2, 3, 5])), Ok(false));
         assert_eq!(trail.read(&records([20, 40])), Ok(true));
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_brings_nothing_of_what_is_there_is_noticed_after_some_checks() {
+    fn client_that_returns_no_existing_records_is_noticed_after_some_checks() {
         let mut trail = begun(Cursor::new(5));
         let check = |trail: &mut Trail, end, is_empty| {
             let checked = trail.to_check().unwrap();
@@ -364,7 +364,7 @@ mod tests {
         trail.read(&records([5])).unwrap();
         assert_eq!(trail.is_intact(&checked, 9, true), None, "it was read meanwhile");
         trail.nothing_until(5, 9);
-        assert_eq!(trail.next, Some(6), "what was found out belongs to an earlier offset");
+        assert_eq!(trail.next, Some(6), "the outcome belongs to an earlier offset");
         trail.nothing_until(6, 9);
         assert_eq!(trail.next, Some(9));
         assert_eq!(check(&mut trail, 9, true), None);

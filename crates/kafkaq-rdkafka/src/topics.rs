@@ -111,8 +111,8 @@ impl<'a> Admin<'a> {
             format!(", or set `message.max.bytes` of the client to {needs}")
         };
         Err(Error::not_applied(ErrorKind::Invalid, self.op).on(&spec.name).with_advice(format!(
-            "Its records may have {needs} bytes, and this client sends {limit} at most: lower max_task_bytes, or the \
-             max.message.bytes of the topics{client}"
+            "Its records may have {needs} bytes, and this client sends at most {limit}: lower \
+             max_task_bytes, or the max.message.bytes of the topics{client}"
         )))
     }
 
@@ -243,7 +243,7 @@ impl<'a> Admin<'a> {
         let bootstrap = self.settings.bootstrap();
         match error::kind(code) {
             ErrorKind::Unavailable | ErrorKind::Timeout => {
-                error::overdue(self.settings, "No answer", |kind| error(kind, self.op))
+                error::overdue(self.settings, "No response", |kind| error(kind, self.op))
             }
             ErrorKind::Other => error::dress(error(ErrorKind::Other, self.op), code, bootstrap),
             ErrorKind::Denied

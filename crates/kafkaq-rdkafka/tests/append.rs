@@ -36,7 +36,7 @@ async fn a_record_as_large_as_its_topic_takes_is_appended_and_read() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn topics_that_take_more_than_the_client_sends_are_refused_with_the_settings_name() {
+async fn topics_with_a_larger_limit_than_the_clients_are_refused_with_the_setting() {
     for (limit, needs) in [(None, 65 << 20), (Some(2_000_000), 2_000_001)] {
         let mut builder = RdKafka::builder("127.0.0.1:1").request_timeout(Duration::from_secs(1));
         if let Some(limit) = limit {
@@ -53,7 +53,7 @@ async fn topics_that_take_more_than_the_client_sends_are_refused_with_the_settin
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_client_is_not_to_be_given_a_limit_that_it_refuses() {
+async fn advice_never_names_a_limit_that_the_client_refuses() {
     const MOST: usize = 1_000_000_000;
     let builder = |limit: usize| RdKafka::builder("127.0.0.1:1").set("message.max.bytes", limit.to_string());
     builder(MOST).build().unwrap().close().await.unwrap();
@@ -70,7 +70,7 @@ async fn the_client_is_not_to_be_given_a_limit_that_it_refuses() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn five_thousand_records_are_answered_within_the_timeout_with_the_log_down() {
+async fn five_thousand_records_get_outcomes_within_the_timeout_during_an_outage() {
     for limit in [Duration::from_millis(200), Duration::from_secs(2)] {
         let mock = Mock::new(1).unwrap();
         mock.create_topic("t", 8, 1).unwrap();

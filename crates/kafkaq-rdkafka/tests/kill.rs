@@ -38,14 +38,14 @@ async fn child() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_killed_process_had_is_read_by_another_within_the_session_timeout() {
+async fn partitions_of_a_killed_process_are_read_by_another_within_the_session_timeout() {
     on_each_real_site("killed", another_reads).await;
 }
 
 /// With KIP-848 the timeout is a setting of the group, which defaults to the servers' setting. Where they don't let it
 /// be changed, the member joins with the classic protocol.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_group_gets_its_session_timeout_from_servers_that_have_another() {
+async fn group_gets_the_requested_session_timeout_from_servers_with_another_default() {
     let (usual, least) =
         ("group.consumer.session.timeout.ms=45000", "group.consumer.min.session.timeout.ms=45000");
     for settings in [&[usual][..], &[usual, least][..]] {

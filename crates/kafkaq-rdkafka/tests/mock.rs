@@ -66,7 +66,7 @@ async fn a_queue_that_stays_full_is_an_error_in_time() {
 
 /// The client retries by itself, and reports only how the last attempt ended.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refusal_does_not_deny_an_earlier_try_that_may_have_appended() {
+async fn refusal_does_not_hide_an_earlier_attempt_that_may_have_appended() {
     let (mock, builder) = cluster();
     let to = Partition::new("t", 0);
     let outcome = async |kafka: &RdKafka, tries: &[Resp]| {
@@ -102,7 +102,7 @@ async fn a_refusal_does_not_deny_an_earlier_try_that_may_have_appended() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_record_that_is_too_large_but_in_doubt_goes_again_compressed_and_stays_in_doubt() {
+async fn too_large_record_in_doubt_is_resent_compressed_and_stays_in_doubt() {
     let (mock, builder) = cluster();
     let kafka = builder.build().unwrap();
     let to = Partition::new("t", 0);
@@ -127,7 +127,7 @@ async fn a_record_that_is_too_large_but_in_doubt_goes_again_compressed_and_stays
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_batch_that_is_refused_for_its_size_goes_again_in_smaller_shares() {
+async fn batch_refused_for_its_size_is_resent_in_smaller_pieces() {
     let (mock, builder) = cluster();
     let kafka = builder.build().unwrap();
     let to = Partition::new("t", 0);
@@ -140,7 +140,7 @@ async fn a_batch_that_is_refused_for_its_size_goes_again_in_smaller_shares() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_producer_has_failed_for_good_the_next_append_has_a_new_one() {
+async fn permanently_failed_producer_is_replaced_at_the_next_append() {
     let (mock, builder) = cluster();
     let kafka = builder.set_producer("enable.gapless.guarantee", "true").build().unwrap();
     let to = Partition::new("t", 0);
@@ -169,7 +169,7 @@ async fn a_missing_topic_is_reported_and_reading_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_nothing_under_way_leaving_is_prompt_also_when_the_broker_is_gone() {
+async fn leaving_is_prompt_without_calls_in_flight_even_if_the_broker_is_gone() {
     for protocol in ["classic", "consumer"] {
         let (mock, builder) = cluster();
         // Closing takes this long, in vain.
@@ -215,7 +215,7 @@ async fn commits_that_wait_while_a_member_leaves_do_not_end_the_process() {
         }
         let until = Instant::now() + 2 * LONG;
         while c.member.leave().await.is_err() {
-            assert!(Instant::now() < until, "leaving goes on in the background, and ends");
+            assert!(Instant::now() < until, "leaving continues in the background, and ends");
         }
         drop(kafka);
     };
@@ -227,7 +227,7 @@ async fn commits_that_wait_while_a_member_leaves_do_not_end_the_process() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_consumer_that_was_fenced_is_built_anew_and_reads_on_under_a_new_epoch() {
+async fn fenced_consumer_is_rebuilt_and_continues_under_a_new_epoch() {
     let (mock, builder) = cluster();
     let builder = builder.set("group.protocol", "classic").set_consumer("group.instance.id", "one");
     let builder = builder.set("session.timeout.ms", "6000").set("heartbeat.interval.ms", "300");

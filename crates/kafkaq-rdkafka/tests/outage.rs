@@ -78,7 +78,7 @@ async fn an_outage_is_one_line_when_it_begins_and_one_when_it_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_only_looked_had_no_effect_when_nobody_answers() {
+async fn reads_have_no_effect_when_the_server_does_not_respond() {
     // It accepts connections and never responds.
     let deaf = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = deaf.local_addr().unwrap();
@@ -105,7 +105,7 @@ async fn what_only_looked_had_no_effect_when_nobody_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_wants_no_or_other_credentials_is_denied() {
+async fn missing_or_wrong_credentials_are_reported_as_denied() {
     let mock = Mock::new(1).unwrap();
     let limit = Duration::from_secs(10);
     let kafka = RdKafka::builder(mock.bootstrap_servers())

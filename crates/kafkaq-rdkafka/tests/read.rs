@@ -149,7 +149,7 @@ async fn more_readers_of_one_partition_than_there_are_consumers_take_turns() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reader_who_never_waits_skips_nothing_that_is_appended_meanwhile() {
+async fn reader_that_never_waits_skips_no_concurrently_appended_record() {
     const RECORDS: usize = 300;
     on_both("meanwhile", async |site| {
         let site = site.with_topic(1).await;
@@ -249,7 +249,7 @@ async fn an_offset_whose_record_was_deleted_reads_from_the_first() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_that_was_recreated_is_told_by_its_marks() {
+async fn recreated_topic_is_recognized_by_its_marks() {
     on_the_server("recreated", async |site| {
         for then in [5, 10, 20] {
             let site = Site {
@@ -314,7 +314,7 @@ async fn a_missing_topic_is_not_found_and_is_read_once_it_is_there() {
         let asked = Instant::now();
         let e = fetch(&kafka, &Partition::new(site.topic(), 7), 0, WAIT, 1).await.unwrap_err();
         assert_eq!(e.kind(), ErrorKind::NotFound, "{e}");
-        assert!(asked.elapsed() < WAIT, "it waited for records of a partition that isn't there");
+        assert!(asked.elapsed() < WAIT, "it waited for records of a partition that doesn't exist");
         kafka.close().await.unwrap();
     })
     .await;
@@ -351,7 +351,7 @@ async fn without_a_server_a_fetch_fails_in_time_and_changed_nothing() {
 
 /// The server compresses here, with the code that Java's producer has.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_others_compress_is_read_or_the_error_names_the_feature_that_is_off() {
+async fn compressed_records_are_read_or_the_error_names_the_missing_feature() {
     on_the_server("codec", async |site| {
         let codecs = [
             ("gzip", cfg!(feature = "gzip")),
@@ -398,7 +398,7 @@ async fn what_others_compress_is_read_or_the_error_names_the_feature_that_is_off
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_away_costs_only_its_own_partitions() {
+async fn server_outage_affects_only_its_own_partitions() {
     let mock = Mock::new(2).unwrap();
     mock.create_topic("t", 6, 1).unwrap();
     for p in 0..6 {
@@ -436,7 +436,7 @@ async fn a_server_that_is_away_costs_only_its_own_partitions() {
 
 /// A codec that librdkafka doesn't know stands for one that it was built without.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_record_that_can_not_be_decompressed_stops_its_partition_with_a_word() {
+async fn record_that_can_not_be_decompressed_stops_its_partition_with_a_message() {
     const UNKNOWN: i16 = 7;
     let mock = Mock::new(1).unwrap();
     mock.create_topic("t", 1, 1).unwrap();

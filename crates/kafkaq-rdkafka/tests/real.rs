@@ -82,7 +82,7 @@ async fn a_foreign_header_name_that_is_not_utf8_loses_the_header_and_not_the_rec
         let expected: [(&[u8], Option<&[u8]>); 3] =
             [(b"good", Some(b"1")), (b"kafkaq-unreadable-header", None), (b"also", Some(b"3"))];
         assert_eq!(headers, expected);
-        assert_eq!(read[1].value.as_deref(), Some(&b"1"[..]), "and reading goes on");
+        assert_eq!(read[1].value.as_deref(), Some(&b"1"[..]), "and reading continues");
         kafka.close().await.unwrap();
     })
     .await;
@@ -179,7 +179,7 @@ async fn every_member_gets_its_share_of_each_topic_and_commits_both_at_once() {
 /// The servers request a heartbeat every half hour, so whatever happens sooner happens because a member polls by
 /// itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_member_hears_of_changes_before_its_next_heartbeat_is_due() {
+async fn member_learns_of_changes_before_its_next_heartbeat_is_due() {
     on_each_real_site("heartbeat", async |site| {
         if site.protocol == GroupProtocol::Classic {
             return;
@@ -279,7 +279,7 @@ async fn a_paused_partition_sends_one_more_batch_at_most_and_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_event_is_lost_beside_a_tick_of_a_millisecond() {
+async fn no_event_is_lost_when_polls_are_dropped_every_millisecond() {
     on_each_site("tick", async |site| {
         let site = site.with_topic(2).await;
         let kafka = site.kafka();
@@ -335,7 +335,7 @@ async fn an_idle_consumer_gets_a_record_without_waiting_for_a_tick() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_there_is_read_as_soon_as_a_partition_is_assigned() {
+async fn existing_records_are_read_as_soon_as_a_partition_is_assigned() {
     on_each_real_site("first", async |site| {
         let site = site.with_topic(1).await;
         let kafka = site.kafka();
@@ -468,7 +468,7 @@ async fn with_the_broker_down_every_call_ends_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_at_the_address_is_an_error_in_time_that_names_it() {
+async fn unreachable_address_fails_within_timeout_and_is_named() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let at = format!("127.0.0.1:{port}");
     let limit = Duration::from_secs(2);
@@ -494,7 +494,7 @@ async fn nobody_at_the_address_is_an_error_in_time_that_names_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn errors_of_one_record_are_its_own_and_say_what_to_do() {
+async fn record_errors_affect_only_that_record_and_give_advice() {
     on_each_site("errors", async |site| {
         let site = site.with_topic(1).await;
         let kafka = site.kafka();
@@ -547,7 +547,7 @@ async fn errors_of_one_record_are_its_own_and_say_what_to_do() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn topics_are_made_as_asked_once_by_two_at_a_time() {
+async fn concurrent_creations_create_each_topic_once_as_specified() {
     for site in sites("topics").into_iter().filter(|s| s.mock.is_none()) {
         let mut wait = TopicSpec::new(site.wait_topic());
         wait.partitions = Some(12);
@@ -565,7 +565,7 @@ async fn topics_are_made_as_asked_once_by_two_at_a_time() {
         let (a, b) = (a.unwrap(), b.unwrap());
         for (a, b) in a.iter().zip(&b) {
             assert_eq!((&a.name, a.partitions, a.retention), (&b.name, b.partitions, b.retention));
-            assert!(a.created != b.created, "exactly one has made {}", a.name);
+            assert!(a.created != b.created, "exactly one created {}", a.name);
         }
         assert_eq!((a[1].partitions, a[1].retention), (12, Some(Duration::MAX)));
         assert_eq!((a[1].retention_bytes, a[1].max_record_bytes), (Some(-1), Some(2_000_000)));

@@ -16,7 +16,7 @@ use std::time::Instant;
 /// Two members with one instance id: with the classic protocol the second fences the first, with KIP-848 it is refused.
 /// Either is fatal to librdkafka's consumer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_consumer_that_has_failed_for_good_is_built_anew_and_what_it_had_comes_back() {
+async fn permanently_failed_consumer_is_rebuilt_and_its_partitions_return() {
     on_each_real_site("fenced", async |site| {
         let site = site.with_topic(1).await;
         let partition = Partition::new(site.topic(), 0);
@@ -34,8 +34,8 @@ async fn a_consumer_that_has_failed_for_good_is_built_anew_and_what_it_had_comes
         let until = Instant::now() + LONG;
         loop {
             let (event, of_a) = tokio::select! {
-                event = a.events.next() => (event.expect("the stream goes on"), true),
-                event = b.events.next() => (event.expect("the stream goes on"), false),
+                event = a.events.next() => (event.expect("the stream continues"), true),
+                event = b.events.next() => (event.expect("the stream continues"), false),
                 () = tokio::time::sleep_until(until.into()) => panic!("neither has failed"),
             };
             match event {
@@ -70,7 +70,7 @@ async fn a_consumer_that_has_failed_for_good_is_built_anew_and_what_it_had_comes
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_partition_that_is_added_is_read_long_before_the_client_librarys_five_minutes() {
+async fn added_partition_is_read_long_before_the_client_librarys_default_of_five_minutes() {
     on_each_real_site("added", async |site| {
         let site = site.with_topic(1).await;
         let kafka = site.kafka();

@@ -305,7 +305,7 @@ async fn begins_in_an_empty_log(site: Site) {
         // gone with it.
         let begun = Instant::now();
         while !kafka.offsets(std::slice::from_ref(&partition)).await.remove(0).is_ok_and(|o| o.next == 0) {
-            assert!(begun.elapsed() < FOUND, "the earlier log stays");
+            assert!(begun.elapsed() < FOUND, "the earlier log is still served");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         append(&kafka, &partition, &payloads(1, index, 2 * DELETED)).await;

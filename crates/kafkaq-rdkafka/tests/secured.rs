@@ -34,7 +34,7 @@ async fn fails(builder: Builder, how: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_user_is_let_in_and_whoever_has_other_credentials_or_none_is_denied() {
+async fn valid_user_is_accepted_and_wrong_or_missing_credentials_are_denied() {
     if std::env::var("KAFKAQ_TEST_KAFKA").is_err() {
         return println!("not tested: no servers");
     }
@@ -70,6 +70,6 @@ async fn a_user_is_let_in_and_whoever_has_other_credentials_or_none_is_denied() 
     tokio::join!(
         fails(with_user(&at, "guessed"), "another password"),
         fails(RdKafka::builder(&at), "without a user"),
-        fails(with_user(&format!("127.0.0.1:{plain}"), PASSWORD), "a user where nobody asks for one"),
+        fails(with_user(&format!("127.0.0.1:{plain}"), PASSWORD), "a user where none is expected"),
     );
 }

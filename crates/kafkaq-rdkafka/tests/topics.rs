@@ -9,7 +9,7 @@ use kafkaq_rdkafka::RdKafka;
 use std::time::{Duration, Instant};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_topic_tells_how_long_and_how_much_it_keeps() {
+async fn retention_of_each_topic_is_reported() {
     for site in sites("retention").into_iter().filter(|site| site.mock.is_none()).take(1) {
         let kafka = site.kafka();
         let day = Duration::from_secs(24 * 3600);
@@ -39,7 +39,7 @@ async fn each_topic_tells_how_long_and_how_much_it_keeps() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_groups_batches_tell_how_far_behind_it_is() {
+async fn batches_of_a_group_report_its_lag() {
     const ALL: i64 = 200;
     on_each_site("lag", async |site| {
         let site = site.with_topic(1).await;

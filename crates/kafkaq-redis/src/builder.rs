@@ -106,7 +106,7 @@ impl RedisStoreBuilder {
             info.redis_settings().db() == 0 && !matches!(info.addr(), ConnectionAddr::Unix(_))
         };
         if !clients.iter().all(fits) {
-            return Err(invalid("A URL of a Redis Cluster has a host, and no database other than 0"));
+            return Err(invalid("A URL of a Redis Cluster must have a host, and no database other than 0"));
         }
         Cluster::new(clients, self.connections)
             .ok_or_else(|| invalid("Set the URL of at least one node of the Redis Cluster"))
@@ -121,7 +121,7 @@ impl RedisStoreBuilder {
             if !leads_somewhere(&info) {
                 return Err((
                     redis::ErrorKind::InvalidClientConfig,
-                    "host, port, path or database make no sense",
+                    "the host, the port, the path or the database is invalid",
                 )
                     .into());
             }

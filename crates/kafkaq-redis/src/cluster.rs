@@ -125,7 +125,7 @@ impl Cluster {
         match answer {
             Ok(ranges) => self.learn(&mut map, &ranges),
             Err(e) if need == Need::First => return Err(e),
-            Err(e) => tracing::debug!(target: "kafkaq", error = %e, "no node tells who has which slots"),
+            Err(e) => tracing::debug!(target: "kafkaq", error = %e, "no node returned the map of slots"),
         }
         Ok(())
     }
@@ -227,7 +227,7 @@ impl Cluster {
                 owners.fill(place);
             }
         }
-        tracing::debug!(target: "kafkaq", nodes = nodes.len(), "learnt who has which slots");
+        tracing::debug!(target: "kafkaq", nodes = nodes.len(), "learned which node has which slots");
         map.displaced.retain(|node| node.strong_count() > 0);
         let stays = |old: &Arc<Node>| nodes.iter().chain(&self.seeds).any(|node| Arc::ptr_eq(node, old));
         map.displaced.extend(map.nodes.iter().filter(|old| !stays(old)).map(Arc::downgrade));
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_of_a_node_is_a_map() {
+    fn response_of_a_node_is_parsed_as_a_map() {
         let node = |host: Value| Value::Array(vec![host, Value::Int(7001), Value::BulkString(b"id".into())]);
         let range = |host| Value::Array(vec![Value::Int(5), Value::Int(9), node(host), node(Value::Nil)]);
         let named = Value::BulkString(b"10.0.0.2".into());
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_that_moved_has_its_new_owner_at_once_and_others_their_old() {
+    fn moved_slot_gets_its_new_owner_and_others_keep_theirs() {
         let cluster = learnt();
         let from = cluster.owner(100).unwrap();
         assert!(cluster.redirect(&from, &refusal("MOVED 100 10.0.0.3:7000")).is_none());
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_that_is_under_way_stays_with_its_owner() {
+    fn migrating_slot_stays_with_its_owner() {
         let cluster = learnt();
         let from = cluster.owner(100).unwrap();
         let other = cluster.redirect(&from, &refusal("ASK 100 10.0.0.1:7000")).unwrap();
@@ -408,7 +408,7 @@ mod tests {
         for address in ["127.0.0.1:2", seed, "127.0.0.1:3", seed, "127.0.0.1:4"] {
             cluster.learn(&mut cluster.map(), &[range(address)]);
         }
-        assert!(cluster.map().displaced.len() <= 2, "those that nobody uses are forgotten");
+        assert!(cluster.map().displaced.len() <= 2, "unused ones are dropped");
         cluster.close().await;
         let mut ping = Pipeline::new();
         ping.cmd("PING");
@@ -477,7 +477,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_node_that_does_not_serve_its_slots_is_left_for_the_one_that_took_them_over() {
+    async fn node_that_does_not_serve_its_slots_is_replaced_by_their_new_owner() {
         let failover = Failover::start().await;
         // The old one has two names.
         let [old, new] = failover.addresses;

@@ -57,7 +57,7 @@ pub(crate) fn broken(operation: Operation, address: &str, source: RedisError) ->
 /// A response that this crate does not understand.
 pub(crate) fn unexpected_response(operation: Operation) -> Error {
     operation.after_sending(ErrorKind::Other).with_advice(
-        "The response makes no sense: is there something other than Redis or Valkey at this address?",
+        "The response is not understood: is there something other than Redis or Valkey at this address?",
     )
 }
 

@@ -85,7 +85,7 @@ pub(crate) fn warnings(answers: &[Value], place: Place) -> Result<Vec<String>> {
     }
     let Value::BulkString(info) = info else {
         return Ok(vec![
-            "INFO is not allowed here, so neither eviction nor persistence could be checked".into(),
+            "The user may not run INFO, so neither eviction nor persistence could be checked".into(),
         ]);
     };
     let info = Info(&String::from_utf8_lossy(info));
@@ -123,13 +123,13 @@ impl Info<'_> {
         match saves_snapshots(save) {
             Some(true) => None,
             Some(false) => Some(
-                "Neither AOF nor RDB is on: a restart of Redis forgets which tasks are done, and those that \
-                 the log hands out again are executed a second time; set appendonly to yes"
+                "Neither AOF nor RDB is enabled: Redis loses at a restart which tasks are done, and those \
+                 that the log hands out again are executed a second time; set appendonly to yes"
                     .into(),
             ),
             None => Some(
-                "AOF is off, and CONFIG is not allowed here, so it could not be checked whether Redis saves \
-                 snapshots; without them a restart causes second executions"
+                "AOF is disabled, and the user may not run CONFIG, so it could not be checked whether Redis \
+                 saves snapshots; without them a restart causes second executions"
                     .into(),
             ),
         }
@@ -186,7 +186,7 @@ mod tests {
                          aof_enabled:0\r\ncluster_enabled:0\r\n";
 
     #[test]
-    fn a_sound_server_gives_no_warning() {
+    fn healthy_server_causes_no_warning() {
         assert_eq!(check(SOUND, saves("3600 1")), NONE);
         assert_eq!(check(&SOUND.replace("aof_enabled:0", "aof_enabled:1"), Value::Nil), NONE);
     }
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn each_trouble_has_its_sentence() {
+    fn each_problem_has_its_warning() {
         for (from, to, word) in [
             ("role:master", "role:slave", "replica"),
             ("cluster_enabled:0", "cluster_enabled:1", "Cluster"),
@@ -230,7 +230,7 @@ mod tests {
         {
             let found = of_nodes([("a", ill.clone()), ("b", sound())].into_iter()).unwrap();
             assert!(found.len() == 1 && found[0].starts_with("a: "), "{found:?}");
-            assert!(of_nodes([("a", ill)].into_iter()).is_err(), "nobody is there");
+            assert!(of_nodes([("a", ill)].into_iter()).is_err(), "no node responds");
         }
         let denied = refused("NOPERM this user has no permissions");
         let e = of_nodes([("a", denied), ("b", sound())].into_iter()).unwrap_err();

@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_share_a_hash_and_have_fields_of_their_own() {
+    fn neighbours_share_a_hash_with_separate_fields() {
         let found = |n: u8, time| name_and_field(&format!("018bcfe5-{time}-7e6b-8123-0000000123{n:02x}"));
         let (mut names, mut all) = (HashSet::new(), HashSet::new());
         for n in 0..=255 {
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn other_keys_are_names_of_their_own() {
+    fn other_keys_are_not_in_hashes() {
         for id in ["a", "018bcfe5-0000-7e6c-8123-000000012310", "018bcfe5-0000-7e6b-8123-0000000123A0"] {
             assert_eq!(name_and_field(id), None, "{id}");
         }

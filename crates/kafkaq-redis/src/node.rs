@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_link_that_is_down_is_passed_over_and_connects_in_the_background() {
+    async fn lost_link_is_skipped_and_reconnects_in_the_background() {
         let mut ping = Pipeline::new();
         ping.cmd("PING");
         for impatient in [false, true] {

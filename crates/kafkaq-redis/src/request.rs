@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn the_script_gets_three_arguments_a_key() {
+    fn script_gets_three_arguments_per_key() {
         let batch = [swap(1, Some("a"), None), swap(2, None, Some("b"))];
         let cmd = run_script("k/", &batch, &[0, 1], How::ByScript);
         let expected = ["2", "k/p/g/t/1", "k/p/g/t/2", "=a", "", "-", "", "b", "0"];
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_for_neighbours_has_so_many_values_and_whole_hashes() {
+    fn call_for_neighbours_has_whole_hashes_up_to_the_limit() {
         let id = |n: u32| format!("018bcfe5-0000-7e6b-8123-{n:012x}");
         let swap = |n| Swap::new(Key::of(&["t", "q", "g", &id(n)]).unwrap(), None, Some(Bytes::new()), None);
         let batch: Vec<_> = (0..300).map(swap).collect();
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_script_tells_how_many_it_has_seen_to_and_what_it_did_not_do() {
+    fn script_returns_how_many_swaps_it_processed_and_which_failed() {
         let answers = |told: &[Value]| answers_of(Value::Array(told.to_vec()), 2).ok();
         let (int, text) = (Value::Int, Value::BulkString(b"a".to_vec()));
         assert_eq!(answers(&[int(2)]), Some(vec![Value::Nil, Value::Nil]));
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn too_few_answers_leave_the_rest_without_an_outcome() {
+    fn missing_responses_leave_the_rest_without_an_outcome() {
         let batch = [swap(1, None, Some("a")), swap(2, None, Some("b"))];
         let mut outcomes = vec![None, None];
         let way = Way { how: How::Fast, keys_per_command: CHUNK };

@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_holds_what_a_server_takes_by_default_and_at_least_one_record() {
+    fn request_has_at_least_one_record_and_at_most_the_servers_default() {
         let len = |records: &[NewRecord], max| batch_len(records, BATCH, max);
         let n = len(&vec![record(1000); 5000], usize::MAX);
         assert!((950..1020).contains(&n), "{n}");

@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_makes_no_sense_is_refused_before_anything_connects() {
+    fn invalid_settings_are_refused_before_connecting() {
         let ok = || Builder::new("a:1, [::1]:2,[fe80::1%eth0]:3,kafka_1.example-2.com:65535".into());
         assert!(ok().build().is_ok());
         let addresses = [

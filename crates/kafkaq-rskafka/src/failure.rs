@@ -39,7 +39,7 @@ struct NotInTime;
 
 impl fmt::Display for NotInTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("no connection in time")
+        f.write_str("no connection within the time limit")
     }
 }
 
@@ -98,7 +98,7 @@ impl Failure {
     /// The cluster reports no leader for a partition: it is being elected.
     pub(crate) fn no_leader() -> Self {
         Failure { again: true, answered: true, ..Failure::new(ErrorKind::Unavailable) }
-            .because("no leader is there just now")
+            .because("it has no leader at the moment")
     }
 
     /// The same failure of a topic whose replication is the server's own default.
@@ -111,7 +111,7 @@ impl Failure {
     /// Not every broker knows a topic that was just created.
     pub(crate) fn too_new() -> Self {
         Failure { again: true, answered: true, ..Failure::new(ErrorKind::Unavailable) }
-            .because("the topic is new, and a broker does not know of it yet")
+            .because("the topic is new, and a broker does not know it yet")
     }
 
     /// Other requests used up the time.
@@ -138,7 +138,7 @@ impl Failure {
 
     /// The same failure of one of several servers, none of which could be reached.
     pub(crate) fn not_reached(self) -> Self {
-        let source = self.source.clone().unwrap_or_else(|| Source::from("no answer in time").into());
+        let source = self.source.clone().unwrap_or_else(|| Source::from("no response in time").into());
         let source = Some(source);
         Failure { kind: ErrorKind::Unavailable, sent: false, again: true, source, ..self }
     }
@@ -167,16 +167,16 @@ impl Failure {
     pub(crate) fn recreated() -> Self {
         Failure::refused(
             ErrorKind::Invalid,
-            "The topic was deleted and recreated: a position in the old one says nothing of the new one, whose records \
-             are to be read from the first",
+            "The topic was deleted and recreated: a position in the old one is meaningless in the new one, \
+             whose records have to be read from the first one",
         )
     }
 
     /// The log has different records below that offset from those that were read.
     pub(crate) fn cut(offset: i64) -> Self {
         let advice = format!(
-            "The log was cut below offset {offset} and has grown since: a position in what was cut off says nothing of \
-             what is there now"
+            "The log was truncated below offset {offset} and has grown since: a position in the truncated \
+             part is meaningless in the current log"
         );
         Failure::refused(ErrorKind::Invalid, advice)
     }
@@ -197,8 +197,8 @@ impl Failure {
         Failure {
             sent: true,
             advice: Some(
-                "The server's answer is larger than max_message_bytes: raise it; or it is no answer of Kafka's, \
-                 because the server expects TLS"
+                "The server's response is larger than max_message_bytes: raise it; or it isn't a response of \
+                 Kafka's, because the server expects TLS"
                     .into(),
             ),
             ..Failure::new(ErrorKind::TooLarge)
@@ -275,7 +275,7 @@ impl Failure {
     pub(crate) fn reason(&self) -> impl fmt::Display {
         let mut text = match &self.source {
             Some(source) => source.to_string(),
-            None => "no answer in time".into(),
+            None => "no response in time".into(),
         };
         if let Some(advice) = &self.advice {
             text = format!("{text}. {advice}");
@@ -315,13 +315,14 @@ impl Failure {
             )
             .into(),
             ErrorKind::Timeout => format!(
-                "No answer within {limit:?}: check that the broker at {bootstrap} is alive and that the topic has \
-                 enough in-sync replicas"
+                "No response within {limit:?}: check that the broker at {bootstrap} is alive and that the \
+                 topic has enough in-sync replicas"
             )
             .into(),
             ErrorKind::NotFound => {
                 "Create the topic first, or let ensure_topics do it; check its name and number of \
-                 partitions".into()
+                 partitions"
+                    .into()
             }
             ErrorKind::Denied => match self.code {
                 Some(ProtocolError::TopicAuthorizationFailed) => {
@@ -332,10 +333,12 @@ impl Failure {
                 }
                 _ => format!("Check the user, the password and the SASL mechanism for {bootstrap}").into(),
             },
-            ErrorKind::TooLarge => "The record, with its headers, must fit the topic's max.message.bytes: make the \
+            ErrorKind::TooLarge => {
+                "The record, with its headers, must fit the topic's max.message.bytes: make the \
                                     record smaller or raise the limit"
-                .into(),
-            ErrorKind::Closed => "The log was closed: build another".into(),
+                    .into()
+            }
+            ErrorKind::Closed => "The log was closed: build another one".into(),
             _ => match self.code? {
                 ProtocolError::InvalidReplicationFactor => {
                     "The cluster has fewer brokers than the requested replicas: request fewer".into()
@@ -473,12 +476,12 @@ mod tests {
     }
 
     #[test]
-    fn an_attempt_that_had_too_little_time_leaves_the_reason_of_an_earlier_one() {
+    fn attempt_without_enough_time_keeps_the_reason_of_an_earlier_one() {
         let told = |failure: Failure| failure.error(APPEND, &PLACE).to_string();
         let refused = || Failure::io(io::ErrorKind::ConnectionRefused.into());
-        assert!(told(Failure::not_connected()).contains("no connection in time"));
+        assert!(told(Failure::not_connected()).contains("no connection within the time limit"));
         assert!(told(Failure::not_connected().after(Some(refused()))).contains("refused"));
-        assert!(told(Failure::not_connected().after(None)).contains("no connection in time"));
+        assert!(told(Failure::not_connected().after(None)).contains("no connection within the time limit"));
         let other = Failure::io(io::ErrorKind::ConnectionReset.into());
         assert!(told(other.after(Some(refused()))).contains("reset"));
     }
@@ -509,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_librarys_retries_wrap_is_found_again() {
+    fn failure_inside_the_librarys_retry_error_is_unwrapped() {
         let wrapped = ClientError::RetryFailed(BackoffError::DeadlineExceded {
             deadline: Duration::ZERO,
             source: Box::new(server(ProtocolError::RequestTimedOut, false)),
@@ -518,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_breaks_while_it_signs_in_says_nothing_of_the_password() {
+    fn connection_that_breaks_during_authentication_is_not_a_wrong_password() {
         let sasl = |e| ConnectionError::SaslFailed(e);
         // As the library puts it if several addresses were tried.
         let in_words = |e: ConnectionError| {

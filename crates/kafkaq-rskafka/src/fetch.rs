@@ -126,13 +126,13 @@ fn unreadable(link: &Link, partition: &Partition, offset: i64, why: &Unreadable)
         }
         Unreadable::OldFormat => (
             ErrorKind::Unsupported,
-            "Copy the records to a topic in the format of Kafka 0.11 or later, or delete those up to there"
+            "Copy the records to a topic with the format of Kafka 0.11 or later, or delete those up to there"
                 .into(),
         ),
         Unreadable::TooLarge => (ErrorKind::TooLarge, "Raise max_message_bytes".into()),
         Unreadable::Damaged(_) => (
             ErrorKind::Corrupt,
-            "Check the broker's disk and replicas; to give these records up, delete those up to there with \
+            "Check the broker's disk and replicas; to give up these records, delete those up to there with \
              kafka-delete-records"
                 .into(),
         ),
@@ -141,10 +141,10 @@ fn unreadable(link: &Link, partition: &Partition, offset: i64, why: &Unreadable)
         tracing::error!(
             target: "kafkaq",
             %partition,
-            "reading stands still. {what}. {help}, and reading goes on from there"
+            "reading has stopped. {what}. {help}, and reading continues from there"
         );
     }
-    Failure::refused(kind, format!("{what}. {help}, and reading goes on from there"))
+    Failure::refused(kind, format!("{what}. {help}, and reading continues from there"))
 }
 
 /// The first offset of each partition, and the next one that may be read.
@@ -211,7 +211,7 @@ async fn offsets_of_broker(
         Err(failure) => return of.iter().map(|_| Err(failure.clone())).collect(),
     };
     let offset = |answer: Option<(i16, i64)>| {
-        let (code, offset) = answer.ok_or_else(|| Failure::unreadable("no word of the partition"))?;
+        let (code, offset) = answer.ok_or_else(|| Failure::unreadable("the response lacks the partition"))?;
         Failure::of_code(code, String::new).map(|()| offset)
     };
     let both = first.into_iter().zip(next).map(|(first, next)| {

@@ -174,7 +174,7 @@ impl Attempts {
         if !failure.again || Instant::now() + self.pause >= until || link.is_closed() {
             return Err(failure);
         }
-        tracing::debug!(target: "kafkaq", ?failure, pause = ?self.pause, "trying again");
+        tracing::debug!(target: "kafkaq", ?failure, pause = ?self.pause, "retrying");
         self.last = Some(failure);
         sleep(self.pause).await;
         self.pause = LONGEST_PAUSE.min(self.pause * 2);

@@ -33,7 +33,7 @@ impl Outages {
                 tracing::warn!(
                     target: "kafkaq",
                     broker = &**address,
-                    "can't be reached: {}; calls are repeated until they time out",
+                    "can't be reached: {}; calls are retried until they time out",
                     failure.reason()
                 );
             }
@@ -55,7 +55,7 @@ impl Outages {
     pub(crate) fn ended(&self, address: &Arc<str>) {
         if let Some(outage) = lock(&self.0).remove(address) {
             let after = outage.began.elapsed().as_secs();
-            tracing::info!(target: "kafkaq", broker = &**address, "answers again, after {after} s");
+            tracing::info!(target: "kafkaq", broker = &**address, "responds again, after {after} s");
         }
     }
 }

@@ -317,7 +317,7 @@ impl RequestLoop {
                     if is_behind { &mut behind } else { &mut at_the_end }.push(waiting);
                 }
                 fetched => {
-                    let none = || Failure::unreadable("no word of the partition").unsent();
+                    let none = || Failure::unreadable("the response lacks the partition").unsent();
                     // The caller may be gone by now.
                     let _ = waiting.reply.send(fetched.ok_or_else(none));
                     answered.push(waiting.from);

@@ -134,13 +134,13 @@ async fn learn(link: &Link, infos: Vec<&mut TopicInfo>, limits: Limits) -> Resul
         Err(failure) => return Err(failure),
     };
     for info in infos {
-        let none = || Err(Failure::unreadable("no word of the topic").unsent());
+        let none = || Err(Failure::unreadable("the response lacks the topic").unsent());
         match described.get(&*info.name).cloned().unwrap_or_else(none) {
             Ok(configs) => configs.iter().for_each(|(name, value)| info.learn(name, value)),
             Err(failure) if is_withheld(&failure) => tracing::warn!(
                 target: "kafkaq",
                 topic = &*info.name,
-                "its settings can't be read ({}), so nobody checks that it keeps records for as long as tasks wait; \
+                "its settings can't be read ({}), so its retention isn't checked; \
                  allow this user DescribeConfigs on it",
                 failure.reason()
             ),

@@ -180,7 +180,7 @@ impl Checker {
             let last = *t.acknowledged_at.last()?;
             let again = t.acknowledged_at.len() > 1 && t.started_at < last && !t.cancelled;
             (self.world == Some(WorldFault::IdMeansNewTask) && promised && again)
-                .then(|| format!("t{} was published anew and did not run again", t.n))
+                .then(|| format!("t{} was published again and did not run again", t.n))
         })
     }
 
@@ -379,14 +379,14 @@ impl World {
         if settings.track_after.is_none() {
             Err("it was never in the store")
         } else if task.kind != TaskKind::Fresh || (ready.attempt, ready.failures) != (1, 0) {
-            Err("it is none that may be begun so")
+            Err("it may not be started without a lease")
         } else if origin.offset >= committed + settings.unleased_span && !moved_back {
-            Err("the next owner would believe that nobody has begun it")
+            Err("the next owner would assume that nobody has started it")
         } else if task.held.iter().any(|h| h.began_unleased && h.handed)
             && self.log.records(n) == 1
             && !moved_back
         {
-            Err("it was begun so before")
+            Err("it was already started without a lease")
         } else {
             Ok(())
         }
@@ -500,7 +500,7 @@ impl World {
         let watch = lease.as_micros() as Us / 8;
         for other in self.procs[p].running_suspects() {
             if suspect.since < other.since + watch && (last_chance || other.last_chance) {
-                let what = format!("p{p} begins {} beside another whose lease ran out", ready.content.id);
+                let what = format!("p{p} starts {} beside another whose lease expired", ready.content.id);
                 self.check.fail("I6", what);
             }
         }

@@ -381,7 +381,7 @@ impl World {
         }
         self.stats.logs_cut += 1;
         let now = self.now;
-        tr!(self, "log", "{} is cut to {kept}", self.log.parts[part].partition);
+        tr!(self, "log", "{} is truncated to {kept}", self.log.parts[part].partition);
         let this = &mut self.log.parts[part];
         let gone = this.entries.split_off(kept);
         self.check.deleted(&gone);
@@ -417,7 +417,7 @@ impl World {
     /// Deletes and recreates the task topic; the group's commits are gone with it.
     pub(crate) fn recreate(&mut self) {
         self.stats.topics_recreated += 1;
-        tr!(self, "log", "the task topic is deleted and made anew");
+        tr!(self, "log", "the task topic is deleted and recreated");
         for part in 0..self.log.parts.len() {
             if self.log.parts[part].kind == Kind::Task {
                 let entries = std::mem::take(&mut self.log.parts[part].entries);

@@ -77,7 +77,7 @@ impl World {
         let Some(part) = self.log.part(&a.partition) else { return };
         if self.log.parts[part].owned(p, inc, a.epoch).is_some() {
             self.stats.reassigned += 1;
-            tr!(self, P(p), "gives {a} up, whose log is another");
+            tr!(self, P(p), "gives up {a}, whose log was replaced");
             self.lose(part);
         }
     }

@@ -188,7 +188,7 @@ impl World {
         (self.procs[p].paused, self.procs[p].paused_at) = (true, now);
         let lease = self.plan.settings.lease.as_micros() as Us;
         let long = self.rng.between(100 * MS, 3 * lease + 2 * self.plan.session);
-        tr!(self, P(p), "stands still for {} ms", long / MS);
+        tr!(self, P(p), "is suspended for {} ms", long / MS);
         self.after(long, Ev::Wake(p, inc));
         self.after(self.plan.session, Ev::SessionOver(p, inc, now));
     }

@@ -58,7 +58,8 @@ impl World {
         let patience = 4 * SEC + 2 * self.plan.settings.lease.as_micros() as Us;
         let waited_at = self.procs[p].waited_at.max(self.procs[p].woke_at);
         if take && charged && waited_at + patience < self.now {
-            self.check.fail("I6", format!("p{p} takes attempt {} of t{n} and nobody waits", new.attempt));
+            self.check
+                .fail("I6", format!("p{p} takes attempt {} of t{n} although no caller waits", new.attempt));
         }
     }
 
@@ -129,7 +130,7 @@ impl World {
             cover(task, old, &new, self.plan.settings.clock_skew, by.max_wall)?;
         }
         if old.is_some_and(|o| o.state.is_terminal()) && new.state != LeaseState::Done {
-            return Err(("I3", "terminal is for good"));
+            return Err(("I3", "a terminal lease is permanent"));
         }
         match new.state {
             LeaseState::Live => self.becomes_live(n, by, old, &new),
@@ -147,7 +148,7 @@ impl World {
             if new.state.is_terminal() { Default::default() } else { new.deadline.since(by.max_wall) };
         match swap.ttl {
             Some(ttl) if by.process.is_some() && ttl < ahead + s.max_overdue + s.done_retention => {
-                Err(("I5", "it does not live long enough"))
+                Err(("I5", "its time to live is too short"))
             }
             Some(ttl) if by.process.is_some() && new.state.is_terminal() && !self.check.clocks_broken => {
                 let left = |copy: &Copied| copy.due.since(by.max_wall) + s.max_overdue;
@@ -180,7 +181,7 @@ impl World {
             if back {
                 self.stats.brought_back += 1;
                 if !clocks_broken {
-                    return Err(("I3", "a deadline that was right is brought back"));
+                    return Err(("I3", "a correct deadline is shortened"));
                 }
             } else if new.deadline > old.deadline {
                 self.stats.renewals += 1;
@@ -197,7 +198,7 @@ impl World {
             return Ok(());
         }
         if !by.owns(new.token) {
-            return Err(("I2", "a lease is taken for somebody else"));
+            return Err(("I2", "a lease is taken on behalf of another process"));
         }
         // If a job is still with its driver when its record is considered again, its attempt counts, even if it then
         // turns out that nobody has had it.
@@ -223,7 +224,7 @@ impl World {
         if ran_out && was_kept {
             return Err((
                 "I6",
-                "a process lets the lease of a job end that nobody was given, and it counts as a failure",
+                "a process lets the lease of an untaken job expire, and it counts as a failure",
             ));
         }
         if ran_out {
@@ -242,10 +243,10 @@ impl World {
             }
             match old.state {
                 LeaseState::Live if by.max_wall < old.deadline.plus(skew) && !by.owns(old.token) => {
-                    return Err(("I2", "it is taken over before it has run out"));
+                    return Err(("I2", "it is taken over before it has expired"));
                 }
                 LeaseState::Live if by.max_wall < old.deadline => {
-                    return Err(("I2", "it is taken over from oneself before it has run out"));
+                    return Err(("I2", "it is taken over from its own process before it has expired"));
                 }
                 LeaseState::Live => self.stats.takeovers += 1,
                 _ if by.max_wall < old.deadline => return Err(("I2", "it is taken before it is due")),
@@ -316,7 +317,7 @@ impl World {
             return if new.failures <= most {
                 Ok(())
             } else {
-                Err(("I6", "it is charged, and has not failed"))
+                Err(("I6", "a failure is counted, but it has not failed"))
             };
         }
         self.stats.hand_backs += 1;
@@ -395,7 +396,7 @@ fn cover(task: &Task, old: Option<&Lease>, new: &Lease, skew: Duration, now: Wal
         let end = if new.state == LeaseState::Live { new.deadline.plus(skew) } else { new.deadline };
         let in_time = |c: &Copied| c.cover >= new.cover && c.due <= end.max(now);
         if !task.copies.iter().any(in_time) {
-            return Err(("I5", "the copy's turn comes later than the lease ends"));
+            return Err(("I5", "the copy is due after the lease ends"));
         }
     }
     Ok(())

@@ -70,14 +70,14 @@ mod tests {
     }
 
     #[test]
-    fn an_end_is_never_early() {
+    fn expiry_is_never_early() {
         assert_eq!(after(10, Duration::from_nanos(1), Duration::ZERO), 11);
         assert_eq!(after(10, Duration::from_millis(5), Duration::from_millis(3)), 19);
         assert_eq!(after(10, Duration::MAX, Duration::MAX), u64::MAX);
     }
 
     #[test]
-    fn what_others_wrote_is_no_value() {
+    fn foreign_content_is_not_a_value() {
         for bytes in
             [vec![], vec![1, 1], vec![2, 1, 0, 0, 0, 0, 0, 0, 0, 0], vec![1, 9, 0, 0, 0, 0, 0, 0, 0, 0]]
         {

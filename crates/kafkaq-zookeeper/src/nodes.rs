@@ -179,7 +179,7 @@ mod tests {
     use kafkaq_core::Partition;
 
     #[test]
-    fn a_path_is_the_same_for_ever() {
+    fn paths_never_change() {
         let nodes = Nodes { root: "/k/q".into(), acl: Vec::new(), clock_skew: Duration::ZERO };
         let path = nodes.path(&Key::partition("g", &Partition::new("t", 7)));
         assert_eq!(path, "/k/q/4b/p:g:t:7");

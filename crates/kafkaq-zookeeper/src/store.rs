@@ -88,8 +88,9 @@ impl LeaseStore for ZooKeeperStore {
         let allowed = self.settings.nodes.clock_skew;
         Ok(Vec::from_iter((clock_difference > allowed).then(|| {
             format!(
-                "This machine's clock and ZooKeeper's differ by {clock_difference:?}, more than the {allowed:?} \
-                 that are allowed for: values may expire early, which causes second executions; set the clocks"
+                "This machine's clock and ZooKeeper's differ by {clock_difference:?}, more than the \
+                 {allowed:?} that are allowed: values may expire early, which causes repeated executions; \
+                 synchronize the clocks"
             )
         })))
     }
@@ -152,6 +153,6 @@ mod tests {
         let more = (begun(second), begun(second));
         assert!((0..4).all(|_| number(store.link()) == Some(0)));
         drop((one, more));
-        assert_ne!(number(store.link()), number(store.link()), "a call that has ended counts no longer");
+        assert_ne!(number(store.link()), number(store.link()), "a call that has ended is no longer counted");
     }
 }

@@ -78,7 +78,7 @@ impl LeaseStore for MapStore {
     }
 
     async fn check(&self) -> Result<Vec<String>> {
-        Ok(vec!["A map forgets everything with the process, which costs second executions".to_owned()])
+        Ok(vec!["A map loses everything when the process ends, which causes repeated executions".to_owned()])
     }
 
     async fn close(&self) -> Result<()> {

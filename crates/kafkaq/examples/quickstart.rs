@@ -38,7 +38,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             let id = finished.recv().await.ok_or("all workers have stopped")?;
             waiting.remove(&id);
         }
-        println!("round {round:2}: {:?} a request", started.elapsed() / TASKS);
+        println!("round {round:2}: {:?} per request", started.elapsed() / TASKS);
     }
     queue.shutdown(Duration::from_secs(10)).await?;
     Ok(())

@@ -107,11 +107,11 @@ mod tests {
         let day = Duration::from_secs(86_400);
         tokio::time::sleep(day).await;
         let moved = wall_now().since(wall);
-        assert!((day..day + 2 * MS).contains(&moved), "timers have milliseconds: {moved:?}");
+        assert!((day..day + 2 * MS).contains(&moved), "timers have a resolution of 1 ms: {moved:?}");
     }
 
     #[tokio::test]
-    async fn a_clock_that_runs_shows_the_systems_time() {
+    async fn running_clock_shows_the_system_time() {
         let (before, wall_time, after) = (SystemTime::now(), system_now(), SystemTime::now());
         assert!(before <= wall_time && wall_time <= after);
     }

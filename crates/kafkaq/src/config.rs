@@ -228,14 +228,14 @@ impl Config {
             {
                 return invalid(
                     format!("topic `{topic}`"),
-                    "A topic's name has 1 to 249 of A-Z a-z 0-9 . _ -",
+                    "A topic's name has 1 to 249 characters of A-Z a-z 0-9 . _ -",
                 );
             }
         }
         if topics[0] == topics[1] || topics[0] == topics[2] || topics[1] == topics[2] {
             return invalid(
                 format!("topics {topics:?}"),
-                "Tasks, waiting tasks and dead letters need a topic each",
+                "Tasks, waiting tasks and dead letters need separate topics",
             );
         }
         self.check_derived(self.marks_topic(), "the marks of dead letters", "dead_topic")?;
@@ -311,7 +311,7 @@ impl Config {
             return invalid(
                 format!("topic `{name}` for {whose}"),
                 format!(
-                    "It has {} characters and may have {MAX_NAME}: choose a shorter {settings}",
+                    "It has {} characters and may have at most {MAX_NAME}: choose a shorter {settings}",
                     name.len()
                 ),
             );
@@ -329,7 +329,7 @@ fn within<T: PartialOrd + fmt::Debug>(name: &str, value: T, range: RangeInclusiv
     if range.contains(&value) {
         return Ok(());
     }
-    invalid(format!("{name} {value:?}"), format!("It is {:?} to {:?}", range.start(), range.end()))
+    invalid(format!("{name} {value:?}"), format!("It must be {:?} to {:?}", range.start(), range.end()))
 }
 
 fn invalid<T>(what: impl fmt::Display, advice: impl Into<Cow<'static, str>>) -> Result<T> {
@@ -384,35 +384,37 @@ mod tests {
     type Change = fn(&mut Config);
 
     #[test]
-    fn every_setting_that_makes_no_sense_is_refused_by_its_own_name_and_limits() {
+    fn invalid_settings_are_refused_with_their_name_and_limits() {
         let wrong: [(&str, Change); 38] = [
             ("queue", |c| c.queue = "a b".into()),
             ("group", |c| c.group = "a.b".into()),
             ("topic", |c| c.task_topic = Some("a/b".into())),
             ("topics", |c| c.dead_topic = Some(c.task_topic())),
-            ("lease_duration 0ns: invalid. It is 10ms to 2592000s", |c| c.lease = Duration::ZERO),
+            ("lease_duration 0ns: invalid. It must be 10ms to 2592000s", |c| c.lease = Duration::ZERO),
             ("lease_duration 1ms", |c| c.lease = MILLISECOND),
             ("lease_duration", |c| c.lease = Duration::MAX),
-            ("park_after 0ns: invalid. It is 1ms", |c| c.park_after = Some(Duration::ZERO)),
+            ("park_after 0ns: invalid. It must be 1ms", |c| c.park_after = Some(Duration::ZERO)),
             ("park_after", |c| c.park_after = Some(Duration::MAX)),
-            ("track_after 0ns: invalid. It is 1ms to 10s", |c| c.track_after = Some(Duration::ZERO)),
+            ("track_after 0ns: invalid. It must be 1ms to 10s", |c| c.track_after = Some(Duration::ZERO)),
             ("track_after 11s", |c| c.track_after = Some(11 * SECOND)),
             ("done_retention", |c| c.done_retention = Duration::MAX),
             ("max_overdue", |c| c.max_overdue = Duration::MAX),
             ("max_delay", |c| c.max_delay = Duration::MAX),
             ("clock_skew", |c| c.clock_skew = Duration::MAX),
-            ("partitions 0: invalid. It is 1 to 10000", |c| c.partitions = 0),
+            ("partitions 0: invalid. It must be 1 to 10000", |c| c.partitions = 0),
             ("partitions", |c| c.partitions = i32::MAX),
             ("replication", |c| c.replication = Some(0)),
             ("replication", |c| c.replication = Some(i16::MAX)),
             ("max_failures", |c| c.max_failures = 0),
             ("max_failures", |c| c.max_failures = u32::MAX),
-            ("max_handouts 3: invalid. It is 25 to 1000000", |c| c.max_handouts = 3),
+            ("max_handouts 3: invalid. It must be 25 to 1000000", |c| c.max_handouts = 3),
             ("max_handouts", |c| c.max_handouts = u32::MAX),
             ("prefetch", |c| c.prefetch = usize::MAX),
             ("max_task_bytes", |c| c.max_task_bytes = 0),
-            ("max_task_bytes 33554433: invalid. It is 1 to 33554432", |c| c.max_task_bytes = (32 << 20) + 1),
-            ("publish_buffer 10: invalid. It is 934464 to", |c| c.publish_buffer = 10),
+            ("max_task_bytes 33554433: invalid. It must be 1 to 33554432", |c| {
+                c.max_task_bytes = (32 << 20) + 1
+            }),
+            ("publish_buffer 10: invalid. It must be 934464 to", |c| c.publish_buffer = 10),
             ("publish_buffer", |c| c.publish_buffer = usize::MAX),
             ("publish_timeout", |c| c.publish_timeout = Duration::ZERO),
             ("publish_timeout", |c| c.publish_timeout = Duration::MAX),
@@ -420,7 +422,7 @@ mod tests {
             ("member_timeout", |c| c.member_timeout = Some(Duration::from_secs(3601))),
             ("member_timeout", |c| c.member_timeout = Some(Duration::MAX)),
             ("task_retention", |c| c.task_retention = Some(Duration::ZERO)),
-            ("task_retention 60s: invalid. It is 3600s", |c| c.task_retention = Some(60 * SECOND)),
+            ("task_retention 60s: invalid. It must be 3600s", |c| c.task_retention = Some(60 * SECOND)),
             ("task_retention", |c| c.task_retention = Some(TEN_YEARS + SECOND)),
             ("dead_retention", |c| c.dead_retention = Duration::ZERO),
             ("dead_retention", |c| c.dead_retention = TEN_YEARS + SECOND),
@@ -434,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn topics_whose_names_are_derived_are_refused_by_the_setting_that_makes_them_too_long_or_takes_them() {
+    fn derived_topic_names_that_are_too_long_or_taken_are_refused_with_the_setting_to_change() {
         let name = |length| Some("n".repeat(length).into());
         let custom = || {
             let mut c = config();

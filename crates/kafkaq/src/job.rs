@@ -284,7 +284,7 @@ fn refuse_beyond(limit: Duration, asked: Duration, op: &'static str) -> Result<(
         return Ok(());
     }
     let e = Error::not_applied(ErrorKind::Invalid, op).on(format!("a time of {asked:?}"));
-    Err(JobError::Refused(e.with_advice(format!("The queue's settings allow {limit:?} at most"))))
+    Err(JobError::Refused(e.with_advice(format!("The queue's settings allow at most {limit:?}"))))
 }
 
 impl Drop for Job {
@@ -329,8 +329,8 @@ impl fmt::Display for JobError {
                 match why {
                     LostReason::TakenOver => "it expired, and the task was handed out again",
                     LostReason::Cancelled => "the task was cancelled",
-                    LostReason::Dead => "the task went to the dead letters",
-                    LostReason::Over => "the job has ended before",
+                    LostReason::Dead => "the task was dead-lettered",
+                    LostReason::Over => "the job had already ended",
                     _ => "the job is over",
                 }
             ),

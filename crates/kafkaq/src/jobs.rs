@@ -181,7 +181,7 @@ impl JobController {
 }
 
 fn unanswered() -> Error {
-    Error::unknown(ErrorKind::Other, "call the store").with_advice("The backend gave no answer")
+    Error::unknown(ErrorKind::Other, "call the store").with_advice("The backend returned no outcome")
 }
 
 /// What the store knows about a task.
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_cancel_whose_answer_was_lost_is_still_a_cancel() {
+    async fn cancel_whose_response_was_lost_is_recognized() {
         let store = Arc::new(OneKey::default());
         *store.lose_answers.lock().unwrap() = 2;
         assert_eq!(cancel(&store).await, CancelOutcome::Unknown);
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn calls_on_connections_that_were_closed_while_idle_are_tried_again() {
+    async fn calls_on_connections_that_were_closed_while_idle_are_retried() {
         let id = TaskId::new("t").unwrap();
         for after in 0..2 {
             for closed in 1..=4 {
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn trying_again_has_a_limit() {
+    async fn retries_are_limited() {
         let store = OneKey::refusing(0, usize::MAX);
         let began = Instant::now();
         controller(&store).get(&TaskId::new("t").unwrap()).await.unwrap_err();
@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_has_ended_stays_as_it_is() {
+    async fn ended_task_is_not_changed() {
         for (state, status) in [
             (LeaseState::Done, JobStatus::Done),
             (LeaseState::Dead, JobStatus::Dead),
@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lease_that_has_run_out_waits_for_its_next_hand_out() {
+    async fn task_with_an_expired_lease_is_reported_as_waiting() {
         let store = Arc::new(OneKey::default());
         let id = TaskId::new("t").unwrap();
         *store.value.lock().unwrap() = Some(lease(LeaseState::Live, Duration::from_secs(9)).encode());

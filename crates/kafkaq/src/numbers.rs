@@ -66,7 +66,7 @@ mod tests {
     const SEED: u128 = 0xffff_ffff_ffff_fe00;
 
     #[test]
-    fn tasks_of_a_partition_have_consecutive_numbers_whatever_others_have() {
+    fn tasks_of_a_partition_have_consecutive_numbers() {
         let numbers = Numbers::new(SEED + 17);
         let mut of_two = Vec::new();
         for n in 0..600 {
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn no_number_is_given_twice() {
+    fn no_number_is_assigned_twice() {
         let numbers = Numbers::new(SEED);
         let lane = |n| if n % 7 == 0 { Lane::Single } else { Lane::Partition(n % 70) };
         let some = || (0..20_000).map(|n| numbers.next(lane(n))).collect::<Vec<_>>();

@@ -287,7 +287,10 @@ impl Inner {
         now: Wall,
     ) -> Result<(TaskId, Option<Wall>)> {
         if task.delay().is_some() {
-            return Err(refused(window).with_advice("It is executed when its window ends: give it no delay"));
+            return Err(refused(window).with_advice(
+                "It is executed when its window ends, so it can't have a \
+                delay",
+            ));
         }
         if self.id_window.is_zero() {
             return Err(refused(window).with_advice(FORGETS_IDS));
@@ -295,8 +298,8 @@ impl Inner {
         let longest = self.max_delay.saturating_sub(self.clock_skew);
         if window > longest {
             return Err(refused(window).with_advice(format!(
-                "The queue's max_delay less its clock_skew is {longest:?}: take a shorter window, or raise max_delay \
-                 in every process of the queue"
+                "The queue's max_delay less its clock_skew is {longest:?}: use a shorter window, or raise \
+                 max_delay in every process of the queue"
             )));
         }
         let window = Window::at(now, key, window, self.clock_skew)?;
@@ -326,7 +329,7 @@ impl Inner {
         if let Some((name, _)) = task.headers().iter().find(|(name, _)| name.starts_with(HEADER.as_bytes())) {
             let what = format!("header `{}`", String::from_utf8_lossy(name));
             return Err(refused(ErrorKind::Invalid, what)
-                .with_advice("Names that begin with `kafkaq` are kafkaq's own: choose another"));
+                .with_advice("Names that start with `kafkaq` are reserved: choose another"));
         }
         if let Some(delay) = task.delay().filter(|d| *d > self.max_delay) {
             return Err(refused(ErrorKind::Invalid, format!("a delay of {delay:?}")).with_advice(format!(
@@ -337,8 +340,8 @@ impl Inner {
         let size = task.payload().len() + task.key().map_or(0, |k| k.len()) + task.headers().size();
         if size > self.max_bytes {
             return Err(refused(ErrorKind::TooLarge, format!("a task of {size} bytes")).with_advice(format!(
-                "Payload, key and headers have {} bytes at most: keep the payload elsewhere and publish where it is, \
-                 or raise max_task_bytes and the topics' max.message.bytes",
+                "Payload, key and headers have at most {} bytes: store the payload elsewhere and publish a \
+                 reference, or raise max_task_bytes and the topics' max.message.bytes",
                 self.max_bytes
             )));
         }

@@ -91,7 +91,7 @@ fn report(warnings: &[String]) {
 
 fn unanswered() -> Error {
     Error::unknown(ErrorKind::Other, "create the topics")
-        .with_advice("The backend returned fewer topics than it was asked for")
+        .with_advice("The backend described fewer topics than requested")
 }
 
 fn task_spec(config: &Config) -> TopicSpec {
@@ -177,8 +177,8 @@ fn judge_task(config: &Config, task: &TopicInfo) -> Result<Vec<String>> {
         let setting = format!("retention.ms={}", millis(wanted));
         if retention < config.max_overdue {
             let what = format!(
-                "deletes tasks after {retention:?}, also those that nobody has executed; by max_overdue, workers may be \
-                 behind by {:?}",
+                "deletes tasks after {retention:?}, even those that nobody has executed; by max_overdue, \
+                 workers may be behind by {:?}",
                 config.max_overdue
             );
             return Err(misconfigured(task, &what).with_advice(format!(
@@ -187,16 +187,16 @@ fn judge_task(config: &Config, task: &TopicInfo) -> Result<Vec<String>> {
             )));
         }
         warnings.push(format!(
-            "topic {} deletes tasks after {retention:?}, also those that nobody has executed. Set {setting} ({}), or \
-             accept it by task_retention",
+            "topic {} deletes tasks after {retention:?}, even those that nobody has executed. Set {setting} \
+             ({}), or accept this by setting task_retention",
             task.name,
             alter(task, &setting)
         ));
     }
     if let Some(bytes) = task.retention_bytes.filter(|bytes| *bytes >= 0) {
         warnings.push(format!(
-            "topic {} keeps {bytes} bytes per partition and deletes what is older, also tasks that nobody has executed. \
-             Set retention.bytes=-1: {}",
+            "topic {} keeps {bytes} bytes per partition and deletes what is older, even tasks that nobody \
+             has executed. Set retention.bytes=-1: {}",
             task.name,
             alter(task, "retention.bytes=-1")
         ));
@@ -237,7 +237,7 @@ fn judge_wait(config: &Config, wait: &TopicInfo) -> Result<Vec<String>> {
         return wrong(wait, &what, &mend);
     }
     if wait.retention_bytes.is_some_and(|bytes| bytes >= 0) {
-        return wrong(wait, "is limited by size, which deletes tasks that wait", "retention.bytes=-1");
+        return wrong(wait, "is limited by size, which deletes waiting tasks", "retention.bytes=-1");
     }
     Ok(judge_clock(wait).into_iter().collect())
 }
@@ -268,8 +268,8 @@ fn judge_clock(topic: &TopicInfo) -> Option<String> {
     let setting = "message.timestamp.type=LogAppendTime";
     (topic.append_time == Some(false)).then(|| {
         format!(
-            "topic {} takes the time of its records from clients, and deletes them after {retention:?}: those of a client \
-             whose clock is behind go early. To have Kafka's own clock count, set {setting}: {}",
+            "topic {} uses the timestamps of clients and deletes records after {retention:?}: those of a \
+             client whose clock is behind are deleted early. To use Kafka's own clock, set {setting}: {}",
             topic.name,
             alter(topic, setting)
         )
@@ -378,7 +378,7 @@ mod tests {
         assert!(judge_task(&config(), task).unwrap().is_empty());
         assert!(judge_wait(&config(), wait).unwrap().is_empty());
         assert!(judge_dead(&config(), dead).is_empty());
-        assert_eq!((dead.retention, dead.retention_bytes), (Some(Duration::MAX), Some(-1)), "kept for ever");
+        assert_eq!((dead.retention, dead.retention_bytes), (Some(Duration::MAX), Some(-1)), "kept forever");
         assert_eq!((task.retention, task.retention_bytes), (Some(7 * DAY), Some(-1)));
         assert!(infos.iter().all(|info| info.append_time == Some(true)), "by the log's clock");
     }
@@ -396,7 +396,7 @@ mod tests {
 
     /// A copy of a record that large doesn't fit, but no setting would let it.
     #[tokio::test]
-    async fn a_task_topic_without_a_limit_of_size_is_accepted_and_copies_need_no_more_than_can_be_set() {
+    async fn task_topic_with_the_largest_possible_size_limit_is_accepted() {
         fn unlimited(topic: &mut TopicInfo) {
             topic.max_record_bytes = Some(2_147_483_647);
         }
@@ -413,12 +413,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_adapter_that_can_tell_only_partitions_is_believed() {
+    async fn adapter_that_reports_only_partitions_is_accepted() {
         with(|t| *t = TopicInfo::new(t.name.clone(), t.partitions)).await.unwrap();
     }
 
     #[tokio::test]
-    async fn a_publisher_looks_at_the_task_topic_alone() {
+    async fn publisher_checks_only_the_task_topic() {
         let broken = Fake(|t| {
             if &*t.name != "q" {
                 t.partitions = 0;
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_would_lose_a_task_is_refused_with_the_way_to_mend_it() {
+    async fn settings_that_would_lose_tasks_are_refused_with_the_fix() {
         type Change = fn(&mut TopicInfo);
         fn of(kind: &str, t: &TopicInfo) -> bool {
             t.name.ends_with(kind)
@@ -495,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn a_topic_whose_retention_counts_by_the_clocks_of_clients_is_warned_of() {
+    fn retention_by_client_timestamps_causes_a_warning() {
         let warnings = |topic: &TopicInfo| {
             let task = judge_task(&config(), topic).unwrap();
             [task, judge_wait(&config(), topic).unwrap(), judge_dead(&config(), topic)]
@@ -519,7 +519,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn marks_that_may_be_forgotten_before_their_letters_are_warned_of() {
+    async fn short_retention_of_marks_causes_a_warning() {
         let spec = marks_spec(&config());
         let mut marks = Fake(|_| {}).ensure_topics(&[spec]).await.unwrap().remove(0);
         assert!(judge_marks(&marks).is_empty(), "as it is created");
@@ -531,7 +531,7 @@ mod tests {
     }
 
     #[test]
-    fn a_topic_that_an_operator_may_want_bounded_is_warned_of() {
+    fn bounded_task_topic_causes_a_warning() {
         let mut topic = TopicInfo::new("t", 1);
         topic.retention = Some(2 * DAY);
         topic.retention_bytes = Some(1 << 30);

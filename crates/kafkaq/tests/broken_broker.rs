@@ -141,7 +141,7 @@ async fn a_fatal_error_reaches_everyone_who_asks_and_running_jobs_can_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn events_that_end_are_an_error() {
+async fn end_of_the_event_stream_is_an_error() {
     let (queue, broker) = queue(How::Ends).await;
     broker.now.notify_one();
     let e = soon(queue.get_job()).await.unwrap_err();
@@ -149,7 +149,7 @@ async fn events_that_end_are_an_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_waits_for_ever_when_the_driver_panics() {
+async fn no_caller_hangs_when_the_driver_panics() {
     let (queue, broker) = queue(How::Panics).await;
     queue.publish(Task::new("x")).await.unwrap();
     let job = next(&queue).await;
@@ -166,7 +166,7 @@ async fn nobody_waits_for_ever_when_the_driver_panics() {
 
 /// In real time: another thread retries.
 #[tokio::test]
-async fn a_publish_whose_append_panics_is_tried_again() {
+async fn publish_whose_append_panics_is_retried() {
     let (queue, broker) = queue(How::Ends).await;
     broker.appends_to_panic.store(2, Ordering::Relaxed);
     let id = soon(queue.publish(Task::new("x"))).await.unwrap();
@@ -195,14 +195,14 @@ async fn a_group_that_cannot_be_joined_yet_is_joined_later() {
     let broker =
         Breaking { joins_to_fail: Arc::new(2.into()), join_error: Some(unavailable), ..Breaking::default() };
     let (queue, broker) = queue_over(broker).await;
-    assert_eq!(broker.joins.load(Ordering::Relaxed), 0, "nobody has asked for a job");
+    assert_eq!(broker.joins.load(Ordering::Relaxed), 0, "no job was requested");
     let id = queue.publish(Task::new("x")).await.unwrap();
     assert_eq!(next(&queue).await.id(), &id);
     assert_eq!(broker.joins.load(Ordering::Relaxed), 3);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_group_that_may_not_be_joined_is_an_error_for_everyone_who_asks() {
+async fn permanent_join_error_is_reported_to_every_caller() {
     let denied = Error::not_applied(ErrorKind::Denied, "join");
     let broker =
         Breaking { joins_to_fail: Arc::new(9.into()), join_error: Some(denied), ..Breaking::default() };
@@ -215,7 +215,7 @@ async fn a_group_that_may_not_be_joined_is_an_error_for_everyone_who_asks() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn callers_that_give_up_while_the_group_is_joined_leave_it_to_be_joined_once() {
+async fn group_is_joined_once_even_if_callers_give_up_meanwhile() {
     let gate = Arc::new(Semaphore::new(0));
     let (queue, broker) = queue_over(Breaking { gate: Some(gate.clone()), ..Breaking::default() }).await;
     let id = queue.publish(Task::new("x")).await.unwrap();
@@ -243,7 +243,7 @@ async fn a_shutdown_does_not_wait_for_a_group_that_cannot_be_joined() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn done_is_answered_while_the_queue_still_leaves_its_group() {
+async fn done_returns_while_the_queue_is_still_leaving_its_group() {
     let (queue, _broker) = queue_over(Breaking { stays: true, ..Breaking::default() }).await;
     queue.publish(Task::new("x")).await.unwrap();
     let job = next(&queue).await;

@@ -126,7 +126,7 @@ async fn a_log_that_only_grows_is_intact() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_empty_answer_is_no_proof() {
+async fn empty_response_proves_nothing() {
     let (log, trail) = read_log(5).await;
     for empty in [1, 3, 9] {
         log.empty.store(empty, SeqCst);
@@ -138,7 +138,7 @@ async fn an_empty_answer_is_no_proof() {
 }
 
 #[tokio::test]
-async fn a_cut_is_noticed_whether_the_log_has_grown_again_or_not() {
+async fn truncation_is_noticed_whether_the_log_has_grown_again_or_not() {
     for grown in [0, 1, 2, 10] {
         let (log, trail) = read_log(5).await;
         log.inner.truncate(&partition(), 3).unwrap();
@@ -148,7 +148,7 @@ async fn a_cut_is_noticed_whether_the_log_has_grown_again_or_not() {
 }
 
 #[tokio::test]
-async fn a_cut_above_what_was_read_changes_nothing() {
+async fn truncation_above_what_was_read_changes_nothing() {
     let (log, trail) = read_log(5).await;
     append(&log, "unread", 5).await;
     log.inner.truncate(&partition(), 5).unwrap();
@@ -169,7 +169,7 @@ async fn a_recreated_topic_is_noticed_whatever_its_length() {
 /// The reader has outrun its check: the record below its position belongs to the new topic, although the records before
 /// it are not those that were read.
 #[tokio::test]
-async fn a_recreated_topic_that_was_read_on_in_is_noticed_by_the_anchor() {
+async fn recreated_topic_that_was_already_read_from_is_noticed_by_the_anchor() {
     for confirmed in [false, true] {
         let (log, mut trail) = read_log(5).await;
         if confirmed {
@@ -188,7 +188,7 @@ async fn a_recreated_topic_that_was_read_on_in_is_noticed_by_the_anchor() {
 }
 
 #[tokio::test]
-async fn what_retention_deleted_proves_nothing_and_the_cursor_is_believed() {
+async fn deleted_mark_proves_nothing_and_the_cursor_is_accepted() {
     let (log, trail) = read_log(5).await;
     append(&log, "unread", 5).await;
     for first in [1, 5] {
@@ -214,7 +214,7 @@ async fn a_mark_that_retention_passes_between_two_looks_is_not_another_log() {
 
 /// Otherwise reading would begin where the deleted topic began, and skip the records before that.
 #[tokio::test]
-async fn where_a_replaced_log_begins_is_told_of_the_log_that_is_there_now() {
+async fn reported_beginning_is_that_of_the_current_log() {
     let (log, trail) = read_log(5).await;
     log.inner.delete_records(&partition(), 3).unwrap();
     let anew = MemoryLog::new();
@@ -247,11 +247,11 @@ async fn a_topic_that_is_recreated_before_anything_was_read_is_noticed_by_where_
     assert_eq!(now().await, REPLACED);
     let from = Position { partition: partition(), offset: 5 };
     let batch = log.inner.fetch(&from, FetchLimit::new(std::time::Duration::ZERO, 1)).await.unwrap();
-    assert!(trail.is_doubtful(&batch), "the first batch is not believed unseen");
+    assert!(trail.is_doubtful(&batch), "the first batch is not trusted unchecked");
 }
 
 #[tokio::test]
-async fn what_does_not_follow_is_not_taken_in() {
+async fn batch_that_does_not_follow_is_not_added() {
     let (log, mut trail) = read_log(5).await;
     let before = trail.position();
     let from = Position { partition: partition(), offset: 2 };

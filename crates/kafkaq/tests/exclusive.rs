@@ -193,7 +193,7 @@ async fn kinds_with_equal_keys_exclude_each_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn task_without_a_key_is_executed_as_ever() {
+async fn task_without_a_key_is_unaffected() {
     let (servers, running) = (Servers::default(), Arc::new(AtomicUsize::new(0)));
     let queue = servers.queue().await;
     let inside = running.clone();
@@ -481,7 +481,7 @@ async fn key_function_that_panics_is_a_failure() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn settings_that_make_no_sense_are_refused() {
+async fn invalid_settings_are_refused() {
     let queue = Servers::default().queue().await;
     let by_bill = Options::new().exclusive_by(|task: &Bill| task.customer.to_string());
     let refused = [

@@ -31,7 +31,7 @@ fn picture_and_its_source_have_the_same_labels() {
 }
 
 #[test]
-fn lines_of_the_log_that_the_guide_explains_are_in_the_sources() {
+fn log_messages_in_the_guide_exist_in_the_sources() {
     let guide = include_str!("../docs/operations.md");
     let table = guide.split("## What log messages mean").nth(1).unwrap().split("\n## ").next().unwrap();
     let rows =

@@ -52,7 +52,7 @@ async fn a_task_arrives_as_it_was_published_and_is_done_once() -> Result<()> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_default_backend_needs_nothing() -> Result<()> {
+async fn default_backends_need_no_setup() -> Result<()> {
     let queue = Queue::builder("emails").build().await?;
     let id = queue.publish(Task::new("hello")).await?;
     let job = next(&queue).await;
@@ -138,7 +138,7 @@ async fn a_delayed_task_waits_its_time() -> Result<()> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rejected_task_lies_in_the_dead_letters_whole() -> Result<()> {
+async fn rejected_task_is_dead_lettered_with_all_its_data() -> Result<()> {
     let (queue, log) = queue().await;
     let headers = {
         let mut h = Headers::new();
@@ -161,7 +161,7 @@ async fn a_rejected_task_lies_in_the_dead_letters_whole() -> Result<()> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reason_of_any_length_is_cut() -> Result<()> {
+async fn long_reason_is_truncated() -> Result<()> {
     let (queue, log) = queue().await;
     queue.publish(Task::new("bad")).await?;
     soon(next(&queue).await.reject("no! ".repeat(500_000))).await.unwrap();
@@ -290,7 +290,7 @@ async fn the_holder_of_a_cancelled_task_learns_of_it() -> Result<()> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_ask_takes_effect_once_it_was_polled() -> Result<()> {
+async fn command_takes_effect_once_it_was_polled() -> Result<()> {
     let (queue, _) = queue().await;
     queue.publish(Task::new("x").with_id(id("polled"))).await?;
     let job = next(&queue).await;
@@ -378,7 +378,7 @@ async fn a_job_that_waits_for_hours_is_charged_no_failure() -> Result<()> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_tries_once_a_minute_gets_a_job() -> Result<()> {
+async fn caller_that_tries_once_per_minute_gets_a_job() -> Result<()> {
     let (queue, _) = queue().await;
     for attempt in 1..=3 {
         if attempt == 1 {
@@ -494,7 +494,7 @@ async fn every_group_executes_a_delayed_task_whoever_has_published_it() -> Resul
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_controller_needs_the_store_alone() -> Result<()> {
+async fn controller_needs_only_the_store() -> Result<()> {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());
     let jobs = Queue::builder("emails").store(store.clone()).build_jobs().await?;
     assert_eq!(jobs.cancel(&id("c")).await?, CancelOutcome::Unknown);

@@ -41,7 +41,7 @@ forward!(impl LeaseStore for Store by inner {
     async fn swap(&self, swaps: &[Swap]) -> Vec<Result<Swapped>> {
         self.swaps.fetch_add(swaps.len(), SeqCst);
         sleep(self.way).await;
-        assert!(!self.panics.load(SeqCst), "as the test wants it");
+        assert!(!self.panics.load(SeqCst), "on purpose");
         if self.away.load(SeqCst) {
             return vec![Err(Error::unknown(ErrorKind::Timeout, "swap")); swaps.len()];
         }
@@ -114,7 +114,7 @@ async fn thousand_holders_of_four_processes_never_meet() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn line_of_one_process_is_in_order_and_asks_the_store_twice() {
+async fn callers_of_one_process_are_served_in_order_with_two_store_calls() {
     let store = Store::default();
     let locks = locks(&store).await;
     let before = store.swaps.load(SeqCst);
@@ -139,7 +139,7 @@ async fn line_of_one_process_is_in_order_and_asks_the_store_twice() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn process_whose_line_never_ends_lets_others_come_to_the_key() {
+async fn process_with_an_endless_queue_yields_the_key_to_others() {
     let store = Store::default();
     let (busy, other) = (locks(&store).await, locks(&store).await);
     for _ in 0..3 {
@@ -161,7 +161,7 @@ async fn process_whose_line_never_ends_lets_others_come_to_the_key() {
 
 /// As in a worker that executes one task at a time: the next one arrives while the key is released, or just after that.
 #[tokio::test(start_paused = true)]
-async fn key_that_nobody_else_wants_is_had_again_as_fast_as_the_store_is() {
+async fn uncontended_key_is_reacquired_without_delay() {
     for gap in [0, 1, 5, 50].map(Duration::from_millis) {
         let way = Duration::from_millis(2);
         let locks = locks(&Store { way, ..Store::default() }).await;
@@ -176,7 +176,7 @@ async fn key_that_nobody_else_wants_is_had_again_as_fast_as_the_store_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn process_that_takes_the_key_again_and_again_lets_others_come_to_it() {
+async fn process_that_keeps_reacquiring_yields_the_key_to_others() {
     for gap in [0, 1, 5, 50].map(Duration::from_millis) {
         let store = Store { way: Duration::from_millis(2), ..Store::default() };
         let (busy, other) = (locks(&store).await, locks(&store).await);
@@ -207,7 +207,7 @@ async fn holder_that_can_not_renew_is_told_before_another_has_the_key() {
     store.away.store(true, SeqCst);
     soon(guard.lost()).await;
     assert!(began.elapsed() <= LEASE + SECOND, "{:?}", began.elapsed());
-    assert!(began.elapsed() > LEASE - SECOND, "it holds for all of its lease: {:?}", began.elapsed());
+    assert!(began.elapsed() > LEASE - SECOND, "it is held for the whole lease: {:?}", began.elapsed());
     assert!(guard.is_lost());
     store.away.store(false, SeqCst);
     assert!(
@@ -244,7 +244,7 @@ fn holder_learns_of_the_loss_from_the_clock_alone() {
 
 /// A write of an earlier holder must not pass for the next one's, also of the same process.
 #[tokio::test(start_paused = true)]
-async fn each_guard_has_a_token_of_its_own() {
+async fn each_guard_has_its_own_token() {
     let store = Store::default();
     let (one, other) = (locks(&store).await, locks(&store).await);
     let mut tokens = std::collections::HashSet::new();
@@ -308,7 +308,7 @@ async fn holder_keeps_the_key_over_a_store_that_is_wiped_unless_another_was_firs
 }
 
 #[tokio::test(start_paused = true)]
-async fn caller_that_goes_away_leaves_the_line_and_gives_back_what_it_got() {
+async fn dropped_caller_leaves_the_queue_and_releases_what_it_got() {
     let store = Store::default();
     let locks = locks(&store).await;
     let guard = acquire(&locks, "k").await;
@@ -329,7 +329,7 @@ async fn caller_that_goes_away_leaves_the_line_and_gives_back_what_it_got() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn store_that_refuses_or_panics_is_an_error_and_ends_no_line() {
+async fn refusing_or_panicking_store_is_an_error_and_does_not_end_the_queue() {
     let store = Store::default();
     let locks = locks(&store).await;
     store.refuses.store(true, SeqCst);
@@ -338,13 +338,13 @@ async fn store_that_refuses_or_panics_is_an_error_and_ends_no_line() {
     store.refuses.store(false, SeqCst);
     store.panics.store(true, SeqCst);
     let e = soon(locks.acquire("k")).await.unwrap_err();
-    assert!(e.to_string().contains("as the test wants it"), "{e}");
+    assert!(e.to_string().contains("on purpose"), "{e}");
     store.panics.store(false, SeqCst);
     drop(acquire(&locks, "k").await);
 }
 
 #[tokio::test(start_paused = true)]
-async fn store_that_refuses_is_told_to_all_who_wait_at_once() {
+async fn refusal_of_the_store_is_reported_to_all_waiters_at_once() {
     let store = Store { way: SECOND, ..Store::default() };
     let locks = locks(&store).await;
     store.refuses.store(true, SeqCst);

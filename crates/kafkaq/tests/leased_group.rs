@@ -91,7 +91,7 @@ fn a_killed_member_is_replaced_within_the_timeout_and_nothing_is_lost() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_leaves_is_replaced_at_once_and_reading_goes_on_at_its_commit() {
+async fn leaving_member_is_replaced_at_once_and_reading_continues_at_its_commit() {
     let (log, store) = (memory_log(1).await, MemoryStore::new());
     let group = group(&log, &store);
     append(&log, 0, 0..5).await;
@@ -114,7 +114,7 @@ async fn who_leaves_is_replaced_at_once_and_reading_goes_on_at_its_commit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wiped_store_makes_nobody_start_from_the_beginning() {
+async fn wiped_store_does_not_restart_the_group_from_the_beginning() {
     let (log, store) = (memory_log(1).await, MemoryStore::new());
     append(&log, 0, 0..5).await;
     let old = group(&log, &store);
@@ -131,7 +131,7 @@ async fn a_wiped_store_makes_nobody_start_from_the_beginning() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_is_wiped_under_way_is_written_again() {
+async fn running_member_restores_its_state_in_a_wiped_store() {
     let (log, store) = (memory_log(1).await, MemoryStore::new());
     append(&log, 0, 0..5).await;
     let a = View::watch(join(&group(&log, &store), 1).await);
@@ -146,13 +146,13 @@ async fn a_store_that_is_wiped_under_way_is_written_again() {
     }
     sleep(TIMEOUT * 2).await;
     append(&log, 0, 5..7).await;
-    until("reading goes on", || a.values().len() == 7).await;
+    until("reading continues", || a.values().len() == 7).await;
     let there = store.get(std::slice::from_ref(&key)).await.remove(0).unwrap();
     assert!(there.is_some());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_topic_made_anew_is_read_from_its_first_record() {
+async fn recreated_topic_is_read_from_its_first_record() {
     let (old, store) = (memory_log(1).await, MemoryStore::new());
     append(&old, 0, 0..5).await;
     let first = group(&old, &store);
@@ -166,7 +166,7 @@ async fn a_topic_made_anew_is_read_from_its_first_record() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_paused_partition_gives_nothing_and_goes_on_where_it_was() {
+async fn paused_partition_returns_nothing_and_resumes_in_place() {
     let (log, store) = (memory_log(1).await, MemoryStore::new());
     let mut a = join(&group(&log, &store), 1).await;
     let Event::Assigned(mine) = next(&mut a).await else { panic!("not assigned") };
@@ -208,7 +208,7 @@ async fn a_stream_that_is_dropped_leaves() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_queue_lives_on_a_log_without_groups_and_goes_on_after_a_restart() {
+async fn queue_works_on_a_log_without_groups_and_across_a_restart() {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());
     let queue = || Queue::builder("emails").log(log.clone()).store(store.clone()).partitions(3).build();
     let first = queue().await.unwrap();
@@ -253,7 +253,7 @@ async fn a_log_needs_a_store_and_no_broker() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_member_timeout_makes_sense() {
+async fn invalid_member_timeout_is_refused() {
     let queue = || Queue::builder("q").store(MemoryStore::new());
     let of = |e: kafkaq::Error| (e.kind(), e.to_string());
     let short = queue().log(MemoryLog::new()).member_timeout(Duration::from_millis(100)).build().await;

@@ -57,7 +57,7 @@ async fn a_recreated_topic_is_read_whole_whatever_its_length_and_however_long_it
             // A reader that could not notice the deletion reads some records twice.
             let twice = if gone == 0 { length.saturating_sub(5) } else { 0 };
             assert_eq!(view.values().len() as u64, 5 + length + twice + 1, "{what}: {:?}", view.values());
-            assert_eq!(view.told("recreated or cut"), 1, "{what}: {:?}", view.0.lock().unwrap().errors);
+            assert_eq!(view.told("recreated or truncated"), 1, "{what}: {:?}", view.0.lock().unwrap().errors);
         }
     }
 }
@@ -76,7 +76,7 @@ async fn a_recreated_topic_that_outruns_the_check_is_read_whole_after_it() {
         within(SEC, "it reads on", || view.has(119)).await;
         assert!(!view.has(100), "it doesn't know yet");
         within(CHECK, "all of the new topic", || (100..120).all(|n| view.has(n))).await;
-        assert_eq!(view.told("recreated or cut"), 1, "{:?}", view.0.lock().unwrap().errors);
+        assert_eq!(view.told("recreated or truncated"), 1, "{:?}", view.0.lock().unwrap().errors);
     }
 }
 
@@ -103,7 +103,7 @@ async fn nothing_of_an_earlier_topic_counts_for_a_later_one_if_the_process_dies_
         let view = View::watch(join(&group(&log, &store), 2).await);
         within(TIMEOUT + SEC * 5, "all is read", || (100..120).all(|n| view.has(n))).await;
         assert_eq!(view.values(), (100..120).collect::<Vec<_>>(), "checked: {checked}");
-        assert_eq!(view.told("recreated or cut"), 1);
+        assert_eq!(view.told("recreated or truncated"), 1);
     }
 }
 
@@ -124,7 +124,7 @@ async fn a_topic_recreated_before_anything_of_it_was_read_is_read_whole() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_log_that_was_cut_is_read_again_from_where_it_was_cut_at_the_latest() {
+async fn truncated_log_is_read_again_at_the_latest_from_the_truncation() {
     for (end, grown) in [(3, 0), (3, 1), (3, 20), (0, 2)] {
         let (log, _store, _group, view) = five_read().await;
         // Not below what was committed, so that it is the reader that has to notice.
@@ -132,7 +132,7 @@ async fn a_log_that_was_cut_is_read_again_from_where_it_was_cut_at_the_latest() 
         append(&log, 0, 100..100 + grown).await;
         let all = || (100..100 + grown).all(|n| view.has(n));
         within(CHECK, &format!("cut at {end}, grown by {grown}"), || {
-            all() && view.told("recreated or cut") > 0
+            all() && view.told("recreated or truncated") > 0
         })
         .await;
     }
@@ -140,7 +140,7 @@ async fn a_log_that_was_cut_is_read_again_from_where_it_was_cut_at_the_latest() 
 
 /// A consumer that is slow or has paused gives its reader nothing to do for a while.
 #[tokio::test(start_paused = true)]
-async fn a_recreated_topic_is_noticed_while_nobody_takes_what_was_read() {
+async fn recreated_topic_is_noticed_while_the_stream_is_not_polled() {
     let (log, store) = (Faulty::new(memory_log(1).await), Store::default());
     append(&log, 0, 0..5).await;
     let mut request = JoinRequest::new("g", vec!["t".into()], [1; 16]);
@@ -154,7 +154,7 @@ async fn a_recreated_topic_is_noticed_while_nobody_takes_what_was_read() {
     log.replace(anew);
     let begin = Instant::now();
     let alarm = member.events.next().await.unwrap().unwrap_err();
-    assert!(begin.elapsed() < CHECK && alarm.to_string().contains("recreated or cut"), "{alarm}");
+    assert!(begin.elapsed() < CHECK && alarm.to_string().contains("recreated or truncated"), "{alarm}");
     assert_eq!(alarm.retry(), Retry::Yes);
     assert!(matches!(member.events.next().await, Some(Ok(Event::Lost(of))) if of == mine));
     let late = Commit { assignment: mine[0].clone(), offset: 5 };
@@ -167,7 +167,7 @@ async fn a_recreated_topic_is_noticed_while_nobody_takes_what_was_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_empty_answer_moves_nothing_and_is_not_another_topic() {
+async fn empty_response_moves_nothing_and_is_not_a_replaced_topic() {
     for empty in [1, 2, 3, 5, 8] {
         let (log, store, first, view) = five_read().await;
         // While it reads, and at a check.
@@ -199,7 +199,7 @@ async fn an_empty_answer_moves_nothing_and_is_not_another_topic() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn records_that_were_deleted_unread_are_told_with_their_number_and_reading_goes_on() {
+async fn records_deleted_unread_are_reported_with_their_number_and_reading_continues() {
     let (log, store) = (Faulty::new(memory_log(1).await), Store::default());
     let (first, mut request) = (group(&log, &store), JoinRequest::new("g", vec!["t".into()], [1; 16]));
     request.max_batch = 1;
@@ -241,29 +241,29 @@ async fn records_that_were_deleted_unread_are_told_with_their_number_and_reading
     log.now().delete_records(&partition(0), 25).unwrap();
     let next = async || read_by_the_next(&log, &store, "5 records were deleted unread").await;
     assert_eq!(next().await, (1, (25..30).collect()));
-    assert_eq!(next().await, (0, vec![]), "told once");
+    assert_eq!(next().await, (0, vec![]), "reported once");
 }
 
 #[tokio::test(start_paused = true)]
-async fn records_that_were_deleted_unread_are_told_once_also_if_nothing_is_left_to_read() {
+async fn records_deleted_unread_are_reported_once_even_if_nothing_is_left_to_read() {
     let (log, store, first, _view) = five_read().await;
     first.close().await.unwrap();
     append(&log, 0, 5..8).await;
     log.now().delete_records(&partition(0), 8).unwrap();
     let next = async || read_by_the_next(&log, &store, "3 records were deleted unread").await;
     assert_eq!(next().await, (1, vec![]));
-    assert_eq!(next().await, (0, vec![]), "told once");
+    assert_eq!(next().await, (0, vec![]), "reported once");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deleted_topic_is_reported_and_not_made_again_and_read_when_it_is_back() {
+async fn deleted_topic_is_reported_not_recreated_and_read_when_it_returns() {
     let (log, _store, _group, view) = five_read().await;
     log.now().delete_topic("t").unwrap();
     within(SEC * 12, "its partitions are lost", || view.held() == 0).await;
     assert_eq!(view.told("The topic was deleted"), 1, "{:?}", view.0.lock().unwrap().errors);
     sleep(SEC * 121).await;
     assert_eq!(view.told("The topic was deleted"), 3, "once per minute");
-    assert!(log.now().describe_topics(&["t".into()]).await.unwrap()[0].is_none(), "nobody has made it");
+    assert!(log.now().describe_topics(&["t".into()]).await.unwrap()[0].is_none(), "nobody has recreated it");
     assert!(log.made.lock().unwrap().iter().all(|topic| *topic.name == *"g.cursors"));
     create(&log.now(), 3).await;
     append(&log, 2, [100]).await;
@@ -274,7 +274,7 @@ async fn a_deleted_topic_is_reported_and_not_made_again_and_read_when_it_is_back
 async fn a_topic_that_is_missing_at_first_is_told_and_read_when_it_is_there() {
     let (log, store) = (Faulty::new(MemoryLog::new()), Store::default());
     let view = View::watch(join(&group(&log, &store), 1).await);
-    within(SEC, "it is told", || view.told("The topic was deleted") == 1).await;
+    within(SEC, "it is reported", || view.told("The topic was deleted") == 1).await;
     create(&log.now(), 2).await;
     append(&log, 1, [7]).await;
     within(SEC * 12, "it is read", || view.held() == 2 && view.has(7)).await;
@@ -282,7 +282,7 @@ async fn a_topic_that_is_missing_at_first_is_told_and_read_when_it_is_there() {
 
 /// A broker that has just started may not know all topics yet.
 #[tokio::test(start_paused = true)]
-async fn a_topic_that_is_missing_once_costs_nothing() {
+async fn topic_that_is_missing_once_is_not_lost() {
     let (log, _store, _group, view) = five_read().await;
     log.forget_once.store(true, SeqCst);
     within(SEC * 12, "it is overlooked", || !log.forget_once.load(SeqCst)).await;
@@ -331,7 +331,7 @@ async fn partitions_that_are_added_are_read_within_ten_seconds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_reassigned_is_lost_and_comes_again_from_the_commit_under_a_higher_epoch() {
+async fn reassigned_partition_is_lost_and_returns_at_its_commit_under_a_higher_epoch() {
     let (log, store) = (Faulty::new(memory_log(2).await), Store::default());
     append(&log, 0, 0..5).await;
     let mut member = join(&group(&log, &store), 1).await;
@@ -399,7 +399,7 @@ async fn a_member_is_replaced_after_the_session_timeout_of_its_request() {
 
 /// It doesn't wait for the next check: by then it could no longer be detected.
 #[tokio::test(start_paused = true)]
-async fn records_that_are_deleted_ahead_of_a_reader_that_keeps_up_are_told() {
+async fn records_deleted_ahead_of_a_reader_that_keeps_up_are_reported() {
     let (log, _store, _group, view) = five_read().await;
     append(&log, 0, 5..20).await;
     log.now().delete_records(&partition(0), 12).unwrap();
@@ -421,6 +421,6 @@ async fn retention_that_follows_the_reader_is_no_alarm() {
     log.now().delete_records(&Partition::new("t", 0), 100).unwrap();
     let view = View::watch(join(&group(&log, &store), 2).await);
     append(&log, 0, [100]).await;
-    within(SEC, "it goes on", || view.has(100)).await;
+    within(SEC, "it continues", || view.has(100)).await;
     assert_eq!((view.values(), view.errors()), (vec![100], 0));
 }

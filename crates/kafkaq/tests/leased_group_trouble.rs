@@ -10,7 +10,7 @@ use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 use tokio::time::{Instant, sleep};
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_is_away_for_half_a_minute_stops_the_group_and_loses_nothing() {
+async fn store_outage_of_half_a_minute_stops_the_group_and_loses_nothing() {
     let (log, store) = (Faulty::new(memory_log(2).await), Store::default());
     let view = View::watch(join(&group(&log, &store), 1).await);
     append(&log, 0, 0..5).await;
@@ -20,7 +20,7 @@ async fn a_store_that_is_away_for_half_a_minute_stops_the_group_and_loses_nothin
     let begin = Instant::now();
     // Its lease is still live, so it continues.
     append(&log, 0, [5]).await;
-    within(SEC, "it goes on", || view.has(5)).await;
+    within(SEC, "it continues", || view.has(5)).await;
     within(TIMEOUT, "it stops by its own clock", || view.held() == 0).await;
     let stopped = view.last("lost").unwrap() - begin;
     assert!(stopped > TIMEOUT / 2 && stopped < TIMEOUT, "{stopped:?}");
@@ -35,7 +35,7 @@ async fn a_store_that_is_away_for_half_a_minute_stops_the_group_and_loses_nothin
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_start_that_can_not_be_found_is_tried_until_it_is() {
+async fn search_for_the_start_is_retried_until_it_succeeds() {
     for trouble in TROUBLES {
         for op in ["offsets", "fetch"] {
             let (log, store) = (Faulty::new(memory_log(1).await), Store::default());
@@ -50,7 +50,7 @@ async fn a_start_that_can_not_be_found_is_tried_until_it_is() {
             let view = View::watch(join(&group(&log, &store), 2).await);
             within(SEC * 400, &format!("{op} {trouble:?}"), || view.values() == [3, 4]).await;
             assert!(log.is_over());
-            assert!(view.errors() > 0, "somebody is told");
+            assert!(view.errors() > 0, "the operator is alerted");
         }
     }
 }
@@ -67,12 +67,12 @@ async fn a_fetch_that_panics_or_fails_costs_a_moment_and_no_record() {
         append(&log, 0, 3..6).await;
         within(SEC * 5, &format!("{trouble:?}"), || (0..6).all(|n| view.has(n))).await;
         assert_eq!(view.values().len(), 6, "{:?}", view.values());
-        assert!(view.errors() > 0, "somebody is told");
+        assert!(view.errors() > 0, "the operator is alerted");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_checkpoint_that_goes_wrong_is_made_later() {
+async fn failed_checkpoint_is_written_later() {
     for trouble in TROUBLES {
         let (log, store) = (Faulty::new(memory_log(1).await), Store::default());
         append(&log, 0, 0..3).await;
@@ -86,7 +86,7 @@ async fn a_checkpoint_that_goes_wrong_is_made_later() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn partitions_that_are_added_are_read_whatever_goes_wrong_once() {
+async fn added_partitions_are_read_despite_single_failures() {
     for trouble in TROUBLES {
         let (log, store) = (Faulty::new(memory_log(1).await), Store::default());
         let view = View::watch(join(&group(&log, &store), 1).await);
@@ -104,7 +104,7 @@ async fn partitions_that_are_added_are_read_whatever_goes_wrong_once() {
 
 /// Shorter than the old one, as long, and longer: then no fetch fails.
 #[tokio::test(start_paused = true)]
-async fn a_topic_made_anew_under_a_reader_is_read_from_its_first_record() {
+async fn topic_recreated_under_a_reader_is_read_from_its_first_record() {
     for length in [2, 5, 9] {
         let (log, store) = (Faulty::new(memory_log(1).await), Store::default());
         let view = View::watch(join(&group(&log, &store), 1).await);
@@ -125,7 +125,7 @@ async fn a_topic_made_anew_under_a_reader_is_read_from_its_first_record() {
 
 /// The worst case: nothing fails, and the new topic has exactly as many records.
 #[tokio::test(start_paused = true)]
-async fn a_topic_that_was_swapped_unseen_is_noticed_within_seconds() {
+async fn topic_that_was_replaced_unnoticed_is_detected_within_seconds() {
     let (log, store) = (Faulty::new(memory_log(1).await), Store::default());
     let view = View::watch(join(&group(&log, &store), 1).await);
     append(&log, 0, 0..5).await;
@@ -138,7 +138,7 @@ async fn a_topic_that_was_swapped_unseen_is_noticed_within_seconds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_leaves_leaves_its_commit_in_the_log_before_any_checkpoint_is_due() {
+async fn leaving_member_checkpoints_its_commit_before_one_is_due() {
     let (log, store) = (Faulty::new(memory_log(1).await), Store::default());
     append(&log, 0, 0..5).await;
     let first = group(&log, &store);
@@ -149,12 +149,12 @@ async fn who_leaves_leaves_its_commit_in_the_log_before_any_checkpoint_is_due() 
     store.inner.clear();
     append(&log, 0, [5]).await;
     let view = View::watch(join(&group(&log, &store), 2).await);
-    within(SEC, "the next goes on", || view.has(5)).await;
+    within(SEC, "the next member continues", || view.has(5)).await;
     assert_eq!(view.values(), [5]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_leaves_does_not_wait_for_a_log_that_hangs() {
+async fn leaving_member_does_not_wait_for_a_hanging_log() {
     let (log, store) = (Faulty::new(memory_log(1).await), Store::default());
     append(&log, 0, 0..5).await;
     let first = group(&log, &store);
@@ -169,7 +169,7 @@ async fn who_leaves_does_not_wait_for_a_log_that_hangs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_went_back_in_time_does_not_take_the_group_back() {
+async fn rolled_back_store_does_not_roll_back_the_group() {
     let (log, store) = (Faulty::new(memory_log(1).await), Store::default());
     let first = group(&log, &store);
     let view = View::watch(join(&first, 1).await);
@@ -185,7 +185,7 @@ async fn a_store_that_went_back_in_time_does_not_take_the_group_back() {
     store.inner.swap(&[Swap::new(key, None, old, None)]).await.remove(0).unwrap();
     append(&log, 0, [50]).await;
     let view = View::watch(join(&group(&log, &store), 2).await);
-    within(TIMEOUT + SEC, "the next goes on", || view.has(50)).await;
+    within(TIMEOUT + SEC, "the next member continues", || view.has(50)).await;
     assert_eq!(view.values(), [50], "the log's checkpoint counts");
 }
 
@@ -202,12 +202,12 @@ async fn three_committed() -> (Faulty, Store) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn checkpoints_that_can_not_be_read_keep_no_member_from_joining_and_reading() {
+async fn unreadable_checkpoints_do_not_prevent_joining_and_reading() {
     let (log, store) = three_committed().await;
     log.no_cursors.store(true, SeqCst);
     let begin = Instant::now();
     let view = View::watch(join(&group(&log, &store), 2).await);
-    assert!(begin.elapsed() < SEC, "joining waits for nothing: {:?}", begin.elapsed());
+    assert!(begin.elapsed() < SEC, "joining doesn't wait: {:?}", begin.elapsed());
     within(TIMEOUT * 2 / 3, "it reads", || view.has(3)).await;
     assert_eq!(view.values(), [3], "from the store's cursor");
     assert_eq!(view.told("start at the store's cursor"), 1, "{:?}", view.0.lock().unwrap().errors);
@@ -291,7 +291,7 @@ async fn commits_that_wait_for_the_store_have_a_limit() {
 
 /// It waits for no timer: the long poll returns when the record is appended.
 #[tokio::test(start_paused = true)]
-async fn a_record_of_an_owned_partition_arrives_in_no_time() {
+async fn record_of_an_owned_partition_arrives_without_delay() {
     let (log, store) = (Faulty::new(memory_log(3).await), Store::default());
     let view = View::watch(join(&group(&log, &store), 1).await);
     within(SEC, "it has all", || view.held() == 3).await;
@@ -309,7 +309,7 @@ async fn a_record_of_an_owned_partition_arrives_in_no_time() {
 /// From the release to the next owner's first record it takes one read of the store, which happens twenty times per
 /// timeout.
 #[tokio::test(start_paused = true)]
-async fn after_a_change_of_hands_reading_begins_at_once() {
+async fn after_a_handover_reading_begins_at_once() {
     let (log, store) = (Faulty::new(memory_log(2).await), Store::default());
     let (one, two) = (group(&log, &store), group(&log, &store));
     let a = View::watch(join(&one, 1).await);

@@ -145,7 +145,7 @@ async fn a_join_revokes_only_what_has_to_move_and_shares_evenly() {
     nothing(&mut one);
     nothing(&mut two);
     one.member.release(&moves[..1]);
-    assert_eq!(indexes(&assigned(&mut two)), indexes(&moves[..1]), "each goes as it is released");
+    assert_eq!(indexes(&assigned(&mut two)), indexes(&moves[..1]), "each moves when it is released");
     one.member.release(&moves[1..]);
     assert_eq!(indexes(&assigned(&mut two)), indexes(&moves[1..]));
 
@@ -212,7 +212,7 @@ async fn a_commit_outside_the_partition_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_released_in_time_is_lost_and_goes_to_whoever_waits() {
+async fn partition_that_is_not_released_in_time_goes_to_a_waiting_member() {
     let log = log(2).await;
     let mut one = join_with(&log, |r| r.release_limit = Duration::from_secs(3)).await;
     assigned(&mut one);
@@ -237,7 +237,7 @@ async fn what_is_not_released_in_time_is_lost_and_goes_to_whoever_waits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_late_commit_is_refused_even_if_nobody_has_looked_at_the_clock_since() {
+async fn late_commit_is_refused_even_without_other_calls_since() {
     let log = log(2).await;
     let mut one = join_with(&log, |r| r.release_limit = Duration::from_secs(3)).await;
     assigned(&mut one);
@@ -298,7 +298,7 @@ async fn roused_by(mut waiting: Consumer, act: impl Future) -> (Option<Event>, C
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waiting_member_wakes_at_whatever_concerns_it() {
+async fn waiting_member_wakes_at_every_event_of_its_own() {
     let log = log(2).await;
     let mut one = join(&log).await;
     let mine = assigned(&mut one);
@@ -344,7 +344,7 @@ async fn after_pause_comes_at_most_one_more_batch_and_after_resume_all_the_rest(
     }
     assert!(more <= 1, "{more} batches");
     append(&log, 1, 1).await;
-    assert_eq!(records(&mut one).0, mine[1], "the other partition goes on");
+    assert_eq!(records(&mut one).0, mine[1], "the other partition is not affected");
     // An old epoch resumes nothing.
     one.member.resume(&[Assignment { epoch: 0, ..mine[0].clone() }]);
     nothing(&mut one);
@@ -449,7 +449,7 @@ async fn a_member_gets_only_what_it_reads() {
 }
 
 #[tokio::test]
-async fn a_member_that_never_polls_keeps_nothing_back_and_piles_nothing_up() {
+async fn member_that_never_polls_holds_back_nothing_and_accumulates_nothing() {
     let log = log(4).await;
     let mut idle = join(&log).await;
     for _ in 0..1000 {

@@ -41,7 +41,7 @@ async fn append(log: &MemoryLog, index: i32, texts: &[&str]) -> Vec<i64> {
 }
 
 #[tokio::test]
-async fn a_topic_is_made_once_and_answered_as_it_is() {
+async fn topic_is_created_once_and_described_as_it_is() {
     let log = MemoryLog::with_partitions(4);
     let mut wide = TopicSpec::new("wide");
     wide.partitions = Some(9);
@@ -62,7 +62,7 @@ async fn a_topic_is_made_once_and_answered_as_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_clients_that_race_to_make_a_topic_one_makes_it_and_all_can_append() {
+async fn concurrent_creations_of_a_topic_create_it_once_and_all_can_append() {
     let log = MemoryLog::new();
     for round in 0..100 {
         let mut tasks = tokio::task::JoinSet::new();
@@ -105,7 +105,7 @@ async fn offsets_are_given_in_order_and_each_partition_has_its_own() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_not_found_and_the_error_says_what_to_do() {
+async fn missing_topic_or_partition_is_not_found_with_advice() {
     let log = with_topic(|_| {}).await;
     for (partition, advice) in [
         (Partition::new("u", 0), "ensure_topics"),
@@ -142,11 +142,11 @@ async fn a_record_that_is_too_large_is_refused_alone() {
     let usual = with_topic(|_| {}).await;
     let huge = [record("x".repeat(1_048_589))];
     let outcome = usual.append(&Partition::new("t", 0), &huge).await.remove(0);
-    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::TooLarge, "as Kafka has it without a setting");
+    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::TooLarge, "Kafka's default");
 }
 
 #[tokio::test]
-async fn a_record_comes_back_as_it_was_appended() {
+async fn record_is_read_as_it_was_appended() {
     let log = with_topic(|_| {}).await;
     let mut headers = Headers::new();
     headers.push("h", Some("1".into()));
@@ -176,7 +176,7 @@ async fn a_topic_with_append_time_ignores_the_clients_time() {
 }
 
 #[tokio::test]
-async fn a_fetch_keeps_to_its_bytes_but_brings_at_least_one_record() {
+async fn fetch_respects_its_byte_limit_but_returns_at_least_one_record() {
     let log = with_topic(|_| {}).await;
     append(&log, 0, &["aaaa", "bbbb", "cccc"]).await;
     for (from, bytes, next) in [(0, 0, 1), (0, 7, 1), (0, 8, 2), (1, 100, 3), (2, 1, 3)] {
@@ -205,7 +205,7 @@ async fn a_waiting_fetch_wakes_at_the_append() {
     tokio::time::sleep(Duration::from_millis(20)).await;
     append(&log, 1, &["elsewhere"]).await;
     tokio::time::sleep(Duration::from_millis(20)).await;
-    assert!(!fetch.is_finished(), "another partition is none of its business");
+    assert!(!fetch.is_finished(), "an append to another partition doesn't wake it");
     append(&log, 0, &["a"]).await;
     assert_eq!(fetch.await.unwrap().unwrap().records.len(), 1);
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
@@ -221,7 +221,7 @@ async fn a_fetch_waits_as_long_as_it_may_and_not_longer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_closed_client_answers_closed_ends_its_streams_and_leaves_the_data_to_others() {
+async fn closed_client_fails_with_closed_ends_its_streams_and_keeps_the_data() {
     let log = with_topic(|_| {}).await;
     append(&log, 0, &["a"]).await;
     let other = log.clone();
@@ -270,7 +270,7 @@ async fn records_are_kept_until_all_groups_have_committed_them_if_forgetting_was
 }
 
 #[tokio::test(start_paused = true)]
-async fn records_get_the_time_of_tokios_clock_which_a_test_may_run() {
+async fn records_get_the_time_of_tokios_clock() {
     let hour = Duration::from_secs(3600);
     for append_time in [false, true] {
         let log = with_topic(|t| t.append_time = append_time).await;

@@ -47,7 +47,7 @@ async fn a_swap_is_done_only_over_what_was_expected() {
 }
 
 #[tokio::test]
-async fn an_empty_value_is_not_no_value() {
+async fn empty_value_is_not_a_missing_value() {
     let store = MemoryStore::new();
     assert_eq!(swap(&store, "a", value(""), value("x"), None).await, Swapped::Conflict(None));
     assert_eq!(swap(&store, "a", None, value(""), None).await, Swapped::Done);
@@ -55,7 +55,7 @@ async fn an_empty_value_is_not_no_value() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_concurrent_creates_one_wins() {
+async fn one_of_concurrent_creates_wins() {
     let store = MemoryStore::new();
     for round in 0..200 {
         let mut tasks = tokio::task::JoinSet::new();
@@ -95,7 +95,7 @@ async fn a_counter_under_contention_loses_no_increment() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_value_lives_as_long_as_it_was_told_and_then_counts_as_nothing() {
+async fn value_expires_after_its_time_to_live() {
     let store = MemoryStore::new();
     swap(&store, "a", None, value("x"), Some(1000)).await;
     advance(Duration::from_millis(999)).await;
@@ -110,23 +110,23 @@ async fn a_value_lives_as_long_as_it_was_told_and_then_counts_as_nothing() {
 #[tokio::test(start_paused = true)]
 async fn a_swap_replaces_the_time_to_live() {
     let store = MemoryStore::new();
-    for id in ["longer", "shorter", "for ever"] {
+    for id in ["longer", "shorter", "forever"] {
         swap(&store, id, None, value(1), Some(1000)).await;
     }
     swap(&store, "longer", value(1), value(2), Some(5000)).await;
     swap(&store, "shorter", value(1), value(2), Some(100)).await;
-    swap(&store, "for ever", value(1), value(2), None).await;
+    swap(&store, "forever", value(1), value(2), None).await;
     advance(Duration::from_millis(500)).await;
     assert_eq!(get(&store, "shorter").await, None);
     advance(Duration::from_millis(1000)).await;
     assert_eq!(get(&store, "longer").await, value(2));
     advance(Duration::from_secs(1_000_000)).await;
     assert_eq!(get(&store, "longer").await, None);
-    assert_eq!(get(&store, "for ever").await, value(2));
+    assert_eq!(get(&store, "forever").await, value(2));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_swap_leaves_the_time_to_live_alone() {
+async fn refused_swap_does_not_change_the_time_to_live() {
     let store = MemoryStore::new();
     swap(&store, "a", None, value(1), Some(1000)).await;
     swap(&store, "a", value(7), value(1), Some(9000)).await;
@@ -135,7 +135,7 @@ async fn a_refused_swap_leaves_the_time_to_live_alone() {
 }
 
 #[tokio::test]
-async fn the_longest_time_to_live_is_for_ever() {
+async fn longest_time_to_live_is_forever() {
     let store = MemoryStore::new();
     let forever = Swap::new(key("a"), None, value("x"), Some(Duration::MAX));
     assert_eq!(store.swap(&[forever]).await.remove(0).unwrap(), Swapped::Done);
@@ -199,7 +199,7 @@ async fn a_test_can_wipe_it_or_evict_a_key() {
 }
 
 #[tokio::test]
-async fn a_closed_client_answers_closed_and_another_goes_on() {
+async fn closed_client_fails_with_closed_and_others_continue() {
     let store = MemoryStore::new();
     swap(&store, "a", None, value("x"), None).await;
     let other = store.clone();

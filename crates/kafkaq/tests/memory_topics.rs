@@ -88,7 +88,7 @@ async fn fetch(log: &MemoryLog, offset: i64, wait: Duration) -> Result<usize, Er
 }
 
 #[tokio::test]
-async fn a_recreated_topic_is_another_to_a_group() {
+async fn recreated_topic_is_a_new_topic_to_a_group() {
     for count in [2, 5, 9] {
         let log = log(5).await;
         let mut one = join(&log).await;
@@ -116,7 +116,7 @@ async fn a_recreated_topic_is_another_to_a_group() {
 }
 
 #[tokio::test]
-async fn what_was_committed_of_a_deleted_topic_is_forgotten() {
+async fn commits_of_a_deleted_topic_are_forgotten() {
     let log = log(5).await;
     let mut one = join(&log).await;
     let old = assigned(&mut one);
@@ -132,7 +132,7 @@ async fn what_was_committed_of_a_deleted_topic_is_forgotten() {
 }
 
 #[tokio::test]
-async fn a_log_that_was_cut_is_read_again_from_there() {
+async fn truncated_log_is_read_again_from_the_truncation() {
     let log = log(5).await;
     let mut one = join(&log).await;
     let old = assigned(&mut one);
@@ -140,7 +140,7 @@ async fn a_log_that_was_cut_is_read_again_from_there() {
     commit(&one, &old, 4).await.unwrap();
     log.truncate(&partition(0), 3).unwrap();
     append(&log, "new", 9).await;
-    assert!(alarm(&mut one).contains("recreated or cut"));
+    assert!(alarm(&mut one).contains("recreated or truncated"));
     lost(&mut one, &old);
     let new = assigned(&mut one);
     assert!(new.epoch > old.epoch);
@@ -154,7 +154,7 @@ async fn a_log_that_was_cut_is_read_again_from_there() {
 }
 
 #[tokio::test]
-async fn records_that_are_deleted_unread_are_told_and_passed_over() {
+async fn records_deleted_unread_are_reported_and_skipped() {
     let log = log(5).await;
     let mut one = join(&log).await;
     let mine = assigned(&mut one);
@@ -181,7 +181,7 @@ async fn records_that_are_deleted_unread_are_told_and_passed_over() {
 }
 
 #[tokio::test]
-async fn what_is_reassigned_comes_back_from_its_commit_under_a_higher_epoch() {
+async fn reassigned_partition_returns_at_its_commit_under_a_higher_epoch() {
     let log = log(5).await;
     let mut one = join(&log).await;
     let old = assigned(&mut one);
@@ -198,7 +198,7 @@ async fn what_is_reassigned_comes_back_from_its_commit_under_a_higher_epoch() {
 }
 
 #[tokio::test]
-async fn a_member_that_never_polls_piles_nothing_up_when_topics_come_and_go() {
+async fn member_that_never_polls_accumulates_nothing_when_topics_come_and_go() {
     let log = log(1).await;
     let mut one = join(&log).await;
     let first = assigned(&mut one);
@@ -243,7 +243,7 @@ async fn a_fetch_that_waits_ends_when_its_topic_is_deleted_and_never_waits_for_a
 }
 
 #[tokio::test]
-async fn what_is_not_there_can_not_be_deleted() {
+async fn missing_topics_and_records_can_not_be_deleted() {
     let log = log(5).await;
     let kinds = [
         log.delete_topic("u").map_err(|e| e.kind()),

@@ -270,7 +270,7 @@ async fn slow_executions_are_counted_while_they_run_by_the_queue_of_their_task()
 }
 
 #[tokio::test(start_paused = true)]
-async fn task_that_waits_for_its_key_is_no_execution_that_runs() {
+async fn task_that_waits_for_its_key_does_not_count_as_running() {
     let recorder = TestRecorder::default();
     let _guard = metrics::set_default_local_recorder(&recorder);
     let queue = queue().await;
@@ -305,7 +305,7 @@ async fn task_that_waits_for_its_key_is_no_execution_that_runs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn gauges_tell_what_the_queue_holds_and_end_at_zero() {
+async fn gauges_report_the_queues_state_and_end_at_zero() {
     let recorder = TestRecorder::default();
     let _guard = metrics::set_default_local_recorder(&recorder);
     let queue = builder().metrics_interval(SECOND).build().await.unwrap();
@@ -331,7 +331,7 @@ async fn gauges_tell_what_the_queue_holds_and_end_at_zero() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn groups_of_one_queue_have_gauges_of_their_own() {
+async fn groups_of_one_queue_have_separate_gauges() {
     let recorder = TestRecorder::default();
     let _guard = metrics::set_default_local_recorder(&recorder);
     let log = MemoryLog::new();

@@ -146,7 +146,7 @@ async fn an_earlier_version_in_json_is_upgraded_and_a_field_may_be_missing() {
 }
 
 #[test]
-fn a_custom_format_without_functions_is_an_error_and_no_json() {
+fn custom_format_without_functions_is_an_error_instead_of_json() {
     #[derive(Debug, Serialize, Deserialize)]
     struct Incomplete;
 

@@ -149,7 +149,7 @@ async fn task_is_due_at_the_end_of_its_window_and_the_skew() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn settings_under_which_an_execution_could_be_doubled_or_missed_are_refused() {
+async fn settings_that_could_duplicate_or_miss_an_execution_are_refused() {
     let refused = async |builder: QueueBuilder, task: Task| -> Error {
         let queue = builder.build().await.unwrap();
         let e = soon(queue.publish(task)).await.unwrap_err();
@@ -162,7 +162,7 @@ async fn settings_under_which_an_execution_could_be_doubled_or_missed_are_refuse
     let window = |window| Task::new("x").with_once_per("k", window);
     says(&refused(pair(), window(longest + Duration::from_millis(1))).await, "max_delay");
     says(&refused(pair(), window(Duration::ZERO)).await, "whole milliseconds");
-    says(&refused(pair(), recalculate("k").with_delay(SECOND)).await, "no delay");
+    says(&refused(pair(), recalculate("k").with_delay(SECOND)).await, "can't have a delay");
     pair().build().await.unwrap().publish(window(longest)).await.unwrap();
     let far = format!("once/{}@1.{}", "0".repeat(32), u64::MAX);
     let chosen = Task::new("x").with_id(TaskId::new(far).unwrap());

@@ -193,7 +193,7 @@ async fn two_definitions_share_the_ticks_of_one_version() -> Result<()> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_no_process_published_is_treated_as_the_policy_says() -> Result<()> {
+async fn missed_ticks_follow_the_policy() -> Result<()> {
     for (missed, least, most) in
         [(Missed::Skip, 0, 1), (Missed::RunLast, 1, 1), (Missed::RunAll { within: 1_000 * SECOND }, 10, 10)]
     {
@@ -217,7 +217,7 @@ async fn what_no_process_published_is_treated_as_the_policy_says() -> Result<()>
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_makes_no_sense_is_refused_when_it_is_added() -> Result<()> {
+async fn invalid_task_is_refused_when_it_is_added() -> Result<()> {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());
     let publisher = quick(&log, &store).build_publisher().await?;
     let task = |name: &str| PeriodicTask::new(name, every(60), payload);
@@ -366,7 +366,7 @@ forward!(impl Log for Refusing by log {
 forward!(impl Broker for Refusing by log);
 
 #[tokio::test(start_paused = true)]
-async fn ticks_that_the_log_refuses_are_tried_again_for_as_long_as_the_policy_says() -> Result<()> {
+async fn refused_ticks_are_retried_for_as_long_as_the_policy_allows() -> Result<()> {
     let (log, store) = (Refusing::default(), MemoryStore::new());
     let queue = quick(&log.log, &store).build().await?;
     let publisher = Queue::builder("emails").broker(log.clone()).build_publisher().await?;

@@ -93,7 +93,7 @@ async fn begin(future: impl Future) {
 }
 
 #[test]
-fn a_runtime_that_goes_away_takes_nobody_elses_publish_with_it() {
+fn dropped_runtime_does_not_fail_publishes_of_others() {
     let log = gated(0, false);
     let publisher = publisher(&log);
     let (first, second) = (runtime(), runtime());
@@ -107,7 +107,7 @@ fn a_runtime_that_goes_away_takes_nobody_elses_publish_with_it() {
 }
 
 #[test]
-fn a_runtime_that_stands_still_holds_up_nobody() {
+fn idle_runtime_blocks_nobody() {
     let log = gated(0, false);
     let publisher = publisher(&log);
     let still = runtime();
@@ -141,7 +141,7 @@ fn a_publisher_outlives_the_runtime_that_it_was_built_on() {
 }
 
 #[test]
-fn what_gathers_behind_requests_outlives_the_runtime_that_they_run_on() {
+fn gathered_records_outlive_the_runtime_of_the_requests_before_them() {
     let log = gated(0, false);
     let home = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let publisher = home.block_on(builder(&log).partitions(6).build_publisher()).unwrap();
@@ -163,7 +163,7 @@ fn what_gathers_behind_requests_outlives_the_runtime_that_they_run_on() {
 }
 
 #[test]
-fn a_runtime_whose_threads_are_all_taken_holds_up_no_answer() {
+fn runtime_with_all_threads_blocked_delays_no_outcome() {
     let log = gated(9, false);
     let (publisher, home) = publisher_at_home(&log, ms(2000));
     // Never dropped: that would wait for its threads, which may be blocked forever if this test fails.
@@ -248,7 +248,7 @@ impl Wake for Panics {
 }
 
 #[test]
-fn a_waker_that_panics_holds_up_nobody() {
+fn panicking_waker_blocks_nobody() {
     let log = gated(0, false);
     let publisher = publisher(&log);
     let panics = Arc::new(Panics(AtomicBool::new(false)));
@@ -281,7 +281,7 @@ fn every_publish_is_answered_within_its_timeout_while_the_log_is_down() {
 }
 
 #[test]
-fn waiting_for_room_counts() {
+fn waiting_for_buffer_space_counts_towards_the_timeout() {
     let log = gated(0, true);
     let small = builder(&log).max_task_bytes(1000).publish_buffer(80_000).publish_timeout(ms(2000));
     let publisher = runtime().block_on(small.build_publisher()).unwrap();

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 const SECOND: Duration = Duration::from_secs(1);
 
 #[tokio::test(start_paused = true)]
-async fn settings_that_make_no_sense_are_refused() {
+async fn invalid_settings_are_refused() {
     let build = |change: fn(kafkaq::QueueBuilder) -> kafkaq::QueueBuilder| async move {
         change(quick(&MemoryLog::new(), &MemoryStore::new())).build().await.unwrap_err()
     };
@@ -188,7 +188,7 @@ async fn two_members_share_the_tasks_and_two_groups_get_each_all() -> Result<()>
 
 /// Leases are long here, so tasks read by a process that requests no job would be missing.
 #[tokio::test(start_paused = true)]
-async fn a_queue_that_is_asked_for_no_job_takes_no_share() -> Result<()> {
+async fn queue_without_job_requests_takes_no_share() -> Result<()> {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());
     let long = || quick(&log, &store).lease_duration(Duration::from_secs(600)).park_after(SECOND);
     let front_end = long().build().await?;
@@ -207,7 +207,7 @@ async fn a_queue_that_is_asked_for_no_job_takes_no_share() -> Result<()> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_queue_tells_what_it_is_doing() -> Result<()> {
+async fn queue_reports_statistics() -> Result<()> {
     // Nothing is parked while the test looks.
     let long =
         quick(&MemoryLog::new(), &MemoryStore::new()).lease_duration(60 * SECOND).park_after(20 * SECOND);
@@ -301,7 +301,7 @@ async fn queues_with_similar_names_and_topics_share_no_wait_topic() -> Result<()
 
 /// The driver was never polled.
 #[test]
-fn a_queue_whose_runtime_ends_at_once_keeps_nobody_waiting() {
+fn no_caller_hangs_if_the_runtime_ends_at_once() {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let queue = runtime().block_on(Queue::builder("emails").build()).unwrap();
     let limit = Duration::from_secs(60);
@@ -311,7 +311,7 @@ fn a_queue_whose_runtime_ends_at_once_keeps_nobody_waiting() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn shutdown_gives_back_what_nobody_has_got() -> Result<()> {
+async fn shutdown_gives_back_jobs_that_were_not_handed_out() -> Result<()> {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());
     // With leases this long, only tasks that are given back are redelivered in time.
     let long = || quick(&log, &store).lease_duration(Duration::from_secs(600)).park_after(SECOND);
@@ -370,7 +370,7 @@ async fn shutdown_leaves_the_group_before_the_last_job_has_ended() -> Result<()>
 }
 
 #[tokio::test(start_paused = true)]
-async fn shutdown_wakes_those_who_wait_and_ends_at_its_limit() -> Result<()> {
+async fn shutdown_wakes_waiting_callers_and_ends_at_its_limit() -> Result<()> {
     let queue = quick(&MemoryLog::new(), &MemoryStore::new()).lease_duration(60 * SECOND).build().await?;
     queue.publish(Task::new("x")).await?;
     let job = next(&queue).await;

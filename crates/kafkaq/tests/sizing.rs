@@ -80,7 +80,7 @@ async fn measured(queue: &str, group: &str, id: impl Fn(usize) -> String) -> f64
 }
 
 #[tokio::test(start_paused = true)]
-async fn bytes_of_a_finished_task_are_what_the_formula_says() {
+async fn bytes_of_a_finished_task_match_the_formula() {
     assert!(GUIDE.contains("bytes = 32 + queue + group + id + token\n"));
     assert!(GUIDE.contains("By the formula 83 of them are kafkaq's"));
     let formula = |queue: &str, group: &str, id: usize| {
@@ -107,7 +107,7 @@ async fn bytes_of_a_finished_task_are_what_the_formula_says() {
 }
 
 #[test]
-fn partitions_of_the_wait_topic_are_those_of_the_table() {
+fn partitions_of_the_wait_topic_match_the_table() {
     for (row, max_delay) in [
         ("| 1 hour | 7 |", DAY / 24),
         ("| 1 day | 10 |", DAY),
@@ -122,7 +122,7 @@ fn partitions_of_the_wait_topic_are_those_of_the_table() {
 }
 
 #[test]
-fn copies_of_a_delay_are_those_of_the_table() {
+fn copies_of_a_delay_match_the_table() {
     let ladder = Ladder::new(Duration::from_secs(61), 7 * DAY, Ladder::lanes(7 * DAY));
     for (row, delay) in [
         ("| 1 s | 1 |", Duration::from_secs(1)),
@@ -143,7 +143,7 @@ fn copies_of_a_delay_are_those_of_the_table() {
 }
 
 #[test]
-fn limits_of_the_memory_formula_are_those_of_the_machine() {
+fn limits_of_the_memory_formula_match_the_machine() {
     assert_eq!(Settings::default().window_bytes, 16 << 20);
     assert_eq!(6 + Ladder::lanes(Settings::default().max_delay), 17);
 }

@@ -29,13 +29,13 @@ async fn after(tasks: usize) -> (Queue, TaskId) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn store_is_told_of_every_job_that_an_earlier_owner_may_have_begun() {
+async fn every_job_that_an_earlier_owner_may_have_started_is_written_to_the_store() {
     let (queue, last) = after(FIRST).await;
     assert_eq!(queue.jobs().get(&last).await.unwrap().status, JobStatus::Done);
 }
 
 #[tokio::test(start_paused = true)]
-async fn store_is_told_of_jobs_that_take_long_and_of_no_others() {
+async fn only_long_jobs_are_written_to_the_store() {
     let (queue, last) = after(FIRST + 100).await;
     assert_eq!(queue.jobs().get(&last).await.unwrap().status, JobStatus::Unknown);
 
@@ -49,7 +49,7 @@ async fn store_is_told_of_jobs_that_take_long_and_of_no_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn quick_task_that_fails_comes_again() {
+async fn quick_task_that_fails_is_retried() {
     let (queue, _) = after(FIRST + 100).await;
     let id = queue.publish(Task::new("again")).await.unwrap();
     soon(next(&queue).await.retry(ms(10), "not yet")).await.unwrap();

@@ -59,7 +59,7 @@ fn a_lease_ends_and_a_retry_comes_back_in_virtual_time() {
 }
 
 #[test]
-fn the_controller_has_the_same_clock() {
+fn controller_uses_the_same_clock() {
     paused(async {
         let queue = Queue::builder("emails").lease_duration(HOUR).build().await.unwrap();
         let id = TaskId::new("one").unwrap();
@@ -70,7 +70,7 @@ fn the_controller_has_the_same_clock() {
         tokio::time::sleep(HOUR / 2).await;
         assert_eq!(status().await, JobStatus::Processing);
         tokio::time::sleep(HOUR).await;
-        assert_eq!(status().await, JobStatus::Waiting, "its lease has run out");
+        assert_eq!(status().await, JobStatus::Waiting, "its lease has expired");
         drop(job);
     });
 }

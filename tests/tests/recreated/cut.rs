@@ -162,7 +162,7 @@ pub(crate) async fn nothing_is_lost() {
     server.kill().unwrap();
     let cut = |(queue, (new_end, end)): (&Queue, (i64, i64))| {
         let new_end = segments::cut(&queue.log, new_end).unwrap();
-        assert!(new_end < end, "{}: nothing was cut off", queue.name);
+        assert!(new_end < end, "{}: nothing was truncated", queue.name);
         queue.case.1.of(end - new_end)
     };
     let counts: Vec<_> = queues.iter().zip(ends).map(cut).collect();
@@ -180,7 +180,7 @@ pub(crate) async fn nothing_is_lost() {
     let (_server, _) = tokio::join!(restart, join_all(recover));
     for position in read {
         let e = reader.fetch(&position, FetchLimit::new(Duration::ZERO, 1)).await.unwrap_err();
-        assert!(e.to_string().contains("was cut"), "{e}");
+        assert!(e.to_string().contains("was truncated"), "{e}");
     }
 }
 

@@ -136,7 +136,7 @@ async fn once_per(pair: &Pair) {
     let runs = runs.all();
     assert_eq!(runs.len(), asked.len(), "one execution per key and window: {runs:?}");
     for run in &runs {
-        assert!(run.at >= asked[&run.id], "{run:?} began before it was asked for last");
+        assert!(run.at >= asked[&run.id], "{run:?} started before it was last published");
     }
     let report = stop(running).await;
     assert_eq!((report.done, report.retried), (asked.len() as u64, 0), "{report}");

@@ -24,7 +24,7 @@ pub(super) fn check() -> Result<()> {
     }
     let document = fs::read_to_string(root.join("ARCHITECTURE.md")).context("cannot read ARCHITECTURE.md")?;
     let missing = missing(&document, &files);
-    ensure!(missing.is_empty(), "ARCHITECTURE.md names what does not exist:\n{}", missing.join("\n"));
+    ensure!(missing.is_empty(), "ARCHITECTURE.md names things that don't exist:\n{}", missing.join("\n"));
     Ok(())
 }
 

@@ -34,10 +34,10 @@ const OVERWRITE: &str = "COST=overwrite cargo xtask test --only cost";
 pub(super) fn incomparable() -> Option<String> {
     let comparable = || {
         let (known, here) = (Figures::read()?.environment, environment()?);
-        ensure!(known == here, "the figures are of {known}, and here is {here}");
+        ensure!(known == here, "the figures are from {known}, but this is {here}");
         Ok(())
     };
-    comparable().err().map(|error: Error| format!("what a task costs was not compared: {error:#}"))
+    comparable().err().map(|error: Error| format!("the cost per task was not compared: {error:#}"))
 }
 
 /// # Errors
@@ -57,7 +57,7 @@ pub(super) fn check() -> Result<()> {
         return fs::write(file(), counted.to_string()).context("cannot write the figures");
     }
     let changes = Figures::read()?.changes(&counted);
-    ensure!(changes.is_empty(), "{}\nif that is meant to be: {OVERWRITE}", changes.join("\n"));
+    ensure!(changes.is_empty(), "{}\nif that is intended: {OVERWRITE}", changes.join("\n"));
     Ok(())
 }
 
@@ -74,7 +74,7 @@ fn environment() -> Result<String> {
         line.with_context(|| format!("`rustc -vV` doesn't say `{name}`"))
     };
     let libc = capture(Command::new("getconf").arg("GNU_LIBC_VERSION"));
-    let libc = libc.unwrap_or_else(|_| "another libc than glibc".to_owned());
+    let libc = libc.unwrap_or_else(|_| "a libc other than glibc".to_owned());
     Ok(format!("rustc {}, {}, {libc}", of("release: ")?, of("host: ")?))
 }
 
@@ -136,7 +136,7 @@ struct Figures {
 impl Figures {
     fn read() -> Result<Self> {
         let text = fs::read_to_string(file()).with_context(|| format!("cannot read {}", file().display()))?;
-        text.parse().with_context(|| format!("to write the figures anew: {OVERWRITE}"))
+        text.parse().with_context(|| format!("to rewrite the figures: {OVERWRITE}"))
     }
 
     /// Returns the figures that differ too much from the known ones, one line each.
@@ -196,13 +196,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn figures_round_trip() {
         let figures = figures([9922.0, 4.1, 0.0]);
         assert_eq!(figures.to_string().parse::<Figures>().unwrap(), figures);
     }
 
     #[test]
-    fn a_small_rise_and_a_large_fall_are_told_and_noise_is_not() {
+    fn small_rise_and_large_fall_are_reported_but_not_noise() {
         let known = figures([10_000.0, 4.0, 0.0]);
         assert!(known.changes(&figures([10_100.0, 4.05, 0.05])).is_empty());
         assert!(known.changes(&figures([9_600.0, 3.9, 0.0])).is_empty());
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_are_counted_by_whom_they_reach() {
+    fn calls_are_counted_by_callee() {
         let profile = "events: Ir\nsummary: 30\n\nfn=(1) main\n0 10\ncfn=(2) malloc\ncalls=6 0 \n0 60\n\
              cfi=(9) vdso\ncfn=(3) clock_gettime@@GLIBC_2.17\ncalls=3 0 \n0 9\n\nfn=(4) other\ncfn=(2)\ncalls=2 0 \n0 7\n\
              cfn=(1)\ncalls=9 0 \n0 7\n";

@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crate_that_may_go_nowhere_is_not_published() {
+    fn crate_without_a_registry_is_not_published() {
         assert!(is_published(&json!({ "publish": null })));
         assert!(!is_published(&json!({ "publish": [] })));
     }

@@ -66,7 +66,7 @@ mod tests {
     use std::process::Command;
 
     #[test]
-    fn what_computes_has_a_lane_of_its_own_and_the_longest_come_first() {
+    fn cpu_bound_suites_have_their_own_lane_and_the_longest_run_first() {
         let names =
             ["kafkaq::jobs", "kafkaq-tests::matrix", "documentation", "kafkaq-tests::outage", "clippy"];
         let suite =

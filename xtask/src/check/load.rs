@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_what_is_over() {
+    fn waiting_ends_when_it_is_over() {
         let begun = Instant::now();
         wait_until_low(|| true);
         assert!(begun.elapsed() < SAMPLE);

@@ -109,7 +109,7 @@ impl std::str::FromStr for Only {
         let mut parts = path.splitn(3, "::");
         let (Some(package), Some(target)) = (parts.next(), parts.next()) else {
             let advice =
-                "it is that, or PACKAGE::BINARY, or PACKAGE::BINARY::TEST, such as kafkaq-tests::outage";
+                "it must be that, or PACKAGE::BINARY, or PACKAGE::BINARY::TEST, such as kafkaq-tests::outage";
             return path.parse().map(Self::Step).context(advice);
         };
         let options = match target {
@@ -139,7 +139,7 @@ pub(crate) fn everything(options: &Options) -> Result<()> {
     let dir = xtask::root().join(".services/test");
     fs::create_dir_all(&dir)?;
     let one_run = File::create(dir.join("run.lock"))?;
-    one_run.try_lock().map_err(|_| anyhow!("another `cargo xtask test` is under way in this folder"))?;
+    one_run.try_lock().map_err(|_| anyhow!("another `cargo xtask test` is running in this folder"))?;
 
     let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from).filter(|dir| dir.is_dir());
     prerequisites::ensure_space(target.as_deref().unwrap_or(xtask::root()))?;
@@ -361,7 +361,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_check_or_test_is_named_as_its_failure_is_told() {
+    fn check_or_test_is_selected_by_the_name_in_its_failure() {
         let only = |path: &str| match path.parse().unwrap() {
             Only::Tests { suite, target, test, .. } => (suite, target.join(" "), test.unwrap_or_default()),
             Only::Step(step) => (step.name().to_owned(), String::new(), String::new()),

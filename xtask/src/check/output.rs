@@ -94,7 +94,7 @@ test result: FAILED. 1 passed; 2 failed; 4 ignored; 0 measured; 0 filtered out; 
     }
 
     #[test]
-    fn a_tally_is_read_as_it_is_written() {
+    fn tally_round_trips() {
         let tally = Tally { passed: 12, failed: 0, ignored: 3 };
         assert_eq!(Tally::of(&tally.line(true, Duration::ZERO)), tally);
     }

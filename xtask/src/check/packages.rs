@@ -62,7 +62,7 @@ fn lacks(package: &Path, root: &Path) -> Result<Vec<String>> {
         match (fs::read(package.join(file)), original) {
             (Err(_), _) => lacks.push(format!("has no {file}")),
             (Ok(there), Some(original)) if there != fs::read(root.join(original))? => {
-                lacks.push(format!("has another {file} than the repository"));
+                lacks.push(format!("has a different {file} than the repository"));
             }
             _ => {}
         }
@@ -135,16 +135,16 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_readme_and_a_licence_of_other_words_are_told() {
+    fn missing_readme_and_modified_licence_are_reported() {
         let scratch = Scratch::new("lacking");
         fs::remove_file(scratch.0.join("package/README.md")).unwrap();
         scratch.write("package/LICENSE-MIT", "../../LICENSE-MIT");
-        let expected = ["has no README.md", "has another LICENSE-MIT than the repository"];
+        let expected = ["has no README.md", "has a different LICENSE-MIT than the repository"];
         assert_eq!(scratch.lacks()[..2], expected);
     }
 
     #[test]
-    fn a_source_that_includes_what_is_not_in_the_package_is_told() {
+    fn source_that_includes_a_missing_file_is_reported() {
         let scratch = Scratch::new("includes");
         fs::create_dir_all(scratch.0.join("package/src/deep")).unwrap();
         let both =

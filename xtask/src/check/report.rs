@@ -210,7 +210,7 @@ mod tests {
     use anyhow::anyhow;
 
     #[test]
-    fn what_comes_after_a_failure_is_run_and_the_failure_is_told() {
+    fn steps_after_a_failure_run_and_the_failure_is_reported() {
         let mut report = Report::default();
         assert!(!report.step("first", || Err(anyhow!("for a reason"))));
         assert!(report.step("second", || Ok(())));
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_cluster_the_logs_of_all_nodes_are_told() {
+    fn logs_of_all_nodes_of_a_cluster_are_listed() {
         let cluster = std::env::temp_dir().join(format!("xtask-report-{}", std::process::id()));
         for node in ["node-1", "node-2"] {
             fs::create_dir_all(cluster.join(node)).unwrap();

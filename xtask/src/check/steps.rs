@@ -60,7 +60,7 @@ impl Step {
         match self {
             // A convenience: it need not be installed.
             Step::Licences => licences::find().err().map(|error| {
-                let advice = "to have it: cargo install --locked cargo-deny";
+                let advice = "to install it: cargo install --locked cargo-deny";
                 format!("the licences were not checked. {error:#}; {advice}")
             }),
             Step::Cost => cost::incomparable(),

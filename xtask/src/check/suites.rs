@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_suite_that_fails_ends_no_other_and_says_how_it_is_repeated() {
+    fn failing_suite_does_not_stop_others_and_has_a_command_to_repeat_it() {
         let failing = "echo KAFKAQ_TEST_SEED=7; printf 'failures:\n    one\n    two\n\n'; exit 101";
         let passing = "echo 'test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out'";
         let place = Scratch::new("goes-on");
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_suite_that_dies_or_does_not_begin_fails_as_a_whole() {
+    fn suite_that_crashes_or_does_not_start_fails_as_a_whole() {
         let place = Scratch::new("dies");
         let no_program = Suite { command: Command::new("/no/such/program"), ..suite("a::none", "") };
         for suite in [suite("a::dead", "kill -9 $$"), no_program] {
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_tells_the_end_of_what_it_printed() {
+    fn failed_step_shows_the_end_of_its_output() {
         let place = Scratch::new("step");
         let step = Suite { kind: Kind::Step, ..suite("clippy", "seq 100; exit 1") };
         let outcome = run(vec![step], &place.0).remove(0);

@@ -44,7 +44,7 @@ fn a_composed_server_is_the_one_that_the_tests_run_on() {
         let recipe = (service.kind().container)(Ports { client: 1, peer: 2, told: 1 });
         assert_eq!(composed["image"].as_str(), Some(recipe.image));
         let (_, tag) = recipe.image.rsplit_once(':').unwrap();
-        assert!(tag.matches('.').count() >= 2, "{service}: {tag} may be another image tomorrow");
+        assert!(tag.matches('.').count() >= 2, "{service}: {tag} may be a different image tomorrow");
         assert!(!texts(&composed["healthcheck"]["test"]).is_empty(), "{service} has no health check");
     }
 }

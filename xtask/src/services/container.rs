@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_is_there_for_others_by_its_id_and_is_gone_with_its_server() {
+    fn container_is_found_by_its_id_and_removed_with_its_server() {
         let name = format!("kafkaq-test-{}", std::process::id());
         if !are_containers() {
             eprintln!("not checked: no Docker engine answers");

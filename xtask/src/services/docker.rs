@@ -18,7 +18,7 @@ pub(super) const API: &str = "1.52";
 
 /// What a container runs: everything else is the same for all servers.
 #[derive(Debug)]
-#[cfg_attr(not(feature = "containers"), allow(dead_code, reason = "nobody makes a container then"))]
+#[cfg_attr(not(feature = "containers"), allow(dead_code, reason = "no container is created then"))]
 pub(super) struct Recipe {
     pub(super) image: &'static str,
     pub(super) env: Vec<(String, String)>,
@@ -28,7 +28,7 @@ pub(super) struct Recipe {
 /// How a container is reached. It listens on its published ports, so that an address is the same inside and outside;
 /// nodes of a cluster share one network, so that it is also the same among them.
 #[derive(Debug)]
-#[cfg_attr(not(feature = "containers"), allow(dead_code, reason = "nobody makes a container then"))]
+#[cfg_attr(not(feature = "containers"), allow(dead_code, reason = "no container is created then"))]
 pub(super) enum Network {
     /// Its own, with these ports published on the loopback.
     Publish(Vec<u16>),
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_that_hangs_is_none() {
+    fn hanging_engine_counts_as_missing() {
         let since = Instant::now();
         let (result, _) = asked("");
         assert!(format!("{:#}", result.unwrap_err()).contains("does not answer"));
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_answers_with_an_error_is_no_engine() {
+    fn error_response_counts_as_missing() {
         let (result, _) = asked("HTTP/1.0 503 Service Unavailable\r\n\r\nstarting");
         assert!(result.unwrap_err().to_string().contains("503"));
     }

@@ -127,7 +127,7 @@ impl Process {
         self.signal(Signal::SIGSTOP)?;
         let since = Instant::now();
         while self.is_running() && !has_stopped(self.pid) {
-            ensure!(since.elapsed() < STOP_LIMIT, "process {} goes on after SIGSTOP", self.pid);
+            ensure!(since.elapsed() < STOP_LIMIT, "process {} continues after SIGSTOP", self.pid);
             thread::sleep(Duration::from_millis(1));
         }
         Ok(())

@@ -184,7 +184,7 @@ pub(super) fn answers(port: u16) -> Result<bool> {
     // The start of the response: size, correlation id, number of brokers.
     let mut head = [0; 12];
     stream.read_exact(&mut head)?;
-    ensure!(head[4..8] == REQUEST[4..8], "the answer to another question");
+    ensure!(head[4..8] == REQUEST[4..8], "the response to another request");
     Ok(head[8..12] != [0; 4])
 }
 

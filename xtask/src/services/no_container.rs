@@ -13,8 +13,8 @@ pub(super) enum Container {}
 impl Container {
     pub(super) fn start(_: &str, _: &Recipe, _: &Network) -> Result<Self> {
         bail!(
-            "this build starts no containers: run the tests by `cargo xtask test`, or give cargo `--features \
-             xtask/containers`, or set KAFKAQ_SERVICES=native to have plain processes"
+            "this build starts no containers: run the tests with `cargo xtask test`, or pass cargo \
+             `--features xtask/containers`, or set KAFKAQ_SERVICES=native to use plain processes"
         )
     }
 

@@ -125,7 +125,7 @@ impl Node {
             }
             if since.elapsed() > START_LIMIT {
                 let limit = START_LIMIT.as_secs();
-                bail!("{} did not answer within {limit} s:\n{}", self.name(), self.end_of_log());
+                bail!("{} did not respond within {limit} s:\n{}", self.name(), self.end_of_log());
             }
             thread::sleep(POLL);
         }

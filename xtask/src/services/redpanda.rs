@@ -35,7 +35,7 @@ const SETTINGS: [&str; 3] = [
 ];
 
 fn native(_: &Path, _: Ports) -> Result<Command> {
-    bail!("Redpanda is a container only: please start Docker, or take Kafka in its place")
+    bail!("Redpanda is available only as a container: please start Docker, or use Kafka instead")
 }
 
 fn container(ports: Ports) -> Recipe {

@@ -192,7 +192,7 @@ impl Server {
         } else if self.answers() {
             format!("up at {url} ({it})")
         } else {
-            format!("does not answer at {url} ({it}); its log: {}", log.display())
+            format!("does not respond at {url} ({it}); its log: {}", log.display())
         }
     }
 }

@@ -16,7 +16,7 @@ async fn first(cx: &Cx, reader: &mut Reader, of: &Partition) -> Checked<usize> {
 }
 
 fn refused(outcome: &Result<()>, what: &str) -> Checked {
-    let Err(error) = outcome else { return Err(Failed(format!("{what} was taken"))) };
+    let Err(error) = outcome else { return Err(Failed(format!("{what} was accepted"))) };
     ensure_eq!(error.kind(), ErrorKind::NotOwner, "{what}: the kind of `{error}`");
     ensure_eq!(error.effect(), Effect::NotApplied, "{what}: the effect of `{error}`");
     Ok(())
@@ -28,14 +28,14 @@ pub(super) async fn a_group_goes_on_at_its_commit(cx: &Cx) -> Checked {
     for (from, to) in [(0, 3), (3, 7)] {
         let mut reader = stage.join("g").await?;
         reader.read(cx, &of, 10 - from).await?;
-        ensure_eq!(reader.read[&of][0].1, from, "where the group goes on after a commit of {from}");
+        ensure_eq!(reader.read[&of][0].1, from, "where the group continues after a commit of {from}");
         reader.commit(&reader.mine[&of], offset_of(&reader, &of, to)?).await?;
         reader.consumer.member.leave().await?;
     }
     ensure_eq!(
         first(cx, &mut stage.join("g").await?, &of).await?,
         7,
-        "where the group goes on after a commit of 7"
+        "where the group continues after a commit of 7"
     );
     Ok(())
 }
@@ -146,7 +146,7 @@ pub(super) async fn a_commit_of_an_older_epoch_is_refused(cx: &Cx) -> Checked {
     ensure_eq!(
         first(cx, &mut next, of).await?,
         8,
-        "where the group goes on, after a late commit of an older epoch"
+        "where the group continues after a late commit of an older epoch"
     );
     Ok(())
 }

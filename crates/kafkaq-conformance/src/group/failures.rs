@@ -14,7 +14,7 @@ pub(super) async fn a_member_goes_on_after_an_outage(cx: &Cx) -> Checked {
     reader.during(Duration::from_secs(2)).await?;
     outage.restore().await?;
     cx.recovered(async || stage.append(0, [10]).await).await?;
-    let new = reader.until(cx, "the record of after the outage", |event| match event {
+    let new = reader.until(cx, "the record appended after the outage", |event| match event {
         kafkaq_core::Event::Records(_, batch) => {
             batch.records.iter().find(|r| r.value.as_deref() == Some(b"10")).map(drop)
         }

@@ -54,7 +54,7 @@ pub(super) async fn what_comes_back_has_a_higher_epoch(cx: &Cx) -> Checked {
         [one] = readers;
         for old in &asked {
             let new = &one.mine[&old.partition];
-            ensure!(new.epoch > old.epoch, "{old} came back as {new}");
+            ensure!(new.epoch > old.epoch, "{old} returned as {new}");
         }
     }
     Ok(())
@@ -75,7 +75,7 @@ pub(super) async fn a_revoked_partition_is_held_until_its_release(cx: &Cx) -> Ch
         _ => None,
     });
     if let Some(given) = given {
-        return Err(Failed(format!("{given} was given to another member before it was released")));
+        return Err(Failed(format!("{given} was assigned to another member before it was released")));
     }
     one.release(&asked);
     let mut readers = [one, waiting];
@@ -97,11 +97,15 @@ pub(super) async fn what_is_not_released_in_time_is_lost(cx: &Cx) -> Checked {
         })
         .await?;
     let took = told.elapsed();
-    ensure!(lost.iter().all(|a| asked.contains(a)), "{lost:?} was lost and {asked:?} asked back");
-    ensure!(took > LIMIT / 2, "what may be held {LIMIT:?} was lost after {took:?}");
-    ensure!(took < LIMIT + cx.answers_within(), "what may be held {LIMIT:?} was lost only after {took:?}");
+    ensure!(lost.iter().all(|a| asked.contains(a)), "{lost:?} was lost, but {asked:?} was revoked");
+    ensure!(took > LIMIT / 2, "a partition that may be held for {LIMIT:?} was lost after {took:?}");
+    ensure!(
+        took < LIMIT + cx.answers_within(),
+        "a partition that may be held for {LIMIT:?} was lost only \
+        after {took:?}"
+    );
     let kind = one.commit(&lost[0], 5).await.map_err(|error| error.kind());
-    ensure_eq!(kind, Err(ErrorKind::NotOwner), "a commit of what is lost");
+    ensure_eq!(kind, Err(ErrorKind::NotOwner), "a commit for a lost partition");
     let mut readers = [one, two];
     settle(cx, "the other member gets what is lost", &mut readers, |r| !r[1].mine.is_empty()).await
 }

@@ -226,7 +226,7 @@ impl Reader {
                 Ok(Err(failed)) => return Err(failed),
                 Ok(Ok(None)) | Err(_) => {
                     let got = self.count(of);
-                    return Err(Failed(format!("{of} has {count} records to read and only {got} came")));
+                    return Err(Failed(format!("{of} has {count} records to read, but only {got} arrived")));
                 }
             }
         }

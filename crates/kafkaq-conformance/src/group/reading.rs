@@ -50,8 +50,8 @@ pub(super) async fn batches_keep_their_size_and_order(cx: &Cx) -> Checked {
             batches.clear();
             continue;
         };
-        ensure!(count <= 7, "a batch of {count} records where 7 were asked for");
-        ensure!(next > last, "a batch ends with {last} and says that reading goes on at {next}");
+        ensure!(count <= 7, "a batch of {count} records although 7 were requested");
+        ensure!(next > last, "a batch ends with {last} and says that reading continues at {next}");
         batches.push((first, next, count));
     }
     ensure!(batches.is_sorted_by(|a, b| a.1 <= b.0), "batches (first, next, count) overlap: {batches:?}");
@@ -83,7 +83,7 @@ pub(super) async fn no_event_is_lost_beside_a_tick(cx: &Cx) -> Checked {
         }
         Ok(())
     };
-    let both = cx.in_time("all records beside a tick", async { tokio::join!(write, read) }).await?;
+    let both = cx.in_time("all records next to a ticking timer", async { tokio::join!(write, read) }).await?;
     both.0.and(both.1)?;
     in_order(&reader.read[&of], &of)
 }
@@ -103,7 +103,7 @@ pub(super) async fn after_pause_comes_at_most_one_more_batch(cx: &Cx) -> Checked
         // A pause ends with its assignment.
         if reader.mine.get(&paused) == Some(&mine) {
             let more = reader.count(&paused) - before;
-            ensure!(more <= 5, "{more} records came after a pause, in batches of 5");
+            ensure!(more <= 5, "{more} records arrived after a pause, in batches of 5");
             return Ok(());
         }
     }

@@ -35,7 +35,7 @@ pub(super) async fn a_reassigned_partition_comes_back_at_its_commit_under_a_high
     ensure_eq!(again.len(), 1, "assignments after one was reassigned");
     ensure!(again[0].epoch > old.epoch, "{old} came back as {}", again[0]);
     let first = reader.read(cx, &old.partition, 1).await?[0].1;
-    ensure_eq!(first, 4, "where reading goes on after a commit of 4 and a reassignment");
+    ensure_eq!(first, 4, "where reading continues after a commit of 4 and a reassignment");
     let late = reader.commit(&old, 10).await.map_err(|error| error.kind());
     ensure_eq!(late, Err(ErrorKind::NotOwner), "a commit of what was reassigned");
     Ok(())
@@ -47,7 +47,7 @@ pub(super) async fn an_old_assignment_is_not_reassigned(cx: &Cx) -> Checked {
     reader.read(cx, &old.partition, 6).await?;
     reader.consumer.member.reassign(&[old]);
     for event in reader.during(A_WHILE).await? {
-        ensure!(!matches!(event, Event::Lost(_) | Event::Assigned(_)), "{event:?} by a late call");
+        ensure!(!matches!(event, Event::Lost(_) | Event::Assigned(_)), "{event:?} after a late call");
     }
     Ok(())
 }
@@ -102,7 +102,7 @@ pub(super) async fn a_recreated_topic_is_read_whole_under_a_higher_epoch(cx: &Cx
         let Some(new) = reader.mine.get(&of).cloned() else {
             return Err(Failed(format!("{of} was read and is not assigned")));
         };
-        ensure!(new.epoch > old.epoch, "{old} goes on as {new} in the recreated topic");
+        ensure!(new.epoch > old.epoch, "{old} continues as {new} in the recreated topic");
         let late = reader.commit(&old, 1).await.map_err(|error| error.kind());
         ensure_eq!(late, Err(ErrorKind::NotOwner), "a commit for the topic that was deleted");
         let of_this = reader.read[&of].iter().filter(|(_, value)| *value >= 100);
@@ -134,7 +134,7 @@ pub(super) async fn a_recreated_topic_is_reported(cx: &Cx) -> Checked {
     let told = |error: &&kafkaq_core::Error| error.to_string().contains(&*stage.topic);
     ensure!(
         reader.warnings.iter().any(|error| told(&error)),
-        "a topic was recreated and no error that reading goes on after names it: {:?}",
+        "a topic was recreated, and no non-fatal error names it: {:?}",
         reader.warnings
     );
     Ok(())

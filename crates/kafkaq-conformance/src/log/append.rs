@@ -42,7 +42,7 @@ pub(super) async fn each_outcome_is_its_own_records<L: AnyLog + ?Sized>(cx: &Con
     let offsets = append(&*log, &to, &records(0..20)).await?;
     for found in log.read(&to, 20, cx.answers_within()).await? {
         let n: usize = text(&found).parse()?;
-        ensure_eq!(found.offset, offsets[n], "the offset of record {n}, against what append answered");
+        ensure_eq!(found.offset, offsets[n], "the offset of record {n}, compared with the outcome of append");
     }
     Ok(())
 }
@@ -121,7 +121,7 @@ pub(super) async fn a_reader_beside_writers_misses_nothing<L: AnyLog + ?Sized>(c
     ensure_eq!(
         read,
         Vec::from_iter(told),
-        "what was read while it was written, against what append answered"
+        "what was read during the writes, compared with the outcomes of append"
     );
     Ok(())
 }
@@ -148,7 +148,7 @@ pub(super) async fn a_record_that_is_too_large_is_refused<L: AnyLog + ?Sized>(cx
     append(&*log, &to, &[sized(90_000)]).await?;
     let outcomes = log.append(&to, &[record("before"), sized(200_000), record("after")]).await;
     ensure_eq!(outcomes.len(), 3, "outcomes of three records");
-    let Err(error) = &outcomes[1] else { return Err(Failed("a record above the limit was taken".into())) };
+    let Err(error) = &outcomes[1] else { return Err(Failed("a record above the limit was accepted".into())) };
     ensure_eq!(error.kind(), ErrorKind::TooLarge, "the kind of `{error}`");
     ensure_eq!(error.effect(), Effect::NotApplied, "the effect of `{error}`");
     append(&*log, &to, &[record("last")]).await?;
@@ -183,7 +183,12 @@ pub(super) async fn concurrent_appends_get_their_own_answers<L: AnyLog + ?Sized>
         let read = log.read(&Partition::new(name.clone(), index), 40, cx.answers_within()).await?;
         found.extend(read.iter().map(|r| (index, r.offset, text(r))));
     }
-    ensure_eq!(found, told, "partition, offset and value of all records, against what append answered");
+    ensure_eq!(
+        found,
+        told,
+        "partition, offset and value of all records, compared with the outcomes of \
+        append"
+    );
     Ok(())
 }
 
@@ -220,7 +225,7 @@ pub(super) async fn close_is_idempotent_and_final<L: AnyLog + ?Sized>(cx: &Conte
     let mut errors: Vec<_> = outcomes.into_iter().map(Result::err).collect();
     errors.push(log.ensure_topics(&[TopicSpec::new(cx.space())]).await.err());
     for error in errors {
-        let Some(error) = error else { return Err(Failed("a closed log went on".into())) };
+        let Some(error) = error else { return Err(Failed("a closed log kept working".into())) };
         ensure_eq!(error.kind(), ErrorKind::Closed, "the kind of `{error}`");
         ensure_eq!(error.effect(), Effect::NotApplied, "the effect of `{error}`");
     }

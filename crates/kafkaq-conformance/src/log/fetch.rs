@@ -43,7 +43,7 @@ async fn first(log: &dyn PartitionLog, of: &Partition, mut offset: i64, bytes: u
         }
         offset = batch.next;
     }
-    Err(Failed(format!("{of} has a record from {offset} on and no fetch brought it")))
+    Err(Failed(format!("{of} has a record from {offset} on, but no fetch returned it")))
 }
 
 pub(super) async fn fetch_starts_at_any_offset(cx: &Cx) -> Checked {
@@ -67,7 +67,7 @@ pub(super) async fn batches_follow_one_another_without_gaps(cx: &Cx) -> Checked 
     while read.len() < 300 {
         let batch = first(&*log, &of, at, 200).await?;
         let last = batch.records.last().map_or(-1, |r| r.offset);
-        ensure!(batch.records[0].offset >= at, "a fetch from {at} brought {}", batch.records[0].offset);
+        ensure!(batch.records[0].offset >= at, "a fetch from {at} returned {}", batch.records[0].offset);
         ensure!(batch.next > last, "next is {} and the last record {last}", batch.next);
         read.extend(batch.records.iter().map(text));
         at = batch.next;
@@ -83,7 +83,7 @@ pub(super) async fn at_the_end_a_fetch_answers_an_empty_batch(cx: &Cx) -> Checke
         let (asked, wait) = (Instant::now(), Duration::from_millis(300));
         let batch = fetch(&*log, partition, from, wait, 1 << 20).await?;
         ensure!(batch.records.is_empty(), "{} records beyond the end", batch.records.len());
-        ensure_eq!(batch.next, from, "where reading goes on");
+        ensure_eq!(batch.next, from, "where reading continues");
         let took = asked.elapsed();
         ensure!(took < wait + cx.answers_within(), "it took {took:?} to wait {wait:?}");
     }
@@ -158,7 +158,7 @@ pub(super) async fn a_waiting_fetch_holds_up_nobody(cx: &Cx) -> Checked {
         }
         Ok::<_, Failed>(())
     };
-    let done = cx.in_time("three appends and fetches beside a fetch that waits", others).await?;
+    let done = cx.in_time("three appends and fetches during a waiting fetch", others).await?;
     waiting.abort();
     done
 }
@@ -173,7 +173,7 @@ pub(super) async fn close_ends_a_waiting_fetch(cx: &Cx) -> Checked {
     // Its result is up to the backend, as long as it has ended.
     let _ = cx.in_time("a fetch that waits while the log is closed", waiting).await?;
     let took = asked.elapsed();
-    ensure!(took < cx.answers_within(), "it took {took:?} to close a log beside a fetch that waits");
+    ensure!(took < cx.answers_within(), "it took {took:?} to close a log during a waiting fetch");
     Ok(())
 }
 

@@ -80,7 +80,7 @@ pub(crate) trait AnyLog: Log {
 }
 
 fn too_few(of: &Partition, got: usize, count: usize) -> Failed {
-    Failed(format!("{of} has {count} records and only {got} could be read"))
+    Failed(format!("{of} has {count} records, but only {got} could be read"))
 }
 
 #[async_trait]
@@ -161,7 +161,7 @@ async fn append<L: Log + ?Sized>(log: &L, to: &Partition, records: &[NewRecord])
     let outcomes = log.append(to, records).await;
     if outcomes.len() != records.len() {
         return Err(Failed(format!(
-            "{} records were appended and {} answered",
+            "{} records were appended, but {} outcomes returned",
             records.len(),
             outcomes.len()
         )));

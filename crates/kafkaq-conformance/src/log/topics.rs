@@ -29,7 +29,7 @@ pub(super) async fn ensure_topics_answers_in_order<L: AnyLog + ?Sized>(cx: &Cont
     log.ensure_topics(&specs[1..2]).await?;
     let infos = made(log.ensure_topics(&specs).await?, &borrowed(&named))?;
     let created: Vec<_> = infos.iter().map(|info| info.created).collect();
-    ensure_eq!(created, [true, false, true, true], "which topics this call has made");
+    ensure_eq!(created, [true, false, true, true], "which topics this call has created");
     Ok(())
 }
 
@@ -46,7 +46,7 @@ pub(super) async fn ensure_topics_leaves_a_topic_that_exists_alone<L: AnyLog + ?
         let infos = made(log.ensure_topics(&[again]).await?, &[(&name, 3)])?;
         ensure!(!infos[0].created, "a topic that exists was created");
     }
-    ensure_eq!(super::text(&log.read(&at, 1, cx.answers_within()).await?[0]), "kept", "the record of before");
+    ensure_eq!(super::text(&log.read(&at, 1, cx.answers_within()).await?[0]), "kept", "the earlier record");
     Ok(())
 }
 
@@ -106,9 +106,9 @@ pub(super) async fn describe_topics_answers_in_order_and_creates_nothing<L: AnyL
             infos.iter().map(|i| i.as_ref().map(|i| (i.name.clone(), i.partitions))).collect();
         let wanted = [Some((names[0].clone(), 1)), None, Some((names[2].clone(), 3))];
         ensure_eq!(found, wanted, "two topics, and between them one that does not exist");
-        ensure!(infos.iter().flatten().all(|info| !info.created), "a look has created a topic");
+        ensure!(infos.iter().flatten().all(|info| !info.created), "a query has created a topic");
     }
-    ensure!(log.describe_topics(&[]).await?.is_empty(), "a look at no topics has found some");
+    ensure!(log.describe_topics(&[]).await?.is_empty(), "a query for no topics has found some");
     Ok(())
 }
 
@@ -128,7 +128,7 @@ pub(super) async fn an_unknown_topic_is_not_found<L: AnyLog + ?Sized>(cx: &Conte
         let outcomes = log.append(&unknown, &[record(1), record(2)]).await;
         ensure_eq!(outcomes.len(), 2, "outcomes of two records");
         for outcome in outcomes {
-            let Err(error) = outcome else { return Err(Failed(format!("{unknown} took a record"))) };
+            let Err(error) = outcome else { return Err(Failed(format!("{unknown} accepted a record"))) };
             ensure_eq!(error.kind(), ErrorKind::NotFound, "the kind of `{error}`");
             ensure_eq!(error.effect(), Effect::NotApplied, "the effect of `{error}`");
             ensure!(error.advice().is_some(), "`{error}` does not say what to do");

@@ -35,7 +35,7 @@ pub(super) async fn concurrent_calls_get_their_own_answers(cx: &Cx) -> Checked {
             for n in 0..10 {
                 let next = value(format!("{caller}: {n}"));
                 put(&*store, &key, there, next.clone(), None).await?;
-                ensure_eq!(get(&*store, &key).await?, next, "the answer to caller {caller}");
+                ensure_eq!(get(&*store, &key).await?, next, "the value of caller {caller}");
                 there = next;
             }
             Ok::<_, Failed>(())
@@ -99,7 +99,7 @@ pub(super) async fn close_is_idempotent_and_final(cx: &Cx) -> Checked {
     errors.extend(swaps.into_iter().map(Result::err));
     errors.push(store.check().await.err());
     for error in errors {
-        let Some(error) = error else { return Err(Failed("a closed store went on".into())) };
+        let Some(error) = error else { return Err(Failed("a closed store kept working".into())) };
         ensure_eq!(error.kind(), ErrorKind::Closed, "the kind of `{error}`");
         ensure_eq!(error.effect(), Effect::NotApplied, "the effect of `{error}`");
     }

@@ -61,10 +61,10 @@ pub(super) async fn an_effect_that_is_not_known_is_reported_as_unknown(cx: &Cx) 
     for ((key, outcome), value) in keys.iter().zip(outcomes).zip(values) {
         let there = value?.is_some();
         match outcome {
-            Some(Ok(Swapped::Done)) => ensure!(there, "{key} was answered Done and is not there"),
+            Some(Ok(Swapped::Done)) => ensure!(there, "the swap of {key} returned Done, but it is missing"),
             Some(Ok(Swapped::Conflict(seen))) => {
                 // Only a client that resends by itself gets here, and then the effect is unknown.
-                return Err(Failed(format!("{key} was new and answered a conflict with {seen:?}")));
+                return Err(Failed(format!("{key} was new, but the swap returned a conflict with {seen:?}")));
             }
             Some(Err(error)) if error.effect() == Effect::NotApplied => {
                 cut_off += 1;
@@ -140,7 +140,7 @@ pub(super) async fn close_waits_for_calls_under_way(cx: &Cx) -> Checked {
                     return Ok(());
                 }
             }
-            return Err(Failed("close returned while a swap was still waiting for its answer".into()));
+            return Err(Failed("close returned while a swap was still waiting for its response".into()));
         }
     }
     Ok(())

@@ -59,7 +59,7 @@ pub(super) async fn values_may_have_any_bytes(cx: &Cx) -> Checked {
         put(&*store, &key, there, next.clone(), None).await?;
         ensure_eq!(get(&*store, &key).await?, next, "a value came back changed");
         let stale = swap(&*store, &key, value("stale"), value("x")).await?;
-        ensure_eq!(stale, Swapped::Conflict(next.clone()), "a conflict brought a changed value");
+        ensure_eq!(stale, Swapped::Conflict(next.clone()), "a conflict returned a changed value");
         there = next;
     }
     put(&*store, &key, there, None, None).await

@@ -78,7 +78,7 @@ fn value(text: impl ToString) -> Value {
 fn only<T>(mut outcomes: Vec<Result<T>>) -> Checked<T> {
     match (outcomes.len(), outcomes.pop()) {
         (1, Some(outcome)) => Ok(outcome?),
-        (count, _) => Err(Failed(format!("one item was asked for and {count} were answered"))),
+        (count, _) => Err(Failed(format!("one item was requested, but {count} outcomes returned"))),
     }
 }
 
@@ -104,6 +104,6 @@ async fn swap(store: &dyn LeaseStore, key: &Key, expect: Value, new: Value) -> C
 async fn put(store: &dyn LeaseStore, key: &Key, expect: Value, new: Value, ttl: Option<Duration>) -> Checked {
     match swap_for(store, key, expect.clone(), new.clone(), ttl).await? {
         Swapped::Done => Ok(()),
-        other => Err(Failed(format!("a swap of {expect:?} by {new:?} answered {other:?}"))),
+        other => Err(Failed(format!("a swap of {expect:?} for {new:?} returned {other:?}"))),
     }
 }

@@ -61,7 +61,7 @@ pub(super) async fn expected_values_are_compared_byte_for_byte(cx: &Cx) -> Check
     for expect in alike {
         let expect = Some(Bytes::from_static(expect));
         let outcome = swap(&*store, &key, expect.clone(), value("wrong")).await?;
-        ensure!(outcome != Swapped::Done, "{expect:?} was taken for {there:?}");
+        ensure!(outcome != Swapped::Done, "{expect:?} was mistaken for {there:?}");
     }
     put(&*store, &key, Some(there), value("right"), None).await
 }
@@ -80,7 +80,7 @@ pub(super) async fn an_empty_value_is_not_no_value(cx: &Cx) -> Checked {
 pub(super) async fn a_swap_to_nothing_deletes(cx: &Cx) -> Checked {
     let (store, key) = (cx.client().await?, key(cx, "a")?);
     put(&*store, &key, None, None, None).await?;
-    ensure_eq!(get(&*store, &key).await?, None, "nothing over nothing leaves nothing");
+    ensure_eq!(get(&*store, &key).await?, None, "a swap from missing to missing leaves it missing");
     for round in 0..3 {
         put(&*store, &key, None, value(round), None).await?;
         put(&*store, &key, value(round), None, None).await?;
@@ -94,7 +94,7 @@ pub(super) async fn a_swap_to_nothing_deletes(cx: &Cx) -> Checked {
     ensure_eq!(
         outcome,
         Swapped::Conflict(value("second life")),
-        "the value of before the delete was expected"
+        "the value from before the delete was expected"
     );
     Ok(())
 }

@@ -59,7 +59,7 @@ pub fn unreachable(
     server: impl fmt::Display,
     cause: Option<Box<dyn StdError + Send + Sync>>,
 ) -> Error {
-    let cause = cause.unwrap_or_else(|| "no connection in time".into());
+    let cause = cause.unwrap_or_else(|| "no connection within the time limit".into());
     let advice = match out_of_descriptors(&*cause) {
         Some(advice) => advice.to_owned(),
         None => format!("Check that {server} runs and can be reached from here"),

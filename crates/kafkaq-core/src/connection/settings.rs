@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_told_from_what_leads_nowhere() {
+    fn invalid_addresses_are_refused() {
         for sound in ["h:1", "a-b.example:65535", "10.0.0.1:6379", "[::1]:2181", "redis_1:6379", "host.:1"] {
             assert!(is_address(sound), "{sound}");
         }
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_is_there_and_can_be_typed() {
+    fn prefix_is_not_empty_and_printable() {
         let is_prefix = |text: &str| check_prefix("test", text).is_ok();
         assert!(is_prefix("kafkaq/") && is_prefix(&"x".repeat(200)) && is_prefix("größe:"));
         assert!(!["", " ", "a b", "a\n", "a\0"].into_iter().any(is_prefix) && !is_prefix(&"x".repeat(201)));

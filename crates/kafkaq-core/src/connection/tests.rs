@@ -94,7 +94,7 @@ fn break_all(fake: &Fake) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_read_over_a_broken_connection_is_repeated_over_a_new_one_and_a_swap_is_not() {
+async fn read_is_resent_over_a_new_connection_and_a_swap_is_not() {
     let (fake, shared) = pair();
     assert_eq!(ask(&fake, &shared, READ).await.unwrap(), 1);
     tokio::time::advance(Duration::from_secs(1)).await;
@@ -108,7 +108,7 @@ async fn a_read_over_a_broken_connection_is_repeated_over_a_new_one_and_a_swap_i
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_was_idle_is_pinged_and_left_without_a_failure() {
+async fn idle_connection_is_pinged_and_replaced_without_an_error() {
     let (fake, shared) = pair();
     ask(&fake, &shared, SWAP).await.unwrap();
     tokio::time::advance(IDLE - Duration::from_millis(1)).await;
@@ -138,7 +138,7 @@ async fn a_repeated_request_fails_by_the_error_of_its_last_attempt() {
     ask(&fake, &shared, READ).await.unwrap_err();
     assert_eq!(fake.attempts(), 2, "once more, and only once");
     ask(&fake, &shared, READ).await.unwrap_err();
-    assert_eq!(fake.attempts(), 3, "a connection that was made for this call is no old one");
+    assert_eq!(fake.attempts(), 3, "a connection that was opened for this call is not replaced");
     break_all(&fake);
     fake.is_down.store(true, Relaxed);
     let error = ask(&fake, &shared, READ).await.unwrap_err();
@@ -146,7 +146,7 @@ async fn a_repeated_request_fails_by_the_error_of_its_last_attempt() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_never_comes_ends_in_time_and_the_connection_is_left() {
+async fn missing_response_times_out_and_drops_the_connection() {
     let (fake, shared) = pair();
     for (operation, effect) in [(SWAP, Effect::Unknown), (READ, Effect::NotApplied)] {
         let begin = Instant::now();
@@ -178,7 +178,7 @@ async fn callers_share_one_attempt_and_its_failure_and_attempts_are_spaced() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_impatient_one_fails_at_once_while_its_server_is_away_and_finds_it_when_it_is_back() {
+async fn impatient_connection_fails_fast_during_an_outage_and_recovers() {
     let (fake, shared) = impatient_pair();
     fake.is_down.store(true, Relaxed);
     ask(&fake, &shared, SWAP).await.unwrap_err();
@@ -192,7 +192,7 @@ async fn an_impatient_one_fails_at_once_while_its_server_is_away_and_finds_it_wh
 
 /// As a stopped process does: the operating system still accepts connections for it.
 #[tokio::test(start_paused = true)]
-async fn an_impatient_one_hardly_waits_for_a_server_that_lets_connect_and_says_nothing() {
+async fn impatient_connection_barely_waits_for_a_server_that_accepts_but_never_responds() {
     let (fake, shared) = impatient_pair();
     ask(&fake, &shared, SWAP).await.unwrap();
     fake.hangs.store(true, Relaxed);
@@ -216,7 +216,7 @@ async fn an_impatient_one_hardly_waits_for_a_server_that_lets_connect_and_says_n
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_is_woken_connects_without_a_call() {
+async fn wake_connects_without_a_call() {
     let (fake, shared) = impatient_pair();
     let call = || Call::new(SWAP, LIMIT);
     assert!(!shared.is_up());
@@ -233,7 +233,7 @@ async fn one_that_is_woken_connects_without_a_call() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_is_almost_over_waits_no_moment() {
+async fn call_near_its_deadline_does_not_wait_for_an_attempt() {
     let (fake, shared) = impatient_pair();
     fake.hangs.store(true, Relaxed);
     ask(&fake, &shared, SWAP).await.unwrap_err();
@@ -246,7 +246,7 @@ async fn a_call_that_is_almost_over_waits_no_moment() {
 
 /// Such as the runtime of a program that blocks on single calls.
 #[test]
-fn an_attempt_on_a_runtime_that_nobody_drives_keeps_no_others_from_connecting() {
+fn attempt_on_a_stalled_runtime_does_not_block_others() {
     const SHORT: Duration = Duration::from_millis(50);
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let (fake, shared) = impatient_pair();
@@ -323,7 +323,7 @@ async fn close_does_not_wait_for_a_call_that_nobody_polls() {
 }
 
 #[test]
-fn used_up_descriptors_are_named_however_deep_they_lie() {
+fn exhausted_file_descriptors_are_found_at_any_depth_of_the_source_chain() {
     let used_up = io::Error::other(io::Error::from_raw_os_error(24));
     let error = unreachable(READ, "the fake", Some(used_up.into()));
     assert!(error.advice().unwrap().contains("ulimit -n"), "{error}");

@@ -189,7 +189,7 @@ proptest! {
     /// One owner per epoch; epochs and cursors only grow; a commit is confirmed only by the store; and a member that
     /// could not renew gives its partition up before another takes it.
     #[test]
-    fn a_store_that_remembers_keeps_one_owner_and_the_highest_commit(
+    fn store_without_data_loss_keeps_one_owner_and_the_highest_commit(
         script in proptest::collection::vec(step(), 1..150),
     ) {
         let mut world = World::new();
@@ -207,7 +207,7 @@ proptest! {
     /// Each topic is balanced, and so are all topics together; no partition is left without an owner; and then nothing
     /// moves any more.
     #[test]
-    fn members_that_come_share_equally_and_come_to_rest(
+    fn joining_members_balance_and_converge(
         topics in proptest::collection::vec(1_i32..9, 1..4),
         members in 1_u8..6,
         late in 0_u64..20,
@@ -228,7 +228,7 @@ proptest! {
                 let changes = round(member, &mut store, now);
                 let taken = changes.iter().filter(|c| matches!(c, Change::Assigned(..))).count();
                 moves += taken;
-                prop_assert!(tenth < 600 || changes.is_empty(), "it moves on: {:?}", changes);
+                prop_assert!(tenth < 600 || changes.is_empty(), "partitions keep moving: {:?}", changes);
             }
         }
         let loads = |of: &dyn Fn(&PartitionView) -> bool| -> Vec<usize> {
@@ -279,7 +279,7 @@ proptest! {
 
 /// Only one partition is requested at a time, and only from a member that has more.
 #[test]
-fn only_who_has_too_much_is_asked() {
+fn only_members_with_a_surplus_are_asked() {
     let (mut store, mut members) = (Store::default(), vec![member(1, 4), member(2, 4)]);
     run(&mut members, &mut store, 0, 20);
     assert_eq!(members.iter().map(owned).collect::<Vec<_>>(), [2, 2]);

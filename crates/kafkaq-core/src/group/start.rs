@@ -46,26 +46,31 @@ mod tests {
         assert_eq!(
             start(2, &[(at(4), INTACT), (at(8), REPLACED)]),
             (at(4), None),
-            "an old checkpoint is nobody's news"
+            "an old checkpoint raises no alarm"
         );
     }
 
     #[test]
-    fn without_a_cursor_of_this_log_it_starts_at_the_first_record_and_tells_of_the_one_it_believed() {
+    fn without_a_cursor_of_this_log_it_starts_at_the_first_record_and_reports_the_first_cursor() {
         assert_eq!(start(2, &[]), (Cursor::new(2), None));
         let (stored, kept) = ((at(8), REPLACED), (at(6), REPLACED));
         assert_eq!(start(2, &[stored, kept]), (Cursor::new(2), Some(stored)));
-        assert_eq!(start(2, &[stored, (at(6), INTACT)]), (at(6), Some(stored)), "cut below the last commit");
+        assert_eq!(
+            start(2, &[stored, (at(6), INTACT)]),
+            (at(6), Some(stored)),
+            "truncated below the last \
+            commit"
+        );
     }
 
     #[test]
-    fn a_cursor_that_could_be_of_any_log_is_left_out() {
+    fn cursor_without_a_mark_is_ignored() {
         assert_eq!(start(2, &[(Cursor::new(6), INTACT)]), (Cursor::new(2), None));
         assert_eq!(start(2, &[(Cursor::new(6), INTACT), (at(4), INTACT)]), (at(4), None));
     }
 
     #[test]
-    fn what_was_deleted_unread_is_passed_over_and_told_unless_it_was_read_after_all() {
+    fn records_deleted_unread_are_skipped_and_reported_unless_another_cursor_covers_them() {
         let gone = Standing::DeletedUnread { first: 9 };
         let moved = Cursor { offset: 9, ..at(4) };
         assert_eq!(start(9, &[(at(4), gone)]), (moved, Some((at(4), gone))));

@@ -99,7 +99,7 @@ pub(super) fn cursor(offset: i64) -> Cursor {
 }
 
 #[test]
-fn members_come_to_within_one_of_each_other() {
+fn members_balance_to_within_one_partition() {
     for count in 1..=5 {
         let mut members: Vec<Group> = (0..count).map(|n| member(n, 12)).collect();
         run(&mut members, &mut Store::default(), 0, 60);
@@ -152,7 +152,7 @@ fn taken_after(fails: impl Fn(u64) -> bool, takes: u64) -> u64 {
 }
 
 #[test]
-fn a_read_that_fails_does_not_begin_the_wait_for_a_dead_member_again() {
+fn failed_read_does_not_restart_the_timeout_of_a_dead_member() {
     let tenth = |read: u64| read.is_multiple_of(10);
     assert!((100..=110).contains(&taken_after(|_| false, 0)), "{}", taken_after(|_| false, 0));
     assert!((100..=115).contains(&taken_after(tenth, 0)), "{}", taken_after(tenth, 0));
@@ -193,7 +193,7 @@ fn two_after_an_outage(heard: bool) -> (Store, [Group; 2]) {
 }
 
 #[test]
-fn after_an_outage_of_the_store_each_member_goes_on_at_once_with_what_it_had() {
+fn after_a_store_outage_each_member_resumes_its_partitions_at_once() {
     for heard in [false, true] {
         for first in [0, 1] {
             let (mut store, mut members) = two_after_an_outage(heard);
@@ -257,7 +257,7 @@ fn a_commit_is_confirmed_by_the_store_and_never_goes_back() {
 }
 
 #[test]
-fn an_answer_that_was_lost_is_recognised() {
+fn own_write_whose_response_was_lost_is_recognized() {
     let (mut store, mut a) = (Store::default(), member(1, 1));
     let held = first(round(&mut a, &mut store, Mono(0)));
     a.handle_commit(1, &held, cursor(5), Mono(1));
@@ -271,7 +271,7 @@ fn an_answer_that_was_lost_is_recognised() {
 }
 
 #[test]
-fn an_owner_writes_itself_into_a_store_that_was_wiped() {
+fn owner_restores_itself_in_a_wiped_store() {
     let (mut store, mut a) = (Store::default(), member(1, 1));
     let held = first(round(&mut a, &mut store, Mono(0)));
     a.handle_commit(1, &held, cursor(5), Mono(1));
@@ -283,7 +283,7 @@ fn an_owner_writes_itself_into_a_store_that_was_wiped() {
 }
 
 #[test]
-fn what_is_not_released_in_time_is_lost() {
+fn partition_that_is_not_released_in_time_is_lost() {
     let (mut store, mut a, mut b) = (Store::default(), member(1, 2), member(2, 2));
     assert_eq!(round(&mut a, &mut store, Mono(0)).len(), 2);
     round(&mut b, &mut store, Mono(SEC));
@@ -303,7 +303,7 @@ fn what_is_not_released_in_time_is_lost() {
 }
 
 #[test]
-fn who_leaves_is_replaced_at_the_next_look() {
+fn leaving_member_is_replaced_at_the_next_read() {
     let (mut store, mut members) = (Store::default(), vec![member(1, 4), member(2, 4)]);
     run(&mut members, &mut store, 0, 20);
     members[0].handle_leave();
@@ -314,7 +314,7 @@ fn who_leaves_is_replaced_at_the_next_look() {
 }
 
 #[test]
-fn who_leaves_clears_its_name_also_from_what_it_has_just_lost() {
+fn leaving_member_also_clears_its_name_from_a_lost_partition() {
     let (mut store, mut members) = (Store::default(), vec![member(1, 1), member(2, 1)]);
     let held = first(round(&mut members[0], &mut store, Mono(0)));
     members[0].handle_broken(&held, Mono(SEC));
@@ -453,7 +453,7 @@ fn an_owner_does_not_write_the_cursor_of_an_earlier_topic_over_one_of_this() {
 }
 
 #[test]
-fn who_leaves_puts_its_cursor_into_the_log_before_it_lets_go() {
+fn leaving_member_checkpoints_its_cursor_before_releasing() {
     let (mut store, mut a) = (Store::default(), member(1, 1));
     let held = first(round(&mut a, &mut store, Mono(0)));
     a.handle_commit(1, &held, cursor(5), Mono(1));
@@ -469,7 +469,7 @@ fn who_leaves_puts_its_cursor_into_the_log_before_it_lets_go() {
 }
 
 #[test]
-fn a_start_that_can_not_be_found_is_tried_again_and_then_left_to_others() {
+fn failed_search_for_the_start_is_retried_and_then_left_to_others() {
     let (mut store, mut a) = (Store::default(), member(1, 1));
     let mut tries = 0;
     let mut let_go = None;
@@ -534,7 +534,7 @@ fn a_commit_without_a_mark_keeps_the_last_one() {
 
 /// One append takes all cursors that the log lacks, so that appends are few and large.
 #[test]
-fn cursors_that_the_log_lacks_go_there_together() {
+fn missing_checkpoints_are_written_together() {
     let (mut store, mut a) = (Store::default(), member(1, 3));
     let held: Vec<_> = round(&mut a, &mut store, Mono(0))
         .into_iter()
@@ -558,7 +558,7 @@ fn cursors_that_the_log_lacks_go_there_together() {
 }
 
 #[test]
-fn what_is_broken_is_lost_and_won_again_under_a_higher_epoch_but_not_at_once() {
+fn broken_partition_is_lost_and_retaken_later_under_a_higher_epoch() {
     let (mut store, mut a) = (Store::default(), member(1, 1));
     let held = first(round(&mut a, &mut store, Mono(0)));
     a.handle_commit(1, &held, cursor(5), Mono(1));

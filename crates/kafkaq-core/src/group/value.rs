@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_version_is_told_from_damage() {
+    fn later_version_is_distinguished_from_damage() {
         assert_eq!(Value::decode(&[2, 0]), Err(DecodeError::Newer(2)));
         assert_eq!(Value::decode(&[]), Err(DAMAGED));
     }

@@ -51,7 +51,7 @@ fn lease_counts_from_the_call_and_is_renewed_in_its_first_third() {
 }
 
 #[test]
-fn lock_is_lost_by_whichever_clock_comes_to_its_end_first() {
+fn lock_is_lost_when_either_clock_reaches_its_end() {
     // The machine was suspended, or the wall clock was set back.
     for clocks in [(30, 60), (60, 30)] {
         let (mut lock, _) = held(0);
@@ -67,7 +67,7 @@ fn lock_is_lost_by_whichever_clock_comes_to_its_end_first() {
 }
 
 #[test]
-fn answer_that_takes_a_lease_holds_nothing_and_is_written_over() {
+fn response_that_takes_a_whole_lease_grants_nothing_and_is_overwritten() {
     let mut lock = lock(1);
     let late = lock.poll_swap(at(0)).unwrap();
     lock.handle_swapped(Ok(Swapped::Done), at(60));
@@ -78,7 +78,7 @@ fn answer_that_takes_a_lease_holds_nothing_and_is_written_over() {
 }
 
 #[test]
-fn take_of_unknown_effect_is_found_to_be_ones_own() {
+fn take_of_unknown_effect_is_recognized_as_own() {
     let mut lock = lock(1);
     let first = lock.poll_swap(at(0)).unwrap().new;
     lock.handle_swapped(unknown(), at(5));
@@ -90,12 +90,12 @@ fn take_of_unknown_effect_is_found_to_be_ones_own() {
 }
 
 #[test]
-fn anothers_lock_is_waited_for_until_its_end_and_the_skew() {
+fn lock_of_another_holder_is_awaited_with_the_clock_skew() {
     let mut lock = lock(1);
     for (now, waits) in [(0, true), (60, true), (61, false)] {
         let later = at(now).mono.plus(LONGEST_PAUSE);
         let now = Now { mono: later, ..at(now) };
-        assert_eq!(lock.poll_swap(now).unwrap().expect, None, "what lives is never written over");
+        assert_eq!(lock.poll_swap(now).unwrap().expect, None, "a live lock is never overwritten");
         lock.handle_swapped(Ok(Swapped::Conflict(Some(others(0)))), now);
         assert_eq!(lock.poll_timeout().unwrap() > now.mono, waits, "{now:?}");
     }
@@ -131,7 +131,7 @@ fn pauses_grow_to_a_second() {
 }
 
 #[test]
-fn conflict_of_a_holder_is_its_own_nobodys_or_the_loss() {
+fn holders_conflict_is_its_own_write_a_missing_value_or_the_loss() {
     for (found, standing) in [
         (None, Standing::Held(at(60))),
         (Some(Bytes::from_static(b"nonsense")), Standing::Held(at(60))),
@@ -152,12 +152,12 @@ fn conflict_of_a_holder_is_its_own_nobodys_or_the_loss() {
     lock.handle_swapped(unknown(), at(21));
     lock.poll_swap(at(22)).unwrap();
     lock.handle_swapped(Ok(Swapped::Conflict(renewal.clone())), at(22));
-    assert_eq!(lock.standing(at(22)), Standing::Held(at(60)), "the first try took effect");
+    assert_eq!(lock.standing(at(22)), Standing::Held(at(60)), "the first attempt took effect");
     assert_eq!(lock.poll_swap(at(22)).unwrap().expect, renewal);
 }
 
 #[test]
-fn release_removes_ones_own_value_and_no_others() {
+fn release_removes_only_ones_own_value() {
     let (mut lock, value) = held(0);
     lock.release(at(5).mono);
     let release = lock.poll_swap(at(5)).unwrap();

@@ -67,7 +67,7 @@ mod tests {
         assert!(!clock.observe(at(6_000, 15_000), second), "within the tolerance");
         assert!(!clock.observe(at(7_000, 90_000), second), "ahead");
         assert!(clock.observe(at(8_000, 18_000), second));
-        assert!(!clock.observe(at(9_000, 19_000), second), "told once");
+        assert!(!clock.observe(at(9_000, 19_000), second), "reported once");
         assert_eq!(clock.mono_at(Wall(20_000)), Mono(10_000_000_000));
         assert_eq!(clock.mono_at(Wall(0)), clock.mono());
     }

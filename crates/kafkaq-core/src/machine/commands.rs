@@ -49,7 +49,7 @@ impl Machine {
             Command::Retry(length, reason) => {
                 let Some(failures) = self.count_failure(r, Some(&reason)) else { return };
                 if failures >= self.config.limits.max_failures {
-                    let reason = format!("failed {failures} times, at last: {reason}");
+                    let reason = format!("failed {failures} times, most recently: {reason}");
                     return self.dead_letter(r, reason, DeadReason::Failures);
                 }
                 self.start_swap(r, SwapOp::Idle { length, released: false });

@@ -280,7 +280,8 @@ impl Machine {
 /// The error of a dead letter whose last attempt was refused, while an earlier one may have been appended.
 fn may_be_dead(refusal: Error) -> Error {
     Error::unknown(refusal.kind(), "append the dead letter").with_source(refusal).with_advice(
-        "An earlier try may have reached the log, so the task may be among the dead letters and run again",
+        "An earlier attempt may have reached the log, so the task may be among the dead letters and still \
+        run again",
     )
 }
 

@@ -296,7 +296,7 @@ impl Machine {
             }
             return self.renew_or_offer(r, false);
         }
-        let last = item.history.last().map_or_else(String::new, |last| format!(", at last: {last}"));
+        let last = item.history.last().map_or_else(String::new, |last| format!(", most recently: {last}"));
         if self.is_ours(r) {
             let limits = self.config.limits;
             let (reason, why) = if take.failures >= limits.max_failures {

@@ -84,7 +84,9 @@ impl From<DecodeError> for Unreadable {
     fn from(e: DecodeError) -> Self {
         match e {
             DecodeError::Newer(version) => Unreadable::Newer(version),
-            DecodeError::Foreign => Unreadable::Because("its kafkaq header is not kafkaq's".to_owned()),
+            DecodeError::Foreign => {
+                Unreadable::Because("its kafkaq header was not written by kafkaq".to_owned())
+            }
             DecodeError::Damaged(what) => {
                 Unreadable::Because(format!("its kafkaq header is damaged: {what}"))
             }
@@ -112,7 +114,7 @@ fn read(
     let because = |why: String| Err(Unreadable::Because(why));
     let Some(value) = ours(&record.headers) else {
         if in_wait {
-            return because("it lies in the wait topic without a kafkaq header".to_owned());
+            return because("it is in the wait topic without a kafkaq header".to_owned());
         }
         let published = Wall(u64::try_from(record.timestamp_ms).unwrap_or(0));
         let (id, meta) = (foreign_id(here, record)?, Meta::NONE);
@@ -124,7 +126,7 @@ fn read(
             return because(format!("it is a copy of a task of {}", origin.partition.topic));
         }
         Some(origin) => origin,
-        None if in_wait => return because("it lies in the wait topic and is no copy".to_owned()),
+        None if in_wait => return because("it is in the wait topic but isn't a copy".to_owned()),
         None => here.clone(),
     };
     let Envelope { attempt, failures, cover, running, due, ahead, .. } = envelope;

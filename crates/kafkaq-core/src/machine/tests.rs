@@ -347,13 +347,13 @@ fn last_failure_is_dead_lettered_with_key_and_headers() {
     rig.publish(&["a"]);
     let job = rig.get_job().unwrap();
     let answer = rig.ask(&job, Command::Retry(SEC, "no".into()));
-    assert!(matches!(answer, Some(Answer::DeadLettered)), "it will not come again, and the answer says so");
+    assert!(matches!(answer, Some(Answer::DeadLettered)), "it is not redelivered, and the answer says so");
     assert_eq!(rig.lease("a").unwrap().state, LeaseState::Dead);
     assert_eq!(rig.dead_reasons, [DeadReason::Failures]);
     let dead = &rig.dead[0];
     assert_eq!(dead.key.as_ref().unwrap(), "key");
     assert_eq!(dead.headers.get("kafkaq-task-id").unwrap(), "a");
-    assert_eq!(dead.headers.get("kafkaq-reason").unwrap(), "failed 1 times, at last: no");
+    assert_eq!(dead.headers.get("kafkaq-reason").unwrap(), "failed 1 times, most recently: no");
     assert_eq!(dead.headers.get("kafkaq-history").unwrap(), "1000000 1 no");
     assert_eq!(dead.headers.get("kafkaq-attempts").unwrap(), "1");
     assert_eq!(dead.headers.get("kafkaq-origin").unwrap(), "q/0/0");

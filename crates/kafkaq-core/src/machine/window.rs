@@ -439,11 +439,16 @@ mod tests {
         w.push(record(7));
         w.push(record(9));
         assert_eq!(w.push(record(3)), Pushed::OtherLog, "below all that was read");
-        assert_eq!(w.push(record(8)), Pushed::OtherLog, "there was a hole");
+        assert_eq!(w.push(record(8)), Pushed::OtherLog, "there was a gap");
         let later = Record { timestamp_ms: 1, ..record(7) };
         assert_eq!(w.push(later), Pushed::OtherLog, "another record at the same offset");
         w.finish(0);
-        assert_eq!(w.push(record(7)), Pushed::OtherLog, "finished, and nobody knows any more what it was");
+        assert_eq!(
+            w.push(record(7)),
+            Pushed::OtherLog,
+            "finished, and it is no longer known which record it \
+            was"
+        );
         assert_eq!(w.push(record(9)), Pushed::Repeated);
     }
 

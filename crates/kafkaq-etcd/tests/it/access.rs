@@ -34,7 +34,7 @@ async fn with_users() -> Server {
 }
 
 #[tokio::test]
-async fn the_right_password_opens_and_the_wrong_one_is_denied() {
+async fn correct_password_is_accepted_and_a_wrong_one_denied() {
     let server = with_users().await;
     let right = login(&server, "kafkaq", SECRET);
     let mortal = Swap::new(key("a"), None, value("a"), Some(Duration::from_secs(60)));
@@ -74,7 +74,7 @@ async fn the_documented_permission_is_enough_and_none_is_denied() {
 }
 
 #[tokio::test]
-async fn a_server_that_forgot_its_tokens_gets_the_password_again() {
+async fn restarted_server_without_tokens_gets_the_password_again() {
     let mut server = with_users().await;
     let store = login(&server, "kafkaq", SECRET);
     assert_eq!(one(&store, create(&key("a"), "a")).await.unwrap(), Swapped::Done);
@@ -116,7 +116,7 @@ async fn a_change_of_the_users_is_survived() {
 }
 
 #[tokio::test]
-async fn a_user_where_etcd_knows_none_is_a_mistake_that_is_named() {
+async fn user_without_authentication_enabled_is_reported() {
     let server = own();
     let e = one(&login(&server, "kafkaq", SECRET), create(&key("a"), "a")).await.unwrap_err();
     assert_eq!((e.kind(), e.effect()), (ErrorKind::Misconfigured, Effect::NotApplied), "{e}");
@@ -140,7 +140,7 @@ fn a_password_shows_in_no_debug_output_and_no_error() {
 }
 
 #[test]
-fn settings_that_make_no_sense_are_refused_when_building() {
+fn invalid_settings_are_refused_when_building() {
     let fine = || EtcdStore::builder(["127.0.0.1:2379"]);
     assert!(fine().build().is_ok());
     assert!(EtcdStore::builder(["http://[::1]:2379", "etcd-1.example:2379/"]).build().is_ok());
@@ -180,7 +180,7 @@ fn tls_without_the_feature_is_refused_and_the_error_names_it() {
 }
 
 #[tokio::test]
-async fn check_finds_a_sound_server_sound() {
+async fn check_of_a_healthy_server_has_no_warnings() {
     let server = own();
     assert_eq!(store(&server).check().await.unwrap(), NONE);
 }

@@ -53,11 +53,11 @@ async fn count_for_a_second(store: &EtcdStore, mut is: u32) -> u32 {
             }
             // An earlier one had taken effect after all; a refused one never may.
             Ok(Swapped::Conflict(current)) => {
-                assert_eq!(current, bytes(is + 1), "another value than was ever in doubt");
+                assert_eq!(current, bytes(is + 1), "a value that was never in doubt");
                 is += 1;
             }
             Err(e) => {
-                assert!(last_success.elapsed() < Duration::from_secs(90), "no way back: {e}");
+                assert!(last_success.elapsed() < Duration::from_secs(90), "it doesn't recover: {e}");
                 if e.effect() == Effect::NotApplied {
                     sleep(Duration::from_millis(5)).await;
                 }
@@ -68,7 +68,7 @@ async fn count_for_a_second(store: &EtcdStore, mut is: u32) -> u32 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whichever_member_is_killed_or_frozen_the_store_goes_on() {
+async fn store_keeps_working_whichever_member_is_killed_or_frozen() {
     let mut servers = three().await;
     let endpoints: Vec<_> = servers.iter().map(Server::url).collect();
     let store = EtcdStore::builder(endpoints).request_timeout(Duration::from_secs(2)).build().unwrap();

@@ -9,7 +9,7 @@ use std::{net::TcpListener, time::Duration};
 all_cases!(Etcd);
 
 #[tokio::test]
-async fn an_endpoint_without_a_server_is_passed_over() {
+async fn endpoint_without_a_server_is_skipped() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let server = own();
     let nobody = format!("127.0.0.1:{}", xtask::services::free_port().unwrap());

@@ -33,7 +33,7 @@ async fn left(server: &Server, key: &Key) -> Option<i64> {
 }
 
 #[tokio::test]
-async fn a_swap_replaces_the_ttl_and_none_means_for_ever() {
+async fn swap_replaces_the_ttl_and_none_means_forever() {
     let server = own();
     let store = store(&server);
     let k = key("a");
@@ -56,7 +56,7 @@ async fn a_swap_replaces_the_ttl_and_none_means_for_ever() {
 }
 
 #[tokio::test]
-async fn a_short_lease_ends_and_the_value_that_left_it_stays() {
+async fn short_lease_ends_and_a_value_moved_to_another_lease_stays() {
     let server = own();
     let store = store(&server);
     let [kept, gone] = ["kept", "gone"].map(key);

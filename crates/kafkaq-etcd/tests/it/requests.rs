@@ -18,7 +18,7 @@ async fn two_prefixes_are_two_stores() {
 }
 
 #[tokio::test]
-async fn a_swap_larger_than_the_server_takes_fails_alone_and_says_so() {
+async fn swap_above_the_servers_limit_fails_alone_with_advice() {
     let server = own();
     let store = store(&server);
     let [a, huge, b] = ["a", "huge", "b"].map(key);

@@ -25,7 +25,7 @@ fn secure(certificate: &Certificate, asks_for_certificates: bool) -> (Server, St
 }
 
 #[tokio::test]
-async fn a_trusted_certificate_opens_and_any_other_is_refused() {
+async fn trusted_certificate_is_accepted_and_any_other_refused() {
     let certificate = Certificate::for_localhost();
     let (server, url) = secure(&certificate, false);
     let swap = create(&key("a"), "a");
@@ -46,7 +46,7 @@ async fn a_trusted_certificate_opens_and_any_other_is_refused() {
 }
 
 #[tokio::test]
-async fn a_server_that_wants_a_client_certificate_gets_it() {
+async fn client_certificate_is_sent_to_a_server_that_requires_it() {
     let certificate = Certificate::for_localhost();
     let (_server, url) = secure(&certificate, true);
     let swap = create(&key("a"), "a");

@@ -12,7 +12,7 @@ use rdkafka::{
 use std::sync::{Weak, atomic::AtomicBool};
 
 #[test]
-fn only_what_a_person_has_to_mend_ends_the_stream() {
+fn only_errors_that_an_operator_has_to_fix_end_the_stream() {
     use Code::*;
     let ends = [
         GroupAuthorizationFailed,
@@ -40,7 +40,7 @@ fn only_what_a_person_has_to_mend_ends_the_stream() {
 }
 
 #[tokio::test]
-async fn a_request_that_could_not_be_served_is_refused() {
+async fn invalid_join_request_is_refused() {
     let kafka = Arc::new(RdKafka::builder("127.0.0.1:1").build().unwrap());
     let refused = async |change: fn(&mut JoinRequest)| {
         let mut request = JoinRequest::new("g", vec!["t".into()], [1; 16]);
@@ -55,14 +55,14 @@ async fn a_request_that_could_not_be_served_is_refused() {
 }
 
 #[test]
-fn a_consumer_is_waited_for_until_a_time_that_the_clock_can_tell() {
+fn closing_deadline_does_not_overflow_the_clock() {
     let now = Instant::now();
     assert_eq!(closed_by(now, Duration::from_secs(10)), now + Duration::from_secs(10) + CLOSING);
     assert!(closed_by(now, Duration::MAX) > now + Duration::from_secs(3600));
 }
 
 #[test]
-fn the_next_consumer_knows_of_which_recreated_logs_something_was_read() -> Result<()> {
+fn next_consumer_knows_which_recreated_partitions_were_read() -> Result<()> {
     let kafka = RdKafka::builder("127.0.0.1:1").build()?;
     let (shared, _gone) = Shared::new(kafka.settings.clone());
     let request = JoinRequest::new("g", vec!["t".into()], [1; 16]);
@@ -91,7 +91,7 @@ fn the_next_consumer_knows_of_which_recreated_logs_something_was_read() -> Resul
 
 /// A notification is lost while another partition keeps the thread busy.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lost_ring_is_made_good_however_busy_the_thread_is() -> Result<()> {
+async fn lost_notification_is_recovered_however_busy_the_thread_is() -> Result<()> {
     let mock = MockCluster::new(1).map_err(|e| settings::broken(&e))?;
     mock.create_topic("t", 2, 1).map_err(|e| settings::broken(&e))?;
     let builder = RdKafka::builder(mock.bootstrap_servers()).set("group.protocol", "classic");
@@ -184,7 +184,7 @@ async fn hang(shared: &Shared, of: &Assignment) -> Result<Hanging> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_commit_that_hangs_in_a_consumer_holds_up_no_commit_of_the_next_one() -> Result<()> {
+async fn hanging_commit_does_not_delay_the_next_consumers_commits() -> Result<()> {
     let (mock, kafka, mut c, shared) = joined(Duration::from_secs(120)).await?;
     let commit = |assignment: Assignment| {
         let shared = shared.clone();
@@ -209,7 +209,7 @@ async fn a_commit_that_hangs_in_a_consumer_holds_up_no_commit_of_the_next_one() 
     shared.ask_to_leave();
     let until = Instant::now() + Duration::from_secs(60);
     while !lock(&shared.owned).is_empty() {
-        assert!(Instant::now() < until, "it takes commits as if it could make them");
+        assert!(Instant::now() < until, "it accepts commits although it can't make them");
         tokio::time::sleep(SHORT).await;
     }
     let e = commit(second).await.map_err(failed)?.map(|()| "committed").unwrap_err();
@@ -219,7 +219,7 @@ async fn a_commit_that_hangs_in_a_consumer_holds_up_no_commit_of_the_next_one() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_member_leaves_at_once_though_an_earlier_consumer_of_it_is_never_closed() -> Result<()> {
+async fn member_leaves_at_once_even_if_an_earlier_consumer_never_closes() -> Result<()> {
     let limit = Duration::from_secs(120);
     let (mock, kafka, mut c, shared) = joined(limit).await?;
     let first = read(&mut c).await;
@@ -234,7 +234,7 @@ async fn a_member_leaves_at_once_though_an_earlier_consumer_of_it_is_never_close
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn marks_that_the_servers_refuse_hold_up_no_commit() -> Result<()> {
+async fn refused_marks_do_not_prevent_commits() -> Result<()> {
     let (mock, kafka, mut c, shared) = joined(Duration::from_secs(60)).await?;
     let of = read(&mut c).await;
     let commit = async || shared.commit(&[Commit { assignment: of.clone(), offset: 1 }]).await.remove(0);

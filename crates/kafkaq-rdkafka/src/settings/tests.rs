@@ -5,7 +5,7 @@ fn build(name: &str, value: &str) -> Result<Settings> {
 }
 
 #[test]
-fn a_setting_that_would_break_the_promise_is_refused_with_the_reason() {
+fn setting_that_would_break_a_guarantee_is_refused_with_the_reason() {
     for (name, value) in [
         ("auto.offset.reset", "latest"),
         ("auto.offset.reset", "error"),
@@ -30,7 +30,7 @@ fn a_setting_that_would_break_the_promise_is_refused_with_the_reason() {
 }
 
 #[test]
-fn an_address_that_nobody_can_have_is_refused_and_named() {
+fn invalid_address_is_refused_and_named() {
     let check = |bootstrap: &str| Settings::check(Builder::new(bootstrap.into()));
     for wrong in [
         "",
@@ -68,7 +68,7 @@ fn an_address_that_nobody_can_have_is_refused_and_named() {
 }
 
 #[test]
-fn a_timeout_that_no_clock_can_count_is_refused_and_named() {
+fn out_of_range_timeout_is_refused_and_named() {
     let check = |limit| Settings::check(Builder::new("k:1".into()).request_timeout(limit));
     for wrong in [Duration::ZERO, Duration::from_millis(99), Duration::from_secs(3601), Duration::MAX] {
         let e = check(wrong).unwrap_err();
@@ -152,7 +152,7 @@ fn a_users_setting_wins_over_the_default_and_stays_on_its_side() {
 
 /// A client is given its settings in no particular order: of two names for one setting, either could win.
 #[test]
-fn a_setting_reaches_the_client_by_one_of_its_names_the_one_that_was_set_last() {
+fn client_gets_only_the_alias_that_was_set_last() {
     let builder = || Builder::new("127.0.0.1:1".into());
     let both =
         |config: &ClientConfig, names: [&str; 2]| names.map(|name| config.get(name).map(str::to_owned));

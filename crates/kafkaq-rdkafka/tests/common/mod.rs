@@ -168,7 +168,7 @@ pub(crate) async fn next(consumer: &mut Consumer) -> Event {
 /// The same without a limit.
 pub(crate) async fn event(consumer: &mut Consumer) -> Event {
     loop {
-        match consumer.events.next().await.expect("the stream goes on") {
+        match consumer.events.next().await.expect("the stream continues") {
             Ok(event) => break event,
             Err(e) => {
                 println!("{e}");
@@ -215,7 +215,7 @@ pub(crate) async fn commit(member: &dyn Member, commits: &[Commit]) {
         }
     };
     let is_late = tokio::time::timeout(LONG, committed).await.is_err();
-    assert!(!is_late, "a commit was refused for {LONG:?}, at last because: {refused:?}");
+    assert!(!is_late, "a commit was refused for {LONG:?}, most recently because: {refused:?}");
 }
 
 /// What a member was assigned, and where it began to read. Records of one partition arrive while others are still being

@@ -11,7 +11,7 @@ const NONE: [&str; 0] = [];
 const SECRET: &str = "s3cr3t-word";
 
 #[tokio::test]
-async fn the_right_password_opens_and_the_wrong_one_is_denied() {
+async fn correct_password_is_accepted_and_a_wrong_one_denied() {
     let server = Service::Redis.own_with(None, &["--requirepass", SECRET]).unwrap();
     let at = |login: &str, database: u8| {
         let url = format!("redis://{login}127.0.0.1:{}/{database}", server.addr().port());
@@ -50,7 +50,7 @@ fn a_password_shows_in_no_debug_output_and_no_error() {
 }
 
 #[test]
-fn settings_that_make_no_sense_are_refused_when_building() {
+fn invalid_settings_are_refused_when_building() {
     let fine = || RedisStore::builder("redis://127.0.0.1");
     for url in ["redis://127.0.0.1", "redis://[::1]:6379/3", "redis://redis_1", "unix:///run/redis.sock?db=3"]
     {
@@ -105,7 +105,7 @@ async fn database_numbers_and_unix_sockets_are_understood() {
 }
 
 #[tokio::test]
-async fn a_dialect_in_the_url_changes_nothing() {
+async fn protocol_version_in_the_url_is_ignored() {
     let server = Service::Redis.own().unwrap();
     let store = RedisStore::builder(format!("{}?protocol=resp3", server.url())).build().unwrap();
     let k = key("a");
@@ -173,7 +173,7 @@ async fn the_documented_permissions_are_enough_and_fewer_are_denied() {
     let lives = Some(Duration::from_secs(1000));
     let e = one(&no_ends, Swap::new(numbered(1), None, value("a"), lives)).await.unwrap_err();
     assert_eq!(e.effect(), Effect::Unknown, "{e}");
-    assert!(no_ends.check().await.is_err(), "whoever starts with half of the permissions is told");
+    assert!(no_ends.check().await.is_err(), "missing permissions are reported at startup");
 
     let no_scripts = user("noscripts", &["+get", "+set", "+mget", "+ping"]);
     assert_eq!(no_scripts.check().await.unwrap_err().kind(), ErrorKind::Denied);

@@ -113,7 +113,7 @@ async fn is_followed(target: &Target, store: &RedisStore, others: &[Key], moving
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_create_finds_what_has_moved_ahead() {
+async fn create_finds_a_key_that_has_already_migrated() {
     let target = Target::cluster();
     let store = target.store();
     let moving = key("moving");
@@ -130,7 +130,7 @@ fn split(target: &Target, node: usize) -> (Vec<Key>, Vec<Key>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_a_node_is_frozen_its_keys_are_unknown_in_time_and_the_others_go_on() {
+async fn keys_of_a_frozen_node_time_out_and_the_others_keep_working() {
     let target = Target::cluster();
     let (away, there) = split(&target, 1);
     let all = [away.clone(), there.clone()].concat();
@@ -230,7 +230,7 @@ async fn a_replica_that_was_promoted_is_found() {
 
 /// Like a node that was replaced and returns without its data: it responds, and has no slots.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_slots_of_a_node_that_knows_of_none_any_more_are_found_elsewhere() {
+async fn slots_of_a_node_that_lost_them_are_found_elsewhere() {
     let target = Target::cluster();
     let (store, all) = (target.store(), keys(90));
     await_working(&store, &all).await;
@@ -258,7 +258,7 @@ async fn without_any_node_a_swap_is_not_applied_and_returns_soon() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_no_cluster_and_a_cluster_taken_for_a_server_say_so() {
+async fn mixing_up_a_server_and_a_cluster_is_reported() {
     let server = Service::Redis.own().unwrap();
     let store = RedisStore::cluster([server.url()]).build().unwrap();
     let e = one(&store, create(&key("a"), "a")).await.unwrap_err();
@@ -274,7 +274,7 @@ async fn a_server_that_is_no_cluster_and_a_cluster_taken_for_a_server_say_so() {
 }
 
 #[test]
-fn what_makes_no_sense_for_a_cluster_is_refused_when_building() {
+fn invalid_cluster_settings_are_refused_when_building() {
     let none: [&str; 0] = [];
     for builder in [
         RedisStore::cluster(none),

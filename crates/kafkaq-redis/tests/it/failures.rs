@@ -15,7 +15,7 @@ fn assert_refused(e: &Error) {
 }
 
 #[tokio::test]
-async fn a_server_that_starts_again_without_the_script_goes_unnoticed() {
+async fn restart_without_the_cached_script_goes_unnoticed() {
     let mut server = Service::Redis.own().unwrap();
     let (store, k) = (store(&server), key("a"));
     for _ in 0..2 {
@@ -28,7 +28,7 @@ async fn a_server_that_starts_again_without_the_script_goes_unnoticed() {
 }
 
 #[tokio::test]
-async fn a_primary_that_becomes_a_replica_is_left() {
+async fn connection_to_a_primary_that_becomes_a_replica_is_dropped() {
     let server = Service::Redis.own().unwrap();
     let proxy = Proxy::to(server.addr()).unwrap();
     let store = RedisStore::builder(format!("redis://{}", proxy.addr())).connections(1).build().unwrap();

@@ -105,7 +105,7 @@ async fn a_hash_lives_as_long_as_the_longest_of_its_values(target: &Target) {
     swap(2, "", "a", None).await;
     assert_eq!(left(), -1);
     swap(1, "c", "d", secs(1000)).await;
-    assert_eq!(left(), -1, "a neighbour that lives for ever");
+    assert_eq!(left(), -1, "a neighbour that lives forever");
     let both = [("d", 1), ("a", 2)]
         .map(|(is, n)| Swap::new(numbered(n), value(is), value("z"), secs(n as u64 * 1000)));
     swap_all(&store, both).await;

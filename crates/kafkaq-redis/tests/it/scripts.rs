@@ -79,7 +79,7 @@ async fn a_flushed_script_cache_goes_unnoticed(target: &Target) {
 
 /// A server before 7.0 answers `SET NX GET` with a syntax error, and this one does so for `SET NX WAT`.
 #[tokio::test]
-async fn a_server_without_set_nx_get_is_served_by_the_script() {
+async fn server_without_set_nx_get_uses_the_script() {
     let server = Service::Redis.own().unwrap();
     let spoilt = Arc::new(AtomicUsize::new(0));
     let count = spoilt.clone();
@@ -103,5 +103,5 @@ async fn a_server_without_set_nx_get_is_served_by_the_script() {
     let mixed = [create(&keys[0], "1"), create(&new, "1"), replace(&keys[1], "0", "1")];
     let outcomes: Vec<_> = store.swap(&mixed).await.into_iter().map(Result::unwrap).collect();
     assert_eq!(outcomes, [Swapped::Conflict(value("0")), Swapped::Done, Swapped::Done]);
-    assert_eq!(spoilt.load(Relaxed), before, "it was tried again");
+    assert_eq!(spoilt.load(Relaxed), before, "it was retried");
 }

@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_codec_that_is_left_out_is_named_and_a_new_one_too() {
+    fn missing_and_unknown_codecs_are_named() {
         assert!(matches!(decompress(9, b"", 10), Err(Unreadable::UnknownCodec(9))));
         for (codec, is_on) in [
             (1, cfg!(feature = "gzip")),
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_damaged_in_every_codec() {
+    fn garbage_is_reported_as_damaged_by_every_codec() {
         for codec in 1..=4 {
             let read = decompress(codec, b"nonsense that goes on", 100);
             assert!(

@@ -42,10 +42,10 @@ pub(crate) enum Unreadable {
 impl fmt::Display for Unreadable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Unreadable::MissingCodec(name) => write!(f, "it is compressed by {name}"),
-            Unreadable::UnknownCodec(number) => write!(f, "it is compressed by the unknown codec {number}"),
+            Unreadable::MissingCodec(name) => write!(f, "it is compressed with {name}"),
+            Unreadable::UnknownCodec(number) => write!(f, "it is compressed with the unknown codec {number}"),
             Unreadable::OldFormat => f.write_str("it is in the format of Kafka before 0.11"),
-            Unreadable::TooLarge => f.write_str("it is too large when it is decompressed"),
+            Unreadable::TooLarge => f.write_str("it is too large after decompression"),
             Unreadable::Damaged(why) => write!(f, "it is damaged ({why})"),
         }
     }
@@ -95,7 +95,7 @@ fn decode_batch(
     }
     let mut header = batch.slice(BEFORE_ATTRIBUTES - 4..HEADER);
     if header.get_u32() != crc32c::crc32c(&batch[BEFORE_ATTRIBUTES..]) {
-        return Err(damaged("its checksum is another"));
+        return Err(damaged("its checksum is wrong"));
     }
     let base_offset = i64::from_be_bytes(chunk(batch, 0)?);
     let attributes = header.get_i16();
@@ -193,7 +193,7 @@ fn decode_records(
         }
         match body {
             [] => Ok(()),
-            rest => Err(damaged(format!("{} bytes behind its last record", rest.len()))),
+            rest => Err(damaged(format!("{} bytes after its last record", rest.len()))),
         }
     })();
     // A batch is decoded completely or not at all.

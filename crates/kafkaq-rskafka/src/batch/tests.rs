@@ -87,7 +87,7 @@ fn same(sent: &NewRecord, got: &Record) -> bool {
 
 proptest! {
     #[test]
-    fn what_is_encoded_is_decoded(sent in records(), base in 0_i64..1 << 60, skip in 0_usize..20) {
+    fn encoding_round_trips(sent in records(), base in 0_i64..1 << 60, skip in 0_usize..20) {
         let bytes = batch(base, 0, -1, &sent);
         let skip = skip.min(sent.len() - 1);
         let decoded = decode(bytes.into(), base + skip as i64, &[], LIMIT);
@@ -101,7 +101,7 @@ proptest! {
 
     /// Arbitrary bytes that a server, or a producer that computes the checksum, may send.
     #[test]
-    fn no_bytes_make_it_panic_or_skip(
+    fn arbitrary_batches_never_panic_or_skip_records(
         sent in records(),
         at in any::<prop::sample::Index>(),
         byte: u8,
@@ -122,7 +122,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_at_all_make_it_panic(bytes in vec(any::<u8>(), 0..300)) {
+    fn arbitrary_bytes_never_panic(bytes in vec(any::<u8>(), 0..300)) {
         decode(bytes.into(), 0, &[], LIMIT);
     }
 }
@@ -168,7 +168,7 @@ fn records_that_were_rolled_back_are_left_out_and_markers_passed() {
 }
 
 #[test]
-fn the_logs_own_time_counts_where_it_sets_it() {
+fn log_append_time_is_used_where_it_is_set() {
     let mut sent = record("x");
     sent.timestamp = Some(UNIX_EPOCH + Duration::from_millis(5));
     let mut bytes = batch(0, APPEND_TIME, -1, &[sent.clone(), sent]);

@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_of_the_sixth_version_gets_brackets() {
+    fn ipv6_address_gets_brackets() {
         assert_eq!(&*address("::1", 9092), "[::1]:9092");
         assert_eq!(&*address("kafka-1", 9092), "kafka-1:9092");
     }

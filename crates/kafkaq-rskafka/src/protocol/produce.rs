@@ -54,7 +54,8 @@ impl Request for Produce<'_> {
             })
         })?;
         let outcome = outcomes.into_iter().flatten().next();
-        let (code, offset) = outcome.ok_or_else(|| Failure::unreadable("no word of the partition"))?;
+        let (code, offset) =
+            outcome.ok_or_else(|| Failure::unreadable("the response lacks the partition"))?;
         Failure::of_code(code, String::new)?;
         Ok(offset)
     }

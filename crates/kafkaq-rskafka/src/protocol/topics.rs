@@ -61,7 +61,7 @@ impl Request for CreateTopic<'_> {
         let _throttled = body.int32()?;
         let outcomes = body.array(|topic| Ok((topic.string()?, topic.int16()?, topic.string()?)))?;
         let of_it = outcomes.into_iter().find(|(of, ..)| of.as_deref() == Some(name));
-        let (_, code, message) = of_it.ok_or_else(|| Failure::unreadable("no word of the topic"))?;
+        let (_, code, message) = of_it.ok_or_else(|| Failure::unreadable("the response lacks the topic"))?;
         Failure::of_code(code, || format!("{name}: {}", message.unwrap_or_default()))
     }
 }

@@ -257,7 +257,7 @@ fn metadata(asked: &mut Asked, body: &mut Writer, topic: &Topic) {
         .unwrap();
     // Of versions that only rskafka sends.
     let is_library = asked.version < 7;
-    assert!(asked.body.int8().unwrap() == 0 || is_library, "nobody is asked to create a topic");
+    assert!(asked.body.int8().unwrap() == 0 || is_library, "no topic may be created");
     body.int32(0);
     body.array(1 + topic.others.len()).unwrap();
     for (node, address) in (7..).zip([&topic.controller].into_iter().chain(&topic.others)) {
@@ -403,7 +403,7 @@ impl FetchAsked {
         let (_replica, max_wait, _min) =
             (body.int32().unwrap(), body.int32().unwrap(), body.int32().unwrap());
         let (_max, isolation) = (body.int32().unwrap(), body.int8().unwrap());
-        assert_eq!(isolation, 1, "nothing that may be rolled back");
+        assert_eq!(isolation, 1, "only committed records");
         let (_session, _epoch) = (body.int32().unwrap(), body.int32().unwrap());
         let parts = body
             .array(|topic| {

@@ -49,7 +49,7 @@ fn hollow(base_offset: i64) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_hole_is_passed_when_a_batch_proves_it() {
+async fn gap_is_skipped_when_a_batch_proves_it() {
     let broker = Broker::of_fetches(|fetch| {
         let answer = |asked: &fake::PartAsked| match asked.offset {
             0..10 => Part::of(hollow(0)),
@@ -67,7 +67,7 @@ async fn a_hole_is_passed_when_a_batch_proves_it() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn a_batch_that_cannot_be_read_stops_its_partition_aloud_and_hides_nothing_before_it() {
+async fn unreadable_batch_stops_its_partition_with_an_error_and_hides_nothing_before_it() {
     let log = kafkaq_adapter_tests::Log::capture();
     let broker = Broker::of_fetches(|fetch| {
         let bad = |index| match index {
@@ -106,7 +106,7 @@ async fn a_batch_that_cannot_be_read_stops_its_partition_aloud_and_hides_nothing
             assert_eq!((e.kind(), e.effect(), e.retry()), (kind, Effect::NotApplied, Retry::No), "{e}");
             let text = e.to_string();
             assert!(
-                text.contains(word) && text.contains("offset 3") && text.contains("reading goes on"),
+                text.contains(word) && text.contains("offset 3") && text.contains("reading continues"),
                 "{e}"
             );
         }
@@ -139,7 +139,7 @@ async fn a_batch_that_is_cut_off_is_asked_for_again_in_whole() {
 }
 
 #[tokio::test]
-async fn what_fails_in_one_partition_fails_there_alone() {
+async fn failure_of_one_partition_affects_only_that_partition() {
     let broker = Broker::of_fetches(|fetch| {
         let answer = |asked: &fake::PartAsked| match asked.index {
             0 => Part::failed(OFFSET_OUT_OF_RANGE),
@@ -161,7 +161,7 @@ async fn what_fails_in_one_partition_fails_there_alone() {
 }
 
 #[tokio::test]
-async fn a_response_that_is_too_large_fails_the_partition_that_makes_it_so() {
+async fn too_large_response_fails_only_the_partition_that_causes_it() {
     let broker = Broker::of_fetches(|fetch| {
         let answer = |asked: &fake::PartAsked| match asked.index {
             0 => Part::of(vec![0; 3 << 20]),
@@ -185,7 +185,7 @@ async fn a_response_that_is_too_large_fails_the_partition_that_makes_it_so() {
 }
 
 #[tokio::test]
-async fn a_response_that_is_none_is_an_error_and_no_position() {
+async fn malformed_response_is_an_error_and_moves_no_position() {
     for nonsense in [vec![], vec![0; 7], vec![255; 100]] {
         let broker = Broker::new(move |asked| {
             let mut body = asked.writer();

@@ -81,7 +81,7 @@ fn batch_of(epoch: i32, offset: i64) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_log_that_was_cut_and_has_grown_again_is_not_read_on() {
+async fn truncated_log_that_has_grown_again_is_not_read_further() {
     // All that the log has is of this epoch.
     let epoch = Arc::new(std::sync::atomic::AtomicI32::new(7));
     let now = epoch.clone();
@@ -106,7 +106,7 @@ async fn a_log_that_was_cut_and_has_grown_again_is_not_read_on() {
     let at = Instant::now();
     let e = fetch(&kafka, 0, 200, PATIENCE).await.unwrap_err();
     assert_eq!((e.kind(), e.retry()), (ErrorKind::Invalid, Retry::No), "{e}");
-    assert!(e.to_string().contains("cut below offset 200"), "{e}");
+    assert!(e.to_string().contains("truncated below offset 200"), "{e}");
     assert!(at.elapsed() < SOON);
     // After that error, reading continues from another position.
     assert_eq!(fetch(&kafka, 0, 200, PATIENCE).await.unwrap().next, 300);
@@ -114,7 +114,7 @@ async fn a_log_that_was_cut_and_has_grown_again_is_not_read_on() {
 }
 
 #[tokio::test]
-async fn a_topic_that_is_gone_is_not_found_long_before_the_request_timeout() {
+async fn deleted_topic_is_not_found_long_before_the_request_timeout() {
     let broker = broker().await;
     let kafka = kafka(&broker);
     fetch(&kafka, 0, 0, PATIENCE).await.unwrap();
@@ -130,7 +130,7 @@ async fn a_topic_that_is_gone_is_not_found_long_before_the_request_timeout() {
 }
 
 #[tokio::test]
-async fn a_broker_that_has_not_heard_of_a_new_topic_is_asked_again() {
+async fn broker_that_does_not_know_a_new_topic_yet_is_asked_again() {
     let unknown = Mutex::new(3);
     let broker = Broker::of_fetches(move |fetch| {
         let mut unknown = lock(&unknown);

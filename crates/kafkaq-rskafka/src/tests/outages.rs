@@ -7,7 +7,7 @@ use kafkaq_adapter_tests::Log;
 use kafkaq_core::Log as _;
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_is_a_line_when_it_begins_one_a_minute_and_one_when_it_ends() {
+async fn outage_is_logged_when_it_begins_once_per_minute_and_when_it_ends() {
     let log = Log::capture();
     let (outages, one, other) = (Outages::default(), Arc::from("kafka-1:9092"), Arc::from("kafka-2:9092"));
     let refused = || Failure::io(std::io::Error::from_raw_os_error(111));
@@ -30,7 +30,7 @@ async fn an_outage_is_a_line_when_it_begins_one_a_minute_and_one_when_it_ends() 
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn many_calls_to_a_broker_that_is_away_are_one_line() {
+async fn many_calls_to_an_unreachable_broker_log_one_line() {
     let log = Log::capture();
     let broker = Broker::of_fetches(|fetch| vec![Part::of(batch(0, 1)); fetch.parts.len()]).await;
     let kafka = RsKafka::builder(&broker.address).request_timeout(millis(800)).build().unwrap();
@@ -55,7 +55,7 @@ async fn many_calls_to_a_broker_that_is_away_are_one_line() {
     broker.state.refuse(false);
     fetch(&kafka, 0, 0, PATIENCE).await.unwrap();
     let last = log.lines().pop().unwrap();
-    assert!(last.starts_with("INFO") && last.contains("answers again"), "{last}");
+    assert!(last.starts_with("INFO") && last.contains("responds again"), "{last}");
     assert_eq!(log.warnings().len(), 1);
 }
 
@@ -83,7 +83,7 @@ async fn a_slow_broker_is_reached_although_others_do_not_answer() {
 }
 
 #[test]
-fn descriptors_that_are_used_up_are_called_so() {
+fn exhausted_file_descriptors_are_reported_as_such() {
     let place = crate::failure::Place { bootstrap: "b:9092", partition: None, limit: SOON };
     for code in [23, 24] {
         let e = Failure::io(std::io::Error::from_raw_os_error(code)).unsent();

@@ -54,7 +54,7 @@ async fn fetches_of_many_partitions_wait_in_one_request_over_one_connection() {
 }
 
 #[tokio::test]
-async fn a_partition_that_two_read_has_one_place_in_a_request() {
+async fn partition_with_two_readers_has_one_entry_in_a_request() {
     let twice = Arc::new(AtomicBool::new(false));
     let seen = twice.clone();
     let broker = Broker::of_fetches(move |fetch| {
@@ -71,11 +71,11 @@ async fn a_partition_that_two_read_has_one_place_in_a_request() {
     for (n, batch) in join_all(fetches).await {
         assert_eq!((batch.records[0].offset, batch.next), (n, n + 1));
     }
-    assert!(!twice.load(SeqCst), "a server looks at the last one of several");
+    assert!(!twice.load(SeqCst), "of several entries, a server uses the last one");
 }
 
 #[tokio::test]
-async fn readers_of_one_partition_wait_for_none_of_each_other() {
+async fn readers_of_one_partition_do_not_wait_for_each_other() {
     // Seven of them have nothing to read for a long time.
     let broker = Broker::of_fetches(|fetch| {
         let answer = |asked: &fake::PartAsked| match asked.offset {
@@ -97,7 +97,7 @@ async fn readers_of_one_partition_wait_for_none_of_each_other() {
 }
 
 #[tokio::test]
-async fn fetches_that_go_alone_go_at_the_same_time() {
+async fn separate_fetches_run_concurrently() {
     let (together, are_together) = tokio::sync::watch::channel(false);
     let alone = Mutex::new(HashSet::new());
     let broker = Broker::new(move |asked| {
@@ -123,7 +123,7 @@ async fn fetches_that_go_alone_go_at_the_same_time() {
 }
 
 #[tokio::test]
-async fn a_fetch_that_is_dropped_leaves_the_others_and_the_connections() {
+async fn dropped_fetch_does_not_affect_others_or_connections() {
     let broker = Broker::of_fetches(|fetch| {
         let answer = |asked: &fake::PartAsked| match asked.index {
             1 => Part::of(batch(asked.offset, 1)),
@@ -189,24 +189,24 @@ async fn append(kafka: &RsKafka, headers: Headers) -> Result<i64> {
 }
 
 #[test]
-fn fetches_go_on_while_nobody_drives_the_runtime_that_made_the_first() {
+fn fetches_continue_while_the_runtime_of_the_first_one_is_not_driven() {
     in_turns(async |kafka, n| assert_eq!(fetch(kafka, 1, n, PATIENCE).await.unwrap().next, n + 1));
 }
 
 #[test]
-fn appends_by_the_library_go_on_while_nobody_drives_the_runtime_that_made_the_first() {
+fn appends_by_the_library_continue_while_the_runtime_of_the_first_one_is_not_driven() {
     in_turns(async |kafka, _| assert_eq!(append(kafka, Headers::new()).await.unwrap(), 5));
 }
 
 #[test]
-fn appends_over_shared_connections_go_on_while_nobody_drives_the_runtime_that_made_the_first() {
+fn appends_over_shared_connections_continue_while_the_runtime_of_the_first_one_is_not_driven() {
     // A null header, which the library can't append.
     let headers = || [(Bytes::from("a"), None)].into_iter().collect();
     in_turns(async |kafka, _| assert_eq!(append(kafka, headers()).await.unwrap(), 5));
 }
 
 #[test]
-fn offsets_are_found_while_nobody_drives_the_runtime_that_asked_first() {
+fn offset_queries_continue_while_the_runtime_of_the_first_one_is_not_driven() {
     in_turns(async |kafka, _| {
         let offsets = kafka.offsets(&[Partition::new("t", 0)]).await.remove(0).unwrap();
         assert_eq!(offsets, Offsets { first: 5, next: 9 });
@@ -214,7 +214,7 @@ fn offsets_are_found_while_nobody_drives_the_runtime_that_asked_first() {
 }
 
 #[test]
-fn a_call_that_nobody_drives_keeps_nobody_from_calling_and_closing() {
+fn call_that_is_not_driven_does_not_block_calls_and_closing() {
     let (_servers, broker) = broker_elsewhere();
     let kafka = Arc::new(kafka(&broker));
     let (one, two) = (current_thread(), current_thread());
@@ -241,7 +241,7 @@ fn a_call_that_nobody_drives_keeps_nobody_from_calling_and_closing() {
 }
 
 #[test]
-fn a_close_that_nobody_drives_keeps_nobody_from_closing() {
+fn close_that_is_not_driven_does_not_block_other_closes() {
     let (goes, go) = tokio::sync::watch::channel(false);
     let servers = multi_thread();
     let broker = servers.block_on(Broker::new(move |asked| {
@@ -298,7 +298,7 @@ fn a_call_that_is_dropped_ends_wherever_it_runs() {
 }
 
 #[test]
-fn a_runtime_that_ends_takes_no_fetch_of_another_with_it() {
+fn runtime_that_ends_does_not_fail_fetches_of_others() {
     for one in [current_thread(), multi_thread()] {
         ends_amid_fetches(one);
     }
@@ -326,7 +326,7 @@ fn ends_amid_fetches(one: Runtime) {
 }
 
 #[test]
-fn a_runtime_that_ends_holds_up_no_append_of_another() {
+fn runtime_that_ends_does_not_delay_appends_of_others() {
     let servers = multi_thread();
     // The second request is answered too late; the third is the same one again.
     let produced = Mutex::new(0);
@@ -390,7 +390,7 @@ async fn offsets_of_many_partitions_take_two_requests() {
 }
 
 #[tokio::test]
-async fn a_broker_that_hangs_keeps_nobody_from_another() {
+async fn hanging_broker_does_not_block_calls_to_others() {
     let hangs = Broker::new(|asked| (asked.key == fake::LIST_OFFSETS).then_some(Reply::Silence)).await;
     let good = Broker::new(|_| None).await;
     let kafka = kafka(&good);

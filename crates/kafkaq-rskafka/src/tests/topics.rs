@@ -73,7 +73,7 @@ async fn the_controller_is_asked_to_create_a_topic() {
 }
 
 #[tokio::test]
-async fn a_topic_that_somebody_else_creates_meanwhile_is_as_good() {
+async fn concurrently_created_topic_is_accepted() {
     let broker = creates(36).await;
     assert!(!ensure(&kafka(&broker)).await.unwrap().created);
 }
@@ -88,7 +88,7 @@ async fn an_address_where_nobody_listens_leaves_the_others() {
 }
 
 #[tokio::test]
-async fn who_may_not_create_a_topic_is_told_what_to_ask_for_and_what_the_server_said() {
+async fn denied_topic_creation_names_the_permission_and_the_servers_message() {
     let broker = creates(29).await;
     let e = ensure(&kafka(&broker)).await.unwrap_err();
     assert_eq!((e.kind(), e.effect()), (ErrorKind::Denied, Effect::NotApplied));
@@ -99,7 +99,7 @@ async fn who_may_not_create_a_topic_is_told_what_to_ask_for_and_what_the_server_
 }
 
 #[tokio::test]
-async fn a_server_that_is_too_old_to_create_topics_so_says_it() {
+async fn too_old_server_is_an_error_that_says_so() {
     let broker = creates(0).await;
     lock(&broker.state.knows).remove(&CREATE_TOPICS);
     let e = ensure(&kafka(&broker)).await.unwrap_err();
@@ -108,7 +108,7 @@ async fn a_server_that_is_too_old_to_create_topics_so_says_it() {
 }
 
 #[tokio::test]
-async fn settings_that_cannot_be_read_stay_open_and_fail_nothing() {
+async fn unreadable_settings_stay_unknown_and_fail_nothing() {
     for is_old in [false, true] {
         let broker = creates(0).await;
         broker.state.set_topic(|topic| topic.partitions = 2);
@@ -120,7 +120,7 @@ async fn settings_that_cannot_be_read_stay_open_and_fail_nothing() {
 }
 
 #[tokio::test]
-async fn describing_looks_and_never_creates() {
+async fn describing_never_creates() {
     let broker = creates(0).await;
     let kafka = kafka(&broker);
     let names: Vec<Arc<str>> = vec!["t".into(), "other".into(), "t".into()];
@@ -136,7 +136,7 @@ async fn describing_looks_and_never_creates() {
 }
 
 #[tokio::test]
-async fn what_may_have_created_a_topic_is_unknown_and_what_only_looked_is_not() {
+async fn possible_creation_is_of_unknown_effect_and_a_failed_query_is_not() {
     let looks = [(fake::METADATA, 0), (fake::LIST_OFFSETS, 2), (DESCRIBE_CONFIGS, 2)]
         .map(|look| (look, Effect::NotApplied));
     // The second one was created, and then the server went silent.

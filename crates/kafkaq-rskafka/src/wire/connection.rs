@@ -98,7 +98,8 @@ impl Connection {
         versions.iter().find(known).ok_or_else(|| {
             let wanted: Vec<_> =
                 versions.iter().map(|api| format!("{} in version {}", api.name, api.version)).collect();
-            let advice = format!("The server does not know {}: use Kafka 2.4 or later", wanted.join(" nor "));
+            let advice =
+                format!("The server doesn't support {}: use Kafka 2.4 or later", wanted.join(" nor "));
             Failure::refused(ErrorKind::Unsupported, advice)
         })
     }

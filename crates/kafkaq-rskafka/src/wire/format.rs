@@ -109,7 +109,7 @@ impl Writer {
 }
 
 fn too_long() -> Failure {
-    Failure::refused(ErrorKind::Invalid, "Kafka's protocol has no room for a text of more than 32 KiB")
+    Failure::refused(ErrorKind::Invalid, "Kafka's protocol can't encode a text of more than 32 KiB")
 }
 
 /// Decodes a response. Reading beyond its end is a failure.
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn encoding_round_trips() {
         let long = "x".repeat(300);
         for flexible in [false, true] {
             let mut body = Writer::new(flexible);
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_that_are_not_known_are_passed_over() {
+    fn unknown_fields_are_skipped() {
         // Two of them: tag 0 with three bytes, tag 200 with none.
         let mut read = reader(&[2, 0, 3, 9, 9, 9, 200, 1, 0, 42], true);
         read.end().unwrap();
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_that_announces_more_than_it_has_is_a_failure_and_takes_no_memory() {
+    fn response_with_a_too_large_length_fails_without_allocating() {
         assert!(reader(&[127, 255, 255, 255], false).array(Reader::int8).is_err());
         assert!(reader(&[127, 255, 255, 255], false).byte_array().is_err());
         assert!(reader(&[255, 255, 255, 255, 15], true).array(Reader::int8).is_err());
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_does_not_fit_is_refused() {
+    fn too_long_text_is_refused() {
         assert!(Writer::default().string(&"x".repeat(1 << 15)).is_err());
     }
 }

@@ -18,7 +18,7 @@ pub(super) async fn sign_in(connection: &mut Connection, sasl: &SaslConfig) -> R
         SaslConfig::ScramSha256(credentials) => ("SCRAM-SHA-256", credentials),
         SaslConfig::ScramSha512(credentials) => ("SCRAM-SHA-512", credentials),
         SaslConfig::Oauthbearer(_) => {
-            return Err(Failure::refused(ErrorKind::Unsupported, "Sign in with PLAIN or SCRAM"));
+            return Err(Failure::refused(ErrorKind::Unsupported, "Use SASL PLAIN or SCRAM"));
         }
     };
     let mut handshake = Writer::default();

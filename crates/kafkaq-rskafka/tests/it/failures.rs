@@ -27,7 +27,7 @@ async fn with_no_server_every_call_ends_in_time_and_names_the_address() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_takes_connections_and_never_answers_is_bounded() {
+async fn calls_to_an_unresponsive_server_time_out() {
     let deaf = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = deaf.local_addr().unwrap().to_string();
     let kafka = RsKafka::builder(address).request_timeout(millis(1000)).build().unwrap();
@@ -72,7 +72,7 @@ async fn a_frozen_server_is_bounded_unknown_and_recovered_from() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_ends_and_comes_back_is_found_again_by_the_same_handle() {
+async fn handle_reconnects_to_a_restarted_server() {
     let site = Site::on(Arc::new(own_server()), 2).await;
     site.append(&numbered(0..1)).await.unwrap();
     let Site { server, topic, .. } = site;
@@ -128,7 +128,7 @@ async fn server_is_away(kafka: &RsKafka, to: &Partition) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_that_the_server_has_cut_cost_no_call() {
+async fn connections_closed_by_the_server_fail_no_call() {
     let site = Site::on(Arc::new(own_server()), 1).await;
     site.append(&numbered(0..1)).await.unwrap();
     site.fetch(0, millis(0), 1000).await.unwrap();
@@ -150,7 +150,7 @@ async fn connections_that_the_server_has_cut_cost_no_call() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn close_ends_what_waits_finishes_what_is_sent_and_refuses_the_rest() {
+async fn close_ends_waiting_calls_completes_sent_ones_and_refuses_new_ones() {
     let site = Arc::new(Site::with(1).await);
     let waiting = tokio::spawn({
         let site = site.clone();
@@ -179,7 +179,7 @@ async fn close_ends_what_waits_finishes_what_is_sent_and_refuses_the_rest() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-async fn an_outage_is_one_line_of_ours_and_none_of_the_library() {
+async fn outage_logs_one_line_of_ours_and_none_of_the_library() {
     let site = Site::on(Arc::new(own_server()), 3).await;
     let log = Log::capture();
     let kafka = RsKafka::builder(site.server.url()).request_timeout(millis(1000)).build().unwrap();

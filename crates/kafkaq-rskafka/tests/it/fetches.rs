@@ -27,7 +27,7 @@ async fn a_long_poll_wakes_on_an_append() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_empty_partition_answers_an_empty_batch_after_the_wait() {
+async fn empty_partition_returns_an_empty_batch_after_the_wait() {
     let site = Site::with(1).await;
     for wait in WAITS {
         let at = Instant::now();
@@ -77,7 +77,7 @@ async fn a_dropped_fetch_delays_nothing_that_follows() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_record_larger_than_the_limit_comes_all_the_same() {
+async fn record_larger_than_the_limit_is_returned() {
     let site = Site::with(1).await;
     site.append(&[record(vec![7; 500_000])]).await.unwrap();
     site.append(&[record("next")]).await.unwrap();
@@ -97,7 +97,7 @@ async fn an_offset_within_a_batch_starts_there() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_offset_that_is_not_within_the_log_is_invalid_and_tells_the_ends() {
+async fn offset_outside_the_log_is_invalid_and_the_error_has_the_ends() {
     let site = Site::with(1).await;
     site.append(&numbered(0..3)).await.unwrap();
     let (url, topic) = (site.server.url(), site.topic.to_string());
@@ -114,7 +114,7 @@ async fn an_offset_that_is_not_within_the_log_is_invalid_and_tells_the_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn markers_of_transactions_are_passed_and_no_record_with_them() {
+async fn transaction_markers_are_skipped_without_skipping_records() {
     let site = Site::with(1).await;
     let url = site.server.url();
     let name = unique("tx");
@@ -167,7 +167,7 @@ async fn headers_of_other_producers_are_read_as_they_were_written() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_rolled_back_is_not_read_and_stands_in_the_way_of_nothing() {
+async fn aborted_records_are_skipped_and_block_nothing() {
     let site = Site::with(1).await;
     let (topic, url, name) = (site.topic.to_string(), site.server.url(), unique("back"));
     tokio::task::spawn_blocking(move || {
@@ -191,7 +191,7 @@ async fn what_was_rolled_back_is_not_read_and_stands_in_the_way_of_nothing() {
 
 /// The server compresses here, with the code that Java's producer has.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_others_compress_is_read_or_the_error_names_the_feature_that_is_off() {
+async fn compressed_records_are_read_or_the_error_names_the_missing_feature() {
     for (codec, is_on) in
         [("gzip", true), ("snappy", true), ("lz4", cfg!(feature = "lz4")), ("zstd", cfg!(feature = "zstd"))]
     {
@@ -222,7 +222,7 @@ async fn what_others_compress_is_read_or_the_error_names_the_feature_that_is_off
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_record_of_an_open_transaction_is_waited_for_and_not_passed() {
+async fn record_of_an_open_transaction_is_awaited_and_not_skipped() {
     let site = Site::with(1).await;
     let (topic, url, name) = (site.topic.to_string(), site.server.url(), unique("open"));
     let (opened, is_open) = tokio::sync::oneshot::channel();

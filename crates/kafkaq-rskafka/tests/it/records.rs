@@ -30,7 +30,7 @@ async fn what_is_appended_is_read_byte_for_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn headers_that_the_library_has_no_room_for_are_carried_in_order_among_others() {
+async fn headers_that_the_library_can_not_represent_are_preserved_in_order() {
     let site = Site::with(1).await;
     let mut records = numbered(0..5);
     for (name, value) in
@@ -112,7 +112,7 @@ async fn a_record_that_is_too_large_fails_alone() {
 
 /// As other clients may have written it compressed. A copy of it must fit, too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_record_that_is_too_large_as_it_is_goes_compressed() {
+async fn too_large_record_is_sent_compressed() {
     let site = Site::with(1).await;
     let records = [record("a"), record(vec![7; 3_000_000]), record("b")];
     let mut offsets = site.append(&records).await.unwrap();
@@ -124,7 +124,7 @@ async fn a_record_that_is_too_large_as_it_is_goes_compressed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_a_batch_that_the_server_refuses_only_the_culprit_fails_and_the_order_stays() {
+async fn refused_batch_fails_only_the_offending_record_and_keeps_the_order() {
     type Setting = fn(&mut TopicSpec);
     let cases: [(Setting, NewRecord, ErrorKind); 2] = [
         (|spec| spec.max_record_bytes = Some(2000), record(noise(3000)), ErrorKind::TooLarge),
@@ -148,7 +148,7 @@ async fn of_a_batch_that_the_server_refuses_only_the_culprit_fails_and_the_order
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_unknown_topic_or_partition_is_not_found_and_is_not_made() {
+async fn unknown_topic_or_partition_is_not_found_and_not_created() {
     let site = Site::with(1).await;
     for missing in [Partition::new("nobody-made-this", 0), site.partition(1), site.partition(-1)] {
         let at = Instant::now();
@@ -163,7 +163,7 @@ async fn an_unknown_topic_or_partition_is_not_found_and_is_not_made() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn offsets_tell_the_ends_of_each_partition_in_order() {
+async fn offsets_returns_the_ends_of_each_partition_in_order() {
     let site = Site::with(3).await;
     for (index, n) in [(0, 5), (2, 2)] {
         for outcome in site.kafka.append(&site.partition(index), &numbered(0..n)).await {

@@ -26,7 +26,7 @@ async fn until_told(site: &Site, offset: i64) {
         match site.fetch(offset, millis(100), 1 << 20).await {
             Err(e) if e.kind() == ErrorKind::Invalid && e.to_string().contains("recreated") => return,
             Err(e) if e.kind() == ErrorKind::NotFound => {}
-            Ok(batch) => assert_eq!((batch.records.len(), batch.next), (0, offset), "of the old topic"),
+            Ok(batch) => assert_eq!((batch.records.len(), batch.next), (0, offset), "still the old topic"),
             Err(e) => panic!("{e}"),
         }
         assert!(at.elapsed() < PATIENCE);
@@ -69,7 +69,7 @@ async fn a_recreated_topic_is_never_read_from_a_position_of_the_old_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_running_handle_creates_no_topic_that_was_deleted_even_if_the_server_lets_it() {
+async fn running_handle_never_recreates_a_deleted_topic_even_if_the_server_allows_it() {
     let dir = std::env::temp_dir().join(unique("kafkaq-rskafka-auto"));
     let mut server = Service::Kafka.start(&dir, None).unwrap();
     let settings = dir.join("server.properties");

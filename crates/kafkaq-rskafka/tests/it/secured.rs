@@ -129,7 +129,7 @@ const MECHANISMS: [(&str, SignIn); 3] = [
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_user_is_let_in_by_each_mechanism_and_over_tls_and_nobody_else_is() {
+async fn valid_user_is_accepted_by_each_mechanism_and_over_tls_and_others_are_denied() {
     let Some(server) = tokio::task::spawn_blocking(secured).await.unwrap() else { return };
     let sasl = || RsKafka::builder(&server.sasl);
     for (mechanism, sign_in) in MECHANISMS {

@@ -3,7 +3,7 @@
 use crate::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_that_make_the_same_topics_both_succeed_and_one_has_made_each() {
+async fn concurrent_creations_both_succeed_and_create_each_topic_once() {
     let server = shared_server();
     for _ in 0..5 {
         let specs: Vec<_> = [Some(12), None, Some(1)]
@@ -22,7 +22,7 @@ async fn two_that_make_the_same_topics_both_succeed_and_one_has_made_each() {
         assert_eq!(a.iter().map(|t| t.partitions).collect::<Vec<_>>(), [12, 6, 1]);
         for (a, b) in a.iter().zip(&b) {
             assert_eq!((&a.name, a.partitions), (&b.name, b.partitions));
-            assert!(a.created != b.created, "exactly one has made {}", a.name);
+            assert!(a.created != b.created, "exactly one created {}", a.name);
         }
         for p in 0..12 {
             one.append(&Partition::new(specs[0].name.clone(), p), &[record("x")]).await.remove(0).unwrap();
@@ -32,7 +32,7 @@ async fn two_that_make_the_same_topics_both_succeed_and_one_has_made_each() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_that_cannot_be_made_says_why() {
+async fn failed_creation_gives_the_reason() {
     let server = shared_server();
     let kafka = kafka(&server);
     let mut many = TopicSpec::new(unique("many"));
@@ -47,7 +47,7 @@ async fn a_topic_that_cannot_be_made_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_is_made_with_every_setting_of_its_spec_and_tells_them() {
+async fn topic_is_created_and_described_with_every_setting_of_its_spec() {
     let server = shared_server();
     let kafka = kafka(&server);
     let mut spec = TopicSpec::new(unique("made"));
@@ -70,7 +70,7 @@ async fn a_topic_is_made_with_every_setting_of_its_spec_and_tells_them() {
     assert_eq!(compact.append_time, Some(false), "left to the server");
     let mut there = kafka.ensure_topics(&specs).await.unwrap();
     for info in &mut there {
-        assert!(!std::mem::replace(&mut info.created, true), "{} was there", info.name);
+        assert!(!std::mem::replace(&mut info.created, true), "{} already existed", info.name);
     }
-    assert_eq!(there, made, "and is told alike");
+    assert_eq!(there, made, "and is described the same way");
 }

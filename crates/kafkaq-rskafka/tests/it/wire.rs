@@ -46,7 +46,7 @@ fn request(server: &str, api: i16, version: i16, body: &[u8]) -> Vec<u8> {
     let mut request = vec![];
     request.extend(api.to_be_bytes());
     request.extend(version.to_be_bytes());
-    request.extend([0, 0, 0, 1, 255, 255]); // correlation, no client's name
+    request.extend([0, 0, 0, 1, 255, 255]); // correlation id, no client id
     request.extend(body);
     let mut server = TcpStream::connect(server).unwrap();
     server.write_all(&(request.len() as i32).to_be_bytes()).unwrap();
@@ -64,14 +64,14 @@ pub(crate) fn create(server: &str, topic: &str, setting: &str, value: &str) {
     create.extend(1_i32.to_be_bytes());
     string(&mut create, topic);
     create.extend(1_i32.to_be_bytes()); // partitions
-    create.extend([0, 1, 0, 0, 0, 0]); // one replica, on no certain node
+    create.extend([0, 1, 0, 0, 0, 0]); // one replica, no manual assignment
     create.extend(1_i32.to_be_bytes());
     string(&mut create, setting);
     string(&mut create, value);
     create.extend(5000_i32.to_be_bytes());
-    create.push(0); // in earnest
+    create.push(0); // not just validate
     let answer = request(server, 19, 4, &create);
-    assert_eq!(answer[4 + 4 + 2 + topic.len()..][..2], [0, 0], "the server made it");
+    assert_eq!(answer[4 + 4 + 2 + topic.len()..][..2], [0, 0], "the server created it");
 }
 
 /// Deletes a topic.
@@ -114,7 +114,7 @@ pub(crate) fn set_password(server: &str, user: &str, mechanism: u8, salt: &[u8],
     alter.extend([0, 0]);
     let answer = request(server, 51, 0, &alter);
     // No tagged fields, the throttle time, one result, the user.
-    assert_eq!(answer[1 + 4 + 1 + 1 + user.len()..][..2], [0, 0], "the server took it: {answer:?}");
+    assert_eq!(answer[1 + 4 + 1 + 1 + user.len()..][..2], [0, 0], "the server accepted it: {answer:?}");
 }
 
 /// Appends one record to partition 0 and waits for the response.
@@ -176,7 +176,7 @@ fn append(
     body.extend((batch.len() as i32).to_be_bytes());
     body.extend(batch);
     let answer = request(server, 0, 7, &body);
-    assert_eq!(answer[4 + 2 + topic.len() + 4 + 4..][..2], [0, 0], "the server took it");
+    assert_eq!(answer[4 + 2 + topic.len() + 4 + 4..][..2], [0, 0], "the server accepted it");
 }
 
 impl<'a> Producer<'a> {
@@ -244,6 +244,6 @@ impl<'a> Producer<'a> {
                 code => panic!("request {api} was refused with {code}"),
             }
         }
-        panic!("request {api} was never taken");
+        panic!("request {api} was never accepted");
     }
 }

@@ -216,7 +216,10 @@ impl World {
     /// A member continues although it was given records that don't follow.
     pub(super) fn check_passed(&mut self, p: i32, position: Cursor) {
         if !self.topics[&p].made(position) {
-            self.broken(format!("a member goes on with partition {p} although it was shown another log"));
+            self.broken(format!(
+                "a member continues with partition {p} although it was given records of \
+                another log"
+            ));
         }
     }
 
@@ -240,7 +243,7 @@ impl World {
         let held = self.procs[n].held.keys().filter(|_| !self.procs[n].leaving);
         let late = held.copied().find(|p| self.now >= renewed(p) + TIMEOUT);
         if let Some(p) = late {
-            self.broken(format!("a member goes on with partition {p} although it could not renew"));
+            self.broken(format!("a member continues with partition {p} although it could not renew"));
         }
         let missing = |p: &&i32| self.check.missing.get(p).is_some_and(|noticed| self.now >= *noticed);
         if let Some(p) = self.procs[n].held.keys().find(missing).copied().filter(|_| !self.procs[n].leaving) {
@@ -277,7 +280,10 @@ impl World {
             let kept = self.checkpoints.get(&p).filter(|c| topic.made(**c)).map_or(0, |c| c.offset);
             if topic.made(confirmed) && kept < confirmed.offset {
                 let at = confirmed.offset;
-                self.broken(format!("who left has committed {at} of partition {p}, the log has {kept}"));
+                self.broken(format!(
+                    "a leaving member has committed {at} of partition {p}, but the log has \
+                    {kept}"
+                ));
             }
         }
     }

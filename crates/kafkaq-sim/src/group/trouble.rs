@@ -109,7 +109,7 @@ impl World {
         }
         if self.rng.chance(1) {
             self.stats.rollbacks += 1;
-            tr!(self, "store", "goes back in time");
+            tr!(self, "store", "is rolled back");
             self.forget(self.snapshot.clone());
         }
     }
@@ -124,7 +124,7 @@ impl World {
                 // Its own clock shows for how long it read nothing.
                 let (now, fault) = (self.now, self.fault);
                 held.into_iter().filter(|_| gap(long)).for_each(|p| self.procs[n].suspect(p, now, fault));
-                tr!(self, M(self.procs[n].id), "stands still for {} ms", long / MS);
+                tr!(self, M(self.procs[n].id), "is suspended for {} ms", long / MS);
             } else if self.rng.chance(4) {
                 self.crash(n);
             } else if self.rng.chance(4) {
@@ -188,7 +188,7 @@ impl World {
         let end = topic.first() + self.rng.below((topic.next() - topic.first()) as u64 + 1) as i64;
         let count = self.rng.below(20);
         self.topics.entry(p).or_default().cut(end, count);
-        tr!(self, "log", "partition {p} is cut at {end} and grows by {count} records");
+        tr!(self, "log", "partition {p} is truncated at {end} and grows by {count} records");
         self.check.replaced(p);
         let (now, fault) = (self.now, self.fault);
         self.procs.iter_mut().for_each(|proc| proc.suspect(p, now, fault));

@@ -102,7 +102,10 @@ impl World {
             && now < left.deadline
             && !self.is_late(k)
         {
-            self.broken(format!("process {p} is through with key {k}, and others wait for what it left"));
+            self.broken(format!(
+                "the lock of key {k} is over for process {p}, but others wait for what it \
+                left"
+            ));
         }
     }
 }

@@ -442,7 +442,7 @@ impl World {
             1 => {
                 self.stats.pauses += 1;
                 self.procs[p].away_until = self.now + self.rng.between(100, 7000) * MS;
-                tr!(self, P(p), "stands still");
+                tr!(self, P(p), "is suspended");
             }
             3 => {
                 self.stats.suspended += 1;

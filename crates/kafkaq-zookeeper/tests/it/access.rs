@@ -33,7 +33,7 @@ async fn the_right_digest_works_and_a_wrong_one_is_denied() {
 }
 
 #[tokio::test]
-async fn every_node_of_a_user_is_the_users_alone() {
+async fn nodes_of_a_user_are_accessible_only_to_that_user() {
     let server = shared();
     let store = builder(&server, "acl/deep").digest("queue", "secret").build().unwrap();
     one(&store, create(&key("a"), "a")).await.unwrap();
@@ -63,7 +63,7 @@ async fn two_prefixes_are_two_stores_and_a_chroot_is_a_prefix() {
 }
 
 #[tokio::test]
-async fn a_sound_server_gives_no_warning_and_the_probe_leaves_nothing() {
+async fn healthy_server_causes_no_warning_and_the_probe_leaves_nothing() {
     let server = shared();
     let store = builder(&server, "check").clock_skew(Duration::from_secs(10)).build().unwrap();
     assert_eq!(store.check().await.unwrap(), Vec::<String>::new());
@@ -71,7 +71,7 @@ async fn a_sound_server_gives_no_warning_and_the_probe_leaves_nothing() {
 }
 
 #[test]
-fn settings_that_make_no_sense_are_invalid() {
+fn invalid_settings_are_refused() {
     let b = || ZooKeeperStore::builder("127.0.0.1:2181");
     for builder in [
         ZooKeeperStore::builder(""),

@@ -130,7 +130,7 @@ async fn after_a_restart_the_same_store_works_with_its_user_and_its_data() {
 
 /// Each attempt of each session would log an error, dozens per second.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_client_library_logs_of_the_stores_sessions_is_not_shown() {
+async fn client_library_messages_of_the_stores_sessions_are_suppressed() {
     let log = Log::capture_all_threads();
     let mut server = Service::ZooKeeper.own().unwrap();
     let plain = client(&server).await;
@@ -150,7 +150,7 @@ async fn what_the_client_library_logs_of_the_stores_sessions_is_not_shown() {
 }
 
 #[tokio::test]
-async fn while_the_server_is_away_threads_do_not_gather() {
+async fn threads_do_not_accumulate_during_an_outage() {
     let is_ours = |name: &String| name.starts_with("kafkaq-zk");
     let name = |task: std::io::Result<std::fs::DirEntry>| {
         std::fs::read_to_string(task.ok()?.path().join("comm")).ok()

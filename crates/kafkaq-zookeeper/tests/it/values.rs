@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
 #[tokio::test]
-async fn a_node_that_was_deleted_and_made_anew_does_not_pass_for_the_old_one() {
+async fn recreated_node_is_not_mistaken_for_the_old_one() {
     let server = shared();
     let store = builder(&server, "anew").build().unwrap();
     let zk = client(&server).await;
@@ -27,7 +27,7 @@ async fn a_node_that_was_deleted_and_made_anew_does_not_pass_for_the_old_one() {
 }
 
 #[tokio::test]
-async fn removing_keeps_the_node_so_that_versions_go_on() {
+async fn removing_keeps_the_node_so_that_versions_continue() {
     let server = shared();
     let store = builder(&server, "keeps").build().unwrap();
     let zk = client(&server).await;
@@ -73,7 +73,7 @@ async fn clock_skew_lets_values_live_longer() {
 }
 
 #[tokio::test]
-async fn what_is_larger_than_the_limit_fails_alone() {
+async fn value_above_the_limit_fails_alone() {
     let server = shared();
     let store = builder(&server, "too-large").build().unwrap();
     let large = |id, bytes| Swap::new(key(id), None, Some(vec![7; bytes].into()), None);
@@ -86,7 +86,7 @@ async fn what_is_larger_than_the_limit_fails_alone() {
 }
 
 #[tokio::test]
-async fn what_others_write_is_corrupt_and_stays() {
+async fn foreign_content_is_reported_as_corrupt_and_kept() {
     let server = shared();
     let store = builder(&server, "strange").build().unwrap();
     let zk = client(&server).await;

@@ -205,12 +205,16 @@ impl Appender {
         self.home.spawn(async move {
             let names = [appender.queues.topic().clone()];
             let look = appender.log.describe_topics(&names);
-            match tokio::time::timeout(LOOK_EVERY, look).await.map(|r| r.map(|mut infos| infos.pop().flatten())) {
+            match tokio::time::timeout(LOOK_EVERY, look)
+                .await
+                .map(|r| r.map(|mut infos| infos.pop().flatten()))
+            {
                 Ok(Ok(Some(info))) if info.partitions > 0 => {
                     appender.partitions.store(info.partitions, Ordering::Relaxed);
                 }
                 // If something is wrong, appends report it.
-                other => tracing::debug!(target: "kafkaq", topic = &*names[0], ?other, "could not look for partitions"),
+                other => tracing::debug!(target: "kafkaq", topic = &*names[0], ?other, "could not check for \
+                    added partitions"),
             }
         });
     }

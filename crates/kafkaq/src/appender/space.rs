@@ -49,8 +49,8 @@ impl BufferSpace {
             }
         }
         Err(full(ErrorKind::Timeout).with_advice(format!(
-            "The log takes fewer tasks than are published: publish less at once, or raise publish_buffer, which is {} \
-             bytes, or publish_timeout",
+            "Tasks are published faster than the log accepts them: publish fewer at once, or raise \
+             publish_buffer, which is {} bytes, or publish_timeout",
             self.limit
         )))
     }

@@ -113,7 +113,7 @@ impl Pushed {
 }
 
 #[tokio::test]
-async fn what_comes_while_a_request_is_under_way_goes_into_the_next() {
+async fn records_pushed_during_a_request_go_into_the_next_one() {
     let log = fake(0, []);
     let a = appender(&log, 1 << 20, LONG);
     let mut pushed = vec![push(&a, 0, record(1)).await.unwrap()];
@@ -128,7 +128,7 @@ async fn what_comes_while_a_request_is_under_way_goes_into_the_next() {
 }
 
 #[tokio::test]
-async fn single_records_spread_while_few_requests_are_under_way_and_gather_then() {
+async fn single_records_spread_while_few_requests_are_in_flight_and_gather_beyond() {
     let log = fake(0, []);
     let a = gathering(&log, LONG / 4);
     let mut gathered = vec![gather(&a, 0).await, gather(&a, 1).await];
@@ -156,7 +156,7 @@ async fn single_records_spread_while_few_requests_are_under_way_and_gather_then(
 }
 
 #[tokio::test]
-async fn what_gathers_goes_once_it_is_enough() {
+async fn gathered_records_are_sent_once_there_are_enough() {
     let log = fake(0, []);
     let a = gathering(&log, LONG / 4);
     let mut gathered = vec![gather(&a, 0).await, gather(&a, 1).await];
@@ -171,7 +171,7 @@ async fn what_gathers_goes_once_it_is_enough() {
 }
 
 #[tokio::test]
-async fn a_record_of_a_certain_partition_gathers_nowhere() {
+async fn record_for_a_given_partition_does_not_gather() {
     let log = fake(0, []);
     let a = gathering(&log, LONG / 4);
     let mut pushed = vec![gather(&a, 0).await, gather(&a, 1).await];
@@ -186,7 +186,7 @@ async fn a_record_of_a_certain_partition_gathers_nowhere() {
 }
 
 #[tokio::test]
-async fn nothing_gathers_behind_records_of_certain_partitions() {
+async fn nothing_gathers_behind_records_for_given_partitions() {
     let log = fake(0, []);
     let a = gathering(&log, LONG / 4);
     let mut pushed = Vec::new();
@@ -202,7 +202,7 @@ async fn nothing_gathers_behind_records_of_certain_partitions() {
 }
 
 #[tokio::test]
-async fn requests_that_hang_hold_up_no_record_of_another_partition() {
+async fn hanging_requests_do_not_delay_other_partitions() {
     let log = fake(999, []);
     log.hangs_below.store(2, Ordering::Relaxed);
     let a = gathering(&log, Duration::from_millis(1));
@@ -232,7 +232,7 @@ async fn nothing_gathers_behind_a_request_that_hangs() {
 }
 
 #[tokio::test]
-async fn what_is_pushed_together_is_sent_together() {
+async fn records_pushed_together_are_sent_together() {
     let log = fake(9, []);
     let a = appender(&log, 1 << 20, LONG);
     let mut pushed = Vec::new();
@@ -299,7 +299,7 @@ async fn a_record_in_doubt_is_appended_again_and_stays_in_doubt() {
 }
 
 #[tokio::test]
-async fn what_cannot_succeed_is_answered_at_once_and_the_others_pass() {
+async fn permanent_failures_are_reported_at_once_and_other_records_succeed() {
     let log = fake(9, [Error::not_applied(ErrorKind::TooLarge, "append")]);
     let a = appender(&log, 1 << 20, LONG);
     let (one, two) = (push(&a, 0, record(5)).await.unwrap(), push(&a, 0, record(6)).await.unwrap());
@@ -309,7 +309,7 @@ async fn what_cannot_succeed_is_answered_at_once_and_the_others_pass() {
 }
 
 #[tokio::test]
-async fn trying_again_ends_with_the_timeout() {
+async fn retries_end_with_the_timeout() {
     let refused = || Error::not_applied(ErrorKind::Unavailable, "append");
     let log = fake(999, std::iter::repeat_with(refused).take(999));
     let (started, timeout) = (Instant::now(), Duration::from_secs(2));
@@ -322,7 +322,7 @@ async fn trying_again_ends_with_the_timeout() {
 
 /// Behind a request that never ends, and after an attempt of unknown effect.
 #[tokio::test]
-async fn each_record_is_answered_at_its_own_time_with_what_is_known() {
+async fn each_record_gets_an_outcome_at_its_own_deadline() {
     let log = fake(1, [Error::unknown(ErrorKind::Unavailable, "append")]);
     let a = appender(&log, 1 << 20, LONG);
     // Late enough that even a busy machine has pushed everything by then.
@@ -352,7 +352,7 @@ async fn each_record_is_answered_at_its_own_time_with_what_is_known() {
 }
 
 #[tokio::test]
-async fn a_publisher_that_goes_away_leaves_no_stuck_line() {
+async fn dropped_publisher_leaves_no_stuck_queue() {
     let log = fake(0, []);
     let a = appender(&log, 1 << 20, LONG);
     drop(push(&a, 0, record(1)).await.unwrap());
@@ -380,7 +380,7 @@ async fn the_buffer_is_bounded() {
 }
 
 #[tokio::test]
-async fn whoever_waits_for_space_has_sent_what_it_pushed() {
+async fn caller_that_waits_for_space_has_sent_its_records() {
     let log = fake(99, []);
     let a = appender(&log, 2 * (OVERHEAD + 100), LONG);
     let mut unsent = Unsent::new(&a);
@@ -396,7 +396,7 @@ async fn whoever_waits_for_space_has_sent_what_it_pushed() {
 }
 
 #[tokio::test]
-async fn new_partitions_are_used_after_ten_seconds_and_looked_for_no_sooner() {
+async fn added_partitions_are_used_after_ten_seconds_and_not_checked_for_earlier() {
     let log = fake(99, []);
     let a = appender(&log, 1 << 20, LONG);
     log.partitions.store(5, Ordering::Relaxed);
@@ -411,7 +411,7 @@ async fn new_partitions_are_used_after_ten_seconds_and_looked_for_no_sooner() {
         }
     })
     .await
-    .expect("it looks");
+    .expect("it checks for partitions");
     assert_eq!(log.looks.load(Ordering::Relaxed), 1);
     push(&a, 4, record(1)).await.unwrap().outcome().await.unwrap();
     assert_eq!(log.requests.lock().unwrap()[0].0, Partition::new("t", 4));

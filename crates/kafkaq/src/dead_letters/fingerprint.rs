@@ -156,7 +156,7 @@ mod tests {
     fn reasons_that_differ_in_values_have_one_fingerprint() {
         for (reason, fingerprint) in [
             ("user 17 not found", "user # not found"),
-            ("failed 25 times, at last: took 1.5s", "failed # times, at last: took #s"),
+            ("failed 25 times, most recently: took 1.5s", "failed # times, most recently: took #s"),
             ("task 0192f0c1-7b3a-7c4d-8e5f-0123456789ab is late", "task # is late"),
             ("commit 9dc1673a, pointer 0xff, 3 of 12,000", "commit #, pointer #, # of #"),
             ("object 4f9c1e0ab77d2e10c3 is gone", "object # is gone"),

@@ -54,7 +54,7 @@ impl FromStr for Place {
                 "read the place of a dead letter",
             )
             .on(format!("`{text}`"))
-            .with_advice("It is <partition>/<offset>, such as 0/17")
+            .with_advice("A place is <partition>/<offset>, such as 0/17")
         })
     }
 }
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_is_no_letter_has_an_id_by_place_and_content() {
+    fn foreign_record_has_an_id_from_its_place_and_content() {
         let stray = |offset, value: &'static str| {
             let record = Record::new(offset, 1_000, None, Some(value.into()), Headers::new());
             DeadLetter::new(0, record).redrive_id()
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_read_as_they_are_written() {
+    fn places_round_trip_as_text() {
         let place = Place { partition: 3, offset: 17 };
         assert_eq!(place.to_string().parse::<Place>().ok(), Some(place));
         for wrong in ["", "3", "3/", "/17", "a/b", "3/17/1"] {

@@ -120,7 +120,7 @@ mod tests {
     use kafkaq_core::TopicSpec;
 
     #[tokio::test]
-    async fn only_marks_of_letters_that_are_there_are_held_in_memory() {
+    async fn only_marks_of_existing_letters_are_held_in_memory() {
         let log = MemoryLog::new();
         let specs = ["dead", "marks"].map(|name| {
             let mut spec = TopicSpec::new(name);

@@ -147,7 +147,7 @@ impl Redrive {
     pub async fn run(&mut self) -> Result<RedriveReport> {
         if self.rate == 0 {
             let e = Error::not_applied(ErrorKind::Invalid, "redrive dead letters").on("a rate of 0");
-            return Err(e.with_advice("It is at least 1 per second"));
+            return Err(e.with_advice("It must be at least 1 per second"));
         }
         match &mut self.letters {
             None => self.letters = Some(self.dead.letters(self.filter.clone()).await?),

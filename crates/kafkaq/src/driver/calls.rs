@@ -76,8 +76,9 @@ pub(crate) fn every_answer<T, E: fmt::Display>(
     };
     let missing = move || {
         let e = Error::unknown(ErrorKind::Other, "call the backend");
-        Err(e
-            .with_source(why.clone().unwrap_or_else(|| "it gave fewer answers than it was asked for".into())))
+        Err(e.with_source(
+            why.clone().unwrap_or_else(|| "it returned fewer outcomes than there were items".into()),
+        ))
     };
     answers.into_iter().chain(std::iter::repeat_with(missing))
 }
@@ -104,13 +105,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn answers_come_with_their_names() {
+    async fn outcomes_are_returned_with_their_items() {
         let out = outcome(async { vec![Ok(1), Ok(2)] }).await;
         assert!(matches!(out[..], [('a', Ok(1)), ('b', Ok(2))]));
     }
 
     #[tokio::test]
-    async fn too_few_answers_are_unknown_for_the_rest() {
+    async fn missing_outcomes_are_unknown() {
         let out = outcome(async { vec![Ok(1)] }).await;
         let [('a', Ok(1)), ('b', Err(e))] = &out[..] else { panic!("{out:?}") };
         assert_eq!(e.effect(), Effect::Unknown);

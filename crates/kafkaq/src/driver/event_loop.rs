@@ -166,7 +166,7 @@ impl EventLoop {
                 if let Err(e) = member.leave().await {
                     tracing::warn!(
                         target: "kafkaq", error = %e,
-                        "could not leave the group; the others notice by its timeout"
+                        "could not leave the group; the other members take over after the member timeout"
                     );
                 }
             })
@@ -310,13 +310,15 @@ impl EventLoop {
             Some(Err(e)) if e.kind() == ErrorKind::DataLoss => {
                 tracing::error!(target: "kafkaq", error = %e, "the log has lost records");
             }
-            Some(Err(e)) => tracing::warn!(target: "kafkaq", error = %e, "reading is disturbed"),
+            Some(Err(e)) => {
+                tracing::warn!(target: "kafkaq", error = %e, "an error while reading from the log; reading continues")
+            }
             None => {
                 self.events_ended = true;
                 if self.stopping.is_none() {
                     self.fail(
                         Error::not_applied(ErrorKind::Other, "read the log")
-                            .with_advice("The broker ended the events"),
+                            .with_advice("The broker ended the event stream"),
                     );
                 }
             }
@@ -325,7 +327,7 @@ impl EventLoop {
 
     /// Stops, because the broker delivers nothing more. Held jobs may finish within one lease duration.
     fn fail(&mut self, e: Error) {
-        tracing::error!(target: "kafkaq", error = %e, "the queue has failed and gives no more jobs");
+        tracing::error!(target: "kafkaq", error = %e, "the queue has failed and hands out no more jobs");
         self.events_ended = true;
         self.outcome = Err(e.clone());
         self.shared.close(e);
@@ -409,21 +411,22 @@ fn report(alarm: &Alarm) {
         ),
         Alarm::StoreRefuses { at, error } => tracing::warn!(
             target: "kafkaq", partition = %at.partition, offset = at.offset, error = %error,
-            "the store refuses what this record needs; it is tried again"
+            "the store refuses an operation for this record; it is retried"
         ),
         Alarm::Newer { at, version } => tracing::error!(
             target: "kafkaq", partition = %at.partition, offset = at.offset, version,
-            "a later kafkaq has written this record or its lease, and this process can't read it; it waits for one that can. \
-             Upgrade this process"
+            "this record or its lease was written by a later kafkaq, and this process can't read it; it \
+             waits for one that can. Upgrade this process"
         ),
         Alarm::LogReplaced { assignment, offset } => tracing::error!(
             target: "kafkaq", partition = %assignment.partition, offset,
-            "an offset came again with another record: the topic was cut, or deleted and recreated; it is read again \
-             from where it was committed, or from its first record if the commit was of the earlier topic"
+            "a different record arrived at a known offset: the topic was truncated, or deleted and \
+             recreated; it is read again from where it was committed, or from its first record if the commit \
+             was of the earlier topic"
         ),
         Alarm::Undecodable { at, why } => tracing::error!(
             target: "kafkaq", partition = %at.partition, offset = at.offset, why,
-            "a record that can't be understood went to the dead-letter topic"
+            "a record that can't be decoded was moved to the dead-letter topic"
         ),
         other => tracing::warn!(target: "kafkaq", alarm = ?other, "alarm"),
     }

@@ -139,7 +139,7 @@ mod tests {
     use std::{pin::pin, time::Duration};
 
     #[tokio::test]
-    async fn the_answer_to_a_dropped_extend_cannot_pass_for_the_answer_to_done() {
+    async fn answer_to_a_dropped_extend_is_not_taken_for_that_to_done() {
         let d = Dialogue::default();
         assert!(d.ask(Command::Extend(Duration::from_secs(1))));
         let (extend, _) = d.asked().unwrap();
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn the_driver_is_told_once_of_asks_that_overtake_one_another() {
+    fn driver_is_notified_once_of_commands_that_replace_one_another() {
         let d = Dialogue::default();
         assert!(d.ask(Command::Extend(Duration::from_secs(1))));
         assert!(!d.ask(Command::Done));
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_first_reason_of_a_loss_is_the_one_that_is_told() {
+    async fn first_reason_of_a_loss_is_reported() {
         let d = Dialogue::default();
         d.lose(LostReason::Cancelled);
         d.ask(Command::Done);
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn loss_that_is_known_is_what_is_told_once_the_driver_is_gone() {
+    async fn known_loss_is_reported_after_the_driver_is_gone() {
         let d = Dialogue::default();
         d.lose(LostReason::Cancelled);
         d.ask(Command::Done);
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn everyone_who_waits_for_the_loss_learns_of_it() {
+    async fn all_waiters_learn_of_a_loss() {
         let d = std::sync::Arc::new(Dialogue::default());
         let waiters: Vec<_> = (0..3)
             .map(|_| {

@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_first_to_wait_is_the_first_to_get() {
+    async fn callers_are_served_in_order() {
         let q = queue();
         let (mut a, mut b) = (Box::pin(q.take(1)), Box::pin(q.take(1)));
         assert!(futures_util::poll!(&mut a).is_pending());
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_recalled_is_not_handed_out_and_its_waiter_waits_on() {
+    async fn recalled_job_is_not_handed_out_and_its_waiter_keeps_waiting() {
         let q = queue();
         let mut a = Box::pin(q.take(1));
         assert!(futures_util::poll!(&mut a).is_pending());
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_stays_in_a_recall_is_handed_out() {
+    async fn job_that_is_not_recalled_is_handed_out() {
         let q = queue();
         q.offer(1..=3);
         assert_eq!(q.recall(|ready| ready.drain(1..).collect()), [2, 3]);
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_closed_queue_gives_nothing_and_can_be_recalled() {
+    async fn closed_queue_hands_out_nothing_but_can_be_recalled() {
         let q = queue();
         let mut a = Box::pin(q.take(1));
         assert!(futures_util::poll!(&mut a).is_pending());
@@ -257,7 +257,7 @@ mod tests {
         assert!(rung().await, "none are left");
         let mut waiter = Box::pin(q.take(1));
         assert!(futures_util::poll!(&mut waiter).is_pending());
-        assert!(rung().await, "somebody waits");
+        assert!(rung().await, "a caller waits");
         drop(waiter);
         assert!(rung().await, "and gives up");
         let mut waiter = Box::pin(q.take(1));
@@ -265,11 +265,11 @@ mod tests {
         assert!(rung().await);
         q.offer([5, 6, 7, 8].into_iter());
         assert_eq!(waiter.await, Some(5));
-        assert!(!rung().await, "it has got one");
+        assert!(!rung().await, "it got a job");
     }
 
     #[tokio::test]
-    async fn whoever_finds_none_counts_until_the_next_offer() {
+    async fn caller_that_finds_none_counts_as_waiting_until_the_next_offer() {
         let q = queue();
         assert_eq!(q.try_take(), Ok(None));
         assert_eq!(q.demand(), (0, 0), "not by itself");
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_would_like_many_counts_as_many_while_it_waits() {
+    async fn caller_that_wants_many_counts_as_many_while_it_waits() {
         let q = queue();
         let mut a = Box::pin(q.take(7));
         assert!(futures_util::poll!(&mut a).is_pending());
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_does_not_wait_takes_nothing_from_those_who_do() {
+    async fn caller_that_does_not_wait_takes_nothing_from_those_that_do() {
         let q = queue();
         let mut a = Box::pin(q.take(1));
         assert!(futures_util::poll!(&mut a).is_pending());

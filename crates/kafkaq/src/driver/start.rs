@@ -117,7 +117,7 @@ async fn drive(plan: Plan, wanted: &Notify, mut stop: watch::Receiver<Option<Ins
             EventLoop::new(Parts { machine, consumer, log: broker, store, shared }, stop).run().await
         }
         Err(e) => {
-            tracing::error!(target: "kafkaq", error = %e, "the queue can't join its group and gives no jobs");
+            tracing::error!(target: "kafkaq", error = %e, "the queue can't join its group and hands out no jobs");
             shared.close(e.clone());
             Err(e)
         }

@@ -236,7 +236,7 @@ mod tests {
 
     /// Its holder was served just before, and the process was suspended since.
     #[tokio::test(start_paused = true)]
-    async fn lock_that_is_lost_when_it_comes_to_the_next_is_not_waited_for() {
+    async fn lock_that_is_lost_before_it_is_passed_on_is_acquired_again() {
         let settings = KeyLockSettings::new(Duration::from_secs(60), Duration::from_secs(1));
         let locks = locks(settings);
         let key = Key::of(&["x", "q", "g", "k"]).unwrap();

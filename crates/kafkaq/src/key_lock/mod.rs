@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn callers_who_have_given_up_do_not_pile_up_behind_a_holder() {
+    async fn callers_that_gave_up_do_not_pile_up_behind_a_holder() {
         let locks = locks(KeyLockSettings::new(Duration::from_secs(60), Duration::from_secs(1)));
         let guard = locks.acquire("k").await.unwrap();
         let mut stays = pin!(locks.acquire("k"));

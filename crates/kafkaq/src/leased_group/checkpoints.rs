@@ -247,7 +247,7 @@ impl Checkpoints {
         }
         Err(Error::not_applied(ErrorKind::Unavailable, "fetch")
             .on(&self.topic)
-            .with_advice("The broker answers without a record although there are some"))
+            .with_advice("The broker returns no record although there are some"))
     }
 
     async fn ends(&self, log: &dyn PartitionLog) -> Result<Offsets> {
@@ -311,7 +311,7 @@ mod tests {
                 std::future::pending::<()>().await;
             }
             let first = self.inner.offsets(std::slice::from_ref(&from.partition)).await.remove(0)?.first;
-            assert!(from.offset >= first, "a real log refuses that");
+            assert!(from.offset >= first, "a real log refuses such a fetch");
             let batch = self.inner.fetch(from, limit).await?;
             self.read.fetch_add(batch.records.len(), SeqCst);
             Ok(batch)
@@ -360,7 +360,7 @@ mod tests {
     const BATCH: usize = 20_000;
 
     #[tokio::test]
-    async fn what_is_near_the_end_is_found_there_and_nothing_else_is_read() {
+    async fn checkpoints_near_the_end_are_found_without_reading_more() {
         let (log, checkpoints) = log(MANY).await;
         for thorough in [false, true] {
             let (found, read) = last(&log, &checkpoints, 1, thorough).await;
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_search_that_is_interrupted_goes_on_where_it_was() {
+    async fn interrupted_search_resumes() {
         let (log, checkpoints) = log(MANY).await;
         let mut rounds = 0;
         log.limit.store(0, SeqCst);
@@ -399,13 +399,13 @@ mod tests {
                 assert_eq!(found.unwrap().map(|cursor| cursor.offset), Some(7));
                 break;
             }
-            assert!(rounds < 20, "it starts over again and again");
+            assert!(rounds < 20, "it keeps starting over");
         }
         assert!(rounds > 3, "it was not interrupted: {rounds}");
     }
 
     #[tokio::test]
-    async fn what_was_added_since_counts_whatever_was_found_before() {
+    async fn later_checkpoints_replace_those_found_before() {
         let (log, checkpoints) = log(MANY).await;
         last(&log, &checkpoints, 2, true).await;
         append(&log, &checkpoints, &[(partition(0), cursor(9)), (partition(2), cursor(3))]).await;
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_topic_that_was_recreated_is_searched_anew() {
+    async fn recreated_topic_is_searched_again() {
         let (log, checkpoints) = log(5_000).await;
         assert_eq!(last(&log, &checkpoints, 0, true).await.0, Some(7));
         log.inner.delete_topic("g.cursors").unwrap();
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_a_checkpoint_of_the_members_topics_is_passed_over() {
+    async fn records_other_than_checkpoints_of_the_members_topics_are_skipped() {
         let (log, checkpoints) = log(2).await;
         let foreign = [("other/1", true), ("t", true), ("t/x", true), ("t/0", false)].map(|(key, valid)| {
             let value = if valid { cursor(5).encode() } else { "junk".into() };

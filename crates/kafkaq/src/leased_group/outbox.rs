@@ -270,7 +270,7 @@ mod tests {
 
     /// A partition is assigned and revoked for a week while nobody polls.
     #[tokio::test]
-    async fn what_nobody_polls_has_a_limit() {
+    async fn unpolled_events_are_bounded() {
         let mut outbox = Outbox::default();
         let error = || Error::unknown(ErrorKind::Timeout, "fetch");
         for epoch in 0..1_000 {
@@ -289,7 +289,7 @@ mod tests {
 
     /// Aborting a reader doesn't stop it at once: on another thread it may be about to hand over what it has read.
     #[tokio::test]
-    async fn what_an_older_epoch_brings_counts_for_nothing() {
+    async fn results_of_an_older_epoch_are_ignored() {
         let mut outbox = Outbox::default();
         let (old, new) = (assignment(1), assignment(2));
         assert!(lock(&assign(&mut outbox, 1)).read(&batch(0, 10)));
@@ -300,7 +300,7 @@ mod tests {
         assert!(outbox.put(&old, batch(0, 10)).is_none());
         outbox.reader_failed(&old, Error::unknown(ErrorKind::Timeout, "fetch"));
         outbox.reader_alarm(&old, alarm(Error::unknown(ErrorKind::Timeout, "fetch")));
-        assert!(next(&mut outbox).is_none(), "handed over, or told");
+        assert!(next(&mut outbox).is_none(), "neither handed over nor reported");
         assert!(outbox.replaced.is_empty());
 
         assert!(outbox.put(&new, batch(0, 3)).is_none());
@@ -309,7 +309,7 @@ mod tests {
         assert!(matches!(next(&mut outbox), Some(Ok(Event::Revoking(of))) if of == [old.clone()]));
         outbox.lost(old.clone());
         assert!(matches!(next(&mut outbox), Some(Ok(Event::Lost(of))) if of == [old.clone()]));
-        assert_eq!(outbox.below(&old, 10), Cursor::new(10), "no mark of the new one");
+        assert_eq!(outbox.below(&old, 10), Cursor::new(10), "no mark of the new assignment");
         assert_eq!(outbox.below(&new, 3).mark.map(|m| m.offset), Some(2), "nor was it moved");
         let read = next(&mut outbox);
         assert!(matches!(&read, Some(Ok(Event::Records(of, b))) if *of == new && b.next == 3), "{read:?}");
@@ -328,14 +328,14 @@ mod tests {
         assert!(outbox.put(&assignment(1), batch(0, 3)).is_none());
         assign(&mut outbox, 2);
         let ended = tokio::time::timeout(std::time::Duration::from_secs(20), running).await;
-        assert!(ended.expect("it runs on").unwrap_err().is_cancelled());
+        assert!(ended.expect("it keeps running").unwrap_err().is_cancelled());
         while let Some(event) = next(&mut outbox) {
             assert!(!matches!(event, Ok(Event::Records(..))), "{event:?}");
         }
     }
 
     #[tokio::test]
-    async fn an_alarm_is_told_once() {
+    async fn alarm_is_reported_once() {
         let mut outbox = Outbox::default();
         assign(&mut outbox, 1);
         let error = |op| Error::unknown(ErrorKind::Timeout, op);
@@ -353,7 +353,7 @@ mod tests {
 
     /// A hundred readers that fail once per second for two minutes.
     #[tokio::test(start_paused = true)]
-    async fn a_failure_is_told_once_a_minute_however_many_have_it() {
+    async fn shared_failure_is_reported_once_per_minute() {
         let mut outbox = Outbox::default();
         let (mut of_server, mut of_partition) = (0, 0);
         for second in 0..120 {
@@ -374,7 +374,7 @@ mod tests {
         assert_eq!(
             (of_server, of_partition),
             (2, 4),
-            "each partition that has a failure of its own tells it"
+            "a failure of a single partition is reported by that partition"
         );
         assert_eq!(outbox.failures.len(), 3);
     }

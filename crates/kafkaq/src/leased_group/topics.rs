@@ -67,10 +67,14 @@ impl Topics {
 }
 
 fn missing(topic: &str) -> Error {
-    Error::not_applied(ErrorKind::NotFound, "look for partitions").on(topic).with_retry(Retry::Yes).with_advice(
-        "The topic was deleted, and with it what it held. A running member doesn't make it again, since its settings \
-         are not known here: start a queue, which does, or create it by hand. It is read again as soon as it is there",
-    )
+    Error::not_applied(ErrorKind::NotFound, "look for partitions")
+        .on(topic)
+        .with_retry(Retry::Yes)
+        .with_advice(
+            "The topic was deleted, and its records with it. A running member doesn't recreate it, since its \
+         settings are not known here: start a queue, which does, or create it by hand. It is read again as \
+         soon as it is there",
+        )
 }
 
 #[cfg(test)]
@@ -85,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_topic_that_is_missing_twice_is_lost_and_told_once_a_minute() {
+    fn topic_that_is_missing_twice_is_lost_and_reported_once_per_minute() {
         let mut topics = Topics::new(&["a".into(), "b".into()]);
         let (begin, sec) = (Instant::now(), Duration::from_secs(1));
         assert_eq!(look(&mut topics, &[2, 3], begin), (vec![], vec![2, 3]));
@@ -99,11 +103,11 @@ mod tests {
         assert_eq!(look(&mut topics, &[2, 0], begin + sec * 60).0, ["b"]);
         assert_eq!(look(&mut topics, &[2, 5], begin), (vec![], vec![2, 5]));
         look(&mut topics, &[2, 0], begin);
-        assert_eq!(look(&mut topics, &[2, 0], begin).0, ["b"], "told anew");
+        assert_eq!(look(&mut topics, &[2, 0], begin).0, ["b"], "reported again");
     }
 
     #[test]
-    fn what_was_never_there_is_told_at_once() {
+    fn topic_that_never_existed_is_reported_at_once() {
         let mut topics = Topics::new(&["a".into(), "b".into()]);
         assert_eq!(look(&mut topics, &[0, 3], Instant::now()), (vec!["a".to_string()], vec![0, 3]));
     }

@@ -219,7 +219,7 @@ fn check(spec: &TopicSpec) -> Result<()> {
         || !spec.name.chars().all(allowed)
         || [".", ".."].contains(&&*spec.name)
     {
-        return invalid("A topic's name has 1 to 249 of A-Z a-z 0-9 . _ - and is not . or ..");
+        return invalid("A topic's name has 1 to 249 characters of A-Z a-z 0-9 . _ - and is not . or ..");
     }
     if spec.partitions.is_some_and(|n| n < 1) {
         return invalid("A topic has at least one partition");

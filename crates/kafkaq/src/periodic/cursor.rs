@@ -185,18 +185,18 @@ mod tests {
         assert_eq!(daily.due(at(day + 59)).ticks, [at(day)]);
         let given_up = daily.due(at(day + 60));
         assert_eq!((given_up.ticks, given_up.skipped), (vec![], Some(at(day))));
-        assert_eq!(daily.due(at(day + 61)).skipped, None, "it is told once");
+        assert_eq!(daily.due(at(day + 61)).skipped, None, "it is reported once");
 
         let mut often = cursor(SECOND, Missed::RunLast);
         often.handled(at(10));
         assert_eq!(often.due(at(11)).ticks, [at(11)]);
         let later = often.due(at(13));
         assert_eq!((later.ticks, later.skipped), (vec![at(13)], Some(at(11))));
-        assert_eq!(often.due(at(13)).skipped, None, "it is told once");
+        assert_eq!(often.due(at(13)).skipped, None, "it is reported once");
     }
 
     #[test]
-    fn many_ticks_come_in_batches_and_the_last_of_millions_is_found() {
+    fn many_ticks_are_due_in_batches_and_the_last_of_millions_is_found() {
         let mut all = cursor(SECOND, Missed::RunAll { within: HOUR });
         assert_eq!(all.due(at(7_200)).ticks.len(), BATCH);
         assert_eq!(publish(&mut all, 7_200), (3_601..=7_200).collect::<Vec<_>>());
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_set_back_comes_to_its_ticks_again() {
+    fn clock_that_is_set_back_reaches_its_ticks_again() {
         let mut cursor = cursor(600 * SECOND, Missed::Skip);
         cursor.handled(at(1));
         assert_eq!(publish(&mut cursor, 6_000), [6_000]);

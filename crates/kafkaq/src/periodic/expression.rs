@@ -45,7 +45,7 @@ impl Expression {
         if !text.is_ascii() || text.len() > MAX_LEN {
             return refused(
                 format!("{} bytes", text.len()),
-                format!("An expression has {MAX_LEN} bytes of ASCII at most"),
+                format!("An expression has at most {MAX_LEN} bytes of ASCII"),
             );
         }
         let text = text.to_ascii_uppercase().split_whitespace().collect::<Vec<_>>().join(" ");

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn periods_and_zones_that_make_no_sense_are_refused() {
+    fn invalid_periods_and_time_zones_are_refused() {
         for period in
             [Duration::ZERO, Duration::from_millis(999), Duration::MAX, Duration::from_micros(1_000_500)]
         {
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_schedule_prints_what_it_is() {
+    fn schedule_displays_its_definition() {
         let cron = Schedule::cron("0  9 * * mon-fri").unwrap();
         assert_eq!(cron.to_string(), "0 9 * * MON-FRI UTC");
         assert_eq!(cron.time_zone("europe/berlin").unwrap().to_string(), "0 9 * * MON-FRI Europe/Berlin");
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_schedule_that_has_no_more_ticks_says_so() {
+    fn schedule_without_further_ticks_returns_none() {
         let cron = Schedule::cron("* * * * *").unwrap();
         assert_eq!(cron.next_tick(Wall(u64::MAX)), None);
         assert_eq!(cron.next_tick(Wall(200_000_000_000_000)), None);

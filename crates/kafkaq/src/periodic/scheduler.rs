@@ -40,7 +40,7 @@ impl Scheduler {
     /// # Errors
     /// `Invalid` if its name is malformed or taken, if `done_retention` is so short that no tick can be published
     /// safely, or if [`Missed::RunAll`] reaches further back than the [window](super#how-far-back-a-tick-is-published).
-    #[allow(clippy::should_implement_trait, reason = "it adds nothing up")]
+    #[allow(clippy::should_implement_trait, reason = "it isn't an addition")]
     pub fn add(mut self, task: PeriodicTask) -> Result<Self> {
         task.check()?;
         if self.tasks.iter().any(|other| other.name == task.name) {
@@ -54,8 +54,8 @@ impl Scheduler {
             && within > window
         {
             return Err(invalid(&task.name).with_advice(format!(
-                "Ticks of the last {within:?} can't be run again, since the queue remembers ids for {window:?} for \
-                 certain: raise done_retention in every process of the queue",
+                "Ticks of the last {within:?} can't be repeated, since the queue remembers ids for only \
+                 {window:?} for certain: raise done_retention in every process of the queue",
             )));
         }
         self.tasks.push(task);

@@ -74,9 +74,10 @@ impl PeriodicTask {
     pub(super) fn check(&self) -> Result<()> {
         let good = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         if self.name.is_empty() || self.name.len() > MAX_NAME || !self.name.chars().all(good) {
-            return Err(
-                invalid(&self.name).with_advice(format!("A name has 1 to {MAX_NAME} of `A-Z a-z 0-9 . _ -`"))
-            );
+            return Err(invalid(&self.name).with_advice(format!(
+                "A name has 1 to {MAX_NAME} characters of `A-Z a-z \
+                    0-9 . _ -`"
+            )));
         }
         Ok(())
     }

@@ -192,7 +192,7 @@ mod tests {
 
     /// Samoa skipped all of 2011-12-30.
     #[test]
-    fn a_day_that_never_was() {
+    fn skipped_day() {
         let noons = ["2011-12-29 12:00 -10:00", "2011-12-31 00:00 +14:00", "2011-12-31 12:00 +14:00"];
         ticks("0 12 * * *", "Pacific/Apia", "2011-12-29T00:00:00Z", &noons);
         let hourly = ["2011-12-29 23:00 -10:00", "2011-12-31 00:00 +14:00"];

@@ -42,8 +42,8 @@ async fn publish(
             in_time = true;
             tracing::warn!(
                 target: "kafkaq", queue = &*name,
-                "a recorder of metrics was installed after the queue was built, so that only gauges are recorded. \
-                 Install it before"
+                "a recorder of metrics was installed after the queue was built, so that only gauges are \
+                 recorded. Install it earlier"
             );
         }
         gauges.set(&queue.stats().await, &wait_topic);

@@ -265,7 +265,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_death_that_is_told_twice_is_one() {
+    fn dead_letter_that_is_reported_twice_counts_once() {
         let seen = Seen::default();
         let id = TaskId::new("one").unwrap();
         let died = || Event::Dead { reason: "unknown".to_owned() };

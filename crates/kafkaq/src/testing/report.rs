@@ -195,8 +195,8 @@ impl Report {
     pub fn assert_dead(&self, id: &TaskId, reason: &str) {
         let death = self.task(id).and_then(TaskReport::death);
         self.check(death.is_some_and(|why| why.contains(reason)), || match death {
-            Some(why) => format!("the task {id} is dead because of `{why}`, not of `{reason}`"),
-            None => format!("the task {id} is not dead"),
+            Some(why) => format!("the task {id} was dead-lettered because of `{why}`, not `{reason}`"),
+            None => format!("the task {id} was not dead-lettered"),
         });
     }
 

@@ -178,7 +178,7 @@ mod tests {
     use tokio::task::JoinSet;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn no_batch_has_more_tasks_than_it_may() {
+    async fn batch_size_is_bounded() {
         let largest = Arc::new(AtomicUsize::new(0));
         let seen = largest.clone();
         let batches = Arc::new(Batches::new(2, Duration::from_millis(100), move |tasks: Vec<(Ctx, ())>| {

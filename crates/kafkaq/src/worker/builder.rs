@@ -142,8 +142,8 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
         R: IntoOutcome + Send + 'static,
     {
         if options.exclusive.is_some() {
-            let advice = "One of a batch may end before the others, and its key is not free before all have: handle \
-                          its tasks one by one";
+            let advice = "A task of a batch may end before the others, but its key is not free before all \
+                          have ended: handle its tasks one by one";
             let what = format!("`{}`, batches that are exclusive by key", T::KIND);
             self.refused.get_or_insert(refused(what, advice));
         }
@@ -355,14 +355,14 @@ impl<S: Send + Sync + 'static> WorkerBuilder<S> {
 
     fn check_queues(&self) -> Result<()> {
         if self.queues.len() > Set::MAX {
-            return Err(refused(format!("{} queues", self.queues.len()), "A worker takes 64 at most"));
+            return Err(refused(format!("{} queues", self.queues.len()), "A worker takes at most 64"));
         }
         let mut names = HashSet::new();
         for (queue, share) in &self.queues {
             share.check(queue.name())?;
             if !names.insert(queue.name()) {
                 let what = format!("two queues named `{}`", queue.name());
-                return Err(refused(what, "Each queue needs a name of its own"));
+                return Err(refused(what, "Queue names must be unique"));
             }
         }
         Ok(())

@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tasks_are_put_off_for_longer_the_longer_the_pause_lasts_and_the_fewer_hand_outs_are_left() {
+    fn snooze_grows_with_the_length_of_the_pause_and_as_hand_outs_run_out() {
         let (now, switch) = (Instant::now(), Switch::default());
         let put_off = |attempt, later| switch.put_off(attempt, 100, now + later);
         assert_eq!(put_off(1, LONGEST), None);

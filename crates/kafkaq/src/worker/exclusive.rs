@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn those_that_wait_are_bounded_per_key_and_in_all() {
+    async fn waiting_executions_are_bounded_per_key_and_in_total() {
         let queue = Queue::builder("q").build().await.unwrap();
         let exclusive = Arc::new(Exclusive::new(&queue, 16));
         let take = |key: &'static str, always| Place::take(&exclusive, &key.into(), always);

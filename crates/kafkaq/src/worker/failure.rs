@@ -126,7 +126,7 @@ pub(super) fn chain(error: &(dyn StdError + 'static)) -> String {
 /// What a handler may return.
 #[diagnostic::on_unimplemented(
     message = "a handler can't return `{Self}`",
-    label = "its handler returns what is no outcome of a task",
+    label = "its handler returns a value that isn't an outcome of a task",
     note = "return `Result<(), Failure>` (any error becomes a `Failure` through `?`), `Outcome`, or nothing; and \
             give an `async` function to `on`, not to `on_blocking`"
 )]
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn any_error_is_retried_with_its_sources_unless_something_else_is_said() {
+    fn any_error_is_retried_with_its_sources_by_default() {
         let reason = || "the report was not sent: the server is busy".to_owned();
         assert_eq!(outcome(|| Ok(failed()?)), Outcome::Retry { delay: None, reason: reason() });
         assert_eq!(outcome(|| failed().reject()), Outcome::Reject(reason()));

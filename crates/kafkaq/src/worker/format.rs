@@ -57,7 +57,7 @@ impl Format {
             #[cfg(feature = "msgpack")]
             Format::MessagePack => Ok(rmp_serde::to_vec_named(value)?.into()),
             Format::Custom(name) => {
-                Err(format!("a type of the format `{name}` has to implement `encode`").into())
+                Err(format!("a type with the format `{name}` has to implement `encode`").into())
             }
         }
     }
@@ -72,7 +72,7 @@ impl Format {
             #[cfg(feature = "msgpack")]
             Format::MessagePack => message_pack(payload),
             Format::Custom(name) => {
-                Err(format!("a type of the format `{name}` has to implement `decode`").into())
+                Err(format!("a type with the format `{name}` has to implement `decode`").into())
             }
         }
     }
@@ -84,6 +84,6 @@ fn message_pack<T: DeserializeOwned>(payload: &[u8]) -> Result<T, BoxError> {
     let value = T::deserialize(&mut decoder)?;
     match payload.len().saturating_sub(usize::try_from(decoder.position())?) {
         0 => Ok(value),
-        left => Err(format!("{left} bytes are left behind it").into()),
+        left => Err(format!("{left} bytes are left after the value").into()),
     }
 }

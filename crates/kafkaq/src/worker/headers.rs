@@ -70,6 +70,11 @@ mod tests {
         assert_eq!(expired(&dropped, at(5000)), Some(Expired::Dropped));
         let dead = headers(&[(EXPIRES_HEADER, "5000"), (EXPIRED_HEADER, DEAD)]);
         assert_eq!(expired(&dead, at(6000)), Some(Expired::Dead));
-        assert_eq!(expired(&headers(&[(EXPIRES_HEADER, "soon")]), at(6000)), None, "of somebody else");
+        assert_eq!(
+            expired(&headers(&[(EXPIRES_HEADER, "soon")]), at(6000)),
+            None,
+            "not a time, so it isn't \
+            ours"
+        );
     }
 }

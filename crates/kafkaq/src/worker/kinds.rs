@@ -159,7 +159,9 @@ impl Kinds {
         let has_otherwise = self.has_otherwise;
         let otherwise = |why: String| if has_otherwise { Ok(1) } else { Err(why) };
         let (queue, version) = match super::headers::kind(headers) {
-            None => (None, otherwise("the task has no kind, and the worker no handler for such".into())),
+            None => {
+                (None, otherwise("the task has no kind, and the worker has no handler for such tasks".into()))
+            }
             Some((name, version)) => match self.named.get(name) {
                 None => (None, otherwise(format!("the worker has no handler for `{name}`"))),
                 Some(queue) => {

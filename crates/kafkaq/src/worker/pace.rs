@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn starts_are_spaced_and_what_a_timer_missed_is_made_up_for() {
+    fn starts_are_spaced_and_a_late_timer_catches_up() {
         let now = Instant::now();
         let after = |ms| now + Duration::from_millis(ms);
         let mut pace = Pace::new(Some(100.0));

@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn panic_is_told_with_its_message_and_place() {
+    async fn panic_is_reported_with_its_message_and_location() {
         remember_places();
         let told = caught(async { panic!("no {}", "stock") }).await.map(|(): ()| ()).unwrap_err();
         assert!(told.starts_with("panicked at ") && told.contains("panics.rs:"), "{told}");

@@ -48,11 +48,11 @@ impl Share {
     pub(super) fn check(&self, queue: &str) -> Result<()> {
         if !WEIGHTS.contains(&self.weight) {
             let what = format!("a weight of {} of the queue `{queue}`", self.weight);
-            return Err(refused(what, "It is 1 to 1,000"));
+            return Err(refused(what, "It must be 1 to 1,000"));
         }
         if !MAX_WAITS.contains(&self.max_wait) {
             let what = format!("a max_wait of {:?} of the queue `{queue}`", self.max_wait);
-            return Err(refused(what, "It is 0.1 s to a day"));
+            return Err(refused(what, "It must be 0.1 s to a day"));
         }
         Ok(())
     }
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_shared_by_weight_and_an_empty_queue_saves_nothing_up() {
+    fn slots_are_shared_by_weight_and_an_empty_queue_accumulates_no_credit() {
         let mut now = Instant::now();
         let mut turns = Turns::new([6, 3, 1].map(Share::weight), now);
         let mut share = |n, with_tasks: &[usize]| share_out(&mut turns, n, &mut now, SECOND, with_tasks);
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_that_make_no_sense_are_refused() {
+    fn invalid_shares_are_refused() {
         assert!(Share::weight(1000).max_wait(SECOND).check("q").is_ok());
         for share in [Share::weight(0), Share::weight(1001), Share::priority(1).max_wait(Duration::ZERO)] {
             let error = share.check("low").unwrap_err().to_string();

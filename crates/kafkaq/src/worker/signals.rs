@@ -8,7 +8,7 @@ pub(super) async fn obey(mut running: WorkerHandle) -> Result<WorkerReport> {
     let mut signals = match Signals::listen() {
         Ok(signals) => signals,
         Err(error) => {
-            tracing::warn!(target: "kafkaq", %error, "signals can't be heard, so none stops the worker");
+            tracing::warn!(target: "kafkaq", %error, "no signal handler could be installed, so signals don't stop the worker");
             return running.stopped().await;
         }
     };

@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_that_stands_still_is_told_once_then_seldom_and_when_it_moves() {
+    fn stalled_partition_is_logged_with_growing_intervals_and_when_it_recovers() {
         let mut site = Site::new();
         let told: Vec<_> =
             (0..=13).filter_map(|n| site.look(10 * n, Some(5), 1).map(|told| (10 * n, told))).collect();
@@ -144,17 +144,17 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_told_of_what_is_finished_or_moves_or_waits_for_a_place() {
+    fn finished_moving_and_unrequested_partitions_are_not_logged() {
         let mut site = Site::new();
         assert!((0..20).all(|n| site.look(10 * n, None, 1).is_none()), "all is finished");
         assert!((20..40).all(|n| site.look(10 * n, Some(n.into()), 1).is_none()), "it moves");
-        assert!((40..60).all(|n| site.look(10 * n, Some(40), 0).is_none()), "nobody asks");
-        assert!((60..62).all(|n| site.look(10 * n, Some(40), 1).is_none()), "somebody does");
+        assert!((40..60).all(|n| site.look(10 * n, Some(40), 0).is_none()), "no job is requested");
+        assert!((60..62).all(|n| site.look(10 * n, Some(40), 1).is_none()), "jobs are requested");
         assert!(site.look(620, Some(40), 1).is_some());
     }
 
     #[test]
-    fn a_partition_that_was_lost_and_comes_back_begins_anew() {
+    fn partition_that_was_lost_and_returns_starts_over() {
         let mut site = Site::new();
         assert!((0..3).all(|n| site.look(10 * n, Some(5), 1).is_none()));
         assert!(

@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_reason_that_comes_later_does_not_bring_a_dropped_handler_back() {
+    async fn later_reason_does_not_revive_a_dropped_handler() {
         let execution = execution();
         let mut dropped = pin!(execution.dropped());
         execution.tell(StopReason::ShuttingDown);

@@ -59,7 +59,7 @@ use serde::{Serialize, de::DeserializeOwned};
 /// }
 /// ```
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is not a type of task",
+    message = "`{Self}` is not a task type",
     label = "a handler takes a context and a type that implements `TaskType`",
     note = "implement it: `impl TaskType for {Self} {{ const KIND: &'static str = \"...\"; }}`, and derive \
             `Serialize` and `Deserialize`"

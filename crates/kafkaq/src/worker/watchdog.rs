@@ -18,7 +18,7 @@ pub(super) async fn watch(shared: Arc<Shared>) {
             let (blocked, handlers) = (begun.elapsed(), shared.keeper.on_threads());
             tracing::warn!(
                 target: "kafkaq", ?blocked, handlers,
-                "handlers block all threads of the worker, so no other makes progress"
+                "handlers block all threads of the worker, so no other handler makes progress"
             );
             patience = blocked;
         }

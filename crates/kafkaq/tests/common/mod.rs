@@ -117,7 +117,7 @@ pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
 #[cfg(feature = "worker")]
 pub(crate) async fn stop(mut running: kafkaq::worker::WorkerHandle) -> kafkaq::worker::WorkerReport {
     running.stop();
-    running.stopped().await.expect("the worker ends in good order")
+    running.stopped().await.expect("the worker stops without an error")
 }
 
 /// Ends after a pseudorandom number of polls, up to 15, derived from this number.
@@ -155,7 +155,7 @@ pub(crate) async fn records(log: &MemoryLog, topic: &str, n: usize) -> Vec<Recor
     let mut all = Vec::new();
     while all.len() < n {
         if let Event::Records(_, batch) =
-            soon(consumer.events.next()).await.expect("an event").expect("a good one")
+            soon(consumer.events.next()).await.expect("an event").expect("no error")
         {
             all.extend(batch.records);
         }

@@ -165,7 +165,7 @@ async fn several_partitions_are_browsed_in_order() -> Result<()> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_queue_that_is_not_there_is_not_created() -> Result<()> {
+async fn missing_queue_is_not_created() -> Result<()> {
     let log = Arc::new(MemoryLog::new());
     let e = Queue::builder("emials").build_dead_letters(log.clone()).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::NotFound);
@@ -177,7 +177,7 @@ async fn a_queue_that_is_not_there_is_not_created() -> Result<()> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn browsing_goes_on_after_an_error() -> Result<()> {
+async fn browsing_continues_after_an_error() -> Result<()> {
     let rig = Rig::new().await;
     rig.kill_many(3).await;
     let (log, dead) = faulty(&rig).await;

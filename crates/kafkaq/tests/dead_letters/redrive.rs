@@ -116,7 +116,7 @@ async fn an_id_that_is_used_again_is_redriven_again() -> Result<()> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_interrupted_redrive_goes_on_and_each_task_runs_once() -> Result<()> {
+async fn interrupted_redrive_continues_and_each_task_runs_once() -> Result<()> {
     let rig = Rig::new().await;
     rig.kill_many(12).await;
     let mut redrive = rig.dead.redrive(Filter::new()).rate(20);
@@ -150,7 +150,7 @@ async fn a_dry_run_counts_and_changes_nothing() -> Result<()> {
 
 /// The letters may be kept for longer than `dead_retention` says: their topic may be older than the setting.
 #[tokio::test(start_paused = true)]
-async fn marks_are_kept_for_ever_whatever_the_letters_retention() -> Result<()> {
+async fn marks_are_kept_forever_whatever_the_retention_of_letters() -> Result<()> {
     let rig = Rig::new().await;
     rig.kill_many(1).await;
     let builder = quick(&rig.log, &rig.store).dead_retention(Duration::from_secs(2 * 24 * 3600));
@@ -272,7 +272,7 @@ async fn the_largest_task_can_be_redriven() -> Result<()> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_discarded_is_neither_shown_nor_redriven_unless_it_is_asked_for() -> Result<()> {
+async fn discarded_letters_are_neither_shown_nor_redriven_by_default() -> Result<()> {
     let rig = Rig::new().await;
     rig.kill_many(4).await;
     assert_eq!(rig.dead.discard(Filter::new().kind("even")).await?, 2);
@@ -294,7 +294,7 @@ async fn what_is_discarded_is_neither_shown_nor_redriven_unless_it_is_asked_for(
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_not_published_is_not_marked_and_the_next_run_redrives_it() -> Result<()> {
+async fn unpublished_letter_is_not_marked_and_redriven_by_the_next_run() -> Result<()> {
     let rig = Rig::new().await;
     rig.kill_many(6).await;
     let (log, dead) = faulty(&rig).await;
@@ -315,7 +315,7 @@ async fn what_was_not_published_is_not_marked_and_the_next_run_redrives_it() -> 
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_published_and_could_not_be_marked_is_redriven_again_and_runs_once() -> Result<()> {
+async fn published_but_unmarked_letter_is_redriven_again_and_runs_once() -> Result<()> {
     let rig = Rig::new().await;
     rig.kill_many(3).await;
     let (log, dead) = faulty(&rig).await;

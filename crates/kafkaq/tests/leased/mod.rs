@@ -292,7 +292,7 @@ impl View {
         let event = match event {
             Ok(event) => event,
             Err(e) => {
-                assert_ne!(e.retry(), Retry::No, "reading goes on: {e}");
+                assert_ne!(e.retry(), Retry::No, "reading continues: {e}");
                 seen.errors.push(e.to_string());
                 return (Event::Lost(Vec::new()), None);
             }

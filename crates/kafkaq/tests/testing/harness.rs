@@ -84,7 +84,7 @@ async fn harness_runs_until_idle_and_reports_every_outcome() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn harness_goes_on_with_what_is_published_later() {
+async fn harness_continues_with_tasks_published_later() {
     let mut harness = harness().await;
     publish(&harness, "one").await;
     harness.run_until_idle().await.unwrap().assert_all_done();
@@ -114,7 +114,7 @@ async fn harness_reports_tasks_that_end_without_an_execution() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn harness_reports_deaths_without_a_handler_and_by_the_queue() {
+async fn harness_reports_dead_letters_without_an_execution() {
     let builder = Queue::builder("charges").max_failures(2).max_handouts(3);
     let snooze = async |_: Ctx, _: Receipt| -> Result<(), Failure> { Err(Failure::snooze(HOUR)) };
     let mut harness = Harness::start(builder, |queue| Worker::builder(queue).on(snooze)).await.unwrap();
@@ -191,10 +191,10 @@ async fn asserts_fail_with_the_whole_report() {
         (failure(&|| report.assert_done(&id("reject"))), "the task reject is not done"),
         (failure(&|| report.assert_retried(&id("done"), 1)), "the task done was retried 0 times, not 1"),
         (failure(&|| report.assert_snoozed(&id("done"), 1)), "the task done was snoozed 0 times, not 1"),
-        (failure(&|| report.assert_dead(&id("done"), "x")), "the task done is not dead"),
+        (failure(&|| report.assert_dead(&id("done"), "x")), "the task done was not dead-lettered"),
         (
             failure(&|| report.assert_dead(&id("reject"), "busy")),
-            "the task reject is dead because of `unknown`, not of `busy`",
+            "the task reject was dead-lettered because of `unknown`, not `busy`",
         ),
         (failure(&|| report.assert_published::<Receipt>(1)), "0 tasks of `receipt` were published, not 1"),
     ] {

@@ -55,7 +55,7 @@ async fn one_step(ctx: Ctx<World>, task: Charge) -> Result<(), Failure> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn torture_finds_a_double_charge_and_passes_its_mended_twin() {
+async fn torture_finds_a_double_charge_and_passes_the_fixed_handler() {
     let error = found(two_steps).await.unwrap_err();
     assert_eq!(crashes(error.differences()), [3], "between the charge and the note");
     let overlaps = |difference: &&Difference| matches!(difference.disturbance, Disturbance::Overlap { .. });
@@ -267,7 +267,7 @@ async fn sleeps_are_await_points_and_take_no_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn executions_that_wait_for_each_other_go_on() {
+async fn executions_that_wait_for_each_other_continue() {
     let locked = async |ctx: Ctx<World>, task: Charge| {
         let _guard = ctx.state().mutex.lock().await;
         await_point().await;
@@ -303,7 +303,7 @@ async fn executions_that_wait_for_each_other_go_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_fails_by_itself_is_not_tortured() {
+async fn handler_that_fails_undisturbed_is_not_tortured() {
     let failing = found(async |_: Ctx<World>, _: Charge| Err("as ever")?).await.unwrap_err();
     assert_eq!(failing.to_string(), "the handler fails without a disturbance: as ever, 20 times");
     assert!(failing.differences().is_empty());

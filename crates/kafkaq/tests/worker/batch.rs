@@ -49,7 +49,7 @@ async fn a_batch_is_full_or_waits_for_its_time_and_each_task_has_its_outcome() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_leaves_out_what_was_given_up_and_is_dropped_with_its_last_execution() {
+async fn batch_skips_abandoned_tasks_and_is_dropped_with_its_last_execution() {
     let queue = queue().await;
     let seen = Seen::default();
     let told = seen.clone();

@@ -85,7 +85,7 @@ impl Site {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_has_ended_is_confirmed_and_a_stop_ends_though_all_threads_are_blocked() {
+async fn outcomes_are_confirmed_and_a_stop_completes_while_all_threads_are_blocked() {
     for _ in 0..20 {
         let mut site = site().await;
         // Whichever runs first: the end of one has to be confirmed while the other blocks the only thread.

@@ -8,7 +8,7 @@ use kafkaq::{
 use tokio::time::sleep;
 
 #[tokio::test(start_paused = true)]
-async fn what_a_handler_enqueues_is_there_once_though_it_runs_twice() {
+async fn enqueued_task_exists_once_if_its_handler_runs_twice() {
     let queue = queue().await;
     let seen = Seen::default();
     let running = worker(&queue)
@@ -34,7 +34,7 @@ async fn what_a_handler_enqueues_is_there_once_though_it_runs_twice() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_goes_on_by_snoozing_enqueues_what_is_new() {
+async fn handler_that_continues_by_snoozing_enqueues_only_new_tasks() {
     let queue = queue().await;
     let seen = Seen::default();
     let running = worker(&queue)

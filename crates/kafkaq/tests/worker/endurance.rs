@@ -77,7 +77,7 @@ async fn a_long_task_outlives_thirty_deploys() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fresh_tasks_are_begun_within_a_second_beside_ten_thousand_failing_ones() {
+async fn new_tasks_start_within_a_second_despite_ten_thousand_failing_ones() {
     const CROWD: u32 = 10_000;
     const FRESH: u32 = 100;
     let queue = Queue::builder("crowd").build().await.unwrap();

@@ -91,7 +91,7 @@ async fn keeps_its_slot(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_handler_that_can_not_be_stopped_lets_its_lease_go_and_keeps_its_place() {
+async fn unstoppable_handler_loses_its_lease_and_keeps_its_slot() {
     let queue = queue().await;
     let seen = Seen::default();
     let (release, blocked) = std::sync::mpsc::channel::<()>();
@@ -119,7 +119,7 @@ async fn a_handler_that_can_not_be_stopped_lets_its_lease_go_and_keeps_its_place
 
 /// It can't be dropped, so its slot stays taken, and it isn't executed twice at once here.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_blocking_handler_that_goes_on_keeps_its_slot() {
+async fn blocking_handler_that_does_not_stop_keeps_its_slot() {
     let queue = queue().await;
     let seen = Seen::default();
     let (release, blocked) = std::sync::mpsc::channel::<()>();

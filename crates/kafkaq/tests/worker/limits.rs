@@ -103,7 +103,7 @@ async fn a_rate_spaces_the_starts_of_a_kind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_waits_for_its_turn_and_goes_leaves_room_for_others() {
+async fn queued_execution_that_ends_makes_room_for_others() {
     let queue = queue().await;
     let seen = Seen::default();
     let running = worker(&queue)
@@ -152,7 +152,7 @@ forward!(impl Broker for Gated by log);
 
 /// No handler runs for them, so nothing else would keep a worker from taking them all.
 #[tokio::test(start_paused = true)]
-async fn jobs_that_are_rejected_wait_in_a_bounded_number_for_their_end_to_be_confirmed() {
+async fn number_of_rejected_jobs_awaiting_confirmation_is_bounded() {
     const CONCURRENCY: usize = 8;
     // Those that run, and those whose end is being confirmed.
     const MOST: usize = CONCURRENCY + 64;

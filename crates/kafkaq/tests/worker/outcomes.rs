@@ -107,7 +107,7 @@ async fn a_task_that_no_handler_can_read_is_a_dead_letter_with_the_reason() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn otherwise_gets_what_no_other_handler_is_for() {
+async fn otherwise_gets_tasks_without_another_handler() {
     let queue = queue().await;
     let seen = Seen::default();
     let told = seen.clone();
@@ -129,7 +129,7 @@ async fn otherwise_gets_what_no_other_handler_is_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_is_a_failure_with_its_place_and_the_worker_goes_on() {
+async fn panic_is_a_failure_with_its_location_and_the_worker_continues() {
     let queue = queue().await;
     let seen = Seen::default();
     let running = worker(&queue)
@@ -177,7 +177,7 @@ async fn a_panic_anywhere_is_a_failure() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn settings_that_make_no_sense_are_refused() {
+async fn invalid_settings_are_refused() {
     let queue = queue().await;
     let seen = Seen::default();
     let with = || worker(&queue).on(handler(&seen));

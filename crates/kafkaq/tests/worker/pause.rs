@@ -42,7 +42,7 @@ struct Called {
 }
 
 async fn mail(ctx: Ctx<Called>, _: Mail) {
-    assert_eq!((ctx.failures(), ctx.history().len()), (0, 0), "a pause is no failure");
+    assert_eq!((ctx.failures(), ctx.history().len()), (0, 0), "a pause doesn't count as a failure");
     ctx.state().mails.fetch_add(1, SeqCst);
 }
 
@@ -94,7 +94,7 @@ async fn tasks_of_a_paused_kind_wait_and_others_are_executed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn those_that_wait_in_line_are_put_off_and_those_that_run_go_on() {
+async fn queued_tasks_are_snoozed_and_running_ones_continue() {
     let (queue, called, go_on) = (queue().await, Called::default(), Arc::new(Notify::new()));
     let (begun, wait) = (called.mails.clone(), go_on.clone());
     let handler = move |_: Ctx<Called>, _: Mail| {
@@ -131,12 +131,12 @@ async fn those_that_wait_in_line_are_put_off_and_those_that_run_go_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_long_pause_sends_nothing_to_the_dead_letters() {
+async fn long_pause_dead_letters_nothing() {
     sends_nothing_to_the_dead_letters(Queue::builder("post")).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_long_pause_sends_nothing_to_the_dead_letters_whatever_the_longest_delay() {
+async fn long_pause_dead_letters_nothing_whatever_max_delay() {
     for max_delay in [Duration::ZERO, MINUTE] {
         sends_nothing_to_the_dead_letters(Queue::builder("post").max_delay(max_delay)).await;
     }
@@ -184,7 +184,7 @@ async fn a_kind_without_a_handler_can_not_be_paused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn tasks_of_no_kind_are_paused_as_otherwise() {
+async fn tasks_without_a_kind_are_paused_as_otherwise() {
     let (queue, called) = (queue().await, Called::default());
     let others = async |ctx: Ctx<Called>| {
         ctx.state().bills.fetch_add(1, SeqCst);

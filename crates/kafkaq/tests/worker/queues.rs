@@ -70,7 +70,7 @@ fn worker(queue: &Queue, begun: &Begun, takes: Duration) -> WorkerBuilder<Begun>
 }
 
 #[tokio::test(start_paused = true)]
-async fn weights_share_out_the_places_and_without_contention_anyone_gets_all() {
+async fn weights_divide_the_slots_and_without_contention_one_queue_gets_all() {
     let (a, b, begun) = (queue("a").await, queue("b").await, Begun::default());
     fill(&a, 600).await;
     fill(&b, 600).await;
@@ -120,7 +120,7 @@ async fn a_lower_priority_gets_what_is_left_and_one_place_per_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_queue_that_was_empty_for_long_is_not_owed_anything() {
+async fn queue_that_was_empty_accumulates_no_credit() {
     let (a, b, begun) = (queue("a").await, queue("b").await, Begun::default());
     fill(&a, 800).await;
     let running =
@@ -135,7 +135,7 @@ async fn a_queue_that_was_empty_for_long_is_not_owed_anything() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_handler_enqueues_goes_to_its_queue_under_the_settings_of_that() {
+async fn enqueued_task_goes_to_the_handlers_queue_with_its_settings() {
     let (a, b) = (queue("a").await, Queue::builder("b").lease_duration(3 * SECOND).build().await.unwrap());
     let begun = Begun::default();
     let running = Worker::builder(a.clone())
@@ -231,7 +231,7 @@ async fn a_queue_that_ends_stops_the_worker_with_its_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn queues_that_make_no_sense_are_refused() {
+async fn invalid_queues_are_refused() {
     let begun = Begun::default();
     let (a, b) = (queue("a").await, queue("b").await);
     let worker = || worker(&a, &begun, SECOND);

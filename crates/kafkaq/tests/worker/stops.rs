@@ -15,7 +15,7 @@ use tokio::{
 };
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_is_told_that_its_time_is_up_and_dropped_if_it_goes_on() {
+async fn handler_is_told_that_its_time_is_up_and_dropped_if_it_continues() {
     let queue = queue().await;
     let seen = Seen::default();
     let running = worker(&queue)
@@ -47,7 +47,7 @@ async fn a_handler_is_told_that_its_time_is_up_and_dropped_if_it_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_interrupted_by_a_shutdown_is_given_back_and_counts_as_no_failure() {
+async fn interrupted_task_is_given_back_at_shutdown_without_a_failure() {
     let (log, store) = (MemoryLog::new(), MemoryStore::new());
     let seen = Seen::default();
     let start = async |name: &'static str| {
@@ -230,7 +230,7 @@ impl Drop for Bomb {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_panics_when_it_is_dropped_has_failed_and_leaves_its_place() {
+async fn handler_that_panics_when_dropped_fails_and_frees_its_slot() {
     let queue = queue().await;
     let seen = Seen::default();
     let running = worker(&queue)

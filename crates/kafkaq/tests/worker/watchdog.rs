@@ -38,7 +38,7 @@ impl TaskType for Spin {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handler_that_runs_for_long_is_named_more_and_more_seldom() {
+async fn long_running_handler_is_logged_with_growing_intervals() {
     listen();
     let queue = Queue::builder("slow").lease_duration(30 * SECOND).build().await.unwrap();
     let running = Worker::builder(queue.clone())
@@ -104,7 +104,11 @@ async fn handlers_that_block_all_threads_are_named() {
     queue.enqueue_many((0..2).map(Spin)).await;
     until("the first line", || !lines(&["block all threads", "2 of `spin`"]).is_empty()).await;
     let told = lines(&["block all threads"]);
-    assert!(told.iter().all(|line| !line.contains("crawl")), "it is on a thread for that: {told:?}");
+    assert!(
+        told.iter().all(|line| !line.contains("crawl")),
+        "it runs on a thread for blocking work: \
+        {told:?}"
+    );
     released.store(true, SeqCst);
     until("the threads", || !lines(&["are free again"]).is_empty()).await;
     until("the handlers", || running.report().done == 3).await;
@@ -112,7 +116,7 @@ async fn handlers_that_block_all_threads_are_named() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_partition_that_stands_still_is_named_and_so_is_its_going_on() {
+async fn stalled_partition_is_logged_and_so_is_its_recovery() {
     listen();
     let store = Store::default();
     let builder = Queue::builder("standing")

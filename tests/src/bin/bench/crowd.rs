@@ -33,9 +33,10 @@ impl TaskType for Failing {
 
 pub(crate) async fn measure() {
     let title = format!(
-        "Fresh tasks beside {CROWD} that fail and are retried every {BACKOFF:?}, by a worker of {AT_ONCE} at once"
+        "New tasks next to {CROWD} that fail and are retried every {BACKOFF:?}, with a worker of concurrency \
+        {AT_ONCE}"
     );
-    let columns = ["broker", "store", "failures, per second", "begun after: p50, ms", "p99", "at most"];
+    let columns = ["broker", "store", "failures per second", "started after: p50, ms", "p99", "at most"];
     let mut table = Table::begin(&title, &columns);
     for (broker, store) in typical_pairs() {
         table.pair(broker, store, attempt(LIMIT, run(Pair::new(broker, store, "crowd"))).await);

@@ -26,7 +26,7 @@ const LIMIT: Duration = Duration::from_secs(600);
 
 pub(crate) async fn measure() {
     let columns = ["broker", "store", "published, K/s", "late by: p50, ms", "p99", "at most"];
-    let mut table = Table::begin("A million delays of 1 to 120 s, published at 10,000 a second", &columns);
+    let mut table = Table::begin("A million delays of 1 to 120 s, published at 10,000 per second", &columns);
     for (broker, store) in typical_pairs() {
         table.pair(broker, store, attempt(LIMIT, run(Pair::new(broker, store, "delays"))).await);
     }

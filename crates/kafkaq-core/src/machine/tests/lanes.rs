@@ -71,7 +71,7 @@ fn short_delay_does_not_wait_behind_thousands_of_longer_ones() {
         rig.settle();
         paused |= rig.m.poll_flow().is_some();
     }
-    assert!(!paused, "reading goes on");
+    assert!(!paused, "reading continues");
     let batch = delayed(&rig, next, &[SEC]);
     rig.m.handle_event(rig.now, Event::Records(lane, batch));
     rig.pass(SEC);

@@ -89,7 +89,7 @@ fn take_of_unknown_effect_is_given_back_when_its_partition_goes() {
 
 /// The store never comes back.
 #[test]
-fn take_of_unknown_effect_keeps_a_shutdown_waiting_for_a_lease_at_most() {
+fn take_of_unknown_effect_delays_a_shutdown_by_at_most_one_lease() {
     let mut rig = Rig::new(|_| {});
     rig.store_errors.extend((0..999).map(|_| lost()));
     rig.demand = 1;
@@ -105,7 +105,7 @@ fn take_of_unknown_effect_keeps_a_shutdown_waiting_for_a_lease_at_most() {
 
 /// Nobody here asks for a job any more, and another process may.
 #[test]
-fn take_of_unknown_effect_is_not_taken_for_another_process_when_it_is_handed_over() {
+fn own_take_of_unknown_effect_is_not_mistaken_for_another_process_on_hand_over() {
     let mut rig = Rig::new(|s| s.prefetch = 0);
     rig.m.handle_event(rig.now, Event::Lost(vec![assignment("w", 0)]));
     let op = taken_unknown(&mut rig);
@@ -119,7 +119,7 @@ fn take_of_unknown_effect_is_not_taken_for_another_process_when_it_is_handed_ove
 
 /// A long lane that is full may not be read for days.
 #[test]
-fn what_is_handed_over_goes_where_it_is_read_within_a_minute() {
+fn handed_over_task_goes_to_a_partition_that_is_read_within_a_minute() {
     let mut rig = Rig::new(|_| {});
     // Of eleven lanes this process has the first six; 10 is the one that is always read.
     rig.m.handle_event(rig.now, Event::Lost((6..11).map(|index| assignment("w", index)).collect()));
@@ -134,7 +134,7 @@ fn what_is_handed_over_goes_where_it_is_read_within_a_minute() {
 
 /// Otherwise a copy would find no lease, and the task would be executed again.
 #[test]
-fn copy_of_a_job_is_looked_at_before_its_end_is_forgotten() {
+fn copy_of_a_job_is_considered_before_its_end_is_forgotten() {
     for retention in [Duration::ZERO, 3600 * SEC] {
         let mut rig = Rig::new(|s| (s.done_retention, s.max_overdue) = (retention, Duration::ZERO));
         rig.publish(&["a"]);

@@ -38,7 +38,7 @@ fn timeout_after_an_input_is_due_at_once() {
     rig.settle();
     assert_ne!(rig.m.poll_timeout(), Some(rig.now.mono));
     rig.m.handle_demand(rig.now, 1, 0);
-    assert_eq!(rig.m.poll_timeout(), Some(rig.now.mono), "what it has made possible was not polled");
+    assert_eq!(rig.m.poll_timeout(), Some(rig.now.mono), "its consequences were not polled yet");
 }
 
 #[test]

@@ -177,14 +177,14 @@ fn record_of_a_later_version_does_not_hold_back_the_commit() {
     assert_eq!(rig.wait.len(), 1, "it waits elsewhere, as it is");
     rig.ask(&job, Command::Abandoned);
     rig.pass(10 * SEC);
-    assert_eq!(rig.wait.len(), 2, "and those behind it are parked");
+    assert_eq!(rig.wait.len(), 2, "and so are the records behind it");
     rig.pass(SEC);
     assert!(rig.committed() >= Some(2), "and nothing holds back the commit");
     rig.deliver_copies();
     for _ in 0..120 {
         rig.pass(SEC);
     }
-    assert_eq!(rig.wait.len(), 1, "once per lease it looks again");
+    assert_eq!(rig.wait.len(), 1, "it is tried again once per lease");
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn foreign_header_with_our_name_is_a_user_header() {
 
 /// No kafkaq gets that far, but anybody can write such a header.
 #[test]
-fn task_whose_copy_has_the_highest_number_goes_on() {
+fn task_whose_copy_has_the_highest_cover_number_can_still_finish() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a"]);
     let job = rig.get_job().unwrap();
@@ -267,7 +267,7 @@ fn reject_whose_dead_letter_is_in_the_log_is_in_doubt() {
 /// The copy of a long-running job may have reached the log. That doesn't make the effect of the holder's command
 /// unknown.
 #[test]
-fn doubt_of_a_copy_is_none_of_a_command() {
+fn copy_of_unknown_effect_does_not_put_a_command_in_doubt() {
     let mut rig = Rig::new(|_| {});
     rig.publish(&["a"]);
     let job = rig.get_job().unwrap();
@@ -446,7 +446,7 @@ fn store_that_takes_half_a_lease_to_answer_still_yields_jobs() {
             return;
         }
     }
-    panic!("it is renewed for ever");
+    panic!("it is renewed forever");
 }
 
 #[test]
@@ -488,7 +488,7 @@ fn failing_partitions_leave_append_calls_to_the_others() {
     assert_eq!(called.iter().filter(|index| **index < 10).count(), 4, "of those that have just failed");
     assert_eq!(called.iter().filter(|index| **index >= 10).count(), 10);
     push(&mut appends, 15);
-    assert_eq!(next(&mut appends, now), None, "one call a partition");
+    assert_eq!(next(&mut appends, now), None, "one call per partition");
 }
 
 #[test]
@@ -594,5 +594,5 @@ fn copy_given_up_before_it_was_sent_is_not_sent() {
     assert!(rig.ask(&waiting, Command::Reject("no".into())).is_none());
     let op = OpId::from(Ref::from(under_way.job));
     rig.m.handle_appended(rig.now, op, Ok(0));
-    assert_eq!(rig.m.poll_appends(9, &mut vec![]), None, "a dead letter has no business in the wait topic");
+    assert_eq!(rig.m.poll_appends(9, &mut vec![]), None, "a dead letter doesn't belong in the wait topic");
 }

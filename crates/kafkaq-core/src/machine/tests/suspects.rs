@@ -35,7 +35,7 @@ fn get_jobs(rig: &mut Rig) -> Vec<Ready> {
 }
 
 #[test]
-fn task_on_its_last_chance_is_begun_apart() {
+fn task_on_its_last_chance_is_started_in_isolation() {
     let mut rig = rig(3, &[("a", 1), ("b", 1), ("c", 1)]);
     for next in ["a", "b", "c"] {
         let jobs = get_jobs(&mut rig);
@@ -47,18 +47,18 @@ fn task_on_its_last_chance_is_begun_apart() {
 }
 
 #[test]
-fn suspect_that_goes_on_holds_the_next_one_back_for_a_while_only() {
+fn long_running_suspect_holds_the_next_one_back_only_for_a_while() {
     let mut rig = rig(3, &[("a", 1), ("b", 1)]);
     assert_eq!(get_jobs(&mut rig).len(), 1);
     rig.pass(WATCH - SEC);
     assert!(rig.ready.is_empty());
-    assert_eq!(rig.m.poll_timeout(), Some(rig.now.mono.plus(SEC)), "it wakes up for the next one");
+    assert_eq!(rig.m.poll_timeout(), Some(rig.now.mono.plus(SEC)), "it wakes up to start the next one");
     rig.pass(SEC);
     assert_eq!(id(rig.ready.pop_front()).as_deref(), Some("b"));
 }
 
 #[test]
-fn tasks_with_more_chances_are_begun_together_but_not_beside_a_last_one() {
+fn tasks_with_more_chances_start_together_but_not_beside_one_on_its_last() {
     let mut rig = rig(4, &[("a", 1), ("b", 1), ("last", 2), ("c", 1)]);
     let jobs = get_jobs(&mut rig);
     assert_eq!(jobs.len(), 2, "a and b");
@@ -66,7 +66,7 @@ fn tasks_with_more_chances_are_begun_together_but_not_beside_a_last_one() {
     assert!(rig.ready.is_empty(), "b still runs");
     rig.ask(&jobs[1], Command::Done);
     let last = rig.ready.pop_front();
-    assert!(rig.ready.is_empty(), "c is not begun beside the last one");
+    assert!(rig.ready.is_empty(), "c is not started at the same time as the last one");
     rig.ask(last.as_ref().unwrap(), Command::Done);
     assert_eq!(id(last).as_deref(), Some("last"));
     assert_eq!(id(rig.ready.pop_front()).as_deref(), Some("c"));
@@ -96,7 +96,7 @@ fn task_stays_a_suspect_when_it_is_released() {
 
 /// Prefetched jobs would be handed out first.
 #[test]
-fn suspect_comes_to_its_turn_before_a_backlog() {
+fn suspect_is_started_before_a_backlog() {
     let mut rig = rig(3, &[("a", 1), ("b", 1)]);
     let first = get_jobs(&mut rig).remove(0);
     rig.demand = 0;

@@ -79,11 +79,11 @@ fn what_lies_too_far_beyond_the_committed_offset_gets_a_lease_at_once() {
         rig.ask(&job, Command::Done);
     }
     job(&mut rig, 9);
-    assert!(rig.lease(&numbered(9)).is_some(), "the next owner would take it for one that nobody has begun");
+    assert!(rig.lease(&numbered(9)).is_some(), "the next owner would assume that nobody has started it");
 }
 
 #[test]
-fn what_the_store_knows_is_honoured() {
+fn existing_lease_is_honored() {
     let mut rig = rig();
     for (n, state) in [LeaseState::Cancelled, LeaseState::Done].into_iter().enumerate() {
         let token = LeaseToken { process: [9; 16], number: 1 };
@@ -118,7 +118,7 @@ fn retry_and_reject_tell_the_store() {
 }
 
 #[test]
-fn partition_moves_only_when_the_next_owner_can_know_what_goes_on() {
+fn partition_moves_only_once_the_next_owner_can_know_of_running_jobs() {
     let mut rig = rig();
     let running = job(&mut rig, 1);
     rig.publish(&[&numbered(2)]);
@@ -218,7 +218,7 @@ fn attempt_that_may_still_run_is_not_given_again() {
 }
 
 #[test]
-fn shutdown_gives_back_what_nobody_had_and_tells_of_what_runs() {
+fn shutdown_gives_back_untaken_jobs_and_leases_running_ones() {
     let mut rig = rig();
     rig.publish(&[&numbered(1), &numbered(2)]);
     let running = rig.get_job().unwrap();
@@ -233,7 +233,7 @@ fn shutdown_gives_back_what_nobody_had_and_tells_of_what_runs() {
 }
 
 #[test]
-fn backlog_is_committed_often_enough_to_go_on_without_leases() {
+fn backlog_is_committed_often_enough_to_continue_without_leases() {
     let mut rig = rig();
     for n in 0..20 {
         let job = job(&mut rig, n);

@@ -57,15 +57,15 @@ impl fmt::Display for Disturbance {
             Disturbance::ShuttingDown { at } => write!(f, "a shutdown of the worker at await point {at}"),
             Disturbance::Overlap { first, second } => {
                 match first {
-                    0 => f.write_str("a first execution that stands still before it begins")?,
-                    _ => write!(f, "a first execution that stands still at await point {first}")?,
+                    0 => f.write_str("a first execution that is suspended before it starts")?,
+                    _ => write!(f, "a first execution that is suspended at await point {first}")?,
                 }
                 match second {
                     usize::MAX => f.write_str(" until a second one has returned"),
                     _ => write!(f, " until a second one is at await point {second}"),
                 }
             }
-            Disturbance::InTurns => f.write_str("two executions in turns"),
+            Disturbance::InTurns => f.write_str("two executions taking turns"),
         }
     }
 }

@@ -119,7 +119,7 @@ impl Cluster {
             redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut nodes[0].connections[0]).await?;
         let mut ranges = Vec::new();
         for (first, last, (_, port, ..)) in slots {
-            let node = ports.iter().position(|p| *p == port).ok_or("a node that was not told of")?;
+            let node = ports.iter().position(|p| *p == port).ok_or("an unknown node")?;
             ranges.push((first, last, node));
         }
         Ok(Cluster { nodes, ranges })
