@@ -44,7 +44,7 @@ pub trait Adapter {
     const SERVICE: Service;
 
     /// How many connections the client library attempts at most when one is requested.
-    const KNOCKS: usize;
+    const MAX_CONNECT_ATTEMPTS: usize;
 
     /// A store with one connection to this address and this time limit per call.
     fn at(addr: SocketAddr, limit: Duration) -> Self::Store;

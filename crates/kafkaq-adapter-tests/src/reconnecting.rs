@@ -242,7 +242,7 @@ pub async fn many_callers_share_one_new_connection<A: Adapter>() {
     let calls = (0..CALLERS).map(call).collect::<JoinSet<_>>();
     timeout(AMPLE, calls.join_all()).await.expect("all work again");
     let new = proxy.accepted() - before;
-    assert!((1..=A::KNOCKS).contains(&new), "{new}");
+    assert!((1..=A::MAX_CONNECT_ATTEMPTS).contains(&new), "{new}");
 }
 
 /// A listener that counts connections and closes each at once.
@@ -266,7 +266,7 @@ pub async fn many_callers_of_a_server_that_fails_share_its_failure<A: Adapter>()
     for e in join_all((0..CALLERS).map(|_| failed_swap(&store))).await {
         assert_not_sent(&e);
     }
-    assert!(knocks.load(Relaxed) <= CALLERS / 4 * A::KNOCKS, "{knocks:?}");
+    assert!(knocks.load(Relaxed) <= CALLERS / 4 * A::MAX_CONNECT_ATTEMPTS, "{knocks:?}");
 }
 
 pub async fn attempts_to_connect_are_spaced_even_for_a_caller_in_a_hurry<A: Adapter>() {
@@ -279,7 +279,7 @@ pub async fn attempts_to_connect_are_spaced_even_for_a_caller_in_a_hurry<A: Adap
         calls += 1;
     }
     // After 20, 40, 80, 160, 320 ms.
-    assert!(knocks.load(Relaxed) <= 6 * A::KNOCKS && calls <= 6, "{knocks:?} {calls}");
+    assert!(knocks.load(Relaxed) <= 6 * A::MAX_CONNECT_ATTEMPTS && calls <= 6, "{knocks:?} {calls}");
 }
 
 pub async fn close_leaves_no_connection_behind<A: Adapter>() {

@@ -45,11 +45,11 @@ const MAX_OPEN: usize = 1024;
 const MIN_SLACK: Duration = Duration::from_secs(5);
 
 /// Longer means forever: etcd accepts at most 285 years.
-const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+const MAX_TTL: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// A time to live that etcd has to enforce.
 fn finite(swap: &Swap) -> Option<Duration> {
-    swap.ttl.filter(|ttl| swap.new.is_some() && *ttl < FOR_EVER)
+    swap.ttl.filter(|ttl| swap.new.is_some() && *ttl < MAX_TTL)
 }
 
 /// The open leases.

@@ -284,7 +284,7 @@ impl FailedCommits {
 /// The slot of an assignment that may commit. A released one may not: the next owner may already have read the
 /// committed offset. And records of a log that was replaced don't count.
 fn current<'a>(owned: &'a HashMap<Partition, Arc<Slot>>, of: &Assignment) -> Option<&'a Arc<Slot>> {
-    owned.get(&of.partition).filter(|s| s.assignment.epoch == of.epoch && !s.has_let_go())
+    owned.get(&of.partition).filter(|s| s.assignment.epoch == of.epoch && !s.is_released())
 }
 
 #[cfg(test)]

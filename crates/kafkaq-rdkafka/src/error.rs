@@ -197,7 +197,7 @@ pub(crate) fn no_answer(op: &'static str, settings: &Settings) -> Error {
 pub(crate) fn overdue(settings: &Settings, what: &str, error: impl Fn(ErrorKind) -> Error) -> Error {
     let (limit, bootstrap) = (settings.request_timeout(), settings.bootstrap());
     let check = format!("{what} within {limit:?}: check that a broker responds at {bootstrap}");
-    match settings.trouble().within(limit) {
+    match settings.connection_errors().within(limit) {
         Some((kind, reason)) => {
             let advice = match kind {
                 _ if reason.contains("Too many open files") => DESCRIPTORS.into(),

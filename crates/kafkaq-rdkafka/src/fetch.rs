@@ -101,12 +101,12 @@ impl Reader {
         partition: &Partition,
         offset: i64,
         max_bytes: usize,
-        anew: bool,
+        bypass_read_ahead: bool,
         [doubt, until, last]: [Instant; 3],
     ) -> Result<Found> {
         let (answer, found) = oneshot::channel();
         let partition = partition.clone();
-        self.send(Request { partition, offset, max_bytes, anew, doubt, until, last, answer })?;
+        self.send(Request { partition, offset, max_bytes, bypass_read_ahead, doubt, until, last, answer })?;
         found.await.unwrap_or_else(|_| Err(error::closed(FETCH)))
     }
 

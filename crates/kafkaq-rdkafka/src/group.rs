@@ -7,9 +7,9 @@ use crate::{
     check::{Checker, Start},
     commit::Committer,
     error::code_of,
-    forsaken::{self, Forsaken},
     heartbeat::{Heartbeat, is_lost_answer},
-    log::Trouble,
+    log::ConnectionErrors,
+    lost_brokers::{self, LostBrokers},
     member::Shared,
     plan::Plan,
     session,
@@ -59,8 +59,8 @@ pub(crate) struct Callbacks {
     /// is almost closed.
     commits: Mutex<()>,
     served: AtomicU64,
-    trouble: Arc<Trouble>,
-    forsaken: Forsaken,
+    connection_errors: Arc<ConnectionErrors>,
+    lost_brokers: LostBrokers,
     /// The text of the last error event. The poller takes it from here.
     reason: Mutex<String>,
     ends: Mutex<HashMap<Partition, i64>>,
@@ -71,14 +71,14 @@ pub(crate) struct Callbacks {
 }
 
 impl Callbacks {
-    fn new(trouble: Arc<Trouble>) -> Self {
+    fn new(connection_errors: Arc<ConnectionErrors>) -> Self {
         Callbacks {
             noted: Mutex::default(),
             closing: AtomicBool::new(false),
             commits: Mutex::default(),
             served: AtomicU64::new(0),
-            trouble,
-            forsaken: Forsaken::default(),
+            connection_errors,
+            lost_brokers: LostBrokers::default(),
             reason: Mutex::default(),
             ends: Mutex::default(),
             unsure: Mutex::default(),
@@ -140,13 +140,13 @@ impl ClientContext for Callbacks {
         if is_lost_answer(facility, line) {
             *lock(&self.unsure) = Some(Instant::now());
         }
-        self.trouble.log(level, facility, line);
+        self.connection_errors.log(level, facility, line);
     }
 
     fn stats(&self, statistics: Statistics) {
         self.count();
-        self.trouble.look_at(&statistics);
-        self.forsaken.look_at(&statistics);
+        self.connection_errors.look_at(&statistics);
+        self.lost_brokers.look_at(&statistics);
         let topics = statistics.topics.values();
         let partitions = topics.flat_map(|topic| topic.partitions.values().map(|of| (&*topic.topic, of)));
         let ends = partitions.filter_map(|(topic, of)| {
@@ -159,7 +159,7 @@ impl ClientContext for Callbacks {
     fn error(&self, error: KafkaError, reason: &str) {
         self.count();
         reason.clone_into(&mut lock(&self.reason));
-        self.trouble.note(&error, reason);
+        self.connection_errors.note(&error, reason);
     }
 }
 
@@ -248,7 +248,7 @@ impl Group {
         request: &JoinRequest,
         plan: Plan,
         shared: &Arc<Shared>,
-        trouble: &Arc<Trouble>,
+        connection_errors: &Arc<ConnectionErrors>,
         protocol: GroupProtocol,
     ) -> Result<Self> {
         let mut config = shared.settings.consumer(&request.group, request.member, protocol);
@@ -265,8 +265,9 @@ impl Group {
             let instance = format!("{instance}-{}", plan.topics.concat());
             config.set("group.instance.id", instance);
         }
-        let mut consumer = Client::from_config_and_context(&config, Callbacks::new(trouble.clone()))
-            .map_err(|e| settings::broken(&e))?;
+        let mut consumer =
+            Client::from_config_and_context(&config, Callbacks::new(connection_errors.clone()))
+                .map_err(|e| settings::broken(&e))?;
         let bell = shared.clone();
         consumer.set_nonempty_callback(move || bell.ring());
         let consumer = Arc::new(consumer);
@@ -332,8 +333,8 @@ impl Group {
     pub(crate) fn broken(&self) -> Option<(Code, String)> {
         let broken = self.broken.as_ref();
         let broken = broken.map(|e| (code_of(e), format!("the client could not handle a rebalance: {e}")));
-        let is_forsaken = self.consumer.context().forsaken.is_certain();
-        broken.or(is_forsaken.then(|| (Code::BrokerTransportFailure, forsaken::WHY.into())))
+        let is_forsaken = self.consumer.context().lost_brokers.is_certain();
+        broken.or(is_forsaken.then(|| (Code::BrokerTransportFailure, lost_brokers::WHY.into())))
     }
 
     /// Handles what can be handled and tells the driver. An assignment is accepted only when the driver has received
@@ -343,7 +344,7 @@ impl Group {
         if let Some(held) = self.held.take() {
             // librdkafka finds out only now that it was expelled.
             let lost = self.consumer.assignment_lost() || self.consumer.context().expelled.load(SeqCst);
-            let over = held.slots.iter().all(|s| s.has_let_go() && s.committing.load(SeqCst) == 0);
+            let over = held.slots.iter().all(|s| s.is_released() && s.committing.load(SeqCst) == 0);
             if !lost && !over && Instant::now() < held.until {
                 self.held = Some(held);
                 return;
@@ -529,7 +530,7 @@ impl Group {
     /// Records the position of an epoch that ends.
     fn part(&mut self, slot: &Slot) {
         slot.gone.store(true, SeqCst);
-        if self.shared.parted.leave(slot) {
+        if self.shared.past_positions.leave(slot) {
             self.from.was_read(&slot.assignment.partition);
         }
     }

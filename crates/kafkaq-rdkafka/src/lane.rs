@@ -64,16 +64,16 @@ impl Lane {
     }
 
     /// Returns whether its queue continues where the request wants to read.
-    pub(crate) fn goes_on(&self, request: &Request) -> bool {
+    pub(crate) fn is_contiguous(&self, request: &Request) -> bool {
         let at = self.cursors.get(&request.partition).map(|cursor| cursor.next);
-        !request.anew && at == Some(request.offset)
+        !request.bypass_read_ahead && at == Some(request.offset)
     }
 
     /// Takes a request that continues a queue, or whose partition is not busy.
     pub(crate) fn take(&mut self, request: Request) {
         self.used = Instant::now();
         let partition = &request.partition;
-        if !self.goes_on(&request) {
+        if !self.is_contiguous(&request) {
             let cursor = self
                 .give_up(std::slice::from_ref(partition))
                 .and_then(|()| self.open(partition, request.offset));

@@ -20,7 +20,7 @@ pub(crate) fn level() -> RDKafkaLogLevel {
     }
 }
 
-/// Lines that each client repeats while it has no connection. [`Trouble`] reports it once, for all of them.
+/// Lines that each client repeats while it has no connection. [`ConnectionErrors`] reports it once, for all of them.
 const CONNECTIONS: &[&str] = &["ERROR", "FAIL", "GETPID", "METADATA", "REQTMOUT", "SESSTMOUT"];
 
 fn forward(level: RDKafkaLogLevel, facility: &str, line: &str) {
@@ -53,14 +53,14 @@ const CONNECT: &str = "connect";
 /// Connection problems of all clients of a handle: logged while they last, and included in the errors of calls that
 /// timed out.
 #[derive(Debug)]
-pub(crate) struct Trouble {
+pub(crate) struct ConnectionErrors {
     outages: OutageLog,
     known: Mutex<Known>,
 }
 
-impl Trouble {
+impl ConnectionErrors {
     pub(crate) fn new(bootstrap: &str) -> Self {
-        Trouble { outages: OutageLog::new(format!("Kafka at {bootstrap}")), known: Mutex::default() }
+        ConnectionErrors { outages: OutageLog::new(format!("Kafka at {bootstrap}")), known: Mutex::default() }
     }
 
     /// Processes a line of a client's log.

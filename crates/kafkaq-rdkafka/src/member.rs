@@ -1,7 +1,7 @@
 //! A member's two halves as the driver sees them: the handle and the event stream. Both communicate with the poll
 //! thread (see `poller`) through shared state. Only a commit and the leave wait, and neither for the other.
 
-use crate::{commit::FailedCommits, parted::Parted, settings::Settings, slot::Slot};
+use crate::{commit::FailedCommits, past_positions::PastPositions, settings::Settings, slot::Slot};
 use async_trait::async_trait;
 use futures_core::Stream;
 use kafkaq_core::{Assignment, Commit, Error, ErrorKind, Event, Member, Partition, Result, lock};
@@ -23,7 +23,7 @@ pub(crate) struct Shared {
     pub(crate) settings: Arc<Settings>,
     /// Our partitions. The poll thread adds and removes them; a commit is checked against them under the lock.
     pub(crate) owned: Mutex<HashMap<Partition, Arc<Slot>>>,
-    pub(crate) parted: Parted,
+    pub(crate) past_positions: PastPositions,
     pub(crate) failed_commits: FailedCommits,
     epochs: AtomicU64,
     poll_thread: OnceLock<Thread>,
@@ -38,7 +38,7 @@ impl Shared {
         let shared = Shared {
             settings,
             owned: Mutex::default(),
-            parted: Parted::default(),
+            past_positions: PastPositions::default(),
             failed_commits: FailedCommits::default(),
             epochs: AtomicU64::new(0),
             poll_thread: OnceLock::new(),

@@ -113,7 +113,7 @@ impl Reader {
     }
 
     fn learnt(&self, of: &Partition, first: i64, next: i64) -> Offsets {
-        self.settings.trouble().is_over();
+        self.settings.connection_errors().is_over();
         self.ends.note(of, next);
         Offsets { first, next }
     }

@@ -14,7 +14,7 @@ use crate::{
     check::{self, Checker, Outcome},
     error,
     group::{Group, Pending},
-    log::Trouble,
+    log::ConnectionErrors,
     member::{Events, Handle, Item, Shared},
     plan::Plan,
     session::{Agreed, MAX_REBALANCE},
@@ -100,7 +100,7 @@ struct Poller<'a> {
     tx: mpsc::Sender<Item>,
     groups: Vec<Group>,
     rebuilds: Vec<Rebuild>,
-    trouble: Arc<Trouble>,
+    connection_errors: Arc<ConnectionErrors>,
     shared: &'a Arc<Shared>,
     request: &'a JoinRequest,
     protocol: GroupProtocol,
@@ -132,7 +132,7 @@ impl<'a> Poller<'a> {
             tx,
             groups: Vec::new(),
             rebuilds: Vec::new(),
-            trouble: shared.settings.trouble().clone(),
+            connection_errors: shared.settings.connection_errors().clone(),
             shared,
             request,
             protocol: shared.settings.protocol(),
@@ -220,7 +220,7 @@ impl<'a> Poller<'a> {
     }
 
     fn join_as_one(&self, plan: Plan) -> Result<Group> {
-        Group::join(self.request, plan, self.shared, &self.trouble, self.protocol)
+        Group::join(self.request, plan, self.shared, &self.connection_errors, self.protocol)
     }
 
     /// Runs until the member leaves, or until an error occurs that an operator has to fix.
@@ -257,7 +257,7 @@ impl<'a> Poller<'a> {
             self.swept = Instant::now();
             let queues = self.groups.iter().flat_map(|group| &group.queues);
             queues.for_each(|(slot, _)| slot.ready.store(true, SeqCst));
-            self.join_anew();
+            self.rejoin();
         }
     }
 
@@ -364,7 +364,7 @@ impl<'a> Poller<'a> {
             let of = &slot.assignment.partition;
             tracing::info!(partition = %slot.assignment, "the log was replaced; rebuilding the consumer");
             self.rebuild(at, None, Some(of.topic.clone()));
-            self.shared.parted.is_told(of);
+            self.shared.past_positions.replacement_reported(of);
             self.pending.push_back(Err(check::replaced(of, first)));
         }
     }
@@ -381,7 +381,7 @@ impl<'a> Poller<'a> {
     }
 
     /// Rejoins the group, which sends the assignment to a joining member.
-    fn join_anew(&mut self) {
+    fn rejoin(&mut self) {
         // Not all members at once: they lost their responses together.
         let patience = UNSURE + Duration::from_secs(u64::from(self.request.member[0] % 8));
         if let Some(at) = self.groups.iter().position(|group| group.is_unsure(patience)) {
@@ -500,7 +500,7 @@ impl<'a> Poller<'a> {
             return Ok(());
         }
         let e = self.error(code).with_source(reason);
-        if takes_a_person(code) {
+        if needs_operator(code) {
             return Err(e);
         }
         self.rebuild(at, Some((code, e)), None);
@@ -568,7 +568,7 @@ fn closed_by(now: Instant, session: Duration) -> Instant {
 }
 
 /// Whether an error would recur with a new consumer.
-fn takes_a_person(code: Code) -> bool {
+fn needs_operator(code: Code) -> bool {
     match code {
         // The group's response to a member that it no longer knows.
         Code::InvalidRequest => false,

@@ -5,7 +5,7 @@ use crate::{
     aside,
     doubt::Doubts,
     error,
-    forsaken::{self, Forsaken},
+    lost_brokers::{self, LostBrokers},
     offsets,
     polled::{Failed, Polled},
     settings,
@@ -268,7 +268,7 @@ fn connect(settings: &Arc<Settings>, config: &ClientConfig) -> Result<Client> {
     let context = Reports {
         settings: settings.clone(),
         shows_debug: settings.shows_debug(),
-        forsaken: Forsaken::default(),
+        lost_brokers: LostBrokers::default(),
         doubts: Doubts::default(),
     };
     Client::open(config, context).map_err(|failed| match failed {
@@ -323,15 +323,16 @@ async fn exists(client: &Arc<Client>, of: &Partition, deadline: Instant) -> Opti
 /// Why it can no longer append.
 fn is_lost(client: &Client) -> Option<String> {
     let fatal = client.client().fatal_error().map(|(code, reason)| format!("{code}: {reason}"));
-    let forsaken = || client.client().context().forsaken.is_certain().then(|| forsaken::WHY.into());
-    fatal.or_else(forsaken)
+    let lost_brokers =
+        || client.client().context().lost_brokers.is_certain().then(|| lost_brokers::WHY.into());
+    fatal.or_else(lost_brokers)
 }
 
 /// The producer's context: receives the delivery reports.
 struct Reports {
     settings: Arc<Settings>,
     shows_debug: bool,
-    forsaken: Forsaken,
+    lost_brokers: LostBrokers,
     doubts: Doubts,
 }
 
@@ -397,17 +398,17 @@ impl ClientContext for Reports {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         self.doubts.log(facility, line);
         if self.shows_debug || !matches!(level, RDKafkaLogLevel::Debug) {
-            self.settings.trouble().log(level, facility, line);
+            self.settings.connection_errors().log(level, facility, line);
         }
     }
 
     fn stats(&self, statistics: Statistics) {
-        self.settings.trouble().look_at(&statistics);
-        self.forsaken.look_at(&statistics);
+        self.settings.connection_errors().look_at(&statistics);
+        self.lost_brokers.look_at(&statistics);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.settings.trouble().note(&error, reason);
+        self.settings.connection_errors().note(&error, reason);
     }
 }
 
@@ -416,7 +417,7 @@ impl ProducerContext for Reports {
 
     fn delivery(&self, result: &DeliveryResult<'_>, receipt: Box<Receipt>) {
         if result.is_ok() {
-            self.settings.trouble().is_over();
+            self.settings.connection_errors().is_over();
         }
         receipt.settle(match result {
             Ok(message) if message.offset() >= 0 => Ok(message.offset()),

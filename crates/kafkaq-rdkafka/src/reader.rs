@@ -6,7 +6,9 @@
 //! A consumer can have a partition only once, so readers at different offsets of one partition take one lane each. An
 //! unused cursor is dropped after [`lane::LINGER`]; the thread and its consumers end after [`IDLE`].
 
-use crate::{aside, error, fetch::Ends, forsaken::Forsaken, lane, lane::Lane, settings, settings::Settings};
+use crate::{
+    aside, error, fetch::Ends, lane, lane::Lane, lost_brokers::LostBrokers, settings, settings::Settings,
+};
 use kafkaq_core::{Error, ErrorKind, Partition, Record, Result, lock};
 use rdkafka::{
     ClientContext, Statistics,
@@ -46,25 +48,25 @@ pub(crate) struct Callbacks {
     pub(crate) served: AtomicU64,
     /// The text of the last error event. The poller takes it from here.
     pub(crate) reason: Mutex<String>,
-    pub(crate) forsaken: Forsaken,
+    pub(crate) lost_brokers: LostBrokers,
 }
 
 impl ClientContext for Callbacks {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         self.served.fetch_add(1, SeqCst);
-        self.settings.trouble().log(level, facility, line);
+        self.settings.connection_errors().log(level, facility, line);
     }
 
     fn stats(&self, statistics: Statistics) {
         self.served.fetch_add(1, SeqCst);
-        self.settings.trouble().look_at(&statistics);
-        self.forsaken.look_at(&statistics);
+        self.settings.connection_errors().look_at(&statistics);
+        self.lost_brokers.look_at(&statistics);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.served.fetch_add(1, SeqCst);
         *lock(&self.reason) = reason.to_owned();
-        self.settings.trouble().note(&error, reason);
+        self.settings.connection_errors().note(&error, reason);
     }
 }
 
@@ -76,7 +78,7 @@ pub(crate) struct Request {
     pub(crate) offset: i64,
     pub(crate) max_bytes: usize,
     /// Read from the log and not from what was read ahead, so that the result is newer than the request.
-    pub(crate) anew: bool,
+    pub(crate) bypass_read_ahead: bool,
     /// When it returns if the partition has shown no sign of life.
     pub(crate) doubt: Instant,
     /// When it returns if there is nothing to read.
@@ -268,7 +270,7 @@ fn connect(settings: &Arc<Settings>, readahead: usize, thread: Thread) -> Result
         settings: settings.clone(),
         served: AtomicU64::new(0),
         reason: Mutex::default(),
-        forsaken: Forsaken::default(),
+        lost_brokers: LostBrokers::default(),
     };
     let mut client = Client::from_config_and_context(&settings.reader(readahead), context)
         .map_err(|e| settings::broken(&e))?;
@@ -320,7 +322,7 @@ impl Lanes {
         let (requests, client, over) = {
             let mut state = lock(&self.inbox.state);
             let all = std::mem::take(&mut state.renew);
-            let is_over = |client: &Client| all || client.context().forsaken.is_certain();
+            let is_over = |client: &Client| all || client.context().lost_brokers.is_certain();
             let over = state.client.take_if(|client| is_over(client));
             self.lanes.iter_mut().for_each(|lane| lane.is_retired |= is_over(lane.client()));
             (std::mem::take(&mut state.requests), state.client.clone(), over)
@@ -365,9 +367,9 @@ impl Lanes {
         }
         let readahead = if request.max_bytes <= SMALL { 0 } else { READAHEAD };
         let of_kind = |lane: &Lane| lane.readahead == readahead && !lane.is_retired;
-        let goes_on = self.lanes.iter().position(|lane| of_kind(lane) && lane.goes_on(&request));
+        let is_contiguous = self.lanes.iter().position(|lane| of_kind(lane) && lane.is_contiguous(&request));
         let is_free = |lane: &Lane| of_kind(lane) && !lane.is_busy(&request.partition);
-        match goes_on.or_else(|| self.lanes.iter().position(is_free)) {
+        match is_contiguous.or_else(|| self.lanes.iter().position(is_free)) {
             Some(at) => self.lanes[at].take(request),
             None if self.lanes.iter().filter(|lane| of_kind(lane)).count() >= LANES => {
                 self.unplaced.push_back(request);

@@ -1,6 +1,6 @@
 //! The user's settings, kafkaq's defaults, and settings that are refused because they would break a guarantee.
 
-use crate::{RdKafka, doubt, log, log::Trouble};
+use crate::{RdKafka, doubt, log, log::ConnectionErrors};
 use kafkaq_core::{Error, ErrorKind, Result};
 use rdkafka::{
     ClientConfig,
@@ -53,7 +53,7 @@ impl fmt::Debug for Builder {
 }
 
 const STATISTICS: &str = "statistics.interval.ms";
-/// Only its statistics show that a client has forgotten its brokers (see `forsaken`).
+/// Only its statistics show that a client has forgotten its brokers (see `lost_brokers`).
 const STATISTICS_MS: RangeInclusive<u32> = 1..=10_000;
 
 const DEFAULTS: &[(&str, &str)] = &[
@@ -210,7 +210,7 @@ impl Builder {
 #[derive(Debug)]
 pub(crate) struct Settings {
     builder: Builder,
-    trouble: Arc<Trouble>,
+    connection_errors: Arc<ConnectionErrors>,
 }
 
 impl Settings {
@@ -248,8 +248,8 @@ impl Settings {
                 };
             }
         }
-        let trouble = Arc::new(Trouble::new(&builder.bootstrap));
-        let settings = Settings { builder, trouble };
+        let connection_errors = Arc::new(ConnectionErrors::new(&builder.bootstrap));
+        let settings = Settings { builder, connection_errors };
         settings.producer().create_native_config().map_err(|e| broken(&e))?;
         let protocols: &[_] = match settings.protocol() {
             GroupProtocol::Auto => &[GroupProtocol::Classic, GroupProtocol::Consumer],
@@ -292,8 +292,8 @@ impl Settings {
     }
 
     /// Connection problems of all clients that are created from these settings.
-    pub(crate) fn trouble(&self) -> &Arc<Trouble> {
-        &self.trouble
+    pub(crate) fn connection_errors(&self) -> &Arc<ConnectionErrors> {
+        &self.connection_errors
     }
 
     pub(crate) fn protocol(&self) -> GroupProtocol {

@@ -84,7 +84,7 @@ impl Slot {
     }
 
     /// Returns whether a revoked partition can be given back: the driver has released it, or doesn't want it.
-    pub(crate) fn has_let_go(&self) -> bool {
+    pub(crate) fn is_released(&self) -> bool {
         self.released.load(SeqCst) || self.doubted.load(SeqCst)
     }
 }

@@ -119,7 +119,7 @@ impl<'a> Admin<'a> {
     fn look(&self, topic: &str) -> Result<Seen> {
         let metadata = self.client.fetch_metadata(Some(topic), self.left());
         let metadata = metadata.map_err(|e| self.failed(error::code_of(&e), topic))?;
-        self.settings.trouble().is_over();
+        self.settings.connection_errors().is_over();
         let Some(found) = metadata.topics().iter().find(|t| t.name() == topic) else {
             return Ok(Seen::Missing);
         };

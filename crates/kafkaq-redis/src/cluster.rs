@@ -26,7 +26,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 const SERVING_SHARE: u32 = 2;
 
 /// Stands for the owner of a slot that has none.
-const NOBODY: usize = usize::MAX;
+const NO_OWNER: usize = usize::MAX;
 
 pub(crate) struct Cluster {
     /// The nodes to start with, and to fall back to when no other node responds.
@@ -44,7 +44,7 @@ pub(crate) struct Cluster {
 #[derive(Default)]
 struct Map {
     nodes: Vec<Arc<Node>>,
-    /// For each slot the place of its owner in `nodes`, or `NOBODY`. Empty before the first response.
+    /// For each slot the place of its owner in `nodes`, or `NO_OWNER`. Empty before the first response.
     owners: Vec<usize>,
     /// Nodes that have left the map and may still have calls in flight. Without seeds, which are never dropped.
     displaced: Vec<Weak<Node>>,
@@ -95,7 +95,7 @@ impl Cluster {
 
     /// The number of slots without an owner.
     pub(crate) fn vacant(&self) -> usize {
-        self.map().owners.iter().filter(|owner| **owner == NOBODY).count()
+        self.map().owners.iter().filter(|owner| **owner == NO_OWNER).count()
     }
 
     /// Ensures that there is a map, and refreshes one in doubt.
@@ -212,7 +212,7 @@ impl Cluster {
             return;
         }
         let mut nodes: Vec<Arc<Node>> = Vec::new();
-        let mut owners = vec![NOBODY; usize::from(SLOTS)];
+        let mut owners = vec![NO_OWNER; usize::from(SLOTS)];
         for Range { slots, address } in ranges {
             let known = nodes.iter().position(|node| node.address() == address);
             let place = match (known, self.node(&map.nodes, address)) {

@@ -187,7 +187,7 @@ impl Failure {
     }
 
     /// A response to another request.
-    pub(crate) fn out_of_step() -> Self {
+    pub(crate) fn protocol_mismatch() -> Self {
         Failure { sent: true, again: true, ..Failure::new(ErrorKind::Corrupt) }
             .because("a response to another request")
     }

@@ -130,7 +130,7 @@ impl JobView {
 
     /// A view for the first execution of a task that no queue has handed out.
     #[cfg(feature = "testing")]
-    pub(crate) fn made_up(ready: kafkaq_core::machine::Ready) -> Self {
+    pub(crate) fn fake_job(ready: kafkaq_core::machine::Ready) -> Self {
         JobView(Arc::new(JobSlot::new(ready)))
     }
 }

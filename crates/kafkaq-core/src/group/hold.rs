@@ -88,13 +88,13 @@ impl Group {
     /// Returns the cursors to write to the log now: if one is due, all that the log lacks, up to `max`, so that they
     /// are one append.
     pub fn poll_checkpoints(&mut self, now: Mono, max: usize, out: &mut Vec<(Assignment, Cursor)>) {
-        let unkept: Vec<_> =
-            self.views.iter().map(|s| s.own.as_ref().and_then(|own| self.unkept(own))).collect();
-        if !unkept.iter().flatten().any(|(_, at)| now >= *at) {
+        let pending_checkpoint: Vec<_> =
+            self.views.iter().map(|s| s.own.as_ref().and_then(|own| self.pending_checkpoint(own))).collect();
+        if !pending_checkpoint.iter().flatten().any(|(_, at)| now >= *at) {
             return;
         }
         for (view, (cursor, _)) in
-            self.views.iter_mut().zip(unkept).filter_map(|(s, u)| Some((s, u?))).take(max)
+            self.views.iter_mut().zip(pending_checkpoint).filter_map(|(s, u)| Some((s, u?))).take(max)
         {
             if let Some(own) = &mut view.own {
                 own.checkpointing = true;
@@ -106,7 +106,7 @@ impl Group {
 
     /// The cursor that the log lacks, and when it is due. Not before the start is found: until then it is the store's,
     /// which may have been rolled back, while the log has a later one.
-    pub(super) fn unkept(&self, own: &Own) -> Option<(Cursor, Mono)> {
+    pub(super) fn pending_checkpoint(&self, own: &Own) -> Option<(Cursor, Mono)> {
         let is_own = own.located || self.planted.is(GroupFault::UnlocatedKept);
         let (cursor, at) = match self.leaving {
             false => (own.stored.filter(|_| is_own), own.checkpoint_at),

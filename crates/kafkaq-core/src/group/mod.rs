@@ -256,7 +256,7 @@ impl Group {
             Phase::Locating(at) => at,
             Phase::Held | Phase::Releasing => None,
         };
-        let kept = self.unkept(own).map(|(_, at)| at);
+        let kept = self.pending_checkpoint(own).map(|(_, at)| at);
         [written, phase, kept].into_iter().flatten().fold(lost, Mono::min)
     }
 }

@@ -49,7 +49,7 @@ impl Group {
             match outcome {
                 Ok(raw) if view.version == version => view.observe(raw, now),
                 Ok(_) => {}
-                Err(_) => view.not_heard(now, patience),
+                Err(_) => view.note_no_response(now, patience),
             }
         }
     }
@@ -59,7 +59,7 @@ impl Group {
         self.handle_time(now);
         for i in 0..self.views.len() {
             if out.len() < max
-                && let Some(new) = self.renewal(i, now).or_else(|| self.farewell(i, now))
+                && let Some(new) = self.renewal(i, now).or_else(|| self.release_value(i, now))
             {
                 self.send(i, new, now, out);
             }
@@ -112,7 +112,7 @@ impl Group {
     }
 
     /// The value with which a leaving member replaces its name in a lost partition.
-    fn farewell(&self, i: usize, now: Mono) -> Option<Value> {
+    fn release_value(&self, i: usize, now: Mono) -> Option<Value> {
         let view = &self.views[i];
         let is_due = self.leaving && view.sent.is_none() && now >= view.retry_at && self.is_left_behind(view);
         // As if it took it again and released it at once: the stored value may be older than what the last hold has

@@ -127,7 +127,7 @@ impl PartitionView {
     ///
     /// This only decides how soon a member takes over. That there are never two owners is ensured by the owner's own
     /// clock: it stops before anybody could have waited for the member timeout since its last successful renewal.
-    pub(super) fn not_heard(&mut self, now: Mono, patience: Duration) {
+    pub(super) fn note_no_response(&mut self, now: Mono, patience: Duration) {
         let silence = now.since(self.heard);
         if silence > patience && self.owner().is_some() {
             self.changed = self.changed.plus(silence);

@@ -47,7 +47,7 @@ impl Machine {
             return self.lease_unleased(r);
         }
         let Some(lease) = item.observed.lease().filter(|_| parks) else { return };
-        let mut due = rule::look_again(lease, self.clock.wall(), self.config.limits);
+        let mut due = rule::reconsider_at(lease, self.clock.wall(), self.config.limits);
         if self.config.has_fault(Fault::ParkWithoutSkew) {
             due = lease.deadline;
         }

@@ -39,7 +39,7 @@ impl Machine {
                 continue;
             }
             if let Some(r) = self.store.pop_failed_take() {
-                self.look_instead(r);
+                self.read_lease_instead(r);
                 continue;
             }
             // Its lease is read first: the task may be finished, or held by another process.
@@ -51,7 +51,7 @@ impl Machine {
     }
 
     /// Reads the lease of a record whose take has failed: then it is handed over like those of later attempts.
-    fn look_instead(&mut self, r: Ref) {
+    fn read_lease_instead(&mut self, r: Ref) {
         let Some(item) = self.items.get_mut(r).filter(|item| item.store.has_failed()) else { return };
         // The take may have won the lease, and a read would mistake that for another process's.
         if item.store.in_doubt {

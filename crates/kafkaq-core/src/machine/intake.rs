@@ -32,7 +32,7 @@ impl Machine {
         self.sweep();
         for i in 0..self.windows.len() {
             if let Some(w) = self.windows.nth(i) {
-                self.tend_window(w);
+                self.check_window(w);
             }
         }
         if !self.shutting_down {
@@ -44,10 +44,10 @@ impl Machine {
 
     /// Applies flow control, copies records that take too long, and copies the head of a window that is paused because
     /// of it.
-    fn tend_window(&mut self, w: Ref) {
+    fn check_window(&mut self, w: Ref) {
         self.windows.control_flow(w, &self.config, self.clock.wall());
         if self.config.settings.track_after.is_some() {
-            self.settle_before_it_moves(w);
+            self.prepare_handover(w);
         }
         let Some(window) = self.windows.get(w).filter(|window| !window.is_revoked()) else { return };
         let is_blocked = window.is_blocked_by_head();
@@ -74,7 +74,7 @@ impl Machine {
 
     /// Prepares a partition to move to another process. Jobs that run here without a lease get one. If jobs behind them
     /// are done without the store knowing, they also get a copy, so that the done ones can be committed.
-    fn settle_before_it_moves(&mut self, w: Ref) {
+    fn prepare_handover(&mut self, w: Ref) {
         let Some(window) = self.windows.get(w).filter(|window| self.shutting_down || window.is_revoked())
         else {
             return;

@@ -46,7 +46,7 @@ impl Machine {
     }
 
     /// Sends a swap again. Whether an earlier attempt may have taken effect stays as it is.
-    fn swap_again(&mut self, r: Ref, op: SwapOp) {
+    fn resend_swap(&mut self, r: Ref, op: SwapOp) {
         if let Some(item) = self.items.get_mut(r) {
             item.store.operation = Some(Operation::swap(op));
             self.store.push_swap(r);
@@ -94,7 +94,7 @@ impl Machine {
                 self.store.read_ends();
                 self.store.succeeded();
                 match stage {
-                    Stage::Looking(purpose) => self.looked(r, purpose),
+                    Stage::Looking(purpose) => self.on_lease_read(r, purpose),
                     _ => self.apply_rule(r),
                 }
             }
@@ -170,7 +170,7 @@ impl Machine {
                 self.release_key(r);
                 self.advance(r);
             }
-            SwapOp::Take { .. } if !ours && may_have_lease => self.swap_again(r, op),
+            SwapOp::Take { .. } if !ours && may_have_lease => self.resend_swap(r, op),
             SwapOp::Take { .. } | SwapOp::Reset if !ours => self.remove(r),
             SwapOp::Done
             | SwapOp::Dead
@@ -207,7 +207,7 @@ impl Machine {
                 self.release_key(r);
                 self.wait_for_caller(r);
             }
-            op => self.swap_again(r, op),
+            op => self.resend_swap(r, op),
         }
     }
 
@@ -282,7 +282,7 @@ impl Machine {
         }
     }
 
-    /// I2: a job becomes ready here, after its lease was won, or in [`Machine::looked`].
+    /// I2: a job becomes ready here, after its lease was won, or in [`Machine::on_lease_read`].
     fn lease_taken(&mut self, r: Ref, token: LeaseToken, take: Take, purpose: Purpose) {
         self.release_key(r);
         let Some(item) = self.items.get(r) else { return };
@@ -311,7 +311,7 @@ impl Machine {
     }
 
     /// The lease of a first attempt was read. If the store has none, the job is ready.
-    fn looked(&mut self, r: Ref, purpose: Purpose) {
+    fn on_lease_read(&mut self, r: Ref, purpose: Purpose) {
         let token = self.store.new_token();
         let (now, wall, length) = (self.clock.mono(), self.clock.wall(), self.config.settings.lease);
         let ours = self.is_ours(r);
@@ -442,7 +442,7 @@ impl Machine {
             SwapOp::Reset => self.apply_rule(r),
             SwapOp::Raise { .. } => {
                 let lost = item.own().and_then(|own| match conflict(item, own, Intent::Keep) {
-                    Conflict::Lost(_) if may_be_done_over(item, own) => None,
+                    Conflict::Lost(_) if done_may_overwrite(item, own) => None,
                     Conflict::Lost(reason) => Some(reason),
                     _ => None,
                 });
@@ -472,7 +472,7 @@ impl Machine {
         let Some(own) = item.own() else { return self.close(r) };
         let mut means = conflict(item, own, intent);
         let keeps = matches!(op, SwapOp::Lease | SwapOp::Extend { .. } | SwapOp::Renew { .. });
-        let goes_on = keeps && may_be_done_over(item, own);
+        let goes_on = keeps && done_may_overwrite(item, own);
         if intent == Intent::Done && self.config.has_fault(Fault::DoneWithoutToken) {
             means = Conflict::Again;
         }
@@ -486,7 +486,7 @@ impl Machine {
             // A store that has lost the lease needs no update.
             (Conflict::Again, SwapOp::GiveBack) if item.has_no_lease() => self.swap_succeeded(r, op),
             // An earlier attempt may have taken effect and been lost with the store's data.
-            (Conflict::Again, _) => self.swap_again(r, op),
+            (Conflict::Again, _) => self.resend_swap(r, op),
             (Conflict::AlreadySo, _) => self.swap_succeeded(r, op),
             (Conflict::Lost(_), SwapOp::GiveBack) => self.swap_succeeded(r, op),
             (Conflict::Lost(reason), _) if goes_on => {
@@ -594,6 +594,6 @@ fn conflict(item: &Item, own: OwnLease, intent: Intent) -> Conflict {
 }
 
 /// Returns whether `done` waits: it may overwrite a lease that ends other intents.
-fn may_be_done_over(item: &Item, own: OwnLease) -> bool {
+fn done_may_overwrite(item: &Item, own: OwnLease) -> bool {
     item.commands.end_with_done() && conflict(item, own, Intent::Done) == Conflict::Again
 }

@@ -128,7 +128,7 @@ pub(super) fn consider(record: Meta, observed: &ObservedLease, now: Wall, limits
         return Verdict::Reset;
     }
     // The lease may be gone by then, and then the copy's own time is all there is.
-    let due = look_again(lease, now, limits).max(record_due);
+    let due = reconsider_at(lease, now, limits).max(record_due);
     if due > now {
         return Verdict::Park { due };
     }
@@ -151,7 +151,7 @@ pub(super) fn end(lease: &Lease, now: Wall, limits: Limits) -> Wall {
 
 /// When a copy is considered again: when others may take the task, or earlier if the job can be done and forgotten by
 /// then. A copy that finds no lease executes its task.
-pub(super) fn look_again(lease: &Lease, now: Wall, limits: Limits) -> Wall {
+pub(super) fn reconsider_at(lease: &Lease, now: Wall, limits: Limits) -> Wall {
     let end = end(lease, now, limits);
     if lease.state == LeaseState::Live { end.min(now.plus(limits.remembered)) } else { end }
 }

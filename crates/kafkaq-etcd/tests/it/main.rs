@@ -24,7 +24,7 @@ impl Adapter for Etcd {
     const SERVICE: Service = Service::Etcd;
     /// Whether tonic notices that a connection has ended before it uses it is random. If it does, it reconnects, with
     /// the pauses of `connector.rs`.
-    const KNOCKS: usize = 12;
+    const MAX_CONNECT_ATTEMPTS: usize = 12;
 
     fn at(addr: SocketAddr, limit: Duration) -> EtcdStore {
         EtcdStore::builder([addr.to_string()]).request_timeout(limit).build().unwrap()

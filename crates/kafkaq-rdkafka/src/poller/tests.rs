@@ -35,8 +35,8 @@ fn only_errors_that_an_operator_has_to_fix_end_the_stream() {
         BrokerTransportFailure,
         Fail,
     ];
-    assert!(ends.into_iter().all(takes_a_person));
-    assert!(!goes_on.into_iter().any(takes_a_person));
+    assert!(ends.into_iter().all(needs_operator));
+    assert!(!goes_on.into_iter().any(needs_operator));
 }
 
 #[tokio::test]
@@ -68,8 +68,8 @@ fn next_consumer_knows_which_recreated_partitions_were_read() -> Result<()> {
     let request = JoinRequest::new("g", vec!["t".into()], [1; 16]);
     let mut plan = Plan::new(&request.topics);
     plan.replaced("t".into());
-    let trouble = kafka.settings.trouble();
-    let mut group = Group::join(&request, plan, &shared, trouble, GroupProtocol::Classic)?;
+    let connection_errors = kafka.settings.connection_errors();
+    let mut group = Group::join(&request, plan, &shared, connection_errors, GroupProtocol::Classic)?;
     let of = [0, 1].map(|index| Partition::new("t", index));
     let slots = of.clone().map(|partition| {
         let doubt = group.plan().doubt(&partition);

@@ -26,7 +26,7 @@ struct Redis;
 impl Adapter for Redis {
     type Store = RedisStore;
     const SERVICE: Service = Service::Redis;
-    const KNOCKS: usize = 1;
+    const MAX_CONNECT_ATTEMPTS: usize = 1;
 
     fn at(addr: SocketAddr, limit: Duration) -> RedisStore {
         // With a login the client waits for a response while it connects; a server without a password accepts any.

@@ -126,7 +126,7 @@ impl Connection {
         let bytes = self.frame().await?;
         let mut header = Reader::new(bytes, api.flexible);
         if header.int32()? != self.correlation {
-            return Err(Failure::out_of_step());
+            return Err(Failure::protocol_mismatch());
         }
         header.end()?;
         Ok(header)

@@ -20,7 +20,7 @@ struct Zk;
 impl Adapter for Zk {
     type Store = ZooKeeperStore;
     const SERVICE: Service = Service::ZooKeeper;
-    const KNOCKS: usize = 2;
+    const MAX_CONNECT_ATTEMPTS: usize = 2;
 
     fn at(addr: SocketAddr, limit: Duration) -> ZooKeeperStore {
         ZooKeeperStore::builder(addr.to_string()).request_timeout(limit).sessions(1).build().unwrap()

@@ -49,7 +49,7 @@ impl Flush {
             Poll::Ready(answers) => {
                 // Others may have pushed meanwhile. The caller is not kept busy with their records.
                 let pause = flush.settle(&request, answers);
-                flush.let_through();
+                flush.send_gathered();
                 if pause.is_none() && queue.release_if_empty() {
                     flush.claims = false;
                 } else {
@@ -86,8 +86,8 @@ impl Flush {
             let answers = match timeout(self.appender.gathering.patience, &mut sent.append).await {
                 Ok(answers) => answers,
                 Err(_late) => {
-                    self.appender.gather_elsewhere(&self.queue);
-                    self.let_through();
+                    self.appender.gather_on_another(&self.queue);
+                    self.send_gathered();
                     (&mut sent.append).await
                 }
             };
@@ -95,7 +95,7 @@ impl Flush {
             if self.counts {
                 // Callers that just got their outcomes may publish again at once, into one request.
                 yield_once().await;
-                if self.go_on() {
+                if self.continue_with_gathered() {
                     pause = None;
                 }
             }
@@ -112,7 +112,7 @@ impl Flush {
             self.counts = true;
             self.appender.gathering.enter();
         }
-        self.appender.gather_elsewhere(&self.queue);
+        self.appender.gather_on_another(&self.queue);
         let count = records.len();
         let append = append(self.appender.log.clone(), self.queue.partition.clone(), records);
         Some(Request { append: Box::pin(append), records: count, begun: self.appender.counter.begun() })
@@ -120,22 +120,22 @@ impl Flush {
 
     /// Stops tasks from gathering behind the request. If the gathered ones may be sent now, returns their queue,
     /// claimed.
-    fn no_longer_counts(&mut self) -> Option<Arc<PartitionQueue>> {
+    fn stop_gathering(&mut self) -> Option<Arc<PartitionQueue>> {
         let may_go = std::mem::take(&mut self.counts) && self.appender.gathering.leave();
         may_go.then(|| self.appender.gathering_queue()).filter(|queue| queue.claim())
     }
 
     /// Lets another flush send what gathers behind the request.
-    fn let_through(&mut self) {
-        if let Some(gathered) = self.no_longer_counts() {
+    fn send_gathered(&mut self) {
+        if let Some(gathered) = self.stop_gathering() {
             Flush::of(&self.appender, &gathered).spawn(None, None);
         }
     }
 
     /// Sends what gathers behind the request: here, if nothing else is left to do, otherwise by another flush. Returns
     /// whether it switched to it.
-    fn go_on(&mut self) -> bool {
-        let Some(gathered) = self.no_longer_counts() else { return false };
+    fn continue_with_gathered(&mut self) -> bool {
+        let Some(gathered) = self.stop_gathering() else { return false };
         let goes_over = self.queue.release_if_empty();
         if goes_over {
             (self.queue, self.backoff) = (gathered, FIRST_BACKOFF);
@@ -161,7 +161,7 @@ impl Flush {
 
 impl Drop for Flush {
     fn drop(&mut self) {
-        self.let_through();
+        self.send_gathered();
         if self.claims {
             self.queue.put_back_sent();
             self.appender.home.leave();

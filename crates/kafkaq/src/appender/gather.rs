@@ -10,9 +10,9 @@ use std::{
 };
 
 /// How many requests are in flight before tasks gather: at low rates, a task rarely waits.
-const SIDE_BY_SIDE: usize = 2;
+const MAX_CONCURRENT: usize = 2;
 /// How many records gather at most.
-pub(super) const ENOUGH: usize = 64;
+pub(super) const MAX_GATHERED: usize = 64;
 /// A request that takes longer doesn't hold back gathered tasks: its partition may be without a leader.
 const PATIENCE: Duration = Duration::from_millis(5);
 
@@ -48,7 +48,7 @@ impl Gathering {
 
     /// Whether enough requests are in flight to wait for.
     pub(super) fn is_crowded(&self) -> bool {
-        self.under_way.load(SeqCst) >= SIDE_BY_SIDE
+        self.under_way.load(SeqCst) >= MAX_CONCURRENT
     }
 
     /// Whether a record in this queue may wait there until a request has ended. Not if its time is up soon.
@@ -62,6 +62,6 @@ impl Gathering {
 
     /// Whether the gathered records may be sent now.
     pub(super) fn leave(&self) -> bool {
-        self.under_way.fetch_sub(1, SeqCst) == SIDE_BY_SIDE
+        self.under_way.fetch_sub(1, SeqCst) == MAX_CONCURRENT
     }
 }

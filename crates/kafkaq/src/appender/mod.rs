@@ -19,7 +19,7 @@ use crate::{
     stats::{CallCounter, CallStats},
 };
 use flush::Flush;
-use gather::{ENOUGH, Gathering};
+use gather::{Gathering, MAX_GATHERED};
 use kafkaq_core::{Log, NewRecord, Result};
 use queue::{PartitionQueue, PartitionQueues, Queued, Waiting};
 use space::{BufferSpace, OVERHEAD};
@@ -138,7 +138,7 @@ impl Appender {
             // Whoever sends the queue takes this record too.
             Queued::IsSent => {}
             // Whoever ends a request sends the queue, long before the record's time is up.
-            Queued::Waits(n) if gathers && n < ENOUGH && self.gathering.holds_back(index, until) => {
+            Queued::Waits(n) if gathers && n < MAX_GATHERED && self.gathering.holds_back(index, until) => {
                 self.queues.keep_time(&self.home);
             }
             Queued::Waits(_) => unsent.add(&queue),
@@ -179,7 +179,7 @@ impl Appender {
 
     /// Moves gathering from a queue to the next one that nobody is sending, if there is one. Called by the sender of the
     /// queue.
-    fn gather_elsewhere(&self, than: &PartitionQueue) {
+    fn gather_on_another(&self, than: &PartitionQueue) {
         let here = than.partition.index;
         if self.gathering.partition() != here {
             return;

@@ -160,9 +160,9 @@ async fn gathered_records_are_sent_once_there_are_enough() {
     let log = fake(0, []);
     let a = gathering(&log, LONG / 4);
     let mut gathered = vec![gather(&a, 0).await, gather(&a, 1).await];
-    for n in 1..=3 * ENOUGH {
+    for n in 1..=3 * MAX_GATHERED {
         gathered.push(gather(&a, 0).await);
-        assert_eq!(log.begun(), 2 + n / ENOUGH);
+        assert_eq!(log.begun(), 2 + n / MAX_GATHERED);
     }
     log.gate.add_permits(99);
     for one in gathered {

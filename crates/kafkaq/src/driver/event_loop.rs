@@ -349,7 +349,7 @@ impl EventLoop {
             self.slots.remove(&slot.ready.job);
             self.machine.handle_untaken(now, slot.ready.job);
         }
-        for caller in self.inbox.curious.drain(..) {
+        for caller in self.inbox.stats_requests.drain(..) {
             let _ = caller.send(self.machine.stats());
         }
         self.tell_demand(now);

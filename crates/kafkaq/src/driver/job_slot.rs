@@ -16,19 +16,19 @@ use tokio::sync::Notify;
 #[derive(Debug)]
 pub(crate) struct JobSlot {
     pub(crate) ready: Ready,
-    pub(crate) dialogue: Dialogue,
+    pub(crate) dialogue: CommandSlot,
 }
 
 impl JobSlot {
     pub(crate) fn new(ready: Ready) -> Self {
-        JobSlot { ready, dialogue: Dialogue::default() }
+        JobSlot { ready, dialogue: CommandSlot::default() }
     }
 }
 
 /// The newest command and its answer. A newer command replaces an older one that the driver hasn't seen yet, so a job
 /// never has more than one pending; the answer to an older command is dropped.
 #[derive(Debug, Default)]
-pub(crate) struct Dialogue {
+pub(crate) struct CommandSlot {
     state: Mutex<State>,
     lost: Notify,
 }
@@ -43,7 +43,7 @@ struct State {
     over: bool,
 }
 
-impl Dialogue {
+impl CommandSlot {
     /// Leaves a command for the driver. Returns whether the driver has to be notified: not if an earlier command is
     /// still waiting for it.
     pub(crate) fn ask(&self, ask: Command) -> bool {
@@ -54,7 +54,7 @@ impl Dialogue {
         s.asked.replace(ask).is_none()
     }
 
-    /// Takes the command that waits for the driver: its side of [`Dialogue::ask`].
+    /// Takes the command that waits for the driver: its side of [`CommandSlot::ask`].
     pub(crate) fn asked(&self) -> Option<(CommandId, Command)> {
         let mut s = lock(&self.state);
         let no = CommandId(s.last);
@@ -126,7 +126,7 @@ impl Dialogue {
         lock(&self.state).lost
     }
 
-    /// Waits for [`Dialogue::lose`]. Cancel-safe.
+    /// Waits for [`CommandSlot::lose`]. Cancel-safe.
     pub(crate) async fn until_lost(&self) -> LostReason {
         until(&self.lost, || self.lost()).await
     }
@@ -140,7 +140,7 @@ mod tests {
 
     #[tokio::test]
     async fn answer_to_a_dropped_extend_is_not_taken_for_that_to_done() {
-        let d = Dialogue::default();
+        let d = CommandSlot::default();
         assert!(d.ask(Command::Extend(Duration::from_secs(1))));
         let (extend, _) = d.asked().unwrap();
         assert!(d.ask(Command::Done));
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn driver_is_notified_once_of_commands_that_replace_one_another() {
-        let d = Dialogue::default();
+        let d = CommandSlot::default();
         assert!(d.ask(Command::Extend(Duration::from_secs(1))));
         assert!(!d.ask(Command::Done));
         assert!(matches!(d.asked(), Some((CommandId(2), Command::Done))));
@@ -164,7 +164,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_extend_leaves_the_job_open() {
-        let d = Dialogue::default();
+        let d = CommandSlot::default();
         d.ask(Command::Extend(Duration::from_secs(1)));
         let (no, _) = d.asked().unwrap();
         assert!(!d.answer(no, Answer::Extended(Wall(9))));
@@ -172,7 +172,7 @@ mod tests {
 
     #[tokio::test]
     async fn first_reason_of_a_loss_is_reported() {
-        let d = Dialogue::default();
+        let d = CommandSlot::default();
         d.lose(LostReason::Cancelled);
         d.ask(Command::Done);
         let (no, _) = d.asked().unwrap();
@@ -182,7 +182,7 @@ mod tests {
 
     #[tokio::test]
     async fn known_loss_is_reported_after_the_driver_is_gone() {
-        let d = Dialogue::default();
+        let d = CommandSlot::default();
         d.lose(LostReason::Cancelled);
         d.ask(Command::Done);
         d.answer_last(Answer::Failed(kafkaq_core::Error::unknown(kafkaq_core::ErrorKind::Closed, "finish")));
@@ -191,7 +191,7 @@ mod tests {
 
     #[tokio::test]
     async fn all_waiters_learn_of_a_loss() {
-        let d = std::sync::Arc::new(Dialogue::default());
+        let d = std::sync::Arc::new(CommandSlot::default());
         let waiters: Vec<_> = (0..3)
             .map(|_| {
                 let d = d.clone();

@@ -53,7 +53,7 @@ pub(super) struct Inbox {
     /// Jobs that were not handed out, because they had been ready for too long, or were lost meanwhile.
     pub(super) stale: Vec<Arc<JobSlot>>,
     /// Callers that wait for statistics.
-    pub(super) curious: Vec<oneshot::Sender<MachineStats>>,
+    pub(super) stats_requests: Vec<oneshot::Sender<MachineStats>>,
     ended: bool,
 }
 
@@ -150,7 +150,7 @@ impl Shared {
             if inbox.ended {
                 return MachineStats::default();
             }
-            inbox.curious.push(answer);
+            inbox.stats_requests.push(answer);
         }
         self.bell.notify_one();
         stats.await.unwrap_or_default()
@@ -178,7 +178,7 @@ impl Shared {
         let left = {
             let mut inbox = lock(&self.inbox);
             inbox.ended = true;
-            inbox.curious.clear();
+            inbox.stats_requests.clear();
             std::mem::take(&mut inbox.asking)
         };
         let failed = || Error::unknown(ErrorKind::Closed, "finish the job").with_advice(AFTERWARDS);

@@ -23,7 +23,7 @@ use tokio::{
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LAST_BACKOFF: Duration = Duration::from_secs(5);
 /// How often it is logged that the group can't be joined.
-const SAY_EVERY: Duration = Duration::from_secs(60);
+const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What a driver needs.
 pub(crate) struct Plan {
@@ -143,7 +143,7 @@ async fn join_group(broker: &dyn Broker, request: JoinRequest) -> Result<Consume
             Err(e) if e.retry() == Retry::No => return Err(e),
             Err(e) => e,
         };
-        if said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
+        if said.is_none_or(|at| at.elapsed() >= REPORT_INTERVAL) {
             tracing::warn!(
                 target: "kafkaq", group = &*request.group, error = %e,
                 "can't join the group yet; trying again"

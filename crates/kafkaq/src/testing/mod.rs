@@ -44,15 +44,15 @@
 //! talks to a real server needs a running clock: a paused one skips to the next timeout while the response is still on
 //! its way.
 
+mod fake_job;
 mod harness;
-mod made_up;
 mod perform;
 mod published;
 mod report;
 mod torture;
 
+pub(crate) use fake_job::FakeJob;
 pub use harness::Harness;
-pub(crate) use made_up::MadeUp;
 pub use perform::{Perform, Performed, perform};
 pub use report::{Event, Report, TaskReport};
 pub use torture::{Difference, Disturbance, Torture, TortureError, TortureReport, torture};

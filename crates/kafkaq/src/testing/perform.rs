@@ -1,6 +1,6 @@
 //! Executes one task.
 
-use super::{MadeUp, fail};
+use super::{FakeJob, fail};
 use crate::{
     Task, TaskId,
     worker::{
@@ -47,13 +47,13 @@ use std::{fmt, future::Future, marker::PhantomData, sync::Arc};
 #[track_caller]
 pub fn perform<T: TaskType>(task: T) -> Perform<T> {
     let task = task.to_task().unwrap_or_else(|e| fail(e));
-    Perform { made_up: MadeUp::new(task), failures: None, stop: None, state: Arc::new(()), of: PhantomData }
+    Perform { fake_job: FakeJob::new(task), failures: None, stop: None, state: Arc::new(()), of: PhantomData }
 }
 
 /// One execution that is about to start: see [`perform`].
 #[must_use = "nothing is executed until `run` is called"]
 pub struct Perform<T, S = ()> {
-    made_up: MadeUp,
+    fake_job: FakeJob,
     failures: Option<u32>,
     stop: Option<StopReason>,
     state: Arc<S>,
@@ -64,7 +64,7 @@ impl<T: TaskType> Perform<T> {
     /// The state that the handler gets through [`Ctx::state`].
     pub fn state<S: Send + Sync + 'static>(self, state: S) -> Perform<T, S> {
         Perform {
-            made_up: self.made_up,
+            fake_job: self.fake_job,
             failures: self.failures,
             stop: self.stop,
             state: Arc::new(state),
@@ -76,7 +76,7 @@ impl<T: TaskType> Perform<T> {
 impl<T: TaskType, S: Send + Sync + 'static> Perform<T, S> {
     /// The number of this hand-out of the task. Default: 1.
     pub fn attempt(mut self, attempt: u32) -> Self {
-        self.made_up.attempt = attempt;
+        self.fake_job.attempt = attempt;
         self
     }
 
@@ -88,25 +88,25 @@ impl<T: TaskType, S: Send + Sync + 'static> Perform<T, S> {
 
     /// The task's id. Default: `task`.
     pub fn id(mut self, id: TaskId) -> Self {
-        self.made_up.id = id;
+        self.fake_job.id = id;
         self
     }
 
     /// The name of the queue that the task came from. Default: `queue`.
     pub fn queue(mut self, name: impl Into<Arc<str>>) -> Self {
-        self.made_up.queue = name.into();
+        self.fake_job.queue = name.into();
         self
     }
 
     /// The task's key.
     pub fn key(mut self, key: impl Into<Bytes>) -> Self {
-        self.made_up.task = self.made_up.task.with_key(key);
+        self.fake_job.task = self.fake_job.task.with_key(key);
         self
     }
 
     /// Adds a header.
     pub fn header(mut self, name: impl Into<Bytes>, value: impl Into<Bytes>) -> Self {
-        self.made_up.task = self.made_up.task.with_header(name, value);
+        self.fake_job.task = self.fake_job.task.with_header(name, value);
         self
     }
 
@@ -124,10 +124,10 @@ impl<T: TaskType, S: Send + Sync + 'static> Perform<T, S> {
         Fut: Future + Send + 'static,
         Fut::Output: IntoOutcome,
     {
-        self.made_up.failures = self.failures.unwrap_or_else(|| self.made_up.attempt.saturating_sub(1));
+        self.fake_job.failures = self.failures.unwrap_or_else(|| self.fake_job.attempt.saturating_sub(1));
         let enqueued = Collected::default();
         let state = self.state.clone();
-        let (handling, stop) = Handler::new(handler).execute(self.made_up, self.state, enqueued.clone());
+        let (handling, stop) = Handler::new(handler).execute(self.fake_job, self.state, enqueued.clone());
         if let Some(reason) = self.stop {
             stop.tell(reason);
         }
@@ -138,7 +138,7 @@ impl<T: TaskType, S: Send + Sync + 'static> Perform<T, S> {
 impl<T, S> fmt::Debug for Perform<T, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Perform")
-            .field("made_up", &self.made_up)
+            .field("fake_job", &self.fake_job)
             .field("stop", &self.stop)
             .finish_non_exhaustive()
     }

@@ -3,7 +3,7 @@
 
 use super::{
     active::Active,
-    execute::{self, Fate},
+    execute::{self, Conclusion},
     run::Shared,
 };
 use crate::sync::lock;
@@ -22,13 +22,13 @@ const AT_A_TIME: usize = 128;
 /// Executions that have ended and wait to be confirmed. Each still has its slot.
 #[derive(Default)]
 pub(super) struct Confirmer {
-    ended: Mutex<VecDeque<(Arc<Active>, Fate)>>,
+    ended: Mutex<VecDeque<(Arc<Active>, Conclusion)>>,
     news: Notify,
 }
 
 impl Confirmer {
     /// Queues the outcome of a task for confirmation.
-    pub(super) fn push(&self, active: Arc<Active>, fate: Fate) {
+    pub(super) fn push(&self, active: Arc<Active>, fate: Conclusion) {
         let is_first = {
             let mut ended = lock(&self.ended);
             ended.push_back((active, fate));
@@ -39,7 +39,7 @@ impl Confirmer {
         }
     }
 
-    fn take(&self, room: usize, into: &mut VecDeque<(Arc<Active>, Fate)>) {
+    fn take(&self, room: usize, into: &mut VecDeque<(Arc<Active>, Conclusion)>) {
         let mut ended = lock(&self.ended);
         if ended.len() <= room {
             std::mem::swap(&mut *ended, into);

@@ -266,7 +266,7 @@ pub(super) mod tests {
 
     #[cfg(feature = "testing")]
     pub(in crate::worker) fn execution() -> Execution {
-        let job = crate::testing::MadeUp::new(crate::Task::new("payload")).job();
+        let job = crate::testing::FakeJob::new(crate::Task::new("payload")).job();
         Execution::new(job, SystemTime::UNIX_EPOCH, "queue".into(), 0, Target::Collected(Default::default()))
     }
 

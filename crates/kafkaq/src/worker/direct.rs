@@ -13,7 +13,7 @@ use crate::{
     Headers, Result, Task, TaskId,
     once_per::Window,
     sync::lock,
-    testing::{MadeUp, suspend},
+    testing::{FakeJob, suspend},
 };
 use kafkaq_core::Wall;
 use std::{
@@ -71,9 +71,9 @@ impl<S: Send + Sync + 'static> Handler<S> {
         Handler(handlers::typed(handler), T::VERSION)
     }
 
-    pub(crate) fn execute(&self, made_up: MadeUp, state: Arc<S>, enqueued: Collected) -> (Handling, Stop) {
-        let (job, deadline, target) = (made_up.job(), made_up.deadline(), Target::Collected(enqueued));
-        let execution = Arc::new(Execution::new(job, deadline, made_up.queue, 0, target));
+    pub(crate) fn execute(&self, fake_job: FakeJob, state: Arc<S>, enqueued: Collected) -> (Handling, Stop) {
+        let (job, deadline, target) = (fake_job.job(), fake_job.deadline(), Target::Collected(enqueued));
+        let execution = Arc::new(Execution::new(job, deadline, fake_job.queue, 0, target));
         let stop = Stop::new(execution.clone());
         let handling = (self.0)(Ctx::new(execution, state), self.1);
         let handling = Box::pin(async move {

@@ -25,7 +25,7 @@ const EXPIRED: &str = "expired before it was started";
 const SLOW_LEASES: u32 = 10;
 
 /// How an execution ended.
-pub(super) enum Fate {
+pub(super) enum Conclusion {
     /// Its handler ended; `None` if it was dropped.
     Handler(Option<Ended>),
     /// It has no handler, or the handler was not started.
@@ -40,7 +40,7 @@ pub(super) enum Verdict {
     Release,
     /// It is snoozed by the worker itself, for as long as that takes: if `max_delay` cut it, waiting would use up the
     /// hand-outs.
-    PutOff(Duration),
+    Snooze(Duration),
     /// Another worker has it.
     Lost,
 }
@@ -75,7 +75,7 @@ impl Begun {
             Ok(version) => *version,
             Err(why) => {
                 let reject = Verdict::Outcome(Outcome::Reject(why.clone()));
-                return self.end(Fate::Verdict(reject));
+                return self.end(Conclusion::Verdict(reject));
             }
         };
         // If it was handed out before, it may have been started.
@@ -83,12 +83,12 @@ impl Begun {
             && let Some(expired) = headers::expired(execution.job.headers(), system_now())
         {
             self.active.observe().expired(expired);
-            return self.end(Fate::Verdict(Verdict::Expired(expired)));
+            return self.end(Conclusion::Verdict(Verdict::Expired(expired)));
         }
         match (self.active.kind.execute)(execution.clone(), version) {
             Executing::Async(handler) => {
                 if !self.starts(false) {
-                    return self.end(Fate::Handler(None));
+                    return self.end(Conclusion::Handler(None));
                 }
                 let told = async {
                     tokio::select! {
@@ -104,12 +104,12 @@ impl Begun {
                     ended = handler => Some(ended),
                     () = told => None,
                 };
-                self.end(Fate::Handler(ended));
+                self.end(Conclusion::Handler(ended));
             }
             Executing::Blocking(handler) => {
                 tokio::task::spawn_blocking(move || {
                     let ended = self.starts(true).then(handler);
-                    self.end(Fate::Handler(ended));
+                    self.end(Conclusion::Handler(ended));
                 });
             }
         }
@@ -117,7 +117,7 @@ impl Begun {
 
     /// Snoozes the task, since its kind is paused.
     pub(super) fn put_off(self, delay: Duration) {
-        self.end(Fate::Verdict(Verdict::PutOff(delay)));
+        self.end(Conclusion::Verdict(Verdict::Snooze(delay)));
     }
 
     /// Whether the handler may start.
@@ -131,7 +131,7 @@ impl Begun {
         starts
     }
 
-    fn end(mut self, fate: Fate) {
+    fn end(mut self, fate: Conclusion) {
         self.has_ended = true;
         self.active.handler_ended();
         self.shared.confirmer.push(self.active.clone(), fate);
@@ -144,19 +144,19 @@ impl Drop for Begun {
         if !self.has_ended {
             let told = "the handler panicked when it was dropped".to_owned();
             Begun::new(self.shared.clone(), self.active.clone())
-                .end(Fate::Handler(Some(Ended::Panicked(told))));
+                .end(Conclusion::Handler(Some(Ended::Panicked(told))));
         }
     }
 }
 
 /// Reports the outcome to the queue.
-pub(super) async fn confirm(shared: Arc<Shared>, active: Arc<Active>, fate: Fate) {
+pub(super) async fn confirm(shared: Arc<Shared>, active: Arc<Active>, fate: Conclusion) {
     // Otherwise the keeper has already given it up.
     if let Some(job) = active.take().await {
         let _close = Close(&shared, &active);
         let verdict = match fate {
-            Fate::Handler(ended) => judge(&shared, &active, ended),
-            Fate::Verdict(verdict) => verdict,
+            Conclusion::Handler(ended) => judge(&shared, &active, ended),
+            Conclusion::Verdict(verdict) => verdict,
         };
         end(&shared, &active, job, verdict).await;
     }
@@ -215,7 +215,7 @@ fn judge(shared: &Shared, active: &Active, ended: Option<Ended>) -> Verdict {
             Verdict::Release
         }
         (Some(Ended::Returned(outcome)), _) => Verdict::Outcome(outcome),
-        (Some(Ended::NotStarted(delay)), _) => delay.map_or(Verdict::Release, Verdict::PutOff),
+        (Some(Ended::NotStarted(delay)), _) => delay.map_or(Verdict::Release, Verdict::Snooze),
         (Some(Ended::Panicked(told)), _) => {
             shared.counters.panicked.fetch_add(1, Relaxed);
             active.observe().panicked();
@@ -245,7 +245,7 @@ fn tell(active: &Active, verdict: &Verdict) {
         Verdict::Lost => {
             tracing::info!(target: "kafkaq", %task, kind, attempt, "an execution lost its lease or its key");
         }
-        Verdict::Outcome(_) | Verdict::Release | Verdict::PutOff(_) => {}
+        Verdict::Outcome(_) | Verdict::Release | Verdict::Snooze(_) => {}
     }
 }
 
@@ -265,7 +265,7 @@ async fn end(shared: &Shared, active: &Active, job: Job, verdict: Verdict) {
             released => (released, Ending::Released),
         },
         Verdict::Release => (job.release().await, Ending::Released),
-        Verdict::PutOff(delay) => (job.put_off(delay).await, Ending::Snoozed),
+        Verdict::Snooze(delay) => (job.put_off(delay).await, Ending::Snoozed),
         Verdict::Expired(Expired::Dropped) => (job.done().await, Ending::Expired),
         Verdict::Expired(Expired::Dead) => (job.reject(EXPIRED).await, Ending::DeadLettered),
         Verdict::Outcome(Outcome::Done) => (job.done().await, Ending::Done),

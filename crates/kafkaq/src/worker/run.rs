@@ -4,7 +4,7 @@ use super::{
     active::Active,
     confirm::{self, Confirmer},
     control::WorkerControl,
-    execute::{Begun, Fate, Verdict},
+    execute::{Begun, Conclusion, Verdict},
     keeper::{self, Keeper},
     kinds::Kinds,
     pace::Pace,
@@ -272,7 +272,9 @@ impl Dispatcher {
             stop_within(&shared.stopping, shared.settings.shutdown_limit);
         }
         for queue in &mut kinds.queues {
-            queue.drain().for_each(|active| shared.confirmer.push(active, Fate::Verdict(Verdict::Release)));
+            queue
+                .drain()
+                .for_each(|active| shared.confirmer.push(active, Conclusion::Verdict(Verdict::Release)));
         }
         let (shut_down, ()) = tokio::join!(shut_down_all(queues, stopping), shared.keeper.all_closed());
         match (failed, shut_down) {

@@ -1,6 +1,6 @@
 //! One run: a new state, and disturbed executions of one task.
 
-use super::{super::MadeUp, Disturbance, Torture, execution::Execution};
+use super::{super::FakeJob, Disturbance, Torture, execution::Execution};
 use crate::{
     Task,
     worker::{
@@ -139,13 +139,13 @@ impl<'a, S: Send + Sync + 'static> Run<'a, S> {
     /// The next attempt.
     fn begin(&mut self) -> Execution {
         self.attempts += 1;
-        let mut made_up = MadeUp::new(self.task.clone());
-        (made_up.attempt, made_up.failures) = (self.attempts, self.failures);
-        made_up.token.number = self.attempts.into();
+        let mut fake_job = FakeJob::new(self.task.clone());
+        (fake_job.attempt, fake_job.failures) = (self.attempts, self.failures);
+        fake_job.token.number = self.attempts.into();
         if let Some(id) = &self.torture.id {
-            made_up.id = id.clone();
+            fake_job.id = id.clone();
         }
-        Execution::new(self.torture.handler.execute(made_up, self.state.clone(), self.enqueued.clone()))
+        Execution::new(self.torture.handler.execute(fake_job, self.state.clone(), self.enqueued.clone()))
     }
 
     /// Runs an execution to an await point or to its end. If it is blocked, `other` may advance. Returns whether it got

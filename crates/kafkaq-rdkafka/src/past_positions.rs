@@ -7,9 +7,9 @@ use std::{collections::HashMap, sync::Mutex};
 
 /// One entry per partition that this member has read.
 #[derive(Debug, Default)]
-pub(crate) struct Parted(Mutex<HashMap<Partition, Cursor>>);
+pub(crate) struct PastPositions(Mutex<HashMap<Partition, Cursor>>);
 
-impl Parted {
+impl PastPositions {
     /// Records the position of an epoch that ends. Without a record that identifies the log, the previous epoch's
     /// position stays. Returns whether there is one.
     pub(crate) fn leave(&self, slot: &Slot) -> bool {
@@ -23,7 +23,7 @@ impl Parted {
 
     /// Drops the position once the replacement of the log was reported. Earlier, the report could get lost with an
     /// assignment that ends soon.
-    pub(crate) fn is_told(&self, partition: &Partition) {
+    pub(crate) fn replacement_reported(&self, partition: &Partition) {
         lock(&self.0).remove(partition);
     }
 }
@@ -37,7 +37,7 @@ mod tests {
 
     #[test]
     fn position_is_kept_until_more_is_read_or_a_replacement_is_reported() {
-        let (parted, of) = (Parted::default(), Partition::new("t", 0));
+        let (past_positions, of) = (PastPositions::default(), Partition::new("t", 0));
         let record = |offset| Record::new(offset, 0, None, None, Headers::new());
         let slot = |read: &[i64]| {
             let slot = Slot::new(Assignment { partition: of.clone(), epoch: 1 }, Doubt::Nothing, Weak::new());
@@ -50,15 +50,19 @@ mod tests {
             let mark = Some(Mark::of(&record(next - 1)));
             Some(Cursor { offset: next, mark, anchor: Some(Mark::of(&record(0))) })
         };
-        assert!(!parted.leave(&slot(&[])));
-        assert_eq!(parted.of(&of), None);
-        assert!(parted.leave(&slot(&[0, 1, 2])));
-        assert_eq!(parted.of(&of), reached(3));
-        parted.leave(&slot(&[]));
-        assert_eq!(parted.of(&of), reached(3), "an assignment that ended before anything was read under it");
-        parted.leave(&slot(&[0]));
-        assert_eq!(parted.of(&of), reached(1));
-        parted.is_told(&of);
-        assert_eq!(parted.of(&of), None);
+        assert!(!past_positions.leave(&slot(&[])));
+        assert_eq!(past_positions.of(&of), None);
+        assert!(past_positions.leave(&slot(&[0, 1, 2])));
+        assert_eq!(past_positions.of(&of), reached(3));
+        past_positions.leave(&slot(&[]));
+        assert_eq!(
+            past_positions.of(&of),
+            reached(3),
+            "an assignment that ended before anything was read under it"
+        );
+        past_positions.leave(&slot(&[0]));
+        assert_eq!(past_positions.of(&of), reached(1));
+        past_positions.replacement_reported(&of);
+        assert_eq!(past_positions.of(&of), None);
     }
 }

@@ -18,7 +18,7 @@ const LEASE: Duration = Duration::from_secs(60);
 
 /// The job data of an execution.
 #[derive(Clone, Debug)]
-pub(crate) struct MadeUp {
+pub(crate) struct FakeJob {
     pub(crate) task: Task,
     pub(crate) id: TaskId,
     pub(crate) attempt: u32,
@@ -29,10 +29,10 @@ pub(crate) struct MadeUp {
     published: Wall,
 }
 
-impl MadeUp {
+impl FakeJob {
     /// The first execution of a task.
     pub(crate) fn new(task: Task) -> Self {
-        MadeUp {
+        FakeJob {
             task,
             id: TaskId::from_parts("task".to_owned()),
             attempt: 1,
@@ -60,7 +60,7 @@ impl MadeUp {
             published: self.published,
             origin: Position { partition: Partition::new("made-up", 0), offset: 0 },
         };
-        JobView::made_up(Ready {
+        JobView::fake_job(Ready {
             job: JobKey(0),
             content: Arc::new(content),
             attempt: self.attempt,

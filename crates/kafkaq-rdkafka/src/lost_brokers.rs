@@ -15,9 +15,9 @@ pub(crate) const WHY: &str = "the client has dropped all brokers and no longer c
 /// a broker that has just started, or was suspended, may list none, not even itself. The client may then be left with
 /// no broker, or with one that it has dropped and still counts, so that it drops every other one, too.
 #[derive(Debug, Default)]
-pub(crate) struct Forsaken(AtomicU32);
+pub(crate) struct LostBrokers(AtomicU32);
 
-impl Forsaken {
+impl LostBrokers {
     pub(crate) fn look_at(&self, statistics: &Statistics) {
         // Others, such as the group's coordinator, have no address of their own.
         let has_address = |broker: &&Broker| matches!(&*broker.source, "configured" | "learned");
@@ -53,14 +53,14 @@ mod tests {
 
     const LONG: i64 = 16_084_508;
 
-    fn look(client: &Forsaken, brokers: &[(&'static str, i64)]) -> bool {
+    fn look(client: &LostBrokers, brokers: &[(&'static str, i64)]) -> bool {
         client.learn(brokers.iter().copied());
         client.is_certain()
     }
 
     #[test]
     fn a_client_without_a_broker_twice_in_a_row_is_forsaken() {
-        let client = Forsaken::default();
+        let client = LostBrokers::default();
         assert_eq!(
             [look(&client, &[("UP", 1)]), look(&client, &[]), look(&client, &[("UP", 1)])],
             [false; 3]
@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn so_is_one_that_keeps_a_dropped_broker_and_never_connects_to_it() {
-        let client = Forsaken::default();
+        let client = LostBrokers::default();
         assert!(!look(&client, &[("INIT", 6_083_620)]), "it may be about to connect");
         assert!(look(&client, &[("INIT", LONG)]));
         assert!(!look(&client, &[("INIT", LONG), ("TRY_CONNECT", LONG)]), "it tries another");
