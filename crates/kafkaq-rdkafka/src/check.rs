@@ -122,8 +122,8 @@ impl Checker {
                 let this = checker.clone();
                 checker.spawn(async move {
                     let (log, of) = (&*this.log, &slot.assignment.partition);
-                    let past_positions = this.shared.past_positions.of(of);
-                    let looked = || begin(log, of, committed, past_positions, slot.doubt);
+                    let past_position = this.shared.past_positions.of(of);
+                    let looked = || begin(log, of, committed, past_position, slot.doubt);
                     let found =
                         this.repeated(Some(std::slice::from_ref(&slot)), Some(&this.permits), looked).await;
                     if let Some(start) = found {
@@ -291,13 +291,13 @@ async fn in_time<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
     timeout(LIMIT, call).await.unwrap_or_else(late)
 }
 
-/// Where reading starts: at the committed offset, if that belongs to the current log. `past_positions` is this member's earlier
-/// position in the partition.
+/// Where reading starts: at the committed offset, if that belongs to the current log. `past_position` is this member's
+/// earlier position in the partition.
 async fn begin(
     log: &dyn PartitionLog,
     of: &Partition,
     committed: Option<Cursor>,
-    past_positions: Option<Cursor>,
+    past_position: Option<Cursor>,
     doubt: Doubt,
 ) -> Result<Start> {
     let doubted = doubt != Doubt::Nothing;
@@ -312,8 +312,8 @@ async fn begin(
             return Ok(replaced(first));
         }
         // Committed offsets are deleted with their topic. Then only what was read shows that it was recreated.
-        let found = match &past_positions {
-            Some(past_positions) => standing_within(log, of, ends, past_positions, None).await?,
+        let found = match &past_position {
+            Some(past_position) => standing_within(log, of, ends, past_position, None).await?,
             None => Standing::Intact,
         };
         return Ok(match found {
