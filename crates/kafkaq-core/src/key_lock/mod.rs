@@ -254,10 +254,10 @@ impl KeyLock {
                 self.pause(now.mono);
             }
             Standing::Held(_) if own && self.settings.planted.is(KeyLockFault::OwnRenewalForeign) => {
-                self.standing = Standing::Lost
+                self.standing = Standing::Lost;
             }
             Standing::Held(_) if nobody && self.settings.planted.is(KeyLockFault::LossGivesUp) => {
-                self.standing = Standing::Lost
+                self.standing = Standing::Lost;
             }
             // An earlier attempt whose response was lost. Or the store was wiped, and nobody has taken it since.
             Standing::Held(_) if own || nobody => {}
