@@ -412,7 +412,7 @@ mod tests {
             ("prefetch", |c| c.prefetch = usize::MAX),
             ("max_task_bytes", |c| c.max_task_bytes = 0),
             ("max_task_bytes 33554433: invalid. It must be 1 to 33554432", |c| {
-                c.max_task_bytes = (32 << 20) + 1
+                c.max_task_bytes = (32 << 20) + 1;
             }),
             ("publish_buffer 10: invalid. It must be 934464 to", |c| c.publish_buffer = 10),
             ("publish_buffer", |c| c.publish_buffer = usize::MAX),

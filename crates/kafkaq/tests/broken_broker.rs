@@ -145,7 +145,7 @@ async fn end_of_the_event_stream_is_an_error() {
     let (queue, broker) = queue(How::Ends).await;
     broker.now.notify_one();
     let e = soon(queue.get_job()).await.unwrap_err();
-    assert!(e.to_string().contains("events"), "{e}");
+    assert!(e.to_string().contains("event stream"), "{e}");
 }
 
 #[tokio::test(start_paused = true)]

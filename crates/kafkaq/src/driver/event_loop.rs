@@ -311,7 +311,7 @@ impl EventLoop {
                 tracing::error!(target: "kafkaq", error = %e, "the log has lost records");
             }
             Some(Err(e)) => {
-                tracing::warn!(target: "kafkaq", error = %e, "an error while reading from the log; reading continues")
+                tracing::warn!(target: "kafkaq", error = %e, "an error while reading from the log; reading continues");
             }
             None => {
                 self.events_ended = true;
