@@ -78,6 +78,7 @@ pub enum LeaseState {
 }
 
 impl LeaseState {
+    /// In the order of their numbers.
     const ALL: [LeaseState; 5] =
         [LeaseState::Live, LeaseState::Idle, LeaseState::Done, LeaseState::Cancelled, LeaseState::Dead];
 
@@ -188,8 +189,7 @@ impl Lease {
         }
         let state = rest.byte()?;
         let prefetched = state & PREFETCHED != 0;
-        let numbered = |of: &LeaseState| *of as u8 == state & !PREFETCHED;
-        let found = LeaseState::ALL.into_iter().find(numbered);
+        let found = LeaseState::ALL.get(usize::from(state & !PREFETCHED).wrapping_sub(1)).copied();
         Ok(Lease {
             state: found.ok_or(DecodeError::Damaged("a lease with an unknown state"))?,
             prefetched,

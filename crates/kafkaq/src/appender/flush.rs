@@ -1,12 +1,13 @@
 //! Sends the records of a queue, one request after another, until it is empty.
 
 use super::{Appender, queue::PartitionQueue};
-use crate::sync::{caught, panic_message, yield_once};
-use kafkaq_core::{Log, NewRecord, Partition, Result};
+use crate::sync::{panic_message, yield_once};
+use kafkaq_core::Result;
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::Arc,
-    task::Poll,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 use tokio::time::{sleep, timeout};
@@ -113,9 +114,10 @@ impl Flush {
             self.appender.gathering.enter();
         }
         self.appender.gather_on_another(&self.queue);
-        let count = records.len();
-        let append = append(self.appender.log.clone(), self.queue.partition.clone(), records);
-        Some(Request { append: Box::pin(append), records: count, begun: self.appender.counter.begun() })
+        let (log, partition, count) =
+            (self.appender.log.clone(), self.queue.partition.clone(), records.len());
+        let append = Append(Box::pin(async move { log.append(&partition, &records).await }));
+        Some(Request { append, records: count, begun: self.appender.counter.begun() })
     }
 
     /// Stops tasks from gathering behind the request. If the gathered ones may be sent now, returns their queue,
@@ -173,10 +175,20 @@ impl Drop for Flush {
 /// The outcomes of an append, or how it panicked.
 pub(super) type Answers = Result<Vec<Result<i64>>, String>;
 
-type Append = Pin<Box<dyn Future<Output = Answers> + Send>>;
+/// An append whose adapter may panic: that counts as an unknown effect, and doesn't block the queue. A future of its own,
+/// since `sync::caught` around the call costs an allocation more.
+struct Append(Pin<Box<dyn Future<Output = Vec<Result<i64>>> + Send>>);
 
-/// Appends. A panic of the adapter counts as an unknown effect, and doesn't block the queue.
-async fn append(log: Arc<dyn Log>, to: Partition, records: Arc<[NewRecord]>) -> Answers {
-    let outcomes = caught(async { log.append(&to, &records).await }).await;
-    outcomes.map_err(|panicked| format!("it panicked: {}", panic_message(&*panicked).unwrap_or_default()))
+impl Future for Append {
+    type Output = Answers;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(cx))) {
+            Ok(polled) => polled.map(Ok),
+            Err(panicked) => {
+                let message = panic_message(&*panicked).unwrap_or_default();
+                Poll::Ready(Err(format!("it panicked: {message}")))
+            }
+        }
+    }
 }
