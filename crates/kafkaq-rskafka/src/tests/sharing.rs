@@ -14,11 +14,12 @@ use tokio::{
 
 #[tokio::test]
 async fn fetches_of_many_partitions_wait_in_one_request_over_one_connection() {
-    let widest = Arc::new(Mutex::new(0));
-    let seen = widest.clone();
+    // The most fetches in one request, and how many there were in all requests.
+    let widths = Arc::new(Mutex::new((0, 0)));
+    let seen = widths.clone();
     let broker = Broker::of_fetches(move |fetch| {
-        let mut widest = lock(&seen);
-        *widest = fetch.parts.len().max(*widest);
+        let (widest, all) = &mut *lock(&seen);
+        (*widest, *all) = (fetch.parts.len().max(*widest), *all + fetch.parts.len());
         fetch.parts.iter().map(|asked| Part::empty(asked.offset)).collect()
     })
     .await;
@@ -35,20 +36,19 @@ async fn fetches_of_many_partitions_wait_in_one_request_over_one_connection() {
         }
     });
     let settled = async {
-        while *lock(&widest) < 60 {
+        while lock(&widths).0 < 60 {
             tokio::time::sleep(millis(10)).await;
         }
-        let before = broker.state.asked(fake::FETCH);
-        let at = Instant::now();
+        let counts = || (broker.state.asked(fake::FETCH), lock(&widths).1);
+        let (requests, fetches) = counts();
         tokio::time::sleep(millis(3000)).await;
-        (broker.state.asked(fake::FETCH) - before, at.elapsed())
+        let (more_requests, more_fetches) = counts();
+        (more_requests - requests, more_fetches - fetches)
     };
     tokio::select! {
         _ = join_all(readers) => unreachable!(),
-        (asked, during) = settled => {
-            let most = during.as_millis() as usize / 100;
-            assert!(asked <= most, "{asked} requests in {during:?}");
-        }
+        // On a busy machine some readers come back too late for the common request.
+        (requests, fetches) = settled => assert!(fetches > 5 * requests, "{fetches} in {requests} requests"),
     }
     assert!(broker.state.open() <= 4, "{} connections", broker.state.open());
 }
