@@ -9,8 +9,7 @@ pub mod command;
 pub mod prerequisites;
 pub mod services;
 
-use std::fs;
-use std::path::Path;
+use std::{fs, path::Path};
 
 /// The root folder of the workspace.
 #[must_use]

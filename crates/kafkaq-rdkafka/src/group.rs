@@ -333,8 +333,8 @@ impl Group {
     pub(crate) fn broken(&self) -> Option<(Code, String)> {
         let broken = self.broken.as_ref();
         let broken = broken.map(|e| (code_of(e), format!("the client could not handle a rebalance: {e}")));
-        let is_forsaken = self.consumer.context().lost_brokers.is_certain();
-        broken.or(is_forsaken.then(|| (Code::BrokerTransportFailure, lost_brokers::WHY.into())))
+        let has_lost_brokers = self.consumer.context().lost_brokers.is_certain();
+        broken.or(has_lost_brokers.then(|| (Code::BrokerTransportFailure, lost_brokers::WHY.into())))
     }
 
     /// Handles what can be handled and tells the driver. An assignment is accepted only when the driver has received

@@ -119,18 +119,18 @@ impl JobView {
     /// Waits until the lease is known to be lost, forever if it never is. Cancel-safe; meant for a `select!` next to
     /// the work.
     pub async fn lost(&self) -> LostReason {
-        self.0.dialogue.until_lost().await
+        self.0.commands.until_lost().await
     }
 
     /// Why the lease is lost; `None` as long as it isn't known to be, also after the job has ended.
     #[must_use]
     pub fn loss(&self) -> Option<LostReason> {
-        self.0.dialogue.lost()
+        self.0.commands.lost()
     }
 
     /// A view for the first execution of a task that no queue has handed out.
     #[cfg(feature = "testing")]
-    pub(crate) fn fake_job(ready: kafkaq_core::machine::Ready) -> Self {
+    pub(crate) fn fake(ready: kafkaq_core::machine::Ready) -> Self {
         JobView(Arc::new(JobSlot::new(ready)))
     }
 }
@@ -234,7 +234,7 @@ impl Job {
         self.ended = true;
         let asked = self.shared.meter.asked(&ask);
         self.shared.ask(&self.view.0, ask);
-        let answer = self.view.0.dialogue.answered().await;
+        let answer = self.view.0.commands.answered().await;
         self.shared.meter.answered(asked, &answer);
         match answer {
             Answer::Ok | Answer::Extended(_) => Ok(Ended::Done),
@@ -252,7 +252,7 @@ impl Job {
     pub async fn extend(&mut self, duration: Duration) -> Result<(), JobError> {
         refuse_beyond(self.shared.limits.extension, duration, "extend")?;
         self.shared.ask(&self.view.0, Command::Extend(duration));
-        match self.view.0.dialogue.answered().await {
+        match self.view.0.commands.answered().await {
             Answer::Extended(until) => {
                 self.deadline = until;
                 Ok(())

@@ -1,20 +1,15 @@
 //! Locking, yielding, waiting for changes, and catching panics.
 
+pub(crate) use kafkaq_core::lock;
+
 use std::{
     any::Any,
     future::poll_fn,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
-    sync::{Mutex, MutexGuard, PoisonError},
     task::Poll,
 };
 use tokio::sync::Notify;
-
-/// Locks even if a thread panicked while holding the lock: no critical section of this crate leaves a value in an
-/// inconsistent state.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Yields to whatever else is ready on this thread. It works outside of any runtime, polls no driver, and allows
 /// another thread to take the task.

@@ -88,13 +88,13 @@ impl Group {
     /// Returns the cursors to write to the log now: if one is due, all that the log lacks, up to `max`, so that they
     /// are one append.
     pub fn poll_checkpoints(&mut self, now: Mono, max: usize, out: &mut Vec<(Assignment, Cursor)>) {
-        let pending_checkpoint: Vec<_> =
+        let pending: Vec<_> =
             self.views.iter().map(|s| s.own.as_ref().and_then(|own| self.pending_checkpoint(own))).collect();
-        if !pending_checkpoint.iter().flatten().any(|(_, at)| now >= *at) {
+        if !pending.iter().flatten().any(|(_, at)| now >= *at) {
             return;
         }
         for (view, (cursor, _)) in
-            self.views.iter_mut().zip(pending_checkpoint).filter_map(|(s, u)| Some((s, u?))).take(max)
+            self.views.iter_mut().zip(pending).filter_map(|(s, u)| Some((s, u?))).take(max)
         {
             if let Some(own) = &mut view.own {
                 own.checkpointing = true;

@@ -109,11 +109,15 @@ impl KeyLock {
         }
     }
 
+    fn has_fault(&self, fault: KeyLockFault) -> bool {
+        self.settings.planted.is(fault)
+    }
+
     /// Returns its state.
     pub fn standing(&mut self, now: Now) -> Standing {
         if let Standing::Held(until) = self.standing
             && self.is_over(until, now)
-            && !self.settings.planted.is(KeyLockFault::NeverExpires)
+            && !self.has_fault(KeyLockFault::NeverExpires)
         {
             self.standing = Standing::Lost;
         }
@@ -121,8 +125,7 @@ impl KeyLock {
     }
 
     fn is_over(&self, until: Now, now: Now) -> bool {
-        now.mono >= until.mono
-            || (now.wall >= until.wall && !self.settings.planted.is(KeyLockFault::WallIgnored))
+        now.mono >= until.mono || (now.wall >= until.wall && !self.has_fault(KeyLockFault::WallIgnored))
     }
 
     /// Releases it. The work that it protects must have ended.
@@ -144,11 +147,8 @@ impl KeyLock {
         let (expect, new, ttl) = match self.standing(now) {
             Standing::Taking | Standing::Held(_) => {
                 let new = Lease::new(LeaseState::Live, self.token, now.wall.plus(lease), lease).encode();
-                let skew = if self.settings.planted.is(KeyLockFault::TtlWithoutSkew) {
-                    Duration::ZERO
-                } else {
-                    clock_skew
-                };
+                let skew =
+                    if self.has_fault(KeyLockFault::TtlWithoutSkew) { Duration::ZERO } else { clock_skew };
                 (self.seen.clone(), Some(new), Some(lease + skew))
             }
             Standing::Releasing => (self.written.as_ref().map(|(value, _)| value.clone()), None, None),
@@ -187,7 +187,7 @@ impl KeyLock {
 
     fn wrote(&mut self, standing: Standing, sent: Now, now: Now) {
         (self.not_before, self.pause) = (now.mono, FIRST_PAUSE);
-        let counted = if self.settings.planted.is(KeyLockFault::CountsFromAnswer) { now } else { sent };
+        let counted = if self.has_fault(KeyLockFault::CountsFromAnswer) { now } else { sent };
         let lease = self.settings.lease;
         let until = Now { mono: counted.mono.plus(lease), wall: counted.wall.plus(lease) };
         // One whose response took too long is written again.
@@ -200,7 +200,7 @@ impl KeyLock {
     fn conflict(&mut self, standing: Standing, found: Option<Bytes>, now: Now) {
         let lease = found.as_deref().map(Lease::decode);
         let mut own = matches!(&lease, Some(Ok(lease)) if lease.token == self.token);
-        if self.settings.planted.is(KeyLockFault::OthersTakenForOwn) {
+        if self.has_fault(KeyLockFault::OthersTakenForOwn) {
             own = matches!(&lease, Some(Ok(_)));
         }
         let nobody = match &lease {
@@ -211,7 +211,7 @@ impl KeyLock {
         };
         let since = match (self.watched.take(), &found) {
             (Some((watched, since)), Some(found))
-                if watched == *found || self.settings.planted.is(KeyLockFault::RenewalOverlooked) =>
+                if watched == *found || self.has_fault(KeyLockFault::RenewalOverlooked) =>
             {
                 since
             }
@@ -219,10 +219,10 @@ impl KeyLock {
         };
         self.watched = found.clone().map(|found| (found, since));
         let free = match &lease {
-            Some(Ok(_)) if self.settings.planted.is(KeyLockFault::TakesFromTheLiving) => true,
-            Some(Ok(_)) if self.settings.planted.is(KeyLockFault::NoTakeover) => false,
+            Some(Ok(_)) if self.has_fault(KeyLockFault::TakesFromTheLiving) => true,
+            Some(Ok(_)) if self.has_fault(KeyLockFault::NoTakeover) => false,
             Some(Ok(lease)) => {
-                let skew = if self.settings.planted.is(KeyLockFault::SkewIgnored) {
+                let skew = if self.has_fault(KeyLockFault::SkewIgnored) {
                     Duration::ZERO
                 } else {
                     self.settings.clock_skew
@@ -237,11 +237,11 @@ impl KeyLock {
         self.written = match (self.written.take(), found) {
             // This holder's own write may have arrived late, after it was forgotten.
             (written, Some(found))
-                if own && (written.is_some() || !self.settings.planted.is(KeyLockFault::LateOwnLeft)) =>
+                if own && (written.is_some() || !self.has_fault(KeyLockFault::LateOwnLeft)) =>
             {
                 Some((found, written.map_or(now.mono, |(_, sent)| sent)))
             }
-            (Some((_, sent)), Some(found)) if self.settings.planted.is(KeyLockFault::ReleasesOthers) => {
+            (Some((_, sent)), Some(found)) if self.has_fault(KeyLockFault::ReleasesOthers) => {
                 Some((found, sent))
             }
             _ => None,
@@ -253,15 +253,15 @@ impl KeyLock {
                 self.seen = None;
                 self.pause(now.mono);
             }
-            Standing::Held(_) if own && self.settings.planted.is(KeyLockFault::OwnRenewalForeign) => {
+            Standing::Held(_) if own && self.has_fault(KeyLockFault::OwnRenewalForeign) => {
                 self.standing = Standing::Lost;
             }
-            Standing::Held(_) if nobody && self.settings.planted.is(KeyLockFault::LossGivesUp) => {
+            Standing::Held(_) if nobody && self.has_fault(KeyLockFault::LossGivesUp) => {
                 self.standing = Standing::Lost;
             }
             // An earlier attempt whose response was lost. Or the store was wiped, and nobody has taken it since.
             Standing::Held(_) if own || nobody => {}
-            Standing::Held(_) if self.settings.planted.is(KeyLockFault::OverwritesOthers) => {}
+            Standing::Held(_) if self.has_fault(KeyLockFault::OverwritesOthers) => {}
             Standing::Held(_) => self.standing = Standing::Lost,
             Standing::Releasing | Standing::Lost | Standing::Over => {}
         }
@@ -274,18 +274,17 @@ impl KeyLock {
         }
         match new {
             Some(new) => {
-                if !self.settings.planted.is(KeyLockFault::TakeNotUndone) {
+                if !self.has_fault(KeyLockFault::TakeNotUndone) {
                     self.written = Some((new, sent.mono));
                 }
-                let taken =
-                    self.settings.planted.is(KeyLockFault::UnknownIsTaken) && standing == Standing::Taking;
-                let renewed = self.settings.planted.is(KeyLockFault::UnknownIsRenewed)
-                    && matches!(standing, Standing::Held(_));
+                let taken = self.has_fault(KeyLockFault::UnknownIsTaken) && standing == Standing::Taking;
+                let renewed =
+                    self.has_fault(KeyLockFault::UnknownIsRenewed) && matches!(standing, Standing::Held(_));
                 if taken || renewed {
                     self.wrote(standing, sent, now);
                 }
             }
-            None if self.settings.planted.is(KeyLockFault::ReleaseNotRepeated) => self.written = None,
+            None if self.has_fault(KeyLockFault::ReleaseNotRepeated) => self.written = None,
             None => {}
         }
     }

@@ -210,7 +210,7 @@ impl EventLoop {
                 if let Answer::Lost(why) = answer {
                     self.lease_lost(job, why);
                 }
-                if self.slots.get(&job).is_some_and(|slot| slot.dialogue.answer(no, answer)) {
+                if self.slots.get(&job).is_some_and(|slot| slot.commands.answer(no, answer)) {
                     self.slots.remove(&job);
                 }
             }
@@ -224,7 +224,7 @@ impl EventLoop {
     fn lease_lost(&self, job: JobKey, why: LostReason) {
         if why != LostReason::Over
             && let Some(slot) = self.slots.get(&job)
-            && slot.dialogue.lose(why)
+            && slot.commands.lose(why)
         {
             self.shared.meter.lease_lost(why);
         }
@@ -338,7 +338,7 @@ impl EventLoop {
         let now = self.shared.clock.now();
         self.shared.empty_inbox(&mut self.inbox);
         for slot in self.inbox.asking.drain(..) {
-            let Some((no, ask)) = slot.dialogue.asked() else { continue };
+            let Some((no, ask)) = slot.commands.asked() else { continue };
             let job = slot.ready.job;
             if matches!(ask, Command::Abandoned) {
                 self.slots.remove(&job);

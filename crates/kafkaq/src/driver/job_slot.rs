@@ -16,12 +16,12 @@ use tokio::sync::Notify;
 #[derive(Debug)]
 pub(crate) struct JobSlot {
     pub(crate) ready: Ready,
-    pub(crate) dialogue: CommandSlot,
+    pub(crate) commands: CommandSlot,
 }
 
 impl JobSlot {
     pub(crate) fn new(ready: Ready) -> Self {
-        JobSlot { ready, dialogue: CommandSlot::default() }
+        JobSlot { ready, commands: CommandSlot::default() }
     }
 }
 

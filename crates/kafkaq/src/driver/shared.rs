@@ -102,7 +102,7 @@ impl Shared {
 
     /// Gives a job back that has been ready for too long, or that was lost meanwhile.
     fn unless_stale(&self, slot: Arc<JobSlot>) -> Option<Arc<JobSlot>> {
-        if slot.ready.is_fresh(self.clock.now()) && slot.dialogue.lost().is_none() {
+        if slot.ready.is_fresh(self.clock.now()) && slot.commands.lost().is_none() {
             return Some(slot);
         }
         let first = {
@@ -122,14 +122,14 @@ impl Shared {
 
     /// Passes a command on. Never waits and never fails, so that a `Drop` can call it.
     pub(crate) fn ask(&self, slot: &Arc<JobSlot>, ask: Command) {
-        if !slot.dialogue.ask(ask) {
+        if !slot.commands.ask(ask) {
             return;
         }
         let first = {
             let mut inbox = lock(&self.inbox);
             if inbox.ended {
                 drop(inbox);
-                return slot.dialogue.answer_last(Answer::Failed(gone("finish the job")));
+                return slot.commands.answer_last(Answer::Failed(gone("finish the job")));
             }
             inbox.asking.push(slot.clone());
             inbox.asking.len() == 1
@@ -182,7 +182,7 @@ impl Shared {
             std::mem::take(&mut inbox.asking)
         };
         let failed = || Error::unknown(ErrorKind::Closed, "finish the job").with_advice(AFTERWARDS);
-        held.chain(left).for_each(|slot| slot.dialogue.answer_last(Answer::Failed(failed())));
+        held.chain(left).for_each(|slot| slot.commands.answer_last(Answer::Failed(failed())));
     }
 }
 

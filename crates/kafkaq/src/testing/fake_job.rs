@@ -60,7 +60,7 @@ impl FakeJob {
             published: self.published,
             origin: Position { partition: Partition::new("made-up", 0), offset: 0 },
         };
-        JobView::fake_job(Ready {
+        JobView::fake(Ready {
             job: JobKey(0),
             content: Arc::new(content),
             attempt: self.attempt,

@@ -28,10 +28,10 @@ pub(super) struct Confirmer {
 
 impl Confirmer {
     /// Queues the outcome of a task for confirmation.
-    pub(super) fn push(&self, active: Arc<Active>, fate: Conclusion) {
+    pub(super) fn push(&self, active: Arc<Active>, conclusion: Conclusion) {
         let is_first = {
             let mut ended = lock(&self.ended);
-            ended.push_back((active, fate));
+            ended.push_back((active, conclusion));
             ended.len() == 1
         };
         if is_first {
@@ -54,10 +54,10 @@ pub(super) async fn confirm(shared: Arc<Shared>, limit: usize) -> Infallible {
     let (mut confirming, mut ended) = (FuturesUnordered::new(), VecDeque::new());
     loop {
         shared.confirmer.take(limit - confirming.len(), &mut ended);
-        for (active, fate) in ended.drain(..) {
+        for (active, conclusion) in ended.drain(..) {
             shared.free(&active);
             // A panic, for example of a user's observer, has been reported by the panic hook.
-            let end = execute::confirm(shared.clone(), active, fate);
+            let end = execute::confirm(shared.clone(), active, conclusion);
             confirming.push(AssertUnwindSafe(end).catch_unwind());
         }
         tokio::select! {

@@ -131,10 +131,10 @@ impl Begun {
         starts
     }
 
-    fn end(mut self, fate: Conclusion) {
+    fn end(mut self, conclusion: Conclusion) {
         self.has_ended = true;
         self.active.handler_ended();
-        self.shared.confirmer.push(self.active.clone(), fate);
+        self.shared.confirmer.push(self.active.clone(), conclusion);
     }
 }
 
@@ -150,11 +150,11 @@ impl Drop for Begun {
 }
 
 /// Reports the outcome to the queue.
-pub(super) async fn confirm(shared: Arc<Shared>, active: Arc<Active>, fate: Conclusion) {
+pub(super) async fn confirm(shared: Arc<Shared>, active: Arc<Active>, conclusion: Conclusion) {
     // Otherwise the keeper has already given it up.
     if let Some(job) = active.take().await {
         let _close = Close(&shared, &active);
-        let verdict = match fate {
+        let verdict = match conclusion {
             Conclusion::Handler(ended) => judge(&shared, &active, ended),
             Conclusion::Verdict(verdict) => verdict,
         };
