@@ -3,8 +3,8 @@
 //! It is bounded even if nobody polls: a partition has at most one batch and one alarm, a change that is superseded
 //! before anybody saw it is left out, and the same failure is reported once per minute.
 //!
-//! Anything that names an assignment other than the current one is ignored: an aborted reader may still be running, and
-//! a caller may be late.
+//! Anything that names an assignment other than the current one is ignored, and so are batches of one that is being
+//! revoked: an aborted reader may still be running, and a caller may be late.
 
 use crate::sync::lock;
 use kafkaq_core::{
@@ -62,6 +62,8 @@ impl Alarm {
 pub(super) struct Reader {
     epoch: u64,
     paused: bool,
+    /// It was aborted, but may still be running.
+    stopped: bool,
     batch: Option<Batch>,
     trail: Arc<Mutex<Trail>>,
     taken: Arc<Notify>,
@@ -76,7 +78,15 @@ impl Outbox {
         taken: Arc<Notify>,
         task: AbortHandle,
     ) {
-        let reader = Reader { epoch: assignment.epoch, paused: false, batch: None, trail, taken, task };
+        let reader = Reader {
+            epoch: assignment.epoch,
+            paused: false,
+            stopped: false,
+            batch: None,
+            trail,
+            taken,
+            task,
+        };
         if let Some(before) = self.readers.insert(assignment.partition.clone(), reader) {
             before.task.abort();
             self.ready.retain(|p| *p != assignment.partition);
@@ -116,6 +126,7 @@ impl Outbox {
     fn stop(&mut self, assignment: &Assignment) -> bool {
         let Some(reader) = self.reader(assignment) else { return false };
         reader.task.abort();
+        reader.stopped = true;
         reader.batch = None;
         self.ready.retain(|p| *p != assignment.partition);
         true
@@ -165,9 +176,9 @@ impl Outbox {
         }
     }
 
-    /// Adds a batch. If the last one is still there, returns the batch instead.
+    /// Adds a batch, unless reading has ended. If the last one is still there, returns the batch instead.
     pub(super) fn put(&mut self, assignment: &Assignment, batch: Batch) -> Option<Batch> {
-        let reader = self.reader(assignment)?;
+        let reader = self.reader(assignment).filter(|reader| !reader.stopped)?;
         if reader.batch.is_some() {
             return Some(batch);
         }
@@ -313,6 +324,20 @@ mod tests {
         assert_eq!(outbox.below(&new, 3).mark.map(|m| m.offset), Some(2), "nor was it moved");
         let read = next(&mut outbox);
         assert!(matches!(&read, Some(Ok(Event::Records(of, b))) if *of == new && b.next == 3), "{read:?}");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_handed_over_once_it_is_being_revoked() {
+        let mut outbox = Outbox::default();
+        let of = assignment(1);
+        assert!(lock(&assign(&mut outbox, 1)).read(&batch(0, 10)));
+        outbox.revoking(of.clone());
+        assert!(outbox.put(&of, batch(0, 10)).is_none());
+        assert!(matches!(next(&mut outbox), Some(Ok(Event::Assigned(_)))));
+        assert!(matches!(next(&mut outbox), Some(Ok(Event::Revoking(_)))));
+        let after = next(&mut outbox);
+        assert!(after.is_none(), "{after:?}");
+        assert_eq!(outbox.below(&of, 10).mark.map(|m| m.offset), Some(9), "commits still carry their mark");
     }
 
     #[tokio::test]
