@@ -96,13 +96,13 @@ async fn a_revoke_waits_for_the_release_and_a_commit_in_between_counts() {
         for p in 0..4 {
             fill(&kafka, &Partition::new(site.topic(), p), 0, 10).await;
         }
-        let mut request = site.request("g");
+        let mut request = site.lasting_request("g");
         // Whatever happens here happens long before it.
         request.release_limit = 10 * LONG;
         let mut a = kafka.join(request).await.unwrap();
         let of_a = assigned(&mut a, 4).await;
         let other = site.kafka();
-        let mut b = other.join(site.request("g")).await.unwrap();
+        let mut b = other.join(site.lasting_request("g")).await.unwrap();
         let revoking = revoking(&mut a).await;
         assert!(!revoking.is_empty() && revoking.iter().all(|r| of_a.contains(r)));
         let commits: Vec<_> = revoking.iter().map(|r| Commit { assignment: r.clone(), offset: 7 }).collect();
@@ -213,12 +213,12 @@ async fn a_revoke_that_is_not_released_ends_at_the_limit_with_lost() {
     on_each_site("limit", async |site| {
         let site = site.with_topic(2).await;
         let kafka = site.kafka();
-        let mut request = site.request("g");
+        let mut request = site.lasting_request("g");
         request.release_limit = Duration::from_secs(2);
         let mut a = kafka.join(request).await.unwrap();
         assigned(&mut a, 2).await;
         let other = site.kafka();
-        let mut b = other.join(site.request("g")).await.unwrap();
+        let mut b = other.join(site.lasting_request("g")).await.unwrap();
         let revoking = revoking(&mut a).await;
         let (held, watch) = (Instant::now(), Stopwatch::start());
         let lost = lost(&mut a).await;

@@ -95,6 +95,16 @@ impl Site {
         r.release_limit = LONG;
         r
     }
+
+    /// The same for a member that a server on a busy machine doesn't expel. The mock cluster's classic group would
+    /// rebalance only when that time is nearly over.
+    pub(crate) fn lasting_request(&self, group: &str) -> JoinRequest {
+        let mut r = self.request(group);
+        if self.mock.is_none() {
+            r.session_timeout = Duration::from_secs(45);
+        }
+        r
+    }
 }
 
 pub(crate) fn sites(test: &str) -> Vec<Site> {
