@@ -27,7 +27,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::Semaphore;
 
-/// The longest that a call waits for a lock. It waits for its turn at most as long as four such calls take.
+/// How long a call waits for a lock while one and the same call has it. It waits for its turn at most as long as four
+/// such calls take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a waiting fetch checks for records: processes can't wake one another.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -60,7 +61,7 @@ struct Index {
     ends: Vec<u64>,
 }
 
-/// A call's name in errors, and how long it may wait for a lock.
+/// A call's name in errors, and how long it may wait for a lock that isn't passed on.
 #[derive(Clone, Copy)]
 struct Call {
     op: &'static str,
@@ -109,15 +110,21 @@ impl Call {
 
     /// Locks a file until it is closed, which the end of the process does too.
     fn lock(self, file: &File) -> Result<()> {
+        let last_taken = || file.metadata().and_then(|file| file.modified()).map_err(|e| self.failed(e));
+        let (mut taken, mut give_up) = (last_taken()?, self.give_up);
         loop {
             match file.try_lock() {
-                Ok(()) => return Ok(()),
+                Ok(()) => return file.set_modified(SystemTime::now()).map_err(|e| self.failed(e)),
                 Err(TryLockError::Error(e)) => return Err(self.failed(e)),
-                Err(TryLockError::WouldBlock) if Instant::now() > self.give_up => {
-                    let advice = "Look for a process that has the file locked and hangs";
-                    return Err(Error::not_applied(ErrorKind::Timeout, self.op).with_advice(advice));
-                }
                 Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(1)),
+            }
+            let now = last_taken()?;
+            if now != taken {
+                (taken, give_up) = (now, Instant::now() + REQUEST_TIMEOUT);
+            }
+            if Instant::now() > give_up {
+                let advice = "Look for a process that has the file locked and hangs";
+                return Err(Error::not_applied(ErrorKind::Timeout, self.op).with_advice(advice));
             }
         }
     }
@@ -133,7 +140,8 @@ impl Directory {
     /// The lock for reading, creating and deleting topics.
     fn lock_topics(&self, call: Call) -> Result<File> {
         fs::create_dir_all(self.root.join("topics")).map_err(|e| call.failed(e))?;
-        let lock = File::create(self.root.join("lock")).map_err(|e| call.failed(e))?;
+        let lock = File::options().append(true).create(true).open(self.root.join("lock"));
+        let lock = lock.map_err(|e| call.failed(e))?;
         call.lock(&lock)?;
         Ok(lock)
     }

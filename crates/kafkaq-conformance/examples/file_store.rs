@@ -13,8 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::Mutex;
 
-/// The longest that a call waits for its turn, with many callers on a slow disk, and then for the lock.
-const TURN_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a call waits for the lock while one and the same process has it.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A blocking client behind calls that don't block. One call uses it at a time; `None`: it is closed.
@@ -26,16 +25,17 @@ impl<C: Send + 'static> Blocking<C> {
         Blocking(Arc::new(Mutex::new(Some(client))))
     }
 
-    /// Runs `work` on a thread that may block. It continues if the caller is dropped, and the next call waits for it.
+    /// Runs `work`, with the time of the call, on a thread that may block. It continues if the caller is dropped, and
+    /// the next call waits for it.
     async fn run<T: Send + 'static>(
         &self,
         op: &'static str,
-        work: impl FnOnce(&mut C) -> Result<T> + Send + 'static,
+        work: impl FnOnce(&mut C, Instant) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let turn = tokio::time::timeout(TURN_TIMEOUT, self.0.clone().lock_owned()).await;
-        let mut client = turn.map_err(|_| Error::not_applied(ErrorKind::Timeout, op))?;
+        let called = Instant::now();
+        let mut client = self.0.clone().lock_owned().await;
         let working = tokio::task::spawn_blocking(move || match client.as_mut() {
-            Some(client) => work(client),
+            Some(client) => work(client, called),
             None => Err(Error::not_applied(ErrorKind::Closed, op)),
         });
         // It panicked, and it is unknown how far it got.
@@ -53,7 +53,11 @@ impl<C: Send + 'static> Blocking<C> {
 pub struct FileStore(Blocking<Directory>);
 
 #[derive(Debug)]
-struct Directory(PathBuf);
+struct Directory {
+    path: PathBuf,
+    /// When a call last gave up waiting for the lock.
+    gave_up: Option<Instant>,
+}
 
 /// Key, value, and the time in milliseconds until which it lives.
 type Leases = HashMap<String, (Bytes, u64)>;
@@ -61,30 +65,42 @@ type Leases = HashMap<String, (Bytes, u64)>;
 impl FileStore {
     /// A client of this directory. Nothing is read or created before the first call.
     pub fn new(dir: impl AsRef<Path>) -> Self {
-        FileStore(Blocking::new(Directory(dir.as_ref().to_path_buf())))
+        FileStore(Blocking::new(Directory { path: dir.as_ref().to_path_buf(), gave_up: None }))
     }
 }
 
 impl Directory {
     /// The lock that all processes share. It is unlocked when it is dropped, and when the process ends.
-    fn lock(&self, op: &'static str) -> Result<File> {
-        let failed = |e: io::Error| not_applied(op, e).on(self.0.display());
-        fs::create_dir_all(&self.0).map_err(failed)?;
-        let lock = File::create(self.0.join("lock")).map_err(failed)?;
-        let give_up = Instant::now() + LOCK_TIMEOUT;
+    ///
+    /// A crowd that passes the lock on is waited for, a process that keeps it isn't. Calls that were made before one
+    /// gave up fail with it, so none waits longer than twice `LOCK_TIMEOUT` for a process that hangs.
+    fn lock(&mut self, op: &'static str, called: Instant) -> Result<File> {
+        let path = self.path.join("lock");
+        let failed = |e: io::Error| not_applied(op, e).on(path.display());
+        fs::create_dir_all(&self.path).map_err(failed)?;
+        let lock = File::options().append(true).create(true).open(&path).map_err(failed)?;
+        let (mut taken, mut since) = (None, Instant::now());
         while lock.try_lock().is_err() {
-            if Instant::now() > give_up {
-                let error = Error::not_applied(ErrorKind::Timeout, op).on(self.0.join("lock").display());
+            let last_taken = Some(lock.metadata().and_then(|lock| lock.modified()).map_err(failed)?);
+            if last_taken != taken {
+                (taken, since) = (last_taken, Instant::now());
+            }
+            if since.elapsed() > LOCK_TIMEOUT {
+                self.gave_up = Some(Instant::now());
+            }
+            if self.gave_up.is_some_and(|gave_up| gave_up > called) {
+                let error = Error::not_applied(ErrorKind::Timeout, op).on(path.display());
                 return Err(error.with_advice("Look for a process that has it locked and hangs"));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
+        lock.set_modified(SystemTime::now()).map_err(failed)?;
         Ok(lock)
     }
 
     /// All leases that are alive.
     fn read(&self) -> io::Result<Leases> {
-        let file = self.0.join("leases");
+        let file = self.path.join("leases");
         let mut bytes = if fs::exists(&file)? { fs::read(file)?.into() } else { Bytes::new() };
         let (mut leases, now) = (Leases::new(), now_ms());
         while !bytes.is_empty() {
@@ -101,8 +117,8 @@ impl Directory {
             bytes.extend([key.len() as u64, value.len() as u64, *until].map(u64::to_le_bytes).concat());
             bytes.extend([key.as_bytes(), value].concat());
         }
-        fs::write(self.0.join("new"), bytes)?;
-        fs::rename(self.0.join("new"), self.0.join("leases"))
+        fs::write(self.path.join("new"), bytes)?;
+        fs::rename(self.path.join("new"), self.path.join("leases"))
     }
 }
 
@@ -132,8 +148,8 @@ fn not_applied(op: &'static str, e: io::Error) -> Error {
 #[async_trait]
 impl LeaseStore for FileStore {
     async fn get(&self, keys: &[Key]) -> Vec<Result<Option<Bytes>>> {
-        let leases = self.0.run("get", |dir| {
-            let _lock = dir.lock("get")?;
+        let leases = self.0.run("get", |dir, called| {
+            let _lock = dir.lock("get", called)?;
             dir.read().map_err(|e| not_applied("get", e))
         });
         match leases.await {
@@ -144,8 +160,8 @@ impl LeaseStore for FileStore {
 
     async fn swap(&self, swaps: &[Swap]) -> Vec<Result<Swapped>> {
         let batch = swaps.to_vec();
-        let swapped = self.0.run("swap", move |dir| {
-            let _lock = dir.lock("swap")?;
+        let swapped = self.0.run("swap", move |dir, called| {
+            let _lock = dir.lock("swap", called)?;
             let mut leases = dir.read().map_err(|e| not_applied("swap", e))?;
             let outcomes: Vec<_> = batch.into_iter().map(|swap| Ok(apply(&mut leases, swap))).collect();
             // A rename that reports an error may have happened.
@@ -156,7 +172,7 @@ impl LeaseStore for FileStore {
     }
 
     async fn check(&self) -> Result<Vec<String>> {
-        self.0.run("check", |dir| dir.lock("check").map(drop)).await?;
+        self.0.run("check", |dir, called| dir.lock("check", called).map(drop)).await?;
         Ok(Vec::new())
     }
 
